@@ -19,6 +19,8 @@ from aifx.data.base import undefined
 from aifx.data.files import check_regular
 from aifx.evaluation.held_out import SAFE_OVERRIDES, Part, check_overrides, measure_part, reports_of_step
 from aifx.loading.restore import restore_run
+from aifx.parallel.joining import current_group
+from aifx.runs.agreement import agree, facts_of_data
 from aifx.tasks.project_errors import project_errors
 
 DATASET_READING = (*SAFE_OVERRIDES, "data.text_field", "data.errors")
@@ -95,11 +97,14 @@ def measure_files(
         programs, params, frozen = trained.programs(quantize)
         for path, digest in digests.items():
             dataset = form.open_file(path)
+            facts = facts_of_data(project, digest or dataset.digest, trained.layout.device_kind)
+            agree(current_group(), {"data set": str(path), **facts})
             of_file = replace(programs, task=replace(trained.task, dataset=dataset))
             name, digest = _name(path, project), digest or dataset.digest
             part = measure_part(f"{name} ({digest[:12]})", "test", all_gates, of_file, params, frozen)
             report = DatasetReport(name, digest, part.metrics, part.gates, part.baselines)
-            _keep(run, trained.step, quantize, report)
+            if current_group().is_first:
+                _keep(run, trained.step, quantize, report)
             reports.append(report)
             parts.append(part)
     return DatasetReports(run.name, trained.step, quantize, tuple(reports)), tuple(parts)

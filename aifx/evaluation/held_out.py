@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from aifx.checkpoint.listing import list_checkpoints
-from aifx.config import compare, read_config
+from aifx.config import Config, compare, read_config
 from aifx.config.best_by import first_of
 from aifx.config.gates import Gate, GateResult, check_names, evaluate_gates, parse_gate, scalars
 from aifx.config.sections import Quantization
@@ -28,18 +29,19 @@ from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
 from aifx.data.base import Batch, Split
 from aifx.evaluation.baselines import baseline_programs
-from aifx.loading.restore import RestoredRun, restore_run
+from aifx.loading.restore import restore_run
 from aifx.objectives.base import Rows, Sums, Totals
 from aifx.objectives.checks import check_metrics
 from aifx.parallel.joining import current_group
 from aifx.parallel.layout import Layout
 from aifx.programs.build import Programs
+from aifx.runs.agreement import agree, facts_of_data
 from aifx.runs.lock import exclusive
 from aifx.runs.provenance import read_provenance
 from aifx.specs import Params
-from aifx.tasks.base import data_digest, data_settings, dataset_of, evaluation_source
+from aifx.tasks.base import Task, data_digest, data_settings, dataset_of, evaluation_source
 from aifx.tasks.project_errors import project_errors
-from aifx.tasks.registry import open_task
+from aifx.tasks.registry import load_task, open_task
 
 logger = logging.getLogger(__name__)
 
@@ -230,12 +232,17 @@ def measure(
     """`evaluate`, with what the report was formed from."""
     asked = [parse_gate(expr) for expr in gates]
     check_overrides(run, project, overrides)
-    try:
-        trained = restore_run(run, project, step=step, overrides=overrides, with_data=True)
-        _compare_data(trained)
-    except DataError as error:
-        opened = restore_run(run, project, step=step, overrides=overrides)
-        trained = _with_split_alone(opened, split, error)
+
+    def opened(config: Config, project: Project, assets: Path) -> Task:
+        try:
+            task = open_task(config, project, assets)
+            _compare_data(run, project, config, task)
+        except DataError as error:
+            task = _with_split_alone(split or config.eval.split, config, project, assets, error)
+        agree(current_group(), facts_of_data(project, data_digest(task, config), jax.local_devices()[0].device_kind))
+        return task
+
+    trained = restore_run(run, project, step=step, overrides=overrides, open_task=opened)
     chosen: Split = split or trained.config.eval.split
     all_gates = [*map(parse_gate, trained.config.eval.gates), *asked]
     quantize = trained.config.eval.quantize
@@ -252,7 +259,8 @@ def measure(
         better_last=better if better is not None and better.last_step != trained.step else None,
         baselines=part.baselines,
     )
-    write_report(run, report, data_digest=data_digest(trained.task, trained.config))
+    if current_group().is_first:
+        write_report(run, report, data_digest=data_digest(trained.task, trained.config))
     return report, part
 
 
@@ -294,27 +302,25 @@ def check_overrides(
             )
 
 
-def _with_split_alone(trained: RestoredRun, split: Split | None, error: DataError) -> RestoredRun:
+def _with_split_alone(split: Split, config: Config, project: Project, assets: Path, error: DataError) -> Task:
     """The task with the files of the split alone. Raises `error`, about the training data, if the split has none."""
-    chosen: Split = split or trained.config.eval.split
-    form = trained.task.format
-    dataset = None if form is None else form.open_split(chosen, trained.project)
+    task = load_task(config, project, assets)
+    dataset = None if task.format is None else task.format.open_split(split, project)
     if dataset is None:
         raise error
-    logger.warning(f"{error.what}: aifx measures the files of data.{chosen} without knowing what was trained on")
-    return replace(trained, task=replace(trained.task, dataset=dataset))
+    logger.warning(f"{error.what}: aifx measures the files of data.{split} without knowing what was trained on")
+    return replace(task, dataset=dataset)
 
 
-def _compare_data(trained: RestoredRun) -> None:
+def _compare_data(run: RunDirectory, project: Project, config: Config, task: Task) -> None:
     """Warn when the data is not what the run was trained on: text that is held out now may have been learnt."""
-    run = trained.run
     before = read_provenance(run).get("data_digest")
-    if before is None or before == data_digest(trained.task, trained.config):
+    if before is None or before == data_digest(task, config):
         return
     # The digest covers how the data is read as well. Look again without the overrides that change that.
-    config = read_config(run.config, trained.project)
-    is_same = data_settings(config) == data_settings(trained.config)
-    if is_same or before != data_digest(open_task(config, trained.project, run.assets), config):
+    own = read_config(run.config, project)
+    is_same = data_settings(own) == data_settings(config)
+    if is_same or before != data_digest(open_task(own, project, run.assets), own):
         logger.warning(
             f"the data has changed since run {run.name} began: what is held out now may be what it learnt from"
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import jax
 
@@ -29,12 +30,15 @@ from aifx.runs.binding import binding_errors
 from aifx.specs import Params, is_spec, merge_frozen, split_frozen
 from aifx.tasks.base import Task, part_name
 from aifx.tasks.project_errors import project_errors
-from aifx.tasks.registry import load_task, open_task
+from aifx.tasks.registry import load_task
 
 logger = logging.getLogger(__name__)
 
 CURRENT = ("eval", "generate")
 """Sections that say what is done with a trained model: a gate that was changed since counts."""
+
+OpenTask: TypeAlias = Callable[[Config, Project, Path], Task]
+"""From a run's configuration, its project and its assets."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,10 @@ class RestoredRun:
             why = f"it is for language models, and {part_name(self.config, 'model')} does not define decode"
             hint = f"aifx eval --run {self.run.name} --set eval.quantize=none"
             raise UsageError(f"eval.quantize = {quantize}", why, hint)
+        if jax.process_count() > 1:
+            why = "a quantized matrix is not divided, so one device computes"
+            hint = f"aifx eval --run {self.run.name} --set eval.quantize={quantize}, as one process"
+            raise UsageError(f"eval.quantize = {quantize}, in a job of {jax.process_count()} processes", why, hint)
         if self.layout.num_devices > 1:  # a quantized matrix is not divided
             programs = replace(programs, layout=local_layout(1))
         arrays = jax.device_put((self.params, self.frozen), programs.layout.devices[0])
@@ -75,14 +83,14 @@ def restore_run(
     *,
     step: StepChoice | None = None,
     overrides: Sequence[str] = (),
-    with_data: bool = False,
+    open_task: OpenTask = load_task,
 ) -> RestoredRun:
     """Open a run's task and restore its parameters, nothing else of the state.
 
     Args:
         step: which checkpoint; by default `eval.checkpoint`.
         overrides: `--set` strings over the run's configuration and the project's sections CURRENT.
-        with_data: also open the data that the run was trained on; otherwise the run alone is needed.
+        open_task: by default without any data: the run alone is needed.
 
     Raises CheckpointError if there is no such checkpoint, it is damaged, or a file of the run is not what it names.
     """
@@ -93,7 +101,7 @@ def restore_run(
     manifest = read_manifest(run.checkpoints / str(at))
     for error in binding_errors(run, read_config(run.config, project), at, manifest.run):
         raise error
-    task = (open_task if with_data else load_task)(config, project, run.assets)
+    task = open_task(config, project, run.assets)
     with project_errors(config, project):
         layout = layout_here(config)
         params, frozen = restore_params(run, config, at, task.model, layout)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from aifx.config.sections import ProcessesSection
 from aifx.core.errors import AifxError, ConfigError, ExitCode
 from aifx.parallel.connections import Connection, Message, accept_all, close_all, reach_first
 from aifx.parallel.processes import Membership
@@ -60,6 +61,10 @@ class Limits:
     connect_s: float = 300.0
     silence_s: float = 30.0
     stuck_s: float = 1800.0
+
+    @classmethod
+    def of(cls, section: ProcessesSection) -> Limits:
+        return cls(section.connect_timeout_s, section.silent_timeout_s, section.stuck_timeout_s)
 
     @property
     def beat_s(self) -> float:

@@ -30,12 +30,12 @@ from aifx.parallel.checks import check_batch
 from aifx.parallel.group import Group
 from aifx.parallel.layout import Layout, local_layout
 from aifx.programs.build import Programs, build
+from aifx.runs.agreement import agree, facts_of_data
 from aifx.runs.binding import RunDigests, binding_errors, kernel_digest, open_digests
 from aifx.runs.provenance import differences, provenance, read_provenance
 from aifx.tasks.base import Task, data_digest, evaluation_source, training_source
 from aifx.tasks.preflight import declared_metrics
 from aifx.tasks.registry import open_task
-from aifx.training.agreement import agree, facts_of_data
 from aifx.training.finetuning import choose_base
 from aifx.training.observers import EventDispatcher, MetricsFile
 from aifx.training.resume_checks import Fork

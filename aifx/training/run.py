@@ -27,11 +27,11 @@ from aifx.machine.measured_peaks import measured_peak
 from aifx.parallel.group import Group, Limits
 from aifx.parallel.joining import joined, restore_stdout
 from aifx.programs.build import Programs
+from aifx.runs.agreement import agree, facts_of_program, facts_of_start
 from aifx.runs.lock import hold_run
 from aifx.tasks.base import training_source
 from aifx.tasks.preflight import check_best_by
 from aifx.tasks.project_errors import project_errors
-from aifx.training.agreement import agree, facts_of_program, facts_of_start
 from aifx.training.divergence import report_divergence
 from aifx.training.loop import Loop, LoopResult, StepFn
 from aifx.training.meter import Meter, NotFinite
@@ -78,10 +78,10 @@ def train(
     """
     run, stop = project.run(run_name), stop or StopSignals()
     origin = project.existing_run(fork_from) if fork_from is not None else None
-    waits = config.processes
-    limits = Limits(waits.connect_timeout_s, waits.silent_timeout_s, waits.stuck_timeout_s)
     stop.before_exit.append(restore_stdout)
-    with joined(limits, lambda lost: stop.leave(lost.exit_code, f"{lost.what}: {lost.why}")) as group:
+    with joined(
+        Limits.of(config.processes), lambda lost: stop.leave(lost.exit_code, f"{lost.what}: {lost.why}")
+    ) as group:
         agree(group, facts_of_start(config, run=run_name, fork_from=fork_from, fork_at=fork_at))
         with hold_run(run) if group.is_first else nullcontext():
             if config.mesh.auto:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
+from aifx.commands.console.jobs import joined_command
 from aifx.commands.console.options import JsonOption, RunOption, SetOption, StepOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
@@ -80,17 +81,11 @@ def eval_(
         project = find_project()
         directory = project.existing_run(run)
         how: dict[str, Any] = {"gates": gate or (), "step": at, "overrides": set_ or ()}
-        report, parts, better = _measure(directory, project, split, data, how)
-        _show(out, report, parts)
-        if better is not None:
-            out.print(f"\n{better_last_text(report.run, better)}")
-        if html is not None:
-            from aifx.core.pages import write_page
-            from aifx.evaluation.page import report_page
-
-            write_page(report_page(report, parts), html)
-            out.log(f"written to {html}")
-        out.document(report)
+        asked = {"--split": split, "--data": [str(path) for path in data or ()], "--step": step, "--gate": gate}
+        with joined_command(out, directory, project, set_ or (), **asked) as is_first:
+            report, parts, better = _measure(directory, project, split, data, how)
+        if is_first:
+            _answer(out, report, parts, better, html)
         if not report.passed:
             raise SystemExit(ExitCode.VERDICT)
 
@@ -106,6 +101,25 @@ def _measure(
 
     report, part = measure(run, project, split=split, **how)
     return report, [part], report.better_last
+
+
+def _answer(
+    out: Output,
+    report: Report | DatasetReports,
+    parts: Sequence[Part],
+    better: BetterLast | None,
+    html: Path | None,
+) -> None:
+    _show(out, report, parts)
+    if better is not None:
+        out.print(f"\n{better_last_text(report.run, better)}")
+    if html is not None:
+        from aifx.core.pages import write_page
+        from aifx.evaluation.page import report_page
+
+        write_page(report_page(report, parts), html)
+        out.log(f"written to {html}")
+    out.document(report)
 
 
 def _show(out: Output, report: Report | DatasetReports, parts: Sequence[Part]) -> None:

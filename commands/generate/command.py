@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from aifx.commands.console.jobs import refuse_job
 from aifx.commands.console.options import JsonOption, RunOption, SetOption, StepOption
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import UsageError
@@ -83,6 +84,7 @@ def generate(
     """
     with terminal(json, streams=True) as out:
         at = parse_step(step)
+        refuse_job("generate")
         check_limits()
         given = {"prompt": prompt, "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         if top_p is not None and not 0.0 < top_p <= 1.0:

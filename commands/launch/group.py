@@ -23,7 +23,8 @@ app = typer.Typer(
     """
 )
 
-COMMANDS = ("train",)
+COMMANDS = ("train", "eval")
+ALONE = ("predict", "generate")
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -56,14 +57,15 @@ def local(
         aifx launch local -n 2 train
         aifx launch local -n 4 --restarts 3 train --run wide --set train.seed=1
         aifx launch local -n 2 -- train --json
+        aifx launch local -n 2 eval --run wide
         aifx launch local -n 2 --dry-run train
     """
     arguments = command[1:] if command[0] == "--" else command
     if not arguments or arguments[0] not in COMMANDS:
-        why = f"a command that runs as several processes is {' or '.join(COMMANDS)}"
-        raise UsageError(
-            f"{shlex.join(arguments[:1])!r} cannot be launched", why, f"aifx launch local -n {num_processes} train"
-        )
+        why = f"{' and '.join(COMMANDS)} run as several processes; other commands run as one, on all devices"
+        alone = shlex.join(["aifx", *arguments]) if arguments and arguments[0] in ALONE else ""
+        hint = alone or f"aifx launch local -n {num_processes} train"
+        raise UsageError(f"{shlex.join(arguments[:1])!r} cannot be launched", why, hint)
     with terminal() as out:
         from aifx.cluster.local import processes
 
@@ -84,7 +86,8 @@ def _run(out: Output, arguments: Sequence[str], num_processes: int, restarts: in
     from aifx.cluster.local import Signals, last_lines, processes, run_once
 
     def write(index: int, line: bytes) -> None:
-        out.log(f"[{index}] {line.decode('utf-8', 'replace').rstrip()}")
+        if not line.startswith(b"[Gloo] Rank "):  # which announces, past Python, each group that it connects
+            out.log(f"[{index}] {line.decode('utf-8', 'replace').rstrip()}")
 
     with Signals() as signals:
         for restart in range(restarts + 1):

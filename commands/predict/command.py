@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from aifx.commands.console.jobs import refuse_job
 from aifx.commands.console.options import JsonOption, RunOption, SetOption, StepOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.stopping import sigterm_as_ctrl_c
@@ -81,6 +82,7 @@ def predict(
     """
     with terminal(json, streams=output is None) as out, sigterm_as_ctrl_c():
         at = parse_step(step)
+        refuse_job("predict")
         check_limits()
         if json and output is None:
             hint = f"aifx predict {inputs[0]} --output predictions.jsonl --json"

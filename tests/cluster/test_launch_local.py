@@ -187,7 +187,7 @@ def test_the_command(launch: Launch) -> None:
     assert "AIFX_NUM_PROCESSES=2" in second
     assert second.endswith("aifx train --run wide --profile")
     assert launch("-n", "2", "--dry-run", "--", "train", "-h")[1].splitlines()[0].endswith("aifx train -h")
-    code, _, err = launch("-n", "2", "eval")
+    code, _, err = launch("-n", "2", "runs")
     assert code == 2
     assert "cannot be launched" in err
     code, _, err = launch("-n", "2")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -40,6 +41,9 @@ every = 1
 TINY = Path(__file__).parents[1] / "training" / "tiny.py"
 TIMES = {"time", "step_time_s", "units_per_s", "mfu", "ceiling_fraction", "data_wait_s"}
 DEVICES = "--xla_force_host_platform_device_count={} --xla_backend_optimization_level=0"
+GLOO = re.compile(r"\[Gloo\] Rank .*\n")
+"""Gloo announces each group that it connects, past Python."""
+
 SLOW_READS = ("--set", "data.read_s=0.03")
 """Keeps a run going for as long as a test needs to strike."""
 
@@ -54,21 +58,29 @@ class Trainer:
         shutil.copy(TINY, root)
         self.started: list[warm.Process] = []
 
-    def start(self, run: str, size: int, *args: str, own: dict[int, list[str]] | None = None, **env: str) -> Job:
+    def start(
+        self,
+        run: str,
+        size: int,
+        *args: str,
+        own: dict[int, list[str]] | None = None,
+        command: str = "train",
+        **env: str,
+    ) -> Job:
         """`aifx train` as `size` processes. `own`: arguments of one process alone."""
         place = f"127.0.0.1:{free_port('127.0.0.1')}"
         job = {"AIFX_COORDINATOR": place, "AIFX_NUM_PROCESSES": str(size)} if size > 1 else {}
         found = []
         for index in range(size):
             more = {**env, **job, **({"AIFX_PROCESS_ID": str(index)} if size > 1 else {})}
-            command = ["train", "--run", run, "--json", *args, *(own or {}).get(index, [])]
-            found.append(warm.Process(command, self.root, {**os.environ, **more}))
+            arguments = [command, "--run", run, "--json", *args, *(own or {}).get(index, [])]
+            found.append(warm.Process(arguments, self.root, {**os.environ, **more}))
         self.started += found
         return Job(self.root / "runs" / run, found)
 
-    def train(self, run: str, size: int, *args: str, **env: str) -> dict[str, Any]:
+    def train(self, run: str, size: int, *args: str, command: str = "train", **env: str) -> dict[str, Any]:
         """The document of a job that ends well."""
-        job = self.start(run, size, *args, **env)
+        job = self.start(run, size, *args, command=command, **env)
         ended = job.wait()
         assert [code for code, _, _ in ended] == [0] * size, ended
         assert [out for _, out, _ in ended[1:]] == [""] * (size - 1)
@@ -137,6 +149,28 @@ def test_two_processes_equal_one(trainer: Trainer) -> None:
     assert trainer.records("pair") == trainer.records("alone")
     stored = Path(os.environ["JAX_COMPILATION_CACHE_DIR"], "process-1")
     assert list(stored.glob("jit_train_step-*-cache"))
+
+
+def test_eval_by_two_processes(trainer: Trainer) -> None:
+    """The numbers of one process on the same mesh, and of one device, for batches that two devices cannot share."""
+    options = ("--gate", "loss < 1e-9", "--set", "eval.batch_size=5")
+    trainer.train("pair", 1, "--set", "train.num_steps=5", XLA_FLAGS=DEVICES.format(2))
+    found = {}
+    for size, devices in ((1, 1), (1, 2), (2, 1)):
+        job = trainer.start("pair", size, *options, command="eval", XLA_FLAGS=DEVICES.format(devices))
+        ended = job.wait()
+        assert [code for code, _, _ in ended] == [1] * size, ended
+        assert [(out, GLOO.sub("", err)) for _, out, err in ended[1:]] == [("", "")] * (size - 1)
+        found[size, devices] = json.loads(ended[0][1])
+    assert found[2, 1] == found[1, 2]
+    assert found[2, 1]["metrics"]["loss"] == pytest.approx(found[1, 1]["metrics"]["loss"], rel=1e-6)
+    kept = json.loads((job.run / "eval" / "5.json").read_text())
+    assert kept["splits"]["test"]["metrics"] == found[2, 1]["metrics"]
+    # One process that asks for something else stops all before anything is measured.
+    job = trainer.start("pair", 2, own={1: ["--split", "validation"]}, command="eval", XLA_FLAGS=DEVICES.format(1))
+    ended = job.wait()
+    assert [code for code, _, _ in ended] == [2, 2]
+    assert "--split: 'validation' in process 1" in json.loads(ended[0][1])["error"]["why"]
 
 
 def test_a_signal_to_one_stops_all_after_one_step(trainer: Trainer) -> None:
