@@ -58,6 +58,18 @@ def log_to(handler: logging.Handler, *, propagate: bool = True) -> Iterator[None
         yield
 
 
+@contextmanager
+def errors_only() -> Iterator[None]:
+    """Log nothing below an error, in a process whose answer another one gives."""
+    logger = logging.getLogger("aifx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 class _ToRoot(logging.Handler):
     """Passes records to the root logger, by the level that others chose for aifx: a run's log file may take more."""
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import report
 from aifx.core.errors import UsageError
-from aifx.core.logs import log_lines
+from aifx.core.logs import errors_only
 from aifx.core.progress import listen
 from aifx.core.project import Project, RunDirectory
 
 
 @contextmanager
 def joined_command(
-    out: Output, run: RunDirectory, project: Project, overrides: Sequence[str], **asked: Any
+    command: str, out: Output, run: RunDirectory, project: Project, overrides: Sequence[str], **asked: Any
 ) -> Iterator[bool]:
     """Join the job that this process is one of, and compare what the processes were asked for.
 
@@ -43,16 +43,18 @@ def joined_command(
 
     def end(lost: PeerLost) -> None:
         restore_stdout()
-        report(lost, json=out.json and is_first)
+        with redirect_stdout(out.stdout):  # instead of `terminal`, which sends to stderr what user code prints
+            report(lost, json=out.json and is_first)
         os._exit(lost.exit_code)
 
     config = read_config(run.config, project, overrides)
     with (
-        nullcontext() if is_first else log_lines(_ignore, propagate=False),
+        nullcontext() if is_first else errors_only(),
         nullcontext() if is_first else listen(_ignore),
         joined(Limits.of(config.processes), end) as group,
     ):
         agree(group, facts_of_start(config, run=run.name, **asked))
+        group.mark(f"aifx {command}")
         yield is_first
 
 

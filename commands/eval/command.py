@@ -82,7 +82,7 @@ def eval_(
         directory = project.existing_run(run)
         how: dict[str, Any] = {"gates": gate or (), "step": at, "overrides": set_ or ()}
         asked = {"--split": split, "--data": [str(path) for path in data or ()], "--step": step, "--gate": gate}
-        with joined_command(out, directory, project, set_ or (), **asked) as is_first:
+        with joined_command("eval", out, directory, project, set_ or (), **asked) as is_first:
             report, parts, better = _measure(directory, project, split, data, how)
         if is_first:
             _answer(out, report, parts, better, html)

@@ -92,7 +92,7 @@ def _run(out: Output, arguments: Sequence[str], num_processes: int, restarts: in
     with Signals() as signals:
         for restart in range(restarts + 1):
             attempt = run_once(processes(arguments, num_processes, os.environ), signals, write)
-            if attempt.first is not None and not signals.came:
+            if attempt.first is not None and attempt.code != ExitCode.VERDICT and not signals.came:
                 ended = attempt.ended[attempt.first]
                 lines = last_lines(ended)
                 out.log(f"process {attempt.first} failed first: {ended.how}{'; its last lines:' if lines else ''}")

@@ -7,7 +7,7 @@ import os
 import shlex
 import signal
 import sys
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -136,7 +136,8 @@ def _train(
         progress.abandon()
         with suppress(BrokenPipeError):
             if status is None:
-                report(AifxError(why, "", "read the log of that process"), json=out.json)
+                with redirect_stdout(out.stdout):  # instead of `terminal`, which sends to stderr what user code prints
+                    report(AifxError(why, "", "read the log of that process"), json=out.json)
                 return
             out.document(latest_result(project.run(name), status).document())
             out.flush()

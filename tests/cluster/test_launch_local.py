@@ -157,6 +157,13 @@ def test_a_job_is_started_again_while_restarts_are_left(
     assert [len((tmp_path / f"attempts-{n}").read_text()) for n in range(2)] == [attempts] * 2
 
 
+def test_a_bad_verdict_is_an_answer_and_no_failure(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aifx.cluster.local.PROGRAM", ATTEMPT + "n or print('a gate failed')\nsys.exit(1)")
+    code, out, err = launch(*RESTARTS)
+    assert (code, out) == (1, "a gate failed\n")
+    assert sorted(err.splitlines()) == ["[0] attempt 0 begins", "[1] attempt 0 begins"]
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_job_that_was_stopped_is_not_started_again(
     launch: Launch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: signal.Signals, code: int
