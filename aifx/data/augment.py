@@ -106,14 +106,21 @@ def change(image: np.ndarray, section: AugmentSection, draw: np.random.Generator
         across, down = [_mirrored(*each) for each in zip(sides, moved, is_flipped, strict=True)]
         image = image.take(down, axis=0).take(across, axis=1)
     if section.brightness or section.contrast:
-        contrast, brightness = 2 * draw.random(2) - 1
-        mean = image.mean()
-        levels = (np.arange(256) - mean) * (1 + contrast * section.contrast) + mean
-        levels += brightness * section.brightness * 255
-        image = levels.round().clip(0, 255).astype(np.uint8).take(image)
+        image = _lit(image, section, draw)
     if section.erase:
         image = _erased(image, section.erase, draw)
     return image
+
+
+def _lit(image: np.ndarray, section: AugmentSection, draw: np.random.Generator) -> np.ndarray:
+    """The image with another brightness and contrast of its colours. A fourth channel is opacity."""
+    contrast, brightness = 2 * draw.random(2) - 1
+    colours, opacity = image[..., :3], image[..., 3:]
+    mean = colours.mean()
+    levels = (np.arange(256) - mean) * (1 + contrast * section.contrast) + mean
+    levels += brightness * section.brightness * 255
+    changed = levels.round().clip(0, 255).astype(np.uint8).take(colours)
+    return np.concatenate([changed, opacity], axis=-1) if opacity.size else changed
 
 
 def _erased(image: np.ndarray, largest: float, draw: np.random.Generator) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import zipfile
 import zlib
@@ -18,6 +19,8 @@ from aifx.data.files import files_below
 from aifx.data.pictures import MODES, SUFFIXES, BadPicture, Geometry, decode
 from aifx.data.rows import FORMATS, InputFile, Row, input_file, read_rows, unknown_format
 
+logger = logging.getLogger(__name__)
+
 IMAGE_FIELD = "image"
 FILE_FIELD = "file"
 TRAINING_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -25,16 +28,26 @@ PICTURES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 HINT = "numpy.savez(path, images=values), with uint8 values [n, height, width] or [n, height, width, channels]"
 
 
-def read_images(file: InputFile, geometry: Geometry) -> Iterator[Row]:
+def read_images(file: InputFile, geometry: Geometry, *, skips: bool = False) -> Iterator[Row]:
     """The images of a file, in order: of .npz its array images (or else test_images), of .npy the one array, of a
     picture the picture, made to be as `geometry` says; the other formats hold them as nested lists in "image", or name
     pictures in "file". Of a folder, the pictures in it and in its folders, by name.
+
+    Args:
+        skips: leave out pictures of a folder that cannot be used, with a warning of each.
 
     Raises DataError naming the file.
     """
     if file.path is not None and file.path.is_dir():
         for picture in _pictures(file.path):
-            yield from read_images(input_file(str(picture)), geometry)
+            try:
+                rows = list(read_images(input_file(str(picture)), geometry))
+            except DataError as error:
+                if not skips:
+                    raise
+                logger.warning(f"{error.what} ({error.why}): left out")
+                continue
+            yield from rows
     elif file.format == "npz":
         yield from _archive(file)
     elif file.format == "npy":

@@ -55,7 +55,7 @@ def open_pictures(listing: Listing, section: ImagesSection, *, test_for: DataSpe
     else:
         _warn_of_contradictions(listing, digests)
         splits = _without_copies(divide(listing, digests, section), listing, digests, section)
-        _check_classes(splits, listing)
+        _check_classes(splits, listing, section)
     targets = _targets(listing)
     mean, scale = (test_for.target_mean, test_for.target_scale) if test_for else (0.0, 1.0)
     if listing.target == "value":
@@ -132,8 +132,9 @@ def _shortly(names: Sequence[str]) -> str:
 def divide(listing: Listing, digests: Mapping[int, bytes], section: ImagesSection) -> dict[Split, list[int]]:
     """The examples of each split, by index.
 
-    A split that no example names is taken from the training examples: of each class the share that `section` says.
-    Which ones follows from their digests and `data.split_seed`. Copies of a picture stay together.
+    A split that no example names is taken from the training examples: of each class the share that `section` says, or
+    of each set of labels that is frequent enough. Which ones follows from their digests and `data.split_seed`.
+    Copies of a picture stay together.
     """
     splits: dict[Split, list[int]] = {split: [] for split in ORDER}
     strata: dict[object, dict[bytes, list[int]]] = {}
@@ -147,6 +148,8 @@ def divide(listing: Listing, digests: Mapping[int, bytes], section: ImagesSectio
             strata.setdefault(stratum, {}).setdefault(digest, []).append(index)
     shares = {"test": section.test_fraction, "validation": section.validation_fraction}
     taken: dict[Split, float] = {split: shares[split] for split in ORDER[:2] if not splits[split]}
+    if listing.target == "labels":
+        strata = _with_pooled(strata, 1 / min((share for share in taken.values() if share), default=1))
     for pictures in strata.values():
         order = sorted(pictures, key=lambda digest: hashlib.sha256(b"%d " % section.split_seed + digest).digest())
         parts: dict[Split, list[bytes]] = {}
@@ -156,6 +159,14 @@ def divide(listing: Listing, digests: Mapping[int, bytes], section: ImagesSectio
         for split, part in {**parts, "train": order}.items():
             splits[split] += [index for digest in part for index in pictures[digest]]
     return {split: sorted(indices) for split, indices in splits.items()}
+
+
+def _with_pooled(strata: Mapping[object, dict[bytes, list[int]]], least: float) -> dict[object, dict[bytes, list[int]]]:
+    """The strata with all of fewer than `least` pictures in one: their shares would be no whole pictures."""
+    kept: dict[object, dict[bytes, list[int]]] = {}
+    for labels, pictures in strata.items():
+        kept.setdefault(labels if len(pictures) >= least else None, {}).update(pictures)
+    return kept
 
 
 def _without_copies(
@@ -194,8 +205,12 @@ def _warn_of_contradictions(listing: Listing, digests: Mapping[int, bytes]) -> N
         logger.warning(f"the same picture with different labels: {_shortly(pairs)}")
 
 
-def _check_classes(splits: Mapping[Split, list[int]], listing: Listing) -> None:
-    """Raise DataError for a single class, or a class without a training picture. Warn of one that is not held out."""
+def _check_classes(splits: Mapping[Split, list[int]], listing: Listing, section: ImagesSection) -> None:
+    """Raise DataError for a single class, or a class without a training picture. Warn of what is not held out."""
+    shares = {"validation": section.validation_fraction, "test": section.test_fraction}
+    if empty := [split for split, share in shares.items() if share and not splits.get(split)]:
+        held_out = " and ".join(empty)
+        logger.warning(f"{listing.name}: too few pictures to hold any out for {held_out}: what is learnt is not tested")
     if not listing.classes:
         return
     if len(listing.classes) == 1 and listing.target == "label":

@@ -87,7 +87,7 @@ class ImageFormat(DataFormat):
 
     def read_rows(self, file: InputFile) -> Iterator[Row]:
         """Images of .npz, .npy and picture files, and rows with a field "image"."""
-        return read_images(file, self.geometry)
+        return read_images(file, self.geometry, skips=self.section.errors == "skip")
 
     def encode(self, row: Mapping[str, Any]) -> Batch:
         image, shape = np.asarray(field(row, IMAGE_FIELD)), self.geometry.shape

@@ -179,6 +179,14 @@ def test_brightness_and_contrast() -> None:
     assert 115 < differences.max() <= 121
 
 
+def test_opacity_is_not_lit() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (4, 5, 4)).astype(np.uint8)
+    for changed, colours in zip(
+        changes(image, brightness=0.3, contrast=0.3), changes(image[..., :3], brightness=0.3, contrast=0.3), strict=True
+    ):
+        assert np.array_equal(changed, np.concatenate([colours, image[..., 3:]], axis=-1))
+
+
 def test_what_is_erased_is_a_rectangle_of_noise() -> None:
     image = np.full((24, 30, 3), 77, np.uint8)
     shares = []

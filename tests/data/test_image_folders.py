@@ -27,6 +27,7 @@ from aifx.data.arrays import ArrayDataset, ArraySource
 from aifx.data.base import Split
 from aifx.data.image_store import Picture, StoredImages, open_images
 from aifx.data.images import ImageFormat
+from aifx.data.rows import input_file
 from aifx.data.sections import ImagesSection
 
 SPLITS: list[Split] = ["train", "validation", "test"]
@@ -123,6 +124,43 @@ def test_copies_stay_in_one_split(project: Project, paint: Paint, caplog: pytest
     paint("parts/bad/same.png", 3)
     open_(project)
     assert "the same picture with different labels: data/parts/bad/same.png and data/parts/good/03.png" in caplog.text
+
+
+def test_rare_sets_of_labels_are_divided_together(project: Project, paint: Paint) -> None:
+    names = ("crack", "dent", "rust", "scratch", "spot")
+    sets = [[name for bit, name in enumerate(names) if number >> bit & 1] for number in range(32)]
+    files = [paint(f"{seed:02}.png", seed).name for seed in range(52)]
+    lines = [f"{file},{';'.join(chosen)}" for file, chosen in zip(files, [*sets, *[["dent"]] * 20], strict=True)]
+    data = open_(project, write_list(project, "\n".join(["file,labels", *lines])), test_fraction=0.25)
+    assert len(seeds(data, "test")) == 8 + 5  # of 31 rare sets, and of 21 dents
+    assert len(seeds(data, "validation")) > 0
+
+
+def test_a_data_set_too_small_to_hold_any_out_is_warned_of(
+    project: Project, paint: Paint, caplog: pytest.LogCaptureFixture
+) -> None:
+    for seed, name in enumerate(["good", "bad"]):
+        paint(f"parts/{name}/{seed}.png", seed)
+    open_(project)
+    assert "too few pictures to hold any out for validation and test" in caplog.text
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_folder_is_predicted_without_the_pictures_that_are_skipped(
+    project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    (project.root / "data/parts/good/torn.png").write_bytes(b"no picture")
+    file = input_file(str(project.root / "data/parts"))
+    spec = open_(project, errors="skip").spec
+    strict, skipping = (
+        ImageFormat.load(ImagesSection(image_size=(12, 16), errors=errors), spec, project.root)
+        for errors in ("strict", "skip")
+    )
+    with pytest.raises(DataError, match=r"torn\.png cannot be used"):
+        list(strict.read_rows(file))
+    caplog.clear()
+    assert len(list(skipping.read_rows(file))) == 52
+    assert "torn.png cannot be used" in caplog.text
 
 
 def in_unit(data: ArrayDataset, split: Split) -> list[float]:
