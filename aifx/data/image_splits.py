@@ -207,7 +207,7 @@ def _warn_of_contradictions(listing: Listing, digests: Mapping[int, bytes]) -> N
 
 def _check_classes(splits: Mapping[Split, list[int]], listing: Listing, section: ImagesSection) -> None:
     """Raise DataError for a single class, or a class without a training picture. Warn of what is not held out."""
-    shares = {"validation": section.validation_fraction, "test": section.test_fraction}
+    shares: dict[Split, float] = {"validation": section.validation_fraction, "test": section.test_fraction}
     if empty := [split for split, share in shares.items() if share and not splits.get(split)]:
         held_out = " and ".join(empty)
         logger.warning(f"{listing.name}: too few pictures to hold any out for {held_out}: what is learnt is not tested")
