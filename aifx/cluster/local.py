@@ -76,12 +76,6 @@ class Signals:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
 
-def command(environ: Mapping[str, str]) -> list[str]:
-    """How a person starts what this process runs: `aifx`, or `aifx launch local -n N`."""
-    launch = ["launch", "local", "-n", environ["AIFX_NUM_PROCESSES"]] if "AIFX_LAUNCHER" in environ else []
-    return ["aifx", *launch]
-
-
 def processes(arguments: Sequence[str], count: int, environ: Mapping[str, str]) -> list[Process]:
     """The `count` processes of `aifx arguments`: each with its number, and with its share of the GPUs.
 

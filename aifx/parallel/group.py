@@ -31,6 +31,9 @@ GOODBYE_S = 0.3
 """How long a process that ends waits for the others to read its last message."""
 
 LOSS_S = 2.0
+HOLD_S = 300.0
+"""How long the processes wait for what process 0 finds out about a failure."""
+
 OVER = "over"
 AGAIN = "run the same command again"
 
@@ -125,6 +128,12 @@ class Group:
     def fail(self, error: AifxError) -> None:
         """This process is about to end for `error`, and the others must end too."""
 
+    def hold(self, error: AifxError) -> None:
+        """Let process 0 find out what helps against `error`, while all others wait for its end. Returns in process 0.
+
+        Schedulers end all processes of a job as soon as one of them has failed.
+        """
+
     def finish(self) -> None:
         """Wait until all processes have finished. From then on none of them watches another."""
 
@@ -153,6 +162,7 @@ class JoinedGroup(Group):
         self._waker, self._woken = socket.socketpair()
         self._woken.setblocking(False)
         self._is_over = False
+        self._held: PeerLost | None = None
         connect = accept_all if self.is_first else reach_first
         connections = connect(me, address, limits.connect_s)
         self._peers = {index: _Peer(index, connection) for index, connection in connections.items()}
@@ -181,14 +191,35 @@ class JoinedGroup(Group):
     def loss_behind(self, error: BaseException) -> PeerLost | None:
         if isinstance(error, Exception) and not isinstance(error, AifxError):
             with self._changed:
-                self._changed.wait_for(lambda: self.error is not None, min(self._limits.silence_s, LOSS_S))
-        return self.error
+                self._changed.wait_for(lambda: self._loss is not None, min(self._limits.silence_s, LOSS_S))
+        return self._loss
+
+    @property
+    def _loss(self) -> PeerLost | None:
+        return self.error or (None if self.is_first else self._held)
 
     def fail(self, error: AifxError) -> None:
-        what, why = f"process {self.index} on {socket.gethostname()} failed", error.what
-        lost = PeerLost(what, why, f"read the log of process {self.index}", exit_code=error.exit_code)
-        self._send({"lost": lost.document()})
+        self._send({"lost": self._failure(error).document()})
         self._end()
+
+    def hold(self, error: AifxError) -> None:
+        self._held = self._failure(error)
+        self._send({"lost": self._held.document(), "waits": True})
+        if not self.is_first:
+            self.await_end()
+
+    def await_end(self) -> None:
+        """Wait for what `on_loss` does about a loss, in the watching thread. It ends this process as a rule."""
+        self._thread.join(HOLD_S)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """Of this process if process 0 is gone: 75, unless a failure that process 0 knew of came before."""
+        return ExitCode.PREEMPTED if self._loss is None else self._loss.exit_code
+
+    def _failure(self, error: AifxError) -> PeerLost:
+        what, why = f"process {self.index} on {socket.gethostname()} failed", error.what
+        return PeerLost(what, why, f"read the log of process {self.index}", exit_code=error.exit_code)
 
     def finish(self) -> None:
         if self._is_over:
@@ -268,7 +299,7 @@ class JoinedGroup(Group):
         for peer in self._peers.values():
             peer.connection.put({"position": self._own.position, "phase": self._own.phase})
         for peer in self._peers.values():
-            if now - peer.heard_at > self._limits.silence_s and not self._is_over:
+            if now - peer.heard_at > self._limits.silence_s and not self._is_over and self._held is None:
                 why = f"no sign of life for {self._limits.silence_s:g} s: it is stopped, or its machine is gone"
                 return self._lose(peer.index, peer.connection.host, why, peer.progress)
         if self.is_first:
@@ -284,7 +315,8 @@ class JoinedGroup(Group):
         with suppress(Empty):
             while True:
                 to, message = self._orders.get_nowait()
-                self._is_over |= "lost" in message or message.get("key") == OVER  # the others close their ends now
+                has_failed = "lost" in message and "waits" not in message
+                self._is_over |= has_failed or message.get("key") == OVER  # the others close their ends now
                 for index in to:
                     if (peer := self._peers.get(index)) is not None:
                         peer.connection.put(message)
@@ -302,8 +334,11 @@ class JoinedGroup(Group):
             peer.heard_at = time.monotonic()
             if "lost" in message:
                 what, why, hint, code = (message["lost"][name] for name in ("what", "why", "hint", "exit_code"))
-                return self._lose_for(PeerLost(what, why, hint, exit_code=ExitCode(code)))
-            if "key" in message:
+                lost = PeerLost(what, why, hint, exit_code=ExitCode(code))
+                if self.is_first or "waits" not in message:
+                    return self._lose_for(lost, holds="waits" in message)
+                self._held = self._held or lost
+            elif "key" in message:
                 self._is_over |= message["key"] == OVER  # what follows is no loss
                 with self._changed:
                     self._received.setdefault(message["key"], {})[peer.index] = message["value"]
@@ -313,7 +348,9 @@ class JoinedGroup(Group):
         if connection.is_closed:
             selector.unregister(connection.socket)
             del self._peers[peer.index]
-            if not self._is_over:
+            if self._held is not None:
+                self._lose_for(self._held)
+            elif not self._is_over:
                 self._lose(peer.index, connection.host, why, peer.progress)
         return None
 
@@ -325,13 +362,14 @@ class JoinedGroup(Group):
         what = f"process {index} on {host} was lost in {progress.phase}"
         self._lose_for(PeerLost(what, why, AGAIN))
 
-    def _lose_for(self, error: PeerLost) -> None:
-        if self._is_over:
+    def _lose_for(self, error: PeerLost, *, holds: bool = False) -> None:
+        if self._is_over or (self.is_first and self._held is not None):
             return
         if self.is_first:
             for peer in self._peers.values():
-                peer.connection.put({"lost": error.document()})
-            self._close()
+                peer.connection.put({"lost": error.document(), **({"waits": True} if holds else {})})
+            if not holds:
+                self._close()
         with self._changed:
             self.error = error
             self._changed.notify_all()

@@ -15,6 +15,7 @@ import jax
 from aifx.core.errors import AifxError, ConfigError, EnvironmentFault, ExitCode
 from aifx.core.processes import end_with
 from aifx.machine.compilation_cache import store_in_each_process
+from aifx.machine.device_memory import is_out_of_memory
 from aifx.parallel.connections import free_port
 from aifx.parallel.group import Disagreement, Group, JoinedGroup, Limits, PeerLost
 from aifx.parallel.location import detect_here, resolve
@@ -24,9 +25,6 @@ RESOLVE_S = 60.0
 """A cluster's name service may not know a pod yet that has just started."""
 
 SHUTDOWN_S = 30
-ON_LOSS_S = 5.0
-"""The watching thread ends this process within this time."""
-
 CLOSES_S = 0.2
 """The kernel closes the sockets of a process that was killed one after another."""
 
@@ -131,7 +129,7 @@ def _initialize(me: Membership, group: JoinedGroup, address: str, limits: Limits
 def _told(group: JoinedGroup, error: BaseException) -> BaseException:
     """The error that this process ends for, after the other processes know of it."""
     if (lost := group.loss_behind(error)) is not None:
-        time.sleep(ON_LOSS_S)
+        group.await_end()
         return lost
     if isinstance(error, Disagreement):
         group.finish()
@@ -139,12 +137,13 @@ def _told(group: JoinedGroup, error: BaseException) -> BaseException:
         group.fail(error)
     else:
         code = ExitCode.BUG if isinstance(error, Exception) else ExitCode.PREEMPTED
+        code = ExitCode.UNABLE if is_out_of_memory(error) else code
         group.fail(AifxError(f"{type(error).__name__}: {error}", exit_code=code))
     return error
 
 
 def _exit_on_lost_coordinator(group: JoinedGroup) -> None:
-    """Exit with 75 when JAX aborts this process because process 0, which holds its coordination service, is gone.
+    """Exit when JAX aborts this process because process 0, which holds its coordination service, is gone.
 
     JAX notices as soon as the group does, and calls abort() in a thread of its own.
     """
@@ -154,7 +153,7 @@ def _exit_on_lost_coordinator(group: JoinedGroup) -> None:
         deadline = time.monotonic() + CLOSES_S
         while time.monotonic() < deadline:
             if not group.reaches_first():
-                os._exit(ExitCode.PREEMPTED)
+                os._exit(group.exit_code)
             time.sleep(0.005)
         libc.signal(signal.SIGABRT, None)  # SIG_DFL: abort() goes on
 

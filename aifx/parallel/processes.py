@@ -86,6 +86,12 @@ def detect(
     return _checked(found)
 
 
+def started_by(environ: Mapping[str, str]) -> list[str]:
+    """How a person starts what this process runs: `aifx`, or `aifx launch local -n N`."""
+    launch = ["launch", "local", "-n", environ["AIFX_NUM_PROCESSES"]] if "AIFX_LAUNCHER" in environ else []
+    return ["aifx", *launch]
+
+
 def lone_warning(environ: Mapping[str, str]) -> str | None:
     """Why a process that trains alone may be meant to be one of several. None if nothing hints at that."""
     if int(environ.get("SLURM_NTASKS") or 1) > 1 and "SLURM_STEP_NUM_TASKS" not in environ:

@@ -280,10 +280,10 @@ def _residuals(programs: Programs) -> tuple[int, int]:
 
     def forward(state: Any, frozen: Any, batch: Any) -> Any:
         def total(weights: Any) -> jax.Array:
-            params = merge_frozen(merge_weights(weights, state.params, step.specs), frozen)
+            params = merge_frozen(merge_weights(weights, state.params, step.trained), frozen)
             return step.loss_sums(params, batch, jax.random.key(0), row_ids(batch))[0]
 
-        return jax.vjp(total, select_weights(state.params, step.specs))
+        return jax.vjp(total, select_weights(state.params, step.trained))
 
     program = Program("residuals", forward, (state, frozen, programs.batch(rows)), kernels=programs.kernels)
     jaxpr: Any = program.jaxpr().jaxpr

@@ -6,12 +6,15 @@ import difflib
 import math
 import re
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import ConfigError, EnvironmentFault, UsageError
 from aifx.machine.catalogue import ACCELERATORS, Accelerator, find_accelerator
 from aifx.machine.nvml import open_gpus
 from aifx.machine.present import tpu_generations
+
+if TYPE_CHECKING:
+    from aifx.parallel.layout import Layout
 
 GPUS_PER_NODE = 8
 GPUS_PER_RACK = 72
@@ -245,6 +248,12 @@ def hardware_of(platform: str, device_kind: str, num_devices: int, slices: int =
     shape = _slice_shape(generation, num_devices // chip.devices_per_chip // slices)
     topology = f"{name}:{'x'.join(map(str, shape))}" if shape else ""
     return Hardware("this", "tpu", _device_kind(chip), chip, num_devices, topology, slices, is_here=True)
+
+
+def hardware_of_layout(layout: Layout) -> Hardware:
+    """The devices of a layout, on all machines of a job. Raises what `hardware_of` does."""
+    slices = {getattr(device, "slice_index", 0) for device in layout.devices}
+    return hardware_of(layout.platform, layout.device_kind, layout.num_devices, len(slices))
 
 
 def _limited(count: int, devices: int | str) -> int:

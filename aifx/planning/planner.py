@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from aifx.config import Config
 from aifx.core.errors import AifxError, EnvironmentFault
@@ -19,10 +19,14 @@ from aifx.core.limits import address_space_limit
 from aifx.core.os_errors import FULL, errno_of, first_line
 from aifx.core.processes import Child, run_many
 from aifx.core.project import Project, RunDirectory
+from aifx.parallel.processes import started_by
 from aifx.planning.fit import smallest_machine
-from aifx.planning.hardware import Hardware, find_hardware
+from aifx.planning.hardware import Hardware, hardware_of_layout
 from aifx.planning.plan import Assumptions, Plan, make_plan
 from aifx.planning.work import apply_settings
+
+if TYPE_CHECKING:
+    from aifx.parallel.layout import Layout
 
 AT_ONCE = 2
 
@@ -115,8 +119,10 @@ def keep_plan(run: RunDirectory, found: PlanList) -> None:
     write_json(run.plan, plain(PlanFile(1, plan)))
 
 
-def out_of_memory(error: BaseException, project: Project, config: Config, run: RunDirectory) -> AifxError | None:
-    """The error of a training whose devices have too little memory, with settings that need less and fit this machine.
+def out_of_memory(
+    error: BaseException, project: Project, config: Config, run: RunDirectory, layout: Layout
+) -> AifxError | None:
+    """The error of a training whose devices have too little memory, with settings that need less and fit them.
 
     None if the error is another one, or if no such settings are found in time.
     """
@@ -126,7 +132,7 @@ def out_of_memory(error: BaseException, project: Project, config: Config, run: R
     log.warning("out of memory; looking for settings that need less")
     assets = run.assets if any(run.assets.iterdir()) else None
     try:
-        here = [find_hardware("this", config.train.devices)]
+        here = [hardware_of_layout(layout)]
         found = make_plans(project, config, here, Assumptions(), assets=assets, fit="smaller", limit_s=ADVICE_S)
     except AifxError:
         return None
@@ -138,7 +144,7 @@ def out_of_memory(error: BaseException, project: Project, config: Config, run: R
         for key, value in plan.settings.items()
         if value != getattr(getattr(config, key.partition(".")[0]), key.partition(".")[2])
     ]
-    hint = " ".join(["aifx train --run", run.name, *changed])
+    hint = " ".join([*started_by(os.environ), "train --run", run.name, *changed])
     return EnvironmentFault("out of memory", first_line(error), hint) if changed else None
 
 

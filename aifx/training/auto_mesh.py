@@ -12,7 +12,7 @@ from aifx.core.project import Project, RunDirectory
 from aifx.parallel.group import Group
 from aifx.parallel.layout import Layout, local_layout
 from aifx.parallel.mesh import AXES, Degrees
-from aifx.planning.hardware import hardware_of
+from aifx.planning.hardware import hardware_of_layout
 from aifx.planning.plan import Assumptions, Plan
 from aifx.planning.planner import make_plans
 from aifx.planning.work import apply_settings
@@ -61,9 +61,7 @@ def _makes_up(config: Config, num_devices: int) -> bool:
 
 
 def _search(config: Config, project: Project, layout: Layout) -> dict[str, Any]:
-    slices = {getattr(device, "slice_index", 0) for device in layout.devices}
-    hardware = hardware_of(layout.platform, layout.device_kind, layout.num_devices, len(slices))
-    (plan,) = make_plans(project, config, [hardware], Assumptions(), fit=True).plans
+    (plan,) = make_plans(project, config, [hardware_of_layout(layout)], Assumptions(), fit=True).plans
     assert isinstance(plan, Plan)  # what a single plan fails with is raised
     if not plan.fits:
         why = "; ".join(plan.notes) or "no mesh, accumulation and remat need little enough memory"

@@ -12,11 +12,11 @@ import jax
 from aifx.checkpoint.manifest import step_directories
 from aifx.config import Config
 from aifx.config.best_by import AUTO, best_by_of, with_best_by
-from aifx.core.errors import EnvironmentFault
+from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.core.files import remove_temporary
 from aifx.core.json_files import write_text
 from aifx.core.logs import log_lines
-from aifx.core.os_errors import FULL, refusal_in
+from aifx.core.os_errors import FULL, first_line, refusal_in
 from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
 from aifx.data.order import prefetch
@@ -24,8 +24,9 @@ from aifx.loading.restore import digest_of_frozen
 from aifx.machine.catalogue import peak_of
 from aifx.machine.device_memory import is_out_of_memory, peak_memory
 from aifx.machine.measured_peaks import measured_peak
-from aifx.parallel.group import Group, Limits
-from aifx.parallel.joining import joined, restore_stdout
+from aifx.parallel.group import Group, Limits, PeerLost
+from aifx.parallel.joining import current_group, joined, restore_stdout
+from aifx.parallel.layout import local_layout
 from aifx.programs.build import Programs
 from aifx.runs.agreement import agree, facts_of_program, facts_of_start
 from aifx.runs.lock import hold_run
@@ -79,9 +80,7 @@ def train(
     run, stop = project.run(run_name), stop or StopSignals()
     origin = project.existing_run(fork_from) if fork_from is not None else None
     stop.before_exit.append(restore_stdout)
-    with joined(
-        Limits.of(config.processes), lambda lost: stop.leave(lost.exit_code, f"{lost.what}: {lost.why}")
-    ) as group:
+    with joined(Limits.of(config.processes), lambda lost: _leave(lost, stop, project, config, run)) as group:
         agree(group, facts_of_start(config, run=run_name, fork_from=fork_from, fork_at=fork_at))
         with hold_run(run) if group.is_first else nullcontext():
             if config.mesh.auto:
@@ -134,18 +133,33 @@ def _supervised(job: Job) -> TrainResult:
     except BaseException as e:
         if job.group.loss_behind(e) is not None:
             raise  # the thread that watches the other processes records the end
+        if is_out_of_memory(e):
+            job.group.hold(AifxError(first_line(e)))
         job.dispatcher.end(None, error=f"{type(e).__name__}: {e}")
         _add_what_was_saved(e, job.run)
-        if job.group.size == 1 and is_out_of_memory(e):
-            from aifx.planning.planner import out_of_memory  # here, since training needs no plan otherwise
-
-            if (better := out_of_memory(e, job.project, job.config, job.run)) is not None:
-                raise better from e
+        if (better := _advice(e, job.project, job.config, job.run)) is not None:
+            raise better from e
         raise
     job.dispatcher.end(result)
     job.group.finish()  # until then, a process that is lost ends this one, and a signal too
     job.stop.finish()
     return result
+
+
+def _leave(lost: PeerLost, stop: StopSignals, project: Project, config: Config, run: RunDirectory) -> None:
+    """End this process, since another one is gone; called by the thread that watches the others."""
+    if current_group().is_first and (better := _advice(lost, project, config, run)) is not None:
+        stop.hint = better.hint
+    stop.leave(lost.exit_code, f"{lost.what}: {lost.why}")
+
+
+def _advice(error: BaseException, project: Project, config: Config, run: RunDirectory) -> AifxError | None:
+    """If the devices have too little memory, the error that names settings which need less. It may take minutes."""
+    if not is_out_of_memory(error):
+        return None
+    from aifx.planning.planner import out_of_memory  # here, since training needs no plan otherwise
+
+    return out_of_memory(error, project, config, run, local_layout(config.train.devices))
 
 
 def _add_what_was_saved(error: BaseException, run: RunDirectory) -> None:

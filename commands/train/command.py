@@ -26,7 +26,7 @@ from aifx.core.progress import listen
 from aifx.core.project import find_project
 from aifx.core.statuses import STOPPED
 from aifx.core.steps import parse_step
-from aifx.parallel.processes import lone_warning
+from aifx.parallel.processes import lone_warning, started_by
 
 if TYPE_CHECKING:
     from aifx.core.statuses import ProcessStatus
@@ -137,7 +137,7 @@ def _train(
         with suppress(BrokenPipeError):
             if status is None:
                 with redirect_stdout(out.stdout):  # instead of `terminal`, which sends to stderr what user code prints
-                    report(AifxError(why, "", "read the log of that process"), json=out.json)
+                    report(AifxError(why, "", stop.hint), json=out.json)
                 return
             out.document(latest_result(project.run(name), status).document())
             out.flush()
@@ -196,10 +196,8 @@ def _show(result: TrainResult, out: Output, profile: bool, overrides: list[str])
         out.print(f"trace in {result.run.profile}: open its perfetto_trace.json.gz at https://ui.perfetto.dev")
         out.print(f"or: pip install xprof && xprof --logdir {result.run.profile}")
     if result.status in STOPPED:
-        from aifx.cluster.local import command
-
         again = [
-            *command(os.environ),
+            *started_by(os.environ),
             "train",
             "--run",
             result.run.name,

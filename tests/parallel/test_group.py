@@ -36,11 +36,16 @@ class Job:
 
     def __init__(self, size: int, limits: Limits = SOON) -> None:
         self.losses: dict[int, PeerLost] = {}
+        self.can_end = threading.Event()
+        """Until then, process 0 is busy with a loss."""
+        self.can_end.set()
         port = free_port()
 
         def join(index: int) -> JoinedGroup:
             def on_loss(error: PeerLost) -> None:
                 self.losses[index] = error
+                if index == 0:
+                    self.can_end.wait(10)
 
             return JoinedGroup(member(index, size, port), "127.0.0.1", limits, on_loss)
 
@@ -126,6 +131,40 @@ def test_the_failure_of_process_0() -> None:
     job = Job(3)
     job.groups[0].fail(AifxError("the disk is full"))
     job.wait_for_losses(2)
+    assert {error.exit_code for error in job.losses.values()} == {2}
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_all_wait_until_process_0_knows_what_helps(failing: int) -> None:
+    job = Job(3, Limits(connect_s=5.0, silence_s=0.3, stuck_s=60.0))
+    job.can_end.clear()
+    with ThreadPoolExecutor(1) as pool:
+        holding = pool.submit(job.groups[failing].hold, AifxError("out of memory"))
+        job.wait_for_losses(1)
+        assert f"process {failing}" in job.losses[0].what
+        time.sleep(0.6)  # longer than the others may be silent
+        assert list(job.losses) == [0]
+        assert not holding.done()
+        other = job.groups[3 - failing].loss_behind(RuntimeError("Gloo: connection closed by peer"))
+        assert other is not None
+        job.can_end.set()
+        holding.result(5)
+    job.wait_for_losses(3)
+    assert [error.exit_code for error in job.losses.values()] == [2, 2, 2]
+
+
+def test_all_wait_for_process_0_if_that_fails_itself() -> None:
+    job = Job(3)
+    job.groups[0].hold(AifxError("out of memory"))
+    failing = threading.Thread(target=job.groups[1].hold, args=[AifxError("out of memory, too")])
+    failing.start()
+    time.sleep(0.2)
+    assert job.losses == {}
+    assert job.groups[0].loss_behind(AifxError("its own")) is None
+    job.groups[0].fail(AifxError("out of memory", "", "use less"))
+    job.wait_for_losses(2)
+    failing.join(5)
+    assert sorted(job.losses) == [1, 2]
     assert {error.exit_code for error in job.losses.values()} == {2}
 
 

@@ -326,3 +326,23 @@ def test_a_process_that_is_stuck_in_its_data(trainer: Trainer) -> None:
     assert [code for code, _, _ in ended] == [75, 75]
     assert "process 1" in ended[0][2]
     assert "it has not gone on for 3 s" in ended[0][2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("condition", ["rows.start > 0", "True"])
+def test_devices_with_too_little_memory(trainer: Trainer, condition: str) -> None:
+    """In process 1 or in both: all end with 2, and process 0 names settings that need less."""
+    source = (trainer.root / "tiny.py").read_text()
+    stuck = "step == self.section.stuck_step:"
+    assert stuck in source
+    raises = "raise MemoryError('RESOURCE_EXHAUSTED: Out of memory')"
+    short = f"{stuck[:-1]} and {condition}:\n            {raises}\n        if False:"
+    (trainer.root / "tiny.py").write_text(source.replace(stuck, short))
+    settings = ("--set", "data.stuck_step=2", "--set", "train.global_batch_size=1200", "--set", "model.width=32")
+    ended = trainer.start("pair", 2, *settings, AIFX_LAUNCHER="", XLA_FLAGS=DEVICES.format(1)).wait()
+    assert [code for code, _, _ in ended] == [2, 2], ended
+    error = json.loads(ended[0][1])["error"]
+    assert "RESOURCE_EXHAUSTED" in error["why"] + error["what"]
+    assert error["hint"].startswith("aifx launch local -n 2 train --run pair --set "), ended[0][2]
+    assert "--set train.gradient_accumulation=" in error["hint"]
+    assert ended[1][1] == ""

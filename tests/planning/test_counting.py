@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from aifx.planning.step_time import overlapped
 from aifx.planning.work import Work, apply_settings
 from aifx.planning.worker import counted_event
 from aifx.programs.build import build
-from aifx.tasks.registry import describe_task
+from aifx.tasks.registry import describe_or_open_task, describe_task
 
 
 def counted(project: Project, config: Config, hardware: str = "this") -> Counted:
@@ -49,6 +51,18 @@ def test_counted_flops_are_the_models_own_and_those_of_recomputation(project: Pr
     remat = counted(project, apply_settings(config, {"model.remat": "full"}))
     assert sum(remat.product_flops.values()) > 1.15 * sum(found.product_flops.values())
     assert remat.activations < found.activations / 2
+
+
+def test_a_model_with_frozen_arrays_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "aifx.toml").write_text('[task]\nkind = "tiny:TinyTask"\n')
+    shutil.copy(Path(__file__).parents[1] / "training" / "tiny.py", tmp_path)
+    project = Project(tmp_path)
+    config = load_config(project)
+    task = describe_or_open_task(config, project, tmp_path / "assets")
+    found = count(config, task, described_layout(config, 1, "cpu", "cpu"), {})
+    assert found.parameters == 4 * (2 * (8 * 8 + 8) + 8)
+    assert found.frozen == 4 * 8
+    assert found.activations > 0
 
 
 def test_devices_share_the_batch_and_each_holds_the_state(project: Project) -> None:
