@@ -108,6 +108,7 @@ class Job:
         launch = ("launch", "local", "-n", str(size), "--restarts", str(2 * kills + 2))
         self._command = [*AIFX, *launch, "train", "--run", self.run.name, *settings]
         self._environ = {**os.environ, "AIFX_CACHE_DIR": str(cache)}
+        self._environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode
         self._log = project / f"{self.run.name}.log"
 
     def __enter__(self) -> Job:

@@ -19,7 +19,7 @@ from aifx.checkpoint.faults import check_room, while_reading, while_writing
 from aifx.checkpoint.listing import CheckpointInfo, checkpoint_info, kept, list_checkpoints
 from aifx.checkpoint.manifest import ArrayEntry, Damaged, Manifest, read_manifest, step_directories
 from aifx.checkpoint.naming import Tree, flat_names, from_named, nest
-from aifx.checkpoint.peers import Failed, Peers, first, peers_of, together
+from aifx.checkpoint.peers import Failed, first, peers_of, together
 from aifx.checkpoint.placing import check_fit, read_placed, with_keys
 from aifx.checkpoint.storage import StoredArrays, check_keys
 from aifx.checkpoint.verification import Verification, damaged_on_devices, verify_stored
@@ -28,6 +28,7 @@ from aifx.config.best_by import Score
 from aifx.config.sections import CheckpointSection
 from aifx.core.errors import CheckpointError
 from aifx.core.files import UnsafeFile, check_tree
+from aifx.parallel.group import Group
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class Checkpoints:
         before_commit: Callable[[], None] = lambda: None,
         on_commit: Callable[[CheckpointInfo], None] = lambda _: None,
         warn: Callable[[str], None] = lambda _: None,
-        peers: Peers | None = None,
+        peers: Group | None = None,
     ) -> None:
         self.directory = directory
         self.section = section

@@ -17,7 +17,8 @@ import numpy as np
 
 from aifx.checkpoint.manifest import digest_of
 from aifx.checkpoint.naming import Tree, flat_names
-from aifx.checkpoint.peers import Peers, peers_of
+from aifx.checkpoint.peers import peers_of
+from aifx.parallel.group import Group
 
 Lanes: TypeAlias = tuple[int, int]
 """Two sums of mixed words, modulo 2^32 each."""
@@ -100,7 +101,7 @@ def shard_lanes(data: Any, starts: Sequence[int], shape: Sequence[int]) -> Futur
     return _sharing.submit(lambda: (int(queued[0]), int(queued[1])))
 
 
-def state_digest(tree: Tree, peers: Peers | None = None) -> str:
+def state_digest(tree: Tree, peers: Group | None = None) -> str:
     """The digest of a state's arrays.
 
     All processes of a job call it together, and all get the same digest.

@@ -15,6 +15,7 @@ from aifx.checkpoint.faults import is_transient
 from aifx.checkpoint.manifest import Damaged
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode
 from aifx.core.os_errors import first_line
+from aifx.parallel.group import Group
 
 WAIT_S = 1800.0
 """How long a process waits for another: the slowest may be writing a large share to a slow disk."""
@@ -22,31 +23,10 @@ WAIT_S = 1800.0
 Result = TypeVar("Result")
 
 
-class Peers:
-    """The processes of a job, seen from one of them. This class is a job of one process.
-
-    All processes make the same calls in one order.
-    """
-
-    index = 0
-    size = 1
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process writes what there is once: the manifest, and the rename."""
-        return self.index == 0
-
-    def gather(self, value: Any) -> list[Any]:
-        """The `value` (JSON) of each process by index, in process 0; an empty list in the others."""
-        return [value]
-
-    def broadcast(self, value: Any) -> Any:
-        """The `value` (JSON) of process 0."""
-        return value
-
-
-class JaxPeers(Peers):
+class JaxPeers(Group):
     """The processes that `jax.distributed` connected, through the key-value store of its coordination service.
+
+    Calls about one folder have an order of their own: a checkpoint is saved in a thread beside the job's other calls.
 
     Raises EnvironmentFault (exit code 75) if a process doesn't answer within `wait_s`.
     """
@@ -74,7 +54,7 @@ class JaxPeers(Peers):
         self._read_by_all.clear()
         return found
 
-    def broadcast(self, value: Any) -> Any:
+    def broadcast(self, value: Any = None) -> Any:
         key = self._key()
         if not self.is_first:
             return self._get(key, 0, time.monotonic() + self._wait_s)
@@ -95,9 +75,9 @@ class JaxPeers(Peers):
             raise EnvironmentFault(what, first_line(e), hint, exit_code=ExitCode.PREEMPTED) from e
 
 
-def peers_of(scope: str) -> Peers:
+def peers_of(scope: str) -> Group:
     """All processes that JAX knows, for calls about `scope`, a name that is the same in all of them."""
-    return JaxPeers(scope) if jax.process_count() > 1 else Peers()
+    return JaxPeers(scope) if jax.process_count() > 1 else Group()
 
 
 class Failed(Exception):
@@ -114,7 +94,7 @@ class Failed(Exception):
         self.is_transient = is_transient
 
 
-def together(peers: Peers, action: Callable[[], Result]) -> Result:
+def together(peers: Group, action: Callable[[], Result]) -> Result:
     """Run `action` in all processes and wait for all of them. Raises Failed in each if it failed in one.
 
     If several failed, the errors in `Failed` are all `Damaged` or none is, so that all processes go on alike.
@@ -135,7 +115,7 @@ def together(peers: Peers, action: Callable[[], Result]) -> Result:
     return result
 
 
-def first(peers: Peers, action: Callable[[], None]) -> None:
+def first(peers: Group, action: Callable[[], None]) -> None:
     """Run `action` in process 0 while the others wait. Raises Failed in each if it failed."""
     together(peers, action if peers.is_first else lambda: None)
 

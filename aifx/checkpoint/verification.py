@@ -16,9 +16,9 @@ from aifx.checkpoint.digest import NOTHING, Lanes, add, host_lanes, shard_lanes,
 from aifx.checkpoint.faults import while_reading
 from aifx.checkpoint.inventory import damaged_files
 from aifx.checkpoint.manifest import ArrayEntry, Damaged, Manifest, digest_of
-from aifx.checkpoint.peers import Peers
 from aifx.checkpoint.storage import StoredArrays
 from aifx.core.files import UnsafeFile, check_tree
+from aifx.parallel.group import Group
 
 BLOCK_BYTES = 64 << 20
 
@@ -55,7 +55,7 @@ def verify_stored(folder: Path, manifest: Manifest) -> Verification:
     return Verification(whole, damaged, tuple(files))
 
 
-def damaged_on_devices(arrays: Mapping[str, jax.Array], manifest: Manifest, peers: Peers) -> list[str]:
+def damaged_on_devices(arrays: Mapping[str, jax.Array], manifest: Manifest, peers: Group) -> list[str]:
     """The names of the arrays whose bytes on the devices are not those that were saved.
 
     Every copy on every device is computed again. Each copy of which this process has all shards is compared here.
@@ -75,7 +75,7 @@ def damaged_on_devices(arrays: Mapping[str, jax.Array], manifest: Manifest, peer
     return sorted({*damaged, *_damaged_across(shared, manifest, peers)})
 
 
-def _damaged_across(shared: list[tuple[str, int, Lanes]], manifest: Manifest, peers: Peers) -> list[str]:
+def _damaged_across(shared: list[tuple[str, int, Lanes]], manifest: Manifest, peers: Group) -> list[str]:
     """The damaged ones among the copies (name, number of the copy, digest of this process's part) that are divided."""
     sums: dict[tuple[str, int], Lanes] = defaultdict(lambda: NOTHING)
     for parts in peers.gather(shared):

@@ -12,12 +12,12 @@ from aifx.checkpoint.capture import HostArray
 from aifx.checkpoint.digest import NOTHING, add, shown
 from aifx.checkpoint.inventory import Files, files_below, list_files, sync_files, sync_folders, write_inventory
 from aifx.checkpoint.manifest import FILE, ITEM, STATE, Manifest
-from aifx.checkpoint.peers import Peers
 from aifx.checkpoint.storage import merge, process_folder, write_arrays, write_orbax_metadata
 from aifx.core.errors import EnvironmentFault
+from aifx.parallel.group import Group
 
 
-def write_part(place: Path, arrays: Mapping[str, HostArray], peers: Peers) -> None:
+def write_part(place: Path, arrays: Mapping[str, HostArray], peers: Group) -> None:
     """Write the shards of this process to the checkpoint in `place`, and what it knows of them for process 0.
 
     The arrays must not change until this returns. Raises OSError, EnvironmentFault, and what TensorStore raises.
@@ -41,7 +41,7 @@ def write_part(place: Path, arrays: Mapping[str, HostArray], peers: Peers) -> No
     _report(place, peers.index).write_text(json.dumps(document))
 
 
-def complete(place: Path, manifest: Manifest, peers: Peers) -> None:
+def complete(place: Path, manifest: Manifest, peers: Group) -> None:
     """Put the parts of all processes together, and make the checkpoint in `place` survive a loss of power.
 
     Args:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from aifx.core.errors import ExitCode, UsageError
 from aifx.core.processes import Child, Ended, pump
+from aifx.machine.huge_pages import with_huge_pages
 from aifx.machine.present import nvidia_gpus
 from aifx.parallel.connections import free_port
 from aifx.training.signals import stays_ignored
@@ -21,7 +22,7 @@ PROGRAM = "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main
 GRACE_S = 30.0
 """After a failure, the others have so long to end by themselves. They need less than a second as a rule."""
 
-GRACE_OF_KILL_S = 2.0
+GRACE_OF_KILL_S = 1.0
 """The same after a kill, which others that have not met yet do not notice."""
 
 KILL_S = 2.0
@@ -88,6 +89,7 @@ def processes(arguments: Sequence[str], count: int, environ: Mapping[str, str]) 
     if len(gpus) % count:
         why = f"{len(gpus)} GPUs are visible, and each process takes the same number"
         raise UsageError(f"{count} processes cannot share the GPUs", why, f"aifx launch local -n {len(gpus)} ...")
+    tunables = (with_huge_pages(environ) or {}).get("GLIBC_TUNABLES")  # so that no process starts itself again for them
     each, address = len(gpus) // count, f"{HOST}:{free_port(HOST)}"
     found = []
     for index in range(count):
@@ -97,6 +99,8 @@ def processes(arguments: Sequence[str], count: int, environ: Mapping[str, str]) 
             "AIFX_PROCESS_ID": str(index),
             "AIFX_LAUNCHER": str(os.getpid()),
         }
+        if tunables is not None:
+            variables["GLIBC_TUNABLES"] = tunables
         if gpus:
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[index * each : (index + 1) * each])
         found.append(Process((sys.executable, "-P", "-c", PROGRAM, *arguments), variables))

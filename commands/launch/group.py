@@ -25,6 +25,7 @@ app = typer.Typer(
 
 COMMANDS = ("train", "eval")
 ALONE = ("predict", "generate")
+UNSHOWN = ("AIFX_LAUNCHER", "GLIBC_TUNABLES")
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -71,9 +72,7 @@ def local(
 
         if dry_run:
             for one in processes(arguments, num_processes, os.environ):
-                variables = " ".join(
-                    f"{name}={value}" for name, value in one.variables.items() if name != "AIFX_LAUNCHER"
-                )
+                variables = " ".join(f"{name}={value}" for name, value in one.variables.items() if name not in UNSHOWN)
                 out.print(f"{variables} {shlex.join(['aifx', *arguments])}")
             return
         code = _run(out, arguments, num_processes, restarts)

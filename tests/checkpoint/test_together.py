@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from aifx.checkpoint.manifest import Damaged
-from aifx.checkpoint.peers import Failed, Peers, first, together
+from aifx.checkpoint.peers import Failed, first, together
 from aifx.core.errors import AifxError, EnvironmentFault
+from aifx.parallel.group import Group
 
 
-class ThreadPeers(Peers):
+class ThreadPeers(Group):
     def __init__(self, index: int, up: list[Queue[Any]], down: list[Queue[Any]]) -> None:
         self.index, self.size, self._up, self._down = index, len(up), up, down
 

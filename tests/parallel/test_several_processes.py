@@ -9,7 +9,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,18 @@ class Trainer:
         self.started += found
         return Job(self.root / "runs" / run, found)
 
+    def start_at(self, roots: Sequence[Path], flags: Sequence[str]) -> Job:
+        """`aifx train` as one process per folder, each with XLA_FLAGS of its own."""
+        job = {"AIFX_COORDINATOR": f"127.0.0.1:{free_port('127.0.0.1')}", "AIFX_NUM_PROCESSES": str(len(roots))}
+        found = [
+            warm.Process(
+                ["train", "--json"], root, {**os.environ, **job, "AIFX_PROCESS_ID": str(index), "XLA_FLAGS": flag}
+            )
+            for index, (root, flag) in enumerate(zip(roots, flags, strict=True))
+        ]
+        self.started += found
+        return Job(self.root / "runs" / "main", found)
+
     def train(self, run: str, size: int, *args: str, command: str = "train", **env: str) -> dict[str, Any]:
         """The document of a job that ends well."""
         job = self.start(run, size, *args, command=command, **env)
@@ -86,6 +98,11 @@ class Trainer:
         assert [out for _, out, _ in ended[1:]] == [""] * (size - 1)
         document: dict[str, Any] = json.loads(ended[0][1])
         return document
+
+    def end(self) -> None:
+        for process in self.started:
+            process.kill()
+            process.wait()
 
     def records(self, run: str) -> list[dict[str, Any]]:
         lines = read_jsonl(self.root / "runs" / run / "metrics.jsonl")
@@ -124,14 +141,20 @@ class Job:
 def trainer(tmp_path: Path) -> Iterator[Trainer]:
     trainer = Trainer(tmp_path / "project")
     yield trainer
-    for process in trainer.started:
-        process.kill()
-        process.wait()
+    trainer.end()
 
 
-def test_two_processes_equal_one(trainer: Trainer) -> None:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Trainer, dict[str, Any]]]:
+    """A project with the run "alone" of one process with two devices, and its document."""
+    trainer = Trainer(tmp_path_factory.mktemp("whole") / "project")
+    yield trainer, trainer.train("alone", 1, XLA_FLAGS=DEVICES.format(2))
+    trainer.end()
+
+
+def test_two_processes_equal_one(whole: tuple[Trainer, dict[str, Any]]) -> None:
     """Two processes, each of which is killed once on the way, against one process with the same mesh: bit for bit."""
-    alone = trainer.train("alone", 1, XLA_FLAGS=DEVICES.format(2))
+    trainer, alone = whole
     job = trainer.start("pair", 2, *SLOW_READS, XLA_FLAGS=DEVICES.format(1))
     job.wait_for_step(7)
     _, codes = job.strike(1)
@@ -151,23 +174,28 @@ def test_two_processes_equal_one(trainer: Trainer) -> None:
     assert list(stored.glob("jit_train_step-*-cache"))
 
 
-def test_eval_by_two_processes(trainer: Trainer) -> None:
+def test_eval_by_two_processes(whole: tuple[Trainer, dict[str, Any]]) -> None:
     """The numbers of one process on the same mesh, and of one device, for batches that two devices cannot share."""
+    trainer, _ = whole
     options = ("--gate", "loss < 1e-9", "--set", "eval.batch_size=5")
-    trainer.train("pair", 1, "--set", "train.num_steps=5", XLA_FLAGS=DEVICES.format(2))
     found = {}
     for size, devices in ((1, 1), (1, 2), (2, 1)):
-        job = trainer.start("pair", size, *options, command="eval", XLA_FLAGS=DEVICES.format(devices))
+        job = trainer.start("alone", size, *options, command="eval", XLA_FLAGS=DEVICES.format(devices))
         ended = job.wait()
         assert [code for code, _, _ in ended] == [1] * size, ended
         assert [(out, GLOO.sub("", err)) for _, out, err in ended[1:]] == [("", "")] * (size - 1)
         found[size, devices] = json.loads(ended[0][1])
     assert found[2, 1] == found[1, 2]
     assert found[2, 1]["metrics"]["loss"] == pytest.approx(found[1, 1]["metrics"]["loss"], rel=1e-6)
-    kept = json.loads((job.run / "eval" / "5.json").read_text())
+    kept = json.loads((job.run / "eval" / "20.json").read_text())
     assert kept["splits"]["test"]["metrics"] == found[2, 1]["metrics"]
-    # One process that asks for something else stops all before anything is measured.
-    job = trainer.start("pair", 2, own={1: ["--split", "validation"]}, command="eval", XLA_FLAGS=DEVICES.format(1))
+
+
+@pytest.mark.slow
+def test_an_eval_that_is_asked_for_something_else(whole: tuple[Trainer, dict[str, Any]]) -> None:
+    """It stops all processes before anything is measured."""
+    trainer, _ = whole
+    job = trainer.start("alone", 2, own={1: ["--split", "validation"]}, command="eval", XLA_FLAGS=DEVICES.format(1))
     ended = job.wait()
     assert [code for code, _, _ in ended] == [2, 2]
     assert "--split: 'validation' in process 1" in json.loads(ended[0][1])["error"]["why"]
@@ -205,31 +233,34 @@ def test_a_process_with_another_setting(trainer: Trainer, own: list[str], named:
 
 
 @pytest.mark.slow
-def test_processes_with_another_flag_or_other_data(trainer: Trainer, tmp_path: Path) -> None:
-    place = f"127.0.0.1:{free_port('127.0.0.1')}"
+def test_a_process_with_another_flag(trainer: Trainer) -> None:
     flags = (DEVICES.format(1), f"{DEVICES.format(1)} --xla_cpu_enable_fast_min_max=true")
-    job = {"AIFX_COORDINATOR": place, "AIFX_NUM_PROCESSES": "2"}
-    environs = [{**os.environ, **job, "AIFX_PROCESS_ID": str(i), "XLA_FLAGS": flags[i]} for i in range(2)]
-    pair = [warm.Process(["train", "--json"], trainer.root, environ) for environ in environs]
-    trainer.started += pair
-    ended = Job(trainer.root / "runs" / "main", pair).wait()
+    ended = trainer.start_at([trainer.root] * 2, flags).wait()
     assert [code for code, _, _ in ended] == [2, 2]
-    assert "XLA_FLAGS" in json.loads(ended[0][1])["error"]["why"]
+    why = json.loads(ended[0][1])["error"]["why"]
+    assert "XLA_FLAGS" in why
+    assert "fast_min_max=true' in process 1" in why
 
-    # The project of process 1 lies elsewhere, and its code and so its data differ by one character.
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "named"),
+    [("data.txt", "digest of the data"), ("tiny.py", "code of the project")],
+)
+def test_a_process_with_another_file(trainer: Trainer, tmp_path: Path, file: str, named: str) -> None:
+    """The project of process 1 lies elsewhere, and one file of it differs by one character."""
+    (trainer.root / "data.txt").write_text("numbers 7")
     other = Path(shutil.copytree(trainer.root, tmp_path / "other"))
-    source = (other / "tiny.py").read_text()
-    (other / "tiny.py").write_text(source.replace("default_rng(7)", "default_rng(8)"))
-    shutil.rmtree(other / "runs", ignore_errors=True)
+    (other / file).write_text((other / file).read_text() + " ")
+    (trainer.root / "runs").mkdir()
     (other / "runs").symlink_to(trainer.root / "runs")
-    job["AIFX_COORDINATOR"] = f"127.0.0.1:{free_port('127.0.0.1')}"
-    environs = [{**os.environ, **job, "AIFX_PROCESS_ID": str(i), "XLA_FLAGS": flags[0]} for i in range(2)]
-    roots = trainer.root, other
-    pair = [warm.Process(["train", "--json"], root, environ) for root, environ in zip(roots, environs, strict=True)]
-    trainer.started += pair
-    ended = Job(trainer.root / "runs" / "main", pair).wait()
+    ended = trainer.start_at([trainer.root, other], [DEVICES.format(1)] * 2).wait()
     assert [code for code, _, _ in ended] == [2, 2]
-    assert "code of the project" in json.loads(ended[0][1])["error"]["why"]
+    why = json.loads(ended[0][1])["error"]["why"]
+    assert f"{named}: " in why
+    assert "in process 1" in why
+    assert why.count("\n") == 0  # nothing else differs
+    assert not (trainer.root / "runs" / "main" / "metrics.jsonl").exists()
 
 
 def kill_and_compare(trainer: Trainer, seed: int, kills: int) -> dict[str, Any]:
