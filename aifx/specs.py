@@ -6,7 +6,7 @@ import functools
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -104,22 +104,71 @@ def init_params(specs: Specs, key: jax.Array) -> Params:
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(specs, is_leaf=is_spec)
     parts = [_parts([str(p.key) for p in path], spec) for path, spec in leaves]
-    names = [name for names, _ in parts for name in names]
-    crcs = jnp.array([zlib.crc32(name.encode()) for name in names], jnp.uint32)
-    keys = dict(zip(names, jax.vmap(lambda crc: jax.random.fold_in(key, crc))(crcs), strict=True)) if names else {}
+    keys = _named_keys([name for names, _ in parts for name in names], key)
 
     alike: dict[tuple[Any, ...], list[str]] = {}
     for (own, shape), (_, spec) in zip(parts, leaves, strict=True):
         alike.setdefault((spec.init, shape, jnp.dtype(spec.dtype)), []).extend(own)
     made: dict[str, jax.Array] = {}
     for (init, shape, dtype), group in alike.items():
-        first = functools.partial(init, shape=shape, dtype=dtype)
+        first = functools.partial(_first_value, init, shape, dtype)
         # A loop, not vmap: XLA would fuse the whole draw into each array's slice of it, and compile it as often.
         made |= zip(group, jax.lax.map(first, jnp.stack([keys[name] for name in group])), strict=True)
 
     arrays = [made[own[0]] if len(shape) == len(spec.shape) else jnp.stack([made[name] for name in own])
               for (own, shape), (_, spec) in zip(parts, leaves, strict=True)]  # fmt: skip
     return jax.tree_util.tree_unflatten(structure, arrays)  # type: ignore[no-any-return]
+
+
+def _first_value(init: Initializer, shape: tuple[int, ...], dtype: jnp.dtype[Any], key: jax.Array) -> jax.Array:
+    """Narrow numbers are drawn as float32 and rounded: their own types draw few values, and cut the tails."""
+    return init(key, shape, wide_dtype(dtype)).astype(dtype)
+
+
+def wide_dtype(dtype: DTypeLike) -> jnp.dtype[Any]:
+    """Float32 for narrower floating-point numbers, otherwise the same."""
+    dtype = jnp.dtype(dtype)
+    return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
+
+
+def widened(tree: Any) -> Any:
+    """Arrays, or their shapes, of floating-point numbers narrower than float32 as float32; the others as they are."""
+
+    def wide(x: Any) -> Any:
+        return (
+            x.update(dtype=wide_dtype(x.dtype))
+            if isinstance(x, jax.ShapeDtypeStruct)
+            else x.astype(wide_dtype(x.dtype))
+        )
+
+    return jax.tree.map(wide, tree)
+
+
+def with_weight_dtype(specs: Specs, dtype: DTypeLike) -> Specs:
+    """The specs with the weights that are float32 as another type."""
+
+    def changed(spec: ArraySpec) -> ArraySpec:
+        return replace(spec, dtype=dtype) if spec.kind == "weight" and spec.dtype == jnp.float32 else spec
+
+    return map_specs(changed, specs)  # type: ignore[no-any-return]
+
+
+def array_keys(specs: Specs, key: jax.Array) -> list[jax.Array]:
+    """A key for each array, in the order of the tree, from its path; of a stack of layers, one for each `[layers]`."""
+    leaves = jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec)
+    parts = [_parts([str(p.key) for p in path], spec) for path, spec in leaves]
+    keys = _named_keys([name for names, _ in parts for name in names], key)
+    return [
+        keys[names[0]] if len(shape) == len(spec.shape) else jnp.stack([keys[name] for name in names])
+        for (names, shape), (_, spec) in zip(parts, leaves, strict=True)
+    ]
+
+
+def _named_keys(names: list[str], key: jax.Array) -> dict[str, jax.Array]:
+    if not names:
+        return {}
+    crcs = jnp.array([zlib.crc32(name.encode()) for name in names], jnp.uint32)
+    return dict(zip(names, jax.vmap(lambda crc: jax.random.fold_in(key, crc))(crcs), strict=True))
 
 
 def _parts(names: list[str], spec: ArraySpec) -> tuple[list[str], tuple[int, ...]]:

@@ -65,6 +65,7 @@ _KEYS: dict[str, str] = {  # "section.key" is a name that means this in that sec
     "data.test_fraction": "test_split test_size",
     "data.classes": "class_names labels num_classes",
     "train.precision": "dtype torch_dtype fp16 bf16 amp mixed_precision autocast",
+    "train.parameter_dtype": "weight_dtype param_dtype params_dtype",
     "train.seed": "random_seed manual_seed global_seed rng_seed",
     "train.devices": "gpus num_gpus n_gpu n_gpus ngpus num_devices devices_per_node",
     "train.validate_every": (

@@ -191,7 +191,10 @@ class TrainSection(Section):
     )
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = setting(0, "Seed of initialization and of the order of the data.")
     precision: Literal["auto", "float32", "bfloat16"] = setting(
-        "auto", "Type of the computation; parameters stay float32. auto: float32 on CPU, bfloat16 on accelerators."
+        "auto", "Type of the computation. auto: float32 on CPU, bfloat16 on accelerators."
+    )
+    parameter_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "Type in which weights are kept. bfloat16: half the memory, updates are rounded stochastically."
     )
     devices: PositiveInt | Literal["all"] = setting("all", "Local devices to train on, arranged by [mesh].", ROUNDING)
     validate_every: NonNegativeInt = setting(200, "Steps between validations; 0 never validates.")

@@ -27,7 +27,7 @@ from aifx.parallel.layout import Layout, local_layout
 from aifx.programs.build import Programs, build
 from aifx.programs.state import make_frozen
 from aifx.runs.binding import binding_errors
-from aifx.specs import Params, is_spec, merge_frozen, split_frozen
+from aifx.specs import Params, is_spec, merge_frozen, split_frozen, with_weight_dtype
 from aifx.tasks.base import Task, part_name
 from aifx.tasks.project_errors import project_errors
 from aifx.tasks.registry import load_task
@@ -132,14 +132,15 @@ def restore_params(run: RunDirectory, config: Config, step: int, model: Model, l
     # Here, so that training does not wait for TensorStore before its first step.
     from aifx.checkpoint.checkpoints import Checkpoints
 
-    specs = model.specs()
+    part = "ema" if config.optimizer.ema_decay else "params"
+    dtype = "float32" if part == "ema" else config.train.parameter_dtype
+    specs = with_weight_dtype(model.specs(), dtype)
     trained, frozen = split_frozen(specs, specs)
     stacked = has_stacked_layers(specs)
     places = layout.of_params(trained)
     structs = jax.tree.map(
         lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), trained, places, is_leaf=is_spec
     )
-    part = "ema" if config.optimizer.ema_decay else "params"
     wanted = {part: unstack_layers(structs) if stacked else structs}
     tree, host = Checkpoints(run.checkpoints, config.checkpoint).restore(step, wanted)
     arrays = make_frozen(frozen, config.train.seed, layout)

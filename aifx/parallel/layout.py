@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from aifx.config.sections import MeshSection
 from aifx.core.errors import ConfigError
@@ -33,7 +35,7 @@ from aifx.parallel.mesh import (
     parse_rules,
     zigzag,
 )
-from aifx.specs import ArraySpec, Specs, is_spec, map_specs
+from aifx.specs import ArraySpec, Specs, is_spec, map_specs, widened
 
 
 @jax.tree_util.register_dataclass
@@ -43,10 +45,12 @@ class Part:
 
     Attributes:
         missing: the mesh axes to gather over, by dimension of the whole array; a layer of a stack is without the first.
+        dtype: of the whole array, if it is another one.
     """
 
     array: jax.Array
     missing: tuple[tuple[str, ...], ...] = field(metadata={"static": True})
+    dtype: DTypeLike | None = field(default=None, metadata={"static": True})
 
 
 @dataclass(frozen=True)
@@ -244,14 +248,17 @@ class Layout:
         )
         return mapped
 
-    def parts(self, params: Any, specs: Specs, gathered_later: Iterable[str] = ()) -> Any:
+    def parts(
+        self, params: Any, specs: Specs, gathered_later: Iterable[str] = (), dtype: DTypeLike | None = None
+    ) -> Any:
         """A device's part of the params as the model takes them: whole but for what the computation divides.
 
         Args:
             gathered_later: nodes that stay `Part`s, since the model calls `gather` when it needs them.
+            dtype: of floating-point arrays, if it is another one.
         """
         if self.num_devices == 1:
-            return params
+            return jax.tree.map(partial(_cast, dtype=dtype), params)
         kept = set(gathered_later)
 
         def part(path: Any, spec: ArraySpec, array: jax.Array) -> Any:
@@ -261,22 +268,20 @@ class Layout:
                 for axes, kept_axes in zip(self.stored(spec), used, strict=True)
             )
             if not any(missing):
-                return array
-            found = Part(array, missing)
+                return _cast(array, dtype)
+            found = Part(array, missing, dtype)
             return found if path[0].key in kept else self.gather(found)
 
         return jax.tree_util.tree_map_with_path(part, specs, params, is_leaf=is_spec)
 
     def gather(self, tree: Any) -> Any:
-        """The tree with each `Part` in it whole. The gradient of one is added up and divided again."""
+        """The tree with each `Part` in it whole. The gradient of one is added up in float32 and divided again."""
 
         def gathered(leaf: Any) -> Any:
             if not isinstance(leaf, Part):
                 return leaf
-            x = leaf.array
-            for dimension, axes in enumerate(leaf.missing[len(leaf.missing) - x.ndim :]):
-                x = lax.all_gather(x, axes, axis=dimension, tiled=True) if axes else x
-            return x
+            missing = leaf.missing[len(leaf.missing) - leaf.array.ndim :]
+            return _gathered(leaf.array, missing, leaf.dtype, leaf.array.dtype)
 
         return jax.tree.map(gathered, tree, is_leaf=lambda leaf: isinstance(leaf, Part))
 
@@ -286,9 +291,10 @@ class Layout:
         return lax.psum(tree, axes) if axes else tree
 
     def sync(self, gradients: Any, specs: Specs) -> Any:
-        """Gradients of the params, each added up over the devices that hold the same part of it."""
+        """Gradients of the params, each added up in float32 over the devices that hold the same part of it."""
 
         def added(spec: ArraySpec, gradient: Any) -> Any:
+            gradient = widened(gradient)
             divided = {axis for axes in self.stored(spec) for axis in axes}
             rest = tuple(axis for axis, size in self.mesh.shape.items() if size > 1 and axis not in divided)
             return lax.psum(gradient, rest) if rest and gradient is not None else gradient
@@ -336,6 +342,34 @@ class Layout:
     def index(self, axes: tuple[str, ...]) -> jax.Array:
         """The number of this device along these mesh axes."""
         return lax.axis_index(axes)
+
+
+def _cast(x: Any, dtype: DTypeLike | None) -> Any:
+    return x.astype(dtype) if dtype is not None and jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gathered(
+    x: jax.Array, missing: tuple[tuple[str, ...], ...], dtype: DTypeLike | None, stored: DTypeLike
+) -> jax.Array:
+    """A whole array as `dtype`, of the parts of devices that store it as `stored`."""
+    x = _cast(x, dtype)
+    for dimension, axes in enumerate(missing):
+        x = lax.all_gather(x, axes, axis=dimension, tiled=True) if axes else x
+    return x
+
+
+def _scattered(
+    missing: tuple[tuple[str, ...], ...], dtype: DTypeLike | None, stored: DTypeLike, _: None, gradient: jax.Array
+) -> tuple[jax.Array]:
+    # As torchtitan and MaxText do: the more devices add up bfloat16, the less would be left of each one's gradient.
+    gradient = widened(gradient)
+    for dimension, axes in reversed(list(enumerate(missing))):
+        gradient = lax.psum_scatter(gradient, axes, scatter_dimension=dimension, tiled=True) if axes else gradient
+    return (gradient.astype(stored),)
+
+
+_gathered.defvjp(lambda x, missing, dtype, stored: (_gathered(x, missing, dtype, stored), None), _scattered)
 
 
 def local_layout(devices: int | Literal["all"] = "all", mesh: MeshSection | None = None) -> Layout:

@@ -24,7 +24,7 @@ from aifx.planning.operations import count_operations, group_along
 from aifx.programs.build import Programs, build
 from aifx.programs.device_parts import row_ids
 from aifx.programs.program import Program
-from aifx.specs import LAYERS, ArraySpec, is_spec, is_stacked, merge_frozen
+from aifx.specs import LAYERS, ArraySpec, is_spec, is_stacked, merge_frozen, wide_dtype
 from aifx.tasks.base import Task
 from jax_kernels.dispatch import Choices
 from jax_kernels.implementations import current_device
@@ -160,25 +160,34 @@ def outputs_divided(programs: Programs, outputs: int) -> int:
 def held_by_one(programs: Programs) -> dict[str, int]:
     """Bytes of "parameters", "frozen", "optimizer", "gradients" and "batch" on one device."""
     state, frozen = programs.abstract
-    weights = select_weights(state.params, programs.trained_specs)
     batch = programs.batch(programs.config.train.global_batch_size)
-    optimizer = state.opt_state, state.ema
-    parts = {"parameters": state.params, "frozen": frozen, "optimizer": optimizer, "gradients": weights, "batch": batch}
+    parts = {
+        "parameters": state.params,
+        "frozen": frozen,
+        "optimizer": (state.opt_state, state.ema),
+        "gradients": programs.gradients,
+        "batch": batch,
+    }
     return {name: _held_bytes(tree) for name, tree in parts.items()}
 
 
 @dataclass(frozen=True)
 class _Gathered:
-    """A weight that a device gathers for use: its axes of the mesh, and bytes of one layer's array of it."""
+    """A weight that a device gathers for use: its axes of the mesh, and bytes of one layer's array of it, and of the
+    gradient as it is added up."""
 
     spec: ArraySpec
     is_layer: bool
     axes: tuple[str, ...]
     size: int
+    gradient: int
 
 
 def _gathered(programs: Programs) -> list[_Gathered]:
-    layout, width = programs.layout, jnp.dtype(programs.dtype).itemsize
+    layout, widths = (
+        programs.layout,
+        [dtype.itemsize for dtype in (jnp.dtype(programs.dtype), wide_dtype(programs.dtype))],
+    )
     found = []
     for path, spec in jax.tree_util.tree_leaves_with_path(programs.specs, is_leaf=is_spec):
         stored, used = layout.stored(spec), layout.stored(spec, layout.computation)
@@ -186,7 +195,8 @@ def _gathered(programs: Programs) -> list[_Gathered]:
         if missing:
             parts = math.prod(layout.mesh.shape[axis] for axes in used for axis in axes)
             stack = spec.shape[0] if spec.axes[:1] == (LAYERS,) else 1
-            found.append(_Gathered(spec, path[0].key == LAYERS, missing, spec.size * width // parts // stack))
+            sizes = (spec.size * width // parts // stack for width in widths)
+            found.append(_Gathered(spec, path[0].key == LAYERS, missing, *sizes))
     return found
 
 
@@ -194,8 +204,8 @@ def gathered_bytes(programs: Programs) -> int:
     """Of weights in use and their gradients: those of a layer, and the largest other one."""
     found, layers = _gathered(programs), programs.specs.get(LAYERS, {})
     unrolled = len(layers) if layers and not is_stacked(layers) else 1
-    of_layer = sum(one.size for one in found if one.is_layer) // unrolled
-    return int(2 * (of_layer + max((one.size for one in found if not one.is_layer), default=0)))
+    of_layer = sum(one.size + one.gradient for one in found if one.is_layer) // unrolled
+    return int(of_layer + max((one.size + one.gradient for one in found if not one.is_layer), default=0))
 
 
 def weight_collectives(programs: Programs, micro_batches: int) -> list[Collective]:
@@ -206,13 +216,14 @@ def weight_collectives(programs: Programs, micro_batches: int) -> list[Collectiv
         turns = one.spec.shape[0] if one.spec.axes[:1] == (LAYERS,) else 1
         in_loop = turns > 1 or micro_batches > 1
         group = group_along(mesh, one.axes)
-        for kind in ["all-gather"] * (2 if one.is_layer else 1) + ["reduce-scatter"]:
-            found.append(Collective(kind, one.size, group, turns * micro_batches, in_loop))
+        for _ in range(2 if one.is_layer else 1):
+            found.append(Collective("all-gather", one.size, group, turns * micro_batches, in_loop))
+        found.append(Collective("reduce-scatter", one.gradient, group, turns * micro_batches, in_loop))
     for spec in jax.tree.leaves(programs.trained_specs, is_leaf=is_spec):
         divided = {axis for axes in programs.layout.stored(spec) for axis in axes}
         rest = [axis for axis, size in mesh.items() if size > 1 and axis not in divided]
         if rest:
-            held = spec.size // math.prod(mesh[axis] for axis in divided) * jnp.dtype(spec.dtype).itemsize
+            held = spec.size // math.prod(mesh[axis] for axis in divided) * wide_dtype(spec.dtype).itemsize
             found.append(Collective("all-reduce", held, group_along(mesh, rest)))
     return found
 

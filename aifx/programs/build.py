@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from aifx.config import Config
 from aifx.data.base import Batch
 from aifx.models.base import Decodes, Model
-from aifx.nn.precision import cast_floating, compute_dtype
+from aifx.nn.precision import compute_dtype
 from aifx.nn.stacking import has_stacked_layers
 from aifx.objectives.base import DeviceBatch, Objective, Rows, Sums
 from aifx.objectives.checks import check_sums
@@ -31,7 +31,7 @@ from aifx.programs.freezing import freeze_backbone
 from aifx.programs.program import Program
 from aifx.programs.state import TrainState, abstract_state, initial_state
 from aifx.programs.train_step import TrainStep
-from aifx.specs import Params, Specs, count_parameters, merge_frozen, split_frozen
+from aifx.specs import Params, Specs, count_parameters, merge_frozen, split_frozen, widened, with_weight_dtype
 from aifx.tasks.base import Task
 from jax_kernels.dispatch import Choices
 
@@ -75,9 +75,10 @@ class Programs:
     @functools.cached_property
     def specs(self) -> Specs:
         """Of the whole model. With `finetune.freeze`, only what is trained takes gradients."""
+        specs = with_weight_dtype(self.model.specs(), self.config.train.parameter_dtype)
         if self.config.finetune.freeze == "backbone":
-            return freeze_backbone(self.model, ForwardContext(self.layout.single))
-        return self.model.specs()
+            return freeze_backbone(self.model, specs, ForwardContext(self.layout.single))
+        return specs
 
     @functools.cached_property
     def trained_specs(self) -> Specs:
@@ -115,6 +116,11 @@ class Programs:
     def abstract(self) -> tuple[TrainState, Params]:
         """The state and the frozen arrays as shapes, dtypes and shardings."""
         return abstract_state(self.specs, self.optimizer, self.layout, has_ema=self.has_ema)
+
+    @property
+    def gradients(self) -> Any:
+        """Of the weights, as shapes, dtypes and shardings."""
+        return widened(select_weights(self.abstract[0].params, self.trained_specs))
 
     @functools.cached_property
     def step(self) -> TrainStep:
@@ -167,16 +173,15 @@ class Programs:
             return state, norm
 
         state, _ = self.abstract
-        weights = select_weights(state.params, self.trained_specs)
         places = jax.tree.map(lambda x: x.sharding, state)
-        gradients = jax.tree.map(lambda x: x.sharding, weights)
+        gradients = jax.tree.map(lambda x: x.sharding, self.gradients)
         arguments, scalar = self.train_step.arguments, self.layout.replicated
         programs = (
             self._program("forward", self.step.loss, arguments, out_shardings=scalar),
             self._program(
                 "forward_backward", self.step.loss_and_gradients, arguments, out_shardings=(scalar, gradients)
             ),
-            self._program("update", update, (state, weights), donate=(0,), out_shardings=(places, scalar)),
+            self._program("update", update, (state, self.gradients), donate=(0,), out_shardings=(places, scalar)),
         )
         return {program.name: program for program in programs}
 
@@ -230,9 +235,8 @@ class Programs:
     def state_bytes(self) -> dict[str, int]:
         """Bytes of one copy of "parameters", "frozen", "optimizer" (with averaged weights) and "gradients"."""
         state, frozen = self.abstract
-        weights = select_weights(state.params, self.trained_specs)
         optimizer = state.opt_state, state.ema
-        parts = {"parameters": state.params, "frozen": frozen, "optimizer": optimizer, "gradients": weights}
+        parts = {"parameters": state.params, "frozen": frozen, "optimizer": optimizer, "gradients": self.gradients}
         return {name: tree_bytes(tree) for name, tree in parts.items()}
 
     def _program(self, name: str, function: Any, arguments: tuple[Any, ...], **options: Any) -> Program:
@@ -248,10 +252,8 @@ class Programs:
         layout, (trained, of_frozen) = self.layout, split_frozen(self.specs, self.specs)
 
         def program(params: Params, frozen: Params, batch: DeviceBatch, ids: jax.Array) -> Any:
-            merged = merge_frozen(params, frozen)
-            if self.casts:
-                merged = cast_floating(merged, self.dtype)
-            merged = model_params(self.model, merged, self.specs, layout)
+            dtype = self.dtype if self.casts else None
+            merged = model_params(self.model, merge_frozen(params, frozen), self.specs, layout, dtype)
             found = compute(self.model, merged, batch, ForwardContext(layout, row_ids=ids))
             rows = {name: value for name, value in found.items() if is_rows(value)}
             return rows, layout.sum({name: value for name, value in found.items() if name not in rows})
@@ -266,7 +268,7 @@ class Programs:
             return {**by_row, **sums}
 
         state, frozen = self.abstract
-        return self._program(name, forward, (state.params, frozen, self.batch(self.eval_rows)))
+        return self._program(name, forward, (state.evaluated, frozen, self.batch(self.eval_rows)))
 
 
 def tree_bytes(tree: Any) -> int:

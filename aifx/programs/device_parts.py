@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from aifx.models.base import Decodes, Model
 from aifx.objectives.base import DeviceBatch
@@ -16,9 +17,14 @@ from aifx.specs import Params, Specs
 from aifx.tasks.base import Task
 
 
-def model_params(model: Model | Decodes, params: Params, specs: Specs, layout: Layout) -> Params:
-    """A device's part of the params as the model takes them: whole but for the nodes that it gathers itself."""
-    parts: Params = layout.parts(params, specs, getattr(model, "gathers", ()))
+def model_params(
+    model: Model | Decodes, params: Params, specs: Specs, layout: Layout, dtype: DTypeLike | None = None
+) -> Params:
+    """A device's part of the params as the model takes them: whole but for the nodes that it gathers itself.
+
+    Floating-point arrays become `dtype`, if it is not None.
+    """
+    parts: Params = layout.parts(params, specs, getattr(model, "gathers", ()), dtype)
     return parts
 
 

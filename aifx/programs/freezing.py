@@ -28,8 +28,8 @@ def head_names(model: Model, ctx: ForwardContext) -> frozenset[str]:
     return frozenset(_name(path) for path, var in zip(paths, jaxpr.invars, strict=True) if id(var) in read)
 
 
-def freeze_backbone(model: Model, ctx: ForwardContext) -> Specs:
-    """The model's specs, in which the head's weights alone take gradients. Checkpoints hold the others all the same.
+def freeze_backbone(model: Model, specs: Specs, ctx: ForwardContext) -> Specs:
+    """The specs of a model, in which the head's weights alone take gradients. Checkpoints hold the others all the same.
 
     Raises ConfigError if the head has no weights.
     """
@@ -41,8 +41,8 @@ def freeze_backbone(model: Model, ctx: ForwardContext) -> Specs:
     def frozen(path: Any, spec: ArraySpec) -> ArraySpec:
         return spec if spec.kind != "weight" or _name(path) in names else replace(spec, kind="buffer")
 
-    specs: Specs = jax.tree_util.tree_map_with_path(frozen, model.specs(), is_leaf=is_spec)
-    return specs
+    found: Specs = jax.tree_util.tree_map_with_path(frozen, specs, is_leaf=is_spec)
+    return found
 
 
 def _name(path: Any) -> str:

@@ -11,7 +11,7 @@ import optax
 
 from aifx.optim import select_weights
 from aifx.parallel.layout import Layout
-from aifx.specs import Params, Specs, init_params, map_specs, split_frozen
+from aifx.specs import Params, Specs, init_params, map_specs, split_frozen, widened
 
 
 @jax.tree_util.register_dataclass
@@ -19,7 +19,7 @@ from aifx.specs import Params, Specs, init_params, map_specs, split_frozen
 class TrainState:
     """Updates done (int32 scalar), weights and buffers, and the optimizer's state over the weights.
 
-    With `optimizer.ema_decay`, `ema` holds the params with averaged weights. Frozen arrays are no part of the state:
+    With `optimizer.ema_decay`, `ema` holds the params with averaged weights, float32 or wider. Frozen arrays are no part of the state:
     they are an argument of the step, and of no checkpoint.
     """
 
@@ -40,13 +40,13 @@ def initial_state(
     """The state before the first update, and the frozen arrays, of a whole model's specs. To be run inside jit."""
     params, frozen = split_frozen(init_params(specs, jax.random.key(seed)), specs)
     trained, _ = split_frozen(specs, specs)
-    opt_state = optimizer.init(select_weights(params, trained))
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, copied(params) if has_ema else None), frozen
+    opt_state = optimizer.init(widened(select_weights(params, trained)))
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, first_average(params) if has_ema else None), frozen
 
 
-def copied(params: Params) -> Params:
-    """The params in memory of their own, so that both can be donated."""
-    copy: Params = jax.tree.map(jnp.copy, params)
+def first_average(params: Params) -> Params:
+    """The params as their average begins, in memory of its own, so that both can be donated."""
+    copy: Params = widened(jax.tree.map(jnp.copy, params))
     return copy
 
 
@@ -60,13 +60,13 @@ def abstract_state(
 
     trained, frozen = split_frozen(specs, specs)
     params, places = map_specs(lambda s: s.struct, trained), layout.of_params(trained)
-    opt_state = jax.eval_shape(optimizer.init, select_weights(params, trained))
+    opt_state = jax.eval_shape(optimizer.init, widened(select_weights(params, trained)))
     placed = jax.tree.map(struct, params, places)
     state = TrainState(
         struct(jax.ShapeDtypeStruct((), jnp.int32), layout.replicated),
         placed,
         jax.tree.map(struct, opt_state, layout.of_optimizer(opt_state, places)),
-        placed if has_ema else None,
+        widened(placed) if has_ema else None,
     )
     return state, jax.tree.map(struct, map_specs(lambda s: s.struct, frozen), layout.of_params(frozen))
 

@@ -14,19 +14,23 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from aifx.config import Config
-from aifx.nn.precision import cast_floating
 from aifx.objectives.base import DeviceBatch
 from aifx.objectives.checks import check_sums
 from aifx.optim import clip_by_global_norm, make_schedule, merge_weights, select_weights, update_average
+from aifx.optim.rounding import round_weights
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
 from aifx.programs.device_parts import batch_partitions, model_params, row_ids
 from aifx.programs.state import TrainState
-from aifx.specs import Params, Specs, merge_frozen, split_frozen
+from aifx.specs import Params, Specs, merge_frozen, split_frozen, widened
 from aifx.tasks.base import Task
 
 STEP_METRICS = ("loss", "grad_norm", "learning_rate")
 """What a step reports, in this order, as one float32 array: one transfer to the host per step."""
+
+
+ROUNDING = 0x726F756E
+"""Folded into the step's key for what the update draws, apart from the places of models."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +76,7 @@ class TrainStep:
                 return self.loss_sums(merged, batch, key, ids)
 
             sums_and_gradients = functools.partial(jax.value_and_grad(sums, has_aux=True), weights)
-            zero = (jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, weights)
+            zero = (jnp.zeros(()), jnp.zeros(())), widened(jax.tree.map(jnp.zeros_like, weights))
             totals, gradients = self._accumulate(sums_and_gradients, zero, batch, ids)
             return self.layout.sum(totals), self.layout.sync(gradients, self.trained)
 
@@ -99,7 +103,7 @@ class TrainStep:
     ) -> tuple[jax.Array, jax.Array]:
         """Total and weight of the loss over a device's part of some rows of the batch, float32."""
         ctx = ForwardContext(self.layout, training=True, key=key, row_ids=row_ids)
-        whole = model_params(self.task.model, cast_floating(params, self.dtype), self.specs, self.layout)
+        whole = model_params(self.task.model, params, self.specs, self.layout, self.dtype)
         sums = self.task.objective.sums(self.task.model, whole, batch, ctx)
         total, weight = check_sums(self.task.objective, sums)["loss"]
         return total.astype(jnp.float32), weight.astype(jnp.float32)
@@ -108,11 +112,13 @@ class TrainStep:
         """Clipping, the optimizer, the average: the next state, the norm before clipping and the learning rate."""
         schedule = make_schedule(self.config.schedule, self.config.train.num_steps)
         gradients, norm = clip_by_global_norm(gradients, self.config.optimizer.clip_norm)
-        weights = select_weights(state.params, self.trained)
+        weights = widened(select_weights(state.params, self.trained))
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, weights)
         share = jnp.asarray(schedule(state.step), jnp.float32)
         updates = jax.tree.map(lambda u: u * share.astype(u.dtype), updates)
-        params = merge_weights(optax.apply_updates(weights, updates), state.params, self.trained)
+        key = jax.random.fold_in(self._key(state), ROUNDING)
+        weights = round_weights(optax.apply_updates(weights, updates), self.trained, key)
+        params = merge_weights(weights, state.params, self.trained)
         ema = state.ema
         if ema is not None:
             ema = update_average(ema, params, self.trained, self.config.optimizer.ema_decay, state.step)

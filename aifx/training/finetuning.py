@@ -20,7 +20,7 @@ from aifx.data.text import TOKENIZER_FILE
 from aifx.parallel.context import ForwardContext
 from aifx.programs.build import Programs
 from aifx.programs.freezing import head_names
-from aifx.programs.state import TrainState, copied
+from aifx.programs.state import TrainState, first_average
 from aifx.runs.provenance import read_provenance
 from aifx.training.state import from_tree, to_tree
 
@@ -96,10 +96,12 @@ def with_base_weights(state: TrainState, programs: Programs, project: Project, r
     read = Checkpoints(base.checkpoints, programs.config.checkpoint).read(found.step, wanted)
     if differing:
         logger.info(f"the head starts from its initial values: {'; '.join(text for _, text in differing)}")
-    taken = {name.partition("/")[2]: array for name, array in read.items()}
+    taken = {
+        name: array.astype(ours[name].dtype) for name, array in ((n.partition("/")[2], a) for n, a in read.items())
+    }
     tree["params"] = _with(tree["params"], taken)
     if programs.has_ema:
-        tree["ema"] = copied(tree["params"])
+        tree["ema"] = first_average(tree["params"])
     return from_tree(tree, programs.abstract[0], stacked=programs.is_stacked)
 
 

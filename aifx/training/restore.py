@@ -11,7 +11,7 @@ from aifx.core.errors import CheckpointError
 from aifx.core.project import Project, RunDirectory
 from aifx.loading.restore import check_frozen
 from aifx.programs.build import Programs
-from aifx.programs.state import TrainState, copied, make_frozen
+from aifx.programs.state import TrainState, first_average, make_frozen
 from aifx.runs.status import number
 from aifx.specs import Params
 from aifx.training.finetuning import with_base_weights
@@ -78,7 +78,11 @@ def begin_from(fork: Fork, programs: Programs) -> InitialState:
     except Damaged:
         raise
     except CheckpointError as unfit:
-        changed = [str(d) for d in fork.changes if d.key.startswith(("model.", "task.", "objective.", "data."))]
+        changed = [
+            str(d)
+            for d in fork.changes
+            if d.key.startswith(("model.", "task.", "objective.", "data.", "train.parameter_dtype"))
+        ]
         what = f"a fork of run {fork.run.name!r} cannot have another model"
         hint = "aifx train --run NAME    (a new run, from its first step)"
         raise CheckpointError(what, "\n".join([*changed, unfit.why]), hint) from unfit
@@ -87,7 +91,7 @@ def begin_from(fork: Fork, programs: Programs) -> InitialState:
         logger.warning("the optimizer's state does not fit this configuration and starts again")
         tree["opt_state"] = to_tree(programs.init()[0], stacked=programs.is_stacked)["opt_state"]
     if programs.has_ema:
-        tree |= restored_if_fit("ema") or {"ema": copied(tree["params"])}
+        tree |= restored_if_fit("ema") or {"ema": first_average(tree["params"])}
     begun = _restored(fork.step, tree, host, programs, fork.run)
     # What was best on the way here was measured under another configuration.
     return replace(begun, progress=Progress(), pending_validation=None)
