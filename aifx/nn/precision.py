@@ -1,4 +1,4 @@
-"""The precision of the computation, apart from that of the parameters, which stay float32."""
+"""The precision of the computation, apart from the type in which parameters are kept."""
 
 from __future__ import annotations
 

@@ -12,8 +12,11 @@ from aifx.parallel.layout import Layout
 
 Layer: TypeAlias = Callable[..., tuple[jax.Array, Any]]
 
-CHEAP = frozenset(("all_gather", "name", "reshape", "convert_element_type", "transpose", "broadcast_in_dim", "squeeze"))
-"""Operations whose results are not kept. A gathered weight would be kept under another name if these could keep it."""
+CHEAP = frozenset(
+    ("all_gather", "linear_call", "name", "reshape", "convert_element_type", "transpose", "broadcast_in_dim", "squeeze")
+)
+"""Operations whose results are not kept; `Layout.gather` is a linear_call. A gathered weight would be kept under
+another name if these could keep it."""
 
 
 def rematerialized(layer: Layer, remat: Remat, layout: Layout) -> Layer:

@@ -15,8 +15,8 @@ def round_weights(weights: Any, specs: Specs, key: jax.Array) -> Any:
 
     A float32 becomes one of the two nearest bfloat16s, the likelier the nearer it is, so that it stays the same on
     average. Rounded to the nearest, a bfloat16 would lose each update that is less than about 1/512 of it (Zamirai et
-    al. 2020, "Revisiting BFloat16 Training", arXiv 2010.06192). Each element draws from the key, the name of its layer's
-    array and its place there, so that meshes and stacks of layers round alike.
+    al. 2020, "Revisiting BFloat16 Training", arXiv 2010.06192). Each element draws from the key, the name of its
+    layer's array and its place there, so that meshes and stacks of layers round alike.
     """
     keys = jax.tree.unflatten(jax.tree.structure(specs, is_leaf=is_spec), array_keys(specs, key))
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import linear_call
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
@@ -281,7 +282,7 @@ class Layout:
             if not isinstance(leaf, Part):
                 return leaf
             missing = leaf.missing[len(leaf.missing) - leaf.array.ndim :]
-            return _gathered(leaf.array, missing, leaf.dtype, leaf.array.dtype)
+            return _gathered(leaf.array, missing, leaf.dtype)
 
         return jax.tree.map(gathered, tree, is_leaf=lambda leaf: isinstance(leaf, Part))
 
@@ -348,28 +349,25 @@ def _cast(x: Any, dtype: DTypeLike | None) -> Any:
     return x.astype(dtype) if dtype is not None and jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _gathered(
-    x: jax.Array, missing: tuple[tuple[str, ...], ...], dtype: DTypeLike | None, stored: DTypeLike
-) -> jax.Array:
-    """A whole array as `dtype`, of the parts of devices that store it as `stored`."""
-    x = _cast(x, dtype)
-    for dimension, axes in enumerate(missing):
-        x = lax.all_gather(x, axes, axis=dimension, tiled=True) if axes else x
-    return x
+def _gathered(x: jax.Array, missing: Sequence[tuple[str, ...]], dtype: DTypeLike | None) -> jax.Array:
+    """A whole array as `dtype`, of the parts of devices. Its gradient is added up in float32.
 
+    So does torchtitan. In bfloat16, the sum over many devices would lose what each of them adds.
+    """
 
-def _scattered(
-    missing: tuple[tuple[str, ...], ...], dtype: DTypeLike | None, stored: DTypeLike, _: None, gradient: jax.Array
-) -> tuple[jax.Array]:
-    # As torchtitan and MaxText do: the more devices add up bfloat16, the less would be left of each one's gradient.
-    gradient = widened(gradient)
-    for dimension, axes in reversed(list(enumerate(missing))):
-        gradient = lax.psum_scatter(gradient, axes, scatter_dimension=dimension, tiled=True) if axes else gradient
-    return (gradient.astype(stored),)
+    def gather(_: tuple[()], x: jax.Array) -> jax.Array:
+        x = _cast(x, dtype)
+        for dimension, axes in enumerate(missing):
+            x = lax.all_gather(x, axes, axis=dimension, tiled=True) if axes else x
+        return x
 
+    def scatter(_: tuple[()], gradient: jax.Array) -> jax.Array:
+        gradient = widened(gradient)
+        for dimension, axes in enumerate(missing):
+            gradient = lax.psum_scatter(gradient, axes, scatter_dimension=dimension, tiled=True) if axes else gradient
+        return gradient.astype(x.dtype)
 
-_gathered.defvjp(lambda x, missing, dtype, stored: (_gathered(x, missing, dtype, stored), None), _scattered)
+    return linear_call(gather, scatter, (), x)  # type: ignore[no-any-return]
 
 
 def local_layout(devices: int | Literal["all"] = "all", mesh: MeshSection | None = None) -> Layout:

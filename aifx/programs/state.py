@@ -19,8 +19,8 @@ from aifx.specs import Params, Specs, init_params, map_specs, split_frozen, wide
 class TrainState:
     """Updates done (int32 scalar), weights and buffers, and the optimizer's state over the weights.
 
-    With `optimizer.ema_decay`, `ema` holds the params with averaged weights, float32 or wider. Frozen arrays are no part of the state:
-    they are an argument of the step, and of no checkpoint.
+    With `optimizer.ema_decay`, `ema` holds the params with averaged weights, float32 or wider. Frozen arrays are no
+    part of the state: they are an argument of the step, and of no checkpoint.
     """
 
     step: jax.Array

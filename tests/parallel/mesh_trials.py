@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -95,7 +96,8 @@ def trial(family: str, settings: list[str], devices: int) -> dict[str, Any]:
         programs = programs_of(family, settings, devices)
     except ConfigError as error:
         return {"what": error.what, "why": error.why, "hint": error.hint}
-    step, (state, frozen) = programs.train_step.lower().compile(), beginning(family, programs)
+    lowered, (state, frozen) = programs.train_step.lower(), beginning(family, programs)
+    step = lowered.compile()
     found = []
     for number in range(programs.config.train.num_steps):
         batch = programs.place(batch_of(programs.task.data, programs.config.train.global_batch_size, number))
@@ -112,6 +114,7 @@ def trial(family: str, settings: list[str], devices: int) -> dict[str, Any]:
         "vocab_bytes": VOCAB * 64 * 4,
         "matrix_bytes": 4 * sum(s.size for s in jax.tree.leaves(programs.specs, is_leaf=is_spec) if s.matrix),
         "collectives": collectives_of(step.as_text()),
+        "moved": moved_by(lowered.as_text()),
     }
 
 
@@ -142,6 +145,13 @@ def max_layer_bytes(programs: Programs) -> int:
     """Of the largest weight of a layer."""
     stacked = jax.tree.leaves(programs.abstract[0].params.get("layers", {}))
     return max((math.prod(x.shape[1:]) * x.dtype.itemsize for x in stacked), default=0)
+
+
+def moved_by(text: str) -> list[tuple[str, str]]:
+    """The collectives of a program before XLA changes types for this machine: kind, and shape and type of the result."""
+    found = re.finditer(r'"stablehlo\.(all_gather|reduce_scatter|all_reduce)"', text)
+    results = re.compile(r"-> \(?tensor<([^>]*)>")
+    return [(one[1], results.search(text, one.end())[1]) for one in found]  # type: ignore[index]
 
 
 def collectives_of(text: str) -> list[tuple[str, float, bool]]:

@@ -88,7 +88,7 @@ def test_fsdp_divides_the_state_and_gathers_layers_in_the_loop(project: Project)
     assert sum(one.size for one in gathers) == pytest.approx(2 * layer, rel=0.02)  # on the way forward and back
     assert {(one.turns, one.group) for one in gathers} == {(2, tuple(range(8)))}
     scatters = [one for one in fsdp.collectives if one.kind == "reduce-scatter" and one.in_loop]
-    assert sum(one.size for one in scatters) == pytest.approx(layer, rel=0.02)
+    assert sum(one.size for one in scatters) == pytest.approx(2 * layer, rel=0.02)  # added up in float32
     assert sum(one.size for one in data.collectives if one.kind == "all-reduce") >= one.gradients
 
 

@@ -55,4 +55,4 @@ def test_a_head_without_weights_cannot_be_trained_alone(tmp_path: Path) -> None:
             return Head(jax.numpy.eye(16))
 
     with pytest.raises(ConfigError, match="leaves nothing to train"):
-        freeze_backbone(Fixed(), ForwardContext(programs.layout))
+        freeze_backbone(Fixed(), programs.specs, ForwardContext(programs.layout))
