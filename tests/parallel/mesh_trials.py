@@ -77,8 +77,8 @@ def batch_of(data: DataSpec, rows: int, step: int) -> Batch:
         return {name: _drawn(rng, (rows, *field.shape), field.dtype) for name, field in data.fields.items()}
     # Every second token follows from the one before, and some tokens do not count.
     (length,) = data.fields["inputs"].shape
-    tokens = rng.integers(0, VOCAB, (rows, length + 1))
-    tokens[:, 1::2] = (tokens[:, :-1:2] * 3 + 1) % VOCAB
+    tokens = rng.integers(0, data.vocab_size, (rows, length + 1))
+    tokens[:, 1::2] = (tokens[:, :-1:2] * 3 + 1) % data.vocab_size
     made = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "weights": rng.random((rows, length)) < 0.9}
     places = np.broadcast_to(np.arange(length), (rows, length))
     made |= {"segment_ids": places // 11, "positions": places % 11}
@@ -148,7 +148,7 @@ def max_layer_bytes(programs: Programs) -> int:
 
 
 def moved_by(text: str) -> list[tuple[str, str]]:
-    """The collectives of a program before XLA changes types for this machine: kind, and shape and type of the result."""
+    """The collectives of a program before XLA changes types for this machine: kind, shape and type of the result."""
     found = re.finditer(r'"stablehlo\.(all_gather|reduce_scatter|all_reduce)"', text)
     results = re.compile(r"-> \(?tensor<([^>]*)>")
     return [(one[1], results.search(text, one.end())[1]) for one in found]  # type: ignore[index]
