@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def limits() -> list[dict[str, Any]]:
-    """FSDP over all devices of some hardware: 8 P T / R seconds of computing against 3 x 2 P / B of links."""
+    """FSDP over all devices of some hardware: 8 P T / R seconds of computing against (2 x 2 + 4) P / B of links."""
     found = []
     for name in LIMITS:
         hardware = find_hardware(name)
@@ -123,7 +123,7 @@ def limits() -> list[dict[str, Any]]:
             "R, TFLOP/s": round(rate / 1e12),
             "B, GB/s": round(1 / gigabyte_s),
             "over": over,
-            "tokens per device": round(0.75 * rate * gigabyte_s / 1e9),
+            "tokens per device": round(rate * gigabyte_s / 1e9),
         })  # fmt: skip
     return found
 

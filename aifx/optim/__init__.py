@@ -108,7 +108,8 @@ def update_average(average: Params, params: Params, specs: Specs, decay: float, 
     share = jnp.maximum(1.0 - decay, 9.0 / (10.0 + count))
 
     def update(spec: ArraySpec, mean: jax.Array, param: jax.Array) -> jax.Array:
-        return mean + share.astype(mean.dtype) * (param.astype(mean.dtype) - mean) if spec.kind == "weight" else param
+        param = param.astype(mean.dtype)
+        return mean + share.astype(mean.dtype) * (param - mean) if spec.kind == "weight" else param
 
     updated: Params = jax.tree.map(update, specs, average, params, is_leaf=is_spec)
     return updated

@@ -92,6 +92,14 @@ def test_fsdp_divides_the_state_and_gathers_layers_in_the_loop(project: Project)
     assert sum(one.size for one in data.collectives if one.kind == "all-reduce") >= one.gradients
 
 
+def test_narrow_types_take_half_the_memory(project: Project) -> None:
+    settings = ["train.parameter_dtype=bfloat16", "optimizer.moment_dtype=bfloat16"]
+    whole, narrow = (counted(project, load_config(project, given)) for given in ([], settings))
+    assert 2 * narrow.parameters == whole.parameters == narrow.gradients == whole.gradients
+    assert narrow.optimizer == pytest.approx(0.75 * whole.optimizer, rel=0.01)  # the second moment stays float32
+    assert narrow.checkpoint == narrow.parameters + narrow.optimizer
+
+
 def test_micro_batches_divide_the_activations(project: Project) -> None:
     config = load_config(project)
     whole = counted(project, config)
