@@ -77,6 +77,17 @@ def arrays(project: Project, run: str, step: int) -> dict[str, np.ndarray]:
     return {name.removeprefix("params/"): np.asarray(values) for name, values in read.items()}
 
 
+def test_weights_of_the_base_run_become_the_type_of_the_new_one(project: Project) -> None:
+    result = finetune(project, *FROZEN, "train.parameter_dtype=bfloat16", "optimizer.ema_decay=0.9")
+    before, after = arrays(project, "base", best_of(project, "base")), arrays(project, "fine", result.step)
+    for name in after.keys() - HEAD:
+        np.testing.assert_array_equal(before[name].astype(after[name].dtype), after[name])
+    assert {after[name].dtype.name for name in HEAD} == {"bfloat16"}
+    found = read_manifest(project.run("fine").checkpoints / str(result.step)).arrays
+    assert {entry.dtype for name, entry in found.items() if name.startswith("ema/")} == {"float32"}
+    assert np.isfinite(evaluate(project.run("fine"), project, split="validation").metrics["loss"])
+
+
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_a_frozen_backbone_is_that_of_the_base_run(project: Project, kind: str, logged: list[str]) -> None:
     result = finetune(project, *FROZEN, f"optimizer.kind={kind}")
