@@ -201,11 +201,15 @@ def _gathered(programs: Programs) -> list[_Gathered]:
 
 
 def gathered_bytes(programs: Programs) -> int:
-    """Of weights in use and their gradients: those of a layer, and the largest other one."""
+    """Of weights in use and their gradients: those of a layer, and the largest other one.
+
+    Gradients are of the type of the computation, and float32 while they are added up, one at a time.
+    """
     found, layers = _gathered(programs), programs.specs.get(LAYERS, {})
     unrolled = len(layers) if layers and not is_stacked(layers) else 1
-    of_layer = sum(one.size + one.gradient for one in found if one.is_layer) // unrolled
-    return int(of_layer + max((one.size + one.gradient for one in found if not one.is_layer), default=0))
+    of_layer = sum(one.size for one in found if one.is_layer) // unrolled
+    largest = max((one.size for one in found if not one.is_layer), default=0)
+    return int(2 * (of_layer + largest) + max((one.gradient for one in found), default=0))
 
 
 def weight_collectives(programs: Programs, micro_batches: int) -> list[Collective]:
