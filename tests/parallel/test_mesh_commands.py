@@ -129,4 +129,3 @@ def test_no_device_holds_a_whole_model_that_a_mesh_divides(used: tuple[Path, dic
     assert found["as it was trained"]["mesh"] == "fsdp=8"
     assert found["as it was trained"]["most"] * 8 == found["one"]["most"]
     assert found["more than there are"]["mesh"] == "fsdp=8"
-    assert found["more than there are"]["mesh"] == "data=8"
