@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, TypeVar
 
 import jax
+from jax._src.distributed import global_state  # jax.process_index() opens the device, and has no store of keys
 
 from aifx.checkpoint.faults import is_transient
 from aifx.checkpoint.manifest import Damaged
@@ -35,9 +36,7 @@ class JaxPeers(Group):
     """By scope, for the whole process: two objects for one folder must not read each other's old values."""
 
     def __init__(self, scope: str, wait_s: float = WAIT_S) -> None:
-        from jax._src.distributed import global_state  # there is no public way to the key-value store
-
-        self.index, self.size = jax.process_index(), jax.process_count()
+        self.index, self.size = int(global_state.process_id), int(global_state.num_processes)
         assert global_state.client is not None, "jax.distributed connects several processes"
         self._client, self._scope, self._wait_s = global_state.client, scope, wait_s
         self._read_by_all: list[str] = []
@@ -76,8 +75,12 @@ class JaxPeers(Group):
 
 
 def peers_of(scope: str) -> Group:
-    """All processes that JAX knows, for calls about `scope`, a name that is the same in all of them."""
-    return JaxPeers(scope) if jax.process_count() > 1 else Group()
+    """All processes that JAX knows, for calls about `scope`, a name that is the same in all of them.
+
+    Opens no device: that would wait for the other processes, which may be waiting for this one.
+    """
+    is_joined = jax.distributed.is_initialized() and global_state.num_processes > 1
+    return JaxPeers(scope) if is_joined else Group()
 
 
 class Failed(Exception):

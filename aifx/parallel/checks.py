@@ -14,6 +14,11 @@ from aifx.parallel.layout import Layout
 from aifx.parallel.mesh import AXES, YIELDS, Degrees, Demand, axes_of, check_demands, settings_of
 from aifx.specs import ArraySpec, Specs, is_spec
 
+INNER = ("heads", "kv_heads", "mlp")
+"""Logical axes of a layer's products, whose tokens are divided among the devices that divide them."""
+
+WITHOUT_RULES = "--set mesh.parameters=[] --set mesh.computation=[]"
+
 REPEATED = ("kv_heads",)
 """Logical axes of which several devices may have the same part, if there are fewer parts than devices."""
 
@@ -37,8 +42,10 @@ def check_model(layout: Layout, specs: Specs, fields: Mapping[str, Any], divided
             settings_of(Degrees(fsdp=layout.num_devices)),
         )
     needed = partial(axes_of, rules=layout.computation)
+    _check_rules(layout, divided)
+    ring = needed("seq") if layout.is_ring else ()
     demands = [
-        Demand(f"{logical} of the data", size, (*needed(logical), *needed("tokens")), in_pairs=layout.is_ring)
+        Demand(f"{logical} of the data", size, (*needed(logical), *needed("tokens")), ring=ring)
         for field_spec in fields.values()
         for size, logical in zip(field_spec.shape, field_spec.axes, strict=False)
         if logical in divided
@@ -71,6 +78,22 @@ def check_batch(layout: Layout, global_batch_size: int, gradient_accumulation: i
         f"each device takes the same number of rows: {rows} / {sharers} is not whole",
         f"--set train.global_batch_size={batch}, or {other}",
     )
+
+
+def _check_rules(layout: Layout, divided: Iterable[str]) -> None:
+    """Raises ConfigError for rules by which devices would compute with other parts than they have."""
+    inner = [name for name in INNER if name in divided]
+    for name in inner:
+        computed, stored = layout.axes(name), layout.axes(name, layout.parameters)
+        if missing := [axis for axis in computed if axis not in stored]:
+            what = f"the rules divide {name!r} over mesh.{missing[0]} in the computation, and not among the parameters"
+            why = f"each device along mesh.{missing[0]} computes with the part of the weights that it keeps"
+            raise ConfigError(what, why, WITHOUT_RULES)
+    differing = {name: layout.axes(name) for name in (*inner, "tokens") if inner}
+    if len(set(differing.values())) > 1:
+        what = "the rules divide a layer over different mesh axes"
+        over = "; ".join(f"{name}: {', '.join(axes) or 'none'}" for name, axes in differing.items())
+        raise ConfigError(what, f"{', '.join(differing)} are divided together: {over}", WITHOUT_RULES)
 
 
 def _check_collision(layout: Layout, spec: ArraySpec) -> None:

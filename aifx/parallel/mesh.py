@@ -107,7 +107,7 @@ class Demand:
     Attributes:
         name: for the error: "model.num_heads".
         axes: the mesh axes over which it is divided.
-        in_pairs: each device takes an even number.
+        ring: the mesh axes of a ring, whose devices take an even number each.
         may_repeat: fewer than devices will do if their number is a multiple: several devices then have the same.
     """
 
@@ -115,15 +115,16 @@ class Demand:
     size: int
     axes: tuple[str, ...]
     may_repeat: bool = False
-    in_pairs: bool = False
+    ring: tuple[str, ...] = ()
 
     def conflict(self, degrees: Degrees) -> str | None:
         """Why such a mesh cannot divide it; None if it can."""
-        count = degrees.over(self.axes) * (2 if self.in_pairs and degrees.over(self.axes) > 1 else 1)
+        pairs = 2 if degrees.over(self.ring) > 1 else 1
+        count = pairs * degrees.over(self.axes)
         if self.size % count == 0 or (self.may_repeat and count % self.size == 0):
             return None
         names = " x ".join(f"mesh.{axis}" for axis in self.axes if getattr(degrees, axis) > 1)
-        return f"{self.name} = {self.size} is not divisible by {'2 x ' * self.in_pairs}{names} = {count}"
+        return f"{self.name} = {self.size} is not divisible by {'2 x ' * (pairs - 1)}{names} = {count}"
 
 
 def nearest(degrees: Degrees, num_devices: int, demands: Sequence[Demand]) -> Degrees | None:
@@ -156,14 +157,26 @@ def check_demands(degrees: Degrees, demands: Sequence[Demand]) -> None:
 
 
 def make_mesh(degrees: Degrees, devices: Sequence[jax.Device]) -> Mesh:
-    """The mesh over these devices, in the order of their links; several slices of a TPU divide the rows."""
+    """The mesh over these devices, in the order of their links; several slices of a TPU divide the rows.
+
+    Raises ConfigError if the slices cannot.
+    """
     shape = tuple(asdict(degrees).values())
     slices = {getattr(device, "slice_index", 0) for device in devices}
     if devices[0].platform != "tpu":
         return Mesh(np.array(devices).reshape(shape), AXES)
-    if len(slices) > 1 and degrees.data % len(slices) == 0:
+    if len(slices) > 1:
+        if degrees.data % len(slices):
+            why = (
+                f"the devices are {len(slices)} slices, and slices divide rows: mesh.data is a multiple of their number"
+            )
+            raise ConfigError(
+                f"mesh.data = {degrees.data} on {len(slices)} slices", why, f"--set mesh.data={len(slices)}"
+            )
         within = (degrees.data // len(slices), *shape[1:])
-        arranged = mesh_utils.create_hybrid_device_mesh(within, (len(slices), 1, 1, 1), devices)
+        arranged = mesh_utils.create_hybrid_device_mesh(
+            within, (len(slices), 1, 1, 1), devices, allow_split_physical_axes=True
+        )
     else:
         arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(arranged, AXES)

@@ -65,10 +65,14 @@ def candidates(config: Config, work: Work, cores: int) -> tuple[list[Candidate],
     if work.hardware.num_devices > 1:
         traced = [
             estimate(one.settings, work.trace(apply_settings(config, one.settings), one.counted))
-            for one in _quickest_meshes(fitting)
+            for one in [*_quickest_meshes(fitting), *sorted(fitting, key=_need)[:1]]
         ]
         fitting = sorted((one for one in traced if one.needed_bytes <= capacity), key=lambda one: one.row_s)
-    return fitting, min(pool, key=lambda one: one.needed_bytes)
+    return fitting, min(pool, key=_need)
+
+
+def _need(one: Candidate) -> int:
+    return one.needed_bytes
 
 
 class _Estimate:
@@ -172,8 +176,8 @@ def _counted(
 
 def _meshes(hardware: Hardware) -> Iterator[Degrees]:
     for degrees in all_degrees(hardware.num_devices):
-        within_node = hardware.platform != "gpu" or degrees.tensor <= hardware.per_node
-        if degrees.tensor * degrees.context <= MOST_WITHIN and within_node:
+        near = hardware.platform != "gpu" or degrees.tensor <= hardware.per_node
+        if degrees.tensor * degrees.context <= MOST_WITHIN and near and degrees.data % hardware.slices == 0:
             yield degrees
 
 

@@ -94,16 +94,17 @@ def make_plans(
         "assets": None if assets is None else str(assets),
         "compile": with_compiler,
         "fit": fit or config.mesh.auto,
+        "limit_s": limit_s,
     }
     ended: dict[str, Child] = {}
-    with closing(run_many((_start(one, request, limit_s) for one in hardware), AT_ONCE)) as children:
+    with closing(run_many((_start(one, request) for one in hardware), AT_ONCE)) as children:
         for child in children:
             if child is not None:
                 ended[child.name] = child
     plans = list[Plan | PlanFailure]()
     for one in hardware:
         try:
-            events = _events(ended[one.name])
+            events = _events(ended[one.name], limit_s)
             plans.append(_plan(one, config, events, project, given))
         except AifxError as error:
             if len(hardware) == 1:
@@ -148,12 +149,12 @@ def out_of_memory(
     return EnvironmentFault("out of memory", first_line(error), hint) if changed else None
 
 
-def _start(hardware: Hardware, request: Mapping[str, Any], limit_s: float) -> Child:
+def _start(hardware: Hardware, request: Mapping[str, Any]) -> Child:
     text, environ = json.dumps({**request, "hardware": hardware.document()}), {**os.environ, **ENVIRONMENT}
-    return Child.of_module("aifx.planning.worker", text, name=hardware.name, limit_s=limit_s, env=environ)
+    return Child.of_module("aifx.planning.worker", text, name=hardware.name, limit_s=request["limit_s"], env=environ)
 
 
-def _events(child: Child) -> dict[str, dict[str, Any]]:
+def _events(child: Child, limit_s: float) -> dict[str, dict[str, Any]]:
     """By name. Raises what the worker failed with."""
     events = {str(event.get("event")): event for event in child.take_events()}
     assert child.ended is not None
@@ -162,7 +163,7 @@ def _events(child: Child) -> dict[str, dict[str, Any]]:
     if "counted" not in events:
         raise EnvironmentFault(f"the plan for {child.name} failed", child.ended.why, "AIFX_DEBUG=1 aifx plan")
     if not child.ended.succeeded:
-        limit = f"it took longer than {LIMIT_S:g} s" if child.ended.cut == "limit" else child.ended.why
+        limit = f"it took longer than {limit_s:g} s" if child.ended.cut == "limit" else child.ended.why
         events.setdefault("not_compiled", {"why": f"the compiler failed: {limit}"})
     return events
 

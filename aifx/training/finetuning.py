@@ -87,7 +87,7 @@ def with_base_weights(state: TrainState, programs: Programs, project: Project, r
         elif is_other_head and name in head:
             differing.append((name, f"{name} is for other classes there"))
         else:
-            wanted[f"{part}/{name}"] = jax.ShapeDtypeStruct(array.shape, entry.dtype)
+            wanted[f"{part}/{name}"] = jax.ShapeDtypeStruct(array.shape, entry.dtype, sharding=array.sharding)
     if unfit := [text for name, text in differing if name not in head]:
         more = f"; {len(unfit) - 3} more" if len(unfit) > 3 else ""
         what = f"the model does not fit the weights of run {base.name}, which finetune.base_run names"

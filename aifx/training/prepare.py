@@ -122,7 +122,7 @@ def _own_run(job: Job, task: Task, layout: Layout, is_fresh: bool) -> Choices:
 
 
 def _open_task(job: Job, is_fresh: bool) -> Task:
-    """The task, its data open.
+    """The task, its data open. `is_fresh` in the process that begins a run.
 
     A run without a checkpoint begins with nothing of an attempt before it, a fork with its origin's assets.
     """
@@ -133,7 +133,7 @@ def _open_task(job: Job, is_fresh: bool) -> Task:
             shutil.rmtree(run.assets)
     make_folders(run.assets, below=run.path)
     check_tree(run.assets)
-    if fork is not None and fork.run.assets.is_dir():
+    if is_fresh and fork is not None and fork.run.assets.is_dir():
         check_tree(fork.run.assets)
         shutil.copytree(fork.run.assets, run.assets, dirs_exist_ok=True)
     if not is_fresh:

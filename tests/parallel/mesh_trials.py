@@ -94,9 +94,10 @@ def _drawn(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.n
 def trial(family: str, settings: list[str], devices: int) -> dict[str, Any]:
     try:
         programs = programs_of(family, settings, devices)
+        lowered = programs.train_step.lower()
     except ConfigError as error:
         return {"what": error.what, "why": error.why, "hint": error.hint}
-    lowered, (state, frozen) = programs.train_step.lower(), beginning(family, programs)
+    state, frozen = beginning(family, programs)
     step = lowered.compile()
     found = []
     for number in range(programs.config.train.num_steps):

@@ -188,6 +188,22 @@ def test_two_processes_equal_one(whole: tuple[Trainer, dict[str, Any]]) -> None:
     assert list(stored.glob("jit_train_step-*-cache"))
 
 
+def test_two_processes_find_that_a_run_has_ended(whole: tuple[Trainer, dict[str, Any]]) -> None:
+    trainer, alone = whole
+    again = trainer.train("alone", 2, XLA_FLAGS=DEVICES.format(1))
+    assert again["state_digest"] == alone["state_digest"]
+
+
+@pytest.mark.slow
+def test_two_processes_fork_a_run(whole: tuple[Trainer, dict[str, Any]]) -> None:
+    trainer, _ = whole
+    longer = ("--set", "train.num_steps=24")
+    forked = trainer.train("alone", 2, "--fork", "forked", *longer, XLA_FLAGS=DEVICES.format(1))
+    assert (forked["step"], forked["resumed_from"]) == (24, 20)
+    again = trainer.train("forked", 2, *longer, XLA_FLAGS=DEVICES.format(1))
+    assert again["state_digest"] == forked["state_digest"]
+
+
 def test_eval_by_two_processes(whole: tuple[Trainer, dict[str, Any]]) -> None:
     """The numbers of one process on the same mesh, and of one device, for batches that two devices cannot share."""
     trainer, _ = whole
