@@ -234,6 +234,8 @@ def _lower(job: Job, programs: Programs) -> jax.stages.Lowered:
     kernels = programs.kernels
     assert kernels is not None
     lowered = programs.train_step.lower() if job.group.is_first else None
+    if job.group.is_first and job.group.size > 1 and job.config.train.validate_every:
+        programs.eval_step.trace()  # so that the kernels of validation are sent, too
     made = job.group.broadcast({key: choice.document() for key, choice in kernels.made.items()})
     if lowered is None:
         kernels.made.update({key: Choice.from_document(document) for key, document in made.items()})

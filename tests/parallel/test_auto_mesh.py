@@ -98,4 +98,6 @@ def test_a_run_keeps_its_mesh_while_it_has_the_same_devices(project: Project) ->
 def test_processes_take_the_mesh_that_the_first_one_finds(project: Project) -> None:
     text, found = trained(project, 2, size=2)
     assert "looking for the mesh of 4 devices" in text
+    (said,) = (line for line in text.splitlines() if line.startswith("mesh.auto found"))
     assert found
+    assert all(f"mesh.{axis} = {size}" in said for axis, size in found.items())
