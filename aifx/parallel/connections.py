@@ -23,6 +23,8 @@ MAX_BYTES = 64 << 20
 CHUNK = 1 << 16
 RETRY_S = (0.02, 1.0)  # between attempts to connect: the first pause, which doubles, and the longest
 GOODBYE_S = 0.3
+"""How long a process that ends waits for the others to read its last message."""
+
 PATIENCE_S = 5.0
 """Process 0 tells the others that not all have come. They wait so much longer, in case it does not."""
 
@@ -62,12 +64,17 @@ class Connection:
                 del self.unsent[: self.socket.send(self.unsent)]
 
     def take(self) -> list[dict[str, Any]]:
-        """The messages that have come. Raises OSError for a connection that is broken, and for what is no message."""
-        with suppress(BlockingIOError):
+        """The messages that have come. Raises OSError for nonsense, and for a broken connection if there are none."""
+        broken: OSError | None = None
+        try:
             while not self.is_closed and len(self._unread) <= MAX_BYTES:
                 part = self.socket.recv(CHUNK)
                 self._unread += part
                 self.is_closed = not part
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            broken = error
         *lines, rest = bytes(self._unread).split(b"\n")
         self._unread[:] = rest
         try:
@@ -76,8 +83,11 @@ class Connection:
             messages = [None]
         if len(rest) > MAX_BYTES or not all(isinstance(message, dict) for message in messages):
             raise OSError(errno.EPROTO, "it does not speak as aifx does")
-        first, self._put_back = self._put_back, []
-        return first + messages
+        messages = self._put_back + messages
+        self._put_back = []
+        if broken is not None and not messages:
+            raise broken
+        return messages  # the next call finds a broken connection closed
 
     def put_back(self, messages: list[dict[str, Any]]) -> None:
         """Let the next call of `take` return these messages first."""
@@ -223,6 +233,8 @@ def _greet(connection: Connection, me: Membership, found: dict[int, Connection])
             error: AifxError = ConfigError(f"process {index} on {connection.host} is not of this job", why)
             break
     else:
+        if index in found and not found[index].is_open():  # it died, and was started again
+            found.pop(index).socket.close()
         if index in found or not 0 < index < me.num_processes:
             what = f"two processes say that they are process {index}"
             why = f"one on {connection.host}, and one on {found[index].host if index in found else ours['host']}"

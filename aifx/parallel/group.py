@@ -10,7 +10,6 @@ What one process learns, process 0 passes on to the others, and each of them cal
 from __future__ import annotations
 
 import itertools
-import math
 import selectors
 import socket
 import threading
@@ -24,11 +23,9 @@ from typing import Any
 
 from aifx.config.sections import ProcessesSection
 from aifx.core.errors import AifxError, ConfigError, ExitCode
-from aifx.parallel.connections import Connection, Message, accept_all, close_all, reach_first
+from aifx.parallel.connections import GOODBYE_S, Connection, Message, accept_all, close_all, reach_first
 from aifx.parallel.processes import Membership
-
-GOODBYE_S = 0.3
-"""How long a process that ends waits for the others to read its last message."""
+from aifx.parallel.progress import Progress, find_stuck
 
 LOSS_S = 2.0
 HOLD_S = 300.0
@@ -58,7 +55,8 @@ class Limits:
     Attributes:
         connect_s: until all have started.
         silence_s: for a sign of life.
-        stuck_s: for one that has not come as far as another.
+        stuck_s: for one that has not come as far as another. What process 0 does alone, before a `broadcast` that the
+            others wait for, has no limit.
     """
 
     connect_s: float = 300.0
@@ -154,13 +152,14 @@ class JoinedGroup(Group):
         """
         self.index, self.size = me.process_id, me.num_processes
         self._limits, self._on_loss = limits, on_loss
-        self._own = _Progress()
+        self._own = Progress()
         self._number = itertools.count()
         self._received: dict[str, dict[int, Any]] = {}
         self._changed = threading.Condition()
         self._orders: SimpleQueue[tuple[list[int], Message]] = SimpleQueue()
         self._waker, self._woken = socket.socketpair()
         self._woken.setblocking(False)
+        self._waker.setblocking(False)  # nobody reads once the thread has ended
         self._is_over = False
         self._held: PeerLost | None = None
         connect = accept_all if self.is_first else reach_first
@@ -170,11 +169,11 @@ class JoinedGroup(Group):
         self._thread.start()
 
     def mark(self, phase: str) -> None:
-        self._own.phase = phase
-        self._own.position += 1
+        self._own.advance(phase)
 
     def gather(self, value: Any) -> list[Any]:
         key = self._next("gather")
+        self._own.advance()  # before the wait: whoever has not come yet is behind
         if not self.is_first:
             self._send({"key": key, "value": value})
             return []
@@ -185,8 +184,10 @@ class JoinedGroup(Group):
         key = self._next("broadcast")
         if self.is_first:
             self._send({"key": key, "value": value})
-            return value
-        return self._wait(key, 1)[0]
+        else:
+            value = self._wait(key, 1)[0]
+        self._own.advance()  # after the wait: process 0 may take any time for what it does alone
+        return value
 
     def loss_behind(self, error: BaseException) -> PeerLost | None:
         if isinstance(error, Exception) and not isinstance(error, AifxError):
@@ -236,7 +237,8 @@ class JoinedGroup(Group):
         return self.is_first or self._is_over or all(peer.connection.is_open() for peer in self._peers.values())
 
     def _next(self, kind: str) -> str:
-        self._own.position += 1
+        if self.error is not None:
+            raise self.error
         return f"{kind} {next(self._number)}"
 
     def _send(self, message: Message) -> None:
@@ -281,7 +283,9 @@ class JoinedGroup(Group):
                 beat_at = now + self._limits.beat_s
                 self._beat(now)
             self._take_orders()
-            if self._is_over and not any(peer.connection.unsent for peer in self._peers.values()):
+            is_sent = not any(peer.connection.unsent for peer in self._peers.values())
+            # `_is_over` first: another thread sets it after it has put its last message among the orders
+            if self._is_over and self._orders.empty() and is_sent:
                 break
             for peer in self._peers.values():
                 events = selectors.EVENT_WRITE if peer.connection.unsent else 0
@@ -306,9 +310,10 @@ class JoinedGroup(Group):
             everyone = {0: self._own} | {index: peer.progress for index, peer in self._peers.items()}
             for index in find_stuck(everyone, now, self._limits.stuck_s):
                 host = self._peers[index].connection.host if index else socket.gethostname()
-                why = f"it has not gone on for {self._limits.stuck_s:g} s, and others have"
+                why = f"it has not gone on for {self._limits.stuck_s:g} s (processes.stuck_timeout_s), and others have"
                 what = f"process {index} on {host} is stuck in {everyone[index].phase}"
-                return self._lose_for(PeerLost(what, why, AGAIN))
+                hint = f"{AGAIN}; if it needs more time: --set processes.stuck_timeout_s={2 * self._limits.stuck_s:g}"
+                return self._lose_for(PeerLost(what, why, hint))
         return None
 
     def _take_orders(self) -> None:
@@ -316,7 +321,8 @@ class JoinedGroup(Group):
             while True:
                 to, message = self._orders.get_nowait()
                 has_failed = "lost" in message and "waits" not in message
-                self._is_over |= has_failed or message.get("key") == OVER  # the others close their ends now
+                if has_failed or message.get("key") == OVER:
+                    self._is_over = True  # the others close their ends now
                 for index in to:
                     if (peer := self._peers.get(index)) is not None:
                         peer.connection.put(message)
@@ -324,8 +330,9 @@ class JoinedGroup(Group):
     def _serve(self, peer: _Peer, selector: selectors.BaseSelector) -> None:
         """Send what waits for a process, and take what came from it."""
         connection, why = peer.connection, "its connection closed: it was killed, or it crashed"
-        try:
+        with suppress(OSError):  # what it sent before it closed its end is still to be read
             connection.flush()
+        try:
             messages = connection.take()
         except OSError as error:
             connection.is_closed, messages = True, []
@@ -339,7 +346,8 @@ class JoinedGroup(Group):
                     return self._lose_for(lost, holds="waits" in message)
                 self._held = self._held or lost
             elif "key" in message:
-                self._is_over |= message["key"] == OVER  # what follows is no loss
+                if message["key"] == OVER:
+                    self._is_over = True  # what follows is no loss
                 with self._changed:
                     self._received.setdefault(message["key"], {})[peer.index] = message["value"]
                     self._changed.notify_all()
@@ -358,7 +366,7 @@ class JoinedGroup(Group):
         close_all([peer.connection for peer in self._peers.values()], GOODBYE_S)
         self._peers.clear()
 
-    def _lose(self, index: int, host: str, why: str, progress: _Progress) -> None:
+    def _lose(self, index: int, host: str, why: str, progress: Progress) -> None:
         what = f"process {index} on {host} was lost in {progress.phase}"
         self._lose_for(PeerLost(what, why, AGAIN))
 
@@ -377,34 +385,10 @@ class JoinedGroup(Group):
 
 
 @dataclass
-class _Progress:
-    """How far a process has come: how many phases it has begun, and the last of them."""
-
-    position: int = 0
-    phase: str = "the start"
-    moved_at: float = field(default_factory=time.monotonic)
-    behind_since: float = math.inf
-
-    def move(self, position: int, phase: str) -> None:
-        if position > self.position:
-            self.position, self.phase, self.moved_at = position, phase, time.monotonic()
-
-
-@dataclass
 class _Peer:
     """Another process."""
 
     index: int
     connection: Connection
-    progress: _Progress = field(default_factory=_Progress)
+    progress: Progress = field(default_factory=Progress)
     heard_at: float = field(default_factory=time.monotonic)
-
-
-def find_stuck(everyone: dict[int, _Progress], now: float, limit_s: float) -> Iterator[int]:
-    """The processes that have been behind another, without going on, for longer than `limit_s`."""
-    leading = max(progress.position for progress in everyone.values())
-    for index, progress in everyone.items():
-        is_behind = progress.position < leading
-        progress.behind_since = min(progress.behind_since, now) if is_behind else math.inf
-        if is_behind and now - max(progress.behind_since, progress.moved_at) > limit_s:
-            yield index

@@ -17,7 +17,7 @@ from aifx.core.processes import end_with
 from aifx.machine.compilation_cache import store_in_each_process
 from aifx.machine.device_memory import is_out_of_memory
 from aifx.parallel.connections import free_port
-from aifx.parallel.group import Disagreement, Group, JoinedGroup, Limits, PeerLost
+from aifx.parallel.group import AGAIN, Disagreement, Group, JoinedGroup, Limits, PeerLost
 from aifx.parallel.location import detect_here, resolve
 from aifx.parallel.processes import Membership
 
@@ -68,7 +68,7 @@ def joined(limits: Limits, on_loss: Callable[[PeerLost], None] = lambda _: None)
         jax.distributed.shutdown()
         _current = Group()
     except BaseException as error:
-        raise _told(group, error) from error
+        raise failure_for_others(group, error) from error
 
 
 _stdout = -1
@@ -123,11 +123,11 @@ def _initialize(me: Membership, group: JoinedGroup, address: str, limits: Limits
         )
     except jax.errors.JaxRuntimeError as error:
         why = str(error).splitlines()[0]
-        raise EnvironmentFault("JAX did not connect the processes", why, "run the same command again") from error
+        raise EnvironmentFault("JAX did not connect the processes", why, AGAIN) from error
 
 
-def _told(group: JoinedGroup, error: BaseException) -> BaseException:
-    """The error that this process ends for, after the other processes know of it."""
+def failure_for_others(group: JoinedGroup, error: BaseException) -> BaseException:
+    """Let the other processes know of an error. Returns the error that this process ends for."""
     if (lost := group.loss_behind(error)) is not None:
         group.await_end()
         return lost

@@ -29,7 +29,7 @@ class Membership:
     """One process of a job.
 
     Attributes:
-        source: what said so, for messages: "Slurm".
+        source: scheduler or launcher, for messages: "Slurm".
         coordinator: "host:port" at which process 0 listens.
         local_devices: indices of the GPUs that this process takes; None for all that it sees.
     """
@@ -129,7 +129,7 @@ def _open_mpi(environ: Mapping[str, str], fqdn: str, num_gpus: int) -> Membershi
         what = "Open MPI does not say where its rank 0 is"
         why = "there are several hosts, and neither Slurm nor OMPI_MCA_orte_hnp_uri names the first"
         raise ConfigError(what, why, f"mpirun -x AIFX_COORDINATOR=FIRST-HOST:{PORTS[0]} ...")
-    devices = _share_of_gpus(local_rank, local_size, _visible(environ, num_gpus))
+    devices = _share_of_gpus(local_rank, local_size, _visible(environ, num_gpus), num_gpus)
     return Membership("Open MPI", f"{host}:{_port('mpi', job)}", size, rank, devices)
 
 
@@ -145,7 +145,7 @@ def _slurm(environ: Mapping[str, str], fqdn: str, num_gpus: int) -> Membership |
     # If Slurm gave each task GPUs of its own, it sees fewer than the node has.
     on_node = int(environ.get("SLURM_GPUS_ON_NODE") or visible)
     local_size = _tasks_here(environ.get("SLURM_STEP_TASKS_PER_NODE", "1"), int(environ.get("SLURM_NODEID") or 0))
-    devices = _share_of_gpus(local, local_size, visible) if visible == on_node else None
+    devices = _share_of_gpus(local, local_size, visible, num_gpus) if visible == on_node else None
     return Membership("Slurm", f"{first_host(nodes)}:{_port('slurm', job, step)}", count, rank, devices)
 
 
@@ -225,9 +225,12 @@ def _visible(environ: Mapping[str, str], num_gpus: int) -> int:
     return num_gpus if named is None else len([name for name in named.split(",") if name])
 
 
-def _share_of_gpus(local_id: int, local_size: int, visible: int) -> tuple[int, ...] | None:
-    """The GPUs of one of the processes of a machine. None if it takes all that it sees."""
-    if local_size < 2 or visible < local_size:
+def _share_of_gpus(local_id: int, local_size: int, visible: int, num_gpus: int) -> tuple[int, ...] | None:
+    """The GPUs of one of the processes of a machine. None if it takes all that it sees.
+
+    A process that sees a part of the machine's GPUs, and fewer than there are processes, was given them for itself.
+    """
+    if local_size < 2 or visible < 2 or visible < min(local_size, num_gpus):
         return None
     if visible % local_size:
         what = f"{visible} GPUs cannot be divided among {local_size} processes"

@@ -107,6 +107,13 @@ def test_gpus_of_a_task(environ: dict[str, str], devices: tuple[int, ...] | None
 def test_gpus_that_do_not_divide() -> None:
     with pytest.raises(ConfigError, match="3 GPUs cannot be divided among 2 processes"):
         detect(SLURM, num_gpus=3)
+    with pytest.raises(ConfigError, match="2 GPUs cannot be divided among 4 processes"):
+        detect(OPEN_MPI_4, num_gpus=2)
+
+
+def test_gpus_that_a_wrapper_gave_each_process() -> None:
+    for own in ("1", "2,3"):
+        assert detect({**OPEN_MPI_4, "CUDA_VISIBLE_DEVICES": own}, num_gpus=8).local_devices is None  # type: ignore[union-attr]
 
 
 def test_a_batch_script_is_no_task() -> None:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from aifx.core.errors import AifxError, DataError, EnvironmentFault
-from aifx.parallel.group import Group, JoinedGroup, Limits, PeerLost, _Progress, find_stuck
+from aifx.parallel.connections import Connection, _hello
+from aifx.parallel.group import Group, JoinedGroup, Limits, PeerLost
 from aifx.parallel.processes import Membership
+from aifx.parallel.progress import Progress, find_stuck
 
 SOON = Limits(connect_s=5.0, silence_s=1.0, stuck_s=60.0)
 
@@ -210,7 +214,7 @@ def test_two_with_one_number_and_strangers() -> None:
 
 
 def test_who_is_stuck() -> None:
-    everyone = {index: _Progress(position=3, moved_at=0.0) for index in range(3)}
+    everyone = {index: Progress(position=3, moved_at=0.0) for index in range(3)}
     assert list(find_stuck(everyone, 100.0, 10.0)) == []  # all wait for one thing
     everyone[1].move(4, "step 4")
     everyone[1].moved_at = 100.0
@@ -229,6 +233,127 @@ def test_a_process_that_is_stuck() -> None:
     assert "process 1" in job.losses[0].what
     assert "step 5" in job.losses[1].what
     assert job.losses[0].exit_code == 75
+
+
+def test_a_process_that_goes_on_is_not_stuck() -> None:
+    """Process 0, behind the other for longer than the limit."""
+    job = Job(2, Limits(connect_s=5.0, silence_s=1.0, stuck_s=0.8))
+    for step in range(50):
+        job.groups[1].mark(f"step {step}")
+    for step in range(10):
+        time.sleep(0.15)
+        job.groups[0].mark(f"step {step}")
+    assert job.losses == {}
+    job.each(JoinedGroup.finish)
+
+
+def test_process_0_may_take_any_time_for_what_it_does_alone() -> None:
+    job = Job(3, Limits(connect_s=5.0, silence_s=1.0, stuck_s=0.3))
+
+    def prepare(group: Group) -> None:
+        with group.first_then_others():
+            time.sleep(1.0 if group.is_first else 0)
+
+    job.each(prepare)
+    job.each(JoinedGroup.finish)
+    assert job.losses == {}
+
+
+@pytest.mark.parametrize("stuck", [0, 1])
+def test_a_process_that_others_wait_for_is_stuck(stuck: int) -> None:
+    """In each call that needs a value of every process, also of process 0."""
+    job = Job(3, Limits(connect_s=5.0, silence_s=1.0, stuck_s=0.3))
+
+    def wait(group: Group) -> None:
+        with suppress(PeerLost):
+            group.barrier()
+
+    for group in job.groups:
+        if group.index != stuck:
+            threading.Thread(target=wait, args=[group], daemon=True).start()
+    job.wait_for_losses(3)
+    assert f"process {stuck}" in job.losses[2].what
+    assert "processes.stuck_timeout_s=0.6" in job.losses[2].hint
+
+
+def test_a_failure_is_read_although_nothing_can_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(2)
+    (peer,) = job.groups[0]._peers.values()
+
+    def fail() -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(peer.connection, "flush", fail)
+    job.groups[1].fail(DataError("no such file: corpus.txt"))
+    job.wait_for_losses(1)
+    assert "corpus.txt" in job.losses[0].why
+    assert job.losses[0].exit_code == 2
+
+
+def test_what_came_before_a_connection_broke() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sender = socket.create_connection(server.getsockname())
+        connection = Connection(server.accept()[0])
+    sender.sendall(b'{"lost": 1}\n{"lost": 2}\n')
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sender.close()  # by a reset
+    time.sleep(0.05)
+    assert connection.take() == [{"lost": 1}, {"lost": 2}]
+    assert connection.take() == []
+    assert connection.is_closed
+    connection.socket.close()
+
+
+def test_the_last_message_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that comes between the moments when the thread takes its orders and when it looks whether to end."""
+    job = Job(2)
+    group, failing = job.groups[0], []
+    take_orders = group._take_orders
+
+    def pause() -> None:
+        take_orders()
+        if not failing:
+            failing.append(threading.Thread(target=group.fail, args=[AifxError("the disk is full")]))
+            failing[0].start()
+            while not group._is_over:
+                time.sleep(0.001)
+
+    monkeypatch.setattr(group, "_take_orders", pause)
+    job.wait_for_losses(1)
+    failing[0].join(5)
+    assert "the disk is full" in job.losses[1].why
+    assert job.losses[1].exit_code == 2
+
+
+def test_calls_after_the_end() -> None:
+    """None blocks, and those of a job that lost a process raise."""
+    job = Job(2)
+    job.groups[0].fail(AifxError("the disk is full"))
+    job.wait_for_losses(1)
+    with pytest.raises(PeerLost, match="process 0"):
+        job.groups[1].gather(None)
+
+    def mark() -> None:
+        for _ in range(3000):  # more than a socket holds
+            job.groups[0]._wake()
+
+    waking = threading.Thread(target=mark, daemon=True)
+    waking.start()
+    waking.join(5)
+    assert not waking.is_alive()
+
+
+def test_a_process_that_died_and_was_started_again() -> None:
+    port = free_port()
+    with ThreadPoolExecutor(3) as pool:
+        joining = [pool.submit(JoinedGroup, member(0, 3, port), "127.0.0.1", SOON)]
+        time.sleep(0.1)
+        died = Connection(socket.create_connection(("127.0.0.1", port)))
+        died.put(_hello(member(1, 3, port)))
+        time.sleep(0.1)
+        died.socket.close()
+        joining += [pool.submit(JoinedGroup, member(index, 3, port), "127.0.0.1", SOON) for index in (1, 2)]
+        list(pool.map(JoinedGroup.finish, [future.result() for future in joining]))
 
 
 PROGRAM = """

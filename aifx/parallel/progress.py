@@ -1,0 +1,42 @@
+"""How far the processes of a job have come, and which of them is stuck. Imports no jax."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Progress:
+    """How far a process has come.
+
+    Attributes:
+        position: how many phases and calls of the group it has passed.
+        phase: the last one that it began.
+        moved_at: when `position` changed.
+    """
+
+    position: int = 0
+    phase: str = "the start"
+    moved_at: float = field(default_factory=time.monotonic)
+    behind_since: float = math.inf
+
+    def advance(self, phase: str | None = None) -> None:
+        self.move(self.position + 1, self.phase if phase is None else phase)
+
+    def move(self, position: int, phase: str) -> None:
+        if position > self.position:
+            self.moved_at = time.monotonic()  # first: another thread must not see the new position with the old time
+            self.position, self.phase = position, phase
+
+
+def find_stuck(everyone: Mapping[int, Progress], now: float, limit_s: float) -> Iterator[int]:
+    """The processes that have been behind another, without going on, for longer than `limit_s`."""
+    leading = max(progress.position for progress in everyone.values())
+    for index, progress in everyone.items():
+        is_behind = progress.position < leading
+        progress.behind_since = min(progress.behind_since, now) if is_behind else math.inf
+        if is_behind and now - max(progress.behind_since, progress.moved_at) > limit_s:
+            yield index
