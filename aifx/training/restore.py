@@ -41,10 +41,12 @@ class InitialState:
 
 def begin(programs: Programs, checkpoints: Checkpoints, run: RunDirectory, project: Project) -> InitialState:
     """The latest checkpoint that is whole, or the initial state; never both."""
-    if checkpoints.latest() is not None:
-        found = checkpoints.latest_good(to_tree(programs.abstract[0], stacked=programs.is_stacked))
-        if found is not None:
-            return _restored(found.step, found.state, found.host, programs, run)
+    latest = checkpoints.latest()
+    # All processes ask together, since one may not see yet what another has saved to a file system that they share.
+    found = checkpoints.latest_good(to_tree(programs.abstract[0], stacked=programs.is_stacked))
+    if found is not None:
+        return _restored(found.step, found.state, found.host, programs, run)
+    if latest is not None:
         logger.warning("no checkpoint is whole: the run starts again from its beginning")
     state, frozen = programs.init()
     if programs.config.finetune.base_run is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,8 @@ from aifx.training.signals import StopSignals
 from aifx.training.state import to_tree
 from aifx.training.trackers import open_trackers
 from jax_kernels.op import Choice
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -157,9 +160,13 @@ def _advice(error: BaseException, project: Project, config: Config, run: RunDire
     """If the devices have too little memory, the error that names settings which need less. It may take minutes."""
     if not is_out_of_memory(error):
         return None
-    from aifx.planning.planner import out_of_memory  # here, since training needs no plan otherwise
+    try:
+        from aifx.planning.planner import out_of_memory  # here, since training needs no plan otherwise
 
-    return out_of_memory(error, project, config, run, local_layout(config.train.devices))
+        return out_of_memory(error, project, config, run, local_layout(config.train.devices))
+    except Exception as failure:  # the process must end for `error`, with advice or without
+        logger.warning(f"no advice on memory: {type(failure).__name__}: {failure}")
+        return None
 
 
 def _add_what_was_saved(error: BaseException, run: RunDirectory) -> None:
@@ -192,7 +199,8 @@ def _train(job: Job) -> TrainResult:
     if job.fork is not None:  # its first checkpoint, then its configuration: from then on it is a run of its own
         loop.save(begun.state, begun.step, force=True)
         job.checkpoints.wait()
-        write_text(job.run.config, job.config.to_toml())
+        if job.group.is_first:
+            write_text(job.run.config, job.config.to_toml())
     job.dispatcher.start(info)
     job.stop.guard(job.config.checkpoint.stop_timeout_s)
     loop.meter.resume_clock()
