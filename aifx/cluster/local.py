@@ -113,7 +113,7 @@ def run_once(started: Sequence[Process], signals: Signals, write: Write) -> Atte
     Args:
         write: called with what they write to stderr, and with what the others than process 0 write to stdout.
     """
-    deadline, order, answer, sent = float("inf"), list[int](), bytearray(), len(signals.came)
+    deadline, order, sent = float("inf"), list[int](), len(signals.came)
     with ExitStack() as stack:
         children = [
             stack.enter_context(Child(one.argv, env={**os.environ, **one.variables}, grace_s=KILL_S)) for one in started
@@ -127,11 +127,8 @@ def run_once(started: Sequence[Process], signals: Signals, write: Write) -> Atte
             for index, child in enumerate(children):
                 for line in child.take_error_lines():
                     write(index, line)
-                if index == 0:
-                    answer += child.take_output()
-                else:
-                    for line in child.take_lines():
-                        write(index, line)
+                for line in child.take_lines() if index else ():  # the answer of process 0 is in its end
+                    write(index, line)
                 if child.ended is not None and index not in order:
                     order.append(index)
                     if not child.ended.succeeded:
@@ -143,7 +140,7 @@ def run_once(started: Sequence[Process], signals: Signals, write: Write) -> Atte
     order += [index for index in range(len(ended)) if index not in order]
     first = first_failure(order, ended)
     code = ExitCode.OK if first is None else code_of(ended[first])
-    return Attempt(int(code), first, ended, bytes(answer) + ended[0].output)
+    return Attempt(int(code), first, ended, ended[0].output)
 
 
 def first_failure(order: Sequence[int], ended: Sequence[Ended]) -> int | None:

@@ -164,7 +164,7 @@ class MeshSection(Section):
     )
     expert: Literal[1] = setting(1, "Reserved for experts.", ROUNDING)
     parameters: tuple[str, ...] = setting(
-        (), 'Other rules for parameters and optimizer state, such as "vocab = tensor": docs/mesh.md.', ROUNDING
+        (), 'Other rules for parameters and optimizer state, such as "embed =": docs/mesh.md.', ROUNDING
     )
     computation: tuple[str, ...] = setting((), "Other rules for the computation.", ROUNDING)
 

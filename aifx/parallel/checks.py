@@ -34,6 +34,7 @@ def check_model(layout: Layout, specs: Specs, fields: Mapping[str, Any], divided
     """
     if layout.num_devices == 1:
         return
+    _check_rules(layout, divided)
     can = {axis for logical in ("batch", *divided) for axis in layout.axes(logical)}
     if unable := [axis for axis in AXES if layout.mesh.shape.get(axis, 1) > 1 and axis not in can]:
         raise ConfigError(
@@ -42,7 +43,6 @@ def check_model(layout: Layout, specs: Specs, fields: Mapping[str, Any], divided
             settings_of(Degrees(fsdp=layout.num_devices)),
         )
     needed = partial(axes_of, rules=layout.computation)
-    _check_rules(layout, divided)
     ring = needed("seq") if layout.is_ring else ()
     demands = [
         Demand(f"{logical} of the data", size, (*needed(logical), *needed("tokens")), ring=ring)
@@ -82,8 +82,12 @@ def check_batch(layout: Layout, global_batch_size: int, gradient_accumulation: i
 
 def _check_rules(layout: Layout, divided: Iterable[str]) -> None:
     """Raises ConfigError for rules by which devices would compute with other parts than they have."""
+    rows = layout.axes("batch")
+    if whole := [axis for axis in ("data", "fsdp") if layout.mesh.shape.get(axis, 1) > 1 and axis not in rows]:
+        why = f"devices along mesh.{whole[0]} take rows of their own: the rule of 'batch' names data and fsdp"
+        raise ConfigError(f"the rules do not divide rows over mesh.{whole[0]}", why, WITHOUT_RULES)
     inner = [name for name in INNER if name in divided]
-    for name in inner:
+    for name in [*inner, *(name for name in divided if name == "vocab")]:
         computed, stored = layout.axes(name), layout.axes(name, layout.parameters)
         if missing := [axis for axis in computed if axis not in stored]:
             what = f"the rules divide {name!r} over mesh.{missing[0]} in the computation, and not among the parameters"
@@ -94,6 +98,11 @@ def _check_rules(layout: Layout, divided: Iterable[str]) -> None:
         what = "the rules divide a layer over different mesh axes"
         over = "; ".join(f"{name}: {', '.join(axes) or 'none'}" for name, axes in differing.items())
         raise ConfigError(what, f"{', '.join(differing)} are divided together: {over}", WITHOUT_RULES)
+    parts = {name: layout.axes(name) for name in ("batch", "seq", "tokens")}
+    for axis in AXES:
+        if len(sharing := [name for name, axes in parts.items() if axis in axes]) > 1:
+            what = f"the rules divide both {sharing[0]!r} and {sharing[1]!r} over mesh.{axis} in the computation"
+            raise ConfigError(what, "devices along a mesh axis divide one of them", WITHOUT_RULES)
 
 
 def _check_collision(layout: Layout, spec: ArraySpec) -> None:
@@ -107,5 +116,5 @@ def _check_collision(layout: Layout, spec: ArraySpec) -> None:
                 raise ConfigError(
                     f"the rules divide both {other!r} and {name!r} of one array over mesh.{axis}",
                     f"an array {list(spec.axes)} of the model has both, and a mesh axis divides one dimension",
-                    f'--set mesh.parameters=["{name} ="]',
+                    f"--set 'mesh.parameters=[\"{name} =\"]'",
                 )

@@ -80,10 +80,11 @@ class Degrees:
         elif open_axes or given != num_devices:
             asked = ", ".join(f"mesh.{axis} = {size}" for axis, size in sizes.items() if size not in (1, -1))
             fitting = nearest(cls(**{axis: max(size, 1) for axis, size in sizes.items()}), num_devices, ())
+            fewer = f", or --set train.devices={given}" if given < num_devices else ""
             raise ConfigError(
-                f"{asked or 'the mesh'}, and the run has {num_devices} devices",
+                f"{asked or 'the mesh'}, and the run has {num_devices} device{'s' * (num_devices > 1)}",
                 f"the sizes of a mesh make up the number of its devices: {given} is not {num_devices}",
-                f"{settings_of(fitting)}, or --set train.devices={given}",
+                f"{settings_of(fitting)}{fewer}",
             )
         return cls(**sizes)
 
@@ -207,9 +208,10 @@ def parse_rules(base: Rules, changes: Sequence[str], key: str) -> Rules:
     for change in changes:
         name, equals, axes = (part.strip() for part in change.partition("="))
         unknown = [axis for axis in axes.split() if axis not in AXES]
-        if not equals or name not in rules or unknown:
-            known = f"a logical axis ({', '.join(rules)}), =, and mesh axes ({', '.join(AXES)}) or nothing"
-            raise ConfigError(f"mesh.{key}: {change!r} is no rule", f"a rule is {known}", 'embed = "fsdp"')
+        if not equals or name not in rules or unknown or len(set(axes.split())) < len(axes.split()):
+            known = f"a logical axis ({', '.join(rules)}), =, and different mesh axes ({', '.join(AXES)}) or nothing"
+            hint = f"--set 'mesh.{key}=[\"{next(iter(rules))} = fsdp\"]'"
+            raise ConfigError(f"mesh.{key}: {change!r} is no rule", f"a rule is {known}", hint)
         rules[name] = tuple(axes.split())
     return rules
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -227,7 +228,8 @@ def _this(devices: int | str) -> Hardware:
         if generation is not None and generation.chip is not None:
             chip = _chip(generation.chip)
             return hardware_of("tpu", _device_kind(chip), _limited(len(tpus) * chip.devices_per_chip, devices))
-    return hardware_of("cpu", "cpu", 1)
+    simulated = re.findall(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    return hardware_of("cpu", "cpu", _limited(int(simulated[-1]) if simulated else 1, devices))
 
 
 def hardware_of(platform: str, device_kind: str, num_devices: int, slices: int = 1) -> Hardware:

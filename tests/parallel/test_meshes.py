@@ -280,6 +280,14 @@ def test_random_meshes_train_as_one_device_or_are_refused() -> None:
             "--set mesh.computation=[]",
         ),
         (['mesh.computation=["mlp ="]', "mesh.tensor=2"], "mlp: none", "--set mesh.computation=[]"),
+        (['mesh.parameters=["vocab = tensor"]', "mesh.fsdp=8"], "'vocab' over mesh.fsdp", "--set mesh.parameters=[]"),
+        (['mesh.computation=["batch = data"]', "mesh.fsdp=8"], "rows over mesh.fsdp", "--set mesh.computation=[]"),
+        (
+            ['mesh.computation=["batch = data fsdp tensor"]', "mesh.tensor=2"],
+            "both 'batch' and 'tokens' over mesh.tensor",
+            "--set mesh.computation=[]",
+        ),
+        (['mesh.parameters=["mlp = tensor tensor"]', "mesh.tensor=2"], "is no rule", "mesh.parameters"),
     ],
 )
 def test_what_a_mesh_cannot_divide_is_refused(tmp_path: Path, settings: list[str], why: str, hint: str) -> None:

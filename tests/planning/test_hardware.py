@@ -71,11 +71,14 @@ def test_slices_of_three_dimensions_are_as_cubic_as_can_be() -> None:
         assert max(shape) <= 4 * min(shape)
 
 
-def test_this_machine_has_a_processor_or_an_accelerator() -> None:
+def test_this_machine_has_a_processor_or_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     found = find_hardware("this")
     assert found.is_here
     if found.platform == "cpu":
         assert (found.num_devices, found.capacity_bytes) == (1, None)
+        monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+        assert find_hardware("this").num_devices == 4
+        assert find_hardware("this", 2).num_devices == 2
 
 
 @pytest.mark.parametrize(
