@@ -271,7 +271,8 @@ class JoinedGroup(Group):
         for peer in self._peers.values():
             selector.register(peer.connection.socket, selectors.EVENT_READ, peer)
         for peer in list(self._peers.values()):
-            self._serve(peer, selector)  # what came right behind the welcome
+            if self.error is None:
+                self._serve(peer, selector)  # what came right behind the welcome
         awake_at = beat_at = time.monotonic()
         while self._peers and self.error is None:
             now = time.monotonic()

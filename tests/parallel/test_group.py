@@ -343,17 +343,41 @@ def test_calls_after_the_end() -> None:
     assert not waking.is_alive()
 
 
+def say_hello(index: int, size: int, port: int) -> socket.socket:
+    """The connection of a process that has come, and dies before all are there."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        with suppress(ConnectionRefusedError):
+            connection = Connection(socket.create_connection(("127.0.0.1", port)))
+            connection.put(_hello(member(index, size, port)))
+            connection.socket.shutdown(socket.SHUT_WR)
+            connection.socket.settimeout(5)
+            return connection.socket
+        time.sleep(0.01)
+    raise TimeoutError
+
+
 def test_a_process_that_died_and_was_started_again() -> None:
     port = free_port()
     with ThreadPoolExecutor(3) as pool:
         joining = [pool.submit(JoinedGroup, member(0, 3, port), "127.0.0.1", SOON)]
-        time.sleep(0.1)
-        died = Connection(socket.create_connection(("127.0.0.1", port)))
-        died.put(_hello(member(1, 3, port)))
-        time.sleep(0.1)
-        died.socket.close()
-        joining += [pool.submit(JoinedGroup, member(index, 3, port), "127.0.0.1", SOON) for index in (1, 2)]
+        with say_hello(1, 3, port) as died:
+            time.sleep(0.1)
+            joining.append(pool.submit(JoinedGroup, member(1, 3, port), "127.0.0.1", SOON))
+            assert died.recv(1) == b""  # the new one has its place
+        joining.append(pool.submit(JoinedGroup, member(2, 3, port), "127.0.0.1", SOON))
         list(pool.map(JoinedGroup.finish, [future.result() for future in joining]))
+
+
+def test_all_others_died_before_all_were_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    port, losses, failed = free_port(), [], []
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    with ThreadPoolExecutor(1) as pool:
+        joining = pool.submit(JoinedGroup, member(0, 3, port), "127.0.0.1", SOON, losses.append)
+        with say_hello(1, 3, port), say_hello(2, 3, port):
+            joining.result()._thread.join(5)
+    assert "process 1" in losses[0].what or "process 2" in losses[0].what
+    assert (len(losses), failed) == (1, [])
 
 
 PROGRAM = """
