@@ -225,10 +225,10 @@ def test_who_is_stuck() -> None:
 
 
 def test_a_process_that_is_stuck() -> None:
-    job = Job(2, Limits(connect_s=5.0, silence_s=5.0, stuck_s=0.5))
+    job = Job(2, Limits(connect_s=5.0, silence_s=1.0, stuck_s=0.6))  # process 0 hears three times in between
+    job.groups[1].mark("step 5")
     for _ in range(3):
         job.groups[0].mark("step 7")
-    job.groups[1].mark("step 5")
     job.wait_for_losses(2)
     assert "process 1" in job.losses[0].what
     assert "step 5" in job.losses[1].what
