@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from aifx.core.errors import AifxError, ConfigError, EnvironmentFault, ExitCode
+from aifx.core.os_errors import refusal_in
 from aifx.core.processes import end_with
 from aifx.machine.compilation_cache import store_in_each_process
 from aifx.machine.device_memory import is_out_of_memory
@@ -137,7 +138,7 @@ def failure_for_others(group: JoinedGroup, error: BaseException) -> BaseExceptio
         group.fail(error)
     else:
         code = ExitCode.BUG if isinstance(error, Exception) else ExitCode.PREEMPTED
-        code = ExitCode.UNABLE if is_out_of_memory(error) else code
+        code = ExitCode.UNABLE if is_out_of_memory(error) or refusal_in(error) is not None else code
         group.fail(AifxError(f"{type(error).__name__}: {error}", exit_code=code))
     return error
 

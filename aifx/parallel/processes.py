@@ -94,7 +94,7 @@ def started_by(environ: Mapping[str, str]) -> list[str]:
 
 def lone_warning(environ: Mapping[str, str]) -> str | None:
     """Why a process that trains alone may be meant to be one of several. None if nothing hints at that."""
-    if int(environ.get("SLURM_NTASKS") or 1) > 1 and "SLURM_STEP_NUM_TASKS" not in environ:
+    if _int(environ, "SLURM_NTASKS", 1) > 1 and "SLURM_STEP_NUM_TASKS" not in environ:
         return f"Slurm reserved {environ['SLURM_NTASKS']} tasks; without srun, this process trains alone"
     if "JOB_COMPLETION_INDEX" in environ and "AIFX_NUM_PROCESSES" not in environ:
         return "this is a pod of an indexed Job; without AIFX_NUM_PROCESSES, it trains alone"
@@ -143,8 +143,8 @@ def _slurm(environ: Mapping[str, str], fqdn: str, num_gpus: int) -> Membership |
     job, step = _text(environ, "SLURM_JOB_ID"), environ.get("SLURM_STEP_ID", "0")
     visible = _visible(environ, num_gpus)
     # If Slurm gave each task GPUs of its own, it sees fewer than the node has.
-    on_node = int(environ.get("SLURM_GPUS_ON_NODE") or visible)
-    local_size = _tasks_here(environ.get("SLURM_STEP_TASKS_PER_NODE", "1"), int(environ.get("SLURM_NODEID") or 0))
+    on_node = _int(environ, "SLURM_GPUS_ON_NODE", visible)
+    local_size = _tasks_here(environ.get("SLURM_STEP_TASKS_PER_NODE", "1"), _int(environ, "SLURM_NODEID", 0))
     devices = _share_of_gpus(local, local_size, visible, num_gpus) if visible == on_node else None
     return Membership("Slurm", f"{first_host(nodes)}:{_port('slurm', job, step)}", count, rank, devices)
 
@@ -171,8 +171,8 @@ def _gce_tpu(environ: Mapping[str, str], metadata: Metadata) -> Membership | Non
 
 
 def _tpu_slice(source: str, workers: list[str], number: int, environ: Mapping[str, str]) -> Membership | None:
-    slices, in_slice = int(environ.get("MEGASCALE_NUM_SLICES") or 1), len(workers)
-    which = int(environ.get("MEGASCALE_SLICE_ID") or 0)
+    slices, in_slice = _int(environ, "MEGASCALE_NUM_SLICES", 1), len(workers)
+    which = _int(environ, "MEGASCALE_SLICE_ID", 0)
     first = environ.get("MEGASCALE_COORDINATOR_ADDRESS") or workers[0]
     host = first.split(":")[0]
     return Membership(source, f"{host}:{PORT}", slices * in_slice, which * in_slice + number)
@@ -267,10 +267,13 @@ def _text(environ: Mapping[str, str], name: str) -> str:
     return environ[name]
 
 
-def _int(environ: Mapping[str, str], name: str) -> int:
+def _int(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """Without a default, the variable must be set."""
+    if default is not None and not environ.get(name):
+        return default
     text = _text(environ, name)
     if not text.isdecimal():
-        raise ConfigError(f"{name} = {text!r}", "it must be a whole number, 0 or more", f"export {name}=0")
+        raise ConfigError(f"{name} = {text!r}", "it must be a whole number, 0 or more", f"unset {name}, or correct it")
     return int(text)
 
 

@@ -130,6 +130,14 @@ def test_a_missing_variable_of_slurm(name: str) -> None:
         detect({k: v for k, v in SLURM.items() if k != name})
 
 
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "SLURM_GPUS_ON_NODE", "SLURM_NODEID"])
+def test_a_variable_that_is_no_number_is_named(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} = 'gpu:2'"):
+        detect({**SLURM, name: "gpu:2"})
+    with pytest.raises(ConfigError, match="SLURM_NTASKS = 'abc'"):
+        lone_warning({"SLURM_NTASKS": "abc"})
+
+
 @pytest.mark.parametrize(
     ("nodes", "first"),
     [
