@@ -173,7 +173,7 @@ class JoinedGroup(Group):
 
     def gather(self, value: Any) -> list[Any]:
         key = self._next("gather")
-        self._own.advance()  # before the wait: whoever has not come yet is behind
+        self._own.advance()  # before the wait: a process that others wait for is behind them
         if not self.is_first:
             self._send({"key": key, "value": value})
             return []

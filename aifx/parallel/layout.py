@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.custom_derivatives import linear_call
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
@@ -36,22 +35,8 @@ from aifx.parallel.mesh import (
     parse_rules,
     zigzag,
 )
+from aifx.parallel.weight_parts import WeightPart, cast, gathered_weight
 from aifx.specs import ArraySpec, Specs, is_spec, map_specs, widened
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Part:
-    """A device's part of a weight that `Layout.gather` makes whole.
-
-    Attributes:
-        missing: the mesh axes to gather over, by dimension of the whole array; a layer of a stack is without the first.
-        dtype: of the whole array, if it is another one.
-    """
-
-    array: jax.Array
-    missing: tuple[tuple[str, ...], ...] = field(metadata={"static": True})
-    dtype: DTypeLike | None = field(default=None, metadata={"static": True})
 
 
 @dataclass(frozen=True)
@@ -255,11 +240,11 @@ class Layout:
         """A device's part of the params as the model takes them: whole but for what the computation divides.
 
         Args:
-            gathered_later: nodes that stay `Part`s, since the model calls `gather` when it needs them.
+            gathered_later: nodes that stay `WeightPart`s, since the model calls `gather` when it needs them.
             dtype: of floating-point arrays, if it is another one.
         """
         if self.num_devices == 1:
-            return jax.tree.map(partial(_cast, dtype=dtype), params)
+            return jax.tree.map(partial(cast, dtype=dtype), params)
         kept = set(gathered_later)
 
         def part(path: Any, spec: ArraySpec, array: jax.Array) -> Any:
@@ -269,22 +254,22 @@ class Layout:
                 for axes, kept_axes in zip(self.stored(spec), used, strict=True)
             )
             if not any(missing):
-                return _cast(array, dtype)
-            found = Part(array, missing, dtype)
+                return cast(array, dtype)
+            found = WeightPart(array, missing, dtype)
             return found if path[0].key in kept else self.gather(found)
 
         return jax.tree_util.tree_map_with_path(part, specs, params, is_leaf=is_spec)
 
     def gather(self, tree: Any) -> Any:
-        """The tree with each `Part` in it whole. The gradient of one is added up in float32 and divided again."""
+        """The tree with each `WeightPart` in it whole. The gradient of one is added up in float32 and divided again."""
 
         def gathered(leaf: Any) -> Any:
-            if not isinstance(leaf, Part):
+            if not isinstance(leaf, WeightPart):
                 return leaf
             missing = leaf.missing[len(leaf.missing) - leaf.array.ndim :]
-            return _gathered(leaf.array, missing, leaf.dtype)
+            return gathered_weight(leaf.array, missing, leaf.dtype)
 
-        return jax.tree.map(gathered, tree, is_leaf=lambda leaf: isinstance(leaf, Part))
+        return jax.tree.map(gathered, tree, is_leaf=lambda leaf: isinstance(leaf, WeightPart))
 
     def sum(self, tree: Any) -> Any:
         """Added up over all devices."""
@@ -343,31 +328,6 @@ class Layout:
     def index(self, axes: tuple[str, ...]) -> jax.Array:
         """The number of this device along these mesh axes."""
         return lax.axis_index(axes)
-
-
-def _cast(x: Any, dtype: DTypeLike | None) -> Any:
-    return x.astype(dtype) if dtype is not None and jnp.issubdtype(x.dtype, jnp.floating) else x
-
-
-def _gathered(x: jax.Array, missing: Sequence[tuple[str, ...]], dtype: DTypeLike | None) -> jax.Array:
-    """A whole array as `dtype`, of the parts of devices. Its gradient is added up in float32.
-
-    So does torchtitan. In bfloat16, the sum over many devices would lose what each of them adds.
-    """
-
-    def gather(_: tuple[()], x: jax.Array) -> jax.Array:
-        x = _cast(x, dtype)
-        for dimension, axes in enumerate(missing):
-            x = lax.all_gather(x, axes, axis=dimension, tiled=True) if axes else x
-        return x
-
-    def scatter(_: tuple[()], gradient: jax.Array) -> jax.Array:
-        gradient = widened(gradient)
-        for dimension, axes in enumerate(missing):
-            gradient = lax.psum_scatter(gradient, axes, scatter_dimension=dimension, tiled=True) if axes else gradient
-        return gradient.astype(x.dtype)
-
-    return linear_call(gather, scatter, (), x)  # type: ignore[no-any-return]
 
 
 def local_layout(devices: int | Literal["all"] = "all", mesh: MeshSection | None = None) -> Layout:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def with_found_mesh(config: Config, run: RunDirectory, project: Project, group: Group | None = None) -> Config:
-    """The configuration with what `mesh.auto` stands for, in each process of a job.
+    """The configuration with the mesh that `mesh.auto` asks for, the same in each process of a job.
 
     A run that goes on keeps its mesh, unless that makes up another number of devices. Raises ConfigError if nothing
     fits.

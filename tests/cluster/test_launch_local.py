@@ -63,7 +63,7 @@ def test_the_first_failure(program: str, code: int, first: int | None) -> None:
 
 
 def test_those_that_wait_for_one_that_was_killed_are_ended_soon() -> None:
-    """As processes do that have not met yet: nothing tells them."""
+    """As processes do that are not connected yet: they do not notice."""
     began = time.monotonic()
     attempt, _ = run("os.kill(os.getpid(), 9) if n == 1 else time.sleep(60)")
     assert time.monotonic() - began < 5

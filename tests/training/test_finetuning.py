@@ -134,7 +134,7 @@ def test_without_freezing_all_weights_go_on_from_the_checkpoint_that_the_provena
 
 
 def test_the_head_of_other_classes_starts_anew(project: Project, logged: list[str]) -> None:
-    """As many classes as the base run has, with other names: its head knows nothing of them."""
+    """As many classes as the base run has, with other names, for which its head is not trained."""
     with np.load(project.root / "data/ten.npz") as images:
         np.savez(project.root / "data/two.npz", **images)
     still = ("optimizer.learning_rate=1e-9", "optimizer.weight_decay=0", "train.seed=1")  # other first values
