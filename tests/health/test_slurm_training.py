@@ -54,8 +54,8 @@ def test_two_tasks_train_one_run(slurm: Cluster, tmp_path: Path) -> None:
 def test_which_processes_are_tasks(slurm: Cluster, tmp_path: Path) -> None:
     show = f"{sys.executable} -c '{SHOW}'"
     # Files of their own: srun writes lines of its own ("Step created", on a slow controller) to the job's output.
-    script = [f"{show} > {tmp_path}/batch", f"srun -o {tmp_path}/task-%t {show}", f"srun -n1 -N1 -o {tmp_path}/alone {show}"]
-    run_job(slurm, "; ".join(script))
+    script = f"cd {tmp_path}; {show} > batch; srun -o task-%t {show}; srun -N1 -n1 -o alone {show}"
+    run_job(slurm, script)
     assert (tmp_path / "batch").read_text() == (tmp_path / "alone").read_text() == "None\n"
     for number in range(2):
         line = (tmp_path / f"task-{number}").read_text()
