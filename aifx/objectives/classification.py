@@ -85,7 +85,8 @@ class Classification(Classifier):
         if logits.shape[:-1] != labels.shape:
             why = f"the outputs are {list(logits.shape)}, the labels {list(labels.shape)}"
             raise misfit("classification needs one row of outputs per label", why)
-        sums: Sums = {"loss": ((cross_entropy(logits, labels) * weights).sum(), weights.sum())}
+        smoothing = self.section.label_smoothing if ctx.training else 0.0
+        sums: Sums = {"loss": ((cross_entropy(logits, labels, smoothing) * weights).sum(), weights.sum())}
         if not ctx.training:
             sums |= {"logits": Rows(logits.astype(jnp.float32), weights), "labels": Rows(labels, weights)}
         return sums
@@ -201,8 +202,10 @@ def class_report(
     }
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
     """Negative log-likelihood in nats of `labels` [...] under `logits` [..., classes] of any dtype: float32 [...].
+
+    Of each label, a share `smoothing` is spread evenly over all classes (Szegedy et al., arXiv 1512.00567, section 7).
 
     The label's logit is picked by a masked sum rather than a gather: its gradient then fuses with the softmax's,
     where a gather's is a scatter into an array as large as the logits.
@@ -211,4 +214,6 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     shifted = logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
     picked = jnp.where(classes == labels[..., None], shifted, 0.0).sum(axis=-1)
+    if smoothing:
+        picked = (1 - smoothing) * picked + smoothing * shifted.mean(axis=-1)
     return jnp.log(jnp.exp(shifted).sum(axis=-1)) - picked

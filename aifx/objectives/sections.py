@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import Field, field_validator
 
-from aifx.config.sections import Conflict, ObjectiveSection, setting
+from aifx.config.sections import Conflict, Fraction, ObjectiveSection, setting
 
 if TYPE_CHECKING:
     from aifx.config.config import Config
@@ -25,6 +25,9 @@ class ClassificationSection(ObjectiveSection):
         "none",
         "Choose a threshold for each class on the validation split, by macro_f1 or balanced_accuracy. "
         "The class with the largest probability / threshold is predicted. none: the likeliest class.",
+    )
+    label_smoothing: Fraction = setting(
+        0.0, "Share of each training label that is spread evenly over all classes, against overconfidence."
     )
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:

@@ -132,6 +132,19 @@ def test_a_model_that_diverged_has_a_report():
     assert report["accuracy"] == 0.5
 
 
+def test_labels_are_smoothed_in_training_alone(programs: Programs) -> None:
+    params = init_params(programs.specs, jax.random.key(0))
+    batch = training_source(programs.task, programs.config).read(0, slice(0, 16))
+    plain, smooth = (Classification(ClassificationSection(label_smoothing=share)) for share in (0.0, 0.5))
+
+    def loss(objective: Classification, *, training: bool) -> float:
+        ctx = ForwardContext(programs.layout, training=training)
+        return float(jax.jit(lambda params: objective.sums(programs.model, params, batch, ctx)["loss"][0])(params))
+
+    assert loss(smooth, training=False) == loss(plain, training=False) == loss(plain, training=True)
+    assert loss(smooth, training=True) != loss(plain, training=True)
+
+
 def test_training_sums_the_loss_alone(programs: Programs) -> None:
     params, ctx = map_specs(lambda spec: spec.struct, programs.specs), ForwardContext(programs.layout, training=True)
     batch = training_source(programs.task, programs.config).read(0, slice(0, 16))

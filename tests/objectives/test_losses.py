@@ -46,3 +46,13 @@ def test_gradient_is_softmax_less_one_hot() -> None:
     labels = jnp.asarray(rng.integers(0, 9, 4).astype(np.int32))
     gradient = jax.grad(lambda x: cross_entropy(x, labels).sum())(logits)
     np.testing.assert_allclose(gradient, jax.nn.softmax(logits) - jax.nn.one_hot(labels, 9), atol=1e-6)
+
+
+def test_smoothed_labels_are_spread_evenly_over_all_classes() -> None:
+    rng = np.random.default_rng(4)
+    logits, labels = rng.normal(size=(7, 5)), rng.integers(0, 5, 7)
+    expected = 0.8 * reference(logits, labels) + 0.2 * np.mean(
+        [reference(logits, np.full(7, c)) for c in range(5)], axis=0
+    )
+    found = cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(labels), 0.2)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
