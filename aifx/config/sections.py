@@ -177,7 +177,7 @@ class ProcessesSection(Section):
         30.0, "For a sign of life of a process that is stopped, or whose machine is gone.", RESUME_SAFE
     )
     stuck_timeout_s: PositiveFloat = setting(
-        1800.0, "For a process that does not go on while others have, for example to compile.", RESUME_SAFE
+        1800.0, "For a process that others wait for and that reports no progress, as in a compilation.", RESUME_SAFE
     )
 
 

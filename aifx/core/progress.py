@@ -57,6 +57,19 @@ def listen(listener: Listener) -> Iterator[None]:
         _listeners.remove(listener)
 
 
+@contextmanager
+def overhear(listener: Listener) -> Iterator[None]:
+    """Report progress to `listener` as well as to the previous one."""
+
+    def both(progress: Progress | None) -> None:
+        listener(progress)
+        before(progress)
+
+    before: Listener = _listeners[-1] if _listeners else lambda _: None
+    with listen(both):
+        yield
+
+
 def publish(progress: Progress | None) -> None:
     """Give the listener the state of an activity, perhaps of another process, or None when it has ended."""
     if _listeners:

@@ -71,7 +71,8 @@ def evaluate_split(
     counts: Counter[str] = Counter()
     pending: Sums = {}
     num_rows = 0
-    for batch, size in _batches(programs, split, num_batches):
+    for number, (batch, size) in enumerate(_batches(programs, split, num_batches)):
+        current_group().mark(f"batch {number} of the {split} split")
         before_batch()
         following = programs.eval_step(params, frozen, programs.place(batch, size))  # runs while the last is added up
         for part in own_parts(layout, batch, size):

@@ -55,8 +55,7 @@ class Limits:
     Attributes:
         connect_s: until all have started.
         silence_s: for a sign of life.
-        stuck_s: for one that has not come as far as another. What process 0 does alone, before a `broadcast` that the
-            others wait for, has no limit.
+        stuck_s: for one that has not come as far as another, and reports no progress.
     """
 
     connect_s: float = 300.0
@@ -89,6 +88,9 @@ class Group:
 
     def mark(self, phase: str) -> None:
         """This process has begun `phase` ("step 12"). All processes mark the same phases in one order."""
+
+    def work_on(self) -> None:
+        """This process has done a part of its phase, and is not stuck in it."""
 
     def gather(self, value: Any) -> list[Any]:
         """The `value` (JSON) of each process, by index, in process 0; an empty list in the others."""
@@ -171,22 +173,26 @@ class JoinedGroup(Group):
     def mark(self, phase: str) -> None:
         self._own.advance(phase)
 
+    def work_on(self) -> None:
+        self._own.work_on()
+
     def gather(self, value: Any) -> list[Any]:
         key = self._next("gather")
         self._own.advance()  # before the wait: a process that others wait for is behind them
         if not self.is_first:
             self._send({"key": key, "value": value})
             return []
+        self._own.waits = True
         found = self._wait(key, self.size - 1)
+        self._own.waits = False
         return [value, *(found[index] for index in range(1, self.size))]
 
     def broadcast(self, value: Any = None) -> Any:
         key = self._next("broadcast")
-        if self.is_first:
-            self._send({"key": key, "value": value})
-        else:
-            value = self._wait(key, 1)[0]
-        self._own.advance()  # after the wait: process 0 may take any time for what it does alone
+        self._own.advance()
+        if not self.is_first:
+            return self._wait(key, 1)[0]
+        self._send({"key": key, "value": value})
         return value
 
     def loss_behind(self, error: BaseException) -> PeerLost | None:
@@ -302,7 +308,8 @@ class JoinedGroup(Group):
     def _beat(self, now: float) -> None:
         """Tell the others how far this process is, and look for one that is silent or stuck."""
         for peer in self._peers.values():
-            peer.connection.put({"position": self._own.position, "phase": self._own.phase})
+            own = self._own
+            peer.connection.put({"position": own.position, "phase": own.phase, "work": own.work})
         for peer in self._peers.values():
             if now - peer.heard_at > self._limits.silence_s and not self._is_over and self._held is None:
                 why = f"no sign of life for {self._limits.silence_s:g} s: it is stopped, or its machine is gone"
@@ -311,9 +318,10 @@ class JoinedGroup(Group):
             everyone = {0: self._own} | {index: peer.progress for index, peer in self._peers.items()}
             for index in find_stuck(everyone, now, self._limits.stuck_s):
                 host = self._peers[index].connection.host if index else socket.gethostname()
-                why = f"it has not gone on for {self._limits.stuck_s:g} s (processes.stuck_timeout_s), and others have"
+                limit_s = self._limits.stuck_s
+                why = f"it has not gone on for {limit_s:g} s (processes.stuck_timeout_s), and others wait for it"
                 what = f"process {index} on {host} is stuck in {everyone[index].phase}"
-                hint = f"{AGAIN}; if it needs more time: --set processes.stuck_timeout_s={2 * self._limits.stuck_s:g}"
+                hint = f"{AGAIN}; if it needs more time: --set processes.stuck_timeout_s={2 * limit_s:g}"
                 return self._lose_for(PeerLost(what, why, hint))
         return None
 
@@ -353,7 +361,7 @@ class JoinedGroup(Group):
                     self._received.setdefault(message["key"], {})[peer.index] = message["value"]
                     self._changed.notify_all()
             else:
-                peer.progress.move(message["position"], message["phase"])
+                peer.progress.move(message["position"], message["phase"], message["work"])
         if connection.is_closed:
             selector.unregister(connection.socket)
             del self._peers[peer.index]

@@ -15,6 +15,7 @@ import jax
 from aifx.core.errors import AifxError, ConfigError, EnvironmentFault, ExitCode
 from aifx.core.os_errors import refusal_in
 from aifx.core.processes import end_with
+from aifx.core.progress import overhear
 from aifx.machine.compilation_cache import store_in_each_process
 from aifx.machine.device_memory import is_out_of_memory
 from aifx.parallel.connections import free_port
@@ -62,7 +63,7 @@ def joined(limits: Limits, on_loss: Callable[[PeerLost], None] = lambda _: None)
     _exit_on_lost_coordinator(group)
     _current = group
     try:
-        with stdout_for_answers():
+        with stdout_for_answers(), overhear(lambda _: group.work_on()):
             _initialize(me, group, address, limits)
             yield group
             group.finish()

@@ -18,6 +18,7 @@ from aifx.core.json_values import plain
 from aifx.core.limits import address_space_limit
 from aifx.core.os_errors import FULL, errno_of, first_line
 from aifx.core.processes import Child, run_many
+from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
 from aifx.parallel.processes import started_by
 from aifx.planning.fit import smallest_machine
@@ -97,8 +98,12 @@ def make_plans(
         "limit_s": limit_s,
     }
     ended: dict[str, Child] = {}
-    with closing(run_many((_start(one, request) for one in hardware), AT_ONCE)) as children:
+    with (
+        report_progress("planning", None, "") as progress,
+        closing(run_many((_start(one, request) for one in hardware), AT_ONCE)) as children,
+    ):
         for child in children:
+            progress.advance(0)  # it goes on: each has its limit
             if child is not None:
                 ended[child.name] = child
     plans = list[Plan | PlanFailure]()

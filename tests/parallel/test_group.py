@@ -216,12 +216,14 @@ def test_two_with_one_number_and_strangers() -> None:
 def test_who_is_stuck() -> None:
     everyone = {index: Progress(position=3, moved_at=0.0) for index in range(3)}
     assert list(find_stuck(everyone, 100.0, 10.0)) == []  # all wait for one thing
-    everyone[1].move(4, "step 4")
+    everyone[1].advance("step 4")
     everyone[1].moved_at = 100.0
     assert list(find_stuck(everyone, 100.0, 10.0)) == []  # the others are behind since this moment
     everyone[2].position, everyone[2].moved_at = 4, 105.0
     assert list(find_stuck(everyone, 109.0, 10.0)) == []
     assert list(find_stuck(everyone, 111.0, 10.0)) == [0]
+    everyone[0].waits = True  # for all others, of which none is behind the leading one
+    assert list(find_stuck(everyone, 111.0, 10.0)) == []
 
 
 def test_a_process_that_is_stuck() -> None:
@@ -247,16 +249,37 @@ def test_a_process_that_goes_on_is_not_stuck() -> None:
     job.each(JoinedGroup.finish)
 
 
-def test_process_0_may_take_any_time_for_what_it_does_alone() -> None:
-    job = Job(3, Limits(connect_s=5.0, silence_s=1.0, stuck_s=0.3))
+def test_a_process_that_reports_progress_is_not_stuck() -> None:
+    """Others hear of it within a phase, too."""
+    job = Job(3, Limits(connect_s=5.0, silence_s=1.0, stuck_s=0.8))
 
-    def prepare(group: Group) -> None:
-        with group.first_then_others():
-            time.sleep(1.0 if group.is_first else 0)
+    def work(group: JoinedGroup, index: int) -> None:
+        for _ in range(10 if group.index == index else 0):
+            time.sleep(0.15)
+            group.work_on()
+
+    def prepare(group: JoinedGroup) -> None:
+        with group.first_then_others():  # process 0 works alone, then process 2 does
+            work(group, 0 if group.is_first else 2)
+        group.barrier()
 
     job.each(prepare)
     job.each(JoinedGroup.finish)
     assert job.losses == {}
+
+
+def test_process_0_that_waits_is_not_the_one_that_is_stuck() -> None:
+    """All wait for process 1: process 0 for its value, process 2 for what process 0 makes of it."""
+    job = Job(3, Limits(connect_s=5.0, silence_s=1.0, stuck_s=0.3))
+
+    def count(group: JoinedGroup) -> None:
+        with suppress(PeerLost):
+            group.total({"rows": 1})
+
+    for index in (0, 2):
+        threading.Thread(target=count, args=[job.groups[index]], daemon=True).start()
+    job.wait_for_losses(3)
+    assert all("process 1" in loss.what for loss in job.losses.values())
 
 
 @pytest.mark.parametrize("stuck", [0, 1])
@@ -382,25 +405,36 @@ def test_all_others_died_before_all_were_there(monkeypatch: pytest.MonkeyPatch) 
 
 PROGRAM = """
 import os, sys, time
-from aifx.parallel.group import JoinedGroup, Limits
+from aifx.parallel.group import JoinedGroup, Limits, PeerLost
 from aifx.parallel.processes import Membership
 
 def leave(error):
     print(error.what, error.why, sep="; ", flush=True)
     os._exit(error.exit_code)
 
-index, size, port = map(int, sys.argv[1:])
-group = JoinedGroup(Membership("a test", f"127.0.0.1:{port}", size, index), "127.0.0.1", Limits(20, 1.0, 60), leave)
+index, size, port, stuck_s = map(int, sys.argv[1:])
+me = Membership("a test", f"127.0.0.1:{port}", size, index)
+group = JoinedGroup(me, "127.0.0.1", Limits(20, 1.0, stuck_s), leave)
 print("here", flush=True)
-time.sleep(60)
+group.mark("the data")
+try:
+    with group.first_then_others():
+        time.sleep(60)
+except PeerLost:
+    group.await_end()
 """
 
 
 @pytest.fixture
-def processes() -> Iterator[list[subprocess.Popen[str]]]:
-    """Three processes of a job that have met."""
+def stuck_s() -> int:
+    return 60
+
+
+@pytest.fixture
+def processes(stuck_s: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """Three processes of a job that have met. Process 0 hangs, and the others wait for it."""
     port = free_port()
-    arguments = [[sys.executable, "-c", PROGRAM, str(index), "3", str(port)] for index in range(3)]
+    arguments = [[sys.executable, "-c", PROGRAM, str(index), "3", str(port), str(stuck_s)] for index in range(3)]
     started = [subprocess.Popen(command, text=True, stdout=subprocess.PIPE) for command in arguments]
     try:
         for process in started:
@@ -422,6 +456,14 @@ def test_a_lost_process(processes: list[subprocess.Popen[str]], victim: int, how
             assert f"process {victim} on {socket.gethostname()} was lost" in out
             assert ("no sign of life" if how == signal.SIGSTOP else "its connection closed") in out
             assert process.returncode == 75
+
+
+@pytest.mark.parametrize("stuck_s", [1])
+def test_process_0_hangs_in_what_it_does_alone(processes: list[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        out, _ = process.communicate(timeout=20)
+        assert f"process 0 on {socket.gethostname()} is stuck in the data; it has not gone on for 1 s" in out
+        assert process.returncode == 75
 
 
 def test_a_process_that_was_stopped_does_not_accuse_the_others(processes: list[subprocess.Popen[str]]) -> None:

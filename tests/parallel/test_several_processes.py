@@ -387,16 +387,55 @@ def test_a_process_that_is_stopped(trainer: Trainer) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_that_is_stuck_in_its_data(trainer: Trainer) -> None:
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_process_that_is_stuck_in_its_data(trainer: Trainer, split: str) -> None:
     source = (trainer.root / "tiny.py").read_text()
-    stuck = "step == self.section.stuck_step"
+    stuck = 'self.split == "train" and step == self.section.stuck_step'
     assert stuck in source
-    (trainer.root / "tiny.py").write_text(source.replace(stuck, f"{stuck} and rows.start > 0"))
-    settings = ("--set", "data.stuck_step=6", "--set", "processes.stuck_timeout_s=3")
+    where = f'self.split == "{split}" and step == self.section.stuck_step and rows.start > 0'
+    (trainer.root / "tiny.py").write_text(source.replace(stuck, where))
+    settings = ("--set", "data.stuck_step=1", "--set", "processes.stuck_timeout_s=3")
     ended = trainer.start("pair", 2, *settings, XLA_FLAGS=DEVICES.format(1)).wait()
     assert [code for code, _, _ in ended] == [75, 75]
-    assert "process 1" in ended[0][2]
-    assert "it has not gone on for 3 s" in ended[0][2]
+    phase = "step 2" if split == "train" else "batch 0 of the validation split"
+    assert re.search(f"process 1 on .* is stuck in {phase}: it has not gone on for 3 s", ended[0][2])
+
+
+OPENING = """
+        import os
+        from aifx.core.progress import report_progress
+        if os.environ["AIFX_PROCESS_ID"] == "0":
+            Path("opening").touch()
+            with report_progress("reading", None, "rows") as progress:
+                for _ in range({parts}):
+                    time.sleep(0.5)
+                    progress.advance(1)
+            time.sleep({pause_s})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["hangs", "is stopped", "works"])
+def test_process_0_while_it_opens_the_data_alone(trainer: Trainer, how: str) -> None:
+    """The others end if it hangs, and wait if it goes on."""
+    source = (trainer.root / "tiny.py").read_text()
+    opened = "        self.config = config\n"
+    assert opened in source
+    opening = OPENING.format(parts=10 if how == "works" else 0, pause_s=0 if how == "works" else 600)
+    (trainer.root / "tiny.py").write_text(source.replace(opened, opened + opening))
+    settings = ("--set", "processes.silent_timeout_s=2", "--set", "processes.stuck_timeout_s=3")
+    job = trainer.start("pair", 2, *settings, XLA_FLAGS=DEVICES.format(1))
+    if how == "is stopped":
+        deadline = time.monotonic() + 60
+        while not (trainer.root / "opening").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        seconds, codes = job.strike(0, signal.SIGSTOP)
+        assert (codes, seconds < 10) == ([75], True)
+        return
+    ended = job.wait()
+    assert [code for code, _, _ in ended] == ([0, 0] if how == "works" else [75, 75]), ended
+    stuck = re.search("process 0 on .* is stuck in the data: it has not gone on for 3 s", ended[0][2])
+    assert bool(stuck) == (how == "hangs")
 
 
 @pytest.mark.slow
