@@ -11,7 +11,7 @@ import tomlkit
 
 from aifx.core.sanitize import escape_in_json
 
-OriginKind = Literal["default", "preset", "file", "env", "set"]
+OriginKind = Literal["default", "preset", "file", "env", "set", "auto"]
 """In order of precedence, the lowest first."""
 
 _WRITTEN: Mapping[OriginKind, str] = {
@@ -20,12 +20,14 @@ _WRITTEN: Mapping[OriginKind, str] = {
     "file": r"\S+\.toml:\d+",
     "env": r"AIFX_\w+",
     "set": "--set",
+    "auto": r"mesh\.auto",
 }
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value came from. `where`: "default", "preset gpt2-124m", "aifx.toml:12", "AIFX_TRAIN__SEED", "--set"."""
+    """Where a value came from. `where`: "default", "preset gpt2-124m", "aifx.toml:12", "AIFX_TRAIN__SEED", "--set",
+    "mesh.auto"."""
 
     kind: OriginKind
     where: str

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from aifx.config.load import load_config, read_config
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 from aifx.parallel.connections import free_port
-from aifx.training.auto_mesh import with_settings
+from aifx.training.auto_mesh import hardware_of_all, with_settings
 
 TOML = """
 [task]
@@ -60,6 +63,41 @@ def test_what_is_found_stands_in_the_configuration_of_the_run(project: Project) 
     again = read_config(written, project)
     assert (again.mesh.auto, again.mesh.fsdp, again.train.gradient_accumulation) == (False, 4, 2)
     assert vars(again.model)["remat"] == "dots"
+    assert again.origin("mesh.fsdp").where == again.origin("model.remat").where == "mesh.auto"
+    assert again.origin("mesh.tensor").where == "default"
+
+
+LOOKING = """
+import json
+from pathlib import Path
+from jax._src import xla_bridge
+from aifx.config.load import load_config
+from aifx.core.project import Project
+from aifx.training import auto_mesh
+
+project = Project(Path.cwd())
+auto_mesh.may_have_accelerator = lambda: True
+found = auto_mesh.own_devices(load_config(project, ["train.devices=3"]), project.run("main"))
+print(json.dumps([found, xla_bridge.backends_are_initialized()]))
+"""
+
+
+def test_a_new_run_looks_at_accelerators_without_opening_them(project: Project) -> None:
+    """Kernels are tried in other processes, before this one opens a TPU."""
+    flags = "--xla_force_host_platform_device_count=4"
+    environ = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", LOOKING]
+    done = subprocess.run(command, cwd=project.root, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found, is_open = json.loads(done.stdout)
+    assert found == {"platform": "cpu", "kind": "cpu", "count": 3, "slices": [0]}
+    assert not is_open
+
+
+def test_the_devices_of_all_processes() -> None:
+    each = [{"platform": "tpu", "kind": "TPU v5 lite", "count": 8, "slices": [index // 2]} for index in range(4)]
+    together = hardware_of_all(each)
+    assert (together.num_devices, together.topology, together.slices) == (32, "v5e:4x4", 2)
 
 
 def trained(project: Project, devices: int, *args: str, size: int = 1) -> tuple[str, dict[str, int]]:
