@@ -19,7 +19,7 @@ from aifx.training.signals import stays_ignored
 
 HOST = "127.0.0.1"
 PROGRAM = "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"
-GRACE_S = 30.0
+GRACE_S = 10.0
 """After a failure, the others have so long to end by themselves. They need less than a second as a rule."""
 
 GRACE_OF_KILL_S = 1.0
@@ -28,6 +28,9 @@ GRACE_OF_KILL_S = 1.0
 KILL_S = 2.0
 POLL_S = 0.1
 LAST_LINES = 10
+
+NOISE = "[Gloo] Rank "
+"""Gloo announces each group of processes that it connects, past Python."""
 
 Write = Callable[[int, bytes], None]
 """Called with the number of a process and a line that it wrote, without its end."""
@@ -123,10 +126,12 @@ def run_once(started: Sequence[Process], signals: Signals, write: Write) -> Atte
             for number in signals.came[sent:]:
                 for child in children:
                     child.send_signal(number)
+                    child.send_signal(signal.SIGCONT)  # so that a stopped process hears it, as scancel and systemd do
             sent = len(signals.came)
             for index, child in enumerate(children):
                 for line in child.take_error_lines():
-                    write(index, line)
+                    if not line.startswith(NOISE.encode()):
+                        write(index, line)
                 for line in child.take_lines() if index else ():  # the answer of process 0 is in its end
                     write(index, line)
                 if child.ended is not None and index not in order:
@@ -160,4 +165,4 @@ def code_of(ended: Ended) -> int:
 
 
 def last_lines(ended: Ended) -> list[str]:
-    return list(ended.last_lines[-LAST_LINES:])
+    return [line for line in ended.last_lines if not line.startswith(NOISE)][-LAST_LINES:]

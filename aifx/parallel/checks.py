@@ -11,7 +11,16 @@ import jax
 
 from aifx.core.errors import ConfigError
 from aifx.parallel.layout import Layout
-from aifx.parallel.mesh import AXES, YIELDS, Degrees, Demand, axes_of, check_demands, settings_of
+from aifx.parallel.mesh import (
+    AXES,
+    YIELDS,
+    Degrees,
+    Demand,
+    axes_of,
+    check_demands,
+    setting_of_devices,
+    settings_of,
+)
 from aifx.specs import ArraySpec, Specs, is_spec
 
 INNER = ("heads", "kv_heads", "mlp")
@@ -34,7 +43,7 @@ def check_model(layout: Layout, specs: Specs, fields: Mapping[str, Any], divided
     """
     if layout.num_devices == 1:
         return
-    _check_rules(layout, divided)
+    check_rules(layout, specs, divided)
     can = {axis for logical in ("batch", *divided) for axis in layout.axes(logical)}
     if unable := [axis for axis in AXES if layout.mesh.shape.get(axis, 1) > 1 and axis not in can]:
         raise ConfigError(
@@ -51,7 +60,6 @@ def check_model(layout: Layout, specs: Specs, fields: Mapping[str, Any], divided
         if logical in divided
     ]
     for spec in jax.tree.leaves(specs, is_leaf=is_spec):
-        _check_collision(layout, spec)
         demands += [
             Demand(f"{logical} of the model", size, needed(logical), logical in REPEATED)
             for size, logical in zip(spec.shape, spec.axes, strict=True)
@@ -68,19 +76,21 @@ def check_batch(layout: Layout, global_batch_size: int, gradient_accumulation: i
     step = sharers * gradient_accumulation
     batch = max(round(global_batch_size / step), 1) * step
     micro = f" in {gradient_accumulation} micro-batches" if gradient_accumulation > 1 else ""
-    fewer = max(n for n in range(1, sharers + 1) if rows % n == 0)
-    other = f"--set train.devices={fewer * layout.num_devices // sharers}"
-    if (fsdp := layout.degrees.fsdp) > 1:
-        fsdp = math.gcd(fsdp, fewer)
-        other += f" --set mesh.data={fewer // fsdp} --set mesh.fsdp={fsdp}"
+    other = ""
+    for fewer in range(1, sharers + 1):
+        devices = setting_of_devices(fewer * layout.num_devices // sharers)
+        if rows % fewer == 0 and devices is not None:
+            fsdp = math.gcd(layout.degrees.fsdp, fewer)
+            sizes = f" --set mesh.data={fewer // fsdp} --set mesh.fsdp={fsdp}" if layout.degrees.fsdp > 1 else ""
+            other = f", or {devices}{sizes}"
     raise ConfigError(
         f"train.global_batch_size = {global_batch_size}{micro} cannot be divided among {sharers} devices",
         f"each device takes the same number of rows: {rows} / {sharers} is not whole",
-        f"--set train.global_batch_size={batch}, or {other}",
+        f"--set train.global_batch_size={batch}{other}",
     )
 
 
-def _check_rules(layout: Layout, divided: Iterable[str]) -> None:
+def check_rules(layout: Layout, specs: Specs, divided: Iterable[str]) -> None:
     """Raises ConfigError for rules by which devices would compute with other parts than they have."""
     rows = layout.axes("batch")
     if whole := [axis for axis in ("data", "fsdp") if layout.mesh.shape.get(axis, 1) > 1 and axis not in rows]:
@@ -103,6 +113,8 @@ def _check_rules(layout: Layout, divided: Iterable[str]) -> None:
         if len(sharing := [name for name, axes in parts.items() if axis in axes]) > 1:
             what = f"the rules divide both {sharing[0]!r} and {sharing[1]!r} over mesh.{axis} in the computation"
             raise ConfigError(what, "devices along a mesh axis divide one of them", WITHOUT_RULES)
+    for spec in jax.tree.leaves(specs, is_leaf=is_spec):
+        _check_collision(layout, spec)
 
 
 def _check_collision(layout: Layout, spec: ArraySpec) -> None:

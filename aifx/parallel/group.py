@@ -24,7 +24,7 @@ from typing import Any
 from aifx.config.sections import ProcessesSection
 from aifx.core.errors import AifxError, ConfigError, ExitCode
 from aifx.parallel.connections import GOODBYE_S, Connection, Message, accept_all, close_all, reach_first
-from aifx.parallel.processes import Membership
+from aifx.parallel.processes import AGAIN, Membership
 from aifx.parallel.progress import Progress, find_stuck
 
 LOSS_S = 2.0
@@ -32,7 +32,6 @@ HOLD_S = 300.0
 """How long the processes wait for what process 0 finds out about a failure."""
 
 OVER = "over"
-AGAIN = "run the same command again"
 
 AWAKE_S = 1.0
 """A thread that slept so much longer than it asked was stopped, with its process."""
@@ -226,7 +225,8 @@ class JoinedGroup(Group):
 
     def _failure(self, error: AifxError) -> PeerLost:
         what, why = f"process {self.index} on {socket.gethostname()} failed", error.what
-        return PeerLost(what, why, f"read the log of process {self.index}", exit_code=error.exit_code)
+        why += f": {error.why}" if error.why else ""
+        return PeerLost(what, why, error.hint or f"read the log of process {self.index}", exit_code=error.exit_code)
 
     def finish(self) -> None:
         if self._is_over:

@@ -19,9 +19,9 @@ from aifx.core.progress import overhear
 from aifx.machine.compilation_cache import store_in_each_process
 from aifx.machine.device_memory import is_out_of_memory
 from aifx.parallel.connections import free_port
-from aifx.parallel.group import AGAIN, Disagreement, Group, JoinedGroup, Limits, PeerLost
+from aifx.parallel.group import Disagreement, Group, JoinedGroup, Limits, PeerLost
 from aifx.parallel.location import detect_here, resolve
-from aifx.parallel.processes import Membership
+from aifx.parallel.processes import AGAIN, Membership
 
 RESOLVE_S = 60.0
 """A cluster's name service may not know a pod yet that has just started."""

@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from aifx.config.sections import MeshSection
 from aifx.core.errors import ConfigError
+from aifx.parallel.joining import current_group
 
 AXES: Final = ("data", "fsdp", "tensor", "context")
 
@@ -80,7 +81,7 @@ class Degrees:
         elif open_axes or given != num_devices:
             asked = ", ".join(f"mesh.{axis} = {size}" for axis, size in sizes.items() if size not in (1, -1))
             fitting = nearest(cls(**{axis: max(size, 1) for axis, size in sizes.items()}), num_devices, ())
-            fewer = f", or --set train.devices={given}" if given < num_devices else ""
+            fewer = f", or {devices}" if given < num_devices and (devices := setting_of_devices(given)) else ""
             raise ConfigError(
                 f"{asked or 'the mesh'}, and the run has {num_devices} device{'s' * (num_devices > 1)}",
                 f"the sizes of a mesh make up the number of its devices: {given} is not {num_devices}",
@@ -153,7 +154,7 @@ def check_demands(degrees: Degrees, demands: Sequence[Demand]) -> None:
     if not conflicts:
         return
     fitting = nearest(degrees, degrees.count, demands)
-    hint = "--set train.devices=1" if fitting is None else settings_of(fitting)
+    hint = settings_of(fitting) if fitting is not None else setting_of_devices(1) or "start fewer processes"
     raise ConfigError(f"the mesh {degrees} does not divide this run", "; ".join(dict.fromkeys(conflicts)), hint)
 
 
@@ -214,6 +215,12 @@ def parse_rules(base: Rules, changes: Sequence[str], key: str) -> Rules:
             raise ConfigError(f"mesh.{key}: {change!r} is no rule", f"a rule is {known}", hint)
         rules[name] = tuple(axes.split())
     return rules
+
+
+def setting_of_devices(count: int) -> str | None:
+    """`train.devices` with which a job has so many devices; None if its processes cannot have the same number each."""
+    each, rest = divmod(count, current_group().size)
+    return f"--set train.devices={each}" if each and not rest else None
 
 
 def settings_of(degrees: Degrees | None) -> str:

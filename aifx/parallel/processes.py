@@ -23,6 +23,9 @@ PORTS = range(20_000, 30_000)
 Metadata = Callable[[str], str | None]
 """Looks up an attribute of a Google Compute Engine instance; None if there is no such attribute."""
 
+AGAIN = "run the same command again"
+"""What helps if a process was lost."""
+
 
 @dataclass(frozen=True)
 class Membership:

@@ -32,7 +32,7 @@ from aifx.programs.program import Program
 from aifx.programs.state import TrainState, abstract_state, initial_state
 from aifx.programs.train_step import TrainStep
 from aifx.specs import Params, Specs, count_parameters, merge_frozen, split_frozen, widened, with_weight_dtype
-from aifx.tasks.base import Task
+from aifx.tasks.base import Task, divided_axes
 from jax_kernels.dispatch import Choices
 
 
@@ -44,14 +44,6 @@ def build(config: Config, task: Task, layout: Layout, *, kernels: Choices | None
     divided = divided_axes(task)
     check_model(layout, task.model.specs(), task.data.fields, divided, type(task.model).__name__)
     return Programs(config, task, layout.computing(divided), kernels)
-
-
-def divided_axes(task: Task) -> tuple[str, ...]:
-    """The logical axes that a task's model and objective can both divide."""
-    of_model, of_objective = getattr(task.model, "divides", ()), task.objective.divides
-    inner = ("heads", "kv_heads", "mlp")  # no objective sees them, but tokens are divided between them
-    able = (axis for axis in of_model if axis in of_objective or (axis in inner and "tokens" in of_objective))
-    return tuple(able)
 
 
 @dataclass(frozen=True, eq=False)

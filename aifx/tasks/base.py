@@ -90,3 +90,11 @@ def data_settings(config: Config) -> tuple[object, ...]:
     """The settings that decide how data becomes batches."""
     settings = {key: value for key, value in number_settings(config).items() if key.startswith(("data.", "augment."))}
     return settings, config.train.global_batch_size, config.eval.batch_size, config.train.seed
+
+
+def divided_axes(task: Task) -> tuple[str, ...]:
+    """The logical axes that a task's model and objective can both divide."""
+    of_model, of_objective = getattr(task.model, "divides", ()), task.objective.divides
+    inner = ("heads", "kv_heads", "mlp")  # no objective sees them, but tokens are divided between them
+    able = (axis for axis in of_model if axis in of_objective or (axis in inner and "tokens" in of_objective))
+    return tuple(able)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from aifx.config import Config
@@ -11,6 +12,11 @@ from aifx.config.gates import check_names, parse_gate
 from aifx.config.sections import DataSection
 from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.core.project import Project
+from aifx.parallel.checks import check_rules
+from aifx.parallel.layout import abstract_layout
+from aifx.parallel.mesh import AXES, COMPUTATION, PARAMETERS, parse_rules
+from aifx.tasks.base import divided_axes
+from aifx.tasks.registry import describe_task
 
 
 def check_project(config: Config, project: Project) -> None:
@@ -44,9 +50,38 @@ def _mistakes(config: Config, project: Project) -> Iterator[Mistake]:
             project.existing_run(config.finetune.base_run)
         except UsageError as error:
             yield _mistake(config, "finetune.base_run", error, error.hint)
+    if config.mesh.parameters or config.mesh.computation:
+        yield from _wrong_rules(config, project)
     if isinstance(config.data, DataSection):
         for key, found in config.data.check_files(project):
             yield _mistake(config, key, found, found.hint)
+
+
+def _wrong_rules(config: Config, project: Project) -> Iterator[Mistake]:
+    """What is wrong with the rules of `[mesh]` on the mesh of a run, with 2 devices along an axis of size -1.
+
+    Rules of a model that only opened data describes are read, and compared with the model when it trains.
+    """
+    mistakes = []
+    for key, base in ("parameters", PARAMETERS), ("computation", COMPUTATION):
+        try:
+            parse_rules(base, getattr(config.mesh, key), key)
+        except ConfigError as error:
+            mistakes.append(_mistake(config, f"mesh.{key}", error, error.hint))
+    yield from mistakes
+    if mistakes or config.mesh.auto:
+        return
+    sizes = {axis: 2 if (size := getattr(config.mesh, axis)) == -1 else size for axis in AXES}
+    layout = abstract_layout(math.prod(sizes.values()), "cpu", "cpu", config.mesh.model_copy(update=sizes))
+    try:
+        task = describe_task(config, project)
+    except ConfigError:
+        return
+    try:
+        check_rules(layout, task.model.specs(), divided_axes(task))
+    except ConfigError as error:
+        key = "parameters" if config.mesh.parameters else "computation"
+        yield _mistake(config, f"mesh.{key}", error, error.hint)
 
 
 def _mistake(config: Config, key: str, error: AifxError, hint: str) -> Mistake:

@@ -151,8 +151,8 @@ def _supervised(job: Job) -> TrainResult:
 
 def _leave(lost: PeerLost, stop: StopSignals, project: Project, config: Config, run: RunDirectory) -> None:
     """End this process, since another one is gone; called by the thread that watches the others."""
-    if current_group().is_first and (better := _advice(lost, project, config, run)) is not None:
-        stop.hint = better.hint
+    better = _advice(lost, project, config, run) if current_group().is_first else None
+    stop.hint = (better or lost).hint
     stop.leave(lost.exit_code, f"{lost.what}: {lost.why}")
 
 

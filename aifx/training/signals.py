@@ -49,7 +49,7 @@ class StopSignals:
         self.before_exit: list[BeforeExit] = []  # the latest added is called first
         self.requested: signal.Signals | None = None
         self.kept = "nothing was saved yet"
-        self.hint = "read the log of that process"  # of a failure of another process
+        self.hint = ""  # of a failure of another process
         self._guarded = False
         self._timeout_s = 30.0
         self._done = False

@@ -85,8 +85,7 @@ def _run(out: Output, arguments: Sequence[str], num_processes: int, restarts: in
     from aifx.cluster.local import Signals, last_lines, processes, run_once
 
     def write(index: int, line: bytes) -> None:
-        if not line.startswith(b"[Gloo] Rank "):  # which announces, past Python, each group that it connects
-            out.log(f"[{index}] {line.decode('utf-8', 'replace').rstrip()}")
+        out.log(f"[{index}] {line.decode('utf-8', 'replace').rstrip()}")
 
     with Signals() as signals:
         for restart in range(restarts + 1):

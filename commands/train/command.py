@@ -26,7 +26,7 @@ from aifx.core.progress import listen
 from aifx.core.project import find_project
 from aifx.core.statuses import STOPPED
 from aifx.core.steps import parse_step
-from aifx.parallel.processes import lone_warning, started_by
+from aifx.parallel.processes import AGAIN, lone_warning, started_by
 
 if TYPE_CHECKING:
     from aifx.core.statuses import ProcessStatus
@@ -141,7 +141,7 @@ def _train(
                 return
             out.document(latest_result(project.run(name), status).document())
             out.flush()
-            out.log(f"{status}: {why}")
+            out.log(f"{status}: {why}\nhint: {stop.hint or AGAIN}")
 
     stop.before_exit[:] = [write_latest_result]
     with listen(progress.activity):

@@ -81,11 +81,13 @@ def test_those_that_do_not_end_are_ended(monkeypatch: pytest.MonkeyPatch) -> Non
     assert code_of(attempt.ended[0]) == 75
 
 
-def test_signals_are_forwarded_to_all() -> None:
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_signals_are_forwarded_to_all(is_stopped: bool) -> None:
     program = (
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); print('ready', file=sys.stderr, flush=True); "
-        "time.sleep(60)"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "
+        f"n == 1 and {is_stopped} and os.kill(os.getpid(), signal.SIGSTOP); time.sleep(60)"
     )
+    began = time.monotonic()
     with Signals() as signals:
         timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
         timer.start()
@@ -93,6 +95,7 @@ def test_signals_are_forwarded_to_all() -> None:
     assert signals.came == [signal.SIGTERM]
     assert [ended.code for ended in attempt.ended] == [75, 75, 75]
     assert attempt.code == 75
+    assert time.monotonic() - began < 8  # less than the others are waited for
 
 
 def test_each_process_gets_its_share_of_the_gpus() -> None:
@@ -136,6 +139,7 @@ RESTARTS = ("-n", "2", "--restarts", "2", "train")
 
 def test_a_job_that_lost_a_process_is_started_again(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     lost = (
+        "print('[Gloo] Rank 1 is connected', file=sys.stderr, flush=True)\n"
         "n == 1 and attempt == 0 and os.kill(os.getpid(), 9)\nattempt == 0 and sys.exit(75)\nprint('answer', attempt)"
     )
     monkeypatch.setattr("aifx.cluster.local.PROGRAM", ATTEMPT + lost)
@@ -146,6 +150,7 @@ def test_a_job_that_lost_a_process_is_started_again(launch: Launch, monkeypatch:
     assert lines[first + 1 : first + 3] == ["    attempt 0 begins", "restart 1 of 2"]
     assert lines.count("[0] attempt 1 begins") == 1
     assert "restart 2 of 2" not in lines
+    assert "Gloo" not in err
 
 
 @pytest.mark.parametrize(("ends", "code", "attempts"), [("sys.exit(75)", 75, 3), ("sys.exit(2)", 2, 1)])

@@ -106,6 +106,34 @@ def test_check_of_images_knows_classes(here: Here) -> None:
     assert "there is others.npz" in here("config", "check", code=2)[1]
 
 
+RULES = '[data]\ntrain = ["data/a.txt"]\nvocab_size = 300\n[mesh]\ntensor = 2\n'
+
+
+@pytest.mark.parametrize(
+    ("rules", "named"),
+    [
+        (
+            'parameters = ["mlp = tensr"]\ncomputation = ["heds ="]',
+            ("aifx.toml:6: mesh.parameters: 'mlp = tensr' is no rule", "aifx.toml:7: mesh.computation: 'heds ='"),
+        ),
+        ('computation = ["mlp ="]', ("aifx.toml:6: the rules divide a layer over different mesh axes", "mlp: none")),
+        ('computation = ["seq = data"]', ("both 'batch' and 'seq' over mesh.data",)),
+        ('parameters = ["embed = fsdp tensor"]', ("both 'embed' and 'kv_heads' of one array over mesh.tensor",)),
+    ],
+)
+def test_check_finds_wrong_rules_of_the_mesh(here: Here, rules: str, named: tuple[str, ...]) -> None:
+    """As training does on several devices."""
+    here.write(RULES + rules)
+    _, err = here("config", "check", code=2)
+    for words in named:
+        assert words in err, words
+
+
+def test_check_passes_right_rules_of_the_mesh(here: Here) -> None:
+    here.write(RULES + 'parameters = ["embed ="]')
+    here("config", "check")
+
+
 def test_the_metrics_that_check_knows_are_those_of_the_objectives() -> None:
     one, data = (1.0, 1.0), DataSpec({}, classes=("a",))
     logits, labels = Rows(np.ones((2, 1)), np.ones(2)), Rows(np.zeros(2, int), np.ones(2))  # type: ignore[arg-type]

@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 
 from aifx.core.errors import ConfigError
-from aifx.parallel.layout import local_layout
+from aifx.parallel.checks import check_batch
+from aifx.parallel.group import Group
+from aifx.parallel.layout import abstract_layout, local_layout
+from aifx.parallel.mesh import Degrees, Demand, check_demands
 
 TINY = Path(__file__).parents[1] / "training" / "tiny.py"
 
@@ -97,6 +100,23 @@ def test_a_batch_that_does_not_divide(on_four_devices: Path) -> None:
     assert "--set train.global_batch_size=8" in error["hint"]
     assert "--set train.devices=3" in error["hint"]
     assert document_of(on_four_devices, "three")["status"] == "completed"
+
+
+def test_hints_for_a_job_name_the_devices_of_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 processes with 2 devices each."""
+    group = Group()
+    group.size = 4
+    monkeypatch.setattr("aifx.parallel.joining._current", group)
+    layout = abstract_layout(8, "cpu", "cpu")
+    with pytest.raises(ConfigError) as four:  # not 6 devices, which 4 processes cannot have
+        check_batch(layout, 12, 1)
+    assert four.value.hint == "--set train.global_batch_size=16, or --set train.devices=1"
+    with pytest.raises(ConfigError) as none:
+        check_batch(layout, 6, 1)
+    assert none.value.hint == "--set train.global_batch_size=8"
+    with pytest.raises(ConfigError, match="no process") as refused:
+        check_demands(Degrees(data=8), [Demand("no process", 3, ("data", "fsdp", "tensor", "context"))])
+    assert "train.devices" not in refused.value.hint
 
 
 def test_more_devices_than_there_are() -> None:

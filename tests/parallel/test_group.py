@@ -120,12 +120,13 @@ def test_the_failure_of_one_ends_all_with_its_code() -> None:
     with ThreadPoolExecutor(2) as pool:
         waiting = [pool.submit(job.groups[index].broadcast) for index in (1,)]
         waiting.append(pool.submit(job.groups[0].gather, None))
-        job.groups[2].fail(DataError("no such file: corpus.txt"))
+        job.groups[2].fail(DataError("no such file: corpus.txt", "data.train names it", "ls corpus"))
         for one in waiting:
             with pytest.raises(PeerLost) as raised:
                 one.result()
             assert "process 2" in raised.value.what
-            assert "corpus.txt" in raised.value.why
+            assert raised.value.why == "no such file: corpus.txt: data.train names it"
+            assert raised.value.hint == "ls corpus"
             assert raised.value.exit_code == 2
     job.wait_for_losses(2)
     assert sorted(job.losses) == [0, 1]

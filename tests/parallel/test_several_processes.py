@@ -176,6 +176,7 @@ def test_two_processes_equal_one(whole: tuple[Trainer, dict[str, Any]]) -> None:
     events = [json.loads(line) for line in (job.run / "events.jsonl").read_text().splitlines()]
     assert events[-1]["status"] == "preempted"
     assert "process 1" in events[-1]["why"]
+    assert "hint: run the same command again" in job.wait()[0][2]
     job = trainer.start("pair", 2, *SLOW_READS, XLA_FLAGS=DEVICES.format(1))
     job.wait_for_step(12)
     _, codes = job.strike(0)
@@ -352,6 +353,27 @@ def test_a_launched_job_goes_on_after_a_kill(whole: tuple[Trainer, dict[str, Any
     assert document["resumed_from"] is not None
     assert document["state_digest"] == alone["state_digest"]
     assert trainer.records("launched") == trainer.records("alone")
+
+
+@pytest.mark.slow
+def test_a_launched_job_with_a_stopped_process_hears_a_signal(trainer: Trainer) -> None:
+    """All stop after the same step, long before the stopped one would be missed."""
+    launch = ["launch", "local", "-n", "2", "train", "--json", *SLOW_READS, "--set", "train.num_steps=1000"]
+    launcher = warm.Process(launch, trainer.root, {**os.environ, "XLA_FLAGS": DEVICES.format(1)})
+    trainer.started.append(launcher)
+    job = Job(trainer.root / "runs" / "main", [launcher])
+    job.wait_for_step(3)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGSTOP)
+    time.sleep(0.5)
+    sent = time.monotonic()
+    launcher.send_signal(signal.SIGTERM)
+    ((code, out, err),) = job.wait()
+    assert code == 75, err
+    assert time.monotonic() - sent < 15  # processes.silent_timeout_s is 30
+    document = json.loads(out)
+    assert document["status"] == "preempted"
+    assert (job.run / "checkpoints" / str(document["step"])).is_dir()
 
 
 @pytest.mark.slow
