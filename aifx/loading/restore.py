@@ -24,8 +24,10 @@ from aifx.nn.precision import cast_floating
 from aifx.nn.quantized import quantize_matrices
 from aifx.nn.stacking import has_stacked_layers, stack_layers, unstack_layers
 from aifx.parallel.layout import Layout, local_layout
+from aifx.parallel.joining import current_group
 from aifx.programs.build import Programs, build
 from aifx.programs.state import make_frozen
+from aifx.runs.agreement import agree, facts_of_program, share_choices
 from aifx.runs.binding import binding_errors
 from aifx.specs import Params, is_spec, merge_frozen, split_frozen, with_weight_dtype
 from aifx.tasks.base import Task, part_name
@@ -57,10 +59,15 @@ class RestoredRun:
     def programs(self, quantize: Quantization) -> tuple[Programs, Params, Params]:
         """The programs of the run on its devices, and parameters and frozen arrays as these take them.
 
-        Raises UsageError if the model's matrices are to be quantized and it is not one that writes.
+        The processes of a job get the same programs. Raises UsageError if the model's matrices are to be quantized and
+        it is not one that writes, and Disagreement if a process would evaluate otherwise.
         """
-        programs = build(self.config, self.task, self.layout, kernels=run_choices(self.run, self.config, keep=False))
+        kernels, group = run_choices(self.run, self.config, keep=False), current_group()
+        programs = build(self.config, self.task, self.layout, kernels=kernels)
         if quantize == "none":
+            share_choices(group, kernels, programs.eval_step.trace)
+            if group.size > 1:
+                agree(group, facts_of_program(programs.eval_step.lower(), kernels))
             return programs, self.params, self.frozen
         if not programs.can_decode:
             why = f"it is for language models, and {part_name(self.config, 'model')} does not define decode"

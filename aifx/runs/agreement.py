@@ -11,7 +11,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from aifx.machine.host import versions
 from aifx.parallel.group import Disagreement, Group
 from aifx.runs.provenance import NUMERIC_PACKAGES, flags_of_numbers
 from jax_kernels.dispatch import Choices
+from jax_kernels.op import Choice
 
 MAX_LINES = 8
 OF_A_PROCESS = re.compile(r"JAX_(COORDINATOR|PROCESS|NUM_PROCESS|LOCAL)\w*|NCCL_(SOCKET_IFNAME|IB_HCA|DEBUG\w*)")
@@ -64,6 +65,17 @@ def differences(processes: list[dict[str, Any]]) -> list[str]:
 
 def _shown(facts: Facts, name: str) -> str:
     return repr(facts[name]) if name in facts else "not set"
+
+
+def share_choices(group: Group, kernels: Choices, trace: Callable[[], object]) -> None:
+    """Let all processes run each call of jax_kernels as process 0 does, which traces the programs that make them."""
+    if group.size == 1:
+        return
+    if group.is_first:
+        trace()
+    made = group.broadcast({key: choice.document() for key, choice in kernels.made.items()})
+    if not group.is_first:
+        kernels.made.update({key: Choice.from_document(document) for key, document in made.items()})
 
 
 def facts_of_start(config: Config, **options: Any) -> Facts:

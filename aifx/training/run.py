@@ -29,7 +29,7 @@ from aifx.parallel.group import Group, Limits, PeerLost
 from aifx.parallel.joining import current_group, joined, restore_stdout
 from aifx.parallel.layout import local_layout
 from aifx.programs.build import Programs
-from aifx.runs.agreement import agree, facts_of_program, facts_of_start
+from aifx.runs.agreement import agree, facts_of_program, facts_of_start, share_choices
 from aifx.runs.lock import hold_run
 from aifx.tasks.base import training_source
 from aifx.tasks.preflight import check_best_by
@@ -54,7 +54,6 @@ from aifx.training.sampling import TextSampler
 from aifx.training.signals import StopSignals
 from aifx.training.state import to_tree
 from aifx.training.trackers import open_trackers
-from jax_kernels.op import Choice
 
 logger = logging.getLogger(__name__)
 
@@ -242,12 +241,9 @@ def _lower(job: Job, programs: Programs) -> jax.stages.Lowered:
     kernels = programs.kernels
     assert kernels is not None
     lowered = programs.train_step.lower() if job.group.is_first else None
-    if job.group.is_first and job.group.size > 1 and job.config.train.validate_every:
-        programs.eval_step.trace()  # so that the kernels of validation are sent, too
-    made = job.group.broadcast({key: choice.document() for key, choice in kernels.made.items()})
-    if lowered is None:
-        kernels.made.update({key: Choice.from_document(document) for key, document in made.items()})
-        lowered = programs.train_step.lower()
+    validates = job.config.train.validate_every > 0
+    share_choices(job.group, kernels, lambda: programs.eval_step.trace() if validates else None)
+    lowered = lowered or programs.train_step.lower()
     agree(job.group, facts_of_program(lowered, kernels))
     return lowered
 

@@ -18,8 +18,14 @@ import pytest
 import warm
 from effort import Journal, seed_of_commit
 
+from aifx.config import load_config
 from aifx.core.json_files import read_jsonl
+from aifx.core.project import Project
+from aifx.kernels.choice import project_calls
 from aifx.parallel.connections import free_port
+from jax_kernels.implementations import current_device
+from jax_kernels.ops import ATTENTION
+from jax_kernels.tuning import TuningCache
 
 TOML = """\
 [task]
@@ -45,6 +51,8 @@ DEVICES = "--xla_force_host_platform_device_count={} --xla_backend_optimization_
 GLOO = re.compile(r"\[Gloo\] Rank .*\n")
 """Gloo announces each group that it connects, past Python."""
 
+ONE_DEVICE = {"XLA_FLAGS": DEVICES.format(1)}
+
 SLOW_READS = ("--set", "data.read_s=0.03")
 """Keeps a run going for as long as a test needs to strike."""
 
@@ -65,15 +73,18 @@ class Trainer:
         size: int,
         *args: str,
         own: dict[int, list[str]] | None = None,
+        own_env: dict[int, dict[str, str]] | None = None,
         command: str = "train",
         **env: str,
     ) -> Job:
-        """`aifx train` as `size` processes. `own`: arguments of one process alone."""
+        """`aifx train` as `size` processes. `own`, `own_env`: arguments and variables of one process alone."""
         place = f"127.0.0.1:{free_port('127.0.0.1')}"
         job = {"AIFX_COORDINATOR": place, "AIFX_NUM_PROCESSES": str(size)} if size > 1 else {}
         found = []
         for index in range(size):
-            more = {**env, **job, **({"AIFX_PROCESS_ID": str(index)} if size > 1 else {})}
+            more = {**env, **job, **({"AIFX_PROCESS_ID": str(index)} if size > 1 else {})} | (own_env or {}).get(
+                index, {}
+            )
             arguments = [command, "--run", run, "--json", *args, *(own or {}).get(index, [])]
             found.append(warm.Process(arguments, self.root, {**os.environ, **more}))
         self.started += found
@@ -230,6 +241,42 @@ def test_an_eval_that_is_asked_for_something_else(whole: tuple[Trainer, dict[str
     ended = job.wait()
     assert [code for code, _, _ in ended] == [2, 2]
     assert "--split: 'validation' in process 1" in json.loads(ended[0][1])["error"]["why"]
+
+
+LANGUAGE = """\
+[task]
+kind = "language"
+[data]
+train = ["text.txt"]
+seq_len = 16
+vocab_size = 280
+[model]
+num_layers = 1
+embed_dim = 32
+num_heads = 4
+[train]
+num_steps = 2
+global_batch_size = 8
+validate_every = 0
+"""
+
+
+@pytest.mark.slow
+def test_eval_takes_the_kernels_of_process_0(trainer: Trainer, tmp_path: Path) -> None:
+    """Not those that were measured on the machine of each process."""
+    (trainer.root / "aifx.toml").write_text(LANGUAGE)
+    (trainer.root / "text.txt").write_text("the cat sat on the mat and the dog sat on the log\n" * 300)
+    trainer.train("main", 1, XLA_FLAGS=DEVICES.format(1))
+    project = Project(trainer.root)
+    for found in project_calls(project, load_config(project)):
+        if found.op is ATTENTION and found.choice.implementation != "reference":
+            measured = ATTENTION.choice("reference", (), "measured")
+            TuningCache(tmp_path / "cache 1/kernels", current_device()).put(ATTENTION, found.call, measured)
+    caches = {index: {"AIFX_CACHE_DIR": str(tmp_path / f"cache {index}")} for index in range(2)}
+    options = ("--set", "eval.batch_size=6")
+    first = trainer.train("main", 2, *options, command="eval", own_env={0: caches[0], 1: caches[0]}, **ONE_DEVICE)
+    both = trainer.train("main", 2, *options, command="eval", own_env=caches, **ONE_DEVICE)
+    assert both == first
 
 
 def test_a_signal_to_one_stops_all_after_one_step(trainer: Trainer) -> None:
