@@ -23,8 +23,8 @@ from aifx.models.base import Model
 from aifx.nn.precision import cast_floating
 from aifx.nn.quantized import quantize_matrices
 from aifx.nn.stacking import has_stacked_layers, stack_layers, unstack_layers
-from aifx.parallel.layout import Layout, local_layout
 from aifx.parallel.joining import current_group
+from aifx.parallel.layout import Layout, local_layout
 from aifx.programs.build import Programs, build
 from aifx.programs.state import make_frozen
 from aifx.runs.agreement import agree, facts_of_program, share_choices
