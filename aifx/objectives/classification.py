@@ -72,6 +72,7 @@ class Classification(Classifier):
     """Cross-entropy of `targets` int32 `[rows]`. Reports accuracy, a report by class and the confusion matrix."""
 
     section_type = ClassificationSection
+    section: ClassificationSection
 
     def check_data(self, data: DataSpec) -> None:
         if not data.classes:
