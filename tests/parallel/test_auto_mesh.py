@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import warm
+from small_language import write_project
 
 from aifx.config.load import load_config, read_config
 from aifx.core.errors import ConfigError
@@ -18,21 +19,7 @@ from aifx.core.project import Project
 from aifx.parallel.connections import free_port
 from aifx.training.auto_mesh import hardware_of_all, with_settings
 
-TOML = """
-[task]
-kind = "language"
-[data]
-train = ["text.txt"]
-seq_len = 16
-vocab_size = 280
-[model]
-num_layers = 2
-embed_dim = 32
-num_heads = 4
-[train]
-num_steps = 4
-global_batch_size = 8
-validate_every = 0
+SAVING = """
 [checkpoint]
 every = 1
 keep_last = 5
@@ -43,8 +30,7 @@ auto = true
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    (tmp_path / "aifx.toml").write_text(TOML)
-    (tmp_path / "text.txt").write_text("the cat sat on the mat and the dog sat on the log\n" * 300)
+    write_project(tmp_path, SAVING)
     return Project(tmp_path)
 
 

@@ -9,17 +9,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
+from small_language import write_project
 
 PROGRAM = """
 import json, sys
 from pathlib import Path
+import jax, numpy as np
 from aifx.core.project import Project
 from aifx.loading.restore import restore_run
 from aifx.evaluation.held_out import evaluate
 from aifx.generation.generator import write_text
 from aifx.loading.model import LoadedModel
 from aifx.config import load_config
+from aifx.training import restore
 from aifx.training.run import train
 from aifx.training.signals import StopSignals
 
@@ -51,7 +55,21 @@ for name, overrides in json.load(sys.stdin).items():
         "predicted": [p["loss"] for p in LoadedModel(trained).predict(
             [{"text": "the cat sat on the mat"}, {"text": "ab"}, {"text": "the dog"}])],
     }
-json.dump({"stopped_at": first.step, "resumed_from": result.resumed_from, "found": found}, sys.stdout)
+base = {}
+with_base_weights = restore.with_base_weights
+
+def look(state, programs, *where):
+    begun = with_base_weights(state, programs, *where)
+    params = restore_run(run, project, step="best").params
+    base["mesh"] = str(programs.layout.degrees)
+    base["is_equal"] = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), begun.params, params)
+    base["most"] = max(s.data.nbytes for s in begun.params["embedding"]["token"].addressable_shards)
+    return begun
+
+restore.with_base_weights = look
+settings = ["finetune.base_run=main", "train.num_steps=1", "mesh.fsdp=8", "mesh.tensor=1"]
+train(project, load_config(project, settings, {}), "fine")
+json.dump({"stopped_at": first.step, "resumed_from": result.resumed_from, "found": found, "base": base}, sys.stdout)
 """
 pytestmark = pytest.mark.slow
 ONE = ["train.devices=1", "mesh.fsdp=1", "mesh.tensor=1"]
@@ -63,22 +81,8 @@ LAYOUTS = {
     "context=2": ["mesh.fsdp=4", "mesh.tensor=1", "mesh.context=2"],
     "more than there are": ["train.devices=64", "mesh.fsdp=64", "mesh.tensor=1"],
 }
-TOML = """
-[task]
-kind = "language"
-[data]
-train = ["text.txt"]
-seq_len = 16
-vocab_size = 280
-[model]
-num_layers = 2
-embed_dim = 32
-num_heads = 4
+MESH = """\
 num_kv_heads = 2
-[train]
-num_steps = 8
-global_batch_size = 8
-validate_every = 4
 [mesh]
 fsdp = 4
 tensor = 2
@@ -88,8 +92,7 @@ tensor = 2
 @pytest.fixture(scope="module")
 def used(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     root = tmp_path_factory.mktemp("mesh")
-    (root / "aifx.toml").write_text(TOML)
-    (root / "text.txt").write_text("the cat sat on the mat and the dog sat on the log\n" * 300)
+    write_project(root, MESH, num_steps=8, validate_every=4)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         cwd=root,
@@ -129,3 +132,11 @@ def test_no_device_holds_a_whole_model_that_a_mesh_divides(used: tuple[Path, dic
     assert found["as it was trained"]["mesh"] == "fsdp=8"
     assert found["as it was trained"]["most"] * 8 == found["one"]["most"]
     assert found["more than there are"]["mesh"] == "fsdp=8"
+
+
+def test_a_base_run_is_read_divided(used: tuple[Path, dict[str, Any]]) -> None:
+    """Onto another mesh than it was trained on, into the arrays of the new run."""
+    base, one = used[1]["base"], used[1]["found"]["one"]
+    assert base["mesh"] == "fsdp=8"
+    assert base["most"] * 8 == one["most"]
+    assert all(jax.tree.leaves(base["is_equal"]))

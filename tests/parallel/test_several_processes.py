@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import warm
 from effort import Journal, seed_of_commit
+from small_language import write_project
 
 from aifx.config import load_config
 from aifx.core.json_files import read_jsonl
@@ -243,29 +245,10 @@ def test_an_eval_that_is_asked_for_something_else(whole: tuple[Trainer, dict[str
     assert "--split: 'validation' in process 1" in json.loads(ended[0][1])["error"]["why"]
 
 
-LANGUAGE = """\
-[task]
-kind = "language"
-[data]
-train = ["text.txt"]
-seq_len = 16
-vocab_size = 280
-[model]
-num_layers = 1
-embed_dim = 32
-num_heads = 4
-[train]
-num_steps = 2
-global_batch_size = 8
-validate_every = 0
-"""
-
-
 @pytest.mark.slow
 def test_eval_takes_the_kernels_of_process_0(trainer: Trainer, tmp_path: Path) -> None:
     """Not those that were measured on the machine of each process."""
-    (trainer.root / "aifx.toml").write_text(LANGUAGE)
-    (trainer.root / "text.txt").write_text("the cat sat on the mat and the dog sat on the log\n" * 300)
+    write_project(trainer.root, num_steps=2)
     trainer.train("main", 1, XLA_FLAGS=DEVICES.format(1))
     project = Project(trainer.root)
     for found in project_calls(project, load_config(project)):
@@ -277,6 +260,41 @@ def test_eval_takes_the_kernels_of_process_0(trainer: Trainer, tmp_path: Path) -
     first = trainer.train("main", 2, *options, command="eval", own_env={0: caches[0], 1: caches[0]}, **ONE_DEVICE)
     both = trainer.train("main", 2, *options, command="eval", own_env=caches, **ONE_DEVICE)
     assert both == first
+
+
+@pytest.mark.slow
+def test_a_fork_by_two_processes_takes_the_tokenizer_of_its_origin(trainer: Trainer, tmp_path: Path) -> None:
+    """Also in the process that did not copy it, though the text would now give another one. They train as one does."""
+    write_project(trainer.root, num_steps=2)
+    trainer.train("main", 1, **ONE_DEVICE)
+    (trainer.root / "text.txt").write_text("a bird sang in a tree while a fox ran through the snow\n" * 300)
+    options = ("--set", "train.num_steps=4", "--set", "train.validate_every=2")
+    alone = trainer.train("main", 1, "--fork", "alone", *options, XLA_FLAGS=DEVICES.format(2))
+    caches = {index: {"AIFX_CACHE_DIR": str(tmp_path / f"cache {index}")} for index in range(2)}
+    pair = trainer.train("main", 2, "--fork", "pair", *options, own_env=caches, **ONE_DEVICE)
+    assert pair["state_digest"] == alone["state_digest"]
+    main, forked = (trainer.root / "runs" / run / "assets/tokenizer.json" for run in ("main", "pair"))
+    assert forked.read_bytes() == main.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["runs", "runs/pair/checkpoints"])
+def test_a_disk_that_cannot_be_written(trainer: Trainer, place: str) -> None:
+    """All processes end with 2, and process 0 says why."""
+    folder = trainer.root / place
+    folder.mkdir(parents=True)
+    mounting = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)]
+    mounted = subprocess.run(mounting, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        ended = trainer.start("pair", 2, **ONE_DEVICE).wait()
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+    assert [code for code, _, _ in ended] == [2, 2], ended
+    error = json.loads(ended[0][1])["error"]
+    assert "Read-only file system" in f"{error['what']} {error['why']}"
+    assert error["hint"]
 
 
 def test_a_signal_to_one_stops_all_after_one_step(trainer: Trainer) -> None:
