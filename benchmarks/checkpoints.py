@@ -18,10 +18,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import side_by_side
 from side_by_side import Side, Told, Work
 
@@ -141,7 +143,7 @@ def safetensors_side(project: Path, repeats: int) -> Told:
     import jax
     from safetensors.numpy import load_file, save_file
 
-    from aifx.checkpoint.digest import host_array
+    from aifx.checkpoint.digest import key_data
     from aifx.checkpoint.naming import flat_names, from_named, nest
 
     state = first_state(project)
@@ -149,7 +151,7 @@ def safetensors_side(project: Path, repeats: int) -> Told:
 
     def save(folder: Path) -> None:
         folder.mkdir()
-        save_file({name: host_array(leaf) for name, leaf in flat_names(state.tree).items()}, folder / "state")
+        save_file({name: np.asarray(key_data(leaf)) for name, leaf in flat_names(state.tree).items()}, folder / "state")
 
     def restore(folder: Path) -> Any:
         arrays = load_file(folder / "state")
@@ -186,10 +188,13 @@ def both(state: State, save: Save, restore: Restore) -> dict[str, tuple[Save, Re
 
 def digests(tree: Any) -> dict[str, str]:
     """As ours makes them."""
-    from aifx.checkpoint.digest import digests_on_host, host_array
+    from aifx.checkpoint.digest import host_lanes, key_data, shown
     from aifx.checkpoint.naming import flat_names
 
-    return digests_on_host({name: host_array(leaf) for name, leaf in flat_names(tree).items()})
+    named = flat_names(tree)
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda leaf: shown(host_lanes(np.asarray(key_data(leaf)))), named.values())
+        return dict(zip(named, found, strict=True))
 
 
 def timed(project: Path, repeats: int, state: State, forms: dict[str, tuple[Save, Restore]]) -> Told:

@@ -7,7 +7,7 @@ mixed words are summed, so parts that are digested on different devices add up t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any, TypeAlias
@@ -43,11 +43,6 @@ def key_data(leaf: Any) -> Any:
     if not isinstance(leaf, jax.Array):
         return np.asarray(leaf)
     return jax.random.key_data(leaf) if is_key(leaf) else leaf
-
-
-def host_array(leaf: Any) -> np.ndarray[Any, Any]:
-    """A leaf of a state as a NumPy array, sharing memory where it can; a typed PRNG key as its data."""
-    return np.asarray(key_data(leaf))
 
 
 def add(parts: Iterable[Lanes]) -> Lanes:
@@ -134,12 +129,6 @@ def own_shards(array: Any, *, is_first: bool) -> Iterator[tuple[tuple[int, ...],
         for shard in array.addressable_shards:
             if shard.replica_id == 0:
                 yield starts_of(shard.index, array.ndim), shard.data
-
-
-def digests_on_host(arrays: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, str]:
-    """The digest of each array; several threads share the work."""
-    found = _sharing.map(host_lanes, arrays.values())
-    return {name: shown(lanes) for name, lanes in zip(arrays, found, strict=True)}
 
 
 def starts_of(index: tuple[slice, ...], ndim: int) -> tuple[int, ...]:

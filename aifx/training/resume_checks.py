@@ -19,6 +19,7 @@ from aifx.core.project import Project, RunDirectory
 from aifx.core.statuses import FINISHED, ProcessStatus
 from aifx.core.steps import StepChoice
 from aifx.data.sections import OWN_TOKENIZERS, TextSection
+from aifx.parallel.group import Group
 from aifx.runs.binding import binding_errors, foreign_checkpoint
 from aifx.runs.formats import RunEnd
 from aifx.runs.status import BEGINNINGS, number
@@ -82,11 +83,18 @@ def check_files(run: RunDirectory, config: Config) -> None:
             raise foreign_checkpoint(run, step)
 
 
-def finished(run: RunDirectory, config: Config) -> TrainResult | None:
+def finished(run: RunDirectory, config: Config, group: Group) -> TrainResult | None:
     """The result of a run that has ended by itself, from disk alone; None for one that goes on.
 
-    Reads the last checkpoint. If that is damaged the run has not ended: it goes on from the checkpoint before.
+    Process 0 reads the last checkpoint. If that is damaged, the run goes on from the checkpoint before.
     """
+    result = _finished(run, config, verifies=True) if group.is_first and run.config.exists() else None
+    if group.broadcast(result is not None) and not group.is_first:
+        result = _finished(run, config, verifies=False)
+    return result
+
+
+def _finished(run: RunDirectory, config: Config, *, verifies: bool) -> TrainResult | None:
     last = max(step_directories(run.checkpoints), default=None)
     events = reversed(read_jsonl(run.events))
     stop: Mapping[str, Any] = next((e for e in events if e.get("event") in ("stop", *BEGINNINGS)), {})
@@ -96,7 +104,7 @@ def finished(run: RunDirectory, config: Config) -> TrainResult | None:
 
     try:
         end = TypeAdapter(RunEnd).validate_python(stop)
-        if Checkpoints(run.checkpoints, config.checkpoint).verify(last).damaged:
+        if verifies and Checkpoints(run.checkpoints, config.checkpoint).verify(last).damaged:
             return None
     except (ValidationError, Damaged):
         return None

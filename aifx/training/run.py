@@ -90,10 +90,9 @@ def train(
 
                 config = with_found_mesh(config, run, project, group)
             with group.first_then_others():
-                checked = _check(run, project, config, origin, fork_at, group)
-            if isinstance(checked, TrainResult):
-                return checked
-            config, fork = checked
+                config, fork = _check(run, project, config, origin, fork_at, group)
+            if (result := finished(run, config, group)) is not None:
+                return result
             metrics = MetricsFile(run)
             if not group.is_first:
                 return _supervised(Job(project, config, run, fork, EventDispatcher(None, []), stop, metrics, group))
@@ -106,8 +105,8 @@ def train(
 
 def _check(
     run: RunDirectory, project: Project, config: Config, origin: RunDirectory | None, fork_at: StepChoice, group: Group
-) -> TrainResult | tuple[Config, Fork | None]:
-    """The complete configuration, and where a fork begins; or the result of a run that has ended."""
+) -> tuple[Config, Fork | None]:
+    """The complete configuration, and where a fork begins."""
     if group.is_first:
         run.check_entries()
         for folder in (run.path, run.assets):
@@ -121,8 +120,6 @@ def _check(
     if before is not None:
         check_files(run, before)
         check_configuration(run, before, config)
-        if (result := finished(run, config)) is not None:
-            return result
     return config, fork
 
 
