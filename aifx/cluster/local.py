@@ -151,12 +151,14 @@ def run_once(started: Sequence[Process], signals: Signals, write: Write) -> Atte
 def first_failure(order: Sequence[int], ended: Sequence[Ended]) -> int | None:
     """The process whose failure made the others end; None if all succeeded.
 
-    A process that was killed comes first. One that fails by itself tells the others, and ends after them.
+    A process that was killed comes first. One that fails by itself tells the others, and ends after them. One that is
+    stopped or hangs has not ended when the others have given it up.
     """
     killed = [index for index in order if ended[index].signal is not None and not ended[index].cut]
     failed = [index for index in order if ended[index].code not in (ExitCode.OK, ExitCode.PREEMPTED, None)]
-    preempted = [index for index in order if ended[index].code == ExitCode.PREEMPTED or ended[index].cut]
-    return next(iter([*killed, *reversed(failed), *preempted]), None)
+    hung = [index for index in order if ended[index].cut]
+    preempted = [index for index in order if ended[index].code == ExitCode.PREEMPTED]
+    return next(iter([*killed, *reversed(failed), *hung, *preempted]), None)
 
 
 def code_of(ended: Ended) -> int:

@@ -92,8 +92,8 @@ def _run(out: Output, arguments: Sequence[str], num_processes: int, restarts: in
             attempt = run_once(processes(arguments, num_processes, os.environ), signals, write)
             if attempt.first is not None and attempt.code != ExitCode.VERDICT and not signals.came:
                 ended = attempt.ended[attempt.first]
-                lines = last_lines(ended)
-                out.log(f"process {attempt.first} failed first: {ended.how}{'; its last lines:' if lines else ''}")
+                lines, how = last_lines(ended), "it did not end with the others" if ended.cut else ended.how
+                out.log(f"process {attempt.first} failed first: {how}{'; its last lines:' if lines else ''}")
                 for line in lines:
                     out.log(f"    {line}")
             if attempt.code != ExitCode.PREEMPTED or signals.came or restart == restarts:

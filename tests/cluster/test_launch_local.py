@@ -19,6 +19,20 @@ from aifx.core.errors import UsageError
 NUMBER = "import os, sys, time, signal; n = int(os.environ['AIFX_PROCESS_ID']); "
 
 
+Launch = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Launch:
+    """`aifx launch local` in an empty folder: exit code, stdout and stderr."""
+
+    def run(*args: str) -> tuple[int, str, str]:
+        done = inprocess.run(["launch", "local", *args], tmp_path, os.environ)
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
 def run(program: str, count: int = 3, signals: Signals | None = None) -> tuple[Attempt, list[tuple[int, str]]]:
     """Run `count` processes of a Python program that knows its number `n`, and return what they wrote."""
     lines: list[tuple[int, str]] = []
@@ -81,6 +95,18 @@ def test_those_that_do_not_end_are_ended(monkeypatch: pytest.MonkeyPatch) -> Non
     assert code_of(attempt.ended[0]) == 75
 
 
+def test_a_process_that_the_others_gave_up_is_named(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aifx.cluster.local.GRACE_S", 0.3)
+    monkeypatch.setattr("aifx.cluster.local.KILL_S", 0.3)
+    stopped = "n == 1 and (print('here', file=sys.stderr, flush=True), os.kill(os.getpid(), 19)); sys.exit(75)"
+    monkeypatch.setattr("aifx.cluster.local.PROGRAM", NUMBER + stopped)
+    code, _, err = launch("-n", "3", "train")
+    assert code == 75
+    lines = err.splitlines()
+    first = lines.index("process 1 failed first: it did not end with the others; its last lines:")
+    assert lines[first + 1] == "    here"
+
+
 @pytest.mark.parametrize("is_stopped", [False, True])
 def test_signals_are_forwarded_to_all(is_stopped: bool) -> None:
     program = (
@@ -106,20 +132,6 @@ def test_each_process_gets_its_share_of_the_gpus() -> None:
     with pytest.raises(UsageError, match="3 processes cannot share the GPUs"):
         processes(["train"], 3, {"CUDA_VISIBLE_DEVICES": "0,1"})
     assert "CUDA_VISIBLE_DEVICES" not in processes(["train"], 3, {"CUDA_VISIBLE_DEVICES": ""})[0].variables
-
-
-Launch = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def launch(tmp_path: Path) -> Launch:
-    """`aifx launch local` in an empty folder: exit code, stdout and stderr."""
-
-    def run(*args: str) -> tuple[int, str, str]:
-        done = inprocess.run(["launch", "local", *args], tmp_path, os.environ)
-        return done.returncode, done.stdout, done.stderr
-
-    return run
 
 
 ATTEMPT = (
