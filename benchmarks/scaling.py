@@ -5,8 +5,8 @@
 `published` compares with rows that MaxText publishes, `reach` plans models of 8 and 70 billion parameters on 256 and
 4,096 devices, `weak` grows the number of devices with the batch, `limits` says how many tokens per device FSDP needs to
 compute longer than it gathers. Nothing is measured, and no accelerator is needed.
-With `--compile`, the steps of `published` and `reach` are compiled (libtpu; a minute or two each); otherwise they are
-traced and counted, as those of `weak` always are.
+With `--compile`, the steps of `published` and `reach` are compiled (libtpu; a few minutes each), with the attention
+that a TPU runs once it has verified it; otherwise they are traced and counted, as those of `weak` always are.
 """
 
 from __future__ import annotations
@@ -165,6 +165,8 @@ def plan_of(case: Case, *, with_compiler: bool) -> Plan:
             "train": {"global_batch_size": round(case.rows * devices), "num_steps": 1000},
             "mesh": case.mesh,
         }
+        if with_compiler and find_hardware(case.hardware).platform == "tpu":
+            sections["kernels"] = {"attention": "pallas_tpu"}
         (project.root / "aifx.toml").write_text("\n".join(toml(name, values) for name, values in sections.items()))
         made = make_plans(
             project, load_config(project), [find_hardware(case.hardware)], Assumptions(), with_compiler=with_compiler

@@ -72,16 +72,23 @@ def _wrong_rules(config: Config, project: Project) -> Iterator[Mistake]:
     if mistakes or config.mesh.auto:
         return
     sizes = {axis: 2 if (size := getattr(config.mesh, axis)) == -1 else size for axis in AXES}
-    layout = abstract_layout(math.prod(sizes.values()), "cpu", "cpu", config.mesh.model_copy(update=sizes))
     try:
         task = describe_task(config, project)
     except ConfigError:
         return
-    try:
-        check_rules(layout, task.model.specs(), divided_axes(task))
-    except ConfigError as error:
-        key = "parameters" if config.mesh.parameters else "computation"
-        yield _mistake(config, f"mesh.{key}", error, error.hint)
+
+    def check(**others: tuple[str, ...]) -> ConfigError | None:
+        mesh = config.mesh.model_copy(update={**sizes, **others})
+        layout = abstract_layout(math.prod(sizes.values()), "cpu", "cpu", mesh)
+        try:
+            check_rules(layout, task.model.specs(), divided_axes(task))
+        except ConfigError as error:
+            return error
+        return None
+
+    if (found := check()) is not None:
+        key = "parameters" if check(computation=()) is not None else "computation"
+        yield _mistake(config, f"mesh.{key}", found, found.hint)
 
 
 def _mistake(config: Config, key: str, error: AifxError, hint: str) -> Mistake:

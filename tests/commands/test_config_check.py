@@ -117,6 +117,14 @@ RULES = '[data]\ntrain = ["data/a.txt"]\nvocab_size = 300\n[mesh]\ntensor = 2\n'
             ("aifx.toml:6: mesh.parameters: 'mlp = tensr' is no rule", "aifx.toml:7: mesh.computation: 'heds ='"),
         ),
         ('computation = ["mlp ="]', ("aifx.toml:6: the rules divide a layer over different mesh axes", "mlp: none")),
+        (
+            'computation = ["batch = data fsdp tensor"]\nparameters = ["embed ="]',
+            ("aifx.toml:6: the rules divide both 'batch' and 'tokens' over mesh.tensor",),
+        ),
+        (
+            'computation = ["seq ="]\nparameters = ["mlp ="]',
+            ("aifx.toml:7: the rules divide 'mlp' over mesh.tensor in the computation, and not among the parameters",),
+        ),
         ('computation = ["seq = data"]', ("both 'batch' and 'seq' over mesh.data",)),
         ('parameters = ["embed = fsdp tensor"]', ("both 'embed' and 'kv_heads' of one array over mesh.tensor",)),
     ],
@@ -130,8 +138,9 @@ def test_check_finds_wrong_rules_of_the_mesh(here: Here, rules: str, named: tupl
 
 
 def test_check_passes_right_rules_of_the_mesh(here: Here) -> None:
-    here.write(RULES + 'parameters = ["embed ="]')
-    here("config", "check")
+    for rules in ('parameters = ["embed ="]', 'parameters = ["mlp ="]\ncomputation = ["mlp ="]'):
+        here.write(RULES.replace("tensor = 2", "fsdp = 2") + rules)
+        here("config", "check")
 
 
 def test_the_metrics_that_check_knows_are_those_of_the_objectives() -> None:
