@@ -55,6 +55,9 @@ GLOO = re.compile(r"\[Gloo\] Rank .*\n")
 
 ONE_DEVICE = {"XLA_FLAGS": DEVICES.format(1)}
 
+STUCK = ("--set", "processes.stuck_timeout_s=8")
+"""Longer than any other phase takes on a busy machine."""
+
 SLOW_READS = ("--set", "data.read_s=0.03")
 """Keeps a run going for as long as a test needs to strike."""
 
@@ -481,11 +484,10 @@ def test_a_process_that_is_stuck_in_its_data(trainer: Trainer, split: str) -> No
     assert stuck in source
     where = f'self.split == "{split}" and step == self.section.stuck_step and rows.start > 0'
     (trainer.root / "tiny.py").write_text(source.replace(stuck, where))
-    settings = ("--set", "data.stuck_step=1", "--set", "processes.stuck_timeout_s=3")
-    ended = trainer.start("pair", 2, *settings, XLA_FLAGS=DEVICES.format(1)).wait()
+    ended = trainer.start("pair", 2, "--set", "data.stuck_step=1", *STUCK, XLA_FLAGS=DEVICES.format(1)).wait()
     assert [code for code, _, _ in ended] == [75, 75]
     phase = "step 2" if split == "train" else "batch 0 of the validation split"
-    assert re.search(f"process 1 on .* is stuck in {phase}: it has not gone on for 3 s", ended[0][2])
+    assert re.search(f"process 1 on .* is stuck in {phase}: it has not gone on for 8 s", ended[0][2])
 
 
 OPENING = """
@@ -508,9 +510,9 @@ def test_process_0_while_it_opens_the_data_alone(trainer: Trainer, how: str) -> 
     source = (trainer.root / "tiny.py").read_text()
     opened = "        self.config = config\n"
     assert opened in source
-    opening = OPENING.format(parts=10 if how == "works" else 0, pause_s=0 if how == "works" else 600)
+    opening = OPENING.format(parts=20 if how == "works" else 0, pause_s=0 if how == "works" else 600)
     (trainer.root / "tiny.py").write_text(source.replace(opened, opened + opening))
-    settings = ("--set", "processes.silent_timeout_s=2", "--set", "processes.stuck_timeout_s=3")
+    settings = ("--set", f"processes.silent_timeout_s={2 if how == 'is stopped' else 30}", *STUCK)
     job = trainer.start("pair", 2, *settings, XLA_FLAGS=DEVICES.format(1))
     if how == "is stopped":
         deadline = time.monotonic() + 60
@@ -521,7 +523,7 @@ def test_process_0_while_it_opens_the_data_alone(trainer: Trainer, how: str) -> 
         return
     ended = job.wait()
     assert [code for code, _, _ in ended] == ([0, 0] if how == "works" else [75, 75]), ended
-    stuck = re.search("process 0 on .* is stuck in the data: it has not gone on for 3 s", ended[0][2])
+    stuck = re.search("process 0 on .* is stuck in the data: it has not gone on for 8 s", ended[0][2])
     assert bool(stuck) == (how == "hangs")
 
 
