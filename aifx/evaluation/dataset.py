@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,9 @@ def measure_files(
         programs, params, frozen = trained.programs(quantize)
         for path, digest in digests.items():
             dataset = form.open_file(path)
-            facts = facts_of_data(project, digest or dataset.digest, trained.layout.device_kind)
-            agree(current_group(), {"data set": str(path), **facts})
+            device_kind = trained.layout.device_kind
+            facts = partial(facts_of_data, project, digest or dataset.digest, device_kind, file=str(path))
+            agree(current_group(), facts)
             of_file = replace(programs, task=replace(trained.task, dataset=dataset))
             name, digest = _name(path, project), digest or dataset.digest
             part = measure_part(f"{name} ({digest[:12]})", "test", all_gates, of_file, params, frozen)

@@ -240,7 +240,8 @@ def measure(
             _compare_data(run, project, config, task)
         except DataError as error:
             task = _with_split_alone(split or config.eval.split, config, project, assets, error)
-        agree(current_group(), facts_of_data(project, data_digest(task, config), jax.local_devices()[0].device_kind))
+        device_kind = jax.local_devices()[0].device_kind
+        agree(current_group(), lambda: facts_of_data(project, data_digest(task, config), device_kind))
         return task
 
     trained = restore_run(run, project, step=step, overrides=overrides, open_task=opened)

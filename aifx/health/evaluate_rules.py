@@ -206,8 +206,10 @@ def _folded(skipped: list[Skipped], rules: list[Rule]) -> Iterator[Skipped]:
     reasons: dict[str, dict[str, None]] = {}
     for one in skipped:
         reasons.setdefault(one.id, {})[one.why] = None
-    for family in dict.fromkeys(rule.family for rule in rules):
-        whys = {rule.id: "; ".join(reasons.get(rule.id, ())) for rule in rules if rule.family == family}
+    families: dict[str, dict[str, str]] = {}
+    for rule in rules:
+        families.setdefault(rule.family, {})[rule.id] = "; ".join(reasons.get(rule.id, ()))
+    for family, whys in families.items():
         if len(whys) > 1 and len(set(whys.values())) == 1:
             whys = {f"{family}.*": next(iter(whys.values()))}
         yield from (Skipped(name, why) for name, why in whys.items() if why)

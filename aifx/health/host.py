@@ -41,7 +41,9 @@ class Host:
     def __init__(self, root: Path = Path("/"), *, imports_project: bool = False) -> None:
         self.imports_project = imports_project
         self.root = root
-        self.is_live = root.resolve() == Path("/")
+        self._real_root = os.path.realpath(root)
+        self._real_folders: dict[str, str] = {}
+        self.is_live = self._real_root == "/"
 
     def path(self, path: str) -> Path:
         """Return where an absolute path of the machine is."""
@@ -106,8 +108,19 @@ class Host:
 
     def _leads_out(self, path: str) -> bool:
         """Return whether absolute links in a copy lead to files of this machine."""
-        real, root = (os.path.realpath(p) for p in (self.path(path), self.root))
-        return not self.is_live and os.path.commonpath([real, root]) != root
+        if self.is_live:
+            return False
+        real = self._real_path(str(self.path(path)))
+        return os.path.commonpath([real, self._real_root]) != self._real_root
+
+    def _real_path(self, path: str) -> str:
+        """Return the path without links. Follows those of a folder once, since probes read many files of one."""
+        folder, name = os.path.split(path)
+        if name in ("", ".", "..") or os.path.islink(path):
+            return os.path.realpath(path)
+        if folder not in self._real_folders:
+            self._real_folders[folder] = os.path.realpath(folder)
+        return os.path.join(self._real_folders[folder], name)
 
     def run(self, *command: str, limit_s: float = 5.0) -> str | Absent | Unknown:
         """Return a command's stdout; `Absent` if it is not installed, `Unknown` if it fails or hangs."""

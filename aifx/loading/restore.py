@@ -66,8 +66,7 @@ class RestoredRun:
         programs = build(self.config, self.task, self.layout, kernels=kernels)
         if quantize == "none":
             share_choices(group, kernels, programs.eval_step.trace)
-            if group.size > 1:
-                agree(group, facts_of_program(programs.eval_step.lower(), kernels))
+            agree(group, lambda: facts_of_program(programs.eval_step.lower(), kernels))
             return programs, self.params, self.frozen
         if not programs.can_decode:
             why = f"it is for language models, and {part_name(self.config, 'model')} does not define decode"

@@ -35,9 +35,14 @@ Facts = Mapping[str, Any]
 """JSON by name. Values are shown in errors, so long ones are digests."""
 
 
-def agree(group: Group, facts: Facts) -> None:
-    """Compare facts with those of process 0. Raises Disagreement in all processes if one differs."""
-    found = group.gather({"host": socket.gethostname(), "facts": facts})
+def agree(group: Group, facts: Callable[[], Facts]) -> None:
+    """Compare facts with those of process 0. Raises Disagreement in all processes if one differs.
+
+    A job of one process does not collect them: digests of all its sources take as long as a small model's compilation.
+    """
+    if group.size == 1:
+        return
+    found = group.gather({"host": socket.gethostname(), "facts": facts()})
     lines = group.broadcast(differences(found))
     if lines:
         what = "the processes of this job differ, and none of them has begun"
@@ -89,13 +94,13 @@ def facts_of_start(config: Config, **options: Any) -> Facts:
     return {**settings, **packages, **environment, **options, "code of aifx": digest_of_files(sources)}
 
 
-def facts_of_data(project: Project, data_digest: str, device_kind: str) -> Facts:
+def facts_of_data(project: Project, data_digest: str, device_kind: str, **options: Any) -> Facts:
     """What is known when the data is open and the project's own code is imported."""
     root = project.root.resolve()
     files = {Path(file).resolve() for m in list(sys.modules.values()) if (file := getattr(m, "__file__", None))}
     own = [path for path in files if path.is_relative_to(root)]
     code = digest_of_files(own, root)
-    return {"digest of the data": data_digest[:16], "code of the project": code, "device": device_kind}
+    return {**options, "digest of the data": data_digest[:16], "code of the project": code, "device": device_kind}
 
 
 def facts_of_program(lowered: jax.stages.Lowered, kernels: Choices | None) -> Facts:

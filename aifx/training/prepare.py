@@ -105,7 +105,7 @@ def prepare(job: Job) -> Programs:
             if job.group.is_first
             else run_choices(job.run, job.config, keep=False)
         )
-    agree(job.group, facts_of_data(job.project, data_digest(task, job.config), layout.device_kind))
+    agree(job.group, lambda: facts_of_data(job.project, data_digest(task, job.config), layout.device_kind))
     programs = build(job.config, task, layout, kernels=kernels)
     _check_fields(programs)
     _check_metric(job, programs)

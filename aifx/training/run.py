@@ -83,7 +83,7 @@ def train(
     origin = project.existing_run(fork_from) if fork_from is not None else None
     stop.before_exit.append(restore_stdout)
     with joined(Limits.of(config.processes), lambda lost: _leave(lost, stop, project, config, run)) as group:
-        agree(group, facts_of_start(config, run=run_name, fork_from=fork_from, fork_at=fork_at))
+        agree(group, lambda: facts_of_start(config, run=run_name, fork_from=fork_from, fork_at=fork_at))
         with hold_run(run) if group.is_first else nullcontext():
             if config.mesh.auto:
                 from aifx.training.auto_mesh import with_found_mesh  # here, since other runs need no plan
@@ -240,9 +240,9 @@ def _lower(job: Job, programs: Programs) -> jax.stages.Lowered:
     lowered = programs.train_step.lower() if job.group.is_first else None
     validates = job.config.train.validate_every > 0
     share_choices(job.group, kernels, lambda: programs.eval_step.trace() if validates else None)
-    lowered = lowered or programs.train_step.lower()
-    agree(job.group, facts_of_program(lowered, kernels))
-    return lowered
+    step = lowered or programs.train_step.lower()
+    agree(job.group, lambda: facts_of_program(step, kernels))
+    return step
 
 
 def _result(ending: LoopResult, loop: Loop, begun: InitialState, info: RunInfo, duration_s: float) -> TrainResult:

@@ -53,7 +53,7 @@ def joined_command(
         nullcontext() if is_first else listen(_ignore),
         joined(Limits.of(config.processes), end) as group,
     ):
-        agree(group, facts_of_start(config, run=run.name, **asked))
+        agree(group, lambda: facts_of_start(config, run=run.name, **asked))
         group.mark(f"aifx {command}")
         yield is_first
 
