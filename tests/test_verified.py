@@ -49,8 +49,32 @@ def test_every_case_runs_once_a_source_changed(
     left = sampled_out([*items, *others])
     assert set(left) < set(items)
     assert len(left) in (5, 6)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert sampled_out([*items, *others]) == []
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setattr(verified, "digest", lambda: "another")
     assert sampled_out([*items, *others]) == []
+
+
+def test_each_test_of_a_verified_folder_runs_on_some_commit(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole tests, with all of their cases; those of other folders and slow ones always."""
+    monkeypatch.setattr(verified, "is_sample", lambda: True)
+    monkeypatch.setitem(verified.FOLDERS, Path(__file__).parent.name, 3)
+    module = request.node.parent
+    items = [
+        pytest.Function.from_parent(module, name=f"test_{i}[{j}]", callobj=code_of) for i in range(7) for j in "ab"
+    ]
+    slow = pytest.Function.from_parent(module, name="test_slow", callobj=code_of)
+    slow.add_marker("slow")
+    samples = []
+    for seed in range(3):
+        monkeypatch.setattr(verified, "seed_of_commit", lambda seed=seed: seed)
+        samples.append([item for item in (*items, slow) if item not in sampled_out([*items, slow])])
+    assert [len(sample) for sample in samples] in ([7, 5, 5], [5, 7, 5], [5, 5, 7])
+    assert {item.name for sample in samples for item in sample} == {item.name for item in (*items, slow)}
+    assert all({"a]", "b]"} == {item.name[-2:] for item in sample if item is not slow} for sample in samples)
 
 
 def test_prose_does_not_count_as_source() -> None:

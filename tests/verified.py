@@ -2,9 +2,9 @@
 
     python tests/verified.py    record in TABLE that the sources passed under this JAX, as they are now
 
-`make test-every` does so. A test marked `sampled(n)` runs one case in n, by the commit's hash, while TABLE holds the
-digest of SOURCES. It runs all of its cases if a source changed or another JAX is installed, with EVERY=1 or LONG=1,
-and with `-k`.
+`make test-every` does so. While TABLE holds the digest of SOURCES, a test marked `sampled(n)` runs one case in n, and
+of the other tests of FOLDERS one in n runs; which ones, the commit's hash decides. All of them run if a source changed
+or another JAX is installed, on hardware other than the CPU, with EVERY=1 or LONG=1, and with `-k`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import io
 import json
 import os
 import tokenize
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -38,19 +37,35 @@ SOURCES = (
     "tests/nn/*.py",
     "tests/generation/*.py",
 )
+FOLDERS = {"jax_kernels": 3, "models": 2, "nn": 2, "generation": 2}
+"""Folders whose tests read little but SOURCES: one test in n is enough."""
+READS_OTHER_FILES = ("test_compiled_programs.py",)
 IS_EVERY = IS_LONG or os.environ.get("EVERY") == "1"
 
 
 def sampled_out(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """Cases of tests marked `sampled` that this commit leaves out; none if the sources are not in TABLE."""
+    """The tests and cases that this commit leaves out; none if the sources are not in TABLE."""
     if not is_sample():
         return []
-    cases: dict[tuple[str, int], list[pytest.Item]] = defaultdict(list)
+    groups: dict[tuple[str, int], dict[str, list[pytest.Item]]] = {}
     for item in items:
+        test, folder = item.nodeid.partition("[")[0], item.path.parent.name
         if (marker := item.get_closest_marker("sampled")) is not None:
-            cases[item.nodeid.partition("[")[0], marker.args[0]].append(item)
+            groups.setdefault((test, marker.args[0]), {})[item.nodeid] = [item]
+        elif folder in FOLDERS and not _is_whole(item):
+            groups.setdefault((folder, FOLDERS[folder]), {}).setdefault(test, []).append(item)
     seed = seed_of_commit()
-    return [item for (_, step), group in cases.items() for item in left_out(group, step, seed)]
+    return [
+        item
+        for (_, step), units in groups.items()
+        for unit in left_out(list(units.values()), step, seed)
+        for item in unit
+    ]
+
+
+def _is_whole(item: pytest.Item) -> bool:
+    has_own_run = any(item.get_closest_marker(name) for name in ("slow", "long", "compilers"))
+    return has_own_run or item.path.name in READS_OTHER_FILES
 
 
 def left_out(cases: Sequence[T], step: int, seed: int) -> list[T]:
@@ -60,8 +75,9 @@ def left_out(cases: Sequence[T], step: int, seed: int) -> list[T]:
 
 
 def is_sample() -> bool:
-    """Whether a sample is enough: every case passed from the sources as they are."""
-    return not IS_EVERY and read_table().get(_versions()) == digest()
+    """Whether a sample is enough: every case passed on the CPU from the sources as they are."""
+    is_cpu = os.environ.get("JAX_PLATFORMS") == "cpu"
+    return is_cpu and not IS_EVERY and read_table().get(_versions()) == digest()
 
 
 def read_table() -> dict[str, str]:

@@ -82,17 +82,38 @@ def changed(tree: Tree, changes: Changes) -> Tree:
     return tree
 
 
+@dataclass(frozen=True)
+class MachineFolder:
+    """A folder that holds one tree after another. Only files that differ from those of the last tree are written."""
+
+    path: Path
+    tree: Tree = field(default_factory=dict)
+
+    def snapshot(self, tree: Tree, time: float = NOW) -> Snapshot:
+        """What the probes read of a tree."""
+        for path in [path for path, text in self.tree.items() if tree.get(path) != text]:
+            del self.tree[path]
+            target = self.path / path
+            target.unlink()
+            for folder in target.parents:
+                if folder == self.path or any(folder.iterdir()):
+                    break
+                folder.rmdir()
+        for path in [path for path in tree if path not in self.tree]:
+            target = self.path / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if tree[path].startswith("-> "):
+                target.symlink_to(tree[path].removeprefix("-> "))
+            else:
+                target.write_text(tree[path])
+            self.tree[path] = tree[path]
+        return replace(take(Host(self.path), all_probes()), time=time)
+
+
 def snapshot_of(tree: Tree, folder: Path, time: float = NOW) -> Snapshot:
-    """What the probes read of a tree."""
+    """What the probes read of a tree, in a folder of its own."""
     shutil.rmtree(folder, ignore_errors=True)
-    for path, text in tree.items():
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if text.startswith("-> "):
-            target.symlink_to(text.removeprefix("-> "))
-        else:
-            target.write_text(text)
-    return replace(take(Host(folder), all_probes()), time=time)
+    return MachineFolder(folder).snapshot(tree, time)
 
 
 def report_of(snapshot: Snapshot, site: dict[str, Any] | None = None) -> Report:
@@ -107,15 +128,14 @@ def _rules() -> dict[str, Rule]:
 
 
 def report_of_case(case: Case, folder: Path) -> Report:
-    return report_of(snapshot_of_case(case, folder), case.site)
+    return report_of(snapshot_of_case(case, MachineFolder(folder / "now"), MachineFolder(folder / "before")), case.site)
 
 
-def snapshot_of_case(case: Case, folder: Path) -> Snapshot:
+def snapshot_of_case(case: Case, now: MachineFolder, before: MachineFolder) -> Snapshot:
     healthy = machines()[case.machine]()
-    snapshot = snapshot_of(changed(healthy, case.changes), folder / "now")
+    snapshot = now.snapshot(changed(healthy, case.changes))
     if case.before is not None:
-        before = snapshot_of(changed(healthy, case.before), folder / "before", NOW - 60 * case.minutes)
-        snapshot = snapshot.since(before)
+        snapshot = snapshot.since(before.snapshot(changed(healthy, case.before), NOW - 60 * case.minutes))
     return snapshot
 
 

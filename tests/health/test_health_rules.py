@@ -5,13 +5,12 @@ What a rule cannot read is unknown, and not healthy.
 
 import operator
 import re
-import shutil
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 
 import pytest
-from health_trees import Case, cases, machines, mutated, report_of, snapshot_of, snapshot_of_case
+from health_trees import Case, MachineFolder, cases, machines, mutated, report_of, snapshot_of, snapshot_of_case
 
 from aifx.health.evaluate_rules import evaluate_rules
 from aifx.health.rules import Site, load_rules
@@ -20,13 +19,22 @@ from aifx.health.snapshot import Snapshot
 RULES = load_rules()
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[MachineFolder, MachineFolder]]:
+    """For each machine one for now and one for the earlier reading: its cases differ in few files."""
+    folder = tmp_path_factory.mktemp("machines")
+    return {
+        name: (MachineFolder(folder / name / "now"), MachineFolder(folder / name / "before")) for name in machines()
+    }
+
+
 @pytest.fixture(scope="module", params=cases(), ids=lambda case: f"{case.rule} on {case.machine}")
-def broken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Snapshot]:
+def broken(
+    request: pytest.FixtureRequest, folders: dict[str, tuple[MachineFolder, MachineFolder]]
+) -> tuple[Case, Snapshot]:
     """A case, and the snapshot of a machine on which it went wrong."""
-    folder = tmp_path_factory.mktemp("machine")
-    snapshot = snapshot_of_case(request.param, folder)
-    shutil.rmtree(folder)
-    return request.param, snapshot
+    case: Case = request.param
+    return case, snapshot_of_case(case, *folders[case.machine])
 
 
 def test_a_rule_fires_and_comes_first(broken):
