@@ -89,8 +89,7 @@ class MachineFolder:
     path: Path
     tree: Tree = field(default_factory=dict)
 
-    def snapshot(self, tree: Tree, time: float = NOW) -> Snapshot:
-        """What the probes read of a tree."""
+    def write(self, tree: Tree) -> None:
         for path in [path for path, text in self.tree.items() if tree.get(path) != text]:
             del self.tree[path]
             target = self.path / path
@@ -107,7 +106,12 @@ class MachineFolder:
             else:
                 target.write_text(tree[path])
             self.tree[path] = tree[path]
-        return replace(take(Host(self.path), all_probes()), time=time)
+
+    def snapshot(self, tree: Tree, time: float = NOW) -> Snapshot:
+        """What the probes read of a tree."""
+        self.write(tree)
+        probes = [replace(probe, limit_s=10 * probe.limit_s) for probe in all_probes()]  # the machine may be busy
+        return replace(take(Host(self.path), probes), time=time)
 
 
 def snapshot_of(tree: Tree, folder: Path, time: float = NOW) -> Snapshot:

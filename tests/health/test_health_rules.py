@@ -10,7 +10,17 @@ from functools import reduce
 from pathlib import Path
 
 import pytest
-from health_trees import Case, MachineFolder, cases, machines, mutated, report_of, snapshot_of, snapshot_of_case
+from health_trees import (
+    Case,
+    MachineFolder,
+    cases,
+    changed,
+    machines,
+    mutated,
+    report_of,
+    snapshot_of,
+    snapshot_of_case,
+)
 
 from aifx.health.evaluate_rules import evaluate_rules
 from aifx.health.rules import Site, load_rules
@@ -95,6 +105,20 @@ def _way(device, signal):
     # What a device is part of is one list and one place in it up.
     up = signal.startswith("^.")
     return (*(device[:-2] if up else device), *signal.removeprefix("^.").split("."))
+
+
+def test_a_folder_that_held_other_trees_holds_no_more_than_a_new_one(tmp_path: Path):
+    """Else a case could be found by what the one before left behind."""
+    healthy = machines()["server"]()
+    kept, new = MachineFolder(tmp_path / "kept"), MachineFolder(tmp_path / "new")
+    for case in [case for case in cases() if case.machine == "server"][::15]:
+        kept.write(changed(healthy, case.changes))
+    for folder in (kept, new):
+        folder.write(healthy)
+    found, expected = ({p.relative_to(f.path): p for p in f.path.rglob("*")} for f in (kept, new))
+    assert found.keys() == expected.keys()
+    assert all(p.is_symlink() == expected[name].is_symlink() for name, p in found.items())
+    assert all(p.read_text() == expected[name].read_text() for name, p in found.items() if p.is_file())
 
 
 def test_each_rule_has_a_case():
