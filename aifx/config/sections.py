@@ -217,6 +217,11 @@ class OptimizerSection(Section):
     beta2: Fraction = setting(0.95, "AdamW: decay of the second moment.")
     epsilon: PositiveFloat = setting(1e-8, "AdamW: added to the root of the second moment.")
     momentum: Fraction = setting(0.95, "Muon: decay of the momentum.")
+    ns_steps: PositiveInt = setting(
+        5,
+        "Muon: steps that orthogonalize an update. Fewer than 5 take less time, start from AOL's scaling, and are less "
+        "exact.",
+    )
     moment_dtype: Literal["float32", "bfloat16"] = setting(
         "float32", "Type of AdamW's first moment and Muon's momentum: bfloat16 takes half the memory."
     )

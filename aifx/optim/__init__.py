@@ -15,7 +15,7 @@ import optax
 from optax.contrib import muon
 
 from aifx.config.sections import OptimizerSection, ScheduleSection
-from aifx.optim.divided_muon import muon_dimensions, scale_by_divided_muon
+from aifx.optim.divided_muon import muon_dimensions, newton_schulz, scale_by_divided_muon
 from aifx.parallel.layout import Layout
 from aifx.specs import ArraySpec, Params, Specs, is_spec, map_specs
 
@@ -54,6 +54,7 @@ def make_optimizer(
         adam_b2=section.beta2,
         adam_learning_rate=section.adam_learning_rate or section.learning_rate,
         muon_weight_dimension_numbers=lambda _: dimensions,
+        **newton_schulz(section),
     )
 
 
@@ -61,7 +62,7 @@ def _divided_muon(section: OptimizerSection, specs: Specs, layout: Layout) -> op
     """The `muon` of `make_optimizer`, and its state, on a mesh."""
     labels = select_weights(map_specs(lambda s: "muon" if s.matrix else "adam", specs), specs)
     matrices = optax.chain(
-        scale_by_divided_muon(specs, layout, section.momentum, section.epsilon, section.moment_dtype),
+        scale_by_divided_muon(specs, layout, section),
         optax.add_decayed_weights(section.weight_decay, partial(_decays_of, specs=specs)),
         optax.scale_by_learning_rate(section.learning_rate),
     )

@@ -110,6 +110,17 @@ def test_muon_orthogonalizes_matrices_alone(tiny) -> None:
     assert adam == pytest.approx(adam[0], rel=1e-3), "Adam's first update has the gradient's sign and one size"
 
 
+@pytest.mark.parametrize("steps", [2, 5])
+def test_two_steps_of_newton_schulz_reach_as_far_as_five(steps: int) -> None:
+    specs = {"kernel": ArraySpec((96, 192), ("embed", "mlp"), ones, matrix=((0,), (1,)))}
+    section = OptimizerSection(kind="muon", learning_rate=1, weight_decay=0, ns_steps=steps)
+    optimizer = make_optimizer(section, specs)
+    gradients = {"kernel": jax.random.normal(jax.random.key(1), (96, 192))}
+    update = optimizer.update(gradients, optimizer.init(gradients), gradients)[0]["kernel"]
+    singular = np.linalg.svd(update, compute_uv=False)
+    assert singular.min() > 0.5 * singular.max(), "0.3 of it by two steps from the scaling by the Frobenius norm"
+
+
 def test_muon_orthogonalizes_each_head_by_itself() -> None:
     """Those of queries, keys and values; the outputs of heads add up, so their projection is one matrix."""
     specs = {
