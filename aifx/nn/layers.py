@@ -92,14 +92,6 @@ def _add_bias_backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Arr
 _add_bias.defvjp(lambda y, bias: (_add_bias(y, bias), None), _add_bias_backward)
 
 
-def rotary_angles(positions: jax.Array, head_dim: int, theta: float, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines `[batch, seq, head_dim / 2]` of positions `[batch, seq]`, for `rotary` of arrays of `dtype`."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=float) / head_dim)
-    angles = positions[..., None] * frequencies
-    wide = jnp.promote_types(dtype, jnp.float32)
-    return jnp.cos(angles).astype(wide), jnp.sin(angles).astype(wide)
-
-
 def gelu(x: jax.Array) -> jax.Array:
     """x times the Gaussian's cumulative distribution (erf)."""
     return jax.nn.gelu(x, approximate=False)
@@ -178,16 +170,18 @@ def attention_with_dropout(
     ctx: ForwardContext,
     place: int,
     segment_ids: SegmentIds | None = None,
+    window: int | None = None,
 ) -> jax.Array:
     """Causal attention with dropout of its weights, as q, `[batch, seq, num_heads, head_dim]`.
 
-    k and v `[batch, all steps, num_kv_heads, head_dim]`, `segment_ids` as in `jax_kernels.attention`, whose
-    implementations have no dropout: this one holds all scores.
+    k and v `[batch, all steps, num_kv_heads, head_dim]`, `segment_ids` and `window` as in `jax_kernels.attention`,
+    whose implementations have no dropout: this one holds all scores.
     """
     wide, group, (_, seq, heads, _) = jnp.promote_types(q.dtype, jnp.float32), q.shape[2] // k.shape[2], q.shape
     k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))
     positions = ctx.layout.seq_positions(seq)
-    seen = Mask(causal=True, q_offset=ctx.layout.seq_start(seq), segment_ids=segment_ids).block(0, seq, 0, k.shape[1])
+    mask = Mask(causal=True, window=window, q_offset=ctx.layout.seq_start(seq), segment_ids=segment_ids)
+    seen = mask.block(0, seq, 0, k.shape[1])
     assert seen is not None
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
     weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)

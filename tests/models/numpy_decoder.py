@@ -32,7 +32,7 @@ def _row(c, params, tokens, positions, segments):
         x = x + params["embedding"]["position"][positions]
     for i in range(c.num_layers):
         layer = params["layers"][str(i)]
-        x = x + _attention(c, layer["attention"], _norm(c, layer["attention_norm"], x), positions, segments)
+        x = x + _attention(c, i, layer["attention"], _norm(c, layer["attention_norm"], x), positions, segments)
         x = x + _mlp(c, layer["mlp"], _norm(c, layer["mlp_norm"], x))
     x = _norm(c, params["final_norm"], x)
     return x @ (params["embedding"]["token"].T if c.tie_embeddings else params["output"])
@@ -48,16 +48,17 @@ def _root_mean_square(c, x):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_epsilon)
 
 
-def _attention(c, p, x, positions, segments):
+def _attention(c, number, p, x, positions, segments):
     q, k, v = (np.einsum("td,dhw->thw", x, p[n]) + p.get(f"{n}_bias", 0.0) for n in ("query", "key", "value"))
     if c.qk_norm:
         q, k = _root_mean_square(c, q) * p["query_norm"], _root_mean_square(c, k) * p["key_norm"]
-    if c.positions == "rotary":
+    if c.positions == "rotary" and c.rope_layers[number % len(c.rope_layers)]:
         q, k = _rotate(c, q, positions), _rotate(c, k, positions)
     group = q.shape[1] // k.shape[1]
+    window = (c.windows[number % len(c.windows)] if c.windows else 0) or len(x)
     out = np.zeros_like(q)
     for t in range(len(x)):
-        seen = [s for s in range(t + 1) if segments is None or segments[s] == segments[t]]
+        seen = [s for s in range(max(t + 1 - window, 0), t + 1) if segments is None or segments[s] == segments[t]]
         for h in range(q.shape[1]):
             scores = k[seen, h // group] @ q[t, h] / math.sqrt(q.shape[2])
             weights = np.exp(scores - scores.max())
@@ -66,10 +67,43 @@ def _attention(c, p, x, positions, segments):
 
 
 def _rotate(c, x, positions):
-    half = x.shape[-1] // 2
-    angles = np.asarray(positions)[:, None, None] * c.rope_theta ** (-np.arange(half) / half)
-    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)
-    return np.concatenate([turned.real, turned.imag], axis=-1)
+    half = int(x.shape[-1] * c.rope_fraction) // 2
+    frequencies, scale = _frequencies(c, c.rope_theta ** (-np.arange(half) / half))
+    angles = np.asarray(positions)[:, None, None] * frequencies
+    turned = (x[..., :half] + 1j * x[..., half : 2 * half]) * scale * np.exp(1j * angles)
+    return np.concatenate([turned.real, turned.imag, x[..., 2 * half :]], axis=-1)
+
+
+def _frequencies(c, plain):
+    """As transformers 5.24 computes them in `modeling_rope_utils.py`, number by number, and the scale."""
+    if c.rope_scaling == "linear":
+        return plain / c.rope_factor, 1.0
+    if c.rope_scaling == "llama3":
+        found = []
+        for f in plain:
+            wavelength = 2 * math.pi / f
+            smooth = (c.rope_original_len / wavelength - c.rope_low_freq_factor) / (
+                c.rope_high_freq_factor - c.rope_low_freq_factor
+            )
+            if wavelength > c.rope_original_len / c.rope_low_freq_factor:
+                found.append(f / c.rope_factor)
+            elif wavelength < c.rope_original_len / c.rope_high_freq_factor:
+                found.append(f)
+            else:
+                found.append((1 - smooth) * f / c.rope_factor + smooth * f)
+        return np.array(found), 1.0
+    if c.rope_scaling == "yarn":
+        dim = 2 * len(plain)
+
+        def pair(turns):
+            return dim * math.log(c.rope_original_len / (turns * 2 * math.pi)) / (2 * math.log(c.rope_theta))
+
+        low, high = max(math.floor(pair(c.rope_beta_fast)), 0), min(math.ceil(pair(c.rope_beta_slow)), dim - 1)
+        high = high + 0.001 if low == high else high
+        kept = [1 - min(max((i - low) / (high - low), 0), 1) for i in range(len(plain))]
+        scale = c.rope_attention_factor or 0.1 * math.log(c.rope_factor) + 1
+        return np.array([f / c.rope_factor * (1 - e) + f * e for f, e in zip(plain, kept, strict=True)]), scale
+    return plain, 1.0
 
 
 def _mlp(c, p, x):

@@ -28,7 +28,27 @@ FAMILIES = {
     "erf gelu, wide heads": {"activation": "gelu", "head_dim": 12, "norm": "layer_norm"},
     "gated with biases": {"bias": True, "num_kv_heads": 1},
     "normed queries and keys": {"qk_norm": True, "num_kv_heads": 2},
+    "windows": {
+        "windows": (5,),
+        "head_dim": 8,
+        "rope_fraction": 0.5,
+        "attention_bias": "qkv",
+        "rope_theta": 100.0,
+        "rope_scaling": "llama3",
+        "rope_factor": 8.0,
+        "rope_original_len": 16,
+    },
 }
+DIFFERING = {
+    "windows": (3, 0),
+    "rope_layers": (True, False),
+    "attention_bias": "all",
+    "rope_scaling": "yarn",
+    "rope_factor": 4.0,
+    "rope_original_len": 64,
+    "head_dim": 8,
+}
+"""Layers that are not alike, which cannot be scanned."""
 
 
 def decoder(**values):
@@ -83,6 +103,24 @@ def test_logits_are_numpys(family):
     got = jit(outputs_of(model))(params, inputs)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("scaling", ["linear", "yarn"])
+def test_layers_that_differ_are_numpys_and_decode_as_they_read(scaling):
+    model = decoder(**{**DIFFERING, "rope_scaling": scaling})
+    params, inputs = params_of(model), tokens()
+    want = forward(model.section, params, inputs)
+    close = partial(np.testing.assert_allclose, atol=2e-5 * np.abs(want).max())
+    close(jit(outputs_of(model))(params, inputs), want)
+    empty = init_params(model.cache_specs(2, SEQ), jax.random.key(0))
+    hidden, cache = jit(partial(model.prefill, ctx=CONTEXT))(params, inputs, jnp.array([4, 20]), empty)
+    step = jit(partial(model.decode, ctx=CONTEXT))
+    for _ in range(3):
+        held = np.asarray(cache["lengths"])
+        hidden, cache = step(params, inputs[np.arange(2), held], cache)
+        close(scores(model, params, hidden), want[np.arange(2), held])
+    plain = decoder(**{**DIFFERING, "windows": ()})
+    assert plain.flops(1) > model.flops(1)
 
 
 @pytest.mark.sampled(3)

@@ -10,6 +10,7 @@ import pytest
 from forward import CONTEXT
 
 from aifx.nn import layers
+from aifx.nn.rotary import Rotary
 from aifx.parallel.context import ForwardContext
 from jax_kernels._ops.rotary import rotary
 from jax_kernels.tuning import relative_error
@@ -77,7 +78,7 @@ def test_rotation_turns_pairs_and_scores_depend_on_distance_alone():
     q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
 
     def turn(x, position):
-        return rotary(x, *layers.rotary_angles(jnp.array([[position]]), 8, 100.0, x.dtype))
+        return rotary(x, *Rotary(8, 100.0).angles(jnp.array([[position]]), x.dtype))
 
     def score(at, other):
         turned = [turn(x, position) for x, position in ((q, at), (k, other))]

@@ -29,6 +29,12 @@ def check_layout(section: DecoderSection, ctx: ForwardContext, *, is_packed: boo
             "dropout of attention's weights needs them all, and a ring never holds them",
             f"--set {gather}, or --set model.dropout=0",
         )
+    if any(section.windows):
+        raise ConfigError(
+            f"{ring} and model.windows = {list(section.windows)}",
+            "a ring has no windows yet",
+            f"--set {gather}",
+        )
     if is_packed:
         raise ConfigError(
             f"{ring}, and the data packs documents into sequences",

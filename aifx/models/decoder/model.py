@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +14,16 @@ from aifx.models.decoder import paged_cache
 from aifx.models.decoder.divided import check_layout, joined, with_own_kv_head
 from aifx.models.decoder.paged_cache import Cache
 from aifx.models.decoder.section import DecoderSection
-from aifx.models.decoder.sequences import Cached, Sequences
-from aifx.models.decoder.specs import decoder_specs, head_dim, num_kv_heads, repeat_layer
+from aifx.models.decoder.sequences import Angles, Cached, Sequences
+from aifx.models.decoder.specs import (
+    attention_biases,
+    decoder_specs,
+    head_dim,
+    num_kv_heads,
+    repeat_layer,
+    rotary_of,
+    window_of,
+)
 from aifx.nn import layers
 from aifx.nn.remat import rematerialized
 from aifx.nn.ring import ring_attention
@@ -47,6 +55,7 @@ class Decoder:
         self.max_seq_len = section.max_seq_len or seq_len
         self.num_kv_heads = num_kv_heads(section)
         self.head_dim = head_dim(section)
+        self.rotary = rotary_of(section)
 
     def specs(self) -> Specs:
         return decoder_specs(self.section, self.vocab_size, self.max_seq_len)
@@ -60,13 +69,14 @@ class Decoder:
         """Forward and backward: tokens x (6 N + 12 L H Q T), PaLM appendix B (arXiv 2204.02311).
 
         N counts parameters that enter products: all but lookup tables (positions; the token table if it is not also
-        the output). L layers, H heads of width Q, T tokens of context. A causal mask is not discounted, recomputation
+        the output). L layers, H heads of width Q, T tokens of context or window. A causal mask is not discounted, recomputation
         not counted.
         """
         specs = self.specs()
         lookups = {k: v for k, v in specs["embedding"].items() if k != "token" or not self.section.tie_embeddings}
         products = count_parameters(specs) - count_parameters(lookups)
-        attended = self.section.num_layers * self.section.num_heads * self.head_dim * self.seq_len
+        windows = (window_of(self.section, layer) or self.seq_len for layer in range(self.section.num_layers))
+        attended = sum(min(window, self.seq_len) for window in windows) * self.section.num_heads * self.head_dim
         return rows * self.seq_len * (6 * products + 12 * attended)
 
     def hidden(self, params: Params, batch: Mapping[str, jax.Array], ctx: ForwardContext) -> jax.Array:
@@ -109,19 +119,25 @@ class Decoder:
         x, sequences = self.embed(params["embedding"], inputs, sequences, ctx.layout)
         x = self.dropout(x, sequences, ctx, 0)
 
-        def block(x: jax.Array, own: tuple[Params, Params | None, Any]) -> tuple[jax.Array, Params | None]:
-            layer, cache, number = own
-            layer = ctx.layout.gather(layer)
-            own_ctx = layers.in_layer(ctx, number) if self.section.dropout else ctx
-            return self.layer(layer, x, sequences, cache, own_ctx)
+        def block_of(index: int) -> Callable[..., tuple[jax.Array, Params | None]]:
+            known = self.known_to(index, sequences)
 
-        block = rematerialized(block, self.section.remat, ctx.layout)
+            def block(x: jax.Array, own: tuple[Params, Params | None, Any]) -> tuple[jax.Array, Params | None]:
+                layer, cache, number = own
+                layer = ctx.layout.gather(layer)
+                own_ctx = layers.in_layer(ctx, number) if self.section.dropout else ctx
+                return self.layer(layer, x, known, cache, own_ctx)
+
+            return rematerialized(block, self.section.remat, ctx.layout)
+
+        count = self.section.num_layers
         if self.section.scan_layers:
-            x, cache = jax.lax.scan(block, x, (params[LAYERS], cache, jnp.arange(1, self.section.num_layers + 1)))
+            x, cache = jax.lax.scan(block_of(0), x, (params[LAYERS], cache, jnp.arange(1, count + 1)))
         else:
             caches: Params = {}
-            for number, name in enumerate(map(str, range(self.section.num_layers)), 1):
-                x, caches[name] = block(x, (params[LAYERS][name], None if cache is None else cache[name], number))
+            for index, name in enumerate(map(str, range(count))):
+                own = params[LAYERS][name], None if cache is None else cache[name], index + 1
+                x, caches[name] = block_of(index)(x, own)
             cache = None if cache is None else caches
         return self.norm(params["final_norm"], x), cache
 
@@ -145,9 +161,14 @@ class Decoder:
             x = x + places
         else:
             where = jnp.arange(seq)[None] if positions is None else positions
-            angles = layers.rotary_angles(where, self.head_dim, self.section.rope_theta, x.dtype)
-            sequences = replace(sequences, angles=angles)
+            sequences = replace(sequences, angles=self.rotary.angles(where, x.dtype))
         return x.reshape(-1, x.shape[-1]), sequences
+
+    def known_to(self, index: int, sequences: Sequences) -> Sequences:
+        """What the layer of this index, from 0, knows of the tokens."""
+        has_rotary = self.section.rope_layers[index % len(self.section.rope_layers)]
+        angles = sequences.angles if has_rotary else None
+        return replace(sequences, window=window_of(self.section, index), angles=angles)
 
     def layer(
         self, params: Params, x: jax.Array, sequences: Sequences, cache: Params | None, ctx: ForwardContext
@@ -167,13 +188,14 @@ class Decoder:
     ) -> tuple[jax.Array, Params | None]:
         """Causal attention of x `[tokens, embed]` within each sequence."""
 
-        layout = ctx.layout
+        layout, window = ctx.layout, sequences.window
+        has_bias, _ = attention_biases(self.section)
         x = layout.gather_tokens(x)
         if layout.axes("kv_heads") and not layout.dividing("kv_heads", self.num_kv_heads):
             params = with_own_kv_head(params, layout, self.num_kv_heads)
 
         def project(name: str) -> jax.Array:
-            bias = params[f"{name}_bias"].reshape(-1) if self.section.bias else None
+            bias = params[f"{name}_bias"].reshape(-1) if has_bias else None
             y = layers.linear(x, layers.as_matrix(params[name], x.shape[1]), bias)
             return y.reshape(*sequences.shape, -1, self.head_dim)
 
@@ -182,12 +204,13 @@ class Decoder:
             epsilon = self.section.norm_epsilon
             q, k = (rms_norm(x, params[f"{name}_norm"], epsilon=epsilon) for name, x in (("query", q), ("key", k)))
         if sequences.angles is not None:
-            q, k = rotary(q, *sequences.angles), rotary(k, *sequences.angles)
+            q, k = self.turned(q, sequences.angles), self.turned(k, sequences.angles)
         cached = sequences.cached
         if cache is not None and cached is not None:
             cache = paged_cache.write(cache, cached.page_table, cached.held, k, v)
         if cache is not None and cached is not None and cached.is_decoding:
-            out = decode_attention(q[:, 0], cache["key"], cache["value"], cached.page_table, cached.held + 1)
+            pages = cache["key"], cache["value"], cached.page_table
+            out = decode_attention(q[:, 0], *pages, cached.held + 1, window=window)
         elif layout.is_ring and (axes := layout.axes("seq")):
             out = ring_attention(q, k, v, axes)
         else:
@@ -197,12 +220,20 @@ class Decoder:
             if own is not None and layout.axes("seq"):
                 ids = own, layout.gather_seq(own)
             if ctx.training and self.section.dropout:
-                out = layers.attention_with_dropout(q, k, v, self.section.dropout, ctx, WEIGHTS, ids)
+                out = layers.attention_with_dropout(q, k, v, self.section.dropout, ctx, WEIGHTS, ids, window)
             else:
-                out = attention(q, k, v, causal=True, segment_ids=ids, q_offset=layout.seq_start(q.shape[1]))
+                offset = layout.seq_start(q.shape[1])
+                out = attention(q, k, v, causal=True, window=window, segment_ids=ids, q_offset=offset)
         out = out.reshape(x.shape[0], -1)
         output = layers.as_matrix(params["output"], out.shape[1])
         return joined(out, output, params.get("output_bias"), layout), cache
+
+    def turned(self, x: jax.Array, angles: Angles) -> jax.Array:
+        """Queries or keys `[batch, seq, heads, head_dim]` with their first features turned by the angles."""
+        width = self.rotary.width
+        if width == self.head_dim:
+            return rotary(x, *angles)
+        return jnp.concatenate([rotary(x[..., :width], *angles), x[..., width:]], axis=-1)
 
     def mlp(self, params: Params, x: jax.Array, layout: Layout) -> jax.Array:
         x = layout.gather_tokens(x)

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from aifx.config.sections import ROUNDING, Conflict, Fraction, ModelSection, PositiveFloat, PositiveInt, Remat, setting
+from aifx.config.sections import (
+    ROUNDING,
+    Conflict,
+    Fraction,
+    ModelSection,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Remat,
+    setting,
+)
 
 if TYPE_CHECKING:
     from aifx.config.config import Config
@@ -27,12 +37,41 @@ class DecoderSection(ModelSection):
     mlp_dim: PositiveInt | None = Field(None, description="Hidden width of the MLP; 4 x embed_dim when not set.")
     norm: Literal["layer_norm", "rms_norm"] = Field("rms_norm", description="Normalization before each block half.")
     norm_epsilon: PositiveFloat = Field(1e-5, description="Added to the variance.")
+    attention_bias: Literal["none", "qkv", "all"] = Field(
+        "none", description="Biases in attention without those of `bias`: of queries, keys and values, or also the output."
+    )
+    windows: tuple[NonNegativeInt, ...] = Field(
+        (),
+        description="Tokens that each layer's attention reaches back, itself included; 0 is all. Repeated over layers.",
+    )
     qk_norm: bool = Field(False, description="RMS norm of each head's queries and keys, before rotary positions.")
     positions: Literal["learned", "rotary"] = Field(
         "rotary", description="learned: a table of max_seq_len rows. rotary: RoPE."
     )
     max_seq_len: PositiveInt | None = Field(None, description="Longest context; data.seq_len when not set.")
     rope_theta: PositiveFloat = Field(10_000.0, description="Base of the rotary frequencies.")
+    rope_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="Share of a head's features that rotary positions turn."
+    )
+    rope_layers: Annotated[tuple[bool, ...], Field(min_length=1)] = Field(
+        (True,), description="Whether each layer has rotary positions. Repeated over layers."
+    )
+    rope_scaling: Literal["none", "linear", "llama3", "yarn"] = Field(
+        "none", description="How rotary positions reach beyond the first context."
+    )
+    rope_factor: PositiveFloat = Field(1.0, description="How far: what rope_scaling divides frequencies by.")
+    rope_original_len: PositiveInt | None = Field(None, description="Tokens of the first context (llama3, yarn).")
+    rope_low_freq_factor: PositiveFloat = Field(
+        1.0, description="llama3: turns in the first context up to which a frequency is divided."
+    )
+    rope_high_freq_factor: PositiveFloat = Field(
+        4.0, description="llama3: turns in the first context from which a frequency is kept."
+    )
+    rope_beta_slow: PositiveFloat = Field(1.0, description="yarn: as rope_low_freq_factor.")
+    rope_beta_fast: PositiveFloat = Field(32.0, description="yarn: as rope_high_freq_factor.")
+    rope_attention_factor: PositiveFloat | None = Field(
+        None, description="yarn: factor of cosines and sines; 0.1 ln(rope_factor) + 1 if not set."
+    )
     activation: Literal["gelu", "gelu_tanh", "swiglu"] = Field(
         "swiglu", description="MLP activation; swiglu has a gate."
     )
@@ -52,6 +91,21 @@ class DecoderSection(ModelSection):
         ROUNDING,
     )
 
+    def _conflicts_of_scaling(self) -> Iterator[Conflict]:
+        if self.rope_scaling in ("llama3", "yarn") and self.rope_original_len is None:
+            yield Conflict(
+                ("model.rope_scaling", "model.rope_original_len"),
+                f'model.rope_scaling = "{self.rope_scaling}" needs model.rope_original_len',
+                "it divides frequencies by their turns in the first context",
+            )
+        if self.rope_scaling == "llama3" and self.rope_low_freq_factor >= self.rope_high_freq_factor:
+            yield Conflict(
+                ("model.rope_low_freq_factor", "model.rope_high_freq_factor"),
+                f"model.rope_low_freq_factor = {self.rope_low_freq_factor} is not less than "
+                f"model.rope_high_freq_factor = {self.rope_high_freq_factor}",
+                "frequencies between the two are blended",
+            )
+
     def conflicts(self, config: Config) -> Iterator[Conflict]:
         head_dim = self.head_dim or self.embed_dim // self.num_heads
         if self.head_dim is None and self.embed_dim % self.num_heads:
@@ -60,11 +114,19 @@ class DecoderSection(ModelSection):
                 f"model.embed_dim = {self.embed_dim} does not divide by model.num_heads = {self.num_heads}",
                 "head_dim is their quotient if it is not set",
             )
-        elif self.positions == "rotary" and head_dim % 2:
+        elif self.positions == "rotary" and ((turned := int(head_dim * self.rope_fraction)) % 2 or not turned):
             yield Conflict(
-                ("model.head_dim", "model.num_heads", "model.embed_dim", "model.positions"),
-                f'model.positions = "rotary" needs an even head_dim, and it is {head_dim}',
+                ("model.head_dim", "model.num_heads", "model.embed_dim", "model.rope_fraction", "model.positions"),
+                f'model.positions = "rotary" turns an even number of a head\'s features, and it is {turned}',
                 "rotary positions turn pairs of features",
+            )
+        yield from self._conflicts_of_scaling()
+        differ = [key for key in ("windows", "rope_layers") if len(set(getattr(self, key))) > 1]
+        if self.scan_layers and differ:
+            yield Conflict(
+                ("model.scan_layers", f"model.{differ[0]}"),
+                f"model.scan_layers = true, and model.{differ[0]} makes layers differ",
+                "one compiled layer serves for all",
             )
         if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
             yield Conflict(

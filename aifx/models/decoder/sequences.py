@@ -29,5 +29,6 @@ class Sequences:
     shape: tuple[int, ...]  # (batch, seq)
     positions: jax.Array | None = None  # [batch, seq]; they count from 0 if None
     angles: Angles | None = None  # rotary angles of the positions, unless they are learned
+    window: int | None = None  # how far back attention reaches, itself included
     segment_ids: jax.Array | None = None  # [batch, seq], the document of each token; attention stays within it
     cached: Cached | None = None  # None in training, which has no cache

@@ -6,6 +6,7 @@ import math
 
 from aifx.models.decoder.section import DecoderSection
 from aifx.nn import initializers
+from aifx.nn.rotary import Rotary
 from aifx.specs import LAYERS, ArraySpec, Initializer, Specs, stack_layer_specs
 
 INIT_STDDEV = 0.02  # GPT-2, openai/gpt-2 `src/model.py`
@@ -46,6 +47,31 @@ def head_dim(section: DecoderSection) -> int:
     return section.head_dim or section.embed_dim // section.num_heads
 
 
+def attention_biases(section: DecoderSection) -> tuple[bool, bool]:
+    """Whether queries, keys and values have biases, and whether attention's output has one."""
+    return section.bias or section.attention_bias != "none", section.bias or section.attention_bias == "all"
+
+
+def rotary_of(section: DecoderSection) -> Rotary:
+    return Rotary(
+        int(head_dim(section) * section.rope_fraction),
+        section.rope_theta,
+        section.rope_scaling,
+        section.rope_factor,
+        section.rope_original_len or 0,
+        section.rope_low_freq_factor,
+        section.rope_high_freq_factor,
+        section.rope_beta_slow,
+        section.rope_beta_fast,
+        section.rope_attention_factor,
+    )
+
+
+def window_of(section: DecoderSection, layer: int) -> int | None:
+    """How far back the attention of a layer, counted from 0, reaches; None if it reaches all tokens."""
+    return section.windows[layer % len(section.windows)] or None if section.windows else None
+
+
 def _norm(section: DecoderSection) -> Specs:
     shape, axes = (section.embed_dim,), ("embed",)
     scale = {"scale": ArraySpec(shape, axes, initializers.ones)}
@@ -69,10 +95,12 @@ def _attention(section: DecoderSection) -> Specs:
     }
     if section.qk_norm:
         specs["query_norm"] = specs["key_norm"] = ArraySpec((width,), ("head_dim",), initializers.ones)
-    if section.bias:
+    has_qkv, has_output = attention_biases(section)
+    if has_qkv:
         specs["query_bias"] = ArraySpec((h, width), ("heads", "head_dim"), initializers.zeros)
         specs["key_bias"] = ArraySpec((kv, width), ("kv_heads", "head_dim"), initializers.zeros)
         specs["value_bias"] = ArraySpec((kv, width), ("kv_heads", "head_dim"), initializers.zeros)
+    if has_output:
         specs["output_bias"] = ArraySpec((d,), ("embed",), initializers.zeros)
     return specs
 
