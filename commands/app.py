@@ -20,6 +20,7 @@ SETUP = "Set up"
 
 COMMANDS: dict[str, Entry] = {
     "init": Entry("init.command", "init", "Start a project from a template.", START),
+    "import": Entry("import_.command", "import_", "Make a run of an open model from Hugging Face's ecosystem.", START),
     "plan": Entry("plan.command", "plan", "Predict memory, time, energy and cost of a run before it starts.", TRAIN),
     "train": Entry("train.command", "train", "Train the project's model, or resume a training that stopped.", TRAIN),
     "launch": Entry("launch.group", "app", "Start a command as several processes.", TRAIN),

@@ -44,6 +44,7 @@ def command_types() -> dict[str, Any]:
     from aifx.generation.generator import GeneratedText
     from aifx.health import documents as health
     from aifx.health.diff import Difference
+    from aifx.hub.documents import ImportDocument
     from aifx.kernels import report as kernels
     from aifx.planning.hardware import HardwareList
     from aifx.planning.planner import PlanList
@@ -54,6 +55,7 @@ def command_types() -> dict[str, Any]:
     return {
         "version": Version,
         "init": projects.Scaffolded | projects.TemplateList,
+        "import": ImportDocument,
         "plan": PlanList | HardwareList,
         "train": TrainDocument,
         "eval": held_out.Report | dataset.DatasetReports,
@@ -92,6 +94,7 @@ def command_types() -> dict[str, Any]:
 def file_types() -> dict[str, Any]:
     """The type of each file that other programs may read."""
     from aifx.health import documents as health
+    from aifx.hub.importing import ImportFile
     from aifx.machine.measured_peaks import Ceilings
     from aifx.planning.planner import PlanFile
     from aifx.runs import formats
@@ -104,6 +107,7 @@ def file_types() -> dict[str, Any]:
         "kernels": formats.KernelsFile,
         "digests": formats.DigestsFile,
         "tags": formats.TagsFile,
+        "import": ImportFile,
         "lock": Holder,
         "eval": formats.EvaluationFile,
         "plan": PlanFile,

@@ -61,8 +61,17 @@ def complete(place: Path, manifest: Manifest, peers: Group) -> None:
     assert all(sizes[name] == e.size for name, e in manifest.arrays.items()), "one process saves each element"
     entries = {name: replace(entry, digest=shown(lanes[name])) for name, entry in manifest.arrays.items()}
     merge(place / STATE, peers.size)
-    write_orbax_metadata(place, entries)
-    (place / ITEM / FILE).write_text(json.dumps(replace(manifest, arrays=entries).to_json()))
+    finish(place, replace(manifest, arrays=entries), files)
+
+
+def finish(place: Path, manifest: Manifest, files: Files) -> None:
+    """Describe the checkpoint in `place`, whose arrays are there, and make it survive a loss of power.
+
+    Args:
+        files: the listed files, which survive it already.
+    """
+    write_orbax_metadata(place, manifest.arrays)
+    (place / ITEM / FILE).write_text(json.dumps(manifest.to_json()))
     rest = [path for path in files_below(place) if str(path.relative_to(place)) not in files]
     write_inventory(place, files | list_files(place, rest))
     sync_files(rest)

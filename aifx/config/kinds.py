@@ -24,9 +24,16 @@ class Kind:
 
 @dataclass(frozen=True)
 class Family(Kind):
-    """A family of models, whose `make` is (section, DataSpec) -> Model. `presets` are values of `[model]` by name."""
+    """A family of models, whose `make` is (section, DataSpec) -> Model.
+
+    Attributes:
+        presets: values of `[model]` by name.
+        hub: the module with its maps to architectures of Hugging Face, if it has any: `ARCHITECTURES`, and
+            `same_computation` of two sections.
+    """
 
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    hub: str | None = None
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,22 @@ def read_config(
     return config
 
 
+def make_config(values: Mapping[str, Mapping[str, Any]], project: Project, where: str) -> Config:
+    """A configuration of these values, by section and key, and defaults. Raises ConfigError.
+
+    Args:
+        where: the values come from, for messages and as their origin.
+    """
+    layers = Layers()
+    for section, keys in values.items():
+        for key, value in keys.items():
+            if value is not None:
+                layers.put(section, key, Given(value, Origin("file", where)))
+    config = _resolve(layers, project, presets=False)
+    check_conflicts(config)
+    return config
+
+
 def project_sections(project: Project) -> Own:
     """The sections of the project's own code, imported. Raises ConfigError.
 

@@ -61,6 +61,12 @@ class TextSection(DataSection):
         description="`bpe` or `char` (pairs of bytes, or characters, of the training split), `byte`, "
         "or a path of a tokenizer.json.",
     )
+    end_tokens: tuple[str, ...] = Field(
+        (),
+        description="Tokens that end a text that a model writes; the first also ends documents. "
+        "If none: a known one of the tokenizer, such as `<|endoftext|>`.",
+    )
+    begin_token: str | None = Field(None, description="Token before each text that a model continues or measures.")
     vocab_size: Annotated[int, Field(ge=257, le=INT_MAX)] | None = Field(
         None,
         description="Most tokens of a trained tokenizer, and the rows of the embedding. "
@@ -79,6 +85,13 @@ class TextSection(DataSection):
     def conflicts(self, config: Config) -> Iterator[Conflict]:
         validation = None if self.validation else self.validation_fraction
         yield from held_out_conflicts(config, validation, 0.0 if self.test else self.test_fraction)
+        if self.tokenizer in OWN_TOKENIZERS and (self.end_tokens or self.begin_token is not None):
+            key = "data.end_tokens" if self.end_tokens else "data.begin_token"
+            yield Conflict(
+                (key, "data.tokenizer"),
+                f'{key} is set, and data.tokenizer = "{self.tokenizer}" has a token of its own',
+                "it names tokens of a tokenizer.json",
+            )
         # Sequences cut short for a trial are read with the stride cut to them.
         is_asked = config.precedence("data.eval_stride") >= config.precedence("data.seq_len")
         if self.eval_stride > self.seq_len and is_asked:

@@ -118,7 +118,7 @@ class TextFormat(DataFormat):
     @classmethod
     def describe(cls, section: TextSection, project: Project) -> DataSpec:
         if section.vocab_size is None and section.tokenizer not in OWN_TOKENIZERS:
-            return text_spec(section, Tokenizer.load(project.root / section.tokenizer))
+            return text_spec(section, _load_tokenizer(project.root / section.tokenizer, section))
         return text_spec(section)
 
     @classmethod
@@ -134,7 +134,7 @@ class TextFormat(DataFormat):
 
     @classmethod
     def load(cls, section: TextSection, spec: DataSpec, assets: Path) -> TextFormat:
-        tokenizer = Tokenizer.load(assets / TOKENIZER_FILE)
+        tokenizer = _load_tokenizer(assets / TOKENIZER_FILE, section)
         return cls(section, text_spec(section, tokenizer), tokenizer)
 
     def open_file(self, path: Path) -> TextData:
@@ -155,7 +155,7 @@ class TextFormat(DataFormat):
         if not isinstance(text, str):
             raise ValueError(f"field {section.text_field!r} is {type(text).__name__}, not text")
         num_bytes = len(text.encode())  # before the tokenizer, which drops what is not Unicode
-        ids = [eos_id, *self.tokenizer.encode(text), eos_id]
+        ids = [*(self.tokenizer.begin_ids or (eos_id,)), *self.tokenizer.encode(text), eos_id]
         document = SplitTokens(np.array(ids), np.array([0, len(ids) - 1]), closed=True, num_bytes=num_bytes)
         windows = stream_windows(document, section.seq_len, _stride(section))
         source = TextSource(windows, None, len(windows), section.seq_len, eos_id, documents=False)
@@ -163,7 +163,7 @@ class TextFormat(DataFormat):
 
     def _open(self, corpus: Corpus) -> TextData:
         section, tokenizer = self.section, self.tokenizer
-        digest = _hexdigest("tokens", FORMAT, corpus.digest, tokenizer.data)
+        digest = _hexdigest("tokens", FORMAT, corpus.digest, tokenizer.data, *section.end_tokens[:1])
         path = cache_path("tokens") / digest
         build = partial(build_store, path, corpus, tokenizer)
         store = open_store(path)
@@ -203,12 +203,16 @@ def _stride(section: TextSection) -> int:
 def _tokenizer(section: TextSection, project: Project, corpus: Corpus, assets: Path) -> Tokenizer:
     kept = assets / TOKENIZER_FILE
     if kept.exists():
-        return Tokenizer.load(kept)
+        return _load_tokenizer(kept, section)
     is_own = section.tokenizer in OWN_TOKENIZERS
-    tokenizer = _trained(section, corpus) if is_own else Tokenizer.load(project.root / section.tokenizer)
+    tokenizer = _trained(section, corpus) if is_own else _load_tokenizer(project.root / section.tokenizer, section)
     assets.mkdir(parents=True, exist_ok=True)
     replace_file(kept, tokenizer.data)
     return tokenizer
+
+
+def _load_tokenizer(path: Path, section: TextSection) -> Tokenizer:
+    return Tokenizer.load(path, ends=section.end_tokens, begin=section.begin_token)
 
 
 def _trained(section: TextSection, corpus: Corpus) -> Tokenizer:

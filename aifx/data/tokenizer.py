@@ -37,10 +37,16 @@ _BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
 
 class Tokenizer:
-    """A tokenizer with one token that ends documents. Text that spells a special token is text."""
+    """A tokenizer with a token that ends documents. Text that spells a special token is text."""
 
-    def __init__(self, data: bytes, name: str) -> None:
-        """`data`: the content of a tokenizer.json, which messages call `name`. Raises DataError."""
+    def __init__(self, data: bytes, name: str, *, ends: Sequence[str] = (), begin: str | None = None) -> None:
+        """Raises DataError.
+
+        Args:
+            data: the content of a tokenizer.json, which messages call `name`.
+            ends: tokens that end a text, of which the first ends documents; a known one by default.
+            begin: the token before each text that a model reads, if there is one.
+        """
         try:
             self._description: dict[str, Any] = json.loads(data)
             check_description(self._description, name)
@@ -55,10 +61,17 @@ class Tokenizer:
         vocabulary = self._inner.get_vocab(with_added_tokens=True)
         check_vocabulary(vocabulary, name)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
-        ends = [vocabulary[token] for token in KNOWN_ENDS if token in vocabulary]
-        if not ends:
-            raise DataError(f"{name}: no token ends a document", f"looked for {', '.join(KNOWN_ENDS)}", "add one to it")
-        self.eos_id: int = ends[0]
+        named = [*ends, *([begin] if begin is not None else [])]
+        if missing := [token for token in named if token not in vocabulary]:
+            why = "data.end_tokens and data.begin_token name tokens of the vocabulary"
+            raise DataError(f"{name}: no token {missing[0]!r}", why, "aifx config keys data")
+        found = [vocabulary[token] for token in ends or KNOWN_ENDS if token in vocabulary]
+        if not found:
+            why = f"looked for {', '.join(KNOWN_ENDS)}"
+            raise DataError(f"{name}: no token ends a document", why, "name it: data.end_tokens")
+        self.eos_id: int = found[0]
+        self.end_ids = frozenset(found if ends else found[:1])  # generation ends before any of them
+        self.begin_ids: tuple[int, ...] = () if begin is None else (vocabulary[begin],)
         self._inner.encode_special_tokens = True
         self._inner.no_padding()
         self._inner.no_truncation()
@@ -70,12 +83,12 @@ class Tokenizer:
         self.bytes_per_token = 1.0  # of a tokenizer that is not byte-level: measured on the data, see `open_text`
 
     @classmethod
-    def load(cls, path: Path) -> Tokenizer:
+    def load(cls, path: Path, *, ends: Sequence[str] = (), begin: str | None = None) -> Tokenizer:
         """Raises DataError for a file that is missing or holds no tokenizer."""
         hint = 'data.tokenizer is "bpe", "char", "byte" or the path of a tokenizer.json'
         check_regular(path, str(path), "a tokenizer is one file", hint)
         try:
-            return cls(path.read_bytes(), str(path))
+            return cls(path.read_bytes(), str(path), ends=ends, begin=begin)
         except OSError as error:
             raise DataError(f"{path} cannot be read", error.strerror or str(error), hint) from None
 
@@ -84,6 +97,10 @@ class Tokenizer:
         with library_errors(self.name):
             ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
         return ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """What a model reads before it continues `text`: never empty."""
+        return [*self.begin_ids, *self.encode(text)] or [self.eos_id]
 
     def encode_batch(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
         """The encodings of `texts`, made on all cores."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -61,7 +61,7 @@ def continue_prompt(
     """`write_text` with the programs of a model that writes, and arrays as these take them."""
     form = programs.task.format
     assert isinstance(form, TextFormat)
-    prompt_ids = form.tokenizer.encode(settings.prompt) or [form.tokenizer.eos_id]
+    prompt_ids = form.tokenizer.encode_prompt(settings.prompt)
     ids = generate(
         programs.decoding,
         cast_floating(merge_frozen(params, frozen), programs.dtype) if programs.casts else params,
@@ -71,7 +71,7 @@ def continue_prompt(
         top_k=settings.top_k,
         top_p=settings.top_p,
         seed=seed,
-        eos_id=form.tokenizer.eos_id,
+        end_ids=form.tokenizer.end_ids,
     )
     return stream_text(form.tokenizer, prompt_ids, ids)
 
@@ -86,9 +86,9 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
-    eos_id: int | None = None,
+    end_ids: Collection[int] = (),
 ) -> Iterator[int]:
-    """Tokens that continue the prompt, each as soon as it is known; ends before `eos_id` or after `max_tokens`.
+    """Tokens that continue the prompt, each as soon as it is known; ends before one of `end_ids` or after `max_tokens`.
 
     The same seed gives the same tokens. When the model's context is full, its older part is forgotten and the rest is
     read again: as much stays as leaves room for what is still to be written, at least half.
@@ -102,7 +102,7 @@ def generate(
     outside = [t for t in tokens if not 0 <= t < programs.model.vocab_size]
     if outside:
         raise ValueError(f"prompt_ids: expected tokens from 0 to {programs.model.vocab_size - 1}, got {outside[0]}")
-    return _generate(programs, params, tokens, max_tokens, sampler, seed, eos_id)
+    return _generate(programs, params, tokens, max_tokens, sampler, seed, end_ids)
 
 
 def _generate(
@@ -112,7 +112,7 @@ def _generate(
     max_tokens: int,
     sampler: Sampler,
     seed: int,
-    eos_id: int | None,
+    end_ids: Collection[int],
 ) -> Iterator[int]:
     length = bucket(len(tokens) + max_tokens, programs.model.max_seq_len)
     decode = programs.decode(length, sampler)
@@ -130,6 +130,6 @@ def _generate(
             cache, token = decode(params, cache, token, draw)
             held += 1
         tokens.append(int(token))
-        if tokens[-1] == eos_id:
+        if tokens[-1] in end_ids:
             return
         yield tokens[-1]

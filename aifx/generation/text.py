@@ -12,10 +12,10 @@ def stream_text(tokenizer: Tokenizer, prompt_ids: Sequence[int], ids: Iterable[i
 
     A token's text may depend on those before (a space that begins a word), so the end of the prompt is decoded along.
     """
-    window = [i for i in prompt_ids[-8:] if i != tokenizer.eos_id]
+    window = [i for i in prompt_ids[-8:] if i not in tokenizer.end_ids and i not in tokenizer.begin_ids]
     written = tokenizer.decode(window)
     for token in ids:
-        if token == tokenizer.eos_id:
+        if token in tokenizer.end_ids:
             break
         window.append(token)
         text = tokenizer.decode(window)

@@ -1,4 +1,4 @@
-"""Frequencies of rotary positions (Su et al. 2021, arXiv 2104.09864), and how models reach beyond their first context."""
+"""Frequencies of rotary positions (Su et al. 2021, arXiv 2104.09864), also beyond a model's first context."""
 
 from __future__ import annotations
 

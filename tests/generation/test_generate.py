@@ -75,7 +75,9 @@ def test_ends_before_the_end_of_text():
     programs, params = decoder()
     free = list(generate(programs, params, [1], max_tokens=30, temperature=0.0))
     eos = free[-1]
-    assert list(generate(programs, params, [1], max_tokens=30, temperature=0.0, eos_id=eos)) == free[: free.index(eos)]
+    assert (
+        list(generate(programs, params, [1], max_tokens=30, temperature=0.0, end_ids={eos})) == free[: free.index(eos)]
+    )
 
 
 def test_streams():

@@ -4,4 +4,4 @@ from aifx.config.kinds import Family
 from aifx.models.decoder.presets import PRESETS
 from aifx.models.decoder.section import DecoderSection
 
-FAMILY = Family("decoder", DecoderSection, "aifx.models.decoder.make:make", PRESETS)
+FAMILY = Family("decoder", DecoderSection, "aifx.models.decoder.make:make", PRESETS, hub="aifx.models.decoder.hub")

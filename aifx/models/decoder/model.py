@@ -69,8 +69,8 @@ class Decoder:
         """Forward and backward: tokens x (6 N + 12 L H Q T), PaLM appendix B (arXiv 2204.02311).
 
         N counts parameters that enter products: all but lookup tables (positions; the token table if it is not also
-        the output). L layers, H heads of width Q, T tokens of context or window. A causal mask is not discounted, recomputation
-        not counted.
+        the output). L layers, H heads of width Q, T tokens of context or window. A causal mask is not discounted,
+        recomputation not counted.
         """
         specs = self.specs()
         lookups = {k: v for k, v in specs["embedding"].items() if k != "token" or not self.section.tie_embeddings}

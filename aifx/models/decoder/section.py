@@ -38,7 +38,8 @@ class DecoderSection(ModelSection):
     norm: Literal["layer_norm", "rms_norm"] = Field("rms_norm", description="Normalization before each block half.")
     norm_epsilon: PositiveFloat = Field(1e-5, description="Added to the variance.")
     attention_bias: Literal["none", "qkv", "all"] = Field(
-        "none", description="Biases in attention without those of `bias`: of queries, keys and values, or also the output."
+        "none",
+        description="Biases in attention without those of `bias`. qkv: all but its output's.",
     )
     windows: tuple[NonNegativeInt, ...] = Field(
         (),

@@ -1,0 +1,129 @@
+"""Which architecture a model's folder has, and how its tensors become arrays."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from aifx.config.kinds import Family
+from aifx.config.registry import PARTS, bundled
+from aifx.config.sections import ModelSection
+from aifx.core.errors import DataError, did_you_mean
+from aifx.hub.folder import CONFIG, ModelFolder
+from aifx.hub.weights import StoredWeights
+from aifx.models.hub import Architecture, Tensor
+from aifx.specs import ArraySpec, Specs, is_spec
+
+
+def architectures() -> dict[str, tuple[Family, Architecture]]:
+    """All that the families of aifx have maps to, by name."""
+    (part,) = (part for part in PARTS if part.section == "model")
+    found = {}
+    for family in bundled(part).values():
+        assert isinstance(family, Family)
+        if family.hub is not None:
+            for architecture in importlib.import_module(family.hub).ARCHITECTURES:
+                found[architecture.name] = family, architecture
+    return found
+
+
+def architecture_of(folder: ModelFolder, config: Mapping[str, Any]) -> tuple[Family, Architecture]:
+    """The architecture that a `config.json` names. Raises DataError for one that aifx does not know."""
+    known, path = architectures(), folder.path / CONFIG
+    named, model_type = config.get("architectures"), config.get("model_type")
+    if named is None:
+        named = [name for name, (_, one) in known.items() if one.model_type == model_type]
+    if not isinstance(named, list) or len(named) != 1 or named[0] not in known:
+        shown = named if named else f"(not set), model_type = {model_type!r}"
+        near = did_you_mean(str(named[0]) if isinstance(named, list) and named else "", known)
+        raise DataError(f"{path}: architectures = {shown}", f"aifx does not know it; {near}", _LIST)
+    family, architecture = known[named[0]]
+    if model_type != architecture.model_type:
+        why = f"{architecture.name} is of model_type {architecture.model_type!r}"
+        raise DataError(f"{path}: model_type = {model_type!r}", why, _LIST)
+    return family, architecture
+
+
+_LIST = "docs/import.md lists what aifx imports"
+
+
+def named_specs(specs: Specs) -> dict[str, ArraySpec]:
+    """The specs of an unrolled model by name, "layers/0/attention/query"."""
+    leaves = jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec)
+    return {"/".join(str(part.key) for part in path): spec for path, spec in leaves}
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """How the tensors of a folder become the arrays of a model.
+
+    Attributes:
+        tensors: by key in the folder.
+        specs: by name of the array.
+        tied: key of an output projection that must be the embedding, `embedding`, in every bit.
+        ignored: keys of buffers, which the model computes.
+    """
+
+    tensors: Mapping[str, Tensor]
+    specs: Mapping[str, ArraySpec]
+    tied: str | None
+    embedding: str
+    ignored: tuple[str, ...]
+
+    @property
+    def keys(self) -> list[str]:
+        """All keys that are read."""
+        return [*self.tensors, *([self.tied] if self.tied is not None else [])]
+
+
+def map_tensors(weights: StoredWeights, architecture: Architecture, section: ModelSection, specs: Specs) -> TensorMap:
+    """Raises DataError for a key that is missing, not used, or of another shape than the model's."""
+    arrays, stored = named_specs(specs), weights.tensors
+    strip = not any(key.startswith(architecture.prefix) for key in stored)  # a model that was saved without its head
+
+    def in_file(key: str) -> str:
+        return key.removeprefix(architecture.prefix) if strip else key
+
+    tensors = {in_file(tensor.key): tensor for tensor in architecture.tensors(section)}
+    if missing := [key for key in tensors if key not in stored]:
+        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        what = f"{weights.folder.path}: no tensor {missing[0]}{more}"
+        raise DataError(what, f"{architecture.name} with this {CONFIG} has it", "download the model again")
+    for key, tensor in tensors.items():
+        wanted = tensor.shape(arrays)
+        if stored[key].shape != wanted:
+            what = f"{weights.folder.path / stored[key].file}: tensor {key} is {list(stored[key].shape)}"
+            raise DataError(what, f"with this {CONFIG} it is {list(wanted)}", f"compare {CONFIG} with the model's")
+    rest = stored.keys() - tensors.keys()
+    tied = architecture.tied_key if architecture.tied_key in rest else None
+    buffers = re.compile(f"({re.escape(architecture.prefix)})?({architecture.buffers})")
+    ignored = sorted(key for key in rest if buffers.fullmatch(key))
+    if unused := sorted(rest - set(ignored) - {tied}):
+        more = f", and {len(unused) - 1} more" if len(unused) > 1 else ""
+        what = f"{weights.folder.path / stored[unused[0]].file}: tensor {unused[0]}{more}"
+        raise DataError(what, f"{architecture.name} with this {CONFIG} does not use it", _LIST)
+    return TensorMap(tensors, arrays, tied, in_file(architecture.embedding_key), tuple(ignored))
+
+
+def read_arrays(weights: StoredWeights, tensors: TensorMap) -> Iterator[tuple[str, Any, int]]:
+    """Each array of the model by name, and the bytes of the tensors read so far. One tensor is in memory at a time."""
+    from aifx.hub.weights import tensor_digest
+
+    compared: dict[str, str] = {}
+    done = 0
+    for key, value in weights.read(tensors.keys):
+        done += value.nbytes
+        if tensors.tied is not None and key in (tensors.tied, tensors.embedding):
+            compared[key] = tensor_digest(value)
+        if key in tensors.tensors:
+            for name, array in tensors.tensors[key].divide(value, tensors.specs):
+                yield name, array, done
+        del value  # before the next one is read
+    if len(set(compared.values())) > 1:
+        what = f"{weights.folder.path}: tensor {tensors.tied} is not {tensors.embedding}"
+        raise DataError(what, f"{CONFIG} says tie_word_embeddings, so they are one", '"tie_word_embeddings": false')

@@ -1,0 +1,108 @@
+"""What a model needs beside its arrays: its tokenizer, the tokens that begin and end a text, how it is sampled."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tokenizers
+
+from aifx.core.errors import DataError
+from aifx.data.tokenizer import Tokenizer
+from aifx.hub.folder import (
+    CHAT_TEMPLATE,
+    CONFIG,
+    GENERATION_CONFIG,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    ModelFolder,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HubAssets:
+    """The files that a run keeps, by name, and what they say."""
+
+    files: Mapping[str, bytes]
+    tokenizer: Tokenizer
+    end_tokens: tuple[str, ...]
+    begin_token: str | None
+    sampling: Mapping[str, float | int]  # values of [generate]
+
+
+def read_assets(folder: ModelFolder, config: Mapping[str, Any]) -> HubAssets:
+    """Raises DataError for a tokenizer that cannot be used."""
+    if not folder.has(TOKENIZER):
+        what = f"{folder.path} has no {TOKENIZER}"
+        why = "aifx reads tokenizers in the format of Hugging Face's tokenizers"
+        script = f"from transformers import AutoTokenizer as T; T.from_pretrained('{folder.source}').save_pretrained"
+        raise DataError(what, why, f"python -c \"{script}('{folder.source}')\"")
+    data = folder.read(TOKENIZER)
+    settings, generation = folder.optional(TOKENIZER_CONFIG), folder.optional(GENERATION_CONFIG)
+    ends = _end_tokens(data, folder, {GENERATION_CONFIG: generation, CONFIG: config}, settings)
+    begin = _begin_token(data, ends)
+    tokenizer = Tokenizer(data, str(folder.path / TOKENIZER), ends=ends, begin=begin)
+    files = {name: folder.read(name) for name in (TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG) if folder.has(name)}
+    if (template := _chat_template(folder, settings)) is not None:
+        files[CHAT_TEMPLATE] = template
+    return HubAssets(files, tokenizer, ends, begin, _sampling(generation))
+
+
+def _end_tokens(
+    data: bytes, folder: ModelFolder, numbered: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """The tokens that end a text: the first `eos_token_id` of the documents `numbered`, otherwise `eos_token`."""
+    names = _names(data, folder)
+    for place, document in numbered.items():
+        ids = document.get("eos_token_id")
+        found = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        if lacking := [i for i in found if i not in names]:
+            logger.warning(f"{folder.path / place}: eos_token_id {lacking} are not in {TOKENIZER}")
+        if ends := tuple(names[i] for i in found if i in names):
+            return ends
+    token = settings.get("eos_token")
+    text = token.get("content") if isinstance(token, Mapping) else token
+    return (text,) if isinstance(text, str) and text in names.values() else ()
+
+
+def _names(data: bytes, folder: ModelFolder) -> dict[int, str]:
+    try:
+        vocabulary = tokenizers.Tokenizer.from_buffer(data).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises bare Exception
+        why = str(error).splitlines()[0]
+        raise DataError(f"{folder.path / TOKENIZER}: not a tokenizer", why, "download the model again") from None
+    return {index: token for token, index in vocabulary.items()}
+
+
+def _begin_token(data: bytes, ends: tuple[str, ...]) -> str | None:
+    """The token that the tokenizer itself puts before a text."""
+    tokens = tokenizers.Tokenizer.from_buffer(data).encode("", add_special_tokens=True).tokens
+    return tokens[0] if tokens and (len(tokens) > 1 or tokens[0] not in ends or len(ends) == 1) else None
+
+
+def _chat_template(folder: ModelFolder, settings: Mapping[str, Any]) -> bytes | None:
+    if folder.has(CHAT_TEMPLATE):
+        return folder.read(CHAT_TEMPLATE)
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = next((one.get("template") for one in template if one.get("name") == "default"), None)
+    return template.encode() if isinstance(template, str) else None
+
+
+def _sampling(generation: Mapping[str, Any]) -> dict[str, float | int]:
+    """What the makers of the model recommend, as far as [generate] has it."""
+    if not generation.get("do_sample"):
+        return {}
+    found: dict[str, float | int] = {}
+    temperature, top_k, top_p = (generation.get(key) for key in ("temperature", "top_k", "top_p"))
+    if isinstance(temperature, int | float) and temperature >= 0:
+        found["temperature"] = float(temperature)
+    if isinstance(top_k, int) and top_k >= 0:
+        found["top_k"] = top_k
+    if isinstance(top_p, int | float) and 0 < top_p <= 1:
+        found["top_p"] = float(top_p)
+    return found

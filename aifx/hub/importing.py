@@ -1,0 +1,271 @@
+"""A model's folder becomes a run: its configuration, its assets, and a checkpoint of step 0."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+
+from aifx.checkpoint.manifest import ArrayEntry
+from aifx.checkpoint.streaming import write_checkpoint
+from aifx.config import Config
+from aifx.config.kinds import Family, resolve
+from aifx.config.load import make_config
+from aifx.config.sections import ModelSection
+from aifx.core.errors import UsageError
+from aifx.core.files import replace_file
+from aifx.core.json_files import JsonLines, sync_directory, write_json, write_text
+from aifx.core.json_values import plain
+from aifx.core.progress import Reporter, report_progress
+from aifx.core.project import Project, RunDirectory
+from aifx.data.sections import TextSection
+from aifx.data.spec import DataSpec, keep_spec
+from aifx.data.text import text_spec
+from aifx.hub.architectures import TensorMap, architecture_of, map_tensors, read_arrays
+from aifx.hub.assets import HubAssets, read_assets
+from aifx.hub.folder import CONFIG, TOKENIZER, ModelFolder, open_folder
+from aifx.hub.weights import DTYPES, StoredWeights
+from aifx.machine.host import versions
+from aifx.models.hub import Architecture, Array, HubConfig
+from aifx.runs.binding import open_digests
+from aifx.runs.formats import RunEnd
+from aifx.runs.lock import hold_run
+
+IMPORT_FILE = "import.json"
+"""In the run's directory: where its model came from."""
+
+SEQ_LEN = 1024
+"""`data.seq_len` of an imported model, unless its context is shorter."""
+
+ParameterType = Literal["float32", "bfloat16"]
+
+
+class SourceFile(TypedDict):
+    name: str
+    bytes: int
+    sha256: str
+
+
+class SourceTensor(TypedDict):
+    file: str
+    dtype: str
+    arrays: list[str]
+
+
+class ImportFile(TypedDict):
+    """import.json: where a run's model came from."""
+
+    schema_version: Literal[1]
+    time: float
+    source: str
+    architecture: str
+    versions: dict[str, str]
+    config: dict[str, Any]
+    files: list[SourceFile]
+    tensors: dict[str, SourceTensor]
+    ignored: list[str]
+
+
+@dataclass(frozen=True)
+class ImportedRun:
+    """A run that `aifx import` made.
+
+    Attributes:
+        rounded: whether the weights were rounded to a narrower type than the source has.
+    """
+
+    run: str
+    path: str
+    source: str
+    architecture: str
+    parameters: int
+    dtype: str
+    rounded: bool
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class _Model:
+    """All that was read and checked before anything is written."""
+
+    folder: ModelFolder
+    document: Mapping[str, Any]  # config.json
+    architecture: Architecture
+    weights: StoredWeights
+    assets: HubAssets
+    config: Config
+    tensors: TensorMap
+
+
+def default_name(source: str) -> str:
+    """The name of the run of a model: the last part of its path or repository."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", Path(source).expanduser().absolute().name).lstrip("._-")[:100]
+    return plain or "imported"
+
+
+def import_model(
+    source: str,
+    project: Project,
+    name: str | None = None,
+    *,
+    dtype: ParameterType | None = None,
+    ignored: Sequence[str] = (),
+) -> ImportedRun:
+    """Make a run of the model in a folder, or in the Hub's cache. Nothing is written if anything is refused.
+
+    Args:
+        dtype: of the parameters; by default bfloat16 if all of the source's are, otherwise float32, which holds them
+            exactly.
+        ignored: keys of `config.json` that change nothing, says the caller.
+
+    Raises UsageError, ConfigError, DataError, EnvironmentFault.
+    """
+    folder = open_folder(source)
+    run = project.run(name or default_name(source))
+    if os.path.lexists(run.path):
+        hint = f"aifx import {source} --name ANOTHER    (or: aifx runs rm {run.name})"
+        raise UsageError(f"run {run.name!r} exists already", f"it is {run.path}", hint)
+    model = _read(folder, project, dtype, tuple(ignored))
+    had_runs = project.runs_path.exists()
+    project.runs_path.mkdir(parents=True, exist_ok=True)
+    staged = RunDirectory(project.runs_path / f".{run.name}.importing")
+    with hold_run(staged):
+        try:
+            _clear(staged)
+            imported = _write(model, staged, run)
+            if os.path.lexists(run.path):  # made since
+                raise UsageError(f"run {run.name!r} exists already", f"it is {run.path}", "aifx runs ls")
+            staged.path.rename(run.path)
+            sync_directory(project.runs_path)
+        except BaseException:
+            shutil.rmtree(staged.path, ignore_errors=True)
+            if not had_runs:
+                with suppress(OSError):
+                    project.runs_path.rmdir()
+            raise
+    return imported
+
+
+def _clear(run: RunDirectory) -> None:
+    """Remove what an import that was killed left, but not the lock, which this process holds."""
+    for entry in run.path.iterdir():
+        if entry != run.lock:
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def _read(folder: ModelFolder, project: Project, dtype: ParameterType | None, ignored: tuple[str, ...]) -> _Model:
+    document = folder.document(CONFIG)
+    family, architecture = architecture_of(folder, document)
+    hub_config = HubConfig(document, str(folder.path / CONFIG), f"aifx import {folder.source} --ignore", ignored)
+    values = architecture.read(hub_config)
+    hub_config.finish()
+    weights = StoredWeights(folder)
+    assets = read_assets(folder, document)
+    stored: ParameterType = "bfloat16" if {t.dtype for t in weights.tensors.values()} == {"BF16"} else "float32"
+    config = _configuration(project, family, values, assets, dtype or stored)
+    specs = resolve(family.make)(config.model, _data_spec(config, assets)).specs()
+    assert isinstance(config.model, ModelSection)
+    tensors = map_tensors(weights, architecture, config.model, specs)
+    return _Model(folder, document, architecture, weights, assets, config, tensors)
+
+
+def _configuration(
+    project: Project, family: Family, values: Mapping[str, Any], assets: HubAssets, dtype: ParameterType
+) -> Config:
+    sections = {
+        "model": {"family": family.name, **values},
+        "data": {
+            "tokenizer": TOKENIZER,
+            "end_tokens": list(assets.end_tokens),
+            "begin_token": assets.begin_token,
+            "seq_len": min(SEQ_LEN, values["max_seq_len"]),
+        },
+        "train": {"parameter_dtype": dtype},
+        "generate": assets.sampling,
+    }
+    return make_config(plain(sections), project, IMPORT_FILE)
+
+
+def _data_spec(config: Config, assets: HubAssets) -> DataSpec:
+    assert isinstance(config.data, TextSection)
+    return text_spec(config.data, assets.tokenizer)
+
+
+def _write(model: _Model, staged: RunDirectory, run: RunDirectory) -> ImportedRun:
+    staged.assets.mkdir()
+    for name, data in model.assets.files.items():
+        replace_file(staged.assets / name, data)
+    keep_spec(staged.assets, _data_spec(model.config, model.assets))
+    digests = open_digests(staged, model.config, is_fresh=True)
+    write_text(staged.config, model.config.to_toml())
+    dtype = np.dtype(model.config.train.parameter_dtype)
+    entries = {f"params/{name}": ArrayEntry(dtype.name, spec.shape, "") for name, spec in model.tensors.specs.items()}
+    staged.checkpoints.mkdir()
+    activity, total = f"importing {model.folder.source}", 2 * model.weights.num_bytes
+    with report_progress(activity, total, "bytes") as progress:
+        arrays = _arrays(model, dtype, progress)
+        manifest = write_checkpoint(staged.checkpoints, 0, entries, arrays, run=digests.binding())
+        files = []
+        for name, size, sha256 in model.weights.file_digests():
+            files.append(SourceFile(name=name, bytes=size, sha256=sha256))
+            progress.advance(size)
+    write_json(staged.path / IMPORT_FILE, dict(_record(model, files)))
+    ended = RunEnd(status="completed", step=0, state_digest=manifest.state_digest)
+    JsonLines(staged.events).append({"time": time.time(), "event": "stop", **asdict(ended)})
+    stored = {tensor.dtype for tensor in model.weights.tensors.values()}
+    is_rounded = dtype == DTYPES["BF16"] and stored != {"BF16"}
+    return ImportedRun(
+        run=run.name,
+        path=str(run.path),
+        source=model.folder.source,
+        architecture=model.architecture.name,
+        parameters=manifest.num_parameters,
+        dtype=dtype.name,
+        rounded=is_rounded,
+        size_bytes=manifest.size_bytes,
+    )
+
+
+def _arrays(model: _Model, dtype: np.dtype[Any], progress: Reporter) -> Iterator[tuple[str, Array]]:
+    seen = 0
+    for name, array, done in read_arrays(model.weights, model.tensors):
+        progress.advance(done - seen)
+        seen = done
+        yield f"params/{name}", array.astype(dtype, copy=False)
+
+
+def _record(model: _Model, weight_files: Sequence[SourceFile]) -> ImportFile:
+    folder, names = model.folder, [CONFIG, *(name for name in model.assets.files if model.folder.has(name))]
+    documents = {name: folder.read(name) for name in names}
+    others = [
+        SourceFile(name=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        for name, data in documents.items()
+    ]
+    stored = model.weights.tensors
+    return ImportFile(
+        schema_version=1,
+        time=time.time(),
+        source=folder.source,
+        architecture=model.architecture.name,
+        versions=versions(),
+        config=dict(model.document),
+        files=[*others, *weight_files],
+        tensors={
+            key: SourceTensor(
+                file=stored[key].file,
+                dtype=stored[key].dtype,
+                arrays=[f"params/{name}" for name in (tensors.arrays if tensors else ())],
+            )
+            for key, tensors in ((key, model.tensors.tensors.get(key)) for key in model.tensors.keys)
+        },
+        ignored=list(model.tensors.ignored),
+    )

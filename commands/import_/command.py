@@ -1,0 +1,115 @@
+"""`aifx import`: a model of Hugging Face's ecosystem becomes a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from aifx.commands.console.jobs import refuse_job
+from aifx.commands.console.options import JsonOption
+from aifx.commands.console.stopping import sigterm_as_ctrl_c
+from aifx.commands.console.terminal import terminal
+from aifx.core.errors import UsageError
+from aifx.core.json_files import readable_bytes
+from aifx.core.limits import check_limits
+from aifx.core.project import Project, find_project
+
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="Folder of the model, or ORG/MODEL in the Hub's local cache.")
+]
+
+NameOption = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="Name of the run. By default the last part of SOURCE.")
+]
+
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="float32|bfloat16",
+        help="Type of the weights. By default bfloat16 if all of the source's are, otherwise float32.",
+    ),
+]
+
+CheckOption = Annotated[
+    bool, typer.Option("--check", help="Compare logits with transformers, which must be installed.")
+]
+
+IgnoreOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore", metavar="KEY", help="Key of config.json that aifx does not know and may ignore. Can be repeated."
+    ),
+]
+
+
+def import_(
+    source: SourceArgument,
+    name: NameOption = None,
+    dtype: DtypeOption = None,
+    check: CheckOption = False,
+    ignore: IgnoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make a run of an open model, with its tokenizer and its weights as step 0.
+
+    Examples:
+        aifx import ~/models/SmolLM2-135M
+        aifx import HuggingFaceTB/SmolLM2-135M --name smol
+        aifx import Qwen/Qwen3-0.6B --dtype float32 --check
+
+    Outside a project, aifx starts one in the working directory, whose aifx.toml fine-tunes the model. aifx reads
+    safetensors files and opens no pickle. Code in the model's folder does not run.
+    """
+    with terminal(json) as out, sigterm_as_ctrl_c():
+        refuse_job("import")
+        check_limits()
+        kind = _dtype(dtype, source)
+        project, is_new = _project()
+        from aifx.hub import comparison
+        from aifx.hub.documents import ImportDocument
+        from aifx.hub.importing import import_model
+        from aifx.hub.starting import start_project
+
+        if check:
+            comparison.need_transformers()
+        made = import_model(source, project, name, dtype=kind, ignored=ignore or ())
+        run = project.run(made.run)
+        if is_new:
+            start_project(project, run)
+        compared = None
+        if check:
+            from aifx.loading.restore import restore_run
+
+            compared = comparison.compare_logits(source, restore_run(run, project))
+        out.document(ImportDocument(made, str(project.config_path) if is_new else None, compared))
+        rounded = ", rounded" if made.rounded else ""
+        size = readable_bytes(made.size_bytes)
+        out.print(f"run {made.run}: {made.architecture}, {made.parameters:,} parameters, {made.dtype}{rounded}, {size}")
+        if is_new:
+            out.print(f"started a project: {project.config_path} fine-tunes the model on data/*.txt")
+        if compared is not None:
+            out.print(
+                f"logits differ from transformers by {compared.largest_difference:.2g} at most; "
+                f"the largest is {compared.largest_logit:.3g}, the bound {compared.bound:.2g}"
+            )
+        out.print(f'next: aifx generate --run {made.run} --prompt "Once upon a time"')
+        if compared is not None and not compared.passed:
+            raise SystemExit(1)
+
+
+def _dtype(given: str | None, source: str) -> Literal["float32", "bfloat16"] | None:
+    if given is None or given == "float32" or given == "bfloat16":
+        return given  # type: ignore[return-value]
+    why = "weights are kept as float32 or bfloat16"
+    raise UsageError(f"--dtype {given} is not a type of weights", why, f"aifx import {source} --dtype float32")
+
+
+def _project() -> tuple[Project, bool]:
+    """The project of the working directory, and whether it is still to be started there."""
+    try:
+        return find_project(), False
+    except UsageError:
+        return Project(Path.cwd()), True
