@@ -93,7 +93,8 @@ def model_of(kind, config):
     model = transformers.AutoModelForCausalLM.from_config(made).eval().float()
     with torch.no_grad():
         for key, tensor in model.state_dict().items():
-            tensor.copy_(torch.from_numpy(values_of(key, tuple(tensor.shape))))
+            if key != "lm_head.weight" or not made.tie_word_embeddings:
+                tensor.copy_(torch.from_numpy(values_of(key, tuple(tensor.shape))))
     model.tie_weights()
     return model
 

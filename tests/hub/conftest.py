@@ -1,0 +1,60 @@
+"""Tiny models of Hugging Face as folders, made of what is stored."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import peer_models
+import pytest
+from safetensors.numpy import save_file
+
+from aifx.core.project import Project
+
+STORED = json.loads((Path(__file__).parent / "stored_logits.json").read_text())
+
+
+def write_folder(folder: Path, name: str) -> Path:
+    """The folder of a stored case."""
+    case = STORED["cases"][name]
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(case["config"]))
+    tensors = {key: peer_models.values_of(key, tuple(shape)) for key, shape in case["shapes"].items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    peer_models.write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hub_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """From the name of a stored case to its folder, which no test changes."""
+    root = tmp_path_factory.mktemp("hub-models")
+
+    def folder(name: str) -> Path:
+        path = root / name
+        return path if path.exists() else write_folder(path, name)
+
+    return folder
+
+
+@pytest.fixture
+def hub_model(hub_models: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A Llama of the test's own, which it may damage."""
+    return shutil.copytree(hub_models("llama"), tmp_path / "llama")
+
+
+@pytest.fixture
+def empty_project(tmp_path: Path) -> Project:
+    root = tmp_path / "project"
+    root.mkdir()
+    (root / "aifx.toml").write_text("")
+    return Project(root)
+
+
+@pytest.fixture(scope="session")
+def stored_logits() -> dict[str, np.ndarray]:
+    """Arrays of stored_logits.npz."""
+    return dict(np.load(Path(__file__).parent / "stored_logits.npz"))

@@ -1,0 +1,202 @@
+"""What `aifx import` refuses, with the place, and without writing anything."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from aifx.core.errors import AifxError, ExitCode
+from aifx.hub.importing import import_model
+from aifx.hub.weights import DIGESTS, tensor_digest
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def configured(**values):
+    def change(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return change
+
+
+def rope(**values):
+    def change(folder):
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
+        config["rope_parameters"] |= values
+        path.write_text(json.dumps(config))
+
+    return change
+
+
+def tensors(change, metadata=None):
+    def changed(folder):
+        found = load_file(folder / WEIGHTS)
+        change(found)
+        save_file(found, folder / WEIGHTS, metadata)
+
+    return changed
+
+
+def raw(change):
+    def changed(folder):
+        data = bytearray((folder / WEIGHTS).read_bytes())
+        (folder / WEIGHTS).write_bytes(change(data))
+
+    return changed
+
+
+def sharded(place=None, lost=None, extra=None, swap=False, cut=0):
+    """Two shards and their index, one of whose entries is wrong."""
+
+    def change(folder):
+        found = load_file(folder / WEIGHTS)
+        (folder / WEIGHTS).unlink()
+        names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+        keys = sorted(found)
+        parts = [keys[:10], keys[10:]]
+        index = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+        for name, part in zip(names, parts, strict=True):
+            save_file({key: found[key] for key in part}, folder / name)
+        if place:
+            index[keys[0]] = place
+        if lost:
+            (folder / names[1]).unlink()
+        if extra:
+            index[extra] = names[0]
+        if swap:
+            index[keys[0]] = names[1]
+        if cut:
+            data = (folder / names[1]).read_bytes()
+            (folder / names[1]).write_bytes(data[:-cut])
+        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+    return change
+
+
+def pickled(folder):
+    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+
+
+def not_finite(value):
+    def change(found):
+        found["model.norm.weight"][3] = value
+
+    return change
+
+
+def digested_then_flipped(folder):
+    found = load_file(folder / WEIGHTS)
+    digests = {key: tensor_digest(value) for key, value in found.items()}
+    save_file(found, folder / WEIGHTS, {DIGESTS: json.dumps(digests)})
+    data = bytearray((folder / WEIGHTS).read_bytes())
+    data[-3] ^= 1
+    (folder / WEIGHTS).write_bytes(data)
+
+
+def outside(data):
+    """A tensor whose offsets leave the file."""
+    (size,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + size])
+    last = max((key for key in header if key != "__metadata__"), key=lambda key: header[key]["data_offsets"][1])
+    header[last]["data_offsets"][1] += 4096
+    header[last]["shape"][0] += 4096 // (4 * int(np.prod(header[last]["shape"][1:])))
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data[8 + size :]
+
+
+REFUSED = {
+    "unknown architecture": (configured(architectures=["MambaForCausalLM"]), r"architectures = \['MambaForCausalLM'\]"),
+    "another head": (configured(architectures=["LlamaForSequenceClassification"]), "LlamaForSequenceClassification"),
+    "no architecture": (configured(architectures=None, model_type="mamba"), "model_type = 'mamba'"),
+    "another type": (configured(model_type="mistral"), "model_type = 'mistral'"),
+    "activation": (configured(hidden_act="relu"), "hidden_act = 'relu'"),
+    "bias of the MLP": (configured(mlp_bias=True), "mlp_bias = True"),
+    "unknown key": (configured(residual_multiplier=0.5), "residual_multiplier = 0.5"),
+    "quantized": (configured(quantization_config={"bits": 4}), "quantization_config"),
+    "no size": (configured(hidden_size=None), "hidden_size = None"),
+    "size of another type": (configured(num_hidden_layers="2"), "num_hidden_layers = '2'"),
+    "truth for a number": (configured(num_hidden_layers=True), "num_hidden_layers = True"),
+    "heads that do not divide": (configured(num_key_value_heads=3), "model.num_kv_heads = 3"),
+    "rotary type": (rope(rope_type="longrope"), "rope_type = 'longrope'"),
+    "unknown key of rotary": (rope(short_factor=[1.0]), "short_factor"),
+    "larger vocabulary of the tokenizer": (configured(vocab_size=60), "vocab_size = 60"),
+    "missing tensor": (tensors(lambda t: t.pop("model.norm.weight")), "no tensor model.norm.weight"),
+    "unused tensor": (tensors(lambda t: t.update(odd=np.zeros(2, np.float32))), "tensor odd"),
+    "bias that the config lacks": (
+        tensors(lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": np.zeros(16, np.float32)})),
+        "q_proj.bias",
+    ),
+    "tensor of another shape": (
+        tensors(lambda t: t.update({"model.norm.weight": np.zeros(17, np.float32)})),
+        r"model.norm.weight is \[17\]",
+    ),
+    "tensor of another type": (
+        tensors(lambda t: t.update({"model.norm.weight": np.zeros(16, np.int8)})),
+        "of type I8",
+    ),
+    "NaN": (tensors(not_finite(np.nan)), "model.norm.weight holds NaN"),
+    "infinity": (tensors(not_finite(-np.inf)), "model.norm.weight holds NaN or infinity"),
+    "pickle": (pickled, "has no model.safetensors"),
+    "header of 10 GB": (raw(lambda data: struct.pack("<Q", 10 << 30) + data[8:]), "is damaged, or no safetensors"),
+    "no header": (raw(lambda data: b""), "is damaged, or no safetensors"),
+    "truncated": (raw(lambda data: data[:-1]), "is damaged, or no safetensors"),
+    "too long": (raw(lambda data: data + b"x"), "is damaged, or no safetensors"),
+    "tensor outside of its file": (raw(outside), "is damaged, or no safetensors"),
+    "flipped byte with digests": (digested_then_flipped, "is damaged, or no safetensors"),
+    "index that leaves the folder": (sharded(place="../llama/model.safetensors"), INDEX),
+    "index of no file": (sharded(place=7), INDEX),
+    "index of a missing file": (sharded(place="other.safetensors"), "other.safetensors is missing"),
+    "missing shard": (sharded(lost=True), "model-00002-of-00002.safetensors is missing"),
+    "truncated shard": (sharded(cut=5), "model-00002-of-00002.safetensors is damaged"),
+    "index of a tensor that no shard has": (sharded(extra="model.more"), "no tensor model.more"),
+    "index of another shard": (sharded(swap=True), "model-00002-of-00002.safetensors: no tensor lm_head.weight"),
+    "index without a map": (
+        lambda folder: ((folder / WEIGHTS).unlink(), (folder / INDEX).write_text("{}")),
+        "weight_map",
+    ),
+    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
+    "a list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json cannot be used"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
+    "odd tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_by_name_and_nothing_is_written(case, hub_model, empty_project):
+    change, place = REFUSED[case]
+    change(hub_model)
+    with pytest.raises(AifxError, match=place) as caught:
+        import_model(str(hub_model), empty_project)
+    assert caught.value.exit_code == ExitCode.UNABLE
+    assert caught.value.why
+    assert caught.value.hint
+    assert [path.name for path in empty_project.root.iterdir()] == ["aifx.toml"]
+
+
+def test_a_tied_head_that_is_not_the_embedding_is_refused(hub_models, tmp_path, empty_project):
+    import shutil
+
+    folder = shutil.copytree(hub_models("qwen2"), tmp_path / "qwen2")
+    found = load_file(folder / WEIGHTS)
+    head = found["model.embed_tokens.weight"].copy()
+    save_file({**found, "lm_head.weight": head}, folder / WEIGHTS)
+    import_model(str(folder), empty_project, "same")
+    head[0, 0] += 1
+    save_file({**found, "lm_head.weight": head}, folder / WEIGHTS)
+    with pytest.raises(AifxError, match=r"lm_head\.weight is not model\.embed_tokens\.weight"):
+        import_model(str(folder), empty_project, "other")
+    assert [run.name for run in empty_project.runs()] == ["same"]
+
+
+def test_a_key_that_is_ignored_on_request(hub_model, empty_project):
+    configured(maker="me")(hub_model)
+    with pytest.raises(AifxError) as caught:
+        import_model(str(hub_model), empty_project)
+    assert "--ignore maker" in caught.value.hint
+    import_model(str(hub_model), empty_project, ignored=["maker"])

@@ -1,0 +1,56 @@
+"""Imported models compute what transformers computes: stored logits of tiny models, with their origin beside them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peer_models
+import pytest
+
+from aifx.generation.generator import generate
+from aifx.hub.importing import import_model
+from aifx.loading.restore import restore_run
+from aifx.parallel.context import ForwardContext
+
+BOUND = 5e-4
+CLEAR = 1e-3  # by how much the likeliest token must lead for the texts to be the same
+
+
+def restored(folder, project):
+    made = import_model(str(folder), project)
+    return restore_run(project.run(made.run), project)
+
+
+def logits_of(trained, tokens):
+    """`[rows, seq, vocab]`."""
+    model, ctx = trained.task.model, ForwardContext(trained.layout)
+
+    @jax.jit
+    def forward(params, tokens):
+        return model.head(params, ctx)(model.hidden(params, {"inputs": tokens}, ctx))
+
+    return np.asarray(forward(trained.params, jnp.asarray(tokens, jnp.int32))).reshape(*tokens.shape, -1)
+
+
+@pytest.mark.parametrize("name", peer_models.FIXED)
+def test_logits_and_greedy_text_are_those_of_transformers(name, hub_models, empty_project, stored_logits):
+    greedy, gaps = stored_logits[f"{name}/greedy"].astype(int), stored_logits[f"{name}/gaps"]
+    read = np.concatenate([peer_models.inputs(), greedy[:, :-1]], axis=1)
+    got = logits_of(restored(hub_models(name), empty_project), read)
+    np.testing.assert_allclose(got[:, peer_models.KEPT], stored_logits[name], atol=BOUND)
+    chosen = got[:, peer_models.SEQ - 1 :].argmax(-1)
+    # After a token that was nearly another, the texts may differ.
+    is_clear = np.logical_and.accumulate(gaps > CLEAR, axis=1)
+    assert is_clear.any()
+    np.testing.assert_array_equal(chosen[is_clear], greedy[is_clear])
+
+
+def test_greedy_text_from_the_cache(hub_models, empty_project, stored_logits):
+    """Past its window, with rotary positions that are scaled for some layers: the cache reads as far back."""
+    trained = restored(hub_models("qwen2-windows"), empty_project)
+    programs, params, _ = trained.programs("none")
+    prompt = peer_models.inputs()[0].tolist()
+    written = list(generate(programs.decoding, params, prompt, max_tokens=peer_models.NEW, temperature=0.0))
+    assert stored_logits["qwen2-windows/gaps"][0].min() > CLEAR
+    assert written == stored_logits["qwen2-windows/greedy"][0].tolist()
