@@ -2,6 +2,7 @@
 
 VENV ?= .venv
 OLDEST_VENV ?= .venv-oldest
+PEERS_VENV ?= .venv-peers
 COMPILERS_VENV ?= .venv-compilers
 DEMO ?= demo
 WORKERS ?= 2
@@ -25,7 +26,7 @@ export VENV DEMO
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo setup setup-test test test-slow test-every test-long test-oldest test-compilers test-compilers-sample test-compilers-sample-oldest bench docs lint format lock wheelhouse wheel clean
+.PHONY: help demo setup setup-test test test-slow test-every test-long test-oldest test-compilers test-compilers-sample test-compilers-sample-oldest test-peers bench docs lint format lock wheelhouse wheel clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' Makefile
@@ -81,6 +82,14 @@ test-compilers-sample-oldest:
 	@VENV=$(COMPILERS_VENV)-oldest VERSIONS=3.11 sh scripts/setup_compilers.sh
 	SAMPLE=1 FEWER=1 $(call compile,$(COMPILERS_VENV)-oldest) $(ARGS)
 
+test-peers: setup-test  ## compare imported models with transformers, which it installs with torch (ARGS="--seed 7 --count 9")
+	@test -x $(PEERS_VENV)/bin/python || $(python) -m venv $(PEERS_VENV)
+	@$(PEERS_VENV)/bin/python -c 'import torch, transformers' 2>/dev/null || \
+		$(PEERS_VENV)/bin/python -m pip install -q torch transformers safetensors
+	rm -rf build/peers
+	$(PEERS_VENV)/bin/python tests/hub/peer_models.py make build/peers/imported $(ARGS)
+	$(python) -m pytest -q tests/hub/compare_with_peers.py
+
 bench: setup  ## compare aifx with its peers, in docs/performance.md (ARGS="--only training --torch-python PATH")
 	@$(python) benchmarks/all.py $(ARGS)
 
@@ -107,4 +116,4 @@ wheel: setup-test  ## build the wheel in dist/ and check that it works alone
 	@sh scripts/check_wheel.sh
 
 clean:  ## remove environments, builds and the demo
-	rm -rf $(VENV) $(OLDEST_VENV) $(COMPILERS_VENV) $(COMPILERS_VENV)-oldest $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST_VENV) $(PEERS_VENV) $(COMPILERS_VENV) $(COMPILERS_VENV)-oldest $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

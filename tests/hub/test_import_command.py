@@ -39,6 +39,7 @@ def arrays_of(project, name):
     return {name: np.asarray(array) for name, array in checkpoints.read(0, wanted).items()}
 
 
+@pytest.mark.slow
 def test_outside_of_a_project_one_is_started_that_trains_the_model_further(hub_models, tmp_path):
     (tmp_path / "data").mkdir()
     words = np.random.default_rng(0).integers(0, 60, 3000)
@@ -62,6 +63,21 @@ def test_outside_of_a_project_one_is_started_that_trains_the_model_further(hub_m
     again = aifx("import", source, "--name", "base")
     assert again.returncode == 2
     assert "exists already" in again.stderr
+
+
+def test_misuse(hub_models, empty_project):
+    def aifx(*args):
+        done = inprocess.run(["import", *args], empty_project.root, {**os.environ})
+        assert (done.returncode, done.stdout) == (2, "")
+        return done.stderr
+
+    source = str(hub_models("llama"))
+    assert "hint: aifx import" in aifx(source, "--dtype", "int8")
+    assert "cannot name a run" in aifx(source, "--name", "../llama")
+    assert "no folder" in aifx("./nowhere")
+    assert "it is a file" in aifx(f"{source}/config.json")
+    assert "it has no config.json" in aifx(str(empty_project.root))
+    assert not empty_project.runs_path.exists()
 
 
 def test_the_document_and_import_json(hub_models, empty_project):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 
 import numpy as np
@@ -83,6 +84,11 @@ def pickled(folder):
     (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
 
 
+def unmapped(folder):
+    (folder / WEIGHTS).unlink()
+    (folder / INDEX).write_text("{}")
+
+
 def not_finite(value):
     def change(found):
         found["model.norm.weight"][3] = value
@@ -156,10 +162,7 @@ REFUSED = {
     "truncated shard": (sharded(cut=5), "model-00002-of-00002.safetensors is damaged"),
     "index of a tensor that no shard has": (sharded(extra="model.more"), "no tensor model.more"),
     "index of another shard": (sharded(swap=True), "model-00002-of-00002.safetensors: no tensor lm_head.weight"),
-    "index without a map": (
-        lambda folder: ((folder / WEIGHTS).unlink(), (folder / INDEX).write_text("{}")),
-        "weight_map",
-    ),
+    "index without a map": (unmapped, "weight_map"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
     "a list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json cannot be used"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
@@ -180,8 +183,6 @@ def test_refused_by_name_and_nothing_is_written(case, hub_model, empty_project):
 
 
 def test_a_tied_head_that_is_not_the_embedding_is_refused(hub_models, tmp_path, empty_project):
-    import shutil
-
     folder = shutil.copytree(hub_models("qwen2"), tmp_path / "qwen2")
     found = load_file(folder / WEIGHTS)
     head = found["model.embed_tokens.weight"].copy()

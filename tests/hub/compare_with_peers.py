@@ -1,0 +1,40 @@
+"""Imported models beside transformers, which made them: `make test-peers` runs this after `peer_models.py make`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aifx.core.project import Project
+from aifx.generation.generator import generate
+from aifx.hub.importing import import_model
+from aifx.loading.restore import restore_run
+from aifx.parallel.context import ForwardContext
+
+FOLDER = Path("build/peers").absolute()
+MODELS = sorted((FOLDER / "imported").iterdir())
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    root = tmp_path_factory.mktemp("project")
+    (root / "aifx.toml").write_text("")
+    return Project(root)
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
+def test_logits_and_greedy_text(folder, project):
+    made = import_model(str(folder), project)
+    trained = restore_run(project.run(made.run), project)
+    want, model, ctx = np.load(folder / "logits.npz"), trained.task.model, ForwardContext(trained.layout)
+    hidden = model.hidden(trained.params, {"inputs": jnp.asarray(want["inputs"], jnp.int32)}, ctx)
+    got = np.asarray(model.head(trained.params, ctx)(hidden)).reshape(want["logits"].shape)
+    np.testing.assert_allclose(got, want["logits"], atol=5e-4)
+    programs, params, _ = trained.programs("none")
+    for row, greedy, gaps in zip(want["inputs"], want["greedy"], want["gaps"], strict=True):
+        count = int(np.logical_and.accumulate(gaps > 1e-3).sum())  # after a near tie the texts may differ
+        written = list(generate(programs.decoding, params, row.tolist(), max_tokens=len(gaps), temperature=0.0))
+        assert written[:count] == greedy[:count].tolist()
