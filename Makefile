@@ -82,13 +82,14 @@ test-compilers-sample-oldest:
 	@VENV=$(COMPILERS_VENV)-oldest VERSIONS=3.11 sh scripts/setup_compilers.sh
 	SAMPLE=1 FEWER=1 $(call compile,$(COMPILERS_VENV)-oldest) $(ARGS)
 
-test-peers: setup-test  ## compare imported models with transformers, which it installs with torch (ARGS="--seed 7 --count 9")
+test-peers: setup-test  ## compare models in and out with transformers, which it installs with torch (ARGS="--seed 7 --count 9")
 	@test -x $(PEERS_VENV)/bin/python || $(python) -m venv $(PEERS_VENV)
 	@$(PEERS_VENV)/bin/python -c 'import torch, transformers' 2>/dev/null || \
 		$(PEERS_VENV)/bin/python -m pip install -q torch transformers safetensors
 	rm -rf build/peers
 	$(PEERS_VENV)/bin/python tests/hub/peer_models.py make build/peers/imported $(ARGS)
 	$(python) -m pytest -q tests/hub/compare_with_peers.py
+	$(PEERS_VENV)/bin/python tests/hub/peer_models.py check build/peers/exported
 
 bench: setup  ## compare aifx with its peers, in docs/performance.md (ARGS="--only training --torch-python PATH")
 	@$(python) benchmarks/all.py $(ARGS)

@@ -45,6 +45,7 @@ def command_types() -> dict[str, Any]:
     from aifx.health import documents as health
     from aifx.health.diff import Difference
     from aifx.hub.documents import ImportDocument
+    from aifx.hub.exporting import ExportedModel
     from aifx.kernels import report as kernels
     from aifx.planning.hardware import HardwareList
     from aifx.planning.planner import PlanList
@@ -61,6 +62,7 @@ def command_types() -> dict[str, Any]:
         "eval": held_out.Report | dataset.DatasetReports,
         "predict": Predictions,
         "generate": GeneratedText,
+        "export": ExportedModel,
         "runs-ls": status.RunList,
         "runs-show": page.RunDetails,
         "runs-compare": comparison.Comparison,

@@ -112,6 +112,10 @@ class Tokenizer:
         with library_errors(self.name):
             return self._inner.decode(list(ids), skip_special_tokens=False)
 
+    def token(self, index: int) -> str:
+        """The name of a token."""
+        return str(self._inner.id_to_token(index))
+
     def divide(self, text: str) -> Iterator[str]:
         """Parts of `text` that together have the tokens of the whole: one, unless the tokenizer bounds its words.
 

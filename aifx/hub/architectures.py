@@ -13,10 +13,11 @@ import jax
 from aifx.config.kinds import Family
 from aifx.config.registry import PARTS, bundled
 from aifx.config.sections import ModelSection
-from aifx.core.errors import DataError, did_you_mean
+from aifx.core.errors import ConfigError, DataError, did_you_mean
+from aifx.core.json_values import plain
 from aifx.hub.folder import CONFIG, ModelFolder
 from aifx.hub.weights import StoredWeights
-from aifx.models.hub import Architecture, Tensor
+from aifx.models.hub import Architecture, HubConfig, Tensor
 from aifx.specs import ArraySpec, Specs, is_spec
 
 
@@ -47,6 +48,29 @@ def architecture_of(folder: ModelFolder, config: Mapping[str, Any]) -> tuple[Fam
         why = f"{architecture.name} is of model_type {architecture.model_type!r}"
         raise DataError(f"{path}: model_type = {model_type!r}", why, _LIST)
     return family, architecture
+
+
+def expressed_by(family: Family, section: ModelSection, preferred: str | None) -> Architecture:
+    """An architecture that computes what a `[model]` does: `preferred` if that does, otherwise the first.
+
+    What one can express is found by writing its `config.json` and reading that back. Raises ConfigError.
+    """
+    assert family.hub is not None
+    module = importlib.import_module(family.hub)
+    found: dict[str, list[str]] = {}
+    known: tuple[Architecture, ...] = module.ARCHITECTURES
+    for architecture in sorted(known, key=lambda one: one.name != preferred):
+        try:
+            values = architecture.read(HubConfig(architecture.write(section), CONFIG, ""))
+            read_back = family.section(**plain(values))
+        except (ConfigError, ValueError):
+            continue
+        if not (lost := module.differences(section, read_back)):
+            return architecture
+        found[architecture.name] = lost
+    name, lost = min(found.items(), key=lambda item: len(item[1]))
+    why = f"{name} comes nearest, and has no {', '.join(f'model.{key}' for key in lost)} like this"
+    raise ConfigError("no architecture that aifx knows computes this model", why, "docs/export.md")
 
 
 _LIST = "docs/import.md lists what aifx imports"

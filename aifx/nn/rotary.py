@@ -11,7 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from jax_kernels._ops.rotary import rotary
+
 Scaling: TypeAlias = Literal["none", "linear", "llama3", "yarn"]
+Angles: TypeAlias = tuple[jax.Array, jax.Array]
+"""Cosines and sines."""
+
 Frequencies: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -68,7 +73,7 @@ class Rotary:
             return self.attention_factor
         return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
 
-    def angles(self, positions: jax.Array, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
+    def angles(self, positions: jax.Array, dtype: DTypeLike) -> Angles:
         """Cosines and sines `[batch, seq, width / 2]` of positions `[batch, seq]`, for `rotary` of `dtype` arrays."""
         angles = positions[..., None] * jnp.asarray(self.frequencies(), float)
         wide = jnp.promote_types(dtype, jnp.float32)
@@ -77,3 +82,10 @@ class Rotary:
     def _pair(self, turns: float) -> float:
         """The pair, as a real number, that makes so many turns in the first context."""
         return self.width * math.log(self.original_len / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
+
+
+def turned(x: jax.Array, width: int, angles: Angles) -> jax.Array:
+    """Queries or keys `[batch, seq, heads, head_dim]` with the first `width` features of each head turned."""
+    if width == x.shape[-1]:
+        return rotary(x, *angles)
+    return jnp.concatenate([rotary(x[..., :width], *angles), x[..., width:]], axis=-1)

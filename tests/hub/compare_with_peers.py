@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 from aifx.core.project import Project
 from aifx.generation.generator import generate
+from aifx.hub.exporting import export_model
 from aifx.hub.importing import import_model
 from aifx.loading.restore import restore_run
 from aifx.parallel.context import ForwardContext
@@ -38,3 +40,7 @@ def test_logits_and_greedy_text(folder, project):
         count = int(np.logical_and.accumulate(gaps > 1e-3).sum())  # after a near tie the texts may differ
         written = list(generate(programs.decoding, params, row.tolist(), max_tokens=len(gaps), temperature=0.0))
         assert written[:count] == greedy[:count].tolist()
+    exported = FOLDER / "exported" / folder.name
+    exported.parent.mkdir(exist_ok=True)
+    export_model(exported, project.run(made.run), project)
+    shutil.copyfile(folder / "logits.npz", exported / "logits.npz")  # what transformers is to compute of it again

@@ -21,9 +21,10 @@ _TRAINING = {"family", "preset", "dropout", "scan_layers", "remat"}
 """Keys of `[model]` that change nothing of what a trained model computes."""
 
 
-def same_computation(one: DecoderSection, other: DecoderSection) -> bool:
-    """Whether two `[model]` compute the same, whichever keys say so."""
-    return _canonical(one) == _canonical(other)
+def differences(one: DecoderSection, other: DecoderSection) -> list[str]:
+    """The keys of `[model]` by which two sections compute different things, whichever keys say so."""
+    ours, theirs = _canonical(one), _canonical(other)
+    return sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
 
 
 def _canonical(section: DecoderSection) -> Values:

@@ -14,19 +14,12 @@ from aifx.models.decoder import paged_cache
 from aifx.models.decoder.divided import check_layout, joined, with_own_kv_head
 from aifx.models.decoder.paged_cache import Cache
 from aifx.models.decoder.section import DecoderSection
-from aifx.models.decoder.sequences import Angles, Cached, Sequences
-from aifx.models.decoder.specs import (
-    attention_biases,
-    decoder_specs,
-    head_dim,
-    num_kv_heads,
-    repeat_layer,
-    rotary_of,
-    window_of,
-)
+from aifx.models.decoder.sequences import Cached, Sequences
+from aifx.models.decoder.specs import decoder_specs, head_dim, num_kv_heads, repeat_layer, rotary_of, window_of
 from aifx.nn import layers
 from aifx.nn.remat import rematerialized
 from aifx.nn.ring import ring_attention
+from aifx.nn.rotary import turned
 from aifx.nn.vocabulary import lookup
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
@@ -35,7 +28,6 @@ from jax_kernels._ops.attention import attention
 from jax_kernels._ops.attention.mask import SegmentIds
 from jax_kernels._ops.decode_attention import decode_attention
 from jax_kernels._ops.norms import layer_norm, rms_norm
-from jax_kernels._ops.rotary import rotary
 from jax_kernels._ops.swiglu import swiglu
 
 WEIGHTS, ATTENDED, MLP = range(3)
@@ -120,7 +112,7 @@ class Decoder:
         x = self.dropout(x, sequences, ctx, 0)
 
         def block_of(index: int) -> Callable[..., tuple[jax.Array, Params | None]]:
-            known = self.known_to(index, sequences)
+            known = sequences.of_layer(self.section, index)
 
             def block(x: jax.Array, own: tuple[Params, Params | None, Any]) -> tuple[jax.Array, Params | None]:
                 layer, cache, number = own
@@ -164,12 +156,6 @@ class Decoder:
             sequences = replace(sequences, angles=self.rotary.angles(where, x.dtype))
         return x.reshape(-1, x.shape[-1]), sequences
 
-    def known_to(self, index: int, sequences: Sequences) -> Sequences:
-        """What the layer of this index, from 0, knows of the tokens."""
-        has_rotary = self.section.rope_layers[index % len(self.section.rope_layers)]
-        angles = sequences.angles if has_rotary else None
-        return replace(sequences, window=window_of(self.section, index), angles=angles)
-
     def layer(
         self, params: Params, x: jax.Array, sequences: Sequences, cache: Params | None, ctx: ForwardContext
     ) -> tuple[jax.Array, Params | None]:
@@ -189,13 +175,13 @@ class Decoder:
         """Causal attention of x `[tokens, embed]` within each sequence."""
 
         layout, window = ctx.layout, sequences.window
-        has_bias, _ = attention_biases(self.section)
         x = layout.gather_tokens(x)
         if layout.axes("kv_heads") and not layout.dividing("kv_heads", self.num_kv_heads):
             params = with_own_kv_head(params, layout, self.num_kv_heads)
 
         def project(name: str) -> jax.Array:
-            bias = params[f"{name}_bias"].reshape(-1) if has_bias else None
+            bias = params.get(f"{name}_bias")
+            bias = None if bias is None else bias.reshape(-1)
             y = layers.linear(x, layers.as_matrix(params[name], x.shape[1]), bias)
             return y.reshape(*sequences.shape, -1, self.head_dim)
 
@@ -204,7 +190,7 @@ class Decoder:
             epsilon = self.section.norm_epsilon
             q, k = (rms_norm(x, params[f"{name}_norm"], epsilon=epsilon) for name, x in (("query", q), ("key", k)))
         if sequences.angles is not None:
-            q, k = self.turned(q, sequences.angles), self.turned(k, sequences.angles)
+            q, k = (turned(x, self.rotary.width, sequences.angles) for x in (q, k))
         cached = sequences.cached
         if cache is not None and cached is not None:
             cache = paged_cache.write(cache, cached.page_table, cached.held, k, v)
@@ -227,13 +213,6 @@ class Decoder:
         out = out.reshape(x.shape[0], -1)
         output = layers.as_matrix(params["output"], out.shape[1])
         return joined(out, output, params.get("output_bias"), layout), cache
-
-    def turned(self, x: jax.Array, angles: Angles) -> jax.Array:
-        """Queries or keys `[batch, seq, heads, head_dim]` with their first features turned by the angles."""
-        width = self.rotary.width
-        if width == self.head_dim:
-            return rotary(x, *angles)
-        return jnp.concatenate([rotary(x[..., :width], *angles), x[..., width:]], axis=-1)
 
     def mlp(self, params: Params, x: jax.Array, layout: Layout) -> jax.Array:
         x = layout.gather_tokens(x)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
 
 import jax
 
-Angles: TypeAlias = tuple[jax.Array, jax.Array]
+from aifx.models.decoder.section import DecoderSection
+from aifx.models.decoder.specs import window_of
+from aifx.nn.rotary import Angles
 
 
 @dataclass(frozen=True)
@@ -32,3 +33,8 @@ class Sequences:
     window: int | None = None  # how far back attention reaches, itself included
     segment_ids: jax.Array | None = None  # [batch, seq], the document of each token; attention stays within it
     cached: Cached | None = None  # None in training, which has no cache
+
+    def of_layer(self, section: DecoderSection, index: int) -> Sequences:
+        """What the layer of this index, from 0, knows of the tokens."""
+        angles = self.angles if section.rope_layers[index % len(section.rope_layers)] else None
+        return replace(self, window=window_of(section, index), angles=angles)

@@ -1,0 +1,88 @@
+"""The model card of an exported model: what is known of it, and what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aifx.checkpoint.manifest import Manifest
+from aifx.core.json_files import write_text
+from aifx.core.project import RunDirectory
+from aifx.core.version import __version__
+from aifx.runs.provenance import read_provenance
+from aifx.runs.reading import read_evaluations
+from aifx.runs.status import read_settings
+
+UNKNOWN = "unknown"
+
+
+def write_card(
+    folder: Path, run: RunDirectory, manifest: Manifest, *, architecture: str, dtype: str, origin: Mapping[str, Any]
+) -> None:
+    """Write `README.md` with the metadata that the Hub reads. What a run does not record stays unknown."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    source, step = origin.get("source"), manifest.step
+    is_repository = isinstance(source, str) and source.count("/") == 1 and source[0] not in "./~"
+    place = "nowhere: aifx trained it from random first values"
+    if isinstance(source, str):
+        place = source if is_repository else f"a folder, {Path(source).name}"  # paths of a machine stay on it
+    data = ModelCardData(base_model=source if is_repository else None, pipeline_tag="text-generation", tags=["aifx"])
+    tables = (
+        ("Model", _model(run, architecture, dtype, manifest, place)),
+        ("Training", _training(run, step)),
+        ("Evaluation", _evaluation(run, step)),
+    )
+    parts = [f"# {run.name}", f"Exported by aifx {__version__}."]
+    for title, rows in tables:
+        lines = [f"| {name} | {_cell(value)} |" for name, value in rows]
+        parts.append("\n".join([f"## {title}", "", "| | |", "| --- | --- |", *lines]))
+    text = f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
+    write_text(folder / "README.md", str(ModelCard(text)))
+
+
+def _cell(value: Any) -> str:
+    text = UNKNOWN if value in (None, "") else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _model(run: RunDirectory, architecture: str, dtype: str, manifest: Manifest, source: Any) -> list[tuple[str, Any]]:
+    return [
+        ("architecture", architecture),
+        ("parameters", f"{manifest.num_parameters:,}"),
+        ("type of the weights", dtype),
+        ("run and step", f"{run.name}, {manifest.step}"),
+        ("digest of the state", manifest.state_digest),
+        ("imported from", origin),
+        ("license", None),
+    ]
+
+
+def _training(run: RunDirectory, step: int) -> list[tuple[str, Any]]:
+    provenance, settings = read_provenance(run), read_settings(run)
+    hardware, versions = provenance.get("hardware") or {}, provenance.get("versions") or {}
+    shown = ", ".join(f"{name} {versions[name]}" for name in ("aifx", "jax", "python") if name in versions)
+    rows = settings.get("train.global_batch_size"), settings.get("data.seq_len")
+    return [
+        ("steps", step if step else "none"),
+        ("rows and tokens of a step", f"{rows[0]} x {rows[1]}" if step and None not in rows else None),
+        ("files", ", ".join(settings.get("data.train") or ()) if step else None),
+        ("digest of the data", provenance.get("data_digest")),
+        ("fine-tuned from run", (provenance.get("finetuned_from") or {}).get("run")),
+        ("device", hardware.get("device_kind")),
+        ("processor", hardware.get("cpu")),
+        ("versions", shown),
+        ("energy", None),  # a run does not record it
+    ]
+
+
+def _evaluation(run: RunDirectory, step: int) -> list[tuple[str, Any]]:
+    found = [one for one in read_evaluations(run) if one.step == step]
+    rows = [
+        (f"{one.split}: {name}", f"{value:.4g}")
+        for one in found
+        for name, value in one.metrics.items()
+        if isinstance(value, float)
+    ]
+    return rows or [("held-out metrics", None)]

@@ -1,0 +1,157 @@
+"""`aifx export`: what goes out is what came in, and what transformers expects."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import inprocess
+import ml_dtypes
+import peer_models
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from aifx.config.kinds import Family
+from aifx.config.registry import PARTS, bundled
+from aifx.core.errors import AifxError, ConfigError, UsageError
+from aifx.hub import exporting
+from aifx.hub.architectures import expressed_by
+from aifx.hub.exporting import export_model, parse_size
+from aifx.hub.importing import import_model
+from aifx.models.decoder.presets import PRESETS
+from aifx.models.decoder.section import DecoderSection
+
+
+def imported(folder, project):
+    return project.run(import_model(str(folder), project).run)
+
+
+@pytest.mark.parametrize("name", peer_models.FIXED)
+def test_import_and_export_are_byte_equal_and_the_config_says_the_same(name, hub_models, empty_project, tmp_path):
+    source = hub_models(name)
+    run = imported(source, empty_project)
+    made = export_model(tmp_path / "out", run, empty_project)
+    assert not made.rounded
+    want, got = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "out"))
+    assert want.keys() == got.keys()
+    for key, value in want.items():
+        assert value.dtype == got[key].dtype
+        assert value.tobytes() == got[key].tobytes(), key
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (source, tmp_path / "out"))
+    assert before["architectures"] == after["architectures"]
+    again = imported(tmp_path / "out", empty_project)
+    digests = [json.loads(r.events.read_text().splitlines()[-1])["state_digest"] for r in (run, again)]
+    assert digests[0] == digests[1]
+
+
+def test_shards_types_and_files(hub_models, empty_project, tmp_path):
+    source = shutil.copytree(hub_models("qwen2"), tmp_path / "source")
+    narrow = {k: v.astype(ml_dtypes.bfloat16) for k, v in load_file(source / "model.safetensors").items()}
+    save_file(narrow, source / "model.safetensors")
+    run = imported(source, empty_project)
+    made = export_model(tmp_path / "shards", run, empty_project, shard_bytes=4000)
+    index = json.loads((tmp_path / "shards/model.safetensors.index.json").read_text())
+    files = sorted(set(index["weight_map"].values()))
+    assert len(files) > 2
+    assert all((tmp_path / "shards" / file).stat().st_size < 4000 + 8000 for file in files)
+    got = {key: value for file in files for key, value in load_file(tmp_path / "shards" / file).items()}
+    assert {key: value.tobytes() for key, value in got.items()} == {k: v.tobytes() for k, v in narrow.items()}
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in got.values())
+    names = {file.name for file in made.files}
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md"} <= names
+    wide = export_model(tmp_path / "wide", run, empty_project, dtype="float32")
+    assert (wide.dtype, wide.rounded) == ("float32", False)
+    half = export_model(tmp_path / "half", run, empty_project, dtype="float16")
+    assert (half.dtype, half.rounded) == ("float16", True)
+    card = (tmp_path / "wide/README.md").read_text()
+    assert "| energy | unknown |" in card
+    assert "pipeline_tag: text-generation" in card
+
+
+def test_a_byte_that_the_disk_changes_is_found_and_nothing_is_left(hub_models, empty_project, tmp_path, monkeypatch):
+    run = imported(hub_models("llama"), empty_project)
+
+    def damaged(arrays, path, metadata):
+        save_file(arrays, path, metadata)
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 4
+        path.write_bytes(data)
+
+    monkeypatch.setattr(exporting, "save_file", damaged)
+    with pytest.raises(AifxError, match="damaged"):
+        export_model(tmp_path / "out", run, empty_project)
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+
+
+def test_a_damaged_checkpoint_is_not_exported(hub_models, empty_project, tmp_path):
+    run = imported(hub_models("llama"), empty_project)
+    arrays = max(
+        (p for p in (run.checkpoints / "0" / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
+    data = bytearray(arrays.read_bytes())
+    data[len(data) // 2] ^= 1
+    arrays.write_bytes(data)
+    with pytest.raises(AifxError, match="damaged"):
+        export_model(tmp_path / "out", run, empty_project)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_and_misuse(hub_models, empty_project, tmp_path):
+    imported(hub_models("gpt2"), empty_project)
+
+    def aifx(*args):
+        return inprocess.run(["export", *args], empty_project.root, {**os.environ})
+
+    done = aifx("../out", "--run", "gpt2", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["architecture"] == "GPT2LMHeadModel"
+    for wrong, text in (
+        (["../out"], "exists already"),
+        (["../nowhere/out"], "no folder"),
+        (["../new", "--dtype", "int8"], "not a type of weights"),
+        (["../new", "--format", "gguf"], "not a format"),
+        (["../new", "--shard-size", "many"], "not a size"),
+        (["../new", "--step", "7"], "no checkpoint of step 7"),
+    ):
+        refused = aifx(*wrong)
+        assert refused.returncode == 2
+        assert text in refused.stderr
+        assert "hint: " in refused.stderr
+    assert not (tmp_path / "new").exists()
+    assert (parse_size("5GB"), parse_size("1.5 mb"), parse_size("7")) == (5_000_000_000, 1_500_000, 7)
+    with pytest.raises(UsageError):
+        parse_size("0")
+
+
+def decoder():
+    (part,) = (part for part in PARTS if part.section == "model")
+    family = bundled(part)["decoder"]
+    assert isinstance(family, Family)
+    return family
+
+
+@pytest.mark.parametrize(
+    ("preset", "want"),
+    [("tiny", "Qwen3ForCausalLM"), ("gpt2-124m", "GPT2LMHeadModel"), ("llama3-8b", "LlamaForCausalLM")],
+)
+def test_models_of_ones_own_have_an_architecture(preset, want):
+    section = DecoderSection(**{"vocab_size": 70, "max_seq_len": 64, **PRESETS[preset], "dropout": 0.1})
+    assert expressed_by(decoder(), section, None).name == want
+
+
+def test_a_model_that_no_architecture_computes_is_refused_with_what_differs():
+    section = DecoderSection(vocab_size=70, max_seq_len=64, norm="layer_norm")
+    with pytest.raises(ConfigError, match="no architecture") as caught:
+        expressed_by(decoder(), section, None)
+    assert "model.norm" in caught.value.why
+
+
+def test_weights_that_float16_cannot_hold_are_refused(hub_models, empty_project, tmp_path):
+    source = shutil.copytree(hub_models("llama"), tmp_path / "source")
+    found = load_file(source / "model.safetensors")
+    found["model.norm.weight"][0] = 1e6
+    save_file(found, source / "model.safetensors")
+    run = imported(source, empty_project)
+    with pytest.raises(AifxError, match=r"model\.norm\.weight has numbers beyond float16"):
+        export_model(tmp_path / "out", run, empty_project, dtype="float16")
