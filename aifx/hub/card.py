@@ -47,7 +47,7 @@ def _cell(value: Any) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _model(run: RunDirectory, architecture: str, dtype: str, manifest: Manifest, source: Any) -> list[tuple[str, Any]]:
+def _model(run: RunDirectory, architecture: str, dtype: str, manifest: Manifest, origin: str) -> list[tuple[str, Any]]:
     return [
         ("architecture", architecture),
         ("parameters", f"{manifest.num_parameters:,}"),
