@@ -253,7 +253,8 @@ def _tensors(export: _Export, shard: Sequence[Tensor], progress: Reporter) -> It
         read = checkpoints.read(export.step, wanted)
         arrays = {name: np.asarray(read[full]) for name, full in zip(tensor.arrays, names, strict=True)}
         joined = tensor.join(arrays, export.specs)
-        value: Array = joined.astype(export.dtype, copy=False)
+        with np.errstate(over="ignore"):  # found below
+            value: Array = joined.astype(export.dtype, copy=False)
         if export.dtype == np.float16 and not np.isfinite(value).all():
             what = f"run {export.run.name}: {tensor.key} has numbers beyond float16's {np.finfo(np.float16).max:,.0f}"
             raise DataError(what, "they would become infinite", "--dtype bfloat16")
