@@ -47,6 +47,8 @@ FIXED = {
     "qwen2-windows": ("qwen2", {**SMALL, **SLIDING, "num_hidden_layers": 3, "max_window_layers": 1}),
     "qwen3": ("qwen3", {**SMALL, "head_dim": 12}),
     "qwen3-tied": ("qwen3", {**SMALL, "head_dim": 4, "tie_word_embeddings": True, "num_key_value_heads": 1}),
+    "phi3": ("phi3", {**SMALL, "num_attention_heads": 2, "partial_rotary_factor": 0.5, "pad_token_id": None}),
+    "smollm3": ("smollm3", {**SMALL, "num_hidden_layers": 4, "no_rope_layer_interval": 2, "pad_token_id": None}),
     "gpt2": ("gpt2", {"vocab_size": VOCAB, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64}),
     "gpt2-wide-untied": (
         "gpt2",
@@ -75,8 +77,15 @@ def random_cases(seed, count):
                           "hidden_size": heads * one_of(4, 8), "num_hidden_layers": layers, "tie_word_embeddings": tied,
                           "intermediate_size": one_of(8, 24), "rms_norm_eps": one_of(1e-6, 1e-5)}  # fmt: skip
                 config["rope_parameters"] = one_of({"rope_type": "default", "rope_theta": 500.0}, LLAMA3, YARN)
-                config |= one_of({}, {"head_dim": one_of(2, 10)}) if kind != "qwen2" else {}
-            if kind == "mistral":
+                config |= one_of({}, {"head_dim": one_of(2, 10)}) if kind in ("llama", "mistral", "qwen3") else {}
+            if kind in ("phi3", "smollm3"):
+                config |= {"pad_token_id": None}
+            if kind == "phi3":
+                config |= {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+                           "partial_rotary_factor": one_of(0.5, 1.0)}  # fmt: skip
+            if kind == "smollm3":
+                config["no_rope_layer_interval"] = one_of(2, 3)
+            if kind in ("mistral", "phi3"):
                 config["sliding_window"] = one_of(None, 3, 20)
             if kind in ("qwen2", "qwen3"):
                 config |= one_of({}, {**SLIDING, "max_window_layers": one_of(0, 1)})

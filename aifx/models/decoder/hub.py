@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from aifx.models.decoder.section import DecoderSection
 from aifx.models.decoder.specs import attention_biases, head_dim, num_kv_heads, window_of
 from aifx.models.hub import Architecture, HubConfig, Tensor
 
 Values = dict[str, Any]
+T = TypeVar("T")
 
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 _TRAINING = {"family", "preset", "dropout", "scan_layers", "remat"}
@@ -43,8 +44,8 @@ def _canonical(section: DecoderSection) -> Values:
     return values | {"rope_layers": layers}
 
 
-def _read_llama_like(config: HubConfig) -> Values:
-    """What Llama and its descendants have in common."""
+def _read_llama_like(config: HubConfig, *, theta: float = 10_000.0) -> Values:
+    """What Llama and its descendants have in common. `theta`: base of rotary positions if the file has none."""
     config.expect("hidden_act", "silu")
     num_heads = config.read("num_attention_heads", int)
     found = {
@@ -62,7 +63,7 @@ def _read_llama_like(config: HubConfig) -> Values:
         "max_seq_len": config.read("max_position_embeddings", int),
         "tie_embeddings": config.read("tie_word_embeddings", bool, False),
     }
-    return found | _read_rotary(config, found["max_seq_len"])
+    return found | _read_rotary(config, found["max_seq_len"], theta)
 
 
 def _write_llama_like(section: DecoderSection) -> Values:
@@ -82,10 +83,10 @@ def _write_llama_like(section: DecoderSection) -> Values:
     }
 
 
-def _read_rotary(config: HubConfig, max_seq_len: int) -> Values:
+def _read_rotary(config: HubConfig, max_seq_len: int, theta: float) -> Values:
     """Both spellings: `rope_parameters`, or `rope_theta` with `rope_scaling`."""
     outer = {
-        "rope_theta": config.read("rope_theta", float, 10_000.0),
+        "rope_theta": config.read("rope_theta", float, theta),
         "partial_rotary_factor": config.read("partial_rotary_factor", float, 1.0),
     }
     new, old = config.inner("rope_parameters"), config.inner("rope_scaling")
@@ -141,14 +142,19 @@ def _write_rotary(section: DecoderSection) -> Values:
     return {"rope_theta": section.rope_theta, "rope_scaling": scaling, **partial_factor}
 
 
-def _llama_tensors(section: DecoderSection) -> Iterator[Tensor]:
+def _llama_tensors(section: DecoderSection, *, packed: bool = False) -> Iterator[Tensor]:
+    """`packed`: queries, keys and values are one tensor, and so are gate and up; it has no biases."""
     yield Tensor("model.embed_tokens.weight", ("embedding/token",))
     has_qkv_bias, has_output_bias = attention_biases(section)
     for i in range(section.num_layers):
         file, ours = f"model.layers.{i}", f"layers/{i}"
         yield Tensor(f"{file}.input_layernorm.weight", (f"{ours}/attention_norm/scale",))
         yield Tensor(f"{file}.post_attention_layernorm.weight", (f"{ours}/mlp_norm/scale",))
-        for letter, name in (("q", "query"), ("k", "key"), ("v", "value")):
+        if packed:
+            queries = tuple(f"{ours}/attention/{name}" for name in ("query", "key", "value"))
+            yield Tensor(f"{file}.self_attn.qkv_proj.weight", queries, True)
+            yield Tensor(f"{file}.mlp.gate_up_proj.weight", (f"{ours}/mlp/gate", f"{ours}/mlp/up"), True)
+        for letter, name in () if packed else (("q", "query"), ("k", "key"), ("v", "value")):
             yield Tensor(f"{file}.self_attn.{letter}_proj.weight", (f"{ours}/attention/{name}",), True)
             if has_qkv_bias:
                 yield Tensor(f"{file}.self_attn.{letter}_proj.bias", (f"{ours}/attention/{name}_bias",))
@@ -158,7 +164,7 @@ def _llama_tensors(section: DecoderSection) -> Iterator[Tensor]:
         if section.qk_norm:
             yield Tensor(f"{file}.self_attn.q_norm.weight", (f"{ours}/attention/query_norm",))
             yield Tensor(f"{file}.self_attn.k_norm.weight", (f"{ours}/attention/key_norm",))
-        for name in ("gate", "up", "down"):
+        for name in ("down",) if packed else ("gate", "up", "down"):
             yield Tensor(f"{file}.mlp.{name}_proj.weight", (f"{ours}/mlp/{name}",), True)
     yield Tensor("model.norm.weight", ("final_norm/scale",))
     if not section.tie_embeddings:
@@ -222,12 +228,39 @@ def _write_qwen(section: DecoderSection) -> Values:
     }
 
 
-def _shortest(values: Sequence[int]) -> tuple[int, ...]:
+def _shortest(values: Sequence[T]) -> tuple[T, ...]:
     """The shortest beginning that repeats to these values; nothing if all are 0."""
     if not any(values):
         return ()
     lengths = (n for n in range(1, len(values) + 1) if all(v == values[i % n] for i, v in enumerate(values)))
     return tuple(values[: next(lengths)])
+
+
+def _read_phi3(config: HubConfig) -> Values:
+    config.pass_over("original_max_position_embeddings")  # where frequencies change with the length, which is refused
+    found = _read_mistral(config)
+    if found.get("rope_scaling") == "yarn":
+        raise config.refused("rope_scaling", "Phi-3 means LongRoPE by yarn, which aifx does not have")
+    return found
+
+
+def _read_smollm3(config: HubConfig) -> Values:
+    """Every fourth layer has no positions, unless `no_rope_layers` says 1 for those that have them."""
+    config.expect("mlp_bias", False)
+    config.expect("use_sliding_window", False)
+    config.pass_over("sliding_window", "layer_types", "max_window_layers")
+    count = config.read("num_hidden_layers", int)
+    interval = config.read("no_rope_layer_interval", int, 4)
+    has_rope = config.read("no_rope_layers", list, [int((i + 1) % interval != 0) for i in range(count)])
+    if len(has_rope) < count or set(has_rope) - {0, 1}:
+        raise config.refused("no_rope_layers", f"it has 0 or 1 for each of {count} layers")
+    found = _read_llama_like(config, theta=2_000_000.0) | _read_attention_bias(config)
+    return found | {"rope_layers": _shortest([bool(one) for one in has_rope[:count]]) or (False,)}
+
+
+def _write_smollm3(section: DecoderSection) -> Values:
+    layers = [int(section.rope_layers[i % len(section.rope_layers)]) for i in range(section.num_layers)]
+    return {**_write_llama(section), "no_rope_layers": layers, "use_sliding_window": False}
 
 
 def _read_gpt2(config: HubConfig) -> Values:
@@ -309,6 +342,8 @@ ARCHITECTURES = (
     _llama_like("MistralForCausalLM", "mistral", _read_mistral, _write_mistral),
     _llama_like("Qwen2ForCausalLM", "qwen2", _read_qwen2, _write_qwen),
     _llama_like("Qwen3ForCausalLM", "qwen3", _read_qwen3, _write_qwen),
+    _llama_like("Phi3ForCausalLM", "phi3", _read_phi3, _write_mistral, tensors=partial(_llama_tensors, packed=True)),
+    _llama_like("SmolLM3ForCausalLM", "smollm3", _read_smollm3, _write_smollm3),
     Architecture(
         "GPT2LMHeadModel",
         "gpt2",
