@@ -46,9 +46,9 @@ class Program:
             return self.jitted.trace(*self.arguments).jaxpr
 
     def trace(self) -> Any:
-        """Shapes and dtypes of its results; nothing is lowered."""
+        """Shapes and dtypes of its results; nothing is lowered. A call afterwards is not traced again."""
         with self._with_kernels():
-            return jax.eval_shape(self.function, *self.arguments)
+            return self.jitted.eval_shape(*self.arguments)
 
     def __call__(self, *arguments: Any) -> Any:
         """Compile for these arguments, unless that has been done, and run."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from aifx.config import load_config
@@ -43,6 +46,24 @@ def test_neither_data_nor_devices_are_needed(tmp_path: Path, num_devices: int) -
     prefill, decode = programs.decoding.for_generation(max_tokens=20)
     assert prefill.trace()[1].shape == decode.trace()[1].shape == ()
     assert list(tmp_path.iterdir()) == [tmp_path / "aifx.toml"]
+
+
+def test_a_program_is_traced_once(tmp_path: Path) -> None:
+    """Tracing takes longer than compiling a small model: `aifx eval` asks for the results' names before it computes."""
+    programs = programs_of(tmp_path, local_layout(1))
+    function, traces = programs.eval_step.function, []
+
+    def counted(*arguments: Any) -> Any:
+        traces.append(arguments)
+        return function(*arguments)
+
+    program = replace(programs.eval_step, function=counted)
+    names = set(program.trace())
+    state, frozen = programs.init()
+    _, _, batch = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), program.arguments)
+    assert set(program(state.params, frozen, programs.place(batch))) == names
+    assert program.jaxpr() is not None
+    assert len(traces) == 1
 
 
 def test_dropout_takes_an_attention_without_kernels_in_training_alone(tmp_path: Path) -> None:
