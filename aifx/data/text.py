@@ -188,7 +188,7 @@ def text_spec(section: TextSection, tokenizer: Tokenizer | None = None) -> DataS
     vocab_size = section.vocab_size or VOCAB_SIZES.get(section.tokenizer)
     if tokenizer is not None:
         vocab_size = vocab_size or tokenizer.vocab_size
-        if vocab_size < tokenizer.vocab_size:
+        if vocab_size < tokenizer.text_vocab_size:
             what = f"data.vocab_size = {vocab_size} is less than the tokenizer's {tokenizer.vocab_size}"
             hint = f"aifx train --set data.vocab_size={tokenizer.vocab_size}"
             raise ConfigError(what, "every token needs a row of the embedding", hint)

@@ -72,6 +72,9 @@ class Tokenizer:
         self.eos_id: int = found[0]
         self.end_ids = frozenset(found if ends else found[:1])  # generation ends before any of them
         self.begin_ids: tuple[int, ...] = () if begin is None else (vocabulary[begin],)
+        special = {index for index, token in self._inner.get_added_tokens_decoder().items() if token.special}
+        used = (index for index in vocabulary.values() if index not in special or index in self.end_ids)
+        self.text_vocab_size = max([*used, *self.begin_ids], default=-1) + 1  # what a text and its ends can become
         self._inner.encode_special_tokens = True
         self._inner.no_padding()
         self._inner.no_truncation()

@@ -185,6 +185,8 @@ def _configuration(
         "model": {"family": family.name, **values},
         "data": {
             "tokenizer": TOKENIZER,
+            # Gemma 3's tokenizer has a token for images, without a row of the embedding.
+            "vocab_size": values["vocab_size"] if values["vocab_size"] < assets.tokenizer.vocab_size else None,
             "end_tokens": list(assets.end_tokens),
             "begin_token": assets.begin_token,
             "seq_len": min(SEQ_LEN, values["max_seq_len"]),

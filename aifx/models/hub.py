@@ -59,6 +59,12 @@ class HubConfig:
             raise self.refused(key, f"it is no {kind.__name__}")
         return value
 
+    def read_or_null(self, key: str, kind: type[T], default: T | None) -> Any:
+        """As `read`, for a key that means something if it is null: then None."""
+        if key in self.values and self.values[key] is None:
+            return self.read(key, kind, optional=True)
+        return self.read(key, kind, default, optional=True)
+
     def expect(self, key: str, wanted: Any, reason: str = "") -> None:
         """Raise ConfigError if a key is set to anything but `wanted`: it would change what the model computes."""
         self._seen.add(key)

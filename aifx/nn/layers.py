@@ -171,11 +171,13 @@ def attention_with_dropout(
     place: int,
     segment_ids: SegmentIds | None = None,
     window: int | None = None,
+    scale: float | None = None,
+    logit_softcap: float | None = None,
 ) -> jax.Array:
     """Causal attention with dropout of its weights, as q, `[batch, seq, num_heads, head_dim]`.
 
-    k and v `[batch, all steps, num_kv_heads, head_dim]`, `segment_ids` and `window` as in `jax_kernels.attention`,
-    whose implementations have no dropout: this one holds all scores.
+    k and v `[batch, all steps, num_kv_heads, head_dim]`, `segment_ids` and the options after it as in
+    `jax_kernels.attention`, whose implementations have no dropout: this one holds all scores.
     """
     wide, group, (_, seq, heads, _) = jnp.promote_types(q.dtype, jnp.float32), q.shape[2] // k.shape[2], q.shape
     k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))
@@ -183,7 +185,9 @@ def attention_with_dropout(
     mask = Mask(causal=True, window=window, q_offset=ctx.layout.seq_start(seq), segment_ids=segment_ids)
     seen = mask.block(0, seq, 0, k.shape[1])
     assert seen is not None
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide) * (scale or q.shape[-1] ** -0.5)
+    if logit_softcap is not None:
+        scores = logit_softcap * jnp.tanh(scores / logit_softcap)
     weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
     first = ctx.layout.index(axes) * heads if (axes := ctx.layout.axes("heads")) else 0
     number = (first + jnp.arange(heads))[:, None] * k.shape[1] + positions

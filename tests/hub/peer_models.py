@@ -49,6 +49,19 @@ FIXED = {
     "qwen3-tied": ("qwen3", {**SMALL, "head_dim": 4, "tie_word_embeddings": True, "num_key_value_heads": 1}),
     "phi3": ("phi3", {**SMALL, "num_attention_heads": 2, "partial_rotary_factor": 0.5, "pad_token_id": None}),
     "smollm3": ("smollm3", {**SMALL, "num_hidden_layers": 4, "no_rope_layer_interval": 2, "pad_token_id": None}),
+    "olmo2": ("olmo2", {**SMALL, "pad_token_id": None}),
+    "gemma2": (
+        "gemma2",
+        {**SMALL, "head_dim": 6, "query_pre_attn_scalar": 10, "sliding_window": 5, "num_hidden_layers": 3,
+         "final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0},
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {**SMALL, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4, "num_hidden_layers": 3,
+         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+         "rope_parameters": {"full_attention": {"rope_type": "linear", "rope_theta": 900.0, "factor": 4.0},
+                             "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}},
+    ),
     "gpt2": ("gpt2", {"vocab_size": VOCAB, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64}),
     "gpt2-wide-untied": (
         "gpt2",
@@ -80,6 +93,12 @@ def random_cases(seed, count):
                 config |= one_of({}, {"head_dim": one_of(2, 10)}) if kind in ("llama", "mistral", "qwen3") else {}
             if kind in ("phi3", "smollm3"):
                 config |= {"pad_token_id": None}
+            if kind == "olmo2":
+                config |= {"pad_token_id": None}
+            if kind in ("gemma2", "gemma3_text"):
+                config |= {"head_dim": one_of(4, 6), "query_pre_attn_scalar": one_of(4, 9), "rope_parameters": None,
+                           "tie_word_embeddings": True, "final_logit_softcapping": one_of(None, 4.0),
+                           "sliding_window": one_of(3, 30)}  # fmt: skip
             if kind == "phi3":
                 config |= {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
                            "partial_rotary_factor": one_of(0.5, 1.0)}  # fmt: skip

@@ -225,6 +225,26 @@ def test_tokens_that_begin_and_end_a_text(hub_models, tmp_path, empty_project):
         Tokenizer.load(run.assets / "tokenizer.json", ends=["<eot>"])
 
 
+def test_special_tokens_without_a_row_are_no_obstacle(hub_models, tmp_path, empty_project):
+    """As of Gemma 3, whose tokenizer has a token for images: no text becomes it, and no text ends with it."""
+    folder = shutil.copytree(hub_models("gemma3"), tmp_path / "gemma")
+    config = json.loads((folder / "config.json").read_text())
+    found = load_file(folder / "model.safetensors")
+    found["model.embed_tokens.weight"] = peer_models.values_of("wide", (258, 16))
+    save_file(found, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 258, "eos_token_id": 0}))
+    (folder / "generation_config.json").write_text('{"eos_token_id": 0}')
+    (folder / "tokenizer.json").write_bytes(chat_tokenizer())
+    import_model(str(folder), empty_project)
+    run = empty_project.run("gemma")
+    assert read_config(run.config, empty_project).data.vocab_size == 258
+    text = inprocess.run(["generate", "--prompt", "a", "--max-tokens", "2"], empty_project.root, {**os.environ})
+    assert text.returncode == 0, text.stderr
+    (folder / "generation_config.json").write_text('{"eos_token_id": 258}')
+    with pytest.raises(AifxError, match="vocab_size"):
+        import_model(str(folder), empty_project, "ends-outside")
+
+
 def test_an_import_that_was_killed_is_replaced(hub_models, empty_project: Project):
     left = empty_project.runs_path / ".llama.importing" / "assets"
     left.mkdir(parents=True)

@@ -27,21 +27,33 @@ def _float64(tree):
 
 
 def _row(c, params, tokens, positions, segments):
-    x = params["embedding"]["token"][tokens]
+    x = params["embedding"]["token"][tokens] * (math.sqrt(c.embed_dim) if c.embedding_scale else 1.0)
     if c.positions == "learned":
         x = x + params["embedding"]["position"][positions]
     for i in range(c.num_layers):
         layer = params["layers"][str(i)]
-        x = x + _attention(c, i, layer["attention"], _norm(c, layer["attention_norm"], x), positions, segments)
-        x = x + _mlp(c, layer["mlp"], _norm(c, layer["mlp_norm"], x))
+        y = x if c.norm_placement == "after" else _norm(c, layer["attention_norm"], x)
+        y = _attention(c, i, layer["attention"], y, positions, segments)
+        x = x + (y if c.norm_placement == "before" else _norm(c, layer["attention_out_norm"], y))
+        y = x if c.norm_placement == "after" else _norm(c, layer["mlp_norm"], x)
+        y = _mlp(c, layer["mlp"], y)
+        x = x + (y if c.norm_placement == "before" else _norm(c, layer["mlp_out_norm"], y))
     x = _norm(c, params["final_norm"], x)
-    return x @ (params["embedding"]["token"].T if c.tie_embeddings else params["output"])
+    return _capped(x @ (params["embedding"]["token"].T if c.tie_embeddings else params["output"]), c.logit_softcap)
+
+
+def _capped(x, cap):
+    return x if cap is None else cap * np.tanh(x / cap)
+
+
+def _scale(c, scale):
+    return scale + 1.0 if c.norm_offset else scale
 
 
 def _norm(c, p, x):
     if c.norm == "layer_norm":
         x = x - x.mean(-1, keepdims=True)
-    return _root_mean_square(c, x) * p["scale"] + p.get("bias", 0.0)
+    return _root_mean_square(c, x) * _scale(c, p["scale"]) + p.get("bias", 0.0)
 
 
 def _root_mean_square(c, x):
@@ -51,24 +63,35 @@ def _root_mean_square(c, x):
 def _attention(c, number, p, x, positions, segments):
     q, k, v = (np.einsum("td,dhw->thw", x, p[n]) + p.get(f"{n}_bias", 0.0) for n in ("query", "key", "value"))
     if c.qk_norm:
-        q, k = _root_mean_square(c, q) * p["query_norm"], _root_mean_square(c, k) * p["key_norm"]
+        q, k = _norm_of_heads(c, q, p["query_norm"]), _norm_of_heads(c, k, p["key_norm"])
     if c.positions == "rotary" and c.rope_layers[number % len(c.rope_layers)]:
-        q, k = _rotate(c, q, positions), _rotate(c, k, positions)
+        has_own = c.windows and c.windows[number % len(c.windows)] and c.rope_window_theta is not None
+        q, k = _rotate(c, q, positions, has_own), _rotate(c, k, positions, has_own)
     group = q.shape[1] // k.shape[1]
     window = (c.windows[number % len(c.windows)] if c.windows else 0) or len(x)
     out = np.zeros_like(q)
     for t in range(len(x)):
         seen = [s for s in range(max(t + 1 - window, 0), t + 1) if segments is None or segments[s] == segments[t]]
         for h in range(q.shape[1]):
-            scores = k[seen, h // group] @ q[t, h] / math.sqrt(q.shape[2])
+            scores = k[seen, h // group] @ q[t, h] * (c.attention_scale or q.shape[2] ** -0.5)
+            scores = _capped(scores, c.attention_softcap)
             weights = np.exp(scores - scores.max())
             out[t, h] = weights @ v[seen, h // group] / weights.sum()
     return np.einsum("thw,hwd->td", out, p["output"]) + p.get("output_bias", 0.0)
 
 
-def _rotate(c, x, positions):
+def _norm_of_heads(c, x, scale):
+    """x `[seq, heads, width]`; the scale is of one head, or of all."""
+    if scale.ndim == 1:
+        return _root_mean_square(c, x) * _scale(c, scale)
+    joint = x.reshape(len(x), -1)
+    return (_root_mean_square(c, joint) * _scale(c, scale).reshape(-1)).reshape(x.shape)
+
+
+def _rotate(c, x, positions, has_own):
     half = int(x.shape[-1] * c.rope_fraction) // 2
-    frequencies, scale = _frequencies(c, c.rope_theta ** (-np.arange(half) / half))
+    steps = -np.arange(half) / half
+    frequencies, scale = (c.rope_window_theta**steps, 1.0) if has_own else _frequencies(c, c.rope_theta**steps)
     angles = np.asarray(positions)[:, None, None] * frequencies
     turned = (x[..., :half] + 1j * x[..., half : 2 * half]) * scale * np.exp(1j * angles)
     return np.concatenate([turned.real, turned.imag, x[..., 2 * half :]], axis=-1)
@@ -111,6 +134,9 @@ def _mlp(c, p, x):
     if c.activation == "swiglu":
         gate = x @ p["gate"] + p.get("gate_bias", 0.0)
         hidden = gate / (1 + np.exp(-gate)) * up
+    elif c.activation == "geglu_tanh":
+        gate = x @ p["gate"] + p.get("gate_bias", 0.0)
+        hidden = gate * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3))) * up
     elif c.activation == "gelu":
         hidden = up * 0.5 * (1 + np.vectorize(math.erf)(up / math.sqrt(2)))
     else:

@@ -268,6 +268,16 @@ def test_random_meshes_train_as_one_device_or_are_refused() -> None:
             "the ring's attention is over whole sequences",
             "--set mesh.context_method=gather",
         ),
+        (
+            ["mesh.context=2", "mesh.context_method=ring", "model.windows=[16]"],
+            "model.windows = [16]",
+            "--set mesh.context_method=gather",
+        ),
+        (
+            ["mesh.tensor=2", "model.qk_norm=true", "model.qk_norm_over=heads"],
+            "a norm over all heads needs them on one device",
+            "--set mesh.tensor=1",
+        ),
         (['mesh.parameters=["mlp = fsdp"]', "mesh.fsdp=2"], "a mesh axis divides one dimension", "mesh.parameters"),
         (
             ['mesh.parameters=["mlp ="]', "mesh.tensor=2"],

@@ -17,6 +17,12 @@ from aifx.specs import Params
 def check_layout(section: DecoderSection, ctx: ForwardContext, *, is_packed: bool) -> None:
     """Raise ConfigError for what attention in a ring cannot compute."""
     layout = ctx.layout
+    if section.qk_norm and section.qk_norm_over == "heads" and layout.axes("heads"):
+        raise ConfigError(
+            f'model.qk_norm_over = "heads" and mesh.tensor = {layout.count("heads")}',
+            "a norm over all heads needs them on one device",
+            "--set mesh.tensor=1",
+        )
     if not layout.is_ring or not layout.axes("seq"):
         return
     ring, gather = (
@@ -29,12 +35,10 @@ def check_layout(section: DecoderSection, ctx: ForwardContext, *, is_packed: boo
             "dropout of attention's weights needs them all, and a ring never holds them",
             f"--set {gather}, or --set model.dropout=0",
         )
-    if any(section.windows):
-        raise ConfigError(
-            f"{ring} and model.windows = {list(section.windows)}",
-            "a ring has no windows yet",
-            f"--set {gather}",
-        )
+    for key in ("windows", "attention_scale", "attention_softcap"):
+        if value := getattr(section, key):
+            shown = list(value) if key == "windows" else value
+            raise ConfigError(f"{ring} and model.{key} = {shown}", "a ring does not have it yet", f"--set {gather}")
     if is_packed:
         raise ConfigError(
             f"{ring}, and the data packs documents into sequences",

@@ -1,23 +1,31 @@
-"""Architectures of Hugging Face that the decoder computes: their `config.json` and their tensors.
+"""Architectures of Hugging Face that the decoder computes, and their tensors.
 
-Sources: `configuration_*.py` and `modeling_*.py` of transformers 5.24, and its `modeling_rope_utils.py`.
+Source: `modeling_*.py` of transformers 5.24.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
+from aifx.models.decoder import hub_configs as configs
 from aifx.models.decoder.section import DecoderSection
 from aifx.models.decoder.specs import attention_biases, head_dim, num_kv_heads, window_of
-from aifx.models.hub import Architecture, HubConfig, Tensor
+from aifx.models.hub import Architecture, Tensor
 
 Values = dict[str, Any]
-T = TypeVar("T")
 
-_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+_NORMS = {
+    "before": {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"},
+    "after": {"post_attention_layernorm": "attention_out_norm", "post_feedforward_layernorm": "mlp_out_norm"},
+    "both": {
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "attention_out_norm",
+        "pre_feedforward_layernorm": "mlp_norm",
+        "post_feedforward_layernorm": "mlp_out_norm",
+    },
+}
 _TRAINING = {"family", "preset", "dropout", "scan_layers", "remat"}
 """Keys of `[model]` that change nothing of what a trained model computes."""
 
@@ -34,112 +42,15 @@ def _canonical(section: DecoderSection) -> Values:
     values["mlp_dim"] = section.mlp_dim or 4 * section.embed_dim
     values["attention_bias"] = attention_biases(section)
     values["windows"] = [window_of(section, layer) for layer in range(section.num_layers)]
+    values["attention_scale"] = section.attention_scale or head_dim(section) ** -0.5
     is_rotary = section.positions == "rotary"
     layers = [is_rotary and section.rope_layers[i % len(section.rope_layers)] for i in range(section.num_layers)]
     used = {"none": (), "linear": ("rope_factor",)}.get(section.rope_scaling)
     for key in [key for key in values if key.startswith("rope_") and key != "rope_scaling"]:
-        is_of_scaling = key not in ("rope_theta", "rope_fraction")
+        is_of_scaling = key not in ("rope_theta", "rope_window_theta", "rope_fraction")
         if not is_rotary or (is_of_scaling and used is not None and key not in used):
             values.pop(key)
     return values | {"rope_layers": layers}
-
-
-def _read_llama_like(config: HubConfig, *, theta: float = 10_000.0) -> Values:
-    """What Llama and its descendants have in common. `theta`: base of rotary positions if the file has none."""
-    config.expect("hidden_act", "silu")
-    num_heads = config.read("num_attention_heads", int)
-    found = {
-        "norm": "rms_norm",
-        "positions": "rotary",
-        "activation": "swiglu",
-        "vocab_size": config.read("vocab_size", int),
-        "num_layers": config.read("num_hidden_layers", int),
-        "embed_dim": config.read("hidden_size", int),
-        "num_heads": num_heads,
-        "num_kv_heads": config.read("num_key_value_heads", int, num_heads),
-        "head_dim": config.read("head_dim", int, optional=True),
-        "mlp_dim": config.read("intermediate_size", int),
-        "norm_epsilon": config.read("rms_norm_eps", float),
-        "max_seq_len": config.read("max_position_embeddings", int),
-        "tie_embeddings": config.read("tie_word_embeddings", bool, False),
-    }
-    return found | _read_rotary(config, found["max_seq_len"], theta)
-
-
-def _write_llama_like(section: DecoderSection) -> Values:
-    return {
-        "hidden_act": "silu",
-        "vocab_size": section.vocab_size,
-        "num_hidden_layers": section.num_layers,
-        "hidden_size": section.embed_dim,
-        "num_attention_heads": section.num_heads,
-        "num_key_value_heads": num_kv_heads(section),
-        "head_dim": head_dim(section),
-        "intermediate_size": section.mlp_dim or 4 * section.embed_dim,
-        "rms_norm_eps": section.norm_epsilon,
-        "max_position_embeddings": section.max_seq_len,
-        "tie_word_embeddings": section.tie_embeddings,
-        **_write_rotary(section),
-    }
-
-
-def _read_rotary(config: HubConfig, max_seq_len: int, theta: float) -> Values:
-    """Both spellings: `rope_parameters`, or `rope_theta` with `rope_scaling`."""
-    outer = {
-        "rope_theta": config.read("rope_theta", float, theta),
-        "partial_rotary_factor": config.read("partial_rotary_factor", float, 1.0),
-    }
-    new, old = config.inner("rope_parameters"), config.inner("rope_scaling")
-    rope = old or new or HubConfig({}, config.place, config.hint)
-    kind = rope.read("rope_type", str, rope.read("type", str, "default"))
-    found = {
-        "rope_theta": rope.read("rope_theta", float, outer["rope_theta"]),
-        "rope_fraction": rope.read("partial_rotary_factor", float, outer["partial_rotary_factor"]),
-    }
-    if kind != "default":
-        if kind not in ("linear", "llama3", "yarn"):
-            key = "rope_type" if "rope_type" in rope.values else "type"
-            raise rope.refused(key, "aifx has linear, llama3 and yarn")
-        found |= {"rope_scaling": kind, "rope_factor": rope.read("factor", float)}
-    if kind in ("llama3", "yarn"):
-        found["rope_original_len"] = rope.read("original_max_position_embeddings", int, max_seq_len)
-    if kind == "llama3":
-        found["rope_low_freq_factor"] = rope.read("low_freq_factor", float)
-        found["rope_high_freq_factor"] = rope.read("high_freq_factor", float)
-    if kind == "yarn":
-        found["rope_beta_fast"] = rope.read("beta_fast", float, 32.0)
-        found["rope_beta_slow"] = rope.read("beta_slow", float, 1.0)
-        found["rope_attention_factor"] = _yarn_factor(rope, found["rope_factor"])
-        rope.expect("truncate", True)
-        rope.pass_over("finetuned")
-    rope.finish()
-    return found
-
-
-def _yarn_factor(rope: HubConfig, factor: float) -> float | None:
-    given = rope.read("attention_factor", float, optional=True)
-    scales = [rope.read(key, float, optional=True) for key in ("mscale", "mscale_all_dim")]
-    if given is not None or not all(scales) or factor <= 1:
-        return given  # type: ignore[no-any-return]
-    one, other = (0.1 * scale * math.log(factor) + 1.0 for scale in scales)
-    return float(one / other)
-
-
-def _write_rotary(section: DecoderSection) -> Values:
-    kind = section.rope_scaling
-    scaling: Values | None = None
-    if kind != "none":
-        scaling = {"rope_type": kind, "factor": section.rope_factor}
-    if scaling is not None and kind != "linear":
-        scaling["original_max_position_embeddings"] = section.rope_original_len
-    if scaling is not None and kind == "llama3":
-        scaling |= {"low_freq_factor": section.rope_low_freq_factor, "high_freq_factor": section.rope_high_freq_factor}
-    if scaling is not None and kind == "yarn":
-        scaling |= {"beta_fast": section.rope_beta_fast, "beta_slow": section.rope_beta_slow}
-        if section.rope_attention_factor is not None:
-            scaling["attention_factor"] = section.rope_attention_factor
-    partial_factor = {"partial_rotary_factor": section.rope_fraction} if section.rope_fraction != 1.0 else {}
-    return {"rope_theta": section.rope_theta, "rope_scaling": scaling, **partial_factor}
 
 
 def _llama_tensors(section: DecoderSection, *, packed: bool = False) -> Iterator[Tensor]:
@@ -148,8 +59,8 @@ def _llama_tensors(section: DecoderSection, *, packed: bool = False) -> Iterator
     has_qkv_bias, has_output_bias = attention_biases(section)
     for i in range(section.num_layers):
         file, ours = f"model.layers.{i}", f"layers/{i}"
-        yield Tensor(f"{file}.input_layernorm.weight", (f"{ours}/attention_norm/scale",))
-        yield Tensor(f"{file}.post_attention_layernorm.weight", (f"{ours}/mlp_norm/scale",))
+        for key, name in _NORMS[section.norm_placement].items():
+            yield Tensor(f"{file}.{key}.weight", (f"{ours}/{name}/scale",))
         if packed:
             queries = tuple(f"{ours}/attention/{name}" for name in ("query", "key", "value"))
             yield Tensor(f"{file}.self_attn.qkv_proj.weight", queries, True)
@@ -169,137 +80,6 @@ def _llama_tensors(section: DecoderSection, *, packed: bool = False) -> Iterator
     yield Tensor("model.norm.weight", ("final_norm/scale",))
     if not section.tie_embeddings:
         yield Tensor("lm_head.weight", ("output",), True)
-
-
-def _read_llama(config: HubConfig) -> Values:
-    config.expect("mlp_bias", False)
-    return _read_llama_like(config) | _read_attention_bias(config)
-
-
-def _read_attention_bias(config: HubConfig) -> Values:
-    return {"attention_bias": "all" if config.read("attention_bias", bool, False) else "none"}
-
-
-def _write_llama(section: DecoderSection) -> Values:
-    return {**_write_llama_like(section), "attention_bias": section.attention_bias == "all", "mlp_bias": False}
-
-
-def _read_mistral(config: HubConfig) -> Values:
-    window = config.read("sliding_window", int, optional=True)
-    return _read_llama_like(config) | {"windows": (window,) if window else ()}
-
-
-def _write_mistral(section: DecoderSection) -> Values:
-    return {**_write_llama_like(section), "sliding_window": window_of(section, 0)}
-
-
-def _read_qwen2(config: HubConfig) -> Values:
-    return _read_llama_like(config) | {"attention_bias": "qkv"} | _read_layer_types(config)
-
-
-def _read_qwen3(config: HubConfig) -> Values:
-    found = _read_llama_like(config) | {"qk_norm": True} | _read_attention_bias(config) | _read_layer_types(config)
-    return found | {"head_dim": found["head_dim"] or 128}
-
-
-def _read_layer_types(config: HubConfig) -> Values:
-    """Windows of some layers: by `layer_types`, otherwise from layer `max_window_layers` on."""
-    count = config.read("num_hidden_layers", int)
-    has_windows = config.read("use_sliding_window", bool, False)
-    window = config.read("sliding_window", int, optional=True) if has_windows else None
-    first = config.read("max_window_layers", int, 28)
-    kinds = config.read("layer_types", list, optional=True)
-    config.pass_over("sliding_window")
-    if kinds is None:
-        kinds = ["sliding_attention" if window and i >= first else "full_attention" for i in range(count)]
-    if len(kinds) != count or set(kinds) - {"sliding_attention", "full_attention"}:
-        raise config.refused("layer_types", f"it names sliding_attention or full_attention for each of {count} layers")
-    return {"windows": _shortest([(window or 0) if kind == "sliding_attention" else 0 for kind in kinds])}
-
-
-def _write_qwen(section: DecoderSection) -> Values:
-    windows = [window_of(section, layer) for layer in range(section.num_layers)]
-    return {
-        **_write_llama_like(section),
-        "use_sliding_window": any(windows),
-        "sliding_window": next((window for window in windows if window), None),
-        "layer_types": ["sliding_attention" if window else "full_attention" for window in windows],
-        **({"attention_bias": section.attention_bias == "all"} if section.qk_norm else {}),
-    }
-
-
-def _shortest(values: Sequence[T]) -> tuple[T, ...]:
-    """The shortest beginning that repeats to these values; nothing if all are 0."""
-    if not any(values):
-        return ()
-    lengths = (n for n in range(1, len(values) + 1) if all(v == values[i % n] for i, v in enumerate(values)))
-    return tuple(values[: next(lengths)])
-
-
-def _read_phi3(config: HubConfig) -> Values:
-    config.pass_over("original_max_position_embeddings")  # where frequencies change with the length, which is refused
-    found = _read_mistral(config)
-    if found.get("rope_scaling") == "yarn":
-        raise config.refused("rope_scaling", "Phi-3 means LongRoPE by yarn, which aifx does not have")
-    return found
-
-
-def _read_smollm3(config: HubConfig) -> Values:
-    """Every fourth layer has no positions, unless `no_rope_layers` says 1 for those that have them."""
-    config.expect("mlp_bias", False)
-    config.expect("use_sliding_window", False)
-    config.pass_over("sliding_window", "layer_types", "max_window_layers")
-    count = config.read("num_hidden_layers", int)
-    interval = config.read("no_rope_layer_interval", int, 4)
-    has_rope = config.read("no_rope_layers", list, [int((i + 1) % interval != 0) for i in range(count)])
-    if len(has_rope) < count or set(has_rope) - {0, 1}:
-        raise config.refused("no_rope_layers", f"it has 0 or 1 for each of {count} layers")
-    found = _read_llama_like(config, theta=2_000_000.0) | _read_attention_bias(config)
-    return found | {"rope_layers": _shortest([bool(one) for one in has_rope[:count]]) or (False,)}
-
-
-def _write_smollm3(section: DecoderSection) -> Values:
-    layers = [int(section.rope_layers[i % len(section.rope_layers)]) for i in range(section.num_layers)]
-    return {**_write_llama(section), "no_rope_layers": layers, "use_sliding_window": False}
-
-
-def _read_gpt2(config: HubConfig) -> Values:
-    config.expect("scale_attn_weights", True)
-    config.expect("scale_attn_by_inverse_layer_idx", False)
-    config.expect("add_cross_attention", False)
-    config.pass_over("reorder_and_upcast_attn", "n_ctx", "summary_type", "summary_use_proj", "summary_activation")
-    config.pass_over("summary_proj_to_labels", "summary_first_dropout")
-    activation = config.read("activation_function", str, "gelu_new")
-    if activation not in _ACTIVATIONS:
-        raise config.refused("activation_function", f"aifx has {', '.join(_ACTIVATIONS)}")
-    return {
-        "norm": "layer_norm",
-        "positions": "learned",
-        "activation": _ACTIVATIONS[activation],
-        "bias": True,
-        "vocab_size": config.read("vocab_size", int),
-        "num_layers": config.read("n_layer", int),
-        "embed_dim": config.read("n_embd", int),
-        "num_heads": config.read("n_head", int),
-        "mlp_dim": config.read("n_inner", int, optional=True),
-        "norm_epsilon": config.read("layer_norm_epsilon", float),
-        "max_seq_len": config.read("n_positions", int),
-        "tie_embeddings": config.read("tie_word_embeddings", bool, True),
-    }
-
-
-def _write_gpt2(section: DecoderSection) -> Values:
-    return {
-        "activation_function": "gelu" if section.activation == "gelu" else "gelu_new",
-        "vocab_size": section.vocab_size,
-        "n_layer": section.num_layers,
-        "n_embd": section.embed_dim,
-        "n_head": section.num_heads,
-        "n_inner": section.mlp_dim,
-        "layer_norm_epsilon": section.norm_epsilon,
-        "n_positions": section.max_seq_len,
-        "tie_word_embeddings": section.tie_embeddings,
-    }
 
 
 def _gpt2_tensors(section: DecoderSection) -> Iterator[Tensor]:
@@ -338,17 +118,26 @@ _llama_like = partial(
 )
 
 ARCHITECTURES = (
-    _llama_like("LlamaForCausalLM", "llama", _read_llama, _write_llama),
-    _llama_like("MistralForCausalLM", "mistral", _read_mistral, _write_mistral),
-    _llama_like("Qwen2ForCausalLM", "qwen2", _read_qwen2, _write_qwen),
-    _llama_like("Qwen3ForCausalLM", "qwen3", _read_qwen3, _write_qwen),
-    _llama_like("Phi3ForCausalLM", "phi3", _read_phi3, _write_mistral, tensors=partial(_llama_tensors, packed=True)),
-    _llama_like("SmolLM3ForCausalLM", "smollm3", _read_smollm3, _write_smollm3),
+    _llama_like("LlamaForCausalLM", "llama", configs.read_llama, configs.write_llama),
+    _llama_like("MistralForCausalLM", "mistral", configs.read_mistral, configs.write_mistral),
+    _llama_like("Qwen2ForCausalLM", "qwen2", configs.read_qwen2, configs.write_qwen),
+    _llama_like("Qwen3ForCausalLM", "qwen3", configs.read_qwen3, configs.write_qwen),
+    _llama_like(
+        "Phi3ForCausalLM",
+        "phi3",
+        configs.read_phi3,
+        configs.write_mistral,
+        tensors=partial(_llama_tensors, packed=True),
+    ),
+    _llama_like("Olmo2ForCausalLM", "olmo2", configs.read_olmo2, configs.write_llama),
+    _llama_like("Gemma2ForCausalLM", "gemma2", configs.read_gemma2, configs.write_gemma),
+    _llama_like("Gemma3ForCausalLM", "gemma3_text", configs.read_gemma3, configs.write_gemma),
+    _llama_like("SmolLM3ForCausalLM", "smollm3", configs.read_smollm3, configs.write_smollm3),
     Architecture(
         "GPT2LMHeadModel",
         "gpt2",
-        _read_gpt2,
-        _write_gpt2,
+        configs.read_gpt2,
+        configs.write_gpt2,
         _gpt2_tensors,
         prefix="transformer.",
         buffers=r"h\.\d+\.attn\.(bias|masked_bias)",

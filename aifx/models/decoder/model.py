@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,10 +13,19 @@ import jax.numpy as jnp
 from aifx.models.base import Head
 from aifx.models.decoder import paged_cache
 from aifx.models.decoder.divided import check_layout, joined, with_own_kv_head
+from aifx.models.decoder.halves import mlp, norm, norm_of_heads, norm_of_sum
 from aifx.models.decoder.paged_cache import Cache
 from aifx.models.decoder.section import DecoderSection
 from aifx.models.decoder.sequences import Cached, Sequences
-from aifx.models.decoder.specs import decoder_specs, head_dim, num_kv_heads, repeat_layer, rotary_of, window_of
+from aifx.models.decoder.specs import (
+    decoder_specs,
+    head_dim,
+    num_kv_heads,
+    repeat_layer,
+    rotary_of,
+    window_of,
+    window_rotary_of,
+)
 from aifx.nn import layers
 from aifx.nn.remat import rematerialized
 from aifx.nn.ring import ring_attention
@@ -27,8 +37,6 @@ from aifx.specs import LAYERS, Params, Specs, count_parameters
 from jax_kernels._ops.attention import attention
 from jax_kernels._ops.attention.mask import SegmentIds
 from jax_kernels._ops.decode_attention import decode_attention
-from jax_kernels._ops.norms import layer_norm, rms_norm
-from jax_kernels._ops.swiglu import swiglu
 
 WEIGHTS, ATTENDED, MLP = range(3)
 """Places of a layer where dropout draws: the weights of attention, its output and the MLP's."""
@@ -47,7 +55,8 @@ class Decoder:
         self.max_seq_len = section.max_seq_len or seq_len
         self.num_kv_heads = num_kv_heads(section)
         self.head_dim = head_dim(section)
-        self.rotary = rotary_of(section)
+        self.rotary, self.window_rotary = rotary_of(section), window_rotary_of(section)
+        self.scores: dict[str, Any] = {"scale": section.attention_scale, "logit_softcap": section.attention_softcap}
 
     def specs(self) -> Specs:
         return decoder_specs(self.section, self.vocab_size, self.max_seq_len)
@@ -83,7 +92,7 @@ class Decoder:
 
     def head(self, params: Params, ctx: ForwardContext) -> Head:
         weight = params["embedding"]["token"].T if self.section.tie_embeddings else params["output"]
-        return Head(weight, axes=ctx.layout.dividing("vocab", self.vocab_size))
+        return Head(weight, None, self.section.logit_softcap, ctx.layout.dividing("vocab", self.vocab_size))
 
     def prefill(
         self, params: Params, inputs: jax.Array, lengths: jax.Array, cache: Cache, ctx: ForwardContext
@@ -131,7 +140,7 @@ class Decoder:
                 own = params[LAYERS][name], None if cache is None else cache[name], index + 1
                 x, caches[name] = block_of(index)(x, own)
             cache = None if cache is None else caches
-        return self.norm(params["final_norm"], x), cache
+        return norm(self.section, params["final_norm"], x), cache
 
     def embed(
         self, params: Params, inputs: jax.Array, sequences: Sequences, layout: Layout
@@ -143,6 +152,7 @@ class Decoder:
         is_divided = bool(layout.axes("tokens") or layout.dividing("vocab", self.vocab_size))
         table = params["token"]
         x = lookup(table, inputs.reshape(-1), layout, self.vocab_size) if is_divided else table[inputs]
+        x = x * math.sqrt(self.section.embed_dim) if self.section.embedding_scale else x
         if self.section.positions == "learned":
             if seq * layout.count("seq") > self.max_seq_len:
                 raise ValueError(f"inputs: {seq} tokens, but learned positions end at {self.max_seq_len}")
@@ -153,7 +163,8 @@ class Decoder:
             x = x + places
         else:
             where = jnp.arange(seq)[None] if positions is None else positions
-            sequences = replace(sequences, angles=self.rotary.angles(where, x.dtype))
+            own = None if self.window_rotary is None else self.window_rotary.angles(where, x.dtype)
+            sequences = replace(sequences, angles=self.rotary.angles(where, x.dtype), window_angles=own)
         return x.reshape(-1, x.shape[-1]), sequences
 
     def layer(
@@ -163,11 +174,12 @@ class Decoder:
 
         On a mesh, x are own tokens. This device's heads and part of the MLP read those of all along `tensor`.
         """
-        attended, cache = self.attention(
-            params["attention"], self.norm(params["attention_norm"], x), sequences, cache, ctx
-        )
-        y, x = self.norm_of_sum(params["mlp_norm"], self.dropout(attended, sequences, ctx, ATTENDED), x)
-        return x + self.dropout(self.mlp(params["mlp"], y, ctx.layout), sequences, ctx, MLP), cache
+        y = norm(self.section, params.get("attention_norm"), x)
+        attended, cache = self.attention(params["attention"], y, sequences, cache, ctx)
+        attended = norm(self.section, params.get("attention_out_norm"), attended)
+        y, x = norm_of_sum(self.section, params.get("mlp_norm"), self.dropout(attended, sequences, ctx, ATTENDED), x)
+        y = norm(self.section, params.get("mlp_out_norm"), mlp(self.section, params["mlp"], y, ctx.layout))
+        return x + self.dropout(y, sequences, ctx, MLP), cache
 
     def attention(
         self, params: Params, x: jax.Array, sequences: Sequences, cache: Params | None, ctx: ForwardContext
@@ -187,8 +199,7 @@ class Decoder:
 
         q, k, v = project("query"), project("key"), project("value")
         if self.section.qk_norm:
-            epsilon = self.section.norm_epsilon
-            q, k = (rms_norm(x, params[f"{name}_norm"], epsilon=epsilon) for name, x in (("query", q), ("key", k)))
+            q, k = (norm_of_heads(self.section, params[f"{n}_norm"], x) for n, x in (("query", q), ("key", k)))
         if sequences.angles is not None:
             q, k = (turned(x, self.rotary.width, sequences.angles) for x in (q, k))
         cached = sequences.cached
@@ -196,7 +207,7 @@ class Decoder:
             cache = paged_cache.write(cache, cached.page_table, cached.held, k, v)
         if cache is not None and cached is not None and cached.is_decoding:
             pages = cache["key"], cache["value"], cached.page_table
-            out = decode_attention(q[:, 0], *pages, cached.held + 1, window=window)
+            out = decode_attention(q[:, 0], *pages, cached.held + 1, window=window, **self.scores)
         elif layout.is_ring and (axes := layout.axes("seq")):
             out = ring_attention(q, k, v, axes)
         else:
@@ -206,25 +217,16 @@ class Decoder:
             if own is not None and layout.axes("seq"):
                 ids = own, layout.gather_seq(own)
             if ctx.training and self.section.dropout:
-                out = layers.attention_with_dropout(q, k, v, self.section.dropout, ctx, WEIGHTS, ids, window)
+                out = layers.attention_with_dropout(
+                    q, k, v, self.section.dropout, ctx, WEIGHTS, ids, window, **self.scores
+                )
             else:
                 offset = layout.seq_start(q.shape[1])
-                out = attention(q, k, v, causal=True, window=window, segment_ids=ids, q_offset=offset)
+                seen: dict[str, Any] = {"causal": True, "window": window, "segment_ids": ids, "q_offset": offset}
+                out = attention(q, k, v, **seen, **self.scores)
         out = out.reshape(x.shape[0], -1)
         output = layers.as_matrix(params["output"], out.shape[1])
         return joined(out, output, params.get("output_bias"), layout), cache
-
-    def mlp(self, params: Params, x: jax.Array, layout: Layout) -> jax.Array:
-        x = layout.gather_tokens(x)
-        is_plain = not self.section.bias and isinstance(params["up"], jax.Array)
-        if self.section.activation == "swiglu" and is_plain:
-            return joined(swiglu(x, params["gate"], params["up"]), params["down"], None, layout)
-        hidden = layers.linear(x, params["up"], params.get("up_bias"))
-        if self.section.activation == "swiglu":
-            hidden *= jax.nn.silu(layers.linear(x, params["gate"], params.get("gate_bias")))
-        else:
-            hidden = layers.gelu(hidden) if self.section.activation == "gelu" else layers.gelu_tanh(hidden)
-        return joined(hidden, params["down"], params.get("down_bias"), layout)
 
     def dropout(self, x: jax.Array, sequences: Sequences, ctx: ForwardContext, place: int) -> jax.Array:
         """x `[tokens, embed]` with dropout by sequence, in training: each token's is the same on every mesh."""
@@ -239,17 +241,3 @@ class Decoder:
         row, step = jnp.divmod(layout.own_tokens(jnp.arange(rows * seq)), seq)
         own = replace(ctx, row_ids=ctx.row_ids[row])
         return layers.dropout(x, rate, own, place, layout.seq_positions(seq)[step])
-
-    def norm(self, params: Params, x: jax.Array) -> jax.Array:
-        if self.section.norm == "layer_norm":
-            return layer_norm(x, params["scale"], params.get("bias"), epsilon=self.section.norm_epsilon)
-        y = rms_norm(x, params["scale"], epsilon=self.section.norm_epsilon)
-        return y + params["bias"] if self.section.bias else y
-
-    def norm_of_sum(self, params: Params, x: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The norm of x + residual, and the sum: one pass over memory for both."""
-        epsilon = self.section.norm_epsilon
-        if self.section.norm == "layer_norm":
-            return layer_norm(x, params["scale"], params.get("bias"), residual=residual, epsilon=epsilon)
-        y, total = rms_norm(x, params["scale"], residual=residual, epsilon=epsilon)
-        return (y + params["bias"] if self.section.bias else y), total

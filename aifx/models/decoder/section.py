@@ -36,6 +36,10 @@ class DecoderSection(ModelSection):
     head_dim: PositiveInt | None = Field(None, description="Width of a head; embed_dim / num_heads when not set.")
     mlp_dim: PositiveInt | None = Field(None, description="Hidden width of the MLP; 4 x embed_dim when not set.")
     norm: Literal["layer_norm", "rms_norm"] = Field("rms_norm", description="Normalization before each block half.")
+    norm_placement: Literal["before", "after", "both"] = Field(
+        "before", description="Normalization before each half of a block, of what the half adds, or both."
+    )
+    norm_offset: bool = Field(False, description="Norms multiply by 1 + scale, as Gemma's do.")
     norm_epsilon: PositiveFloat = Field(1e-5, description="Added to the variance.")
     attention_bias: Literal["none", "qkv", "all"] = Field(
         "none",
@@ -45,12 +49,29 @@ class DecoderSection(ModelSection):
         (),
         description="Tokens that each layer's attention reaches back, itself included; 0 is all. Repeated over layers.",
     )
-    qk_norm: bool = Field(False, description="RMS norm of each head's queries and keys, before rotary positions.")
+    attention_scale: PositiveFloat | None = Field(
+        None, description="Factor of attention's scores; 1 / sqrt(head_dim) when not set."
+    )
+    attention_softcap: PositiveFloat | None = Field(
+        None, description="Attention's scores are squashed to within plus or minus this by a tanh."
+    )
+    logit_softcap: PositiveFloat | None = Field(
+        None, description="Logits are squashed to within plus or minus this by a tanh."
+    )
+    embedding_scale: bool = Field(False, description="Embeddings are multiplied by the root of embed_dim.")
+    qk_norm: bool = Field(False, description="RMS norm of queries and keys, before rotary positions.")
+    qk_norm_over: Literal["head", "heads"] = Field(
+        "head", description="head: qk_norm is over each head. heads: over all heads together."
+    )
     positions: Literal["learned", "rotary"] = Field(
         "rotary", description="learned: a table of max_seq_len rows. rotary: RoPE."
     )
     max_seq_len: PositiveInt | None = Field(None, description="Longest context; data.seq_len when not set.")
     rope_theta: PositiveFloat = Field(10_000.0, description="Base of the rotary frequencies.")
+    rope_window_theta: PositiveFloat | None = Field(
+        None,
+        description="Base of the rotary frequencies, unscaled, of layers with a window; if not set, as in others.",
+    )
     rope_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="Share of a head's features that rotary positions turn."
     )
@@ -73,8 +94,8 @@ class DecoderSection(ModelSection):
     rope_attention_factor: PositiveFloat | None = Field(
         None, description="yarn: factor of cosines and sines; 0.1 ln(rope_factor) + 1 if not set."
     )
-    activation: Literal["gelu", "gelu_tanh", "swiglu"] = Field(
-        "swiglu", description="MLP activation; swiglu has a gate."
+    activation: Literal["gelu", "gelu_tanh", "swiglu", "geglu_tanh"] = Field(
+        "swiglu", description="MLP activation; swiglu and geglu_tanh have a gate."
     )
     bias: bool = Field(False, description="Biases in projections and norms.")
     tie_embeddings: bool = Field(True, description="The output projection is the embedding's transpose.")

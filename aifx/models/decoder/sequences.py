@@ -30,11 +30,15 @@ class Sequences:
     shape: tuple[int, ...]  # (batch, seq)
     positions: jax.Array | None = None  # [batch, seq]; they count from 0 if None
     angles: Angles | None = None  # rotary angles of the positions, unless they are learned
+    window_angles: Angles | None = None  # of layers with a window, if they have angles of their own
     window: int | None = None  # how far back attention reaches, itself included
     segment_ids: jax.Array | None = None  # [batch, seq], the document of each token; attention stays within it
     cached: Cached | None = None  # None in training, which has no cache
 
     def of_layer(self, section: DecoderSection, index: int) -> Sequences:
         """What the layer of this index, from 0, knows of the tokens."""
-        angles = self.angles if section.rope_layers[index % len(section.rope_layers)] else None
-        return replace(self, window=window_of(section, index), angles=angles)
+        window = window_of(section, index)
+        angles = self.angles if window is None or self.window_angles is None else self.window_angles
+        if not section.rope_layers[index % len(section.rope_layers)]:
+            angles = None
+        return replace(self, window=window, angles=angles)

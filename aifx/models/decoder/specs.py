@@ -9,6 +9,7 @@ from aifx.nn import initializers
 from aifx.nn.rotary import Rotary
 from aifx.specs import LAYERS, ArraySpec, Initializer, Specs, stack_layer_specs
 
+GATED = ("swiglu", "geglu_tanh")
 INIT_STDDEV = 0.02  # GPT-2, openai/gpt-2 `src/model.py`
 
 
@@ -19,12 +20,12 @@ def decoder_specs(section: DecoderSection, vocab_size: int, max_seq_len: int) ->
     specs: Specs = {"embedding": {"token": ArraySpec((vocab_size, embed_dim), ("vocab", "embed"), table, decay=True)}}
     if section.positions == "learned":
         specs["embedding"]["position"] = ArraySpec((max_seq_len, embed_dim), (None, "embed"), table, decay=True)
-    layer = {
-        "attention_norm": _norm(section),
-        "attention": _attention(section),
-        "mlp_norm": _norm(section),
-        "mlp": _mlp(section),
-    }
+    layer = {"attention": _attention(section), "mlp": _mlp(section)}
+    for half in ("attention", "mlp"):
+        if section.norm_placement != "after":
+            layer[f"{half}_norm"] = _norm(section)
+        if section.norm_placement != "before":
+            layer[f"{half}_out_norm"] = _norm(section)
     specs[LAYERS] = repeat_layer(layer, section)
     specs["final_norm"] = _norm(section)
     if not section.tie_embeddings:
@@ -52,6 +53,13 @@ def attention_biases(section: DecoderSection) -> tuple[bool, bool]:
     return section.bias or section.attention_bias != "none", section.bias or section.attention_bias == "all"
 
 
+def window_rotary_of(section: DecoderSection) -> Rotary | None:
+    """Of layers with a window, if they have frequencies of their own."""
+    if section.rope_window_theta is None:
+        return None
+    return Rotary(int(head_dim(section) * section.rope_fraction), section.rope_window_theta)
+
+
 def rotary_of(section: DecoderSection) -> Rotary:
     return Rotary(
         int(head_dim(section) * section.rope_fraction),
@@ -72,9 +80,13 @@ def window_of(section: DecoderSection, layer: int) -> int | None:
     return section.windows[layer % len(section.windows)] or None if section.windows else None
 
 
+def _first_scale(section: DecoderSection) -> Initializer:
+    return initializers.zeros if section.norm_offset else initializers.ones
+
+
 def _norm(section: DecoderSection) -> Specs:
     shape, axes = (section.embed_dim,), ("embed",)
-    scale = {"scale": ArraySpec(shape, axes, initializers.ones)}
+    scale = {"scale": ArraySpec(shape, axes, _first_scale(section))}
     return {**scale, "bias": ArraySpec(shape, axes, initializers.zeros)} if section.bias else scale
 
 
@@ -94,7 +106,10 @@ def _attention(section: DecoderSection) -> Specs:
         ),
     }
     if section.qk_norm:
-        specs["query_norm"] = specs["key_norm"] = ArraySpec((width,), ("head_dim",), initializers.ones)
+        for name, heads, axis in (("query", h, "heads"), ("key", kv, "kv_heads")):
+            is_joint = section.qk_norm_over == "heads"
+            shape, axes = ((heads, width), (axis, "head_dim")) if is_joint else ((width,), ("head_dim",))
+            specs[f"{name}_norm"] = ArraySpec(shape, axes, _first_scale(section))
     has_qkv, has_output = attention_biases(section)
     if has_qkv:
         specs["query_bias"] = ArraySpec((h, width), ("heads", "head_dim"), initializers.zeros)
@@ -111,12 +126,13 @@ def _mlp(section: DecoderSection) -> Specs:
     inner_bias = ArraySpec((hidden,), ("mlp",), initializers.zeros)
     down = ArraySpec((hidden, d), ("mlp", "embed"), _residual(section), matrix=((0,), (1,)), decay=True)
     specs: Specs = {"up": inner, "down": down}
-    if section.activation == "swiglu":
+    has_gate = section.activation in GATED
+    if has_gate:
         specs["gate"] = inner
     if section.bias:
         specs["up_bias"] = inner_bias
         specs["down_bias"] = ArraySpec((d,), ("embed",), initializers.zeros)
-        if section.activation == "swiglu":
+        if has_gate:
             specs["gate_bias"] = inner_bias
     return specs
 
