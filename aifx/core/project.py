@@ -51,6 +51,7 @@ class RunDirectory:
     profile = _Entry("profile")
     plan = _Entry("plan.json")  # what `aifx plan --run` predicted
     tags = _Entry("tags.json")
+    imported = _Entry("import.json")  # where an imported model came from
 
     @property
     def name(self) -> str:

@@ -40,9 +40,6 @@ from aifx.runs.binding import open_digests
 from aifx.runs.formats import RunEnd
 from aifx.runs.lock import hold_run
 
-IMPORT_FILE = "import.json"
-"""In the run's directory: where its model came from."""
-
 SEQ_LEN = 1024
 """`data.seq_len` of an imported model, unless its context is shorter."""
 
@@ -194,7 +191,7 @@ def _configuration(
         "train": {"parameter_dtype": dtype},
         "generate": assets.sampling,
     }
-    return make_config(plain(sections), project, IMPORT_FILE)
+    return make_config(plain(sections), project, CONFIG)
 
 
 def _data_spec(config: Config, assets: HubAssets) -> DataSpec:
@@ -220,7 +217,7 @@ def _write(model: _Model, staged: RunDirectory, run: RunDirectory) -> ImportedRu
         for name, size, sha256 in model.weights.file_digests():
             files.append(SourceFile(name=name, bytes=size, sha256=sha256))
             progress.advance(size)
-    write_json(staged.path / IMPORT_FILE, dict(_record(model, files)))
+    write_json(staged.imported, dict(_record(model, files)))
     ended = RunEnd(status="completed", step=0, state_digest=manifest.state_digest)
     JsonLines(staged.events).append({"time": time.time(), "event": "stop", **asdict(ended)})
     stored = {tensor.dtype for tensor in model.weights.tensors.values()}

@@ -8,7 +8,6 @@ from aifx.core.errors import AifxError
 from aifx.core.files import read_file
 from aifx.core.parsing import parse_json
 from aifx.core.project import Project, RunDirectory
-from aifx.hub.importing import IMPORT_FILE
 from aifx.runs.provenance import read_provenance
 
 MOST_RUNS = 32
@@ -19,7 +18,7 @@ def read_origin(run: RunDirectory, project: Project) -> dict[str, Any]:
     """`import.json` of the run, or of the one that its weights go back to; empty if there is none."""
     for _ in range(MOST_RUNS):
         try:
-            found = parse_json(read_file(run.path / IMPORT_FILE, below=run.path))
+            found = parse_json(read_file(run.imported))
             return found if isinstance(found, dict) else {}
         except (OSError, ValueError, AifxError):
             base = read_provenance(run).get("finetuned_from") or {}

@@ -55,13 +55,24 @@ def saved_config(run: RunDirectory, project: Project) -> Config | None:
 
 
 def check_configuration(run: RunDirectory, before: Config, config: Config) -> None:
-    """Raises ConfigError, with the differences, when the run got somewhere with another configuration."""
+    """Raises ConfigError, with the differences, when the run got somewhere with another configuration.
+
+    Raises UsageError for an imported run, which cannot be resumed.
+    """
+    _check_not_imported(run)
     if found := compare(before, config):
         shown = [str(d) for d in found[:8]]
         more = [f"and {len(found) - 8} more"] if len(found) > 8 else []
         what = f"run {run.name!r} was started with another configuration"
         hint = f"aifx train --run {run.name} --fork NAME    (continues as a new run; --run NAME starts from step 0)"
         raise ConfigError(what, "\n".join([*shown, *more]), hint)
+
+
+def _check_not_imported(run: RunDirectory) -> None:
+    if run.imported.exists():
+        why = "it has weights alone, and no state of an optimizer to go on from"
+        hint = f"aifx train --run NAME --set finetune.base_run={run.name}"
+        raise UsageError(f"run {run.name!r} was imported", why, hint)
 
 
 def check_files(run: RunDirectory, config: Config) -> None:
@@ -122,6 +133,7 @@ def check_fork(origin: RunDirectory, run: RunDirectory, config: Config, project:
     if not list_checkpoints(origin.checkpoints):
         what = f"run {origin.name!r} has no checkpoint to fork from"
         raise UsageError(what, "nothing was saved yet", f"aifx ckpt ls --run {origin.name}")
+    _check_not_imported(origin)
     changes = tuple(compare(read_config(origin.config, project), config))
     _check_tokenizer(origin, config, project, changes)
     step = choose_step(origin, config, at)

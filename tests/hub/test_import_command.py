@@ -94,6 +94,9 @@ def test_the_document_and_import_json(hub_models, empty_project):
     assert query["arrays"] == ["params/layers/1/attention/query"]
     checked = inprocess.run(["ckpt", "verify", "--run", "mistral"], empty_project.root, {**os.environ})
     assert "whole" in checked.stdout
+    for more in ([], ["--fork", "other"]):
+        resumed = inprocess.run(["train", "--run", "mistral", *more], empty_project.root, {**os.environ})
+        assert (resumed.returncode, "was imported" in resumed.stderr) == (2, True)
 
 
 def test_shards_and_prefixes_make_the_same_run(hub_models, tmp_path, empty_project):
