@@ -68,8 +68,8 @@ def expressed_by(family: Family, section: ModelSection, preferred: str | None) -
         if not (lost := module.differences(section, read_back)):
             return architecture
         found[architecture.name] = lost
-    name, lost = min(found.items(), key=lambda item: len(item[1]))
-    why = f"{name} comes nearest, and has no {', '.join(f'model.{key}' for key in lost)} like this"
+    name, lost = min(found.items(), key=lambda item: len(item[1]), default=("", []))
+    why = f"{name} comes nearest, and has no {', '.join(f'model.{key}' for key in lost)} like this" if name else ""
     raise ConfigError("no architecture that aifx knows computes this model", why, "docs/export.md")
 
 

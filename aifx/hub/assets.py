@@ -44,7 +44,7 @@ def read_assets(folder: ModelFolder, config: Mapping[str, Any]) -> HubAssets:
     data = folder.read(TOKENIZER)
     settings, generation = folder.optional(TOKENIZER_CONFIG), folder.optional(GENERATION_CONFIG)
     ends = _end_tokens(data, folder, {GENERATION_CONFIG: generation, CONFIG: config}, settings)
-    begin = _begin_token(data, ends)
+    begin = begin_token(data)
     tokenizer = Tokenizer(data, str(folder.path / TOKENIZER), ends=ends, begin=begin)
     files = {name: folder.read(name) for name in (TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG) if folder.has(name)}
     if (template := _chat_template(folder, settings)) is not None:
@@ -78,10 +78,11 @@ def _names(data: bytes, folder: ModelFolder) -> dict[int, str]:
     return {index: token for token, index in vocabulary.items()}
 
 
-def _begin_token(data: bytes, ends: tuple[str, ...]) -> str | None:
-    """The token that the tokenizer itself puts before a text."""
-    tokens = tokenizers.Tokenizer.from_buffer(data).encode("", add_special_tokens=True).tokens
-    return tokens[0] if tokens and (len(tokens) > 1 or tokens[0] not in ends or len(ends) == 1) else None
+def begin_token(data: bytes) -> str | None:
+    """The token that a tokenizer.json itself puts before a text."""
+    tokenizer = tokenizers.Tokenizer.from_buffer(data)
+    plain, full = (tokenizer.encode("a", add_special_tokens=adds).tokens for adds in (False, True))
+    return full[0] if full[:1] != plain[:1] else None
 
 
 def _chat_template(folder: ModelFolder, settings: Mapping[str, Any]) -> bytes | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import zlib
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
 HERE = Path(__file__).parent
 VOCAB, SEQ, ROWS, NEW = 64, 24, 2, 8
 KEPT = (0, 7, 15, 23)

@@ -23,6 +23,7 @@ from aifx.core.project import Project
 from aifx.data.tokenizer import Tokenizer, train_tokenizer
 from aifx.generation.text import stream_text
 from aifx.hub.architectures import architectures
+from aifx.hub.assets import begin_token
 from aifx.hub.importing import import_model
 from aifx.models.hub import HubConfig
 
@@ -187,11 +188,11 @@ def test_the_cache_of_the_hub(hub_models, tmp_path, empty_project, monkeypatch):
     assert [run.name for run in empty_project.runs()] == ["Tiny-Llama"]
 
 
-def chat_tokenizer():
-    """Bytes, with two special tokens; it puts `<s>` before a text."""
+def chat_tokenizer(template="<s> $A"):
+    """Bytes, with two special tokens; by default it puts `<s>` before a text."""
     tokenizer = tokenizers.Tokenizer.from_str(train_tokenizer((), 257).decode())
     tokenizer.add_special_tokens(["<s>", "<|im_end|>"])
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 257)])
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single=template, special_tokens=[("<s>", 257)])
     return tokenizer.to_str().encode()
 
 
@@ -224,6 +225,7 @@ def test_tokens_that_begin_and_end_a_text(hub_models, tmp_path, empty_project):
     a = tokenizer.encode("a")
     for end in (258, 0):
         assert "".join(stream_text(tokenizer, [257], [*a, end, *a])) == "a"
+    assert [begin_token(chat_tokenizer(how)) for how in ("<s> $A", "$A <s>", "$A")] == ["<s>", None, None]
     with pytest.raises(AifxError, match="no token '<eot>'"):
         Tokenizer.load(run.assets / "tokenizer.json", ends=["<eot>"])
 
