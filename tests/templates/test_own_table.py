@@ -47,7 +47,8 @@ def test_a_file_of_ones_own_in_four_commands(tmp_path: Path) -> None:
     assert gate.startswith("macro_f1 >= 0.4")
     assert gate in (project / "ci/gate.sh").read_text()
     assert "`../a b.csv`" in (project / "README.md").read_text()
-    command(project, "train", "--set", "train.num_steps=300")
+    small = ("train.num_steps=300", "train.global_batch_size=64", "model.width=64", "optimizer.learning_rate=0.003")
+    command(project, "train", *(word for setting in small for word in ("--set", setting)))
     command(project, "eval")
     failed = command(project, "eval", "--gate", "macro_f1 > 1", code=1)
     assert "FAILED" in failed.stdout
