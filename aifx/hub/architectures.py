@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,11 +39,13 @@ def architecture_of(folder: ModelFolder, config: Mapping[str, Any]) -> tuple[Fam
     named, model_type = config.get("architectures"), config.get("model_type")
     if named is None:
         named = [name for name, (_, one) in known.items() if one.model_type == model_type]
-    if not isinstance(named, list) or len(named) != 1 or named[0] not in known:
-        shown = named if named else f"(not set), model_type = {model_type!r}"
-        near = did_you_mean(str(named[0]) if isinstance(named, list) and named else "", known)
-        raise DataError(f"{path}: architectures = {shown}", f"aifx does not know it; {near}", _LIST)
-    family, architecture = known[named[0]]
+    name = named[0] if isinstance(named, list) and len(named) == 1 and isinstance(named[0], str) else ""
+    if name not in known:
+        shown = repr(named)[:80] if named else f"(not set), model_type = {model_type!r}"
+        raise DataError(
+            f"{path}: architectures = {shown}", f"aifx does not know it; {did_you_mean(name, known)}", _LIST
+        )
+    family, architecture = known[name]
     if model_type != architecture.model_type:
         why = f"{architecture.name} is of model_type {architecture.model_type!r}"
         raise DataError(f"{path}: model_type = {model_type!r}", why, _LIST)
@@ -105,19 +107,26 @@ class TensorMap:
         return [*self.tensors, *([self.tied] if self.tied is not None else [])]
 
 
+def check_keys(weights: StoredWeights, architecture: Architecture, section: ModelSection) -> None:
+    """Raise DataError for the first tensor that is missing, before anything is made for each layer."""
+    in_file = _names_in_file(weights, architecture)
+    for tensor in architecture.tensors(section):
+        if in_file(tensor.key) not in weights.tensors:
+            what = f"{weights.folder.path}: no tensor {in_file(tensor.key)}"
+            raise DataError(what, f"{architecture.name} with this {CONFIG} has it", "download the model again")
+
+
+def _names_in_file(weights: StoredWeights, architecture: Architecture) -> Callable[[str], str]:
+    """From the key of a tensor to that in the file: a model that was saved without its head lacks the prefix."""
+    has_prefix = any(key.startswith(architecture.prefix) for key in weights.tensors)
+    return lambda key: key if has_prefix else key.removeprefix(architecture.prefix)
+
+
 def map_tensors(weights: StoredWeights, architecture: Architecture, section: ModelSection, specs: Specs) -> TensorMap:
-    """Raises DataError for a key that is missing, not used, or of another shape than the model's."""
+    """Raises DataError for a key that is not used, or of another shape than the model's. All of them are there."""
     arrays, stored = named_specs(specs), weights.tensors
-    strip = not any(key.startswith(architecture.prefix) for key in stored)  # a model that was saved without its head
-
-    def in_file(key: str) -> str:
-        return key.removeprefix(architecture.prefix) if strip else key
-
+    in_file = _names_in_file(weights, architecture)
     tensors = {in_file(tensor.key): tensor for tensor in architecture.tensors(section)}
-    if missing := [key for key in tensors if key not in stored]:
-        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
-        what = f"{weights.folder.path}: no tensor {missing[0]}{more}"
-        raise DataError(what, f"{architecture.name} with this {CONFIG} has it", "download the model again")
     for key, tensor in tensors.items():
         wanted = tensor.shape(arrays)
         if stored[key].shape != wanted:

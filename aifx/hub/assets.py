@@ -10,6 +10,7 @@ from typing import Any
 import tokenizers
 
 from aifx.core.errors import DataError
+from aifx.core.json_files import encode
 from aifx.data.tokenizer import Tokenizer
 from aifx.hub.folder import (
     CHAT_TEMPLATE,
@@ -59,7 +60,7 @@ def _end_tokens(
     names = _names(data, folder)
     for place, document in numbered.items():
         ids = document.get("eos_token_id")
-        found = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        found = [i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)]
         if lacking := [i for i in found if i not in names]:
             logger.warning(f"{folder.path / place}: eos_token_id {lacking} are not in {TOKENIZER}")
         if ends := tuple(names[i] for i in found if i in names):
@@ -90,8 +91,10 @@ def _chat_template(folder: ModelFolder, settings: Mapping[str, Any]) -> bytes | 
         return folder.read(CHAT_TEMPLATE)
     template = settings.get("chat_template")
     if isinstance(template, list):  # several, by name
-        template = next((one.get("template") for one in template if one.get("name") == "default"), None)
-    return template.encode() if isinstance(template, str) else None
+        template = next(
+            (one.get("template") for one in template if isinstance(one, Mapping) and one.get("name") == "default"), None
+        )
+    return encode(template) if isinstance(template, str) else None
 
 
 def _sampling(generation: Mapping[str, Any]) -> dict[str, float | int]:

@@ -21,7 +21,7 @@ from aifx.config import Config
 from aifx.config.kinds import Family, resolve
 from aifx.config.load import make_config
 from aifx.config.sections import ModelSection
-from aifx.core.errors import UsageError
+from aifx.core.errors import DataError, UsageError
 from aifx.core.files import replace_file
 from aifx.core.json_files import JsonLines, sync_directory, write_json, write_text
 from aifx.core.json_values import plain
@@ -30,7 +30,7 @@ from aifx.core.project import Project, RunDirectory
 from aifx.data.sections import TextSection
 from aifx.data.spec import DataSpec, keep_spec
 from aifx.data.text import text_spec
-from aifx.hub.architectures import TensorMap, architecture_of, map_tensors, read_arrays
+from aifx.hub.architectures import TensorMap, architecture_of, check_keys, map_tensors, read_arrays
 from aifx.hub.assets import HubAssets, read_assets
 from aifx.hub.folder import CONFIG, TOKENIZER, ModelFolder, open_folder
 from aifx.hub.weights import DTYPES, StoredWeights
@@ -163,14 +163,19 @@ def _read(folder: ModelFolder, project: Project, dtype: ParameterType | None, ig
     document = folder.document(CONFIG)
     family, architecture = architecture_of(folder, document)
     hub_config = HubConfig(document, str(folder.path / CONFIG), f"aifx import {folder.source} --ignore", ignored)
-    values = architecture.read(hub_config)
+    try:
+        values = architecture.read(hub_config)
+    except (ArithmeticError, TypeError, ValueError) as error:  # numbers that no model has
+        why = f"{type(error).__name__}: {error}"
+        raise DataError(f"{folder.path / CONFIG} cannot be used", why, "download the model again") from None
     hub_config.finish()
     weights = StoredWeights(folder)
     assets = read_assets(folder, document)
     stored: ParameterType = "bfloat16" if {t.dtype for t in weights.tensors.values()} == {"BF16"} else "float32"
     config = _configuration(project, family, values, assets, dtype or stored)
-    specs = resolve(family.make)(config.model, _data_spec(config, assets)).specs()
     assert isinstance(config.model, ModelSection)
+    check_keys(weights, architecture, config.model)
+    specs = resolve(family.make)(config.model, _data_spec(config, assets)).specs()
     tensors = map_tensors(weights, architecture, config.model, specs)
     return _Model(folder, document, architecture, weights, assets, config, tensors)
 

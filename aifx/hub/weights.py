@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from aifx.core.errors import DataError
 from aifx.core.files import open_file
+from aifx.core.parsing import parse_json
 from aifx.hub.folder import INDEX, WEIGHTS, ModelFolder
 from aifx.models.hub import Array
 
@@ -143,7 +143,7 @@ class StoredWeights:
         if DIGESTS not in metadata:
             return {}
         try:
-            found = json.loads(metadata[DIGESTS])
+            found = parse_json(metadata[DIGESTS])
             return {str(key): str(value) for key, value in found.items()}
         except (ValueError, AttributeError):
             raise self._damaged(file, "its metadata has digests that cannot be read") from None

@@ -55,6 +55,8 @@ class HubConfig:
             return default
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise self.refused(key, "it is not finite")
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise self.refused(key, f"it is no {kind.__name__}")
         return value

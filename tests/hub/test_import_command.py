@@ -204,8 +204,9 @@ def test_tokens_that_begin_and_end_a_text(hub_models, tmp_path, empty_project):
     wide = {key: peer_models.values_of(key, (320, 16)) for key in ("model.embed_tokens.weight", "lm_head.weight")}
     save_file({**found, **wide}, folder / "model.safetensors")
     (folder / "tokenizer.json").write_bytes(chat_tokenizer())
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}", "eos_token": "<s>"}))
-    generation = {"eos_token_id": [258, 0], "do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20}
+    template = [7, {"name": "default", "template": "{{ messages }}"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, "eos_token": "<s>"}))
+    generation = {"eos_token_id": [258, 0, [1]], "do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20}
     (folder / "generation_config.json").write_text(json.dumps(generation))
     import_model(str(folder), empty_project)
     run = empty_project.run("chat")

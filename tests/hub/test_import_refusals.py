@@ -129,6 +129,11 @@ REFUSED = {
     "size of another type": (configured(num_hidden_layers="2"), "num_hidden_layers = '2'"),
     "truth for a number": (configured(num_hidden_layers=True), "num_hidden_layers = True"),
     "heads that do not divide": (configured(num_key_value_heads=3), "model.num_kv_heads = 3"),
+    "architectures of no text": (configured(architectures=[["x"]]), "architectures = "),
+    "too many layers": (configured(num_hidden_layers=2**31 - 1), "num_hidden_layers = 2147483647"),
+    "layers that the file lacks": (configured(num_hidden_layers=9000), "no tensor model.layers.2.input_layernorm"),
+    "a size below zero": (configured(intermediate_size=-4), "model.mlp_dim = -4"),
+    "no number": (configured(rms_norm_eps=float("nan")), "rms_norm_eps = nan"),
     "rotary type": (rope(rope_type="longrope"), "rope_type = 'longrope'"),
     "unknown key of rotary": (rope(short_factor=[1.0]), "short_factor"),
     "larger vocabulary of the tokenizer": (configured(vocab_size=60), "vocab_size = 60"),
@@ -179,6 +184,26 @@ def test_refused_by_name_and_nothing_is_written(case, hub_model, empty_project):
     assert caught.value.exit_code == ExitCode.UNABLE
     assert caught.value.why
     assert caught.value.hint
+    assert [path.name for path in empty_project.root.iterdir()] == ["aifx.toml"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("gemma2", {"query_pre_attn_scalar": 0}),
+        ("gemma3", {"sliding_window_pattern": 0, "layer_types": None}),
+        ("gemma3", {"layer_types": [["sliding_attention"]] * 3}),
+        ("smollm3", {"no_rope_layer_interval": 0, "no_rope_layers": None}),
+        ("smollm3", {"no_rope_layers": [{}, 1, 1, 1]}),
+        ("llama-yarn", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1.0}}),
+    ],
+)
+def test_numbers_that_no_model_has(name, values, hub_models, tmp_path, empty_project):
+    folder = shutil.copytree(hub_models(name), tmp_path / "odd")
+    configured(**values)(folder)
+    with pytest.raises(AifxError) as caught:
+        import_model(str(folder), empty_project)
+    assert caught.value.exit_code == ExitCode.UNABLE
     assert [path.name for path in empty_project.root.iterdir()] == ["aifx.toml"]
 
 

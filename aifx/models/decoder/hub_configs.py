@@ -16,6 +16,9 @@ from aifx.models.hub import HubConfig
 Values = dict[str, Any]
 T = TypeVar("T")
 
+MOST_LAYERS = 10_000
+"""Ten times as many as any model has: what is made for each layer stays small."""
+
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 
 
@@ -26,13 +29,20 @@ def _read_llama_like(config: HubConfig, *, theta: float = 10_000.0) -> Values:
     return found | _read_rotary(config, found["max_seq_len"], theta)
 
 
+def _num_layers(config: HubConfig) -> int:
+    count: int = config.read("num_hidden_layers", int)
+    if not 0 < count <= MOST_LAYERS:
+        raise config.refused("num_hidden_layers", f"it is from 1 to {MOST_LAYERS:,}")
+    return count
+
+
 def _read_shapes(config: HubConfig, *, tied: bool) -> Values:
     num_heads = config.read("num_attention_heads", int)
     return {
         "norm": "rms_norm",
         "positions": "rotary",
         "vocab_size": config.read("vocab_size", int),
-        "num_layers": config.read("num_hidden_layers", int),
+        "num_layers": _num_layers(config),
         "embed_dim": config.read("hidden_size", int),
         "num_heads": num_heads,
         "num_kv_heads": config.read("num_key_value_heads", int, num_heads),
@@ -161,7 +171,7 @@ def read_qwen3(config: HubConfig) -> Values:
 
 def _read_layer_types(config: HubConfig) -> Values:
     """Windows of some layers: by `layer_types`, otherwise from layer `max_window_layers` on."""
-    count = config.read("num_hidden_layers", int)
+    count = _num_layers(config)
     has_windows = config.read("use_sliding_window", bool, False)
     window = config.read_or_null("sliding_window", int, 4096) if has_windows else None
     first = config.read("max_window_layers", int, 28)
@@ -210,7 +220,7 @@ def read_smollm3(config: HubConfig) -> Values:
     config.expect("mlp_bias", False)
     config.expect("use_sliding_window", False)
     config.pass_over("sliding_window", "layer_types", "max_window_layers")
-    count = config.read("num_hidden_layers", int)
+    count = _num_layers(config)
     interval = config.read("no_rope_layer_interval", int, 4)
     has_rope = config.read("no_rope_layers", list, [int((i + 1) % interval != 0) for i in range(count)])
     if len(has_rope) < count or set(has_rope) - {0, 1}:

@@ -120,6 +120,12 @@ class DecoderSection(ModelSection):
                 f'model.rope_scaling = "{self.rope_scaling}" needs model.rope_original_len',
                 "it divides frequencies by their turns in the first context",
             )
+        if self.rope_scaling == "yarn" and self.rope_theta <= 1.0:
+            yield Conflict(
+                ("model.rope_theta", "model.rope_scaling"),
+                f'model.rope_theta = {self.rope_theta}, and model.rope_scaling = "yarn" needs more than 1',
+                "it finds the frequencies to divide by their logarithm to this base",
+            )
         if self.rope_scaling == "llama3" and self.rope_low_freq_factor >= self.rope_high_freq_factor:
             yield Conflict(
                 ("model.rope_low_freq_factor", "model.rope_high_freq_factor"),
