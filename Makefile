@@ -2,7 +2,7 @@
 
 VENV ?= .venv
 OLDEST_VENV ?= .venv-oldest
-PEERS_VENV ?= .venv-peers
+PEERS_PYTHON ?= .venv-peers/bin/python
 COMPILERS_VENV ?= .venv-compilers
 DEMO ?= demo
 WORKERS ?= 2
@@ -82,14 +82,13 @@ test-compilers-sample-oldest:
 	@VENV=$(COMPILERS_VENV)-oldest VERSIONS=3.11 sh scripts/setup_compilers.sh
 	SAMPLE=1 FEWER=1 $(call compile,$(COMPILERS_VENV)-oldest) $(ARGS)
 
-test-peers: setup-test  ## compare models in and out with transformers, which it installs with torch (ARGS="--seed 7 --count 9")
-	@test -x $(PEERS_VENV)/bin/python || $(python) -m venv $(PEERS_VENV)
-	@$(PEERS_VENV)/bin/python -c 'import torch, transformers' 2>/dev/null || \
-		$(PEERS_VENV)/bin/python -m pip install -q torch transformers safetensors
+test-peers: setup-test  ## compare models in and out with transformers (PEERS_PYTHON=PATH; ARGS="--seed 7 --count 9")
+	@$(PEERS_PYTHON) -c 'import torch, transformers' || \
+		{ echo "PEERS_PYTHON is $(PEERS_PYTHON), and must be a Python that has torch and transformers" >&2; exit 2; }
 	rm -rf build/peers
-	$(PEERS_VENV)/bin/python tests/hub/peer_models.py make build/peers/imported $(ARGS)
+	$(PEERS_PYTHON) tests/hub/peer_models.py make build/peers/imported $(ARGS)
 	$(python) -m pytest -q tests/hub/compare_with_peers.py
-	$(PEERS_VENV)/bin/python tests/hub/peer_models.py check build/peers/exported
+	$(PEERS_PYTHON) tests/hub/peer_models.py check build/peers/exported
 
 bench: setup  ## compare aifx with its peers, in docs/performance.md (ARGS="--only training --torch-python PATH")
 	@$(python) benchmarks/all.py $(ARGS)
@@ -117,4 +116,4 @@ wheel: setup-test  ## build the wheel in dist/ and check that it works alone
 	@sh scripts/check_wheel.sh
 
 clean:  ## remove environments, builds and the demo
-	rm -rf $(VENV) $(OLDEST_VENV) $(PEERS_VENV) $(COMPILERS_VENV) $(COMPILERS_VENV)-oldest $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST_VENV) $(COMPILERS_VENV) $(COMPILERS_VENV)-oldest $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
