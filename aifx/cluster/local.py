@@ -151,8 +151,8 @@ def run_once(started: Sequence[Process], signals: Signals, write: Write) -> Atte
 def first_failure(order: Sequence[int], ended: Sequence[Ended]) -> int | None:
     """The process whose failure made the others end; None if all succeeded.
 
-    A process that was killed comes first. One that fails by itself tells the others, and ends after them. One that is
-    stopped or hangs has not ended when the others have given it up.
+    In this order: a process that was killed; the last one that ended with a failure, since a failing process waits
+    until the others know of it; one that is stopped or hangs, which has not ended when the others give it up.
     """
     killed = [index for index in order if ended[index].signal is not None and not ended[index].cut]
     failed = [index for index in order if ended[index].code not in (ExitCode.OK, ExitCode.PREEMPTED, None)]

@@ -219,8 +219,8 @@ class OptimizerSection(Section):
     momentum: Fraction = setting(0.95, "Muon: decay of the momentum.")
     ns_steps: PositiveInt = setting(
         5,
-        "Muon: steps that orthogonalize an update. Fewer than 5 take less time, start from AOL's scaling, and are less "
-        "exact.",
+        "Muon: Newton-Schulz steps that orthogonalize an update. Fewer than 5 take less time, are less exact, and "
+        "start from Turbo-Muon's scaling.",
     )
     moment_dtype: Literal["float32", "bfloat16"] = setting(
         "float32", "Type of AdamW's first moment and Muon's momentum: bfloat16 takes half the memory."

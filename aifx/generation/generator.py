@@ -88,7 +88,7 @@ def generate(
     seed: int = 0,
     end_ids: Collection[int] = (),
 ) -> Iterator[int]:
-    """Tokens that continue the prompt, each as soon as it is known; ends before one of `end_ids` or after `max_tokens`.
+    """Tokens that continue the prompt, each as soon as it is known, up to one of `end_ids` (left out) or `max_tokens`.
 
     The same seed gives the same tokens. When the model's context is full, its older part is forgotten and the rest is
     read again: as much stays as leaves room for what is still to be written, at least half.

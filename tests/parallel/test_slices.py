@@ -26,7 +26,7 @@ class Chip:
 
 
 def chips(slices: int, width: int = 4, height: int = 2) -> list[Any]:
-    """The chips of so many slices of `width` x `height`, in an order that says nothing of their place."""
+    """The chips of so many slices of `width` x `height`, in an order that does not show their place."""
     found = [
         Chip(number * width * height + y * width + x, number, (x, y, 0))
         for number in range(slices)

@@ -30,7 +30,7 @@ def mlp(section: DecoderSection, params: Params, x: jax.Array, layout: Layout) -
 
 
 def norm(section: DecoderSection, params: Params | None, x: jax.Array) -> jax.Array:
-    """x `[tokens, embed]` normed; as it is where a layer has no norm."""
+    """x `[tokens, embed]` normalized, or unchanged if the layer has no norm."""
     if params is None:
         return x
     scale = _scale(section, params["scale"])

@@ -27,7 +27,7 @@ _NORMS = {
     },
 }
 _TRAINING = {"family", "preset", "dropout", "scan_layers", "remat"}
-"""Keys of `[model]` that change nothing of what a trained model computes."""
+"""Keys of `[model]` that do not change what a trained model computes."""
 
 
 def differences(one: DecoderSection, other: DecoderSection) -> list[str]:
