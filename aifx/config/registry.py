@@ -39,6 +39,7 @@ PARTS = (
 
 TASKS: Mapping[str, Mapping[PartName, str]] = {
     "language": {"model": "decoder", "objective": "next-token", "data": "text"},
+    "chat": {"model": "decoder", "objective": "sft", "data": "chat"},
     "vision": {"model": "resnet", "objective": "classification", "data": "images"},
     "series": {"model": "series", "objective": "quantile", "data": "series"},
     "tabular": {"model": "tabular", "objective": "classification", "data": "table"},
@@ -116,7 +117,7 @@ def bundled(part: Part) -> Mapping[str, Kind]:
     if part.section == "objective":
         return importlib.import_module("aifx.objectives").OBJECTIVES  # type: ignore[no-any-return]
     if part.section == "data":
-        return importlib.import_module("aifx.data.sections").KINDS  # type: ignore[no-any-return]
+        return importlib.import_module("aifx.data.kinds").KINDS  # type: ignore[no-any-return]
     models = importlib.import_module("aifx.models")
     packages = [m.name for m in pkgutil.iter_modules(models.__path__) if m.ispkg]
     families = [importlib.import_module(f"aifx.models.{name}").FAMILY for name in sorted(packages)]

@@ -77,7 +77,7 @@ class TaskSection(Section):
     """What is trained. A kind means a model family, an objective and a kind of data."""
 
     kind: str = setting(
-        "language", "`language`, `vision`, `series`, `tabular`, or `module:Class` in the project's folder."
+        "language", "`language`, `chat`, `vision`, `series`, `tabular`, or `module:Class` in the project's folder."
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from aifx.config.kinds import DataKind, resolve
+from aifx.config.kinds import resolve
 from aifx.config.sections import (
     INT_MAX,
     RESUME_SAFE,
@@ -35,7 +35,51 @@ OWN_TOKENIZERS = ("bpe", "char", "byte")
 """Values of `data.tokenizer` that are no paths."""
 
 
-class TextSection(DataSection):
+class TokenSection(DataSection):
+    """What all data of tokens has: a tokenizer, and the length of sequences."""
+
+    tokenizer: str = Field(
+        "bpe",
+        description="`bpe` or `char` (pairs of bytes, or characters, of the training split), `byte`, "
+        "or a path of a tokenizer.json.",
+    )
+    end_tokens: tuple[str, ...] = Field(
+        (),
+        description="Tokens that end a text that a model writes; the first also ends documents. "
+        "If none: a known one of the tokenizer, such as `<|endoftext|>`.",
+    )
+    begin_token: str | None = Field(None, description="Token before each text that a model continues or measures.")
+    vocab_size: Annotated[int, Field(ge=257, le=INT_MAX)] | None = Field(
+        None,
+        description="Most tokens of a trained tokenizer, and the rows of the embedding. "
+        "If not set: 1024 for bpe, otherwise the size of the tokenizer.",
+    )
+    seq_len: Annotated[int, Field(ge=2, le=INT_MAX)] = Field(256, description="Tokens of a sequence.")
+
+    def conflicts(self, config: Config) -> Iterator[Conflict]:
+        if self.tokenizer in OWN_TOKENIZERS and (self.end_tokens or self.begin_token is not None):
+            key = "data.end_tokens" if self.end_tokens else "data.begin_token"
+            yield Conflict(
+                (key, "data.tokenizer"),
+                f'{key} is set, and data.tokenizer = "{self.tokenizer}" has a token of its own',
+                "it names tokens of a tokenizer.json",
+            )
+
+    def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
+        from aifx.data.files import find_files
+
+        for key in ("train", "validation", "test"):
+            try:
+                find_files(getattr(self, key), project, f"data.{key}")
+            except DataError as error:
+                yield f"data.{key}", error
+        if self.tokenizer not in OWN_TOKENIZERS:
+            for key, missing in missing_file(project, "data.tokenizer", self.tokenizer):
+                missing.why += '; it may also be "bpe", "char" or "byte"'
+                yield key, missing
+
+
+class TextSection(TokenSection):
     """Text, how it is split, and how it becomes sequences."""
 
     train: tuple[str, ...] = Field(
@@ -56,23 +100,6 @@ class TextSection(DataSection):
     )
     validation_fraction: Fraction = Field(0.05, description="Share held out for validation when `validation` is empty.")
     test_fraction: Fraction = Field(0.1, description="Share held out for the test when `test` is empty.")
-    tokenizer: str = Field(
-        "bpe",
-        description="`bpe` or `char` (pairs of bytes, or characters, of the training split), `byte`, "
-        "or a path of a tokenizer.json.",
-    )
-    end_tokens: tuple[str, ...] = Field(
-        (),
-        description="Tokens that end a text that a model writes; the first also ends documents. "
-        "If none: a known one of the tokenizer, such as `<|endoftext|>`.",
-    )
-    begin_token: str | None = Field(None, description="Token before each text that a model continues or measures.")
-    vocab_size: Annotated[int, Field(ge=257, le=INT_MAX)] | None = Field(
-        None,
-        description="Most tokens of a trained tokenizer, and the rows of the embedding. "
-        "If not set: 1024 for bpe, otherwise the size of the tokenizer.",
-    )
-    seq_len: Annotated[int, Field(ge=2, le=INT_MAX)] = Field(256, description="Tokens of a sequence.")
     packing: Literal["stream", "documents"] = Field(
         "stream",
         description="stream: cut from the joined text. documents: whole documents packed, attention kept within.",
@@ -83,15 +110,9 @@ class TextSection(DataSection):
     )
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:
+        yield from super().conflicts(config)
         validation = None if self.validation else self.validation_fraction
         yield from held_out_conflicts(config, validation, 0.0 if self.test else self.test_fraction)
-        if self.tokenizer in OWN_TOKENIZERS and (self.end_tokens or self.begin_token is not None):
-            key = "data.end_tokens" if self.end_tokens else "data.begin_token"
-            yield Conflict(
-                (key, "data.tokenizer"),
-                f'{key} is set, and data.tokenizer = "{self.tokenizer}" has a token of its own',
-                "it names tokens of a tokenizer.json",
-            )
         # Sequences cut short for a trial are read with the stride cut to them.
         is_asked = config.precedence("data.eval_stride") >= config.precedence("data.seq_len")
         if self.eval_stride > self.seq_len and is_asked:
@@ -100,19 +121,6 @@ class TextSection(DataSection):
                 f"data.eval_stride = {self.eval_stride} is more than data.seq_len = {self.seq_len}",
                 "windows would step over tokens that none of them scores",
             )
-
-    def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
-        from aifx.data.files import find_files
-
-        for key in ("train", "validation", "test"):
-            try:
-                find_files(getattr(self, key), project, f"data.{key}")
-            except DataError as error:
-                yield f"data.{key}", error
-        if self.tokenizer not in OWN_TOKENIZERS:
-            for key, missing in missing_file(project, "data.tokenizer", self.tokenizer):
-                missing.why += '; it may also be "bpe", "char" or "byte"'
-                yield key, missing
 
     def read_beginnings(self, project: Project) -> int:
         from aifx.data.files import find_files, read_documents
@@ -282,15 +290,6 @@ class TableSection(DataSection):
     def summary(self, project: Project) -> list[str]:
         lines: list[str] = resolve("aifx.data.table:table_summary")(self, project)
         return lines
-
-
-KINDS = {
-    "text": DataKind("text", TextSection, "aifx.data.text:TextFormat"),
-    "images": DataKind("images", ImagesSection, "aifx.data.images:ImageFormat"),
-    "series": DataKind("series", SeriesSection, "aifx.data.series:SeriesFormat"),
-    "table": DataKind("table", TableSection, "aifx.data.table:TableFormat"),
-}
-"""By `data.kind`."""
 
 
 def held_out_conflicts(config: Config, validation: float | None, test: float) -> Iterator[Conflict]:

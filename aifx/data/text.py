@@ -107,8 +107,14 @@ class TextData:
         return np.asarray(self.tokenizer.token_bytes(), np.int64)
 
 
+class TokenFormat(DataFormat):
+    """A format of tokens, such as text: a model of it may also write."""
+
+    tokenizer: Tokenizer
+
+
 @dataclass(frozen=True)
-class TextFormat(DataFormat):
+class TextFormat(TokenFormat):
     """Text: files of documents, a tokenizer, sequences of `data.seq_len` tokens."""
 
     section: TextSection
@@ -188,11 +194,16 @@ def text_spec(section: TextSection, tokenizer: Tokenizer | None = None) -> DataS
     vocab_size = section.vocab_size or VOCAB_SIZES.get(section.tokenizer)
     if tokenizer is not None:
         vocab_size = vocab_size or tokenizer.vocab_size
-        if vocab_size < tokenizer.text_vocab_size:
-            what = f"data.vocab_size = {vocab_size} is less than the tokenizer's {tokenizer.vocab_size}"
-            hint = f"aifx train --set data.vocab_size={tokenizer.vocab_size}"
-            raise ConfigError(what, "every token needs a row of the embedding", hint)
+        check_vocab_size(vocab_size, tokenizer)
     return DataSpec(fields, vocab_size)
+
+
+def check_vocab_size(vocab_size: int, tokenizer: Tokenizer) -> None:
+    """Raises ConfigError if a tokenizer has more tokens than a model of this vocabulary."""
+    if vocab_size < tokenizer.text_vocab_size:
+        what = f"data.vocab_size = {vocab_size} is less than the tokenizer's {tokenizer.vocab_size}"
+        hint = f"aifx train --set data.vocab_size={tokenizer.vocab_size}"
+        raise ConfigError(what, "every token needs a row of the embedding", hint)
 
 
 def _stride(section: TextSection) -> int:

@@ -31,7 +31,8 @@ WORDS = (
 CHARACTER = r"[\s\S]"
 LOOKS_AHEAD = 3 * 128  # characters beyond the beginning of a word that decide where it ends, at the most
 PART_CHARACTERS = 1 << 18
-BYTE_TOKENS = 257  # END_OF_TEXT and the bytes
+NUM_BYTES = 256
+BYTE_TOKENS = NUM_BYTES + 1  # END_OF_TEXT and the bytes
 _SPLITTER = pre_tokenizers.Split(tokenizers.Regex(WORDS), "isolated")
 _BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
@@ -158,25 +159,25 @@ class Tokenizer:
         return self.is_byte_level and plain
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
-    """A byte-level BPE as tokenizer.json: lossless, the same for the same texts, END_OF_TEXT its token 0.
+def train_tokenizer(texts: Iterable[str], vocab_size: int, special: Sequence[str] = (END_OF_TEXT,)) -> bytes:
+    """A byte-level BPE as tokenizer.json: lossless, the same for the same texts, `special` its first tokens.
 
-    Without texts its tokens are END_OF_TEXT and the 256 bytes.
+    Without texts its other tokens are the 256 bytes.
     """
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([_SPLITTER, _BYTES])
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
     )
     parts = (text[at : at + PART_CHARACTERS] for text in texts for at in range(0, len(text), PART_CHARACTERS))
     tokenizer.train_from_iterator(parts, trainer)
     return tokenizer.to_str(pretty=True).encode()
 
 
-def character_tokenizer(texts: Iterable[str], vocab_size: int | None) -> bytes:
-    """Characters as tokenizer.json: END_OF_TEXT, the 256 bytes, and the characters of `texts` that are longer.
+def character_tokenizer(texts: Iterable[str], vocab_size: int | None, special: Sequence[str] = (END_OF_TEXT,)) -> bytes:
+    """Characters as tokenizer.json: `special`, the 256 bytes, and the characters of `texts` that are longer.
 
     Any other character is written as its bytes, so no text is lost. `vocab_size` keeps the most frequent characters.
     """
@@ -184,12 +185,12 @@ def character_tokenizer(texts: Iterable[str], vocab_size: int | None) -> bytes:
     for text in texts:
         counts.update(text)
     longer = sorted((c for c in counts if not c.isascii()), key=lambda c: (-counts[c], c))
-    kept = longer if vocab_size is None else longer[: vocab_size - BYTE_TOKENS]
+    kept = longer if vocab_size is None else longer[: vocab_size - NUM_BYTES - len(special)]
     spelled = (_BYTES.pre_tokenize_str(c)[0][0] for c in kept)
-    tokens = [END_OF_TEXT, *sorted(pre_tokenizers.ByteLevel.alphabet()), *spelled]
+    tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *spelled]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, [], ignore_merges=True))  # a pre-token in it is a token
-    tokenizer.add_special_tokens([END_OF_TEXT])
+    tokenizer.add_special_tokens(list(special))
     characters = pre_tokenizers.Split(tokenizers.Regex(CHARACTER), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([characters, _BYTES])
     tokenizer.decoder = decoders.ByteLevel()

@@ -10,7 +10,7 @@ import numpy as np
 
 from aifx.config.sections import GenerateSection, Quantization
 from aifx.core.errors import UsageError
-from aifx.data.text import TextFormat
+from aifx.data.text import TokenFormat
 from aifx.generation.text import stream_text
 from aifx.loading.restore import RestoredRun
 from aifx.nn.precision import cast_floating
@@ -52,7 +52,7 @@ def unable_to_write(programs: Programs) -> str | None:
     """Why the programs' model cannot write text, or None."""
     if not programs.can_decode:
         return f"{part_name(programs.config, 'model')} does not define decode, which writes token by token"
-    return None if isinstance(programs.task.format, TextFormat) else "its data has no tokenizer"
+    return None if isinstance(programs.task.format, TokenFormat) else "its data has no tokenizer"
 
 
 def continue_prompt(
@@ -60,7 +60,7 @@ def continue_prompt(
 ) -> Iterator[str]:
     """`write_text` with the programs of a model that writes, and arrays as these take them."""
     form = programs.task.format
-    assert isinstance(form, TextFormat)
+    assert isinstance(form, TokenFormat)
     prompt_ids = form.tokenizer.encode_prompt(settings.prompt)
     ids = generate(
         programs.decoding,

@@ -10,7 +10,8 @@ from typing import Any
 import tokenizers
 
 from aifx.core.errors import DataError
-from aifx.core.json_files import encode
+from aifx.data.chat.assets import template_of_settings
+from aifx.data.chat.template import ChatTemplate, load_template
 from aifx.data.tokenizer import Tokenizer
 from aifx.hub.folder import (
     CHAT_TEMPLATE,
@@ -87,14 +88,11 @@ def begin_token(data: bytes) -> str | None:
 
 
 def _chat_template(folder: ModelFolder, settings: Mapping[str, Any]) -> bytes | None:
+    """The folder's template. Raises DataError for one that aifx would not run."""
     if folder.has(CHAT_TEMPLATE):
-        return folder.read(CHAT_TEMPLATE)
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        template = next(
-            (one.get("template") for one in template if isinstance(one, Mapping) and one.get("name") == "default"), None
-        )
-    return encode(template) if isinstance(template, str) else None
+        return load_template(folder.read(CHAT_TEMPLATE), str(folder.path / CHAT_TEMPLATE)).source.encode()
+    template = template_of_settings(settings)
+    return None if template is None else ChatTemplate(template, str(folder.path / TOKENIZER_CONFIG)).source.encode()
 
 
 def _sampling(generation: Mapping[str, Any]) -> dict[str, float | int]:

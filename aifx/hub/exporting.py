@@ -26,7 +26,7 @@ from aifx.core.json_files import sync_directory, write_json
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
-from aifx.data.text import TOKENIZER_FILE, TextFormat
+from aifx.data.text import TOKENIZER_FILE, TokenFormat
 from aifx.hub.architectures import expressed_by, named_specs
 from aifx.hub.card import write_card
 from aifx.hub.folder import (
@@ -91,7 +91,7 @@ class _Export:
     tensors: list[Tensor]
     specs: Mapping[str, ArraySpec]
     part: str  # of the checkpoint: params, or ema
-    form: TextFormat
+    form: TokenFormat
     dtype: np.dtype[Any]
     origin: dict[str, Any]  # import.json of the run that its weights go back to
 
@@ -163,7 +163,7 @@ def _opened(run: RunDirectory, project: Project, step: StepChoice | None, dtype:
         raise error
     task = load_task(config, project, run.assets)
     family = config.parts.kinds.get("model")
-    if not (isinstance(family, Family) and family.hub and isinstance(task.format, TextFormat)):
+    if not (isinstance(family, Family) and family.hub and isinstance(task.format, TokenFormat)):
         what = f"run {run.name} cannot be exported"
         raise ConfigError(what, "its model has no map to an architecture of Hugging Face", "docs/export.md")
     model = task.model
@@ -192,7 +192,7 @@ def _opened(run: RunDirectory, project: Project, step: StepChoice | None, dtype:
 
 
 def _document(
-    architecture: Architecture, section: ModelSection, form: TextFormat, origin: Mapping[str, Any], dtype: str
+    architecture: Architecture, section: ModelSection, form: TokenFormat, origin: Mapping[str, Any], dtype: str
 ) -> dict[str, Any]:
     """`config.json`, in the spelling that older versions of transformers read as well."""
     ends = sorted(form.tokenizer.end_ids)

@@ -2,7 +2,7 @@
 
 from aifx.config.kinds import ObjectiveKind
 from aifx.config.sections import ObjectiveSection
-from aifx.objectives.sections import ClassificationSection, MultilabelSection, QuantileSection
+from aifx.objectives.sections import ClassificationSection, MultilabelSection, QuantileSection, SftSection
 
 CLASS_METRICS = ("precision", "recall", "f1", "auc", "average_precision", "examples")
 
@@ -12,6 +12,12 @@ OBJECTIVES = {
         ObjectiveSection,
         "aifx.objectives.next_token:NextToken",
         metrics=("loss", "perplexity", "bits_per_byte", "tokens", "bytes"),
+    ),
+    "sft": ObjectiveKind(
+        "sft",
+        SftSection,
+        "aifx.objectives.sft:SupervisedFineTuning",
+        metrics=("loss", "perplexity", "tokens"),
     ),
     "classification": ObjectiveKind(
         "classification",

@@ -34,8 +34,13 @@ class NextToken(Objective):
         if data.vocab_size is None:
             raise misfit("next-token prediction needs data with a vocabulary", "its DataSpec has no vocab_size")
 
+    def target_weights(self, batch: Any) -> Any:
+        """How much each target of a batch counts, `[rows, seq]`: of NumPy's arrays as of JAX's."""
+        return batch["weights"]
+
     def sums(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Sums:
         """ "loss": nats over tokens."""
+        batch = {**batch, "weights": self.target_weights(batch)}
         weight = ctx.layout.own_tokens(batch["weights"].reshape(-1)).sum()
         return {"loss": (_cross_entropy(model, params, batch, ctx, "sum"), weight)}
 
@@ -54,6 +59,7 @@ class NextToken(Objective):
 
     def predictions(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Predictions:
         """For each window: "nats" of negative log-likelihood, "tokens" that were scored, "bytes" of their text."""
+        batch = {**batch, "weights": self.target_weights(batch)}
         weights, layout = batch["weights"], ctx.layout
         nats = layout.gather_tokens(_cross_entropy(model, params, batch, ctx, "none")).reshape(weights.shape)
         nats, tokens = layout.sum_seq(nats.sum(axis=-1)), layout.sum_seq(weights.sum(axis=-1))

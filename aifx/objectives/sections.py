@@ -40,6 +40,16 @@ class ClassificationSection(ObjectiveSection):
             )
 
 
+class SftSection(ObjectiveSection):
+    """What of a conversation is learned."""
+
+    loss_on: Literal["assistant", "completion", "all"] = setting(
+        "assistant",
+        "Tokens that are trained. assistant: its messages. completion: its last message, or the completion of a row. "
+        "all: the whole conversation.",
+    )
+
+
 class MultilabelSection(ObjectiveSection):
     """Any number of classes per example."""
 

@@ -18,7 +18,7 @@ from aifx.core.json_files import read_jsonl
 from aifx.core.project import Project, RunDirectory
 from aifx.core.statuses import FINISHED, ProcessStatus
 from aifx.core.steps import StepChoice
-from aifx.data.sections import OWN_TOKENIZERS, TextSection
+from aifx.data.sections import OWN_TOKENIZERS, TokenSection
 from aifx.parallel.group import Group
 from aifx.runs.binding import binding_errors, foreign_checkpoint
 from aifx.runs.formats import RunEnd
@@ -151,7 +151,7 @@ def check_fork(origin: RunDirectory, run: RunDirectory, config: Config, project:
 
 def _check_tokenizer(origin: RunDirectory, config: Config, project: Project, changes: Sequence[Difference]) -> None:
     """Raises ConfigError where a fork asks for another tokenizer than the one that it takes over."""
-    if not isinstance(config.data, TextSection):
+    if not isinstance(config.data, TokenSection):
         return
     is_trained = config.data.tokenizer in ("bpe", "char")
     keys = ("data.tokenizer", "data.vocab_size") if is_trained else ("data.tokenizer",)

@@ -116,7 +116,20 @@ def outside(data):
     return struct.pack("<Q", len(text)) + text + data[8 + size :]
 
 
+def templated(template):
+    def change(folder):
+        (folder / "chat_template.jinja").write_text(template)
+
+    return change
+
+
 REFUSED = {
+    "template that reaches for Python": (templated("{{ ''.__class__.__mro__ }}"), "Python's internals"),
+    "template in the settings": (
+        lambda folder: (folder / "tokenizer_config.json").write_text('{"chat_template": "{{ x[\'__init__\'] }}"}'),
+        "Python's internals",
+    ),
+    "no template": (templated("{% if %}"), r"chat_template\.jinja:1: not a chat template"),
     "unknown architecture": (configured(architectures=["MambaForCausalLM"]), r"architectures = \['MambaForCausalLM'\]"),
     "another head": (configured(architectures=["LlamaForSequenceClassification"]), "LlamaForSequenceClassification"),
     "no architecture": (configured(architectures=None, model_type="mamba"), "model_type = 'mamba'"),

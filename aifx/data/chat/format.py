@@ -1,0 +1,246 @@
+"""A project's conversations as batches of sequences."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aifx.core.errors import DataError
+from aifx.core.project import Project
+from aifx.data.base import Batch, Split
+from aifx.data.chat.assets import chat_tokenizer, open_renderer, own_vocab_size
+from aifx.data.chat.rendering import ChatRenderer
+from aifx.data.chat.rows import Preference, find_chats, parse_row
+from aifx.data.chat.section import ChatSection
+from aifx.data.chat.sequences import ChatRows, Mix, Truncation, empty_chats, fit
+from aifx.data.chat.store import FORMAT, SPLITS, ChatFiles, ChatTokens, files_of_split, open_files, tokenize
+from aifx.data.encoding import TextFile
+from aifx.data.rows import Row
+from aifx.data.spec import DataSpec, Field
+from aifx.data.text import TokenFormat, check_vocab_size
+from aifx.data.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ChatSource:
+    """Batches {"inputs", "targets", "writers", "segment_ids", "positions": int32, "weights": float32}, all
+    `[rows, seq_len]`.
+
+    A weight is 1 on each token of a conversation but its first, and 0 on padding. `writers` says who wrote the target:
+    see `rendering`. Segments are 1, 2, ... by conversation and 0 on padding; positions count within each.
+    """
+
+    entries: Sequence[ChatRows]
+    mix: Mix
+    seed: int | None
+    batch_size: int
+    seq_len: int
+    eos_id: int
+
+    @property
+    def num_batches(self) -> int | None:
+        return -(-sum(self.mix.sizes) // self.batch_size) if self.seed is None else None
+
+    def read(self, step: int, rows: slice) -> Batch:
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+        batch = empty_chats(len(places), self.seq_len, self.eos_id)
+        for row, place in enumerate(places):
+            if (found := self.find(place)) is not None:
+                found[0].write(found[1], batch, row)
+        return batch
+
+    def find(self, place: int) -> tuple[ChatRows, int] | None:
+        """The row at a place: without a seed in order, and none behind the last."""
+        if self.seed is not None:
+            entry, index = self.mix(place, self.seed)
+            return self.entries[entry], index
+        for rows in self.entries:
+            if place < len(rows):
+                return rows, place
+            place -= len(rows)
+        return None
+
+
+@dataclass(frozen=True)
+class ChatData:
+    """A data set of conversations.
+
+    Attributes:
+        splits: the rows of each split by entry of `data.train`.
+        truncation: of all splits.
+    """
+
+    spec: DataSpec
+    digest: str
+    tokenizer: Tokenizer
+    section: ChatSection
+    files: ChatFiles
+    splits: Mapping[Split, Sequence[ChatRows]]
+    truncation: Truncation
+
+    def source(self, split: Split, batch_size: int, *, seed: int | None) -> ChatSource:
+        """Without a seed, each conversation once."""
+        entries = self.splits[split]
+        if not any(map(len, entries)):
+            why = f"data.{split} names no files, and data.{split}_fraction holds no conversation out"
+            hint = f"aifx train --set data.{split}_fraction=0.1"
+            raise DataError(f"{self.files.names('train')}: no {split} split", why, hint)
+        sizes = [len(entry) for entry in entries]
+        shares = self.section.mix if split == "train" and seed is not None else ()
+        mix = Mix(sizes, shares if len(shares) == len(sizes) else ())
+        if any(share and not size for size, share in zip(sizes, mix.shares, strict=False)):
+            what = f"{self.files.names('train')}: an entry of data.train has no conversation for training"
+            raise DataError(what, "data.mix gives it a share", "change data.train and data.mix")
+        return ChatSource(entries, mix, seed, batch_size, self.section.seq_len, self.tokenizer.eos_id)
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Tokens of conversations, trained or not."""
+        return {"tokens": int(np.count_nonzero(batch["weights"]))}
+
+    def place(self, rows: ChatRows, member: int) -> str:
+        """The file and line of a conversation in `rows.fitted`."""
+        number = int(rows.fitted.numbers[member])
+        file = self.files.files[int(rows.tokens.files[number])]
+        line = int(rows.tokens.rows[number])
+        return f"{file.name}: row {line}" if file.format == ".parquet" else f"{file.name}:{line}"
+
+
+@dataclass(frozen=True)
+class ChatFormat(TokenFormat):
+    """Conversations of files, a tokenizer with a chat template, sequences of `data.seq_len` tokens."""
+
+    section: ChatSection
+    spec: DataSpec
+    tokenizer: Tokenizer
+    renderer: ChatRenderer
+
+    @classmethod
+    def describe(cls, section: ChatSection, project: Project) -> DataSpec:
+        if (size := own_vocab_size(section)) is not None:
+            return chat_spec(section, size)
+        if section.tokenizer in ("bpe", "char", "byte"):
+            return chat_spec(section, None)
+        return chat_spec(section, chat_tokenizer(section, project.root / section.tokenizer).vocab_size)
+
+    @classmethod
+    def open(cls, section: ChatSection, project: Project, assets: Path) -> tuple[ChatFormat, ChatData]:
+        """Reuses what was tokenized before, unless its files have changed."""
+        files = open_files(section, project)
+        form = cls._with(section, open_renderer(section, project, assets, files))
+        data = form._open(files)
+        for split in filter(files.has, SPLITS):
+            data.source(split, 1, seed=None)
+        return form, data
+
+    @classmethod
+    def load(cls, section: ChatSection, spec: DataSpec, assets: Path) -> ChatFormat:
+        return cls._with(section, open_renderer(section, None, assets, None))
+
+    @classmethod
+    def _with(cls, section: ChatSection, renderer: ChatRenderer) -> ChatFormat:
+        tokenizer = renderer.tokenizer
+        size = section.vocab_size or tokenizer.vocab_size
+        check_vocab_size(size, tokenizer)
+        return cls(section, chat_spec(section, size), tokenizer, renderer)
+
+    def open_file(self, path: Path) -> ChatData:
+        return self._open(files_of_split([TextFile(path, str(path))], "test"))
+
+    def open_split(self, split: Split, project: Project) -> ChatData | None:
+        patterns = () if split == "train" else getattr(self.section, split)
+        files = find_chats(patterns, project, f"data.{split}")
+        return self._open(files_of_split(files, split)) if files else None
+
+    def places(self, dataset: Any, split: Split, rows: Sequence[int]) -> list[str]:
+        source = dataset.source(split, 1, seed=None)
+        found = [source.find(row) for row in rows]
+        return [", ".join(dataset.place(of, m) for m in of.members(at)) for of, at in filter(None, found)]
+
+    def encode(self, row: Mapping[str, Any]) -> Batch:
+        """A conversation as one sequence, with the number of its bytes."""
+        conversation = parse_row(Row("rows", 1, "the row", row))
+        if isinstance(conversation, Preference):
+            raise ValueError("the row has two answers: predict messages, or prompt and completion")
+        try:
+            example = self.renderer.example(conversation)
+        except DataError as error:
+            raise ValueError(f"{error.what}: {error.why}") from None
+        if len(example.ids) - 1 > self.section.seq_len:
+            raise ValueError(f"it has {len(example.ids)} tokens, and data.seq_len is {self.section.seq_len}")
+        starts = np.array([0, len(example.ids)])
+        zeros = np.zeros(1, np.int64)
+        tokens = ChatTokens(example.ids, example.writers, starts, zeros, zeros, zeros, zeros)
+        fitted, _ = fit(tokens, zeros, self.section.seq_len, "error")
+        batch = empty_chats(1, self.section.seq_len, self.tokenizer.eos_id)
+        ChatRows.make(tokens, fitted, self.section.seq_len, is_packed=False).write(0, batch, 0)
+        num_bytes = sum(len(str(message.get("content") or "").encode()) for message in conversation.messages)
+        return {**batch, "num_bytes": np.array([num_bytes], np.int32)}
+
+    def _open(self, files: ChatFiles) -> ChatData:
+        section, renderer = self.section, self.renderer
+        kept = [FORMAT, files.digest, renderer.template.source, sorted(renderer.variables.items())]
+        made_with = repr([*kept, renderer.tokenizer.data, sorted(self.tokenizer.end_ids), str(renderer.today)])
+        digest = hashlib.sha256(made_with.encode()).hexdigest()
+        tokens = tokenize(files, renderer, digest)
+        self._check_lengths(tokens, files)
+        make = partial(ChatRows.make, tokens, seq_len=section.seq_len, is_packed=section.packing == "examples")
+        splits: dict[Split, list[ChatRows]] = {}
+        truncation = Truncation()
+        for split in SPLITS:
+            splits[split] = []
+            for entry, (of, _) in enumerate(files.entries):
+                if of not in (split, "train"):
+                    continue
+                is_here = (tokens.entries == entry) & (tokens.splits == SPLITS.index(split))
+                fitted, cut = fit(tokens, np.flatnonzero(is_here), section.seq_len, section.truncate)
+                truncation = Truncation(*(a + b for a, b in zip(_counts(truncation), _counts(cut), strict=True)))
+                splits[split].append(make(fitted))
+        _report(truncation, section)
+        how = (section.seq_len, section.packing, section.truncate, section.mix)
+        whole = hashlib.sha256(repr(("chat", digest, *how)).encode()).hexdigest()
+        return ChatData(self.spec, whole, self.tokenizer, section, files, splits, truncation)
+
+    def _check_lengths(self, tokens: ChatTokens, files: ChatFiles) -> None:
+        """Raises DataError for a conversation that is too long, if that is to be an error."""
+        lengths = np.diff(tokens.starts) - 1
+        too_long = np.flatnonzero(lengths > self.section.seq_len)
+        if self.section.truncate != "error" or not len(too_long):
+            return
+        first = too_long[0]
+        file, row = files.files[int(tokens.files[first])], int(tokens.rows[first])
+        place = f"{file.name}: row {row}" if file.format == ".parquet" else f"{file.name}:{row}"
+        what = f"{place}: the conversation has {lengths[first]:,} tokens, and data.seq_len is {self.section.seq_len:,}"
+        why = f"{len(too_long):,} of {len(lengths):,} are too long; the longest has {lengths.max():,}"
+        raise DataError(what, why, f"aifx train --set data.seq_len={lengths.max()}    (or data.truncate: docs/chat.md)")
+
+
+def chat_spec(section: ChatSection, vocab_size: int | None) -> DataSpec:
+    """What a model must know of the batches."""
+    names = ("inputs", "targets", "writers", "segment_ids", "positions")
+    fields = {name: Field((section.seq_len,), "int32", ("seq",)) for name in names}
+    fields["weights"] = Field((section.seq_len,), "float32", ("seq",))
+    return DataSpec(fields, section.vocab_size or vocab_size)
+
+
+def _counts(truncation: Truncation) -> tuple[int, int, int]:
+    return truncation.examples, truncation.truncated, truncation.without_end
+
+
+def _report(truncation: Truncation, section: ChatSection) -> None:
+    if not truncation.truncated:
+        return
+    done = {"drop": "left out", "left": "cut on the left", "right": "cut on the right"}[section.truncate]
+    lost = f"; {truncation.without_end:,} of them lose the token that ends the last answer"
+    logger.warning(
+        f"{truncation.truncated:,} of {truncation.examples:,} conversations have more than data.seq_len = "
+        f"{section.seq_len:,} tokens: {done}{lost if truncation.without_end else ''}"
+    )

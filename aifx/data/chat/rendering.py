@@ -1,0 +1,166 @@
+"""From a conversation to tokens, and to which of them the assistant wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from aifx.core.errors import DataError
+from aifx.data.chat.rows import Conversation, Message
+from aifx.data.chat.special_tokens import SpecialTokens
+from aifx.data.chat.template import BEGIN, END, ChatTemplate
+from aifx.data.tokenizer import Tokenizer
+
+OTHERS, EARLIER, COMPLETION = 0, 1, 2
+"""What wrote a token: a template, a system or a user; the assistant in the prompt; the assistant in the completion."""
+
+_INSERTED = "\U0010fff2"  # marks the beginning of the next message's text
+_HINT = "put {% generation %} and {% endgeneration %} around what the assistant writes, or set data.chat_template"
+
+
+class Example(NamedTuple):
+    """A conversation as tokens. The target at place i is `ids[i + 1]`."""
+
+    ids: np.ndarray  # int32 [tokens]
+    writers: np.ndarray  # int8 [tokens]: OTHERS, EARLIER or COMPLETION
+
+
+@dataclass(frozen=True)
+class ChatRenderer:
+    """A tokenizer with a chat template.
+
+    Attributes:
+        variables: what the template knows of the tokenizer: `bos_token`, `eos_token` and others.
+        today: what the template takes for the current day; without one it must not ask.
+    """
+
+    tokenizer: Tokenizer
+    special: SpecialTokens
+    template: ChatTemplate
+    variables: Mapping[str, str]
+    today: date | None = None
+
+    def prompt(self, messages: Sequence[Message], place: str = "the prompt") -> list[int]:
+        """What a model reads before it answers. Raises DataError."""
+        text = self._text(Conversation(tuple(messages), len(messages), place), len(messages), asks=True)
+        return list(self.special.encode(text.replace(BEGIN, "").replace(END, "")).ids)
+
+    def example(self, conversation: Conversation) -> Example:
+        """The tokens of a conversation.
+
+        Raises DataError, which names its place, if the template refuses it, if it is not exactly known what the
+        assistant wrote, or if no token there ends an answer: a model that is trained on it would never stop.
+        """
+        marked = self._text(conversation, len(conversation.messages))
+        text = marked.replace(BEGIN, "").replace(END, "")
+        encoding = self.special.encode(text)
+        offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        ids = np.array(encoding.ids, np.int32)
+        if self.template.marks_answers:
+            spans = _marked_spans(marked, conversation, self.template.name)
+        else:
+            spans = [self._span(text, conversation, answer, ids, offsets) for answer in conversation.answers]
+        writers = np.zeros(len(ids), np.int8)
+        for answer, (begin, end) in zip(conversation.answers, spans, strict=True):
+            inside = (offsets[:, 0] >= begin) & (offsets[:, 1] <= end)
+            if across := np.flatnonzero(~inside & (offsets[:, 1] > begin) & (offsets[:, 0] < end)).tolist():
+                first = slice(*offsets[across[0]])
+                why = f"the token {text[first]!r} is in part the template's and in part the assistant's"
+                raise self._inexact(conversation, answer, why)
+            if not np.isin(ids[inside], list(self.tokenizer.end_ids)).any():
+                raise self._endless(conversation, answer)
+            writers[inside] = COMPLETION if answer >= conversation.prompt_length else EARLIER
+        return Example(ids, writers)
+
+    def _text(self, conversation: Conversation, count: int, *, asks: bool = False, inserted: int | None = None) -> str:
+        """The first `count` messages, rendered.
+
+        Args:
+            asks: whether the beginning of an answer follows.
+            inserted: before the text of this message stands a mark.
+        """
+        place = conversation.place
+        messages = self.special.shield(conversation.messages[:count], place)
+        if inserted is not None:
+            messages[inserted] = _with_mark(messages[inserted])
+        rendered = self.template.render(
+            messages,
+            place=place,
+            tools=self.special.shield(conversation.tools, place),
+            add_generation_prompt=asks,
+            variables=self.variables,
+            today=self.today,
+        )
+        return self.special.own(rendered)
+
+    def _span(
+        self, text: str, conversation: Conversation, answer: int, ids: np.ndarray, offsets: np.ndarray
+    ) -> tuple[int, int]:
+        """From where the prompt before an answer ends, to the first token that ends a text."""
+        prompt = self._text(conversation, answer, asks=True)
+        if not text.startswith(prompt):
+            at = _shared_length(text, prompt)
+            shown = self.special.spell(prompt[max(at - 20, 0) : at + 20])
+            why = f"what stands before it is rendered otherwise if nothing follows, near {shown!r}"
+            raise self._inexact(conversation, answer, why)
+        begin, limit = len(prompt), len(text)
+        if answer + 1 < len(conversation.messages):
+            changed = self._text(conversation, len(conversation.messages), inserted=answer + 1)
+            if changed == text:
+                raise self._inexact(conversation, answer, "the message after it is left out")
+            limit = _shared_length(text, changed)
+        is_end = np.isin(ids, list(self.tokenizer.end_ids)) & (offsets[:, 0] >= begin) & (offsets[:, 1] <= limit)
+        if not is_end.any():
+            raise self._endless(conversation, answer)
+        return begin, int(offsets[np.flatnonzero(is_end)[0], 1])
+
+    def _inexact(self, conversation: Conversation, answer: int, why: str) -> DataError:
+        what = f"{conversation.place}: it is not exact which tokens are messages[{answer}], an answer of the assistant"
+        return DataError(what, f"{why}; template: {self.template.name}", _HINT)
+
+    def _endless(self, conversation: Conversation, answer: int) -> DataError:
+        ends = ", ".join(self.tokenizer.token(index) for index in sorted(self.tokenizer.end_ids))
+        where = "inside {% generation %} " if self.template.marks_answers else ""
+        why = f"the template {self.template.name} writes none of {ends} {where}after it: a model would never stop"
+        what = f"{conversation.place}: no end token is trained with messages[{answer}], an answer of the assistant"
+        return DataError(what, why, "name the token that ends an answer: data.end_tokens, or change data.chat_template")
+
+
+def _shared_length(text: str, other: str) -> int:
+    """How many characters two texts begin alike with."""
+    pairs = enumerate(zip(text, other, strict=False))
+    return next((at for at, (one, two) in pairs if one != two), min(len(text), len(other)))
+
+
+def _with_mark(message: dict[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    if isinstance(content, list):
+        first, *others = content
+        return {**message, "content": [{**first, "text": _INSERTED + first["text"]}, *others]}
+    return {**message, "content": _INSERTED + (content or "")}
+
+
+def _marked_spans(marked: str, conversation: Conversation, name: str) -> list[tuple[int, int]]:
+    """Where `BEGIN` and `END` stand in a text without them."""
+    spans: list[tuple[int, int]] = []
+    begin, removed = None, 0
+    for at, character in enumerate(marked):
+        if character not in (BEGIN, END):
+            continue
+        if (character == BEGIN) != (begin is None):
+            raise DataError(f"{conversation.place}: {{% generation %}} within another", f"template: {name}")
+        if begin is None:
+            begin = at - removed
+        else:
+            spans.append((begin, at - removed))
+            begin = None
+        removed += 1
+    if begin is not None or len(spans) != len(conversation.answers):
+        why = f"{name} marks {len(spans)} texts, and the assistant has {len(conversation.answers)} messages"
+        what = f"{conversation.place}: it is not exact which tokens the assistant wrote"
+        raise DataError(what, why, "let the template put {% generation %} around each of them once")
+    return spans

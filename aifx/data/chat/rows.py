@@ -1,0 +1,186 @@
+"""Rows of chat data: conversations, and pairs of answers of which one is preferred.
+
+A row of a .jsonl or .parquet file has one of these sets of fields, and maybe `tools`, which a template may show:
+
+    messages                    a conversation: [{"role": "user", "content": "..."}, ...]
+    prompt, completion          texts, or lists of messages
+    prompt, chosen, rejected    the same with two completions
+    chosen, rejected            two conversations that begin alike
+
+`read_chats` gives a `Conversation` for the first two and a `Preference` for the others, which DPO reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, TypeAlias
+
+from aifx.core.errors import DataError, did_you_mean
+from aifx.core.project import Project
+from aifx.data.encoding import TextFile
+from aifx.data.files import find_files
+from aifx.data.rows import InputFile, Row, read_rows
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""A role may become part of a special token, so it is one of these."""
+
+FORMATS = (".jsonl", ".parquet")
+
+Message: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation as its row has it.
+
+    Attributes:
+        messages: with `role`, `content` (text, a list of parts, or None beside `tool_calls`) and what else the row has.
+        prompt_length: so many messages are the prompt; the assistant's after them are the completion.
+        place: the file and line, for messages.
+    """
+
+    messages: tuple[Message, ...]
+    prompt_length: int
+    place: str
+    tools: tuple[Any, ...] | None = None
+
+    @property
+    def answers(self) -> list[int]:
+        """The places of the assistant's messages."""
+        return [index for index, message in enumerate(self.messages) if message["role"] == "assistant"]
+
+    @cached_property
+    def key(self) -> bytes:
+        """What makes it the same conversation as another, wherever it is."""
+        return json.dumps([self.messages, self.tools], sort_keys=True, default=str).encode()
+
+
+class Preference(NamedTuple):
+    """Two answers to one conversation: `prompt_length` messages are the same in both."""
+
+    chosen: Conversation
+    rejected: Conversation
+
+
+def find_chats(patterns: Sequence[str], project: Project, key: str) -> list[TextFile]:
+    """The files that the configuration key `key` names. Raises DataError for one whose rows have no fields."""
+    return [check_chat_file(file) for file in find_files(patterns, project, key)]
+
+
+def check_chat_file(file: TextFile) -> TextFile:
+    """The file. Raises DataError if its format has no rows with fields."""
+    if file.format not in FORMATS:
+        why = "conversations are rows of .jsonl or .parquet"
+        raise DataError(f"{file.name}: no reader for chat data", why, 'train = ["data/*.jsonl"]    (below [data])')
+    return file
+
+
+def read_chats(file: TextFile) -> Iterator[Conversation | Preference]:
+    """The rows of a file in order. Raises DataError that names the file and the line."""
+    for row in read_rows(InputFile(file.name, file.path, file.format.removeprefix("."))):
+        yield parse_row(row)
+
+
+def read_conversations(file: TextFile) -> Iterator[Conversation]:
+    """The rows of a file, each a conversation. Raises DataError for a preference, too."""
+    for found in read_chats(file):
+        if isinstance(found, Preference):
+            why = "supervised fine-tuning reads messages, or prompt and completion"
+            raise DataError(f"{found.chosen.place}: the row has two answers", why, "rename chosen to completion")
+        if not found.answers:
+            why = "there is nothing to learn from it"
+            raise DataError(f"{found.place}: no message of the assistant", why, "leave the row out")
+        yield found
+
+
+def parse_row(row: Row) -> Conversation | Preference:
+    """What a row holds. Raises DataError that names its place."""
+    values = {name: value for name, value in row.values.items() if value is not None}
+    tools = _tools(values.get("tools"), row.place)
+    if "messages" in values:
+        messages = _messages(values["messages"], f"{row.place}: messages")
+        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        return Conversation(messages, answers[-1] if answers else len(messages), row.place, tools)
+    if "prompt" in values and "completion" in values:
+        return _completed(values, "completion", row.place, tools)
+    if "chosen" not in values or "rejected" not in values:
+        known = ("messages", "prompt", "completion", "chosen", "rejected")
+        odd = [name for name in values if name not in known and name != "tools"]
+        why = did_you_mean(odd[0], known) if odd else f"it has {', '.join(values) or 'nothing'}"
+        hint = 'a row is {"messages": [...]}, or {"prompt": "...", "completion": "..."}'
+        raise DataError(f"{row.place}: not a conversation", why, hint)
+    if "prompt" in values:
+        return Preference(*(_completed(values, name, row.place, tools) for name in ("chosen", "rejected")))
+    chosen, rejected = (_messages(values[name], f"{row.place}: {name}") for name in ("chosen", "rejected"))
+    shared = next(
+        (index for index, (one, other) in enumerate(zip(chosen, rejected, strict=False)) if one != other),
+        min(len(chosen), len(rejected)),
+    )
+    if not shared or shared in (len(chosen), len(rejected)):
+        why = "both begin with the same messages, and each ends with an answer of its own"
+        raise DataError(f"{row.place}: chosen and rejected are no pair", why, "leave the row out")
+    return Preference(*(Conversation(one, shared, row.place, tools) for one in (chosen, rejected)))
+
+
+def _completed(values: Mapping[str, Any], name: str, place: str, tools: tuple[Any, ...] | None) -> Conversation:
+    """A prompt with one of its completions; text becomes a message."""
+    parts = []
+    for field, role in (("prompt", "user"), (name, "assistant")):
+        value = values[field]
+        as_list = [{"role": role, "content": value}] if isinstance(value, str) else value
+        parts.append(_messages(as_list, f"{place}: {field}"))
+    return Conversation((*parts[0], *parts[1]), len(parts[0]), place, tools)
+
+
+def _tools(value: Any, place: str) -> tuple[Any, ...] | None:
+    if isinstance(value, str):  # Parquet has no column of any JSON
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise DataError(f"{place}: tools is not JSON", str(error), "leave the row out") from None
+    if value is None or isinstance(value, list):
+        return tuple(value) if value else None
+    raise DataError(f"{place}: tools is not a list", f"it is {type(value).__name__}", "leave the row out")
+
+
+def _messages(value: Any, where: str) -> tuple[Message, ...]:
+    hint = 'a message is {"role": "user", "content": "..."}'
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        why = "it is empty" if isinstance(value, list) else f"it is {type(value).__name__}"
+        raise DataError(f"{where} is not a list of messages", why, hint)
+    messages = []
+    for index, message in enumerate(value):
+        place = f"{where}[{index}]"
+        if not isinstance(message, Mapping):
+            raise DataError(f"{place} is not a message", f"it is {type(message).__name__}", hint)
+        role = message.get("role")
+        if role not in ROLES:
+            why = did_you_mean(role, ROLES) if isinstance(role, str) else f"roles are {', '.join(ROLES)}"
+            raise DataError(f"{place}.role = {role!r} is not a role", why, hint)
+        # A column of Parquet gives each message all fields that any has.
+        kept = {key: part for key, part in message.items() if part is not None or key == "content"}
+        _check_content(kept, place, hint)
+        messages.append(kept)
+    return tuple(messages)
+
+
+def _check_content(message: Mapping[str, Any], place: str, hint: str) -> None:
+    content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        return
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    for part in parts:
+        if not (isinstance(part, Mapping) and part.get("type") == "text"):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise DataError(f"{place}.content has a part that is not text", f"it is {kind}", hint)
+        text = part.get("text")
+        if not isinstance(text, str):
+            raise DataError(f"{place}.content is not text", f"it is {type(text).__name__}", hint)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            why = f"half a surrogate pair at character {error.start}"
+            raise DataError(f"{place}.content is not Unicode text", why, hint) from None

@@ -1,0 +1,187 @@
+"""Conversations as tokens, kept in the cache: one file, named by a digest of all that its content depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from aifx.core.errors import DataError
+from aifx.core.files import remove_temporary
+from aifx.core.progress import report_progress
+from aifx.core.project import Project, cache_path
+from aifx.data.base import Split
+from aifx.data.blocks import read_cached, read_checked, write_checked
+from aifx.data.cache import cache_folder
+from aifx.data.chat.rendering import ChatRenderer
+from aifx.data.chat.rows import Conversation, check_chat_file, find_chats, read_conversations
+from aifx.data.chat.section import ChatSection
+from aifx.data.encoding import TextFile, reading
+from aifx.data.files import check_regular
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+Entries: TypeAlias = Sequence[tuple[Split, Sequence[TextFile]]]
+"""The files by split, those of each entry of `data.train` apart."""
+
+
+@dataclass(frozen=True)
+class ChatFiles:
+    """The files of a project, and what is held out of those for training."""
+
+    entries: Entries
+    fractions: Mapping[Split, float]
+    digest: str  # SHA-256 over the content of the files and how they are divided
+
+    @property
+    def files(self) -> list[TextFile]:
+        return [file for _, files in self.entries for file in files]
+
+    def names(self, split: Split) -> str:
+        """The files that a split comes from, for messages."""
+        files = [file.name for of, found in self.entries for file in found if of == split]
+        files = files or [file.name for file in self.files]
+        return ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+
+    def has(self, split: Split) -> bool:
+        """Whether the project asks for this split at all."""
+        return self.fractions[split] > 0 or any(of == split for of, _ in self.entries)
+
+    def split_of(self, conversation: Conversation, split: Split) -> Split:
+        """Where a conversation of a file goes; equal ones of the training files stay together."""
+        if split != "train":
+            return split
+        digest = hashlib.blake2b(conversation.key, digest_size=8).digest()
+        held_out = int.from_bytes(digest, "big") / 2**64 - self.fractions["test"]
+        return "test" if held_out < 0 else "validation" if held_out < self.fractions["validation"] else "train"
+
+
+@dataclass(frozen=True)
+class ChatTokens:
+    """All conversations as tokens, one after another.
+
+    Attributes:
+        ids: int32 [tokens].
+        writers: int8 [tokens], who wrote each: see `rendering`.
+        starts: int64 [conversations + 1], where each begins, and the end of the last.
+        splits: int8 [conversations], as places in SPLITS.
+        entries: int32 [conversations], the entry of `ChatFiles.entries`.
+        files: int32 [conversations], the file.
+        rows: int64 [conversations], the line or row in the file, from 1.
+    """
+
+    ids: np.ndarray
+    writers: np.ndarray
+    starts: np.ndarray
+    splits: np.ndarray
+    entries: np.ndarray
+    files: np.ndarray
+    rows: np.ndarray
+
+
+def open_files(section: ChatSection, project: Project) -> ChatFiles:
+    """The project's files. Raises DataError for what is missing, in two splits, or no .jsonl or .parquet."""
+    entries: list[tuple[Split, list[TextFile]]] = []
+    seen: set[Path] = set()
+    for pattern in section.train:
+        found = find_chats((pattern,), project, "data.train")
+        entries.append(("train", [file for file in found if file.path.resolve() not in seen]))
+        seen |= {file.path.resolve() for file in found}
+    held_out = {"validation": section.validation_fraction, "test": section.test_fraction}
+    fractions: dict[Split, float] = {"train": 0.0}
+    for split in SPLITS[1:]:
+        files = find_chats(getattr(section, split), project, f"data.{split}")
+        fractions[split] = 0.0 if files else held_out[split]
+        if files:
+            entries.append((split, files))
+    return _with_digest(entries, fractions)
+
+
+def files_of_split(files: Sequence[TextFile], split: Split) -> ChatFiles:
+    """Files that are one split. Raises DataError."""
+    for file in files:
+        check_regular(check_chat_file(file).path, file.name, "a data set is a file", "aifx eval --data FILE")
+    return _with_digest([(split, list(files))], dict.fromkeys(SPLITS, 0.0))
+
+
+def _with_digest(entries: Entries, fractions: Mapping[Split, float]) -> ChatFiles:
+    digest = hashlib.sha256(repr(sorted(fractions.items())).encode())
+    seen: dict[str, tuple[Split, TextFile]] = {}
+    for entry, (split, files) in enumerate(entries):
+        for file in files:
+            content = _digest_of(file)
+            digest.update(f"{entry} {split} {file.format} {file.compression} {content}\n".encode())
+            other, first = seen.setdefault(content, (split, file))
+            if other != split:
+                what = f"{first.name} of data.{other} and {file.name} of data.{split} are the same, byte for byte"
+                why = "what is trained on must not be measured on"
+                raise DataError(what, why, f"name the files of data.{other} so that they leave it out")
+    return ChatFiles(entries, fractions, digest.hexdigest())
+
+
+def _digest_of(file: TextFile) -> str:
+    with reading(file), open(file.path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def tokenize(files: ChatFiles, renderer: ChatRenderer, digest: str) -> ChatTokens:
+    """The conversations of the files as tokens, from the cache if `digest` is there. Raises DataError."""
+    path = cache_path("chats") / digest
+    found = read_cached(_read, path, "cached conversations")
+    if found is not None:
+        return found
+    made = _tokenize(files, renderer)
+    stream = io.BytesIO()
+    np.savez(stream, **vars(made))
+    if files.digest != _with_digest(files.entries, files.fractions).digest:
+        raise DataError(f"{files.names('train')} changed while it was read", "", "run it again when it is written")
+    with cache_folder(path.parent):
+        remove_temporary(path.parent)
+        write_checked(path, stream.getvalue())
+    return made
+
+
+def _read(path: Path) -> ChatTokens:
+    with np.load(io.BytesIO(read_checked(path))) as arrays:
+        return ChatTokens(**arrays)
+
+
+def _tokenize(files: ChatFiles, renderer: ChatRenderer) -> ChatTokens:
+    ids: list[np.ndarray] = []
+    writers: list[np.ndarray] = []
+    places: list[tuple[int, int, int, int]] = []
+    number = 0
+    activity = f"tokenizing {files.names('train')}"
+    logger.info(activity)
+    with report_progress(activity, None, "conversations") as progress:
+        for entry, (split, of_entry) in enumerate(files.entries):
+            for file in of_entry:
+                for conversation in read_conversations(file):
+                    example = renderer.example(conversation)
+                    ids.append(example.ids)
+                    writers.append(example.writers)
+                    place = int(conversation.place.rpartition(":")[2].removeprefix(" row "))
+                    places.append((SPLITS.index(files.split_of(conversation, split)), entry, number, place))
+                    progress.advance(1)
+                number += 1
+    if not ids:
+        raise DataError(f"{files.names('train')}: no conversation", "the files are empty", "put rows into them")
+    columns = np.array(places, np.int64).T
+    return ChatTokens(
+        ids=np.concatenate(ids),
+        writers=np.concatenate(writers),
+        starts=np.cumsum([0, *map(len, ids)], dtype=np.int64),
+        splits=columns[0].astype(np.int8),
+        entries=columns[1].astype(np.int32),
+        files=columns[2].astype(np.int32),
+        rows=columns[3],
+    )

@@ -1,0 +1,180 @@
+"""A chat template: a Jinja program of a model's folder. It is rendered in a sandbox, as transformers does it.
+
+transformers' functions for templates (`utils/chat_template_utils.py`): raise_exception, strftime_now, tojson, the tag
+`{% generation %}` around what the assistant writes, and `{% break %}` and `{% continue %}`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date, datetime
+from functools import partial
+from typing import Any, NoReturn
+
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from aifx.core.errors import ConfigError, DataError
+
+BEGIN, END = "\U0010fff0", "\U0010fff1"
+"""Characters for private use, around what `{% generation %}` holds."""
+
+# Like ChatML. Contents are trimmed, so that no token spans the end of a header and the beginning of a text.
+CHATML = """\
+{% for message in messages %}
+{{ '<|im_start|>' + message.role + '\\n' }}
+{%- if message.role == 'assistant' %}
+{%- generation %}{{ message.content | trim + '<|im_end|>' }}{% endgeneration %}
+{%- else %}{{ message.content | trim + '<|im_end|>' }}{% endif %}
+{{- '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}
+"""
+
+PLAIN = (
+    CHATML.replace("'<|im_start|>' + message.role", "'### ' + message.role")
+    .replace("'<|im_end|>'", "eos_token")
+    .replace("'<|im_start|>assistant\\n'", "'### assistant\\n'")
+)
+"""The same in text, for tokenizers without ChatML's tokens."""
+
+
+class ChatTemplate:
+    """A chat template that has been checked.
+
+    Attributes:
+        marks_answers: whether it says with `{% generation %}` what the assistant writes.
+    """
+
+    def __init__(self, source: str, name: str) -> None:
+        """Raises DataError for what is no template, or reaches for Python's internals."""
+        self.source, self.name = source, name
+        self._environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        self._environment.filters["tojson"] = _to_json
+        self._environment.globals["raise_exception"] = _raise
+        try:
+            tree = self._environment.parse(source)
+            self._template = self._environment.from_string(tree)
+        except TemplateSyntaxError as error:
+            hint = "correct it: docs/chat.md"
+            raise DataError(f"{name}:{error.lineno}: not a chat template", str(error.message), hint) from None
+        except RecursionError:
+            raise DataError(f"{name}: not a chat template", "it is nested too deeply") from None
+        for line, attribute in _internals(tree):
+            raise _unsafe(f"{name}:{line}", f"it reads {attribute}")
+        self.marks_answers = _has_generation(tree)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        place: str,
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = False,
+        variables: Mapping[str, str],
+        today: date | None = None,
+    ) -> str:
+        """The text of a conversation, `BEGIN` and `END` around what the template says the assistant writes.
+
+        Args:
+            place: names the conversation in messages.
+            variables: `bos_token`, `eos_token` and others of the tokenizer.
+            today: what the template takes for the current day; without one it must not ask.
+
+        Raises DataError if the template refuses the conversation, ConfigError if it asks for the day.
+        """
+        try:
+            return self._template.render(
+                messages=list(messages),
+                tools=list(tools) if tools else None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                strftime_now=partial(_strftime, today, self.name),
+                **variables,
+            )
+        except SecurityError as error:
+            raise _unsafe(self.name, str(error)) from None
+        except TemplateError as error:
+            raise DataError(f"{place}: the chat template refuses it", str(error), f"template: {self.name}") from None
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise DataError(f"{place}: the chat template fails", why, f"template: {self.name}") from None
+
+
+def load_template(data: bytes, name: str) -> ChatTemplate:
+    """The template of a file's bytes. Raises DataError."""
+    try:
+        return ChatTemplate(data.decode(), name)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}: not a chat template", f"it is not UTF-8: {error.reason}", f"file {name}") from None
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
+        """By default this prints nothing, and the template goes on."""
+        raise SecurityError(f"it reads {attribute!r} of {type(obj).__name__}")
+
+
+class _Generation(Extension):
+    """`{% generation %} ... {% endgeneration %}`."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
+
+    def _marked(self, caller: Callable[[], str]) -> str:
+        return f"{BEGIN}{caller()}{END}"
+
+
+def _has_generation(tree: nodes.Template) -> bool:
+    found = (call.node for call in tree.find_all(nodes.Call))
+    return any(isinstance(node, nodes.ExtensionAttribute) and node.name == "_marked" for node in found)
+
+
+def _internals(tree: nodes.Template) -> list[tuple[int, str]]:
+    """Where a template names an attribute that only Python's internals have, also in a branch that never runs."""
+    names = [(node.lineno, node.attr) for node in tree.find_all(nodes.Getattr)]
+    names += [(node.lineno, key.value) for node in tree.find_all(nodes.Getitem) for key in node.find_all(nodes.Const)]
+    names += [(node.lineno, key.value) for node in tree.find_all(nodes.Filter) for key in _arguments(node)]
+    return sorted((line, name) for line, name in names if isinstance(name, str) and name.startswith("__"))
+
+
+def _arguments(node: nodes.Filter) -> Iterator[nodes.Const]:
+    for part in (*node.args, *(pair.value for pair in node.kwargs)):
+        if isinstance(part, nodes.Const):
+            yield part
+
+
+def _unsafe(place: str, why: str) -> DataError:
+    what = f"{place}: the chat template reaches for Python's internals"
+    return DataError(what, f"{why}; aifx renders templates in a sandbox", "do not use a model from this source")
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """transformers' filter. Jinja's own escapes HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _strftime(today: date | None, name: str, format: str) -> str:
+    if today is None:
+        what = f"the chat template {name} writes the current date, and data.template_date is not set"
+        why = "the rows would be others tomorrow"
+        raise ConfigError(what, why, f"template_date = {date.today()}    (below [data])")
+    return datetime(today.year, today.month, today.day).strftime(format)

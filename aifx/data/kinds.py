@@ -1,0 +1,14 @@
+"""The kinds of data that come with aifx. Imports no jax."""
+
+from aifx.config.kinds import DataKind
+from aifx.data.chat.section import ChatSection
+from aifx.data.sections import ImagesSection, SeriesSection, TableSection, TextSection
+
+KINDS = {
+    "text": DataKind("text", TextSection, "aifx.data.text:TextFormat"),
+    "chat": DataKind("chat", ChatSection, "aifx.data.chat.format:ChatFormat"),
+    "images": DataKind("images", ImagesSection, "aifx.data.images:ImageFormat"),
+    "series": DataKind("series", SeriesSection, "aifx.data.series:SeriesFormat"),
+    "table": DataKind("table", TableSection, "aifx.data.table:TableFormat"),
+}
+"""By `data.kind`."""

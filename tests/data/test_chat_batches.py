@@ -1,0 +1,230 @@
+"""Chat data: rows of files, splits, truncation, packing, mixes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aifx.core.errors import DataError
+from aifx.core.project import Project
+from aifx.data.chat.format import ChatData, ChatFormat
+from aifx.data.chat.rows import Conversation, Preference, read_chats
+from aifx.data.chat.section import ChatSection
+from aifx.data.chat.sequences import CYCLE, Mix
+from aifx.data.encoding import TextFile
+
+Write = Callable[..., Path]
+Open = Callable[..., ChatData]
+ALL = slice(None)
+
+
+def lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def pairs(count: int, name: str = "") -> str:
+    return lines([{"prompt": f"{name} {n}?", "completion": f"{n} " * (n % 7 + 1)} for n in range(count)])
+
+
+@pytest.fixture
+def open_chats(project: Project) -> Open:
+    def open_(assets: str = "assets", **keys: Any) -> ChatData:
+        section = ChatSection(**{"seq_len": 64, "tokenizer": "byte", **keys})
+        return ChatFormat.open(section, project, project.root / assets)[1]
+
+    return open_
+
+
+def conversations(data: ChatData, split: str = "train") -> list[str]:
+    """Each conversation of a split, as its segment in the batches reads."""
+    found = []
+    source = data.source(split, 4, seed=None)  # type: ignore[arg-type]
+    for step in range(source.num_batches or 0):
+        batch = source.read(step, ALL)
+        for inputs, targets, segments, positions, weights in zip(
+            *(batch[name] for name in ("inputs", "targets", "segment_ids", "positions", "weights")), strict=True
+        ):
+            assert ((segments > 0) == (weights > 0)).all()
+            for segment in range(1, segments.max(initial=0) + 1):
+                inside = segments == segment
+                assert positions[inside].tolist() == list(range(inside.sum()))
+                assert (inputs[inside][1:] == targets[inside][:-1]).all()
+                found.append(data.tokenizer.decode([inputs[inside][0], *targets[inside]]))
+    return found
+
+
+def parsed(tmp_path: Path, row: dict[str, Any]) -> Conversation | Preference:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n" + json.dumps(row) + "\n")
+    (found,) = read_chats(TextFile(path, "rows.jsonl"))
+    return found
+
+
+def test_the_shapes_of_a_row(tmp_path: Path) -> None:
+    user, first = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    other = {**first, "content": "c"}
+    prompt = parsed(tmp_path, {"prompt": "a", "completion": "b", "id": 3})
+    assert isinstance(prompt, Conversation)
+    assert prompt.messages == (user, first)
+    assert parsed(tmp_path, {"messages": [user, first]}) == prompt
+    assert parsed(tmp_path, {"prompt": [user], "completion": [first]}) == prompt
+    assert prompt.place == "rows.jsonl:2"
+    for row in (
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        {"prompt": [user], "chosen": [first], "rejected": [other]},
+        {"chosen": [user, first], "rejected": [user, other]},
+    ):
+        found = parsed(tmp_path, row)
+        assert isinstance(found, Preference)
+        assert (found.chosen.messages, found.rejected.messages) == ((user, first), (user, other))
+        assert found.chosen.prompt_length == found.rejected.prompt_length == 1
+    longer = parsed(tmp_path, {"messages": [user, first, user, other], "tools": [{"name": "t"}]})
+    assert isinstance(longer, Conversation)
+    assert (longer.answers, longer.prompt_length, longer.tools) == ([1, 3], 3, ({"name": "t"},))
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"message": []}, "did you mean 'messages'"),
+        ({"messages": []}, "empty"),
+        ({"messages": "hi"}, "it is str"),
+        ({"messages": [{"role": "usr", "content": "x"}]}, "did you mean 'user'"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content is not text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "it is image"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "surrogate"),
+        ({"messages": ["hi"]}, "messages[0] is not a message"),
+        ({"chosen": [{"role": "user", "content": "x"}], "rejected": [{"role": "user", "content": "x"}]}, "no pair"),
+        ({"prompt": "x", "completion": 3}, "completion is not a list"),
+        ({"prompt": "x", "completion": "y", "tools": 3}, "tools is not a list"),
+    ],
+)
+def test_errors_of_rows_name_the_file_and_the_line(tmp_path: Path, row: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError) as refused:
+        parsed(tmp_path, row)
+    assert refused.value.what.startswith("rows.jsonl:2")
+    assert words in f"{refused.value.what} {refused.value.why}"
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"messages": [{"role": "user", "content": "x"}]}, "no message of the assistant"),
+        ({"prompt": "x", "chosen": "y", "rejected": "z"}, "two answers"),
+    ],
+)
+def test_rows_without_one_answer(write: Write, open_chats: Open, row: dict[str, Any], words: str) -> None:
+    write("a.jsonl", pairs(3) + lines([row]))
+    with pytest.raises(DataError, match=rf"data/a\.jsonl:4: .*{words}"):
+        open_chats()
+
+
+def test_parquet_gives_what_json_lines_give(write: Write, project: Project, open_chats: Open) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    calls = [{"function": {"name": "now", "arguments": {"zone": "UTC"}}}]
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": str(n)}]}
+        for n in range(20)
+    ]
+    rows[3]["messages"].insert(1, {"role": "assistant", "content": "Wait.", "tool_calls": calls})  # type: ignore[dict-item]
+    write("a.jsonl", lines(rows))
+    parquet.write_table(arrow.Table.from_pylist(rows), project.root / "data/a.parquet")
+    one, other = open_chats("a"), open_chats("b", train=["data/a.parquet"])
+    assert conversations(one) == conversations(other)
+    assert one.place(one.splits["train"][0], 0).startswith("data/a.jsonl:")
+    assert other.place(other.splits["train"][0], 0).startswith("data/a.parquet: row ")
+
+
+def test_splits_are_disjoint_and_whole(write: Write, open_chats: Open) -> None:
+    write("a.jsonl", pairs(60) + pairs(60))  # each conversation twice
+    data = open_chats(validation_fraction=0.2, test_fraction=0.2)
+    by_split = {split: Counter(conversations(data, split)) for split in ("train", "validation", "test")}
+    assert all(set(found.values()) == {2} for found in by_split.values())
+    assert sum(len(found) for found in by_split.values()) == 60
+    write("held.jsonl", pairs(5, "held"))
+    apart = open_chats("other", train=["data/a.jsonl"], test=["data/held.jsonl"], validation_fraction=0.2)
+    assert len(conversations(apart, "test")) == 5
+
+
+def test_a_copied_file_is_not_held_out(write: Write, open_chats: Open) -> None:
+    write("a.jsonl", pairs(5))
+    write("b.jsonl", pairs(5))
+    with pytest.raises(DataError, match="byte for byte"):
+        open_chats(train=["data/a.jsonl"], test=["data/b.jsonl"])
+
+
+def test_packed_rows_hold_what_single_rows_hold(write: Write, open_chats: Open) -> None:
+    write("a.jsonl", pairs(50))
+    packed, single = open_chats("a", seq_len=100), open_chats("b", seq_len=100, packing="none")
+    assert sorted(conversations(packed)) == sorted(conversations(single))
+    assert len(packed.splits["train"][0]) < len(single.splits["train"][0])
+    assert packed.digest != single.digest
+    again = open_chats("c", seq_len=100)  # from the cache
+    assert again.digest == packed.digest
+    one, other = (data.source("train", 3, seed=1).read(5, ALL) for data in (packed, again))
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_too_long_conversations(write: Write, open_chats: Open, logged: list[str]) -> None:
+    long = {"messages": [{"role": "user", "content": "u" * 30}, {"role": "assistant", "content": "a" * 30}]}
+    write("a.jsonl", pairs(4) + lines([long, {**long, "prompt": None}]))
+    keys = {"validation_fraction": 0.0, "test_fraction": 0.0}
+    with pytest.raises(DataError, match=r"data/a\.jsonl:5: the conversation has 80 tokens") as refused:
+        open_chats(**keys)
+    assert "2 of 6 are too long" in refused.value.why
+    assert len(conversations(open_chats(truncate="drop", **keys))) == 4
+    left, right = (open_chats(truncate=how, **keys) for how in ("left", "right"))
+    kept = [text for text in conversations(left) if "a" * 30 in text]
+    assert len(kept) == 2
+    assert all(text.endswith("<|im_end|>\n") for text in kept)
+    assert sum(text.startswith("<|im_start|>user\nuuu") for text in conversations(right)) == 2
+    assert (left.truncation.truncated, left.truncation.without_end) == (2, 0)
+    assert (right.truncation.truncated, right.truncation.without_end) == (2, 2)
+    assert any("2 of 6 conversations" in line and "2 of them lose the token" in line for line in logged)
+    assert not any("lose" in line for line in logged if "left" in line)
+
+
+def test_a_mix_has_its_shares_at_any_place() -> None:
+    mix = Mix([3, 40, 7], [1, 2, 1])
+    found = [mix(place, seed=5) for place in range(CYCLE)]
+    assert Counter(entry for entry, _ in found) == {0: 250, 1: 500, 2: 250}
+    of_first = Counter(index for entry, index in found if entry == 0)
+    assert max(of_first.values()) - min(of_first.values()) <= 1
+    assert mix(17, seed=5) == found[17]
+    plain = Mix([3, 4])
+    assert {plain(place, 0) for place in range(7)} == {(0, n) for n in range(3)} | {(1, n) for n in range(4)}
+
+
+def test_weighted_data_sets(write: Write, open_chats: Open) -> None:
+    write("a.jsonl", pairs(40, "a"))
+    write("b.jsonl", pairs(10, "b"))
+    keys = {"train": ["data/a.jsonl", "data/b.jsonl"], "packing": "none", "validation_fraction": 0.0}
+    source = open_chats(mix=[1, 3], **keys).source("train", 50, seed=3)
+    read = np.concatenate([source.read(step, ALL)["inputs"] for step in range(20)])
+    first = read[:, len("<|im_start|>user\n") - len("<|im_start|>") + 1]
+    assert Counter(first.tolist()).most_common()[0][1] == 750
+
+
+def test_predictions_take_a_row(write: Write, project: Project) -> None:
+    write("a.jsonl", pairs(30))
+    form, _ = ChatFormat.open(ChatSection(seq_len=64, tokenizer="byte"), project, project.root / "assets")
+    row = {"prompt": " 4?", "completion": "4 4 4 4 4 "}
+    batch = form.encode(row)
+    assert {name: (values.dtype, values.shape[1:]) for name, values in batch.items() if name in form.spec.fields} == {
+        name: (np.dtype(field.dtype), field.shape) for name, field in form.spec.fields.items()
+    }
+    loaded = ChatFormat.load(form.section, form.spec, project.root / "assets")
+    assert all(np.array_equal(batch[name], loaded.encode(row)[name]) for name in batch)
+    for wrong in (
+        {"prompt": "x"},
+        {"prompt": "x" * 99, "completion": "y"},
+        {"prompt": "x", "chosen": "y", "rejected": "z"},
+    ):
+        with pytest.raises((ValueError, DataError)):
+            form.encode(wrong)
