@@ -165,21 +165,26 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
     step: Step = None,
+    chat: bool = False,
+    system: str | None = None,
 ) -> GeneratedText:
     """Text from a run's language model. The same seed writes the same text.
 
     Args:
         run: the run's folder.
         prompt: the text to continue. What is not given comes from `[generate]` of the project.
+        chat: whether the prompt is a user's message, which the model answers.
+        system: with `chat`, a message of the system before it.
     """
-    from aifx.generation.generator import GeneratedText, write_text
+    from aifx.generation.generator import Chat, GeneratedText, write_text
     from aifx.loading.restore import restore_run
 
     directory, project = open_run(run)
     trained = restore_run(directory, project, step=parse_step(step))
     given = {"prompt": prompt, "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     settings = trained.config.generate.model_copy(update={k: v for k, v in given.items() if v is not None})
-    return GeneratedText.of(trained, settings, seed, "".join(write_text(trained, settings, seed=seed)))
+    how = Chat(system) if chat else None
+    return GeneratedText.of(trained, settings, seed, "".join(write_text(trained, settings, seed=seed, chat=how)), how)
 
 
 def doctor(

@@ -37,6 +37,7 @@ COMMANDS: dict[str, Entry] = {
     "doctor": Entry(
         "doctor.group", "app", "Check the health of machines, and say what to do next.", HEALTH, default="node"
     ),
+    "data": Entry("data.group", "app", "Show what a model reads.", LOOK),
     "bench": Entry("bench.group", "app", "Measure this machine and project, and find regressions.", HEALTH),
     "kernels": Entry("kernels.group", "app", "Show, measure and list the implementations of ops.", SETUP),
     "config": Entry("config.group", "app", "Show, check and describe the configuration.", SETUP),

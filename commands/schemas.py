@@ -51,6 +51,7 @@ def command_types() -> dict[str, Any]:
     from aifx.planning.planner import PlanList
     from aifx.runs import comparison, status
     from aifx.scaffold import projects
+    from aifx.tasks.shown import ShownData
     from aifx.training.records import TrainDocument
 
     return {
@@ -73,6 +74,7 @@ def command_types() -> dict[str, Any]:
         "ckpt-ls": inspection.CheckpointList,
         "ckpt-show": inspection.ShownCheckpoint,
         "ckpt-verify": inspection.VerifiedCheckpoint,
+        "data-show": ShownData,
         "config-show": config.ShownConfig,
         "config-check": config.CheckedConfig,
         "config-keys": SettingList,

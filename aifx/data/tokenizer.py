@@ -75,6 +75,7 @@ class Tokenizer:
         self.begin_ids: tuple[int, ...] = () if begin is None else (vocabulary[begin],)
         special = {index for index, token in self._inner.get_added_tokens_decoder().items() if token.special}
         used = (index for index in vocabulary.values() if index not in special or index in self.end_ids)
+        self.special_ids = frozenset(special)
         self.text_vocab_size = max([*used, *self.begin_ids], default=-1) + 1  # what a text and its ends can become
         self._inner.encode_special_tokens = True
         self._inner.no_padding()

@@ -11,6 +11,7 @@ import numpy as np
 from aifx.config.sections import GenerateSection, Quantization
 from aifx.core.errors import UsageError
 from aifx.data.text import TokenFormat
+from aifx.generation.chat import chat_prompt
 from aifx.generation.text import stream_text
 from aifx.loading.restore import RestoredRun
 from aifx.nn.precision import cast_floating
@@ -22,7 +23,7 @@ from aifx.tasks.base import part_name
 
 @dataclass(frozen=True)
 class GeneratedText:
-    """What `aifx generate --json` prints. `text` is what follows the prompt."""
+    """What `aifx generate --json` prints. `text` is what follows the prompt, or answers it in a chat."""
 
     run: str
     step: int
@@ -34,18 +35,43 @@ class GeneratedText:
     top_k: int
     top_p: float
     quantize: Quantization
+    chat: bool = False
+    system: str | None = None  # the message before the prompt in a chat
 
     @classmethod
-    def of(cls, trained: RestoredRun, settings: GenerateSection, seed: int, text: str) -> GeneratedText:
-        return cls(run=trained.run.name, step=trained.step, text=text, seed=seed, **settings.model_dump())
+    def of(
+        cls, trained: RestoredRun, settings: GenerateSection, seed: int, text: str, chat: Chat | None = None
+    ) -> GeneratedText:
+        return cls(
+            run=trained.run.name,
+            step=trained.step,
+            text=text,
+            seed=seed,
+            chat=chat is not None,
+            system=chat.system if chat else None,
+            **settings.model_dump(),
+        )
 
 
-def write_text(trained: RestoredRun, settings: GenerateSection, *, seed: int = 0) -> Iterator[str]:
-    """The text that continues `settings.prompt`, piece by piece. Raises UsageError if the model does not write."""
+@dataclass(frozen=True)
+class Chat:
+    """The prompt is a user's message, after a message of the system if there is one."""
+
+    system: str | None = None
+
+
+def write_text(
+    trained: RestoredRun, settings: GenerateSection, *, seed: int = 0, chat: Chat | None = None
+) -> Iterator[str]:
+    """The text that continues `settings.prompt`, or with `chat` answers it, piece by piece.
+
+    Raises UsageError if the model does not write, or does not chat.
+    """
     programs, params, frozen = trained.programs(settings.quantize)
     if (why := unable_to_write(programs)) is not None:
         raise UsageError(f"run {trained.run.name} cannot write text", why, f"aifx eval --run {trained.run.name}")
-    return continue_prompt(*programs.one_copy(params, frozen), settings, seed=seed)
+    prompt_ids = chat_prompt(trained, settings.prompt, chat.system) if chat else None
+    return continue_prompt(*programs.one_copy(params, frozen), settings, seed=seed, prompt_ids=prompt_ids)
 
 
 def unable_to_write(programs: Programs) -> str | None:
@@ -56,12 +82,22 @@ def unable_to_write(programs: Programs) -> str | None:
 
 
 def continue_prompt(
-    programs: Programs, params: Params, frozen: Params, settings: GenerateSection, *, seed: int = 0
+    programs: Programs,
+    params: Params,
+    frozen: Params,
+    settings: GenerateSection,
+    *,
+    seed: int = 0,
+    prompt_ids: list[int] | None = None,
 ) -> Iterator[str]:
-    """`write_text` with the programs of a model that writes, and arrays as these take them."""
+    """`write_text` with the programs of a model that writes, and arrays as these take them.
+
+    Args:
+        prompt_ids: what the model reads; by default `settings.prompt`.
+    """
     form = programs.task.format
     assert isinstance(form, TokenFormat)
-    prompt_ids = form.tokenizer.encode_prompt(settings.prompt)
+    prompt_ids = form.tokenizer.encode_prompt(settings.prompt) if prompt_ids is None else prompt_ids
     ids = generate(
         programs.decoding,
         cast_floating(merge_frozen(params, frozen), programs.dtype) if programs.casts else params,

@@ -57,6 +57,14 @@ TopPOption = Annotated[
     ),
 ]
 
+ChatOption = Annotated[
+    bool, typer.Option("--chat", help="Take the prompt for a user's message, and write the model's answer.")
+]
+
+SystemOption = Annotated[
+    str | None, typer.Option("--system", metavar="TEXT", help="With --chat: a message of the system before it.")
+]
+
 SeedOption = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the sampling.")]
 
 
@@ -68,6 +76,8 @@ def generate(
     top_k: TopKOption = None,
     top_p: TopPOption = None,
     seed: SeedOption = 0,
+    chat: ChatOption = False,
+    system: SystemOption = None,
     step: StepOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
@@ -79,6 +89,7 @@ def generate(
         aifx generate --temperature 0 --max-tokens 50
         echo "Thus spake the whale:" | aifx generate --prompt - --seed 7
         aifx generate --run main --step last --json
+        aifx generate --chat --system "Be brief." --prompt "Who is Ishmael?"
 
     Options that are not given come from [generate] of aifx.toml, otherwise from the run's configuration.
     """
@@ -90,21 +101,25 @@ def generate(
         if top_p is not None and not 0.0 < top_p <= 1.0:
             why = "it must be more than 0 and at most 1"
             raise UsageError(f"--top-p {top_p} is not a probability", why, "aifx generate --top-p 0.95")
+        if system is not None and not chat:
+            raise UsageError("--system requires --chat", "it is a message of a conversation", "aifx generate --chat")
         project = find_project()
         directory = project.existing_run(run)
         if prompt == "-":
             given["prompt"] = _read_stdin()
-        from aifx.generation.generator import GeneratedText, write_text
+        from aifx.generation.generator import Chat, GeneratedText, write_text
         from aifx.loading.restore import restore_run
 
         trained = restore_run(directory, project, step=at, overrides=set_ or ())
         settings = trained.config.generate.model_copy(update={k: v for k, v in given.items() if v is not None})
+        conversation = Chat(system) if chat else None
+        written = write_text(trained, settings, seed=seed, chat=conversation)
         pieces = []
-        for piece in itertools.chain([settings.prompt], write_text(trained, settings, seed=seed), ["\n"]):
+        for piece in itertools.chain(["" if chat else settings.prompt], written, ["\n"]):
             pieces.append(piece)
             if not json:
                 out.write(piece, exact=not out.stdout.isatty())
-        out.document(GeneratedText.of(trained, settings, seed, "".join(pieces[1:-1])))
+        out.document(GeneratedText.of(trained, settings, seed, "".join(pieces[1:-1]), conversation))
 
 
 def _read_stdin() -> str:

@@ -1,0 +1,114 @@
+"""Rows of a project's data as its model sees them: the tokens, and which of them are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from aifx.config import Config
+from aifx.core.errors import UsageError
+from aifx.data.base import Batch, Split
+from aifx.data.text import TokenFormat
+from aifx.data.tokenizer import Tokenizer
+from aifx.objectives.next_token import NextToken
+from aifx.tasks.base import Task, dataset_of, part_name
+
+
+@dataclass(frozen=True)
+class ShownPart:
+    """Tokens in succession that are all trained, or all not.
+
+    Attributes:
+        text: what they spell, special tokens included.
+        trained: whether the loss counts them.
+        special: whether they are special tokens; text that spells one is not.
+        ids: the tokens.
+    """
+
+    text: str
+    trained: bool
+    special: bool
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ShownExample:
+    """A document or conversation within a row; attention stays within it."""
+
+    parts: tuple[ShownPart, ...]
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """A row of a batch.
+
+    Attributes:
+        row: its number in the order of the split, from 0.
+        place: the files and lines that it is from, if known.
+        tokens: those that the model predicts, without padding: all but the first of each example.
+        trained: how many of them the loss counts.
+    """
+
+    row: int
+    place: str
+    tokens: int
+    trained: int
+    examples: tuple[ShownExample, ...]
+
+
+@dataclass(frozen=True)
+class ShownData:
+    """What `aifx data show --json` prints. `num_rows` are those of the whole split, `seq_len` tokens in each."""
+
+    split: Split
+    digest: str
+    num_rows: int
+    seq_len: int
+    rows: tuple[ShownRow, ...]
+
+
+def show_rows(task: Task, config: Config, split: Split, first: int, count: int) -> ShownData:
+    """`count` rows of a split from the row `first`. Raises UsageError for data without tokens, and behind the end."""
+    form, objective, dataset = task.format, task.objective, dataset_of(task)
+    if not (isinstance(form, TokenFormat) and isinstance(objective, NextToken)):
+        why = f"{part_name(config, 'data')} with {part_name(config, 'objective')} does not train tokens"
+        raise UsageError("these rows cannot be shown", why, "aifx data show shows text and chats")
+    source = dataset.source(split, 1, seed=None)
+    num_rows = source.num_batches or 0
+    if first >= num_rows:
+        raise UsageError(
+            f"--first {first} is behind the last row", f"the {split} split has {num_rows} rows, from 0", ""
+        )
+    numbers = range(first, min(first + count, num_rows))
+    places = form.places(dataset, split, numbers) or [""] * len(numbers)
+    rows = []
+    for number, place in zip(numbers, places, strict=True):
+        batch = source.read(number, slice(None))
+        weights = np.asarray(objective.target_weights(batch))[0]
+        examples = tuple(ShownExample(tuple(parts)) for parts in _examples(batch, weights, form.tokenizer))
+        tokens, trained = int(np.count_nonzero(batch["weights"])), int(np.count_nonzero(weights))
+        rows.append(ShownRow(number, place, tokens, trained, examples))
+    return ShownData(split, dataset.digest, num_rows, batch["inputs"].shape[1], tuple(rows))
+
+
+def _examples(batch: Batch, weights: np.ndarray, tokenizer: Tokenizer) -> Iterator[Iterator[ShownPart]]:
+    """The parts of each segment of a row: its first input, then its targets."""
+    inputs, targets = batch["inputs"][0], batch["targets"][0]
+    last = int(np.flatnonzero(batch["weights"][0])[-1]) + 1 if batch["weights"].any() else 0
+    segments = batch["segment_ids"][0] if "segment_ids" in batch else (np.arange(len(inputs)) < last).astype(int)
+    for segment in range(1, int(segments.max(initial=0)) + 1):
+        inside = np.flatnonzero(segments == segment)
+        ids = [int(inputs[inside[0]]), *map(int, targets[inside])]
+        trained = [False, *(weights[inside] > 0).tolist()]
+        yield _parts(ids, trained, tokenizer)
+
+
+def _parts(ids: list[int], trained: list[bool], tokenizer: Tokenizer) -> Iterator[ShownPart]:
+    marks: Any = [(of, index in tokenizer.special_ids) for of, index in zip(trained, ids, strict=True)]
+    for (is_trained, is_special), found in groupby(range(len(ids)), marks.__getitem__):
+        of_part = tuple(ids[place] for place in found)
+        yield ShownPart(tokenizer.decode(of_part), is_trained, is_special, of_part)

@@ -1,0 +1,109 @@
+"""`aifx data`: what a model reads."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from aifx.commands.console.completion import complete_run
+from aifx.commands.console.options import JsonOption, SetOption
+from aifx.commands.console.output import Output
+from aifx.commands.console.terminal import terminal
+from aifx.core.project import find_project
+
+if TYPE_CHECKING:
+    from aifx.tasks.shown import ShownData, ShownRow
+
+app = typer.Typer(
+    help="""Look at the data of a project.
+
+    Examples:
+        aifx data show                 print training rows as the model sees them
+    """
+)
+
+
+@app.callback()
+def data() -> None:
+    """Keeps `show` a command of a group while it is alone."""
+
+
+RunOfDataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--run",
+        metavar="NAME",
+        help="Run whose settings and tokenizer to use. By default those of aifx.toml.",
+        autocompletion=complete_run,
+    ),
+]
+
+
+@app.command()
+def show(
+    split: Annotated[
+        Literal["train", "validation", "test"],
+        typer.Option("--split", metavar="train|validation|test", help="Split to show."),
+    ] = "train",
+    rows: Annotated[int, typer.Option("--rows", metavar="N", min=1, help="Show N rows.")] = 2,
+    first: Annotated[int, typer.Option("--first", metavar="ROW", min=0, help="Begin with this row.")] = 0,
+    run: RunOfDataOption = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Print rows of tokens as the model sees them, and which of them the loss counts.
+
+    Examples:
+        aifx data show
+        aifx data show --split validation --rows 5
+        aifx data show --set objective.loss_on=completion --json
+
+    Trained tokens are green and special tokens bold. Without colour, {+ and +} stand around trained tokens.
+    """
+    with terminal(json) as out:
+        from aifx.config import load_config, read_config
+        from aifx.tasks.registry import open_task
+        from aifx.tasks.shown import show_rows
+
+        project = find_project()
+        if run is not None:
+            directory = project.existing_run(run)
+            config = read_config(directory.config, project, set_ or ())
+            found = show_rows(open_task(config, project, directory.assets), config, split, first, rows)
+        else:
+            config = load_config(project, set_ or ())
+            with tempfile.TemporaryDirectory() as folder:
+                found = show_rows(open_task(config, project, Path(folder)), config, split, first, rows)
+        _print(out, found)
+        out.document(found)
+
+
+def _print(out: Output, found: ShownData) -> None:
+    for row in found.rows:
+        if row is not found.rows[0]:
+            out.print("")
+        place = f": {row.place}" if row.place else ""
+        out.print(f"row {row.row} of {found.num_rows:,} of the {found.split} split{place}")
+        out.print(f"{row.tokens:,} of {found.seq_len:,} tokens, {row.trained:,} trained")
+        _print_examples(out, row)
+
+
+def _print_examples(out: Output, row: ShownRow) -> None:
+    from rich.text import Text
+
+    in_colour = out.out.color_system is not None and not out.out.no_color
+    for example in row.examples:
+        shown, was_trained = Text(), False
+        for part in example.parts:
+            if not in_colour and part.trained != was_trained:
+                shown.append("{+" if part.trained else "+}")
+            was_trained = part.trained
+            style = " ".join(name for name, is_on in (("green", part.trained), ("bold", part.special)) if is_on)
+            shown.append(part.text, style)
+        if not in_colour and was_trained:
+            shown.append("+}")
+        out.print("")
+        out.print(shown, soft_wrap=True)

@@ -1,0 +1,104 @@
+"""`aifx data show`: rows as the model sees them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import inprocess
+import pytest
+
+CHAT = """\
+[task]
+kind = "chat"
+[data]
+tokenizer = "byte"
+seq_len = 128
+test_fraction = 0.3
+validation_fraction = 0.0
+[train]
+validate_every = 0
+"""
+TEXT = """\
+[data]
+tokenizer = "byte"
+seq_len = 16
+packing = "documents"
+"""
+
+
+def aifx(project: Path, *args: str, **environ: str):
+    cache = str(project / "cache")
+    return inprocess.run(args, project, {**os.environ, "AIFX_CACHE_DIR": cache, "NO_COLOR": "1", **environ})
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    rows = [{"prompt": f"{n} <|im_end|>", "completion": f"No. {n}"} for n in range(20)]
+    (tmp_path / "data/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "aifx.toml").write_text(CHAT)
+    return tmp_path
+
+
+def test_what_is_trained_is_marked(chats: Path) -> None:
+    before = sorted(chats.rglob("*"))
+    shown = aifx(chats, "data", "show", "--rows", "1")
+    assert shown.returncode == 0, shown.stderr
+    head, counts, *_ = shown.stdout.splitlines()
+    assert head.startswith("row 0 of ")
+    assert "data/a.jsonl:" in head
+    assert " of 128 tokens, " in counts
+    assert shown.stdout.count("{+No. ") == shown.stdout.count("<|im_end|>+}") > 1
+    after = [path for path in sorted(chats.rglob("*")) if not path.is_relative_to(chats / "cache")]
+    assert after == before
+
+
+def test_json_has_every_token(chats: Path) -> None:
+    found = json.loads(aifx(chats, "data", "show", "--split", "test", "--rows", "99", "--json").stdout)
+    assert len(found["rows"]) == found["num_rows"]
+    for row in found["rows"]:
+        for example in row["examples"]:
+            parts = example["parts"]
+            assert sum(part["special"] and part["text"] == "<|im_end|>" for part in parts) == 2
+            assert [part["text"][:4] for part in parts if part["trained"] and not part["special"]] == ["No. "]
+            assert not parts[0]["trained"]
+        ids = [index for example in row["examples"] for part in example["parts"] for index in part["ids"]]
+        assert len(ids) - len(row["examples"]) == row["tokens"]
+    of_all = aifx(chats, "data", "show", "--set", "objective.loss_on=all", "--rows", "1", "--json")
+    (row,) = json.loads(of_all.stdout)["rows"]
+    assert row["trained"] == row["tokens"]
+
+
+def test_colours(chats: Path) -> None:
+    shown = aifx(chats, "data", "show", "--rows", "1", NO_COLOR="", FORCE_COLOR="1", TERM="xterm-256color")
+    assert "\x1b[32mNo. " in shown.stdout
+    assert "{+" not in shown.stdout
+
+
+def test_text_and_its_context(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for n in range(3):
+        (tmp_path / f"data/{n}.txt").write_text(f"Text {n} is read. " * 30)
+    (tmp_path / "aifx.toml").write_text(TEXT)
+    found = json.loads(aifx(tmp_path, "data", "show", "--rows", "500", "--json").stdout)
+    assert {row["trained"] for row in found["rows"]} <= set(range(1, 17))
+    texts = [p["text"] for row in found["rows"] for e in row["examples"] for p in e["parts"] if p["trained"]]
+    assert sum(map(len, texts)) > 1000
+    assert {found["seq_len"], found["split"]} == {16, "train"}
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--first", "999"], "behind the last row"),
+        (["--split", "validation"], "no validation split"),
+        (["--run", "other"], "other"),
+        (["--set", "data.seq_len=20"], "data/a.jsonl:"),
+    ],
+)
+def test_what_cannot_be_shown(chats: Path, args: list[str], words: str) -> None:
+    done = aifx(chats, "data", "show", *args)
+    assert done.returncode == 2
+    assert words in done.stderr
