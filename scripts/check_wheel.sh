@@ -66,7 +66,7 @@ test -s bench.html
 mkdir -p "$HOME/.config/aifx"
 printf '[[skip]]\nid = "*"\nreason = "the wheel is checked, not the machine"\n' >"$HOME/.config/aifx/health.toml"
 
-for template in custom-task language-model series tabular vision-inspection; do
+for template in custom-task fine-tune language-model series tabular vision-inspection; do
     step aifx init "$template" --template "$template" --yes
     (
         cd "$template"

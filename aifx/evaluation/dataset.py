@@ -85,7 +85,7 @@ def measure_files(
     """`evaluate_files`, with what the reports were formed from."""
     asked = [parse_gate(expr) for expr in gates]
     files = {path.resolve(): path for path in paths}
-    digests = {path: None if path.is_dir() else _digest(path) for path in files.values()}
+    digests = {path: None if path.is_dir() else digest_of(path) for path in files.values()}
     check_overrides(run, project, overrides, DATASET_READING)
     trained = restore_run(run, project, step=step, overrides=overrides)
     all_gates = [*map(parse_gate, trained.config.eval.gates), *asked]
@@ -102,33 +102,33 @@ def measure_files(
             facts = partial(facts_of_data, project, digest or dataset.digest, device_kind, file=str(path))
             agree(current_group(), facts)
             of_file = replace(programs, task=replace(trained.task, dataset=dataset))
-            name, digest = _name(path, project), digest or dataset.digest
+            name, digest = shown_name(path, project), digest or dataset.digest
             part = measure_part(f"{name} ({digest[:12]})", "test", all_gates, of_file, params, frozen)
             report = DatasetReport(name, digest, part.metrics, part.gates, part.baselines)
             if current_group().is_first:
-                _keep(run, trained.step, quantize, report)
+                keep_report(run, trained.step, quantize, report)
             reports.append(report)
             parts.append(part)
     return DatasetReports(run.name, trained.step, quantize, tuple(reports)), tuple(parts)
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path, option: str = "--data") -> str:
     """SHA-256 of the file. Raises DataError for what is no file that can be read."""
     try:
-        check_regular(path, f"--data {path}", "a data set is a file", "aifx eval --data FILE")
+        check_regular(path, f"{option} {path}", "a data set is a file", "aifx eval --data FILE")
         with open(path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"--data {path} cannot be read", error.strerror or str(error), f"ls -l {path}") from error
+        raise DataError(f"{option} {path} cannot be read", error.strerror or str(error), f"ls -l {path}") from error
 
 
-def _name(path: Path, project: Project) -> str:
+def shown_name(path: Path, project: Project) -> str:
     """The path below the project, or as it was given."""
     whole = path.resolve()
     return str(whole.relative_to(project.root)) if whole.is_relative_to(project.root) else str(path)
 
 
-def _keep(run: RunDirectory, step: int, quantize: Quantization, report: DatasetReport) -> None:
+def keep_report(run: RunDirectory, step: int, quantize: Quantization, report: DatasetReport) -> None:
     """Put a report among those of its step, in place of an older one of the same data set and quantization."""
     measured = {"passed": report.passed, "quantize": quantize, "measured_at": time.time()}
     entry = plain(report) | measured

@@ -23,16 +23,16 @@ def start_project(project: Project, run: RunDirectory) -> None:
     sections: dict[str, dict[str, Any]] = {
         "project": {"name": run.name},
         "finetune": {"base_run": run.name},
-        "model": _changed(config, "model"),
-        "data": {"train": ["data/*.txt"], **_changed(config, "data"), "tokenizer": tokenizer},
-        "train": {**_changed(config, "train"), "num_steps": 1000, "global_batch_size": 8},
+        "model": changed_values(config, "model"),
+        "data": {"train": ["data/*.txt"], **changed_values(config, "data"), "tokenizer": tokenizer},
+        "train": {**changed_values(config, "train"), "num_steps": 1000, "global_batch_size": 8},
         "optimizer": {"learning_rate": 2e-5, "weight_decay": 0.0},
         "schedule": {"warmup_steps": 20},
     }
     write_text(project.config_path, _HEADER + "\n" + to_toml(sections, None))
 
 
-def _changed(config: Config, name: str) -> dict[str, Any]:
+def changed_values(config: Config, name: str) -> dict[str, Any]:
     """The values of a section that are not the defaults, as JSON has them."""
     section = getattr(config, name)
     defaults = type(section).model_construct().model_dump(mode="json")

@@ -33,6 +33,13 @@ DataOption = Annotated[
     typer.Option("--data", metavar="PATH", help="Measure a file or folder instead of a split. Can be repeated."),
 ]
 
+BenchmarkOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--benchmark", metavar="FILE", help="Ask a language model the questions of a file instead. Can be repeated."
+    ),
+]
+
 GateOption = Annotated[
     list[str] | None,
     typer.Option("--gate", metavar='"NAME OP NUMBER"', help="Add a condition to those of eval.gates. Can be repeated."),
@@ -50,6 +57,7 @@ def eval_(
     step: StepOption = None,
     split: SplitOption = None,
     data: DataOption = None,
+    benchmark: BenchmarkOption = None,
     gate: GateOption = None,
     set_: SetOption = None,
     html: HtmlOption = None,
@@ -64,6 +72,7 @@ def eval_(
         aifx eval --gate "per_class.Shirt.recall >= 0.6"
         aifx eval --data june.npz --data july.npz
         aifx eval --html report.html
+        aifx eval --benchmark arc.jsonl --gate "acc_norm_low >= 0.3"
 
     aifx also keeps the report in the run, in eval/<step>.json. With --data, it reports each of them separately and does
     not read the data that the run was trained on.
@@ -74,6 +83,7 @@ def eval_(
         if data and split is not None:
             why = "a data set is measured whole"
             raise UsageError("--split cannot be used with --data", why, f"aifx eval --data {data[0]}")
+        _check_benchmark(benchmark, {"--split": split, "--data": data, "--html": html})
         from aifx.config.gates import parse_gate
 
         for expr in gate or ():
@@ -81,18 +91,39 @@ def eval_(
         project = find_project()
         directory = project.existing_run(run)
         how: dict[str, Any] = {"gates": gate or (), "step": at, "overrides": set_ or ()}
-        asked = {"--split": split, "--data": [str(path) for path in data or ()], "--step": step, "--gate": gate}
+        asked = {
+            "--split": split,
+            "--benchmark": [str(path) for path in benchmark or ()],
+            "--data": [str(path) for path in data or ()],
+            "--step": step,
+            "--gate": gate,
+        }
         with joined_command("eval", out, directory, project, set_ or (), **asked) as is_first:
-            report, parts, better = _measure(directory, project, split, data, how)
+            report, parts, better = _measure(directory, project, split, data, benchmark, how)
         if is_first:
             _answer(out, report, parts, better, html)
         if not report.passed:
             raise SystemExit(ExitCode.VERDICT)
 
 
+def _check_benchmark(benchmark: Sequence[Path] | None, others: Mapping[str, object]) -> None:
+    if benchmark and (given := [option for option, value in others.items() if value]):
+        hint = f"aifx eval --benchmark {benchmark[0]}"
+        raise UsageError(f"{given[0]} cannot be used with --benchmark", "it has questions of its own", hint)
+
+
 def _measure(
-    run: RunDirectory, project: Project, split: Split | None, data: Sequence[Path] | None, how: dict[str, Any]
+    run: RunDirectory,
+    project: Project,
+    split: Split | None,
+    data: Sequence[Path] | None,
+    benchmark: Sequence[Path] | None,
+    how: dict[str, Any],
 ) -> tuple[Report | DatasetReports, Sequence[Part], BetterLast | None]:
+    if benchmark:
+        from aifx.evaluation.benchmark import measure_benchmarks
+
+        return *measure_benchmarks(run, project, benchmark, **how), None
     if data:
         from aifx.evaluation.dataset import measure_files
 

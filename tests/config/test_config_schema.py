@@ -26,7 +26,9 @@ def validator() -> Any:
     return jsonschema.Draft202012Validator(schema)
 
 
-@pytest.mark.parametrize("template", ["custom-task", "language-model", "series", "tabular", "vision-inspection"])
+@pytest.mark.parametrize(
+    "template", ["custom-task", "fine-tune", "language-model", "series", "tabular", "vision-inspection"]
+)
 def test_the_templates_conform(template: str, validator: Any, tmp_path: Path) -> None:
     scaffold(tmp_path / "new", template, data={}, ask=False)
     document = tomli.loads((tmp_path / "new" / "aifx.toml").read_text())

@@ -86,6 +86,7 @@ class Machine:
         """Three steps of a model that is as small as it gets."""
         of_template = {
             "custom-task": SMALL_MLP,
+            "fine-tune": {**SMALL_DECODER, "AIFX_DATA__VOCAB_SIZE": "2048"},
             "language-model": SMALL_DECODER,
             "series": SMALL_MLP,
             "tabular": SMALL_TABLE_MODEL,
@@ -124,7 +125,12 @@ def test_a_run_that_passes_is_removed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("template", "gate"),
-    [("custom-task", "mean_absolute_error <= 12"), ("series", "mape <= 20"), ("tabular", "per_class.0.recall >= 0")],
+    [
+        ("custom-task", "mean_absolute_error <= 12"),
+        ("fine-tune", "perplexity <= 5000"),
+        ("series", "mape <= 20"),
+        ("tabular", "per_class.0.recall >= 0"),
+    ],
 )
 def test_other_templates_pass_a_gate(tmp_path: Path, template: str, gate: str) -> None:
     machine = Machine(tmp_path, template)

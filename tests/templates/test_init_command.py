@@ -118,7 +118,8 @@ def test_for_scripts(tmp_path: Path) -> None:
     assert document["set_beside"] == []
     assert document["next"] == ["cd 'a b'", "aifx train", "aifx eval"]
     listed = json.loads(aifx(tmp_path, "init", "--list", "--json").stdout)
-    assert [t["name"] for t in listed["templates"]] == ["custom-task", "language-model", "series", "tabular", "vision-inspection"]
+    names = ["custom-task", "fine-tune", "language-model", "series", "tabular", "vision-inspection"]
+    assert [t["name"] for t in listed["templates"]] == names
 
 
 def test_without_a_folder_the_working_directory_is_it(tmp_path: Path) -> None:
@@ -153,7 +154,9 @@ def test_mistakes(tmp_path: Path, args: list[str], words: list[str]) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["custom-task", "language-model", "series", "tabular", "vision-inspection"])
+@pytest.mark.parametrize(
+    "name", ["custom-task", "fine-tune", "language-model", "series", "tabular", "vision-inspection"]
+)
 def test_the_configuration_of_a_template_is_valid(tmp_path: Path, name: str) -> None:
     assert aifx(tmp_path, "init", "p", "-t", name, "-a", "tracker=mlflow").returncode == 0
     checked = aifx(tmp_path / "p", "config", "check", "--json")

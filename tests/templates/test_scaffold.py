@@ -14,7 +14,7 @@ from aifx.core.errors import AifxError, EnvironmentFault, UsageError
 from aifx.scaffold import projects as scaffolding
 from aifx.scaffold.projects import Scaffolded, bundled_templates, find_template, parse_answers, scaffold
 
-TEMPLATES = ["custom-task", "language-model", "series", "tabular", "vision-inspection"]
+TEMPLATES = ["custom-task", "fine-tune", "language-model", "series", "tabular", "vision-inspection"]
 GIT = [
     *("git", "-c", "user.name=Ishmael", "-c", "user.email=ishmael@pequod.example"),
     *("-c", "commit.gpgsign=false", "-c", "tag.gpgsign=false", "-c", "init.defaultBranch=main"),

@@ -1,0 +1,204 @@
+"""Measuring a language model on questions, as lm-evaluation-harness does, with intervals of a seeded bootstrap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from aifx.config.gates import check_names, evaluate_gates, parse_gate
+from aifx.core.errors import UsageError
+from aifx.core.progress import report_progress
+from aifx.core.project import Project, RunDirectory
+from aifx.core.steps import StepChoice
+from aifx.data.base import Batch
+from aifx.data.chat.rendering import COMPLETION
+from aifx.data.rows import Row
+from aifx.data.text import TokenFormat
+from aifx.data.tokenizer import Tokenizer
+from aifx.evaluation.dataset import DATASET_READING, DatasetReport, DatasetReports, digest_of, keep_report, shown_name
+from aifx.evaluation.held_out import Part, check_overrides
+from aifx.evaluation.questions import Question, read_questions
+from aifx.generation.generator import generate, unable_to_write
+from aifx.generation.text import stream_text
+from aifx.loading.prediction import in_batches
+from aifx.loading.restore import restore_run
+from aifx.nn.precision import cast_floating
+from aifx.objectives.next_token import NextToken
+from aifx.parallel.joining import current_group
+from aifx.programs.build import Programs
+from aifx.specs import Params, merge_frozen
+from aifx.tasks.project_errors import project_errors
+
+RESAMPLES, CONFIDENCE = 10_000, 0.95
+
+MOST_TOKENS = 256
+"""That a model writes for a question."""
+
+
+def measure_benchmarks(
+    run: RunDirectory,
+    project: Project,
+    paths: Sequence[Path],
+    *,
+    gates: Sequence[str] = (),
+    step: StepChoice | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[DatasetReports, tuple[Part, ...]]:
+    """Measure a run's checkpoint on each file of questions; the run keeps the reports in eval/<step>.json.
+
+    Args:
+        gates: conditions on the metrics; those of `eval.gates` are about splits.
+
+    Raises UsageError for a model that is no language model, and DataError that names a file and a line.
+    """
+    asked = [parse_gate(expr) for expr in gates]
+    if current_group().size > 1:
+        raise UsageError("--benchmark in a job of several processes", "one process measures", "aifx eval --benchmark")
+    check_overrides(run, project, overrides, DATASET_READING)
+    questions = {path: read_questions(path) for path in {path.resolve(): path for path in paths}.values()}
+    for found in questions.values():
+        check_names(asked, _names(found))
+    trained = restore_run(run, project, step=step, overrides=overrides)
+    quantize = trained.config.eval.quantize
+    reports, parts = [], []
+    with project_errors(trained.config, project):
+        programs, params, frozen = trained.programs(quantize)
+        task = programs.task
+        if not (isinstance(task.format, TokenFormat) and isinstance(task.objective, NextToken)):
+            what = f"run {run.name} cannot answer questions"
+            raise UsageError(what, "it is no language model", f"aifx eval --run {run.name}")
+        for path, found in questions.items():
+            name, digest = shown_name(path, project), digest_of(path, "--benchmark")
+            metrics, chance = _measure(found, path, programs, params, frozen)
+            results = evaluate_gates(asked, metrics)
+            report = DatasetReport(name, digest, metrics, results, {"chance": chance} if chance else {})
+            keep_report(run, trained.step, quantize, report)
+            reports.append(report)
+            data = f"{name} ({digest[:12]})"
+            parts.append(Part(data, "test", metrics, results, report.baselines, programs, {}))
+    return DatasetReports(run.name, trained.step, quantize, tuple(reports)), tuple(parts)
+
+
+def interval(right: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """The bootstrap's percentile interval of the share of `right`, of CONFIDENCE.
+
+    Drawing n results with replacement gives a binomial number of right ones.
+    """
+    count = len(right)
+    drawn = np.random.default_rng(seed).binomial(count, right.mean(), RESAMPLES) / count
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def _names(questions: Sequence[Question]) -> list[str]:
+    metrics = ("acc", "acc_norm") if questions[0].choices else ("exact_match",)
+    return [*(f"{metric}{end}" for metric in metrics for end in ("", "_low", "_high")), "questions"]
+
+
+def _measure(
+    questions: Sequence[Question], path: Path, programs: Programs, params: Params, frozen: Params
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """The metrics with their intervals, and what guessing reaches on average."""
+    with report_progress(f"measuring {path.name}", len(questions), "questions") as progress:
+        if questions[0].choices:
+            scored = _choices_scored(questions, programs, params, frozen)
+        else:
+            scored = _texts_compared(questions, programs, params, frozen)
+        results: dict[str, list[bool]] = {}
+        for of_question in scored:
+            for metric, is_right in of_question.items():
+                results.setdefault(metric, []).append(is_right)
+            progress.advance(1)
+    metrics: dict[str, Any] = {}
+    for metric, found in results.items():
+        right = np.array(found, np.float64)
+        low, high = interval(right)
+        metrics |= {metric: float(right.mean()), f"{metric}_low": low, f"{metric}_high": high}
+    chance = float(np.mean([len(q.right) / len(q.choices) for q in questions])) if questions[0].choices else 0.0
+    return {**metrics, "questions": len(questions)}, {"acc": chance, "acc_norm": chance} if chance else {}
+
+
+def _choices_scored(
+    questions: Sequence[Question], programs: Programs, params: Params, frozen: Params
+) -> Iterator[dict[str, bool]]:
+    """Whether the likeliest choice is a right one: by its log-likelihood (acc), and per character of it (acc_norm)."""
+    form = programs.task.format
+    assert isinstance(form, TokenFormat)
+
+    def predict(batch: Batch) -> Mapping[str, np.ndarray]:
+        predicted: Mapping[str, np.ndarray] = jax.device_get(
+            programs.predict_step(params, frozen, programs.place(batch))
+        )
+        return predicted
+
+    rows = (
+        (Row(question.place, number, question.place, {}), _examples(question, form.tokenizer, programs))
+        for number, question in enumerate(questions)
+    )
+    for row, outputs in in_batches(rows, predict, programs.eval_rows):
+        question = questions[row.number]
+        likelihoods = -outputs["nats"].astype(np.float64)
+        lengths = np.array([len(choice) for choice in question.choices])
+        yield {
+            "acc": int(np.argmax(likelihoods)) in question.right,
+            "acc_norm": int(np.argmax(likelihoods / lengths)) in question.right,
+        }
+
+
+def _examples(question: Question, tokenizer: Tokenizer, programs: Programs) -> Batch:
+    """A row for each choice, whose tokens alone count. Of a text that is too long, the end is read."""
+    fields = programs.task.data.fields
+    (seq_len,) = fields["inputs"].shape
+    shape = (len(question.choices), seq_len)
+    batch: Batch = {name: np.zeros((shape[0], *field.shape), field.dtype) for name, field in fields.items()}
+    batch["inputs"][:] = batch["targets"][:] = tokenizer.eos_id
+    for row, choice in enumerate(question.choices):
+        context, ids = _encoded(question.context, question.delimiter + choice, tokenizer)
+        scored = min(len(ids) - context, seq_len)
+        ids = ids[-(seq_len + 1) :]
+        length = len(ids) - 1
+        batch["inputs"][row, :length], batch["targets"][row, :length] = ids[:-1], ids[1:]
+        batch["weights"][row, length - scored : length] = 1
+        for name, value in (("segment_ids", 1), ("writers", COMPLETION), ("positions", np.arange(length))):
+            if name in batch:
+                batch[name][row, :length] = value
+    return {**batch, "num_bytes": np.zeros(shape[0], np.int32)}
+
+
+def _encoded(context: str, continuation: str, tokenizer: Tokenizer) -> tuple[int, list[int]]:
+    """How many tokens are the context's, and all tokens: encoded together, as a text is, with at least one before.
+
+    Space at the end of the context belongs to the continuation, since it begins a token there.
+    """
+    bare = context.rstrip()
+    before = [*tokenizer.begin_ids] or ([] if bare else [tokenizer.eos_id])
+    whole = tokenizer.encode(bare + context[len(bare) :] + continuation)
+    return len(before) + len(tokenizer.encode(bare)), [*before, *whole]
+
+
+def _texts_compared(
+    questions: Sequence[Question], programs: Programs, params: Params, frozen: Params
+) -> Iterator[dict[str, bool]]:
+    """Whether what the model writes, without space around it, is a target. It takes the likeliest token each time."""
+    if (why := unable_to_write(programs)) is not None:
+        raise UsageError("the model cannot answer in text", why, "aifx eval")
+    programs, params, frozen = programs.one_copy(params, frozen)
+    form = programs.task.format
+    assert isinstance(form, TokenFormat)
+    arrays = cast_floating(merge_frozen(params, frozen), programs.dtype) if programs.casts else params
+    write = partial(generate, programs.decoding, arrays, max_tokens=MOST_TOKENS, temperature=0.0)
+    for question in questions:
+        prompt = form.tokenizer.encode_prompt(question.context)
+        written = ""
+        for piece in stream_text(form.tokenizer, prompt, write(prompt, end_ids=form.tokenizer.end_ids)):
+            written += piece
+            if any(end in written for end in question.until):
+                break
+        for end in question.until:
+            written = written.partition(end)[0]
+        yield {"exact_match": written.strip() in {target.strip() for target in question.targets}}
