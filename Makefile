@@ -89,6 +89,8 @@ test-peers: setup-test  ## compare models in and out with transformers (PEERS_PY
 	$(PEERS_PYTHON) tests/hub/peer_models.py make build/peers/imported $(ARGS)
 	$(python) -m pytest -q tests/hub/compare_with_peers.py
 	$(PEERS_PYTHON) tests/hub/peer_models.py check build/peers/exported
+	$(python) tests/data/peer_chats.py tokenizer build/peers/chat-tokenizer.json
+	$(PEERS_PYTHON) tests/data/peer_chats.py check build/peers/chat-tokenizer.json
 
 bench: setup  ## compare aifx with its peers, in docs/performance.md (ARGS="--only training --torch-python PATH")
 	@$(python) benchmarks/all.py $(ARGS)

@@ -105,6 +105,17 @@ def test_the_mask_of_prefixes_is_that_of_tags(tmp_path: Path) -> None:
         assert np.array_equal(first.writers, second.writers)
 
 
+def test_a_template_that_marks_some_answers_or_two_parts_of_one(tmp_path: Path) -> None:
+    of = conversation("Hi", "Hello", "Bye", "So long")
+    last = CHATML.replace("message.role == 'assistant'", "message.role == 'assistant' and loop.last")
+    assert trained(renderer_of(tmp_path / "last", last), of) == ["So long<|im_end|>"]
+    divided = " }}{% endgeneration %}-{% generation %}{{ '<|im_end|>' }}{% endgen"
+    parts = CHATML.replace(" + '<|im_end|>' }}{% endgen", divided)
+    renderer = renderer_of(tmp_path / "parts", parts)
+    assert trained(renderer, of) == ["Hello", "<|im_end|>", "So long", "<|im_end|>"]
+    assert trained(renderer, of, least=2) == ["So long", "<|im_end|>"]
+
+
 def test_a_thought_that_only_the_last_answer_shows(tmp_path: Path) -> None:
     renderer = renderer_of(tmp_path, THINKING)
     of = conversation("Hi", "<think>\nhm\n</think>\nHello", "Bye", "So long")
@@ -127,7 +138,7 @@ def test_text_marks_where_a_tokenizer_has_no_tokens_for_roles(tmp_path: Path) ->
         ("{% for m in messages %}{{ m.role + m.content }}{% endfor %}", "no end token"),
         ("{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}<|im_end|>{% endif %}{% endfor %}", "no end"),
         (CHATML.replace(" + '<|im_end|>' }}{% endgeneration %}", " }}{% endgeneration %}<|im_end|>"), "no end token"),
-        ("{% generation %}{{ messages[1].content }}<|im_end|>{% endgeneration %}", "marks 1 texts"),
+        ("{% if false %}{% generation %}x{% endgeneration %}{% endif %}<|im_end|>", "marks nothing"),
         ("{% for m in messages %}{{ m.content }}{% if loop.first %}{% break %}{% endif %}{% endfor %}", ""),
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{{ messages[0].content + 1 }}", "TypeError"),

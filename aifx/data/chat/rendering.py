@@ -47,7 +47,7 @@ class ChatRenderer:
     def prompt(self, messages: Sequence[Message], place: str = "the prompt") -> list[int]:
         """What a model reads before it answers. Raises DataError."""
         text = self._text(Conversation(tuple(messages), len(messages), place), len(messages), asks=True)
-        return list(self.special.encode(text.replace(BEGIN, "").replace(END, "")).ids)
+        return list(self.special.encode(_bare(text)).ids)
 
     def example(self, conversation: Conversation) -> Example:
         """The tokens of a conversation.
@@ -56,22 +56,23 @@ class ChatRenderer:
         assistant wrote, or if no token there ends an answer: a model that is trained on it would never stop.
         """
         marked = self._text(conversation, len(conversation.messages))
-        text = marked.replace(BEGIN, "").replace(END, "")
+        text = _bare(marked)
         encoding = self.special.encode(text)
         offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
         ids = np.array(encoding.ids, np.int32)
         if self.template.marks_answers:
-            spans = _marked_spans(marked, conversation, self.template.name)
+            spans = self._marked(text, _marked_spans(marked, conversation, self.template.name), conversation)
         else:
-            spans = [self._span(text, conversation, answer, ids, offsets) for answer in conversation.answers]
+            spans = [(answer, *self._span(text, conversation, answer, ids, offsets)) for answer in conversation.answers]
         writers = np.zeros(len(ids), np.int8)
-        for answer, (begin, end) in zip(conversation.answers, spans, strict=True):
+        for place, (answer, begin, end) in enumerate(spans):
             inside = (offsets[:, 0] >= begin) & (offsets[:, 1] <= end)
             if across := np.flatnonzero(~inside & (offsets[:, 1] > begin) & (offsets[:, 0] < end)).tolist():
                 first = slice(*offsets[across[0]])
                 why = f"the token {text[first]!r} is in part the template's and in part the assistant's"
                 raise self._inexact(conversation, answer, why)
-            if not np.isin(ids[inside], list(self.tokenizer.end_ids)).any():
+            ends = place + 1 == len(spans) or answer != spans[place + 1][0]
+            if ends and not np.isin(ids[inside], list(self.tokenizer.end_ids)).any():
                 raise self._endless(conversation, answer)
             writers[inside] = COMPLETION if answer >= conversation.prompt_length else EARLIER
         return Example(ids, writers)
@@ -96,6 +97,22 @@ class ChatRenderer:
             today=self.today,
         )
         return self.special.own(rendered)
+
+    def _marked(
+        self, text: str, spans: list[tuple[int, int]], conversation: Conversation
+    ) -> list[tuple[int, int, int]]:
+        """Each span with the answer that it is of.
+
+        Templates may leave earlier answers unmarked, or mark two parts of one. The spans are then told apart by where
+        the completion begins: those before it are taken for parts of the last answer of the prompt.
+        """
+        answers = conversation.answers
+        if len(spans) == len(answers):
+            return [(answer, *span) for answer, span in zip(answers, spans, strict=True)]
+        first = next((answer for answer in answers if answer >= conversation.prompt_length), answers[-1])
+        completion = _shared_length(text, _bare(self._text(conversation, first, asks=True)))
+        earlier = max((answer for answer in answers if answer < first), default=first)
+        return [(earlier if end <= completion else answers[-1], begin, end) for begin, end in spans]
 
     def _span(
         self, text: str, conversation: Conversation, answer: int, ids: np.ndarray, offsets: np.ndarray
@@ -130,6 +147,10 @@ class ChatRenderer:
         return DataError(what, why, "name the token that ends an answer: data.end_tokens, or change data.chat_template")
 
 
+def _bare(text: str) -> str:
+    return text.replace(BEGIN, "").replace(END, "")
+
+
 def _shared_length(text: str, other: str) -> int:
     """How many characters two texts begin alike with."""
     pairs = enumerate(zip(text, other, strict=False))
@@ -159,8 +180,8 @@ def _marked_spans(marked: str, conversation: Conversation, name: str) -> list[tu
             spans.append((begin, at - removed))
             begin = None
         removed += 1
-    if begin is not None or len(spans) != len(conversation.answers):
-        why = f"{name} marks {len(spans)} texts, and the assistant has {len(conversation.answers)} messages"
+    if begin is not None or not spans:
         what = f"{conversation.place}: it is not exact which tokens the assistant wrote"
-        raise DataError(what, why, "let the template put {% generation %} around each of them once")
+        why = f"{name} has {{% generation %}}, and marks nothing in this conversation"
+        raise DataError(what, why, "let the template put it around what the assistant writes")
     return spans
