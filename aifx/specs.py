@@ -35,6 +35,7 @@ class ArraySpec:
         matrix: dimensions that (reduce, produce) when the array is used as a matrix, None for vectors, norms and
             embeddings: what Muon orthogonalizes.
         decay: whether weight decay shrinks it: matrices and embeddings as in GPT-2, not norms and biases.
+        is_exact: whether it keeps its type in a computation of another one.
     """
 
     shape: tuple[int, ...]
@@ -44,6 +45,7 @@ class ArraySpec:
     kind: Literal["weight", "frozen", "buffer"] = "weight"
     matrix: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     decay: bool = False
+    is_exact: bool = False
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.axes):
@@ -103,7 +105,7 @@ def init_params(specs: Specs, key: jax.Array) -> Params:
     Arrays that are made alike are made together: the layers of a model compile as one does.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(specs, is_leaf=is_spec)
-    parts = [_parts([str(p.key) for p in path], spec) for path, spec in leaves]
+    parts = [array_names([str(p.key) for p in path], spec) for path, spec in leaves]
     keys = _named_keys([name for names, _ in parts for name in names], key)
 
     alike: dict[tuple[Any, ...], list[str]] = {}
@@ -153,10 +155,20 @@ def with_weight_dtype(specs: Specs, dtype: DTypeLike) -> Specs:
     return map_specs(changed, specs)  # type: ignore[no-any-return]
 
 
+def with_frozen_dtype(specs: Specs, dtype: DTypeLike) -> Specs:
+    """The specs with the frozen arrays that are float32 as another type, unless they are exact."""
+
+    def changed(spec: ArraySpec) -> ArraySpec:
+        is_free = spec.kind == "frozen" and spec.dtype == jnp.float32 and not spec.is_exact
+        return replace(spec, dtype=dtype) if is_free else spec
+
+    return map_specs(changed, specs)  # type: ignore[no-any-return]
+
+
 def array_keys(specs: Specs, key: jax.Array) -> list[jax.Array]:
     """A key for each array, in the order of the tree, from its path; of a stack of layers, one for each `[layers]`."""
     leaves = jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec)
-    parts = [_parts([str(p.key) for p in path], spec) for path, spec in leaves]
+    parts = [array_names([str(p.key) for p in path], spec) for path, spec in leaves]
     keys = _named_keys([name for names, _ in parts for name in names], key)
     return [
         keys[names[0]] if len(shape) == len(spec.shape) else jnp.stack([keys[name] for name in names])
@@ -171,8 +183,8 @@ def _named_keys(names: list[str], key: jax.Array) -> dict[str, jax.Array]:
     return dict(zip(names, jax.vmap(lambda crc: jax.random.fold_in(key, crc))(crcs), strict=True))
 
 
-def _parts(names: list[str], spec: ArraySpec) -> tuple[list[str], tuple[int, ...]]:
-    """What an array is made of: its layers where it is a stack of them, else itself. Their names and their shape."""
+def array_names(names: list[str], spec: ArraySpec) -> tuple[list[str], tuple[int, ...]]:
+    """Names and shape of an array's layers if it is a stack of them, otherwise its own. `names`: its path."""
     if LAYERS not in names or spec.axes[:1] != (LAYERS,):
         return ["/".join(names)], spec.shape
     at = names.index(LAYERS) + 1
@@ -184,7 +196,7 @@ def stack_layer_specs(layer: Specs, num_layers: int) -> Specs:
 
     def stack(s: ArraySpec) -> ArraySpec:
         matrix = None if s.matrix is None else (tuple(a + 1 for a in s.matrix[0]), tuple(a + 1 for a in s.matrix[1]))
-        return ArraySpec((num_layers, *s.shape), (LAYERS, *s.axes), s.init, s.dtype, s.kind, matrix, s.decay)
+        return replace(s, shape=(num_layers, *s.shape), axes=(LAYERS, *s.axes), matrix=matrix)
 
     return map_specs(stack, layer)  # type: ignore[no-any-return]
 

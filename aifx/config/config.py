@@ -41,6 +41,7 @@ class Config:
     optimizer: section_types.OptimizerSection
     schedule: section_types.ScheduleSection
     finetune: section_types.FinetuneSection
+    lora: section_types.LoraSection
     checkpoint: section_types.CheckpointSection
     eval: section_types.EvalSection
     kernels: section_types.KernelsSection

@@ -246,17 +246,50 @@ class FinetuneSection(Section):
     """An earlier run whose weights a new run begins with."""
 
     base_run: str | None = setting(
-        None, "Run of this project: a new run begins with the weights of its best checkpoint. The head may differ."
+        None, "Run of this project: a new run begins with the weights of its checkpoint. The head may differ."
     )
+    base_step: Literal["best"] | NonNegativeInt = setting("best", "Checkpoint of base_run, by its step.")
     freeze: Literal["none", "backbone"] = setting("none", "backbone: train the head alone, on the weights of base_run.")
+    adapter: Literal["none", "lora"] = setting(
+        "none", "lora: the weights of base_run stay as they are, and small matrices beside them are trained."
+    )
+    base_quantize: Literal["none", "int8"] = setting(
+        "none", "int8: with an adapter, hold the matrices of base_run as 8-bit numbers with a scale per output."
+    )
 
     def conflicts(self, config: Any) -> Iterator[Conflict]:
-        if self.freeze != "none" and self.base_run is None:
+        if self.base_run is None:
+            reasons = {
+                "freeze": "without it, the backbone would stay at its random first values",
+                "adapter": "without it, there are no weights for adapters to change",
+            }
+            for key, reason in reasons.items():
+                if (value := getattr(self, key)) != "none":
+                    problem = f"finetune.{key} = {value!r} needs finetune.base_run"
+                    yield Conflict((f"finetune.{key}", "finetune.base_run"), problem, reason)
+        if self.adapter == "none" and self.base_quantize != "none":
             yield Conflict(
-                ("finetune.freeze", "finetune.base_run"),
-                f"finetune.freeze = {self.freeze!r} needs finetune.base_run",
-                "without it, the backbone would stay at its random first values",
+                ("finetune.base_quantize", "finetune.adapter"),
+                f'finetune.base_quantize = {self.base_quantize!r} needs finetune.adapter = "lora"',
+                "weights that are trained cannot be quantized",
             )
+        if self.adapter != "none" and self.freeze != "none":
+            yield Conflict(
+                ("finetune.freeze", "finetune.adapter"),
+                f"finetune.freeze = {self.freeze!r}, and finetune.adapter = {self.adapter!r} freezes all weights",
+                "an adapter is all that such a run trains",
+            )
+
+
+class LoraSection(Section):
+    """Low-rank adapters, with `finetune.adapter = "lora"` (arXiv 2106.09685)."""
+
+    rank: PositiveInt = setting(16, "Columns of an adapter's first matrix, and rows of its second.")
+    alpha: PositiveFloat = setting(32.0, "What an adapter adds is multiplied by alpha / rank.")
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = setting(
+        ("attention", "mlp"), 'What gets adapters: groups of matrices, or single ones such as "query".'
+    )
+    dropout: Fraction = setting(0.0, "Share of an adapter's inputs dropped in training.")
 
 
 class CheckpointSection(Section):

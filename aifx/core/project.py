@@ -16,6 +16,13 @@ CONFIG_NAME = "aifx.toml"
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
+def check_run_name(name: str) -> None:
+    """Raise UsageError for what is not a plain folder name."""
+    if not RUN_NAME.fullmatch(name):
+        why = "a run's name is letters, digits, '.', '_' and '-', 100 at most, and begins with a letter or digit"
+        raise UsageError(f"{name!r} cannot name a run", why, "aifx train --run my-run")
+
+
 class UntrustedProject(AifxError):
     """The project around the working directory belongs to another user, and `AIFX_TRUST` does not name it."""
 
@@ -60,6 +67,11 @@ class RunDirectory:
     def exists(self) -> bool:
         return self.config.is_file()
 
+    def sibling(self, name: str) -> RunDirectory:
+        """The run called `name` beside this one. Raises UsageError for what is not a plain folder name."""
+        check_run_name(name)
+        return RunDirectory(self.path.parent / name)
+
     def check_entries(self) -> None:
         """Raise UnsafeFile if what aifx writes in the run is a link, a FIFO or a device: the run may be a copy."""
         for folder in (self.checkpoints, self.eval, self.assets, self.trackers, self.profile):
@@ -91,9 +103,7 @@ class Project:
 
     def run(self, name: str) -> RunDirectory:
         """The run called `name`, whether it exists or not. Raises UsageError for what is not a plain folder name."""
-        if not RUN_NAME.fullmatch(name):
-            why = "a run's name is letters, digits, '.', '_' and '-', 100 at most, and begins with a letter or digit"
-            raise UsageError(f"{name!r} cannot name a run", why, "aifx train --run my-run")
+        check_run_name(name)
         return RunDirectory(self.runs_path / name)
 
     def existing_run(self, name: str | None = None) -> RunDirectory:

@@ -14,10 +14,9 @@ from aifx.data.text import TokenFormat
 from aifx.generation.chat import chat_prompt
 from aifx.generation.text import stream_text
 from aifx.loading.restore import RestoredRun
-from aifx.nn.precision import cast_floating
 from aifx.programs.build import Programs
 from aifx.programs.decoding import DecodingPrograms, Sampler, bucket
-from aifx.specs import Params, merge_frozen
+from aifx.specs import Params
 from aifx.tasks.base import part_name
 
 
@@ -100,7 +99,7 @@ def continue_prompt(
     prompt_ids = form.tokenizer.encode_prompt(settings.prompt) if prompt_ids is None else prompt_ids
     ids = generate(
         programs.decoding,
-        cast_floating(merge_frozen(params, frozen), programs.dtype) if programs.casts else params,
+        programs.merged(params, frozen) if programs.casts else params,
         prompt_ids,
         max_tokens=settings.max_tokens,
         temperature=settings.temperature,

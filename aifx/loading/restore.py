@@ -19,17 +19,15 @@ from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
 from aifx.kernels.choice import run_choices
 from aifx.machine.compilation_cache import enable_compilation_cache
-from aifx.models.base import Model
-from aifx.nn.precision import cast_floating
+from aifx.models.adapted import AdaptedModel
 from aifx.nn.quantized import quantize_matrices
-from aifx.nn.stacking import has_stacked_layers, stack_layers, unstack_layers
+from aifx.nn.stacking import stack_layers, unstack_layers
 from aifx.parallel.joining import current_group
 from aifx.parallel.layout import Layout, local_layout
 from aifx.programs.build import Programs, build
-from aifx.programs.state import make_frozen
 from aifx.runs.agreement import agree, facts_of_program, share_choices
 from aifx.runs.binding import binding_errors
-from aifx.specs import Params, is_spec, merge_frozen, split_frozen, with_weight_dtype
+from aifx.specs import Params
 from aifx.tasks.base import Task, part_name
 from aifx.tasks.project_errors import project_errors
 from aifx.tasks.registry import load_task
@@ -79,8 +77,8 @@ class RestoredRun:
         if self.layout.num_devices > 1:  # a quantized matrix is not divided
             programs = replace(programs, layout=local_layout(1))
         arrays = jax.device_put((self.params, self.frozen), programs.layout.devices[0])
-        merged = cast_floating(merge_frozen(*arrays), programs.dtype)
-        return replace(programs, casts=False), quantize_matrices(merged, programs.specs, quantize), {}
+        merged, plain = programs.merged(*arrays), programs.plain
+        return replace(plain, casts=False), quantize_matrices(merged, plain.specs, quantize), {}
 
 
 def restore_run(
@@ -110,7 +108,7 @@ def restore_run(
     task = open_task(config, project, run.assets)
     with project_errors(config, project):
         layout = layout_here(config)
-        params, frozen = restore_params(run, config, at, task.model, layout)
+        params, frozen = restore_params(build(config, task, layout), run, at)
         thresholds = (manifest.host.get("progress") or {}).get("thresholds") or {}
         task = replace(task, objective=task.objective.with_thresholds(thresholds))
     return RestoredRun(run, project, config, task, params, frozen, at, layout)
@@ -130,41 +128,35 @@ def layout_here(config: Config) -> Layout:
         return layout
 
 
-def restore_params(run: RunDirectory, config: Config, step: int, model: Model, layout: Layout) -> tuple[Params, Params]:
-    """The parameters of a checkpoint as `model` takes them, and the frozen arrays. Raises CheckpointError.
+def restore_params(programs: Programs, run: RunDirectory, step: int) -> tuple[Params, Params]:
+    """The parameters of a checkpoint as the programs take them, and the frozen arrays. Raises CheckpointError.
 
     With `optimizer.ema_decay` the weights are the averaged ones.
     """
     # Here, so that training does not wait for TensorStore before its first step.
     from aifx.checkpoint.checkpoints import Checkpoints
+    from aifx.loading.base_weights import frozen_arrays
 
-    part = "ema" if config.optimizer.ema_decay else "params"
-    dtype = "float32" if part == "ema" else config.train.parameter_dtype
-    specs = with_weight_dtype(model.specs(), dtype)
-    trained, frozen = split_frozen(specs, specs)
-    stacked = has_stacked_layers(specs)
-    places = layout.of_params(trained)
-    structs = jax.tree.map(
-        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), trained, places, is_leaf=is_spec
-    )
+    part = "ema" if programs.has_ema else "params"
+    structs, stacked = programs.abstract[0].evaluated, programs.is_stacked
     wanted = {part: unstack_layers(structs) if stacked else structs}
-    tree, host = Checkpoints(run.checkpoints, config.checkpoint).restore(step, wanted)
-    arrays = make_frozen(frozen, config.train.seed, layout)
-    check_frozen(arrays, host, run, step)
-    params = jax.device_put(stack_layers(tree[part]), places) if stacked else tree[part]
-    return params, arrays
+    tree, host = Checkpoints(run.checkpoints, programs.config.checkpoint).restore(step, wanted)
+    frozen = frozen_arrays(programs, run)
+    check_frozen(programs, frozen, host, run, step)
+    places = jax.tree.map(lambda x: x.sharding, structs)
+    return jax.device_put(stack_layers(tree[part]), places) if stacked else tree[part], frozen
 
 
-def digest_of_frozen(frozen: Params) -> str | None:
-    """What a checkpoint says of the frozen arrays, which it does not hold."""
+def digest_of_frozen(programs: Programs, frozen: Params) -> str | None:
+    """What a checkpoint says of the frozen arrays, which it does not hold. Its binding names those of a base run."""
     from aifx.checkpoint.digest import state_digest
 
-    return state_digest(frozen) if frozen else None
+    return state_digest(frozen) if frozen and not isinstance(programs.model, AdaptedModel) else None
 
 
-def check_frozen(frozen: Params, host: Mapping[str, Any], run: RunDirectory, step: int) -> None:
+def check_frozen(programs: Programs, frozen: Params, host: Mapping[str, Any], run: RunDirectory, step: int) -> None:
     """Raises CheckpointError unless the frozen arrays are those that the checkpoint was trained with."""
-    if host.get("frozen_digest") != digest_of_frozen(frozen):
+    if host.get("frozen_digest") != digest_of_frozen(programs, frozen):
         raise CheckpointError(
             f"the frozen arrays of run {run.name} are not those of its checkpoint of step {step}",
             "a checkpoint does not hold them; they follow from the model and train.seed",

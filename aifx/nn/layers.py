@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.extend.random import threefry2x32_p
 from jax.typing import DTypeLike
 
-from aifx.nn.quantized import QuantizedMatrix
+from aifx.nn.lora import LoraMatrix
+from aifx.nn.quantized import FrozenMatrix, QuantizedMatrix
 from aifx.parallel.context import ForwardContext
 from jax_kernels._ops.attention.mask import Mask, SegmentIds
 from jax_kernels._ops.quantized_matmul import quantized_linear
@@ -23,15 +25,27 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def as_matrix(weight: jax.Array | QuantizedMatrix, inputs: int) -> jax.Array | QuantizedMatrix:
+Matrix: TypeAlias = jax.Array | QuantizedMatrix | LoraMatrix
+
+
+def as_matrix(weight: Matrix, inputs: int) -> Matrix:
     """A weight as `[inputs, outputs]`."""
-    return weight if isinstance(weight, QuantizedMatrix) else weight.reshape(inputs, -1)
+    if isinstance(weight, LoraMatrix):
+        return replace(weight.as_matrix(inputs), base=as_matrix(weight.base, inputs))
+    if isinstance(weight, QuantizedMatrix):
+        return weight._replace(values=weight.values.reshape(inputs, -1), scale=weight.scale.reshape(1, -1))
+    return weight.reshape(inputs, -1)
 
 
-def linear(x: jax.Array, weight: jax.Array | QuantizedMatrix, bias: jax.Array | None = None) -> jax.Array:
+def linear(x: jax.Array, weight: Matrix, bias: jax.Array | None = None) -> jax.Array:
     """`[tokens, inputs] @ [inputs, outputs] + [outputs]`. Two dimensions only: a product over `[batch, seq, inputs]`
     runs 1.5 times slower in a gradient on the CPU."""
-    if isinstance(weight, QuantizedMatrix):
+    if isinstance(weight, LoraMatrix):
+        seen = x if weight.drop is None else weight.drop(x)
+        return linear(x, weight.base, bias) + linear(linear(seen, weight.a) * weight.scale, weight.b)
+    if isinstance(weight, FrozenMatrix):
+        y = _frozen_product(x, weight)
+    elif isinstance(weight, QuantizedMatrix):
         y = quantized_linear(x, *weight)
     else:
         y = _product(*_varying_alike(x, weight), False) if is_bfloat16_on_cpu(x, weight) else x @ weight
@@ -75,6 +89,23 @@ def _product_backward(
 
 
 _product.defvjp(_product_forward, _product_backward)
+
+
+@jax.custom_vjp
+def _frozen_product(x: jax.Array, weight: FrozenMatrix) -> jax.Array:
+    # Without the barriers, XLA would make the floating-point matrices of all layers first and keep them to the end.
+    (values, scale), x = jax.lax.optimization_barrier((weight, x))
+    y: jax.Array = (linear(x, values.astype(x.dtype)) * scale).astype(x.dtype)
+    return y
+
+
+def _frozen_product_backward(weight: FrozenMatrix, gradient: jax.Array) -> tuple[jax.Array, None]:
+    (values, scale), gradient = jax.lax.optimization_barrier((weight, gradient))
+    scaled = (gradient * scale).astype(gradient.dtype)
+    return linear(scaled, values.T.astype(gradient.dtype)), None
+
+
+_frozen_product.defvjp(lambda x, weight: (_frozen_product(x, weight), weight), _frozen_product_backward)
 
 
 @jax.custom_vjp

@@ -20,6 +20,13 @@ class QuantizedMatrix(NamedTuple):
     scale: jax.Array
 
 
+class FrozenMatrix(QuantizedMatrix):
+    """A quantized matrix beside which adapters are trained: what it multiplies is not rounded.
+
+    So its error is that of the weights alone, on every mesh.
+    """
+
+
 @partial(jax.jit, static_argnames=("specs", "quantization"))
 def _quantized(leaves: list[jax.Array], specs: tuple[ArraySpec, ...], quantization: str) -> list[Any]:
     def of(spec: ArraySpec, array: jax.Array) -> jax.Array | QuantizedMatrix:

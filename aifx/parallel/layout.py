@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -243,8 +242,12 @@ class Layout:
             gathered_later: nodes that stay `WeightPart`s, since the model calls `gather` when it needs them.
             dtype: of floating-point arrays, if it is another one.
         """
+
+        def type_of(spec: ArraySpec) -> DTypeLike | None:
+            return None if spec.is_exact else dtype
+
         if self.num_devices == 1:
-            return jax.tree.map(partial(cast, dtype=dtype), params)
+            return jax.tree.map(lambda spec, x: cast(x, type_of(spec)), specs, params, is_leaf=is_spec)
         kept = set(gathered_later)
 
         def part(path: Any, spec: ArraySpec, array: jax.Array) -> Any:
@@ -254,8 +257,8 @@ class Layout:
                 for axes, kept_axes in zip(self.stored(spec), used, strict=True)
             )
             if not any(missing):
-                return cast(array, dtype)
-            found = WeightPart(array, missing, dtype)
+                return cast(array, type_of(spec))
+            found = WeightPart(array, missing, type_of(spec))
             return found if path[0].key in kept else self.gather(found)
 
         return jax.tree_util.tree_map_with_path(part, specs, params, is_leaf=is_spec)

@@ -16,8 +16,10 @@ from jax.typing import DTypeLike
 
 from aifx.config import Config
 from aifx.data.base import Batch
+from aifx.models.adapted import AdaptedModel, plain_model
 from aifx.models.base import Decodes, Model
-from aifx.nn.precision import compute_dtype
+from aifx.nn.adapters import merged_arrays
+from aifx.nn.precision import cast_floating, compute_dtype
 from aifx.nn.stacking import has_stacked_layers
 from aifx.objectives.base import DeviceBatch, Objective, Rows, Sums
 from aifx.objectives.checks import check_sums
@@ -29,9 +31,9 @@ from aifx.programs.decoding import DecodingPrograms
 from aifx.programs.device_parts import batch_partitions, model_params, row_ids
 from aifx.programs.freezing import freeze_backbone
 from aifx.programs.program import Program
-from aifx.programs.state import TrainState, abstract_state, initial_state
+from aifx.programs.state import TrainState, abstract_state, initial_state, typed_specs
 from aifx.programs.train_step import TrainStep
-from aifx.specs import Params, Specs, count_parameters, merge_frozen, split_frozen, widened, with_weight_dtype
+from aifx.specs import Params, Specs, count_parameters, merge_frozen, split_frozen, widened
 from aifx.tasks.base import Task, divided_axes
 from jax_kernels.dispatch import Choices
 
@@ -42,7 +44,7 @@ def build(config: Config, task: Task, layout: Layout, *, kernels: Choices | None
     Raises ConfigError if the mesh of the layout cannot divide what the model computes.
     """
     divided = divided_axes(task)
-    check_model(layout, task.model.specs(), task.data.fields, divided, type(task.model).__name__)
+    check_model(layout, task.model.specs(), task.data.fields, divided, type(plain_model(task.model)).__name__)
     return Programs(config, task, layout.computing(divided), kernels)
 
 
@@ -67,7 +69,7 @@ class Programs:
     @functools.cached_property
     def specs(self) -> Specs:
         """Of the whole model. With `finetune.freeze`, only what is trained takes gradients."""
-        specs = with_weight_dtype(self.model.specs(), self.config.train.parameter_dtype)
+        specs = typed_specs(self.model, self.config, self.dtype)
         if self.config.finetune.freeze == "backbone":
             return freeze_backbone(self.model, specs, ForwardContext(self.layout.single))
         return specs
@@ -132,6 +134,12 @@ class Programs:
         return Program("init", init, (), out_shardings=places, compiler_options=options)
 
     @functools.cached_property
+    def init_state(self) -> Program:
+        """() -> the state before the first update, alone: without memory for frozen arrays."""
+        return replace(self.init, name="init_state", function=lambda: self.init.function()[0],
+                       out_shardings=self.init.out_shardings[0])  # fmt: skip
+
+    @functools.cached_property
     def train_step(self) -> Program:
         """(state, frozen, batch) -> the next state, and STEP_METRICS. The state is donated."""
         state, frozen = self.abstract
@@ -180,8 +188,26 @@ class Programs:
     @functools.cached_property
     def decoding(self) -> DecodingPrograms:
         """Of a model that writes text: `can_decode`."""
-        assert isinstance(self.model, Decodes)
-        return DecodingPrograms(self.model, self.specs, self.layout, self.dtype, self.kernels)
+        model = plain_model(self.model)
+        assert isinstance(model, Decodes)
+        return DecodingPrograms(model, self.plain.specs, self.layout, self.dtype, self.kernels)
+
+    @functools.cached_property
+    def plain(self) -> Programs:
+        """Of the model without adapters: those of `merged` arrays."""
+        return replace(self, task=replace(self.task, model=plain_model(self.model)))
+
+    def merged(self, params: Params, frozen: Params) -> Params:
+        """All arrays as `plain` takes them, with adapters merged into the matrices beside them, in `dtype`."""
+        params = merge_frozen(params, frozen)
+        model = self.model
+        if isinstance(model, AdaptedModel):
+            places = self.layout.of_params(self.plain.specs)
+            merge = jax.jit(
+                lambda params: merged_arrays(params, self.specs, self.plain.specs, model.section), out_shardings=places
+            )
+            params = merge(params)
+        return cast_floating(params, self.dtype)
 
     def one_copy(self, params: Params, frozen: Params) -> tuple[Programs, Params, Params]:
         """The programs on the fewest devices that hold the parameters once, and the arrays there."""
@@ -195,7 +221,7 @@ class Programs:
 
     @property
     def can_decode(self) -> bool:
-        return isinstance(self.model, Decodes)
+        return isinstance(plain_model(self.model), Decodes)
 
     @property
     def eval_rows(self) -> int:

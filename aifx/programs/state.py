@@ -8,10 +8,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
+from aifx.config import Config
+from aifx.models.base import Model
 from aifx.optim import select_weights
 from aifx.parallel.layout import Layout
-from aifx.specs import Params, Specs, init_params, map_specs, split_frozen, widened
+from aifx.specs import (
+    Params,
+    Specs,
+    init_params,
+    map_specs,
+    split_frozen,
+    widened,
+    with_frozen_dtype,
+    with_weight_dtype,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -32,6 +44,19 @@ class TrainState:
     def evaluated(self) -> Params:
         """The params that evaluation takes: the averaged ones if there are any."""
         return self.params if self.ema is None else self.ema
+
+
+def typed_specs(model: Model, config: Config, dtype: DTypeLike) -> Specs:
+    """The specs of a model in the types in which a run keeps its arrays.
+
+    Weights have `train.parameter_dtype`. What lies beside adapters is never updated, so it needs no wider type than
+    that of the computation, `dtype`.
+    """
+    kept = jnp.dtype(config.train.parameter_dtype)
+    specs = with_weight_dtype(model.specs(), kept)
+    if config.finetune.adapter == "none":
+        return specs
+    return with_frozen_dtype(specs, min(kept, jnp.dtype(dtype), key=lambda one: one.itemsize))
 
 
 def initial_state(

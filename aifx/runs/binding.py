@@ -24,6 +24,7 @@ from aifx.core.json_files import write_json
 from aifx.core.parsing import parse_json
 from aifx.core.project import RunDirectory
 from aifx.kernels.choices_file import read_kernel_choices
+from aifx.runs.base_run import base_error
 
 
 @dataclass
@@ -34,6 +35,7 @@ class RunDigests:
     settings: Mapping[str, Any]  # the values that change numbers, by key (`model.rope_theta`)
     assets: Mapping[str, str]  # SHA-256 of each file in `assets/`, by its path in there
     kernels: Mapping[str, Mapping[str, Any]]  # digest of the kernel choices in `kernels.json` by kind of device
+    base: Mapping[str, Any] | None = None  # the BaseRun whose weights the run's own are adapters of
 
     def binding(self) -> dict[str, Any]:
         """What a checkpoint that is saved now names in its manifest."""
@@ -42,15 +44,18 @@ class RunDigests:
             "settings": json_digest(self.settings),
             "assets": self.assets,
             "kernels": self.kernels,
+            "base": self.base,
         }
 
     def write(self, run: RunDirectory) -> None:
         settings = {"sha256": json_digest(self.settings), "values": self.settings}
         document = {"schema_version": 1, "run_id": self.run_id, "settings": settings}
-        write_json(run.digests, {**document, "assets": self.assets, "kernels": self.kernels})
+        write_json(run.digests, {**document, "assets": self.assets, "kernels": self.kernels, "base": self.base})
 
 
-def open_digests(run: RunDirectory, config: Config, *, is_fresh: bool) -> RunDigests:
+def open_digests(
+    run: RunDirectory, config: Config, *, is_fresh: bool, base: Mapping[str, Any] | None = None
+) -> RunDigests:
     """The digests of a run. Those of a new run are written, under a new id; its assets must be complete.
 
     Raises CheckpointError.
@@ -59,7 +64,7 @@ def open_digests(run: RunDirectory, config: Config, *, is_fresh: bool) -> RunDig
     # damaged, the run begins with the choices that it has.
     kernels = {kind: kernel_digest(choices) for kind, choices in read_kernel_choices(run).items()}
     if is_fresh:
-        digests = RunDigests(secrets.token_hex(16), number_settings(config), _asset_digests(run.assets), kernels)
+        digests = RunDigests(secrets.token_hex(16), number_settings(config), _asset_digests(run.assets), kernels, base)
         digests.write(run)
         return digests
     return replace(read_digests(run), kernels=kernels)
@@ -70,7 +75,7 @@ def read_digests(run: RunDirectory) -> RunDigests:
     try:
         doc = parse_json(read_file(run.digests))
         values, assets, kernels = doc["settings"]["values"], doc["assets"], doc["kernels"]
-        return RunDigests(str(doc["run_id"]), dict(values), dict(assets), dict(kernels))
+        return RunDigests(str(doc["run_id"]), dict(values), dict(assets), dict(kernels), doc["base"])
     except (OSError, ValueError, KeyError, TypeError) as e:
         why = "it is missing" if isinstance(e, FileNotFoundError) else f"it cannot be read: {e}"
         what = f"run {run.name!r} has checkpoints and no usable {run.digests.name}"
@@ -97,6 +102,10 @@ def binding_errors(run: RunDirectory, config: Config, step: int, bound: Mapping[
     elif changes := list(_changed_settings(digests.settings, config)):
         more = f"; {len(changes) - 3} more" if len(changes) > 3 else ""
         yield _changed(run, run.config, step, "; ".join(changes[:3]) + more)
+    if digests.base != bound.get("base"):
+        yield _changed(run, run.digests, step, "its base run is not the one that the checkpoint names")
+    elif (error := base_error(run, bound)) is not None:
+        yield error
     found = _asset_digests(run.assets)
     for name, digest in bound.get("assets", {}).items():
         if found.get(name) != digest:

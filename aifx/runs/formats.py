@@ -186,7 +186,7 @@ class Hardware(TypedDict):
 class FinetunedFrom(TypedDict):
     run: str
     step: int
-    checksum: str
+    digest: str
 
 
 class Provenance(TypedDict):
@@ -233,6 +233,7 @@ class DigestsFile(TypedDict):
     settings: SettingsDigest
     assets: dict[str, str]
     kernels: dict[str, KernelsDigest]
+    base: FinetunedFrom | None
 
 
 class TagsFile(TypedDict):
@@ -277,6 +278,7 @@ class RunBinding(TypedDict):
     settings: str
     assets: dict[str, str]
     kernels: dict[str, KernelsDigest]
+    base: FinetunedFrom | None
 
 
 @dataclass(frozen=True)

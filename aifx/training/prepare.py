@@ -31,12 +31,13 @@ from aifx.parallel.group import Group
 from aifx.parallel.layout import Layout, local_layout
 from aifx.programs.build import Programs, build
 from aifx.runs.agreement import agree, facts_of_data
+from aifx.runs.base_run import BaseRun
 from aifx.runs.binding import RunDigests, binding_errors, kernel_digest, open_digests
 from aifx.runs.provenance import differences, provenance, read_provenance
 from aifx.tasks.base import Task, data_digest, evaluation_source, training_source
 from aifx.tasks.preflight import declared_metrics
 from aifx.tasks.registry import open_task
-from aifx.training.finetuning import choose_base
+from aifx.training.finetuning import base_of_fork, choose_base
 from aifx.training.observers import EventDispatcher, MetricsFile
 from aifx.training.resume_checks import Fork
 from aifx.training.signals import StopSignals
@@ -115,8 +116,10 @@ def prepare(job: Job) -> Programs:
 
 def _own_run(job: Job, task: Task, layout: Layout, is_fresh: bool) -> Choices:
     """Write what the run's folder says of the run, in the process that holds it. Returns the run's kernel choices."""
-    _record_origin(job, task, layout, is_fresh)
-    digests = open_digests(job.run, job.config, is_fresh=is_fresh or not list_bindings(job.run.checkpoints))
+    base = _record_origin(job, task, layout, is_fresh)
+    is_new = is_fresh or not list_bindings(job.run.checkpoints)
+    needed = base.document() if base and job.config.finetune.adapter != "none" else None
+    digests = open_digests(job.run, job.config, is_fresh=is_new, base=needed)
     job.checkpoints.bind(digests.binding)
     return _kernel_choices(job, digests)
 
@@ -146,15 +149,16 @@ def _open_task(job: Job, is_fresh: bool) -> Task:
     return task
 
 
-def _record_origin(job: Job, task: Task, layout: Layout, is_fresh: bool) -> None:
-    """Write provenance and configuration, or compare them with those of the run."""
+def _record_origin(job: Job, task: Task, layout: Layout, is_fresh: bool) -> BaseRun | None:
+    """Write provenance and configuration, or compare them with the run's. Returns the base of a run that begins."""
+    base: BaseRun | None = None
     digest = data_digest(task, job.config)
     now = provenance(job.project.root, data_digest=digest, devices=layout.devices)
     if job.fork is not None:
         _warn_of_origin(job.fork, job.project, digest)
     if is_fresh:
         _suggest_precision(job.config, layout)
-        base = None if job.fork else choose_base(job.config, job.project, job.run)
+        base = base_of_fork(job.fork, job.config) if job.fork else choose_base(job.config, job.project, job.run)
         forked_from, finetuned_from = job.fork.run.name if job.fork else None, base.document() if base else None
         write_json(job.run.provenance, {**now, "forked_from": forked_from, "finetuned_from": finetuned_from})
     else:
@@ -170,6 +174,7 @@ def _record_origin(job: Job, task: Task, layout: Layout, is_fresh: bool) -> None
                 logger.warning(f"since the run began, {change}: {NOT_EXACT}")
     if job.fork is None:  # a fork is a run once its first checkpoint is there
         write_text(job.run.config, job.config.to_toml())
+    return base
 
 
 def _warn_of_origin(fork: Fork, project: Project, digest: str) -> None:

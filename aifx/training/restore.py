@@ -8,10 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import CheckpointError
-from aifx.core.project import Project, RunDirectory
+from aifx.core.project import RunDirectory
+from aifx.loading.base_weights import frozen_arrays
 from aifx.loading.restore import check_frozen
+from aifx.models.adapted import AdaptedModel
 from aifx.programs.build import Programs
-from aifx.programs.state import TrainState, first_average, make_frozen
+from aifx.programs.state import TrainState, first_average
 from aifx.runs.status import number
 from aifx.specs import Params
 from aifx.training.finetuning import with_base_weights
@@ -39,22 +41,24 @@ class InitialState:
     pending_validation: Record | None = None
 
 
-def begin(programs: Programs, checkpoints: Checkpoints, run: RunDirectory, project: Project) -> InitialState:
+def begin(programs: Programs, checkpoints: Checkpoints, run: RunDirectory) -> InitialState:
     """The latest checkpoint that is whole, or the initial state; never both."""
     latest = checkpoints.latest()
     # All processes ask together, since one may not see yet what another has saved to a file system that they share.
     found = checkpoints.latest_good(to_tree(programs.abstract[0], stacked=programs.is_stacked))
     if found is not None:
-        return _restored(found.step, found.state, found.host, programs, run)
+        return _restored(found.step, found.state, found.host, programs, run, run)
     if latest is not None:
         logger.warning("no checkpoint is whole: the run starts again from its beginning")
+    if isinstance(programs.model, AdaptedModel):
+        return InitialState(0, programs.init_state(), frozen_arrays(programs, run))
     state, frozen = programs.init()
     if programs.config.finetune.base_run is not None:
-        state = with_base_weights(state, programs, project, run)
+        state = with_base_weights(state, programs, run)
     return InitialState(0, state, frozen)
 
 
-def begin_from(fork: Fork, programs: Programs) -> InitialState:
+def begin_from(fork: Fork, programs: Programs, run: RunDirectory) -> InitialState:
     """Another run's checkpoint. Its optimizer state is taken if it fits, and otherwise starts again.
 
     If the checkpoint holds no averaged weights, their average starts from its weights. Raises CheckpointError if the
@@ -80,28 +84,27 @@ def begin_from(fork: Fork, programs: Programs) -> InitialState:
     except Damaged:
         raise
     except CheckpointError as unfit:
-        changed = [
-            str(d)
-            for d in fork.changes
-            if d.key.startswith(("model.", "task.", "objective.", "data.", "train.parameter_dtype"))
-        ]
+        of_model = ("model.", "task.", "objective.", "data.", "train.parameter_dtype", "finetune.", "lora.")
+        changed = [str(d) for d in fork.changes if d.key.startswith(of_model)]
         what = f"a fork of run {fork.run.name!r} cannot have another model"
         hint = "aifx train --run NAME    (a new run, from its first step)"
         raise CheckpointError(what, "\n".join([*changed, unfit.why]), hint) from unfit
     tree |= restored_if_fit("opt_state")
     if "opt_state" not in tree:
         logger.warning("the optimizer's state does not fit this configuration and starts again")
-        tree["opt_state"] = to_tree(programs.init()[0], stacked=programs.is_stacked)["opt_state"]
+        tree["opt_state"] = to_tree(programs.init_state(), stacked=programs.is_stacked)["opt_state"]
     if programs.has_ema:
         tree |= restored_if_fit("ema") or {"ema": first_average(tree["params"])}
-    begun = _restored(fork.step, tree, host, programs, fork.run)
+    begun = _restored(fork.step, tree, host, programs, fork.run, run)
     # What was best on the way here was measured under another configuration.
     return replace(begun, progress=Progress(), pending_validation=None)
 
 
-def _restored(step: int, tree: Any, host: Mapping[str, Any], programs: Programs, run: RunDirectory) -> InitialState:
-    frozen = make_frozen(programs.frozen_specs, programs.config.train.seed, programs.layout)
-    check_frozen(frozen, host, run, step)
+def _restored(
+    step: int, tree: Any, host: Mapping[str, Any], programs: Programs, saved_by: RunDirectory, run: RunDirectory
+) -> InitialState:
+    frozen = frozen_arrays(programs, run)
+    check_frozen(programs, frozen, host, saved_by, step)
     pending = host.get("pending_validation")
     return InitialState(
         step=step,

@@ -189,7 +189,7 @@ def _train(job: Job) -> TrainResult:
         progress=begun.progress,
         sampler=None if job.config.log.sample is None else TextSampler(job.run, programs, job.stop),
         pending_validation=begun.pending_validation,
-        frozen_digest=digest_of_frozen(begun.frozen),
+        frozen_digest=digest_of_frozen(programs, begun.frozen),
         group=job.group,
     )
     if job.fork is not None:  # its first checkpoint, then its configuration: from then on it is a run of its own
@@ -215,9 +215,9 @@ def _restore(job: Job, programs: Programs) -> tuple[StepFn, InitialState]:
     """The compiled step, and the state that it starts from, which is made or restored while the step compiles."""
     with ThreadPoolExecutor(1, thread_name_prefix="aifx-begin") as pool:
         if job.fork is not None:
-            begun = pool.submit(begin_from, job.fork, programs)
+            begun = pool.submit(begin_from, job.fork, programs, job.run)
         else:
-            begun = pool.submit(begin, programs, job.checkpoints, job.run, job.project)
+            begun = pool.submit(begin, programs, job.checkpoints, job.run)
         job.dispatcher.event("compile")
         started = time.perf_counter()
         job.group.mark("the program")

@@ -38,6 +38,10 @@ TENSOR_4 = "--set mesh.data=2 --set mesh.fsdp=1 --set mesh.tensor=4 --set mesh.c
 CONTEXT_4 = "--set mesh.data=2 --set mesh.fsdp=1 --set mesh.tensor=1 --set mesh.context=4"
 QUICK = ("data=8", "fsdp=8", "fsdp=4 x context=2, ring")
 DROPPED = ["model.dropout=0.1", "data.packing=documents", "train.gradient_accumulation=2", "train.num_steps=5"]
+ADAPTED = [
+    "finetune.base_run=base", "finetune.adapter=lora", "lora.rank=4", "lora.dropout=0.1", "train.num_steps=5",
+]  # fmt: skip
+INT8 = ["finetune.base_quantize=int8"]
 KINDS = ("all_gather", "reduce_scatter", "all_reduce")
 MUON = ["optimizer.kind=muon", "optimizer.adam_learning_rate=0.01"]
 
@@ -71,13 +75,36 @@ def trained() -> dict[str, Any]:
         "dropped, one": ("text", DROPPED, 1),
         "dropped": ("text", [*DROPPED, "mesh.fsdp=2", "mesh.tensor=2", "mesh.context=2"], 8),
     }
-    return run_trials({"one": ("text", [], 1)} | {name: ("text", MESHES[name], 8) for name in QUICK} | dropped)
+    adapted = {
+        "adapted, one": ("text", [*ADAPTED, *INT8], 1),
+        "adapted": ("text", [*ADAPTED, *INT8, "mesh.fsdp=2", "mesh.tensor=4"], 8),
+    }
+    quick = {name: ("text", MESHES[name], 8) for name in QUICK}
+    return run_trials({"one": ("text", [], 1)} | quick | dropped | adapted)
 
 
 def test_dropout_and_packed_documents_are_one_devices(trained: dict[str, Any]) -> None:
     """Devices that divide heads, steps and rows drop what one device drops, and attend within documents."""
     check_equal(trained["dropped"], trained["dropped, one"], 1e-5)
     assert trained["dropped"]["losses"][0] != pytest.approx(trained["one"]["losses"][0], rel=1e-5)
+
+
+def test_adapters_train_as_on_one_device(trained: dict[str, Any]) -> None:
+    """Devices that divide the inputs of a matrix drop what one device drops of them."""
+    check_equal(trained["adapted"], trained["adapted, one"], 1e-5)
+    assert trained["adapted"]["losses"][0] != trained["adapted"]["losses"][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", [[], INT8])
+def test_adapters_train_on_other_meshes_as_on_one_device(base: list[str]) -> None:
+    meshes = {name: mesh for name, mesh in MESHES.items() if name != "fsdp=8, other rules"} | {
+        "tensor=8": ["mesh.tensor=8"]  # of which two share a head of keys
+    }
+    requests = {name: ("text", [*ADAPTED, *base, *mesh], 8) for name, mesh in meshes.items()}
+    found = run_trials({"one": ("text", [*ADAPTED, *base], 1)} | requests)
+    for name in meshes:
+        check_equal(found[name], found["one"], 1e-5)
 
 
 @pytest.fixture(scope="module")

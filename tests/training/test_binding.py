@@ -151,8 +151,7 @@ def test_other_frozen_arrays_than_those_of_the_checkpoint_are_refused(trained, m
     restored = restore_run(trained.run(), trained.project)
     assert set(restored.frozen) == {"shift"}
     other = {"shift": restored.frozen["shift"] + 1}
-    for place in ("aifx.loading.restore", "aifx.training.restore"):
-        monkeypatch.setattr(f"{place}.make_frozen", lambda specs, seed, layout: other)
+    monkeypatch.setattr("aifx.loading.base_weights.make_frozen", lambda specs, seed, layout: other)
     for use in (
         lambda: restore_run(trained.run(), trained.project),
         lambda: trained.train("train.num_steps=20", run="fork", fork_from="main"),

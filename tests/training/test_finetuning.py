@@ -19,6 +19,7 @@ from aifx.config import load_config
 from aifx.core.errors import CheckpointError, ConfigError, UsageError
 from aifx.core.project import Project
 from aifx.evaluation.held_out import evaluate
+from aifx.runs.base_run import weights_digest
 from aifx.training.run import train
 
 PICTURES = Path(__file__).parents[2] / "templates/vision-inspection/data/fashion_mnist_small.npz"
@@ -124,9 +125,9 @@ def test_without_freezing_all_weights_go_on_from_the_checkpoint_that_the_provena
         np.testing.assert_allclose(before[name], after[name], atol=1e-6)
     assert any(not np.array_equal(before[name], after[name]) for name in after.keys() - HEAD)
     step = best_of(project, "base")
-    manifest = json.loads((project.run("base").checkpoints / f"{step}/manifest/manifest.json").read_text())
+    digest = weights_digest(read_manifest(project.run("base").checkpoints / str(step)))
     provenance = json.loads(project.run("fine").provenance.read_text())
-    assert provenance["finetuned_from"] == {"run": "base", "step": step, "checksum": manifest["checksum"]}
+    assert provenance["finetuned_from"] == {"run": "base", "step": step, "digest": digest}
     assert provenance["forked_from"] is None
     finetune(project, "train.num_steps=6", run="fork", fork_from="fine")
     fork = json.loads(project.run("fork").provenance.read_text())

@@ -36,7 +36,7 @@ def test_a_checkpoint_that_one_process_does_not_see_yet(trained: Any, monkeypatc
     run = trained.run()
     checkpoints = Checkpoints(run.checkpoints, trained.config().checkpoint, peers=Second(first_sees=12))
     monkeypatch.setattr(checkpoints, "latest", lambda: None)
-    assert begin(trained.programs(), checkpoints, run, trained.project).step == 12
+    assert begin(trained.programs(), checkpoints, run).step == 12
 
 
 def test_process_0_alone_writes_the_configuration_of_a_fork(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:

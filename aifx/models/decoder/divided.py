@@ -9,6 +9,7 @@ import jax
 from aifx.core.errors import ConfigError
 from aifx.models.decoder.section import DecoderSection
 from aifx.nn import layers
+from aifx.nn.lora import map_outputs
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
 from aifx.specs import Params
@@ -52,7 +53,11 @@ def with_own_kv_head(params: Params, layout: Layout, num_kv_heads: int) -> Param
     axes = layout.axes("kv_heads")
     head = layout.index(axes) * num_kv_heads // layout.size(axes)
     own = {name: params[name] for name in params if name.startswith(("key", "value")) and "norm" not in name}
-    return params | {n: jax.lax.dynamic_slice_in_dim(w, head, 1, w.ndim - 2) for n, w in own.items()}
+
+    def of_head(x: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(x, head, 1, x.ndim - 2)
+
+    return params | {name: map_outputs(of_head, weight) for name, weight in own.items()}
 
 
 def joined(x: jax.Array, weight: Any, bias: jax.Array | None, layout: Layout) -> jax.Array:

@@ -27,6 +27,7 @@ from aifx.models.decoder.specs import (
     window_rotary_of,
 )
 from aifx.nn import layers
+from aifx.nn.adapters import with_adapter_dropout
 from aifx.nn.remat import rematerialized
 from aifx.nn.ring import ring_attention
 from aifx.nn.rotary import turned
@@ -46,6 +47,7 @@ class Decoder:
     """A decoder over `vocab_size` tokens, trained on sequences of `seq_len`; `DecoderSection.conflicts` checks it."""
 
     gathers = (LAYERS,)
+    adapts = ("attention", "mlp")
     divides = ("vocab", "heads", "kv_heads", "mlp", "tokens", "seq")
 
     def __init__(self, section: DecoderSection, *, vocab_size: int, seq_len: int) -> None:
@@ -125,7 +127,7 @@ class Decoder:
 
             def block(x: jax.Array, own: tuple[Params, Params | None, Any]) -> tuple[jax.Array, Params | None]:
                 layer, cache, number = own
-                layer = ctx.layout.gather(layer)
+                layer = with_adapter_dropout(ctx.layout.gather(layer), ctx, number, sequences.shape)
                 own_ctx = layers.in_layer(ctx, number) if self.section.dropout else ctx
                 return self.layer(layer, x, known, cache, own_ctx)
 

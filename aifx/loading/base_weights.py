@@ -1,0 +1,182 @@
+"""The weights of a base run: all of them, or the frozen arrays of a run that trains adapters for them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from aifx.checkpoint.checkpoints import Checkpoints
+from aifx.checkpoint.manifest import ArrayEntry
+from aifx.checkpoint.naming import nest
+from aifx.config.sections import CheckpointSection, LoraSection
+from aifx.core.errors import ConfigError
+from aifx.core.project import RunDirectory
+from aifx.models.adapted import AdaptedModel
+from aifx.nn.adapters import BASE, A, B, merged_matrix, quantize_array
+from aifx.parallel.layout import Layout
+from aifx.programs.build import Programs
+from aifx.programs.state import make_frozen
+from aifx.runs.base_run import BaseRun, base_manifest, weights_of
+from aifx.runs.binding import read_digests
+from aifx.specs import ArraySpec, Params, Specs, array_names, is_spec
+
+CHUNK_BYTES = 64 << 20
+"""Of arrays that are read together, unless one is larger."""
+
+
+class BaseWeights:
+    """The weights that evaluation of a base run takes, by name; adapters are merged into the matrices that they adapt.
+
+    Raises CheckpointError if the checkpoint is missing, or has other weights than `run` was trained with.
+    """
+
+    def __init__(self, run: RunDirectory, base: BaseRun) -> None:
+        manifest = base_manifest(run, base)
+        self.step, self.run = base.step, run.sibling(base.run)
+        self._own = weights_of(manifest)
+        self._part = "ema" if f"ema/{next(iter(self._own))}" in manifest.arrays else "params"
+        own_base = manifest.run.get("base")
+        self._base = BaseWeights(self.run, BaseRun(**own_base)) if own_base else None
+        self.entries: Mapping[str, ArrayEntry] = self._own if self._base is None else self._base.entries
+
+    @functools.cached_property
+    def _adapters(self) -> tuple[LoraSection, bool]:
+        """How the run's adapters are scaled, and whether they were trained beside int8 matrices."""
+        settings = read_digests(self.run).settings
+        values = {key.removeprefix("lora."): value for key, value in settings.items() if key.startswith("lora.")}
+        return LoraSection(**values), settings.get("finetune.base_quantize") == "int8"
+
+    def read(self, wanted: Mapping[str, Any], specs: Mapping[str, ArraySpec]) -> dict[str, jax.Array]:
+        """Arrays in the shardings of `wanted` and their stored types. `specs`: of the whole model, by name."""
+        if self._base is None:
+            return self._read(wanted)
+        arrays = self._base.read(wanted, specs)
+        section, is_quantized = self._adapters
+        for name, array in arrays.items():
+            if f"{name}/{A}" not in self._own:
+                continue
+            place = NamedSharding(wanted[name].sharding.mesh, PartitionSpec())
+            names = {f"{name}/{part}": self._own[f"{name}/{part}"] for part in (A, B)}
+            structs = {n: jax.ShapeDtypeStruct(e.shape, e.dtype, sharding=place) for n, e in names.items()}
+            adapter = self._read(structs)
+            base = quantize_array(array, specs[name]) if is_quantized else array
+            node = {BASE: base, **{part: adapter[f"{name}/{part}"] for part in (A, B)}}
+            merged = merged_matrix(node, specs[name], section)
+            arrays[name] = jax.device_put(merged, wanted[name].sharding)
+        return arrays
+
+    def difference(self, name: str, shape: tuple[int, ...]) -> str:
+        """How an array of a model differs from that of the base run."""
+        entry = self.entries.get(name)
+        there = "it does not have it" if entry is None else f"it is {list(entry.shape)} there"
+        return f"{name} is {list(shape)}, and {there}"
+
+    def misfit(self, differences: list[str], allowed: str) -> ConfigError:
+        """The error for a model that differs from the base run's."""
+        more = f"; {len(differences) - 3} more" if len(differences) > 3 else ""
+        what = f"the model does not fit the weights of run {self.run.name}, which finetune.base_run names"
+        hint = f"aifx config show --run {self.run.name}    ({allowed})"
+        return ConfigError(what, "; ".join(differences[:3]) + more, hint)
+
+    def _read(self, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
+        named = {f"{self._part}/{name}": struct for name, struct in wanted.items()}
+        read = Checkpoints(self.run.checkpoints, CheckpointSection()).read(self.step, named)
+        return {name.partition("/")[2]: array for name, array in read.items()}
+
+
+def frozen_arrays(programs: Programs, run: RunDirectory) -> Params:
+    """The arrays that no step of `run` changes: those of its base, or what follows from the seed."""
+    model = programs.model
+    if not isinstance(model, AdaptedModel):
+        return make_frozen(programs.frozen_specs, programs.config.train.seed, programs.layout)
+    base = read_digests(run).base
+    assert base is not None
+    weights = BaseWeights(run, BaseRun(**base))
+    return read_frozen(weights, model.model.specs(), programs.frozen_specs, programs.layout)
+
+
+def read_frozen(weights: BaseWeights, plain: Specs, frozen: Specs, layout: Layout) -> Params:
+    """The arrays of the specs `frozen`, which `adapted_specs` made of `plain`. A chunk is in memory twice."""
+    leaves = jax.tree_util.tree_leaves_with_path(plain, is_leaf=is_spec)
+    by_name = {name: _layer_spec(spec, shape) for path, spec in leaves for name, shape in _names(path, spec)}
+    found: dict[str, jax.Array] = {}
+    there = {name: entry.shape for name, entry in weights.entries.items()}
+    if unfit := [n for n in {**by_name, **there} if n not in by_name or there.get(n) != by_name[n].shape]:
+        known = [weights.difference(name, by_name[name].shape) for name in unfit if name in by_name]
+        raise weights.misfit(known or [f"it has {name} there" for name in unfit], "an adapter changes none of it")
+    for chunk in _chunks(leaves):
+        wanted = {
+            name: jax.ShapeDtypeStruct(
+                shape, weights.entries[name].dtype, sharding=NamedSharding(layout.mesh, layout.partition(by_name[name]))
+            )
+            for path, spec in chunk
+            for name, shape in _names(path, spec)
+        }
+        read = weights.read(wanted, by_name)
+        for path, spec in chunk:
+            names = [name for name, _ in _names(path, spec)]
+            place, node = "/".join(part.key for part in path), frozen
+            for part in path:
+                node = node[part.key]
+            if isinstance(node, dict) and BASE in node:
+                node, place = node[BASE], f"{place}/{BASE}"
+            is_stack = by_name[names[0]].shape != spec.shape
+            parts = [read.pop(name) for name in names]
+            found |= _frozen(parts, is_stack, spec, place, node, layout)
+    return nest(found)
+
+
+def _frozen(
+    parts: list[jax.Array], is_stack: bool, spec: ArraySpec, place: str, node: Any, layout: Layout
+) -> dict[str, jax.Array]:
+    places = layout.of_params(node)
+    if isinstance(node, dict):
+        made = _quantized(parts, is_stack, spec, tuple(places.values()))
+        return {f"{place}/{name}": array for name, array in made.items()}
+    array = jnp.stack(parts) if is_stack else parts[0]
+    return {place: jax.device_put(array.astype(node.dtype), places)}
+
+
+def _quantized(parts: list[jax.Array], is_stack: bool, spec: ArraySpec, places: Any) -> dict[str, jax.Array]:
+    quantized = [_quantize(part, _layer_spec(spec, part.shape)) for part in parts]
+    joined = {key: [one[key] for one in quantized] for key in quantized[0]}
+    whole = {key: jnp.stack(values) if is_stack else values[0] for key, values in joined.items()}
+    return {key: jax.device_put(array, place) for (key, array), place in zip(whole.items(), places, strict=True)}
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _quantize(array: jax.Array, spec: ArraySpec) -> dict[str, jax.Array]:
+    return quantize_array(array, spec)
+
+
+def _names(path: Any, spec: ArraySpec) -> list[tuple[str, tuple[int, ...]]]:
+    names, shape = array_names([str(part.key) for part in path], spec)
+    return [(name, shape) for name in names]
+
+
+def _layer_spec(spec: ArraySpec, shape: tuple[int, ...]) -> ArraySpec:
+    """The spec of a layer of this shape, of which `spec` may be a stack."""
+    if shape == spec.shape:
+        return spec
+    matrix = None if spec.matrix is None else tuple(tuple(i - 1 for i in axes) for axes in spec.matrix)
+    return replace(spec, shape=shape, axes=spec.axes[1:], matrix=matrix)  # type: ignore[arg-type]
+
+
+def _chunks(leaves: list[tuple[Any, ArraySpec]]) -> Iterator[list[tuple[Any, ArraySpec]]]:
+    chunk: list[tuple[Any, ArraySpec]] = []
+    held = 0
+    for path, spec in leaves:
+        size = 4 * spec.size
+        if chunk and held + size > CHUNK_BYTES:
+            yield chunk
+            chunk, held = [], 0
+        chunk.append((path, spec))
+        held += size
+    if chunk:
+        yield chunk

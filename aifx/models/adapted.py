@@ -1,0 +1,62 @@
+"""A model whose own arrays are frozen, with adapters that are trained: `finetune.adapter`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import jax
+
+from aifx.config import Config
+from aifx.core.errors import ConfigError, did_you_mean
+from aifx.models.base import Head, Model
+from aifx.nn.adapters import adapted_specs, target_names, with_adapters
+from aifx.parallel.context import ForwardContext
+from aifx.specs import Params, Specs, count_parameters, map_specs, select
+
+
+class AdaptedModel:
+    """`model` with the adapters of `[lora]`. Raises ConfigError if it has no matrices that `lora.targets` names."""
+
+    def __init__(self, model: Model, config: Config) -> None:
+        self.model, self.section = model, config.lora
+        self.is_quantized = config.finetune.base_quantize == "int8"
+        self.groups: tuple[str, ...] = getattr(model, "adapts", ())
+        self.gathers = getattr(model, "gathers", ())
+        self.divides = getattr(model, "divides", ())
+        name = type(model).__name__
+        if not self.groups:
+            why = f"{name} names no matrices that can have adapters"
+            raise ConfigError('finetune.adapter = "lora" cannot be used', why, "aifx train --set finetune.adapter=none")
+        if set(jax.tree.leaves(map_specs(lambda spec: spec.kind, model.specs()))) != {"weight"}:
+            why = f"{name} has arrays that are not trained, and a base run does not hold all of them"
+            raise ConfigError('finetune.adapter = "lora" cannot be used', why, "aifx train --set finetune.adapter=none")
+        known = target_names(model.specs(), self.groups)
+        if unknown := [target for target in self.section.targets if target not in known]:
+            near = did_you_mean(unknown[0], known)
+            hint = f"targets = {list(self.groups)}    (below [lora])".replace("'", '"')
+            raise ConfigError(f"lora.targets has {unknown[0]!r}, which {name} does not have", near, hint)
+
+    @functools.cached_property
+    def _specs(self) -> Specs:
+        return adapted_specs(self.model.specs(), self.section, self.groups, is_quantized=self.is_quantized)
+
+    def specs(self) -> Specs:
+        return self._specs
+
+    def hidden(self, params: Params, batch: Mapping[str, jax.Array], ctx: ForwardContext) -> jax.Array:
+        return self.model.hidden(with_adapters(params, self._specs, self.section, ctx.layout), batch, ctx)
+
+    def head(self, params: Params, ctx: ForwardContext) -> Head:
+        return self.model.head(with_adapters(params, self._specs, self.section, ctx.layout), ctx)
+
+    def flops(self, rows: int) -> int:
+        """The backward pass forms gradients of what the frozen matrices read, not of themselves: 4 of 6 operations."""
+        flops, whole = self.model.flops(rows), count_parameters(self.model.specs())
+        own = count_parameters(select(self._specs, self._specs, lambda spec: spec.kind == "weight"))
+        return round(flops * (2 / 3 + own / whole))
+
+
+def plain_model(model: Model) -> Model:
+    """The model without adapters."""
+    return model.model if isinstance(model, AdaptedModel) else model
