@@ -168,10 +168,10 @@ def _classes(name: str, examples: Iterable[Example], classes: tuple[str, ...], h
     if unknown := sorted(set(found) - set(known)):
         first = next(example for example in examples if unknown[0] in example.labels)
         what = f"{first.name}: the class {unknown[0]!r} is not one of data.classes"
-        raise DataError(what, did_you_mean(unknown[0], known), "aifx config show data    (data.classes = [] takes all)")
+        raise DataError(what, did_you_mean(unknown[0], known), "aifx config show    (data.classes = [] takes all)")
     if missing := [label for label in known if not found[label]] if has_all else []:
         why = "data.classes names it"
-        raise DataError(f"{name}: a class without images: {missing[0]!r}", why, "aifx config show data")
+        raise DataError(f"{name}: a class without images: {missing[0]!r}", why, "aifx config show")
     return known
 
 

@@ -129,7 +129,7 @@ def _balanced(data: ArrayDataset, section: ImagesSection) -> ArrayDataset:
     if not data.spec.classes or targets.ndim > 1:
         key = "sampling" if section.sampling == "balanced" else "class_weights"
         why = "each image must have one class for that"
-        raise ConfigError(f'data.{key} = "balanced" cannot be used', why, f"aifx config show data    (data.{key})")
+        raise ConfigError(f'data.{key} = "balanced" cannot be used', why, f"aifx config show    (data.{key})")
     counts = np.bincount(targets)
     members = tuple(np.flatnonzero(targets == label) for label in np.flatnonzero(counts))
     shares = len(targets) / (len(members) * np.maximum(counts, 1))

@@ -100,7 +100,7 @@ def _batches(programs: Programs, split: Split, num_batches: int | None) -> Itera
         hint = "aifx eval --split test    (without a seed, a source has each example once: docs/tasks.md)"
         raise DataError(f"the {split} split cannot be measured", why, hint)
     if not count:
-        raise DataError(f"the {split} split has no batch", "its share of the data is empty", "aifx config show data")
+        raise DataError(f"the {split} split has no batch", "its share of the data is empty", "aifx config show")
     with report_progress(f"evaluating the {split} split", count, "batches") as progress:
         rows = programs.layout.local_rows(source.batch_size)
         for step in range(count):

@@ -48,7 +48,7 @@ def imported(hub_models, tmp_path: Path, empty_project: Project, monkeypatch: py
 
 def test_from_import_to_export(imported: Project, tmp_path: Path) -> None:
     base = restore_run(imported.run("chat"), imported)
-    settings = base.config.generate.model_copy(update={"prompt": "Hi", "max_tokens": 4})
+    settings = base.config.generate.model_copy(update={"prompt": "Hi", "max_tokens": 1})
     assert isinstance("".join(write_text(base, settings, chat=Chat("Be kind."))), str)
 
     (imported.root / "data").mkdir()

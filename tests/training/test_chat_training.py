@@ -67,7 +67,7 @@ def programs(project: Project) -> Callable[..., tuple[Programs, Any, Any]]:
     return programs
 
 
-@pytest.mark.parametrize("loss_on", ["assistant", "completion", "all"])
+@pytest.mark.parametrize("loss_on", ["assistant", "completion"])
 def test_the_loss_is_that_of_the_tokens_it_names(programs: Callable[..., Any], loss_on: str) -> None:
     made, params, frozen = programs(f"objective.loss_on={loss_on}")
     found = evaluate_split(made, params, frozen, "validation")
@@ -81,7 +81,7 @@ def test_the_loss_is_that_of_the_tokens_it_names(programs: Callable[..., Any], l
         logits = logits.reshape(*batch["targets"].shape, -1)
         likely = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         each = -np.take_along_axis(likely, batch["targets"][..., None], -1)[..., 0]
-        least = {"all": 0, "assistant": 1, "completion": 2}[loss_on]
+        least = {"assistant": 1, "completion": 2}[loss_on]
         chosen = (batch["weights"] > 0) & (batch["writers"] >= least)
         nats, count = nats + each[chosen].sum(), count + int(chosen.sum())
     assert renderer.template.marks_answers
@@ -89,12 +89,8 @@ def test_the_loss_is_that_of_the_tokens_it_names(programs: Callable[..., Any], l
     assert found["loss"] == pytest.approx(nats / count, abs=1e-5)
 
 
-@pytest.mark.parametrize("loss_on", ["assistant", "completion"])
-def test_packing_does_not_change_the_loss(programs: Callable[..., Any], loss_on: str) -> None:
-    found = [
-        evaluate_split(*programs(f"objective.loss_on={loss_on}", f"data.packing={packing}"), "train")
-        for packing in ("examples", "none")
-    ]
+def test_packing_does_not_change_the_loss(programs: Callable[..., Any]) -> None:
+    found = [evaluate_split(*programs(f"data.packing={packing}"), "train") for packing in ("examples", "none")]
     assert found[0]["tokens"] == found[1]["tokens"]
     assert found[0]["loss"] == pytest.approx(found[1]["loss"], abs=1e-5)
 
