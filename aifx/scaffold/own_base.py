@@ -16,8 +16,8 @@ TEMPLATE, QUESTION, NAME = "fine-tune", "base", "base"
 SEQ_LEN = 512
 """Tokens of a sequence, unless the base has fewer: conversations of the template are shorter."""
 
-RATES = ((20e6, 5e-4), (200e6, 1e-4), (float("inf"), 2e-5))
-"""Peak learning rates by the number of parameters up to which they fit."""
+RATES = ((20e6, 1e-3), (200e6, 5e-4), (float("inf"), 2e-4))
+"""Peak learning rates of adapters by the number of parameters up to which they fit."""
 
 STEPS = 100
 
