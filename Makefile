@@ -82,13 +82,14 @@ test-compilers-sample-oldest:
 	@VENV=$(COMPILERS_VENV)-oldest VERSIONS=3.11 sh scripts/setup_compilers.sh
 	SAMPLE=1 FEWER=1 $(call compile,$(COMPILERS_VENV)-oldest) $(ARGS)
 
-test-peers: setup-test  ## compare models in and out with transformers (PEERS_PYTHON=PATH; ARGS="--seed 7 --count 9")
-	@$(PEERS_PYTHON) -c 'import torch, transformers' || \
-		{ echo "PEERS_PYTHON is $(PEERS_PYTHON), and must be a Python that has torch and transformers" >&2; exit 2; }
+test-peers: setup-test  ## compare models in and out with transformers and PEFT (PEERS_PYTHON=PATH; ARGS="--seed 7 --count 9")
+	@$(PEERS_PYTHON) -c 'import peft, torch, transformers' || \
+		{ echo "PEERS_PYTHON is $(PEERS_PYTHON), and must be a Python that has torch, transformers and peft" >&2; exit 2; }
 	rm -rf build/peers
 	$(PEERS_PYTHON) tests/hub/peer_models.py make build/peers/imported $(ARGS)
 	$(python) -m pytest -q tests/hub/compare_with_peers.py
 	$(PEERS_PYTHON) tests/hub/peer_models.py check build/peers/exported
+	$(PEERS_PYTHON) tests/hub/peer_models.py check-adapters build/peers/adapters
 	$(python) tests/data/peer_chats.py tokenizer build/peers/chat-tokenizer.json
 	$(PEERS_PYTHON) tests/data/peer_chats.py check build/peers/chat-tokenizer.json
 

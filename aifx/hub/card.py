@@ -18,7 +18,14 @@ UNKNOWN = "unknown"
 
 
 def write_card(
-    folder: Path, run: RunDirectory, manifest: Manifest, *, architecture: str, dtype: str, origin: Mapping[str, Any]
+    folder: Path,
+    run: RunDirectory,
+    manifest: Manifest,
+    *,
+    architecture: str,
+    dtype: str,
+    origin: Mapping[str, Any],
+    library: str | None = None,
 ) -> None:
     """Write `README.md` with the metadata that the Hub reads. What a run does not record stays unknown."""
     from huggingface_hub import ModelCard, ModelCardData
@@ -28,7 +35,8 @@ def write_card(
     place = "nowhere: aifx trained it from random first values"
     if isinstance(source, str):
         place = source if is_repository else f"a folder, {Path(source).name}"  # paths of a machine stay on it
-    data = ModelCardData(base_model=source if is_repository else None, pipeline_tag="text-generation", tags=["aifx"])
+    base = source if is_repository else None
+    data = ModelCardData(base_model=base, library_name=library, pipeline_tag="text-generation", tags=["aifx"])
     tables = (
         ("Model", _model(run, architecture, dtype, manifest, place)),
         ("Training", _training(run, step)),

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +16,9 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.inventory import list_files, sync_files, sync_folders
 from aifx.checkpoint.manifest import Manifest, read_manifest
+from aifx.checkpoint.naming import nest
 from aifx.config import Config, read_config
 from aifx.config.kinds import Family, resolve
 from aifx.config.sections import ModelSection
@@ -27,8 +28,9 @@ from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
 from aifx.data.text import TOKENIZER_FILE, TokenFormat
-from aifx.hub.architectures import expressed_by, named_specs
+from aifx.hub.architectures import expressed_by, map_tensors, named_specs, read_arrays
 from aifx.hub.card import write_card
+from aifx.hub.comparison import LogitComparison, compare_merged
 from aifx.hub.folder import (
     CHAT_TEMPLATE,
     CONFIG,
@@ -40,11 +42,13 @@ from aifx.hub.folder import (
 )
 from aifx.hub.origin import read_origin
 from aifx.hub.weights import DIGESTS, StoredWeights, tensor_digest
-from aifx.loading.restore import choose_step
+from aifx.loading.base_weights import BaseWeights
+from aifx.loading.restore import choose_step, restore_run
+from aifx.models.adapted import plain_model
 from aifx.models.base import Decodes
 from aifx.models.hub import Architecture, Array, Tensor
 from aifx.runs.binding import binding_errors
-from aifx.specs import ArraySpec
+from aifx.specs import ArraySpec, Specs
 from aifx.tasks.registry import load_task
 
 ExportType = Literal["float32", "bfloat16", "float16"]
@@ -66,6 +70,7 @@ class ExportedModel:
 
     Attributes:
         rounded: whether the weights were rounded to a narrower type than the run has.
+        merged: with --merge, the folder's logits beside those of the run's base with its adapters.
     """
 
     path: str
@@ -76,10 +81,11 @@ class ExportedModel:
     dtype: str
     rounded: bool
     files: list[ExportedFile]
+    merged: LogitComparison | None
 
 
 @dataclass(frozen=True)
-class _Export:
+class Export:
     """What is written."""
 
     run: RunDirectory
@@ -89,8 +95,10 @@ class _Export:
     architecture: Architecture
     document: dict[str, Any]  # config.json
     tensors: list[Tensor]
-    specs: Mapping[str, ArraySpec]
-    part: str  # of the checkpoint: params, or ema
+    section: ModelSection
+    plain_specs: Specs
+    specs: Mapping[str, ArraySpec]  # the same by name
+    weights: BaseWeights
     form: TokenFormat
     dtype: np.dtype[Any]
     origin: dict[str, Any]  # import.json of the run that its weights go back to
@@ -104,36 +112,26 @@ def export_model(
     step: StepChoice | None = None,
     dtype: ExportType | None = None,
     shard_bytes: int = SHARD_BYTES,
+    merge: bool = False,
 ) -> ExportedModel:
     """Write the model of a checkpoint to the folder `dest`, which must not exist. Memory holds a shard at a time.
+
+    With `merge`, the adapters of the run become part of the weights, and the result says how far logits move by that.
 
     Raises UsageError, ConfigError for a model that no known architecture computes, CheckpointError, DataError.
     """
     dest = dest.expanduser().absolute()
-    if os.path.lexists(dest):
-        raise UsageError(f"{dest} exists already", "aifx replaces no folder", f"aifx export {dest}-2")
-    if not dest.parent.is_dir():
-        raise UsageError(f"no folder {dest.parent}", f"{dest.name} is to be in it", f"mkdir -p {dest.parent}")
-    export = _opened(run, project, step, dtype)
-    staged = dest.parent / f".{dest.name}.exporting"
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir()
-    try:
+    check_dest(dest)
+    export = open_export(run, project, step, dtype)
+    _check_merge(export, merge, dest)
+    with staged_folder(dest) as (staged, files):
         digests = _write_weights(export, staged, shard_bytes)
         _write_documents(export, staged)
         described = {"architecture": export.architecture.name, "dtype": export.dtype.name}
         write_card(staged, run, export.manifest, **described, origin=export.origin)
         _compare(staged, digests)
-        paths = sorted(staged.iterdir())
-        files = [ExportedFile(name, size, sha) for name, (size, sha) in list_files(staged, paths).items()]
-        sync_files(paths)
-        sync_folders(staged)
-        staged.rename(dest)
-        sync_directory(dest.parent)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
-    stored = np.dtype(export.manifest.arrays[f"{export.part}/{next(iter(export.specs))}"].dtype)
+        merged = _compare_logits(export, project, staged) if merge else None
+    stored = np.dtype(export.weights.entries[next(iter(export.specs))].dtype)
     return ExportedModel(
         path=str(dest),
         run=run.name,
@@ -143,7 +141,57 @@ def export_model(
         dtype=export.dtype.name,
         rounded=export.dtype != stored and export.dtype != np.float32,
         files=files,
+        merged=merged,
     )
+
+
+def check_dest(dest: Path) -> None:
+    """Raise UsageError unless a folder can be made at `dest`."""
+    if os.path.lexists(dest):
+        raise UsageError(f"{dest} exists already", "aifx replaces no folder", f"aifx export {dest}-2")
+    if not dest.parent.is_dir():
+        raise UsageError(f"no folder {dest.parent}", f"{dest.name} is to be in it", f"mkdir -p {dest.parent}")
+
+
+@contextmanager
+def staged_folder(dest: Path) -> Iterator[tuple[Path, list[ExportedFile]]]:
+    """A hidden folder that becomes `dest` when the block ends, and its files, known then. An error removes it."""
+    staged = dest.parent / f".{dest.name}.exporting"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    files: list[ExportedFile] = []
+    try:
+        yield staged, files
+        paths = sorted(staged.iterdir())
+        files += [ExportedFile(name, size, sha) for name, (size, sha) in list_files(staged, paths).items()]
+        sync_files(paths)
+        sync_folders(staged)
+        staged.rename(dest)
+        sync_directory(dest.parent)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+
+
+def _check_merge(export: Export, merge: bool, dest: Path) -> None:
+    """Raise UsageError if adapters would be lost, or if there are none to merge."""
+    name, is_adapted = export.run.name, export.config.finetune.adapter != "none"
+    if is_adapted and not merge:
+        why = "a folder in the format hf has whole weights"
+        hint = f"aifx export {dest} --run {name} --merge    (or --format peft: the adapters alone)"
+        raise UsageError(f"run {name} trained adapters", why, hint)
+    if merge and not is_adapted:
+        hint = f"aifx export {dest} --run {name}"
+        raise UsageError(f"run {name} has no adapters to merge", "--merge is for them", hint)
+
+
+def _compare_logits(export: Export, project: Project, folder: Path) -> LogitComparison:
+    """The logits of the folder's weights beside those of the run, whose adapters stand beside its base."""
+    stored = StoredWeights(ModelFolder(folder, str(folder)))
+    written = map_tensors(stored, export.architecture, export.section, export.plain_specs)
+    arrays = {name: array for name, array, _ in read_arrays(stored, written)}
+    trained = restore_run(export.run, project, step=export.step)
+    return compare_merged(trained, nest(arrays), export.dtype)
 
 
 def parse_size(text: str) -> int:
@@ -155,7 +203,8 @@ def parse_size(text: str) -> int:
     return int(size)
 
 
-def _opened(run: RunDirectory, project: Project, step: StepChoice | None, dtype: ExportType | None) -> _Export:
+def open_export(run: RunDirectory, project: Project, step: StepChoice | None, dtype: ExportType | None) -> Export:
+    """What a run's checkpoint becomes. Raises UsageError, ConfigError, CheckpointError."""
     config = read_config(run.config, project, environ={})
     at = choose_step(run, config, step)
     manifest = read_manifest(run.checkpoints / str(at))
@@ -166,16 +215,16 @@ def _opened(run: RunDirectory, project: Project, step: StepChoice | None, dtype:
     if not (isinstance(family, Family) and family.hub and isinstance(task.format, TokenFormat)):
         what = f"run {run.name} cannot be exported"
         raise ConfigError(what, "its model has no map to an architecture of Hugging Face", "docs/export.md")
-    model = task.model
+    model = plain_model(task.model)
     assert isinstance(model, Decodes)
     changes = {"vocab_size": model.vocab_size, "max_seq_len": model.max_seq_len, "scan_layers": False}
     section = config.model.model_copy(update=changes)
     assert isinstance(section, ModelSection)
     origin = read_origin(run, project)
     architecture = expressed_by(family, section, origin.get("architecture"))
-    part = "ema" if config.optimizer.ema_decay else "params"
-    name = dtype or ("float32" if part == "ema" else config.train.parameter_dtype)
-    return _Export(
+    name = dtype or ("float32" if config.optimizer.ema_decay else config.train.parameter_dtype)
+    plain_specs = resolve(family.make)(section, task.data).specs()
+    return Export(
         run=run,
         config=config,
         step=at,
@@ -183,8 +232,10 @@ def _opened(run: RunDirectory, project: Project, step: StepChoice | None, dtype:
         architecture=architecture,
         document=_document(architecture, section, task.format, origin, name),
         tensors=list(architecture.tensors(section)),
-        specs=named_specs(resolve(family.make)(section, task.data).specs()),
-        part=part,
+        section=section,
+        plain_specs=plain_specs,
+        specs=named_specs(plain_specs),
+        weights=BaseWeights.of_run(run, manifest, getattr(model, "adapts", ())),
         form=task.format,
         dtype=np.dtype(name),
         origin=origin,
@@ -205,7 +256,7 @@ def _document(
     return {**head, **tokens, **architecture.write(section), "use_cache": True}
 
 
-def _write_weights(export: _Export, folder: Path, shard_bytes: int) -> dict[str, str]:
+def _write_weights(export: Export, folder: Path, shard_bytes: int) -> dict[str, str]:
     """Write the tensors; return the SHA-256 of each."""
     shards = _shards(export, shard_bytes)
     total = sum(_num_bytes(export, tensor) for shard in shards for tensor in shard)
@@ -224,11 +275,11 @@ def _write_weights(export: _Export, folder: Path, shard_bytes: int) -> dict[str,
     return digests
 
 
-def _num_bytes(export: _Export, tensor: Tensor) -> int:
+def _num_bytes(export: Export, tensor: Tensor) -> int:
     return sum(export.specs[name].size for name in tensor.arrays) * export.dtype.itemsize
 
 
-def _shards(export: _Export, most: int) -> list[list[Tensor]]:
+def _shards(export: Export, most: int) -> list[list[Tensor]]:
     """The tensors in files of at most `most` bytes each, unless one tensor is larger."""
     shards: list[list[Tensor]] = [[]]
     held = 0
@@ -242,16 +293,12 @@ def _shards(export: _Export, most: int) -> list[list[Tensor]]:
     return shards
 
 
-def _tensors(export: _Export, shard: Sequence[Tensor], progress: Reporter) -> Iterator[tuple[str, Array]]:
+def _tensors(export: Export, shard: Sequence[Tensor], progress: Reporter) -> Iterator[tuple[str, Array]]:
     """Each tensor by key, from arrays whose digests were verified."""
-    checkpoints, entries = Checkpoints(export.run.checkpoints, export.config.checkpoint), export.manifest.arrays
-    host = jax.devices("cpu")[0]
+    place, entries = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0]), export.weights.entries
     for tensor in shard:
-        names = [f"{export.part}/{name}" for name in tensor.arrays]
-        place = jax.sharding.SingleDeviceSharding(host)
-        wanted = {n: jax.ShapeDtypeStruct(entries[n].shape, entries[n].dtype, sharding=place) for n in names}
-        read = checkpoints.read(export.step, wanted)
-        arrays = {name: np.asarray(read[full]) for name, full in zip(tensor.arrays, names, strict=True)}
+        wanted = {n: jax.ShapeDtypeStruct(entries[n].shape, entries[n].dtype, sharding=place) for n in tensor.arrays}
+        arrays = {name: np.asarray(array) for name, array in export.weights.read(wanted, export.specs).items()}
         joined = tensor.join(arrays, export.specs)
         with np.errstate(over="ignore"):  # found below
             value: Array = joined.astype(export.dtype, copy=False)
@@ -262,7 +309,7 @@ def _tensors(export: _Export, shard: Sequence[Tensor], progress: Reporter) -> It
         progress.advance(value.nbytes)
 
 
-def _write_documents(export: _Export, folder: Path) -> None:
+def _write_documents(export: Export, folder: Path) -> None:
     write_json(folder / CONFIG, export.document)
     tokenizer, assets = export.form.tokenizer, export.run.assets
     for name in (TOKENIZER_FILE, TOKENIZER_CONFIG, GENERATION_CONFIG, CHAT_TEMPLATE):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from aifx.checkpoint.checkpoints import Checkpoints
-from aifx.checkpoint.manifest import ArrayEntry
+from aifx.checkpoint.manifest import ArrayEntry, Manifest
 from aifx.checkpoint.naming import nest
 from aifx.config.sections import CheckpointSection, LoraSection
 from aifx.core.errors import ConfigError
@@ -22,7 +22,7 @@ from aifx.nn.adapters import BASE, A, B, merged_matrix, quantize_array
 from aifx.parallel.layout import Layout
 from aifx.programs.build import Programs
 from aifx.programs.state import make_frozen
-from aifx.runs.base_run import BaseRun, base_manifest, weights_of
+from aifx.runs.base_run import BaseRun, base_manifest, weights_digest, weights_of
 from aifx.runs.binding import read_digests
 from aifx.specs import ArraySpec, Params, Specs, array_names, is_spec
 
@@ -34,19 +34,27 @@ class BaseWeights:
     """The weights that evaluation of a base run takes, by name; adapters are merged into the matrices that they adapt.
 
     Raises CheckpointError if the checkpoint is missing, or has other weights than `run` was trained with.
+
+    Args:
+        groups: those of the model's matrices that an adapter may be for, and that are quantized beside one.
     """
 
-    def __init__(self, run: RunDirectory, base: BaseRun) -> None:
+    def __init__(self, run: RunDirectory, base: BaseRun, groups: Collection[str]) -> None:
         manifest = base_manifest(run, base)
-        self.step, self.run = base.step, run.sibling(base.run)
+        self.step, self.run, self._groups = base.step, run.sibling(base.run), groups
         self._own = weights_of(manifest)
         self._part = "ema" if f"ema/{next(iter(self._own))}" in manifest.arrays else "params"
         own_base = manifest.run.get("base")
-        self._base = BaseWeights(self.run, BaseRun(**own_base)) if own_base else None
+        self._base = BaseWeights(self.run, BaseRun(**own_base), groups) if own_base else None
         self.entries: Mapping[str, ArrayEntry] = self._own if self._base is None else self._base.entries
 
+    @classmethod
+    def of_run(cls, run: RunDirectory, manifest: Manifest, groups: Collection[str]) -> BaseWeights:
+        """Those of a run itself."""
+        return cls(run, BaseRun(run.name, manifest.step, weights_digest(manifest)), groups)
+
     @functools.cached_property
-    def _adapters(self) -> tuple[LoraSection, bool]:
+    def adapters(self) -> tuple[LoraSection, bool]:
         """How the run's adapters are scaled, and whether they were trained beside int8 matrices."""
         settings = read_digests(self.run).settings
         values = {key.removeprefix("lora."): value for key, value in settings.items() if key.startswith("lora.")}
@@ -57,19 +65,26 @@ class BaseWeights:
         if self._base is None:
             return self._read(wanted)
         arrays = self._base.read(wanted, specs)
-        section, is_quantized = self._adapters
+        section, is_quantized = self.adapters
         for name, array in arrays.items():
-            if f"{name}/{A}" not in self._own:
-                continue
-            place = NamedSharding(wanted[name].sharding.mesh, PartitionSpec())
-            names = {f"{name}/{part}": self._own[f"{name}/{part}"] for part in (A, B)}
-            structs = {n: jax.ShapeDtypeStruct(e.shape, e.dtype, sharding=place) for n, e in names.items()}
-            adapter = self._read(structs)
-            base = quantize_array(array, specs[name]) if is_quantized else array
-            node = {BASE: base, **{part: adapter[f"{name}/{part}"] for part in (A, B)}}
-            merged = merged_matrix(node, specs[name], section)
-            arrays[name] = jax.device_put(merged, wanted[name].sharding)
+            spec, place = specs[name], wanted[name].sharding
+            is_matrix = spec.matrix is not None and bool(set(name.split("/")) & set(self._groups))
+            node: Params = quantize_array(array, spec) if is_quantized and is_matrix else {BASE: array}
+            if self.has_adapter(name):
+                everywhere = NamedSharding(place.mesh, PartitionSpec()) if isinstance(place, NamedSharding) else place
+                node = {BASE: node if is_quantized else array} | self.read_adapter(name, everywhere)
+            if node.keys() != {BASE}:
+                arrays[name] = jax.device_put(merged_matrix(node, spec, section), place)
         return arrays
+
+    def has_adapter(self, name: str) -> bool:
+        return f"{name}/{A}" in self._own
+
+    def read_adapter(self, name: str, place: Any) -> dict[str, jax.Array]:
+        """The two matrices beside the array `name`, as `adapted_specs` calls them."""
+        entries = {f"{name}/{part}": self._own[f"{name}/{part}"] for part in (A, B)}
+        structs = {n: jax.ShapeDtypeStruct(e.shape, e.dtype, sharding=place) for n, e in entries.items()}
+        return {n.rpartition("/")[2]: array for n, array in self._read(structs).items()}
 
     def difference(self, name: str, shape: tuple[int, ...]) -> str:
         """How an array of a model differs from that of the base run."""
@@ -97,7 +112,7 @@ def frozen_arrays(programs: Programs, run: RunDirectory) -> Params:
         return make_frozen(programs.frozen_specs, programs.config.train.seed, programs.layout)
     base = read_digests(run).base
     assert base is not None
-    weights = BaseWeights(run, BaseRun(**base))
+    weights = BaseWeights(run, BaseRun(**base), model.groups)
     return read_frozen(weights, model.model.specs(), programs.frozen_specs, programs.layout)
 
 

@@ -111,7 +111,7 @@ class Tensor:
 
     def shape(self, specs: Mapping[str, ArraySpec]) -> tuple[int, ...]:
         """In the file."""
-        shapes = [_plain_shape(specs[name]) for name in self.arrays]
+        shapes = [plain_shape(specs[name]) for name in self.arrays]
         joined = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
         return joined[::-1] if self.is_transposed else joined
 
@@ -119,18 +119,18 @@ class Tensor:
         """The arrays of the model, by name, in the tensor `value`."""
         plain, start = value.T if self.is_transposed else value, 0
         for name in self.arrays:
-            stop = start + _plain_shape(specs[name])[-1]
+            stop = start + plain_shape(specs[name])[-1]
             yield name, np.ascontiguousarray(plain[..., start:stop]).reshape(specs[name].shape)
             start = stop
 
     def join(self, arrays: Mapping[str, Array], specs: Mapping[str, ArraySpec]) -> Array:
         """The tensor that `divide` divides."""
-        parts = [arrays[name].reshape(_plain_shape(specs[name])) for name in self.arrays]
+        parts = [arrays[name].reshape(plain_shape(specs[name])) for name in self.arrays]
         joined = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
         return np.ascontiguousarray(joined.T if self.is_transposed else joined)
 
 
-def _plain_shape(spec: ArraySpec) -> tuple[int, ...]:
+def plain_shape(spec: ArraySpec) -> tuple[int, ...]:
     """Of an array as the matrix `[inputs, outputs]` that it is, or as a vector."""
     if spec.matrix is not None:
         inputs, outputs = (math.prod(spec.shape[axis] for axis in axes) for axes in spec.matrix)

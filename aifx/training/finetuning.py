@@ -73,7 +73,7 @@ def with_base_weights(state: TrainState, programs: Programs, run: RunDirectory) 
     if not named:
         return state
     base = run.sibling(named["run"])
-    weights = BaseWeights(run, BaseRun(**named))
+    weights = BaseWeights(run, BaseRun(**named), getattr(programs.model, "adapts", ()))
     tree = to_tree(state, stacked=programs.is_stacked)
     ours = flat_names(tree["params"])
     head = head_names(programs.model, ForwardContext(programs.layout.single))

@@ -19,7 +19,13 @@ from aifx.core.steps import parse_step
 
 DestArgument = Annotated[Path, typer.Argument(metavar="DEST", help="Folder to make. It must not exist.")]
 
-FormatOption = Annotated[str, typer.Option("--format", metavar="hf", help="Format of the folder.")]
+FormatOption = Annotated[
+    str, typer.Option("--format", metavar="hf|peft", help="Format of the folder. peft: adapters alone.")
+]
+
+MergeOption = Annotated[
+    bool, typer.Option("--merge", help="Merge a run's adapters into the weights, and compare the logits.")
+]
 
 DtypeOption = Annotated[
     str | None,
@@ -38,6 +44,7 @@ def export(
     run: RunOption = None,
     step: StepOption = None,
     format: FormatOption = "hf",
+    merge: MergeOption = False,
     dtype: DtypeOption = None,
     shard_size: ShardSizeOption = "5GB",
     json: JsonOption = False,
@@ -48,15 +55,22 @@ def export(
         aifx export my-model
         aifx export my-model --run main --step best --dtype bfloat16
         aifx export my-model --shard-size 2GB --json
+        aifx export my-adapter --run lora --format peft
+        aifx export my-model --run lora --merge
 
     aifx writes to a temporary folder, reads the weights back, compares them, and renames it.
+    With --merge, exit 1 means that the merged model's logits differ from those of the run by more than rounding.
     """
     with terminal(json) as out, sigterm_as_ctrl_c():
         at = parse_step(step)
         refuse_job("export")
         check_limits()
-        if format != "hf":
-            raise UsageError(f"--format {format} is not a format", "aifx writes hf", f"aifx export {dest} --format hf")
+        if format not in ("hf", "peft"):
+            why = "aifx writes hf and peft"
+            raise UsageError(f"--format {format} is not a format", why, f"aifx export {dest} --format hf")
+        if format == "peft" and merge:
+            why = "a folder of PEFT has the adapters alone"
+            raise UsageError("--merge cannot be used with --format peft", why, f"aifx export {dest} --merge")
         if dtype not in (None, "float32", "bfloat16", "float16"):
             why = "weights are float32, bfloat16 or float16"
             raise UsageError(f"--dtype {dtype} is not a type of weights", why, f"aifx export {dest} --dtype bfloat16")
@@ -64,10 +78,22 @@ def export(
         directory = project.existing_run(run)
         from aifx.hub.exporting import export_model, parse_size
 
-        size = parse_size(shard_size)
-        made = export_model(dest, directory, project, step=at, dtype=dtype, shard_bytes=size)  # type: ignore[arg-type]
+        size, options = parse_size(shard_size), {"step": at, "dtype": dtype}
+        if format == "peft":
+            from aifx.hub.peft import export_adapter
+
+            made = export_adapter(dest, directory, project, **options)  # type: ignore[arg-type]
+        else:
+            made = export_model(dest, directory, project, **options, shard_bytes=size, merge=merge)  # type: ignore[arg-type]
         out.document(made)
         rounded = ", rounded" if made.rounded else ""
         total = readable_bytes(sum(file.bytes for file in made.files))
         out.print(f"run {made.run}, step {made.step}, as {made.architecture} in {made.path}")
         out.print(f"{made.parameters:,} parameters, {made.dtype}{rounded}; {total} in {len(made.files)} files")
+        if (merged := made.merged) is not None:
+            out.print(
+                f"largest difference of merged logits: {merged.largest_difference:.2g} of {merged.largest_logit:.3g}, "
+                f"at most {merged.bound:.2g}"
+            )
+            if not merged.passed:
+                raise SystemExit(1)

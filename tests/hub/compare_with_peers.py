@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from adapter_runs import logits_of, make_adapter_run
+from safetensors.numpy import load_file
 
 from aifx.core.project import Project
 from aifx.generation.generator import generate
 from aifx.hub.exporting import export_model
 from aifx.hub.importing import import_model
+from aifx.hub.peft import ADAPTER, export_adapter
 from aifx.loading.restore import restore_run
 from aifx.parallel.context import ForwardContext
 
@@ -44,3 +48,9 @@ def test_logits_and_greedy_text(folder, project):
     exported.parent.mkdir(exist_ok=True)
     export_model(exported, project.run(made.run), project)
     shutil.copyfile(folder / "logits.npz", exported / "logits.npz")  # what transformers is to compute of it again
+    run = make_adapter_run(project, project.run(made.run), name=f"{made.run}-adapted")
+    adapter = FOLDER / "adapters" / folder.name
+    adapter.parent.mkdir(exist_ok=True)
+    export_adapter(adapter, run, project)
+    np.savez(adapter / "logits.npz", logits=logits_of(restore_run(run, project)))
+    (adapter / "keys.json").write_text(json.dumps(list(load_file(adapter / ADAPTER))))

@@ -3,8 +3,10 @@
     python tests/hub/peer_models.py make FOLDER [--seed N] [--count K]   fixed and random cases, one folder each
     python tests/hub/peer_models.py store                                tests/hub/stored_logits.{json,npz}
     python tests/hub/peer_models.py check FOLDER                         folders that aifx exported, in each logits.npz
+    python tests/hub/peer_models.py check-adapters FOLDER                adapters that aifx exported, with PEFT
+    python tests/hub/peer_models.py store-adapters FOLDER                tests/hub/stored_adapter_logits.{json,npz}
 
-`make test-peers` runs all but `store`. Weights are functions of a tensor's name, so that stored logits need none.
+`make test-peers` runs all but those that store. Weights are functions of a tensor's name: stored logits need none.
 """
 
 from __future__ import annotations
@@ -218,9 +220,49 @@ def check(folder):
     return int(worst > 5e-4)
 
 
+def adapter_logits(folder):
+    """The logits of each case's base with the adapter in `FOLDER/CASE`, as PEFT loads it."""
+    import peft
+    import torch
+    import transformers
+
+    for path in sorted(folder.iterdir()):
+        base = transformers.AutoModelForCausalLM.from_pretrained(
+            folder.parent / "imported" / path.name, dtype=torch.float32, attn_implementation="eager"
+        )
+        model = peft.PeftModel.from_pretrained(base, path).eval()
+        loaded = {key for key, _ in model.named_parameters() if "lora_" in key}
+        assert len(loaded) == len(json.loads((path / "keys.json").read_text())), "PEFT made other adapters"
+        with torch.no_grad():
+            yield path.name, model(torch.from_numpy(inputs())).logits.numpy()
+
+
+def check_adapters(folder):
+    worst = 0.0
+    for name, got in adapter_logits(folder):
+        difference = float(np.abs(got - np.load(folder / name / "logits.npz")["logits"]).max())
+        worst = max(worst, difference)
+        sys.stdout.write(f"{name} with an adapter: largest difference {difference:.2g}\n")
+    return int(worst > 5e-4)
+
+
+def store_adapters(folder):
+    import peft
+    import torch
+    import transformers
+
+    origin = (
+        f"peft {peft.__version__}, transformers {transformers.__version__}, torch {torch.__version__}, CPU, float32"
+    )
+    document = {"origin": origin, "command": "python tests/hub/peer_models.py store-adapters build/peers/adapters"}
+    (HERE / "stored_adapter_logits.json").write_text(json.dumps(document, indent=1) + "\n")
+    arrays = {name: logits[:, KEPT] for name, logits in adapter_logits(folder) if name in FIXED}
+    np.savez_compressed(HERE / "stored_adapter_logits.npz", **arrays)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["make", "store", "check"])
+    parser.add_argument("what", choices=["make", "store", "check", "check-adapters", "store-adapters"])
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=4)
@@ -228,6 +270,11 @@ def main():
     if args.what == "store":
         store()
         return 0
+    if args.what == "store-adapters":
+        store_adapters(args.folder)
+        return 0
+    if args.what == "check-adapters":
+        return check_adapters(args.folder)
     if args.what == "check":
         return check(args.folder)
     make(args.folder, FIXED | dict(random_cases(args.seed, args.count)))
