@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -16,13 +16,14 @@ from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
 from aifx.data.base import Batch
-from aifx.data.chat.rendering import COMPLETION
+from aifx.data.chat.rendering import COMPLETION, ChatRenderer
 from aifx.data.rows import Row
 from aifx.data.text import TokenFormat
 from aifx.data.tokenizer import Tokenizer
 from aifx.evaluation.dataset import DATASET_READING, DatasetReport, DatasetReports, digest_of, keep_report, shown_name
 from aifx.evaluation.held_out import Part, check_overrides
 from aifx.evaluation.questions import Question, read_questions
+from aifx.generation.chat import chat_renderer
 from aifx.generation.generator import generate, unable_to_write
 from aifx.generation.text import stream_text
 from aifx.loading.prediction import in_batches
@@ -36,6 +37,9 @@ from aifx.tasks.project_errors import project_errors
 
 RESAMPLES, CONFIDENCE = 10_000, 0.95
 
+Encode: TypeAlias = Callable[[Question, str | None], tuple[int, list[int]]]
+"""From a question and one of its choices, or none, to how many tokens come before the choice, and all tokens."""
+
 MOST_TOKENS = 256
 """That a model writes for a question."""
 
@@ -45,6 +49,7 @@ def measure_benchmarks(
     project: Project,
     paths: Sequence[Path],
     *,
+    chat: bool = False,
     gates: Sequence[str] = (),
     step: StepChoice | None = None,
     overrides: Sequence[str] = (),
@@ -52,6 +57,7 @@ def measure_benchmarks(
     """Measure a run's checkpoint on each file of questions; the run keeps the reports in eval/<step>.json.
 
     Args:
+        chat: whether the text of a question is a user's message, and the answer that of the assistant.
         gates: conditions on the metrics; those of `eval.gates` are about splits.
 
     Raises UsageError for a model that is no language model, and DataError that names a file and a line.
@@ -72,9 +78,11 @@ def measure_benchmarks(
         if not (isinstance(task.format, TokenFormat) and isinstance(task.objective, NextToken)):
             what = f"run {run.name} cannot answer questions"
             raise UsageError(what, "it is no language model", f"aifx eval --run {run.name}")
+        encode = _in_chats(chat_renderer(trained)) if chat else _in_text(task.format.tokenizer)
         for path, found in questions.items():
             name, digest = shown_name(path, project), digest_of(path, "--benchmark")
-            metrics, chance = _measure(found, path, programs, params, frozen)
+            name = f"{name} (chat)" if chat else name
+            metrics, chance = _measure(found, path, encode, programs, params, frozen)
             results = evaluate_gates(asked, metrics)
             report = DatasetReport(name, digest, metrics, results, {"chance": chance} if chance else {})
             keep_report(run, trained.step, quantize, report)
@@ -101,14 +109,14 @@ def _names(questions: Sequence[Question]) -> list[str]:
 
 
 def _measure(
-    questions: Sequence[Question], path: Path, programs: Programs, params: Params, frozen: Params
+    questions: Sequence[Question], path: Path, encode: Encode, programs: Programs, params: Params, frozen: Params
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """The metrics with their intervals, and what guessing reaches on average."""
     with report_progress(f"measuring {path.name}", len(questions), "questions") as progress:
         if questions[0].choices:
-            scored = _choices_scored(questions, programs, params, frozen)
+            scored = _choices_scored(questions, encode, programs, params, frozen)
         else:
-            scored = _texts_compared(questions, programs, params, frozen)
+            scored = _texts_compared(questions, encode, programs, params, frozen)
         results: dict[str, list[bool]] = {}
         for of_question in scored:
             for metric, is_right in of_question.items():
@@ -124,11 +132,9 @@ def _measure(
 
 
 def _choices_scored(
-    questions: Sequence[Question], programs: Programs, params: Params, frozen: Params
+    questions: Sequence[Question], encode: Encode, programs: Programs, params: Params, frozen: Params
 ) -> Iterator[dict[str, bool]]:
     """Whether the likeliest choice is a right one: by its log-likelihood (acc), and per character of it (acc_norm)."""
-    form = programs.task.format
-    assert isinstance(form, TokenFormat)
 
     def predict(batch: Batch) -> Mapping[str, np.ndarray]:
         predicted: Mapping[str, np.ndarray] = jax.device_get(
@@ -137,7 +143,7 @@ def _choices_scored(
         return predicted
 
     rows = (
-        (Row(question.place, number, question.place, {}), _examples(question, form.tokenizer, programs))
+        (Row(question.place, number, question.place, {}), _examples(question, encode, programs))
         for number, question in enumerate(questions)
     )
     for row, outputs in in_batches(rows, predict, programs.eval_rows):
@@ -150,15 +156,14 @@ def _choices_scored(
         }
 
 
-def _examples(question: Question, tokenizer: Tokenizer, programs: Programs) -> Batch:
+def _examples(question: Question, encode: Encode, programs: Programs) -> Batch:
     """A row for each choice, whose tokens alone count. Of a text that is too long, the end is read."""
     fields = programs.task.data.fields
     (seq_len,) = fields["inputs"].shape
     shape = (len(question.choices), seq_len)
     batch: Batch = {name: np.zeros((shape[0], *field.shape), field.dtype) for name, field in fields.items()}
-    batch["inputs"][:] = batch["targets"][:] = tokenizer.eos_id
     for row, choice in enumerate(question.choices):
-        context, ids = _encoded(question.context, question.delimiter + choice, tokenizer)
+        context, ids = encode(question, choice)
         scored = min(len(ids) - context, seq_len)
         ids = ids[-(seq_len + 1) :]
         length = len(ids) - 1
@@ -170,19 +175,37 @@ def _examples(question: Question, tokenizer: Tokenizer, programs: Programs) -> B
     return {**batch, "num_bytes": np.zeros(shape[0], np.int32)}
 
 
-def _encoded(context: str, continuation: str, tokenizer: Tokenizer) -> tuple[int, list[int]]:
-    """How many tokens are the context's, and all tokens: encoded together, as a text is, with at least one before.
+def _in_text(tokenizer: Tokenizer) -> Encode:
+    """Text and choice are encoded together, as a text is, with at least one token before.
 
-    Space at the end of the context belongs to the continuation, since it begins a token there.
+    Space at the end of the text belongs to the choice, since it begins a token there.
     """
-    bare = context.rstrip()
-    before = [*tokenizer.begin_ids] or ([] if bare else [tokenizer.eos_id])
-    whole = tokenizer.encode(bare + context[len(bare) :] + continuation)
-    return len(before) + len(tokenizer.encode(bare)), [*before, *whole]
+
+    def encode(question: Question, choice: str | None) -> tuple[int, list[int]]:
+        if choice is None:
+            prompt = tokenizer.encode_prompt(question.context)
+            return len(prompt), prompt
+        bare = question.context.rstrip()
+        delimiter = " " if question.delimiter is None else question.delimiter
+        before = [*tokenizer.begin_ids] or ([] if bare else [tokenizer.eos_id])
+        whole = tokenizer.encode(question.context + delimiter + choice)
+        return len(before) + len(tokenizer.encode(bare)), [*before, *whole]
+
+    return encode
+
+
+def _in_chats(renderer: ChatRenderer) -> Encode:
+    """The text is a user's message, and the choice begins the answer."""
+
+    def encode(question: Question, choice: str | None) -> tuple[int, list[int]]:
+        prompt = renderer.prompt([{"role": "user", "content": question.context}], question.place)
+        return len(prompt), [*prompt, *renderer.tokenizer.encode((question.delimiter or "") + (choice or ""))]
+
+    return encode
 
 
 def _texts_compared(
-    questions: Sequence[Question], programs: Programs, params: Params, frozen: Params
+    questions: Sequence[Question], encode: Encode, programs: Programs, params: Params, frozen: Params
 ) -> Iterator[dict[str, bool]]:
     """Whether what the model writes, without space around it, is a target. It takes the likeliest token each time."""
     if (why := unable_to_write(programs)) is not None:
@@ -193,7 +216,7 @@ def _texts_compared(
     arrays = cast_floating(merge_frozen(params, frozen), programs.dtype) if programs.casts else params
     write = partial(generate, programs.decoding, arrays, max_tokens=MOST_TOKENS, temperature=0.0)
     for question in questions:
-        prompt = form.tokenizer.encode_prompt(question.context)
+        _, prompt = encode(question, None)
         written = ""
         for piece in stream_text(form.tokenizer, prompt, write(prompt, end_ids=form.tokenizer.end_ids)):
             written += piece

@@ -35,7 +35,8 @@ class Question:
     Attributes:
         place: its file and line.
         context: what the model reads.
-        choices: what may follow, without the delimiter; empty if the model writes.
+        delimiter: stands between the text and a choice, if the row has one.
+        choices: what may follow; empty if the model writes.
         right: the places of the right choices.
         targets: texts of which the model is to write one.
         until: texts at which what it writes ends.
@@ -43,7 +44,7 @@ class Question:
 
     place: str
     context: str
-    delimiter: str
+    delimiter: str | None
     choices: tuple[str, ...]
     right: frozenset[int]
     targets: tuple[str, ...]
@@ -74,16 +75,16 @@ def _question(row: Row) -> Question:
     context = _first(values, TEXTS, place, "text")
     if not isinstance(context, str):
         raise DataError(f"{place}: the text is not text", f"it is {type(context).__name__}", "docs/eval.md")
-    delimiter, until = values.get("target_delimiter", " "), values.get("until", ["\n"])
+    delimiter, until = values.get("target_delimiter"), values.get("until", ["\n"])
     until = [until] if isinstance(until, str) else until
     choices, labels = _choices(values, place)
     if choices:
         gold = _first(values, GOLDS, place, "right choice")
         right = frozenset(_right(gold, choices, labels, place))
-        return Question(place, context, str(delimiter), choices, right, (), ())
+        return Question(place, context, None if delimiter is None else str(delimiter), choices, right, (), ())
     found = _first(values, TARGETS, place, "target")
     targets = tuple(map(str, found if isinstance(found, list) else [found]))
-    return Question(place, context, "", (), frozenset(), targets, tuple(map(str, until)))
+    return Question(place, context, None, (), frozenset(), targets, tuple(map(str, until)))
 
 
 def _first(values: Mapping[str, Any], names: tuple[str, ...], place: str, what: str) -> Any:

@@ -6,8 +6,20 @@ from datetime import date
 
 from aifx.core.errors import UsageError
 from aifx.data.chat.assets import kept_template, make_renderer
+from aifx.data.chat.rendering import ChatRenderer
 from aifx.data.text import TokenFormat
 from aifx.loading.restore import RestoredRun
+
+
+def chat_renderer(trained: RestoredRun) -> ChatRenderer:
+    """What writes the chats of a run. Raises UsageError if the run has no chat template."""
+    form, run = trained.task.format, trained.run
+    template = kept_template(run.assets)
+    if template is None or not isinstance(form, TokenFormat):
+        why = f"{run.assets} holds no chat template: the model was not trained to answer"
+        raise UsageError(f"run {run.name} cannot chat", why, f"aifx generate --run {run.name}    (without --chat)")
+    day = getattr(trained.config.data, "template_date", None)
+    return make_renderer(form.tokenizer, template, run.assets, date.fromisoformat(day) if day else date.today())
 
 
 def chat_prompt(trained: RestoredRun, prompt: str, system: str | None = None) -> list[int]:
@@ -15,13 +27,5 @@ def chat_prompt(trained: RestoredRun, prompt: str, system: str | None = None) ->
 
     Raises UsageError if the run has no chat template, DataError if that refuses the messages.
     """
-    form, run = trained.task.format, trained.run
-    template = kept_template(run.assets)
-    if template is None or not isinstance(form, TokenFormat):
-        why = f"{run.assets} holds no chat template: the model was not trained to answer"
-        raise UsageError(f"run {run.name} cannot chat", why, f"aifx generate --run {run.name}    (without --chat)")
-    day = getattr(trained.config.data, "template_date", None)
-    today = date.fromisoformat(day) if day else date.today()
     messages = [{"role": "system", "content": system}] if system is not None else []
-    renderer = make_renderer(form.tokenizer, template, run.assets, today)
-    return renderer.prompt([*messages, {"role": "user", "content": prompt}])
+    return chat_renderer(trained).prompt([*messages, {"role": "user", "content": prompt}])

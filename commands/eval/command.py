@@ -40,6 +40,10 @@ BenchmarkOption = Annotated[
     ),
 ]
 
+ChatOption = Annotated[
+    bool, typer.Option("--chat", help="With --benchmark: ask each question as a user's message in a chat.")
+]
+
 GateOption = Annotated[
     list[str] | None,
     typer.Option("--gate", metavar='"NAME OP NUMBER"', help="Add a condition to those of eval.gates. Can be repeated."),
@@ -58,6 +62,7 @@ def eval_(
     split: SplitOption = None,
     data: DataOption = None,
     benchmark: BenchmarkOption = None,
+    chat: ChatOption = False,
     gate: GateOption = None,
     set_: SetOption = None,
     html: HtmlOption = None,
@@ -84,6 +89,10 @@ def eval_(
             why = "a data set is measured whole"
             raise UsageError("--split cannot be used with --data", why, f"aifx eval --data {data[0]}")
         _check_benchmark(benchmark, {"--split": split, "--data": data, "--html": html})
+        if chat and not benchmark:
+            raise UsageError(
+                "--chat requires --benchmark", "it is how questions are asked", "aifx eval --benchmark FILE"
+            )
         from aifx.config.gates import parse_gate
 
         for expr in gate or ():
@@ -99,6 +108,8 @@ def eval_(
             "--gate": gate,
         }
         with joined_command("eval", out, directory, project, set_ or (), **asked) as is_first:
+            if benchmark:
+                how["chat"] = chat
             report, parts, better = _measure(directory, project, split, data, benchmark, how)
         if is_first:
             _answer(out, report, parts, better, html)

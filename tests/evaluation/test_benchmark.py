@@ -50,7 +50,7 @@ def asked(tmp_path: Path, row: dict[str, Any]):
 def test_the_fields_of_common_tasks(tmp_path: Path, row: dict[str, Any]) -> None:
     question = asked(tmp_path, row)
     assert (question.context, question.choices, question.right) == ("q", ("a", "b", "c"), {1})
-    assert question.delimiter == " "
+    assert question.delimiter is None
 
 
 def test_other_fields(tmp_path: Path) -> None:

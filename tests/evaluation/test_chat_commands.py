@@ -73,6 +73,19 @@ def test_the_loss_of_held_out_chats_and_of_a_file(chats: Path) -> None:
     assert found[0]["loss"] == pytest.approx(of_file["metrics"]["loss"], rel=1e-4)
 
 
+def test_questions_in_chats(chats: Path) -> None:
+    rows = [{"query": f"Whale {n}?", "choices": ["No.", "Aye.", "Never."], "gold": "Aye."} for n in range(3)]
+    (chats / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (chats / "texts.jsonl").write_text('{"question": "Whale 99?", "answer": "Aye."}\n')
+    args = ["--benchmark", "choices.jsonl", "--benchmark", "texts.jsonl", "--chat"]
+    choices, texts = document(aifx(chats, "eval", *args, "--json"))["datasets"]
+    assert choices["name"] == "choices.jsonl (chat)"
+    assert (choices["metrics"]["acc"], choices["metrics"]["acc_norm"], texts["metrics"]["exact_match"]) == (1, 1, 1)
+    failed = aifx(chats, "eval", "--chat")
+    assert failed.returncode == 2
+    assert "--chat requires --benchmark" in failed.stderr
+
+
 def test_what_cannot_chat(chats: Path, project: Path) -> None:
     for where, args, words in (
         (chats, ["--system", "x"], "--system requires --chat"),
