@@ -17,6 +17,9 @@ Initializer: TypeAlias = Callable[[jax.Array, tuple[int, ...], DTypeLike], jax.A
 Params: TypeAlias = dict[str, Any]  # nested dicts, jax.Array leaves
 Specs: TypeAlias = dict[str, Any]  # the same nesting, ArraySpec leaves
 
+Dimensions: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+"""Of an array that is multiplied by: those that the product reduces, and those that it produces."""
+
 LAYERS = "layers"
 """The node of a tree that holds a repeated block: `{"0": ..., "1": ...}` when unrolled, and on disk always;
 arrays with a leading `layers` axis when scanned."""
@@ -34,6 +37,7 @@ class ArraySpec:
         kind: weight takes gradients, frozen does not, buffer changes without them.
         matrix: dimensions that (reduce, produce) when the array is used as a matrix, None for vectors, norms and
             embeddings: what Muon orthogonalizes.
+        product: the same for a table that the last projection multiplies by, which is no matrix to the optimizer.
         decay: whether weight decay shrinks it: matrices and embeddings as in GPT-2, not norms and biases.
         is_exact: whether it keeps its type in a computation of another one.
     """
@@ -43,7 +47,8 @@ class ArraySpec:
     init: Initializer
     dtype: DTypeLike = jnp.float32
     kind: Literal["weight", "frozen", "buffer"] = "weight"
-    matrix: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    matrix: Dimensions | None = None
+    product: Dimensions | None = None
     decay: bool = False
     is_exact: bool = False
 

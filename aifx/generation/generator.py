@@ -15,7 +15,8 @@ from aifx.generation.chat import chat_prompt
 from aifx.generation.text import stream_text
 from aifx.loading.restore import RestoredRun
 from aifx.programs.build import Programs
-from aifx.programs.decoding import DecodingPrograms, Sampler, bucket
+from aifx.programs.decoding import DecodingPrograms, bucket
+from aifx.programs.sampling import Sampling
 from aifx.specs import Params
 from aifx.tasks.base import part_name
 
@@ -97,9 +98,10 @@ def continue_prompt(
     form = programs.task.format
     assert isinstance(form, TokenFormat)
     prompt_ids = form.tokenizer.encode_prompt(settings.prompt) if prompt_ids is None else prompt_ids
+    params = programs.merged(params, frozen) if programs.casts else params
     ids = generate(
         programs.decoding,
-        programs.merged(params, frozen) if programs.casts else params,
+        programs.decoding.prepare(params),
         prompt_ids,
         max_tokens=settings.max_tokens,
         temperature=settings.temperature,
@@ -125,19 +127,21 @@ def generate(
 ) -> Iterator[int]:
     """Tokens that continue the prompt, each as soon as it is known, up to one of `end_ids` (left out) or `max_tokens`.
 
+    `params` may be those of `DecodingPrograms.prepare`, which are read faster.
+
     The same seed gives the same tokens. When the model's context is full, its older part is forgotten and the rest is
     read again: as much stays as leaves room for what is still to be written, at least half.
 
     Raises ValueError for an empty prompt, a token outside of the vocabulary, or a sampling value out of its range.
     """
-    sampler = Sampler(temperature, top_k, top_p)
+    sampling = Sampling.of(temperature, top_k, top_p)
     tokens = [int(t) for t in prompt_ids]
     if not tokens:
         raise ValueError("prompt_ids: expected one token at least, got none")
     outside = [t for t in tokens if not 0 <= t < programs.model.vocab_size]
     if outside:
         raise ValueError(f"prompt_ids: expected tokens from 0 to {programs.model.vocab_size - 1}, got {outside[0]}")
-    return _generate(programs, params, tokens, max_tokens, sampler, seed, end_ids)
+    return _generate(programs, params, tokens, max_tokens, sampling, seed, end_ids)
 
 
 def _generate(
@@ -145,26 +149,27 @@ def _generate(
     params: Params,
     tokens: list[int],
     max_tokens: int,
-    sampler: Sampler,
+    sampling: Sampling,
     seed: int,
     end_ids: Collection[int],
 ) -> Iterator[int]:
     length = bucket(len(tokens) + max_tokens, programs.model.max_seq_len)
-    decode = programs.decode(length, sampler)
+    decode = programs.decode(1, length)
     key = jax.random.key(seed)
     held = length  # tokens in the cache; a full one makes the first token prefill
     for written in range(max_tokens):
-        draw = jax.random.fold_in(key, written)
+        draw = jax.random.fold_in(key, written)[None]
         if held == length:
             context = tokens[-(length - min(max_tokens - written, length // 2)) :]
             padded = np.zeros((1, bucket(len(context), length)), np.int32)
             padded[0, : len(context)] = context
-            cache, token = programs.prefill(padded.shape[1], length, sampler)(params, padded, len(context), draw)
+            prefill = programs.prefill(1, padded.shape[1], length)
+            cache, token = prefill(params, padded, np.array([len(context)], np.int32), draw, sampling)
             held = len(context)
         else:
-            cache, token = decode(params, cache, token, draw)
+            cache, token = decode(params, cache, token, draw, sampling)
             held += 1
-        tokens.append(int(token))
+        tokens.append(int(token[0]))
         if tokens[-1] in end_ids:
             return
         yield tokens[-1]

@@ -9,22 +9,29 @@ import jax
 import jax.numpy as jnp
 
 from aifx.nn.layers import linear_at_least_float32
+from aifx.nn.quantized import SomeMatrix
 from aifx.parallel.context import ForwardContext
 from aifx.specs import Params, Specs
+from jax_kernels.products import is_bfloat16_on_cpu
 
 
 @dataclass(frozen=True)
 class Head:
     """The last projection of a model."""
 
-    weight: jax.Array  # [embed, outputs]
+    weight: jax.Array  # [embed, outputs]: what losses multiply by
     bias: jax.Array | None = None  # [outputs]
     logit_softcap: float | None = None  # outputs are squashed to within plus or minus this by a tanh
     axes: tuple[str, ...] = ()  # mesh axes over which the outputs are divided: this device has a part of the weight
+    stored: SomeMatrix | None = None  # the weight, if it is quantized
+    table: jax.Array | None = None  # the weight as [outputs, embed], if it is stored so
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """Outputs `[rows, outputs]`, float32 or wider, of `hidden` `[rows, embed]`."""
-        y = linear_at_least_float32(hidden, self.weight)
+        if self.table is None or is_bfloat16_on_cpu(self.table):
+            y = linear_at_least_float32(hidden, self.weight if self.stored is None else self.stored)
+        else:  # on Intel's processors, XLA would copy the transposed table for the product `hidden @ table.T`
+            y = linear_at_least_float32(self.table, hidden.T).T
         if self.bias is not None:
             y = y + self.bias
         return y if self.logit_softcap is None else self.logit_softcap * jnp.tanh(y / self.logit_softcap)
@@ -48,7 +55,10 @@ class Model(Protocol):
 
 @runtime_checkable
 class Decodes(Protocol):
-    """A model that writes token by token, with a cache of what it has read."""
+    """A model that writes token by token, with a cache of what it has read.
+
+    It may define `for_decoding(params)`: the params as these functions read them fastest, on one device.
+    """
 
     vocab_size: int
     max_seq_len: int

@@ -13,10 +13,9 @@ from jax.extend.random import threefry2x32_p
 from jax.typing import DTypeLike
 
 from aifx.nn.lora import LoraMatrix
-from aifx.nn.quantized import FrozenMatrix, QuantizedMatrix
+from aifx.nn.quantized import FrozenMatrix, Int8Table, QuantizedMatrix, SomeMatrix, quantized_product
 from aifx.parallel.context import ForwardContext
 from jax_kernels._ops.attention.mask import Mask, SegmentIds
-from jax_kernels._ops.quantized_matmul import quantized_linear
 from jax_kernels.products import is_bfloat16_on_cpu, product, row_major
 from jax_kernels.shard_maps import varying, varying_axes
 
@@ -25,7 +24,7 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-Matrix: TypeAlias = jax.Array | QuantizedMatrix | LoraMatrix
+Matrix: TypeAlias = SomeMatrix | LoraMatrix
 
 
 def as_matrix(weight: Matrix, inputs: int) -> Matrix:
@@ -34,7 +33,7 @@ def as_matrix(weight: Matrix, inputs: int) -> Matrix:
         return replace(weight.as_matrix(inputs), base=as_matrix(weight.base, inputs))
     if isinstance(weight, QuantizedMatrix):
         return weight._replace(values=weight.values.reshape(inputs, -1), scale=weight.scale.reshape(1, -1))
-    return weight.reshape(inputs, -1)
+    return weight if isinstance(weight, Int8Table) else weight.reshape(inputs, -1)
 
 
 def linear(x: jax.Array, weight: Matrix, bias: jax.Array | None = None) -> jax.Array:
@@ -45,8 +44,8 @@ def linear(x: jax.Array, weight: Matrix, bias: jax.Array | None = None) -> jax.A
         return linear(x, weight.base, bias) + linear(linear(seen, weight.a) * weight.scale, weight.b)
     if isinstance(weight, FrozenMatrix):
         y = _frozen_product(x, weight)
-    elif isinstance(weight, QuantizedMatrix):
-        y = quantized_linear(x, *weight)
+    elif isinstance(weight, QuantizedMatrix | Int8Table):
+        y = quantized_product(x, weight)
     else:
         y = _product(*_varying_alike(x, weight), False) if is_bfloat16_on_cpu(x, weight) else x @ weight
     if bias is None:
@@ -54,11 +53,13 @@ def linear(x: jax.Array, weight: Matrix, bias: jax.Array | None = None) -> jax.A
     return _add_bias(*_varying_alike(y, bias)) if is_bfloat16_on_cpu(y, bias) else y + bias
 
 
-def linear_at_least_float32(x: jax.Array, weight: jax.Array) -> jax.Array:
+def linear_at_least_float32(x: jax.Array, weight: SomeMatrix) -> jax.Array:
     """`x @ weight` that keeps the float32 in which a product of narrow numbers is summed.
 
     The gradient of narrow numbers is a product of narrow ones still: in float32 it would run at half the speed.
     """
+    if isinstance(weight, QuantizedMatrix | Int8Table):
+        return quantized_product(at_least_float32(x), weight)
     if jnp.promote_types(x.dtype, weight.dtype).itemsize >= 4:
         return x @ weight
     return _product(*_varying_alike(x, weight), True)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from aifx.config.sections import Quantization
 from aifx.specs import ArraySpec, Params, Specs, is_spec
-from jax_kernels._ops.quantized_matmul import quantize
+from jax_kernels._ops.quantized_matmul import dequantize, quantize, quantized_linear
+from jax_kernels.implementations import current_device
 
 
 class QuantizedMatrix(NamedTuple):
-    """A matrix `[..., inputs, outputs]` as small numbers, and the scale of each column `[..., 1, outputs]`, float32."""
+    """A matrix `[..., inputs, outputs]` as small numbers, and the scale of each column `[..., 1, outputs]`, float32.
+
+    A product rounds each row of activations to the type of the values too.
+    """
 
     values: jax.Array
     scale: jax.Array
@@ -27,25 +33,115 @@ class FrozenMatrix(QuantizedMatrix):
     """
 
 
-@partial(jax.jit, static_argnames=("specs", "quantization"))
-def _quantized(leaves: list[jax.Array], specs: tuple[ArraySpec, ...], quantization: str) -> list[Any]:
-    def of(spec: ArraySpec, array: jax.Array) -> jax.Array | QuantizedMatrix:
-        if spec.matrix is None:
+class Int8Table(NamedTuple):
+    """A matrix as int8 `[..., outputs, inputs]`, and the scale of each row `[..., outputs]`, float32.
+
+    A product keeps 15 bits of the activations, as two int8 terms (`two_term_product`). XLA's CPU backend multiplies
+    int8 fast in this orientation alone.
+    """
+
+    values: jax.Array
+    scale: jax.Array
+
+
+SomeMatrix: TypeAlias = jax.Array | QuantizedMatrix | Int8Table
+
+
+@partial(jax.jit, static_argnames=("specs", "quantization", "on_cpu"))
+def _quantized(leaves: list[jax.Array], specs: tuple[ArraySpec, ...], quantization: str, on_cpu: bool) -> list[Any]:
+    def of(spec: ArraySpec, array: jax.Array) -> SomeMatrix:
+        dimensions = spec.matrix or (spec.product if on_cpu else None)
+        if dimensions is None:
             return array
-        inputs, outputs = (math.prod(spec.shape[axis] for axis in axes) for axes in spec.matrix)
-        leading = spec.shape[: min(spec.matrix[0])]
-        return QuantizedMatrix(*quantize(array.reshape(*leading, inputs, outputs), quantization, (None, 1)))
+        inputs, outputs = (math.prod(spec.shape[axis] for axis in axes) for axes in dimensions)
+        is_table = min(dimensions[0]) > min(dimensions[1])
+        leading = spec.shape[: min(*dimensions[0], *dimensions[1])]
+        if not on_cpu:
+            return QuantizedMatrix(*quantize(array.reshape(*leading, inputs, outputs), quantization, (None, 1)))
+        table = array if is_table else array.reshape(*leading, inputs, outputs).swapaxes(-1, -2)
+        values, scale = quantize(table, quantization, (1, None))
+        return Int8Table(values, scale[..., 0])
 
     return [of(spec, leaf) for spec, leaf in zip(specs, leaves, strict=True)]
 
 
 def quantize_matrices(params: Params, specs: Specs, quantization: Quantization) -> Params:
-    """`params` with a QuantizedMatrix in place of every matrix (`ArraySpec.matrix`); embeddings and vectors stay.
+    """`params` with a quantized one in place of every matrix (`ArraySpec.matrix`); embeddings and vectors stay.
 
-    What multiplies by a matrix takes either (`layers.linear`).
+    Int8 on a CPU also replaces the projection to the vocabulary (`ArraySpec.product`): half of what a small model reads
+    for each token. What multiplies by a matrix takes each kind (`layers.linear`).
     """
     if quantization == "none":
         return params
     flat, structure = jax.tree.flatten(specs, is_leaf=is_spec)
-    quantized: Params = jax.tree.unflatten(structure, _quantized(jax.tree.leaves(params), tuple(flat), quantization))
+    on_cpu = quantization == "int8" and current_device().platform == "cpu"
+    leaves = _quantized(jax.tree.leaves(params), tuple(flat), quantization, on_cpu)
+    quantized: Params = jax.tree.unflatten(structure, leaves)
     return quantized
+
+
+def quantized_product(x: jax.Array, weight: QuantizedMatrix | Int8Table) -> jax.Array:
+    """`[rows, inputs] @ [inputs, outputs]` in x's type."""
+    if isinstance(weight, QuantizedMatrix):
+        return quantized_linear(x, *weight)
+    return two_term_product(x, *weight)
+
+
+@jax.custom_vjp
+def two_term_product(x: jax.Array, values: jax.Array, scale: jax.Array) -> jax.Array:
+    """x `[rows, inputs]` times an Int8Table: `[rows, outputs]` in x's type.
+
+    Each row becomes two of int8, `high + low / 254` times a scale of its own, so that the error is that of the weights.
+    One row becomes two as well: XLA's CPU backend multiplies a single row of int8 by a loop, 20 times slower.
+
+    The gradient is that of the product with the dequantized weight, as if x were not rounded.
+    """
+    wide = x.astype(jnp.float32)
+    # At least the smallest number that divides without a flush to zero: so zeros are zeros, not 0 / 0.
+    unit = jnp.maximum(jnp.max(jnp.abs(wide), axis=1, keepdims=True) / 127, jnp.finfo(jnp.float32).tiny)
+    steps = wide / unit
+    high = jnp.round(steps)
+    low = jnp.round((steps - high) * 254)
+    terms = jnp.concatenate([high, low]).astype(jnp.int8)
+    sums = jax.lax.dot_general(terms, values, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
+    of_high, of_low = jnp.split(sums.astype(jnp.float32), 2)
+    return ((of_high + of_low / 254) * unit * scale).astype(x.dtype)
+
+
+def _forward(x: jax.Array, values: jax.Array, scale: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return two_term_product(x, values, scale), (values, scale)
+
+
+def _backward(saved: tuple[jax.Array, jax.Array], d_out: jax.Array) -> tuple[jax.Array, None, None]:
+    values, scale = saved
+    return d_out @ dequantize(values, scale[:, None]).astype(d_out.dtype), None, None
+
+
+two_term_product.defvjp(_forward, _backward)
+
+
+def vectors(table: SomeMatrix, ids: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Rows of a table `[vocab, embed]`, `[*ids, embed]`: in `dtype` if it is quantized."""
+    if isinstance(table, Int8Table):
+        return (table.values[ids] * table.scale[ids][..., None]).astype(dtype)
+    assert isinstance(table, jax.Array)
+    return table[ids]
+
+
+def whole(weight: SomeMatrix, dtype: DTypeLike) -> jax.Array:
+    """A matrix as it is stored, in `dtype` if it was quantized."""
+    if isinstance(weight, Int8Table):
+        return dequantize(weight.values, weight.scale[..., None]).astype(dtype)
+    if isinstance(weight, QuantizedMatrix):
+        return dequantize(*weight).astype(dtype)
+    return weight
+
+
+def beside(*weights: SomeMatrix) -> SomeMatrix:
+    """Matrices of the same inputs as one, with the outputs of all."""
+    first = weights[0]
+    if isinstance(first, Int8Table):
+        return Int8Table(*(jnp.concatenate(parts, axis=axis) for parts, axis in zip(zip(*weights), (-2, -1))))
+    if isinstance(first, QuantizedMatrix):
+        return QuantizedMatrix(*(jnp.concatenate(parts, axis=-1) for parts in zip(*weights, strict=True)))
+    return jnp.concatenate(weights, axis=-1)

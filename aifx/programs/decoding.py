@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
@@ -17,6 +16,7 @@ from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
 from aifx.programs.device_parts import model_params
 from aifx.programs.program import Program
+from aifx.programs.sampling import Sampling, sample
 from aifx.specs import ArraySpec, Params, Specs, init_params, map_specs
 from jax_kernels.dispatch import Choices
 
@@ -24,43 +24,6 @@ Cache: TypeAlias = Any
 """Of a model: nested dicts of arrays, as its `cache_specs` describes them."""
 
 SMALLEST_BUCKET = 16
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """How the next token is drawn from its scores.
-
-    Attributes:
-        temperature: divides the scores; 0 takes the likeliest token.
-        top_k: only this many likeliest tokens stay; 0 keeps all.
-        top_p: of those, the likeliest whose probabilities first add up to this.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.temperature >= 0.0:
-            raise ValueError(f"temperature: expected 0 or more, got {self.temperature}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k: expected 0 or more, got {self.top_k}")
-        if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p: expected more than 0 and 1 at most, got {self.top_p}")
-
-    def __call__(self, logits: jax.Array, key: jax.Array) -> jax.Array:
-        """A token, int32, from `logits` `[vocab]`."""
-        if self.temperature == 0.0:
-            return jnp.argmax(logits).astype(jnp.int32)
-        scores = logits / self.temperature
-        if self.top_k or self.top_p < 1.0:
-            order = jnp.argsort(-scores)
-            rank = jnp.arange(scores.size)
-            kept = rank < (self.top_k or scores.size)
-            probabilities = jax.nn.softmax(jnp.where(kept, scores[order], -jnp.inf))
-            kept &= (jnp.cumsum(probabilities) - probabilities < self.top_p) | (rank == 0)
-            scores = jnp.where(jnp.zeros_like(kept).at[order].set(kept), scores, -jnp.inf)
-        return jax.random.categorical(key, scores).astype(jnp.int32)
 
 
 class DecodingPrograms:
@@ -82,8 +45,7 @@ class DecodingPrograms:
         self.model, self.specs, self.dtype, self.kernels = model, specs, dtype, kernels
         self.layout = layout.whole
         self._ctx = ForwardContext(self.layout)
-        self._params = map_specs(self._struct, specs)
-        self._key = jax.eval_shape(lambda: jax.random.key(0))
+        self._params = jax.eval_shape(self.prepare, map_specs(self._struct, specs))
 
     def _struct(self, spec: ArraySpec) -> jax.ShapeDtypeStruct:
         if self.layout.num_devices == 1:
@@ -103,38 +65,55 @@ class DecodingPrograms:
 
         return run
 
+    def prepare(self, params: Params) -> Params:
+        """The params as the programs read them fastest: one copy of what changes, and the rest as it is."""
+        if self.layout.num_devices > 1:
+            return params
+        prepared: Params = getattr(self.model, "for_decoding", lambda params: params)(params)
+        return prepared
+
     @functools.lru_cache(maxsize=64)  # noqa: B019  # the cache goes with the process, as compiled programs do
-    def prefill(self, bucket: int, length: int, sampler: Sampler) -> Program:
-        """(params, prompt `[1, bucket]`, count, key) -> a cache for `length` tokens with the first `count` of the
-        prompt, and the token that is drawn next."""
+    def prefill(self, rows: int, bucket: int, length: int) -> Program:
+        """(params, prompts `[rows, bucket]`, counts `[rows]`, keys `[rows]`, sampling) -> a cache for `length` tokens of
+        each row with the first of its prompt, as many as its count, and the token that is drawn next, `[rows]`."""
 
-        def prefill(params: Params, prompt: jax.Array, count: jax.Array, key: jax.Array) -> tuple[Cache, jax.Array]:
-            cache = init_params(self.model.cache_specs(1, length, self.dtype), key)
-            hidden, cache = self.model.prefill(params, prompt, jnp.asarray(count, jnp.int32)[None], cache, self._ctx)
-            last = jax.lax.dynamic_index_in_dim(hidden[0], count - 1)
-            return cache, sampler(self.model.head(params, self._ctx)(last)[0], key)
+        def prefill(
+            params: Params, prompts: jax.Array, counts: jax.Array, keys: jax.Array, sampling: Sampling
+        ) -> tuple[Cache, jax.Array]:
+            cache = init_params(self.model.cache_specs(rows, length, self.dtype), jax.random.key(0))
+            hidden, cache = self.model.prefill(params, prompts, counts, cache, self._ctx)
+            last = jnp.take_along_axis(hidden, (counts - 1)[:, None, None], axis=1)[:, 0]
+            return cache, sample(self.model.head(params, self._ctx)(last), keys, sampling)
 
-        prompt, count = jax.ShapeDtypeStruct((1, bucket), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
-        arguments = self._params, prompt, count, self._key
+        prompts, counts = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((rows, bucket), (rows,)))
+        arguments = self._params, prompts, counts, *_draws(rows)
         return Program("prefill", self._per_device(prefill), arguments, kernels=self.kernels)
 
     @functools.lru_cache(maxsize=64)  # noqa: B019
-    def decode(self, length: int, sampler: Sampler) -> Program:
-        """(params, cache, token, key) -> the cache with the token in it, and the token that is drawn next."""
+    def decode(self, rows: int, length: int) -> Program:
+        """(params, cache, tokens `[rows]`, keys `[rows]`, sampling) -> the cache with the tokens in it, and the token of
+        each row that is drawn next."""
 
-        def decode(params: Params, cache: Cache, token: jax.Array, key: jax.Array) -> tuple[Cache, jax.Array]:
-            hidden, cache = self.model.decode(params, token[None], cache, self._ctx)
-            return cache, sampler(self.model.head(params, self._ctx)(hidden)[0], key)
+        def decode(
+            params: Params, cache: Cache, tokens: jax.Array, keys: jax.Array, sampling: Sampling
+        ) -> tuple[Cache, jax.Array]:
+            hidden, cache = self.model.decode(params, tokens, cache, self._ctx)
+            return cache, sample(self.model.head(params, self._ctx)(hidden), keys, sampling)
 
-        cache = map_specs(lambda s: s.struct, self.model.cache_specs(1, length, self.dtype))
-        token = jax.ShapeDtypeStruct((), jnp.int32)
-        arguments = self._params, cache, token, self._key
+        cache = map_specs(lambda s: s.struct, self.model.cache_specs(rows, length, self.dtype))
+        arguments = self._params, cache, jax.ShapeDtypeStruct((rows,), jnp.int32), *_draws(rows)
         return Program("decode", self._per_device(decode), arguments, donate=(1,), kernels=self.kernels)
 
     def for_generation(self, max_tokens: int, prompt_tokens: int = 1) -> tuple[Program, Program]:
         """The programs that `aifx generate` runs for a prompt of so many tokens."""
         length = bucket(prompt_tokens + max_tokens, self.model.max_seq_len)
-        return self.prefill(bucket(prompt_tokens, length), length, Sampler()), self.decode(length, Sampler())
+        return self.prefill(1, bucket(prompt_tokens, length), length), self.decode(1, length)
+
+
+def _draws(rows: int) -> tuple[jax.ShapeDtypeStruct, Sampling]:
+    """Keys and sampling of so many rows."""
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    return keys, Sampling(*(jax.ShapeDtypeStruct((rows,), dtype) for dtype in (jnp.float32, jnp.int32, jnp.float32)))
 
 
 def bucket(count: int, most: int) -> int:

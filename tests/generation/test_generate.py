@@ -12,7 +12,8 @@ from aifx.generation.generator import generate
 from aifx.models.decoder.model import Decoder
 from aifx.models.decoder.section import DecoderSection
 from aifx.parallel.layout import local_layout
-from aifx.programs.decoding import DecodingPrograms, Sampler
+from aifx.programs.decoding import DecodingPrograms
+from aifx.programs.sampling import Sampling
 from aifx.specs import init_params
 
 VOCAB = 50
@@ -103,33 +104,35 @@ def test_bad_values_are_named(arguments, named):
         generate(programs, params, arguments.pop("prompt_ids", [1]), max_tokens=1, **arguments)
 
 
-def draws(sampler, logits, count=4000):
-    keys = jax.random.split(jax.random.key(0), count)
-    tokens = jax.jit(jax.vmap(lambda key: sampler(jnp.asarray(logits), key)))(keys)
-    return np.bincount(np.asarray(tokens), minlength=len(logits)) / count
+def test_prepared_params_write_the_same():
+    """Fused projections change the order of no sum."""
+    programs, params = decoder(**LLAMA)
+    prepared = programs.prepare(params)
+    assert jax.tree.structure(prepared) != jax.tree.structure(params)
+    written = [list(generate(programs, p, [1, 2, 3], max_tokens=20, temperature=0.0)) for p in (params, prepared)]
+    assert written[0] == written[1]
 
 
-PROBABILITIES = np.array([0.1, 0.4, 0.2, 0.3])
+def test_other_sampling_values_compile_nothing():
+    programs, params = decoder()
+    list(generate(programs, params, [1], max_tokens=4))
+    sizes = [p.jitted._cache_size() for p in programs.for_generation(4)]
+    list(generate(programs, params, [1], max_tokens=4, temperature=0.3, top_k=7, top_p=0.9))
+    assert [p.jitted._cache_size() for p in programs.for_generation(4)] == sizes == [1, 1]
 
 
-@pytest.mark.parametrize(
-    ("sampler", "expected"),
-    [
-        (Sampler(), PROBABILITIES),
-        (Sampler(temperature=0.0), [0, 1, 0, 0]),
-        (Sampler(temperature=0.5), PROBABILITIES**2 / (PROBABILITIES**2).sum()),
-        (Sampler(top_k=1), [0, 1, 0, 0]),
-        (Sampler(top_k=2), [0, 4 / 7, 0, 3 / 7]),
-        (Sampler(top_k=9), PROBABILITIES),
-        (Sampler(top_p=0.01), [0, 1, 0, 0]),
-        (Sampler(top_p=0.65), [0, 4 / 7, 0, 3 / 7]),
-        (Sampler(top_p=0.75), [0, 4 / 9, 2 / 9, 3 / 9]),
-        (Sampler(top_k=2, top_p=0.5), [0, 1, 0, 0]),
-    ],
-)
-def test_sampler_draws_what_its_values_say(sampler, expected):
-    np.testing.assert_allclose(draws(sampler, np.log(PROBABILITIES)), expected, atol=0.03)
-
-
-def test_equal_scores_are_cut_to_top_k():
-    assert np.count_nonzero(draws(Sampler(top_k=2), np.zeros(4))) == 2
+def test_rows_are_written_together_as_each_is_alone():
+    programs, params = decoder(**LLAMA)
+    prompts, length = [[1], [7, 8, 9], [4] * 10], 64
+    alone = [list(generate(programs, params, prompt, max_tokens=12, temperature=0.0)) for prompt in prompts]
+    padded = np.zeros((3, 16), np.int32)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    keys, sampling = jax.random.split(jax.random.key(0), 3), Sampling.of(temperature=0.0, rows=3)
+    counts = np.array([len(prompt) for prompt in prompts], np.int32)
+    cache, tokens = programs.prefill(3, 16, length)(params, padded, counts, keys, sampling)
+    written = [np.asarray(tokens)]
+    for _ in range(11):
+        cache, tokens = programs.decode(3, length)(params, cache, tokens, keys, sampling)
+        written.append(np.asarray(tokens))
+    assert np.stack(written, axis=1).tolist() == alone

@@ -14,7 +14,7 @@ from forward import outputs_of
 from aifx.config.sections import Quantization
 from aifx.models.decoder.model import Decoder
 from aifx.models.decoder.section import DecoderSection
-from aifx.nn.quantized import QuantizedMatrix, quantize_matrices
+from aifx.nn.quantized import Int8Table, QuantizedMatrix, beside, quantize_matrices, two_term_product, whole
 from aifx.specs import init_params, is_spec
 
 INPUTS = jnp.asarray(np.random.default_rng(0).integers(0, 50, (2, 16)), jnp.int32)
@@ -42,14 +42,15 @@ def test_a_quantized_decoder_is_nearly_the_same(scan: bool, quantization: Quanti
     quantized = quantize_matrices(params, specs, quantization)
 
     def is_matrix(node: object) -> bool:
-        return isinstance(node, QuantizedMatrix)
+        return isinstance(node, QuantizedMatrix | Int8Table)
 
     leaves = jax.tree.leaves(quantized, is_leaf=is_matrix)
     for spec, before, after in zip(
         jax.tree.leaves(specs, is_leaf=is_spec), jax.tree.leaves(params), leaves, strict=True
     ):
-        assert is_matrix(after) == (spec.matrix is not None)
-        if isinstance(after, QuantizedMatrix):
+        is_replaced = spec.matrix is not None or (quantization == "int8" and spec.product is not None)
+        assert is_matrix(after) == is_replaced
+        if is_replaced:
             assert after.values.dtype == quantization
             assert after.values.size == before.size
         else:
@@ -61,3 +62,31 @@ def test_a_quantized_decoder_is_nearly_the_same(scan: bool, quantization: Quanti
 def test_nothing_is_quantized_unless_asked() -> None:
     params = {"up": jnp.ones((2, 2))}
     assert quantize_matrices(params, {}, "none") is params
+
+
+def test_two_terms_leave_the_error_of_the_weights() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 96)) * np.exp(3 * rng.normal(size=(3, 1)))
+    weight = rng.normal(size=(40, 96))
+    scale = np.abs(weight).max(axis=1) / 127
+    table = Int8Table(jnp.asarray(np.round(weight / scale[:, None]), jnp.int8), jnp.asarray(scale, jnp.float32))
+    stored = np.asarray(whole(table, jnp.float32), np.float64)
+    want = x @ stored.T
+    got = jax.jit(two_term_product)(jnp.asarray(x, jnp.float32), *table)
+    # A half step of the low term, 127 * 254 of which are the largest number of a row.
+    bound = np.abs(x).max(axis=1, keepdims=True) / (2 * 127 * 254) * np.abs(stored).sum(axis=1)
+    assert (np.abs(got - want) <= 1.01 * bound).all()
+    gradient = jax.grad(lambda x: two_term_product(x, *table).sum())(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(gradient, np.broadcast_to(stored.sum(axis=0), x.shape), rtol=1e-4, atol=1e-4)
+    zeros = two_term_product(jnp.zeros((1, 96)), *table)
+    assert (zeros == 0).all()
+
+
+def test_matrices_side_by_side() -> None:
+    keys = jax.random.split(jax.random.key(0), 2)
+    plain = [jax.random.normal(key, (8, n)) for key, n in zip(keys, (3, 5), strict=True)]
+    tables = [Int8Table((10 * x.T).astype(jnp.int8), jnp.full(x.shape[1], 0.1)) for x in plain]
+    joint = beside(*tables)
+    assert isinstance(joint, Int8Table)
+    np.testing.assert_array_equal(whole(joint, jnp.float32), jnp.concatenate([whole(t, jnp.float32) for t in tables]))
+    np.testing.assert_array_equal(whole(beside(*plain), jnp.float32), jnp.concatenate(plain, axis=1))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 
 from aifx.models.decoder.divided import joined
+from aifx.models.decoder.fused import GATE_UP
 from aifx.models.decoder.section import DecoderSection
 from aifx.models.decoder.specs import GATED
 from aifx.nn import layers
@@ -17,13 +19,16 @@ from jax_kernels._ops.swiglu import swiglu
 def mlp(section: DecoderSection, params: Params, x: jax.Array, layout: Layout) -> jax.Array:
     """Of x `[tokens, embed]`; on a mesh of own tokens."""
     x = layout.gather_tokens(x)
-    is_plain = not section.bias and isinstance(params["up"], jax.Array)
-    if section.activation == "swiglu" and is_plain:
+    is_gated = section.activation in GATED
+    if section.activation == "swiglu" and not section.bias and isinstance(params.get("up"), jax.Array):
         return joined(swiglu(x, params["gate"], params["up"]), params["down"], None, layout)
-    hidden = layers.linear(x, params["up"], params.get("up_bias"))
-    if section.activation in GATED:
-        activation = jax.nn.silu if section.activation == "swiglu" else layers.gelu_tanh
-        hidden *= activation(layers.linear(x, params["gate"], params.get("gate_bias")))
+    if GATE_UP in params:
+        gate, hidden = jnp.split(layers.linear(x, params[GATE_UP], params.get(f"{GATE_UP}_bias")), 2, axis=1)
+    else:
+        hidden = layers.linear(x, params["up"], params.get("up_bias"))
+        gate = layers.linear(x, params["gate"], params.get("gate_bias")) if is_gated else hidden
+    if is_gated:
+        hidden *= (jax.nn.silu if section.activation == "swiglu" else layers.gelu_tanh)(gate)
     else:
         hidden = layers.gelu(hidden) if section.activation == "gelu" else layers.gelu_tanh(hidden)
     return joined(hidden, params["down"], params.get("down_bias"), layout)

@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from aifx.models.base import Head
 from aifx.models.decoder import paged_cache
 from aifx.models.decoder.divided import check_layout, joined, with_own_kv_head
+from aifx.models.decoder.fused import fused, query_key_value
 from aifx.models.decoder.halves import mlp, norm, norm_of_heads, norm_of_sum
 from aifx.models.decoder.paged_cache import Cache
 from aifx.models.decoder.section import DecoderSection
@@ -28,6 +30,7 @@ from aifx.models.decoder.specs import (
 )
 from aifx.nn import layers
 from aifx.nn.adapters import with_adapter_dropout
+from aifx.nn.quantized import Int8Table, vectors, whole
 from aifx.nn.remat import rematerialized
 from aifx.nn.ring import ring_attention
 from aifx.nn.rotary import turned
@@ -93,8 +96,23 @@ class Decoder:
         return self.forward(params, inputs, sequences, None, ctx)[0]
 
     def head(self, params: Params, ctx: ForwardContext) -> Head:
-        weight = params["embedding"]["token"].T if self.section.tie_embeddings else params["output"]
-        return Head(weight, None, self.section.logit_softcap, ctx.layout.dividing("vocab", self.vocab_size))
+        axes, dtype = ctx.layout.dividing("vocab", self.vocab_size), params["final_norm"]["scale"].dtype
+        is_tied = "output" not in params
+        stored = params["embedding"]["token"] if is_tied else params["output"]
+        is_table = is_tied or isinstance(stored, Int8Table)
+        weight = whole(stored, dtype)
+        return Head(
+            weight.T if is_table else weight,
+            None,
+            self.section.logit_softcap,
+            axes,
+            None if isinstance(stored, jax.Array) else stored,
+            stored if is_table and isinstance(stored, jax.Array) else None,
+        )
+
+    def for_decoding(self, params: Params) -> Params:
+        """The params with matrices that read the same vectors side by side: fewer products, each a larger one."""
+        return fused(params, self.section)
 
     def prefill(
         self, params: Params, inputs: jax.Array, lengths: jax.Array, cache: Cache, ctx: ForwardContext
@@ -119,7 +137,8 @@ class Decoder:
     ) -> tuple[jax.Array, Params | None]:
         """What the head reads, `[tokens, embed]`, of inputs `[batch, seq]`, and the layers' caches with them."""
         check_layout(self.section, ctx, is_packed=sequences.segment_ids is not None)
-        x, sequences = self.embed(params["embedding"], inputs, sequences, ctx.layout)
+        dtype = params["final_norm"]["scale"].dtype
+        x, sequences = self.embed(params["embedding"], inputs, sequences, ctx.layout, dtype)
         x = self.dropout(x, sequences, ctx, 0)
 
         def block_of(index: int) -> Callable[..., tuple[jax.Array, Params | None]]:
@@ -145,7 +164,7 @@ class Decoder:
         return norm(self.section, params["final_norm"], x), cache
 
     def embed(
-        self, params: Params, inputs: jax.Array, sequences: Sequences, layout: Layout
+        self, params: Params, inputs: jax.Array, sequences: Sequences, layout: Layout, dtype: DTypeLike
     ) -> tuple[jax.Array, Sequences]:
         """The vectors `[tokens, embed]` of inputs `[batch, seq]`; learned positions are added, rotary ones computed."""
         (batch, seq), positions = inputs.shape, sequences.positions
@@ -153,7 +172,7 @@ class Decoder:
             positions = layout.seq_positions(seq)[None]
         is_divided = bool(layout.axes("tokens") or layout.dividing("vocab", self.vocab_size))
         table = params["token"]
-        x = lookup(table, inputs.reshape(-1), layout, self.vocab_size) if is_divided else table[inputs]
+        x = lookup(table, inputs.reshape(-1), layout, self.vocab_size) if is_divided else vectors(table, inputs, dtype)
         x = x * math.sqrt(self.section.embed_dim) if self.section.embedding_scale else x
         if self.section.positions == "learned":
             if seq * layout.count("seq") > self.max_seq_len:
@@ -193,13 +212,10 @@ class Decoder:
         if layout.axes("kv_heads") and not layout.dividing("kv_heads", self.num_kv_heads):
             params = with_own_kv_head(params, layout, self.num_kv_heads)
 
-        def project(name: str) -> jax.Array:
-            bias = params.get(f"{name}_bias")
-            bias = None if bias is None else bias.reshape(-1)
-            y = layers.linear(x, layers.as_matrix(params[name], x.shape[1]), bias)
-            return y.reshape(*sequences.shape, -1, self.head_dim)
-
-        q, k, v = project("query"), project("key"), project("value")
+        q, k, v = (
+            y.reshape(*sequences.shape, -1, self.head_dim)
+            for y in query_key_value(params, x, self.section.num_heads, self.num_kv_heads)
+        )
         if self.section.qk_norm:
             q, k = (norm_of_heads(self.section, params[f"{n}_norm"], x) for n, x in (("query", q), ("key", k)))
         if sequences.angles is not None:

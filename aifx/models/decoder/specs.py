@@ -17,7 +17,9 @@ def decoder_specs(section: DecoderSection, vocab_size: int, max_seq_len: int) ->
     """Arrays by name: those of layer i are under `layers/<i>`, or one stacked set for all with `scan_layers`."""
     table = initializers.normal(INIT_STDDEV)
     embed_dim = section.embed_dim
-    specs: Specs = {"embedding": {"token": ArraySpec((vocab_size, embed_dim), ("vocab", "embed"), table, decay=True)}}
+    product = ((1,), (0,)) if section.tie_embeddings else None
+    token = ArraySpec((vocab_size, embed_dim), ("vocab", "embed"), table, product=product, decay=True)
+    specs: Specs = {"embedding": {"token": token}}
     if section.positions == "learned":
         specs["embedding"]["position"] = ArraySpec((max_seq_len, embed_dim), (None, "embed"), table, decay=True)
     layer = {"attention": _attention(section), "mlp": _mlp(section)}
@@ -29,7 +31,8 @@ def decoder_specs(section: DecoderSection, vocab_size: int, max_seq_len: int) ->
     specs[LAYERS] = repeat_layer(layer, section)
     specs["final_norm"] = _norm(section)
     if not section.tie_embeddings:
-        specs["output"] = ArraySpec((embed_dim, vocab_size), ("embed", "vocab"), table, decay=True)
+        shape, axes, product = (embed_dim, vocab_size), ("embed", "vocab"), ((0,), (1,))
+        specs["output"] = ArraySpec(shape, axes, table, product=product, decay=True)
     return specs
 
 
