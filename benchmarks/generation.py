@@ -196,10 +196,10 @@ def main() -> None:
     parser.add_argument("--sampling", choices=SAMPLING, default="greedy")
     arguments = parser.parse_args()
     rows = [int(count) for count in arguments.rows.split(",")]
-    if arguments.side == "aifx":
-        return side_by_side.tell(lambda: aifx_side(rows, arguments.sampling))
-    if arguments.side == "llama.cpp":
-        return side_by_side.tell(lambda: llama_side(rows), peers=("llama_cpp", "gguf"))
+    if arguments.side:
+        sides = {"aifx": lambda: aifx_side(rows, arguments.sampling), "llama.cpp": lambda: llama_side(rows)}
+        side_by_side.tell(sides[arguments.side], peers=("llama_cpp", "gguf"))
+        return
     options = "--rows", arguments.rows, "--sampling", arguments.sampling
     theirs = [arguments.llama_python, __file__, "--side", "llama.cpp", *options]
     environment = side_by_side.training_environment()

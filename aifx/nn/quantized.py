@@ -139,9 +139,11 @@ def whole(weight: SomeMatrix, dtype: DTypeLike) -> jax.Array:
 
 def beside(*weights: SomeMatrix) -> SomeMatrix:
     """Matrices of the same inputs as one, with the outputs of all."""
-    first = weights[0]
-    if isinstance(first, Int8Table):
-        return Int8Table(*(jnp.concatenate(parts, axis=axis) for parts, axis in zip(zip(*weights), (-2, -1))))
-    if isinstance(first, QuantizedMatrix):
-        return QuantizedMatrix(*(jnp.concatenate(parts, axis=-1) for parts in zip(*weights, strict=True)))
-    return jnp.concatenate(weights, axis=-1)
+    tables = [weight for weight in weights if isinstance(weight, Int8Table)]
+    if tables:
+        values, scales = zip(*tables, strict=True)
+        return Int8Table(jnp.concatenate(values, axis=-2), jnp.concatenate(scales, axis=-1))
+    matrices = [weight for weight in weights if isinstance(weight, QuantizedMatrix)]
+    if matrices:
+        return QuantizedMatrix(*(jnp.concatenate(parts, axis=-1) for parts in zip(*matrices, strict=True)))
+    return jnp.concatenate([weight for weight in weights if isinstance(weight, jax.Array)], axis=-1)

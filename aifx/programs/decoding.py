@@ -74,8 +74,8 @@ class DecodingPrograms:
 
     @functools.lru_cache(maxsize=64)  # noqa: B019  # the cache goes with the process, as compiled programs do
     def prefill(self, rows: int, bucket: int, length: int) -> Program:
-        """(params, prompts `[rows, bucket]`, counts `[rows]`, keys `[rows]`, sampling) -> a cache for `length` tokens of
-        each row with the first of its prompt, as many as its count, and the token that is drawn next, `[rows]`."""
+        """(params, prompts `[rows, bucket]`, counts `[rows]`, keys `[rows]`, sampling) -> a cache for `length` tokens
+        of each row with the first of its prompt, as many as its count, and the token drawn next, `[rows]`."""
 
         def prefill(
             params: Params, prompts: jax.Array, counts: jax.Array, keys: jax.Array, sampling: Sampling
@@ -91,8 +91,8 @@ class DecodingPrograms:
 
     @functools.lru_cache(maxsize=64)  # noqa: B019
     def decode(self, rows: int, length: int) -> Program:
-        """(params, cache, tokens `[rows]`, keys `[rows]`, sampling) -> the cache with the tokens in it, and the token of
-        each row that is drawn next."""
+        """(params, cache, tokens `[rows]`, keys `[rows]`, sampling) -> the cache with the tokens in it, and the token
+        drawn next, `[rows]`."""
 
         def decode(
             params: Params, cache: Cache, tokens: jax.Array, keys: jax.Array, sampling: Sampling

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ FEW = 64
 """So many of the largest scores are found in as many blocks."""
 
 
+State: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+
 class Sampling(NamedTuple):
     """How the next token of each row is drawn from its scores: arrays `[rows]`.
 
@@ -24,9 +27,9 @@ class Sampling(NamedTuple):
         top_p: float32; of those, the likeliest whose probabilities first add up to this.
     """
 
-    temperature: jax.Array
-    top_k: jax.Array
-    top_p: jax.Array
+    temperature: Any
+    top_k: Any
+    top_p: Any
 
     @classmethod
     def of(cls, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, rows: int = 1) -> Sampling:
@@ -71,7 +74,7 @@ def sample(logits: jax.Array, keys: jax.Array, sampling: Sampling) -> jax.Array:
     is_limited = jnp.any((top_k < vocab) | (top_p < 1.0))
     limit = jax.lax.cond(jnp.any(top_p < 1.0), most, lambda: jnp.full_like(top, jnp.inf))
 
-    def draw(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def draw(state: State) -> State:
         tries, done, token, logit = state  # the next is drawn from those before `token`, which has this `logit`
         uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, tries), (2,)))(keys)
         allowed = (logits >= lowest) & before(logit, token)
@@ -84,7 +87,8 @@ def sample(logits: jax.Array, keys: jax.Array, sampling: Sampling) -> jax.Array:
         def is_outside() -> jax.Array:
             likelier = before(its_logit, drawn)
             sums = jnp.sum(jnp.where(likelier, weights, 0.0), axis=1, keepdims=True)
-            return (_count(likelier) >= top_k) | (sums >= limit)
+            outside: jax.Array = (_count(likelier) >= top_k) | (sums >= limit)
+            return outside
 
         outside = jax.lax.cond(is_limited, is_outside, lambda: jnp.zeros_like(done))
         token, logit = (jnp.where(done, old, new) for old, new in ((token, drawn), (logit, its_logit)))
