@@ -56,6 +56,9 @@ class DecodingPrograms:
     def _per_device(self, program: Callable[..., Any]) -> Callable[..., Any]:
         """`program`, whose first argument are the params; the others and the results are the same on each device."""
 
+        if self.layout.num_devices == 1:  # whose params are those of `prepare`, which no spec describes
+            return program
+
         def with_parts(params: Params, *others: Any) -> Any:
             return program(model_params(self.model, params, self.specs, self.layout), *others)
 

@@ -24,7 +24,7 @@ def definition(logits, temperature=1.0, top_k=0, top_p=1.0):
         return np.eye(logits.size)[np.argmax(logits)]
     order = np.argsort(-logits, kind="stable")
     weights = np.exp((logits[order] - logits.max()) / temperature)
-    weights[top_k or None :] = 0
+    weights[top_k or logits.size :] = 0
     weights /= weights.sum()
     weights[np.cumsum(weights) - weights >= top_p] = 0
     found = np.zeros_like(weights)
