@@ -112,6 +112,10 @@ class TokenFormat(DataFormat):
 
     tokenizer: Tokenizer
 
+    def sample_prompt(self, text: str) -> list[int]:
+        """What a model reads before it writes a sample during training: by default `text`, which it continues."""
+        return self.tokenizer.encode_prompt(text)
+
 
 @dataclass(frozen=True)
 class TextFormat(TokenFormat):

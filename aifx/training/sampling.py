@@ -8,6 +8,7 @@ from itertools import takewhile
 import jax
 
 from aifx.core.project import RunDirectory
+from aifx.data.text import TokenFormat
 from aifx.generation.generator import continue_prompt
 from aifx.kernels.choice import run_choices
 from aifx.programs.build import Programs
@@ -16,7 +17,7 @@ from aifx.training.signals import StopSignals
 
 
 class TextSampler:
-    """Continues `log.sample`, with the same random numbers each time. It changes no number of the training."""
+    """Continues `log.sample`, or answers it in a chat, with the same random numbers each time. It changes no number of the training."""
 
     def __init__(self, run: RunDirectory, programs: Programs, stop: StopSignals) -> None:
         config = programs.config
@@ -33,5 +34,8 @@ class TextSampler:
         """
         programs, params, frozen = self._programs.one_copy(params, frozen)
         seed = programs.config.train.seed
-        pieces = continue_prompt(programs, params, frozen, self._settings, seed=seed)
+        form = programs.task.format
+        assert isinstance(form, TokenFormat)
+        prompt = form.sample_prompt(self.prompt)
+        pieces = continue_prompt(programs, params, frozen, self._settings, seed=seed, prompt_ids=prompt)
         return "".join(takewhile(lambda _: jax.process_count() > 1 or not self._stop.requested, pieces))

@@ -23,9 +23,11 @@ num_heads = 2
 [train]
 num_steps = 60
 global_batch_size = 16
-validate_every = 0
+validate_every = 60
 [optimizer]
 learning_rate = 0.02
+[log]
+sample = "Whale 77?"
 [generate]
 temperature = 0.0
 max_tokens = 20
@@ -47,6 +49,12 @@ def trained_chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def chats(trained_chats: Path, tmp_path: Path) -> Path:
     shutil.copytree(trained_chats, tmp_path / "chats")
     return tmp_path / "chats"
+
+
+def test_samples_of_the_training_are_answers(chats: Path) -> None:
+    events = [json.loads(line) for line in (chats / "runs/main/events.jsonl").read_text().splitlines()]
+    (sample,) = [event for event in events if event["event"] == "sample"]
+    assert (sample["prompt"], sample["text"]) == ("Whale 77?", "Aye.")
 
 
 def test_an_answer_ends_where_the_model_ends_it(chats: Path) -> None:

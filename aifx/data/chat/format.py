@@ -165,6 +165,10 @@ class ChatFormat(TokenFormat):
         found = [source.find(row) for row in rows]
         return [", ".join(dataset.place(of, m) for m in of.members(at)) for of, at in filter(None, found)]
 
+    def sample_prompt(self, text: str) -> list[int]:
+        """The text is a user's message, which the model answers."""
+        return self.renderer.prompt([{"role": "user", "content": text}], "log.sample")
+
     def encode(self, row: Mapping[str, Any]) -> Batch:
         """A conversation as one sequence, with the number of its bytes."""
         conversation = parse_row(Row("rows", 1, "the row", row))
