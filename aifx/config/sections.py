@@ -362,7 +362,9 @@ class LogSection(Section):
         (), "Trackers that also get each record; each needs its package.", RESUME_SAFE
     )
     sample: str | None = setting(
-        None, "Prompt that a language model continues, or answers in a chat, at each validation; none if not set.", RESUME_SAFE
+        None,
+        "Prompt that a language model continues, or answers in a chat, at each validation; none if not set.",
+        RESUME_SAFE,
     )
     sample_tokens: PositiveInt = setting(64, "Tokens that it writes then, sampled as in [generate].", RESUME_SAFE)
 

@@ -28,11 +28,10 @@ from aifx.generation.generator import generate, unable_to_write
 from aifx.generation.text import stream_text
 from aifx.loading.prediction import in_batches
 from aifx.loading.restore import restore_run
-from aifx.nn.precision import cast_floating
 from aifx.objectives.next_token import NextToken
 from aifx.parallel.joining import current_group
 from aifx.programs.build import Programs
-from aifx.specs import Params, merge_frozen
+from aifx.specs import Params
 from aifx.tasks.project_errors import project_errors
 
 RESAMPLES, CONFIDENCE = 10_000, 0.95
@@ -213,7 +212,7 @@ def _texts_compared(
     programs, params, frozen = programs.one_copy(params, frozen)
     form = programs.task.format
     assert isinstance(form, TokenFormat)
-    arrays = cast_floating(merge_frozen(params, frozen), programs.dtype) if programs.casts else params
+    arrays = programs.decoding.prepare(programs.merged(params, frozen) if programs.casts else params)
     write = partial(generate, programs.decoding, arrays, max_tokens=MOST_TOKENS, temperature=0.0)
     for question in questions:
         _, prompt = encode(question, None)

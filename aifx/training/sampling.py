@@ -17,7 +17,10 @@ from aifx.training.signals import StopSignals
 
 
 class TextSampler:
-    """Continues `log.sample`, or answers it in a chat, with the same random numbers each time. It changes no number of the training."""
+    """Continues `log.sample`, or answers it in a chat, with the same random numbers each time.
+
+    It changes no number of the training.
+    """
 
     def __init__(self, run: RunDirectory, programs: Programs, stop: StopSignals) -> None:
         config = programs.config
