@@ -51,6 +51,11 @@ def test_a_harmless_conversation_has_the_tokens_of_transformers(tmp_path: Path, 
         assert ids == by_transformers(renderer, of)
 
 
+def test_small_products_are_computed(tmp_path: Path) -> None:
+    renderer = renderer_of(tmp_path, "{{ 'ab' * 3 }}{{ 7 * 6.5 }}")
+    assert renderer.tokenizer.decode(renderer.prompt([{"role": "user", "content": "x"}])) == "ababab45.5"
+
+
 @pytest.mark.parametrize("text", [*HARMLESS, *SPELT])
 def test_a_users_text_never_becomes_a_special_token(tmp_path: Path, text: str) -> None:
     renderer = renderer_of(tmp_path)
@@ -195,6 +200,9 @@ def test_a_template_that_names_pythons_internals(template: str) -> None:
         "{{ '{0._' '_class_' '_}'.format(1) }}",
         "{{ raise_exception.__name__ }}",
         "{{ range(999999999) | list }}",
+        "{{ 'x' * 9999999999 }}",
+        "{{ 9 ** 9 ** 9 }}",
+        "{{ 'x' * 'y' }}",
     ],
 )
 def test_the_sandbox_stops_what_no_reading_finds(tmp_path: Path, template: str) -> None:

@@ -16,9 +16,13 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aifx.core.errors import ConfigError, DataError
+
+MOST_PRODUCT = 10**6
+"""Of numbers, or the length of a repeated text."""
 
 BEGIN, END = "\U0010fff0", "\U0010fff1"
 """Characters for private use, around what `{% generation %}` holds."""
@@ -65,7 +69,7 @@ class ChatTemplate:
         except RecursionError:
             raise DataError(f"{name}: not a chat template", "it is nested too deeply") from None
         for line, attribute in _internals(tree):
-            raise _unsafe(f"{name}:{line}", f"it reads {attribute}")
+            raise _unsafe(f"{name}:{line}", f"it reads {attribute}, one of Python's internals")
         self.marks_answers = _has_generation(tree)
 
     def render(
@@ -114,9 +118,18 @@ def load_template(data: bytes, name: str) -> ChatTemplate:
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """A few characters of a template must not fill the memory."""
+        sizes = [len(x) if isinstance(x, (str, list, tuple)) else abs(x) for x in (left, right)]
+        if operator == "**" or sizes[0] * sizes[1] > MOST_PRODUCT:
+            raise SecurityError(f"it computes {left!r:.20} {operator} {right!r:.20}, which could fill the memory")
+        return super().call_binop(context, operator, left, right)
+
     def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
         """By default this prints nothing, and the template goes on."""
-        raise SecurityError(f"it reads {attribute!r} of {type(obj).__name__}")
+        raise SecurityError(f"it reads {attribute!r} of {type(obj).__name__}, one of Python's internals")
 
 
 class _Generation(Extension):
@@ -153,7 +166,7 @@ def _arguments(node: nodes.Filter) -> Iterator[nodes.Const]:
 
 
 def _unsafe(place: str, why: str) -> DataError:
-    what = f"{place}: the chat template reaches for Python's internals"
+    what = f"{place}: the chat template is refused"
     return DataError(what, f"{why}; aifx renders templates in a sandbox", "do not use a model from this source")
 
 
