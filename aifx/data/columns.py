@@ -230,4 +230,4 @@ def shown_columns(columns: Sequence[Column]) -> Iterator[tuple[str, ColumnKind, 
 
 def _plain(edge: float, column: Column) -> float:
     """An edge of a bin in the column's unit, without what float32 adds to it."""
-    return round(edge + column.mean / column.scale, 5) * column.scale
+    return round(edge + column.mean / column.scale, 5) * column.scale + 0.0  # a zero without a sign

@@ -16,7 +16,7 @@ from scipy.special import softmax
 from aifx.core.errors import AifxError, DataError
 from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset
-from aifx.data.columns import encoder, infer_columns, infer_kind
+from aifx.data.columns import encoder, infer_columns, infer_kind, shown_columns
 from aifx.data.sections import TableSection
 from aifx.data.spec import DataSpec, keep_spec, need_spec
 from aifx.data.table import TableFormat, table_summary
@@ -89,6 +89,11 @@ def test_a_number_that_training_did_not_vary_has_no_tiny_scale() -> None:
     (column,) = infer_columns("x", "numeric", [*values, ""], bins=8)
     assert column.scale == 1.0
     assert encoder(column)("0.2") == pytest.approx(0.1)
+
+
+def test_the_range_of_a_number_is_shown_as_people_write_it() -> None:
+    columns = infer_columns("calls", "numeric", [str(n % 10) for n in range(100)], bins=8)
+    assert list(shown_columns(columns)) == [("calls", "numeric", "0 to 9, 8 bins")]
 
 
 def test_a_number_far_from_training_is_finite_in_float32() -> None:
