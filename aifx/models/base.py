@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from aifx.nn.layers import linear_at_least_float32
-from aifx.nn.quantized import SomeMatrix
+from aifx.nn.quantized import Int8Table
 from aifx.parallel.context import ForwardContext
 from aifx.specs import Params, Specs
 from jax_kernels.products import is_bfloat16_on_cpu
@@ -23,13 +23,14 @@ class Head:
     bias: jax.Array | None = None  # [outputs]
     logit_softcap: float | None = None  # outputs are squashed to within plus or minus this by a tanh
     axes: tuple[str, ...] = ()  # mesh axes over which the outputs are divided: this device has a part of the weight
-    stored: SomeMatrix | None = None  # the weight, if it is quantized
-    table: jax.Array | None = None  # the weight as [outputs, embed], if it is stored so
+    table: jax.Array | Int8Table | None = None  # the weight as [outputs, embed], if it is stored so
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """Outputs `[rows, outputs]`, float32 or wider, of `hidden` `[rows, embed]`."""
-        if self.table is None or is_bfloat16_on_cpu(self.table):
-            y = linear_at_least_float32(hidden, self.weight if self.stored is None else self.stored)
+        if isinstance(self.table, Int8Table):
+            y = linear_at_least_float32(hidden, self.table)
+        elif self.table is None or is_bfloat16_on_cpu(self.table):
+            y = linear_at_least_float32(hidden, self.weight)
         else:  # on Intel's processors, XLA would copy the transposed table for the product `hidden @ table.T`
             y = linear_at_least_float32(self.table, hidden.T).T
         if self.bias is not None:

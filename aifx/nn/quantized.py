@@ -120,21 +120,18 @@ def _backward(saved: tuple[jax.Array, jax.Array], d_out: jax.Array) -> tuple[jax
 two_term_product.defvjp(_forward, _backward)
 
 
-def vectors(table: SomeMatrix, ids: jax.Array, dtype: DTypeLike) -> jax.Array:
+def vectors(table: jax.Array | Int8Table, ids: jax.Array, dtype: DTypeLike) -> jax.Array:
     """Rows of a table `[vocab, embed]`, `[*ids, embed]`: in `dtype` if it is quantized."""
     if isinstance(table, Int8Table):
         return (table.values[ids] * table.scale[ids][..., None]).astype(dtype)
-    assert isinstance(table, jax.Array)
     return table[ids]
 
 
-def whole(weight: SomeMatrix, dtype: DTypeLike) -> jax.Array:
-    """A matrix as it is stored, in `dtype` if it was quantized."""
-    if isinstance(weight, Int8Table):
-        return dequantize(weight.values, weight.scale[..., None]).astype(dtype)
-    if isinstance(weight, QuantizedMatrix):
-        return dequantize(*weight).astype(dtype)
-    return weight
+def whole(table: jax.Array | Int8Table, dtype: DTypeLike) -> jax.Array:
+    """A table `[..., outputs, inputs]` itself, or in `dtype` what its quantized numbers stand for."""
+    if isinstance(table, Int8Table):
+        return dequantize(table.values, table.scale[..., None]).astype(dtype)
+    return table
 
 
 def beside(*weights: SomeMatrix) -> SomeMatrix:

@@ -96,19 +96,11 @@ class Decoder:
         return self.forward(params, inputs, sequences, None, ctx)[0]
 
     def head(self, params: Params, ctx: ForwardContext) -> Head:
-        axes, dtype = ctx.layout.dividing("vocab", self.vocab_size), params["final_norm"]["scale"].dtype
-        is_tied = "output" not in params
-        stored = params["embedding"]["token"] if is_tied else params["output"]
-        is_table = is_tied or isinstance(stored, Int8Table)
-        weight = whole(stored, dtype)
-        return Head(
-            weight.T if is_table else weight,
-            None,
-            self.section.logit_softcap,
-            axes,
-            None if isinstance(stored, jax.Array) else stored,
-            stored if is_table and isinstance(stored, jax.Array) else None,
-        )
+        stored = params.get("output", params["embedding"]["token"])
+        table = stored if "output" not in params or isinstance(stored, Int8Table) else None
+        weight = stored if table is None else whole(table, params["final_norm"]["scale"].dtype).T
+        axes = ctx.layout.dividing("vocab", self.vocab_size)
+        return Head(weight, None, self.section.logit_softcap, axes, table)
 
     def for_decoding(self, params: Params) -> Params:
         """The params with matrices that read the same vectors side by side: fewer products, each a larger one."""
