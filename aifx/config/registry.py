@@ -40,6 +40,7 @@ PARTS = (
 TASKS: Mapping[str, Mapping[PartName, str]] = {
     "language": {"model": "decoder", "objective": "next-token", "data": "text"},
     "chat": {"model": "decoder", "objective": "sft", "data": "chat"},
+    "preference": {"model": "decoder", "objective": "dpo", "data": "preferences"},
     "vision": {"model": "resnet", "objective": "classification", "data": "images"},
     "series": {"model": "series", "objective": "quantile", "data": "series"},
     "tabular": {"model": "tabular", "objective": "classification", "data": "table"},

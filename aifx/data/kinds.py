@@ -1,12 +1,13 @@
 """The kinds of data that come with aifx. Imports no jax."""
 
 from aifx.config.kinds import DataKind
-from aifx.data.chat.section import ChatSection
+from aifx.data.chat.section import ChatSection, PreferenceSection
 from aifx.data.sections import ImagesSection, SeriesSection, TableSection, TextSection
 
 KINDS = {
     "text": DataKind("text", TextSection, "aifx.data.text:TextFormat"),
     "chat": DataKind("chat", ChatSection, "aifx.data.chat.format:ChatFormat"),
+    "preferences": DataKind("preferences", PreferenceSection, "aifx.data.chat.preferences:PreferenceFormat"),
     "images": DataKind("images", ImagesSection, "aifx.data.images:ImageFormat"),
     "series": DataKind("series", SeriesSection, "aifx.data.series:SeriesFormat"),
     "table": DataKind("table", TableSection, "aifx.data.table:TableFormat"),

@@ -2,7 +2,7 @@
 
 from aifx.config.kinds import ObjectiveKind
 from aifx.config.sections import ObjectiveSection
-from aifx.objectives.sections import ClassificationSection, MultilabelSection, QuantileSection, SftSection
+from aifx.objectives.sections import ClassificationSection, DpoSection, MultilabelSection, QuantileSection, SftSection
 
 CLASS_METRICS = ("precision", "recall", "f1", "auc", "average_precision", "examples")
 
@@ -18,6 +18,12 @@ OBJECTIVES = {
         SftSection,
         "aifx.objectives.sft:SupervisedFineTuning",
         metrics=("loss", "perplexity", "tokens"),
+    ),
+    "dpo": ObjectiveKind(
+        "dpo",
+        DpoSection,
+        "aifx.objectives.dpo:DirectPreference",
+        metrics=("loss", "accuracy", "margin", "chosen", "rejected", "pairs"),
     ),
     "classification": ObjectiveKind(
         "classification",

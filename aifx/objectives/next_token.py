@@ -42,7 +42,7 @@ class NextToken(Objective):
         """ "loss": nats over tokens."""
         batch = {**batch, "weights": self.target_weights(batch)}
         weight = ctx.layout.own_tokens(batch["weights"].reshape(-1)).sum()
-        return {"loss": (_cross_entropy(model, params, batch, ctx, "sum"), weight)}
+        return {"loss": (cross_entropy(model, params, batch, ctx, "sum"), weight)}
 
     def metrics(self, totals: Totals, data: DataSpec) -> dict[str, Any]:
         """loss [nats per token], perplexity, and if bytes were counted bits_per_byte, tokens, bytes."""
@@ -61,7 +61,7 @@ class NextToken(Objective):
         """For each window: "nats" of negative log-likelihood, "tokens" that were scored, "bytes" of their text."""
         batch = {**batch, "weights": self.target_weights(batch)}
         weights, layout = batch["weights"], ctx.layout
-        nats = layout.gather_tokens(_cross_entropy(model, params, batch, ctx, "none")).reshape(weights.shape)
+        nats = layout.gather_tokens(cross_entropy(model, params, batch, ctx, "none")).reshape(weights.shape)
         nats, tokens = layout.sum_seq(nats.sum(axis=-1)), layout.sum_seq(weights.sum(axis=-1))
         return {"nats": nats, "tokens": tokens, "bytes": batch["num_bytes"]}
 
@@ -71,9 +71,10 @@ class NextToken(Objective):
         return self.metrics({"loss": (nats, tokens), "bytes": (num_bytes, 1)}, data)
 
 
-def _cross_entropy(
+def cross_entropy(
     model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext, reduction: Literal["none", "sum"]
 ) -> jax.Array:
+    """Of each own token, or their sum: 0 where the weight is."""
     hidden, head = model.hidden(params, batch, ctx), head_of(model, params, ctx)
     targets, weights = (ctx.layout.own_tokens(batch[name].reshape(-1)) for name in ("targets", "weights"))
     if hidden.shape[0] != targets.size:

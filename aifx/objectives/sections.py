@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import Field, field_validator
 
-from aifx.config.sections import Conflict, Fraction, ObjectiveSection, setting
+from aifx.config.sections import Conflict, Fraction, ObjectiveSection, PositiveFloat, setting
 
 if TYPE_CHECKING:
     from aifx.config.config import Config
@@ -48,6 +48,13 @@ class SftSection(ObjectiveSection):
         "Tokens that are trained. assistant: its messages. completion: its last message, or the completion of a row. "
         "all: the whole conversation.",
     )
+
+
+class DpoSection(ObjectiveSection):
+    """How preferences are learned (arXiv 2305.18290)."""
+
+    beta: PositiveFloat = setting(0.1, "Reward of an answer for each nat by which its log-probability rises.")
+    length_normalize: bool = setting(False, "Divide log-probabilities by the tokens of the answer.")
 
 
 class MultilabelSection(ObjectiveSection):

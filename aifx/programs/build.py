@@ -164,6 +164,12 @@ class Programs:
         return self._forward_program("predict_step", self.objective.predictions, lambda _: True)
 
     @functools.cached_property
+    def reference_step(self) -> Program:
+        """(params, frozen, batch) -> what the objective keeps of the model that training starts from, for each row."""
+        compute: Any = getattr(self.objective, "reference")  # noqa: B009  # of those that need one
+        return self._forward_program("reference_step", compute, lambda _: True)
+
+    @functools.cached_property
     def parts(self) -> Mapping[str, Program]:
         """The step in parts: "forward" and "forward_backward", (state, frozen, batch) -> loss (and gradients), and
         "update", (state, gradients) -> the next state and the norm; the state is donated to the last."""

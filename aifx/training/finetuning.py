@@ -23,7 +23,6 @@ from aifx.programs.build import Programs
 from aifx.programs.freezing import head_names
 from aifx.programs.state import TrainState, first_average
 from aifx.runs.base_run import BaseRun, weights_digest
-from aifx.runs.binding import read_digests
 from aifx.runs.provenance import read_provenance
 from aifx.training.resume_checks import Fork
 from aifx.training.state import from_tree, to_tree
@@ -49,12 +48,12 @@ def choose_base(config: Config, project: Project, run: RunDirectory) -> BaseRun 
 
 
 def base_of_fork(fork: Fork, config: Config) -> BaseRun | None:
-    """The base of a fork of a run that trains adapters, which is that of its origin. Raises ConfigError for another."""
-    named = read_digests(fork.run).base
-    if config.finetune.adapter == "none" or named is None:
+    """The base of a fork, which is that of its origin. Raises ConfigError for another, if it is still needed."""
+    named = read_provenance(fork.run).get("finetuned_from")
+    if not named:
         return None
     changed = [d for d in fork.changes if d.key in ("finetune.base_run", "finetune.base_step")]
-    if changed:
+    if changed and config.finetune.adapter != "none":
         what = f"a fork of run {fork.run.name!r} cannot have another base run"
         why = "\n".join([*map(str, changed), "its adapters were trained beside the weights of that one"])
         raise ConfigError(what, why, "aifx train --run NAME    (a new run, from its first step)")

@@ -42,6 +42,8 @@ ADAPTED = [
     "finetune.base_run=base", "finetune.adapter=lora", "lora.rank=4", "lora.dropout=0.1", "train.num_steps=5",
 ]  # fmt: skip
 INT8 = ["finetune.base_quantize=int8"]
+# A margin is a small difference of large log-probabilities: long steps would make more of their rounding.
+PAIRS = ["task.kind=preference", "finetune.base_run=base", "optimizer.learning_rate=0.001"]
 KINDS = ("all_gather", "reduce_scatter", "all_reduce")
 MUON = ["optimizer.kind=muon", "optimizer.adam_learning_rate=0.01"]
 
@@ -75,9 +77,10 @@ def trained() -> dict[str, Any]:
         "dropped, one": ("text", DROPPED, 1),
         "dropped": ("text", [*DROPPED, "mesh.fsdp=2", "mesh.tensor=2", "mesh.context=2"], 8),
     }
+    pairs = [*PAIRS, *ADAPTED, *INT8]
     adapted = {
-        "adapted, one": ("text", [*ADAPTED, *INT8], 1),
-        "adapted": ("text", [*ADAPTED, *INT8, "mesh.fsdp=2", "mesh.tensor=4"], 8),
+        "adapted, one": ("text", pairs, 1),
+        "adapted": ("text", [*pairs, "mesh.fsdp=2", "mesh.tensor=2", "mesh.context=2"], 8),
     }
     quick = {name: ("text", MESHES[name], 8) for name in QUICK}
     return run_trials({"one": ("text", [], 1)} | quick | dropped | adapted)
@@ -89,20 +92,24 @@ def test_dropout_and_packed_documents_are_one_devices(trained: dict[str, Any]) -
     assert trained["dropped"]["losses"][0] != pytest.approx(trained["one"]["losses"][0], rel=1e-5)
 
 
-def test_adapters_train_as_on_one_device(trained: dict[str, Any]) -> None:
-    """Devices that divide the inputs of a matrix drop what one device drops of them."""
+def test_adapters_and_pairs_of_answers_train_as_on_one_device(trained: dict[str, Any]) -> None:
+    """Devices that divide the inputs of a matrix drop what one device drops of them. A pair counts once."""
     check_equal(trained["adapted"], trained["adapted, one"], 1e-5)
     assert trained["adapted"]["losses"][0] != trained["adapted"]["losses"][1]
+    assert trained["adapted"]["evaluated"][1] == 10
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", [[], INT8])
-def test_adapters_train_on_other_meshes_as_on_one_device(base: list[str]) -> None:
+@pytest.mark.parametrize("kind", ["text", "int8", "pairs"])
+def test_adapters_and_pairs_train_on_other_meshes_as_on_one_device(kind: str) -> None:
+    settings = {"text": ADAPTED, "int8": [*ADAPTED, *INT8], "pairs": [*PAIRS, "train.num_steps=5"]}[kind]
     meshes = {name: mesh for name, mesh in MESHES.items() if name != "fsdp=8, other rules"} | {
         "tensor=8": ["mesh.tensor=8"]  # of which two share a head of keys
     }
-    requests = {name: ("text", [*ADAPTED, *base, *mesh], 8) for name, mesh in meshes.items()}
-    found = run_trials({"one": ("text", [*ADAPTED, *base], 1)} | requests)
+    if kind == "pairs":  # which are packed
+        meshes = {name: mesh for name, mesh in meshes.items() if "ring" not in name}
+    requests = {name: ("text", [*settings, *mesh], 8) for name, mesh in meshes.items()}
+    found = run_trials({"one": ("text", settings, 1)} | requests)
     for name in meshes:
         check_equal(found[name], found["one"], 1e-5)
 

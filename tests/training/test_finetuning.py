@@ -131,7 +131,7 @@ def test_without_freezing_all_weights_go_on_from_the_checkpoint_that_the_provena
     assert provenance["forked_from"] is None
     finetune(project, "train.num_steps=6", run="fork", fork_from="fine")
     fork = json.loads(project.run("fork").provenance.read_text())
-    assert (fork["forked_from"], fork["finetuned_from"]) == ("fine", None)
+    assert (fork["forked_from"], fork["finetuned_from"]) == ("fine", provenance["finetuned_from"])
 
 
 def test_the_head_of_other_classes_starts_anew(project: Project, logged: list[str]) -> None:

@@ -274,7 +274,7 @@ def test_targets_are_groups_or_single_matrices(tmp_path: Path) -> None:
 def test_a_step_needs_the_base_and_little_more(tmp_path: Path, quantize: str) -> None:
     """XLA's own count, without what grows with the rows: activations."""
     sizes = (
-        "data.vocab_size=2048", "data.seq_len=16", "model.num_layers=6", "model.embed_dim=256", "model.num_heads=4",
+        "data.vocab_size=2048", "data.seq_len=16", "model.num_layers=4", "model.embed_dim=256", "model.num_heads=4",
         "model.num_kv_heads=2", "model.mlp_dim=768", "lora.rank=4", f"finetune.base_quantize={quantize}",
     )  # fmt: skip
     temporary = {}

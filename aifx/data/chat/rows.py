@@ -96,6 +96,27 @@ def read_conversations(file: TextFile) -> Iterator[Conversation]:
         yield found
 
 
+class _Answer(Conversation):
+    """One of two answers to a prompt, which both are in the split of the prompt."""
+
+    @cached_property
+    def key(self) -> bytes:
+        return Conversation(self.messages[: self.prompt_length], 0, self.place, self.tools).key
+
+
+def read_pairs(file: TextFile) -> Iterator[Conversation]:
+    """The chosen and the rejected answer of each row in turn. Raises DataError for a row without two answers."""
+    for found in read_chats(file):
+        if not isinstance(found, Preference):
+            why = "a preference has the fields prompt, chosen and rejected, or chosen and rejected"
+            raise DataError(f"{found.place}: the row has one answer", why, "aifx train --set task.kind=chat")
+        for answer in found:
+            if len(answer.messages) == answer.prompt_length or answer.messages[-1]["role"] != "assistant":
+                why = "both answers end with a message of the assistant"
+                raise DataError(f"{answer.place}: no answer to compare", why, "leave the row out")
+            yield _Answer(answer.messages, answer.prompt_length, answer.place, answer.tools)
+
+
 def parse_row(row: Row) -> Conversation | Preference:
     """What a row holds. Raises DataError that names its place."""
     values = {name: value for name, value in row.values.items() if value is not None}

@@ -79,3 +79,30 @@ class ChatSection(TokenSection):
         for file in files:
             next(read_chats(file), None)
         return len(files)
+
+
+class PreferenceSection(ChatSection):
+    """Pairs of answers, one of which is preferred. A row holds both."""
+
+    truncate: Literal["error", "drop"] = Field(
+        "error", description="Pairs longer than seq_len. error: an error. drop: left out."
+    )
+    packing: Literal["none"] = Field("none", description="none: one pair in a row.")
+
+    def conflicts(self, config: Config) -> Iterator[Conflict]:
+        yield from super().conflicts(config)
+        if config.finetune.base_run is None:
+            yield Conflict(
+                ("data.kind", "finetune.base_run"),
+                "training on preferences needs finetune.base_run",
+                "answers are compared with what that run's model makes of them",
+            )
+
+    def read_beginnings(self, project: Project) -> int:
+        from aifx.data.chat.rows import find_chats, read_pairs
+
+        keys = ("train", "validation", "test")
+        files = [file for key in keys for file in find_chats(getattr(self, key), project, f"data.{key}")]
+        for file in files:
+            next(read_pairs(file), None)
+        return len(files)

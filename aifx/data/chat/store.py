@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+ReadChats: TypeAlias = Callable[[TextFile], Iterator[Conversation]]
 
 Entries: TypeAlias = Sequence[tuple[Split, Sequence[TextFile]]]
 """The files by split, those of each entry of `data.train` apart."""
@@ -133,13 +135,16 @@ def _digest_of(file: TextFile) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def tokenize(files: ChatFiles, renderer: ChatRenderer, digest: str) -> ChatTokens:
-    """The conversations of the files as tokens, from the cache if `digest` is there. Raises DataError."""
+def tokenize(files: ChatFiles, renderer: ChatRenderer, digest: str, read: ReadChats = read_conversations) -> ChatTokens:
+    """The conversations that `read` finds in the files as tokens, from the cache if `digest` is there.
+
+    Raises DataError.
+    """
     path = cache_path("chats") / digest
     found = read_cached(_read, path, "cached conversations")
     if found is not None:
         return found
-    made = _tokenize(files, renderer)
+    made = _tokenize(files, renderer, read)
     stream = io.BytesIO()
     np.savez(stream, **vars(made))
     if files.digest != _with_digest(files.entries, files.fractions).digest:
@@ -155,7 +160,7 @@ def _read(path: Path) -> ChatTokens:
         return ChatTokens(**arrays)
 
 
-def _tokenize(files: ChatFiles, renderer: ChatRenderer) -> ChatTokens:
+def _tokenize(files: ChatFiles, renderer: ChatRenderer, read: ReadChats) -> ChatTokens:
     ids: list[np.ndarray] = []
     writers: list[np.ndarray] = []
     places: list[tuple[int, int, int, int]] = []
@@ -165,7 +170,7 @@ def _tokenize(files: ChatFiles, renderer: ChatRenderer) -> ChatTokens:
     with report_progress(activity, None, "conversations") as progress:
         for entry, (split, of_entry) in enumerate(files.entries):
             for file in of_entry:
-                for conversation in read_conversations(file):
+                for conversation in read(file):
                     example = renderer.example(conversation)
                     ids.append(example.ids)
                     writers.append(example.writers)

@@ -1,0 +1,155 @@
+"""Pairs of answers, of which one is preferred, as batches: a row holds both, each a segment of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aifx.core.errors import DataError
+from aifx.core.project import Project, RunDirectory
+from aifx.data.base import Batch, Split
+from aifx.data.blocks import read_cached, read_checked, write_checked
+from aifx.data.chat.format import ChatData, ChatFormat, ChatSource, chat_spec
+from aifx.data.chat.rows import read_pairs
+from aifx.data.chat.section import ChatSection
+from aifx.data.chat.sequences import ChatRows, Fitted, Truncation
+from aifx.data.chat.store import FORMAT, SPLITS, ChatFiles, ChatTokens, tokenize
+from aifx.data.spec import DataSpec, Field
+
+CHOSEN, REJECTED = 1, 2
+"""Segments of a row."""
+
+
+@dataclass(frozen=True)
+class References:
+    """Log-probabilities of the answers under the model that training started from.
+
+    Attributes:
+        key: digest of the data and the weights that they are of.
+        values: float32 `[pairs, 2]`, of the chosen and the rejected answer.
+    """
+
+    key: str
+    values: np.ndarray
+
+    def write(self, path: Path) -> None:
+        stream = io.BytesIO()
+        np.savez(stream, key=np.array(self.key), values=self.values)
+        write_checked(path, stream.getvalue())
+
+    @classmethod
+    def read(cls, path: Path) -> References:
+        with np.load(io.BytesIO(read_checked(path))) as arrays:
+            return cls(str(arrays["key"]), arrays["values"])
+
+
+@dataclass(frozen=True)
+class PreferenceSource(ChatSource):
+    """Batches of `ChatSource` with one pair in a row, and "reference" float32 `[rows, 2]`."""
+
+    references: References | None = None
+
+    def read(self, step: int, rows: slice) -> Batch:
+        batch = super().read(step, rows)
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+        batch["reference"] = np.zeros((len(places), 2), np.float32)
+        for row, place in enumerate(places):
+            if (pair := self.pair(place)) is not None:
+                # Without references, no number of a pair is known.
+                batch["reference"][row] = np.nan if self.references is None else self.references.values[pair]
+        return batch
+
+    def pair(self, place: int) -> int | None:
+        """The number of the pair at a place, in the order of the files; None behind the last."""
+        found = self.find(place)
+        return None if found is None else int(found[0].fitted.numbers[found[0].members(found[1])[0]]) // 2
+
+
+@dataclass(frozen=True)
+class PreferenceData(ChatData):
+    """A data set of pairs."""
+
+    num_pairs: int = 0
+    references: References | None = None
+
+    def source(self, split: Split, batch_size: int, *, seed: int | None) -> PreferenceSource:
+        made = super().source(split, batch_size, seed=seed)
+        return PreferenceSource(**vars(made), references=self.references)
+
+
+@dataclass(frozen=True)
+class PreferenceFormat(ChatFormat):
+    """Pairs of answers, a tokenizer with a chat template, rows of `data.seq_len` tokens that hold a pair."""
+
+    @classmethod
+    def describe(cls, section: ChatSection, project: Project) -> DataSpec:
+        return _with_reference(super().describe(section, project))
+
+    @classmethod
+    def open(cls, section: ChatSection, project: Project, assets: Path) -> tuple[ChatFormat, ChatData]:
+        form, dataset = super().open(section, project, assets)
+        assert isinstance(dataset, PreferenceData)
+        found = read_cached(References.read, RunDirectory(assets.parent).reference, "the run's references")
+        if found is not None and found.values.shape == (dataset.num_pairs, 2):
+            dataset = replace(dataset, references=found)
+        return form, dataset
+
+    @classmethod
+    def _with(cls, section: ChatSection, renderer: Any) -> PreferenceFormat:
+        made = super()._with(section, renderer)
+        return cls(section, _with_reference(chat_spec(section, made.spec.vocab_size)), made.tokenizer, made.renderer)
+
+    def open_file(self, path: Path) -> ChatData:
+        why = "the run knows what the model that it started from makes of its own data alone"
+        raise DataError(f"{path}: pairs of another file cannot be measured", why, "aifx eval --split test")
+
+    def encode(self, row: Any) -> Batch:
+        raise ValueError("a model trained on preferences makes no prediction of a row: aifx generate --chat")
+
+    def _open(self, files: ChatFiles) -> ChatData:
+        section, renderer = self.section, self.renderer
+        kept = [FORMAT, "preferences", files.digest, renderer.template.source, sorted(renderer.variables.items())]
+        made_with = repr([*kept, renderer.tokenizer.data, sorted(self.tokenizer.end_ids), str(renderer.today)])
+        digest = hashlib.sha256(made_with.encode()).hexdigest()
+        tokens = tokenize(files, renderer, digest, read_pairs)
+        lengths = (np.diff(tokens.starts) - 1).reshape(-1, 2).sum(1)
+        if section.truncate != "drop":
+            _check_lengths(lengths, tokens, files, section)
+        splits: dict[Split, list[ChatRows]] = {}
+        for split in SPLITS:
+            splits[split] = []
+            for entry, (of, _) in enumerate(files.entries):
+                if of not in (split, "train"):
+                    continue
+                is_here = (tokens.entries == entry) & (tokens.splits == SPLITS.index(split))
+                splits[split].append(_pair_rows(tokens, np.flatnonzero(is_here[::2] & (lengths <= section.seq_len))))
+        whole = hashlib.sha256(repr(("preferences", digest, section.seq_len, section.mix)).encode()).hexdigest()
+        cut = Truncation(len(lengths), int((lengths > section.seq_len).sum()))
+        return PreferenceData(self.spec, whole, self.tokenizer, section, files, splits, cut, len(lengths))
+
+
+def _pair_rows(tokens: ChatTokens, pairs: np.ndarray) -> ChatRows:
+    numbers = (2 * pairs[:, None] + np.arange(2)).reshape(-1)
+    starts, stops = tokens.starts[numbers], tokens.starts[numbers + 1] - 1
+    rows = np.repeat(np.arange(len(pairs)), 2)
+    return ChatRows(tokens, Fitted(numbers, starts, stops - starts), rows, np.arange(len(rows)))
+
+
+def _check_lengths(lengths: np.ndarray, tokens: ChatTokens, files: ChatFiles, section: ChatSection) -> None:
+    too_long = np.flatnonzero(lengths > section.seq_len)
+    if not len(too_long):
+        return
+    first = 2 * int(too_long[0])
+    name, row = files.files[int(tokens.files[first])].name, int(tokens.rows[first])
+    what = f"{name}:{row}: both answers have {lengths[too_long[0]]:,} tokens, and data.seq_len is {section.seq_len:,}"
+    why = f"{len(too_long):,} of {len(lengths):,} pairs are too long for a row; the longest has {lengths.max():,}"
+    raise DataError(what, why, f"aifx train --set data.seq_len={lengths.max()}    (or data.truncate=drop)")
+
+
+def _with_reference(spec: DataSpec) -> DataSpec:
+    return replace(spec, fields={**spec.fields, "reference": Field((2,), "float32")})
