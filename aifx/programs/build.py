@@ -136,8 +136,12 @@ class Programs:
     @functools.cached_property
     def init_state(self) -> Program:
         """() -> the state before the first update, alone: without memory for frozen arrays."""
-        return replace(self.init, name="init_state", function=lambda: self.init.function()[0],
-                       out_shardings=self.init.out_shardings[0])  # fmt: skip
+
+        def init_state() -> TrainState:
+            trained, seed = self.trained_specs, self.config.train.seed
+            return initial_state(trained, self.optimizer, seed, has_ema=self.has_ema)[0]
+
+        return replace(self.init, name="init_state", function=init_state, out_shardings=self.init.out_shardings[0])
 
     @functools.cached_property
     def train_step(self) -> Program:
