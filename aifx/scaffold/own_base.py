@@ -34,6 +34,9 @@ def bring_base(template: str, answers: Mapping[str, Any], staging: Path) -> dict
 
     project, given = Project(staging / NAME), Path(source).expanduser()
     run = project.run(NAME)
+    if (runs := list(Project(given).runs_path.glob("*/config.toml"))) and (given / "aifx.toml").is_file():
+        hint = f"--answer {QUESTION}={sorted(runs)[0].parent}"
+        raise UsageError(f"--answer {QUESTION}={source} is a project", "the base is one of its runs", hint)
     if RunDirectory(given).exists():
         run.path.parent.mkdir(parents=True)
         _copy(RunDirectory(given.resolve()), run)
