@@ -1,23 +1,28 @@
-"""A step of generation on the CPU, each row one more token, against llama.cpp: the shape of SmolLM2-135M.
+"""A step of generation on the CPU, each row one more token, against three peers: the shape of SmolLM2-135M.
 
-    python benchmarks/generation.py --llama-python PATH [--rounds 5] [--rows 1,8,16] [--sampling greedy|default|top-k]
+    python benchmarks/generation.py --peers-python PATH [--rounds 5] [--rows 1,8,16] [--sampling greedy|default|top-k]
 
 30 layers, 9 heads over 3 of 64, width 576, MLP 1,536, vocabulary 49,152, tied; random weights; each row holds 100 to
 140 tokens. Ours is the program that `aifx generate` runs, the draw of a token included: in float32, in bfloat16 and
-with `generate.quantize=int8`. llama.cpp gives scores alone: in F32, F16 and Q8_0, on as many threads as there are
-cores. Its Python (--llama-python, or $LLAMA_PYTHON) has llama-cpp-python and gguf; llama-cpp-python is to be compiled
-on this machine, so that it uses what the processor has.
+with `generate.quantize=int8`. The peers give scores alone, on as many threads as there are cores: llama.cpp in F32, F16
+and Q8_0; ONNX Runtime GenAI and transformers (eager, static shapes of the cache) in float32. Their Python
+(--peers-python, or $PEERS_PYTHON) has llama-cpp-python and gguf, onnxruntime-genai, onnx and onnx-ir, torch and
+transformers; llama-cpp-python is to be compiled on this machine, so that it uses what the processor has.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +38,10 @@ SAMPLING: dict[str, dict[str, Any]] = {
     "top-k": {"temperature": 0.8, "top_k": 50},
 }
 PEERS = {"float32": "F32", "bfloat16": "F16", "int8": "Q8_0"}
+"""What llama.cpp computes in, by what aifx does."""
+
 GOALS = {("float32", 1): 0.6, ("float32", 16): 1.4, ("int8", 1): 0.9, ("int8", 8): 2.0, ("int8", 16): 3.0}
+"""Against llama.cpp, by what aifx computes in and rows."""
 
 
 def timed(step: Callable[[], Any]) -> list[float]:
@@ -139,6 +147,76 @@ def llama_steps(llama_cpp: Any, model: Any, rows: int) -> list[float]:
     return seconds
 
 
+def write_hf(folder: Path) -> Any:
+    """A llama of this shape with random weights, for what reads Hugging Face's folders; returns the model."""
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        intermediate_size=MLP,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        max_position_embeddings=2048,
+        rope_theta=THETA,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    model = transformers.LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    return model
+
+
+def transformers_side(rows: list[int]) -> Told:
+    """A forward pass of one token of each row, with its cache of keys and values."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        model = write_hf(Path(folder)).eval()
+        for count in rows:
+            cache = transformers.DynamicCache(config=model.config)
+            model(torch.full((count, HELD), 7), past_key_values=cache, use_cache=True)
+            token = torch.full((count, 1), 7)
+
+            def step() -> None:
+                model(token, past_key_values=cache, use_cache=True)  # noqa: B023
+
+            found[f"float32 {count}"] = timed(step)
+    return {"seconds": found, "versions": {"torch": torch.__version__, "transformers": transformers.__version__}}
+
+
+def onnx_side(rows: list[int]) -> Told:
+    """A token of each row by ONNX Runtime GenAI's generator, greedy."""
+    import onnxruntime_genai
+    import tokenizers
+
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        source, built = Path(folder) / "source", Path(folder) / "built"
+        write_hf(source)
+        words = tokenizers.models.WordLevel({f"t{i}": i for i in range(VOCAB)}, unk_token="t0")
+        tokenizers.Tokenizer(words).save(str(source / "tokenizer.json"))
+        names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "t0", "eos_token": "t1"}
+        (source / "tokenizer_config.json").write_text(json.dumps(names))
+        build = ["-m", "onnxruntime_genai.models.builder", "-p", "fp32", "-e", "cpu"]
+        paths = ["-m", str(source), "-o", str(built), "-c", str(Path(folder) / "cache")]
+        subprocess.run([sys.executable, *build, *paths], check=True, capture_output=True, cwd=folder)
+        model = onnxruntime_genai.Model(str(built))
+        for count in rows:
+            settings = onnxruntime_genai.GeneratorParams(model)
+            most = HELD + WARM_UP + STEPS + 1
+            settings.set_search_options(max_length=most, min_length=most, do_sample=False, batch_size=count)
+            generator = onnxruntime_genai.Generator(model, settings)
+            generator.append_tokens(np.full((count, HELD), 7, np.int32))
+            found[f"float32 {count}"] = timed(generator.generate_next_token)
+    return {"seconds": found, "versions": {"onnxruntime-genai": onnxruntime_genai.__version__}}
+
+
 def write_gguf(path: Path, kind: str) -> None:
     """A llama of this shape with random weights, for llama.cpp."""
     import gguf
@@ -191,22 +269,26 @@ def write_gguf(path: Path, kind: str) -> None:
 
 def main() -> None:
     parser = side_by_side.arguments_of(__doc__, rounds=5, quick_rounds=1)
-    parser.add_argument("--llama-python", default=os.environ.get("LLAMA_PYTHON", sys.executable))
+    parser.add_argument("--peers-python", default=os.environ.get("PEERS_PYTHON", sys.executable))
     parser.add_argument("--rows", default="1,8,16")
     parser.add_argument("--sampling", choices=SAMPLING, default="greedy")
     arguments = parser.parse_args()
     rows = [int(count) for count in arguments.rows.split(",")]
+    peers = {"llama.cpp": llama_side, "ONNX Runtime": onnx_side, "transformers": transformers_side}
     if arguments.side:
-        sides = {"aifx": lambda: aifx_side(rows, arguments.sampling), "llama.cpp": lambda: llama_side(rows)}
-        side_by_side.tell(sides[arguments.side], peers=("llama_cpp", "gguf"))
+        sys.path.remove(str(Path(__file__).parent))  # transformers would take kernels.py for a package that it knows
+        sides = {name: partial(side, rows) for name, side in peers.items()}
+        sides["aifx"] = partial(aifx_side, rows, arguments.sampling)
+        packages = "llama_cpp", "gguf", "onnxruntime_genai", "onnx", "onnx_ir", "tokenizers", "torch", "transformers"
+        side_by_side.tell(sides[arguments.side], peers=packages)
         return
     options = "--rows", arguments.rows, "--sampling", arguments.sampling
-    theirs = [arguments.llama_python, __file__, "--side", "llama.cpp", *options]
+    theirs = [arguments.peers_python, __file__, *options, "--side"]
     environment = side_by_side.training_environment()
     runs = side_by_side.alternate(
         [
             Side("aifx", side_by_side.process(side_by_side.own(__file__, "aifx", *options), environment)),
-            Side("llama.cpp", side_by_side.process(theirs)),
+            *(Side(name, side_by_side.process([*theirs, name])) for name in peers),
         ],
         side_by_side.rounds_of(arguments),
     )
@@ -214,8 +296,12 @@ def main() -> None:
     for kind, name in PEERS.items():
         for count in rows:
             what = f"SmolLM2-135M, {count} row{'s' * (count > 1)}, {kind}"
-            work = Work(f"{kind} {count}", what, GOALS.get((kind, count)), count, "tokens")
-            found += [side_by_side.versus(runs, work, peer, against=f"{peer}, {name}") for peer in runs.peers]
+            work = Work(f"{kind} {count}", what, None, count, "tokens")
+            for peer in runs.peers:
+                if work.thing in runs.told[peer][0]["seconds"]:
+                    against = f"{peer}, {name}" if peer == "llama.cpp" else peer
+                    goal = GOALS.get((kind, count)) if peer == "llama.cpp" else None
+                    found.append(side_by_side.versus(runs, replace(work, goal=goal), peer, against=against))
             if not runs.peers:
                 seconds = [s for told in runs.seconds("aifx", work.thing) for s in told]
                 side_by_side.say(f"{what}: {work.speed(statistics.median(seconds))}")
