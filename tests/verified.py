@@ -32,6 +32,8 @@ SOURCES = (
     "aifx/specs.py",
     "aifx/generation/*.py",
     "aifx/programs/decoding.py",
+    "aifx/programs/sampling.py",
+    "jax_kernels/tables/*.json",
     "tests/jax_kernels/*.py",
     "tests/models/*.py",
     "tests/nn/*.py",
