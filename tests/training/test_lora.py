@@ -55,6 +55,7 @@ LORA = (
     "finetune.base_run=base", "finetune.adapter=lora", "lora.rank=3", "lora.alpha=6",
     "data.tokenizer=runs/base/assets/tokenizer.json", "train.seed=5",
 )  # fmt: skip
+CHATS = ("task.kind=chat", 'data.train=["data/chats.jsonl"]', "data.seq_len=64", "data.packing=none")
 HARDER = ("lora.dropout=0.2", "finetune.base_quantize=int8", "optimizer.ema_decay=0.5", "train.gradient_accumulation=2")
 
 
@@ -64,6 +65,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("lora") / "project"
     (root / "data").mkdir(parents=True)
     (root / "data/whale.txt").write_text(TEXT)
+    chats = [{"prompt": f"How many whales, {n}?", "completion": f"{n} whales"} for n in range(30)]
+    (root / "data/chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     (root / "aifx.toml").write_text(CONFIG)
     project = Project(root)
     train(project, load_config(project, [], {}), "base")
@@ -91,11 +94,12 @@ def flat(tree: Any) -> dict[str, Any]:
     return {"/".join(part.key for part in path): leaf for path, leaf in leaves}
 
 
-def test_five_steps_are_those_of_the_paper(made: Path) -> None:
+@pytest.mark.parametrize("settings", [(), CHATS], ids=["next-token", "sft"])
+def test_five_steps_are_those_of_the_paper(made: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
     """Losses and adapters agree with `W + alpha / rank * A B`, differentiated as a whole, and AdamW by hand."""
     project = Project(made)
-    config = load_config(project, [*LORA, "optimizer.weight_decay=0.1"], {})
-    programs = build(config, open_task(config, project, project.run("tuned").assets), local_layout(1))
+    config = load_config(project, [*LORA, *settings, "optimizer.weight_decay=0.1"], {})
+    programs = build(config, open_task(config, project, tmp_path / "assets"), local_layout(1))
     base = restore_run(project.run("base"), project, step=6)
     tuned = restore_run(project.run("tuned"), project)
     state = programs.init_state()
@@ -112,7 +116,8 @@ def test_five_steps_are_those_of_the_paper(made: Path) -> None:
     def loss(adapters: Any, batch: Any) -> Any:
         found = plain.log_probabilities(plain.with_adapters(weights, adapters, 6 / 3), batch["inputs"], 2, 4)
         nats = -jnp.take_along_axis(found, batch["targets"][..., None], -1)[..., 0]
-        return (nats * batch["weights"]).sum() / batch["weights"].sum()
+        trained = batch["weights"] * (batch.get("writers", 1) >= 1)  # of a chat, what the assistant wrote
+        return (nats * trained).sum() / trained.sum()
 
     update, source = plain.PlainAdamW(0.02, 0.1), training_source(programs.task, config)
     for step in range(5):
