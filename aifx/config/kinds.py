@@ -29,7 +29,7 @@ class Family(Kind):
     Attributes:
         presets: values of `[model]` by name.
         hub: the module with its maps to architectures of Hugging Face, if it has any: `ARCHITECTURES`, and
-            `differences` of two sections.
+            `differences` of two sections if it also writes them.
     """
 
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -62,6 +62,7 @@ def expressed_by(family: Family, section: ModelSection, preferred: str | None) -
     found: dict[str, list[str]] = {}
     known: tuple[Architecture, ...] = module.ARCHITECTURES
     for architecture in sorted(known, key=lambda one: one.name != preferred):
+        assert architecture.write is not None
         try:
             values = architecture.read(HubConfig(architecture.write(section), CONFIG, ""))
             read_back = family.section(**plain(values))
@@ -98,7 +99,7 @@ class TensorMap:
     tensors: Mapping[str, Tensor]
     specs: Mapping[str, ArraySpec]
     tied: str | None
-    embedding: str
+    embedding: str | None
     ignored: tuple[str, ...]
 
     @property
@@ -133,14 +134,16 @@ def map_tensors(weights: StoredWeights, architecture: Architecture, section: Mod
             what = f"{weights.folder.path / stored[key].file}: tensor {key} is {list(stored[key].shape)}"
             raise DataError(what, f"with this {CONFIG} it is {list(wanted)}", f"compare {CONFIG} with the model's")
     rest = stored.keys() - tensors.keys()
-    tied = architecture.tied_key if architecture.tied_key in rest else None
+    has_tied = architecture.embedding_key is not None and architecture.tied_key in rest
+    tied = architecture.tied_key if has_tied else None
     buffers = re.compile(f"({re.escape(architecture.prefix)})?({architecture.buffers})")
     ignored = sorted(key for key in rest if buffers.fullmatch(key))
     if unused := sorted(rest - set(ignored) - {tied}):
         more = f", and {len(unused) - 1} more" if len(unused) > 1 else ""
         what = f"{weights.folder.path / stored[unused[0]].file}: tensor {unused[0]}{more}"
         raise DataError(what, f"{architecture.name} with this {CONFIG} does not use it", _LIST)
-    return TensorMap(tensors, arrays, tied, in_file(architecture.embedding_key), tuple(ignored))
+    embedding = in_file(architecture.embedding_key) if architecture.embedding_key is not None else None
+    return TensorMap(tensors, arrays, tied, embedding, tuple(ignored))
 
 
 def read_arrays(weights: StoredWeights, tensors: TensorMap) -> Iterator[tuple[str, Any, int]]:

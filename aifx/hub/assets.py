@@ -1,17 +1,21 @@
-"""What a model needs beside its arrays: its tokenizer, the tokens that begin and end a text, how it is sampled."""
+"""What a model of text needs beside its arrays: a tokenizer, the tokens that begin and end a text, how it is sampled."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import tokenizers
 
+from aifx.config import Config
 from aifx.core.errors import DataError
 from aifx.data.chat.assets import template_of_settings
 from aifx.data.chat.template import ChatTemplate, load_template
+from aifx.data.sections import TextSection
+from aifx.data.spec import DataSpec
+from aifx.data.text import text_spec
 from aifx.data.tokenizer import Tokenizer
 from aifx.hub.folder import (
     CHAT_TEMPLATE,
@@ -21,37 +25,58 @@ from aifx.hub.folder import (
     TOKENIZER_CONFIG,
     ModelFolder,
 )
+from aifx.models.hub import HubConfig
 
 logger = logging.getLogger(__name__)
+
+SEQ_LEN = 1024
+"""`data.seq_len` of an imported model, unless its context is shorter."""
 
 
 @dataclass(frozen=True)
 class HubAssets:
-    """The files that a run keeps, by name, and what they say."""
+    """What a run keeps beside its arrays.
+
+    Attributes:
+        files: in its assets, by name.
+        sections: values of its configuration, by section and key.
+        data_spec: what its model must know of its data, from that configuration.
+    """
 
     files: Mapping[str, bytes]
-    tokenizer: Tokenizer
-    end_tokens: tuple[str, ...]
-    begin_token: str | None
-    sampling: Mapping[str, float | int]  # values of [generate]
+    sections: Mapping[str, Mapping[str, Any]]
+    data_spec: Callable[[Config], DataSpec]
 
 
-def read_assets(folder: ModelFolder, config: Mapping[str, Any]) -> HubAssets:
-    """Raises DataError for a tokenizer that cannot be used."""
+def read_text_assets(folder: ModelFolder, config: HubConfig, model: Mapping[str, Any]) -> HubAssets:
+    """`model`: the values of `[model]`. Raises DataError for a tokenizer that cannot be used."""
     if not folder.has(TOKENIZER):
         what = f"{folder.path} has no {TOKENIZER}"
         why = "aifx reads tokenizers in the format of Hugging Face's tokenizers"
         script = f"from transformers import AutoTokenizer as T; T.from_pretrained('{folder.source}').save_pretrained"
         raise DataError(what, why, f"python -c \"{script}('{folder.source}')\"")
-    data = folder.read(TOKENIZER)
+    content = folder.read(TOKENIZER)
     settings, generation = folder.optional(TOKENIZER_CONFIG), folder.optional(GENERATION_CONFIG)
-    ends = _end_tokens(data, folder, {GENERATION_CONFIG: generation, CONFIG: config}, settings)
-    begin = begin_token(data)
-    tokenizer = Tokenizer(data, str(folder.path / TOKENIZER), ends=ends, begin=begin)
+    ends = _end_tokens(content, folder, {GENERATION_CONFIG: generation, CONFIG: config.values}, settings)
+    begin = begin_token(content)
+    tokenizer = Tokenizer(content, str(folder.path / TOKENIZER), ends=ends, begin=begin)
     files = {name: folder.read(name) for name in (TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG) if folder.has(name)}
     if (template := _chat_template(folder, settings)) is not None:
         files[CHAT_TEMPLATE] = template
-    return HubAssets(files, tokenizer, ends, begin, _sampling(generation))
+    data = {
+        "tokenizer": TOKENIZER,
+        # Gemma 3's tokenizer has a token for images, without a row of the embedding.
+        "vocab_size": model["vocab_size"] if model["vocab_size"] < tokenizer.vocab_size else None,
+        "end_tokens": list(ends),
+        "begin_token": begin,
+        "seq_len": min(SEQ_LEN, model["max_seq_len"]),
+    }
+
+    def data_spec(config: Config) -> DataSpec:
+        assert isinstance(config.data, TextSection)
+        return text_spec(config.data, tokenizer)
+
+    return HubAssets(files, {"data": data, "generate": _sampling(generation)}, data_spec)
 
 
 def _end_tokens(

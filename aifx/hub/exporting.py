@@ -214,7 +214,7 @@ def open_export(run: RunDirectory, project: Project, step: StepChoice | None, dt
     family = config.parts.kinds.get("model")
     if not (isinstance(family, Family) and family.hub and isinstance(task.format, TokenFormat)):
         what = f"run {run.name} cannot be exported"
-        raise ConfigError(what, "its model has no map to an architecture of Hugging Face", "docs/export.md")
+        raise ConfigError(what, "it is not a language model of a family that aifx can write", "docs/export.md")
     model = plain_model(task.model)
     assert isinstance(model, Decodes)
     changes = {"vocab_size": model.vocab_size, "max_seq_len": model.max_seq_len, "scan_layers": False}

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,12 +27,11 @@ from aifx.core.json_files import JsonLines, sync_directory, write_json, write_te
 from aifx.core.json_values import plain
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import Project, RunDirectory
-from aifx.data.sections import TextSection
-from aifx.data.spec import DataSpec, keep_spec
-from aifx.data.text import text_spec
+from aifx.data.spec import keep_spec
 from aifx.hub.architectures import TensorMap, architecture_of, check_keys, map_tensors, read_arrays
-from aifx.hub.assets import HubAssets, read_assets
-from aifx.hub.folder import CONFIG, TOKENIZER, ModelFolder, open_folder
+from aifx.hub.assets import HubAssets, read_text_assets
+from aifx.hub.folder import CONFIG, ModelFolder, open_folder
+from aifx.hub.picture_assets import read_picture_assets
 from aifx.hub.weights import DTYPES, StoredWeights
 from aifx.machine.host import versions
 from aifx.models.hub import Architecture, Array, HubConfig
@@ -40,8 +39,11 @@ from aifx.runs.binding import open_digests
 from aifx.runs.formats import RunEnd
 from aifx.runs.lock import hold_run
 
-SEQ_LEN = 1024
-"""`data.seq_len` of an imported model, unless its context is shorter."""
+_ASSETS: Mapping[str, Callable[[ModelFolder, HubConfig, Mapping[str, Any]], HubAssets]] = {
+    "language": read_text_assets,
+    "vision": read_picture_assets,
+}
+"""Reads what a model needs beside its arrays, by the task of its architecture."""
 
 ParameterType = Literal["float32", "bfloat16"]
 
@@ -77,6 +79,7 @@ class ImportedRun:
     """A run that `aifx import` made.
 
     Attributes:
+        task: `task.kind` of what it was trained for.
         rounded: whether the weights were rounded to a narrower type than the source has.
     """
 
@@ -84,6 +87,7 @@ class ImportedRun:
     path: str
     source: str
     architecture: str
+    task: str
     parameters: int
     dtype: str
     rounded: bool
@@ -165,50 +169,28 @@ def _read(folder: ModelFolder, project: Project, dtype: ParameterType | None, ig
     hub_config = HubConfig(document, str(folder.path / CONFIG), f"aifx import {folder.source} --ignore", ignored)
     try:
         values = architecture.read(hub_config)
+        assets = _ASSETS[architecture.task](folder, hub_config, values)
     except (ArithmeticError, TypeError, ValueError) as error:  # numbers that no model has
         why = f"{type(error).__name__}: {error}"
         raise DataError(f"{folder.path / CONFIG} cannot be used", why, "download the model again") from None
     hub_config.finish()
     weights = StoredWeights(folder)
-    assets = read_assets(folder, document)
-    stored: ParameterType = "bfloat16" if {t.dtype for t in weights.tensors.values()} == {"BF16"} else "float32"
-    config = _configuration(project, family, values, assets, dtype or stored)
+    stored: ParameterType = "bfloat16" if weights.dtypes == {"BF16"} else "float32"
+    sections = {"task": {"kind": architecture.task}, "train": {"parameter_dtype": dtype or stored}, **assets.sections}
+    sections["model"] = {"family": family.name, **values, **assets.sections.get("model", {})}
+    config = make_config(plain(sections), project, CONFIG)
     assert isinstance(config.model, ModelSection)
     check_keys(weights, architecture, config.model)
-    specs = resolve(family.make)(config.model, _data_spec(config, assets)).specs()
+    specs = resolve(family.make)(config.model, assets.data_spec(config)).specs()
     tensors = map_tensors(weights, architecture, config.model, specs)
     return _Model(folder, document, architecture, weights, assets, config, tensors)
-
-
-def _configuration(
-    project: Project, family: Family, values: Mapping[str, Any], assets: HubAssets, dtype: ParameterType
-) -> Config:
-    sections = {
-        "model": {"family": family.name, **values},
-        "data": {
-            "tokenizer": TOKENIZER,
-            # Gemma 3's tokenizer has a token for images, without a row of the embedding.
-            "vocab_size": values["vocab_size"] if values["vocab_size"] < assets.tokenizer.vocab_size else None,
-            "end_tokens": list(assets.end_tokens),
-            "begin_token": assets.begin_token,
-            "seq_len": min(SEQ_LEN, values["max_seq_len"]),
-        },
-        "train": {"parameter_dtype": dtype},
-        "generate": assets.sampling,
-    }
-    return make_config(plain(sections), project, CONFIG)
-
-
-def _data_spec(config: Config, assets: HubAssets) -> DataSpec:
-    assert isinstance(config.data, TextSection)
-    return text_spec(config.data, assets.tokenizer)
 
 
 def _write(model: _Model, staged: RunDirectory, run: RunDirectory) -> ImportedRun:
     staged.assets.mkdir()
     for name, data in model.assets.files.items():
         replace_file(staged.assets / name, data)
-    keep_spec(staged.assets, _data_spec(model.config, model.assets))
+    keep_spec(staged.assets, model.assets.data_spec(model.config))
     digests = open_digests(staged, model.config, is_fresh=True)
     write_text(staged.config, model.config.to_toml())
     dtype = np.dtype(model.config.train.parameter_dtype)
@@ -225,13 +207,13 @@ def _write(model: _Model, staged: RunDirectory, run: RunDirectory) -> ImportedRu
     write_json(staged.imported, dict(_record(model, files)))
     ended = RunEnd(status="completed", step=0, state_digest=manifest.state_digest)
     JsonLines(staged.events).append({"time": time.time(), "event": "stop", **asdict(ended)})
-    stored = {tensor.dtype for tensor in model.weights.tensors.values()}
-    is_rounded = dtype == DTYPES["BF16"] and stored != {"BF16"}
+    is_rounded = dtype == DTYPES["BF16"] and model.weights.dtypes != {"BF16"}
     return ImportedRun(
         run=run.name,
         path=str(run.path),
         source=model.folder.source,
         architecture=model.architecture.name,
+        task=model.architecture.task,
         parameters=manifest.num_parameters,
         dtype=dtype.name,
         rounded=is_rounded,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from aifx.config import Config, read_config
@@ -9,27 +11,69 @@ from aifx.config.toml import to_toml
 from aifx.core.json_files import write_text
 from aifx.core.project import Project, RunDirectory
 from aifx.data.text import TOKENIZER_FILE
+from aifx.hub.picture_assets import PICTURES
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a project begins with a model.
+
+    Attributes:
+        use: a command that uses the model as it is; `{run}` is its run.
+        data: what `aifx train` reads, and the user puts there.
+        sections: values by section and key, which come before those of the model's run; None leaves a key out.
+    """
+
+    use: str
+    data: str
+    sections: Mapping[str, Mapping[str, Any]]
+
+
+STARTS: Mapping[str, Start] = {
+    "language": Start(
+        'aifx generate --run {run} --prompt "Once upon a time"',
+        "text in data/*.txt",
+        {
+            "data": {"train": ["data/*.txt"]},
+            "train": {"num_steps": 1000, "global_batch_size": 8},
+            "optimizer": {"learning_rate": 2e-5, "weight_decay": 0.0},
+            "schedule": {"warmup_steps": 20},
+        },
+    ),
+    "vision": Start(
+        "aifx predict PICTURE --run {run}",
+        f"pictures in {PICTURES}, with a folder for each class",
+        {
+            "task": {"kind": "vision"},
+            "finetune": {"freeze": "backbone"},
+            "data": {"path": PICTURES, "classes": None},
+            "train": {"num_steps": 200, "global_batch_size": 32},
+            "optimizer": {"learning_rate": 1e-3},
+            "schedule": {"warmup_steps": 20},
+        },
+    ),
+}
+"""By the `task.kind` of the model's run."""
 
 _HEADER = """\
-# Written by `aifx import`. `aifx generate` works at once. `aifx train` trains the model further, on the files that
-# [data] names: put text there first. docs/config.md lists all keys.
+# Written by `aifx import`. `aifx train` trains the model further: put {data} first.
+# docs/config.md lists all keys.
 """
 
 
 def start_project(project: Project, run: RunDirectory) -> None:
     """Write the `aifx.toml` of a project that has none, whose model is that of `run`."""
     config = read_config(run.config, project, environ={})
-    tokenizer = str((run.assets / TOKENIZER_FILE).relative_to(project.root))
-    sections: dict[str, dict[str, Any]] = {
-        "project": {"name": run.name},
-        "finetune": {"base_run": run.name},
-        "model": changed_values(config, "model"),
-        "data": {"train": ["data/*.txt"], **changed_values(config, "data"), "tokenizer": tokenizer},
-        "train": {**changed_values(config, "train"), "num_steps": 1000, "global_batch_size": 8},
-        "optimizer": {"learning_rate": 2e-5, "weight_decay": 0.0},
-        "schedule": {"warmup_steps": 20},
-    }
-    write_text(project.config_path, _HEADER + "\n" + to_toml(sections, None))
+    start = STARTS[config.task.kind]
+    sections: dict[str, dict[str, Any]] = {"project": {"name": run.name}, "finetune": {"base_run": run.name}}
+    sections |= {name: changed_values(config, name) for name in ("model", "data", "train", "objective")}
+    for name, values in start.sections.items():
+        joined = {**sections.get(name, {}), **values}
+        sections[name] = {key: value for key, value in joined.items() if value is not None}
+    tokenizer = run.assets / TOKENIZER_FILE
+    if tokenizer.exists():
+        sections["data"]["tokenizer"] = str(tokenizer.relative_to(project.root))
+    write_text(project.config_path, _HEADER.format(data=start.data) + "\n" + to_toml(sections, None))
 
 
 def changed_values(config: Config, name: str) -> dict[str, Any]:

@@ -67,6 +67,11 @@ class StoredWeights:
             self._check_index(index)
 
     @property
+    def dtypes(self) -> set[str]:
+        """The types of the weights, by safetensors' names."""
+        return {tensor.dtype for tensor in self.tensors.values() if tensor.dtype in DTYPES}
+
+    @property
     def num_bytes(self) -> int:
         """Of all files."""
         return sum(self._path(file).stat().st_size for file in self.files)
@@ -133,7 +138,7 @@ class StoredWeights:
             for key in opened.keys():  # noqa: SIM118  # no mapping
                 part = opened.get_slice(key)
                 dtype, shape = part.get_dtype(), tuple(part.get_shape())
-                if dtype not in DTYPES:
+                if dtype not in DTYPES and shape:  # a scalar is a counter, such as those of batch norm, and no weight
                     why = f"aifx imports {', '.join(DTYPES)}; quantized weights lack what others need to read them"
                     hint = "import the model that they were made of"
                     raise DataError(f"{self._path(file)}: tensor {key} is of type {dtype}", why, hint)

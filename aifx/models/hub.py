@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -28,7 +28,7 @@ _NO_EFFECT = frozenset({
     "output_hidden_states", "chunk_size_feed_forward", "is_llama_config", "transformers.js_config", "unsloth_fixed",
     "unsloth_version", "do_sample", "temperature", "top_k", "top_p", "typical_p", "num_beams", "num_beam_groups",
     "num_return_sequences", "max_length", "min_length", "max_new_tokens", "repetition_penalty", "length_penalty",
-    "diversity_penalty",
+    "diversity_penalty", "hidden_dropout_prob", "attention_probs_dropout_prob",
 })
 # fmt: on
 """Keys that do not change what a model computes. Dropout acts in training alone, where aifx has its own."""
@@ -39,7 +39,7 @@ class HubConfig:
 
     def __init__(self, values: Mapping[str, Any], place: str, hint: str, ignored: tuple[str, ...] = ()) -> None:
         """`place`: what messages call it. `hint`: how to ignore a key, to which its name is appended."""
-        self.values, self.place, self.hint = values, place, hint
+        self.values, self.place, self.hint, self.ignored = values, place, hint, ignored
         self._seen = {*_NO_EFFECT, *ignored}
 
     def read(self, key: str, kind: type[T], default: T | None = None, *, optional: bool = False) -> Any:
@@ -103,20 +103,30 @@ class Tensor:
         key: its name in the file.
         arrays: their names in the model, such as "layers/0/attention/query".
         is_transposed: whether the file has `[outputs, inputs]`, as PyTorch's linear layers do.
+        kernel: height and width of a convolution's kernel, which the file has as `[outputs, inputs, height, width]`.
+        leading: dimensions of 1 that the file has before the others.
     """
 
     key: str
     arrays: tuple[str, ...]
     is_transposed: bool = False
+    kernel: tuple[int, int] | None = None
+    leading: int = 0
 
     def shape(self, specs: Mapping[str, ArraySpec]) -> tuple[int, ...]:
         """In the file."""
         shapes = [plain_shape(specs[name]) for name in self.arrays]
         joined = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
-        return joined[::-1] if self.is_transposed else joined
+        if self.kernel is not None:
+            inputs, outputs = joined
+            return outputs, inputs // math.prod(self.kernel), *self.kernel
+        return (1,) * self.leading + (joined[::-1] if self.is_transposed else joined)
 
     def divide(self, value: Array, specs: Mapping[str, ArraySpec]) -> Iterator[tuple[str, Array]]:
         """The arrays of the model, by name, in the tensor `value`."""
+        if self.kernel is not None:
+            value = value.transpose(2, 3, 1, 0).reshape(-1, len(value))
+        value = value.reshape(value.shape[self.leading :])
         plain, start = value.T if self.is_transposed else value, 0
         for name in self.arrays:
             stop = start + plain_shape(specs[name])[-1]
@@ -125,6 +135,8 @@ class Tensor:
 
     def join(self, arrays: Mapping[str, Array], specs: Mapping[str, ArraySpec]) -> Array:
         """The tensor that `divide` divides."""
+        assert self.kernel is None
+        assert not self.leading
         parts = [arrays[name].reshape(plain_shape(specs[name])) for name in self.arrays]
         joined = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
         return np.ascontiguousarray(joined.T if self.is_transposed else joined)
@@ -146,20 +158,23 @@ class Architecture:
         name: in `architectures` of `config.json`.
         model_type: in `config.json`.
         read: values of `[model]` from a `config.json`. Raises ConfigError for one that it cannot express.
-        write: `config.json`, without what is common to all, from a `[model]`. It may lose what it cannot express.
+        write: `config.json`, without what is common to all, from a `[model]`. It may lose what it cannot express. None
+            if aifx does not export the architecture.
         tensors: of a model with this `[model]`.
         prefix: of all keys but those of the head. Files of the model without its head lack it.
         buffers: regular expression of keys, without prefix, that the file may hold and the model computes.
+        embedding_key: key of the embedding; None if no other tensor can be the same.
         tied_key: key that a file may also hold of the output projection if it is the embedding.
-        embedding_key: key of the embedding.
+        task: `task.kind` of what it was trained for.
     """
 
     name: str
     model_type: str
     read: Callable[[HubConfig], dict[str, Any]]
-    write: Callable[[Any], dict[str, Any]]
+    write: Callable[[Any], dict[str, Any]] | None
     tensors: Callable[[Any], Iterator[Tensor]]
     prefix: str
     buffers: str
-    embedding_key: str
+    embedding_key: str | None
     tied_key: str = "lm_head.weight"
+    task: Literal["language", "vision"] = "language"

@@ -53,12 +53,13 @@ def import_(
     ignore: IgnoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Make a run of an open model, with its tokenizer and its weights as step 0.
+    """Make a run of an open model, with its weights as step 0.
 
     Examples:
         aifx import ~/models/SmolLM2-135M
         aifx import HuggingFaceTB/SmolLM2-135M --name smol
         aifx import Qwen/Qwen3-0.6B --dtype float32 --check
+        aifx import google/vit-base-patch16-224 --name vit
 
     Outside a project, aifx starts one in the working directory, whose aifx.toml fine-tunes the model. aifx reads
     safetensors files and opens no pickle. Code in the model's folder does not run.
@@ -71,7 +72,7 @@ def import_(
         from aifx.hub import comparison
         from aifx.hub.documents import ImportDocument
         from aifx.hub.importing import import_model
-        from aifx.hub.starting import start_project
+        from aifx.hub.starting import STARTS, start_project
 
         if check:
             comparison.need_transformers()
@@ -88,14 +89,15 @@ def import_(
         rounded = ", rounded" if made.rounded else ""
         size = readable_bytes(made.size_bytes)
         out.print(f"run {made.run}: {made.architecture}, {made.parameters:,} parameters, {made.dtype}{rounded}, {size}")
+        start = STARTS[made.task]
         if is_new:
-            out.print(f"started a project: {project.config_path} fine-tunes the model on data/*.txt")
+            out.print(f"started a project: {project.config_path} fine-tunes the model on {start.data}")
         if compared is not None:
             out.print(
                 f"logits differ from transformers by {compared.largest_difference:.2g} at most; "
                 f"the largest is {compared.largest_logit:.3g}, the bound {compared.bound:.2g}"
             )
-        out.print(f'next: aifx generate --run {made.run} --prompt "Once upon a time"')
+        out.print(f"next: {start.use.format(run=made.run)}")
         if compared is not None and not compared.passed:
             raise SystemExit(1)
 

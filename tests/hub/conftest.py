@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import peer_models
+import peer_pictures
 import pytest
 from safetensors.numpy import save_file
 
 from aifx.core.project import Project
 
 STORED = json.loads((Path(__file__).parent / "stored_logits.json").read_text())
+PICTURES = json.loads((Path(__file__).parent / "stored_pictures.json").read_text())
 
 
 def write_folder(folder: Path, name: str) -> Path:
@@ -36,6 +38,27 @@ def hub_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     def folder(name: str) -> Path:
         path = root / name
         return path if path.exists() else write_folder(path, name)
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def picture_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The same of image models. What transformers computes of it is in logits.npz."""
+    root = tmp_path_factory.mktemp("picture-models")
+
+    def folder(name: str) -> Path:
+        path, case = root / name, PICTURES["cases"][name]
+        if not path.exists():
+            path.mkdir()
+            (path / "config.json").write_text(json.dumps(case["config"]))
+            preprocessor = peer_pictures.FIXED[name][2]
+            (path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+            tensors = {key: peer_pictures.values_of(key, shape) for key, shape in case["shapes"].items()}
+            save_file(tensors, path / "model.safetensors", {"format": "pt"})
+            images = peer_pictures.pictures(case["config"], preprocessor)
+            np.savez(path / "logits.npz", inputs=images, logits=np.array(case["logits"], np.float32))
+        return path
 
     return folder
 

@@ -1,7 +1,7 @@
-"""Residual convolutional networks: a small one, and those of He et al. with group norm."""
+"""Residual convolutional networks: a small one, and those of He et al."""
 
 from aifx.config.kinds import Family
 from aifx.models.resnet.presets import PRESETS
 from aifx.models.resnet.section import ResnetSection
 
-FAMILY = Family("resnet", ResnetSection, "aifx.models.resnet.model:make", PRESETS)
+FAMILY = Family("resnet", ResnetSection, "aifx.models.resnet.model:make", PRESETS, hub="aifx.models.resnet.hub")

@@ -37,6 +37,17 @@ def norm_specs(width: int, scale: Initializer = initializers.ones) -> Specs:
     }
 
 
+def frozen_norm_specs(width: int) -> Specs:
+    """A norm by stored statistics, none of whose arrays is trained."""
+    firsts = {
+        "scale": initializers.ones,
+        "bias": initializers.zeros,
+        "mean": initializers.zeros,
+        "variance": initializers.ones,
+    }
+    return {name: ArraySpec((width,), ("embed",), init, kind="buffer", is_exact=True) for name, init in firsts.items()}
+
+
 def output_specs(inputs: int, num_outputs: int) -> Specs:
     """The head."""
     return {

@@ -1,7 +1,9 @@
-"""ResNet-18, -34, -50 and networks between them (He et al., arXiv 1512.03385), with group norm.
+"""ResNet-18, -34, -50 and networks between them (He et al., arXiv 1512.03385), with group norm or frozen batch norm.
 
 Group norm (Wu and He, arXiv 1803.08494) instead of batch norm: an image's answer does not depend on its neighbours, and
-sums over micro-batches and devices stay sums. The stride of a bottleneck is at its 3 x 3 convolution, as in PyTorch.
+sums over micro-batches and devices stay sums. So do the stored statistics of frozen batch norm, which a network that
+was trained elsewhere brings. The stride of a bottleneck is at its 3 x 3 convolution, as in PyTorch,
+unless the section says otherwise.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ import jax
 import jax.numpy as jnp
 
 from aifx.models.base import Head
-from aifx.models.resnet.convolutions import NORM_EPSILON, conv, conv_spec, norm_specs, output_specs
+from aifx.models.resnet.convolutions import NORM_EPSILON, conv, conv_spec, frozen_norm_specs, norm_specs, output_specs
 from aifx.models.resnet.features import max_pool, normalized, pooled
 from aifx.models.resnet.section import ResnetSection
 from aifx.nn import initializers, layers
 from aifx.parallel.context import ForwardContext
-from aifx.specs import Params, Specs
+from aifx.specs import Initializer, Params, Specs
 
 BOTTLENECK = 4
 """Outputs of a bottleneck over its inner width."""
@@ -74,17 +76,22 @@ class DeepResnet:
                 arrays[name] = conv_spec(size, inputs, outputs)
                 # A block starts as its shortcut (Goyal et al., arXiv 1706.02677).
                 scale = initializers.zeros if name == last else initializers.ones
-                arrays[f"{name}_norm"] = norm_specs(outputs, scale)
+                arrays[f"{name}_norm"] = self.norm_specs(outputs, scale)
             stages[block.stage]["blocks"][block.name] = arrays
+        kernel = conv_spec(self.stem_size, self.image_shape[2], stem)
         return {
-            "stem": {"kernel": conv_spec(self.stem_size, self.image_shape[2], stem), "norm": norm_specs(stem)},
+            "stem": {"kernel": kernel, "norm": self.norm_specs(stem)},
             "stages": stages,
             "output": output_specs(outputs, self.num_outputs),
         }
 
+    def norm_specs(self, width: int, scale: Initializer = initializers.ones) -> Specs:
+        return norm_specs(width, scale) if self.section.norm == "group" else frozen_norm_specs(width)
+
     def blocks(self) -> Iterator[Block]:
         """The blocks in order."""
         is_basic, inputs = self.section.block == "basic", self.section.channels[0]
+        is_early = self.section.bottleneck_stride == "1x1"
         for i, (width, count) in enumerate(zip(self.section.channels, self.section.num_blocks, strict=True)):
             outputs = width if is_basic else BOTTLENECK * width
             for j in range(count):
@@ -93,8 +100,8 @@ class DeepResnet:
                     inner = [Convolution("first", 3, inputs, width, stride), Convolution("second", 3, width, width)]
                 else:
                     inner = [
-                        Convolution("first", 1, inputs, width),
-                        Convolution("second", 3, width, width, stride),
+                        Convolution("first", 1, inputs, width, stride if is_early else 1),
+                        Convolution("second", 3, width, width, 1 if is_early else stride),
                         Convolution("third", 1, width, outputs),
                     ]
                 if stride > 1 or inputs != outputs:
@@ -148,7 +155,12 @@ class DeepResnet:
         return jax.nn.relu(y + shortcut)
 
     def norm(self, params: Params, x: jax.Array) -> jax.Array:
-        """Mean 0 and variance 1 over each group of channels of an image, then scale and bias by channel."""
+        """Mean 0 and variance 1 over each group of channels of an image, or by stored ones of each channel, then scale
+        and bias by channel."""
+        if self.section.norm == "frozen_batch":
+            factor = params["scale"] * jax.lax.rsqrt(layers.at_least_float32(params["variance"]) + NORM_EPSILON)
+            moved: jax.Array = (layers.at_least_float32(x) - params["mean"]) * factor + params["bias"]
+            return moved.astype(x.dtype)
         rows, height, width, channels = x.shape
         groups = math.gcd(self.section.norm_groups, channels)
         wide = layers.at_least_float32(x).reshape(rows, height, width, groups, channels // groups)

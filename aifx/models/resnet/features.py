@@ -7,22 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from aifx.models import pixels
 from aifx.models.resnet.section import ResnetSection
-from aifx.nn import layers
 
 CONTRAST_EPSILON = 1e-3
-"""Added to the variance around a pixel. That of the whole image is 1."""
+"""Added to the variance around a pixel. That of the whole image is around 1."""
 
 
 def normalized(images: jax.Array, section: ResnetSection, dtype: DTypeLike) -> jax.Array:
-    """Images `[rows, height, width, channels]` of any scale as numbers of `dtype`, normalized as the section says.
+    """Images `[rows, height, width, channels]` as numbers of `dtype`, normalized as the section says.
 
     Around each pixel: local contrast normalization (Jarrett et al., "What is the Best Multi-Stage Architecture for
     Object Recognition?", 2009), with a box for the Gaussian. At the edges, the surroundings are mirrored.
     """
     if not section.local_contrast:
-        return layers.centred(images, dtype)
-    x = layers.centred(images, jnp.float32)
+        return pixels.normalized(images, section, dtype)
+    x = pixels.normalized(images, section, jnp.float32)
     x = x - _mean_around(x, section.local_contrast)
     variance = _mean_around(jnp.square(x), section.local_contrast)
     return (x * jax.lax.rsqrt(variance + CONTRAST_EPSILON)).astype(dtype)

@@ -88,6 +88,7 @@ class Resnet:
 def make(section: ResnetSection, data: DataSpec) -> Resnet | DeepResnet:
     """The network for images as `data` describes them: one output per class, or one per number to predict."""
     height, width, channels = data.fields["inputs"].shape
+    section.check_channels(channels)
     num_outputs = len(data.classes) or data.target_size
     network = Resnet if section.block == "small" else DeepResnet
     return network(section, image_shape=(height, width, channels), num_outputs=num_outputs)

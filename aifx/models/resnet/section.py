@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from aifx.config.sections import Conflict, Fraction, ModelSection, NonNegativeInt, PositiveInt
+from aifx.config.sections import Conflict, Fraction, NonNegativeInt, PositiveInt
+from aifx.models.image_section import ImageModelSection
 
 if TYPE_CHECKING:
     from aifx.config.config import Config
 
 
-class ResnetSection(ModelSection):
+class ResnetSection(ImageModelSection):
     """A residual convolutional network."""
 
     block: Literal["small", "basic", "bottleneck"] = Field(
         "small",
         description="small: halves the image by maxima, for small images. basic and bottleneck: the blocks of "
-        "ResNet-18 and ResNet-50, with group norm.",
+        "ResNet-18 and ResNet-50.",
     )
     channels: tuple[PositiveInt, ...] = Field(
         (32, 64), description="Width of each stage. Each stage of small halves the image, and each but the first of "
@@ -33,9 +34,17 @@ class ResnetSection(ModelSection):
         description="First convolution of basic and bottleneck. 7x7: also makes the image four times smaller. "
         "3x3: keeps its size, for images of less than about 64 pixels.",
     )
+    bottleneck_stride: Literal["3x3", "1x1"] = Field(
+        "3x3", description="Convolution of a bottleneck that halves the image. 1x1: the first, as He et al. had it."
+    )
+    norm: Literal["group", "frozen_batch"] = Field(
+        "group",
+        description="Norms of basic and bottleneck. frozen_batch: by stored statistics that no training changes, "
+        "for imported models.",
+    )
     norm_groups: PositiveInt = Field(
         32,
-        description="Groups of channels of basic and bottleneck that are normalized together: "
+        description="Groups of channels that norm = group normalizes together: "
         "their greatest common divisor with the width.",
     )
     local_contrast: NonNegativeInt = Field(
@@ -57,6 +66,7 @@ class ResnetSection(ModelSection):
         return (blocks,) * len(self.channels) if isinstance(blocks, int) else blocks
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:
+        yield from super().conflicts(config)
         if len(self.num_blocks) != len(self.channels):
             yield Conflict(
                 ("model.blocks_per_stage", "model.channels"),

@@ -4,4 +4,4 @@ from aifx.config.kinds import Family
 from aifx.models.vit.presets import PRESETS
 from aifx.models.vit.section import VitSection
 
-FAMILY = Family("vit", VitSection, "aifx.models.vit.model:make", PRESETS)
+FAMILY = Family("vit", VitSection, "aifx.models.vit.model:make", PRESETS, hub="aifx.models.vit.hub")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from aifx.core.errors import ConfigError
 from aifx.data.spec import DataSpec
 from aifx.models.base import Head
+from aifx.models.pixels import normalized
 from aifx.models.vit.section import VitSection
 from aifx.nn import initializers, layers
 from aifx.nn.remat import rematerialized
@@ -34,7 +35,8 @@ class Vit:
         self.section = section
         self.image_shape = image_shape
         self.num_outputs = num_outputs
-        height, width = image_shape[:2]
+        height, width, channels = image_shape
+        section.check_channels(channels)
         if height % section.patch_size or width % section.patch_size:
             raise ConfigError(
                 f"images of {height} x {width} do not divide into patches of model.patch_size = {section.patch_size}",
@@ -92,7 +94,7 @@ class Vit:
 
     def embed(self, params: Params, images: jax.Array, ctx: ForwardContext) -> jax.Array:
         """The class token and the patches of images, with their positions: `[rows, tokens, embed]`."""
-        x = layers.centred(images, params["patch"].dtype)
+        x = normalized(images, self.section, params["patch"].dtype)
         rows, height, width, channels = x.shape
         size, d = self.section.patch_size, self.section.embed_dim
         x = x.reshape(rows, height // size, size, width // size, size, channels).swapaxes(2, 3)

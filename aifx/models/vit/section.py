@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from aifx.config.sections import ROUNDING, Conflict, Fraction, ModelSection, PositiveFloat, PositiveInt, Remat, setting
+from aifx.config.sections import ROUNDING, Conflict, Fraction, PositiveFloat, PositiveInt, Remat, setting
+from aifx.models.image_section import ImageModelSection
 
 if TYPE_CHECKING:
     from aifx.config.config import Config
 
 
-class VitSection(ModelSection):
+class VitSection(ImageModelSection):
     """A vision transformer."""
 
     patch_size: PositiveInt = Field(4, description="Side of a patch in pixels; it divides the image's sides.")
@@ -37,6 +38,7 @@ class VitSection(ModelSection):
     )
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:
+        yield from super().conflicts(config)
         if self.embed_dim % self.num_heads:
             yield Conflict(
                 ("model.num_heads", "model.embed_dim"),

@@ -1,0 +1,39 @@
+"""Keys of `[model]` that all families of image models have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from aifx.config.sections import Conflict, ModelSection, PositiveFloat
+from aifx.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from aifx.config.config import Config
+
+
+class ImageModelSection(ModelSection):
+    """A model of images."""
+
+    pixel_mean: tuple[float, ...] = Field(
+        (),
+        description="Mean of each channel, of pixels from 0 to 1, by which and by pixel_std images are normalized. "
+        "When empty: each image by its own.",
+    )
+    pixel_std: tuple[PositiveFloat, ...] = Field((), description="Standard deviation of each channel, likewise.")
+
+    def conflicts(self, config: Config) -> Iterator[Conflict]:
+        if len(self.pixel_mean) != len(self.pixel_std):
+            yield Conflict(
+                ("model.pixel_mean", "model.pixel_std"),
+                f"model.pixel_mean has {len(self.pixel_mean)} numbers and model.pixel_std {len(self.pixel_std)}",
+                "each has one for each channel",
+            )
+
+    def check_channels(self, channels: int) -> None:
+        """Raise ConfigError if images of so many channels cannot be normalized."""
+        if len(self.pixel_mean) not in (0, channels):
+            what = f"model.pixel_mean has {len(self.pixel_mean)} numbers, and images have {channels} channels"
+            raise ConfigError(what, "each channel has a mean", f"data.channels = {len(self.pixel_mean)}")
