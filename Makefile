@@ -87,6 +87,7 @@ test-peers: setup-test  ## compare models in and out with transformers and PEFT 
 		{ echo "PEERS_PYTHON is $(PEERS_PYTHON), and must be a Python that has torch, transformers and peft" >&2; exit 2; }
 	rm -rf build/peers
 	$(PEERS_PYTHON) tests/hub/peer_models.py make build/peers/imported $(ARGS)
+	$(PEERS_PYTHON) tests/hub/peer_pictures.py make build/peers/pictures $(ARGS)
 	$(python) -m pytest -q tests/hub/compare_with_peers.py
 	$(PEERS_PYTHON) tests/hub/peer_models.py check build/peers/exported
 	$(PEERS_PYTHON) tests/hub/peer_models.py check-adapters build/peers/adapters

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aifx.core.errors import EnvironmentFault
-from aifx.hub.folder import open_folder
+from aifx.hub.folder import PREPROCESSOR, ModelFolder, open_folder
 from aifx.loading.restore import RestoredRun
 from aifx.models.adapted import plain_model
 from aifx.models.base import Decodes, Model
@@ -22,7 +22,8 @@ from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import local_layout
 from aifx.specs import Params, merge_frozen
 
-TOKENS = 64
+TOKENS, PICTURES = 64, 4
+"""Of random ones, whose logits are compared."""
 
 BOUND = 1e-4
 """Share of the largest logit that the two may differ by: float32 sums in another order differ by 1e-6 to 1e-5 of it."""
@@ -33,15 +34,16 @@ ROUNDINGS = 8
 
 @dataclass(frozen=True)
 class LogitComparison:
-    """Two computations' logits of the same random tokens, in float32.
+    """Two computations' logits of the same random tokens or pictures, in float32.
 
     Attributes:
+        inputs: how many tokens or pictures.
         largest_difference: between the two, without its sign.
         largest_logit: of the one that is right (transformers, or the model with its adapters), without its sign.
         bound: what the largest difference may be.
     """
 
-    tokens: int
+    inputs: int
     largest_difference: float
     largest_logit: float
     bound: float
@@ -57,10 +59,16 @@ def need_transformers() -> None:
 
 
 def compare_logits(source: str, trained: RestoredRun) -> LogitComparison:
-    """Compare the logits of TOKENS random tokens. Code in the model's folder does not run."""
-    tokens = _tokens(trained.task.model)
-    theirs = _transformers_logits(str(open_folder(source).path), tokens)
-    return _comparison(_logits(trained.task.model, trained.params, tokens), theirs, BOUND)
+    """Compare the logits of random tokens or pictures. Code in the model's folder does not run."""
+    model, folder = trained.task.model, open_folder(source)
+    if isinstance(model, Decodes):
+        inputs = _tokens(model)
+        theirs = _transformers_logits(folder, "AutoModelForCausalLM", inputs)
+    else:
+        shape = trained.task.data.fields["inputs"].shape
+        inputs = np.random.default_rng(0).integers(0, 256, (PICTURES, *shape), np.uint8)
+        theirs = _transformers_logits(folder, "AutoModelForImageClassification", _pixels(folder, inputs))
+    return _comparison(_logits(model, trained.params, inputs), theirs, BOUND)
 
 
 def compare_merged(trained: RestoredRun, merged: Params, dtype: np.dtype[Any]) -> LogitComparison:
@@ -83,13 +91,24 @@ def _tokens(model: Any) -> Any:
     return np.random.default_rng(0).integers(0, model.vocab_size, (1, min(TOKENS, model.max_seq_len)))
 
 
-def _logits(model: Model, params: Params, tokens: Any) -> Any:
-    """`[1, tokens, vocab]`, in float32."""
+def _pixels(folder: ModelFolder, images: Any) -> Any:
+    """What transformers' image processor makes of them, `[rows, channels, height, width]`. It would need torchvision."""
+    file = folder.document(PREPROCESSOR)
+    factor = file.get("rescale_factor", 1 / 255) if file.get("do_rescale", True) else 1.0
+    x = np.float32(factor) * images
+    if file.get("do_normalize", True):
+        x = (x - np.array(file["image_mean"], np.float32)) / np.array(file["image_std"], np.float32)
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2), np.float32)
+
+
+def _logits(model: Model, params: Params, inputs: Any) -> Any:
+    """`[1, tokens, vocab]` or `[1, pictures, classes]`, in float32."""
     layout = local_layout(1)
     params = cast_floating(jax.device_put(params, layout.devices[0]), jnp.float32)
     ctx = ForwardContext(layout)
-    hidden = model.hidden(params, {"inputs": jnp.asarray(tokens, jnp.int32)}, ctx)
-    return np.asarray(model.head(params, ctx)(hidden)).reshape(*tokens.shape, -1)
+    hidden = model.hidden(params, {"inputs": jnp.asarray(inputs)}, ctx)
+    logits = np.asarray(model.head(params, ctx)(hidden))
+    return logits.reshape(1, -1, logits.shape[-1])
 
 
 def _comparison(ours: Any, theirs: Any, share: float) -> LogitComparison:
@@ -98,10 +117,11 @@ def _comparison(ours: Any, theirs: Any, share: float) -> LogitComparison:
     return LogitComparison(ours.shape[1], difference, largest, bound, difference <= bound)
 
 
-def _transformers_logits(path: str, tokens: Any) -> Any:
-    """`[1, tokens, vocab]`, in float32."""
+def _transformers_logits(folder: ModelFolder, name: str, inputs: Any) -> Any:
+    """As of `_logits`, by a class of transformers."""
     torch, transformers = (importlib.import_module(name) for name in ("torch", "transformers"))
     options = {"trust_remote_code": False, "local_files_only": True, "attn_implementation": "eager"}
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **options)
+    model = getattr(transformers, name).from_pretrained(str(folder.path), dtype=torch.float32, **options)
     with torch.no_grad():
-        return model.eval()(torch.from_numpy(tokens)).logits.numpy()
+        logits = model.eval()(torch.from_numpy(inputs)).logits.numpy()
+    return logits.reshape(1, -1, logits.shape[-1])

@@ -20,7 +20,7 @@ class Start:
 
     Attributes:
         use: a command that uses the model as it is; `{run}` is its run.
-        data: what `aifx train` reads, and the user puts there.
+        data: what the user puts where, for `aifx train`.
         sections: values by section and key, which come before those of the model's run; None leaves a key out.
     """
 
@@ -32,7 +32,7 @@ class Start:
 STARTS: Mapping[str, Start] = {
     "language": Start(
         'aifx generate --run {run} --prompt "Once upon a time"',
-        "text in data/*.txt",
+        "text into data/*.txt",
         {
             "data": {"train": ["data/*.txt"]},
             "train": {"num_steps": 1000, "global_batch_size": 8},
@@ -42,9 +42,8 @@ STARTS: Mapping[str, Start] = {
     ),
     "vision": Start(
         "aifx predict PICTURE --run {run}",
-        f"pictures in {PICTURES}, with a folder for each class",
+        f"pictures into {PICTURES}, in a folder for each class",
         {
-            "task": {"kind": "vision"},
             "finetune": {"freeze": "backbone"},
             "data": {"path": PICTURES, "classes": None},
             "train": {"num_steps": 200, "global_batch_size": 32},
@@ -55,8 +54,10 @@ STARTS: Mapping[str, Start] = {
 }
 """By the `task.kind` of the model's run."""
 
+_SECTIONS = ("project", "task", "finetune", "model", "objective", "data", "train", "optimizer", "schedule")
+
 _HEADER = """\
-# Written by `aifx import`. `aifx train` trains the model further: put {data} first.
+# Written by `aifx import`. `aifx train` trains the model further. First, put {data}.
 # docs/config.md lists all keys.
 """
 
@@ -65,11 +66,12 @@ def start_project(project: Project, run: RunDirectory) -> None:
     """Write the `aifx.toml` of a project that has none, whose model is that of `run`."""
     config = read_config(run.config, project, environ={})
     start = STARTS[config.task.kind]
-    sections: dict[str, dict[str, Any]] = {"project": {"name": run.name}, "finetune": {"base_run": run.name}}
-    sections |= {name: changed_values(config, name) for name in ("model", "data", "train", "objective")}
-    for name, values in start.sections.items():
-        joined = {**sections.get(name, {}), **values}
-        sections[name] = {key: value for key, value in joined.items() if value is not None}
+    ours = {"project": {"name": run.name}, "finetune": {"base_run": run.name}}
+    sections: dict[str, dict[str, Any]] = {}
+    for name in _SECTIONS:
+        found = {**changed_values(config, name), **ours.get(name, {}), **start.sections.get(name, {})}
+        if kept := {key: value for key, value in found.items() if value is not None}:
+            sections[name] = kept
     tokenizer = run.assets / TOKENIZER_FILE
     if tokenizer.exists():
         sections["data"]["tokenizer"] = str(tokenizer.relative_to(project.root))

@@ -91,7 +91,7 @@ def import_(
         out.print(f"run {made.run}: {made.architecture}, {made.parameters:,} parameters, {made.dtype}{rounded}, {size}")
         start = STARTS[made.task]
         if is_new:
-            out.print(f"started a project: {project.config_path} fine-tunes the model on {start.data}")
+            out.print(f"started a project: {project.config_path}; to fine-tune the model, put {start.data}")
         if compared is not None:
             out.print(
                 f"logits differ from transformers by {compared.largest_difference:.2g} at most; "

@@ -1,4 +1,4 @@
-"""Imported models beside transformers, which made them: `make test-peers` runs this after `peer_models.py make`."""
+"""Imported models beside transformers, which made them: `make test-peers` runs this after their `make`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from adapter_runs import logits_of, make_adapter_run
+from picture_runs import assert_same_logits
 from safetensors.numpy import load_file
 
 from aifx.core.project import Project
@@ -22,6 +23,7 @@ from aifx.parallel.context import ForwardContext
 
 FOLDER = Path("build/peers").absolute()
 MODELS = sorted((FOLDER / "imported").iterdir())
+PICTURES = sorted((FOLDER / "pictures").iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +56,8 @@ def test_logits_and_greedy_text(folder, project):
     export_adapter(adapter, run, project)
     np.savez(adapter / "logits.npz", logits=logits_of(restore_run(run, project)))
     (adapter / "keys.json").write_text(json.dumps(list(load_file(adapter / ADAPTER))))
+
+
+@pytest.mark.parametrize("folder", PICTURES, ids=lambda folder: folder.name)
+def test_logits_of_pictures(folder, project):
+    assert_same_logits(folder, project)

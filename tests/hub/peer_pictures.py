@@ -128,7 +128,7 @@ def logits(folder, config, preprocessor):
     import transformers
 
     model = transformers.AutoModelForImageClassification.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager" if config.get("patch_size") else None
+        folder, dtype=torch.float32, attn_implementation="eager"
     )
     with torch.no_grad():
         return model.eval()(torch.from_numpy(pixels_of(pictures(config, preprocessor), preprocessor))).logits.numpy()

@@ -88,6 +88,27 @@ def test_groups_of_channels_are_normalized_together():
     np.testing.assert_allclose(model.norm(params, x), expected, atol=1e-5)
 
 
+def test_frozen_batch_norm_is_by_stored_statistics():
+    model = network(norm="frozen_batch")
+    x = jnp.asarray(np.random.default_rng(0).normal(3, 5, (2, 3, 4, 2)), jnp.float32)
+    params = {"scale": [2.0, 3.0], "bias": [1.0, -1.0], "mean": [3.0, 2.0], "variance": [25.0, 4.0]}
+    params = {name: jnp.asarray(values) for name, values in params.items()}
+    expected = (np.asarray(x) - [3, 2]) / [5, 2] * [2, 3] + [1, -1]
+    np.testing.assert_allclose(model.norm(params, x), expected, atol=1e-4)
+    norm = model.specs()["stem"]["norm"]
+    assert norm.keys() == params.keys()
+    assert {spec.kind for spec in norm.values()} == {"buffer"}
+    assert norm["variance"].is_exact
+
+
+def test_the_stride_of_a_bottleneck_is_at_its_first_convolution_on_request():
+    values = {"block": "bottleneck", "channels": (4, 8), "blocks_per_stage": 1}
+    late, early = network(**values), network(bottleneck_stride="1x1", **values)
+    strides = [[c.stride for c in tuple(model.blocks())[1].convolutions] for model in (late, early)]
+    assert strides == [[1, 2, 1, 2], [2, 1, 1, 2]]
+    assert early.flops(1) < late.flops(1)
+
+
 def test_a_network_starts_as_its_shortcuts():
     """The last norm of a block has a scale of zero, so one without a convolution in its shortcut changes nothing."""
     model = network((8, 8, 4), stem="3x3", channels=(4,), blocks_per_stage=(1,))
