@@ -1,4 +1,4 @@
-"""What a model of text needs beside its arrays: a tokenizer, the tokens that begin and end a text, how it is sampled."""
+"""What a model of text needs beside its arrays: its tokenizer, the tokens around a text, how it is sampled."""
 
 from __future__ import annotations
 

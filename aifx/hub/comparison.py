@@ -92,7 +92,7 @@ def _tokens(model: Any) -> Any:
 
 
 def _pixels(folder: ModelFolder, images: Any) -> Any:
-    """What transformers' image processor makes of them, `[rows, channels, height, width]`. It would need torchvision."""
+    """What transformers' image processor, which needs torchvision, makes of them: `[rows, channels, height, width]`."""
     file = folder.document(PREPROCESSOR)
     factor = file.get("rescale_factor", 1 / 255) if file.get("do_rescale", True) else 1.0
     x = np.float32(factor) * images

@@ -18,7 +18,7 @@ import numpy as np
 from aifx.checkpoint.manifest import ArrayEntry
 from aifx.checkpoint.streaming import write_checkpoint
 from aifx.config import Config
-from aifx.config.kinds import Family, resolve
+from aifx.config.kinds import resolve
 from aifx.config.load import make_config
 from aifx.config.sections import ModelSection
 from aifx.core.errors import DataError, UsageError

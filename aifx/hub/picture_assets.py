@@ -52,7 +52,8 @@ def read_picture_assets(folder: ModelFolder, config: HubConfig, model: Mapping[s
     if not folder.has(PREPROCESSOR):
         what, why = f"{folder.path} has no {PREPROCESSOR}", "it says how the model's pictures are normalized"
         raise DataError(what, why, f"hf download {folder.source} {PREPROCESSOR}")
-    file = HubConfig(folder.document(PREPROCESSOR), str(folder.path / PREPROCESSOR), config.hint, (*_NO_EFFECT, *config.ignored))
+    place, ignored = str(folder.path / PREPROCESSOR), (*_NO_EFFECT, *config.ignored)
+    file = HubConfig(folder.document(PREPROCESSOR), place, config.hint, ignored)
     channels = config.read("num_channels", int, 3)
     mean, std = _normalization(file, channels)
     size, fit = _size(file)
@@ -143,4 +144,3 @@ def _classes(config: HubConfig) -> list[str]:
             name += f" ({i})"
         found[name] = None
     return list(found)
-

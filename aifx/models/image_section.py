@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from aifx.config.sections import Conflict, ModelSection, PositiveFloat
+from aifx.config.sections import Conflict, ModelSection
 from aifx.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 class ImageModelSection(ModelSection):
     """A model of images."""
 
-    pixel_mean: tuple[float, ...] = Field(
+    pixel_mean: tuple[Annotated[float, Field(ge=-1000.0, le=1000.0)], ...] = Field(
         (),
         description="Mean of each channel, of pixels from 0 to 1, by which and by pixel_std images are normalized. "
         "When empty: each image by its own.",
     )
-    pixel_std: tuple[PositiveFloat, ...] = Field((), description="Standard deviation of each channel, likewise.")
+    pixel_std: tuple[Annotated[float, Field(gt=0.0, le=1000.0)], ...] = Field(
+        (), description="Standard deviation of each channel, likewise."
+    )
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:
         if len(self.pixel_mean) != len(self.pixel_std):
