@@ -252,6 +252,7 @@ def _document(
         "eos_token_id": form.tokenizer.eos_id if len(ends) == 1 else ends,
         "pad_token_id": origin.get("config", {}).get("pad_token_id"),
     }
+    assert architecture.write is not None
     head = {"architectures": [architecture.name], "model_type": architecture.model_type, "torch_dtype": dtype}
     return {**head, **tokens, **architecture.write(section), "use_cache": True}
 

@@ -115,7 +115,7 @@ def _size(file: HubConfig) -> tuple[tuple[int, int], str]:
     keeps_proportions = is_cropped or file.read("crop_pct", float, optional=True) is not None
     if isinstance(value, Mapping) and value.keys() == {"shortest_edge"}:
         value, keeps_proportions = value["shortest_edge"], True
-    sides = [value.get("height"), value.get("width")] if isinstance(value, Mapping) else [value, value]
+    sides: list[Any] = [value.get("height"), value.get("width")] if isinstance(value, Mapping) else [value, value]
     if not (is_resized or is_cropped) or not all(type(side) is int and side > 0 for side in sides):
         raise file.refused(key, "aifx reads a height and a width of all pictures in it")
     return (sides[0], sides[1]), "crop" if keeps_proportions else "stretch"
