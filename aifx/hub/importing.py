@@ -38,6 +38,7 @@ from aifx.models.hub import Architecture, Array, HubConfig
 from aifx.runs.binding import open_digests
 from aifx.runs.formats import RunEnd
 from aifx.runs.lock import hold_run
+from aifx.specs import with_weight_dtype
 
 _ASSETS: Mapping[str, Callable[[ModelFolder, HubConfig, Mapping[str, Any]], HubAssets]] = {
     "language": read_text_assets,
@@ -182,7 +183,8 @@ def _read(folder: ModelFolder, project: Project, dtype: ParameterType | None, ig
     assert isinstance(config.model, ModelSection)
     check_keys(weights, architecture, config.model)
     specs = resolve(family.make)(config.model, assets.data_spec(config)).specs()
-    tensors = map_tensors(weights, architecture, config.model, specs)
+    typed = with_weight_dtype(specs, config.train.parameter_dtype)  # statistics keep their type
+    tensors = map_tensors(weights, architecture, config.model, typed)
     return _Model(folder, document, architecture, weights, assets, config, tensors)
 
 
@@ -194,11 +196,14 @@ def _write(model: _Model, staged: RunDirectory, run: RunDirectory) -> ImportedRu
     digests = open_digests(staged, model.config, is_fresh=True)
     write_text(staged.config, model.config.to_toml())
     dtype = np.dtype(model.config.train.parameter_dtype)
-    entries = {f"params/{name}": ArrayEntry(dtype.name, spec.shape, "") for name, spec in model.tensors.specs.items()}
+    entries = {
+        f"params/{name}": ArrayEntry(np.dtype(spec.dtype).name, spec.shape, "")
+        for name, spec in model.tensors.specs.items()
+    }
     staged.checkpoints.mkdir()
     activity, total = f"importing {model.folder.source}", 2 * model.weights.num_bytes
     with report_progress(activity, total, "bytes") as progress:
-        arrays = _arrays(model, dtype, progress)
+        arrays = _arrays(model, progress)
         manifest = write_checkpoint(staged.checkpoints, 0, entries, arrays, run=digests.binding())
         files = []
         for name, size, sha256 in model.weights.file_digests():
@@ -221,12 +226,12 @@ def _write(model: _Model, staged: RunDirectory, run: RunDirectory) -> ImportedRu
     )
 
 
-def _arrays(model: _Model, dtype: np.dtype[Any], progress: Reporter) -> Iterator[tuple[str, Array]]:
+def _arrays(model: _Model, progress: Reporter) -> Iterator[tuple[str, Array]]:
     seen = 0
     for name, array, done in read_arrays(model.weights, model.tensors):
         progress.advance(done - seen)
         seen = done
-        yield f"params/{name}", array.astype(dtype, copy=False)
+        yield f"params/{name}", array.astype(model.tensors.specs[name].dtype, copy=False)
 
 
 def _record(model: _Model, weight_files: Sequence[SourceFile]) -> ImportFile:

@@ -24,6 +24,7 @@ from aifx.core.errors import AifxError, ExitCode
 from aifx.core.project import Project
 from aifx.hub.importing import import_model
 from aifx.hub.starting import start_project
+from aifx.loading.restore import restore_run
 from aifx.tasks.registry import load_task
 
 
@@ -37,6 +38,16 @@ def test_logits_are_those_of_transformers(name, picture_models, empty_project):
     ignored = json.loads(run.imported.read_text())["ignored"]
     assert all(key.endswith("num_batches_tracked") for key in ignored)
     assert bool(ignored) == (config.model.family == "resnet")
+
+
+def test_statistics_are_not_rounded(picture_models, empty_project):
+    made = import_model(str(picture_models("resnet-basic")), empty_project, dtype="bfloat16")
+    assert (made.dtype, made.rounded) == ("bfloat16", True)
+    trained = restore_run(empty_project.run(made.run), empty_project)
+    stem = trained.params["stem"]
+    assert stem["kernel"].dtype == "bfloat16"
+    want = peer_pictures.values_of("resnet.embedder.embedder.normalization.running_var", (4,))
+    np.testing.assert_array_equal(stem["norm"]["variance"], want)
 
 
 @pytest.fixture
