@@ -1,4 +1,4 @@
-"""Rows of a project's data as its model sees them: the tokens, and which of them are trained."""
+"""Rows of a project's data as its model sees them: the tokens, and whether each is trained."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ShownPart:
     """Tokens in succession that are all trained, or all not.
 
     Attributes:
-        text: what they spell, special tokens included.
+        text: their text, with special tokens spelled out.
         trained: whether the loss counts them.
         special: whether they are special tokens; text that spells one is not.
         ids: the tokens.
@@ -48,9 +48,9 @@ class ShownRow:
 
     Attributes:
         row: its number in the order of the split, from 0.
-        place: the files and lines that it is from, if known.
+        place: the files and lines of its conversations; empty if unknown.
         tokens: those that the model predicts, without padding: all but the first of each example.
-        trained: how many of them the loss counts.
+        trained: number of tokens that the loss counts.
     """
 
     row: int
@@ -72,7 +72,10 @@ class ShownData:
 
 
 def show_rows(task: Task, config: Config, split: Split, first: int, count: int) -> ShownData:
-    """`count` rows of a split from the row `first`. Raises UsageError for data without tokens, and behind the end."""
+    """`count` rows of a split from the row `first`.
+
+    Raises UsageError for data without tokens, and if `first` is after the last row.
+    """
     form, objective, dataset = task.format, task.objective, dataset_of(task)
     if not (isinstance(form, TokenFormat) and isinstance(objective, NextToken)):
         why = f"{part_name(config, 'data')} with {part_name(config, 'objective')} does not train tokens"
@@ -80,9 +83,7 @@ def show_rows(task: Task, config: Config, split: Split, first: int, count: int) 
     source = dataset.source(split, 1, seed=None)
     num_rows = source.num_batches or 0
     if first >= num_rows:
-        raise UsageError(
-            f"--first {first} is behind the last row", f"the {split} split has {num_rows} rows, from 0", ""
-        )
+        raise UsageError(f"--first {first} is after the last row", f"the {split} split has {num_rows} rows, from 0", "")
     numbers = range(first, min(first + count, num_rows))
     places = form.places(dataset, split, numbers) or [""] * len(numbers)
     rows = []

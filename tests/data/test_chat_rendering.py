@@ -137,9 +137,9 @@ def test_text_marks_where_a_tokenizer_has_no_tokens_for_roles(tmp_path: Path) ->
     [
         (
             THINKING.replace("{{- '<|im_start|>assistant\\n' }}", "{{- '<|im_start|>assistant\\n<think>' }}"),
-            "otherwise",
+            "differently",
         ),
-        ("{{ messages | length }}{% for m in messages %}{{ m.content + '<|im_end|>' }}{% endfor %}", "otherwise"),
+        ("{{ messages | length }}{% for m in messages %}{{ m.content + '<|im_end|>' }}{% endfor %}", "differently"),
         ("{% for m in messages %}{{ m.role + m.content }}{% endfor %}", "no end token"),
         ("{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}<|im_end|>{% endif %}{% endfor %}", "no end"),
         (CHATML.replace(" + '<|im_end|>' }}{% endgeneration %}", " }}{% endgeneration %}<|im_end|>"), "no end token"),

@@ -92,7 +92,7 @@ def test_text_and_its_context(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--first", "999"], "behind the last row"),
+        (["--first", "999"], "after the last row"),
         (["--split", "validation"], "no validation split"),
         (["--run", "other"], "other"),
         (["--set", "data.seq_len=20"], "data/a.jsonl:"),

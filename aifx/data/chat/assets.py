@@ -1,4 +1,4 @@
-"""What a run keeps to read and write chats: its tokenizer, its chat template, the names of special tokens."""
+"""Assets with which a run reads and writes chats: its tokenizer, its chat template, the names of special tokens."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def own_vocab_size(section: ChatSection) -> int | None:
 
 
 def open_renderer(section: ChatSection, project: Project | None, assets: Path, files: ChatFiles | None) -> ChatRenderer:
-    """The renderer of a run. What its assets lack is made from the project and written there. Raises DataError.
+    """The renderer of a run. Missing assets are made from the project and written to the run. Raises DataError.
 
     Args:
         project: None for a trained run, whose assets are whole.
@@ -82,7 +82,7 @@ def make_renderer(tokenizer: Tokenizer, template: ChatTemplate, assets: Path, to
 
 
 def kept_template(assets: Path) -> ChatTemplate | None:
-    """The chat template that a run keeps, whatever its data is. Raises DataError."""
+    """The chat template of a run with any kind of data; None if it has none. Raises DataError."""
     path = assets / TEMPLATE_FILE
     return _template(path) if path.exists() else None
 
@@ -93,7 +93,7 @@ def chat_tokenizer(section: TokenSection, path: Path) -> Tokenizer:
 
 
 def _ends(path: Path) -> tuple[str, ...]:
-    """The tokens of a tokenizer.json that end an answer: known ones, and those that the files beside it name."""
+    """The tokens of a tokenizer.json that end an answer: CHAT_ENDS, and those that the files beside it name."""
     try:
         added = {token["id"]: str(token["content"]) for token in parse_json(read_file(path)).get("added_tokens", ())}
     except (OSError, ValueError, AttributeError, TypeError, KeyError):
@@ -107,17 +107,17 @@ def _ends(path: Path) -> tuple[str, ...]:
 
 
 def _make_assets(section: ChatSection, project: Project, assets: Path, files: ChatFiles) -> None:
-    """The template is the first to be written, and the tokenizer the last: a run that has it has all."""
+    """Write the assets of a run, the tokenizer last: a run that has it has all."""
     is_own = section.tokenizer in OWN_TOKENIZERS
     path = project.root / section.tokenizer
     folder = path.parent
-    data = _trained(section, files) if is_own else chat_tokenizer(section, path).data
+    data = _train_own_tokenizer(section, files) if is_own else chat_tokenizer(section, path).data
     template = _chosen_template(section, project, None if is_own else folder)
     if template is None:
         has_chatml = all(f'"{token}"' in data.decode("utf-8", "replace") for token in CHATML_TOKENS)
         template = ChatTemplate(CHATML if has_chatml else PLAIN, "aifx's chat template")
         if not is_own:
-            logger.info(f"{folder} has no chat template: conversations are written as aifx does it (docs/chat.md)")
+            logger.info(f"{folder} has no chat template: aifx renders conversations with its own (docs/chat.md)")
     replace_file(assets / TEMPLATE_FILE, template.source.encode())
     if not is_own:
         if (folder / SETTINGS_FILE).exists():
@@ -129,7 +129,7 @@ def _make_assets(section: ChatSection, project: Project, assets: Path, files: Ch
 
 
 def _chosen_template(section: ChatSection, project: Project, beside: Path | None) -> ChatTemplate | None:
-    """The template that a project names, or that is beside its tokenizer."""
+    """The template that the configuration names, otherwise the one beside the tokenizer, otherwise None."""
     if section.chat_template is not None:
         return _template(project.root / section.chat_template)
     if beside is None:
@@ -141,7 +141,7 @@ def _chosen_template(section: ChatSection, project: Project, beside: Path | None
 
 
 def template_of_settings(settings: Mapping[str, Any]) -> str | None:
-    """The chat template in a tokenizer_config.json: one, or the default of several."""
+    """The chat template in a tokenizer_config.json, which may hold several: then the one called "default"."""
     template = settings.get("chat_template")
     if isinstance(template, list):
         template = next(
@@ -154,12 +154,12 @@ def _template(path: Path) -> ChatTemplate:
     try:
         return load_template(read_file(path), str(path))
     except OSError as error:
-        hint = "name the template: data.chat_template"
+        hint = "set data.chat_template to the path of a template"
         raise DataError(f"{path} cannot be read", error.strerror or str(error), hint) from None
 
 
 def _settings(path: Path) -> Mapping[str, Any]:
-    """What a JSON file of a model's folder says; nothing if there is none."""
+    """The object in a JSON file of a model's folder; empty if there is no such file. Raises DataError."""
     if not path.exists():
         return {}
     try:
@@ -170,13 +170,13 @@ def _settings(path: Path) -> Mapping[str, Any]:
 
 
 def _content(token: Any) -> str | None:
-    """The text of a special token, which some files describe."""
+    """The text of a special token: some files hold an object with it as `content`."""
     text = token.get("content") if isinstance(token, Mapping) else token
     return text if isinstance(text, str) else None
 
 
-def _trained(section: ChatSection, files: ChatFiles) -> bytes:
-    """A tokenizer of the training split's messages, with ChatML's tokens."""
+def _train_own_tokenizer(section: ChatSection, files: ChatFiles) -> bytes:
+    """A tokenizer.json made from the training split's messages, with ChatML's tokens."""
     if section.tokenizer == "byte":
         return train_tokenizer((), NUM_BYTES + len(OWN_SPECIAL), OWN_SPECIAL)
     logger.info(f"training the tokenizer on {files.names('train')}")

@@ -20,9 +20,10 @@ from aifx.data.chat.rendering import ChatRenderer
 from aifx.data.chat.rows import Preference, find_chats, parse_row
 from aifx.data.chat.section import ChatSection
 from aifx.data.chat.sequences import ChatRows, Mix, Truncation, empty_chats, fit
-from aifx.data.chat.store import FORMAT, SPLITS, ChatFiles, ChatTokens, files_of_split, open_files, tokenize
+from aifx.data.chat.store import SPLITS, ChatFiles, ChatTokens, files_of_split, open_files, tokenize, tokens_digest
 from aifx.data.encoding import TextFile
 from aifx.data.rows import Row
+from aifx.data.sections import OWN_TOKENIZERS
 from aifx.data.spec import DataSpec, Field
 from aifx.data.text import TokenFormat, check_vocab_size
 from aifx.data.tokenizer import Tokenizer
@@ -35,8 +36,9 @@ class ChatSource:
     """Batches {"inputs", "targets", "writers", "segment_ids", "positions": int32, "weights": float32}, all
     `[rows, seq_len]`.
 
-    A weight is 1 on each token of a conversation but its first, and 0 on padding. `writers` says who wrote the target:
-    see `rendering`. Segments are 1, 2, ... by conversation and 0 on padding; positions count within each.
+    A weight is 1 on each token of a conversation but its first, and 0 on padding. `writers` says who wrote the target
+    (`rendering.OTHERS`, `EARLIER` or `COMPLETION`).
+    Segments are 1, 2, ... by conversation and 0 on padding; positions count within each.
     """
 
     entries: Sequence[ChatRows]
@@ -59,7 +61,7 @@ class ChatSource:
         return batch
 
     def find(self, place: int) -> tuple[ChatRows, int] | None:
-        """The row at a place: without a seed in order, and none behind the last."""
+        """The row at a place; without a seed they are in order, and there is none after the last."""
         if self.seed is not None:
             entry, index = self.mix(place, self.seed)
             return self.entries[entry], index
@@ -108,10 +110,7 @@ class ChatData:
 
     def place(self, rows: ChatRows, member: int) -> str:
         """The file and line of a conversation in `rows.fitted`."""
-        number = int(rows.fitted.numbers[member])
-        file = self.files.files[int(rows.tokens.files[number])]
-        line = int(rows.tokens.rows[number])
-        return f"{file.name}: row {line}" if file.format == ".parquet" else f"{file.name}:{line}"
+        return self.files.place(rows.tokens, int(rows.fitted.numbers[member]))
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class ChatFormat(TokenFormat):
     def describe(cls, section: ChatSection, project: Project) -> DataSpec:
         if (size := own_vocab_size(section)) is not None:
             return chat_spec(section, size)
-        if section.tokenizer in ("bpe", "char", "byte"):
+        if section.tokenizer in OWN_TOKENIZERS:
             return chat_spec(section, None)
         return chat_spec(section, chat_tokenizer(section, project.root / section.tokenizer).vocab_size)
 
@@ -191,9 +190,7 @@ class ChatFormat(TokenFormat):
 
     def _open(self, files: ChatFiles) -> ChatData:
         section, renderer = self.section, self.renderer
-        kept = [FORMAT, files.digest, renderer.template.source, sorted(renderer.variables.items())]
-        made_with = repr([*kept, renderer.tokenizer.data, sorted(self.tokenizer.end_ids), str(renderer.today)])
-        digest = hashlib.sha256(made_with.encode()).hexdigest()
+        digest = tokens_digest(files, renderer)
         tokens = tokenize(files, renderer, digest)
         self._check_lengths(tokens, files)
         make = partial(ChatRows.make, tokens, seq_len=section.seq_len, is_packed=section.packing == "examples")
@@ -204,9 +201,8 @@ class ChatFormat(TokenFormat):
             for entry, (of, _) in enumerate(files.entries):
                 if of not in (split, "train"):
                     continue
-                is_here = (tokens.entries == entry) & (tokens.splits == SPLITS.index(split))
-                fitted, cut = fit(tokens, np.flatnonzero(is_here), section.seq_len, section.truncate)
-                truncation = Truncation(*(a + b for a, b in zip(_counts(truncation), _counts(cut), strict=True)))
+                fitted, cut = fit(tokens, tokens.numbers(split, entry), section.seq_len, section.truncate)
+                truncation += cut
                 splits[split].append(make(fitted))
         _report(truncation, section)
         how = (section.seq_len, section.packing, section.truncate, section.mix)
@@ -219,24 +215,19 @@ class ChatFormat(TokenFormat):
         too_long = np.flatnonzero(lengths > self.section.seq_len)
         if self.section.truncate != "error" or not len(too_long):
             return
-        first = too_long[0]
-        file, row = files.files[int(tokens.files[first])], int(tokens.rows[first])
-        place = f"{file.name}: row {row}" if file.format == ".parquet" else f"{file.name}:{row}"
+        first = int(too_long[0])
+        place = files.place(tokens, first)
         what = f"{place}: the conversation has {lengths[first]:,} tokens, and data.seq_len is {self.section.seq_len:,}"
         why = f"{len(too_long):,} of {len(lengths):,} are too long; the longest has {lengths.max():,}"
         raise DataError(what, why, f"aifx train --set data.seq_len={lengths.max()}    (or data.truncate: docs/chat.md)")
 
 
 def chat_spec(section: ChatSection, vocab_size: int | None) -> DataSpec:
-    """What a model must know of the batches."""
+    """The fields of the batches, and the size of the vocabulary."""
     names = ("inputs", "targets", "writers", "segment_ids", "positions")
     fields = {name: Field((section.seq_len,), "int32", ("seq",)) for name in names}
     fields["weights"] = Field((section.seq_len,), "float32", ("seq",))
     return DataSpec(fields, section.vocab_size or vocab_size)
-
-
-def _counts(truncation: Truncation) -> tuple[int, int, int]:
-    return truncation.examples, truncation.truncated, truncation.without_end
 
 
 def _report(truncation: Truncation, section: ChatSection) -> None:

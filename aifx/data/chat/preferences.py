@@ -18,7 +18,7 @@ from aifx.data.chat.format import ChatData, ChatFormat, ChatSource, chat_spec
 from aifx.data.chat.rows import read_pairs
 from aifx.data.chat.section import ChatSection
 from aifx.data.chat.sequences import ChatRows, Fitted, Truncation
-from aifx.data.chat.store import FORMAT, SPLITS, ChatFiles, ChatTokens, tokenize
+from aifx.data.chat.store import SPLITS, ChatFiles, ChatTokens, tokenize, tokens_digest
 from aifx.data.spec import DataSpec, Field
 
 CHOSEN, REJECTED = 1, 2
@@ -60,12 +60,12 @@ class PreferenceSource(ChatSource):
         batch["reference"] = np.zeros((len(places), 2), np.float32)
         for row, place in enumerate(places):
             if (pair := self.pair(place)) is not None:
-                # Without references, no number of a pair is known.
+                # NaN, so that a loss without references cannot look like one with them.
                 batch["reference"][row] = np.nan if self.references is None else self.references.values[pair]
         return batch
 
     def pair(self, place: int) -> int | None:
-        """The number of the pair at a place, in the order of the files; None behind the last."""
+        """The number of the pair at a place, in the order of the files; None after the last."""
         found = self.find(place)
         return None if found is None else int(found[0].fitted.numbers[found[0].members(found[1])[0]]) // 2
 
@@ -105,7 +105,7 @@ class PreferenceFormat(ChatFormat):
         return cls(section, _with_reference(chat_spec(section, made.spec.vocab_size)), made.tokenizer, made.renderer)
 
     def open_file(self, path: Path) -> ChatData:
-        why = "the run knows what the model that it started from makes of its own data alone"
+        why = "the run has reference log-probabilities of its own data alone"
         raise DataError(f"{path}: pairs of another file cannot be measured", why, "aifx eval --split test")
 
     def encode(self, row: Any) -> Batch:
@@ -113,9 +113,7 @@ class PreferenceFormat(ChatFormat):
 
     def _open(self, files: ChatFiles) -> ChatData:
         section, renderer = self.section, self.renderer
-        kept = [FORMAT, "preferences", files.digest, renderer.template.source, sorted(renderer.variables.items())]
-        made_with = repr([*kept, renderer.tokenizer.data, sorted(self.tokenizer.end_ids), str(renderer.today)])
-        digest = hashlib.sha256(made_with.encode()).hexdigest()
+        digest = tokens_digest(files, renderer, "preferences")
         tokens = tokenize(files, renderer, digest, read_pairs)
         lengths = (np.diff(tokens.starts) - 1).reshape(-1, 2).sum(1)
         if section.truncate != "drop":
@@ -126,14 +124,15 @@ class PreferenceFormat(ChatFormat):
             for entry, (of, _) in enumerate(files.entries):
                 if of not in (split, "train"):
                     continue
-                is_here = (tokens.entries == entry) & (tokens.splits == SPLITS.index(split))
-                splits[split].append(_pair_rows(tokens, np.flatnonzero(is_here[::2] & (lengths <= section.seq_len))))
+                pairs = tokens.numbers(split, entry)[::2] // 2
+                splits[split].append(_pair_rows(tokens, pairs[lengths[pairs] <= section.seq_len]))
         whole = hashlib.sha256(repr(("preferences", digest, section.seq_len, section.mix)).encode()).hexdigest()
         cut = Truncation(len(lengths), int((lengths > section.seq_len).sum()))
         return PreferenceData(self.spec, whole, self.tokenizer, section, files, splits, cut, len(lengths))
 
 
 def _pair_rows(tokens: ChatTokens, pairs: np.ndarray) -> ChatRows:
+    """One pair in each row: the conversations 2 * pair and 2 * pair + 1, int64 `[pairs]`."""
     numbers = (2 * pairs[:, None] + np.arange(2)).reshape(-1)
     starts, stops = tokens.starts[numbers], tokens.starts[numbers + 1] - 1
     rows = np.repeat(np.arange(len(pairs)), 2)
@@ -141,12 +140,12 @@ def _pair_rows(tokens: ChatTokens, pairs: np.ndarray) -> ChatRows:
 
 
 def _check_lengths(lengths: np.ndarray, tokens: ChatTokens, files: ChatFiles, section: ChatSection) -> None:
+    """Raise DataError if a pair is too long for a row. `lengths`: targets of both answers, `[pairs]`."""
     too_long = np.flatnonzero(lengths > section.seq_len)
     if not len(too_long):
         return
-    first = 2 * int(too_long[0])
-    name, row = files.files[int(tokens.files[first])].name, int(tokens.rows[first])
-    what = f"{name}:{row}: both answers have {lengths[too_long[0]]:,} tokens, and data.seq_len is {section.seq_len:,}"
+    place = files.place(tokens, 2 * int(too_long[0]))
+    what = f"{place}: both answers have {lengths[too_long[0]]:,} tokens, and data.seq_len is {section.seq_len:,}"
     why = f"{len(too_long):,} of {len(lengths):,} pairs are too long for a row; the longest has {lengths.max():,}"
     raise DataError(what, why, f"aifx train --set data.seq_len={lengths.max()}    (or data.truncate=drop)")
 

@@ -1,4 +1,4 @@
-"""From a conversation to tokens, and to which of them the assistant wrote."""
+"""Conversations as tokens, with the writer of each token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aifx.data.chat.template import BEGIN, END, ChatTemplate
 from aifx.data.tokenizer import Tokenizer
 
 OTHERS, EARLIER, COMPLETION = 0, 1, 2
-"""What wrote a token: a template, a system or a user; the assistant in the prompt; the assistant in the completion."""
+"""Writers of tokens: the template, a system or a user; the assistant in the prompt; the assistant in the completion."""
 
 _INSERTED = "\U0010fff2"  # marks the beginning of the next message's text
 _HINT = "put {% generation %} and {% endgeneration %} around what the assistant writes, or set data.chat_template"
@@ -34,8 +34,8 @@ class ChatRenderer:
     """A tokenizer with a chat template.
 
     Attributes:
-        variables: what the template knows of the tokenizer: `bos_token`, `eos_token` and others.
-        today: what the template takes for the current day; without one it must not ask.
+        variables: the tokenizer's `bos_token`, `eos_token` and others, as the template reads them.
+        today: the current day for the template; None if it must not ask for it.
     """
 
     tokenizer: Tokenizer
@@ -45,15 +45,15 @@ class ChatRenderer:
     today: date | None = None
 
     def prompt(self, messages: Sequence[Message], place: str = "the prompt") -> list[int]:
-        """What a model reads before it answers. Raises DataError."""
+        """The tokens that a model reads before it answers. Raises DataError."""
         text = self._text(Conversation(tuple(messages), len(messages), place), len(messages), asks=True)
         return list(self.special.encode(_bare(text)).ids)
 
     def example(self, conversation: Conversation) -> Example:
         """The tokens of a conversation.
 
-        Raises DataError, which names its place, if the template refuses it, if it is not exactly known what the
-        assistant wrote, or if no token there ends an answer: a model that is trained on it would never stop.
+        Raises DataError, which names its place, if the template refuses it, if the assistant's tokens are not exactly
+        known, or if an answer has no end token: a model that is trained on it would never stop.
         """
         marked = self._text(conversation, len(conversation.messages))
         text = _bare(marked)
@@ -82,7 +82,7 @@ class ChatRenderer:
 
         Args:
             asks: whether the beginning of an answer follows.
-            inserted: before the text of this message stands a mark.
+            inserted: index of a message to put a mark (`_INSERTED`) before.
         """
         place = conversation.place
         messages = self.special.shield(conversation.messages[:count], place)
@@ -101,10 +101,10 @@ class ChatRenderer:
     def _marked(
         self, text: str, spans: list[tuple[int, int]], conversation: Conversation
     ) -> list[tuple[int, int, int]]:
-        """Each span with the answer that it is of.
+        """Each span as (answer, begin, end).
 
-        Templates may leave earlier answers unmarked, or mark two parts of one. The spans are then told apart by where
-        the completion begins: those before it are taken for parts of the last answer of the prompt.
+        Templates may leave earlier answers unmarked, or mark two parts of one. Then spans before the completion count
+        as parts of the last answer in the prompt, and the others as parts of the last answer of all.
         """
         answers = conversation.answers
         if len(spans) == len(answers):
@@ -117,12 +117,12 @@ class ChatRenderer:
     def _span(
         self, text: str, conversation: Conversation, answer: int, ids: np.ndarray, offsets: np.ndarray
     ) -> tuple[int, int]:
-        """From where the prompt before an answer ends, to the first token that ends a text."""
+        """The span of an answer: from the end of the prompt before it, to the first token that ends a text."""
         prompt = self._text(conversation, answer, asks=True)
         if not text.startswith(prompt):
             at = _shared_length(text, prompt)
             shown = self.special.spell(prompt[max(at - 20, 0) : at + 20])
-            why = f"what stands before it is rendered otherwise if nothing follows, near {shown!r}"
+            why = f"the messages before it are rendered differently if nothing follows, near {shown!r}"
             raise self._inexact(conversation, answer, why)
         begin, limit = len(prompt), len(text)
         if answer + 1 < len(conversation.messages):
@@ -152,7 +152,7 @@ def _bare(text: str) -> str:
 
 
 def _shared_length(text: str, other: str) -> int:
-    """How many characters two texts begin alike with."""
+    """The length of the longest prefix that two texts share."""
     pairs = enumerate(zip(text, other, strict=False))
     return next((at for at, (one, two) in pairs if one != two), min(len(text), len(other)))
 
@@ -166,7 +166,7 @@ def _with_mark(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _marked_spans(marked: str, conversation: Conversation, name: str) -> list[tuple[int, int]]:
-    """Where `BEGIN` and `END` stand in a text without them."""
+    """The spans between `BEGIN` and `END`, as offsets in the text without these marks."""
     spans: list[tuple[int, int]] = []
     begin, removed = None, 0
     for at, character in enumerate(marked):

@@ -25,7 +25,7 @@ from aifx.data.files import find_files
 from aifx.data.rows import InputFile, Row, read_rows
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-"""A role may become part of a special token, so it is one of these."""
+"""Fixed, since a template may make a role part of a special token."""
 
 FORMATS = (".jsonl", ".parquet")
 
@@ -34,12 +34,12 @@ Message: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation as its row has it.
+    """A conversation of a row.
 
     Attributes:
-        messages: with `role`, `content` (text, a list of parts, or None beside `tool_calls`) and what else the row has.
-        prompt_length: so many messages are the prompt; the assistant's after them are the completion.
-        place: the file and line, for messages.
+        messages: with `role`, `content` (text, a list of parts, or None beside `tool_calls`) and other fields of it.
+        prompt_length: number of messages in the prompt; the assistant's messages after them are the completion.
+        place: the file and line, for error messages.
     """
 
     messages: tuple[Message, ...]
@@ -49,12 +49,12 @@ class Conversation:
 
     @property
     def answers(self) -> list[int]:
-        """The places of the assistant's messages."""
+        """Indices of the assistant's messages."""
         return [index for index, message in enumerate(self.messages) if message["role"] == "assistant"]
 
     @cached_property
     def key(self) -> bytes:
-        """What makes it the same conversation as another, wherever it is."""
+        """Equal for equal conversations, whatever their files and lines."""
         return json.dumps([self.messages, self.tools], sort_keys=True, default=str).encode()
 
 
@@ -97,7 +97,7 @@ def read_conversations(file: TextFile) -> Iterator[Conversation]:
 
 
 class _Answer(Conversation):
-    """One of two answers to a prompt, which both are in the split of the prompt."""
+    """One of two answers to a prompt. The key is that of the prompt, so both answers are in the same split."""
 
     @cached_property
     def key(self) -> bytes:
@@ -118,7 +118,7 @@ def read_pairs(file: TextFile) -> Iterator[Conversation]:
 
 
 def parse_row(row: Row) -> Conversation | Preference:
-    """What a row holds. Raises DataError that names its place."""
+    """The conversation or preference in a row. Raises DataError that names its place."""
     values = {name: value for name, value in row.values.items() if value is not None}
     tools = _tools(values.get("tools"), row.place)
     if "messages" in values:

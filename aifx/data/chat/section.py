@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +15,7 @@ from aifx.data.sections import TokenSection, held_out_conflicts, missing_file
 
 if TYPE_CHECKING:
     from aifx.config.config import Config
+    from aifx.data.encoding import TextFile
 
 
 class ChatSection(TokenSection):
@@ -52,7 +53,7 @@ class ChatSection(TokenSection):
     @field_validator("template_date", mode="before")
     @classmethod
     def _check_date(cls, value: object) -> object:
-        """TOML also has days that are no text."""
+        """TOML also has a type for dates."""
         return None if value is None else date.fromisoformat(str(value)).isoformat()
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:
@@ -72,12 +73,18 @@ class ChatSection(TokenSection):
             yield from missing_file(project, "data.chat_template", self.chat_template)
 
     def read_beginnings(self, project: Project) -> int:
-        from aifx.data.chat.rows import find_chats, read_chats
+        from aifx.data.chat.rows import read_chats
+
+        return self._read_first_rows(project, read_chats)
+
+    def _read_first_rows(self, project: Project, read: Callable[[TextFile], Iterator[object]]) -> int:
+        """Read a row of each file, and return the number of files. Raises DataError."""
+        from aifx.data.chat.rows import find_chats
 
         keys = ("train", "validation", "test")
         files = [file for key in keys for file in find_chats(getattr(self, key), project, f"data.{key}")]
         for file in files:
-            next(read_chats(file), None)
+            next(read(file), None)
         return len(files)
 
 
@@ -95,14 +102,10 @@ class PreferenceSection(ChatSection):
             yield Conflict(
                 ("data.kind", "finetune.base_run"),
                 "training on preferences needs finetune.base_run",
-                "answers are compared with what that run's model makes of them",
+                "the loss compares log-probabilities with those of that run's model",
             )
 
     def read_beginnings(self, project: Project) -> int:
-        from aifx.data.chat.rows import find_chats, read_pairs
+        from aifx.data.chat.rows import read_pairs
 
-        keys = ("train", "validation", "test")
-        files = [file for key in keys for file in find_chats(getattr(self, key), project, f"data.{key}")]
-        for file in files:
-            next(read_pairs(file), None)
-        return len(files)
+        return self._read_first_rows(project, read_pairs)

@@ -1,4 +1,4 @@
-"""Conversations as rows of a fixed length: cut to fit, packed, and in what order training takes them."""
+"""Conversations as rows of a fixed length: cut to fit, packed, and in the order that training takes them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,21 @@ from aifx.data.order import derived_seed, shuffled
 from aifx.data.sequences import best_fit, empty_batch
 
 CYCLE = 1000
-"""So many rows in succession hold each entry of a mix in its share, to the nearest row."""
+"""Rows in succession that hold each entry of a mix in its share, to the nearest row."""
 
 
 @dataclass(frozen=True)
 class Truncation:
-    """How many conversations are longer than a sequence, and what became of them."""
+    """Numbers of conversations that are longer than a sequence."""
 
     examples: int = 0  # of all splits
     truncated: int = 0  # longer than data.seq_len: cut, or left out
     without_end: int = 0  # cut so that their last answer has lost the token that ends it
+
+    def __add__(self, other: Truncation) -> Truncation:
+        return Truncation(
+            self.examples + other.examples, self.truncated + other.truncated, self.without_end + other.without_end
+        )
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,12 @@ class Fitted:
 def fit(
     tokens: ChatTokens, numbers: np.ndarray, seq_len: int, how: Literal["error", "drop", "left", "right"]
 ) -> tuple[Fitted, Truncation]:
-    """The conversations `numbers`, none with more than `seq_len` targets. With "error", none may have more."""
+    """Cut the conversations `numbers` to `seq_len` targets, or leave longer ones out.
+
+    Args:
+        numbers: int64 `[conversations]`, indices into `tokens`.
+        how: `data.truncate`; with "error", the caller has checked that none is longer.
+    """
     starts, stops = tokens.starts[numbers], tokens.starts[numbers + 1] - 1
     too_long = stops - starts > seq_len
     ends = _last_ends(tokens)[numbers]
@@ -55,7 +65,7 @@ def fit(
 
 
 def _last_ends(tokens: ChatTokens) -> np.ndarray:
-    """Where the last token of the assistant is in each conversation: a trained end token."""
+    """The index of the assistant's last token in each conversation: a trained end token."""
     written = np.flatnonzero(tokens.writers)
     last: np.ndarray = written[np.searchsorted(written, tokens.starts[1:]) - 1]
     return last
@@ -106,7 +116,7 @@ class ChatRows:
 
 
 def empty_chats(rows: int, seq_len: int, eos_id: int) -> Batch:
-    """Padding, as `empty_batch` makes it, that nobody wrote."""
+    """Rows of padding, as `empty_batch` makes them, with the writer OTHERS (0)."""
     batch = empty_batch(rows, seq_len, eos_id, documents=True)
     batch["writers"] = np.zeros((rows, seq_len), np.int32)
     return batch
@@ -114,7 +124,7 @@ def empty_chats(rows: int, seq_len: int, eos_id: int) -> Batch:
 
 @dataclass(frozen=True)
 class Mix:
-    """Which row of which entry is at a place of training: a function of (seed, place).
+    """The entry and the row at each place of training: a function of (seed, place).
 
     Attributes:
         sizes: rows of each entry.

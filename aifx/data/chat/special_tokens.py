@@ -1,9 +1,13 @@
 """Special tokens that only a template can write. A user's text that spells one stays text.
 
-Characters for private use (plane 16 of Unicode) carry the difference through the template, which may strip, compare or
-split the text in any way. In a user's text, a stand-in replaces a character of what spells a special token. What still
-spells one in the rendered text is the template's own, and becomes one character. A copy of the tokenizer, whose special
-tokens have these characters for names, encodes the whole text at once, as the tokenizer itself would.
+A template may strip, compare or split text in any way, so private-use characters (plane 16 of Unicode) mark the
+difference:
+
+1. `shield`: if a user's text spells a special token, a stand-in replaces one of its characters.
+2. The template is rendered.
+3. `own`: a special token that the rendered text still spells is the template's. One character replaces it. Stand-ins
+   become the characters that they replaced.
+4. `encode`: a copy of the tokenizer, whose special tokens have these characters as names, encodes the whole text.
 """
 
 from __future__ import annotations
@@ -48,9 +52,9 @@ class SpecialTokens:
         self._encoder = self._renamed(description, special)
 
     def shield(self, value: Any, place: str) -> Any:
-        """A user's text, or what holds texts, so that nothing of it can become a special token.
+        """A copy of a user's text, or of a mapping or list of texts, that cannot become a special token.
 
-        Raises DataError for text with the characters that aifx uses for this.
+        Raises DataError for text with private-use characters of plane 16.
         """
         if isinstance(value, str):
             return self._with_edges(self._shielded(value, place))
@@ -64,15 +68,15 @@ class SpecialTokens:
         return [self.shield(part, place) for part in value] if isinstance(value, (list, tuple)) else value
 
     def own(self, rendered: str) -> str:
-        """A rendered text whose special tokens, the template's own, are one character each, and the rest is text."""
+        """The rendered text with one character for each special token, and without stand-ins."""
         return self._spelt.sub(lambda found: self._names[found[0]], rendered).translate(self._restore)
 
     def spell(self, text: str) -> str:
-        """What `own` made, with special tokens as people read them."""
+        """A text of `own` with special tokens spelled out."""
         return text.translate(self._contents)
 
     def encode(self, text: str) -> tokenizers.Encoding:
-        """The ids of what `own` made, with their places in it."""
+        """The ids of a text of `own`, with their offsets in it."""
         with library_errors(self._name):
             return self._encoder.encode(text, add_special_tokens=False)
 
@@ -85,9 +89,9 @@ class SpecialTokens:
         return text
 
     def _with_edges(self, text: str) -> str:
-        """The text so that it neither completes nor begins a special token.
+        """The text with stand-ins at its edges, so that it neither completes nor begins a special token.
 
-        A template may put its own text right before or behind, after it has removed space there.
+        A template may remove the space around the text and put its own text next to it.
         """
         inner, begin = text.strip(), len(text) - len(text.lstrip())
         places = {begin} if inner and any(inner in content for content in self._special) else set()

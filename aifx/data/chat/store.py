@@ -33,7 +33,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 ReadChats: TypeAlias = Callable[[TextFile], Iterator[Conversation]]
 
 Entries: TypeAlias = Sequence[tuple[Split, Sequence[TextFile]]]
-"""The files by split, those of each entry of `data.train` apart."""
+"""The files of each split; those of `data.train` separately for each of its entries."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ class ChatFiles:
         """Whether the project asks for this split at all."""
         return self.fractions[split] > 0 or any(of == split for of, _ in self.entries)
 
+    def place(self, tokens: ChatTokens, number: int) -> str:
+        """The file and line of a conversation, for messages."""
+        file, row = self.files[int(tokens.files[number])], int(tokens.rows[number])
+        return f"{file.name}: row {row}" if file.format == ".parquet" else f"{file.name}:{row}"
+
     def split_of(self, conversation: Conversation, split: Split) -> Split:
         """Where a conversation of a file goes; equal ones of the training files stay together."""
         if split != "train":
@@ -75,9 +80,9 @@ class ChatTokens:
         ids: int32 [tokens].
         writers: int8 [tokens], who wrote each: see `rendering`.
         starts: int64 [conversations + 1], where each begins, and the end of the last.
-        splits: int8 [conversations], as places in SPLITS.
-        entries: int32 [conversations], the entry of `ChatFiles.entries`.
-        files: int32 [conversations], the file.
+        splits: int8 [conversations], indices into SPLITS.
+        entries: int32 [conversations], indices into `ChatFiles.entries`.
+        files: int32 [conversations], indices into `ChatFiles.files`.
         rows: int64 [conversations], the line or row in the file, from 1.
     """
 
@@ -88,6 +93,10 @@ class ChatTokens:
     entries: np.ndarray
     files: np.ndarray
     rows: np.ndarray
+
+    def numbers(self, split: Split, entry: int) -> np.ndarray:
+        """int64, the conversations of an entry that are in a split."""
+        return np.flatnonzero((self.entries == entry) & (self.splits == SPLITS.index(split)))
 
 
 def open_files(section: ChatSection, project: Project) -> ChatFiles:
@@ -113,6 +122,18 @@ def files_of_split(files: Sequence[TextFile], split: Split) -> ChatFiles:
     for file in files:
         check_regular(check_chat_file(file).path, file.name, "a data set is a file", "aifx eval --data FILE")
     return _with_digest([(split, list(files))], dict.fromkeys(SPLITS, 0.0))
+
+
+def tokens_digest(files: ChatFiles, renderer: ChatRenderer, *kind: str) -> str:
+    """SHA-256 over all that the tokens of files depend on.
+
+    Args:
+        kind: what else than conversations is read from the files.
+    """
+    tokenizer, template = renderer.tokenizer, renderer.template
+    kept = [FORMAT, *kind, files.digest, template.source, sorted(renderer.variables.items())]
+    made_with = repr([*kept, tokenizer.data, sorted(tokenizer.end_ids), str(renderer.today)])
+    return hashlib.sha256(made_with.encode()).hexdigest()
 
 
 def _with_digest(entries: Entries, fractions: Mapping[Split, float]) -> ChatFiles:

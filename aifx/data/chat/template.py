@@ -22,10 +22,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from aifx.core.errors import ConfigError, DataError
 
 MOST_PRODUCT = 10**6
-"""Of numbers, or the length of a repeated text."""
+"""Largest product of numbers, and longest repetition of a text, that a template may compute."""
 
 BEGIN, END = "\U0010fff0", "\U0010fff1"
-"""Characters for private use, around what `{% generation %}` holds."""
+"""Private-use characters that replace `{% generation %}` and `{% endgeneration %}` in rendered text."""
 
 # Like ChatML. Contents are trimmed, so that no token spans the end of a header and the beginning of a text.
 CHATML = """\
@@ -51,11 +51,11 @@ class ChatTemplate:
     """A chat template that has been checked.
 
     Attributes:
-        marks_answers: whether it says with `{% generation %}` what the assistant writes.
+        marks_answers: whether it has `{% generation %}` around the assistant's text.
     """
 
     def __init__(self, source: str, name: str) -> None:
-        """Raises DataError for what is no template, or reaches for Python's internals."""
+        """Raise DataError if `source` is not a template, or reads Python's internals. `name`: for messages."""
         self.source, self.name = source, name
         self._environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         self._environment.filters["tojson"] = _to_json
@@ -82,12 +82,12 @@ class ChatTemplate:
         variables: Mapping[str, str],
         today: date | None = None,
     ) -> str:
-        """The text of a conversation, `BEGIN` and `END` around what the template says the assistant writes.
+        """The text of a conversation, with `BEGIN` and `END` around what the template marks as the assistant's.
 
         Args:
             place: names the conversation in messages.
             variables: `bos_token`, `eos_token` and others of the tokenizer.
-            today: what the template takes for the current day; without one it must not ask.
+            today: the current day for the template; None if it must not ask for it.
 
         Raises DataError if the template refuses the conversation, ConfigError if it asks for the day.
         """
@@ -121,14 +121,14 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(("*", "**"))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """A few characters of a template must not fill the memory."""
+        """Refuse products that could fill the memory: a few characters of a template suffice for one."""
         sizes = [len(x) if isinstance(x, (str, list, tuple)) else abs(x) for x in (left, right)]
         if operator == "**" or sizes[0] * sizes[1] > MOST_PRODUCT:
             raise SecurityError(f"it computes {left!r:.20} {operator} {right!r:.20}, which could fill the memory")
         return super().call_binop(context, operator, left, right)
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
-        """By default this prints nothing, and the template goes on."""
+        """Raise SecurityError. By default, jinja2 renders nothing here and continues."""
         raise SecurityError(f"it reads {attribute!r} of {type(obj).__name__}, one of Python's internals")
 
 
@@ -152,7 +152,7 @@ def _has_generation(tree: nodes.Template) -> bool:
 
 
 def _internals(tree: nodes.Template) -> list[tuple[int, str]]:
-    """Where a template names an attribute that only Python's internals have, also in a branch that never runs."""
+    """Lines and names of attributes that only Python's internals have, also in branches that never run."""
     names = [(node.lineno, node.attr) for node in tree.find_all(nodes.Getattr)]
     names += [(node.lineno, key.value) for node in tree.find_all(nodes.Getitem) for key in node.find_all(nodes.Const)]
     names += [(node.lineno, key.value) for node in tree.find_all(nodes.Filter) for key in _arguments(node)]
@@ -188,6 +188,6 @@ def _raise(message: str) -> NoReturn:
 def _strftime(today: date | None, name: str, format: str) -> str:
     if today is None:
         what = f"the chat template {name} writes the current date, and data.template_date is not set"
-        why = "the rows would be others tomorrow"
+        why = "the rows would change from day to day"
         raise ConfigError(what, why, f"template_date = {date.today()}    (below [data])")
     return datetime(today.year, today.month, today.day).strftime(format)
