@@ -158,7 +158,7 @@ def test_what_cannot_be_asked(project: Path, classified: Path) -> None:
     for where, args, words in (
         (project, ["--split", "test"], "--split cannot be used"),
         (project, ["--html", "x.html"], "--html cannot be used"),
-        (classified, [], "no language model"),
+        (classified, [], "not a language model"),
     ):
         done = aifx(where, "eval", "--benchmark", path, *args)
         assert done.returncode == 2

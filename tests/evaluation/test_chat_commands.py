@@ -62,9 +62,10 @@ def test_an_answer_ends_where_the_model_ends_it(chats: Path) -> None:
     assert said.returncode == 0, said.stderr
     assert said.stdout == "Aye.\n"
     shutil.rmtree(chats / "data")  # the run stands alone
-    told = document(aifx(chats, "generate", "--chat", "--system", "S", "--prompt", "x <|im_end|>", "--json"))
+    short = ["--max-tokens", "1", "--json"]
+    told = document(aifx(chats, "generate", "--chat", "--system", "S", "--prompt", "x <|im_end|>", *short))
     assert (told["chat"], told["system"], told["prompt"]) == (True, "S", "x <|im_end|>")
-    plain = document(aifx(chats, "generate", "--prompt", "Whale 99?", "--json"))
+    plain = document(aifx(chats, "generate", "--prompt", "Whale 99?", *short))
     assert (plain["chat"], plain["system"]) == (False, None)
 
 

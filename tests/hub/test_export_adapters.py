@@ -21,7 +21,7 @@ from aifx.hub.peft import export_adapter
 from aifx.loading.restore import restore_run
 
 STORED = Path(__file__).with_name("stored_adapter_logits.npz")
-QUICK = ("llama", "gpt2", "phi3")
+QUICK = ("llama",)
 SLOW = [name for name in peer_models.FIXED if name not in QUICK]
 
 
@@ -95,10 +95,9 @@ def test_the_command(adapted, empty_project, tmp_path):
     assert refused.returncode == 2
     assert "--merge" in refused.stderr
     assert "--format peft" in refused.stderr
-    merged = export(str(tmp_path / "narrow"), "--run", "adapted", "--merge", "--dtype", "bfloat16")
+    merged = export(str(tmp_path / "merged"), "--run", "adapted", "--merge", "--dtype", "bfloat16", "--json")
     assert merged.returncode == 0, merged.stderr
-    assert "largest difference of merged logits" in merged.stdout
-    document = json.loads(export(str(tmp_path / "wide"), "--run", "adapted", "--merge", "--json").stdout)
+    document = json.loads(merged.stdout)
     assert document["merged"]["largest_difference"] <= document["merged"]["bound"]
     made = export(str(tmp_path / "peft"), "--run", "adapted", "--format", "peft")
     assert made.returncode == 0, made.stderr
@@ -117,3 +116,4 @@ def test_a_merge_beyond_its_bound_exits_1(adapted, empty_project, tmp_path, monk
         ["export", str(tmp_path / "out"), "--run", "adapted", "--merge"], empty_project.root, os.environ
     )
     assert done.returncode == 1, done.stderr
+    assert "largest difference of merged logits" in done.stdout

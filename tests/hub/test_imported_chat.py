@@ -58,7 +58,7 @@ def test_from_import_to_export(imported: Project, tmp_path: Path) -> None:
     (imported.root / "aifx.toml").write_text(
         f'[task]\nkind = "chat"\n[finetune]\nbase_run = "chat"\n[model]\n{model}\n'
         '[data]\ntokenizer = "runs/chat/assets/tokenizer.json"\nseq_len = 64\n'
-        "[train]\nnum_steps = 2\nglobal_batch_size = 4\n"
+        "[train]\nnum_steps = 1\nglobal_batch_size = 4\nvalidate_every = 0\n"
     )
     assert train(imported, load_config(imported, [], {}), "tuned").status == "completed"
     tuned = restore_run(imported.run("tuned"), imported)

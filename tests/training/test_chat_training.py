@@ -29,7 +29,7 @@ tokenizer = "byte"
 seq_len = 96
 validation_fraction = 0.2
 [model]
-num_layers = 2
+num_layers = 1
 embed_dim = 16
 num_heads = 2
 [train]

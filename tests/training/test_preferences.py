@@ -37,7 +37,7 @@ tokenizer = "byte"
 seq_len = 96
 validation_fraction = 0.2
 [model]
-num_layers = 2
+num_layers = 1
 embed_dim = 16
 num_heads = 4
 num_kv_heads = 2
@@ -62,7 +62,7 @@ LORA = ("finetune.adapter=lora", "lora.rank=2", "lora.dropout=0.1")
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with the runs "base", and "whole" and "adapted", which learn preferences. Not to be changed."""
+    """A project with the runs "base", and "adapted", which learns preferences with adapters. Not to be changed."""
     root = tmp_path_factory.mktemp("preferences") / "project"
     for folder, keys in (("data", ("completion",)), ("pairs", ("chosen", "rejected"))):
         (root / folder).mkdir(parents=True)
@@ -73,7 +73,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "aifx.toml").write_text(SETTINGS)
     project = Project(root)
     train(project, load_config(project, [], {}), "base")
-    prefer(project, run="whole")
     prefer(project, *LORA, run="adapted")
     return root
 
@@ -87,31 +86,41 @@ def prefer(project: Project, *settings: str, run: str, **options: Any) -> Any:
     return train(project, load_config(project, [*DPO, *settings], {}), run, **options)
 
 
+def open_programs(project: Project, *settings: str) -> Any:
+    config = load_config(project, [*DPO, *settings], {})
+    return build(config, open_task(config, project, project.run("adapted").assets), local_layout(1))
+
+
 def last(project: Project, run: str) -> Any:
     return json.loads(project.run(run).events.read_text().splitlines()[-1])
 
 
-def answers_of(weights: Any, batch: Any) -> tuple[Any, Any]:
-    """Log-probabilities of the answers `[rows, 2]`, each read by itself, and their lengths."""
+def separate_answers(batch: Any) -> dict[str, Any]:
+    """The answers of a batch, one in a row."""
     columns = {name: np.zeros((2 * len(batch["inputs"]), 96), np.int32) for name in ("inputs", "targets", "writers")}
     for row in range(len(batch["inputs"])):
         for segment in (1, 2):
             here = batch["segment_ids"][row] == segment
             for name, values in columns.items():
                 values[2 * row + segment - 1, : here.sum()] = batch[name][row][here]
-    likely = plain.log_probabilities(weights, columns["inputs"], 2, 4)
-    each = jnp.take_along_axis(likely, columns["targets"][..., None], -1)[..., 0]
-    scored = columns["writers"] == 2
+    return columns
+
+
+@jax.jit
+def score_answers(weights: Any, answers: Any) -> tuple[Any, Any]:
+    """Log-probabilities of the answers `[rows, 2]`, each read by itself, and their lengths."""
+    likely = plain.log_probabilities(weights, answers["inputs"], 1, 4)
+    each = jnp.take_along_axis(likely, answers["targets"][..., None], -1)[..., 0]
+    scored = answers["writers"] == 2
     return (each * scored).sum(-1).reshape(-1, 2), scored.sum(-1).reshape(-1, 2)
 
 
 @pytest.mark.parametrize("normalize", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_five_steps_are_those_of_the_paper(made: Path, normalize: str) -> None:
     project = Project(made)
-    config = load_config(project, [*DPO, f"objective.length_normalize={normalize}", "optimizer.weight_decay=0"], {})
-    run = project.run("whole")
-    programs = build(config, open_task(config, project, run.assets), local_layout(1))
-    programs = with_references(programs, run)
+    run = project.run("adapted")
+    settings = (f"objective.length_normalize={normalize}", "optimizer.weight_decay=0")
+    programs = with_references(open_programs(project, *settings), run)
     state, frozen = programs.init()
     state = with_base_weights(state, programs, run)
     matrices = set(plain.MATRICES)
@@ -127,20 +136,22 @@ def test_five_steps_are_those_of_the_paper(made: Path, normalize: str) -> None:
         }
 
     weights = flat(state.params)
-    source, update = training_source(programs.task, config), plain.PlainAdamW(0.01, 0.0)
+    source, update = training_source(programs.task, programs.config), plain.PlainAdamW(0.01, 0.0)
     batches = [source.read(step, slice(0, 4)) for step in range(5)]
-    references = [answers_of(weights, batch)[0] for batch in batches]
+    references = [score_answers(weights, separate_answers(batch))[0] for batch in batches]
     for batch, reference in zip(batches, references, strict=True):
         np.testing.assert_allclose(batch["reference"], reference, atol=1e-4)
 
-    def loss(weights: Any, batch: Any, reference: Any) -> Any:
-        found, counts = answers_of(weights, batch)
+    @jax.jit
+    @jax.value_and_grad
+    def loss(weights: Any, answers: Any, reference: Any) -> Any:
+        found, counts = score_answers(weights, answers)
         ratios = (found - reference) / (counts if normalize == "true" else 1)
         return -jnp.log(jax.nn.sigmoid(0.5 * (ratios[:, 0] - ratios[:, 1]))).mean()
 
     for batch, reference in zip(batches, references, strict=True):
         state, numbers = programs.train_step(state, frozen, programs.place(batch))
-        expected, gradients = jax.value_and_grad(loss)(weights, batch, reference)
+        expected, gradients = loss(weights, separate_answers(batch), reference)
         np.testing.assert_allclose(numbers[0], expected, atol=1e-4)
         weights = update(weights, gradients)
     assert numbers[0] < 0.68  # it began with ln 2
@@ -148,18 +159,18 @@ def test_five_steps_are_those_of_the_paper(made: Path, normalize: str) -> None:
         np.testing.assert_allclose(array, weights[name], atol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize(("run", "settings"), [("whole", ()), ("adapted", LORA)])
-def test_a_stopped_run_goes_on_bit_for_bit(project: Project, run: str, settings: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("settings", [LORA, pytest.param((), marks=pytest.mark.slow)])
+def test_a_stopped_run_goes_on_bit_for_bit(project: Project, settings: tuple[str, ...]) -> None:
+    digest = last(project, "adapted")["state_digest"] if settings else prefer(project, run="whole").state_digest
     stop = StopAt(2)
     prefer(project, *settings, run="stopped", observers=[stop], stop=stop.signals)
     resumed = prefer(project, *settings, run="stopped")
-    assert (resumed.resumed_from, resumed.state_digest) == (3, last(project, run)["state_digest"])
+    assert (resumed.resumed_from, resumed.state_digest) == (3, digest)
 
 
-@pytest.mark.parametrize("run", ["whole", "adapted"])
-def test_evaluation_reports_margins_of_held_out_pairs(made: Path, run: str) -> None:
-    report = evaluate(Project(made).run(run), Project(made), split="validation")
-    assert report.metrics["loss"] == last(Project(made), run)["validation_loss"]
+def test_evaluation_reports_margins_of_held_out_pairs(made: Path) -> None:
+    report = evaluate(Project(made).run("adapted"), Project(made), split="validation")
+    assert report.metrics["loss"] == last(Project(made), "adapted")["validation_loss"]
     assert report.metrics["margin"] == pytest.approx(report.metrics["chosen"] - report.metrics["rejected"])
     assert 0 <= report.metrics["accuracy"] <= 1
     assert report.metrics["pairs"] >= 2
@@ -173,18 +184,28 @@ def test_the_reference_is_computed_once_for_its_data_and_weights(
         raise AssertionError("it is in the cache")
 
     monkeypatch.setattr("aifx.training.references._computed", computed)
-    prefer(project, "objective.beta=0.1", run="again")
+    run = project.run("adapted")
+    kept = run.reference.read_bytes()
+    run.reference.unlink()
+    with_references(open_programs(project, "objective.beta=0.1"), run)
+    assert run.reference.read_bytes() == kept
     with pytest.raises(AssertionError, match="in the cache"):
-        prefer(project, "finetune.base_step=3", run="other")
+        with_references(open_programs(project, "finetune.base_quantize=int8", *LORA), run)
+    provenance = json.loads(run.provenance.read_text())
+    other = {**provenance, "finetuned_from": {**provenance["finetuned_from"], "digest": "0" * 64}}
+    run.provenance.write_text(json.dumps(other))
+    with pytest.raises(AssertionError, match="in the cache"):
+        with_references(open_programs(project), run)
+    run.provenance.write_text(json.dumps(provenance))
     with open(project.root / "pairs/rows.jsonl", "a") as file:
         file.write(json.dumps({"prompt": "?", "chosen": "!", "rejected": "."}) + "\n")
     with pytest.raises(AssertionError, match="in the cache"):
-        prefer(project, run="more")
+        with_references(open_programs(project), run)
 
 
 def test_both_answers_to_a_prompt_are_in_one_split(made: Path) -> None:
     config = load_config(Project(made), DPO, {})
-    dataset: Any = open_task(config, Project(made), made / "runs/whole/assets").dataset
+    dataset: Any = open_task(config, Project(made), made / "runs/adapted/assets").dataset
     splits = dataset.splits["train"][0].tokens.splits.reshape(-1, 2)
     assert (splits[:, 0] == splits[:, 1]).all()
     assert len(set(splits[:, 0].tolist())) == 3
@@ -197,7 +218,7 @@ def test_what_cannot_be_used_is_refused(project: Project) -> None:
         prefer(project, "data.seq_len=40", run="refused")
     with pytest.raises(DataError, match="the row has one answer"):
         prefer(project, 'data.train=["data/*.jsonl"]', run="refused")
-    refused = inprocess.run(["eval", "--run", "whole", "--data", "pairs/rows.jsonl"], project.root, os.environ)
+    refused = inprocess.run(["eval", "--run", "adapted", "--data", "pairs/rows.jsonl"], project.root, os.environ)
     assert refused.returncode == 2
     assert "pairs of another file cannot be measured" in refused.stderr
     assert restore_run(project.run("adapted"), project).step
