@@ -37,9 +37,9 @@ class ArraySpec:
         kind: weight takes gradients, frozen does not, buffer changes without them.
         matrix: dimensions that (reduce, produce) when the array is used as a matrix, None for vectors, norms and
             embeddings: what Muon orthogonalizes.
-        product: the same for a table that the last projection multiplies by, which is no matrix to the optimizer.
+        product: the same for a table that the last projection multiplies by, which Muon does not orthogonalize.
         decay: whether weight decay shrinks it: matrices and embeddings as in GPT-2, not norms and biases.
-        is_exact: whether it keeps its type in a computation of another one.
+        is_exact: whether it keeps its type if the computation has another.
     """
 
     shape: tuple[int, ...]
@@ -61,6 +61,13 @@ class ArraySpec:
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def matrix_shape(self) -> tuple[int, ...]:
+        """`[..., inputs, outputs]` of an array with a `matrix`, after leading dimensions such as layers."""
+        assert self.matrix is not None
+        inputs, outputs = (math.prod(self.shape[i] for i in axes) for axes in self.matrix)
+        return (*self.shape[: min(self.matrix[0])], inputs, outputs)
 
     @property
     def struct(self) -> jax.ShapeDtypeStruct:

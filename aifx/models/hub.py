@@ -143,10 +143,9 @@ class Tensor:
 
 
 def plain_shape(spec: ArraySpec) -> tuple[int, ...]:
-    """Of an array as the matrix `[inputs, outputs]` that it is, or as a vector."""
+    """The shape of an unrolled array as a matrix `[inputs, outputs]`, or as a vector."""
     if spec.matrix is not None:
-        inputs, outputs = (math.prod(spec.shape[axis] for axis in axes) for axes in spec.matrix)
-        return inputs, outputs
+        return spec.matrix_shape
     return spec.shape if spec.decay else (spec.size,)  # tables decay, norms and biases do not
 
 

@@ -28,7 +28,7 @@ INT8, INT8_SCALE = "int8", "int8_scale"
 
 
 def target_names(specs: Specs, groups: Collection[str]) -> set[str]:
-    """What `lora.targets` may name: the groups of matrices, and each matrix in one of them."""
+    """The names that `lora.targets` may have: the groups of matrices, and each matrix in one of them."""
     found: set[str] = set()
     for path, spec in _leaves(specs):
         if spec.matrix is not None and (own := [name for name in path if name in groups]):
@@ -66,7 +66,7 @@ def _leaves(specs: Specs | ArraySpec, path: tuple[str, ...] = ()) -> Iterator[tu
 
 
 def _adapter_specs(spec: ArraySpec, rank: int) -> Specs:
-    """As PEFT starts them: a uniform within 1 / sqrt(inputs), b zero."""
+    """Specs of `a` and `b`, initialized as in PEFT: `a` uniform within 1 / sqrt(inputs), `b` zero."""
     assert spec.matrix is not None
     inputs, outputs = spec.matrix
     lead = min(inputs)  # dimensions before it: layers
@@ -89,7 +89,7 @@ def _quantized_specs(spec: ArraySpec) -> Specs:
     inputs = spec.matrix[0]
     shape = tuple(1 if i in inputs else size for i, size in enumerate(spec.shape))
     axes = tuple(None if i in inputs else axis for i, axis in enumerate(spec.axes))
-    # Their first values are of use where there is no base run, as in `aifx bench train`.
+    # The initial values matter if there is no base run, as in `aifx bench train`.
     size = initializers.constant(0.01 * math.prod(spec.shape[i] for i in inputs) ** -0.5)
     scale = replace(spec, shape=shape, axes=axes, init=size, dtype=jnp.float32, matrix=None, is_exact=True)
     return {INT8: replace(spec, init=initializers.int8, dtype=jnp.int8), INT8_SCALE: scale}
@@ -97,10 +97,7 @@ def _quantized_specs(spec: ArraySpec) -> Specs:
 
 def quantize_array(array: jax.Array, spec: ArraySpec) -> dict[str, jax.Array]:
     """A matrix of this spec as int8 numbers in its own shape, and their float32 scales, one for each output."""
-    assert spec.matrix is not None
-    inputs, outputs = (math.prod(spec.shape[i] for i in axes) for axes in spec.matrix)
-    lead = spec.shape[: min(spec.matrix[0])]
-    values, scale = quantize(array.reshape(*lead, inputs, outputs), "int8", (None, 1))
+    values, scale = quantize(array.reshape(spec.matrix_shape), "int8", (None, 1))
     return {INT8: values.reshape(spec.shape), INT8_SCALE: scale.reshape(_quantized_specs(spec)[INT8_SCALE].shape)}
 
 
@@ -110,7 +107,7 @@ def with_adapters(params: Params, specs: Specs, section: LoraSection, layout: La
     def taken(node: Any, spec: Any) -> Any:
         if isinstance(spec, ArraySpec):
             # Reshaped inside a loop over layers, a copy of each matrix would be kept for the backward pass.
-            return node.reshape(_matrix_shape(spec)) if spec.matrix and layout.num_devices == 1 else node
+            return node.reshape(spec.matrix_shape) if spec.matrix and layout.num_devices == 1 else node
         if INT8 in spec:
             return FrozenMatrix(taken(node[INT8], spec[INT8]), node[INT8_SCALE])
         if A not in spec:
@@ -124,17 +121,11 @@ def with_adapters(params: Params, specs: Specs, section: LoraSection, layout: La
     return found
 
 
-def _matrix_shape(spec: ArraySpec) -> tuple[int, ...]:
-    assert spec.matrix is not None
-    inputs, outputs = (math.prod(spec.shape[i] for i in axes) for axes in spec.matrix)
-    return (*spec.shape[: min(spec.matrix[0])], inputs, outputs)
-
-
 def with_adapter_dropout(params: Params, ctx: ForwardContext, number: Any, shape: tuple[int, ...]) -> Params:
-    """The params of layer `number`, whose adapters drop a share of what they see in training.
+    """The params of layer `number` with the dropout of its adapters, in training.
 
     Args:
-        shape: rows and steps of the tokens that the layer's products read.
+        shape: `(rows, seq)` of the tokens that the layer's products read.
     """
     if not ctx.training:
         return params
@@ -158,7 +149,7 @@ def with_adapter_dropout(params: Params, ctx: ForwardContext, number: Any, shape
 
 
 def merged_arrays(params: Params, specs: Specs, plain: Specs, section: LoraSection) -> Params:
-    """The arrays of a model of the specs `plain` that computes what `params`, of `adapted_specs`, do."""
+    """`params` of `adapted_specs` with adapters merged into their matrices: arrays of the specs `plain`."""
 
     def merged(node: Any, spec: Any, own: Any) -> Any:
         if not isinstance(own, ArraySpec):
@@ -172,7 +163,7 @@ def merged_arrays(params: Params, specs: Specs, plain: Specs, section: LoraSecti
 
 
 def merged_matrix(node: Params, spec: ArraySpec, section: LoraSection) -> jax.Array:
-    """A matrix of this spec that computes what a node of `adapted_specs` does."""
+    """The matrix of this spec that a node of `adapted_specs` stands for: its base plus alpha / rank * a @ b."""
     base = _dequantized(node.get(BASE, node))
     if A in node:
         assert spec.matrix is not None

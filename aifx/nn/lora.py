@@ -23,9 +23,9 @@ class LoraMatrix:
         a: `[..., inputs, rank]`.
         b: `[..., rank, outputs]`.
         scale: alpha / rank.
-        dropout: share of x that the correction does not see in training.
+        dropout: share of x that is dropped before `a` in training.
         divided: the mesh axes over which devices divide the inputs.
-        drop: the dropout of this layer and step; None where there is none.
+        drop: the dropout of this layer and step; None outside training.
     """
 
     base: Any
@@ -43,7 +43,7 @@ class LoraMatrix:
 
 
 def map_outputs(of: Callable[[jax.Array], jax.Array], weight: Any) -> Any:
-    """`weight` with `of` applied to each array that has its outputs as last dimensions."""
+    """`weight` with `of` applied to each of its arrays whose last dimensions are the outputs."""
     if isinstance(weight, LoraMatrix):
         return replace(weight, base=map_outputs(of, weight.base), b=of(weight.b))
     if isinstance(weight, QuantizedMatrix):

@@ -27,7 +27,7 @@ class QuantizedMatrix(NamedTuple):
 
 
 class FrozenMatrix(QuantizedMatrix):
-    """A quantized matrix beside which adapters are trained: what it multiplies is not rounded.
+    """A quantized matrix beside which adapters are trained. Activations are not rounded.
 
     So its error is that of the weights alone, on every mesh.
     """
@@ -66,10 +66,10 @@ def _quantized(leaves: list[jax.Array], specs: tuple[ArraySpec, ...], quantizati
 
 
 def quantize_matrices(params: Params, specs: Specs, quantization: Quantization) -> Params:
-    """`params` with a quantized one in place of every matrix (`ArraySpec.matrix`); embeddings and vectors stay.
+    """`params` with quantized matrices in place of every matrix (`ArraySpec.matrix`); embeddings and vectors stay.
 
     Int8 on a CPU also replaces the projection to the vocabulary (`ArraySpec.product`): half of what a small model reads
-    for each token. What multiplies by a matrix takes each kind (`layers.linear`).
+    for each token. `layers.linear` takes each kind.
     """
     if quantization == "none":
         return params
@@ -121,21 +121,21 @@ two_term_product.defvjp(_forward, _backward)
 
 
 def vectors(table: jax.Array | Int8Table, ids: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """Rows of a table `[vocab, embed]`, `[*ids, embed]`: in `dtype` if it is quantized."""
+    """Rows `ids` of a table `[vocab, embed]`, as `[*ids.shape, embed]`: in `dtype` if the table is quantized."""
     if isinstance(table, Int8Table):
         return (table.values[ids] * table.scale[ids][..., None]).astype(dtype)
     return table[ids]
 
 
 def whole(table: jax.Array | Int8Table, dtype: DTypeLike) -> jax.Array:
-    """A table `[..., outputs, inputs]` itself, or in `dtype` what its quantized numbers stand for."""
+    """A table `[..., outputs, inputs]`: itself, or if it is quantized, dequantized to `dtype`."""
     if isinstance(table, Int8Table):
         return dequantize(table.values, table.scale[..., None]).astype(dtype)
     return table
 
 
 def beside(*weights: SomeMatrix) -> SomeMatrix:
-    """Matrices of the same inputs as one, with the outputs of all."""
+    """Join matrices that have the same inputs: one matrix with the outputs of all."""
     tables = [weight for weight in weights if isinstance(weight, Int8Table)]
     if tables:
         values, scales = zip(*tables, strict=True)
