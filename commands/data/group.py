@@ -1,4 +1,4 @@
-"""`aifx data`: what a model reads."""
+"""`aifx data`: look at the data of a project."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ app = typer.Typer(
 
 @app.callback()
 def data() -> None:
-    """Keeps `show` a command of a group while it is alone."""
+    """Without a callback, typer would make the only command of a group the group itself."""
 
 
 RunOfDataOption = Annotated[
@@ -61,7 +61,7 @@ def show(
         aifx data show --split validation --rows 5
         aifx data show --set objective.loss_on=completion --json
 
-    Trained tokens are green and special tokens bold. Without colour, {+ and +} stand around trained tokens.
+    Trained tokens are green and special tokens bold. Without colour, trained tokens are between {+ and +}.
     """
     with terminal(json) as out:
         from aifx.config import load_config, read_config

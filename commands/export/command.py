@@ -11,7 +11,7 @@ from aifx.commands.console.jobs import refuse_job
 from aifx.commands.console.options import JsonOption, RunOption, StepOption
 from aifx.commands.console.stopping import sigterm_as_ctrl_c
 from aifx.commands.console.terminal import terminal
-from aifx.core.errors import UsageError
+from aifx.core.errors import ExitCode, UsageError
 from aifx.core.json_files import readable_bytes
 from aifx.core.limits import check_limits
 from aifx.core.project import find_project
@@ -96,4 +96,4 @@ def export(
                 f"at most {merged.bound:.2g}"
             )
             if not merged.passed:
-                raise SystemExit(1)
+                raise SystemExit(ExitCode.VERDICT)

@@ -11,7 +11,7 @@ from aifx.commands.console.jobs import refuse_job
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.stopping import sigterm_as_ctrl_c
 from aifx.commands.console.terminal import terminal
-from aifx.core.errors import UsageError
+from aifx.core.errors import ExitCode, UsageError
 from aifx.core.json_files import readable_bytes
 from aifx.core.limits import check_limits
 from aifx.core.project import Project, find_project
@@ -99,7 +99,7 @@ def import_(
             )
         out.print(f"next: {start.use.format(run=made.run)}")
         if compared is not None and not compared.passed:
-            raise SystemExit(1)
+            raise SystemExit(ExitCode.VERDICT)
 
 
 def _dtype(given: str | None, source: str) -> Literal["float32", "bfloat16"] | None:
