@@ -77,7 +77,8 @@ class TaskSection(Section):
     """What is trained. A kind means a model family, an objective and a kind of data."""
 
     kind: str = setting(
-        "language", "`language`, `chat`, `vision`, `series`, `tabular`, or `module:Class` in the project's folder."
+        "language",
+        "`language`, `chat`, `preference`, `vision`, `series`, `tabular`, or `module:Class` in the project's folder.",
     )
 
 
@@ -246,9 +247,9 @@ class FinetuneSection(Section):
     """An earlier run whose weights a new run begins with."""
 
     base_run: str | None = setting(
-        None, "Run of this project: a new run begins with the weights of its checkpoint. The head may differ."
+        None, "Run of this project with whose weights a new run begins. The head may differ."
     )
-    base_step: Literal["best"] | NonNegativeInt = setting("best", "Checkpoint of base_run, by its step.")
+    base_step: Literal["best"] | NonNegativeInt = setting("best", "Step of base_run's checkpoint.")
     freeze: Literal["none", "backbone"] = setting("none", "backbone: train the head alone, on the weights of base_run.")
     adapter: Literal["none", "lora"] = setting(
         "none", "lora: the weights of base_run stay as they are, and small matrices beside them are trained."
@@ -285,9 +286,9 @@ class LoraSection(Section):
     """Low-rank adapters, with `finetune.adapter = "lora"` (arXiv 2106.09685)."""
 
     rank: PositiveInt = setting(16, "Columns of an adapter's first matrix, and rows of its second.")
-    alpha: PositiveFloat = setting(32.0, "What an adapter adds is multiplied by alpha / rank.")
+    alpha: PositiveFloat = setting(32.0, "An adapter's output is multiplied by alpha / rank.")
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = setting(
-        ("attention", "mlp"), 'What gets adapters: groups of matrices, or single ones such as "query".'
+        ("attention", "mlp"), 'Matrices that get adapters: groups, or single ones such as "query".'
     )
     dropout: Fraction = setting(0.0, "Share of an adapter's inputs dropped in training.")
 

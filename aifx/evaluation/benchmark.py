@@ -1,4 +1,4 @@
-"""Measuring a language model on questions, as lm-evaluation-harness does, with intervals of a seeded bootstrap."""
+"""Measure a language model on questions as lm-evaluation-harness does, with intervals of a seeded bootstrap."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from aifx.tasks.project_errors import project_errors
 RESAMPLES, CONFIDENCE = 10_000, 0.95
 
 Encode: TypeAlias = Callable[[Question, str | None], tuple[int, list[int]]]
-"""From a question and one of its choices, or none, to how many tokens come before the choice, and all tokens."""
+"""From a question and one of its choices, or None, to the number of tokens before the choice, and all tokens."""
 
 MOST_TOKENS = 256
-"""That a model writes for a question."""
+"""Limit of tokens that a model writes for a question."""
 
 
 def measure_benchmarks(
@@ -56,10 +56,10 @@ def measure_benchmarks(
     """Measure a run's checkpoint on each file of questions; the run keeps the reports in eval/<step>.json.
 
     Args:
-        chat: whether the text of a question is a user's message, and the answer that of the assistant.
+        chat: whether the text of a question becomes a user's message, and the answer the assistant's.
         gates: conditions on the metrics; those of `eval.gates` are about splits.
 
-    Raises UsageError for a model that is no language model, and DataError that names a file and a line.
+    Raises UsageError if the model is not a language model, and DataError that names a file and a line.
     """
     asked = [parse_gate(expr) for expr in gates]
     if current_group().size > 1:
@@ -76,7 +76,7 @@ def measure_benchmarks(
         task = programs.task
         if not (isinstance(task.format, TokenFormat) and isinstance(task.objective, NextToken)):
             what = f"run {run.name} cannot answer questions"
-            raise UsageError(what, "it is no language model", f"aifx eval --run {run.name}")
+            raise UsageError(what, "it is not a language model", f"aifx eval --run {run.name}")
         encode = _in_chats(chat_renderer(trained)) if chat else _in_text(task.format.tokenizer)
         for path, found in questions.items():
             name, digest = shown_name(path, project), digest_of(path, "--benchmark")
@@ -92,9 +92,9 @@ def measure_benchmarks(
 
 
 def interval(right: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """The bootstrap's percentile interval of the share of `right`, of CONFIDENCE.
+    """The bootstrap's percentile interval, with CONFIDENCE, of the mean of `right`: 0 or 1 `[questions]`.
 
-    Drawing n results with replacement gives a binomial number of right ones.
+    If n results are drawn with replacement, the number of right ones is binomial: no resample needs to be drawn itself.
     """
     count = len(right)
     drawn = np.random.default_rng(seed).binomial(count, right.mean(), RESAMPLES) / count
@@ -110,7 +110,7 @@ def _names(questions: Sequence[Question]) -> list[str]:
 def _measure(
     questions: Sequence[Question], path: Path, encode: Encode, programs: Programs, params: Params, frozen: Params
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """The metrics with their intervals, and what guessing reaches on average."""
+    """The metrics with their intervals, and the mean that guessing reaches."""
     with report_progress(f"measuring {path.name}", len(questions), "questions") as progress:
         if questions[0].choices:
             scored = _choices_scored(questions, encode, programs, params, frozen)
@@ -156,7 +156,7 @@ def _choices_scored(
 
 
 def _examples(question: Question, encode: Encode, programs: Programs) -> Batch:
-    """A row for each choice, whose tokens alone count. Of a text that is too long, the end is read."""
+    """A batch with a row per choice, whose tokens alone count. A text that is too long loses its beginning."""
     fields = programs.task.data.fields
     (seq_len,) = fields["inputs"].shape
     shape = (len(question.choices), seq_len)
@@ -175,9 +175,9 @@ def _examples(question: Question, encode: Encode, programs: Programs) -> Batch:
 
 
 def _in_text(tokenizer: Tokenizer) -> Encode:
-    """Text and choice are encoded together, as a text is, with at least one token before.
+    """Encode text and choice together, after at least one token.
 
-    Space at the end of the text belongs to the choice, since it begins a token there.
+    Space at the end of the text belongs to the choice, since tokens begin with space.
     """
 
     def encode(question: Question, choice: str | None) -> tuple[int, list[int]]:
@@ -194,7 +194,7 @@ def _in_text(tokenizer: Tokenizer) -> Encode:
 
 
 def _in_chats(renderer: ChatRenderer) -> Encode:
-    """The text is a user's message, and the choice begins the answer."""
+    """Encode the text as a user's message, and the choice as the beginning of the answer."""
 
     def encode(question: Question, choice: str | None) -> tuple[int, list[int]]:
         prompt = renderer.prompt([{"role": "user", "content": question.context}], question.place)
@@ -206,7 +206,7 @@ def _in_chats(renderer: ChatRenderer) -> Encode:
 def _texts_compared(
     questions: Sequence[Question], encode: Encode, programs: Programs, params: Params, frozen: Params
 ) -> Iterator[dict[str, bool]]:
-    """Whether what the model writes, without space around it, is a target. It takes the likeliest token each time."""
+    """Whether the model's text, without space around it, is a target. It takes the likeliest token each time."""
     if (why := unable_to_write(programs)) is not None:
         raise UsageError("the model cannot answer in text", why, "aifx eval")
     programs, params, frozen = programs.one_copy(params, frozen)

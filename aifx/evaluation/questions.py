@@ -1,6 +1,6 @@
-"""Questions of benchmarks in .jsonl files, in the fields that the tasks of lm-evaluation-harness have.
+"""Questions of benchmarks, in the fields that the tasks of lm-evaluation-harness have.
 
-A row has a text and either choices, of which some are right, or a target that the model is to write:
+A row has a text, and either choices, of which some are right, or a target that the model is to write:
 
     query, question, ctx, prompt, text, doc_to_text, question_stem, goal        the text
     choices, endings, doc_to_choice             texts, or {"text": [...], "label": [...]}; sol1, sol2
@@ -34,12 +34,12 @@ class Question:
 
     Attributes:
         place: its file and line.
-        context: what the model reads.
-        delimiter: stands between the text and a choice, if the row has one.
-        choices: what may follow; empty if the model writes.
-        right: the places of the right choices.
-        targets: texts of which the model is to write one.
-        until: texts at which what it writes ends.
+        context: the text that the model reads.
+        delimiter: text between the context and a choice; None if the row has none.
+        choices: possible continuations; empty if the model writes its answer.
+        right: indices of the right choices.
+        targets: texts, one of which the model is to write.
+        until: texts that end the model's answer.
     """
 
     place: str
@@ -111,7 +111,7 @@ def _choices(values: Mapping[str, Any], place: str) -> tuple[tuple[str, ...], tu
 
 
 def _right(gold: Any, choices: tuple[str, ...], labels: tuple[str, ...], place: str) -> Iterator[int]:
-    """The places that a gold means: a place, a label or a text, or a list of them."""
+    """Indices of the choices that `gold` names: it is an index, a label or a text, or a list of them."""
     for one in gold if isinstance(gold, list) else [gold]:
         text = str(one)
         if isinstance(one, int) and not isinstance(one, bool) and 0 <= one < len(choices):

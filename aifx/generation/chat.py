@@ -12,7 +12,7 @@ from aifx.loading.restore import RestoredRun
 
 
 def chat_renderer(trained: RestoredRun) -> ChatRenderer:
-    """What writes the chats of a run. Raises UsageError if the run has no chat template."""
+    """The renderer of a run's chats. Raises UsageError if the run has no chat template."""
     form, run = trained.task.format, trained.run
     template = kept_template(run.assets)
     if template is None or not isinstance(form, TokenFormat):
@@ -23,9 +23,9 @@ def chat_renderer(trained: RestoredRun) -> ChatRenderer:
 
 
 def chat_prompt(trained: RestoredRun, prompt: str, system: str | None = None) -> list[int]:
-    """What the model of a run reads before it answers.
+    """The tokens that a run's model reads before it answers.
 
-    Raises UsageError if the run has no chat template, DataError if that refuses the messages.
+    Raises UsageError if the run has no chat template, DataError if the template refuses the messages.
     """
     messages = [{"role": "system", "content": system}] if system is not None else []
     return chat_renderer(trained).prompt([*messages, {"role": "user", "content": prompt}])

@@ -1,4 +1,4 @@
-"""A model's logits beside those of transformers, if that is installed, or of its own before adapters were merged."""
+"""A model's logits compared with transformers' (if installed), or with its own before adapters were merged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BOUND = 1e-4
 """Share of the largest logit that the two may differ by: float32 sums in another order differ by 1e-6 to 1e-5 of it."""
 
 ROUNDINGS = 8
-"""So many distances of the type that weights are rounded to, if that is more."""
+"""With rounded weights, the bound is this multiple of the type's epsilon, if that is more than BOUND."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class LogitComparison:
     Attributes:
         inputs: how many tokens or pictures.
         largest_difference: between the two, without its sign.
-        largest_logit: of the one that is right (transformers, or the model with its adapters), without its sign.
+        largest_logit: of the reference (transformers, or the model with its adapters), without its sign.
         bound: what the largest difference may be.
     """
 
@@ -76,7 +76,7 @@ def compare_merged(trained: RestoredRun, merged: Params, dtype: np.dtype[Any]) -
 
     Args:
         merged: the weights by unrolled names.
-        dtype: to which they were rounded. That of a narrow type moves logits by a few of its smallest steps.
+        dtype: type that they were rounded to. A narrow type moves logits by a few of its roundings.
     """
     model = trained.task.model
     tokens = _tokens(plain_model(model))

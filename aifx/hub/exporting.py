@@ -70,7 +70,7 @@ class ExportedModel:
 
     Attributes:
         rounded: whether the weights were rounded to a narrower type than the run has.
-        merged: with --merge, the folder's logits beside those of the run's base with its adapters.
+        merged: with --merge, the folder's logits compared with those of the run's base with its adapters.
     """
 
     path: str
@@ -116,7 +116,7 @@ def export_model(
 ) -> ExportedModel:
     """Write the model of a checkpoint to the folder `dest`, which must not exist. Memory holds a shard at a time.
 
-    With `merge`, the adapters of the run become part of the weights, and the result says how far logits move by that.
+    With `merge`, the adapters of the run are merged into the weights, and the result has how far that moves logits.
 
     Raises UsageError, ConfigError for a model that no known architecture computes, CheckpointError, DataError.
     """
@@ -155,7 +155,10 @@ def check_dest(dest: Path) -> None:
 
 @contextmanager
 def staged_folder(dest: Path) -> Iterator[tuple[Path, list[ExportedFile]]]:
-    """A hidden folder that becomes `dest` when the block ends, and its files, known then. An error removes it."""
+    """A hidden folder that becomes `dest` when the block ends, and a list that then has its files.
+
+    An error removes the folder.
+    """
     staged = dest.parent / f".{dest.name}.exporting"
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
@@ -186,7 +189,7 @@ def _check_merge(export: Export, merge: bool, dest: Path) -> None:
 
 
 def _compare_logits(export: Export, project: Project, folder: Path) -> LogitComparison:
-    """The logits of the folder's weights beside those of the run, whose adapters stand beside its base."""
+    """The logits of the folder's weights, compared with those of the run with its adapters."""
     stored = StoredWeights(ModelFolder(folder, str(folder)))
     written = map_tensors(stored, export.architecture, export.section, export.plain_specs)
     arrays = {name: array for name, array, _ in read_arrays(stored, written)}
@@ -204,7 +207,7 @@ def parse_size(text: str) -> int:
 
 
 def open_export(run: RunDirectory, project: Project, step: StepChoice | None, dtype: ExportType | None) -> Export:
-    """What a run's checkpoint becomes. Raises UsageError, ConfigError, CheckpointError."""
+    """The export of a run's checkpoint, before anything is written. Raises UsageError, ConfigError, CheckpointError."""
     config = read_config(run.config, project, environ={})
     at = choose_step(run, config, step)
     manifest = read_manifest(run.checkpoints / str(at))

@@ -85,7 +85,7 @@ def _adapters(export: Export) -> Iterator[tuple[str, dict[str, Array]]]:
 
 
 def _matrices(export: Export, tensor: Tensor) -> tuple[Array, Array]:
-    """`[rank, inputs]` and `[outputs, rank]`. Adapters of matrices that a tensor joins stand beside one another."""
+    """`[rank, inputs]` and `[outputs, rank]`. Adapters of the matrices that a tensor joins become one block each."""
     place = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
     rank, firsts = export.config.lora.rank, []
     seconds: list[tuple[int, Array | None]] = []

@@ -27,16 +27,16 @@ from aifx.runs.binding import read_digests
 from aifx.specs import ArraySpec, Params, Specs, array_names, is_spec
 
 CHUNK_BYTES = 64 << 20
-"""Of arrays that are read together, unless one is larger."""
+"""Most bytes of arrays that are read together, unless one array is larger."""
 
 
 class BaseWeights:
-    """The weights that evaluation of a base run takes, by name; adapters are merged into the matrices that they adapt.
+    """The weights of a base run as evaluation uses them, by name: its adapters are merged into their matrices.
 
     Raises CheckpointError if the checkpoint is missing, or has other weights than `run` was trained with.
 
     Args:
-        groups: those of the model's matrices that an adapter may be for, and that are quantized beside one.
+        groups: groups of the model's matrices that may have adapters, and that are quantized with them.
     """
 
     def __init__(self, run: RunDirectory, base: BaseRun, groups: Collection[str]) -> None:
@@ -50,18 +50,23 @@ class BaseWeights:
 
     @classmethod
     def of_run(cls, run: RunDirectory, manifest: Manifest, groups: Collection[str]) -> BaseWeights:
-        """Those of a run itself."""
+        """The weights of a run itself."""
         return cls(run, BaseRun(run.name, manifest.step, weights_digest(manifest)), groups)
 
     @functools.cached_property
     def adapters(self) -> tuple[LoraSection, bool]:
-        """How the run's adapters are scaled, and whether they were trained beside int8 matrices."""
+        """The run's `[lora]`, and whether its adapters were trained beside int8 matrices."""
         settings = read_digests(self.run).settings
         values = {key.removeprefix("lora."): value for key, value in settings.items() if key.startswith("lora.")}
         return LoraSection(**values), settings.get("finetune.base_quantize") == "int8"
 
     def read(self, wanted: Mapping[str, Any], specs: Mapping[str, ArraySpec]) -> dict[str, jax.Array]:
-        """Arrays in the shardings of `wanted` and their stored types. `specs`: of the whole model, by name."""
+        """Arrays by name, with their stored types and the shardings of `wanted`.
+
+        Args:
+            wanted: `jax.ShapeDtypeStruct` by name.
+            specs: of the whole model, by name.
+        """
         if self._base is None:
             return self._read(wanted)
         arrays = self._base.read(wanted, specs)
@@ -87,7 +92,7 @@ class BaseWeights:
         return {n.rpartition("/")[2]: array for n, array in self._read(structs).items()}
 
     def difference(self, name: str, shape: tuple[int, ...]) -> str:
-        """How an array of a model differs from that of the base run."""
+        """Text for an error: the shape of a model's array, and that of the base run's."""
         entry = self.entries.get(name)
         there = "it does not have it" if entry is None else f"it is {list(entry.shape)} there"
         return f"{name} is {list(shape)}, and {there}"
@@ -106,7 +111,7 @@ class BaseWeights:
 
 
 def frozen_arrays(programs: Programs, run: RunDirectory) -> Params:
-    """The arrays that no step of `run` changes: those of its base, or what follows from the seed."""
+    """The arrays that no step of `run` changes: its base run's, or without adapters those made from the seed."""
     model = programs.model
     if not isinstance(model, AdaptedModel):
         return make_frozen(programs.frozen_specs, programs.config.train.seed, programs.layout)
@@ -117,7 +122,10 @@ def frozen_arrays(programs: Programs, run: RunDirectory) -> Params:
 
 
 def read_frozen(weights: BaseWeights, plain: Specs, frozen: Specs, layout: Layout) -> Params:
-    """The arrays of the specs `frozen`, which `adapted_specs` made of `plain`. A chunk is in memory twice."""
+    """The arrays of the specs `frozen`, which `adapted_specs` made of `plain`. A chunk is in memory twice.
+
+    Raises ConfigError if the base run has other arrays.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(plain, is_leaf=is_spec)
     by_name = {name: _layer_spec(spec, shape) for path, spec in leaves for name, shape in _names(path, spec)}
     found: dict[str, jax.Array] = {}
@@ -143,22 +151,23 @@ def read_frozen(weights: BaseWeights, plain: Specs, frozen: Specs, layout: Layou
                 node, place = node[BASE], f"{place}/{BASE}"
             is_stack = by_name[names[0]].shape != spec.shape
             parts = [read.pop(name) for name in names]
-            found |= _frozen(parts, is_stack, spec, place, node, layout)
+            found |= _join_layers(parts, is_stack, spec, place, node, layout)
     return nest(found)
 
 
-def _frozen(
+def _join_layers(
     parts: list[jax.Array], is_stack: bool, spec: ArraySpec, place: str, node: Any, layout: Layout
 ) -> dict[str, jax.Array]:
+    """The array `place` of a model, from those of its layers: as the specs `node` have it, maybe quantized."""
     places = layout.of_params(node)
     if isinstance(node, dict):
-        made = _quantized(parts, is_stack, spec, tuple(places.values()))
+        made = _quantize_layers(parts, is_stack, spec, tuple(places.values()))
         return {f"{place}/{name}": array for name, array in made.items()}
     array = jnp.stack(parts) if is_stack else parts[0]
     return {place: jax.device_put(array.astype(node.dtype), places)}
 
 
-def _quantized(parts: list[jax.Array], is_stack: bool, spec: ArraySpec, places: Any) -> dict[str, jax.Array]:
+def _quantize_layers(parts: list[jax.Array], is_stack: bool, spec: ArraySpec, places: Any) -> dict[str, jax.Array]:
     quantized = [_quantize(part, _layer_spec(spec, part.shape)) for part in parts]
     joined = {key: [one[key] for one in quantized] for key in quantized[0]}
     whole = {key: jnp.stack(values) if is_stack else values[0] for key, values in joined.items()}

@@ -20,9 +20,9 @@ from aifx.specs import Params
 
 
 class DirectPreference(Objective):
-    """-log sigmoid of the margin: by how much more training raised the chosen answer than the rejected one.
+    """-log sigmoid of the margin, which is the reward of the chosen answer minus that of the rejected one (equation 7).
 
-    The reward of an answer is `beta` times its log-probability's rise since the reference, equation 7.
+    The reward of an answer is `beta` times the rise of its log-probability since the reference.
     """
 
     unit: ClassVar[str] = "tokens"
@@ -33,7 +33,7 @@ class DirectPreference(Objective):
 
     def check_data(self, data: DataSpec) -> None:
         if "reference" not in data.fields or data.vocab_size is None:
-            why = "its DataSpec has no field 'reference', which says what the reference makes of each answer"
+            why = "its DataSpec has no field 'reference', the log-probabilities of answers before training"
             raise misfit('preference optimization needs pairs of answers: data.kind = "preferences"', why)
 
     def reference(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Predictions:
@@ -48,7 +48,7 @@ class DirectPreference(Objective):
             risen = risen / jnp.maximum(counts, 1.0)
         rewards = self.beta * risen
         margin = rewards[:, 0] - rewards[:, 1]
-        # Devices that share a row's tokens have its sums alike, and all devices' are added up.
+        # Devices that share a row's tokens all have its sums, and the sums of all devices are added.
         layout = ctx.layout
         share = 1.0 / (layout.count("tokens") * layout.count("seq"))
         weights = share * (counts.min(axis=1) > 0)
@@ -62,13 +62,13 @@ class DirectPreference(Objective):
         return {name: ((value * weights).sum(), weights.sum()) for name, value in values.items()}
 
     def metrics(self, totals: Totals, data: DataSpec) -> dict[str, Any]:
-        """The means over pairs, and how many there were."""
+        """The means over pairs, and the number of pairs."""
         names = ("loss", "accuracy", "margin", "chosen", "rejected")
         return {**{name: mean(totals[name]) for name in names}, "pairs": round(float(totals["loss"][1]))}
 
 
 def _answers(model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> tuple[jax.Array, jax.Array]:
-    """The log-probability of the two answers of each row, and how many tokens each has: `[rows, 2]`."""
+    """The log-probabilities of the two answers of each row, and their numbers of tokens, `[rows, 2]` each."""
     layout, scored = ctx.layout, batch["weights"] * (batch["writers"] >= COMPLETION)
     nats = cross_entropy(model, params, {**batch, "weights": scored}, ctx, "none")
     nats = layout.gather_tokens(nats).reshape(scored.shape)

@@ -35,7 +35,7 @@ class NextToken(Objective):
             raise misfit("next-token prediction needs data with a vocabulary", "its DataSpec has no vocab_size")
 
     def target_weights(self, batch: Any) -> Any:
-        """How much each target of a batch counts, `[rows, seq]`: of NumPy's arrays as of JAX's."""
+        """The weight of each target of a batch, `[rows, seq]`, as an array of NumPy or JAX like those of the batch."""
         return batch["weights"]
 
     def sums(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Sums:
@@ -74,7 +74,7 @@ class NextToken(Objective):
 def cross_entropy(
     model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext, reduction: Literal["none", "sum"]
 ) -> jax.Array:
-    """Of each own token, or their sum: 0 where the weight is."""
+    """Nats of this device's tokens times their weights: `[tokens]`, or with "sum" a scalar."""
     hidden, head = model.hidden(params, batch, ctx), head_of(model, params, ctx)
     targets, weights = (ctx.layout.own_tokens(batch[name].reshape(-1)) for name in ("targets", "weights"))
     if hidden.shape[0] != targets.size:

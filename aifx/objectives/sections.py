@@ -41,7 +41,7 @@ class ClassificationSection(ObjectiveSection):
 
 
 class SftSection(ObjectiveSection):
-    """What of a conversation is learned."""
+    """Tokens of a conversation that supervised fine-tuning trains."""
 
     loss_on: Literal["assistant", "completion", "all"] = setting(
         "assistant",
@@ -51,7 +51,7 @@ class SftSection(ObjectiveSection):
 
 
 class DpoSection(ObjectiveSection):
-    """How preferences are learned (arXiv 2305.18290)."""
+    """Direct preference optimization (arXiv 2305.18290)."""
 
     beta: PositiveFloat = setting(0.1, "Reward of an answer for each nat by which its log-probability rises.")
     length_normalize: bool = setting(False, "Divide log-probabilities by the tokens of the answer.")

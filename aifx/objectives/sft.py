@@ -12,7 +12,7 @@ from aifx.objectives.next_token import NextToken
 from aifx.objectives.sections import SftSection
 
 LEAST_WRITER = {"all": 0, "assistant": EARLIER, "completion": COMPLETION}
-"""By `objective.loss_on`, the first of the writers whose tokens are trained."""
+"""By `objective.loss_on`: tokens of this writer and of higher ones are trained."""
 
 
 class SupervisedFineTuning(NextToken):
@@ -24,7 +24,7 @@ class SupervisedFineTuning(NextToken):
     def check_data(self, data: DataSpec) -> None:
         super().check_data(data)
         if "writers" not in data.fields:
-            why = "its DataSpec has no field 'writers', which says what the assistant wrote"
+            why = "its DataSpec has no field 'writers', the writer of each target"
             raise misfit('supervised fine-tuning needs data of conversations: data.kind = "chat"', why)
 
     def target_weights(self, batch: Any) -> Any:

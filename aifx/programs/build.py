@@ -169,7 +169,7 @@ class Programs:
 
     @functools.cached_property
     def reference_step(self) -> Program:
-        """(params, frozen, batch) -> what the objective keeps of the model that training starts from, for each row."""
+        """(params, frozen, batch) -> the objective's `reference` of each row: values of the model before training."""
         compute: Any = getattr(self.objective, "reference")  # noqa: B009  # of those that need one
         return self._forward_program("reference_step", compute, lambda _: True)
 
@@ -204,7 +204,7 @@ class Programs:
 
     @functools.cached_property
     def plain(self) -> Programs:
-        """Of the model without adapters: those of `merged` arrays."""
+        """The programs of the model without adapters, which take `merged` arrays."""
         return replace(self, task=replace(self.task, model=plain_model(self.model)))
 
     def merged(self, params: Params, frozen: Params) -> Params:

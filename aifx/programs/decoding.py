@@ -69,7 +69,7 @@ class DecodingPrograms:
         return run
 
     def prepare(self, params: Params) -> Params:
-        """The params as the programs read them fastest: one copy of what changes, and the rest as it is."""
+        """The params as the programs read them fastest. Changed arrays are copies; the others are shared."""
         if self.layout.num_devices > 1:
             return params
         prepared: Params = getattr(self.model, "for_decoding", lambda params: params)(params)

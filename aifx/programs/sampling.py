@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 BLOCK = 128
-"""Neighbouring tokens that are compared or added up first, before what is found is: XLA is slow at long rows."""
+"""Neighbouring tokens that are reduced first, before the results of blocks are: XLA is slow at long rows."""
 
 FEW = 64
-"""So many of the largest scores are found in as many blocks."""
+"""Up to this many largest scores are found among as many blocks, without bisection."""
 
 
 State: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array]

@@ -49,7 +49,7 @@ class TrainState:
 def typed_specs(model: Model, config: Config, dtype: DTypeLike) -> Specs:
     """The specs of a model in the types in which a run keeps its arrays.
 
-    Weights have `train.parameter_dtype`. What lies beside adapters is never updated, so it needs no wider type than
+    Weights have `train.parameter_dtype`. Frozen arrays are never updated, so with adapters they need no wider type than
     that of the computation, `dtype`.
     """
     kept = jnp.dtype(config.train.parameter_dtype)

@@ -13,7 +13,7 @@ from aifx.core.project import RunDirectory
 
 @dataclass(frozen=True)
 class BaseRun:
-    """A checkpoint, and the digest of its weights: that of the same model imported again is the same."""
+    """A checkpoint, and the digest of its weights, which stays the same if the model is imported again."""
 
     run: str
     step: int
@@ -24,7 +24,7 @@ class BaseRun:
 
 
 def weights_of(manifest: Manifest) -> dict[str, ArrayEntry]:
-    """The weights that evaluation takes, by name without "params/" or "ema/"."""
+    """The weights that evaluation uses, by name without "params/" or "ema/"."""
     names = {name.partition("/")[0] for name in manifest.arrays}
     part = "ema" if "ema" in names else "params"
     return {name.partition("/")[2]: e for name, e in manifest.arrays.items() if name.startswith(f"{part}/")}
@@ -38,9 +38,10 @@ def weights_digest(manifest: Manifest) -> str:
 
 
 def base_manifest(run: RunDirectory, base: BaseRun) -> Manifest:
-    """The manifest of the base's checkpoint. Raises CheckpointError if it is missing, or not what `run` was trained on.
+    """The manifest of the base's checkpoint. Raises CheckpointError if it is missing or its weights have changed.
 
-    `run`: whose weights need it.
+    Args:
+        run: the run whose weights need it.
     """
     what = f"run {run.name} needs the checkpoint of step {base.step} of run {base.run}, its finetune.base_run"
     origin = run.sibling(base.run)

@@ -35,7 +35,7 @@ class RunDigests:
     settings: Mapping[str, Any]  # the values that change numbers, by key (`model.rope_theta`)
     assets: Mapping[str, str]  # SHA-256 of each file in `assets/`, by its path in there
     kernels: Mapping[str, Mapping[str, Any]]  # digest of the kernel choices in `kernels.json` by kind of device
-    base: Mapping[str, Any] | None = None  # the BaseRun whose weights the run's own are adapters of
+    base: Mapping[str, Any] | None = None  # with adapters, the document of their BaseRun
 
     def binding(self) -> dict[str, Any]:
         """What a checkpoint that is saved now names in its manifest."""

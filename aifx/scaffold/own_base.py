@@ -23,9 +23,9 @@ STEPS = 100
 
 
 def bring_base(template: str, answers: Mapping[str, Any], staging: Path) -> dict[str, Any]:
-    """Make a run of the model that the answers name, in `staging`, and tell the template of it; {} if they name none.
+    """Make a run of the model that the answers name, in `staging`. Returns the template's variables; {} without a base.
 
-    Raises UsageError for a run that does not write text, and what `aifx.hub.importing.import_model` raises.
+    Raises UsageError for a run that does not write text, and the errors of `aifx.hub.importing.import_model`.
     """
     source = answers.get(QUESTION)
     if template != TEMPLATE or not source:
@@ -53,7 +53,7 @@ def land_base(staging: Path, rendered: Path) -> None:
 
 
 def _copy(origin: RunDirectory, run: RunDirectory) -> None:
-    """What generation and fine-tuning need of a run, with its best checkpoint alone."""
+    """Copy the files of a run that generation and fine-tuning need, with its best checkpoint alone."""
     from aifx.config import read_config
     from aifx.loading.restore import choose_step
 

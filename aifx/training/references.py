@@ -1,4 +1,4 @@
-"""What the model that training starts from makes of each pair of answers, computed once for its data and weights."""
+"""Log-probabilities of pairs of answers under the model that training starts from, computed once."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ logger = logging.getLogger(__name__)
 
 
 def with_references(programs: Programs, run: RunDirectory) -> Programs:
-    """The programs with data that knows its references. Other data than pairs of answers needs none.
+    """The programs with references in their data, or unchanged if the data is not pairs of answers.
 
-    They are read from the run, otherwise from the cache, by a digest of the data and the base run's weights. Otherwise
-    the model computes them as it was before its first step.
+    aifx reads the references from the run, otherwise from the cache, by a digest of the data, the base run's weights
+    and the model's settings. If neither has them, it computes them with the model before its first step.
+
+    Raises ConfigError if several processes would have to compute them.
     """
     dataset = programs.task.dataset
     if not isinstance(dataset, PreferenceData):

@@ -1,4 +1,4 @@
-"""Matrices that read the same vectors as one: a token at a time, many small products cost more than few large ones."""
+"""Matrices that read the same vectors, joined: for a token at a time, few large products cost less than many small."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ QUERY_KEY_VALUE, GATE_UP = "query_key_value", "gate_up"
 def fused(params: Params, section: DecoderSection) -> Params:
     """The params with one matrix for queries, keys and values, and one for gate and up, if a layer has a gate.
 
-    A table that is also the last projection is written out transposed if it is bfloat16 on a CPU, where a product with
-    it as it is takes ten times as long.
+    A table that is also the last projection gets a transposed copy if it is bfloat16 on a CPU: a product with the table
+    itself takes ten times as long there.
     """
     every = params[LAYERS]
     found = {**params, LAYERS: _layer(every) if is_stacked(every) else {k: _layer(v) for k, v in every.items()}}
