@@ -80,10 +80,10 @@ def compare_merged(trained: RestoredRun, merged: Params, dtype: np.dtype[Any]) -
     """
     model = trained.task.model
     tokens = _tokens(plain_model(model))
-    ours = _logits(model, merge_frozen(trained.params, trained.frozen), tokens)
+    reference = _logits(model, merge_frozen(trained.params, trained.frozen), tokens)
     specs = plain_model(model).specs()
-    theirs = _logits(plain_model(model), stack_layers(merged) if has_stacked_layers(specs) else merged, tokens)
-    return _comparison(theirs, ours, max(BOUND, ROUNDINGS * float(jnp.finfo(dtype).eps)))
+    found = _logits(plain_model(model), stack_layers(merged) if has_stacked_layers(specs) else merged, tokens)
+    return _comparison(found, reference, max(BOUND, ROUNDINGS * float(jnp.finfo(dtype).eps)))
 
 
 def _tokens(model: Any) -> Any:
@@ -111,10 +111,11 @@ def _logits(model: Model, params: Params, inputs: Any) -> Any:
     return logits.reshape(1, -1, logits.shape[-1])
 
 
-def _comparison(ours: Any, theirs: Any, share: float) -> LogitComparison:
-    difference, largest = float(np.abs(ours - theirs).max()), float(np.abs(theirs).max())
+def _comparison(found: Any, reference: Any, share: float) -> LogitComparison:
+    """Compare logits `[1, tokens, vocab]`. The bound is this share of the reference's largest logit."""
+    difference, largest = float(np.abs(found - reference).max()), float(np.abs(reference).max())
     bound = share * max(largest, 1.0)
-    return LogitComparison(ours.shape[1], difference, largest, bound, difference <= bound)
+    return LogitComparison(found.shape[1], difference, largest, bound, difference <= bound)
 
 
 def _transformers_logits(folder: ModelFolder, name: str, inputs: Any) -> Any:

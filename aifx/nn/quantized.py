@@ -120,21 +120,21 @@ def _backward(saved: tuple[jax.Array, jax.Array], d_out: jax.Array) -> tuple[jax
 two_term_product.defvjp(_forward, _backward)
 
 
-def vectors(table: jax.Array | Int8Table, ids: jax.Array, dtype: DTypeLike) -> jax.Array:
+def lookup_rows(table: jax.Array | Int8Table, ids: jax.Array, dtype: DTypeLike) -> jax.Array:
     """Rows `ids` of a table `[vocab, embed]`, as `[*ids.shape, embed]`: in `dtype` if the table is quantized."""
     if isinstance(table, Int8Table):
         return (table.values[ids] * table.scale[ids][..., None]).astype(dtype)
     return table[ids]
 
 
-def whole(table: jax.Array | Int8Table, dtype: DTypeLike) -> jax.Array:
+def as_dense(table: jax.Array | Int8Table, dtype: DTypeLike) -> jax.Array:
     """A table `[..., outputs, inputs]`: itself, or if it is quantized, dequantized to `dtype`."""
     if isinstance(table, Int8Table):
         return dequantize(table.values, table.scale[..., None]).astype(dtype)
     return table
 
 
-def beside(*weights: SomeMatrix) -> SomeMatrix:
+def concat_outputs(*weights: SomeMatrix) -> SomeMatrix:
     """Join matrices that have the same inputs: one matrix with the outputs of all."""
     tables = [weight for weight in weights if isinstance(weight, Int8Table)]
     if tables:

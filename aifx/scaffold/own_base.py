@@ -22,7 +22,7 @@ RATES = ((20e6, 1e-3), (200e6, 5e-4), (float("inf"), 2e-4))
 STEPS = 100
 
 
-def bring_base(template: str, answers: Mapping[str, Any], staging: Path) -> dict[str, Any]:
+def make_base_run(template: str, answers: Mapping[str, Any], staging: Path) -> dict[str, Any]:
     """Make a run of the model that the answers name, in `staging`. Returns the template's variables; {} without a base.
 
     Raises UsageError for a run that does not write text, and the errors of `aifx.hub.importing.import_model`.
@@ -46,8 +46,8 @@ def bring_base(template: str, answers: Mapping[str, Any], staging: Path) -> dict
     return _answers(source, run, project)
 
 
-def land_base(staging: Path, rendered: Path) -> None:
-    """Put the run that `bring_base` made, if it made one, among the files of the project."""
+def move_base_run(staging: Path, rendered: Path) -> None:
+    """Put the run that `make_base_run` made, if it made one, among the files of the project."""
     if (runs := Project(staging / NAME).runs_path).is_dir():
         runs.rename(rendered / "runs")
 

@@ -23,7 +23,7 @@ import aifx.templates
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
 from aifx.core.executables import find_program, with_safe_path
 from aifx.core.sanitize import escape_controls
-from aifx.scaffold.own_base import bring_base, land_base
+from aifx.scaffold.own_base import make_base_run, move_base_run
 from aifx.scaffold.own_data import answers_from_data
 from aifx.scaffold.template_safety import STAGING, check_rendered, name_source, template_source
 
@@ -169,10 +169,10 @@ def scaffold(
         data = {**data, **answers_from_data(found.name, data, destination)}
     with _staging(destination, dry_run=dry_run) as staging:
         if isinstance(found, BundledTemplate):
-            data = {**data, **bring_base(found.name, data, staging)}
+            data = {**data, **make_base_run(found.name, data, staging)}
         rendered = staging / (folder or "project")  # a template may ask copier for the folder's name
         name = _render(found, staging, rendered, data=data, ask=ask, vcs_ref=vcs_ref)
-        land_base(staging, rendered)
+        move_base_run(staging, rendered)
         landing = list(_landing(rendered, destination))
         if not dry_run:
             _land(landing, rendered, destination)

@@ -14,7 +14,14 @@ from forward import outputs_of
 from aifx.config.sections import Quantization
 from aifx.models.decoder.model import Decoder
 from aifx.models.decoder.section import DecoderSection
-from aifx.nn.quantized import Int8Table, QuantizedMatrix, beside, quantize_matrices, two_term_product, whole
+from aifx.nn.quantized import (
+    Int8Table,
+    QuantizedMatrix,
+    as_dense,
+    concat_outputs,
+    quantize_matrices,
+    two_term_product,
+)
 from aifx.specs import init_params, is_spec
 
 INPUTS = jnp.asarray(np.random.default_rng(0).integers(0, 50, (2, 16)), jnp.int32)
@@ -70,7 +77,7 @@ def test_two_terms_leave_the_error_of_the_weights() -> None:
     weight = rng.normal(size=(40, 96))
     scale = np.abs(weight).max(axis=1) / 127
     table = Int8Table(jnp.asarray(np.round(weight / scale[:, None]), jnp.int8), jnp.asarray(scale, jnp.float32))
-    stored = np.asarray(whole(table, jnp.float32), np.float64)
+    stored = np.asarray(as_dense(table, jnp.float32), np.float64)
     want = x @ stored.T
     got = jax.jit(two_term_product)(jnp.asarray(x, jnp.float32), *table)
     # A half step of the low term, 127 * 254 of which are the largest number of a row.
@@ -86,7 +93,9 @@ def test_matrices_side_by_side() -> None:
     keys = jax.random.split(jax.random.key(0), 2)
     plain = [jax.random.normal(key, (8, n)) for key, n in zip(keys, (3, 5), strict=True)]
     tables = [Int8Table((10 * x.T).astype(jnp.int8), jnp.full(x.shape[1], 0.1)) for x in plain]
-    joint = beside(*tables)
+    joint = concat_outputs(*tables)
     assert isinstance(joint, Int8Table)
-    np.testing.assert_array_equal(whole(joint, jnp.float32), jnp.concatenate([whole(t, jnp.float32) for t in tables]))
-    np.testing.assert_array_equal(whole(beside(*plain), jnp.float32), jnp.concatenate(plain, axis=1))
+    np.testing.assert_array_equal(
+        as_dense(joint, jnp.float32), jnp.concatenate([as_dense(t, jnp.float32) for t in tables])
+    )
+    np.testing.assert_array_equal(as_dense(concat_outputs(*plain), jnp.float32), jnp.concatenate(plain, axis=1))

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from aifx.models.base import Head
 from aifx.models.decoder import paged_cache
 from aifx.models.decoder.divided import check_layout, joined, with_own_kv_head
-from aifx.models.decoder.fused import fused, query_key_value
+from aifx.models.decoder.fused import fuse_projections, query_key_value
 from aifx.models.decoder.halves import mlp, norm, norm_of_heads, norm_of_sum
 from aifx.models.decoder.paged_cache import Cache
 from aifx.models.decoder.section import DecoderSection
@@ -30,7 +30,7 @@ from aifx.models.decoder.specs import (
 )
 from aifx.nn import layers
 from aifx.nn.adapters import with_adapter_dropout
-from aifx.nn.quantized import Int8Table, vectors, whole
+from aifx.nn.quantized import Int8Table, as_dense, lookup_rows
 from aifx.nn.remat import rematerialized
 from aifx.nn.ring import ring_attention
 from aifx.nn.rotary import turned
@@ -98,13 +98,13 @@ class Decoder:
     def head(self, params: Params, ctx: ForwardContext) -> Head:
         stored = params.get("output", params["embedding"]["token"])
         table = stored if "output" not in params or isinstance(stored, Int8Table) else None
-        weight = stored if table is None else whole(table, params["final_norm"]["scale"].dtype).T
+        weight = stored if table is None else as_dense(table, params["final_norm"]["scale"].dtype).T
         axes = ctx.layout.dividing("vocab", self.vocab_size)
         return Head(weight, None, self.section.logit_softcap, axes, table)
 
     def for_decoding(self, params: Params) -> Params:
         """The params with matrices that read the same vectors side by side: fewer products, each a larger one."""
-        return fused(params, self.section)
+        return fuse_projections(params, self.section)
 
     def prefill(
         self, params: Params, inputs: jax.Array, lengths: jax.Array, cache: Cache, ctx: ForwardContext
@@ -164,7 +164,11 @@ class Decoder:
             positions = layout.seq_positions(seq)[None]
         is_divided = bool(layout.axes("tokens") or layout.dividing("vocab", self.vocab_size))
         table = params["token"]
-        x = lookup(table, inputs.reshape(-1), layout, self.vocab_size) if is_divided else vectors(table, inputs, dtype)
+        x = (
+            lookup(table, inputs.reshape(-1), layout, self.vocab_size)
+            if is_divided
+            else lookup_rows(table, inputs, dtype)
+        )
         x = x * math.sqrt(self.section.embed_dim) if self.section.embedding_scale else x
         if self.section.positions == "learned":
             if seq * layout.count("seq") > self.max_seq_len:
