@@ -174,7 +174,7 @@ def generate(
         run: the run's folder.
         prompt: the text to continue. What is not given comes from `[generate]` of the project.
         chat: whether the prompt is a user's message, which the model answers.
-        system: with `chat`, a message of the system before it.
+        system: with `chat`, a system message before it.
     """
     from aifx.generation.generator import Chat, GeneratedText, write_text
     from aifx.loading.restore import restore_run

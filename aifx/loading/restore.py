@@ -148,7 +148,7 @@ def restore_params(programs: Programs, run: RunDirectory, step: int) -> tuple[Pa
 
 
 def digest_of_frozen(programs: Programs, frozen: Params) -> str | None:
-    """What a checkpoint says of the frozen arrays, which it does not hold. Its binding names those of a base run."""
+    """The digest that a checkpoint has of frozen arrays, which it does not hold; it names a base run instead."""
     from aifx.checkpoint.digest import state_digest
 
     return state_digest(frozen) if frozen and not isinstance(programs.model, AdaptedModel) else None
