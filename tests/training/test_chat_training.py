@@ -103,6 +103,7 @@ def test_all_tokens_are_next_token_prediction(programs: Callable[..., Any]) -> N
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_chats_resume_bit_for_bit(project: Project) -> None:
     config = load_config(project, [], {})
     whole = train(project, config, "whole")

@@ -94,7 +94,7 @@ def flat(tree: Any) -> dict[str, Any]:
     return {"/".join(part.key for part in path): leaf for path, leaf in leaves}
 
 
-@pytest.mark.parametrize("settings", [(), CHATS], ids=["next-token", "sft"])
+@pytest.mark.parametrize("settings", [pytest.param((), marks=pytest.mark.slow), CHATS], ids=["next-token", "sft"])
 def test_five_steps_are_those_of_the_paper(made: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
     """Losses and adapters agree with `W + alpha / rank * A B`, differentiated as a whole, and AdamW by hand."""
     project = Project(made)
@@ -178,13 +178,8 @@ def test_evaluation_is_the_validation_and_the_merged_model_computes_the_same(pro
     assert written.returncode == 0, written.stderr
 
 
-@pytest.mark.parametrize(
-    ("run", "adapter"),
-    [
-        ("tuned", "lora"),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("tuned", "none"), ("plain", "lora"))),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("run", "adapter"), [("tuned", "lora"), ("tuned", "none"), ("plain", "lora")])
 def test_weights_of_a_run_that_trained_adapters_are_merged_ones(project: Project, run: str, adapter: str) -> None:
     if run == "plain":
         tune(project, run=run)
