@@ -148,6 +148,8 @@ def test_the_metrics_that_check_knows_are_those_of_the_objectives() -> None:
     logits, labels = Rows(np.ones((2, 1)), np.ones(2)), Rows(np.zeros(2, int), np.ones(2))  # type: ignore[arg-type]
     totals: dict[str, dict[str, Any]] = {
         "next-token": {"loss": one, "bytes": one},
+        "sft": {"loss": one},
+        "dpo": dict.fromkeys(("loss", "accuracy", "margin", "chosen", "rejected"), one),
         "classification": {"loss": one, "logits": logits, "labels": labels},
         "multilabel": {"loss": one, "logits": logits, "labels": logits},
         "regression": {"loss": one, "mean_absolute_error": one, "examples": one},
@@ -160,11 +162,11 @@ def test_the_metrics_that_check_knows_are_those_of_the_objectives() -> None:
 
 
 def test_keys_and_schema_include_the_projects_own_task(here: Here) -> None:
-    (here.root / "own_task_of_keys.py").write_text(TASK + "print('imported')\n")
+    (here.root / "own_task_of_keys.py").write_text(TASK + "print('the task ran')\n")
     here.write('[task]\nkind = "own_task_of_keys:Own"\n[model]\nwidth = 3\n[eval]\ngates = ["eror < 1"]\n')
     out, _ = here("config", "keys", "model")
     assert "model.width (own_task_of_keys:Own) = 8" in out
-    assert "imported" not in out
+    assert "the task ran" not in out
     schema = jsonschema.Draft202012Validator(json.loads(here("config", "schema")[0]))
     schema.check_schema(schema.schema)
     own = {"task": {"kind": "own_task_of_keys:Own"}}
