@@ -78,6 +78,10 @@ def _question(row: Row) -> Question:
     delimiter, until = values.get("target_delimiter"), values.get("until", ["\n"])
     until = [until] if isinstance(until, str) else until
     choices, labels = _choices(values, place)
+    try:
+        "".join([context, str(delimiter), *choices]).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{place}: not Unicode text", f"half a surrogate pair: {error}", "docs/eval.md") from None
     if choices:
         gold = _first(values, GOLDS, place, "right choice")
         right = frozenset(_right(gold, choices, labels, place))

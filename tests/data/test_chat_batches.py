@@ -98,6 +98,7 @@ def test_the_shapes_of_a_row(tmp_path: Path) -> None:
         ({"messages": [{"role": "usr", "content": "x"}]}, "did you mean 'user'"),
         ({"messages": [{"role": "user"}]}, "messages[0].content is not text"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "it is image"),
+        ({"messages": [{"role": "user", "content": []}]}, "an empty list"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "surrogate"),
         ({"messages": ["hi"]}, "messages[0] is not a message"),
         ({"chosen": [{"role": "user", "content": "x"}], "rejected": [{"role": "user", "content": "x"}]}, "no pair"),
@@ -132,7 +133,7 @@ def test_parquet_gives_what_json_lines_give(write: Write, project: Project, open
         {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": str(n)}]}
         for n in range(20)
     ]
-    rows[3]["messages"].insert(1, {"role": "assistant", "content": "Wait.", "tool_calls": calls})  # type: ignore[dict-item]
+    rows[3]["messages"].insert(1, {"role": "assistant", "content": "Wait.", "calls": calls})  # type: ignore[dict-item]
     write("a.jsonl", lines(rows))
     parquet.write_table(arrow.Table.from_pylist(rows), project.root / "data/a.parquet")
     one, other = open_chats("a"), open_chats("b", train=["data/a.parquet"])

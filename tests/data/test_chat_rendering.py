@@ -231,3 +231,32 @@ def test_a_tool_and_what_is_no_text(tmp_path: Path) -> None:
     content = [{"type": "text", "text": "im"}]
     written = renderer.tokenizer.decode(renderer.prompt([{"role": "user", "content": content}]))
     assert written == "nullim"
+
+
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+PARTS = {"role": "user", "content": [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]}
+FOR_TEXT_ALONE = "{% for m in messages %}{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"
+
+
+def test_a_list_of_parts_is_the_text_of_its_parts(tmp_path: Path) -> None:
+    renderer = renderer_of(tmp_path)
+    assert "user\none two<|im_end|>" in renderer.tokenizer.decode(renderer.prompt([PARTS]))
+
+
+@pytest.mark.parametrize(
+    ("template", "message", "words"),
+    [
+        (CHATML, CALL, "cannot write tool_calls"),
+        (FOR_TEXT_ALONE, CALL, "leaves out messages[1].tool_calls"),
+        (FOR_TEXT_ALONE, PARTS, "does not know messages[1].content, a list"),
+    ],
+)
+def test_a_template_that_would_write_none_or_pythons_lists(tmp_path: Path, template, message, words: str) -> None:
+    with pytest.raises(DataError) as refused:
+        renderer_of(tmp_path, template).prompt([{"role": "user", "content": "x"}, message])
+    assert words in f"{refused.value.what} {refused.value.why}"
+
+
+def test_a_template_that_writes_tool_calls(tmp_path: Path) -> None:
+    renderer = renderer_of(tmp_path, "{% for m in messages %}{{ m.content or m.tool_calls | tojson }}{% endfor %}")
+    assert '"name": "f"' in renderer.tokenizer.decode(renderer.prompt([CALL]))

@@ -69,6 +69,8 @@ def test_other_fields(tmp_path: Path) -> None:
         ({"query": "q", "choices": ["a"], "gold": 0}, "choices are not texts"),
         ({"query": "q"}, "no target"),
         ({"query": 3, "target": "x"}, "the text is not text"),
+        ({"query": "q\ud800", "target": "x"}, "not Unicode text"),
+        ({"query": "q", "choices": ["a", "b\ud800"], "gold": 0}, "not Unicode text"),
     ],
 )
 def test_rows_that_are_no_questions(tmp_path: Path, row: dict[str, Any], words: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,14 +89,16 @@ class ChatRenderer:
         messages = self.special.shield(conversation.messages[:count], place)
         if inserted is not None:
             messages[inserted] = _with_mark(messages[inserted])
-        rendered = self.template.render(
-            messages,
+        render = partial(
+            self.template.render,
             place=place,
             tools=self.special.shield(conversation.tools, place),
             add_generation_prompt=asks,
             variables=self.variables,
             today=self.today,
         )
+        rendered = render(messages)
+        _check_written(rendered, messages, render, place)
         return self.special.own(rendered)
 
     def _marked(
@@ -145,6 +148,26 @@ class ChatRenderer:
         why = f"the template {self.template.name} writes none of {ends} {where}after it: a model would never stop"
         what = f"{conversation.place}: no end token is trained with messages[{answer}], an answer of the assistant"
         return DataError(what, why, "name the token that ends an answer: data.end_tokens, or change data.chat_template")
+
+
+def _check_written(
+    rendered: str, messages: Sequence[Message], render: Callable[[Sequence[Message]], str], place: str
+) -> None:
+    """Raise DataError for a template that knows only content that is text, and writes other content as Python does."""
+    hint = "leave the row out, or set data.chat_template to one that writes it"
+    for index, message in enumerate(messages):
+        if isinstance(content := message.get("content"), list) and str(content) in rendered:
+            why = "it writes Python's [{'type': 'text', ... instead of the text"
+            raise DataError(f"{place}: the chat template does not know messages[{index}].content, a list", why, hint)
+        if message.get("tool_calls"):
+            without = {key: value for key, value in message.items() if key != "tool_calls"}
+            try:
+                is_written = render([*messages[:index], without, *messages[index + 1 :]]) != rendered
+            except DataError:
+                is_written = True
+            if not is_written:
+                why = "the text is the same without them"
+                raise DataError(f"{place}: the chat template leaves out messages[{index}].tool_calls", why, hint)
 
 
 def _bare(text: str) -> str:

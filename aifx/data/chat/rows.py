@@ -192,6 +192,8 @@ def _check_content(message: Mapping[str, Any], place: str, hint: str) -> None:
     content = message.get("content")
     if content is None and message.get("tool_calls"):
         return
+    if content == []:
+        raise DataError(f"{place}.content is not text", "it is an empty list", hint)
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     for part in parts:
         if not (isinstance(part, Mapping) and part.get("type") == "text"):

@@ -30,10 +30,12 @@ BEGIN, END = "\U0010fff0", "\U0010fff1"
 # Like ChatML. Contents are trimmed, so that no token spans the end of a header and the beginning of a text.
 CHATML = """\
 {% for message in messages %}
+{% if message.tool_calls %}{{ raise_exception('it cannot write tool_calls') }}{% endif %}
+{% set text = message.content if message.content is string else message.content | map(attribute='text') | join %}
 {{ '<|im_start|>' + message.role + '\\n' }}
 {%- if message.role == 'assistant' %}
-{%- generation %}{{ message.content | trim + '<|im_end|>' }}{% endgeneration %}
-{%- else %}{{ message.content | trim + '<|im_end|>' }}{% endif %}
+{%- generation %}{{ text | trim + '<|im_end|>' }}{% endgeneration %}
+{%- else %}{{ text | trim + '<|im_end|>' }}{% endif %}
 {{- '\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}
