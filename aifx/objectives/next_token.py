@@ -53,8 +53,7 @@ class NextToken(Objective):
         if "bytes" in totals:
             num_bytes = float(totals["bytes"][0])
             report["bits_per_byte"] = nats / math.log(2.0) / num_bytes if num_bytes else math.nan
-            report["tokens"] = round(tokens)
-            report["bytes"] = round(num_bytes)
+            report |= {"tokens": round(tokens), "bytes": round(num_bytes)}
         return report
 
     def predictions(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Predictions:

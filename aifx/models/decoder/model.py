@@ -202,12 +202,10 @@ class Decoder:
         self, params: Params, x: jax.Array, sequences: Sequences, cache: Params | None, ctx: ForwardContext
     ) -> tuple[jax.Array, Params | None]:
         """Causal attention of x `[tokens, embed]` within each sequence."""
-
         layout, window = ctx.layout, sequences.window
         x = layout.gather_tokens(x)
         if layout.axes("kv_heads") and not layout.dividing("kv_heads", self.num_kv_heads):
             params = with_own_kv_head(params, layout, self.num_kv_heads)
-
         q, k, v = (
             y.reshape(*sequences.shape, -1, self.head_dim)
             for y in query_key_value(params, x, self.section.num_heads, self.num_kv_heads)
