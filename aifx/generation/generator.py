@@ -125,7 +125,7 @@ def generate(
     seed: int = 0,
     end_ids: Collection[int] = (),
 ) -> Iterator[int]:
-    """Tokens that continue the prompt, each as soon as it is known, up to one of `end_ids` (left out) or `max_tokens`.
+    """Yield tokens that continue the prompt: `max_tokens`, or all before one of `end_ids`.
 
     `params` may be those of `DecodingPrograms.prepare`, which are read faster.
 

@@ -19,7 +19,7 @@ class Start:
     """How a project begins with a model.
 
     Attributes:
-        use: a command that uses the model as it is; `{run}` is its run.
+        use: a command that uses the model without training it; `{run}` is its run.
         data: what the user puts where, for `aifx train`.
         sections: values by section and key, which come before those of the model's run; None leaves a key out.
     """

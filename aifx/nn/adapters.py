@@ -163,7 +163,7 @@ def merged_arrays(params: Params, specs: Specs, plain: Specs, section: LoraSecti
 
 
 def merged_matrix(node: Params, spec: ArraySpec, section: LoraSection) -> jax.Array:
-    """The matrix of this spec that a node of `adapted_specs` stands for: its base plus alpha / rank * a @ b."""
+    """Merge a node of `adapted_specs` into one matrix of this spec: base + alpha / rank * a @ b."""
     base = _dequantized(node.get(BASE, node))
     if A in node:
         assert spec.matrix is not None

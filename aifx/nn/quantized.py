@@ -68,8 +68,8 @@ def _quantized(leaves: list[jax.Array], specs: tuple[ArraySpec, ...], quantizati
 def quantize_matrices(params: Params, specs: Specs, quantization: Quantization) -> Params:
     """`params` with quantized matrices in place of every matrix (`ArraySpec.matrix`); embeddings and vectors stay.
 
-    Int8 on a CPU also replaces the projection to the vocabulary (`ArraySpec.product`): half of what a small model reads
-    for each token. `layers.linear` takes each kind.
+    Int8 on a CPU also replaces the projection to the vocabulary (`ArraySpec.product`): left in float32, it would be
+    half of what a small model reads for each token. `layers.linear` takes each kind.
     """
     if quantization == "none":
         return params
