@@ -57,7 +57,7 @@ class RunDirectory:
     trackers = _Entry("trackers")
     profile = _Entry("profile")
     plan = _Entry("plan.json")  # what `aifx plan --run` predicted
-    reference = _Entry("reference.npz")  # log-probabilities of pairs of answers before training
+    reference = _Entry("assets/reference.npz")  # log-probabilities of pairs of answers before training
     tags = _Entry("tags.json")
     imported = _Entry("import.json")  # where an imported model came from
 

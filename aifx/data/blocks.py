@@ -26,7 +26,12 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 def write_checked(path: Path, data: bytes) -> None:
     """Write a file with the SHA-256 of its bytes behind them: whole or not at all, whatever stops the machine."""
-    replace_file(path, data + hashlib.sha256(data).digest())
+    replace_file(path, with_digest(data))
+
+
+def with_digest(data: bytes) -> bytes:
+    """The data with its SHA-256 at the end, as `read_checked` takes it."""
+    return data + hashlib.sha256(data).digest()
 
 
 def read_checked(path: Path) -> memoryview:

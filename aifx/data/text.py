@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -108,7 +108,13 @@ class TextData:
 
 
 class TokenFormat(DataFormat):
-    """A format of tokens, such as text: a model of it may also write."""
+    """A format of tokens, such as text: a model of it may also write.
+
+    Attributes:
+        example_names: of the examples in each row, if they have names.
+    """
+
+    example_names: ClassVar[tuple[str, ...]] = ()
 
     tokenizer: Tokenizer
 

@@ -19,6 +19,7 @@ from aifx.core.steps import StepChoice
 from aifx.data.base import undefined
 from aifx.data.files import check_regular
 from aifx.evaluation.held_out import SAFE_OVERRIDES, Part, check_overrides, measure_part, reports_of_step
+from aifx.loading.references import with_references
 from aifx.loading.restore import restore_run
 from aifx.parallel.joining import current_group
 from aifx.runs.agreement import agree, facts_of_data
@@ -101,7 +102,8 @@ def measure_files(
             device_kind = trained.layout.device_kind
             facts = partial(facts_of_data, project, digest or dataset.digest, device_kind, file=str(path))
             agree(current_group(), facts)
-            of_file = replace(programs, task=replace(trained.task, dataset=dataset))
+            of_file = replace(programs, task=replace(programs.task, dataset=dataset))
+            of_file = with_references(of_file, frozen, run)
             name, digest = shown_name(path, project), digest or dataset.digest
             part = measure_part(f"{name} ({digest[:12]})", "test", all_gates, of_file, params, frozen)
             report = DatasetReport(name, digest, part.metrics, part.gates, part.baselines)

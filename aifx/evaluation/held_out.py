@@ -29,6 +29,7 @@ from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
 from aifx.data.base import Batch, Split
 from aifx.evaluation.baselines import baseline_programs
+from aifx.loading.references import with_references
 from aifx.loading.restore import restore_run
 from aifx.objectives.base import Rows, Sums, Totals
 from aifx.objectives.checks import check_metrics
@@ -249,7 +250,9 @@ def measure(
     all_gates = [*map(parse_gate, trained.config.eval.gates), *asked]
     quantize = trained.config.eval.quantize
     with project_errors(trained.config, project):
-        part = measure_part(f"{chosen} split", chosen, all_gates, *trained.programs(quantize))
+        programs, params, frozen = trained.programs(quantize)
+        programs = with_references(programs, frozen, run)
+        part = measure_part(f"{chosen} split", chosen, all_gates, programs, params, frozen)
     better = better_last(run, all_gates)
     report = Report(
         run=run.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,18 +14,25 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.manifest import ArrayEntry, Manifest
-from aifx.checkpoint.naming import nest
+from aifx.checkpoint.naming import flat_names, nest
 from aifx.config.sections import CheckpointSection, LoraSection
 from aifx.core.errors import ConfigError
 from aifx.core.project import RunDirectory
+from aifx.data.spec import need_spec
 from aifx.models.adapted import AdaptedModel
 from aifx.nn.adapters import BASE, A, B, merged_matrix, quantize_array
+from aifx.nn.stacking import stack_layers, unstack_layers
+from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
 from aifx.programs.build import Programs
+from aifx.programs.freezing import head_names
 from aifx.programs.state import make_frozen
 from aifx.runs.base_run import BaseRun, base_manifest, weights_digest, weights_of
 from aifx.runs.binding import read_digests
+from aifx.runs.provenance import read_provenance
 from aifx.specs import ArraySpec, Params, Specs, array_names, is_spec
+
+logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 64 << 20
 """Most bytes of arrays that are read together, unless one array is larger."""
@@ -108,6 +116,45 @@ class BaseWeights:
         named = {f"{self._part}/{name}": struct for name, struct in wanted.items()}
         read = Checkpoints(self.run.checkpoints, CheckpointSection()).read(self.step, named)
         return {name.partition("/")[2]: array for name, array in read.items()}
+
+
+def with_base_params(params: Params, programs: Programs, run: RunDirectory) -> Params:
+    """`params` with the weights of the base run that the provenance of `run` names; unchanged if it names none.
+
+    Arrays of equal name and shape are taken. Those of the head may differ and then keep their first values. With other
+    classes than in the base run, all of the head does.
+
+    Args:
+        params: the initial ones, as `programs` take them.
+
+    Raises CheckpointError if the checkpoint is not the one that is named, ConfigError if other arrays differ.
+    """
+    named = read_provenance(run).get("finetuned_from")
+    if not named:
+        return params
+    weights = BaseWeights(run, BaseRun(**named), getattr(programs.model, "adapts", ()))
+    stacked, specs = programs.is_stacked, programs.model.specs()
+    ours = flat_names(unstack_layers(params) if stacked else params)
+    head = head_names(programs.model, ForwardContext(programs.layout.single))
+    is_other_head = need_spec(run.sibling(named["run"]).assets).classes != programs.task.data.classes
+    wanted, differing = {}, []
+    for name, array in ours.items():
+        entry = weights.entries.get(name)
+        if entry is None or entry.shape != array.shape:
+            differing.append((name, weights.difference(name, array.shape)))
+        elif is_other_head and name in head:
+            differing.append((name, f"{name} is for other classes there"))
+        else:
+            wanted[name] = jax.ShapeDtypeStruct(array.shape, entry.dtype, sharding=array.sharding)
+    if unfit := [text for name, text in differing if name not in head]:
+        raise weights.misfit(unfit, "only the head may differ")
+    read = weights.read(wanted, flat_names(unstack_layers(specs) if stacked else specs))
+    if differing:
+        logger.info(f"the head starts from its initial values: {'; '.join(text for _, text in differing)}")
+    taken = nest(ours | {name: array.astype(ours[name].dtype) for name, array in read.items()})
+    places = jax.tree.map(lambda x: x.sharding, programs.abstract[0].params)
+    found: Params = jax.device_put(stack_layers(taken) if stacked else taken, places)
+    return found
 
 
 def frozen_arrays(programs: Programs, run: RunDirectory) -> Params:

@@ -36,13 +36,17 @@ class DirectPreference(Objective):
             why = "its DataSpec has no field 'reference', the log-probabilities of answers before training"
             raise misfit('preference optimization needs pairs of answers: data.kind = "preferences"', why)
 
+    def target_weights(self, batch: Any) -> Any:
+        """The weight of each target of a batch, `[rows, seq]`: 1 in the last answer of both conversations."""
+        return batch["weights"] * (batch["writers"] >= COMPLETION)
+
     def reference(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Predictions:
         """ "reference": the log-probability of the chosen and the rejected answer of each row, `[rows, 2]`."""
-        return {"reference": _answers(model, params, batch, ctx)[0]}
+        return {"reference": self._answers(model, params, batch, ctx)[0]}
 
     def sums(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Sums:
         """ "loss", "accuracy", "margin" and the rewards "chosen" and "rejected", over pairs."""
-        found, counts = _answers(model, params, batch, ctx)
+        found, counts = self._answers(model, params, batch, ctx)
         risen = found - batch["reference"]
         if self.is_normalized:
             risen = risen / jnp.maximum(counts, 1.0)
@@ -66,11 +70,12 @@ class DirectPreference(Objective):
         names = ("loss", "accuracy", "margin", "chosen", "rejected")
         return {**{name: mean(totals[name]) for name in names}, "pairs": round(float(totals["loss"][1]))}
 
-
-def _answers(model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> tuple[jax.Array, jax.Array]:
-    """The log-probabilities of the two answers of each row, and their numbers of tokens, `[rows, 2]` each."""
-    layout, scored = ctx.layout, batch["weights"] * (batch["writers"] >= COMPLETION)
-    nats = cross_entropy(model, params, {**batch, "weights": scored}, ctx, "none")
-    nats = layout.gather_tokens(nats).reshape(scored.shape)
-    of_answer = scored[..., None] * (batch["segment_ids"][..., None] == jnp.array([CHOSEN, REJECTED]))
-    return layout.sum_seq((-nats[..., None] * of_answer).sum(1)), layout.sum_seq(of_answer.sum(1))
+    def _answers(
+        self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext
+    ) -> tuple[jax.Array, jax.Array]:
+        """The log-probabilities of the two answers of each row, and their numbers of tokens, `[rows, 2]` each."""
+        layout, scored = ctx.layout, self.target_weights(batch)
+        nats = cross_entropy(model, params, {**batch, "weights": scored}, ctx, "none")
+        nats = layout.gather_tokens(nats).reshape(scored.shape)
+        of_answer = scored[..., None] * (batch["segment_ids"][..., None] == jnp.array([CHOSEN, REJECTED]))
+        return layout.sum_seq((-nats[..., None] * of_answer).sum(1)), layout.sum_seq(of_answer.sum(1))

@@ -144,6 +144,17 @@ class Programs:
         return replace(self.init, name="init_state", function=init_state, out_shardings=self.init.out_shardings[0])
 
     @functools.cached_property
+    def init_params(self) -> Program:
+        """() -> weights and buffers before the first update: without memory for the optimizer's state."""
+
+        def init_params() -> Params:
+            state: TrainState = self.init_state.function()
+            return state.params
+
+        places = self.init.out_shardings[0].params
+        return replace(self.init, name="init_params", function=init_params, out_shardings=places)
+
+    @functools.cached_property
     def train_step(self) -> Program:
         """(state, frozen, batch) -> the next state, and STEP_METRICS. The state is donated."""
         state, frozen = self.abstract
@@ -171,7 +182,8 @@ class Programs:
     def reference_step(self) -> Program:
         """(params, frozen, batch) -> the objective's `reference` of each row: values of the model before training."""
         compute: Any = getattr(self.objective, "reference")  # noqa: B009  # of those that need one
-        return self._forward_program("reference_step", compute, lambda _: True)
+        program = self._forward_program("reference_step", compute, lambda _: True)
+        return replace(program, out_shardings=self.layout.replicated)  # each process has those of all rows
 
     @functools.cached_property
     def parts(self) -> Mapping[str, Program]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby, repeat
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from aifx.core.errors import UsageError
 from aifx.data.base import Batch, Split
 from aifx.data.text import TokenFormat
 from aifx.data.tokenizer import Tokenizer
-from aifx.objectives.next_token import NextToken
 from aifx.tasks.base import Task, dataset_of, part_name
 
 
@@ -37,8 +36,13 @@ class ShownPart:
 
 @dataclass(frozen=True)
 class ShownExample:
-    """A document or conversation within a row; attention stays within it."""
+    """A document or conversation within a row; attention stays within it.
 
+    Attributes:
+        name: "chosen" or "rejected", if it is one of a pair of answers.
+    """
+
+    name: str
     parts: tuple[ShownPart, ...]
 
 
@@ -76,10 +80,11 @@ def show_rows(task: Task, config: Config, split: Split, first: int, count: int) 
 
     Raises UsageError for data without tokens, and if `first` is after the last row.
     """
-    form, objective, dataset = task.format, task.objective, dataset_of(task)
-    if not (isinstance(form, TokenFormat) and isinstance(objective, NextToken)):
+    form, dataset = task.format, dataset_of(task)
+    weigh = getattr(task.objective, "target_weights", None)
+    if not (isinstance(form, TokenFormat) and weigh):
         why = f"{part_name(config, 'data')} with {part_name(config, 'objective')} does not train tokens"
-        raise UsageError("these rows cannot be shown", why, "aifx data show shows text and chats")
+        raise UsageError("these rows cannot be shown", why, "aifx data show shows text, chats and preferences")
     source = dataset.source(split, 1, seed=None)
     num_rows = source.num_batches or 0
     if first >= num_rows:
@@ -89,8 +94,9 @@ def show_rows(task: Task, config: Config, split: Split, first: int, count: int) 
     rows = []
     for number, place in zip(numbers, places, strict=True):
         batch = source.read(number, slice(None))
-        weights = np.asarray(objective.target_weights(batch))[0]
-        examples = tuple(ShownExample(tuple(parts)) for parts in _examples(batch, weights, form.tokenizer))
+        weights = np.asarray(weigh(batch))[0]
+        parts, names = _examples(batch, weights, form.tokenizer), chain(form.example_names, repeat(""))
+        examples = tuple(ShownExample(name, tuple(own)) for name, own in zip(names, parts, strict=False))
         tokens, trained = int(np.count_nonzero(batch["weights"])), int(np.count_nonzero(weights))
         rows.append(ShownRow(number, place, tokens, trained, examples))
     return ShownData(split, dataset.digest, num_rows, batch["inputs"].shape[1], tuple(rows))

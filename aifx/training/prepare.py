@@ -89,8 +89,8 @@ class Job:
         return checkpoints
 
 
-def prepare(job: Job) -> Programs:
-    """The programs of the run, its data open. Raises ConfigError, DataError."""
+def prepare(job: Job) -> tuple[Programs, RunDigests | None]:
+    """The programs of the run, its data open, and in process 0 the run's digests. Raises ConfigError, DataError."""
     latest = job.group.broadcast(job.fork.step if job.fork else job.checkpoints.latest())
     job.dispatcher.event("start" if latest is None else "resume", step=latest or 0)
     enable_compilation_cache()
@@ -101,27 +101,24 @@ def prepare(job: Job) -> Programs:
     job.group.mark("the data")
     with job.group.first_then_others():
         task = _open_task(job, is_fresh and job.group.is_first)
-        kernels = (
-            _own_run(job, task, layout, is_fresh)
-            if job.group.is_first
-            else run_choices(job.run, job.config, keep=False)
-        )
+        digests = _own_run(job, task, layout, is_fresh) if job.group.is_first else None
+        kernels = run_choices(job.run, job.config, keep=False) if digests is None else _kernel_choices(job, digests)
     agree(job.group, lambda: facts_of_data(job.project, data_digest(task, job.config), layout.device_kind))
     programs = build(job.config, task, layout, kernels=kernels)
     _check_fields(programs)
     _check_metric(job, programs)
     _check_sample(programs)
-    return programs
+    return programs, digests
 
 
-def _own_run(job: Job, task: Task, layout: Layout, is_fresh: bool) -> Choices:
-    """Write what the run's folder says of the run, in the process that holds it. Returns the run's kernel choices."""
+def _own_run(job: Job, task: Task, layout: Layout, is_fresh: bool) -> RunDigests:
+    """Write what the run's folder says of the run, in the process that holds it. Returns the run's digests."""
     base = _record_origin(job, task, layout, is_fresh)
     is_new = is_fresh or not list_bindings(job.run.checkpoints)
     needed = base.document() if base and job.config.finetune.adapter != "none" else None
     digests = open_digests(job.run, job.config, is_fresh=is_new, base=needed)
     job.checkpoints.bind(digests.binding)
-    return _kernel_choices(job, digests)
+    return digests
 
 
 def _open_task(job: Job, is_fresh: bool) -> Task:

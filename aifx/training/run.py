@@ -40,7 +40,7 @@ from aifx.training.meter import Meter, NotFinite
 from aifx.training.observers import EventDispatcher, LogFile, MetricsFile, Trace
 from aifx.training.prepare import Job, prepare
 from aifx.training.records import Observer, RunInfo, TrainResult
-from aifx.training.references import with_references
+from aifx.training.references import with_kept_references
 from aifx.training.restore import InitialState, begin, begin_from
 from aifx.training.resume_checks import (
     Fork,
@@ -175,9 +175,9 @@ def _add_what_was_saved(error: BaseException, run: RunDirectory) -> None:
 def _train(job: Job) -> TrainResult:
     """One process's part of a run, between taking hold of it and its last event."""
     started = time.perf_counter()
-    programs = prepare(job)
+    programs, digests = prepare(job)
     step_fn, begun = _restore(job, programs)
-    programs = with_references(programs, job.run)
+    programs = with_kept_references(programs, begun.frozen, job.run, digests)
     recorded = begun.step - 1 if begun.pending_validation else begun.step
     info = run_info(job.run, programs, first_step=begun.step, recorded_step=recorded)
     loop = Loop(

@@ -105,5 +105,5 @@ def _print_examples(out: Output, row: ShownRow) -> None:
             shown.append(part.text, style)
         if not in_colour and was_trained:
             shown.append("+}")
-        out.print("")
+        out.print(f"\n{example.name}:" if example.name else "")
         out.print(shown, soft_wrap=True)

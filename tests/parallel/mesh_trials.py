@@ -105,12 +105,16 @@ def trial(family: str, settings: list[str], devices: int) -> dict[str, Any]:
         batch = programs.place(batch_of(programs.task.data, programs.config.train.global_batch_size, number))
         state, metrics = step(state, frozen, batch)
         found.append(np.asarray(metrics))
-    sums = programs.eval_step(state.params, frozen, programs.place(batch_of(programs.task.data, 10, 99)))
+    held_out = programs.place(batch_of(programs.task.data, 10, 99))
+    sums = programs.eval_step(state.params, frozen, held_out)
+    has_reference = "reference" in programs.task.data.fields
+    reference = programs.reference_step(state.params, frozen, held_out)["reference"][:10] if has_reference else ()
     losses, norms, _ = np.stack(found).T.tolist()
     return {
         "losses": losses,
         "norms": norms,
         "evaluated": [float(x) for x in sums["loss"]],
+        "reference": np.asarray(reference).tolist(),
         "state_share": max(held_by_device(state).values()) / tree_bytes(state),
         "layer_bytes": max_layer_bytes(programs),
         "vocab_bytes": VOCAB * 64 * 4,

@@ -68,6 +68,7 @@ def check_equal(many: dict[str, Any], one: dict[str, Any], tolerance: float) -> 
     np.testing.assert_allclose(many["losses"], one["losses"], rtol=tolerance)
     np.testing.assert_allclose(many["norms"][0], one["norms"][0], rtol=1e-6)
     np.testing.assert_allclose(many["evaluated"], one["evaluated"], rtol=tolerance)
+    np.testing.assert_allclose(many["reference"], one["reference"], rtol=tolerance)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,7 @@ def test_adapters_and_pairs_of_answers_train_as_on_one_device(trained: dict[str,
     check_equal(trained["adapted"], trained["adapted, one"], 1e-5)
     assert trained["adapted"]["losses"][0] != trained["adapted"]["losses"][1]
     assert trained["adapted"]["evaluated"][1] == 10
+    assert len(trained["adapted"]["reference"]) == 10
 
 
 @pytest.mark.slow

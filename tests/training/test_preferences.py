@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,18 @@ import pytest
 from stopping import StopAt
 
 from aifx.config import load_config
-from aifx.core.errors import ConfigError, DataError
+from aifx.core.errors import CheckpointError, ConfigError, DataError
 from aifx.core.project import Project
+from aifx.data.chat.preferences import References
+from aifx.evaluation.dataset import evaluate_files
 from aifx.evaluation.held_out import evaluate
-from aifx.loading.restore import restore_run
+from aifx.loading.references import with_references
+from aifx.objectives.dpo import DirectPreference
 from aifx.parallel.layout import local_layout
 from aifx.programs.build import build
 from aifx.tasks.base import training_source
 from aifx.tasks.registry import open_task
 from aifx.training.finetuning import with_base_weights
-from aifx.training.references import with_references
 from aifx.training.run import train
 
 SETTINGS = """\
@@ -120,7 +123,7 @@ def test_five_steps_are_those_of_the_paper(made: Path, normalize: str) -> None:
     project = Project(made)
     run = project.run("adapted")
     settings = (f"objective.length_normalize={normalize}", "optimizer.weight_decay=0")
-    programs = with_references(open_programs(project, *settings), run)
+    programs = with_references(open_programs(project, *settings), {}, run)
     state, frozen = programs.init()
     state = with_base_weights(state, programs, run)
     matrices = set(plain.MATRICES)
@@ -177,30 +180,103 @@ def test_evaluation_reports_margins_of_held_out_pairs(made: Path) -> None:
     assert report.metrics["margin"] > 0
 
 
+def split_rows(project: Project, split: str) -> list[str]:
+    """The lines of the pairs in a split."""
+    source: Any = open_programs(project).task.dataset.source(split, 1, seed=None)
+    lines = (project.root / "pairs/rows.jsonl").read_text().splitlines(keepends=True)
+    return [lines[source.pair(place)] for place in range(source.num_batches)]
+
+
+@pytest.mark.parametrize("settings", [LORA, pytest.param((), marks=pytest.mark.slow)])
+def test_a_file_of_pairs_is_measured_as_the_split_with_the_same_pairs(
+    project: Project, settings: tuple[str, ...]
+) -> None:
+    run = project.run("adapted") if settings else prefer(project, run="whole").run
+    expected = evaluate(run, project, split="validation").metrics
+    file = project.root / "more.jsonl"
+    file.write_text("".join(split_rows(project, "validation")))
+    (found,) = evaluate_files(run, project, [file]).datasets
+    for name in ("loss", "margin", "chosen", "rejected", "pairs"):
+        assert found.metrics[name] == pytest.approx(expected[name], rel=1e-5)
+    shutil.rmtree(project.root / "runs/base/checkpoints")
+    if not settings:  # its reference is in the cache
+        assert evaluate_files(run, project, [file]).datasets[0].metrics == found.metrics
+    file.write_text("".join(split_rows(project, "train")))
+    with pytest.raises(CheckpointError, match="needs the checkpoint of step 6 of run base"):
+        evaluate_files(run, project, [file])
+
+
 def test_the_reference_is_computed_once_for_its_data_and_weights(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def computed(*_: Any) -> None:
-        raise AssertionError("it is in the cache")
+        raise AssertionError("it is computed")
 
-    monkeypatch.setattr("aifx.training.references._computed", computed)
+    def references(*settings: str) -> Any:
+        return with_references(open_programs(project, *settings), {}, run).task.dataset.references
+
+    monkeypatch.setattr("aifx.loading.references._compute", computed)
     run = project.run("adapted")
-    kept = run.reference.read_bytes()
+    kept = references()
+    assert kept.as_file() == run.reference.read_bytes()
     run.reference.unlink()
-    with_references(open_programs(project, "objective.beta=0.1"), run)
-    assert run.reference.read_bytes() == kept
-    with pytest.raises(AssertionError, match="in the cache"):
-        with_references(open_programs(project, "finetune.base_quantize=int8", *LORA), run)
+    np.testing.assert_array_equal(references("objective.beta=0.1").values, kept.values)  # of the cache
+    with pytest.raises(AssertionError, match="it is computed"):
+        references("finetune.base_quantize=int8", *LORA)
     provenance = json.loads(run.provenance.read_text())
     other = {**provenance, "finetuned_from": {**provenance["finetuned_from"], "digest": "0" * 64}}
     run.provenance.write_text(json.dumps(other))
-    with pytest.raises(AssertionError, match="in the cache"):
-        with_references(open_programs(project), run)
+    with pytest.raises(AssertionError, match="it is computed"):
+        references()
+    run.provenance.unlink()
+    with pytest.raises(CheckpointError, match="does not name the base run"):
+        references()
     run.provenance.write_text(json.dumps(provenance))
     with open(project.root / "pairs/rows.jsonl", "a") as file:
         file.write(json.dumps({"prompt": "?", "chosen": "!", "rejected": "."}) + "\n")
-    with pytest.raises(AssertionError, match="in the cache"):
-        with_references(open_programs(project), run)
+    with pytest.raises(AssertionError, match="it is computed"):
+        references()
+
+
+def aifx(project: Project, *arguments: str) -> tuple[int, str]:
+    done = inprocess.run(list(arguments), project.root, os.environ)
+    return done.returncode, done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
+def test_a_damaged_reference_is_an_error(project: Project, damage: str) -> None:
+    run = project.run("adapted")
+    content = run.reference.read_bytes()
+    other = replace(References.read(run.reference), values=np.zeros((40, 2), np.float32)).as_file()
+    run.reference.write_bytes({"missing": b"", "cut": content[:-40], "changed": other}[damage])
+    if damage == "missing":
+        run.reference.unlink()
+    for command in ("eval", "train"):
+        code, text = aifx(project, command, "--run", "adapted")
+        assert code == 2
+        assert f"{run.reference} is not what the checkpoint of step 6 was trained with" in text
+        assert "hint: restore" in text
+    if damage == "changed":
+        return
+    fork = train(project, load_config(project, [*DPO, *LORA, "train.num_steps=7"], {}), "fork", fork_from="adapted")
+    assert fork.status == "completed"
+    assert project.run("fork").reference.read_bytes() == content
+    assert evaluate(project.run("fork"), project).metrics["pairs"]
+
+
+def test_a_base_that_gives_nan_is_refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = DirectPreference.reference
+
+    def reference(*arguments: Any) -> Any:
+        return {"reference": whole(*arguments)["reference"].at[1, 0].set(jnp.nan)}
+
+    monkeypatch.setattr(DirectPreference, "reference", reference)
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(project.root / "cache"))
+    with pytest.raises(CheckpointError, match=r"of 40 pairs have no finite log-probability") as refused:
+        prefer(project, *LORA, run="refused")
+    assert "rows.jsonl" in refused.value.why
+    assert "by run base, step 6" in refused.value.why
+    assert not list((project.root / "cache").glob("references/*"))
 
 
 def test_both_answers_to_a_prompt_are_in_one_split(made: Path) -> None:
@@ -211,6 +287,19 @@ def test_both_answers_to_a_prompt_are_in_one_split(made: Path) -> None:
     assert len(set(splits[:, 0].tolist())) == 3
 
 
+def test_both_answers_are_shown(made: Path) -> None:
+    project = Project(made)
+    settings = [part for setting in DPO for part in ("--set", setting)]
+    for options in (["--run", "adapted"], settings):
+        code, text = aifx(project, "data", "show", "--rows", "1", *options, "--json")
+        assert code == 0
+        (row,) = json.loads(text)["rows"]
+        line = int(row["place"].removeprefix("pairs/rows.jsonl:")) - 1
+        trained = {e["name"]: "".join(p["text"] for p in e["parts"] if p["trained"]) for e in row["examples"]}
+        assert trained == {"chosen": f"{line} is it<|im_end|>", "rejected": "x" * (line % 7) + "<|im_end|>"}
+    assert "\nrejected:\n" in aifx(project, "data", "show", "--rows", "1", *settings)[1]
+
+
 def test_what_cannot_be_used_is_refused(project: Project) -> None:
     with pytest.raises(ConfigError, match=r"needs finetune\.base_run"):
         train(project, load_config(project, DPO[:2], {}), "refused")
@@ -218,7 +307,11 @@ def test_what_cannot_be_used_is_refused(project: Project) -> None:
         prefer(project, "data.seq_len=40", run="refused")
     with pytest.raises(DataError, match="the row has one answer"):
         prefer(project, 'data.train=["data/*.jsonl"]', run="refused")
-    refused = inprocess.run(["eval", "--run", "adapted", "--data", "pairs/rows.jsonl"], project.root, os.environ)
-    assert refused.returncode == 2
-    assert "pairs of another file cannot be measured" in refused.stderr
-    assert restore_run(project.run("adapted"), project).step
+    code, text = aifx(project, "predict", "pairs/rows.jsonl", "--run", "adapted")
+    assert code == 2
+    assert "a model of preferences makes no predictions" in text
+    assert "hint: aifx eval --data FILE" in text
+    (project.root / "one.jsonl").write_text(json.dumps({"prompt": "?", "completion": "!"}) + "\n")
+    code, text = aifx(project, "eval", "--data", "one.jsonl", "--run", "adapted")
+    assert code == 2
+    assert "one.jsonl:1: the row has one answer" in text

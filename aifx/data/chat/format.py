@@ -162,7 +162,8 @@ class ChatFormat(TokenFormat):
     def places(self, dataset: Any, split: Split, rows: Sequence[int]) -> list[str]:
         source = dataset.source(split, 1, seed=None)
         found = [source.find(row) for row in rows]
-        return [", ".join(dataset.place(of, m) for m in of.members(at)) for of, at in filter(None, found)]
+        # Both answers of a pair are on one line.
+        return [", ".join({dataset.place(of, m): None for m in of.members(at)}) for of, at in filter(None, found)]
 
     def sample_prompt(self, text: str) -> list[int]:
         """The text is a user's message, which the model answers."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import io
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from aifx.core.errors import DataError
-from aifx.core.project import Project, RunDirectory
+from aifx.core.errors import DataError, UsageError
+from aifx.core.files import replace_file
+from aifx.core.project import Project
 from aifx.data.base import Batch, Split
-from aifx.data.blocks import read_cached, read_checked, write_checked
+from aifx.data.blocks import read_checked, with_digest
 from aifx.data.chat.format import ChatData, ChatFormat, ChatSource, chat_spec
 from aifx.data.chat.rows import read_pairs
 from aifx.data.chat.section import ChatSection
@@ -37,10 +39,14 @@ class References:
     key: str
     values: np.ndarray
 
-    def write(self, path: Path) -> None:
+    def as_file(self) -> bytes:
+        """The content of `reference.npz`, with the SHA-256 of it at its end."""
         stream = io.BytesIO()
         np.savez(stream, key=np.array(self.key), values=self.values)
-        write_checked(path, stream.getvalue())
+        return with_digest(stream.getvalue())
+
+    def write(self, path: Path) -> None:
+        replace_file(path, self.as_file())
 
     @classmethod
     def read(cls, path: Path) -> References:
@@ -81,35 +87,30 @@ class PreferenceData(ChatData):
         made = super().source(split, batch_size, seed=seed)
         return PreferenceSource(**vars(made), references=self.references)
 
+    def place_of(self, pair: int) -> str:
+        """The file and line of a pair."""
+        entries = (rows for rows in chain(*self.splits.values()) if len(rows))
+        return self.files.place(next(entries).tokens, 2 * pair)
+
 
 @dataclass(frozen=True)
 class PreferenceFormat(ChatFormat):
     """Pairs of answers, a tokenizer with a chat template, rows of `data.seq_len` tokens that hold a pair."""
+
+    example_names: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
 
     @classmethod
     def describe(cls, section: ChatSection, project: Project) -> DataSpec:
         return _with_reference(super().describe(section, project))
 
     @classmethod
-    def open(cls, section: ChatSection, project: Project, assets: Path) -> tuple[ChatFormat, ChatData]:
-        form, dataset = super().open(section, project, assets)
-        assert isinstance(dataset, PreferenceData)
-        found = read_cached(References.read, RunDirectory(assets.parent).reference, "the run's references")
-        if found is not None and found.values.shape == (dataset.num_pairs, 2):
-            dataset = replace(dataset, references=found)
-        return form, dataset
-
-    @classmethod
     def _with(cls, section: ChatSection, renderer: Any) -> PreferenceFormat:
         made = super()._with(section, renderer)
         return cls(section, _with_reference(chat_spec(section, made.spec.vocab_size)), made.tokenizer, made.renderer)
 
-    def open_file(self, path: Path) -> ChatData:
-        why = "the run has reference log-probabilities of its own data alone"
-        raise DataError(f"{path}: pairs of another file cannot be measured", why, "aifx eval --split test")
-
     def encode(self, row: Any) -> Batch:
-        raise ValueError("a model trained on preferences makes no prediction of a row: aifx generate --chat")
+        why = "it compares the answers of a pair, from the weights that its training started from"
+        raise UsageError("a model of preferences makes no predictions", why, "aifx eval --data FILE")
 
     def _open(self, files: ChatFiles) -> ChatData:
         section, renderer = self.section, self.renderer
