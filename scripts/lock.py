@@ -42,6 +42,8 @@ TEST_GROUPS = [
     "wandb",
     "--extra",
     "mlflow",
+    "--extra",
+    "serve",
 ]
 DOCS_GROUPS = [*TEST_GROUPS, "--group", "docs"]
 
@@ -59,7 +61,7 @@ def main() -> int:
     upgrade = parser.parse_args().upgrade
     if not shutil.which("uv"):
         print("error: make lock needs uv, which resolves for all Python versions at once", file=sys.stderr)
-        print("hint: pip install uv", file=sys.stderr)
+        print("hint: pip install uv==0.12.0    (newer ones split the markers of platforms without wheels)", file=sys.stderr)
         return 2
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -119,10 +121,21 @@ def simplify(entry: str) -> str:
     if not separator:
         return entry
     continued = rest.endswith(" \\")
-    clauses = [c for c in rest.removesuffix(" \\").split(" and ") if c not in COMMON_MARKERS]
-    # A clause that was cut inside parentheses is not ours to judge: keep the whole marker then.
-    marker = " and ".join(clauses) if all(c.count("(") == c.count(")") for c in clauses) else rest.removesuffix(" \\")
+    marker = simplify_marker(rest.removesuffix(" \\"))
     return requirement + (f" ; {marker}" if marker else "") + (" \\" if continued else "") + newline + hashes
+
+
+def simplify_marker(marker: str) -> str:
+    """The marker without what always holds. uv writes a clause for each platform: the same for all of them is one."""
+    platforms = [f"sys_platform == '{platform}'" for platform in ("darwin", "linux")]
+    alternatives = [part.strip("()").split(" and ") for part in marker.split(" or ")]
+    kept = [[c for c in clauses if c not in (*COMMON_MARKERS, *platforms)] for clauses in alternatives]
+    has_each = all(any(platform in clauses for clauses in alternatives) for platform in platforms)
+    if len(alternatives) == len(platforms) and has_each and kept[0] == kept[1]:
+        return " and ".join(kept[0])
+    clauses = [c for c in marker.split(" and ") if c not in COMMON_MARKERS]
+    # A clause that was cut inside parentheses is not ours to judge: keep the whole marker then.
+    return " and ".join(clauses) if all(c.count("(") == c.count(")") for c in clauses) else marker
 
 
 if __name__ == "__main__":
