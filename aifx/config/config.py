@@ -47,6 +47,7 @@ class Config:
     kernels: section_types.KernelsSection
     log: section_types.LogSection
     generate: section_types.GenerateSection
+    serve: section_types.ServeSection
     parts: TaskParts = field(compare=False, repr=False)
     origins: Mapping[str, Origin] = field(compare=False, repr=False)
 

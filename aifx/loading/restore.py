@@ -34,7 +34,7 @@ from aifx.tasks.registry import load_task
 
 logger = logging.getLogger(__name__)
 
-CURRENT = ("eval", "generate")
+CURRENT = ("eval", "generate", "serve")
 """Sections that say what is done with a trained model: a gate that was changed since counts."""
 
 OpenTask: TypeAlias = Callable[[Config, Project, Path], Task]

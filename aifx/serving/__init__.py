@@ -1,0 +1,1 @@
+"""An inference server: one engine that writes for many at once, and what speaks HTTP before it."""
