@@ -403,7 +403,9 @@ class ServeSection(Section):
     prefix_cache: bool = setting(True, "Keep the pages of prompts for others that begin alike.", RESUME_SAFE)
     quantize: Quantization = setting("none", "Serve with the model's matrices quantized to this type.", RESUME_SAFE)
     served_model_name: str | None = setting(None, "Name of the model in the API; the run's if not set.", RESUME_SAFE)
-    adapters: dict[str, str] = setting({}, "Runs with LoRA adapters over the same base, by name.", RESUME_SAFE)
+    adapters: tuple[str, ...] = setting(
+        (), "Runs with LoRA adapters over the same base, each as NAME=RUN.", RESUME_SAFE
+    )
     queue: NonNegativeInt = setting(256, "Requests that may wait; more are answered with 429.", RESUME_SAFE)
     max_body_bytes: PositiveInt = setting(4 << 20, "Most bytes of a request; larger ones are answered 413.", RESUME_SAFE)
     max_n: PositiveInt = setting(16, "Most answers to one request (n).", RESUME_SAFE)
