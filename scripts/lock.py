@@ -61,7 +61,10 @@ def main() -> int:
     upgrade = parser.parse_args().upgrade
     if not shutil.which("uv"):
         print("error: make lock needs uv, which resolves for all Python versions at once", file=sys.stderr)
-        print("hint: pip install uv==0.12.0    (newer ones split the markers of platforms without wheels)", file=sys.stderr)
+        print(
+            "hint: pip install uv==0.12.0    (newer ones split the markers of platforms without wheels)",
+            file=sys.stderr,
+        )
         return 2
 
     with tempfile.TemporaryDirectory() as scratch:

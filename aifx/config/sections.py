@@ -392,7 +392,9 @@ class ServeSection(Section):
         (8, 16), "Rows of the programs that write, in rising order: the smallest that holds all runs.", RESUME_SAFE
     )
     memory: str | None = setting(
-        None, 'Size of the page pool ("2GiB"); if not set, what all slots need, at most half of free memory.', RESUME_SAFE
+        None,
+        'Size of the page pool ("2GiB"); if not set, what all slots need, at most half of free memory.',
+        RESUME_SAFE,
     )
     max_model_len: PositiveInt | None = setting(
         None, "Tokens of a prompt with its answer, at the most; the model's context if not set.", RESUME_SAFE
@@ -407,7 +409,9 @@ class ServeSection(Section):
         (), "Runs with LoRA adapters over the same base, each as NAME=RUN.", RESUME_SAFE
     )
     queue: NonNegativeInt = setting(256, "Requests that may wait; more are answered with 429.", RESUME_SAFE)
-    max_body_bytes: PositiveInt = setting(4 << 20, "Most bytes of a request; larger ones are answered 413.", RESUME_SAFE)
+    max_body_bytes: PositiveInt = setting(
+        4 << 20, "Most bytes of a request; larger ones are answered 413.", RESUME_SAFE
+    )
     max_n: PositiveInt = setting(16, "Most answers to one request (n).", RESUME_SAFE)
     idle_s: PositiveFloat = setting(30.0, "Seconds after which an idle connection is closed.", RESUME_SAFE)
     request_s: PositiveFloat = setting(600.0, "Seconds that a request may take, waiting included.", RESUME_SAFE)

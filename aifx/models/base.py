@@ -82,3 +82,18 @@ class Decodes(Protocol):
         ...
 
     def head(self, params: Params, ctx: ForwardContext) -> Head: ...
+
+
+@runtime_checkable
+class Serves(Decodes, Protocol):
+    """A model that an inference server can run: rows share the pages of one cache.
+
+    Its cache has "page_table" `[batch, pages_per_row]`, "lengths" `[batch]`, and beside these the pages, whose number
+    follows from `cache_specs(1, length)`. Rows may name the same page; an entry of the table below 0 names none.
+    """
+
+    page_size: int  # tokens of a page
+
+    def extend(self, params: Params, inputs: jax.Array, cache: Any, ctx: ForwardContext) -> tuple[jax.Array, Any]:
+        """`[batch, seq, embed]` of more tokens of each row, `inputs` `[batch, seq]`, and the cache with them."""
+        ...

@@ -41,11 +41,15 @@ class DecodingPrograms:
 
         Args:
             dtype: of the parameters, as the programs take them.
+
+        Attributes:
+            context: in which the model's functions run.
+            params: those of `prepare`, as shapes, dtypes and shardings.
         """
         self.model, self.specs, self.dtype, self.kernels = model, specs, dtype, kernels
         self.layout = layout.whole
-        self._ctx = ForwardContext(self.layout)
-        self._params = jax.eval_shape(self.prepare, map_specs(self._struct, specs))
+        self.context = ForwardContext(self.layout)
+        self.params = jax.eval_shape(self.prepare, map_specs(self._struct, specs))
 
     def _struct(self, spec: ArraySpec) -> jax.ShapeDtypeStruct:
         if self.layout.num_devices == 1:
@@ -53,7 +57,7 @@ class DecodingPrograms:
         place = NamedSharding(self.layout.mesh, self.layout.partition(spec))
         return jax.ShapeDtypeStruct(spec.shape, self.dtype, sharding=place)
 
-    def _per_device(self, program: Callable[..., Any]) -> Callable[..., Any]:
+    def per_device(self, program: Callable[..., Any]) -> Callable[..., Any]:
         """`program`, whose first argument are the params; the others and the results are the same on each device."""
 
         if self.layout.num_devices == 1:  # whose params are those of `prepare`, which no spec describes
@@ -84,13 +88,13 @@ class DecodingPrograms:
             params: Params, prompts: jax.Array, counts: jax.Array, keys: jax.Array, sampling: Sampling
         ) -> tuple[Cache, jax.Array]:
             cache = init_params(self.model.cache_specs(rows, length, self.dtype), jax.random.key(0))
-            hidden, cache = self.model.prefill(params, prompts, counts, cache, self._ctx)
+            hidden, cache = self.model.prefill(params, prompts, counts, cache, self.context)
             last = jnp.take_along_axis(hidden, (counts - 1)[:, None, None], axis=1)[:, 0]
-            return cache, sample(self.model.head(params, self._ctx)(last), keys, sampling)
+            return cache, sample(self.model.head(params, self.context)(last), keys, sampling)
 
         prompts, counts = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((rows, bucket), (rows,)))
-        arguments = self._params, prompts, counts, *_draws(rows)
-        return Program("prefill", self._per_device(prefill), arguments, kernels=self.kernels)
+        arguments = self.params, prompts, counts, *_draws(rows)
+        return Program("prefill", self.per_device(prefill), arguments, kernels=self.kernels)
 
     @functools.lru_cache(maxsize=64)  # noqa: B019
     def decode(self, rows: int, length: int) -> Program:
@@ -100,12 +104,12 @@ class DecodingPrograms:
         def decode(
             params: Params, cache: Cache, tokens: jax.Array, keys: jax.Array, sampling: Sampling
         ) -> tuple[Cache, jax.Array]:
-            hidden, cache = self.model.decode(params, tokens, cache, self._ctx)
-            return cache, sample(self.model.head(params, self._ctx)(hidden), keys, sampling)
+            hidden, cache = self.model.decode(params, tokens, cache, self.context)
+            return cache, sample(self.model.head(params, self.context)(hidden), keys, sampling)
 
         cache = map_specs(lambda s: s.struct, self.model.cache_specs(rows, length, self.dtype))
-        arguments = self._params, cache, jax.ShapeDtypeStruct((rows,), jnp.int32), *_draws(rows)
-        return Program("decode", self._per_device(decode), arguments, donate=(1,), kernels=self.kernels)
+        arguments = self.params, cache, jax.ShapeDtypeStruct((rows,), jnp.int32), *_draws(rows)
+        return Program("decode", self.per_device(decode), arguments, donate=(1,), kernels=self.kernels)
 
     def for_generation(self, max_tokens: int, prompt_tokens: int = 1) -> tuple[Program, Program]:
         """The programs that `aifx generate` runs for a prompt of so many tokens."""

@@ -100,6 +100,21 @@ def sample(logits: jax.Array, keys: jax.Array, sampling: Sampling) -> jax.Array:
     return token[:, 0]
 
 
+def top_tokens(logits: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The `count` tokens of largest score of each row, in order, int32 `[rows, count]`, and their scores."""
+    vocab = logits.shape[1]
+    if vocab < count:  # what does not exist is never likely
+        logits = jnp.pad(logits, ((0, 0), (0, count - vocab)), constant_values=-jnp.inf)
+    logits = jnp.pad(logits, ((0, 0), (0, -logits.shape[1] % BLOCK)), constant_values=-jnp.inf)
+    # A block that holds one of them is among those with the largest maxima.
+    blocks = logits.reshape(len(logits), -1, BLOCK)
+    chosen = jnp.sort(jax.lax.top_k(blocks.max(axis=2), min(count, blocks.shape[1]))[1], axis=1)
+    own = jnp.take_along_axis(blocks, chosen[:, :, None], axis=1).reshape(len(logits), -1)
+    scores, places = jax.lax.top_k(own, count)
+    block = jnp.take_along_axis(chosen, places // BLOCK, axis=1)
+    return (block * BLOCK + places % BLOCK).astype(jnp.int32), scores
+
+
 def _count(where: jax.Array) -> jax.Array:
     """How many of each row are true, `[rows, 1]`. XLA's CPU backend adds up floats faster than integers."""
     return jnp.sum(where.astype(jnp.float32), axis=1, keepdims=True).astype(jnp.int32)

@@ -179,6 +179,12 @@ class ServingEngine(Protocol):
         """Of new requests' weights and program."""
         ...
 
+    is_reproducible: bool
+    """Whether an answer's bits were shown, at the start, not to depend on other requests."""
+
+    failure: str | None
+    """Why the engine ended by itself, or None."""
+
     @property
     def adapters(self) -> Sequence[str]: ...
 

@@ -30,6 +30,7 @@ from aifx.models.decoder.specs import (
 )
 from aifx.nn import layers
 from aifx.nn.adapters import with_adapter_dropout
+from aifx.nn.paged_attention import attend_pages
 from aifx.nn.quantized import Int8Table, as_dense, lookup_rows
 from aifx.nn.remat import rematerialized
 from aifx.nn.ring import ring_attention
@@ -51,6 +52,7 @@ class Decoder:
 
     gathers = (LAYERS,)
     adapts = ("attention", "mlp")
+    page_size = paged_cache.PAGE_SIZE
     divides = ("vocab", "heads", "kv_heads", "mlp", "tokens", "seq")
 
     def __init__(self, section: DecoderSection, *, vocab_size: int, seq_len: int) -> None:
@@ -120,9 +122,18 @@ class Decoder:
     def decode(self, params: Params, tokens: jax.Array, cache: Cache, ctx: ForwardContext) -> tuple[jax.Array, Cache]:
         """What the head reads, `[batch, embed]`, of one more token per row, `[batch]`, and the cache with it."""
         held = cache["lengths"]
-        sequences = Sequences((tokens.size, 1), held[:, None], cached=Cached(cache["page_table"], held, True))
+        sequences = Sequences((tokens.size, 1), held[:, None], cached=Cached(cache["page_table"], held, "one"))
         x, kept = self.forward(params, tokens[:, None], sequences, cache[LAYERS], ctx)
         return x, {**cache, "lengths": held + 1, LAYERS: kept}
+
+    def extend(self, params: Params, inputs: jax.Array, cache: Cache, ctx: ForwardContext) -> tuple[jax.Array, Cache]:
+        """What the head reads, `[batch, seq, embed]`, of more tokens of each row, `[batch, seq]`, and the cache with
+        them. They see each other and what the row holds already."""
+        held = cache["lengths"]
+        positions = held[:, None] + jnp.arange(inputs.shape[1])
+        sequences = Sequences(inputs.shape, positions, cached=Cached(cache["page_table"], held, "many"))
+        x, kept = self.forward(params, inputs, sequences, cache[LAYERS], ctx)
+        return x.reshape(*inputs.shape, -1), {**cache, "lengths": held + inputs.shape[1], LAYERS: kept}
 
     def forward(
         self, params: Params, inputs: jax.Array, sequences: Sequences, cache: Params | None, ctx: ForwardContext
@@ -217,9 +228,12 @@ class Decoder:
         cached = sequences.cached
         if cache is not None and cached is not None:
             cache = paged_cache.write(cache, cached.page_table, cached.held, k, v)
-        if cache is not None and cached is not None and cached.is_decoding:
+        if cache is not None and cached is not None and cached.reads != "nothing":
             pages = cache["key"], cache["value"], cached.page_table
-            out = decode_attention(q[:, 0], *pages, cached.held + 1, window=window, **self.scores)
+            if cached.reads == "one":
+                out = decode_attention(q[:, 0], *pages, cached.held + 1, window=window, **self.scores)
+            else:
+                out = attend_pages(q, *pages, cached.held, window=window, **self.scores)
         elif layout.is_ring and (axes := layout.axes("seq")):
             out = ring_attention(q, k, v, axes)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import jax
 
@@ -17,7 +18,8 @@ class Cached:
 
     page_table: jax.Array  # the pages of each sequence
     held: jax.Array  # how many tokens each holds already, [batch]
-    is_decoding: bool = False  # whether each sequence has one new token, which attends to the cache
+    reads: Literal["nothing", "one", "many"] = "nothing"
+    """Whether new tokens attend to what is held: not, since nothing is; one new token of each sequence; or many."""
 
 
 @dataclass(frozen=True)

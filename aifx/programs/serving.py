@@ -1,0 +1,293 @@
+"""The programs of an inference server: one reads a part of a prompt, others write one token for each of many rows.
+
+All rows share the pages of one pool. What decides a row's token are arguments, so nothing is compiled again, and a
+row's bits depend on that row alone, as long as the shapes stay: a program for each number of rows.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aifx.models.base import Serves
+from aifx.programs.decoding import DecodingPrograms
+from aifx.programs.program import Program
+from aifx.programs.sampling import Sampling, sample, top_tokens
+from aifx.specs import init_params, map_specs
+
+Pool: TypeAlias = Any
+"""A model's cache without its page table and lengths."""
+
+PAGE_TABLE, LENGTHS = "page_table", "lengths"
+
+
+class Rules(NamedTuple):
+    """What changes the scores of rows before a token is drawn.
+
+    Attributes:
+        min_p: float32 `[rows]`; tokens below this share of the likeliest one's probability are left out.
+        presence, frequency: float32 `[rows]`; subtracted once, and for each time, from tokens of the answer.
+        repetition: float32 `[rows]`; divides positive scores of tokens of prompt and answer, multiplies negative ones.
+        history: int32 `[rows, max_len]`; the tokens of prompt and answer.
+        answer: int32 `[rows, 2]`; where the answer begins in them, and where they end.
+        bias_tokens, bias: int32 and float32 `[rows, MAX_BIAS]`; added to the scores of these tokens.
+        allowed: uint32 `[rows, ceil(vocab / 32)]`; token t only if bit t % 32 of word t // 32 is set.
+        is_masked: bool `[rows]`; whether `allowed` counts.
+    """
+
+    min_p: Any
+    presence: Any
+    frequency: Any
+    repetition: Any
+    history: Any
+    answer: Any
+    bias_tokens: Any
+    bias: Any
+    allowed: Any
+    is_masked: Any
+
+
+class Draws(NamedTuple):
+    """How each row's token is drawn: arrays `[rows]`, and those of `rules`.
+
+    Attributes:
+        sampling: temperature, top_k, top_p.
+        seeds: uint32.
+        positions: int32; the number of the token in the answer. A draw depends on its seed and position alone.
+        num_top: int32; log-probabilities of so many of the likeliest are wanted; -1 wants none at all.
+    """
+
+    sampling: Sampling
+    seeds: Any
+    positions: Any
+    num_top: Any
+    rules: Rules
+
+
+class Drawn(NamedTuple):
+    """A token of each row.
+
+    Attributes:
+        token: int32 `[rows]`.
+        is_finite: bool `[rows]`; False if the model's scores were not numbers.
+        logprob: float32 `[rows]`; of the token under the model, before any rule; 0 if none was wanted.
+        top_tokens, top_logprobs: int32 and float32 `[rows, NUM_TOP]`; the likeliest, in order.
+    """
+
+    token: jax.Array
+    is_finite: jax.Array
+    logprob: jax.Array
+    top_tokens: jax.Array
+    top_logprobs: jax.Array
+
+
+class Read(NamedTuple):
+    """What a part of a prompt gave.
+
+    Attributes:
+        drawn: the first token of the answer, `[1]`, if the part was the last.
+        logprobs: float32 `[chunk]`; of each of `targets`, if they were wanted.
+        top_tokens, top_logprobs: `[chunk, NUM_TOP]`; the likeliest instead of each target.
+        hidden_sum, hidden_last: float32 `[embed]`; of the part's tokens, and of its last.
+    """
+
+    drawn: Drawn
+    logprobs: jax.Array
+    top_tokens: jax.Array
+    top_logprobs: jax.Array
+    hidden_sum: jax.Array
+    hidden_last: jax.Array
+
+
+NUM_TOP, MAX_BIAS = 20, 300
+
+
+class ServingPrograms:
+    """The programs of a model that serves, for a pool of pages. Each is made once."""
+
+    def __init__(self, decoding: DecodingPrograms, num_pages: int, max_len: int) -> None:
+        """
+        Args:
+            max_len: tokens of a prompt with its answer, at the most.
+        """
+        assert isinstance(decoding.model, Serves)
+        self.decoding, self.model = decoding, decoding.model
+        self.vocab_size, self.num_pages, self.max_len = self.model.vocab_size, num_pages, max_len
+        whole = self.model.cache_specs(1, max_len, decoding.dtype)
+        self.pages_per_row = whole[PAGE_TABLE].shape[1]
+        self._pool_specs = _pool_of(self.model.cache_specs(1, num_pages * self.model.page_size, decoding.dtype))
+
+    @functools.cached_property
+    def init_pool(self) -> Program:
+        """() -> an empty pool."""
+        return Program("init_pool", lambda: init_params(self._pool_specs, jax.random.key(0)), ())
+
+    @property
+    def pool(self) -> Pool:
+        """The pool as shapes and dtypes."""
+        return map_specs(lambda spec: spec.struct, self._pool_specs)
+
+    @functools.lru_cache(maxsize=16)  # noqa: B019  # the cache goes with the process, as compiled programs do
+    def decode(self, rows: int) -> Program:
+        """(params, pool, tokens `[rows]`, lengths `[rows]`, page table `[rows, pages_per_row]`, draws) -> the pool with
+        a token more of each row, at position `lengths`, and what is drawn next. A row without pages writes nothing."""
+
+        def decode(
+            params: Any, pool: Pool, tokens: jax.Array, lengths: jax.Array, table: jax.Array, draws: Draws
+        ) -> tuple[Pool, Drawn]:
+            cache = {**pool, PAGE_TABLE: table, LENGTHS: lengths}
+            hidden, cache = self.model.decode(params, tokens, cache, self.decoding.context)
+            return _pool_of(cache), self._draw(params, hidden, draws)
+
+        counts = jax.ShapeDtypeStruct((rows,), jnp.int32)
+        table = jax.ShapeDtypeStruct((rows, self.pages_per_row), jnp.int32)
+        arguments = self.decoding.params, self.pool, counts, counts, table, structs(self.draws(rows))
+        return self._program(f"serve_decode_{rows}", decode, arguments)
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019
+    def read(self, chunk: int) -> Program:
+        """(params, pool, tokens `[1, chunk]`, targets `[1, chunk]`, [start, count, is last, wants targets], page table
+        `[1, pages_per_row]`, draws of one row) -> the pool with these tokens from `start` on, and `Read`."""
+
+        def read(
+            params: Any,
+            pool: Pool,
+            tokens: jax.Array,
+            targets: jax.Array,
+            facts: jax.Array,
+            table: jax.Array,
+            draws: Draws,
+        ) -> tuple[Pool, Read]:
+            start, count, is_last, wants_targets = facts
+            cache = {**pool, PAGE_TABLE: table, LENGTHS: start[None]}
+            hidden, cache = self.model.extend(params, tokens, cache, self.decoding.context)
+            last = jax.lax.dynamic_slice_in_dim(hidden[0], count - 1, 1)
+            drawn = self._if(is_last, lambda: self._draw(params, last, draws))
+            scores = self._if(wants_targets, lambda: self._scores_of(params, hidden[0], targets[0]))
+            wide = hidden[0].astype(jnp.float32)
+            own = jnp.where((jnp.arange(chunk) < count)[:, None], wide, 0.0)
+            logprobs, top, top_logprobs = scores
+            pooled = own.sum(axis=0), last[0].astype(jnp.float32)
+            return _pool_of(cache), Read(drawn, logprobs, top, top_logprobs, *pooled)
+
+        tokens, facts = jax.ShapeDtypeStruct((1, chunk), jnp.int32), jax.ShapeDtypeStruct((4,), jnp.int32)
+        table = jax.ShapeDtypeStruct((1, self.pages_per_row), jnp.int32)
+        arguments = self.decoding.params, self.pool, tokens, tokens, facts, table, structs(self.draws(1))
+        return self._program(f"serve_read_{chunk}", read, arguments)
+
+    def draws(self, rows: int) -> Draws:
+        """Draws of rows that are not used, as NumPy arrays to be changed: greedy, without rules."""
+        zeros, counts = np.zeros(rows, np.float32), np.zeros(rows, np.int32)
+        words = -(-self.vocab_size // 32)
+        rules = Rules(
+            zeros.copy(),
+            zeros.copy(),
+            zeros.copy(),
+            np.ones(rows, np.float32),
+            np.zeros((rows, self.max_len), np.int32),
+            np.zeros((rows, 2), np.int32),
+            np.zeros((rows, MAX_BIAS), np.int32),
+            np.zeros((rows, MAX_BIAS), np.float32),
+            np.zeros((rows, words), np.uint32),
+            np.zeros(rows, bool),
+        )
+        sampling = Sampling(zeros.copy(), counts.copy(), np.ones(rows, np.float32))
+        return Draws(sampling, np.zeros(rows, np.uint32), counts.copy(), np.full(rows, -1, np.int32), rules)
+
+    def _program(self, name: str, function: Any, arguments: tuple[Any, ...]) -> Program:
+        return Program(name, self.decoding.per_device(function), arguments, donate=(1,), kernels=self.decoding.kernels)
+
+    def _if(self, condition: jax.Array, compute: Any) -> Any:
+        """What `compute` gives, or zeros."""
+        empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute))
+        return jax.lax.cond(condition > 0, compute, lambda: empty)
+
+    def _draw(self, params: Any, hidden: jax.Array, draws: Draws) -> Drawn:
+        """A token of each row of `hidden` `[rows, embed]`."""
+        logits = self.model.head(params, self.decoding.context)(hidden).astype(jnp.float32)
+        ruled = apply_rules(logits, draws.sampling.temperature, draws.rules)
+        keys = jax.vmap(lambda seed, at: jax.random.fold_in(jax.random.key(seed), at))(draws.seeds, draws.positions)
+        token = sample(ruled, keys, draws.sampling)
+        scores = self._if(jnp.any(draws.num_top >= 0).astype(jnp.int32), lambda: scores_of(logits, token))
+        return Drawn(token, jnp.isfinite(jnp.max(logits, axis=1)), *scores)
+
+    def _scores_of(self, params: Any, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, ...]:
+        logits = self.model.head(params, self.decoding.context)(hidden).astype(jnp.float32)
+        return scores_of(logits, targets)
+
+
+def scores_of(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log-probabilities of tokens `[rows]`, and the NUM_TOP likeliest tokens `[rows, NUM_TOP]` with theirs."""
+    norm = jax.nn.logsumexp(logits, axis=1, keepdims=True)
+    top, top_logits = top_tokens(logits, NUM_TOP)
+    own = jnp.take_along_axis(logits, tokens[:, None], axis=1) - norm
+    return own[:, 0], top, top_logits - norm
+
+
+def apply_rules(logits: jax.Array, temperature: jax.Array, rules: Rules) -> jax.Array:
+    """Logits `[rows, vocab]` as the rules of each row change them. A rule that no row has costs nothing."""
+    rows, vocab = logits.shape
+    row = jnp.arange(rows)[:, None]
+
+    def penalized(logits: jax.Array) -> Any:
+        place = jnp.arange(rules.history.shape[1])
+        is_held = place < rules.answer[:, 1:]
+        is_written = is_held & (place >= rules.answer[:, :1])
+        count = jnp.zeros((rows, vocab), jnp.float32)
+        written = count.at[row, rules.history].add(is_written.astype(jnp.float32))
+        held = count.at[row, rules.history].add(is_held.astype(jnp.float32)) > 0
+        factor = jnp.where(held, rules.repetition[:, None], 1.0)
+        logits = jnp.where(logits > 0, logits / factor, logits * factor)
+        return logits - rules.frequency[:, None] * written - rules.presence[:, None] * (written > 0)
+
+    def biased(logits: jax.Array) -> jax.Array:
+        return logits.at[row, rules.bias_tokens].add(rules.bias)
+
+    def masked(logits: jax.Array) -> Any:
+        bits = (rules.allowed[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+        allowed = bits.reshape(rows, -1)[:, :vocab] > 0
+        return jnp.where(allowed | ~rules.is_masked[:, None], logits, -jnp.inf)
+
+    def without_unlikely(logits: jax.Array) -> jax.Array:
+        # p / p_max = exp((logit - top) / temperature)
+        top = jnp.max(logits, axis=1, keepdims=True)
+        share = jnp.where(rules.min_p > 0, jnp.log(jnp.maximum(rules.min_p, 1e-37)), -jnp.inf)
+        reach = jnp.where(rules.min_p > 0, share * temperature, -jnp.inf)
+        return jnp.where(logits >= top + reach[:, None], logits, -jnp.inf)
+
+    def where(condition: jax.Array, change: Callable[[jax.Array], Any], logits: jax.Array) -> jax.Array:
+        # A row without the rule keeps its bits, whoever has it.
+        def changed(x: jax.Array) -> jax.Array:
+            return jnp.where(condition[:, None], change(x), x)
+
+        found: jax.Array = jax.lax.cond(jnp.any(condition), changed, lambda x: x, logits)
+        return found
+
+    has_penalty = (rules.presence != 0) | (rules.frequency != 0) | (rules.repetition != 1)
+    logits = where(has_penalty, penalized, logits)
+    logits = where(jnp.any(rules.bias != 0, axis=1), biased, logits)
+    logits = where(rules.is_masked, masked, logits)
+    return where(rules.min_p > 0, without_unlikely, logits)
+
+
+def structs(tree: Any) -> Any:
+    """Shapes and dtypes of arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def page_bytes(model: Serves, dtype: Any) -> int:
+    """Bytes of a page in all layers."""
+    leaves = jax.tree.leaves(
+        map_specs(lambda spec: spec.struct, _pool_of(model.cache_specs(1, model.page_size, dtype)))
+    )
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _pool_of(cache: Any) -> Pool:
+    return {name: value for name, value in cache.items() if name not in (PAGE_TABLE, LENGTHS)}

@@ -1,0 +1,368 @@
+"""The engine: requests come in from any thread, one thread of its own reads and writes for all of them together.
+
+A turn of it takes what came in, reads parts of prompts, and writes a token for every row that runs. While the device
+computes, what the turn before gave is handed out.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from aifx.data.tokenizer import Tokenizer
+from aifx.programs.serving import MAX_BIAS
+from aifx.serving.compilations import CompilationCounter
+from aifx.serving.device import Device
+from aifx.serving.pages import PageAllocator, PrefixCache
+from aifx.serving.requests import (
+    MAX_TOP_LOGPROBS,
+    Deliver,
+    Delta,
+    Draining,
+    EngineStats,
+    GenerationRequest,
+    QueueFull,
+    RequestError,
+    TokenScore,
+)
+from aifx.serving.rows import Counts, EmbeddingRow, Row, Weights
+
+logger = logging.getLogger(__name__)
+
+CHUNKS_PER_TURN = 4
+"""Parts of prompts that are read between two tokens of the rows that run: more delay these, fewer leave slots empty."""
+
+
+class Engine:
+    """See `aifx.serving.requests.ServingEngine`, which it is."""
+
+    def __init__(
+        self,
+        device: Device,
+        weights: Weights,
+        tokenizer: Tokenizer,
+        *,
+        queue: int,
+        prefix_cache: bool = True,
+        pooling: str = "mean",
+        is_reproducible: bool = True,
+    ) -> None:
+        """
+        Args:
+            queue: requests that may wait for a slot.
+            prefix_cache: whether pages of prompts are kept.
+            pooling: of embeddings, "mean" or "last".
+            is_reproducible: whether an answer's bits were shown not to depend on other requests.
+        """
+        self.is_reproducible = is_reproducible
+        self.device, self.tokenizer = device, tokenizer
+        programs = device.programs
+        self.vocab_size, self.max_model_len = programs.vocab_size, programs.max_len
+        self.page_size = programs.model.page_size
+        self.max_rows = max(device.slots)
+        self._weights, self._queue, self._pooling = weights, queue, pooling
+        self._allocator = PageAllocator(programs.num_pages)
+        self._prefixes = PrefixCache(self._allocator, device.chunk)
+        self._keeps_prefixes = prefix_cache
+        self._arrived: deque[Row] = deque()
+        self._waiting: deque[Row] = deque()
+        self._reading: list[Row] = []
+        self._running: list[Row] = []
+        self._outbox: list[tuple[Deliver, Delta]] = []
+        self._counts = Counts()
+        self._unfinished = 0  # requests that were taken and have not ended
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._is_draining = self._is_stopping = False
+        self.failure: str | None = None  # why the engine's thread ended, if it did by itself
+        self._compilations = CompilationCounter()
+        self._thread = threading.Thread(target=self._run, name="aifx-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def fingerprint(self) -> str:
+        return self._weights.fingerprint
+
+    @property
+    def adapters(self) -> Sequence[str]:
+        return ()
+
+    @property
+    def is_idle(self) -> bool:
+        return self._unfinished == 0
+
+    def submit(self, request: GenerationRequest, deliver: Deliver) -> Row:
+        self._check(request)
+        return self._take(Row(request, deliver, self.tokenizer, self._weights))
+
+    def embed(self, prompt_ids: Sequence[int], deliver: Callable[[Any], None]) -> Row:
+        row = EmbeddingRow(prompt_ids, deliver, self.tokenizer, self._weights)
+        self._check(row.request)
+        return self._take(row)
+
+    def stats(self) -> EngineStats:
+        counts, cached = self._counts, self._prefixes.num_unused
+        running = len(self._running) + len(self._reading)
+        return EngineStats(
+            running=running,
+            waiting=max(self._unfinished - running, 0),
+            pages_total=self._allocator.num_pages,
+            pages_used=self._allocator.num_pages - self._allocator.num_free - cached,
+            pages_cached=cached,
+            prefix_queries=counts.prefix_queries,
+            prefix_hits=counts.prefix_hits,
+            preemptions=counts.preemptions,
+            prompt_tokens=counts.prompt_tokens,
+            generation_tokens=counts.generation_tokens,
+            steps=counts.steps,
+            compilations=self._compilations.count,
+        )
+
+    def drain(self) -> None:
+        self._is_draining = True
+
+    def stop(self) -> None:
+        self._is_draining = self._is_stopping = True
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _check(self, request: GenerationRequest) -> None:
+        """Raises RequestError."""
+        prompt, sampling = request.prompt_ids, request.sampling
+        if not prompt:
+            raise RequestError("prompt_ids", "the prompt is empty")
+        if bad := next((t for t in prompt if not 0 <= t < self.vocab_size), None):
+            raise RequestError("prompt_ids", f"token {bad} is not one of 0 to {self.vocab_size - 1}")
+        if request.max_tokens < 0:
+            raise RequestError("max_tokens", f"expected 0 or more, got {request.max_tokens}")
+        total, capacity = len(prompt) + request.max_tokens, self._allocator.num_pages * self.page_size
+        if total > (most := min(self.max_model_len, capacity)):
+            why = (
+                f"{len(prompt)} tokens of the prompt and max_tokens = {request.max_tokens} are {total}, and {most} fit"
+            )
+            raise RequestError("max_tokens" if len(prompt) < most else "prompt_ids", why)
+        if request.logprobs is not None and not 0 <= request.logprobs <= MAX_TOP_LOGPROBS:
+            raise RequestError("logprobs", f"expected 0 to {MAX_TOP_LOGPROBS}, got {request.logprobs}")
+        if len(sampling.logit_bias) > MAX_BIAS:
+            raise RequestError("logit_bias", f"expected {MAX_BIAS} tokens at most, got {len(sampling.logit_bias)}")
+        if outside := [t for t in sampling.logit_bias if not 0 <= t < self.vocab_size]:
+            raise RequestError("logit_bias", f"token {outside[0]} is not one of 0 to {self.vocab_size - 1}")
+        for name, ok, expected in (
+            ("temperature", 0 <= sampling.temperature <= 100, "0 to 100"),
+            ("top_p", 0 < sampling.top_p <= 1, "more than 0 and 1 at most"),
+            ("min_p", 0 <= sampling.min_p <= 1, "0 to 1"),
+            ("top_k", 0 <= sampling.top_k < 2**31, "0 or more"),
+            ("seed", 0 <= sampling.seed < 2**32, "0 to 2^32 - 1"),
+            ("repetition_penalty", 0 < sampling.repetition_penalty <= 100, "more than 0"),
+            ("presence_penalty", abs(sampling.presence_penalty) <= 100, "-100 to 100"),
+            ("frequency_penalty", abs(sampling.frequency_penalty) <= 100, "-100 to 100"),
+        ):
+            if not ok:
+                raise RequestError(name, f"expected {expected}, got {getattr(sampling, name)}")
+
+    def _take(self, row: Row) -> Row:
+        with self._lock:
+            if self._is_draining or self.failure is not None:
+                raise Draining(self.failure or "")
+            waiting = self._unfinished - self.max_rows
+            if waiting >= self._queue:
+                mean = self._counts.seconds / self._counts.finished if self._counts.finished else 1.0
+                raise QueueFull(waiting, max(1.0, mean * (waiting + 1) / self.max_rows))
+            self._unfinished += 1
+            self._arrived.append(row)
+        self._wake.set()
+        return row
+
+    # What follows runs in the engine's thread.
+
+    def _run(self) -> None:
+        self._compilations.start()
+        try:
+            while not self._is_stopping:
+                if not self._turn():
+                    self._wake.wait()
+                    self._wake.clear()
+            self._end_all("cancelled", None)
+        except Exception as error:  # the rows must hear of it, and the server must not look healthy
+            logger.exception("the engine has failed")
+            self.failure = f"{type(error).__name__}: {error}"
+            self._end_all("error", self.failure)
+
+    def _turn(self) -> bool:
+        """Whether there was anything to do."""
+        while self._arrived:
+            self._waiting.append(self._arrived.popleft())
+        for row in [r for rows in (self._waiting, self._reading, self._running) for r in rows if r.is_cancelled]:
+            self._end(row, row.end("cancelled"))
+        self._admit()
+        self._read_prompts()
+        self._write()
+        self._hand_out()
+        return bool(self._waiting or self._reading or self._running or self._arrived)
+
+    def _admit(self) -> None:
+        """Give slots and pages to those who wait, in their order."""
+        while self._waiting and len(self._reading) + len(self._running) < self.max_rows:
+            row = self._waiting[0]
+            weights, use_prefixes = row.weights, self._keeps_prefixes and not row.request.prompt_logprobs
+            if use_prefixes and type(row) is Row:
+                row.chunks = row.chunks or self._prefixes.chain(weights.root, row.tokens[: row.prompt_len])
+                row.pages = self._prefixes.find(row.chunks[: (row.prompt_len - 1) // self.device.chunk])
+                row.held = row.cached_tokens = len(row.pages) * self.page_size
+            missing = -(-row.prompt_len // self.page_size) - len(row.pages)
+            # A page for each row that runs, so that a new one does not drive another out at once.
+            if not self._make_free(missing + len(self._running)):
+                self._allocator.release(row.preempted())
+                return
+            row.pages += self._allocator.take(missing)
+            row.begun = row.begun or time.monotonic()
+            if use_prefixes:
+                self._counts.prefix_queries += row.prompt_len
+                self._counts.prefix_hits += row.cached_tokens
+            self._reading.append(self._waiting.popleft())
+
+    def _read_prompts(self) -> None:
+        for _ in range(CHUNKS_PER_TURN):
+            if not self._reading:
+                return
+            self._read_chunk(self._reading[0])
+
+    def _read_chunk(self, row: Row) -> None:
+        start = row.held
+        is_last = start + self.device.chunk >= row.prompt_len
+        draws = is_last and row.request.max_tokens > 0 and row.num_written == 0
+        scores = row.request.prompt_logprobs and row.num_written == 0
+        found = self.device.read(row.weights.params, row, draws=draws, scores=scores)
+        self._hand_out()
+        row.held = min(start + self.device.chunk, row.prompt_len)
+        self._counts.prompt_tokens += row.held - start
+        number = start // self.device.chunk
+        if row.held - start == self.device.chunk and number < len(row.chunks):
+            pages = self.device.chunk // self.page_size
+            self._prefixes.add(row.chunks[number], row.pages[number * pages : (number + 1) * pages])
+        if scores:
+            self._add_prompt_scores(row, found, start)
+        if isinstance(row, EmbeddingRow):
+            row.hidden_sum = row.hidden_sum + np.asarray(found.hidden_sum)
+            row.hidden_last = np.asarray(found.hidden_last)
+        if not is_last:
+            return
+        self._reading.remove(row)
+        if isinstance(row, EmbeddingRow):
+            row.pooled(self._pooling)
+            self._forget(row)
+        elif row.request.max_tokens == 0:
+            row.finish = "length"
+            self._end(row, row.delta())
+        else:
+            self._running.append(row)
+            if draws:
+                self._accept([row], found.drawn)
+
+    def _add_prompt_scores(self, row: Row, found: Any, start: int) -> None:
+        if start == 0:
+            row.prompt_scores.append(TokenScore(row.tokens[0], None))
+        wanted = row.request.logprobs or 0
+        logprobs, tops, top_logprobs = map(np.asarray, (found.logprobs, found.top_tokens, found.top_logprobs))
+        for index in range(min(self.device.chunk, row.prompt_len - 1 - start)):
+            top = tuple(zip(tops[index, :wanted].tolist(), top_logprobs[index, :wanted].tolist(), strict=True))
+            row.prompt_scores.append(TokenScore(row.tokens[start + index + 1], float(logprobs[index]), top))
+
+    def _write(self) -> None:
+        """A token more for every row that runs; rows of other weights in a program call of their own."""
+        for row in list(self._running):
+            if row in self._running:
+                self._give_page(row)
+        for _, rows in groupby(sorted(self._running, key=lambda r: id(r.weights)), lambda r: id(r.weights)):
+            group = list(rows)
+            drawn = self.device.decode(group[0].weights.params, group)
+            self._hand_out()
+            for row in group:
+                row.held += 1
+            self._counts.steps += 1
+            self._accept(group, drawn)
+
+    def _accept(self, rows: Sequence[Row], drawn: Any) -> None:
+        """Add what was drawn to the rows that hold all their tokens; others write again what they had."""
+        tokens, is_finite = np.asarray(drawn.token).tolist(), np.asarray(drawn.is_finite)
+        has_scores = any(row.request.logprobs is not None for row in rows)
+        logprobs, tops, top_logprobs = (
+            (np.asarray(x).tolist() for x in (drawn.logprob, drawn.top_tokens, drawn.top_logprobs))
+            if has_scores
+            else ([], [], [])
+        )
+        for index, row in enumerate(rows):
+            if row.held < len(row.tokens):
+                continue
+            if not is_finite[index]:
+                self._end(row, row.end("error", "the model's scores are not numbers"))
+                continue
+            score, wanted = None, row.request.logprobs
+            if wanted is not None:
+                top = tuple(zip(tops[index][:wanted], top_logprobs[index][:wanted], strict=True))
+                score = TokenScore(tokens[index], logprobs[index], top)
+            delta = row.accept(tokens[index], score)
+            self._counts.generation_tokens += 1
+            if row.finish is not None:
+                self._end(row, delta)
+            else:
+                self._outbox.append((row.deliver, delta))
+
+    def _give_page(self, row: Row) -> None:
+        """A page for the row's next token, if it needs one: if none is free, the youngest row waits again."""
+        if row.held < len(row.pages) * self.page_size:
+            return
+        while not self._make_free(1):
+            youngest = (self._running + self._reading)[-1]
+            self._remove(youngest)
+            self._allocator.release(youngest.preempted())
+            self._waiting.appendleft(youngest)
+            self._counts.preemptions += 1
+            if youngest is row:
+                return
+        row.pages += self._allocator.take(1)
+
+    def _make_free(self, count: int) -> bool:
+        self._prefixes.evict(count)
+        return self._allocator.num_free >= count
+
+    def _end(self, row: Row, delta: Delta) -> None:
+        self._forget(row)
+        self._outbox.append((row.deliver, delta))
+
+    def _forget(self, row: Row) -> None:
+        """The row is done: its pages, its slot and its place in the queue are free."""
+        self._remove(row)
+        self._allocator.release(row.pages)
+        row.pages = []
+        self._counts.row_ended(row)
+        with self._lock:
+            self._unfinished -= 1
+
+    def _remove(self, row: Row) -> None:
+        for rows in (self._waiting, self._reading, self._running):
+            if row in rows:
+                rows.remove(row)
+
+    def _hand_out(self) -> None:
+        out, self._outbox = self._outbox, []
+        for deliver, delta in out:
+            deliver(delta)
+
+    def _end_all(self, reason: Any, error: str | None) -> None:
+        with self._lock:
+            rows = [*self._arrived, *self._waiting, *self._reading, *self._running]
+            self._arrived.clear()
+        for row in rows:
+            self._end(row, row.end(reason, error))
+        self._hand_out()

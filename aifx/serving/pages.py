@@ -1,0 +1,111 @@
+"""Which pages of the pool are whose: an allocator with counts of references, and a cache of prompts' beginnings."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+
+class PageAllocator:
+    """Pages by number. A page that several hold is free when the last one lets it go."""
+
+    def __init__(self, num_pages: int) -> None:
+        self.num_pages = num_pages
+        self._free = list(range(num_pages - 1, -1, -1))
+        self._holders = [0] * num_pages
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def take(self, count: int) -> list[int]:
+        """So many free pages, each with one holder. Raises ValueError if there are fewer."""
+        if count > len(self._free):
+            raise ValueError(f"{count} pages wanted, {len(self._free)} are free")
+        pages = [self._free.pop() for _ in range(count)]
+        self.hold(pages)
+        return pages
+
+    def hold(self, pages: Iterable[int]) -> None:
+        for page in pages:
+            self._holders[page] += 1
+
+    def release(self, pages: Iterable[int]) -> None:
+        for page in pages:
+            self._holders[page] -= 1
+            if self._holders[page] == 0:
+                self._free.append(page)
+            elif self._holders[page] < 0:
+                raise AssertionError(f"page {page} was released twice")
+
+    def holders(self, page: int) -> int:
+        return self._holders[page]
+
+
+class PrefixCache:
+    """The pages of chunks that prompts began with, for prompts that begin alike.
+
+    A chunk is known by its own tokens and all before it: a chain of SHA-256, which begins with what decides the numbers
+    beside the tokens (weights and adapter). Least recently used chunks go first, and of a chain its end.
+    """
+
+    def __init__(self, allocator: PageAllocator, chunk: int) -> None:
+        self._allocator, self._chunk = allocator, chunk
+        self._pages: OrderedDict[bytes, tuple[int, ...]] = OrderedDict()
+        self._lock = threading.Lock()  # for `num_unused`, which other threads ask for
+
+    @property
+    def num_unused(self) -> int:
+        """Pages that no row holds."""
+        with self._lock:
+            return sum(self._allocator.holders(page) == 1 for pages in self._pages.values() for page in pages)
+
+    def chain(self, root: bytes, tokens: Sequence[int]) -> list[bytes]:
+        """The names of the full chunks of `tokens`."""
+        return list(_chain(root, tokens, self._chunk))
+
+    def find(self, names: Sequence[bytes]) -> list[int]:
+        """The pages of as many of the first chunks as are known, each with one holder more."""
+        known: list[bytes] = []
+        for name in names:
+            if name not in self._pages:
+                break
+            known.append(name)
+        with self._lock:
+            for name in reversed(known):  # so that the end of a chain is older than its beginning
+                self._pages.move_to_end(name)
+        pages = [page for name in known for page in self._pages[name]]
+        self._allocator.hold(pages)
+        return pages
+
+    def add(self, name: bytes, pages: Sequence[int]) -> None:
+        """Keep a chunk's pages, also when its row is done with them."""
+        if name not in self._pages:
+            self._allocator.hold(pages)
+            with self._lock:
+                self._pages[name] = tuple(pages)
+
+    def evict(self, count: int) -> None:
+        """Let chunks go until `count` pages are free, or no chunk is left that nobody uses."""
+        if self._allocator.num_free >= count:
+            return
+        for name in list(self._pages):
+            pages = self._pages[name]
+            if all(self._allocator.holders(page) == 1 for page in pages):
+                with self._lock:
+                    del self._pages[name]
+                self._allocator.release(pages)
+            if self._allocator.num_free >= count:
+                return
+
+
+def _chain(root: bytes, tokens: Sequence[int], chunk: int) -> Iterator[bytes]:
+    name = root
+    for start in range(0, len(tokens) - chunk + 1, chunk):
+        part = np.asarray(tokens[start : start + chunk], np.int32)
+        name = hashlib.sha256(name + part.tobytes()).digest()
+        yield name

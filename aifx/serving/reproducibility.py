@@ -1,0 +1,81 @@
+"""Proof, on the device at hand, that a row's bits do not depend on its company."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from aifx.data.tokenizer import Tokenizer
+from aifx.serving.device import Device
+from aifx.serving.requests import GenerationRequest, SamplingSettings
+from aifx.serving.rows import Row, Weights
+
+STEPS = 3
+"""Tokens that are written each time: what a step leaves in the cache decides the next."""
+
+READ = 4
+"""Rows whose prompts are read."""
+
+
+def find_difference(device: Device, weights: Weights, tokenizer: Tokenizer) -> str | None:
+    """What changed a row's bits, or None: its number of slots, its place among them, or who was beside it.
+
+    It writes into the pool, which no one uses yet.
+    """
+    rng = np.random.default_rng(0)
+    programs = device.programs
+    page = programs.model.page_size
+    longest = min(device.chunk + page // 2, programs.max_len - STEPS - 1)
+    pages_each = -(-(longest + STEPS + 1) // page)
+    most = min(max(device.slots), programs.num_pages // pages_each)
+
+    def new_row(number: int, length: int) -> Row:
+        prompt = rng.integers(0, programs.vocab_size, length).tolist()
+        sampling = SamplingSettings(
+            temperature=0.0 if number % 2 else 1.0, top_p=0.9 if number % 3 else 1.0, seed=number
+        )
+        row = Row(GenerationRequest(prompt, STEPS, sampling, logprobs=1), lambda _: None, tokenizer, weights)
+        row.pages = list(range(number * pages_each, (number + 1) * pages_each))
+        return row
+
+    rows = [new_row(number, longest if number == 0 else int(rng.integers(1, longest + 1))) for number in range(most)]
+    for row in rows:
+        # Of the others, few are read, for the sake of time: the rest see pages of zeros.
+        while not row.is_read and row in rows[:READ]:
+            last = row.held + device.chunk >= row.prompt_len
+            read = device.read(weights.params, row, draws=last, scores=False)
+            row.held = min(row.held + device.chunk, row.prompt_len)
+        row.tokens.append(int(read.drawn.token[0]) if row in rows[:READ] else 0)
+
+    def bits_of_first(company: list[Row], place: int) -> list[bytes]:
+        """What row 0 writes in the place `place` among the others."""
+        ordered = [*company[:place], rows[0], *company[place:]]
+        for row in ordered:
+            row.held, row.tokens = row.prompt_len, row.tokens[: row.prompt_len + 1]
+        bits = []
+        for _ in range(STEPS):
+            drawn = device.decode(weights.params, ordered)
+            bits.append(_bits(drawn, place))
+            for row, token in zip(ordered, np.asarray(drawn.token), strict=False):
+                row.held += 1
+                row.tokens.append(int(token))
+        return bits
+
+    smallest = min(device.slots)
+    alone = bits_of_first([], 0)
+    trials = [(f"{count} rows, the row at place {place}", count, place) for count, place in _companies(device, most)]
+    for name, count, place in trials:
+        if bits_of_first(rows[1:count], place) != alone:
+            return f"other bits than alone in {smallest} slots: {name}"
+    return None
+
+
+def _companies(device: Device, most: int) -> list[tuple[int, int]]:
+    """For each program, as many rows as it takes, the row first and last among them."""
+    counts = sorted({min(size, most) for size in device.slots})
+    return [(count, place) for count in counts for place in sorted({0, count - 1})]
+
+
+def _bits(drawn: Any, place: int) -> bytes:
+    return b"".join(np.asarray(x)[place].tobytes() for x in (drawn.token, drawn.logprob, drawn.top_logprobs))

@@ -1,0 +1,153 @@
+"""A request on its way: its tokens, its pages, and the text that it has become."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from aifx.data.tokenizer import Tokenizer
+from aifx.generation.text import StopTexts, TextStream
+from aifx.serving.requests import Deliver, Delta, FinishReason, GenerationRequest, TokenScore, Usage
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A model's arrays as the programs take them. A row keeps those with which it began.
+
+    Attributes:
+        fingerprint: the digest of these arrays and the programs.
+        root: what the names of cached chunks begin with.
+    """
+
+    params: Any
+    fingerprint: str
+    root: bytes
+
+
+class Row:
+    """A request and its state. The engine's thread alone changes it, but for `cancel`."""
+
+    def __init__(self, request: GenerationRequest, deliver: Deliver, tokenizer: Tokenizer, weights: Weights) -> None:
+        self.request, self.deliver, self.weights = request, deliver, weights
+        self.tokens = list(request.prompt_ids)  # of prompt and answer
+        self.prompt_len = len(self.tokens)
+        self.held = 0  # tokens that the pages hold
+        self.pages: list[int] = []
+        self.chunks: list[bytes] = []  # the names of the prompt's full chunks
+        self.cached_tokens = 0
+        self.prompt_scores: list[TokenScore] = []
+        self.finish: FinishReason | None = None
+        self.is_cancelled = False
+        self.joules = 0.0
+        self.begun: float | None = None
+        self._tokenizer = tokenizer
+        self._stream = TextStream(tokenizer, self.tokens)
+        self._stops = StopTexts(request.stop)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.weights.fingerprint
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+    @property
+    def num_written(self) -> int:
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the pages hold the prompt."""
+        return self.held >= self.prompt_len
+
+    @property
+    def is_penalized(self) -> bool:
+        s = self.request.sampling
+        return s.presence_penalty != 0 or s.frequency_penalty != 0 or s.repetition_penalty != 1
+
+    def accept(self, token: int, score: TokenScore | None) -> Delta:
+        """Add a token that was drawn. Sets `finish` if it is the last."""
+        request = self.request
+        self.tokens.append(token)
+        is_end = token in request.stop_token_ids or (not request.ignore_end and token in self._tokenizer.end_ids)
+        text = ""
+        if not is_end:
+            text = self._stops.push(self._stream.push(token))
+            if request.grammar is not None:
+                request.grammar.accept(token)
+        is_complete = request.grammar is not None and request.grammar.is_complete
+        if is_end or is_complete or self._stops.is_found:
+            self.finish = "stop"
+        elif self.num_written >= request.max_tokens:
+            self.finish = "length"
+        if self.finish is not None:
+            text += self._stops.push(self._stream.rest()) + self._stops.rest()
+        return self.delta(text, (token,), () if score is None else (score,))
+
+    def delta(self, text: str = "", tokens: tuple[int, ...] = (), scores: tuple[TokenScore, ...] = ()) -> Delta:
+        """What goes out, with the prompt's scores before anything else and the usage with the last."""
+        prompt_scores, self.prompt_scores = tuple(self.prompt_scores), []
+        return Delta(text, tokens, scores, prompt_scores, self.finish, self.usage() if self.finish else None)
+
+    def end(self, reason: FinishReason, error: str | None = None) -> Delta:
+        self.finish = reason
+        return Delta(finish_reason=reason, usage=self.usage(), error=error)
+
+    def usage(self) -> Usage:
+        return Usage(self.prompt_len, self.num_written, self.cached_tokens)
+
+    def preempted(self) -> list[int]:
+        """The pages, which the row lets go: it will read its prompt again, and its answer token by token."""
+        pages, self.pages, self.held, self.cached_tokens = self.pages, [], 0, 0
+        if self.num_written == 0:
+            self.prompt_scores = []
+        return pages
+
+
+class EmbeddingRow(Row):
+    """A prompt whose hidden states are pooled. Nothing is written."""
+
+    def __init__(
+        self, prompt_ids: Sequence[int], found: Callable[[Any], None], tokenizer: Tokenizer, weights: Weights
+    ) -> None:
+        super().__init__(GenerationRequest(prompt_ids, 0), self._ended, tokenizer, weights)
+        self._found = found
+        self.hidden_sum: Any = 0.0
+        self.hidden_last: Any = None
+
+    def pooled(self, pooling: str) -> None:
+        """Give the result: the mean of all tokens' hidden states, or that of the last token."""
+        value = self.hidden_last if pooling == "last" else self.hidden_sum / self.prompt_len
+        self.finish = "stop"
+        self._found(np.asarray(value, np.float32))
+
+    def _ended(self, delta: Delta) -> None:
+        if delta.finish_reason in ("cancelled", "error"):
+            self._found(None)
+
+    def preempted(self) -> list[int]:
+        self.hidden_sum, self.hidden_last = 0.0, None
+        return super().preempted()
+
+
+@dataclass
+class Counts:
+    """What the engine has done since it started."""
+
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    steps: int = 0
+    finished: int = 0
+    seconds: float = 0.0  # that finished requests took from their beginning, together
+
+    def row_ended(self, row: Row) -> None:
+        self.finished += 1
+        if row.begun is not None:
+            self.seconds += time.monotonic() - row.begun

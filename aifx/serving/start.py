@@ -1,0 +1,148 @@
+"""From a run and the settings of `[serve]` to an engine that is ready."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import time
+from dataclasses import dataclass
+
+import psutil
+
+from aifx.checkpoint.manifest import read_manifest
+from aifx.config.sections import ServeSection
+from aifx.core.errors import UsageError
+from aifx.core.json_files import readable_bytes
+from aifx.data.text import TokenFormat
+from aifx.data.tokenizer import Tokenizer
+from aifx.generation.generator import unable_to_write
+from aifx.loading.restore import RestoredRun
+from aifx.models.base import Serves
+from aifx.programs.decoding import DecodingPrograms
+from aifx.programs.serving import ServingPrograms, page_bytes
+from aifx.runs.base_run import weights_digest
+from aifx.serving.device import Device
+from aifx.serving.engine import Engine
+from aifx.serving.reproducibility import find_difference
+from aifx.serving.rows import Weights
+from aifx.specs import Params
+
+logger = logging.getLogger(__name__)
+
+CHUNK_ON_CPU, CHUNK = 64, 256
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i?)B?|B)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model as the engine takes it."""
+
+    decoding: DecodingPrograms
+    params: Params
+    digest: str  # of the weights as they were stored, and how they are used
+    tokenizer: Tokenizer
+
+
+def start_engine(trained: RestoredRun, serve: ServeSection) -> Engine:
+    """An engine whose programs are compiled, whose weights are loaded, and which has written once.
+
+    Raises UsageError for a model that does not write, or settings that do not fit.
+    """
+    started = time.monotonic()
+    served = open_model(trained, serve)
+    model = served.decoding.model
+    assert isinstance(model, Serves)
+    max_len = min(serve.max_model_len or model.max_seq_len, model.max_seq_len)
+    if serve.max_model_len and serve.max_model_len > model.max_seq_len:
+        why = f"the model's context has {model.max_seq_len} tokens"
+        raise UsageError(f"serve.max_model_len = {serve.max_model_len}", why, f"--max-model-len {model.max_seq_len}")
+    slots = sorted(set(serve.slots))
+    is_cpu = served.decoding.layout.platform == "cpu"
+    chunk = serve.prefill_chunk or (CHUNK_ON_CPU if is_cpu else CHUNK)
+    if chunk % model.page_size:
+        why = f"a page has {model.page_size} tokens, and a part of a prompt fills pages"
+        raise UsageError(f"serve.prefill_chunk = {chunk}", why, f"--set serve.prefill_chunk={model.page_size}")
+    num_pages = pool_pages(served.decoding, serve, max(slots), max_len)
+    programs = ServingPrograms(served.decoding, num_pages, max_len)
+    device = Device(programs, slots, chunk)
+    fingerprint = hashlib.sha256(f"{served.digest} {device.digest}".encode()).hexdigest()[:32]
+    weights = Weights(served.params, f"fp_{fingerprint}", fingerprint.encode())
+    if (difference := find_difference(device, weights, served.tokenizer)) is None:
+        logger.info("the bits of an answer do not depend on other requests: checked on this device")
+    else:
+        logger.warning(f"the bits of an answer depend on other requests on this device: {difference}")
+    engine = Engine(
+        device,
+        weights,
+        served.tokenizer,
+        queue=serve.queue,
+        prefix_cache=serve.prefix_cache,
+        pooling=serve.pooling,
+        is_reproducible=difference is None,
+    )
+    pool = readable_bytes(num_pages * page_bytes(model, served.decoding.dtype))
+    logger.info(
+        f"{num_pages * model.page_size} tokens fit into the pool of {pool}; {max(slots)} slots, "
+        f"{max_len} tokens a request at the most; ready in {time.monotonic() - started:.1f} s"
+    )
+    engine.start()
+    return engine
+
+
+def open_model(trained: RestoredRun, serve: ServeSection) -> Served:
+    """Raises UsageError if the run's model cannot be served."""
+    programs, params, frozen = trained.programs(serve.quantize)
+    why = unable_to_write(programs)
+    if why is None and not isinstance(programs.decoding.model, Serves):
+        why = f"{type(programs.decoding.model).__name__} does not define extend, which reads a prompt in parts"
+    if why is not None:
+        raise UsageError(f"run {trained.run.name} cannot serve text", why, f"aifx eval --run {trained.run.name}")
+    programs, params, frozen = programs.one_copy(params, frozen)
+    params = programs.merged(params, frozen) if programs.casts else params
+    form = programs.task.format
+    assert isinstance(form, TokenFormat)
+    manifest = read_manifest(trained.run.checkpoints / str(trained.step))
+    digest = f"{weights_digest(manifest)} {programs.dtype_name} {serve.quantize}"
+    return Served(programs.decoding, programs.decoding.prepare(params), digest, form.tokenizer)
+
+
+def pool_pages(decoding: DecodingPrograms, serve: ServeSection, rows: int, max_len: int) -> int:
+    """Pages of the pool: as `serve.memory` says, or for `rows` of `max_len` tokens, if half of free memory has them.
+
+    Raises UsageError if not one request of `max_len` tokens fits.
+    """
+    model = decoding.model
+    assert isinstance(model, Serves)
+    size = page_bytes(model, decoding.dtype)
+    for_one = -(-max_len // model.page_size)
+    if serve.memory is not None:
+        memory = parse_size(serve.memory)
+    else:
+        memory = min(rows * for_one * size, free_memory(decoding.layout.platform) // 2)
+    if memory // size < for_one:
+        what = f"serve.memory = {serve.memory}" if serve.memory else f"half of free memory, {readable_bytes(memory)}"
+        why = f"a request of {max_len} tokens needs {readable_bytes(for_one * size)}"
+        raise UsageError(
+            f"{what}: too little for one request", why, f"--max-model-len {memory // size * model.page_size}"
+        )
+    return int(memory // size)
+
+
+def free_memory(platform: str) -> int:
+    """Bytes of memory that can still be used, of the CPU or of the first device."""
+    if platform == "cpu":
+        return int(psutil.virtual_memory().available)
+    import jax
+
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return int(stats.get("bytes_limit", 0)) - int(stats.get("bytes_in_use", 0))
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "2GiB", "512M" or "1e9"-like plain numbers. Raises UsageError."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise UsageError(f"{text!r} is not a size", "a number with KiB, MiB, GiB, KB, MB or GB", "--memory 2GiB")
+    unit = "BKMGT".index((found[2] or "B").upper())
+    return int(float(found[1]) * (1024 if found[3] or not text.strip().upper().endswith("B") else 1000) ** unit)

@@ -1,0 +1,72 @@
+"""A small trained-like decoder with a byte-level tokenizer, and engines over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from aifx.data.tokenizer import Tokenizer, train_tokenizer
+from aifx.models.decoder.model import Decoder
+from aifx.models.decoder.section import DecoderSection
+from aifx.parallel.layout import local_layout
+from aifx.programs.decoding import DecodingPrograms
+from aifx.programs.serving import ServingPrograms
+from aifx.serving.device import Device
+from aifx.serving.engine import Engine
+from aifx.serving.rows import Weights
+from aifx.specs import init_params
+
+MAX_LEN = 256
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(train_tokenizer([], 257), "tokenizer.json")
+
+
+@pytest.fixture(scope="session")
+def decoding(tokenizer: Tokenizer) -> DecodingPrograms:
+    values = {"num_layers": 2, "embed_dim": 32, "num_heads": 4, "num_kv_heads": 2, "max_seq_len": MAX_LEN}
+    section = DecoderSection.model_validate(values)
+    model = Decoder(section, vocab_size=tokenizer.vocab_size, seq_len=MAX_LEN)
+    return DecodingPrograms(model, model.specs(), local_layout(1), jnp.float32)
+
+
+@pytest.fixture(scope="session")
+def params(decoding: Any) -> Any:
+    """With an output that is far from uniform, so that texts differ."""
+    params = init_params(decoding.model.specs(), jax.random.key(1))
+    return decoding.prepare(jax.tree.map(lambda x: x * 3 if x.ndim > 1 else x, params))
+
+
+@pytest.fixture(scope="session")
+def devices(decoding: DecodingPrograms) -> Callable[..., Device]:
+    """Programs are compiled once for each size; a pool is never empty again, and nothing may depend on that."""
+    made: dict[Any, Device] = {}
+
+    def device(slots: tuple[int, ...] = (2, 4), pages: int = 24) -> Device:
+        if (slots, pages) not in made:
+            made[slots, pages] = Device(ServingPrograms(decoding, pages, MAX_LEN), slots, 64)
+        return made[slots, pages]
+
+    return device
+
+
+@pytest.fixture
+def engines(devices: Callable[..., Device], params: Any, tokenizer: Tokenizer) -> Iterator[Callable[..., Engine]]:
+    started: list[Engine] = []
+
+    def engine(slots: tuple[int, ...] = (2, 4), pages: int = 24, **options: Any) -> Engine:
+        weights = Weights(params, "weights", b"weights")
+        made = Engine(devices(slots, pages), weights, tokenizer, **{"queue": 1000, **options})
+        made.start()
+        started.append(made)
+        return made
+
+    yield engine
+    for made in started:
+        made.stop()

@@ -1,0 +1,244 @@
+"""The engine: whole answers, whoever else is there."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aifx.serving.engine import Engine
+from aifx.serving.requests import Delta, Draining, GenerationRequest, QueueFull, RequestError, SamplingSettings
+
+Engines = Callable[..., Engine]
+
+
+@dataclass
+class Answer:
+    """What a request was given, as it came."""
+
+    deltas: queue.Queue[Delta] = field(default_factory=queue.Queue)
+    ticket: Any = None
+
+    def all(self) -> list[Delta]:
+        found: list[Delta] = []
+        while not found or found[-1].finish_reason is None:
+            found.append(self.deltas.get(timeout=60))
+        return found
+
+
+@dataclass
+class Whole:
+    tokens: tuple[int, ...]
+    text: str
+    logprobs: tuple[float | None, ...]
+    finish: str | None
+    last: Delta
+
+    @classmethod
+    def of(cls, deltas: Sequence[Delta]) -> Whole:
+        tokens = tuple(t for d in deltas for t in d.token_ids)
+        scores = tuple(s.logprob for d in deltas for s in d.scores)
+        return cls(tokens, "".join(d.text for d in deltas), scores, deltas[-1].finish_reason, deltas[-1])
+
+
+def send(engine: Engine, request: GenerationRequest) -> Answer:
+    answer = Answer()
+    answer.ticket = engine.submit(request, answer.deltas.put)
+    return answer
+
+
+def ask(engine: Engine, request: GenerationRequest) -> Whole:
+    return Whole.of(send(engine, request).all())
+
+
+def random_request(rng: np.random.Generator, vocab_size: int = 257, longest: int = 150) -> GenerationRequest:
+    """A prompt and settings of any kind, with log-probabilities, so that bits can be compared."""
+    prompt = rng.integers(1, vocab_size, int(rng.integers(1, longest))).tolist()
+    if rng.random() < 0.3:  # what others begin with, so that pages are shared
+        prompt = [*range(1, 129), *prompt[:20]]
+    sampling = SamplingSettings(
+        temperature=float(rng.choice([0.0, 0.7, 1.3])),
+        top_k=int(rng.choice([0, 5, 100])),
+        top_p=float(rng.choice([1.0, 0.9])),
+        min_p=float(rng.choice([0.0, 0.05])),
+        presence_penalty=float(rng.choice([0.0, 0.5])),
+        frequency_penalty=float(rng.choice([0.0, 0.3])),
+        repetition_penalty=float(rng.choice([1.0, 1.2])),
+        logit_bias={7: 2.5} if rng.random() < 0.2 else {},
+        seed=int(rng.integers(2**32)),
+    )
+    return GenerationRequest(prompt, int(rng.integers(1, 60)), sampling, logprobs=int(rng.choice([0, 3])))
+
+
+def bits(whole: Whole) -> Any:
+    return whole.tokens, np.array(whole.logprobs, np.float32).tobytes(), whole.text, whole.finish
+
+
+def test_an_answer_is_its_own_in_any_company(engines: Engines) -> None:
+    rng = np.random.default_rng(0)
+    requests = [random_request(rng) for _ in range(24)]
+    alone = engines(prefix_cache=False)
+    expected = [bits(ask(alone, request)) for request in requests]
+    together = engines()
+    company = [send(together, requests[number]) for number in rng.permutation(24)]
+    answers = [send(together, request) for request in requests]
+    assert [bits(Whole.of(answer.all())) for answer in answers] == expected
+    assert sorted(bits(Whole.of(answer.all())) for answer in company) == sorted(expected)
+    assert together.stats().prefix_hits > 0
+    assert together.stats().compilations == 0
+
+
+def test_a_row_that_was_driven_out_writes_the_same(engines: Engines) -> None:
+    rng = np.random.default_rng(1)
+    requests = [
+        GenerationRequest(rng.integers(1, 257, 60).tolist(), 120, SamplingSettings(seed=i), ignore_end=True, logprobs=0)
+        for i in range(6)
+    ]
+    roomy = engines()
+    expected = [bits(ask(roomy, request)) for request in requests]
+    cramped = engines(pages=6)
+    answers = [send(cramped, request) for request in requests]
+    assert [bits(Whole.of(answer.all())) for answer in answers] == expected
+    assert cramped.stats().preemptions > 0
+
+
+def test_no_page_is_lost_to_requests_that_are_cancelled(engines: Engines) -> None:
+    rng = np.random.default_rng(2)
+    engine = engines()
+    for _ in range(60):
+        answers = [send(engine, random_request(rng)) for _ in range(int(rng.integers(1, 8)))]
+        for answer in answers:
+            if rng.random() < 0.5:
+                threading.Event().wait(float(rng.random()) * 0.003)
+                answer.ticket.cancel()
+        for answer in answers:
+            answer.all()
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, stats.pages_used) == (0, 0, 0)
+
+
+def test_scores_are_those_of_the_training_forward(engines: Engines, decoding: Any, params: Any) -> None:
+    import jax
+
+    from aifx.parallel.context import ForwardContext
+    from aifx.parallel.layout import local_layout
+
+    rng = np.random.default_rng(3)
+    prompt = rng.integers(1, 257, 140).tolist()
+    request = GenerationRequest(prompt, 20, SamplingSettings(), ignore_end=True, logprobs=5, prompt_logprobs=True)
+    deltas = send(engines(), request).all()
+    scores = [*deltas[0].prompt_scores, *(s for d in deltas for s in d.scores)]
+    tokens = [s.token for s in scores]
+    assert tokens[:140] == prompt
+    context = ForwardContext(local_layout(1))
+    hidden = decoding.model.hidden(params, {"inputs": np.array([tokens])}, context)
+    logprobs = np.asarray(jax.nn.log_softmax(decoding.model.head(params, context)(hidden)))
+    assert scores[0].logprob is None
+    for place, score in enumerate(scores[1:]):
+        assert score.logprob == pytest.approx(logprobs[place, score.token], abs=1e-4)
+        best = np.sort(logprobs[place])[::-1][:5]
+        np.testing.assert_allclose([value for _, value in score.top], best, atol=1e-4)
+        assert all(value == pytest.approx(logprobs[place, t], abs=1e-4) for t, value in score.top)
+
+
+def test_rules_hold(engines: Engines) -> None:
+    engine, prompt = engines(), [5, 6, 7]
+
+    def tokens(**sampling: Any) -> tuple[int, ...]:
+        settings = SamplingSettings(temperature=0, **sampling)
+        return ask(engine, GenerationRequest(prompt, 12, settings, ignore_end=True)).tokens
+
+    assert set(tokens(logit_bias={42: 1e9})) == {42}
+    assert 42 not in tokens(logit_bias={42: -1e9})
+    repeated = tokens(frequency_penalty=100)
+    assert len(set(repeated)) == len(repeated)
+    assert len(set(tokens(presence_penalty=100))) == len(repeated)
+    assert not set(tokens(repetition_penalty=100)) & set(prompt)
+    settings = SamplingSettings(temperature=1.0, min_p=1.0, seed=3)
+    assert ask(engine, GenerationRequest(prompt, 12, settings, ignore_end=True)).tokens == tokens()
+
+
+def test_a_grammar_holds_each_draw(engines: Engines) -> None:
+    class Digits:
+        """Three digits: tokens of the bytes, of which the first is 1."""
+
+        def __init__(self) -> None:
+            self.seen = 0
+
+        def mask(self) -> np.ndarray:
+            words = np.zeros(9, np.uint32)
+            for token in digits:
+                words[token // 32] |= np.uint32(1 << (token % 32))
+            return words
+
+        def accept(self, token: int) -> None:
+            self.seen += 1
+
+        @property
+        def is_complete(self) -> bool:
+            return self.seen == 3
+
+    engine = engines()
+    digits = engine.tokenizer.encode("0123456789")
+    found = ask(engine, GenerationRequest([5], 9, SamplingSettings(seed=1), grammar=Digits()))
+    assert found.finish == "stop"
+    assert found.text.isdigit()
+    assert len(found.text) == 3
+
+
+def test_a_stop_text_ends_the_answer_before_it(engines: Engines) -> None:
+    engine = engines()
+    request = GenerationRequest([5, 6, 7], 40, SamplingSettings(seed=9), ignore_end=True)
+    whole = ask(engine, request)
+    readable = [c for c in whole.text if c.isascii() and c.isprintable()]
+    assert len(readable) > 3
+    stop = whole.text[whole.text.index(readable[2]) :][:2]
+    found = ask(engine, GenerationRequest([5, 6, 7], 40, SamplingSettings(seed=9), ignore_end=True, stop=(stop,)))
+    assert found.finish == "stop"
+    assert found.text == whole.text[: whole.text.index(stop)]
+
+
+def test_an_embedding_is_the_mean_of_the_hidden_states(engines: Engines, decoding: Any, params: Any) -> None:
+    from aifx.parallel.context import ForwardContext
+    from aifx.parallel.layout import local_layout
+
+    prompt = np.random.default_rng(4).integers(1, 257, 100).tolist()
+    found: queue.Queue[Any] = queue.Queue()
+    engines().embed(prompt, found.put)
+    hidden = decoding.model.hidden(params, {"inputs": np.array([prompt])}, ForwardContext(local_layout(1)))
+    np.testing.assert_allclose(found.get(timeout=60), np.asarray(hidden).mean(axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("field", "request_"),
+    [
+        ("prompt_ids", GenerationRequest([], 5)),
+        ("prompt_ids", GenerationRequest([257], 5)),
+        ("prompt_ids", GenerationRequest([1] * 300, 5)),
+        ("max_tokens", GenerationRequest([1] * 250, 7)),
+        ("logprobs", GenerationRequest([1], 7, logprobs=21)),
+        ("top_p", GenerationRequest([1], 7, SamplingSettings(top_p=0.0))),
+        ("logit_bias", GenerationRequest([1], 7, SamplingSettings(logit_bias={999: 1.0}))),
+    ],
+)
+def test_what_cannot_be_served_is_refused_by_name(engines: Engines, field: str, request_: GenerationRequest) -> None:
+    with pytest.raises(RequestError) as caught:
+        engines().submit(request_, lambda _: None)
+    assert caught.value.field == field
+
+
+def test_a_full_queue_refuses_and_draining_finishes(engines: Engines) -> None:
+    engine = engines(queue=2)
+    request = GenerationRequest([1, 2, 3], 60, ignore_end=True)
+    answers = [send(engine, request) for _ in range(6)]
+    with pytest.raises(QueueFull):
+        send(engine, request)
+    engine.drain()
+    with pytest.raises(Draining):
+        send(engine, request)
+    assert all(len(Whole.of(answer.all()).tokens) == 60 for answer in answers)
