@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 EXTRAS = {
-    "parquet": "pyarrow>=17",
-    "tensorboard": "tensorboardX>=2.6",
-    "wandb": "wandb>=0.18",
-    "mlflow": "mlflow-skinny>=2.17",
-    "plan-tpu": "libtpu>=0.0.40",
+    "parquet": ("pyarrow>=17",),
+    "tensorboard": ("tensorboardX>=2.6",),
+    "wandb": ("wandb>=0.18",),
+    "mlflow": ("mlflow-skinny>=2.17",),
+    "serve": ("llguidance>=1.9", "starlette>=1.0", "uvicorn>=0.40"),
+    "plan-tpu": ("libtpu>=0.0.40",),
 }
-"""The requirement of each extra in pyproject.toml that is a package of others."""
+"""The requirements of each extra in pyproject.toml."""
 
 
 def install_command(extra: str) -> str:
     """The command that installs what an extra needs.
 
-    It names the package itself, because `aifx` in an index is another project.
+    It names the packages themselves, because `aifx` in an index is another project.
     """
-    return f"pip install '{EXTRAS[extra]}'"
+    return f"pip install {' '.join(map(repr, EXTRAS[extra]))}"

@@ -22,7 +22,6 @@ from jax_kernels._ops.decode_attention.call import Call
 from jax_kernels._ops.decode_attention.reference import Pair, with_gradient
 from jax_kernels.implementations import Config, Device, current_device
 
-
 BLOCK = 8
 
 
