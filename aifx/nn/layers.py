@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.extend.random import threefry2x32_p
 from jax.typing import DTypeLike
 
-from aifx.nn.lora import LoraMatrix
+from aifx.nn.lora import LoraBank, LoraMatrix
 from aifx.nn.quantized import FrozenMatrix, Int8Table, QuantizedMatrix, SomeMatrix, quantized_product
 from aifx.parallel.context import ForwardContext
 from jax_kernels._ops.attention.mask import Mask, SegmentIds
@@ -24,13 +24,15 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-Matrix: TypeAlias = SomeMatrix | LoraMatrix
+Matrix: TypeAlias = SomeMatrix | LoraMatrix | LoraBank
 
 
 def as_matrix(weight: Matrix, inputs: int) -> Matrix:
     """A weight as `[inputs, outputs]`."""
     if isinstance(weight, LoraMatrix):
         return replace(weight.as_matrix(inputs), base=as_matrix(weight.base, inputs))
+    if isinstance(weight, LoraBank):
+        return replace(weight, base=as_matrix(weight.base, inputs))
     if isinstance(weight, QuantizedMatrix):
         return weight._replace(values=weight.values.reshape(inputs, -1), scale=weight.scale.reshape(1, -1))
     return weight if isinstance(weight, Int8Table) else weight.reshape(inputs, -1)
@@ -42,6 +44,8 @@ def linear(x: jax.Array, weight: Matrix, bias: jax.Array | None = None) -> jax.A
     if isinstance(weight, LoraMatrix):
         seen = x if weight.drop is None else weight.drop(x)
         return linear(x, weight.base, bias) + linear(linear(seen, weight.a) * weight.scale, weight.b)
+    if isinstance(weight, LoraBank):
+        return linear(x, weight.base, bias) + linear(weight.own_columns(linear(x, weight.a)), weight.b)
     if isinstance(weight, FrozenMatrix):
         y = _frozen_product(x, weight)
     elif isinstance(weight, QuantizedMatrix | Int8Table):

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aifx.models.base import Serves
+from aifx.nn.lora import choose_adapters
 from aifx.programs.decoding import DecodingPrograms
 from aifx.programs.program import Program
 from aifx.programs.sampling import Sampling, sample, top_tokens
@@ -61,12 +62,14 @@ class Draws(NamedTuple):
         seeds: uint32.
         positions: int32; the number of the token in the answer. A draw depends on its seed and position alone.
         num_top: int32; log-probabilities of so many of the likeliest are wanted; -1 wants none at all.
+        adapters: int32; the row's adapter among those that are loaded; -1 for none.
     """
 
     sampling: Sampling
     seeds: Any
     positions: Any
     num_top: Any
+    adapters: Any
     rules: Rules
 
 
@@ -111,13 +114,14 @@ NUM_TOP, MAX_BIAS = 20, 300
 class ServingPrograms:
     """The programs of a model that serves, for a pool of pages. Each is made once."""
 
-    def __init__(self, decoding: DecodingPrograms, num_pages: int, max_len: int) -> None:
+    def __init__(self, decoding: DecodingPrograms, params: Any, num_pages: int, max_len: int) -> None:
         """
         Args:
+            params: those of `DecodingPrograms.prepare`, or their shapes.
             max_len: tokens of a prompt with its answer, at the most.
         """
         assert isinstance(decoding.model, Serves)
-        self.decoding, self.model = decoding, decoding.model
+        self.decoding, self.model, self.params = decoding, decoding.model, structs(params)
         self.vocab_size, self.num_pages, self.max_len = self.model.vocab_size, num_pages, max_len
         whole = self.model.cache_specs(1, max_len, decoding.dtype)
         self.pages_per_row = whole[PAGE_TABLE].shape[1]
@@ -142,12 +146,13 @@ class ServingPrograms:
             params: Any, pool: Pool, tokens: jax.Array, lengths: jax.Array, table: jax.Array, draws: Draws
         ) -> tuple[Pool, Drawn]:
             cache = {**pool, PAGE_TABLE: table, LENGTHS: lengths}
+            params = choose_adapters(params, draws.adapters)
             hidden, cache = self.model.decode(params, tokens, cache, self.decoding.context)
             return _pool_of(cache), self._draw(params, hidden, draws)
 
         counts = jax.ShapeDtypeStruct((rows,), jnp.int32)
         table = jax.ShapeDtypeStruct((rows, self.pages_per_row), jnp.int32)
-        arguments = self.decoding.params, self.pool, counts, counts, table, structs(self.draws(rows))
+        arguments = self.params, self.pool, counts, counts, table, structs(self.draws(rows))
         return self._program(f"serve_decode_{rows}", decode, arguments)
 
     @functools.lru_cache(maxsize=4)  # noqa: B019
@@ -166,6 +171,7 @@ class ServingPrograms:
         ) -> tuple[Pool, Read]:
             start, count, is_last, wants_targets = facts
             cache = {**pool, PAGE_TABLE: table, LENGTHS: start[None]}
+            params = choose_adapters(params, jnp.broadcast_to(draws.adapters, chunk))
             hidden, cache = self.model.extend(params, tokens, cache, self.decoding.context)
             last = jax.lax.dynamic_slice_in_dim(hidden[0], count - 1, 1)
             drawn = self._if(is_last, lambda: self._draw(params, last, draws))
@@ -178,7 +184,7 @@ class ServingPrograms:
 
         tokens, facts = jax.ShapeDtypeStruct((1, chunk), jnp.int32), jax.ShapeDtypeStruct((4,), jnp.int32)
         table = jax.ShapeDtypeStruct((1, self.pages_per_row), jnp.int32)
-        arguments = self.decoding.params, self.pool, tokens, tokens, facts, table, structs(self.draws(1))
+        arguments = self.params, self.pool, tokens, tokens, facts, table, structs(self.draws(1))
         return self._program(f"serve_read_{chunk}", read, arguments)
 
     def draws(self, rows: int) -> Draws:
@@ -198,7 +204,14 @@ class ServingPrograms:
             np.zeros(rows, bool),
         )
         sampling = Sampling(zeros.copy(), counts.copy(), np.ones(rows, np.float32))
-        return Draws(sampling, np.zeros(rows, np.uint32), counts.copy(), np.full(rows, -1, np.int32), rules)
+        return Draws(
+            sampling,
+            np.zeros(rows, np.uint32),
+            counts.copy(),
+            np.full(rows, -1, np.int32),
+            np.full(rows, -1, np.int32),
+            rules,
+        )
 
     def _program(self, name: str, function: Any, arguments: tuple[Any, ...]) -> Program:
         return Program(name, self.decoding.per_device(function), arguments, donate=(1,), kernels=self.decoding.kernels)
@@ -277,8 +290,14 @@ def apply_rules(logits: jax.Array, temperature: jax.Array, rules: Rules) -> jax.
 
 
 def structs(tree: Any) -> Any:
-    """Shapes and dtypes of arrays."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+    """Shapes, dtypes and, of arrays that devices divide, shardings."""
+
+    def struct(x: Any) -> jax.ShapeDtypeStruct:
+        place = getattr(x, "sharding", None)
+        divided = place if place is not None and len(place.device_set) > 1 else None
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=divided)
+
+    return jax.tree.map(struct, tree)
 
 
 def page_bytes(model: Serves, dtype: Any) -> int:

@@ -116,5 +116,6 @@ class Device:
             column([s.seed for s in settings], 0, np.uint32),
             column([row.held + 1 - row.prompt_len if row.is_read else 0 for row in rows], 0, np.int32),
             column(tops, -1, np.int32),
+            column([row.adapter for row in rows], -1, np.int32),
             rules,
         )

@@ -94,7 +94,7 @@ class Engine:
 
     @property
     def adapters(self) -> Sequence[str]:
-        return ()
+        return self._weights.adapters
 
     @property
     def is_idle(self) -> bool:
@@ -151,6 +151,8 @@ class Engine:
                 f"{len(prompt)} tokens of the prompt and max_tokens = {request.max_tokens} are {total}, and {most} fit"
             )
             raise RequestError("max_tokens" if len(prompt) < most else "prompt_ids", why)
+        if request.adapter is not None and request.adapter not in self.adapters:
+            raise RequestError("adapter", f"there is no adapter {request.adapter}")
         if request.logprobs is not None and not 0 <= request.logprobs <= MAX_TOP_LOGPROBS:
             raise RequestError("logprobs", f"expected 0 to {MAX_TOP_LOGPROBS}, got {request.logprobs}")
         if len(sampling.logit_bias) > MAX_BIAS:
@@ -214,9 +216,9 @@ class Engine:
         """Give slots and pages to those who wait, in their order."""
         while self._waiting and len(self._reading) + len(self._running) < self.max_rows:
             row = self._waiting[0]
-            weights, use_prefixes = row.weights, self._keeps_prefixes and not row.request.prompt_logprobs
+            use_prefixes = self._keeps_prefixes and not row.request.prompt_logprobs
             if use_prefixes and type(row) is Row:
-                row.chunks = row.chunks or self._prefixes.chain(weights.root, row.tokens[: row.prompt_len])
+                row.chunks = row.chunks or self._prefixes.chain(row.root, row.tokens[: row.prompt_len])
                 row.pages = self._prefixes.find(row.chunks[: (row.prompt_len - 1) // self.device.chunk])
                 row.held = row.cached_tokens = len(row.pages) * self.page_size
             missing = -(-row.prompt_len // self.page_size) - len(row.pages)

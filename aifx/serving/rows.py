@@ -21,11 +21,13 @@ class Weights:
     Attributes:
         fingerprint: the digest of these arrays and the programs.
         root: what the names of cached chunks begin with.
+        adapters: their names, in the order of the programs.
     """
 
     params: Any
     fingerprint: str
     root: bytes
+    adapters: tuple[str, ...] = ()
 
 
 class Row:
@@ -33,6 +35,7 @@ class Row:
 
     def __init__(self, request: GenerationRequest, deliver: Deliver, tokenizer: Tokenizer, weights: Weights) -> None:
         self.request, self.deliver, self.weights = request, deliver, weights
+        self.adapter = -1 if request.adapter is None else weights.adapters.index(request.adapter)
         self.tokens = list(request.prompt_ids)  # of prompt and answer
         self.prompt_len = len(self.tokens)
         self.held = 0  # tokens that the pages hold
@@ -54,6 +57,11 @@ class Row:
 
     def cancel(self) -> None:
         self.is_cancelled = True
+
+    @property
+    def root(self) -> bytes:
+        """What the names of its chunks begin with."""
+        return self.weights.root + f" {self.adapter}".encode()
 
     @property
     def num_written(self) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import psutil
@@ -22,6 +23,7 @@ from aifx.models.base import Serves
 from aifx.programs.decoding import DecodingPrograms
 from aifx.programs.serving import ServingPrograms, page_bytes
 from aifx.runs.base_run import weights_digest
+from aifx.serving.adapters import read_adapters, with_banks
 from aifx.serving.device import Device
 from aifx.serving.engine import Engine
 from aifx.serving.reproducibility import find_difference
@@ -42,6 +44,7 @@ class Served:
     params: Params
     digest: str  # of the weights as they were stored, and how they are used
     tokenizer: Tokenizer
+    adapters: Mapping[str, str]  # the digest of each, by name
 
 
 def start_engine(trained: RestoredRun, serve: ServeSection) -> Engine:
@@ -64,10 +67,10 @@ def start_engine(trained: RestoredRun, serve: ServeSection) -> Engine:
         why = f"a page has {model.page_size} tokens, and a part of a prompt fills pages"
         raise UsageError(f"serve.prefill_chunk = {chunk}", why, f"--set serve.prefill_chunk={model.page_size}")
     num_pages = pool_pages(served.decoding, serve, max(slots), max_len)
-    programs = ServingPrograms(served.decoding, num_pages, max_len)
+    programs = ServingPrograms(served.decoding, served.params, num_pages, max_len)
     device = Device(programs, slots, chunk)
-    fingerprint = hashlib.sha256(f"{served.digest} {device.digest}".encode()).hexdigest()[:32]
-    weights = Weights(served.params, f"fp_{fingerprint}", fingerprint.encode())
+    fingerprint = hashlib.sha256(f"{served.digest} {served.adapters} {device.digest}".encode()).hexdigest()[:32]
+    weights = Weights(served.params, f"fp_{fingerprint}", fingerprint.encode(), tuple(served.adapters))
     if (difference := find_difference(device, weights, served.tokenizer)) is None:
         logger.info("the bits of an answer do not depend on other requests: checked on this device")
     else:
@@ -104,7 +107,14 @@ def open_model(trained: RestoredRun, serve: ServeSection) -> Served:
     assert isinstance(form, TokenFormat)
     manifest = read_manifest(trained.run.checkpoints / str(trained.step))
     digest = f"{weights_digest(manifest)} {programs.dtype_name} {serve.quantize}"
-    return Served(programs.decoding, programs.decoding.prepare(params), digest, form.tokenizer)
+    adapters = read_adapters(trained.project, trained.run, trained.step, serve.adapters)
+    if adapters and programs.layout.num_devices > 1:
+        raise UsageError(
+            "--adapter, with a model that devices divide", "adapters are for one device", "aifx export --merge"
+        )
+    params = with_banks(params, programs.plain.specs, adapters, programs.dtype)
+    named = {adapter.name: adapter.digest for adapter in adapters}
+    return Served(programs.decoding, programs.decoding.prepare(params), digest, form.tokenizer, named)
 
 
 def pool_pages(decoding: DecodingPrograms, serve: ServeSection, rows: int, max_len: int) -> int:

@@ -44,13 +44,13 @@ def params(decoding: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def devices(decoding: DecodingPrograms) -> Callable[..., Device]:
+def devices(decoding: DecodingPrograms, params: Any) -> Callable[..., Device]:
     """Programs are compiled once for each size; a pool is never empty again, and nothing may depend on that."""
     made: dict[Any, Device] = {}
 
     def device(slots: tuple[int, ...] = (2, 4), pages: int = 24) -> Device:
         if (slots, pages) not in made:
-            made[slots, pages] = Device(ServingPrograms(decoding, pages, MAX_LEN), slots, 64)
+            made[slots, pages] = Device(ServingPrograms(decoding, params, pages, MAX_LEN), slots, 64)
         return made[slots, pages]
 
     return device

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from aifx.models.decoder.section import DecoderSection
 from aifx.nn import layers
-from aifx.nn.quantized import concat_outputs
+from aifx.nn.lora import join_outputs
 from aifx.specs import LAYERS, Params, is_stacked
 from jax_kernels.products import is_bfloat16_on_cpu
 
@@ -45,10 +45,10 @@ def _join(params: Params, names: tuple[str, ...], joint: str, num_outputs: int) 
         return array.reshape(*array.shape[:-2], -1) if num_outputs == 2 and isinstance(array, jax.Array) else array
 
     found = {name: array for name, array in params.items() if name not in names}
-    found[joint] = concat_outputs(*(flat(params[name]) for name in names))
+    found[joint] = join_outputs(*(flat(params[name]) for name in names))
     biases = [found.pop(f"{name}_bias", None) for name in names]
     if biases[0] is not None:
-        found[f"{joint}_bias"] = concat_outputs(*map(flat, biases))
+        found[f"{joint}_bias"] = join_outputs(*map(flat, biases))
     return found
 
 

@@ -182,7 +182,8 @@ class Decoder:
         )
         x = x * math.sqrt(self.section.embed_dim) if self.section.embedding_scale else x
         if self.section.positions == "learned":
-            if seq * layout.count("seq") > self.max_seq_len:
+            # Beside what a cache holds, padding may lie beyond; what it computes is not used.
+            if sequences.cached is None and seq * layout.count("seq") > self.max_seq_len:
                 raise ValueError(f"inputs: {seq} tokens, but learned positions end at {self.max_seq_len}")
             places = params["position"][:seq] if positions is None else params["position"][positions]
             if is_divided:
