@@ -57,6 +57,7 @@ def train(
     project: StrPath = ".",
     run: str = "main",
     *,
+    config: StrPath | None = None,
     settings: Settings = None,
     fork_from: str | None = None,
     fork_at: int | str = "last",
@@ -68,7 +69,8 @@ def train(
 
     Args:
         project: a folder in the project.
-        settings: values over those of `aifx.toml`, by key: `{"train.num_steps": 100}`.
+        config: a file to read instead of the project's `aifx.toml`.
+        settings: values over those of the file, by key: `{"train.num_steps": 100}`.
         fork_from: start the run from a checkpoint of this one.
         fork_at: which checkpoint: a step, "best" or "last".
     """
@@ -76,9 +78,9 @@ def train(
     from aifx.training.run import train as train_run
 
     found = find_project(Path(project))
-    config = load_config(found, overrides(settings))
+    loaded = load_config(found, overrides(settings), file=None if config is None else Path(config))
     at = parse_step(fork_at)
-    return train_run(found, config, run, fork_from=fork_from, fork_at="last" if at is None else at)
+    return train_run(found, loaded, run, fork_from=fork_from, fork_at="last" if at is None else at)
 
 
 @overload

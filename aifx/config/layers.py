@@ -18,6 +18,7 @@ from aifx.config.toml import DEFAULT, Origin, written_origin
 from aifx.core.errors import ConfigError, did_you_mean, nearest
 from aifx.core.files import read_file
 from aifx.core.parsing import parse_toml
+from aifx.core.project import CONFIG_NAME
 
 _VARIABLE = re.compile(r"AIFX_(.*?)__(.*)")
 
@@ -33,8 +34,13 @@ class Given:
 
 @dataclass
 class Layers:
-    """By section and key, the value that wins so far; later layers win over earlier ones."""
+    """By section and key, the value that wins so far; later layers win over earlier ones.
 
+    Attributes:
+        label: the file's name, for messages about what it lacks.
+    """
+
+    label: str = CONFIG_NAME
     given: dict[str, dict[str, Given]] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
 

@@ -25,14 +25,23 @@ from aifx.core.errors import ConfigError, did_you_mean, nearest
 from aifx.core.project import CONFIG_NAME, Project
 
 
-def load_config(project: Project, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Config:
+def load_config(
+    project: Project,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+    *,
+    file: Path | None = None,
+) -> Config:
     """The configuration of a project. Raises one ConfigError with all mistakes.
 
     Args:
         overrides: `section.key=value` strings; a value is TOML, otherwise a bare string.
         environ: `AIFX_SECTION__KEY` variables; the process's own when not given.
+        file: to read instead of the project's `aifx.toml`.
     """
-    config = _resolve(_read_layers(project.config_path, overrides, environ), project, presets=True)
+    path = project.config_path if file is None else file.absolute()
+    label = str(path.relative_to(project.root)) if path.is_relative_to(project.root) else str(file)
+    config = _resolve(_read_layers(path, overrides, environ, label=label), project, presets=True)
     check_conflicts(config)
     return config
 
@@ -110,14 +119,21 @@ def project_code(path: Path, overrides: Sequence[str] = ()) -> list[str]:
 
     Raises ConfigError for a file that is not TOML.
     """
-    layers = _read_layers(path, overrides)
+    layers = _read_layers(path, overrides, is_run=path.name != CONFIG_NAME)
     names = [layers.text("task", "kind"), *_part_names(layers).values()]
     return list(dict.fromkeys(name for name in names if name and ":" in name))
 
 
-def _read_layers(path: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Layers:
-    layers = Layers()
-    layers.add_file(path, CONFIG_NAME, is_run=path.name != CONFIG_NAME)
+def _read_layers(
+    path: Path,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+    *,
+    label: str = CONFIG_NAME,
+    is_run: bool = False,
+) -> Layers:
+    layers = Layers(label)
+    layers.add_file(path, label, is_run=is_run)
     layers.add_environment(os.environ if environ is None else environ)
     layers.add_overrides(overrides)
     return layers
@@ -186,14 +202,16 @@ def _validate(name: str, types: Mapping[str, type[Section]], layers: Layers) -> 
         # JSON in strict mode has TOML's types: lists become tuples, and true is no number.
         return model.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        found = _explain(error, name, model, given)
+        found = _explain(error, name, model, given, layers.label)
         layers.mistakes += [mistake for key, mistake in found.items() if key in values or key not in given]
     except Exception as error:  # a validator of a project's own section
         layers.mistakes.append(Mistake(f"[{name}]", f"{model.__name__} fails", f"{type(error).__name__}: {error}"))
     return None
 
 
-def _explain(error: ValidationError, name: str, model: type[Section], given: Mapping[str, Given]) -> dict[str, Mistake]:
+def _explain(
+    error: ValidationError, name: str, model: type[Section], given: Mapping[str, Given], label: str
+) -> dict[str, Mistake]:
     """The mistakes of a section by key; those of the section as a whole are under an empty one."""
     mistakes = {}
     for detail in error.errors(include_url=False):
@@ -205,7 +223,7 @@ def _explain(error: ValidationError, name: str, model: type[Section], given: Map
         schema = properties(model)[key]
         expected = f"expected {expectation(schema)}"
         if key not in given:
-            mistakes[key] = Mistake(CONFIG_NAME, f"{name}.{key} is not set", expected, f"{key} = ... below [{name}]")
+            mistakes[key] = Mistake(label, f"{name}.{key} is not set", expected, f"{key} = ... below [{name}]")
         else:
             own = message if detail["type"] == "value_error" else ""  # of a validator
             mistakes[key] = _unusable(name, key, schema, given[key], own or expected)

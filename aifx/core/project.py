@@ -120,6 +120,20 @@ class Project:
             raise UsageError(f"no run {name!r} in {self.runs_path}", near, "aifx runs ls")
         return run
 
+    def base_run(self, name: str) -> RunDirectory:
+        """The run called `name`, which others begin with. Raises UsageError that says how to make it.
+
+        By convention, NAME.toml beside `aifx.toml` is its configuration.
+        """
+        run, config = self.run(name), f"{name}.toml"
+        if run.exists():
+            return run
+        near = did_you_mean(name, (r.name for r in self.runs()))
+        hint = f"aifx import SOURCE --name {name}"
+        if (self.root / config).is_file():
+            hint = f"aifx train --config {config} --run {name}"
+        raise UsageError(f"no run {name!r} in {self.runs_path}", near, hint)
+
 
 def find_project(start: Path | None = None) -> Project:
     """The project that `start` (the working directory) lies in.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -64,6 +65,13 @@ class TokenSection(DataSection):
                 f'{key} is set, and data.tokenizer = "{self.tokenizer}" has a token of its own',
                 "it names tokens of a tokenizer.json",
             )
+
+    def tokenizer_path(self, project: Project) -> Path:
+        """The file of a tokenizer that is not one of OWN_TOKENIZERS. Raises UsageError if it is of a run to be made."""
+        path, parts = project.root / self.tokenizer, Path(self.tokenizer).parts
+        if len(parts) > 2 and parts[0] == project.runs_path.name and not path.exists():
+            project.base_run(parts[1])
+        return path
 
     def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
         from aifx.data.files import find_files

@@ -134,7 +134,7 @@ class TextFormat(TokenFormat):
     @classmethod
     def describe(cls, section: TextSection, project: Project) -> DataSpec:
         if section.vocab_size is None and section.tokenizer not in OWN_TOKENIZERS:
-            return text_spec(section, _load_tokenizer(project.root / section.tokenizer, section))
+            return text_spec(section, _load_tokenizer(section.tokenizer_path(project), section))
         return text_spec(section)
 
     @classmethod
@@ -226,7 +226,7 @@ def _tokenizer(section: TextSection, project: Project, corpus: Corpus, assets: P
     if kept.exists():
         return _load_tokenizer(kept, section)
     is_own = section.tokenizer in OWN_TOKENIZERS
-    tokenizer = _trained(section, corpus) if is_own else _load_tokenizer(project.root / section.tokenizer, section)
+    tokenizer = _trained(section, corpus) if is_own else _load_tokenizer(section.tokenizer_path(project), section)
     assets.mkdir(parents=True, exist_ok=True)
     replace_file(kept, tokenizer.data)
     return tokenizer

@@ -10,8 +10,11 @@ from typing import Any
 from aifx.core.errors import UsageError
 from aifx.core.project import Project, RunDirectory
 
-TEMPLATE, QUESTION, NAME = "fine-tune", "base", "base"
+TEMPLATE, QUESTION, BASE_RUN = "fine-tune", "base", "base"
 """The template, its question, and the name of the run that its projects begin with."""
+
+BASE_CONFIG = f"{BASE_RUN}.toml"
+"""The configuration of that run in projects that get no model."""
 
 SEQ_LEN = 512
 """Tokens of a sequence, unless the base has fewer: conversations of the template are shorter."""
@@ -32,8 +35,8 @@ def make_base_run(template: str, answers: Mapping[str, Any], staging: Path) -> d
         return {}
     from aifx.hub.importing import import_model
 
-    project, given = Project(staging / NAME), Path(source).expanduser()
-    run = project.run(NAME)
+    project, given = Project(staging / BASE_RUN), Path(source).expanduser()
+    run = project.run(BASE_RUN)
     if (runs := list(Project(given).runs_path.glob("*/config.toml"))) and (given / "aifx.toml").is_file():
         hint = f"--answer {QUESTION}={sorted(runs)[0].parent}"
         raise UsageError(f"--answer {QUESTION}={source} is a project", "the base is one of its runs", hint)
@@ -42,13 +45,13 @@ def make_base_run(template: str, answers: Mapping[str, Any], staging: Path) -> d
         _copy(RunDirectory(given.resolve()), run)
     else:
         project.root.mkdir()
-        import_model(source, project, NAME)
+        import_model(source, project, BASE_RUN)
     return _answers(source, run, project)
 
 
 def move_base_run(staging: Path, rendered: Path) -> None:
     """Put the run that `make_base_run` made, if it made one, among the files of the project."""
-    if (runs := Project(staging / NAME).runs_path).is_dir():
+    if (runs := Project(staging / BASE_RUN).runs_path).is_dir():
         runs.rename(rendered / "runs")
 
 
@@ -86,7 +89,7 @@ def _answers(source: str, run: RunDirectory, project: Project) -> dict[str, Any]
     parameters = read_manifest(run.checkpoints / str(checkpoint.step)).num_parameters
     is_own = data.tokenizer in OWN_TOKENIZERS
     values = {
-        "tokenizer": f"runs/{NAME}/assets/{TOKENIZER_FILE}",
+        "tokenizer": f"runs/{BASE_RUN}/assets/{TOKENIZER_FILE}",
         "vocab_size": need_spec(run.assets).vocab_size,
         "end_tokens": None if is_own or not data.end_tokens else list(data.end_tokens),
         "begin_token": data.begin_token,

@@ -23,7 +23,7 @@ import aifx.templates
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
 from aifx.core.executables import find_program, with_safe_path
 from aifx.core.sanitize import escape_controls
-from aifx.scaffold.own_base import make_base_run, move_base_run
+from aifx.scaffold.own_base import BASE_CONFIG, BASE_RUN, make_base_run, move_base_run
 from aifx.scaffold.own_data import answers_from_data
 from aifx.scaffold.template_safety import STAGING, check_rendered, name_source, template_source
 
@@ -180,6 +180,8 @@ def scaffold(
     set_beside = tuple(str(new.relative_to(destination)) for source, new in landing if new.name != source.name)
     here = os.path.relpath(destination)
     steps = [] if here == "." else [f"cd {shlex.quote(here)}"]
+    if BASE_CONFIG in files:
+        steps.append(f"aifx train --config {BASE_CONFIG} --run {BASE_RUN}")
     if "aifx.toml" in files:
         steps += ["aifx train", "aifx eval"]
     return Scaffolded(destination, name, files, set_beside, dry_run, tuple(steps))

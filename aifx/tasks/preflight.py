@@ -45,15 +45,19 @@ def _mistakes(config: Config, project: Project) -> Iterator[Mistake]:
             check_best_by(config)
         except ConfigError as error:
             yield _mistake(config, "checkpoint.best_by", error, error.hint)
+    lacks_base = False
     if config.finetune.base_run is not None:
         try:
-            project.existing_run(config.finetune.base_run)
+            project.base_run(config.finetune.base_run)
         except UsageError as error:
+            lacks_base = True
             yield _mistake(config, "finetune.base_run", error, error.hint)
     if config.mesh.parameters or config.mesh.computation:
         yield from _wrong_rules(config, project)
     if isinstance(config.data, DataSection):
         for key, found in config.data.check_files(project):
+            if key == "data.tokenizer" and lacks_base:
+                continue  # it comes with the base run
             yield _mistake(config, key, found, found.hint)
 
 

@@ -29,7 +29,7 @@ def choose_base(config: Config, project: Project, run: RunDirectory) -> BaseRun 
     if name == run.name:
         why = "a run cannot begin with its own weights"
         raise ConfigError(f"finetune.base_run = {name!r} is this run", why, "aifx train --run ANOTHER-NAME")
-    base = project.existing_run(name)
+    base = project.base_run(name)
     step = choose_step(base, config, config.finetune.base_step)
     manifest = read_manifest(base.checkpoints / str(step))
     _check_tokenizer(run, base, manifest.run.get("assets", {}).get(TOKENIZER_FILE))

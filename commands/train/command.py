@@ -9,6 +9,7 @@ import signal
 import sys
 from contextlib import redirect_stdout, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -43,6 +44,12 @@ NewRunOption = Annotated[
         autocompletion=complete_run,
     ),
 ]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", metavar="FILE", help="Configuration to read instead of the project's aifx.toml.", show_default=False
+    ),
+]
 ForkOption = Annotated[
     str | None, typer.Option("--fork", metavar="NAME", help="Start run NAME from a checkpoint of --run.")
 ]
@@ -57,6 +64,7 @@ ProfileOption = Annotated[bool, typer.Option("--profile", help="Trace a few step
 
 def train(
     run: NewRunOption = "main",
+    config: ConfigOption = None,
     overrides: SetOption = None,
     fork: ForkOption = None,
     step: ForkStepOption = None,
@@ -71,6 +79,7 @@ def train(
     Examples:
         aifx train                                         the run "main"
         aifx train --run wide --set model.embed_dim=256    another run
+        aifx train --run base --config base.toml           another configuration
         aifx train --run main --fork longer --set train.num_steps=4000
         aifx train --fork calmer --step 400 --set optimizer.learning_rate=3e-4
         aifx train --json                                  a JSON document at the end
@@ -82,17 +91,18 @@ def train(
         with StopSignals() as stop:
             stop.before_exit.append(_write_interrupted)
             is_first = _is_first()
-            result = _train(run, overrides or [], fork, step, profile, out if is_first else None, stop)
+            result = _train(run, config, overrides or [], fork, step, profile, out if is_first else None, stop)
             stop.finish()  # also of a run that had ended before: a signal must not take its answer
             if is_first:
                 out.document(result.document())
-                _show(result, out, profile, overrides or [])
+                _show(result, out, profile, config, overrides or [])
         if result.exit_code:
             raise SystemExit(int(result.exit_code))
 
 
 def _train(
     run: str,
+    file: Path | None,
     overrides: list[str],
     fork: str | None,
     step: str | None,
@@ -113,7 +123,7 @@ def _train(
     from aifx.training.run import train as train_run
 
     project = find_project()
-    config = load_config(project, overrides)
+    config = load_config(project, overrides, file=file)
     name = run if fork is None else fork
     begin = partial(
         train_run,
@@ -172,7 +182,7 @@ def _write_interrupted(status: ProcessStatus | None, why: str) -> None:
     write_interrupted(signal.SIGINT if status == "interrupted" else signal.SIGTERM, sys.argv[1:])
 
 
-def _show(result: TrainResult, out: Output, profile: bool, overrides: list[str]) -> None:
+def _show(result: TrainResult, out: Output, profile: bool, config: Path | None, overrides: list[str]) -> None:
     """The answer for people."""
     if result.error is not None:
         out.report([result.error])
@@ -201,6 +211,7 @@ def _show(result: TrainResult, out: Output, profile: bool, overrides: list[str])
             "train",
             "--run",
             result.run.name,
+            *(() if config is None else ("--config", str(config))),
             *(part for o in overrides for part in ("--set", o)),
         ]
         out.print(f"resume with: {shlex.join(again)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -59,6 +60,56 @@ def train_and_answer(project: Path) -> None:
     aifx(project, "generate", "--chat", "--max-tokens", "3")
 
 
+def test_without_a_base_each_command_says_how_to_train_one(tmp_path: Path) -> None:
+    made = json.loads(aifx(tmp_path, "init", "talk", "-t", "fine-tune", "--yes", "--json").stdout)
+    command = "aifx train --config base.toml --run base"
+    assert made["next"] == ["cd talk", command, "aifx train", "aifx eval"]
+    project = tmp_path / "talk"
+    assert command in (project / "README.md").read_text()
+    for args in (["train"], ["config", "check"], ["data", "show"]):
+        failed = aifx(project, *args, code=2)
+        assert "no run 'base'" in failed.stderr
+        assert failed.stderr.endswith(f"hint: {command}\n"), failed.stderr
+    (project / "base.toml").unlink()
+    assert "hint: aifx import SOURCE --name base" in aifx(project, "train", code=2).stderr
+    few = ["--set", "train.num_steps=1", "--set", "schedule.warmup_steps=0"]
+    missing = aifx(project, "train", "--config", "base.toml", *few, code=2)
+    assert "base.toml cannot be read" in missing.stderr
+
+
+def test_a_mistake_in_another_configuration_names_its_file(tmp_path: Path) -> None:
+    aifx(tmp_path, "init", "talk", "-t", "fine-tune", "--yes")
+    (tmp_path / "talk/base.toml").write_text("[train]\nnum_steps = -1\n")
+    failed = aifx(tmp_path / "talk", "train", "--config", "base.toml", code=2)
+    assert "base.toml:2: train.num_steps = -1" in failed.stderr
+
+
+@pytest.mark.slow
+def test_the_base_is_trained_and_then_fine_tuned(tmp_path: Path) -> None:
+    """The commands of the project's README, with fewer steps of a smaller model."""
+    aifx(tmp_path, "init", "talk", "-t", "fine-tune", "--yes")
+    project = tmp_path / "talk"
+    for name in ("aifx.toml", "base.toml"):
+        text = (project / name).read_text()
+        for key, value in {"embed_dim": 48, "num_layers": 1, "mlp_dim": 64, "num_steps": 60, "warmup_steps": 5}.items():
+            text = re.sub(rf"^{key} = \d+", f"{key} = {value}", text, flags=re.MULTILINE)
+        (project / name).write_text(text)
+    base = json.loads(aifx(project, "train", "--config", "base.toml", "--run", "base", "--json").stdout)
+    assert (base["status"], base["step"]) == ("completed", 60)
+    aifx(project, "config", "check")
+    first = ["--set", "train.num_steps=1", "--set", "optimizer.learning_rate=1e-12", "--set", "schedule.warmup_steps=0"]
+    losses = []
+    for run, settings in (("before", first), ("main", [])):
+        aifx(project, "train", "--run", run, *settings)
+        report = json.loads(aifx(project, "eval", "--run", run, "--set", "eval.gates=[]", "--json").stdout)
+        losses.append(report["metrics"]["loss"])
+    assert losses[1] < losses[0] - 0.1
+    assert losses[0] < 7.7  # of 4,096 equally likely tokens: 8.3
+    provenance = json.loads((project / "runs/main/provenance.json").read_text())
+    assert provenance["finetuned_from"]["run"] == "base"
+    aifx(project, "generate", "--chat", "--max-tokens", "3")
+
+
 def test_a_run_as_the_base(whale: Path, tmp_path: Path) -> None:
     aifx(tmp_path, "init", "talk", "-t", "fine-tune", "-a", f"base={whale / 'runs/main'}", "--yes")
     project = tmp_path / "talk"
@@ -95,6 +146,17 @@ def test_a_base_that_is_no_language_model(tmp_path: Path) -> None:
 def test_a_project_as_the_base_names_its_run(whale: Path, tmp_path: Path) -> None:
     failed = aifx(tmp_path, "init", "talk", "-t", "fine-tune", "-a", f"base={whale}", "--yes", code=2)
     assert f"--answer base={whale / 'runs/main'}" in failed.stderr
+
+
+def test_the_bases_text_has_no_answer() -> None:
+    """A held-out answer that the base has read would make its loss too small."""
+    rest = " ".join((TEMPLATE / "data/moby_dick_rest.txt").read_text().split())
+    book = " ".join(BOOK.read_text().split())
+    rows = [json.loads(line) for line in (TEMPLATE / "data/moby_dick_chats.jsonl").read_text().splitlines()]
+    assert not [row for row in rows if row["completion"] in rest]
+    used = sum(len(row["prompt"].removeprefix("Go on: ")) + len(row["completion"]) + 1 for row in rows)
+    assert len(rest) + used == pytest.approx(len(book), rel=0.01)
+    assert all(" ".join(part.split()) in book for part in rest.split(". ")[:50])
 
 
 def test_the_conversations_are_the_books() -> None:

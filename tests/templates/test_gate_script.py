@@ -93,7 +93,7 @@ class Machine:
             "vision-inspection": SMALL_NETWORK,
         }
         small = of_template[self.template]
-        return self.gate(GATE_STEPS="3", GATE=gate, AIFX_TRAIN__VALIDATE_EVERY="0", **small)
+        return self.gate(GATE_STEPS="3", GATE_BASE_STEPS="3", GATE=gate, AIFX_TRAIN__VALIDATE_EVERY="0", **small)
 
     def gate(self, **environ: str) -> subprocess.CompletedProcess[str]:
         return self.run(self.project.parent, str(self.project / "ci/gate.sh"), **environ)

@@ -109,7 +109,7 @@ def _ends(path: Path) -> tuple[str, ...]:
 def _make_assets(section: ChatSection, project: Project, assets: Path, files: ChatFiles) -> None:
     """Write the assets of a run, the tokenizer last: a run that has it has all."""
     is_own = section.tokenizer in OWN_TOKENIZERS
-    path = project.root / section.tokenizer
+    path = section.tokenizer_path(project)
     folder = path.parent
     data = _train_own_tokenizer(section, files) if is_own else chat_tokenizer(section, path).data
     template = _chosen_template(section, project, None if is_own else folder)

@@ -128,7 +128,7 @@ class ChatFormat(TokenFormat):
             return chat_spec(section, size)
         if section.tokenizer in OWN_TOKENIZERS:
             return chat_spec(section, None)
-        return chat_spec(section, chat_tokenizer(section, project.root / section.tokenizer).vocab_size)
+        return chat_spec(section, chat_tokenizer(section, section.tokenizer_path(project)).vocab_size)
 
     @classmethod
     def open(cls, section: ChatSection, project: Project, assets: Path) -> tuple[ChatFormat, ChatData]:
