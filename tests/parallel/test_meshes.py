@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ import numpy as np
 import pytest
 from effort import IS_LONG
 from mesh_trials import FAMILIES, TEXT
+from running_trials import check_equal, run_trials
 
 from aifx.config import load_config
 from aifx.core.errors import ConfigError
@@ -46,29 +43,6 @@ INT8 = ["finetune.base_quantize=int8"]
 PAIRS = ["task.kind=preference", "finetune.base_run=base", "optimizer.learning_rate=0.001"]
 KINDS = ("all_gather", "reduce_scatter", "all_reduce")
 MUON = ["optimizer.kind=muon", "optimizer.adam_learning_rate=0.01"]
-
-
-def run_trials(requests: dict[str, tuple[str, list[str], int]]) -> dict[str, Any]:
-    """What each request found, in a process with eight devices."""
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("mesh_trials.py"))],
-        env={**os.environ, "XLA_FLAGS": flags},
-        input=json.dumps(requests),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
-def check_equal(many: dict[str, Any], one: dict[str, Any], tolerance: float) -> None:
-    np.testing.assert_allclose(many["losses"], one["losses"], rtol=tolerance)
-    np.testing.assert_allclose(many["norms"][0], one["norms"][0], rtol=1e-6)
-    np.testing.assert_allclose(many["evaluated"], one["evaluated"], rtol=tolerance)
-    np.testing.assert_allclose(many["reference"], one["reference"], rtol=tolerance)
 
 
 @pytest.fixture(scope="module")
