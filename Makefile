@@ -2,7 +2,7 @@
 
 VENV ?= .venv
 OLDEST_VENV ?= .venv-oldest
-PEERS_PYTHON ?= .venv-peers/bin/python
+PEERS_VENV ?= .venv-peers
 COMPILERS_VENV ?= .venv-compilers
 DEMO ?= demo
 WORKERS ?= 2
@@ -82,17 +82,16 @@ test-compilers-sample-oldest:
 	@VENV=$(COMPILERS_VENV)-oldest VERSIONS=3.11 sh scripts/setup_compilers.sh
 	SAMPLE=1 FEWER=1 $(call compile,$(COMPILERS_VENV)-oldest) $(ARGS)
 
-test-peers: setup-test  ## compare models in and out with transformers and PEFT (PEERS_PYTHON=PATH; ARGS="--seed 7 --count 9")
-	@$(PEERS_PYTHON) -c 'import peft, torch, transformers' || \
-		{ echo "PEERS_PYTHON is $(PEERS_PYTHON), and must be a Python that has torch, transformers and peft" >&2; exit 2; }
+test-peers: setup-test  ## compare models in and out with transformers and PEFT, which it installs (ARGS="--seed 7 --count 9")
+	@VENV=$(PEERS_VENV) sh scripts/setup_peers.sh
 	rm -rf build/peers
-	$(PEERS_PYTHON) tests/hub/peer_models.py make build/peers/imported $(ARGS)
-	$(PEERS_PYTHON) tests/hub/peer_pictures.py make build/peers/pictures $(ARGS)
+	$(PEERS_VENV)/bin/python tests/hub/peer_models.py make build/peers/imported $(ARGS)
+	$(PEERS_VENV)/bin/python tests/hub/peer_pictures.py make build/peers/pictures $(ARGS)
 	$(python) -m pytest -q tests/hub/compare_with_peers.py
-	$(PEERS_PYTHON) tests/hub/peer_models.py check build/peers/exported
-	$(PEERS_PYTHON) tests/hub/peer_models.py check-adapters build/peers/adapters
+	$(PEERS_VENV)/bin/python tests/hub/peer_models.py check build/peers/exported
+	$(PEERS_VENV)/bin/python tests/hub/peer_models.py check-adapters build/peers/adapters
 	$(python) tests/data/peer_chats.py tokenizer build/peers/chat-tokenizer.json
-	$(PEERS_PYTHON) tests/data/peer_chats.py check build/peers/chat-tokenizer.json
+	$(PEERS_VENV)/bin/python tests/data/peer_chats.py check build/peers/chat-tokenizer.json
 
 bench: setup  ## compare aifx with its peers, in docs/performance.md (ARGS="--only training --torch-python PATH")
 	@$(python) benchmarks/all.py $(ARGS)
@@ -120,4 +119,4 @@ wheel: setup-test  ## build the wheel in dist/ and check that it works alone
 	@sh scripts/check_wheel.sh
 
 clean:  ## remove environments, builds and the demo
-	rm -rf $(VENV) $(OLDEST_VENV) $(COMPILERS_VENV) $(COMPILERS_VENV)-oldest $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST_VENV) $(COMPILERS_VENV) $(COMPILERS_VENV)-oldest $(PEERS_VENV) $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
