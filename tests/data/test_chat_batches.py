@@ -89,9 +89,27 @@ def test_the_shapes_of_a_row(tmp_path: Path) -> None:
     assert (longer.answers, longer.prompt_length, longer.tools) == ([1, 3], 3, ({"name": "t"},))
 
 
+def test_rows_of_sharegpt_and_alpaca(tmp_path: Path) -> None:
+    shared = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    plain = parsed(tmp_path, {"prompt": "a", "completion": "b"})
+    assert parsed(tmp_path, {"conversations": shared}) == plain
+    assert parsed(tmp_path, {"conversations": plain.messages}) == plain  # type: ignore[union-attr]
+    assert parsed(tmp_path, {"instruction": "a", "input": "", "output": "b"}) == plain
+    whole = parsed(tmp_path, {"instruction": "a", "input": "x", "output": "b", "system": "s"})
+    assert isinstance(whole, Conversation)
+    assert [message["content"] for message in whole.messages] == ["s", "a\n\nx", "b"]
+    assert (whole.messages[0]["role"], whole.prompt_length) == ("system", 2)
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
+        ({"conversations": [{"from": "human", "value": "x"}, {"from": "function_call", "value": "{}"}]}, "[1].from"),
+        ({"conversations": "hi"}, "it is str"),
+        ({"conversations": [{"from": "human"}]}, "messages[0].content is not text"),
+        ({"instruction": "x", "input": 3, "output": "y"}, "input is not text"),
+        ({"instruction": "x", "output": "y", "history": [["a", "b"]]}, "history is not read"),
+        ({"instruction": "x", "output": 3}, "completion is not a list"),
         ({"message": []}, "did you mean 'messages'"),
         ({"messages": []}, "empty"),
         ({"messages": "hi"}, "it is str"),

@@ -51,6 +51,15 @@ def test_a_harmless_conversation_has_the_tokens_of_transformers(tmp_path: Path, 
         assert ids == by_transformers(renderer, of)
 
 
+def test_small_paddings_are_written(tmp_path: Path) -> None:
+    template = (
+        "{{ '%05.2f' | format(1.5) }} {{ '%d' % 5551234567 }} {{ '{:>4}'.format(7) }} {{ '5551234567'.center(2) }}"
+    )
+    renderer = renderer_of(tmp_path, template)
+    shown = renderer.tokenizer.decode(renderer.prompt([{"role": "user", "content": "x"}]))
+    assert shown == "01.50 5551234567    7 5551234567"
+
+
 def test_small_products_are_computed(tmp_path: Path) -> None:
     renderer = renderer_of(tmp_path, "{{ 'ab' * 3 }}{{ 7 * 6.5 }}")
     assert renderer.tokenizer.decode(renderer.prompt([{"role": "user", "content": "x"}])) == "ababab45.5"
@@ -203,6 +212,15 @@ def test_a_template_that_names_pythons_internals(template: str) -> None:
         "{{ 'x' * 9999999999 }}",
         "{{ 9 ** 9 ** 9 }}",
         "{{ 'x' * 'y' }}",
+        "{{ '%0999999999d' % 1 }}",
+        "{{ '%*d' % (999999999, 1) }}",
+        "{{ '%0999999999d' | format(1) }}",
+        "{{ '{:>999999999}'.format(1) }}",
+        "{{ '{:{}}'.format(1, 999999999) }}",
+        "{{ 'x'.center(999999999) }}",
+        "{{ 'x'.ljust(width=999999999) }}",
+        "{{ 'x' | indent(999999999, true) }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     ],
 )
 def test_the_sandbox_stops_what_no_reading_finds(tmp_path: Path, template: str) -> None:

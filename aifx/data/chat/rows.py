@@ -4,10 +4,12 @@ A row of a .jsonl or .parquet file has one of these sets of fields, and maybe `t
 
     messages                    a conversation: [{"role": "user", "content": "..."}, ...]
     prompt, completion          texts, or lists of messages
+    conversations               a conversation as in ShareGPT's data: [{"from": "human", "value": "..."}, ...]
+    instruction, input, output  texts, as in Alpaca's data
     prompt, chosen, rejected    the same with two completions
     chosen, rejected            two conversations that begin alike
 
-`read_chats` gives a `Conversation` for the first two and a `Preference` for the others, which DPO reads.
+`read_chats` gives a `Conversation` for the first four and a `Preference` for the others, which DPO reads.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ from aifx.data.rows import InputFile, Row, read_rows
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Fixed, since a template may make a role part of a special token."""
+
+WRITERS = {"human": "user", "gpt": "assistant"} | {role: role for role in ROLES}
+"""Roles by `from` of ShareGPT's data."""
 
 FORMATS = (".jsonl", ".parquet")
 
@@ -109,7 +114,8 @@ def read_pairs(file: TextFile) -> Iterator[Conversation]:
     for found in read_chats(file):
         if not isinstance(found, Preference):
             why = "a preference has the fields prompt, chosen and rejected, or chosen and rejected"
-            raise DataError(f"{found.place}: the row has one answer", why, "aifx train --set task.kind=chat")
+            hint = 'kind = "chat"    (below [task], and below [data] if it is set there)'
+            raise DataError(f"{found.place}: the row has one answer", why, hint)
         for answer in found:
             if len(answer.messages) == answer.prompt_length or answer.messages[-1]["role"] != "assistant":
                 why = "both answers end with a message of the assistant"
@@ -121,6 +127,10 @@ def parse_row(row: Row) -> Conversation | Preference:
     """The conversation or preference in a row. Raises DataError that names its place."""
     values = {name: value for name, value in row.values.items() if value is not None}
     tools = _tools(values.get("tools"), row.place)
+    if "conversations" in values and "messages" not in values:
+        values["messages"] = _shared_messages(values["conversations"], f"{row.place}: conversations")
+    elif "instruction" in values and "output" in values:
+        values |= _instructed(values, row.place)
     if "messages" in values:
         messages = _messages(values["messages"], f"{row.place}: messages")
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
@@ -128,7 +138,7 @@ def parse_row(row: Row) -> Conversation | Preference:
     if "prompt" in values and "completion" in values:
         return _completed(values, "completion", row.place, tools)
     if "chosen" not in values or "rejected" not in values:
-        known = ("messages", "prompt", "completion", "chosen", "rejected")
+        known = ("messages", "prompt", "completion", "chosen", "rejected", "conversations", "instruction", "output")
         odd = [name for name in values if name not in known and name != "tools"]
         why = did_you_mean(odd[0], known) if odd else f"it has {', '.join(values) or 'nothing'}"
         hint = 'a row is {"messages": [...]}, or {"prompt": "...", "completion": "..."}'
@@ -154,6 +164,35 @@ def _completed(values: Mapping[str, Any], name: str, place: str, tools: tuple[An
         as_list = [{"role": role, "content": value}] if isinstance(value, str) else value
         parts.append(_messages(as_list, f"{place}: {field}"))
     return Conversation((*parts[0], *parts[1]), len(parts[0]), place, tools)
+
+
+def _shared_messages(value: Any, where: str) -> Any:
+    """ShareGPT's messages with the fields of ours; what is not a list of them is left for `_messages` to refuse."""
+    messages = []
+    for index, message in enumerate(value if isinstance(value, list) else ()):
+        if not isinstance(message, Mapping) or "from" not in message:
+            return value
+        if (role := WRITERS.get(str(message["from"]))) is None:
+            why = f"aifx reads {', '.join(WRITERS)}"
+            hint = 'write it as {"messages": [{"role": "user", "content": "..."}]}'
+            raise DataError(f"{where}[{index}].from = {message['from']!r} is not known", why, hint)
+        messages.append({"role": role, "content": message.get("value")})
+    return messages or value
+
+
+def _instructed(values: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The prompt and completion of Alpaca's fields: the input follows the instruction after an empty line."""
+    texts = [values["instruction"], values.get("input") or ""]
+    for name, text in zip(("instruction", "input"), texts, strict=True):
+        if not isinstance(text, str):
+            raise DataError(f"{place}: {name} is not text", f"it is {type(text).__name__}", "leave the row out")
+    if values.get("history"):
+        hint = 'write it as {"messages": [{"role": "user", "content": "..."}]}'
+        raise DataError(f"{place}: history is not read", "the row has earlier messages", hint)
+    prompt = [{"role": "user", "content": "\n\n".join(text for text in texts if text)}]
+    if values.get("system"):
+        prompt.insert(0, {"role": "system", "content": values["system"]})
+    return {"prompt": prompt, "completion": values["output"]}
 
 
 def _tools(value: Any, place: str) -> tuple[Any, ...] | None:

@@ -7,9 +7,10 @@ transformers' functions for templates (`utils/chat_template_utils.py`): raise_ex
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, datetime
-from functools import partial
+from functools import partial, wraps
 from typing import Any, NoReturn
 
 from jinja2 import nodes
@@ -60,7 +61,9 @@ class ChatTemplate:
         """Raise DataError if `source` is not a template, or reads Python's internals. `name`: for messages."""
         self.source, self.name = source, name
         self._environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-        self._environment.filters["tojson"] = _to_json
+        filters = self._environment.filters
+        filters |= {name: _guarded(name, filters[name]) for name in ("center", "format", "indent")}
+        filters["tojson"] = _to_json
         self._environment.globals["raise_exception"] = _raise
         try:
             tree = self._environment.parse(source)
@@ -106,7 +109,7 @@ class ChatTemplate:
             raise _unsafe(self.name, str(error)) from None
         except TemplateError as error:
             raise DataError(f"{place}: the chat template refuses it", str(error), f"template: {self.name}") from None
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             why = f"{type(error).__name__}: {error}"
             raise DataError(f"{place}: the chat template fails", why, f"template: {self.name}") from None
 
@@ -120,18 +123,48 @@ def load_template(data: bytes, name: str) -> ChatTemplate:
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset(("*", "**"))
+    intercepted_binops = frozenset(("*", "**", "%"))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Refuse products that could fill the memory: a few characters of a template suffice for one."""
+        """Refuse products and padding that could fill the memory: a few characters of a template suffice for one."""
+        if operator == "%":
+            _check_padding("%", left)
+            return super().call_binop(context, operator, left, right)
         sizes = [len(x) if isinstance(x, (str, list, tuple)) else abs(x) for x in (left, right)]
         if operator == "**" or sizes[0] * sizes[1] > MOST_PRODUCT:
             raise SecurityError(f"it computes {left!r:.20} {operator} {right!r:.20}, which could fill the memory")
         return super().call_binop(context, operator, left, right)
 
+    def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
+        method = getattr(obj, "__wrapped__", obj)  # jinja2 wraps `str.format`
+        if isinstance(text := getattr(method, "__self__", None), str):
+            _check_padding(method.__name__, text, *args, *kwargs.values())
+        return super().call(context, obj, *args, **kwargs)
+
     def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
         """Raise SecurityError. By default, jinja2 renders nothing here and continues."""
         raise SecurityError(f"it reads {attribute!r} of {type(obj).__name__}, one of Python's internals")
+
+
+def _check_padding(function: str, text: Any, *args: Any) -> None:
+    """Raise SecurityError if a function of texts is to write more than `MOST_PRODUCT` characters of padding."""
+    if function in ("%", "format"):
+        wide = re.findall(r"(?:%|\{[^}]*:)[^a-zA-Z%]*?(\d{7,}|[*{])", text) if isinstance(text, str) else []
+    else:
+        wide = [x for x in args if isinstance(x, int) and abs(x) > MOST_PRODUCT]
+    if wide:
+        raise SecurityError(f"{function} pads a text to {wide[0]!s:.20} characters, which could fill the memory")
+
+
+def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter whose arguments are checked."""
+
+    @wraps(function)
+    def guarded(value: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_padding(name, value, *args, *kwargs.values())
+        return function(value, *args, **kwargs)
+
+    return guarded
 
 
 class _Generation(Extension):
