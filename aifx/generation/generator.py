@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from aifx.programs.decoding import DecodingPrograms, bucket
 from aifx.programs.sampling import Sampling
 from aifx.specs import Params
 from aifx.tasks.base import part_name
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,17 @@ def generate(
     outside = [t for t in tokens if not 0 <= t < programs.model.vocab_size]
     if outside:
         raise ValueError(f"prompt_ids: expected tokens from 0 to {programs.model.vocab_size - 1}, got {outside[0]}")
+    length = bucket(len(tokens) + max_tokens, programs.model.max_seq_len)
+    if (kept := _num_kept(length, max_tokens)) < len(tokens):
+        logger.warning(
+            f"the prompt has {len(tokens)} tokens; the model, whose context is {length}, reads the last {kept}"
+        )
     return _generate(programs, params, tokens, max_tokens, sampling, seed, end_ids)
+
+
+def _num_kept(length: int, max_tokens: int) -> int:
+    """How many of the latest tokens are read if a context of `length` is full and `max_tokens` are still to come."""
+    return length - min(max_tokens, length // 2)
 
 
 def _generate(
@@ -160,7 +173,7 @@ def _generate(
     for written in range(max_tokens):
         draw = jax.random.fold_in(key, written)[None]
         if held == length:
-            context = tokens[-(length - min(max_tokens - written, length // 2)) :]
+            context = tokens[-_num_kept(length, max_tokens - written) :]
             padded = np.zeros((1, bucket(len(context), length)), np.int32)
             padded[0, : len(context)] = context
             prefill = programs.prefill(1, padded.shape[1], length)

@@ -87,6 +87,15 @@ def test_streams():
     assert len([next(stream) for _ in range(3)]) == 3
 
 
+def test_a_prompt_that_loses_its_beginning_is_reported(caplog):
+    programs, params = decoder()
+    generate(programs, params, [1] * 20, max_tokens=12)
+    assert not caplog.records
+    generate(programs, params, [1] * 31, max_tokens=40)
+    assert "31 tokens" in caplog.text
+    assert "context is 32, reads the last 16" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
