@@ -81,6 +81,16 @@ class EntrySignals:
             threading.Thread(target=self._listen, args=(reader,), name="aifx-entry-signals", daemon=True).start()
         self.phase = RUNNING
         self.install()
+        sys.unraisablehook = self._raise_again
+
+    def _raise_again(self, dropped: sys.UnraisableHookArgs) -> None:
+        """Raise an interrupt again that hit code which lets no exception through, as JAX's in garbage collections."""
+        if self.phase != RUNNING or not issubclass(dropped.exc_type, KeyboardInterrupt):
+            sys.__unraisablehook__(dropped)
+            return
+        self._raised = False
+        number = signal.SIGTERM if issubclass(dropped.exc_type, Terminated) else signal.SIGINT
+        _thread.start_new_thread(_interrupt_soon, (number,))  # once the main thread has left that code
 
     def end(self) -> None:
         """The answer is being written from here on."""
@@ -138,6 +148,11 @@ class EntrySignals:
         """Ignore signals: aifx has finished, and Python is about to remove its handlers."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+
+
+def _interrupt_soon(number: int) -> None:
+    time.sleep(0.01)
+    _thread.interrupt_main(number)
 
 
 _entry: EntrySignals | None = None

@@ -89,6 +89,17 @@ BODIES = {
         130,
         "import time\ntry:\n    {}    time.sleep(9)\nexcept KeyboardInterrupt:\n    time.sleep(0.3); raise ImportError",
     ),
+    "where Python drops exceptions": (
+        "SIGINT",
+        130,
+        "import gc, time\ndef collected(*_):\n    gc.callbacks.remove(collected)\n    {}    time.sleep(0.1)\n"
+        "gc.callbacks.append(collected); gc.collect(); time.sleep(9)",
+    ),
+    "SIGTERM where Python drops exceptions": (
+        "SIGTERM",
+        75,
+        "import time\nclass Odd:\n    def __del__(self):\n        {}        time.sleep(0.1)\nOdd(); time.sleep(9)",
+    ),
     "outside of the interpreter": (
         "SIGTERM",
         75,
