@@ -14,6 +14,18 @@ from aifx.nn.adapters import adapted_specs, target_names, with_adapters
 from aifx.parallel.context import ForwardContext
 from aifx.specs import Params, Specs, count_parameters, map_specs, select
 
+_OF_PEFT = {
+    "q_proj": "query",
+    "k_proj": "key",
+    "v_proj": "value",
+    "o_proj": "output",
+    "gate_proj": "gate",
+    "up_proj": "up",
+    "down_proj": "down",
+    "all-linear": "attention and mlp",
+}
+"""Names of matrices that PEFT's `target_modules` has, and ours."""
+
 
 class AdaptedModel:
     """`model` with the adapters of `[lora]`. Raises ConfigError if it has no matrices that `lora.targets` names."""
@@ -34,6 +46,8 @@ class AdaptedModel:
         known = target_names(model.specs(), self.groups)
         if unknown := [target for target in self.section.targets if target not in known]:
             near = did_you_mean(unknown[0], known)
+            if (ours := _OF_PEFT.get(unknown[0])) is not None:
+                near = f"did you mean {ours!r}?"
             hint = f"targets = {list(self.groups)}    (below [lora])".replace("'", '"')
             raise ConfigError(f"lora.targets has {unknown[0]!r}, which {name} does not have", near, hint)
 
@@ -55,6 +69,11 @@ class AdaptedModel:
         flops, whole = self.model.flops(rows), count_parameters(self.model.specs())
         own = count_parameters(select(self._specs, self._specs, lambda spec: spec.kind == "weight"))
         return round(flops * (2 / 3 + own / whole))
+
+
+def adapted_model(model: Model, config: Config) -> Model:
+    """The model, with adapters if `finetune.adapter` is "lora". Raises ConfigError as `AdaptedModel` does."""
+    return AdaptedModel(model, config) if config.finetune.adapter == "lora" else model
 
 
 def plain_model(model: Model) -> Model:

@@ -8,6 +8,7 @@ from typing import Any
 
 from aifx.config import Config
 from aifx.config.kinds import resolve
+from aifx.models.adapted import adapted_model
 from aifx.parallel.layout import Layout
 from aifx.planning.counting import Counted, count, count_activations, described_layout, with_traced_step
 from aifx.planning.hardware import Hardware
@@ -68,7 +69,8 @@ def with_model(task: Task, config: Config) -> Task:
     """The task with the model that `config` describes; of a project's own class as it is."""
     if config.parts.task is not None:
         return task
-    return replace(task, model=resolve(config.parts.kinds["model"].make)(config.model, task.data))
+    model = resolve(config.parts.kinds["model"].make)(config.model, task.data)
+    return replace(task, model=adapted_model(model, config))
 
 
 def with_scanned_layers(config: Config, hardware: Hardware) -> Config:

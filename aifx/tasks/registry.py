@@ -15,7 +15,7 @@ from aifx.core.errors import ConfigError
 from aifx.core.project import CONFIG_NAME, Project
 from aifx.data.base import DataFormat
 from aifx.data.spec import DataSpec, need_spec
-from aifx.models.adapted import AdaptedModel
+from aifx.models.adapted import adapted_model
 from aifx.models.base import Model
 from aifx.objectives.base import Objective
 from aifx.specs import ArraySpec
@@ -121,7 +121,7 @@ def _checked(config: Config, task: Task) -> Task:
     if isinstance(flops := task.model.flops(1), bool) or not isinstance(flops, int | float):
         raise _wrong_part(config, "model", f"{name}.flops returned {type(flops).__name__}, not a number")
     task.objective.check_data(task.data)
-    return replace(task, model=AdaptedModel(task.model, config)) if config.finetune.adapter == "lora" else task
+    return replace(task, model=adapted_model(task.model, config))
 
 
 def _odd_spec(specs: Any, path: str = "") -> str:

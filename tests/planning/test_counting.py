@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from aifx.config import Config, load_config
@@ -22,6 +23,7 @@ from aifx.planning.step_time import overlapped
 from aifx.planning.work import Work, apply_settings
 from aifx.planning.worker import counted_event
 from aifx.programs.build import build
+from aifx.specs import is_spec
 from aifx.tasks.registry import describe_or_open_task, describe_task
 
 
@@ -98,6 +100,17 @@ def test_narrow_types_take_half_the_memory(project: Project) -> None:
     assert 2 * narrow.parameters == whole.parameters == narrow.gradients == whole.gradients
     assert narrow.optimizer == pytest.approx(0.75 * whole.optimizer, rel=0.01)  # the second moment stays float32
     assert narrow.checkpoint == narrow.parameters + narrow.optimizer
+
+
+def test_adapters_are_what_a_plan_trains(project: Project) -> None:
+    config = load_config(project, ["finetune.base_run=base", "finetune.adapter=lora", "lora.rank=2"])
+    task = describe_task(config, project)
+    found = Work(task, find_hardware("this"), {"attention": "xla"}).count(config)
+    specs = jax.tree.leaves(task.model.specs(), is_leaf=is_spec)
+    adapters = sum(spec.size for spec in specs if spec.kind == "weight")
+    assert found.gradients == 4 * adapters
+    assert found.optimizer == pytest.approx(2 * found.gradients, rel=0.01)
+    assert found.frozen == 4 * (sum(spec.size for spec in specs) - adapters)
 
 
 def test_micro_batches_divide_the_activations(project: Project) -> None:
