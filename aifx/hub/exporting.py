@@ -120,8 +120,7 @@ def export_model(
 
     Raises UsageError, ConfigError for a model that no known architecture computes, CheckpointError, DataError.
     """
-    dest = dest.expanduser().absolute()
-    check_dest(dest)
+    dest = new_folder(dest)
     export = open_export(run, project, step, dtype)
     _check_merge(export, merge, dest)
     with staged_folder(dest) as (staged, files):
@@ -145,12 +144,14 @@ def export_model(
     )
 
 
-def check_dest(dest: Path) -> None:
-    """Raise UsageError unless a folder can be made at `dest`."""
-    if os.path.lexists(dest):
+def new_folder(dest: Path) -> Path:
+    """The absolute path of `dest` without `..`. Raises UsageError unless a folder can be made there."""
+    is_taken, dest = os.path.lexists(dest.expanduser()), dest.expanduser().resolve()
+    if is_taken or os.path.lexists(dest):
         raise UsageError(f"{dest} exists already", "aifx replaces no folder", f"aifx export {dest}-2")
     if not dest.parent.is_dir():
         raise UsageError(f"no folder {dest.parent}", f"{dest.name} is to be in it", f"mkdir -p {dest.parent}")
+    return dest
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def open_folder(source: str) -> ModelFolder:
     if path.is_dir():
         if not (path / CONFIG).exists():
             raise UsageError(f"{source} is no model's folder", f"it has no {CONFIG}", f"ls {source}")
-        return ModelFolder(path.absolute(), source)
+        return ModelFolder(path.resolve(), source)
     if path.exists():
         why = "it is a file; a model is a folder with config.json and model.safetensors"
         raise UsageError(f"{source} is no model's folder", why, f"aifx import {path.parent}")

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -110,7 +109,8 @@ class _Model:
 
 def default_name(source: str) -> str:
     """The name of the run of a model: the last part of its path or repository."""
-    plain = re.sub(r"[^A-Za-z0-9._-]", "-", Path(source).expanduser().absolute().name).lstrip("._-")[:100]
+    last = os.path.basename(os.path.abspath(os.path.expanduser(source)))  # of `.` and `..` as well
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", last).lstrip("._-")[:100]
     return plain or "imported"
 
 

@@ -21,7 +21,7 @@ from aifx.core.parsing import parse_json
 from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
 from aifx.hub.card import write_card
-from aifx.hub.exporting import Export, ExportedModel, ExportType, check_dest, open_export, staged_folder
+from aifx.hub.exporting import Export, ExportedModel, ExportType, new_folder, open_export, staged_folder
 from aifx.hub.weights import DIGESTS, tensor_digest
 from aifx.models.hub import Array, Tensor, plain_shape
 from aifx.nn.adapters import A, B
@@ -34,8 +34,7 @@ def export_adapter(
     dest: Path, run: RunDirectory, project: Project, *, step: StepChoice | None = None, dtype: ExportType | None = None
 ) -> ExportedModel:
     """Write the adapters of a checkpoint to the folder `dest`. Raises what `export_model` raises."""
-    dest = dest.expanduser().absolute()
-    check_dest(dest)
+    dest = new_folder(dest)
     export = open_export(run, project, step, dtype)
     if export.config.finetune.adapter == "none":
         hint = f"aifx export {dest} --run {run.name} --format hf"

@@ -109,6 +109,8 @@ def test_the_command_and_misuse(hub_models, empty_project, tmp_path):
     for wrong, text in (
         (["../out"], "exists already"),
         (["../nowhere/out"], "no folder"),
+        (["../new/.."], f"{tmp_path} exists already"),
+        (["../new/../out"], f"{tmp_path / 'out'} exists already"),
         (["../new", "--dtype", "int8"], "not a type of weights"),
         (["../new", "--format", "gguf"], "not a format"),
         (["../new", "--shard-size", "many"], "not a size"),

@@ -24,7 +24,7 @@ from aifx.data.tokenizer import Tokenizer, train_tokenizer
 from aifx.generation.text import stream_text
 from aifx.hub.architectures import architectures
 from aifx.hub.assets import begin_token
-from aifx.hub.importing import import_model
+from aifx.hub.importing import default_name, import_model
 from aifx.models.hub import HubConfig
 
 LLAMA_CONFIG = "LlamaForCausalLM"
@@ -98,6 +98,17 @@ def test_the_document_and_import_json(hub_models, empty_project):
     for more in ([], ["--fork", "other"]):
         resumed = inprocess.run(["train", "--run", "mistral", *more], empty_project.root, {**os.environ})
         assert (resumed.returncode, "was imported" in resumed.stderr) == (2, True)
+
+
+def test_the_name_of_a_folder_above(monkeypatch, tmp_path):
+    (tmp_path / "my model/inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "my model/inner")
+    assert [default_name(source) for source in ("..", ".", "../inner/", "org/Model")] == [
+        "my-model",
+        "inner",
+        "inner",
+        "Model",
+    ]
 
 
 def test_shards_and_prefixes_make_the_same_run(hub_models, tmp_path, empty_project):
