@@ -48,7 +48,10 @@ _KEYS: dict[str, str] = {  # "section.key" is a name that means this in that sec
     "model.activation": "hidden_act activation_function act_fn",
     "model.rope_theta": "rope_base rotary_base",
     "model.remat": "gradient_checkpointing activation_checkpointing checkpoint_activations",
-    "finetune.base_run": "init_from pretrained pretrained_run pretrained_model_path load_from",
+    "finetune.base_run": (
+        "init_from pretrained pretrained_run pretrained_model_path load_from base_model model_name model_name_or_path "
+        "base_model_name_or_path pretrained_model_name_or_path"
+    ),
     "finetune.freeze": "freeze_backbone freeze_encoder",
     "finetune.adapter": "peft peft_type use_lora adapter_type",
     "finetune.base_quantize": "load_in_8bit quantize_base",

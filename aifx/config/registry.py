@@ -80,7 +80,9 @@ def task_parts(task: str, names: Mapping[PartName, str], project: Project) -> Ta
         return _own_task(task, project)
     if task not in TASKS:
         why = _known(task, TASKS, "module:Class")
-        hint = f'kind = "{nearest(task, TASKS) or "language"}"'
+        meant = next((name for name, parts in TASKS.items() if task in parts.values()), nearest(task, TASKS))
+        why = f"did you mean {meant!r}?" if meant and meant != nearest(task, TASKS) else why
+        hint = f'kind = "{meant or "language"}"'
         raise ConfigError(f"task.kind = {task!r} is not a task", why, hint)
     kinds = {
         part.section: find_kind(part, names.get(part.section) or TASKS[task][part.section], project) for part in PARTS

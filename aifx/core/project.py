@@ -8,7 +8,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from aifx.core.errors import AifxError, UsageError, did_you_mean
+from aifx.core.errors import AifxError, UsageError, did_you_mean, nearest
 from aifx.core.files import check_folder, open_file
 from aifx.core.private_folders import check_private, user_name
 
@@ -128,8 +128,9 @@ class Project:
         run, config = self.run(name), f"{name}.toml"
         if run.exists():
             return run
-        near = did_you_mean(name, (r.name for r in self.runs()))
-        hint = f"aifx import SOURCE --name {name}"
+        names = [r.name for r in self.runs()]
+        near, meant = did_you_mean(name, names), nearest(name, names)
+        hint = f'base_run = "{meant}"    (below [finetune])' if meant else f"aifx import SOURCE --name {name}"
         if (self.root / config).is_file():
             hint = f"aifx train --config {config} --run {name}"
         raise UsageError(f"no run {name!r} in {self.runs_path}", near, hint)

@@ -102,7 +102,7 @@ class BaseWeights:
     def difference(self, name: str, shape: tuple[int, ...]) -> str:
         """Text for an error: the shape of a model's array, and that of the base run's."""
         entry = self.entries.get(name)
-        there = "it does not have it" if entry is None else f"it is {list(entry.shape)} there"
+        there = "that run has none" if entry is None else f"it is {list(entry.shape)} there"
         return f"{name} is {list(shape)}, and {there}"
 
     def misfit(self, differences: list[str], allowed: str) -> ConfigError:

@@ -45,15 +45,24 @@ def _mistakes(config: Config, project: Project) -> Iterator[Mistake]:
             check_best_by(config)
         except ConfigError as error:
             yield _mistake(config, "checkpoint.best_by", error, error.hint)
-    lacks_base = False
+    lacks_base, step = False, config.finetune.base_step
     if config.finetune.base_run is not None:
         try:
-            project.base_run(config.finetune.base_run)
+            base = project.base_run(config.finetune.base_run)
+            if step != "best" and not (base.checkpoints / str(step)).is_dir():
+                what, hint = f"run {base.name} has no checkpoint of step {step}", f"aifx ckpt ls --run {base.name}"
+                yield Mistake(config.origin("finetune.base_step").where, what, "", hint)
         except UsageError as error:
             lacks_base = True
             yield _mistake(config, "finetune.base_run", error, error.hint)
     if config.mesh.parameters or config.mesh.computation:
         yield from _wrong_rules(config, project)
+    if config.finetune.adapter != "none" and not lacks_base:
+        try:
+            describe_task(config, project)
+        except ConfigError as error:
+            if error.what.startswith("lora.targets"):
+                yield _mistake(config, "lora.targets", error, error.hint)
     if isinstance(config.data, DataSection):
         for key, found in config.data.check_files(project):
             if key == "data.tokenizer" and lacks_base:

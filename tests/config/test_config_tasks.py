@@ -43,6 +43,14 @@ class Bare:
 """
 
 
+@pytest.mark.parametrize(("name", "meant"), [("sft", "chat"), ("dpo", "preference"), ("text", "language")])
+def test_the_name_of_a_part_instead_of_the_tasks(name: str, meant: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a task") as refused:
+        task_parts(name, {}, Project(tmp_path))
+    assert refused.value.hint == f'kind = "{meant}"'
+    assert f"did you mean '{meant}'?" in refused.value.why
+
+
 @pytest.fixture(autouse=True)
 def _clean_imports() -> Iterator[None]:
     path, modules = list(sys.path), set(sys.modules)

@@ -165,6 +165,9 @@ def test_base_runs_that_cannot_be_used(project: Project) -> None:
     checked = inprocess.run(["config", "check", "--set", "finetune.base_run=bases"], project.root, os.environ)
     assert checked.returncode == 2
     assert "did you mean 'base'?" in checked.stderr
+    assert 'hint: base_run = "base"' in checked.stderr
+    checked = inprocess.run(["config", "check", "--set", "finetune.base_step=77"], project.root, os.environ)
+    assert "run base has no checkpoint of step 77" in checked.stderr
     shutil.rmtree(project.run("base").checkpoints)
     with pytest.raises(CheckpointError, match="no checkpoint"):
         finetune(project)

@@ -246,12 +246,16 @@ def test_the_step_of_the_base_is_chosen(project: Project) -> None:
 def test_settings_that_are_refused(project: Project) -> None:
     for settings, reason in (
         (("lora.targets=['atention']",), "lora.targets has 'atention'"),
+        (("lora.targets=['q_proj']",), "did you mean 'query'"),
         (("finetune.freeze=backbone",), "freezes all weights"),
         (("finetune.adapter=none", "finetune.base_quantize=int8"), "needs finetune.adapter"),
         (("task.kind=vision", "model.family=resnet", f"data.path={project.config_path}"), "."),
     ):
         with pytest.raises(Exception, match=reason):
             tune(project, *settings, run="refused")
+    given = [part for setting in (*LORA, "lora.targets=['q_proj']") for part in ("--set", setting)]
+    checked = inprocess.run(["config", "check", *given], project.root, os.environ)
+    assert "did you mean 'query'" in checked.stderr
     with pytest.raises(ConfigError, match=r"finetune.adapter = 'lora' needs finetune.base_run"):
         train(project, load_config(project, ["finetune.adapter=lora"], {}), "refused")
 
@@ -261,7 +265,7 @@ def test_another_model_than_that_of_the_base_is_refused(project: Project) -> Non
     for setting, difference in (
         ("model.mlp_dim=32", "layers/0/mlp/gate is [16, 32], and it is [16, 24] there"),
         ("model.num_layers=1", "it has layers/1/attention/key there"),
-        ("model.num_layers=3", "layers/2/attention/key is [16, 2, 4], and it does not have it"),
+        ("model.num_layers=3", "layers/2/attention/key is [16, 2, 4], and that run has none"),
     ):
         programs = adapted(project, setting)
         with pytest.raises(ConfigError, match="the model does not fit the weights of run base") as refused:
