@@ -152,7 +152,7 @@ class EntrySignals:
 
 def _interrupt_soon(number: int) -> None:
     time.sleep(0.01)
-    _thread.interrupt_main(number)
+    _thread.interrupt_main(signal.Signals(number))
 
 
 _entry: EntrySignals | None = None
