@@ -1,6 +1,7 @@
 """Specs of a model whose own arrays are frozen, with adapters (`[lora]`) beside its matrices, and quantized if asked.
 
-A matrix becomes a node of the tree: `base`, `lora_a` and `lora_b`, where `base` may be `int8` and `int8_scale`.
+A matrix becomes a node of the tree: `base`, `lora_a` and `lora_b`, where `base` may be an `Int8Table`: `int8`, with the
+outputs before the inputs, and `int8_scale`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from aifx.config.sections import LoraSection
 from aifx.nn import initializers, layers
 from aifx.nn.lora import LoraMatrix
-from aifx.nn.quantized import FrozenMatrix
+from aifx.nn.quantized import Int8Table
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
 from aifx.specs import ArraySpec, Params, Specs
@@ -86,19 +87,30 @@ def _adapter_specs(spec: ArraySpec, rank: int) -> Specs:
 
 def _quantized_specs(spec: ArraySpec) -> Specs:
     assert spec.matrix is not None
-    inputs = spec.matrix[0]
-    shape = tuple(1 if i in inputs else size for i, size in enumerate(spec.shape))
-    axes = tuple(None if i in inputs else axis for i, axis in enumerate(spec.axes))
+    inputs, outputs = spec.matrix
+    order, lead = _outputs_first(spec), min(inputs)
+    shape, axes = tuple(spec.shape[i] for i in order), tuple(spec.axes[i] for i in order)
+    end = lead + len(outputs)
+    matrix = tuple(range(lead, end)), tuple(range(end, len(order)))
+    values = replace(spec, shape=shape, axes=axes, init=initializers.int8, dtype=jnp.int8, matrix=matrix)
     # The initial values matter if there is no base run, as in `aifx bench train`.
-    size = initializers.constant(0.01 * math.prod(spec.shape[i] for i in inputs) ** -0.5)
-    scale = replace(spec, shape=shape, axes=axes, init=size, dtype=jnp.float32, matrix=None, is_exact=True)
-    return {INT8: replace(spec, init=initializers.int8, dtype=jnp.int8), INT8_SCALE: scale}
+    size = initializers.constant(0.01 * math.prod(shape[end:]) ** -0.5)
+    scale = replace(spec, shape=shape[:end], axes=axes[:end], init=size, dtype=jnp.float32, matrix=None, is_exact=True)
+    return {INT8: values, INT8_SCALE: scale}
+
+
+def _outputs_first(spec: ArraySpec) -> tuple[int, ...]:
+    """The dimensions of a matrix in the order of its `Int8Table`: layers, outputs, inputs."""
+    assert spec.matrix is not None
+    inputs, outputs = spec.matrix
+    return (*range(min(inputs)), *outputs, *inputs)
 
 
 def quantize_array(array: jax.Array, spec: ArraySpec) -> dict[str, jax.Array]:
-    """A matrix of this spec as int8 numbers in its own shape, and their float32 scales, one for each output."""
-    values, scale = quantize(array.reshape(spec.matrix_shape), "int8", (None, 1))
-    return {INT8: values.reshape(spec.shape), INT8_SCALE: scale.reshape(_quantized_specs(spec)[INT8_SCALE].shape)}
+    """A matrix of this spec as int8 numbers, its outputs first, and their float32 scales, one for each output."""
+    values, scale = quantize(array.reshape(spec.matrix_shape).swapaxes(-1, -2), "int8", (1, None))
+    specs = _quantized_specs(spec)
+    return {INT8: values.reshape(specs[INT8].shape), INT8_SCALE: scale.reshape(specs[INT8_SCALE].shape)}
 
 
 def with_adapters(params: Params, specs: Specs, section: LoraSection, layout: Layout) -> Params:
@@ -109,7 +121,7 @@ def with_adapters(params: Params, specs: Specs, section: LoraSection, layout: La
             # Reshaped inside a loop over layers, a copy of each matrix would be kept for the backward pass.
             return node.reshape(spec.matrix_shape) if spec.matrix and layout.num_devices == 1 else node
         if INT8 in spec:
-            return FrozenMatrix(taken(node[INT8], spec[INT8]), node[INT8_SCALE])
+            return Int8Table(taken(node[INT8], spec[INT8]), node[INT8_SCALE])
         if A not in spec:
             return {name: taken(node[name], child) for name, child in spec.items()}
         inputs = layout.stored(spec[A], layout.computation)[:-1]
@@ -164,7 +176,7 @@ def merged_arrays(params: Params, specs: Specs, plain: Specs, section: LoraSecti
 
 def merged_matrix(node: Params, spec: ArraySpec, section: LoraSection) -> jax.Array:
     """Merge a node of `adapted_specs` into one matrix of this spec: base + alpha / rank * a @ b."""
-    base = _dequantized(node.get(BASE, node))
+    base = _dequantized(node.get(BASE, node), spec)
     if A in node:
         assert spec.matrix is not None
         lead = min(spec.matrix[0])
@@ -175,9 +187,10 @@ def merged_matrix(node: Params, spec: ArraySpec, section: LoraSection) -> jax.Ar
     return base.astype(spec.dtype)
 
 
-def _dequantized(node: Any) -> jax.Array:
+def _dequantized(node: Any, spec: ArraySpec) -> jax.Array:
     if not isinstance(node, dict):
         wide: jax.Array = node.astype(jnp.float32)
         return wide
-    found: jax.Array = node[INT8].astype(jnp.float32) * node[INT8_SCALE]
-    return found
+    order, scale = _outputs_first(spec), node[INT8_SCALE]
+    found: jax.Array = node[INT8].astype(jnp.float32) * jnp.expand_dims(scale, range(scale.ndim, len(order)))
+    return found.transpose(sorted(range(len(order)), key=order.__getitem__))

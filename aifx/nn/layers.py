@@ -13,9 +13,11 @@ from jax.extend.random import threefry2x32_p
 from jax.typing import DTypeLike
 
 from aifx.nn.lora import LoraBank, LoraMatrix
-from aifx.nn.quantized import FrozenMatrix, Int8Table, QuantizedMatrix, SomeMatrix, quantized_product
+from aifx.nn.quantized import Int8Table, QuantizedMatrix, SomeMatrix, two_term_product
 from aifx.parallel.context import ForwardContext
 from jax_kernels._ops.attention.mask import Mask, SegmentIds
+from jax_kernels._ops.quantized_matmul import quantized_linear
+from jax_kernels.implementations import current_device
 from jax_kernels.products import is_bfloat16_on_cpu, product, row_major
 from jax_kernels.shard_maps import varying, varying_axes
 
@@ -28,14 +30,16 @@ Matrix: TypeAlias = SomeMatrix | LoraMatrix | LoraBank
 
 
 def as_matrix(weight: Matrix, inputs: int) -> Matrix:
-    """A weight as `[inputs, outputs]`."""
+    """A weight as `[inputs, outputs]`, or a table as `[outputs, inputs]`."""
     if isinstance(weight, LoraMatrix):
         return replace(weight.as_matrix(inputs), base=as_matrix(weight.base, inputs))
     if isinstance(weight, LoraBank):
         return replace(weight, base=as_matrix(weight.base, inputs))
     if isinstance(weight, QuantizedMatrix):
         return weight._replace(values=weight.values.reshape(inputs, -1), scale=weight.scale.reshape(1, -1))
-    return weight if isinstance(weight, Int8Table) else weight.reshape(inputs, -1)
+    if isinstance(weight, Int8Table):
+        return Int8Table(weight.values.reshape(-1, inputs), weight.scale.reshape(-1))
+    return weight.reshape(inputs, -1)
 
 
 def linear(x: jax.Array, weight: Matrix, bias: jax.Array | None = None) -> jax.Array:
@@ -46,10 +50,8 @@ def linear(x: jax.Array, weight: Matrix, bias: jax.Array | None = None) -> jax.A
         return linear(x, weight.base, bias) + linear(linear(seen, weight.a) * weight.scale, weight.b)
     if isinstance(weight, LoraBank):
         return linear(x, weight.base, bias) + linear(weight.own_columns(linear(x, weight.a)), weight.b)
-    if isinstance(weight, FrozenMatrix):
-        y = _frozen_product(x, weight)
-    elif isinstance(weight, QuantizedMatrix | Int8Table):
-        y = quantized_product(x, weight)
+    if isinstance(weight, QuantizedMatrix | Int8Table):
+        y = _quantized_product(x, weight)
     else:
         y = _product(*_varying_alike(x, weight), False) if is_bfloat16_on_cpu(x, weight) else x @ weight
     if bias is None:
@@ -63,7 +65,7 @@ def linear_at_least_float32(x: jax.Array, weight: SomeMatrix) -> jax.Array:
     The gradient of narrow numbers is a product of narrow ones still: in float32 it would run at half the speed.
     """
     if isinstance(weight, QuantizedMatrix | Int8Table):
-        return quantized_product(at_least_float32(x), weight)
+        return _quantized_product(at_least_float32(x), weight)
     if jnp.promote_types(x.dtype, weight.dtype).itemsize >= 4:
         return x @ weight
     return _product(*_varying_alike(x, weight), True)
@@ -96,21 +98,27 @@ def _product_backward(
 _product.defvjp(_product_forward, _product_backward)
 
 
+def _quantized_product(x: jax.Array, weight: QuantizedMatrix | Int8Table) -> jax.Array:
+    return _table_product(x, weight) if isinstance(weight, Int8Table) else quantized_linear(x, *weight)
+
+
 @jax.custom_vjp
-def _frozen_product(x: jax.Array, weight: FrozenMatrix) -> jax.Array:
+def _table_product(x: jax.Array, table: Int8Table) -> jax.Array:
+    """`[rows, inputs]` times a table. The gradient passes through to x as if it were not rounded."""
+    if current_device().platform == "cpu":
+        return two_term_product(x, *table)
     # Without the barriers, XLA would make the floating-point matrices of all layers first and keep them to the end.
-    (values, scale), x = jax.lax.optimization_barrier((weight, x))
-    y: jax.Array = (linear(x, values.astype(x.dtype)) * scale).astype(x.dtype)
+    (values, scale), x = jax.lax.optimization_barrier((table, x))
+    y: jax.Array = (linear(x, values.T.astype(x.dtype)) * scale).astype(x.dtype)
     return y
 
 
-def _frozen_product_backward(weight: FrozenMatrix, gradient: jax.Array) -> tuple[jax.Array, None]:
-    (values, scale), gradient = jax.lax.optimization_barrier((weight, gradient))
-    scaled = (gradient * scale).astype(gradient.dtype)
-    return linear(scaled, values.T.astype(gradient.dtype)), None
+def _table_product_backward(table: Int8Table, gradient: jax.Array) -> tuple[jax.Array, None]:
+    (values, scale), gradient = jax.lax.optimization_barrier((table, gradient))
+    return linear((gradient * scale).astype(gradient.dtype), values.astype(gradient.dtype)), None
 
 
-_frozen_product.defvjp(lambda x, weight: (_frozen_product(x, weight), weight), _frozen_product_backward)
+_table_product.defvjp(lambda x, table: (_table_product(x, table), table), _table_product_backward)
 
 
 @jax.custom_vjp

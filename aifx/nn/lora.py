@@ -20,7 +20,7 @@ class LoraMatrix:
     """`x @ base + scale * dropout(x) @ a @ b`.
 
     Attributes:
-        base: `[..., inputs, outputs]`, or a quantized matrix.
+        base: `[..., inputs, outputs]`, or a quantized matrix or table.
         a: `[..., inputs, rank]`.
         b: `[..., rank, outputs]`.
         scale: alpha / rank.
@@ -107,9 +107,12 @@ def _num_outputs(weight: Any) -> int:
 
 
 def map_outputs(of: Callable[[jax.Array], jax.Array], weight: Any) -> Any:
-    """`weight` with `of` applied to each of its arrays whose last dimensions are the outputs."""
+    """`weight` with `of` applied to each of its arrays, whose last dimensions are the outputs."""
     if isinstance(weight, LoraMatrix):
         return replace(weight, base=map_outputs(of, weight.base), b=of(weight.b))
     if isinstance(weight, QuantizedMatrix):
         return weight._replace(values=of(weight.values), scale=of(weight.scale))
+    if isinstance(weight, Int8Table):  # whose last dimension is that of the inputs
+        values = jnp.moveaxis(of(jnp.moveaxis(weight.values, -1, 0)), 0, -1)
+        return Int8Table(values, of(weight.scale))
     return of(weight)

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from aifx.config.sections import Quantization
 from aifx.specs import ArraySpec, Params, Specs, is_spec
-from jax_kernels._ops.quantized_matmul import dequantize, quantize, quantized_linear
+from jax_kernels._ops.quantized_matmul import dequantize, quantize
 from jax_kernels.implementations import current_device
 
 
@@ -26,18 +26,12 @@ class QuantizedMatrix(NamedTuple):
     scale: jax.Array
 
 
-class FrozenMatrix(QuantizedMatrix):
-    """A quantized matrix beside which adapters are trained. Activations are not rounded.
-
-    So its error is that of the weights alone, on every mesh.
-    """
-
-
 class Int8Table(NamedTuple):
     """A matrix as int8 `[..., outputs, inputs]`, and the scale of each row `[..., outputs]`, float32.
 
-    A product keeps 15 bits of the activations, as two int8 terms (`two_term_product`). XLA's CPU backend multiplies
-    int8 fast in this orientation alone.
+    What generation on a CPU reads, and on every device the frozen matrices beside which adapters are trained. The error
+    of a product is that of the weights: on a CPU it keeps 15 bits of the activations, as two int8 terms
+    (`two_term_product`), elsewhere all of them. XLA's CPU backend multiplies int8 fast in this orientation alone.
     """
 
     values: jax.Array
@@ -80,21 +74,11 @@ def quantize_matrices(params: Params, specs: Specs, quantization: Quantization) 
     return quantized
 
 
-def quantized_product(x: jax.Array, weight: QuantizedMatrix | Int8Table) -> jax.Array:
-    """`[rows, inputs] @ [inputs, outputs]` in x's type."""
-    if isinstance(weight, QuantizedMatrix):
-        return quantized_linear(x, *weight)
-    return two_term_product(x, *weight)
-
-
-@jax.custom_vjp
 def two_term_product(x: jax.Array, values: jax.Array, scale: jax.Array) -> jax.Array:
     """x `[rows, inputs]` times an Int8Table: `[rows, outputs]` in x's type.
 
     Each row becomes two of int8, `high + low / 254` times a scale of its own, so that the error is that of the weights.
     One row becomes two as well: XLA's CPU backend multiplies a single row of int8 by a loop, 20 times slower.
-
-    The gradient is that of the product with the dequantized weight, as if x were not rounded.
     """
     wide = x.astype(jnp.float32)
     # At least the smallest number that divides without a flush to zero: so zeros are zeros, not 0 / 0.
@@ -106,18 +90,6 @@ def two_term_product(x: jax.Array, values: jax.Array, scale: jax.Array) -> jax.A
     sums = jax.lax.dot_general(terms, values, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
     of_high, of_low = jnp.split(sums.astype(jnp.float32), 2)
     return ((of_high + of_low / 254) * unit * scale).astype(x.dtype)
-
-
-def _forward(x: jax.Array, values: jax.Array, scale: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return two_term_product(x, values, scale), (values, scale)
-
-
-def _backward(saved: tuple[jax.Array, jax.Array], d_out: jax.Array) -> tuple[jax.Array, None, None]:
-    values, scale = saved
-    return d_out @ dequantize(values, scale[:, None]).astype(d_out.dtype), None, None
-
-
-two_term_product.defvjp(_forward, _backward)
 
 
 def lookup_rows(table: jax.Array | Int8Table, ids: jax.Array, dtype: DTypeLike) -> jax.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 from forward import outputs_of
 
-from aifx.config.sections import Quantization
+from aifx.config.sections import LoraSection, Quantization
 from aifx.models.decoder.model import Decoder
 from aifx.models.decoder.section import DecoderSection
+from aifx.nn import initializers, layers
+from aifx.nn.adapters import merged_matrix, quantize_array
 from aifx.nn.quantized import (
     Int8Table,
     QuantizedMatrix,
@@ -22,7 +25,8 @@ from aifx.nn.quantized import (
     quantize_matrices,
     two_term_product,
 )
-from aifx.specs import init_params, is_spec
+from aifx.specs import ArraySpec, init_params, is_spec
+from jax_kernels.implementations import current_device
 
 INPUTS = jnp.asarray(np.random.default_rng(0).integers(0, 50, (2, 16)), jnp.int32)
 
@@ -83,10 +87,27 @@ def test_two_terms_leave_the_error_of_the_weights() -> None:
     # A half step of the low term, 127 * 254 of which are the largest number of a row.
     bound = np.abs(x).max(axis=1, keepdims=True) / (2 * 127 * 254) * np.abs(stored).sum(axis=1)
     assert (np.abs(got - want) <= 1.01 * bound).all()
-    gradient = jax.grad(lambda x: two_term_product(x, *table).sum())(jnp.asarray(x, jnp.float32))
+    gradient = jax.grad(lambda x: layers.linear(x, table).sum())(jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(gradient, np.broadcast_to(stored.sum(axis=0), x.shape), rtol=1e-4, atol=1e-4)
     zeros = two_term_product(jnp.zeros((1, 96)), *table)
     assert (zeros == 0).all()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_a_product_with_a_table_is_that_of_its_matrix(monkeypatch: pytest.MonkeyPatch, platform: str) -> None:
+    """Two 8-bit terms of the activations on a CPU, all of them elsewhere; the gradient is exact on both."""
+    keys = jax.random.split(jax.random.key(1), 3)
+    x, d_out = jax.random.normal(keys[0], (32, 96)), jax.random.normal(keys[1], (32, 48))
+    spec = ArraySpec((4, 24, 6, 8), (None,) * 4, initializers.zeros, matrix=((0, 1), (2, 3)))
+    stored = quantize_array(jax.random.normal(keys[2], spec.shape), spec)
+    matrix = merged_matrix(stored, spec, LoraSection()).reshape(96, 48)
+    table = layers.as_matrix(Int8Table(stored["int8"], stored["int8_scale"]), 96)
+    device = replace(current_device(), platform=platform)
+    monkeypatch.setattr(layers, "current_device", lambda: device)
+    product, pull = jax.vjp(lambda x: layers.linear(x, table), x)
+    difference = np.linalg.norm(product - x @ matrix) / np.linalg.norm(product)
+    assert (1e-6 < difference < 1e-4) if platform == "cpu" else difference < 1e-6
+    np.testing.assert_allclose(pull(d_out)[0], d_out @ matrix.T, atol=1e-3)
 
 
 def test_matrices_side_by_side() -> None:

@@ -28,8 +28,8 @@ def run_trials(requests: dict[str, tuple[str, list[str], int]]) -> dict[str, Any
     return found
 
 
-def check_equal(many: dict[str, Any], one: dict[str, Any], tolerance: float) -> None:
+def check_equal(many: dict[str, Any], one: dict[str, Any], tolerance: float, of_norms: float = 1e-6) -> None:
     np.testing.assert_allclose(many["losses"], one["losses"], rtol=tolerance)
-    np.testing.assert_allclose(many["norms"][0], one["norms"][0], rtol=1e-6)
+    np.testing.assert_allclose(many["norms"][0], one["norms"][0], rtol=of_norms)
     np.testing.assert_allclose(many["evaluated"], one["evaluated"], rtol=tolerance)
     np.testing.assert_allclose(many["reference"], one["reference"], rtol=tolerance)

@@ -41,6 +41,8 @@ ADAPTED = [
 INT8 = ["finetune.base_quantize=int8"]
 # A margin is a small difference of large log-probabilities: long steps would make more of their rounding.
 PAIRS = ["task.kind=preference", "finetune.base_run=base", "optimizer.learning_rate=0.001"]
+# Devices along `tensor` round their own parts of an activation to 15 bits.
+OF_INT8_NORMS = 1e-5
 KINDS = ("all_gather", "reduce_scatter", "all_reduce")
 MUON = ["optimizer.kind=muon", "optimizer.adam_learning_rate=0.01"]
 
@@ -69,7 +71,7 @@ def test_dropout_and_packed_documents_are_one_devices(trained: dict[str, Any]) -
 
 def test_adapters_and_pairs_of_answers_train_as_on_one_device(trained: dict[str, Any]) -> None:
     """Devices that divide the inputs of a matrix drop what one device drops of them. A pair counts once."""
-    check_equal(trained["adapted"], trained["adapted, one"], 1e-5)
+    check_equal(trained["adapted"], trained["adapted, one"], 1e-5, OF_INT8_NORMS)
     assert trained["adapted"]["losses"][0] != trained["adapted"]["losses"][1]
     assert trained["adapted"]["evaluated"][1] == 10
     assert len(trained["adapted"]["reference"]) == 10
@@ -87,7 +89,7 @@ def test_adapters_and_pairs_train_on_other_meshes_as_on_one_device(kind: str) ->
     requests = {name: ("text", [*settings, *mesh], 8) for name, mesh in meshes.items()}
     found = run_trials({"one": ("text", settings, 1)} | requests)
     for name in meshes:
-        check_equal(found[name], found["one"], 1e-5)
+        check_equal(found[name], found["one"], 1e-5, OF_INT8_NORMS if kind == "int8" else 1e-6)
 
 
 @pytest.fixture(scope="module")
