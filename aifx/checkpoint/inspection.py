@@ -50,12 +50,14 @@ class VerifiedCheckpoint(CheckpointInfo):
         state_digest: of the arrays that are on the disk; None if one cannot be read.
         damaged_files: what is wrong with the files, one line per file.
         damaged_arrays: names of arrays whose bytes are not what was saved.
+        unusable: why the run cannot use a whole checkpoint: the base run of its adapters is missing or has changed.
     """
 
     run: str
     state_digest: str | None
     damaged_files: list[str]
     damaged_arrays: list[str]
+    unusable: str | None = None
 
     @property
     def is_whole(self) -> bool:

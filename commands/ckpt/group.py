@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -102,13 +103,19 @@ def verify(step: StepArgument = None, run: RunOption = None, json: JsonOption = 
         aifx ckpt verify best --run main
         aifx ckpt verify 400 --json
 
-    Exits 1 if the checkpoint is damaged.
+    Exits 1 if the checkpoint is damaged, or holds adapters whose base run is missing or has changed.
     """
     with terminal(json) as out:
         from aifx.checkpoint.inspection import verify_checkpoint
+        from aifx.checkpoint.manifest import read_manifest
+        from aifx.runs.base_run import base_error
 
         directory = find_project().existing_run(run)
         checkpoint = verify_checkpoint(directory, parse_step(step))
+        if checkpoint.is_whole:
+            bound = read_manifest(directory.checkpoints / str(checkpoint.step)).run
+            if (error := base_error(directory, bound)) is not None:
+                checkpoint = replace(checkpoint, unusable=str(error))
         out.document(checkpoint)
         if not json:
             verdict = "whole: every byte equals what was saved" if checkpoint.is_whole else "damaged"
@@ -118,7 +125,9 @@ def verify(step: StepArgument = None, run: RunOption = None, json: JsonOption = 
                 out.print(f"damaged file: {line}")
             for name in checkpoint.damaged_arrays:
                 out.print(f"damaged array: {name}")
-        if not checkpoint.is_whole:
+            if checkpoint.unusable:
+                out.print(f"unusable: {checkpoint.unusable}")
+        if checkpoint.unusable or not checkpoint.is_whole:
             raise SystemExit(ExitCode.VERDICT)
 
 

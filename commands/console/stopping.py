@@ -120,10 +120,10 @@ class EntrySignals:
                 signum = data[0]
                 if signum not in SIGNALS:
                     continue
+                self.seen = self.seen or signum
                 if self.phase == ENDING:
                     time.sleep(ENDING_S)
                     os._exit(exit_code_of(signum))
-                self.seen = self.seen or signum
                 if signum == signal.SIGTERM and signal.getsignal(signum) == self._handle:
                     threading.Thread(target=self._await_main, args=(signum,), daemon=True).start()
 
@@ -187,6 +187,8 @@ def end_body() -> None:
 
 def cause_of(error: BaseException) -> BaseException:
     """The interrupt behind `error`, if a signal came: libraries turn one that hits their imports into other errors."""
+    if _entry is not None and _entry.seen is None and not isinstance(error, KeyboardInterrupt):
+        time.sleep(0.02)  # the thread that listens may have to wait for its turn
     seen = _entry.seen if _entry is not None else None
     is_told = getattr(error, "exit_code", None) in (ExitCode.INTERRUPTED, ExitCode.PREEMPTED)
     if seen is None or is_told or isinstance(error, KeyboardInterrupt):

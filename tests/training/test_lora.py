@@ -213,6 +213,9 @@ def test_a_base_that_is_missing_or_has_changed_is_refused(project: Project) -> N
         assert refused.returncode == 2, command
         assert "run tuned needs the checkpoint of step 6 of run base" in refused.stderr
         assert "there is no run at" in refused.stderr
+    verified = inprocess.run(["ckpt", "verify", "--run", "tuned", "--json"], project.root, os.environ)
+    assert verified.returncode == 1
+    assert "run tuned needs the checkpoint of step 6 of run base" in json.loads(verified.stdout)["unusable"]
     train(project, load_config(project, ["train.seed=1"], {}), "base")
     for command in commands:
         refused = inprocess.run(command, project.root, os.environ)
