@@ -49,6 +49,8 @@ def draw(seed: int) -> tuple[dict[str, Any], dict[str, int]]:
     mesh = dict.fromkeys(("data", "fsdp", "tensor", "context"), 1)
     for _ in range(DEVICES.bit_length() - 1):
         mesh[rng.choice([axis for axis in mesh if axis != "tensor" or mesh[axis] < 4])] *= 2
+    if model["qk_norm"] and model["qk_norm_over"] == "heads":  # which is refused on devices that divide heads
+        mesh |= {"fsdp": mesh["fsdp"] * mesh["tensor"], "tensor": 1}
     return model, mesh
 
 
