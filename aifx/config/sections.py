@@ -420,4 +420,5 @@ class ServeSection(Section):
     cors_origins: tuple[str, ...] = setting((), "Web origins whose pages may call the server.", RESUME_SAFE)
     pooling: Literal["mean", "last"] = setting("mean", "How /v1/embeddings pools the last hidden state.", RESUME_SAFE)
     log_requests: bool = setting(False, "Keep each request and answer in serve.jsonl, for replay.", RESUME_SAFE)
+    access_log: str | None = setting(None, "File of the access log; stderr if not set.", RESUME_SAFE)
     log_prompts: bool = setting(False, "Write prompts into the access log.", RESUME_SAFE)

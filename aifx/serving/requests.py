@@ -105,6 +105,7 @@ class Usage:
     completion_tokens: int
     cached_tokens: int = 0  # of the prompt, found in the prefix cache
     joules: float | None = None  # by its share of the tokens of each step
+    queue_s: float | None = None  # how long it waited
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,95 @@
+"""Failures as OpenAI's API reports them: a status and an error object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from aifx.serving.requests import Draining, QueueFull, RequestError
+
+TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+    504: "server_error",
+}
+"""Types of error objects by status; others are "invalid_request_error"."""
+
+FIELDS = {"prompt_ids": "prompt", "ignore_end": "ignore_eos", "adapter": "model", "grammar": "response_format"}
+"""Fields of `GenerationRequest` by another name in the API."""
+
+
+class ApiError(Exception):
+    """An answer that is a failure.
+
+    Args:
+        param: the field of the request that is wrong.
+        code: a word for programs.
+        headers: of the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = dict(headers or {})
+
+    def body(self) -> bytes:
+        kind = TYPES.get(self.status, "invalid_request_error")
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return json.dumps({"error": error}).encode()
+
+    def response(self) -> Response:
+        return Response(self.body(), self.status, self.headers, "application/json")
+
+
+class ClientGone(Exception):
+    """The client went away: nobody reads the answer."""
+
+
+def stopping() -> ApiError:
+    return ApiError(503, "the server is stopping", code="stopping", headers={"Retry-After": "5", "Connection": "close"})
+
+
+def from_engine(error: Exception, prompt_field: str) -> ApiError:
+    """What the engine's refusal of a request is in the API. `prompt_field`: where the API has its prompt."""
+    if isinstance(error, QueueFull):
+        after = str(max(1, round(error.retry_after_s)))
+        return ApiError(429, f"the queue is full: {error}", code="queue_full", headers={"Retry-After": after})
+    if isinstance(error, Draining):
+        return stopping()
+    assert isinstance(error, RequestError)
+    name = error.field.removeprefix("sampling.")
+    param = prompt_field if name == "prompt_ids" else FIELDS.get(name, name)
+    return ApiError(400, f"{param}: {error.why}", param=param)
+
+
+async def api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own: a path that is not there, or a method that it does not take."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    if error.status_code == 404:
+        message = f"no route {path}; /openapi.json lists them"
+    elif error.status_code == 405:
+        message = f"{path} does not take {request.method}"
+    else:
+        message = error.detail
+    return ApiError(error.status_code, message, headers=error.headers).response()
