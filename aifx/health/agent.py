@@ -10,7 +10,6 @@ import gzip
 import hmac
 import json
 import math
-import re
 import socket
 import ssl
 import threading
@@ -23,9 +22,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedReader
 from typing import Any
 
+from aifx.core.addresses import is_loopback, is_own_name
 from aifx.core.json_values import encode_json
 from aifx.health import connections
-from aifx.health.agent_token import is_loopback
 from aifx.health.report import SEVERITIES, STATUSES
 
 Document = dict[str, Any]
@@ -244,9 +243,3 @@ class _Metrics:
         yield gauge("check_success", "1 if the check could run.", [], [((), float(last.document is not None))])
         yield CounterMetricFamily("aifx_doctor_checks", "Checks since the agent started.", self._checks.started)
         yield CounterMetricFamily("aifx_doctor_check_failures", "Checks that could not run.", self._checks.failed)
-
-
-def is_own_name(host: str) -> bool:
-    """Return whether the header `Host` names only this machine."""
-    name = re.sub(r":\d*$", "", host.strip()).lower().rstrip(".")
-    return is_loopback(name.removeprefix("[").removesuffix("]"))

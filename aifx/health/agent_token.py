@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import ssl
 from pathlib import Path
 
+from aifx.core.addresses import is_loopback
 from aifx.core.errors import UsageError
 
 TOKEN_VARIABLE = "AIFX_DOCTOR_TOKEN"
@@ -25,14 +25,6 @@ def read_token(file: Path | None) -> str:
         why = "a token is one word of printable ASCII"
         raise UsageError(f"--token-file {file} does not hold a token", why, f"openssl rand -hex 32 > {file}")
     return token
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach a host's address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def is_private(url: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from typing import Any, NamedTuple
@@ -45,9 +45,21 @@ class ChatRenderer:
     variables: Mapping[str, str]
     today: date | None = None
 
-    def prompt(self, messages: Sequence[Message], place: str = "the prompt") -> list[int]:
-        """The tokens that a model reads before it answers. Raises DataError."""
-        text = self._text(Conversation(tuple(messages), len(messages), place), len(messages), asks=True)
+    def prompt(
+        self, messages: Sequence[Message], place: str = "the prompt", *, tools: Sequence[Any] = ()
+    ) -> list[int]:
+        """The tokens that a model reads before it answers.
+
+        Args:
+            tools: functions that the model may call, in OpenAI's format.
+
+        Raises DataError if the template refuses the messages, or leaves out the tools.
+        """
+        plain = Conversation(tuple(messages), len(messages), place)
+        text = self._text(replace(plain, tools=tuple(tools) or None), len(messages), asks=True)
+        if tools and text == self._text(plain, len(messages), asks=True):
+            why = f"the text is the same without them; template: {self.template.name}"
+            raise DataError(f"{place}: the chat template leaves out the tools", why, "leave out the tools")
         return list(self.special.encode(_bare(text)).ids)
 
     def example(self, conversation: Conversation) -> Example:

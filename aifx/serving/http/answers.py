@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from aifx.serving.http.access_log import AccessRecord
 from aifx.serving.http.errors import ApiError, ClientGone, from_engine
 from aifx.serving.http.metrics import Metrics
+from aifx.serving.http.protocol import Answer
 from aifx.serving.requests import (
     Delta,
     Draining,
@@ -67,17 +68,10 @@ class Answers:
     """
 
     def __init__(
-        self,
-        engine: ServingEngine,
-        mailbox: Mailbox,
-        metrics: Metrics,
-        record: AccessRecord,
-        receive: Receive,
-        deadline: float,
+        self, mailbox: Mailbox, metrics: Metrics, record: AccessRecord, receive: Receive, limit_s: float
     ) -> None:
-        """`deadline`: when the request has taken too long, by the loop's clock."""
-        self._engine, self._mailbox, self._metrics, self._record = engine, mailbox, metrics, record
-        self._receive, self._deadline = receive, deadline
+        """`limit_s`: how long they may take."""
+        self._mailbox, self._metrics, self._record, self._receive = mailbox, metrics, record, receive
         self._tickets: list[Ticket] = []
         self._pending: list[tuple[int, Delta]] = []
         self._event = asyncio.Event()
@@ -86,19 +80,19 @@ class Answers:
         self._times: list[_Times] = []
         self.usages: dict[int, Usage] = {}
         self.fingerprint = ""
+        self._watch: asyncio.Task[None] | None = None
+        self._timer = mailbox.loop.call_later(limit_s, self._expire)
 
     async def __aenter__(self) -> Answers:
-        loop = asyncio.get_running_loop()
-        self._watch = loop.create_task(self._watch_client())
-        self._timer = loop.call_at(self._deadline, self._expire)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._watch.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
         self._timer.cancel()
         self.cancel()
 
-    def submit(self, requests: Sequence[GenerationRequest], prompt_field: str) -> None:
+    def submit(self, engine: ServingEngine, requests: Sequence[GenerationRequest], prompt_field: str) -> None:
         """Give requests to the engine: all, or none. Raises ApiError."""
         for index, request in enumerate(requests):
             self._open.add(index)
@@ -108,11 +102,14 @@ class Answers:
                 self._mailbox.call(self._take, index, delta)
 
             try:
-                self._tickets.append(self._engine.submit(request, deliver))
+                self._tickets.append(engine.submit(request, deliver))
             except (RequestError, QueueFull, Draining) as error:
+                self._timer.cancel()
+                self._open.discard(index)
                 self.cancel()
                 raise from_engine(error, prompt_field) from None
         self.fingerprint = self._tickets[0].fingerprint
+        self._watch = self._mailbox.loop.create_task(self._watch_client())
 
     def cancel(self) -> None:
         """Want no more of what is not complete."""
@@ -209,15 +206,15 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], Any]) -> None:
-        """`events`: JSON of each, joined by `event`. `close` is awaited at the end, whatever happens."""
-        self._events, self._close = events, close
+    def __init__(self, events: AsyncIterator[bytes], answers: Answers) -> None:
+        """`events`: as `event` makes them. `answers` are closed at the end."""
+        self._events, self._answers = events, answers
         self.status_code, self.background = 200, None
         # Proxies must pass each event on at once.
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
+        async with self._answers:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             last = event(b"[DONE]")
             try:
@@ -226,10 +223,10 @@ class EventStream(Response):
             except ApiError as error:
                 last = event(error.body())
             await send({"type": "http.response.body", "body": last, "more_body": False})
-        except ClientGone:
-            pass
-        finally:
-            await self._close()
+
+
+def json_response(answer: Answer) -> Response:
+    return Response(answer.encoded(), media_type="application/json")
 
 
 def event(data: bytes) -> bytes:

@@ -1,0 +1,118 @@
+"""The routes of a server of text."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from aifx.serving.http import protocol
+from aifx.serving.http.answers import json_response
+from aifx.serving.http.chat import chat_completions
+from aifx.serving.http.completions import completions
+from aifx.serving.http.errors import ApiError, api_error, http_error
+from aifx.serving.http.gate import Gate
+from aifx.serving.http.openapi import Operation, document
+from aifx.serving.http.state import ServerState
+from aifx.serving.http.tokens import detokenize, embeddings, tokenize
+
+
+def make_app(state: ServerState) -> Starlette:
+    """The server of a model as an ASGI application."""
+    routes = [Route(o.path, o.endpoint, methods=[o.method]) for o in OPERATIONS]
+    middleware = [Middleware(Gate, state=state)]
+    if state.settings.cors_origins:
+        headers = ["Authorization", "Content-Type", "X-Request-Id"]
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=state.settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=headers,
+        )
+        middleware.insert(0, cors)
+    app = Starlette(
+        routes=routes,
+        middleware=middleware,
+        exception_handlers={ApiError: api_error, HTTPException: http_error},
+    )
+    app.router.redirect_slashes = False
+    app.state.server = state
+    return app
+
+
+async def models(request: Request) -> Response:
+    """The model and its adapters."""
+    state: ServerState = request.app.state.server
+    cards = [_card(state, name) for name in state.models]
+    return json_response(protocol.Models(object="list", data=cards))
+
+
+async def model(request: Request) -> Response:
+    """One model."""
+    state: ServerState = request.app.state.server
+    name = request.path_params["model"]
+    state.adapter_of(name)
+    return json_response(_card(state, name))
+
+
+def _card(state: ServerState, name: str) -> protocol.ModelCard:
+    return protocol.ModelCard(
+        id=name,
+        object="model",
+        created=state.created,
+        owned_by="aifx",
+        root=state.name,
+        parent=None if name == state.name else state.name,
+        max_model_len=state.engine.max_model_len,
+    )
+
+
+async def health(request: Request) -> Response:
+    """Whether the server runs."""
+    return json_response(protocol.Status(status="ok"))
+
+
+async def ready(request: Request) -> Response:
+    """Whether it takes requests, and has written an answer."""
+    state: ServerState = request.app.state.server
+    if state.is_draining or not state.ready():
+        raise ApiError(503, "stopping" if state.is_draining else "starting", headers={"Retry-After": "5"})
+    return json_response(protocol.Status(status="ready"))
+
+
+async def metrics(request: Request) -> Response:
+    """Prometheus' metrics."""
+    state: ServerState = request.app.state.server
+    body, content_type = state.metrics.exposition(request.headers.get("accept", ""))
+    return Response(body, media_type=content_type)
+
+
+async def openapi(request: Request) -> Response:
+    """This description."""
+    return Response(_openapi(), media_type="application/json")
+
+
+OPERATIONS = (
+    Operation("POST", "/v1/completions", protocol.CompletionRequest, protocol.Completion, completions),
+    Operation("POST", "/v1/chat/completions", protocol.ChatRequest, protocol.ChatCompletion, chat_completions),
+    Operation("POST", "/v1/embeddings", protocol.EmbeddingRequest, protocol.Embeddings, embeddings),
+    Operation("GET", "/v1/models", None, protocol.Models, models),
+    Operation("GET", "/v1/models/{model:path}", None, protocol.ModelCard, model),
+    Operation("POST", "/tokenize", protocol.TokenizeRequest, protocol.Tokens, tokenize),
+    Operation("POST", "/detokenize", protocol.DetokenizeRequest, protocol.Detokenized, detokenize),
+    Operation("GET", "/health", None, protocol.Status, health),
+    Operation("GET", "/ready", None, protocol.Status, ready),
+    Operation("GET", "/metrics", None, None, metrics),
+    Operation("GET", "/openapi.json", None, None, openapi),
+)
+
+
+@lru_cache(1)
+def _openapi() -> bytes:
+    return document(OPERATIONS)

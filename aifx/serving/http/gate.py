@@ -1,0 +1,91 @@
+"""What every request passes: who may ask, what is logged, and failures that nobody foresaw."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import secrets
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from aifx.core.addresses import is_loopback, is_own_name
+from aifx.serving.http.access_log import AccessRecord
+from aifx.serving.http.errors import ApiError, ClientGone, stopping
+from aifx.serving.http.state import ServerState, digest_of
+
+logger = logging.getLogger(__name__)
+
+OPEN = ("/health", "/ready")
+"""Routes for probes, which send no key."""
+
+QUIET = (*OPEN, "/metrics")
+"""Routes that are asked all the time: only their failures are logged."""
+
+CLIENT_GONE = 499
+"""The status in the log of a request whose client went away, as nginx has it."""
+
+
+class Gate:
+    """ASGI middleware around all routes."""
+
+    def __init__(self, app: ASGIApp, state: ServerState) -> None:
+        self._app, self._state = app, state
+        self._own_names_only = state.api_key is None and is_loopback(state.settings.host)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, state = time.perf_counter(), self._state
+        headers = dict(scope["headers"])
+        client = scope["client"][0] if scope.get("client") else ""
+        record = AccessRecord(_request_id(headers), client, scope["method"], scope["path"])
+        scope["aifx.record"] = record
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", record.id.encode())]
+            await send(message)
+
+        state.in_flight += 1
+        try:
+            self._admit(scope, headers)
+            await self._app(scope, receive, send_with_id)
+        except ApiError as error:
+            await error.response()(scope, receive, send_with_id)
+        except ClientGone as error:
+            record.status, record.error = CLIENT_GONE, str(error)
+        except Exception as error:
+            logger.exception(f"request {record.id} failed")
+            record.error = type(error).__name__
+            if record.status:  # the answer has begun; the connection is closed
+                raise
+            await ApiError(500, f"internal error; the log has it as {record.id}").response()(scope, receive, send_with_id)
+        finally:
+            state.in_flight -= 1
+            record.duration_s = time.perf_counter() - start
+            state.metrics.response(record.status)
+            if record.path not in QUIET or record.status >= 400:
+                state.log.write(record)
+
+    def _admit(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        """Raise ApiError for a client that may not ask, or that asks too late."""
+        if self._own_names_only and not is_own_name(headers.get(b"host", b"").decode("latin-1")):
+            # A web page whose host name was pointed at this machine (DNS rebinding).
+            raise ApiError(421, "the Host header must be localhost")
+        if self._state.api_key is not None and scope["path"] not in OPEN:
+            scheme, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(digest_of(key.strip()), self._state.key_digest):
+                why = "the header 'Authorization: Bearer KEY' is missing or wrong"
+                raise ApiError(401, why, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        if self._state.is_draining and scope["method"] == "POST":
+            raise stopping()
+
+
+def _request_id(headers: dict[bytes, bytes]) -> str:
+    """The client's own, if it is a plain word."""
+    given = headers.get(b"x-request-id", b"").decode("latin-1")
+    return given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else secrets.token_hex(8)
