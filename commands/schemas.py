@@ -39,6 +39,7 @@ def command_types() -> dict[str, Any]:
     from aifx.commands.config import group as config
     from aifx.commands.predict.command import Predictions
     from aifx.commands.runs import manage, page
+    from aifx.commands.serve.command import Listening
     from aifx.config.schema import SettingList
     from aifx.evaluation import dataset, held_out
     from aifx.generation.generator import GeneratedText
@@ -63,6 +64,7 @@ def command_types() -> dict[str, Any]:
         "eval": held_out.Report | dataset.DatasetReports,
         "predict": Predictions,
         "generate": GeneratedText,
+        "serve": Listening,
         "export": ExportedModel,
         "runs-ls": status.RunList,
         "runs-show": page.RunDetails,

@@ -22,6 +22,9 @@ from aifx.core.project import CONFIG_NAME
 
 _VARIABLE = re.compile(r"AIFX_(.*?)__(.*)")
 
+SECRETS = {("serve", "api_key"): "AIFX_SERVE__API_KEY"}
+"""Keys that only the environment may hold, by their variable: files are copied, and `ps` shows `--set`."""
+
 
 @dataclass(frozen=True)
 class Given:
@@ -77,6 +80,9 @@ class Layers:
                 self.mistakes.append(Mistake(where, problem, f"a section is written [{section}]", hint))
             else:
                 for key, value in values.items():
+                    if (variable := SECRETS.get((section, key))) is not None:
+                        self.mistakes.append(_secret(f"{label}:{lines[(section, key)]}", section, key, variable))
+                        continue
                     line = lines.get((section, key), lines[(section,)])
                     origin = written_origin(rows[line - 1]) if is_run else None
                     self.put(section, key, Given(value, origin or Origin("file", f"{label}:{line}")))
@@ -86,6 +92,8 @@ class Layers:
         for name in sorted(environ):
             if match := _VARIABLE.fullmatch(name):
                 section, key = (part.lower() for part in match.groups())
+                if (section, key) in SECRETS:
+                    continue
                 if section in SECTION_NAMES:
                     self.put(section, key, _typed(environ[name], Origin("env", name)))
                 else:
@@ -107,6 +115,8 @@ class Layers:
             elif section not in SECTION_NAMES:
                 problem, reason = f"{name!r}: no section [{section}]", _nearest_name(section, key)
                 self.mistakes.append(Mistake("--set", problem, reason, "aifx config keys"))
+            elif (section, key) in SECRETS:
+                self.mistakes.append(_secret("--set", section, key, SECRETS[section, key]))
             else:
                 self.put(section, key, _typed(text, Origin("set", "--set")))
                 keys.append(f"{section}.{key}")
@@ -148,6 +158,12 @@ def _typed(text: str, origin: Origin) -> Given:
     except ValueError:
         document = {}
     return Given(document["value"] if document.keys() == {"value"} else text, origin, text)
+
+
+def _secret(where: str, section: str, key: str, variable: str) -> Mistake:
+    return Mistake(
+        where, f"{section}.{key} is a secret", "only the environment may hold it", f"export {variable}=VALUE"
+    )
 
 
 def _nearest_name(section: str, key: str) -> str:

@@ -14,7 +14,7 @@ from aifx.data.tokenizer import Tokenizer
 
 # At most eight spaces or newlines between two parts: a small model could write them for ever.
 WHITESPACE = r"[ \n]{0,8}"
-OPTIONS = {"whitespace_pattern": WHITESPACE, "lenient": False}
+OPTIONS: Any = {"whitespace_pattern": WHITESPACE, "lenient": False}
 MAX_COMPILED = 64
 """Grammars that are kept compiled."""
 

@@ -64,7 +64,7 @@ class Text(NamedTuple):
 
 
 class CallBegin(NamedTuple):
-    index: int
+    call: int
     id: str
     name: str
 
@@ -72,7 +72,7 @@ class CallBegin(NamedTuple):
 class CallArguments(NamedTuple):
     """A piece of a call's arguments."""
 
-    index: int
+    call: int
     piece: str
 
 
@@ -150,7 +150,7 @@ class ToolCallParser:
                 self._step = self._read_rest
             return
         begun = self._begin(call[0])
-        yield from (begun, CallArguments(begun.index, call[1]))
+        yield from (begun, CallArguments(begun.call, call[1]))
 
     def _read_arguments(self) -> Iterator[Event]:
         end = self._arguments.find(self._buffer)

@@ -52,8 +52,9 @@ def serve(*, options: ServeOptions) -> None:
         aifx doctor serve --skip jax
     """
     with terminal() as out:
+        from aifx.core.addresses import is_loopback
         from aifx.health.agent import Agent, Checks
-        from aifx.health.agent_token import is_loopback, read_token, server_tls
+        from aifx.health.agent_token import read_token, server_tls
         from aifx.health.check import repeatable_check
 
         token = read_token(options.token_file)

@@ -18,7 +18,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from aifx.health.agent import Agent, Checks, metrics
-from aifx.health.agent_token import is_loopback
+from aifx.core.addresses import is_loopback
 
 READY = re.compile(r"listening at (\S+?),? ")
 

@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from aifx.health import connections
-from aifx.health.agent import Agent, Checks, is_own_name
+from aifx.core.addresses import is_own_name
+from aifx.health.agent import Agent, Checks
 from aifx.health.connections import MAX_CONNECTIONS, MAX_PER_ADDRESS, Connections
 
 REPORT = {"status": "healthy", "findings": [], "skipped": [], "duration_s": 0.1, "padding": "x" * 30_000_000}

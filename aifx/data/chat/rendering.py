@@ -45,9 +45,7 @@ class ChatRenderer:
     variables: Mapping[str, str]
     today: date | None = None
 
-    def prompt(
-        self, messages: Sequence[Message], place: str = "the prompt", *, tools: Sequence[Any] = ()
-    ) -> list[int]:
+    def prompt(self, messages: Sequence[Message], place: str = "the prompt", *, tools: Sequence[Any] = ()) -> list[int]:
         """The tokens that a model reads before it answers.
 
         Args:

@@ -75,13 +75,16 @@ def _card(state: ServerState, name: str) -> protocol.ModelCard:
 
 async def health(request: Request) -> Response:
     """Whether the server runs."""
+    state: ServerState = request.app.state.server
+    if state.engine.failure is not None:
+        raise ApiError(503, f"the engine ended: {state.engine.failure}")
     return json_response(protocol.Status(status="ok"))
 
 
 async def ready(request: Request) -> Response:
     """Whether it takes requests, and has written an answer."""
     state: ServerState = request.app.state.server
-    if state.is_draining or not state.ready():
+    if state.is_draining or state.engine.failure is not None or not state.ready():
         raise ApiError(503, "stopping" if state.is_draining else "starting", headers={"Retry-After": "5"})
     return json_response(protocol.Status(status="ready"))
 

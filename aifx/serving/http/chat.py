@@ -160,7 +160,7 @@ class _Writer:
                         function = FunctionCallPiece(name=found.name, arguments="")
                         calls[index].append(ToolCallPiece(id=found.id, type="function", function=function))
                     else:
-                        calls[index][found.index].function.arguments += found.piece
+                        calls[index][found.call].function.arguments += found.piece
         choices = []
         for index in range(self._n):
             text = "".join(texts[index])
@@ -172,13 +172,14 @@ class _Writer:
             choice = ChatChoice(index=index, message=message, finish_reason=reason)
             choice.logprobs = self._logprobs(scores[index]) if self._body.logprobs else None
             choices.append(choice)
-        head = {"id": self._id, "created": self._created, "model": self._body.model or self._state.name}
         return ChatCompletion(
+            id=self._id,
             object="chat.completion",
+            created=self._created,
+            model=self._body.model or self._state.name,
             system_fingerprint=self._answers.fingerprint,
             choices=choices,
             usage=usage_answer(self._total()),
-            **head,
         )
 
     async def stream(self) -> AsyncIterator[bytes]:
@@ -259,5 +260,7 @@ def _message(found: Event) -> ChatMessage:
         return ChatMessage(content=found.text)
     if isinstance(found, CallBegin):
         function = FunctionCallPiece(name=found.name, arguments="")
-        return ChatMessage(tool_calls=[ToolCallPiece(index=found.index, id=found.id, type="function", function=function)])
-    return ChatMessage(tool_calls=[ToolCallPiece(index=found.index, function=FunctionCallPiece(arguments=found.piece))])
+        return ChatMessage(
+            tool_calls=[ToolCallPiece(index=found.call, id=found.id, type="function", function=function)]
+        )
+    return ChatMessage(tool_calls=[ToolCallPiece(index=found.call, function=FunctionCallPiece(arguments=found.piece))])

@@ -14,7 +14,7 @@ MAX_HEADER_BYTES = 64 << 10
 """Most bytes of a request's first line and headers."""
 
 MAX_CONNECTIONS = 4096
-"""With more, the connection that has been idle longest is closed. Also bounded by the files that the process may open."""
+"""With more, or as many as the process may open files, the one that has been idle longest is closed."""
 
 
 class Connection(H11Protocol):

@@ -63,7 +63,9 @@ class Gate:
             record.error = type(error).__name__
             if record.status:  # the answer has begun; the connection is closed
                 raise
-            await ApiError(500, f"internal error; the log has it as {record.id}").response()(scope, receive, send_with_id)
+            await ApiError(500, f"internal error; the log has it as {record.id}").response()(
+                scope, receive, send_with_id
+            )
         finally:
             state.in_flight -= 1
             record.duration_s = time.perf_counter() - start

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
+from aifx.core.errors import nearest
 from aifx.serving.http.errors import ApiError
 from aifx.serving.requests import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS
 
@@ -71,15 +72,15 @@ def _remove(body: Any, path: Sequence[str | int]) -> None:
 
 
 def _refusal(details: list[ErrorDetails], body: Any, kind: type[Body]) -> ApiError:
-    first = _path(details[0], body)
+    # Of the alternatives that were tried, the one that went farthest is what was meant.
+    farthest = max(details, key=lambda detail: len(_path(detail, body)))
+    first = _path(farthest, body)
     messages = dict.fromkeys(detail["msg"] for detail in details if _path(detail, body) == first)
     param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first).removeprefix(".")
-    if details[0]["type"] == "extra_forbidden":
-        from aifx.core.errors import nearest
-
+    if farthest["type"] == "extra_forbidden":
         near = nearest(str(first[-1]), kind.model_fields) if len(first) == 1 else None
-        why = f"unknown field {param!r}" + (f"; did you mean {near!r}?" if near else "")
-        return ApiError(400, f"{why}. A server started with --lenient ignores it", param=param, code="unknown_field")
+        why = f"did you mean {near!r}?" if near else "a server started with --lenient ignores it"
+        return ApiError(400, f"unknown field {param!r}; {why}", param=param, code="unknown_field")
     why = " or ".join(message[:1].lower() + message[1:].removeprefix("alue error, ") for message in messages)
     return ApiError(400, f"{param}: {why}" if param else why, param=param or None)
 
@@ -252,7 +253,9 @@ ResponseFormat: TypeAlias = Annotated[_TextFormat | _SchemaFormat, Field(discrim
 
 class ChatRequest(SamplingFields):
     messages: Messages
-    max_tokens: int | None = Field(None, ge=1, lt=2**31, description="All that the model's context leaves if not given.")
+    max_tokens: int | None = Field(
+        None, ge=1, lt=2**31, description="All that the model's context leaves if not given."
+    )
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31, description="Newer name of max_tokens.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -89,11 +89,12 @@ class HttpServer:
 
     def __init__(self, state: ServerState, bound: socket.socket) -> None:
         self._state, self._socket = state, bound
-        settings = state.settings
+        self.settings = settings = state.settings
+        self.connection_class = connection_class(settings.idle_s)
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 make_app(state),
-                http=connection_class(settings.idle_s),
+                http=self.connection_class,
                 ws="none",
                 loop="asyncio",
                 lifespan="off",
@@ -111,10 +112,18 @@ class HttpServer:
         self._signum: int | None = None
         self._stopped = asyncio.Event()
 
+    @property
+    def connections(self) -> Collection[object]:
+        """The connections that are open."""
+        return self._uvicorn.server_state.connections
+
     def run(self, on_listening: Callable[[], None] = lambda: None) -> Ending:
         """Serve. In the main thread, SIGTERM and Ctrl-C stop it; a second signal ends the process at once."""
         with _quiet_uvicorn():
-            return asyncio.run(self._serve(on_listening))
+            try:
+                return asyncio.run(self._serve(on_listening))
+            finally:
+                self._state.log.close()
 
     def stop(self) -> None:
         """As SIGTERM does. From any thread."""

@@ -16,8 +16,11 @@ from starlette.requests import ClientDisconnect, Request
 
 from aifx.config.sections import ServeSection
 from aifx.core.errors import DataError
+from aifx.data.chat.assets import kept_template
 from aifx.data.chat.rendering import ChatRenderer
 from aifx.data.tokenizer import Tokenizer
+from aifx.generation.chat import chat_renderer
+from aifx.loading.restore import RestoredRun
 from aifx.serving.grammar import GrammarError, Grammars
 from aifx.serving.http.access_log import AccessLog, AccessRecord
 from aifx.serving.http.answers import Answers, Mailbox
@@ -138,7 +141,7 @@ class ServerState:
         if isinstance(prompt[0], str):
             return [await self.encode(str(text)) for text in prompt]
         lists = [prompt] if isinstance(prompt[0], int) else prompt
-        return [list(ids) for ids in lists]  # type: ignore[arg-type]
+        return [list(ids) for ids in lists]
 
     async def encode(self, text: str, *, with_begin: bool = True) -> list[int]:
         """The token ids of a text, after the token that begins texts if the model has one."""
@@ -182,6 +185,13 @@ class ServerState:
             return self.grammars.token_bytes(token)
         except GrammarError:
             return self.tokenizer.decode([token]).encode()
+
+
+def renderer_of(trained: RestoredRun) -> ChatRenderer | None:
+    """The renderer of a run's chats; None if it has no chat template."""
+    if kept_template(trained.run.assets) is None:
+        return None
+    return chat_renderer(trained)
 
 
 def record_of(request: Request) -> AccessRecord:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from starlette.responses import Response
 from aifx.serving.http.answers import json_response
 from aifx.serving.http.errors import ApiError, ClientGone, from_engine
 from aifx.serving.http.protocol import (
-    DetokenizeRequest,
     Detokenized,
+    DetokenizeRequest,
     Embedding,
     EmbeddingRequest,
     Embeddings,
@@ -55,7 +56,7 @@ async def _embed(state: ServerState, request: Request, prompts: Sequence[list[in
     loop, mailbox = asyncio.get_running_loop(), state.mailbox
     futures: list[asyncio.Future[Any]] = [loop.create_future() for _ in prompts]
 
-    def deliver(future: asyncio.Future[Any], vector: Any) -> None:
+    def resolve(future: asyncio.Future[Any], vector: Any) -> None:
         if not future.done():
             future.set_result(vector)
 
@@ -63,7 +64,7 @@ async def _embed(state: ServerState, request: Request, prompts: Sequence[list[in
     client = loop.create_task(_gone(request))
     try:
         for ids, future in zip(prompts, futures, strict=True):
-            tickets.append(state.engine.embed(ids, lambda vector, to=future: mailbox.call(deliver, to, vector)))
+            tickets.append(state.engine.embed(ids, partial(mailbox.call, resolve, future)))
         everything = asyncio.gather(*futures)
         done, _ = await asyncio.wait(
             (everything, client), timeout=state.settings.request_s, return_when=asyncio.FIRST_COMPLETED

@@ -1,0 +1,184 @@
+"""`aifx serve`: a trained model over HTTP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aifx.commands.console.jobs import refuse_job
+from aifx.commands.console.options import JsonOption, RunOption, SetOption, StepOption, option_group
+from aifx.commands.console.terminal import terminal
+from aifx.core.errors import AifxError, EnvironmentFault
+from aifx.core.json_values import encode_json
+from aifx.core.limits import check_limits
+from aifx.core.project import Project, RunDirectory, find_project
+from aifx.core.steps import parse_step
+
+
+@dataclass(frozen=True)
+class Listening:
+    """What `aifx serve --json` prints, on one line, when the server takes requests.
+
+    Attributes:
+        model: its name in the API.
+        system_fingerprint: the digest of weights and programs, which each answer has.
+        pool_tokens: how many tokens of running requests and kept prompts fit.
+        max_model_len: how many tokens a request has at the most, with its answer.
+        is_reproducible: whether an answer's bits do not depend on other requests, as checked on this device.
+    """
+
+    url: str
+    run: str
+    step: int
+    model: str
+    adapters: list[str]
+    system_fingerprint: str
+    slots: list[int]
+    pool_tokens: int
+    max_model_len: int
+    is_reproducible: bool
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Settings of [serve] that have an option."""
+
+    host: Annotated[str | None, typer.Option("--host", metavar="ADDRESS", help="Listen at ADDRESS.")] = None
+    port: Annotated[
+        int | None, typer.Option("--port", metavar="PORT", min=0, max=65535, help="Listen at PORT; 0 takes a free one.")
+    ] = None
+    slots: Annotated[
+        str | None,
+        typer.Option("--slots", metavar="N[,N]", help="Rows of the programs that write, such as 8,16."),
+    ] = None
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="SIZE", help="Size of the page pool, such as 2GiB.")
+    ] = None
+    max_model_len: Annotated[
+        int | None, typer.Option("--max-model-len", metavar="N", help="Most tokens of a prompt with its answer.")
+    ] = None
+    served_model_name: Annotated[
+        str | None, typer.Option("--served-model-name", metavar="NAME", help="Name of the model in the API.")
+    ] = None
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", metavar="NAME=RUN", help="Also serve a run's LoRA adapters. Can be repeated."),
+    ] = None
+    quantize: Annotated[
+        str | None, typer.Option("--quantize", metavar="TYPE", help="Quantize the model's matrices, such as int8.")
+    ] = None
+    lenient: Annotated[bool, typer.Option("--lenient", help="Ignore unknown fields of requests.")] = False
+
+    def overrides(self) -> list[str]:
+        """The same as `--set` strings, so that they are checked in one place."""
+        slots = f"[{self.slots}]" if self.slots is not None else None
+        given = {"host": self.host, "port": self.port, "slots": slots, "memory": self.memory}
+        given |= {"max_model_len": self.max_model_len, "served_model_name": self.served_model_name}
+        given |= {"adapters": encode_json(self.adapter) if self.adapter else None, "quantize": self.quantize}
+        given |= {"lenient": "true" if self.lenient else None}
+        return [f"serve.{key}={value}" for key, value in given.items() if value is not None]
+
+
+@option_group
+def serve(
+    run: RunOption = None,
+    step: StepOption = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+    *,
+    options: ServeOptions,
+) -> None:
+    """Serve a trained language model over HTTP, with OpenAI's API.
+
+    Examples:
+        aifx serve
+        aifx serve --run main --step last --port 8080
+        aifx serve --slots 1 --quantize int8
+        AIFX_SERVE__API_KEY=$(cat key) aifx serve --host 0.0.0.0
+        curl localhost:8000/v1/completions -H "Content-Type: application/json" -d '{"prompt": "Call me"}'
+
+    Settings that are not given come from [serve] of aifx.toml, otherwise from the run's configuration. SIGTERM and
+    Ctrl-C finish the requests that run; a second signal ends the server at once.
+    """
+    with terminal(json, streams=True) as out:
+        at = parse_step(step)
+        refuse_job("serve")
+        check_limits()
+        project = find_project()
+        directory = project.existing_run(run)
+        _check_packages()
+        from aifx.serving.http.server import HttpServer
+
+        overrides = [*(set_ or ()), *options.overrides()]
+        server, listening = _prepare(directory, project, at, overrides)
+
+        def report() -> None:
+            out.log(f"listening at {listening.url}; {listening.model} of step {listening.step}. Ctrl-C stops it")
+            if json:
+                out.write(encode_json({"schema_version": 1, **vars(listening)}) + "\n")
+
+        assert isinstance(server, HttpServer)
+        ending = server.run(report)
+        try:
+            ending.check(server.settings.drain_s)
+        except AifxError as error:
+            if not json:
+                raise
+            out.report([error])  # stdout has its document already
+            raise SystemExit(int(error.exit_code)) from None
+
+
+def _prepare(directory: RunDirectory, project: Project, step: Any, overrides: Sequence[str]) -> tuple[Any, Listening]:
+    """A server whose model has written once, and what is said of it."""
+    from aifx.config import read_config
+    from aifx.loading.restore import CURRENT, restore_run
+    from aifx.serving.http.access_log import AccessLog
+    from aifx.serving.http.server import HttpServer, bind, read_key, url_of
+    from aifx.serving.http.state import ServerState, renderer_of
+    from aifx.serving.start import start_engine
+
+    # A port that is taken, or a key that is missing, is reported before minutes of loading.
+    settings = read_config(directory.config, project, overrides, current=CURRENT).serve
+    key = read_key(settings.host, dict(os.environ))
+    log = AccessLog(Path(settings.access_log) if settings.access_log else None)
+    bound = bind(settings.host, settings.port)
+    trained = restore_run(directory, project, step=step, overrides=overrides)
+    engine = start_engine(trained, settings)
+    state = ServerState(
+        engine=engine,
+        tokenizer=engine.tokenizer,
+        renderer=renderer_of(trained),
+        name=settings.served_model_name or directory.name,
+        settings=settings,
+        log=log,
+        api_key=key,
+    )
+    listening = Listening(
+        url=url_of(bound),
+        run=directory.name,
+        step=trained.step,
+        model=state.name,
+        adapters=list(engine.adapters),
+        system_fingerprint=engine.fingerprint,
+        slots=list(engine.device.slots),
+        pool_tokens=engine.stats().pages_total * engine.page_size,
+        max_model_len=engine.max_model_len,
+        is_reproducible=engine.is_reproducible,
+    )
+    return HttpServer(state, bound), listening
+
+
+def _check_packages() -> None:
+    """Raise EnvironmentFault if the packages of the extra are missing."""
+    from importlib.util import find_spec
+
+    from aifx.core.extras import install_command
+
+    for name in ("starlette", "uvicorn", "llguidance"):
+        if find_spec(name) is None:
+            raise EnvironmentFault(f"{name} is not installed", "aifx serve needs it", install_command("serve"))

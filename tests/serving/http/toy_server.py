@@ -1,0 +1,74 @@
+"""A server of the toy engine, in a thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+from toy_engine import ToyEngine
+
+from aifx.config.sections import ServeSection
+from aifx.data.chat.assets import make_renderer
+from aifx.data.chat.template import CHATML, ChatTemplate
+from aifx.serving.http.access_log import AccessLog
+from aifx.serving.http.server import Ending, HttpServer, bind, url_of
+from aifx.serving.http.state import ServerState
+
+# Like Qwen's: tools before the conversation, calls between <tool_call> tags.
+TOOLS_TEMPLATE = """\
+{%- if tools %}<|im_start|>system
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}Answer with <tool_call>
+{"name": NAME, "arguments": ARGUMENTS}
+</tool_call><|im_end|>
+{% endif %}
+{%- for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content or '' }}{% for call in m.tool_calls or [] %}<tool_call>
+{{ call.function | tojson }}
+</tool_call>{% endfor %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+class Served:
+    """A server in a thread."""
+
+    def __init__(self, folder: Path, template: str = CHATML, key: str | None = None, **settings: Any) -> None:
+        self.engine = ToyEngine()
+        self.log_file = folder / "access.jsonl"
+        renderer = make_renderer(self.engine.tokenizer, ChatTemplate(template, "a template"), folder, None)
+        section = ServeSection(**settings)
+        log = AccessLog(self.log_file)
+        self.state = ServerState(self.engine, self.engine.tokenizer, renderer, "toy", section, log, key)
+        self.socket = bound = bind("127.0.0.1", 0)
+        self.url, self.port = url_of(bound), bound.getsockname()[1]
+        self.server = HttpServer(self.state, bound)
+        self.ending: Ending | None = None
+        listening = threading.Event()
+        self.thread = threading.Thread(target=self._run, args=(listening.set,), daemon=True)
+        self.thread.start()
+        assert listening.wait(10)
+        self.http = httpx.Client(base_url=self.url, timeout=20, trust_env=False)
+        self.client: Any = openai.OpenAI(
+            base_url=f"{self.url}/v1",
+            api_key=key or "none",
+            max_retries=0,
+            http_client=openai.DefaultHttpxClient(trust_env=False),
+        )
+
+    def _run(self, on_listening: Callable[[], None]) -> None:
+        self.ending = self.server.run(on_listening)
+
+    def close(self) -> None:
+        if self.thread.is_alive():
+            self.server.stop()
+            self.thread.join(20)
+        assert not self.thread.is_alive()
+        self.http.close()
+        self.client.close()
+        self.engine.stop()
