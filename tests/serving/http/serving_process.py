@@ -1,0 +1,38 @@
+"""`aifx serve ARGUMENTS` over a toy engine: all but the model is the command's own.
+
+AIFX_TEST_STEP_S and AIFX_TEST_DRAIN_S: seconds of a step, and of serve.drain_s.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from toy_engine import ToyEngine
+
+from aifx.commands.main import main
+from aifx.commands.serve import command
+from aifx.config.sections import ServeSection
+from aifx.serving.http.access_log import AccessLog
+from aifx.serving.http.server import HttpServer, bind, url_of
+from aifx.serving.http.state import ServerState
+
+
+def prepare(*_: Any) -> tuple[HttpServer, command.Listening]:
+    engine = ToyEngine(step_s=float(os.environ["AIFX_TEST_STEP_S"]))
+    settings = ServeSection(drain_s=float(os.environ["AIFX_TEST_DRAIN_S"]))
+    bound = bind("127.0.0.1", 0)
+    state = ServerState(engine, engine.tokenizer, None, "toy", settings, AccessLog(Path("access.jsonl")))
+    listening = command.Listening(
+        url=url_of(bound), run="main", step=3, model="toy", adapters=[], system_fingerprint="toy", slots=[8],
+        pool_tokens=1, max_model_len=4096, is_reproducible=True,
+    )  # fmt: skip
+    return HttpServer(state, bound), listening
+
+
+if __name__ == "__main__":
+    command._prepare = prepare
+    command.find_project = lambda: SimpleNamespace(existing_run=lambda run: None)  # type: ignore[assignment,return-value]
+    main()

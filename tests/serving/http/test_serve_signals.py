@@ -1,0 +1,108 @@
+"""How `aifx serve` ends: the real command and its signals, over an engine without a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+from published_schemas import check_answer
+
+PROGRAM = Path(__file__).with_name("serving_process.py")
+
+
+class Process:
+    def __init__(self, folder: Path, arguments: Sequence[str], step_s: float, drain_s: float) -> None:
+        folder.mkdir()
+        environ = {**os.environ, "AIFX_TEST_STEP_S": str(step_s), "AIFX_TEST_DRAIN_S": str(drain_s)}
+        environ["PYTHONPATH"] = str(PROGRAM.parent)
+        self.stderr = folder / "stderr"
+        with self.stderr.open("w") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, str(PROGRAM), "serve", *arguments],
+                cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=stderr, text=True,
+            )  # fmt: skip
+        self.answer: httpx.Response | None = None
+
+    def started(self) -> str:
+        """The document that it prints when it listens."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        self.url = json.loads(line)["url"]
+        return line
+
+    def ask(self, max_tokens: int) -> threading.Thread:
+        """Begin a request; return when it runs."""
+        begun = threading.Event()
+
+        def read() -> None:
+            body = {"prompt": "abc", "max_tokens": max_tokens, "stream": True}
+            with httpx.stream("POST", f"{self.url}/v1/completions", json=body, timeout=30, trust_env=False) as answer:
+                for text in answer.iter_text():
+                    begun.set()
+                    self.text = text
+
+        reader = threading.Thread(target=self._quiet(read))
+        reader.start()
+        assert begun.wait(20)
+        return reader
+
+    def _quiet(self, read: object) -> object:
+        return read
+
+    def ended(self) -> tuple[int, str, str]:
+        """The exit code, the rest of stdout, and stderr."""
+        rest, _ = self.process.communicate(timeout=30)
+        return self.process.returncode, rest, self.stderr.read_text()
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[dict[str, Process]]:
+    """They start together: each takes two seconds."""
+    with ExitStack() as stack:
+        made = {
+            "finished": Process(tmp_path / "a", ["--json"], 0.01, 20),
+            "cut": Process(tmp_path / "b", ["--json"], 0.01, 0.3),
+            "twice": Process(tmp_path / "c", ["--json"], 0.01, 20),
+            "interrupted": Process(tmp_path / "d", ["--json"], 0.01, 20),
+        }
+        for one in made.values():
+            stack.callback(one.process.wait)
+            stack.callback(one.process.kill)
+        yield made
+
+
+def test_how_a_server_ends(processes: dict[str, Process]) -> None:
+    for one in processes.values():
+        check_answer(["serve", "--json"], one.started())
+    readers = {name: one.ask(3000 if name in ("cut", "twice") else 60) for name, one in processes.items()}
+    for name, one in processes.items():
+        one.process.send_signal(signal.SIGINT if name == "interrupted" else signal.SIGTERM)
+    processes["twice"].process.poll()
+    readers["cut"].join(20)
+    processes["twice"].process.send_signal(signal.SIGTERM)
+    for reader in readers.values():
+        reader.join(20)
+
+    code, rest, _ = processes["finished"].ended()
+    assert (code, rest) == (0, "")
+    assert processes["finished"].text.endswith("data: [DONE]\n\n")
+    code, rest, told = processes["cut"].ended()
+    assert (code, rest) == (75, "")
+    assert "error: 1 request was cut" in told
+    assert "serve.drain_s = 0.3 s" in told
+    assert "the server stopped before the answer was complete" in processes["cut"].text
+    code, rest, told = processes["twice"].ended()
+    assert (code, rest) == (75, "")
+    assert "stopped at once" in told
+    code, rest, told = processes["interrupted"].ended()
+    assert (code, rest) == (130, "")
+    assert processes["interrupted"].text.endswith("data: [DONE]\n\n")
