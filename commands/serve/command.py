@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from aifx.commands.console.failures import as_error
 from aifx.commands.console.jobs import refuse_job
 from aifx.commands.console.options import JsonOption, RunOption, SetOption, StepOption, option_group
 from aifx.commands.console.terminal import terminal
@@ -109,9 +110,9 @@ def serve(
         at = parse_step(step)
         refuse_job("serve")
         check_limits()
+        _check_packages()
         project = find_project()
         directory = project.existing_run(run)
-        _check_packages()
         from aifx.serving.http.server import HttpServer
 
         overrides = [*(set_ or ()), *options.overrides()]
@@ -126,11 +127,12 @@ def serve(
         ending = server.run(report)
         try:
             ending.check(server.settings.drain_s)
-        except AifxError as error:
+        except (AifxError, KeyboardInterrupt) as error:
             if not json:
                 raise
-            out.report([error])  # stdout has its document already
-            raise SystemExit(int(error.exit_code)) from None
+            failure = as_error(error)  # stdout has its document already
+            out.report([failure])
+            raise SystemExit(int(failure.exit_code)) from None
 
 
 def _prepare(directory: RunDirectory, project: Project, step: Any, overrides: Sequence[str]) -> tuple[Any, Listening]:

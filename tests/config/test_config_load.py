@@ -308,3 +308,14 @@ def test_compare_names_what_matters_and_nothing_else(project: Project) -> None:
     assert [(d.key, d.old, d.new) for d in found] == [("model.num_layers", 4, 2), ("train.seed", 0, 3)]
     keys = {difference.key for difference in compare(old, load_config(project, ["task.kind=vision"], {}))}
     assert {"task.kind", "model.num_layers", "model.channels", "data.path"} <= keys
+
+
+def test_a_secret_is_taken_from_the_environment_alone(project: Project) -> None:
+    assert "se-cret" not in repr(load_config(project, environ={"AIFX_SERVE__API_KEY": "se-cret"}))
+    by_option = refusal(project, "serve.api_key=se-cret")
+    by_file = refusal(write(project, '[serve]\nport = 1\napi_key = "se-cret"\n'))
+    assert "aifx.toml:3" in str(by_file)
+    for told in map(str, (by_option, by_file)):
+        assert "serve.api_key is a secret" in told
+        assert "export AIFX_SERVE__API_KEY=VALUE" in told
+        assert "se-cret" not in told

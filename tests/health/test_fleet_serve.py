@@ -17,8 +17,8 @@ from fleets import AIFX, environ, run
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from aifx.health.agent import Agent, Checks, metrics
 from aifx.core.addresses import is_loopback
+from aifx.health.agent import Agent, Checks, metrics
 
 READY = re.compile(r"listening at (\S+?),? ")
 

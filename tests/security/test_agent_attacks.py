@@ -12,8 +12,8 @@ from contextlib import ExitStack, closing
 import httpx
 import pytest
 
-from aifx.health import connections
 from aifx.core.addresses import is_own_name
+from aifx.health import connections
 from aifx.health.agent import Agent, Checks
 from aifx.health.connections import MAX_CONNECTIONS, MAX_PER_ADDRESS, Connections
 

@@ -90,7 +90,8 @@ def test_what_is_drawn_is_json_of_the_schema(schema: dict[str, Any], seed: int) 
 def test_calls_name_a_tool_and_follow_its_schema(seed: int, several: bool, tags: bool) -> None:
     city = {"type": "object", "properties": {"city": {"$ref": "#/$defs/c"}}, "required": ["city"]}
     city |= {"additionalProperties": False, "$defs": {"c": {"enum": ["Köln", "Ulm"]}}}
-    tools = [{"name": "get_city", "parameters": city}, {"name": "stop", "parameters": {**city, "properties": {}, "required": []}}]
+    nothing = {"type": "object", "properties": {}, "additionalProperties": False}
+    tools = [{"name": "get_city", "parameters": city}, {"name": "stop", "parameters": nothing}]
     form = ToolFormat.of_template("<tool_call>" if tags else "")
     text = draw(calls_grammar(GRAMMARS, form, tools, repeated=several), random.Random(seed))
     if text is None:
@@ -118,7 +119,6 @@ BAD = [
     {"type": "strin"}, {"type": "string", "pattern": "(("}, {"$ref": "#/nowhere"}, {"properties": 3}, {"not": {}},
     {"type": "array", "uniqueItems": True}, {"type": "array", "uniqueItems": True, "x-guidance": {"lenient": True}},
     {"enum": []}, {"$ref": "http://169.254.169.254/x"}, {"$ref": "file:///etc/passwd"},
-    {"type": "string", "pattern": "(a|b)*c{9999}(d|e|f){9999}" * 50},
 ]  # fmt: skip
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aifx.serving.tools import CallArguments, CallBegin, Text, ToolCallParser, ToolFormat
@@ -33,7 +34,7 @@ def read(form: ToolFormat, pieces: list[str], names: tuple[str, ...] = ("f", "g"
 
 def cuts(text: str, places: list[int]) -> list[str]:
     ends = sorted({place % (len(text) + 1) for place in places} | {0, len(text)})
-    return [text[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    return [text[a:b] for a, b in itertools.pairwise(ends)]
 
 
 CASES = {
@@ -66,7 +67,10 @@ def test_calls_are_found_wherever_the_text_is_cut(case: str, places: list[int]) 
 
 
 @given(
-    answer=st.text(st.sampled_from([*'<tool_call>/{}":, \nfx\\', "<tool_call>", "</tool_call>", '{"name": "f", ']), max_size=60),
+    answer=st.lists(
+        st.sampled_from([*'<tool_call>/{}":, \nfx\\', "<tool_call>", "</tool_call>", '{"name": "f", "arguments": ']),
+        max_size=40,
+    ).map("".join),
     places=st.lists(st.integers(0, 300), max_size=20),
 )
 def test_no_text_raises_and_pieces_change_nothing(answer: str, places: list[int]) -> None:
@@ -74,6 +78,7 @@ def test_no_text_raises_and_pieces_change_nothing(answer: str, places: list[int]
         assert read(form, cuts(answer, places)) == read(form, [answer])
 
 
+@settings(max_examples=30)
 @given(value=st.dictionaries(st.text(), st.recursive(st.text() | st.integers() | st.none(), st.lists)), key=st.text())
 def test_arguments_come_through_whole(value: dict[str, object], key: str) -> None:
     call = json.dumps({"name": "f", "arguments": {**value, key: "</tool_call"}})
