@@ -70,8 +70,9 @@ class Connection(H11Protocol):
         body = json.dumps({"error": error}).encode()
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
         try:
-            for part in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
-                self.transport.write(self.conn.send(part) or b"")
+            head = h11.Response(status_code=400, headers=headers, reason="Bad Request")
+            parts = (head, h11.Data(data=body), h11.EndOfMessage())
+            self.transport.write(b"".join(self.conn.send(part) or b"" for part in parts))
         except h11.LocalProtocolError:  # an answer has begun
             pass
         self.transport.close()
