@@ -101,7 +101,7 @@ def serve(
         aifx serve --run main --step last --port 8080
         aifx serve --slots 1 --quantize int8
         AIFX_SERVE__API_KEY=$(cat key) aifx serve --host 0.0.0.0
-        curl localhost:8000/v1/completions -H "Content-Type: application/json" -d '{"prompt": "Call me"}'
+        curl --json '{"prompt": "Call me"}' localhost:8000/v1/completions
 
     Settings that are not given come from [serve] of aifx.toml, otherwise from the run's configuration. SIGTERM and
     Ctrl-C finish the requests that run; a second signal ends the server at once.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 from starlette.concurrency import run_in_threadpool
@@ -13,7 +14,7 @@ from starlette.responses import Response
 
 from aifx.serving.grammar import ANY_OBJECT, GrammarError
 from aifx.serving.http.answers import Answers, EventStream, event, json_response
-from aifx.serving.http.completions import check_n, finished, too_long, usage_answer
+from aifx.serving.http.completions import check_n, finished, too_long, usage_answer, with_choice
 from aifx.serving.http.errors import ApiError
 from aifx.serving.http.protocol import (
     ChatChoice,
@@ -218,7 +219,11 @@ class _Writer:
         choice = ChatChunkChoice(index=index, delta=message, finish_reason=reason)
         if self._body.logprobs and scores:
             choice.logprobs = self._logprobs(scores)
-        return event(self._chunk([choice]).encoded())
+        return with_choice(self._empty_chunk, choice)
+
+    @cached_property
+    def _empty_chunk(self) -> bytes:
+        return self._chunk([]).encoded()
 
     def _chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
         return ChatChunk(

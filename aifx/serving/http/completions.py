@@ -14,6 +14,7 @@ from starlette.responses import Response
 from aifx.serving.http.answers import Answers, EventStream, event, json_response
 from aifx.serving.http.errors import ApiError
 from aifx.serving.http.protocol import (
+    Answer,
     Completion,
     CompletionChoice,
     CompletionLogprobs,
@@ -137,6 +138,7 @@ class _Writer:
     async def stream(self) -> AsyncIterator[bytes]:
         """Chunks as events. Raises ApiError, ClientGone."""
         options = self._body.stream_options
+        head = self._completion([]).encoded()
         async for batch in self._answers.batches():
             events = []
             for index, delta in batch:
@@ -145,7 +147,7 @@ class _Writer:
                 choice.scores += (*delta.prompt_scores, *delta.scores)
                 choice.finish_reason = delta.finish_reason
                 if any(choice.texts) or choice.scores or delta.finish_reason:
-                    events.append(event(self._completion([self._choice(index, choice)]).encoded()))
+                    events.append(with_choice(head, self._choice(index, choice)))
                     choice.texts, choice.scores = [], []
             if events:
                 yield b"".join(events)
@@ -195,6 +197,12 @@ class _Writer:
         if usage is not None:
             made.usage = usage
         return made
+
+
+def with_choice(empty: bytes, choice: Answer) -> bytes:
+    """The event of a chunk, from the chunk without choices: all else is the same in a whole stream."""
+    assert empty.endswith(b"[]}")
+    return event(empty[:-2] + choice.encoded() + b"]}")
 
 
 def finished(reason: FinishReason | None) -> Literal["stop", "length"] | None:
