@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from aifx.commands.console.failures import as_error
 from aifx.commands.console.jobs import refuse_job
 from aifx.commands.console.options import JsonOption, RunOption, SetOption, StepOption, option_group
 from aifx.commands.console.terminal import terminal
-from aifx.core.errors import AifxError, EnvironmentFault
+from aifx.core.errors import AifxError, EnvironmentFault, UsageError
 from aifx.core.json_values import encode_json
 from aifx.core.limits import check_limits
 from aifx.core.project import Project, RunDirectory, find_project
@@ -76,7 +77,11 @@ class ServeOptions:
     lenient: Annotated[bool, typer.Option("--lenient", help="Ignore unknown fields of requests.")] = False
 
     def overrides(self) -> list[str]:
-        """The same as `--set` strings, so that they are checked in one place."""
+        """The same as `--set` strings, so that they are checked in one place. Raises UsageError."""
+        if self.slots is not None and not re.fullmatch(r"\d+(,\d+)*", self.slots):
+            raise UsageError(
+                f"--slots {self.slots}", "it is a number, or several with commas", "aifx serve --slots 8,16"
+            )
         slots = f"[{self.slots}]" if self.slots is not None else None
         given = {"host": self.host, "port": self.port, "slots": slots, "memory": self.memory}
         given |= {"max_model_len": self.max_model_len, "served_model_name": self.served_model_name}

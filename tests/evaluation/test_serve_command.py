@@ -39,6 +39,7 @@ def test_what_is_refused_before_a_model_is_loaded(
     assert "cannot listen at 127.0.0.1:" in told
     assert "Address already in use" in told
     assert "serve.slots = [0]" in refused(project, "--slots", "0")
+    assert "aifx serve --slots 8,16" in refused(project, "--slots", "8,x")
     assert "serve.quantize" in refused(project, "--quantize", "int3")
     assert "serve.api_key is a secret" in refused(project, "--set", "serve.api_key=x")
     assert "serve.access_log" in refused(project, "--set", f"serve.access_log={tmp_path}")

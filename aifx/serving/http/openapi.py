@@ -71,7 +71,7 @@ def _operation(operation: Operation, path: str) -> dict[str, Any]:
         kinds = ("text/plain", "application/openmetrics-text")
         content = {kind: {"schema": {"type": "string"}} for kind in kinds}
     if operation.body is not None and "stream" in operation.body.model_fields:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {}  # events of chunks, which OpenAPI 3.1 cannot describe
     errors = {"application/json": {"schema": _ref(ErrorAnswer)}}
     statuses = [s for s in REFUSALS if operation.body is not None or s not in OF_BODIES or (s == "404" and "{" in path)]
     made: dict[str, Any] = {
