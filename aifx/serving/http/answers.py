@@ -14,9 +14,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from aifx.serving.http.access_log import AccessRecord
+from aifx.serving.http.documents import Answer
 from aifx.serving.http.errors import ApiError, ClientGone, from_engine
 from aifx.serving.http.metrics import Metrics
-from aifx.serving.http.protocol import Answer
 from aifx.serving.requests import (
     Delta,
     Draining,

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aifx.serving.http import protocol
+from aifx.serving.http import documents, protocol
 from aifx.serving.http.answers import json_response
 from aifx.serving.http.chat import chat_completions
 from aifx.serving.http.completions import completions
@@ -50,7 +50,7 @@ async def models(request: Request) -> Response:
     """The model and its adapters."""
     state: ServerState = request.app.state.server
     cards = [_card(state, name) for name in state.models]
-    return json_response(protocol.Models(object="list", data=cards))
+    return json_response(documents.Models(object="list", data=cards))
 
 
 async def model(request: Request) -> Response:
@@ -61,8 +61,8 @@ async def model(request: Request) -> Response:
     return json_response(_card(state, name))
 
 
-def _card(state: ServerState, name: str) -> protocol.ModelCard:
-    return protocol.ModelCard(
+def _card(state: ServerState, name: str) -> documents.ModelCard:
+    return documents.ModelCard(
         id=name,
         object="model",
         created=state.created,
@@ -78,7 +78,7 @@ async def health(request: Request) -> Response:
     state: ServerState = request.app.state.server
     if state.engine.failure is not None:
         raise ApiError(503, f"the engine ended: {state.engine.failure}")
-    return json_response(protocol.Status(status="ok"))
+    return json_response(documents.Status(status="ok"))
 
 
 async def ready(request: Request) -> Response:
@@ -86,7 +86,7 @@ async def ready(request: Request) -> Response:
     state: ServerState = request.app.state.server
     if state.is_draining or state.engine.failure is not None or not state.ready():
         raise ApiError(503, "stopping" if state.is_draining else "starting", headers={"Retry-After": "5"})
-    return json_response(protocol.Status(status="ready"))
+    return json_response(documents.Status(status="ready"))
 
 
 async def metrics(request: Request) -> Response:
@@ -102,15 +102,15 @@ async def openapi(request: Request) -> Response:
 
 
 OPERATIONS = (
-    Operation("POST", "/v1/completions", protocol.CompletionRequest, protocol.Completion, completions),
-    Operation("POST", "/v1/chat/completions", protocol.ChatRequest, protocol.ChatCompletion, chat_completions),
-    Operation("POST", "/v1/embeddings", protocol.EmbeddingRequest, protocol.Embeddings, embeddings),
-    Operation("GET", "/v1/models", None, protocol.Models, models),
-    Operation("GET", "/v1/models/{model:path}", None, protocol.ModelCard, model),
-    Operation("POST", "/tokenize", protocol.TokenizeRequest, protocol.Tokens, tokenize),
-    Operation("POST", "/detokenize", protocol.DetokenizeRequest, protocol.Detokenized, detokenize),
-    Operation("GET", "/health", None, protocol.Status, health),
-    Operation("GET", "/ready", None, protocol.Status, ready),
+    Operation("POST", "/v1/completions", protocol.CompletionRequest, documents.Completion, completions),
+    Operation("POST", "/v1/chat/completions", protocol.ChatRequest, documents.ChatCompletion, chat_completions),
+    Operation("POST", "/v1/embeddings", protocol.EmbeddingRequest, documents.Embeddings, embeddings),
+    Operation("GET", "/v1/models", None, documents.Models, models),
+    Operation("GET", "/v1/models/{model:path}", None, documents.ModelCard, model),
+    Operation("POST", "/tokenize", protocol.TokenizeRequest, documents.Tokens, tokenize),
+    Operation("POST", "/detokenize", protocol.DetokenizeRequest, documents.Detokenized, detokenize),
+    Operation("GET", "/health", None, documents.Status, health),
+    Operation("GET", "/ready", None, documents.Status, ready),
     Operation("GET", "/metrics", None, None, metrics),
     Operation("GET", "/openapi.json", None, None, openapi),
 )

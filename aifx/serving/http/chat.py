@@ -15,22 +15,20 @@ from starlette.responses import Response
 from aifx.serving.grammar import ANY_OBJECT, GrammarError
 from aifx.serving.http.answers import Answers, EventStream, event, json_response
 from aifx.serving.http.completions import check_n, finished, too_long, usage_answer, with_choice
-from aifx.serving.http.errors import ApiError
-from aifx.serving.http.protocol import (
+from aifx.serving.http.documents import (
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
     ChatCompletion,
     ChatLogprobs,
     ChatMessage,
-    ChatRequest,
     FunctionCallPiece,
-    NamedTool,
     TokenLogprob,
-    Tool,
     ToolCallPiece,
     TopLogprob,
 )
+from aifx.serving.http.errors import ApiError
+from aifx.serving.http.protocol import ChatRequest, NamedTool, Tool
 from aifx.serving.http.state import ServerState, base_seed, record_of, sampling_settings, stops, total_usage
 from aifx.serving.requests import Delta, FinishReason, GenerationRequest, Grammar, TokenScore, Usage
 from aifx.serving.tools import CallBegin, Event, Text, ToolCallParser, ToolFormat, calls_grammar

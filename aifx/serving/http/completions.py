@@ -12,16 +12,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from aifx.serving.http.answers import Answers, EventStream, event, json_response
-from aifx.serving.http.errors import ApiError
-from aifx.serving.http.protocol import (
+from aifx.serving.http.documents import (
     Answer,
     Completion,
     CompletionChoice,
     CompletionLogprobs,
-    CompletionRequest,
     PromptTokensDetails,
     UsageAnswer,
 )
+from aifx.serving.http.errors import ApiError
+from aifx.serving.http.protocol import CompletionRequest
 from aifx.serving.http.state import (
     ServerState,
     base_seed,

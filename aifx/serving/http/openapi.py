@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from aifx.core.version import __version__
-from aifx.serving.http.protocol import Answer, Body, ErrorAnswer
+from aifx.serving.http.documents import Answer, ErrorAnswer
+from aifx.serving.http.protocol import Body
 
 REFUSALS = {
     "400": "The request cannot be used; `param` names the field.",

@@ -13,17 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from aifx.serving.http.answers import json_response
+from aifx.serving.http.documents import Detokenized, Embedding, Embeddings, Tokens, UsageAnswer
 from aifx.serving.http.errors import ApiError, ClientGone, from_engine
-from aifx.serving.http.protocol import (
-    Detokenized,
-    DetokenizeRequest,
-    Embedding,
-    EmbeddingRequest,
-    Embeddings,
-    TokenizeRequest,
-    Tokens,
-    UsageAnswer,
-)
+from aifx.serving.http.protocol import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
 from aifx.serving.http.state import ServerState, record_of
 from aifx.serving.requests import Draining, QueueFull, RequestError, Ticket
 
