@@ -419,6 +419,13 @@ class ServeSection(Section):
     lenient: bool = setting(False, "Ignore unknown fields of requests instead of refusing them.", RESUME_SAFE)
     cors_origins: tuple[str, ...] = setting((), "Web origins whose pages may call the server.", RESUME_SAFE)
     pooling: Literal["mean", "last"] = setting("mean", "How /v1/embeddings pools the last hidden state.", RESUME_SAFE)
+    watch_every_s: PositiveFloat = setting(5.0, "With --watch: seconds between looks for a checkpoint.", RESUME_SAFE)
+    power_w: PositiveFloat | None = setting(
+        None, "Power of the devices, if it cannot be measured; tagged as declared.", RESUME_SAFE
+    )
+    price_per_hour: NonNegativeFloat | None = setting(
+        None, "Price of this machine for an hour, in any currency.", RESUME_SAFE
+    )
     log_requests: bool = setting(False, "Keep each request and answer in serve.jsonl, for replay.", RESUME_SAFE)
     access_log: str | None = setting(None, "File of the access log; stderr if not set.", RESUME_SAFE)
     log_prompts: bool = setting(False, "Write prompts into the access log.", RESUME_SAFE)

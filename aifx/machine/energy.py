@@ -79,6 +79,11 @@ class Energy:
 
 
 def open_energy(devices: Sequence[Any], powercap: Path = POWERCAP) -> Energy:
+    """Energy of some spans of time, by `open_counters`. Raises Unreadable."""
+    return Energy(open_counters(devices, powercap))
+
+
+def open_counters(devices: Sequence[Any], powercap: Path = POWERCAP) -> Sequence[Counter]:
     """Return counters of the energy of JAX's devices: GPU boards, or the packages and memory of a CPU.
 
     They also count what other processes use. Raises Unreadable.
@@ -92,7 +97,7 @@ def open_energy(devices: Sequence[Any], powercap: Path = POWERCAP) -> Energy:
         raise Unreadable(f"no counter of energy is known for {devices[0].device_kind}")
     for counter in counters:
         counter.read()
-    return Energy(counters)
+    return counters
 
 
 def cpu_counters(powercap: Path) -> list[Counter]:

@@ -51,6 +51,10 @@ class DecodingPrograms:
         self.context = ForwardContext(self.layout)
         self.params = jax.eval_shape(self.prepare, map_specs(self._struct, specs))
 
+    @property
+    def dtype_name(self) -> str:
+        return str(jnp.dtype(self.dtype).name)
+
     def _struct(self, spec: ArraySpec) -> jax.ShapeDtypeStruct:
         if self.layout.num_devices == 1:
             return jax.ShapeDtypeStruct(spec.shape, self.dtype)

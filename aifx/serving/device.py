@@ -102,13 +102,12 @@ class Device:
                 tokens[index, : len(s.logit_bias)] = list(s.logit_bias)
                 bias[index, : len(s.logit_bias)] = list(s.logit_bias.values())
             rules = rules._replace(bias_tokens=tokens, bias=bias)
-        if any(row.request.grammar is not None for row in rows):
+        if any(row.mask is not None for row in rows):
             allowed = np.zeros(rules.allowed.shape, np.uint32)
             for index, row in enumerate(rows):
-                if row.request.grammar is not None:
-                    mask = row.request.grammar.mask()
-                    allowed[index, : len(mask)] = mask
-            masked = column([row.request.grammar is not None for row in rows], False, bool)
+                if row.mask is not None:
+                    allowed[index, : len(row.mask)] = row.mask
+            masked = column([row.mask is not None for row in rows], False, bool)
             rules = rules._replace(allowed=allowed, is_masked=masked)
         tops = [-1 if row.request.logprobs is None else row.request.logprobs for row in rows]
         return Draws(

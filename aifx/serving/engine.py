@@ -20,7 +20,9 @@ from aifx.data.tokenizer import Tokenizer
 from aifx.programs.serving import MAX_BIAS
 from aifx.serving.compilations import CompilationCounter
 from aifx.serving.device import Device
+from aifx.serving.energy import Shares
 from aifx.serving.pages import PageAllocator, PrefixCache
+from aifx.serving.record import Recorder
 from aifx.serving.requests import (
     MAX_TOP_LOGPROBS,
     Deliver,
@@ -53,6 +55,8 @@ class Engine:
         prefix_cache: bool = True,
         pooling: str = "mean",
         is_reproducible: bool = True,
+        shares: Shares | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         """
         Args:
@@ -60,8 +64,11 @@ class Engine:
             prefix_cache: whether pages of prompts are kept.
             pooling: of embeddings, "mean" or "last".
             is_reproducible: whether an answer's bits were shown not to depend on other requests.
+            shares: of energy and price; by default, neither is known.
+            recorder: keeps what was asked and answered.
         """
         self.is_reproducible = is_reproducible
+        self._shares, self._recorder = shares or Shares(), recorder
         self.device, self.tokenizer = device, tokenizer
         programs = device.programs
         self.vocab_size, self.max_model_len = programs.vocab_size, programs.max_len
@@ -89,6 +96,11 @@ class Engine:
         self._thread.start()
 
     @property
+    def weights(self) -> Weights:
+        """Of new requests."""
+        return self._weights
+
+    @property
     def fingerprint(self) -> str:
         return self._weights.fingerprint
 
@@ -100,9 +112,18 @@ class Engine:
     def is_idle(self) -> bool:
         return self._unfinished == 0
 
-    def submit(self, request: GenerationRequest, deliver: Deliver) -> Row:
+    def submit(self, request: GenerationRequest, deliver: Deliver, *, weights: Weights | None = None) -> Row:
+        """See `ServingEngine`. `weights`: those that answer, if not those of now."""
         self._check(request)
-        return self._take(Row(request, deliver, self.tokenizer, self._weights))
+        if weights is None:
+            weights = self._weights
+            if self._recorder is not None:
+                request, deliver = self._recorder.recorded(request, deliver, weights.fingerprint)
+        return self._take(Row(request, deliver, self.tokenizer, weights))
+
+    def swap(self, weights: Weights) -> None:
+        """New requests are answered by these weights. From any thread; rows that are there keep theirs."""
+        self._weights = weights
 
     def embed(self, prompt_ids: Sequence[int], deliver: Callable[[Any], None]) -> Row:
         row = EmbeddingRow(prompt_ids, deliver, self.tokenizer, self._weights)
@@ -135,6 +156,8 @@ class Engine:
         self._wake.set()
         if self._thread.ident is not None:
             self._thread.join()
+        if self._recorder is not None:
+            self._recorder.close()
 
     def _check(self, request: GenerationRequest) -> None:
         """Raises RequestError."""
@@ -194,6 +217,7 @@ class Engine:
                 if not self._turn():
                     self._wake.wait()
                     self._wake.clear()
+                    self._shares.begin()
             self._end_all("cancelled", None)
         except Exception as error:  # the rows must hear of it, and the server must not look healthy
             logger.exception("the engine has failed")
@@ -244,10 +268,13 @@ class Engine:
         is_last = start + self.device.chunk >= row.prompt_len
         draws = is_last and row.request.max_tokens > 0 and row.num_written == 0
         scores = row.request.prompt_logprobs and row.num_written == 0
+        if draws and not self._set_mask(row):
+            return
         found = self.device.read(row.weights.params, row, draws=draws, scores=scores)
         self._hand_out()
         row.held = min(start + self.device.chunk, row.prompt_len)
         self._counts.prompt_tokens += row.held - start
+        self._shares.add(row, row.held - start)
         number = start // self.device.chunk
         if row.held - start == self.device.chunk and number < len(row.chunks):
             pages = self.device.chunk // self.page_size
@@ -283,7 +310,7 @@ class Engine:
     def _write(self) -> None:
         """A token more for every row that runs; rows of other weights in a program call of their own."""
         for row in list(self._running):
-            if row in self._running:
+            if row in self._running and self._set_mask(row):
                 self._give_page(row)
         for _, rows in groupby(sorted(self._running, key=lambda r: id(r.weights)), lambda r: id(r.weights)):
             group = list(rows)
@@ -291,12 +318,14 @@ class Engine:
             self._hand_out()
             for row in group:
                 row.held += 1
+                self._shares.add(row, 1)
             self._counts.steps += 1
             self._accept(group, drawn)
 
     def _accept(self, rows: Sequence[Row], drawn: Any) -> None:
         """Add what was drawn to the rows that hold all their tokens; others write again what they had."""
         tokens, is_finite = np.asarray(drawn.token).tolist(), np.asarray(drawn.is_finite)
+        self._shares.settle()
         has_scores = any(row.request.logprobs is not None for row in rows)
         logprobs, tops, top_logprobs = (
             (np.asarray(x).tolist() for x in (drawn.logprob, drawn.top_tokens, drawn.top_logprobs))
@@ -313,12 +342,25 @@ class Engine:
             if wanted is not None:
                 top = tuple(zip(tops[index][:wanted], top_logprobs[index][:wanted], strict=True))
                 score = TokenScore(tokens[index], logprobs[index], top)
-            delta = row.accept(tokens[index], score)
+            try:
+                delta = row.accept(tokens[index], score)
+            except Exception as error:  # of a grammar: what its library does must not end other answers
+                delta = row.end("error", f"the grammar failed: {error}")
             self._counts.generation_tokens += 1
             if row.finish is not None:
                 self._end(row, delta)
             else:
                 self._outbox.append((row.deliver, delta))
+
+    def _set_mask(self, row: Row) -> bool:
+        """Ask the row's grammar which tokens may come next. False if it failed, which ends the row."""
+        if row.request.grammar is not None:
+            try:
+                row.mask = row.request.grammar.mask()
+            except Exception as error:  # of a library: it must not end other answers
+                self._end(row, row.end("error", f"the grammar failed: {error}"))
+                return False
+        return True
 
     def _give_page(self, row: Row) -> None:
         """A page for the row's next token, if it needs one: if none is free, the youngest row waits again."""

@@ -45,7 +45,12 @@ class SamplingSettings:
 
 
 class Grammar(Protocol):
-    """What a request's answer must match. Made for each request; the engine's thread alone calls it."""
+    """What a request's answer must match. Made for each request; the engine's thread alone calls it.
+
+    If a method raises, the answer ends with an error.
+    """
+
+    source: str  # what a new one of the same kind can be made of
 
     def mask(self) -> Any:
         """The tokens that may come next: uint32 `[ceil(vocab_size / 32)]`, token t is bit t % 32 of word t // 32."""
@@ -104,8 +109,10 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0  # of the prompt, found in the prefix cache
-    joules: float | None = None  # by its share of the tokens of each step
     queue_s: float | None = None  # how long it waited
+    joules: float | None = None  # its share, by tokens, of what the devices used; None if that is not known
+    energy_basis: str | None = None  # how that is known: "measured", "declared" or "nameplate"
+    cost: float | None = None  # its share of `serve.price_per_hour`
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,12 @@ class Row:
         self.prompt_scores: list[TokenScore] = []
         self.finish: FinishReason | None = None
         self.is_cancelled = False
-        self.joules = 0.0
+        self.joules: float | None = None
+        self.energy_basis: str | None = None
+        self.cost: float | None = None
+        self.taken = time.monotonic()
         self.begun: float | None = None
+        self.mask: Any = None  # of the grammar, for the next draw
         self._tokenizer = tokenizer
         self._stream = TextStream(tokenizer, self.tokens)
         self._stops = StopTexts(request.stop)
@@ -106,7 +110,9 @@ class Row:
         return Delta(finish_reason=reason, usage=self.usage(), error=error)
 
     def usage(self) -> Usage:
-        return Usage(self.prompt_len, self.num_written, self.cached_tokens)
+        waited = None if self.begun is None else self.begun - self.taken
+        costs = self.joules, self.energy_basis, self.cost
+        return Usage(self.prompt_len, self.num_written, self.cached_tokens, waited, *costs)
 
     def preempted(self) -> list[int]:
         """The pages, which the row lets go: it will read its prompt again, and its answer token by token."""

@@ -25,7 +25,9 @@ from aifx.programs.serving import ServingPrograms, page_bytes
 from aifx.runs.base_run import weights_digest
 from aifx.serving.adapters import read_adapters, with_banks
 from aifx.serving.device import Device
+from aifx.serving.energy import PowerMeter, Shares
 from aifx.serving.engine import Engine
+from aifx.serving.record import Recorder
 from aifx.serving.reproducibility import find_difference
 from aifx.serving.rows import Weights
 from aifx.specs import Params
@@ -45,6 +47,11 @@ class Served:
     digest: str  # of the weights as they were stored, and how they are used
     tokenizer: Tokenizer
     adapters: Mapping[str, str]  # the digest of each, by name
+
+    def weights(self, device: Device) -> Weights:
+        """What the engine takes, with the fingerprint of these weights and the device's programs."""
+        fingerprint = hashlib.sha256(f"{self.digest} {self.adapters} {device.digest}".encode()).hexdigest()[:32]
+        return Weights(self.params, f"fp_{fingerprint}", fingerprint.encode(), tuple(self.adapters))
 
 
 def start_engine(trained: RestoredRun, serve: ServeSection) -> Engine:
@@ -68,9 +75,9 @@ def start_engine(trained: RestoredRun, serve: ServeSection) -> Engine:
         raise UsageError(f"serve.prefill_chunk = {chunk}", why, f"--set serve.prefill_chunk={model.page_size}")
     num_pages = pool_pages(served.decoding, serve, max(slots), max_len)
     programs = ServingPrograms(served.decoding, served.params, num_pages, max_len)
+    meter = PowerMeter(served.decoding.layout.devices, serve.power_w)
     device = Device(programs, slots, chunk)
-    fingerprint = hashlib.sha256(f"{served.digest} {served.adapters} {device.digest}".encode()).hexdigest()[:32]
-    weights = Weights(served.params, f"fp_{fingerprint}", fingerprint.encode(), tuple(served.adapters))
+    weights = served.weights(device)
     if (difference := find_difference(device, weights, served.tokenizer)) is None:
         logger.info("the bits of an answer do not depend on other requests: checked on this device")
     else:
@@ -83,6 +90,8 @@ def start_engine(trained: RestoredRun, serve: ServeSection) -> Engine:
         prefix_cache=serve.prefix_cache,
         pooling=serve.pooling,
         is_reproducible=difference is None,
+        shares=Shares(meter, serve.price_per_hour),
+        recorder=Recorder(trained.run.path / "serve.jsonl") if serve.log_requests else None,
     )
     pool = readable_bytes(num_pages * page_bytes(model, served.decoding.dtype))
     logger.info(

@@ -167,6 +167,8 @@ def test_a_grammar_holds_each_draw(engines: Engines) -> None:
     class Digits:
         """Three digits: tokens of the bytes, of which the first is 1."""
 
+        source = "three digits"
+
         def __init__(self) -> None:
             self.seen = 0
 

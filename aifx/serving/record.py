@@ -1,0 +1,214 @@
+"""Requests and answers in `serve.jsonl`, and their replay: the same tokens and bits, or the first that differ."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from aifx.core.errors import AifxError, DataError, UsageError
+from aifx.core.json_files import JsonLines, parse_line
+from aifx.serving.requests import (
+    Deliver,
+    Delta,
+    GenerationRequest,
+    Grammar,
+    SamplingSettings,
+    ServingEngine,
+)
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+AT_ONCE = 32
+"""Requests that are replayed together: other company than the first time."""
+
+MakeGrammar = Callable[[str], Grammar]
+"""From the source of a grammar to a new one."""
+
+
+class Recorder:
+    """Keeps requests and answers, one line each when it has ended. Lines are written by a thread of its own."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError."""
+        self._file = JsonLines(path)
+        self._records: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write, name="aifx-recorder", daemon=True)
+        self._thread.start()
+
+    def recorded(
+        self, request: GenerationRequest, deliver: Deliver, fingerprint: str
+    ) -> tuple[GenerationRequest, Deliver]:
+        """The request with log-probabilities, and what takes its deltas."""
+        tokens: list[int] = []
+        logprobs: list[float | None] = []
+        begun = time.time()
+
+        def take(delta: Delta) -> None:
+            tokens.extend(delta.token_ids)
+            logprobs.extend(score.logprob for score in delta.scores)
+            if delta.finish_reason is not None:
+                answer = {"tokens": tokens, "logprobs": logprobs, "finish_reason": delta.finish_reason}
+                record = {"schema_version": SCHEMA_VERSION, "time": begun, "fingerprint": fingerprint}
+                self._records.put({**record, "request": document_of(request), "answer": answer})
+            deliver(delta if request.logprobs is not None else replace(delta, scores=()))
+
+        return request if request.logprobs is not None else replace(request, logprobs=0), take
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._records.put(None)
+        self._thread.join()
+
+    def _write(self) -> None:
+        is_failing = False
+        while (record := self._records.get()) is not None:
+            try:
+                self._file.append(record)
+                is_failing = False
+            except (AifxError, OSError) as error:
+                if not is_failing:  # the answers matter more; each loss would be a line
+                    logger.error(f"answers are not recorded: {error}")
+                is_failing = True
+
+
+def document_of(request: GenerationRequest) -> dict[str, Any]:
+    """A request as JSON."""
+    found = {**request.__dict__, "sampling": asdict(request.sampling)}
+    found["prompt_ids"] = list(request.prompt_ids)
+    found["stop_token_ids"] = sorted(request.stop_token_ids)
+    found["sampling"]["logit_bias"] = {str(k): v for k, v in request.sampling.logit_bias.items()}
+    found["grammar"] = None if request.grammar is None else request.grammar.source
+    return found
+
+
+def request_of(document: Mapping[str, Any], grammar: MakeGrammar) -> GenerationRequest:
+    """The request that `document_of` wrote. Raises KeyError, TypeError or ValueError for other documents."""
+    values = dict(document)
+    sampling = dict(values.pop("sampling"))
+    sampling["logit_bias"] = {int(k): v for k, v in sampling["logit_bias"].items()}
+    source = values.pop("grammar")
+    values |= {"stop": tuple(values["stop"]), "stop_token_ids": frozenset(values["stop_token_ids"])}
+    made = None if source is None else grammar(source)
+    return GenerationRequest(**values, sampling=SamplingSettings(**sampling), grammar=made)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first token of an answer that is not what was recorded, or whose bits are not."""
+
+    line: int
+    token: int  # its number in the answer, from 0
+    recorded: str
+    replayed: str
+
+
+@dataclass(frozen=True)
+class ReplayReport:
+    """What `aifx serve replay` prints."""
+
+    fingerprint: str
+    replayed: int
+    tokens: int
+    skipped: int  # answers of other weights or programs
+    difference: Difference | None
+
+    @property
+    def passed(self) -> bool:
+        return self.difference is None
+
+
+def replay(path: Path, engine: ServingEngine, grammar: MakeGrammar) -> ReplayReport:
+    """Ask again what was recorded, many at once, up to the first difference.
+
+    Raises DataError for a line that is not a record, UsageError if no answer is of this engine's weights.
+    """
+    own, skipped = [], 0
+    for line, record in _records(path):
+        if record["fingerprint"] == engine.fingerprint:
+            own.append((line, record))
+        else:
+            skipped += 1
+    if not own:
+        what = f"{path} has no answer of {engine.fingerprint}"
+        why = f"{skipped} answers are of other weights, settings or programs"
+        raise UsageError(what, why, "aifx serve replay with the --run, --step and --slots of that server")
+    tokens = 0
+    for start in range(0, len(own), AT_ONCE):
+        part = own[start : start + AT_ONCE]
+        asked = [(line, record["answer"], _ask(engine, record, line, path, grammar)) for line, record in part]
+        for line, answer, found in asked:
+            difference = _compare(line, answer, _answer(found))
+            if difference is not None:
+                return ReplayReport(engine.fingerprint, start + len(part), tokens, skipped, difference)
+            tokens += len(answer["tokens"])
+    return ReplayReport(engine.fingerprint, len(own), tokens, skipped, None)
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read", error.strerror or str(error), "aifx serve replay FILE") from None
+    for number, line in enumerate(lines, 1):
+        record = parse_line(line)
+        if record is None and number == len(lines):
+            return  # the server was killed while it wrote this one
+        if (
+            record is None
+            or record.get("schema_version") != SCHEMA_VERSION
+            or not {"fingerprint", "answer"} <= set(record)
+        ):
+            raise DataError(
+                f"{path}:{number}: not a record of aifx serve", "its schema_version is not 1", "docs/serve.md"
+            )
+        yield number, record
+
+
+def _ask(
+    engine: ServingEngine, record: Mapping[str, Any], line: int, path: Path, grammar: MakeGrammar
+) -> queue.Queue[Delta]:
+    try:
+        request = request_of(record["request"], grammar)
+    except (KeyError, TypeError, ValueError) as error:
+        why = f"its request cannot be read: {error}"
+        raise DataError(f"{path}:{line}: not a record of aifx serve", why, "docs/serve.md") from None
+    written = len(record["answer"]["tokens"])
+    if record["answer"]["finish_reason"] not in ("stop", "length"):  # its client went away: as far as it came
+        request = replace(request, max_tokens=written)
+    deltas: queue.Queue[Delta] = queue.Queue()
+    engine.submit(replace(request, logprobs=request.logprobs or 0), deltas.put)
+    return deltas
+
+
+def _answer(deltas: queue.Queue[Delta]) -> tuple[list[int], list[float | None]]:
+    tokens: list[int] = []
+    logprobs: list[float | None] = []
+    while True:
+        delta = deltas.get()
+        tokens += delta.token_ids
+        logprobs += [score.logprob for score in delta.scores]
+        if delta.finish_reason is not None:
+            return tokens, logprobs
+
+
+def _compare(line: int, answer: Mapping[str, Any], found: tuple[list[int], list[float | None]]) -> Difference | None:
+    recorded = list(zip(answer["tokens"], answer["logprobs"], strict=False))
+    replayed = list(zip(*found, strict=False))
+    for index in range(max(len(recorded), len(replayed))):
+        one, other = (pairs[index] if index < len(pairs) else None for pairs in (recorded, replayed))
+        if one is None and answer["finish_reason"] not in ("stop", "length"):
+            return None
+        if one != other:
+            return Difference(line, index, _shown(one), _shown(other))
+    return None
+
+
+def _shown(pair: tuple[int, float | None] | None) -> str:
+    return "nothing" if pair is None else f"token {pair[0]} of log-probability {pair[1]!r}"

@@ -1,0 +1,164 @@
+"""New checkpoints of the run that is served take over, once they have shown that they can."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from aifx.config.sections import ServeSection
+from aifx.core.errors import AifxError, UsageError
+from aifx.core.json_files import readable_bytes
+from aifx.core.steps import StepChoice
+from aifx.loading.restore import RestoredRun, choose_step, restore_run
+from aifx.programs.build import tree_bytes
+from aifx.serving.canary import Canary, Check, Prompt, computes_in, read_canary
+from aifx.serving.engine import Engine
+from aifx.serving.start import Served, free_memory, open_model
+
+logger = logging.getLogger(__name__)
+
+FIXED_TEXT = "The quick brown fox jumps over the lazy dog. 0123456789"
+"""What parity is measured on without a canary file."""
+
+SHARE_OF_COPY = 1.5
+"""Memory that a second set of weights needs, in its own size: joined matrices are copies while they are made."""
+
+
+@dataclass
+class SwapCounts:
+    """Checkpoints that took over, and that were refused."""
+
+    taken: int = 0
+    refused: int = 0
+
+
+class Watcher:
+    """Looks for another checkpoint, and swaps to it if it passes the canary. A thread of its own."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        trained: RestoredRun,
+        choice: StepChoice | None,
+        canary: Canary,
+        restore: Callable[[int], RestoredRun],
+        load: Callable[[RestoredRun], Served],
+        *,
+        every_s: float,
+    ) -> None:
+        """Raises UsageError if a second set of weights does not fit into memory.
+
+        Args:
+            choice: which checkpoint serves: "best", "last", or as `eval.checkpoint` says.
+            restore: opens a step, every array of it verified by digest.
+            load: the run's model as the engine takes it.
+        """
+        if isinstance(choice, int):
+            raise UsageError(
+                f"--watch with --step {choice}", "one step never changes", "aifx serve --watch --step last"
+            )
+        if engine.adapters:
+            why = "adapters belong to one set of weights"
+            raise UsageError("--watch with --adapter", why, "aifx serve --adapter, without --watch")
+        check_memory(engine)
+        self.counts, self.step = SwapCounts(), trained.step
+        self._engine, self._trained, self._choice, self._canary = engine, trained, choice, canary
+        self._restore, self._load, self._every_s = restore, load, every_s
+        self._refused: set[int] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="aifx-watcher", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every_s):
+            try:
+                self.look()
+            except AifxError as error:  # a folder that is not there for a moment
+                logger.warning(f"looking for checkpoints: {error.what}: {error.why}")
+
+    def look(self) -> bool:
+        """Whether another checkpoint took over."""
+        trained = self._trained
+        step = choose_step(trained.run, trained.config, self._choice)
+        if step == self.step or step in self._refused:
+            return False
+        logger.info(f"step {step} of run {trained.run.name}: verifying, while step {self.step} serves")
+        failed = self._try(step)
+        if failed is None:
+            self.step = step
+            self.counts.taken += 1
+            logger.info(f"step {step} of run {trained.run.name} serves: {self._engine.fingerprint}")
+            return True
+        if not self._stop.is_set():
+            self._refused.add(step)
+            self.counts.refused += 1
+            logger.error(f"step {step} is refused, step {self.step} goes on serving: {failed}")
+        return False
+
+    def _try(self, step: int) -> str | None:
+        """Why the step cannot serve, or None: it does."""
+        try:
+            trained = self._restore(step)
+            weights = self._load(trained).weights(self._engine.device)
+            for check in self._canary.checks(trained, weights, self._engine.weights):
+                self._log(check)
+                if not check.passed:
+                    return str(check)
+        except AifxError as error:
+            return f"{error.what}: {error.why}"
+        except Exception as error:  # whatever is wrong with new weights, the old ones serve
+            logger.exception("a checkpoint could not be tried")
+            return f"{type(error).__name__}: {error}"
+        self._engine.swap(weights)
+        return None
+
+    def _log(self, check: Check) -> None:
+        logger.info(f"{'passed' if check.passed else 'FAILED'}: {check}")
+
+
+def check_memory(engine: Engine) -> None:
+    """Raises UsageError unless a second set of weights fits beside the first."""
+    needed = SHARE_OF_COPY * tree_bytes(engine.weights.params)
+    free = free_memory(engine.device.programs.decoding.layout.platform)
+    if needed > free:
+        why = f"it needs {readable_bytes(needed)} for a moment, and {readable_bytes(free)} are free"
+        raise UsageError(
+            "--watch: a second set of weights does not fit", why, "aifx serve --memory with a smaller pool"
+        )
+
+
+def watch(
+    engine: Engine,
+    trained: RestoredRun,
+    serve: ServeSection,
+    *,
+    choice: StepChoice | None,
+    canary: Path | None,
+    overrides: Sequence[str] = (),
+) -> Watcher:
+    """Start a watcher. Raises UsageError for what cannot be watched, DataError for a canary file."""
+    prompts = [Prompt("a fixed text", FIXED_TEXT)] if canary is None else read_canary(canary)
+    key = computes_in(engine.device.programs.decoding.dtype_name, serve.quantize)
+
+    def restore(step: int) -> RestoredRun:
+        return restore_run(trained.run, trained.project, step=step, overrides=overrides)
+
+    found = Watcher(
+        engine,
+        trained,
+        choice,
+        Canary(engine, prompts, key),
+        restore,
+        lambda opened: open_model(opened, serve),
+        every_s=serve.watch_every_s,
+    )
+    found.start()
+    return found

@@ -1,0 +1,239 @@
+"""New checkpoints take over, or are refused; what was answered can be replayed bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import inprocess
+import pytest
+
+from aifx.core.errors import DataError, UsageError
+from aifx.core.project import Project
+from aifx.loading.restore import restore_run
+from aifx.serving import swap
+from aifx.serving.engine import Engine
+from aifx.serving.record import Recorder, replay
+from aifx.serving.requests import Delta, GenerationRequest, SamplingSettings
+from aifx.serving.start import start_engine
+from aifx.serving.swap import Watcher, watch
+
+CONFIG = """
+[data]
+seq_len = 32
+tokenizer = "byte"
+[model]
+num_layers = 1
+embed_dim = 32
+num_heads = 2
+max_seq_len = 128
+[train]
+global_batch_size = 4
+num_steps = 3
+[optimizer]
+learning_rate = 0.05
+[schedule]
+warmup_steps = 0
+[checkpoint]
+every = 1
+keep_last = 10
+[eval]
+checkpoint = "last"
+[serve]
+slots = [4]
+watch_every_s = 0.05
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    root = tmp_path_factory.mktemp("swap")
+    (root / "data").mkdir()
+    (root / "data/text.txt").write_text("".join(f"{i} whales, said Ishmael.\n" for i in range(400)))
+    (root / "aifx.toml").write_text(CONFIG)
+    ended = inprocess.run(["train", "--run", "main"], root, dict(os.environ))
+    assert ended.returncode == 0, ended.stderr
+    return Project(root)
+
+
+@pytest.fixture
+def project(trained: Project, tmp_path: Path) -> Project:
+    """Only the checkpoint of step 1 is there; `arrive` brings another."""
+    shutil.copytree(trained.root, tmp_path / "project")
+    for step in (2, 3):
+        shutil.rmtree(tmp_path / f"project/runs/main/checkpoints/{step}")
+    return Project(tmp_path / "project")
+
+
+@pytest.fixture
+def arrive(trained: Project, project: Project, tmp_path: Path) -> Callable[..., None]:
+    def arrive(step: int, *, damaged: bool = False) -> None:
+        new = tmp_path / "new"
+        shutil.copytree(trained.root / f"runs/main/checkpoints/{step}", new)
+        if damaged:
+            largest = max((p for p in new.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+            data = bytearray(largest.read_bytes())
+            for at in range(len(data) // 2, len(data), 64):  # wherever the weights lie
+                data[at] ^= 1
+            largest.write_bytes(data)
+        new.rename(project.root / f"runs/main/checkpoints/{step}")
+
+    return arrive
+
+
+@pytest.fixture
+def served(project: Project) -> Iterator[Callable[..., tuple[Engine, Watcher]]]:
+    started: list[tuple[Engine, Watcher]] = []
+
+    def serve(*overrides: str, canary: Path | None = None) -> tuple[Engine, Watcher]:
+        run = restore_run(project.run("main"), project, overrides=overrides)
+        engine = start_engine(run, run.config.serve)
+        watcher = watch(engine, run, run.config.serve, choice=None, canary=canary, overrides=overrides)
+        started.append((engine, watcher))
+        return started[-1]
+
+    yield serve
+    for engine, watcher in started:
+        watcher.stop()
+        engine.stop()
+
+
+def ask(engine: Engine, seed: int = 0, tokens: int = 40) -> queue.Queue[Delta]:
+    deltas: queue.Queue[Delta] = queue.Queue()
+    prompt = engine.tokenizer.encode_prompt("12 whales, said ")
+    engine.submit(GenerationRequest(prompt, tokens, SamplingSettings(seed=seed), ignore_end=True), deltas.put)
+    return deltas
+
+
+def whole(deltas: queue.Queue[Delta]) -> list[int]:
+    tokens: list[int] = []
+    while True:
+        delta = deltas.get(timeout=60)
+        tokens += delta.token_ids
+        if delta.finish_reason is not None:
+            assert delta.finish_reason == "length", delta
+            return tokens
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    until = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_new_checkpoint_takes_over_between_two_steps(
+    served: Callable[..., tuple[Engine, Watcher]], arrive: Callable[..., None]
+) -> None:
+    engine, watcher = served()
+    old, expected = engine.fingerprint, whole(ask(engine))
+    running = [ask(engine) for _ in range(6)]
+    arrive(2)
+    while engine.fingerprint == old:
+        running = [*running[1:], ask(engine)]
+        assert whole(running[0]) == expected  # on the weights with which it began
+        if watcher.counts.refused:
+            pytest.fail("the checkpoint was refused")
+    after = whole(ask(engine))
+    assert after != expected
+    assert (watcher.step, watcher.counts.taken) == (2, 1)
+    arrive(3)
+    wait_until(lambda: watcher.step == 3)
+    assert engine.stats().compilations == 0
+
+
+def test_a_damaged_checkpoint_is_refused(
+    served: Callable[..., tuple[Engine, Watcher]], arrive: Callable[..., None], logged: list[str]
+) -> None:
+    engine, watcher = served()
+    expected = whole(ask(engine))
+    arrive(2, damaged=True)
+    wait_until(lambda: watcher.counts.refused)
+    assert whole(ask(engine)) == expected
+    assert any("step 2 is refused, step 1 goes on serving" in line for line in logged)
+
+
+@pytest.mark.parametrize(
+    ("line", "settings", "why"),
+    [
+        ({"prompt": "1", "contains": "no text that it writes"}, (), "its text"),
+        ({"prompt": "1"}, ("eval.gates=['bits_per_byte <= 0.1']",), "the gates"),
+    ],
+)
+def test_a_checkpoint_that_fails_the_canary_is_refused(
+    served: Callable[..., tuple[Engine, Watcher]],
+    arrive: Callable[..., None],
+    project: Project,
+    logged: list[str],
+    line: dict[str, str],
+    settings: tuple[str, ...],
+    why: str,
+) -> None:
+    if settings:
+        config = project.root / "aifx.toml"
+        config.write_text(config.read_text().replace("[eval]", '[eval]\ngates = ["bits_per_byte <= 0.1"]'))
+    canary = project.root / "canary.jsonl"
+    canary.write_text(json.dumps(line) + "\n")
+    _, watcher = served(canary=canary)
+    arrive(2)
+    wait_until(lambda: watcher.counts.refused)
+    assert watcher.step == 1
+    assert any("step 2 is refused" in text and why in text for text in logged)
+
+
+def test_what_cannot_be_watched_is_refused_at_the_start(
+    project: Project, served: Callable[..., tuple[Engine, Watcher]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    canary = tmp_path / "canary.jsonl"
+    canary.write_text('{"prompt": "1"}\n{"promt": "2"}\n')
+    with pytest.raises(DataError, match=r"canary\.jsonl:2"):
+        served(canary=canary)
+    monkeypatch.setattr(swap, "free_memory", lambda platform: 1000)
+    with pytest.raises(UsageError, match="does not fit"):
+        served()
+
+
+def test_a_record_is_replayed_bit_for_bit(project: Project) -> None:
+    run = restore_run(project.run("main"), project)
+    serve = run.config.serve.model_copy(update={"log_requests": True})
+    engine = start_engine(run, serve)
+    answers = [ask(engine, seed) for seed in range(6)]
+    for answer in answers:
+        whole(answer)
+    engine.stop()
+    path = project.root / "runs/main/serve.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(records) == 6
+    engine = start_engine(run, run.config.serve)
+    try:
+        found = replay(path, engine, lambda source: pytest.fail("no grammar was recorded"))
+        assert (found.passed, found.replayed, found.tokens, found.skipped) == (True, 6, 240, 0)
+        logprobs = records[3]["answer"]["logprobs"]
+        logprobs[7] *= 1 + 2**-23
+        path.write_text("".join(json.dumps(record) + "\n" for record in records) + '{"cut')
+        changed = replay(path, engine, lambda source: pytest.fail("no grammar was recorded")).difference
+        assert changed is not None
+        assert (changed.line, changed.token) == (4, 7)
+        for record in records:
+            record["fingerprint"] = "fp_other"
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        with pytest.raises(UsageError, match="no answer of fp_"):
+            replay(path, engine, lambda source: pytest.fail("no grammar was recorded"))
+    finally:
+        engine.stop()
+
+
+def test_a_recorder_without_room_does_not_stop_answers(tmp_path: Path, logged: list[str]) -> None:
+    recorder = Recorder(tmp_path / "serve.jsonl")
+    recorder._file.close()
+    request, take = recorder.recorded(GenerationRequest([1], 2), lambda _: None, "fp")
+    assert request.logprobs == 0
+    take(Delta(token_ids=(1,), finish_reason="length"))
+    recorder.close()
+    assert any("answers are not recorded" in line for line in logged)
