@@ -16,18 +16,17 @@ from aifx.models.decoder import paged_cache
 from aifx.models.decoder.divided import check_layout, joined, with_own_kv_head
 from aifx.models.decoder.fused import fuse_projections, query_key_value
 from aifx.models.decoder.halves import mlp, norm, norm_of_heads, norm_of_sum
-from aifx.models.decoder.paged_cache import Cache
 from aifx.models.decoder.section import DecoderSection
-from aifx.models.decoder.sequences import Cached, Sequences
+from aifx.models.decoder.sequences import Sequences
 from aifx.models.decoder.specs import (
     decoder_specs,
     head_dim,
     num_kv_heads,
-    repeat_layer,
     rotary_of,
     window_of,
     window_rotary_of,
 )
+from aifx.models.decoder.writes import Writes
 from aifx.nn import layers
 from aifx.nn.adapters import with_adapter_dropout
 from aifx.nn.paged_attention import attend_pages
@@ -47,12 +46,11 @@ WEIGHTS, ATTENDED, MLP = range(3)
 """Places of a layer where dropout draws: the weights of attention, its output and the MLP's."""
 
 
-class Decoder:
+class Decoder(Writes):
     """A decoder over `vocab_size` tokens, trained on sequences of `seq_len`; `DecoderSection.conflicts` checks it."""
 
     gathers = (LAYERS,)
     adapts = ("attention", "mlp")
-    page_size = paged_cache.PAGE_SIZE
     divides = ("vocab", "heads", "kv_heads", "mlp", "tokens", "seq")
 
     def __init__(self, section: DecoderSection, *, vocab_size: int, seq_len: int) -> None:
@@ -67,11 +65,6 @@ class Decoder:
 
     def specs(self) -> Specs:
         return decoder_specs(self.section, self.vocab_size, self.max_seq_len)
-
-    def cache_specs(self, batch: int, length: int, dtype: Any = jnp.float32) -> Specs:
-        """An empty cache for `length` tokens of each of `batch` rows."""
-        layer = paged_cache.layer_specs(batch, length, self.num_kv_heads, self.head_dim, dtype)
-        return {**paged_cache.table_specs(batch, length), LAYERS: repeat_layer(layer, self.section)}
 
     def flops(self, rows: int) -> int:
         """Forward and backward: tokens x (6 N + 12 L H Q T), PaLM appendix B (arXiv 2204.02311).
@@ -107,33 +100,6 @@ class Decoder:
     def for_decoding(self, params: Params) -> Params:
         """The params with matrices that read the same vectors side by side: fewer products, each a larger one."""
         return fuse_projections(params, self.section)
-
-    def prefill(
-        self, params: Params, inputs: jax.Array, lengths: jax.Array, cache: Cache, ctx: ForwardContext
-    ) -> tuple[jax.Array, Cache]:
-        """What the head reads of prompts, `[batch, seq, embed]`, and the cache with them in place of what it held.
-
-        `inputs` `[batch, seq]`, of which the first `lengths` `[batch]` of each row are its prompt; the rest is padding.
-        """
-        sequences = Sequences(inputs.shape, cached=Cached(cache["page_table"], jnp.zeros_like(lengths)))
-        x, kept = self.forward(params, inputs, sequences, cache[LAYERS], ctx)
-        return x.reshape(*inputs.shape, -1), {**cache, "lengths": lengths, LAYERS: kept}
-
-    def decode(self, params: Params, tokens: jax.Array, cache: Cache, ctx: ForwardContext) -> tuple[jax.Array, Cache]:
-        """What the head reads, `[batch, embed]`, of one more token per row, `[batch]`, and the cache with it."""
-        held = cache["lengths"]
-        sequences = Sequences((tokens.size, 1), held[:, None], cached=Cached(cache["page_table"], held, "one"))
-        x, kept = self.forward(params, tokens[:, None], sequences, cache[LAYERS], ctx)
-        return x, {**cache, "lengths": held + 1, LAYERS: kept}
-
-    def extend(self, params: Params, inputs: jax.Array, cache: Cache, ctx: ForwardContext) -> tuple[jax.Array, Cache]:
-        """What the head reads, `[batch, seq, embed]`, of more tokens of each row, `[batch, seq]`, and the cache with
-        them. They see each other and what the row holds already."""
-        held = cache["lengths"]
-        positions = held[:, None] + jnp.arange(inputs.shape[1])
-        sequences = Sequences(inputs.shape, positions, cached=Cached(cache["page_table"], held, "many"))
-        x, kept = self.forward(params, inputs, sequences, cache[LAYERS], ctx)
-        return x.reshape(*inputs.shape, -1), {**cache, "lengths": held + inputs.shape[1], LAYERS: kept}
 
     def forward(
         self, params: Params, inputs: jax.Array, sequences: Sequences, cache: Params | None, ctx: ForwardContext
