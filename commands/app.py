@@ -31,7 +31,7 @@ COMMANDS: dict[str, Entry] = {
         "predict.command", "predict", "Predict labels, probabilities or values for new rows, texts or images.", TRAIN
     ),
     "generate": Entry("generate.command", "generate", "Write text with a trained model.", TRAIN),
-    "serve": Entry("serve.command", "serve", "Serve a trained model over HTTP, with OpenAI's API.", TRAIN),
+    "serve": Entry("serve.group", "app", "Serve a trained model over HTTP, with OpenAI's API.", TRAIN, default="start"),
     "export": Entry("export.command", "export", "Write a run's model for Hugging Face's ecosystem.", TRAIN),
     "runs": Entry("runs.group", "app", "List, show, compare, watch, tag, rename and delete runs.", LOOK),
     "ckpt": Entry("ckpt.group", "app", "List, show and verify checkpoints.", LOOK),

@@ -6,15 +6,14 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from aifx.machine.catalogue import find_accelerator
 from aifx.machine.energy import SHORTEST_S, Counter, Unreadable, open_counters
+from aifx.serving.requests import EnergyBasis
 from aifx.serving.rows import Row
 
 logger = logging.getLogger(__name__)
-
-Basis: TypeAlias = Literal["measured", "declared", "nameplate"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Power:
     """Watts of the devices that compute, and how they are known."""
 
     watts: float
-    basis: Basis
+    basis: EnergyBasis
 
 
 class PowerMeter:

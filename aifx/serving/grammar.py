@@ -28,8 +28,8 @@ class GrammarError(ValueError):
 class TokenGrammar:
     """The state of one answer's grammar. Implements `Grammar`."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, words: int) -> None:
-        self._matcher, self._words = matcher, words
+    def __init__(self, matcher: llguidance.LLMatcher, words: int, source: str) -> None:
+        self._matcher, self._words, self.source = matcher, words, source
 
     def mask(self) -> np.ndarray:
         """uint32 [words]. Raises GrammarError if the grammar became too complex."""
@@ -77,7 +77,7 @@ class Grammars:
             source = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=OPTIONS)
         except ValueError as error:
             raise GrammarError(_first_line(str(error))) from None
-        return self._new(source)
+        return self.new(source)
 
     def wrapped(self, schemas: Sequence[Mapping[str, Any]], begin: str, end: str, *, repeated: bool) -> TokenGrammar:
         """Texts that are `begin`, JSON of one of the schemas, `end`; once, or also several times. Raises GrammarError.
@@ -89,7 +89,7 @@ class Grammars:
         more = f' ("\\n" {one})*' if repeated else ""
         choice = " | ".join(f"value{n}" for n in range(len(schemas)))
         lark = "\n".join([f"start: {one}{more}", f"value: {choice}", *rules])
-        return self._new(llguidance.LLMatcher.grammar_from_lark(lark))
+        return self.new(llguidance.LLMatcher.grammar_from_lark(lark))
 
     def _literal(self, text: str) -> list[str]:
         """A text as parts of a rule."""
@@ -99,8 +99,9 @@ class Grammars:
         before, _, after = text.partition(special)
         return [*self._literal(before), special, *self._literal(after)]
 
-    def _new(self, source: str) -> TokenGrammar:
-        return TokenGrammar(self._compiled(source).deep_copy(), self._words)
+    def new(self, source: str) -> TokenGrammar:
+        """A grammar from the source of another. Raises GrammarError."""
+        return TokenGrammar(self._compiled(source).deep_copy(), self._words, source)
 
     def _compile(self, source: str) -> llguidance.LLMatcher:
         is_wrong, messages = llguidance.LLMatcher.validate_grammar_with_warnings(

@@ -15,6 +15,8 @@ MAX_LOGIT_BIAS = 300
 SEEDS = 2**32
 """Seeds are taken modulo this."""
 
+EnergyBasis: TypeAlias = Literal["measured", "declared", "nameplate"]
+
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
 
 
@@ -111,7 +113,7 @@ class Usage:
     cached_tokens: int = 0  # of the prompt, found in the prefix cache
     queue_s: float | None = None  # how long it waited
     joules: float | None = None  # its share, by tokens, of what the devices used; None if that is not known
-    energy_basis: str | None = None  # how that is known: "measured", "declared" or "nameplate"
+    energy_basis: EnergyBasis | None = None  # how that is known: "measured", "declared" or "nameplate"
     cost: float | None = None  # its share of `serve.price_per_hour`
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from aifx.data.tokenizer import Tokenizer
 from aifx.generation.text import StopTexts, TextStream
-from aifx.serving.requests import Deliver, Delta, FinishReason, GenerationRequest, TokenScore, Usage
+from aifx.serving.requests import Deliver, Delta, EnergyBasis, FinishReason, GenerationRequest, TokenScore, Usage
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Row:
         self.finish: FinishReason | None = None
         self.is_cancelled = False
         self.joules: float | None = None
-        self.energy_basis: str | None = None
+        self.energy_basis: EnergyBasis | None = None
         self.cost: float | None = None
         self.taken = time.monotonic()
         self.begun: float | None = None
@@ -111,8 +111,8 @@ class Row:
 
     def usage(self) -> Usage:
         waited = None if self.begun is None else self.begun - self.taken
-        costs = self.joules, self.energy_basis, self.cost
-        return Usage(self.prompt_len, self.num_written, self.cached_tokens, waited, *costs)
+        counts = self.prompt_len, self.num_written, self.cached_tokens
+        return Usage(*counts, waited, self.joules, self.energy_basis, self.cost)
 
     def preempted(self) -> list[int]:
         """The pages, which the row lets go: it will read its prompt again, and its answer token by token."""

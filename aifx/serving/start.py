@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import queue
 import re
 import time
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import psutil
 
 from aifx.checkpoint.manifest import read_manifest
 from aifx.config.sections import ServeSection
-from aifx.core.errors import UsageError
+from aifx.core.errors import CheckpointError, UsageError
 from aifx.core.json_files import readable_bytes
 from aifx.data.text import TokenFormat
 from aifx.data.tokenizer import Tokenizer
@@ -29,6 +30,7 @@ from aifx.serving.energy import PowerMeter, Shares
 from aifx.serving.engine import Engine
 from aifx.serving.record import Recorder
 from aifx.serving.reproducibility import find_difference
+from aifx.serving.requests import Delta, GenerationRequest, SamplingSettings
 from aifx.serving.rows import Weights
 from aifx.specs import Params
 
@@ -99,7 +101,21 @@ def start_engine(trained: RestoredRun, serve: ServeSection) -> Engine:
         f"{max_len} tokens a request at the most; ready in {time.monotonic() - started:.1f} s"
     )
     engine.start()
+    _write_once(engine)
     return engine
+
+
+def _write_once(engine: Engine) -> None:
+    """Raises AifxError if the engine cannot write."""
+    deltas: queue.Queue[Delta] = queue.Queue()
+    most = min(2, engine.max_model_len - 1)
+    request = GenerationRequest([0], most, SamplingSettings(temperature=0), ignore_end=True)
+    engine.submit(request, deltas.put, weights=engine.weights)
+    while (delta := deltas.get()).finish_reason is None:
+        pass
+    if delta.finish_reason == "error":
+        engine.stop()
+        raise CheckpointError("the model cannot write", delta.error or "", "aifx generate, for a first look")
 
 
 def open_model(trained: RestoredRun, serve: ServeSection) -> Served:

@@ -75,6 +75,12 @@ class ServeOptions:
         str | None, typer.Option("--quantize", metavar="TYPE", help="Quantize the model's matrices, such as int8.")
     ] = None
     lenient: Annotated[bool, typer.Option("--lenient", help="Ignore unknown fields of requests.")] = False
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Serve new checkpoints of the run, once they pass the canary.")
+    ] = False
+    canary: Annotated[
+        Path | None, typer.Option("--canary", metavar="FILE", help="With --watch: prompts that new weights must pass.")
+    ] = None
 
     def overrides(self) -> list[str]:
         """The same as `--set` strings, so that they are checked in one place. Raises UsageError."""
@@ -91,7 +97,7 @@ class ServeOptions:
 
 
 @option_group
-def serve(
+def start(
     run: RunOption = None,
     step: StepOption = None,
     set_: SetOption = None,
@@ -105,6 +111,7 @@ def serve(
         aifx serve
         aifx serve --run main --step last --port 8080
         aifx serve --slots 1 --quantize int8
+        aifx serve --step last --watch --canary canary.jsonl
         AIFX_SERVE__API_KEY=$(cat key) aifx serve --host 0.0.0.0
         curl --json '{"prompt": "Call me"}' localhost:8000/v1/completions
 
@@ -115,13 +122,20 @@ def serve(
         at = parse_step(step)
         refuse_job("serve")
         check_limits()
-        _check_packages()
+        check_packages()
+        if options.canary is not None and not options.watch:
+            raise UsageError(
+                "--canary requires --watch", "it judges new checkpoints", "aifx serve --watch --canary FILE"
+            )
         project = find_project()
         directory = project.existing_run(run)
         from aifx.serving.http.server import HttpServer
 
         overrides = [*(set_ or ()), *options.overrides()]
-        server, listening = _prepare(directory, project, at, overrides)
+        prepared = prepare(directory, project, at, overrides)
+        server, listening = prepared.server, prepared.listening
+        if options.watch:
+            prepared.watch(at, options.canary, overrides)
 
         def report() -> None:
             out.log(f"listening at {listening.url}; {listening.model} of step {listening.step}. Ctrl-C stops it")
@@ -140,8 +154,29 @@ def serve(
             raise SystemExit(int(failure.exit_code)) from None
 
 
-def _prepare(directory: RunDirectory, project: Project, step: Any, overrides: Sequence[str]) -> tuple[Any, Listening]:
+@dataclass(frozen=True)
+class Prepared:
     """A server whose model has written once, and what is said of it."""
+
+    server: Any
+    listening: Listening
+    engine: Any
+    trained: Any
+
+    def watch(self, choice: Any, canary: Path | None, overrides: Sequence[str]) -> None:
+        """Let new checkpoints take over. Raises UsageError, DataError."""
+        from aifx.serving.swap import watch
+
+        settings = self.server.settings
+        try:
+            watch(self.engine, self.trained, settings, choice=choice, canary=canary, overrides=overrides)
+        except AifxError:
+            self.engine.stop()
+            raise
+
+
+def prepare(directory: RunDirectory, project: Project, step: Any, overrides: Sequence[str]) -> Prepared:
+    """Raises AifxError for what cannot be served."""
     from aifx.config import read_config
     from aifx.loading.restore import CURRENT, restore_run
     from aifx.serving.http.access_log import AccessLog
@@ -177,10 +212,10 @@ def _prepare(directory: RunDirectory, project: Project, step: Any, overrides: Se
         max_model_len=engine.max_model_len,
         is_reproducible=engine.is_reproducible,
     )
-    return HttpServer(state, bound), listening
+    return Prepared(HttpServer(state, bound), listening, engine, trained)
 
 
-def _check_packages() -> None:
+def check_packages() -> None:
     """Raise EnvironmentFault if the packages of the extra are missing."""
     from importlib.util import find_spec
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import inprocess
 import jax
 import jax.numpy as jnp
 import pytest
 
+from aifx.core.project import Project
 from aifx.data.tokenizer import Tokenizer, train_tokenizer
 from aifx.models.decoder.model import Decoder
 from aifx.models.decoder.section import DecoderSection
@@ -21,6 +26,32 @@ from aifx.serving.rows import Weights
 from aifx.specs import init_params
 
 MAX_LEN = 256
+
+CONFIG = """
+[data]
+seq_len = 32
+tokenizer = "byte"
+[model]
+num_layers = 1
+embed_dim = 32
+num_heads = 2
+max_seq_len = 128
+[train]
+global_batch_size = 4
+num_steps = 3
+[optimizer]
+learning_rate = 0.05
+[schedule]
+warmup_steps = 0
+[checkpoint]
+every = 1
+keep_last = 10
+[eval]
+checkpoint = "last"
+[serve]
+slots = [4]
+watch_every_s = 0.05
+"""
 
 
 @pytest.fixture(scope="session")
@@ -70,3 +101,39 @@ def engines(devices: Callable[..., Device], params: Any, tokenizer: Tokenizer) -
     yield engine
     for made in started:
         made.stop()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    root = tmp_path_factory.mktemp("swap")
+    (root / "data").mkdir()
+    (root / "data/text.txt").write_text("".join(f"{i} whales, said Ishmael.\n" for i in range(400)))
+    (root / "aifx.toml").write_text(CONFIG)
+    ended = inprocess.run(["train", "--run", "main"], root, dict(os.environ))
+    assert ended.returncode == 0, ended.stderr
+    return Project(root)
+
+
+@pytest.fixture
+def project(trained: Project, tmp_path: Path) -> Project:
+    """Only the checkpoint of step 1 is there; `arrive` brings another."""
+    shutil.copytree(trained.root, tmp_path / "project")
+    for step in (2, 3):
+        shutil.rmtree(tmp_path / f"project/runs/main/checkpoints/{step}")
+    return Project(tmp_path / "project")
+
+
+@pytest.fixture
+def arrive(trained: Project, project: Project, tmp_path: Path) -> Callable[..., None]:
+    def arrive(step: int, *, damaged: bool = False) -> None:
+        new = tmp_path / "new"
+        shutil.copytree(trained.root / f"runs/main/checkpoints/{step}", new)
+        if damaged:
+            largest = max((p for p in new.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+            data = bytearray(largest.read_bytes())
+            for at in range(len(data) // 2, len(data), 64):  # wherever the weights lie
+                data[at] ^= 1
+            largest.write_bytes(data)
+        new.rename(project.root / f"runs/main/checkpoints/{step}")
+
+    return arrive

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,6 +17,7 @@ from aifx.serving.http.documents import (
     Completion,
     CompletionChoice,
     CompletionLogprobs,
+    EnergyUsage,
     PromptTokensDetails,
     UsageAnswer,
 )
@@ -212,9 +213,16 @@ def finished(reason: FinishReason | None) -> Literal["stop", "length"] | None:
 
 
 def usage_answer(usage: Usage) -> UsageAnswer:
+    """What is not known is not there."""
+    known: dict[str, Any] = {}
+    if usage.joules is not None and usage.energy_basis is not None:
+        known["energy"] = EnergyUsage(joules=usage.joules, basis=usage.energy_basis)
+    if usage.cost is not None:
+        known["cost"] = usage.cost
     return UsageAnswer(
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         total_tokens=usage.prompt_tokens + usage.completion_tokens,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_tokens),
+        **known,
     )

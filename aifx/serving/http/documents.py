@@ -18,11 +18,20 @@ class PromptTokensDetails(Answer):
     cached_tokens: int
 
 
+class EnergyUsage(Answer):
+    """An answer's share, by tokens, of what the devices used while it was written."""
+
+    joules: float
+    basis: Literal["measured", "declared", "nameplate"]
+
+
 class UsageAnswer(Answer):
     prompt_tokens: int
     total_tokens: int
     completion_tokens: int = 0
     prompt_tokens_details: PromptTokensDetails | None = None
+    energy: EnergyUsage | None = None
+    cost: float | None = None  # its share of serve.price_per_hour
 
 
 class CompletionLogprobs(Answer):

@@ -229,9 +229,15 @@ def stops(body: SamplingFields) -> tuple[str, ...]:
 
 
 def total_usage(usages: Sequence[Usage], n: int) -> Usage:
-    """What a request cost, each prompt counted once for its n answers."""
+    """Of `n` answers to each prompt, which counts once."""
+    bases = {usage.energy_basis for usage in usages}
+    joules = [usage.joules for usage in usages if usage.joules is not None]
+    costs = [usage.cost for usage in usages if usage.cost is not None]
     return Usage(
         sum(usage.prompt_tokens for usage in usages) // n,
         sum(usage.completion_tokens for usage in usages),
         sum(usage.cached_tokens for usage in usages) // n,
+        joules=sum(joules) if len(joules) == len(usages) else None,
+        energy_basis=bases.pop() if len(bases) == 1 else None,
+        cost=sum(costs) if costs and len(costs) == len(usages) else None,
     )

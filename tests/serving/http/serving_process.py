@@ -20,7 +20,7 @@ from aifx.serving.http.server import HttpServer, bind, url_of
 from aifx.serving.http.state import ServerState
 
 
-def prepare(*_: Any) -> tuple[HttpServer, command.Listening]:
+def prepare(*_: Any) -> command.Prepared:
     engine = ToyEngine(step_s=float(os.environ["AIFX_TEST_STEP_S"]))
     settings = ServeSection(drain_s=float(os.environ["AIFX_TEST_DRAIN_S"]))
     bound = bind("127.0.0.1", 0)
@@ -29,10 +29,10 @@ def prepare(*_: Any) -> tuple[HttpServer, command.Listening]:
         url=url_of(bound), run="main", step=3, model="toy", adapters=[], system_fingerprint="toy", slots=[8],
         pool_tokens=1, max_model_len=4096, is_reproducible=True,
     )  # fmt: skip
-    return HttpServer(state, bound), listening
+    return command.Prepared(HttpServer(state, bound), listening, engine, None)
 
 
 if __name__ == "__main__":
-    command._prepare = prepare
+    command.prepare = prepare
     command.find_project = lambda: SimpleNamespace(existing_run=lambda run: None)  # type: ignore[assignment,return-value]
     main()

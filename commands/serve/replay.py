@@ -1,0 +1,67 @@
+"""`aifx serve replay`: the answers that a server recorded, written again and compared."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aifx.commands.console.jobs import refuse_job
+from aifx.commands.console.options import JsonOption, RunOption, SetOption, StepOption
+from aifx.commands.console.terminal import terminal
+from aifx.commands.serve.command import check_packages
+from aifx.core.errors import ExitCode
+from aifx.core.limits import check_limits
+from aifx.core.project import find_project
+from aifx.core.steps import parse_step
+
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The serve.jsonl of a server.")]
+
+
+def replay(
+    file: FileArgument,
+    run: RunOption = None,
+    step: StepOption = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write recorded answers again, many at once, and exit 1 at the first token or bit that differs.
+
+    Examples:
+        aifx serve replay runs/main/serve.jsonl
+        aifx serve replay serve.jsonl --run main --step 800 --json
+
+    `aifx serve --set serve.log_requests=true` records. The settings of [serve] must be those of that server: answers
+    of other weights or programs are counted and left out.
+    """
+    with terminal(json) as out:
+        at = parse_step(step)
+        refuse_job("serve replay")
+        check_limits()
+        check_packages()
+        project = find_project()
+        directory = project.existing_run(run)
+        from aifx.loading.restore import restore_run
+        from aifx.serving.grammar import Grammars
+        from aifx.serving.record import replay as replay_file
+        from aifx.serving.start import start_engine
+
+        trained = restore_run(directory, project, step=at, overrides=set_ or ())
+        serve = trained.config.serve.model_copy(update={"log_requests": False})
+        engine = start_engine(trained, serve)
+        try:
+            report = replay_file(file, engine, lambda source: Grammars(engine.tokenizer, engine.vocab_size).new(source))
+        finally:
+            engine.stop()
+        found = report.difference
+        if found is None:
+            out.log(f"{report.replayed} answers, {report.tokens} tokens: the same bits; {report.skipped} left out")
+        else:
+            out.log(
+                f"{file}:{found.line}, token {found.token}: {found.recorded} was recorded, {found.replayed} came now"
+            )
+        out.document(asdict(report))
+        if found is not None:
+            raise SystemExit(int(ExitCode.VERDICT))
