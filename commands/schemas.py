@@ -52,6 +52,7 @@ def command_types() -> dict[str, Any]:
     from aifx.planning.planner import PlanList
     from aifx.runs import comparison, status
     from aifx.scaffold import projects
+    from aifx.serving.record import ReplayReport
     from aifx.tasks.shown import ShownData
     from aifx.training.records import TrainDocument
 
@@ -65,6 +66,7 @@ def command_types() -> dict[str, Any]:
         "predict": Predictions,
         "generate": GeneratedText,
         "serve": Listening,
+        "serve-replay": ReplayReport,
         "export": ExportedModel,
         "runs-ls": status.RunList,
         "runs-show": page.RunDetails,
