@@ -9,18 +9,23 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from aifx.models.base import Serves
 from aifx.nn.lora import choose_adapters
+from aifx.parallel.context import ForwardContext
+from aifx.parallel.layout import Layout
 from aifx.programs.decoding import DecodingPrograms
+from aifx.programs.device_parts import model_params
 from aifx.programs.program import Program
 from aifx.programs.sampling import Sampling, sample, top_tokens
-from aifx.specs import init_params, map_specs
+from aifx.specs import ArraySpec, init_params, map_specs
 
 Pool: TypeAlias = Any
 """A model's cache without its page table and lengths."""
@@ -114,15 +119,21 @@ NUM_TOP, MAX_BIAS = 20, 300
 class ServingPrograms:
     """The programs of a model that serves, for a pool of pages. Each is made once."""
 
-    def __init__(self, decoding: DecodingPrograms, params: Any, num_pages: int, max_len: int) -> None:
+    def __init__(
+        self, decoding: DecodingPrograms, params: Any, num_pages: int, max_len: int, layout: Layout | None = None
+    ) -> None:
         """
         Args:
             params: those of `DecodingPrograms.prepare`, or their shapes.
+            layout: on which the model can divide its heads and its vocabulary, if there are several devices. Devices
+                along `tensor` have a part of each product and of the pool; those along `fsdp` gather each layer.
             max_len: tokens of a prompt with its answer, at the most.
         """
         assert isinstance(decoding.model, Serves)
         self.decoding, self.model, self.params = decoding, decoding.model, structs(params)
         self.vocab_size, self.num_pages, self.max_len = self.model.vocab_size, num_pages, max_len
+        self.layout = tensor_layout(layout or decoding.layout, self.model)
+        self._context = ForwardContext(self.layout)
         whole = self.model.cache_specs(1, max_len, decoding.dtype)
         self.pages_per_row = whole[PAGE_TABLE].shape[1]
         self._pool_specs = _pool_of(self.model.cache_specs(1, num_pages * self.model.page_size, decoding.dtype))
@@ -130,12 +141,23 @@ class ServingPrograms:
     @functools.cached_property
     def init_pool(self) -> Program:
         """() -> an empty pool."""
-        return Program("init_pool", lambda: init_params(self._pool_specs, jax.random.key(0)), ())
+        places = jax.tree.map(lambda x: x.sharding, self.pool) if self.layout.num_devices > 1 else None
+        return Program("init_pool", lambda: init_params(self._pool_specs, jax.random.key(0)), (), out_shardings=places)
 
     @property
     def pool(self) -> Pool:
-        """The pool as shapes and dtypes."""
-        return map_specs(lambda spec: spec.struct, self._pool_specs)
+        """The pool as shapes, dtypes and shardings."""
+        if self.layout.num_devices == 1:
+            return map_specs(lambda spec: spec.struct, self._pool_specs)
+
+        def struct(spec: ArraySpec) -> jax.ShapeDtypeStruct:
+            place = NamedSharding(self.layout.mesh, self._pool_partition(spec))
+            return jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=place)
+
+        return map_specs(struct, self._pool_specs)
+
+    def _pool_partition(self, spec: ArraySpec) -> PartitionSpec:
+        return PartitionSpec(*(axes or None for axes in self.layout.stored(spec, self.layout.computation)))
 
     @functools.lru_cache(maxsize=16)  # noqa: B019  # the cache goes with the process, as compiled programs do
     def decode(self, rows: int) -> Program:
@@ -147,7 +169,7 @@ class ServingPrograms:
         ) -> tuple[Pool, Drawn]:
             cache = {**pool, PAGE_TABLE: table, LENGTHS: lengths}
             params = choose_adapters(params, draws.adapters)
-            hidden, cache = self.model.decode(params, tokens, cache, self.decoding.context)
+            hidden, cache = self.model.decode(params, tokens, cache, self._context)
             return _pool_of(cache), self._draw(params, hidden, draws)
 
         counts = jax.ShapeDtypeStruct((rows,), jnp.int32)
@@ -172,7 +194,7 @@ class ServingPrograms:
             start, count, is_last, wants_targets = facts
             cache = {**pool, PAGE_TABLE: table, LENGTHS: start[None]}
             params = choose_adapters(params, jnp.broadcast_to(draws.adapters, chunk))
-            hidden, cache = self.model.extend(params, tokens, cache, self.decoding.context)
+            hidden, cache = self.model.extend(params, tokens, cache, self._context)
             last = jax.lax.dynamic_slice_in_dim(hidden[0], count - 1, 1)
             drawn = self._if(is_last, lambda: self._draw(params, last, draws))
             scores = self._if(wants_targets, lambda: self._scores_of(params, hidden[0], targets[0]))
@@ -214,7 +236,17 @@ class ServingPrograms:
         )
 
     def _program(self, name: str, function: Any, arguments: tuple[Any, ...]) -> Program:
-        return Program(name, self.decoding.per_device(function), arguments, donate=(1,), kernels=self.decoding.kernels)
+        kernels, layout, specs = self.decoding.kernels, self.layout, self.decoding.specs
+        if layout.num_devices == 1:
+            return Program(name, function, arguments, donate=(1,), kernels=kernels)
+
+        def with_parts(params: Any, *others: Any) -> Any:
+            return function(model_params(self.model, params, specs, layout), *others)
+
+        pool = map_specs(self._pool_partition, self._pool_specs)
+        in_specs = (layout.partitions(specs), pool, *(PartitionSpec(),) * (len(arguments) - 2))
+        mapped = layout.per_device(with_parts, in_specs, (pool, PartitionSpec()))
+        return Program(name, mapped, arguments, donate=(1,), kernels=kernels)
 
     def _if(self, condition: jax.Array, compute: Any) -> Any:
         """What `compute` gives, or zeros."""
@@ -223,7 +255,7 @@ class ServingPrograms:
 
     def _draw(self, params: Any, hidden: jax.Array, draws: Draws) -> Drawn:
         """A token of each row of `hidden` `[rows, embed]`."""
-        logits = self.model.head(params, self.decoding.context)(hidden).astype(jnp.float32)
+        logits = self._logits(params, hidden)
         ruled = apply_rules(logits, draws.sampling.temperature, draws.rules)
         keys = jax.vmap(lambda seed, at: jax.random.fold_in(jax.random.key(seed), at))(draws.seeds, draws.positions)
         token = sample(ruled, keys, draws.sampling)
@@ -231,8 +263,19 @@ class ServingPrograms:
         return Drawn(token, jnp.isfinite(jnp.max(logits, axis=1)), *scores)
 
     def _scores_of(self, params: Any, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, ...]:
-        logits = self.model.head(params, self.decoding.context)(hidden).astype(jnp.float32)
-        return scores_of(logits, targets)
+        return scores_of(self._logits(params, hidden), targets)
+
+    def _logits(self, params: Any, hidden: jax.Array) -> jax.Array:
+        """Float32 `[rows, vocab]`: of the whole vocabulary, on each device."""
+        head = self.model.head(params, self._context)
+        logits = head(hidden).astype(jnp.float32)
+        return jax.lax.all_gather(logits, head.axes, axis=1, tiled=True) if head.axes else logits
+
+
+def tensor_layout(layout: Layout, model: Serves) -> Layout:
+    """The layout of which devices along `tensor` divide a layer, and all have the same rows."""
+    divided = set(getattr(model, "divides", ())) - {"batch", "seq"}
+    return replace(layout, computation={name: axes for name, axes in layout.computation.items() if name in divided})
 
 
 def scores_of(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -7,7 +7,7 @@ import logging
 import queue
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -21,6 +21,7 @@ from aifx.data.tokenizer import Tokenizer
 from aifx.generation.generator import unable_to_write
 from aifx.loading.restore import RestoredRun
 from aifx.models.base import Serves
+from aifx.parallel.layout import Layout
 from aifx.programs.decoding import DecodingPrograms
 from aifx.programs.serving import ServingPrograms, page_bytes
 from aifx.runs.base_run import weights_digest
@@ -48,6 +49,7 @@ class Served:
     params: Params
     digest: str  # of the weights as they were stored, and how they are used
     tokenizer: Tokenizer
+    layout: Layout
     adapters: Mapping[str, str]  # the digest of each, by name
 
     def weights(self, device: Device) -> Weights:
@@ -75,8 +77,9 @@ def start_engine(trained: RestoredRun, serve: ServeSection) -> Engine:
     if chunk % model.page_size:
         why = f"a page has {model.page_size} tokens, and a part of a prompt fills pages"
         raise UsageError(f"serve.prefill_chunk = {chunk}", why, f"--set serve.prefill_chunk={model.page_size}")
+    check_layout(served, slots, chunk)
     num_pages = pool_pages(served.decoding, serve, max(slots), max_len)
-    programs = ServingPrograms(served.decoding, served.params, num_pages, max_len)
+    programs = ServingPrograms(served.decoding, served.params, num_pages, max_len, served.layout)
     meter = PowerMeter(served.decoding.layout.devices, serve.power_w)
     device = Device(programs, slots, chunk)
     weights = served.weights(device)
@@ -118,6 +121,19 @@ def _write_once(engine: Engine) -> None:
         raise CheckpointError("the model cannot write", delta.error or "", "aifx generate, for a first look")
 
 
+def check_layout(served: Served, slots: Sequence[int], chunk: int) -> None:
+    """Raises UsageError for what devices along `tensor` cannot divide."""
+    count = served.layout.degrees.tensor
+    for name, sizes in (("serve.slots", slots), ("serve.prefill_chunk", [chunk])):
+        if odd := [size for size in sizes if size % count]:
+            why = f"mesh.tensor = {count} devices divide the rows of a program"
+            raise UsageError(f"{name} = {odd[0]}", why, f"--set {name}={count * -(-odd[0] // count)}")
+    kv_heads = getattr(served.decoding.model, "num_kv_heads", count)
+    if kv_heads % count:
+        why = f"{kv_heads} heads of keys and values, and {count} devices divide them"
+        raise UsageError(f"mesh.tensor = {count} cannot serve this model", why, "--set mesh.tensor=1")
+
+
 def open_model(trained: RestoredRun, serve: ServeSection) -> Served:
     """Raises UsageError if the run's model cannot be served."""
     programs, params, frozen = trained.programs(serve.quantize)
@@ -139,7 +155,7 @@ def open_model(trained: RestoredRun, serve: ServeSection) -> Served:
         )
     params = with_banks(params, programs.plain.specs, adapters, programs.dtype)
     named = {adapter.name: adapter.digest for adapter in adapters}
-    return Served(programs.decoding, programs.decoding.prepare(params), digest, form.tokenizer, named)
+    return Served(programs.decoding, programs.decoding.prepare(params), digest, form.tokenizer, programs.layout, named)
 
 
 def pool_pages(decoding: DecodingPrograms, serve: ServeSection, rows: int, max_len: int) -> int:

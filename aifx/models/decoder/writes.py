@@ -42,14 +42,14 @@ class Writes(Protocol):
         """
         sequences = Sequences(inputs.shape, cached=Cached(cache["page_table"], jnp.zeros_like(lengths)))
         x, kept = self.forward(params, inputs, sequences, cache[LAYERS], ctx)
-        return x.reshape(*inputs.shape, -1), {**cache, "lengths": lengths, LAYERS: kept}
+        return _of_all(x, ctx).reshape(*inputs.shape, -1), {**cache, "lengths": lengths, LAYERS: kept}
 
     def decode(self, params: Params, tokens: jax.Array, cache: Cache, ctx: ForwardContext) -> tuple[jax.Array, Cache]:
         """What the head reads, `[batch, embed]`, of one more token per row, `[batch]`, and the cache with it."""
         held = cache["lengths"]
         sequences = Sequences((tokens.size, 1), held[:, None], cached=Cached(cache["page_table"], held, "one"))
         x, kept = self.forward(params, tokens[:, None], sequences, cache[LAYERS], ctx)
-        return x, {**cache, "lengths": held + 1, LAYERS: kept}
+        return _of_all(x, ctx), {**cache, "lengths": held + 1, LAYERS: kept}
 
     def extend(self, params: Params, inputs: jax.Array, cache: Cache, ctx: ForwardContext) -> tuple[jax.Array, Cache]:
         """What the head reads, `[batch, seq, embed]`, of more tokens of each row, `[batch, seq]`, and the cache with
@@ -58,4 +58,10 @@ class Writes(Protocol):
         positions = held[:, None] + jnp.arange(inputs.shape[1])
         sequences = Sequences(inputs.shape, positions, cached=Cached(cache["page_table"], held, "many"))
         x, kept = self.forward(params, inputs, sequences, cache[LAYERS], ctx)
-        return x.reshape(*inputs.shape, -1), {**cache, "lengths": held + inputs.shape[1], LAYERS: kept}
+        kept_cache = {**cache, "lengths": held + inputs.shape[1], LAYERS: kept}
+        return _of_all(x, ctx).reshape(*inputs.shape, -1), kept_cache
+
+
+def _of_all(x: jax.Array, ctx: ForwardContext) -> jax.Array:
+    """The vectors `[tokens, embed]` of all tokens, of which a device along `tensor` has its own."""
+    return ctx.layout.gather_tokens(x)
