@@ -160,9 +160,15 @@ class ServingPrograms:
         return PartitionSpec(*(axes or None for axes in self.layout.stored(spec, self.layout.computation)))
 
     @functools.lru_cache(maxsize=16)  # noqa: B019  # the cache goes with the process, as compiled programs do
-    def decode(self, rows: int) -> Program:
+    def decode(self, rows: int, block: int | None = None) -> Program:
         """(params, pool, tokens `[rows]`, lengths `[rows]`, page table `[rows, pages_per_row]`, draws) -> the pool with
-        a token more of each row, at position `lengths`, and what is drawn next. A row without pages writes nothing."""
+        a token more of each row, at position `lengths`, and what is drawn next. A row without pages writes nothing.
+
+        Args:
+            block: rows that are drawn together, a divisor of `rows`; all by default. XLA's CPU backend adds up a row of
+                8 in another order than a row of 16, so programs of several sizes draw for as many rows as the smallest.
+        """
+        block = block or rows
 
         def decode(
             params: Any, pool: Pool, tokens: jax.Array, lengths: jax.Array, table: jax.Array, draws: Draws
@@ -170,7 +176,7 @@ class ServingPrograms:
             cache = {**pool, PAGE_TABLE: table, LENGTHS: lengths}
             params = choose_adapters(params, draws.adapters)
             hidden, cache = self.model.decode(params, tokens, cache, self._context)
-            return _pool_of(cache), self._draw(params, hidden, draws)
+            return _pool_of(cache), self._draw(params, hidden, draws, block)
 
         counts = jax.ShapeDtypeStruct((rows,), jnp.int32)
         table = jax.ShapeDtypeStruct((rows, self.pages_per_row), jnp.int32)
@@ -196,8 +202,8 @@ class ServingPrograms:
             params = choose_adapters(params, jnp.broadcast_to(draws.adapters, chunk))
             hidden, cache = self.model.extend(params, tokens, cache, self._context)
             last = jax.lax.dynamic_slice_in_dim(hidden[0], count - 1, 1)
-            drawn = self._if(is_last, lambda: self._draw(params, last, draws))
-            scores = self._if(wants_targets, lambda: self._scores_of(params, hidden[0], targets[0]))
+            drawn = compute_if(is_last > 0, lambda: self._draw(params, last, draws))
+            scores = compute_if(wants_targets > 0, lambda: self._scores_of(params, hidden[0], targets[0]))
             wide = hidden[0].astype(jnp.float32)
             own = jnp.where((jnp.arange(chunk) < count)[:, None], wide, 0.0)
             logprobs, top, top_logprobs = scores
@@ -248,19 +254,15 @@ class ServingPrograms:
         mapped = layout.per_device(with_parts, in_specs, (pool, PartitionSpec()))
         return Program(name, mapped, arguments, donate=(1,), kernels=kernels)
 
-    def _if(self, condition: jax.Array, compute: Any) -> Any:
-        """What `compute` gives, or zeros."""
-        empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute))
-        return jax.lax.cond(condition > 0, compute, lambda: empty)
-
-    def _draw(self, params: Any, hidden: jax.Array, draws: Draws) -> Drawn:
-        """A token of each row of `hidden` `[rows, embed]`."""
-        logits = self._logits(params, hidden)
-        ruled = apply_rules(logits, draws.sampling.temperature, draws.rules)
-        keys = jax.vmap(lambda seed, at: jax.random.fold_in(jax.random.key(seed), at))(draws.seeds, draws.positions)
-        token = sample(ruled, keys, draws.sampling)
-        scores = self._if(jnp.any(draws.num_top >= 0).astype(jnp.int32), lambda: scores_of(logits, token))
-        return Drawn(token, jnp.isfinite(jnp.max(logits, axis=1)), *scores)
+    def _draw(self, params: Any, hidden: jax.Array, draws: Draws, block: int = 1) -> Drawn:
+        """A token of each row of `hidden` `[rows, embed]`, drawn for `block` rows at a time."""
+        logits, rows = self._logits(params, hidden), hidden.shape[0]
+        if rows == block:
+            return draw(logits, draws)
+        blocks = jax.tree.map(lambda x: x.reshape(rows // block, block, *x.shape[1:]), (logits, draws))
+        found = jax.lax.map(lambda part: draw(*part), blocks)
+        drawn: Drawn = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), found)
+        return drawn
 
     def _scores_of(self, params: Any, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, ...]:
         return scores_of(self._logits(params, hidden), targets)
@@ -270,6 +272,21 @@ class ServingPrograms:
         head = self.model.head(params, self._context)
         logits = head(hidden).astype(jnp.float32)
         return jax.lax.all_gather(logits, head.axes, axis=1, tiled=True) if head.axes else logits
+
+
+def draw(logits: jax.Array, draws: Draws) -> Drawn:
+    """A token of each row of logits `[rows, vocab]`."""
+    ruled = apply_rules(logits, draws.sampling.temperature, draws.rules)
+    keys = jax.vmap(lambda seed, at: jax.random.fold_in(jax.random.key(seed), at))(draws.seeds, draws.positions)
+    token = sample(ruled, keys, draws.sampling)
+    scores = compute_if(jnp.any(draws.num_top >= 0), lambda: scores_of(logits, token))
+    return Drawn(token, jnp.isfinite(jnp.max(logits, axis=1)), *scores)
+
+
+def compute_if(condition: jax.Array, compute: Callable[[], Any]) -> Any:
+    """What `compute` gives, or zeros."""
+    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute))
+    return jax.lax.cond(condition, compute, lambda: empty)
 
 
 def tensor_layout(layout: Layout, model: Serves) -> Layout:

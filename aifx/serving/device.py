@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,8 @@ class Device:
             chunk: tokens of a prompt that are read at once, a multiple of the page size.
         """
         self.programs, self.slots, self.chunk = programs, tuple(slots), chunk
-        lowered = {size: programs.decode(size).lower() for size in self.slots}
+        block = math.gcd(*self.slots)
+        lowered = {size: programs.decode(size, block).lower() for size in self.slots}
         read = programs.read(chunk).lower()
         texts = "".join(x.as_text() for x in (*lowered.values(), read))
         self.digest = hashlib.sha256(texts.encode()).hexdigest()

@@ -48,33 +48,29 @@ def find_difference(device: Device, weights: Weights, tokenizer: Tokenizer) -> s
             row.held = min(row.held + device.chunk, row.prompt_len)
         row.tokens.append(int(read.drawn.token[0]) if row in rows[:READ] else 0)
 
-    def bits_of_first(company: list[Row], place: int) -> list[bytes]:
-        """What row 0 writes in the place `place` among the others."""
-        ordered = [*company[:place], rows[0], *company[place:]]
-        for row in ordered:
+    def bits_of(company: list[Row]) -> dict[int, list[bytes]]:
+        """What each row writes, by its number, if these write together."""
+        for row in company:
             row.held, row.tokens = row.prompt_len, row.tokens[: row.prompt_len + 1]
-        bits = []
+        bits: dict[int, list[bytes]] = {rows.index(row): [] for row in company}
         for _ in range(STEPS):
-            drawn = device.decode(weights.params, ordered)
-            bits.append(_bits(drawn, place))
-            for row, token in zip(ordered, np.asarray(drawn.token), strict=False):
+            drawn = device.decode(weights.params, company)
+            for place, (number, row) in enumerate(zip(bits, company, strict=True)):
+                bits[number].append(_bits(drawn, place))
                 row.held += 1
-                row.tokens.append(int(token))
+                row.tokens.append(int(drawn.token[place]))
         return bits
 
     smallest = min(device.slots)
-    alone = bits_of_first([], 0)
-    trials = [(f"{count} rows, the row at place {place}", count, place) for count, place in _companies(device, most)]
-    for name, count, place in trials:
-        if bits_of_first(rows[1:count], place) != alone:
-            return f"other bits than alone in {smallest} slots: {name}"
+    expected: dict[int, list[bytes]] = {}
+    for start in range(0, most, smallest):
+        expected |= bits_of(rows[start : start + smallest])
+    trials = [rows[:1], *(rows[: min(size, most)][::-1] for size in device.slots)]
+    for company in trials:
+        for number, bits in bits_of(company).items():
+            if bits != expected[number]:
+                return f"a row of {len(company)} has other bits than among others in {smallest} slots"
     return None
-
-
-def _companies(device: Device, most: int) -> list[tuple[int, int]]:
-    """For each program, as many rows as it takes, the row first and last among them."""
-    counts = sorted({min(size, most) for size in device.slots})
-    return [(count, place) for count in counts for place in sorted({0, count - 1})]
 
 
 def _bits(drawn: Any, place: int) -> bytes:
