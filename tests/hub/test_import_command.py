@@ -134,6 +134,22 @@ def test_shards_and_prefixes_make_the_same_run(hub_models, tmp_path, empty_proje
     assert record["ignored"] == ["h.0.attn.bias", "h.1.attn.bias"]
 
 
+def test_buffers_of_the_family_are_passed_over_and_code_does_not_run(hub_models, tmp_path, empty_project):
+    folder, ran = shutil.copytree(hub_models("llama"), tmp_path / "llama"), tmp_path / "ran"
+    found = load_file(folder / "model.safetensors")
+    buffers = ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"]
+    save_file(found | {key: np.ones(2, np.float32) for key in buffers}, folder / "model.safetensors")
+    for name in ("modeling_own.py", "configuration_own.py", "__init__.py"):
+        (folder / name).write_text(f"open({str(ran)!r}, 'w')")
+    config = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "configuration_own.Config", "AutoModelForCausalLM": "modeling_own.Model"}
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": own}))
+    import_model(str(folder), empty_project, "own")
+    record = json.loads((empty_project.run("own").path / "import.json").read_text())
+    assert record["ignored"] == buffers
+    assert not ran.exists()
+
+
 def test_weights_keep_their_type_and_are_rounded_on_request_alone(hub_models, tmp_path, empty_project):
     folder = shutil.copytree(hub_models("qwen3"), tmp_path / "qwen3")
     found = load_file(folder / "model.safetensors")
