@@ -87,7 +87,7 @@ test-peers: setup-test  ## compare models in and out with transformers and PEFT,
 	rm -rf build/peers
 	$(PEERS_VENV)/bin/python tests/hub/peer_models.py make build/peers/imported $(ARGS)
 	$(PEERS_VENV)/bin/python tests/hub/peer_pictures.py make build/peers/pictures $(ARGS)
-	$(python) -m pytest -q tests/hub/compare_with_peers.py
+	$(python) -m pytest -q tests/hub/compare_with_peers.py tests/serving/compare_with_lm_eval.py
 	$(PEERS_VENV)/bin/python tests/hub/peer_models.py check build/peers/exported
 	$(PEERS_VENV)/bin/python tests/hub/peer_models.py check-adapters build/peers/adapters
 	$(python) tests/data/peer_chats.py tokenizer build/peers/chat-tokenizer.json

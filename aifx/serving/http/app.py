@@ -20,7 +20,7 @@ from aifx.serving.http.errors import ApiError, api_error, http_error
 from aifx.serving.http.gate import Gate
 from aifx.serving.http.openapi import Operation, document
 from aifx.serving.http.state import ServerState
-from aifx.serving.http.tokens import detokenize, embeddings, tokenize
+from aifx.serving.http.tokens import detokenize, embeddings, tokenize, tokenizer_info
 
 
 def make_app(state: ServerState) -> Starlette:
@@ -109,6 +109,7 @@ OPERATIONS = (
     Operation("GET", "/v1/models/{model:path}", None, documents.ModelCard, model),
     Operation("POST", "/tokenize", protocol.TokenizeRequest, documents.Tokens, tokenize),
     Operation("POST", "/detokenize", protocol.DetokenizeRequest, documents.Detokenized, detokenize),
+    Operation("GET", "/tokenizer_info", None, documents.TokenizerInfo, tokenizer_info),
     Operation("GET", "/health", None, documents.Status, health),
     Operation("GET", "/ready", None, documents.Status, ready),
     Operation("GET", "/metrics", None, None, metrics),

@@ -163,6 +163,15 @@ class Tokens(Answer):
     token_strs: list[str] | None
 
 
+class TokenizerInfo(Answer):
+    """What clients need that encode and count tokens by this server, such as lm-eval."""
+
+    tokenizer_class: str
+    eos_token: str
+    bos_token: str | None = None
+    chat_template: str | None = None
+
+
 class Detokenized(Answer):
     prompt: str
 

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from aifx.serving.http.answers import json_response
-from aifx.serving.http.documents import Detokenized, Embedding, Embeddings, Tokens, UsageAnswer
+from aifx.serving.http.documents import Detokenized, Embedding, Embeddings, TokenizerInfo, Tokens, UsageAnswer
 from aifx.serving.http.errors import ApiError, ClientGone, from_engine
 from aifx.serving.http.protocol import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
 from aifx.serving.http.state import ServerState, record_of
@@ -114,3 +114,15 @@ async def detokenize(request: Request) -> Response:
         why = f"token {max(body.tokens)} of a vocabulary of {state.tokenizer.vocab_size}"
         raise ApiError(400, f"tokens: {why}", param="tokens")
     return json_response(Detokenized(prompt=state.tokenizer.decode(body.tokens)))
+
+
+async def tokenizer_info(request: Request) -> Response:
+    """The names of special tokens, and the chat template."""
+    state: ServerState = request.app.state.server
+    tokenizer = state.tokenizer
+    known: dict[str, str] = {}
+    if tokenizer.begin_ids:
+        known["bos_token"] = tokenizer.token(tokenizer.begin_ids[0])
+    if state.renderer is not None:
+        known["chat_template"] = state.renderer.template.source
+    return json_response(TokenizerInfo(tokenizer_class="aifx", eos_token=tokenizer.token(tokenizer.eos_id), **known))
