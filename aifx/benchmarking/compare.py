@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import comb, isnan
 from typing import Literal, TypedDict
 
-from aifx.benchmarking.estimate import LEAST_LAUNCHES, SIGNIFICANCE, Change, change
+from aifx.benchmarking.estimate import LEAST_LAUNCHES, SIGNIFICANCE, Change
 from aifx.benchmarking.results import Param, Report, Request, Result
 
 Verdict = Literal["slower", "faster", "same", "unsure"]
@@ -234,7 +234,7 @@ def asked(before: Request, after: Request) -> list[str]:
 
 
 def _comparison(old: Result, new: Result) -> Comparison:
-    found = change(old.samples_s, new.samples_s)
+    found = new.change_since(old)
     if isnan(found.ratio):
         return Comparison(old, new, found, "unsure", "a lower decile is not above zero")
     if found.p is None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from aifx.benchmarking.estimate import UNDISTURBED, estimate
+from aifx.benchmarking.estimate import UNDISTURBED, Change, change, estimate
 from aifx.benchmarking.fingerprint import Fingerprint
 from aifx.benchmarking.units import named
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode, UsageError
@@ -32,11 +32,14 @@ class _Named(_Document):
     Attributes:
         same_as: the key of the result whose samples these are, repeated in their place among others. They are compared
             there alone, so that one slowdown is reported once.
+        compared_at: the quantile of a launch's samples that comparisons go by: low if only disturbances make them
+            differ, 0.5 if they differ by themselves, as requests do.
     """
 
     name: str
     params: dict[str, Param]
     same_as: str | None = None
+    compared_at: float = UNDISTURBED
 
     @property
     def key(self) -> str:
@@ -62,6 +65,7 @@ class Measured(_Named):
         flops, num_bytes: what doing it once asks for at the least.
         bound_s: the least time in which the hardware could do that (the roofline); None where it is not known.
         figures: what else was seen, each with its unit in its name: units_per_s, peak_memory_bytes.
+        sources: of figures that were not measured here: "declared", or "measured" by the server.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,6 +77,7 @@ class Measured(_Named):
     bound_s: float | None = None
     unit: str | None = None
     figures: dict[str, float | None] = Field(default_factory=dict)
+    sources: dict[str, str] = Field(default_factory=dict)
 
 
 class Result(_Named):
@@ -85,6 +90,7 @@ class Result(_Named):
         roofline_fraction: the least time that the hardware could take over the median.
         unit: what `units_per_s` and `units_per_joule` of the figures count: "tokens", "images".
         figures: the median over the launches of each.
+        sources: as the last launch has them.
     """
 
     median_s: float
@@ -95,6 +101,7 @@ class Result(_Named):
     roofline_fraction: float | None = None
     unit: str | None = None
     figures: dict[str, float | None] = Field(default_factory=dict)
+    sources: dict[str, str] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, launches: list[Measured]) -> Self:
@@ -114,6 +121,7 @@ class Result(_Named):
             name=last.name,
             params=last.params,
             same_as=last.same_as,
+            compared_at=last.compared_at,
             median_s=found.median,
             interval_s=(found.low, found.high),
             samples_s=samples,
@@ -122,12 +130,17 @@ class Result(_Named):
             roofline_fraction=rate(last.bound_s),
             unit=last.unit,
             figures={name: median(values) if values else None for name, values in figures.items()},
+            sources=last.sources,
         )
+
+    def change_since(self, before: Result) -> Change:
+        """How it compares with an earlier one."""
+        return change(before.samples_s, self.samples_s, self.compared_at)
 
     @property
     def scatter(self) -> float:
-        """Half the interval of what comparisons go by (`estimate.UNDISTURBED`), as a share of it."""
-        found = estimate(self.samples_s, UNDISTURBED)
+        """Half the interval of what comparisons go by (`compared_at`), as a share of it."""
+        found = estimate(self.samples_s, self.compared_at)
         return (found.high - found.low) / 2 / found.median if found.median > 0 else 0.0
 
     @property

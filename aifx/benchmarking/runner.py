@@ -107,19 +107,24 @@ class Launches:
     def _launch(self, suite: str) -> bool:
         """Whether a launch came to its end."""
         request = json.dumps({"suite": suite, "quick": self.request.quick, "options": self.request.options})
-        with Child.of_module(
+        child = Child.of_module(
             "aifx.benchmarking.worker",
             request,
             env=with_huge_pages(os.environ),  # as training runs
             cwd=self._folder,
             silence_s=SILENCE_S,
             grace_s=GRACE_S,
-        ) as child:
-            try:
+        )
+        try:
+            with child:
                 if any(self._take(event) for event in child.events()):
                     return False
-            finally:
-                publish(None)
+        except KeyboardInterrupt:
+            for event in child.take_events():  # it may report what it has when it is ended
+                self._take(event)
+            raise
+        finally:
+            publish(None)
         ended = child.wait()
         if ended.cut:
             self._fail(Failure(what=f"{suite} hangs", why=f"nothing was heard of it for {SILENCE_S:.0f} s"))

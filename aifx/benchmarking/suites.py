@@ -30,12 +30,14 @@ class Suite:
     Attributes:
         leaves_devices: whether they have to be free for processes that it starts: a TPU belongs to one process, and
             JAX takes most of a GPU's memory.
+        needs_target: it is given what to measure, so that it is no part of `all`.
         slice_s, quick_s: seconds for the samples of one result in one launch.
     """
 
     name: str
     needs_project: bool = True
     leaves_devices: bool = False
+    needs_target: bool = False
     slice_s: float = 1.0
     quick_s: float = 0.15
 
@@ -49,6 +51,7 @@ SUITES = {
         Suite("data"),
         Suite("checkpoint"),
         Suite("startup", leaves_devices=True),
+        Suite("serve", needs_project=False, leaves_devices=True, needs_target=True),
     )
 }
 

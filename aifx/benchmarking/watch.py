@@ -26,8 +26,12 @@ SLOWED = ("software_power_cap", *FAULT_REASONS)
 
 
 @contextmanager
-def watch_machine() -> Iterator[None]:
-    """Around a launch: compares the counters of before and after, and logs what disturbed it."""
+def watch_machine(*, watch_others: bool = True) -> Iterator[None]:
+    """Around a launch: compares the counters of before and after, and logs what disturbed it.
+
+    Args:
+        watch_others: other processes disturb it; not if one of them is what is measured.
+    """
     started, cores = time.monotonic(), psutil.cpu_count() or 1
     busy_s, own_s, throttled_s = _busy_s(), _own_s(), _throttled_s()
     clock_mhz, gpus = _clock_mhz(), _gpu_clocks()
@@ -36,7 +40,7 @@ def watch_machine() -> Iterator[None]:
     finally:
         elapsed = max(time.monotonic() - started, 1e-3)
         others = (_busy_s() - busy_s - (_own_s() - own_s)) / elapsed / cores
-        if others > OTHER_LOAD:
+        if watch_others and others > OTHER_LOAD:
             logger.warning(f"other processes used {others:.0%} of this machine's cores: figures may be too slow")
         throttled = (_throttled_s() - throttled_s) / elapsed
         if throttled > THROTTLED:

@@ -56,7 +56,7 @@ def run(request: dict[str, Any], emit: Emit) -> None:
             emit({"fingerprint": fingerprint(folder).model_dump(mode="json")})
         if only_fingerprint:
             return
-        with watch_machine():
+        with watch_machine(watch_others=not suite.needs_target):
             for found in module.measure(bench):
                 emit({"result": found.model_dump(mode="json")})
 

@@ -115,7 +115,7 @@ def show_compared(out: Output, before: Report, after: Report, a: str, b: str, co
     out.print("")
     _table(out, compared.results)
     out.print("")
-    out.print("A and B are medians; change and p go by lower deciles, which little disturbs")
+    out.print(f"A and B are medians; change and p go by {_basis(compared)}")
     for words in _missing(compared):
         out.print(words)
     if compared.differences:
@@ -124,6 +124,16 @@ def show_compared(out: Output, before: Report, after: Report, a: str, b: str, co
     if judged * 2 * SIGNIFICANCE >= 1:
         chance = round(judged * 2 * SIGNIFICANCE)
         out.print(f"of {judged} results that did not change, {chance} would be called slower or faster by chance")
+
+
+def _basis(compared: Compared) -> str:
+    """What represents a launch."""
+    from aifx.benchmarking.estimate import MIDDLE
+
+    if all(found.after.compared_at == MIDDLE for found in compared.results):
+        return "medians of the requests"
+    requests = any(found.after.compared_at == MIDDLE for found in compared.results)
+    return f"lower deciles, which little disturbs{', or medians of requests' * requests}"
 
 
 def _table(out: Output, results: list[Comparison]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from aifx.commands.bench import compare, gate, history
+from aifx.commands.bench import compare, gate, history, serving
 from aifx.commands.bench.measuring import Measuring, bench
 from aifx.commands.console.options import SetOption, option_group
 from aifx.commands.console.terminal import terminal
@@ -111,6 +111,8 @@ _add_project_suite(
     """,
 )
 
+app.command()(option_group(serving.serve))
+
 
 @app.command("all")
 @option_group
@@ -125,7 +127,8 @@ def all_(set_: SetOption = None, *, how: Measuring) -> None:
         from aifx.benchmarking.suites import SUITES
 
         has_project = is_in_project()
-        suites = [suite.name for suite in SUITES.values() if has_project or not suite.needs_project]
+        able = [suite for suite in SUITES.values() if has_project or not suite.needs_project]
+        suites = [suite.name for suite in able if not suite.needs_target]
         if not has_project:
             out.log("not in a project: training, data, checkpoints and startup are not measured")
         bench(out, suites, {"set": set_ or []}, how)

@@ -103,7 +103,6 @@ def _reports(out: Output, store: Store, name: str) -> list[Report]:
 
 def _show(out: Output, reports: list[Report], chosen: Result) -> None:
     """One line per report, compared with the one before on the same hardware; then the picture."""
-    from aifx.benchmarking.estimate import change
     from aifx.commands.bench.report import ascii_only
     from aifx.commands.console.chart import line_chart
 
@@ -121,7 +120,7 @@ def _show(out: Output, reports: list[Report], chosen: Result) -> None:
             difference = f"not comparable: {obstacles[0]}"
         else:
             if before is not None:
-                found = change(before.samples_s, result.samples_s)
+                found = result.change_since(before)
                 difference = f"{units.change(found.ratio)}{'' if found.is_significant else ' (not significant)'}"
             before = result
             medians.append(result.median_s)

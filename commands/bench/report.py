@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from aifx.benchmarking.units import counted, duration, named, rate, share, size
+from aifx.commands.bench.serving import show_serving
 from aifx.commands.console.chart import bar, shares, sparkline
 from aifx.commands.console.output import Output
 
@@ -53,6 +54,10 @@ def show(out: Output, report: Report) -> None:
     for suite in report.request.suites:
         results = [result for result in report.results if result.suite == suite]
         if not results:
+            continue
+        if suite == "serve":
+            show_serving(out, results, PLUS_MINUS[ascii_only(out)])
+            out.print("")
             continue
         if suite == "train" and (step := step_of(report)):
             _bar_of_parts(out, step)

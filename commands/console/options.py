@@ -41,27 +41,30 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what the co
 
 
 def option_group(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with one parameter per option, made from one that takes a dataclass of options.
+    """A command with one parameter per option, made from one that takes dataclasses of options.
 
     A field of the dataclass is an option: `quick: Annotated[bool, typer.Option("--quick")] = False`.
     """
     own = inspect.signature(command, eval_str=True)
-    (group,) = (parameter for parameter in own.parameters.values() if is_dataclass(parameter.annotation))
-    kind: Any = group.annotation
-    hints = get_type_hints(kind, include_extras=True)
-    grouped = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-        )
-        for field in fields(kind)
-    ]
+    kinds: dict[str, Any] = {p.name: p.annotation for p in own.parameters.values() if is_dataclass(p.annotation)}
+    grouped = []
+    for kind in kinds.values():
+        hints = get_type_hints(kind, include_extras=True)
+        grouped += [
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+            )
+            for field in fields(kind)
+        ]
 
     @functools.wraps(command)
     def with_options(**given: Any) -> None:
-        options = kind(**{parameter.name: given.pop(parameter.name) for parameter in grouped})
-        command(**given, **{group.name: options})
+        groups = {
+            name: kind(**{field.name: given.pop(field.name) for field in fields(kind)}) for name, kind in kinds.items()
+        }
+        command(**given, **groups)
 
-    parameters = [*(p for p in own.parameters.values() if p is not group), *grouped]
+    parameters = [*(p for p in own.parameters.values() if p.name not in kinds), *grouped]
     with_options.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
     del with_options.__wrapped__
     with_options.__annotations__ = {p.name: p.annotation for p in parameters}
