@@ -57,6 +57,15 @@ def is_closed(client: socket.socket) -> bool:
     return True
 
 
+def test_small_writes_are_sent_at_once(served: Served) -> None:
+    """Otherwise a token of a reused connection waits for the acknowledgement of the one before."""
+    with socket.create_connection(("127.0.0.1", served.port)):
+        eventually(lambda: bool(served.server.connections))
+        for connection in list(served.server.connections):
+            accepted = connection.transport.get_extra_info("socket")  # type: ignore[attr-defined]
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def records(served: Served, count: int) -> list[dict[str, Any]]:
     """The lines of the access log, as soon as there are so many."""
     eventually(lambda: served.log_file.exists() and len(served.log_file.read_text().splitlines()) >= count)
