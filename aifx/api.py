@@ -215,7 +215,8 @@ def bench(
     """Measure this machine or a project, and return a report with confidence intervals.
 
     Args:
-        suites: "hardware", "kernels", "train", "data", "checkpoint", "startup".
+        suites: "hardware", "kernels", "train", "data", "checkpoint", "startup". A server is measured by
+            `aifx bench serve` alone.
         project: a folder in the project, for the suites that need one.
         quick: measure fewer sizes for a shorter time.
         launches: processes per suite. Three or more say how much launches differ.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from aifx.benchmarking.results import Param, Report, Result
 from aifx.core.errors import UsageError, did_you_mean
 
-MAIN = ("train.step", "startup.cold", "checkpoint.save", "data.prefetch", "hardware.matmul")
+MAIN = ("train.step", "startup.cold", "checkpoint.save", "data.prefetch", "hardware.matmul", "serve.throughput")
 """The result that represents a report if none is named; otherwise its first."""
 
 

@@ -112,7 +112,7 @@ def serve(
         from aifx.benchmarking.serve.load import LoadOptions
 
         given: dict[str, Any] = {name: value for name, value in asdict(options).items() if value is not None}
-        given |= {"url": url, "trace": None if options.trace is None else str(options.trace.resolve())}
+        given |= {"url": url, "trace": None if options.trace is None else str(options.trace)}
         given["concurrency"] = _numbers("--concurrency", options.concurrency, int)
         given["rate"] = _numbers("--rate", options.rate, float)
         if how.quick and options.requests is None:

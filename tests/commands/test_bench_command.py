@@ -21,7 +21,7 @@ from aifx.commands.console.output import Output
 sys.path.append(str(Path(__file__).parents[1] / "benchmarking"))
 fake_suite = importlib.import_module("fake_suite")
 environ = fake_suite.environ
-SUITES = ("hardware", "kernels", "train", "data", "checkpoint", "startup", "all")
+SUITES = ("hardware", "kernels", "train", "data", "checkpoint", "startup", "serve", "all")
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +97,10 @@ print(*{{"jax", "orbax", "scipy", "matplotlib", "numpy"}} & sys.modules.keys())
         (["hardware", "--save", "a/b"], "cannot name a baseline"),
         (["hardware", "--save", "main", "--launches", "3"], "--save main requires --launches 5 or more"),
         (["hardware", "--max-noise", "lots"], "--max-noise lots is not a share"),
+        (["serve"], "aifx bench serve requires URL or --run NAME"),
+        (["serve", "http://127.0.0.1:9", "--rate", "0"], "--rate 0 cannot be used"),
+        (["serve", "http://127.0.0.1:9", "--concurrency", "1,x"], "hint: --concurrency 1,4,16"),
+        (["serve", "--run", "main"], "this command works inside a project"),
         (["gate", "--baseline", "main"], "no baseline 'main'"),
         (["gate", "--baseline", "main", "--max-regression", "5"], "hint: --max-regression 5%"),
         (["gate"], "missing option '--baseline'"),

@@ -84,3 +84,17 @@ def test_a_run_is_served(project: Path) -> None:
         aifx(project, "generate", "--prompt", "It was", "--temperature", "0", "--max-tokens", "9", "--json")
     )
     assert text["text"] == whole.choices[0].text
+
+
+def test_a_run_is_served_and_measured(project: Path) -> None:
+    options = ["--prompt-tokens", "4..12", "--output-tokens", "8", "--shared-prefix", "4", "--set", "serve.slots=[2]"]
+    found = document(
+        aifx(project, "bench", "serve", "--run", "main", "--concurrency", "2", "--quick", "--json", *options)
+    )
+    results = {result["name"].partition(".")[2]: result for result in found["results"]}
+    assert set(results) == {"start", "ttft", "tpot", "itl", "latency", "throughput"}
+    assert len(results["ttft"]["samples_s"][0]) == 16
+    whole = results["throughput"]["figures"]
+    assert (whole["requests"], whole["failed_requests"]) == (16, 0)
+    assert "serve: prompts are token ids; tokens are counted by the server (usage)" in found["notes"]
+    assert not [note for note in found["notes"] if "ended before" in note]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 from aifx.benchmarking.results import Measured
 from aifx.benchmarking.serve.client import Client, Load
-from aifx.benchmarking.serve.figures import about, notes, results
+from aifx.benchmarking.serve.figures import notes, results
 from aifx.benchmarking.serve.load import Level, LoadOptions, Planned, PromptWriter, levels, parse_slo, plan
 from aifx.benchmarking.serve.target import Server, connected, served
 from aifx.benchmarking.suites import Bench
@@ -39,9 +39,8 @@ def _measure(options: LoadOptions, level: Level, server: Server | None) -> Itera
         asyncio.run(running.run())
     finally:
         if running.client is not None:
-            logger.info(about(running.client.api))
             for note in notes(level, load, running.client.api):
-                logger.warning(note)
+                logger.warning(note)  # of the report
             yield from results(level, load, parse_slo(options.slo), options.price)
     if all(answered.error is not None for answered in load.answered):
         first = load.answered[0]
@@ -67,20 +66,25 @@ class Running:
         async with connected(options, url) as (client, ids, words_per_token):
             prompts = PromptWriter(ids, words_per_token, options.shared_prefix)
             at_once = max(int(level.value), 1) if level.mode == "concurrency" else 1
-            count = at_once if options.warmup is None else options.warmup
-            if warmup := self._requests[:count]:
-                await client.run(Level("concurrency", at_once), warmup, prompts, Load(), on_beat=self._attend)
+            if warmup := self._requests[: at_once if options.warmup is None else options.warmup]:
+                await self._send(client, Level("concurrency", at_once), warmup, prompts, Load())
             self.client = client
-            with report_progress(f"serve: {name_of(level)}", len(self._requests), "requests") as progress:
-                advance: Callable[[], None] = lambda: progress.advance(1)  # noqa: E731
-                await client.run(level, self._requests, prompts, self._load, on_answer=advance, on_beat=self._attend)
+            await self._send(client, level, self._requests, prompts, self._load)
 
-    def _attend(self) -> None:
-        if self._server is not None:
-            self._server.attend()
+    async def _send(
+        self, client: Client, level: Level, requests: list[Planned], prompts: PromptWriter, load: Load
+    ) -> None:
+        with report_progress(f"serve: {describe(level)}", len(requests), "requests") as progress:
+
+            def beat() -> None:
+                progress.advance(0)  # a launch that is silent for long is ended
+                if self._server is not None:
+                    self._server.attend()
+
+            await client.run(level, requests, prompts, load, on_answer=lambda: progress.advance(1), on_beat=beat)
 
 
-def name_of(level: Level) -> str:
+def describe(level: Level) -> str:
     """A load for people."""
     if level.mode == "trace":
         return "a trace at its own times"

@@ -92,7 +92,7 @@ class Load:
         begin_s: when the first request was sent.
         lags_s: how much later than asked the event loop came back, every BEAT_S.
         cpu_s: processor time of this process.
-        running: requests without an answer yet.
+        sent: requests, of which some may have no answer yet.
     """
 
     answered: list[Answered] = field(default_factory=list)
@@ -100,7 +100,7 @@ class Load:
     end_s: float = 0.0
     lags_s: list[float] = field(default_factory=list)
     cpu_s: float = 0.0
-    running: int = 0
+    sent: int = 0
 
 
 class Client:
@@ -134,11 +134,8 @@ class Client:
         bodies = [(one, self.api.body(prompts.write(one), one.output_tokens)) for one in requests]
 
         async def ask(planned: Planned, body: dict[str, Any], due_s: float) -> None:
-            load.running += 1
-            try:
-                load.answered.append(await self.ask(planned, body, due_s))
-            finally:
-                load.running -= 1
+            load.sent += 1
+            load.answered.append(await self.ask(planned, body, due_s))
             load.end_s = time.perf_counter()
             on_answer()
 

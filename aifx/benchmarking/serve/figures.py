@@ -25,7 +25,7 @@ LATE_S = 0.01
 BUSY = 0.8
 """The same for its share of a processor."""
 
-ENERGY_SOURCES = ("measured", "estimated", "nameplate")
+ENERGY_BASES = ("measured", "declared", "nameplate")
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,12 @@ def _throughput(
     if slo:
         good = sum(one.reaches(slo) for one in times)
         figures |= {"goodput_requests_per_s": good / span_s, "goodput_fraction": good / len(load.answered)}
-    joules, source = energy(complete)
+    joules, basis = energy(complete)
     figures["units_per_joule"] = outputs / joules if joules else None
-    figures["cost_per_million_units"] = None if price is None else price * span_s / 3600 / outputs * 1e6
-    sources = {"units_per_joule": source} if joules else {}
-    sources |= {} if price is None else {"cost_per_million_units": "declared"}
+    cost = _sum((answered.usage or {}).get("cost") for answered in complete) if price is None else price * span_s / 3600
+    figures["cost_per_million_units"] = None if cost is None else cost / outputs * 1e6
+    sources = {"units_per_joule": basis} if joules else {}
+    sources |= {} if cost is None else {"cost_per_million_units": "declared"}
     figures |= {"requests": len(load.answered), "failed_requests": len(load.answered) - len(complete)}
     figures |= client_figures(level, load, span_s)
     return Measured(
@@ -135,51 +136,46 @@ def client_figures(level: Level, load: Load, span_s: float) -> dict[str, float |
 
 def notes(level: Level, load: Load, api: Api) -> Iterator[str]:
     """What a reader must know: failures by their kind, a client that was too slow, where counts come from."""
-    name = " ".join(
-        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in level.params.items()
-    )
+    prompts = "token ids" if api.takes_ids else "words, so that their lengths are approximate"
+    counts = "counted by the server (usage)" if api.counts_usage else "counted as parts of the stream"
+    yield f"serve: prompts are {prompts}; tokens are {counts}"
+    name = f"serve {level.name}"
     failed = [answered for answered in load.answered if answered.error is not None]
     if failed:
         kinds = Counter(answered.error for answered in failed)
         listed = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
         first = next((f"; the first said: {one.detail}" for one in failed if one.detail), "")
-        yield f"serve {name}: {len(failed)} of {counted(len(load.answered), 'request')} failed: {listed}{first}"
-    if load.running:
-        yield f"serve {name}: {counted(load.running, 'request')} had no complete answer yet, and are left out"
-    span_s = load.end_s - load.begin_s
-    if span_s > 0:
-        found = client_figures(level, load, span_s)
-        if (lag_s := max(found["client_lag_s"] or 0.0, found["schedule_lag_s"] or 0.0)) > LATE_S:
-            yield (
-                f"serve {name}: this client was up to {duration(lag_s)} late in 99 % of the cases, so that it may be the "
-                "bottleneck: give it cores of its own"
-            )
-        if (share := found["client_cpu_fraction"] or 0.0) > BUSY:
-            yield f"serve {name}: this client used {share:.0%} of a processor, so that it is the bottleneck"
+        yield f"{name}: {len(failed)} of {counted(len(load.answered), 'request')} failed: {listed}{first}"
+    if unanswered := load.sent - len(load.answered):
+        yield f"{name}: {counted(unanswered, 'request')} had no complete answer yet, and are left out"
+    yield from _client_notes(name, level, load)
     complete = [answered for answered in load.answered if answered.error is None]
     short = [one for one in complete if one.output_tokens < one.planned.output_tokens]
     if short:
-        yield (
-            f"serve {name}: {len(short)} of {counted(len(complete), 'answer')} ended before the length that was asked "
-            "for" + ("" if api.ignores_end else "; the server does not take ignore_eos")
-        )
+        why = "" if api.ignores_end else "; the server does not take ignore_eos"
+        yield f"{name}: {len(short)} of {counted(len(complete), 'answer')} ended before the length asked for{why}"
 
 
-def about(api: Api) -> str:
-    """Where the numbers of tokens come from."""
-    prompts = "prompts of token ids" if api.takes_ids else "prompts of words, so that their lengths are approximate"
-    counts = "counted by the server (usage)" if api.counts_usage else "counted as parts of the stream"
-    return f"serve: {prompts}; tokens {counts}"
+def _client_notes(name: str, level: Level, load: Load) -> Iterator[str]:
+    span_s = load.end_s - load.begin_s
+    if span_s <= 0:
+        return
+    found = client_figures(level, load, span_s)
+    if max(found["client_lag_s"] or 0.0, found["schedule_lag_s"] or 0.0) > LATE_S:
+        late = f"in one of a hundred cases, this client was {duration(LATE_S)} late or more"
+        yield f"{name}: {late}, and may be the bottleneck: give it cores of its own"
+    if (found["client_cpu_fraction"] or 0.0) > BUSY:
+        yield f"{name}: this client used more than {BUSY:.0%} of a processor, and is the bottleneck"
 
 
 def energy(answers: Iterable[Answered]) -> tuple[float | None, str]:
-    """Joules of the answers by the server's `usage.energy_joules`, and its `energy_source`; None if one has none."""
-    found = [answered.usage or {} for answered in answers]
-    joules = _sum(usage.get("energy_joules") for usage in found)
-    sources = {usage.get("energy_source") for usage in found}
-    if joules is None or len(sources) != 1 or (source := sources.pop()) not in ENERGY_SOURCES:
+    """Joules of the answers and how the server knows them, by its `usage.energy`; None if one has none."""
+    found = [(answered.usage or {}).get("energy") or {} for answered in answers]
+    joules = _sum(one.get("joules") for one in found)
+    bases = {one.get("basis") for one in found}
+    if joules is None or len(bases) != 1 or (basis := bases.pop()) not in ENERGY_BASES:
         return None, ""
-    return joules, source
+    return joules, basis
 
 
 def thinned(seconds: Sequence[float]) -> list[float]:

@@ -63,6 +63,9 @@ class LoadOptions(BaseModel):
             raise UsageError(
                 f"{self.url} is no URL", "expected http:// or https://", f"aifx bench serve http://{self.url}"
             )
+        if self.url is not None and "@" in self.url:
+            why = "reports keep the URL; the key does not belong in it"
+            raise UsageError("the URL holds a name or password", why, f"export {self.key_variable}=KEY")
         if self.url is not None and self.set:
             raise UsageError("--set requires --run", "aifx does not start this server", "aifx bench serve --run main")
         if self.concurrency and self.rate:
@@ -88,6 +91,10 @@ class Level:
         if self.mode == "trace":
             return {"load": "trace"}
         return {self.mode: int(self.value) if self.mode == "concurrency" else self.value}
+
+    @property
+    def name(self) -> str:
+        return " ".join(f"{name} {value}" for name, value in self.params.items())
 
 
 def levels(options: LoadOptions) -> list[Level]:
@@ -173,7 +180,15 @@ class PromptWriter:
         return np.random.default_rng([self._salt, *key]).choice(values, count)
 
 
-WORDS = ["time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state", "family", "student", "group", "country", "problem", "hand", "part", "place", "case", "week", "company", "system", "program", "question", "work", "government", "number", "night", "point", "home", "water", "room", "mother", "area", "money", "story", "fact", "month", "lot", "right", "study", "book", "eye", "job", "word", "business", "issue", "side", "kind", "head", "house", "service", "friend", "father", "power", "hour", "game", "line", "end", "member", "law", "car", "city", "community", "name", "president", "team", "minute", "idea", "body", "information", "back", "parent", "face", "others", "level", "office", "door", "health", "person", "art", "war", "history", "party", "result", "change", "morning", "reason", "research"]
+_TEXT = """
+time year people way day man thing woman life child world school state family student group country problem hand
+part place case week company system program question work government number night point home water room mother
+area money story fact month lot right study book eye job word business issue side kind head house service friend
+father power hour game line end member law car city community name president team minute idea body information
+back parent face others level office door health person art war history party result change morning reason
+research
+"""
+WORDS = _TEXT.split()
 """Common English words: most tokenizers have a token for each."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -15,11 +14,11 @@ import httpx
 
 from aifx.benchmarking.serve.client import Answered, Api, Client
 from aifx.benchmarking.serve.load import WORDS, LoadOptions, Planned
+from aifx.benchmarking.startup import AIFX
 from aifx.core.errors import EnvironmentFault, UsageError
 from aifx.core.parsing import parse_json
 from aifx.core.processes import Child, pump
 
-AIFX = [sys.executable, "-P", "-c", "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"]
 START_S = 540.0
 """For a server to take requests: less than a launch may be silent (`runner.SILENCE_S`)."""
 
@@ -32,7 +31,6 @@ class Server:
 
     Attributes:
         start_s: from its start until it took requests.
-        failure: why it ended, if it ended by itself.
     """
 
     def __init__(self, child: Child, url: str, start_s: float) -> None:
