@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from aifx.benchmarking.units import counted, duration, named, rate, share, size
-from aifx.commands.bench.serving import show_serving
+from aifx.commands.bench.serving_table import show_serving
 from aifx.commands.console.chart import bar, shares, sparkline
 from aifx.commands.console.output import Output
 

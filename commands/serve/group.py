@@ -13,10 +13,10 @@ app = typer.Typer(
     Without a command, `aifx serve` runs `start`: see `aifx serve start --help`.
 
     Examples:
-        aifx serve                              serve the newest run's best checkpoint
-        aifx serve --run main --port 8080       a run, at a port
-        aifx serve --watch --canary FILE        take new checkpoints over once they pass
-        aifx serve replay runs/main/serve.jsonl prove that answers come again, bit for bit
+        aifx serve                               serve the newest run's best checkpoint
+        aifx serve --run main --port 8080        a run, at a port
+        aifx serve --watch --canary FILE         take over checkpoints that pass
+        aifx serve replay runs/main/serve.jsonl  prove that answers come again
     """
 )
 for command in (start, replay):
