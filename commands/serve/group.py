@@ -13,7 +13,7 @@ app = typer.Typer(
     Without a command, `aifx serve` runs `start`: see `aifx serve start --help`.
 
     Examples:
-        aifx serve                               serve the newest run's best checkpoint
+        aifx serve                               serve the run that was written last
         aifx serve --run main --port 8080        a run, at a port
         aifx serve --watch --canary FILE         take over checkpoints that pass
         aifx serve replay runs/main/serve.jsonl  prove that answers come again
