@@ -17,21 +17,19 @@ from typing import Any
 import numpy as np
 
 from aifx.data.tokenizer import Tokenizer
-from aifx.programs.serving import MAX_BIAS
 from aifx.serving.compilations import CompilationCounter
 from aifx.serving.device import Device
 from aifx.serving.energy import Shares
 from aifx.serving.pages import PageAllocator, PrefixCache
 from aifx.serving.record import Recorder
+from aifx.serving.request_checks import check_request
 from aifx.serving.requests import (
-    MAX_TOP_LOGPROBS,
     Deliver,
     Delta,
     Draining,
     EngineStats,
     GenerationRequest,
     QueueFull,
-    RequestError,
     TokenScore,
 )
 from aifx.serving.rows import Counts, EmbeddingRow, Row, Weights
@@ -161,39 +159,8 @@ class Engine:
 
     def _check(self, request: GenerationRequest) -> None:
         """Raises RequestError."""
-        prompt, sampling = request.prompt_ids, request.sampling
-        if not prompt:
-            raise RequestError("prompt_ids", "the prompt is empty")
-        if bad := next((t for t in prompt if not 0 <= t < self.vocab_size), None):
-            raise RequestError("prompt_ids", f"token {bad} is not one of 0 to {self.vocab_size - 1}")
-        if request.max_tokens < 0:
-            raise RequestError("max_tokens", f"expected 0 or more, got {request.max_tokens}")
-        total, capacity = len(prompt) + request.max_tokens, self._allocator.num_pages * self.page_size
-        if total > (most := min(self.max_model_len, capacity)):
-            why = (
-                f"{len(prompt)} tokens of the prompt and max_tokens = {request.max_tokens} are {total}, and {most} fit"
-            )
-            raise RequestError("max_tokens" if len(prompt) < most else "prompt_ids", why)
-        if request.adapter is not None and request.adapter not in self.adapters:
-            raise RequestError("adapter", f"there is no adapter {request.adapter}")
-        if request.logprobs is not None and not 0 <= request.logprobs <= MAX_TOP_LOGPROBS:
-            raise RequestError("logprobs", f"expected 0 to {MAX_TOP_LOGPROBS}, got {request.logprobs}")
-        if len(sampling.logit_bias) > MAX_BIAS:
-            raise RequestError("logit_bias", f"expected {MAX_BIAS} tokens at most, got {len(sampling.logit_bias)}")
-        if outside := [t for t in sampling.logit_bias if not 0 <= t < self.vocab_size]:
-            raise RequestError("logit_bias", f"token {outside[0]} is not one of 0 to {self.vocab_size - 1}")
-        for name, ok, expected in (
-            ("temperature", 0 <= sampling.temperature <= 100, "0 to 100"),
-            ("top_p", 0 < sampling.top_p <= 1, "more than 0 and 1 at most"),
-            ("min_p", 0 <= sampling.min_p <= 1, "0 to 1"),
-            ("top_k", 0 <= sampling.top_k < 2**31, "0 or more"),
-            ("seed", 0 <= sampling.seed < 2**32, "0 to 2^32 - 1"),
-            ("repetition_penalty", 0 < sampling.repetition_penalty <= 100, "more than 0"),
-            ("presence_penalty", abs(sampling.presence_penalty) <= 100, "-100 to 100"),
-            ("frequency_penalty", abs(sampling.frequency_penalty) <= 100, "-100 to 100"),
-        ):
-            if not ok:
-                raise RequestError(name, f"expected {expected}, got {getattr(sampling, name)}")
+        capacity = self._allocator.num_pages * self.page_size
+        check_request(request, self.vocab_size, min(self.max_model_len, capacity), self.adapters)
 
     def _take(self, row: Row) -> Row:
         with self._lock:
