@@ -82,7 +82,7 @@ def batch_of(data: DataSpec, rows: int, step: int) -> Batch:
     made = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "weights": rng.random((rows, length)) < 0.9}
     places = np.broadcast_to(np.arange(length), (rows, length))
     made |= {"segment_ids": places // 11, "positions": places % 11}
-    made |= {"writers": np.full((rows, length), 2), "reference": rng.random((rows, 2)) - 150}
+    made |= {"writers": rng.integers(1, 3, (rows, length)), "reference": rng.random((rows, 2)) - 150}
     ones = np.ones((rows,))
     return {name: made.get(name, ones).astype(field.dtype) for name, field in data.fields.items()}
 

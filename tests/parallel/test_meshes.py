@@ -38,6 +38,7 @@ DROPPED = ["model.dropout=0.1", "data.packing=documents", "train.gradient_accumu
 ADAPTED = [
     "finetune.base_run=base", "finetune.adapter=lora", "lora.rank=4", "lora.dropout=0.1", "train.num_steps=5",
 ]  # fmt: skip
+CHATS = ["task.kind=chat", "objective.loss_on=completion"]
 INT8 = ["finetune.base_quantize=int8"]
 # A margin is a small difference of large log-probabilities: long steps would make more of their rounding.
 PAIRS = ["task.kind=preference", "finetune.base_run=base", "optimizer.learning_rate=0.001"]
@@ -78,13 +79,18 @@ def test_adapters_and_pairs_of_answers_train_as_on_one_device(trained: dict[str,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["text", "int8", "pairs"])
+@pytest.mark.parametrize("kind", ["text", "int8", "chats", "pairs"])
 def test_adapters_and_pairs_train_on_other_meshes_as_on_one_device(kind: str) -> None:
-    settings = {"text": ADAPTED, "int8": [*ADAPTED, *INT8], "pairs": [*PAIRS, "train.num_steps=5"]}[kind]
+    settings = {
+        "text": ADAPTED,
+        "int8": [*ADAPTED, *INT8],
+        "chats": [*ADAPTED, *CHATS],
+        "pairs": [*PAIRS, "train.num_steps=5"],
+    }[kind]
     meshes = {name: mesh for name, mesh in MESHES.items() if name != "fsdp=8, other rules"} | {
         "tensor=8": ["mesh.tensor=8"]  # of which two share a head of keys
     }
-    if kind == "pairs":  # which are packed
+    if kind in ("chats", "pairs"):  # which are packed
         meshes = {name: mesh for name, mesh in meshes.items() if "ring" not in name}
     requests = {name: ("text", [*settings, *mesh], 8) for name, mesh in meshes.items()}
     found = run_trials({"one": ("text", settings, 1)} | requests)
