@@ -413,6 +413,7 @@ class ServeSection(Section):
         4 << 20, "Most bytes of a request; larger ones are answered 413.", RESUME_SAFE
     )
     max_n: PositiveInt = setting(16, "Most answers to one request (n).", RESUME_SAFE)
+    max_rows: PositiveInt = setting(1024, "Most rows of one request for predictions.", RESUME_SAFE)
     idle_s: PositiveFloat = setting(30.0, "Seconds after which an idle connection is closed.", RESUME_SAFE)
     request_s: PositiveFloat = setting(600.0, "Seconds that a request may take, waiting included.", RESUME_SAFE)
     drain_s: NonNegativeFloat = setting(30.0, "Seconds that running requests have after SIGTERM.", RESUME_SAFE)

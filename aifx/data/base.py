@@ -59,6 +59,15 @@ class DataFormat(ABC):
 
     spec: DataSpec  # what a model must know of the data
 
+    @property
+    def media_types(self) -> tuple[str, ...]:
+        """Types of single files that are rows, such as "image/png": `aifx serve` takes their bytes. By default none."""
+        return ()
+
+    def decode(self, data: bytes) -> Mapping[str, Any]:
+        """The row of a file of one of `media_types`. Raises ValueError for bytes that cannot be used."""
+        raise undefined(type(self), "decode", "read files of its media types")
+
     @classmethod
     @abstractmethod
     def describe(cls, section: Any, project: Project) -> DataSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from aifx.data.image_files import Listing, list_pictures
 from aifx.data.image_rows import IMAGE_FIELD, read_images
 from aifx.data.image_splits import AXES, DEFAULT_SIZE, open_pictures, pictures_spec
 from aifx.data.order import BalancedOrder
-from aifx.data.pictures import MODES, Geometry
+from aifx.data.pictures import MEDIA_TYPES, MODES, Geometry, decode
 from aifx.data.rows import InputFile, Row, field
 from aifx.data.sections import ImagesSection
 from aifx.data.spec import DataSpec
@@ -88,6 +89,13 @@ class ImageFormat(DataFormat):
     def read_rows(self, file: InputFile) -> Iterator[Row]:
         """Images of .npz, .npy and picture files, and rows with a field "image"."""
         return read_images(file, self.geometry, skips=self.section.errors == "skip")
+
+    @property
+    def media_types(self) -> tuple[str, ...]:
+        return MEDIA_TYPES if self.geometry.channels in MODES else ()
+
+    def decode(self, data: bytes) -> Mapping[str, Any]:
+        return {IMAGE_FIELD: decode(io.BytesIO(data), self.geometry)}
 
     def encode(self, row: Mapping[str, Any]) -> Batch:
         image, shape = np.asarray(field(row, IMAGE_FIELD)), self.geometry.shape

@@ -37,19 +37,31 @@ def predict_rows(trained: RestoredRun, rows: Iterable[Row]) -> Iterator[tuple[Ro
             yield row, record(task.objective, task.objective.decode(outputs, task.data))
 
 
-def encoded_rows(form: DataFormat, rows: Iterable[Row]) -> Iterator[tuple[Row, Batch]]:
-    """Each row with its examples. Raises DataError naming the row whose arrays differ from those of the first."""
-    first: dict[str, tuple[Any, ...]] | None = None
-    for row in rows:
+class RowEncoder:
+    """Makes examples of rows, which fit in a batch with those of the first row."""
+
+    def __init__(self, form: DataFormat) -> None:
+        self.form = form
+        self._first: dict[str, tuple[Any, ...]] | None = None
+
+    def encode(self, row: Row) -> Batch:
+        """The examples of a row. Raises DataError naming the row whose arrays differ from those of the first."""
+        form = self.form
         batch = _encode(form, row)
         _check_fields(form, row, batch)
         kinds = {name: (values.dtype, values.shape[1:]) for name, values in batch.items()}
-        first = first or kinds
+        self._first = first = self._first or kinds
         if kinds != first:
             odd = next(name for name in {**first, **kinds} if kinds.get(name) != first.get(name))
             why = f"{type(form).__name__}.encode: {odd!r} has another type or shape than in the first row"
             raise DataError(f"{row.place}: the row does not fit in a batch with the first", why, "docs/tasks.md")
-        yield row, batch
+        return batch
+
+
+def encoded_rows(form: DataFormat, rows: Iterable[Row]) -> Iterator[tuple[Row, Batch]]:
+    """Each row with its examples. Raises DataError, as `RowEncoder.encode` does."""
+    encoder = RowEncoder(form)
+    return ((row, encoder.encode(row)) for row in rows)
 
 
 def checked_predictions(objective: Objective, predicted: Any, batch_size: int) -> Mapping[str, np.ndarray]:

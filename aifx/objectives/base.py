@@ -89,6 +89,10 @@ class Objective:
         """
         return {}
 
+    def decides_by(self, data: DataSpec) -> dict[str, float]:
+        """The threshold of each class by which `decode` names classes; empty if it uses none."""
+        return {}
+
     def with_thresholds(self, thresholds: Mapping[str, float]) -> Self:
         """The objective that decides by these thresholds, which a run kept."""
         return self

@@ -124,6 +124,10 @@ class Classification(Classifier):
             "confusion": confusion.round().astype(int).tolist(),
         }
 
+    def decides_by(self, data: DataSpec) -> dict[str, float]:
+        fixed = self._fixed(data.classes, 1 / len(data.classes))
+        return {} if fixed is None else dict(zip(data.classes, fixed.tolist(), strict=True))
+
     def predictions(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Predictions:
         """For each example: "probabilities" of the classes, float32 `[examples, classes]`."""
         return {"probabilities": jax.nn.softmax(outputs(model, params, batch, ctx), axis=-1)}

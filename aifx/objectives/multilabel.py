@@ -81,6 +81,9 @@ class Multilabel(Classifier):
             "examples": round(float(total)),
         }
 
+    def decides_by(self, data: DataSpec) -> dict[str, float]:
+        return dict(zip(data.classes, self._thresholds_of(data).tolist(), strict=True))
+
     def predictions(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Predictions:
         """For each example: "probabilities" of the classes, float32 `[examples, classes]`."""
         return {"probabilities": jax.nn.sigmoid(outputs(model, params, batch, ctx))}

@@ -101,7 +101,7 @@ class Canary:
         yield self._parity(weights)
         yield from self._pinned(weights, old)
         if trained.config.eval.gates:
-            yield _gates(trained)
+            yield check_gates(trained)
 
     def _parity(self, weights: Weights) -> Check:
         worst = 0.0
@@ -157,7 +157,7 @@ class Canary:
         return found
 
 
-def _gates(trained: RestoredRun) -> Check:
+def check_gates(trained: RestoredRun) -> Check:
     """The project's evaluation with its gates, by a process of its own."""
     arguments = ("eval", "--run", trained.run.name, "--step", str(trained.step))
     options: Any = {"cwd": trained.project.root, "limit_s": GATES_S}

@@ -173,7 +173,30 @@ class RequestError(ValueError):
         self.field, self.why = field, why
 
 
-class ServingEngine(Protocol):
+class ServedEngine(Protocol):
+    """What answers, as far as all servers use it."""
+
+    is_reproducible: bool
+    """Whether an answer's bits were shown, at the start, not to depend on other requests."""
+
+    failure: str | None
+    """Why the engine ended by itself, or None."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of new requests' weights and program."""
+        ...
+
+    def drain(self) -> None:
+        """Take no more requests; running and waiting ones go on."""
+        ...
+
+    def stop(self) -> None:
+        """End all requests ("cancelled") and the engine's thread. Waits for it."""
+        ...
+
+
+class ServingEngine(ServedEngine, Protocol):
     """What a server of text needs. `aifx.serving.engine.Engine` is the one."""
 
     @property
@@ -183,17 +206,6 @@ class ServingEngine(Protocol):
 
     @property
     def vocab_size(self) -> int: ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Of new requests' weights and program."""
-        ...
-
-    is_reproducible: bool
-    """Whether an answer's bits were shown, at the start, not to depend on other requests."""
-
-    failure: str | None
-    """Why the engine ended by itself, or None."""
 
     @property
     def adapters(self) -> Sequence[str]: ...
@@ -208,14 +220,6 @@ class ServingEngine(Protocol):
         ...
 
     def stats(self) -> EngineStats: ...
-
-    def drain(self) -> None:
-        """Take no more requests; running and waiting ones go on."""
-        ...
-
-    def stop(self) -> None:
-        """End all requests ("cancelled") and the engine's thread. Waits for it."""
-        ...
 
 
 @dataclass(frozen=True)

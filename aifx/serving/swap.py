@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 from aifx.config.sections import ServeSection
 from aifx.core.errors import AifxError, UsageError
@@ -14,11 +15,16 @@ from aifx.core.json_files import readable_bytes
 from aifx.core.steps import StepChoice
 from aifx.loading.restore import RestoredRun, choose_step, restore_run
 from aifx.programs.build import tree_bytes
-from aifx.serving.canary import Canary, Check, Prompt, computes_in, read_canary
+from aifx.serving.canary import Canary, Check, Prompt, check_gates, computes_in, read_canary
 from aifx.serving.engine import Engine
-from aifx.serving.start import Served, free_memory, open_model
+from aifx.serving.predictor import Predictor, PredictorWeights
+from aifx.serving.rows import Weights
+from aifx.serving.start import free_memory, open_model
+from aifx.serving.start_predictor import load_weights
 
 logger = logging.getLogger(__name__)
+
+W = TypeVar("W")
 
 FIXED_TEXT = "The quick brown fox jumps over the lazy dog. 0123456789"
 """What parity is measured on without a canary file."""
@@ -35,37 +41,48 @@ class SwapCounts:
     refused: int = 0
 
 
-class Watcher:
+class Swaps(Protocol[W]):
+    """An engine whose weights can be exchanged while it runs."""
+
+    @property
+    def weights(self) -> W: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def swap(self, weights: W) -> None: ...
+
+
+class Watcher(Generic[W]):
     """Looks for another checkpoint, and swaps to it if it passes the canary. A thread of its own."""
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Swaps[W],
         trained: RestoredRun,
         choice: StepChoice | None,
-        canary: Canary,
         restore: Callable[[int], RestoredRun],
-        load: Callable[[RestoredRun], Served],
+        load: Callable[[RestoredRun], W],
+        checks: Callable[[RestoredRun, W, W], Iterator[Check]],
         *,
         every_s: float,
+        counts: SwapCounts | None = None,
     ) -> None:
-        """Raises UsageError if a second set of weights does not fit into memory.
+        """Raises UsageError for a step that never changes.
 
         Args:
             choice: which checkpoint serves: "best", "last", or as `eval.checkpoint` says.
             restore: opens a step, every array of it verified by digest.
             load: the run's model as the engine takes it.
+            checks: what new weights must show, of a step, its weights and those that serve.
+            counts: counted up.
         """
         if isinstance(choice, int):
             raise UsageError(
                 f"--watch with --step {choice}", "one step never changes", "aifx serve --watch --step last"
             )
-        if engine.adapters:
-            why = "adapters belong to one set of weights"
-            raise UsageError("--watch with --adapter", why, "aifx serve --adapter, without --watch")
-        check_memory(engine)
-        self.counts, self.step = SwapCounts(), trained.step
-        self._engine, self._trained, self._choice, self._canary = engine, trained, choice, canary
+        self.counts, self.step = counts or SwapCounts(), trained.step
+        self._engine, self._trained, self._choice, self._checks = engine, trained, choice, checks
         self._restore, self._load, self._every_s = restore, load, every_s
         self._refused: set[int] = set()
         self._stop = threading.Event()
@@ -107,8 +124,8 @@ class Watcher:
         """Why the step cannot serve, or None: it does."""
         try:
             trained = self._restore(step)
-            weights = self._load(trained).weights(self._engine.device)
-            for check in self._canary.checks(trained, weights, self._engine.weights):
+            weights = self._load(trained)
+            for check in self._checks(trained, weights, self._engine.weights):
                 self._log(check)
                 if not check.passed:
                     return str(check)
@@ -124,10 +141,10 @@ class Watcher:
         logger.info(f"{'passed' if check.passed else 'FAILED'}: {check}")
 
 
-def check_memory(engine: Engine) -> None:
-    """Raises UsageError unless a second set of weights fits beside the first."""
-    needed = SHARE_OF_COPY * tree_bytes(engine.weights.params)
-    free = free_memory(engine.device.programs.decoding.layout.platform)
+def check_memory(arrays: Any, platform: str) -> None:
+    """Raises UsageError unless a second set of a model's arrays fits beside the first."""
+    needed = SHARE_OF_COPY * tree_bytes(arrays)
+    free = free_memory(platform)
     if needed > free:
         why = f"it needs {readable_bytes(needed)} for a moment, and {readable_bytes(free)} are free"
         raise UsageError(
@@ -143,22 +160,60 @@ def watch(
     choice: StepChoice | None,
     canary: Path | None,
     overrides: Sequence[str] = (),
-) -> Watcher:
-    """Start a watcher. Raises UsageError for what cannot be watched, DataError for a canary file."""
+    counts: SwapCounts | None = None,
+) -> Watcher[Weights]:
+    """Start a watcher of text. Raises UsageError for what cannot be watched, DataError for a canary file."""
+    if engine.adapters:
+        why = "adapters belong to one set of weights"
+        raise UsageError("--watch with --adapter", why, "aifx serve --adapter, without --watch")
+    check_memory(engine.weights.params, engine.device.programs.decoding.layout.platform)
     prompts = [Prompt("a fixed text", FIXED_TEXT)] if canary is None else read_canary(canary)
     key = computes_in(engine.device.programs.decoding.dtype_name, serve.quantize)
-
-    def restore(step: int) -> RestoredRun:
-        return restore_run(trained.run, trained.project, step=step, overrides=overrides)
-
     found = Watcher(
         engine,
         trained,
         choice,
-        Canary(engine, prompts, key),
-        restore,
-        lambda opened: open_model(opened, serve),
+        lambda step: restore_run(trained.run, trained.project, step=step, overrides=overrides),
+        lambda opened: open_model(opened, serve).weights(engine.device),
+        Canary(engine, prompts, key).checks,
         every_s=serve.watch_every_s,
+        counts=counts,
+    )
+    found.start()
+    return found
+
+
+def watch_predictor(
+    predictor: Predictor,
+    trained: RestoredRun,
+    serve: ServeSection,
+    *,
+    choice: StepChoice | None,
+    canary: Path | None,
+    overrides: Sequence[str] = (),
+    counts: SwapCounts | None = None,
+) -> Watcher[PredictorWeights]:
+    """Start a watcher of predictions, whose program is the training forward. Raises UsageError."""
+    if canary is not None:
+        why = "its lines are prompts; predictions are judged by the gates of [eval]"
+        raise UsageError("--canary, for a model that writes no text", why, "aifx serve --watch")
+    check_memory((predictor.weights.params, predictor.weights.frozen), predictor.programs.layout.platform)
+
+    def checks(opened: RestoredRun, weights: PredictorWeights, old: PredictorWeights) -> Iterator[Check]:
+        found = predictor.probe(weights)
+        yield Check("predictions", found is None, found or "numbers")
+        if opened.config.eval.gates:
+            yield check_gates(opened)
+
+    found = Watcher(
+        predictor,
+        trained,
+        choice,
+        lambda step: restore_run(trained.run, trained.project, step=step, overrides=overrides),
+        lambda opened: load_weights(opened, predictor.program_digest),
+        checks,
+        every_s=serve.watch_every_s,
+        counts=counts,
     )
     found.start()
     return found

@@ -29,8 +29,11 @@ class Listening:
     Attributes:
         model: its name in the API.
         system_fingerprint: the digest of weights and programs, which each answer has.
+        routes: those of what the run does, such as "/v1/completions"; all servers have others beside them.
         pool_tokens: how many tokens of running requests and kept prompts fit.
         max_model_len: how many tokens a request has at the most, with its answer.
+        rows_per_batch: how many rows a program predicts at once; null for text. `adapters`, `slots`, `pool_tokens` and
+            `max_model_len` are null for predictions.
         is_reproducible: whether an answer's bits do not depend on other requests, as checked on this device.
     """
 
@@ -38,12 +41,14 @@ class Listening:
     run: str
     step: int
     model: str
-    adapters: list[str]
+    routes: list[str]
     system_fingerprint: str
-    slots: list[int]
-    pool_tokens: int
-    max_model_len: int
     is_reproducible: bool
+    adapters: list[str] | None = None
+    slots: list[int] | None = None
+    pool_tokens: int | None = None
+    max_model_len: int | None = None
+    rows_per_batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def start(
     *,
     options: ServeOptions,
 ) -> None:
-    """Serve a trained language model over HTTP, with OpenAI's API.
+    """Serve a trained model over HTTP: text with OpenAI's API, other tasks with their predictions.
 
     Examples:
         aifx serve
@@ -114,6 +119,7 @@ def start(
         aifx serve --step last --watch --canary canary.jsonl
         AIFX_SERVE__API_KEY=$(cat key) aifx serve --host 0.0.0.0
         curl --json '{"prompt": "Call me"}' localhost:8000/v1/completions
+        curl -H 'Content-Type: image/png' --data-binary @part.png localhost:8000/v1/classify
 
     Settings that are not given come from [serve] of aifx.toml, otherwise from the run's configuration. SIGTERM and
     Ctrl-C finish the requests that run; a second signal ends the server at once.
@@ -138,7 +144,10 @@ def start(
             prepared.watch(at, options.canary, overrides)
 
         def report() -> None:
-            out.log(f"listening at {listening.url}; {listening.model} of step {listening.step}. Ctrl-C stops it")
+            routes = ", ".join(listening.routes)
+            out.log(
+                f"listening at {listening.url}; {listening.model} of step {listening.step}: {routes}. Ctrl-C stops it"
+            )
             if json:
                 out.write(encode_json({"schema_version": 1, **vars(listening)}) + "\n")
 
@@ -156,22 +165,18 @@ def start(
 
 @dataclass(frozen=True)
 class Prepared:
-    """A server whose model has written once, and what is said of it."""
+    """A server whose model has answered once, and what is said of it."""
 
     server: Any
     listening: Listening
-    engine: Any
-    trained: Any
+    service: Any
 
     def watch(self, choice: Any, canary: Path | None, overrides: Sequence[str]) -> None:
         """Let new checkpoints take over. Raises UsageError, DataError."""
-        from aifx.serving.swap import watch
-
-        settings = self.server.settings
         try:
-            watch(self.engine, self.trained, settings, choice=choice, canary=canary, overrides=overrides)
+            self.service.watch(choice, canary, overrides)
         except AifxError:
-            self.engine.stop()
+            self.service.state.engine.stop()
             raise
 
 
@@ -181,8 +186,7 @@ def prepare(directory: RunDirectory, project: Project, step: Any, overrides: Seq
     from aifx.loading.restore import CURRENT, restore_run
     from aifx.serving.http.access_log import AccessLog
     from aifx.serving.http.server import HttpServer, bind, read_key, url_of
-    from aifx.serving.http.state import ServerState, renderer_of
-    from aifx.serving.start import start_engine
+    from aifx.serving.http.services import open_service
 
     # A port that is taken, or a key that is missing, is reported before minutes of loading.
     settings = read_config(directory.config, project, overrides, current=CURRENT).serve
@@ -190,29 +194,20 @@ def prepare(directory: RunDirectory, project: Project, step: Any, overrides: Seq
     log = AccessLog(Path(settings.access_log) if settings.access_log else None)
     bound = bind(settings.host, settings.port)
     trained = restore_run(directory, project, step=step, overrides=overrides)
-    engine = start_engine(trained, settings)
-    state = ServerState(
-        engine=engine,
-        tokenizer=engine.tokenizer,
-        renderer=renderer_of(trained),
-        name=settings.served_model_name or directory.name,
-        settings=settings,
-        log=log,
-        api_key=key,
-    )
+    name = settings.served_model_name or directory.name
+    service = open_service(trained, name=name, settings=settings, log=log, api_key=key)
+    state = service.state
     listening = Listening(
         url=url_of(bound),
         run=directory.name,
         step=trained.step,
         model=state.name,
-        adapters=list(engine.adapters),
-        system_fingerprint=engine.fingerprint,
-        slots=list(engine.device.slots),
-        pool_tokens=engine.stats().pages_total * engine.page_size,
-        max_model_len=engine.max_model_len,
-        is_reproducible=engine.is_reproducible,
+        routes=[operation.path for operation in state.operations],
+        system_fingerprint=state.engine.fingerprint,
+        is_reproducible=state.engine.is_reproducible,
+        **service.fits,
     )
-    return Prepared(HttpServer(state, bound), listening, engine, trained)
+    return Prepared(HttpServer(state, bound), listening, service)
 
 
 def check_packages() -> None:

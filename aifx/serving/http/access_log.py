@@ -30,6 +30,7 @@ class AccessRecord:
     status: int = 0
     model: str | None = None
     stream: bool = False
+    rows: int | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cached_tokens: int | None = None

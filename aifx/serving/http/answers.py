@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from aifx.serving.http.access_log import AccessRecord
 from aifx.serving.http.documents import Answer
 from aifx.serving.http.errors import ApiError, ClientGone, from_engine
-from aifx.serving.http.metrics import Metrics
+from aifx.serving.http.metrics import TextMetrics
 from aifx.serving.requests import (
     Delta,
     Draining,
@@ -68,7 +68,7 @@ class Answers:
     """
 
     def __init__(
-        self, mailbox: Mailbox, metrics: Metrics, record: AccessRecord, receive: Receive, limit_s: float
+        self, mailbox: Mailbox, metrics: TextMetrics, record: AccessRecord, receive: Receive, limit_s: float
     ) -> None:
         """`limit_s`: how long they may take."""
         self._mailbox, self._metrics, self._record, self._receive = mailbox, metrics, record, receive
@@ -180,7 +180,7 @@ class _Times:
         self._first = self._last = 0.0
         self._tokens = 0
 
-    def mark(self, metrics: Metrics, record: AccessRecord, tokens: int) -> None:
+    def mark(self, metrics: TextMetrics, record: AccessRecord, tokens: int) -> None:
         now = time.perf_counter()
         if not self._first:
             self._first = now
@@ -191,7 +191,7 @@ class _Times:
         self._last = now
         self._tokens += tokens
 
-    def finish(self, metrics: Metrics, usage: Usage | None) -> None:
+    def finish(self, metrics: TextMetrics, usage: Usage | None) -> None:
         if self._tokens > 1:
             metrics.time_per_token.observe((self._last - self._first) / (self._tokens - 1))
         if usage is not None:

@@ -1,8 +1,6 @@
-"""The routes of a server of text."""
+"""The server as an application: the routes of every server, and those of what is served."""
 
 from __future__ import annotations
-
-from functools import lru_cache
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -12,20 +10,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aifx.serving.http import documents, protocol
+from aifx.serving.http import documents
 from aifx.serving.http.answers import json_response
-from aifx.serving.http.chat import chat_completions
-from aifx.serving.http.completions import completions
 from aifx.serving.http.errors import ApiError, api_error, http_error
 from aifx.serving.http.gate import Gate
 from aifx.serving.http.openapi import Operation, document
 from aifx.serving.http.state import ServerState
-from aifx.serving.http.tokens import detokenize, embeddings, tokenize, tokenizer_info
 
 
 def make_app(state: ServerState) -> Starlette:
     """The server of a model as an ASGI application."""
-    routes = [Route(o.path, o.endpoint, methods=[o.method]) for o in OPERATIONS]
+    operations = [*state.operations, *OPERATIONS]
+    routes = [Route(o.path, o.endpoint, methods=[o.method]) for o in operations]
     middleware = [Middleware(Gate, state=state)]
     if state.settings.cors_origins:
         headers = ["Authorization", "Content-Type", "X-Request-Id"]
@@ -43,13 +39,14 @@ def make_app(state: ServerState) -> Starlette:
     )
     app.router.redirect_slashes = False
     app.state.server = state
+    app.state.description = document(operations)
     return app
 
 
 async def models(request: Request) -> Response:
     """The model and its adapters."""
     state: ServerState = request.app.state.server
-    cards = [_card(state, name) for name in state.models]
+    cards = [state.card(name) for name in state.models]
     return json_response(documents.Models(object="list", data=cards))
 
 
@@ -57,20 +54,8 @@ async def model(request: Request) -> Response:
     """One model."""
     state: ServerState = request.app.state.server
     name = request.path_params["model"]
-    state.adapter_of(name)
-    return json_response(_card(state, name))
-
-
-def _card(state: ServerState, name: str) -> documents.ModelCard:
-    return documents.ModelCard(
-        id=name,
-        object="model",
-        created=state.created,
-        owned_by="aifx",
-        root=state.name,
-        parent=None if name == state.name else state.name,
-        max_model_len=state.engine.max_model_len,
-    )
+    state.check_model(name)
+    return json_response(state.card(name))
 
 
 async def health(request: Request) -> Response:
@@ -98,25 +83,15 @@ async def metrics(request: Request) -> Response:
 
 async def openapi(request: Request) -> Response:
     """This description."""
-    return Response(_openapi(), media_type="application/json")
+    return Response(request.app.state.description, media_type="application/json")
 
 
 OPERATIONS = (
-    Operation("POST", "/v1/completions", protocol.CompletionRequest, documents.Completion, completions),
-    Operation("POST", "/v1/chat/completions", protocol.ChatRequest, documents.ChatCompletion, chat_completions),
-    Operation("POST", "/v1/embeddings", protocol.EmbeddingRequest, documents.Embeddings, embeddings),
     Operation("GET", "/v1/models", None, documents.Models, models),
     Operation("GET", "/v1/models/{model:path}", None, documents.ModelCard, model),
-    Operation("POST", "/tokenize", protocol.TokenizeRequest, documents.Tokens, tokenize),
-    Operation("POST", "/detokenize", protocol.DetokenizeRequest, documents.Detokenized, detokenize),
-    Operation("GET", "/tokenizer_info", None, documents.TokenizerInfo, tokenizer_info),
     Operation("GET", "/health", None, documents.Status, health),
     Operation("GET", "/ready", None, documents.Status, ready),
     Operation("GET", "/metrics", None, None, metrics),
     Operation("GET", "/openapi.json", None, None, openapi),
 )
-
-
-@lru_cache(1)
-def _openapi() -> bytes:
-    return document(OPERATIONS)
+"""The routes of every server."""

@@ -29,7 +29,8 @@ from aifx.serving.http.documents import (
 )
 from aifx.serving.http.errors import ApiError
 from aifx.serving.http.protocol import ChatRequest, NamedTool, Tool
-from aifx.serving.http.state import ServerState, base_seed, record_of, sampling_settings, stops, total_usage
+from aifx.serving.http.state import record_of
+from aifx.serving.http.text import TextState, base_seed, sampling_settings, stops, total_usage
 from aifx.serving.requests import Delta, FinishReason, GenerationRequest, Grammar, TokenScore, Usage
 from aifx.serving.tools import CallBegin, Event, Text, ToolCallParser, ToolFormat, calls_grammar
 
@@ -38,7 +39,7 @@ Finish: TypeAlias = Literal["stop", "length", "tool_calls"]
 
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
-    state: ServerState = request.app.state.server
+    state: TextState = request.app.state.server
     body = await state.read(request, ChatRequest)
     adapter = state.adapter_of(body.model)
     n = check_n(body.n, state)
@@ -73,7 +74,7 @@ async def chat_completions(request: Request) -> Response:
         return json_response(await writer.whole())
 
 
-def _tool_format(state: ServerState) -> ToolFormat:
+def _tool_format(state: TextState) -> ToolFormat:
     return ToolFormat.of_template(state.renderer.template.source if state.renderer is not None else "")
 
 
@@ -94,7 +95,7 @@ def _chosen_tools(body: ChatRequest) -> list[Tool]:
     return [] if choice == "none" else tools
 
 
-def _max_tokens(body: ChatRequest, state: ServerState, prompt: Sequence[int]) -> int:
+def _max_tokens(body: ChatRequest, state: TextState, prompt: Sequence[int]) -> int:
     """All that the context leaves, unless the request has a limit. Raises ApiError."""
     room = state.check_prompt(prompt, "messages")
     given = {body.max_tokens, body.max_completion_tokens} - {None}
@@ -110,7 +111,7 @@ def _max_tokens(body: ChatRequest, state: ServerState, prompt: Sequence[int]) ->
     return wanted or room
 
 
-def _grammars(body: ChatRequest, state: ServerState, tools: Sequence[Tool], n: int) -> Sequence[Grammar | None]:
+def _grammars(body: ChatRequest, state: TextState, tools: Sequence[Tool], n: int) -> Sequence[Grammar | None]:
     """A grammar for each answer, or None for free text. Raises ApiError for a schema that no grammar can be made of."""
     param = "response_format"
     try:
@@ -135,7 +136,7 @@ class _Writer:
     """Messages from deltas, whole or in pieces."""
 
     def __init__(
-        self, state: ServerState, body: ChatRequest, answers: Answers, parsers: Sequence[ToolCallParser] | None
+        self, state: TextState, body: ChatRequest, answers: Answers, parsers: Sequence[ToolCallParser] | None
     ) -> None:
         """`parsers`: of calls in each answer; None if there can be none."""
         self._state, self._body, self._answers, self._parsers = state, body, answers, parsers

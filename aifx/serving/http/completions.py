@@ -23,14 +23,8 @@ from aifx.serving.http.documents import (
 )
 from aifx.serving.http.errors import ApiError
 from aifx.serving.http.protocol import CompletionRequest
-from aifx.serving.http.state import (
-    ServerState,
-    base_seed,
-    record_of,
-    sampling_settings,
-    stops,
-    total_usage,
-)
+from aifx.serving.http.state import record_of
+from aifx.serving.http.text import TextState, base_seed, sampling_settings, stops, total_usage
 from aifx.serving.requests import FinishReason, GenerationRequest, TokenScore, Usage
 
 MAX_TOKENS = 16
@@ -49,7 +43,7 @@ class _Choice:
 
 async def completions(request: Request) -> Response:
     """Continue prompts."""
-    state: ServerState = request.app.state.server
+    state: TextState = request.app.state.server
     body = await state.read(request, CompletionRequest)
     adapter = state.adapter_of(body.model)
     n = check_n(body.n, state)
@@ -70,7 +64,7 @@ async def completions(request: Request) -> Response:
         return json_response(await writer.whole())
 
 
-def check_n(n: int | None, state: ServerState) -> int:
+def check_n(n: int | None, state: TextState) -> int:
     """How many answers a prompt gets. Raises ApiError."""
     if (n or 1) > state.settings.max_n:
         raise ApiError(400, f"n: {n}; this server's serve.max_n is {state.settings.max_n}", param="n")
@@ -78,7 +72,7 @@ def check_n(n: int | None, state: ServerState) -> int:
 
 
 def _requests(
-    body: CompletionRequest, state: ServerState, prompts: Sequence[list[int]], n: int, adapter: str | None
+    body: CompletionRequest, state: TextState, prompts: Sequence[list[int]], n: int, adapter: str | None
 ) -> list[GenerationRequest]:
     seed = base_seed(body)
     settings = [sampling_settings(body, seed + index) for index in range(n)]
@@ -115,7 +109,7 @@ class _Writer:
     """Completions from deltas, whole or in pieces."""
 
     def __init__(
-        self, state: ServerState, body: CompletionRequest, prompts: Sequence[list[int]], n: int, answers: Answers
+        self, state: TextState, body: CompletionRequest, prompts: Sequence[list[int]], n: int, answers: Answers
     ) -> None:
         self._state, self._body, self._answers, self._n = state, body, answers, n
         self._id, self._created = f"cmpl-{secrets.token_hex(16)}", int(time.time())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Answer(BaseModel):
@@ -148,7 +148,7 @@ class ModelCard(Answer):
     owned_by: str
     root: str
     parent: str | None
-    max_model_len: int
+    max_model_len: int | None = None  # of text
 
 
 class Models(Answer):
@@ -174,6 +174,30 @@ class TokenizerInfo(Answer):
 
 class Detokenized(Answer):
     prompt: str
+
+
+class Predictions(Answer):
+    """What `aifx predict -` writes for the same rows."""
+
+    object: Literal["list"]
+    model: str
+    system_fingerprint: str
+    predictions: list[dict[str, Any]]
+
+
+class Classification(Answer):
+    """What the objective says of one file: for classes, their names and probabilities."""
+
+    model_config = ConfigDict(extra="allow")
+
+    object: Literal["prediction"]
+    model: str
+    system_fingerprint: str
+    label: str | None = None
+    labels: list[str] | None = None
+    probability: float | None = None
+    probabilities: dict[str, float] | None = None
+    thresholds: dict[str, float] | None = None  # by which classes were named
 
 
 class Status(Answer):

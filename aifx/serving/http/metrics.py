@@ -1,16 +1,18 @@
-"""Prometheus' metrics, by the names that vLLM gives them, so that its dashboards work."""
+"""Prometheus' metrics: of text by the names that vLLM gives them, so that its dashboards work."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 
-from aifx.serving.requests import ServingEngine
+from aifx.serving.predictor import Predictor, PredictorStats
+from aifx.serving.requests import EngineStats, ServingEngine
+from aifx.serving.swap import SwapCounts
 
 LABELS = ("model_name", "engine")
 
@@ -18,6 +20,8 @@ LABELS = ("model_name", "engine")
 FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
 TOKEN_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 REQUEST_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
+PREDICTION_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+OUTCOMES = ("success", "abort", "error")
 FINISHED = ("stop", "length", "abort", "error")
 
 GAUGES = {
@@ -38,37 +42,45 @@ COUNTERS = {
 }
 """By name: what it is, and the field of `EngineStats`."""
 
+PREDICTION_GAUGES = {
+    "aifx:requests_running": ("Requests of which all rows are at the device.", "running"),
+    "aifx:requests_waiting": ("Requests with rows that wait.", "waiting"),
+}
+PREDICTION_COUNTERS = {
+    "aifx:rows": ("Rows that were predicted.", "rows"),
+    "aifx:batches": ("Calls of the program.", "batches"),
+    "aifx:compilations": ("Programs compiled after the start; 0 if none was missing.", "compilations"),
+}
+"""The same of `PredictorStats`."""
+
+SWAPS = {
+    "aifx:swaps": ("Checkpoints that took over.", "taken"),
+    "aifx:swaps_refused": ("Checkpoints that did not pass.", "refused"),
+}
+"""The same of `SwapCounts`."""
+
 
 class Metrics:
-    """What `/metrics` shows of an engine and of the answers that were sent."""
+    """What `/metrics` shows of every server."""
 
-    def __init__(self, engine: ServingEngine, model: str) -> None:
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_EngineMetrics(engine, model))
-        sizes = _powers(engine.max_model_len)
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Any:
-            return Histogram(f"vllm:{name}", text, LABELS, registry=self._registry, buckets=buckets).labels(model, "0")
-
-        self.first_token = histogram("time_to_first_token_seconds", "Time to the first token.", FIRST_TOKEN_S)
-        self.inter_token = histogram("inter_token_latency_seconds", "Time from a token to the next.", TOKEN_S)
-        self.time_per_token = histogram(
-            "request_time_per_output_token_seconds", "Mean time of an answer's tokens after the first.", TOKEN_S
-        )
-        self.latency = histogram("e2e_request_latency_seconds", "Time of a whole answer.", REQUEST_S)
-        self.queue_time = histogram("request_queue_time_seconds", "Time that a request waited.", REQUEST_S)
-        self.prompt_tokens = histogram("request_prompt_tokens", "Tokens of a prompt.", sizes)
-        self.generation_tokens = histogram("request_generation_tokens", "Tokens of an answer.", sizes)
-        labels = (*LABELS, "finished_reason")
-        success = Counter("vllm:request_success", "Answers by how they ended.", labels, registry=self._registry)
-        self._finished = {reason: success.labels(model, "0", reason) for reason in FINISHED}
-        responses = Counter("aifx:http_responses", "Answers by status.", ("status",), registry=self._registry)
+    def __init__(self, model: str, swaps: SwapCounts) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.model = model
+        responses = Counter("aifx:http_responses", "Answers by status.", ("status",), registry=self.registry)
         self._responses = responses
+        self.registry.register(_Collected(lambda: _families(SWAPS, CounterMetricFamily, swaps, self.labels)))
 
-    def finished(self, reason: str, start: float) -> None:
-        """Count an answer that began at `start`, by `time.perf_counter`."""
-        self._finished[reason].inc()
-        self.latency.observe(time.perf_counter() - start)
+    @property
+    def labels(self) -> tuple[str, str]:
+        return self.model, "0"
+
+    def histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Any:
+        return Histogram(name, text, LABELS, registry=self.registry, buckets=buckets).labels(*self.labels)
+
+    def counters(self, name: str, text: str, label: str, values: Sequence[str]) -> dict[str, Any]:
+        """A counter for each value of a label."""
+        counter = Counter(name, text, (*LABELS, label), registry=self.registry)
+        return {value: counter.labels(*self.labels, value) for value in values}
 
     def response(self, status: int) -> None:
         self._responses.labels(str(status)).inc()
@@ -79,29 +91,79 @@ class Metrics:
             encode, content_type = choose_encoder(accept)
         except (TypeError, ValueError):  # the client asks for a version that is not a number
             encode, content_type = choose_encoder("")
-        return encode(self._registry), content_type
+        return encode(self.registry), content_type
 
 
-class _EngineMetrics:
-    """The engine's own counts, as prometheus_client collects them."""
+class TextMetrics(Metrics):
+    """Those of a server of text, by vLLM's names."""
 
-    def __init__(self, engine: ServingEngine, model: str) -> None:
-        self._engine, self._labels = engine, (model, "0")
+    def __init__(self, engine: ServingEngine, model: str, swaps: SwapCounts) -> None:
+        super().__init__(model, swaps)
+        self.registry.register(_Collected(lambda: self._collect(engine.stats())))
+        sizes = _powers(engine.max_model_len)
+        self.first_token = self.histogram("vllm:time_to_first_token_seconds", "Time to the first token.", FIRST_TOKEN_S)
+        self.inter_token = self.histogram("vllm:inter_token_latency_seconds", "Time from a token to the next.", TOKEN_S)
+        self.time_per_token = self.histogram(
+            "vllm:request_time_per_output_token_seconds", "Mean time of an answer's tokens after the first.", TOKEN_S
+        )
+        self.latency = self.histogram("vllm:e2e_request_latency_seconds", "Time of a whole answer.", REQUEST_S)
+        self.queue_time = self.histogram("vllm:request_queue_time_seconds", "Time that a request waited.", REQUEST_S)
+        self.prompt_tokens = self.histogram("vllm:request_prompt_tokens", "Tokens of a prompt.", sizes)
+        self.generation_tokens = self.histogram("vllm:request_generation_tokens", "Tokens of an answer.", sizes)
+        self._finished = self.counters(
+            "vllm:request_success", "Answers by how they ended.", "finished_reason", FINISHED
+        )
 
-    def collect(self) -> Iterator[Any]:
-        stats = self._engine.stats()
+    def finished(self, reason: str, start: float) -> None:
+        """Count an answer that began at `start`, by `time.perf_counter`."""
+        self._finished[reason].inc()
+        self.latency.observe(time.perf_counter() - start)
 
-        def family(kind: Any, name: str, text: str, value: float) -> Any:
-            made = kind(name, text, labels=LABELS)
-            made.add_metric(self._labels, value)
-            return made
-
-        for name, (text, field) in GAUGES.items():
-            yield family(GaugeMetricFamily, name, text, getattr(stats, field))
+    def _collect(self, stats: EngineStats) -> Iterator[Any]:
+        yield from _families(GAUGES, GaugeMetricFamily, stats, self.labels)
         used = stats.pages_used / max(stats.pages_total, 1)
-        yield family(GaugeMetricFamily, "vllm:kv_cache_usage_perc", "Share of the pages in use; 1 is all.", used)
-        for name, (text, field) in COUNTERS.items():
-            yield family(CounterMetricFamily, name, text, getattr(stats, field))
+        usage = GaugeMetricFamily("vllm:kv_cache_usage_perc", "Share of the pages in use; 1 is all.", labels=LABELS)
+        usage.add_metric(self.labels, used)
+        yield usage
+        yield from _families(COUNTERS, CounterMetricFamily, stats, self.labels)
+
+
+class PredictionMetrics(Metrics):
+    """Those of a server of predictions."""
+
+    def __init__(self, predictor: Predictor, model: str, swaps: SwapCounts) -> None:
+        super().__init__(model, swaps)
+        self.registry.register(_Collected(lambda: self._collect(predictor.stats())))
+        self.latency = self.histogram("aifx:request_latency_seconds", "Time of a whole answer.", PREDICTION_S)
+        self.queue_time = self.histogram("aifx:request_queue_seconds", "Time that a request waited.", PREDICTION_S)
+        self.rows = self.histogram("aifx:request_rows", "Rows of a request.", _powers(10_000))
+        self.batch_rows = self.histogram(
+            "aifx:batch_rows", "Rows of a call of the program.", _powers(predictor.rows_per_batch)
+        )
+        self._finished = self.counters("aifx:requests", "Requests by how they ended.", "outcome", OUTCOMES)
+        predictor.on_batch = self.batch_rows.observe
+
+    def finished(self, outcome: str) -> None:
+        self._finished[outcome].inc()
+
+    def _collect(self, stats: PredictorStats) -> Iterator[Any]:
+        yield from _families(PREDICTION_GAUGES, GaugeMetricFamily, stats, self.labels)
+        yield from _families(PREDICTION_COUNTERS, CounterMetricFamily, stats, self.labels)
+
+
+class _Collected:
+    """Numbers that are read when they are asked for."""
+
+    def __init__(self, collect: Callable[[], Iterator[Any]]) -> None:
+        self.collect = collect
+
+
+def _families(names: Mapping[str, tuple[str, str]], kind: Any, stats: object, labels: tuple[str, str]) -> Iterator[Any]:
+    """A family for each name, of a field of `stats`."""
+    for name, (text, field) in names.items():
+        made = kind(name, text, labels=LABELS)
+        made.add_metric(labels, getattr(stats, field))
+        yield made
 
 
 def _powers(most: int) -> tuple[float, ...]:

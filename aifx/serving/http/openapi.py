@@ -21,7 +21,7 @@ REFUSALS = {
     "404": "No such model.",
     "408": "The body took too long.",
     "413": "The body is too large.",
-    "415": "The body is not JSON.",
+    "415": "The body is of another type.",
     "421": "The Host header names another machine.",
     "429": "The queue is full; Retry-After says when to ask again.",
     "500": "The server failed.",
@@ -34,13 +34,17 @@ OF_BODIES = ("400", "404", "408", "413", "415", "429", "504")
 
 @dataclass(frozen=True)
 class Operation:
-    """A route: the model of its body, if it has one, and of its answer, if that is an object of ours."""
+    """A route: the model of its body, if it has one, and of its answer, if that is an object of ours.
+
+    `media` are other types of its body, whose bytes it takes as they are.
+    """
 
     method: str
     path: str
     body: type[Body] | None
     answer: type[Answer] | None
     endpoint: Callable[[Request], Awaitable[Response]]
+    media: tuple[str, ...] = ()
 
 
 def document(operations: Sequence[Operation]) -> bytes:
@@ -86,7 +90,8 @@ def _operation(operation: Operation, path: str) -> dict[str, Any]:
     }
     if operation.body is not None:
         schema = {"schema": _ref(operation.body)}
-        made["requestBody"] = {"required": True, "content": {"application/json": schema}}
+        files = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in operation.media}
+        made["requestBody"] = {"required": True, "content": {"application/json": schema, **files}}
     if "{model}" in path:
         made["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
     return made

@@ -282,3 +282,13 @@ class TokenizeRequest(_Model):
 
 class DetokenizeRequest(_Model):
     tokens: Annotated[list[TokenId], Field(fail_fast=True)]
+
+
+class PredictionRequest(_Model, _Ignored):
+    rows: dict[str, Any] | Annotated[list[dict[str, Any]], Field(min_length=1)] = Field(
+        description="A row, or several, as `aifx predict` reads them from JSON Lines."
+    )
+
+
+class FileRequest(_Model, _Ignored):
+    image: str = Field(description="The base64 of a file.", min_length=1)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from starlette.requests import Request
@@ -14,15 +11,16 @@ from starlette.responses import Response
 
 from aifx.serving.http.answers import json_response
 from aifx.serving.http.documents import Detokenized, Embedding, Embeddings, TokenizerInfo, Tokens, UsageAnswer
-from aifx.serving.http.errors import ApiError, ClientGone, from_engine
+from aifx.serving.http.errors import ApiError
 from aifx.serving.http.protocol import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
-from aifx.serving.http.state import ServerState, record_of
-from aifx.serving.requests import Draining, QueueFull, RequestError, Ticket
+from aifx.serving.http.results import results
+from aifx.serving.http.state import record_of
+from aifx.serving.http.text import TextState
 
 
 async def embeddings(request: Request) -> Response:
     """The last hidden state of each text, pooled over its tokens."""
-    state: ServerState = request.app.state.server
+    state: TextState = request.app.state.server
     body = await state.read(request, EmbeddingRequest)
     if state.adapter_of(body.model) is not None:
         raise ApiError(400, "model: embeddings are those of the base model", param="model")
@@ -32,7 +30,7 @@ async def embeddings(request: Request) -> Response:
         raise ApiError(400, f"input: {len(prompts)} texts; this server takes {most} at once", param="input")
     for ids in prompts:
         state.check_prompt(ids, "input")
-    vectors = await _embed(state, request, prompts)
+    vectors = await results(state, request, [partial(state.engine.embed, ids) for ids in prompts], "input")
     data = [
         Embedding(object="embedding", index=index, embedding=_written(vector, body.encoding_format))
         for index, vector in enumerate(vectors)
@@ -43,47 +41,6 @@ async def embeddings(request: Request) -> Response:
     return json_response(Embeddings(object="list", data=data, model=body.model or state.name, usage=usage))
 
 
-async def _embed(state: ServerState, request: Request, prompts: Sequence[list[int]]) -> list[np.ndarray]:
-    """float32 [embed] of each prompt. Raises ApiError, ClientGone."""
-    loop, mailbox = asyncio.get_running_loop(), state.mailbox
-    futures: list[asyncio.Future[Any]] = [loop.create_future() for _ in prompts]
-
-    def resolve(future: asyncio.Future[Any], vector: Any) -> None:
-        if not future.done():
-            future.set_result(vector)
-
-    tickets: list[Ticket] = []
-    client = loop.create_task(_gone(request))
-    try:
-        for ids, future in zip(prompts, futures, strict=True):
-            tickets.append(state.engine.embed(ids, partial(mailbox.call, resolve, future)))
-        everything = asyncio.gather(*futures)
-        done, _ = await asyncio.wait(
-            (everything, client), timeout=state.settings.request_s, return_when=asyncio.FIRST_COMPLETED
-        )
-        if client in done:
-            raise ClientGone("the client went away")
-        if not done:
-            raise ApiError(504, "the request took longer than serve.request_s", code="timeout")
-        vectors = everything.result()
-        if any(vector is None for vector in vectors):
-            raise ApiError(503, "the server stopped before the answer was complete", code="stopping")
-        return vectors
-    except (RequestError, QueueFull, Draining) as error:
-        raise from_engine(error, "input") from None
-    finally:
-        client.cancel()
-        for ticket, future in zip(tickets, futures, strict=False):
-            if not future.done():
-                ticket.cancel()
-            future.cancel()
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 def _written(vector: np.ndarray, encoding: str | None) -> list[float] | str:
     numbers = np.asarray(vector, "<f4")
     return base64.b64encode(numbers.tobytes()).decode() if encoding == "base64" else numbers.tolist()
@@ -91,7 +48,7 @@ def _written(vector: np.ndarray, encoding: str | None) -> list[float] | str:
 
 async def tokenize(request: Request) -> Response:
     """The token ids of a text or of a conversation."""
-    state: ServerState = request.app.state.server
+    state: TextState = request.app.state.server
     body = await state.read(request, TokenizeRequest)
     state.adapter_of(body.model)
     if (body.prompt is None) == (body.messages is None):
@@ -107,7 +64,7 @@ async def tokenize(request: Request) -> Response:
 
 async def detokenize(request: Request) -> Response:
     """The text of token ids."""
-    state: ServerState = request.app.state.server
+    state: TextState = request.app.state.server
     body = await state.read(request, DetokenizeRequest)
     state.adapter_of(body.model)
     if body.tokens and max(body.tokens) >= state.tokenizer.vocab_size:
@@ -118,7 +75,7 @@ async def detokenize(request: Request) -> Response:
 
 async def tokenizer_info(request: Request) -> Response:
     """The names of special tokens, and the chat template."""
-    state: ServerState = request.app.state.server
+    state: TextState = request.app.state.server
     tokenizer = state.tokenizer
     known: dict[str, str] = {}
     if tokenizer.begin_ids:

@@ -17,19 +17,23 @@ from aifx.commands.serve import command
 from aifx.config.sections import ServeSection
 from aifx.serving.http.access_log import AccessLog
 from aifx.serving.http.server import HttpServer, bind, url_of
-from aifx.serving.http.state import ServerState
+from aifx.serving.http.services import TEXT_OPERATIONS
+from aifx.serving.http.text import TextState
 
 
 def prepare(*_: Any) -> command.Prepared:
     engine = ToyEngine(step_s=float(os.environ["AIFX_TEST_STEP_S"]))
     settings = ServeSection(drain_s=float(os.environ["AIFX_TEST_DRAIN_S"]))
     bound = bind("127.0.0.1", 0)
-    state = ServerState(engine, engine.tokenizer, None, "toy", settings, AccessLog(Path("access.jsonl")))
-    listening = command.Listening(
-        url=url_of(bound), run="main", step=3, model="toy", adapters=[], system_fingerprint="toy", slots=[8],
-        pool_tokens=1, max_model_len=4096, is_reproducible=True,
+    state = TextState(
+        engine=engine, tokenizer=engine.tokenizer, renderer=None, name="toy", settings=settings,
+        log=AccessLog(Path("access.jsonl")), operations=TEXT_OPERATIONS,
     )  # fmt: skip
-    return command.Prepared(HttpServer(state, bound), listening, engine, None)
+    listening = command.Listening(
+        url=url_of(bound), run="main", step=3, model="toy", routes=[], adapters=[], system_fingerprint="toy",
+        slots=[8], pool_tokens=1, max_model_len=4096, is_reproducible=True,
+    )  # fmt: skip
+    return command.Prepared(HttpServer(state, bound), listening, None)
 
 
 if __name__ == "__main__":

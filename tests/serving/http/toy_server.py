@@ -16,7 +16,8 @@ from aifx.data.chat.assets import make_renderer
 from aifx.data.chat.template import CHATML, ChatTemplate
 from aifx.serving.http.access_log import AccessLog
 from aifx.serving.http.server import Ending, HttpServer, bind, url_of
-from aifx.serving.http.state import ServerState
+from aifx.serving.http.services import TEXT_OPERATIONS
+from aifx.serving.http.text import TextState
 
 # Like Qwen's: tools before the conversation, calls between <tool_call> tags.
 TOOLS_TEMPLATE = """\
@@ -44,7 +45,10 @@ class Served:
         renderer = make_renderer(self.engine.tokenizer, ChatTemplate(template, "a template"), folder, None)
         section = ServeSection(**settings)
         log = AccessLog(self.log_file)
-        self.state = ServerState(self.engine, self.engine.tokenizer, renderer, "toy", section, log, key)
+        self.state = TextState(
+            engine=self.engine, tokenizer=self.engine.tokenizer, renderer=renderer, name="toy", settings=section,
+            log=log, operations=TEXT_OPERATIONS, api_key=key,
+        )  # fmt: skip
         self.socket = bound = bind("127.0.0.1", 0)
         self.url, self.port = url_of(bound), bound.getsockname()[1]
         self.server = HttpServer(self.state, bound)

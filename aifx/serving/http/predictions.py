@@ -1,0 +1,160 @@
+"""`/v1/classify` and `/v1/predict`: what a task's model predicts for files or rows."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import anyio
+import numpy as np
+from anyio.to_thread import run_sync
+from starlette.requests import Request
+from starlette.responses import Response
+
+from aifx.core.errors import DataError
+from aifx.data.base import Batch, DataFormat
+from aifx.data.rows import STDIN, Row
+from aifx.data.spec import DataSpec
+from aifx.loading.prediction import RowEncoder, record
+from aifx.serving.http.answers import json_response
+from aifx.serving.http.documents import Classification, Predictions
+from aifx.serving.http.errors import ApiError, ClientGone
+from aifx.serving.http.metrics import PredictionMetrics
+from aifx.serving.http.protocol import FileRequest, PredictionRequest
+from aifx.serving.http.results import results
+from aifx.serving.http.state import ServerState, content_type_of, record_of
+from aifx.serving.predictor import Outputs, PredictionFailed, Predictor, PredictorWeights
+
+READERS = min(os.cpu_count() or 1, 8)
+"""Requests whose rows are made examples at a time: a large picture takes hundreds of MB until it is small."""
+
+
+@dataclass(kw_only=True)
+class PredictionState(ServerState):
+    """A task that predicts, which is served."""
+
+    engine: Predictor
+    form: DataFormat
+    data: DataSpec
+    metrics: PredictionMetrics = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.metrics = PredictionMetrics(self.engine, self.name, self.swaps)
+        self._encoder = RowEncoder(self.form)
+        self._limiter = anyio.CapacityLimiter(READERS)
+
+    async def predict(
+        self, request: Request, read: Callable[[], Sequence[Row]], part: str
+    ) -> tuple[list[Row], list[dict[str, Any]], PredictorWeights]:
+        """The rows, the prediction for each, and the weights that made it. Raises ApiError, ClientGone.
+
+        Args:
+            read: the rows; called in a thread.
+            part: the field of the request that has them.
+        """
+        start, outcome = time.perf_counter(), "error"
+        try:
+            rows, counts, batch = await run_sync(self._encode, read, limiter=self._limiter)
+            record_of(request).rows = len(rows)
+            self.metrics.rows.observe(len(rows))
+            weights = self.engine.weights
+            submit = partial(self.engine.submit, batch, weights=weights, on_begun=self.metrics.queue_time.observe)
+            (found,) = await results(self, request, [submit], part)
+            if isinstance(found, PredictionFailed):
+                raise ApiError(500, f"the prediction failed: {found}", code="engine_error")
+            decoded = await run_sync(self._decode, found, counts, weights)
+            outcome = "success"
+            self.metrics.latency.observe(time.perf_counter() - start)
+            return rows, decoded, weights
+        except DataError as error:
+            raise refusal(error) from None
+        except ClientGone:
+            outcome = "abort"
+            raise
+        finally:
+            self.metrics.finished(outcome)
+
+    def _encode(self, read: Callable[[], Sequence[Row]]) -> tuple[list[Row], list[int], Batch]:
+        """The rows, how many examples each has, and all of these."""
+        rows = list(read())
+        batches = [self._encoder.encode(row) for row in rows]
+        counts = [len(next(iter(batch.values()))) for batch in batches]
+        return rows, counts, {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+    def _decode(self, outputs: Outputs, counts: Sequence[int], weights: PredictorWeights) -> list[dict[str, Any]]:
+        """The prediction for each row, which has so many examples."""
+        decoded, start = [], 0
+        for count in counts:
+            own = {name: values[start : start + count] for name, values in outputs.items()}
+            decoded.append(record(weights.objective, weights.objective.decode(own, self.data)))
+            start += count
+        return decoded
+
+
+async def predict(request: Request) -> Response:
+    """What the model predicts for rows."""
+    state: PredictionState = request.app.state.server
+    body = await state.read(request, PredictionRequest)
+    state.check_model(body.model)
+    values = [body.rows] if isinstance(body.rows, dict) else body.rows
+    if len(values) > state.settings.max_rows:
+        why = f"{len(values)} rows; this server takes serve.max_rows = {state.settings.max_rows} at once"
+        raise ApiError(400, f"rows: {why}", param="rows")
+
+    def read() -> list[Row]:
+        return [Row(STDIN, number + 1, f"rows[{number}]", row) for number, row in enumerate(values)]
+
+    rows, decoded, weights = await state.predict(request, read, "rows")
+    try:
+        records = [record for row, one in zip(rows, decoded, strict=True) for record in state.form.records(row, one)]
+    except DataError as error:
+        raise refusal(error) from None
+    name, fingerprint = body.model or state.name, weights.fingerprint
+    return json_response(Predictions(object="list", model=name, system_fingerprint=fingerprint, predictions=records))
+
+
+async def classify(request: Request) -> Response:
+    """What the model predicts for a file, such as a picture."""
+    state: PredictionState = request.app.state.server
+    name = state.name
+    if (content_type := content_type_of(request)) in state.form.media_types:
+        data = await state.read_bytes(request)
+        record_of(request).model = name
+    elif content_type == "application/json":
+        body = await state.read(request, FileRequest)
+        state.check_model(body.model)
+        name = body.model or name
+        data = _decoded(body.image)
+    else:
+        known = ", ".join((*state.form.media_types, "application/json"))
+        raise ApiError(415, f"the Content-Type is {content_type}; it must be one of {known}")
+
+    def read() -> list[Row]:
+        try:
+            return [Row(STDIN, 1, "image", state.form.decode(data))]
+        except ValueError as error:
+            raise DataError("image", str(error), "file IMAGE") from None
+
+    _, (prediction,), weights = await state.predict(request, read, "image")
+    if thresholds := weights.objective.decides_by(state.data):
+        prediction["thresholds"] = thresholds
+    facts = {"object": "prediction", "model": name, "system_fingerprint": weights.fingerprint}
+    return json_response(Classification.model_validate({**prediction, **facts}))
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise ApiError(400, "image: it is the base64 of a file", param="image") from None
+
+
+def refusal(error: DataError) -> ApiError:
+    """What says that a row cannot be used; it begins with the row's place."""
+    return ApiError(400, f"{error.what}: {error.why}", param=error.what.partition(":")[0])

@@ -1,0 +1,111 @@
+"""What is served of a run: text if its model writes, otherwise what it predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aifx.core.steps import StepChoice
+from aifx.data.base import DataFormat
+from aifx.generation.generator import unable_to_write
+from aifx.loading.restore import RestoredRun
+from aifx.programs.build import build
+from aifx.serving.http import documents, protocol
+from aifx.serving.http.chat import chat_completions
+from aifx.serving.http.completions import completions
+from aifx.serving.http.openapi import Operation
+from aifx.serving.http.predictions import PredictionState, classify, predict
+from aifx.serving.http.state import ServerState
+from aifx.serving.http.text import TextState, renderer_of
+from aifx.serving.http.tokens import detokenize, embeddings, tokenize, tokenizer_info
+from aifx.serving.start import start_engine
+from aifx.serving.start_predictor import start_predictor
+from aifx.serving.swap import Watcher, watch, watch_predictor
+
+TEXT_OPERATIONS = (
+    Operation("POST", "/v1/completions", protocol.CompletionRequest, documents.Completion, completions),
+    Operation("POST", "/v1/chat/completions", protocol.ChatRequest, documents.ChatCompletion, chat_completions),
+    Operation("POST", "/v1/embeddings", protocol.EmbeddingRequest, documents.Embeddings, embeddings),
+    Operation("POST", "/tokenize", protocol.TokenizeRequest, documents.Tokens, tokenize),
+    Operation("POST", "/detokenize", protocol.DetokenizeRequest, documents.Detokenized, detokenize),
+    Operation("GET", "/tokenizer_info", None, documents.TokenizerInfo, tokenizer_info),
+)
+
+Watch = Callable[[StepChoice | None, Path | None, Sequence[str]], Watcher[Any]]
+"""From the choice of a step, a canary file and `--set` strings."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A run that is served.
+
+    Attributes:
+        fits: how much the engine takes at once: fields of what `aifx serve --json` prints.
+        watch: lets new checkpoints take over. Raises UsageError, DataError.
+    """
+
+    state: ServerState
+    fits: Mapping[str, Any]
+    watch: Watch
+
+
+def open_service(trained: RestoredRun, **common: Any) -> Service:
+    """Start what serves a run.
+
+    Args:
+        common: fields of `ServerState`, "settings" among them.
+
+    Raises AifxError for what cannot be served.
+    """
+    programs = build(trained.config, trained.task, trained.layout)
+    writes = unable_to_write(programs) is None
+    return _text(trained, **common) if writes else _predictions(trained, **common)
+
+
+def _text(trained: RestoredRun, **common: Any) -> Service:
+    serve = common["settings"]
+    engine = start_engine(trained, serve)
+    state = TextState(
+        engine=engine,
+        tokenizer=engine.tokenizer,
+        renderer=renderer_of(trained),
+        operations=TEXT_OPERATIONS,
+        **common,
+    )
+    fits = {
+        "adapters": list(engine.adapters),
+        "slots": list(engine.device.slots),
+        "pool_tokens": engine.stats().pages_total * engine.page_size,
+        "max_model_len": engine.max_model_len,
+    }
+
+    def start_watch(choice: StepChoice | None, canary: Path | None, overrides: Sequence[str]) -> Watcher[Any]:
+        return watch(engine, trained, serve, choice=choice, canary=canary, overrides=overrides, counts=state.swaps)
+
+    return Service(state, fits, start_watch)
+
+
+def _predictions(trained: RestoredRun, **common: Any) -> Service:
+    serve, form, data = common["settings"], trained.task.format, trained.task.data
+    predictor = start_predictor(trained, serve)
+    assert form is not None
+    state = PredictionState(
+        engine=predictor, form=form, data=data, operations=(prediction_operation(form, data.classes),), **common
+    )
+
+    def start_watch(choice: StepChoice | None, canary: Path | None, overrides: Sequence[str]) -> Watcher[Any]:
+        return watch_predictor(
+            predictor, trained, serve, choice=choice, canary=canary, overrides=overrides, counts=state.swaps
+        )
+
+    return Service(state, {"rows_per_batch": predictor.rows_per_batch}, start_watch)
+
+
+def prediction_operation(form: DataFormat, classes: Sequence[str]) -> Operation:
+    """The route of a task that predicts: for files if its format reads them, otherwise for rows."""
+    if not form.media_types:
+        return Operation("POST", "/v1/predict", protocol.PredictionRequest, documents.Predictions, predict)
+    path = "/v1/classify" if classes else "/v1/predict"
+    return Operation("POST", path, protocol.FileRequest, documents.Classification, classify, form.media_types)

@@ -1,0 +1,169 @@
+"""What the routes of text share: the model, its tokenizer, and how prompts become tokens."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from aifx.core.errors import DataError
+from aifx.data.chat.assets import kept_template
+from aifx.data.chat.rendering import ChatRenderer
+from aifx.data.tokenizer import Tokenizer
+from aifx.generation.chat import chat_renderer
+from aifx.loading.restore import RestoredRun
+from aifx.serving.grammar import GrammarError, Grammars
+from aifx.serving.http.answers import Answers
+from aifx.serving.http.documents import ModelCard
+from aifx.serving.http.errors import ApiError
+from aifx.serving.http.metrics import TextMetrics
+from aifx.serving.http.protocol import Messages, Prompt, SamplingFields, Tool
+from aifx.serving.http.state import ServerState, record_of
+from aifx.serving.requests import SEEDS, GenerationRequest, SamplingSettings, ServingEngine, Usage
+
+LONG_TEXT = 4096
+"""Characters of a text from which on a thread tokenizes it, so that other requests do not wait."""
+
+
+@dataclass(kw_only=True)
+class TextState(ServerState):
+    """A language model that is served.
+
+    Attributes:
+        renderer: None if the run has no chat template.
+    """
+
+    engine: ServingEngine
+    tokenizer: Tokenizer
+    renderer: ChatRenderer | None
+
+    metrics: TextMetrics = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.metrics = TextMetrics(self.engine, self.name, self.swaps)
+
+    def card(self, name: str) -> ModelCard:
+        return super().card(name).model_copy(update={"max_model_len": self.engine.max_model_len})
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Raises GrammarError for a tokenizer without grammars."""
+        return Grammars(self.tokenizer, self.engine.vocab_size)
+
+    @property
+    def models(self) -> list[str]:
+        return [self.name, *self.engine.adapters]
+
+    def adapter_of(self, model: str | None) -> str | None:
+        """The adapter that a request names, if it names one. Raises ApiError (404) for an unknown model."""
+        self.check_model(model)
+        return None if model == self.name else model
+
+    def submit(self, request: Request, requests: Sequence[GenerationRequest], prompt_field: str) -> Answers:
+        """Give requests to the engine, all or none; the caller closes the answers. Raises ApiError."""
+        answers = Answers(self.mailbox, self.metrics, record_of(request), request.receive, self.settings.request_s)
+        answers.submit(self.engine, requests, prompt_field)
+        return answers
+
+    async def prompts(self, prompt: Prompt) -> list[list[int]]:
+        """The token ids of each prompt of a completion. Raises ApiError."""
+        if isinstance(prompt, str):
+            return [await self.encode(prompt)]
+        if isinstance(prompt[0], str):
+            return [await self.encode(str(text)) for text in prompt]
+        lists = [prompt] if isinstance(prompt[0], int) else prompt
+        return [list(ids) for ids in lists]
+
+    async def encode(self, text: str, *, with_begin: bool = True) -> list[int]:
+        """The token ids of a text, after the token that begins texts if the model has one."""
+        function = self.tokenizer.encode_prompt if with_begin else self.tokenizer.encode
+        return function(text) if len(text) < LONG_TEXT else await run_in_threadpool(function, text)
+
+    async def chat_prompt(self, messages: Messages, tools: Sequence[Tool] | None) -> list[int]:
+        """The token ids of a conversation, by the model's chat template. Raises ApiError."""
+        from aifx.serving.http.messages import template_messages
+
+        if self.renderer is None:
+            raise ApiError(400, f"{self.name} has no chat template; /v1/completions takes its prompts")
+        plain = template_messages(messages)
+        shown = [tool.model_dump(exclude_none=True) for tool in tools or ()]
+        try:
+            return await run_in_threadpool(self.renderer.prompt, plain, "messages", tools=shown)
+        except DataError as error:
+            param = "tools" if "tools" in error.what else "messages"
+            raise ApiError(400, f"{error.what}: {error.why}", param=param) from None
+
+    def check_prompt(self, ids: Sequence[int], field: str) -> int:
+        """How many tokens may follow a prompt. Raises ApiError if it cannot be read."""
+        most = self.engine.max_model_len
+        if len(ids) > most:
+            why = f"{field}: {len(ids)} tokens; this server reads {most} at the most, with the answer"
+            raise ApiError(400, why, param=field, code="context_length_exceeded")
+        if max(ids) >= self.engine.vocab_size:
+            raise ApiError(400, f"{field}: token {max(ids)} of a vocabulary of {self.engine.vocab_size}", param=field)
+        return most - len(ids)
+
+    def token_text(self, token: int) -> str:
+        """A token as OpenAI writes it: `bytes:\\xe2` if its bytes are not UTF-8."""
+        data = self.token_bytes(token)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+    def token_bytes(self, token: int) -> bytes:
+        try:
+            return self.grammars.token_bytes(token)
+        except GrammarError:
+            return self.tokenizer.decode([token]).encode()
+
+
+def renderer_of(trained: RestoredRun) -> ChatRenderer | None:
+    """The renderer of a run's chats; None if it has no chat template."""
+    if kept_template(trained.run.assets) is None:
+        return None
+    return chat_renderer(trained)
+
+
+def base_seed(body: SamplingFields) -> int:
+    """The seed of a request's first answer: its own, or one at random."""
+    return secrets.randbelow(SEEDS) if body.seed is None else body.seed % SEEDS
+
+
+def sampling_settings(body: SamplingFields, seed: int) -> SamplingSettings:
+    """Raises ApiError."""
+    given = {
+        name: value
+        for name in (
+            "temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"
+        )
+        if (value := getattr(body, name)) is not None
+    }  # fmt: skip
+    try:
+        bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
+    except ValueError:
+        raise ApiError(400, "logit_bias: its keys are token ids", param="logit_bias") from None
+    return SamplingSettings(**given, top_k=max(body.top_k or 0, 0), logit_bias=bias, seed=seed % SEEDS)
+
+
+def stops(body: SamplingFields) -> tuple[str, ...]:
+    return (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+
+
+def total_usage(usages: Sequence[Usage], n: int) -> Usage:
+    """Of `n` answers to each prompt, which counts once."""
+    bases = {usage.energy_basis for usage in usages}
+    joules = [usage.joules for usage in usages if usage.joules is not None]
+    costs = [usage.cost for usage in usages if usage.cost is not None]
+    return Usage(
+        sum(usage.prompt_tokens for usage in usages) // n,
+        sum(usage.completion_tokens for usage in usages),
+        sum(usage.cached_tokens for usage in usages) // n,
+        joules=sum(joules) if len(joules) == len(usages) else None,
+        energy_basis=bases.pop() if len(bases) == 1 else None,
+        cost=sum(costs) if costs and len(costs) == len(usages) else None,
+    )

@@ -1,0 +1,342 @@
+"""The engine of tasks that predict: examples of many requests in one call of the prediction program.
+
+A call has a fixed number of rows, so that an example's bits do not depend on those beside it. Examples of the requests
+that wait take turns, so that a request of many does not delay the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from aifx.data.base import Batch
+from aifx.data.spec import DataSpec
+from aifx.loading.prediction import checked_predictions
+from aifx.objectives.base import Objective
+from aifx.programs.build import Programs
+from aifx.serving.compilations import CompilationCounter
+from aifx.serving.requests import Draining, QueueFull
+from aifx.specs import Params
+
+logger = logging.getLogger(__name__)
+
+Outputs = Mapping[str, np.ndarray]
+"""Predictions by name, `[examples, ...]`."""
+
+Fields = tuple[tuple[str, tuple[int, ...], str], ...]
+"""Name, shape of an example and dtype of each array of a batch, by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class PredictorWeights:
+    """Arrays as `Programs.predict_step` takes them, and the objective that reads what it gives."""
+
+    params: Params
+    frozen: Params
+    objective: Objective
+    fingerprint: str
+
+
+class PredictionFailed(Exception):
+    """What the model gave for a request cannot be used; the message says why."""
+
+
+class Prediction:
+    """A request on its way."""
+
+    def __init__(
+        self,
+        batch: Batch,
+        deliver: Callable[[Any], None],
+        weights: PredictorWeights,
+        on_begun: Callable[[float], None],
+    ) -> None:
+        self.batch, self.deliver, self.weights, self.on_begun = batch, deliver, weights, on_begun
+        self.fields = fields_of(batch)
+        self.count = len(next(iter(batch.values())))
+        self.taken = 0  # examples that were given to the device
+        self.outputs: list[Outputs] = []  # of the examples that are done, in their order
+        self.is_cancelled = False
+        self.submitted = time.monotonic()
+
+    @property
+    def fingerprint(self) -> str:
+        return self.weights.fingerprint
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+@dataclass(frozen=True)
+class PredictorStats:
+    """The predictor at this moment, and its counts since it started."""
+
+    running: int
+    waiting: int
+    rows: int  # examples that were predicted
+    batches: int  # calls of the program
+    compilations: int  # after the start: 0, or a program was missing
+
+
+class Predictor:
+    """Predicts in a thread of its own.
+
+    Attributes:
+        is_reproducible: whether an example's bits were shown not to depend on its place and on others.
+        failure: why the thread ended by itself, or None.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        weights: PredictorWeights,
+        program_digest: str,
+        *,
+        queue: int,
+        on_batch: Callable[[int], None] = lambda rows: None,
+    ) -> None:
+        """Compiles the program.
+
+        Args:
+            queue: requests that may wait.
+            on_batch: called with the number of examples of each call of the program.
+        """
+        self.programs, self.weights, self.program_digest = programs, weights, program_digest
+        self.rows_per_batch = programs.eval_rows
+        self._queue, self.on_batch = queue, on_batch
+        self._waiting: deque[Prediction] = deque()  # some of whose examples were not given to the device
+        self._unfinished = self._rows = self._batches = 0
+        self._batch_s = 0.0  # of the last call
+        self._wake = threading.Condition()
+        self._is_draining = self._is_stopping = False
+        self.failure: str | None = None
+        self._compiled: dict[Fields, Any] = {}
+        self._program(self.spec_fields)
+        self.is_reproducible = (difference := self._find_difference()) is None
+        if difference is None:
+            logger.info("the bits of a prediction do not depend on other rows: checked on this device")
+        else:
+            logger.warning(f"the bits of a prediction depend on other rows on this device: {difference}")
+        self._compilations = CompilationCounter()
+        self._thread = threading.Thread(target=self._run, name="aifx-predictor", daemon=True)
+
+    @property
+    def spec_fields(self) -> Fields:
+        """What the data's spec says of an example that is to be predicted."""
+        return fields_of_spec(self.programs.task.data)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of new requests' weights and program."""
+        return self.weights.fingerprint
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(
+        self,
+        batch: Batch,
+        deliver: Callable[[Any], None],
+        *,
+        weights: PredictorWeights | None = None,
+        on_begun: Callable[[float], None] = lambda waited_s: None,
+    ) -> Prediction:
+        """Predict examples. From any thread. Raises QueueFull, Draining.
+
+        Args:
+            batch: at least one example, as `RowEncoder` makes them.
+            deliver: called once, from the predictor's thread, with `Outputs`; with None if the request was cancelled or
+                the server stops; with PredictionFailed. It must not wait.
+            weights: those that answer, if not those of now.
+            on_begun: called with how long the request waited for the device.
+        """
+        request = Prediction(batch, deliver, weights or self.weights, on_begun)
+        with self._wake:
+            if self._is_draining or self.failure is not None:
+                raise Draining(self.failure or "")
+            if len(self._waiting) > self._queue:
+                calls = sum(waiting.count - waiting.taken for waiting in self._waiting) / self.rows_per_batch
+                raise QueueFull(len(self._waiting), max(1.0, calls * self._batch_s))
+            self._unfinished += 1
+            self._waiting.append(request)
+            self._wake.notify()
+        return request
+
+    def swap(self, weights: PredictorWeights) -> None:
+        """New requests are answered by these weights. From any thread; requests that are there keep theirs."""
+        self.weights = weights
+
+    def stats(self) -> PredictorStats:
+        waiting = len(self._waiting)
+        running = max(self._unfinished - waiting, 0)
+        return PredictorStats(running, waiting, self._rows, self._batches, self._compilations.count)
+
+    def drain(self) -> None:
+        self._is_draining = True
+
+    def stop(self) -> None:
+        """End all requests and the thread. Waits for it."""
+        with self._wake:
+            self._is_draining = self._is_stopping = True
+            self._wake.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def predict(self, batch: Batch, weights: PredictorWeights) -> Outputs:
+        """What the program gives for up to `rows_per_batch` examples: as many rows as it has. Zeros fill the rest."""
+        rows = self.rows_per_batch
+        whole = {name: np.zeros((rows, *shape), dtype) for name, shape, dtype in fields_of(batch)}
+        for name, values in batch.items():
+            whole[name][: len(values)] = values
+        program = self._program(fields_of(batch))
+        predicted = program(weights.params, weights.frozen, self.programs.place(whole))
+        return checked_predictions(weights.objective, jax.device_get(predicted), rows)
+
+    def probe(self, weights: PredictorWeights) -> str | None:
+        """Why the weights cannot predict random examples, or None."""
+        outputs = self.predict(self._examples(), weights)
+        return next((str(x) for x in (_joined([outputs]),) if isinstance(x, PredictionFailed)), None)
+
+    def _examples(self) -> Batch:
+        """A random batch, always the same."""
+        rng = np.random.default_rng(0)
+        return {name: _random(rng, (self.rows_per_batch, *shape), dtype) for name, shape, dtype in self.spec_fields}
+
+    def _program(self, fields: Fields) -> Any:
+        """The compiled program for batches of these fields. Those of the data's spec are compiled at the start."""
+        if fields not in self._compiled:
+            self._compiled[fields] = lower_prediction(self.programs, fields).compile()
+        return self._compiled[fields]
+
+    def _find_difference(self) -> str | None:
+        """What changed an example's bits, or None: its place, or what was beside it."""
+        rows, batch = self.rows_per_batch, self._examples()
+        alone = self.predict({name: values[:1] for name, values in batch.items()}, self.weights)
+        for place in sorted({0, 1 % rows, rows // 2, rows - 1}):
+            order = np.roll(np.arange(rows), place)
+            found = self.predict({name: values[order] for name, values in batch.items()}, self.weights)
+            if any(found[name][place].tobytes() != alone[name][0].tobytes() for name in alone):
+                return f"other bits than alone among {rows} rows, at place {place}"
+        return None
+
+    # What follows runs in the predictor's thread.
+
+    def _run(self) -> None:
+        self._compilations.start()
+        try:
+            while self._turn():
+                pass
+            self._end_all(None)
+        except Exception as error:  # the requests must hear of it, and the server must not look healthy
+            logger.exception("the predictor has failed")
+            self.failure = f"{type(error).__name__}: {error}"
+            self._end_all(PredictionFailed(self.failure))
+
+    def _turn(self) -> bool:
+        """Predict one batch, as soon as there is an example. False if the predictor is to stop."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._waiting or self._is_stopping)
+            if self._is_stopping:
+                return False
+            self._end_cancelled()
+            taken = self._take()
+        if not taken:
+            return True
+        start = time.monotonic()
+        names = [name for name, _, _ in taken[0][0].fields]
+        batch = {name: np.stack([request.batch[name][index] for request, index in taken]) for name in names}
+        outputs = self.predict(batch, taken[0][0].weights)
+        self._batch_s = time.monotonic() - start
+        self._rows += len(taken)
+        self._batches += 1
+        self.on_batch(len(taken))
+        for place, (request, _) in enumerate(taken):
+            request.outputs.append({name: values[place] for name, values in outputs.items()})
+            if len(request.outputs) == request.count:
+                self._end(request, _joined(request.outputs))
+        return True
+
+    def _take(self) -> list[tuple[Prediction, int]]:
+        """Examples for a call, one of each request in turn; of one kind and one set of weights."""
+        taken: list[tuple[Prediction, int]] = []
+        others: list[Prediction] = []
+        while self._waiting and len(taken) < self.rows_per_batch:
+            request = self._waiting.popleft()
+            first = taken[0][0] if taken else request
+            if request.fields != first.fields or request.weights is not first.weights:
+                others.append(request)
+                continue
+            if request.taken == 0:
+                request.on_begun(time.monotonic() - request.submitted)
+            taken.append((request, request.taken))
+            request.taken += 1
+            if request.taken < request.count:
+                self._waiting.append(request)
+        self._waiting.extendleft(reversed(others))
+        return taken
+
+    def _end_cancelled(self) -> None:
+        for request in [request for request in self._waiting if request.is_cancelled]:
+            self._waiting.remove(request)
+            self._end(request, None)
+
+    def _end(self, request: Prediction, result: Outputs | PredictionFailed | None) -> None:
+        self._unfinished -= 1
+        request.deliver(result)
+
+    def _end_all(self, result: PredictionFailed | None) -> None:
+        with self._wake:
+            self._is_draining = True
+            for request in self._waiting:
+                self._end(request, result)
+            self._waiting.clear()
+
+
+def fields_of(batch: Batch) -> Fields:
+    """The arrays of a batch, with the dtypes that the device takes."""
+    return tuple(
+        (name, values.shape[1:], jax.dtypes.canonicalize_dtype(values.dtype).name)
+        for name, values in sorted(batch.items())
+    )
+
+
+def fields_of_spec(data: DataSpec) -> Fields:
+    """What a spec says of an example that is to be predicted."""
+    known = {name: field for name, field in data.fields.items() if name not in ("targets", "weights")}
+    return tuple((name, tuple(field.shape), str(field.dtype)) for name, field in sorted(known.items()))
+
+
+def lower_prediction(programs: Programs, fields: Fields) -> jax.stages.Lowered:
+    """The prediction program for batches of these fields."""
+    program, known = programs.predict_step, programs.task.data.fields
+    rows = programs.eval_rows
+    batch = {
+        name: jax.ShapeDtypeStruct(
+            (rows, *shape), dtype, sharding=programs.layout.of_batch(known[name].axes if name in known else ())
+        )
+        for name, shape, dtype in fields
+    }
+    return replace(program, arguments=(*program.arguments[:2], batch)).lower()
+
+
+def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Bytes of any value, small whole numbers, which may be those of categories, or numbers of variance 1."""
+    if np.dtype(dtype).kind in "iub":
+        return rng.integers(0, 256 if dtype == "uint8" else 2, shape).astype(dtype)
+    return rng.normal(size=shape).astype(dtype)
+
+
+def _joined(outputs: list[Outputs]) -> Outputs | PredictionFailed:
+    joined = {name: np.stack([one[name] for one in outputs]) for name in outputs[0]}
+    for name, values in joined.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            return PredictionFailed(f"the model's {name} are not numbers")
+    return joined

@@ -1,0 +1,267 @@
+"""`/v1/predict` and `/v1/classify`: what they answer, in batches with the same bits, and what they refuse."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import inprocess
+import jsonschema
+import numpy as np
+import pytest
+
+from aifx.core.errors import UsageError
+from aifx.core.project import Project
+from aifx.loading.prediction import RowEncoder
+from aifx.serving.predictor import PredictionFailed, PredictorWeights
+
+Serve = Callable[..., Any]
+
+
+def rows(count: int, seed: int = 0) -> list[dict[str, float]]:
+    values = np.random.default_rng(seed).normal(size=(count, 2)).round(3)
+    return [{"length": float(length), "weight": float(weight)} for length, weight in values]
+
+
+def batch_of(served: Any, values: list[dict[str, float]]) -> dict[str, np.ndarray]:
+    from aifx.data.rows import Row
+
+    encoder = RowEncoder(served.state.form)
+    batches = [encoder.encode(Row("-", 1, "row", row)) for row in values]
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_rows_are_answered_as_aifx_predict_answers_them(rows_served: Any, table: Project) -> None:
+    several = rows(21)
+    lines = "".join(json.dumps(row) + "\n" for row in several)
+    done = inprocess.run(["predict", "-"], table.root, dict(os.environ), stdin=lines)
+    expected = [json.loads(line) for line in done.stdout.splitlines()]
+    answer = rows_served.http.post("/v1/predict", json={"rows": several}).json()
+    assert answer["predictions"] == expected
+    assert answer["system_fingerprint"] == rows_served.predictor.fingerprint
+    one = rows_served.http.post("/v1/predict", json={"rows": several[0], "model": "main"}).json()
+    assert one["predictions"] == expected[:1]
+    assert rows_served.service.fits == {"rows_per_batch": 8}
+
+
+def test_an_example_has_the_same_bits_alone_and_in_company(rows_served: Any) -> None:
+    assert rows_served.predictor.is_reproducible
+    several = rows(40, seed=1)
+    alone = [rows_served.http.post("/v1/predict", json={"rows": [row]}).content for row in several]
+    before = rows_served.predictor.stats()
+    release, run = threading.Event(), rows_served.predictor.predict
+
+    def held(batch: Any, weights: Any) -> Any:
+        release.wait(20)
+        return run(batch, weights)
+
+    rows_served.predictor.predict = held
+    try:
+        with ThreadPoolExecutor(40) as pool:
+            answers = [pool.submit(rows_served.http.post, "/v1/predict", json={"rows": [row]}) for row in several]
+            wait_until(lambda: rows_served.predictor.stats().waiting >= 32)
+            release.set()
+            together = [answer.result().content for answer in answers]
+    finally:
+        release.set()
+        del rows_served.predictor.predict
+    assert together == alone
+    after = rows_served.predictor.stats()
+    assert after.rows - before.rows == 40
+    assert after.batches - before.batches <= 6  # a call has 8 rows, the first perhaps fewer
+    assert after.compilations == 0
+
+
+def test_many_rows_do_not_delay_one(rows_served: Any) -> None:
+    predictor, done = rows_served.predictor, []
+    release, run = threading.Event(), predictor.predict
+    predictor.predict = lambda *given: (release.wait(20), run(*given))[1]
+    finished: queue.Queue[str] = queue.Queue()
+    try:
+        predictor.submit(batch_of(rows_served, rows(1)), lambda found: finished.put("first"))
+        predictor.submit(batch_of(rows_served, rows(100)), lambda found: finished.put("many"))
+        predictor.submit(batch_of(rows_served, rows(1)), lambda found: finished.put("one"))
+        release.set()
+        done = [finished.get(timeout=20) for _ in range(3)]
+    finally:
+        release.set()
+        del predictor.predict
+    assert done == ["first", "one", "many"]
+
+
+def test_bad_rows_are_refused_with_their_place(rows_served: Any) -> None:
+    def refused(body: Any, status: int = 400) -> dict[str, Any]:
+        answer = rows_served.http.post("/v1/predict", json=body)
+        assert answer.status_code == status, answer.text
+        return answer.json()["error"]  # type: ignore[no-any-return]
+
+    assert refused({"rows": [*rows(1), {"length": 1.0}]})["param"] == "rows[1]"
+    assert "no field 'weight'" in refused({"rows": {"length": 1.0}})["message"]
+    assert "column 'weight'" in refused({"rows": {"length": 1, "weight": "heavy"}})["message"]
+    assert refused({"rows": []})["param"] == "rows"
+    assert refused({"row": {}})["param"] == "rows"
+    assert refused({"rows": rows(1), "top_k": 1})["code"] == "unknown_field"
+    assert "serve.max_rows = 1024" in refused({"rows": rows(1025)})["message"]
+    assert refused({"rows": rows(1), "model": "other"}, 404)["code"] == "model_not_found"
+    assert refused({"rows": {**rows(1)[0], "prediction": 1}})["message"].startswith("rows[0]: the row has a column")
+    answer = rows_served.http.post("/v1/predict", content=b"{}", headers={"Content-Type": "text/plain"})
+    assert answer.status_code == 415
+    assert rows_served.http.post("/v1/completions", json={"prompt": "a"}).status_code == 404
+
+
+def test_metrics_log_and_description(rows_served: Any) -> None:
+    http = rows_served.http
+    http.post("/v1/predict", json={"rows": rows(3)}, headers={"X-Request-Id": "logged"})
+    text = http.get("/metrics").text
+    for line in (
+        'aifx:compilations_total{engine="0",model_name="main"} 0.0',
+        "aifx:batch_rows_count",
+        "aifx:rows_total",
+    ):
+        assert line in text, line
+    assert "vllm:" not in text
+    wait_until(lambda: '"id": "logged"' in rows_served.log_file.read_text())
+    line = next(json.loads(x) for x in rows_served.log_file.read_text().splitlines() if '"logged"' in x)
+    assert (line["rows"], line["status"], line["model"]) == (3, 200, "main")
+    assert "max_model_len" not in http.get("/v1/models").json()["data"][0]
+    assert http.get("/ready").status_code == 200
+    document = http.get("/openapi.json").json()
+    assert "/v1/predict" in document["paths"]
+    assert "/v1/completions" not in document["paths"]
+    reference = {"$ref": "#/components/schemas/Predictions", "components": document["components"]}
+    jsonschema.validate(http.post("/v1/predict", json={"rows": rows(2)}).json(), reference)
+
+
+def test_limits_key_and_end(table: Project, serve: Serve) -> None:
+    served = serve(table, key="se-cret", overrides=("serve.queue=1", "serve.request_s=0.6", "serve.drain_s=0.2"))
+    assert served.http.post("/v1/predict", json={"rows": rows(1)}).status_code == 401
+    served.http.headers["Authorization"] = "Bearer se-cret"
+    assert served.http.get("/v1/models").status_code == 200
+    release, run = threading.Event(), served.predictor.predict
+    served.predictor.predict = lambda *given: (release.wait(20), run(*given))[1]
+
+    def ask() -> int:
+        return int(served.http.post("/v1/predict", json={"rows": rows(9)}).status_code)
+
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(ask)
+        wait_until(lambda: served.predictor.stats().waiting == 1)  # its ninth row, while the device has eight
+        second = pool.submit(ask)
+        wait_until(lambda: served.predictor.stats().waiting == 2)
+        full = served.http.post("/v1/predict", json={"rows": rows(1)})
+        assert full.status_code == 429
+        assert int(full.headers["Retry-After"]) >= 1
+        assert (first.result(), second.result()) == (504, 504)  # and both are cancelled
+    release.set()
+    wait_until(lambda: served.predictor.stats().waiting == served.predictor.stats().running == 0)
+    assert served.predictor.stats().rows == 8
+    release.clear()
+    with ThreadPoolExecutor(1) as pool:
+        cut = pool.submit(ask)
+        wait_until(lambda: served.predictor.stats().running + served.predictor.stats().waiting == 1)
+        served.server.stop()
+        wait_until(lambda: served.state.is_draining)
+        assert served.http.post("/v1/predict", json={"rows": rows(1)}).status_code == 503
+        time.sleep(0.3)
+        release.set()
+        assert cut.result() == 503
+    served.thread.join(20)
+    assert served.ending.cut == 1
+
+
+def test_numbers_that_are_none_are_a_failure(rows_served: Any) -> None:
+    predictor = rows_served.predictor
+    old = predictor.weights
+    import jax
+
+    broken = jax.tree.map(lambda x: x * np.nan, old.params)
+    assert "not numbers" in str(predictor.probe(PredictorWeights(broken, old.frozen, old.objective, "fp")))
+    found: queue.Queue[Any] = queue.Queue()
+    predictor.submit(
+        batch_of(rows_served, rows(1)), found.put, weights=PredictorWeights(broken, old.frozen, old.objective, "fp")
+    )
+    assert isinstance(found.get(timeout=20), PredictionFailed)
+    assert predictor.failure is None
+
+
+def test_pictures_are_classified(pictures: Project, serve: Serve) -> None:
+    served = serve(pictures)
+    path = pictures.root / "data/3.png"
+    done = inprocess.run(["predict", str(path)], pictures.root, dict(os.environ))
+    expected = {key: value for key, value in json.loads(done.stdout).items() if key not in ("file", "row")}
+    raw = served.http.post("/v1/classify", content=path.read_bytes(), headers={"Content-Type": "image/png"}).json()
+    encoded = base64.b64encode(path.read_bytes()).decode()
+    assert served.http.post("/v1/classify", json={"image": encoded}).json() == raw
+    assert {key: raw[key] for key in expected} == expected
+    assert set(raw["thresholds"]) == {"blue", "red"}
+    named = [name for name, p in raw["probabilities"].items() if p >= raw["thresholds"][name]]
+    assert raw["labels"] == named
+    for body, content_type, status in (
+        (b"no picture", "image/png", 400),
+        (path.read_bytes(), "application/octet-stream", 415),
+        (b'{"image": "@"}', "application/json", 400),
+        (b"", "image/jpeg", 400),
+    ):
+        answer = served.http.post("/v1/classify", content=body, headers={"Content-Type": content_type})
+        assert answer.status_code == status, answer.text
+    document = served.http.get("/openapi.json").json()
+    content = document["paths"]["/v1/classify"]["post"]["requestBody"]["content"]
+    assert {"application/json", "image/png", "image/jpeg"} <= set(content)
+    reference = {"$ref": "#/components/schemas/Classification", "components": document["components"]}
+    jsonschema.validate(raw, reference)
+    assert served.predictor.stats().compilations == 0
+
+
+def test_a_new_checkpoint_takes_over(watched: Project, table: Project, serve: Serve) -> None:
+    served = serve(watched)
+    watcher = served.service.watch(None, None, ())
+    try:
+        old = served.http.post("/v1/predict", json={"rows": rows(1)}).json()
+        new = watched.root / "new"
+        shutil.copytree(table.root / "runs/main/checkpoints/2", new)
+        new.rename(watched.root / "runs/main/checkpoints/2")
+        wait_until(lambda: watcher.counts.taken)
+        after = served.http.post("/v1/predict", json={"rows": rows(1)}).json()
+        assert after["system_fingerprint"] != old["system_fingerprint"]
+        assert after["predictions"] != old["predictions"]
+        assert 'aifx:swaps_total{engine="0",model_name="main"} 1.0' in served.http.get("/metrics").text
+        shutil.copytree(table.root / "runs/main/checkpoints/3", new)
+        largest = max((p for p in new.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+        data = bytearray(largest.read_bytes())
+        for at in range(len(data) // 2, len(data), 16):
+            data[at] ^= 1
+        largest.write_bytes(data)
+        new.rename(watched.root / "runs/main/checkpoints/3")
+        wait_until(lambda: watcher.counts.refused)
+        again = served.http.post("/v1/predict", json={"rows": rows(1)}).json()
+        assert again == after
+        assert served.predictor.stats().compilations == 0
+    finally:
+        watcher.stop()
+
+
+def test_what_is_for_text_is_refused(table: Project, serve: Serve, tmp_path: Path) -> None:
+    for setting in ("serve.quantize=int8", "serve.log_requests=true", "serve.memory=1GiB", 'serve.adapters=["a=b"]'):
+        with pytest.raises(UsageError, match=setting.partition("=")[0]):
+            serve(table, overrides=(setting,))
+    served = serve(table)
+    with pytest.raises(UsageError, match="--canary"):
+        served.service.watch(None, tmp_path / "canary.jsonl", ())
+    with pytest.raises(UsageError, match="--step 1"):
+        served.service.watch(1, None, ())
