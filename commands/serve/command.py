@@ -110,7 +110,7 @@ def start(
     *,
     options: ServeOptions,
 ) -> None:
-    """Serve a trained model over HTTP: text with OpenAI's API, other tasks with their predictions.
+    """Serve a trained model over HTTP: text with OpenAI's API, or predictions.
 
     Examples:
         aifx serve

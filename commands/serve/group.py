@@ -8,7 +8,7 @@ from aifx.commands.serve.command import start
 from aifx.commands.serve.replay import replay
 
 app = typer.Typer(
-    help="""Serve a trained model over HTTP: text with OpenAI's API, other tasks with their predictions.
+    help="""Serve a trained model over HTTP: text with OpenAI's API, or predictions.
 
     Without a command, `aifx serve` runs `start`: see `aifx serve start --help`.
 
