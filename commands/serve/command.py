@@ -119,7 +119,7 @@ def start(
         aifx serve --step last --watch --canary canary.jsonl
         AIFX_SERVE__API_KEY=$(cat key) aifx serve --host 0.0.0.0
         curl --json '{"prompt": "Call me"}' localhost:8000/v1/completions
-        curl -H 'Content-Type: image/png' --data-binary @part.png localhost:8000/v1/classify
+        curl --json '{"rows": [{"width": 3}]}' localhost:8000/v1/predict
 
     Settings that are not given come from [serve] of aifx.toml, otherwise from the run's configuration. SIGTERM and
     Ctrl-C finish the requests that run; a second signal ends the server at once.

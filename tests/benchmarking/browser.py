@@ -69,12 +69,15 @@ class Browser:
         os.close(self._from)
 
     def open(self, path: Path, width: int, height: int = 900, scheme: str = "light") -> None:
+        self.open_url(path.as_uri(), width, height, scheme)
+
+    def open_url(self, url: str, width: int, height: int = 900, scheme: str = "light") -> None:
         self.requests.clear()
         self.errors.clear()
         self._loaded = False
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=url)
         until = time.monotonic() + WAIT_S
         while not self._loaded:
             self._read(until)

@@ -15,6 +15,7 @@ from aifx.serving.http.answers import json_response
 from aifx.serving.http.errors import ApiError, api_error, http_error
 from aifx.serving.http.gate import Gate
 from aifx.serving.http.openapi import Operation, document
+from aifx.serving.http.page import page, status
 from aifx.serving.http.state import ServerState
 
 
@@ -91,7 +92,9 @@ OPERATIONS = (
     Operation("GET", "/v1/models/{model:path}", None, documents.ModelCard, model),
     Operation("GET", "/health", None, documents.Status, health),
     Operation("GET", "/ready", None, documents.Status, ready),
-    Operation("GET", "/metrics", None, None, metrics),
+    Operation("GET", "/status", None, documents.ServerStatus, status),
+    Operation("GET", "/", None, None, page, produces=("text/html",)),
+    Operation("GET", "/metrics", None, None, metrics, produces=("text/plain", "application/openmetrics-text")),
     Operation("GET", "/openapi.json", None, None, openapi),
 )
 """The routes of every server."""

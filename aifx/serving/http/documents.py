@@ -200,6 +200,48 @@ class Classification(Answer):
     thresholds: dict[str, float] | None = None  # by which classes were named
 
 
+class Work(Answer):
+    """What the server does, counted since it started."""
+
+    name: str
+    total: int
+
+
+class PagesUsed(Answer):
+    used: int
+    cached: int
+    total: int
+
+
+class Latency(Answer):
+    """Of the last 1,000; null if there was none."""
+
+    name: str
+    p50_s: float | None
+    p90_s: float | None
+    p99_s: float | None
+
+
+class ServerStatus(Answer):
+    """What the page at `/` shows."""
+
+    model: str
+    route: str  # that the page tries
+    input: Literal["text", "chat", "file", "rows"]
+    started: int
+    system_fingerprint: str
+    is_reproducible: bool
+    is_draining: bool
+    running: int
+    waiting: int
+    work: list[Work]
+    latencies: list[Latency]
+    pages: PagesUsed | None
+    compilations: int
+    swaps: int
+    swaps_refused: int
+
+
 class Status(Answer):
     status: str
 

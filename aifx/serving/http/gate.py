@@ -17,10 +17,10 @@ from aifx.serving.http.state import ServerState, digest_of
 
 logger = logging.getLogger(__name__)
 
-OPEN = ("/health", "/ready")
-"""Routes for probes, which send no key."""
+OPEN = ("/", "/health", "/ready")
+"""Routes that need no key: for probes, and the page, which asks for one."""
 
-QUIET = (*OPEN, "/metrics")
+QUIET = (*OPEN, "/metrics", "/status")
 """Routes that are asked all the time: only their failures are logged."""
 
 CLIENT_GONE = 499

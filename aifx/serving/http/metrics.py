@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,15 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 
+from aifx.serving.http.documents import Latency
 from aifx.serving.predictor import Predictor, PredictorStats
 from aifx.serving.requests import EngineStats, ServingEngine
 from aifx.serving.swap import SwapCounts
 
 LABELS = ("model_name", "engine")
+
+MOST_RECENT = 1000
+"""Values of which the page shows percentiles."""
 
 # The buckets of vLLM (vllm/v1/metrics/loggers.py).
 FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
@@ -60,8 +65,34 @@ SWAPS = {
 """The same of `SwapCounts`."""
 
 
+class Timing:
+    """A histogram that also knows its last values."""
+
+    def __init__(self, histogram: Any) -> None:
+        self._histogram = histogram
+        self._last: deque[float] = deque(maxlen=MOST_RECENT)
+
+    def observe(self, value: float) -> None:
+        self._histogram.observe(value)
+        self._last.append(value)
+
+    def latency(self, name: str) -> Latency:
+        ordered = sorted(self._last.copy())
+
+        def at(share: float) -> float | None:
+            return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else None
+
+        return Latency(name=name, p50_s=at(0.5), p90_s=at(0.9), p99_s=at(0.99))
+
+
 class Metrics:
-    """What `/metrics` shows of every server."""
+    """What `/metrics` shows of every server.
+
+    Attributes:
+        timings: those that the page shows, by what they are.
+    """
+
+    timings: Mapping[str, Timing]
 
     def __init__(self, model: str, swaps: SwapCounts) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
@@ -74,8 +105,11 @@ class Metrics:
     def labels(self) -> tuple[str, str]:
         return self.model, "0"
 
-    def histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Any:
-        return Histogram(name, text, LABELS, registry=self.registry, buckets=buckets).labels(*self.labels)
+    def histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Timing:
+        return Timing(Histogram(name, text, LABELS, registry=self.registry, buckets=buckets).labels(*self.labels))
+
+    def latencies(self) -> list[Latency]:
+        return [timing.latency(name) for name, timing in self.timings.items()]
 
     def counters(self, name: str, text: str, label: str, values: Sequence[str]) -> dict[str, Any]:
         """A counter for each value of a label."""
@@ -110,6 +144,12 @@ class TextMetrics(Metrics):
         self.queue_time = self.histogram("vllm:request_queue_time_seconds", "Time that a request waited.", REQUEST_S)
         self.prompt_tokens = self.histogram("vllm:request_prompt_tokens", "Tokens of a prompt.", sizes)
         self.generation_tokens = self.histogram("vllm:request_generation_tokens", "Tokens of an answer.", sizes)
+        self.timings = {
+            "first token": self.first_token,
+            "token to token": self.inter_token,
+            "whole answer": self.latency,
+            "in the queue": self.queue_time,
+        }
         self._finished = self.counters(
             "vllm:request_success", "Answers by how they ended.", "finished_reason", FINISHED
         )
@@ -140,6 +180,7 @@ class PredictionMetrics(Metrics):
         self.batch_rows = self.histogram(
             "aifx:batch_rows", "Rows of a call of the program.", _powers(predictor.rows_per_batch)
         )
+        self.timings = {"whole answer": self.latency, "in the queue": self.queue_time}
         self._finished = self.counters("aifx:requests", "Requests by how they ended.", "outcome", OUTCOMES)
         predictor.on_batch = self.batch_rows.observe
 

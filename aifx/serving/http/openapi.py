@@ -36,7 +36,7 @@ OF_BODIES = ("400", "404", "408", "413", "415", "429", "504")
 class Operation:
     """A route: the model of its body, if it has one, and of its answer, if that is an object of ours.
 
-    `media` are other types of its body, whose bytes it takes as they are.
+    `media` are other types of its body, whose bytes it takes as they are; `produces` those of an answer that is text.
     """
 
     method: str
@@ -45,6 +45,7 @@ class Operation:
     answer: type[Answer] | None
     endpoint: Callable[[Request], Awaitable[Response]]
     media: tuple[str, ...] = ()
+    produces: tuple[str, ...] = ()
 
 
 def document(operations: Sequence[Operation]) -> bytes:
@@ -72,9 +73,8 @@ def document(operations: Sequence[Operation]) -> bytes:
 
 def _operation(operation: Operation, path: str) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": _ref(operation.answer)}}
-    if path == "/metrics":
-        kinds = ("text/plain", "application/openmetrics-text")
-        content = {kind: {"schema": {"type": "string"}} for kind in kinds}
+    if operation.produces:
+        content = {kind: {"schema": {"type": "string"}} for kind in operation.produces}
     if operation.body is not None and "stream" in operation.body.model_fields:
         content["text/event-stream"] = {}  # events of chunks, which OpenAPI 3.1 cannot describe
     errors = {"application/json": {"schema": _ref(ErrorAnswer)}}
@@ -86,7 +86,7 @@ def _operation(operation: Operation, path: str) -> dict[str, Any]:
             "200": {"description": "The answer.", "content": content},
             **{status: {"description": REFUSALS[status], "content": errors} for status in statuses},
         },
-        "security": [] if path in ("/health", "/ready") else [{}, {"key": []}],
+        "security": [] if path in ("/", "/health", "/ready") else [{}, {"key": []}],
     }
     if operation.body is not None:
         schema = {"schema": _ref(operation.body)}

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import numpy as np
@@ -28,7 +28,7 @@ from aifx.serving.http.errors import ApiError, ClientGone
 from aifx.serving.http.metrics import PredictionMetrics
 from aifx.serving.http.protocol import FileRequest, PredictionRequest
 from aifx.serving.http.results import results
-from aifx.serving.http.state import ServerState, content_type_of, record_of
+from aifx.serving.http.state import Load, ServerState, content_type_of, record_of
 from aifx.serving.predictor import Outputs, PredictionFailed, Predictor, PredictorWeights
 
 READERS = min(os.cpu_count() or 1, 8)
@@ -48,6 +48,12 @@ class PredictionState(ServerState):
         self.metrics = PredictionMetrics(self.engine, self.name, self.swaps)
         self._encoder = RowEncoder(self.form)
         self._limiter = anyio.CapacityLimiter(READERS)
+
+    def load(self) -> Load:
+        stats = self.engine.stats()
+        kind: Literal["file", "rows"] = "file" if self.form.media_types else "rows"
+        work = {"rows": stats.rows, "calls of the program": stats.batches}
+        return Load(self.operations[0].path, kind, stats.running, stats.waiting, work, stats.compilations)
 
     async def predict(
         self, request: Request, read: Callable[[], Sequence[Row]], part: str

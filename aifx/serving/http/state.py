@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 from starlette.requests import ClientDisconnect, Request
 
 from aifx.config.sections import ServeSection
 from aifx.serving.http.access_log import AccessLog, AccessRecord
 from aifx.serving.http.answers import Mailbox
-from aifx.serving.http.documents import ModelCard
+from aifx.serving.http.documents import ModelCard, PagesUsed, ServerStatus, Work
 from aifx.serving.http.errors import ApiError, ClientGone
 from aifx.serving.http.metrics import Metrics
 from aifx.serving.http.openapi import Operation
@@ -24,6 +25,24 @@ from aifx.serving.swap import SwapCounts
 
 LOGGED = ("prompt", "messages", "input", "rows")
 """Fields of requests, of which the access log has one with `serve.log_prompts`."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What an engine does at this moment.
+
+    Attributes:
+        route: that a person may try, with an `input`.
+        work: what it did since it started, by name; throughput first.
+    """
+
+    route: str
+    input: Literal["text", "chat", "file", "rows"]
+    running: int
+    waiting: int
+    work: Mapping[str, int]
+    compilations: int
+    pages: PagesUsed | None = None
 
 
 @dataclass(kw_only=True)
@@ -66,6 +85,30 @@ class ServerState:
         """What `/v1/models` says of a model."""
         parent = None if name == self.name else self.name
         return ModelCard(id=name, object="model", created=self.created, owned_by="aifx", root=self.name, parent=parent)
+
+    def load(self) -> Load:
+        """What the engine does at this moment. A kind of server defines it."""
+        raise NotImplementedError
+
+    def status(self) -> ServerStatus:
+        load = self.load()
+        return ServerStatus(
+            model=self.name,
+            route=load.route,
+            input=load.input,
+            started=self.created,
+            system_fingerprint=self.engine.fingerprint,
+            is_reproducible=self.engine.is_reproducible,
+            is_draining=self.is_draining,
+            running=load.running,
+            waiting=load.waiting,
+            work=[Work(name=name, total=total) for name, total in load.work.items()],
+            latencies=self.metrics.latencies(),
+            pages=load.pages,
+            compilations=load.compilations,
+            swaps=self.swaps.taken,
+            swaps_refused=self.swaps.refused,
+        )
 
     @cached_property
     def key_digest(self) -> bytes:

@@ -18,11 +18,11 @@ from aifx.generation.chat import chat_renderer
 from aifx.loading.restore import RestoredRun
 from aifx.serving.grammar import GrammarError, Grammars
 from aifx.serving.http.answers import Answers
-from aifx.serving.http.documents import ModelCard
+from aifx.serving.http.documents import ModelCard, PagesUsed
 from aifx.serving.http.errors import ApiError
 from aifx.serving.http.metrics import TextMetrics
 from aifx.serving.http.protocol import Messages, Prompt, SamplingFields, Tool
-from aifx.serving.http.state import ServerState, record_of
+from aifx.serving.http.state import Load, ServerState, record_of
 from aifx.serving.requests import SEEDS, GenerationRequest, SamplingSettings, ServingEngine, Usage
 
 LONG_TEXT = 4096
@@ -48,6 +48,18 @@ class TextState(ServerState):
 
     def card(self, name: str) -> ModelCard:
         return super().card(name).model_copy(update={"max_model_len": self.engine.max_model_len})
+
+    def load(self) -> Load:
+        stats, is_chat = self.engine.stats(), self.renderer is not None
+        return Load(
+            "/v1/chat/completions" if is_chat else "/v1/completions",
+            "chat" if is_chat else "text",
+            stats.running,
+            stats.waiting,
+            {"tokens written": stats.generation_tokens, "tokens read": stats.prompt_tokens},
+            stats.compilations,
+            PagesUsed(used=stats.pages_used, cached=stats.pages_cached, total=stats.pages_total),
+        )
 
     @cached_property
     def grammars(self) -> Grammars:

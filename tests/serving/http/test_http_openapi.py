@@ -25,7 +25,8 @@ def test_the_document_describes_all_routes(served: Served) -> None:
     assert document["openapi"] == "3.1.0"
     routes = {
         "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/models", "/v1/models/{model}", "/tokenize",
-        "/detokenize", "/tokenizer_info", "/health", "/ready", "/metrics", "/openapi.json",
+        "/detokenize", "/health", "/ready", "/metrics", "/openapi.json", "/status", "/",
+        "/tokenizer_info",
     }  # fmt: skip
     assert set(document["paths"]) == routes
     for path in routes - {"/v1/models/{model}"}:
