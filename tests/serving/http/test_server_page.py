@@ -5,17 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import CHROMIUM, Browser
 from toy_server import Served
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarking"))
-from browser import CHROMIUM, Browser  # noqa: E402
 
 NASTY = "</script><img src=x onerror=alert(1)>"
 
