@@ -46,7 +46,11 @@ class PredictorWeights:
 
 
 class PredictionFailed(Exception):
-    """What the model gave for a request cannot be used; the message says why."""
+    """A request has no prediction; the message says why."""
+
+
+class NotNumbers(PredictionFailed):
+    """The model gave no numbers for the rows of a request, such as some that are far too large."""
 
 
 class Prediction:
@@ -113,6 +117,7 @@ class Predictor:
         self.rows_per_batch = programs.eval_rows
         self._queue, self.on_batch = queue, on_batch
         self._waiting: deque[Prediction] = deque()  # some of whose examples were not given to the device
+        self._at_device: list[Prediction] = []
         self._unfinished = self._rows = self._batches = 0
         self._batch_s = 0.0  # of the last call
         self._wake = threading.Condition()
@@ -250,6 +255,7 @@ class Predictor:
             taken = self._take()
         if not taken:
             return True
+        self._at_device = [request for request, _ in taken]
         start = time.monotonic()
         names = [name for name, _, _ in taken[0][0].fields]
         batch = {name: np.stack([request.batch[name][index] for request, index in taken]) for name in names}
@@ -262,6 +268,7 @@ class Predictor:
             request.outputs.append({name: values[place] for name, values in outputs.items()})
             if len(request.outputs) == request.count:
                 self._end(request, _joined(request.outputs))
+        self._at_device = []
         return True
 
     def _take(self) -> list[tuple[Prediction, int]]:
@@ -289,13 +296,15 @@ class Predictor:
             self._end(request, None)
 
     def _end(self, request: Prediction, result: Outputs | PredictionFailed | None) -> None:
-        self._unfinished -= 1
+        with self._wake:
+            self._unfinished -= 1
         request.deliver(result)
 
     def _end_all(self, result: PredictionFailed | None) -> None:
         with self._wake:
             self._is_draining = True
-            for request in self._waiting:
+            # A request that is at the device may also have rows that wait.
+            for request in dict.fromkeys([*self._at_device, *self._waiting]):
                 self._end(request, result)
             self._waiting.clear()
 
@@ -338,5 +347,5 @@ def _joined(outputs: list[Outputs]) -> Outputs | PredictionFailed:
     joined = {name: np.stack([one[name] for one in outputs]) for name in outputs[0]}
     for name, values in joined.items():
         if values.dtype.kind == "f" and not np.isfinite(values).all():
-            return PredictionFailed(f"the model's {name} are not numbers")
+            return NotNumbers(f"the model's {name} are not numbers")
     return joined

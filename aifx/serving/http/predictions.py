@@ -29,7 +29,7 @@ from aifx.serving.http.metrics import PredictionMetrics
 from aifx.serving.http.protocol import FileRequest, PredictionRequest
 from aifx.serving.http.results import results
 from aifx.serving.http.state import Load, ServerState, content_type_of, record_of
-from aifx.serving.predictor import Outputs, PredictionFailed, Predictor, PredictorWeights
+from aifx.serving.predictor import NotNumbers, Outputs, PredictionFailed, Predictor, PredictorWeights
 
 READERS = min(os.cpu_count() or 1, 8)
 """Requests whose rows are made examples at a time: a large picture takes hundreds of MB until it is small."""
@@ -72,6 +72,8 @@ class PredictionState(ServerState):
             weights = self.engine.weights
             submit = partial(self.engine.submit, batch, weights=weights, on_begun=self.metrics.queue_time.observe)
             (found,) = await results(self, request, [submit], part)
+            if isinstance(found, NotNumbers):
+                raise ApiError(400, f"{part}: {found}", param=part, code="not_numbers")
             if isinstance(found, PredictionFailed):
                 raise ApiError(500, f"the prediction failed: {found}", code="engine_error")
             decoded = await run_sync(self._decode, found, counts, weights)

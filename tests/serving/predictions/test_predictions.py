@@ -22,7 +22,7 @@ import pytest
 from aifx.core.errors import UsageError
 from aifx.core.project import Project
 from aifx.loading.prediction import RowEncoder
-from aifx.serving.predictor import PredictionFailed, PredictorWeights
+from aifx.serving.predictor import NotNumbers, PredictorWeights
 
 Serve = Callable[..., Any]
 
@@ -196,8 +196,25 @@ def test_numbers_that_are_none_are_a_failure(rows_served: Any) -> None:
     predictor.submit(
         batch_of(rows_served, rows(1)), found.put, weights=PredictorWeights(broken, old.frozen, old.objective, "fp")
     )
-    assert isinstance(found.get(timeout=20), PredictionFailed)
+    assert isinstance(found.get(timeout=20), NotNumbers)
     assert predictor.failure is None
+    answer = rows_served.http.post("/v1/predict", json={"rows": [*rows(1), {"length": 1e39, "weight": 0.0}]})
+    assert answer.status_code == 400, answer.text
+
+
+def test_a_predictor_that_fails_says_so(table: Project, serve: Serve) -> None:
+    served = serve(table)
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("the device is gone")
+
+    served.predictor.predict = fail
+    answer = served.http.post("/v1/predict", json={"rows": rows(20)})
+    assert answer.status_code == 500
+    assert "the device is gone" in answer.json()["error"]["message"]
+    assert served.http.get("/health").status_code == 503
+    assert served.http.get("/ready").status_code == 503
+    assert served.predictor.stats().running == served.predictor.stats().waiting == 0
 
 
 def test_pictures_are_classified(pictures: Project, serve: Serve) -> None:
