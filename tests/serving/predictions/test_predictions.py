@@ -75,7 +75,8 @@ def test_an_example_has_the_same_bits_alone_and_in_company(rows_served: Any) -> 
     try:
         with ThreadPoolExecutor(40) as pool:
             answers = [pool.submit(rows_served.http.post, "/v1/predict", json={"rows": [row]}) for row in several]
-            wait_until(lambda: rows_served.predictor.stats().waiting >= 32)
+            stats = rows_served.predictor.stats
+            wait_until(lambda: stats().running + stats().waiting == 40)
             release.set()
             together = [answer.result().content for answer in answers]
     finally:
