@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -46,7 +47,7 @@ class Load:
 
 
 @dataclass(kw_only=True)
-class ServerState:
+class ServerState(ABC):
     """What is served. A kind of it has its engine, and what its routes need.
 
     Attributes:
@@ -86,9 +87,9 @@ class ServerState:
         parent = None if name == self.name else self.name
         return ModelCard(id=name, object="model", created=self.created, owned_by="aifx", root=self.name, parent=parent)
 
+    @abstractmethod
     def load(self) -> Load:
-        """What the engine does at this moment. A kind of server defines it."""
-        raise NotImplementedError
+        """What the engine does at this moment."""
 
     def status(self) -> ServerStatus:
         load = self.load()
