@@ -19,11 +19,11 @@ Engines = Callable[..., Engine]
 
 def test_an_answer_is_its_own_in_any_company(engines: Engines) -> None:
     rng = np.random.default_rng(0)
-    requests = [random_request(rng) for _ in range(24)]
+    requests = [random_request(rng) for _ in range(14)]
     alone = engines(prefix_cache=False)
     expected = [bits(ask(alone, request)) for request in requests]
     together = engines()
-    company = [send(together, requests[number]) for number in rng.permutation(24)]
+    company = [send(together, requests[number]) for number in rng.permutation(14)]
     answers = [send(together, request) for request in requests]
     assert [bits(Whole.of(answer.all())) for answer in answers] == expected
     assert sorted(bits(Whole.of(answer.all())) for answer in company) == sorted(expected)
@@ -34,12 +34,12 @@ def test_an_answer_is_its_own_in_any_company(engines: Engines) -> None:
 def test_a_row_that_was_driven_out_writes_the_same(engines: Engines) -> None:
     rng = np.random.default_rng(1)
     requests = [
-        GenerationRequest(rng.integers(1, 257, 60).tolist(), 120, SamplingSettings(seed=i), ignore_end=True, logprobs=0)
-        for i in range(6)
+        GenerationRequest(rng.integers(1, 257, 60).tolist(), 70, SamplingSettings(seed=i), ignore_end=True, logprobs=0)
+        for i in range(4)
     ]
     roomy = engines()
     expected = [bits(ask(roomy, request)) for request in requests]
-    cramped = engines(pages=6)
+    cramped = engines(pages=4)
     answers = [send(cramped, request) for request in requests]
     assert [bits(Whole.of(answer.all())) for answer in answers] == expected
     assert cramped.stats().preemptions > 0
@@ -48,7 +48,7 @@ def test_a_row_that_was_driven_out_writes_the_same(engines: Engines) -> None:
 def test_no_page_is_lost_to_requests_that_are_cancelled(engines: Engines) -> None:
     rng = np.random.default_rng(2)
     engine = engines()
-    for _ in range(60):
+    for _ in range(25):
         answers = [send(engine, random_request(rng)) for _ in range(int(rng.integers(1, 8)))]
         for answer in answers:
             if rng.random() < 0.5:
