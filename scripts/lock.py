@@ -44,6 +44,8 @@ TEST_GROUPS = [
     "mlflow",
     "--extra",
     "serve",
+    "--extra",
+    "serve-otel",
 ]
 DOCS_GROUPS = [*TEST_GROUPS, "--group", "docs"]
 

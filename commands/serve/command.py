@@ -187,16 +187,19 @@ def prepare(directory: RunDirectory, project: Project, step: Any, overrides: Seq
     from aifx.serving.http.access_log import AccessLog
     from aifx.serving.http.server import HttpServer, bind, read_key, url_of
     from aifx.serving.http.services import open_service
+    from aifx.serving.http.tracing import open_tracer
 
     # A port that is taken, or a key that is missing, is reported before minutes of loading.
     settings = read_config(directory.config, project, overrides, current=CURRENT).serve
     key = read_key(settings.host, dict(os.environ))
+    tracer = open_tracer(os.environ)
     log = AccessLog(Path(settings.access_log) if settings.access_log else None)
     bound = bind(settings.host, settings.port)
     trained = restore_run(directory, project, step=step, overrides=overrides)
     name = settings.served_model_name or directory.name
     service = open_service(trained, name=name, settings=settings, log=log, api_key=key)
     state = service.state
+    state.tracer = tracer
     listening = Listening(
         url=url_of(bound),
         run=directory.name,

@@ -35,6 +35,7 @@ class AccessRecord:
     completion_tokens: int | None = None
     cached_tokens: int | None = None
     finish_reasons: list[str] = field(default_factory=list)
+    queue_s: float | None = None
     first_token_s: float | None = None
     duration_s: float | None = None
     error: str | None = None
@@ -45,6 +46,8 @@ class AccessRecord:
         self.prompt_tokens = (self.prompt_tokens or 0) + usage.prompt_tokens
         self.completion_tokens = (self.completion_tokens or 0) + usage.completion_tokens
         self.cached_tokens = (self.cached_tokens or 0) + usage.cached_tokens
+        if usage.queue_s is not None:
+            self.queue_s = max(self.queue_s or 0.0, usage.queue_s)
 
     def line(self) -> str:
         known = {key: value for key, value in vars(self).items() if value not in (None, [], False)}

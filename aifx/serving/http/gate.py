@@ -72,6 +72,8 @@ class Gate:
             state.metrics.response(record.status)
             if record.path not in QUIET or record.status >= 400:
                 state.log.write(record)
+                if state.tracer is not None:
+                    state.tracer.record(record, headers)
 
     def _admit(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         """Raise ApiError for a client that may not ask, or that asks too late."""

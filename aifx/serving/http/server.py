@@ -126,6 +126,8 @@ class HttpServer:
                 return asyncio.run(self._serve(on_listening))
             finally:
                 self._state.log.close()
+                if self._state.tracer is not None:
+                    self._state.tracer.close()
 
     def stop(self) -> None:
         """As SIGTERM does. From any thread."""

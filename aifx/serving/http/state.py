@@ -21,6 +21,7 @@ from aifx.serving.http.errors import ApiError, ClientGone
 from aifx.serving.http.metrics import Metrics
 from aifx.serving.http.openapi import Operation
 from aifx.serving.http.protocol import BodyT, parse
+from aifx.serving.http.tracing import Tracer
 from aifx.serving.requests import ServedEngine
 from aifx.serving.swap import SwapCounts
 
@@ -56,6 +57,7 @@ class ServerState(ABC):
         api_key: what clients must send; None if anyone may ask.
         ready: whether an answer was really written.
         is_draining: no more requests are taken.
+        tracer: makes a span of each request; None without a collector.
     """
 
     engine: ServedEngine
@@ -66,6 +68,7 @@ class ServerState(ABC):
     api_key: str | None = None
     ready: Callable[[], bool] = lambda: True
     is_draining: bool = False
+    tracer: Tracer | None = None
     in_flight: int = 0
     created: int = field(default_factory=lambda: int(time.time()))
     swaps: SwapCounts = field(default_factory=SwapCounts)
