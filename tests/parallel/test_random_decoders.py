@@ -84,8 +84,10 @@ def test_a_few_random_decoders_train_on_meshes_as_on_one_device() -> None:
     compare(range(QUICK))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("start", range(QUICK, ALL, 10))
+@pytest.mark.parametrize(
+    "start",
+    [pytest.param(n, marks=pytest.mark.slow if n == QUICK else pytest.mark.long) for n in range(QUICK, ALL, 10)],
+)
 def test_random_decoders_train_on_meshes_as_on_one_device(start: int) -> None:
     compare(range(start, min(start + 10, ALL)))
 
