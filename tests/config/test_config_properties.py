@@ -19,6 +19,13 @@ from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 
 SETTINGS = list(all_settings())
+CLASHING = {
+    "finetune": ("adapter", "base_quantize"),
+    "model": ("blocks_per_stage",),
+    "schedule": ("warmup_steps",),
+    "train": ("gradient_accumulation",),
+}
+"""Settings that seldom go with random values of others."""
 quick = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -64,6 +71,8 @@ def configurations() -> st.SearchStrategy[dict[str, dict[str, Any]]]:
             }
             if name == "mesh":
                 chosen = {}  # it must be as large as train.devices
+            for key in CLASHING.get(name, ()):
+                chosen.pop(key, None)
             if name == "project":  # a name holds no control characters
                 chosen["name"] = st.text(st.characters(categories=["L", "N", "Zs"]), max_size=12)
             sections[name] = st.fixed_dictionaries({}, optional=chosen)
