@@ -7,8 +7,8 @@ benchmark that fails, leaves unmeasured keeps its old rows, and the table says s
 sizes) the tables are printed, and written only into a page that --page names. The machine should do nothing else.
 
 Peers that are no dependencies: PyTorch in a Python of its own (--torch-python, or $TORCH_PYTHON), those of generation
-in another ($PEERS_PYTHON: benchmarks/generation.py); safetensors and tokamax in this one, or in a folder on $PYTHONPATH
-(pip install --target PEERS safetensors).
+in another ($PEERS_PYTHON: benchmarks/generation.py), llama.cpp's server ($LLAMA_SERVER: benchmarks/serving.py);
+safetensors and tokamax in this one, or in a folder on $PYTHONPATH (pip install --target PEERS safetensors).
 
 Exit 0: all ran; 1: a benchmark failed, the others are in the page; 2: the page or what was asked for is wrong.
 """
@@ -57,6 +57,7 @@ PARTS = (
     Part("tokenizing", "tokenizing.py"),
     Part("loading", "loading.py"),
     Part("generation", "generation.py"),
+    Part("serving", "serving.py"),
     Part("checkpoints", "checkpoints.py"),
     Part("cli_start", "cli_start.py"),
 )

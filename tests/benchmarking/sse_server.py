@@ -25,6 +25,7 @@ class SseServer:
     tokens: answers of /tokenize; 404 if None.
     bodies: of the requests that were sent.
     at_once: the largest number of requests that ran together.
+    closes_reused: whether a connection takes one request, which its client cannot know.
     """
 
     def __init__(self, answer: Answer, tokens: list[int] | None = None) -> None:
@@ -32,6 +33,8 @@ class SseServer:
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.running = self.at_once = 0
+        self.closes_reused = False
+        self._used = set[asyncio.StreamWriter]()
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._thread.start()
@@ -52,6 +55,9 @@ class SseServer:
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
+                if self.closes_reused and writer in self._used:
+                    return
+                self._used.add(writer)
                 path = head.split()[1].decode()
                 fields = dict(_field(line) for line in head.split(b"\r\n")[1:] if b": " in line)
                 body = await reader.readexactly(int(fields.get(b"content-length", b"0")))

@@ -373,6 +373,15 @@ def test_failures_are_counted_by_kind(servers: Callable[..., SseServer], caplog:
     assert len(found["latency"].samples_s) == 2
 
 
+def test_a_connection_that_the_server_has_closed_is_opened_again(
+    servers: Callable[..., SseServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    server = servers(plain)
+    server.closes_reused = True
+    found = measured(server, caplog, requests=5, output_tokens="2")
+    assert found["throughput"].figures["failed_requests"] == 0
+
+
 def test_chats_are_measured_from_their_first_words(
     servers: Callable[..., SseServer], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -61,6 +61,7 @@ class Answered:
 
     Attributes:
         due_s: when it was to be sent.
+        status: of HTTP; None until the answer begins.
         chunk_times_s: when a part with text came, one time per part.
         usage: as the server counted it.
         error: what went wrong, by its kind; None for a complete answer.
@@ -71,6 +72,7 @@ class Answered:
     due_s: float
     sent_s: float
     end_s: float = 0.0
+    status: int | None = None
     chunk_times_s: list[float] = field(default_factory=list)
     usage: dict[str, Any] | None = None
     finish_reason: str | None = None
@@ -169,7 +171,12 @@ class Client:
         answered = Answered(planned, now if due_s is None else due_s, now)
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._read(body, answered)
+                try:
+                    await self._read(body, answered)
+                except httpx.RemoteProtocolError:
+                    if answered.status is not None:
+                        raise
+                    await self._read(body, answered)  # the server had closed a connection that was not in use
         except (TimeoutError, httpx.TimeoutException):
             answered.error, answered.detail = "timeout", f"no complete answer within {self._timeout_s:g} s"
         except httpx.ConnectError as error:
@@ -181,6 +188,7 @@ class Client:
 
     async def _read(self, body: dict[str, Any], answered: Answered) -> None:
         async with self.http.stream("POST", self.api.route, json=body) as response:
+            answered.status = response.status_code
             if response.status_code != 200:
                 answered.error = f"HTTP {response.status_code}"
                 answered.detail = error_message(await response.aread())
