@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from aifx.commands.doctor.monitor_protocols import Caller
 
-COMPUTE = ("train", "eval", "predict")
+COMPUTE = ("train", "eval", "predict", "generate", "serve")
 """Commands that run large programs, for whose memory a restart pays."""
 
 PLAIN = "aifx.plain"
