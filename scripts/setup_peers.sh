@@ -18,9 +18,9 @@ rm -rf "$VENV"
 echo "Installing $requirements into $VENV: a few gigabytes if the index has no torch for the CPU" >&2
 if command -v uv >/dev/null; then
     uv venv --quiet --no-python-downloads --python "$interpreter" "$VENV"
-    uv pip install --quiet --python "$VENV/bin/python" -r $requirements
+    uv pip install --quiet --python "$VENV/bin/python" --require-hashes -r $requirements
 else
     "$interpreter" -m venv "$VENV"
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --only-binary :all: -r $requirements
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --only-binary :all: --require-hashes -r $requirements
 fi
 cksum $requirements >"$stamp"
