@@ -4,7 +4,7 @@
 
 The model has the shape of SmolLM2-135M and random weights (benchmarks/smollm_shape.py). The client is that of `aifx
 bench serve`, in this process, on the same cores as the server. Prompts are token ids, which no two requests share;
-answers are greedy and have exactly the length asked for. Every round starts each server anew.
+answers are greedy and have exactly the length asked for. Each round starts each server again.
 
     float32, int8   16 streams of 64 and 64 tokens, `--slots 16`, against llama.cpp in F32 and Q8_0 with 16 slots
     one             one stream: on `--slots 8` against the program of 8 rows; on `--slots 1` against `aifx generate`

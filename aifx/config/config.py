@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 from aifx.config import sections as section_types
 from aifx.config.registry import PARTS, TaskParts, bundled
 from aifx.config.sections import RESUME_SAFE, Section
+from aifx.config.serve_section import ServeSection
 from aifx.config.toml import DEFAULT, Origin, OriginKind, to_toml
 
 
@@ -47,7 +48,7 @@ class Config:
     kernels: section_types.KernelsSection
     log: section_types.LogSection
     generate: section_types.GenerateSection
-    serve: section_types.ServeSection
+    serve: ServeSection
     parts: TaskParts = field(compare=False, repr=False)
     origins: Mapping[str, Origin] = field(compare=False, repr=False)
 

@@ -335,7 +335,7 @@ def apply_rules(logits: jax.Array, temperature: jax.Array, rules: Rules) -> jax.
         return jnp.where(logits >= top + reach[:, None], logits, -jnp.inf)
 
     def where(condition: jax.Array, change: Callable[[jax.Array], Any], logits: jax.Array) -> jax.Array:
-        # A row without the rule keeps its bits, whoever has it.
+        # A row without the rule keeps its bits, whichever other row has it.
         def changed(x: jax.Array) -> jax.Array:
             return jnp.where(condition[:, None], change(x), x)
 

@@ -180,7 +180,7 @@ def _ask(
         why = f"its request cannot be read: {error}"
         raise DataError(f"{path}:{line}: not a record of aifx serve", why, "docs/serve.md") from None
     written = len(record["answer"]["tokens"])
-    if record["answer"]["finish_reason"] not in ("stop", "length"):  # its client went away: as far as it came
+    if record["answer"]["finish_reason"] not in ("stop", "length"):  # its client went away: only what was written
         request = replace(request, max_tokens=written)
     deltas: queue.Queue[Delta] = queue.Queue()
     engine.submit(replace(request, logprobs=request.logprobs or 0), deltas.put)

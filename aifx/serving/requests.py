@@ -1,4 +1,4 @@
-"""What the engine is asked for, and what it answers, step by step. Knows nothing of HTTP."""
+"""What the engine is asked for, and what it answers, step by step. It does not know HTTP."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class RequestError(ValueError):
 
 
 class ServedEngine(Protocol):
-    """What answers, as far as all servers use it."""
+    """What all servers use of the engine that answers."""
 
     is_reproducible: bool
     """Whether an answer's bits were shown, at the start, not to depend on other requests."""

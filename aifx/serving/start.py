@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import psutil
 
 from aifx.checkpoint.manifest import read_manifest
-from aifx.config.sections import ServeSection
+from aifx.config.serve_section import ServeSection
 from aifx.core.errors import CheckpointError, UsageError
 from aifx.core.json_files import readable_bytes
 from aifx.data.text import TokenFormat

@@ -7,7 +7,7 @@ import logging
 import time
 
 from aifx.checkpoint.manifest import json_digest, read_manifest
-from aifx.config.sections import ServeSection
+from aifx.config.serve_section import ServeSection
 from aifx.core.errors import CheckpointError, UsageError
 from aifx.data.base import DataFormat, undefined
 from aifx.loading.restore import RestoredRun

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from aifx.config.sections import ServeSection
+from aifx.config.serve_section import ServeSection
 from aifx.core.errors import AifxError, UsageError
 from aifx.core.json_files import readable_bytes
 from aifx.core.steps import StepChoice

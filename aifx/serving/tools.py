@@ -91,7 +91,7 @@ class ToolCallParser:
         self.calls = 0
 
     def feed(self, text: str) -> Iterator[Event]:
-        """What the answer is up to here, as far as it is clear."""
+        """The parts of the answer that no later text can change."""
         self._buffer += text
         while self._buffer:
             before, size = self._step, len(self._buffer)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from aifx.config.sections import ServeSection
+from aifx.config.serve_section import ServeSection
 from aifx.serving.http.metrics import PredictionMetrics, TextMetrics
 from aifx.serving.http.openapi import Operation
 from aifx.serving.http.server import KEY_VARIABLE

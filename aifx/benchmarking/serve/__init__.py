@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 def measure(bench: Bench) -> Iterator[Measured]:
     """`start`, of a run: until the server takes requests. Then of each load `ttft`, `tpot`, `itl`, `latency` and
-    `throughput`. If this process is ended, the load counts as far as it came."""
+    `throughput`. If this process is ended, the requests until then count."""
     options = LoadOptions.model_validate(bench.options)
     options.check()
     running = served(options, bench.project.root) if options.run is not None else nullcontext()

@@ -33,7 +33,7 @@ MAX_TOKENS = 16
 
 @dataclass
 class _Choice:
-    """One answer, as far as it is written. `length`: of the text, where the next token's text begins."""
+    """One answer, or its part that is written already. `length`: of the text, where the next token's text begins."""
 
     texts: list[str] = field(default_factory=list)
     scores: list[TokenScore] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The page at `/`, which shows `/status` live and tries the model. It holds nothing of the model itself."""
+"""The page at `/`, which shows `/status` live and tries the model. The HTML itself has no data of the model."""
 
 from __future__ import annotations
 

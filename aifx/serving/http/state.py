@@ -13,7 +13,7 @@ from typing import Literal
 
 from starlette.requests import ClientDisconnect, Request
 
-from aifx.config.sections import ServeSection
+from aifx.config.serve_section import ServeSection
 from aifx.serving.http.access_log import AccessLog, AccessRecord
 from aifx.serving.http.answers import Mailbox
 from aifx.serving.http.documents import ModelCard, PagesUsed, ServerStatus, Work

@@ -14,7 +14,7 @@ from toy_engine import ToyEngine
 
 from aifx.commands.main import main
 from aifx.commands.serve import command
-from aifx.config.sections import ServeSection
+from aifx.config.serve_section import ServeSection
 from aifx.serving.http.access_log import AccessLog
 from aifx.serving.http.server import HttpServer, bind, url_of
 from aifx.serving.http.services import TEXT_OPERATIONS

@@ -11,7 +11,7 @@ import httpx
 import openai
 from toy_engine import ToyEngine
 
-from aifx.config.sections import ServeSection
+from aifx.config.serve_section import ServeSection
 from aifx.data.chat.assets import make_renderer
 from aifx.data.chat.template import CHATML, ChatTemplate
 from aifx.serving.http.access_log import AccessLog

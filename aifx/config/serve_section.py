@@ -1,0 +1,67 @@
+"""`[serve]`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from aifx.config.sections import (
+    RESUME_SAFE,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Quantization,
+    Section,
+    setting,
+)
+
+
+class ServeSection(Section):
+    """Defaults of `aifx serve`. Its key is the environment variable AIFX_SERVE__API_KEY, never a setting."""
+
+    host: str = setting("127.0.0.1", "Address to listen on. Off loopback, a key is required.", RESUME_SAFE)
+    port: Annotated[int, Field(ge=0, le=65535)] = setting(8000, "Port; 0 takes a free one.", RESUME_SAFE)
+    slots: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = setting(
+        (8, 16), "Rows of the programs that write, in rising order: the smallest that holds all runs.", RESUME_SAFE
+    )
+    memory: str | None = setting(
+        None,
+        'Size of the page pool ("2GiB"); if not set, what all slots need, at most half of free memory.',
+        RESUME_SAFE,
+    )
+    max_model_len: PositiveInt | None = setting(
+        None, "Tokens of a prompt with its answer, at the most; the model's context if not set.", RESUME_SAFE
+    )
+    prefill_chunk: PositiveInt | None = setting(
+        None, "Tokens of a prompt that are read at once; if not set, 64 on a CPU and 256 elsewhere.", RESUME_SAFE
+    )
+    prefix_cache: bool = setting(True, "Keep the pages of prompts for others that begin alike.", RESUME_SAFE)
+    quantize: Quantization = setting("none", "Serve with the model's matrices quantized to this type.", RESUME_SAFE)
+    served_model_name: str | None = setting(None, "Name of the model in the API; the run's if not set.", RESUME_SAFE)
+    adapters: tuple[str, ...] = setting(
+        (), "Runs with LoRA adapters over the same base, each as NAME=RUN.", RESUME_SAFE
+    )
+    queue: NonNegativeInt = setting(256, "Requests that may wait; more are answered with 429.", RESUME_SAFE)
+    max_body_bytes: PositiveInt = setting(
+        4 << 20, "Most bytes of a request; larger ones are answered 413.", RESUME_SAFE
+    )
+    max_n: PositiveInt = setting(16, "Most answers to one request (n).", RESUME_SAFE)
+    max_rows: PositiveInt = setting(1024, "Most rows of one request for predictions.", RESUME_SAFE)
+    idle_s: PositiveFloat = setting(30.0, "Seconds after which an idle connection is closed.", RESUME_SAFE)
+    request_s: PositiveFloat = setting(600.0, "Seconds that a request may take, waiting included.", RESUME_SAFE)
+    drain_s: NonNegativeFloat = setting(30.0, "Seconds that running requests have after SIGTERM.", RESUME_SAFE)
+    lenient: bool = setting(False, "Ignore unknown fields of requests instead of refusing them.", RESUME_SAFE)
+    cors_origins: tuple[str, ...] = setting((), "Web origins whose pages may call the server.", RESUME_SAFE)
+    pooling: Literal["mean", "last"] = setting("mean", "How /v1/embeddings pools the last hidden state.", RESUME_SAFE)
+    watch_every_s: PositiveFloat = setting(5.0, "With --watch: seconds between looks for a checkpoint.", RESUME_SAFE)
+    power_w: PositiveFloat | None = setting(
+        None, "Power of the devices, if it cannot be measured; tagged as declared.", RESUME_SAFE
+    )
+    price_per_hour: NonNegativeFloat | None = setting(
+        None, "Price of this machine for an hour, in any currency.", RESUME_SAFE
+    )
+    log_requests: bool = setting(False, "Keep each request and answer in serve.jsonl, for replay.", RESUME_SAFE)
+    access_log: str | None = setting(None, "File of the access log; stderr if not set.", RESUME_SAFE)
+    log_prompts: bool = setting(False, "Write prompts into the access log.", RESUME_SAFE)
