@@ -159,18 +159,20 @@ def prefixes(project: Path, *, is_shared: bool) -> Told:
         return {"seconds": {"first": ttfts_s(load)}}
 
 
-def open_engine(slots: int) -> Any:
-    """The engine of `aifx serve`, in this process; the working directory is the project."""
+def open_service(slots: int) -> Any:
+    """What `aifx serve` opens, in this process; the working directory is the project."""
     from aifx.config import read_config
     from aifx.core.project import find_project
     from aifx.loading.restore import CURRENT, restore_run
-    from aifx.serving.start import start_engine
+    from aifx.serving.http.access_log import AccessLog
+    from aifx.serving.http.services import open_service
 
     project = find_project()
     directory = project.existing_run("base")
     overrides = [f"serve.slots=[{slots}]", f"serve.max_model_len={CONTEXT}"]
     settings = read_config(directory.config, project, overrides, current=CURRENT).serve
-    return start_engine(restore_run(directory, project, step=None, overrides=overrides), settings), settings
+    trained = restore_run(directory, project, step=None, overrides=overrides)
+    return open_service(trained, name="base", settings=settings, log=AccessLog(Path(os.devnull)))
 
 
 def full_rows(engine: Any, count: int) -> list[Any]:
@@ -196,7 +198,7 @@ def step_side(slots: int, rows: int) -> Told:
     """The program of a step, by itself, with its arguments as the engine makes them."""
     import jax
 
-    engine, _ = open_engine(slots)
+    engine = open_service(slots).state.engine
     engine.stop()
     return {"seconds": {"gap": program_s(engine, rows)}, "versions": {"jax": jax.__version__}}
 
@@ -237,11 +239,10 @@ def overhead_side() -> Told:
 
     import jax
 
-    from aifx.serving.http.access_log import AccessLog
     from aifx.serving.http.server import HttpServer, bind, url_of
-    from aifx.serving.http.state import ServerState
 
-    engine, settings = open_engine(STREAMS)
+    state = open_service(STREAMS).state
+    engine = state.engine
     steps: list[tuple[float, float, int]] = []  # begin, end, and how many rows ran
     programs, read = engine.device._decode, engine.device.read
     program = programs[STREAMS]
@@ -258,7 +259,6 @@ def overhead_side() -> Told:
 
     programs[STREAMS], engine.device.read = timed, reading
     bound = bind("127.0.0.1", 0)
-    state = ServerState(engine, engine.tokenizer, None, "base", settings, AccessLog(Path(os.devnull)))
     server, ready = HttpServer(state, bound), threading.Event()
     thread = threading.Thread(target=server.run, args=(ready.set,), daemon=True)
     thread.start()
