@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from aifx.benchmarking.plots.canvas import Picture
 from aifx.benchmarking.plots.hardware import measured_by_size
 from aifx.benchmarking.plots.implementations import implementations
 from aifx.benchmarking.plots.roofline import roofline
 from aifx.benchmarking.plots.step import breakdown, growth
 from aifx.benchmarking.results import Report
+from aifx.core.pages.canvas import Picture
 
 
 def pictures(report: Report) -> list[Picture]:

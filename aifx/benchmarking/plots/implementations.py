@@ -5,9 +5,9 @@ from __future__ import annotations
 from matplotlib.ticker import LogLocator
 
 from aifx.benchmarking import units
-from aifx.benchmarking.plots.canvas import FAINT, INK, LINE, Picture, canvas, ticks
 from aifx.benchmarking.results import Report, Result
 from aifx.benchmarking.views import shared_params
+from aifx.core.pages.canvas import FAINT, INK, LINE, Picture, canvas, ticks
 
 ROW = 15
 MOST_ROWS = 60

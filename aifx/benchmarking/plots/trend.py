@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from aifx.benchmarking import units
-from aifx.benchmarking.plots.canvas import FAINT, Picture, canvas, duration_ticks
+from aifx.benchmarking.plots.ticks import duration_ticks
 from aifx.benchmarking.results import Report
 from aifx.core.pages import date
+from aifx.core.pages.canvas import FAINT, Picture, canvas
 
 MOST_LABELS = 4
 """Commits that are written out: more would overlap."""

@@ -15,9 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
-from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullLocator
-
-from aifx.benchmarking import units
+from matplotlib.ticker import Locator, NullLocator
 
 WIDTH, HEIGHT, TEXT = 380, 240, 11
 """Units of the SVG; on a page about a CSS pixel each, a little less on a telephone."""
@@ -163,19 +161,3 @@ def ticks(axis: Axis, locator: Locator, text: Callable[[float], str]) -> None:
     axis.set_major_locator(locator)
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(lambda value, _: text(value).strip().replace(" ", "\u202f"))
-
-
-def size_ticks(axis: Axis, text: Callable[[float], str]) -> None:
-    """A tick at a power of two."""
-    axis.axes.set_xscale("log", base=2)
-    ticks(axis, LogLocator(2, numticks=6), text)
-
-
-def rate_ticks(axis: Axis) -> None:
-    """Amounts a second with the unit's prefix; the unit is at the axis."""
-    locator = LogLocator(10, numticks=6) if axis.get_scale() == "log" else MaxNLocator(5)
-    ticks(axis, locator, lambda value: units.rate(value) if value else "0")
-
-
-def duration_ticks(axis: Axis, most: int = 5) -> None:
-    ticks(axis, MaxNLocator(most), lambda value: units.duration(value) if value > 0 else "0")
