@@ -41,7 +41,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_bundled_template(tmp_path: Path, name: str) -> None:
     made = make(tmp_path / "my-model", name)
     there = contents(tmp_path / "my-model")
-    assert {".gitignore", "README.md", "aifx.toml", "ci/gate.sh", "data/README.md"} < set(there)
+    expected = {".dockerignore", ".gitignore", "Dockerfile", "README.md", "aifx.toml", "ci/gate.sh", "data/README.md"}
+    assert expected < set(there)
     assert sorted(made.files) == sorted(there)
     assert not made.set_beside
     assert os.access(tmp_path / "my-model/ci/gate.sh", os.X_OK)
