@@ -1,16 +1,19 @@
-"""JSON and TOML of other people's files: nesting has a limit, beyond which code that walks the value would break."""
+"""Parse JSON and TOML of other people's files, whose nesting has a limit, and sizes in bytes."""
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import tomli
 
 MAX_DEPTH = 64
-"""Levels of a document. What aifx writes has fewer than ten."""
+"""Levels of a document: deeper ones would break code that walks them. Documents of aifx have fewer than ten."""
 
 TOO_DEEP = f"it is nested more than {MAX_DEPTH} levels deep"
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?", re.IGNORECASE)
 
 
 def parse_json(data: bytes | str) -> Any:
@@ -23,6 +26,15 @@ def parse_json(data: bytes | str) -> Any:
     if text.count("[") + text.count("{") > MAX_DEPTH:  # walking each line of a long file would take long
         _check_depth(value)
     return value
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "5GB" or "500M" in powers of 1000, of "2GiB" in powers of 1024. Raises ValueError, also for 0."""
+    match = _SIZE.fullmatch(text.strip())
+    size = float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index((match[2] or " ").upper()) if match else 0
+    if size < 1:
+        raise ValueError(f"{text} is not a size")
+    return int(size)
 
 
 def parse_toml(text: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -196,15 +195,6 @@ def _compare_logits(export: Export, project: Project, folder: Path) -> LogitComp
     arrays = {name: array for name, array, _ in read_arrays(stored, written)}
     trained = restore_run(export.run, project, step=export.step)
     return compare_merged(trained, nest(arrays), export.dtype)
-
-
-def parse_size(text: str) -> int:
-    """Bytes of "5GB" or "500MB", in powers of 1000. Raises UsageError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", text.strip(), re.IGNORECASE)
-    size = float(match[1]) * 1000 ** " KMG".index(match[2].upper() or " ") if match else 0
-    if size < 1:
-        raise UsageError(f"--shard-size {text} is not a size", "it is a number with MB or GB", "--shard-size 5GB")
-    return int(size)
 
 
 def open_export(run: RunDirectory, project: Project, step: StepChoice | None, dtype: ExportType | None) -> Export:

@@ -1,11 +1,10 @@
-"""From a run and the settings of `[serve]` to an engine that is ready."""
+"""Start an engine from a run and the settings of `[serve]`."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import queue
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from aifx.checkpoint.manifest import read_manifest
 from aifx.config.serve_section import ServeSection
 from aifx.core.errors import CheckpointError, UsageError
 from aifx.core.json_files import readable_bytes
+from aifx.core.parsing import parse_size
 from aifx.data.text import TokenFormat
 from aifx.data.tokenizer import Tokenizer
 from aifx.generation.generator import unable_to_write
@@ -38,11 +38,10 @@ from aifx.specs import Params
 logger = logging.getLogger(__name__)
 
 CHUNK_ON_CPU, CHUNK = 64, 256
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i?)B?|B)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """A model as the engine takes it."""
 
     decoding: DecodingPrograms
@@ -53,7 +52,7 @@ class Served:
     adapters: Mapping[str, str]  # the digest of each, by name
 
     def weights(self, device: Device) -> Weights:
-        """What the engine takes, with the fingerprint of these weights and the device's programs."""
+        """The arrays as the engine takes them, with the fingerprint of these weights and the device's programs."""
         fingerprint = hashlib.sha256(f"{self.digest} {self.adapters} {device.digest}".encode()).hexdigest()[:32]
         return Weights(self.params, f"fp_{fingerprint}", fingerprint.encode(), tuple(self.adapters))
 
@@ -121,7 +120,7 @@ def _write_once(engine: Engine) -> None:
         raise CheckpointError("the model cannot write", delta.error or "", "aifx generate, for a first look")
 
 
-def check_layout(served: Served, slots: Sequence[int], chunk: int) -> None:
+def check_layout(served: ServedModel, slots: Sequence[int], chunk: int) -> None:
     """Raises UsageError for what devices along `tensor` cannot divide."""
     count = served.layout.degrees.tensor
     for name, sizes in (("serve.slots", slots), ("serve.prefill_chunk", [chunk])):
@@ -134,7 +133,7 @@ def check_layout(served: Served, slots: Sequence[int], chunk: int) -> None:
         raise UsageError(f"mesh.tensor = {count} cannot serve this model", why, "--set mesh.tensor=1")
 
 
-def open_model(trained: RestoredRun, serve: ServeSection) -> Served:
+def open_model(trained: RestoredRun, serve: ServeSection) -> ServedModel:
     """Raises UsageError if the run's model cannot be served."""
     programs, params, frozen = trained.programs(serve.quantize)
     why = unable_to_write(programs)
@@ -155,7 +154,9 @@ def open_model(trained: RestoredRun, serve: ServeSection) -> Served:
         )
     params = with_banks(params, programs.plain.specs, adapters, programs.dtype)
     named = {adapter.name: adapter.digest for adapter in adapters}
-    return Served(programs.decoding, programs.decoding.prepare(params), digest, form.tokenizer, programs.layout, named)
+    return ServedModel(
+        programs.decoding, programs.decoding.prepare(params), digest, form.tokenizer, programs.layout, named
+    )
 
 
 def pool_pages(decoding: DecodingPrograms, serve: ServeSection, rows: int, max_len: int) -> int:
@@ -168,7 +169,11 @@ def pool_pages(decoding: DecodingPrograms, serve: ServeSection, rows: int, max_l
     size = page_bytes(model, decoding.dtype)
     for_one = -(-max_len // model.page_size)
     if serve.memory is not None:
-        memory = parse_size(serve.memory)
+        try:
+            memory = parse_size(serve.memory)
+        except ValueError:
+            why = "it is a number with MB, GB, MiB or GiB"
+            raise UsageError(f"serve.memory = {serve.memory} is not a size", why, "aifx serve --memory 2GiB") from None
     else:
         memory = min(rows * for_one * size, free_memory(decoding.layout.platform) // 2)
     if memory // size < for_one:
@@ -188,12 +193,3 @@ def free_memory(platform: str) -> int:
 
     stats = jax.local_devices()[0].memory_stats() or {}
     return int(stats.get("bytes_limit", 0)) - int(stats.get("bytes_in_use", 0))
-
-
-def parse_size(text: str) -> int:
-    """Bytes of "2GiB", "512M" or "1e9"-like plain numbers. Raises UsageError."""
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
-        raise UsageError(f"{text!r} is not a size", "a number with KiB, MiB, GiB, KB, MB or GB", "--memory 2GiB")
-    unit = "BKMGT".index((found[2] or "B").upper())
-    return int(float(found[1]) * (1024 if found[3] or not text.strip().upper().endswith("B") else 1000) ** unit)

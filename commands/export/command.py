@@ -14,6 +14,7 @@ from aifx.commands.console.terminal import terminal
 from aifx.core.errors import ExitCode, UsageError
 from aifx.core.json_files import readable_bytes
 from aifx.core.limits import check_limits
+from aifx.core.parsing import parse_size
 from aifx.core.project import find_project
 from aifx.core.steps import parse_step
 
@@ -76,9 +77,9 @@ def export(
             raise UsageError(f"--dtype {dtype} is not a type of weights", why, f"aifx export {dest} --dtype bfloat16")
         project = find_project()
         directory = project.existing_run(run)
-        from aifx.hub.exporting import export_model, parse_size
+        from aifx.hub.exporting import export_model
 
-        size, options = parse_size(shard_size), {"step": at, "dtype": dtype}
+        size, options = _bytes(shard_size), {"step": at, "dtype": dtype}
         if format == "peft":
             from aifx.hub.peft import export_adapter
 
@@ -97,3 +98,12 @@ def export(
             )
             if not merged.passed:
                 raise SystemExit(ExitCode.VERDICT)
+
+
+def _bytes(shard_size: str) -> int:
+    """Raises UsageError."""
+    try:
+        return parse_size(shard_size)
+    except ValueError:
+        why = "it is a number with MB or GB"
+        raise UsageError(f"--shard-size {shard_size} is not a size", why, "--shard-size 5GB") from None

@@ -14,10 +14,10 @@ from safetensors.numpy import load_file, save_file
 
 from aifx.config.kinds import Family
 from aifx.config.registry import PARTS, bundled
-from aifx.core.errors import AifxError, ConfigError, UsageError
+from aifx.core.errors import AifxError, ConfigError
 from aifx.hub import exporting
 from aifx.hub.architectures import expressed_by
-from aifx.hub.exporting import export_model, parse_size
+from aifx.hub.exporting import export_model
 from aifx.hub.importing import import_model
 from aifx.models.decoder.presets import PRESETS
 from aifx.models.decoder.section import DecoderSection
@@ -121,9 +121,6 @@ def test_the_command_and_misuse(hub_models, empty_project, tmp_path):
         assert text in refused.stderr
         assert "hint: " in refused.stderr
     assert not (tmp_path / "new").exists()
-    assert (parse_size("5GB"), parse_size("1.5 mb"), parse_size("7")) == (5_000_000_000, 1_500_000, 7)
-    with pytest.raises(UsageError):
-        parse_size("0")
 
 
 def decoder():
