@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from aifx.config.serve_section import ServeSection
 from aifx.core.errors import AifxError, DataError, UsageError
 from aifx.core.json_files import JsonLines, parse_line
 from aifx.serving.requests import (
@@ -26,14 +27,14 @@ logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 AT_ONCE = 32
-"""Requests that are replayed together: other company than the first time."""
+"""Requests that are replayed together, in other company than the first time."""
 
 MakeGrammar = Callable[[str], Grammar]
-"""From the source of a grammar to a new one."""
+"""Makes a grammar from its source."""
 
 
 class Recorder:
-    """Keeps requests and answers, one line each when it has ended. Lines are written by a thread of its own."""
+    """Writes each request with its complete answer as a line, in a thread of its own."""
 
     def __init__(self, path: Path) -> None:
         """Raises OSError."""
@@ -45,7 +46,7 @@ class Recorder:
     def recorded(
         self, request: GenerationRequest, deliver: Deliver, fingerprint: str
     ) -> tuple[GenerationRequest, Deliver]:
-        """The request with log-probabilities, and what takes its deltas."""
+        """The request with log-probabilities, and a `Deliver` that also records its deltas."""
         tokens: list[int] = []
         logprobs: list[float | None] = []
         begun = time.time()
@@ -101,7 +102,7 @@ def request_of(document: Mapping[str, Any], grammar: MakeGrammar) -> GenerationR
 
 @dataclass(frozen=True)
 class Difference:
-    """The first token of an answer that is not what was recorded, or whose bits are not."""
+    """The first token of an answer that differs from the record, or whose log-probability does."""
 
     line: int
     token: int  # its number in the answer, from 0
@@ -111,7 +112,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class ReplayReport:
-    """What `aifx serve replay` prints."""
+    """The document of `aifx serve replay`."""
 
     fingerprint: str
     replayed: int
@@ -124,8 +125,13 @@ class ReplayReport:
         return self.difference is None
 
 
+def replay_settings(serve: ServeSection) -> ServeSection:
+    """Settings of an engine that replays: it records nothing, and its queue takes all requests of a batch."""
+    return serve.model_copy(update={"log_requests": False, "queue": max(serve.queue, AT_ONCE)})
+
+
 def replay(path: Path, engine: ServingEngine, grammar: MakeGrammar) -> ReplayReport:
-    """Ask again what was recorded, many at once, up to the first difference.
+    """Send recorded requests again, AT_ONCE at a time, up to the first difference.
 
     Raises DataError for a line that is not a record, UsageError if no answer is of this engine's weights.
     """
@@ -160,31 +166,35 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         record = parse_line(line)
         if record is None and number == len(lines):
             return  # the server was killed while it wrote this one
-        if (
-            record is None
-            or record.get("schema_version") != SCHEMA_VERSION
-            or not {"fingerprint", "answer"} <= set(record)
-        ):
-            raise DataError(
-                f"{path}:{number}: not a record of aifx serve", "its schema_version is not 1", "docs/serve.md"
-            )
+        if record is None or not _is_record(record):
+            why = f"expected schema_version {SCHEMA_VERSION}, fingerprint, request and answer"
+            raise DataError(f"{path}:{number}: not a record of aifx serve", why, "docs/serve.md")
         yield number, record
+
+
+def _is_record(record: Mapping[str, Any]) -> bool:
+    answer = record.get("answer")
+    is_answer = isinstance(answer, dict) and {"tokens", "logprobs", "finish_reason"} <= set(answer)
+    return is_answer and record.get("schema_version") == SCHEMA_VERSION and {"fingerprint", "request"} <= set(record)
 
 
 def _ask(
     engine: ServingEngine, record: Mapping[str, Any], line: int, path: Path, grammar: MakeGrammar
 ) -> queue.Queue[Delta]:
+    deltas: queue.Queue[Delta] = queue.Queue()
     try:
         request = request_of(record["request"], grammar)
-    except (KeyError, TypeError, ValueError) as error:
+        if not _is_complete(record["answer"]):  # its client went away: only what was written
+            request = replace(request, max_tokens=len(record["answer"]["tokens"]))
+        engine.submit(replace(request, logprobs=request.logprobs or 0), deltas.put)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # edited by hand
         why = f"its request cannot be read: {error}"
         raise DataError(f"{path}:{line}: not a record of aifx serve", why, "docs/serve.md") from None
-    written = len(record["answer"]["tokens"])
-    if record["answer"]["finish_reason"] not in ("stop", "length"):  # its client went away: only what was written
-        request = replace(request, max_tokens=written)
-    deltas: queue.Queue[Delta] = queue.Queue()
-    engine.submit(replace(request, logprobs=request.logprobs or 0), deltas.put)
     return deltas
+
+
+def _is_complete(answer: Mapping[str, Any]) -> bool:
+    return answer["finish_reason"] in ("stop", "length")
 
 
 def _answer(deltas: queue.Queue[Delta]) -> tuple[list[int], list[float | None]]:
@@ -203,7 +213,7 @@ def _compare(line: int, answer: Mapping[str, Any], found: tuple[list[int], list[
     replayed = list(zip(*found, strict=False))
     for index in range(max(len(recorded), len(replayed))):
         one, other = (pairs[index] if index < len(pairs) else None for pairs in (recorded, replayed))
-        if one is None and answer["finish_reason"] not in ("stop", "length"):
+        if one is None and not _is_complete(answer):
             return None
         if one != other:
             return Difference(line, index, _shown(one), _shown(other))

@@ -46,10 +46,11 @@ def replay(
         from aifx.loading.restore import restore_run
         from aifx.serving.grammar import Grammars
         from aifx.serving.record import replay as replay_file
+        from aifx.serving.record import replay_settings
         from aifx.serving.start import start_engine
 
         trained = restore_run(directory, project, step=at, overrides=set_ or ())
-        serve = trained.config.serve.model_copy(update={"log_requests": False})
+        serve = replay_settings(trained.config.serve)
         engine = start_engine(trained, serve)
         try:
             report = replay_file(file, engine, lambda source: Grammars(engine.tokenizer, engine.vocab_size).new(source))

@@ -16,7 +16,7 @@ from aifx.core.project import Project
 from aifx.loading.restore import restore_run
 from aifx.serving import swap
 from aifx.serving.engine import Engine
-from aifx.serving.record import Recorder, replay
+from aifx.serving.record import Recorder, replay, replay_settings
 from aifx.serving.requests import Delta, GenerationRequest, SamplingSettings
 from aifx.serving.start import start_engine
 from aifx.serving.swap import Watcher, watch
@@ -145,7 +145,7 @@ def test_a_record_is_replayed_bit_for_bit(project: Project) -> None:
     path = project.root / "runs/main/serve.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(records) == 6
-    engine = start_engine(run, run.config.serve)
+    engine = start_engine(run, replay_settings(run.config.serve.model_copy(update={"queue": 0})))
     try:
         found = replay(path, engine, lambda source: pytest.fail("no grammar was recorded"))
         assert (found.passed, found.replayed, found.tokens, found.skipped) == (True, 6, 240, 0)
@@ -155,6 +155,14 @@ def test_a_record_is_replayed_bit_for_bit(project: Project) -> None:
         changed = replay(path, engine, lambda source: pytest.fail("no grammar was recorded")).difference
         assert changed is not None
         assert (changed.line, changed.token) == (4, 7)
+        for damaged in ({"request": {}}, {"request": []}, {"answer": {}}, {"answer": None}, {"schema_version": 2}):
+            path.write_text(json.dumps({**records[0], **damaged}) + "\n")
+            with pytest.raises(DataError, match=r"serve\.jsonl:1: not a record"):
+                replay(path, engine, lambda source: pytest.fail("no grammar was recorded"))
+        records[5]["request"]["prompt_ids"] = [10**6]
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        with pytest.raises(DataError, match=r"serve\.jsonl:6: .*"):
+            replay(path, engine, lambda source: pytest.fail("no grammar was recorded"))
         for record in records:
             record["fingerprint"] = "fp_other"
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
