@@ -19,7 +19,7 @@ QUICK_REQUESTS = 16
 
 @dataclass(frozen=True)
 class ServeLoad:
-    """What is asked of the server: one attribute per option."""
+    """The load on the server: one attribute per option."""
 
     run: Annotated[
         str | None,

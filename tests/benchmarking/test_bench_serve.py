@@ -404,9 +404,16 @@ def test_servers_that_cannot_be_measured_say_why(
         raise Refusal(401, "no key")
 
     server = servers(refuse)
-    with pytest.raises(UsageError, match="asks for a key") as raised:
+    with pytest.raises(UsageError, match="requires a key") as raised:
         measured(server, caplog)
     assert raised.value.hint == "export AIFX_SERVE__API_KEY=KEY"
+
+    async def overloaded(body: dict[str, Any], write: Write) -> None:
+        raise Refusal(503, "4010 requests are waiting")  # 401 is not its status
+
+    with pytest.raises(EnvironmentFault, match="does not answer requests") as busy:
+        measured(servers(overloaded), caplog)
+    assert busy.value.why == "HTTP 503: 4010 requests are waiting"
 
     async def fail_later(body: dict[str, Any], write: Write) -> None:
         if len(server.bodies) > 1:

@@ -88,7 +88,7 @@ class Answered:
 
 @dataclass
 class Load:
-    """What became of a load, also of one that was ended early.
+    """The outcome of a load, complete or ended early.
 
     Attributes:
         begin_s: when the first request was sent.

@@ -1,4 +1,4 @@
-"""From answers to results: latencies of requests, and what the server wrote in all."""
+"""Compute results from answers: latencies of requests, and the throughput of the server."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def client_figures(level: Level, load: Load, span_s: float) -> dict[str, float |
 
 
 def notes(level: Level, load: Load, api: Api) -> Iterator[str]:
-    """What a reader must know: failures by their kind, a client that was too slow, where counts come from."""
+    """Notes of the report: failures by kind, a client that was too slow, the source of counts."""
     prompts = "token ids" if api.takes_ids else "words, so that their lengths are approximate"
     counts = "counted by the server (usage)" if api.counts_usage else "counted as parts of the stream"
     yield f"serve: prompts are {prompts}; tokens are {counts}"

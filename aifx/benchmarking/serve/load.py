@@ -1,4 +1,4 @@
-"""What is asked of a server: how many requests, of which lengths, and when."""
+"""The load on a server: the number, lengths and times of its requests."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Level:
 
     @property
     def params(self) -> dict[str, int | float | str]:
-        """What distinguishes its results from those of another load."""
+        """The parameters that distinguish its results from those of another load."""
         if self.mode == "trace":
             return {"load": "trace"}
         return {self.mode: int(self.value) if self.mode == "concurrency" else self.value}

@@ -15,7 +15,7 @@ import httpx
 from aifx.benchmarking.serve.client import Answered, Api, Client
 from aifx.benchmarking.serve.load import WORDS, LoadOptions, Planned
 from aifx.benchmarking.startup import AIFX
-from aifx.core.errors import EnvironmentFault, UsageError
+from aifx.core.errors import AifxError, EnvironmentFault, UsageError
 from aifx.core.parsing import parse_json
 from aifx.core.processes import Child, pump
 
@@ -58,8 +58,8 @@ def served(options: LoadOptions, folder: Path) -> Iterator[Server]:
             pump([child], 0.05)
             for line in child.take_lines():
                 with suppress(ValueError):
-                    if isinstance(told := parse_json(line), dict) and "url" in told:
-                        yield Server(child, told["url"], time.perf_counter() - began)
+                    if isinstance(document := parse_json(line), dict) and "url" in document:
+                        yield Server(child, document["url"], time.perf_counter() - began)
                         return
             if child.ended is not None:
                 raise _failed(child.ended.how, child.ended.last_lines)
@@ -104,7 +104,7 @@ async def _model(client: Client, options: LoadOptions) -> str | None:
         why = str(error) or type(error).__name__
         raise EnvironmentFault(f"no server answers at {url}", why, "aifx serve starts one") from None
     if response.status_code in (401, 403):
-        raise _refused(url, f"HTTP {response.status_code}", options)
+        raise _no_key(url, f"HTTP {response.status_code}", options)
     with suppress(ValueError, LookupError, TypeError):
         return str(response.json()["data"][0]["id"])
     return None
@@ -139,14 +139,22 @@ async def _negotiate(client: Client, ids: Sequence[int], options: LoadOptions) -
             answered = await client.ask(Planned(0.0, 1, 2), client.api.body(prompt, 2))
             if answered.error is None:
                 return answered
-            if answered.error not in ("HTTP 400", "HTTP 422"):  # another field would change nothing
-                raise _refused(client.api.url, f"{answered.error}: {answered.detail}", options)
+            if answered.status not in (400, 422):  # another field would change nothing
+                raise _refused(client.api.url, answered, options)
     assert answered is not None
-    raise _refused(client.api.url, f"{answered.error}: {answered.detail}", options)
+    raise _refused(client.api.url, answered, options)
 
 
-def _refused(url: str, why: str, options: LoadOptions) -> UsageError:
-    if "401" in why or "403" in why:
-        return UsageError(f"{url} asks for a key", why, f"export {options.key_variable}=KEY")
+def _refused(url: str, answered: Answered, options: LoadOptions) -> AifxError:
+    """The error for a server that fails the first request."""
+    why, status = f"{answered.error}: {answered.detail}", answered.status
+    if status in (401, 403):
+        return _no_key(url, why, options)
+    if status in (None, 200, 429) or status >= 500:
+        return EnvironmentFault(f"{url} does not answer requests", why, f"curl {url}/ready")
     hint = "aifx bench serve --model NAME, or --chat for a server that only answers chats"
-    return UsageError(f"{url} refuses what aifx bench serve asks", why, hint)
+    return UsageError(f"{url} refuses the requests of aifx bench serve", why, hint)
+
+
+def _no_key(url: str, why: str, options: LoadOptions) -> UsageError:
+    return UsageError(f"{url} requires a key", why, f"export {options.key_variable}=KEY")
