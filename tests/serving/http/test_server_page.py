@@ -75,6 +75,12 @@ def test_the_page_in_a_browser(serve: Callable[..., Served], tmp_path: Path, wid
         browser.ask("document.getElementById('try').requestSubmit()")
         wait_for(browser, "/tokens, first after/.test(document.getElementById('took').textContent)")
         assert browser.ask("document.getElementById('answer').textContent.length") > 0
+        served.state.renderer, served.engine.max_model_len = None, 100  # a text, in a context of less than 256 tokens
+        browser.open_url(served.url, width)
+        wait_for(browser, "document.getElementById('label').textContent == 'A text to continue'")
+        browser.ask("document.getElementById('prompt').value = 'abc'")
+        browser.ask("document.getElementById('try').requestSubmit()")
+        wait_for(browser, "document.getElementById('took').textContent.startsWith('97 tokens, ')")
         assert browser.ask("document.documentElement.scrollWidth") <= width
         assert all(request.startswith(served.url) for request in browser.requests), browser.requests
         assert not [error for error in browser.errors if "401" not in error], browser.errors

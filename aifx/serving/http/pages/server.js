@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const at = (id) => document.getElementById(id);
-  const EVERY_MS = 1000, POINTS = 120;
+  const EVERY_MS = 1000, POINTS = 120, MOST_TOKENS = 256;
   let status = null, before = null, rates = [], running = null;
 
   const headers = (more = {}) => {
@@ -99,6 +99,13 @@
     setTimeout(poll, document.hidden ? 5 * EVERY_MS : EVERY_MS);
   }
 
+  // A small model's context may have no room for as many tokens as a reader wants.
+  async function room(prompt, headers) {
+    const answer = await fetch("/tokenize", { method: "POST", headers, body: JSON.stringify({ prompt }) });
+    const found = await answer.json();
+    return answer.ok ? Math.min(Math.max(found.max_model_len - found.count, 1), MOST_TOKENS) : MOST_TOKENS;
+  }
+
   async function request() {
     const json = headers({ "Content-Type": "application/json" });
     const text = at("prompt").value;
@@ -108,7 +115,8 @@
       return [status.route, { headers: headers({ "Content-Type": file.type }), body: file }];
     }
     if (status.input === "rows") return [status.route, { headers: json, body: JSON.stringify({ rows: JSON.parse(text) }) }];
-    const what = status.input === "chat" ? { messages: [{ role: "user", content: text }] } : { prompt: text, max_tokens: 256 };
+    const what = status.input === "chat" ? { messages: [{ role: "user", content: text }] }
+      : { prompt: text, max_tokens: await room(text, json) };
     const body = JSON.stringify({ ...what, stream: true, stream_options: { include_usage: true } });
     return [status.route, { headers: json, body }];
   }
