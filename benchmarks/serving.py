@@ -244,7 +244,7 @@ def overhead_side() -> Told:
     state = open_service(STREAMS).state
     engine = state.engine
     steps: list[tuple[float, float, int]] = []  # begin, end, and how many rows ran
-    programs, read = engine.device._decode, engine.device.read
+    programs, read = engine.device._decode, engine.device.prefill
     program = programs[STREAMS]
 
     def timed(*arguments: Any) -> Any:
@@ -257,7 +257,7 @@ def overhead_side() -> Told:
         steps.append((0.0, 0.0, 0))
         return read(*arguments, **options)
 
-    programs[STREAMS], engine.device.read = timed, reading
+    programs[STREAMS], engine.device.prefill = timed, reading
     bound = bind("127.0.0.1", 0)
     server, ready = HttpServer(state, bound), threading.Event()
     thread = threading.Thread(target=server.run, args=(ready.set,), daemon=True)

@@ -1,7 +1,7 @@
-"""The programs of an inference server: one reads a part of a prompt, others write one token for each of many rows.
+"""The programs of an inference server: one prefills a chunk of a prompt, others write one token for each of many rows.
 
-All rows share the pages of one pool. What decides a row's token are arguments, so nothing is compiled again, and a
-row's bits depend on that row alone, as long as the shapes stay: a program for each number of rows.
+All rows share the pages of one pool. Settings of a row are arguments, so no request compiles anything. A row's bits
+depend on that row alone, as long as the shapes stay the same: there is one program for each number of rows.
 """
 
 from __future__ import annotations
@@ -32,9 +32,15 @@ Pool: TypeAlias = Any
 
 PAGE_TABLE, LENGTHS = "page_table", "lengths"
 
+MAX_TOP_LOGPROBS = 20
+"""Likeliest tokens whose log-probabilities a row can have, as in OpenAI's API."""
+
+MAX_LOGIT_BIAS = 300
+"""Tokens of a row that can have a bias, as in OpenAI's API."""
+
 
 class Rules(NamedTuple):
-    """What changes the scores of rows before a token is drawn.
+    """Changes to the logits of each row before a token is drawn.
 
     Attributes:
         min_p: float32 `[rows]`; tokens below this share of the likeliest one's probability are left out.
@@ -42,7 +48,7 @@ class Rules(NamedTuple):
         repetition: float32 `[rows]`; divides positive scores of tokens of prompt and answer, multiplies negative ones.
         history: int32 `[rows, max_len]`; the tokens of prompt and answer.
         answer: int32 `[rows, 2]`; where the answer begins in them, and where they end.
-        bias_tokens, bias: int32 and float32 `[rows, MAX_BIAS]`; added to the scores of these tokens.
+        bias_tokens, bias: int32 and float32 `[rows, MAX_LOGIT_BIAS]`; added to the scores of these tokens.
         allowed: uint32 `[rows, ceil(vocab / 32)]`; token t only if bit t % 32 of word t // 32 is set.
         is_masked: bool `[rows]`; whether `allowed` counts.
     """
@@ -85,7 +91,7 @@ class Drawn(NamedTuple):
         token: int32 `[rows]`.
         is_finite: bool `[rows]`; False if the model's scores were not numbers.
         logprob: float32 `[rows]`; of the token under the model, before any rule; 0 if none was wanted.
-        top_tokens, top_logprobs: int32 and float32 `[rows, NUM_TOP]`; the likeliest, in order.
+        top_tokens, top_logprobs: int32 and float32 `[rows, MAX_TOP_LOGPROBS]`; the likeliest, in order.
     """
 
     token: jax.Array
@@ -95,14 +101,14 @@ class Drawn(NamedTuple):
     top_logprobs: jax.Array
 
 
-class Read(NamedTuple):
-    """What a part of a prompt gave.
+class Prefilled(NamedTuple):
+    """The results of a chunk of a prompt.
 
     Attributes:
-        drawn: the first token of the answer, `[1]`, if the part was the last.
+        drawn: the first token of the answer, `[1]`, if the chunk was the last.
         logprobs: float32 `[chunk]`; of each of `targets`, if they were wanted.
-        top_tokens, top_logprobs: `[chunk, NUM_TOP]`; the likeliest instead of each target.
-        hidden_sum, hidden_last: float32 `[embed]`; of the part's tokens, and of its last.
+        top_tokens, top_logprobs: `[chunk, MAX_TOP_LOGPROBS]`; the likeliest instead of each target.
+        hidden_sum, hidden_last: float32 `[embed]`; of the chunk's tokens, and of its last.
     """
 
     drawn: Drawn
@@ -111,9 +117,6 @@ class Read(NamedTuple):
     top_logprobs: jax.Array
     hidden_sum: jax.Array
     hidden_last: jax.Array
-
-
-NUM_TOP, MAX_BIAS = 20, 300
 
 
 class ServingPrograms:
@@ -184,11 +187,11 @@ class ServingPrograms:
         return self._program(f"serve_decode_{rows}", decode, arguments)
 
     @functools.lru_cache(maxsize=4)  # noqa: B019
-    def read(self, chunk: int) -> Program:
+    def prefill(self, chunk: int) -> Program:
         """(params, pool, tokens `[1, chunk]`, targets `[1, chunk]`, [start, count, is last, wants targets], page table
-        `[1, pages_per_row]`, draws of one row) -> the pool with these tokens from `start` on, and `Read`."""
+        `[1, pages_per_row]`, draws of one row) -> the pool with these tokens from `start` on, and `Prefilled`."""
 
-        def read(
+        def prefill(
             params: Any,
             pool: Pool,
             tokens: jax.Array,
@@ -196,7 +199,7 @@ class ServingPrograms:
             facts: jax.Array,
             table: jax.Array,
             draws: Draws,
-        ) -> tuple[Pool, Read]:
+        ) -> tuple[Pool, Prefilled]:
             start, count, is_last, wants_targets = facts
             cache = {**pool, PAGE_TABLE: table, LENGTHS: start[None]}
             params = choose_adapters(params, jnp.broadcast_to(draws.adapters, chunk))
@@ -208,12 +211,12 @@ class ServingPrograms:
             own = jnp.where((jnp.arange(chunk) < count)[:, None], wide, 0.0)
             logprobs, top, top_logprobs = scores
             pooled = own.sum(axis=0), last[0].astype(jnp.float32)
-            return _pool_of(cache), Read(drawn, logprobs, top, top_logprobs, *pooled)
+            return _pool_of(cache), Prefilled(drawn, logprobs, top, top_logprobs, *pooled)
 
         tokens, facts = jax.ShapeDtypeStruct((1, chunk), jnp.int32), jax.ShapeDtypeStruct((4,), jnp.int32)
         table = jax.ShapeDtypeStruct((1, self.pages_per_row), jnp.int32)
         arguments = self.params, self.pool, tokens, tokens, facts, table, structs(self.draws(1))
-        return self._program(f"serve_read_{chunk}", read, arguments)
+        return self._program(f"serve_prefill_{chunk}", prefill, arguments)
 
     def draws(self, rows: int) -> Draws:
         """Draws of rows that are not used, as NumPy arrays to be changed: greedy, without rules."""
@@ -226,8 +229,8 @@ class ServingPrograms:
             np.ones(rows, np.float32),
             np.zeros((rows, self.max_len), np.int32),
             np.zeros((rows, 2), np.int32),
-            np.zeros((rows, MAX_BIAS), np.int32),
-            np.zeros((rows, MAX_BIAS), np.float32),
+            np.zeros((rows, MAX_LOGIT_BIAS), np.int32),
+            np.zeros((rows, MAX_LOGIT_BIAS), np.float32),
             np.zeros((rows, words), np.uint32),
             np.zeros(rows, bool),
         )
@@ -284,7 +287,7 @@ def draw(logits: jax.Array, draws: Draws) -> Drawn:
 
 
 def compute_if(condition: jax.Array, compute: Callable[[], Any]) -> Any:
-    """What `compute` gives, or zeros."""
+    """The result of `compute`, or zeros of its shapes."""
     empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute))
     return jax.lax.cond(condition, compute, lambda: empty)
 
@@ -296,9 +299,9 @@ def tensor_layout(layout: Layout, model: Serves) -> Layout:
 
 
 def scores_of(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Log-probabilities of tokens `[rows]`, and the NUM_TOP likeliest tokens `[rows, NUM_TOP]` with theirs."""
+    """Log-probabilities of tokens `[rows]`; the likeliest tokens and theirs, `[rows, MAX_TOP_LOGPROBS]`, in order."""
     norm = jax.nn.logsumexp(logits, axis=1, keepdims=True)
-    top, top_logits = top_tokens(logits, NUM_TOP)
+    top, top_logits = top_tokens(logits, MAX_TOP_LOGPROBS)
     own = jnp.take_along_axis(logits, tokens[:, None], axis=1) - norm
     return own[:, 0], top, top_logits - norm
 

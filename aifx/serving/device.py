@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aifx.programs.serving import MAX_BIAS, Drawn, Draws, Read, ServingPrograms
+from aifx.programs.serving import MAX_LOGIT_BIAS, Drawn, Draws, Prefilled, ServingPrograms
 from aifx.serving.rows import Row
 
 
@@ -21,22 +21,22 @@ class Device:
         """
         Args:
             slots: numbers of rows, rising.
-            chunk: tokens of a prompt that are read at once, a multiple of the page size.
+            chunk: tokens of a prompt that one call prefills, a multiple of the page size.
         """
         self.programs, self.slots, self.chunk = programs, tuple(slots), chunk
         block = math.gcd(*self.slots)
         lowered = {size: programs.decode(size, block).lower() for size in self.slots}
-        read = programs.read(chunk).lower()
-        texts = "".join(x.as_text() for x in (*lowered.values(), read))
+        prefill = programs.prefill(chunk).lower()
+        texts = "".join(x.as_text() for x in (*lowered.values(), prefill))
         self.digest = hashlib.sha256(texts.encode()).hexdigest()
         self._decode = {size: x.compile() for size, x in lowered.items()}
-        self._read = read.compile()
+        self._prefill = prefill.compile()
         self._pool = programs.init_pool()
         # What rows without rules need, once on the device.
         self._neutral = {size: jax.device_put(programs.draws(size)) for size in {1, *self.slots}}
 
-    def read(self, params: Any, row: Row, *, draws: bool, scores: bool) -> Read:
-        """Read the next part of a row's prompt. With `draws`, the first token of its answer is drawn.
+    def prefill(self, params: Any, row: Row, *, draws: bool, scores: bool) -> Prefilled:
+        """Prefill the next chunk of a row's prompt. With `draws`, draw the first token of its answer.
 
         Returns arrays that may not be there yet.
         """
@@ -48,12 +48,12 @@ class Device:
         targets[0, : len(following)] = following
         facts = np.array([start, count, draws, scores], np.int32)
         table = self._table([row], 1)
-        found: Read
-        self._pool, found = self._read(params, self._pool, tokens, targets, facts, table, self._draws([row], 1))
+        found: Prefilled
+        self._pool, found = self._prefill(params, self._pool, tokens, targets, facts, table, self._draws([row], 1))
         return found
 
     def decode(self, params: Any, rows: Sequence[Row]) -> Drawn:
-        """Write the next token of each row into its pages, and draw the one that follows. As `read`."""
+        """Write the next token of each row into its pages, and draw the one that follows. As `prefill`."""
         size = next(size for size in self.slots if size >= len(rows))
         tokens, lengths = np.zeros((2, size), np.int32)
         tokens[: len(rows)] = [row.tokens[row.held] for row in rows]
@@ -99,7 +99,7 @@ class Device:
                 answer=answer,
             )
         if any(s.logit_bias for s in settings):
-            tokens, bias = np.zeros((size, MAX_BIAS), np.int32), np.zeros((size, MAX_BIAS), np.float32)
+            tokens, bias = np.zeros((size, MAX_LOGIT_BIAS), np.int32), np.zeros((size, MAX_LOGIT_BIAS), np.float32)
             for index, s in enumerate(settings):
                 tokens[index, : len(s.logit_bias)] = list(s.logit_bias)
                 bias[index, : len(s.logit_bias)] = list(s.logit_bias.values())
@@ -115,7 +115,7 @@ class Device:
         return Draws(
             sampling,
             column([s.seed for s in settings], 0, np.uint32),
-            column([row.held + 1 - row.prompt_len if row.is_read else 0 for row in rows], 0, np.int32),
+            column([row.held + 1 - row.prompt_len if row.is_prefilled else 0 for row in rows], 0, np.int32),
             column(tops, -1, np.int32),
             column([row.adapter for row in rows], -1, np.int32),
             rules,

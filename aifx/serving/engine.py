@@ -1,7 +1,7 @@
-"""The engine: requests come in from any thread, one thread of its own reads and writes for all of them together.
+"""The engine: takes requests from any thread, and answers all of them in one thread of its own (continuous batching).
 
-A turn of it takes what came in, reads parts of prompts, and writes a token for every row that runs. While the device
-computes, what the turn before gave is handed out.
+A turn admits new requests, prefills chunks of prompts, and writes one token for every running row. While the device
+computes, the engine delivers the results of the turn before.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from aifx.serving.rows import Counts, EmbeddingRow, Row, Weights
 logger = logging.getLogger(__name__)
 
 CHUNKS_PER_TURN = 4
-"""Parts of prompts that are read between two tokens of the rows that run: more delay these, fewer leave slots empty."""
+"""Chunks of prompts to prefill between two tokens of the running rows: more delay these, fewer leave slots empty."""
 
 
 class Engine:
@@ -78,7 +78,7 @@ class Engine:
         self._keeps_prefixes = prefix_cache
         self._arrived: deque[Row] = deque()
         self._waiting: deque[Row] = deque()
-        self._reading: list[Row] = []
+        self._prefilling: list[Row] = []
         self._running: list[Row] = []
         self._outbox: list[tuple[Deliver, Delta]] = []
         self._counts = Counts()
@@ -130,7 +130,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         counts, cached = self._counts, self._prefixes.num_unused
-        running = len(self._running) + len(self._reading)
+        running = len(self._running) + len(self._prefilling)
         return EngineStats(
             running=running,
             waiting=max(self._unfinished - running, 0),
@@ -195,17 +195,17 @@ class Engine:
         """Whether there was anything to do."""
         while self._arrived:
             self._waiting.append(self._arrived.popleft())
-        for row in [r for rows in (self._waiting, self._reading, self._running) for r in rows if r.is_cancelled]:
+        for row in [r for rows in (self._waiting, self._prefilling, self._running) for r in rows if r.is_cancelled]:
             self._end(row, row.end("cancelled"))
         self._admit()
-        self._read_prompts()
+        self._prefill()
         self._write()
         self._hand_out()
-        return bool(self._waiting or self._reading or self._running or self._arrived)
+        return bool(self._waiting or self._prefilling or self._running or self._arrived)
 
     def _admit(self) -> None:
         """Give slots and pages to those who wait, in their order."""
-        while self._waiting and len(self._reading) + len(self._running) < self.max_rows:
+        while self._waiting and len(self._prefilling) + len(self._running) < self.max_rows:
             row = self._waiting[0]
             use_prefixes = self._keeps_prefixes and not row.request.prompt_logprobs
             if use_prefixes and type(row) is Row:
@@ -222,22 +222,22 @@ class Engine:
             if use_prefixes:
                 self._counts.prefix_queries += row.prompt_len
                 self._counts.prefix_hits += row.cached_tokens
-            self._reading.append(self._waiting.popleft())
+            self._prefilling.append(self._waiting.popleft())
 
-    def _read_prompts(self) -> None:
+    def _prefill(self) -> None:
         for _ in range(CHUNKS_PER_TURN):
-            if not self._reading:
+            if not self._prefilling:
                 return
-            self._read_chunk(self._reading[0])
+            self._prefill_chunk(self._prefilling[0])
 
-    def _read_chunk(self, row: Row) -> None:
+    def _prefill_chunk(self, row: Row) -> None:
         start = row.held
         is_last = start + self.device.chunk >= row.prompt_len
         draws = is_last and row.request.max_tokens > 0 and row.num_written == 0
         scores = row.request.prompt_logprobs and row.num_written == 0
         if draws and not self._set_mask(row):
             return
-        found = self.device.read(row.weights.params, row, draws=draws, scores=scores)
+        found = self.device.prefill(row.weights.params, row, draws=draws, scores=scores)
         self._hand_out()
         row.held = min(start + self.device.chunk, row.prompt_len)
         self._counts.prompt_tokens += row.held - start
@@ -253,7 +253,7 @@ class Engine:
             row.hidden_last = np.asarray(found.hidden_last)
         if not is_last:
             return
-        self._reading.remove(row)
+        self._prefilling.remove(row)
         if isinstance(row, EmbeddingRow):
             row.pooled(self._pooling)
             self._forget(row)
@@ -334,7 +334,7 @@ class Engine:
         if row.held < len(row.pages) * self.page_size:
             return
         while not self._make_free(1):
-            youngest = (self._running + self._reading)[-1]
+            youngest = (self._running + self._prefilling)[-1]
             self._remove(youngest)
             self._allocator.release(youngest.preempted())
             self._waiting.appendleft(youngest)
@@ -361,7 +361,7 @@ class Engine:
             self._unfinished -= 1
 
     def _remove(self, row: Row) -> None:
-        for rows in (self._waiting, self._reading, self._running):
+        for rows in (self._waiting, self._prefilling, self._running):
             if row in rows:
                 rows.remove(row)
 
@@ -372,7 +372,7 @@ class Engine:
 
     def _end_all(self, reason: Any, error: str | None) -> None:
         with self._lock:
-            rows = [*self._arrived, *self._waiting, *self._reading, *self._running]
+            rows = [*self._arrived, *self._waiting, *self._prefilling, *self._running]
             self._arrived.clear()
         for row in rows:
             self._end(row, row.end(reason, error))

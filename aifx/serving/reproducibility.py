@@ -1,4 +1,4 @@
-"""Proof, on the device at hand, that a row's bits do not depend on its company."""
+"""A check on the device at hand that a row's bits do not depend on the rows beside it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from aifx.serving.rows import Row, Weights
 STEPS = 3
 """Tokens that are written each time: what a step leaves in the cache decides the next."""
 
-READ = 4
-"""Rows whose prompts are read."""
+PREFILLED = 4
+"""Rows whose prompts are prefilled."""
 
 
 def find_difference(device: Device, weights: Weights, tokenizer: Tokenizer) -> str | None:
-    """What changed a row's bits, or None: its number of slots, its place among them, or who was beside it.
+    """Describe the company in which a row has other bits than alone, or return None.
 
-    It writes into the pool, which no one uses yet.
+    Call it before the first request, since it writes into the pool.
     """
     rng = np.random.default_rng(0)
     programs = device.programs
@@ -41,15 +41,15 @@ def find_difference(device: Device, weights: Weights, tokenizer: Tokenizer) -> s
 
     rows = [new_row(number, longest if number == 0 else int(rng.integers(1, longest + 1))) for number in range(most)]
     for row in rows:
-        # Of the others, few are read, for the sake of time: the rest see pages of zeros.
-        while not row.is_read and row in rows[:READ]:
+        # Only a few, to save time: the other rows see pages of zeros.
+        while not row.is_prefilled and row in rows[:PREFILLED]:
             last = row.held + device.chunk >= row.prompt_len
-            read = device.read(weights.params, row, draws=last, scores=False)
+            found = device.prefill(weights.params, row, draws=last, scores=False)
             row.held = min(row.held + device.chunk, row.prompt_len)
-        row.tokens.append(int(read.drawn.token[0]) if row in rows[:READ] else 0)
+        row.tokens.append(int(found.drawn.token[0]) if row in rows[:PREFILLED] else 0)
 
     def bits_of(company: list[Row]) -> dict[int, list[bytes]]:
-        """What each row writes, by its number, if these write together."""
+        """The bits that these rows write together, by the number of the row."""
         for row in company:
             row.held, row.tokens = row.prompt_len, row.tokens[: row.prompt_len + 1]
         bits: dict[int, list[bytes]] = {rows.index(row): [] for row in company}

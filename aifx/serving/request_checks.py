@@ -1,11 +1,11 @@
-"""Whether a request can be served at all."""
+"""Checks of a request before the engine takes it."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from aifx.programs.serving import MAX_BIAS
-from aifx.serving.requests import MAX_TOP_LOGPROBS, SEEDS, GenerationRequest, RequestError, SamplingSettings
+from aifx.programs.serving import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS
+from aifx.serving.requests import SEEDS, GenerationRequest, RequestError, SamplingSettings
 
 
 def check_request(request: GenerationRequest, vocab_size: int, room: int, adapters: Collection[str]) -> None:
@@ -29,15 +29,15 @@ def check_request(request: GenerationRequest, vocab_size: int, room: int, adapte
         raise RequestError("adapter", f"there is no adapter {request.adapter}")
     if request.logprobs is not None and not 0 <= request.logprobs <= MAX_TOP_LOGPROBS:
         raise RequestError("logprobs", f"expected 0 to {MAX_TOP_LOGPROBS}, got {request.logprobs}")
-    if len(bias) > MAX_BIAS:
-        raise RequestError("logit_bias", f"expected {MAX_BIAS} tokens at most, got {len(bias)}")
+    if len(bias) > MAX_LOGIT_BIAS:
+        raise RequestError("logit_bias", f"expected {MAX_LOGIT_BIAS} tokens at most, got {len(bias)}")
     for name, is_valid, expected in _limits(request.sampling):
         if not is_valid:
             raise RequestError(name, f"expected {expected}, got {getattr(request.sampling, name)}")
 
 
 def _limits(s: SamplingSettings) -> Iterator[tuple[str, bool, str]]:
-    """Of each number its name, whether it can be used, and what can."""
+    """For each setting: its name, whether its value is valid, and the valid range."""
     yield "temperature", 0 <= s.temperature <= 100, "0 to 100"
     yield "top_p", 0 < s.top_p <= 1, "more than 0 and 1 at most"
     yield "min_p", 0 <= s.min_p <= 1, "0 to 1"

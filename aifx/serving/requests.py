@@ -1,16 +1,10 @@
-"""What the engine is asked for, and what it answers, step by step. It does not know HTTP."""
+"""Requests to an engine and the parts of their answers, without HTTP."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
-
-MAX_TOP_LOGPROBS = 20
-"""Most tokens beside the chosen one whose log-probabilities an answer has, as in OpenAI's API."""
-
-MAX_LOGIT_BIAS = 300
-"""Most tokens with a bias of their own."""
 
 SEEDS = 2**32
 """Seeds are taken modulo this."""
@@ -47,7 +41,7 @@ class SamplingSettings:
 
 
 class Grammar(Protocol):
-    """What a request's answer must match. Made for each request; the engine's thread alone calls it.
+    """The state of a grammar that one answer must match. Only the engine's thread calls it.
 
     If a method raises, the answer ends with an error.
     """
@@ -70,7 +64,7 @@ class Grammar(Protocol):
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What to write.
+    """A prompt to continue, and how.
 
     Attributes:
         prompt_ids: at least one token.
@@ -106,7 +100,7 @@ class TokenScore(NamedTuple):
 
 @dataclass(frozen=True)
 class Usage:
-    """What a request cost so far."""
+    """The cost of a request so far."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -119,7 +113,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Delta:
-    """What a step added to an answer. `text` is whole characters; a token may add none yet.
+    """The part of an answer that one step added. `text` is whole characters; a token may add none yet.
 
     Attributes:
         scores: of `token_ids`, if they were asked for.
@@ -149,12 +143,12 @@ class Ticket(Protocol):
         ...
 
     def cancel(self) -> None:
-        """The answer is wanted no more: its pages are free within one step. From any thread, any number of times."""
+        """Cancel the request, whose pages are then free within one step. From any thread, any number of times."""
         ...
 
 
 class QueueFull(Exception):
-    """As many requests wait as may. `retry_after_s` is about when one will have begun."""
+    """The queue has no place for another request. `retry_after_s` estimates when it will."""
 
     def __init__(self, waiting: int, retry_after_s: float) -> None:
         super().__init__(f"{waiting} requests are waiting")
@@ -174,7 +168,7 @@ class RequestError(ValueError):
 
 
 class ServedEngine(Protocol):
-    """What all servers use of the engine that answers."""
+    """The part of an engine, of text or of predictions, that every server uses."""
 
     is_reproducible: bool
     """Whether an answer's bits were shown, at the start, not to depend on other requests."""
@@ -197,7 +191,7 @@ class ServedEngine(Protocol):
 
 
 class ServingEngine(ServedEngine, Protocol):
-    """What a server of text needs. `aifx.serving.engine.Engine` is the one."""
+    """An engine that writes text. `aifx.serving.engine.Engine` implements it."""
 
     @property
     def max_model_len(self) -> int:

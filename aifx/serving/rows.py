@@ -1,4 +1,4 @@
-"""A request on its way: its tokens, its pages, and the text that it has become."""
+"""The state of a request in the engine: tokens, pages and text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Weights:
 
     Attributes:
         fingerprint: the digest of these arrays and the programs.
-        root: what the names of cached chunks begin with.
+        root: of the names of chunks in the prefix cache.
         adapters: their names, in the order of the programs.
     """
 
@@ -31,7 +31,7 @@ class Weights:
 
 
 class Row:
-    """A request and its state. The engine's thread alone changes it, but for `cancel`."""
+    """A request and its state. Only the engine's thread changes it, except for `cancel`."""
 
     def __init__(self, request: GenerationRequest, deliver: Deliver, tokenizer: Tokenizer, weights: Weights) -> None:
         self.request, self.deliver, self.weights = request, deliver, weights
@@ -64,7 +64,7 @@ class Row:
 
     @property
     def root(self) -> bytes:
-        """What the names of its chunks begin with."""
+        """The root of the names of its chunks in the prefix cache."""
         return self.weights.root + f" {self.adapter}".encode()
 
     @property
@@ -72,7 +72,7 @@ class Row:
         return len(self.tokens) - self.prompt_len
 
     @property
-    def is_read(self) -> bool:
+    def is_prefilled(self) -> bool:
         """Whether the pages hold the prompt."""
         return self.held >= self.prompt_len
 
@@ -101,7 +101,7 @@ class Row:
         return self.delta(text, (token,), () if score is None else (score,))
 
     def delta(self, text: str = "", tokens: tuple[int, ...] = (), scores: tuple[TokenScore, ...] = ()) -> Delta:
-        """What goes out, with the prompt's scores before anything else and the usage with the last."""
+        """The next part of the answer: the first one has the prompt's scores, the last one the usage."""
         prompt_scores, self.prompt_scores = tuple(self.prompt_scores), []
         return Delta(text, tokens, scores, prompt_scores, self.finish, self.usage() if self.finish else None)
 
@@ -150,7 +150,7 @@ class EmbeddingRow(Row):
 
 @dataclass
 class Counts:
-    """What the engine has done since it started."""
+    """Totals since the engine started."""
 
     prefix_queries: int = 0
     prefix_hits: int = 0

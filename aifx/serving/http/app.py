@@ -13,7 +13,7 @@ from starlette.routing import Route
 from aifx.serving.http import documents
 from aifx.serving.http.answers import json_response
 from aifx.serving.http.errors import ApiError, api_error, http_error
-from aifx.serving.http.gate import Gate
+from aifx.serving.http.middleware import RequestMiddleware
 from aifx.serving.http.openapi import Operation, document
 from aifx.serving.http.page import page, status
 from aifx.serving.http.state import ServerState
@@ -23,7 +23,7 @@ def make_app(state: ServerState) -> Starlette:
     """The server of a model as an ASGI application."""
     operations = [*state.operations, *OPERATIONS]
     routes = [Route(o.path, o.endpoint, methods=[o.method]) for o in operations]
-    middleware = [Middleware(Gate, state=state)]
+    middleware = [Middleware(RequestMiddleware, state=state)]
     if state.settings.cors_origins:
         headers = ["Authorization", "Content-Type", "X-Request-Id"]
         cors = Middleware(
@@ -70,7 +70,7 @@ async def health(request: Request) -> Response:
 async def ready(request: Request) -> Response:
     """Whether it takes requests, and has written an answer."""
     state: ServerState = request.app.state.server
-    if state.is_draining or state.engine.failure is not None or not state.ready():
+    if state.is_draining or state.engine.failure is not None:
         raise ApiError(503, "stopping" if state.is_draining else "starting", headers={"Retry-After": "5"})
     return json_response(documents.Status(status="ready"))
 

@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from pydantic_core import ErrorDetails, from_json
 
 from aifx.core.errors import nearest
+from aifx.programs.serving import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS
 from aifx.serving.http.errors import ApiError
-from aifx.serving.requests import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS
 
 MAX_STOPS = 16
+MAX_STOP_TOKENS = 300
 MAX_TOOLS = 128
 
 TokenId: TypeAlias = Annotated[int, Field(ge=0, lt=2**31)]
@@ -104,7 +105,7 @@ class _Ignored(Body):
 
 
 class SamplingFields(_Model, _Ignored):
-    """What completions and chats have in common."""
+    """The fields that completions and chats have in common."""
 
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -121,7 +122,7 @@ class SamplingFields(_Model, _Ignored):
         | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOPS)]
         | None
     ) = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_LOGIT_BIAS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS)] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -1,4 +1,4 @@
-"""What all routes share: the settings, how requests are read, and what is counted."""
+"""The state that all routes share: settings, reading of requests, and counts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -31,7 +31,7 @@ LOGGED = ("prompt", "messages", "input", "rows")
 
 @dataclass(frozen=True)
 class Load:
-    """What an engine does at this moment.
+    """The load of an engine at this moment.
 
     Attributes:
         route: that a person may try, with an `input`.
@@ -49,13 +49,12 @@ class Load:
 
 @dataclass(kw_only=True)
 class ServerState(ABC):
-    """What is served. A kind of it has its engine, and what its routes need.
+    """The state of a server. Its subclasses add their engine and the needs of their routes.
 
     Attributes:
         name: of the model in the API.
         operations: the routes beside those of every server.
         api_key: what clients must send; None if anyone may ask.
-        ready: whether an answer was really written.
         is_draining: no more requests are taken.
         tracer: makes a span of each request; None without a collector.
     """
@@ -66,7 +65,6 @@ class ServerState(ABC):
     log: AccessLog
     operations: Sequence[Operation]
     api_key: str | None = None
-    ready: Callable[[], bool] = lambda: True
     is_draining: bool = False
     tracer: Tracer | None = None
     in_flight: int = 0
@@ -86,13 +84,13 @@ class ServerState(ABC):
             raise ApiError(404, message, param="model", code="model_not_found")
 
     def card(self, name: str) -> ModelCard:
-        """What `/v1/models` says of a model."""
+        """The entry of a model in `/v1/models`."""
         parent = None if name == self.name else self.name
         return ModelCard(id=name, object="model", created=self.created, owned_by="aifx", root=self.name, parent=parent)
 
     @abstractmethod
     def load(self) -> Load:
-        """What the engine does at this moment."""
+        """The load of the engine at this moment."""
 
     def status(self) -> ServerStatus:
         load = self.load()

@@ -1,4 +1,4 @@
-"""What the routes of text share: the model, its tokenizer, and how prompts become tokens."""
+"""The state that the routes of text share: the model, its tokenizer, and the encoding of prompts."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from aifx.serving.grammar import GrammarError, Grammars
 from aifx.serving.http.answers import Answers
 from aifx.serving.http.documents import ModelCard, PagesUsed
 from aifx.serving.http.errors import ApiError
+from aifx.serving.http.messages import template_messages
 from aifx.serving.http.metrics import TextMetrics
 from aifx.serving.http.protocol import Messages, Prompt, SamplingFields, Tool
 from aifx.serving.http.state import Load, ServerState, record_of
@@ -31,7 +32,7 @@ LONG_TEXT = 4096
 
 @dataclass(kw_only=True)
 class TextState(ServerState):
-    """A language model that is served.
+    """The state of a server of text.
 
     Attributes:
         renderer: None if the run has no chat template.
@@ -97,8 +98,6 @@ class TextState(ServerState):
 
     async def chat_prompt(self, messages: Messages, tools: Sequence[Tool] | None) -> list[int]:
         """The token ids of a conversation, by the model's chat template. Raises ApiError."""
-        from aifx.serving.http.messages import template_messages
-
         if self.renderer is None:
             raise ApiError(400, f"{self.name} has no chat template; /v1/completions takes its prompts")
         plain = template_messages(messages)

@@ -1,4 +1,4 @@
-"""What every request passes: who may ask, what is logged, and failures that nobody foresaw."""
+"""ASGI middleware around all routes: authorization, the access log, and unexpected failures."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ CLIENT_GONE = 499
 """The status in the log of a request whose client went away, as nginx has it."""
 
 
-class Gate:
-    """ASGI middleware around all routes."""
+class RequestMiddleware:
+    """Checks who asks, logs and counts each request, and turns failures into error objects."""
 
     def __init__(self, app: ASGIApp, state: ServerState) -> None:
         self._app, self._state = app, state
