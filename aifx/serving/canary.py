@@ -1,4 +1,4 @@
-"""What new weights must show before they answer anyone: parity with training, the project's gates, pinned prompts."""
+"""The canary: checks of new weights before they answer anyone (parity with training, pinned prompts, gates)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from aifx.core.errors import DataError, UsageError
 from aifx.core.processes import Child
 from aifx.data.rows import InputFile, read_rows
 from aifx.loading.restore import RestoredRun
-from aifx.parallel.context import ForwardContext
 from aifx.serving.engine import Engine
 from aifx.serving.requests import Delta, GenerationRequest, SamplingSettings, TokenScore
 from aifx.serving.rows import Weights
@@ -27,8 +26,14 @@ PARITY = {"float32": 1e-4, "bfloat16": 0.1, "int8": 0.01}
 WORSE = 0.5
 """Most nats a token by which a pinned answer may become less likely than under the weights that serve."""
 
+PARITY_PROMPTS = 4
+"""Prompts of the canary file that parity is measured on: each length compiles the training forward once."""
+
 MOST_TOKENS = 256
+"""Tokens of an answer that must contain a text."""
+
 GATES_S = 3600.0
+"""Time limit of `aifx eval`."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,6 @@ class Canary:
             return jax.nn.log_softmax(head(model.hidden(params, {"inputs": tokens}, context)))  # type: ignore[attr-defined]
 
         self._forward = forward
-        assert isinstance(context, ForwardContext)
 
     def checks(self, trained: RestoredRun, weights: Weights, old: Weights) -> Iterator[Check]:
         """The checks, in the order of their price; the caller stops at the first that fails."""
@@ -105,7 +109,7 @@ class Canary:
 
     def _parity(self, weights: Weights) -> Check:
         worst = 0.0
-        for prompt in self._prompts[:4]:
+        for prompt in self._prompts[:PARITY_PROMPTS]:
             ids = self._ids(prompt.prompt + prompt.answer)
             scores = self._scores(ids, weights)
             expected = np.asarray(self._forward(weights.params, np.array([ids], np.int32)))

@@ -1,4 +1,4 @@
-"""New checkpoints of the run that is served take over, once they have shown that they can."""
+"""Watch the run that is served, and swap to a new checkpoint that passes the canary."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ logger = logging.getLogger(__name__)
 W = TypeVar("W")
 
 FIXED_TEXT = "The quick brown fox jumps over the lazy dog. 0123456789"
-"""What parity is measured on without a canary file."""
+"""The text on which parity is measured without a canary file."""
 
 SHARE_OF_COPY = 1.5
-"""Memory that a second set of weights needs, in its own size: joined matrices are copies while they are made."""
+"""Memory for a second set of weights, in units of its size: matrices are copied while they are joined."""
 
 
 @dataclass
 class SwapCounts:
-    """Checkpoints that took over, and that were refused."""
+    """The numbers of checkpoints that took over, and that were refused."""
 
     taken: int = 0
     refused: int = 0
@@ -54,17 +54,17 @@ class Swaps(Protocol[W]):
 
 
 class Watcher(Generic[W]):
-    """Looks for another checkpoint, and swaps to it if it passes the canary. A thread of its own."""
+    """Looks for another checkpoint in a thread of its own, and swaps to it if it passes all checks."""
 
     def __init__(
         self,
         engine: Swaps[W],
         trained: RestoredRun,
         choice: StepChoice | None,
-        restore: Callable[[int], RestoredRun],
         load: Callable[[RestoredRun], W],
         checks: Callable[[RestoredRun, W, W], Iterator[Check]],
         *,
+        overrides: Sequence[str],
         every_s: float,
         counts: SwapCounts | None = None,
     ) -> None:
@@ -72,10 +72,11 @@ class Watcher(Generic[W]):
 
         Args:
             choice: which checkpoint serves: "best", "last", or as `eval.checkpoint` says.
-            restore: opens a step, every array of it verified by digest.
-            load: the run's model as the engine takes it.
-            checks: what new weights must show, of a step, its weights and those that serve.
-            counts: counted up.
+            load: returns a checkpoint's weights as the engine takes them.
+            checks: the checks of a checkpoint, from the run, its weights and those that serve.
+            overrides: `--set` strings with which checkpoints are restored.
+            every_s: seconds between two looks.
+            counts: to be incremented.
         """
         if isinstance(choice, int):
             raise UsageError(
@@ -83,7 +84,7 @@ class Watcher(Generic[W]):
             )
         self.counts, self.step = counts or SwapCounts(), trained.step
         self._engine, self._trained, self._choice, self._checks = engine, trained, choice, checks
-        self._restore, self._load, self._every_s = restore, load, every_s
+        self._load, self._overrides, self._every_s = load, overrides, every_s
         self._refused: set[int] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="aifx-watcher", daemon=True)
@@ -123,7 +124,8 @@ class Watcher(Generic[W]):
     def _try(self, step: int) -> str | None:
         """Why the step cannot serve, or None: it does."""
         try:
-            trained = self._restore(step)
+            old = self._trained
+            trained = restore_run(old.run, old.project, step=step, overrides=self._overrides)  # verifies digests
             weights = self._load(trained)
             for check in self._checks(trained, weights, self._engine.weights):
                 self._log(check)
@@ -173,9 +175,9 @@ def watch(
         engine,
         trained,
         choice,
-        lambda step: restore_run(trained.run, trained.project, step=step, overrides=overrides),
         lambda opened: open_model(opened, serve).weights(engine.device),
         Canary(engine, prompts, key).checks,
+        overrides=overrides,
         every_s=serve.watch_every_s,
         counts=counts,
     )
@@ -209,9 +211,9 @@ def watch_predictor(
         predictor,
         trained,
         choice,
-        lambda step: restore_run(trained.run, trained.project, step=step, overrides=overrides),
         lambda opened: load_weights(opened, predictor.program_digest),
         checks,
+        overrides=overrides,
         every_s=serve.watch_every_s,
         counts=counts,
     )

@@ -274,6 +274,25 @@ def test_a_new_checkpoint_takes_over(watched: Project, table: Project, serve: Se
         watcher.stop()
 
 
+def test_a_checkpoint_that_fails_the_gates_is_refused(
+    watched: Project, table: Project, serve: Serve, logged: list[str]
+) -> None:
+    config = watched.root / "aifx.toml"
+    config.write_text(config.read_text().replace("[eval]", '[eval]\ngates = ["accuracy >= 2"]'))
+    served = serve(watched)
+    watcher = served.service.watch(None, None, ())
+    try:
+        old = served.predictor.fingerprint
+        shutil.copytree(table.root / "runs/main/checkpoints/2", watched.root / "new")
+        (watched.root / "new").rename(watched.root / "runs/main/checkpoints/2")
+        wait_until(lambda: watcher.counts.refused)
+        assert served.predictor.fingerprint == old
+        assert any("passed: predictions: numbers" in line for line in logged)
+        assert any("step 2 is refused, step 1 goes on serving: the gates accuracy >= 2" in line for line in logged)
+    finally:
+        watcher.stop()
+
+
 def test_what_is_for_text_is_refused(table: Project, serve: Serve, tmp_path: Path) -> None:
     for setting in ("serve.quantize=int8", "serve.log_requests=true", "serve.memory=1GiB", 'serve.adapters=["a=b"]'):
         with pytest.raises(UsageError, match=setting.partition("=")[0]):
