@@ -1,1 +1,1 @@
-"""An inference server: one engine that writes for many at once, and what speaks HTTP before it."""
+"""The inference server: an engine that answers many requests at once, and the HTTP server in front of it."""

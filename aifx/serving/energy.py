@@ -1,4 +1,4 @@
-"""Joules and price of a request: of each turn of the engine, its share by tokens."""
+"""The energy and price of a request: its share, by tokens, of each turn of the engine."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class PowerMeter:
         return self._power
 
     def _read(self) -> list[float]:
-        """What the counters say; after one that cannot be read, nothing any more."""
+        """Read the counters. If one cannot be read, none is read again."""
         try:
             return [counter.read() for counter in self._counters]
         except Unreadable as error:
@@ -74,7 +74,7 @@ class Shares:
         self._since = time.monotonic()
 
     def begin(self) -> None:
-        """Work begins again."""
+        """Restart the clock after idle time."""
         self._since = time.monotonic()
 
     def add(self, row: Row, tokens: int) -> None:

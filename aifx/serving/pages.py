@@ -1,4 +1,4 @@
-"""Which pages of the pool are whose: an allocator with counts of references, and a cache of prompts' beginnings."""
+"""The pages of the pool: an allocator with reference counts, and a cache of the prefixes of prompts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PageAllocator:
         return len(self._free)
 
     def take(self, count: int) -> list[int]:
-        """So many free pages, each with one holder. Raises ValueError if there are fewer."""
+        """Take `count` free pages, each with one holder. Raises ValueError if there are fewer."""
         if count > len(self._free):
             raise ValueError(f"{count} pages wanted, {len(self._free)} are free")
         pages = [self._free.pop() for _ in range(count)]
@@ -47,10 +47,10 @@ class PageAllocator:
 
 
 class PrefixCache:
-    """The pages of chunks that prompts began with, for prompts that begin alike.
+    """The pages of prefilled chunks, for prompts with the same prefix.
 
-    A chunk is known by its own tokens and all before it: a chain of SHA-256, which begins with what decides the numbers
-    beside the tokens (weights and adapter). Least recently used chunks go first, and of a chain its end.
+    The name of a chunk covers its own tokens and all before it: a chain of SHA-256, whose root is the digest of
+    weights and adapter. The least recently used chunks are evicted first, and the end of a chain before its beginning.
     """
 
     def __init__(self, allocator: PageAllocator, chunk: int) -> None:
@@ -69,7 +69,7 @@ class PrefixCache:
         return list(_chain(root, tokens, self._chunk))
 
     def find(self, names: Sequence[bytes]) -> list[int]:
-        """The pages of as many of the first chunks as are known, each with one holder more."""
+        """Hold and return the pages of the leading chunks that are cached."""
         known: list[bytes] = []
         for name in names:
             if name not in self._pages:
@@ -83,14 +83,14 @@ class PrefixCache:
         return pages
 
     def add(self, name: bytes, pages: Sequence[int]) -> None:
-        """Keep a chunk's pages, also when its row is done with them."""
+        """Keep a chunk's pages after its row has ended."""
         if name not in self._pages:
             self._allocator.hold(pages)
             with self._lock:
                 self._pages[name] = tuple(pages)
 
     def evict(self, count: int) -> None:
-        """Let chunks go until `count` pages are free, or no chunk is left that nobody uses."""
+        """Evict chunks that no row holds until `count` pages are free, or none is left."""
         if self._allocator.num_free >= count:
             return
         for name in list(self._pages):

@@ -135,7 +135,7 @@ class Predictor:
 
     @property
     def spec_fields(self) -> Fields:
-        """What the data's spec says of an example that is to be predicted."""
+        """The fields of an example, by the data's spec."""
         return fields_of_spec(self.programs.task.data)
 
     @property
@@ -196,7 +196,7 @@ class Predictor:
             self._thread.join()
 
     def predict(self, batch: Batch, weights: PredictorWeights) -> Outputs:
-        """What the program gives for up to `rows_per_batch` examples: as many rows as it has. Zeros fill the rest."""
+        """Predict up to `rows_per_batch` examples in one call: `[rows_per_batch, ...]`, the last of them from zeros."""
         rows = self.rows_per_batch
         whole = {name: np.zeros((rows, *shape), dtype) for name, shape, dtype in fields_of(batch)}
         for name, values in batch.items():
@@ -206,9 +206,9 @@ class Predictor:
         return checked_predictions(weights.objective, jax.device_get(predicted), rows)
 
     def probe(self, weights: PredictorWeights) -> str | None:
-        """Why the weights cannot predict random examples, or None."""
-        outputs = self.predict(self._examples(), weights)
-        return next((str(x) for x in (_joined([outputs]),) if isinstance(x, PredictionFailed)), None)
+        """Return why the weights cannot predict random examples, or None."""
+        found = _joined([self.predict(self._examples(), weights)])
+        return str(found) if isinstance(found, PredictionFailed) else None
 
     def _examples(self) -> Batch:
         """A random batch, always the same."""
@@ -222,7 +222,7 @@ class Predictor:
         return self._compiled[fields]
 
     def _find_difference(self) -> str | None:
-        """What changed an example's bits, or None: its place, or what was beside it."""
+        """Describe the place in a batch at which an example has other bits than alone, or return None."""
         rows, batch = self.rows_per_batch, self._examples()
         alone = self.predict({name: values[:1] for name, values in batch.items()}, self.weights)
         for place in sorted({0, 1 % rows, rows // 2, rows - 1}):
@@ -318,7 +318,7 @@ def fields_of(batch: Batch) -> Fields:
 
 
 def fields_of_spec(data: DataSpec) -> Fields:
-    """What a spec says of an example that is to be predicted."""
+    """The fields of an example that a spec describes, without targets and weights."""
     known = {name: field for name, field in data.fields.items() if name not in ("targets", "weights")}
     return tuple((name, tuple(field.shape), str(field.dtype)) for name, field in sorted(known.items()))
 

@@ -100,7 +100,7 @@ class ToolCallParser:
                 return
 
     def finish(self) -> Iterator[Event]:
-        """What is left when the answer ends."""
+        """The rest of the answer, when it has ended."""
         left, self._buffer = self._buffer, ""
         if self._step == self._read_head:
             yield from self._text(self._form.begin + left)

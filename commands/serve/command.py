@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,22 +19,26 @@ from aifx.core.errors import AifxError, EnvironmentFault, UsageError
 from aifx.core.json_values import encode_json
 from aifx.core.limits import check_limits
 from aifx.core.project import Project, RunDirectory, find_project
-from aifx.core.steps import parse_step
+from aifx.core.steps import StepChoice, parse_step
+
+if TYPE_CHECKING:
+    from aifx.serving.http.server import HttpServer
+    from aifx.serving.http.services import Service
 
 
 @dataclass(frozen=True)
 class Listening:
-    """What `aifx serve --json` prints, on one line, when the server takes requests.
+    """The line that `aifx serve --json` prints when the server takes requests.
 
     Attributes:
         model: its name in the API.
         system_fingerprint: the digest of weights and programs, which each answer has.
-        routes: those of what the run does, such as "/v1/completions"; all servers have others beside them.
-        pool_tokens: how many tokens of running requests and kept prompts fit.
-        max_model_len: how many tokens a request has at the most, with its answer.
-        rows_per_batch: how many rows a program predicts at once; null for text. `adapters`, `slots`, `pool_tokens` and
-            `max_model_len` are null for predictions.
-        is_reproducible: whether an answer's bits do not depend on other requests, as checked on this device.
+        routes: those of the run's task, such as "/v1/completions", without those that every server has.
+        pool_tokens: capacity of the page pool, in tokens of running requests and cached prompts.
+        max_model_len: most tokens of a request with its answer.
+        rows_per_batch: rows that one call of the program predicts; null for text. `adapters`, `slots`, `pool_tokens`
+            and `max_model_len` are null for predictions.
+        is_reproducible: whether a check on this device showed that an answer's bits do not depend on other requests.
     """
 
     url: str
@@ -135,8 +139,6 @@ def start(
             )
         project = find_project()
         directory = project.existing_run(run)
-        from aifx.serving.http.server import HttpServer
-
         overrides = [*(set_ or ()), *options.overrides()]
         prepared = prepare(directory, project, at, overrides)
         server, listening = prepared.server, prepared.listening
@@ -151,7 +153,6 @@ def start(
             if json:
                 out.write(encode_json({"schema_version": 1, **vars(listening)}) + "\n")
 
-        assert isinstance(server, HttpServer)
         ending = server.run(report)
         try:
             ending.check(server.settings.drain_s)
@@ -165,14 +166,14 @@ def start(
 
 @dataclass(frozen=True)
 class Prepared:
-    """A server whose model has answered once, and what is said of it."""
+    """A server whose model has answered once."""
 
-    server: Any
+    server: HttpServer
     listening: Listening
-    service: Any
+    service: Service
 
-    def watch(self, choice: Any, canary: Path | None, overrides: Sequence[str]) -> None:
-        """Let new checkpoints take over. Raises UsageError, DataError."""
+    def watch(self, choice: StepChoice | None, canary: Path | None, overrides: Sequence[str]) -> None:
+        """Let new checkpoints take over. Raises UsageError, DataError; the engine has stopped then."""
         try:
             self.service.watch(choice, canary, overrides)
         except AifxError:
@@ -180,8 +181,8 @@ class Prepared:
             raise
 
 
-def prepare(directory: RunDirectory, project: Project, step: Any, overrides: Sequence[str]) -> Prepared:
-    """Raises AifxError for what cannot be served."""
+def prepare(directory: RunDirectory, project: Project, step: StepChoice | None, overrides: Sequence[str]) -> Prepared:
+    """Load a run and start its engine. Raises AifxError for what cannot be served."""
     from aifx.config import read_config
     from aifx.loading.restore import CURRENT, restore_run
     from aifx.serving.http.access_log import AccessLog

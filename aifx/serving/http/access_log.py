@@ -21,7 +21,7 @@ MAX_WAITING = 10_000
 
 @dataclass
 class AccessRecord:
-    """What is known of a request and its answer."""
+    """The line of a request in the access log."""
 
     id: str
     client: str

@@ -207,7 +207,7 @@ def finished(reason: FinishReason | None) -> Literal["stop", "length"] | None:
 
 
 def usage_answer(usage: Usage) -> UsageAnswer:
-    """What is not known is not there."""
+    """The `usage` of an answer, without fields that are unknown."""
     known: dict[str, Any] = {}
     if usage.joules is not None and usage.energy_basis is not None:
         known["energy"] = EnergyUsage(joules=usage.joules, basis=usage.energy_basis)

@@ -164,7 +164,7 @@ class Tokens(Answer):
 
 
 class TokenizerInfo(Answer):
-    """What clients need that encode and count tokens by this server, such as lm-eval."""
+    """Facts for clients that encode and count tokens by this server, such as lm-eval."""
 
     tokenizer_class: str
     eos_token: str
@@ -177,7 +177,7 @@ class Detokenized(Answer):
 
 
 class Predictions(Answer):
-    """What `aifx predict -` writes for the same rows."""
+    """The records that `aifx predict -` writes for the same rows."""
 
     object: Literal["list"]
     model: str
@@ -186,7 +186,7 @@ class Predictions(Answer):
 
 
 class Classification(Answer):
-    """What the objective says of one file: for classes, their names and probabilities."""
+    """The prediction for one file; for classes, their names and probabilities."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -201,7 +201,7 @@ class Classification(Answer):
 
 
 class Work(Answer):
-    """What the server does, counted since it started."""
+    """A kind of work, counted since the server started."""
 
     name: str
     total: int
@@ -214,7 +214,7 @@ class PagesUsed(Answer):
 
 
 class Latency(Answer):
-    """Of the last 1,000; null if there was none."""
+    """Quantiles of the last 1,000 values; null if there was none."""
 
     name: str
     p50_s: float | None
@@ -223,7 +223,7 @@ class Latency(Answer):
 
 
 class ServerStatus(Answer):
-    """What the page at `/` shows."""
+    """The numbers on the page at `/`."""
 
     model: str
     route: str  # that the page tries

@@ -65,7 +65,7 @@ def stopping() -> ApiError:
 
 
 def from_engine(error: Exception, prompt_field: str) -> ApiError:
-    """What the engine's refusal of a request is in the API. `prompt_field`: where the API has its prompt."""
+    """The API's error for a request that the engine refuses. `prompt_field`: the API's name of the prompt."""
     if isinstance(error, QueueFull):
         after = str(max(1, round(error.retry_after_s)))
         return ApiError(429, f"the queue is full: {error}", code="queue_full", headers={"Retry-After": after})

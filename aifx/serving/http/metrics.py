@@ -86,10 +86,10 @@ class Timing:
 
 
 class Metrics:
-    """What `/metrics` shows of every server.
+    """The metrics of every server.
 
     Attributes:
-        timings: those that the page shows, by what they are.
+        timings: histograms that the page shows, by their labels there.
     """
 
     timings: Mapping[str, Timing]

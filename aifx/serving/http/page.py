@@ -30,14 +30,14 @@ async def page(request: Request) -> Response:
 
 
 async def status(request: Request) -> Response:
-    """What the page shows."""
+    """The numbers on the page."""
     state: ServerState = request.app.state.server
     return json_response(state.status())
 
 
 @cache
 def _page() -> tuple[str, str]:
-    """The page and its policy: one style and one script, by their digests, and requests to this server alone."""
+    """The page and its Content-Security-Policy, which allows its style, its script and requests to this server."""
     script = (files(__package__) / "pages/server.js").read_text(encoding="utf-8")
     text = render(
         __package__ or "",

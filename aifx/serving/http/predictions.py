@@ -1,4 +1,4 @@
-"""`/v1/classify` and `/v1/predict`: what a task's model predicts for files or rows."""
+"""`/v1/classify` and `/v1/predict`: predictions for files or rows."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from aifx.serving.http.state import Load, ServerState, content_type_of, record_o
 from aifx.serving.predictor import NotNumbers, Outputs, PredictionFailed, Predictor, PredictorWeights
 
 READERS = min(os.cpu_count() or 1, 8)
-"""Requests whose rows are made examples at a time: a large picture takes hundreds of MB until it is small."""
+"""Requests whose rows are encoded at the same time: a large picture takes hundreds of MB until it is resized."""
 
 
 @dataclass(kw_only=True)
 class PredictionState(ServerState):
-    """A task that predicts, which is served."""
+    """The state of a server of predictions."""
 
     engine: Predictor
     form: DataFormat
@@ -106,7 +106,7 @@ class PredictionState(ServerState):
 
 
 async def predict(request: Request) -> Response:
-    """What the model predicts for rows."""
+    """Predict rows."""
     state: PredictionState = request.app.state.server
     body = await state.read(request, PredictionRequest)
     state.check_model(body.model)
@@ -128,7 +128,7 @@ async def predict(request: Request) -> Response:
 
 
 async def classify(request: Request) -> Response:
-    """What the model predicts for a file, such as a picture."""
+    """Predict a file, such as a picture."""
     state: PredictionState = request.app.state.server
     name = state.name
     if (content_type := content_type_of(request)) in state.form.media_types:
@@ -164,5 +164,5 @@ def _decoded(text: str) -> bytes:
 
 
 def refusal(error: DataError) -> ApiError:
-    """What says that a row cannot be used; it begins with the row's place."""
+    """The answer for a row that cannot be used; `param` is its place."""
     return ApiError(400, f"{error.what}: {error.why}", param=error.what.partition(":")[0])

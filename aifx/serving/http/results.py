@@ -1,4 +1,4 @@
-"""Results of the engine's thread that come whole, awaited by one HTTP request."""
+"""Await results that the engine's thread delivers whole, such as embeddings and predictions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aifx.serving.requests import Draining, QueueFull, RequestError, Ticket
 async def results(
     state: ServerState, request: Request, submits: Sequence[Callable[[Callable[[Any], None]], Ticket]], field: str
 ) -> list[Any]:
-    """What an engine delivers for each part of a request. If one is refused, or the client goes, all are cancelled.
+    """The result of each part of a request. If one is refused, or the client disconnects, all are cancelled.
 
     Args:
         submits: each gives a part to the engine, with the function that takes its result: None if it was cancelled.

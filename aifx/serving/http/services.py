@@ -1,4 +1,4 @@
-"""What is served of a run: text if its model writes, otherwise what it predicts."""
+"""Start the engine or the predictor of a run, with its routes: text if the model writes, otherwise predictions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Service:
     """A run that is served.
 
     Attributes:
-        fits: how much the engine takes at once: fields of what `aifx serve --json` prints.
+        fits: the fields of `aifx serve --json` that say how much the engine takes at once.
         watch: lets new checkpoints take over. Raises UsageError, DataError.
     """
 
@@ -52,7 +52,7 @@ class Service:
 
 
 def open_service(trained: RestoredRun, **common: Any) -> Service:
-    """Start what serves a run.
+    """Start the engine or the predictor of a run.
 
     Args:
         common: fields of `ServerState`, "settings" among them.
