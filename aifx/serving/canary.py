@@ -17,7 +17,14 @@ from aifx.core.processes import Child
 from aifx.data.rows import InputFile, read_rows
 from aifx.loading.restore import RestoredRun
 from aifx.serving.engine import Engine
-from aifx.serving.requests import Delta, GenerationRequest, SamplingSettings, TokenScore
+from aifx.serving.requests import (
+    Delta,
+    Draining,
+    GenerationRequest,
+    SamplingSettings,
+    TokenScore,
+    complete_answer,
+)
 from aifx.serving.rows import Weights
 
 PARITY = {"float32": 1e-4, "bfloat16": 0.1, "int8": 0.01}
@@ -150,14 +157,14 @@ class Canary:
         return "".join(delta.text for delta in self._ask(request, weights))
 
     def _ask(self, request: GenerationRequest, weights: Weights) -> list[Delta]:
-        """Raises RuntimeError if the engine stops meanwhile."""
+        """Raises Draining if the engine stops meanwhile, RuntimeError if it fails."""
         deltas: queue.Queue[Delta] = queue.Queue()
         self._engine.submit(request, deltas.put, weights=weights)
-        found = [deltas.get()]
-        while found[-1].finish_reason is None:
-            found.append(deltas.get())
-        if found[-1].finish_reason in ("cancelled", "error"):
-            raise RuntimeError(found[-1].error or "the engine has stopped")
+        found = complete_answer(deltas)
+        if found[-1].finish_reason == "cancelled":
+            raise Draining
+        if found[-1].finish_reason == "error":
+            raise RuntimeError(found[-1].error)
         return found
 
 

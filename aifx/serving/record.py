@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from aifx.serving.requests import (
     Grammar,
     SamplingSettings,
     ServingEngine,
+    complete_answer,
 )
 
 logger = logging.getLogger(__name__)
@@ -144,13 +145,13 @@ def replay(path: Path, engine: ServingEngine, grammar: MakeGrammar) -> ReplayRep
     if not own:
         what = f"{path} has no answer of {engine.fingerprint}"
         why = f"{skipped} answers are of other weights, settings or programs"
-        raise UsageError(what, why, "aifx serve replay with the --run, --step and --slots of that server")
+        raise UsageError(what, why, f"aifx serve replay {path} --run NAME --step N --set serve.slots=[8,16]")
     tokens = 0
     for start in range(0, len(own), AT_ONCE):
         part = own[start : start + AT_ONCE]
         asked = [(line, record["answer"], _ask(engine, record, line, path, grammar)) for line, record in part]
         for line, answer, found in asked:
-            difference = _compare(line, answer, _answer(found))
+            difference = _compare(line, answer, complete_answer(found))
             if difference is not None:
                 return ReplayReport(engine.fingerprint, start + len(part), tokens, skipped, difference)
             tokens += len(answer["tokens"])
@@ -197,20 +198,9 @@ def _is_complete(answer: Mapping[str, Any]) -> bool:
     return answer["finish_reason"] in ("stop", "length")
 
 
-def _answer(deltas: queue.Queue[Delta]) -> tuple[list[int], list[float | None]]:
-    tokens: list[int] = []
-    logprobs: list[float | None] = []
-    while True:
-        delta = deltas.get()
-        tokens += delta.token_ids
-        logprobs += [score.logprob for score in delta.scores]
-        if delta.finish_reason is not None:
-            return tokens, logprobs
-
-
-def _compare(line: int, answer: Mapping[str, Any], found: tuple[list[int], list[float | None]]) -> Difference | None:
+def _compare(line: int, answer: Mapping[str, Any], found: Sequence[Delta]) -> Difference | None:
     recorded = list(zip(answer["tokens"], answer["logprobs"], strict=False))
-    replayed = list(zip(*found, strict=False))
+    replayed = [(score.token, score.logprob) for delta in found for score in delta.scores]
     for index in range(max(len(recorded), len(replayed))):
         one, other = (pairs[index] if index < len(pairs) else None for pairs in (recorded, replayed))
         if one is None and not _is_complete(answer):
@@ -221,4 +211,4 @@ def _compare(line: int, answer: Mapping[str, Any], found: tuple[list[int], list[
 
 
 def _shown(pair: tuple[int, float | None] | None) -> str:
-    return "nothing" if pair is None else f"token {pair[0]} of log-probability {pair[1]!r}"
+    return "nothing" if pair is None else f"{pair[0]} with log-probability {pair[1]!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
@@ -132,6 +133,14 @@ class Delta:
 
 Deliver: TypeAlias = Callable[[Delta], None]
 """Called from the engine's thread with each delta, the last one with a finish reason. It must not wait."""
+
+
+def complete_answer(deltas: queue.Queue[Delta]) -> list[Delta]:
+    """Wait for the last delta that an engine puts into a queue. Returns all of them."""
+    found = [deltas.get()]
+    while found[-1].finish_reason is None:
+        found.append(deltas.get())
+    return found
 
 
 class Ticket(Protocol):

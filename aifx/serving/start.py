@@ -31,7 +31,7 @@ from aifx.serving.energy import PowerMeter, Shares
 from aifx.serving.engine import Engine
 from aifx.serving.record import Recorder
 from aifx.serving.reproducibility import find_difference
-from aifx.serving.requests import Delta, GenerationRequest, SamplingSettings
+from aifx.serving.requests import Delta, GenerationRequest, SamplingSettings, complete_answer
 from aifx.serving.rows import Weights
 from aifx.specs import Params
 
@@ -113,11 +113,10 @@ def _write_once(engine: Engine) -> None:
     most = min(2, engine.max_model_len - 1)
     request = GenerationRequest([0], most, SamplingSettings(temperature=0), ignore_end=True)
     engine.submit(request, deltas.put, weights=engine.weights)
-    while (delta := deltas.get()).finish_reason is None:
-        pass
-    if delta.finish_reason == "error":
+    last = complete_answer(deltas)[-1]
+    if last.finish_reason == "error":
         engine.stop()
-        raise CheckpointError("the model cannot write", delta.error or "", "aifx generate, for a first look")
+        raise CheckpointError("the model cannot write", last.error or "", "aifx generate, for a first look")
 
 
 def check_layout(served: ServedModel, slots: Sequence[int], chunk: int) -> None:

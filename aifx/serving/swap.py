@@ -18,6 +18,7 @@ from aifx.programs.build import tree_bytes
 from aifx.serving.canary import Canary, Check, Prompt, check_gates, computes_in, read_canary
 from aifx.serving.engine import Engine
 from aifx.serving.predictor import Predictor, PredictorWeights
+from aifx.serving.requests import Draining
 from aifx.serving.rows import Weights
 from aifx.serving.start import free_memory, open_model
 from aifx.serving.start_predictor import load_weights
@@ -109,7 +110,10 @@ class Watcher(Generic[W]):
         if step == self.step or step in self._refused:
             return False
         logger.info(f"step {step} of run {trained.run.name}: verifying, while step {self.step} serves")
-        failed = self._try(step)
+        try:
+            failed = self._try(step)
+        except Draining:  # the server stops, which says nothing of the step
+            return False
         if failed is None:
             self.step = step
             self.counts.taken += 1
@@ -122,7 +126,7 @@ class Watcher(Generic[W]):
         return False
 
     def _try(self, step: int) -> str | None:
-        """Why the step cannot serve, or None: it does."""
+        """Swap to the step; return why not if it fails a check. Raises Draining if the engine stops meanwhile."""
         try:
             old = self._trained
             trained = restore_run(old.run, old.project, step=step, overrides=self._overrides)  # verifies digests
@@ -133,6 +137,8 @@ class Watcher(Generic[W]):
                     return str(check)
         except AifxError as error:
             return f"{error.what}: {error.why}"
+        except Draining:
+            raise
         except Exception as error:  # whatever is wrong with new weights, the old ones serve
             logger.exception("a checkpoint could not be tried")
             return f"{type(error).__name__}: {error}"

@@ -58,11 +58,11 @@ def replay(
             engine.stop()
         found = report.difference
         if found is None:
-            out.log(f"{report.replayed} answers, {report.tokens} tokens: the same bits; {report.skipped} left out")
+            out.print(f"{report.replayed} answers of {report.tokens} tokens came again, bit by bit")
         else:
-            out.log(
-                f"{file}:{found.line}, token {found.token}: {found.recorded} was recorded, {found.replayed} came now"
-            )
+            out.print(f"{file}:{found.line}, token {found.token}: recorded {found.recorded}, replayed {found.replayed}")
+        if report.skipped:
+            out.print(f"{report.skipped} answers of other weights, settings or programs were skipped")
         out.document(asdict(report))
         if found is not None:
             raise SystemExit(int(ExitCode.VERDICT))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import inprocess
 import pytest
+from published_schemas import check_answer
 
 from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
@@ -152,9 +155,11 @@ def test_a_record_is_replayed_bit_for_bit(project: Project) -> None:
         logprobs = records[3]["answer"]["logprobs"]
         logprobs[7] *= 1 + 2**-23
         path.write_text("".join(json.dumps(record) + "\n" for record in records) + '{"cut')
-        changed = replay(path, engine, lambda source: pytest.fail("no grammar was recorded")).difference
-        assert changed is not None
-        assert (changed.line, changed.token) == (4, 7)
+        ended = inprocess.run(["serve", "replay", str(path), "--run", "main", "--json"], project.root, dict(os.environ))
+        assert ended.returncode == 1, ended.stderr
+        check_answer(["serve", "replay", "--json"], ended.stdout)
+        changed = json.loads(ended.stdout)["difference"]
+        assert (changed["line"], changed["token"]) == (4, 7)
         for damaged in ({"request": {}}, {"request": []}, {"answer": {}}, {"answer": None}, {"schema_version": 2}):
             path.write_text(json.dumps({**records[0], **damaged}) + "\n")
             with pytest.raises(DataError, match=r"serve\.jsonl:1: not a record"):
