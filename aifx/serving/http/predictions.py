@@ -46,7 +46,6 @@ class PredictionState(ServerState):
 
     def __post_init__(self) -> None:
         self.metrics = PredictionMetrics(self.engine, self.name, self.swaps)
-        self._encoder = RowEncoder(self.form)
         self._limiter = anyio.CapacityLimiter(READERS)
 
     def load(self) -> Load:
@@ -90,8 +89,8 @@ class PredictionState(ServerState):
 
     def _encode(self, read: Callable[[], Sequence[Row]]) -> tuple[list[Row], list[int], Batch]:
         """The rows, how many examples each has, and all of these."""
-        rows = list(read())
-        batches = [self._encoder.encode(row) for row in rows]
+        rows, encoder = list(read()), RowEncoder(self.form)
+        batches = [encoder.encode(row) for row in rows]
         counts = [len(next(iter(batch.values()))) for batch in batches]
         return rows, counts, {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
