@@ -43,7 +43,7 @@ def read_adapters(project: Project, base: RunDirectory, step: int, names: Sequen
     for entry in names:
         name, equals, run_name = entry.partition("=")
         if not (name and equals and run_name):
-            raise UsageError(f"--adapter {entry}", "it is NAME=RUN", "--adapter french=run-3")
+            raise UsageError(f"--adapter {entry}", "it is NAME=RUN", "aifx serve --adapter french=run-3")
         if name in found:
             raise UsageError(f"--adapter {entry}", f"there is an adapter {name} already", "give it another name")
         found[name] = _read(name, project.existing_run(run_name), project, base, digest)

@@ -6,10 +6,10 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from aifx.config.serve_section import ServeSection
 from aifx.core.errors import AifxError, DataError, UsageError
@@ -131,17 +131,17 @@ def replay_settings(serve: ServeSection) -> ServeSection:
     return serve.model_copy(update={"log_requests": False, "queue": max(serve.queue, AT_ONCE)})
 
 
-def replay(path: Path, engine: ServingEngine, grammar: MakeGrammar) -> ReplayReport:
-    """Send recorded requests again, AT_ONCE at a time, up to the first difference.
+Records: TypeAlias = Sequence[tuple[int, Mapping[str, Any]]]
+"""Records with the numbers of their lines."""
 
-    Raises DataError for a line that is not a record, UsageError if no answer is of this engine's weights.
+
+def replay(path: Path, records: Records, engine: ServingEngine, grammar: MakeGrammar) -> ReplayReport:
+    """Send the recorded requests of a file again, AT_ONCE at a time, up to the first difference.
+
+    Raises DataError for a request that cannot be read, UsageError if no answer is of this engine's weights.
     """
-    own, skipped = [], 0
-    for line, record in _records(path):
-        if record["fingerprint"] == engine.fingerprint:
-            own.append((line, record))
-        else:
-            skipped += 1
+    own = [(line, record) for line, record in records if record["fingerprint"] == engine.fingerprint]
+    skipped = len(records) - len(own)
     if not own:
         what = f"{path} has no answer of {engine.fingerprint}"
         why = f"{skipped} answers are of other weights, settings or programs"
@@ -158,7 +158,9 @@ def replay(path: Path, engine: ServingEngine, grammar: MakeGrammar) -> ReplayRep
     return ReplayReport(engine.fingerprint, len(own), tokens, skipped, None)
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_records(path: Path) -> Records:
+    """The records of a file. Raises DataError for a line that is not one."""
+    records = []
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -166,11 +168,14 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(lines, 1):
         record = parse_line(line)
         if record is None and number == len(lines):
-            return  # the server was killed while it wrote this one
+            break  # the server was killed while it wrote this one
         if record is None or not _is_record(record):
             why = f"expected schema_version {SCHEMA_VERSION}, fingerprint, request and answer"
             raise DataError(f"{path}:{number}: not a record of aifx serve", why, "docs/serve.md")
-        yield number, record
+        records.append((number, record))
+    if not records:
+        raise DataError(f"{path} has no record", "it is empty", "aifx serve --set serve.log_requests=true")
+    return records
 
 
 def _is_record(record: Mapping[str, Any]) -> bool:

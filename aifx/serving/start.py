@@ -69,13 +69,16 @@ def start_engine(trained: RestoredRun, serve: ServeSection) -> Engine:
     max_len = min(serve.max_model_len or model.max_seq_len, model.max_seq_len)
     if serve.max_model_len and serve.max_model_len > model.max_seq_len:
         why = f"the model's context has {model.max_seq_len} tokens"
-        raise UsageError(f"serve.max_model_len = {serve.max_model_len}", why, f"--max-model-len {model.max_seq_len}")
+        what = f"serve.max_model_len = {serve.max_model_len} is too long"
+        raise UsageError(what, why, f"aifx serve --max-model-len {model.max_seq_len}")
     slots = sorted(set(serve.slots))
     is_cpu = served.decoding.layout.platform == "cpu"
     chunk = serve.prefill_chunk or (CHUNK_ON_CPU if is_cpu else CHUNK)
     if chunk % model.page_size:
         why = f"a page has {model.page_size} tokens, and a part of a prompt fills pages"
-        raise UsageError(f"serve.prefill_chunk = {chunk}", why, f"--set serve.prefill_chunk={model.page_size}")
+        raise UsageError(
+            f"serve.prefill_chunk = {chunk}", why, f"aifx serve --set serve.prefill_chunk={model.page_size}"
+        )
     check_layout(served, slots, chunk)
     num_pages = pool_pages(served.decoding, serve, max(slots), max_len)
     programs = ServingPrograms(served.decoding, served.params, num_pages, max_len, served.layout)
@@ -125,11 +128,11 @@ def check_layout(served: ServedModel, slots: Sequence[int], chunk: int) -> None:
     for name, sizes in (("serve.slots", slots), ("serve.prefill_chunk", [chunk])):
         if odd := [size for size in sizes if size % count]:
             why = f"mesh.tensor = {count} devices divide the rows of a program"
-            raise UsageError(f"{name} = {odd[0]}", why, f"--set {name}={count * -(-odd[0] // count)}")
+            raise UsageError(f"{name} = {odd[0]}", why, f"aifx serve --set {name}={count * -(-odd[0] // count)}")
     kv_heads = getattr(served.decoding.model, "num_kv_heads", count)
     if kv_heads % count:
         why = f"{kv_heads} heads of keys and values, and {count} devices divide them"
-        raise UsageError(f"mesh.tensor = {count} cannot serve this model", why, "--set mesh.tensor=1")
+        raise UsageError(f"mesh.tensor = {count} cannot serve this model", why, "aifx serve --set mesh.tensor=1")
 
 
 def open_model(trained: RestoredRun, serve: ServeSection) -> ServedModel:
@@ -178,9 +181,9 @@ def pool_pages(decoding: DecodingPrograms, serve: ServeSection, rows: int, max_l
     if memory // size < for_one:
         what = f"serve.memory = {serve.memory}" if serve.memory else f"half of free memory, {readable_bytes(memory)}"
         why = f"a request of {max_len} tokens needs {readable_bytes(for_one * size)}"
-        raise UsageError(
-            f"{what}: too little for one request", why, f"--max-model-len {memory // size * model.page_size}"
-        )
+        shorter = memory // size * model.page_size
+        option = f"--max-model-len {shorter}" if shorter else f"--memory {-(-for_one * size >> 20)}MiB"
+        raise UsageError(f"{what}: too little for one request", why, f"aifx serve {option}")
     return int(memory // size)
 
 

@@ -95,7 +95,7 @@ class ServeOptions:
         """The same as `--set` strings, so that they are checked in one place. Raises UsageError."""
         if self.slots is not None and not re.fullmatch(r"\d+(,\d+)*", self.slots):
             raise UsageError(
-                f"--slots {self.slots}", "it is a number, or several with commas", "aifx serve --slots 8,16"
+                f"--slots {self.slots} cannot be used", "expected numbers with commas", "aifx serve --slots 8,16"
             )
         slots = f"[{self.slots}]" if self.slots is not None else None
         given = {"host": self.host, "port": self.port, "slots": slots, "memory": self.memory}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -33,8 +34,8 @@ def replay(
         aifx serve replay runs/main/serve.jsonl
         aifx serve replay serve.jsonl --run main --step 800 --json
 
-    `aifx serve --set serve.log_requests=true` records. The settings of [serve] must be those of that server: answers
-    of other weights or programs are counted and left out.
+    `aifx serve --set serve.log_requests=true` writes the records. Replay needs the weights and the [serve] settings of
+    that server. It counts the answers of others and skips them.
     """
     with terminal(json) as out:
         at = parse_step(step)
@@ -44,16 +45,16 @@ def replay(
         project = find_project()
         directory = project.existing_run(run)
         from aifx.loading.restore import restore_run
+        from aifx.serving import record
         from aifx.serving.grammar import Grammars
-        from aifx.serving.record import replay as replay_file
-        from aifx.serving.record import replay_settings
         from aifx.serving.start import start_engine
 
+        records = record.read_records(file)  # a wrong file is reported before minutes of loading
         trained = restore_run(directory, project, step=at, overrides=set_ or ())
-        serve = replay_settings(trained.config.serve)
-        engine = start_engine(trained, serve)
+        engine = start_engine(trained, record.replay_settings(trained.config.serve))
+        grammars = cache(lambda: Grammars(engine.tokenizer, engine.vocab_size))
         try:
-            report = replay_file(file, engine, lambda source: Grammars(engine.tokenizer, engine.vocab_size).new(source))
+            report = record.replay(file, records, engine, lambda source: grammars().new(source))
         finally:
             engine.stop()
         found = report.difference

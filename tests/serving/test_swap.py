@@ -19,7 +19,7 @@ from aifx.core.project import Project
 from aifx.loading.restore import restore_run
 from aifx.serving import swap
 from aifx.serving.engine import Engine
-from aifx.serving.record import Recorder, replay, replay_settings
+from aifx.serving.record import Recorder, ReplayReport, read_records, replay, replay_settings
 from aifx.serving.requests import Delta, GenerationRequest, SamplingSettings
 from aifx.serving.start import start_engine
 from aifx.serving.swap import Watcher, watch
@@ -137,6 +137,10 @@ def test_what_cannot_be_watched_is_refused_at_the_start(
         served()
 
 
+def replay_file(path: Path, engine: Engine) -> ReplayReport:
+    return replay(path, read_records(path), engine, lambda source: pytest.fail("no grammar was recorded"))
+
+
 def test_a_record_is_replayed_bit_for_bit(project: Project) -> None:
     run = restore_run(project.run("main"), project)
     serve = run.config.serve.model_copy(update={"log_requests": True})
@@ -150,7 +154,7 @@ def test_a_record_is_replayed_bit_for_bit(project: Project) -> None:
     assert len(records) == 6
     engine = start_engine(run, replay_settings(run.config.serve.model_copy(update={"queue": 0})))
     try:
-        found = replay(path, engine, lambda source: pytest.fail("no grammar was recorded"))
+        found = replay_file(path, engine)
         assert (found.passed, found.replayed, found.tokens, found.skipped) == (True, 6, 240, 0)
         logprobs = records[3]["answer"]["logprobs"]
         logprobs[7] *= 1 + 2**-23
@@ -163,16 +167,16 @@ def test_a_record_is_replayed_bit_for_bit(project: Project) -> None:
         for damaged in ({"request": {}}, {"request": []}, {"answer": {}}, {"answer": None}, {"schema_version": 2}):
             path.write_text(json.dumps({**records[0], **damaged}) + "\n")
             with pytest.raises(DataError, match=r"serve\.jsonl:1: not a record"):
-                replay(path, engine, lambda source: pytest.fail("no grammar was recorded"))
+                replay_file(path, engine)
         records[5]["request"]["prompt_ids"] = [10**6]
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
         with pytest.raises(DataError, match=r"serve\.jsonl:6: .*"):
-            replay(path, engine, lambda source: pytest.fail("no grammar was recorded"))
+            replay_file(path, engine)
         for record in records:
             record["fingerprint"] = "fp_other"
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
         with pytest.raises(UsageError, match="no answer of fp_"):
-            replay(path, engine, lambda source: pytest.fail("no grammar was recorded"))
+            replay_file(path, engine)
     finally:
         engine.stop()
 
