@@ -59,22 +59,44 @@ class Listening:
 class ServeOptions:
     """Settings of [serve] that have an option."""
 
-    host: Annotated[str | None, typer.Option("--host", metavar="ADDRESS", help="Listen at ADDRESS.")] = None
+    host: Annotated[
+        str | None, typer.Option("--host", metavar="ADDRESS", help="Listen at ADDRESS. By default 127.0.0.1.")
+    ] = None
     port: Annotated[
-        int | None, typer.Option("--port", metavar="PORT", min=0, max=65535, help="Listen at PORT; 0 takes a free one.")
+        int | None,
+        typer.Option(
+            "--port",
+            metavar="PORT",
+            min=0,
+            max=65535,
+            help="Listen at PORT. By default 8000; 0 takes a free one.",
+        ),
     ] = None
     slots: Annotated[
         str | None,
-        typer.Option("--slots", metavar="N[,N]", help="Rows of the programs that write, such as 8,16."),
+        typer.Option(
+            "--slots", metavar="N[,N]", help="Compile a program for each number of requests at once. By default 8,16."
+        ),
     ] = None
     memory: Annotated[
-        str | None, typer.Option("--memory", metavar="SIZE", help="Size of the page pool, such as 2GiB.")
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            help="Size of the page pool, such as 2GiB. By default all slots fit, in half of free memory at most.",
+        ),
     ] = None
     max_model_len: Annotated[
-        int | None, typer.Option("--max-model-len", metavar="N", help="Most tokens of a prompt with its answer.")
+        int | None,
+        typer.Option(
+            "--max-model-len",
+            metavar="N",
+            help="Limit a prompt with its answer to N tokens. By default the context of the model.",
+        ),
     ] = None
     served_model_name: Annotated[
-        str | None, typer.Option("--served-model-name", metavar="NAME", help="Name of the model in the API.")
+        str | None,
+        typer.Option("--served-model-name", metavar="NAME", help="Name the model in the API. By default by its run."),
     ] = None
     adapter: Annotated[
         list[str] | None,

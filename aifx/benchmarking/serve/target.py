@@ -102,7 +102,7 @@ async def _model(client: Client, options: LoadOptions) -> str | None:
         response = await client.http.get(f"{url}/v1/models", timeout=10.0)
     except httpx.HTTPError as error:
         why = str(error) or type(error).__name__
-        raise EnvironmentFault(f"no server answers at {url}", why, "aifx serve starts one") from None
+        raise EnvironmentFault(f"no server answers at {url}", why, "aifx bench serve --run NAME, which starts a server") from None
     if response.status_code in (401, 403):
         raise _no_key(url, f"HTTP {response.status_code}", options)
     with suppress(ValueError, LookupError, TypeError):
