@@ -440,6 +440,15 @@ def test_a_run_that_cannot_be_served_says_why(monkeypatch: pytest.MonkeyPatch, t
     ):
         pass
     assert "no such port" in raised.value.why
+    error = {"what": "no run 'mian'", "why": "did you mean 'main'?", "hint": "aifx runs ls", "exit_code": 2}
+    program = f"import json; print(json.dumps({{'error': {error}}}, indent=2)); raise SystemExit(2)"
+    monkeypatch.setattr(target, "AIFX", [sys.executable, "-c", program])
+    with (
+        pytest.raises(EnvironmentFault, match="aifx serve: no run 'mian'") as failed,
+        target.served(LoadOptions(run="mian"), tmp_path),
+    ):
+        pass
+    assert (failed.value.why, failed.value.hint) == (error["why"], error["hint"])
 
 
 @pytest.mark.parametrize(

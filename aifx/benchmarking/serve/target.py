@@ -17,7 +17,7 @@ from aifx.benchmarking.serve.load import WORDS, LoadOptions, Planned
 from aifx.benchmarking.startup import AIFX
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError
 from aifx.core.parsing import parse_json
-from aifx.core.processes import Child, pump
+from aifx.core.processes import Child, Ended, pump
 
 START_S = 540.0
 """For a server to take requests: less than a launch may be silent (`runner.SILENCE_S`)."""
@@ -43,7 +43,7 @@ class Server:
         self._child.take_output()
         self._child.take_error_lines()
         if (ended := self._child.ended) is not None:
-            raise _failed(ended.how, ended.last_lines)
+            raise _failed(ended.how, ended.last_lines[-3:])
 
 
 @contextmanager
@@ -53,22 +53,32 @@ def served(options: LoadOptions, folder: Path) -> Iterator[Server]:
     settings = [part for setting in options.set for part in ("--set", setting)]
     command = [*AIFX, "serve", "--run", options.run, "--host", "127.0.0.1", "--port", "0", "--json", *settings]
     began = time.perf_counter()
+    printed: list[str] = []
     with Child(command, cwd=folder, grace_s=GRACE_S) as child:
         while True:
             pump([child], 0.05)
             for line in child.take_lines():
+                printed.append(line)
                 with suppress(ValueError):
                     if isinstance(document := parse_json(line), dict) and "url" in document:
                         yield Server(child, document["url"], time.perf_counter() - began)
                         return
             if child.ended is not None:
-                raise _failed(child.ended.how, child.ended.last_lines)
+                raise _start_failure(child.ended, printed)
             if time.perf_counter() - began > START_S:
                 raise _failed(f"it took no requests within {START_S:.0f} s", ())
 
 
+def _start_failure(ended: Ended, printed: Sequence[str]) -> EnvironmentFault:
+    """The failure that `aifx serve --json` printed to stdout; otherwise the end of its stderr."""
+    with suppress(ValueError, LookupError, TypeError):
+        error = parse_json("\n".join([*printed, ended.output.decode()]))["error"]
+        return EnvironmentFault(f"aifx serve: {error['what']}", error["why"], error["hint"])
+    return _failed(ended.how, ended.last_lines[-3:])
+
+
 def _failed(how: str, last_lines: Sequence[str]) -> EnvironmentFault:
-    why = " ".join(line.strip() for line in last_lines[-3:]) or "it printed nothing"
+    why = " ".join(line.strip() for line in last_lines) or "it printed nothing"
     return EnvironmentFault(f"aifx serve ended ({how})", why, "aifx serve")
 
 
@@ -102,7 +112,9 @@ async def _model(client: Client, options: LoadOptions) -> str | None:
         response = await client.http.get(f"{url}/v1/models", timeout=10.0)
     except httpx.HTTPError as error:
         why = str(error) or type(error).__name__
-        raise EnvironmentFault(f"no server answers at {url}", why, "aifx bench serve --run NAME, which starts a server") from None
+        raise EnvironmentFault(
+            f"no server answers at {url}", why, "aifx bench serve --run NAME, which starts a server"
+        ) from None
     if response.status_code in (401, 403):
         raise _no_key(url, f"HTTP {response.status_code}", options)
     with suppress(ValueError, LookupError, TypeError):
