@@ -53,7 +53,7 @@ def served(options: LoadOptions, folder: Path) -> Iterator[Server]:
     settings = [part for setting in options.set for part in ("--set", setting)]
     command = [*AIFX, "serve", "--run", options.run, "--host", "127.0.0.1", "--port", "0", "--json", *settings]
     began = time.perf_counter()
-    printed: list[str] = []
+    printed: list[bytes] = []
     with Child(command, cwd=folder, grace_s=GRACE_S) as child:
         while True:
             pump([child], 0.05)
@@ -69,10 +69,10 @@ def served(options: LoadOptions, folder: Path) -> Iterator[Server]:
                 raise _failed(f"it took no requests within {START_S:.0f} s", ())
 
 
-def _start_failure(ended: Ended, printed: Sequence[str]) -> EnvironmentFault:
+def _start_failure(ended: Ended, printed: Sequence[bytes]) -> EnvironmentFault:
     """The failure that `aifx serve --json` printed to stdout; otherwise the end of its stderr."""
     with suppress(ValueError, LookupError, TypeError):
-        error = parse_json("\n".join([*printed, ended.output.decode()]))["error"]
+        error = parse_json(b"\n".join([*printed, ended.output]))["error"]
         return EnvironmentFault(f"aifx serve: {error['what']}", error["why"], error["hint"])
     return _failed(ended.how, ended.last_lines[-3:])
 
