@@ -145,10 +145,10 @@ class TextMetrics(Metrics):
         self.prompt_tokens = self.histogram("vllm:request_prompt_tokens", "Tokens of a prompt.", sizes)
         self.generation_tokens = self.histogram("vllm:request_generation_tokens", "Tokens of an answer.", sizes)
         self.timings = {
-            "first token": self.first_token,
-            "token to token": self.inter_token,
+            "time to first token": self.first_token,
+            "time between tokens": self.inter_token,
             "whole answer": self.latency,
-            "in the queue": self.queue_time,
+            "time in the queue": self.queue_time,
         }
         self._finished = self.counters(
             "vllm:request_success", "Answers by how they ended.", "finished_reason", FINISHED
@@ -180,7 +180,7 @@ class PredictionMetrics(Metrics):
         self.batch_rows = self.histogram(
             "aifx:batch_rows", "Rows of a call of the program.", _powers(predictor.rows_per_batch)
         )
-        self.timings = {"whole answer": self.latency, "in the queue": self.queue_time}
+        self.timings = {"whole answer": self.latency, "time in the queue": self.queue_time}
         self._finished = self.counters("aifx:requests", "Requests by how they ended.", "outcome", OUTCOMES)
         predictor.on_batch = self.batch_rows.observe
 

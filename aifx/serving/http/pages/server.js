@@ -29,7 +29,7 @@
     const points = rates.map((rate, i) => `${(600 * i) / (POINTS - 1)},${76 - (72 * rate) / most}`);
     at("curve").setAttribute("points", points.join(" "));
     at("caption").textContent =
-      `${status.work[0].name} a second in the last two minutes; the top is ${count(Math.max(...rates, 0))}`;
+      `${status.work[0].name} per second over the last two minutes; peak ${count(Math.max(...rates, 0))}`;
   }
 
   function render(now) {
@@ -39,13 +39,13 @@
     at("model").textContent = now.model;
     document.title = `${now.model}: aifx serve`;
     at("fingerprint").textContent = `${now.system_fingerprint}, ${now.is_reproducible
-      ? "the same bits in any company" : "bits depend on other requests on this device"}`;
+      ? "reproducible in any batch" : "on this device, answers depend on the other requests in a batch"}`;
     show(now.is_draining ? "stopping" : "ready", now.is_draining ? "warning" : "healthy");
     if (first) rates = [];
     const speeds = now.work.map((work, i) =>
       first || passed === 0 ? 0 : Math.max(work.total - before.status.work[i].total, 0) / passed);
     if (!first) rates = [...rates, speeds[0]].slice(-POINTS);
-    const tiles = now.work.map((work, i) => tile(`${work.name} a second`, count(speeds[i])));
+    const tiles = now.work.map((work, i) => tile(`${work.name} per second`, count(speeds[i])));
     tiles.push(tile("running", count(now.running)), tile("waiting", count(now.waiting)));
     if (now.pages) {
       const free = now.pages.total - now.pages.used - now.pages.cached;
