@@ -102,8 +102,8 @@ def start_engine(trained: RestoredRun, serve: ServeSection) -> Engine:
     )
     pool = readable_bytes(num_pages * page_bytes(model, served.decoding.dtype))
     logger.info(
-        f"{num_pages * model.page_size} tokens fit into the pool of {pool}; {max(slots)} slots, "
-        f"{max_len} tokens a request at the most; ready in {time.monotonic() - started:.1f} s"
+        f"{num_pages * model.page_size} tokens fit into the pool of {pool}; requests: at most {max(slots)} at once, "
+        f"of at most {max_len} tokens; ready in {time.monotonic() - started:.1f} s"
     )
     engine.start()
     _write_once(engine)
