@@ -1,7 +1,8 @@
-"""`aifx runs`: list, show, compare and watch runs. Reads run directories without importing jax."""
+"""`aifx runs`: list, show, compare, watch and report runs. Reads run directories without importing jax."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
     from aifx.runs.status import RunStatus
 
 app = typer.Typer(
-    help="""List, show, compare, watch, tag, rename and delete runs.
+    help="""List, show, compare, watch, report, tag, rename and delete runs.
 
     Examples:
         aifx runs ls                     list all runs
         aifx runs show main              show its settings, losses and checkpoints
         aifx runs compare main other     compare two runs
         aifx runs watch                  watch the newest run live
+        aifx runs report main            write it as a page
         aifx runs rm trial               delete a run
     """
 )
@@ -163,6 +165,31 @@ def watch(
         except KeyboardInterrupt:
             raise SystemExit(ExitCode.INTERRUPTED) from None
         out.document(watched.status)
+
+
+@app.command()
+def report(
+    name: NameArgument = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="File to write. By default NAME.html in this folder.")
+    ] = None,
+) -> None:
+    """Write a run as one page: curves, time, checkpoints, evaluations, samples, settings and provenance.
+
+    Examples:
+        aifx runs report
+        aifx runs report main --html report.html
+
+    The page is one file, which loads nothing and runs nothing.
+    """
+    with terminal() as out:
+        from aifx.core.pages import write_page
+        from aifx.runs.page import run_page
+
+        run = find_project().existing_run(name)
+        path = html or Path(f"{run.name}.html")
+        write_page(run_page(run), path)
+        out.print(str(path))
 
 
 app.command()(tag)

@@ -1,0 +1,93 @@
+"""`aifx runs report`: the page of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from aifx.commands.main import run as run_command
+from aifx.core.project import Project, RunDirectory
+from aifx.runs.page import figure, run_page
+from aifx.runs.records import Ledger, MetricsWriter
+
+EVIL = "</p><script>alert(1)</script>"
+
+
+def make_run(root: Path, steps: int, name: str = "main") -> RunDirectory:
+    (root / "aifx.toml").touch()
+    run = Project(root).run(name)
+    run.path.mkdir(parents=True)
+    run.config.write_text("[train]\nnum_steps = 40  # default\nseed = 7  # --set\n")
+    ledger, metrics = Ledger(run.events), MetricsWriter(run.metrics, 0)
+    ledger.write("start", step=0)
+    for step in range(1, steps + 1):
+        record = {"step": step, "loss": 5 / step, "unit": "tokens", "units_per_s": 1000.0 + step, "step_time_s": 0.1}
+        metrics.write({**record, "validation": {"loss": 6 / step, "accuracy": step / 99}} if step % 10 == 0 else record)
+    ledger.write("sample", step=steps, prompt="Once", text=EVIL)
+    ledger.write("warning", text=EVIL)
+    ledger.write("stop", status="completed", step=steps, peak_memory_bytes=5_000_000)
+    return run
+
+
+def test_a_page_has_what_the_run_has(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 40)
+    run.eval.mkdir()
+    metrics = {
+        "accuracy": 0.75,
+        "per_class": {"cat": {"recall": 0.5}, "dog": {"recall": 1.0}},
+        "confusion": [[17, 23], [0, 41]],
+    }
+    gates = [{"expr": "accuracy >= 0.9", "value": 0.75, "passed": False}]
+    entry = {"metrics": metrics, "gates": gates, "passed": False}
+    (run.eval / "40.json").write_text(json.dumps({"step": 40, "splits": {"test": entry}}))
+    page = run_page(run)
+    for title in ("Loss", "Throughput, in tokens per second", "Step time, in seconds", "accuracy"):
+        assert f"<b>{title}</b>" in page
+    assert page.count("<svg") == 4, "the learning rate and others have no record"
+    assert "accuracy &gt;= 0.9" in page and ">failed<" in page
+    assert re.search(r">cat<.*>17<.*>23<", page) and "completed" in page
+    assert "train.seed" in page and "--set" in page and "5.0 MB" in page
+    assert EVIL not in page and page.count("&lt;script&gt;") == 2
+    assert "<script" not in page and not re.search(r"(?:src|href)=\"http", page)
+
+
+def test_the_page_of_a_long_run_stays_small(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 1)
+    lines = [
+        {"step": n, "loss": 3 + math.sin(n / 50), "unit": "tokens", "units_per_s": 9.0 + n % 7, "grad_norm": n % 11}
+        for n in range(2, 20_000)
+    ]
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = run_page(run)
+    assert page.count("<svg") == 3
+    assert len(page) < 400_000
+
+
+def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
+    (tmp_path / "aifx.toml").touch()
+    run = Project(tmp_path).run("new")
+    run.path.mkdir(parents=True)
+    run.config.write_text("")
+    assert "no two steps with a record" in run_page(run)
+    assert "no two steps with a record" in run_page(make_run(tmp_path, 1))
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path, 3)
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["runs", "report"]) == 0
+    assert capsys.readouterr().out == "main.html\n"
+    assert "run main" in Path("main.html").read_text()
+    assert run_command(["runs", "report", "main", "--html", "none/here.html"]) == 2
+    assert "none/here.html" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(12000, "12,000"), (0.5, "0.5000"), (1e-7, "1e-07"), (None, "-"), (math.nan, "-"), (0.0, "0")]
+)
+def test_figures(value: float | None, text: str) -> None:
+    assert figure(value) == text
