@@ -59,7 +59,9 @@ def _points(pairs: Sequence[tuple[int, Any]]) -> Points:
     return np.asarray(steps, float), np.asarray(values, float)
 
 
-def _curve(name: str, title: str, caption: str, points: Points | None, held_out: Points | None = None) -> Picture | None:
+def _curve(
+    name: str, title: str, caption: str, points: Points | None, held_out: Points | None = None
+) -> Picture | None:
     """Numbers of training, of validation, or both. None with fewer than two points."""
     shown = [one for one in (points, held_out) if one is not None and len(one[0])]
     if not any(len(steps) > 1 for steps, _ in shown):
