@@ -34,7 +34,7 @@ COMMANDS: dict[str, Entry] = {
     "serve": Entry("serve.group", "app", "Serve a trained model over HTTP, with OpenAI's API.", TRAIN, default="start"),
     "export": Entry("export.command", "export", "Write a run's model for Hugging Face's ecosystem.", TRAIN),
     "runs": Entry("runs.group", "app", "List, show, compare, watch, tag, rename and delete runs.", LOOK),
-    "ckpt": Entry("ckpt.group", "app", "List, show and verify checkpoints.", LOOK),
+    "ckpt": Entry("ckpt.group", "app", "List, verify, compare, delete and average checkpoints.", LOOK),
     "doctor": Entry(
         "doctor.group", "app", "Check the health of machines, and say what to do next.", HEALTH, default="node"
     ),

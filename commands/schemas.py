@@ -36,6 +36,8 @@ def command_types() -> dict[str, Any]:
     """
     from aifx.benchmarking import compare, history, results
     from aifx.checkpoint import inspection
+    from aifx.checkpoint.comparison import CheckpointDifference
+    from aifx.checkpoint.copying import CopiedCheckpoint
     from aifx.commands.config import group as config
     from aifx.commands.predict.command import Predictions
     from aifx.commands.runs import manage, page
@@ -51,6 +53,8 @@ def command_types() -> dict[str, Any]:
     from aifx.planning.hardware import HardwareList
     from aifx.planning.planner import PlanList
     from aifx.runs import comparison, status
+    from aifx.runs.averaging import AveragedRun
+    from aifx.runs.pruning import PrunedCheckpoints
     from aifx.scaffold import projects
     from aifx.serving.record import ReplayReport
     from aifx.tasks.shown import ShownData
@@ -77,7 +81,11 @@ def command_types() -> dict[str, Any]:
         "runs-tag": manage.TaggedRun,
         "ckpt-ls": inspection.CheckpointList,
         "ckpt-show": inspection.ShownCheckpoint,
-        "ckpt-verify": inspection.VerifiedCheckpoint,
+        "ckpt-verify": inspection.VerifiedCheckpoint | inspection.VerifiedCheckpoints,
+        "ckpt-diff": CheckpointDifference,
+        "ckpt-prune": PrunedCheckpoints,
+        "ckpt-average": AveragedRun,
+        "ckpt-cp": CopiedCheckpoint,
         "data-show": ShownData,
         "config-show": config.ShownConfig,
         "config-check": config.CheckedConfig,
@@ -165,8 +173,15 @@ def schema_of(kind: Any, title: str, *, versioned: bool) -> dict[str, Any]:
     forms = kind | FailedCommand if versioned else kind
     schema = _closed(TypeAdapter(forms).json_schema(schema_generator=_Exact, mode="serialization"))
     if versioned:
+        text = json.dumps(schema)
         for form in schema.get("anyOf", [schema]):
-            body = schema["$defs"][form["$ref"].rsplit("/", 1)[-1]] if "$ref" in form else form
+            body = form
+            if "$ref" in form:
+                body = schema["$defs"][form["$ref"].rsplit("/", 1)[-1]]
+                if text.count(json.dumps(form["$ref"])) > 1:  # it is also a part of another form, without a version
+                    form.pop("$ref")
+                    form.update(body)
+                    body = form
             body["properties"] = {"schema_version": {"const": SCHEMA_VERSION}, **body["properties"]}
             body["required"] = list(dict.fromkeys(["schema_version", *body["required"]]))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **schema}

@@ -116,6 +116,14 @@ def state_digest(tree: Tree, peers: Group | None = None) -> str:
     return str(peers.broadcast(digest_of((n, leaf.dtype.name, leaf.shape, sums[n]) for n, leaf in leaves.items())))
 
 
+def array_digests(tree: Tree) -> dict[str, str]:
+    """The digest of each array of a state that this process holds whole, by name."""
+    leaves = {name: key_data(leaf) for name, leaf in flat_names(tree).items()}
+    shards = {name: list(own_shards(leaf, is_first=True)) for name, leaf in leaves.items()}
+    futures = {n: [shard_lanes(data, starts, leaves[n].shape) for starts, data in own] for n, own in shards.items()}
+    return {name: shown(add(future.result() for future in parts)) for name, parts in futures.items()}
+
+
 def own_shards(array: Any, *, is_first: bool) -> Iterator[tuple[tuple[int, ...], Any]]:
     """The shards of an array that this process saves and digests: where each begins, and its data.
 

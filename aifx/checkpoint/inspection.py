@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from aifx.checkpoint.listing import CheckpointInfo, list_checkpoints
 from aifx.checkpoint.manifest import DAMAGED_SUFFIX, ArrayEntry, Damaged, read_manifest
@@ -10,6 +11,17 @@ from aifx.config.sections import CheckpointSection
 from aifx.core.errors import CheckpointError
 from aifx.core.project import RunDirectory
 from aifx.core.steps import StepChoice
+
+
+@dataclass(frozen=True)
+class CheckpointName:
+    """A checkpoint by its run and its step."""
+
+    run: str
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.run}:{self.step}"
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,24 @@ class ShownCheckpoint(CheckpointInfo):
     arrays: list[NamedArray] | None
 
 
+@dataclass(frozen=True)
+class Replay:
+    """Steps that were trained again from a checkpoint.
+
+    Attributes:
+        to_step: the last of them.
+        compared_with: the run's checkpoint of that step, or if there is none a second training of the same steps.
+        different_arrays: names of arrays that are not equal bit for bit.
+        changed: what is not as when the run began and could explain a difference, such as the version of jax.
+    """
+
+    to_step: int
+    compared_with: Literal["checkpoint", "second training"]
+    different_arrays: list[str]
+    changed: list[str]
+    duration_s: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class VerifiedCheckpoint(CheckpointInfo):
     """A checkpoint, read in full: what `aifx ckpt verify --json` prints.
@@ -50,18 +80,34 @@ class VerifiedCheckpoint(CheckpointInfo):
         state_digest: of the arrays that are on the disk; None if one cannot be read.
         damaged_files: what is wrong with the files, one line per file.
         damaged_arrays: names of arrays whose bytes are not what was saved.
-        unusable: why the run cannot use a whole checkpoint: the base run of its adapters is missing or has changed.
+        unusable: why the run cannot use a whole checkpoint: files of the run that are missing or have changed.
+        replay: None unless it was asked for.
     """
 
     run: str
     state_digest: str | None
     damaged_files: list[str]
     damaged_arrays: list[str]
-    unusable: str | None = None
+    unusable: list[str] = field(default_factory=list)
+    replay: Replay | None = None
 
     @property
     def is_whole(self) -> bool:
         return not (self.damaged_files or self.damaged_arrays)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the checkpoint is whole and usable, and steps that were trained again gave the same state."""
+        return self.is_whole and not self.unusable and not (self.replay and self.replay.different_arrays)
+
+
+@dataclass(frozen=True)
+class VerifiedCheckpoints:
+    """All checkpoints of a run: what `aifx ckpt verify --all --json` prints."""
+
+    run: str
+    passed: bool
+    checkpoints: list[VerifiedCheckpoint]
 
 
 def checkpoint_list(run: RunDirectory) -> CheckpointList:
@@ -77,7 +123,7 @@ def show_checkpoint(run: RunDirectory, step: StepChoice | None, *, with_arrays: 
 
     Raises CheckpointError for a checkpoint that is not there.
     """
-    info = _choose(run, step, "show")
+    info = choose_checkpoint(run, step, "show")
     try:
         manifest = read_manifest(run.checkpoints / str(info.step))
     except Damaged:
@@ -94,7 +140,7 @@ def verify_checkpoint(run: RunDirectory, step: StepChoice | None) -> VerifiedChe
 
     Raises CheckpointError for a checkpoint that is not there.
     """
-    info = _choose(run, step, "verify")
+    info = choose_checkpoint(run, step, "verify")
     from aifx.checkpoint.checkpoints import Checkpoints  # imports jax and TensorStore, which listing does not need
 
     try:
@@ -108,7 +154,8 @@ def verify_checkpoint(run: RunDirectory, step: StepChoice | None) -> VerifiedChe
     )
 
 
-def _choose(run: RunDirectory, step: StepChoice | None, command: str) -> CheckpointInfo:
+def choose_checkpoint(run: RunDirectory, step: StepChoice | None, command: str) -> CheckpointInfo:
+    """The checkpoint that a call of `aifx ckpt <command>` names, by default the last. Raises CheckpointError."""
     checkpoints = list_checkpoints(run.checkpoints)
     if not checkpoints:
         what = f"run {run.name} has no checkpoint"

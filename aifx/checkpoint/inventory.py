@@ -63,7 +63,7 @@ def missing_files(folder: Path) -> str | None:
     """
     try:
         sizes = {name: size for name, (size, _) in _read(folder).items()}
-    except _Unreadable as e:
+    except UnreadableInventory as e:
         return str(e)
     return next((why for name, size in sizes.items() if (why := _wrong_size(folder, name, size))), None)
 
@@ -75,7 +75,7 @@ def damaged_files(folder: Path) -> list[str]:
     """
     try:
         files = _read(folder)
-    except _Unreadable as e:
+    except UnreadableInventory as e:
         return [f"{ITEM}/{INVENTORY}: {e}"]
 
     def wrong(name: str) -> str | None:
@@ -88,21 +88,28 @@ def damaged_files(folder: Path) -> list[str]:
         return [why for why in pool.map(wrong, files) if why]
 
 
-class _Unreadable(Exception):
+class UnreadableInventory(Exception):
     """The inventory itself is missing or damaged."""
 
 
 def _read(folder: Path) -> Files:
     try:
-        data = read_file(folder / ITEM / INVENTORY, below=folder)
+        return parse_inventory(read_file(folder / ITEM / INVENTORY, below=folder))
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise UnreadableInventory(f"{INVENTORY} is missing") from e
+    except UnsafeFile as e:
+        raise UnreadableInventory(f"{INVENTORY} cannot be read") from e
+
+
+def parse_inventory(data: bytes) -> Files:
+    """The files that the content of a `files.json` lists. Raises UnreadableInventory."""
+    try:
         files = parse_json(data)["files"]
         if data != _encoded(files):
-            raise _Unreadable(f"{INVENTORY} is not as it was written")
+            raise UnreadableInventory(f"{INVENTORY} is not as it was written")
         return {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except (FileNotFoundError, NotADirectoryError) as e:
-        raise _Unreadable(f"{INVENTORY} is missing") from e
-    except (ValueError, KeyError, TypeError, AttributeError, UnsafeFile) as e:
-        raise _Unreadable(f"{INVENTORY} cannot be read") from e
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UnreadableInventory(f"{INVENTORY} cannot be read") from e
 
 
 def _encoded(files: Mapping[str, Any]) -> bytes:

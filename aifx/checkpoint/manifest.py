@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from aifx.config.best_by import Score
@@ -83,28 +83,36 @@ def read_manifest(directory: Path) -> Manifest:
     Raises Damaged if it is not as written, OSError if the machine refuses to read it.
     """
     try:
-        doc = parse_json(read_file(directory / ITEM / FILE, below=directory))
-        checksum = doc.pop("checksum")
-        # The checksum comes first, whatever the format: a flipped bit must not pass for a newer one.
-        if checksum != json_digest(doc):
-            raise ValueError("its checksum does not match its content")
-        if doc["format"] != FORMAT:
-            what = f"checkpoint {directory} has format {doc['format']}"
-            raise CheckpointError(what, f"this aifx reads format {FORMAT}")
-        if str(doc["step"]) != directory.name:
-            raise ValueError(f"it was saved as the checkpoint of step {doc['step']}")
-        arrays = {n: ArrayEntry(a["dtype"], tuple(a["shape"]), a["digest"]) for n, a in doc["arrays"].items()}
-        loss = doc["validation_loss"]
-        score = None if doc["score"] is None else Score(**doc["score"])
-        size = doc["size_bytes"]
-        return Manifest(doc["step"], doc["saved_at"], loss, size, arrays, doc["host"], score, dict(doc["run"]))
-    except (OSError, UnsafeFile, ValueError, KeyError, TypeError, AttributeError) as e:
+        return parse_manifest(read_file(directory / ITEM / FILE, below=directory), str(directory))
+    except (OSError, UnsafeFile) as e:
         if isinstance(e, OSError) and e.errno in UNREADABLE:
             raise
         why = f"{FILE}: {e.what if isinstance(e, UnsafeFile) else e}"
         if isinstance(e, FileNotFoundError | NotADirectoryError):
             why = f"{FILE} is missing"
         raise Damaged(f"checkpoint {directory} is damaged", why) from e
+
+
+def parse_manifest(data: bytes, place: str) -> Manifest:
+    """The manifest of the checkpoint at `place`, a path or URL that ends in its step. Raises Damaged."""
+    try:
+        doc = parse_json(data)
+        checksum = doc.pop("checksum")
+        # The checksum comes first, whatever the format: a flipped bit must not pass for a newer one.
+        if checksum != json_digest(doc):
+            raise ValueError("its checksum does not match its content")
+        if doc["format"] != FORMAT:
+            what = f"checkpoint {place} has format {doc['format']}"
+            raise CheckpointError(what, f"this aifx reads format {FORMAT}")
+        if str(doc["step"]) != PurePosixPath(place).name:
+            raise ValueError(f"it was saved as the checkpoint of step {doc['step']}")
+        arrays = {n: ArrayEntry(a["dtype"], tuple(a["shape"]), a["digest"]) for n, a in doc["arrays"].items()}
+        loss = doc["validation_loss"]
+        score = None if doc["score"] is None else Score(**doc["score"])
+        size = doc["size_bytes"]
+        return Manifest(doc["step"], doc["saved_at"], loss, size, arrays, doc["host"], score, dict(doc["run"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise Damaged(f"checkpoint {place} is damaged", f"{FILE}: {e}") from e
 
 
 def step_directories(directory: Path) -> dict[int, Path]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from aifx.checkpoint.manifest import STATE, ArrayEntry, Damaged
 
 CHUNK_BYTES = 8 << 20
 """A chunk is read whole, so its size bounds what a process reads beyond what it needs."""
+
+BLOCK_BYTES = 64 << 20
+"""About as much of an array as a command that reads all of it holds at a time."""
 
 _ORBAX = "orbax.checkpoint._src.handlers"
 
@@ -123,10 +126,18 @@ class StoredArrays:
             return ts.Future(np.zeros(shape, np.dtype(entry.dtype)))
         return self._store(name)[index].read()
 
-    def row_chunk(self, name: str) -> int:
-        """How many rows along the first axis a chunk has; 1 for a scalar."""
+    def blocks(self, name: str) -> Iterator[tuple[slice, ...]]:
+        """The indices of blocks of about BLOCK_BYTES that together are an array: whole chunks along its first axis."""
         entry = self._arrays[name]
-        return int(self._store(name).chunk_layout.read_chunk.shape[0]) if entry.size and entry.shape else 1
+        if not entry.shape:
+            yield ()
+            return
+        row_bytes = max(entry.size // max(entry.shape[0], 1), 1) * np.dtype(entry.dtype).itemsize
+        chunk = int(self._store(name).chunk_layout.read_chunk.shape[0]) if entry.size else 1
+        rows = max(BLOCK_BYTES // (row_bytes * chunk), 1) * chunk
+        rest = tuple(slice(0, size) for size in entry.shape[1:])
+        for start in range(0, entry.shape[0], rows):
+            yield slice(start, min(start + rows, entry.shape[0])), *rest
 
     def _store(self, name: str) -> Any:
         entry, stored = self._arrays[name], self._opening[name].result()

@@ -29,6 +29,7 @@ def write_checkpoint(
     arrays: Iterable[tuple[str, np.ndarray[Any, Any]]],
     *,
     run: Mapping[str, Any],
+    host: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Write the checkpoint of `step` into `directory`, which has none of it, in this process alone.
 
@@ -38,6 +39,7 @@ def write_checkpoint(
         entries: of each array, without its digest.
         arrays: each of them once, in any order. What the iterator raises leaves no checkpoint.
         run: as `Checkpoints.bind` takes it.
+        host: what the training loop keeps with the arrays.
 
     Raises EnvironmentFault if the disk does not take it.
     """
@@ -54,7 +56,7 @@ def write_checkpoint(
                 found[name] = replace(entries[name], digest=shown(host_lanes(array)))
             write_arrays(place / STATE, {name: _whole(array) for name, array in batch.items()})
         assert all(entry.digest for entry in found.values()), "each array came"
-        manifest = Manifest(step, time.time(), None, size, found, {}, None, dict(run))
+        manifest = Manifest(step, time.time(), None, size, found, dict(host or {}), None, dict(run))
         finish(place, manifest, {})
         folders.commit(place)
     except BaseException as error:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 
 from aifx.checkpoint.digest import NOTHING, Lanes, add, host_lanes, shard_lanes, shown, starts_of
 from aifx.checkpoint.faults import while_reading
@@ -19,8 +17,6 @@ from aifx.checkpoint.manifest import ArrayEntry, Damaged, Manifest, digest_of
 from aifx.checkpoint.storage import StoredArrays
 from aifx.core.files import UnsafeFile, check_tree
 from aifx.parallel.group import Group
-
-BLOCK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -89,23 +85,10 @@ def _damaged_across(shared: list[tuple[str, int, Lanes]], manifest: Manifest, pe
 def _digest_on_disk(stored: StoredArrays, folder: Path, name: str, entry: ArrayEntry) -> str | None:
     """The digest of an array as it is on the disk; None if it cannot be read."""
     try:
-        return shown(add(host_lanes(block, starts, entry.shape) for starts, block in _blocks(stored, name, entry)))
+        blocks = ((starts_of(index, len(entry.shape)), stored.read(name, index)) for index in stored.blocks(name))
+        return shown(add(host_lanes(block.result(), starts, entry.shape) for starts, block in blocks))
     except Exception as e:
         error = while_reading(e, folder)
         if isinstance(error, Damaged):
             return None
         raise error from e
-
-
-def _blocks(stored: StoredArrays, name: str, entry: ArrayEntry) -> Iterator[tuple[tuple[int, ...], Any]]:
-    """An array in blocks of whole chunks along its first axis: where each begins, and its data."""
-    if not entry.shape:
-        yield (), stored.read(name, ()).result()
-        return
-    row_bytes = max(entry.size // max(entry.shape[0], 1), 1) * np.dtype(entry.dtype).itemsize
-    chunk = stored.row_chunk(name)
-    rows = max(BLOCK_BYTES // (row_bytes * chunk), 1) * chunk
-    rest = tuple(slice(0, size) for size in entry.shape[1:])
-    for start in range(0, entry.shape[0], rows):
-        block = stored.read(name, (slice(start, min(start + rows, entry.shape[0])), *rest)).result()
-        yield (start, *(0 for _ in rest)), block

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypedDict
 
@@ -20,9 +18,9 @@ from aifx.config import Config
 from aifx.config.kinds import resolve
 from aifx.config.load import make_config
 from aifx.config.sections import ModelSection
-from aifx.core.errors import DataError, UsageError
+from aifx.core.errors import DataError
 from aifx.core.files import replace_file
-from aifx.core.json_files import JsonLines, sync_directory, write_json, write_text
+from aifx.core.json_files import JsonLines, write_json, write_text
 from aifx.core.json_values import plain
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import Project, RunDirectory
@@ -36,7 +34,7 @@ from aifx.machine.host import versions
 from aifx.models.hub import Architecture, Array, HubConfig
 from aifx.runs.binding import open_digests
 from aifx.runs.formats import RunEnd
-from aifx.runs.lock import hold_run
+from aifx.runs.staging import check_name_is_free, staged_run
 from aifx.specs import with_weight_dtype
 
 _ASSETS: Mapping[str, Callable[[ModelFolder, HubConfig, Mapping[str, Any]], HubAssets]] = {
@@ -133,35 +131,10 @@ def import_model(
     """
     folder = open_folder(source)
     run = project.run(name or default_name(source))
-    if os.path.lexists(run.path):
-        hint = f"aifx import {source} --name ANOTHER    (or: aifx runs rm {run.name})"
-        raise UsageError(f"run {run.name!r} exists already", f"it is {run.path}", hint)
+    check_name_is_free(run, f"aifx import {source} --name ANOTHER    (or: aifx runs rm {run.name})")
     model = _read(folder, project, dtype, tuple(ignored))
-    had_runs = project.runs_path.exists()
-    project.runs_path.mkdir(parents=True, exist_ok=True)
-    staged = RunDirectory(project.runs_path / f".{run.name}.importing")
-    with hold_run(staged):
-        try:
-            _clear(staged)
-            imported = _write(model, staged, run)
-            if os.path.lexists(run.path):  # made since
-                raise UsageError(f"run {run.name!r} exists already", f"it is {run.path}", "aifx runs ls")
-            staged.path.rename(run.path)
-            sync_directory(project.runs_path)
-        except BaseException:
-            shutil.rmtree(staged.path, ignore_errors=True)
-            if not had_runs:
-                with suppress(OSError):
-                    project.runs_path.rmdir()
-            raise
-    return imported
-
-
-def _clear(run: RunDirectory) -> None:
-    """Remove what an import that was killed left, but not the lock, which this process holds."""
-    for entry in run.path.iterdir():
-        if entry != run.lock:
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    with staged_run(project, run) as staged:
+        return _write(model, staged, run)
 
 
 def _read(folder: ModelFolder, project: Project, dtype: ParameterType | None, ignored: tuple[str, ...]) -> _Model:

@@ -189,6 +189,11 @@ class FinetunedFrom(TypedDict):
     digest: str
 
 
+class AveragedFrom(TypedDict):
+    run: str
+    steps: list[int]
+
+
 class Provenance(TypedDict):
     """provenance.json."""
 
@@ -202,6 +207,7 @@ class Provenance(TypedDict):
     environment: dict[str, str]
     forked_from: str | None
     finetuned_from: FinetunedFrom | None
+    averaged_from: NotRequired[AveragedFrom]
 
 
 class KeptChoice(KernelChoice):

@@ -58,6 +58,15 @@ def begin(programs: Programs, checkpoints: Checkpoints, run: RunDirectory) -> In
     return InitialState(0, state, frozen)
 
 
+def begin_at(step: int, programs: Programs, run: RunDirectory) -> InitialState:
+    """The state of one checkpoint of a run, which stays as it is. Raises CheckpointError."""
+    from aifx.checkpoint.checkpoints import Checkpoints
+
+    wanted = to_tree(programs.abstract[0], stacked=programs.is_stacked)
+    state, host = Checkpoints(run.checkpoints, programs.config.checkpoint).restore(step, wanted)
+    return _restored(step, state, host, programs, run, run)
+
+
 def begin_from(fork: Fork, programs: Programs, run: RunDirectory) -> InitialState:
     """Another run's checkpoint. Its optimizer state is taken if it fits, and otherwise starts again.
 

@@ -22,6 +22,7 @@ from aifx.data.sections import OWN_TOKENIZERS, TokenSection
 from aifx.parallel.group import Group
 from aifx.runs.binding import binding_errors, foreign_checkpoint
 from aifx.runs.formats import RunEnd
+from aifx.runs.provenance import read_provenance
 from aifx.runs.status import BEGINNINGS, number
 from aifx.training.records import TrainResult
 
@@ -57,9 +58,9 @@ def saved_config(run: RunDirectory, project: Project) -> Config | None:
 def check_configuration(run: RunDirectory, before: Config, config: Config) -> None:
     """Raises ConfigError, with the differences, when the run got somewhere with another configuration.
 
-    Raises UsageError for an imported run, which cannot be resumed.
+    Raises UsageError for a run that cannot be resumed, since it has weights alone.
     """
-    _check_not_imported(run)
+    _check_has_state(run)
     if found := compare(before, config):
         shown = [str(d) for d in found[:8]]
         more = [f"and {len(found) - 8} more"] if len(found) > 8 else []
@@ -68,11 +69,13 @@ def check_configuration(run: RunDirectory, before: Config, config: Config) -> No
         raise ConfigError(what, "\n".join([*shown, *more]), hint)
 
 
-def _check_not_imported(run: RunDirectory) -> None:
-    if run.imported.exists():
+def _check_has_state(run: RunDirectory) -> None:
+    """Raises UsageError for a run that no training made, and which has no state of an optimizer."""
+    if run.imported.exists() or "averaged_from" in read_provenance(run):
+        origin = "imported" if run.imported.exists() else "made by aifx ckpt average"
         why = "it has weights alone, and no state of an optimizer to go on from"
         hint = f"aifx train --run NAME --set finetune.base_run={run.name}"
-        raise UsageError(f"run {run.name!r} was imported", why, hint)
+        raise UsageError(f"run {run.name!r} was {origin}", why, hint)
 
 
 def check_files(run: RunDirectory, config: Config) -> None:
@@ -133,7 +136,7 @@ def check_fork(origin: RunDirectory, run: RunDirectory, config: Config, project:
     if not list_checkpoints(origin.checkpoints):
         what = f"run {origin.name!r} has no checkpoint to fork from"
         raise UsageError(what, "nothing was saved yet", f"aifx ckpt ls --run {origin.name}")
-    _check_not_imported(origin)
+    _check_has_state(origin)
     changes = tuple(compare(read_config(origin.config, project), config))
     _check_tokenizer(origin, config, project, changes)
     step = choose_step(origin, config, at)

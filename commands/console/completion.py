@@ -18,6 +18,20 @@ def complete_run(incomplete: str) -> list[str]:
     return []
 
 
+def complete_checkpoint(incomplete: str) -> list[str]:
+    """Checkpoints of the run written last by their steps, and those of the run before the colon of `RUN:`."""
+    from aifx.checkpoint.manifest import step_directories
+    from aifx.core.project import RUN_NAME, find_project
+
+    with suppress(AifxError, OSError):
+        name, colon, _ = incomplete.rpartition(":")
+        run = find_project().existing_run(name if colon else None)
+        steps = [*map(str, step_directories(run.checkpoints)), "best", "last"]
+        found = [f"{name}{colon}{step}" for step in steps]
+        return [text for text in found if text.startswith(incomplete) and (not name or RUN_NAME.fullmatch(name))]
+    return []
+
+
 def complete_template(incomplete: str) -> list[tuple[str, str]]:
     """Templates that come with aifx; for others a shell offers files."""
     from aifx.scaffold.projects import bundled_templates

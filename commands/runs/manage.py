@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from aifx.commands.console.completion import complete_run, complete_tag
+from aifx.commands.console.confirming import confirm_deletion
 from aifx.commands.console.options import DryRunOption, JsonOption
-from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.core.errors import AifxError, ExitCode, UsageError
+from aifx.core.errors import AifxError
 from aifx.core.json_files import readable_bytes
-from aifx.core.project import RunDirectory, find_project
+from aifx.core.project import find_project
 
 RunArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the run.", autocompletion=complete_run)]
 
@@ -75,7 +74,8 @@ def rm(
             if is_held(run):
                 raise AifxError(f"run {run.name!r} is being trained", "stop it first", f"aifx runs watch {run.name}")
         if not dry_run and not yes:
-            _confirm(out, runs, readable_bytes(sum(sizes.values())))
+            hint = f"aifx runs rm {' '.join(sizes)} --yes"
+            confirm_deletion(out, ", ".join(sizes), readable_bytes(sum(sizes.values())), hint)
         for run in runs:
             if not dry_run:
                 remove_run(project, run)
@@ -131,14 +131,3 @@ def tag(
         after = change_tags(run, tags or (), remove or ())
         out.document(TaggedRun(run.name, after))
         out.print(f"{run.name}: {', '.join(after) or 'no tag'}")
-
-
-def _confirm(out: Output, runs: list[RunDirectory], size: str) -> None:
-    """Ask whether to delete. Raises UsageError without a terminal, SystemExit if the answer is no."""
-    names = ", ".join(run.name for run in runs)
-    if out.json or not sys.stdin.isatty() or not out.err.is_terminal:
-        hint = f"aifx runs rm {' '.join(run.name for run in runs)} --yes"
-        raise UsageError(f"deleting {names} requires --yes", "there is no terminal to ask on", hint)
-    if not typer.confirm(f"Delete {names} ({size})?", err=True):
-        out.log("nothing was deleted")
-        raise SystemExit(ExitCode.OK)

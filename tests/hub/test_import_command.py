@@ -279,7 +279,7 @@ def test_special_tokens_without_a_row_are_no_obstacle(hub_models, tmp_path, empt
 
 
 def test_an_import_that_was_killed_is_replaced(hub_models, empty_project: Project):
-    left = empty_project.runs_path / ".llama.importing" / "assets"
+    left = empty_project.runs_path / ".llama.unfinished" / "assets"
     left.mkdir(parents=True)
     (left / "half").write_text("")
     import_model(str(hub_models("llama")), empty_project)

@@ -1,0 +1,256 @@
+"""Checkpoints copied to another disk or a remote store and back, and verified where they arrive.
+
+A store is whatever fsspec knows by the URL: a folder, `s3://`, `gs://`, `memory://`. The list of a checkpoint's files
+(`files.json`) names each file with its size and SHA-256, and is written last, so that an unfinished copy is none. One
+that was interrupted goes on: files that are there with the right bytes are not copied again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from aifx.checkpoint import folders
+from aifx.checkpoint.faults import check_room
+from aifx.checkpoint.inventory import INVENTORY, Files, UnreadableInventory, parse_inventory, sync_files, sync_folders
+from aifx.checkpoint.manifest import FILE, ITEM, Damaged, Manifest, parse_manifest
+from aifx.core.errors import AifxError, CheckpointError, EnvironmentFault, UsageError
+from aifx.core.files import check_folder, check_tree
+from aifx.core.json_files import disk_full
+from aifx.core.os_errors import FULL, first_line, refusal_in
+from aifx.core.progress import Reporter, report_progress
+
+BLOCK_BYTES = 8 << 20
+THREADS = 4
+LIST = f"{ITEM}/{INVENTORY}"
+
+
+@dataclass(frozen=True)
+class CopiedCheckpoint:
+    """What `aifx ckpt cp --json` prints.
+
+    Attributes:
+        files: how many the checkpoint has.
+        copied_bytes: what this call copied; the rest was there already.
+    """
+
+    source: str
+    target: str
+    step: int
+    state_digest: str
+    files: int
+    size_bytes: int
+    copied_bytes: int
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder, on a disk or in a remote store: an fsspec file system and the path in it."""
+
+    url: str
+    fs: Any
+    path: str
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, if it is on a disk."""
+        protocols = (self.fs.protocol,) if isinstance(self.fs.protocol, str) else self.fs.protocol
+        return Path(self.path) if "file" in protocols else None
+
+    def below(self, name: str) -> Store:
+        return Store(f"{self.url}/{name}", self.fs, f"{self.path}/{name}")
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a small file; None if there is none."""
+        with _naming(f"read {self.url}/{name}"):
+            try:
+                data: bytes = self.fs.cat_file(f"{self.path}/{name}")
+            except FileNotFoundError:
+                return None
+            return data
+
+    def size(self, name: str) -> int | None:
+        with _naming(f"read {self.url}/{name}"):
+            try:
+                return int(self.fs.size(f"{self.path}/{name}"))
+            except FileNotFoundError:
+                return None
+
+    def blocks(self, name: str) -> Iterator[bytes]:
+        with _naming(f"read {self.url}/{name}"), self.fs.open(f"{self.path}/{name}", "rb", cache_type="none") as file:
+            while block := file.read(BLOCK_BYTES):
+                yield block
+
+    def write(self, name: str, blocks: Iterator[bytes]) -> None:
+        """Put a file there, in place of one that may be there. What `blocks` raises is raised."""
+        path = f"{self.path}/{name}"
+        with _naming(f"write {self.url}/{name}"):
+            self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            with self.fs.open(path, "wb", block_size=BLOCK_BYTES) as file:
+                for block in blocks:
+                    file.write(block)
+
+    def sha256(self, name: str) -> str:
+        digest = hashlib.sha256()
+        for block in self.blocks(name):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+_PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs", "sftp": "paramiko"}
+"""What fsspec needs for a scheme."""
+
+
+def open_store(url: str) -> Store:
+    """The folder at a path or URL, which need not exist. Raises UsageError for what fsspec cannot open here."""
+    import fsspec
+
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as e:
+        scheme = url.partition("://")[0]
+        hint = (
+            f"pip install {_PACKAGES[scheme]}" if scheme in _PACKAGES else "name a folder, or a URL that fsspec knows"
+        )
+        raise UsageError(f"aifx cannot open {url}", first_line(e), hint) from e
+    return Store(url.rstrip("/") or "/", fs, path)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint in a store, by its own documents."""
+
+    store: Store
+    manifest: Manifest
+    files: Files
+    listed: bytes  # files.json
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(size for size, _ in self.files.values())
+
+
+def open_stored(url: str) -> Stored:
+    """The checkpoint at `url`, whose last part is its step. Raises CheckpointError, Damaged, EnvironmentFault."""
+    store = open_store(url)
+    if store.folder is not None:
+        check_tree(store.folder)
+    manifest, listed = store.read(f"{ITEM}/{FILE}"), store.read(LIST)
+    if manifest is None:
+        raise CheckpointError(f"no checkpoint at {store.url}", f"it has no {ITEM}/{FILE}", "aifx ckpt ls")
+    if listed is None:
+        raise Damaged(f"checkpoint {store.url} is damaged", f"{INVENTORY} is missing: it was not copied completely")
+    return Stored(store, parse_manifest(manifest, store.url), _parsed(listed, store), listed)
+
+
+def copy_checkpoint(source: Stored, target: Store) -> CopiedCheckpoint:
+    """Copy a checkpoint into the folder `target`, below the name of its step, and read it there again.
+
+    Raises CheckpointError if another checkpoint is there, Damaged if a byte of the source is not as it was written,
+    EnvironmentFault if one did not arrive or the disk has no room. What arrived stays for the next call.
+    """
+    step = source.manifest.step
+    final = target.below(str(step))
+    there = final.read(LIST)
+    if there is not None and there != source.listed:
+        hint = "choose another folder"
+        raise CheckpointError(f"another checkpoint of step {step} is at {final.url}", "aifx does not replace it", hint)
+    if there is not None and final.folder is not None:
+        check_tree(final.folder)
+    place, arriving = None, final
+    if target.folder is not None and there is None:
+        check_folder(target.folder)
+        place = folders.temporary_place(target.folder, step)
+        check_folder(place.parent)
+        place.mkdir(parents=True, exist_ok=True)
+        arriving = open_store(str(place))
+        _check_space(source, arriving, target.folder)
+    names = sorted(source.files)
+    with (
+        report_progress(f"copying {source.store.url}", source.size_bytes, "bytes") as progress,
+        ThreadPoolExecutor(THREADS) as pool,
+    ):
+        copied = sum(pool.map(lambda name: _copy_file(source, arriving, name, progress), names))
+    if arriving.folder is not None:
+        sync_files(arriving.folder / name for name in names)
+    if there is None:
+        arriving.write(LIST, iter([source.listed]))
+    if place is not None:
+        sync_files([place / LIST])
+        sync_folders(place)
+        folders.commit(place)
+    return CopiedCheckpoint(
+        source=source.store.url,
+        target=final.url,
+        step=step,
+        state_digest=source.manifest.state_digest,
+        files=len(names) + 1,
+        size_bytes=source.size_bytes,
+        copied_bytes=copied,
+    )
+
+
+def _copy_file(source: Stored, target: Store, name: str, progress: Reporter) -> int:
+    """Copy a file unless it is there with the right bytes, and compare what arrived. Returns the bytes copied."""
+    size, sha = source.files[name]
+    if target.size(name) == size and target.sha256(name) == sha:
+        progress.advance(size)
+        return 0
+    digest = hashlib.sha256()
+
+    def passing() -> Iterator[bytes]:
+        if source.store.size(name) is None:
+            raise Damaged(f"checkpoint {source.store.url} is damaged", f"{name} is missing", "copy another checkpoint")
+        for block in source.store.blocks(name):
+            digest.update(block)
+            progress.advance(len(block))
+            yield block
+
+    target.write(name, passing())
+    if digest.hexdigest() != sha:
+        why = f"{name} has other bytes than were written"
+        raise Damaged(f"checkpoint {source.store.url} is damaged", why, "copy another checkpoint")
+    if target.size(name) != size or target.sha256(name) != sha:
+        what = f"{target.url}/{name} is not what was sent"
+        raise EnvironmentFault(what, "its SHA-256 differs after it was written", "run the same command again")
+    return size
+
+
+def _check_space(source: Stored, arriving: Store, directory: Path) -> None:
+    """Raise EnvironmentFault if the disk has no room for what is missing."""
+    missing = sum(size for name, (size, _) in source.files.items() if arriving.size(name) != size)
+    try:
+        check_room(directory, missing)
+    except OSError as e:
+        raise disk_full(directory / str(source.manifest.step), missing) from e
+
+
+def _parsed(listed: bytes, store: Store) -> Files:
+    try:
+        files = parse_inventory(listed)
+    except UnreadableInventory as e:
+        raise Damaged(f"checkpoint {store.url} is damaged", str(e)) from e
+    for name in files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise Damaged(f"checkpoint {store.url} is damaged", f"{INVENTORY} names {name!r}, which is outside of it")
+    return files
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Raise EnvironmentFault for what a store answers, which says what could not be done; fsspec raises any type."""
+    try:
+        yield
+    except (AifxError, GeneratorExit):
+        raise
+    except Exception as e:
+        why = f"{type(e).__name__}: {first_line(e)}"
+        again = "run the same command again: what arrived stays"
+        hint = f"make room there, then {again}" if refusal_in(e) in FULL else again
+        raise EnvironmentFault(f"could not {what}", why, hint) from e
