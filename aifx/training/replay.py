@@ -24,9 +24,9 @@ from aifx.runs.provenance import differences, provenance, read_provenance
 from aifx.tasks.base import data_digest, training_source
 from aifx.tasks.project_errors import project_errors
 from aifx.tasks.registry import open_task
+from aifx.training.loop import StepFn
 from aifx.training.references import with_kept_references
 from aifx.training.restore import begin_at
-from aifx.training.run import StepFn
 from aifx.training.state import to_tree
 
 
