@@ -23,6 +23,7 @@ COMMANDS: dict[str, Entry] = {
     "import": Entry("import_.command", "import_", "Make a run of an open model from Hugging Face's ecosystem.", START),
     "plan": Entry("plan.command", "plan", "Predict memory, time, energy and cost of a run before it starts.", TRAIN),
     "train": Entry("train.command", "train", "Train the project's model, or resume a training that stopped.", TRAIN),
+    "sweep": Entry("sweep.group", "app", "Train with different settings, and rank them.", TRAIN, default="start"),
     "launch": Entry("launch.group", "app", "Start a command as several processes.", TRAIN),
     "eval": Entry(
         "eval.command", "eval_", "Measure a checkpoint on held-out data and compare it with its gates.", TRAIN

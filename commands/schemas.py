@@ -57,6 +57,8 @@ def command_types() -> dict[str, Any]:
     from aifx.runs.pruning import PrunedCheckpoints
     from aifx.scaffold import projects
     from aifx.serving.record import ReplayReport
+    from aifx.sweeps.ranking import SweepReport
+    from aifx.sweeps.starting import PlannedSweep
     from aifx.tasks.shown import ShownData
     from aifx.training.records import TrainDocument
 
@@ -66,6 +68,8 @@ def command_types() -> dict[str, Any]:
         "import": ImportDocument,
         "plan": PlanList | HardwareList,
         "train": TrainDocument,
+        "sweep": SweepReport | PlannedSweep,
+        "sweep-show": SweepReport,
         "eval": held_out.Report | dataset.DatasetReports,
         "predict": Predictions,
         "generate": GeneratedText,
@@ -115,6 +119,7 @@ def file_types() -> dict[str, Any]:
     from aifx.planning.planner import PlanFile
     from aifx.runs import formats
     from aifx.runs.lock import Holder
+    from aifx.sweeps.record import SweepLine
 
     return {
         "metrics": formats.MetricsRecord,
@@ -125,6 +130,7 @@ def file_types() -> dict[str, Any]:
         "tags": formats.TagsFile,
         "import": ImportFile,
         "lock": Holder,
+        "sweep": SweepLine,
         "eval": formats.EvaluationFile,
         "plan": PlanFile,
         "manifest": formats.ManifestFile,

@@ -46,6 +46,8 @@ TEST_GROUPS = [
     "serve",
     "--extra",
     "serve-otel",
+    "--extra",
+    "sweep",
 ]
 DOCS_GROUPS = [*TEST_GROUPS, "--group", "docs"]
 

@@ -85,10 +85,7 @@ def processes(arguments: Sequence[str], count: int, environ: Mapping[str, str]) 
 
     Raises UsageError if the GPUs of this machine cannot be divided among them.
     """
-    named = environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = (
-        [str(index) for index in range(nvidia_gpus())] if named is None else [name for name in named.split(",") if name]
-    )
+    gpus = visible_gpus(environ)
     if len(gpus) % count:
         why = f"{len(gpus)} GPUs are visible, and each process takes the same number"
         raise UsageError(f"{count} processes cannot share the GPUs", why, f"aifx launch local -n {len(gpus)} ...")
@@ -108,6 +105,14 @@ def processes(arguments: Sequence[str], count: int, environ: Mapping[str, str]) 
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[index * each : (index + 1) * each])
         found.append(Process((sys.executable, "-P", "-c", PROGRAM, *arguments), variables))
     return found
+
+
+def visible_gpus(environ: Mapping[str, str]) -> list[str]:
+    """The GPUs that a process with these variables sees, as CUDA_VISIBLE_DEVICES names them."""
+    named = environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [str(index) for index in range(nvidia_gpus())]
+    return [name for name in named.split(",") if name]
 
 
 def run_once(started: Sequence[Process], signals: Signals, write: Write) -> Attempt:

@@ -32,6 +32,16 @@ def complete_checkpoint(incomplete: str) -> list[str]:
     return []
 
 
+def complete_sweep(incomplete: str) -> list[str]:
+    """Names of sweeps in the project around the working directory."""
+    from aifx.core.project import RUN_NAME, find_project
+
+    with suppress(AifxError, OSError):
+        found = sorted(path.parent.name for path in find_project().runs_path.glob("*/sweep.jsonl"))
+        return [name for name in found if name.startswith(incomplete) and RUN_NAME.fullmatch(name)]
+    return []
+
+
 def complete_template(incomplete: str) -> list[tuple[str, str]]:
     """Templates that come with aifx; for others a shell offers files."""
     from aifx.scaffold.projects import bundled_templates

@@ -1,0 +1,164 @@
+"""The settings that a sweep tries: `--set KEY=A,B,C`, `--set KEY=LOW..HIGH` and `--set KEY=LOW..HIGH:log`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from aifx.config import load_config
+from aifx.config.config import Config
+from aifx.config.toml import literal
+from aifx.core.errors import UsageError
+from aifx.core.project import Project
+
+SEED = "train.seed"
+RANKING = ("checkpoint.best_by", "eval.gates")
+"""Keys that decide what ranks the trials, and so are the same in all of them."""
+
+_NUMBER = r"[+-]?\d[\d_]*(?:\.\d+)?(?:[eE][+-]?\d+)?"
+_RANGE = re.compile(rf"\s*({_NUMBER})\.\.({_NUMBER})(:log)?\s*")
+_OPENING, _CLOSING, _QUOTES = "[{", "]}", "\"'"
+
+Values: TypeAlias = Mapping[str, Any]
+"""A value per key ("train.seed"), as JSON has it."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """One of a few values."""
+
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number from `low` to `high`, both included: a whole one if both are. `is_log` spreads its logarithm evenly."""
+
+    low: int | float
+    high: int | float
+    is_log: bool
+
+    @property
+    def is_integer(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a sweep varies.
+
+    Attributes:
+        swept: by key, in the order given, without `train.seed`.
+        seeds: each setting is trained with each of these values of `train.seed`; empty if it is not swept.
+        fixed: values that all trials share and that aifx.toml does not have.
+    """
+
+    swept: Mapping[str, Choices | Range]
+    seeds: tuple[int, ...]
+    fixed: Values
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys that differ between trials."""
+        return [*self.swept, *([SEED] if self.seeds else [])]
+
+
+def overrides(values: Values) -> list[str]:
+    """The values as `--set` takes them."""
+    return [f"{key}={literal(value)}" for key, value in values.items()]
+
+
+def parse_space(project: Project, texts: Sequence[str], file: Path | None) -> Space:
+    """The space of `--set` texts. Raises UsageError, and ConfigError for a value that its key cannot have.
+
+    Args:
+        file: the configuration instead of the project's aifx.toml.
+    """
+    given: dict[str, str] = {}
+    first: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if name in given:
+            raise UsageError(f"{name} is given twice", "one --set lists all of its values", f"--set {name}=A,B,C")
+        given[name] = value
+        first[name] = f"{name}={_pieces(value)[0]}" if equals else text
+
+    def typed(name: str, piece: str) -> Any:
+        one = {**first, name: f"{name}={piece}"}
+        return value_of(load_config(project, list(one.values()), file=file), name)
+
+    load_config(project, list(first.values()), file=file)  # all mistakes of the keys at once
+    swept: dict[str, Choices | Range] = {}
+    fixed = {}
+    for name, text in given.items():
+        values = tuple(typed(name, piece) for piece in _pieces(text))
+        if (match := _RANGE.fullmatch(text)) is not None:
+            swept[name] = _range(name, text, values, is_log=match[3] is not None)
+        elif len(values) == 1:
+            fixed[name] = values[0]
+        else:
+            swept[name] = _choices(name, values)
+    return _space(swept, fixed)
+
+
+def value_of(config: Config, key: str) -> Any:
+    """The value of `section.key`, as JSON has it."""
+    section, _, name = key.partition(".")
+    return config.values()[section][name]
+
+
+def _space(swept: dict[str, Choices | Range], fixed: Values) -> Space:
+    if name := next((name for name in RANKING if name in swept), None):
+        why = "it decides what ranks the trials, so all of them need the same"
+        raise UsageError(f"{name} cannot be swept", why, f"--set {name}=VALUE    (one value)")
+    seeds = swept.pop(SEED, None)
+    if isinstance(seeds, Range):
+        why = "each setting is trained with each seed, so the seeds are listed"
+        raise UsageError(f"{SEED}={seeds.low}..{seeds.high} is a range", why, f"--set {SEED}=0,1,2")
+    if not swept and seeds is None:
+        why = "a setting has several values, with commas between them, or a range"
+        raise UsageError("there is nothing to sweep", why, "aifx sweep --set optimizer.learning_rate=1e-3,3e-3")
+    return Space(swept, seeds.values if seeds is not None else (), fixed)
+
+
+def _pieces(text: str) -> list[str]:
+    """The values between commas, but not those within brackets and quotes; the two ends of a range."""
+    if (match := _RANGE.fullmatch(text)) is not None:
+        return [match[1], match[2]]
+    cuts, depth, quote = [-1], 0, ""
+    for at, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in _QUOTES:
+            quote = letter
+        elif letter in _OPENING:
+            depth += 1
+        elif letter in _CLOSING:
+            depth -= 1
+        elif letter == "," and depth == 0:
+            cuts.append(at)
+    return [text[start + 1 : end].strip() for start, end in pairwise([*cuts, len(text)])]
+
+
+def _range(name: str, text: str, ends: Sequence[Any], *, is_log: bool) -> Range:
+    low, high = ends
+    if not low < high:
+        raise UsageError(f"{name}={text} is empty", "a range goes from the lower to the higher number", f"{name}=1..10")
+    if is_log and low <= 0:
+        raise UsageError(f"{name}={text} has no logarithm", "both ends must be above 0", f"{name}={low}..{high}")
+    return Range(low, high, is_log)
+
+
+def _choices(name: str, values: Iterable[Any]) -> Choices:
+    listed: list[Any] = []
+    for value in values:
+        if value in listed:
+            why = "each value makes trials of its own; for repetitions, sweep the seed"
+            raise UsageError(f"{name} lists {literal(value)} twice", why, f"--set {SEED}=0,1,2")
+        listed.append(value)
+    return Choices(tuple(listed))

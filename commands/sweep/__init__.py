@@ -1,0 +1,1 @@
+"""`aifx sweep`: train with different settings, and rank them."""

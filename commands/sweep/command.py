@@ -1,0 +1,200 @@
+"""`aifx sweep` and `aifx sweep show`."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aifx.commands.console.completion import complete_setting, complete_sweep
+from aifx.commands.console.format import figure, literal
+from aifx.commands.console.jobs import refuse_job
+from aifx.commands.console.options import DryRunOption, JsonOption
+from aifx.commands.console.output import Output
+from aifx.commands.console.terminal import terminal
+from aifx.core.limits import check_limits
+from aifx.core.project import Project, find_project
+
+if TYPE_CHECKING:
+    from aifx.sweeps.ranking import RankedSetting, SweepReport
+    from aifx.sweeps.starting import Options, PlannedSweep
+
+NameOption = Annotated[
+    str,
+    typer.Option("--name", metavar="NAME", help="Sweep to start or continue.", autocompletion=complete_sweep),
+]
+SweptOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=A,B,C",
+        help="Values to try: a list, a range LOW..HIGH, or LOW..HIGH:log. One value holds for all trials. Can be "
+        "repeated.",
+        autocompletion=complete_setting,
+    ),
+]
+TrialsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--trials", metavar="N", min=1, help="Number of trials. By default the whole grid.", show_default=False
+    ),
+]
+SamplerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--sampler",
+        metavar="grid|random|tpe",
+        help="How to choose settings. By default grid; tpe needs Optuna.",
+        show_default=False,
+    ),
+]
+ParallelOption = Annotated[
+    int | None,
+    typer.Option(
+        "--parallel",
+        metavar="N",
+        min=1,
+        help="Trials at a time. By default one per GPU, or one.",
+        show_default=False,
+    ),
+]
+PruneOption = Annotated[
+    bool | None,
+    typer.Option("--prune/--no-prune", help="Stop poor trials early. By default they are.", show_default=False),
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="N", min=0, help="Seed of the sampler. By default 0.", show_default=False),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", metavar="FILE", help="Configuration to read instead of the project's aifx.toml.", show_default=False
+    ),
+]
+SweepArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[NAME]", help="Sweep to show. By default the one written last.", autocompletion=complete_sweep
+    ),
+]
+
+
+def start(
+    set_: SweptOption = None,
+    name: NameOption = "sweep",
+    sampler: SamplerOption = None,
+    trials: TrialsOption = None,
+    parallel: ParallelOption = None,
+    prune: PruneOption = None,
+    seed: SeedOption = None,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Train with different settings, each in a run of its own, and rank them.
+
+    After a stop, a crash or a lost machine, run the command again: the sweep continues where it was.
+
+    Examples:
+        aifx sweep --set optimizer.learning_rate=1e-3,3e-3,1e-2
+        aifx sweep --set model.embed_dim=128,256 --set train.seed=0,1,2
+        aifx sweep --name lr --sampler random --trials 20 \\
+            --set optimizer.learning_rate=1e-4..1e-1:log
+        aifx sweep --name lr --trials 40             continue with more trials
+        aifx sweep --set optimizer.kind=adamw,muon --dry-run
+    """
+    with terminal(json) as out:
+        refuse_job("sweep")
+        check_limits()
+        from aifx.sweeps.running import slots
+        from aifx.sweeps.starting import Options, open_sweep, plan
+
+        project = find_project()
+        options = Options(set_ or (), sampler, trials, seed, prune, config)
+        if dry_run:
+            sweep = open_sweep(project, name, options)
+            _list(out, plan(sweep, name), sweep.design.space.keys)
+            return
+        code = _run(out, project, name, options, slots(parallel, os.environ))
+    if code:
+        raise SystemExit(code)
+
+
+def _run(out: Output, project: Project, name: str, options: Options, slots: list[dict[str, str]]) -> int:
+    from aifx.cluster.local import Signals
+    from aifx.sweeps.ranking import report
+    from aifx.sweeps.record import SweepFile, hold_sweep, sweep_folder
+    from aifx.sweeps.running import Runner
+    from aifx.sweeps.starting import open_sweep
+
+    folder = sweep_folder(project, name)
+    open_sweep(project, name, options)  # before anything is written
+    with ExitStack() as stack:
+        stack.enter_context(hold_sweep(folder))
+        sweep = open_sweep(project, name, options)
+        file = SweepFile(folder, sweep)
+        stack.callback(file.close)
+        file.append("sweep", design=sweep.design, num_trials=sweep.num_trials, prune=sweep.prune)
+        signals = stack.enter_context(Signals())
+        code = Runner(project, file, slots, stack).run(signals)
+        found = report(project, name, sweep)
+    out.document(found)
+    _show(out, found)
+    return int(code)
+
+
+def _list(out: Output, found: PlannedSweep, keys: list[str]) -> None:
+    """Print the trials that there are and those to come, as far as they are known."""
+    out.document(found)
+    rows = [(t.run, *(literal(t.values[key]) for key in keys), t.status or "to do") for t in found.trials]
+    out.table(["run", *keys, "status"], rows, right=keys)
+    if left := found.num_trials - len(found.trials):
+        out.print(f"{left} more follow from the results of these")
+
+
+def show(name: SweepArgument = None, json: JsonOption = False) -> None:
+    """Rank the settings of a sweep, whether it has ended or not.
+
+    Examples:
+        aifx sweep show
+        aifx sweep show lr
+        aifx sweep show lr --json
+    """
+    with terminal(json) as out:
+        from aifx.sweeps.ranking import report
+        from aifx.sweeps.record import existing_sweep
+
+        project = find_project()
+        found = report(project, *existing_sweep(project, name))
+        out.document(found)
+        _show(out, found)
+
+
+def _show(out: Output, found: SweepReport) -> None:
+    """The report for people."""
+    out.print(f"sweep {found.sweep}: {found.num_ended} of {found.num_trials} trials have ended; by {found.best_by}")
+    keys = list(dict.fromkeys(key for one in found.settings for key in one.values))
+    columns = ["rank", *keys, "value", "std", "difference", "margin", "verdict", "trials"]
+    if found.settings:
+        out.table(columns, [_row(one, keys) for one in found.settings], right=columns[:-2])
+    known = [one for one in found.importance if one.fraction is not None]
+    if known:
+        out.print("")
+        out.table(["setting", "importance"], [(one.key, f"{one.fraction:.0%}") for one in known], right=["importance"])
+    if found.best is not None:
+        out.print(f"\nthe best setting, for aifx.toml:\n\n{found.best.rstrip()}")
+
+
+def _row(one: RankedSetting, keys: list[str]) -> list[str | int | None]:
+    numbers: dict[str, list[str]] = {}
+    for trial in one.trials:
+        numbers.setdefault(trial.status.replace("_", " "), []).append(trial.run.rpartition("-")[2])
+    trials = "; ".join(f"{status} {' '.join(found)}" for status, found in numbers.items())
+    difference = None if not one.difference else f"{one.difference:+.4g}"
+    margin = None if one.margin is None else f"{one.margin:.4g}"
+    values = [literal(one.values[key]) for key in keys]
+    return [one.rank, *values, figure(one.value), figure(one.std), difference, margin, one.verdict, trials]
