@@ -81,6 +81,9 @@ SweepArgument = Annotated[
         metavar="[NAME]", help="Sweep to show. By default the one written last.", autocompletion=complete_sweep
     ),
 ]
+HtmlOption = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Also write the report to FILE, as a page with plots.")
+]
 
 
 def start(
@@ -156,12 +159,12 @@ def _list(out: Output, found: PlannedSweep, keys: list[str]) -> None:
         out.print(f"{left} more follow from the results of these")
 
 
-def show(name: SweepArgument = None, json: JsonOption = False) -> None:
+def show(name: SweepArgument = None, html: HtmlOption = None, json: JsonOption = False) -> None:
     """Rank the settings of a sweep, whether it has ended or not.
 
     Examples:
         aifx sweep show
-        aifx sweep show lr
+        aifx sweep show lr --html lr.html
         aifx sweep show lr --json
     """
     with terminal(json) as out:
@@ -170,6 +173,12 @@ def show(name: SweepArgument = None, json: JsonOption = False) -> None:
 
         project = find_project()
         found = report(project, *existing_sweep(project, name))
+        if html is not None:
+            from aifx.core.pages import write_page
+            from aifx.sweeps.page import report_page
+
+            write_page(report_page(found), html)
+            out.log(f"written to {html}")
         out.document(found)
         _show(out, found)
 

@@ -11,6 +11,7 @@ from scipy.stats import tukey_hsd
 from aifx.config.best_by import BestBy
 from aifx.core.parsing import parse_toml
 from aifx.core.project import Project
+from aifx.sweeps.page import report_page
 from aifx.sweeps.pruning import LEAST_OTHERS, Pruning, judge
 from aifx.sweeps.ranking import SweepReport, explained, margin_between, report
 from aifx.sweeps.record import Design, End, Sweep, Trial
@@ -162,3 +163,20 @@ def test_explained_variance() -> None:
     # By ranks: one loss that is out of all proportion hides nothing.
     costs = [1.0, 2.0, 3.0, 4.0, 5.0, 1e9]
     assert explained(["x"] * 3 + ["y"] * 3, costs) == pytest.approx(1 - (4 / 4) / (17.5 / 5))
+
+
+def test_a_page_shows_what_the_report_says(tmp_path: Path) -> None:
+    sweep = sweep_of({1e-3: [1.0, 1.1, 1.2], 1e-2: [1.05, 1.2, 1.4], 1e-1: [9.0, 9.1, 9.2]})
+    cut = sweep.trials[9]
+    sweep.trials[9] = Trial(cut.number, cut.run, cut.values, "failed", None, None, "<b>out of memory</b>")
+    found = reported(sweep, tmp_path)
+    page = report_page(found)
+    for words in ("Settings", "Importance", "optimizer.learning_rate", "undecided", "s-009 failed", "min loss"):
+        assert words in page
+    assert found.best is not None
+    assert "learning_rate = 0.001" in page
+    assert "&lt;b&gt;out of memory" in page
+    assert page.count("<svg") == 3
+    assert "<title>s-001: 1 at step 12, completed</title>" in page
+    empty = sweep_of({1e-3: [1.0]}, status="failed")
+    assert "<svg" not in report_page(reported(empty, tmp_path))
