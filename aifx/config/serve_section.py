@@ -24,20 +24,22 @@ class ServeSection(Section):
     host: str = setting("127.0.0.1", "Address to listen on. Off loopback, a key is required.", RESUME_SAFE)
     port: Annotated[int, Field(ge=0, le=65535)] = setting(8000, "Port; 0 takes a free one.", RESUME_SAFE)
     slots: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = setting(
-        (8, 16), "Rows of the programs that write, in rising order: the smallest that holds all runs.", RESUME_SAFE
+        (8, 16), "Requests at once: a program for each number. The smallest that holds all requests runs.", RESUME_SAFE
     )
     memory: str | None = setting(
         None,
-        'Size of the page pool ("2GiB"); if not set, what all slots need, at most half of free memory.',
+        'Size of the page pool ("2GiB"); if not set, what all slots need, in half of free memory at most.',
         RESUME_SAFE,
     )
     max_model_len: PositiveInt | None = setting(
-        None, "Tokens of a prompt with its answer, at the most; the model's context if not set.", RESUME_SAFE
+        None, "Most tokens of a prompt with its answer; the model's context if not set.", RESUME_SAFE
     )
     prefill_chunk: PositiveInt | None = setting(
-        None, "Tokens of a prompt that are read at once; if not set, 64 on a CPU and 256 elsewhere.", RESUME_SAFE
+        None,
+        "Tokens of a prompt per call of the prefill program; if not set, 64 on a CPU and 256 elsewhere.",
+        RESUME_SAFE,
     )
-    prefix_cache: bool = setting(True, "Keep the pages of prompts for others that begin alike.", RESUME_SAFE)
+    prefix_cache: bool = setting(True, "Keep the pages of prompts for later prompts with the same prefix.", RESUME_SAFE)
     quantize: Quantization = setting("none", "Serve with the model's matrices quantized to this type.", RESUME_SAFE)
     served_model_name: str | None = setting(None, "Name of the model in the API; the run's if not set.", RESUME_SAFE)
     adapters: tuple[str, ...] = setting(
@@ -57,11 +59,13 @@ class ServeSection(Section):
     pooling: Literal["mean", "last"] = setting("mean", "How /v1/embeddings pools the last hidden state.", RESUME_SAFE)
     watch_every_s: PositiveFloat = setting(5.0, "With --watch: seconds between looks for a checkpoint.", RESUME_SAFE)
     power_w: PositiveFloat | None = setting(
-        None, "Power of the devices, if it cannot be measured; tagged as declared.", RESUME_SAFE
+        None, "Power of the devices in watts, if it cannot be measured; reported as declared.", RESUME_SAFE
     )
     price_per_hour: NonNegativeFloat | None = setting(
-        None, "Price of this machine for an hour, in any currency.", RESUME_SAFE
+        None, "Price of this machine per hour, in any currency.", RESUME_SAFE
     )
-    log_requests: bool = setting(False, "Keep each request and answer in serve.jsonl, for replay.", RESUME_SAFE)
+    log_requests: bool = setting(
+        False, "Append each request and answer to the run's serve.jsonl, for replay.", RESUME_SAFE
+    )
     access_log: str | None = setting(None, "File of the access log; stderr if not set.", RESUME_SAFE)
     log_prompts: bool = setting(False, "Write prompts into the access log.", RESUME_SAFE)

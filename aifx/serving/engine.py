@@ -106,10 +106,6 @@ class Engine:
     def adapters(self) -> Sequence[str]:
         return self._weights.adapters
 
-    @property
-    def is_idle(self) -> bool:
-        return self._unfinished == 0
-
     def submit(self, request: GenerationRequest, deliver: Deliver, *, weights: Weights | None = None) -> Row:
         """See `ServingEngine`. `weights`: those that answer, if not those of now."""
         self._check(request)
