@@ -88,6 +88,13 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
+    def wait(self, expression: str) -> None:
+        """Wait until a JavaScript expression is true."""
+        until = time.monotonic() + 30
+        while not self.ask(expression):
+            assert time.monotonic() < until, (expression, self.errors, self.ask("document.body.innerText"))
+            time.sleep(0.1)
+
     def screenshot(self, path: Path) -> Path:
         """All of the page, at half its size."""
         size = self.ask("[innerWidth, document.documentElement.scrollHeight]")

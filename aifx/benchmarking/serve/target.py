@@ -165,6 +165,8 @@ def _refused(url: str, answered: Answered, options: LoadOptions) -> AifxError:
     if status in (None, 200, 429) or status >= 500:
         return EnvironmentFault(f"{url} does not answer requests", why, f"curl {url}/ready")
     hint = "aifx bench serve --model NAME, or --chat for a server that only answers chats"
+    if status == 404 and "route" in answered.detail:  # aifx serve of a model that predicts
+        hint = "aifx bench serve URL of a model that writes text"
     return UsageError(f"{url} refuses the requests of aifx bench serve", why, hint)
 
 

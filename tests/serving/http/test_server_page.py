@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from browser import CHROMIUM, Browser
@@ -49,13 +47,6 @@ def test_the_status_is_what_the_engine_does(served: Served) -> None:
     assert status["swaps"] == status["compilations"] == 0
 
 
-def wait_for(browser: Any, expression: str) -> None:
-    until = time.monotonic() + 30
-    while not browser.ask(expression):
-        assert time.monotonic() < until, (expression, browser.errors, browser.ask("document.body.innerText"))
-        time.sleep(0.1)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 @pytest.mark.parametrize("width", [1280, 400])
@@ -65,22 +56,22 @@ def test_the_page_in_a_browser(serve: Callable[..., Served], tmp_path: Path, wid
     browser = Browser(tmp_path / "profile")
     try:
         browser.open_url(served.url, width)
-        wait_for(browser, "!document.getElementById('key-form').hidden")
+        browser.wait("!document.getElementById('key-form').hidden")
         browser.ask("document.getElementById('key').value = 'se-cret'")
         browser.ask("document.getElementById('key-form').requestSubmit()")
-        wait_for(browser, "document.getElementById('tiles').children.length > 5")
+        browser.wait("document.getElementById('tiles').children.length > 5")
         assert browser.ask("document.getElementById('model').textContent") == NASTY
         assert browser.ask("document.querySelectorAll('img').length") == 0
         browser.ask("document.getElementById('prompt').value = 'abc'")
         browser.ask("document.getElementById('try').requestSubmit()")
-        wait_for(browser, "/tokens, first after/.test(document.getElementById('took').textContent)")
+        browser.wait("/tokens, first after/.test(document.getElementById('took').textContent)")
         assert browser.ask("document.getElementById('answer').textContent.length") > 0
         served.state.renderer, served.engine.max_model_len = None, 100  # a text, in a context of less than 256 tokens
         browser.open_url(served.url, width)
-        wait_for(browser, "document.getElementById('label').textContent == 'A text to continue'")
+        browser.wait("document.getElementById('label').textContent == 'A text to continue'")
         browser.ask("document.getElementById('prompt').value = 'abc'")
         browser.ask("document.getElementById('try').requestSubmit()")
-        wait_for(browser, "document.getElementById('took').textContent.startsWith('97 tokens, ')")
+        browser.wait("document.getElementById('took').textContent.startsWith('97 tokens, ')")
         assert browser.ask("document.documentElement.scrollWidth") <= width
         assert all(request.startswith(served.url) for request in browser.requests), browser.requests
         assert not [error for error in browser.errors if "401" not in error], browser.errors

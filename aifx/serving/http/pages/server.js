@@ -99,6 +99,14 @@
     setTimeout(poll, document.hidden ? 5 * EVERY_MS : EVERY_MS);
   }
 
+  function parse(text) {
+    try {
+      return JSON.parse(text);
+    } catch (error) {
+      throw new Error(`This is not JSON: ${error.message}`);
+    }
+  }
+
   // A small model's context may have no room for as many tokens as a reader wants.
   async function room(prompt, headers) {
     const answer = await fetch("/tokenize", { method: "POST", headers, body: JSON.stringify({ prompt }) });
@@ -114,7 +122,7 @@
       if (!file) throw new Error("Choose a file first.");
       return [status.route, { headers: headers({ "Content-Type": file.type }), body: file }];
     }
-    if (status.input === "rows") return [status.route, { headers: json, body: JSON.stringify({ rows: JSON.parse(text) }) }];
+    if (status.input === "rows") return [status.route, { headers: json, body: JSON.stringify({ rows: parse(text) }) }];
     const what = status.input === "chat" ? { messages: [{ role: "user", content: text }] }
       : { prompt: text, max_tokens: await room(text, json) };
     const body = JSON.stringify({ ...what, stream: true, stream_options: { include_usage: true } });
