@@ -118,8 +118,9 @@ def _by_tpe(space: Space, seed: int, outcomes: Sequence[Outcome], direction: Dir
     def distribution(domain: Choices | Range) -> BaseDistribution:
         if isinstance(domain, Choices):  # by their places, since Optuna takes no lists as choices
             return CategoricalDistribution(range(len(domain.values)))
-        kind = IntDistribution if domain.is_integer else FloatDistribution
-        return kind(domain.low, domain.high, log=domain.is_log)  # type: ignore[arg-type]
+        if domain.is_integer:
+            return IntDistribution(int(domain.low), int(domain.high), log=domain.is_log)
+        return FloatDistribution(domain.low, domain.high, log=domain.is_log)
 
     optuna.logging.disable_default_handler()
     distributions = {key: distribution(domain) for key, domain in space.swept.items()}
