@@ -362,6 +362,10 @@ class LogSection(Section):
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = setting(
         (), "Trackers that also get each record; each needs its package.", RESUME_SAFE
     )
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = setting(
+        None, "Port on which Prometheus finds step, loss and throughput; 0 takes a free one.", RESUME_SAFE
+    )
+    metrics_host: str = setting("127.0.0.1", "Address on which that port is open.", RESUME_SAFE)
     sample: str | None = setting(
         None,
         "Prompt that a language model continues, or answers in a chat, at each validation; none if not set.",

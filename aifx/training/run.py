@@ -35,6 +35,7 @@ from aifx.tasks.base import training_source
 from aifx.tasks.preflight import check_best_by
 from aifx.tasks.project_errors import project_errors
 from aifx.training.divergence import report_divergence
+from aifx.training.exposition import open_metrics_server
 from aifx.training.loop import Loop, LoopResult, StepFn
 from aifx.training.meter import Meter, NotFinite
 from aifx.training.observers import EventDispatcher, LogFile, MetricsFile, Trace
@@ -99,7 +100,8 @@ def train(
                 return _supervised(Job(project, config, run, fork, EventDispatcher(None, []), stop, metrics, group))
             log = LogFile(run)
             with log_lines(log.write):
-                more = [*([Trace(run)] if profile else []), *open_trackers(config.log.trackers, run), *observers]
+                asked = [*open_trackers(config.log.trackers, run), *open_metrics_server(config.log, run)]
+                more = [*([Trace(run)] if profile else []), *asked, *observers]
                 dispatcher = EventDispatcher(run, [metrics, log, *more])
                 return _supervised(Job(project, config, run, fork, dispatcher, stop, metrics, group))
 

@@ -59,6 +59,12 @@ ForkStepOption = Annotated[
         "--step", metavar="N|best|last", help="Checkpoint to start a fork from. By default the last. Requires --fork."
     ),
 ]
+MetricsPortOption = Annotated[
+    int | None,
+    typer.Option(
+        "--metrics-port", metavar="P", min=0, max=65535, help="Serve step, loss and throughput to Prometheus on port P."
+    ),
+]
 ProfileOption = Annotated[bool, typer.Option("--profile", help="Trace a few steps with JAX's profiler, into the run.")]
 
 
@@ -68,6 +74,7 @@ def train(
     overrides: SetOption = None,
     fork: ForkOption = None,
     step: ForkStepOption = None,
+    metrics_port: MetricsPortOption = None,
     profile: ProfileOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -91,11 +98,12 @@ def train(
         with StopSignals() as stop:
             stop.before_exit.append(_write_interrupted)
             is_first = _is_first()
-            result = _train(run, config, overrides or [], fork, step, profile, out if is_first else None, stop)
+            overrides = [*(overrides or []), *([] if metrics_port is None else [f"log.metrics_port={metrics_port}"])]
+            result = _train(run, config, overrides, fork, step, profile, out if is_first else None, stop)
             stop.finish()  # also of a run that had ended before: a signal must not take its answer
             if is_first:
                 out.document(result.document())
-                _show(result, out, profile, config, overrides or [])
+                _show(result, out, profile, config, overrides)
         if result.exit_code:
             raise SystemExit(int(result.exit_code))
 

@@ -1,0 +1,107 @@
+"""`log.metrics_port`: how far a run is, for Prometheus."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from aifx.config.sections import LogSection
+from aifx.core.errors import EnvironmentFault
+from aifx.core.project import RunDirectory
+from aifx.training.records import Observer, Record, RunInfo, TrainResult
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+logger = logging.getLogger(__name__)
+
+STEP_GAUGES = {
+    "aifx_train_step": ("Steps done.", "step"),
+    "aifx_train_loss": ("Loss of the last step.", "loss"),
+    "aifx_train_gradient_norm": ("Gradient norm of the last step.", "grad_norm"),
+    "aifx_train_learning_rate": ("Learning rate of the last step.", "learning_rate"),
+    "aifx_train_step_time_seconds": ("Time of the last step.", "step_time_s"),
+    "aifx_train_data_wait_seconds": ("How long the last step waited for data.", "data_wait_s"),
+    "aifx_train_mfu_ratio": ("Share of the devices' peak that the last step used.", "mfu"),
+    "aifx_train_step_timestamp_seconds": ("Unix time of the last step.", "time"),
+}
+"""By name: what it is, and the field of `Record`."""
+
+UNIT_GAUGES = {
+    "aifx_train_units_per_second": ("Tokens, images or rows a second in the last step.", "units_per_s"),
+    "aifx_train_units": ("Tokens, images or rows so far.", "units"),
+}
+"""The same, labelled with the unit."""
+
+
+def open_metrics_server(settings: LogSection, run: RunDirectory) -> list[Observer]:
+    """What answers Prometheus, if `log.metrics_port` is set. Raises EnvironmentFault if it cannot listen."""
+    return [] if settings.metrics_port is None else [MetricsServer(settings.metrics_host, settings.metrics_port, run)]
+
+
+class MetricsServer(Observer):
+    """Answers GET /metrics from a thread of its own, with the last record; a scrape never holds a step."""
+
+    def __init__(self, host: str, port: int, run: RunDirectory) -> None:
+        """
+        Args:
+            port: 0 takes a free one, which the log tells.
+        """
+        from prometheus_client import CollectorRegistry, start_http_server
+
+        self._run = run.name
+        self._num_steps: int | None = None
+        self._record: Record | None = None
+        self._validation_loss: float | None = None
+        self._saved: tuple[int, float] | None = None  # the step of the newest checkpoint, and when it was written
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(self)
+        try:
+            self._server, self._thread = start_http_server(port, host, registry)
+        except OSError as error:
+            what = f"log.metrics_port: cannot listen on {host}:{port}"
+            hint = "aifx train --metrics-port 0    (a free port)"
+            raise EnvironmentFault(what, error.strerror or str(error), hint) from None
+        self.port = self._server.server_address[1]
+        logger.info(f"metrics for Prometheus at http://{host}:{self.port}/metrics")
+
+    def start(self, info: RunInfo) -> None:
+        self._num_steps = info.num_steps
+
+    def record(self, record: Record) -> None:
+        self._record = record
+        if record.validation is not None:
+            self._validation_loss = record.validation.get("loss")
+
+    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+        if name == "checkpoint":
+            self._saved = fields["step"], time.time()
+
+    def stop(self, result: TrainResult | None) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def collect(self) -> Iterator[Metric]:
+        """What prometheus_client asks at each scrape. A number that is not known yet is left out."""
+        yield self._gauge("aifx_train_steps", "Steps of the whole run.", self._num_steps)
+        yield self._gauge("aifx_train_validation_loss", "Loss of the last validation.", self._validation_loss)
+        record, saved = self._record, self._saved
+        for name, (text, field) in STEP_GAUGES.items():
+            yield self._gauge(name, text, getattr(record, field, None))
+        for name, (text, field) in UNIT_GAUGES.items():
+            yield self._gauge(name, text, getattr(record, field, None), unit=getattr(record, "unit", ""))
+        step, when = saved or (None, None)
+        yield self._gauge("aifx_train_checkpoint_step", "Step of the newest checkpoint.", step)
+        age = None if when is None else time.time() - when
+        yield self._gauge("aifx_train_checkpoint_age_seconds", "Time since the newest checkpoint was written.", age)
+
+    def _gauge(self, name: str, text: str, value: float | None, **labels: str) -> Metric:
+        from prometheus_client.core import GaugeMetricFamily
+
+        family = GaugeMetricFamily(name, text, labels=("run", *labels))
+        if value is not None:
+            family.add_metric((self._run, *labels.values()), value)
+        return family

@@ -1,0 +1,85 @@
+"""`aifx train --metrics-port`: what Prometheus is told while a run goes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from aifx.core.errors import EnvironmentFault
+from aifx.training.exposition import MetricsServer, open_metrics_server
+from aifx.training.records import Observer, Record
+
+EXAMPLES = Path(__file__).parents[2] / "examples/train"
+
+
+def scrape(port: int) -> dict[str, Any]:
+    """Samples by name, all of which name the run."""
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics").raise_for_status().text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    assert all(sample.labels["run"] == "main" for sample in samples)
+    return {sample.name: sample.value for sample in samples}
+
+
+class Asks(Observer):
+    """Scrapes after each record."""
+
+    def __init__(self, port: int) -> None:
+        self.port, self.told, self.records = port, list[dict[str, Any]](), list[Record]()
+
+    def record(self, record: Record) -> None:
+        self.told.append(scrape(self.port))
+        self.records.append(record)
+
+
+@pytest.fixture
+def told(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Asks:
+    """A run of twelve steps that was scraped after each."""
+    asks = Asks(0)
+    begin = MetricsServer.start
+
+    def start(self: MetricsServer, info: Any) -> None:
+        asks.port = self.port
+        begin(self, info)
+
+    monkeypatch.setattr(MetricsServer, "start", start)
+    tiny.train("log.metrics_port=0", observers=[asks])
+    return asks
+
+
+def test_a_scrape_has_the_last_step(told: Asks) -> None:
+    assert [one["aifx_train_step"] for one in told.told] == list(range(1, 13))
+    for one, record in zip(told.told, told.records, strict=True):
+        assert one["aifx_train_loss"] == record.loss
+        assert one["aifx_train_units_per_second"] == record.units_per_s
+        assert one["aifx_train_steps"] == 12
+        assert ("aifx_train_validation_loss" in one) == (record.step >= 4)
+    saved = [one.get("aifx_train_checkpoint_step") for one in told.told]
+    assert saved[0] is None
+    assert saved[-1] == 8
+    assert 0 <= told.told[-1]["aifx_train_checkpoint_age_seconds"] < 60
+    with pytest.raises(httpx.ConnectError):  # it ends with the run
+        scrape(told.port)
+
+
+def test_the_alerts_name_metrics_that_exist(told: Asks) -> None:
+    text = (EXAMPLES / "alerts.yml").read_text()
+    used = set(re.findall(r"aifx_train_\w+", text))
+    assert len(used) > 5
+    assert used <= set().union(*told.told)
+    assert all({"alert", "expr"} <= set(rule) for group in yaml.safe_load(text)["groups"] for rule in group["rules"])
+
+
+def test_a_port_in_use_is_refused(tiny: Any) -> None:
+    section = tiny.config("log.metrics_port=0").log
+    (first,) = open_metrics_server(section, tiny.run())
+    assert isinstance(first, MetricsServer)
+    with pytest.raises(EnvironmentFault, match="cannot listen"):
+        MetricsServer("127.0.0.1", first.port, tiny.run())
+    first.stop(None)
+    assert open_metrics_server(tiny.config().log, tiny.run()) == []
