@@ -31,7 +31,7 @@ PARITY = {"float32": 1e-4, "bfloat16": 0.1, "int8": 0.01}
 """Most difference in log-probability between serving and the training forward, by what the model computes in."""
 
 WORSE = 0.5
-"""Most nats a token by which a pinned answer may become less likely than under the weights that serve."""
+"""Most nats per token by which a pinned answer may become less likely than under the weights that serve."""
 
 PARITY_PROMPTS = 4
 """Prompts of the canary file that parity is measured on: each length compiles the training forward once."""
@@ -131,14 +131,14 @@ class Canary:
         for prompt in self._prompts:
             if prompt.answer:
                 before, after = (self._nats(prompt, w) for w in (old, weights))
-                found = f"{after:.3f} nats a token, {before:.3f} before"
+                found = f"{after:.3f} nats per token, {before:.3f} before"
                 yield Check(f"{prompt.place}, its answer", after <= before + WORSE, found)
             if prompt.contains:
                 text = self._text(prompt.prompt, weights)
                 yield Check(f"{prompt.place}, its text", prompt.contains in text, f"{text[:80]!r}")
 
     def _nats(self, prompt: Prompt, weights: Weights) -> float:
-        """Of a token of the pinned answer, in the mean."""
+        """The mean negative log-probability of the tokens of the pinned answer."""
         ids, start = self._ids(prompt.prompt + prompt.answer), len(self._ids(prompt.prompt))
         scores = self._scores(ids, weights)[min(start, len(ids) - 1) :]
         return -float(np.mean([score.logprob for score in scores]))

@@ -26,7 +26,7 @@ class LoadOptions(BaseModel):
 
     Attributes:
         url: of the server; None measures a run, which aifx then serves with the settings `set`.
-        concurrency: closed loops: so many clients, each of which waits for its answer before it asks again.
+        concurrency: closed loops: numbers of clients, each of which waits for its answer before it asks again.
         rate: open loops: requests per second, which arrive as a Poisson process whatever the server does.
         slo: what a request must reach to count as goodput, such as "ttft=500ms,tpot=50ms".
         price: of the server per hour.
@@ -80,7 +80,7 @@ class LoadOptions(BaseModel):
 
 @dataclass(frozen=True)
 class Level:
-    """One load: so many clients at once, so many requests per second, or a trace at its own times."""
+    """One load: `value` clients at once, `value` requests per second, or a trace at its own times."""
 
     mode: Mode
     value: float = 0.0
