@@ -12,7 +12,7 @@ import pytest
 from answers import Whole, ask, bits, random_request, send
 
 from aifx.serving.engine import Engine
-from aifx.serving.requests import Draining, GenerationRequest, QueueFull, RequestError, SamplingSettings
+from aifx.serving.requests import Delta, Draining, GenerationRequest, QueueFull, RequestError, SamplingSettings
 
 Engines = Callable[..., Engine]
 
@@ -43,6 +43,27 @@ def test_a_row_that_was_driven_out_writes_the_same(engines: Engines) -> None:
     answers = [send(cramped, request) for request in requests]
     assert [bits(Whole.of(answer.all())) for answer in answers] == expected
     assert cramped.stats().preemptions > 0
+
+
+def test_a_long_prompt_does_not_stop_the_rows_that_write(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aifx.serving.engine.CHUNKS_PER_TURN", 1)
+    engine, came, has_begun, is_read = engines(prefix_cache=False), [], threading.Event(), threading.Event()
+
+    def writes(delta: Delta) -> None:
+        came.append("token")
+        has_begun.set()
+
+    def reads(delta: Delta) -> None:
+        came.append("prompt")
+        is_read.set()
+
+    engine.submit(GenerationRequest([1, 2, 3], 200, ignore_end=True), writes)
+    assert has_begun.wait(60)
+    came.append("asked")
+    engine.submit(GenerationRequest([4] * 250, 1, ignore_end=True), reads)  # of four chunks
+    assert is_read.wait(60)
+    between = came[came.index("asked") : came.index("prompt")]
+    assert between.count("token") >= 3
 
 
 def test_no_page_is_lost_to_requests_that_are_cancelled(engines: Engines) -> None:

@@ -247,9 +247,8 @@ def test_pipelined_requests_are_answered_in_order(serve: Serve) -> None:
     found = b""
     while found.count(b"HTTP/1.1 200") < 3 or not found.endswith(b"}"):
         found += client.recv(1 << 16)
-    assert [found.find(text * 4) for text in (b"p", b"q", b"r")] == sorted(
-        found.find(t * 4) for t in (b"p", b"q", b"r")
-    )
+    places = [found.find(text * 4) for text in (b"p", b"q", b"r")]
+    assert -1 < places[0] < places[1] < places[2]
 
 
 def test_a_drain_finishes_what_runs_and_takes_no_more(serve: Serve) -> None:

@@ -92,14 +92,14 @@ def test_how_a_server_ends(processes: dict[str, Process]) -> None:
     code, rest, _ = processes["finished"].ended()
     assert (code, rest) == (0, "")
     assert processes["finished"].text.endswith("data: [DONE]\n\n")
-    code, rest, told = processes["cut"].ended()
+    code, rest, stderr = processes["cut"].ended()
     assert (code, rest) == (75, "")
-    assert "error: 1 request was cut" in told
-    assert "serve.drain_s = 0.3 s" in told
+    assert "error: 1 request was cut" in stderr
+    assert "serve.drain_s = 0.3 s" in stderr
     assert "the server stopped before the answer was complete" in processes["cut"].text
-    code, rest, told = processes["twice"].ended()
+    code, rest, stderr = processes["twice"].ended()
     assert (code, rest) == (75, "")
-    assert "stopped at once" in told
-    code, rest, told = processes["interrupted"].ended()
+    assert "stopped at once" in stderr
+    code, rest, stderr = processes["interrupted"].ended()
     assert (code, rest) == (130, "")
     assert processes["interrupted"].text.endswith("data: [DONE]\n\n")
