@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, get_args, get_type_hints
 
 from aifx.config import sections as section_types
+from aifx.config.costs_section import CostsSection
 from aifx.config.registry import PARTS, TaskParts, bundled
 from aifx.config.sections import RESUME_SAFE, Section
 from aifx.config.serve_section import ServeSection
@@ -49,6 +50,7 @@ class Config:
     log: section_types.LogSection
     generate: section_types.GenerateSection
     serve: ServeSection
+    costs: CostsSection
     parts: TaskParts = field(compare=False, repr=False)
     origins: Mapping[str, Origin] = field(compare=False, repr=False)
 

@@ -299,6 +299,11 @@ class CheckpointSection(Section):
     every: NonNegativeInt = setting(
         200, "Steps between checkpoints; 0 saves only at the end and when stopped.", RESUME_SAFE
     )
+    mtbf_hours: PositiveFloat | None = setting(
+        None,
+        "Mean time between failures that the run's machines have, for the advice of `aifx runs show`.",
+        RESUME_SAFE,
+    )
     keep_last: PositiveInt = setting(2, "Newest checkpoints that are kept.", RESUME_SAFE)
     keep_best: NonNegativeInt = setting(1, "Best checkpoints that are also kept, by `best_by`.", RESUME_SAFE)
     best_by: str = setting(

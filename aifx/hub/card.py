@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from aifx.checkpoint.manifest import Manifest
-from aifx.core.json_files import write_text
+from aifx.core.json_files import read_jsonl, write_text
 from aifx.core.project import RunDirectory
 from aifx.core.version import __version__
+from aifx.runs.goodput import read_goodput
 from aifx.runs.provenance import read_provenance
 from aifx.runs.reading import read_evaluations
 from aifx.runs.status import read_settings
@@ -81,8 +82,13 @@ def _training(run: RunDirectory, step: int) -> list[tuple[str, Any]]:
         ("device", hardware.get("device_kind")),
         ("processor", hardware.get("cpu")),
         ("versions", shown),
-        ("energy", None),  # a run does not record it
+        ("energy", _energy(run)),
     ]
+
+
+def _energy(run: RunDirectory) -> str | None:
+    found = read_goodput(read_jsonl(run.events))
+    return None if found.joules is None else f"{found.joules / 3.6e6:.4g} kWh, {' and '.join(found.energy_bases)}"
 
 
 def _evaluation(run: RunDirectory, step: int) -> list[tuple[str, Any]]:

@@ -7,6 +7,7 @@ and, where there are, `dram` below them, which no package holds. `core` and `unc
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +15,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from aifx.core.facts import Absent, Unknown
+from aifx.machine.catalogue import find_accelerator
 from aifx.machine.nvml import open_driver
 from aifx.machine.nvml.calls import Calls, also
+
+logger = logging.getLogger(__name__)
+
+PowerBasis: TypeAlias = Literal["measured", "declared", "nameplate"]
+"""How power is known: by counters, by a setting, by the chip's data sheet."""
+
+EnergyBasis: TypeAlias = Literal[PowerBasis, "estimated"]
+"""The same; estimated: some of the machines were measured, and the others count as if they used as much."""
 
 POWERCAP = Path("/sys/class/powercap")
 
@@ -42,6 +52,72 @@ class Counter:
         """Joules between two readings, less than one range apart."""
         used = after_j - before_j
         return used + (self.range_j or 0.0) if used < 0 else used
+
+
+@dataclass(frozen=True)
+class Power:
+    """Watts of the devices that compute, and how they are known."""
+
+    watts: float
+    basis: PowerBasis
+
+
+def stated_power(devices: Sequence[Any], declared_w: float | None) -> Power | None:
+    """The power of devices without counters: as declared, otherwise by the catalogue; None if that does not know it."""
+    if declared_w is not None:
+        return Power(declared_w, "declared")
+    chip = find_accelerator(devices[0].device_kind)
+    if chip is None or not chip.power_w:
+        return None
+    return Power(chip.power_w * len(devices) / chip.devices_per_chip, "nameplate")
+
+
+class JobEnergy:
+    """Joules of the devices of a job, from one reading to the next.
+
+    One process reads the counters that it sees. If the job has other machines, theirs count as if they used as much.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[Any],
+        *,
+        num_hosts: int = 1,
+        declared_w: float | None = None,
+        powercap: Path = POWERCAP,
+    ) -> None:
+        """`devices`: all of the job; `declared_w`: their power, if it cannot be measured."""
+        self._power: Power | None = None
+        self._counters: Sequence[Counter] = ()
+        ours = [device for device in devices if device.process_index == devices[0].process_index]
+        self._scale = num_hosts if devices[0].platform == "cpu" else len(devices) / len(ours)
+        try:
+            self._counters = open_counters(ours, powercap)
+        except Unreadable:
+            self._power = stated_power(devices, declared_w)
+        self._read_at, self._joules = time.perf_counter(), self._read()
+
+    def take(self) -> dict[str, Any] | None:
+        """`joules` and `seconds` since the last call, and their `basis`; None if nothing is known."""
+        now = time.perf_counter()
+        seconds, self._read_at = now - self._read_at, now
+        if self._power is not None:
+            return {"joules": self._power.watts * seconds, "seconds": seconds, "basis": self._power.basis}
+        before, self._joules = self._joules, self._read()
+        if not self._joules:
+            return None
+        pairs = zip(self._counters, before, self._joules, strict=True)
+        joules = sum(counter.used(start, end) for counter, start, end in pairs) * self._scale
+        return {"joules": joules, "seconds": seconds, "basis": "measured" if self._scale == 1 else "estimated"}
+
+    def _read(self) -> list[float]:
+        """What the counters say; after one that cannot be read, nothing any more."""
+        try:
+            return [counter.read() for counter in self._counters]
+        except Unreadable as error:
+            logger.warning(f"energy is no longer known: {error}")
+            self._counters = ()
+            return []
 
 
 class Energy:

@@ -10,6 +10,8 @@ from aifx.config.config import Difference
 from aifx.config.gates import GateResult
 from aifx.config.sections import Quantization
 from aifx.core.statuses import ProcessStatus
+from aifx.machine.energy import EnergyBasis
+from aifx.runs.time_account import Activity
 
 
 class MetricsRecord(TypedDict):
@@ -30,13 +32,39 @@ class MetricsRecord(TypedDict):
     validation: NotRequired[dict[str, Any]]
 
 
+class CountedEnergy(TypedDict):
+    """Joules that the devices used in so many seconds, and how they are known."""
+
+    joules: float
+    seconds: float
+    basis: EnergyBasis
+
+
+class Account(TypedDict):
+    """What the time since the line before of the same process was spent on."""
+
+    elapsed_s: float  # since the process began
+    seconds: dict[Activity, float]
+    steps: NotRequired[tuple[int, int]]  # the steps after the first, up to the second, were done
+    energy: NotRequired[CountedEnergy]
+
+
 class _Event(TypedDict):
     time: float
+    account: NotRequired[Account]
 
 
 class ProcessStarted(_Event):
     event: Literal["start", "resume"]
     step: int
+    pid: int
+    hosts: list[str]  # of each process
+
+
+class Progressed(_Event):
+    """Nothing but an account."""
+
+    event: Literal["progress"]
 
 
 class Compiling(_Event):
@@ -131,6 +159,7 @@ class ProcessEnded(RunEnd):
 
     time: float
     event: Literal["stop"]
+    account: Account | None = None
 
 
 class ProcessEndedAbruptly(_Event):
@@ -149,6 +178,7 @@ class ProcessFailed(_Event):
 
 Event = (
     ProcessStarted
+    | Progressed
     | Compiling
     | Compiled
     | CheckpointSaved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,14 +10,26 @@ from typing import Any
 
 from aifx.core.files import RECORDS_LIMIT, read_file
 from aifx.core.json_files import JsonLines, parse_line
+from aifx.runs.time_account import TimeAccount
 
 
 class Ledger(JsonLines):
-    """`events.jsonl`: what happened to a run and when, over all of its processes. Opened to append."""
+    """`events.jsonl`: what happened to a run and when, over all of its processes. Opened to append.
+
+    With an account, each line also says what the time since the line before was spent on. A process that is killed has
+    then told all but the time since its last line.
+    """
+
+    def __init__(self, path: Path, account: TimeAccount | None = None) -> None:
+        super().__init__(path)
+        self._account = account
+        self._order = threading.Lock()  # the account is read in the order of the lines
 
     def write(self, event: str, **fields: Any) -> None:
         """One line, in the file when this returns."""
-        self.append({"time": time.time(), "event": event, **fields})
+        with self._order:
+            account = {} if self._account is None else {"account": self._account.take()}
+            self.append({"time": time.time(), "event": event, **fields, **account})
 
 
 class MetricsWriter(JsonLines):

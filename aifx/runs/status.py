@@ -139,9 +139,13 @@ def validation_loss(record: Mapping[str, Any]) -> float | None:
 
 def number(value: Any) -> float | None:
     """`value` as a finite float, otherwise None."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:  # JSON has integers of any size
+        return None
+    return found if math.isfinite(found) else None
 
 
 def _last_process(events: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:

@@ -5,23 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from aifx.machine.catalogue import find_accelerator
-from aifx.machine.energy import SHORTEST_S, Counter, Unreadable, open_counters
-from aifx.serving.requests import EnergyBasis
+from aifx.machine.energy import SHORTEST_S, Counter, Power, Unreadable, open_counters, stated_power
 from aifx.serving.rows import Row
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Power:
-    """Watts of the devices that compute, and how they are known."""
-
-    watts: float
-    basis: EnergyBasis
 
 
 class PowerMeter:
@@ -36,11 +25,7 @@ class PowerMeter:
         try:
             self._counters = open_counters(devices)
         except Unreadable:
-            chip = find_accelerator(devices[0].device_kind)
-            if declared_w is not None:
-                self._power = Power(declared_w, "declared")
-            elif chip is not None and chip.power_w:
-                self._power = Power(chip.power_w * len(devices), "nameplate")
+            self._power = stated_power(devices, declared_w)
         self._read_at, self._joules = time.monotonic(), self._read()
 
     @property

@@ -27,6 +27,7 @@ from aifx.training.records import Record
 from aifx.training.sampling import TextSampler
 from aifx.training.signals import StopSignals, status_of
 from aifx.training.state import to_tree
+from aifx.training.timing import DataWait
 from aifx.training.voting import Ballot, Interrupted, agree, count_units, votes
 
 if TYPE_CHECKING:
@@ -71,13 +72,16 @@ class Loop:
         Raises NotFinite, and what the observers and the checkpoints raise.
         """
         last, rows = self.programs.config.train.num_steps, self.programs.config.train.global_batch_size
+        waiting, account = DataWait(self.dispatcher.account), self.dispatcher.account
+        account.begin_steps(step)
         stopping = self.pause(state, self.pending_validation) if self.pending_validation else None
-        with closing(batches):
+        with closing(waiting), closing(batches), account.spending("step"):
             while step < last and not stopping and not self.has_converged:
                 step += 1
                 self.group.mark(f"step {step}")
                 requested_at = time.perf_counter()
-                batch = next(batches)
+                with waiting(self.meter.computing):
+                    batch = next(batches)
                 waited_s = time.perf_counter() - requested_at
                 state, numbers = self.step_fn(state, self.frozen, self.programs.place(batch, rows))
                 sums = self.tally((count_units(self.programs, batch, rows), *votes(self.stop.requested)))
@@ -99,7 +103,8 @@ class Loop:
         self.pending_validation = None
         if self.validates(step):
             try:
-                record, improved = self.validate(state, record)
+                with self.dispatcher.account.spending("evaluation"):
+                    record, improved = self.validate(state, record)
             except Interrupted:  # the next process validates, and writes the record again
                 self.pending_validation, stopping = record, agree(self.tally, self.stop)
                 if was_pending:
@@ -145,14 +150,15 @@ class Loop:
             "pending_validation": asdict(self.pending_validation) if self.pending_validation else None,
             "frozen_digest": self.frozen_digest,
         }
-        self.checkpoints.save(
-            step,
-            to_tree(state, stacked=self.programs.is_stacked),
-            host=host,
-            validation_loss=None if validation is None else validation["loss"],
-            score=score_of(best_by_of(self.programs.config), validation),
-            force=force,
-        )
+        with self.dispatcher.account.spending("checkpoint"):
+            self.checkpoints.save(
+                step,
+                to_tree(state, stacked=self.programs.is_stacked),
+                host=host,
+                validation_loss=None if validation is None else validation["loss"],
+                score=score_of(best_by_of(self.programs.config), validation),
+                force=force,
+            )
 
     def validates(self, step: int) -> bool:
         train = self.programs.config.train

@@ -81,6 +81,11 @@ class Meter:
         self._mark = time.perf_counter()
 
     @property
+    def computing(self) -> jax.Array | None:
+        """The numbers of the step that was dispatched last, if it is not resolved."""
+        return self._pending[-1].numbers if self._pending else None
+
+    @property
     def units_per_s(self) -> float | None:
         """Over the steps so far, without the first, which warms up, where there are others."""
         return self._steady_units / self._steady_s if self._steady_s > 0 else None

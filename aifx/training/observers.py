@@ -19,6 +19,7 @@ from aifx.core.sanitize import one_line
 from aifx.core.statuses import ProcessStatus
 from aifx.machine.catalogue import utilization
 from aifx.runs.records import Ledger, MetricsWriter
+from aifx.runs.time_account import TimeAccount
 from aifx.training.records import Observer, Record, RunInfo, TrainResult
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,11 @@ class EventDispatcher:
     Of the processes of a job one keeps the ledger; the others have no `run` here.
     """
 
-    def __init__(self, run: RunDirectory | None, observers: Sequence[Observer]) -> None:
-        self._ledger = None if run is None else Ledger(run.events)
+    def __init__(
+        self, run: RunDirectory | None, observers: Sequence[Observer], account: TimeAccount | None = None
+    ) -> None:
+        self.account = account or TimeAccount()
+        self._ledger = None if run is None else Ledger(run.events, self.account)
         self._observers = list(observers)
         self._lock = threading.RLock()
         self._ended = False
@@ -41,9 +45,13 @@ class EventDispatcher:
             observer.start(info)
 
     def record(self, record: Record) -> None:
+        """Give the observers a record. Now and then, the ledger tells what the time goes to."""
         with self._lock:
+            self.account.step_done(record.step)
             for observer in self._observers:
                 observer.record(record)
+            if self._ledger is not None and self.account.is_due:
+                self._ledger.write("progress")
 
     def event(self, name: str, **fields: Any) -> None:
         """In the ledger when this returns."""

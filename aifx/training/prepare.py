@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +27,7 @@ from aifx.generation.generator import unable_to_write
 from aifx.kernels.choice import run_choices
 from aifx.kernels.verification import verify_kernels
 from aifx.machine.compilation_cache import enable_compilation_cache
+from aifx.machine.energy import JobEnergy
 from aifx.nn.precision import bfloat16_gain
 from aifx.parallel.checks import check_batch
 from aifx.parallel.group import Group
@@ -92,10 +95,15 @@ class Job:
 def prepare(job: Job) -> tuple[Programs, RunDigests | None]:
     """The programs of the run, its data open, and in process 0 the run's digests. Raises ConfigError, DataError."""
     latest = job.group.broadcast(job.fork.step if job.fork else job.checkpoints.latest())
-    job.dispatcher.event("start" if latest is None else "resume", step=latest or 0)
+    hosts = job.group.gather(socket.gethostname())
+    job.dispatcher.event("start" if latest is None else "resume", step=latest or 0, pid=os.getpid(), hosts=hosts)
     enable_compilation_cache()
     verify_kernels(job.project, job.config, job.run)
     layout = local_layout(job.config.train.devices, job.config.mesh)
+    if job.group.is_first:
+        job.dispatcher.account.energy = JobEnergy(
+            layout.devices, num_hosts=len(set(hosts)), declared_w=job.config.costs.power_w
+        )
     check_batch(layout, job.config.train.global_batch_size, job.config.train.gradient_accumulation)
     is_fresh = latest is None or job.fork is not None
     job.group.mark("the data")

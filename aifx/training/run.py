@@ -31,6 +31,7 @@ from aifx.parallel.layout import local_layout
 from aifx.programs.build import Programs
 from aifx.runs.agreement import agree, facts_of_program, facts_of_start, share_choices
 from aifx.runs.lock import hold_run
+from aifx.runs.time_account import TimeAccount
 from aifx.tasks.base import training_source
 from aifx.tasks.preflight import check_best_by
 from aifx.tasks.project_errors import project_errors
@@ -55,6 +56,7 @@ from aifx.training.resume_checks import (
 from aifx.training.sampling import TextSampler
 from aifx.training.signals import StopSignals
 from aifx.training.state import to_tree
+from aifx.training.timing import compilations_counted
 from aifx.training.trackers import open_trackers
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,7 @@ def train(
     observers: Sequence[Observer] = (),
     stop: StopSignals | None = None,
     profile: bool = False,
+    started_at: float | None = None,
 ) -> TrainResult:
     """Train the run `run_name`, from where it is to its end. For a run that has ended, the result is that of its end.
 
@@ -78,9 +81,11 @@ def train(
         fork_at: which checkpoint, by its step or as "best" or "last".
         stop: entered by the caller, who decides what happens to a process that must end at once.
         profile: trace a few steps into the run's `profile` folder.
+        started_at: `time.perf_counter()` when a process began whose only work is this run; by default now.
 
     Raises RunBusy, ConfigError, DataError, CheckpointError, EnvironmentFault. A loss that is not finite is a result.
     """
+    account = TimeAccount(started_at)
     run, stop = project.run(run_name), stop or StopSignals()
     origin = project.existing_run(fork_from) if fork_from is not None else None
     stop.before_exit.append(restore_stdout)
@@ -99,10 +104,10 @@ def train(
             if not group.is_first:
                 return _supervised(Job(project, config, run, fork, EventDispatcher(None, []), stop, metrics, group))
             log = LogFile(run)
-            with log_lines(log.write):
+            with log_lines(log.write), compilations_counted(account):
                 asked = [*open_trackers(config.log.trackers, run), *open_metrics_server(config.log, run)]
                 more = [*([Trace(run)] if profile else []), *asked, *observers]
-                dispatcher = EventDispatcher(run, [metrics, log, *more])
+                dispatcher = EventDispatcher(run, [metrics, log, *more], account)
                 return _supervised(Job(project, config, run, fork, dispatcher, stop, metrics, group))
 
 
@@ -209,10 +214,15 @@ def _train(job: Job) -> TrainResult:
     try:
         ending = loop.run(begun.state, prefetch(training_source(programs.task, job.config), steps, rows), begun.step)
     except NotFinite as error:
-        job.checkpoints.wait()
+        _wait_for_checkpoints(job)
         return report_divergence(error, info, job.checkpoints.steps(), job.dispatcher, is_first=job.group.is_first)
-    job.checkpoints.wait()
+    _wait_for_checkpoints(job)
     return _result(ending, loop, begun, info, time.perf_counter() - started)
+
+
+def _wait_for_checkpoints(job: Job) -> None:
+    with job.dispatcher.account.spending("checkpoint"):
+        job.checkpoints.wait()
 
 
 def _restore(job: Job, programs: Programs) -> tuple[StepFn, InitialState]:
@@ -224,12 +234,13 @@ def _restore(job: Job, programs: Programs) -> tuple[StepFn, InitialState]:
             begun = pool.submit(begin, programs, job.checkpoints, job.run)
         job.dispatcher.event("compile")
         started = time.perf_counter()
-        job.group.mark("the program")
-        lowered = _lower(job, programs)
-        if begun.done():
-            begun.result()  # what is refused would be compiled for nothing
-        job.group.mark("compilation")
-        step_fn: StepFn = lowered.compile()
+        with job.dispatcher.account.spending("compilation"):
+            job.group.mark("the program")
+            lowered = _lower(job, programs)
+            if begun.done():
+                begun.result()  # what is refused would be compiled for nothing
+            job.group.mark("compilation")
+            step_fn: StepFn = lowered.compile()
         job.dispatcher.event("compiled", duration_s=time.perf_counter() - started)
         job.group.mark("the restored state")
         found = begun.result()

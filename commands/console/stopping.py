@@ -173,6 +173,11 @@ def enter(args: Sequence[str], find_caller: Callable[[Sequence[str]], Caller | N
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
+def is_entered() -> bool:
+    """Whether this process was started for this command alone."""
+    return _entry is not None
+
+
 def run_body() -> None:
     """A command's body begins, or a library that replaced handlers has ended."""
     if _entry is not None:

@@ -102,9 +102,10 @@ def show(name: NameArgument = None, json: JsonOption = False) -> None:
     with terminal(json) as out:
         from aifx.commands.runs.page import print_run, read_details
 
-        run = find_project().existing_run(name)
+        project = find_project()
+        run = project.existing_run(name)
         records = read_jsonl(run.metrics)
-        details = read_details(run, records)
+        details = read_details(run, project, records)
         out.document(details)
         if not json:
             print_run(out, details, records)

@@ -10,9 +10,11 @@ from aifx.checkpoint.listing import CheckpointInfo, list_checkpoints
 from aifx.commands.console.chart import line_chart
 from aifx.commands.console.format import age, best, count, date, figure, literal, rate, signed
 from aifx.commands.console.output import Output
+from aifx.commands.runs.goodput import print_bill
 from aifx.core.json_files import readable_bytes
-from aifx.core.project import RunDirectory
+from aifx.core.project import Project, RunDirectory
 from aifx.machine.catalogue import utilization
+from aifx.runs.bill import Bill, read_bill
 from aifx.runs.comparison import Comparison, Pair
 from aifx.runs.provenance import read_provenance
 from aifx.runs.reading import Evaluation, Prediction, Setting, changed_settings, read_evaluations, read_predictions
@@ -30,22 +32,25 @@ class RunDetails(RunStatus):
     Attributes:
         config: settings that are not the default.
         last: the last record of metrics.jsonl.
+        bill: where the time went; None for a run without events.
         predictions: of `aifx plan --run`, beside what the run measured.
     """
 
     config: list[Setting]
     last: Mapping[str, Any] | None
+    bill: Bill | None
     predictions: list[Prediction]
     checkpoints: list[CheckpointInfo]
     evaluations: list[Evaluation]
     provenance: Mapping[str, Any]
 
 
-def read_details(run: RunDirectory, records: Sequence[Mapping[str, Any]]) -> RunDetails:
+def read_details(run: RunDirectory, project: Project, records: Sequence[Mapping[str, Any]]) -> RunDetails:
     return RunDetails(
         **vars(run_status(run)),
         config=changed_settings(run),
         last=records[-1] if records else None,
+        bill=read_bill(run, project, records),
         predictions=read_predictions(run, records),
         checkpoints=list_checkpoints(run.checkpoints),
         evaluations=read_evaluations(run),
@@ -63,6 +68,8 @@ def print_run(out: Output, run: RunDetails, records: Sequence[Mapping[str, Any]]
         out.print(f"damaged: {run.damage}")
     _print_metrics(out, run, records)
     _print_predictions(out, run)
+    if run.bill is not None:
+        print_bill(out, run.bill)
     if run.config:
         out.print("")
         out.table(["setting", "value", "from"], [(s.key, literal(s.value), s.origin) for s in run.config])

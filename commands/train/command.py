@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aifx.commands.console import stopping
 from aifx.commands.console.completion import complete_run
 from aifx.commands.console.format import best
 from aifx.commands.console.options import JsonOption, SetOption
@@ -127,6 +128,7 @@ def _train(
     check_limits()
     from aifx.commands.train.panel import Lines, Panel
     from aifx.config import load_config
+    from aifx.runs.time_account import process_started_at
     from aifx.training.resume_checks import latest_result
     from aifx.training.run import train as train_run
 
@@ -142,6 +144,7 @@ def _train(
         fork_at="last" if at is None else at,
         stop=stop,
         profile=profile,
+        started_at=process_started_at() if stopping.is_entered() else None,
     )
     if out is None:
         stop.before_exit[:] = [_log_end]

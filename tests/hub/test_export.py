@@ -62,11 +62,16 @@ def test_shards_types_and_files(hub_models, empty_project, tmp_path):
     assert {"config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md"} <= names
     wide = export_model(tmp_path / "wide", run, empty_project, dtype="float32")
     assert (wide.dtype, wide.rounded) == ("float32", False)
+    spent = {"joules": 1.8e6, "seconds": 100.0, "basis": "measured"}
+    with run.events.open("a") as events:  # as a run writes that was trained
+        lines = [{"event": "start", "account": {"energy": spent}}, {"event": "stop", "account": {"energy": spent}}]
+        events.writelines(json.dumps(line) + "\n" for line in lines)
     half = export_model(tmp_path / "half", run, empty_project, dtype="float16")
     assert (half.dtype, half.rounded) == ("float16", True)
     card = (tmp_path / "wide/README.md").read_text()
     assert "| energy | unknown |" in card
     assert "pipeline_tag: text-generation" in card
+    assert "| energy | 1 kWh, measured |" in (tmp_path / "half/README.md").read_text()
 
 
 def test_a_byte_that_the_disk_changes_is_found_and_nothing_is_left(hub_models, empty_project, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from aifx.machine import energy
-from aifx.machine.energy import Counter, Energy, Unreadable, open_energy
+from aifx.machine.energy import Counter, Energy, JobEnergy, Unreadable, open_energy
 
 FAKE = Path(__file__).parents[1] / "health" / "fake_nvml.c"
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -121,3 +121,53 @@ except Unreadable as error:
 
     assert ask("3,2", [0, 1]) == [["GPU 0", 9.0], ["GPU 1", 7.5]]
     assert "this GPU or driver does not report it" in ask("", [1])
+
+
+def devices(kind: str, platform: str, processes: list[int]) -> list[SimpleNamespace]:
+    return [SimpleNamespace(platform=platform, device_kind=kind, process_index=index) for index in processes]
+
+
+def test_a_job_reads_its_counters_from_one_line_to_the_next(powercap):
+    job = JobEnergy(devices("cpu", "cpu", [0]), powercap=powercap)
+    (powercap / "intel-rapl:0" / "energy_uj").write_text("8000000")
+    first = job.take()
+    assert (first["joules"], first["basis"]) == (pytest.approx(3.0), "measured")
+    assert first["seconds"] > 0
+    assert job.take()["joules"] == 0.0
+
+
+def test_hosts_that_nobody_reads_count_as_the_one_that_is_read(powercap):
+    job = JobEnergy(devices("cpu", "cpu", [0, 1, 2, 3]), num_hosts=2, powercap=powercap)
+    (powercap / "intel-rapl:0" / "energy_uj").write_text("8000000")
+    taken = job.take()
+    assert (taken["joules"], taken["basis"]) == (pytest.approx(6.0), "estimated")
+
+
+def test_a_counter_that_fails_leaves_no_number(powercap, caplog):
+    job = JobEnergy(devices("cpu", "cpu", [0]), powercap=powercap)
+    (powercap / "intel-rapl:0" / "energy_uj").write_text("broken")
+    assert job.take() is None
+    assert job.take() is None
+    assert caplog.text.count("energy is no longer known") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "declared_w", "watts", "basis"),
+    [
+        ("NVIDIA H100 80GB HBM3", None, 1400.0, "nameplate"),
+        ("NVIDIA H100 80GB HBM3", 1000.0, 1000.0, "declared"),
+        ("cpu", 90.0, 90.0, "declared"),
+    ],
+)
+def test_without_counters_power_is_as_stated(tmp_path, monkeypatch, kind, declared_w, watts, basis):
+    def unreadable(*_: object) -> None:
+        raise Unreadable("no driver")
+
+    monkeypatch.setattr(energy, "open_counters", unreadable)
+    job = JobEnergy(devices(kind, "gpu", [0, 0]), declared_w=declared_w)
+    taken = job.take()
+    assert (taken["joules"], taken["basis"]) == (pytest.approx(watts * taken["seconds"]), basis)
+
+
+def test_without_counters_and_catalogue_energy_is_unknown(tmp_path):
+    assert JobEnergy(devices("cpu", "cpu", [0]), powercap=tmp_path).take() is None

@@ -123,6 +123,33 @@ def test_show(project: Project) -> None:
     assert "┤" in people
 
 
+def test_show_tells_where_the_time_went(project: Project) -> None:
+    run = make_run(project, "a", 3)
+    run.events.unlink()
+    ledger = Ledger(run.events)
+    spent = {"joules": 7.2e6, "seconds": 1400.0, "basis": "nameplate"}
+    ledger.write("start", step=0, account={"elapsed_s": 100.0, "seconds": {"setup": 100.0}})
+    account = {"elapsed_s": 1600.0, "seconds": {"step": 1440.0, "checkpoint": 60.0}, "steps": [0, 40], "energy": spent}
+    ledger.write("checkpoint", step=40, account=account)
+    ledger.write("stop", status="completed")
+    (project.root / "aifx.toml").write_text("[costs]\nprice_per_hour = 9\npue = 1.2\ngco2e_per_kwh = 250\n")
+    bill = answer(project, "runs", "show")["bill"]
+    assert bill["goodput"] == pytest.approx(0.9)
+    assert bill["seconds"]["checkpoint"] == 60.0
+    assert bill["cost"]["step"] == pytest.approx(3.6)
+    assert bill["energy"]["operational_gco2e"] == pytest.approx(600.0)
+    assert bill["advice"]["mtbf_source"] == "assumed"
+    people = aifx(project, "runs", "show", "a").stdout
+    shown = people[people.index("goodput") : people.index("setting ")].splitlines()
+    assert shown[0] == "goodput 90.0% of 26 min 40 s, 1 process"
+    assert shown[2].split()[:6] == ["steps", "24", "min", "00", "s", "90.0%"]
+    assert "cost 4.00 at 9 per hour, 0.40 of it lost" in shown
+    assert "energy 2 kWh, nameplate, counted in 88% of the running time" in shown
+    assert "emissions 600 gCO2e" in shown
+    assert "  250 g/kWh with a PUE of 1.2, as declared in [costs]" in shown
+    assert max(map(len, shown)) <= 80
+
+
 def test_compare(project: Project) -> None:
     make_run(project, "a", 0)
     make_run(project, "b", 1)

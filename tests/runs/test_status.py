@@ -11,7 +11,7 @@ from aifx.runs.comparison import MetricPair, SettingPair, StepRow, compare_runs
 from aifx.runs.lock import hold_run
 from aifx.runs.reading import changed_settings, read_evaluations
 from aifx.runs.records import Ledger, MetricsWriter
-from aifx.runs.status import run_status
+from aifx.runs.status import number, run_status
 
 
 @pytest.fixture
@@ -107,3 +107,8 @@ def test_comparison(run: RunDirectory, tmp_path: Path) -> None:
     assert found.rows[1] == StepRow(20, (1 / 20, 2 / 20), (1 / 20, 2 / 20), (1.0, 1.0))
     assert found.evaluations == [MetricPair("test", "loss", (1.5, 1.25))]
     assert [e.step for e in read_evaluations(run)] == [40]
+
+
+def test_an_integer_beyond_all_floats_is_no_number() -> None:
+    assert number(10**400) is None
+    assert number(-3) == -3.0

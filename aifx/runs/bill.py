@@ -1,0 +1,227 @@
+"""What a run's time and energy cost, and how often it should save: the goodput section of `aifx runs show`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from pydantic import ValidationError
+
+from aifx.config.costs_section import CostsSection
+from aifx.core.errors import ConfigError
+from aifx.core.files import read_file
+from aifx.core.json_files import read_jsonl
+from aifx.core.os_errors import first_line
+from aifx.core.parsing import parse_toml
+from aifx.core.project import Project, RunDirectory
+from aifx.machine.energy import EnergyBasis
+from aifx.runs.goodput import Category, Goodput, read_goodput
+from aifx.runs.lock import is_held
+from aifx.runs.provenance import read_provenance
+from aifx.runs.status import number, read_settings
+
+DEVICE_MTBF_HOURS = 50_000
+"""Hours of a device between failures that end a job, for a run that has seen none.
+
+419 unexpected interruptions in 54 days of 16,384 GPUs: 50,700 hours (Llama 3, arXiv 2407.21783, section 3.3.4).
+"""
+
+MtbfSource: TypeAlias = Literal["given", "measured", "assumed"]
+"""Where a mean time between failures is from."""
+
+NEAR = 1.5
+"""An interval is near the best one within this factor: it then costs at most 8 % more than the least."""
+
+NEGLIGIBLE = 0.001
+"""Share of the time that is not worth another interval."""
+
+
+@dataclass(frozen=True)
+class EnergyBill:
+    """The energy of a run's devices, and its emissions.
+
+    Attributes:
+        joules: of the devices; with `pue`, the data center used that times as much.
+        covered: the share of the running time in which energy was counted.
+        operational_gco2e: E x I of SCI, with `pue` in E; None without an intensity.
+        embodied_gco2e: M of SCI; None without `costs.embodied_gco2e_per_hour`.
+        gco2e_per_million: SCI per million of `unit`.
+    """
+
+    joules: float
+    bases: list[EnergyBasis]
+    covered: float
+    unit: str | None
+    joules_per_unit: float | None
+    pue: float | None
+    gco2e_per_kwh: float | None
+    operational_gco2e: float | None
+    embodied_gco2e: float | None
+    gco2e_per_million: float | None
+
+
+@dataclass(frozen=True)
+class CheckpointAdvice:
+    """How often to save, by Daly's formula.
+
+    Attributes:
+        every: the best `checkpoint.every`.
+        now: the run's.
+        stall_s: that a checkpoint held up training, on average.
+        mtbf_s: mean time between failures.
+        mtbf_source: "given" by `checkpoint.mtbf_hours`, "measured" on this run, or "assumed".
+        loss: the share of time that saving and repeated steps are expected to take with `every`.
+        loss_now: the same for `now`; None if that saves only at the end.
+    """
+
+    every: int
+    now: int | None
+    stall_s: float
+    mtbf_s: float
+    mtbf_source: MtbfSource
+    loss: float
+    loss_now: float | None
+
+    @property
+    def is_near(self) -> bool:
+        """Whether the run's interval need not change."""
+        if not self.now or self.loss_now is None:
+            return False
+        return self.every / NEAR <= self.now <= self.every * NEAR or self.loss_now - self.loss <= NEGLIGIBLE
+
+
+@dataclass(frozen=True)
+class Bill:
+    """Where the time of a run went, and what that cost.
+
+    Attributes:
+        goodput: the share of all time that steps took which count; `running_goodput`, that of the time in which a
+            process ran.
+        seconds: by category; they add up to `elapsed_s`.
+        num_failures: of processes that ended without saving what they had done.
+        cost: by category, at `price_per_hour`. Down time costs nothing here: aifx does not know whether the machines
+            were held.
+    """
+
+    elapsed_s: float
+    running_s: float
+    goodput: float | None
+    running_goodput: float | None
+    seconds: dict[Category, float]
+    num_processes: int
+    num_failures: int
+    price_per_hour: float | None
+    cost: dict[Category, float] | None
+    energy: EnergyBill | None
+    advice: CheckpointAdvice | None
+
+
+def read_bill(run: RunDirectory, project: Project, records: Sequence[Mapping[str, Any]]) -> Bill | None:
+    """The bill of a run; None if its ledger holds no time. `records` are the lines of metrics.jsonl."""
+    found = read_goodput(read_jsonl(run.events), alive=is_held(run))
+    if found.elapsed_s <= 0:
+        return None
+    costs, settings, last = read_costs(run, project), read_settings(run), records[-1] if records else {}
+    price = costs.price_per_hour
+    priced = {name: value for name, value in found.seconds.items() if name != "down"}
+    return Bill(
+        elapsed_s=found.elapsed_s,
+        running_s=found.running_s,
+        goodput=found.share,
+        running_goodput=found.running_share,
+        seconds=found.seconds,
+        num_processes=found.num_processes,
+        num_failures=found.num_failures,
+        price_per_hour=price,
+        cost=None if price is None else {name: price * value / 3600 for name, value in priced.items()},
+        energy=energy_bill(found, costs, number(last.get("units")), last.get("unit")),
+        advice=_advice(found, settings, read_provenance(run)),
+    )
+
+
+def read_costs(run: RunDirectory, project: Project) -> CostsSection:
+    """`[costs]` of the run, or as `aifx.toml` has it now: a price may be set after the run.
+
+    Raises ConfigError. Of `aifx.toml` nothing else is read, since that may import the project's code.
+    """
+    values = {k.partition(".")[2]: v for k, v in read_settings(run).items() if k.startswith("costs.")}
+    try:
+        now = parse_toml(read_file(project.config_path).decode()).get("costs", {})
+        return CostsSection(**values | now)
+    except (OSError, ValueError, TypeError) as error:
+        why = first_line(error)
+        if isinstance(error, ValidationError):
+            why = "; ".join(f"{one['loc'][0]}: {one['msg']}" for one in error.errors())
+        raise ConfigError(f"[costs] in {project.config_path} cannot be read", why, "aifx config check") from error
+
+
+def energy_bill(found: Goodput, costs: CostsSection, units: float | None, unit: Any) -> EnergyBill | None:
+    """Energy and emissions, by the Software Carbon Intensity specification (ISO/IEC 21031): (E x I + M) per R."""
+    if found.joules is None:
+        return None
+    units = units if units and units > 0 else None
+    intensity, embodied = costs.gco2e_per_kwh, costs.embodied_gco2e_per_hour
+    operational = None if intensity is None else found.joules / 3.6e6 * (costs.pue or 1.0) * intensity
+    embodied = None if embodied is None else embodied * found.running_s / 3600
+    return EnergyBill(
+        joules=found.joules,
+        bases=found.energy_bases,
+        covered=min(found.energy_s / found.running_s, 1.0) if found.running_s > 0 else 0.0,
+        unit=unit if isinstance(unit, str) else None,
+        joules_per_unit=found.joules / units if units else None,
+        pue=costs.pue,
+        gco2e_per_kwh=intensity,
+        operational_gco2e=operational,
+        embodied_gco2e=embodied,
+        gco2e_per_million=(operational + (embodied or 0.0)) / units * 1e6
+        if units and operational is not None
+        else None,
+    )
+
+
+def daly_interval_s(stall_s: float, mtbf_s: float) -> float:
+    """The time between checkpoints that loses least, for a mean time between failures.
+
+    J. T. Daly 2006, doi:10.1016/j.future.2004.11.016, equation 37. Its first term is that of Young 1974.
+    """
+    if stall_s >= 2 * mtbf_s:
+        return mtbf_s
+    ratio = stall_s / (2 * mtbf_s)
+    return math.sqrt(2 * stall_s * mtbf_s) * (1 + math.sqrt(ratio) / 3 + ratio / 9) - stall_s
+
+
+def _advice(found: Goodput, settings: Mapping[str, Any], provenance: Mapping[str, Any]) -> CheckpointAdvice | None:
+    stall_s = found.seconds["checkpoint"] / found.num_checkpoints if found.num_checkpoints else 0.0
+    if found.step_s is None or stall_s <= 0:
+        return None
+    step_s = found.step_s + found.seconds["data_wait"] / found.num_steps
+    mtbf_s, source = _mtbf_s(found, settings, provenance)
+    now, last = settings.get("checkpoint.every"), settings.get("train.num_steps")
+    every = _two_digits(daly_interval_s(stall_s, mtbf_s) / step_s)
+    every = min(every, last) if isinstance(last, int) and last > 0 else every
+
+    def loss(steps: int) -> float:
+        return min(stall_s / (steps * step_s) + steps * step_s / (2 * mtbf_s), 1.0)
+
+    loss_now = loss(now) if isinstance(now, int) and now > 0 else None
+    return CheckpointAdvice(every, now, stall_s, mtbf_s, source, loss(every), loss_now)
+
+
+def _mtbf_s(found: Goodput, settings: Mapping[str, Any], provenance: Mapping[str, Any]) -> tuple[float, MtbfSource]:
+    given = number(settings.get("checkpoint.mtbf_hours"))
+    if given is not None and given > 0:
+        return given * 3600, "given"
+    if found.num_failures:
+        return found.running_s / found.num_failures, "measured"
+    num_devices = number((provenance.get("hardware") or {}).get("num_devices"))
+    return DEVICE_MTBF_HOURS * 3600 / max(num_devices or 1, 1), "assumed"
+
+
+def _two_digits(steps: float) -> int:
+    """At least 1, and not more precise than the numbers behind it."""
+    if steps < 10:
+        return max(round(steps), 1)
+    unit = 10 ** (math.floor(math.log10(steps)) - 1)
+    return round(steps / unit) * unit

@@ -1,0 +1,198 @@
+"""What the time of a run went to, over all of its processes, from the lines of `events.jsonl` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal, TypeAlias, cast, get_args
+
+from aifx.machine.energy import EnergyBasis
+from aifx.runs.status import BEGINNINGS, number
+from aifx.runs.time_account import Activity
+
+Category: TypeAlias = Literal[Activity, "repeated", "skipped", "down", "unknown"]
+"""What time went to. Docs/goodput.md explains them beside the categories of ml-goodput-measurement."""
+
+CATEGORIES: tuple[Category, ...] = get_args(Category)
+
+LONGEST_S = 1e10
+"""300 years: a time beyond it is none."""
+
+Event: TypeAlias = Mapping[str, Any]
+
+
+@dataclass
+class Goodput:
+    """Where the time of a run went, and the energy of its devices.
+
+    Attributes:
+        seconds: by category, all of them; they add up to the time since the run first started.
+        num_failures: of processes, once they had taken a step, that ended without saving: killed, failed, or another
+            process was lost.
+        num_steps: that were done, the repeated ones included.
+        num_checkpoints: that were saved.
+        joules: None if nothing is known.
+        energy_s: the seconds in which these were counted.
+        energy_bases: how they are known.
+    """
+
+    seconds: dict[Category, float] = field(default_factory=lambda: dict.fromkeys(CATEGORIES, 0.0))
+    num_processes: int = 0
+    num_failures: int = 0
+    num_steps: int = 0
+    num_checkpoints: int = 0
+    joules: float | None = None
+    energy_s: float = 0.0
+    energy_bases: list[EnergyBasis] = field(default_factory=list)
+
+    @property
+    def elapsed_s(self) -> float:
+        return sum(self.seconds.values())
+
+    @property
+    def running_s(self) -> float:
+        """The time in which a process ran."""
+        return self.elapsed_s - self.seconds["down"]
+
+    @property
+    def share(self) -> float | None:
+        """Goodput: the share of all time that steps took which count."""
+        return self.seconds["step"] / self.elapsed_s if self.elapsed_s > 0 else None
+
+    @property
+    def running_share(self) -> float | None:
+        """The same share of the time in which a process ran."""
+        return self.seconds["step"] / self.running_s if self.running_s > 0 else None
+
+    @property
+    def step_s(self) -> float | None:
+        """Seconds of a step, data wait left out."""
+        steps = sum(self.seconds[name] for name in ("step", "repeated", "skipped"))
+        return steps / self.num_steps if self.num_steps and steps > 0 else None
+
+
+def read_goodput(events: Sequence[Event], *, alive: bool = False) -> Goodput:
+    """Attribute all time from the start of the first process to the last line.
+
+    Within a process, the clock is its own monotonic one; between two processes it is the wall clock, and time that
+    would be negative, after the clock was set back, is none. Never raises for lines that are nonsense.
+
+    Args:
+        alive: the last process still runs.
+    """
+    found = Goodput()
+    reached, ended_at = 0, None
+    processes = _processes(events)
+    for i, process in enumerate(processes):
+        first = next((t for e in process if (t := _moment(e)) is not None), None)
+        last = next((t for e in reversed(process) if (t := _moment(e)) is not None), None)
+        if first is not None and ended_at is not None:
+            began_at = first - _duration(_account(process[0]).get("elapsed_s"))
+            found.seconds["down"] += max(began_at - ended_at, 0.0)
+        ended_at = last if last is not None else ended_at
+        steps_before = found.num_steps
+        reached = _add_process(found, process, reached)
+        found.num_processes += 1
+        is_running = alive and i == len(processes) - 1
+        if found.num_steps > steps_before and not is_running and _lost_work(process):
+            found.num_failures += 1
+    return found
+
+
+def _processes(events: Sequence[Event]) -> list[Sequence[Event]]:
+    """The events of each process of the run; what stands before the first beginning is of no process."""
+    begins = [i for i, event in enumerate(events) if event.get("event") in BEGINNINGS]
+    return [events[start:end] for start, end in pairwise([*begins, len(events)])]
+
+
+def _add_process(found: Goodput, process: Sequence[Event], reached: int) -> int:
+    """Add what a process did. `reached` is the last step that a process before it told; returns it after this one."""
+    accounted, elapsed, skipped = 0.0, 0.0, list[int]()
+    for event in process:
+        if event.get("event") == "skip" and _is_step(step := event.get("step")):
+            skipped.append(step)
+        found.num_checkpoints += event.get("event") == "checkpoint"
+        account = _account(event)
+        elapsed = max(elapsed, _duration(account.get("elapsed_s")))
+        given = account.get("seconds")
+        seconds = (
+            {name: _duration(given.get(name)) for name in get_args(Activity)} if isinstance(given, Mapping) else {}
+        )
+        accounted += sum(seconds.values())
+        took_s = seconds.pop("step", 0.0)
+        for name, value in seconds.items():
+            found.seconds[cast(Category, name)] += value
+        first, last = _steps(account)
+        reached = _add_steps(found, took_s, first, last, reached, skipped)
+        _add_energy(found, account.get("energy"))
+    if elapsed == 0.0:  # a process of a version without accounts
+        moments = [moment for event in process if (moment := _moment(event)) is not None]
+        elapsed = max(moments[-1] - moments[0], 0.0) if moments else 0.0
+    found.seconds["unknown"] += max(elapsed - accounted, 0.0)
+    return reached
+
+
+def _add_steps(found: Goodput, took_s: float, first: int, last: int, reached: int, skipped: list[int]) -> int:
+    """Divide `took_s`, of the steps after `first` up to `last`, into those that count, repeated and skipped ones.
+
+    Without a step that was done, it is a part of the next one.
+    """
+    count = last - first
+    here = [step for step in skipped if first < step <= last]
+    skipped[:] = [step for step in skipped if step > last]
+    found.num_steps += count
+    if count == 0:
+        found.seconds["repeated" if first < reached else "step"] += took_s
+        return reached
+    unapplied = min(len(here), count)
+    again = min(max(min(last, reached) - first, 0), count - unapplied)
+    parts: dict[Category, int] = {"skipped": unapplied, "repeated": again, "step": count - unapplied - again}
+    for name, steps in parts.items():
+        found.seconds[name] += took_s * (steps / count)
+    return max(reached, last)
+
+
+def _add_energy(found: Goodput, energy: Any) -> None:
+    if not isinstance(energy, Mapping) or (joules := number(energy.get("joules"))) is None or joules < 0:
+        return
+    found.joules = (found.joules or 0.0) + joules
+    found.energy_s += _duration(energy.get("seconds"))
+    basis = energy.get("basis")
+    if basis in get_args(EnergyBasis) and basis not in found.energy_bases:
+        found.energy_bases.append(basis)
+
+
+def _lost_work(process: Sequence[Event]) -> bool:
+    """Whether a process ended without saving what it had done, and not because its user wanted that."""
+    stop = next((event for event in reversed(process) if event.get("event") == "stop"), None)
+    if stop is None or stop.get("status") == "failed":
+        return True
+    return stop.get("status") == "preempted" and "why" in stop
+
+
+def _account(event: Event) -> Mapping[str, Any]:
+    account = event.get("account")
+    return account if isinstance(account, Mapping) else {}
+
+
+def _steps(account: Mapping[str, Any]) -> tuple[int, int]:
+    match account.get("steps"):
+        case [first, last] if _is_step(first) and _is_step(last) and first <= last:
+            return first, last
+    return 0, 0
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+def _moment(event: Event) -> float | None:
+    moment = number(event.get("time"))
+    return moment if moment is not None and 0 < moment < LONGEST_S else None
+
+
+def _duration(value: Any) -> float:
+    """`value` as seconds, 0 if it is none that time can take."""
+    seconds = number(value)
+    return seconds if seconds is not None and 0 < seconds < LONGEST_S else 0.0
