@@ -28,7 +28,7 @@ LEAST_SHARE = 0.0005
 MTBF = {
     "given": "as checkpoint.mtbf_hours says",
     "measured": "as measured on this run",
-    "assumed": "assumed, since none happened: 50,000 h per device (arXiv 2407.21783)",
+    "assumed": "assumed: 50,000 h per device (arXiv 2407.21783)",
 }
 
 
@@ -82,8 +82,8 @@ def _print_advice(out: Output, advice: CheckpointAdvice, num_failures: int) -> N
     out.print(f"advice: every = {advice.now} in [checkpoint] {now}")
     if not advice.is_near:
         out.print(f"  every = {advice.every}    # loses {_share(advice.loss)}")
-    out.print(f"  a checkpoint stalls training for {duration(advice.stall_s)}; a failure each")
-    out.print(f"  {duration(advice.mtbf_s)}{failures}, {MTBF[advice.mtbf_source]}")
+    out.print(f"  a checkpoint stalls training for {duration(advice.stall_s)}, and a failure comes")
+    out.print(f"  every {duration(advice.mtbf_s)}{failures}, {MTBF[advice.mtbf_source]}")
 
 
 def _share(loss: float | None) -> str:
