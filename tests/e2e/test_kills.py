@@ -23,6 +23,7 @@ from effort import Journal, seed_of_commit
 from real_command import TINY, Command, settings
 
 from aifx.core.json_files import read_jsonl
+from aifx.runs.goodput import read_goodput
 
 KILLS = 20
 STEPS = 600
@@ -140,6 +141,7 @@ def kill_and_compare(project: Command, cache: Path, started: Started, seed: int)
 
     # A cache of its own, so that the killed run compiles and writes its cache under fire.
     hunted = Command(project.cwd, cache)
+    began_at = time.time()
     run = project.cwd / "runs" / "killed"
     aimed: list[Aiming] = [in_cache_write, in_compilation, in_commit, in_metrics_write]
     struck: Counter[Aiming] = Counter()
@@ -160,6 +162,11 @@ def kill_and_compare(project: Command, cache: Path, started: Started, seed: int)
     assert done.json()["loss"] == whole.json()["loss"], f"seed {seed}"
     assert numbers(run) == numbers(project.cwd / "runs" / "whole"), f"seed {seed}"
     assert not list(run.glob("checkpoints/*tmp*")), f"seed {seed}: a stray temporary checkpoint stayed"
+
+    events = read_jsonl(run / "events.jsonl")
+    goodput = read_goodput(events)
+    assert goodput.elapsed_s == pytest.approx(events[-1]["time"] - began_at, rel=0.005), f"seed {seed}"
+    assert goodput.seconds["unknown"] <= 0.01 * goodput.elapsed_s, f"seed {seed}"
 
     shown = hunted("ckpt", "verify", "--run", "killed", "--json").json()
     assert shown["state_digest"] == whole.json()["state_digest"], f"seed {seed}"

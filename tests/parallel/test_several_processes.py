@@ -25,6 +25,7 @@ from aifx.core.json_files import read_jsonl
 from aifx.core.project import Project
 from aifx.kernels.choice import project_calls
 from aifx.parallel.connections import free_port
+from aifx.runs.goodput import read_goodput
 from jax_kernels.implementations import current_device
 from jax_kernels.ops import ATTENTION
 from jax_kernels.tuning import TuningCache
@@ -201,6 +202,11 @@ def test_two_processes_equal_one(whole: tuple[Trainer, dict[str, Any]]) -> None:
     assert pair["resumed_from"] in (5, 10, 15)  # a slow machine may not have saved the last one in time
     assert pair["state_digest"] == alone["state_digest"]
     assert trainer.records("pair") == trainer.records("alone")
+    events = read_jsonl(job.run / "events.jsonl")
+    goodput = read_goodput(events)
+    assert (goodput.num_processes, goodput.num_failures) == (3, 2)
+    assert goodput.seconds["unknown"] <= 0.01 * goodput.elapsed_s
+    assert len(events[0]["hosts"]) == 2
     stored = Path(os.environ["JAX_COMPILATION_CACHE_DIR"], "process-1")
     assert list(stored.glob("jit_train_step-*-cache"))
 
