@@ -223,5 +223,5 @@ def _two_digits(steps: float) -> int:
     """At least 1, and not more precise than the numbers behind it."""
     if steps < 10:
         return max(round(steps), 1)
-    unit = 10 ** (math.floor(math.log10(steps)) - 1)
+    unit: int = 10 ** (math.floor(math.log10(steps)) - 1)
     return round(steps / unit) * unit

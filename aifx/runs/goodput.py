@@ -16,6 +16,8 @@ Category: TypeAlias = Literal[Activity, "repeated", "skipped", "down", "unknown"
 
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 
+BASES: tuple[EnergyBasis, ...] = get_args(EnergyBasis)
+
 LONGEST_S = 1e10
 """300 years: a time beyond it is none."""
 
@@ -110,8 +112,8 @@ def _add_process(found: Goodput, process: Sequence[Event], reached: int) -> int:
     """Add what a process did. `reached` is the last step that a process before it told; returns it after this one."""
     accounted, elapsed, skipped = 0.0, 0.0, list[int]()
     for event in process:
-        if event.get("event") == "skip" and _is_step(step := event.get("step")):
-            skipped.append(step)
+        if event.get("event") == "skip" and _is_step(event.get("step")):
+            skipped.append(event["step"])
         found.num_checkpoints += event.get("event") == "checkpoint"
         account = _account(event)
         elapsed = max(elapsed, _duration(account.get("elapsed_s")))
@@ -158,9 +160,8 @@ def _add_energy(found: Goodput, energy: Any) -> None:
         return
     found.joules = (found.joules or 0.0) + joules
     found.energy_s += _duration(energy.get("seconds"))
-    basis = energy.get("basis")
-    if basis in get_args(EnergyBasis) and basis not in found.energy_bases:
-        found.energy_bases.append(basis)
+    known = (basis for basis in BASES if basis == energy.get("basis") and basis not in found.energy_bases)
+    found.energy_bases.extend(known)
 
 
 def _lost_work(process: Sequence[Event]) -> bool:
