@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypedDict, cast
 
@@ -140,12 +140,16 @@ class Sweep:
 
 
 def sweep_folder(project: Project, name: str) -> RunDirectory:
-    """Where a sweep of this name is. Raises UsageError for a name that no run could have, and for that of a run."""
+    """The folder of a sweep, which need not exist. Raises UsageError for a name that is a run's, or cannot be one."""
     folder = project.run(name)
-    if folder.exists():
+    if folder.exists() and not is_sweep(folder):
         why = f"{folder.path} is a run, and a sweep has a folder of its own"
         raise UsageError(f"{name!r} cannot name a sweep", why, f"aifx sweep --name {name}-sweep --set KEY=A,B,C")
     return folder
+
+
+def is_sweep(folder: RunDirectory) -> bool:
+    return (folder.path / SWEEP_FILE).is_file()
 
 
 def sweep_names(project: Project) -> list[str]:
@@ -190,6 +194,8 @@ def read_sweep(folder: RunDirectory) -> Sweep | None:
 def add_line(sweep: Sweep, name: str, line: SweepLine) -> None:
     """Change a sweep by what a line says. Raises KeyError for a trial that is not there."""
     if line["event"] == "trial":
+        if set(line["values"]) != set(sweep.design.space.keys):
+            raise ValueError(f"trial {line['number']} has values for other keys than the design")
         sweep.trials[line["number"]] = Trial(line["number"], trial_name(name, line["number"]), line["values"])
     elif line["event"] == "pruned":
         before = sweep.trials[line["number"]]
@@ -226,12 +232,11 @@ class SweepFile:
 @contextmanager
 def hold_sweep(folder: RunDirectory) -> Iterator[None]:
     """Hold a sweep, as a process holds a run. Raises RunBusy if another process goes on with it."""
-    try:
-        with hold_run(folder):
-            yield
-    except RunBusy as error:
-        if f"{folder.name!r}" not in error.what:
-            raise
-        what = f"another process goes on with sweep {folder.name!r}"
-        why = f"it is held by {holder(folder) or 'a process that just started'}"
-        raise RunBusy(what, why, f"aifx sweep show {folder.name}    (or another sweep: --name NAME)") from None
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold_run(folder))
+        except RunBusy:
+            what = f"another process goes on with sweep {folder.name!r}"
+            why = f"it is held by {holder(folder) or 'a process that just started'}"
+            raise RunBusy(what, why, f"aifx sweep show {folder.name}    (or another sweep: --name NAME)") from None
+        yield

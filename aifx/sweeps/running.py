@@ -20,7 +20,7 @@ from aifx.core.errors import ExitCode, UsageError
 from aifx.core.parsing import parse_json
 from aifx.core.processes import Child, Ended, pump
 from aifx.core.project import Project, RunDirectory
-from aifx.runs.lock import is_held
+from aifx.runs.lock import holder, is_held
 from aifx.runs.manage import change_tags
 from aifx.runs.reading import MetricsTail
 from aifx.sweeps.pruning import Curve, Pruning, judge
@@ -59,9 +59,13 @@ class Metrics:
     def __init__(self, run: RunDirectory, best_by: str) -> None:
         self._tail, self._best_by = MetricsTail(run.metrics), parse_best_by(best_by)
         self._curve: list[tuple[int, float]] = []
+        self._is_whole = False
 
-    def curve(self) -> Curve:
+    def curve(self, *, may_grow: bool = True) -> Curve:
         """All validations so far."""
+        if self._is_whole:
+            return self._curve
+        self._is_whole = not may_grow
         records, restart = self._tail.read()
         if restart:  # it has resumed from an earlier step
             self._curve.clear()
@@ -100,6 +104,7 @@ class Runner:
     stopped: list[Trial] = field(default_factory=list)
     failed: list[Trial] = field(default_factory=list)
     metrics: dict[int, Metrics] = field(default_factory=dict)
+    awaited: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         sweep = self.file.sweep
@@ -141,9 +146,12 @@ class Runner:
         for number in list(self.queue):
             if not free:
                 return
-            # The processes of a sweep that was killed are told by the kernel to stop, and save first.
+            # The kernel tells the processes of a sweep that was killed to stop. They save first.
             trial = self.file.sweep.trials.get(number)
-            if trial is not None and is_held(self.project.run(trial.run)):
+            if trial is not None and is_held(run := self.project.run(trial.run)):
+                if number not in self.awaited:
+                    logger.info(f"{trial.run}: waiting for {holder(run) or 'the process that trains it'}")
+                self.awaited.add(number)
                 continue
             self.queue.remove(number)
             self._start(trial or self._new_trial(number), free.pop(0))
@@ -151,10 +159,10 @@ class Runner:
     def _new_trial(self, number: int) -> Trial:
         trial = make_trial(self.file.sweep, self.file.name, number)
         self.file.append("trial", number=number, run=trial.run, values=trial.values)
-        self._watch(trial)
         return trial
 
     def _start(self, trial: Trial, slot: int) -> None:
+        self._watch(trial)
         design, run = self.file.sweep.design, self.project.run(trial.run)
         settings, file = trial_overrides(design, trial), config_file(design)
         run.path.mkdir(parents=True, exist_ok=True)
@@ -172,7 +180,8 @@ class Runner:
 
     def _prune(self) -> None:
         best_by = parse_best_by(self.file.sweep.design.best_by)
-        curves = {number: metrics.curve() for number, metrics in self.metrics.items()}
+        grow = {one.trial.number for one in self.running}
+        curves = {number: metrics.curve(may_grow=number in grow) for number, metrics in self.metrics.items()}
         for one in self.running:
             number = one.trial.number
             if one.pruning is not None:

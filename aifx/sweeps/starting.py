@@ -13,7 +13,7 @@ from aifx.config.best_by import best_by_of, parse_best_by
 from aifx.config.config import Config, Difference, number_settings
 from aifx.core.errors import ConfigError, UsageError, did_you_mean
 from aifx.core.project import Project
-from aifx.sweeps.record import Design, End, Sweep, Trial, read_sweep, sweep_folder, trial_name
+from aifx.sweeps.record import Design, End, Sweep, Trial, is_sweep, read_sweep, sweep_folder, trial_name
 from aifx.sweeps.samplers import (
     SAMPLERS,
     Outcome,
@@ -152,7 +152,8 @@ def _check_trials(project: Project, name: str, sweep: Sweep) -> None:
     """Raise if a trial's settings cannot be used, as far as they are known, or if its run would be another's."""
     for trial in planned(sweep, name):
         load_config(project, trial_overrides(sweep.design, trial), file=config_file(sweep.design))
-        if trial.number not in sweep.trials and project.run(trial.run).exists():
+        run = project.run(trial.run)
+        if trial.number not in sweep.trials and (run.exists() or is_sweep(run)):
             why = "it belongs to no trial of this sweep"
             raise UsageError(f"run {trial.run!r} exists", why, f"aifx sweep --name {name}-2 ...")
 

@@ -15,6 +15,7 @@ from aifx.commands.console.jobs import refuse_job
 from aifx.commands.console.options import DryRunOption, JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
+from aifx.core.errors import AifxError
 from aifx.core.limits import check_limits
 from aifx.core.project import Project, find_project
 
@@ -143,10 +144,17 @@ def _run(out: Output, project: Project, name: str, options: Options, slots: list
         stack.callback(file.close)
         file.append("sweep", design=sweep.design, num_trials=sweep.num_trials, prune=sweep.prune)
         signals = stack.enter_context(Signals())
-        code = Runner(project, file, slots, stack).run(signals)
+        runner = Runner(project, file, slots, stack)
+        code = runner.run(signals)
         found = report(project, name, sweep)
     out.document(found)
     _show(out, found)
+    if runner.failed:
+        names = ", ".join(trial.run for trial in runner.failed)
+        hint = f"aifx sweep --name {name}    (once the cause is gone: it starts them again)"
+        out.report([AifxError(f"{len(runner.failed)} of the trials failed", names, hint)])
+    elif code:
+        out.log(f"continue with: aifx sweep --name {name}")
     return int(code)
 
 
@@ -185,11 +193,15 @@ def show(name: SweepArgument = None, html: HtmlOption = None, json: JsonOption =
 
 def _show(out: Output, found: SweepReport) -> None:
     """The report for people."""
+    from aifx.sweeps.space import SEED
+
     out.print(f"sweep {found.sweep}: {found.num_ended} of {found.num_trials} trials have ended; by {found.best_by}")
     keys = list(dict.fromkeys(key for one in found.settings for key in one.values))
     columns = ["rank", *keys, "value", "std", "difference", "margin", "verdict", "trials"]
     if found.settings:
         out.table(columns, [_row(one, keys) for one in found.settings], right=columns[:-2])
+    if any(one.verdict == "unknown" for one in found.settings):
+        out.print(f"what a seed changes is not known: --set {SEED}=0,1,2 trains each setting three times")
     known = [one for one in found.importance if one.fraction is not None]
     if known:
         out.print("")

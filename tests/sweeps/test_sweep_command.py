@@ -19,6 +19,7 @@ from aifx.cluster.local import PROGRAM
 from aifx.commands.console.completion import complete_sweep
 from aifx.config import load_config
 from aifx.core.errors import RunBusy, UsageError
+from aifx.runs.lock import hold_run
 from aifx.runs.manage import read_tags
 from aifx.runs.status import run_status
 from aifx.sweeps.record import hold_sweep
@@ -85,6 +86,7 @@ def test_a_trial_that_failed_is_started_again_with_the_sweep(swept: Any, behave:
     assert code == 2
     assert ends(swept) == [(1, "completed"), (2, "failed"), (3, "diverged")]
     assert "sweep-002: failed: the data is missing: a reason" in err
+    assert err.endswith("hint: aifx sweep --name sweep    (once the cause is gone: it starts them again)\n")
     assert [row.split()[0] for row in out.splitlines()[2:5]] == ["1", "-", "-"]
     behave()
     code, _, err = swept.command()
@@ -143,6 +145,7 @@ def test_a_signal_ends_the_trials(swept: Any, behave: Behave, number: signal.Sig
     assert ended == code, err
     assert [line["event"] for line in swept.lines()] == ["sweep", "trial"]
     assert "0 of 3 trials have ended" in out
+    assert err.endswith("continue with: aifx sweep --name sweep\n")
 
 
 def test_only_comparable_trials_are_added(swept: Any) -> None:
@@ -201,6 +204,37 @@ def test_one_process_at_a_time_goes_on_with_a_sweep(swept: Any) -> None:
             pass
 
 
+def test_a_trial_whose_process_still_saves_is_awaited(swept: Any, behave: Behave) -> None:
+    behave(**{"sweep-001": {"exit": 75}})
+    assert swept.command(*RATES)[0] == 75
+    behave()
+    run = swept.project.run("sweep-001")
+    held = threading.Event()
+
+    def save() -> None:
+        with hold_run(run):
+            held.set()
+            time.sleep(1.0)
+            (swept.root / "saved").write_text(str(len(swept.starts())))
+
+    threading.Thread(target=save, daemon=True).start()
+    assert held.wait(10)
+    code, _, err = swept.command()
+    assert code == 0, err
+    assert "sweep-001: waiting for process" in err
+    assert (swept.root / "saved").read_text() == "3"
+    assert [start[0] for start in swept.starts()][3:] == ["sweep-001"]
+
+
+def test_names_of_sweeps_and_of_their_trials_stay_apart(swept: Any) -> None:
+    assert swept.command(*RATES, "--name", "x-001", "--trials", "1")[0] == 0
+    code, _, err = swept.command(*RATES, "--name", "x")
+    assert code == 2
+    assert "run 'x-001' exists" in err
+    swept.project.run("x-001").config.touch()  # `aifx train --run x-001`: the sweep can go on all the same
+    assert swept.command("--name", "x-001", "--trials", "2")[0] == 0
+
+
 def test_a_file_that_is_no_sweep(swept: Any) -> None:
     path = swept.project.runs_path / "sweep" / "sweep.jsonl"
     path.parent.mkdir(parents=True)
@@ -209,6 +243,13 @@ def test_a_file_that_is_no_sweep(swept: Any) -> None:
         code, _, err = swept.command("show", "sweep")
         assert code == 2
         assert "record 1 cannot be read" in err
+    shutil.rmtree(path.parent)
+    assert swept.command(*RATES)[0] == 0
+    path.write_text(path.read_text().replace('"values": {"optimizer.learning_rate": 1.0}', '"values": {}'))
+    code, _, err = swept.command("show")
+    assert code == 2
+    assert "record 4 cannot be read" in err
+    assert "trial 2 has values for other keys than the design" in err
 
 
 def test_each_trial_has_gpus_of_its_own(swept: Any) -> None:
