@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from aifx.core.errors import DataError, UsageError, did_you_mean
+from aifx.core.errors import DataError, UsageError, nearest
 from aifx.data.encoding import TextFile, open_content
 from aifx.data.files import check_regular, parse_records
 from aifx.data.parquet import open_parquet
@@ -110,7 +110,10 @@ def unknown_format(file: InputFile, known: Iterable[str]) -> UsageError:
 def field(values: Mapping[str, Any], name: str) -> Any:
     """The value of a field. Raises ValueError for a row without it."""
     if name not in values:
-        raise ValueError(f"no field {name!r}: {did_you_mean(name, [str(key) for key in values]) or 'the row is empty'}")
+        known = [str(key) for key in values]
+        near = nearest(name, known)
+        has = f"the row has {', '.join(sorted(known))}" if known else "the row is empty"
+        raise ValueError(f"no field {name!r}: {f'did you mean {near!r}?' if near else has}")
     return values[name]
 
 
