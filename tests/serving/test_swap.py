@@ -60,7 +60,7 @@ def whole(deltas: queue.Queue[Delta]) -> list[int]:
 
 
 def wait_until(condition: Callable[[], Any]) -> None:
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120  # a gate is a process, which may be slow to start
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.01)

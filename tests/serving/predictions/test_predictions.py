@@ -40,8 +40,8 @@ def batch_of(served: Any, values: list[dict[str, float]]) -> dict[str, np.ndarra
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def wait_until(condition: Callable[[], Any]) -> None:
-    until = time.monotonic() + 20
+def wait_until(condition: Callable[[], Any], limit_s: float = 20) -> None:
+    until = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.005)
@@ -285,7 +285,7 @@ def test_a_checkpoint_that_fails_the_gates_is_refused(
         old = served.predictor.fingerprint
         shutil.copytree(table.root / "runs/main/checkpoints/2", watched.root / "new")
         (watched.root / "new").rename(watched.root / "runs/main/checkpoints/2")
-        wait_until(lambda: watcher.counts.refused)
+        wait_until(lambda: watcher.counts.refused, limit_s=120)  # `aifx eval` is a process, which may be slow to start
         assert served.predictor.fingerprint == old
         assert any("passed: predictions: numbers" in line for line in logged)
         assert any("step 2 is refused, step 1 goes on serving: the gates accuracy >= 2" in line for line in logged)
