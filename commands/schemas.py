@@ -38,6 +38,7 @@ def command_types() -> dict[str, Any]:
     from aifx.checkpoint import inspection
     from aifx.checkpoint.comparison import CheckpointDifference
     from aifx.checkpoint.copying import CopiedCheckpoint
+    from aifx.cluster.launched import LaunchList
     from aifx.commands.config import group as config
     from aifx.commands.predict.command import Predictions
     from aifx.commands.runs import manage, page
@@ -70,6 +71,7 @@ def command_types() -> dict[str, Any]:
         "train": TrainDocument,
         "sweep": SweepReport | PlannedSweep,
         "sweep-show": SweepReport,
+        "launch-ls": LaunchList,
         "eval": held_out.Report | dataset.DatasetReports,
         "predict": Predictions,
         "generate": GeneratedText,

@@ -1,4 +1,4 @@
-"""One command as several processes of this machine: started together, ended together, and started again."""
+"""One command as several processes of this machine, which may be one of several: started and ended together."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from aifx.core.processes import Child, Ended, pump
 from aifx.machine.huge_pages import with_huge_pages
 from aifx.machine.present import nvidia_gpus
 from aifx.parallel.connections import free_port
+from aifx.parallel.processes import Membership
 from aifx.training.signals import stays_ignored
 
 HOST = "127.0.0.1"
@@ -80,8 +81,14 @@ class Signals:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
 
-def processes(arguments: Sequence[str], count: int, environ: Mapping[str, str]) -> list[Process]:
+def processes(
+    arguments: Sequence[str], count: int, environ: Mapping[str, str], node: Membership | None = None
+) -> list[Process]:
     """The `count` processes of `aifx arguments`: each with its number, and with its share of the GPUs.
+
+    Args:
+        node: the place of this machine among those of a job, each of which starts `count` processes; None for a job of
+            this machine alone.
 
     Raises UsageError if the GPUs of this machine cannot be divided among them.
     """
@@ -90,15 +97,18 @@ def processes(arguments: Sequence[str], count: int, environ: Mapping[str, str]) 
         why = f"{len(gpus)} GPUs are visible, and each process takes the same number"
         raise UsageError(f"{count} processes cannot share the GPUs", why, f"aifx launch local -n {len(gpus)} ...")
     tunables = (with_huge_pages(environ) or {}).get("GLIBC_TUNABLES")  # so that no process starts itself again for them
-    each, address = len(gpus) // count, f"{HOST}:{free_port(HOST)}"
+    each, address = len(gpus) // count, f"{HOST}:{free_port(HOST)}" if node is None else node.coordinator
+    first, nodes = (0, 1) if node is None else (node.process_id * count, node.num_processes)
     found = []
     for index in range(count):
         variables = {
             "AIFX_COORDINATOR": address,
-            "AIFX_NUM_PROCESSES": str(count),
-            "AIFX_PROCESS_ID": str(index),
+            "AIFX_NUM_PROCESSES": str(nodes * count),
+            "AIFX_PROCESS_ID": str(first + index),
             "AIFX_LAUNCHER": str(os.getpid()),
         }
+        if node is not None:
+            variables["AIFX_NODES"] = str(nodes)
         if tunables is not None:
             variables["GLIBC_TUNABLES"] = tunables
         if gpus:

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 from aifx.config import sections as section_types
 from aifx.config.costs_section import CostsSection
+from aifx.config.launch_section import LaunchSection, SlurmSection
 from aifx.config.registry import PARTS, TaskParts, bundled
 from aifx.config.sections import RESUME_SAFE, Section
 from aifx.config.serve_section import ServeSection
@@ -51,6 +52,8 @@ class Config:
     generate: section_types.GenerateSection
     serve: ServeSection
     costs: CostsSection
+    launch: LaunchSection
+    slurm: SlurmSection
     parts: TaskParts = field(compare=False, repr=False)
     origins: Mapping[str, Origin] = field(compare=False, repr=False)
 

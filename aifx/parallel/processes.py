@@ -90,7 +90,9 @@ def detect(
 
 
 def started_by(environ: Mapping[str, str]) -> list[str]:
-    """How a person starts what this process runs: `aifx`, or `aifx launch local -n N`."""
+    """How a person starts what this process runs: `aifx`, `aifx launch local -n N`, `aifx launch slurm -N NODES`."""
+    if "AIFX_NODES" in environ and "SLURM_JOB_ID" in environ:
+        return ["aifx", "launch", "slurm", "-N", environ["AIFX_NODES"]]
     launch = ["launch", "local", "-n", environ["AIFX_NUM_PROCESSES"]] if "AIFX_LAUNCHER" in environ else []
     return ["aifx", *launch]
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import secrets
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ import jax
 import aifx
 import jax_kernels
 from aifx.config import Config
-from aifx.core.project import Project
+from aifx.core.files import open_file
+from aifx.core.project import Project, RunDirectory
 from aifx.machine.host import versions
 from aifx.parallel.group import Disagreement, Group
 from aifx.runs.provenance import NUMERIC_PACKAGES, flags_of_numbers
@@ -28,6 +31,9 @@ from jax_kernels.dispatch import Choices
 from jax_kernels.op import Choice
 
 MAX_LINES = 8
+SEEN_S = 10.0
+"""How long a file of process 0 may take to appear on the other nodes."""
+
 OF_A_PROCESS = re.compile(r"JAX_(COORDINATOR|PROCESS|NUM_PROCESS|LOCAL)\w*|NCCL_(SOCKET_IFNAME|IB_HCA|DEBUG\w*)")
 """Flags that differ between the processes of a job as a rule."""
 
@@ -49,6 +55,34 @@ def agree(group: Group, facts: Callable[[], Facts]) -> None:
         hint = "start all processes with the same project, settings, packages and environment"
         more = [f"and {len(lines) - MAX_LINES} more"] if len(lines) > MAX_LINES else []
         raise Disagreement(what, "\n".join([*lines[:MAX_LINES], *more]), hint)
+
+
+def check_shared(group: Group, run: RunDirectory) -> None:
+    """Raise Disagreement in all processes unless all of them see the run directory of process 0, which holds the run.
+
+    Process 0 creates a file of a new name, and the others look for it. A name that a node has never looked for is in
+    no cache of its NFS client.
+    """
+    if group.size == 1:
+        return
+    path = run.path / f".seen.{secrets.token_hex(6)}.tmp"  # `remove_temporary` removes it after a kill
+    try:
+        if group.is_first:
+            os.close(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        path = run.path / group.broadcast(path.name)
+        deadline = time.monotonic() + SEEN_S
+        while not (is_seen := path.exists()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        found = group.gather({"host": socket.gethostname(), "is_seen": is_seen})
+        blind = group.broadcast([f"{index} on {one['host']}" for index, one in enumerate(found) if not one["is_seen"]])
+        host = group.broadcast(socket.gethostname())
+    finally:
+        if group.is_first:
+            path.unlink(missing_ok=True)
+    if blind:
+        what = f"process {', '.join(blind[:MAX_LINES])} does not see the run directory of process 0"
+        why = f"{run.path} on {host} is another folder there: the nodes do not share it"
+        raise Disagreement(what, why, "put the project on a file system that all nodes share")
 
 
 def differences(processes: list[dict[str, Any]]) -> list[str]:

@@ -29,7 +29,7 @@ from aifx.parallel.group import Group, Limits, PeerLost
 from aifx.parallel.joining import current_group, joined, restore_stdout
 from aifx.parallel.layout import local_layout
 from aifx.programs.build import Programs
-from aifx.runs.agreement import agree, facts_of_program, facts_of_start, share_choices
+from aifx.runs.agreement import agree, check_shared, facts_of_program, facts_of_start, share_choices
 from aifx.runs.lock import hold_run
 from aifx.runs.time_account import TimeAccount
 from aifx.tasks.base import training_source
@@ -92,6 +92,7 @@ def train(
     with joined(Limits.of(config.processes), lambda lost: _leave(lost, stop, project, config, run)) as group:
         agree(group, lambda: facts_of_start(config, run=run_name, fork_from=fork_from, fork_at=fork_at))
         with hold_run(run) if group.is_first else nullcontext():
+            check_shared(group, run)
             if config.mesh.auto:
                 from aifx.training.auto_mesh import with_found_mesh  # here, since other runs need no plan
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -22,6 +23,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 LAST_WORDS_S = 2.0
 """Limit of the callbacks that run right before the process ends."""
+
+ECHO_S = 1.0
+"""Schedulers signal all processes of a job, and so does the one that started this one: a signal comes twice."""
 
 BeforeExit = Callable[[ProcessStatus | None, str], None]
 """Called with the run's status (None: failed) and a line on why, right before the process ends without unwinding."""
@@ -39,7 +43,8 @@ class StopSignals:
     """Listens to SIGINT, SIGTERM and SIGHUP while entered; to be entered in the main thread, before the heavy imports.
 
     Until `guard` is called there is nothing to save: the first signal ends the process. From then on the first one sets
-    `requested`, for the loop to see between two steps, and starts a clock; the second one, or the clock, ends it.
+    `requested`, for the loop to see between two steps, and starts a clock; the second one, or the clock, ends it. Under
+    `aifx launch`, the same signal within ECHO_S is not a second one.
 
     SIGHUP ignored from the start (nohup) stays ignored. So does a SIGINT from the keyboard to a process that a shell
     started in the background; one sent on purpose to such a process is heard.
@@ -58,6 +63,7 @@ class StopSignals:
         self._woken = 0  # signals seen by the C handlers
         self._handled = 0  # signals seen by the Python handlers: the same ones, later
         self._acted = 0
+        self._first_at = 0.0
         self._before: dict[signal.Signals, Any] = {}
         self._writer: int | None = None
         self._fd_before = -1
@@ -136,6 +142,9 @@ class StopSignals:
                 return
             self._acted += 1
             first = self._acted == 1
+            if not first and self._is_echo(signum):
+                return
+            self._first_at = time.monotonic()
             if first and self._guarded:
                 self.requested = signal.Signals(signum)
                 clock = threading.Timer(self._timeout_s, self._overdue, args=(signum,))
@@ -145,6 +154,10 @@ class StopSignals:
             self._done = self._leaving = True
         why = self.kept if first else f"stopped at once; {self.kept}"
         self._exit(status_of(signum), why, exit_code_of(signum))
+
+    def _is_echo(self, signum: int) -> bool:
+        is_soon = time.monotonic() - self._first_at < ECHO_S
+        return is_soon and signum == self.requested and "AIFX_LAUNCHER" in os.environ
 
     def _overdue(self, signum: int) -> None:
         with self._lock:

@@ -42,6 +42,16 @@ def complete_sweep(incomplete: str) -> list[str]:
     return []
 
 
+def complete_launch(incomplete: str) -> list[str]:
+    """Ids of launches in the project around the working directory."""
+    from aifx.cluster.launched import read_records
+    from aifx.core.project import find_project
+
+    with suppress(AifxError, OSError):
+        return [record.id for record in read_records(find_project()) if record.id.startswith(incomplete)]
+    return []
+
+
 def complete_template(incomplete: str) -> list[tuple[str, str]]:
     """Templates that come with aifx; for others a shell offers files."""
     from aifx.scaffold.projects import bundled_templates

@@ -12,7 +12,7 @@ import inspect
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -209,6 +209,21 @@ def invoke(app: typer.Typer, args: list[str], *, is_colored: bool) -> int:
         return 0
     why = "it supports bash, zsh, fish and PowerShell"
     raise UsageError("completion does not support this shell", why, "run it from such a shell")
+
+
+def parse(app: typer.Typer, args: Sequence[str]) -> dict[str, Any]:
+    """The parameters of the command that `args` name, by the names of its function, without running it.
+
+    Raises UsageError.
+    """
+    root = typer.main.get_command(app)
+    with root.make_context("aifx", list(args[:1])) as outer:
+        name, command, _ = root.resolve_command(outer, list(args[:1]))
+        try:
+            with command.make_context(name, list(args[1:]), parent=outer) as inner:
+                return dict(inner.params)
+        except typer.TyperException as error:
+            raise failure_of(error) from error
 
 
 def _is_typers_own(code: object, args: list[str]) -> bool:

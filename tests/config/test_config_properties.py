@@ -21,11 +21,13 @@ from aifx.core.project import Project
 SETTINGS = list(all_settings())
 CLASHING = {
     "finetune": ("adapter", "base_quantize"),
+    "launch": ("environment", "image", "mounts"),
     "model": ("blocks_per_stage",),
     "schedule": ("warmup_steps",),
+    "slurm": ("account", "options", "partition", "qos", "setup_script", "signal_ahead_s", "time_limit"),
     "train": ("gradient_accumulation",),
 }
-"""Settings that seldom go with random values of others."""
+"""Settings that seldom go with random values of others, or whose text has a form of its own."""
 quick = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
 

@@ -1,0 +1,209 @@
+"""What was launched on a cluster: a folder each below `runs/.launched`, and how it is looked after.
+
+`record.json` says what was handed to which scheduler, and `events.jsonl` what became of it. A scheduler is a
+`Backend`, found by the name that the record has.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+from pydantic import TypeAdapter, ValidationError
+
+from aifx.core.errors import AifxError, UsageError, did_you_mean
+from aifx.core.files import make_folders, read_file
+from aifx.core.json_files import read_jsonl, write_json
+from aifx.core.project import Project
+
+State: TypeAlias = Literal["pending", "running", "ending", "completed", "failed", "stopped", "unknown"]
+"""Of a job. "ending": its processes save and leave. "unknown": the scheduler does not know it, or does not answer."""
+
+OVER = ("completed", "failed", "stopped")
+POLL_S = 2.0  # between questions to a scheduler, which has other users
+IDLE_S = 0.2
+
+BACKENDS: Mapping[str, str] = {"slurm": "aifx.cluster.slurm"}
+"""The module of each scheduler, which has a `BACKEND`. They are imported when they are asked."""
+
+
+@dataclass(frozen=True)
+class LaunchRecord:
+    """What was handed to a scheduler.
+
+    Attributes:
+        id: of the launch, also the name of its folder.
+        backend: "slurm" or another name of BACKENDS.
+        job: what the scheduler calls it.
+        place: where the scheduler has it: a cluster, or a context and a namespace; empty for its default.
+        run: name of the run; empty for a command that takes the newest.
+        arguments: of aifx.
+        time: Unix time in seconds.
+    """
+
+    id: str
+    backend: str
+    job: str
+    place: str
+    run: str
+    arguments: tuple[str, ...]
+    nodes: int
+    processes_per_node: int
+    time: float
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """What a scheduler says of a job.
+
+    Attributes:
+        why: the reason of a state, such as what a pending job waits for; may be empty.
+        nodes: that it runs on; may be empty.
+        exit_code: of a job that is over; None if it is not known.
+    """
+
+    state: State
+    why: str = ""
+    nodes: str = ""
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A launch, and what became of it.
+
+    Attributes:
+        starts: of the processes so far, the first included.
+    """
+
+    record: LaunchRecord
+    status: JobStatus
+    starts: int
+
+
+@dataclass(frozen=True)
+class LaunchList:
+    """What `aifx launch ls --json` prints, the newest launch last."""
+
+    launches: list[Launched]
+
+
+class Backend(Protocol):
+    """A scheduler. Its methods raise EnvironmentFault if it does not answer."""
+
+    def status(self, record: LaunchRecord, folder: Path) -> JobStatus:
+        """What the scheduler says of a job, or what its folder says once the scheduler has forgotten it."""
+
+    def stop(self, record: LaunchRecord, status: JobStatus, *, now: bool) -> None:
+        """End a job. Its run saves first, except with `now`."""
+
+    def lines(self, record: LaunchRecord, folder: Path) -> Iterator[bytes | None]:
+        """Lines that the job writes, without their ends, and None each time that there is nothing new."""
+
+
+def backend_of(record: LaunchRecord) -> Backend:
+    """Raises UsageError for one that this version does not know."""
+    if record.backend not in BACKENDS:
+        raise UsageError(f"launch {record.id} is on {record.backend!r}", did_you_mean(record.backend, BACKENDS))
+    backend: Backend = importlib.import_module(BACKENDS[record.backend]).BACKEND
+    return backend
+
+
+def new_id(run: str) -> str:
+    return f"{run or 'newest'}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(1)}"
+
+
+def folder_of(project: Project, launch: str) -> Path:
+    """The folder of a launch. Raises UsageError for what is not the plain name of one."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,129}", launch):
+        raise UsageError(f"{launch!r} is not the id of a launch", "", "aifx launch ls")
+    return project.runs_path / ".launched" / launch
+
+
+def make_folder(project: Project, launch: str) -> Path:
+    """The folder of a new launch. Raises UnsafeFile if what leads to it is a link."""
+    folder = folder_of(project, launch)
+    make_folders(folder, below=project.runs_path)
+    return folder
+
+
+def write_record(project: Project, record: LaunchRecord) -> None:
+    write_json(folder_of(project, record.id) / "record.json", asdict(record))
+
+
+def read_records(project: Project) -> list[LaunchRecord]:
+    """All launches, the newest last. Records that cannot be read are left out."""
+    parent, found = project.runs_path / ".launched", []
+    for folder in parent.iterdir() if parent.is_dir() else ():
+        try:
+            record = _RECORD.validate_json(read_file(folder / "record.json", below=parent))
+        except (OSError, ValidationError):
+            continue
+        if record.id == folder.name:
+            found.append(record)
+    return sorted(found, key=lambda record: (record.time, record.id))
+
+
+def find_record(project: Project, name: str | None) -> LaunchRecord:
+    """The launch that `name` means: its id, its run, or its number at the scheduler; the newest if it is None.
+
+    Raises UsageError if there is none.
+    """
+    records = read_records(project)
+    if name is None and not records:
+        raise UsageError("nothing was launched here", "there is no record below runs/.launched", "aifx launch slurm")
+    for record in reversed(records):
+        if name in (None, record.id, record.run, record.job):
+            return record
+    assert name is not None
+    why = did_you_mean(name, [record.id for record in records])
+    raise UsageError(f"no launch {name!r} in {project.runs_path}", why, "aifx launch ls")
+
+
+def list_launches(project: Project) -> LaunchList:
+    """All launches with the state of their jobs. A scheduler that does not answer leaves it unknown."""
+    found = []
+    for record in read_records(project):
+        folder = folder_of(project, record.id)
+        try:
+            status = backend_of(record).status(record, folder)
+        except AifxError as error:
+            status = JobStatus("unknown", error.what)
+        starts = sum(event.get("event") == "start" for event in read_events(folder))
+        found.append(Launched(record, status, starts))
+    return LaunchList(found)
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """The events of a launch: `begin`, `start`, `signal`, `requeue`, `stop` and `end`, each with its time."""
+    return read_jsonl(folder / "events.jsonl")
+
+
+_RECORD = TypeAdapter(LaunchRecord)
+
+
+def follow(
+    record: LaunchRecord, folder: Path, on_line: Callable[[bytes], None], on_status: Callable[[JobStatus], None]
+) -> JobStatus:
+    """Pass on what a job writes, and each change of its status, until it is over."""
+    backend, asked_at = backend_of(record), -POLL_S
+    status = JobStatus("unknown")
+    for line in backend.lines(record, folder):
+        if line is not None:
+            on_line(line)
+            continue
+        if status.state in OVER:
+            break
+        if time.monotonic() - asked_at < POLL_S:
+            time.sleep(IDLE_S)
+            continue
+        asked_at, before = time.monotonic(), status
+        if (status := backend.status(record, folder)) != before:
+            on_status(status)
+    return status

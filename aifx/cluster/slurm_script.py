@@ -1,0 +1,178 @@
+"""The sbatch script of `aifx launch slurm`, as a user of Slurm would write it by hand.
+
+Nothing in it can be taken for more than a value: `#SBATCH` lines hold words that match a pattern
+(`aifx.config.launch_section`), and the shell gets everything else through `shlex.quote`, on one line.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from aifx.config.launch_section import LaunchSection, SlurmSection
+from aifx.core.errors import UsageError
+from aifx.core.sanitize import escape_controls
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """What a script is made of.
+
+    Attributes:
+        id: of the launch.
+        root: the project's folder.
+        folder: of the launch, relative to `root`; the job writes its output and events there.
+        arguments: of aifx, such as `train --run wide`.
+    """
+
+    id: str
+    root: Path
+    folder: Path
+    arguments: tuple[str, ...]
+    launch: LaunchSection
+    slurm: SlurmSection
+
+
+def job_name(launch: str) -> str:
+    """What Slurm calls a launch."""
+    return f"aifx-{launch}"
+
+
+def render(job: SlurmJob) -> str:
+    """The script. Raises UsageError for a path or an argument that does not fit on a line."""
+    return "\n".join(["#!/bin/bash", *_directives(job), "", *_settings(job), "", BODY.strip(), ""])
+
+
+def _directives(job: SlurmJob) -> Iterator[str]:
+    launch, slurm = job.launch, job.slurm
+    options = [
+        f"job-name={job_name(job.id)}",
+        f"nodes={launch.nodes}",
+        "ntasks-per-node=1",
+        *([f"gpus-per-node={launch.gpus_per_node}"] if launch.gpus_per_node else []),
+        *([f"account={slurm.account}"] if slurm.account else []),
+        *([f"partition={slurm.partition}"] if slurm.partition else []),
+        *([f"qos={slurm.qos}"] if slurm.qos else []),
+        *([f"time={slurm.time_limit}"] if slurm.time_limit else []),
+        f"signal=B:TERM@{slurm.signal_ahead_s}",
+        "requeue" if slurm.requeue else "no-requeue",
+        f"output={job.folder}/output.log",
+        "open-mode=append",
+        *slurm.options,
+    ]
+    return (f"#SBATCH --{option}" for option in options)
+
+
+def _settings(job: SlurmJob) -> Iterator[str]:
+    """The lines that say what the body runs."""
+    launch = job.launch
+    yield f"cd {quoted([str(job.root)])} || exit 2"
+    yield f"events={quoted([f'{job.folder}/events.jsonl'])}"
+    if job.slurm.setup_script:
+        yield f". {quoted([str(Path(job.root, job.slurm.setup_script))])} || exit 2"
+    for variable in launch.environment:
+        name, _, value = variable.partition("=")
+        yield f"export {name}={quoted([value])}"
+    yield f"on_nodes=({quoted(_srun(job))})"
+    yield f"aifx=({quoted(_program(job))})"
+    supervise = ["launch", "node", "--id", job.id, "-n", str(launch.processes_per_node), "--", *job.arguments]
+    yield f"supervise=({quoted(supervise)})"
+    yield f"doctor={_yes(launch.doctor)} restarts={launch.restarts} requeue={_yes(job.slurm.requeue)}"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _srun(job: SlurmJob) -> list[str]:
+    nodes = job.launch.nodes
+    # Slurm would bind a task of one CPU to it. srun does not take over --cpus-per-task from sbatch.
+    command = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--cpu-bind=none"]
+    command += [f"--{option}" for option in job.slurm.options if option.startswith("cpus-per-task=")]
+    if job.launch.image:
+        mounts = ",".join([f"{job.root}:{job.root}", *job.launch.mounts])
+        if any(mark in str(job.root) for mark in ",:"):
+            raise UsageError(f"{job.root} cannot be mounted", "its name has a comma or a colon", "rename the folder")
+        command += [f"--container-image={job.launch.image}", f"--container-mounts={mounts}"]
+        command += [f"--container-workdir={job.root}"]
+    return command
+
+
+def _program(job: SlurmJob) -> list[str]:
+    """How the nodes start aifx: from their own PATH if the job brings an environment, otherwise as it was started."""
+    if job.launch.image or job.slurm.setup_script:
+        return ["aifx"]
+    beside = Path(sys.executable).with_name("aifx")
+    return [str(beside)] if beside.is_file() else [sys.executable, "-P", "-m", "aifx.commands.main"]
+
+
+def quoted(words: Sequence[str]) -> str:
+    """Words as bash reads them back, on one line. Raises UsageError for control characters."""
+    for word in words:
+        if any(ord(mark) < 32 or ord(mark) == 127 for mark in word):
+            why = "it holds control characters, and a script is made of lines"
+            raise UsageError(f"{escape_controls(word)!r} cannot be launched", why, "set it in aifx.toml instead")
+    return shlex.join(words)
+
+
+BODY = r"""
+step="" stopped=""
+
+event() { printf '{"time": %s, "event": "%s"%s}\n' "$(date +%s)" "$1" "$2" >> "$events"; }
+
+# SIGTERM comes ahead of the time limit, SIGINT from `aifx launch stop`, to this script alone, which passes them on.
+on_signal() {
+    stopped=$1
+    event signal ", \"signal\": \"$1\""
+    if [ -n "$step" ]; then scancel --signal="$1" "$SLURM_JOB_ID" 2> /dev/null; fi
+}
+trap 'on_signal TERM' TERM
+trap 'on_signal INT' INT
+
+# Run a command on all nodes. Bash handles a signal only while it waits, and then waits no longer.
+run() {
+    "${on_nodes[@]}" "$@" &
+    step=$!
+    while kill -0 "$step" 2> /dev/null; do wait "$step"; done
+    wait "$step"
+    code=$?
+    step=""
+}
+
+check='report=$("$@" 2>&1); code=$?; [ $code -ne 1 ] || echo "$report" >&2
+[ $code -eq 0 ] || echo "aifx doctor on ${SLURMD_NODENAME:-$HOSTNAME}: exit $code" >&2; [ $code -ne 1 ]'
+if [ $doctor = yes ]; then
+    run --kill-on-bad-exit=0 bash -c "$check" doctor "${aifx[@]}" doctor
+    if [ $code -ne 0 ] && [ -z "$stopped" ]; then
+        echo "error: a node is not healthy, and nothing was started; sbatch --exclude leaves it out" >&2
+        event end ', "code": 2'
+        exit 2
+    fi
+fi
+
+event begin
+start=0 code=75
+while [ -z "$stopped" ]; do
+    run --kill-on-bad-exit=1 "${aifx[@]}" "${supervise[@]}"
+    if [ $code -ge 128 ] && [ "$stopped" != INT ]; then code=75; fi
+    if [ $code -ne 75 ] || [ $start -ge $restarts ]; then break; fi
+    start=$((start + 1))
+    if [ -z "$stopped" ]; then echo "restart $start of $restarts on these nodes" >&2; fi
+done
+
+if [ $code -eq 75 ] && [ $requeue = yes ] && [ "$stopped" != INT ]; then
+    trap '' TERM INT
+    # It is ending if a person cancelled it, or if Slurm preempts it and brings it back by itself.
+    if [ "$(squeue --noheader --job="$SLURM_JOB_ID" --format=%T)" != RUNNING ]; then
+        event cancel
+    else
+        event requeue
+        scontrol requeue "$SLURM_JOB_ID" && exit 75
+    fi
+fi
+event end ", \"code\": $code"
+exit $code
+"""

@@ -1,0 +1,201 @@
+"""`[launch]` and `[slurm]`: what `aifx launch` asks a cluster for.
+
+Each value ends up in a script or a manifest. Words that Slurm reads must match a pattern, so that none of them can be
+taken for more than a word. Everything else is quoted where it is written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from aifx.config.sections import RESUME_SAFE, Conflict, NonNegativeInt, PositiveInt, Section, setting
+from aifx.core.errors import did_you_mean
+
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}"
+NAMES = rf"{NAME}(,{NAME})*"
+NODES = r"[A-Za-z0-9_.,\[\]-]{1,4000}"
+SIZE = r"[0-9]{1,12}[KMGT]?"
+NUMBER = r"[0-9]{1,9}"
+TIME = r"[0-9]{1,9}(-[0-9][0-9]?(:[0-9][0-9]?){0,2}|(:[0-9][0-9]?){1,2})?"
+WORDS = r"[A-Za-z0-9_.,:=/*&|()\[\]@%+-]{1,1000}"
+"""What Slurm uses in constraints, licences and dates: no space, quote, backslash, `#` or control character."""
+
+MARGIN_S = 120
+"""What a time limit must leave before the signal: Slurm is up to a minute early, and a job takes time to start."""
+
+FLAG = ""
+"""An option without a value."""
+
+SLURM_OPTIONS = {
+    "begin": WORDS,
+    "constraint": WORDS,
+    "contiguous": FLAG,
+    "core-spec": NUMBER,
+    "cpus-per-gpu": NUMBER,
+    "cpus-per-task": NUMBER,
+    "deadline": WORDS,
+    "dependency": r"[A-Za-z0-9_:,?+-]{1,1000}",
+    "exclude": NODES,
+    "exclusive": r"(user|mcs|topo)?",
+    "gres": WORDS,
+    "gres-flags": NAMES,
+    "hint": NAME,
+    "licenses": WORDS,
+    "mail-type": NAMES,
+    "mail-user": r"[A-Za-z0-9_.+@-]{1,200}",
+    "mcs-label": NAME,
+    "mem": SIZE,
+    "mem-per-cpu": SIZE,
+    "mem-per-gpu": SIZE,
+    "mincpus": NUMBER,
+    "network": WORDS,
+    "nice": rf"(-?{NUMBER})?",
+    "nodelist": NODES,
+    "prefer": WORDS,
+    "priority": NUMBER,
+    "reservation": NAMES,
+    "spread-job": FLAG,
+    "switches": rf"{NUMBER}(@{TIME})?",
+    "thread-spec": NUMBER,
+    "threads-per-core": NUMBER,
+    "tmp": SIZE,
+    "use-min-nodes": FLAG,
+    "wckey": NAME,
+}
+"""Options of sbatch that `slurm.options` may set, each with the pattern of its value."""
+
+OWN_KEYS = {
+    "account": "slurm.account",
+    "container-image": "launch.image",
+    "container-mounts": "launch.mounts",
+    "gpus-per-node": "launch.gpus_per_node",
+    "nodes": "launch.nodes",
+    "partition": "slurm.partition",
+    "qos": "slurm.qos",
+    "requeue": "slurm.requeue",
+    "signal": "slurm.signal_ahead_s",
+    "time": "slurm.time_limit",
+}
+"""Options of sbatch that a setting of their own stands for."""
+
+SETTERS = r"(COORDINATOR|NUM_PROCESSES|PROCESS_ID|LAUNCHER)"
+"""What follows `AIFX_` in the variables that `aifx launch` itself sets."""
+
+ABSOLUTE = r"/[^,:\x00-\x1f\x7f]{0,1000}"
+
+
+def _matching(pattern: str, expected: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(expected)
+        return text
+
+    return check
+
+
+def _option(text: str) -> str:
+    """Check an option of sbatch: `NAME` or `NAME=VALUE`."""
+    name, equals, value = text.partition("=")
+    if name in OWN_KEYS:
+        raise ValueError(f"--{name} has a setting of its own: {OWN_KEYS[name]}")
+    if (pattern := SLURM_OPTIONS.get(name)) is None:
+        raise ValueError(f"it is not an option that may be set here; {did_you_mean(name, SLURM_OPTIONS)}")
+    if bool(equals) != bool(value):
+        raise ValueError(f"after {name}= comes a value")
+    if not re.fullmatch(pattern, value):
+        raise ValueError(f"--{name} takes no value" if pattern == FLAG else f"--{name} does not take {value!r}")
+    return text
+
+
+def _mount(text: str) -> str:
+    if not re.fullmatch(rf"{ABSOLUTE}:{ABSOLUTE}(:ro|:rw)?", text):
+        raise ValueError("it is written /FROM:/TO or /FROM:/TO:ro, without commas")
+    return text
+
+
+def _variable(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,199}=[^\x00-\x1f\x7f]{0,10000}", text):
+        raise ValueError("it is written NAME=VALUE, on one line")
+    if re.match(f"AIFX_{SETTERS}=", text):
+        raise ValueError("aifx launch sets this variable itself")
+    return text
+
+
+Word = Annotated[str, AfterValidator(_matching(rf"({NAMES})?", "letters, digits, '.', '_', '+' and '-' only"))]
+Time = Annotated[str, AfterValidator(_matching(rf"({TIME})?", 'minutes, HH:MM:SS, D-HH or D-HH:MM:SS: "2-12:00:00"'))]
+Image = Annotated[
+    str, AfterValidator(_matching(r"([A-Za-z0-9_./:@#+-]{1,500})?", "the name of an image, or a path without spaces"))
+]
+File = Annotated[str, AfterValidator(_matching(r"[^\x00-\x1f\x7f]{0,1000}", "a path on one line"))]
+
+
+class LaunchSection(Section):
+    """Defaults of `aifx launch slurm`: how many processes, and what they run in."""
+
+    nodes: PositiveInt = setting(1, "Machines.", RESUME_SAFE)
+    processes_per_node: PositiveInt = setting(1, "Processes on each of them, which share its GPUs.", RESUME_SAFE)
+    gpus_per_node: NonNegativeInt = setting(0, "GPUs that are asked for on each machine; 0 asks for none.", RESUME_SAFE)
+    image: Image = setting("", "Container image to run in; none if empty.", RESUME_SAFE)
+    mounts: tuple[Annotated[str, AfterValidator(_mount)], ...] = setting(
+        (), "Folders for the container besides the project's, each as /FROM:/TO.", RESUME_SAFE
+    )
+    environment: tuple[Annotated[str, AfterValidator(_variable)], ...] = setting(
+        (), "Variables of the processes, each as NAME=VALUE. No secrets: files are copied.", RESUME_SAFE
+    )
+    doctor: bool = setting(True, "Check each machine with `aifx doctor` first.", RESUME_SAFE)
+    restarts: NonNegativeInt = setting(
+        3, "Starts after a loss on the machines that the job has, before it goes back to the queue.", RESUME_SAFE
+    )
+
+
+class SlurmSection(Section):
+    """Defaults of `aifx launch slurm`: what Slurm is asked for."""
+
+    account: Word = setting("", "Account that is charged; your default if empty.", RESUME_SAFE)
+    partition: Word = setting("", "Partitions, the cluster's default if empty.", RESUME_SAFE)
+    qos: Word = setting("", "Quality of service; your default if empty.", RESUME_SAFE)
+    time_limit: Time = setting("", "Time limit, such as 2-12:00:00; the partition's if empty.", RESUME_SAFE)
+    signal_ahead_s: Annotated[int, Field(ge=1, le=65535)] = setting(
+        120, "Seconds before the limit at which the run saves and the job goes back to the queue.", RESUME_SAFE
+    )
+    requeue: bool = setting(True, "Go back to the queue when the limit is near or restarts did not help.", RESUME_SAFE)
+    setup_script: File = setting(
+        "", "File that the job's shell reads first, to load modules or an environment.", RESUME_SAFE
+    )
+    options: tuple[Annotated[str, AfterValidator(_option)], ...] = setting(
+        (), 'More options of sbatch, each as NAME or NAME=VALUE, such as "constraint=a100".', RESUME_SAFE
+    )
+
+    def conflicts(self, config: Any) -> Iterator[Conflict]:
+        if self.signal_ahead_s <= config.checkpoint.stop_timeout_s:
+            yield Conflict(
+                ("slurm.signal_ahead_s", "checkpoint.stop_timeout_s"),
+                f"slurm.signal_ahead_s = {self.signal_ahead_s} leaves no time for "
+                f"checkpoint.stop_timeout_s = {config.checkpoint.stop_timeout_s:g}",
+                "the run saves between the signal and the end of the job",
+            )
+        limit_s = seconds_of(self.time_limit)
+        if limit_s is not None and limit_s < self.signal_ahead_s + MARGIN_S:
+            yield Conflict(
+                ("slurm.time_limit", "slurm.signal_ahead_s"),
+                f"slurm.time_limit = {self.time_limit!r} is too short for slurm.signal_ahead_s = {self.signal_ahead_s}",
+                f"Slurm sends the signal up to a minute early, and a job of less than {MARGIN_S:g} s gets nowhere",
+            )
+
+
+def seconds_of(limit: str) -> int | None:
+    """The seconds of a time limit of Slurm; None for none."""
+    if not limit:
+        return None
+    days, dash, clock = limit.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if dash:  # D-HH, D-HH:MM, D-HH:MM:SS
+        hours, minutes, seconds = [*parts, 0, 0][:3]
+        return ((int(days) * 24 + hours) * 60 + minutes) * 60 + seconds
+    if len(parts) == 3:
+        return (parts[0] * 60 + parts[1]) * 60 + parts[2]
+    return parts[0] * 60 + (parts[1] if len(parts) == 2 else 0)

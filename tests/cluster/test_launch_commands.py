@@ -1,0 +1,222 @@
+"""`aifx launch slurm | ls | logs | stop` and `node`, with programs that stand for Slurm's.
+
+tests/cluster/test_slurm_jobs.py runs them under a real Slurm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import inprocess
+import pytest
+
+TOML = """\
+[task]
+kind = "tiny:TinyTask"
+[train]
+num_steps = 6
+global_batch_size = 8
+[launch]
+nodes = 2
+[slurm]
+partition = "small"
+"""
+SBATCH = '#!/bin/sh\necho "sbatch $*" >> asked; pwd >> asked; echo "$ANSWER"; exit ${SBATCH_CODE:-0}\n'
+SCONTROL = """#!/bin/sh
+name=$(ls -t runs/.launched | head -1)
+[ -e shown ] && echo "JobId=7 JobName=aifx-$name $(cat shown)" && exit 0
+echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1
+"""
+SCANCEL = '#!/bin/sh\necho "scancel $*" >> asked\n'
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "aifx.toml").write_text(TOML)
+    shutil.copy(Path(__file__).parents[1] / "training" / "tiny.py", tmp_path)
+    (tmp_path / "bin").mkdir()
+    for name, text in {"sbatch": SBATCH, "scontrol": SCONTROL, "scancel": SCANCEL}.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    return tmp_path
+
+
+@pytest.fixture
+def launch(project: Path) -> Run:
+    def run(*args: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        path = f"{project / 'bin'}:{os.environ['PATH']}"
+        return inprocess.run(["launch", *args], project, {**os.environ, "PATH": path, "ANSWER": "7", **environ})
+
+    return run
+
+
+@pytest.fixture
+def submitted(launch: Run, project: Path) -> Path:
+    """The folder of a job that was submitted."""
+    done = launch("slurm", "--no-follow", "-p", "large", "-o", "exclusive", "train", "--run", "wide")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (project / "runs" / ".launched").iterdir()
+    assert done.stderr == f"launch {folder.name}: job 7\n"
+    return folder
+
+
+def asked(project: Path) -> list[str]:
+    return (project / "asked").read_text().splitlines()
+
+
+def test_a_script_is_submitted_and_kept(submitted: Path, project: Path) -> None:
+    assert asked(project) == [f"sbatch --parsable {submitted / 'script.sh'}", str(project)]
+    lines = (submitted / "script.sh").read_text().splitlines()
+    assert {"#SBATCH --nodes=2", "#SBATCH --partition=large", "#SBATCH --exclusive"} <= set(lines)
+    record = json.loads((submitted / "record.json").read_text())
+    assert record["id"] == submitted.name
+    assert (record["job"], record["run"], record["nodes"]) == ("7", "wide", 2)
+
+
+def test_dry_run_submits_nothing(launch: Run, project: Path) -> None:
+    done = launch("slurm", "--dry-run", "train")
+    assert done.returncode == 0
+    assert done.stdout.startswith("#!/bin/bash\n#SBATCH --job-name=aifx-main-")
+    assert "#SBATCH --partition=small" in done.stdout
+    assert not (project / "runs").exists()
+    assert not (project / "asked").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "what"),
+    [
+        (["slurm", "train", "--rum", "x"], "aifx train has no option '--rum'"),
+        (["slurm", "train", "--set", "train.seed=x"], "train.seed"),
+        (["slurm", "train", "--json"], "--json cannot be launched"),
+        (["slurm", "eval", "--run", "x"], "no run 'x'"),
+        (["slurm", "runs"], "'runs' cannot be launched"),
+        (["slurm", "-p", "a b", "train"], "slurm.partition"),
+        (["slurm", "-o", "uid=0", "train"], "slurm.options"),
+        (["slurm", "-t", "2:00", "train"], "slurm.time_limit = '2:00' is too short"),
+        (["slurm", "--setup-script", "absent.sh", "train"], "slurm.setup_script = 'absent.sh' cannot be used"),
+        (["slurm", "train", "--run", "a\nb"], "cannot name a run"),
+        (["logs"], "nothing was launched here"),
+        (["stop", "x"], "no launch 'x'"),
+        (["node", "--id", "../x", "train"], "'../x' is not the id of a launch"),
+    ],
+)
+def test_what_is_refused_before_a_queue_waits_for_it(launch: Run, project: Path, args: list[str], what: str) -> None:
+    done = launch(*args)
+    assert done.returncode == 2
+    assert what in done.stderr
+    assert not (project / "asked").exists()
+
+
+def test_slurm_refuses(launch: Run, project: Path) -> None:
+    done = launch("slurm", "train", SBATCH_CODE="1")
+    assert done.returncode == 2
+    assert "Slurm did not take the job" in done.stderr
+    assert launch("ls").stderr == "nothing was launched here\n"
+    (project / "bin" / "sbatch").unlink()
+    if shutil.which("sbatch") is None:
+        assert "there is no sbatch here" in launch("slurm", "train").stderr
+
+
+@pytest.mark.parametrize(
+    ("shown", "events", "state"),
+    [
+        ("JobState=PENDING Reason=Priority", "", "pending (Priority)"),
+        ("JobState=RUNNING Reason=None NodeList=n[1-2]", "", "running on n[1-2]"),
+        ("JobState=COMPLETED ExitCode=0:0", '{"event": "end", "code": 0}\n', "completed"),
+        ("JobState=FAILED ExitCode=2:0", "", "failed (FAILED, exit 2)"),
+        ("JobState=OUT_OF_MEMORY ExitCode=0:9", "", "failed (OUT_OF_MEMORY, exit 137)"),
+        ("", '{"event": "start", "step": 0}\n{"event": "end", "code": 75}\n', "failed (exit 75)"),
+        ("", '{"event": "signal", "signal": "INT"}\n{"event": "end", "code": 130}\n', "stopped (exit 130)"),
+        ("JobState=CANCELLED ExitCode=0:15", '{"event": "end", "code": 75}\n', "stopped (exit 75)"),
+        ("", "", "unknown (Slurm has forgotten it)"),
+    ],
+)
+def test_states(launch: Run, submitted: Path, project: Path, shown: str, events: str, state: str) -> None:
+    if shown:
+        (project / "shown").write_text(shown)
+    (submitted / "events.jsonl").write_text(events)
+    done = launch("ls")
+    assert done.returncode == 0
+    assert submitted.name in done.stdout
+    assert f"  {state}  " in done.stdout
+    (found,) = json.loads(launch("ls", "--json").stdout)["launches"]
+    assert found["starts"] == events.count("start")
+
+
+def test_a_job_of_another_name_is_not_ours(launch: Run, submitted: Path, project: Path) -> None:
+    """Numbers of jobs begin again on a new controller."""
+    (project / "bin" / "scontrol").write_text("#!/bin/sh\necho 'JobId=7 JobName=other JobState=RUNNING'\n")
+    assert "unknown (Slurm has forgotten it)" in launch("ls").stdout
+
+
+def test_following_ends_with_the_job(launch: Run, submitted: Path, project: Path) -> None:
+    (submitted / "output.log").write_text("one\ntwo\x1b[31m\n")
+    (submitted / "events.jsonl").write_text('{"event": "end", "code": 2}\n')
+    done = launch("logs", "wide", "--follow")
+    assert done.stdout == "one\ntwo\\x1b[31m\n"
+    assert done.stderr == "job 7: failed (exit 2)\n"
+    assert done.returncode == 2
+    assert launch("logs", "7").stdout == done.stdout
+
+
+def test_stopping(launch: Run, submitted: Path, project: Path) -> None:
+    (project / "shown").write_text("JobState=RUNNING")
+    assert launch("stop").returncode == 0
+    assert launch("stop", submitted.name, "--now").returncode == 0
+    (project / "shown").write_text("JobState=PENDING")
+    assert launch("stop", "wide").returncode == 0
+    assert asked(project)[2:] == ["scancel --batch --signal=INT 7", "scancel 7", "scancel 7"]
+    (project / "shown").write_text("JobState=COMPLETED ExitCode=0:0")
+    done = launch("stop")
+    assert done.returncode == 2
+    assert "is over: completed" in done.stderr
+
+
+def test_a_record_cannot_name_an_option(launch: Run, submitted: Path, project: Path) -> None:
+    record = json.loads((submitted / "record.json").read_text())
+    (submitted / "record.json").write_text(json.dumps({**record, "job": "--user=root"}))
+    done = launch("stop")
+    assert done.returncode == 2
+    assert "is damaged" in done.stderr
+    assert len(asked(project)) == 2
+
+
+def test_the_supervisor_of_a_node(launch: Run, submitted: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    show = "print(os.environ['AIFX_PROCESS_ID'], os.environ['AIFX_NUM_PROCESSES'], file=sys.stderr)"
+    program = f"import os, sys; {show}; sys.exit(75)"
+    monkeypatch.setattr("aifx.cluster.local.PROGRAM", program)
+    second = {"AIFX_COORDINATOR": "n1:20000", "AIFX_NUM_PROCESSES": "2", "AIFX_PROCESS_ID": "1"}
+    node = ("node", "--id", submitted.name, "-n", "2", "train", "--run", "wide")
+    done = launch(*node, **second)
+    assert done.returncode == 75
+    assert sorted(done.stderr.splitlines()) == ["[2] 2 4", "[3] 3 4"]
+    assert not (submitted / "events.jsonl").exists(), "the first node notes the starts"
+    for _ in range(3):
+        assert launch(*node).returncode == 75
+    done = launch(*node)
+    assert done.returncode == 2
+    assert "run wide was started 3 times from its beginning" in done.stderr
+    assert [json.loads(line)["event"] for line in (submitted / "events.jsonl").open()] == ["start"] * 3
+
+
+def test_a_signal_that_came_before_the_supervisor_is_heard(launch: Run, submitted: Path) -> None:
+    node = ("node", "--id", submitted.name, "train", "--run", "wide")
+    (submitted / "events.jsonl").write_text('{"event": "begin"}\n{"event": "signal", "signal": "TERM"}\n')
+    assert launch(*node).returncode == 75
+    (submitted / "events.jsonl").write_text('{"event": "begin"}\n{"event": "signal", "signal": "INT"}\n')
+    assert launch(*node).returncode == 130
+
+
+def test_a_local_job_that_gets_nowhere_ends(launch: Run, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aifx.cluster.local.PROGRAM", "import sys; sys.exit(75)")
+    done = launch("local", "-n", "2", "--restarts", "9", "train")
+    assert done.returncode == 2
+    assert "restart 3 of 9" in done.stderr
+    assert "run main was started 3 times" in done.stderr

@@ -1,0 +1,55 @@
+"""The processes of a job look whether they see one run directory."""
+
+from __future__ import annotations
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from aifx.core.project import RunDirectory
+from aifx.parallel.group import Disagreement, Group, JoinedGroup, Limits
+from aifx.parallel.processes import Membership
+from aifx.runs import agreement
+from aifx.runs.agreement import check_shared
+
+
+def outcomes(folders: list[Path]) -> list[Exception | None]:
+    """How the check ends in each process of a job, whose run directories are these."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+    def check(index: int) -> Exception | None:
+        me = Membership("a test", f"127.0.0.1:{port}", len(folders), index)
+        group = JoinedGroup(me, "127.0.0.1", Limits(connect_s=5.0))
+        try:
+            check_shared(group, RunDirectory(folders[index]))
+        except Disagreement as error:
+            return error
+        finally:
+            group.finish()
+        return None
+
+    with ThreadPoolExecutor(len(folders)) as pool:
+        return list(pool.map(check, range(len(folders))))
+
+
+def test_one_directory(tmp_path: Path) -> None:
+    assert outcomes([tmp_path] * 3) == [None] * 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_node_with_another_directory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement, "SEEN_S", 0.3)
+    (tmp_path / "copy").mkdir()
+    found = outcomes([tmp_path, tmp_path, tmp_path / "copy"])
+    for error in found:
+        assert isinstance(error, Disagreement)
+        assert error.what.startswith(f"process 2 on {socket.gethostname()} does not see the run directory")
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_process_that_trains_alone_looks_for_nothing(tmp_path: Path) -> None:
+    check_shared(Group(), RunDirectory(tmp_path / "absent"))
+    assert not (tmp_path / "absent").exists()
