@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -119,6 +120,24 @@ def test_a_second_signal_ends_it_at_once(tiny, start: Start) -> None:
     assert process.returncode == 130
     assert json.loads(out)["status"] == "interrupted"
     assert "at once" in err
+
+
+@pytest.mark.parametrize(
+    ("launcher", "second", "code"), [("", "SIGTERM", 75), ("1", "SIGTERM", 0), ("1", "SIGINT", 130)]
+)
+def test_under_a_launcher_the_same_signal_may_come_twice(launcher: str, second: str, code: int) -> None:
+    program = f"""
+import os, signal, time
+from aifx.training.signals import StopSignals
+with StopSignals() as stop:
+    stop.guard(30.0)
+    for number in (signal.SIGTERM, signal.{second}):
+        os.kill(os.getpid(), number)
+        time.sleep(0.1)
+    assert stop.requested == signal.SIGTERM
+"""
+    environ = {**os.environ, **({"AIFX_LAUNCHER": launcher} if launcher else {})}
+    assert subprocess.run([sys.executable, "-c", program], env=environ, check=False).returncode == code
 
 
 def test_saving_is_bounded(tiny, start: Start) -> None:
