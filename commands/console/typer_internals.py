@@ -191,7 +191,7 @@ def _make_command(name: str, target: Any, default: str) -> Any:
 
 def invoke(app: typer.Typer, args: list[str], *, is_colored: bool) -> int:
     """Run the command that `args` name and return its exit code; raises what the command raises."""
-    root = typer.main.get_command(app)
+    root: Any = typer.main.get_command(app)
     if "_AIFX_COMPLETE" in os.environ:
         root.main(args, prog_name="aifx")
     if args[:1] == ["help"]:
@@ -216,7 +216,7 @@ def parse(app: typer.Typer, args: Sequence[str]) -> dict[str, Any]:
 
     Raises UsageError.
     """
-    root = typer.main.get_command(app)
+    root: Any = typer.main.get_command(app)
     with root.make_context("aifx", list(args[:1])) as outer:
         name, command, _ = root.resolve_command(outer, list(args[:1]))
         try:
