@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -13,8 +12,7 @@ import typer
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.launch.running import CommandArgument, command_to_start, run_attempt, write_answer
-from aifx.core.errors import AifxError, ExitCode
-from aifx.core.project import RunDirectory, find_project
+from aifx.core.errors import ExitCode
 
 UNSHOWN = ("AIFX_LAUNCHER", "GLIBC_TUNABLES")
 
@@ -64,27 +62,13 @@ def local(
 
 def _run(out: Output, arguments: Sequence[str], num_processes: int, restarts: int) -> int:
     """Run the processes, again if they were preempted. Returns the exit code of the last attempt."""
-    from aifx.cluster.attempts import check_progress, newest_step
     from aifx.cluster.local import Signals, processes
 
-    run, starts = _run_directory(arguments), list[int]()
     with Signals() as signals:
         for restart in range(restarts + 1):
-            if run is not None:
-                check_progress(run, starts)
-                starts.append(newest_step(run))
             attempt = run_attempt(out, processes(arguments, num_processes, os.environ), signals)
             if attempt.code != ExitCode.PREEMPTED or signals.came or restart == restarts:
                 break
             out.log(f"restart {restart + 1} of {restarts}")
     write_answer(out, attempt)
     return attempt.code
-
-
-def _run_directory(arguments: Sequence[str]) -> RunDirectory | None:
-    """The run that a command trains, if it is known: what is wrong with the command, the command itself reports."""
-    from aifx.commands.launch.arguments import run_of
-
-    with suppress(AifxError):
-        return find_project().run(run_of(arguments)) if arguments[0] == "train" else None
-    return None

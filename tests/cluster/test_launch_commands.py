@@ -212,11 +212,3 @@ def test_a_signal_that_came_before_the_supervisor_is_heard(launch: Run, submitte
     assert launch(*node).returncode == 75
     (submitted / "events.jsonl").write_text('{"event": "begin"}\n{"event": "signal", "signal": "INT"}\n')
     assert launch(*node).returncode == 130
-
-
-def test_a_local_job_that_gets_nowhere_ends(launch: Run, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aifx.cluster.local.PROGRAM", "import sys; sys.exit(75)")
-    done = launch("local", "-n", "2", "--restarts", "9", "train")
-    assert done.returncode == 2
-    assert "restart 3 of 9" in done.stderr
-    assert "run main was started 3 times" in done.stderr
