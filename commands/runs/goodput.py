@@ -60,7 +60,7 @@ def _while_running(bill: Bill, running: float) -> str:
     processes = "1 process" if bill.num_processes == 1 else f"{bill.num_processes} processes"
     if bill.seconds["down"] <= 0:
         return f", {processes}"
-    return f", {running:.1%} while one of {processes} ran"
+    return f", {running:.1%} while one of its {processes} ran"
 
 
 def _print_energy(out: Output, energy: EnergyBill) -> None:
@@ -78,16 +78,17 @@ def _print_energy(out: Output, energy: EnergyBill) -> None:
 
 def _print_advice(out: Output, advice: CheckpointAdvice, num_failures: int) -> None:
     failures = "" if advice.mtbf_source != "measured" else f", {num_failures} failure{'s' * (num_failures > 1)}"
-    now = "is near the best interval" if advice.is_near else f"loses {_share(advice.loss_now)}"
-    out.print(f"advice: every = {advice.now} in [checkpoint] {now}")
-    if not advice.is_near:
-        out.print(f"  every = {advice.every}    # loses {_share(advice.loss)}")
+    if advice.is_near:
+        out.print(f"advice: every = {advice.now} in [checkpoint] is near the best interval")
+    else:
+        out.print(f"advice: in [checkpoint], every = {advice.every}    # now {advice.now or 'only at the end'}")
+        out.print(f"  saving and repeated steps take {_share(advice.loss)}, and {_share(advice.loss_now)} now")
     out.print(f"  a checkpoint stalls training for {duration(advice.stall_s)}, and a failure comes")
     out.print(f"  every {duration(advice.mtbf_s)}{failures}, {MTBF[advice.mtbf_source]}")
 
 
 def _share(loss: float | None) -> str:
-    return "all that follows the last save" if loss is None else f"{loss:.2%} of the time"
+    return "all since the start" if loss is None else f"{loss:.2%} of the time"
 
 
 def _singular(unit: str | None) -> str:
