@@ -24,7 +24,8 @@ LABELS: dict[Category, str] = {
     "unknown": "unknown",
 }
 BAR_WIDTH = 24
-LEAST_SHARE = 0.0005
+LEAST_SHARE = 0.0005  # of a row
+WHOLE = 0.95  # of the running time
 MTBF = {
     "given": "as checkpoint.mtbf_hours says",
     "measured": "as measured on this run",
@@ -65,8 +66,9 @@ def _while_running(bill: Bill, running: float) -> str:
 
 def _print_energy(out: Output, energy: EnergyBill) -> None:
     each = "" if energy.joules_per_unit is None else f", {energy.joules_per_unit:.3g} J per {_singular(energy.unit)}"
-    covered = "" if energy.covered >= 0.95 else f", counted in {energy.covered:.0%} of the running time"
-    out.print(f"energy {energy.joules / 3.6e6:.4g} kWh, {' and '.join(energy.bases)}{each}{covered}")
+    out.print(f"energy {energy.joules / 3.6e6:.4g} kWh, {' and '.join(energy.bases)}{each}")
+    if energy.covered < WHOLE:
+        out.print(f"  counted in {energy.covered:.0%} of the running time")
     if energy.operational_gco2e is None:
         return
     pue = "" if energy.pue is None else f" with a PUE of {energy.pue:g}"
