@@ -60,7 +60,7 @@ def command_types() -> dict[str, Any]:
     from aifx.serving.record import ReplayReport
     from aifx.sweeps.ranking import SweepReport
     from aifx.sweeps.starting import PlannedSweep
-    from aifx.tasks.shown import ShownData
+    from aifx.tasks.shown import ShownBatch, ShownData
     from aifx.training.records import TrainDocument
 
     return {
@@ -92,7 +92,7 @@ def command_types() -> dict[str, Any]:
         "ckpt-prune": PrunedCheckpoints,
         "ckpt-average": AveragedRun,
         "ckpt-cp": CopiedCheckpoint,
-        "data-show": ShownData,
+        "data-show": ShownData | ShownBatch,
         "config-show": config.ShownConfig,
         "config-check": config.CheckedConfig,
         "config-keys": SettingList,

@@ -28,6 +28,7 @@ from aifx.config.best_by import Score
 from aifx.config.sections import CheckpointSection
 from aifx.core.errors import CheckpointError
 from aifx.core.files import UnsafeFile, check_tree
+from aifx.core.json_files import cannot_write
 from aifx.parallel.group import Group
 
 logger = logging.getLogger(__name__)
@@ -132,6 +133,10 @@ class Checkpoints:
         """The step of the checkpoint with the best score; None if none was validated."""
         return next((i.step for i in self.infos() if i.is_best), None)
 
+    def info(self, step: int) -> CheckpointInfo | None:
+        """The summary of the checkpoint of `step`, if there is one."""
+        return next((info for info in self.infos() if info.step == step), None)
+
     def infos(self) -> list[CheckpointInfo]:
         """The manifests' summaries by step; reads no array."""
         return list_checkpoints(self.directory)
@@ -196,6 +201,21 @@ class Checkpoints:
                 continue
             return Restored(step, state, host)
         return None
+
+    def remove_from(self, step: int) -> None:
+        """Remove the checkpoints of `step` and of later ones, the newest first, once everything is saved."""
+        self._own()
+        self.wait()
+
+        def remove() -> None:
+            for later in reversed(self.steps()):
+                if later >= step:
+                    try:
+                        folders.remove(self.directory, later)
+                    except OSError as e:
+                        raise cannot_write(self.directory / str(later), e) from e
+
+        self._together(remove if self._peers.is_first else lambda: None)
 
     def verify(self, step: int) -> Verification:
         """Read every byte and compare it with its digests. Raises `Damaged` if the manifest cannot be read.

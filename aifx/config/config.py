@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 from aifx.config import sections as section_types
 from aifx.config.costs_section import CostsSection
+from aifx.config.guards_section import GuardsSection
 from aifx.config.launch_section import LaunchSection, SlurmSection
 from aifx.config.registry import PARTS, TaskParts, bundled
 from aifx.config.sections import RESUME_SAFE, Section
@@ -45,6 +46,7 @@ class Config:
     schedule: section_types.ScheduleSection
     finetune: section_types.FinetuneSection
     lora: section_types.LoraSection
+    guards: GuardsSection
     checkpoint: section_types.CheckpointSection
     eval: section_types.EvalSection
     kernels: section_types.KernelsSection

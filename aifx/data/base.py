@@ -18,6 +18,24 @@ Split: TypeAlias = Literal["train", "validation", "test"]
 Batch: TypeAlias = dict[str, np.ndarray]  # each array [rows, ...]
 
 
+def not_finite_input(batch: Batch) -> str | None:
+    """Where a batch holds a NaN or an infinity ("batch has NaN in 'y', row 12"), None if it holds none."""
+    for name, array in batch.items():
+        values = np.asarray(array)
+        # ml_dtypes' types (bfloat16) have kind V.
+        if values.dtype.kind not in "fcV":
+            continue
+        values = values.astype(np.float32) if values.dtype.kind == "V" else values
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            first = values[tuple(bad[0])]
+            rows = sorted({int(place[0]) for place in bad}) if values.ndim else []
+            where = f", row {rows[0]}" if rows else ""
+            more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+            return f"batch has {'NaN' if np.isnan(first) else 'an infinity'} in {name!r}{where}{more}"
+    return None
+
+
 class BatchSource(Protocol):
     """One split of a data set.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from aifx.core.errors import DataError
 from aifx.data.base import Batch, BatchSource
 
 
@@ -43,12 +44,37 @@ class BalancedOrder:
         return np.array(picked, np.int64)
 
 
-def prefetch(source: BatchSource, steps: range, rows: slice, depth: int = 2) -> Generator[Batch, None, None]:
-    """The batches of `steps` in order, read ahead by up to `depth` in a thread of grain's: one that waits, one in the
-    making. Closing the generator ends the thread."""
+def batch_number(step: int, left_out: Sequence[int] = ()) -> int:
+    """The batch, counted from 0, that the update `step`, counted from 1, is computed from.
+
+    Args:
+        left_out: numbers of batches that no step takes, in rising order.
+    """
+    number = step - 1
+    for other in left_out:
+        number += other <= number
+    return number
+
+
+def prefetch(
+    source: BatchSource, steps: range, rows: slice, depth: int = 2, left_out: Sequence[int] = ()
+) -> Generator[Batch, None, None]:
+    """The batches of the updates that follow each of `steps`, in order, without those `left_out` (see `batch_number`).
+
+    They are read ahead by up to `depth` in a thread of grain's: one that waits, one in the making. Closing the
+    generator ends the thread.
+    """
     import grain
 
-    dataset = grain.MapDataset.range(steps.start, steps.stop).map(lambda step: source.read(step, rows))
+    def read(step: int) -> Batch:
+        number = batch_number(step + 1, left_out)
+        try:
+            return source.read(number, rows)
+        except (StopIteration, SystemExit) as error:  # grain and Python would take it for an end of something else
+            why = f"its source raised {type(error).__name__}: {error}"
+            raise DataError(f"training batch {number} could not be read", why, "correct the source") from error
+
+    dataset = grain.MapDataset.range(steps.start, steps.stop).map(read)
     batches = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=depth)))
     try:
         yield from batches

@@ -91,13 +91,12 @@ def merge_weights(weights: Any, params: Params, specs: Specs) -> Params:
     return merged
 
 
-def clip_by_global_norm(gradients: Any, bound: float) -> tuple[Any, jax.Array]:
-    """Gradients of global norm `bound` at most (0 never clips), and the norm before clipping."""
-    norm = optax.tree.norm(gradients)
+def clip_by_norm(gradients: Any, norm: jax.Array, bound: float) -> Any:
+    """Gradients of the global norm `norm` as gradients of `bound` at most; 0 never clips."""
     if bound <= 0:
-        return gradients, norm
+        return gradients
     scale = jnp.minimum(1.0, bound / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
-    return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients), norm
+    return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
 
 
 def update_average(average: Params, params: Params, specs: Specs, decay: float, count: jax.Array) -> Params:

@@ -9,6 +9,7 @@ What one process learns, process 0 passes on to the others, and each of them cal
 
 from __future__ import annotations
 
+import functools
 import itertools
 import selectors
 import socket
@@ -25,7 +26,7 @@ from aifx.config.sections import ProcessesSection
 from aifx.core.errors import AifxError, ConfigError, ExitCode
 from aifx.parallel.connections import GOODBYE_S, Connection, Message, accept_all, close_all, reach_first
 from aifx.parallel.processes import AGAIN, Membership
-from aifx.parallel.progress import Progress, find_stuck
+from aifx.parallel.progress import Kind, Progress, find_stuck
 
 LOSS_S = 2.0
 HOLD_S = 300.0
@@ -85,11 +86,26 @@ class Group:
         """Whether this process writes the run's records."""
         return self.index == 0
 
-    def mark(self, phase: str) -> None:
-        """This process has begun `phase` ("step 12"). All processes mark the same phases in one order."""
+    @functools.cached_property
+    def progress(self) -> Progress:
+        """How far this process has come."""
+        return Progress()
+
+    def mark(self, phase: str, kind: Kind | None = None) -> None:
+        """This process has begun `phase` ("step 12"). All processes mark the same phases in one order.
+
+        Args:
+            kind: of the phase; by default that of the one before.
+        """
+        self.progress.advance(phase, kind)
 
     def work_on(self) -> None:
         """This process has done a part of its phase, and is not stuck in it."""
+        self.progress.work_on()
+
+    def everyone(self) -> dict[int, tuple[str, Progress]]:
+        """Host and progress of each process whose progress this one knows: all of them in process 0."""
+        return {self.index: (socket.gethostname(), self.progress)}
 
     def gather(self, value: Any) -> list[Any]:
         """The `value` (JSON) of each process, by index, in process 0; an empty list in the others."""
@@ -153,7 +169,6 @@ class JoinedGroup(Group):
         """
         self.index, self.size = me.process_id, me.num_processes
         self._limits, self._on_loss = limits, on_loss
-        self._own = Progress()
         self._number = itertools.count()
         self._received: dict[str, dict[int, Any]] = {}
         self._changed = threading.Condition()
@@ -169,26 +184,24 @@ class JoinedGroup(Group):
         self._thread = threading.Thread(target=self._watch, name="aifx-processes", daemon=True)
         self._thread.start()
 
-    def mark(self, phase: str) -> None:
-        self._own.advance(phase)
-
-    def work_on(self) -> None:
-        self._own.work_on()
+    def everyone(self) -> dict[int, tuple[str, Progress]]:
+        others = {index: (peer.connection.host, peer.progress) for index, peer in list(self._peers.items())}
+        return super().everyone() | others
 
     def gather(self, value: Any) -> list[Any]:
         key = self._next("gather")
-        self._own.advance()  # before the wait: a process that others wait for is behind them
+        self.progress.advance()  # before the wait: a process that others wait for is behind them
         if not self.is_first:
             self._send({"key": key, "value": value})
             return []
-        self._own.waits = True
+        self.progress.waits = True
         found = self._wait(key, self.size - 1)
-        self._own.waits = False
+        self.progress.waits = False
         return [value, *(found[index] for index in range(1, self.size))]
 
     def broadcast(self, value: Any = None) -> Any:
         key = self._next("broadcast")
-        self._own.advance()
+        self.progress.advance()
         if not self.is_first:
             return self._wait(key, 1)[0]
         self._send({"key": key, "value": value})
@@ -308,14 +321,14 @@ class JoinedGroup(Group):
     def _beat(self, now: float) -> None:
         """Tell the others how far this process is, and look for one that is silent or stuck."""
         for peer in self._peers.values():
-            own = self._own
+            own = self.progress
             peer.connection.put({"position": own.position, "phase": own.phase, "work": own.work})
         for peer in self._peers.values():
             if now - peer.heard_at > self._limits.silence_s and not self._is_over and self._held is None:
                 why = f"no sign of life for {self._limits.silence_s:g} s: it is stopped, or its machine is gone"
                 return self._lose(peer.index, peer.connection.host, why, peer.progress)
         if self.is_first:
-            everyone = {0: self._own} | {index: peer.progress for index, peer in self._peers.items()}
+            everyone = {0: self.progress} | {index: peer.progress for index, peer in self._peers.items()}
             for index in find_stuck(everyone, now, self._limits.stuck_s):
                 host = self._peers[index].connection.host if index else socket.gethostname()
                 limit_s = self._limits.stuck_s

@@ -180,9 +180,16 @@ class Layout:
 
     def local_rows(self, rows: int) -> slice:
         """Of a batch of so many rows, those that this process reads: the rows of its devices, and any between them."""
-        parts = self.of_batch().addressable_devices_indices_map((self.padded_rows(rows),)).values()
-        bounds = [part[0].indices(rows)[:2] for part in parts if part is not None]
-        return slice(min(start for start, _ in bounds), max(stop for _, stop in bounds))
+        return self.rows_by_process(rows)[jax.process_index()]
+
+    def rows_by_process(self, rows: int) -> dict[int, slice]:
+        """The `local_rows` of each process, by its index."""
+        found: dict[int, list[tuple[int, int]]] = {}
+        parts: Mapping[jax.Device, Any] = self.of_batch().devices_indices_map((self.padded_rows(rows),))
+        for device, part in parts.items():
+            if part is not None:
+                found.setdefault(device.process_index, []).append(part[0].indices(rows)[:2])
+        return {index: slice(min(b for b, _ in own), max(e for _, e in own)) for index, own in sorted(found.items())}
 
     def own_rows(self, rows: int) -> list[slice]:
         """Of `local_rows`, counted from the first of them, those that are counted here. Each row is counted once."""

@@ -1,4 +1,4 @@
-"""How far the processes of a job have come, and which of them is stuck. Imports no jax."""
+"""How far a process has come, alone or among those of a job, and which of them is stuck. Imports no jax."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+Kind: TypeAlias = Literal["start", "compilation", "data", "step", "evaluation", "checkpoint"]
+"""Of a phase: what is known of how long it may take without progress."""
 
 
 @dataclass
@@ -14,7 +18,7 @@ class Progress:
 
     Attributes:
         position: how many phases and calls of the group it has passed.
-        phase: the last one that it began.
+        phase: the last one that it began, and its kind.
         work: how often it has reported progress within a phase.
         moved_at: when `position` or `work` changed.
         waits: for all others, so that it cannot be the one that is stuck.
@@ -22,12 +26,14 @@ class Progress:
 
     position: int = 0
     phase: str = "the start"
+    kind: Kind = "start"
     work: int = 0
     moved_at: float = field(default_factory=time.monotonic)
     behind_since: float = math.inf
     waits: bool = False
 
-    def advance(self, phase: str | None = None) -> None:
+    def advance(self, phase: str | None = None, kind: Kind | None = None) -> None:
+        self.kind = kind or self.kind
         self.move(self.position + 1, self.phase if phase is None else phase, self.work)
 
     def work_on(self) -> None:

@@ -191,8 +191,8 @@ class Programs:
         "update", (state, gradients) -> the next state and the norm; the state is donated to the last."""
 
         def update(state: TrainState, gradients: Any) -> tuple[TrainState, jax.Array]:
-            state, norm, _ = self.step.update(state, gradients)
-            return state, norm
+            norm = optax.tree.norm(gradients)
+            return self.step.update(state, gradients, norm), norm
 
         state, _ = self.abstract
         places = jax.tree.map(lambda x: x.sharding, state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from aifx.config import Config
 from aifx.objectives.base import DeviceBatch
 from aifx.objectives.checks import check_sums
-from aifx.optim import clip_by_global_norm, make_schedule, merge_weights, select_weights, update_average
+from aifx.optim import clip_by_norm, make_schedule, merge_weights, select_weights, update_average
 from aifx.optim.rounding import round_weights
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
@@ -56,9 +56,16 @@ class TrainStep:
         return split_frozen(self.specs, self.specs)[0]  # type: ignore[no-any-return]
 
     def __call__(self, state: TrainState, frozen: Params, batch: DeviceBatch) -> tuple[TrainState, jax.Array]:
-        """The next state, and STEP_METRICS."""
+        """The next state, and STEP_METRICS. Unless loss and norm are finite, the state keeps all but its step."""
         loss, gradients = self.loss_and_gradients(state, frozen, batch)
-        state, norm, rate = self.update(state, gradients)
+        norm, rate = optax.tree.norm(gradients), self.config.optimizer.learning_rate * self.share(state)
+        is_good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        if self.layout.platform == "cpu":
+            # A selection would compute the optimizer's new state twice, with other rounding, and copy the old one.
+            state = jax.lax.cond(is_good, self.update, passed_over, state, gradients, norm)
+        else:
+            # At a branch, the host would wait for the device. XLA fuses a selection into the loops of the update.
+            state = select_state(is_good, self.update(state, gradients, norm), passed_over(state))
         return state, jnp.stack([jnp.asarray(x, jnp.float32) for x in (loss, norm, rate)])
 
     def loss_and_gradients(self, state: TrainState, frozen: Params, batch: DeviceBatch) -> tuple[jax.Array, Any]:
@@ -107,13 +114,12 @@ class TrainStep:
         total, weight = check_sums(self.task.objective, sums)["loss"]
         return total.astype(jnp.float32), weight.astype(jnp.float32)
 
-    def update(self, state: TrainState, gradients: Any) -> tuple[TrainState, jax.Array, jax.Array]:
-        """Clipping, the optimizer, the average: the next state, the norm before clipping and the learning rate."""
-        schedule = make_schedule(self.config.schedule, self.config.train.num_steps)
-        gradients, norm = clip_by_global_norm(gradients, self.config.optimizer.clip_norm)
+    def update(self, state: TrainState, gradients: Any, norm: jax.Array) -> TrainState:
+        """Clipping, the optimizer, the average: the next state from gradients and their global norm."""
+        gradients = clip_by_norm(gradients, norm, self.config.optimizer.clip_norm)
         weights = widened(select_weights(state.params, self.trained))
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, weights)
-        share = jnp.asarray(schedule(state.step), jnp.float32)
+        share = self.share(state)
         updates = jax.tree.map(lambda u: u * share.astype(u.dtype), updates)
         key = jax.random.fold_in(self._key(state), ROUNDING)
         weights = round_weights(optax.apply_updates(weights, updates), self.trained, key)
@@ -121,7 +127,12 @@ class TrainStep:
         ema = state.ema
         if ema is not None:
             ema = update_average(ema, params, self.trained, self.config.optimizer.ema_decay, state.step)
-        return TrainState(state.step + 1, params, opt_state, ema), norm, self.config.optimizer.learning_rate * share
+        return TrainState(state.step + 1, params, opt_state, ema)
+
+    def share(self, state: TrainState) -> jax.Array:
+        """The learning rate as a share of its peak, float32 scalar."""
+        schedule = make_schedule(self.config.schedule, self.config.train.num_steps)
+        return jnp.asarray(schedule(state.step), jnp.float32)
 
     def _key(self, state: TrainState) -> jax.Array:
         return jax.random.fold_in(jax.random.key(self.config.train.seed), state.step)
@@ -152,6 +163,17 @@ class TrainStep:
 
         micro_batches = {name: split(array) for name, array in batch.items()}, split(ids)
         return jax.lax.scan(add, zero, micro_batches)[0]
+
+
+def passed_over(state: TrainState, *_: Any) -> TrainState:
+    """The state after a step whose update is not applied."""
+    return replace(state, step=state.step + 1)
+
+
+def select_state(is_good: jax.Array, state: TrainState, other: TrainState) -> TrainState:
+    """`state` if `is_good` (bool scalar, the same on all devices), otherwise `other`."""
+    selected: TrainState = jax.tree.map(lambda new, old: jnp.where(is_good, new, old), state, other)
+    return selected
 
 
 def at_least_tiny(weight: jax.Array) -> jax.Array:

@@ -18,8 +18,8 @@ class MetricsRecord(TypedDict):
     """A line of metrics.jsonl; docs/metrics.md explains the numbers."""
 
     step: int
-    loss: float
-    grad_norm: float
+    loss: float | None
+    grad_norm: float | None
     learning_rate: float
     unit: str
     units: int
@@ -30,6 +30,7 @@ class MetricsRecord(TypedDict):
     data_wait_s: float
     time: float
     validation: NotRequired[dict[str, Any]]
+    is_skipped: NotRequired[Literal[True]]
 
 
 class CountedEnergy(TypedDict):
@@ -128,6 +129,41 @@ class NotFinite(_Event):
     rows: int
 
 
+class StepSkipped(_Event):
+    """The update of a step was not applied. `rows`: those of `batch` that each process read, `[first, end]`."""
+
+    event: Literal["skip"]
+    step: int
+    reason: Literal["non_finite"]
+    batch: int
+    rows: list[tuple[int, int]]
+    fault: str | None
+    loss: float | None
+    grad_norm: float | None
+
+
+class RolledBack(_Event):
+    """The run went back to the checkpoint `to_step`, and leaves out `batches`."""
+
+    event: Literal["rollback"]
+    from_step: int
+    to_step: int
+    step: int
+    reason: Literal["non_finite", "spike"]
+    batches: list[int]
+
+
+class SlowProcess(_Event):
+    """A process of a job that takes much longer than the others until it has started a step."""
+
+    event: Literal["slow_process"]
+    step: int
+    process: int
+    host: str
+    own_s: float
+    others_s: float
+
+
 class Warned(_Event):
     event: Literal["warning"]
     text: str
@@ -187,6 +223,9 @@ Event = (
     | SettingsChanged
     | KernelReplaced
     | NotFinite
+    | StepSkipped
+    | RolledBack
+    | SlowProcess
     | Warned
     | ProcessEnded
     | ProcessEndedAbruptly

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, groupby, repeat
 from typing import Any
@@ -11,10 +11,14 @@ import numpy as np
 
 from aifx.config import Config
 from aifx.core.errors import UsageError
-from aifx.data.base import Batch, Split
+from aifx.data.base import Batch, Split, not_finite_input
+from aifx.data.order import batch_number
 from aifx.data.text import TokenFormat
 from aifx.data.tokenizer import Tokenizer
-from aifx.tasks.base import Task, dataset_of, part_name
+from aifx.tasks.base import Task, dataset_of, part_name, training_source
+
+SHOWN_VALUES = 8
+"""A field of so many values is shown as it is."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +79,47 @@ class ShownData:
     rows: tuple[ShownRow, ...]
 
 
+@dataclass(frozen=True)
+class ShownValues:
+    """A row of a batch of other data than tokens: each field in short, with what of it is not finite.
+
+    Attributes:
+        row: its number in the batch, from 0.
+    """
+
+    row: int
+    fields: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ShownBatch:
+    """What `aifx data show --step` and `--batch` print.
+
+    Attributes:
+        step: the step that takes the batch, from 1; None if no step does.
+        batch: its number, from 0.
+        left_out: batches of the run that no step takes.
+        skipped: why it taught the run nothing; None if it did, or if the run is not there yet.
+        fault: where it holds a NaN or an infinity.
+        num_rows: of the whole batch.
+    """
+
+    step: int | None
+    batch: int
+    left_out: tuple[int, ...]
+    skipped: str | None
+    fault: str | None
+    num_rows: int
+    rows: tuple[ShownRow | ShownValues, ...]
+
+
 def show_rows(task: Task, config: Config, split: Split, first: int, count: int) -> ShownData:
     """`count` rows of a split from the row `first`.
 
     Raises UsageError for data without tokens, and if `first` is after the last row.
     """
     form, dataset = task.format, dataset_of(task)
-    weigh = getattr(task.objective, "target_weights", None)
-    if not (isinstance(form, TokenFormat) and weigh):
+    if not (isinstance(form, TokenFormat) and _weigher(task)):
         why = f"{part_name(config, 'data')} with {part_name(config, 'objective')} does not train tokens"
         raise UsageError("these rows cannot be shown", why, "aifx data show shows text, chats and preferences")
     source = dataset.source(split, 1, seed=None)
@@ -94,12 +131,74 @@ def show_rows(task: Task, config: Config, split: Split, first: int, count: int) 
     rows = []
     for number, place in zip(numbers, places, strict=True):
         batch = source.read(number, slice(None))
-        weights = np.asarray(weigh(batch))[0]
-        parts, names = _examples(batch, weights, form.tokenizer), chain(form.example_names, repeat(""))
-        examples = tuple(ShownExample(name, tuple(own)) for name, own in zip(names, parts, strict=False))
-        tokens, trained = int(np.count_nonzero(batch["weights"])), int(np.count_nonzero(weights))
-        rows.append(ShownRow(number, place, tokens, trained, examples))
+        rows.append(_shown_row(task, batch, number, place))
     return ShownData(split, dataset.digest, num_rows, batch["inputs"].shape[1], tuple(rows))
+
+
+def show_batch(
+    task: Task,
+    config: Config,
+    first: int,
+    count: int,
+    *,
+    step: int | None = None,
+    batch: int = 0,
+    left_out: tuple[int, ...] = (),
+    reasons: Mapping[int, str] | None = None,
+) -> ShownBatch:
+    """`count` rows from the row `first` of the training batch that `step` takes, or of the batch of this number.
+
+    Args:
+        left_out: batches that no step takes, in rising order.
+        reasons: why batches taught the run nothing.
+
+    Raises UsageError if `first` is after the last row.
+    """
+    number = batch if step is None else batch_number(step, left_out)
+    if step is None and number not in left_out:
+        step = number + 1 - sum(other < number for other in left_out)
+    num_rows = config.train.global_batch_size
+    if first >= num_rows:
+        raise UsageError(f"--first {first} is after the last row", f"a batch has {num_rows} rows, from 0", "")
+    found = training_source(task, config).read(number, slice(0, num_rows))
+    is_tokens = isinstance(task.format, TokenFormat) and _weigher(task) is not None
+    rows: list[ShownRow | ShownValues] = []
+    for row in range(first, min(first + count, num_rows)):
+        own = {name: values[row : row + 1] for name, values in found.items()}
+        if is_tokens:
+            rows.append(_shown_row(task, own, row, ""))
+        else:
+            rows.append(ShownValues(row, {name: _in_short(values[0]) for name, values in own.items()}))
+    skipped, fault = (reasons or {}).get(number), not_finite_input(found)
+    return ShownBatch(step, number, left_out, skipped, fault, num_rows, tuple(rows))
+
+
+def _weigher(task: Task) -> Any:
+    """What gives each target's weight in the loss, of an objective over tokens."""
+    return getattr(task.objective, "target_weights", None)
+
+
+def _shown_row(task: Task, batch: Batch, number: int, place: str) -> ShownRow:
+    """The row of a batch that has one."""
+    form = task.format
+    assert isinstance(form, TokenFormat)
+    weights = np.asarray(_weigher(task)(batch))[0]
+    parts, names = _examples(batch, weights, form.tokenizer), chain(form.example_names, repeat(""))
+    examples = tuple(ShownExample(name, tuple(own)) for name, own in zip(names, parts, strict=False))
+    tokens, trained = int(np.count_nonzero(batch["weights"])), int(np.count_nonzero(weights))
+    return ShownRow(number, place, tokens, trained, examples)
+
+
+def _in_short(value: np.ndarray) -> str:
+    """A field of a row: its values if they are few, otherwise their type, shape and range."""
+    value = np.asarray(value)
+    if value.size <= SHOWN_VALUES:
+        return np.array2string(value.astype(np.float64) if value.dtype.kind == "V" else value, precision=4)
+    numbers = value.astype(np.float64)
+    finite = numbers[np.isfinite(numbers)]
+    span = f", {np.min(finite):.4g} to {np.max(finite):.4g}" if finite.size else ""
+    bad = value.size - finite.size
+    return f"{value.dtype.name} {list(value.shape)}{span}" + (f", {bad} not finite" if bad else "")
 
 
 def _examples(batch: Batch, weights: np.ndarray, tokenizer: Tokenizer) -> Iterator[Iterator[ShownPart]]:

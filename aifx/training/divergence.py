@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from aifx.core.errors import AifxError, ExitCode
 from aifx.core.files import replacing
-from aifx.data.base import Batch
-from aifx.training.meter import NotFinite
+from aifx.data.base import Batch, not_finite_input
+from aifx.data.order import batch_number
 from aifx.training.observers import EventDispatcher
 from aifx.training.records import RunInfo, TrainResult
+
+
+@dataclass(eq=False)
+class NotFinite(Exception):
+    """The loss or the gradient of `step` is not finite, and the run ends; `batch` is what it was computed from.
+
+    Attributes:
+        in_a_row: steps that were not finite, up to this one.
+        left_out: the batches that no step takes.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    batch: Batch
+    in_a_row: int = 1
+    left_out: Sequence[int] = ()
+
+    def __str__(self) -> str:
+        return f"step {self.step}"
 
 
 def report_divergence(
@@ -20,7 +41,7 @@ def report_divergence(
     """Keeps the batch in the run's folder, tells the ledger, and returns the result with the error to show.
 
     Args:
-        checkpoints: their steps, in order; each was saved after a finite step.
+        checkpoints: their steps, in order. None holds an update that was not finite.
         is_first: of several processes, the one that keeps its part of the batch.
     """
     path = info.run.path / f"not-finite-step-{found.step}.npz"
@@ -30,13 +51,16 @@ def report_divergence(
     rows = len(next(iter(found.batch.values())))
     dispatcher.event("nan", step=found.step, loss=found.loss, grad_norm=found.grad_norm, batch=path.name, rows=rows)
     numbers = f"loss {found.loss}, gradient norm {found.grad_norm}"
-    kept, again = _way_out(found.step, info.run.name, checkpoints)
-    saved = f"its batch (training batch {found.step - 1}, rows 0 to {rows - 1}) is in {path}; {kept}"
+    kept, again = _way_out(found.step - found.in_a_row + 1, info.run.name, checkpoints)
+    number = batch_number(found.step, found.left_out)
+    saved = f"its batch (training batch {number}, rows 0 to {rows - 1}) is in {path}; {kept}"
     if in_batch := not_finite_input(found.batch):
         why, hint = f"{in_batch}\n{saved}", f"{again}    (once the data is corrected)"
     else:
         why, hint = saved, f"{again} --set optimizer.learning_rate={info.config.optimizer.learning_rate / 2:g}"
     what = f"step {found.step} of run {info.run.name!r} is not finite: {numbers}"
+    if found.in_a_row > 1:
+        why = f"the {found.in_a_row - 1} steps before it were not finite either (guards.max_in_a_row)\n{why}"
     return TrainResult(
         run=info.run,
         status="diverged",
@@ -46,24 +70,6 @@ def report_divergence(
         resumed_from=info.first_step or None,
         error=AifxError(what, why, hint, exit_code=ExitCode.VERDICT),
     )
-
-
-def not_finite_input(batch: Batch) -> str | None:
-    """Where a batch holds a NaN or an infinity ("batch has NaN in 'y', row 12"), None if it holds none."""
-    for name, array in batch.items():
-        values = np.asarray(array)
-        # ml_dtypes' types (bfloat16) have kind V.
-        if values.dtype.kind not in "fcV":
-            continue
-        values = values.astype(np.float32) if values.dtype.kind == "V" else values
-        bad = np.argwhere(~np.isfinite(values))
-        if len(bad):
-            first = values[tuple(bad[0])]
-            rows = sorted({int(place[0]) for place in bad}) if values.ndim else []
-            where = f", row {rows[0]}" if rows else ""
-            more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-            return f"batch has {'NaN' if np.isnan(first) else 'an infinity'} in {name!r}{where}{more}"
-    return None
 
 
 def _way_out(step: int, run: str, checkpoints: Sequence[int]) -> tuple[str, str]:

@@ -20,15 +20,19 @@ from aifx.parallel.tally import Tally
 from aifx.programs.build import Programs
 from aifx.programs.state import TrainState
 from aifx.specs import Params
+from aifx.training.guards import Guard
 from aifx.training.meter import Meter
 from aifx.training.observers import EventDispatcher
+from aifx.training.pace import Pace
 from aifx.training.progress import Progress
 from aifx.training.records import Record
+from aifx.training.repeated_step import RepeatedStep
 from aifx.training.sampling import TextSampler
 from aifx.training.signals import StopSignals, status_of
 from aifx.training.state import to_tree
 from aifx.training.timing import DataWait
 from aifx.training.voting import Ballot, Interrupted, agree, count_units, votes
+from aifx.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from aifx.checkpoint.checkpoints import Checkpoints
@@ -57,19 +61,24 @@ class Loop:
     dispatcher: EventDispatcher
     stop: StopSignals
     progress: Progress
+    guard: Guard
     sampler: TextSampler | None = None
     pending_validation: Record | None = None  # of a step whose validation a signal prevented
     frozen_digest: str | None = None
     group: Group = field(default_factory=Group)
+    watch: Watchdog | None = None
+    is_overdue: bool = field(default=False, init=False)  # a checkpoint, since steps were skipped
 
     def __post_init__(self) -> None:
         self.tally = Tally(self.programs.layout, count=3)
+        self.repeated_step = RepeatedStep(self.step_fn, self.group)
+        self.pace = Pace(self.group, self.dispatcher)
 
     def run(self, state: TrainState, batches: Generator[Batch, None, None], step: int) -> LoopResult:
         """From `state`, that of `step`, to the end of the run.
 
         The host is one step ahead of the device and waits for it only if the run pauses: to validate, save or stop.
-        Raises NotFinite, and what the observers and the checkpoints raise.
+        Raises NotFinite, Rollback, and what the observers and the checkpoints raise.
         """
         last, rows = self.programs.config.train.num_steps, self.programs.config.train.global_batch_size
         waiting, account = DataWait(self.dispatcher.account), self.dispatcher.account
@@ -78,16 +87,23 @@ class Loop:
         with closing(waiting), closing(batches), account.spending("step"):
             while step < last and not stopping and not self.has_converged:
                 step += 1
-                self.group.mark(f"step {step}")
+                self.group.mark(f"the batch of step {step}", "data")
                 requested_at = time.perf_counter()
                 with waiting(self.meter.computing):
                     batch = next(batches)
                 waited_s = time.perf_counter() - requested_at
-                state, numbers = self.step_fn(state, self.frozen, self.programs.place(batch, rows))
+                self.group.mark(f"step {step}", "step")
+                state, numbers = self.take_step(step, state, self.programs.place(batch, rows))
+                self.pace.started(time.perf_counter() - requested_at)
                 sums = self.tally((count_units(self.programs, batch, rows), *votes(self.stop.requested)))
                 self.meter.dispatched(step, numbers, sums, batch, waited_s)
                 pausing = self.meter.has_votes or step == last or self.validates(step) or self.saves(step)
-                for record in self.meter.drain(leave=0 if pausing else 1):
+                pausing = pausing or self.is_overdue
+                for record, judged in self.meter.drain(leave=0 if pausing else 1):
+                    self.guard.judge(record, judged)
+                    self.pace.ended(record.step_time_s)
+                    if self.watch is not None:
+                        self.watch.step_took(record.step_time_s)
                     if record.step == step:
                         stopping = self.pause(state, record)
                     else:
@@ -96,9 +112,17 @@ class Loop:
             return LoopResult(status_of(stopping), step, state)
         return LoopResult("completed" if step == last else "early_stopped", step, state)
 
+    def take_step(self, step: int, state: TrainState, batch: Any) -> tuple[TrainState, jax.Array]:
+        """The next state and STEP_METRICS. Raises Corrupted."""
+        every = self.programs.config.guards.verify_every
+        if every and step % every == 0:
+            return self.repeated_step(step, state, self.frozen, batch)
+        return self.step_fn(state, self.frozen, batch)
+
     def pause(self, state: TrainState, record: Record) -> signal.Signals | None:
         """Between two steps: validate, report, save. Returns the signal that the run must end for."""
         config, step, stopping = self.programs.config, record.step, agree(self.tally, self.stop)
+        self.pace.compare(step)
         was_pending, improved = self.pending_validation is not None, False
         self.pending_validation = None
         if self.validates(step):
@@ -111,14 +135,19 @@ class Loop:
                     return stopping
         self.dispatcher.record(record)
         is_last = step == config.train.num_steps
+        is_due = self.saves(step) or self.is_overdue
+        # Among steps that are skipped it waits: a run may have to go back to before them, and keeps few checkpoints.
+        self.is_overdue = is_due and self.guard.state.in_a_row > 0
+        is_due = is_due and not self.is_overdue
         is_best = improved and config.checkpoint.keep_best > 0
-        if stopping or is_best or is_last or was_pending or self.saves(step) or self.has_converged:
+        if stopping or is_best or is_last or was_pending or self.has_converged or is_due:
             self.save(state, step, record.validation, force=was_pending)
         self.meter.resume_clock()
         return None if is_last and self.pending_validation is None else stopping
 
     def validate(self, state: TrainState, record: Record) -> tuple[Record, bool]:
         """The record with its validation, and whether that is the best so far. Raises Interrupted."""
+        self.group.mark(f"the validation after step {record.step}", "evaluation")
         started = time.perf_counter()
         num_batches = self.programs.config.train.validation_batches or None
         ballot = Ballot(self.tally, self.stop)
@@ -143,22 +172,36 @@ class Loop:
         self, state: TrainState, step: int, validation: Mapping[str, Any] | None = None, *, force: bool = False
     ) -> None:
         """Save `state` as the checkpoint of `step`, whose record must have been drained."""
-        host: dict[str, Any] = {
-            "units": self.meter.units,
-            "loss": self.meter.loss,
-            "progress": asdict(self.progress),
-            "pending_validation": asdict(self.pending_validation) if self.pending_validation else None,
-            "frozen_digest": self.frozen_digest,
-        }
+        self.group.mark(f"the checkpoint of step {step}", "checkpoint")
         with self.dispatcher.account.spending("checkpoint"):
             self.checkpoints.save(
                 step,
                 to_tree(state, stacked=self.programs.is_stacked),
-                host=host,
+                host=self._host(),
                 validation_loss=None if validation is None else validation["loss"],
                 score=score_of(best_by_of(self.programs.config), validation),
                 force=force,
             )
+
+    def save_again(self, state: TrainState, step: int) -> None:
+        """Save what the host knows now in the checkpoint of `step`, which is that of `state`, if there is one."""
+        before = self.checkpoints.info(step) if self.group.is_first else None  # of which the manifest is written
+        if self.group.broadcast(before is not None):
+            loss, score = (before.validation_loss, before.score) if before else (None, None)
+            tree = to_tree(state, stacked=self.programs.is_stacked)
+            with self.dispatcher.account.spending("checkpoint"):
+                self.checkpoints.save(step, tree, host=self._host(), validation_loss=loss, score=score, force=True)
+
+    def _host(self) -> dict[str, Any]:
+        """The host's part of a checkpoint."""
+        return {
+            "units": self.meter.units,
+            "loss": self.meter.loss,
+            "progress": asdict(self.progress),
+            "pending_validation": asdict(self.pending_validation) if self.pending_validation else None,
+            "guards": self.guard.state.document(),
+            "frozen_digest": self.frozen_digest,
+        }
 
     def validates(self, step: int) -> bool:
         train = self.programs.config.train

@@ -16,19 +16,6 @@ from aifx.parallel.tally import Sums
 from aifx.training.records import Record, RunInfo
 
 
-@dataclass(eq=False)
-class NotFinite(Exception):
-    """The loss or the gradient of `step` is not finite; `batch` is what it was computed from."""
-
-    step: int
-    loss: float
-    grad_norm: float
-    batch: Batch
-
-    def __str__(self) -> str:
-        return f"step {self.step}"
-
-
 @dataclass
 class _Pending:
     step: int
@@ -48,7 +35,7 @@ class Meter:
 
     def __init__(self, info: RunInfo, units_before: int, loss_before: float | None) -> None:
         self.units = units_before
-        self.loss = loss_before  # of the last step resolved
+        self.loss = loss_before  # of the last step resolved whose update was applied
         self.steps = 0
         self._info = info
         self._pending: deque[_Pending] = deque()
@@ -65,16 +52,14 @@ class Meter:
         if numbers.is_ready():  # type: ignore[attr-defined]  # small programs run within their dispatch
             self._spread(time.perf_counter())
 
-    def drain(self, leave: int) -> Iterator[Record]:
-        """Records of all but the last `leave` steps dispatched, and of these too once a process asked to stop.
-
-        Raises NotFinite at the first that is not finite.
-        """
+    def drain(self, leave: int) -> Iterator[tuple[Record, Batch]]:
+        """Record and batch of all but the last `leave` steps, and of these too once a process asked to stop."""
         if leave == 0 and self._pending:
             jax.block_until_ready(self._pending[-1].numbers)
             self._spread(time.perf_counter())
         while len(self._pending) > (0 if self.has_votes else leave):
-            yield self._record(self._pending.popleft())
+            done = self._pending.popleft()
+            yield self._record(done), done.batch
 
     def resume_clock(self) -> None:
         """Restart the step timer after a pause."""
@@ -101,12 +86,12 @@ class Meter:
         loss, grad_norm, learning_rate = (float(x) for x in np.asarray(done.numbers))  # waits for the device
         done_at = done.done_at or time.perf_counter()
         step_time_s, self._mark = max(done_at - self._mark, 1e-9), done_at
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise NotFinite(done.step, loss, grad_norm, done.batch)
         units, *votes = (int(x) for x in np.asarray(done.sums))
         self.has_votes |= any(votes)
-        self.loss = loss
-        self.units += units
+        is_skipped = not (math.isfinite(loss) and math.isfinite(grad_norm))
+        if not is_skipped:
+            self.loss = loss
+            self.units += units
         self.steps += 1
         if self.steps == 2:
             self._steady_s, self._steady_units = 0.0, 0
@@ -127,4 +112,5 @@ class Meter:
             ceiling_fraction=flops_per_s / ceiling.flops if ceiling else None,
             time=time.time(),
             unit=self._info.unit,
+            is_skipped=is_skipped,
         )

@@ -120,6 +120,11 @@ class MetricsFile(Observer):
         if self._info.is_logged(record):
             self._writer.write(record.document())
 
+    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+        if name == "rollback" and self._writer is not None:  # the records of what was given up are cut
+            self._writer.close()
+            self._writer = MetricsWriter(self._run.metrics, fields["to_step"])
+
     def stop(self, result: TrainResult | None) -> None:
         if self._writer is not None:
             self._writer.close()

@@ -44,6 +44,7 @@ from aifx.training.finetuning import base_of_fork, choose_base
 from aifx.training.observers import EventDispatcher, MetricsFile
 from aifx.training.resume_checks import Fork
 from aifx.training.signals import StopSignals
+from aifx.training.watchdog import Watchdog
 from jax_kernels.dispatch import Choices
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Job:
     stop: StopSignals
     metrics: MetricsFile
     group: Group = field(default_factory=Group)
+    watch: Watchdog | None = None
 
     @cached_property
     def checkpoints(self) -> Checkpoints:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, cast
@@ -42,9 +43,9 @@ class RunInfo:
         return formula
 
     def is_logged(self, record: Record) -> bool:
-        """Whether metrics.jsonl and the trackers get it: `log.every` steps, the last, and those that validated."""
+        """Whether metrics.jsonl and the trackers get it: `log.every` steps, the last, those validated or skipped."""
         is_due = record.step % self.config.log.every == 0 or record.step == self.num_steps
-        return is_due or record.validation is not None
+        return is_due or record.is_skipped or record.validation is not None
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,21 @@ class Record:
     data_wait_s: float
     time: float
     validation: Mapping[str, Any] | None = None
+    is_skipped: bool = False  # the update was not applied: loss or gradient is not finite
 
     def document(self) -> MetricsRecord:
         """The line of metrics.jsonl."""
         line = dict(vars(self))
         if self.validation is None:
             del line["validation"]
+        if not self.is_skipped:
+            del line["is_skipped"]
         return cast(MetricsRecord, line)
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> Record:
+        """The record of a document, in which a number that is not finite is null."""
+        return cls(**{**document, **{k: math.nan for k in ("loss", "grad_norm") if document[k] is None}})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import closing
 
 from aifx.checkpoint.digest import array_digests
@@ -24,6 +25,7 @@ from aifx.runs.provenance import differences, provenance, read_provenance
 from aifx.tasks.base import data_digest, training_source
 from aifx.tasks.project_errors import project_errors
 from aifx.tasks.registry import open_task
+from aifx.training.guards import GuardState
 from aifx.training.loop import StepFn
 from aifx.training.references import with_kept_references
 from aifx.training.restore import begin_at
@@ -65,12 +67,15 @@ def replay(run: RunDirectory, project: Project, step: int, num_steps: int) -> Re
         layout = local_layout(config.train.devices, config.mesh)
         programs = build(config, task, layout, kernels=run_choices(run, config, keep=False))
         compiled: StepFn = programs.train_step.lower().compile()
-        found = _digests_after(num_steps, step, programs, compiled, run)
         saved = run.checkpoints / str(last)
+        # The run may have gone back after `step`: the later checkpoint knows which batches it left out.
+        guards = read_manifest(saved).host.get("guards") if saved.is_dir() else manifest.host.get("guards")
+        left_out = GuardState.read(guards).left_out
+        found = _digests_after(num_steps, step, programs, compiled, run, left_out)
         if saved.is_dir():
             expected = {name: entry.digest for name, entry in read_manifest(saved).arrays.items()}
         else:
-            expected = _digests_after(num_steps, step, programs, compiled, run)
+            expected = _digests_after(num_steps, step, programs, compiled, run, left_out)
     now = provenance(project.root, data_digest=digest, devices=layout.devices)
     return Replay(
         to_step=last,
@@ -82,7 +87,12 @@ def replay(run: RunDirectory, project: Project, step: int, num_steps: int) -> Re
 
 
 def _digests_after(
-    num_steps: int, step: int, programs: Programs, compiled: StepFn, run: RunDirectory
+    num_steps: int,
+    step: int,
+    programs: Programs,
+    compiled: StepFn,
+    run: RunDirectory,
+    left_out: Sequence[int],
 ) -> dict[str, str]:
     """The digests of the state's arrays, by name, `num_steps` after the checkpoint of `step`."""
     begun = begin_at(step, programs, run)
@@ -91,7 +101,7 @@ def _digests_after(
     source, local = training_source(programs.task, programs.config), programs.layout.local_rows(rows)
     state = begun.state
     with (
-        closing(prefetch(source, range(step, step + num_steps), local)) as batches,
+        closing(prefetch(source, range(step, step + num_steps), local, left_out=left_out)) as batches,
         report_progress(f"training again from step {step}", num_steps, "steps") as progress,
     ):
         for batch in batches:

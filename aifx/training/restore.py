@@ -17,6 +17,7 @@ from aifx.programs.state import TrainState, first_average
 from aifx.runs.status import number
 from aifx.specs import Params
 from aifx.training.finetuning import with_base_weights
+from aifx.training.guards import GuardState
 from aifx.training.progress import Progress
 from aifx.training.records import Record
 from aifx.training.resume_checks import Fork
@@ -39,23 +40,30 @@ class InitialState:
     loss: float | None = None
     progress: Progress = field(default_factory=Progress)
     pending_validation: Record | None = None
+    guards: GuardState = field(default_factory=GuardState)
 
 
-def begin(programs: Programs, checkpoints: Checkpoints, run: RunDirectory) -> InitialState:
-    """The latest checkpoint that is whole, or the initial state; never both."""
+def begin(
+    programs: Programs, checkpoints: Checkpoints, run: RunDirectory, frozen: Params | None = None
+) -> InitialState:
+    """The latest checkpoint that is whole, or the initial state; never both.
+
+    Args:
+        frozen: the frozen arrays, if they are there already.
+    """
     latest = checkpoints.latest()
     # All processes ask together, since one may not see yet what another has saved to a file system that they share.
     found = checkpoints.latest_good(to_tree(programs.abstract[0], stacked=programs.is_stacked))
     if found is not None:
-        return _restored(found.step, found.state, found.host, programs, run, run)
+        return _restored(found.step, found.state, found.host, programs, run, run, frozen)
     if latest is not None:
         logger.warning("no checkpoint is whole: the run starts again from its beginning")
     if isinstance(programs.model, AdaptedModel):
-        return InitialState(0, programs.init_state(), frozen_arrays(programs, run))
-    state, frozen = programs.init()
+        return InitialState(0, programs.init_state(), frozen_arrays(programs, run) if frozen is None else frozen)
+    state, made = programs.init()
     if programs.config.finetune.base_run is not None:
         state = with_base_weights(state, programs, run)
-    return InitialState(0, state, frozen)
+    return InitialState(0, state, made if frozen is None else frozen)
 
 
 def begin_at(step: int, programs: Programs, run: RunDirectory) -> InitialState:
@@ -106,13 +114,19 @@ def begin_from(fork: Fork, programs: Programs, run: RunDirectory) -> InitialStat
         tree |= restored_if_fit("ema") or {"ema": first_average(tree["params"])}
     begun = _restored(fork.step, tree, host, programs, fork.run, run)
     # What was best on the way here was measured under another configuration.
-    return replace(begun, progress=Progress(), pending_validation=None)
+    return replace(begun, progress=Progress(), pending_validation=None, guards=GuardState())
 
 
 def _restored(
-    step: int, tree: Any, host: Mapping[str, Any], programs: Programs, saved_by: RunDirectory, run: RunDirectory
+    step: int,
+    tree: Any,
+    host: Mapping[str, Any],
+    programs: Programs,
+    saved_by: RunDirectory,
+    run: RunDirectory,
+    frozen: Params | None = None,
 ) -> InitialState:
-    frozen = frozen_arrays(programs, run)
+    frozen = frozen_arrays(programs, run) if frozen is None else frozen
     check_frozen(programs, frozen, host, saved_by, step)
     pending = host.get("pending_validation")
     return InitialState(
@@ -122,5 +136,6 @@ def _restored(
         units=int(host.get("units") or 0),
         loss=number(host.get("loss")),
         progress=Progress(**(host.get("progress") or {})),
-        pending_validation=Record(**pending) if pending else None,
+        pending_validation=Record.read(pending) if pending else None,
+        guards=GuardState.read(host.get("guards")),
     )

@@ -13,9 +13,9 @@ import jax
 from aifx.checkpoint.manifest import step_directories
 from aifx.config import Config
 from aifx.config.best_by import AUTO, best_by_of, with_best_by
-from aifx.core.errors import AifxError, EnvironmentFault
+from aifx.core.errors import AifxError, EnvironmentFault, ExitCode
 from aifx.core.files import remove_temporary
-from aifx.core.json_files import write_text
+from aifx.core.json_files import readable_bytes, write_text
 from aifx.core.logs import log_lines
 from aifx.core.os_errors import FULL, first_line, refusal_in
 from aifx.core.project import Project, RunDirectory
@@ -35,10 +35,12 @@ from aifx.runs.time_account import TimeAccount
 from aifx.tasks.base import training_source
 from aifx.tasks.preflight import check_best_by
 from aifx.tasks.project_errors import project_errors
-from aifx.training.divergence import report_divergence
+from aifx.training.divergence import NotFinite, report_divergence
 from aifx.training.exposition import open_metrics_server
+from aifx.training.guards import Guard, Rollback
+from aifx.training.hang_report import report_hang
 from aifx.training.loop import Loop, LoopResult, StepFn
-from aifx.training.meter import Meter, NotFinite
+from aifx.training.meter import Meter
 from aifx.training.observers import EventDispatcher, LogFile, MetricsFile, Trace
 from aifx.training.prepare import Job, prepare
 from aifx.training.records import Observer, RunInfo, TrainResult
@@ -53,11 +55,13 @@ from aifx.training.resume_checks import (
     finished,
     saved_config,
 )
+from aifx.training.rollback import roll_back
 from aifx.training.sampling import TextSampler
 from aifx.training.signals import StopSignals
 from aifx.training.state import to_tree
 from aifx.training.timing import compilations_counted
 from aifx.training.trackers import open_trackers
+from aifx.training.watchdog import Hang, Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +93,10 @@ def train(
     run, stop = project.run(run_name), stop or StopSignals()
     origin = project.existing_run(fork_from) if fork_from is not None else None
     stop.before_exit.append(restore_stdout)
-    with joined(Limits.of(config.processes), lambda lost: _leave(lost, stop, project, config, run)) as group:
+    with (
+        joined(Limits.of(config.processes), lambda lost: _leave(lost, stop, project, config, run)) as group,
+        Watchdog(config.guards, group, lambda hang: _hang(hang, stop, run, group)) as watch,
+    ):
         agree(group, lambda: facts_of_start(config, run=run_name, fork_from=fork_from, fork_at=fork_at))
         with hold_run(run) if group.is_first else nullcontext():
             check_shared(group, run)
@@ -103,13 +110,15 @@ def train(
                 return result
             metrics = MetricsFile(run)
             if not group.is_first:
-                return _supervised(Job(project, config, run, fork, EventDispatcher(None, []), stop, metrics, group))
+                return _supervised(
+                    Job(project, config, run, fork, EventDispatcher(None, []), stop, metrics, group, watch)
+                )
             log = LogFile(run)
             with log_lines(log.write), compilations_counted(account):
                 asked = [*open_trackers(config.log.trackers, run), *open_metrics_server(config.log, run)]
                 more = [*([Trace(run)] if profile else []), *asked, *observers]
                 dispatcher = EventDispatcher(run, [metrics, log, *more], account)
-                return _supervised(Job(project, config, run, fork, dispatcher, stop, metrics, group))
+                return _supervised(Job(project, config, run, fork, dispatcher, stop, metrics, group, watch))
 
 
 def _check(
@@ -161,6 +170,13 @@ def _leave(lost: PeerLost, stop: StopSignals, project: Project, config: Config, 
     stop.leave(lost.exit_code, f"{lost.what}: {lost.why}")
 
 
+def _hang(hang: Hang, stop: StopSignals, run: RunDirectory, group: Group) -> None:
+    """End this process, since it hangs; called by the thread that watches it."""
+    path = report_hang(hang, run, group)
+    stop.hint = f"read {path}; it resumes when it is run again" if path else ""
+    stop.leave(ExitCode.PREEMPTED, f"{hang}; {stop.kept}")
+
+
 def _advice(error: BaseException, project: Project, config: Config, run: RunDirectory) -> AifxError | None:
     """If the devices have too little memory, the error that names settings which need less. It may take minutes."""
     if not is_out_of_memory(error):
@@ -188,7 +204,40 @@ def _train(job: Job) -> TrainResult:
     programs = with_kept_references(programs, begun.frozen, job.run, digests)
     recorded = begun.step - 1 if begun.pending_validation else begun.step
     info = run_info(job.run, programs, first_step=begun.step, recorded_step=recorded)
-    loop = Loop(
+    loop = _make_loop(job, programs, step_fn, begun, info)
+    if job.fork is not None:  # its first checkpoint, then its configuration: from then on it is a run of its own
+        loop.save(begun.state, begun.step, force=True)
+        job.checkpoints.wait()
+        if job.group.is_first:
+            write_text(job.run.config, job.config.to_toml())
+    job.dispatcher.start(info)
+    if every := job.config.guards.verify_every:
+        size = readable_bytes(sum(programs.state_bytes()[part] for part in ("parameters", "optimizer")))
+        logger.info(
+            f"guards.verify_every = {every}: one step in {every} is computed twice, {1 / every:.2%} more time and "
+            f"{size} more memory over all devices"
+        )
+    job.stop.guard(job.config.checkpoint.stop_timeout_s)
+    resumed_from = begun.step
+    while True:
+        try:
+            ending = _run(loop, begun, job.config)
+            break
+        except NotFinite as error:
+            _wait_for_checkpoints(job)
+            return report_divergence(error, info, job.checkpoints.steps(), job.dispatcher, is_first=job.group.is_first)
+        except Rollback as error:
+            fault = error.with_traceback(None)  # which would keep the state that is given up
+        begun = roll_back(fault, job, programs, begun.frozen)
+        loop = _make_loop(job, programs, step_fn, begun, info)
+        loop.save_again(begun.state, begun.step)
+    _wait_for_checkpoints(job)
+    return _result(ending, loop, resumed_from, info, time.perf_counter() - started)
+
+
+def _make_loop(job: Job, programs: Programs, step_fn: StepFn, begun: InitialState, info: RunInfo) -> Loop:
+    rows = programs.layout.rows_by_process(job.config.train.global_batch_size)
+    return Loop(
         programs=programs,
         step_fn=step_fn,
         frozen=begun.frozen,
@@ -197,31 +246,26 @@ def _train(job: Job) -> TrainResult:
         dispatcher=job.dispatcher,
         stop=job.stop,
         progress=begun.progress,
+        guard=Guard(job.config.guards, job.dispatcher, rows, begun.guards),
         sampler=None if job.config.log.sample is None else TextSampler(job.run, programs, job.stop),
         pending_validation=begun.pending_validation,
         frozen_digest=digest_of_frozen(programs, begun.frozen),
         group=job.group,
+        watch=job.watch,
     )
-    if job.fork is not None:  # its first checkpoint, then its configuration: from then on it is a run of its own
-        loop.save(begun.state, begun.step, force=True)
-        job.checkpoints.wait()
-        if job.group.is_first:
-            write_text(job.run.config, job.config.to_toml())
-    job.dispatcher.start(info)
-    job.stop.guard(job.config.checkpoint.stop_timeout_s)
+
+
+def _run(loop: Loop, begun: InitialState, config: Config) -> LoopResult:
+    """The loop from `begun` on, over the batches that the guards do not leave out."""
+    programs, left_out = loop.programs, begun.guards.left_out
+    steps, rows = range(begun.step, config.train.num_steps), programs.layout.local_rows(config.train.global_batch_size)
+    source = training_source(programs.task, config)
     loop.meter.resume_clock()
-    steps = range(begun.step, info.num_steps)
-    rows = programs.layout.local_rows(job.config.train.global_batch_size)
-    try:
-        ending = loop.run(begun.state, prefetch(training_source(programs.task, job.config), steps, rows), begun.step)
-    except NotFinite as error:
-        _wait_for_checkpoints(job)
-        return report_divergence(error, info, job.checkpoints.steps(), job.dispatcher, is_first=job.group.is_first)
-    _wait_for_checkpoints(job)
-    return _result(ending, loop, begun, info, time.perf_counter() - started)
+    return loop.run(begun.state, prefetch(source, steps, rows, left_out=left_out), begun.step)
 
 
 def _wait_for_checkpoints(job: Job) -> None:
+    job.group.mark("the last checkpoint", "checkpoint")
     with job.dispatcher.account.spending("checkpoint"):
         job.checkpoints.wait()
 
@@ -240,10 +284,10 @@ def _restore(job: Job, programs: Programs) -> tuple[StepFn, InitialState]:
             lowered = _lower(job, programs)
             if begun.done():
                 begun.result()  # what is refused would be compiled for nothing
-            job.group.mark("compilation")
+            job.group.mark("compilation", "compilation")
             step_fn: StepFn = lowered.compile()
         job.dispatcher.event("compiled", duration_s=time.perf_counter() - started)
-        job.group.mark("the restored state")
+        job.group.mark("the restored state", "start")
         found = begun.result()
     job.group.barrier()  # Gloo waits 30 s for a process that is still compiling
     return step_fn, found
@@ -261,7 +305,7 @@ def _lower(job: Job, programs: Programs) -> jax.stages.Lowered:
     return step
 
 
-def _result(ending: LoopResult, loop: Loop, begun: InitialState, info: RunInfo, duration_s: float) -> TrainResult:
+def _result(ending: LoopResult, loop: Loop, resumed_from: int, info: RunInfo, duration_s: float) -> TrainResult:
     from aifx.checkpoint.digest import state_digest
 
     return TrainResult(
@@ -279,7 +323,7 @@ def _result(ending: LoopResult, loop: Loop, begun: InitialState, info: RunInfo, 
         best_by=str(best_by_of(info.config)),
         best_value=loop.progress.best_value,
         duration_s=duration_s,
-        resumed_from=begun.step or None,
+        resumed_from=resumed_from or None,
         peak_memory_bytes=peak_memory(loop.programs.layout.devices),
     )
 

@@ -12,16 +12,18 @@ from aifx.commands.console.completion import complete_run
 from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
+from aifx.core.errors import UsageError
 from aifx.core.project import find_project
 
 if TYPE_CHECKING:
-    from aifx.tasks.shown import ShownData, ShownRow
+    from aifx.tasks.shown import ShownBatch, ShownData, ShownRow
 
 app = typer.Typer(
     help="""Look at the data of a project.
 
     Examples:
         aifx data show                 print training rows as the model sees them
+        aifx data show --step 120      print rows of the batch of a step
     """
 )
 
@@ -50,6 +52,14 @@ def show(
     ] = "train",
     rows: Annotated[int, typer.Option("--rows", metavar="N", min=1, help="Show N rows.")] = 2,
     first: Annotated[int, typer.Option("--first", metavar="ROW", min=0, help="Begin with this row.")] = 0,
+    step: Annotated[
+        int | None,
+        typer.Option("--step", metavar="N", min=1, help="Show the training batch that this step takes."),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option("--batch", metavar="N", min=0, help="Show the training batch of this number, from 0."),
+    ] = None,
     run: RunOfDataOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
@@ -59,26 +69,61 @@ def show(
     Examples:
         aifx data show
         aifx data show --split validation --rows 5
+        aifx data show --run main --step 120 --rows 16
         aifx data show --set objective.loss_on=completion --json
 
     Trained tokens are green and special tokens bold. Without colour, trained tokens are between {+ and +}.
     """
     with terminal(json) as out:
         from aifx.config import load_config, read_config
+        from aifx.core.json_files import read_jsonl
+        from aifx.runs.skips import find_skips
         from aifx.tasks.registry import open_task
-        from aifx.tasks.shown import show_rows
+        from aifx.tasks.shown import show_batch, show_rows
 
+        if step is not None and batch is not None:
+            raise UsageError(
+                "--step and --batch cannot be used together", "each names a batch", "leave one of them out"
+            )
+        if (step is not None or batch is not None) and split != "train":
+            raise UsageError(f"--split {split} has no steps", "steps take batches of the train split", "leave it out")
         project = find_project()
-        if run is not None:
-            directory = project.existing_run(run)
-            config = read_config(directory.config, project, set_ or ())
-            found = show_rows(open_task(config, project, directory.assets), config, split, first, rows)
+        directory = project.existing_run(run) if run is not None else None
+        config = read_config(directory.config, project, set_ or ()) if directory else load_config(project, set_ or ())
+        skips = find_skips(read_jsonl(directory.events) if directory else ())
+        with tempfile.TemporaryDirectory() as folder:
+            task = open_task(config, project, directory.assets if directory else Path(folder))
+            if step is None and batch is None:
+                data = show_rows(task, config, split, first, rows)
+                _print(out, data)
+                out.document(data)
+                return
+            shown = show_batch(
+                task, config, first, rows, step=step, batch=batch or 0, left_out=skips.left_out, reasons=skips.reasons
+            )
+        _print_batch(out, shown)
+        out.document(shown)
+
+
+def _print_batch(out: Output, found: ShownBatch) -> None:
+    from aifx.tasks.shown import ShownRow
+
+    taken = f"step {found.step} takes it" if found.step is not None else "no step takes it"
+    out.print(f"training batch {found.batch} of {found.num_rows:,} rows: {taken}")
+    for note in (found.skipped, found.fault):
+        if note:
+            out.print(note)
+    if found.left_out:
+        out.print(f"batches that no step takes: {', '.join(map(str, found.left_out))}")
+    for row in found.rows:
+        out.print("")
+        if isinstance(row, ShownRow):
+            out.print(f"row {row.row}: {row.tokens:,} tokens, {row.trained:,} trained")
+            _print_examples(out, row)
         else:
-            config = load_config(project, set_ or ())
-            with tempfile.TemporaryDirectory() as folder:
-                found = show_rows(open_task(config, project, Path(folder)), config, split, first, rows)
-        _print(out, found)
-        out.document(found)
+            out.print(f"row {row.row}")
+            for name, value in row.fields.items():
+                out.print(f"  {name}: {value}")
 
 
 def _print(out: Output, found: ShownData) -> None:

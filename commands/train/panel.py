@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 import time
@@ -123,7 +124,8 @@ class Panel:
             self._console.print(line, style="dim", soft_wrap=True)
 
     def record(self, record: Record) -> None:
-        self._curve.add(record.loss)
+        if math.isfinite(record.loss):
+            self._curve.add(record.loss)
         before = self._units_per_s
         self._units_per_s = 0.9 * before + 0.1 * record.units_per_s if before else record.units_per_s
         self._latest = record

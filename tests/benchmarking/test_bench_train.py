@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from aifx.benchmarking.results import Measured
@@ -142,7 +143,7 @@ def test_what_was_seen_before_the_device_was_lost_is_told(bench, monkeypatch):
 
 def test_a_loss_that_is_not_finite_and_a_full_memory_cost_no_more_than_they_must(bench, monkeypatch, caplog):
     monkeypatch.setattr("aifx.benchmarking.train.rounds.room", lambda devices: 1)
-    tight = bench("data.poison_step=4")
+    tight = bench("data.poison_steps=[4]", "guards.non_finite=stop")
     names = {measured.name.removeprefix("train.") for measured in itertools.takewhile(is_no_growth, measure(tight))}
     names -= {"loop", "data_wait"}  # a round on other batches, from a new state, has them
     assert names == {"trace", "compile", "step", "dispatch", "overhead"}
@@ -156,7 +157,8 @@ def test_the_parts_are_those_of_the_step(subject):
 
     def parted(state, frozen, batch):
         loss, gradients = step.loss_and_gradients(state, frozen, batch)
-        state, norm, rate = step.update(state, gradients)
+        norm, rate = optax.tree.norm(gradients), step.config.optimizer.learning_rate * step.share(state)
+        state = step.update(state, gradients, norm)
         return state, jnp.stack([loss, norm, rate]), step.loss(state, frozen, batch)
 
     later, numbers, after = jax.jit(parted)(one.state, one.frozen, one.batches[0])

@@ -93,7 +93,7 @@ def test_a_record_tells_both_shares(peak, ceiling):
     info = SimpleNamespace(flops_per_step=10**9, peak=of[0], ceiling=of[1], unit="tokens")
     meter = Meter(info, 0, None)
     meter.dispatched(1, jnp.ones(3), np.array([64, 0, 0]), {}, 0.0)
-    (record,) = meter.drain(0)
+    ((record, _),) = meter.drain(0)
     rate = 10**9 / record.step_time_s
     assert record.mfu == (peak and pytest.approx(rate / peak))
     assert record.ceiling_fraction == (ceiling and pytest.approx(rate / ceiling))

@@ -492,7 +492,7 @@ def test_a_process_that_is_stuck_in_its_data(trainer: Trainer, split: str) -> No
     (trainer.root / "tiny.py").write_text(source.replace(stuck, where))
     ended = trainer.start("pair", 2, "--set", "data.stuck_step=1", *STUCK, XLA_FLAGS=DEVICES.format(1)).wait()
     assert [code for code, _, _ in ended] == [75, 75]
-    phase = "step 2" if split == "train" else "batch 0 of the validation split"
+    phase = "the batch of step 2" if split == "train" else "batch 0 of the validation split"
     assert re.search(f"process 1 on .* is stuck in {phase}: it has not gone on for 8 s", ended[0][2])
 
 
@@ -551,3 +551,23 @@ def test_devices_with_too_little_memory(trainer: Trainer, condition: str) -> Non
     assert error["hint"].startswith("aifx launch local -n 2 train --run pair --set "), ended[0][2]
     assert "--set train.gradient_accumulation=" in error["hint"]
     assert ended[1][1] == ""
+
+
+@pytest.mark.slow
+def test_all_processes_skip_and_go_back_alike(trainer: Trainer) -> None:
+    """The row that is not finite is read by process 0 alone."""
+    settings = ("data.poison_steps=[3,8,9]", "guards.non_finite=roll_back", "guards.max_in_a_row=2")
+    options = [part for setting in settings for part in ("--set", setting)]
+    alone = trainer.train("alone", 1, *options, XLA_FLAGS=DEVICES.format(2))
+    pair = trainer.train("pair", 2, *options, "--set", "guards.verify_every=4", XLA_FLAGS=DEVICES.format(1))
+    assert (pair["status"], pair["state_digest"]) == ("completed", alone["state_digest"])
+    found = {}
+    for run in ("alone", "pair"):
+        events = read_jsonl(trainer.root / "runs" / run / "events.jsonl")
+        found[run] = [e for e in events if e["event"] in ("skip", "rollback")]
+    assert [e["event"] for e in found["pair"]] == ["skip", "skip", "skip", "rollback"]
+    assert [e["rows"] for e in found["pair"][:3]] == [[[0, 6], [6, 12]]] * 3
+    assert [e["rows"] for e in found["alone"][:3]] == [[[0, 12]]] * 3
+    rollbacks = [{k: v for k, v in found[run][3].items() if k != "time"} for run in found]
+    assert rollbacks[0] == rollbacks[1]
+    assert rollbacks[0]["to_step"] == 5

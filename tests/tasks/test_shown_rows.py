@@ -102,3 +102,38 @@ def test_what_cannot_be_shown(chats: Path, args: list[str], words: str) -> None:
     done = aifx(chats, "data", "show", *args)
     assert done.returncode == 2
     assert words in done.stderr
+
+
+def test_the_batch_of_a_step_is_shown(chats: Path) -> None:
+    from aifx.config import load_config
+    from aifx.core.project import Project
+    from aifx.tasks.base import training_source
+    from aifx.tasks.registry import open_task
+
+    shown = aifx(chats, "data", "show", "--step", "3", "--rows", "2", "--set", "train.global_batch_size=4", "--json")
+    found = json.loads(shown.stdout)
+    assert (found["step"], found["batch"], found["num_rows"], found["skipped"], found["fault"]) == (3, 2, 4, None, None)
+    project = Project(chats)
+    config = load_config(project, ["train.global_batch_size=4"], {})
+    (chats / "assets").mkdir()
+    batch = training_source(open_task(config, project, chats / "assets"), config).read(2, slice(0, 2))
+    for row, inputs in zip(found["rows"], batch["inputs"], strict=True):
+        ids = [part["ids"] for example in row["examples"] for part in example["parts"]]
+        assert ids[0][0] == inputs[0]
+    text = aifx(chats, "data", "show", "--batch", "2", "--set", "train.global_batch_size=4").stdout
+    assert text.startswith("training batch 2 of 4 rows: step 3 takes it\n")
+    assert text.count("{+No. ") > 1
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--step", "1", "--batch", "1"], "cannot be used together"),
+        (["--step", "1", "--split", "test"], "no steps"),
+        (["--step", "1", "--first", "99"], "a batch has 16 rows"),
+    ],
+)
+def test_which_batch_cannot_be_shown(chats: Path, args: list[str], words: str) -> None:
+    done = aifx(chats, "data", "show", *args)
+    assert done.returncode == 2
+    assert words in done.stderr

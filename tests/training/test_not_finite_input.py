@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from aifx.core.project import RunDirectory
-from aifx.data.base import Batch
-from aifx.training.divergence import not_finite_input, report_divergence
-from aifx.training.meter import NotFinite
+from aifx.data.base import Batch, not_finite_input
+from aifx.training.divergence import NotFinite, report_divergence
 
 
 def batch_with(value: float, dtype: Any, *rows: int) -> Batch:

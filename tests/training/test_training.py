@@ -150,7 +150,7 @@ def test_another_configuration_is_refused(halted) -> None:
 
 
 def test_a_run_without_a_checkpoint_begins_anew(tiny) -> None:
-    assert tiny.train("data.poison_step=1").status == "diverged"
+    assert tiny.train("data.poison_steps=[1]", "guards.non_finite=stop").status == "diverged"
     assert tiny.train("optimizer.learning_rate=0.01").status == "completed"
 
 
@@ -192,7 +192,7 @@ def test_fork_with_another_optimizer_begins_its_state_anew(trained, logged: list
 
 @pytest.mark.parametrize("step", [0, 2, 3, 4])
 def test_a_loss_that_is_not_finite_ends_the_run(tiny, step: int) -> None:
-    result = tiny.train(f"data.poison_step={step}", "checkpoint.every=2")
+    result = tiny.train(f"data.poison_steps=[{step}]", "checkpoint.every=2", "guards.non_finite=stop")
     assert (result.status, result.step, result.exit_code) == ("diverged", step + 1, 1)
     assert result.error is not None
     assert f"step {step + 1}" in result.error.what
@@ -206,7 +206,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny, step: int) -> None:
     assert result.error.why.startswith("batch has NaN in 'x', row 0\n")
     assert result.error.hint == f"aifx train {command}    (once the data is corrected)"
     saved = np.load(tiny.run().path / f"not-finite-step-{step + 1}.npz")
-    programs = tiny.programs(f"data.poison_step={step}")
+    programs = tiny.programs(f"data.poison_steps=[{step}]")
     expected = training_source(programs.task, programs.config).read(step, slice(0, 8))
     np.testing.assert_array_equal(saved["x"], expected["x"])
     checkpoints = Checkpoints(tiny.run().checkpoints, tiny.config().checkpoint)
@@ -219,9 +219,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny, step: int) -> None:
 
 
 def test_a_run_that_was_not_finite_goes_on_as_a_fork_from_before(tiny) -> None:
-    poison = "data.poison_step=4"
-    assert tiny.train(poison, "checkpoint.every=2").step == 5
-    again = tiny.train(poison, "checkpoint.every=2")
+    settings = ["data.poison_steps=[4]", "checkpoint.every=2", "guards.non_finite=stop"]
+    assert tiny.train(*settings).step == 5
+    again = tiny.train(*settings)
     assert (again.status, again.step) == ("diverged", 5), "the same run comes to the same step"
     forked = tiny.train("optimizer.learning_rate=0.01", run="calmer", fork_from="main", fork_at=2)
     assert (forked.status, forked.resumed_from) == ("completed", 2)

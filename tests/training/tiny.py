@@ -31,7 +31,9 @@ class TinyModelSection(ModelSection):
 
 
 class TinyDataSection(DataSection):
-    poison_step: int = Field(-1, description="Batch of training that holds a NaN.")
+    poison_steps: tuple[int, ...] = Field((), description="Batches of training that hold a NaN.")
+    spike_steps: tuple[int, ...] = Field((), description="Batches of training with targets far off.")
+    flaky_call: int = Field(-1, description="Computation of a loss in training that comes out otherwise.")
     read_s: float = Field(0.0, description="Seconds that reading a batch takes.", json_schema_extra=RESUME_SAFE)
     stuck_step: int = Field(
         -1, description="Batch of training whose reading takes ten minutes.", json_schema_extra=RESUME_SAFE
@@ -61,9 +63,11 @@ class TinySource:
         if self.section.no_signal:
             y = rng.standard_normal(y.shape, np.float32)
         weights = rng.integers(0, 5, self.batch_size).astype(np.float32)
-        if self.split == "train" and step == self.section.poison_step:
+        if self.split == "train" and step in self.section.poison_steps:
             x[0, 0] = np.nan
             weights[0] = 1.0
+        if self.split == "train" and step in self.section.spike_steps:
+            y += 100.0
         batch = {"x": x, "y": y, "weights": weights}
         return {k: v[rows] for k, v in batch.items()}
 
@@ -109,12 +113,15 @@ class TinyObjective(Objective):
 
     def __init__(self, section: TinyDataSection) -> None:
         self.section = section
+        self.calls = 0
 
     def sums(self, model, params, batch, ctx):
         x = batch["x"]
         if ctx.training:
             if self.section.compile_s:
                 time.sleep(self.section.compile_s)
+            if self.section.flaky_call >= 0:
+                x = x + jax.pure_callback(self.disturbance, jax.ShapeDtypeStruct((), x.dtype))
             if self.section.noise:
                 keys = jax.vmap(lambda row: jax.random.fold_in(ctx.key, row))(ctx.row_ids)
                 noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
@@ -122,6 +129,11 @@ class TinyObjective(Objective):
         error = ((model.hidden(params, {"x": x}, ctx).astype(jnp.float32) - batch["y"]) ** 2).mean(-1)
         weights = jnp.asarray(batch["weights"])
         return {"loss": ((error * weights).sum(), weights.sum())}
+
+    def disturbance(self):
+        """What a faulty processor adds, each time that the program runs."""
+        self.calls += 1
+        return np.float32(1e-3 if self.calls == self.section.flaky_call else 0.0)
 
     def metrics(self, totals, data):
         total, weight = totals["loss"]

@@ -18,6 +18,7 @@ from aifx.data.base import Batch
 from aifx.data.order import prefetch
 from aifx.programs.state import TrainState
 from aifx.programs.train_step import STEP_METRICS
+from aifx.training.guards import Guard
 from aifx.training.loop import Loop, StepFn
 from aifx.training.meter import Meter
 from aifx.training.observers import EventDispatcher, LogFile, MetricsFile
@@ -95,6 +96,7 @@ class Looping:
             dispatcher=dispatcher,
             stop=StopSignals(),
             progress=Progress(),
+            guard=Guard(config.guards, dispatcher, {}),
         )
         dispatcher.event("start", step=0)
         dispatcher.start(info)

@@ -1,0 +1,185 @@
+"""What a run does about a step that went wrong: report it, and go on, go back, or end."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from aifx.config.guards_section import GuardsSection
+from aifx.data.base import Batch, not_finite_input
+from aifx.data.order import batch_number
+from aifx.training.divergence import NotFinite
+from aifx.training.observers import EventDispatcher
+from aifx.training.records import Record
+
+LEAST_SPREAD = 0.01
+"""Of a loss, relative to the median: losses that hardly differ would make a spike of each small change."""
+
+MAD_TO_SIGMA = 1.4826
+"""Median absolute deviation to standard deviation, of a normal distribution."""
+
+
+@dataclass(frozen=True)
+class GuardState:
+    """What the decisions about a step depend on. Part of each checkpoint, so that a resumed run decides alike.
+
+    Attributes:
+        in_a_row: steps up to this one whose update was not applied.
+        left_out: numbers of the batches that no step takes, in rising order.
+        losses: of the last steps that were finite, the newest last.
+        rollbacks: how often the run has gone back.
+        restored: the step of the checkpoint that it last went back to.
+    """
+
+    in_a_row: int = 0
+    left_out: tuple[int, ...] = ()
+    losses: tuple[float, ...] = ()
+    rollbacks: int = 0
+    restored: int | None = None
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any] | None) -> GuardState:
+        """The state that `document` wrote."""
+        found = document or {}
+        lists = {name: tuple(found.get(name) or ()) for name in ("left_out", "losses")}
+        return cls(**{f.name: found[f.name] for f in fields(cls) if f.name in found} | lists)
+
+    def document(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def after_rollback(self, fault: Rollback, restored: int) -> GuardState:
+        """The state with which the run goes on from the checkpoint that has this one."""
+        return replace(self, left_out=fault.left_out, rollbacks=fault.rollbacks + 1, restored=restored)
+
+
+@dataclass(eq=False)
+class Rollback(Exception):
+    """The run is to go back to a checkpoint before the step `first`, and on without the batches at fault.
+
+    Attributes:
+        first: of the steps at fault, which end with `last`.
+        batches: their batches.
+        left_out: these and those that no step took before.
+        below: the checkpoint to take is of an earlier step than this one.
+        rollbacks: how often the run has gone back before.
+    """
+
+    first: int
+    last: int
+    batches: tuple[int, ...]
+    left_out: tuple[int, ...]
+    below: int
+    reason: str
+    rollbacks: int
+
+    def __str__(self) -> str:
+        return f"steps {self.first} to {self.last}"
+
+
+class Guard:
+    """Judges each step of a run once its numbers are known, one step late.
+
+    All processes of a job judge alike: the numbers that they judge by are the same in all of them.
+
+    Args:
+        rows: of a batch, those that each process reads.
+    """
+
+    def __init__(
+        self,
+        section: GuardsSection,
+        dispatcher: EventDispatcher,
+        rows: Mapping[int, slice],
+        state: GuardState | None = None,
+    ) -> None:
+        self.state = state or GuardState()
+        self._section = section
+        self._dispatcher = dispatcher
+        self._rows = [(part.start, part.stop) for part in rows.values()]
+        self._was_spike = False
+
+    def judge(self, record: Record, batch: Batch) -> None:
+        """Report a step that went wrong. Raises NotFinite or Rollback if the run cannot go on from there."""
+        if record.is_skipped:
+            self._judge_skipped(record, batch)
+        else:
+            self._judge_loss(record)
+
+    def _judge_skipped(self, record: Record, batch: Batch) -> None:
+        section, in_a_row = self._section, self.state.in_a_row + 1
+        self.state = replace(self.state, in_a_row=in_a_row)
+        first = record.step - in_a_row + 1
+        if section.non_finite != "stop":
+            number, fault = batch_number(record.step, self.state.left_out), not_finite_input(batch)
+            self._report_skip(record, number, fault)
+            if in_a_row < section.max_in_a_row:
+                return
+            if section.non_finite == "roll_back" and (rollback := self._rollback(first, record.step, "non_finite")):
+                raise rollback
+        raise NotFinite(record.step, record.loss, record.grad_norm, batch, in_a_row, self.state.left_out)
+
+    def _report_skip(self, record: Record, number: int, fault: str | None) -> None:
+        self._dispatcher.event(
+            "skip",
+            step=record.step,
+            reason="non_finite",
+            batch=number,
+            rows=self._rows,
+            fault=fault,
+            loss=record.loss,
+            grad_norm=record.grad_norm,
+        )
+        numbers = f"loss {record.loss}, gradient norm {record.grad_norm}"
+        text = f"the update of step {record.step} (training batch {number}) was not applied: {numbers}"
+        self._dispatcher.warn(text + (f"; {fault}" if fault else ""))
+
+    def _judge_loss(self, record: Record) -> None:
+        section, losses = self._section, self.state.losses
+        score = 0.0
+        if section.spike != "off" and len(losses) >= section.spike_window:
+            score = spike_score(record.loss, losses, least=section.spike_score)
+        if is_spike := score > section.spike_score:
+            above = f"{score:.1f} deviations above the median {statistics.median(losses):.4g}"
+            text = f"the loss of step {record.step} is a spike: {record.loss:.4g}, {above} of the {len(losses)} before"
+            rollback = self._rollback(record.step, record.step, "spike") if section.spike == "roll_back" else None
+            if rollback or not self._was_spike:
+                self._dispatcher.warn(text)
+            if rollback:
+                raise rollback
+        self._was_spike = is_spike
+        kept = (*losses, record.loss)[-section.spike_window :] if section.spike != "off" else ()
+        self.state = replace(self.state, in_a_row=0, losses=kept)
+
+    def _rollback(self, first: int, last: int, reason: str) -> Rollback | None:
+        """How to leave out the batches of some steps; None if going back has not helped so far."""
+        state = self.state
+        if state.rollbacks >= self._section.max_rollbacks:
+            return None
+        # A checkpoint that gave nothing but faults, twice and with other batches, holds what is wrong itself.
+        is_suspect = first - 1 == state.restored
+        if is_suspect and state.restored == 0:
+            return None
+        batches = tuple(batch_number(step, state.left_out) for step in range(first, last + 1))
+        left_out = tuple(sorted({*state.left_out, *batches}))
+        return Rollback(first, last, batches, left_out, first - 1 if is_suspect else first, reason, state.rollbacks)
+
+
+def spike_score(loss: float, losses: Sequence[float], *, least: float = 0.0) -> float:
+    """How many robust standard deviations `loss` is above the median of `losses`, one or more.
+
+    The deviation is that of the median absolute deviation (Iglewicz and Hoaglin 1993), at least LEAST_SPREAD.
+
+    Args:
+        least: a score that is certain not to reach this one may be given as 0, which saves time.
+    """
+    middle = statistics.median(losses)
+    above, floor = loss - middle, max(LEAST_SPREAD * abs(middle), 1e-12)
+    if least and above <= least * floor:
+        return 0.0
+    return above / max(_spread(losses, middle), floor)
+
+
+def _spread(losses: Sequence[float], middle: float) -> float:
+    return MAD_TO_SIGMA * statistics.median([abs(x - middle) for x in losses])
