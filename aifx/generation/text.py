@@ -9,6 +9,11 @@ from aifx.data.tokenizer import Tokenizer
 CONTEXT_TOKENS = 8
 """A token's text may depend on so many before it (a space that begins a word)."""
 
+MAX_PENDING = 16
+"""Tokens that may wait for the last byte of a character: more have bytes among them that no other completes."""
+
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+
 
 class TextStream:
     """The text that follows a prompt, token by token: whole characters, so one that spans tokens waits for its last."""
@@ -23,16 +28,25 @@ class TextStream:
         """The text that is whole with one more token."""
         self._window.append(token)
         text = self._tokenizer.decode(self._window)
-        if len(text) <= len(self._written) or text.endswith("\N{REPLACEMENT CHARACTER}"):
+        is_pending = len(text) <= len(self._written) or text.endswith(UNKNOWN)
+        if is_pending and len(self._window) <= CONTEXT_TOKENS + MAX_PENDING:
             return ""
-        new = text[len(self._written) :]
+        end = max(len(text) - _open_characters(text), len(self._written))
+        new = text[len(self._written) : end]
         self._window = self._window[-CONTEXT_TOKENS:]
-        self._written = self._tokenizer.decode(self._window)
+        written = self._tokenizer.decode(self._window)
+        self._written = written[: len(written) - min(len(text) - end, _open_characters(written))]
         return new
 
     def rest(self) -> str:
         """What has not become whole, with U+FFFD for its bytes."""
         return self._tokenizer.decode(self._window)[len(self._written) :]
+
+
+def _open_characters(text: str) -> int:
+    """How many characters at the end may be one that lacks its last byte: it has four at most."""
+    end = text[-3:]
+    return len(end) - len(end.rstrip(UNKNOWN))
 
 
 class StopTexts:

@@ -25,6 +25,10 @@ from aifx.runs.binding import read_digests
 from aifx.specs import ArraySpec, Params, Specs, array_names
 from aifx.tasks.registry import load_task
 
+COLUMNS = 16
+"""A bank has a multiple of so many columns, of zeros if need be: XLA's CPU backend adds up a row of a narrower product
+in another order when a program has another number of rows."""
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -81,6 +85,7 @@ def with_banks(params: Params, specs: Specs, adapters: Sequence[Adapter], dtype:
     if not adapters:
         return params
     rank = max(adapter.rank for adapter in adapters)
+    rank += next(more for more in range(COLUMNS) if len(adapters) * (rank + more) % COLUMNS == 0)
 
     def banked(node: Any, spec: Specs | ArraySpec, path: tuple[str, ...]) -> Any:
         if not isinstance(spec, ArraySpec):

@@ -159,7 +159,7 @@ class Canary:
     def _ask(self, request: GenerationRequest, weights: Weights) -> list[Delta]:
         """Raises Draining if the engine stops meanwhile, RuntimeError if it fails."""
         deltas: queue.Queue[Delta] = queue.Queue()
-        self._engine.submit(request, deltas.put, weights=weights)
+        self._engine.submit_own(request, deltas.put, weights)
         found = complete_answer(deltas)
         if found[-1].finish_reason == "cancelled":
             raise Draining

@@ -7,6 +7,7 @@ computes, the engine delivers the results of the turn before.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -27,6 +28,7 @@ from aifx.serving.requests import (
     Deliver,
     Delta,
     Draining,
+    Embedded,
     EngineStats,
     GenerationRequest,
     QueueFull,
@@ -106,23 +108,28 @@ class Engine:
     def adapters(self) -> Sequence[str]:
         return self._weights.adapters
 
-    def submit(self, request: GenerationRequest, deliver: Deliver, *, weights: Weights | None = None) -> Row:
-        """See `ServingEngine`. `weights`: those that answer, if not those of now."""
+    def submit(self, request: GenerationRequest, deliver: Deliver, *, beside: Row | None = None) -> Row:
+        """See `ServingEngine`."""
         self._check(request)
-        if weights is None:
-            weights = self._weights
-            if self._recorder is not None:
-                request, deliver = self._recorder.recorded(request, deliver, weights.fingerprint)
+        weights = self._weights if beside is None else beside.weights
+        if self._recorder is not None:
+            request, deliver = self._recorder.recorded(request, deliver, weights.fingerprint)
+        return self._take(Row(request, deliver, self.tokenizer, weights), self._queue)
+
+    def submit_own(self, request: GenerationRequest, deliver: Deliver, weights: Weights) -> Row:
+        """A request of the server itself, to any weights: it is not recorded, and no queue is too full for it."""
+        self._check(request)
         return self._take(Row(request, deliver, self.tokenizer, weights))
 
     def swap(self, weights: Weights) -> None:
         """New requests are answered by these weights. From any thread; rows that are there keep theirs."""
         self._weights = weights
 
-    def embed(self, prompt_ids: Sequence[int], deliver: Callable[[Any], None]) -> Row:
-        row = EmbeddingRow(prompt_ids, deliver, self.tokenizer, self._weights)
-        self._check(row.request)
-        return self._take(row)
+    def embed(
+        self, prompt_ids: Sequence[int], deliver: Callable[[Embedded | None], None], *, adapter: str | None = None
+    ) -> Row:
+        self._check(request := GenerationRequest(prompt_ids, 0, adapter=adapter))
+        return self._take(EmbeddingRow(request, deliver, self.tokenizer, self._weights), self._queue)
 
     def stats(self) -> EngineStats:
         counts, cached = self._counts, self._prefixes.num_unused
@@ -158,12 +165,12 @@ class Engine:
         capacity = self._allocator.num_pages * self.page_size
         check_request(request, self.vocab_size, min(self.max_model_len, capacity), self.adapters)
 
-    def _take(self, row: Row) -> Row:
+    def _take(self, row: Row, queue: float = math.inf) -> Row:
         with self._lock:
             if self._is_draining or self.failure is not None:
                 raise Draining(self.failure or "")
             waiting = self._unfinished - self.max_rows
-            if waiting >= self._queue:
+            if waiting >= queue:
                 mean = self._counts.seconds / self._counts.finished if self._counts.finished else 1.0
                 raise QueueFull(waiting, max(1.0, mean * (waiting + 1) / self.max_rows))
             self._unfinished += 1
@@ -203,8 +210,9 @@ class Engine:
         """Give slots and pages to those who wait, in their order."""
         while self._waiting and len(self._prefilling) + len(self._running) < self.max_rows:
             row = self._waiting[0]
-            use_prefixes = self._keeps_prefixes and not row.request.prompt_logprobs
-            if use_prefixes and type(row) is Row:
+            # Of an embedding, and of a prompt's scores, every part must be read.
+            use_prefixes = self._keeps_prefixes and not row.request.prompt_logprobs and type(row) is Row
+            if use_prefixes:
                 row.chunks = row.chunks or self._prefixes.chain(row.root, row.tokens[: row.prompt_len])
                 row.pages = self._prefixes.find(row.chunks[: (row.prompt_len - 1) // self.device.chunk])
                 row.held = row.cached_tokens = len(row.pages) * self.page_size
@@ -251,9 +259,11 @@ class Engine:
             return
         self._prefilling.remove(row)
         if isinstance(row, EmbeddingRow):
+            self._shares.settle()
             row.pooled(self._pooling)
             self._forget(row)
         elif row.request.max_tokens == 0:
+            self._shares.settle()
             row.finish = "length"
             self._end(row, row.delta())
         else:
@@ -308,7 +318,7 @@ class Engine:
             try:
                 delta = row.accept(tokens[index], score)
             except Exception as error:  # of a grammar: what its library does must not end other answers
-                delta = row.end("error", f"the grammar failed: {error}")
+                delta = row.end("error", f"the grammar failed: {error}", "grammar")
             self._counts.generation_tokens += 1
             if row.finish is not None:
                 self._end(row, delta)
@@ -321,7 +331,7 @@ class Engine:
             try:
                 row.mask = row.request.grammar.mask()
             except Exception as error:  # of a library: it must not end other answers
-                self._end(row, row.end("error", f"the grammar failed: {error}"))
+                self._end(row, row.end("error", f"the grammar failed: {error}", "grammar"))
                 return False
         return True
 

@@ -110,6 +110,7 @@ class Grammars:
         if is_wrong:
             raise GrammarError(_first_line(messages[0]))
         matcher = llguidance.LLMatcher(self._tokens, source, log_level=0, limits=self._limits)
+        matcher.compute_bitmask()  # a grammar may be too large for its first token already
         if matcher.is_error():
             raise GrammarError(_first_line(matcher.get_error()))
         return matcher

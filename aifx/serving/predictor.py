@@ -23,7 +23,8 @@ from aifx.loading.prediction import checked_predictions
 from aifx.objectives.base import Objective
 from aifx.programs.build import Programs
 from aifx.serving.compilations import CompilationCounter
-from aifx.serving.requests import Draining, QueueFull
+from aifx.serving.energy import Shares
+from aifx.serving.requests import Draining, EnergyBasis, QueueFull
 from aifx.specs import Params
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,16 @@ class PredictorWeights:
     frozen: Params
     objective: Objective
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The outputs of a request, and what they cost: its share by rows. None if that is not known."""
+
+    outputs: Outputs
+    joules: float | None = None
+    energy_basis: EnergyBasis | None = None
+    cost: float | None = None
 
 
 class PredictionFailed(Exception):
@@ -70,6 +81,9 @@ class Prediction:
         self.outputs: list[Outputs] = []  # of the examples that are done, in their order
         self.is_cancelled = False
         self.submitted = time.monotonic()
+        self.joules: float | None = None
+        self.energy_basis: EnergyBasis | None = None
+        self.cost: float | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -106,16 +120,18 @@ class Predictor:
         *,
         queue: int,
         on_batch: Callable[[int], None] = lambda rows: None,
+        shares: Shares | None = None,
     ) -> None:
         """Compiles the program.
 
         Args:
             queue: requests that may wait.
+            shares: of energy and price; by default, neither is known.
             on_batch: called with the number of examples of each call of the program.
         """
         self.programs, self.weights, self.program_digest = programs, weights, program_digest
         self.rows_per_batch = programs.eval_rows
-        self._queue, self.on_batch = queue, on_batch
+        self._queue, self.on_batch, self._shares = queue, on_batch, shares or Shares()
         self._waiting: deque[Prediction] = deque()  # some of whose examples were not given to the device
         self._at_device: list[Prediction] = []
         self._unfinished = self._rows = self._batches = 0
@@ -158,8 +174,8 @@ class Predictor:
 
         Args:
             batch: at least one example, as `RowEncoder` makes them.
-            deliver: called once, from the predictor's thread, with `Outputs`; with None if the request was cancelled or
-                the server stops; with PredictionFailed. It must not wait.
+            deliver: called once, from the predictor's thread, with `Predicted`; with None if the request was cancelled
+                or the server stops; with PredictionFailed. It must not wait.
             weights: those that answer, if not those of now.
             on_begun: called with how long the request waited for the device.
         """
@@ -257,6 +273,7 @@ class Predictor:
             return True
         self._at_device = [request for request, _ in taken]
         start = time.monotonic()
+        self._shares.begin()
         names = [name for name, _, _ in taken[0][0].fields]
         batch = {name: np.stack([request.batch[name][index] for request, index in taken]) for name in names}
         outputs = self.predict(batch, taken[0][0].weights)
@@ -264,10 +281,15 @@ class Predictor:
         self._rows += len(taken)
         self._batches += 1
         self.on_batch(len(taken))
+        for request, _ in taken:
+            self._shares.add(request, 1)
+        self._shares.settle()
         for place, (request, _) in enumerate(taken):
             request.outputs.append({name: values[place] for name, values in outputs.items()})
             if len(request.outputs) == request.count:
-                self._end(request, _joined(request.outputs))
+                joined = _joined(request.outputs)
+                cost = request.joules, request.energy_basis, request.cost
+                self._end(request, joined if isinstance(joined, PredictionFailed) else Predicted(joined, *cost))
         self._at_device = []
         return True
 
@@ -295,7 +317,7 @@ class Predictor:
             self._waiting.remove(request)
             self._end(request, None)
 
-    def _end(self, request: Prediction, result: Outputs | PredictionFailed | None) -> None:
+    def _end(self, request: Prediction, result: Predicted | PredictionFailed | None) -> None:
         with self._wake:
             self._unfinished -= 1
         request.deliver(result)

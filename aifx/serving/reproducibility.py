@@ -14,6 +14,9 @@ from aifx.serving.rows import Row, Weights
 STEPS = 3
 """Tokens that are written each time: what a step leaves in the cache decides the next."""
 
+LEAST_LEN = STEPS + 2
+"""Tokens of the shortest request that shows anything."""
+
 PREFILLED = 4
 """Rows whose prompts are prefilled."""
 
@@ -27,7 +30,10 @@ def find_difference(device: Device, weights: Weights, tokenizer: Tokenizer) -> s
     programs = device.programs
     page = programs.model.page_size
     longest = min(device.chunk + page // 2, programs.max_len - STEPS - 1)
-    pages_each = -(-(longest + STEPS + 1) // page)
+    # In a small pool, short rows: company matters more than length.
+    least, enough = (-(-(length + STEPS + 1) // page) for length in (1, longest))
+    pages_each = max(least, min(enough, programs.num_pages // max(device.slots)))
+    longest = min(longest, pages_each * page - STEPS - 1)
     most = min(max(device.slots), programs.num_pages // pages_each)
 
     def new_row(number: int, length: int) -> Row:
@@ -35,7 +41,9 @@ def find_difference(device: Device, weights: Weights, tokenizer: Tokenizer) -> s
         sampling = SamplingSettings(
             temperature=0.0 if number % 2 else 1.0, top_p=0.9 if number % 3 else 1.0, seed=number
         )
-        row = Row(GenerationRequest(prompt, STEPS, sampling, logprobs=1), lambda _: None, tokenizer, weights)
+        adapter = (None, *weights.adapters)[number % (1 + len(weights.adapters))]
+        request = GenerationRequest(prompt, STEPS, sampling, logprobs=1, adapter=adapter)
+        row = Row(request, lambda _: None, tokenizer, weights)
         row.pages = list(range(number * pages_each, (number + 1) * pages_each))
         return row
 

@@ -112,6 +112,13 @@ class Usage:
     cost: float | None = None  # its share of `serve.price_per_hour`
 
 
+class Embedded(NamedTuple):
+    """The hidden states of a prompt, pooled: float32 `[embed]`."""
+
+    vector: Any
+    usage: Usage
+
+
 @dataclass(frozen=True)
 class Delta:
     """The part of an answer that one step added. `text` is whole characters; a token may add none yet.
@@ -129,6 +136,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None  # with the last delta
     error: str | None = None  # why, if the reason is "error"
+    field: str | None = None  # of the `GenerationRequest`, if the error is its fault
 
 
 Deliver: TypeAlias = Callable[[Delta], None]
@@ -213,13 +221,19 @@ class ServingEngine(ServedEngine, Protocol):
     @property
     def adapters(self) -> Sequence[str]: ...
 
-    def submit(self, request: GenerationRequest, deliver: Deliver) -> Ticket:
-        """Take a request. From any thread. Raises RequestError, QueueFull, Draining."""
+    def submit(self, request: GenerationRequest, deliver: Deliver, *, beside: Any = None) -> Ticket:
+        """Take a request. From any thread. Raises RequestError, QueueFull, Draining.
+
+        Args:
+            beside: the ticket of another, whose weights also write this answer.
+        """
         ...
 
-    def embed(self, prompt_ids: Sequence[int], deliver: Callable[[Any], None]) -> Ticket:
-        """The last hidden state, pooled over the prompt: calls `deliver` once with float32 `[embed]`, or None if it
-        was cancelled. Raises as `submit` does."""
+    def embed(
+        self, prompt_ids: Sequence[int], deliver: Callable[[Embedded | None], None], *, adapter: str | None = None
+    ) -> Ticket:
+        """The last hidden state, pooled over the prompt: calls `deliver` once, with None if it was cancelled. Raises as
+        `submit` does."""
         ...
 
     def stats(self) -> EngineStats: ...

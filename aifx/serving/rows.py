@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,16 @@ import numpy as np
 
 from aifx.data.tokenizer import Tokenizer
 from aifx.generation.text import StopTexts, TextStream
-from aifx.serving.requests import Deliver, Delta, EnergyBasis, FinishReason, GenerationRequest, TokenScore, Usage
+from aifx.serving.requests import (
+    Deliver,
+    Delta,
+    Embedded,
+    EnergyBasis,
+    FinishReason,
+    GenerationRequest,
+    TokenScore,
+    Usage,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,9 +114,9 @@ class Row:
         prompt_scores, self.prompt_scores = tuple(self.prompt_scores), []
         return Delta(text, tokens, scores, prompt_scores, self.finish, self.usage() if self.finish else None)
 
-    def end(self, reason: FinishReason, error: str | None = None) -> Delta:
+    def end(self, reason: FinishReason, error: str | None = None, field: str | None = None) -> Delta:
         self.finish = reason
-        return Delta(finish_reason=reason, usage=self.usage(), error=error)
+        return Delta(finish_reason=reason, usage=self.usage(), error=error, field=field)
 
     def usage(self) -> Usage:
         waited = None if self.begun is None else self.begun - self.taken
@@ -126,9 +135,13 @@ class EmbeddingRow(Row):
     """A prompt whose hidden states are pooled. Nothing is written."""
 
     def __init__(
-        self, prompt_ids: Sequence[int], found: Callable[[Any], None], tokenizer: Tokenizer, weights: Weights
+        self,
+        request: GenerationRequest,
+        found: Callable[[Embedded | None], None],
+        tokenizer: Tokenizer,
+        weights: Weights,
     ) -> None:
-        super().__init__(GenerationRequest(prompt_ids, 0), self._ended, tokenizer, weights)
+        super().__init__(request, self._ended, tokenizer, weights)
         self._found = found
         self.hidden_sum: Any = 0.0
         self.hidden_last: Any = None
@@ -137,7 +150,7 @@ class EmbeddingRow(Row):
         """Give the result: the mean of all tokens' hidden states, or that of the last token."""
         value = self.hidden_last if pooling == "last" else self.hidden_sum / self.prompt_len
         self.finish = "stop"
-        self._found(np.asarray(value, np.float32))
+        self._found(Embedded(np.asarray(value, np.float32), self.usage()))
 
     def _ended(self, delta: Delta) -> None:
         if delta.finish_reason in ("cancelled", "error"):

@@ -30,7 +30,7 @@ from aifx.serving.device import Device
 from aifx.serving.energy import PowerMeter, Shares
 from aifx.serving.engine import Engine
 from aifx.serving.record import Recorder
-from aifx.serving.reproducibility import find_difference
+from aifx.serving.reproducibility import LEAST_LEN, find_difference
 from aifx.serving.requests import Delta, GenerationRequest, SamplingSettings, complete_answer
 from aifx.serving.rows import Weights
 from aifx.specs import Params
@@ -71,6 +71,11 @@ def start_engine(trained: RestoredRun, serve: ServeSection) -> Engine:
         why = f"the model's context has {model.max_seq_len} tokens"
         what = f"serve.max_model_len = {serve.max_model_len} is too long"
         raise UsageError(what, why, f"aifx serve --max-model-len {model.max_seq_len}")
+    if max_len < LEAST_LEN:
+        why = f"a request has at least {LEAST_LEN} tokens, with its answer"
+        raise UsageError(
+            f"serve.max_model_len = {max_len} is too short", why, f"aifx serve --max-model-len {model.max_seq_len}"
+        )
     slots = sorted(set(serve.slots))
     is_cpu = served.decoding.layout.platform == "cpu"
     chunk = serve.prefill_chunk or (CHUNK_ON_CPU if is_cpu else CHUNK)
@@ -113,9 +118,8 @@ def start_engine(trained: RestoredRun, serve: ServeSection) -> Engine:
 def _write_once(engine: Engine) -> None:
     """Raises AifxError if the engine cannot write."""
     deltas: queue.Queue[Delta] = queue.Queue()
-    most = min(2, engine.max_model_len - 1)
-    request = GenerationRequest([0], most, SamplingSettings(temperature=0), ignore_end=True)
-    engine.submit(request, deltas.put, weights=engine.weights)
+    request = GenerationRequest([0], 2, SamplingSettings(temperature=0), ignore_end=True)
+    engine.submit_own(request, deltas.put, engine.weights)
     last = complete_answer(deltas)[-1]
     if last.finish_reason == "error":
         engine.stop()
@@ -164,20 +168,24 @@ def open_model(trained: RestoredRun, serve: ServeSection) -> ServedModel:
 def pool_pages(decoding: DecodingPrograms, serve: ServeSection, rows: int, max_len: int) -> int:
     """Pages of the pool: as `serve.memory` says, or for `rows` of `max_len` tokens, if half of free memory has them.
 
-    Raises UsageError if not one request of `max_len` tokens fits.
+    Raises UsageError if not one request of `max_len` tokens fits, or the pool does not fit into memory.
     """
     model = decoding.model
     assert isinstance(model, Serves)
     size = page_bytes(model, decoding.dtype)
     for_one = -(-max_len // model.page_size)
+    free = free_memory(decoding.layout.platform)
     if serve.memory is not None:
         try:
             memory = parse_size(serve.memory)
         except ValueError:
             why = "it is a number with MB, GB, MiB or GiB"
             raise UsageError(f"serve.memory = {serve.memory} is not a size", why, "aifx serve --memory 2GiB") from None
+        if 0 < free < memory:  # 0: the device does not say
+            why = f"{readable_bytes(free)} are free"
+            raise UsageError(f"serve.memory = {serve.memory} does not fit", why, "aifx serve, without --memory")
     else:
-        memory = min(rows * for_one * size, free_memory(decoding.layout.platform) // 2)
+        memory = min(rows * for_one * size, free // 2)
     if memory // size < for_one:
         what = f"serve.memory = {serve.memory}" if serve.memory else f"half of free memory, {readable_bytes(memory)}"
         why = f"a request of {max_len} tokens needs {readable_bytes(for_one * size)}"

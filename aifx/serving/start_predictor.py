@@ -12,6 +12,7 @@ from aifx.core.errors import CheckpointError, UsageError
 from aifx.data.base import DataFormat, undefined
 from aifx.loading.restore import RestoredRun
 from aifx.runs.base_run import weights_digest
+from aifx.serving.energy import PowerMeter, Shares
 from aifx.serving.predictor import Predictor, PredictorWeights, fields_of_spec, lower_prediction
 from aifx.tasks.project_errors import project_errors
 
@@ -35,7 +36,8 @@ def start_predictor(trained: RestoredRun, serve: ServeSection) -> Predictor:
         fields = fields_of_spec(programs.task.data)
         program_digest = hashlib.sha256(lower_prediction(programs, fields).as_text().encode()).hexdigest()
         weights = load_weights(trained, program_digest)
-        predictor = Predictor(programs, weights, program_digest, queue=serve.queue)
+        shares = Shares(PowerMeter(programs.layout.devices, serve.power_w), serve.price_per_hour)
+        predictor = Predictor(programs, weights, program_digest, queue=serve.queue, shares=shares)
     if (why := predictor.probe(weights)) is not None:
         raise CheckpointError("the model cannot predict", why, "aifx eval, for a first look")
     logger.info(

@@ -34,6 +34,10 @@ SHARE_OF_COPY = 1.5
 """Memory for a second set of weights, in units of its size: matrices are copied while they are joined."""
 
 
+Files = tuple[tuple[str, int, int], ...]
+"""Path, size and time of each file of a checkpoint."""
+
+
 @dataclass
 class SwapCounts:
     """The numbers of checkpoints that took over, and that were refused."""
@@ -86,7 +90,7 @@ class Watcher(Generic[W]):
         self.counts, self.step = counts or SwapCounts(), trained.step
         self._engine, self._trained, self._choice, self._checks = engine, trained, choice, checks
         self._load, self._overrides, self._every_s = load, overrides, every_s
-        self._refused: set[int] = set()
+        self._refused: dict[int, Files] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="aifx-watcher", daemon=True)
 
@@ -97,22 +101,33 @@ class Watcher(Generic[W]):
         self._stop.set()
 
     def _run(self) -> None:
+        last = ""
         while not self._stop.wait(self._every_s):
             try:
                 self.look()
-            except AifxError as error:  # a folder that is not there for a moment
-                logger.warning(f"looking for checkpoints: {error.what}: {error.why}")
+                last = ""
+            except Exception as error:  # a folder that is not there for a moment, or is being copied
+                why = (
+                    f"{error.what}: {error.why}" if isinstance(error, AifxError) else f"{type(error).__name__}: {error}"
+                )
+                if why != last:
+                    logger.warning(f"looking for checkpoints: {why}")
+                last = why
 
     def look(self) -> bool:
-        """Whether another checkpoint took over."""
+        """Whether another checkpoint took over. One that was refused is tried again when its files have changed."""
         trained = self._trained
         step = choose_step(trained.run, trained.config, self._choice)
-        if step == self.step or step in self._refused:
+        if step == self.step:
+            return False
+        files = files_of(trained.run.checkpoints / str(step))
+        if self._refused.get(step) == files:
             return False
         logger.info(f"step {step} of run {trained.run.name}: verifying, while step {self.step} serves")
         try:
             failed = self._try(step)
         except Draining:  # the server stops, which says nothing of the step
+            self.stop()
             return False
         if failed is None:
             self.step = step
@@ -120,7 +135,7 @@ class Watcher(Generic[W]):
             logger.info(f"step {step} of run {trained.run.name} serves: {self._engine.fingerprint}")
             return True
         if not self._stop.is_set():
-            self._refused.add(step)
+            self._refused[step] = files
             self.counts.refused += 1
             logger.error(f"step {step} is refused, step {self.step} goes on serving: {failed}")
         return False
@@ -147,6 +162,12 @@ class Watcher(Generic[W]):
 
     def _log(self, check: Check) -> None:
         logger.info(f"{'passed' if check.passed else 'FAILED'}: {check}")
+
+
+def files_of(checkpoint: Path) -> Files:
+    """Raises OSError."""
+    found = ((str(path), path.stat()) for path in sorted(checkpoint.rglob("*")))
+    return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in found)
 
 
 def check_memory(arrays: Any, platform: str) -> None:

@@ -87,7 +87,7 @@ class ToolCallParser:
         self._end = form.end or "}"  # of a call, after its arguments
         self._buffer = ""
         self._step = self._read_text
-        self._arguments = _ObjectEnd()
+        self._object = self._arguments = _ObjectEnd()
         self.calls = 0
 
     def feed(self, text: str) -> Iterator[Event]:
@@ -116,6 +116,7 @@ class ToolCallParser:
         if not begin:  # a bare object is a call only if the answer begins with it
             if first := self._buffer.lstrip()[:1]:
                 self._step = self._read_head if first == "{" and not self.calls else self._read_rest
+                self._object = _ObjectEnd()
             return
         at = self._buffer.find(begin)
         if at >= 0:
@@ -139,7 +140,7 @@ class ToolCallParser:
             self._buffer, self._step = self._buffer[head.end() :], self._read_arguments
             self._arguments = _ObjectEnd()
             return
-        whole = self._buffer.find(self._form.end) if self._form.end else (_ObjectEnd().find(self._buffer) or -1)
+        whole = self._buffer.find(self._form.end) if self._form.end else self._object.find_more(self._buffer)
         if whole < 0:
             return
         text, rest = self._buffer[:whole], self._buffer[whole + len(self._form.end) :]
@@ -175,7 +176,7 @@ class ToolCallParser:
         """The name and the arguments of a call whose keys are in another order."""
         try:
             call = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         if not isinstance(call, dict) or call.get("name") not in self._names:
             return None
@@ -191,6 +192,13 @@ class _ObjectEnd:
 
     def __init__(self) -> None:
         self._depth, self._in_string, self._is_escaped = 0, False, False
+        self._seen = 0
+
+    def find_more(self, text: str) -> int:
+        """The place after the object's last brace in a text that grows with each call; -1 if it is not there yet."""
+        start, self._seen = self._seen, len(text)
+        end = self.find(text[start:])
+        return -1 if end is None else start + end
 
     def find(self, text: str) -> int | None:
         """The place after the object's last brace, if it is in this piece."""

@@ -29,3 +29,12 @@ def test_bytes_that_are_no_text_do_not_hold_the_stream_back(tokenizer: Tokenizer
     broken = tokenizer.encode("🐋")[:-1]
     assert "".join(stream_text(tokenizer, [], [*broken, *tokenizer.encode(" sea")])).endswith(" sea")
     assert "".join(stream_text(tokenizer, [], broken))
+
+
+def test_bytes_without_end_that_are_no_text_are_written(tokenizer: Tokenizer) -> None:
+    """Waiting for their last byte, each would be decoded again with every token."""
+    tail = tokenizer.encode("🐋")[-1:]
+    for count in range(40, 60):  # however they are cut, the characters between them are whole
+        pieces = list(stream_text(tokenizer, [], [*tail * count, *tokenizer.encode("🐋 sea")]))
+        assert len(pieces) > 2
+        assert "".join(pieces) == "\N{REPLACEMENT CHARACTER}" * count + "🐋 sea"

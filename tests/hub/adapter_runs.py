@@ -44,11 +44,21 @@ def make_adapter_run(project: Project, base: RunDirectory, *settings: str, name:
 
 def logits_of(trained: RestoredRun) -> np.ndarray:
     """Of `peer_models.inputs()`, `[rows, seq, vocab]`."""
+    return _forward(trained, with_head=True)
+
+
+def hidden_of(trained: RestoredRun) -> np.ndarray:
+    """Of `peer_models.inputs()`, `[rows, seq, embed]`."""
+    return _forward(trained, with_head=False)
+
+
+def _forward(trained: RestoredRun, *, with_head: bool) -> np.ndarray:
     model, ctx, tokens = trained.task.model, ForwardContext(trained.layout), peer_models.inputs()
 
     @jax.jit
     def forward(params, tokens):
-        return model.head(params, ctx)(model.hidden(params, {"inputs": tokens}, ctx))
+        hidden = model.hidden(params, {"inputs": tokens}, ctx)
+        return model.head(params, ctx)(hidden) if with_head else hidden
 
     params = merge_frozen(trained.params, trained.frozen)
     return np.asarray(forward(params, jnp.asarray(tokens, jnp.int32))).reshape(*tokens.shape, -1)

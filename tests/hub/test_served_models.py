@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import peer_models
 import pytest
-from adapter_runs import logits_of, make_adapter_run
+from adapter_runs import hidden_of, logits_of, make_adapter_run
 
 from aifx.core.errors import UsageError
 from aifx.hub.importing import import_model
@@ -79,6 +79,10 @@ def test_each_request_has_its_own_adapter(hub_models, empty_project):
                 scores = answer(engine, request)
                 own = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(prompt) - 1), prompt[1:]]
                 np.testing.assert_allclose([score.logprob for score in scores[1 : len(prompt)]], own, atol=BOUND)
+            found: queue.Queue = queue.Queue()
+            engine.embed(prompt, found.put, adapter=name)
+            hidden = hidden_of(trained if name is None else restore_run(runs[name], empty_project))[0]
+            np.testing.assert_allclose(found.get(timeout=60).vector, hidden.mean(axis=0), atol=BOUND)
     finally:
         engine.stop()
 

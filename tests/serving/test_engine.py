@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 from answers import Whole, ask, bits, random_request, send
 
+from aifx.serving.energy import Shares
 from aifx.serving.engine import Engine
 from aifx.serving.requests import Delta, Draining, GenerationRequest, QueueFull, RequestError, SamplingSettings
+from aifx.serving.rows import Weights
 
 Engines = Callable[..., Engine]
 
@@ -152,6 +155,23 @@ def test_a_grammar_holds_each_draw(engines: Engines) -> None:
     assert len(found.text) == 3
 
 
+def test_a_grammar_that_fails_ends_its_own_answer_alone(engines: Engines) -> None:
+    class Broken:
+        source, is_complete = "", False
+
+        def mask(self) -> np.ndarray:
+            raise ValueError("too complex")
+
+        def accept(self, token: int) -> None: ...
+
+    engine = engines()
+    other = send(engine, GenerationRequest([5, 6, 7], 30, ignore_end=True))
+    found = ask(engine, GenerationRequest([5], 9, grammar=Broken()))
+    assert (found.finish, found.last.error, found.last.field) == ("error", "the grammar failed: too complex", "grammar")
+    assert len(Whole.of(other.all()).tokens) == 30
+    assert engine.stats().pages_used == 0
+
+
 def test_a_stop_text_ends_the_answer_before_it(engines: Engines) -> None:
     engine = engines()
     request = GenerationRequest([5, 6, 7], 40, SamplingSettings(seed=9), ignore_end=True)
@@ -172,7 +192,37 @@ def test_an_embedding_is_the_mean_of_the_hidden_states(engines: Engines, decodin
     found: queue.Queue[Any] = queue.Queue()
     engines().embed(prompt, found.put)
     hidden = decoding.model.hidden(params, {"inputs": np.array([prompt])}, ForwardContext(local_layout(1)))
-    np.testing.assert_allclose(found.get(timeout=60), np.asarray(hidden).mean(axis=0), atol=1e-5)
+    vector, usage = found.get(timeout=60)
+    np.testing.assert_allclose(vector, np.asarray(hidden).mean(axis=0), atol=1e-5)
+    assert (usage.prompt_tokens, usage.completion_tokens) == (100, 0)
+
+
+def test_each_request_has_its_share_of_the_price(engines: Engines) -> None:
+    """Also one that is only read. Nothing is kept of requests that are done."""
+    shares = Shares(price_per_hour=3600.0)
+    engine, start = engines(shares=shares), time.monotonic()
+    embedded: queue.Queue[Any] = queue.Queue()
+    costs = []
+    for _ in range(3):
+        engine.embed([1] * 100, embedded.put)
+        costs.append(embedded.get(timeout=60).usage.cost)
+        scored = GenerationRequest([1] * 100, 0, logprobs=0, prompt_logprobs=True)
+        answers = [send(engine, request) for request in (scored, GenerationRequest([2] * 70, 5))]
+        costs += [Whole.of(answer.all()).last.usage.cost for answer in answers]
+    assert all(cost is not None and cost > 0 for cost in costs)
+    assert sum(costs) <= time.monotonic() - start
+    assert not shares._parts
+
+
+def test_answers_to_one_request_are_of_the_same_weights(engines: Engines, params: Any) -> None:
+    engine = engines()
+    request = GenerationRequest([5, 6, 7], 5)
+    first = send(engine, request).ticket
+    engine.swap(Weights(params, "others", b"others"))
+    deltas: queue.Queue[Any] = queue.Queue()
+    beside = engine.submit(request, deltas.put, beside=first)
+    assert (first.fingerprint, beside.fingerprint) == ("weights", "weights")
+    assert send(engine, request).ticket.fingerprint == "others"
 
 
 @pytest.mark.parametrize(

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import queue
+import shutil
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import inprocess
+import jax
 import pytest
 from published_schemas import check_answer
 
 from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
-from aifx.loading.restore import restore_run
+from aifx.loading.restore import choose_step, restore_run
 from aifx.serving import swap
 from aifx.serving.engine import Engine
+from aifx.serving.http.access_log import AccessLog
+from aifx.serving.http.services import open_service
 from aifx.serving.record import Recorder, ReplayReport, read_records, replay, replay_settings
-from aifx.serving.requests import Delta, GenerationRequest, SamplingSettings
+from aifx.serving.requests import Delta, GenerationRequest, QueueFull, SamplingSettings
 from aifx.serving.start import start_engine
 from aifx.serving.swap import Watcher, watch
 
@@ -86,8 +93,55 @@ def test_a_new_checkpoint_takes_over_between_two_steps(
     assert engine.stats().compilations == 0
 
 
-def test_a_damaged_checkpoint_is_refused(
+def test_weights_are_held_once(project: Project, tmp_path: Path) -> None:
+    """Those that the engine has joined or replaced are free, also for a watcher."""
+    run = restore_run(project.run("main"), project)
+    arrays = [weakref.ref(array) for array in jax.tree.leaves(run.params)]
+    log = AccessLog(tmp_path / "access.jsonl")
+    service = open_service(run, name="main", settings=run.config.serve, log=log)
+    engine = service.state.engine
+    try:
+        del run
+        gc.collect()
+        left = {id(array()) for array in arrays if array() is not None}
+        assert left <= {id(array) for array in jax.tree.leaves(engine.weights.params)}
+    finally:
+        engine.stop()
+        log.close()
+
+
+def test_a_full_queue_does_not_keep_a_checkpoint_out(
+    served: Callable[..., tuple[Engine, Watcher]], arrive: Callable[..., None]
+) -> None:
+    engine, watcher = served("serve.queue=0")
+    until, running = time.monotonic() + 30, [ask(engine, tokens=80) for _ in range(4)]
+    arrive(2)
+    while not watcher.counts.taken:  # all slots are taken, and none may wait
+        assert not watcher.counts.refused
+        assert time.monotonic() < until
+        with contextlib.suppress(QueueFull):
+            running.append(ask(engine, tokens=80))
+    for answer in running:
+        whole(answer)
+
+
+def test_a_server_that_stops_refuses_no_checkpoint(
     served: Callable[..., tuple[Engine, Watcher]], arrive: Callable[..., None], logged: list[str]
+) -> None:
+    engine, watcher = served()
+    engine.drain()
+    arrive(2)
+    assert not watcher.look()
+    assert (watcher.counts.taken, watcher.counts.refused) == (0, 0)
+    assert not any("refused" in line or "could not be tried" in line for line in logged)
+
+
+def test_a_damaged_checkpoint_is_refused_until_it_is_whole(
+    served: Callable[..., tuple[Engine, Watcher]],
+    arrive: Callable[..., None],
+    trained: Project,
+    project: Project,
+    logged: list[str],
 ) -> None:
     engine, watcher = served()
     expected = whole(ask(engine))
@@ -95,6 +149,30 @@ def test_a_damaged_checkpoint_is_refused(
     wait_until(lambda: watcher.counts.refused)
     assert whole(ask(engine)) == expected
     assert any("step 2 is refused, step 1 goes on serving" in line for line in logged)
+    shutil.copytree(  # as a copy from another machine that was not complete
+        trained.root / "runs/main/checkpoints/2", project.root / "runs/main/checkpoints/2", dirs_exist_ok=True
+    )
+    wait_until(lambda: watcher.step == 2)
+
+
+def test_a_folder_that_cannot_be_read_does_not_end_the_watch(
+    served: Callable[..., tuple[Engine, Watcher]],
+    arrive: Callable[..., None],
+    logged: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, watcher = served()
+    looks = iter([OSError("stale file handle")] * 3)
+
+    def choose(*given: Any) -> int:
+        for error in looks:
+            raise error
+        return choose_step(*given)
+
+    monkeypatch.setattr(swap, "choose_step", choose)
+    arrive(2)
+    wait_until(lambda: watcher.step == 2)
+    assert sum("stale file handle" in line for line in logged) == 1
 
 
 @pytest.mark.parametrize(
@@ -132,6 +210,13 @@ def test_what_cannot_be_watched_is_refused_at_the_start(
     canary.write_text('{"prompt": "1"}\n{"promt": "2"}\n')
     with pytest.raises(DataError, match=r"canary\.jsonl:2"):
         served(canary=canary)
+    with pytest.raises(UsageError, match="has at least 5 tokens"):
+        served("serve.max_model_len=4")
+    with pytest.raises(UsageError, match="are free"):
+        served('serve.memory="900TiB"')
+    with pytest.raises(UsageError, match="too little") as caught:
+        served('serve.memory="1KiB"')
+    assert caught.value.hint == "aifx serve --memory 1MiB"
     monkeypatch.setattr(swap, "free_memory", lambda platform: 1000)
     with pytest.raises(UsageError, match="does not fit"):
         served()

@@ -4,36 +4,38 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
+from effort import Journal
 
 from aifx.core.project import Project
 from aifx.loading.restore import restore_run
+from aifx.serving.requests import Delta, GenerationRequest, SamplingSettings
 from aifx.serving.start import start_engine
 
 SEEDS, TOKENS = range(3), 60
 BODY = {"prompt": "12 whales, said ", "max_tokens": TOKENS, "ignore_eos": True, "temperature": 1, "stream": True}
 
 
-def expected_texts(project: Project) -> dict[tuple[str, int], str]:
+@pytest.fixture(scope="session")
+def expected(trained: Project) -> dict[tuple[str, int], str]:
     """What the weights of each step write, by fingerprint and seed."""
-    import queue
-
-    from aifx.serving.requests import Delta, GenerationRequest, SamplingSettings
-
     found = {}
     for step in (1, 2):
-        run = restore_run(project.run("main"), project, step=step)
+        run = restore_run(trained.run("main"), trained, step=step)
         engine = start_engine(run, run.config.serve)
         for seed in SEEDS:
             deltas: queue.Queue[Delta] = queue.Queue()
@@ -76,15 +78,29 @@ class Reader(threading.Thread):
                 self.answers.append((fingerprints.pop(), text))
 
 
-@pytest.mark.parametrize("kills", [pytest.param(10, marks=pytest.mark.slow), pytest.param(500, marks=pytest.mark.long)])
+KILLS = 10
+"""In a part of the test, each with other moments."""
+
+PARTS = [
+    pytest.param(0, marks=pytest.mark.slow),
+    *(pytest.param(part, marks=pytest.mark.long) for part in range(1, 51)),
+]
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_no_answer_is_of_mixed_weights(
-    kills: int, trained: Project, project: Project, arrive: Callable[..., None], tmp_path: Path
+    part: int,
+    trained: Project,
+    project: Project,
+    arrive: Callable[..., None],
+    expected: dict[tuple[str, int], str],
+    journal: Journal,
+    tmp_path: Path,
 ) -> None:
-    both = tmp_path / "both"
-    shutil.copytree(trained.root, both)
-    expected = expected_texts(Project(both))
-    rng, seen = random.Random(0), set()
-    for _ in range(kills):
+    if part:
+        journal.skip_if_passed()
+    rng, answers = random.Random(part), Counter[str]()
+    for kill in range(KILLS):
         shutil.rmtree(project.root / "runs/main/checkpoints/2", ignore_errors=True)
         with (tmp_path / "stderr").open("w") as stderr:
             server = subprocess.Popen(
@@ -95,11 +111,16 @@ def test_no_answer_is_of_mixed_weights(
             assert server.stdout is not None
             line = server.stdout.readline()
             assert line, (tmp_path / "stderr").read_text()
-            readers = [Reader(json.loads(line)["url"], seed) for seed in SEEDS]
+            listening = json.loads(line)
+            readers = [Reader(listening["url"], seed) for seed in SEEDS]
             for reader in readers:
                 reader.start()
             arrive(2)
-            threading.Event().wait(rng.uniform(0.0, 1.5))
+            until = time.monotonic() + 60
+            while kill == 0 and not any(found != listening["system_fingerprint"] for found, _ in readers[0].answers):
+                assert time.monotonic() < until, "no swap came"
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0.0, 1.5))
         finally:
             server.send_signal(signal.SIGKILL)
             server.wait()
@@ -107,5 +128,7 @@ def test_no_answer_is_of_mixed_weights(
             reader.join()
             for fingerprint, text in reader.answers:
                 assert expected[fingerprint, reader.seed].startswith(text)
-                seen.add(fingerprint)
-    assert len(seen) == 2, "no kill came after a swap, or none before"
+                answers["of old weights" if fingerprint == listening["system_fingerprint"] else "of new weights"] += 1
+    assert len(answers) == 2
+    if part:
+        journal.passed(trials=KILLS, unit="kills around a swap", details=answers)

@@ -84,3 +84,11 @@ def test_arguments_come_through_whole(value: dict[str, object], key: str) -> Non
     call = json.dumps({"name": "f", "arguments": {**value, key: "</tool_call"}})
     _, calls = read(HERMES, list(f"<tool_call>\n{call}\n</tool_call>"))
     assert json.loads(calls[0][1]) == {**value, key: "</tool_call"}
+
+
+def test_what_is_deeply_nested_is_text() -> None:
+    """A model may write so, and Python's JSON gives up by RecursionError."""
+    call = '{"name": ' + "[" * 100_000
+    assert read(HERMES, [f"<tool_call>{call}</tool_call>"]) == (f"<tool_call>{call}</tool_call>", [])
+    whole = "{" + '"a":{' * 5000 + "}" * 5001
+    assert read(PLAIN, list(whole)) == (whole, [])  # character by character, in time that grows with its length

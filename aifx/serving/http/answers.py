@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from aifx.serving.http.access_log import AccessRecord
 from aifx.serving.http.documents import Answer
-from aifx.serving.http.errors import ApiError, ClientGone, from_engine
+from aifx.serving.http.errors import ApiError, ClientGone, from_delta, from_engine
 from aifx.serving.http.metrics import TextMetrics
 from aifx.serving.requests import (
     Delta,
@@ -93,7 +93,7 @@ class Answers:
         self.cancel()
 
     def submit(self, engine: ServingEngine, requests: Sequence[GenerationRequest], prompt_field: str) -> None:
-        """Give requests to the engine: all, or none. Raises ApiError."""
+        """Give requests to the engine: all to the same weights, or none. Raises ApiError."""
         for index, request in enumerate(requests):
             self._open.add(index)
             self._times.append(_Times())
@@ -102,7 +102,8 @@ class Answers:
                 self._mailbox.call(self._take, index, delta)
 
             try:
-                self._tickets.append(engine.submit(request, deliver))
+                first = self._tickets[0] if self._tickets else None
+                self._tickets.append(engine.submit(request, deliver, beside=first))
             except (RequestError, QueueFull, Draining) as error:
                 self._timer.cancel()
                 self._open.discard(index)
@@ -148,7 +149,7 @@ class Answers:
                 self._record.add(delta.usage)
             self._record.finish_reasons.append(reason)
         if reason == "error":
-            self._fail(ApiError(500, f"the answer failed: {delta.error or 'unknown reason'}", code="engine_error"))
+            self._fail(from_delta(delta))
         elif reason == "cancelled":
             self._fail(ApiError(503, "the server stopped before the answer was complete", code="stopping"))
         elif len(self._pending) >= MAX_PENDING:

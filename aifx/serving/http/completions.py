@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,9 +17,9 @@ from aifx.serving.http.documents import (
     Completion,
     CompletionChoice,
     CompletionLogprobs,
-    EnergyUsage,
     PromptTokensDetails,
     UsageAnswer,
+    cost_of,
 )
 from aifx.serving.http.errors import ApiError
 from aifx.serving.http.protocol import CompletionRequest
@@ -49,11 +49,7 @@ async def completions(request: Request) -> Response:
     n = check_n(body.n, state)
     if body.best_of not in (None, n):
         raise ApiError(400, "best_of: it must be n; this server keeps every answer", param="best_of")
-    prompts = await state.prompts(body.prompt)
-    most = state.settings.queue + max(state.settings.slots)
-    if len(prompts) * n > most:
-        why = f"{len(prompts)} prompts with n = {n}; this server takes {most} answers at once"
-        raise ApiError(400, f"prompt: {why}", param="prompt")
+    prompts = await state.prompts(body.prompt, "prompt", n)
     requests = _requests(body, state, prompts, n, adapter)
     record_of(request).stream = bool(body.stream)
     answers = state.submit(request, requests, "prompt")
@@ -208,15 +204,10 @@ def finished(reason: FinishReason | None) -> Literal["stop", "length"] | None:
 
 def usage_answer(usage: Usage) -> UsageAnswer:
     """The `usage` of an answer, without fields that are unknown."""
-    known: dict[str, Any] = {}
-    if usage.joules is not None and usage.energy_basis is not None:
-        known["energy"] = EnergyUsage(joules=usage.joules, basis=usage.energy_basis)
-    if usage.cost is not None:
-        known["cost"] = usage.cost
     return UsageAnswer(
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         total_tokens=usage.prompt_tokens + usage.completion_tokens,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_tokens),
-        **known,
+        **cost_of(usage.joules, usage.energy_basis, usage.cost),
     )

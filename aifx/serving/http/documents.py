@@ -19,19 +19,38 @@ class PromptTokensDetails(Answer):
 
 
 class EnergyUsage(Answer):
-    """An answer's share, by tokens, of what the devices used while it was written."""
+    """An answer's share, by tokens or rows, of what the devices used while it was made."""
 
     joules: float
     basis: Literal["measured", "declared", "nameplate"]
 
 
-class UsageAnswer(Answer):
+class Cost(Answer):
+    """What an answer cost. What is not known is not there."""
+
+    energy: EnergyUsage | None = None
+    cost: float | None = None  # its share of serve.price_per_hour
+
+
+class UsageAnswer(Cost):
     prompt_tokens: int
     total_tokens: int
     completion_tokens: int = 0
     prompt_tokens_details: PromptTokensDetails | None = None
-    energy: EnergyUsage | None = None
-    cost: float | None = None  # its share of serve.price_per_hour
+
+
+class PredictionUsage(Cost):
+    rows: int
+
+
+def cost_of(joules: float | None, basis: str | None, cost: float | None) -> dict[str, Any]:
+    """The fields of `Cost` that are known."""
+    known: dict[str, Any] = {}
+    if joules is not None and basis is not None:
+        known["energy"] = EnergyUsage.model_validate({"joules": joules, "basis": basis})
+    if cost is not None:
+        known["cost"] = cost
+    return known
 
 
 class CompletionLogprobs(Answer):
@@ -183,6 +202,7 @@ class Predictions(Answer):
     model: str
     system_fingerprint: str
     predictions: list[dict[str, Any]]
+    usage: PredictionUsage
 
 
 class Classification(Answer):
@@ -198,6 +218,7 @@ class Classification(Answer):
     probability: float | None = None
     probabilities: dict[str, float] | None = None
     thresholds: dict[str, float] | None = None  # by which classes were named
+    usage: PredictionUsage
 
 
 class Work(Answer):

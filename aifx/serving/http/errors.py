@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from aifx.serving.requests import Draining, QueueFull, RequestError
+from aifx.serving.requests import Delta, Draining, QueueFull, RequestError
 
 TYPES = {
     401: "authentication_error",
@@ -75,6 +75,14 @@ def from_engine(error: Exception, prompt_field: str) -> ApiError:
     name = error.field.removeprefix("sampling.")
     param = prompt_field if name == "prompt_ids" else FIELDS.get(name, name)
     return ApiError(400, f"{param}: {error.why}", param=param)
+
+
+def from_delta(delta: Delta) -> ApiError:
+    """What an answer that failed is in the API: the request's fault, such as a schema that is too complex, or ours."""
+    if delta.field is not None:
+        param = FIELDS.get(delta.field, delta.field)
+        return ApiError(400, f"{param}: {delta.error}", param=param)
+    return ApiError(500, f"the answer failed: {delta.error or 'unknown reason'}", code="engine_error")
 
 
 async def api_error(request: Request, error: Exception) -> Response:

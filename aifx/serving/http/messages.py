@@ -37,7 +37,7 @@ def _calls(message: AssistantMessage, where: str) -> list[dict[str, Any]]:
     for index, call in enumerate(message.tool_calls or ()):
         try:
             arguments = json.loads(call.function.arguments or "{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             field = f"{where}[{index}].function.arguments"
             raise ApiError(400, f"{field} is not JSON: {error}", param=field) from None
         function = {"name": call.function.name, "arguments": arguments}

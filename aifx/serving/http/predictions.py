@@ -23,7 +23,7 @@ from aifx.data.rows import STDIN, Row
 from aifx.data.spec import DataSpec
 from aifx.loading.prediction import RowEncoder, record
 from aifx.serving.http.answers import json_response
-from aifx.serving.http.documents import Classification, Predictions
+from aifx.serving.http.documents import Classification, Predictions, PredictionUsage, cost_of
 from aifx.serving.http.errors import ApiError, ClientGone
 from aifx.serving.http.metrics import PredictionMetrics
 from aifx.serving.http.protocol import FileRequest, PredictionRequest
@@ -56,8 +56,8 @@ class PredictionState(ServerState):
 
     async def predict(
         self, request: Request, read: Callable[[], Sequence[Row]], part: str
-    ) -> tuple[list[Row], list[dict[str, Any]], PredictorWeights]:
-        """The rows, the prediction for each, and the weights that made it. Raises ApiError, ClientGone.
+    ) -> tuple[list[Row], list[dict[str, Any]], PredictorWeights, PredictionUsage]:
+        """The rows, the prediction for each, the weights that made it, and the cost. Raises ApiError, ClientGone.
 
         Args:
             read: the rows; called in a thread.
@@ -75,10 +75,11 @@ class PredictionState(ServerState):
                 raise ApiError(400, f"{part}: {found}", param=part, code="not_numbers")
             if isinstance(found, PredictionFailed):
                 raise ApiError(500, f"the prediction failed: {found}", code="engine_error")
-            decoded = await run_sync(self._decode, found, counts, weights)
+            decoded = await run_sync(self._decode, found.outputs, counts, weights)
+            usage = PredictionUsage(rows=len(rows), **cost_of(found.joules, found.energy_basis, found.cost))
             outcome = "success"
             self.metrics.latency.observe(time.perf_counter() - start)
-            return rows, decoded, weights
+            return rows, decoded, weights, usage
         except DataError as error:
             raise refusal(error) from None
         except ClientGone:
@@ -117,13 +118,20 @@ async def predict(request: Request) -> Response:
     def read() -> list[Row]:
         return [Row(STDIN, number + 1, f"rows[{number}]", row) for number, row in enumerate(values)]
 
-    rows, decoded, weights = await state.predict(request, read, "rows")
+    rows, decoded, weights, usage = await state.predict(request, read, "rows")
     try:
         records = [record for row, one in zip(rows, decoded, strict=True) for record in state.form.records(row, one)]
     except DataError as error:
         raise refusal(error) from None
-    name, fingerprint = body.model or state.name, weights.fingerprint
-    return json_response(Predictions(object="list", model=name, system_fingerprint=fingerprint, predictions=records))
+    return json_response(
+        Predictions(
+            object="list",
+            model=body.model or state.name,
+            system_fingerprint=weights.fingerprint,
+            predictions=records,
+            usage=usage,
+        )
+    )
 
 
 async def classify(request: Request) -> Response:
@@ -148,10 +156,10 @@ async def classify(request: Request) -> Response:
         except ValueError as error:
             raise DataError("image", str(error), "file IMAGE") from None
 
-    _, (prediction,), weights = await state.predict(request, read, "image")
+    _, (prediction,), weights, usage = await state.predict(request, read, "image")
     if thresholds := weights.objective.decides_by(state.data):
         prediction["thresholds"] = thresholds
-    facts = {"object": "prediction", "model": name, "system_fingerprint": weights.fingerprint}
+    facts = {"object": "prediction", "model": name, "system_fingerprint": weights.fingerprint, "usage": usage}
     return json_response(Classification.model_validate({**prediction, **facts}))
 
 

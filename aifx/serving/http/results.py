@@ -33,11 +33,10 @@ async def results(
             future.set_result(result)
 
     tickets: list[Ticket] = []
-    client = loop.create_task(_gone(request))
+    client, everything = loop.create_task(_gone(request)), loop.create_task(_all(futures))
     try:
         for submit, future in zip(submits, futures, strict=True):
             tickets.append(submit(partial(mailbox.call, resolve, future)))
-        everything = asyncio.gather(*futures)
         done, _ = await asyncio.wait(
             (everything, client), timeout=state.settings.request_s, return_when=asyncio.FIRST_COMPLETED
         )
@@ -57,6 +56,11 @@ async def results(
             if not future.done():
                 ticket.cancel()
             future.cancel()
+        everything.cancel()  # last: it cancels the future that it awaits, whose ticket would then seem done
+
+
+async def _all(futures: Sequence[asyncio.Future[Any]]) -> list[Any]:
+    return [await future for future in futures]
 
 
 async def _gone(request: Request) -> None:

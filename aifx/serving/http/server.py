@@ -74,9 +74,9 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: of a name that cannot be one
         bound.close()
-        why = error.strerror or str(error)
+        why = getattr(error, "strerror", None) or str(error)
         raise EnvironmentFault(f"cannot listen at {host}:{port}", why, "aifx serve --port 0") from None
     return bound
 

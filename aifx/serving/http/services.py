@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ def _text(trained: RestoredRun, **common: Any) -> Service:
         operations=TEXT_OPERATIONS,
         **common,
     )
+    trained = _without_arrays(trained)
     fits = {
         "adapters": list(engine.adapters),
         "slots": list(engine.device.slots),
@@ -91,6 +92,7 @@ def _predictions(trained: RestoredRun, **common: Any) -> Service:
     serve, form, data = common["settings"], trained.task.format, trained.task.data
     predictor = start_predictor(trained, serve)
     assert form is not None
+    trained = _without_arrays(trained)
     state = PredictionState(
         engine=predictor, form=form, data=data, operations=(prediction_operation(form, data.classes),), **common
     )
@@ -101,6 +103,11 @@ def _predictions(trained: RestoredRun, **common: Any) -> Service:
         )
 
     return Service(state, {"rows_per_batch": predictor.rows_per_batch}, start_watch)
+
+
+def _without_arrays(trained: RestoredRun) -> RestoredRun:
+    """What a watcher needs. The engine has the arrays; another reference would keep those that it no longer uses."""
+    return replace(trained, params={}, frozen={})
 
 
 def prediction_operation(form: DataFormat, classes: Sequence[str]) -> Operation:

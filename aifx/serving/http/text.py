@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -27,7 +27,7 @@ from aifx.serving.http.state import Load, ServerState, record_of
 from aifx.serving.requests import SEEDS, GenerationRequest, SamplingSettings, ServingEngine, Usage
 
 LONG_TEXT = 4096
-"""Characters of a text from which on a thread tokenizes it, so that other requests do not wait."""
+"""Characters of texts from which on a thread tokenizes them, so that other requests do not wait."""
 
 
 @dataclass(kw_only=True)
@@ -62,10 +62,19 @@ class TextState(ServerState):
             PagesUsed(used=stats.pages_used, cached=stats.pages_cached, total=stats.pages_total),
         )
 
-    @cached_property
+    @property
     def grammars(self) -> Grammars:
         """Raises GrammarError for a tokenizer without grammars."""
-        return Grammars(self.tokenizer, self.engine.vocab_size)
+        if isinstance(self._grammars, GrammarError):
+            raise self._grammars
+        return self._grammars
+
+    @cached_property
+    def _grammars(self) -> Grammars | GrammarError:
+        try:
+            return Grammars(self.tokenizer, self.engine.vocab_size)
+        except GrammarError as error:
+            return error
 
     @property
     def models(self) -> list[str]:
@@ -82,19 +91,31 @@ class TextState(ServerState):
         answers.submit(self.engine, requests, prompt_field)
         return answers
 
-    async def prompts(self, prompt: Prompt) -> list[list[int]]:
-        """The token ids of each prompt of a completion. Raises ApiError."""
+    async def prompts(self, prompt: Prompt, field: str, n: int = 1) -> list[list[int]]:
+        """The token ids of each prompt, of which each has `n` answers. Raises ApiError for too many."""
         if isinstance(prompt, str):
             return [await self.encode(prompt)]
+        if isinstance(prompt[0], int):
+            return [list(prompt)]
+        most = self.settings.queue + max(self.settings.slots)
+        if len(prompt) * n > most:
+            why = f"{len(prompt)} prompts" + (f" with n = {n}" if n > 1 else "") + f"; this server takes {most} at once"
+            raise ApiError(400, f"{field}: {why}", param=field)
         if isinstance(prompt[0], str):
-            return [await self.encode(str(text)) for text in prompt]
-        lists = [prompt] if isinstance(prompt[0], int) else prompt
-        return [list(ids) for ids in lists]
+            return await self._encode_all([str(text) for text in prompt], self.tokenizer.encode_prompt)
+        return [list(ids) for ids in prompt]
 
     async def encode(self, text: str, *, with_begin: bool = True) -> list[int]:
         """The token ids of a text, after the token that begins texts if the model has one."""
         function = self.tokenizer.encode_prompt if with_begin else self.tokenizer.encode
-        return function(text) if len(text) < LONG_TEXT else await run_in_threadpool(function, text)
+        (ids,) = await self._encode_all([text], function)
+        return ids
+
+    async def _encode_all(self, texts: Sequence[str], encode: Callable[[str], list[int]]) -> list[list[int]]:
+        def encoded() -> list[list[int]]:
+            return [encode(text) for text in texts]
+
+        return encoded() if sum(map(len, texts)) < LONG_TEXT else await run_in_threadpool(encoded)
 
     async def chat_prompt(self, messages: Messages, tools: Sequence[Tool] | None) -> list[int]:
         """The token ids of a conversation, by the model's chat template. Raises ApiError."""

@@ -10,34 +10,33 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from aifx.serving.http.answers import json_response
-from aifx.serving.http.documents import Detokenized, Embedding, Embeddings, TokenizerInfo, Tokens, UsageAnswer
+from aifx.serving.http.completions import usage_answer
+from aifx.serving.http.documents import Detokenized, Embedding, Embeddings, TokenizerInfo, Tokens
 from aifx.serving.http.errors import ApiError
 from aifx.serving.http.protocol import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
 from aifx.serving.http.results import results
 from aifx.serving.http.state import record_of
-from aifx.serving.http.text import TextState
+from aifx.serving.http.text import TextState, total_usage
+from aifx.serving.requests import Embedded
 
 
 async def embeddings(request: Request) -> Response:
     """The last hidden state of each text, pooled over its tokens."""
     state: TextState = request.app.state.server
     body = await state.read(request, EmbeddingRequest)
-    if state.adapter_of(body.model) is not None:
-        raise ApiError(400, "model: embeddings are those of the base model", param="model")
-    prompts = await state.prompts(body.input)
-    most = state.settings.queue + max(state.settings.slots)
-    if len(prompts) > most:
-        raise ApiError(400, f"input: {len(prompts)} texts; this server takes {most} at once", param="input")
+    adapter = state.adapter_of(body.model)
+    prompts = await state.prompts(body.input, "input")
     for ids in prompts:
         state.check_prompt(ids, "input")
-    vectors = await results(state, request, [partial(state.engine.embed, ids) for ids in prompts], "input")
+    embed = partial(state.engine.embed, adapter=adapter)
+    found: list[Embedded] = await results(state, request, [partial(embed, ids) for ids in prompts], "input")
     data = [
-        Embedding(object="embedding", index=index, embedding=_written(vector, body.encoding_format))
-        for index, vector in enumerate(vectors)
+        Embedding(object="embedding", index=index, embedding=_written(one.vector, body.encoding_format))
+        for index, one in enumerate(found)
     ]
-    count = sum(map(len, prompts))
-    record_of(request).prompt_tokens = count
-    usage = UsageAnswer(prompt_tokens=count, total_tokens=count)
+    for one in found:
+        record_of(request).add(one.usage)
+    usage = usage_answer(total_usage([one.usage for one in found], 1))
     return json_response(Embeddings(object="list", data=data, model=body.model or state.name, usage=usage))
 
 

@@ -206,6 +206,11 @@ def test_embeddings(served: Served) -> None:
     assert plain["data"][0]["embedding"] == [2.0, 141.0, 0.5]
     coded = served.http.post("/v1/embeddings", json={"input": [[70]], "encoding_format": "base64"}).json()
     assert struct.unpack("<3f", base64.b64decode(coded["data"][0]["embedding"])) == (1.0, 70.0, 0.5)
+    adapted = served.http.post("/v1/embeddings", json={"input": ["a", "bc"], "model": "legal"}).json()
+    assert [item["embedding"][2] for item in adapted["data"]] == [2.5, 2.5]
+    assert adapted["usage"]["energy"] == {"joules": 1.0, "basis": "declared"}
+    many = served.http.post("/v1/embeddings", json={"input": ["a"] * 300})
+    assert (many.status_code, many.json()["error"]["param"]) == (400, "input")
 
 
 def test_models_and_tokens(served: Served) -> None:
@@ -241,7 +246,8 @@ BAD = {
     "nothing to write": ("completions", {"prompt": "a", "max_tokens": 0}, "max_tokens", "echo"),
     "best_of": ("completions", {"prompt": "a", "best_of": 3}, "best_of", "it must be n"),
     "many": ("completions", {"prompt": "a", "n": 17}, "n", "serve.max_n is 16"),
-    "many prompts": ("completions", {"prompt": ["a"] * 300}, "prompt", "at once"),
+    "many prompts": ("completions", {"prompt": ["a"] * 300}, "prompt", "300 prompts; this server takes 272 at once"),
+    "many answers": ("completions", {"prompt": ["a"] * 30, "n": 10}, "prompt", "30 prompts with n = 10"),
     "a bias of no token": ("completions", {"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias", "token ids"),
     "a large bias": ("completions", {"prompt": "a", "logit_bias": {"7": 101}}, "logit_bias.7", "less than"),
     "an empty stop": ("completions", {"prompt": "a", "stop": ""}, "stop", "at least 1"),
@@ -267,6 +273,20 @@ BAD = {
         {**CHAT, "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "strin"}}}},
         "response_format",
         "Invalid type",
+    ),
+    "a schema without end": (
+        "chat",
+        {**CHAT, "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"$ref": "#"}}}},
+        "response_format",
+        "NoExtensionBias",
+    ),
+    "a stop that cuts JSON": ("chat", {**CHAT, "response_format": {"type": "json_object"}, "stop": "}"}, "stop", "cut"),
+    "arguments that are nested too deeply": (
+        "chat",
+        {"messages": [{"role": "assistant", "tool_calls": [
+            {"id": "1", "type": "function", "function": {"name": "f", "arguments": "[" * 100_000}}]}]},
+        "messages[0].tool_calls[0].function.arguments",
+        "not JSON",
     ),
     "arguments that are no JSON": (
         "chat",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import socket
 import threading
@@ -34,9 +35,9 @@ def connect(served: Served, receive_buffer: int = 0) -> socket.socket:
     return client
 
 
-def request_bytes(body: dict[str, Any]) -> bytes:
+def request_bytes(body: dict[str, Any], path: str = "/v1/completions") -> bytes:
     data = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
     return head.encode() + data
 
 
@@ -135,6 +136,10 @@ def test_a_full_queue_and_an_engine_that_fails(serve: Serve) -> None:
     text = served.http.get("/metrics").text
     assert 'vllm:request_success_total{engine="0",finished_reason="error",model_name="toy"} 2.0' in text
     served.engine.failing = False
+    served.engine.refused = "grammar"
+    refused = post(served)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "response_format")
+    served.engine.refused = None
     served.engine.failure = "it ran out of memory"
     assert served.http.get("/health").status_code == served.http.get("/ready").status_code == 503
 
@@ -168,6 +173,20 @@ def test_a_client_that_goes_away_frees_its_pages(serve: Serve, streams: bool) ->
     (record,) = records(served, 1)
     assert (record["status"], record["error"]) == (499, "the client went away")
     assert 'finished_reason="abort",model_name="toy"} 2.0' in served.http.get("/metrics").text
+
+
+def test_a_client_that_does_not_wait_for_embeddings(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    served = serve()
+    served.engine.hold = True
+    client = connect(served)
+    client.sendall(request_bytes({"input": ["a", "b", "c"]}, "/v1/embeddings"))
+    eventually(lambda: served.state.in_flight == 1)
+    client.close()
+    eventually(lambda: served.state.in_flight == 0)
+    (record,) = records(served, 1)
+    assert record["status"] == 499
+    gc.collect()
+    assert not [line for line in caplog.records if line.name == "asyncio"]
 
 
 def test_a_reader_that_stalls_is_cut_and_others_are_served(serve: Serve) -> None:

@@ -18,6 +18,7 @@ from aifx.serving.requests import (
     Deliver,
     Delta,
     Draining,
+    Embedded,
     EngineStats,
     FinishReason,
     GenerationRequest,
@@ -68,6 +69,7 @@ class ToyEngine:
         self.answer: Callable[[list[int]], list[int]] | None = None
         self.hold = False
         self.failing = False
+        self.refused: str | None = None
         self.running: list[ToyTicket] = []
         self.waiting: list[ToyTicket] = []
         self.requests: list[GenerationRequest] = []
@@ -77,7 +79,7 @@ class ToyEngine:
         self._thread = threading.Thread(target=self._run, name="toy-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: GenerationRequest, deliver: Deliver) -> ToyTicket:
+    def submit(self, request: GenerationRequest, deliver: Deliver, *, beside: Any = None) -> ToyTicket:
         if request.sampling.top_k == 13:
             raise RequestError("sampling.top_k", "13 is not supported")
         with self._lock:
@@ -90,9 +92,13 @@ class ToyEngine:
             self.waiting.append(ticket)
         return ticket
 
-    def embed(self, prompt_ids: Sequence[int], deliver: Callable[[Any], None]) -> ToyTicket:
-        vector = np.array([len(prompt_ids), sum(prompt_ids), 0.5], np.float32)
-        threading.Thread(target=deliver, args=(vector,)).start()
+    def embed(
+        self, prompt_ids: Sequence[int], deliver: Callable[[Any], None], *, adapter: str | None = None
+    ) -> ToyTicket:
+        vector = np.array([len(prompt_ids), sum(prompt_ids), 0.5 if adapter is None else 2.5], np.float32)
+        found = Embedded(vector, Usage(len(prompt_ids), 0, joules=0.5, energy_basis="declared"))
+        if not self.hold:
+            threading.Thread(target=deliver, args=(found,)).start()
         return ToyTicket(GenerationRequest(prompt_ids, 1), deliver)
 
     def stats(self) -> EngineStats:
@@ -121,9 +127,9 @@ class ToyEngine:
                 while self.waiting and len(self.running) < self.slots and not self.hold:
                     self.running.append(self.waiting.pop(0))
                 self.waiting = [ticket for ticket in self.waiting if not ticket.is_cancelled]
-            if self.failing and self.running:
+            if (self.failing or self.refused) and self.running:
                 for ticket in self.running:
-                    ticket.deliver(Delta(finish_reason="error", error="a toy broke"))
+                    ticket.deliver(Delta(finish_reason="error", error="a toy broke", field=self.refused))
                 self.running = []
             self.running = [ticket for ticket in self.running if not ticket.is_cancelled and not self._step(ticket)]
             self.steps += bool(self.running)

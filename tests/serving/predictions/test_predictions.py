@@ -63,7 +63,7 @@ def test_rows_are_answered_as_aifx_predict_answers_them(rows_served: Any, table:
 def test_an_example_has_the_same_bits_alone_and_in_company(rows_served: Any) -> None:
     assert rows_served.predictor.is_reproducible
     several = rows(40, seed=1)
-    alone = [rows_served.http.post("/v1/predict", json={"rows": [row]}).content for row in several]
+    alone = [rows_served.http.post("/v1/predict", json={"rows": [row]}).json()["predictions"] for row in several]
     before = rows_served.predictor.stats()
     release, run = threading.Event(), rows_served.predictor.predict
 
@@ -78,7 +78,7 @@ def test_an_example_has_the_same_bits_alone_and_in_company(rows_served: Any) -> 
             stats = rows_served.predictor.stats
             wait_until(lambda: stats().running + stats().waiting == 40)
             release.set()
-            together = [answer.result().content for answer in answers]
+            together = [answer.result().json()["predictions"] for answer in answers]
     finally:
         release.set()
         del rows_served.predictor.predict
@@ -302,3 +302,15 @@ def test_what_is_for_text_is_refused(table: Project, serve: Serve, tmp_path: Pat
         served.service.watch(None, tmp_path / "canary.jsonl", ())
     with pytest.raises(UsageError, match="--step 1"):
         served.service.watch(1, None, ())
+
+
+def test_a_prediction_has_its_share_of_energy_and_price(table: Project, serve: Serve) -> None:
+    served = serve(table, overrides=("serve.power_w=50", "serve.price_per_hour=3600"))
+    start = time.monotonic()
+    answers = [served.http.post("/v1/predict", json={"rows": rows(count)}).json()["usage"] for count in (1, 20)]
+    seconds = time.monotonic() - start
+    assert [answer["rows"] for answer in answers] == [1, 20]
+    assert 0 < sum(answer["cost"] for answer in answers) <= seconds
+    for answer in answers:
+        if answer["energy"]["basis"] == "declared":  # otherwise this machine has counters
+            assert answer["energy"]["joules"] == pytest.approx(50 * answer["cost"])
