@@ -29,7 +29,7 @@ OVER = ("completed", "failed", "stopped")
 POLL_S = 2.0  # between questions to a scheduler, which has other users
 IDLE_S = 0.2
 
-BACKENDS: Mapping[str, str] = {"slurm": "aifx.cluster.slurm"}
+BACKENDS: Mapping[str, str] = {"slurm": "aifx.cluster.slurm", "kubernetes": "aifx.cluster.kubernetes"}
 """The module of each scheduler, which has a `BACKEND`. They are imported when they are asked."""
 
 

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 from aifx.config import sections as section_types
 from aifx.config.costs_section import CostsSection
 from aifx.config.guards_section import GuardsSection
+from aifx.config.k8s_section import KubernetesSection
 from aifx.config.launch_section import LaunchSection, SlurmSection
 from aifx.config.registry import PARTS, TaskParts, bundled
 from aifx.config.sections import RESUME_SAFE, Section
@@ -56,6 +57,7 @@ class Config:
     costs: CostsSection
     launch: LaunchSection
     slurm: SlurmSection
+    k8s: KubernetesSection
     parts: TaskParts = field(compare=False, repr=False)
     origins: Mapping[str, Origin] = field(compare=False, repr=False)
 

@@ -68,6 +68,10 @@ def expectation(schema: Mapping[str, Any]) -> str:
             return f"a list, each {expectation(schema.get('items', {}))}{least}"
         case "object" if isinstance(values := schema.get("additionalProperties"), Mapping):
             return f"a table, each {expectation(values)}"
+        case "object" if patterns := schema.get("patternProperties"):
+            return f"a table, each {expectation(next(iter(patterns.values())))}"
+        case "string" if examples := schema.get("examples"):
+            return f"text such as {shown(examples[0])}"
         case kind:
             names = {"string": "text", "boolean": "true or false", "object": "a table"}
             return names.get(str(kind), "another value")

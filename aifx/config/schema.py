@@ -130,6 +130,8 @@ def _for_editors(schema: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in schema.items() if key != "title" and not key.startswith("aifx_")}
     if kept.get("default", ...) is None:
         del kept["default"]
+    if "patternProperties" in kept:
+        kept["additionalProperties"] = False
     if "anyOf" in kept:
         choices = [choice for choice in kept["anyOf"] if choice.get("type") != "null"]
         if len(choices) == 1:

@@ -40,6 +40,11 @@ def check_command(arguments: Sequence[str], project: Project) -> str:
     return run
 
 
+def overrides_of(arguments: Sequence[str]) -> list[str]:
+    """The `--set` options of a command. Raises UsageError for options that it does not have."""
+    return list(_options(arguments).get("overrides") or _options(arguments).get("set_") or [])
+
+
 def _options(arguments: Sequence[str]) -> dict[str, Any]:
     from aifx.commands.app import app
     from aifx.commands.console.typer_internals import parse

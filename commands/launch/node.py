@@ -63,12 +63,12 @@ def _begin(arguments: Sequence[str], launch: str) -> int | None:
     Raises AifxError if the last starts brought the run no further.
     """
     from aifx.cluster.attempts import check_progress, newest_step
-    from aifx.cluster.launched import folder_of, read_events
+    from aifx.cluster.launched import make_folder, read_events
     from aifx.commands.launch.arguments import run_of
     from aifx.core.json_files import JsonLines
 
     project = find_project()
-    folder = folder_of(project, launch)
+    folder = make_folder(project, launch)  # Kubernetes makes none
     events = read_events(folder)
     begun = max((i for i, event in enumerate(events) if event.get("event") == "begin"), default=0)
     signals = [event.get("signal") for event in events[begun:] if event.get("event") == "signal"]

@@ -22,6 +22,7 @@ SETTINGS = list(all_settings())
 CLASHING = {
     "finetune": ("adapter", "base_quantize"),
     "launch": ("environment", "image", "mounts"),
+    "k8s": ("tpu", "tpu_topology", "tpu_slices"),
     "model": ("blocks_per_stage",),
     "schedule": ("warmup_steps",),
     "slurm": ("account", "options", "partition", "qos", "setup_script", "signal_ahead_s", "time_limit"),
@@ -57,7 +58,17 @@ def value_of(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
             return st.booleans()
         case "null":
             return st.none()
+        case "object":
+            ((pattern, values),) = schema["patternProperties"].items()
+            return st.dictionaries(matching(pattern), value_of(values), max_size=2)
+        case "string" if "pattern" in schema:
+            return matching(schema["pattern"]).filter(lambda text: len(text) <= schema["maxLength"])
     return st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+
+
+def matching(pattern: str) -> st.SearchStrategy[str]:
+    """Texts of a pattern. In JSON Schema `$` is the very end, in Python also the place before a last newline."""
+    return st.from_regex(pattern.removesuffix("$") + r"\Z", alphabet=st.characters(codec="utf-8"))
 
 
 def configurations() -> st.SearchStrategy[dict[str, dict[str, Any]]]:
