@@ -1,4 +1,4 @@
-"""A run as a page that can be mailed: curves, checkpoints, evaluations, samples, and where it came from."""
+"""A run as a page that can be mailed: curves, the bill of its time, checkpoints, evaluations, samples, provenance."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 from aifx.checkpoint.listing import list_checkpoints
 from aifx.core.json_files import read_jsonl, readable_bytes
 from aifx.core.pages import date, render
-from aifx.core.project import RunDirectory
+from aifx.core.project import Project, RunDirectory
 from aifx.machine.catalogue import utilization
+from aifx.runs.bill import read_bill
+from aifx.runs.bill_words import headline, remarks, spent
 from aifx.runs.curves import curves
 from aifx.runs.provenance import read_provenance
 from aifx.runs.reading import Evaluation, Prediction, changed_settings, read_evaluations, read_predictions
@@ -25,9 +27,10 @@ FREQUENT = ("checkpoint", "validation", "sample", "time")
 """Events that have a place of their own on the page."""
 
 
-def run_page(run: RunDirectory) -> str:
-    """The page of a run, whether it goes on or has ended."""
+def run_page(run: RunDirectory, project: Project) -> str:
+    """The page of a run, whether it goes on or has ended. Raises ConfigError if `[costs]` cannot be read."""
     status, records, events = run_status(run), read_jsonl(run.metrics), read_jsonl(run.events)
+    bill = read_bill(run, project, records)
     samples = [event for event in events if event.get("event") == "sample"]
     return render(
         "aifx.runs",
@@ -38,6 +41,7 @@ def run_page(run: RunDirectory) -> str:
         run=status,
         tiles=dict(_tiles(status, records)),
         pictures=curves(records),
+        bill=bill and {"headline": headline(bill), "rows": spent(bill), "remarks": "\n".join(remarks(bill))},
         predictions=[(QUANTITIES[one.quantity], *_sides(one, status.unit)) for one in read_predictions(run, records)],
         checkpoints=list_checkpoints(run.checkpoints),
         evaluations=[(one, _numbers(one), _confusion(one)) for one in read_evaluations(run)],

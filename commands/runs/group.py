@@ -187,9 +187,10 @@ def report(
         from aifx.core.pages import write_page
         from aifx.runs.page import run_page
 
-        run = find_project().existing_run(name)
+        project = find_project()
+        run = project.existing_run(name)
         path = html or Path(f"{run.name}.html")
-        write_page(run_page(run), path)
+        write_page(run_page(run, project), path)
         out.print(str(path))
 
 

@@ -1,8 +1,8 @@
 """A training whose disk fails at one call, or for a while, ends as documented; the next one goes on bit for bit.
 
 Each open, write, fsync, rename and mkdir below the project's folder can fail, whether Python makes it or TensorStore
-in C++ does: failing_calls.c stands before the C library. `.ci/run` tries 20 of them, with a seed that follows the commit;
-`make test-long` tries every call of a run with each error.
+in C++ does: failing_calls.c stands before the C library. `.ci/run` tries 20 of them, with a seed that follows the
+commit; `make test-long` tries every call of a run with each error.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ def undisturbed(server: Server, tmp_path_factory: pytest.TempPathFactory, cache:
 def acknowledged(project: Command) -> int:
     """The newest step of which the ledger says that it was saved."""
     events = project.cwd / "runs" / "main" / "events.jsonl"
-    saved = [event["step"] for event in (read_jsonl(events) if events.exists() else []) if event["event"] == "checkpoint"]
-    return max(saved, default=0)
+    told = read_jsonl(events) if events.exists() else []
+    return max((event["step"] for event in told if event["event"] == "checkpoint"), default=0)
 
 
 def check(server: Server, whole: Undisturbed, folder: Path, first: int, count: int, number: int) -> tuple[str, int]:

@@ -24,6 +24,10 @@ def make_run(root: Path, steps: int, name: str = "main") -> RunDirectory:
     run.config.write_text("[train]\nnum_steps = 40  # default\nseed = 7  # --set\n")
     ledger, metrics = Ledger(run.events), MetricsWriter(run.metrics, 0)
     ledger.write("start", step=0)
+    seconds = {"setup": 2.0, "step": 7.0, "checkpoint": 0.5}
+    ledger.append(
+        {"time": 1e9, "event": "time", "account": {"elapsed_s": 10.0, "seconds": seconds, "steps": [0, steps]}}
+    )
     for step in range(1, steps + 1):
         record = {"step": step, "loss": 5 / step, "unit": "tokens", "units_per_s": 1000.0 + step, "step_time_s": 0.1}
         metrics.write({**record, "validation": {"loss": 6 / step, "accuracy": step / 99}} if step % 10 == 0 else record)
@@ -44,14 +48,17 @@ def test_a_page_has_what_the_run_has(tmp_path: Path) -> None:
     gates = [{"expr": "accuracy >= 0.9", "value": 0.75, "passed": False}]
     entry = {"metrics": metrics, "gates": gates, "passed": False}
     (run.eval / "40.json").write_text(json.dumps({"step": 40, "splits": {"test": entry}}))
-    page = run_page(run)
+    page = run_page(run, Project(tmp_path))
     for title in ("Loss", "Throughput, in tokens per second", "Step time, in seconds", "accuracy"):
         assert f"<b>{title}</b>" in page
-    assert page.count("<svg") == 4, "the learning rate and others have no record"
+    assert page.count('<svg class="picture"') == 4, "the learning rate and others have no record"
     assert "accuracy &gt;= 0.9" in page
     assert ">failed<" in page
     assert re.search(r">cat<.*>17<.*>23<", page)
     assert "completed" in page
+    assert re.search(r"steps<.*>7.0 s<.*>70.0%<", page)
+    assert re.search(r"unknown<.*>0.5 s<.*>5.0%<", page)
+    assert "goodput 70.0% of 10 s, 1 process" in page
     assert "train.seed" in page
     assert "--set" in page
     assert "5.0 MB" in page
@@ -68,8 +75,8 @@ def test_the_page_of_a_long_run_stays_small(tmp_path: Path) -> None:
         for n in range(2, 20_000)
     ]
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    page = run_page(run)
-    assert page.count("<svg") == 3
+    page = run_page(run, Project(tmp_path))
+    assert page.count('<svg class="picture"') == 3
     assert len(page) < 400_000
 
 
@@ -78,8 +85,8 @@ def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
     run = Project(tmp_path).run("new")
     run.path.mkdir(parents=True)
     run.config.write_text("")
-    assert "no two steps with a record" in run_page(run)
-    assert "no two steps with a record" in run_page(make_run(tmp_path, 1))
+    assert "no two steps with a record" in run_page(run, Project(tmp_path))
+    assert "no two steps with a record" in run_page(make_run(tmp_path, 1), Project(tmp_path))
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
