@@ -45,10 +45,8 @@ def value_of(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
             low = schema.get("minimum", 0)
             return st.integers(low, min(schema.get("maximum", low + 9), low + 9))
         case "number":
-            bounds = {
-                "min_value": schema.get("minimum", schema.get("exclusiveMinimum")),
-                "max_value": schema.get("maximum", 0.99),
-            }
+            low = schema.get("minimum", schema.get("exclusiveMinimum"))
+            bounds = {"min_value": low, "max_value": schema.get("maximum", 0.99 if (low or 0) < 0.99 else low + 1)}
             return st.floats(**bounds, exclude_min="exclusiveMinimum" in schema, allow_nan=False, allow_subnormal=False)
         case "array" if "prefixItems" in schema:
             return st.tuples(*[value_of(item) for item in schema["prefixItems"]]).map(list)
