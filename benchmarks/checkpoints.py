@@ -1,8 +1,9 @@
 """Saving and restoring a training state, against raw Orbax and safetensors.
 
-    python benchmarks/checkpoints.py [--rounds 5] [--repeats 5] [--at FOLDER]
+    python benchmarks/checkpoints.py [--rounds 5] [--repeats 5] [--at FOLDER] [--large]
 
-The state is that of the language-model template before its first step, parameters and optimizer. A save is timed from
+The state is that of the language-model template before its first step, parameters and optimizer; with --large one of
+1 GB, the parameters and two moments of a transformer of 83 million, against safetensors alone. A save is timed from
 the call until its bytes are durable, a restore from the call until every array is on its device; the files are in the
 page cache. Ours flushes every file and folder, keeps a digest of each array and the SHA-256 of each file, and
 compares each array with its digest when it restores. The peers do not: "as it comes" is what their users have, "flushed
@@ -14,7 +15,9 @@ safetensors may lie in a folder of its own: pip install --target PEERS safetenso
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,9 +36,10 @@ NOTES = (
     "nothing of shardings.",
     "Flushed and digested: every file and folder flushed, the SHA-256 of each file and a digest of each array made by "
     "the save, the digests compared by the restore, around the peer.",
+    "Flushed and hashed: the peer's files flushed and their SHA-256 made by the save, and made again by the restore.",
 )
 SAVED = "saved"
-FORMS = {"": "as it comes", ", guarded": "flushed and digested"}
+FORMS = {"": "as it comes", ", hashed": "flushed and hashed", ", guarded": "flushed and digested"}
 
 Save = Callable[[Path], None]
 Restore = Callable[[Path], Any]
@@ -44,17 +48,23 @@ Restore = Callable[[Path], Any]
 def main() -> None:
     parser = side_by_side.arguments_of(__doc__, rounds=5, quick_rounds=1)
     parser.add_argument("--repeats", type=int, default=5, help="saves and restores in a process, besides the first")
+    parser.add_argument("--large", action="store_true", help="a state of 1 GB")
     parser.add_argument("--at", type=Path, default=Path.cwd(), help="a folder on the disk that is measured (this one)")
     arguments = parser.parse_args()
     if arguments.side:
         project = Path(arguments.folder)
-        side_by_side.tell(lambda: SIDES[arguments.side](project, arguments.repeats), peers=("safetensors",))
+        make = large_state if arguments.large else first_state
+        side_by_side.tell(
+            lambda: SIDES[arguments.side](project, make(project), arguments.repeats), peers=("safetensors",)
+        )
         return
     with tempfile.TemporaryDirectory(dir=arguments.at, prefix=".checkpoints-") as folder:
         project = scaffolded(Path(folder))
         environ = {**side_by_side.training_environment(), "AIFX_CACHE_DIR": str(Path(folder) / "cache")}
         options = ("--folder", str(project), "--repeats", str(arguments.repeats))
-        commands = {name: side_by_side.own(__file__, name, *options) for name in SIDES}
+        options += ("--large",) if arguments.large else ()
+        names = LARGE_SIDES if arguments.large else tuple(SIDES)
+        commands = {name: side_by_side.own(__file__, name, *options) for name in names}
         sides = [Side(name, side_by_side.process(command, environ)) for name, command in commands.items()]
         runs = side_by_side.alternate(sides, side_by_side.rounds_of(arguments))
     size = runs.told["aifx"][0]["size_bytes"] / 1e6
@@ -64,8 +74,15 @@ def main() -> None:
         for work in works
         for peer in runs.peers
         for form, words in FORMS.items()
+        if not (arguments.large and form == "")
     ]
-    found = side_by_side.document("checkpoints", rows, arguments, runs, notes=NOTES)
+    blocked, saved = (
+        statistics.median(second for process in runs.seconds("aifx", thing) for second in process)
+        for thing in ("blocked", "save")
+    )
+    waits = f"The training waits for {blocked:.3f} s of a save, {blocked / saved:.1%} of it."
+    table = "checkpoints_large" if arguments.large else "checkpoints"
+    found = side_by_side.document(table, rows, arguments, runs, notes=(*NOTES, waits))
     side_by_side.report(found, arguments)
 
 
@@ -82,6 +99,7 @@ class State:
 
     tree: Any
     wanted: Any
+    is_large: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -106,27 +124,49 @@ def first_state(project: Path) -> State:
     return State(jax.block_until_ready(tree), to_tree(programs.abstract[0], stacked=programs.is_stacked))
 
 
-def aifx_side(project: Path, repeats: int) -> Told:
+def large_state(_: Path) -> State:
+    import jax
+
+    random = np.random.default_rng(0)
+
+    def array(*shape: int) -> Any:
+        return jax.numpy.asarray(random.standard_normal(shape, np.float32))
+
+    def layer() -> dict[str, Any]:
+        square = {name: array(768, 768) for name in ("query", "key", "value", "out")}
+        return {**square, "up": array(768, 3072), "down": array(3072, 768), "norm": array(768)}
+
+    params = {"embedding": array(16384, 768), "layers": {str(i): layer() for i in range(10)}}
+    moments = {"mu": jax.tree.map(lambda x: x / 2, params), "nu": jax.tree.map(lambda x: x * x, params)}
+    tree = {"params": params, "opt_state": moments, "step": jax.numpy.int32(1)}
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+    return State(jax.block_until_ready(tree), wanted, is_large=True)
+
+
+def aifx_side(project: Path, state: State, repeats: int) -> Told:
     from aifx.checkpoint.checkpoints import Checkpoints
     from aifx.config.sections import CheckpointSection
 
-    state = first_state(project)
     checkpoints = Checkpoints(project / SAVED, CheckpointSection(asynchronous=True))
+    blocked: list[float] = []
 
     def save(folder: Path) -> None:
+        started = time.perf_counter()
         checkpoints.save(0, state.tree, host={})
+        blocked.append(time.perf_counter() - started)
         checkpoints.wait()
 
     def restore(folder: Path) -> Any:
         return checkpoints.restore(0, state.wanted)[0]
 
-    return timed(project, repeats, state, {"": (save, restore)})
+    told = timed(project, repeats, state, {"": (save, restore)})
+    told["seconds"]["blocked"] = blocked[1:]
+    return told
 
 
-def orbax_side(project: Path, repeats: int) -> Told:
+def orbax_side(project: Path, state: State, repeats: int) -> Told:
     import orbax.checkpoint as ocp
 
-    state = first_state(project)
     checkpointer = ocp.StandardCheckpointer()
 
     def save(folder: Path) -> None:
@@ -139,14 +179,13 @@ def orbax_side(project: Path, repeats: int) -> Told:
     return timed(project, repeats, state, both(state, save, restore))
 
 
-def safetensors_side(project: Path, repeats: int) -> Told:
+def safetensors_side(project: Path, state: State, repeats: int) -> Told:
     import jax
     from safetensors.numpy import load_file, save_file
 
     from aifx.checkpoint.digest import key_data
     from aifx.checkpoint.naming import flat_names, from_named, nest
 
-    state = first_state(project)
     wanted = flat_names(state.wanted)
 
     def save(folder: Path) -> None:
@@ -162,20 +201,34 @@ def safetensors_side(project: Path, repeats: int) -> Told:
 
 
 def both(state: State, save: Save, restore: Restore) -> dict[str, tuple[Save, Restore]]:
-    """A peer as it comes, and with what ours guarantees."""
-    from aifx.checkpoint.inventory import files_below, list_files, sync_files, sync_folders
+    """A peer as it comes, with its files flushed and hashed, and with what ours guarantees."""
+    from aifx.checkpoint.inventory import files_below, sync_file, sync_folders
     from aifx.core.json_files import sync_directory
 
     kept: dict[str, str] = {}
+    hashes: dict[Path, str] = {}
+
+    def sha256(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def hashed_save(folder: Path) -> None:
+        save(folder)
+        for path in files_below(folder):
+            sync_file(path)
+            hashes[path] = sha256(path)
+        sync_folders(folder)
+        sync_directory(folder.parent)
+
+    def hashed_restore(folder: Path) -> Any:
+        restored = restore(folder)
+        if any(sha256(path) != hashes[path] for path in files_below(folder)):
+            raise SystemExit("a file is not what was saved")
+        return restored
 
     def guarded_save(folder: Path) -> None:
         kept.update(digests(state.tree))
-        save(folder)
-        files = files_below(folder)
-        list_files(folder, files)
-        sync_files(files)
-        sync_folders(folder)
-        sync_directory(folder.parent)
+        hashed_save(folder)
 
     def guarded_restore(folder: Path) -> Any:
         restored = restore(folder)
@@ -183,7 +236,9 @@ def both(state: State, save: Save, restore: Restore) -> dict[str, tuple[Save, Re
             raise SystemExit("what was restored is not what was saved")
         return restored
 
-    return {"": (save, restore), ", guarded": (guarded_save, guarded_restore)}
+    hashed, guarded = (hashed_save, hashed_restore), (guarded_save, guarded_restore)
+    as_it_comes = {} if state.is_large else {"": (save, restore)}
+    return {**as_it_comes, ", hashed": hashed, ", guarded": guarded}
 
 
 def digests(tree: Any) -> dict[str, str]:
@@ -224,6 +279,7 @@ def timed(project: Path, repeats: int, state: State, forms: dict[str, tuple[Save
 
 
 SIDES = {"aifx": aifx_side, "Orbax": orbax_side, "safetensors": safetensors_side}
+LARGE_SIDES = ("aifx", "safetensors")
 
 if __name__ == "__main__":
     main()

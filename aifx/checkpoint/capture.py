@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
-from aifx.checkpoint.digest import Lanes, host_lanes, is_on_host, key_data, own_shards, shard_lanes
+from aifx.checkpoint.digest import Lanes, is_on_host, key_data, own_shards, shard_lanes
+
+_copying = ThreadPoolExecutor(4, thread_name_prefix="aifx-copy")
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,9 @@ class Part:
     def index(self) -> tuple[slice, ...]:
         return tuple(slice(s, s + n) for s, n in zip(self.starts, self.data.shape, strict=True))
 
-    def lanes(self, shape: Sequence[int]) -> Lanes:
-        """The digest that the device computed, otherwise that of the copy."""
-        return host_lanes(self.data, self.starts, shape) if self.from_device is None else self.from_device.result()
+    def lanes(self, shape: Sequence[int]) -> Future[Lanes]:
+        """The digest that the device computes, otherwise that of the copy, which must stay until it is there."""
+        return self.from_device or shard_lanes(self.data, self.starts, shape)
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,9 @@ class HostCopies:
                 if _is_on_accelerator(data):
                     lanes[name, starts] = shard_lanes(data, starts, arrays[name].shape)
                     data.copy_to_host_async()
-        old, self._memory = self._memory, {}
-        for name, found in shards.items():
-            for starts, data in found.items():
-                self._memory[name, starts] = _copy(data, old.get((name, starts)))
+        sources = {(name, starts): data for name, found in shards.items() for starts, data in found.items()}
+        targets = [self._memory.get(key) for key in sources]
+        self._memory = dict(zip(sources, _copying.map(_copy, sources.values(), targets), strict=True))
         return {name: self._described(name, arrays[name], shards[name], lanes) for name in arrays}
 
     def _described(
@@ -97,8 +98,13 @@ def _copy(data: Any, target: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any
     source = np.asarray(data)
     if target is None or target.shape != source.shape or target.dtype != source.dtype or not target.flags.writeable:
         target = np.empty(source.shape, source.dtype)
-    np.copyto(target, source)
+    np.copyto(_as_plain(target), _as_plain(source))
     return target
+
+
+def _as_plain(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """A view of a type that NumPy copies without the interpreter's lock, which types of ml_dtypes do not have."""
+    return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
 
 
 def _is_on_accelerator(data: Any) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from aifx.checkpoint import folders
 from aifx.checkpoint.faults import check_room
-from aifx.checkpoint.inventory import INVENTORY, Files, UnreadableInventory, parse_inventory, sync_files, sync_folders
+from aifx.checkpoint.inventory import INVENTORY, Files, UnreadableInventory, parse_inventory, sync_file, sync_folders
 from aifx.checkpoint.manifest import FILE, ITEM, Damaged, Manifest, parse_manifest
 from aifx.core.errors import AifxError, CheckpointError, EnvironmentFault, UsageError
 from aifx.core.files import check_folder, check_tree
@@ -177,11 +177,12 @@ def copy_checkpoint(source: Stored, target: Store) -> CopiedCheckpoint:
     ):
         copied = sum(pool.map(lambda name: _copy_file(source, arriving, name, progress), names))
     if arriving.folder is not None:
-        sync_files(arriving.folder / name for name in names)
+        for name in names:
+            sync_file(arriving.folder / name)
     if there is None:
         arriving.write(LIST, iter([source.listed]))
     if place is not None:
-        sync_files([place / LIST])
+        sync_file(place / LIST)
         sync_folders(place)
         folders.commit(place)
     return CopiedCheckpoint(

@@ -17,6 +17,7 @@ from aifx.core.os_errors import naming
 from aifx.core.parsing import parse_json
 
 INVENTORY = "files.json"
+THREADS = 4
 
 Files = dict[str, tuple[int, str]]
 """By path within the checkpoint: the number of bytes, and their SHA-256 in hexadecimal."""
@@ -27,20 +28,28 @@ def files_below(folder: Path) -> list[Path]:
     return [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
 
 
-def list_files(folder: Path, paths: Iterable[Path]) -> Files:
-    """The size and the SHA-256 of files of the checkpoint in `folder`."""
-    return {str(path.relative_to(folder)): _summary(path) for path in paths}
+def seal_files(folder: Path, paths: Iterable[Path]) -> Files:
+    """Make files of the checkpoint in `folder` survive a loss of power. Returns their sizes and SHA-256.
+
+    While the disk takes one file, the processor digests another.
+    """
+
+    def seal(path: Path) -> tuple[str, tuple[int, str]]:
+        sync_file(path)
+        return str(path.relative_to(folder)), _summary(path)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return dict(pool.map(seal, paths))
 
 
-def sync_files(paths: Iterable[Path]) -> None:
-    """Make the content of files survive a loss of power."""
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            with naming(path):
-                os.fsync(handle)
-        finally:
-            os.close(handle)
+def sync_file(path: Path) -> None:
+    """Make the content of a file survive a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with naming(path):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sync_folders(folder: Path) -> None:
@@ -53,7 +62,7 @@ def write_inventory(folder: Path, files: Files) -> None:
     """List the files of the checkpoint in `folder`, after which none may be written."""
     path = folder / ITEM / INVENTORY
     path.write_bytes(_encoded({name: {"bytes": size, "sha256": sha} for name, (size, sha) in files.items()}))
-    sync_files([path])
+    sync_file(path)
 
 
 def missing_files(folder: Path) -> str | None:
@@ -84,7 +93,7 @@ def damaged_files(folder: Path) -> list[str]:
             return why
         return None if _summary(folder / name)[1] == sha else f"{name} has other bytes than were written"
 
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         return [why for why in pool.map(wrong, files) if why]
 
 

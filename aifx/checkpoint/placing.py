@@ -17,7 +17,8 @@ from aifx.checkpoint.manifest import ArrayEntry, Manifest
 from aifx.checkpoint.storage import StoredArrays
 from aifx.core.errors import CheckpointError
 
-GROUP_BYTES = 1 << 30
+GROUP_BYTES = 128 << 20
+"""Arrays that are in the host's memory together. Memory that is used again is much cheaper than fresh memory."""
 
 _KEY_IMPLEMENTATIONS = {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg"}
 """jax.random.wrap_key_data's names by the tag in a key's dtype ("key<fry>")."""

@@ -19,8 +19,14 @@ import tensorstore as ts
 from aifx.checkpoint.capture import HostArray
 from aifx.checkpoint.manifest import STATE, ArrayEntry, Damaged
 
-CHUNK_BYTES = 8 << 20
-"""A chunk is read whole, so its size bounds what a process reads beyond what it needs."""
+CHUNK_BYTES = 32 << 20
+"""A chunk is read whole, so its size bounds what a process reads beyond what it needs.
+
+TensorStore writes a chunk without copying it if its bytes lie together in memory, as those of a whole array do.
+"""
+
+DATA_FILE_BYTES = 64 << 20
+"""About the size of a file of arrays. Several are written, flushed and digested at a time."""
 
 BLOCK_BYTES = 64 << 20
 """About as much of an array as a command that reads all of it holds at a time."""
@@ -191,4 +197,5 @@ def _kvstore(folder: Path, *, will_write: bool = False) -> dict[str, Any]:
             "manifest_kind": "single",
         }
         kvstore["assume_config"] = True  # no other process writes to this store
+        kvstore["target_data_file_size"] = DATA_FILE_BYTES
     return kvstore

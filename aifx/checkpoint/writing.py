@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from aifx.checkpoint.capture import HostArray
 from aifx.checkpoint.digest import NOTHING, add, shown
-from aifx.checkpoint.inventory import Files, files_below, list_files, sync_files, sync_folders, write_inventory
+from aifx.checkpoint.inventory import Files, files_below, seal_files, sync_folders, write_inventory
 from aifx.checkpoint.manifest import FILE, ITEM, STATE, Manifest
 from aifx.checkpoint.storage import merge, process_folder, write_arrays, write_orbax_metadata
 from aifx.core.errors import EnvironmentFault
@@ -26,18 +27,21 @@ def write_part(place: Path, arrays: Mapping[str, HostArray], peers: Group) -> No
         what = f"process {peers.index} does not see {place}, which process 0 has made"
         raise EnvironmentFault(what, "all processes need the same file system", f"df {place.parent.parent}")
     own = process_folder(place / STATE, peers.index, peers.size)
-    write_arrays(own, arrays)
-    written = files_below(own)
-    sync_files(written)
+    lanes = {name: [part.lanes(array.shape) for part in array.parts] for name, array in arrays.items()}
+    try:
+        write_arrays(own, arrays)
+        files = seal_files(place, files_below(own))
+    finally:
+        wait([future for futures in lanes.values() for future in futures])
     sync_folders(own)
     parts = {
         name: {
-            "lanes": add(part.lanes(array.shape) for part in array.parts),
+            "lanes": add(future.result() for future in lanes[name]),
             "size": sum(part.data.size for part in array.parts),
         }
         for name, array in arrays.items()
     }
-    document = {"files": list_files(place, written), "parts": parts}
+    document = {"files": files, "parts": parts}
     _report(place, peers.index).write_text(json.dumps(document))
 
 
@@ -73,8 +77,7 @@ def finish(place: Path, manifest: Manifest, files: Files) -> None:
     write_orbax_metadata(place, manifest.arrays)
     (place / ITEM / FILE).write_text(json.dumps(manifest.to_json()))
     rest = [path for path in files_below(place) if str(path.relative_to(place)) not in files]
-    write_inventory(place, files | list_files(place, rest))
-    sync_files(rest)
+    write_inventory(place, files | seal_files(place, rest))
     sync_folders(place)
 
 

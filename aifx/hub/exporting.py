@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from aifx.checkpoint.inventory import list_files, sync_files, sync_folders
+from aifx.checkpoint.inventory import seal_files, sync_folders
 from aifx.checkpoint.manifest import Manifest, read_manifest
 from aifx.checkpoint.naming import nest
 from aifx.config import Config, read_config
@@ -166,8 +166,7 @@ def staged_folder(dest: Path) -> Iterator[tuple[Path, list[ExportedFile]]]:
     try:
         yield staged, files
         paths = sorted(staged.iterdir())
-        files += [ExportedFile(name, size, sha) for name, (size, sha) in list_files(staged, paths).items()]
-        sync_files(paths)
+        files += [ExportedFile(name, size, sha) for name, (size, sha) in seal_files(staged, paths).items()]
         sync_folders(staged)
         staged.rename(dest)
         sync_directory(dest.parent)

@@ -108,14 +108,14 @@ def full_disk(checkpoints: Checkpoints, index: int, step: int) -> None:
 
 def killed_writing(checkpoints: Checkpoints, index: int, step: int) -> None:
     """Process 1 is killed once its arrays are on the disk."""
-    real = inventory.sync_files
+    real = inventory.seal_files
 
-    def sync(paths: Any) -> None:
+    def seal(folder: Path, paths: Any) -> Any:
         if index == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        real(paths)
+        return real(folder, paths)
 
-    patch("sync_files", sync)
+    patch("seal_files", seal)
     save(checkpoints, index, step)
 
 
