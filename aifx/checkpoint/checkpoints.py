@@ -22,7 +22,7 @@ from aifx.checkpoint.naming import Tree, flat_names, from_named, nest
 from aifx.checkpoint.peers import Failed, first, peers_of, together
 from aifx.checkpoint.placing import check_fit, read_placed, with_keys
 from aifx.checkpoint.storage import StoredArrays, check_keys
-from aifx.checkpoint.verification import Verification, damaged_on_devices, verify_stored
+from aifx.checkpoint.verification import DeviceDigests, Verification, verify_stored
 from aifx.checkpoint.writing import complete, write_part
 from aifx.config.best_by import Score
 from aifx.config.sections import CheckpointSection
@@ -227,14 +227,16 @@ class Checkpoints:
     def _read(self, step: int, wanted: Mapping[str, Any], *, must_fit: bool) -> tuple[dict[str, Any], Manifest]:
         """Arrays of a checkpoint by name, verified, in all processes together."""
 
+        digests = DeviceDigests()
+
         def read() -> tuple[dict[str, jax.Array], Path, Manifest]:
             folder, manifest = self._open(step)
             if must_fit:
                 check_fit(folder, manifest, wanted)
-            return _placed(folder, manifest, wanted), folder, manifest
+            return _placed(folder, manifest, wanted, digests), folder, manifest
 
         arrays, folder, manifest = self._together(read)
-        if damaged := damaged_on_devices(arrays, manifest, self._peers):
+        if damaged := digests.damaged(manifest, self._peers):
             more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
             why = f"bytes differ from what was saved: {', '.join(damaged[:3])}{more}"
             raise Damaged(f"checkpoint {folder} is damaged", why)
@@ -312,11 +314,13 @@ class Checkpoints:
             self._warn(f"could not remove old checkpoints in {self.directory}: {e}")
 
 
-def _placed(folder: Path, manifest: Manifest, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
+def _placed(
+    folder: Path, manifest: Manifest, wanted: Mapping[str, Any], digests: DeviceDigests
+) -> dict[str, jax.Array]:
     try:
         check_tree(folder)
         entries = {name: manifest.arrays[name] for name in wanted}
-        return read_placed(StoredArrays(folder, entries), entries, wanted)
+        return read_placed(StoredArrays(folder, entries), entries, wanted, digests.add)
     except UnsafeFile as e:
         raise Damaged(f"checkpoint {folder} is damaged", e.what) from e
     except Exception as e:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from aifx.checkpoint.manifest import ArrayEntry, Manifest
 from aifx.checkpoint.storage import StoredArrays
 from aifx.core.errors import CheckpointError
 
-GROUP_BYTES = 128 << 20
+GROUP_BYTES = 64 << 20
 """Arrays that are in the host's memory together. Memory that is used again is much cheaper than fresh memory."""
 
 _KEY_IMPLEMENTATIONS = {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg"}
@@ -46,11 +46,15 @@ def check_fit(folder: Path, manifest: Manifest, wanted: Mapping[str, Any]) -> No
 
 
 def read_placed(
-    stored: StoredArrays, entries: Mapping[str, ArrayEntry], wanted: Mapping[str, Any]
+    stored: StoredArrays,
+    entries: Mapping[str, ArrayEntry],
+    wanted: Mapping[str, Any],
+    on_placed: Callable[[str, jax.Array], None],
 ) -> dict[str, jax.Array]:
     """Arrays of a checkpoint with the shardings of `wanted`, not verified; typed keys as their data.
 
-    Each part is read once, and put on the devices of this process that need it.
+    Each part is read once, and put on the devices of this process that need it. `on_placed` gets each array
+    while the next ones are read.
     """
     placed: dict[str, jax.Array] = {}
     plans = {name: _plan(entries[name], leaf) for name, leaf in wanted.items()}
@@ -69,6 +73,7 @@ def read_placed(
                 placed[name] = on_devices[0]
             else:
                 placed[name] = jax.make_array_from_single_device_arrays(plan.shape, plan.sharding, on_devices)
+            on_placed(name, placed[name])
     return placed
 
 

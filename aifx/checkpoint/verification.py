@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,24 +50,31 @@ def verify_stored(folder: Path, manifest: Manifest) -> Verification:
     return Verification(whole, damaged, tuple(files))
 
 
-def damaged_on_devices(arrays: Mapping[str, jax.Array], manifest: Manifest, peers: Group) -> list[str]:
-    """The names of the arrays whose bytes on the devices are not those that were saved.
+class DeviceDigests:
+    """The digests of restored arrays, computed where they are while others are still read.
 
     Every copy on every device is computed again. Each copy of which this process has all shards is compared here.
     Process 0 adds up what the processes have of the others.
     """
-    futures: dict[tuple[str, int], list[Future[Lanes]]] = defaultdict(list)
-    sizes: dict[tuple[str, int], int] = defaultdict(int)
-    for name, array in arrays.items():
+
+    def __init__(self) -> None:
+        self._futures: dict[tuple[str, int], list[Future[Lanes]]] = defaultdict(list)
+        self._missing: dict[tuple[str, int], int] = {}
+
+    def add(self, name: str, array: jax.Array) -> None:
+        """Start to compute the digests of an array's copies."""
         for shard in array.addressable_shards:
-            starts = starts_of(shard.index, array.ndim)
-            futures[name, shard.replica_id].append(shard_lanes(shard.data, starts, array.shape))
-            sizes[name, shard.replica_id] += shard.data.size
-    lanes = {copy: add(future.result() for future in found) for copy, found in futures.items()}
-    whole = [copy for copy in lanes if sizes[copy] == arrays[copy[0]].size]
-    damaged = {name for name, replica in whole if shown(lanes[name, replica]) != manifest.arrays[name].digest}
-    shared = [(name, replica, lanes[name, replica]) for name, replica in lanes.keys() - set(whole)]
-    return sorted({*damaged, *_damaged_across(shared, manifest, peers)})
+            copy, starts = (name, shard.replica_id), starts_of(shard.index, array.ndim)
+            self._futures[copy].append(shard_lanes(shard.data, starts, array.shape))
+            self._missing[copy] = self._missing.get(copy, array.size) - shard.data.size
+
+    def damaged(self, manifest: Manifest, peers: Group) -> list[str]:
+        """The names of the arrays whose bytes on the devices are not those that were saved, in all processes."""
+        lanes = {copy: add(future.result() for future in found) for copy, found in self._futures.items()}
+        whole = [copy for copy in lanes if not self._missing[copy]]
+        damaged = {name for name, replica in whole if shown(lanes[name, replica]) != manifest.arrays[name].digest}
+        shared = [(name, replica, lanes[name, replica]) for name, replica in lanes.keys() - set(whole)]
+        return sorted({*damaged, *_damaged_across(shared, manifest, peers)})
 
 
 def _damaged_across(shared: list[tuple[str, int, Lanes]], manifest: Manifest, peers: Group) -> list[str]:
