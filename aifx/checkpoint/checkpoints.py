@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -19,6 +20,7 @@ from aifx.checkpoint.faults import check_room, while_reading, while_writing
 from aifx.checkpoint.listing import CheckpointInfo, checkpoint_info, kept, list_checkpoints
 from aifx.checkpoint.manifest import ArrayEntry, Damaged, Manifest, read_manifest, step_directories
 from aifx.checkpoint.naming import Tree, flat_names, from_named, nest
+from aifx.checkpoint.patience import Patience
 from aifx.checkpoint.peers import Failed, first, peers_of, together
 from aifx.checkpoint.placing import check_fit, read_placed, with_keys
 from aifx.checkpoint.storage import StoredArrays, check_keys
@@ -94,6 +96,8 @@ class Checkpoints:
         before_commit: called in process 0's saving thread before a checkpoint counts, to write what it relies on
             (metrics).
         on_commit: called in the saving thread once it does.
+        on_refusal: called in the saving thread of process 0 with the step and the error if the disk keeps refusing a
+            checkpoint: once for each reason.
         warn: called in the saving thread with what went wrong and did not prevent the checkpoint.
     """
 
@@ -104,6 +108,7 @@ class Checkpoints:
         *,
         before_commit: Callable[[], None] = lambda: None,
         on_commit: Callable[[CheckpointInfo], None] = lambda _: None,
+        on_refusal: Callable[[int, BaseException], None] = lambda *_: None,
         warn: Callable[[str], None] = lambda _: None,
         peers: Group | None = None,
     ) -> None:
@@ -115,6 +120,7 @@ class Checkpoints:
         self._binding: Callable[[], Mapping[str, Any]] = dict
         self._peers = peers or peers_of("/".join(directory.parts[-2:]))
         self._background = _Background()
+        self._patience = Patience(section.disk_timeout_s, warn, on_refusal)
         self._copies = HostCopies()
         self._cleaned = False
 
@@ -154,11 +160,13 @@ class Checkpoints:
         """Save `state` as the checkpoint of `step`; the arrays may be donated when this returns.
 
         Writing continues in the background unless the configuration forbids it. This first waits for the previous save
-        and raises what that raised, such as EnvironmentFault for a full disk. A step that already has a checkpoint
-        keeps it, unless `force` is set. Without a `score` it cannot be the best one.
+        and raises what that raised. If a disk that is full or fails keeps refusing the previous one, that is given up.
+        A step that already has a checkpoint keeps it, unless `force` is set. Without a `score` it cannot be the best.
         """
         self._own()
+        self._patience.supersede()
         self._background.wait()
+        self._patience.begin()
         if not force and self._peers.broadcast(step in step_directories(self.directory)):
             return
         leaves = flat_names(state)
@@ -170,10 +178,14 @@ class Checkpoints:
         manifest = Manifest(step, time.time(), validation_loss, size, entries, dict(host), score, run)
         self._background.start(partial(self._write, manifest, arrays))
         if not self.section.asynchronous:
-            self._background.wait()
+            self.wait()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait up to `timeout_s` and return whether everything is saved. Raises what a save raised."""
+        """Wait up to `timeout_s` and return whether everything is saved. Raises what a save raised.
+
+        A disk that is full or fails is waited for, up to `checkpoint.disk_timeout_s`; then its error is raised.
+        """
+        self._patience.limit()
         return self._background.wait(timeout_s)
 
     def restore(self, step: int, abstract: Tree) -> tuple[Tree, dict[str, Any]]:
@@ -269,31 +281,48 @@ class Checkpoints:
         aside = folders.set_aside(self.directory, step)
         logger.warning(f"the checkpoint of step {step} is damaged ({why}); it was set aside as {aside.name}")
 
-    def _write(self, manifest: Manifest, arrays: dict[str, HostArray], attempt: int = 0) -> None:
-        """Write the checkpoint in all processes together. `manifest` has everything but the digests."""
+    def _write(self, manifest: Manifest, arrays: dict[str, HostArray]) -> None:
+        """Write the checkpoint in all processes together. `manifest` has everything but the digests.
+
+        What the disk refuses is written again to a new folder: once at once, then with growing pauses.
+        """
+        for attempt in itertools.count():
+            fault, may_pass = self._attempt(manifest, arrays, attempt)
+            if fault is None:
+                self._patience.written(manifest.step)
+                if self._peers.is_first:
+                    self._retain()
+                self._on_commit(checkpoint_info(manifest))
+                return
+            if not may_pass:
+                raise fault
+            decision = self._patience.decide(manifest.step, fault, attempt) if self._peers.is_first else None
+            decision = self._peers.broadcast(decision)
+            if decision == "fail":
+                raise fault
+            if decision == "drop":
+                return
+
+    def _attempt(
+        self, manifest: Manifest, arrays: dict[str, HostArray], attempt: int
+    ) -> tuple[BaseException | None, bool]:
+        """Write once. Returns the error, if it failed, and whether another attempt may succeed."""
         step, size, peers = manifest.step, manifest.size_bytes, self._peers
         place = folders.temporary_place(self.directory, step, attempt)
-        is_transient = False
         try:
             first(peers, partial(self._prepare, place, size))
             together(peers, partial(write_part, place, arrays, peers))
             first(peers, partial(self._commit, place, manifest))
         except BaseException as e:
-            error = e
-            if isinstance(e, Failed):
-                error, is_transient = e.error, e.is_transient
+            error, passing = (e.error, e.may_pass) if isinstance(e, Failed) else (e, False)
             if peers.is_first:
                 folders.discard(place)
             num_checkpoints = self.section.keep_last + self.section.keep_best + 1
             fault = while_writing(error, self.directory, step, size, num_checkpoints)
-            if attempt or not is_transient:
-                raise fault from error
-            self._warn(f"{' '.join(str(fault).splitlines()[:2])}; writing it again")
-            self._write(manifest, arrays, attempt + 1)
-        else:
-            if peers.is_first:
-                self._retain()
-            self._on_commit(checkpoint_info(manifest))
+            if fault is not error:
+                fault.__cause__ = error
+            return fault, passing
+        return None, False
 
     def _prepare(self, place: Path, size: int) -> None:
         folders.prepare(place)

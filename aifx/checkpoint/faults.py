@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 
 from aifx.checkpoint.manifest import Damaged, step_directories
-from aifx.core.errors import AifxError
+from aifx.core.errors import AifxError, ExitCode
 from aifx.core.json_files import disk_full, readable_bytes
-from aifx.core.os_errors import FULL, TRANSIENT, UNREADABLE, causes, could_not, first_line, refusal_in
+from aifx.core.os_errors import FULL, PASSING, UNREADABLE, causes, could_not, first_line, refusal_in
 
 _FULL_TEXT = re.compile(r"RESOURCE_EXHAUSTED.*(?:space|quota)", re.IGNORECASE)
 _DENIED_TEXT = "PERMISSION_DENIED"
@@ -25,9 +25,10 @@ def check_room(directory: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether writing the same checkpoint again, to other files, may succeed."""
-    return not isinstance(error, AifxError) and refusal_in(error) in TRANSIENT
+def may_pass(error: BaseException) -> bool:
+    """Whether writing the same checkpoint again, to other files, may succeed now or later."""
+    is_preempted = isinstance(error, AifxError) and error.exit_code == ExitCode.PREEMPTED
+    return not is_preempted and not isinstance(error, Damaged) and _number(error) in PASSING
 
 
 def while_writing(error: BaseException, directory: Path, step: int, needed: int, num_checkpoints: int) -> BaseException:

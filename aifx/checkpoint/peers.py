@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import jax
 from jax._src.distributed import global_state  # jax.process_index() opens the device, and has no store of keys
 
-from aifx.checkpoint.faults import is_transient
+from aifx.checkpoint.faults import may_pass
 from aifx.checkpoint.manifest import Damaged
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode
 from aifx.core.os_errors import first_line
@@ -88,13 +88,13 @@ class Failed(Exception):
 
     Attributes:
         error: of this process, or an error that names the one that failed.
-        is_transient: whether all of them may succeed if the action is repeated.
+        may_pass: whether all of them may succeed if the action is repeated.
     """
 
-    def __init__(self, error: BaseException, is_transient: bool) -> None:
+    def __init__(self, error: BaseException, may_pass: bool) -> None:
         super().__init__(str(error))
         self.error = error
-        self.is_transient = is_transient
+        self.may_pass = may_pass
 
 
 def together(peers: Group, action: Callable[[], Result]) -> Result:
@@ -114,7 +114,7 @@ def together(peers: Group, action: Callable[[], Result]) -> Result:
         worst = min(failures, key=lambda failure: bool(failure["is_damage"]))  # damage is handled; the rest ends a run
         is_like_own = error is not None and isinstance(error, Damaged) == worst["is_damage"]
         shared = error if error is not None and is_like_own else _error_of_peer(**worst)
-        raise Failed(shared, all(failure["is_transient"] for failure in failures)) from error
+        raise Failed(shared, all(failure["may_pass"] for failure in failures)) from error
     return result
 
 
@@ -132,11 +132,11 @@ def _failure(index: int, error: BaseException | None) -> dict[str, Any] | None:
         "what": what,
         "why": why,
         "is_damage": isinstance(error, Damaged),
-        "is_transient": is_transient(error),
+        "may_pass": may_pass(error),
     }
 
 
-def _error_of_peer(index: int, what: str, why: str, is_damage: bool, is_transient: bool) -> AifxError:
+def _error_of_peer(index: int, what: str, why: str, is_damage: bool, may_pass: bool) -> AifxError:
     if is_damage:
         return Damaged(what, why)
     where = what or f"process {index} failed with a part of a checkpoint"

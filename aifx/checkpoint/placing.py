@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,11 @@ from aifx.checkpoint.manifest import ArrayEntry, Manifest
 from aifx.checkpoint.storage import StoredArrays
 from aifx.core.errors import CheckpointError
 
-GROUP_BYTES = 64 << 20
-"""Arrays that are in the host's memory together. Memory that is used again is much cheaper than fresh memory."""
+GROUP_BYTES = 32 << 20
+"""Arrays that are in the host's memory together, beside as many that are read ahead.
+
+Memory that is used again is much cheaper than fresh memory.
+"""
 
 _KEY_IMPLEMENTATIONS = {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg"}
 """jax.random.wrap_key_data's names by the tag in a key's dtype ("key<fry>")."""
@@ -58,13 +61,20 @@ def read_placed(
     """
     placed: dict[str, jax.Array] = {}
     plans = {name: _plan(entries[name], leaf) for name, leaf in wanted.items()}
-    for names in _groups(plans):
-        reads = [(name, part, stored.read(name, part.index)) for name in names for part in plans[name].parts]
+
+    def start(names: Sequence[str]) -> list[tuple[_Part, Any]]:
+        return [(part, stored.read(name, part.index)) for name in names for part in plans[name].parts]
+
+    groups = list(_groups(plans))
+    started = start(groups[0]) if groups else []
+    for number, names in enumerate(groups):
+        reads, started = started, start(groups[number + 1]) if number + 1 < len(groups) else []
         parts, targets = [], []
-        for _, part, read in reads:
+        for part, read in reads:
             data = read.result()
             parts += [data] * len(part.targets)
             targets += part.targets
+        del reads
         found = iter(jax.device_put(parts, targets))
         for name in names:
             plan = plans[name]

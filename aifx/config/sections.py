@@ -315,6 +315,9 @@ class CheckpointSection(Section):
     stop_timeout_s: PositiveFloat = setting(
         30.0, "Bound on saving after a signal; then the process exits.", RESUME_SAFE
     )
+    disk_timeout_s: NonNegativeFloat = setting(
+        300.0, "Bound on waiting for a disk that is full or fails, once a run has nothing left to do.", RESUME_SAFE
+    )
 
 
 Quantization = Literal["none", "int8", "float8_e4m3fn"]

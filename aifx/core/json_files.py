@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,8 +15,10 @@ from typing import Any
 from aifx.core.errors import EnvironmentFault
 from aifx.core.files import RECORDS_LIMIT, open_file, read_file, replace_file
 from aifx.core.json_values import encode_json
-from aifx.core.os_errors import FULL, could_not, errno_of, naming
+from aifx.core.os_errors import FULL, PASSING, could_not, errno_of, naming, refusal_in
 from aifx.core.parsing import parse_json
+
+logger = logging.getLogger(__name__)
 
 
 def write_json(path: Path, doc: Mapping[str, Any]) -> None:
@@ -69,17 +74,30 @@ class JsonLines:
     Each record is one write(2) of one line, so what SIGKILL can leave behind is at most one line without its end, and
     opening cuts that. Raises EnvironmentFault when the machine refuses to write; the file then ends with the record
     before.
+
+    Args:
+        is_patient: keep records in memory that a disk refuses which is full or fails, up to HELD_BYTES, and write them
+            in order once it takes them. `sync` and `close` raise if it still refuses.
     """
 
-    def __init__(self, path: Path) -> None:
+    HELD_BYTES = 64 << 20
+    RETRY_S = 1.0
+
+    def __init__(self, path: Path, *, is_patient: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self._is_patient = is_patient
+        self._held: deque[bytes] = deque()
+        self._held_bytes = 0
+        self._retry_at = 0.0
         self._lock = threading.Lock()
         self._handle = open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         self.cut(len)
 
     def cut(self, keep: Callable[[bytes], int]) -> None:
         """Truncate the file: of the bytes up to the last line end, `keep` returns how many stay."""
+        with self._lock:
+            self._write_held()
         data = read_file(self.path, limit=RECORDS_LIMIT)
         self._size = keep(data[: data.rfind(b"\n") + 1])
         if self._size != len(data):
@@ -87,8 +105,28 @@ class JsonLines:
 
     def append(self, record: Mapping[str, Any]) -> None:
         line = encode(encode_json(record, ensure_ascii=False) + "\n")
-        written = 0
         with self._lock:
+            self._held.append(line)
+            self._held_bytes += len(line)
+            may_hold = self._is_patient and self._held_bytes <= self.HELD_BYTES
+            if may_hold and time.monotonic() < self._retry_at:
+                return
+            try:
+                self._write_held()
+            except (EnvironmentFault, OSError) as fault:
+                if not may_hold or refusal_in(fault) not in PASSING:
+                    self._held.pop()
+                    self._held_bytes -= len(line)
+                    raise
+                if not self._retry_at:
+                    reason = " ".join(str(fault).splitlines()[:2])
+                    logger.warning(f"{reason}; aifx keeps what it would write and tries again")
+                self._retry_at = time.monotonic() + self.RETRY_S
+
+    def _write_held(self) -> None:
+        """Write the held lines in order. Raises EnvironmentFault at the first that is refused."""
+        while self._held:
+            line, written = self._held[0], 0
             try:
                 while written < len(line):
                     written += os.write(self._handle, line[written:])
@@ -97,12 +135,17 @@ class JsonLines:
                     os.ftruncate(self._handle, self._size)
                 raise cannot_write(self.path, e, len(line)) from e
             self._size += len(line)
+            self._held_bytes -= len(self._held.popleft())
+        if self._retry_at:
+            logger.warning(f"{self.path} is written again, and nothing of it is missing")
+            self._retry_at = 0.0
 
     def sync(self) -> None:
         """Make every record so far survive a loss of power. From any thread; others may write meanwhile, or close."""
         with self._lock:
             if self._handle < 0:
                 return
+            self._write_held()
             handle = os.dup(self._handle)
         try:
             os.fsync(handle)
@@ -112,10 +155,16 @@ class JsonLines:
             os.close(handle)
 
     def close(self) -> None:
+        """Close the file. Raises EnvironmentFault if the disk refuses what was held back."""
         with self._lock:
-            handle, self._handle = self._handle, -1
-        if handle >= 0:
-            os.close(handle)
+            handle = self._handle
+            if handle < 0:
+                return
+            try:
+                self._write_held()
+            finally:
+                self._handle = -1
+                os.close(handle)
 
 
 def cannot_write(path: Path, error: OSError, needed: int = 0) -> Exception:

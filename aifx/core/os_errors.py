@@ -16,6 +16,9 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.EINTR, errno.EAGAIN})
 """What a disk or a network file system may answer once and not again."""
 
+PASSING = FULL | TRANSIENT | {errno.EROFS}
+"""What a disk may stop to answer while a long run waits: somebody makes room, or the file system is mounted again."""
+
 UNREADABLE = TRANSIENT | {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors of reading a file that say nothing about its content."""
 

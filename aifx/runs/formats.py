@@ -84,6 +84,14 @@ class CheckpointSaved(_Event):
     size_bytes: int
 
 
+class CheckpointRefused(_Event):
+    """The disk keeps refusing checkpoints, and training goes on. The next `checkpoint` ends that."""
+
+    event: Literal["checkpoint_refused"]
+    step: int
+    why: str
+
+
 class Validated(_Event):
     event: Literal["validation"]
     step: int
@@ -218,6 +226,7 @@ Event = (
     | Compiling
     | Compiled
     | CheckpointSaved
+    | CheckpointRefused
     | Validated
     | TextSampled
     | SettingsChanged

@@ -21,12 +21,12 @@ class Ledger(JsonLines):
     """
 
     def __init__(self, path: Path, account: TimeAccount | None = None) -> None:
-        super().__init__(path)
+        super().__init__(path, is_patient=True)
         self._account = account
         self._order = threading.Lock()  # the account is read in the order of the lines
 
     def write(self, event: str, **fields: Any) -> None:
-        """One line, in the file when this returns."""
+        """One line, in the file when this returns. A disk that is full or fails gets it once it recovers."""
         with self._order:
             account = {} if self._account is None else {"account": self._account.take()}
             self.append({"time": time.time(), "event": event, **fields, **account})
@@ -40,7 +40,7 @@ class MetricsWriter(JsonLines):
     """
 
     def __init__(self, path: Path, resume_at: int) -> None:
-        super().__init__(path)
+        super().__init__(path, is_patient=True)
         self.cut(lambda data: _end_of_step(data, resume_at))
         kept = _backwards(read_file(path, limit=RECORDS_LIMIT))
         self._last = next((record["step"] for _, record in kept), 0)

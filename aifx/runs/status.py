@@ -44,6 +44,7 @@ class RunStatus:
     updated: float | None
     pid: int | None  # of the process that trains it now
     tags: tuple[str, ...]
+    refused: str | None = None  # why the disk takes no checkpoint now, and since which step
     damage: str | None = None  # why the last checkpoint of a run that has ended cannot be used; arrays are not read
 
     @property
@@ -104,8 +105,14 @@ def run_status(run: RunDirectory) -> RunStatus:
         updated=max((t for t in map(_written, (run.metrics, run.events, run.config)) if t is not None), default=None),
         pid=who.pid if who else None,
         tags=read_tags(run),
+        refused=_refused(process),
         damage=None if held else _damage(run),
     )
+
+
+def _refused(process: Sequence[Mapping[str, Any]]) -> str | None:
+    last = next((e for e in reversed(process) if e.get("event") in ("checkpoint", "checkpoint_refused")), {})
+    return f"since step {last.get('step')}: {last.get('why')}" if last.get("event") == "checkpoint_refused" else None
 
 
 def _damage(run: RunDirectory) -> str | None:

@@ -82,14 +82,14 @@ class EventDispatcher:
         if self._ended:
             return
         self._ended = True
-        if self._ledger is not None:
-            if result is None:
-                with suppress(EnvironmentFault, OSError):  # the disk may be what failed
-                    self._ledger.write("stop", status="failed", error=error)
-            else:
-                self._ledger.write("stop", **result.end())
-            self._ledger.close()
         failed: Exception | None = None
+        if self._ledger is not None:
+            ended = {"status": "failed", "error": error} if result is None else result.end()
+            try:
+                self._ledger.write("stop", **ended)
+                self._ledger.close()
+            except (EnvironmentFault, OSError) as e:  # the disk may be what failed
+                failed = e
         for observer in reversed(self._observers):  # the log file hears what the others say at last
             try:
                 observer.stop(result)

@@ -82,11 +82,16 @@ class Job:
             loss = info.validation_loss
             self.dispatcher.event("checkpoint", step=info.step, validation_loss=loss, size_bytes=info.size_bytes)
 
+        def refused(step: int, fault: BaseException) -> None:
+            why = " ".join(str(fault).splitlines()[:2])
+            self.dispatcher.event("checkpoint_refused", step=step, why=why)
+
         checkpoints = Checkpoints(
             self.run.checkpoints,
             self.config.checkpoint,
             before_commit=self.metrics.sync,
             on_commit=committed,
+            on_refusal=refused,
             warn=self.dispatcher.warn,
         )
         if (latest := checkpoints.latest()) is not None:

@@ -64,6 +64,8 @@ def print_run(out: Output, run: RunDetails, records: Sequence[Mapping[str, Any]]
     out.print(f"begun {date(run.started) or '?'}, written {age(run.updated) or '?'}")
     if run.tags:
         out.print(f"tags: {', '.join(run.tags)}")
+    if run.refused:
+        out.print(f"no checkpoint can be saved {run.refused}")
     if run.damage:
         out.print(f"damaged: {run.damage}")
     _print_metrics(out, run, records)

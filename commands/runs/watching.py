@@ -50,7 +50,8 @@ def picture(console: Console, watched: WatchedRun) -> RenderableType:
 def _line(s: RunStatus) -> str:
     parts = [f"{s.run}: {s.status}", f"step {count(s.step)}/{count(s.num_steps)}"]
     shown = (("loss", figure(s.loss)), ("validation", figure(s.validation_loss)), ("", rate(s.units_per_s, s.unit)))
-    return "  ".join(parts + [f"{name} {value}".strip() for name, value in shown if value is not None])
+    parts += [f"{name} {value}".strip() for name, value in shown if value is not None]
+    return "  ".join([*parts, *([f"no checkpoint can be saved {s.refused}"] if s.refused else [])])
 
 
 def _rows(watched: WatchedRun, width: int, ascii_only: bool) -> Iterator[Text]:
@@ -67,3 +68,5 @@ def _rows(watched: WatchedRun, width: int, ascii_only: bool) -> Iterator[Text]:
         yield Text(line, style="cyan")
     saved = "no checkpoint yet" if watched.saved_step is None else f"checkpoint of step {watched.saved_step}"
     yield Text(f"{saved}, written {age(s.updated) or 'never'}", style="dim")
+    if s.refused:
+        yield Text(f"no checkpoint can be saved {s.refused}", style="yellow")

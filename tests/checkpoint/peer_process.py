@@ -142,7 +142,7 @@ def main(directory: Path, address: str, count: int, index: int, steps: list[str]
     storage.CHUNK_BYTES = 2304  # type: ignore[misc]
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, count, index, initialization_timeout=60)
-    section = CheckpointSection(asynchronous=True, keep_last=5)
+    section = CheckpointSection(asynchronous=True, keep_last=5, disk_timeout_s=0)
     commits: list[int] = []
     lines: list[str] = []
     checkpoints = Checkpoints(

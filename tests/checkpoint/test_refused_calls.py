@@ -23,7 +23,7 @@ from aifx.config.best_by import LOSS, score_of
 from aifx.config.sections import CheckpointSection
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode
 
-SECTION = CheckpointSection(keep_last=1, keep_best=0)
+SECTION = CheckpointSection(keep_last=1, keep_best=0, disk_timeout_s=0)
 
 
 def state_of(step: int) -> dict[str, Any]:

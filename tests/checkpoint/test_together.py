@@ -76,12 +76,12 @@ def test_the_others_name_the_process_that_failed() -> None:
     for other in (found[0], found[2]):
         assert isinstance(other.error, EnvironmentFault)
         assert other.error.why == "process 1: the disk is full"
-    assert not any(failed.is_transient for failed in found)
+    assert not any(failed.may_pass for failed in found)
 
 
 @pytest.mark.parametrize(("errors", "again"), [({2: IO}, True), ({0: IO, 2: IO}, True), ({1: FULL, 2: IO}, False)])
 def test_all_or_none_try_again(errors: dict[int, Exception], again: bool) -> None:
-    assert [failed.is_transient for failed in run(3, raising(errors))] == [again] * 3
+    assert [failed.may_pass for failed in run(3, raising(errors))] == [again] * 3
 
 
 @pytest.mark.parametrize(("errors", "is_damage"), [({1: DAMAGED}, True), ({0: DAMAGED, 1: IO}, False)])

@@ -27,7 +27,18 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_full_disk(project: Command, trained: Command, small_disk: Path) -> None:
     runs = project.cwd / "runs"
     runs.symlink_to(small_disk, target_is_directory=True)
-    train = ["train", *settings([*TINY, "train.num_steps=20", "checkpoint.every=1", "checkpoint.keep_last=100"])]
+    train = [
+        "train",
+        *settings(
+            [
+                *TINY,
+                "train.num_steps=20",
+                "checkpoint.every=1",
+                "checkpoint.keep_last=100",
+                "checkpoint.disk_timeout_s=1",
+            ]
+        ),
+    ]
     full = project(*train, "--json")
     assert full.returncode == 2, full.stderr
     assert "Traceback" not in full.stderr

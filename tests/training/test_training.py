@@ -271,7 +271,7 @@ def test_a_full_disk_is_no_bug(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(EnvironmentFault, match="room"):
-        tiny.train()
+        tiny.train("checkpoint.disk_timeout_s=0")
     monkeypatch.undo()
     assert tiny.events()[-1]["status"] == "failed"
     assert tiny.train().status == "completed"
