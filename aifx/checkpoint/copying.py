@@ -144,7 +144,8 @@ def open_stored(url: str) -> Stored:
     if manifest is None:
         raise CheckpointError(f"no checkpoint at {store.url}", f"it has no {ITEM}/{FILE}", "aifx ckpt ls")
     if listed is None:
-        raise Damaged(f"checkpoint {store.url} is damaged", f"{INVENTORY} is missing: it was not copied completely")
+        why = f"{INVENTORY} is missing: it was not copied completely"
+        raise Damaged(f"checkpoint {store.url} is damaged", why, "run the command again that copied it there")
     return Stored(store, parse_manifest(manifest, store.url), _parsed(listed, store), listed)
 
 

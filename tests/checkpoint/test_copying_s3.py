@@ -1,0 +1,56 @@
+"""Checkpoints copied to a server with S3's API, on this machine, and back.
+
+Skipped without its packages: pip install --target S3 s3fs 'moto[server]'; PYTHONPATH=S3 pytest ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+
+from aifx.checkpoint.checkpoints import Checkpoints
+from aifx.checkpoint.copying import copy_checkpoint, open_store, open_stored
+from aifx.config.sections import CheckpointSection
+from aifx.core.errors import CheckpointError
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The file system of a server, which has the bucket `bucket`."""
+    s3fs = pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    credentials = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in {**credentials, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    files = s3fs.S3FileSystem()
+    files.mkdir("bucket")
+    yield files
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_there_and_back(s3: Any, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointSection(asynchronous=False))
+    large = jnp.arange(5_000_000, dtype=jnp.float32)  # more than one part of an upload
+    checkpoints.save(7, {"params": {"large": large, "small": jnp.ones(3)}}, host={})
+    source, target = open_stored(str(tmp_path / "checkpoints" / "7")), open_store("s3://bucket/main")
+    assert copy_checkpoint(source, target).copied_bytes == source.size_bytes
+    assert copy_checkpoint(source, target).copied_bytes == 0
+
+    s3.rm("bucket/main/7/manifest/files.json")
+    with pytest.raises(CheckpointError, match="damaged"):
+        open_stored("s3://bucket/main/7")
+    largest = max(source.files, key=lambda name: source.files[name][0])
+    s3.pipe_file(f"bucket/main/7/{largest}", b"torn")
+    assert copy_checkpoint(source, target).copied_bytes == source.files[largest][0]
+
+    copy_checkpoint(open_stored("s3://bucket/main/7"), open_store(str(tmp_path / "back")))
+    found = Checkpoints(tmp_path / "back", CheckpointSection()).verify(7)
+    assert (found.state_digest, found.files, found.damaged) == (source.manifest.state_digest, (), ())
