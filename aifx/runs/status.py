@@ -111,8 +111,9 @@ def run_status(run: RunDirectory) -> RunStatus:
 
 
 def _refused(process: Sequence[Mapping[str, Any]]) -> str | None:
-    last = next((e for e in reversed(process) if e.get("event") in ("checkpoint", "checkpoint_refused")), {})
-    return f"since step {last.get('step')}: {last.get('why')}" if last.get("event") == "checkpoint_refused" else None
+    last = next((e for e in reversed(process) if e.get("event") in ("checkpoint", "checkpoint_refused")), None)
+    is_refused = last is not None and last["event"] == "checkpoint_refused"
+    return f"since step {last.get('step')}: {last.get('why')}" if last and is_refused else None
 
 
 def _damage(run: RunDirectory) -> str | None:
