@@ -107,8 +107,6 @@ def processes(
             "AIFX_PROCESS_ID": str(first + index),
             "AIFX_LAUNCHER": str(os.getpid()),
         }
-        if node is not None:
-            variables["AIFX_NODES"] = str(nodes)
         if tunables is not None:
             variables["GLIBC_TUNABLES"] = tunables
         if gpus:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def submit(script: Path, root: Path) -> tuple[str, str]:
 
     Raises EnvironmentFault if Slurm refuses it.
     """
-    ended = _ask("sbatch", "--parsable", str(script), cwd=root)
+    ended = _ask("sbatch", "--parsable", str(script), cwd=root, without=_variables_over(script.read_text()))
     number, _, place = ended.output.decode("utf-8", "replace").strip().partition(";")
     if not ended.succeeded or not re.fullmatch("[0-9]+", number):
         why = ended.last_line.removeprefix("sbatch: error: ") or ended.how
@@ -124,10 +124,18 @@ def _job(record: LaunchRecord) -> Sequence[str]:
     return [*(["--clusters", record.place] if record.place else []), record.job]
 
 
-def _ask(program: str, *arguments: str, cwd: Path | None = None) -> Ended:
-    """Run a program of Slurm. Raises EnvironmentFault if there is none."""
+def _variables_over(script: str) -> set[str]:
+    """The variables that sbatch would prefer to what the script says."""
+    options = re.findall(r"^#SBATCH --([a-z-]+)", script, re.MULTILINE)
+    named = {"no-requeue": "REQUEUE", "requeue": "NO_REQUEUE", "time": "TIMELIMIT"}
+    return {f"SBATCH_{name}" for option in options for name in (option.upper().replace("-", "_"), named.get(option))}
+
+
+def _ask(program: str, *arguments: str, cwd: Path | None = None, without: Collection[str] = ()) -> Ended:
+    """Run a program of Slurm, without some variables. Raises EnvironmentFault if there is none."""
     path = need_program(program, "this machine is not one of a Slurm cluster, or its programs are not in PATH")
-    return run([path, *arguments], cwd=cwd, env={**os.environ, "LC_ALL": "C"}, limit_s=LIMIT_S)
+    environ = {name: value for name, value in os.environ.items() if name not in without}
+    return run([path, *arguments], cwd=cwd, env={**environ, "LC_ALL": "C"}, limit_s=LIMIT_S)
 
 
 def _read_from(path: Path, position: int) -> bytes:

@@ -48,6 +48,7 @@ def _run(out: Output, arguments: Sequence[str], num_processes: int, launch: str 
     with Signals() as signals:
         here = detect_here()
         rank = 0 if here is None else here.process_id
+        os.environ["AIFX_NODES"] = "1" if here is None else str(here.num_processes)  # for `started_by`
         if launch is not None and rank == 0 and (stopped := _begin(arguments, launch)) is not None:
             return stopped
         started = processes(arguments, num_processes, os.environ, here)

@@ -26,7 +26,10 @@ nodes = 2
 [slurm]
 partition = "small"
 """
-SBATCH = '#!/bin/sh\necho "sbatch $*" >> asked; pwd >> asked; echo "$ANSWER"; exit ${SBATCH_CODE:-0}\n'
+SBATCH = """#!/bin/sh
+echo "sbatch $*" >> asked; pwd >> asked; env | grep ^SBATCH_ | sort > variables
+echo "$ANSWER"; exit ${SBATCH_CODE:-0}
+"""
 SCONTROL = """#!/bin/sh
 name=$(ls -t runs/.launched | head -1)
 [ -e shown ] && echo "JobId=7 JobName=aifx-$name $(cat shown)" && exit 0
@@ -78,6 +81,12 @@ def test_a_script_is_submitted_and_kept(submitted: Path, project: Path) -> None:
     record = json.loads((submitted / "record.json").read_text())
     assert record["id"] == submitted.name
     assert (record["job"], record["run"], record["nodes"]) == ("7", "wide", 2)
+
+
+def test_settings_go_over_variables_of_sbatch(launch: Run, project: Path) -> None:
+    variables = {f"SBATCH_{name}": "x" for name in ("PARTITION", "NO_REQUEUE", "TIMELIMIT", "QOS", "OUTPUT")}
+    assert launch("slurm", "--no-follow", "-t", "9:00:00", "train", **variables).returncode == 0
+    assert (project / "variables").read_text() == "SBATCH_QOS=x\n"
 
 
 def test_dry_run_submits_nothing(launch: Run, project: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aifx.core.errors import ConfigError
-from aifx.parallel.processes import PORT, PORTS, Membership, detect, first_host, lone_warning
+from aifx.parallel.processes import PORT, PORTS, Membership, detect, first_host, lone_warning, started_by
 
 SLURM = {  # of `srun` in a job with two tasks on each of two nodes, Slurm 24.11
     "SLURM_JOB_ID": "4711",
@@ -237,3 +237,18 @@ def test_a_wrong_value(name: str, value: str) -> None:
         detect({**OURS, name: value})
     assert value in raised.value.what
     assert raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("environ", "command"),
+    [
+        ({}, "aifx"),
+        ({"AIFX_LAUNCHER": "7", "AIFX_NUM_PROCESSES": "2"}, "aifx launch local -n 2"),
+        (
+            {"AIFX_LAUNCHER": "7", "AIFX_NUM_PROCESSES": "8", "AIFX_NODES": "4", "SLURM_JOB_ID": "1"},
+            "aifx launch slurm -N 4",
+        ),
+    ],
+)
+def test_how_a_person_starts_it_again(environ: dict[str, str], command: str) -> None:
+    assert " ".join(started_by(environ)) == command
