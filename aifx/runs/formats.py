@@ -47,6 +47,7 @@ class Account(TypedDict):
     elapsed_s: float  # since the process began
     seconds: dict[Activity, float]
     steps: NotRequired[tuple[int, int]]  # the steps after the first, up to the second, were done
+    unfinished_s: NotRequired[float]  # of the seconds of "step", those after the last step that was done
     energy: NotRequired[CountedEnergy]
 
 

@@ -94,11 +94,10 @@ def read_goodput(events: Sequence[Event], *, alive: bool = False) -> Goodput:
             found.seconds["down"] += max(began_at - ended_at, 0.0)
         ended_at = last if last is not None else ended_at
         steps_before = found.num_steps
-        reached = _add_process(found, process, reached)
+        has_failed = _lost_work(process) and not (alive and i == len(processes) - 1)
+        reached = _add_process(found, process, reached, has_failed)
         found.num_processes += 1
-        is_running = alive and i == len(processes) - 1
-        if found.num_steps > steps_before and not is_running and _lost_work(process):
-            found.num_failures += 1
+        found.num_failures += has_failed and found.num_steps > steps_before
     return found
 
 
@@ -108,9 +107,9 @@ def _processes(events: Sequence[Event]) -> list[Sequence[Event]]:
     return [events[start:end] for start, end in pairwise([*begins, len(events)])]
 
 
-def _add_process(found: Goodput, process: Sequence[Event], reached: int) -> int:
+def _add_process(found: Goodput, process: Sequence[Event], reached: int, has_failed: bool) -> int:
     """Add what a process did. `reached` is the last step that a process before it told; returns it after this one."""
-    accounted, elapsed, skipped = 0.0, 0.0, list[int]()
+    accounted, elapsed, lost_s, skipped = 0.0, 0.0, 0.0, list[int]()
     for event in process:
         if event.get("event") == "skip" and _is_step(event.get("step")):
             skipped.append(event["step"])
@@ -126,33 +125,36 @@ def _add_process(found: Goodput, process: Sequence[Event], reached: int) -> int:
         for name, value in seconds.items():
             found.seconds[cast(Category, name)] += value
         first, last = _steps(account)
-        reached = _add_steps(found, took_s, first, last, reached, skipped)
+        unfinished_s = took_s if first == last else min(_duration(account.get("unfinished_s")), took_s)
+        if first < last:
+            _add_steps(found, took_s - unfinished_s, first, last, reached, skipped)
+            lost_s, reached = 0.0, max(reached, last)
+        is_again = last < reached
+        found.seconds["repeated" if is_again else "step"] += unfinished_s
+        lost_s += 0.0 if is_again else unfinished_s
         _add_energy(found, account.get("energy"))
     if elapsed == 0.0:  # a process of a version without accounts
         moments = [moment for event in process if (moment := _moment(event)) is not None]
         elapsed = max(moments[-1] - moments[0], 0.0) if moments else 0.0
     found.seconds["unknown"] += max(elapsed - accounted, 0.0)
+    if has_failed:  # amid a step, which may have hung; the next process begins it again
+        lost_s = min(lost_s, found.seconds["step"])
+        found.seconds["step"] -= lost_s
+        found.seconds["repeated"] += lost_s
     return reached
 
 
-def _add_steps(found: Goodput, took_s: float, first: int, last: int, reached: int, skipped: list[int]) -> int:
-    """Divide `took_s`, of the steps after `first` up to `last`, into those that count, repeated and skipped ones.
-
-    Without a step that was done, it is a part of the next one.
-    """
+def _add_steps(found: Goodput, took_s: float, first: int, last: int, reached: int, skipped: list[int]) -> None:
+    """Divide `took_s`, of the steps after `first` up to `last`, into those that count, repeated and skipped ones."""
     count = last - first
     here = [step for step in skipped if first < step <= last]
     skipped[:] = [step for step in skipped if step > last]
     found.num_steps += count
-    if count == 0:
-        found.seconds["repeated" if first < reached else "step"] += took_s
-        return reached
     unapplied = min(len(here), count)
     again = min(max(min(last, reached) - first, 0), count - unapplied)
     parts: dict[Category, int] = {"skipped": unapplied, "repeated": again, "step": count - unapplied - again}
     for name, steps in parts.items():
         found.seconds[name] += took_s * (steps / count)
-    return max(reached, last)
 
 
 def _add_energy(found: Goodput, energy: Any) -> None:

@@ -48,6 +48,7 @@ class TimeAccount:
         self._spans = [Span("setup")]
         self._seconds: dict[Activity, float] = {}
         self._steps: tuple[int, int] | None = None
+        self._finished_s = 0.0  # of the seconds of "step", those up to the last step that is done
         self._taken = now
         self._lock = threading.Lock()
         self.energy: EnergyReader | None = None
@@ -90,6 +91,8 @@ class TimeAccount:
     def step_done(self, step: int) -> None:
         """Step `step` is done. One that is not beyond the last is done again, after a rollback."""
         with self._lock:
+            self._settle()
+            self._finished_s = self._seconds.get("step", 0.0)
             first, last = self._steps or (step - 1, step - 1)
             self._steps = (first if step > last else step - 1, step)
 
@@ -105,7 +108,7 @@ class TimeAccount:
         with self._lock:
             self._taken = self._settle()
             seconds, self._seconds = self._seconds, {}
-            steps = self._steps
+            steps, finished_s, self._finished_s = self._steps, self._finished_s, 0.0
             if steps is not None:
                 self._steps = (steps[1], steps[1])
             elapsed_s = _boot_clock() - self._born
@@ -113,6 +116,7 @@ class TimeAccount:
         account["seconds"] = {name: round(value, 6) for name, value in seconds.items() if value > 0}
         if steps is not None:
             account["steps"] = list(steps)
+            account["unfinished_s"] = round(max(seconds.get("step", 0.0) - finished_s, 0.0), 6)
         if self.energy is not None and (energy := self.energy.take()) is not None:
             account["energy"] = energy
         return account

@@ -101,6 +101,17 @@ def test_time_of_a_step_that_is_not_done_counts_as_the_step_would() -> None:
     assert read_goodput(log.events).seconds["repeated"] == pytest.approx(before + 0.5)
 
 
+def test_the_step_in_which_a_process_hung_was_lost() -> None:
+    log = Log()
+    log.start()
+    log.line(to=10, seconds={"step": 1.0})
+    log.line("stop", to=20, seconds={"step": 101.0}, status="preempted", why="step 21 hangs")
+    log.events[-1]["account"]["unfinished_s"] = 100.0
+    assert seconds_of(read_goodput(log.events)) == {"setup": 2.0, "step": 2.0, "repeated": 100.0}
+    del log.events[-1]["why"]  # an end in order has no step that is lost
+    assert seconds_of(read_goodput(log.events)) == {"setup": 2.0, "step": 102.0}
+
+
 def test_a_rollback_repeats_steps_within_a_process() -> None:
     log = Log()
     log.start()

@@ -74,8 +74,13 @@ def test_the_steps_of_a_line_and_those_of_a_rollback(now: Any) -> None:
     account.begin_steps(40)
     account.step_done(41)
     account.step_done(42)
-    assert account.take()["steps"] == [40, 42]
-    assert account.take()["steps"] == [42, 42]
+    with account.spending("step"):
+        now.go(3)
+        account.step_done(43)
+        now.go(2)
+        taken = account.take()
+    assert (taken["steps"], taken["seconds"], taken["unfinished_s"]) == ([40, 43], {"step": 5.0}, 2.0)
+    assert account.take()["steps"] == [43, 43]
     account.step_done(31)
     account.step_done(32)
     assert account.take()["steps"] == [30, 32]
