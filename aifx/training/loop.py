@@ -81,10 +81,10 @@ class Loop:
         Raises NotFinite, Rollback, and what the observers and the checkpoints raise.
         """
         last, rows = self.programs.config.train.num_steps, self.programs.config.train.global_batch_size
-        waiting, account = DataWait(self.dispatcher.account), self.dispatcher.account
+        account = self.dispatcher.account
         account.begin_steps(step)
         stopping = self.pause(state, self.pending_validation) if self.pending_validation else None
-        with closing(waiting), closing(batches), account.spending("step"):
+        with DataWait(account) as waiting, closing(batches), account.spending("step"):
             while step < last and not stopping and not self.has_converged:
                 step += 1
                 self.group.mark(f"the batch of step {step}", "data")

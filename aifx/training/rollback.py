@@ -18,10 +18,9 @@ def roll_back(fault: Rollback, job: Job, programs: Programs, frozen: Params) -> 
     one resumes from a checkpoint that is there, comes to the same fault, and goes back as this one does.
     """
     job.group.mark("going back", "start")
-    with job.dispatcher.account.spending("checkpoint"):
-        job.checkpoints.wait()
-        job.checkpoints.remove_from(fault.below)
-        begun = begin(programs, job.checkpoints, job.run, frozen)
+    job.checkpoints.wait()
+    job.checkpoints.remove_from(fault.below)
+    begun = begin(programs, job.checkpoints, job.run, frozen)
     begun = replace(begun, guards=begun.guards.after_rollback(fault, begun.step))
     batches = list(fault.batches)
     job.dispatcher.event(

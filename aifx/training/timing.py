@@ -37,7 +37,10 @@ class DataWait:
             self._watched.put((computing, span))
             yield
 
-    def close(self) -> None:
+    def __enter__(self) -> DataWait:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._watched.put(None)
 
     def _watch(self) -> None:
