@@ -68,12 +68,12 @@ def test_the_account_of_a_run_that_is_not_disturbed(whole) -> None:
 
 
 def test_steps_that_guards_skip_or_take_back_do_not_count(tiny) -> None:
-    poison = ["data.poison_step=5", "train.validate_every=0"]
+    poison = ["data.poison_steps=[5]", "train.validate_every=0"]
     tiny.train(*poison, run="skipped")
     skipped = read_goodput(tiny.events("skipped"))
     assert skipped.seconds["skipped"] > 0
     assert skipped.seconds["repeated"] == 0
-    tiny.train(*poison, "guards.non_finite=roll_back", run="back")
+    tiny.train(*poison, "guards.non_finite=roll_back", "guards.max_in_a_row=1", run="back")
     back = read_goodput(tiny.events("back"))
     assert "rollback" in [event["event"] for event in tiny.events("back")]
     assert back.seconds["repeated"] > 0
