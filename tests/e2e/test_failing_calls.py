@@ -26,7 +26,7 @@ from real_command import TINY, Command, settings
 from aifx.core.json_files import read_jsonl
 
 HERE = Path(__file__).parent
-TRAIN = ["train", "--json", *settings([*TINY, "train.num_steps=10"])]
+TRAIN = ["train", "--json", *settings([*TINY, "train.num_steps=10", "checkpoint.disk_timeout_s=2"])]
 ERRORS = (errno.EIO, errno.ENOSPC, errno.ESTALE)
 WHILES = (1, 1, 3, 40)
 """How many calls fail in a row."""
