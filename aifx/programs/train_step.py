@@ -60,12 +60,12 @@ class TrainStep:
         loss, gradients = self.loss_and_gradients(state, frozen, batch)
         norm, rate = optax.tree.norm(gradients), self.config.optimizer.learning_rate * self.share(state)
         is_good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updated = self.update(state, gradients, norm)
         if self.layout.platform == "cpu":
-            # A selection would compute the optimizer's new state twice, with other rounding, and copy the old one.
-            state = jax.lax.cond(is_good, self.update, passed_over, state, gradients, norm)
-        else:
-            # At a branch, the host would wait for the device. XLA fuses a selection into the loops of the update.
-            state = select_state(is_good, self.update(state, gradients, norm), passed_over(state))
+            # Otherwise XLA computes the moments twice, in other loops with other rounding, and copies the old ones.
+            updated = jax.tree.map(jax.lax.optimization_barrier, updated)
+        kept = replace(state, step=updated.step)
+        state = jax.tree.map(lambda new, old: jnp.where(is_good, new, old), updated, kept)
         return state, jnp.stack([jnp.asarray(x, jnp.float32) for x in (loss, norm, rate)])
 
     def loss_and_gradients(self, state: TrainState, frozen: Params, batch: DeviceBatch) -> tuple[jax.Array, Any]:
@@ -163,17 +163,6 @@ class TrainStep:
 
         micro_batches = {name: split(array) for name, array in batch.items()}, split(ids)
         return jax.lax.scan(add, zero, micro_batches)[0]
-
-
-def passed_over(state: TrainState, *_: Any) -> TrainState:
-    """The state after a step whose update is not applied."""
-    return replace(state, step=state.step + 1)
-
-
-def select_state(is_good: jax.Array, state: TrainState, other: TrainState) -> TrainState:
-    """`state` if `is_good` (bool scalar, the same on all devices), otherwise `other`."""
-    selected: TrainState = jax.tree.map(lambda new, old: jnp.where(is_good, new, old), state, other)
-    return selected
 
 
 def at_least_tiny(weight: jax.Array) -> jax.Array:
