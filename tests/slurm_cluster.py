@@ -125,7 +125,12 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         for node in NODES:
             daemons.enter_context(_daemon(folder, "slurmd", "-D", "-f", str(folder / "slurm.conf"), "-N", node))
         slurm.wait("idle nodes", lambda: all(_state_of(slurm, node) == "IDLE" for node in NODES))
-        yield slurm
+        try:
+            yield slurm
+        finally:  # without the daemons, nobody would end what a failed test leaves running
+            with suppress(AssertionError):
+                slurm.ask("scancel", "--full", "--signal=KILL", "--user=root")
+                slurm.wait("the end of all jobs", lambda: not slurm.ask("squeue", "-h", "-t", "R,CG"))
 
 
 def set_program(path: Path, body: str) -> None:
