@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 
-from aifx.config.best_by import best_by_of, score_of
+from aifx.config.best_by import best_by_of
 from aifx.core.statuses import ProcessStatus
 from aifx.data.base import Batch
 from aifx.evaluation.held_out import evaluate_split
@@ -26,11 +26,11 @@ from aifx.training.observers import EventDispatcher
 from aifx.training.pace import Pace
 from aifx.training.progress import Progress
 from aifx.training.records import Record
-from aifx.training.repeated_step import RepeatedStep
 from aifx.training.sampling import TextSampler
+from aifx.training.saving import save
 from aifx.training.signals import StopSignals, status_of
-from aifx.training.state import to_tree
 from aifx.training.timing import DataWait
+from aifx.training.verified_step import VerifiedStep
 from aifx.training.voting import Ballot, Interrupted, agree, count_units, votes
 from aifx.training.watchdog import Watchdog
 
@@ -71,7 +71,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.tally = Tally(self.programs.layout, count=3)
-        self.repeated_step = RepeatedStep(self.step_fn, self.group)
+        self.verified_step = VerifiedStep(self.step_fn, self.group, self.programs.config.guards.verify_every)
         self.pace = Pace(self.group, self.dispatcher)
 
     def run(self, state: TrainState, batches: Generator[Batch, None, None], step: int) -> LoopResult:
@@ -93,7 +93,7 @@ class Loop:
                     batch = next(batches)
                 waited_s = time.perf_counter() - requested_at
                 self.group.mark(f"step {step}", "step")
-                state, numbers = self.take_step(step, state, self.programs.place(batch, rows))
+                state, numbers = self.verified_step(step, state, self.frozen, self.programs.place(batch, rows))
                 self.pace.started(time.perf_counter() - requested_at)
                 sums = self.tally((count_units(self.programs, batch, rows), *votes(self.stop.requested)))
                 self.meter.dispatched(step, numbers, sums, batch, waited_s)
@@ -111,13 +111,6 @@ class Loop:
         if stopping:
             return LoopResult(status_of(stopping), step, state)
         return LoopResult("completed" if step == last else "early_stopped", step, state)
-
-    def take_step(self, step: int, state: TrainState, batch: Any) -> tuple[TrainState, jax.Array]:
-        """The next state and STEP_METRICS. Raises Corrupted."""
-        every = self.programs.config.guards.verify_every
-        if every and step % every == 0:
-            return self.repeated_step(step, state, self.frozen, batch)
-        return self.step_fn(state, self.frozen, batch)
 
     def pause(self, state: TrainState, record: Record) -> signal.Signals | None:
         """Between two steps: validate, report, save. Returns the signal that the run must end for."""
@@ -141,7 +134,7 @@ class Loop:
         is_due = is_due and not self.is_overdue
         is_best = improved and config.checkpoint.keep_best > 0
         if stopping or is_best or is_last or was_pending or self.has_converged or is_due:
-            self.save(state, step, record.validation, force=was_pending)
+            save(self, state, step, record.validation, force=was_pending)
         self.meter.resume_clock()
         return None if is_last and self.pending_validation is None else stopping
 
@@ -167,41 +160,6 @@ class Loop:
             text = self.sampler(state.evaluated, self.frozen)
             self.dispatcher.event("sample", step=record.step, prompt=self.sampler.prompt, text=text)
         return replace(record, validation=metrics), improved
-
-    def save(
-        self, state: TrainState, step: int, validation: Mapping[str, Any] | None = None, *, force: bool = False
-    ) -> None:
-        """Save `state` as the checkpoint of `step`, whose record must have been drained."""
-        self.group.mark(f"the checkpoint of step {step}", "checkpoint")
-        with self.dispatcher.account.spending("checkpoint"):
-            self.checkpoints.save(
-                step,
-                to_tree(state, stacked=self.programs.is_stacked),
-                host=self._host(),
-                validation_loss=None if validation is None else validation["loss"],
-                score=score_of(best_by_of(self.programs.config), validation),
-                force=force,
-            )
-
-    def save_again(self, state: TrainState, step: int) -> None:
-        """Save what the host knows now in the checkpoint of `step`, which is that of `state`, if there is one."""
-        before = self.checkpoints.info(step) if self.group.is_first else None  # of which the manifest is written
-        if self.group.broadcast(before is not None):
-            loss, score = (before.validation_loss, before.score) if before else (None, None)
-            tree = to_tree(state, stacked=self.programs.is_stacked)
-            with self.dispatcher.account.spending("checkpoint"):
-                self.checkpoints.save(step, tree, host=self._host(), validation_loss=loss, score=score, force=True)
-
-    def _host(self) -> dict[str, Any]:
-        """The host's part of a checkpoint."""
-        return {
-            "units": self.meter.units,
-            "loss": self.meter.loss,
-            "progress": asdict(self.progress),
-            "pending_validation": asdict(self.pending_validation) if self.pending_validation else None,
-            "guards": self.guard.state.document(),
-            "frozen_digest": self.frozen_digest,
-        }
 
     def validates(self, step: int) -> bool:
         train = self.programs.config.train

@@ -57,6 +57,7 @@ from aifx.training.resume_checks import (
 )
 from aifx.training.rollback import roll_back
 from aifx.training.sampling import TextSampler
+from aifx.training.saving import save, save_again
 from aifx.training.signals import StopSignals
 from aifx.training.state import to_tree
 from aifx.training.timing import compilations_counted
@@ -206,7 +207,7 @@ def _train(job: Job) -> TrainResult:
     info = run_info(job.run, programs, first_step=begun.step, recorded_step=recorded)
     loop = _make_loop(job, programs, step_fn, begun, info)
     if job.fork is not None:  # its first checkpoint, then its configuration: from then on it is a run of its own
-        loop.save(begun.state, begun.step, force=True)
+        save(loop, begun.state, begun.step, force=True)
         job.checkpoints.wait()
         if job.group.is_first:
             write_text(job.run.config, job.config.to_toml())
@@ -230,7 +231,7 @@ def _train(job: Job) -> TrainResult:
             fault = error.with_traceback(None)  # which would keep the state that is given up
         begun = roll_back(fault, job, programs, begun.frozen)
         loop = _make_loop(job, programs, step_fn, begun, info)
-        loop.save_again(begun.state, begun.step)
+        save_again(loop, begun.state, begun.step)
     _wait_for_checkpoints(job)
     return _result(ending, loop, resumed_from, info, time.perf_counter() - started)
 

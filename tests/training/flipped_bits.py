@@ -1,4 +1,4 @@
-"""A step on two devices, computed twice with a bit flipped: what is found, as JSON. A program of test_repeated_step."""
+"""A step on two devices, computed twice with a bit flipped: what is found, as JSON. A program of test_verified_step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aifx.parallel.layout import local_layout
 from aifx.programs.build import build
 from aifx.tasks.base import training_source
 from aifx.tasks.registry import open_task
-from aifx.training.repeated_step import Corrupted, RepeatedStep
+from aifx.training.verified_step import Corrupted, VerifiedStep
 
 project = Project(Path())
 config = load_config(project, (), {})
@@ -59,7 +59,7 @@ def found(of_call: int, devices: set[int], before: frozenset[int] = frozenset())
         layer = state.params["layers"]["0"]
         layer["scale"] = flipped(layer["scale"], set(before))
     try:
-        RepeatedStep(faulty(of_call, devices), Group())(1, state, frozen, batch)
+        VerifiedStep(faulty(of_call, devices), Group(), 1)(1, state, frozen, batch)
     except Corrupted as error:
         return {"what": error.what, "why": error.why}
     return None

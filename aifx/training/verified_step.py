@@ -29,20 +29,23 @@ class Corrupted(AifxError):
     exit_code = ExitCode.PREEMPTED
 
 
-class RepeatedStep:
-    """Computes a step twice and compares the digests of each device's shards.
+class VerifiedStep:
+    """Takes steps, of which it computes each `every`th twice and compares the digests of each device's shards.
 
     The first result is given up, so the devices need memory for one more state meanwhile. All processes of a job call
-    it for the same steps.
+    it for the same steps. With `every` 0, no step is computed twice.
     """
 
-    def __init__(self, step_fn: Step, group: Group) -> None:
+    def __init__(self, step_fn: Step, group: Group, every: int) -> None:
         self._step_fn = step_fn
         self._group = group
+        self._every = every
         self._copier: Any = None
 
     def __call__(self, step: int, state: TrainState, frozen: Params, batch: Any) -> tuple[TrainState, jax.Array]:
-        """The result of the step, as the step itself gives it. Raises Corrupted in all processes if one finds it."""
+        """The next state and STEP_METRICS. Raises Corrupted in all processes if one finds it."""
+        if not self._every or step % self._every:
+            return self._step_fn(state, frozen, batch)
         first = device_digests(*self._step_fn(self._copy(state), frozen, batch))
         state, numbers = self._step_fn(state, frozen, batch)
         second = device_digests(state, numbers)

@@ -1,0 +1,48 @@
+"""The checkpoints of a run: the state, with what the host knows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from aifx.config.best_by import Score, best_by_of, score_of
+from aifx.programs.state import TrainState
+from aifx.training.state import to_tree
+
+if TYPE_CHECKING:
+    from aifx.training.loop import Loop
+
+
+def save(
+    loop: Loop, state: TrainState, step: int, validation: Mapping[str, Any] | None = None, *, force: bool = False
+) -> None:
+    """Save `state` as the checkpoint of `step`, whose record must have been drained."""
+    loop.group.mark(f"the checkpoint of step {step}", "checkpoint")
+    score = score_of(best_by_of(loop.programs.config), validation)
+    _save(loop, state, step, None if validation is None else validation["loss"], score, force=force)
+
+
+def save_again(loop: Loop, state: TrainState, step: int) -> None:
+    """Save what the host knows now in the checkpoint of `step`, which is that of `state`, if there is one."""
+    before = loop.checkpoints.info(step) if loop.group.is_first else None  # of which the manifest is written
+    if loop.group.broadcast(before is not None):
+        loss, score = (before.validation_loss, before.score) if before else (None, None)
+        _save(loop, state, step, loss, score, force=True)
+
+
+def _save(
+    loop: Loop, state: TrainState, step: int, validation_loss: float | None, score: Score | None, *, force: bool
+) -> None:
+    pending = loop.pending_validation
+    host = {
+        "units": loop.meter.units,
+        "loss": loop.meter.loss,
+        "progress": asdict(loop.progress),
+        "pending_validation": asdict(pending) if pending else None,
+        "guards": loop.guard.state.document(),
+        "frozen_digest": loop.frozen_digest,
+    }
+    with loop.dispatcher.account.spending("checkpoint"):
+        tree = to_tree(state, stacked=loop.programs.is_stacked)
+        loop.checkpoints.save(step, tree, host=host, validation_loss=validation_loss, score=score, force=force)
