@@ -4,18 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aifx.config.best_by import Score, best_by_of, score_of
+from aifx.parallel.group import Group
+from aifx.programs.build import Programs
 from aifx.programs.state import TrainState
+from aifx.training.guards import Guard
+from aifx.training.meter import Meter
+from aifx.training.observers import EventDispatcher
+from aifx.training.progress import Progress
+from aifx.training.records import Record
 from aifx.training.state import to_tree
 
 if TYPE_CHECKING:
-    from aifx.training.loop import Loop
+    from aifx.checkpoint.checkpoints import Checkpoints
+
+
+class Saved(Protocol):
+    """What a loop knows that belongs in a checkpoint, and what saves it."""
+
+    programs: Programs
+    checkpoints: Checkpoints
+    group: Group
+    dispatcher: EventDispatcher
+    meter: Meter
+    progress: Progress
+    guard: Guard
+    pending_validation: Record | None
+    frozen_digest: str | None
 
 
 def save(
-    loop: Loop, state: TrainState, step: int, validation: Mapping[str, Any] | None = None, *, force: bool = False
+    loop: Saved, state: TrainState, step: int, validation: Mapping[str, Any] | None = None, *, force: bool = False
 ) -> None:
     """Save `state` as the checkpoint of `step`, whose record must have been drained."""
     loop.group.mark(f"the checkpoint of step {step}", "checkpoint")
@@ -23,7 +44,7 @@ def save(
     _save(loop, state, step, None if validation is None else validation["loss"], score, force=force)
 
 
-def save_again(loop: Loop, state: TrainState, step: int) -> None:
+def save_again(loop: Saved, state: TrainState, step: int) -> None:
     """Save what the host knows now in the checkpoint of `step`, which is that of `state`, if there is one."""
     before = loop.checkpoints.info(step) if loop.group.is_first else None  # of which the manifest is written
     if loop.group.broadcast(before is not None):
@@ -32,7 +53,7 @@ def save_again(loop: Loop, state: TrainState, step: int) -> None:
 
 
 def _save(
-    loop: Loop, state: TrainState, step: int, validation_loss: float | None, score: Score | None, *, force: bool
+    loop: Saved, state: TrainState, step: int, validation_loss: float | None, score: Score | None, *, force: bool
 ) -> None:
     pending = loop.pending_validation
     host = {
