@@ -40,6 +40,9 @@ COMMANDS: dict[str, Entry] = {
         "doctor.group", "app", "Check the health of machines, and say what to do next.", HEALTH, default="node"
     ),
     "data": Entry("data.group", "app", "Show what a model reads.", LOOK),
+    "drill": Entry(
+        "drill.command", "drill", "Inject faults into short runs, and check that they recover as promised.", HEALTH
+    ),
     "bench": Entry("bench.group", "app", "Measure this machine and project, and find regressions.", HEALTH),
     "kernels": Entry("kernels.group", "app", "Show, measure and list the implementations of ops.", SETUP),
     "config": Entry("config.group", "app", "Show, check and describe the configuration.", SETUP),

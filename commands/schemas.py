@@ -44,6 +44,7 @@ def command_types() -> dict[str, Any]:
     from aifx.commands.runs import manage, page
     from aifx.commands.serve.command import Listening
     from aifx.config.schema import SettingList
+    from aifx.drills.guarantees import DrillReport
     from aifx.evaluation import dataset, held_out
     from aifx.generation.generator import GeneratedText
     from aifx.health import documents as health
@@ -105,6 +106,7 @@ def command_types() -> dict[str, Any]:
         "bench-gate": compare.GatedReports,
         "bench-ls": history.BaselineList,
         "bench-history": history.History,
+        "drill": DrillReport,
         "doctor": health.NodeReport,
         "doctor-fleet": health.FleetDocument,
         "doctor-bisect": health.BisectDocument,

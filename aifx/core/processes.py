@@ -139,6 +139,10 @@ class Child:
     def __enter__(self) -> Child:
         return self
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def __exit__(self, *_: object) -> None:
         _end([self])
 

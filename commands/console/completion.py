@@ -52,6 +52,13 @@ def complete_launch(incomplete: str) -> list[str]:
     return []
 
 
+def complete_drill(incomplete: str) -> list[str]:
+    """Names of drills."""
+    from aifx.drills.guarantees import ALL, DRILL_NAMES
+
+    return [name for name in (*DRILL_NAMES, ALL) if name.startswith(incomplete)]
+
+
 def complete_template(incomplete: str) -> list[tuple[str, str]]:
     """Templates that come with aifx; for others a shell offers files."""
     from aifx.scaffold.projects import bundled_templates

@@ -1,0 +1,1 @@
+"""Injected faults, and whether a run recovers from them as promised."""

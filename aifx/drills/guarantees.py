@@ -1,0 +1,163 @@
+"""What aifx promises about faults, as data, and whether measurements keep it. Pure: it starts nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, get_args
+
+DrillName: TypeAlias = Literal["kill", "preempt", "corrupt-ckpt", "lost-host"]
+
+DRILL_NAMES: tuple[DrillName, ...] = get_args(DrillName)
+ALL = "all"
+
+State: TypeAlias = Literal["equal", "different"]
+"""Whether the final state is that of the undisturbed run, bit for bit."""
+
+Verdict: TypeAlias = Literal["passed", "broken", "not run"]
+
+KILLED = "signal 9"
+PREEMPTED = "exit 75"
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """What a drill expects.
+
+    Attributes:
+        text: the promise in a sentence.
+        phases: what the run does when the fault comes, or what the fault is.
+        ends: how the process may end that the fault hits; `code_text` writes it.
+        state: what the final state is compared with the undisturbed run's.
+    """
+
+    text: str
+    phases: tuple[str, ...]
+    ends: tuple[str, ...]
+    state: State = "equal"
+
+
+PHASES = ("start", "compilation", "data", "step", "checkpoint", "evaluation")
+
+GUARANTEES: Mapping[DrillName, Guarantee] = {
+    "kill": Guarantee(
+        "After SIGKILL, the run resumes from its newest complete checkpoint. The final state is that of the "
+        "undisturbed run.",
+        PHASES,
+        (KILLED,),
+    ),
+    "preempt": Guarantee(
+        "After SIGTERM, the run saves within checkpoint.stop_timeout_s and loses no step. The final state is that of "
+        "the undisturbed run.",
+        PHASES,
+        (PREEMPTED,),
+    ),
+    "corrupt-ckpt": Guarantee(
+        "A damaged checkpoint is set aside, and the run resumes from the one before. The final state is that of the "
+        "undisturbed run.",
+        ("flip", "cut", "missing"),
+        (KILLED,),
+    ),
+    "lost-host": Guarantee(
+        "If one of two processes is killed or goes silent, the other ends. Both start again from the newest complete "
+        "checkpoint. The final state is that of the undisturbed job.",
+        ("compilation", "step", "checkpoint", "evaluation", "silent"),
+        ("exit 0",),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a guarantee says of one injected fault.
+
+    Attributes:
+        ends: how the disturbed process may end.
+        max_steps_lost: steps since the checkpoint that the run must resume from.
+        max_safe_s: time until nothing more can be lost; None if it is only measured.
+    """
+
+    ends: tuple[str, ...]
+    max_steps_lost: int
+    state: State
+    max_safe_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What happened.
+
+    Attributes:
+        end: how the disturbed process ended.
+        steps_lost: steps that were done and had to be done again.
+        safe_s: from the fault until the disturbed processes had ended, or a checkpoint was restored.
+        next_step_s: from the fault until the next step of the resumed run was recorded.
+        state: of the end, compared with the undisturbed run; None if the run did not end.
+        faults: what else was not as promised.
+    """
+
+    end: str
+    steps_lost: int
+    safe_s: float
+    next_step_s: float | None
+    state: State | None
+    faults: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DrillResult:
+    """One fault, in one phase.
+
+    Attributes:
+        reasons: what was broken, or why the drill was not run.
+    """
+
+    drill: DrillName
+    phase: str
+    verdict: Verdict
+    reasons: list[str]
+    expected: Expected | None = None
+    measured: Measured | None = None
+
+
+@dataclass(frozen=True)
+class DrillReport:
+    """What `aifx drill --json` prints.
+
+    Attributes:
+        passed: no guarantee is broken. Drills that were not run count for nothing.
+        checkpoint_every: steps between checkpoints of the runs.
+        folder: the copy of the project, if it was kept.
+    """
+
+    passed: bool
+    num_steps: int
+    checkpoint_every: int
+    folder: str | None
+    results: list[DrillResult] = field(default_factory=list)
+
+
+def judge(expected: Expected, measured: Measured) -> list[str]:
+    """What measurements break of what is expected; empty if nothing."""
+    broken = []
+    if measured.end not in expected.ends:
+        broken.append(f"the disturbed process ended with {measured.end}, not with {' or '.join(expected.ends)}")
+    if measured.steps_lost > expected.max_steps_lost:
+        broken.append(f"{measured.steps_lost} steps were lost, more than {expected.max_steps_lost}")
+    if expected.max_safe_s is not None and measured.safe_s > expected.max_safe_s:
+        broken.append(f"it took {measured.safe_s:.1f} s to a safe state, longer than {expected.max_safe_s:.1f} s")
+    if measured.state is None:
+        broken.append("the run did not get to its end")
+    elif measured.state != expected.state:
+        broken.append(f"the final state is {measured.state}, not {expected.state}")
+    return [*broken, *measured.faults]
+
+
+def judged(drill: DrillName, phase: str, expected: Expected, measured: Measured) -> DrillResult:
+    broken = judge(expected, measured)
+    return DrillResult(drill, phase, "broken" if broken else "passed", broken, expected, measured)
+
+
+def report(results: Sequence[DrillResult], num_steps: int, every: int, folder: str | None) -> DrillReport:
+    passed = all(result.verdict != "broken" for result in results)
+    return DrillReport(passed, num_steps, every, folder, list(results))

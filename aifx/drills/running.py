@@ -1,0 +1,65 @@
+"""A call of `aifx drill`: which faults, one after the other, and what is reported."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from aifx.core.errors import UsageError, did_you_mean
+from aifx.core.project import Project
+from aifx.drills.guarantees import ALL, DRILL_NAMES, GUARANTEES, DrillName, DrillReport, DrillResult, report
+from aifx.drills.scenarios import DRILLS, Course
+from aifx.drills.trainer import Missed
+from aifx.drills.workplace import copied
+
+logger = logging.getLogger(__name__)
+
+
+def chosen(names: Sequence[str], phases: Sequence[str]) -> list[tuple[DrillName, str]]:
+    """The drills of these names, in these phases or all of them. Raises UsageError."""
+    for name in names:
+        if name not in (*DRILL_NAMES, ALL):
+            raise UsageError(f"{name!r} is not a drill", did_you_mean(name, (*DRILL_NAMES, ALL)), "aifx drill all")
+    drills = [name for name in DRILL_NAMES if name in names or ALL in names]
+    known = list(dict.fromkeys(phase for name in drills for phase in GUARANTEES[name].phases))
+    for phase in phases:
+        if phase not in known:
+            raise UsageError(f"--phase {phase} is not a phase of these drills", did_you_mean(phase, known))
+    return [(name, phase) for name in drills for phase in GUARANTEES[name].phases if not phases or phase in phases]
+
+
+def run_drills(
+    project: Project,
+    drills: Sequence[tuple[DrillName, str]],
+    overrides: Sequence[str] = (),
+    file: Path | None = None,
+    *,
+    every: int = 6,
+    keep: bool = False,
+) -> DrillReport:
+    """Inject faults into trainings of a copy of the project, and compare what happens with what is promised.
+
+    Args:
+        drills: each with its phase.
+        overrides: `section.key=value` of the runs.
+        file: the configuration to read instead of the project's `aifx.toml`.
+        every: steps between checkpoints. A run has four times as many.
+        keep: leave the copy and its runs in place.
+
+    Raises ConfigError, and AifxError if the training fails without any fault.
+    """
+    results: list[DrillResult] = []
+    with copied(project, every, overrides, file, keep=keep) as place:
+        course = Course(place)
+        for number, (drill, phase) in enumerate(drills):
+            logger.info(f"{number + 1} of {len(drills)}: {drill}, {phase}")
+            results.append(_drill(course, drill, phase))
+        return report(results, place.num_steps, every, str(place.project.root) if keep else None)
+
+
+def _drill(course: Course, drill: DrillName, phase: str) -> DrillResult:
+    try:
+        return DRILLS[drill](course, phase)
+    except Missed as missed:
+        return DrillResult(drill, phase, "not run", [str(missed)])

@@ -1,0 +1,175 @@
+"""Faults in the data of a run, through the source that every training reads.
+
+The copy of a project that a drill trains names `drilled:DATA` as its kind of data, or `drilled:TASK` as its task: the
+project's own, whose sources `disturb` the batches as the file behind VARIABLE says. Imports no jax.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from aifx.config.kinds import DataKind, resolve
+from aifx.config.project_code import import_object
+from aifx.config.registry import PARTS, find_kind
+from aifx.core.errors import DataError
+from aifx.core.json_files import write_json
+from aifx.core.project import Project
+from aifx.data.base import Batch, BatchSource, Split
+
+VARIABLE = "DRILL_FAULT"
+MODULE = "drilled"
+DATA = f"{MODULE}:DATA"
+TASK = f"{MODULE}:TASK"
+
+Action = Literal["none", "pause", "raise", "nan", "noise"]
+
+
+@dataclass(frozen=True)
+class DataFault:
+    """What happens to the batches of a run.
+
+    Attributes:
+        pace_s: a batch of training takes at least so long to read, so that a run lasts long enough to be disturbed.
+        action: pause: the reader stops for `seconds`, and raise: it raises, once; nan: the batch's numbers are NaN, and
+            noise: they are random.
+        at: the batch of training, from 0; of validation, how many validations have begun before.
+    """
+
+    pace_s: float = 0.0
+    action: Action = "none"
+    split: Split = "train"
+    at: int = -1
+    seconds: float = 0.0
+
+    def write(self, path: Path) -> None:
+        write_json(path, asdict(self))
+
+
+def reached(path: Path) -> Path:
+    """The file that exists once the fault described at `path` has happened."""
+    return path.with_suffix(".reached")
+
+
+def module_text(data: str | None, task: str | None) -> str:
+    """The module MODULE of a project whose kind of data is `data`, or whose task is the class `task`."""
+    name, function, made = ("TASK", "disturbed_task", task) if task else ("DATA", "disturbed_data", data)
+    return f"from aifx.drills.seam import {function}\n\n{name} = {function}({made!r}, __file__)\n"
+
+
+def disturbed_data(name: str, file: str) -> DataKind:
+    """The kind of data `name` of the project that `file` lies in, with disturbed sources."""
+    (part,) = (part for part in PARTS if part.section == "data")
+    project = Project(Path(file).parent)
+    kind = find_kind(part, name, project)
+    own = isinstance(kind.make, str) and ":" in name
+    make: Any = import_object("data.kind: make", str(kind.make), project) if own else resolve(kind.make)
+
+    class Disturbed(make):  # type: ignore[misc]
+        @classmethod
+        def open(cls, *args: Any) -> Any:
+            form, dataset = super().open(*args)
+            disturb(dataset)
+            return form, dataset
+
+    return DataKind(kind.name, kind.section, Disturbed)
+
+
+def disturbed_task(name: str, file: str) -> type[Any]:
+    """The task `name` ("module:Class") of the project that `file` lies in, with disturbed sources."""
+    cls: Any = import_object("task.kind", name, Project(Path(file).parent))
+
+    class Disturbed(cls):  # type: ignore[misc]
+        @classmethod
+        def open(cls, *args: Any) -> Any:
+            task = super().open(*args)
+            disturb(task.dataset)
+            return task
+
+    return Disturbed
+
+
+def disturb(dataset: Any) -> None:
+    """Let the sources of a data set do what the file behind VARIABLE says. Without one, nothing changes."""
+    if not (path := os.environ.get(VARIABLE)):
+        return
+    fault = DataFault(**json.loads(Path(path).read_text()))
+    source = dataset.source
+
+    def disturbed(split: Split, batch_size: int, *, seed: int | None) -> BatchSource:
+        return _Disturbed(source(split, batch_size, seed=seed), split, fault, Path(path))
+
+    object.__setattr__(dataset, "source", disturbed)  # the data set keeps its type; many are frozen
+
+
+_validations = 0
+
+
+class _Disturbed:
+    def __init__(self, source: BatchSource, split: Split, fault: DataFault, path: Path) -> None:
+        self._source, self._split, self._path = source, split, path
+        self._fault = fault if fault.split == split else replace(fault, action="none")
+        self._lock, self._read_at = threading.Lock(), 0.0
+
+    @property
+    def batch_size(self) -> int:
+        return self._source.batch_size
+
+    @property
+    def num_batches(self) -> int | None:
+        return self._source.num_batches
+
+    def read(self, step: int, rows: slice) -> Batch:
+        batch = self._source.read(step, rows)
+        if self._split == "train":
+            self._keep_pace()
+        if self._fault.action in ("none", "nan", "noise"):
+            return _changed(batch, self._fault.action, step) if step == self._fault.at else batch
+        if self._is_due(step) and _first_time(reached(self._path)):
+            if self._fault.action == "raise":
+                raise DataError(f"batch {step} cannot be read", "a drill has the reader of the data fail here")
+            time.sleep(self._fault.seconds)
+        return batch
+
+    def _is_due(self, step: int) -> bool:
+        global _validations
+        if self._split == "train":
+            return step >= self._fault.at  # some batches may be left out
+        _validations += step == 0
+        return _validations > self._fault.at
+
+    def _keep_pace(self) -> None:
+        with self._lock:
+            wait_s = self._read_at + self._fault.pace_s - time.monotonic()
+            self._read_at = time.monotonic() + max(wait_s, 0.0)
+        time.sleep(max(wait_s, 0.0))
+
+
+def _first_time(path: Path) -> bool:
+    """Make the file `path`; False if it exists: another process, or an earlier one, was first."""
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _changed(batch: Mapping[str, np.ndarray], action: Action, step: int) -> Batch:
+    """The batch with NaN in its numbers, or with its entries in random order: those of each array by itself."""
+    changed = dict(batch)
+    for name, array in batch.items():
+        if action == "nan" and np.issubdtype(array.dtype, np.floating) and name != "weights":
+            changed[name] = np.full_like(array, np.nan)
+        elif action == "noise" and np.issubdtype(array.dtype, np.integer):
+            changed[name] = np.random.default_rng(step).permuted(array)
+        elif action == "noise" and np.issubdtype(array.dtype, np.floating) and name != "weights":
+            changed[name] = array + 100.0
+    return changed

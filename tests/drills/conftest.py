@@ -1,0 +1,126 @@
+"""A project to drill in, and a trainer that takes no time: control flow needs no real training."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import inprocess
+import pytest
+
+TOML = """\
+[task]
+kind = "tiny:TinyTask"
+
+[train]
+num_steps = 12
+global_batch_size = 8
+validate_every = 4
+"""
+
+TRAINER = """
+import json, os, signal, sys, time
+from pathlib import Path
+
+def option(name):
+    return [sys.argv[at + 1] for at, word in enumerate(sys.argv) if word == name]
+
+settings = dict(text.split("=", 1) for text in option("--set"))
+behaviour = json.loads(Path("behaviour.json").read_text()) if Path("behaviour.json").exists() else {}
+every, last = int(settings["checkpoint.every"]), int(settings["train.num_steps"])
+run = Path("runs", option("--run")[0])
+checkpoints = run / "checkpoints"
+checkpoints.mkdir(parents=True, exist_ok=True)
+(run / "lock").write_text("{}")
+
+def write(file, **fields):
+    with open(run / file, "a") as f:
+        f.write(json.dumps({"time": time.time(), **fields}) + "\\n")
+
+def end(code, **fields):
+    print(json.dumps(fields), flush=True)
+    os._exit(code)
+
+def saved():
+    return sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
+
+def save(step):
+    unfinished = checkpoints / f"{step}.orbax-checkpoint-tmp"
+    (unfinished / "state" / "d").mkdir(parents=True)
+    (unfinished / "state" / "d" / "arrays").write_text("digits " * 99)
+    time.sleep(0.02)
+    unfinished.rename(checkpoints / str(step))
+
+if "error" in behaviour:
+    end(2, error={"what": behaviour["error"], "why": "a reason", "hint": "aifx train", "exit_code": 2})
+for step in reversed(saved()):
+    arrays = checkpoints / str(step) / "state" / "d" / "arrays"
+    if arrays.exists() and arrays.read_text() == "digits " * 99:
+        break
+    if not behaviour.get("trusts"):
+        (checkpoints / str(step)).rename(checkpoints / f"{step}.damaged")
+step = max(saved(), default=0) if not behaviour.get("forgets") else 0
+is_resumed = bool(list(run.glob("events.jsonl")))
+stopped = []
+signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+write("events.jsonl", event="resume" if step else "start", step=step)
+lines = (run / "metrics.jsonl").read_text().splitlines() if step else []
+(run / "metrics.jsonl").write_text("".join(f"{line}\\n" for line in lines if json.loads(line)["step"] <= step))
+while step < last:
+    time.sleep(0.01)
+    step += 1
+    write("metrics.jsonl", step=step)
+    if stopped or step % every == 0:
+        if not (stopped and behaviour.get("loses")):
+            save(step)
+    if stopped:
+        end(behaviour.get("stop_code", 75), status="preempted")
+end(0, status="completed", state_digest="another" if is_resumed and behaviour.get("drifts") else "the same")
+"""
+"""Stands for `aifx train`. `behaviour.json` of the project says what it does wrong."""
+
+
+@dataclass(frozen=True)
+class Drilled:
+    """A project to drill in."""
+
+    root: Path
+
+    def command(self, *args: str) -> tuple[int, str, str]:
+        """`aifx drill args` in this process: exit code, stdout and stderr."""
+        done = inprocess.run(["drill", *args], self.root, os.environ)
+        return done.returncode, done.stdout, done.stderr
+
+    def results(self, *args: str) -> tuple[int, list[dict[str, Any]]]:
+        code, out, _ = self.command(*args, "--json")
+        return code, json.loads(out)["results"]
+
+
+@pytest.fixture
+def tiny_project(tmp_path: Path) -> Drilled:
+    """A project that trains in earnest, in seconds."""
+    (tmp_path / "aifx.toml").write_text(TOML)
+    shutil.copy(Path(__file__).parents[1] / "training" / "tiny.py", tmp_path)
+    return Drilled(tmp_path)
+
+
+@pytest.fixture
+def drilled(tiny_project: Drilled, monkeypatch: pytest.MonkeyPatch) -> Drilled:
+    """The same project, trained by TRAINER."""
+    monkeypatch.setattr("aifx.drills.trainer.PROGRAM", TRAINER)
+    return tiny_project
+
+
+@pytest.fixture
+def behave(drilled: Drilled) -> Callable[..., None]:
+    """Say what the trainer does wrong: `behave(drifts=True)`."""
+
+    def write(**behaviour: Any) -> None:
+        (drilled.root / "behaviour.json").write_text(json.dumps(behaviour))
+
+    return write

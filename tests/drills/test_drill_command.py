@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aifx.commands.console.completion import complete_drill
+
+KILL = ("kill", "--phase", "step")
+PREEMPT = ("preempt", "--phase", "step")
+
+
+def left(root: Path) -> list[Path]:
+    return list((root / "runs").glob(".drill-*"))
+
+
+def test_a_run_that_recovers_passes(drilled) -> None:
+    code, results = drilled.results("kill", "preempt", "corrupt-ckpt", "--phase", "step", "--phase", "flip")
+    assert code == 0
+    assert [(r["drill"], r["phase"], r["verdict"]) for r in results] == [
+        ("kill", "step", "passed"),
+        ("preempt", "step", "passed"),
+        ("corrupt-ckpt", "flip", "passed"),
+    ]
+    kill, preempt, corrupt = (r["measured"] for r in results)
+    assert kill["end"] == "signal 9"
+    assert 1 <= kill["steps_lost"] <= 6
+    assert (preempt["end"], preempt["steps_lost"]) == ("exit 75", 0)
+    assert corrupt["steps_lost"] > 6
+    assert all(measured["state"] == "equal" and measured["next_step_s"] > 0 for measured in (kill, preempt, corrupt))
+    assert not left(drilled.root)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "drill", "reason"),
+    [
+        ({"drifts": True}, KILL, "the final state is different, not equal"),
+        ({"forgets": True}, KILL, "the run resumed from step 0, not 6"),
+        ({"stop_code": 1}, PREEMPT, "the disturbed process ended with exit 1, not with exit 75"),
+        ({"loses": True}, PREEMPT, "steps were lost, more than 0"),
+        ({"trusts": True}, ("corrupt-ckpt", "--phase", "cut"), ".damaged is not there"),
+    ],
+)
+def test_a_broken_guarantee_exits_1_and_is_named(
+    drilled, behave: Callable[..., None], behaviour: dict[str, object], drill: tuple[str, ...], reason: str
+) -> None:
+    behave(**behaviour)
+    code, out, _ = drilled.command(*drill)
+    assert code == 1
+    assert f"{drill[0]}, {drill[2]}, broken: " in out
+    assert reason in out
+    assert max(map(len, out.splitlines()[:2])) <= 80
+
+
+def test_what_cannot_be_injected_is_not_run_and_not_passed(drilled) -> None:
+    code, results = drilled.results("kill", "--phase", "evaluation", "--set", "train.validate_every=0")
+    assert code == 0
+    (result,) = results
+    assert result["verdict"] == "not run"
+    assert result["reasons"] == ["the run never validates: train.validate_every = 0"]
+    assert result["measured"] is None
+
+
+def test_the_moment_that_does_not_come_is_not_run(drilled) -> None:
+    _, results = drilled.results("kill", "--phase", "compilation")  # which the trainer does not report
+    assert results[0]["verdict"] == "not run"
+    assert "the run ended before the phase compilation" in results[0]["reasons"][0]
+
+
+def test_without_an_undisturbed_run_there_is_nothing_to_compare_with(drilled, behave: Callable[..., None]) -> None:
+    behave(error="no data")
+    code, out, _ = drilled.command(*KILL, "--json")
+    assert code == 2
+    assert json.loads(out)["error"]["why"] == "no data"
+    assert not left(drilled.root)
+
+
+def test_keep_leaves_the_copy_and_says_where(drilled) -> None:
+    (drilled.root / "runs" / "main").mkdir(parents=True)
+    (drilled.root / "runs" / "main" / "config.toml").touch()
+    code, out, _ = drilled.command(*KILL, "--keep", "--every", "4")
+    assert code == 0
+    (folder,) = left(drilled.root)
+    assert f"kept in {folder}" in out
+    assert "16 steps, a checkpoint every 4" in out
+    assert (folder / "runs" / "kill-step" / "metrics.jsonl").exists()
+    assert (folder / "runs" / "main").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("kil",), "did you mean 'kill'?"),
+        (("kill", "--phase", "stp"), "did you mean 'step'?"),
+        (("kill", "--phase", "silent"), "is not a phase of these drills"),
+    ],
+)
+def test_names_are_checked_before_anything_is_copied(drilled, args: tuple[str, ...], said: str) -> None:
+    code, _, err = drilled.command(*args)
+    assert code == 2
+    assert said in err
+    assert not (drilled.root / "runs").exists()
+
+
+def test_names_are_completed() -> None:
+    assert complete_drill("l") == ["lost-host"]
+    assert complete_drill("a") == ["all"]
+
+
+@pytest.mark.slow
+def test_drills_of_real_trainings(tiny_project) -> None:
+    code, results = tiny_project.results(
+        "kill", "corrupt-ckpt", "lost-host", "--phase", "evaluation", "--phase", "flip"
+    )
+    assert [(r["drill"], r["phase"], r["verdict"], r["reasons"]) for r in results] == [
+        ("kill", "evaluation", "passed", []),
+        ("corrupt-ckpt", "flip", "passed", []),
+        ("lost-host", "evaluation", "passed", []),
+    ]
+    assert code == 0
