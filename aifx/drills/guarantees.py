@@ -90,7 +90,7 @@ class Measured:
     Attributes:
         end: how the disturbed process ended.
         steps_lost: steps that were done and had to be done again.
-        safe_s: from the fault until the disturbed processes had ended, or a checkpoint was restored.
+        safe_s: from the fault until the disturbed processes had ended, or the damaged checkpoint was set aside.
         next_step_s: from the fault until the next step of the resumed run was recorded.
         state: of the end, compared with the undisturbed run; None if the run did not end.
         faults: what else was not as promised.

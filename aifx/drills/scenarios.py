@@ -18,7 +18,6 @@ from aifx.drills.trainer import (
     Missed,
     Trainer,
     answer,
-    events,
     first_record_after,
     is_saving,
     last_record,
@@ -96,14 +95,14 @@ def corrupt_checkpoint(course: Course, phase: str) -> DrillResult:
     _damage(run.checkpoints / str(newest), phase)
     at = time.time()
     again = _train_again(course, run)
-    faults = _unresumed(run, before, at)
-    if not (run.checkpoints / f"{newest}.damaged").is_dir():
-        faults.append(f"{newest}.damaged is not there")
-    resumed_at = min((e["time"] for e in events(run, "resume") if e["time"] > at), default=time.time())
+    faults, aside = _unresumed(again, before), run.checkpoints / f"{newest}.damaged"
+    if not aside.is_dir():
+        faults.append(f"{aside.name} is not there")
+    aside_at = aside.stat().st_ctime if aside.is_dir() else time.time()  # a rename changes it
     measured = Measured(
         end_text(ended),
-        recorded - _resumed_from(run, at),
-        resumed_at - at,
+        recorded - _resumed_from(again),
+        aside_at - at,
         _since(at, first_record_after(run, at)),
         course.state(again),
         tuple(faults),
@@ -130,11 +129,11 @@ def lost_host(course: Course, phase: str) -> DrillResult:
         ended = trainer.wait()
     measured = Measured(
         end_text(ended),
-        max(recorded - _resumed_from(run, at), 0),
+        max(recorded - _resumed_from(ended), 0),
         safe_at - at,
         _since(at, first_record_after(run, safe_at)),
         course.state(ended, JOB),
-        tuple(_unresumed(run, newest, at)),
+        tuple(_unresumed(ended, newest)),
     )
     return judged("lost-host", phase, _expected("lost-host", recorded - newest), measured)
 
@@ -154,11 +153,11 @@ def _stopped(course: Course, drill: DrillName, phase: str, number: signal.Signal
     again = _train_again(course, run)
     measured = Measured(
         end_text(ended),
-        max(recorded - _resumed_from(run, at), 0),
+        max(recorded - _resumed_from(again), 0),
         safe_s,
         _since(at, first_record_after(run, at + safe_s)),
         course.state(again),
-        tuple(_unresumed(run, newest, at + safe_s)),
+        tuple(_unresumed(again, newest)),
     )
     loses_nothing = number == signal.SIGTERM
     limit_s = course.place.config.checkpoint.stop_timeout_s + EXIT_S if loses_nothing else None
@@ -204,6 +203,8 @@ def _reach(course: Course, trainer: Trainer, phase: str) -> None:
         "evaluation": stopped.exists,
     }
     trainer.until(conditions[phase], f"the phase {phase}")
+    if last_record(run) >= course.place.num_steps:
+        raise Missed(f"the phase {phase} was seen too late: the run had done its last step")
 
 
 def _train_again(course: Course, run: RunDirectory) -> Ended:
@@ -211,15 +212,14 @@ def _train_again(course: Course, run: RunDirectory) -> Ended:
         return trainer.wait()
 
 
-def _resumed_from(run: RunDirectory, after: float) -> int:
-    """The step that the process which started after this time began from."""
-    started = [e for name in ("start", "resume") for e in events(run, name) if e["time"] > after]
-    return int(min(started, key=lambda e: e["time"], default={"step": 0})["step"])
+def _resumed_from(ended: Ended) -> int:
+    """The step of the checkpoint that a training went on from, or 0."""
+    return int(answer(ended).get("resumed_from") or 0)
 
 
-def _unresumed(run: RunDirectory, step: int, after: float) -> list[str]:
-    """The fault of a run that did not resume from `step`; empty if it did."""
-    resumed = _resumed_from(run, after)
+def _unresumed(ended: Ended, step: int) -> list[str]:
+    """The fault of a training that did not resume from `step`; empty if it did."""
+    resumed = _resumed_from(ended)
     return [] if resumed == step else [f"the run resumed from step {resumed}, not {step}"]
 
 

@@ -65,6 +65,7 @@ for step in reversed(saved()):
     if not behaviour.get("trusts"):
         (checkpoints / str(step)).rename(checkpoints / f"{step}.damaged")
 step = max(saved(), default=0) if not behaviour.get("forgets") else 0
+begun = step
 is_resumed = bool(list(run.glob("events.jsonl")))
 stopped = []
 signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
@@ -80,7 +81,8 @@ while step < last:
             save(step)
     if stopped:
         end(behaviour.get("stop_code", 75), status="preempted")
-end(0, status="completed", state_digest="another" if is_resumed and behaviour.get("drifts") else "the same")
+digest = "another" if is_resumed and behaviour.get("drifts") else "the same"
+end(0, status="completed", resumed_from=begun or None, state_digest=digest)
 """
 """Stands for `aifx train`. `behaviour.json` of the project says what it does wrong."""
 
