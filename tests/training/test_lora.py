@@ -215,7 +215,8 @@ def test_a_base_that_is_missing_or_has_changed_is_refused(project: Project) -> N
         assert "there is no run at" in refused.stderr
     verified = inprocess.run(["ckpt", "verify", "--run", "tuned", "--json"], project.root, os.environ)
     assert verified.returncode == 1
-    assert "run tuned needs the checkpoint of step 6 of run base" in json.loads(verified.stdout)["unusable"]
+    [unusable] = json.loads(verified.stdout)["unusable"]
+    assert "run tuned needs the checkpoint of step 6 of run base\nthere is no run at" in unusable
     train(project, load_config(project, ["train.seed=1"], {}), "base")
     for command in commands:
         refused = inprocess.run(command, project.root, os.environ)
