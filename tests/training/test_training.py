@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import inprocess
 import jax
 import numpy as np
 import pytest
 from effort import IS_LONG
 from stopping import StopAt
 
+from aifx.checkpoint import patience
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.core.errors import CheckpointError, ConfigError, EnvironmentFault, UsageError
 from aifx.core.project import Project
+from aifx.runs.status import run_status
 from aifx.tasks.base import training_source
 from aifx.training.records import TrainResult
 from aifx.training.state import to_tree
@@ -258,9 +263,6 @@ def test_log_every(tiny) -> None:
 
 
 def test_a_full_disk_is_no_bug(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    import errno
-    import os
-
     write = os.write
     metrics = tiny.run().metrics
 
@@ -275,6 +277,35 @@ def test_a_full_disk_is_no_bug(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert tiny.events()[-1]["status"] == "failed"
     assert tiny.train().status == "completed"
+
+
+def test_a_disk_that_refuses_a_checkpoint_is_told_until_it_takes_one(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, seen = tiny.run(), []
+
+    def refuse_until_told(directory: Path, needed: int) -> None:
+        if not any(event["event"] == "checkpoint_refused" for event in tiny.events()):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(directory))
+        if not seen:
+            seen.extend([run_status(run), run.events.read_text()])
+
+    monkeypatch.setattr("aifx.checkpoint.checkpoints.check_room", refuse_until_told)
+    monkeypatch.setattr(patience, "RETRY_S", 0.01)
+    assert tiny.train().status == "completed"
+    (refused,) = (event for event in tiny.events() if event["event"] == "checkpoint_refused")
+    assert refused["step"] == 4
+    assert os.strerror(errno.EIO) in refused["why"]
+    told = f"since step 4: {refused['why']}"
+    assert seen[0].refused == told
+    assert run_status(run).refused is None
+
+    told = f"no checkpoint can be saved {told}"
+    shown = ((["runs", "show"], told), (["runs", "watch"], told), (["runs", "watch", "--once"], told[:70]))  # a frame
+    for events, is_told in ((run.events.read_text(), False), (seen[1], True)):
+        run.events.write_text(events)
+        for command, text in shown:
+            answer = inprocess.run(command, tiny.root, {**os.environ, "COLUMNS": "400"})
+            assert answer.returncode == 0, answer
+            assert (text in answer.stdout) == is_told, answer
 
 
 def test_profile_writes_a_trace(tiny) -> None:
