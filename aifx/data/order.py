@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import queue
+import threading
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from aifx.core.errors import DataError
 from aifx.data.base import Batch, BatchSource
+
+READ_ENDS_S = 1.0
+"""How long closing a reader waits for the read under way, lest Python's exit cuts into a library of C++."""
 
 
 def derived_seed(*parts: object) -> int:
@@ -61,22 +67,41 @@ def prefetch(
 ) -> Generator[Batch, None, None]:
     """The batches of the updates that follow each of `steps`, in order, without those `left_out` (see `batch_number`).
 
-    They are read ahead by up to `depth` in a thread of grain's: one that waits, one in the making. Closing the
-    generator ends the thread.
+    They are read ahead by up to `depth` (at least 2) in a thread: some wait, one is in the making. Closing the
+    generator ends the thread, or leaves it if it is stuck in a read. Python's exit does not wait for it then, as it
+    would for a thread of grain's or of an executor.
     """
-    import grain
+    ready = queue.Queue[Batch | BaseException | None](depth - 1)
+    closed = threading.Event()
 
     def read(step: int) -> Batch:
         number = batch_number(step + 1, left_out)
         try:
             return source.read(number, rows)
-        except (StopIteration, SystemExit) as error:  # grain and Python would take it for an end of something else
+        except (StopIteration, SystemExit) as error:  # Python would take it for an end of something else
             why = f"its source raised {type(error).__name__}: {error}"
             raise DataError(f"training batch {number} could not be read", why, "correct the source") from error
 
-    dataset = grain.MapDataset.range(steps.start, steps.stop).map(read)
-    batches = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=depth)))
+    def read_all() -> None:
+        try:
+            for step in steps:
+                ready.put(read(step))
+                if closed.is_set():
+                    return
+            ready.put(None)
+        except BaseException as error:
+            ready.put(error)
+
+    thread = threading.Thread(target=read_all, name="aifx-prefetch", daemon=True)
+    thread.start()
     try:
-        yield from batches
+        while (batch := ready.get()) is not None:
+            if isinstance(batch, BaseException):
+                raise batch
+            yield batch
     finally:
-        batches.close()
+        closed.set()
+        with suppress(queue.Empty):
+            while True:  # the thread may wait for room
+                ready.get_nowait()
+        thread.join(READ_ENDS_S)

@@ -331,7 +331,7 @@ def test_reading_ahead_gives_the_same_batches(write: Write, open_: Open) -> None
         assert digest(next(ahead)) == digest(train.read(step, slice(1, 3)))
     ahead.close()
     deadline = time.monotonic() + 30
-    while any("grain" in thread.name for thread in threading.enumerate()):
+    while any(thread.name == "aifx-prefetch" for thread in threading.enumerate()):
         assert time.monotonic() < deadline, "the thread goes on"
         time.sleep(0.01)
     assert test.num_batches is not None

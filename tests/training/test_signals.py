@@ -151,6 +151,13 @@ def test_saving_is_bounded(tiny, start: Start) -> None:
     assert json.loads(out)["step"] == 0
 
 
+def test_a_run_that_ends_does_not_wait_for_a_reader_that_is_stuck(tiny, start: Start) -> None:
+    ends_at_step_1 = ("data.poison_steps=[0]", "guards.non_finite=stop", "train.validate_every=1")
+    process = start_stuck(tiny, start, *(part for setting in ends_at_step_1 for part in ("--set", setting)))
+    out, err = process.communicate(timeout=END_S)
+    assert json.loads(out)["status"] == tiny.events()[-1]["status"] == "diverged", err
+
+
 def test_nohup_stays_in_force(tiny, start: Start) -> None:
     process = start(*LONG, ignored=signal.SIGHUP)
     wait_for(has_steps(tiny.run().path, 3), process)
