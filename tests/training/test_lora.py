@@ -216,7 +216,7 @@ def test_a_base_that_is_missing_or_has_changed_is_refused(project: Project) -> N
     verified = inprocess.run(["ckpt", "verify", "--run", "tuned", "--json"], project.root, os.environ)
     assert verified.returncode == 1
     [unusable] = json.loads(verified.stdout)["unusable"]
-    assert "run tuned needs the checkpoint of step 6 of run base\nthere is no run at" in unusable
+    assert "step 6 of run base, its finetune.base_run\nthere is no run at" in unusable
     train(project, load_config(project, ["train.seed=1"], {}), "base")
     for command in commands:
         refused = inprocess.run(command, project.root, os.environ)
