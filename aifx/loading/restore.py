@@ -164,10 +164,13 @@ def check_frozen(programs: Programs, frozen: Params, host: Mapping[str, Any], ru
         )
 
 
-def choose_step(run: RunDirectory, config: Config, choice: StepChoice | None) -> int:
+def choose_step(
+    run: RunDirectory, config: Config, choice: StepChoice | None, *, reported: set[str] | None = None
+) -> int:
     """Return the step to open; "best" is the newest if no checkpoint was validated.
 
-    Reports the damaged checkpoints that cannot be the best one. Raises CheckpointError.
+    Reports the damaged checkpoints that cannot be the best one, but for what is in `reported`, which keeps it for the
+    next call. Raises CheckpointError.
     """
     from aifx.checkpoint.checkpoints import Checkpoints
 
@@ -186,5 +189,9 @@ def choose_step(run: RunDirectory, config: Config, choice: StepChoice | None) ->
         return steps[-1]
     for info in checkpoints.infos():
         if info.damaged:
-            logger.warning(f"the checkpoint of step {info.step} is damaged ({info.damaged}); it cannot be the best one")
+            why = f"the checkpoint of step {info.step} is damaged ({info.damaged}); it cannot be the best one"
+            if reported is None or why not in reported:
+                logger.warning(why)
+            if reported is not None:
+                reported.add(why)
     return best

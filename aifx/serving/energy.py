@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 class PowerMeter:
     """The power of the devices: by their counters, otherwise as declared, otherwise by the catalogue.
 
-    Counters also hold what other processes use.
+    Counters also hold what other processes use. Idle time, from `pause` to `resume`, does not count.
     """
 
     def __init__(self, devices: Sequence[Any], declared_w: float | None = None) -> None:
@@ -27,26 +27,45 @@ class PowerMeter:
         except Unreadable:
             self._power = stated_power(devices, declared_w)
         self._read_at, self._joules = time.monotonic(), self._read()
+        self._worked_s = self._worked_j = 0.0  # since power was measured, up to `_read_at`
+        self._is_paused = False
 
     @property
     def power(self) -> Power | None:
-        """Of the last half second or more; None if nothing is known."""
-        now = time.monotonic()
-        if self._counters and now - self._read_at >= SHORTEST_S:
-            after = self._read()
-            pairs = zip(self._counters, self._joules, after, strict=False)
-            joules = sum(counter.used(start, end) for counter, start, end in pairs)
-            self._power = Power(joules / (now - self._read_at), "measured") if after else None
-            self._read_at, self._joules = now, after
+        """Of the last half second of work or more; None if nothing is known."""
+        if self._counters and self._worked_s + time.monotonic() - self._read_at >= SHORTEST_S:
+            self._add()
+            if self._counters:
+                self._power = Power(self._worked_j / self._worked_s, "measured")
+            self._worked_s = self._worked_j = 0.0
         return self._power
 
+    def pause(self) -> None:
+        """The devices have no work until `resume`."""
+        if not self._is_paused:
+            self._add()
+        self._is_paused = True
+
+    def resume(self) -> None:
+        if self._is_paused:
+            self._read_at, self._joules = time.monotonic(), self._read()
+        self._is_paused = False
+
+    def _add(self) -> None:
+        """Count what was used since the last reading as work."""
+        now, after = time.monotonic(), self._read()
+        pairs = zip(self._counters, self._joules, after, strict=False)
+        self._worked_j += sum(counter.used(start, end) for counter, start, end in pairs)
+        self._worked_s += now - self._read_at
+        self._read_at, self._joules = now, after
+
     def _read(self) -> list[float]:
-        """Read the counters. If one cannot be read, none is read again."""
+        """Read the counters. If one cannot be read, none is read again, and power is not known."""
         try:
             return [counter.read() for counter in self._counters]
         except Unreadable as error:
             logger.warning(f"energy is no longer known: {error}")
-            self._counters = ()
+            self._counters, self._power = (), None
             return []
 
 
@@ -66,8 +85,15 @@ class Shares:
         self._parts: list[tuple[Consumer, int]] = []
         self._since = time.monotonic()
 
+    def pause(self) -> None:
+        """Idle time begins, which lasts until `begin`."""
+        if self._meter is not None:
+            self._meter.pause()
+
     def begin(self) -> None:
         """Restart the clock after idle time. What cancelled requests used just before it is nobody's."""
+        if self._meter is not None:
+            self._meter.resume()
         self._since = time.monotonic()
         self._parts.clear()
 

@@ -185,6 +185,7 @@ class Engine:
         try:
             while not self._is_stopping:
                 if not self._turn():
+                    self._shares.pause()
                     self._wake.wait()
                     self._wake.clear()
                     self._shares.begin()
@@ -249,7 +250,7 @@ class Engine:
         number = start // self.device.chunk
         if row.held - start == self.device.chunk and number < len(row.chunks):
             pages = self.device.chunk // self.page_size
-            self._prefixes.add(row.chunks[number], row.pages[number * pages : (number + 1) * pages])
+            self._prefixes.add(row.chunks[: number + 1], row.pages[number * pages : (number + 1) * pages])
         if scores:
             self._add_prompt_scores(row, found, start)
         if isinstance(row, EmbeddingRow):

@@ -50,7 +50,8 @@ class PrefixCache:
     """The pages of prefilled chunks, for prompts with the same prefix.
 
     The name of a chunk covers its own tokens and all before it: a chain of SHA-256, whose root is the digest of
-    weights and adapter. The least recently used chunks are evicted first, and the end of a chain before its beginning.
+    weights and adapter. The least recently used chunks are evicted first, and the end of a chain before its beginning,
+    without which it would never be found.
     """
 
     def __init__(self, allocator: PageAllocator, chunk: int) -> None:
@@ -75,19 +76,25 @@ class PrefixCache:
             if name not in self._pages:
                 break
             known.append(name)
-        with self._lock:
-            for name in reversed(known):  # so that the end of a chain is older than its beginning
-                self._pages.move_to_end(name)
+        self._touch(known)
         pages = [page for name in known for page in self._pages[name]]
         self._allocator.hold(pages)
         return pages
 
-    def add(self, name: bytes, pages: Sequence[int]) -> None:
-        """Keep a chunk's pages after its row has ended."""
-        if name not in self._pages:
+    def add(self, names: Sequence[bytes], pages: Sequence[int]) -> None:
+        """Keep the pages of the last chunk of a chain after its row has ended."""
+        if names[-1] not in self._pages:
             self._allocator.hold(pages)
             with self._lock:
-                self._pages[name] = tuple(pages)
+                self._pages[names[-1]] = tuple(pages)
+        self._touch(names)
+
+    def _touch(self, names: Sequence[bytes]) -> None:
+        """A chain was used: its chunks are the youngest, the end older than the beginning."""
+        with self._lock:
+            for name in reversed(names):
+                if name in self._pages:
+                    self._pages.move_to_end(name)
 
     def evict(self, count: int) -> None:
         """Evict chunks that no row holds until `count` pages are free, or none is left."""

@@ -264,6 +264,8 @@ class Predictor:
     def _turn(self) -> bool:
         """Predict one batch, as soon as there is an example. False if the predictor is to stop."""
         with self._wake:
+            if not self._waiting:
+                self._shares.pause()
             self._wake.wait_for(lambda: self._waiting or self._is_stopping)
             if self._is_stopping:
                 return False

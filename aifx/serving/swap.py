@@ -91,6 +91,7 @@ class Watcher(Generic[W]):
         self._engine, self._trained, self._choice, self._checks = engine, trained, choice, checks
         self._load, self._overrides, self._every_s = load, overrides, every_s
         self._refused: dict[int, Files] = {}
+        self._reported: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="aifx-watcher", daemon=True)
 
@@ -117,7 +118,7 @@ class Watcher(Generic[W]):
     def look(self) -> bool:
         """Whether another checkpoint took over. One that was refused is tried again when its files have changed."""
         trained = self._trained
-        step = choose_step(trained.run, trained.config, self._choice)
+        step = choose_step(trained.run, trained.config, self._choice, reported=self._reported)
         if step == self.step:
             return False
         files = files_of(trained.run.checkpoints / str(step))

@@ -70,6 +70,34 @@ def test_a_counter_is_read_and_wraps(clock: SimpleNamespace, monkeypatch: pytest
     assert found.power == energy.Power(15.0, "measured")
 
 
+def test_idle_time_is_charged_to_nobody(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = SimpleNamespace(joules=0.0)
+
+    def pass_time(seconds: float, watts: float) -> None:
+        clock.now, used.joules = clock.now + seconds, used.joules + seconds * watts
+
+    shares, (first, second, third) = Shares(meter(monkeypatch, lambda: used.joules % 1000)), requests(3)
+    pass_time(3, 80)  # programs are compiled
+    for request in (first, second):
+        shares.pause()
+        pass_time(40, 10)
+        shares.begin()
+        for _ in range(3):
+            shares.add(request, 1)
+            pass_time(0.15, 100)
+            shares.settle()
+    shares.pause()
+    pass_time(40, 10)
+    shares.begin()
+    shares.add(third, 1)
+    pass_time(0.15, 100)
+    shares.settle()
+    at_start = 255 / 3.15  # watts, with 0.15 s of the first request
+    assert first.joules == pytest.approx(0.45 * at_start)
+    assert second.joules == pytest.approx(0.15 * at_start + 30)  # then half a second of work was measured
+    assert third.joules == pytest.approx(15)
+
+
 def test_a_counter_that_fails_leaves_energy_unknown(
     clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, logged: list[str]
 ) -> None:

@@ -164,10 +164,10 @@ def test_a_folder_that_cannot_be_read_does_not_end_the_watch(
     _, watcher = served()
     looks = iter([OSError("stale file handle")] * 3)
 
-    def choose(*given: Any) -> int:
+    def choose(*given: Any, **options: Any) -> int:
         for error in looks:
             raise error
-        return choose_step(*given)
+        return choose_step(*given, **options)
 
     monkeypatch.setattr(swap, "choose_step", choose)
     arrive(2)

@@ -1,0 +1,75 @@
+"""The bits of an answer with an adapter do not depend on other requests, however narrow the adapters are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from answers import Whole, ask, bits, random_request, send
+
+from aifx.data.tokenizer import Tokenizer
+from aifx.programs.decoding import DecodingPrograms
+from aifx.programs.serving import ServingPrograms
+from aifx.serving.adapters import Adapter, with_banks
+from aifx.serving.device import Device
+from aifx.serving.engine import Engine
+from aifx.serving.rows import Weights
+from aifx.specs import ArraySpec, Specs, array_names, init_params
+
+RANK = 4
+NAMES = ("one", "two")
+
+
+def adapters_of(specs: Specs) -> list[Adapter]:
+    """Of the matrices of all layers, with values that change every answer."""
+    sizes: dict[str, tuple[int, int]] = {}
+
+    def collect(spec: Specs | ArraySpec, path: tuple[str, ...]) -> None:
+        if not isinstance(spec, ArraySpec):
+            for name, child in spec.items():
+                collect(child, (*path, name))
+        elif path[0] == "layers" and spec.matrix is not None:
+            inputs, outputs = spec.matrix_shape[-2:]
+            sizes.update({name: (inputs, outputs) for name in array_names(list(path), spec)[0]})
+
+    collect(specs, ())
+    rng = np.random.default_rng(0)
+
+    def matrix(*shape: int) -> np.ndarray:
+        return rng.normal(0, 0.3, shape).astype(np.float32)
+
+    return [
+        Adapter(name, name, {key: (matrix(i, RANK), matrix(RANK, o)) for key, (i, o) in sizes.items()}, RANK)
+        for name in NAMES
+    ]
+
+
+def test_an_answer_with_an_adapter_is_its_own_in_any_company(decoding: DecodingPrograms, tokenizer: Tokenizer) -> None:
+    specs = decoding.model.specs()
+    params = jax.tree.map(lambda x: x * 3 if x.ndim > 1 else x, init_params(specs, jax.random.key(1)))
+    banked = decoding.prepare(with_banks(params, specs, adapters_of(specs), jnp.float32))
+    rng = np.random.default_rng(5)
+    requests = [
+        replace(random_request(rng), adapter=(None, *NAMES)[number % 3], logprobs=3) for number in range(12)
+    ]
+    answers = []
+    for slots in ((2, 4), (4, 8)):
+        device = Device(ServingPrograms(decoding, banked, 48, 256), slots, 64)
+        engine = Engine(device, Weights(banked, "weights", b"weights", NAMES), tokenizer, queue=1000)
+        engine.start()
+        try:
+            alone = [bits(ask(engine, request)) for request in requests]
+            company = [send(engine, requests[number]) for number in rng.permutation(12)]
+            together = [bits(Whole.of(answer.all())) for answer in [send(engine, request) for request in requests]]
+            for answer in company:
+                answer.all()
+        finally:
+            engine.stop()
+        assert together == alone
+        answers.append(alone)
+    assert answers[0] == answers[1]
+    assert len({tokens for tokens, *_ in answers[0]}) == 12
