@@ -21,7 +21,9 @@ from aifx.config.sections import (
 class ServeSection(Section):
     """Defaults of `aifx serve`. Its key is the environment variable AIFX_SERVE__API_KEY, never a setting."""
 
-    host: str = setting("127.0.0.1", "Address to listen on. Off loopback, a key is required.", RESUME_SAFE)
+    host: Annotated[str, Field(min_length=1)] = setting(  # "" would be all addresses
+        "127.0.0.1", "Address to listen on. Off loopback, a key is required.", RESUME_SAFE
+    )
     port: Annotated[int, Field(ge=0, le=65535)] = setting(8000, "Port; 0 takes a free one.", RESUME_SAFE)
     slots: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = setting(
         (8, 16), "Requests at once: a program for each number. The smallest that holds all requests runs.", RESUME_SAFE

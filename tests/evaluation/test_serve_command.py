@@ -43,10 +43,18 @@ def test_what_is_refused_before_a_model_is_loaded(
     assert "serve.quantize" in refused(project, "--quantize", "int3")
     assert "serve.api_key is a secret" in refused(project, "--set", "serve.api_key=x")
     assert "serve.access_log" in refused(project, "--set", f"serve.access_log={tmp_path}")
-    monkeypatch.setenv(KEY, "two words")
-    told = refused(project)
-    assert f"{KEY} holds no key" in told
-    assert "two words" not in told
+    told = refused(project, "--set", f"serve.access_log={tmp_path}/missing/access.jsonl")
+    assert "No such file or directory" in told
+    assert "--port" in refused(project, "--port", "70000")
+    assert "serve.port = 70000" in refused(project, "--set", "serve.port=70000")
+    assert "serve.host" in refused(project, "--host", "")
+    monkeypatch.setenv(KEY, "se-cret")
+    assert "serve.host" in refused(project, "--host", ""), "with a key too, an empty address is not all addresses"
+    for wrong in ("two words", ""):
+        monkeypatch.setenv(KEY, wrong)
+        told = refused(project)
+        assert f"{KEY} holds no key" in told
+        assert "two words" not in told
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "starlette" else found(name))
     assert "pip install 'llguidance" in refused(project)

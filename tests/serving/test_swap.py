@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import inprocess
@@ -19,6 +20,7 @@ import jax
 import pytest
 from published_schemas import check_answer
 
+from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
 from aifx.loading.restore import choose_step, restore_run
@@ -201,6 +203,23 @@ def test_a_checkpoint_that_fails_the_canary_is_refused(
     wait_until(lambda: watcher.counts.refused)
     assert watcher.step == 1
     assert any("step 2 is refused" in text and why in text for text in logged)
+
+
+def test_a_checkpoint_that_cannot_be_the_best_is_reported_once(
+    project: Project, arrive: Callable[..., None], logged: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoints, "best", lambda self: 1)  # which no step of this run was validated to be
+    run = restore_run(project.run("main"), project, step=1)
+    watcher: Watcher[Any] = Watcher(
+        SimpleNamespace(weights=None, fingerprint="fp", swap=None),  # type: ignore[arg-type]
+        run, "best", pytest.fail, pytest.fail, overrides=(), every_s=60,
+    )  # fmt: skip
+    for step in (2, 3):
+        arrive(step)
+        (project.root / f"runs/main/checkpoints/{step}/manifest/manifest.json").write_text("{")
+        for _ in range(3):
+            assert not watcher.look()
+        assert sum(f"the checkpoint of step {step} is damaged" in line for line in logged) == 1
 
 
 def test_what_cannot_be_watched_is_refused_at_the_start(

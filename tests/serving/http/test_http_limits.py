@@ -92,7 +92,7 @@ def test_a_name_that_points_at_this_machine_is_refused(serve: Serve) -> None:
 
 
 def test_pages_of_other_origins(serve: Serve) -> None:
-    served = serve(cors_origins=("https://app.example",))
+    served = serve(key="secret", cors_origins=("https://app.example",))  # a browser sends no key with this question
     asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
     path = "/v1/completions"
     allowed = served.http.options(path, headers={"Origin": "https://app.example", **asked})
