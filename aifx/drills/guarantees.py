@@ -6,7 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
-DrillName: TypeAlias = Literal["kill", "preempt", "corrupt-ckpt", "lost-host"]
+DrillName: TypeAlias = Literal[
+    "kill",
+    "preempt",
+    "hang",
+    "nan",
+    "spike",
+    "disk-full",
+    "io-error",
+    "corrupt-ckpt",
+    "slow-step",
+    "loader-death",
+    "lost-host",
+]
 
 DRILL_NAMES: tuple[DrillName, ...] = get_args(DrillName)
 ALL = "all"
@@ -52,11 +64,54 @@ GUARANTEES: Mapping[DrillName, Guarantee] = {
         PHASES,
         (PREEMPTED,),
     ),
+    "hang": Guarantee(
+        "A run that makes no progress writes down what each thread does and exits with 75. It resumes from its newest "
+        "complete checkpoint. The final state is that of the undisturbed run.",
+        ("data", "evaluation"),
+        (PREEMPTED,),
+    ),
+    "nan": Guarantee(
+        "The update of a batch with NaN is not applied. A run that is killed after it passes over the same batch, and "
+        "its final state is that of the same run without the kill.",
+        ("data",),
+        (KILLED,),
+    ),
+    "spike": Guarantee(
+        "With guards.spike = roll_back, a run goes back to before a batch with a spike of the loss and leaves it out. "
+        "The final state is that of a run that never had the batch.",
+        ("data",),
+        ("exit 0",),
+    ),
+    "disk-full": Guarantee(
+        "A run goes on while the disk is full, and has lost nothing if there is room again before it ends. Otherwise "
+        "it exits with 2 after checkpoint.disk_timeout_s and resumes from its newest complete checkpoint. The final "
+        "state is that of the undisturbed run.",
+        ("passing", "lasting"),
+        ("exit 0", "exit 2"),
+    ),
+    "io-error": Guarantee(
+        "If files cannot be written, a run exits with 2 and resumes from its newest complete checkpoint. The final "
+        "state is that of the undisturbed run.",
+        ("step", "checkpoint"),
+        ("exit 2",),
+    ),
     "corrupt-ckpt": Guarantee(
         "A damaged checkpoint is set aside, and the run resumes from the one before. The final state is that of the "
         "undisturbed run.",
         ("flip", "cut", "missing"),
         (KILLED,),
+    ),
+    "slow-step": Guarantee(
+        "A process that is stopped for longer than guards.step_timeout_s goes on, loses nothing and does not count as "
+        "hung. The final state is that of the undisturbed run.",
+        ("step",),
+        ("exit 0",),
+    ),
+    "loader-death": Guarantee(
+        "If the reader of the data fails, the run exits with 2 and its error. It resumes from its newest complete "
+        "checkpoint. The final state is that of the undisturbed run.",
+        ("data", "evaluation"),
+        ("exit 2",),
     ),
     "lost-host": Guarantee(
         "If one of two processes is killed or goes silent, the other ends. Both start again from the newest complete "
@@ -90,7 +145,8 @@ class Measured:
     Attributes:
         end: how the disturbed process ended.
         steps_lost: steps that were done and had to be done again.
-        safe_s: from the fault until the disturbed processes had ended, or the damaged checkpoint was set aside.
+        safe_s: from the fault until the disturbed processes had ended, or the damaged checkpoint was set aside;
+            None if none had to end.
         next_step_s: from the fault until the next step of the resumed run was recorded.
         state: of the end, compared with the undisturbed run; None if the run did not end.
         faults: what else was not as promised.
@@ -98,7 +154,7 @@ class Measured:
 
     end: str
     steps_lost: int
-    safe_s: float
+    safe_s: float | None
     next_step_s: float | None
     state: State | None
     faults: tuple[str, ...] = ()
@@ -144,8 +200,10 @@ def judge(expected: Expected, measured: Measured) -> list[str]:
         broken.append(f"the disturbed process ended with {measured.end}, not with {' or '.join(expected.ends)}")
     if measured.steps_lost > expected.max_steps_lost:
         broken.append(f"{measured.steps_lost} steps were lost, more than {expected.max_steps_lost}")
-    if expected.max_safe_s is not None and measured.safe_s > expected.max_safe_s:
-        broken.append(f"it took {measured.safe_s:.1f} s to a safe state, longer than {expected.max_safe_s:.1f} s")
+    if expected.max_safe_s is not None and (measured.safe_s or 0.0) > expected.max_safe_s:
+        broken.append(
+            f"it took {measured.safe_s or 0.0:.1f} s to a safe state, longer than {expected.max_safe_s:.1f} s"
+        )
     if measured.state is None:
         broken.append("the run did not get to its end")
     elif measured.state != expected.state:

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from aifx.core.errors import UsageError, did_you_mean
 from aifx.core.project import Project
+from aifx.drills import data_faults, disk_faults, scenarios
+from aifx.drills.course import Course
 from aifx.drills.guarantees import ALL, DRILL_NAMES, GUARANTEES, DrillName, DrillReport, DrillResult, report
-from aifx.drills.scenarios import DRILLS, Course
 from aifx.drills.trainer import Missed
 from aifx.drills.workplace import copied
+
+DRILLS: Mapping[DrillName, Callable[[Course, str], DrillResult]] = {
+    "kill": scenarios.kill,
+    "preempt": scenarios.preempt,
+    "hang": data_faults.hang,
+    "nan": data_faults.nan,
+    "spike": data_faults.spike,
+    "disk-full": disk_faults.disk_full,
+    "io-error": disk_faults.io_error,
+    "corrupt-ckpt": scenarios.corrupt_checkpoint,
+    "slow-step": scenarios.slow_step,
+    "loader-death": data_faults.loader_death,
+    "lost-host": scenarios.lost_host,
+}
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ MODULE = "drilled"
 DATA = f"{MODULE}:DATA"
 TASK = f"{MODULE}:TASK"
 
-Action = Literal["none", "pause", "raise", "nan", "noise"]
+Action = Literal["none", "pause", "raise", "nan", "noise", "drop"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class DataFault:
 
     Attributes:
         pace_s: a batch of training takes at least so long to read, so that a run lasts long enough to be disturbed.
-        action: pause: the reader stops for `seconds`, and raise: it raises, once; nan: the batch's numbers are NaN, and
-            noise: they are random.
+        action: pause: the reader stops for `seconds`, and raise: it raises, once; nan: the batch's numbers are NaN;
+            noise: they are random; drop: the batch is not there, and the next one has its number.
         at: the batch of training, from 0; of validation, how many validations have begun before.
     """
 
@@ -128,11 +128,16 @@ class _Disturbed:
         return self._source.num_batches
 
     def read(self, step: int, rows: slice) -> Batch:
+        if self._fault.action == "drop":
+            return self._source.read(step + (step >= self._fault.at), rows)
         batch = self._source.read(step, rows)
         if self._split == "train":
             self._keep_pace()
         if self._fault.action in ("none", "nan", "noise"):
-            return _changed(batch, self._fault.action, step) if step == self._fault.at else batch
+            changed = _changed(batch, self._fault.action, step) if step == self._fault.at else batch
+            if any(changed[name] is not array for name, array in batch.items()):
+                reached(self._path).touch()
+            return changed
         if self._is_due(step) and _first_time(reached(self._path)):
             if self._fault.action == "raise":
                 raise DataError(f"batch {step} cannot be read", "a drill has the reader of the data fail here")
@@ -163,13 +168,14 @@ def _first_time(path: Path) -> bool:
 
 
 def _changed(batch: Mapping[str, np.ndarray], action: Action, step: int) -> Batch:
-    """The batch with NaN in its numbers, or with its entries in random order: those of each array by itself."""
+    """The batch with NaN in its numbers, or with random numbers between those that each of its arrays holds."""
     changed = dict(batch)
     for name, array in batch.items():
         if action == "nan" and np.issubdtype(array.dtype, np.floating) and name != "weights":
             changed[name] = np.full_like(array, np.nan)
         elif action == "noise" and np.issubdtype(array.dtype, np.integer):
-            changed[name] = np.random.default_rng(step).permuted(array)
+            draw = np.random.default_rng(step).integers(int(array.min()), int(array.max()) + 1, array.shape)
+            changed[name] = draw.astype(array.dtype)
         elif action == "noise" and np.issubdtype(array.dtype, np.floating) and name != "weights":
             changed[name] = array + 100.0
     return changed

@@ -23,7 +23,8 @@ NamesArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="DRILL...",
-        help="kill, preempt, corrupt-ckpt, lost-host, or all of them.",
+        help="kill, preempt, hang, nan, spike, disk-full, io-error, corrupt-ckpt, slow-step, loader-death, lost-host, "
+        "or all of them.",
         autocompletion=complete_drill,
     ),
 ]

@@ -40,6 +40,7 @@ def test_a_run_that_recovers_passes(drilled) -> None:
         ({"forgets": True}, KILL, "the run resumed from step 0, not 6"),
         ({"stop_code": 1}, PREEMPT, "the disturbed process ended with exit 1, not with exit 75"),
         ({"loses": True}, PREEMPT, "steps were lost, more than 0"),
+        ({}, ("io-error", "--phase", "step"), "the disturbed process ended with exit 1, not with exit 2"),
         ({"trusts": True}, ("corrupt-ckpt", "--phase", "cut"), ".damaged is not there"),
     ],
 )
@@ -105,17 +106,25 @@ def test_names_are_checked_before_anything_is_copied(drilled, args: tuple[str, .
 
 
 def test_names_are_completed() -> None:
-    assert complete_drill("l") == ["lost-host"]
+    assert complete_drill("lo") == ["loader-death", "lost-host"]
     assert complete_drill("a") == ["all"]
+
+
+def test_a_disk_that_cannot_be_mounted_is_not_run(drilled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(drilled.root))  # which has no mount
+    code, results = drilled.results("disk-full", "--phase", "lasting")
+    assert code == 0
+    assert results[0]["verdict"] == "not run"
+    assert "mount cannot be run here" in results[0]["reasons"][0]
 
 
 @pytest.mark.slow
 def test_drills_of_real_trainings(tiny_project) -> None:
     code, results = tiny_project.results(
-        "kill", "corrupt-ckpt", "lost-host", "--phase", "evaluation", "--phase", "flip"
+        "nan", "corrupt-ckpt", "lost-host", "--phase", "evaluation", "--phase", "flip", "--phase", "data"
     )
     assert [(r["drill"], r["phase"], r["verdict"], r["reasons"]) for r in results] == [
-        ("kill", "evaluation", "passed", []),
+        ("nan", "data", "passed", []),
         ("corrupt-ckpt", "flip", "passed", []),
         ("lost-host", "evaluation", "passed", []),
     ]

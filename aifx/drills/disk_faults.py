@@ -1,0 +1,90 @@
+"""Faults of the disk that a run is written to."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aifx.drills.course import PACE_S, Course, end_text, expected_of, reach, recovered, since
+from aifx.drills.guarantees import DrillResult, Measured, judged
+from aifx.drills.seam import DataFault
+from aifx.drills.trainer import Missed, first_record_after
+
+ROOM_BYTES = 16 << 20
+"""Of the small disk, beside what a run of this project takes."""
+
+FULL_S = 3.0
+
+
+def disk_full(course: Course, phase: str) -> DrillResult:
+    """Let another program take the room of the run's disk, for a while or until the run has ended."""
+    course.undisturbed()
+    run = course.run("disk-full", phase)
+    taken = sum(path.stat().st_size for path in course.run("undisturbed", "1").path.rglob("*") if path.is_file())
+    with _small_disk(run.path, 4 * taken + ROOM_BYTES):
+        setting = "checkpoint.disk_timeout_s=3" if phase == "lasting" else "checkpoint.disk_timeout_s=300"
+        with course.start(run, DataFault(PACE_S), 1, None, setting) as trainer:
+            reach(course, trainer, "step")
+            at = time.time()
+            _fill(run.path / "filler")
+            if phase == "passing":
+                time.sleep(FULL_S)
+                (run.path / "filler").unlink()
+            ended = trainer.wait()
+        if phase == "lasting":
+            (run.path / "filler").unlink()
+            faults = [] if ended.code == 2 else [f"the run ended with {end_text(ended)} although the disk was full"]
+            return recovered(course, "disk-full", phase, ended, at, time.time() - at, faults=faults)
+        next_s = since(at, first_record_after(run, at))
+        measured = Measured(end_text(ended), 0, None, next_s, course.state(ended))
+        return judged("disk-full", phase, expected_of("disk-full", 0), measured)
+
+
+def io_error(course: Course, phase: str) -> DrillResult:
+    """Let all files of the run refuse what is written, by a limit on their size that is set from outside."""
+    course.undisturbed()
+    run = course.run("io-error", phase)
+    with course.start(run, DataFault(PACE_S)) as trainer:
+        reach(course, trainer, phase)
+        at = time.time()
+        _, hard = resource.prlimit(trainer.child.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(trainer.child.pid, resource.RLIMIT_FSIZE, (1, hard))
+        ended = trainer.wait()
+    return recovered(course, "io-error", phase, ended, at, time.time() - at)
+
+
+@contextmanager
+def _small_disk(place: Path, size_bytes: int) -> Iterator[None]:
+    """A file system of a size, in memory, at `place` for the block. Its files stay there. Raises Missed."""
+    place.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(place)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise Missed(f"mount cannot be run here: {error}") from None
+    if mounted.returncode:
+        raise Missed(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    copy = place.with_name(f"{place.name}.kept")
+    try:
+        yield
+        shutil.copytree(place, copy)
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+    place.rmdir()
+    copy.rename(place)
+
+
+def _fill(path: Path) -> None:
+    """Write a file until the disk is full, to the last byte."""
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 20, 4096, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                continue

@@ -1,0 +1,123 @@
+"""The data of a drilled project: the project's own, disturbed where a fault says so."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aifx.config import load_config
+from aifx.core.errors import DataError
+from aifx.core.project import Project
+from aifx.drills import seam
+from aifx.drills.workplace import copied
+
+
+class Source:
+    """Batches that hold their number."""
+
+    batch_size, num_batches = 2, None
+
+    def read(self, step: int, rows: slice) -> dict[str, Any]:
+        return {
+            "x": np.full((2, 3), step, np.float32)[rows],
+            "tokens": np.arange(step, step + 8).reshape(2, 4)[rows],
+            "weights": np.ones(2, np.float32)[rows],
+        }
+
+
+class Data:
+    def source(self, split: str, batch_size: int, *, seed: int | None) -> Source:
+        return Source()
+
+
+@pytest.fixture
+def disturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A source of Data with a fault."""
+
+    def make(of: str = "train", **fault: Any) -> Any:
+        path = tmp_path / "fault.json"
+        seam.DataFault(**fault).write(path)
+        monkeypatch.setenv(seam.VARIABLE, str(path))
+        monkeypatch.setattr(seam, "_validations", 0)
+        data: Any = Data()
+        seam.disturb(data)
+        return data.source(of, 2, seed=0)
+
+    return make
+
+
+ALL = slice(None)
+
+
+def test_nan_and_noise_change_one_batch_and_no_weights(disturbed, tmp_path: Path) -> None:
+    source = disturbed(action="nan", at=4)
+    assert np.isfinite(source.read(3, ALL)["x"]).all()
+    assert not seam.reached(tmp_path / "fault.json").exists()
+    bad = source.read(4, ALL)
+    assert np.isnan(bad["x"]).all()
+    assert (bad["weights"] == 1).all()
+    assert (bad["tokens"] == Source().read(4, ALL)["tokens"]).all()
+    assert seam.reached(tmp_path / "fault.json").exists()
+    noise = disturbed(action="noise", at=4).read(4, ALL)["tokens"]
+    assert (noise != bad["tokens"]).any()
+    assert noise.min() >= 4
+    assert noise.max() < 12
+
+
+def test_a_dropped_batch_is_replaced_by_the_next(disturbed) -> None:
+    source = disturbed(action="drop", at=4)
+    assert [source.read(step, ALL)["x"][0, 0] for step in (3, 4, 5)] == [3, 5, 6]
+
+
+def test_a_reader_fails_once_whatever_process_reads(disturbed) -> None:
+    source = disturbed(action="raise", at=4)
+    source.read(3, ALL)
+    with pytest.raises(DataError, match="batch 4 cannot be read"):
+        source.read(4, ALL)
+    source.read(4, ALL)
+    disturbed(action="raise", at=4).read(4, ALL)
+
+
+def test_of_validation_it_is_the_pass_that_counts(disturbed) -> None:
+    source = disturbed("validation", action="raise", split="validation", at=1)
+    source.read(0, ALL)
+    source.read(1, ALL)
+    with pytest.raises(DataError):
+        source.read(0, ALL)
+
+
+def test_other_splits_and_other_projects_are_not_disturbed(disturbed, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert np.isfinite(disturbed("validation", action="nan", at=4).read(4, ALL)["x"]).all()
+    monkeypatch.delenv(seam.VARIABLE)
+    data: Any = Data()
+    seam.disturb(data)
+    assert type(data.source("train", 2, seed=0)) is Source
+
+
+@pytest.mark.parametrize("is_own_task", [True, False])
+def test_the_copy_of_a_project_is_read_through_the_seam(
+    tiny_project, tmp_path: Path, is_own_task: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aifx.tasks.registry import open_task
+
+    overrides: list[str] = []
+    if not is_own_task:
+        (tmp_path / "text.txt").write_text("Call me Ishmael. " * 4000)
+        (tmp_path / "aifx.toml").write_text('[data]\ntrain = ["text.txt"]\nvocab_size = 300\nseq_len = 16\n')
+        overrides = ["model.num_layers=1", "model.embed_dim=16", "model.num_heads=2"]
+    with copied(Project(tmp_path), 3, overrides, None, keep=False) as place:
+        fault = place.project.root / "fault.json"
+        seam.DataFault(action="raise", at=0).write(fault)
+        monkeypatch.setenv(seam.VARIABLE, str(fault))
+        config = load_config(place.project, place.settings, os.environ)
+        assert config.train.num_steps == 12
+        task = open_task(config, place.project, place.project.root / "assets")
+        source = task.dataset.source("train", 4, seed=0)
+        with pytest.raises(DataError, match="batch 0 cannot be read"):
+            source.read(0, ALL)
+        assert source.read(0, ALL)
+    assert not place.project.root.exists()
