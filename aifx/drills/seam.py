@@ -168,14 +168,15 @@ def _first_time(path: Path) -> bool:
 
 
 def _changed(batch: Mapping[str, np.ndarray], action: Action, step: int) -> Batch:
-    """The batch with NaN in its numbers, or with random numbers between those that each of its arrays holds."""
+    """The batch with NaN in its numbers, or with random numbers: whole ones as it holds, and others that are large."""
     changed = dict(batch)
-    for name, array in batch.items():
+    for index, (name, array) in enumerate(batch.items()):
         if action == "nan" and np.issubdtype(array.dtype, np.floating) and name != "weights":
             changed[name] = np.full_like(array, np.nan)
         elif action == "noise" and np.issubdtype(array.dtype, np.integer):
             draw = np.random.default_rng(step).integers(int(array.min()), int(array.max()) + 1, array.shape)
             changed[name] = draw.astype(array.dtype)
         elif action == "noise" and np.issubdtype(array.dtype, np.floating) and name != "weights":
-            changed[name] = array + 100.0
+            draw = np.random.default_rng([step, index]).standard_normal(array.shape)
+            changed[name] = (100.0 * draw).astype(array.dtype)
     return changed

@@ -62,7 +62,9 @@ def test_nan_and_noise_change_one_batch_and_no_weights(disturbed, tmp_path: Path
     assert (bad["weights"] == 1).all()
     assert (bad["tokens"] == Source().read(4, ALL)["tokens"]).all()
     assert seam.reached(tmp_path / "fault.json").exists()
-    noise = disturbed(action="noise", at=4).read(4, ALL)["tokens"]
+    noise = disturbed(action="noise", at=4).read(4, ALL)
+    assert np.abs(noise["x"]).max() > 50
+    noise = noise["tokens"]
     assert (noise != bad["tokens"]).any()
     assert noise.min() >= 4
     assert noise.max() < 12
