@@ -48,6 +48,8 @@ TEST_GROUPS = [
     "serve-otel",
     "--extra",
     "sweep",
+    "--extra",
+    "s3",
 ]
 DOCS_GROUPS = [*TEST_GROUPS, "--group", "docs"]
 

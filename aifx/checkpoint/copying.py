@@ -20,6 +20,7 @@ from aifx.checkpoint.faults import check_room
 from aifx.checkpoint.inventory import INVENTORY, Files, UnreadableInventory, parse_inventory, sync_file, sync_folders
 from aifx.checkpoint.manifest import FILE, ITEM, Damaged, Manifest, parse_manifest
 from aifx.core.errors import AifxError, CheckpointError, EnvironmentFault, UsageError
+from aifx.core.extras import install_command
 from aifx.core.files import check_folder, check_tree
 from aifx.core.json_files import disk_full
 from aifx.core.os_errors import FULL, first_line, refusal_in
@@ -102,8 +103,13 @@ class Store:
         return digest.hexdigest()
 
 
-_PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs", "sftp": "paramiko"}
-"""What fsspec needs for a scheme."""
+_INSTALLS = {
+    "s3": install_command("s3"),
+    **dict.fromkeys(("gs", "gcs"), "pip install gcsfs"),
+    **dict.fromkeys(("abfs", "az"), "pip install adlfs"),
+    "sftp": "pip install paramiko",
+}
+"""What brings a scheme to fsspec."""
 
 
 def open_store(url: str) -> Store:
@@ -114,9 +120,7 @@ def open_store(url: str) -> Store:
         fs, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as e:
         scheme = url.partition("://")[0]
-        hint = (
-            f"pip install {_PACKAGES[scheme]}" if scheme in _PACKAGES else "name a folder, or a URL that fsspec knows"
-        )
+        hint = _INSTALLS.get(scheme, "name a folder, or a URL that fsspec knows")
         raise UsageError(f"aifx cannot open {url}", first_line(e), hint) from e
     return Store(url.rstrip("/") or "/", fs, path)
 

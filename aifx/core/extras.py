@@ -9,6 +9,7 @@ EXTRAS = {
     "mlflow": ("mlflow-skinny>=2.17",),
     "serve": ("llguidance>=1.9", "starlette>=1.0", "uvicorn>=0.40"),
     "sweep": ("optuna>=5.0",),
+    "s3": ("s3fs>=2024.6",),
     "serve-otel": ("opentelemetry-sdk>=1.27", "opentelemetry-exporter-otlp-proto-http>=1.27"),
     "plan-tpu": ("libtpu>=0.0.40",),
 }

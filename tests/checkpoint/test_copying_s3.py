@@ -1,7 +1,4 @@
-"""Checkpoints copied to a server with S3's API, on this machine, and back.
-
-Skipped without its packages: pip install --target S3 s3fs 'moto[server]'; PYTHONPATH=S3 pytest ...
-"""
+"""Checkpoints copied to a server with S3's API, on this machine, and back."""
 
 from __future__ import annotations
 
@@ -21,8 +18,10 @@ from aifx.core.errors import CheckpointError
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The file system of a server, which has the bucket `bucket`."""
-    s3fs = pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0)
     server.start()
     host, port = server.get_host_and_port()
     credentials = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_DEFAULT_REGION": "us-east-1"}
