@@ -6,6 +6,7 @@ import itertools
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -99,6 +100,7 @@ class Checkpoints:
         on_refusal: called in the saving thread of process 0 with the step and the error if the disk keeps refusing a
             checkpoint: once for each reason.
         warn: called in the saving thread with what went wrong and did not prevent the checkpoint.
+        beside: other checkpoints of the same run, one of which is written at a time.
     """
 
     def __init__(
@@ -111,9 +113,11 @@ class Checkpoints:
         on_refusal: Callable[[int, BaseException], None] = lambda *_: None,
         warn: Callable[[str], None] = lambda _: None,
         peers: Group | None = None,
+        beside: Checkpoints | None = None,
     ) -> None:
         self.directory = directory
         self.section = section
+        self.local: NewerCheckpoints | None = None  # of the same run, which are newer
         self._before_commit = before_commit
         self._on_commit = on_commit
         self._warn = warn
@@ -123,6 +127,9 @@ class Checkpoints:
         self._patience = Patience(section.disk_timeout_s, warn, on_refusal)
         self._copies = HostCopies()
         self._cleaned = False
+        if beside is not None:
+            self._peers, self._background, self._copies = beside._peers, beside._background, beside._copies
+            self._before_commit, self._binding = beside._before_commit, beside._binding
 
     def bind(self, binding: Callable[[], Mapping[str, Any]]) -> None:
         """Call `binding` at each save for the manifest's entry on the run (see `aifx.runs.binding`)."""
@@ -188,6 +195,11 @@ class Checkpoints:
         self._patience.limit()
         return self._background.wait(timeout_s)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being saved. Raises what a save raised."""
+        return self._background.wait(0)
+
     def restore(self, step: int, abstract: Tree) -> tuple[Tree, dict[str, Any]]:
         """The state in the structure, shapes and shardings of `abstract`, and the host's part of the checkpoint.
 
@@ -205,14 +217,18 @@ class Checkpoints:
     def latest_good(self, abstract: Tree) -> Restored | None:
         """The newest checkpoint that is whole, or None. Damaged ones newer than it are set aside, with a warning."""
         self._own()
-        while (step := self._peers.broadcast(self.latest())) is not None:
+        while True:
+            step = self._peers.broadcast(self.latest())
+            if self.local is not None and (found := self.local.latest_good_after(step, abstract)) is not None:
+                return found
+            if step is None:
+                return None
             try:
                 state, host = self.restore(step, abstract)
             except Damaged as e:
                 self._together(partial(self._set_aside, step, e.why) if self._peers.is_first else lambda: None)
                 continue
             return Restored(step, state, host)
-        return None
 
     def remove_from(self, step: int) -> None:
         """Remove the checkpoints of `step` and of later ones, the newest first, once everything is saved."""
@@ -228,6 +244,8 @@ class Checkpoints:
                         raise cannot_write(self.directory / str(later), e) from e
 
         self._together(remove if self._peers.is_first else lambda: None)
+        if self.local is not None:
+            self.local.remove_from(step)
 
     def verify(self, step: int) -> Verification:
         """Read every byte and compare it with its digests. Raises `Damaged` if the manifest cannot be read.
@@ -341,6 +359,18 @@ class Checkpoints:
                 folders.remove(self.directory, old)
         except OSError as e:
             self._warn(f"could not remove old checkpoints in {self.directory}: {e}")
+
+
+class NewerCheckpoints(Checkpoints, ABC):
+    """Checkpoints beside those of a run that are newer than they, and that the run can do without."""
+
+    @abstractmethod
+    def latest_good_after(self, after: int | None, abstract: Tree) -> Restored | None:
+        """The newest one after the step `after` that is whole and of this run. Newer ones that are not are removed."""
+
+    @abstractmethod
+    def remove_all(self) -> None:
+        """Remove them, and their folder: the run has ended."""
 
 
 def _placed(

@@ -318,6 +318,14 @@ class CheckpointSection(Section):
     disk_timeout_s: NonNegativeFloat = setting(
         300.0, "Bound on waiting for a disk that is full or fails, once a run has nothing left to do.", RESUME_SAFE
     )
+    local_dir: str | None = setting(
+        None, "Folder on a quick disk of this host, such as /dev/shm, for checkpoints in between.", RESUME_SAFE
+    )
+    local_every: PositiveInt = setting(20, "Steps between checkpoints in `local_dir`.", RESUME_SAFE)
+
+    def conflicts(self, config: Any) -> Iterator[Conflict]:
+        if self.local_dir is not None and not self.local_dir.startswith("/"):
+            yield Conflict(("checkpoint.local_dir",), "it must be an absolute path", f"it is {self.local_dir!r}")
 
 
 Quantization = Literal["none", "int8", "float8_e4m3fn"]

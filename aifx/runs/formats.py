@@ -85,6 +85,14 @@ class CheckpointSaved(_Event):
     size_bytes: int
 
 
+class LocalCheckpointSaved(_Event):
+    """In `checkpoint.local_dir`."""
+
+    event: Literal["local_checkpoint"]
+    step: int
+    size_bytes: int
+
+
 class CheckpointRefused(_Event):
     """The disk keeps refusing checkpoints, and training goes on. The next `checkpoint` ends that."""
 
@@ -227,6 +235,7 @@ Event = (
     | Compiling
     | Compiled
     | CheckpointSaved
+    | LocalCheckpointSaved
     | CheckpointRefused
     | Validated
     | TextSampled

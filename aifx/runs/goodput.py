@@ -113,7 +113,7 @@ def _add_process(found: Goodput, process: Sequence[Event], reached: int, has_fai
     for event in process:
         if event.get("event") == "skip" and _is_step(event.get("step")):
             skipped.append(event["step"])
-        found.num_checkpoints += event.get("event") == "checkpoint"
+        found.num_checkpoints += event.get("event") in ("checkpoint", "local_checkpoint")
         account = _account(event)
         elapsed = max(elapsed, _duration(account.get("elapsed_s")))
         given = account.get("seconds")

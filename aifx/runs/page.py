@@ -23,7 +23,7 @@ MOST_CONFUSED = 40
 MOST_SAMPLES = 5
 MOST_EVENTS = 100
 QUANTITIES = {"step_time_s": "step time", "units_per_s": "speed", "mfu": "MFU", "memory_bytes": "peak memory"}
-FREQUENT = ("checkpoint", "validation", "sample", "time")
+FREQUENT = ("checkpoint", "local_checkpoint", "validation", "sample", "time")
 """Events that have a place of their own on the page."""
 
 

@@ -54,6 +54,14 @@ class MetricsWriter(JsonLines):
         self._last = step
 
 
+def last_record(path: Path, step: int) -> list[Any] | None:
+    """The step and the time of the last record up to `step` in `metrics.jsonl`, if there is one."""
+    if not path.exists():
+        return None
+    found = _backwards(read_file(path, limit=RECORDS_LIMIT))
+    return next(([record["step"], record.get("time")] for _, record in found if record["step"] <= step), None)
+
+
 def _end_of_step(data: bytes, step: int) -> int:
     """Where in `data` (whole lines, steps rising) the records up to `step` end. Reads from the end backwards."""
     return next((end for end, record in _backwards(data) if record["step"] <= step), 0)

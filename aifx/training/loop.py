@@ -27,7 +27,7 @@ from aifx.training.pace import Pace
 from aifx.training.progress import Progress
 from aifx.training.records import Record
 from aifx.training.sampling import TextSampler
-from aifx.training.saving import save
+from aifx.training.saving import save, save_locally
 from aifx.training.signals import StopSignals, status_of
 from aifx.training.timing import DataWait
 from aifx.training.verified_step import VerifiedStep
@@ -98,6 +98,7 @@ class Loop:
                 sums = self.tally((count_units(self.programs, batch, rows), *votes(self.stop.requested)))
                 self.meter.dispatched(step, numbers, sums, batch, waited_s)
                 pausing = self.meter.has_votes or step == last or self.validates(step) or self.saves(step)
+                pausing = pausing or self.saves_locally(step)
                 pausing = pausing or self.is_overdue
                 for record, judged in self.meter.drain(leave=0 if pausing else 1):
                     self.guard.judge(record, judged)
@@ -135,6 +136,8 @@ class Loop:
         is_best = improved and config.checkpoint.keep_best > 0
         if stopping or is_best or is_last or was_pending or self.has_converged or is_due:
             save(self, state, step, record.validation, force=was_pending)
+        elif self.saves_locally(step) and self.guard.state.in_a_row == 0:
+            save_locally(self, state, step, record.validation)
         self.meter.resume_clock()
         return None if is_last and self.pending_validation is None else stopping
 
@@ -168,6 +171,9 @@ class Loop:
     def saves(self, step: int) -> bool:
         every = self.programs.config.checkpoint.every
         return every > 0 and step % every == 0
+
+    def saves_locally(self, step: int) -> bool:
+        return self.checkpoints.local is not None and step % self.programs.config.checkpoint.local_every == 0
 
     @property
     def has_converged(self) -> bool:

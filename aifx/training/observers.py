@@ -18,7 +18,7 @@ from aifx.core.project import RunDirectory
 from aifx.core.sanitize import one_line
 from aifx.core.statuses import ProcessStatus
 from aifx.machine.catalogue import utilization
-from aifx.runs.records import Ledger, MetricsWriter
+from aifx.runs.records import Ledger, MetricsWriter, last_record
 from aifx.runs.time_account import TimeAccount
 from aifx.training.records import Observer, Record, RunInfo, TrainResult
 
@@ -105,6 +105,12 @@ class MetricsFile(Observer):
     def __init__(self, run: RunDirectory) -> None:
         self._run = run
         self._writer: MetricsWriter | None = None
+        self._last: list[Any] | None = None  # the step and the time of the last record in the file
+
+    def recorded(self, step: int) -> list[Any] | None:
+        """The step and the time of the last record up to `step`."""
+        is_last = self._last is not None and self._last[0] <= step
+        return self._last if is_last else last_record(self._run.metrics, step)
 
     def sync(self) -> None:
         """Make what is written survive a loss of power."""
@@ -118,12 +124,15 @@ class MetricsFile(Observer):
     def record(self, record: Record) -> None:
         assert self._writer is not None
         if self._info.is_logged(record):
-            self._writer.write(record.document())
+            document = record.document()
+            self._writer.write(document)
+            self._last = [document["step"], document["time"]]
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
         if name == "rollback" and self._writer is not None:  # the records of what was given up are cut
             self._writer.close()
             self._writer = MetricsWriter(self._run.metrics, fields["to_step"])
+            self._last = None
 
     def stop(self, result: TrainResult | None) -> None:
         if self._writer is not None:

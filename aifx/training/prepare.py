@@ -17,7 +17,7 @@ from aifx.checkpoint.listing import list_bindings
 from aifx.config import Config, compare, read_config
 from aifx.config.best_by import LOSS, best_by_of, check_metric
 from aifx.config.sections import RESUME_SAFE, ROUNDING
-from aifx.core.errors import ConfigError
+from aifx.core.errors import CheckpointError, ConfigError
 from aifx.core.files import check_tree, make_folders
 from aifx.core.json_files import write_json, write_text
 from aifx.core.project import Project, RunDirectory
@@ -35,7 +35,7 @@ from aifx.parallel.layout import Layout, local_layout
 from aifx.programs.build import Programs, build
 from aifx.runs.agreement import agree, facts_of_data
 from aifx.runs.base_run import BaseRun
-from aifx.runs.binding import RunDigests, binding_errors, kernel_digest, open_digests
+from aifx.runs.binding import RunDigests, binding_errors, kernel_digest, open_digests, read_digests
 from aifx.runs.provenance import differences, provenance, read_provenance
 from aifx.tasks.base import Task, data_digest, evaluation_source, training_source
 from aifx.tasks.preflight import declared_metrics
@@ -50,6 +50,7 @@ from jax_kernels.dispatch import Choices
 if TYPE_CHECKING:
     from aifx.checkpoint.checkpoints import Checkpoints
     from aifx.checkpoint.listing import CheckpointInfo
+    from aifx.checkpoint.local import LocalCheckpoints
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +102,11 @@ class Job:
 
 def prepare(job: Job) -> tuple[Programs, RunDigests | None]:
     """The programs of the run, its data open, and in process 0 the run's digests. Raises ConfigError, DataError."""
+    _check_local(job)
     latest = job.group.broadcast(job.fork.step if job.fork else job.checkpoints.latest())
     hosts = job.group.gather(socket.gethostname())
-    job.dispatcher.event("start" if latest is None else "resume", step=latest or 0, pid=os.getpid(), hosts=hosts)
+    first = 0 if latest is None else latest if job.fork else max(latest, _newest_local(job))
+    job.dispatcher.event("start" if latest is None else "resume", step=first, pid=os.getpid(), hosts=hosts)
     enable_compilation_cache()
     verify_kernels(job.project, job.config, job.run)
     layout = local_layout(job.config.train.devices, job.config.mesh)
@@ -133,7 +136,42 @@ def _own_run(job: Job, task: Task, layout: Layout, is_fresh: bool) -> RunDigests
     needed = base.document() if base and job.config.finetune.adapter != "none" else None
     digests = open_digests(job.run, job.config, is_fresh=is_new, base=needed)
     job.checkpoints.bind(digests.binding)
+    if job.config.checkpoint.local_dir is not None:
+        job.checkpoints.local = _local_checkpoints(job, job.config.checkpoint.local_dir, digests)
     return digests
+
+
+def _local_checkpoints(job: Job, local_dir: str, digests: RunDigests) -> LocalCheckpoints:
+    from aifx.checkpoint.local import LocalCheckpoints, local_folder
+
+    def committed(info: CheckpointInfo) -> None:
+        job.stop.kept = f"the local checkpoint of step {info.step} is kept"
+        job.dispatcher.event("local_checkpoint", step=info.step, size_bytes=info.size_bytes)
+
+    folder = local_folder(local_dir, job.run.path, digests.run_id)
+    return LocalCheckpoints(
+        folder, job.checkpoints, recorded=job.metrics.recorded, on_commit=committed, warn=job.dispatcher.warn
+    )
+
+
+def _newest_local(job: Job) -> int:
+    """The step of the run's newest local checkpoint, or 0."""
+    from aifx.checkpoint.local import local_folder, newest_local
+
+    if (local_dir := job.config.checkpoint.local_dir) is None or not job.group.is_first:
+        return 0
+    try:
+        return newest_local(local_folder(local_dir, job.run.path, read_digests(job.run).run_id))
+    except CheckpointError:  # of digests.json, which a run whose checkpoints are all damaged makes again
+        return 0
+
+
+def _check_local(job: Job) -> None:
+    """Raise ConfigError if the run has several processes and local checkpoints."""
+    if job.config.checkpoint.local_dir is not None and job.group.size > 1:
+        why = "each host would keep a part of a checkpoint, and all must survive"
+        hint = "remove local_dir from [checkpoint], and save more often with checkpoint.every"
+        raise ConfigError("checkpoint.local_dir is set, and the run has several processes", why, hint)
 
 
 def _open_task(job: Job, is_fresh: bool) -> Task:

@@ -269,6 +269,8 @@ def _wait_for_checkpoints(job: Job) -> None:
     job.group.mark("the last checkpoint", "checkpoint")
     with job.dispatcher.account.spending("checkpoint"):
         job.checkpoints.wait()
+    if job.checkpoints.local is not None:
+        job.checkpoints.local.remove_all()
 
 
 def _restore(job: Job, programs: Programs) -> tuple[StepFn, InitialState]:

@@ -44,16 +44,39 @@ def save(
     _save(loop, state, step, None if validation is None else validation["loss"], score, force=force)
 
 
+def save_locally(loop: Saved, state: TrainState, step: int, validation: Mapping[str, Any] | None = None) -> None:
+    """Save `state` on the host's disk, unless another checkpoint is still being written.
+
+    The first one goes to the run's disk, which names the run that a local one is of.
+    """
+    checkpoints = loop.checkpoints
+    if not checkpoints.is_idle:
+        return
+    if checkpoints.latest() is None:
+        save(loop, state, step, validation)
+    else:
+        _save(loop, state, step, None, None, force=False, to=checkpoints.local)
+
+
 def save_again(loop: Saved, state: TrainState, step: int) -> None:
     """Save what the host knows now in the checkpoint of `step`, which is that of `state`, if there is one."""
     before = loop.checkpoints.info(step) if loop.group.is_first else None  # of which the manifest is written
     if loop.group.broadcast(before is not None):
         loss, score = (before.validation_loss, before.score) if before else (None, None)
         _save(loop, state, step, loss, score, force=True)
+    elif loop.checkpoints.local is not None and loop.checkpoints.local.info(step) is not None:
+        _save(loop, state, step, None, None, force=True, to=loop.checkpoints.local)
 
 
 def _save(
-    loop: Saved, state: TrainState, step: int, validation_loss: float | None, score: Score | None, *, force: bool
+    loop: Saved,
+    state: TrainState,
+    step: int,
+    validation_loss: float | None,
+    score: Score | None,
+    *,
+    force: bool,
+    to: Checkpoints | None = None,
 ) -> None:
     pending = loop.pending_validation
     host = {
@@ -66,4 +89,5 @@ def _save(
     }
     with loop.dispatcher.account.spending("checkpoint"):
         tree = to_tree(state, stacked=loop.programs.is_stacked)
-        loop.checkpoints.save(step, tree, host=host, validation_loss=validation_loss, score=score, force=force)
+        checkpoints = to or loop.checkpoints
+        checkpoints.save(step, tree, host=host, validation_loss=validation_loss, score=score, force=force)

@@ -125,6 +125,8 @@ class RecordingLog(LogFile):
 class Unsaved:
     """In place of checkpoints, which have a suite of their own."""
 
+    local = None
+
     def save(self, step: int, state: Any, **_: Any) -> None:
         pass
 
