@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aifx.checkpoint.inventory import list_files, write_inventory
+from aifx.checkpoint.inventory import seal_files, write_inventory
 from aifx.checkpoint.manifest import ITEM
 from aifx.cluster.attempts import check_progress, newest_step
 from aifx.core.errors import AifxError, ExitCode
@@ -19,7 +19,7 @@ def save(run: RunDirectory, step: int) -> Path:
     (folder / ITEM).mkdir(parents=True)
     file = folder / ITEM / "array"
     file.write_bytes(b"numbers")
-    write_inventory(folder, list_files(folder, [file]))
+    write_inventory(folder, seal_files(folder, [file]))
     return file
 
 
