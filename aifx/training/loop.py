@@ -27,7 +27,7 @@ from aifx.training.pace import Pace
 from aifx.training.progress import Progress
 from aifx.training.records import Record
 from aifx.training.sampling import TextSampler
-from aifx.training.saving import save, save_locally
+from aifx.training.saving import save, save_locally, saves, saves_locally
 from aifx.training.signals import StopSignals, status_of
 from aifx.training.timing import DataWait
 from aifx.training.verified_step import VerifiedStep
@@ -97,9 +97,8 @@ class Loop:
                 self.pace.started(time.perf_counter() - requested_at)
                 sums = self.tally((count_units(self.programs, batch, rows), *votes(self.stop.requested)))
                 self.meter.dispatched(step, numbers, sums, batch, waited_s)
-                pausing = self.meter.has_votes or step == last or self.validates(step) or self.saves(step)
-                pausing = pausing or self.saves_locally(step)
-                pausing = pausing or self.is_overdue
+                pausing = self.meter.has_votes or self.is_overdue or step == last or self.validates(step)
+                pausing = pausing or saves(self, step) or saves_locally(self, step)
                 for record, judged in self.meter.drain(leave=0 if pausing else 1):
                     self.guard.judge(record, judged)
                     self.pace.ended(record.step_time_s)
@@ -129,14 +128,14 @@ class Loop:
                     return stopping
         self.dispatcher.record(record)
         is_last = step == config.train.num_steps
-        is_due = self.saves(step) or self.is_overdue
+        is_due = saves(self, step) or self.is_overdue
         # Among steps that are skipped it waits: a run may have to go back to before them, and keeps few checkpoints.
         self.is_overdue = is_due and self.guard.state.in_a_row > 0
         is_due = is_due and not self.is_overdue
         is_best = improved and config.checkpoint.keep_best > 0
         if stopping or is_best or is_last or was_pending or self.has_converged or is_due:
             save(self, state, step, record.validation, force=was_pending)
-        elif self.saves_locally(step) and self.guard.state.in_a_row == 0:
+        elif saves_locally(self, step) and self.guard.state.in_a_row == 0:
             save_locally(self, state, step, record.validation)
         self.meter.resume_clock()
         return None if is_last and self.pending_validation is None else stopping
@@ -167,13 +166,6 @@ class Loop:
     def validates(self, step: int) -> bool:
         train = self.programs.config.train
         return train.validate_every > 0 and (step % train.validate_every == 0 or step == train.num_steps)
-
-    def saves(self, step: int) -> bool:
-        every = self.programs.config.checkpoint.every
-        return every > 0 and step % every == 0
-
-    def saves_locally(self, step: int) -> bool:
-        return self.checkpoints.local is not None and step % self.programs.config.checkpoint.local_every == 0
 
     @property
     def has_converged(self) -> bool:

@@ -35,6 +35,17 @@ class Saved(Protocol):
     frozen_digest: str | None
 
 
+def saves(loop: Saved, step: int) -> bool:
+    """Whether a checkpoint on the run's disk is due after `step`."""
+    every = loop.programs.config.checkpoint.every
+    return every > 0 and step % every == 0
+
+
+def saves_locally(loop: Saved, step: int) -> bool:
+    """Whether one in `checkpoint.local_dir` is."""
+    return loop.checkpoints.local is not None and step % loop.programs.config.checkpoint.local_every == 0
+
+
 def save(
     loop: Saved, state: TrainState, step: int, validation: Mapping[str, Any] | None = None, *, force: bool = False
 ) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,8 @@ from aifx.core.logs import log_lines
 SHAPES = {"w": (24, 192), "both": (24, 12), "whole": (6, 5), "scalar": (), "narrow": (12,)}
 SPECS = {"w": ("x",), "both": (None, "x"), "whole": (), "scalar": (), "narrow": ("x",)}
 OTHER_SPECS = {"w": (None, "x"), "both": ("x",), "whole": (), "scalar": (), "narrow": ()}
+
+WAIT_S = 3
 
 
 def values_of(step: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -150,7 +153,7 @@ def main(directory: Path, address: str, count: int, index: int, steps: list[str]
         section,
         on_commit=lambda info: commits.append(info.step),
         warn=lines.append,
-        peers=JaxPeers("test", wait_s=3),
+        peers=JaxPeers("test", wait_s=WAIT_S),
     )
     document: dict[str, Any] = {"index": index, "commits": commits, "logged": lines, "error": None}
     try:
@@ -165,6 +168,8 @@ def main(directory: Path, address: str, count: int, index: int, steps: list[str]
     sys.stdout.write(json.dumps(document))
     sys.stdout.flush()
     if document["error"] is not None:
+        if index == 0:
+            time.sleep(WAIT_S)  # JAX aborts the others, amid what they say, once process 0 is gone
         os._exit(3)  # without the barrier at the end, which the others may never reach
 
 

@@ -61,7 +61,7 @@ def value_of(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
             return st.dictionaries(matching(pattern), value_of(values), max_size=2)
         case "string" if "pattern" in schema:
             return matching(schema["pattern"]).filter(lambda text: len(text) <= schema["maxLength"])
-    return st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+    return st.text(st.characters(exclude_categories=["Cs"]), min_size=schema.get("minLength", 0), max_size=12)
 
 
 def matching(pattern: str) -> st.SearchStrategy[str]:
