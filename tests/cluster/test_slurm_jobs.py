@@ -46,7 +46,7 @@ doctor = false
 [slurm]
 signal_ahead_s = 60
 """
-END_S = 100.0
+END_S = 300.0
 SHOW = "import os; from aifx.parallel.processes import detect; print(detect(os.environ))"
 
 
