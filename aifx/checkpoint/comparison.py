@@ -110,7 +110,7 @@ class _Side:
 
 
 class _Sums:
-    """One array of a checkpoint, as far as it was read."""
+    """An array of a checkpoint, with the numbers that could be read."""
 
     def __init__(self, side: _Side, name: str) -> None:
         self.side, self.name, self.entry = side, name, side.entries[name]

@@ -69,7 +69,7 @@ class LocalCheckpoints(NewerCheckpoints):
         section = main.section.model_copy(update={"keep_last": NUM_KEPT, "keep_best": 0})
         super().__init__(directory, section, on_commit=on_commit, warn=warn, beside=main)
         self._recorded = recorded
-        self._refusal: str | None = None  # the last one that was told
+        self._refusal: str | None = None  # the last one of which aifx warned
 
     def save(
         self,

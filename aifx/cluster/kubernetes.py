@@ -44,7 +44,7 @@ def apply(manifest: Path) -> str:
 def _apply(manifest: Path, *options: str) -> None:
     ended = _ask("apply", f"--filename={manifest}", *options)
     if not ended.succeeded:
-        hint = "kubectl get crd jobsets.jobset.x-k8s.io tells whether JobSet is installed"
+        hint = "kubectl get crd jobsets.jobset.x-k8s.io shows whether JobSet is installed"
         raise EnvironmentFault("Kubernetes did not take the JobSet", _why(ended), hint)
 
 

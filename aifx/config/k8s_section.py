@@ -1,4 +1,4 @@
-"""`[k8s]`: what `aifx launch k8s` asks Kubernetes for, besides what `[launch]` says of any cluster.
+"""`[k8s]`: what `aifx launch k8s` asks Kubernetes for, in addition to `[launch]`, which holds for any cluster.
 
 Each text has the pattern that Kubernetes itself would check; in the manifest, all of them are quoted.
 """
