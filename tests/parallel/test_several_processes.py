@@ -297,7 +297,7 @@ def test_a_disk_that_cannot_be_written(trainer: Trainer, place: str) -> None:
     if mounted.returncode:
         pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.strip()}")
     try:
-        ended = trainer.start("pair", 2, **ONE_DEVICE).wait()
+        ended = trainer.start("pair", 2, "--set", "checkpoint.disk_timeout_s=2", **ONE_DEVICE).wait()
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
     assert [code for code, _, _ in ended] == [2, 2], ended
