@@ -44,6 +44,7 @@ def command_types() -> dict[str, Any]:
     from aifx.commands.runs import manage, page
     from aifx.commands.serve.command import Listening
     from aifx.config.schema import SettingList
+    from aifx.curation.reports import Verification, VersionList
     from aifx.drills.guarantees import DrillReport
     from aifx.evaluation import dataset, held_out
     from aifx.generation.generator import GeneratedText
@@ -94,6 +95,8 @@ def command_types() -> dict[str, Any]:
         "ckpt-average": AveragedRun,
         "ckpt-cp": CopiedCheckpoint,
         "data-show": ShownData | ShownBatch,
+        "data-ls": VersionList,
+        "data-verify": Verification,
         "config-show": config.ShownConfig,
         "config-check": config.CheckedConfig,
         "config-keys": SettingList,

@@ -35,7 +35,7 @@ TEST_GROUPS = [
     "--group",
     "dev",
     "--extra",
-    "parquet",
+    "html",
     "--extra",
     "tensorboard",
     "--extra",

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 from aifx.config import sections as section_types
 from aifx.config.costs_section import CostsSection
+from aifx.config.datasets_section import DatasetsSection
 from aifx.config.guards_section import GuardsSection
 from aifx.config.k8s_section import KubernetesSection
 from aifx.config.launch_section import LaunchSection, SlurmSection
@@ -39,6 +40,7 @@ class Config:
     model: Section
     objective: Section
     data: Section
+    datasets: DatasetsSection
     augment: section_types.AugmentSection
     train: section_types.TrainSection
     mesh: section_types.MeshSection

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 EXTRAS = {
-    "parquet": ("pyarrow>=17",),
     "tensorboard": ("tensorboardX>=2.6",),
     "wandb": ("wandb>=0.18",),
     "mlflow": ("mlflow-skinny>=2.17",),
     "serve": ("llguidance>=1.9", "starlette>=1.0", "uvicorn>=0.40"),
     "sweep": ("optuna>=5.0",),
     "s3": ("s3fs>=2024.6",),
+    "html": ("trafilatura>=2.0", "warcio>=1.8"),
     "serve-otel": ("opentelemetry-sdk>=1.27", "opentelemetry-exporter-otlp-proto-http>=1.27"),
     "plan-tpu": ("libtpu>=0.0.40",),
 }

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from aifx.core.errors import DataError, EnvironmentFault, did_you_mean
-from aifx.core.extras import install_command
+from aifx.core.errors import DataError, did_you_mean
 from aifx.data.encoding import DECODE_HANDLERS, DecodeErrors, FileScan, TextFile, reading, undecodable
 
 
@@ -79,18 +77,11 @@ def _raw(column: Any) -> list[bytes | None]:
 @contextmanager
 def open_parquet(source: Path | IO[bytes], name: str) -> Iterator[Any]:
     """The pyarrow.parquet.ParquetFile of `source`. Raises DataError, also for what is read of it in the block."""
-    arrow, parquet = import_pyarrow(f"{name} is a Parquet file")
+    import pyarrow as arrow
+    from pyarrow import parquet
+
     try:
         yield parquet.ParquetFile(source)
     except arrow.ArrowException as error:
         what = f"{name}: not a Parquet file that can be read"
         raise DataError(what, str(error).splitlines()[0], "write it again, or leave it out") from None
-
-
-def import_pyarrow(what: str) -> tuple[Any, Any]:
-    """pyarrow and pyarrow.parquet. Raises EnvironmentFault, which begins with `what`."""
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        why = "pyarrow, which reads and writes it, is not installed"
-        raise EnvironmentFault(what, why, install_command("parquet")) from None

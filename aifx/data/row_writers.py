@@ -14,7 +14,6 @@ from typing import IO, Any
 from aifx.core.errors import DataError, UsageError
 from aifx.core.files import replacing
 from aifx.core.json_values import encode_json
-from aifx.data.parquet import import_pyarrow
 
 Record = Mapping[str, Any]
 
@@ -22,8 +21,7 @@ Record = Mapping[str, Any]
 def output_format(path: Path) -> str:
     """The format that the file's extension names.
 
-    Raises UsageError for another extension or a place where no file can be, EnvironmentFault for Parquet without
-    pyarrow.
+    Raises UsageError for another extension or a place where no file can be.
     """
     format = path.suffix.lower().removeprefix(".")
     if format not in WRITERS:
@@ -36,8 +34,6 @@ def output_format(path: Path) -> str:
         raise UsageError(f"--output {path} is a directory", "predictions are one file", hint)
     if not path.parent.is_dir():
         raise UsageError(f"--output {path}: no folder {path.parent}", "", f"mkdir -p {path.parent}")
-    if format == "parquet":
-        import_pyarrow(f"{path} cannot be written")
     return format
 
 
@@ -109,8 +105,11 @@ class CsvWriter(TableWriter):
 
 class ParquetWriter(TableWriter):
     def __init__(self, stream: IO[bytes]) -> None:
+        import pyarrow as arrow
+        from pyarrow import parquet
+
         super().__init__(stream)
-        self._arrow, self._parquet = import_pyarrow("Parquet cannot be written")
+        self._arrow, self._parquet = arrow, parquet
         self._writer: Any = None
 
     def _write_rows(self, rows: list[dict[str, Any]], *, is_first: bool) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from aifx.checkpoint.copying import CopiedCheckpoint, Stored, copy_checkpoint, open_store
+from aifx.checkpoint.copying import CopiedCheckpoint, Stored, copy_checkpoint
 from aifx.core.errors import CheckpointError
 from aifx.core.project import RunDirectory
+from aifx.core.stores import open_store
 from aifx.runs.binding import read_digests
 from aifx.runs.lock import hold_run
 

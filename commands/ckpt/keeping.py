@@ -125,7 +125,8 @@ def cp(
     install s3fs, for gs:// gcsfs.
     """
     with terminal(json) as out:
-        from aifx.checkpoint.copying import copy_checkpoint, open_store, open_stored
+        from aifx.checkpoint.copying import copy_checkpoint, open_stored
+        from aifx.core.stores import open_store
 
         if "/" in source:
             stored = open_stored(source)

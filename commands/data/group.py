@@ -1,4 +1,4 @@
-"""`aifx data`: look at the data of a project."""
+"""`aifx data`: versions of data sets, and a look at the data of a project."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from aifx.commands.console.completion import complete_run
 from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
+from aifx.commands.data.versions import ls, verify
 from aifx.core.errors import UsageError
 from aifx.core.project import find_project
 
@@ -19,18 +20,15 @@ if TYPE_CHECKING:
     from aifx.tasks.shown import ShownBatch, ShownData, ShownRow
 
 app = typer.Typer(
-    help="""Look at the data of a project.
+    help="""Collect, clean and version data, and look at the data of a project.
 
     Examples:
+        aifx data ls                   list data sets and their versions
+        aifx data verify corpus        compare its files with their digests
         aifx data show                 print training rows as the model sees them
         aifx data show --step 120      print rows of the batch of a step
     """
 )
-
-
-@app.callback()
-def data() -> None:
-    """Without a callback, typer would make the only command of a group the group itself."""
 
 
 RunOfDataOption = Annotated[
@@ -152,3 +150,7 @@ def _print_examples(out: Output, row: ShownRow) -> None:
             shown.append("+}")
         out.print(f"\n{example.name}:" if example.name else "")
         out.print(shown, soft_wrap=True)
+
+
+app.command()(ls)
+app.command()(verify)

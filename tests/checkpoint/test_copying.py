@@ -17,11 +17,12 @@ import pytest
 
 from aifx.checkpoint import copying
 from aifx.checkpoint.checkpoints import Checkpoints
-from aifx.checkpoint.copying import Store, copy_checkpoint, open_store, open_stored
+from aifx.checkpoint.copying import copy_checkpoint, open_stored
 from aifx.config.sections import CheckpointSection
 from aifx.core.errors import CheckpointError, EnvironmentFault, UsageError
 from aifx.core.json_files import write_json
 from aifx.core.project import Project, RunDirectory
+from aifx.core.stores import Store, open_store
 
 STATE = {"params": {str(i): jnp.full((3000,), i, jnp.float32) for i in range(3)}}
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import pytest
 
 from aifx.checkpoint.checkpoints import Checkpoints
-from aifx.checkpoint.copying import copy_checkpoint, open_store, open_stored
+from aifx.checkpoint.copying import copy_checkpoint, open_stored
 from aifx.config.sections import CheckpointSection
 from aifx.core.errors import CheckpointError
+from aifx.core.stores import open_store
 
 
 @pytest.fixture

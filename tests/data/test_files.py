@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from prose import prose
 from tokenizers import models, pre_tokenizers
 
-from aifx.core.errors import AifxError, DataError, EnvironmentFault
+from aifx.core.errors import AifxError, DataError
 from aifx.core.project import Project
 from aifx.data import encoding, files
 from aifx.data.encoding import TextFile
@@ -76,14 +76,6 @@ def test_parquet_rows_are_documents(write: Write, open_: Callable[..., TextData]
     path.write_bytes(b"PAR1 and no more")
     with pytest.raises(DataError, match=r"data/a.parquet: not a Parquet file"):
         open_(train=("data/*.parquet",))
-
-
-def test_without_pyarrow_the_extra_is_named(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(EnvironmentFault) as caught:
-        documents(write("a.parquet", b"PAR1"))
-    assert caught.value.hint == "pip install 'pyarrow>=17'"
-    assert "a.parquet" in caught.value.what
 
 
 BAD: list[tuple[str, bytes, str, str]] = [

@@ -71,7 +71,7 @@ def test_the_first_section_meets_what_aifx_needs_to_run_and_to_be_built(python: 
 @pytest.mark.parametrize(
     ("sections", "groups"),
     [
-        (RUNNING + TEST_TOOLS, ["lint", "test", "parquet", "tensorboard", "wandb", "mlflow"]),
+        (RUNNING + TEST_TOOLS, ["lint", "test", "html", "tensorboard", "wandb", "mlflow"]),
         (LOCK, ["docs"]),
     ],
     ids=["tests", "docs"],

@@ -1,0 +1,1 @@
+"""From raw files to immutable, explained versions of data sets. `aifx.data.versions` reads them."""

@@ -1,0 +1,317 @@
+"""Running a step: its tasks in processes, each shard by rename, and a restart that does only what is missing.
+
+A step works in a folder that is named by all that its result depends on, `<root>/<name>/.work-<key>`:
+
+    prepared/          what `Step.prepare` wrote; prepared.json is written after it
+    out/               the version's folder, before it has a name
+    done/<task>.json   written when all shards of a task are in out/
+
+A process may be killed at any moment. When all tasks are done, the manifest is written and `out` gets its name. For a
+remote root, the folder is in the cache, and the version is copied from there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from aifx.core.errors import AifxError, DataError
+from aifx.core.files import read_file
+from aifx.core.json_files import write_json
+from aifx.core.json_values import encode_json, plain
+from aifx.core.parsing import parse_json
+from aifx.core.progress import Reporter, report_progress
+from aifx.core.project import cache_path
+from aifx.core.version import __version__
+from aifx.curation.lineage import record_run
+from aifx.curation.publishing import describe
+from aifx.curation.shards import columns_of, write_shard
+from aifx.curation.step import Limits, Step
+from aifx.data.versions import DROPPED, MANIFEST, SHARDS, Catalog, Manifest, ShardFile, Source, StepRecord, Version
+from aifx.data.versions import check_dataset_name as check_name
+
+OUT, DONE, PREPARED = "out", "done", "prepared"
+
+
+class DatasetBusy(AifxError):
+    """Another process makes a version of the data set."""
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What `done/<task>.json` holds."""
+
+    shards: tuple[ShardFile, ...]
+    dropped: tuple[ShardFile, ...]
+    dropped_by: Mapping[str, int]
+    facts: Mapping[str, int]
+    sources: tuple[Source, ...]
+    columns: Mapping[str, str]
+
+
+_RESULT = TypeAdapter(TaskResult)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a step made.
+
+    Attributes:
+        version: the version, on this machine.
+        is_new: False if it was there already.
+    """
+
+    version: Version
+    is_new: bool
+
+
+def execute(step: Step, name: str, catalog: Catalog, limits: Limits) -> Made:
+    """Make the version of the data set `name` that `step` describes, and let `name` mean it.
+
+    Raises what the step raises, DatasetBusy, OSError. What is done stays for the next call with the same step.
+    """
+    check_name(name)
+    key = step_key(step)
+    root = catalog.local if catalog.local is not None else cache_path("datasets") / "work"
+    with _holding(root / name, name):
+        work = root / name / f".work-{key}"
+        found = _found(step, name, catalog)
+        if found is None:
+            work.mkdir(parents=True, exist_ok=True)
+            found = _made(step, name, catalog, work, limits)
+            is_new = True
+        else:
+            is_new = False
+        catalog.set_latest(name, found.manifest.version)
+        record_run(catalog, found, step.parents, key)
+        shutil.rmtree(work, ignore_errors=True)
+    return Made(found, is_new)
+
+
+def step_key(step: Step) -> str:
+    """Names all that the result of a step depends on."""
+    parts = [step.name, step.version, plain(step.settings), [parent.manifest.sha256 for parent in step.parents]]
+    return hashlib.sha256(encode_json([*parts, __version__]).encode()).hexdigest()[:16]
+
+
+def _found(step: Step, name: str, catalog: Catalog) -> Version | None:
+    """The version that the same step made before."""
+    if not step.parents:
+        return None  # a step that reads files may find others now
+    record = plain(_record(step))
+    parents = [parent.reference for parent in step.parents]
+    for version in catalog.versions(name):
+        reference = f"{name}@{version}"
+        try:
+            manifest = catalog.manifest(reference)
+        except DataError:
+            continue
+        if plain(manifest.step) == record and list(manifest.parents) == parents:
+            return catalog.open(reference)
+    return None
+
+
+def _record(step: Step) -> StepRecord:
+    return StepRecord(step.name, step.version, plain(step.settings), __version__)
+
+
+def _made(step: Step, name: str, catalog: Catalog, work: Path, limits: Limits) -> Version:
+    tasks = step.tasks()
+    facts = _prepare(step, work, limits)
+    with report_progress(f"{step.name} {name}", sum(size for _, size in tasks), "bytes") as progress:
+        results = _results(step, work, limits, progress)
+    manifest = _manifest(step, name, results, facts)
+    out = work / OUT
+    (out / SHARDS).mkdir(parents=True, exist_ok=True)
+    describe(out, manifest, step.parents)
+    if catalog.local is None:
+        version = Version(out, manifest)
+        catalog.publish(version)
+        return catalog.open(manifest.reference)
+    target = catalog.local / name / manifest.version
+    if (target / MANIFEST).exists():
+        return catalog.open(manifest.reference)
+    shutil.rmtree(target, ignore_errors=True)  # a folder without a manifest is no version
+    os.rename(out, target)
+    return Version(target, manifest)
+
+
+def _prepare(step: Step, work: Path, limits: Limits) -> Mapping[str, Any]:
+    done = work / f"{PREPARED}.json"
+    if done.exists():
+        found = parse_json(read_file(done))
+        assert isinstance(found, dict)
+        return found
+    folder = work / PREPARED
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    facts = step.prepare(folder, limits)
+    write_json(done, facts)
+    return facts
+
+
+def _results(step: Step, work: Path, limits: Limits, progress: Reporter) -> list[TaskResult]:
+    """What all tasks made, in order; those that are done already are not run."""
+    tasks = step.tasks()
+    (work / DONE).mkdir(exist_ok=True)
+    results = {task: found for task in range(len(tasks)) if (found := _read_result(work, task)) is not None}
+    for task in results:
+        progress.advance(tasks[task][1])
+    missing = [task for task in range(len(tasks)) if task not in results]
+    if len(missing) <= 1 or limits.workers == 1:
+        for task in missing:
+            results[task] = run_task(step, task, work, limits)
+            progress.advance(tasks[task][1])
+    else:
+        for task, result in _in_processes(step, missing, work, limits):
+            results[task] = result
+            progress.advance(tasks[task][1])
+    return [results[task] for task in range(len(tasks))]
+
+
+def _in_processes(step: Step, missing: list[int], work: Path, limits: Limits) -> Iterator[tuple[int, TaskResult]]:
+    workers = min(limits.workers, len(missing))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (step, work, limits))
+    try:
+        waiting: dict[Future[TaskResult], int] = {pool.submit(_run_given, task): task for task in missing}
+        while waiting:
+            ended, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in ended:
+                yield waiting.pop(future), future.result()
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+_given: tuple[Step, Path, Limits] | None = None
+
+
+def _begin(step: Step, work: Path, limits: Limits) -> None:
+    """In a new process: take the step, leave signals to the parent, and end with it, however it ends."""
+    import signal
+
+    global _given
+    _given = (step, work, limits)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _run_given(task: int) -> TaskResult:
+    assert _given is not None
+    step, work, limits = _given
+    return run_task(step, task, work, limits)
+
+
+def run_task(step: Step, task: int, work: Path, limits: Limits) -> TaskResult:
+    """Make the shards of a task in `work`, and record that it is done."""
+    shards: list[ShardFile] = []
+    dropped: list[ShardFile] = []
+    rules: Counter[str] = Counter()
+    facts: Counter[str] = Counter()
+    sources: list[Source] = []
+    columns: dict[str, str] = {}
+    for part, outcome in enumerate(step.run(task, work / PREPARED, limits)):
+        name = f"{task:05d}-{part:03d}.parquet"
+        columns = columns or columns_of(outcome.kept)
+        shards.append(write_shard(work / OUT, f"{SHARDS}/{name}", outcome.kept))
+        if outcome.dropped is not None and len(outcome.dropped):
+            dropped.append(write_shard(work / OUT, f"{DROPPED}/{name}", outcome.dropped))
+            rules.update(outcome.dropped.column("rule").to_pylist())
+        facts.update(outcome.facts)
+        sources += outcome.sources
+    result = TaskResult(tuple(shards), tuple(dropped), dict(sorted(rules.items())), facts, tuple(sources), columns)
+    write_json(_done(work, task), plain(result))
+    return result
+
+
+def _done(work: Path, task: int) -> Path:
+    return work / DONE / f"{task:05d}.json"
+
+
+def _read_result(work: Path, task: int) -> TaskResult | None:
+    try:
+        result: TaskResult = _RESULT.validate_python(parse_json(read_file(_done(work, task))))
+    except (FileNotFoundError, ValueError):
+        return None
+    return result
+
+
+def _manifest(step: Step, name: str, results: list[TaskResult], facts: Mapping[str, Any]) -> Manifest:
+    from dataclasses import replace
+
+    rules: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    sources = {source.name: source for source in step.sources}
+    columns: dict[str, str] = {}
+    for index, result in enumerate(results):
+        rules.update(result.dropped_by)
+        counts.update(result.facts)
+        sources.update({source.name: source for source in result.sources})
+        if columns and result.columns and dict(result.columns) != columns:
+            what = f"{step.tasks()[index][0]} has other columns than the rows before it"
+            raise DataError(
+                what, f"{dict(result.columns)} instead of {columns}", "give all of its files the same columns"
+            )
+        columns = columns or dict(result.columns)
+    shards = tuple(shard for result in results for shard in result.shards)
+    dropped = tuple(shard for result in results for shard in result.dropped)
+    manifest = Manifest(
+        name=name,
+        kind=step.kind,
+        columns=columns,
+        rows=sum(shard.rows for shard in shards),
+        bytes=sum(shard.bytes for shard in shards),
+        shards=shards,
+        dropped=dropped,
+        dropped_by=dict(sorted(rules.items())),
+        parents=tuple(parent.reference for parent in step.parents),
+        step=_record(step),
+        sources=tuple(sources[name] for name in sorted(sources)),
+        facts=dict(sorted({**facts, **counts}.items())),
+    )
+    return replace(manifest, sha256=manifest.content_digest())
+
+
+@contextmanager
+def _holding(folder: Path, name: str) -> Iterator[None]:
+    """Hold the data set. Raises DatasetBusy if another process does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(handle, 100).decode(errors="replace").strip()
+            why = f"process {holder} makes a version of it" if holder else "another process makes a version of it"
+            raise DatasetBusy(
+                f"data set {name} is in use", why, "run the same command again when it has ended"
+            ) from None
+        os.ftruncate(handle, 0)
+        os.write(handle, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(handle)

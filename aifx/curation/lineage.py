@@ -1,0 +1,90 @@
+"""The history of data sets as OpenLineage RunEvents: https://openlineage.io/spec/2-0-2/OpenLineage.json."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from aifx.core.json_files import JsonLines
+from aifx.core.json_values import plain
+from aifx.core.version import DISTRIBUTION, __version__
+from aifx.data.versions import LINEAGE, Catalog, Manifest, Version
+
+SCHEMA = "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent"
+VERSION_FACET = "https://openlineage.io/spec/facets/1-0-1/DatasetVersionDatasetFacet.json"
+SCHEMA_FACET = "https://openlineage.io/spec/facets/1-1-1/SchemaDatasetFacet.json"
+STATISTICS_FACET = "https://openlineage.io/spec/facets/1-0-2/OutputStatisticsOutputDatasetFacet.json"
+PRODUCER = f"https://pypi.org/project/{DISTRIBUTION}/{__version__}"
+
+
+def record_run(catalog: Catalog, made: Version, parents: Sequence[Version], key: str) -> None:
+    """Append that a step made a version, unless that is recorded already."""
+    run_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"aifx:{key}:{made.manifest.sha256}"))
+    if any(event.get("run", {}).get("runId") == run_id for event in read_lineage(catalog)):
+        return
+    event = run_event(made.manifest, [parent.manifest for parent in parents], run_id, catalog.store.url)
+    if catalog.local is not None:
+        lines = JsonLines(catalog.local / LINEAGE)
+        try:
+            lines.append(event)
+            lines.sync()
+        finally:
+            lines.close()
+    else:
+        before = catalog.store.read(LINEAGE) or b""
+        catalog.store.write(LINEAGE, iter([before + json.dumps(event).encode() + b"\n"]))
+
+
+def read_lineage(catalog: Catalog) -> list[dict[str, Any]]:
+    """The events in the order in which they were recorded."""
+    from aifx.core.json_files import parse_lines
+
+    return parse_lines(catalog.store.read(LINEAGE) or b"")
+
+
+def run_event(made: Manifest, parents: Sequence[Manifest], run_id: str, namespace: str) -> dict[str, Any]:
+    """The RunEvent of the step that made a version."""
+    facts = {"rowCount": made.rows, "size": made.bytes, "fileCount": len(made.shards)}
+    return {
+        "eventType": "COMPLETE",
+        "eventTime": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "run": {"runId": run_id, "facets": {}},
+        "job": {
+            "namespace": "aifx",
+            "name": f"data.{made.step.name}",
+            "facets": {
+                "aifx_step": {
+                    **_facet("https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/JobFacet"),
+                    **plain(made.step),
+                }
+            },
+        },
+        "inputs": [
+            *(_dataset(parent, namespace) for parent in parents),
+            *({"namespace": "file", "name": source.name} for source in (made.sources if not parents else ())),
+        ],
+        "outputs": [
+            {**_dataset(made, namespace), "outputFacets": {"outputStatistics": {**_facet(STATISTICS_FACET), **facts}}}
+        ],
+        "producer": PRODUCER,
+        "schemaURL": SCHEMA,
+    }
+
+
+def _dataset(manifest: Manifest, namespace: str) -> dict[str, Any]:
+    fields = [{"name": name, "type": kind} for name, kind in manifest.columns.items()]
+    return {
+        "namespace": namespace if "://" in namespace else f"file://{namespace}",
+        "name": manifest.name,
+        "facets": {
+            "version": {**_facet(VERSION_FACET), "datasetVersion": manifest.version},
+            "schema": {**_facet(SCHEMA_FACET), "fields": fields},
+        },
+    }
+
+
+def _facet(schema: str) -> dict[str, str]:
+    return {"_producer": PRODUCER, "_schemaURL": schema}

@@ -1,0 +1,129 @@
+"""What the commands of `aifx data` print about versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aifx.curation.execution import Made
+from aifx.data.versions import Catalog, Kind, Version
+
+
+@dataclass(frozen=True)
+class MadeVersion:
+    """What a command that makes a version prints with --json.
+
+    Attributes:
+        reference: "name@version".
+        parents: versions that it was made from.
+        dropped: rows that the step left out.
+        dropped_by: the same by rule.
+        facts: what the step found.
+        is_new: False if the same version was there already.
+    """
+
+    reference: str
+    parents: tuple[str, ...]
+    rows: int
+    size_bytes: int
+    dropped: int
+    dropped_by: Mapping[str, int]
+    facts: Mapping[str, Any]
+    is_new: bool
+
+
+def made_version(made: Made) -> MadeVersion:
+    manifest = made.version.manifest
+    return MadeVersion(
+        reference=manifest.reference,
+        parents=manifest.parents,
+        rows=manifest.rows,
+        size_bytes=manifest.bytes,
+        dropped=sum(manifest.dropped_by.values()),
+        dropped_by=manifest.dropped_by,
+        facts=manifest.facts,
+        is_new=made.is_new,
+    )
+
+
+@dataclass(frozen=True)
+class ListedVersion:
+    """A line of `aifx data ls`.
+
+    Attributes:
+        step: that made it.
+        is_latest: whether the name alone means this version.
+    """
+
+    reference: str
+    kind: Kind
+    rows: int
+    size_bytes: int
+    step: str
+    parents: tuple[str, ...]
+    licenses: tuple[str, ...]
+    is_latest: bool
+
+
+@dataclass(frozen=True)
+class VersionList:
+    """What `aifx data ls --json` prints."""
+
+    root: str
+    versions: tuple[ListedVersion, ...]
+
+
+def list_versions(catalog: Catalog, name: str | None = None) -> VersionList:
+    """The versions of all data sets, or of one. Raises UsageError if there is none of that name."""
+    names = catalog.names() if name is None else [catalog.find(name)[0]]
+    listed = []
+    for name in names:
+        latest = catalog.latest(name)
+        for version in catalog.versions(name):
+            manifest = catalog.manifest(f"{name}@{version}")
+            listed.append(
+                ListedVersion(
+                    reference=manifest.reference,
+                    kind=manifest.kind,
+                    rows=manifest.rows,
+                    size_bytes=manifest.bytes,
+                    step=manifest.step.name,
+                    parents=manifest.parents,
+                    licenses=manifest.licenses,
+                    is_latest=version == latest,
+                )
+            )
+    return VersionList(catalog.store.url, tuple(listed))
+
+
+@dataclass(frozen=True)
+class VerifiedVersion:
+    """What `aifx data verify` found of a version.
+
+    Attributes:
+        damages: each damaged or missing file, and why.
+    """
+
+    reference: str
+    files: int
+    size_bytes: int
+    damages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `aifx data verify --json` prints."""
+
+    versions: tuple[VerifiedVersion, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        return not any(version.damages for version in self.versions)
+
+
+def verify_version(version: Version) -> VerifiedVersion:
+    manifest = version.manifest
+    files = (*manifest.shards, *manifest.dropped)
+    size = sum(file.bytes for file in files)
+    return VerifiedVersion(manifest.reference, len(files), size, tuple(version.damages()))

@@ -1,0 +1,103 @@
+"""Parquet files of a version: their bytes depend on their rows alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from aifx.core.errors import DataError
+from aifx.core.files import replacing
+from aifx.data.parquet import open_parquet
+from aifx.data.versions import ROW, ShardFile
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+
+SHARD_BYTES = 64 << 20
+"""Of rows in memory: a shard is work for a second or a few, and a process holds several times its bytes."""
+
+ROW_GROUP_ROWS = 1 << 16
+COMPRESSION = "lz4"
+
+
+def dropped_rows(rows: Any, rules: Sequence[str] | Any, twins: Any = None) -> Table:
+    """The table of an `Outcome` for dropped rows: their ids, the rule that dropped each, and its twin or null."""
+    import pyarrow as pa
+
+    twins = pa.nulls(len(rows), pa.string()) if twins is None else twins
+    columns = [_strings(rows), _strings(rules), _strings(twins)]
+    return pa.table(columns, names=[ROW, "rule", "twin"])
+
+
+def _strings(values: Any) -> Any:
+    import pyarrow as pa
+
+    return values.cast(pa.string()) if hasattr(values, "cast") else pa.array(values, pa.string())
+
+
+def write_shard(path: Path, name: str, rows: Table) -> ShardFile:
+    """Put rows at `path` / `name`, whole or not at all. Raises OSError."""
+    from pyarrow import parquet
+
+    target = path / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as file:
+        hashing = _Hashing(file)
+        parquet.write_table(
+            rows.replace_schema_metadata(None),
+            hashing,
+            compression=COMPRESSION,
+            row_group_size=ROW_GROUP_ROWS,
+            write_statistics=[ROW] if ROW in rows.column_names else False,
+            store_schema=False,
+        )
+    return ShardFile(name, hashing.digest.hexdigest(), len(rows), hashing.bytes)
+
+
+def read_shard(path: Path, columns: Sequence[str] | None = None) -> Table:
+    """The rows of a shard. Raises DataError if it cannot be read."""
+    with open_parquet(path, str(path)) as file:
+        return file.read(columns=list(columns) if columns is not None else None, use_threads=False)
+
+
+def check_columns(rows: Table, columns: dict[str, str], where: str) -> None:
+    """Raise DataError if a shard has other columns than its version."""
+    found = columns_of(rows)
+    if found != columns:
+        missing, more = sorted(columns.keys() - found.keys()), sorted(found.keys() - columns.keys())
+        other = sorted(name for name in columns.keys() & found.keys() if columns[name] != found[name])
+        parts = (("misses", missing), ("also has", more), ("has another type in", other))
+        why = "; ".join(f"it {how} {', '.join(names)}" for how, names in parts if names)
+        raise DataError(f"{where} has other columns than its version", why or "their order differs", "aifx data verify")
+
+
+def columns_of(rows: Table) -> dict[str, str]:
+    """Arrow type by column."""
+    return {field.name: str(field.type) for field in rows.schema}
+
+
+class _Hashing:
+    """A stream that hashes what it writes."""
+
+    closed = False
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.bytes = 0
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        self.bytes += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """The file is flushed when it is put in place."""
+
+    def tell(self) -> int:
+        return self.bytes
+
+    def close(self) -> None:
+        """Whoever opened the file closes it."""

@@ -1,0 +1,111 @@
+"""What a step of curation is: a pure function that makes the shards of a version, a task at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from aifx.curation.shards import read_shard
+from aifx.data.versions import Kind, Source, Version
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a step may use.
+
+    Attributes:
+        memory_bytes: of all of its processes together; what does not fit is spilled to the disk.
+        workers: processes that run tasks.
+    """
+
+    memory_bytes: int
+    workers: int
+
+    @property
+    def task_bytes(self) -> int:
+        """Memory of one task."""
+        return self.memory_bytes // self.workers
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One shard of a version.
+
+    Attributes:
+        kept: its rows; all outcomes of a step have one schema.
+        dropped: rows that the step left out: `_row`, `rule`, and `twin`, the `_row` of the kept row that a duplicate
+            resembles. See `shards.dropped_rows`.
+        facts: numbers that are added up over all outcomes for the manifest.
+        sources: that were read for it, for a step that collects rows.
+    """
+
+    kept: Table
+    dropped: Table | None = None
+    facts: Mapping[str, int] = field(default_factory=dict)
+    sources: Sequence[Source] = ()
+
+
+@dataclass(frozen=True)
+class Step(ABC):
+    """Makes a version. Its fields are all that its result depends on; a pickle of it goes to other processes.
+
+    Attributes:
+        parents: the versions that it reads.
+        name: the subcommand of `aifx data`.
+        version: of its algorithm; raise it if the same settings would keep other rows.
+    """
+
+    parents: tuple[Version, ...]
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+
+    @property
+    @abstractmethod
+    def settings(self) -> Mapping[str, Any]:
+        """What the user chose, as JSON can hold it; the manifest records it."""
+
+    @property
+    def kind(self) -> Kind:
+        return self.parents[0].manifest.kind
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The sources of the version, beside those that its outcomes name. By default those of the parents."""
+        return tuple({source.name: source for parent in self.parents for source in parent.manifest.sources}.values())
+
+    def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
+        """Decide what depends on all rows, in files below the folder `work` that tasks read. Returns facts.
+
+        It runs once, before the tasks. If it is killed, it runs again in an empty folder.
+        """
+        return {}
+
+    @abstractmethod
+    def tasks(self) -> Sequence[tuple[str, int]]:
+        """What the step does, in order, in parts: for each, what it reads, for messages, and the bytes of that."""
+
+    @abstractmethod
+    def run(self, task: int, work: Path, limits: Limits) -> Iterator[Outcome]:
+        """The shards that a task makes: the same bytes wherever and however often it runs."""
+
+
+@dataclass(frozen=True)
+class ShardStep(Step):
+    """A step that makes each shard from one shard of its parent."""
+
+    def tasks(self) -> Sequence[tuple[str, int]]:
+        return [(shard.name, shard.bytes) for shard in self.parents[0].manifest.shards]
+
+    def run(self, task: int, work: Path, limits: Limits) -> Iterator[Outcome]:
+        yield self.apply(read_shard(self.parents[0].shards[task]), work)
+
+    @abstractmethod
+    def apply(self, rows: Table, work: Path) -> Outcome:
+        """What becomes of the rows of a shard."""

@@ -1,0 +1,88 @@
+"""Options and output that the commands of `aifx data` share."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aifx.commands.console.output import Output
+from aifx.core.errors import UsageError
+from aifx.core.project import Project, find_project
+
+if TYPE_CHECKING:
+    from aifx.curation.execution import Made
+    from aifx.curation.step import Limits
+    from aifx.data.versions import Catalog
+
+DatasetArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="Data set: NAME for its latest version, or NAME@VERSION.")
+]
+
+RootOption = Annotated[
+    str | None,
+    typer.Option(
+        "--root",
+        metavar="FOLDER|URL",
+        help="Where the data sets are. By default datasets.root of aifx.toml.",
+    ),
+]
+
+MemoryOption = Annotated[
+    str, typer.Option("--memory", metavar="SIZE", help="Most memory to use, such as 4GB. What exceeds it goes to disk.")
+]
+
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", metavar="N", min=1, help="Number of processes. By default one per core.")
+]
+
+DEFAULT_MEMORY = "2GB"
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?")
+LEAST_MEMORY = 256 << 20
+
+
+def find_catalog(root: str | None) -> tuple[Catalog, Project | None]:
+    """The data sets below `root`, or those of the project around the working directory, and that project."""
+    from aifx.config import load_config
+    from aifx.data.versions import open_catalog
+
+    if root is not None:
+        return open_catalog(root), None
+    project = find_project()
+    return open_catalog(load_config(project).datasets.root, project), project
+
+
+def limits_of(memory: str, workers: int | None) -> Limits:
+    """Raises UsageError for a size that cannot be read or is too small."""
+    from aifx.curation.step import Limits
+
+    size = parse_size(memory, "--memory")
+    if size < LEAST_MEMORY:
+        raise UsageError(f"--memory {memory} is too little", "a process needs 256 MiB", "--memory 1GB")
+    count = workers or len(os.sched_getaffinity(0))
+    return Limits(size, max(1, min(count, size // LEAST_MEMORY)))
+
+
+def parse_size(text: str, option: str) -> int:
+    """Bytes of "4GB", "512MiB" or "1000000". Raises UsageError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{option} {text!r} is not a size", "sizes are numbers with kB, MB, GB or TB", f"{option} 4GB")
+    number, prefix, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kMGT".index(prefix or " "))
+
+
+def print_made(out: Output, made: Made) -> None:
+    """Print what a step made, and the document of --json."""
+    from aifx.core.json_files import readable_bytes
+    from aifx.curation.reports import made_version
+
+    found = made_version(made)
+    out.document(found)
+    there = "" if found.is_new else ", which was there already"
+    out.print(f"{found.reference}: {found.rows:,} rows, {readable_bytes(found.size_bytes)}{there}")
+    if found.dropped:
+        counts = [(rule, f"{count:,}") for rule, count in found.dropped_by.items()]
+        out.table(["dropped by", "rows"], counts, right=["rows"])

@@ -1,0 +1,88 @@
+"""`aifx data ls` and `verify`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from aifx.commands.console.options import JsonOption
+from aifx.commands.console.terminal import terminal
+from aifx.commands.data.options import RootOption, find_catalog
+from aifx.core.errors import ExitCode, UsageError
+
+
+def ls(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="List the versions of this data set. By default of all.")
+    ] = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List data sets and their versions.
+
+    Examples:
+        aifx data ls
+        aifx data ls corpus --json
+    """
+    with terminal(json) as out:
+        from aifx.core.json_files import readable_bytes
+        from aifx.curation.reports import list_versions
+
+        catalog, _ = find_catalog(root)
+        found = list_versions(catalog, name)
+        out.document(found)
+        if not found.versions:
+            out.log(f"no data set in {found.root}: aifx data add NAME FILES makes one")
+            return
+        rows = [
+            (
+                f"{version.reference}{' *' if version.is_latest else ''}",
+                f"{version.rows:,}",
+                readable_bytes(version.size_bytes),
+                version.step,
+                ", ".join(version.licenses),
+            )
+            for version in found.versions
+        ]
+        out.table(["version", "rows", "size", "made by", "licences"], rows, right=["rows", "size"])
+
+
+def verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME…]", help="Versions to verify. By default the latest of each.")
+    ] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Verify every version of every data set.")] = False,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare each file of a version with its SHA-256.
+
+    Examples:
+        aifx data verify corpus
+        aifx data verify corpus@3f2a --json
+        aifx data verify --all
+
+    Exits 1 if a file is damaged or missing.
+    """
+    with terminal(json) as out:
+        from aifx.core.json_files import readable_bytes
+        from aifx.curation.reports import Verification, verify_version
+
+        if all_ and names:
+            raise UsageError("--all cannot be used with a name", "it verifies all data sets", "aifx data verify --all")
+        catalog, _ = find_catalog(root)
+        references = names or catalog.names()
+        if all_:
+            references = [f"{name}@{version}" for name in catalog.names() for version in catalog.versions(name)]
+        found = Verification(tuple(verify_version(catalog.open(reference)) for reference in references))
+        out.document(found)
+        if not found.versions:
+            out.log(f"no data set in {catalog.store.url}: aifx data add NAME FILES makes one")
+        for version in found.versions:
+            state = "damaged" if version.damages else "whole"
+            out.print(f"{version.reference}: {state}: {version.files} files, {readable_bytes(version.size_bytes)}")
+            for damage in version.damages:
+                out.print(f"  {damage}")
+        if not found.is_whole:
+            raise SystemExit(ExitCode.VERDICT)

@@ -1,0 +1,122 @@
+"""Steps become versions: named by their content, the same however often and wherever they ran."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from pyarrow import parquet
+from toy_steps import Rows, WithoutLetter
+
+from aifx.core.errors import DataError, UsageError
+from aifx.curation import execution
+from aifx.curation.execution import DatasetBusy, execute
+from aifx.curation.step import Limits
+from aifx.data.versions import Catalog, open_catalog
+
+TEXTS = (("a cat", "a dog"), ("a bird", "no fish"), ("an ox",))
+LIMITS = Limits(1 << 30, 1)
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Catalog:
+    return open_catalog(str(tmp_path / "datasets"))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_step_makes_a_version(catalog: Catalog) -> None:
+    collected = execute(Rows((), TEXTS), "pets", catalog, LIMITS).version
+    assert catalog.names() == ["pets"]
+    made = execute(WithoutLetter((collected,), "d"), "pets", catalog, LIMITS).version
+    manifest = catalog.manifest("pets")
+    assert manifest == made.manifest
+    assert (manifest.rows, manifest.dropped_by, manifest.facts) == (3, {"has d": 2}, {"seen": 5})
+    assert (manifest.parents, manifest.licenses) == ((collected.reference,), ("MIT",))
+    kept = [row for shard in made.shards for row in parquet.read_table(shard).to_pylist()]
+    assert [row["text"] for row in kept] == ["a cat", "no fish", "an ox"]
+    dropped = [row for shard in made.dropped for row in parquet.read_table(shard).to_pylist()]
+    assert dropped == [
+        {"_row": "s0.txt-1", "rule": "has d", "twin": None},
+        {"_row": "s1.txt-0", "rule": "has d", "twin": None},
+    ]
+    assert list(made.damages()) == []
+    assert catalog.open(f"pets@{made.manifest.version[:4]}").manifest == manifest
+    events = [json.loads(line) for line in (catalog.local / "lineage.jsonl").read_text().splitlines()]  # type: ignore[operator]
+    assert [event["job"]["name"] for event in events] == ["data.rows", "data.without-letter"]
+
+
+def test_the_same_step_makes_the_same_bytes(tmp_path: Path) -> None:
+    """In one process and in several, and the second time nothing at all."""
+    found = []
+    for workers in (1, 2):
+        catalog = open_catalog(str(tmp_path / str(workers)))
+        limits = Limits(1 << 30, workers)
+        parent = execute(Rows((), TEXTS), "pets", catalog, limits).version
+        step = WithoutLetter((parent,), "d")
+        made = execute(step, "pets", catalog, limits)
+        assert made.is_new
+        assert not execute(step, "pets", catalog, limits).is_new
+        found.append(content(made.version.path))
+        assert not list((tmp_path / str(workers)).rglob(".work*"))
+    assert found[0] == found[1]
+
+
+def test_a_restart_does_what_is_missing(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    real = execution.run_task
+
+    def failing(step: object, task: int, *args: object) -> object:
+        ran.append(task)
+        if task == 2 and ran.count(2) == 1:
+            raise OSError("no more")
+        return real(step, task, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(execution, "run_task", failing)
+    step = Rows((), TEXTS)
+    with pytest.raises(OSError, match="no more"):
+        execute(step, "pets", catalog, LIMITS)
+    assert catalog.names() == []
+    execute(step, "pets", catalog, LIMITS)
+    assert ran == [0, 1, 2, 2]
+
+
+def test_one_process_at_a_time(catalog: Catalog) -> None:
+    assert catalog.local is not None
+    with (
+        execution._holding(catalog.local / "pets", "pets"),
+        pytest.raises(DatasetBusy, match=f"process {os.getpid()} makes"),
+    ):
+        execute(Rows((), TEXTS), "pets", catalog, LIMITS)
+
+
+def test_damage_is_named(catalog: Catalog) -> None:
+    made = execute(Rows((), TEXTS), "pets", catalog, LIMITS).version
+    shard = made.shards[1]
+    data = bytearray(shard.read_bytes())
+    for place in (0, len(data) // 2, len(data) - 1):
+        data[place] ^= 1
+        shard.write_bytes(data)
+        assert list(made.damages()) == ["shards/00001-000.parquet has other bytes than were written"]
+        data[place] ^= 1
+    shard.write_bytes(data[:-1])
+    made.shards[0].unlink()
+    assert list(made.damages()) == [
+        "shards/00000-000.parquet is missing",
+        f"shards/00001-000.parquet has {len(data) - 1:,} bytes instead of {len(data):,}",
+    ]
+    manifest = made.path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"rows": 2', '"rows": 3', 1))
+    with pytest.raises(DataError, match="is damaged"):
+        catalog.open("pets")
+
+
+@pytest.mark.parametrize("reference", ["cats", "pets@0000", "pets@00", "../pets", "pets@"])
+def test_a_name_that_means_nothing(catalog: Catalog, reference: str) -> None:
+    execute(Rows((), TEXTS), "pets", catalog, LIMITS)
+    with pytest.raises(UsageError):
+        catalog.find(reference)

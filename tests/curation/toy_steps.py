@@ -1,0 +1,62 @@
+"""Steps that are small enough to see through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute
+
+from aifx.curation.shards import dropped_rows
+from aifx.curation.step import Limits, Outcome, ShardStep, Step
+from aifx.data.versions import ROW, SOURCE, Kind, Source
+
+
+@dataclass(frozen=True)
+class Rows(Step):
+    """Collects given texts, one shard for each sequence of them."""
+
+    texts: tuple[tuple[str, ...], ...]
+
+    name = "rows"
+    version = 1
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {"texts": self.texts}
+
+    @property
+    def kind(self) -> Kind:
+        return "text"
+
+    def tasks(self) -> Sequence[tuple[str, int]]:
+        return [(f"shard {index}", sum(map(len, texts))) for index, texts in enumerate(self.texts)]
+
+    def run(self, task: int, work: Path, limits: Limits) -> Iterator[Outcome]:
+        texts, name = self.texts[task], f"s{task}.txt"
+        ids = [f"{name}-{index}" for index in range(len(texts))]
+        rows = pa.table({ROW: ids, SOURCE: [name] * len(ids), "text": pa.array(texts, pa.string())})
+        yield Outcome(rows, sources=[Source(name, "0" * 64, sum(map(len, texts)), len(texts), "MIT")])
+
+
+@dataclass(frozen=True)
+class WithoutLetter(ShardStep):
+    """Drops the texts that have a letter."""
+
+    letter: str
+
+    name = "without-letter"
+    version = 1
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {"letter": self.letter}
+
+    def apply(self, rows: pa.Table, work: Path) -> Outcome:
+        has = pa.compute.match_substring(rows["text"], self.letter)
+        dropped = rows.filter(has)[ROW]
+        kept = rows.filter(pa.compute.invert(has))
+        return Outcome(kept, dropped_rows(dropped, [f"has {self.letter}"] * len(dropped)), {"seen": len(rows)})
