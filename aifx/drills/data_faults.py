@@ -99,11 +99,13 @@ def spike(course: Course, phase: str) -> DrillResult:
 
 
 def _train(course: Course, run: RunDirectory, fault: DataFault, *more: str) -> Ended:
-    """Train a run whose data has a fault. Raises Missed if the data cannot have it."""
+    """Train a run whose data has a fault. Raises Missed if it did not come."""
     with course.start(run, fault, 1, None, *more) as trainer:
         ended = trainer.wait()
     if fault.action != "drop" and not reached(course.place.fault_file(run.name)).exists():
-        raise Missed("the batches hold no numbers that can have this fault")
+        if ended.code != 0:
+            raise Missed(f"the run ended before its fault: {ended.why}")
+        raise Missed(f"the batches hold only whole numbers, as those of text do, so none can be {fault.action}")
     return ended
 
 

@@ -28,6 +28,8 @@ State: TypeAlias = Literal["equal", "different"]
 
 Verdict: TypeAlias = Literal["passed", "broken", "not run"]
 
+Interrupt: TypeAlias = Literal["SIGINT", "SIGTERM"]
+
 KILLED = "signal 9"
 PREEMPTED = "exit 75"
 
@@ -181,15 +183,18 @@ class DrillReport:
     """What `aifx drill --json` prints.
 
     Attributes:
-        passed: no guarantee is broken. Drills that were not run count for nothing.
+        passed: no guarantee is broken, and no signal stopped the command. Other drills that were not run count for
+            nothing.
         checkpoint_every: steps between checkpoints of the runs.
         folder: the copy of the project, if it was kept.
+        interrupted: the signal that stopped the command.
     """
 
     passed: bool
     num_steps: int
     checkpoint_every: int
     folder: str | None
+    interrupted: Interrupt | None = None
     results: list[DrillResult] = field(default_factory=list)
 
 
@@ -216,6 +221,8 @@ def judged(drill: DrillName, phase: str, expected: Expected, measured: Measured)
     return DrillResult(drill, phase, "broken" if broken else "passed", broken, expected, measured)
 
 
-def report(results: Sequence[DrillResult], num_steps: int, every: int, folder: str | None) -> DrillReport:
-    passed = all(result.verdict != "broken" for result in results)
-    return DrillReport(passed, num_steps, every, folder, list(results))
+def report(
+    results: Sequence[DrillResult], num_steps: int, every: int, folder: str | None, interrupted: Interrupt | None = None
+) -> DrillReport:
+    passed = interrupted is None and all(result.verdict != "broken" for result in results)
+    return DrillReport(passed, num_steps, every, folder, interrupted, list(results))

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from aifx.core.errors import UsageError, did_you_mean
+from aifx.core.errors import Terminated, UsageError, did_you_mean
 from aifx.core.project import Project
 from aifx.drills import data_faults, disk_faults, scenarios
 from aifx.drills.course import Course
-from aifx.drills.guarantees import ALL, DRILL_NAMES, GUARANTEES, DrillName, DrillReport, DrillResult, report
+from aifx.drills.guarantees import ALL, DRILL_NAMES, GUARANTEES, DrillName, DrillReport, DrillResult, Interrupt, report
 from aifx.drills.trainer import Missed
 from aifx.drills.workplace import copied
 
@@ -55,6 +55,8 @@ def run_drills(
 ) -> DrillReport:
     """Inject faults into trainings of a copy of the project, and compare what happens with what is promised.
 
+    After Ctrl-C or SIGTERM, the report has the results so far.
+
     Args:
         drills: each with its phase.
         overrides: `section.key=value` of the runs.
@@ -65,12 +67,18 @@ def run_drills(
     Raises ConfigError, and AifxError if the training fails without any fault.
     """
     results: list[DrillResult] = []
+    interrupted: Interrupt | None = None
     with copied(project, every, overrides, file, keep=keep) as place:
         course = Course(place)
-        for number, (drill, phase) in enumerate(drills):
-            logger.info(f"{number + 1} of {len(drills)}: {drill}, {phase}")
-            results.append(_drill(course, drill, phase))
-        return report(results, place.num_steps, every, str(place.project.root) if keep else None)
+        try:
+            for number, (drill, phase) in enumerate(drills):
+                logger.info(f"{number + 1} of {len(drills)}: {drill}, {phase}")
+                results.append(_drill(course, drill, phase))
+        except KeyboardInterrupt as interrupt:
+            interrupted = "SIGTERM" if isinstance(interrupt, Terminated) else "SIGINT"
+            reason = f"{interrupted} stopped the command"
+            results += [DrillResult(drill, phase, "not run", [reason]) for drill, phase in drills[len(results) :]]
+        return report(results, place.num_steps, every, str(place.project.root) if keep else None, interrupted)
 
 
 def _drill(course: Course, drill: DrillName, phase: str) -> DrillResult:

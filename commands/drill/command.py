@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from aifx.commands.console.completion import complete_drill
 from aifx.commands.console.jobs import refuse_job
 from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.output import Output
+from aifx.commands.console.stopping import exit_code_of
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import ExitCode
 from aifx.core.limits import check_limits
@@ -63,7 +65,7 @@ def drill(
         aifx drill corrupt-ckpt --keep
         aifx drill all --json
 
-    Exits 1 if a guarantee is broken.
+    Exits 1 if a guarantee is broken. After Ctrl-C or SIGTERM, it prints the results so far.
     """
     with terminal(json) as out:
         refuse_job("drill")
@@ -74,6 +76,8 @@ def drill(
         report = run_drills(find_project(), drills, set_ or (), config, every=every, keep=keep)
         out.document(report)
         _print(out, report)
+        if report.interrupted is not None:
+            raise SystemExit(exit_code_of(signal.Signals[report.interrupted]))
         if not report.passed:
             raise SystemExit(ExitCode.VERDICT)
 

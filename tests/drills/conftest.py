@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +75,7 @@ write("events.jsonl", event="resume" if step else "start", step=step)
 lines = (run / "metrics.jsonl").read_text().splitlines() if step else []
 (run / "metrics.jsonl").write_text("".join(f"{line}\\n" for line in lines if json.loads(line)["step"] <= step))
 while step < last:
-    time.sleep(0.01)
+    time.sleep(behaviour.get("step_s", 0.01))
     step += 1
     write("metrics.jsonl", step=step)
     if stopped or step % every == 0:
@@ -97,6 +99,14 @@ class Drilled:
         """`aifx drill args` in this process: exit code, stdout and stderr."""
         done = inprocess.run(["drill", *args], self.root, os.environ)
         return done.returncode, done.stdout, done.stderr
+
+    def start(self, *args: str) -> subprocess.Popen[str]:
+        """`aifx drill args` in a process of its own, with TRAINER."""
+        lines = ["import aifx.drills.trainer", f"aifx.drills.trainer.PROGRAM = {TRAINER!r}"]
+        lines += ["from aifx.commands.main import main", "main()"]
+        words = [sys.executable, "-P", "-c", "\n".join(lines), "drill", *args]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(words, cwd=self.root, stdout=pipe, stderr=pipe, text=True)
 
     def results(self, *args: str) -> tuple[int, list[dict[str, Any]]]:
         code, out, _ = self.command(*args, "--json")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,6 +117,25 @@ def test_a_disk_that_cannot_be_mounted_is_not_run(drilled, monkeypatch: pytest.M
     assert code == 0
     assert results[0]["verdict"] == "not run"
     assert "mount cannot be run here" in results[0]["reasons"][0]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_leaves_the_results_so_far(
+    drilled, behave: Callable[..., None], number: signal.Signals, code: int
+) -> None:
+    behave(step_s=0.04)
+    phases = ("--phase", "step", "--phase", "flip", "--phase", "cut")
+    with drilled.start("kill", "corrupt-ckpt", *phases, "--json") as drill:
+        assert drill.stderr is not None
+        assert any("2 of 3" in line for line in drill.stderr)
+        drill.send_signal(number)
+        out, _ = drill.communicate()
+    document = json.loads(out)
+    assert drill.returncode == code
+    assert (document["passed"], document["interrupted"]) == (False, number.name)
+    assert [r["verdict"] for r in document["results"]] == ["passed", "not run", "not run"]
+    assert document["results"][1]["reasons"] == [f"{number.name} stopped the command"]
+    assert not left(drilled.root)
 
 
 @pytest.mark.slow
