@@ -42,7 +42,7 @@ def submit(script: Path, root: Path) -> tuple[str, str]:
 
     Raises EnvironmentFault if Slurm refuses it.
     """
-    ended = _ask("sbatch", "--parsable", str(script), cwd=root, without=_variables_over(script.read_text()))
+    ended = ask("sbatch", "--parsable", str(script), cwd=root, without=_variables_over(script.read_text()))
     number, _, place = ended.output.decode("utf-8", "replace").strip().partition(";")
     if not ended.succeeded or not re.fullmatch("[0-9]+", number):
         why = ended.last_line.removeprefix("sbatch: error: ") or ended.how
@@ -56,7 +56,7 @@ class Slurm:
     def status(self, record: LaunchRecord, folder: Path) -> JobStatus:
         ended = _end_of(folder)
         try:
-            shown = _ask("scontrol", "show", "job", "--oneliner", *_job(record))
+            shown = ask("scontrol", "show", "job", "--oneliner", *_job(record))
         except EnvironmentFault as error:
             return ended or JobStatus("unknown", error.what)
         text = shown.output.decode("utf-8", "replace")
@@ -68,7 +68,7 @@ class Slurm:
     def stop(self, record: LaunchRecord, status: JobStatus, *, now: bool) -> None:
         # The script passes SIGINT on to its processes, and does not go back to the queue.
         how = [] if now or status.state != "running" else ["--batch", "--signal=INT"]
-        done = _ask("scancel", *how, *_job(record))
+        done = ask("scancel", *how, *_job(record))
         if not done.succeeded:
             raise EnvironmentFault(f"Slurm did not stop job {record.job}", done.last_line or done.how, "squeue --me")
 
@@ -131,7 +131,7 @@ def _variables_over(script: str) -> set[str]:
     return {f"SBATCH_{name}" for option in options for name in (option.upper().replace("-", "_"), named.get(option))}
 
 
-def _ask(program: str, *arguments: str, cwd: Path | None = None, without: Collection[str] = ()) -> Ended:
+def ask(program: str, *arguments: str, cwd: Path | None = None, without: Collection[str] = ()) -> Ended:
     """Run a program of Slurm, without some variables. Raises EnvironmentFault if there is none."""
     path = need_program(program, "this machine is not one of a Slurm cluster, or its programs are not in PATH")
     environ = {name: value for name, value in os.environ.items() if name not in without}

@@ -53,10 +53,7 @@ def _directives(job: SlurmJob) -> Iterator[str]:
         f"nodes={launch.nodes}",
         "ntasks-per-node=1",
         *([f"gpus-per-node={launch.gpus_per_node}"] if launch.gpus_per_node else []),
-        *([f"account={slurm.account}"] if slurm.account else []),
-        *([f"partition={slurm.partition}"] if slurm.partition else []),
-        *([f"qos={slurm.qos}"] if slurm.qos else []),
-        *([f"time={slurm.time_limit}"] if slurm.time_limit else []),
+        *charging(slurm),
         f"signal=B:TERM@{slurm.signal_ahead_s}",
         "requeue" if slurm.requeue else "no-requeue",
         f"output={job.folder}/output.log",
@@ -66,18 +63,29 @@ def _directives(job: SlurmJob) -> Iterator[str]:
     return (f"#SBATCH --{option}" for option in options)
 
 
-def _settings(job: SlurmJob) -> Iterator[str]:
-    """The lines that say what the body runs."""
-    launch = job.launch
-    yield f"cd {quoted([str(job.root)])} || exit 2"
-    yield f"events={quoted([f'{job.folder}/events.jsonl'])}"
-    if job.slurm.setup_script:
-        yield f". {quoted([str(Path(job.root, job.slurm.setup_script))])} || exit 2"
+def charging(slurm: SlurmSection) -> list[str]:
+    """The options of sbatch that name who pays, where the job runs and how long it may."""
+    named = {"account": slurm.account, "partition": slurm.partition, "qos": slurm.qos, "time": slurm.time_limit}
+    return [f"{name}={value}" for name, value in named.items() if value]
+
+
+def environment(launch: LaunchSection, slurm: SlurmSection, root: Path) -> Iterator[str]:
+    """The lines that enter the project's folder and set what its processes run in."""
+    yield f"cd {quoted([str(root)])} || exit 2"
+    if slurm.setup_script:
+        yield f". {quoted([str(Path(root, slurm.setup_script))])} || exit 2"
     for variable in launch.environment:
         name, _, value = variable.partition("=")
         yield f"export {name}={quoted([value])}"
-    yield f"on_nodes=({quoted(_srun(job))})"
-    yield f"aifx=({quoted(_program(job))})"
+
+
+def _settings(job: SlurmJob) -> Iterator[str]:
+    """The lines that say what the body runs."""
+    launch = job.launch
+    yield from environment(launch, job.slurm, job.root)
+    yield f"events={quoted([f'{job.folder}/events.jsonl'])}"
+    yield f"on_nodes=({quoted(srun(launch, job.slurm, job.root, launch.nodes))})"
+    yield f"aifx=({quoted(program(job.launch, job.slurm))})"
     supervise = ["launch", "node", "--id", job.id, "-n", str(launch.processes_per_node), "--", *job.arguments]
     yield f"supervise=({quoted(supervise)})"
     yield f"doctor={_yes(launch.doctor)} restarts={launch.restarts} requeue={_yes(job.slurm.requeue)}"
@@ -87,23 +95,23 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def _srun(job: SlurmJob) -> list[str]:
-    nodes = job.launch.nodes
+def srun(launch: LaunchSection, slurm: SlurmSection, root: Path, nodes: int) -> list[str]:
+    """The command that starts a program once on each node. Raises UsageError for a folder that cannot be mounted."""
     # Slurm would bind a task of one CPU to it. srun does not take over --cpus-per-task from sbatch.
     command = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--cpu-bind=none"]
-    command += [f"--{option}" for option in job.slurm.options if option.startswith("cpus-per-task=")]
-    if job.launch.image:
-        mounts = ",".join([f"{job.root}:{job.root}", *job.launch.mounts])
-        if any(mark in str(job.root) for mark in ",:"):
-            raise UsageError(f"{job.root} cannot be mounted", "its name has a comma or a colon", "rename the folder")
-        command += [f"--container-image={job.launch.image}", f"--container-mounts={mounts}"]
-        command += [f"--container-workdir={job.root}"]
+    command += [f"--{option}" for option in slurm.options if option.startswith("cpus-per-task=")]
+    if launch.image:
+        mounts = ",".join([f"{root}:{root}", *launch.mounts])
+        if any(mark in str(root) for mark in ",:"):
+            raise UsageError(f"{root} cannot be mounted", "its name has a comma or a colon", "rename the folder")
+        command += [f"--container-image={launch.image}", f"--container-mounts={mounts}"]
+        command += [f"--container-workdir={root}"]
     return command
 
 
-def _program(job: SlurmJob) -> list[str]:
+def program(launch: LaunchSection, slurm: SlurmSection) -> list[str]:
     """How the nodes start aifx: from their own PATH if the job brings an environment, otherwise as it was started."""
-    if job.launch.image or job.slurm.setup_script:
+    if launch.image or slurm.setup_script:
         return ["aifx"]
     beside = Path(sys.executable).with_name("aifx")
     return [str(beside)] if beside.is_file() else [sys.executable, "-P", "-m", "aifx.commands.main"]

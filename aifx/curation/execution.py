@@ -18,13 +18,13 @@ import os
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter
 
@@ -78,8 +78,15 @@ class Made:
     is_new: bool
 
 
-def execute(step: Step, name: str, catalog: Catalog, limits: Limits) -> Made:
+Runner: TypeAlias = Callable[[Step, list[int], Path, Limits], Iterator[tuple[int, TaskResult]]]
+"""Runs the given tasks of a step, which works in a folder, and gives the result of each."""
+
+
+def execute(step: Step, name: str, catalog: Catalog, limits: Limits, run_tasks: Runner | None = None) -> Made:
     """Make the version of the data set `name` that `step` describes, and let `name` mean it.
+
+    Args:
+        run_tasks: by default, processes of this machine run them.
 
     Raises what the step raises, DatasetBusy, OSError. What is done stays for the next call with the same step.
     """
@@ -91,7 +98,7 @@ def execute(step: Step, name: str, catalog: Catalog, limits: Limits) -> Made:
         found = _found(step, name, catalog)
         if found is None:
             work.mkdir(parents=True, exist_ok=True)
-            found = _made(step, name, catalog, work, limits)
+            found = _made(step, name, catalog, work, limits, run_tasks or in_processes)
             is_new = True
         else:
             is_new = False
@@ -128,11 +135,11 @@ def _record(step: Step) -> StepRecord:
     return StepRecord(step.name, step.version, plain(step.settings), __version__)
 
 
-def _made(step: Step, name: str, catalog: Catalog, work: Path, limits: Limits) -> Version:
+def _made(step: Step, name: str, catalog: Catalog, work: Path, limits: Limits, run_tasks: Runner) -> Version:
     tasks = step.tasks()
     facts = _prepare(step, work, limits)
     with report_progress(f"{step.name} {name}", sum(size for _, size in tasks), "bytes") as progress:
-        results = _results(step, work, limits, progress)
+        results = _results(step, work, limits, progress, run_tasks)
     manifest = _manifest(step, name, results, facts)
     out = work / OUT
     (out / SHARDS).mkdir(parents=True, exist_ok=True)
@@ -163,27 +170,27 @@ def _prepare(step: Step, work: Path, limits: Limits) -> Mapping[str, Any]:
     return facts
 
 
-def _results(step: Step, work: Path, limits: Limits, progress: Reporter) -> list[TaskResult]:
+def _results(step: Step, work: Path, limits: Limits, progress: Reporter, run_tasks: Runner) -> list[TaskResult]:
     """What all tasks made, in order; those that are done already are not run."""
     tasks = step.tasks()
     (work / DONE).mkdir(exist_ok=True)
-    results = {task: found for task in range(len(tasks)) if (found := _read_result(work, task)) is not None}
+    results = {task: found for task in range(len(tasks)) if (found := read_result(work, task)) is not None}
     for task in results:
         progress.advance(tasks[task][1])
     missing = [task for task in range(len(tasks)) if task not in results]
-    if len(missing) <= 1 or limits.workers == 1:
-        for task in missing:
-            results[task] = run_task(step, task, work, limits)
-            progress.advance(tasks[task][1])
-    else:
-        for task, result in _in_processes(step, missing, work, limits):
-            results[task] = result
-            progress.advance(tasks[task][1])
+    for task, result in run_tasks(step, missing, work, limits):
+        results[task] = result
+        progress.advance(tasks[task][1])
     return [results[task] for task in range(len(tasks))]
 
 
-def _in_processes(step: Step, missing: list[int], work: Path, limits: Limits) -> Iterator[tuple[int, TaskResult]]:
+def in_processes(step: Step, missing: list[int], work: Path, limits: Limits) -> Iterator[tuple[int, TaskResult]]:
+    """Run tasks in processes of this machine; in this process if there is one task or one worker."""
     workers = min(limits.workers, len(missing))
+    if workers <= 1:
+        for task in missing:
+            yield task, run_task(step, task, work, limits)
+        return
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (step, work, limits))
     try:
         waiting: dict[Future[TaskResult], int] = {pool.submit(_run_given, task): task for task in missing}
@@ -251,7 +258,7 @@ def _done(work: Path, task: int) -> Path:
     return work / DONE / f"{task:05d}.json"
 
 
-def _read_result(work: Path, task: int) -> TaskResult | None:
+def read_result(work: Path, task: int) -> TaskResult | None:
     try:
         result: TaskResult = _RESULT.validate_python(parse_json(read_file(_done(work, task))))
     except (FileNotFoundError, ValueError):

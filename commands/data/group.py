@@ -12,6 +12,7 @@ from aifx.commands.console.completion import complete_run
 from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
+from aifx.commands.data.tasks import run_tasks
 from aifx.commands.data.versions import ls, verify
 from aifx.core.errors import UsageError
 from aifx.core.project import find_project
@@ -154,3 +155,4 @@ def _print_examples(out: Output, row: ShownRow) -> None:
 
 app.command()(ls)
 app.command()(verify)
+app.command("run-tasks", hidden=True)(run_tasks)

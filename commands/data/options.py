@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,7 +13,7 @@ from aifx.core.errors import UsageError
 from aifx.core.project import Project, find_project
 
 if TYPE_CHECKING:
-    from aifx.curation.execution import Made
+    from aifx.curation.execution import Made, Runner
     from aifx.curation.step import Limits
     from aifx.data.versions import Catalog
 
@@ -38,6 +38,16 @@ WorkersOption = Annotated[
     int | None, typer.Option("--workers", metavar="N", min=1, help="Number of processes. By default one per core.")
 ]
 
+OnOption = Annotated[
+    Literal["local", "slurm"],
+    typer.Option("--on", metavar="local|slurm", help="Run tasks in processes of this machine, or as a job of Slurm."),
+]
+
+JobsOption = Annotated[
+    int | None,
+    typer.Option("--jobs", metavar="N", min=1, help="Elements of Slurm's array job. By default one per 256 MB."),
+]
+
 DEFAULT_MEMORY = "2GB"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?")
 LEAST_MEMORY = 256 << 20
@@ -52,6 +62,23 @@ def find_catalog(root: str | None) -> tuple[Catalog, Project | None]:
         return open_catalog(root), None
     project = find_project()
     return open_catalog(load_config(project).datasets.root, project), project
+
+
+def runner_of(on: Literal["local", "slurm"], jobs: int | None, catalog: Catalog) -> Runner | None:
+    """What runs the tasks of a step; None for processes of this machine. Raises UsageError for a remote root."""
+    if on == "local":
+        if jobs is not None:
+            raise UsageError("--jobs can only be used with --on slurm", "it is the size of an array job", "--workers N")
+        return None
+    if catalog.local is None:
+        why = f"its nodes work in a folder that all of them see, and {catalog.store.url} is none"
+        raise UsageError("--on slurm needs a root on a shared disk", why, "--root /shared/datasets")
+    from aifx.config import load_config
+    from aifx.curation.on_slurm import OnSlurm
+
+    project = find_project()
+    config = load_config(project)
+    return OnSlurm(config.launch, config.slurm, project.root, jobs)
 
 
 def limits_of(memory: str, workers: int | None) -> Limits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,3 +61,12 @@ class WithoutLetter(ShardStep):
         dropped = rows.filter(has)[ROW]
         kept = rows.filter(pa.compute.invert(has))
         return Outcome(kept, dropped_rows(dropped, [f"has {self.letter}"] * len(dropped)), {"seen": len(rows)})
+
+
+@dataclass(frozen=True)
+class SlowWithoutLetter(WithoutLetter):
+    """The same, with time to be killed in."""
+
+    def apply(self, rows: pa.Table, work: Path) -> Outcome:
+        time.sleep(0.5)
+        return super().apply(rows, work)
