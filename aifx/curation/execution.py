@@ -72,21 +72,31 @@ class Made:
     Attributes:
         version: the version, on this machine.
         is_new: False if it was there already.
+        is_accepted: False if `name` alone still means the version before.
     """
 
     version: Version
     is_new: bool
+    is_accepted: bool = True
 
 
 Runner: TypeAlias = Callable[[Step, list[int], Path, Limits], Iterator[tuple[int, TaskResult]]]
 """Runs the given tasks of a step, which works in a folder, and gives the result of each."""
 
 
-def execute(step: Step, name: str, catalog: Catalog, limits: Limits, run_tasks: Runner | None = None) -> Made:
+def execute(
+    step: Step,
+    name: str,
+    catalog: Catalog,
+    limits: Limits,
+    run_tasks: Runner | None = None,
+    accepts: Callable[[Manifest], bool] = lambda _: True,
+) -> Made:
     """Make the version of the data set `name` that `step` describes, and let `name` mean it.
 
     Args:
         run_tasks: by default, processes of this machine run them.
+        accepts: if false for the manifest, the version is there, but `name` alone still means the version before.
 
     Raises what the step raises, DatasetBusy, OSError. What is done stays for the next call with the same step.
     """
@@ -102,10 +112,12 @@ def execute(step: Step, name: str, catalog: Catalog, limits: Limits, run_tasks: 
             is_new = True
         else:
             is_new = False
-        catalog.set_latest(name, found.manifest.version)
+        is_accepted = accepts(found.manifest)
+        if is_accepted:
+            catalog.set_latest(name, found.manifest.version)
         record_run(catalog, found, step.parents, key)
         shutil.rmtree(work, ignore_errors=True)
-    return Made(found, is_new)
+    return Made(found, is_new, is_accepted)
 
 
 def step_key(step: Step) -> str:

@@ -85,6 +85,16 @@ def test_a_restart_does_what_is_missing(catalog: Catalog, monkeypatch: pytest.Mo
     assert ran == [0, 1, 2, 2]
 
 
+def test_a_rejected_version_is_not_the_latest(catalog: Catalog) -> None:
+    collected = execute(Rows((), TEXTS), "pets", catalog, LIMITS).version
+    made = execute(
+        WithoutLetter((collected,), "a"), "pets", catalog, LIMITS, accepts=lambda manifest: manifest.rows > 3
+    )
+    assert not made.is_accepted
+    assert catalog.find("pets") == ("pets", collected.manifest.version)
+    assert catalog.open(made.version.reference).manifest == made.version.manifest
+
+
 def test_one_process_at_a_time(catalog: Catalog) -> None:
     assert catalog.local is not None
     with (
