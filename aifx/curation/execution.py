@@ -40,7 +40,18 @@ from aifx.curation.lineage import record_run
 from aifx.curation.publishing import describe
 from aifx.curation.shards import columns_of, write_shard
 from aifx.curation.step import Limits, Step
-from aifx.data.versions import DROPPED, MANIFEST, SHARDS, Catalog, Manifest, ShardFile, Source, StepRecord, Version
+from aifx.data.versions import (
+    DROPPED,
+    MANIFEST,
+    QUARANTINE,
+    SHARDS,
+    Catalog,
+    Manifest,
+    ShardFile,
+    Source,
+    StepRecord,
+    Version,
+)
 from aifx.data.versions import check_dataset_name as check_name
 
 OUT, DONE, PREPARED = "out", "done", "prepared"
@@ -56,6 +67,7 @@ class TaskResult:
 
     shards: tuple[ShardFile, ...]
     dropped: tuple[ShardFile, ...]
+    quarantine: tuple[ShardFile, ...]
     dropped_by: Mapping[str, int]
     facts: Mapping[str, int]
     sources: tuple[Source, ...]
@@ -122,13 +134,14 @@ def execute(
 
 def step_key(step: Step) -> str:
     """Names all that the result of a step depends on."""
-    parts = [step.name, step.version, plain(step.settings), [parent.manifest.sha256 for parent in step.parents]]
+    parents = [parent.manifest.sha256 for parent in step.parents]
+    parts = [step.name, step.version, plain(step.settings), parents, step.inputs]
     return hashlib.sha256(encode_json([*parts, __version__]).encode()).hexdigest()[:16]
 
 
 def _found(step: Step, name: str, catalog: Catalog) -> Version | None:
     """The version that the same step made before."""
-    if not step.parents:
+    if not step.parents or step.inputs:
         return None  # a step that reads files may find others now
     record = plain(_record(step))
     parents = [parent.reference for parent in step.parents]
@@ -153,6 +166,7 @@ def _made(step: Step, name: str, catalog: Catalog, work: Path, limits: Limits, r
     with report_progress(f"{step.name} {name}", sum(size for _, size in tasks), "bytes") as progress:
         results = _results(step, work, limits, progress, run_tasks)
     manifest = _manifest(step, name, results, facts)
+    step.check(manifest)
     out = work / OUT
     (out / SHARDS).mkdir(parents=True, exist_ok=True)
     describe(out, manifest, step.parents)
@@ -248,6 +262,7 @@ def run_task(step: Step, task: int, work: Path, limits: Limits) -> TaskResult:
     """Make the shards of a task in `work`, and record that it is done."""
     shards: list[ShardFile] = []
     dropped: list[ShardFile] = []
+    quarantine: list[ShardFile] = []
     rules: Counter[str] = Counter()
     facts: Counter[str] = Counter()
     sources: list[Source] = []
@@ -259,9 +274,12 @@ def run_task(step: Step, task: int, work: Path, limits: Limits) -> TaskResult:
         if outcome.dropped is not None and len(outcome.dropped):
             dropped.append(write_shard(work / OUT, f"{DROPPED}/{name}", outcome.dropped))
             rules.update(outcome.dropped.column("rule").to_pylist())
+        if outcome.quarantine is not None and len(outcome.quarantine):
+            quarantine.append(write_shard(work / OUT, f"{QUARANTINE}/{name}", outcome.quarantine))
         facts.update(outcome.facts)
         sources += outcome.sources
-    result = TaskResult(tuple(shards), tuple(dropped), dict(sorted(rules.items())), facts, tuple(sources), columns)
+    rules_found = dict(sorted(rules.items()))
+    result = TaskResult(tuple(shards), tuple(dropped), tuple(quarantine), rules_found, facts, tuple(sources), columns)
     write_json(_done(work, task), plain(result))
     return result
 
@@ -310,6 +328,7 @@ def _manifest(step: Step, name: str, results: list[TaskResult], facts: Mapping[s
         step=_record(step),
         sources=tuple(sources[name] for name in sorted(sources)),
         facts=dict(sorted({**facts, **counts}.items())),
+        quarantine=tuple(shard for result in results for shard in result.quarantine),
     )
     return replace(manifest, sha256=manifest.content_digest())
 

@@ -124,6 +124,6 @@ class Verification:
 
 def verify_version(version: Version) -> VerifiedVersion:
     manifest = version.manifest
-    files = (*manifest.shards, *manifest.dropped)
+    files = manifest.files
     size = sum(file.bytes for file in files)
     return VerifiedVersion(manifest.reference, len(files), size, tuple(version.damages()))

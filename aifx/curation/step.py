@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from aifx.curation.shards import read_shard
-from aifx.data.versions import Kind, Source, Version
+from aifx.data.versions import Kind, Manifest, Source, Version
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -43,12 +43,14 @@ class Outcome:
             resembles. See `shards.dropped_rows`.
         facts: numbers that are added up over all outcomes for the manifest.
         sources: that were read for it, for a step that collects rows.
+        quarantine: what could not be read of them: `source`, `line`, `reason`, `value`.
     """
 
     kept: Table
     dropped: Table | None = None
     facts: Mapping[str, int] = field(default_factory=dict)
     sources: Sequence[Source] = ()
+    quarantine: Table | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ class Step(ABC):
         """What the user chose, as JSON can hold it; the manifest records it."""
 
     @property
+    def inputs(self) -> str:
+        """A digest of what it reads beside its parents; "" if it reads nothing else."""
+        return ""
+
+    @property
     def kind(self) -> Kind:
         return self.parents[0].manifest.kind
 
@@ -86,6 +93,10 @@ class Step(ABC):
         It runs once, before the tasks. If it is killed, it runs again in an empty folder.
         """
         return {}
+
+    def check(self, manifest: Manifest) -> None:
+        """Raise AifxError if the version with this manifest, whose shards are written, must not be made."""
+        assert manifest.sha256
 
     @abstractmethod
     def tasks(self) -> Sequence[tuple[str, int]]:

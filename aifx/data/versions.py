@@ -6,6 +6,7 @@
         croissant.json
         shards/*.parquet                the rows
         dropped/*.parquet               the rows that the step left out: row, step, rule, twin
+        quarantine/*.parquet            what could not be read of the sources: source, line, reason, value
         profile.json
 
 A version's name is the beginning of a SHA-256 over its manifest, which holds the SHA-256 of each shard. The root may be
@@ -37,7 +38,7 @@ from aifx.data.cache import cache_folder
 MANIFEST, CROISSANT, PROFILE, LATEST, LINEAGE = (
     "manifest.json", "croissant.json", "profile.json", "latest", "lineage.jsonl"
 )  # fmt: skip
-SHARDS, DROPPED = "shards", "dropped"
+SHARDS, DROPPED, QUARANTINE = "shards", "dropped", "quarantine"
 
 ROW, SOURCE, SPLIT, CLUSTER = "_row", "_source", "_split", "_cluster"
 """Columns that aifx adds: the row's id; the source that it came from; the split and the duplicate cluster it is in."""
@@ -75,6 +76,8 @@ class Source:
         license: an SPDX expression, or "unknown".
         rows: that were read of it.
         quarantined: rows of it that could not be read.
+        reading: how it was read: its format and the options that its rows depend on.
+        stamp: what its store says about this content of a remote file, such as an ETag; "" for a local file.
     """
 
     name: str
@@ -83,6 +86,8 @@ class Source:
     rows: int
     license: str
     quarantined: int = 0
+    reading: str = ""
+    stamp: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,8 +129,14 @@ class Manifest:
     step: StepRecord
     sources: tuple[Source, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)  # that the step found, such as a threshold
+    quarantine: tuple[ShardFile, ...] = ()
     format: int = FORMAT
     sha256: str = ""
+
+    @property
+    def files(self) -> tuple[ShardFile, ...]:
+        """All of its Parquet files."""
+        return (*self.shards, *self.dropped, *self.quarantine)
 
     @property
     def version(self) -> str:
@@ -173,9 +184,13 @@ class Version:
     def dropped(self) -> tuple[Path, ...]:
         return tuple(self.path / shard.name for shard in self.manifest.dropped)
 
+    @property
+    def quarantine(self) -> tuple[Path, ...]:
+        return tuple(self.path / shard.name for shard in self.manifest.quarantine)
+
     def damages(self) -> Iterator[str]:
         """What differs from the manifest: each damaged or missing file, and why."""
-        shards = (*self.manifest.shards, *self.manifest.dropped)
+        shards = self.manifest.files
         with report_progress(f"reading {self.reference}", sum(shard.bytes for shard in shards), "bytes") as progress:
             for shard in shards:
                 if problem := _problem(self.path / shard.name, shard, progress):
@@ -257,7 +272,7 @@ class Catalog:
 
     def _fetched(self, store: Store, manifest: Manifest) -> Version:
         folder = cache_path("datasets") / manifest.sha256
-        shards = (*manifest.shards, *manifest.dropped)
+        shards = manifest.files
         with (
             cache_folder(folder),
             report_progress(f"copying {store.url}", sum(shard.bytes for shard in shards), "bytes") as progress,
@@ -272,7 +287,7 @@ class Catalog:
     def publish(self, version: Version) -> None:
         """Copy a version from a folder of this machine to a remote root; its manifest goes last."""
         target = self.store.below(f"{version.manifest.name}/{version.manifest.version}")
-        shards = (*version.manifest.shards, *version.manifest.dropped)
+        shards = version.manifest.files
         with (
             report_progress(f"copying to {target.url}", sum(shard.bytes for shard in shards), "bytes") as progress,
             ThreadPoolExecutor(4) as pool,
