@@ -54,15 +54,20 @@ class Store:
 
     def folders(self, name: str = "") -> list[str]:
         """The names of the folders in a folder; none if it does not exist."""
+        return self._entries(name, "directory")
+
+    def files(self, name: str = "") -> list[str]:
+        """The names of the files in a folder; none if it does not exist."""
+        return self._entries(name, "file")
+
+    def _entries(self, name: str, kind: str) -> list[str]:
         path = f"{self.path}/{name}".rstrip("/")
         with _naming(f"read {self.url}/{name}"):
             try:
                 found = self.fs.ls(path, detail=True, refresh=True)
             except (FileNotFoundError, NotADirectoryError):
                 return []
-            return [
-                str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == "directory"
-            ]
+            return [str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == kind]
 
     def blocks(self, name: str) -> Iterator[bytes]:
         with _naming(f"read {self.url}/{name}"), self.fs.open(f"{self.path}/{name}", "rb", cache_type="none") as file:

@@ -37,6 +37,7 @@ from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import cache_path
 from aifx.core.version import __version__
 from aifx.curation.lineage import record_run
+from aifx.curation.profile import Part, finished, merged, profile_rows
 from aifx.curation.publishing import describe
 from aifx.curation.shards import columns_of, write_shard
 from aifx.curation.step import Limits, Step
@@ -72,6 +73,7 @@ class TaskResult:
     facts: Mapping[str, int]
     sources: tuple[Source, ...]
     columns: Mapping[str, str]
+    profile: Part
 
 
 _RESULT = TypeAdapter(TaskResult)
@@ -169,7 +171,7 @@ def _made(step: Step, name: str, catalog: Catalog, work: Path, limits: Limits, r
     step.check(manifest)
     out = work / OUT
     (out / SHARDS).mkdir(parents=True, exist_ok=True)
-    describe(out, manifest, step.parents)
+    describe(out, manifest, finished(merged(result.profile for result in results), manifest, out))
     if catalog.local is None:
         version = Version(out, manifest)
         catalog.publish(version)
@@ -267,6 +269,7 @@ def run_task(step: Step, task: int, work: Path, limits: Limits) -> TaskResult:
     facts: Counter[str] = Counter()
     sources: list[Source] = []
     columns: dict[str, str] = {}
+    profiles: list[Part] = []
     for part, outcome in enumerate(step.run(task, work / PREPARED, limits)):
         name = f"{task:05d}-{part:03d}.parquet"
         columns = columns or columns_of(outcome.kept)
@@ -276,10 +279,19 @@ def run_task(step: Step, task: int, work: Path, limits: Limits) -> TaskResult:
             rules.update(outcome.dropped.column("rule").to_pylist())
         if outcome.quarantine is not None and len(outcome.quarantine):
             quarantine.append(write_shard(work / OUT, f"{QUARANTINE}/{name}", outcome.quarantine))
+        profiles.append(profile_rows(outcome.kept))
         facts.update(outcome.facts)
         sources += outcome.sources
-    rules_found = dict(sorted(rules.items()))
-    result = TaskResult(tuple(shards), tuple(dropped), tuple(quarantine), rules_found, facts, tuple(sources), columns)
+    result = TaskResult(
+        tuple(shards),
+        tuple(dropped),
+        tuple(quarantine),
+        dict(sorted(rules.items())),
+        facts,
+        tuple(sources),
+        columns,
+        merged(profiles),
+    )
     write_json(_done(work, task), plain(result))
     return result
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from aifx.core.errors import DataError
 from aifx.curation.execution import Made
-from aifx.data.versions import Catalog, Kind, Version
+from aifx.data.verification import check_files
+from aifx.data.versions import Catalog, Kind
 
 
 @dataclass(frozen=True)
@@ -68,20 +70,29 @@ class ListedVersion:
 
 @dataclass(frozen=True)
 class VersionList:
-    """What `aifx data ls --json` prints."""
+    """What `aifx data ls --json` prints.
+
+    Attributes:
+        damaged: versions whose manifests cannot be read.
+    """
 
     root: str
     versions: tuple[ListedVersion, ...]
+    damaged: tuple[str, ...]
 
 
 def list_versions(catalog: Catalog, name: str | None = None) -> VersionList:
     """The versions of all data sets, or of one. Raises UsageError if there is none of that name."""
     names = catalog.names() if name is None else [catalog.find(name)[0]]
-    listed = []
+    listed, damaged = [], []
     for name in names:
         latest = catalog.latest(name)
         for version in catalog.versions(name):
-            manifest = catalog.manifest(f"{name}@{version}")
+            try:
+                manifest = catalog.manifest(f"{name}@{version}")
+            except DataError:
+                damaged.append(f"{name}@{version}")
+                continue
             listed.append(
                 ListedVersion(
                     reference=manifest.reference,
@@ -94,7 +105,7 @@ def list_versions(catalog: Catalog, name: str | None = None) -> VersionList:
                     is_latest=version == latest,
                 )
             )
-    return VersionList(catalog.store.url, tuple(listed))
+    return VersionList(catalog.store.url, tuple(listed), tuple(damaged))
 
 
 @dataclass(frozen=True)
@@ -122,8 +133,11 @@ class Verification:
         return not any(version.damages for version in self.versions)
 
 
-def verify_version(version: Version) -> VerifiedVersion:
-    manifest = version.manifest
-    files = manifest.files
-    size = sum(file.bytes for file in files)
-    return VerifiedVersion(manifest.reference, len(files), size, tuple(version.damages()))
+def verify_version(catalog: Catalog, reference: str) -> VerifiedVersion:
+    """Compare each file of a version with its SHA-256, where it is. Raises UsageError if there is no such version."""
+    try:
+        name, version = catalog.find(reference)
+    except DataError as e:  # the file that names the latest version
+        return VerifiedVersion(reference, 0, 0, (f"{e.what}: {e.why}",))
+    found = check_files(catalog.store.below(f"{name}/{version}"), name, version)
+    return VerifiedVersion(f"{name}@{version}", found.files, found.bytes, found.damages)

@@ -3,6 +3,7 @@
     datasets/<name>/latest              the version that `<name>` alone means
     datasets/<name>/<version>/
         manifest.json                   written last: a folder without it is no version
+        SHA256SUMS                      of every file, as sha256sum writes and checks it
         croissant.json
         shards/*.parquet                the rows
         dropped/*.parquet               the rows that the step left out: row, step, rule, twin
@@ -35,8 +36,8 @@ from aifx.core.project import Project, cache_path
 from aifx.core.stores import Store, open_store
 from aifx.data.cache import cache_folder
 
-MANIFEST, CROISSANT, PROFILE, LATEST, LINEAGE = (
-    "manifest.json", "croissant.json", "profile.json", "latest", "lineage.jsonl"
+MANIFEST, CROISSANT, PROFILE, SUMS, LATEST, LINEAGE = (
+    "manifest.json", "croissant.json", "profile.json", "SHA256SUMS", "latest", "lineage.jsonl"
 )  # fmt: skip
 SHARDS, DROPPED, QUARANTINE = "shards", "dropped", "quarantine"
 
@@ -148,6 +149,11 @@ class Manifest:
         return f"{self.name}@{self.version}"
 
     @property
+    def files(self) -> tuple[ShardFile, ...]:
+        """Every file whose SHA-256 the manifest has."""
+        return (*self.shards, *self.dropped)
+
+    @property
     def licenses(self) -> tuple[str, ...]:
         return tuple(sorted({source.license for source in self.sources}))
 
@@ -187,14 +193,6 @@ class Version:
     @property
     def quarantine(self) -> tuple[Path, ...]:
         return tuple(self.path / shard.name for shard in self.manifest.quarantine)
-
-    def damages(self) -> Iterator[str]:
-        """What differs from the manifest: each damaged or missing file, and why."""
-        shards = self.manifest.files
-        with report_progress(f"reading {self.reference}", sum(shard.bytes for shard in shards), "bytes") as progress:
-            for shard in shards:
-                if problem := _problem(self.path / shard.name, shard, progress):
-                    yield f"{shard.name} {problem}"
 
 
 @dataclass(frozen=True)
@@ -238,6 +236,9 @@ class Catalog:
             if version is None:
                 near = did_you_mean(name, self.names())
                 raise UsageError(f"no data set {name!r} in {self.store.url}", near, "aifx data ls")
+            if self.store.size(f"{name}/{version}/{MANIFEST}") is None:
+                what, why = f"{self.store.url}/{name}/{LATEST} is damaged", f"there is no version {version[:20]!r}"
+                raise DataError(what, why, f"aifx data ls {name}, and write the version that you want into that file")
             return name, version
         matching = [version for version in self.versions(name) if version.startswith(beginning)]
         if len(matching) != 1 or len(beginning) < 4:
@@ -254,7 +255,7 @@ class Catalog:
     def open(self, reference: str) -> Version:
         """The version that `reference` means, copied into the cache if the root is remote.
 
-        A copied file is compared with its SHA-256; `Version.damages` compares those of a local root.
+        A copied file is compared with its SHA-256; `verification.check_files` compares those of a local root.
         Raises UsageError, DataError if its manifest is damaged, EnvironmentFault if the store fails.
         """
         name, version = self.find(reference)
@@ -279,7 +280,7 @@ class Catalog:
             ThreadPoolExecutor(4) as pool,
         ):
             list(pool.map(lambda shard: _fetch(store, folder, shard, progress), shards))
-            for name in (CROISSANT, PROFILE, MANIFEST):
+            for name in (CROISSANT, PROFILE, SUMS, MANIFEST):
                 if (data := store.read(name)) is not None:
                     _replace(folder / name, iter([data]))
         return Version(folder, manifest)
@@ -293,7 +294,7 @@ class Catalog:
             ThreadPoolExecutor(4) as pool,
         ):
             list(pool.map(lambda shard: _send(version.path, target, shard, progress), shards))
-        for name in (CROISSANT, PROFILE, MANIFEST):
+        for name in (CROISSANT, PROFILE, SUMS, MANIFEST):
             target.write(name, iter([(version.path / name).read_bytes()]))
 
     def _folders(self, name: str) -> list[str]:

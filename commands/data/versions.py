@@ -32,8 +32,11 @@ def ls(
         catalog, _ = find_catalog(root)
         found = list_versions(catalog, name)
         out.document(found)
+        for reference in found.damaged:
+            out.log(f"the manifest of {reference} is damaged: aifx data verify {reference}")
         if not found.versions:
-            out.log(f"no data set in {found.root}: aifx data add NAME FILES makes one")
+            if not found.damaged:
+                out.log(f"no data set in {found.root}: aifx data add NAME FILES makes one")
             return
         rows = [
             (
@@ -75,7 +78,7 @@ def verify(
         references = names or catalog.names()
         if all_:
             references = [f"{name}@{version}" for name in catalog.names() for version in catalog.versions(name)]
-        found = Verification(tuple(verify_version(catalog.open(reference)) for reference in references))
+        found = Verification(tuple(verify_version(catalog, reference) for reference in references))
         out.document(found)
         if not found.versions:
             out.log(f"no data set in {catalog.store.url}: aifx data add NAME FILES makes one")

@@ -1,0 +1,340 @@
+"""What a version holds: sizes, values and lengths by column, in `profile.json`.
+
+A task profiles each shard while its rows are in memory, and the parts are added up. The result depends on the rows and
+their division into shards alone. Distinct values are counted with the K smallest of their hashes (Bar-Yossef et al.,
+"Counting distinct elements in a data stream", 2002): exact below K, with a standard error of 1/sqrt(K) above.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from aifx.data.versions import CLUSTER, ROW, SOURCE, Manifest, Version
+
+if TYPE_CHECKING:
+    from pyarrow import ChunkedArray, Table
+
+Scalar: TypeAlias = str | int | float | bool
+
+HASHES = 2048
+MOST_VALUES = 1000
+"""Distinct values up to which those of a column are counted."""
+
+SHOWN_VALUES = 100
+SHOWN_CHARACTERS = 80
+WORDS_BYTES = 1 << 19
+"""Of the texts of a shard whose words are counted; the first such text is counted whole."""
+
+BINS = 20
+HISTOGRAM_SHARDS = 64
+"""Shards whose numbers are in the histograms of a version, evenly spaced."""
+
+EDGES = (0, 1, 2, 3, *itertools.chain.from_iterable((1 << n, 3 << (n - 1)) for n in range(2, 40)))
+"""Lower ends of the bins of lengths."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long the values of a column are.
+
+    Attributes:
+        rows: that were measured.
+        total: the sum of their lengths.
+        bins: rows by the lower end of their bin.
+    """
+
+    rows: int
+    total: int
+    min: int
+    max: int
+    bins: Mapping[int, int]
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.rows if self.rows else 0.0
+
+    def quantile(self, share: float) -> int:
+        """The lower end of the bin that holds it."""
+        seen = 0
+        for edge, count in sorted(self.bins.items()):
+            seen += count
+            if seen >= share * self.rows:
+                return edge
+        return 0
+
+
+@dataclass(frozen=True)
+class ColumnPart:
+    """A column of some shards.
+
+    Attributes:
+        hashes: the smallest hashes of its values; None if they are not counted.
+        values: rows by value; None if there are too many values.
+    """
+
+    nulls: int
+    bytes: int
+    min: Scalar | None
+    max: Scalar | None
+    hashes: tuple[int, ...] | None
+    values: Mapping[str, int] | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """The profile of some shards.
+
+    Attributes:
+        lengths: by unit, of the texts or images.
+    """
+
+    rows: int = 0
+    columns: Mapping[str, ColumnPart] = field(default_factory=dict)
+    lengths: Mapping[str, Lengths] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Rows of a column of numbers by value.
+
+    Attributes:
+        edges: of the bins, one more than there are bins.
+    """
+
+    rows: int
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ColumnProfile:
+    """A column of a version.
+
+    Attributes:
+        type: Arrow's name of it.
+        bytes: in memory, uncompressed.
+        distinct: number of values; None if it was not counted.
+        is_estimate: whether `distinct` has a standard error of 2.2 %.
+        values: the most frequent values with their rows; empty if a column has too many values.
+        histogram: None unless the column holds numbers.
+    """
+
+    type: str
+    nulls: int
+    bytes: int
+    distinct: int | None
+    is_estimate: bool
+    min: Scalar | None
+    max: Scalar | None
+    values: Mapping[str, int]
+    histogram: Histogram | None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What `profile.json` holds.
+
+    Attributes:
+        bytes: of the shards.
+        lengths: of the texts in characters and words, or of the images in bytes.
+    """
+
+    rows: int
+    bytes: int
+    columns: Mapping[str, ColumnProfile]
+    lengths: Mapping[str, Lengths]
+    format: int = 1
+
+
+def profile_rows(rows: Table) -> Part:
+    """The profile of a shard."""
+    hashes = _hashes(rows)
+    columns = {name: _column(name, rows.column(name), hashes.get(name)) for name in rows.column_names}
+    return Part(len(rows), columns, _lengths(rows))
+
+
+def merged(parts: Iterable[Part]) -> Part:
+    """The profile of the rows of all parts, which have the same columns."""
+    given = [part for part in parts if part.columns]
+    if not given:
+        return Part()
+    columns = {name: _merged_column([part.columns[name] for part in given]) for name in given[0].columns}
+    units = dict.fromkeys(unit for part in given for unit in part.lengths)
+    lengths = {unit: _merged_lengths([part.lengths[unit] for part in given if unit in part.lengths]) for unit in units}
+    return Part(sum(part.rows for part in given), columns, lengths)
+
+
+def finished(part: Part, manifest: Manifest, folder: Path) -> Profile:
+    """The profile of a version, whose shards are in `folder`."""
+    histograms = _histograms(part, manifest, Version(folder, manifest).shards)
+    columns = {}
+    for name, one in part.columns.items():
+        distinct, is_estimate = (part.rows, False) if name == ROW else _distinct(one.hashes)
+        columns[name] = ColumnProfile(
+            manifest.columns[name],
+            one.nulls,
+            one.bytes,
+            distinct,
+            is_estimate,
+            one.min,
+            one.max,
+            dict(_most(one.values or {}, SHOWN_VALUES)),
+            histograms.get(name),
+        )
+    return Profile(manifest.rows, manifest.bytes, columns, part.lengths)
+
+
+def _most(values: Mapping[str, int], count: int) -> list[tuple[str, int]]:
+    return sorted(values.items(), key=lambda item: (-item[1], item[0]))[:count]
+
+
+def _distinct(hashes: Sequence[int] | None) -> tuple[int | None, bool]:
+    if hashes is None or len(hashes) < HASHES:
+        return (None if hashes is None else len(hashes)), False
+    return round((HASHES - 1) / (hashes[HASHES - 1] / 2**64)), True
+
+
+@cache
+def _connection() -> Any:
+    import duckdb
+
+    return duckdb.connect(config={"threads": 1})
+
+
+def _hashes(rows: Table) -> dict[str, Any]:
+    """The hashes of the values of each column but the row's id, null or not."""
+    import duckdb
+
+    names = [name for name in rows.column_names if name != ROW]
+    if not names or not len(rows):
+        return {}
+    quoted = ", ".join(f'hash("{name.replace(chr(34), chr(34) * 2)}")' for name in names)
+    cursor = _connection().cursor()
+    cursor.register("shard", rows.select(names))
+    try:
+        found = cursor.execute(f"SELECT {quoted} FROM shard").fetchnumpy()
+    except duckdb.Error:  # a type of Arrow that DuckDB does not have
+        return {}
+    finally:
+        cursor.close()
+    return dict(zip(names, found.values(), strict=True))
+
+
+def _column(name: str, column: ChunkedArray, hashes: Any) -> ColumnPart:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    smallest = None
+    if hashes is not None:
+        valid = hashes[pc.is_valid(column).to_numpy()] if column.null_count else hashes
+        ordered = np.sort(valid)  # numpy.unique takes ten times as long
+        smallest = tuple(ordered[np.diff(ordered, prepend=ordered[:1] + 1) != 0][:HASHES].tolist())
+    low = high = values = None
+    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    if name != "text" and (is_text or pa.types.is_primitive(column.type)):
+        found = pc.min_max(column).as_py()
+        low, high = _scalar(found["min"]), _scalar(found["max"])
+    is_counted = name not in (ROW, CLUSTER, "text") and (is_text or pa.types.is_boolean(column.type))
+    if is_counted and smallest is not None and (name == SOURCE or len(smallest) <= MOST_VALUES):
+        counts = pc.value_counts(column.drop_null())
+        values = dict(zip(map(str, counts.field(0).to_pylist()), counts.field(1).to_pylist(), strict=True))
+    return ColumnPart(column.null_count, column.nbytes, low, high, smallest, values)
+
+
+def _scalar(value: Any) -> Scalar | None:
+    if isinstance(value, int | float) or value is None:
+        return value
+    return str(value)[:SHOWN_CHARACTERS]
+
+
+def _merged_column(parts: Sequence[ColumnPart]) -> ColumnPart:
+    lows = [part.min for part in parts if part.min is not None]
+    highs = [part.max for part in parts if part.max is not None]
+    sketches = [part.hashes for part in parts]
+    hashes = None
+    if all(sketch is not None for sketch in sketches):
+        hashes = tuple(sorted({one for sketch in sketches for one in sketch or ()})[:HASHES])
+    values: Counter[str] | None = Counter()
+    for part in parts:
+        values = None if values is None or part.values is None else values + Counter(part.values)
+    return ColumnPart(
+        sum(part.nulls for part in parts),
+        sum(part.bytes for part in parts),
+        min(lows, default=None),  # type: ignore[type-var]
+        max(highs, default=None),  # type: ignore[type-var]
+        hashes,
+        values,
+    )
+
+
+def _lengths(rows: Table) -> dict[str, Lengths]:
+    """Of the texts in characters, and in words of as many of them as `WORDS_BYTES` hold; of images in bytes."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    def numbers(column: Any) -> Any:
+        return column.drop_null().to_numpy()
+
+    if "text" in rows.column_names and pa.types.is_string(rows.schema.field("text").type):
+        texts = rows.column("text").drop_null()
+        every = max(1, -(-texts.nbytes // WORDS_BYTES))
+        sample = texts.take(pa.array(range(0, len(texts), every), pa.int64())).to_pylist()
+        words = np.array([len(text.split()) for text in sample], np.int64)
+        return {"characters": _measured(numbers(pc.utf8_length(texts))), "words": _measured(words)}
+    if "image" in rows.column_names and pa.types.is_binary(rows.schema.field("image").type):
+        return {"bytes": _measured(numbers(pc.binary_length(rows.column("image"))))}
+    return {}
+
+
+def _measured(lengths: Any) -> Lengths:
+    if not len(lengths):
+        return Lengths(0, 0, 0, 0, {})
+    counts = np.bincount(np.searchsorted(EDGES, lengths, "right") - 1)
+    bins = {EDGES[index]: int(count) for index, count in enumerate(counts) if count}
+    return Lengths(len(lengths), int(lengths.sum()), int(lengths.min()), int(lengths.max()), bins)
+
+
+def _merged_lengths(parts: Sequence[Lengths]) -> Lengths:
+    given = [part for part in parts if part.rows]
+    bins: Counter[int] = Counter()
+    for part in given:
+        bins.update(part.bins)
+    return Lengths(
+        sum(part.rows for part in given),
+        sum(part.total for part in given),
+        min((part.min for part in given), default=0),
+        max((part.max for part in given), default=0),
+        dict(sorted(bins.items())),
+    )
+
+
+def _histograms(part: Part, manifest: Manifest, shards: Sequence[Path]) -> dict[str, Histogram]:
+    from pyarrow import parquet
+
+    ranges = {
+        name: (float(one.min), float(one.max))
+        for name, one in part.columns.items()
+        if isinstance(one.min, int | float) and isinstance(one.max, int | float) and not isinstance(one.min, bool)
+    }
+    ranges = {name: ends for name, ends in ranges.items() if np.isfinite(ends).all() and ends[0] < ends[1]}
+    if not ranges:
+        return {}
+    every = -(-len(shards) // HISTOGRAM_SHARDS)
+    counts = {name: np.zeros(BINS, np.int64) for name in ranges}
+    for shard in shards[::every]:
+        rows = parquet.read_table(shard, columns=list(ranges), use_threads=False)
+        for name, ends in ranges.items():
+            values = rows.column(name).drop_null().to_numpy().astype(np.float64)
+            counts[name] += np.histogram(values[np.isfinite(values)], BINS, ends)[0]
+    return {
+        name: Histogram(int(counts[name].sum()), tuple(np.linspace(*ends, BINS + 1).tolist()), tuple(found.tolist()))
+        for (name, ends), found in zip(ranges.items(), counts.values(), strict=True)
+    }

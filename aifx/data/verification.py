@@ -1,0 +1,111 @@
+"""Comparing the files of a version with their SHA-256, wherever the version is.
+
+`SHA256SUMS` lists every file of a version as sha256sum does, so that `sha256sum -c SHA256SUMS` needs no aifx. Its first
+line, a comment to sha256sum, has the SHA-256 of the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from aifx.core.errors import DataError
+from aifx.core.progress import Reporter, report_progress
+from aifx.core.stores import Store
+from aifx.data.versions import DROPPED, MANIFEST, QUARANTINE, SHARDS, SUMS, Manifest, parse_manifest
+
+_HEADER = "# SHA-256 of the lines below: "
+_LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
+
+
+@dataclass(frozen=True)
+class CheckedFiles:
+    """The files of a version after they were read.
+
+    Attributes:
+        damages: each damaged or missing file, and why.
+    """
+
+    files: int
+    bytes: int
+    damages: tuple[str, ...]
+
+
+def sums_text(digests: Mapping[str, str]) -> str:
+    """The content of SHA256SUMS."""
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+    return f"{_HEADER}{hashlib.sha256(lines.encode()).hexdigest()}\n{lines}"
+
+
+def check_files(store: Store, name: str, version: str) -> CheckedFiles:
+    """Read every file of a version and compare it with its SHA-256.
+
+    Args:
+        store: the version's folder.
+        name: of the data set.
+    """
+    damages = []
+    digests, problem = _read_sums(store)
+    if problem:
+        damages.append(f"{SUMS} {problem}")
+    manifest = _read_manifest(store, name, version)
+    written: dict[str, int] = {}
+    if isinstance(manifest, Manifest):
+        digests |= {file.name: file.sha256 for file in manifest.files}
+        written = {file.name: file.bytes for file in manifest.files}
+    else:
+        damages.append(f"{MANIFEST} {manifest}")
+        digests.pop(MANIFEST, None)
+    sizes = {file: store.size(file) for file in sorted(digests)}
+    size = sum(size or 0 for size in sizes.values())
+    with report_progress(f"reading {store.url}", size, "bytes") as progress, ThreadPoolExecutor(4) as pool:
+
+        def problem_of(file: str) -> str:
+            found = sizes[file]
+            if found is None:
+                return "is missing"
+            if found != written.get(file, found):
+                return f"has {found:,} bytes instead of {written[file]:,}"
+            is_same = _sha256(store, file, progress) == digests[file]
+            return "" if is_same else "has other bytes than were written"
+
+        damages += [f"{file} {why}" for file, why in zip(sizes, pool.map(problem_of, sizes), strict=True) if why]
+    for folder in (SHARDS, DROPPED, QUARANTINE):
+        found = sorted(f"{folder}/{file}" for file in store.files(folder))
+        damages += [f"{file} is no file of this version" for file in found if file not in digests]
+    return CheckedFiles(len(digests), size, tuple(damages))
+
+
+def _read_sums(store: Store) -> tuple[dict[str, str], str]:
+    """What SHA256SUMS holds, or nothing and what is wrong with it."""
+    data = store.read(SUMS)
+    if data is None:
+        return {}, "is missing"
+    text = data.decode("utf-8", "replace")
+    digests = {name: digest for digest, name in _LINE.findall(text)}
+    if text != sums_text(digests):
+        return {}, "has other bytes than were written"
+    return digests, ""
+
+
+def _read_manifest(store: Store, name: str, version: str) -> Manifest | str:
+    """The manifest, or what is wrong with it."""
+    data = store.read(MANIFEST)
+    if data is None:
+        return "is missing"
+    try:
+        manifest = parse_manifest(data, MANIFEST, version)
+    except DataError as e:
+        return f"is damaged: {e.why}"
+    return manifest if manifest.name == name else f"is that of {manifest.name!r}"
+
+
+def _sha256(store: Store, file: str, progress: Reporter) -> str:
+    digest = hashlib.sha256()
+    for block in store.blocks(file):
+        digest.update(block)
+        progress.advance(len(block))
+    return digest.hexdigest()

@@ -1,0 +1,113 @@
+"""Every flipped byte of a version is found, on this machine and in a remote store, and its file is named."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import inprocess
+import pytest
+from toy_steps import Rows, WithoutLetter
+
+from aifx.core.errors import DataError
+from aifx.curation.execution import execute
+from aifx.curation.reports import list_versions
+from aifx.curation.step import Limits
+from aifx.data.verification import check_files
+from aifx.data.versions import Catalog, Version, open_catalog
+
+LIMITS = Limits(1 << 30, 1)
+REGIONS = 23
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Version:
+    catalog = open_catalog(str(tmp_path / "datasets"))
+    parent = execute(Rows((), (("a cat", "a dog"), ("an ox", "hi"))), "pets", catalog, LIMITS).version
+    return execute(WithoutLetter((parent,), "d"), "pets", catalog, LIMITS).version
+
+
+def catalog_of(version: Version) -> Catalog:
+    return open_catalog(str(version.path.parents[1]))
+
+
+def damages(catalog: Catalog, version: Version) -> tuple[str, ...]:
+    name, digest = version.manifest.name, version.manifest.version
+    return check_files(catalog.store.below(f"{name}/{digest}"), name, digest).damages
+
+
+def test_a_flipped_byte_of_any_file(made: Version) -> None:
+    catalog = catalog_of(made)
+    assert damages(catalog, made) == ()
+    files = [path for path in made.path.rglob("*") if path.is_file()]
+    assert {path.relative_to(made.path).parts[0] for path in files} == {
+        "manifest.json", "profile.json", "croissant.json", "SHA256SUMS", "shards", "dropped",
+    }  # fmt: skip
+    for path in files:
+        data = path.read_bytes()
+        for place in {*range(0, len(data), max(1, len(data) // REGIONS)), len(data) - 1}:
+            for bit in (1, 2, 32, 128):
+                flipped = bytearray(data)
+                flipped[place] ^= bit
+                path.write_bytes(flipped)
+                name = str(path.relative_to(made.path))
+                found = damages(catalog, made)
+                assert [damage.split()[0] for damage in found] == [name], (name, place, bit, found)
+        path.write_bytes(data)
+
+
+def test_what_is_missing_or_too_much(made: Version) -> None:
+    catalog = catalog_of(made)
+    (made.path / "profile.json").unlink()
+    (made.path / "shards" / "stray.parquet").write_bytes(b"")
+    made.dropped[0].unlink()
+    assert set(damages(catalog, made)) == {
+        "dropped/00000-000.parquet is missing",
+        "profile.json is missing",
+        "shards/stray.parquet is no file of this version",
+    }
+    (made.path / "SHA256SUMS").unlink()
+    assert "SHA256SUMS is missing" in damages(catalog, made)
+
+
+def test_sha256sum_agrees(made: Version) -> None:
+    command = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]
+    assert subprocess.run(command, cwd=made.path, check=False).returncode == 0
+    made.shards[0].write_bytes(b"other")
+    assert subprocess.run(command, cwd=made.path, check=False, capture_output=True).returncode == 1
+
+
+def test_a_remote_root(made: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of the store are read, not the copies in the cache."""
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))
+    remote = open_catalog(f"memory://{tmp_path.name}")
+    remote.publish(made)
+    remote.set_latest("pets", made.manifest.version)
+    assert remote.open("pets").manifest == made.manifest
+    args = ["data", "verify", "pets", "--root", remote.store.url]
+    assert inprocess.run(args, tmp_path, {}).returncode == 0
+    shard = f"{remote.store.path}/pets/{made.manifest.version}/{made.manifest.shards[0].name}"
+    data = bytearray(remote.store.fs.cat_file(shard))
+    data[len(data) // 2] ^= 1
+    remote.store.fs.pipe_file(shard, bytes(data))
+    found = inprocess.run([*args, "--json"], tmp_path, {})
+    assert found.returncode == 1
+    assert "shards/00000-000.parquet has other bytes" in found.stdout
+
+
+def test_a_damaged_manifest_hides_no_other_version(made: Version, tmp_path: Path) -> None:
+    catalog = catalog_of(made)
+    manifest = made.path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"rows": 3', '"rows": 4', 1))
+    listed = list_versions(catalog)
+    assert listed.damaged == (made.reference,)
+    assert len(listed.versions) == 1
+    found = inprocess.run(["data", "verify", "--all", "--root", catalog.store.url], tmp_path, {})
+    assert found.returncode == 1
+    assert "manifest.json is damaged" in found.stdout
+    (made.path.parent / "latest").write_text("ffffffffffff\n")
+    found = inprocess.run(["data", "verify", "pets", "--root", catalog.store.url], tmp_path, {})
+    assert found.returncode == 1
+    assert "latest is damaged" in found.stdout
+    with pytest.raises(DataError, match="latest is damaged"):
+        catalog.open("pets")
