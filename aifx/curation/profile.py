@@ -268,8 +268,8 @@ def _merged_column(parts: Sequence[ColumnPart]) -> ColumnPart:
     return ColumnPart(
         sum(part.nulls for part in parts),
         sum(part.bytes for part in parts),
-        min(lows, default=None),  # type: ignore[type-var]
-        max(highs, default=None),  # type: ignore[type-var]
+        min(lows, default=None),
+        max(highs, default=None),
         hashes,
         values,
     )
