@@ -44,7 +44,7 @@ def command_types() -> dict[str, Any]:
     from aifx.commands.runs import manage, page
     from aifx.commands.serve.command import Listening
     from aifx.config.schema import SettingList
-    from aifx.curation.reports import Verification, VersionList
+    from aifx.curation.reports import Verification, VersionList, VersionProfile
     from aifx.drills.guarantees import DrillReport
     from aifx.evaluation import dataset, held_out
     from aifx.generation.generator import GeneratedText
@@ -97,6 +97,7 @@ def command_types() -> dict[str, Any]:
         "data-show": ShownData | ShownBatch,
         "data-ls": VersionList,
         "data-verify": Verification,
+        "data-profile": VersionProfile,
         "config-show": config.ShownConfig,
         "config-check": config.CheckedConfig,
         "config-keys": SettingList,
@@ -120,6 +121,8 @@ def command_types() -> dict[str, Any]:
 
 def file_types() -> dict[str, Any]:
     """The type of each file that other programs may read."""
+    from aifx.curation.profile import Profile
+    from aifx.data import versions
     from aifx.health import documents as health
     from aifx.hub.importing import ImportFile
     from aifx.machine.measured_peaks import Ceilings
@@ -142,6 +145,8 @@ def file_types() -> dict[str, Any]:
         "plan": PlanFile,
         "manifest": formats.ManifestFile,
         "measured-peaks": Ceilings,
+        "dataset-manifest": versions.Manifest,
+        "dataset-profile": Profile,
         "snapshot": health.SnapshotDocument,
         "fleet-record": health.FleetRecordLine,
     }

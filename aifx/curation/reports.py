@@ -6,10 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from aifx.core.errors import DataError
+from aifx.core.os_errors import first_line
+from aifx.core.parsing import parse_json
 from aifx.curation.execution import Made
+from aifx.curation.profile import Profile
 from aifx.data.verification import check_files
-from aifx.data.versions import Catalog, Kind
+from aifx.data.versions import PROFILE, Catalog, Kind
 
 
 @dataclass(frozen=True)
@@ -141,3 +146,26 @@ def verify_version(catalog: Catalog, reference: str) -> VerifiedVersion:
         return VerifiedVersion(reference, 0, 0, (f"{e.what}: {e.why}",))
     found = check_files(catalog.store.below(f"{name}/{version}"), name, version)
     return VerifiedVersion(f"{name}@{version}", found.files, found.bytes, found.damages)
+
+
+@dataclass(frozen=True)
+class VersionProfile:
+    """What `aifx data profile --json` prints."""
+
+    reference: str
+    profile: Profile
+
+
+def read_profile(catalog: Catalog, reference: str) -> VersionProfile:
+    """The profile of a version. Raises UsageError if there is no such version, DataError if it is damaged."""
+    name, version = catalog.find(reference)
+    url = f"{catalog.store.url}/{name}/{version}/{PROFILE}"
+    data = catalog.store.read(f"{name}/{version}/{PROFILE}")
+    hint = f"aifx data verify {name}@{version}"
+    if data is None:
+        raise DataError(f"no {url}", "the version is not complete", hint)
+    try:
+        profile: Profile = TypeAdapter(Profile).validate_python(parse_json(data))
+    except ValueError as e:
+        raise DataError(f"{url} is damaged", first_line(e), hint) from None
+    return VersionProfile(f"{name}@{version}", profile)

@@ -149,11 +149,6 @@ class Manifest:
         return f"{self.name}@{self.version}"
 
     @property
-    def files(self) -> tuple[ShardFile, ...]:
-        """Every file whose SHA-256 the manifest has."""
-        return (*self.shards, *self.dropped)
-
-    @property
     def licenses(self) -> tuple[str, ...]:
         return tuple(sorted({source.license for source in self.sources}))
 

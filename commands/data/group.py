@@ -12,6 +12,7 @@ from aifx.commands.console.completion import complete_run
 from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
+from aifx.commands.data.profile import profile
 from aifx.commands.data.tasks import run_tasks
 from aifx.commands.data.versions import ls, verify
 from aifx.core.errors import UsageError
@@ -26,6 +27,7 @@ app = typer.Typer(
     Examples:
         aifx data ls                   list data sets and their versions
         aifx data verify corpus        compare its files with their digests
+        aifx data profile corpus       print its columns, lengths and values
         aifx data show                 print training rows as the model sees them
         aifx data show --step 120      print rows of the batch of a step
     """
@@ -155,4 +157,5 @@ def _print_examples(out: Output, row: ShownRow) -> None:
 
 app.command()(ls)
 app.command()(verify)
+app.command()(profile)
 app.command("run-tasks", hidden=True)(run_tasks)
