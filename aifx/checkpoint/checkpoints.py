@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 
@@ -170,11 +170,11 @@ class Checkpoints:
         and raises what that raised. If a disk that is full or fails keeps refusing the previous one, that is given up.
         A step that already has a checkpoint keeps it, unless `force` is set. Without a `score` it cannot be the best.
         """
-        self._own()
         self._patience.supersede()
         self._background.wait()
         self._patience.begin()
-        if not force and self._peers.broadcast(step in step_directories(self.directory)):
+        self._own()
+        if not force and self._in_first(lambda: step in step_directories(self.directory)):
             return
         leaves = flat_names(state)
         check_keys(leaves)
@@ -226,7 +226,7 @@ class Checkpoints:
             try:
                 state, host = self.restore(step, abstract)
             except Damaged as e:
-                self._together(partial(self._set_aside, step, e.why) if self._peers.is_first else lambda: None)
+                self._in_first(partial(self._set_aside, step, e.why))
                 continue
             return Restored(step, state, host)
 
@@ -243,7 +243,7 @@ class Checkpoints:
                     except OSError as e:
                         raise cannot_write(self.directory / str(later), e) from e
 
-        self._together(remove if self._peers.is_first else lambda: None)
+        self._in_first(remove)
         if self.local is not None:
             self.local.remove_from(step)
 
@@ -290,10 +290,18 @@ class Checkpoints:
         except Failed as failed:
             raise failed.error from failed.error.__cause__
 
+    def _in_first(self, run: Callable[[], Result]) -> Result:
+        """The result (JSON) of `run` in process 0, in all processes. Raises in all of them what it raises there."""
+        result = self._together(run if self._peers.is_first else lambda: None)
+        return cast(Result, self._peers.broadcast(result))
+
     def _own(self) -> None:
-        if not self._cleaned and self._peers.is_first:
-            folders.clean(self.directory)
+        if not self._cleaned:
+            self._in_first(self._clean)
         self._cleaned = True
+
+    def _clean(self) -> None:
+        folders.clean(self.directory)
 
     def _set_aside(self, step: int, why: str) -> None:
         aside = folders.set_aside(self.directory, step)

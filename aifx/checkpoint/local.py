@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ from aifx.checkpoint import folders
 from aifx.checkpoint.capture import HostArray
 from aifx.checkpoint.checkpoints import Checkpoints, NewerCheckpoints, Restored
 from aifx.checkpoint.listing import CheckpointInfo, checkpoint_info
-from aifx.checkpoint.manifest import Manifest, step_directories
+from aifx.checkpoint.local_folder import check_owner, remove_local
+from aifx.checkpoint.manifest import Manifest
 from aifx.config.best_by import Score
-from aifx.core.errors import AifxError, CheckpointError, EnvironmentFault
-from aifx.core.files import check_folder
+from aifx.core.errors import AifxError, CheckpointError
 from aifx.core.os_errors import first_line
 
 NUM_KEPT = 2
@@ -30,30 +29,15 @@ Recorded = Callable[[int], list[Any] | None]
 _RECORDED = "recorded"  # in the host's part of a local checkpoint
 
 
-def local_folder(local_dir: str, run: Path, run_id: str) -> Path:
-    """Where a run keeps its local checkpoints. A copy of the run's folder has the same id, and another place here."""
-    if not re.fullmatch(r"[0-9a-f]{32}", run_id):
-        raise CheckpointError(f"the run's id in {run / 'digests.json'} is not one that aifx made", repr(run_id))
-    place = hashlib.sha256(os.fsencode(run.resolve())).hexdigest()[:8]
-    return Path(local_dir) / f"aifx-{run_id}-{place}"
-
-
-def newest_local(folder: Path) -> int:
-    """The step of the newest checkpoint in `folder`, or 0."""
-    with suppress(OSError, AifxError):
-        return max(step_directories(folder), default=0)
-    return 0
-
-
 class LocalCheckpoints(NewerCheckpoints):
-    """Checkpoints that a run of one process can do without: whatever is wrong with them is a warning.
+    """Checkpoints that a run can do without: whatever is wrong with them is a warning of process 0.
 
     They are written by the thread of the run's own checkpoints and through the same memory. So one exists only if all
-    that was saved before it is on the run's disk.
+    that was saved before it is on the run's disk. All processes of a job write to one folder.
 
     Args:
         main: the run's own checkpoints.
-        recorded: tells which record is the last one. A checkpoint is used only if the metrics up to it are those that
+        recorded: the last record up to a step. A checkpoint is used only if the metrics up to it are those that
             it was saved with: another host may have gone on with the run meanwhile.
     """
 
@@ -83,7 +67,7 @@ class LocalCheckpoints(NewerCheckpoints):
     ) -> None:
         """As `Checkpoints.save`; if the disk refuses, the run goes on without. Raises what the save before raised."""
         self._background.wait()
-        host = {**host, _RECORDED: self._recorded(step)}
+        host = {**host, _RECORDED: self._recorded(step) if self._peers.is_first else None}  # process 0 writes it
         try:
             super().save(step, state, host=host, validation_loss=validation_loss, score=score, force=force)
         except (OSError, AifxError) as e:
@@ -91,34 +75,38 @@ class LocalCheckpoints(NewerCheckpoints):
 
     def latest_good_after(self, after: int | None, abstract: Any) -> Restored | None:
         try:
-            self._check_owner()
             self._own()
-            steps = [step for step in self.steps() if after is None or step > after]
+            steps = self._in_first(lambda: [step for step in self.steps() if after is None or step > after])
         except (OSError, AifxError) as e:
-            self._warn(f"the local checkpoints in {self.directory} are not used: {_brief(e)}")
+            self._report(f"the local checkpoints in {self.directory} are not used: {_brief(e)}")
             return None
         for step in reversed(steps):
             try:
-                self._check_of_run(step)
+                self._in_first(partial(self._check_of_run, step))
                 state, host = self.restore(step, abstract)
             except (OSError, AifxError) as e:
-                self._warn(f"the local checkpoint of step {step} is not used: {_brief(e)}")
-                with suppress(OSError):
-                    folders.remove(self.directory, step)
+                self._report(f"the local checkpoint of step {step} is not used: {_brief(e)}")
+                if self._peers.is_first:
+                    with suppress(OSError):
+                        folders.remove(self.directory, step)
                 continue
             return Restored(step, state, host)
         return None
 
     def remove_all(self) -> None:
-        with suppress(OSError, AifxError):
-            self._check_owner()
-            shutil.rmtree(self.directory, ignore_errors=True)
+        if self._peers.is_first:
+            remove_local(self.directory)
+
+    def _clean(self) -> None:
+        check_owner(self.directory)
+        super()._clean()
 
     def _write(self, manifest: Manifest, arrays: dict[str, HostArray]) -> None:
         fault, _ = self._attempt(manifest, arrays, 0)
         if fault is None:
             self._refusal = None
-            self._retain()
+            if self._peers.is_first:
+                self._retain()
             self._on_commit(checkpoint_info(manifest))
         elif isinstance(fault, Exception):
             self._refused(fault)
@@ -130,18 +118,11 @@ class LocalCheckpoints(NewerCheckpoints):
         if not root.is_dir():  # to make it could fill the disk that it should be mounted on
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(root))
         self.directory.mkdir(0o700, exist_ok=True)
-        self._check_owner()
+        check_owner(self.directory)
         super()._prepare(place, size)
 
-    def _check_owner(self) -> None:
-        """Raise AifxError if what is at the folder's place is not a folder of this user: anyone may write beside it."""
-        check_folder(self.directory)
-        if self.directory.exists() and self.directory.stat().st_uid != os.geteuid():
-            what = f"the folder {self.directory} belongs to another user"
-            raise EnvironmentFault(what, "local checkpoints of others are not trusted", f"ls -ld {self.directory}")
-
     def _check_of_run(self, step: int) -> None:
-        """Raise CheckpointError unless this run saved the checkpoint on the way that its metrics tell."""
+        """Raise CheckpointError unless this run saved the checkpoint, and its metrics go on from there."""
         folder, manifest = self._open(step)
         bound, now = manifest.run, self._binding()
         if any(bound.get(key) != now[key] for key in ("id", "settings", "assets", "base")):
@@ -154,8 +135,12 @@ class LocalCheckpoints(NewerCheckpoints):
         why = _brief(error)
         kind = re.sub(r"\d+", "", why)
         if kind != self._refusal:  # once for each reason, not for each step
-            self._warn(f"no local checkpoint: {why}; the run goes on, with those on its own disk")
+            self._report(f"no local checkpoint: {why}; the run goes on, with those on its own disk")
         self._refusal = kind
+
+    def _report(self, text: str) -> None:
+        if self._peers.is_first:
+            self._warn(text)
 
 
 def _brief(error: Exception) -> str:

@@ -23,7 +23,7 @@ import aifx
 import jax_kernels
 from aifx.config import Config
 from aifx.core.files import open_file
-from aifx.core.project import Project, RunDirectory
+from aifx.core.project import Project
 from aifx.machine.host import versions
 from aifx.parallel.group import Disagreement, Group
 from aifx.runs.provenance import NUMERIC_PACKAGES, flags_of_numbers
@@ -57,19 +57,24 @@ def agree(group: Group, facts: Callable[[], Facts]) -> None:
         raise Disagreement(what, "\n".join([*lines[:MAX_LINES], *more]), hint)
 
 
-def check_shared(group: Group, run: RunDirectory) -> None:
-    """Raise Disagreement in all processes unless all of them see the run directory of process 0, which holds the run.
+def check_shared(group: Group, folder: Path, name: str, hint: str, *, is_needed: bool = True) -> None:
+    """Raise Disagreement in all processes unless all of them see the `folder` of process 0, which holds the run.
 
     Process 0 creates a file of a new name, and the others look for it. A name that a node has never looked for is in
     no cache of its NFS client.
+
+    Args:
+        name: of the folder, for the error.
+        is_needed: otherwise nothing is checked if process 0 cannot write there.
     """
     if group.size == 1:
         return
-    path = run.path / f".seen.{secrets.token_hex(6)}.tmp"  # `remove_temporary` removes it after a kill
+    path = folder / f".seen.{secrets.token_hex(6)}.tmp"  # `remove_temporary` removes it after a kill
     try:
-        if group.is_first:
-            os.close(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-        path = run.path / group.broadcast(path.name)
+        is_there = group.is_first and _is_made(path, is_needed)
+        if not group.broadcast(is_there):
+            return
+        path = folder / group.broadcast(path.name)
         deadline = time.monotonic() + SEEN_S
         while not (is_seen := path.exists()) and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -80,9 +85,19 @@ def check_shared(group: Group, run: RunDirectory) -> None:
         if group.is_first:
             path.unlink(missing_ok=True)
     if blind:
-        what = f"process {', '.join(blind[:MAX_LINES])} does not see the run directory of process 0"
-        why = f"{run.path} on {host} is another folder there: the nodes do not share it"
-        raise Disagreement(what, why, "put the project on a file system that all nodes share")
+        what = f"process {', '.join(blind[:MAX_LINES])} does not see {name} of process 0"
+        raise Disagreement(what, f"{folder} on {host} is another folder there: the nodes do not share it", hint)
+
+
+def _is_made(path: Path, is_needed: bool) -> bool:
+    """Create a file. Returns whether it is there; raises what failed if it is needed."""
+    try:
+        os.close(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    except OSError:
+        if is_needed:
+            raise
+        return False
+    return True
 
 
 def differences(processes: list[dict[str, Any]]) -> list[str]:

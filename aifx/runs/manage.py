@@ -6,14 +6,17 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from aifx.checkpoint.local_folder import local_folder, remove_local
 from aifx.core.errors import AifxError, UsageError
 from aifx.core.files import check_folder, read_file
 from aifx.core.json_files import sync_directory, write_json
-from aifx.core.parsing import parse_json
+from aifx.core.parsing import parse_json, parse_toml
 from aifx.core.project import RUN_NAME, Project, RunDirectory
+from aifx.runs.binding import read_digests
 from aifx.runs.formats import TagsFile
 from aifx.runs.lock import hold_run
 
@@ -22,22 +25,34 @@ REMOVED = ".removed-"
 
 
 def size_of(run: RunDirectory) -> int:
-    """Bytes that the files of a run take on the disk. Links are not followed."""
+    """Bytes that the files of a run take on the disk, local checkpoints included. Links are not followed."""
     return sum(
         Path(folder, name).lstat().st_blocks * 512
-        for folder, _, names in os.walk(run.path)
+        for place in (run.path, local_checkpoints(run))
+        for folder, _, names in os.walk(place or os.devnull)
         for name in names
         if os.path.lexists(Path(folder, name))
     )
 
 
+def local_checkpoints(run: RunDirectory) -> Path | None:
+    """The folder of a run in its `checkpoint.local_dir`; None if it has none on this host."""
+    with suppress(OSError, ValueError, LookupError, TypeError, AifxError):
+        local_dir = parse_toml(read_file(run.config, below=run.path).decode())["checkpoint"]["local_dir"]
+        folder = local_folder(local_dir, run.path, read_digests(run).run_id)
+        return folder if folder.is_dir() else None
+    return None
+
+
 def remove_run(project: Project, run: RunDirectory) -> None:
-    """Delete a run. Raises RunBusy if a process trains it, UnsafeFile for a link.
+    """Delete a run and its local checkpoints on this host. Raises RunBusy if a process trains it, UnsafeFile for links.
 
     The folder is renamed first, so an interruption leaves no half-deleted run. The next removal deletes the rest.
     """
     check_folder(run.path)
     with hold_run(run):
+        if (local := local_checkpoints(run)) is not None:
+            remove_local(local)
         doomed = project.runs_path / f"{REMOVED}{run.name}-{secrets.token_hex(4)}"
         run.path.rename(doomed)
         sync_directory(project.runs_path)
@@ -55,8 +70,12 @@ def rename_run(project: Project, run: RunDirectory, name: str) -> RunDirectory:
         hint = f"aifx runs rm {name}    (or choose another name)"
         raise UsageError(f"{target.path} exists already", "a run is renamed to a name that is not in use", hint)
     with hold_run(run):
+        local = local_checkpoints(run)
         run.path.rename(target.path)
         sync_directory(project.runs_path)
+        if local is not None:  # its name depends on the run's path
+            with suppress(OSError, AifxError):
+                local.rename(local_folder(str(local.parent), target.path, read_digests(target).run_id))
         _rename_in_evaluations(target)
     return target
 

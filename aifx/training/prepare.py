@@ -9,11 +9,13 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 
 from aifx.checkpoint.listing import list_bindings
+from aifx.checkpoint.local_folder import local_folder, newest_local
 from aifx.config import Config, compare, read_config
 from aifx.config.best_by import LOSS, best_by_of, check_metric
 from aifx.config.sections import RESUME_SAFE, ROUNDING
@@ -33,7 +35,7 @@ from aifx.parallel.checks import check_batch
 from aifx.parallel.group import Group
 from aifx.parallel.layout import Layout, local_layout
 from aifx.programs.build import Programs, build
-from aifx.runs.agreement import agree, facts_of_data
+from aifx.runs.agreement import agree, check_shared, facts_of_data
 from aifx.runs.base_run import BaseRun
 from aifx.runs.binding import RunDigests, binding_errors, kernel_digest, open_digests, read_digests
 from aifx.runs.provenance import differences, provenance, read_provenance
@@ -121,6 +123,9 @@ def prepare(job: Job) -> tuple[Programs, RunDigests | None]:
         task = _open_task(job, is_fresh and job.group.is_first)
         digests = _own_run(job, task, layout, is_fresh) if job.group.is_first else None
         kernels = run_choices(job.run, job.config, keep=False) if digests is None else _kernel_choices(job, digests)
+    if job.config.checkpoint.local_dir is not None:
+        run_id = job.group.broadcast(digests.run_id if digests else None)
+        job.checkpoints.local = _local_checkpoints(job, job.config.checkpoint.local_dir, run_id)
     agree(job.group, lambda: facts_of_data(job.project, data_digest(task, job.config), layout.device_kind))
     programs = build(job.config, task, layout, kernels=kernels)
     _check_fields(programs)
@@ -136,19 +141,17 @@ def _own_run(job: Job, task: Task, layout: Layout, is_fresh: bool) -> RunDigests
     needed = base.document() if base and job.config.finetune.adapter != "none" else None
     digests = open_digests(job.run, job.config, is_fresh=is_new, base=needed)
     job.checkpoints.bind(digests.binding)
-    if job.config.checkpoint.local_dir is not None:
-        job.checkpoints.local = _local_checkpoints(job, job.config.checkpoint.local_dir, digests)
     return digests
 
 
-def _local_checkpoints(job: Job, local_dir: str, digests: RunDigests) -> LocalCheckpoints:
-    from aifx.checkpoint.local import LocalCheckpoints, local_folder
+def _local_checkpoints(job: Job, local_dir: str, run_id: str) -> LocalCheckpoints:
+    from aifx.checkpoint.local import LocalCheckpoints
 
     def committed(info: CheckpointInfo) -> None:
         job.stop.kept = f"the local checkpoint of step {info.step} is kept"
         job.dispatcher.event("local_checkpoint", step=info.step, size_bytes=info.size_bytes)
 
-    folder = local_folder(local_dir, job.run.path, digests.run_id)
+    folder = local_folder(local_dir, job.run.path, run_id)
     return LocalCheckpoints(
         folder, job.checkpoints, recorded=job.metrics.recorded, on_commit=committed, warn=job.dispatcher.warn
     )
@@ -156,8 +159,6 @@ def _local_checkpoints(job: Job, local_dir: str, digests: RunDigests) -> LocalCh
 
 def _newest_local(job: Job) -> int:
     """The step of the run's newest local checkpoint, or 0."""
-    from aifx.checkpoint.local import local_folder, newest_local
-
     if (local_dir := job.config.checkpoint.local_dir) is None or not job.group.is_first:
         return 0
     try:
@@ -167,11 +168,10 @@ def _newest_local(job: Job) -> int:
 
 
 def _check_local(job: Job) -> None:
-    """Raise ConfigError if the run has several processes and local checkpoints."""
-    if job.config.checkpoint.local_dir is not None and job.group.size > 1:
-        why = "each host would keep a part of a checkpoint, and all must survive"
+    """Raise Disagreement unless all processes see one `checkpoint.local_dir`: each writes its part of a checkpoint."""
+    if (local_dir := job.config.checkpoint.local_dir) is not None:
         hint = "remove local_dir from [checkpoint], and save more often with checkpoint.every"
-        raise ConfigError("checkpoint.local_dir is set, and the run has several processes", why, hint)
+        check_shared(job.group, Path(local_dir), "the checkpoint.local_dir", hint, is_needed=False)
 
 
 def _open_task(job: Job, is_fresh: bool) -> Task:

@@ -100,7 +100,7 @@ def train(
     ):
         agree(group, lambda: facts_of_start(config, run=run_name, fork_from=fork_from, fork_at=fork_at))
         with hold_run(run) if group.is_first else nullcontext():
-            check_shared(group, run)
+            check_shared(group, run.path, "the run directory", "put the project on a file system that all nodes share")
             if config.mesh.auto:
                 from aifx.training.auto_mesh import with_found_mesh  # here, since other runs need no plan
 

@@ -58,25 +58,30 @@ def save(
 def save_locally(loop: Saved, state: TrainState, step: int, validation: Mapping[str, Any] | None = None) -> None:
     """Save `state` on the host's disk, unless another checkpoint is still being written.
 
-    The first one goes to the run's disk, which names the run that a local one is of.
+    The first one goes to the run's disk, which names the run that a local one is of. Process 0 decides: it is the last
+    to have finished a save.
     """
     checkpoints = loop.checkpoints
-    if not checkpoints.is_idle:
-        return
-    if checkpoints.latest() is None:
+    is_idle = loop.group.is_first and checkpoints.is_idle
+    is_first_one = is_idle and checkpoints.latest() is None
+    is_idle, is_first_one = loop.group.broadcast([is_idle, is_first_one])
+    if is_first_one:
         save(loop, state, step, validation)
-    else:
+    elif is_idle:
         _save(loop, state, step, None, None, force=False, to=checkpoints.local)
 
 
 def save_again(loop: Saved, state: TrainState, step: int) -> None:
     """Save what the host knows now in the checkpoint of `step`, which is that of `state`, if there is one."""
-    before = loop.checkpoints.info(step) if loop.group.is_first else None  # of which the manifest is written
-    if loop.group.broadcast(before is not None):
+    is_first, local = loop.group.is_first, loop.checkpoints.local
+    before = loop.checkpoints.info(step) if is_first else None  # of which the manifest is written
+    is_local = is_first and before is None and local is not None and local.info(step) is not None
+    is_saved, is_local = loop.group.broadcast([before is not None, is_local])
+    if is_saved:
         loss, score = (before.validation_loss, before.score) if before else (None, None)
         _save(loop, state, step, loss, score, force=True)
-    elif loop.checkpoints.local is not None and loop.checkpoints.local.info(step) is not None:
-        _save(loop, state, step, None, None, force=True, to=loop.checkpoints.local)
+    elif is_local:
+        _save(loop, state, step, None, None, force=True, to=local)
 
 
 def _save(

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from aifx.core.project import RunDirectory
 from aifx.parallel.group import Disagreement, Group, JoinedGroup, Limits
 from aifx.parallel.processes import Membership
 from aifx.runs import agreement
 from aifx.runs.agreement import check_shared
 
 
-def outcomes(folders: list[Path]) -> list[Exception | None]:
+def outcomes(folders: list[Path], *, is_needed: bool = True) -> list[Exception | None]:
     """How the check ends in each process of a job, whose run directories are these."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -24,7 +23,7 @@ def outcomes(folders: list[Path]) -> list[Exception | None]:
         me = Membership("a test", f"127.0.0.1:{port}", len(folders), index)
         group = JoinedGroup(me, "127.0.0.1", Limits(connect_s=5.0))
         try:
-            check_shared(group, RunDirectory(folders[index]))
+            check_shared(group, folders[index], "the run directory", "share it", is_needed=is_needed)
         except Disagreement as error:
             return error
         finally:
@@ -51,5 +50,17 @@ def test_the_node_with_another_directory_is_named(tmp_path: Path, monkeypatch: p
 
 
 def test_a_process_that_trains_alone_looks_for_nothing(tmp_path: Path) -> None:
-    check_shared(Group(), RunDirectory(tmp_path / "absent"))
+    check_shared(Group(), tmp_path / "absent", "the run directory", "share it")
     assert not (tmp_path / "absent").exists()
+
+
+def test_a_folder_that_is_not_needed_may_be_missing(tmp_path: Path) -> None:
+    assert outcomes([tmp_path / "absent"] * 2, is_needed=False) == [None] * 2
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_folder_of_each_host_is_refused_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement, "SEEN_S", 0.3)
+    (tmp_path / "other").mkdir()
+    found = outcomes([tmp_path, tmp_path / "other"], is_needed=False)
+    assert [isinstance(error, Disagreement) for error in found] == [True, True]

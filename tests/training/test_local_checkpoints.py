@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from stopping import StopAt
 
-from aifx.checkpoint.local import local_folder
+from aifx.checkpoint.local_folder import local_folder
 from aifx.checkpoint.manifest import json_digest, step_directories
 from aifx.core.errors import CheckpointError, ConfigError
 from aifx.core.project import Project
@@ -159,6 +159,27 @@ def test_one_of_a_host_that_the_run_has_left_is_not_taken(killed, whole, logged:
     away.rename(local_dir(killed))
     resumed(killed, whole, 8)
     assert any("is not on the run's way" in line for line in logged)
+
+
+def test_a_renamed_run_keeps_its_local_checkpoints(killed, whole) -> None:
+    code, _, err = killed.command("runs", "rename", "main", "other")
+    assert code == 0, err
+    result = killed.train(*settings(local_dir(killed)), run="other")
+    assert result.resumed_from == 9
+    assert result.state_digest == whole.result.state_digest
+
+
+def test_runs_rm_removes_the_local_checkpoints_of_the_run_alone(killed) -> None:
+    stranger = local_dir(killed) / f"aifx-{'0' * 32}-01234567"
+    stranger.mkdir()
+    (folder,) = (path for path in local_dir(killed).iterdir() if path != stranger)
+    (folder / "filler").write_bytes(bytes(3 << 20))
+    (removed,) = json.loads(killed.command("runs", "rm", "main", "--dry-run", "--json")[1])["removed"]
+    assert removed["size_bytes"] > 3 << 20
+    assert folder.exists()
+    code, _, err = killed.command("runs", "rm", "main", "--yes")
+    assert code == 0, err
+    assert list(local_dir(killed).iterdir()) == [stranger]
 
 
 def test_a_relative_path_is_refused(tiny) -> None:
