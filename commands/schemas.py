@@ -44,7 +44,7 @@ def command_types() -> dict[str, Any]:
     from aifx.commands.runs import manage, page
     from aifx.commands.serve.command import Listening
     from aifx.config.schema import SettingList
-    from aifx.curation.reports import Verification, VersionList, VersionProfile
+    from aifx.curation.reports import MadeVersion, Verification, VersionList, VersionProfile
     from aifx.drills.guarantees import DrillReport
     from aifx.evaluation import dataset, held_out
     from aifx.generation.generator import GeneratedText
@@ -96,6 +96,7 @@ def command_types() -> dict[str, Any]:
         "ckpt-cp": CopiedCheckpoint,
         "data-show": ShownData | ShownBatch,
         "data-ls": VersionList,
+        "data-clean": MadeVersion,
         "data-verify": Verification,
         "data-profile": VersionProfile,
         "config-show": config.ShownConfig,

@@ -28,6 +28,7 @@ class MadeVersion:
         dropped_by: the same by rule.
         facts: what the step found.
         is_new: False if the same version was there already.
+        is_accepted: False if the command exits 1 and the name alone still means the version before.
     """
 
     reference: str
@@ -38,6 +39,7 @@ class MadeVersion:
     dropped_by: Mapping[str, int]
     facts: Mapping[str, Any]
     is_new: bool
+    is_accepted: bool
 
 
 def made_version(made: Made) -> MadeVersion:
@@ -51,6 +53,7 @@ def made_version(made: Made) -> MadeVersion:
         dropped_by=manifest.dropped_by,
         facts=manifest.facts,
         is_new=made.is_new,
+        is_accepted=made.is_accepted,
     )
 
 

@@ -12,6 +12,7 @@ from aifx.commands.console.completion import complete_run
 from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
+from aifx.commands.data.clean import clean
 from aifx.commands.data.profile import profile
 from aifx.commands.data.tasks import run_tasks
 from aifx.commands.data.versions import ls, verify
@@ -28,6 +29,7 @@ app = typer.Typer(
         aifx data ls                   list data sets and their versions
         aifx data verify corpus        compare its files with their digests
         aifx data profile corpus       print its columns, lengths and values
+        aifx data clean corpus         repair texts, drop rows by rules
         aifx data show                 print training rows as the model sees them
         aifx data show --step 120      print rows of the batch of a step
     """
@@ -155,6 +157,7 @@ def _print_examples(out: Output, row: ShownRow) -> None:
         out.print(shown, soft_wrap=True)
 
 
+app.command()(clean)
 app.command()(ls)
 app.command()(verify)
 app.command()(profile)

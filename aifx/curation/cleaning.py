@@ -1,0 +1,190 @@
+"""`aifx data clean`: repair texts, leave out lines and texts by rules, and keep the texts of some languages."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aifx.core.errors import UsageError
+from aifx.curation.languages import identify
+from aifx.curation.measures import Texts
+from aifx.curation.rules import Rule
+from aifx.curation.shards import dropped_rows
+from aifx.curation.step import Outcome, ShardStep
+from aifx.curation.text_repair import UnicodeForm, repaired
+from aifx.data.versions import ROW, Manifest
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+
+TEXT, LANGUAGE, PROBABILITY = "text", "language", "language_probability"
+
+EMPTY = "empty"
+"""The rule that drops a text with no character but whitespace."""
+
+NOT_BLANK = r"[^\s\p{Z}]"
+
+BATCH_BYTES = 4 << 20
+"""Of text that is judged at a time: its words take several times as much memory."""
+
+
+@dataclass(frozen=True)
+class Clean(ShardStep):
+    """Repairs and judges each row alone, so neither the order of the rows nor the size of the shards matters.
+
+    Attributes:
+        rules: in the order in which they judge; those for some languages judge last.
+        languages: to keep; empty to keep all, None to identify none. Then rules for some languages judge no row.
+        unicode: the form of the texts.
+        encoding: whether to repair mojibake and leave out control characters.
+    """
+
+    rules: tuple[Rule, ...]
+    languages: tuple[str, ...] | None = ()
+    unicode: UnicodeForm = "NFC"
+    encoding: bool = True
+
+    name = "clean"
+    version = 1
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {
+            "unicode": self.unicode,
+            "encoding": self.encoding,
+            "languages": None if self.languages is None else sorted(self.languages),
+            "rules": [rule.settings for rule in self.rules],
+        }
+
+    def apply(self, rows: Table, work: Path) -> Outcome:
+        import pyarrow as pa
+
+        facts = Counter({"rows_changed": 0})
+        kept, dropped = [], [dropped_rows([], [])]
+        for part in _batches(rows):
+            batch = _Batch(part)
+            batch.clean(self)
+            kept.append(batch.rows)
+            dropped += batch.dropped
+            facts.update(batch.facts)
+        return Outcome(pa.concat_tables(kept), pa.concat_tables(dropped), dict(sorted(facts.items())))
+
+
+def check_text(manifest: Manifest) -> None:
+    """Raise UsageError if a version has no column of texts."""
+    found = manifest.columns.get(TEXT)
+    if found not in ("string", "large_string"):
+        why = f"its column 'text' is {found}" if found else f"its columns are {', '.join(manifest.columns)}"
+        raise UsageError(f"{manifest.reference} has no texts", why, "aifx data ls")
+
+
+def dropped_share(manifest: Manifest) -> float:
+    """The share of the rows of its parent that a version leaves out."""
+    dropped = sum(manifest.dropped_by.values())
+    return dropped / (manifest.rows + dropped) if dropped else 0.0
+
+
+class _Batch:
+    """Some rows, as they are cleaned.
+
+    Attributes:
+        rows: that no rule has dropped so far.
+        dropped: tables of dropped rows.
+        facts: what is counted, by name.
+    """
+
+    def __init__(self, rows: Table) -> None:
+        import pyarrow.compute as pc
+
+        self.rows = rows
+        self.dropped: list[Table] = []
+        self.facts: Counter[str] = Counter()
+        self._before = pc.fill_null(rows[TEXT].combine_chunks(), "")
+        self._texts = Texts(self._before)
+
+    def clean(self, step: Clean) -> None:
+        """Do all that the step does."""
+        import pyarrow.compute as pc
+
+        self._texts = Texts(repaired(self._texts.values, step.unicode, step.encoding))
+        self._leave_out_lines([rule for rule in step.rules if rule.unit == "line"])
+        self._keep(pc.match_substring_regex(self._texts.values, NOT_BLANK), EMPTY)
+        rules = [rule for rule in step.rules if rule.unit == "text"]
+        for rule in rules:
+            if not rule.languages:
+                self._keep(rule.keeps(self._texts), rule.id)
+        if step.languages is not None:
+            self._identify(step.languages)
+            self._judge_by_language([rule for rule in rules if rule.languages])
+        self.facts["rows_changed"] += pc.sum(pc.not_equal(self._before, self._texts.values)).as_py() or 0
+        self.rows = self.rows.set_column(self.rows.column_names.index(TEXT), TEXT, self._texts.values)
+
+    def _leave_out_lines(self, rules: list[Rule]) -> None:
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if not rules or not len(self._texts):
+            return
+        lists = pc.split_pattern(self._texts.values, "\n")
+        lines, lengths = lists.flatten(), lists.value_lengths().to_numpy(zero_copy_only=False)
+        kept = np.ones(len(lines), bool)
+        texts, blank = Texts(lines), ~pc.match_substring_regex(lines, NOT_BLANK).to_numpy(zero_copy_only=False)
+        for rule in rules:
+            keeps = rule.keeps(texts) | blank
+            self.facts[f"lines_dropped.{rule.id}"] += int((kept & ~keeps).sum())
+            kept &= keeps
+        numbers = np.repeat(np.arange(len(lengths)), lengths)
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(numbers[kept], minlength=len(lengths)))])
+        left = type(lists).from_arrays(pa.array(offsets, lists.offsets.type), lines.filter(pa.array(kept)))
+        self._texts = Texts(pc.binary_join(left, "\n"))
+
+    def _identify(self, keep: tuple[str, ...]) -> None:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        names, probabilities = identify(self._texts.values.to_pylist())
+        found = {LANGUAGE: pa.array(names, pa.string()), PROBABILITY: pa.array(probabilities, pa.float32())}
+        self.rows = self.rows.drop_columns([name for name in found if name in self.rows.column_names])
+        for name, values in found.items():
+            self.rows = self.rows.append_column(name, values)
+        if keep:
+            self._keep(pc.is_in(self.rows[LANGUAGE].combine_chunks(), pa.array(keep, pa.string())), LANGUAGE)
+
+    def _judge_by_language(self, rules: list[Rule]) -> None:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        for rule in rules:
+            languages = self.rows[LANGUAGE].combine_chunks()
+            others = pc.invert(pc.is_in(languages, pa.array(rule.languages, pa.string())))
+            self._keep(rule.keeps(self._texts) | others.to_numpy(zero_copy_only=False), rule.id)
+        self.facts.update(f"language.{name}" for name in self.rows[LANGUAGE].to_pylist())
+
+    def _keep(self, kept: Any, rule: str) -> None:
+        """Drop the other rows."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        mask = pa.array(kept) if not isinstance(kept, pa.Array) else kept
+        left_out = pc.invert(mask)
+        count = pc.sum(left_out).as_py()
+        if count:
+            self.dropped.append(dropped_rows(self.rows[ROW].filter(left_out), [rule] * count))
+            self.rows, self._before = self.rows.filter(mask), self._before.filter(mask)
+            self._texts = Texts(self._texts.values.filter(mask))
+
+
+def _batches(rows: Table) -> Iterator[Table]:
+    """Rows in parts of about `BATCH_BYTES` of text; one without rows if there are none."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    sizes = pc.fill_null(pc.binary_length(rows[TEXT]), 0).to_numpy()
+    parts = np.cumsum(sizes, dtype=np.int64) // BATCH_BYTES
+    ends = np.flatnonzero(np.diff(parts)) + 1
+    for begin, end in zip([0, *ends], [*ends, len(rows)], strict=True):
+        yield rows.slice(begin, end - begin)
