@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args, get_type_hints
 
 from aifx.config import sections as section_types
@@ -17,6 +17,7 @@ from aifx.config.registry import PARTS, TaskParts, bundled
 from aifx.config.sections import RESUME_SAFE, Section
 from aifx.config.serve_section import ServeSection
 from aifx.config.toml import DEFAULT, Origin, OriginKind, to_toml
+from aifx.core.project import Project
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,10 @@ class Config:
     def precedence(self, key: str) -> int:
         """How far the origin of `section.key` goes over others: 0 is a default, the most is `--set`."""
         return get_args(OriginKind).index(self.origin(key).kind)
+
+    def apply_to(self, project: Project) -> Project:
+        """The project, with its data sets where this configuration has them."""
+        return replace(project, datasets=self.datasets.root)
 
     def to_toml(self, *, origins: bool = True) -> str:
         """The whole configuration as TOML that `read_config` reads back to an equal one; each origin a comment."""

@@ -84,9 +84,14 @@ class RunDirectory:
 
 @dataclass(frozen=True)
 class Project:
-    """A folder that holds an `aifx.toml`."""
+    """A folder that holds an `aifx.toml`.
+
+    Attributes:
+        datasets: where its data sets are: a folder relative to `root`, or a URL. `Config.apply_to` sets it.
+    """
 
     root: Path
+    datasets: str = "datasets"
 
     @property
     def config_path(self) -> Path:

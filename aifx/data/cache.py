@@ -11,15 +11,20 @@ from pathlib import Path
 from aifx.core.errors import EnvironmentFault
 from aifx.core.files import remove_temporary
 from aifx.core.private_folders import make_private
+from aifx.core.project import cache_location
 
 STRAY_AFTER_S = 24 * 3600.0
 
 
 @contextmanager
 def cache_folder(folder: Path) -> Iterator[None]:
-    """Make a folder of the cache. Raises EnvironmentFault if it cannot be written."""
+    """Make a folder of the cache, or one beside data that others may share. Raises EnvironmentFault if it cannot be
+    written."""
     try:
-        make_private(folder)
+        if folder.is_relative_to(cache_location()):
+            make_private(folder)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
         yield
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         hint = "AIFX_CACHE_DIR=/path/to/write/to aifx train"

@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from aifx.core.errors import DataError
-from aifx.core.project import Project
+from aifx.core.project import Project, cache_path
 from aifx.data.base import Split
 from aifx.data.encoding import SUFFIXES, FileScan, TextFile, report_bad_bytes, undecodable
 from aifx.data.files import Piece, check_regular, find_files, read_documents, scan_file
@@ -28,9 +28,38 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Files: TypeAlias = Mapping[Split, Mapping[TextFile, FileScan]]
 
 
+class TextCorpus(Protocol):
+    """Text, divided into splits."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the text and how it is divided."""
+
+    def names(self, split: Split) -> str:
+        """Where `split` comes from, for messages."""
+
+    def expected_bytes(self, *splits: Split) -> int | None:
+        """Return an estimate of the text in the splits, to show progress; None if it is unknown before reading."""
+
+    def has(self, split: Split) -> bool:
+        """Whether the project asks for this split."""
+
+    def why_missing(self, split: Split) -> tuple[str, str]:
+        """Why there is no text in a split, and a command that gives it some."""
+
+    def pieces(self, *, whole: bool = False) -> Iterator[tuple[Split, Piece]]:
+        """All text, the pieces of each split in order. With `whole`, documents are cut between splits only."""
+
+    def check_unchanged(self) -> None:
+        """Raises DataError if the text is no longer what the digest was made of."""
+
+    def tokens_folder(self, name: str) -> Path:
+        """The folder for the token store `name`."""
+
+
 @dataclass(frozen=True)
 class Corpus:
-    """Files by split; those of "train" may hold parts of the others."""
+    """Text in files by split; those of "train" may hold parts of the others."""
 
     files: Files
     section: TextSection
@@ -63,6 +92,10 @@ class Corpus:
         """Whether the project asks for this split at all."""
         return split == "train" or bool(self.files[split]) or self.fractions[split] > 0
 
+    def why_missing(self, split: Split) -> tuple[str, str]:
+        why = f"data.{split}_fraction is 0 and data.{split} names no files"
+        return why, f"aifx train --set data.{split}_fraction=0.1"
+
     def pieces(self, *, whole: bool = False) -> Iterator[tuple[Split, Piece]]:
         """All text: train, validation, test. With `whole`, documents are cut between splits only."""
         yield from self._divided(whole)
@@ -86,9 +119,7 @@ class Corpus:
         if self.section.split == "document":
             return _by_document(pieces, self._assignment())
         total = sum(piece.num_bytes for piece in self._read("train", whole))
-        test = self.fractions["test"]
-        shares = {"train": 1 - (self.fractions["validation"] + test), "validation": 1 - test, "test": 1}
-        return _by_block(pieces, {split: round(total * shares[split]) for split in SPLITS})
+        return by_block(pieces, total, self.fractions)
 
     def _assignment(self) -> bytearray:
         """The split of each document of the training files, as an index into SPLITS: one byte a document."""
@@ -97,11 +128,12 @@ class Corpus:
         for piece in self._read("train", whole=False):
             digest.update(piece.text.encode())
             if piece.closes:
-                share = int.from_bytes(digest.digest(), "big") / 2**64
-                held_out = share - self.fractions["test"]
-                assignment.append(2 if held_out < 0 else 1 if held_out < self.fractions["validation"] else 0)
+                assignment.append(split_of(digest.digest(), self.fractions))
                 digest = hashlib.blake2b(digest_size=8)
         return assignment
+
+    def tokens_folder(self, name: str) -> Path:
+        return cache_path("tokens")
 
 
 def open_corpus(section: TextSection, project: Project) -> Corpus:
@@ -172,9 +204,17 @@ def _check_apart(scans: Files) -> None:
                 raise DataError(what, "what is trained on must not be measured on", hint)
 
 
-def _by_block(pieces: Iterator[Piece], ends: Mapping[Split, int]) -> Iterator[tuple[Split, Piece]]:
-    """Cuts the joined text where each split ends, in bytes; a cut inside a character moves before it."""
-    remaining = iter(ends.items())
+def split_of(digest: bytes, fractions: Mapping[Split, float]) -> int:
+    """The split of a document or a group of them by its BLAKE2b digest of 8 bytes, as an index into SPLITS."""
+    held_out = int.from_bytes(digest, "big") / 2**64 - fractions["test"]
+    return 2 if held_out < 0 else 1 if held_out < fractions["validation"] else 0
+
+
+def by_block(pieces: Iterator[Piece], total: int, fractions: Mapping[Split, float]) -> Iterator[tuple[Split, Piece]]:
+    """Cut the joined text of `total` bytes where each split ends; a cut inside a character moves before it."""
+    test = fractions["test"]
+    shares: dict[Split, float] = {"train": 1 - (fractions["validation"] + test), "validation": 1 - test, "test": 1}
+    remaining = iter([(split, round(total * shares[split])) for split in SPLITS])
     split, end = next(remaining)
     position = 0
     for piece in pieces:

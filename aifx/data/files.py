@@ -104,11 +104,11 @@ def read_documents(
     Raises DataError naming the file and the place in it.
     """
     if file.format == ".txt":
-        yield from _in_pieces(decode_blocks(file, errors), whole)
+        yield from in_pieces(decode_blocks(file, errors), whole)
         return
     for text in _jsonl(file, text_field, errors) if file.format == ".jsonl" else _parquet(file, text_field, errors):
         if text:
-            yield from _in_pieces(iter((text,)), whole)
+            yield from in_pieces(iter((text,)), whole)
 
 
 def find_cut(text: str, start: int = 1) -> int:
@@ -121,7 +121,7 @@ def find_cut(text: str, start: int = 1) -> int:
     return found.start() if found else 0
 
 
-def _in_pieces(blocks: Iterator[str], whole: bool) -> Iterator[Piece]:
+def in_pieces(blocks: Iterator[str], whole: bool) -> Iterator[Piece]:
     """The blocks of one document as pieces of about PIECE_CHARACTERS, cut where tokens do not change."""
     if whole:
         if text := "".join(blocks):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +26,32 @@ def read_column(file: TextFile, text_field: str, errors: DecodeErrors) -> Iterat
             yield from [value if value is None else value.decode("utf-8", handler) for value in _raw(column)]
         except UnicodeDecodeError:
             raise undecodable({file: scan_column(file, text_field)}) from None
+
+
+def read_batches(path: Path, name: str, columns: Sequence[str]) -> Iterator[Any]:
+    """Columns of a file in pyarrow.RecordBatches of 1,024 rows, so that memory holds one row group at a time.
+
+    Raises DataError if the file cannot be read or lacks a column.
+    """
+    with open_parquet(path, name) as table:
+        for column in columns:
+            _column_index(table, name, column)
+        yield from table.iter_batches(batch_size=1024, columns=list(columns), use_threads=False)
+
+
+def column_bytes(path: Path, name: str, column: str) -> int:
+    """Bytes of a column, uncompressed, as the file's index has them. Raises DataError."""
+    with open_parquet(path, name) as table:
+        index = _column_index(table, name, column)
+        groups = (table.metadata.row_group(group) for group in range(table.metadata.num_row_groups))
+        return sum(group.column(index).total_uncompressed_size for group in groups)
+
+
+def _column_index(table: Any, name: str, column: str) -> int:
+    names: list[str] = table.schema_arrow.names
+    if column not in names:
+        raise DataError(f"{name}: no column {column!r}", did_you_mean(column, names), "aifx config keys data")
+    return names.index(column)
 
 
 def scan_column(file: TextFile, text_field: str) -> FileScan:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from aifx.config.kinds import resolve
 from aifx.config.sections import (
@@ -26,6 +26,7 @@ from aifx.data.spec import ColumnKind
 
 if TYPE_CHECKING:
     from aifx.config.config import Config
+    from aifx.data.versions import Kind
 
 
 MOST_FILES = 64
@@ -34,6 +35,29 @@ MOST_FILES = 64
 
 OWN_TOKENIZERS = ("bpe", "char", "byte")
 """Values of `data.tokenizer` that are no paths."""
+
+
+class DatasetSection(DataSection):
+    """What all data has that may be a version of a data set."""
+
+    excluded: ClassVar[tuple[str, ...]] = ("path",)
+    """Keys that name files, which cannot be set beside `dataset`."""
+
+    dataset: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Version of a data set to train on, such as `corpus@3f2a`, in place of files: `aifx data ls`. "
+        "A name alone is the latest version when the run starts.",
+    )
+
+    def conflicts(self, config: Config) -> Iterator[Conflict]:
+        yield from super().conflicts(config)
+        for key in self.excluded if self.dataset is not None else ():
+            if config.precedence(f"data.{key}"):
+                yield Conflict(
+                    (f"data.{key}", "data.dataset"),
+                    f"data.dataset and data.{key} cannot be used together",
+                    "each names the data to train on",
+                )
 
 
 class TokenSection(DataSection):
@@ -58,6 +82,7 @@ class TokenSection(DataSection):
     seq_len: Annotated[int, Field(ge=2, le=INT_MAX)] = Field(256, description="Tokens of a sequence.")
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:
+        yield from super().conflicts(config)
         if self.tokenizer in OWN_TOKENIZERS and (self.end_tokens or self.begin_token is not None):
             key = "data.end_tokens" if self.end_tokens else "data.begin_token"
             yield Conflict(
@@ -81,14 +106,20 @@ class TokenSection(DataSection):
                 find_files(getattr(self, key), project, f"data.{key}")
             except DataError as error:
                 yield f"data.{key}", error
+        yield from self.check_tokenizer(project)
+
+    def check_tokenizer(self, project: Project) -> Iterator[tuple[str, AifxError]]:
+        """The error of a tokenizer that is a missing file, by its key."""
         if self.tokenizer not in OWN_TOKENIZERS:
             for key, missing in missing_file(project, "data.tokenizer", self.tokenizer):
                 missing.why += '; it may also be "bpe", "char" or "byte"'
                 yield key, missing
 
 
-class TextSection(TokenSection):
+class TextSection(DatasetSection, TokenSection):
     """Text, how it is split, and how it becomes sequences."""
+
+    excluded = ("train", "validation", "test")
 
     train: tuple[str, ...] = Field(
         ("data/*.txt",),
@@ -104,7 +135,9 @@ class TextSection(TokenSection):
         description="Bytes that are not UTF-8. strict: an error. replace: U+FFFD instead. skip: left out.",
     )
     split: Literal["block", "document"] = Field(
-        "block", description="block: contiguous parts, the test last. document: whole documents, by hash."
+        "block",
+        description="block: contiguous parts, the test last. document: whole documents, by hash; the default with "
+        "`dataset`.",
     )
     validation_fraction: Fraction = Field(0.05, description="Share held out for validation when `validation` is empty.")
     test_fraction: Fraction = Field(0.1, description="Share held out for the test when `test` is empty.")
@@ -116,6 +149,13 @@ class TextSection(TokenSection):
         0,
         description="Evaluation: tokens that each window scores, the rest being context; 0 scores whole windows.",
     )
+
+    @model_validator(mode="after")
+    def _split_of_dataset(self) -> Self:
+        """The default of `split` for a data set, whose rows are whole documents."""
+        if self.dataset is not None and "split" not in self.model_fields_set:
+            self.__dict__["split"] = "document"  # the section is frozen for everybody else
+        return self
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:
         yield from super().conflicts(config)
@@ -130,9 +170,18 @@ class TextSection(TokenSection):
                 "windows would step over tokens that none of them scores",
             )
 
+    def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
+        if self.dataset is None:
+            yield from super().check_files(project)
+            return
+        yield from _missing_dataset(self.dataset, project, "text")
+        yield from self.check_tokenizer(project)
+
     def read_beginnings(self, project: Project) -> int:
         from aifx.data.files import find_files, read_documents
 
+        if self.dataset is not None:
+            return _num_shards(self.dataset, project, "text")
         keys = ("train", "validation", "test")
         files = [file for key in keys for file in find_files(getattr(self, key), project, f"data.{key}")]
         for file in files[:MOST_FILES]:
@@ -140,7 +189,7 @@ class TextSection(TokenSection):
         return len(files)
 
 
-class ImagesSection(DataSection):
+class ImagesSection(DatasetSection):
     """Images with labels or numbers: a folder, a list, or a NumPy archive."""
 
     path: str = Field(
@@ -182,13 +231,16 @@ class ImagesSection(DataSection):
 
     @property
     def is_archive(self) -> bool:
-        return self.path.endswith(".npz")
+        return self.dataset is None and self.path.endswith(".npz")
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:
+        yield from super().conflicts(config)
         yield from held_out_conflicts(config, self.validation_fraction, 0.0 if self.is_archive else self.test_fraction)
 
     def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
-        if self.is_archive or not (project.root / self.path).is_dir():
+        if self.dataset is not None:
+            yield from _missing_dataset(self.dataset, project, "images")
+        elif self.is_archive or not (project.root / self.path).is_dir():
             yield from missing_file(project, "data.path", self.path)
 
     def read_beginnings(self, project: Project) -> int:
@@ -197,6 +249,8 @@ class ImagesSection(DataSection):
         from aifx.data.image_rows import check_archive
         from aifx.data.pictures import open_picture
 
+        if self.dataset is not None:
+            return _num_shards(self.dataset, project, "images")
         path = project.root / self.path
         if self.is_archive:
             check_archive(path)
@@ -254,7 +308,7 @@ class SeriesSection(DataSection):
         return 1
 
 
-class TableSection(DataSection):
+class TableSection(DatasetSection):
     """Rows of a table: a column to predict from the others."""
 
     path: str = Field("data/table.csv", description="Table (.csv, .parquet, .jsonl), relative to the project.")
@@ -274,6 +328,7 @@ class TableSection(DataSection):
     bins: PositiveInt = Field(32, description="Most bins of a numeric column, at quantiles of the training rows.")
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:
+        yield from super().conflicts(config)
         yield from held_out_conflicts(config, self.validation_fraction, self.test_fraction)
         if self.group_column is not None and self.time_column is not None:
             reason = "a group would be in several parts of the time"
@@ -287,11 +342,16 @@ class TableSection(DataSection):
                 yield Conflict(("data.ignore", f"data.{key}"), problem, "an ignored column is not read")
 
     def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
-        yield from missing_file(project, "data.path", self.path)
+        if self.dataset is not None:
+            yield from _missing_dataset(self.dataset, project, "table")
+        else:
+            yield from missing_file(project, "data.path", self.path)
 
     def read_beginnings(self, project: Project) -> int:
         from aifx.data.rows import input_file, read_rows
 
+        if self.dataset is not None:
+            return _num_shards(self.dataset, project, "table")
         next(read_rows(input_file(str(project.root / self.path))), None)
         return 1
 
@@ -329,3 +389,17 @@ def missing_file(project: Project, key: str, name: str) -> Iterator[tuple[str, A
     beside = sorted(p.name for p in path.parent.glob(f"*{glob.escape(path.suffix)}") if p.is_file())[:3]
     why = f"in {path.parent} there is {', '.join(beside)}" if beside else f"looked in {path.parent}"
     yield key, DataError(problem, why, f"ls {path.parent}")
+
+
+def _missing_dataset(reference: str, project: Project, kind: Kind) -> Iterator[tuple[str, AifxError]]:
+    """The error of a version that is not there, or cannot be read. Reads its manifest."""
+    from aifx.data.datasets import check_dataset
+
+    yield from check_dataset(reference, project, kind)
+
+
+def _num_shards(reference: str, project: Project, kind: Kind) -> int:
+    """The number of files of a version. Raises UsageError, DataError."""
+    from aifx.data.datasets import open_parts
+
+    return sum(len(part.manifest.shards) for part in open_parts(reference, project, kind))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol
 
 import numpy as np
 
+from aifx.core.os_errors import errno_of
 from aifx.data.base import Batch
 from aifx.data.blocks import BlockArray, read_array, read_cached, write_array
 from aifx.data.order import derived_seed
@@ -24,6 +26,15 @@ def empty_batch(rows: int, seq_len: int, eos_id: int, *, documents: bool) -> Bat
     if documents:
         batch |= {name: np.zeros(shape, np.int32) for name in ("segment_ids", "positions")}
     return batch
+
+
+class Sequences(Protocol):
+    """Examples of a fixed length."""
+
+    def __len__(self) -> int: ...
+
+    def write(self, index: int, epoch: int, batch: Batch, row: int) -> None:
+        """Write example `index` of `epoch` into `row` of a batch that `empty_batch` made."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +103,6 @@ class PackedSequences:
             column += length
 
 
-Sequences: TypeAlias = StreamSequences | PackedSequences
-
-
 def stream_windows(split: SplitTokens, seq_len: int, stride: int) -> PackedSequences:
     """Windows of which each token of the split is a target that counts exactly once.
 
@@ -121,7 +129,11 @@ def packed_documents(split: SplitTokens, seq_len: int, stride: int | None, index
         rows = best_fit(pieces[:, 1], seq_len)
         order = np.lexsort((pieces[:, 0], rows))
         spans = np.concatenate([rows[order, None], pieces[order]], axis=1)
-        write_array(index, spans)
+        try:
+            write_array(index, spans)
+        except OSError as error:
+            if errno_of(error) not in (errno.EACCES, errno.EPERM, errno.EROFS):  # beside a data set of somebody else
+                raise
     return PackedSequences(split.tokens, spans, documents=True)
 
 

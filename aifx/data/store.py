@@ -1,7 +1,8 @@
 """The token store: a split's tokens in one memory-mapped array, with an index of its documents.
 
-A store is a folder of the cache, named by a digest of all that its content depends on, and complete when its
-meta.json is there: builders write beside it and rename. For each split it holds
+A store is a folder, named by a digest of all that its content depends on, and complete when its meta.json is there:
+builders write beside it and rename. That of files is in the cache, that of a data set beside it. For each split it
+holds
 
     <split>.tokens.npy      uint16 or uint32 [n]: eos, a document, eos, a document, ..., and eos if the last ends here
     <split>.tokens.sha256   SHA-256 of each 64 KiB of the tokens, one after the other
@@ -18,6 +19,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import threading
 from array import array
@@ -40,7 +42,7 @@ from aifx.core.progress import report_progress
 from aifx.data.base import Split
 from aifx.data.blocks import BlockArray, BlockDigests, read_array, read_checked, write_array, write_checked
 from aifx.data.cache import cache_folder, sweep
-from aifx.data.corpus import SPLITS, Corpus
+from aifx.data.corpus import SPLITS, TextCorpus
 from aifx.data.files import Piece
 from aifx.data.tokenizer import Tokenizer
 
@@ -126,7 +128,7 @@ def guard(store: TokenStore, build: Callable[[], TokenStore]) -> None:
         tokens.repair = partial(repaired, split)
 
 
-def build_store(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> TokenStore:
+def build_store(path: Path, corpus: TextCorpus, tokenizer: Tokenizer) -> TokenStore:
     """Encode `corpus` into a store at `path`. Another process may build the same store at the same time."""
     with cache_folder(path.parent):
         sweep(path.parent)
@@ -158,6 +160,7 @@ def build_store(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> TokenStore:
 def _put(folder: Path, path: Path) -> TokenStore:
     """Makes `folder` the store at `path`, unless one that is whole came there first."""
     why = "something else writes there"
+    folder.chmod(stat.S_IMODE(path.parent.stat().st_mode))  # a store beside a shared data set is shared as well
     for _ in range(10):
         try:
             os.rename(folder, path)
@@ -178,7 +181,7 @@ def _file_names(split: Split) -> tuple[str, str, str]:
     return f"{split}.tokens.npy", f"{split}.tokens.sha256", f"{split}.documents.npy"
 
 
-def _encoded(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[tuple[Split, Piece, list[int]]]:
+def _encoded(corpus: TextCorpus, tokenizer: Tokenizer) -> Iterator[tuple[Split, Piece, list[int]]]:
     """Each piece with its token ids. Threads keep the encoder, which works outside the interpreter's lock, busy with
     the batches ahead while this one takes the ids of those that are done."""
     pending: deque[tuple[list[tuple[Split, Piece]], Future[list[Encoding]]]] = deque()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,14 +19,17 @@ from aifx.core.project import Project, cache_path
 from aifx.data.base import Batch, DataFormat, Split
 from aifx.data.blocks import read_cached, read_checked, write_checked
 from aifx.data.cache import cache_folder
-from aifx.data.corpus import SPLITS, Corpus, file_corpus, open_corpus, split_corpus
-from aifx.data.order import shuffled
+from aifx.data.corpus import SPLITS, TextCorpus, file_corpus, open_corpus, split_corpus
+from aifx.data.mixing import Turns
+from aifx.data.order import derived_seed
 from aifx.data.rows import InputFile, Row, field, read_rows
 from aifx.data.sections import OWN_TOKENIZERS, TextSection
-from aifx.data.sequences import Sequences, StreamSequences, empty_batch, packed_documents, stream_windows
+from aifx.data.sequences import Sequences, StreamSequences, packed_documents, stream_windows
 from aifx.data.spec import DataSpec, Field
 from aifx.data.store import FORMAT, SplitTokens, TokenStore, build_store, guard, open_store
+from aifx.data.text_source import JoinedSequences, MixedSource, TextSource
 from aifx.data.tokenizer import BYTE_TOKENS, CHARACTER, WORDS, Tokenizer, character_tokenizer, train_tokenizer
+from aifx.data.version_corpus import open_versions
 
 logger = logging.getLogger(__name__)
 
@@ -37,36 +40,6 @@ VOCAB_SIZES = {"bpe": 1024, "byte": BYTE_TOKENS}
 
 
 @dataclass(frozen=True)
-class TextSource:
-    """Batches {"inputs", "targets": int32 [rows, seq_len], "weights": float32 [rows, seq_len]}.
-
-    A weight is 1 where the target counts and 0 on padding. With packing "documents" also "segment_ids" (1, 2, ... by
-    document, 0 on padding) and "positions" (within the document), int32 [rows, seq_len].
-    """
-
-    sequences: Sequences
-    seed: int | None
-    batch_size: int
-    seq_len: int
-    eos_id: int
-    documents: bool
-
-    @property
-    def num_batches(self) -> int | None:
-        return -(-len(self.sequences) // self.batch_size) if self.seed is None else None
-
-    def read(self, step: int, rows: slice) -> Batch:
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
-        count = len(self.sequences)
-        batch = empty_batch(len(places), self.seq_len, self.eos_id, documents=self.documents)
-        for row, place in enumerate(places):
-            epoch, index = (0, place) if self.seed is None else shuffled(place, count, self.seed)
-            if index < count:
-                self.sequences.write(index, epoch, batch, row)
-        return batch
-
-
-@dataclass(frozen=True)
 class TextData:
     """A data set of text: its tokenizer and its token store."""
 
@@ -74,15 +47,13 @@ class TextData:
     digest: str
     tokenizer: Tokenizer
     section: TextSection
-    corpus: Corpus
+    corpus: TextCorpus
     store: TokenStore
 
     def source(self, split: Split, batch_size: int, *, seed: int | None) -> TextSource:
         """Without a seed, each token is a target once."""
-        if not self.corpus.has(split):
-            why = f"data.{split}_fraction is 0 and data.{split} names no files"
-            hint = f"aifx train --set data.{split}_fraction=0.1"
-            raise DataError(f"{self.corpus.names('train')}: no {split} split", why, hint)
+        if not self.has(split):
+            raise DataError(f"{self.corpus.names('train')}: no {split} split", *self.corpus.why_missing(split))
         tokens, seq_len, stride = self.store.splits[split], self.section.seq_len, _stride(self.section)
         documents = self.section.packing == "documents"
         sequences: Sequences
@@ -96,6 +67,10 @@ class TextData:
             sequences = stream_windows(tokens, seq_len, stride)
         return TextSource(sequences, seed, batch_size, seq_len, self.tokenizer.eos_id, documents)
 
+    def has(self, split: Split) -> bool:
+        """Whether the project asks for a split, or there is text in it."""
+        return self.corpus.has(split) or self.store.splits[split].num_targets > 0
+
     def counts(self, batch: Batch) -> dict[str, int]:
         """Targets that count, and the bytes of their text."""
         is_scored = batch["weights"] > 0
@@ -105,6 +80,54 @@ class TextData:
     @cached_property
     def _token_bytes(self) -> np.ndarray:
         return np.asarray(self.tokenizer.token_bytes(), np.int64)
+
+
+@dataclass(frozen=True)
+class MixedText:
+    """Several data sets of text with one tokenizer, read in their shares.
+
+    Attributes:
+        weights: share of the training tokens from each part; they need not sum to 1.
+        epochs: how often each token of a part may be read; without a bound if None.
+        name: the version of the mix.
+    """
+
+    spec: DataSpec
+    digest: str
+    parts: tuple[TextData, ...]
+    weights: tuple[float, ...]
+    epochs: tuple[float | None, ...]
+    name: str
+
+    def source(self, split: Split, batch_size: int, *, seed: int | None) -> TextSource | MixedSource:
+        """Without a seed, each token of each part is a target once."""
+        if seed is None:
+            parts = [part for part in self.parts if part.has(split)] or self.parts[:1]
+            sources = [part.source(split, batch_size, seed=None) for part in parts]
+            return replace(sources[0], sequences=JoinedSequences(tuple(source.sequences for source in sources)))
+        sources = [
+            part.source(split, batch_size, seed=derived_seed("part", seed, number))
+            for number, part in enumerate(self.parts)
+        ]
+        sizes = [len(source.sequences) for source in sources]
+        limits = [
+            None if most is None else max(round(most * size), 1) for most, size in zip(self.epochs, sizes, strict=True)
+        ]
+        shares = self.weights
+        if sources[0].documents:  # rows are not full: a part whose rows hold less gives more of them
+            targets = [part.store.splits[split].num_targets for part in self.parts]
+            shares = tuple(w * size / n for w, size, n in zip(shares, sizes, targets, strict=True))
+        return MixedSource(tuple(sources), Turns(shares, tuple(limits)), self.name)
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        return self.parts[0].counts(batch)
+
+
+def mixed_text(name: str, parts: tuple[TextData, ...], how: Sequence[tuple[float, float | None]]) -> MixedText:
+    """The mix `name` of these parts, with the weight and the epochs of each."""
+    weights, epochs = tuple(weight for weight, _ in how), tuple(most for _, most in how)
+    digest = _hexdigest("mix", *(part.digest for part in parts), weights, epochs)
+    return MixedText(parts[0].spec, digest, parts, weights, epochs, name)
 
 
 class TokenFormat(DataFormat):
@@ -138,15 +161,27 @@ class TextFormat(TokenFormat):
         return text_spec(section)
 
     @classmethod
-    def open(cls, section: TextSection, project: Project, assets: Path) -> tuple[TextFormat, TextData]:
+    def open(cls, section: TextSection, project: Project, assets: Path) -> tuple[TextFormat, TextData | MixedText]:
         """Reuses what was tokenized before, unless its files have changed."""
-        corpus = open_corpus(section, project)
-        tokenizer = _tokenizer(section, project, corpus, assets)
+        corpora: list[TextCorpus] = []
+        if section.dataset is None:
+            corpora.append(open_corpus(section, project))
+        else:
+            versions = open_versions(section.dataset, section, project)
+            if not (assets / TOKENIZER_FILE).exists():  # once, as the run begins
+                for version in versions:
+                    version.warn_of_duplicates()
+            corpora += versions
+        tokenizer = _tokenizer(section, project, corpora, assets)
         form = cls(section, text_spec(section, tokenizer), tokenizer)
-        data = form._open(corpus)
-        for split in filter(corpus.has, SPLITS):
-            _check_length(split, data.store.splits[split], section, corpus)
-        return form, data
+        parts = tuple(map(form._open, corpora))
+        tokenizer.bytes_per_token = _bytes_per_token([part.store for part in parts])
+        for part in parts:
+            for split in filter(part.has, SPLITS):
+                _check_length(split, part.store.splits[split], section, part.corpus)
+        if len(parts) == 1:
+            return form, parts[0]
+        return form, mixed_text(str(section.dataset), parts, [(v.part.weight, v.part.epochs) for v in versions])
 
     @classmethod
     def load(cls, section: TextSection, spec: DataSpec, assets: Path) -> TextFormat:
@@ -157,6 +192,8 @@ class TextFormat(TokenFormat):
         return self._open(file_corpus(path, self.section))
 
     def open_split(self, split: Split, project: Project) -> TextData | None:
+        if self.section.dataset is not None:
+            return None
         corpus = split_corpus(split, self.section, project)
         return None if corpus is None else self._open(corpus)
 
@@ -177,17 +214,17 @@ class TextFormat(TokenFormat):
         source = TextSource(windows, None, len(windows), section.seq_len, eos_id, documents=False)
         return {**source.read(0, slice(None)), "num_bytes": np.array([num_bytes] + [0] * (len(windows) - 1), np.int32)}
 
-    def _open(self, corpus: Corpus) -> TextData:
+    def _open(self, corpus: TextCorpus) -> TextData:
         section, tokenizer = self.section, self.tokenizer
         digest = _hexdigest("tokens", FORMAT, corpus.digest, tokenizer.data, *section.end_tokens[:1])
-        path = cache_path("tokens") / digest
+        path = corpus.tokens_folder(digest) / digest
         build = partial(build_store, path, corpus, tokenizer)
         store = open_store(path)
         if store is None and path.exists():
             logger.warning(f"the token store {path} is damaged; building it again")
         store = store or build()
         guard(store, build)
-        tokenizer.bytes_per_token = _bytes_per_token(store)
+        tokenizer.bytes_per_token = _bytes_per_token([store])
         how = (section.seq_len, section.packing, section.eval_stride)
         return TextData(self.spec, _hexdigest("text", digest, *how), tokenizer, section, corpus, store)
 
@@ -221,12 +258,12 @@ def _stride(section: TextSection) -> int:
     return min(section.eval_stride or section.seq_len, section.seq_len)
 
 
-def _tokenizer(section: TextSection, project: Project, corpus: Corpus, assets: Path) -> Tokenizer:
+def _tokenizer(section: TextSection, project: Project, corpora: Sequence[TextCorpus], assets: Path) -> Tokenizer:
     kept = assets / TOKENIZER_FILE
     if kept.exists():
         return _load_tokenizer(kept, section)
     is_own = section.tokenizer in OWN_TOKENIZERS
-    tokenizer = _trained(section, corpus) if is_own else _load_tokenizer(section.tokenizer_path(project), section)
+    tokenizer = _trained(section, corpora) if is_own else _load_tokenizer(section.tokenizer_path(project), section)
     assets.mkdir(parents=True, exist_ok=True)
     replace_file(kept, tokenizer.data)
     return tokenizer
@@ -236,47 +273,51 @@ def _load_tokenizer(path: Path, section: TextSection) -> Tokenizer:
     return Tokenizer.load(path, ends=section.end_tokens, begin=section.begin_token)
 
 
-def _trained(section: TextSection, corpus: Corpus) -> Tokenizer:
-    """A tokenizer of the training split, from the cache where it was trained on the same text before."""
+def _trained(section: TextSection, corpora: Sequence[TextCorpus]) -> Tokenizer:
+    """A tokenizer of the training splits, from the cache where it was trained on the same text before."""
     if section.tokenizer == "byte":
         return Tokenizer(train_tokenizer((), BYTE_TOKENS), "bytes")
     has_characters, vocab_size = section.tokenizer == "char", section.vocab_size or VOCAB_SIZES["bpe"]
     how = (section.vocab_size, CHARACTER) if has_characters else (vocab_size, WORDS)
-    digest = _hexdigest("tokenizer", 1, corpus.digest, *how)
+    digest = _hexdigest("tokenizer", 1, *(corpus.digest for corpus in corpora), *how)
     cached = cache_path("tokenizers") / digest
     if (data := read_cached(read_checked, cached, "cached tokenizer")) is not None:
         return Tokenizer(bytes(data), str(cached))
-    activity = f"training the tokenizer on {corpus.names('train')}"
+    activity = f"training the tokenizer on {', '.join(corpus.names('train') for corpus in corpora)}"
     logger.info(activity)
-    with report_progress(activity, corpus.expected_bytes("train"), "bytes") as progress:
-        texts = _training_texts(corpus, progress)
+    expected = [corpus.expected_bytes("train") for corpus in corpora]
+    size = None if None in expected else sum(filter(None, expected))
+    with report_progress(activity, size, "bytes") as progress:
+        texts = _training_texts(corpora, progress)
         made = character_tokenizer(texts, section.vocab_size) if has_characters else train_tokenizer(texts, vocab_size)
         tokenizer = Tokenizer(made, str(cached))
-    corpus.check_unchanged()
+    for corpus in corpora:
+        corpus.check_unchanged()
     with cache_folder(cached.parent):
         remove_temporary(cached.parent)
         write_checked(cached, tokenizer.data)
     return tokenizer
 
 
-def _training_texts(corpus: Corpus, progress: Reporter) -> Iterator[str]:
-    for split, piece in corpus.pieces():
-        if split == "train":
-            yield piece.text
-            progress.advance(piece.num_bytes)
+def _training_texts(corpora: Sequence[TextCorpus], progress: Reporter) -> Iterator[str]:
+    for corpus in corpora:
+        for split, piece in corpus.pieces():
+            if split == "train":
+                yield piece.text
+                progress.advance(piece.num_bytes)
     progress.enter("merging pairs of tokens")
 
 
-def _bytes_per_token(store: TokenStore) -> float:
+def _bytes_per_token(stores: Sequence[TokenStore]) -> float:
     """Of the split that is reported: test, otherwise validation, otherwise train."""
     for split in reversed(SPLITS):
-        tokens = store.splits[split]
-        if text_tokens := len(tokens.tokens) - len(tokens.documents) + (0 if tokens.closed else 1):
-            return tokens.num_bytes / text_tokens
+        found = [store.splits[split] for store in stores]
+        if text_tokens := sum(len(one.tokens) - len(one.documents) + (0 if one.closed else 1) for one in found):
+            return sum(one.num_bytes for one in found) / text_tokens
     return 1.0
 
 
-def _check_length(split: Split, tokens: SplitTokens, section: TextSection, corpus: Corpus) -> None:
+def _check_length(split: Split, tokens: SplitTokens, section: TextSection, corpus: TextCorpus) -> None:
     """Raises DataError for a split that is shorter than one sequence."""
     count = tokens.num_targets
     if count >= section.seq_len:

@@ -189,6 +189,14 @@ class Version:
     def quarantine(self) -> tuple[Path, ...]:
         return tuple(self.path / shard.name for shard in self.manifest.quarantine)
 
+    def damaged_shards(self) -> Iterator[str]:
+        """Each shard that differs from the manifest, and how."""
+        shards = self.manifest.shards
+        with report_progress(f"verifying {self.reference}", sum(shard.bytes for shard in shards), "bytes") as progress:
+            for shard in shards:
+                if problem := _problem(self.path / shard.name, shard, progress):
+                    yield f"{shard.name} {problem}"
+
 
 @dataclass(frozen=True)
 class Catalog:
@@ -229,19 +237,28 @@ class Catalog:
         if not at:
             version = self.latest(name)
             if version is None:
-                near = did_you_mean(name, self.names())
-                raise UsageError(f"no data set {name!r} in {self.store.url}", near, "aifx data ls")
+                raise self._unknown(name)
             if self.store.size(f"{name}/{version}/{MANIFEST}") is None:
                 what, why = f"{self.store.url}/{name}/{LATEST} is damaged", f"there is no version {version[:20]!r}"
                 raise DataError(what, why, f"aifx data ls {name}, and write the version that you want into that file")
             return name, version
         matching = [version for version in self.versions(name) if version.startswith(beginning)]
         if len(matching) != 1 or len(beginning) < 4:
-            why = f"{len(matching)} versions begin with {beginning!r}" if matching else "no version begins so"
+            known = self.versions(name)
+            if not known:
+                raise self._unknown(name)
+            why = f"{len(matching)} versions begin with {beginning!r}" if matching else did_you_mean(beginning, known)
             if len(beginning) < 4:
                 why = "a version is named by 4 hexadecimal digits or more"
             raise UsageError(f"{reference!r} names no version in {self.store.url}", why, f"aifx data ls {name}")
         return name, matching[0]
+
+    def _unknown(self, name: str) -> UsageError:
+        names = self.names()
+        if not names:
+            hint = f"aifx data add {name} FILES --license SPDX"
+            return UsageError(f"no data set {name!r} in {self.store.url}", "there is no data set yet", hint)
+        return UsageError(f"no data set {name!r} in {self.store.url}", did_you_mean(name, names), "aifx data ls")
 
     def manifest(self, reference: str) -> Manifest:
         """Of the version that `reference` means. Raises UsageError, DataError if it is damaged."""

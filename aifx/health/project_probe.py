@@ -58,7 +58,7 @@ def _data(project: Project, config: Config) -> dict[str, Any] | Absent:
     from aifx.config.sections import DataSection
 
     try:
-        files = config.data.read_beginnings(project) if isinstance(config.data, DataSection) else None
+        files = config.data.read_beginnings(config.apply_to(project)) if isinstance(config.data, DataSection) else None
     except (AifxError, OSError, ValueError) as error:
         return {"is_readable": False, "why": _reason(error), "files": 0}
     if files is None:

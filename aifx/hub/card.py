@@ -73,10 +73,12 @@ def _training(run: RunDirectory, step: int) -> list[tuple[str, Any]]:
     hardware, versions = provenance.get("hardware") or {}, provenance.get("versions") or {}
     shown = ", ".join(f"{name} {versions[name]}" for name in ("aifx", "jax", "python") if name in versions)
     rows = settings.get("train.global_batch_size"), settings.get("data.seq_len")
+    dataset = (provenance.get("dataset") or {}).get("reference")
     return [
         ("steps", step if step else "none"),
         ("rows and tokens of a step", f"{rows[0]} x {rows[1]}" if step and None not in rows else None),
-        ("files", ", ".join(settings.get("data.train") or ()) if step else None),
+        ("data set", dataset),
+        ("files", ", ".join(settings.get("data.train") or ()) if step and dataset is None else None),
         ("digest of the data", provenance.get("data_digest")),
         ("fine-tuned from run", (provenance.get("finetuned_from") or {}).get("run")),
         ("device", hardware.get("device_kind")),

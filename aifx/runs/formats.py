@@ -282,6 +282,23 @@ class AveragedFrom(TypedDict):
     steps: list[int]
 
 
+class DatasetPartRecord(TypedDict):
+    """A data set of a mix."""
+
+    reference: str
+    sha256: str
+    weight: float
+    epochs: float | None
+
+
+class DatasetRecord(TypedDict):
+    """The version of a data set that a run trains on: "name@version", and the SHA-256 of its manifest."""
+
+    reference: str
+    sha256: str
+    parts: NotRequired[list[DatasetPartRecord]]
+
+
 class Provenance(TypedDict):
     """provenance.json."""
 
@@ -290,6 +307,7 @@ class Provenance(TypedDict):
     versions: dict[str, str]
     git: GitState | None
     data_digest: str
+    dataset: NotRequired[DatasetRecord | None]
     hardware: Hardware
     command: list[str]
     environment: dict[str, str]

@@ -129,6 +129,8 @@ def _origin(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "command", " ".join(map(str, command))
     if commit := git.get("commit"):
         yield "code", f"{commit}{', with changes' if git.get('dirty') else ''}"
+    if dataset := provenance.get("dataset"):
+        yield "data set", str(dataset.get("reference"))
     if digest := provenance.get("data_digest"):
         yield "data", str(digest)
     if hardware:

@@ -23,8 +23,8 @@ from aifx.machine.host import Device, hardware, versions
 NUMERIC_PACKAGES = ("python", "aifx", "jax", "jaxlib", "numpy", "optax", "grain")
 """Versions that can change a number of the run. The others only move bytes."""
 
-OUR_OWN = (":(exclude)runs", ":(exclude,glob)bench/*/*.json", ":(exclude,glob).bench-*/**")
-"""What training and `aifx bench` write into a project: its being untracked says nothing about the code."""
+OUR_OWN = (":(exclude)runs", ":(exclude)datasets", ":(exclude,glob)bench/*/*.json", ":(exclude,glob).bench-*/**")
+"""What training, `aifx data` and `aifx bench` write into a project: its being untracked says nothing about the code."""
 
 _FLAGS = re.compile(
     r"XLA_\w+|JAX_\w+|LIBTPU_INIT_ARGS|NPROC|OMP_NUM_THREADS|NVIDIA_TF32_OVERRIDE|CUDA_VISIBLE_DEVICES|NCCL_\w+"
@@ -46,13 +46,16 @@ class ProvenanceDifference:
         return f"{self.name}: {_shown(self.old)} -> {_shown(self.new)}"
 
 
-def provenance(root: Path, *, data_digest: str, devices: Sequence[Device]) -> dict[str, Any]:
+def provenance(
+    root: Path, *, data_digest: str, devices: Sequence[Device], dataset: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The document of `provenance.json`.
 
     Args:
         root: the project's folder.
         data_digest: of the task's data.
         devices: that the run trains on.
+        dataset: the version of a data set that it trains on (see `dataset_record`).
     """
     return {
         "schema_version": 1,
@@ -60,6 +63,7 @@ def provenance(root: Path, *, data_digest: str, devices: Sequence[Device]) -> di
         "versions": versions(),
         "git": git_state(root),
         "data_digest": data_digest,
+        "dataset": dataset,
         "hardware": hardware(devices),
         "command": redact_arguments(sys.argv),
         "environment": flags(os.environ),

@@ -70,8 +70,17 @@ def dataset_of(task: Task) -> Dataset:
 
 
 def training_source(task: Task, config: Config) -> BatchSource:
-    """Shuffled batches of `train.global_batch_size` rows, without end, changed as `[augment]` says."""
+    """Shuffled batches of `train.global_batch_size` rows, without end, changed as `[augment]` says.
+
+    Raises ConfigError if the run is longer than the data lets it be.
+    """
     source = dataset_of(task).source("train", config.train.global_batch_size, seed=config.train.seed)
+    needed, most = config.train.num_steps * config.train.global_batch_size, getattr(source, "most_rows", None)
+    if most is not None and needed > most:
+        what = f"the data set has too few rows for train.num_steps = {config.train.num_steps}"
+        why = f"the epochs of its mix allow {most:,} rows, and the run takes {needed:,}"
+        steps = most // config.train.global_batch_size
+        raise ConfigError(what, why, f"aifx train --set train.num_steps={steps}, or aifx data mix with more --epochs")
     return augmented(source, config.augment, task.data, config.train.seed)
 
 
@@ -89,6 +98,8 @@ def data_digest(task: Task, config: Config) -> str:
 def data_settings(config: Config) -> tuple[object, ...]:
     """The settings that decide how data becomes batches."""
     settings = {key: value for key, value in number_settings(config).items() if key.startswith(("data.", "augment."))}
+    if settings.get("data.dataset") is None:  # runs that began before there was this key have digests without it
+        settings.pop("data.dataset", None)
     return settings, config.train.global_batch_size, config.eval.batch_size, config.train.seed
 
 

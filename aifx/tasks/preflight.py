@@ -64,7 +64,7 @@ def _mistakes(config: Config, project: Project) -> Iterator[Mistake]:
             if error.what.startswith("lora.targets"):
                 yield _mistake(config, "lora.targets", error, error.hint)
     if isinstance(config.data, DataSection):
-        for key, found in config.data.check_files(project):
+        for key, found in config.data.check_files(config.apply_to(project)):
             if key == "data.tokenizer" and lacks_base:
                 continue  # it comes with the base run
             yield _mistake(config, key, found, found.hint)

@@ -34,6 +34,7 @@ REQUIRED: tuple[tuple[str, PartName, tuple[str, ...]], ...] = (
 
 def open_task(config: Config, project: Project, assets: Path) -> Task:
     """The task of a project, its data opened. Raises ConfigError, DataError."""
+    project = config.apply_to(project)
     if config.parts.task is not None:
         return _own("open", config, project, assets)
     with project_errors(config, project):
@@ -46,7 +47,7 @@ def open_task(config: Config, project: Project, assets: Path) -> Task:
 
 def load_task(config: Config, project: Project, assets: Path) -> Task:
     """The task of a trained run, without its training data if it can do without. Raises ConfigError, DataError."""
-    spec = need_spec(assets)
+    spec, project = need_spec(assets), config.apply_to(project)
     if config.parts.task is not None:
         return _own("load", config, project, assets)
     with project_errors(config, project):
@@ -56,6 +57,7 @@ def load_task(config: Config, project: Project, assets: Path) -> Task:
 
 def describe_task(config: Config, project: Project) -> Task:
     """The task of a project without its data. Raises ConfigError that names the missing key."""
+    project = config.apply_to(project)
     if config.parts.task is not None:
         return _own("describe", config, project)
     with project_errors(config, project):

@@ -23,6 +23,7 @@ from aifx.core.errors import CheckpointError, ConfigError
 from aifx.core.files import check_tree, make_folders
 from aifx.core.json_files import write_json, write_text
 from aifx.core.project import Project, RunDirectory
+from aifx.data.datasets import dataset_record
 from aifx.data.spec import keep_spec, need_spec
 from aifx.evaluation.held_out import metric_names
 from aifx.generation.generator import unable_to_write
@@ -203,7 +204,9 @@ def _record_origin(job: Job, task: Task, layout: Layout, is_fresh: bool) -> Base
     """Write provenance and configuration, or compare them with the run's. Returns the base of a run that begins."""
     base: BaseRun | None = None
     digest = data_digest(task, job.config)
-    now = provenance(job.project.root, data_digest=digest, devices=layout.devices)
+    reference = getattr(job.config.data, "dataset", None)
+    dataset = None if reference is None else dataset_record(reference, job.config.apply_to(job.project))
+    now = provenance(job.project.root, data_digest=digest, devices=layout.devices, dataset=dataset)
     if job.fork is not None:
         _warn_of_origin(job.fork, job.project, digest)
     if is_fresh:

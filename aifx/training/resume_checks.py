@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -18,6 +18,7 @@ from aifx.core.json_files import read_jsonl
 from aifx.core.project import Project, RunDirectory
 from aifx.core.statuses import FINISHED, ProcessStatus
 from aifx.core.steps import StepChoice
+from aifx.data.datasets import whole_reference
 from aifx.data.sections import OWN_TOKENIZERS, TokenSection
 from aifx.parallel.group import Group
 from aifx.runs.binding import binding_errors, foreign_checkpoint
@@ -53,6 +54,18 @@ def check_new(run: RunDirectory, *, is_fork: bool) -> None:
 def saved_config(run: RunDirectory, project: Project) -> Config | None:
     """The configuration of a run that has a checkpoint; None for one that begins."""
     return read_config(run.config, project) if run.exists() and list_checkpoints(run.checkpoints) else None
+
+
+def with_whole_version(config: Config, before: Config | None, project: Project) -> Config:
+    """The configuration, with the whole version of its data set: that of `before`, if the settings can mean it.
+
+    Raises UsageError if there is no such version.
+    """
+    if (reference := getattr(config.data, "dataset", None)) is None:
+        return config
+    known = None if before is None else getattr(before.data, "dataset", None)
+    whole = whole_reference(reference, config.apply_to(project), known)
+    return replace(config, data=config.data.model_copy(update={"dataset": whole}))
 
 
 def check_configuration(run: RunDirectory, before: Config, config: Config) -> None:

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import jax
 
 from aifx.checkpoint.manifest import step_directories
-from aifx.config import Config
+from aifx.config import Config, read_config
 from aifx.config.best_by import AUTO, best_by_of, with_best_by
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode
 from aifx.core.files import remove_temporary
@@ -54,6 +54,7 @@ from aifx.training.resume_checks import (
     check_new,
     finished,
     saved_config,
+    with_whole_version,
 )
 from aifx.training.rollback import roll_back
 from aifx.training.sampling import TextSampler
@@ -133,6 +134,7 @@ def _check(
     before = saved_config(run, project)
     best_by = None if before is None or before.checkpoint.best_by == AUTO else before.checkpoint.best_by
     config = with_best_by(config, best_by)
+    config = with_whole_version(config, before or (read_config(origin.config, project) if origin else None), project)
     check_best_by(config)
     check_new(run, is_fork=origin is not None)
     fork = check_fork(origin, run, config, project, fork_at) if origin is not None else None

@@ -107,7 +107,7 @@ def check(set_: SetOption = None, json: JsonOption = False) -> None:
         check_project(config, project)
         path, data = project.config_path, []
         if isinstance(config.data, DataSection):
-            data = config.data.summary(project)
+            data = config.data.summary(config.apply_to(project))
         out.document(CheckedConfig(True, str(path), config.task.kind, data))
         out.print(f"{path}: valid")
         for line in data:

@@ -169,6 +169,7 @@ def _print_provenance(out: Output, provenance: Mapping[str, Any]) -> None:
     rows = [
         ("command", " ".join(map(str, provenance.get("command") or ())) or None),
         ("code", f"{str(git.get('commit'))[:12]}{changed}" if git.get("commit") else None),
+        ("data set", (provenance.get("dataset") or {}).get("reference")),
         ("data", str(provenance.get("data_digest") or "")[:12] or None),
         ("devices", f"{hardware.get('num_devices')} x {hardware.get('device_kind')} on {hardware.get('host')}"),
         ("cpu", f"{hardware.get('cpu')}, {hardware.get('cores')} cores"),

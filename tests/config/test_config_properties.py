@@ -20,6 +20,7 @@ from aifx.core.project import Project
 
 SETTINGS = list(all_settings())
 CLASHING = {
+    "data": ("dataset",),
     "finetune": ("adapter", "base_quantize"),
     "launch": ("environment", "image", "mounts"),
     "k8s": ("tpu", "tpu_topology", "tpu_slices"),

@@ -12,11 +12,9 @@ import numpy as np
 
 from aifx.data.base import Batch
 from aifx.data.chat.store import ChatTokens
+from aifx.data.mixing import CYCLE, cycle_stops
 from aifx.data.order import derived_seed, shuffled
 from aifx.data.sequences import best_fit, empty_batch
-
-CYCLE = 1000
-"""Rows in succession that hold each entry of a mix in its share, to the nearest row."""
 
 
 @dataclass(frozen=True)
@@ -150,5 +148,4 @@ class Mix:
     @cached_property
     def _stops(self) -> list[int]:
         """Where the rows of each entry end in a cycle."""
-        shares = np.cumsum(self.shares) / sum(self.shares)
-        return [round(CYCLE * share) for share in shares.tolist()]
+        return cycle_stops(self.shares, CYCLE)

@@ -1,0 +1,129 @@
+"""Versions of data sets as training reads them: one, or the several of a mix."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from aifx.core.errors import AifxError, DataError, UsageError
+from aifx.core.project import Project, cache_path
+from aifx.data.versions import CLUSTER, SPLIT, Catalog, Kind, Manifest, Version, open_catalog
+
+MIX = "mix"
+"""The step of a version that has no rows of its own, and names those of its parents with weights."""
+
+TOKENS = ".tokens"
+"""The folder below a root of data sets that holds token stores, in a folder for each version."""
+
+
+@dataclass(frozen=True)
+class DatasetPart:
+    """A version that training reads, alone or as a part of a mix.
+
+    Attributes:
+        weight: its share in what training reads, in proportion to those of the other parts.
+        epochs: how often training may read each of its rows; without a bound if None.
+    """
+
+    catalog: Catalog
+    manifest: Manifest
+    weight: float = 1.0
+    epochs: float | None = None
+
+    @property
+    def reference(self) -> str:
+        return self.manifest.reference
+
+    @cached_property
+    def version(self) -> Version:
+        """Its files on this machine, compared with their digests. Raises DataError for a damaged one."""
+        version = self.catalog.open(self.reference)
+        if self.catalog.local is not None:  # what comes from elsewhere is compared when it is copied
+            for damage in version.damaged_shards():
+                what = f"{self.reference}: {damage}"
+                raise DataError(what, "its manifest has the SHA-256 of each file", f"aifx data verify {self.reference}")
+        return version
+
+    def has_column(self, name: str) -> bool:
+        return name in self.manifest.columns
+
+    @property
+    def separates_duplicates(self) -> bool:
+        """Whether near-duplicates are known to be in one split: `aifx data split` or a clustering made sure."""
+        return self.has_column(SPLIT) or self.has_column(CLUSTER)
+
+    def tokens_folder(self, name: str) -> Path:
+        """The folder for the token store `name`: beside the data set, or in the cache if that cannot be written."""
+        if self.catalog.local is not None:
+            beside = self.catalog.local / TOKENS / self.manifest.version
+            with suppress(OSError):
+                if not (beside / name).is_dir():
+                    beside.mkdir(parents=True, exist_ok=True)
+                if (beside / name).is_dir() or os.access(beside, os.W_OK):
+                    return beside
+        return cache_path("tokens")
+
+
+def open_parts(reference: str, project: Project, kind: Kind) -> tuple[DatasetPart, ...]:
+    """The version that `data.dataset` names, or the parts of a mix. Reads manifests alone.
+
+    Raises UsageError if there is no such version, DataError if it is damaged or of another kind.
+    """
+    catalog = open_catalog(project.datasets, project)
+    manifest = catalog.manifest(reference)
+    if manifest.kind != kind:
+        what = f"{manifest.reference} holds {manifest.kind}, and the task reads {kind}"
+        raise DataError(what, "data.dataset names it", "aifx data ls")
+    if manifest.step.name != MIX:
+        return (DatasetPart(catalog, manifest),)
+    settings = manifest.step.settings
+    parts = zip(manifest.parents, settings["weights"], settings["epochs"], strict=True)
+    return tuple(DatasetPart(catalog, catalog.manifest(parent), *how) for parent, *how in parts)
+
+
+def open_single(reference: str, project: Project, kind: Kind) -> DatasetPart:
+    """The version that `data.dataset` names, which is no mix. Raises UsageError, DataError."""
+    parts = open_parts(reference, project, kind)
+    if len(parts) > 1:
+        why = f"training on {kind} reads one data set"
+        raise DataError(f"{reference} is a mix of {len(parts)} data sets", why, f"aifx data ls {reference}")
+    return parts[0]
+
+
+def check_dataset(reference: str, project: Project, kind: Kind) -> Iterator[tuple[str, AifxError]]:
+    """The error of a `data.dataset` that training could not read, by its key."""
+    try:
+        open_parts(reference, project, kind)
+    except (UsageError, DataError) as error:
+        yield "data.dataset", error
+
+
+def whole_reference(reference: str, project: Project, before: str | None = None) -> str:
+    """ "name@version" with the whole version. `before`, if `reference` can mean it; otherwise the latest that it means.
+
+    Raises UsageError.
+    """
+    name, _, beginning = reference.partition("@")
+    if before is not None:
+        known, _, version = before.partition("@")
+        if known == name and version.startswith(beginning):
+            return before
+    return "@".join(open_catalog(project.datasets, project).find(reference))
+
+
+def dataset_record(reference: str, project: Project) -> Mapping[str, Any]:
+    """What provenance.json keeps of a data set: the version with the SHA-256 of its manifest, and those of a mix."""
+    manifest = open_catalog(project.datasets, project).manifest(reference)
+    record: dict[str, Any] = {"reference": manifest.reference, "sha256": manifest.sha256}
+    if manifest.step.name == MIX:
+        parts = open_parts(reference, project, manifest.kind)
+        record["parts"] = [
+            {"reference": p.reference, "sha256": p.manifest.sha256, "weight": p.weight, "epochs": p.epochs}
+            for p in parts
+        ]
+    return record

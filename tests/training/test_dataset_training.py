@@ -1,0 +1,110 @@
+"""Runs that train on a version of a data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stored_versions import make_version
+from test_forks import TEXT
+from test_training import stopped
+
+from aifx.config import load_config, read_config
+from aifx.core.errors import ConfigError
+from aifx.core.project import Project
+
+TOML = """\
+[data]
+dataset = "corpus"
+vocab_size = 300
+seq_len = 32
+packing = "documents"
+[model]
+num_layers = 1
+embed_dim = 16
+num_heads = 2
+[train]
+num_steps = 6
+global_batch_size = 4
+validate_every = 2
+[checkpoint]
+every = 2
+"""
+TEXTS = [TEXT[start : start + 400] for start in range(0, len(TEXT), 400)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_type: Any) -> Any:
+    """A project whose run "main" was trained on the only version of "corpus". Not to be changed."""
+    root = tmp_path_factory.mktemp("dataset")
+    (root / "aifx.toml").write_text(TOML)
+    make_version(Project(root), "corpus", {"text": TEXTS}, shards=2)
+    tiny = tiny_type(Project(root))
+    tiny.train()
+    return tiny
+
+
+@pytest.fixture
+def copy(trained: Any, tmp_path: Path, tiny_type: Any) -> Any:
+    import shutil
+
+    root = Path(shutil.copytree(trained.project.root, tmp_path / "copy"))
+    return tiny_type(Project(root))
+
+
+def digest(tiny: Any, run: str = "main") -> Any:
+    return tiny.events(run)[-1]["state_digest"]
+
+
+def test_the_run_names_its_version(trained: Any) -> None:
+    root = trained.project.root
+    manifest = json.loads(next((root / "datasets/corpus").glob("*/manifest.json")).read_text())
+    reference = f"corpus@{manifest['sha256'][:12]}"
+    run = trained.project.run("main")
+    provenance = json.loads(run.provenance.read_text())
+    assert provenance["dataset"] == {"reference": reference, "sha256": manifest["sha256"]}
+    assert read_config(run.config, trained.project).data.dataset == reference
+
+
+def test_it_goes_on_bit_for_bit_on_its_version(copy: Any, trained: Any) -> None:
+    """Also after the name has come to mean another version."""
+    stopped(copy, 3, run="again")
+    make_version(copy.project, "corpus", {"text": TEXTS[:-1]})
+    assert copy.train(run="again").resumed_from in (3, 4)
+    assert digest(copy, "again") == digest(trained)
+    assert copy.records("again") == trained.records()
+    copy.train(run="newer")
+    references = [read_config(copy.project.run(run).config, copy.project).data.dataset for run in ("again", "newer")]
+    assert references[0] != references[1]
+
+
+def test_another_version_is_another_configuration(copy: Any) -> None:
+    other = make_version(copy.project, "corpus", {"text": TEXTS[:-1]}).reference
+    with pytest.raises(ConfigError, match="another configuration") as refused:
+        copy.train(f"data.dataset={other}", "train.num_steps=8")
+    assert "data.dataset" in refused.value.why
+
+
+@pytest.mark.parametrize("key", ["train", "validation", "test"])
+def test_files_beside_it_are_refused(copy: Any, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"data.dataset and data.{key} cannot be used together"):
+        load_config(copy.project, [f'data.{key}=["data/a.txt"]'])
+
+
+def test_a_root_elsewhere(trained: Any, tmp_path: Path, tiny_type: Any) -> None:
+    project = Project(tmp_path / "project", str(tmp_path / "store"))
+    project.root.mkdir()
+    (project.root / "aifx.toml").write_text(f'[datasets]\nroot = "{tmp_path}/store"\n{TOML}')
+    make_version(project, "corpus", {"text": TEXTS}, shards=2)
+    tiny = tiny_type(Project(project.root))
+    tiny.train()
+    assert digest(tiny) == digest(trained)
+    assert not (project.root / "datasets").exists()
+
+
+def test_a_version_of_other_rows_gives_other_batches(copy: Any, trained: Any) -> None:
+    make_version(copy.project, "corpus", {"text": TEXTS[len(TEXTS) // 4 :]})
+    copy.train(run="other")
+    assert digest(copy, "other") != digest(trained)
