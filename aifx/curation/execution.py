@@ -16,13 +16,11 @@ import fcntl
 import hashlib
 import os
 import shutil
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -37,6 +35,7 @@ from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import cache_path
 from aifx.core.version import __version__
 from aifx.curation.lineage import record_run
+from aifx.curation.processes import call_each
 from aifx.curation.profile import Part, finished, merged, profile_rows
 from aifx.curation.publishing import describe
 from aifx.curation.shards import columns_of, write_shard
@@ -214,49 +213,11 @@ def _results(step: Step, work: Path, limits: Limits, progress: Reporter, run_tas
 
 def in_processes(step: Step, missing: list[int], work: Path, limits: Limits) -> Iterator[tuple[int, TaskResult]]:
     """Run tasks in processes of this machine; in this process if there is one task or one worker."""
-    workers = min(limits.workers, len(missing))
-    if workers <= 1:
-        for task in missing:
-            yield task, run_task(step, task, work, limits)
-        return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (step, work, limits))
-    try:
-        waiting: dict[Future[TaskResult], int] = {pool.submit(_run_given, task): task for task in missing}
-        while waiting:
-            ended, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-            for future in ended:
-                yield waiting.pop(future), future.result()
-    except BaseException:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
+    for index, result in call_each(partial(_run, step, work, limits), missing, limits.workers):
+        yield missing[index], result
 
 
-_given: tuple[Step, Path, Limits] | None = None
-
-
-def _begin(step: Step, work: Path, limits: Limits) -> None:
-    """In a new process: take the step, leave signals to the parent, and end with it, however it ends."""
-    import signal
-
-    global _given
-    _given = (step, work, limits)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-def _run_given(task: int) -> TaskResult:
-    assert _given is not None
-    step, work, limits = _given
+def _run(step: Step, work: Path, limits: Limits, task: int) -> TaskResult:
     return run_task(step, task, work, limits)
 
 

@@ -32,6 +32,11 @@ class Limits:
         """Memory of one task."""
         return self.memory_bytes // self.workers
 
+    @property
+    def half(self) -> Limits:
+        """For a part of a step that has the other half for itself."""
+        return Limits(self.memory_bytes // 2, self.workers)
+
 
 @dataclass(frozen=True)
 class Outcome:

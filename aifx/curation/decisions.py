@@ -1,0 +1,56 @@
+"""Steps that decide about rows with all of them in view, and then apply the decisions to each shard."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from aifx.curation.shards import read_shard
+from aifx.curation.step import Limits, Outcome, Step
+from aifx.curation.words import I64
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+
+    from aifx.data.versions import ShardFile
+
+DECISIONS = "decisions.parquet"
+"""What `prepare` writes: a column `row`, the number of a row counted from the first shard, and what is decided."""
+
+
+@dataclass(frozen=True)
+class DecidedStep(Step):
+    """A step that makes each shard from one shard of its parent and the decisions about its rows."""
+
+    def tasks(self) -> Sequence[tuple[str, int]]:
+        return [(shard.name, shard.bytes) for shard in self.parents[0].manifest.shards]
+
+    def run(self, task: int, work: Path, limits: Limits) -> Iterator[Outcome]:
+        parent = self.parents[0]
+        rows = read_shard(parent.shards[task])
+        first = int(first_rows(parent.manifest.shards)[task])
+        yield self.apply(rows, read_decisions(work, first, len(rows)))
+
+    @abstractmethod
+    def apply(self, rows: Table, decisions: Table) -> Outcome:
+        """What becomes of the rows of a shard. `row` of the decisions counts from the first of them."""
+
+
+def first_rows(shards: Sequence[ShardFile]) -> I64:
+    """[shards + 1] the number of each shard's first row, counted from the first shard, and the number of all rows."""
+    return np.concatenate([[0], np.cumsum([shard.rows for shard in shards])]).astype(np.int64)
+
+
+def read_decisions(work: Path, first: int, rows: int) -> Table:
+    """The decisions about `rows` rows from the number `first`; `row` counts from there."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    wanted = [("row", ">=", first), ("row", "<", first + rows)]
+    found = parquet.read_table(work / DECISIONS, filters=wanted, use_threads=False)
+    return found.set_column(0, "row", pa.array(found["row"].to_numpy() - first, pa.int64()))

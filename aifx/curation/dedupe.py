@@ -1,0 +1,91 @@
+"""The step that drops duplicates, or marks them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aifx.core.errors import UsageError
+from aifx.curation.decisions import DecidedStep
+from aifx.curation.duplicates import Found, find_duplicates, shards_of
+from aifx.curation.shards import dropped_rows
+from aifx.curation.sketches import open_sketches
+from aifx.curation.step import Limits, Outcome
+from aifx.data.versions import CLUSTER, ROW, Version
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+
+SKETCHES = "sketches"
+
+
+@dataclass(frozen=True)
+class Dedupe(DecidedStep):
+    """Keeps one row of each cluster of duplicates, and writes the cluster of each row.
+
+    Attributes:
+        near: least Jaccard similarity of near duplicates; None for exact copies only.
+        mark: keep all rows.
+    """
+
+    near: float | None
+    mark: bool = False
+
+    name = "dedupe"
+    version = 1
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {"near": self.near, "mark": self.mark}
+
+    def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
+        return asdict(find_clusters(self.parents[0], self.near, work, limits))
+
+    def apply(self, rows: Table, decisions: Table) -> Outcome:
+        rows = with_clusters(rows, decisions)
+        if self.mark:
+            return Outcome(rows)
+        return Outcome(*without_duplicates(rows, decisions))
+
+
+def find_clusters(version: Version, near: float | None, work: Path, limits: Limits) -> Found:
+    """Find the duplicates of a version, with the sketches that its data set keeps.
+
+    Raises UsageError for near duplicates of what is not text, SketchesOutdated.
+    """
+    name = version.manifest.name
+    if near is not None and version.manifest.kind != "text":
+        why = f"{version.reference} holds {version.manifest.kind}, whose exact copies aifx finds"
+        raise UsageError("--near is for text", why, f"aifx data dedupe {name}")
+    sketches = work.parents[1] / SKETCHES  # work is <data set>/.work-<key>/prepared
+    if near is not None:
+        open_sketches(sketches, f"aifx data dedupe {name} --near {near:g} --rebuild-sketches")
+    return find_duplicates(shards_of(version), near, work, sketches, limits)
+
+
+def with_clusters(rows: Table, decisions: Table) -> Table:
+    """The rows with the column `_cluster`: a row that has no duplicates is its own."""
+    import pyarrow as pa
+
+    clusters = rows[ROW].cast(pa.string()).to_numpy(zero_copy_only=False).astype(object)
+    clusters[decisions["row"].to_numpy()] = decisions["cluster"].to_numpy(zero_copy_only=False)
+    column = pa.array(clusters, pa.string())
+    if CLUSTER in rows.column_names:
+        return rows.set_column(rows.column_names.index(CLUSTER), CLUSTER, column)
+    return rows.append_column(CLUSTER, column)
+
+
+def without_duplicates(rows: Table, decisions: Table) -> tuple[Table, Table]:
+    """The rows to keep, and the table of the dropped ones."""
+    import pyarrow as pa
+
+    dropped = decisions.filter(decisions["rule"].is_valid())
+    places = dropped["row"].to_numpy()
+    keep = np.ones(len(rows), bool)
+    keep[places] = False
+    ids = rows[ROW].take(pa.array(places))
+    return rows.filter(pa.array(keep)), dropped_rows(ids, dropped["rule"], dropped["cluster"])
