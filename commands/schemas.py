@@ -44,6 +44,7 @@ def command_types() -> dict[str, Any]:
     from aifx.commands.runs import manage, page
     from aifx.commands.serve.command import Listening
     from aifx.config.schema import SettingList
+    from aifx.curation.add_reports import AddedFiles, ListedFiles
     from aifx.curation.reports import MadeVersion, Verification, VersionList, VersionProfile
     from aifx.drills.guarantees import DrillReport
     from aifx.evaluation import dataset, held_out
@@ -95,6 +96,7 @@ def command_types() -> dict[str, Any]:
         "ckpt-average": AveragedRun,
         "ckpt-cp": CopiedCheckpoint,
         "data-show": ShownData | ShownBatch,
+        "data-add": AddedFiles | ListedFiles,
         "data-ls": VersionList,
         "data-clean": MadeVersion,
         "data-verify": Verification,

@@ -115,9 +115,8 @@ def execute(
     """
     check_name(name)
     key = step_key(step)
-    root = catalog.local if catalog.local is not None else cache_path("datasets") / "work"
-    with _holding(root / name, name):
-        work = root / name / f".work-{key}"
+    work = work_folder(step, name, catalog)
+    with _holding(work.parent, name):
         found = _found(step, name, catalog)
         if found is None:
             work.mkdir(parents=True, exist_ok=True)
@@ -133,17 +132,21 @@ def execute(
     return Made(found, is_new, is_accepted)
 
 
+def work_folder(step: Step, name: str, catalog: Catalog) -> Path:
+    """Where a step works, until its version is whole."""
+    root = catalog.local if catalog.local is not None else cache_path("datasets") / "work"
+    return root / name / f".work-{step_key(step)}"
+
+
 def step_key(step: Step) -> str:
     """Names all that the result of a step depends on."""
     parents = [parent.manifest.sha256 for parent in step.parents]
-    parts = [step.name, step.version, plain(step.settings), parents, step.inputs]
+    parts = [step.name, step.version, plain(step.settings), parents]
     return hashlib.sha256(encode_json([*parts, __version__]).encode()).hexdigest()[:16]
 
 
 def _found(step: Step, name: str, catalog: Catalog) -> Version | None:
     """The version that the same step made before."""
-    if not step.parents or step.inputs:
-        return None  # a step that reads files may find others now
     record = plain(_record(step))
     parents = [parent.reference for parent in step.parents]
     for version in catalog.versions(name):
@@ -167,7 +170,6 @@ def _made(step: Step, name: str, catalog: Catalog, work: Path, limits: Limits, r
     with report_progress(f"{step.name} {name}", sum(size for _, size in tasks), "bytes") as progress:
         results = _results(step, work, limits, progress, run_tasks)
     manifest = _manifest(step, name, results, facts)
-    step.check(manifest)
     out = work / OUT
     (out / SHARDS).mkdir(parents=True, exist_ok=True)
     describe(out, manifest, finished(merged(result.profile for result in results), manifest, out))
@@ -233,8 +235,9 @@ def run_task(step: Step, task: int, work: Path, limits: Limits) -> TaskResult:
     profiles: list[Part] = []
     for part, outcome in enumerate(step.run(task, work / PREPARED, limits)):
         name = f"{task:05d}-{part:03d}.parquet"
-        columns = columns or columns_of(outcome.kept)
-        shards.append(write_shard(work / OUT, f"{SHARDS}/{name}", outcome.kept))
+        if outcome.kept is not None:
+            columns = columns or columns_of(outcome.kept)
+            shards.append(write_shard(work / OUT, f"{SHARDS}/{name}", outcome.kept))
         if outcome.dropped is not None and len(outcome.dropped):
             dropped.append(write_shard(work / OUT, f"{DROPPED}/{name}", outcome.dropped))
             rules.update(outcome.dropped.column("rule").to_pylist())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from aifx.curation.shards import read_shard
-from aifx.data.versions import Kind, Manifest, Source, Version
+from aifx.data.versions import Kind, Source, Version
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -43,7 +43,7 @@ class Outcome:
     """One shard of a version.
 
     Attributes:
-        kept: its rows; all outcomes of a step have one schema.
+        kept: its rows; all outcomes of a step have one schema. None if it has none.
         dropped: rows that the step left out: `_row`, `rule`, and `twin`, the `_row` of the kept row that a duplicate
             resembles. See `shards.dropped_rows`.
         facts: numbers that are added up over all outcomes for the manifest.
@@ -51,7 +51,7 @@ class Outcome:
         quarantine: what could not be read of them: `source`, `line`, `reason`, `value`.
     """
 
-    kept: Table
+    kept: Table | None
     dropped: Table | None = None
     facts: Mapping[str, int] = field(default_factory=dict)
     sources: Sequence[Source] = ()
@@ -76,12 +76,10 @@ class Step(ABC):
     @property
     @abstractmethod
     def settings(self) -> Mapping[str, Any]:
-        """What the user chose, as JSON can hold it; the manifest records it."""
+        """What the user chose, as JSON can hold it, and a digest of the files that it reads, if any.
 
-    @property
-    def inputs(self) -> str:
-        """A digest of what it reads beside its parents; "" if it reads nothing else."""
-        return ""
+        The manifest records it. A step with the settings and parents of a version is not run again.
+        """
 
     @property
     def kind(self) -> Kind:
@@ -98,10 +96,6 @@ class Step(ABC):
         It runs once, before the tasks. If it is killed, it runs again in an empty folder.
         """
         return {}
-
-    def check(self, manifest: Manifest) -> None:
-        """Raise AifxError if the version with this manifest, whose shards are written, must not be made."""
-        assert manifest.sha256
 
     @abstractmethod
     def tasks(self) -> Sequence[tuple[str, int]]:

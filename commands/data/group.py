@@ -12,6 +12,7 @@ from aifx.commands.console.completion import complete_run
 from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
+from aifx.commands.data.add import add
 from aifx.commands.data.clean import clean
 from aifx.commands.data.profile import profile
 from aifx.commands.data.tasks import run_tasks
@@ -26,6 +27,7 @@ app = typer.Typer(
     help="""Collect, clean and version data, and look at the data of a project.
 
     Examples:
+        aifx data add corpus texts/ --license CC-BY-4.0
         aifx data ls                   list data sets and their versions
         aifx data verify corpus        compare its files with their digests
         aifx data profile corpus       print its columns, lengths and values
@@ -157,6 +159,7 @@ def _print_examples(out: Output, row: ShownRow) -> None:
         out.print(shown, soft_wrap=True)
 
 
+app.command()(add)
 app.command()(clean)
 app.command()(ls)
 app.command()(verify)

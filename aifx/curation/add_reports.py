@@ -1,0 +1,147 @@
+"""What `aifx data add` prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aifx.curation.add_plan import AddPlan
+from aifx.curation.execution import Made
+from aifx.curation.shards import read_shard
+from aifx.curation.source_files import Listing
+from aifx.data.versions import Kind, Manifest, Version
+
+SHOWN = 10
+"""Bad rows that the command shows."""
+
+
+@dataclass(frozen=True)
+class BadRows:
+    """How much of the files of a version could not be read."""
+
+    bad: int
+    rows: int
+    damaged_files: int
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> BadRows:
+        bad = sum(source.quarantined for source in manifest.sources)
+        return cls(bad, manifest.rows + bad, int(manifest.facts.get("damaged_files", 0)))
+
+    def refusal(self, max_bad: float, *, allows_damaged: bool) -> str:
+        """Why this is too much; "" if it is not.
+
+        Args:
+            max_bad: the largest share of bad rows if below 1, otherwise their largest number.
+            allows_damaged: whether files may end before their end.
+        """
+        if self.damaged_files and not allows_damaged:
+            return f"{self.damaged_files:,} files cannot be read to their end; --allow-damaged takes the rows before it"
+        limit = int(max_bad * self.rows if max_bad < 1 else max_bad)
+        if self.bad > limit:
+            return f"{self.bad:,} of {self.rows:,} rows cannot be read, and --max-bad {max_bad:g} allows {limit:,}"
+        return "" if self.rows > self.bad else "the files have no rows"
+
+
+@dataclass(frozen=True)
+class QuarantinedRow:
+    """A row that could not be read.
+
+    Attributes:
+        line: from 1; null for a whole file.
+    """
+
+    source: str
+    line: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class AddedFiles:
+    """What `aifx data add --json` prints.
+
+    Attributes:
+        reference: "name@version".
+        rows: of the whole version.
+        files_read: files that were new or changed.
+        files_unchanged: files whose rows were taken from the version before.
+        quarantined: bad rows of the whole version.
+        damaged_files: that could not be read to their end.
+        bad_rows: the first of what is in quarantine.
+        is_new: False if the same version was there already.
+        is_accepted: whether the name alone means this version.
+    """
+
+    reference: str
+    parents: tuple[str, ...]
+    rows: int
+    size_bytes: int
+    files_read: int
+    files_unchanged: int
+    quarantined: int
+    damaged_files: int
+    bad_rows: tuple[QuarantinedRow, ...]
+    is_new: bool
+    is_accepted: bool
+
+
+def added_files(plan: AddPlan, made: Made) -> AddedFiles:
+    manifest = made.version.manifest
+    bad = BadRows.of(manifest)
+    return AddedFiles(
+        reference=manifest.reference,
+        parents=manifest.parents,
+        rows=manifest.rows,
+        size_bytes=manifest.bytes,
+        files_read=len(plan.step.files) if plan.step else 0,
+        files_unchanged=len(plan.unchanged),
+        quarantined=bad.bad,
+        damaged_files=bad.damaged_files,
+        bad_rows=tuple(first_quarantined(made.version)),
+        is_new=made.is_new,
+        is_accepted=made.is_accepted,
+    )
+
+
+def first_quarantined(version: Version, count: int = SHOWN) -> list[QuarantinedRow]:
+    """The first rows in the quarantine of a version."""
+    found: list[QuarantinedRow] = []
+    for path in version.quarantine:
+        rows = read_shard(path, ["source", "line", "reason"]).slice(0, count - len(found))
+        found += [QuarantinedRow(**row) for row in rows.to_pylist()]
+        if len(found) == count:
+            break
+    return found
+
+
+@dataclass(frozen=True)
+class ListedFile:
+    """A file that would be read.
+
+    Attributes:
+        format: "jsonl", "parquet".
+        compression: ".gz", ".zst" or "".
+    """
+
+    name: str
+    format: str
+    compression: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class ListedFiles:
+    """What `aifx data add --dry-run --json` prints.
+
+    Attributes:
+        left_out: files of folders that have no reader.
+    """
+
+    name: str
+    kind: Kind
+    files: tuple[ListedFile, ...]
+    left_out: tuple[str, ...]
+
+
+def listed_files(name: str, kind: Kind, listing: Listing) -> ListedFiles:
+    files = tuple(ListedFile(file.name, file.format, file.compression, file.bytes) for file in listing.files)
+    return ListedFiles(name, kind, files, listing.left_out)

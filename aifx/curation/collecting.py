@@ -1,0 +1,199 @@
+"""Rows of files on their way into shards: their ids, the columns of the version, and the quarantine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from aifx.core.errors import DataError
+from aifx.curation.readers.base import TEXT, BadRow, Batch, ReadOptions, joined
+from aifx.curation.shards import SHARD_BYTES
+from aifx.curation.source_files import SourceFile
+from aifx.curation.step import Outcome
+from aifx.data.versions import RESERVED, ROW, SOURCE, Source
+
+if TYPE_CHECKING:
+    from pyarrow import Schema, Table
+
+ID_DIGITS = 12
+
+
+def row_prefix(name: str, sha256: str) -> str:
+    """What the `_row` of each row of a file begins with."""
+    return hashlib.sha256(f"{name}\0{sha256}".encode()).hexdigest()[:ID_DIGITS]
+
+
+def conformed(schema: Schema, name: str, options: ReadOptions) -> Schema:
+    """The columns of a file as the version calls them. Raises DataError if it lacks the text, or names are taken."""
+    reserved = sorted(set(schema.names) & set(RESERVED))
+    if reserved:
+        raise DataError(f"{name} has a column {reserved[0]}", "aifx adds columns of this name", "rename it in the file")
+    if options.kind != "text":
+        return schema
+    import pyarrow as pa
+
+    if options.text_field not in schema.names:
+        known = ", ".join(schema.names[:8]) or "none"
+        hint = f"--text-field {schema.names[0]}, or --kind table" if schema.names else "--kind table"
+        raise DataError(f"{name} has no column {options.text_field!r}", f"its columns are {known}", hint)
+    if options.text_field != TEXT and TEXT in schema.names:
+        why = f"{options.text_field!r} would get this name too"
+        raise DataError(f"{name} already has a column {TEXT!r}", why, f"--text-field {TEXT}, or rename one of them")
+    index = schema.get_field_index(options.text_field)
+    if schema.types[index] not in (pa.string(), pa.null()):
+        why = f"it is {schema.types[index]}"
+        raise DataError(
+            f"{name}: column {options.text_field!r} is not a text", why, "--text-field NAME, or --kind table"
+        )
+    return schema.set(index, pa.field(TEXT, pa.string()))
+
+
+def merged(schema: Schema, more: Schema, name: str) -> Schema:
+    """The columns of both. Raises DataError if a column has types that do not fit together."""
+    try:
+        return joined(schema, more)
+    except (TypeError, ValueError):  # ArrowTypeError, ArrowInvalid
+        pass
+    for column in more.names:
+        if column in schema.names:
+            here, there = more.field(column).type, schema.field(column).type
+            try:
+                joined(schema.empty_table().select([column]).schema, more.empty_table().select([column]).schema)
+            except (TypeError, ValueError):
+                hint = "write the column in one type, or add the file under another name"
+                raise DataError(f"{name}: column {column!r} is {here}", f"it is {there} in other files", hint) from None
+    raise AssertionError(f"{schema} and {more} do not join")
+
+
+class Collector:
+    """Gathers rows until they fill a shard."""
+
+    def __init__(self, schema: Schema, options: ReadOptions, license_: str) -> None:
+        import pyarrow as pa
+
+        ids = [pa.field(ROW, pa.string()), pa.field(SOURCE, pa.string())]
+        self._schema = pa.schema([*ids, *schema])
+        self._options, self._license = options, license_
+        self._tables: list[Table] = []
+        self._documents: list[tuple[str, str, bytes]] = []
+        self._bytes = 0
+        self._bad: list[tuple[str, BadRow]] = []
+        self._sources: list[Source] = []
+        self._damaged = 0
+
+    def begin(self, file: SourceFile) -> None:
+        self._file = file
+        self._rows = self._quarantined = self._number = 0
+
+    def opened(self, digest: str) -> None:
+        self._digest = digest
+        self._prefix = row_prefix(self._file.name, digest)
+
+    def end(self) -> None:
+        """The file has no more rows."""
+        file = self._file
+        self._sources.append(
+            Source(
+                name=file.name,
+                sha256=self._digest,
+                bytes=file.bytes,
+                rows=self._rows,
+                license=self._license,
+                quarantined=self._quarantined,
+                reading=reading_of(file, self._options),
+                stamp=file.stamp,
+            )
+        )
+
+    def add_document(self, document: bytes | BadRow) -> None:
+        if isinstance(document, BadRow):
+            self.add_bad([document])
+        else:
+            self._documents.append((f"{self._prefix}-{self._number}", self._file.name, document))
+            self._bytes += len(document) + 64
+            self._rows += 1
+        self._number += 1
+
+    def add(self, batch: Batch) -> None:
+        import pyarrow as pa
+        from pyarrow import compute as pc
+
+        self.add_bad(batch.bad)
+        rows = batch.rows
+        if not len(rows):
+            return
+        self._flush_documents()
+        if self._options.kind == "text":
+            rows = rows.rename_columns([TEXT if n == self._options.text_field else n for n in rows.column_names])
+        ids = pc.binary_join_element_wise(self._prefix, batch.numbers.cast(pa.string()), "-")
+        rows = rows.add_column(0, SOURCE, pa.repeat(pa.scalar(self._file.name), len(rows))).add_column(0, ROW, ids)
+        rows = self.with_all_columns(rows)
+        self._tables.append(rows)
+        self._bytes += rows.nbytes
+        self._rows += len(rows)
+
+    def add_bad(self, bad: Sequence[BadRow]) -> None:
+        for row in bad:
+            self._bad.append((self._file.name, row))
+            self._bytes += len(row.value or b"") + 64
+            self._quarantined += row.line is not None
+            self._damaged += row.line is None
+
+    def with_all_columns(self, rows: Table) -> Table:
+        """The rows with the columns of the version."""
+        import pyarrow as pa
+
+        if rows.schema.equals(self._schema):
+            return rows
+        columns = [
+            rows.column(each.name).cast(each.type) if each.name in rows.column_names else pa.nulls(len(rows), each.type)
+            for each in self._schema
+        ]
+        return pa.table(columns, schema=self._schema)
+
+    def flush(self, *, is_end: bool = False) -> Iterator[Outcome]:
+        """The shard that is full; at the end, what is left."""
+        if self._bytes < SHARD_BYTES and not is_end:
+            return
+        import pyarrow as pa
+
+        self._flush_documents()
+        rows = pa.concat_tables(self._tables) if self._tables else None
+        facts = {"damaged_files": self._damaged} if self._damaged else {}
+        yield Outcome(rows, facts=facts, sources=self._sources, quarantine=self._quarantine())
+        self._tables, self._bad, self._sources, self._bytes, self._damaged = [], [], [], 0, 0
+
+    def _flush_documents(self) -> None:
+        if not self._documents:
+            return
+        import pyarrow as pa
+
+        ids, names, texts = zip(*self._documents, strict=True)
+        columns: dict[str, Any] = {ROW: ids, SOURCE: names, TEXT: pa.array(texts, pa.string())}
+        self._tables.append(self.with_all_columns(pa.table(columns)))
+        self._documents = []
+
+    def _quarantine(self) -> Table | None:
+        if not self._bad:
+            return None
+        import pyarrow as pa
+
+        return pa.table(
+            {
+                "source": pa.array([name for name, _ in self._bad], pa.string()),
+                "line": pa.array([row.line for _, row in self._bad], pa.int64()),
+                "reason": pa.array([row.reason for _, row in self._bad], pa.string()),
+                "value": pa.array([row.value for _, row in self._bad], pa.binary()),
+            }
+        )
+
+
+def reading_of(file: SourceFile, options: ReadOptions) -> str:
+    """How a file is read: two readings of the same bytes that are called the same give the same rows."""
+    parts: list[str] = [file.format]
+    if options.kind == "text" and file.format != "text":
+        parts.append(f"text={options.text_field}")
+    if file.format != "parquet":
+        parts.append(f"encoding={options.encoding}")
+    return " ".join(parts)

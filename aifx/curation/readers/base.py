@@ -1,0 +1,148 @@
+"""What every reader takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aifx.data.versions import Kind
+
+if TYPE_CHECKING:
+    from pyarrow import Array, Schema, Table
+
+TEXT = "text"
+"""The column with the text in a version of texts, whatever the source calls it."""
+
+BLOCK_BYTES = 8 << 20
+SAMPLE_BYTES = 1 << 20
+"""Of the beginning of a file, from which its columns are inferred."""
+
+ROW_BYTES = 128 << 20
+"""Of the largest row. One that is larger ends the reading of its file."""
+
+
+class DamagedFile(Exception):
+    """A file cannot be read to its end."""
+
+
+class ColumnsChanged(Exception):
+    """A row does not fit the columns that the beginning of its file has: all of the file must be looked at."""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How files are read.
+
+    Attributes:
+        text_field: the field that becomes the column `text`.
+        encoding: of text files that do not begin with a byte order mark; a codec of Python.
+        max_expansion: how many times its own size a compressed file may expand to.
+    """
+
+    kind: Kind
+    text_field: str = TEXT
+    encoding: str = "utf-8"
+    max_expansion: float = 100
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """What could not be read.
+
+    Attributes:
+        line: from 1; the number of a row where rows are no lines. None for a whole file.
+        value: the bytes at fault, as they are in the source.
+    """
+
+    line: int | None
+    reason: str
+    value: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one file, in order.
+
+    Attributes:
+        rows: in the columns of the file.
+        numbers: the number of each row in its file, from 0, bad rows included.
+    """
+
+    rows: Table
+    numbers: Array
+    bad: Sequence[BadRow] = field(default=())
+
+
+def batch_of(rows: Table, first: int, bad: Sequence[BadRow] = ()) -> Batch:
+    """Rows that have consecutive numbers."""
+    import numpy as np
+    import pyarrow as pa
+
+    return Batch(rows, pa.array(np.arange(first, first + len(rows))), bad)
+
+
+def split_valid(
+    batch: Batch,
+    text_field: str | None,
+    raw: Callable[[int], tuple[int, bytes]],
+    known: Mapping[int, str] | None = None,
+) -> Batch:
+    """The batch without rows whose strings are not UTF-8 or that have no text; they are added to its bad rows.
+
+    Args:
+        known: why other rows are bad, by index.
+        text_field: the column that must have a text; None if there is none.
+        raw: gives line and bytes of the row with an index in the batch.
+    """
+    import pyarrow as pa
+
+    reasons = dict(known or {})
+    for name, column in zip(batch.rows.column_names, batch.rows.columns, strict=True):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid:
+            for index in _undecodable(column):
+                reasons.setdefault(index, f"column {name!r} is not UTF-8")
+    if text_field is not None:
+        for index in _without_text(batch.rows.column(text_field), set(reasons)):
+            reasons[index] = f"no text in {text_field!r}"
+    if not reasons:
+        return batch
+    keep = pa.array([index not in reasons for index in range(len(batch.rows))], pa.bool_())
+    bad = [BadRow(raw(index)[0], reason, raw(index)[1]) for index, reason in reasons.items()]
+    in_order = sorted([*batch.bad, *bad], key=lambda row: row.line or 0)
+    return Batch(batch.rows.filter(keep), batch.numbers.filter(keep), in_order)
+
+
+def _undecodable(column: Any) -> list[int]:
+    found = []
+    for index in range(len(column)):
+        try:
+            column.slice(index, 1).validate(full=True)
+        except ValueError:  # ArrowInvalid
+            found.append(index)
+    return found
+
+
+def _without_text(column: Any, known: set[int]) -> list[int]:
+    """Rows whose text is null, empty or white space."""
+    from pyarrow import compute as pc
+
+    if known:  # not UTF-8: only nulls can be found
+        return [index for index in range(len(column)) if index not in known and not _has_text(column, index)]
+    blank = pc.or_(pc.equal(pc.binary_length(column), 0), pc.utf8_is_space(column))
+    missing = pc.fill_null(blank, True)
+    return pc.indices_nonzero(missing).to_pylist() if pc.any(missing).as_py() else []
+
+
+def _has_text(column: Any, index: int) -> bool:
+    value = column[index].as_py()
+    return value is not None and bool(value.strip())
+
+
+def joined(first: Schema, second: Schema) -> Schema:
+    """The columns of both, each with the type that holds the values of both. Raises ArrowTypeError if none does."""
+    import pyarrow as pa
+
+    return pa.unify_schemas([first, second], promote_options="permissive")

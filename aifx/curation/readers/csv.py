@@ -1,0 +1,259 @@
+"""CSV: the first row names the columns, and each value is a number or a text.
+
+pyarrow splits the file into values of bytes; a column whose values all are whole numbers becomes int64, one of other
+numbers double, and any other a string. A number is only what is written as JSON writes it, so that "007" stays text.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from aifx.curation.readers.base import (
+    BLOCK_BYTES,
+    SAMPLE_BYTES,
+    BadRow,
+    Batch,
+    ColumnsChanged,
+    DamagedFile,
+    ReadOptions,
+    split_valid,
+)
+from aifx.curation.readers.streams import MARKS, Begun, Marking, open_utf8, unmarked
+
+if TYPE_CHECKING:
+    from pyarrow import DataType, Schema, Table
+
+WHOLE = r"^(?:0|-?[1-9][0-9]{0,17})$"
+NUMBER = r"^-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$"
+"""Of 18 digits at most, so that an identifier of more digits stays text."""
+
+
+def find_schema(path: str, compression: str, options: ReadOptions, *, is_whole: bool) -> Schema:
+    """The columns of a file, with the types of all of its values or of those at its beginning."""
+    import pyarrow as pa
+
+    with _Rows(path, compression, options, SAMPLE_BYTES) as rows:
+        types = {name: pa.null() for name in rows.names}
+        for index, table in enumerate(rows):
+            for name in rows.names:
+                column = table.column(name)
+                if index == 0:
+                    types[name] = _type_of(column)
+                else:
+                    types[name] = next(kind for kind in _wider(types[name]) if _converted(column, kind) is not None)
+            if not is_whole:
+                break
+    if options.kind == "text" and options.text_field in types:
+        types[options.text_field] = pa.string()
+    return pa.schema(list(types.items()))
+
+
+def read(path: str, compression: str, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
+    """The rows of a file. Raises ColumnsChanged if a value is not of the type of its column."""
+    import pyarrow as pa
+
+    with _Rows(path, compression, options, BLOCK_BYTES) as rows:
+        for table in rows:
+            columns = []
+            for field in schema:
+                column = _converted(table.column(field.name), field.type)
+                if column is None:
+                    raise ColumnsChanged
+                columns.append(column)
+            batch = Batch(pa.table(columns, schema=schema), pa.array(rows.numbers), rows.take_bad())
+            text_field = options.text_field if options.kind == "text" else None
+            yield split_valid(batch, text_field, rows.raw(table), rows.undecodable(table))
+        if bad := rows.take_bad(is_end=True):
+            yield Batch(schema.empty_table(), pa.array([], pa.int64()), bad)
+
+
+class _Rows:
+    """The rows of a file as tables of binary columns, without its header, empty lines and rows of other lengths.
+
+    Attributes:
+        names: of the columns.
+        numbers: of the rows of the last table, from 0 after the header.
+    """
+
+    def __init__(self, path: str, compression: str, options: ReadOptions, block_bytes: int) -> None:
+        self._delimiter = "\t" if path.lower().removesuffix(compression).endswith(".tsv") else ","
+        self._opening = open_utf8(path, compression, options)
+        self._block_bytes = block_bytes
+        self._bad: list[Any] = []  # InvalidRow, of rows that no table was after yet
+        self._next, self._embedded = 0, 0  # the next row's number, and line ends within the values before it
+        self._lines: list[BadRow] = []
+
+    def __enter__(self) -> _Rows:
+        stream = self._opening.__enter__()
+        begun = stream.read(SAMPLE_BYTES)
+        try:
+            header = next(
+                csv.reader(io.StringIO(begun.decode(errors="replace"), newline=""), delimiter=self._delimiter)
+            )
+        except StopIteration:
+            header = []
+        except csv.Error as e:
+            raise DamagedFile(f"its first row cannot be read: {e}") from None
+        twice = sorted({name for name in header if header.count(name) > 1})
+        if twice:
+            raise DamagedFile(f"its first row names {twice[0]!r} twice")
+        self.names = header
+        self._stream = Marking(Begun(stream, begun))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._opening.__exit__(*error)
+
+    def __iter__(self) -> Iterator[Table]:
+        import pyarrow as pa
+
+        if not self.names:
+            return
+        try:
+            is_first = True
+            for rows in self._parsed():
+                table = pa.Table.from_batches([rows.slice(1) if is_first else rows])
+                is_first = False
+                yield self._numbered(table)
+        except pa.ArrowInvalid as e:
+            raise DamagedFile(str(e).splitlines()[0]) from None
+
+    def _parsed(self) -> Iterator[Any]:
+        import pyarrow as pa
+        from pyarrow import csv as arrow_csv
+
+        def skip(row: Any) -> str:
+            self._bad.append(row)
+            return "skip"
+
+        yield from arrow_csv.open_csv(
+            pa.PythonFile(self._stream, "r"),
+            read_options=arrow_csv.ReadOptions(
+                use_threads=False, block_size=self._block_bytes, column_names=[str(n) for n in range(len(self.names))]
+            ),
+            parse_options=arrow_csv.ParseOptions(
+                delimiter=self._delimiter, newlines_in_values=True, ignore_empty_lines=False, invalid_row_handler=skip
+            ),
+            convert_options=arrow_csv.ConvertOptions(
+                check_utf8=False,
+                column_types={str(n): pa.binary() for n in range(len(self.names))},
+                strings_can_be_null=False,
+                quoted_strings_can_be_null=False,
+            ),
+        )
+
+    def _numbered(self, table: Table) -> Table:
+        """Number the rows of a table, leave out its empty rows, and find the lines of the bad rows before its end."""
+        import numpy as np
+        from pyarrow import compute as pc
+
+        table = table.rename_columns(self.names)
+        bad = np.array([row.number - 2 for row in self._bad], np.int64)
+        numbers = np.setdiff1d(np.arange(self._next, self._next + len(table) + len(bad)), bad)[: len(table)]
+        embedded = np.zeros(len(table), np.int64)
+        filled = np.zeros(len(table), bool)
+        for column in table.columns:
+            embedded += pc.count_substring(column, "\n").to_numpy()
+            filled |= pc.greater(pc.binary_length(column), 0).to_numpy()
+        self._line_numbers = 2 + numbers + self._embedded + np.cumsum(embedded) - embedded
+        end = int(numbers[-1]) + 1 if len(numbers) else self._next
+        while self._bad and self._bad[0].number - 2 < end:
+            row = self._bad.pop(0)
+            before = int(embedded[numbers < row.number - 2].sum())
+            self._add_bad(row, self._embedded + before)
+            more = row.text.count("\n")
+            self._embedded += more
+            self._line_numbers[numbers > row.number - 2] += more
+        self._next = end
+        self._embedded += int(embedded.sum())
+        self.numbers = numbers[filled]
+        self._line_numbers = self._line_numbers[filled]
+        return table if filled.all() else table.filter(filled)
+
+    def _add_bad(self, row: Any, embedded: int) -> None:
+        if row.text.strip():
+            reason = f"{row.actual_columns} values instead of {row.expected_columns}"
+            self._lines.append(BadRow(row.number + embedded, reason, unmarked(row.text)))
+
+    def take_bad(self, *, is_end: bool = False) -> list[BadRow]:
+        """The bad rows before the end of the last table, or of the file."""
+        while is_end and self._bad:
+            row = self._bad.pop(0)
+            self._add_bad(row, self._embedded)
+            self._embedded += row.text.count("\n")
+        found, self._lines = self._lines, []
+        return found
+
+    def undecodable(self, table: Table) -> dict[int, str]:
+        """Why rows are bad that have bytes that are not UTF-8."""
+        from pyarrow import compute as pc
+
+        if not self._stream.has_marks:
+            return {}
+        return {
+            index: f"column {name!r} is not UTF-8"
+            for name, column in zip(table.column_names, table.columns, strict=True)
+            for index in pc.indices_nonzero(pc.match_substring_regex(column, MARKS)).to_pylist()
+        }
+
+    def raw(self, table: Table) -> Any:
+        """A function that gives line and bytes of a row of `table`."""
+        lines = self._line_numbers
+
+        def row(index: int) -> tuple[int, bytes]:
+            text = io.StringIO()
+            values = [column[index].as_py().decode() for column in table.columns]
+            csv.writer(text, delimiter=self._delimiter, lineterminator="").writerow(values)
+            return int(lines[index]), unmarked(text.getvalue())
+
+        return row
+
+
+def _type_of(column: Any) -> DataType:
+    import pyarrow as pa
+    from pyarrow import compute as pc
+
+    values = column.filter(pc.greater(pc.binary_length(column), 0))
+    if not len(values):
+        return pa.null()
+    for pattern, kind in ((WHOLE, pa.int64()), (NUMBER, pa.float64())):
+        if pc.all(pc.match_substring_regex(values, pattern)).as_py():
+            return kind
+    return pa.string()
+
+
+def _wider(kind: DataType) -> list[DataType]:
+    import pyarrow as pa
+
+    order = [pa.null(), pa.int64(), pa.float64(), pa.string()]
+    return order[order.index(kind) :]
+
+
+def _converted(column: Any, kind: DataType) -> Any:
+    """The values of a binary column in a type; None if one is not of that type. Empty values are null in numbers."""
+    import pyarrow as pa
+    from pyarrow import compute as pc
+
+    text = pa.chunked_array([chunk.view(pa.string()) for chunk in column.chunks], pa.string())
+    if pa.types.is_string(kind):
+        return text
+    size = pc.binary_length(column)
+    if pa.types.is_null(kind):
+        return pa.nulls(len(column)) if pc.max(size).as_py() in (0, None) else None
+    padded = pc.or_(
+        pc.and_(pc.starts_with(column, b"0"), pc.greater(size, 1)),
+        pc.and_(pc.starts_with(column, b"-0"), pc.greater(size, 1)),
+    )
+    if pa.types.is_integer(kind):
+        is_other = pc.or_(padded, pc.greater(size, 19))
+    else:
+        is_other = pc.invert(pc.or_(pc.equal(size, 0), pc.match_substring_regex(column, NUMBER)))
+    if pc.any(is_other).as_py():
+        return None
+    try:
+        return pc.if_else(pc.equal(size, 0), None, text).cast(kind)
+    except ValueError:  # ArrowInvalid
+        return None

@@ -1,0 +1,56 @@
+"""The formats of source files, by suffix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from aifx.curation.readers import csv, jsonl, parquet
+from aifx.curation.readers.base import Batch, ReadOptions
+
+if TYPE_CHECKING:
+    from pyarrow import Schema
+
+Format: TypeAlias = Literal["text", "jsonl", "csv", "parquet"]
+
+SUFFIXES: Mapping[str, Format] = {
+    ".txt": "text",
+    ".md": "text",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+}
+COMPRESSIONS = (".gz", ".zst")
+PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".npy", ".npz", ".joblib")
+"""Files that may run code when they are read, or hold what does."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads a format with columns.
+
+    Attributes:
+        find_schema: the columns of a file, by path, compression and options.
+        read: the rows of a file with these columns.
+    """
+
+    find_schema: Callable[..., Schema]
+    read: Callable[[str, str, Schema, ReadOptions], Iterator[Batch]]
+
+
+READERS: Mapping[Format, Reader] = {
+    "jsonl": Reader(jsonl.find_schema, jsonl.read),
+    "csv": Reader(csv.find_schema, csv.read),
+    "parquet": Reader(parquet.find_schema, parquet.read),
+}
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """The suffix and the compression that a file's name ends with, both in lower case; "" for none."""
+    lower = name.lower()
+    compression = next((suffix for suffix in COMPRESSIONS if lower.endswith(suffix)), "")
+    stem = lower.removesuffix(compression).rpartition("/")[2]
+    return (f".{stem.rpartition('.')[2]}" if "." in stem[1:] else ""), compression

@@ -1,0 +1,58 @@
+"""Plain text: a file is a document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from aifx.curation.readers.base import TEXT, BadRow, Batch, ReadOptions, batch_of
+from aifx.curation.readers.streams import open_utf8
+
+DOCUMENT_BYTES = 32 << 20
+"""A file that is larger becomes several rows, cut after a line."""
+
+
+def read_documents(path: str, compression: str, options: ReadOptions) -> Iterator[bytes | BadRow]:
+    """The documents of a file, in UTF-8: one, unless the file is larger than DOCUMENT_BYTES."""
+    with open_utf8(path, compression, options) as stream:
+        rest, line, found = b"", 1, False
+        while True:
+            data = stream.read(DOCUMENT_BYTES - len(rest))
+            is_last = len(rest) + len(data) < DOCUMENT_BYTES
+            data = rest + data if rest else data
+            cut = len(data) if is_last else _cut(data)
+            document, rest = data[:cut] if cut < len(data) else data, data[cut:]
+            if document or not found:
+                found = True
+                yield _checked(document, line)
+            if is_last:
+                return
+            line += document.count(b"\n")
+
+
+def _cut(data: bytes) -> int:
+    """Where a document that is too large ends: after its last line, otherwise before a character."""
+    cut = data.rfind(b"\n") + 1
+    if cut:
+        return cut
+    cut = len(data) - 1
+    while cut > len(data) - 4 and data[cut] & 0xC0 == 0x80:
+        cut -= 1
+    return cut
+
+
+def _checked(document: bytes, line: int) -> bytes | BadRow:
+    if not document.isascii():
+        try:
+            document.decode()
+        except UnicodeDecodeError as e:
+            at = line + document.count(b"\n", 0, e.start)
+            return BadRow(at, f"byte 0x{document[e.start]:02x} is not UTF-8", document)
+    if not document or document.isspace():
+        return BadRow(line, "no text", document)
+    return document
+
+
+def text_batch(document: bytes, number: int) -> Batch:
+    import pyarrow as pa
+
+    return batch_of(pa.table({TEXT: pa.array([document], pa.string())}), number)

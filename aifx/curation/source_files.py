@@ -1,0 +1,259 @@
+"""The files that the arguments of `aifx data add` name: on this machine, or in a store that fsspec knows."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from aifx.core.errors import DataError, EnvironmentFault, UsageError
+from aifx.core.os_errors import first_line
+from aifx.core.progress import Reporter
+from aifx.core.stores import open_store
+from aifx.curation.readers.formats import PICKLES, SUFFIXES, Format, split_name
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file to collect rows from.
+
+    Attributes:
+        name: what `_source` of its rows holds: a path relative to the project if it is below it, or a URL without
+            credentials and query.
+        location: where this machine finds it: an absolute path, or the URL as it was given.
+        compression: ".gz", ".zst" or "".
+        changed: time of its last change, in ns; 0 for a remote file.
+        stamp: what a store says about the content of a remote file.
+        sha256: "" for a remote file that was not read yet.
+    """
+
+    name: str
+    location: str
+    format: Format
+    compression: str
+    bytes: int
+    changed: int = 0
+    stamp: str = ""
+    sha256: str = ""
+
+    @property
+    def is_remote(self) -> bool:
+        return bool(self.stamp)
+
+    def with_digest(self, progress: Reporter | None = None) -> SourceFile:
+        """The same with the SHA-256 of its bytes, if it is on this machine. Raises DataError if it is not readable."""
+        if self.is_remote:
+            return self
+        with _reading(self.name), open(self.location, "rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(1 << 20):
+                digest.update(block)
+                if progress is not None:
+                    progress.advance(len(block))
+        return replace(self, sha256=digest.hexdigest())
+
+    @contextmanager
+    def on_disk(self) -> Iterator[tuple[str, str]]:
+        """A path on this machine, and the SHA-256 of the bytes there. A remote file is copied for as long as needed.
+
+        Raises DataError if the file is not the one that was listed.
+        """
+        if self.is_remote:
+            suffix = f".{self.location.rpartition('/')[2].partition('?')[0].partition('.')[2]}"
+            with tempfile.NamedTemporaryFile(suffix=suffix) as copy:
+                digest = self._copy(copy)
+                copy.flush()
+                yield copy.name, digest
+            return
+        with _reading(self.name):
+            self._check_unchanged()
+            yield self.location, self.sha256
+            self._check_unchanged()
+
+    def _check_unchanged(self) -> None:
+        found = os.stat(self.location)
+        if (found.st_size, found.st_mtime_ns) != (self.bytes, self.changed):
+            raise DataError(
+                f"{self.name} changed while it was read", "its size or time differs", "run the same command again"
+            )
+
+    def _copy(self, target: Any) -> str:
+        folder, _, name = self.location.rpartition("/")
+        digest = hashlib.sha256()
+        for block in open_store(folder).blocks(name):
+            digest.update(block)
+            target.write(block)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What arguments name.
+
+    Attributes:
+        files: by name.
+        left_out: files of folders that have no reader.
+    """
+
+    files: tuple[SourceFile, ...]
+    left_out: tuple[str, ...]
+
+
+def list_sources(arguments: Sequence[str], base: Path) -> Listing:
+    """The files that paths, folders, globs and URLs name. Raises UsageError, DataError.
+
+    Args:
+        base: the folder relative to which files are named.
+    """
+    found: dict[str, SourceFile] = {}
+    left_out: set[str] = set()
+    for argument in arguments:
+        listed = _remote(argument) if "://" in argument else _local(argument, base)
+        for name, location, size, changed, stamp, is_given in listed:
+            format_, compression = _format_of(name, is_given)
+            if format_ is None:
+                left_out.add(name)
+                continue
+            file = SourceFile(name, location, format_, compression, size, changed, stamp)
+            before = found.setdefault(name, file)
+            if before.location != location:
+                why = "both would be recorded under this name"
+                raise UsageError(f"two sources are called {name}", why, "add one of them under another path")
+    return Listing(tuple(found[name] for name in sorted(found)), tuple(sorted(left_out)))
+
+
+def _format_of(name: str, is_given: bool) -> tuple[Format | None, str]:
+    suffix, compression = split_name(name)
+    format_ = SUFFIXES.get(suffix)
+    if format_ is None and is_given:
+        if suffix in PICKLES:
+            why = f"a {suffix} file may run code when it is read"
+            raise UsageError(f"{name} is refused", why, "write its rows to a .parquet or .jsonl file")
+        why = f"{suffix or 'a file without suffix'} is none of {', '.join(SUFFIXES)}, also with .gz and .zst"
+        raise UsageError(f"{name} has no reader", why, "write its rows to a .jsonl file")
+    return format_, compression
+
+
+_Found = tuple[str, str, int, int, str, bool]
+"""Name, location, size, time of change, stamp, and whether an argument names the file itself."""
+
+
+def _local(argument: str, base: Path) -> Iterator[_Found]:
+    path = os.path.abspath(os.path.expanduser(argument))
+    paths = [path] if os.path.lexists(path) or not glob.has_magic(argument) else sorted(glob.glob(path, recursive=True))
+    if not paths:
+        raise UsageError(f"no file matches {argument!r}", f"looked in {base}", "name files, folders or URLs")
+    for each in paths:
+        is_given = each == path
+        try:
+            found = os.stat(each)
+        except OSError as e:
+            hint = "name files, folders, globs or URLs"
+            raise UsageError(f"{argument} cannot be read", e.strerror or str(e), hint) from None
+        if stat.S_ISDIR(found.st_mode):
+            yield from _folder(each, base)
+        elif stat.S_ISREG(found.st_mode):
+            yield _name(each, base), each, found.st_size, found.st_mtime_ns, "", is_given
+        elif is_given:
+            hint = "copy what it gives to a file"
+            raise UsageError(f"{argument} is not a regular file", "it is a pipe, socket or device", hint)
+
+
+def _folder(folder: str, base: Path) -> Iterator[_Found]:
+    """The regular files below a folder, without hidden ones. A link to a folder around it is not followed."""
+    entered = {os.path.realpath(folder)}
+    for path, folders, names in os.walk(folder, onerror=_fail, followlinks=True):
+        inside = []
+        for name in sorted(folders):
+            real = os.path.realpath(os.path.join(path, name))
+            if not name.startswith(".") and real not in entered:
+                entered.add(real)
+                inside.append(name)
+        folders[:] = inside
+        for name in sorted(names):
+            full = os.path.join(path, name)
+            if name.startswith("."):
+                continue
+            try:
+                found = os.stat(full)
+            except OSError as e:
+                raise DataError(f"{full} cannot be read", e.strerror or str(e), "remove it, or name files") from None
+            if stat.S_ISREG(found.st_mode):
+                yield _name(full, base), full, found.st_size, found.st_mtime_ns, "", False
+
+
+def _fail(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be read", error.strerror or str(error), f"ls -l {error.filename}")
+
+
+def _name(path: str, base: Path) -> str:
+    return os.path.relpath(path, base) if Path(path).is_relative_to(base) else path
+
+
+def _remote(url: str) -> Iterator[_Found]:
+    import fsspec
+
+    store = open_store(url)
+    secret_free = _without_secrets(url)
+    try:
+        names = sorted(store.fs.glob(store.path)) if glob.has_magic(store.path) else [store.path]
+        found: dict[str, Any] = {}
+        for name in names:
+            info = store.fs.info(name)
+            if info["type"] == "directory":
+                found.update({each: (info, False) for each, info in store.fs.find(name, detail=True).items()})
+            else:
+                found[name] = (info, name == store.path)
+    except FileNotFoundError:
+        raise UsageError(f"no file {secret_free}", "the store has none of that name", "name a file or folder") from None
+    except Exception as e:  # fsspec raises any type
+        why = f"{type(e).__name__}: {first_line(e)}"
+        raise EnvironmentFault(f"could not list {secret_free}", why, "run the same command again") from e
+    if not found:
+        raise UsageError(f"no file matches {secret_free}", "the store has none", "name a file or folder")
+    protocol = url.partition("://")[0]
+    for path, (info, is_given) in sorted(found.items()):
+        location = url if is_given else _with_path(url, store.path, path)
+        stamp = hashlib.sha256(repr(sorted(_stamp(info).items())).encode()).hexdigest()
+        yield _without_secrets(location), location, int(info["size"] or 0), 0, stamp, is_given
+    assert protocol in fsspec.available_protocols() or fsspec.get_filesystem_class(protocol)
+
+
+def _stamp(info: dict[str, Any]) -> dict[str, str]:
+    """Size, and what changes with the content."""
+    keys = ("size", "ETag", "etag", "md5Hash", "content_md5", "generation", "LastModified", "last_modified", "mtime")
+    return {key: str(info[key]) for key in keys if info.get(key) is not None}
+
+
+def _with_path(url: str, top: str, path: str) -> str:
+    """The URL of a file below the folder or glob that `url` names."""
+    fixed = top if not glob.has_magic(top) else ""
+    if fixed and path.startswith(fixed.rstrip("/") + "/"):
+        return f"{url.rstrip('/')}/{path[len(fixed.rstrip('/')) + 1 :]}"
+    scheme, _, rest = url.partition("://")
+    login = f"{rest.partition('/')[0].rpartition('@')[0]}@" if "@" in rest.partition("/")[0] else ""
+    return f"{scheme}://{login}{path.lstrip('/') if scheme != 'file' else path}"
+
+
+def _without_secrets(url: str) -> str:
+    """The URL without login, query and fragment: any of them may be a secret."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        if e.filename is None:
+            raise
+        raise DataError(f"{name} cannot be read", e.strerror or str(e), f"ls -l {name}") from None

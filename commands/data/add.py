@@ -1,0 +1,154 @@
+"""`aifx data add`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from aifx.commands.console.options import JsonOption
+from aifx.commands.console.output import Output
+from aifx.commands.console.terminal import terminal
+from aifx.commands.data.options import (
+    DEFAULT_MEMORY,
+    JobsOption,
+    MemoryOption,
+    OnOption,
+    RootOption,
+    WorkersOption,
+    find_catalog,
+    limits_of,
+    runner_of,
+)
+from aifx.core.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from aifx.curation.add_reports import AddedFiles
+    from aifx.curation.source_files import Listing
+
+
+def add(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Data set to make or to extend.")],
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SRC…", help="Files, folders, globs or URLs that fsspec knows.")
+    ],
+    license_: Annotated[
+        str,
+        typer.Option("--license", metavar="SPDX", help="Licence of the files: an SPDX expression, or 'unknown'."),
+    ],
+    kind: Annotated[
+        Literal["text", "table"] | None,
+        typer.Option(
+            "--kind",
+            metavar="text|table",
+            help="What rows are. By default, text if the files are texts or have the text field.",
+        ),
+    ] = None,
+    text_field: Annotated[
+        str, typer.Option("--text-field", metavar="NAME", help="Field with the text. It becomes the column 'text'.")
+    ] = "text",
+    encoding: Annotated[
+        str,
+        typer.Option("--encoding", metavar="NAME", help="Encoding of text files without a byte order mark."),
+    ] = "utf-8",
+    max_bad: Annotated[
+        float,
+        typer.Option(
+            "--max-bad", metavar="SHARE|N", min=0.0, help="Exit 1 if more rows are bad: a share below 1, or a number."
+        ),
+    ] = 0.01,
+    allow_damaged: Annotated[
+        bool, typer.Option("--allow-damaged", help="Take the rows before the damage of files that are damaged.")
+    ] = False,
+    max_expansion: Annotated[
+        float,
+        typer.Option(
+            "--max-expansion", metavar="TIMES", min=1.0, help="Refuse files that expand to more than 1 GiB and so much."
+        ),
+    ] = 100.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and read nothing.")] = False,
+    root: RootOption = None,
+    memory: MemoryOption = DEFAULT_MEMORY,
+    workers: WorkersOption = None,
+    on: OnOption = "local",
+    jobs: JobsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Collect the rows of files into a data set.
+
+    Examples:
+        aifx data add corpus texts/ --license CC-BY-4.0
+        aifx data add corpus 'dump/*.jsonl.zst' --text-field body --license unknown
+        aifx data add prices s3://bucket/prices.parquet --license CC0-1.0
+        aifx data add corpus texts/ --license CC-BY-4.0 --dry-run
+
+    Reads only files that are new or changed; rows of other files stay. Bad rows go to quarantine with file and line.
+    Exits 1 if there are more than --max-bad, or a file is damaged: then NAME still means the version before.
+    """
+    with terminal(json) as out:
+        from aifx.curation.add_plan import check_options, infer_kind, plan_add, run_add
+        from aifx.curation.add_reports import BadRows, added_files, listed_files
+        from aifx.curation.licenses import check_license
+        from aifx.curation.readers.base import ReadOptions
+        from aifx.curation.source_files import list_sources
+        from aifx.data.versions import check_dataset_name
+
+        check_dataset_name(name)
+        expression = check_license(license_)
+        catalog, project = find_catalog(root)
+        limits = limits_of(memory, workers)
+        runner = runner_of(on, jobs, catalog)
+        listing = list_sources(sources, project.root if project else Path.cwd())
+        _log_left_out(out, listing)
+        options = ReadOptions(kind or "text", text_field, encoding, max_expansion)
+        check_options(options)
+        if kind is None:
+            options = ReadOptions(infer_kind(listing, options), text_field, encoding, max_expansion)
+        if dry_run:
+            out.document(listed_files(name, options.kind, listing))
+            out.table(
+                ["file", "format", "bytes"],
+                [(file.name, f"{file.format}{file.compression}", f"{file.bytes:,}") for file in listing.files],
+                right=["bytes"],
+            )
+            return
+        plan = plan_add(catalog, name, listing, options, expression)
+        made = run_add(
+            plan,
+            name,
+            catalog,
+            limits,
+            runner,
+            accepts=lambda manifest: not BadRows.of(manifest).refusal(max_bad, allows_damaged=allow_damaged),
+        )
+        found = added_files(plan, made)
+        out.document(found)
+        _print(out, found)
+        if not made.is_accepted:
+            refusal = BadRows.of(made.version.manifest).refusal(max_bad, allows_damaged=allow_damaged)
+            out.log(f"{refusal}. {name} still means the version before")
+            raise SystemExit(ExitCode.VERDICT)
+
+
+def _log_left_out(out: Output, listing: Listing) -> None:
+    if listing.left_out:
+        more = f" and {len(listing.left_out) - 1:,} more files" if len(listing.left_out) > 1 else ""
+        out.log(f"left out, because there is no reader for them: {listing.left_out[0]}{more}")
+    if not listing.files:
+        why = f"{len(listing.left_out):,} files have no reader" if listing.left_out else "the folders are empty"
+        raise UsageError("there is nothing to add", why, "aifx data add --help lists what can be read")
+
+
+def _print(out: Output, found: AddedFiles) -> None:
+    from aifx.core.json_files import readable_bytes
+
+    there = "" if found.is_new else ", which was there already"
+    out.print(f"{found.reference}: {found.rows:,} rows, {readable_bytes(found.size_bytes)}{there}")
+    out.print(f"{found.files_read:,} files read, {found.files_unchanged:,} unchanged")
+    if found.quarantined or found.damaged_files:
+        out.print(f"{found.quarantined:,} bad rows are in quarantine:")
+        for row in found.bad_rows:
+            out.print(f"  {row.source}{f':{row.line}' if row.line else ''}: {row.reason}")
+        if found.quarantined + found.damaged_files > len(found.bad_rows):
+            out.print(f"  and {found.quarantined + found.damaged_files - len(found.bad_rows):,} more")

@@ -1,0 +1,114 @@
+"""`aifx data add`: files of every format become the same rows, and what cannot be read is in quarantine."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import csv as arrow_csv
+from pyarrow import parquet
+
+from aifx.curation.add_plan import plan_add, run_add
+from aifx.curation.execution import Made
+from aifx.curation.readers.base import ReadOptions
+from aifx.curation.reports import verify_version
+from aifx.curation.source_files import list_sources
+from aifx.curation.step import Limits
+from aifx.data.versions import Version, open_catalog
+
+LIMITS = Limits(1 << 30, 1)
+RECORDS = [{"text": f'the "{n}"th line, é\nand more', "n": n, "share": n / 4} for n in range(1, 300)]
+
+
+def add(folder: Path, name: str, *sources: str, **options: Any) -> Made:
+    """Add files of a folder to the data set below it."""
+    catalog = open_catalog(str(folder / "datasets"))
+    listing = list_sources([str(folder / source) for source in sources], folder)
+    chosen = ReadOptions(options.pop("kind", "text"), **options)
+    return run_add(plan_add(catalog, name, listing, chosen, "MIT"), name, catalog, LIMITS)
+
+
+def rows_of(version: Version) -> list[dict[str, Any]]:
+    return [row for path in version.shards for row in parquet.read_table(path).to_pylist()]
+
+
+def quarantine_of(version: Version) -> list[dict[str, Any]]:
+    return [row for path in version.quarantine for row in parquet.read_table(path).to_pylist()]
+
+
+def write_jsonl(path: Path) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+
+
+def write_csv(path: Path) -> None:
+    arrow_csv.write_csv(pa.Table.from_pylist(RECORDS), path)
+
+
+def write_parquet(path: Path) -> None:
+    parquet.write_table(pa.Table.from_pylist(RECORDS), path, row_group_size=100)
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {"jsonl": write_jsonl, "csv": write_csv, "parquet": write_parquet}
+
+
+def compress(path: Path, suffix: str) -> Path:
+    if not suffix:
+        return path
+    data = path.read_bytes()
+    packed = path.with_name(path.name + suffix)
+    packed.write_bytes(gzip.compress(data) if suffix == ".gz" else pa.compress(data, "zstd", asbytes=True))
+    path.unlink()
+    return packed
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("format_", WRITERS)
+def test_every_format_gives_the_same_rows(tmp_path: Path, format_: str, suffix: str) -> None:
+    path = tmp_path / f"a.{format_}"
+    WRITERS[format_](path)
+    name = compress(path, suffix).name
+    version = add(tmp_path, "corpus", name).version
+    rows = rows_of(version)
+    prefix = rows[0]["_row"].partition("-")[0]
+    assert len(prefix) == 12
+    assert rows == [{"_row": f"{prefix}-{n}", "_source": name, **record} for n, record in enumerate(RECORDS)]
+    assert not version.manifest.quarantine
+
+
+def test_bad_rows_are_in_quarantine(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(
+        b'{"text": "good", "n": 1}\n{"text": 5}\nnot JSON\n\n{"n": 3}\n{"text": " "}\n'
+        b'{"text": "a"}{"text": "b"}\n{"text": "\xff"}\n[1]\n{"text": "good too", "n": null}'
+    )
+    (tmp_path / "b.csv").write_bytes(b'text,n\n"two\nlines",1\nshort\na,b,c\n\xff,1\n\n,1\nlast,2\n')
+    version = add(tmp_path, "corpus", "a.jsonl", "b.csv").version
+    assert [(row["text"], row["n"]) for row in rows_of(version)] == [
+        ("good", 1),
+        ("good too", None),
+        ("two\nlines", 1),
+        ("last", 2),
+    ]
+    found = [(row["source"], row["line"], row["value"]) for row in quarantine_of(version)]
+    assert found == [
+        ("a.jsonl", 2, b'{"text": 5}'),
+        ("a.jsonl", 3, b"not JSON"),
+        ("a.jsonl", 5, b'{"n": 3}'),
+        ("a.jsonl", 6, b'{"text": " "}'),
+        ("a.jsonl", 7, b'{"text": "a"}{"text": "b"}'),
+        ("a.jsonl", 8, b'{"text": "\xff"}'),
+        ("a.jsonl", 9, b"[1]"),
+        ("b.csv", 4, b"short"),
+        ("b.csv", 5, b"a,b,c"),
+        ("b.csv", 6, b"\xff,1"),
+        ("b.csv", 8, b",1"),
+    ]
+    assert {source.name: source.quarantined for source in version.manifest.sources} == {"a.jsonl": 7, "b.csv": 4}
+    assert verify_version(version).damages == ()
+    damaged = version.quarantine[0]
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert len(verify_version(version).damages) == 1
