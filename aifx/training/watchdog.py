@@ -49,6 +49,7 @@ class Watchdog:
         self._on_hang = on_hang
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
+        self._num_steps = 0
         self._step_s: float | None = None  # the usual step's time
         self._overhearing = overhear(self._hear)
 
@@ -66,8 +67,10 @@ class Watchdog:
             self._thread.join()
 
     def step_took(self, seconds: float) -> None:
-        """Learn how long a step takes."""
-        self._step_s = seconds if self._step_s is None else 0.9 * self._step_s + 0.1 * seconds
+        """Learn how long a step takes. The first one, which is slow, counts only until the second one is over."""
+        self._num_steps += 1
+        usual_s = self._step_s if self._num_steps > 2 else None
+        self._step_s = seconds if usual_s is None else 0.9 * usual_s + 0.1 * seconds
 
     def limit(self) -> tuple[float, str]:
         """Of the present phase in seconds, and the setting that it comes from; infinite if there is none.

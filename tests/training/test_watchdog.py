@@ -61,6 +61,15 @@ def test_what_goes_on_does_not_hang(go_on: Callable[[Group], object]) -> None:
         assert watched.has_hung(END_S), "and hangs once it does not"
 
 
+def test_the_first_step_does_not_count_as_usual() -> None:
+    watched = Watched(step_timeout_s=5.0, hang_timeout_s=70.0)
+    watched.group.mark("step 1", "step")
+    watched.dog.step_took(60.0)
+    assert watched.dog.limit()[0] == SLOWER * 60.0, "nothing else is known yet"
+    watched.dog.step_took(0.1)
+    assert watched.dog.limit()[0] == 5.0
+
+
 def test_the_limit_of_a_step_follows_its_time() -> None:
     watched = Watched(step_timeout_s=5.0, hang_timeout_s=70.0)
     dog, group = watched.dog, watched.group
