@@ -37,6 +37,10 @@ NEAR = 1.5
 NEGLIGIBLE = 0.001
 """Share of the time that is not worth another interval."""
 
+EVIDENCE_S = 600.0
+EVIDENCE_CHECKPOINTS = 3
+"""Running time and checkpoints that advice needs: a stall of a run of seconds is no measure of a long run's."""
+
 
 @dataclass(frozen=True)
 class EnergyBill:
@@ -194,6 +198,8 @@ def daly_interval_s(stall_s: float, mtbf_s: float) -> float:
 
 def _advice(found: Goodput, settings: Mapping[str, Any], provenance: Mapping[str, Any]) -> CheckpointAdvice | None:
     stall_s = found.seconds["checkpoint"] / found.num_checkpoints if found.num_checkpoints else 0.0
+    if found.running_s < EVIDENCE_S or found.num_checkpoints < EVIDENCE_CHECKPOINTS:
+        return None
     if found.step_s is None or stall_s <= 0:
         return None
     step_s = found.step_s + found.seconds["data_wait"] / found.num_steps

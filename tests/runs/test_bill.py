@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -131,6 +132,23 @@ def test_advice_without_failures_says_what_it_assumes(project: Project) -> None:
     assert bill.advice is not None
     assert (bill.advice.mtbf_source, bill.advice.mtbf_s) == ("assumed", 50_000 * 3600)
     assert bill.advice.every == 27_000
+
+
+@pytest.mark.parametrize("lacking", ["time", "checkpoints"])
+def test_no_advice_without_evidence(project: Project, lacking: str) -> None:
+    run = make_run(project)
+    lines = [json.loads(line) for line in run.events.read_text().splitlines()]
+    if lacking == "time":
+        account = lines[-1]["account"]
+        account |= {"elapsed_s": 103.0, "seconds": {"step": 100.0, "checkpoint": 2.0}, "steps": [0, 100]}
+    else:
+        lines = [lines[0], *lines[-3:]]
+    run.events.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    bill = read_bill(run, project, RECORDS)
+    assert bill is not None
+    assert bill.goodput is not None
+    assert bill.goodput > 0.8
+    assert bill.advice is None
 
 
 def test_advice_by_a_setting(project: Project) -> None:

@@ -131,6 +131,8 @@ def test_show_tells_where_the_time_went(project: Project) -> None:
     ledger.write("start", step=0, account={"elapsed_s": 100.0, "seconds": {"setup": 100.0}})
     account = {"elapsed_s": 1600.0, "seconds": {"step": 1440.0, "checkpoint": 60.0}, "steps": [0, 40], "energy": spent}
     ledger.write("checkpoint", step=40, account=account)
+    for step in (41, 42):
+        ledger.write("checkpoint", step=step)
     ledger.write("stop", status="completed")
     (project.root / "aifx.toml").write_text("[costs]\nprice_per_hour = 9\npue = 1.2\ngco2e_per_kwh = 250\n")
     bill = answer(project, "runs", "show")["bill"]
