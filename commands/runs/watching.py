@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -69,4 +70,5 @@ def _rows(watched: WatchedRun, width: int, ascii_only: bool) -> Iterator[Text]:
     saved = "no checkpoint yet" if watched.saved_step is None else f"checkpoint of step {watched.saved_step}"
     yield Text(f"{saved}, written {age(s.updated) or 'never'}", style="dim")
     if s.refused:
-        yield Text(f"no checkpoint can be saved {s.refused}", style="yellow")
+        for line in textwrap.wrap(f"no checkpoint can be saved {s.refused}", width):
+            yield Text(line, style="yellow")

@@ -299,13 +299,13 @@ def test_a_disk_that_refuses_a_checkpoint_is_told_until_it_takes_one(tiny, monke
     assert run_status(run).refused is None
 
     told = f"no checkpoint can be saved {told}"
-    shown = ((["runs", "show"], told), (["runs", "watch"], told), (["runs", "watch", "--once"], told[:70]))  # a frame
     for events, is_told in ((run.events.read_text(), False), (seen[1], True)):
         run.events.write_text(events)
-        for command, text in shown:
-            answer = inprocess.run(command, tiny.root, {**os.environ, "COLUMNS": "400"})
+        for command in ("show", "watch", "watch --once"):
+            answer = inprocess.run(["runs", *command.split()], tiny.root, {**os.environ, "COLUMNS": "400"})
             assert answer.returncode == 0, answer
-            assert (text in answer.stdout) == is_told, answer
+            text = "".join(answer.stdout.split()).replace("│", "")  # a frame folds it
+            assert ("".join(told.split()) in text) == is_told, answer
 
 
 def test_profile_writes_a_trace(tiny) -> None:
