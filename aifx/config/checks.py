@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from aifx.config.best_by import AUTO, parse_best_by
 from aifx.config.config import Config
@@ -18,13 +18,18 @@ def check_conflicts(config: Config, changed: set[str] | None = None) -> None:
 
     Conflicts of none of the `changed` keys are not reported.
     """
+    found = _conflicts(config)
+    refuse_conflicts(config, (c for c in found if changed is None or changed.intersection(c.keys)))
+
+
+def refuse_conflicts(config: Config, conflicts: Iterable[Conflict]) -> None:
+    """Raise ConfigError if there are any, with the place of the setting that was set last."""
     mistakes = []
-    for conflict in _conflicts(config):
-        if changed is None or changed.intersection(conflict.keys):
-            where = config.origin(max(conflict.keys, key=config.precedence)).where
-            change = "change one of them" if len(conflict.keys) > 1 else f"change {conflict.keys[0]}"
-            hint = f"{change}, then: aifx config check"
-            mistakes.append(Mistake("" if where == "default" else where, conflict.problem, conflict.reason, hint))
+    for conflict in conflicts:
+        where = config.origin(max(conflict.keys, key=config.precedence)).where
+        change = "change one of them" if len(conflict.keys) > 1 else f"change {conflict.keys[0]}"
+        hint = f"{change}, then: aifx config check"
+        mistakes.append(Mistake("" if where == "default" else where, conflict.problem, conflict.reason, hint))
     refuse(mistakes)
 
 

@@ -171,6 +171,12 @@ class SlurmSection(Section):
     )
 
     def conflicts(self, config: Any) -> Iterator[Conflict]:
+        # The defaults concern only jobs of Slurm, which `aifx launch slurm` checks.
+        if any(config.origin(f"slurm.{key}").kind != "default" for key in type(self).model_fields):
+            yield from self.job_conflicts(config)
+
+    def job_conflicts(self, config: Any) -> Iterator[Conflict]:
+        """The conflicts of a job with these settings."""
         if self.signal_ahead_s <= config.checkpoint.stop_timeout_s:
             yield Conflict(
                 ("slurm.signal_ahead_s", "checkpoint.stop_timeout_s"),

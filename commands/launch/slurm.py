@@ -122,6 +122,7 @@ def slurm(
 def _config(project: Project, given: SlurmOptions) -> Config:
     """The configuration with the options in place of its settings. Raises ConfigError."""
     from aifx.config import load_config
+    from aifx.config.checks import refuse_conflicts
 
     keys = {
         "launch": ("nodes", "processes_per_node", "gpus_per_node", "image"),
@@ -137,6 +138,7 @@ def _config(project: Project, given: SlurmOptions) -> Config:
     if given.options:
         more = [*config.slurm.options, *given.options]
         config = load_config(project, [*overrides, f"slurm.options={json.dumps(more, ensure_ascii=False)}"])
+    refuse_conflicts(config, config.slurm.job_conflicts(config))
     setup = config.slurm.setup_script
     if setup and not (project.root / setup).is_file():
         why = f"there is no such file in {project.root}"

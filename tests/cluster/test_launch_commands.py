@@ -15,6 +15,10 @@ from pathlib import Path
 import inprocess
 import pytest
 
+from aifx.config import load_config
+from aifx.core.errors import ConfigError
+from aifx.core.project import Project
+
 TOML = """\
 [task]
 kind = "tiny:TinyTask"
@@ -109,6 +113,7 @@ def test_dry_run_submits_nothing(launch: Run, project: Path) -> None:
         (["slurm", "-p", "a b", "train"], "slurm.partition"),
         (["slurm", "-o", "uid=0", "train"], "slurm.options"),
         (["slurm", "-t", "2:00", "train"], "slurm.time_limit = '2:00' is too short"),
+        (["slurm", "train", "--set", "slurm.signal_ahead_s=20"], "leaves no time for checkpoint.stop_timeout_s = 30"),
         (["slurm", "--setup-script", "absent.sh", "train"], "slurm.setup_script = 'absent.sh' cannot be used"),
         (["slurm", "train", "--run", "a\nb"], "cannot name a run"),
         (["logs"], "nothing was launched here"),
@@ -121,6 +126,20 @@ def test_what_is_refused_before_a_queue_waits_for_it(launch: Run, project: Path,
     assert done.returncode == 2
     assert what in done.stderr
     assert not (project / "asked").exists()
+
+
+def test_a_run_that_needs_longer_to_save_than_slurm_gives_it(launch: Run, project: Path) -> None:
+    """Which concerns only those who use Slurm."""
+    (project / "aifx.toml").write_text("checkpoint.stop_timeout_s = 120\n")
+    done = launch("slurm", "train")
+    assert done.returncode == 2
+    assert "slurm.signal_ahead_s = 120 leaves no time for checkpoint.stop_timeout_s = 120" in done.stderr
+    assert not (project / "asked").exists()
+    load_config(Project(project))
+    for change in ("slurm.partition=large", "slurm.signal_ahead_s=100"):
+        with pytest.raises(ConfigError, match="leaves no time"):
+            load_config(Project(project), [change])
+    load_config(Project(project), ["slurm.signal_ahead_s=121"])
 
 
 def test_slurm_refuses(launch: Run, project: Path) -> None:
