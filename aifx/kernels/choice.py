@@ -39,14 +39,14 @@ def run_choices(
     config: Config,
     *,
     keep: bool = True,
-    on_write: Callable[[Mapping[str, Sequence[Mapping[str, Any]]]], None] = lambda _: None,
+    on_new: Callable[[Mapping[str, Sequence[Mapping[str, Any]]]], None] | None = None,
     on_replacement: Callable[[Mapping[str, Any]], None] = lambda _: None,
 ) -> Choices:
     """The choices that a run made. New ones follow `[kernels]`, what was measured on this kind of device, or a guess.
 
     Args:
         keep: write new ones into the run.
-        on_write: called with the choices by kind of device, after they were written into the run.
+        on_new: called with all choices by kind of device if there are new ones, instead of writing them.
         on_replacement: called with the fields of an event if a call can no longer run as was chosen before.
     """
     device = current_device()
@@ -68,9 +68,10 @@ def run_choices(
             entries.append({"call": key, **choice.document()})
             if before is not None:
                 on_replacement({"op": json.loads(key)["op"], "old": before.document(), "new": choice.document()})
-        if keep:
+        if on_new is not None:
+            on_new({kind: list(choices) for kind, choices in kept.items()})
+        elif keep:
             write_kernel_choices(run, kept)
-            on_write(kept)
 
     return Choices(
         made=dict(written),

@@ -7,8 +7,8 @@ import os
 import shutil
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from aifx.data.spec import keep_spec, need_spec
 from aifx.evaluation.held_out import metric_names
 from aifx.generation.generator import unable_to_write
 from aifx.kernels.choice import run_choices
+from aifx.kernels.choices_file import write_kernel_choices
 from aifx.kernels.verification import verify_kernels
 from aifx.machine.compilation_cache import enable_compilation_cache
 from aifx.machine.energy import JobEnergy
@@ -43,6 +44,7 @@ from aifx.runs.provenance import differences, provenance, read_provenance
 from aifx.tasks.base import Task, data_digest, evaluation_source, training_source
 from aifx.tasks.preflight import declared_metrics
 from aifx.tasks.registry import open_task
+from aifx.training.deferred_writes import DeferredWrites
 from aifx.training.finetuning import base_of_fork, choose_base
 from aifx.training.observers import EventDispatcher, MetricsFile
 from aifx.training.resume_checks import Fork
@@ -93,7 +95,7 @@ class Job:
         checkpoints = Checkpoints(
             self.run.checkpoints,
             self.config.checkpoint,
-            before_commit=self.metrics.sync,
+            before_commit=self._before_commit,
             on_commit=committed,
             on_refusal=refused,
             warn=self.dispatcher.warn,
@@ -101,6 +103,15 @@ class Job:
         if (latest := checkpoints.latest()) is not None:
             self.stop.kept = f"the checkpoint of step {latest} is kept"
         return checkpoints
+
+    @cached_property
+    def deferred(self) -> DeferredWrites:
+        return DeferredWrites(self.dispatcher.warn)
+
+    def _before_commit(self) -> None:
+        """Write what a checkpoint relies on."""
+        self.deferred.finish()
+        self.metrics.sync()
 
 
 def prepare(job: Job) -> tuple[Programs, RunDigests | None]:
@@ -267,14 +278,14 @@ def _report_changed_settings(job: Job) -> None:
 
 
 def _kernel_choices(job: Job, digests: RunDigests) -> Choices:
-    def kept(choices: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    def keep(choices: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         digests.kernels = {kind: kernel_digest(entries) for kind, entries in choices.items()}
-        digests.write(job.run)
+        job.deferred(partial(write_kernel_choices, job.run, choices), partial(replace(digests).write, job.run))
 
     def replaced(fields: Mapping[str, Any]) -> None:
         job.dispatcher.event("kernel_replaced", **fields)
 
-    return run_choices(job.run, job.config, on_write=kept, on_replacement=replaced)
+    return run_choices(job.run, job.config, on_new=keep, on_replacement=replaced)
 
 
 def _check_fields(programs: Programs) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import socket
 import subprocess
@@ -16,12 +18,15 @@ import jax
 import odd_op
 import pytest
 
+from aifx.checkpoint.listing import list_bindings
 from aifx.config import load_config
 from aifx.config.sections import KernelsSection
-from aifx.core.project import Project
+from aifx.core.errors import EnvironmentFault
+from aifx.core.project import Project, RunDirectory
 from aifx.kernels.choice import ProjectCall, run_choices, winners_path
+from aifx.kernels.choices_file import write_kernel_choices
 from aifx.kernels.verification import may_have_accelerator
-from aifx.runs.binding import kernel_digest
+from aifx.runs.binding import kernel_digest, read_digests
 from jax_kernels._ops.attention import ATTENTION
 from jax_kernels._ops.attention.call import Call
 from jax_kernels._ops.swiglu import SWIGLU, swiglu
@@ -189,6 +194,47 @@ def test_a_new_run_tries_kernels_on_a_device_that_nothing_was_measured_on(tiny, 
         logged.clear()
         tiny.train(*settings, run="second")
         assert not any("quick" in text for text in logged)
+
+
+class Refusing:
+    """`write_kernel_choices` on a disk that refuses it `times` times."""
+
+    def __init__(self, number: int, times: float) -> None:
+        self.number, self.left = number, times
+
+    def __call__(self, run: RunDirectory, devices: Mapping[str, Any]) -> None:
+        self.left -= 1
+        if self.left >= 0:
+            raise OSError(self.number, os.strerror(self.number), str(run.kernels))
+        write_kernel_choices(run, devices)
+
+
+def odd_settings(tiny) -> list[str]:
+    with (tiny.root / "tiny.py").open("a") as file:
+        file.write(ODD_TASK)
+    return ["task.kind=tiny:OddTask", "checkpoint.disk_timeout_s=0"]
+
+
+def test_choices_that_the_disk_refuses_are_there_before_a_checkpoint(tiny, monkeypatch, logged: list[str]) -> None:
+    monkeypatch.setattr("aifx.training.prepare.write_kernel_choices", Refusing(errno.ENOSPC, times=2))
+    settings = odd_settings(tiny)
+    assert tiny.train(*settings).status == "completed"
+    (text,) = (text for text in logged if "kernels.json" in text and "training goes on" in text)
+    assert "No space left on device" in text
+    (entries,) = json.loads(tiny.run().kernels.read_text())["devices"].values()
+    bound = list_bindings(tiny.run().checkpoints)
+    assert sorted(bound) == [8, 12]
+    assert all(one["kernels"]["cpu"] == kernel_digest(entries) for one in bound.values())
+    assert read_digests(tiny.run()).kernels["cpu"] == kernel_digest(entries)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_choices_that_the_disk_refuses_for_good_end_the_run(tiny, number: int, monkeypatch) -> None:
+    monkeypatch.setattr("aifx.training.prepare.write_kernel_choices", Refusing(number, times=math.inf))
+    with pytest.raises((EnvironmentFault, PermissionError)):
+        tiny.train(*odd_settings(tiny))
+    assert list_bindings(tiny.run().checkpoints) == {}
+    assert not tiny.run().kernels.exists()
 
 
 @pytest.mark.parametrize("problem", ["cache", "process"])
