@@ -73,18 +73,22 @@ class EventDispatcher:
             with suppress(EnvironmentFault, OSError):
                 self._ledger.write("stop", **ended)
 
-    def end(self, result: TrainResult | None, error: str | None = None) -> None:
+    def end(self, result: TrainResult | None, error: str | None = None, *, is_preempted: bool = False) -> None:
         """Record the result, or what failed. The ledger has it before any observer may fail.
 
         Every observer is stopped, also one that was never started. The first error of an observer is raised, unless the
         run itself failed: then its own error counts.
+
+        Args:
+            is_preempted: the run ends with exit code 75, and goes on when it is started again.
         """
         if self._ended:
             return
         self._ended = True
         failed: Exception | None = None
         if self._ledger is not None:
-            ended = {"status": "failed", "error": error} if result is None else result.end()
+            failure = {"status": "preempted", "why": error} if is_preempted else {"status": "failed", "error": error}
+            ended = failure if result is None else result.end()
             try:
                 self._ledger.write("stop", **ended)
                 self._ledger.close()

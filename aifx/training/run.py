@@ -155,7 +155,8 @@ def _supervised(job: Job) -> TrainResult:
             raise  # the thread that watches the other processes records the end
         if is_out_of_memory(e):
             job.group.hold(AifxError(first_line(e)))
-        job.dispatcher.end(None, error=f"{type(e).__name__}: {e}")
+        is_preempted = isinstance(e, AifxError) and e.exit_code == ExitCode.PREEMPTED
+        job.dispatcher.end(None, error=f"{type(e).__name__}: {e}", is_preempted=is_preempted)
         _add_what_was_saved(e, job.run)
         if (better := _advice(e, job.project, job.config, job.run)) is not None:
             raise better from e

@@ -42,7 +42,9 @@ def test_a_fault_ends_the_run_without_a_checkpoint(tiny) -> None:
     assert "CPU" in raised.value.why.upper()
     assert "params/" in raised.value.why
     assert [p.name for p in sorted(tiny.run().checkpoints.iterdir())] == ["2"]
-    assert tiny.events()[-1]["status"] == "failed"
+    (stop,) = (event for event in tiny.events() if event["event"] == "stop")
+    assert stop["status"] == "preempted"
+    assert raised.value.what in stop["why"]
     assert tiny.train(*settings, "data.flaky_call=4").status == "completed", "the fault was of that computation alone"
 
 
