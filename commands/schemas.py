@@ -99,6 +99,7 @@ def command_types() -> dict[str, Any]:
         "data-add": AddedFiles | ListedFiles,
         "data-ls": VersionList,
         "data-clean": MadeVersion,
+        "data-mix": MadeVersion,
         "data-verify": Verification,
         "data-profile": VersionProfile,
         "config-show": config.ShownConfig,

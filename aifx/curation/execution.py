@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter
 
-from aifx.core.errors import AifxError, DataError
+from aifx.core.errors import AifxError, DataError, UsageError
 from aifx.core.files import read_file
 from aifx.core.json_files import write_json
 from aifx.core.json_values import encode_json, plain
@@ -40,6 +40,7 @@ from aifx.curation.profile import Part, finished, merged, profile_rows
 from aifx.curation.publishing import describe
 from aifx.curation.shards import columns_of, write_shard
 from aifx.curation.step import Limits, Step
+from aifx.data.datasets import MIX
 from aifx.data.versions import (
     DROPPED,
     MANIFEST,
@@ -114,6 +115,7 @@ def execute(
     Raises what the step raises, DatasetBusy, OSError. What is done stays for the next call with the same step.
     """
     check_name(name)
+    _check_parents(step)
     key = step_key(step)
     work = work_folder(step, name, catalog)
     with _holding(work.parent, name):
@@ -136,6 +138,15 @@ def work_folder(step: Step, name: str, catalog: Catalog) -> Path:
     """Where a step works, until its version is whole."""
     root = catalog.local if catalog.local is not None else cache_path("datasets") / "work"
     return root / name / f".work-{step_key(step)}"
+
+
+def _check_parents(step: Step) -> None:
+    """Raise UsageError for a mix, of which a step would find no rows."""
+    for parent in step.parents:
+        if parent.manifest.step.name == MIX:
+            what = f"{parent.reference} is a mix, which has no rows of its own"
+            why = f"it is made of {', '.join(parent.manifest.parents)}"
+            raise UsageError(what, why, f"aifx data {step.name} {parent.manifest.parents[0]}, and mix the result")
 
 
 def step_key(step: Step) -> str:

@@ -176,9 +176,11 @@ class TextFormat(TokenFormat):
         form = cls(section, text_spec(section, tokenizer), tokenizer)
         parts = tuple(map(form._open, corpora))
         tokenizer.bytes_per_token = _bytes_per_token([part.store for part in parts])
-        for part in parts:
-            for split in filter(part.has, SPLITS):
-                _check_length(split, part.store.splits[split], section, part.corpus)
+        for split in SPLITS:
+            asked = [part for part in parts if part.has(split)]
+            if split == "train" or sum(part.store.splits[split].num_targets for part in asked) < section.seq_len:
+                for part in asked:  # a mix joins what it holds out, and reads each training split for itself
+                    _check_length(split, part.store.splits[split], section, part.corpus)
         if len(parts) == 1:
             return form, parts[0]
         return form, mixed_text(str(section.dataset), parts, [(v.part.weight, v.part.epochs) for v in versions])

@@ -14,6 +14,7 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.add import add
 from aifx.commands.data.clean import clean
+from aifx.commands.data.mix import mix
 from aifx.commands.data.profile import profile
 from aifx.commands.data.tasks import run_tasks
 from aifx.commands.data.versions import ls, verify
@@ -163,5 +164,6 @@ app.command()(add)
 app.command()(clean)
 app.command()(ls)
 app.command()(verify)
+app.command()(mix)
 app.command()(profile)
 app.command("run-tasks", hidden=True)(run_tasks)

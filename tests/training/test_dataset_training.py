@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from stored_versions import make_version
+from stored_versions import LIMITS, make_version
 from test_forks import TEXT
 from test_training import stopped
 
 from aifx.config import load_config, read_config
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
+from aifx.curation.execution import execute
+from aifx.curation.mix import mix_of, parse_sets
+from aifx.data.versions import open_catalog
 
 TOML = """\
 [data]
@@ -48,8 +52,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_type: Any) -> Any:
 
 @pytest.fixture
 def copy(trained: Any, tmp_path: Path, tiny_type: Any) -> Any:
-    import shutil
-
     root = Path(shutil.copytree(trained.project.root, tmp_path / "copy"))
     return tiny_type(Project(root))
 
@@ -108,3 +110,31 @@ def test_a_version_of_other_rows_gives_other_batches(copy: Any, trained: Any) ->
     make_version(copy.project, "corpus", {"text": TEXTS[len(TEXTS) // 4 :]})
     copy.train(run="other")
     assert digest(copy, "other") != digest(trained)
+
+
+def test_a_mix_is_streamed_and_resumed_bit_for_bit(copy: Any) -> None:
+    make_version(copy.project, "books", {"text": [text.upper() for text in TEXTS[:40]]})
+    catalog = open_catalog(copy.project.datasets, copy.project)
+    step = mix_of(parse_sets(["corpus:0.75", "books:0.25"], ["books:2"]), catalog)
+    reference = execute(step, "blend", catalog, LIMITS).version.reference
+    mixed = "data.dataset=blend"
+    copy.train(mixed, run="whole")
+    stopped(copy, 3, mixed, run="stopped")
+    copy.train(mixed, run="stopped")
+    assert digest(copy, "stopped") == digest(copy, "whole") != digest(copy)
+    recorded = json.loads(copy.project.run("whole").provenance.read_text())["dataset"]
+    assert recorded["reference"] == reference
+    assert [(p["reference"].partition("@")[0], p["weight"], p["epochs"]) for p in recorded["parts"]] == [
+        ("corpus", 0.75, None),
+        ("books", 0.25, 2.0),
+    ]
+
+
+def test_a_run_longer_than_the_epochs_of_its_mix_is_refused(copy: Any) -> None:
+    make_version(copy.project, "books", {"text": TEXTS[:40]})
+    catalog = open_catalog(copy.project.datasets, copy.project)
+    step = mix_of(parse_sets(["corpus:1", "books:1"], ["1"]), catalog)
+    execute(step, "blend", catalog, LIMITS)
+    with pytest.raises(ConfigError, match="too few rows") as refused:
+        copy.train("data.dataset=blend", "train.num_steps=100000", run="long")
+    assert "train.num_steps=" in refused.value.hint

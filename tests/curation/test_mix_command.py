@@ -1,0 +1,64 @@
+"""`aifx data mix` as it is typed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import inprocess
+import pytest
+from stored_versions import make_version
+
+from aifx.core.project import Project
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    (tmp_path / "aifx.toml").write_text('[data]\ndataset = "blend"\n')
+    project = Project(tmp_path)
+    for name in ("web", "books"):
+        make_version(project, name, {"text": [f"{name} {number}" for number in range(5)]})
+    return project
+
+
+def aifx(project: Project, *args: str) -> CompletedProcess[str]:
+    return inprocess.run(args, project.root, {**os.environ, "AIFX_CACHE_DIR": str(project.root / "cache")})
+
+
+def test_it_makes_a_version_once(project: Project) -> None:
+    made = json.loads(aifx(project, "data", "mix", "blend", "web:7", "books:3", "--json").stdout)
+    assert made["is_new"]
+    assert made["facts"]["mixed_rows"] == 10
+    again = aifx(project, "data", "mix", "blend", "web:7", "books:3")
+    assert again.returncode == 0
+    assert again.stdout.startswith(f"{made['reference']}: 10 rows")
+    assert "there already" in again.stdout
+    assert "70.0%" in again.stdout
+    assert aifx(project, "data", "verify", "blend").returncode == 0
+    assert aifx(project, "config", "check").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["blend", "web:1", "boks:1"], "did you mean 'books'?"),
+        (["blend", "web:1"], "two data sets"),
+        (["latest", "web:1", "books:1"], "cannot name a data set"),
+        (["blend", "web:1", "books:1", "--epochs", "bok:2"], "no data set of the mix"),
+    ],
+)
+def test_a_mistake_is_named(project: Project, arguments: list[str], message: str) -> None:
+    refused = aifx(project, "data", "mix", *arguments)
+    assert refused.returncode == 2
+    assert message in refused.stderr
+    assert "hint:" in refused.stderr
+    assert not (project.root / "datasets/blend").exists()
+
+
+def test_config_check_names_a_data_set_that_is_missing(project: Project) -> None:
+    refused = aifx(project, "config", "check")
+    assert refused.returncode == 2
+    assert "aifx.toml:2" in refused.stderr
+    assert "no data set 'blend'" in refused.stderr
