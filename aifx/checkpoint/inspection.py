@@ -7,7 +7,7 @@ from typing import Literal
 
 from aifx.checkpoint.listing import CheckpointInfo, list_checkpoints
 from aifx.checkpoint.manifest import DAMAGED_SUFFIX, ArrayEntry, Damaged, read_manifest
-from aifx.config.sections import CheckpointSection
+from aifx.config.checkpoint_section import CheckpointSection
 from aifx.core.errors import CheckpointError
 from aifx.core.project import RunDirectory
 from aifx.core.steps import StepChoice

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args, get_type_hints
 
 from aifx.config import sections as section_types
+from aifx.config.checkpoint_section import CheckpointSection
 from aifx.config.costs_section import CostsSection
 from aifx.config.datasets_section import DatasetsSection
 from aifx.config.guards_section import GuardsSection
@@ -51,7 +52,7 @@ class Config:
     finetune: section_types.FinetuneSection
     lora: section_types.LoraSection
     guards: GuardsSection
-    checkpoint: section_types.CheckpointSection
+    checkpoint: CheckpointSection
     eval: section_types.EvalSection
     kernels: section_types.KernelsSection
     log: section_types.LogSection

@@ -293,41 +293,6 @@ class LoraSection(Section):
     dropout: Fraction = setting(0.0, "Share of an adapter's inputs dropped in training.")
 
 
-class CheckpointSection(Section):
-    """What is kept on disk, and how often."""
-
-    every: NonNegativeInt = setting(
-        200, "Steps between checkpoints; 0 saves only at the end and when stopped.", RESUME_SAFE
-    )
-    mtbf_hours: PositiveFloat | None = setting(
-        None,
-        "Mean time between failures that the run's machines have, for the advice of `aifx runs show`.",
-        RESUME_SAFE,
-    )
-    keep_last: PositiveInt = setting(2, "Newest checkpoints that are kept.", RESUME_SAFE)
-    keep_best: NonNegativeInt = setting(1, "Best checkpoints that are also kept, by `best_by`.", RESUME_SAFE)
-    best_by: str = setting(
-        "auto",
-        'What makes a checkpoint the best: "max" or "min" and a validation metric, such as "max accuracy". '
-        "auto: the metric of the first gate, otherwise the loss; fixed when the run starts.",
-    )
-    asynchronous: bool = setting(True, "Write while training goes on.", RESUME_SAFE)
-    stop_timeout_s: PositiveFloat = setting(
-        30.0, "Bound on saving after a signal; then the process exits.", RESUME_SAFE
-    )
-    disk_timeout_s: NonNegativeFloat = setting(
-        300.0, "Bound on waiting for a disk that is full or fails, once a run has nothing left to do.", RESUME_SAFE
-    )
-    local_dir: str | None = setting(
-        None, "Folder on a quick disk of this host, such as /dev/shm, for checkpoints in between.", RESUME_SAFE
-    )
-    local_every: PositiveInt = setting(20, "Steps between checkpoints in `local_dir`.", RESUME_SAFE)
-
-    def conflicts(self, config: Any) -> Iterator[Conflict]:
-        if self.local_dir is not None and not self.local_dir.startswith("/"):
-            yield Conflict(("checkpoint.local_dir",), "it must be an absolute path", f"it is {self.local_dir!r}")
-
-
 Quantization = Literal["none", "int8", "float8_e4m3fn"]
 
 

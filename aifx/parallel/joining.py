@@ -19,7 +19,8 @@ from aifx.core.progress import overhear
 from aifx.machine.compilation_cache import store_in_each_process
 from aifx.machine.device_memory import is_out_of_memory
 from aifx.parallel.connections import free_port
-from aifx.parallel.group import Disagreement, Group, JoinedGroup, Limits, PeerLost
+from aifx.parallel.group import Disagreement, Group, Limits, PeerLost
+from aifx.parallel.joined_group import JoinedGroup
 from aifx.parallel.location import detect_here, resolve
 from aifx.parallel.processes import AGAIN, Membership
 

@@ -18,7 +18,7 @@ import pytest
 from aifx.checkpoint import copying
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.copying import copy_checkpoint, open_stored
-from aifx.config.sections import CheckpointSection
+from aifx.config.checkpoint_section import CheckpointSection
 from aifx.core.errors import CheckpointError, EnvironmentFault, UsageError
 from aifx.core.json_files import write_json
 from aifx.core.project import Project, RunDirectory

@@ -11,7 +11,7 @@ import pytest
 
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.copying import copy_checkpoint, open_stored
-from aifx.config.sections import CheckpointSection
+from aifx.config.checkpoint_section import CheckpointSection
 from aifx.core.errors import CheckpointError
 from aifx.core.stores import open_store
 

@@ -12,7 +12,7 @@ import pytest
 from effort import Journal, seed_of_commit
 
 from aifx.checkpoint.checkpoints import Checkpoints
-from aifx.config.sections import CheckpointSection
+from aifx.config.checkpoint_section import CheckpointSection
 
 PROCESS = Path(__file__).with_name("saving_process.py")
 

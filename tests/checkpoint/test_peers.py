@@ -20,7 +20,7 @@ from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.digest import state_digest
 from aifx.checkpoint.listing import list_checkpoints
 from aifx.checkpoint.manifest import Damaged
-from aifx.config.sections import CheckpointSection
+from aifx.config.checkpoint_section import CheckpointSection
 from aifx.core.errors import ExitCode
 
 PROGRAM = Path(peer_process.__file__)

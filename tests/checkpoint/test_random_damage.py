@@ -18,7 +18,7 @@ from effort import Journal, seed_of_commit
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.manifest import Damaged, read_manifest
 from aifx.checkpoint.verification import verify_stored
-from aifx.config.sections import CheckpointSection
+from aifx.config.checkpoint_section import CheckpointSection
 
 FEW, MANY, PARTS = 20, 1000, 10
 

@@ -19,7 +19,8 @@ import pytest
 
 from aifx.core.errors import AifxError, DataError, EnvironmentFault
 from aifx.parallel.connections import Connection, _hello
-from aifx.parallel.group import Group, JoinedGroup, Limits, PeerLost
+from aifx.parallel.group import Group, Limits, PeerLost
+from aifx.parallel.joined_group import JoinedGroup
 from aifx.parallel.processes import Membership
 from aifx.parallel.progress import Progress, find_stuck
 
@@ -407,7 +408,8 @@ def test_all_others_died_before_all_were_there(monkeypatch: pytest.MonkeyPatch) 
 
 PROGRAM = """
 import os, sys, time
-from aifx.parallel.group import JoinedGroup, Limits, PeerLost
+from aifx.parallel.group import Limits, PeerLost
+from aifx.parallel.joined_group import JoinedGroup
 from aifx.parallel.processes import Membership
 
 def leave(error):

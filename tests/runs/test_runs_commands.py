@@ -19,7 +19,7 @@ from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.digest import state_digest
 from aifx.commands.main import run as run_command
 from aifx.config.best_by import LOSS, score_of
-from aifx.config.sections import CheckpointSection
+from aifx.config.checkpoint_section import CheckpointSection
 from aifx.core.project import Project, RunDirectory
 from aifx.runs.lock import hold_run
 from aifx.runs.records import Ledger, MetricsWriter

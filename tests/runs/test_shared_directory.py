@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from aifx.parallel.group import Disagreement, Group, JoinedGroup, Limits
+from aifx.parallel.group import Disagreement, Group, Limits
+from aifx.parallel.joined_group import JoinedGroup
 from aifx.parallel.processes import Membership
 from aifx.runs import agreement
 from aifx.runs.agreement import check_shared
