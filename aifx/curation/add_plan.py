@@ -14,7 +14,7 @@ from aifx.curation.adding import Add
 from aifx.curation.collecting import reading_of
 from aifx.curation.execution import Made, Runner, execute, work_folder
 from aifx.curation.readers.base import ColumnsChanged, DamagedFile, ReadOptions
-from aifx.curation.readers.formats import READERS
+from aifx.curation.readers.formats import KINDS, READERS
 from aifx.curation.source_files import Listing, SourceFile
 from aifx.curation.step import Limits
 from aifx.data.versions import Catalog, Kind, Manifest, Source, Version
@@ -110,26 +110,46 @@ def added_version(catalog: Catalog, name: str) -> Version | None:
 
 
 def infer_kind(listing: Listing, options: ReadOptions) -> Kind:
-    """Text if the files are texts, or the first has the field with the text; otherwise a table. Raises UsageError."""
-    tables = [file for file in listing.files if file.format != "text"]
-    texts = [file for file in listing.files if file.format == "text"]
+    """Images if all files are pictures; text if they are texts, or the first has the field with the text.
+
+    Raises UsageError for files of several kinds.
+    """
+    formats = {file.format for file in listing.files}
+    if "image" in formats:
+        if len(formats) > 1:
+            other = next(file.name for file in listing.files if file.format != "image")
+            why = f"{other} is not a picture, and others are"
+            raise UsageError("the files are of several kinds", why, "--kind images, or --kind text, takes some of them")
+        return "images"
+    tables = [file for file in listing.files if file.format in KINDS["table"]]
+    texts = [file for file in listing.files if file.format not in KINDS["table"]]
     if not tables:
         return "text"
-    first = tables[0]
-    with first.on_disk() as (path, _):
-        try:
-            schema = READERS[first.format].find_schema(
-                path, first.compression, replace(options, kind="table"), is_whole=False
-            )
-        except DamagedFile:
-            return "text" if texts else "table"
-    if options.text_field in schema.names:
+    columns = _columns_of(tables[0], options)
+    if options.text_field in columns:
         return "text"
     if texts:
-        what = f"{first.name} has no column {options.text_field!r}, and {texts[0].name} is text"
-        columns = f"its columns are {', '.join(schema.names[:8])}"
-        raise UsageError(what, columns, f"--text-field {schema.names[0] if schema.names else 'NAME'}")
+        what = f"{tables[0].name} has no column {options.text_field!r}, and {texts[0].name} is text"
+        hint = f"--text-field {columns[0] if columns else 'NAME'}"
+        raise UsageError(what, f"its columns are {', '.join(columns[:8])}", hint)
     return "table"
+
+
+def _columns_of(file: SourceFile, options: ReadOptions) -> list[str]:
+    as_table = replace(options, kind="table")
+    with file.on_disk() as (path, _):
+        try:
+            schema = READERS[file.format].find_schema(path, file.compression, as_table, is_whole=False)
+        except DamagedFile:
+            return [options.text_field]
+    return list(schema.names)
+
+
+def of_kind(listing: Listing, kind: Kind) -> Listing:
+    """The files that can be of a kind; the others are left out."""
+    others = [file.name for file in listing.files if file.format not in KINDS[kind]]
+    files = tuple(file for file in listing.files if file.format in KINDS[kind])
+    return Listing(files, tuple(sorted([*listing.left_out, *others])))
 
 
 def _is_same(file: SourceFile, source: Source | None, options: ReadOptions) -> bool:

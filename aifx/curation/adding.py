@@ -16,7 +16,9 @@ from aifx.core.parsing import parse_json
 from aifx.curation.collecting import Collector, conformed, merged
 from aifx.curation.readers.base import TEXT, BadRow, ColumnsChanged, DamagedFile, ReadOptions
 from aifx.curation.readers.formats import READERS
+from aifx.curation.readers.images import IMAGE, LABEL
 from aifx.curation.readers.text import read_documents
+from aifx.curation.readers.web import check_installed
 from aifx.curation.shards import read_shard
 from aifx.curation.source_files import SourceFile
 from aifx.curation.step import Limits, Outcome, Step
@@ -102,7 +104,8 @@ class Add(Step):
         """Find the columns of each file and of all of them."""
         import pyarrow as pa
 
-        found = pa.schema([(TEXT, pa.string())]) if self.kind == "text" else pa.schema([])
+        first = {"text": [TEXT], "images": [IMAGE, LABEL], "table": []}[self.kind]
+        found = pa.schema([(name, pa.binary() if name == IMAGE else pa.string()) for name in first])
         if self.parents and self._kept:
             parent = read_shard(self._kept[0][0]).schema
             found = merged(found, pa.schema([each for each in parent if each.name not in RESERVED]), "the rows before")
@@ -110,6 +113,8 @@ class Add(Step):
         for file in self.files:
             if file.format == "text":
                 continue
+            if file.format in ("html", "warc"):
+                check_installed()
             with file.on_disk() as (path, _):
                 try:
                     find = READERS[file.format].find_schema
@@ -117,7 +122,7 @@ class Add(Step):
                 except DamagedFile:
                     continue  # its task reports it
             columns[file.name] = schema.serialize().to_pybytes().hex()
-            found = merged(found, conformed(schema, file.name, self.options), file.name)
+            found = merged(found, conformed(schema, file.name, file.format, self.options), file.name)
         write_json(work / COLUMNS, {"all": found.serialize().to_pybytes().hex(), "files": columns})
         return {}
 

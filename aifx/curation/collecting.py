@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import DataError
 from aifx.curation.readers.base import TEXT, BadRow, Batch, ReadOptions, joined
+from aifx.curation.readers.formats import Format
+from aifx.curation.readers.images import LABEL
 from aifx.curation.shards import SHARD_BYTES
 from aifx.curation.source_files import SourceFile
 from aifx.curation.step import Outcome
@@ -24,12 +26,12 @@ def row_prefix(name: str, sha256: str) -> str:
     return hashlib.sha256(f"{name}\0{sha256}".encode()).hexdigest()[:ID_DIGITS]
 
 
-def conformed(schema: Schema, name: str, options: ReadOptions) -> Schema:
+def conformed(schema: Schema, name: str, format_: Format, options: ReadOptions) -> Schema:
     """The columns of a file as the version calls them. Raises DataError if it lacks the text, or names are taken."""
     reserved = sorted(set(schema.names) & set(RESERVED))
     if reserved:
         raise DataError(f"{name} has a column {reserved[0]}", "aifx adds columns of this name", "rename it in the file")
-    if options.kind != "text":
+    if options.kind != "text" or format_ in ("html", "warc"):
         return schema
     import pyarrow as pa
 
@@ -124,8 +126,11 @@ class Collector:
         if not len(rows):
             return
         self._flush_documents()
-        if self._options.kind == "text":
+        if self._options.kind == "text" and self._file.format in ("jsonl", "csv", "parquet"):
             rows = rows.rename_columns([TEXT if n == self._options.text_field else n for n in rows.column_names])
+        if self._file.label is not None:
+            label = pa.array([self._file.label] * len(rows), pa.string())
+            rows = rows.set_column(rows.column_names.index(LABEL), LABEL, label)
         ids = pc.binary_join_element_wise(self._prefix, batch.numbers.cast(pa.string()), "-")
         rows = rows.add_column(0, SOURCE, pa.repeat(pa.scalar(self._file.name), len(rows))).add_column(0, ROW, ids)
         rows = self.with_all_columns(rows)
@@ -192,8 +197,10 @@ class Collector:
 def reading_of(file: SourceFile, options: ReadOptions) -> str:
     """How a file is read: two readings of the same bytes that are called the same give the same rows."""
     parts: list[str] = [file.format]
-    if options.kind == "text" and file.format != "text":
+    if options.kind == "text" and file.format in ("jsonl", "csv", "parquet"):
         parts.append(f"text={options.text_field}")
-    if file.format != "parquet":
+    if file.format in ("text", "jsonl", "csv"):
         parts.append(f"encoding={options.encoding}")
+    if file.label is not None:
+        parts.append(f"label={file.label}")
     return " ".join(parts)

@@ -249,12 +249,12 @@ def run_task(step: Step, task: int, work: Path, limits: Limits) -> TaskResult:
         if outcome.kept is not None:
             columns = columns or columns_of(outcome.kept)
             shards.append(write_shard(work / OUT, f"{SHARDS}/{name}", outcome.kept))
+            profiles.append(profile_rows(outcome.kept))
         if outcome.dropped is not None and len(outcome.dropped):
             dropped.append(write_shard(work / OUT, f"{DROPPED}/{name}", outcome.dropped))
             rules.update(outcome.dropped.column("rule").to_pylist())
         if outcome.quarantine is not None and len(outcome.quarantine):
             quarantine.append(write_shard(work / OUT, f"{QUARANTINE}/{name}", outcome.quarantine))
-        profiles.append(profile_rows(outcome.kept))
         facts.update(outcome.facts)
         sources += outcome.sources
     result = TaskResult(

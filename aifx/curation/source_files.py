@@ -33,6 +33,7 @@ class SourceFile:
         changed: time of its last change, in ns; 0 for a remote file.
         stamp: what a store says about the content of a remote file.
         sha256: "" for a remote file that was not read yet.
+        label: class of a picture: the folder that it is in below the folder that an argument names.
     """
 
     name: str
@@ -43,6 +44,7 @@ class SourceFile:
     changed: int = 0
     stamp: str = ""
     sha256: str = ""
+    label: str | None = None
 
     @property
     def is_remote(self) -> bool:
@@ -122,12 +124,26 @@ def list_sources(arguments: Sequence[str], base: Path) -> Listing:
             if format_ is None:
                 left_out.add(name)
                 continue
-            file = SourceFile(name, location, format_, compression, size, changed, stamp)
+            label = _label(argument, location, base) if format_ == "image" else None
+            file = SourceFile(name, location, format_, compression, size, changed, stamp, label=label)
             before = found.setdefault(name, file)
             if before.location != location:
                 why = "both would be recorded under this name"
                 raise UsageError(f"two sources are called {name}", why, "add one of them under another path")
     return Listing(tuple(found[name] for name in sorted(found)), tuple(sorted(left_out)))
+
+
+def _label(argument: str, location: str, base: Path) -> str | None:
+    """The name of the folder that a picture is in, if that is below the folder that the argument names."""
+    top = argument
+    while glob.has_magic(top):
+        top = top.rpartition("/")[0]
+    if "://" in argument:
+        top, location = urlsplit(top).path.strip("/"), urlsplit(location).path.strip("/")
+    else:
+        top = os.path.abspath(os.path.expanduser(top))
+    folder, _, _ = location.rpartition("/")
+    return folder.rpartition("/")[2] if folder.startswith(f"{top}/") else None
 
 
 def _format_of(name: str, is_given: bool) -> tuple[Format | None, str]:

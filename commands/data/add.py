@@ -38,11 +38,11 @@ def add(
         typer.Option("--license", metavar="SPDX", help="Licence of the files: an SPDX expression, or 'unknown'."),
     ],
     kind: Annotated[
-        Literal["text", "table"] | None,
+        Literal["text", "table", "images"] | None,
         typer.Option(
             "--kind",
-            metavar="text|table",
-            help="What rows are. By default, text if the files are texts or have the text field.",
+            metavar="text|table|images",
+            help="What rows are. By default images for pictures, text for texts and files with the text field.",
         ),
     ] = None,
     text_field: Annotated[
@@ -87,7 +87,7 @@ def add(
     Exits 1 if there are more than --max-bad, or a file is damaged: then NAME still means the version before.
     """
     with terminal(json) as out:
-        from aifx.curation.add_plan import check_options, infer_kind, plan_add, run_add
+        from aifx.curation.add_plan import check_options, infer_kind, of_kind, plan_add, run_add
         from aifx.curation.add_reports import BadRows, added_files, listed_files
         from aifx.curation.licenses import check_license
         from aifx.curation.readers.base import ReadOptions
@@ -100,11 +100,12 @@ def add(
         limits = limits_of(memory, workers)
         runner = runner_of(on, jobs, catalog)
         listing = list_sources(sources, project.root if project else Path.cwd())
-        _log_left_out(out, listing)
         options = ReadOptions(kind or "text", text_field, encoding, max_expansion)
         check_options(options)
-        if kind is None:
+        if kind is None and listing.files:
             options = ReadOptions(infer_kind(listing, options), text_field, encoding, max_expansion)
+        listing = of_kind(listing, options.kind)
+        _log_left_out(out, listing, options.kind)
         if dry_run:
             out.document(listed_files(name, options.kind, listing))
             out.table(
@@ -131,12 +132,16 @@ def add(
             raise SystemExit(ExitCode.VERDICT)
 
 
-def _log_left_out(out: Output, listing: Listing) -> None:
+def _log_left_out(out: Output, listing: Listing, kind: str) -> None:
     if listing.left_out:
         more = f" and {len(listing.left_out) - 1:,} more files" if len(listing.left_out) > 1 else ""
-        out.log(f"left out, because there is no reader for them: {listing.left_out[0]}{more}")
+        out.log(f"left out, because they are no {kind} that aifx reads: {listing.left_out[0]}{more}")
     if not listing.files:
-        why = f"{len(listing.left_out):,} files have no reader" if listing.left_out else "the folders are empty"
+        why = (
+            f"{len(listing.left_out):,} files are no {kind} that aifx reads"
+            if listing.left_out
+            else "the folders are empty"
+        )
         raise UsageError("there is nothing to add", why, "aifx data add --help lists what can be read")
 
 

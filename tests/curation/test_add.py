@@ -6,39 +6,17 @@ import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
+from adding import add, quarantine_of, rows_of
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
-from aifx.curation.add_plan import plan_add, run_add
-from aifx.curation.execution import Made
-from aifx.curation.readers.base import ReadOptions
 from aifx.curation.reports import verify_version
-from aifx.curation.source_files import list_sources
-from aifx.curation.step import Limits
-from aifx.data.versions import Version, open_catalog
+from aifx.data.versions import open_catalog
 
-LIMITS = Limits(1 << 30, 1)
 RECORDS = [{"text": f'the "{n}"th line, é\nand more', "n": n, "share": n / 4} for n in range(1, 300)]
-
-
-def add(folder: Path, name: str, *sources: str, **options: Any) -> Made:
-    """Add files of a folder to the data set below it."""
-    catalog = open_catalog(str(folder / "datasets"))
-    listing = list_sources([str(folder / source) for source in sources], folder)
-    chosen = ReadOptions(options.pop("kind", "text"), **options)
-    return run_add(plan_add(catalog, name, listing, chosen, "MIT"), name, catalog, LIMITS)
-
-
-def rows_of(version: Version) -> list[dict[str, Any]]:
-    return [row for path in version.shards for row in parquet.read_table(path).to_pylist()]
-
-
-def quarantine_of(version: Version) -> list[dict[str, Any]]:
-    return [row for path in version.quarantine for row in parquet.read_table(path).to_pylist()]
 
 
 def write_jsonl(path: Path) -> None:
@@ -108,7 +86,7 @@ def test_bad_rows_are_in_quarantine(tmp_path: Path) -> None:
         ("b.csv", 8, b",1"),
     ]
     assert {source.name: source.quarantined for source in version.manifest.sources} == {"a.jsonl": 7, "b.csv": 4}
-    assert verify_version(version).damages == ()
+    assert verify_version(open_catalog(str(tmp_path / "datasets")), version.reference).damages == ()
     damaged = version.quarantine[0]
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    assert len(verify_version(version).damages) == 1
+    assert len(verify_version(open_catalog(str(tmp_path / "datasets")), version.reference).damages) == 1

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from aifx.curation.readers import csv, jsonl, parquet
+from aifx.curation.readers import csv, images, jsonl, parquet, web
 from aifx.curation.readers.base import Batch, ReadOptions
+from aifx.data.versions import Kind
 
 if TYPE_CHECKING:
     from pyarrow import Schema
 
-Format: TypeAlias = Literal["text", "jsonl", "csv", "parquet"]
+Format: TypeAlias = Literal["text", "jsonl", "csv", "parquet", "html", "warc", "image"]
 
 SUFFIXES: Mapping[str, Format] = {
     ".txt": "text",
@@ -22,7 +23,18 @@ SUFFIXES: Mapping[str, Format] = {
     ".csv": "csv",
     ".tsv": "csv",
     ".parquet": "parquet",
+    ".html": "html",
+    ".htm": "html",
+    ".warc": "warc",
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"), "image"),
 }
+KINDS: Mapping[Kind, frozenset[Format]] = {
+    "text": frozenset({"text", "html", "warc", "jsonl", "csv", "parquet"}),
+    "table": frozenset({"jsonl", "csv", "parquet"}),
+    "images": frozenset({"image"}),
+}
+"""The formats whose files can be of a kind."""
+
 COMPRESSIONS = (".gz", ".zst")
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".npy", ".npz", ".joblib")
 """Files that may run code when they are read, or hold what does."""
@@ -45,6 +57,9 @@ READERS: Mapping[Format, Reader] = {
     "jsonl": Reader(jsonl.find_schema, jsonl.read),
     "csv": Reader(csv.find_schema, csv.read),
     "parquet": Reader(parquet.find_schema, parquet.read),
+    "html": Reader(web.find_page_schema, web.read_page),
+    "warc": Reader(web.find_archive_schema, web.read_archive),
+    "image": Reader(images.find_schema, images.read),
 }
 
 

@@ -1,0 +1,120 @@
+"""Web pages: the main text of each, by trafilatura, from .html files and WARC archives."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from aifx.core.errors import EnvironmentFault
+from aifx.core.extras import install_command
+from aifx.curation.readers.base import TEXT, BadRow, Batch, DamagedFile, ReadOptions, batch_of
+from aifx.curation.readers.streams import open_bytes
+
+if TYPE_CHECKING:
+    from pyarrow import Schema
+
+PAGE_BYTES = 32 << 20
+"""Of the largest page that is parsed."""
+
+PAGES = ("text/html", "application/xhtml+xml")
+BATCH_PAGES = 64
+
+
+def check_installed() -> None:
+    """Raises EnvironmentFault if the packages of the extra `html` are missing."""
+    _package("trafilatura")
+    _package("warcio")
+
+
+def find_page_schema(path: str, compression: str, options: ReadOptions, *, is_whole: bool) -> Schema:
+    import pyarrow as pa
+
+    return pa.schema([(TEXT, pa.string())])
+
+
+def read_page(path: str, compression: str, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
+    """The main text of a page."""
+    import pyarrow as pa
+
+    with open_bytes(path, compression, options) as stream:
+        text, reason, value = _text_of(stream.read(PAGE_BYTES + 1))
+    bad = [BadRow(1, reason, value)] if reason else []
+    yield batch_of(pa.table({TEXT: pa.array([] if reason else [text], pa.string())}), 0, bad)
+
+
+def find_archive_schema(path: str, compression: str, options: ReadOptions, *, is_whole: bool) -> Schema:
+    import pyarrow as pa
+
+    return pa.schema([(TEXT, pa.string()), ("url", pa.string()), ("date", pa.string())])
+
+
+def read_archive(path: str, compression: str, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
+    """The main texts of the pages that an archive holds as responses; `url` and `date` are those of the record.
+
+    The number of a row is the number of its record in the archive.
+    """
+    import pyarrow as pa
+
+    exceptions = importlib.import_module("warcio.exceptions")
+    rows: list[dict[str, Any]] = []
+    numbers: list[int] = []
+    bad: list[BadRow] = []
+
+    def batch() -> Batch:
+        return Batch(pa.Table.from_pylist(rows, schema=schema), pa.array(numbers, pa.int64()), list(bad))
+
+    with open_bytes(path, compression, options) as stream:
+        try:
+            for number, record in enumerate(_records(stream)):
+                if not _is_page(record):
+                    continue
+                text, reason, value = _text_of(record.content_stream().read(PAGE_BYTES + 1))
+                if record.raw_stream.limit and not record.raw_stream.read(1):
+                    raise DamagedFile(f"it ends within record {number + 1}")
+                if reason:
+                    bad.append(BadRow(number + 1, reason, value))
+                else:
+                    url, date = (record.rec_headers.get_header(f"WARC-{key}") for key in ("Target-URI", "Date"))
+                    rows.append({TEXT: text, "url": url, "date": date})
+                    numbers.append(number)
+                if len(rows) + len(bad) == BATCH_PAGES:
+                    yield batch()
+                    rows, numbers, bad = [], [], []
+        except exceptions.ArchiveLoadFailed as e:
+            if rows or bad:
+                yield batch()
+            raise DamagedFile(f"not a WARC archive that can be read: {e}") from None
+    yield batch()
+
+
+def _records(stream: Any) -> Iterator[Any]:
+    return iter(_package("warcio.archiveiterator").ArchiveIterator(stream, arc2warc=True))
+
+
+def _is_page(record: Any) -> bool:
+    if record.rec_type != "response" or record.http_headers is None:
+        return False
+    kind = (record.http_headers.get_header("Content-Type") or "").partition(";")[0].strip().lower()
+    return kind in PAGES and record.http_headers.get_statuscode() == "200"
+
+
+def _text_of(data: bytes) -> tuple[str, str, bytes]:
+    """The text of a page; otherwise why there is none, and the page."""
+    trafilatura = _package("trafilatura")
+    logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
+    if len(data) > PAGE_BYTES:
+        return "", f"it has more than {PAGE_BYTES >> 20} MiB", data
+    text = trafilatura.extract(data, include_comments=False) if data.strip() else None
+    return (text, "", b"") if text and text.strip() else ("", "no text", data)
+
+
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        package = name.partition(".")[0]
+        raise EnvironmentFault(
+            f"web pages need {package}", f"{package} is not installed", install_command("html")
+        ) from None

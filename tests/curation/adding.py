@@ -1,0 +1,33 @@
+"""Adding files in tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pyarrow import parquet
+
+from aifx.curation.add_plan import plan_add, run_add
+from aifx.curation.execution import Made
+from aifx.curation.readers.base import ReadOptions
+from aifx.curation.source_files import list_sources
+from aifx.curation.step import Limits
+from aifx.data.versions import Version, open_catalog
+
+LIMITS = Limits(1 << 30, 1)
+
+
+def add(folder: Path, name: str, *sources: str, **options: Any) -> Made:
+    """Add files of a folder to the data set below it."""
+    catalog = open_catalog(str(folder / "datasets"))
+    listing = list_sources([str(folder / source) for source in sources], folder)
+    chosen = ReadOptions(options.pop("kind", "text"), **options)
+    return run_add(plan_add(catalog, name, listing, chosen, "MIT"), name, catalog, LIMITS)
+
+
+def rows_of(version: Version) -> list[dict[str, Any]]:
+    return [row for path in version.shards for row in parquet.read_table(path).to_pylist()]
+
+
+def quarantine_of(version: Version) -> list[dict[str, Any]]:
+    return [row for path in version.quarantine for row in parquet.read_table(path).to_pylist()]
