@@ -6,6 +6,7 @@ import math
 import operator
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,5 +74,6 @@ def scalars(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         if isinstance(value, Mapping):
             numbers |= scalars(value, f"{prefix}{name}.")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            numbers[f"{prefix}{name}"] = float(value)
+            with suppress(OverflowError):  # a file's JSON has integers of any size
+                numbers[f"{prefix}{name}"] = float(value)
     return numbers

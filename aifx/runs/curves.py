@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from aifx.core.pages.canvas import Canvas, Picture, canvas, ticks
-from aifx.runs.status import number
+from aifx.runs.status import is_step, number
 
 MOST_POINTS = 300
 """Points of a line: more would make a page of megabytes and show nothing more."""
@@ -28,13 +28,18 @@ CURVES = {
     "grad_norm": "Gradient norm",
 }
 
+LARGEST = 1e100
+"""Larger numbers overflow where matplotlib squares them."""
+
 Points = tuple[np.ndarray, np.ndarray]
 
 
 def curves(records: Sequence[Mapping[str, Any]]) -> list[Picture]:
     """A picture for each number of the records, and for each metric of their validations but the loss, which is in the
     picture of the loss. A number that no record has gets none."""
-    validated = [(record["step"], record["validation"]) for record in records if record.get("validation")]
+    records = [record for record in records if is_step(record.get("step"))]
+    validations = ((record["step"], record.get("validation")) for record in records)
+    validated = [(step, metrics) for step, metrics in validations if isinstance(metrics, Mapping)]
     drawn, others = [], []
     for name, title in CURVES.items():
         points = _points([(record["step"], record.get(name)) for record in records])
@@ -42,7 +47,7 @@ def curves(records: Sequence[Mapping[str, Any]]) -> list[Picture]:
             held_out = _points([(step, metrics.get("loss")) for step, metrics in validated])
             drawn.append(_curve(name, title, "", points, held_out))
         else:
-            unit = f", in {records[-1]['unit']} per second" if name == "units_per_s" and records else ""
+            unit = f", in {records[-1].get('unit')} per second" if name == "units_per_s" and records else ""
             others.append(_curve(name, f"{title}{unit}", "", points))
     names = dict.fromkeys(name for _, metrics in validated for name in metrics if name != "loss")
     found = [(name, _points([(step, metrics.get(name)) for step, metrics in validated])) for name in names]
@@ -54,9 +59,15 @@ def curves(records: Sequence[Mapping[str, Any]]) -> list[Picture]:
 
 def _points(pairs: Sequence[tuple[int, Any]]) -> Points:
     """The finite numbers among (step, value)."""
-    kept = [(step, found) for step, value in pairs if (found := number(value)) is not None]
+    kept = [(step, found) for step, value in pairs if (found := _drawable(value)) is not None]
     steps, values = zip(*kept, strict=True) if kept else ((), ())
     return np.asarray(steps, float), np.asarray(values, float)
+
+
+def _drawable(value: Any) -> float | None:
+    """`value` as a number that matplotlib can place: ranges of larger ones overflow."""
+    found = number(value)
+    return found if found is not None and abs(found) < LARGEST else None
 
 
 def _curve(
@@ -98,4 +109,4 @@ def _dots(on: Canvas, steps: np.ndarray, values: np.ndarray) -> None:
 
 
 def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.4g}"

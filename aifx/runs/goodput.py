@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 from aifx.machine.energy import EnergyBasis
-from aifx.runs.status import BEGINNINGS, number
+from aifx.runs.status import BEGINNINGS, is_step, number
 from aifx.runs.time_account import Activity
 
 Category: TypeAlias = Literal[Activity, "repeated", "skipped", "down", "unknown"]
@@ -78,14 +78,15 @@ def read_goodput(events: Sequence[Event], *, alive: bool = False) -> Goodput:
     """Attribute all time from the start of the first process to the last line.
 
     Within a process, the clock is its own monotonic one; between two processes it is the wall clock, and time that
-    would be negative, after the clock was set back, is none. Never raises for lines that are nonsense.
+    would be negative, after the clock was set back, is none. Never raises for lines that are nonsense. A line that is
+    there twice, as a network file system can leave it, counts once.
 
     Args:
         alive: the last process still runs.
     """
     found = Goodput()
     reached, ended_at = 0, None
-    processes = _processes(events)
+    processes = _processes(list({repr(event): event for event in events}.values()))
     for i, process in enumerate(processes):
         first = next((t for e in process if (t := _moment(e)) is not None), None)
         last = next((t for e in reversed(process) if (t := _moment(e)) is not None), None)
@@ -111,7 +112,7 @@ def _add_process(found: Goodput, process: Sequence[Event], reached: int, has_fai
     """Add what a process did. `reached` is the last step that a process before it told; returns it after this one."""
     accounted, elapsed, lost_s, skipped = 0.0, 0.0, 0.0, list[int]()
     for event in process:
-        if event.get("event") == "skip" and _is_step(event.get("step")):
+        if event.get("event") == "skip" and is_step(event.get("step")):
             skipped.append(event["step"])
         found.num_checkpoints += event.get("event") in ("checkpoint", "local_checkpoint")
         account = _account(event)
@@ -181,13 +182,9 @@ def _account(event: Event) -> Mapping[str, Any]:
 
 def _steps(account: Mapping[str, Any]) -> tuple[int, int]:
     match account.get("steps"):
-        case [first, last] if _is_step(first) and _is_step(last) and first <= last:
+        case [first, last] if is_step(first) and is_step(last) and first <= last:
             return first, last
     return 0, 0
-
-
-def _is_step(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
 def _moment(event: Event) -> float | None:

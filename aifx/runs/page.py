@@ -47,7 +47,7 @@ def run_page(run: RunDirectory, project: Project) -> str:
         evaluations=[(one, _numbers(one), _confusion(one)) for one in read_evaluations(run)],
         samples=samples[-MOST_SAMPLES:],
         num_samples=len(samples),
-        events=[(event, _words(event)) for event in events if event.get("event") not in FREQUENT][-MOST_EVENTS:],
+        events=[(event, _words(event)) for event in events if _is_shown(event.get("event"))][-MOST_EVENTS:],
         settings=changed_settings(run),
         origin=dict(_origin(read_provenance(run))),
         date=_moment,
@@ -105,6 +105,10 @@ def _confusion(one: Evaluation) -> list[tuple[str, Sequence[int]]]:
     if not isinstance(classes, Mapping) or not isinstance(confusion, list) or len(confusion) > MOST_CONFUSED:
         return []
     return list(zip(classes, confusion, strict=False))
+
+
+def _is_shown(event: Any) -> bool:
+    return isinstance(event, str) and event not in FREQUENT
 
 
 def _words(event: Mapping[str, Any]) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from aifx.runs.status import is_step
+
 
 @dataclass(frozen=True)
 class Skips:
@@ -29,9 +31,17 @@ def find_skips(events: Iterable[Mapping[str, Any]]) -> Skips:
             case "start":
                 left_out, reasons = set(), {}
             case "skip":
-                reasons[event["batch"]] = f"the update of step {event['step']} was not applied ({event['reason']})"
+                why = f"the update of step {event.get('step')} was not applied ({event.get('reason')})"
+                reasons |= dict.fromkeys(_batches([event.get("batch")]), why)
             case "rollback":
-                left_out |= set(event["batches"])
-                why = f"no step takes it since the run went back from step {event['from_step']} ({event['reason']})"
-                reasons |= dict.fromkeys(event["batches"], why)
+                batches = _batches(event.get("batches"))
+                left_out |= batches
+                went_back = f"went back from step {event.get('from_step')} ({event.get('reason')})"
+                why = f"no step takes it since the run {went_back}"
+                reasons |= dict.fromkeys(batches, why)
     return Skips(tuple(sorted(left_out)), reasons)
+
+
+def _batches(numbers: Any) -> set[int]:
+    """The numbers of batches in a list of a ledger; a damaged line has others too."""
+    return {n for n in numbers if is_step(n)} if isinstance(numbers, list) else set()

@@ -87,16 +87,16 @@ def run_status(run: RunDirectory) -> RunStatus:
     scored = [(score, record) for record in validated if (score := score_of(best_by, record["validation"]))]
     best = min(scored, key=lambda pair: pair[0].cost, default=None)
     process = _last_process(events)
-    steps = [step for event in process if isinstance(step := event.get("step"), int)]
+    steps = [int(found["step"]) for found in (last, *process) if is_step(found.get("step"))]
     return RunStatus(
         run=run.name,
         status="running" if held else _ending(process),
-        step=max(int(last.get("step") or 0), *steps, 0),  # not every step has a record
+        step=max(steps, default=0),  # not every step has a record
         num_steps=num_steps if isinstance(num_steps, int) else None,
         loss=number(last.get("loss")),
         validation_loss=losses[-1] if losses else None,
         best_validation_loss=validation_loss(best[1]) if best else None,
-        best_step=int(best[1].get("step") or 0) if best else None,
+        best_step=best[1]["step"] if best else None,
         best_by=str(best_by),
         best_value=best[0].value if best else None,
         unit=str(last["unit"]) if "unit" in last else None,
@@ -136,7 +136,7 @@ def _read_metrics(run: RunDirectory) -> tuple[dict[str, Any], list[dict[str, Any
     lines = data[: data.rfind(b"\n") + 1].splitlines()
     last = next((record for line in reversed(lines) if (record := parse_line(line)) is not None), {})
     marked = [record for line in lines if b'"validation"' in line and (record := parse_line(line)) is not None]
-    return last, [record for record in marked if isinstance(record.get("validation"), Mapping)]
+    return last, [r for r in marked if isinstance(r.get("validation"), Mapping) and is_step(r.get("step"))]
 
 
 def validation_loss(record: Mapping[str, Any]) -> float | None:
@@ -154,6 +154,11 @@ def number(value: Any) -> float | None:
     except OverflowError:  # JSON has integers of any size
         return None
     return found if math.isfinite(found) else None
+
+
+def is_step(value: Any) -> bool:
+    """Whether `value`, of a line that may be damaged, is the number of a step or of a batch."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
 def _last_process(events: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:

@@ -63,4 +63,7 @@ def age(moment: float | None) -> str | None:
 
 def date(moment: float | None) -> str | None:
     """A Unix time in this place's time."""
-    return None if moment is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+    try:
+        return None if moment is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+    except (ValueError, OverflowError, OSError):  # none that a calendar has
+        return None

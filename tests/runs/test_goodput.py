@@ -149,6 +149,14 @@ def test_a_clock_that_is_set_back_between_processes_gives_no_negative_time() -> 
     assert seconds_of(read_goodput(log.events))["down"] == 67.0
 
 
+def test_lines_that_are_there_twice_count_once() -> None:
+    log = killed_and_resumed()
+    log.line("checkpoint", to=150, seconds={"checkpoint": 1.0}, step=150)
+    log.line("skip", to=151, seconds={"step": 0.1}, step=151)
+    once, twice = read_goodput(log.events), read_goodput([event for event in log.events for _ in range(2)])
+    assert twice == once
+
+
 def test_what_no_line_attributes_is_unknown() -> None:
     log = Log()
     log.start(imports_s=2.0)

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from aifx.commands.console import format
 from aifx.commands.main import run as run_command
+from aifx.commands.runs.page import read_details
+from aifx.core import pages
 from aifx.core.project import Project, RunDirectory
 from aifx.runs.page import figure, run_page
 from aifx.runs.records import Ledger, MetricsWriter
@@ -104,3 +107,54 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 )
 def test_figures(value: float | None, text: str) -> None:
     assert figure(value) == text
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"event": "sample"},
+        {"event": "sample", "step": [1], "prompt": None, "text": {"a": 1}},
+        {"event": ["sample"]},
+        {"time": 1.0},
+        {"event": "warning", "time": 1e308, "text": "\ud800"},
+        {"event": "warning", "time": -1e15, "text": HUGE},
+        {"event": "start", "time": 1e308, "step": HUGE},
+        {"event": "validation", "step": HUGE, "loss": HUGE},
+    ],
+)
+def test_a_damaged_line_of_the_ledger_breaks_no_page(tmp_path: Path, event: dict[str, object]) -> None:
+    run = make_run(tmp_path, 10)
+    text = run.events.read_text()
+    run.events.write_text(json.dumps(event) + "\n" + text + json.dumps(event) + "\n")
+    assert "completed" in run_page(run, Project(tmp_path))
+    read_details(run, Project(tmp_path), [])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        {"step": "x", "loss": 1.0},
+        {"step": HUGE, "loss": 1.0, "validation": {"loss": 1.0}},
+        {"step": 11, "validation": 1},
+        {"step": 11, "loss": 1e308, "validation": {"loss": 1e308, "accuracy": -1e308}},
+        {"step": 11, "loss": 1e90, "validation": {"loss": HUGE}},
+        {"step": None, "validation": {"loss": 0.0}},
+    ],
+)
+def test_a_damaged_record_breaks_no_page(tmp_path: Path, record: dict[str, object]) -> None:
+    run = make_run(tmp_path, 10)
+    text = run.metrics.read_text()
+    run.metrics.write_text(json.dumps(record) + "\n" + text + json.dumps(record) + "\n")
+    assert "<b>Loss</b>" in run_page(run, Project(tmp_path))
+    read_details(run, Project(tmp_path), [])
+
+
+def test_times_that_no_calendar_has(tmp_path: Path) -> None:
+    for moment in (1e308, -1e308, 1e17, -1e17):
+        assert pages.date(moment) == "-"
+        assert format.date(moment) is None

@@ -41,8 +41,11 @@ def write_page(text: str, path: Path) -> None:
 
 
 def date(time: float) -> str:
-    """A Unix time, to the minute."""
-    return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M} UTC"
+    """A Unix time, to the minute; a dash for one that no calendar has."""
+    try:
+        return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M} UTC"
+    except (ValueError, OverflowError, OSError):
+        return "-"
 
 
 @cache
