@@ -45,6 +45,7 @@ def command_types() -> dict[str, Any]:
     from aifx.commands.serve.command import Listening
     from aifx.config.schema import SettingList
     from aifx.curation.add_reports import AddedFiles, ListedFiles
+    from aifx.curation.audit import Audit
     from aifx.curation.reports import MadeVersion, Verification, VersionList, VersionProfile
     from aifx.drills.guarantees import DrillReport
     from aifx.evaluation import dataset, held_out
@@ -96,6 +97,8 @@ def command_types() -> dict[str, Any]:
         "ckpt-average": AveragedRun,
         "ckpt-cp": CopiedCheckpoint,
         "data-show": ShownData | ShownBatch,
+        "data-dedupe": MadeVersion | Audit,
+        "data-split": MadeVersion,
         "data-add": AddedFiles | ListedFiles,
         "data-ls": VersionList,
         "data-clean": MadeVersion,

@@ -14,6 +14,7 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.add import add
 from aifx.commands.data.clean import clean
+from aifx.commands.data.dedupe import dedupe, split
 from aifx.commands.data.mix import mix
 from aifx.commands.data.profile import profile
 from aifx.commands.data.tasks import run_tasks
@@ -33,6 +34,8 @@ app = typer.Typer(
         aifx data verify corpus        compare its files with their digests
         aifx data profile corpus       print its columns, lengths and values
         aifx data clean corpus         repair texts, drop rows by rules
+        aifx data dedupe corpus        drop copies, and near duplicates with --near
+        aifx data split corpus         send rows to training, validation and test
         aifx data show                 print training rows as the model sees them
         aifx data show --step 120      print rows of the batch of a step
     """
@@ -163,6 +166,8 @@ def _print_examples(out: Output, row: ShownRow) -> None:
 app.command()(add)
 app.command()(clean)
 app.command()(ls)
+app.command()(dedupe)
+app.command()(split)
 app.command()(verify)
 app.command()(mix)
 app.command()(profile)
