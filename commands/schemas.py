@@ -44,9 +44,14 @@ def command_types() -> dict[str, Any]:
     from aifx.commands.runs import manage, page
     from aifx.commands.serve.command import Listening
     from aifx.config.schema import SettingList
+    from aifx.curation import query
     from aifx.curation.add_reports import AddedFiles, ListedFiles
     from aifx.curation.audit import Audit
+    from aifx.curation.difference import VersionDifference
+    from aifx.curation.erasure import Erasure
+    from aifx.curation.history import Lineage
     from aifx.curation.reports import MadeVersion, Verification, VersionList, VersionProfile
+    from aifx.curation.row_history import Explanation
     from aifx.drills.guarantees import DrillReport
     from aifx.evaluation import dataset, held_out
     from aifx.generation.generator import GeneratedText
@@ -105,6 +110,11 @@ def command_types() -> dict[str, Any]:
         "data-mix": MadeVersion,
         "data-verify": Verification,
         "data-profile": VersionProfile,
+        "data-diff": VersionDifference,
+        "data-lineage": Lineage,
+        "data-why": Explanation,
+        "data-query": query.QueryResult | query.QueryFile,
+        "data-erase": Erasure,
         "config-show": config.ShownConfig,
         "config-check": config.CheckedConfig,
         "config-keys": SettingList,

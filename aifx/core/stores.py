@@ -83,6 +83,14 @@ class Store:
                 for block in blocks:
                     file.write(block)
 
+    def remove(self, name: str) -> None:
+        """Delete a file or folder, if it is there."""
+        with _naming(f"delete {self.url}/{name}"):
+            try:
+                self.fs.rm(f"{self.path}/{name}", recursive=True)
+            except FileNotFoundError:
+                return
+
     def sha256(self, name: str) -> str:
         digest = hashlib.sha256()
         for block in self.blocks(name):

@@ -118,7 +118,7 @@ def execute(
     _check_parents(step)
     key = step_key(step)
     work = work_folder(step, name, catalog)
-    with _holding(work.parent, name):
+    with holding(work.parent, name):
         found = _found(step, name, catalog)
         if found is None:
             work.mkdir(parents=True, exist_ok=True)
@@ -136,8 +136,13 @@ def execute(
 
 def work_folder(step: Step, name: str, catalog: Catalog) -> Path:
     """Where a step works, until its version is whole."""
+    return steps_folder(name, catalog) / f".work-{step_key(step)}"
+
+
+def steps_folder(name: str, catalog: Catalog) -> Path:
+    """The folder on this machine where the steps of a data set work, and which they hold."""
     root = catalog.local if catalog.local is not None else cache_path("datasets") / "work"
-    return root / name / f".work-{step_key(step)}"
+    return root / name
 
 
 def _check_parents(step: Step) -> None:
@@ -321,7 +326,7 @@ def _manifest(step: Step, name: str, results: list[TaskResult], facts: Mapping[s
 
 
 @contextmanager
-def _holding(folder: Path, name: str) -> Iterator[None]:
+def holding(folder: Path, name: str) -> Iterator[None]:
     """Hold the data set. Raises DatasetBusy if another process does."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +17,9 @@ SCHEMA = "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent"
 VERSION_FACET = "https://openlineage.io/spec/facets/1-0-1/DatasetVersionDatasetFacet.json"
 SCHEMA_FACET = "https://openlineage.io/spec/facets/1-1-1/SchemaDatasetFacet.json"
 STATISTICS_FACET = "https://openlineage.io/spec/facets/1-0-2/OutputStatisticsOutputDatasetFacet.json"
+LIFECYCLE_FACET = "https://openlineage.io/spec/facets/1-0-1/LifecycleStateChangeDatasetFacet.json"
+JOB_FACET = "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/JobFacet"
+STEP_FACET = "aifx_step"
 PRODUCER = f"https://pypi.org/project/{DISTRIBUTION}/{__version__}"
 
 
@@ -25,7 +28,23 @@ def record_run(catalog: Catalog, made: Version, parents: Sequence[Version], key:
     run_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"aifx:{key}:{made.manifest.sha256}"))
     if any(event.get("run", {}).get("runId") == run_id for event in read_lineage(catalog)):
         return
-    event = run_event(made.manifest, [parent.manifest for parent in parents], run_id, catalog.store.url)
+    _append(catalog, run_event(made.manifest, [parent.manifest for parent in parents], run_id, catalog.store.url))
+
+
+def record_removal(catalog: Catalog, removed: Sequence[Manifest]) -> None:
+    """Append that versions were deleted."""
+    dropped = {"lifecycleStateChange": {**_facet(LIFECYCLE_FACET), "lifecycleStateChange": "DROP"}}
+    outputs = [_dataset(one, catalog.store.url) for one in removed]
+    for output in outputs:
+        output["facets"] |= dropped
+    _append(catalog, _event(str(uuid.uuid4()), "purge", {}, [], outputs))
+
+
+def is_removal(event: Mapping[str, Any]) -> bool:
+    return bool(event.get("job", {}).get("name") == "data.purge")
+
+
+def _append(catalog: Catalog, event: Mapping[str, Any]) -> None:
     if catalog.local is not None:
         lines = JsonLines(catalog.local / LINEAGE)
         try:
@@ -48,27 +67,23 @@ def read_lineage(catalog: Catalog) -> list[dict[str, Any]]:
 def run_event(made: Manifest, parents: Sequence[Manifest], run_id: str, namespace: str) -> dict[str, Any]:
     """The RunEvent of the step that made a version."""
     facts = {"rowCount": made.rows, "size": made.bytes, "fileCount": len(made.shards)}
+    sources = [{"namespace": "file", "name": source.name} for source in (made.sources if not parents else ())]
+    output = _dataset(made, namespace) | {"outputFacets": {"outputStatistics": {**_facet(STATISTICS_FACET), **facts}}}
+    step = {STEP_FACET: {**_facet(JOB_FACET), **plain(made.step)}}
+    inputs = [*(_dataset(parent, namespace) for parent in parents), *sources]
+    return _event(run_id, made.step.name, step, inputs, [output])
+
+
+def _event(
+    run_id: str, step: str, facets: Mapping[str, Any], inputs: Sequence[Any], outputs: Sequence[Any]
+) -> dict[str, Any]:
     return {
         "eventType": "COMPLETE",
         "eventTime": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "run": {"runId": run_id, "facets": {}},
-        "job": {
-            "namespace": "aifx",
-            "name": f"data.{made.step.name}",
-            "facets": {
-                "aifx_step": {
-                    **_facet("https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/JobFacet"),
-                    **plain(made.step),
-                }
-            },
-        },
-        "inputs": [
-            *(_dataset(parent, namespace) for parent in parents),
-            *({"namespace": "file", "name": source.name} for source in (made.sources if not parents else ())),
-        ],
-        "outputs": [
-            {**_dataset(made, namespace), "outputFacets": {"outputStatistics": {**_facet(STATISTICS_FACET), **facts}}}
-        ],
+        "job": {"namespace": "aifx", "name": f"data.{step}", "facets": dict(facets)},
+        "inputs": list(inputs),
+        "outputs": list(outputs),
         "producer": PRODUCER,
         "schemaURL": SCHEMA,
     }

@@ -15,8 +15,11 @@ from aifx.commands.console.terminal import terminal
 from aifx.commands.data.add import add
 from aifx.commands.data.clean import clean
 from aifx.commands.data.dedupe import dedupe, split
+from aifx.commands.data.erase import erase
+from aifx.commands.data.history import diff, lineage, why
 from aifx.commands.data.mix import mix
 from aifx.commands.data.profile import profile
+from aifx.commands.data.query import query
 from aifx.commands.data.tasks import run_tasks
 from aifx.commands.data.versions import ls, verify
 from aifx.core.errors import UsageError
@@ -36,6 +39,7 @@ app = typer.Typer(
         aifx data clean corpus         repair texts, drop rows by rules
         aifx data dedupe corpus        drop copies, and near duplicates with --near
         aifx data split corpus         send rows to training, validation and test
+        aifx data why 3f2a91c07be4-12  explain why a row is kept or dropped
         aifx data show                 print training rows as the model sees them
         aifx data show --step 120      print rows of the batch of a step
     """
@@ -171,4 +175,9 @@ app.command()(split)
 app.command()(verify)
 app.command()(mix)
 app.command()(profile)
+app.command()(diff)
+app.command()(lineage)
+app.command()(why)
+app.command()(query)
+app.command()(erase)
 app.command("run-tasks", hidden=True)(run_tasks)

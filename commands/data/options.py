@@ -81,6 +81,14 @@ def runner_of(on: Literal["local", "slurm"], jobs: int | None, catalog: Catalog)
     return OnSlurm(config.launch, config.slurm, project.root, jobs)
 
 
+def project_around() -> Project | None:
+    """The project around the working directory, if there is one."""
+    try:
+        return find_project()
+    except UsageError:
+        return None
+
+
 def limits_of(memory: str, workers: int | None) -> Limits:
     """Raises UsageError for a size that cannot be read or is too small."""
     from aifx.curation.step import Limits

@@ -1,0 +1,194 @@
+"""Erasing rows: a version without them, the runs that trained on them, and on demand the versions that hold them.
+
+What an erasure looked for is written nowhere: the manifest has the number of the rows and a digest of their ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from aifx.core.errors import DataError, UsageError
+from aifx.core.project import Project, cache_path
+from aifx.curation.execution import execute, holding, steps_folder
+from aifx.curation.history import TrainedRun, find_manifest, trained_runs
+from aifx.curation.lineage import record_removal
+from aifx.curation.shards import dropped_rows
+from aifx.curation.sql import RowTable, check_selection, open_tables, sql_error
+from aifx.curation.step import Limits, Outcome, ShardStep
+from aifx.data.versions import ROW, Catalog, Version
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+
+RULE = "erased"
+TOKENS = ".tokens"
+
+
+@dataclass(frozen=True)
+class HoldingVersion:
+    """A version that has rows that are to be erased."""
+
+    reference: str
+    rows: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """What an erasure finds and does; `aifx data erase --json` prints it.
+
+    Attributes:
+        reference: the latest version before.
+        rows: number of rows to erase, of all versions of the data set.
+        held_by: versions of any data set that hold some of them.
+        unsearched: versions of the data set that cannot evaluate the condition. Rows that others have too are found.
+        runs: of the project that trained on one of these versions, or on a mix with one.
+        made: the version without the rows; None before it is made, or if the latest has none of them.
+        purged: versions that were deleted, or that would be.
+        remaining: versions that hold some of the rows still.
+    """
+
+    reference: str
+    rows: int
+    held_by: tuple[HoldingVersion, ...]
+    unsearched: tuple[str, ...]
+    runs: tuple[TrainedRun, ...]
+    made: str | None
+    purged: tuple[str, ...]
+    remaining: tuple[str, ...]
+    dry_run: bool
+
+
+@dataclass(frozen=True)
+class Erase(ShardStep):
+    """Drops rows by their ids."""
+
+    rows: tuple[str, ...]
+
+    name = "erase"
+    version = 1
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {"rows": len(self.rows), "sha256": hashlib.sha256("\n".join(self.rows).encode()).hexdigest()}
+
+    def apply(self, rows: Table, work: Any) -> Outcome:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        is_erased = pc.is_in(rows.column(ROW), value_set=pa.array(self.rows, pa.string()))
+        dropped = rows.column(ROW).filter(is_erased)
+        return Outcome(rows.filter(pc.invert(is_erased)), dropped_rows(dropped, [RULE] * len(dropped)))
+
+
+def plan_erasure(
+    catalog: Catalog,
+    project: Project | None,
+    reference: str,
+    where: str,
+    *,
+    purge: bool,
+    dry_run: bool,
+    memory_bytes: int,
+) -> tuple[Erasure, Erase]:
+    """What would be erased: rows that meet a condition in the latest version or in an earlier one.
+
+    Raises UsageError for a version that is not the latest, or a condition that the latest cannot evaluate.
+    """
+    name, version = catalog.find(reference)
+    if version != catalog.latest(name):
+        why = "the version without the rows becomes the latest, and would miss what was done since"
+        what, hint = f"{name}@{version} is not the latest version of {name}", f"aifx data erase {name} --where SQL"
+        raise UsageError(what, why, hint)
+    latest = catalog.open(f"{name}@{version}")
+    rows = set(_find_rows(latest, where, memory_bytes))
+    unsearched = []
+    for other in catalog.versions(name):
+        try:
+            rows |= set(_find_rows(catalog.open(f"{name}@{other}"), where, memory_bytes))
+        except (UsageError, DataError):  # it lacks a column, or is damaged
+            unsearched.append(f"{name}@{other}")
+    held_by = tuple(_holding_versions(catalog, sorted(rows), memory_bytes)) if rows else ()
+    holders = {one.reference: one.rows for one in held_by}
+    purged = tuple(one for one in holders if purge and one.partition("@")[0] == name)
+    plan = Erasure(
+        reference=latest.reference,
+        rows=len(rows),
+        held_by=held_by,
+        unsearched=tuple(unsearched),
+        runs=tuple(run for run in trained_runs(project) if run.reference in holders) if project is not None else (),
+        made=None,
+        purged=purged,
+        remaining=tuple(one for one in holders if one not in purged),
+        dry_run=dry_run,
+    )
+    return plan, Erase((latest,), tuple(sorted(rows)))
+
+
+def erase(catalog: Catalog, plan: Erasure, step: Erase, limits: Limits) -> Erasure:
+    """Make a version without the rows if the latest has any, then delete the versions that the plan purges."""
+    name = plan.reference.partition("@")[0]
+    made = None
+    if any(one.reference == plan.reference for one in plan.held_by):
+        made = execute(step, name, catalog, limits).version.reference
+    if plan.purged:
+        folder = steps_folder(name, catalog)
+        with holding(folder, name):
+            removed = [manifest for one in plan.purged if (manifest := find_manifest(catalog, one)) is not None]
+            record_removal(catalog, removed)
+            for manifest in removed:
+                _delete(catalog, manifest.name, manifest.version, manifest.sha256)
+            for unfinished in folder.glob(".work-*"):  # of steps that were killed
+                shutil.rmtree(unfinished)
+    return replace(plan, made=made)
+
+
+def _find_rows(version: Version, where: str, memory_bytes: int) -> list[str]:
+    """The ids of the rows for which a condition in SQL is true."""
+    import duckdb
+
+    sql = f"SELECT {ROW} FROM data WHERE ({where}\n)"  # a comment in the condition ends with its line
+    hint = f"aifx data query {version.reference} 'DESCRIBE data'"
+    with open_tables({"data": RowTable(version), "rows": RowTable(version)}, memory_bytes) as connection:
+        check_selection(connection, sql, hint)
+        try:
+            return [row for (row,) in connection.execute(sql).fetchall()]
+        except (duckdb.OutOfMemoryException, duckdb.IOException):
+            raise
+        except duckdb.Error as e:
+            raise sql_error(e, hint, hides_values=True) from None
+
+
+def _holding_versions(catalog: Catalog, rows: Sequence[str], memory_bytes: int) -> list[HoldingVersion]:
+    import pyarrow as pa
+
+    ids = pa.table({ROW: pa.array(rows, pa.string())})
+    found = []
+    for name in catalog.names():
+        for version in catalog.versions(name):
+            if (manifest := find_manifest(catalog, f"{name}@{version}")) is None:
+                continue
+            with open_tables({"data": RowTable(catalog.open(manifest.reference))}, memory_bytes) as connection:
+                connection.register("erased", ids)
+                (count,) = connection.execute(f"SELECT count(*) FROM data SEMI JOIN erased USING ({ROW})").fetchone()
+            if count:
+                found.append(HoldingVersion(manifest.reference, count, manifest.bytes))
+    return found
+
+
+def _delete(catalog: Catalog, name: str, version: str, digest: str) -> None:
+    """Delete a version, the tokens made of it, and its copy in the cache."""
+    for folder in (f"{name}/{version}", f"{TOKENS}/{version}"):
+        if catalog.local is None:
+            catalog.store.remove(folder)
+        elif (path := catalog.local / folder).exists():
+            hidden = path.with_name(f".removed-{uuid.uuid4().hex[:12]}")
+            os.rename(path, hidden)  # a version is whole or gone
+            shutil.rmtree(hidden)
+    shutil.rmtree(cache_path("datasets") / digest, ignore_errors=True)

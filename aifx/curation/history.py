@@ -1,0 +1,175 @@
+"""Where a version came from, and which runs trained on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aifx.core.errors import DataError, UsageError
+from aifx.core.project import Project
+from aifx.curation.lineage import STEP_FACET, is_removal, read_lineage
+from aifx.data.versions import Catalog, Manifest
+from aifx.runs.provenance import read_provenance
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run whose provenance names a version."""
+
+    run: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class LineageVersion:
+    """A version in the history of another.
+
+    Attributes:
+        step: that made it, with `settings`.
+        code: version of aifx.
+        rows: None if the version was deleted, and so on.
+        sources: files that it was made from, if it has no parents.
+        runs: of the project that trained on it.
+    """
+
+    reference: str
+    parents: tuple[str, ...]
+    step: str
+    settings: Mapping[str, Any]
+    code: str
+    rows: int | None
+    size_bytes: int | None
+    dropped_by: Mapping[str, int]
+    sources: int
+    licenses: tuple[str, ...]
+    runs: tuple[str, ...]
+    is_deleted: bool = False
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What `aifx data lineage --json` prints.
+
+    Attributes:
+        versions: the version itself, then its ancestors, each before its parents.
+    """
+
+    reference: str
+    versions: tuple[LineageVersion, ...]
+
+
+def lineage_of(catalog: Catalog, reference: str, project: Project | None) -> Lineage:
+    """The versions that one was made from. Raises UsageError if there is none of that name."""
+    whole = "@".join(catalog.find(reference))
+    runs = list(trained_runs(project)) if project is not None else []
+    events = _events(catalog)
+    found: dict[str, LineageVersion] = {}
+    waiting = [whole]
+    while waiting:
+        one = waiting.pop(0)
+        if one in found:
+            continue
+        manifest = find_manifest(catalog, one)
+        names = tuple(dict.fromkeys(run.run for run in runs if run.reference == one))
+        found[one] = _existing(manifest, names) if manifest is not None else _deleted(one, events.get(one), names)
+        waiting += found[one].parents
+    return Lineage(whole, tuple(found.values()))
+
+
+def ancestors(catalog: Catalog, reference: str) -> list[Manifest]:
+    """The manifests of a version and of what is left of its ancestors, each after its parents."""
+    found: dict[str, Manifest] = {}
+    waiting = ["@".join(catalog.find(reference))]
+    while waiting:
+        one = waiting.pop(0)
+        manifest = find_manifest(catalog, one)
+        if manifest is not None:
+            found.pop(one, None)  # it goes behind all that were made from it
+            found[one] = manifest
+            waiting += manifest.parents
+    return list(reversed(found.values()))
+
+
+def find_manifest(catalog: Catalog, reference: str) -> Manifest | None:
+    """None if the version was deleted."""
+    try:
+        return catalog.manifest(reference)
+    except (UsageError, DataError):
+        return None
+
+
+def trained_runs(project: Project) -> Iterator[TrainedRun]:
+    """The runs of a project with each version that they trained on."""
+    for run in project.runs():
+        record = read_provenance(run).get("dataset")
+        if not isinstance(record, Mapping):
+            continue
+        for one in (record, *(record.get("parts") or ())):
+            if isinstance(one, Mapping) and isinstance(one.get("reference"), str):
+                yield TrainedRun(run.name, one["reference"])
+
+
+def descendants(catalog: Catalog, references: Iterable[str]) -> set[str]:
+    """The given versions and all that were made from them, of any name."""
+    parents = {}
+    for name in catalog.names():
+        for version in catalog.versions(name):
+            if (manifest := find_manifest(catalog, f"{name}@{version}")) is not None:
+                parents[manifest.reference] = set(manifest.parents)
+    found = set(references)
+    while more := {one for one, made_from in parents.items() if one not in found and made_from & found}:
+        found |= more
+    return found
+
+
+def _existing(manifest: Manifest, runs: tuple[str, ...]) -> LineageVersion:
+    return LineageVersion(
+        reference=manifest.reference,
+        parents=manifest.parents,
+        step=manifest.step.name,
+        settings=manifest.step.settings,
+        code=manifest.step.code,
+        rows=manifest.rows,
+        size_bytes=manifest.bytes,
+        dropped_by=manifest.dropped_by,
+        sources=len(manifest.sources) if not manifest.parents else 0,
+        licenses=manifest.licenses,
+        runs=runs,
+    )
+
+
+def _deleted(reference: str, event: Mapping[str, Any] | None, runs: tuple[str, ...]) -> LineageVersion:
+    """What lineage.jsonl has of a version that is no more."""
+    event = event or {}
+    inputs = [(one, _version(one)) for one in event.get("inputs", ())]
+    step = event.get("job", {}).get("facets", {}).get(STEP_FACET, {})
+    return LineageVersion(
+        reference=reference,
+        parents=tuple(f"{one.get('name')}@{version}" for one, version in inputs if version),
+        step=str(step.get("name", "unknown")),
+        settings=step.get("settings", {}),
+        code=str(step.get("code", "unknown")),
+        rows=None,
+        size_bytes=None,
+        dropped_by={},
+        sources=sum(version is None for _, version in inputs),
+        licenses=(),
+        runs=runs,
+        is_deleted=True,
+    )
+
+
+def _events(catalog: Catalog) -> dict[str, Mapping[str, Any]]:
+    """The last event that made each version."""
+    return {
+        f"{output.get('name')}@{_version(output)}": event
+        for event in read_lineage(catalog)
+        if not is_removal(event)
+        for output in event.get("outputs", ())
+    }
+
+
+def _version(dataset: Mapping[str, Any]) -> str | None:
+    version = dataset.get("facets", {}).get("version", {}).get("datasetVersion")
+    return version if isinstance(version, str) else None

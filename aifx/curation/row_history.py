@@ -1,0 +1,252 @@
+"""Why a row is in a version, or is not: its source, and what each step did with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from aifx.core.errors import UsageError
+from aifx.curation.history import ancestors
+from aifx.curation.sql import RowTable, identifier, open_tables, quoted
+from aifx.data.versions import CLUSTER, ROW, SOURCE, Catalog, Manifest
+
+BEGINNING = 200
+"""Characters of a text that are shown."""
+
+MOST_FOUND = 20
+
+Outcome: TypeAlias = Literal["added", "kept", "changed", "dropped"]
+
+
+@dataclass(frozen=True)
+class FoundRow:
+    """A row, in short.
+
+    Attributes:
+        text: the beginning of its text; None if it has none.
+        reference: a version that holds it.
+    """
+
+    row: str
+    source: str | None
+    text: str | None
+    reference: str
+
+
+@dataclass(frozen=True)
+class RowStep:
+    """What a step did with a row.
+
+    Attributes:
+        reference: the version that the step made.
+        outcome: "changed" if a column of the row has another value than before.
+        rule: that dropped it.
+        twin: the row that it duplicates; None if it has none, or if that row is no more.
+    """
+
+    reference: str
+    step: str
+    outcome: Outcome
+    rule: str | None
+    twin: FoundRow | None
+
+
+@dataclass(frozen=True)
+class RowHistory:
+    """The way of a row into a version.
+
+    Attributes:
+        reference: the version.
+        number: of the row in its source, from 1; None if its id has none.
+        license: of its source.
+        found: the row as it was first.
+    """
+
+    reference: str
+    row: str
+    source: str | None
+    number: int | None
+    license: str | None
+    found: FoundRow | None
+    is_in_version: bool
+    steps: tuple[RowStep, ...]
+
+
+@dataclass(frozen=True)
+class BadInput:
+    """A part of a source that could not be read.
+
+    Attributes:
+        line: from 1; None for a whole file.
+    """
+
+    reference: str
+    source: str
+    line: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `aifx data why --json` prints.
+
+    Attributes:
+        rows: those that the question can mean; a history is given if there is one.
+    """
+
+    rows: tuple[FoundRow, ...]
+    histories: tuple[RowHistory, ...]
+    quarantined: tuple[BadInput, ...]
+
+
+def explain_row(catalog: Catalog, row: str | None, text: str | None, references: Sequence[str]) -> Explanation:
+    """Find a row by the beginning of its id, by SOURCE:NUMBER or by a part of its text, and what steps did with it.
+
+    Args:
+        references: versions whose histories are searched.
+
+    Raises UsageError if no row is found.
+    """
+    chains = {manifests[-1].reference: manifests for one in references if (manifests := ancestors(catalog, one))}
+    rows: dict[str, FoundRow] = {}
+    bad: list[BadInput] = []
+    searches = [_Search(catalog, manifests) for manifests in chains.values()]
+    for search in searches:
+        with search:
+            rows |= {one.row: one for one in search.rows(row, text)}
+            bad += search.quarantined(row, text)
+    if row is not None and row in rows:
+        rows = {row: rows[row]}
+    if not rows and not bad:
+        what = f"no row {row!r}" if row is not None else f"no row with the text {text!r}"
+        why = f"searched {', '.join(chains)} and what they were made from" if chains else "there is no data set"
+        raise UsageError(what, why, "aifx data query NAME 'SELECT _row, _source FROM data LIMIT 10'")
+    histories: list[RowHistory] = []
+    if len(rows) == 1:
+        (one,) = rows.values()
+        for search in searches:
+            with search:
+                histories += search.history(one.row)
+    return Explanation(tuple(rows.values()), tuple(histories), tuple(dict.fromkeys(bad)))
+
+
+class _Search:
+    """The rows of a version and of its ancestors, in a connection while the context is open."""
+
+    def __init__(self, catalog: Catalog, manifests: Sequence[Manifest]) -> None:
+        self._manifests = manifests
+        self._tables: dict[str, RowTable] = {}
+        for number, manifest in enumerate(manifests):
+            version = catalog.open(manifest.reference)
+            self._tables |= {f"rows_{number}": RowTable(version)}
+            self._tables |= {f"dropped_{number}": RowTable(version, "dropped")} if version.dropped else {}
+            self._tables |= {f"quarantine_{number}": RowTable(version, "quarantine")} if version.quarantine else {}
+
+    def __enter__(self) -> None:
+        self._opened = open_tables(self._tables)
+        self._connection = self._opened.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._opened.__exit__(*error)
+
+    def rows(self, row: str | None, text: str | None) -> list[FoundRow]:
+        """Of any version, each once."""
+        if text is not None:
+            condition = f"contains(lower(text), lower({quoted(text)}))"
+        else:
+            assert row is not None
+            source, _, place = row.rpartition(":")
+            condition = f"(starts_with({ROW}, {quoted(row)})"
+            if source and place.isdecimal():
+                condition += f" OR {SOURCE} = {quoted(source)} AND ends_with({ROW}, '-{int(place) - 1}')"
+            condition += ")"
+        found: dict[str, FoundRow] = {}
+        for number, manifest in enumerate(self._manifests):
+            if text is None or "text" in manifest.columns:
+                found |= {one.row: one for one in self._select(number, condition) if one.row not in found}
+            if row in found:
+                return [found[str(row)]]
+        return list(found.values())[:MOST_FOUND]
+
+    def quarantined(self, row: str | None, text: str | None) -> list[BadInput]:
+        source, _, line = (row or "").rpartition(":")
+        if text is not None or not source or not line.isdecimal():
+            return []
+        found = []
+        for number, manifest in enumerate(self._manifests):
+            if (table := f"quarantine_{number}") in self._tables:
+                sql = f"SELECT source, line, reason FROM {table} WHERE source = ? AND (line = ? OR line IS NULL)"
+                rows = self._connection.execute(sql, [source, int(line)]).fetchall()
+                found += [BadInput(manifest.reference, *one) for one in rows]
+        return found
+
+    def history(self, row: str) -> list[RowHistory]:
+        """The history of a row, if any version has it."""
+        is_row = f"{ROW} = {quoted(row)}"
+        steps: list[RowStep] = []
+        first: FoundRow | None = None
+        before: tuple[Any, ...] | None = None
+        for number, manifest in enumerate(self._manifests):
+            names = [name for name in manifest.columns if name != CLUSTER]
+            content = f"SELECT {', '.join(f'hash({identifier(name)})' for name in names)} FROM rows_{number}"
+            now = self._connection.execute(f"{content} WHERE {is_row}").fetchone()
+            if now is not None:
+                first = first or self._select(number, is_row)[0]
+                known = dict(zip(names, now, strict=True))
+                is_changed = any(known.get(name, h) != h for name, h in before or ())
+                steps.append(self._step(manifest, "added" if before is None else "changed" if is_changed else "kept"))
+                before = tuple(known.items())
+            elif (dropped := self._dropped(number, is_row)) is not None:
+                rule, twin = dropped
+                steps.append(self._step(manifest, "dropped", rule, self._find(twin)))
+        if not steps:
+            return []
+        manifest = self._manifests[-1]
+        source = first.source if first is not None else None
+        digits = row.rpartition("-")[2]
+        license = next((one.license for m in self._manifests for one in m.sources if one.name == source), None)
+        return [
+            RowHistory(
+                reference=manifest.reference,
+                row=row,
+                source=source,
+                number=int(digits) + 1 if digits.isdecimal() else None,
+                license=license,
+                found=first,
+                is_in_version=steps[-1].reference == manifest.reference and steps[-1].outcome != "dropped",
+                steps=tuple(steps),
+            )
+        ]
+
+    def _step(
+        self, manifest: Manifest, outcome: Outcome, rule: str | None = None, twin: FoundRow | None = None
+    ) -> RowStep:
+        return RowStep(manifest.reference, manifest.step.name, outcome, rule, twin)
+
+    def _dropped(self, number: int, is_row: str) -> tuple[str, str | None] | None:
+        if (table := f"dropped_{number}") not in self._tables:
+            return None
+        found: tuple[str, str | None] | None = self._connection.execute(
+            f"SELECT rule, twin FROM {table} WHERE {is_row}"
+        ).fetchone()
+        return found
+
+    def _find(self, row: str | None) -> FoundRow | None:
+        """The newest version of a row that is left."""
+        if row is None:
+            return None
+        for number in reversed(range(len(self._manifests))):
+            if found := self._select(number, f"{ROW} = {quoted(row)}"):
+                return found[0]
+        return None
+
+    def _select(self, number: int, condition: str) -> list[FoundRow]:
+        manifest = self._manifests[number]
+        text = f"left(text, {BEGINNING})" if "text" in manifest.columns else "NULL"
+        source = SOURCE if SOURCE in manifest.columns else "NULL"
+        sql = (
+            f"SELECT {ROW}, {source}, {text} FROM rows_{number} WHERE {condition} ORDER BY {ROW} LIMIT {MOST_FOUND + 1}"
+        )
+        found = self._connection.execute(sql).fetchall()
+        return [FoundRow(row, source, text, manifest.reference) for row, source, text in found]

@@ -1,0 +1,113 @@
+"""Rows of versions as tables of DuckDB, for reading alone: a query sees these files, no other and no network."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from aifx.core.errors import EnvironmentFault, UsageError
+from aifx.core.os_errors import first_line
+from aifx.data.versions import Version
+
+MEMORY_BYTES = 2 << 30
+DROPPED_COLUMNS = ("_row", "rule", "twin")
+QUARANTINE_COLUMNS = ("source", "line", "reason", "value")
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """A table of a connection: the rows of a version, or those that it left out or could not read."""
+
+    version: Version
+    part: Literal["rows", "dropped", "quarantine"] = "rows"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        parts = {"rows": self.version.shards, "dropped": self.version.dropped, "quarantine": self.version.quarantine}
+        return parts[self.part]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        known = {"dropped": DROPPED_COLUMNS, "quarantine": QUARANTINE_COLUMNS}
+        return known.get(self.part) or tuple(self.version.manifest.columns)
+
+
+@contextmanager
+def open_tables(tables: Mapping[str, RowTable], memory_bytes: int = MEMORY_BYTES) -> Iterator[Any]:
+    """A connection that has these tables and may read nothing else. What exceeds the memory goes to a temporary folder.
+
+    Raises EnvironmentFault if a query needs more memory or disk than there is.
+    """
+    import duckdb
+
+    with tempfile.TemporaryDirectory(prefix="aifx-sql-") as spill:
+        config: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": f"{memory_bytes >> 20}MiB",
+            "temp_directory": spill,
+            "threads": len(os.sched_getaffinity(0)),
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+        }
+        with duckdb.connect(":memory:", config=config) as connection:
+            files = [str(file) for table in tables.values() for file in table.files]
+            connection.execute(f"SET allowed_paths = [{', '.join(map(quoted, files))}]")
+            for name, table in tables.items():
+                connection.execute(f"CREATE VIEW {identifier(name)} AS {_selection(table)}")
+            connection.execute("SET python_enable_replacements = false")
+            connection.execute("SET enable_external_access = false")
+            connection.execute("SET lock_configuration = true")
+            try:
+                yield connection
+            except duckdb.OutOfMemoryException as e:
+                what = f"the query needs more than {memory_bytes >> 20} MiB of memory"
+                raise EnvironmentFault(what, first_line(e), "select fewer rows or columns") from None
+            except duckdb.IOException as e:
+                what = "the query could not read the rows or write what exceeds the memory"
+                raise EnvironmentFault(what, first_line(e), f"df -h {Path(spill).parent}") from None
+
+
+def _selection(table: RowTable) -> str:
+    if not table.files:
+        return f"SELECT {', '.join(f'NULL::VARCHAR AS {identifier(name)}' for name in table.columns)} WHERE false"
+    return f"SELECT * FROM read_parquet([{', '.join(quoted(str(file)) for file in table.files)}])"
+
+
+def identifier(name: str) -> str:
+    """A name as SQL has it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def quoted(text: str) -> str:
+    """A text as SQL has it."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def check_selection(connection: Any, sql: str, hint: str) -> None:
+    """Raise UsageError unless `sql` is one statement that only reads."""
+    import duckdb
+
+    try:
+        statements = connection.extract_statements(sql)
+    except duckdb.Error as e:
+        raise sql_error(e, hint) from None
+    kinds = [statement.type.name for statement in statements]
+    if kinds not in (["SELECT"], ["EXPLAIN"]):
+        why = "it is empty" if not kinds else f"it is {', '.join(kind.lower() for kind in kinds)}"
+        raise UsageError("the SQL is not one SELECT", why, hint)
+
+
+def sql_error(error: Exception, hint: str, *, hides_values: bool = False) -> UsageError:
+    """DuckDB's complaint about a user's SQL, which may quote a value that it could not convert."""
+    import duckdb
+
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    shown = " ".join(line for line in lines if not line.startswith(("LINE ", "^")))
+    names_columns = isinstance(error, duckdb.BinderException | duckdb.ParserException | duckdb.CatalogException)
+    if not names_columns and hides_values:
+        shown = f"{type(error).__name__}, whose text may have values of rows"
+    return UsageError("the SQL cannot be run", shown[:400], hint)

@@ -1,0 +1,91 @@
+"""`aifx data erase`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aifx.commands.console.confirming import confirm_deletion
+from aifx.commands.console.options import DryRunOption, JsonOption
+from aifx.commands.console.output import Output
+from aifx.commands.console.terminal import terminal
+from aifx.commands.data.options import (
+    DEFAULT_MEMORY,
+    DatasetArgument,
+    MemoryOption,
+    RootOption,
+    WorkersOption,
+    find_catalog,
+    limits_of,
+    project_around,
+)
+
+if TYPE_CHECKING:
+    from aifx.curation.erasure import Erasure
+
+
+def erase(
+    name: DatasetArgument,
+    where: Annotated[
+        str, typer.Option("--where", metavar="SQL", help="Condition of the rows to erase, in SQL over their columns.")
+    ],
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Also delete all versions of the data set that hold the rows.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
+    dry_run: DryRunOption = False,
+    memory: MemoryOption = DEFAULT_MEMORY,
+    workers: WorkersOption = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make a version without the rows that meet a condition, and list the runs trained on them.
+
+    Examples:
+        aifx data erase corpus --where "_source = 'letters.jsonl'" --dry-run
+        aifx data erase corpus --where "author = 'A. Smith'"
+        aifx data erase corpus --where "author = 'A. Smith'" --purge --yes
+
+    Earlier versions still hold the rows until --purge deletes them. On a terminal, aifx asks first; a script must use
+    --yes. No record has the condition or the rows, only their number and a digest of their ids.
+    """
+    with terminal(json) as out:
+        from aifx.core.json_files import readable_bytes
+        from aifx.curation import erasure
+
+        limits = limits_of(memory, workers)
+        catalog, project = find_catalog(root)
+        around = project or project_around()
+        plan, step = erasure.plan_erasure(
+            catalog, around, name, where, purge=purge, dry_run=dry_run, memory_bytes=limits.memory_bytes
+        )
+        if plan.rows and not dry_run:
+            if plan.purged and not yes:
+                size = sum(one.size_bytes for one in plan.held_by if one.reference in plan.purged)
+                hint = f"aifx data erase {name} --where SQL --purge --yes"
+                confirm_deletion(out, ", ".join(plan.purged), readable_bytes(size), hint)
+            plan = erasure.erase(catalog, plan, step, limits)
+        out.document(plan)
+        _print_erasure(out, plan, dry_run)
+
+
+def _print_erasure(out: Output, plan: Erasure, dry_run: bool) -> None:
+    name = plan.reference.partition("@")[0]
+    for reference in plan.unsearched:
+        out.log(f"{reference} was not searched: it cannot evaluate the condition")
+    if not plan.rows:
+        out.print(f"no row of {name} meets the condition")
+        return
+    out.print(f"{plan.rows:,} rows of {name} meet the condition")
+    if plan.made is not None:
+        out.print(f"{plan.made}, without them, is the latest version now")
+    would = "would be" if dry_run else "is"
+    for one in plan.held_by:
+        fate = f", and {would} deleted" if one.reference in plan.purged else ""
+        out.print(f"{one.reference} has {one.rows:,} of them{fate}")
+    for run in plan.runs:
+        out.print(f"run {run.run} trained on {run.reference}")
+    for other in dict.fromkeys(reference.partition("@")[0] for reference in plan.remaining):
+        if not dry_run:
+            out.log(f"versions of {other} still hold rows: aifx data erase {other} --where SQL --purge deletes them")

@@ -1,0 +1,193 @@
+"""`aifx data diff`, `lineage` and `why`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aifx.commands.console.options import JsonOption
+from aifx.commands.console.output import Output
+from aifx.commands.console.terminal import terminal
+from aifx.commands.data.options import DatasetArgument, RootOption, find_catalog, project_around
+from aifx.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from aifx.curation.difference import VersionDifference
+    from aifx.curation.history import LineageVersion
+    from aifx.curation.row_history import Explanation, RowHistory
+
+MOST_SOURCES = 20
+SETTINGS_WIDTH = 200
+
+
+def diff(
+    first: Annotated[str, typer.Argument(metavar="A", help="Data set: NAME for its latest version, or NAME@VERSION.")],
+    second: Annotated[
+        str | None, typer.Argument(metavar="[B]", help="Version to compare it with. By default the parent of A with A.")
+    ] = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare two versions: rows added, removed and changed, by source and by the rule that dropped them.
+
+    Examples:
+        aifx data diff corpus                   what the last step changed
+        aifx data diff corpus@3f2a corpus       from one version to the latest
+        aifx data diff corpus@3f2a corpus --json
+
+    Rows are the same if they have the same id (_row) and the same content.
+    """
+    with terminal(json) as out:
+        from aifx.core.json_files import readable_bytes
+        from aifx.curation.difference import compare_versions
+
+        catalog, _ = find_catalog(root)
+        if second is None:
+            manifest = catalog.manifest(first)
+            if not manifest.parents:
+                what = f"{manifest.reference} has no parent"
+                raise UsageError(what, f"`data {manifest.step.name}` made it from files", f"aifx data diff {first} B")
+            first, second = manifest.parents[0], manifest.reference
+        found = compare_versions(catalog, first, second)
+        out.document(found)
+        for reference, rows, size in zip(found.references, found.rows, found.size_bytes, strict=True):
+            out.print(f"{reference}: {rows:,} rows, {readable_bytes(size)}")
+        if not found.is_different:
+            out.print("no difference")
+            return
+        _print_difference(out, found)
+
+
+def _print_difference(out: Output, found: VersionDifference) -> None:
+    counts = (("added", found.added), ("removed", found.removed), ("changed", found.changed), ("the same", found.same))
+    out.print(", ".join(f"{count:,} {name}" for name, count in counts))
+    for verb, names in (("new", found.columns_added), ("removed", found.columns_removed)):
+        if names:
+            out.print(f"{verb} columns: {', '.join(names)}")
+    for name, (old, new) in found.columns_retyped.items():
+        out.print(f"column {name}: {old} -> {new}")
+    if found.removed_by:
+        out.print("")
+        rows = [(f"{one.step} {one.reference}", one.rule, f"{one.rows:,}") for one in found.removed_by]
+        out.table(["removed by", "rule", "rows"], rows, right=["rows"])
+    if found.by_source:
+        out.print("")
+        shown = found.by_source[:MOST_SOURCES]
+        numbers = [(one.source, f"{one.added:,}", f"{one.removed:,}", f"{one.changed:,}") for one in shown]
+        columns = ["source", "added", "removed", "changed"]
+        out.table(columns, numbers, right=columns[1:])
+        if len(found.by_source) > len(shown):
+            out.print(f"and {len(found.by_source) - len(shown):,} more sources")
+
+
+def lineage(name: DatasetArgument, root: RootOption = None, json: JsonOption = False) -> None:
+    """Print the versions that one was made from, with their steps, and the runs trained on them.
+
+    Examples:
+        aifx data lineage corpus
+        aifx data lineage corpus@3f2a --json
+    """
+    with terminal(json) as out:
+        from aifx.curation.history import lineage_of
+
+        catalog, project = find_catalog(root)
+        found = lineage_of(catalog, name, project or project_around())
+        out.document(found)
+        by_reference = {one.reference: one for one in found.versions}
+        for line in _tree(found.reference, by_reference, "", ""):
+            out.print(line)
+
+
+def _tree(reference: str, versions: Mapping[str, LineageVersion], first: str, rest: str) -> Iterator[str]:
+    one = versions[reference]
+    size = "deleted" if one.rows is None else f"{one.rows:,} rows"
+    yield f"{first}{one.reference}  {size}"
+    branch = "│ " if one.parents else "  "
+    yield f"{rest}{branch}{one.step} {_settings(one.settings)}".rstrip()
+    if one.dropped_by:
+        dropped = ", ".join(f"{rule} {count:,}" for rule, count in one.dropped_by.items())
+        yield f"{rest}{branch}dropped: {dropped}"
+    if one.sources:
+        noun = "file" if one.sources == 1 else "files"
+        yield f"{rest}{branch}from {one.sources:,} {noun}; licences: {', '.join(one.licenses) or 'unknown'}"
+    if one.runs:
+        yield f"{rest}{branch}trained on it: {', '.join(one.runs)}"
+    for parent in one.parents:
+        is_last = parent == one.parents[-1]
+        yield from _tree(parent, versions, f"{rest}{'└─' if is_last else '├─'}", f"{rest}{'  ' if is_last else '│ '}")
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    from aifx.core.json_values import encode_json
+
+    def shown(value: Any) -> str:
+        return value if isinstance(value, str) else encode_json(value, ensure_ascii=False)
+
+    text = " ".join(f"{name}={shown(value)}" for name, value in settings.items() if value not in (None, [], {}, ""))
+    return text if len(text) <= SETTINGS_WIDTH else f"{text[: SETTINGS_WIDTH - 1]}…"
+
+
+def why(
+    row: Annotated[
+        str | None, typer.Argument(metavar="[ROW]", help="Id of a row (_row) or its beginning, or SOURCE:NUMBER.")
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option("--text", metavar="TEXT", help="Find rows by a part of their text, in any case."),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", metavar="NAME", help="Data set or version to search. By default the latest of each."),
+    ] = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Explain a row: its source, the steps that it passed, and the step and rule that dropped it.
+
+    Examples:
+        aifx data why 3f2a91c07be4-12
+        aifx data why books/moby.txt:12 --dataset corpus
+        aifx data why --text "call me Ishmael"
+
+    The rows of earlier versions are searched too, so that dropped rows are found.
+    """
+    with terminal(json) as out:
+        from aifx.curation.row_history import explain_row
+
+        if (row is None) == (text is None):
+            hint = 'aifx data why --text "call me Ishmael"'
+            raise UsageError("aifx data why takes either ROW or --text", "they name a row", hint)
+        catalog, _ = find_catalog(root)
+        found = explain_row(catalog, row, text, [dataset] if dataset is not None else catalog.names())
+        out.document(found)
+        _print_explanation(out, found)
+
+
+def _print_explanation(out: Output, found: Explanation) -> None:
+    if len(found.rows) > 1:
+        rows = [(one.row, one.source, " ".join((one.text or "").split())[:60]) for one in found.rows]
+        out.table(["row", "source", "text"], rows)
+        out.log("several rows are meant: aifx data why ROW explains one")
+    for history in found.histories:
+        _print_history(out, history)
+    for bad in found.quarantined:
+        line = f":{bad.line}" if bad.line is not None else ""
+        out.print(f"{bad.source}{line} is in the quarantine of {bad.reference}: {bad.reason}")
+
+
+def _print_history(out: Output, one: RowHistory) -> None:
+    out.print(f"{one.row} is {'' if one.is_in_version else 'not '}in {one.reference}")
+    if one.source is not None:
+        number = "" if one.number is None else f"row {one.number:,} of "
+        out.print(f"from {number}{one.source}, licence {one.license or 'unknown'}")
+    if one.found is not None and one.found.text:
+        out.print(f"  {' '.join(one.found.text.split())}")
+    steps = [(step.step, step.reference, step.outcome, step.rule) for step in one.steps]
+    out.print("")
+    out.table(["step", "version", "outcome", "rule"], steps)
+    for step in one.steps:
+        if step.twin is not None:
+            out.print(f"\nits twin {step.twin.row} of {step.twin.source}:")
+            out.print(f"  {' '.join((step.twin.text or '').split())}")

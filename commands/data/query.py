@@ -1,0 +1,75 @@
+"""`aifx data query`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aifx.commands.console.options import JsonOption
+from aifx.commands.console.terminal import terminal
+from aifx.commands.data.options import (
+    DEFAULT_MEMORY,
+    DatasetArgument,
+    MemoryOption,
+    RootOption,
+    find_catalog,
+    parse_size,
+)
+
+CELL_WIDTH = 100
+
+
+def query(
+    name: DatasetArgument,
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="A SELECT over the table data.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Write all rows to a .csv, .jsonl or .parquet file.")
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", metavar="N", min=1, help="Print at most N rows.")] = 100,
+    memory: MemoryOption = DEFAULT_MEMORY,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Read rows of a version with SQL. The table is called data.
+
+    Examples:
+        aifx data query corpus "SELECT count(*) FROM data"
+        aifx data query corpus "DESCRIBE data"
+        aifx data query corpus "SELECT _source, count(*) FROM data GROUP BY 1 ORDER BY 2 DESC"
+        aifx data query corpus "SELECT text FROM data WHERE text LIKE '%whale%'" --output whales.jsonl
+
+    The SQL is that of DuckDB. It can only read: it sees no other file and no network.
+    """
+    with terminal(json) as out:
+        from aifx.core.json_files import readable_bytes
+        from aifx.curation.query import output_format, query_rows, query_to_file
+
+        size = parse_size(memory, "--memory")
+        if output is not None:
+            output_format(output)
+        catalog, _ = find_catalog(root)
+        version = catalog.open(name)
+        if output is not None:
+            written = query_to_file(version, sql, output, size)
+            out.document(written)
+            out.print(f"{output}: {written.rows:,} rows, {readable_bytes(written.size_bytes)}")
+            return
+        found = query_rows(version, sql, rows, size)
+        out.document(found)
+        numbers = [name for name, kind in found.columns.items() if _is_number(kind)]
+        out.table(list(found.columns), [tuple(map(_cell, row)) for row in found.rows], right=numbers)
+        if found.is_cut:
+            out.log(f"there are more than {rows:,} rows: --rows N prints more, --output FILE writes all")
+
+
+def _is_number(kind: str) -> bool:
+    return kind.endswith(("INT", "INTEGER")) or kind.startswith(("DOUBLE", "FLOAT", "DECIMAL"))
+
+
+def _cell(value: Any) -> str | None:
+    if value is None:
+        return None
+    text = str(value)
+    return text if len(text) <= CELL_WIDTH else f"{text[: CELL_WIDTH - 1]}…"

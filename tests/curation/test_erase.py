@@ -1,0 +1,110 @@
+"""aifx data erase: rows go from the latest version, and with --purge from the disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import inprocess
+import pytest
+from toy_steps import Rows, WithoutLetter
+
+from aifx.curation.execution import execute
+from aifx.curation.step import Limits
+from aifx.data.versions import Catalog, Version, open_catalog
+
+LIMITS = Limits(1 << 30, 1)
+SECRET = "jane@example.org"
+TEXTS = ((f"mail {SECRET} now", "a dog"), ("an ox", f"hidden {SECRET}"))
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Catalog:
+    (tmp_path / "aifx.toml").touch()
+    return open_catalog(str(tmp_path / "datasets"))
+
+
+@pytest.fixture
+def chain(catalog: Catalog) -> list[Version]:
+    """The second version has dropped one of the two rows with the secret."""
+    first = execute(Rows((), TEXTS), "pets", catalog, LIMITS).version
+    return [first, execute(WithoutLetter((first,), "hidden"), "pets", catalog, LIMITS).version]
+
+
+def erase(folder: Path, *args: str) -> tuple[int, dict[str, object], str]:
+    found = inprocess.run(["data", "erase", "pets", "--where", f"text LIKE '%{SECRET}%'", "--json", *args], folder, {})
+    return found.returncode, json.loads(found.stdout), found.stderr
+
+
+def files_with(folder: Path, text: str) -> list[str]:
+    return [path.name for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+
+
+def test_a_version_without_the_rows(catalog: Catalog, chain: list[Version], tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "main"
+    run.mkdir(parents=True)
+    (run / "config.toml").touch()
+    (run / "provenance.json").write_text(json.dumps({"dataset": {"reference": chain[0].reference, "sha256": ""}}))
+    code, plan, _ = erase(tmp_path, "--dry-run")
+    assert (code, plan["rows"], plan["made"]) == (0, 2, None)
+    assert catalog.manifest("pets") == chain[1].manifest
+    code, found, _ = erase(tmp_path)
+    assert code == 0
+    assert found["runs"] == [{"run": "main", "reference": chain[0].reference}]
+    held = {one["reference"]: one["rows"] for one in found["held_by"]}  # type: ignore[attr-defined]
+    assert held == {chain[0].reference: 2, chain[1].reference: 1}
+    latest = catalog.manifest("pets")
+    assert (latest.rows, latest.dropped_by, latest.parents) == (2, {"erased": 1}, (chain[1].reference,))
+    records = [path for path in (tmp_path / "datasets").rglob("*") if path.suffix in (".json", ".jsonl")]
+    assert all(SECRET not in path.read_text() for path in records if latest.version in str(path))
+
+
+def test_a_purge_leaves_nothing(catalog: Catalog, chain: list[Version], tmp_path: Path) -> None:
+    work = catalog.local / "pets" / ".work-0"  # type: ignore[operator]
+    work.mkdir()
+    (work / "shard").write_text(SECRET)
+    code, found, stderr = erase(tmp_path, "--purge")
+    assert (code, "error" in found) == (2, True), "a script must use --yes"
+    assert catalog.manifest("pets") == chain[1].manifest
+    assert SECRET not in stderr
+    erase(tmp_path)
+    code, found, _ = erase(tmp_path, "--purge", "--yes")
+    assert (code, found["made"], found["remaining"]) == (0, None, [])
+    assert set(found["purged"]) == {version.reference for version in chain}  # type: ignore[call-overload]
+    assert catalog.versions("pets") == [catalog.manifest("pets").version]
+    (catalog.local / "lineage.jsonl").write_text(  # type: ignore[operator]
+        "".join(
+            line + "\n"
+            for line in (catalog.local / "lineage.jsonl").read_text().splitlines()  # type: ignore[operator]
+            if '"data.rows"' not in line  # the settings of the test's step are its texts
+        )
+    )
+    assert files_with(tmp_path / "datasets", SECRET) == []
+    lineage = json.loads(inprocess.run(["data", "lineage", "pets", "--json"], tmp_path, {}).stdout)
+    assert [one["is_deleted"] for one in lineage["versions"]][:2] == [False, True]
+    assert [one["step"] for one in lineage["versions"]][:2] == ["erase", "without-letter"]
+    why = inprocess.run(["data", "why", "s0.txt-1"], tmp_path, {})
+    assert why.returncode == 0
+    assert inprocess.run(["data", "verify", "--all"], tmp_path, {}).returncode == 0
+
+
+def test_other_data_sets_are_named(catalog: Catalog, chain: list[Version], tmp_path: Path) -> None:
+    other = execute(WithoutLetter((chain[0],), "q"), "copy", catalog, LIMITS).version
+    code, found, _ = erase(tmp_path, "--purge", "--yes")
+    assert (code, found["remaining"]) == (0, [other.reference])
+    assert catalog.manifest("copy") == other.manifest
+
+
+def test_what_cannot_be_erased(catalog: Catalog, chain: list[Version], tmp_path: Path) -> None:
+    def failed(name: str, where: str) -> str:
+        found = inprocess.run(["data", "erase", name, "--where", where], tmp_path, {})
+        assert found.returncode == 2
+        return found.stderr
+
+    assert "is not the latest" in failed(chain[0].reference, "true")
+    assert "Referenced column" in failed("pets", "nothing = 1")
+    assert SECRET not in failed("pets", "text::INT = 1")
+    assert "not one SELECT" in failed("pets", "true); DELETE FROM data WHERE (true")
+    found = inprocess.run(["data", "erase", "pets", "--where", "text = 'nothing' -- comment"], tmp_path, {})
+    assert (found.returncode, found.stdout) == (0, "no row of pets meets the condition\n")
+    assert catalog.manifest("pets") == chain[1].manifest

@@ -1,0 +1,104 @@
+"""aifx data query: SQL that reads the rows of a version, and nothing else."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import inprocess
+import pytest
+from pyarrow import parquet
+from toy_steps import Rows
+
+from aifx.core.errors import UsageError
+from aifx.curation.execution import execute
+from aifx.curation.query import query_rows, query_to_file
+from aifx.curation.step import Limits
+from aifx.data.versions import Version, open_catalog
+
+MEMORY = 256 << 20
+
+
+@pytest.fixture
+def version(tmp_path: Path) -> Version:
+    catalog = open_catalog(str(tmp_path / "data'sets"))
+    return execute(Rows((), (("a cat", "a dog"), ("an ox",))), "pets", catalog, Limits(1 << 30, 1)).version
+
+
+def test_rows_of_both_tables(version: Version) -> None:
+    found = query_rows(version, "SELECT text, length(text) AS n FROM data ORDER BY n, text", 2, MEMORY)
+    assert found.columns == {"text": "VARCHAR", "n": "BIGINT"}
+    assert (found.rows, found.is_cut) == ((("a cat", 5), ("a dog", 5)), True)
+    assert query_rows(version, "FROM rows SELECT count(*)", 9, MEMORY).rows == ((3,),)
+    assert len(query_rows(version, "DESCRIBE data", 9, MEMORY).rows) == 3
+    assert query_rows(version, "SELECT 'x'::BLOB FROM data LIMIT 1", 9, MEMORY).rows == (("<1 bytes>",),)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM read_text('/etc/hostname')",
+        "SELECT * FROM '{beside}'",
+        "SELECT * FROM glob('/*')",
+        "SELECT * FROM read_csv('http://127.0.0.1:9/x.csv')",
+        "COPY data TO '{beside}'",
+        "COPY (SELECT 1 AS a) TO '{shard}'",
+        "ATTACH '{beside}'",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "SET threads = 1",
+        "CREATE TABLE t AS SELECT 1",
+        "DROP VIEW data",
+        "SELECT 1; SELECT 2",
+        "SELECT * FROM version",
+        "SELECT nothing FROM data",
+        "SELEC 1",
+        "",
+        "SELECT text::INT FROM data",
+    ],
+)
+def test_what_is_refused(version: Version, tmp_path: Path, sql: str) -> None:
+    beside = tmp_path / "beside.csv"
+    beside.write_text("a\n1\n")
+    before = version.shards[0].read_bytes()
+    with pytest.raises(UsageError, match="the SQL"):
+        query_rows(version, sql.format(beside=beside, shard=version.shards[0]), 9, MEMORY)
+    assert version.shards[0].read_bytes() == before
+    assert beside.read_text() == "a\n1\n"
+
+
+def test_more_than_the_memory_goes_to_the_disk(version: Version) -> None:
+    rows = "SELECT DISTINCT range AS n, repeat('x', 50) || range AS t FROM range(3_000_000)"
+    sql = f"SELECT sum(n) FROM ({rows})"
+    assert query_rows(version, sql, 9, MEMORY).rows == ((3_000_000 * 2_999_999 // 2,),)
+
+
+def test_files(version: Version, tmp_path: Path) -> None:
+    sql = "SELECT _row, text, [1, 2] AS list, encode('é') AS raw FROM data ORDER BY _row"
+    for suffix in ("csv", "jsonl", "parquet"):
+        output = tmp_path / f"rows.{suffix}"
+        assert query_to_file(version, sql, output, MEMORY).rows == 3
+    records = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert records[0] == {"_row": "s0.txt-0", "text": "a cat", "list": [1, 2], "raw": "w6k="}
+    with open(tmp_path / "rows.csv", newline="") as file:
+        assert list(csv.DictReader(file))[2]["text"] == "an ox"
+    assert parquet.read_table(tmp_path / "rows.parquet").column("raw").to_pylist() == ["é".encode()] * 3
+    with pytest.raises(UsageError):
+        query_to_file(version, "SELECT text::INT FROM data", tmp_path / "bad.parquet", MEMORY)
+    assert not (tmp_path / "bad.parquet").exists()
+
+
+def test_the_command(version: Version, tmp_path: Path) -> None:
+    root = ["--root", str(version.path.parents[1])]
+    found = inprocess.run(["data", "query", "pets", "SELECT text FROM data", "--rows", "1", *root], tmp_path, {})
+    assert found.stdout.splitlines() == ["text", "a cat"]
+    assert "more than 1 rows" in found.stderr
+    found = inprocess.run(["data", "query", "pets", "SELECT x FROM data", *root], tmp_path, {})
+    assert found.returncode == 2
+    assert len(found.stderr.splitlines()) == 3
+    for name in ("rows.txt", "no/rows.csv"):
+        args = ["data", "query", "pets", "SELECT 1", "--output", name, *root]
+        assert inprocess.run(args, tmp_path, {}).returncode == 2
+    everything = ["SELECT * FROM data", "--output", "o.csv", "--json"]
+    assert json.loads(inprocess.run(["data", "query", "pets", *everything, *root], tmp_path, {}).stdout)["rows"] == 3
