@@ -15,6 +15,7 @@ from aifx.data.rows import InputFile, Row, read_rows
 from aifx.data.spec import DataSpec
 
 Split: TypeAlias = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Batch: TypeAlias = dict[str, np.ndarray]  # each array [rows, ...]
 
 

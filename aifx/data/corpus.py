@@ -16,14 +16,12 @@ from typing import Protocol, TypeAlias
 
 from aifx.core.errors import DataError
 from aifx.core.project import Project, cache_path
-from aifx.data.base import Split
+from aifx.data.base import SPLITS, Split
 from aifx.data.encoding import SUFFIXES, FileScan, TextFile, report_bad_bytes, undecodable
 from aifx.data.files import Piece, check_regular, find_files, read_documents, scan_file
 from aifx.data.sections import TextSection
 
 logger = logging.getLogger(__name__)
-
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 Files: TypeAlias = Mapping[Split, Mapping[TextFile, FileScan]]
 

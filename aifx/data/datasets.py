@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,9 @@ from typing import Any
 
 from aifx.core.errors import AifxError, DataError, UsageError
 from aifx.core.project import Project, cache_path
+from aifx.data.base import SPLITS, Split
+from aifx.data.cache import cache_folder
+from aifx.data.parquet import read_batches
 from aifx.data.versions import CLUSTER, SPLIT, Catalog, Kind, Manifest, Version, open_catalog
 
 MIX = "mix"
@@ -41,16 +45,40 @@ class DatasetPart:
 
     @cached_property
     def version(self) -> Version:
-        """Its files on this machine, compared with their digests. Raises DataError for a damaged one."""
+        """Its files on this machine, compared with their digests before they are first read.
+
+        Raises DataError for a damaged one.
+        """
         version = self.catalog.open(self.reference)
-        if self.catalog.local is not None:  # what comes from elsewhere is compared when it is copied
-            for damage in version.damaged_shards():
-                what = f"{self.reference}: {damage}"
-                raise DataError(what, "its manifest has the SHA-256 of each file", f"aifx data verify {self.reference}")
+        if self.catalog.local is None:  # what comes from elsewhere is compared when it is copied
+            return version
+        state = [(str(path), found.st_size, found.st_mtime_ns) for path in version.shards if (found := _stat(path))]
+        seen = cache_path("verified") / hashlib.sha256(repr((self.manifest.sha256, state)).encode()).hexdigest()
+        if len(state) == len(version.shards) and seen.exists():
+            return version
+        for damage in version.damaged_shards():
+            what = f"{self.reference}: {damage}"
+            raise DataError(what, "its manifest has the SHA-256 of each file", f"aifx data verify {self.reference}")
+        with suppress(OSError), cache_folder(seen.parent):
+            seen.touch()
         return version
 
     def has_column(self, name: str) -> bool:
         return name in self.manifest.columns
+
+    def split_of(self, value: Any) -> Split:
+        """A value of the column `_split`. Raises DataError if it is none."""
+        if value not in SPLITS:
+            what = f"{self.reference}: {value!r} in column {SPLIT} is no split"
+            raise DataError(what, f"splits are {', '.join(SPLITS)}", f"aifx data split {self.manifest.name}")
+        found: Split = value
+        return found
+
+    def batches(self, columns: Sequence[str]) -> Iterator[tuple[Path, Any]]:
+        """Columns of its rows in pyarrow.RecordBatches, each with the file that it is from. Raises DataError."""
+        for path in self.version.shards:
+            for batch in read_batches(path, f"{self.reference}: {path.name}", columns):
+                yield path, batch
 
     @property
     def separates_duplicates(self) -> bool:
@@ -67,6 +95,13 @@ class DatasetPart:
                 if (beside / name).is_dir() or os.access(beside, os.W_OK):
                     return beside
         return cache_path("tokens")
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
 
 
 def open_parts(reference: str, project: Project, kind: Kind) -> tuple[DatasetPart, ...]:

@@ -7,21 +7,27 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import IO
 
-from aifx.core.errors import EnvironmentFault
+from aifx.core.errors import DataError, EnvironmentFault
 from aifx.core.files import replace_file
 from aifx.core.processes import Child, connect, pump
+from aifx.data.parquet import read_cell
 from aifx.data.pictures import BadPicture, Geometry, check_file, decode
 
 PIXELS = "pixels"
+IMAGE_COLUMN = "image"
+"""The column of a version of a data set that holds encoded pictures."""
+
 REQUEST = "request.json"
 
 FEW = 256
@@ -41,10 +47,36 @@ class Decoded:
     why: str = ""
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A file, and what messages call it.
+
+    Attributes:
+        row: of the column `image` of the Parquet file `path`; None if the file is the picture.
+    """
+
+    path: Path
+    name: str
+    row: int | None = field(default=None, kw_only=True)
+
+    def open(self) -> IO[bytes]:
+        """Its encoded bytes. Raises OSError, BadPicture."""
+        if self.row is None:
+            check_file(self.path)
+            return open(self.path, "rb")
+        try:
+            data = read_cell(self.path, IMAGE_COLUMN, self.row)
+        except DataError as error:
+            raise BadPicture(f"{error.what}: {error.why}") from None
+        if not isinstance(data, bytes) or not data:
+            raise BadPicture("its row holds no bytes")
+        return io.BytesIO(data)
+
+
 def decode_all(
-    folder: Path, paths: Sequence[Path], geometry: Geometry, workers: int, done: Callable[[Decoded], None]
+    folder: Path, pictures: Sequence[Picture], geometry: Geometry, workers: int, done: Callable[[Decoded], None]
 ) -> None:
-    """Write picture i of `paths` as row i of `folder`/PIXELS, in whatever order, and call `done` for each.
+    """Write picture i of `pictures` as row i of `folder`/PIXELS, in whatever order, and call `done` for each.
 
     Args:
         workers: processes that share the work; with 0, or few pictures, this process does it.
@@ -52,17 +84,17 @@ def decode_all(
     Raises OSError if a row cannot be written, EnvironmentFault if no worker starts.
     """
     with open(folder / PIXELS, "wb") as file:
-        file.truncate(len(paths) * math.prod(geometry.shape))
-    if not workers or len(paths) <= FEW:
+        file.truncate(len(pictures) * math.prod(geometry.shape))
+    if not workers or len(pictures) <= FEW:
         with _rows(folder, geometry) as decode_row:
-            for index, path in enumerate(paths):
-                done(decode_row(index, path))
+            for index, picture in enumerate(pictures):
+                done(decode_row(index, picture))
         return
-    request = {"paths": [str(path) for path in paths], "geometry": asdict(geometry)}
+    request = {"pictures": [(str(one.path), one.row) for one in pictures], "geometry": asdict(geometry)}
     replace_file(folder / REQUEST, json.dumps(request).encode())
     with ExitStack() as stack:
         shares = [_Share(folder, start, workers, stack) for start in range(workers)]
-        while running := [share for share in shares if share.advance(len(paths), done)]:
+        while running := [share for share in shares if share.advance(len(pictures), done)]:
             pump([share.child for share in running])
 
 
@@ -106,11 +138,10 @@ class _Share:
         return True
 
 
-def decode_one(path: Path, geometry: Geometry, index: int = 0) -> tuple[Decoded, bytes]:
+def decode_one(picture: Picture, geometry: Geometry, index: int = 0) -> tuple[Decoded, bytes]:
     """A picture with its pixels, empty if it cannot be used."""
     try:
-        check_file(path)
-        with open(path, "rb") as file:
+        with picture.open() as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             pixels = decode(file, geometry).tobytes()
@@ -128,12 +159,12 @@ def write_row(file: int, index: int, pixels: bytes) -> None:
 
 
 @contextmanager
-def _rows(folder: Path, geometry: Geometry) -> Iterator[Callable[[int, Path], Decoded]]:
+def _rows(folder: Path, geometry: Geometry) -> Iterator[Callable[[int, Picture], Decoded]]:
     """A function that decodes a picture into the row of its index."""
     with open(folder / PIXELS, "r+b") as file:
 
-        def decode_row(index: int, path: Path) -> Decoded:
-            decoded, pixels = decode_one(path, geometry, index)
+        def decode_row(index: int, picture: Picture) -> Decoded:
+            decoded, pixels = decode_one(picture, geometry, index)
             write_row(file.fileno(), index, pixels)
             return decoded
 
@@ -145,12 +176,12 @@ def main() -> None:
     emit = connect()
     folder, start, stride = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     request = json.loads((folder / REQUEST).read_bytes())
-    paths = [Path(path) for path in request["paths"]]
+    pictures = [Picture(Path(path), path, row=row) for path, row in request["pictures"]]
     emit({"started": True})
     try:
         with _rows(folder, Geometry(**request["geometry"])) as decode_row:
-            for index in range(start, len(paths), stride):
-                emit(asdict(decode_row(index, paths[index])))
+            for index in range(start, len(pictures), stride):
+                emit(asdict(decode_row(index, pictures[index])))
     except OSError as error:
         emit({"errno": error.errno or errno.EIO})
 

@@ -6,16 +6,20 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from aifx.core.errors import DataError, did_you_mean
+from aifx.core.project import Project
 from aifx.data.base import Split
+from aifx.data.datasets import DatasetPart, open_single
+from aifx.data.decoding import Picture
 from aifx.data.files import files_below
-from aifx.data.image_store import Picture
 from aifx.data.pictures import SUFFIXES
 from aifx.data.rows import input_file, read_rows
+from aifx.data.sections import ImagesSection
+from aifx.data.versions import CLUSTER, ROW, SPLIT
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +41,15 @@ TARGETS: tuple[TargetKind, ...] = get_args(TargetKind)
 
 @dataclass(frozen=True)
 class Example(Picture):
-    """A picture, what it shows, and the split that its folder or its row names."""
+    """A picture, what it shows, and the split that its folder or its row names.
+
+    Attributes:
+        cluster: of near-duplicates, which are in one split; None if it is not known.
+    """
 
     target: str | tuple[str, ...] | float
     split: Split | None
+    cluster: str | None = field(default=None, kw_only=True)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -79,6 +88,35 @@ def list_pictures(path: Path, name: str, classes: tuple[str, ...] = (), *, has_a
     if not examples:
         raise DataError(f"{name} has no pictures", f"they are {', '.join(SUFFIXES)}", f"ls {name}")
     return Listing(name, examples, target, () if target == "value" else _classes(name, examples, classes, has_all))
+
+
+def list_version(part: DatasetPart, classes: tuple[str, ...] = ()) -> Listing:
+    """The pictures of a version of a data set. Rows without a label are left out, with a warning. Raises DataError."""
+    columns = ["label", *(name for name in (ROW, SPLIT, CLUSTER) if part.has_column(name))]
+    examples, unlabelled, path, row = [], [], None, 0
+    for shard, batch in part.batches(columns):
+        row = row if shard == path else 0
+        path = shard
+        for values in batch.to_pylist():
+            name = f"{part.reference}: row {values.get(ROW, row)}"
+            if values["label"] is None:
+                unlabelled.append(name)
+            else:
+                split = part.split_of(values[SPLIT]) if SPLIT in values else None
+                examples.append(Example(shard, name, values["label"], split, row=row, cluster=values.get(CLUSTER)))
+            row += 1
+    if unlabelled:
+        logger.warning(f"{len(unlabelled):,} rows without a label are left out, such as {unlabelled[0]}")
+    if not examples:
+        raise DataError(f"{part.reference} has no pictures with a label", "", f"aifx data profile {part.reference}")
+    return Listing(part.reference, examples, "label", _classes(part.reference, examples, classes, True))
+
+
+def list_images(section: ImagesSection, project: Project) -> Listing:
+    """The pictures that `[data]` names. Raises UsageError, DataError."""
+    if section.dataset is not None:
+        return list_version(open_single(section.dataset, project, "images"), section.classes)
+    return list_pictures(project.root / section.path, section.path, section.classes)
 
 
 def _folder(path: Path, name: str) -> Iterator[Example]:

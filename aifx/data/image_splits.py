@@ -54,7 +54,8 @@ def open_pictures(listing: Listing, section: ImagesSection, *, test_for: DataSpe
         splits: dict[Split, list[int]] = {"test": usable}
     else:
         _warn_of_contradictions(listing, digests)
-        splits = _without_copies(divide(listing, digests, section), listing, digests, section)
+        groups = {index: _group(examples[index].cluster, digest) for index, digest in digests.items()}
+        splits = _without_copies(divide(listing, groups, section), listing, digests, section)
         _check_classes(splits, listing, section)
     targets = _targets(listing)
     mean, scale = (test_for.target_mean, test_for.target_scale) if test_for else (0.0, 1.0)
@@ -127,6 +128,11 @@ def _list_left_out(listed: Sequence[str], count: int, why: str) -> None:
 
 def _shortly(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+
+
+def _group(cluster: str | None, digest: bytes) -> bytes:
+    """What pictures of one split have in common: their cluster of near-duplicates, otherwise their digest."""
+    return digest if cluster is None else hashlib.sha256(cluster.encode()).digest()
 
 
 def divide(listing: Listing, digests: Mapping[int, bytes], section: ImagesSection) -> dict[Split, list[int]]:

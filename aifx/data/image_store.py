@@ -33,21 +33,13 @@ from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
 from aifx.data.blocks import read_array, read_cached, read_checked, write_array, write_checked
 from aifx.data.cache import cache_folder, sweep
-from aifx.data.decoding import PIXELS, Decoded, decode_all, decode_one, write_row
+from aifx.data.decoding import PIXELS, Decoded, Picture, decode_all, decode_one, write_row
 from aifx.data.pictures import BadPicture, Fit, Geometry, is_grey, open_picture
 from aifx.machine.cpu import usable_cpus
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A file, and what messages call it."""
-
-    path: Path
-    name: str
 
 
 @dataclass(frozen=True)
@@ -96,7 +88,7 @@ class StoredImages:
             return
         picture = store.files[row]
         logger.warning(f"the cached pixels of {picture.name} are damaged; decoding it again")
-        decoded, pixels = decode_one(picture.path, store.geometry)
+        decoded, pixels = decode_one(picture, store.geometry)
         if decoded.pixels != expected:
             why = decoded.why or "its bytes are others than when the training began"
             raise DataError(f"{picture.name} has changed", why, "run the command again")
@@ -117,7 +109,7 @@ def open_images(
 
     Raises OSError, EnvironmentFault if the cache cannot be written.
     """
-    state = [_state(picture.path) for picture in files]
+    state = [_state(picture) for picture in files]
     key = hashlib.sha256(repr((FORMAT, PIL.__version__, size, channels, fit, state)).encode("utf-8", "replace"))
     path = cache_path("images") / key.hexdigest()
     if (store := read_cached(partial(_open, files=files), path / "meta.json", "image store")) is not None:
@@ -154,7 +146,7 @@ def _build(folder: Path, files: Sequence[Picture], geometry: Geometry, workers: 
                     digests[decoded.index, part] = np.frombuffer(bytes.fromhex(digest), np.uint8)
             progress.advance(1)
 
-        decode_all(folder, [picture.path for picture in files], geometry, workers, done)
+        decode_all(folder, files, geometry, workers, done)
     write_array(folder / "digests.npy", digests)
     meta = {"geometry": asdict(geometry), "problems": dict(sorted(problems.items()))}
     write_checked(folder / "meta.json", json.dumps(meta).encode())
@@ -173,16 +165,17 @@ def _open(meta_path: Path, files: Sequence[Picture]) -> ImageStore:
 def _channels(files: Sequence[Picture]) -> int:
     """1 if all pictures are grey, otherwise 3."""
     for picture in files:
-        with suppress(BadPicture), open_picture(picture.path) as opened:
+        with suppress(BadPicture, OSError), picture.open() as file, open_picture(file) as opened:
             if not is_grey(opened):
                 return 3
     return 1
 
 
-def _state(path: Path) -> tuple[str, int, int]:
-    """The name, size and time of a file, which change when its content does."""
+def _state(picture: Picture) -> tuple[str | int, ...]:
+    """The name, size and time of a file, which change when its content does, and the row of a picture in it."""
+    row = () if picture.row is None else (picture.row,)
     try:
-        found = path.stat()
+        found = picture.path.stat()
     except OSError:
-        return str(path), -1, -1
-    return str(path), found.st_size, found.st_mtime_ns
+        return str(picture.path), -1, -1, *row
+    return str(picture.path), found.st_size, found.st_mtime_ns, *row

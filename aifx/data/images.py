@@ -16,7 +16,7 @@ from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset, array_dataset, target_units
 from aifx.data.base import Batch, DataFormat, Split
 from aifx.data.image_archive import HINT, labelled, read_archive, read_arrays
-from aifx.data.image_files import Listing, list_pictures
+from aifx.data.image_files import Listing, list_images, list_pictures
 from aifx.data.image_rows import IMAGE_FIELD, read_images
 from aifx.data.image_splits import AXES, DEFAULT_SIZE, open_pictures, pictures_spec
 from aifx.data.order import BalancedOrder
@@ -43,7 +43,7 @@ class ImageFormat(DataFormat):
             listing = Listing(section.path, [], "label", section.classes)
             needed = {"image_size": section.image_size, "channels": section.channels, "classes": section.classes}
         else:
-            listing = list_pictures(project.root / section.path, section.path, section.classes)
+            listing = list_images(section, project)
             needed = {"channels": section.channels}
         for key, value in needed.items():
             if not value:
@@ -54,15 +54,14 @@ class ImageFormat(DataFormat):
     @classmethod
     def open(cls, section: ImagesSection, project: Project, assets: Path) -> tuple[ImageFormat, ArrayDataset]:
         """Decodes pictures that were not decoded before. Copies of an image are in one split."""
-        path = project.root / section.path
         if section.is_archive:
-            splits, classes = read_archive(path, section)
+            splits, classes = read_archive(project.root / section.path, section)
             hint = "aifx train --set data.validation_fraction=0.1"
             data = array_dataset(
                 splits, classes=classes, axes={"inputs": AXES}, name=section.path, hints={"validation": hint}
             )
         else:
-            data = open_pictures(list_pictures(path, section.path, section.classes), section)
+            data = open_pictures(list_images(section, project), section)
         return cls(section, data.spec), _balanced(data, section)
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,6 +46,20 @@ def column_bytes(path: Path, name: str, column: str) -> int:
         index = _column_index(table, name, column)
         groups = (table.metadata.row_group(group) for group in range(table.metadata.num_row_groups))
         return sum(group.column(index).total_uncompressed_size for group in groups)
+
+
+@lru_cache(maxsize=1)
+def _whole_column(path: Path, column: str) -> Any:
+    with open_parquet(path, str(path)) as table:
+        return table.read(columns=[column], use_threads=False).column(0)
+
+
+def read_cell(path: Path, column: str, row: int) -> Any:
+    """A value of a file. The column of the file that was read last is kept, so that values in order cost little.
+
+    Raises DataError.
+    """
+    return _whole_column(path, column)[row].as_py()
 
 
 def _column_index(table: Any, name: str, column: str) -> int:

@@ -26,7 +26,7 @@ from aifx.data.arrays import (
     take,
     target_units,
 )
-from aifx.data.base import Batch, Split
+from aifx.data.base import SPLITS, Batch, Split
 from aifx.data.columns import (
     CALENDAR,
     CONVERSIONS,
@@ -43,11 +43,13 @@ from aifx.data.columns import (
     scale_of,
     shown_columns,
 )
+from aifx.data.datasets import open_single
 from aifx.data.rows import Row, field
 from aifx.data.sections import TableSection
 from aifx.data.spec import SPEC_FILE, Column, ColumnKind, DataSpec, need_spec
 from aifx.data.table_baselines import table_baselines
-from aifx.data.table_file import Table, places_of, read_table
+from aifx.data.table_file import Table, VersionRows, places_of, read_table, table_of
+from aifx.data.versions import CLUSTER, SPLIT
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ class TableFormat(ArrayFormat):
         data = array_dataset(
             {split: take(arrays, which) for split, which in splits.items()},
             how=("table", spec.columns),
-            name=section.path,
+            name=table.name,
             hints={split: f"raise data.{split}_fraction, or add rows" for split in held_out},
         )
         spec = replace(spec, fields=data.spec.fields)
@@ -137,27 +139,42 @@ def table_summary(section: TableSection, project: Project) -> list[str]:
 
 def read_splits(section: TableSection, project: Project) -> tuple[Table, dict[Split, np.ndarray]]:
     """The rows of `data.path` with a known target, and which of them are in each split. Raises DataError."""
-    table = read_table(project.root / section.path, section.path)
+    table = _open_table(section, project)
     keys = {"target": [section.target], "columns": section.columns, "ignore": section.ignore}
     keys |= {key: [name] for key in ("group_column", "time_column") if (name := getattr(section, key)) is not None}
     for key, names in keys.items():
         for name in names:
             table.column(name, f"data.{key}")
     table = table.known(section.target)
-    splits = split_places(row_places(table, section), section.validation_fraction, section.test_fraction)
+    splits = _divided(table, section)
     if (count := int(splits["train"].sum())) < 2:
         what, why = (
-            f"{section.path}: too few rows to train on",
+            f"{table.name}: too few rows to train on",
             f"{count} of its {table.num_rows} rows are not held out",
         )
         raise DataError(what, why, "add rows, or lower data.test_fraction")
     return table, splits
 
 
+def _open_table(section: TableSection, project: Project) -> Table:
+    if section.dataset is None:
+        return read_table(project.root / section.path, section.path)
+    return table_of(VersionRows(open_single(section.dataset, project, "table")))
+
+
+def _divided(table: Table, section: TableSection) -> dict[Split, np.ndarray]:
+    """Which rows are in each split, bool `[rows]`: by the column `_split`, if a version has it. Raises DataError."""
+    if isinstance(table.file, VersionRows) and table.file.part.has_column(SPLIT):
+        found = [table.file.part.split_of(value) for value in table.file.column(SPLIT)]
+        named = np.array(found)[table.numbers]
+        return {split: named == split for split in SPLITS}
+    return split_places(row_places(table, section), section.validation_fraction, section.test_fraction)
+
+
 def row_places(table: Table, section: TableSection) -> np.ndarray:
     """Where each row is in [0, 1), float64 `[rows]`: training first, then validation, the test last.
 
-    Rows of one group, of one time, or with equal values have one place.
+    Rows of one group, of one time, of one duplicate cluster, or with equal values have one place.
     """
     if section.group_column is not None:
         return np.array([_text_fraction(as_text(value)) for value in table.values[section.group_column]])
@@ -170,6 +187,9 @@ def row_places(table: Table, section: TableSection) -> np.ndarray:
         times = table.convert(name, lambda value: CONVERSIONS[kind]("" if is_missing(value) else value))
         first = {at: index for index, at in reversed(list(enumerate(sorted(times))))}
         return np.array([first[at] for at in times]) / len(times)
+    if isinstance(table.file, VersionRows) and table.file.part.has_column(CLUSTER):
+        clusters = table.file.column(CLUSTER)
+        return np.array([_text_fraction(as_text(clusters[number])) for number in table.numbers])
     rows = zip(*table.values.values(), strict=True)  # with ignored columns: a number of its own makes a row another
     return np.array([_text_fraction("\x1f".join(map(as_text, row))) for row in rows])
 

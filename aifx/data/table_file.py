@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from aifx.core.errors import DataError, did_you_mean
 from aifx.data.columns import is_missing
-from aifx.data.rows import InputFile, input_file, read_rows
+from aifx.data.datasets import DatasetPart
+from aifx.data.rows import InputFile, Row, input_file, read_rows
+from aifx.data.versions import RESERVED, ROW
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +24,41 @@ FORMATS = ("csv", "parquet", "jsonl")
 
 
 @dataclass(frozen=True)
-class Table:
-    """Rows of a file, their values by column."""
+class VersionRows:
+    """The rows of a version of a data set, without the columns that aifx adds."""
 
-    file: InputFile
+    part: DatasetPart
+
+    format = "dataset"
+
+    @property
+    def name(self) -> str:
+        return self.part.reference
+
+    def __iter__(self) -> Iterator[Row]:
+        batches = (batch for _, batch in self.part.batches(list(self.part.manifest.columns)))
+        for number, values in enumerate((values for batch in batches for values in batch.to_pylist()), 1):
+            kept = {name: value for name, value in values.items() if name not in RESERVED}
+            yield Row(self.name, number, f"{self.name}: row {values.get(ROW) or number}", kept)
+
+    def column(self, name: str) -> list[Any]:
+        """The values of one column, also of one that aifx adds."""
+        return [value for _, batch in self.part.batches([name]) for value in batch.column(0).to_pylist()]
+
+
+RowsOf: TypeAlias = InputFile | VersionRows
+"""What the rows of a table are read from."""
+
+
+def rows_of(source: RowsOf) -> Iterator[Row]:
+    return iter(source) if isinstance(source, VersionRows) else read_rows(source)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a file or a version, their values by column."""
+
+    file: RowsOf
     values: Mapping[str, Sequence[Any]]
     numbers: np.ndarray  # of the rows in the file, from 0 [rows]
 
@@ -80,24 +113,29 @@ class Table:
         return places_of(self.file, self.numbers[[row]])[0]
 
 
-def places_of(file: InputFile, numbers: np.ndarray) -> list[str]:
+def places_of(file: RowsOf, numbers: np.ndarray) -> list[str]:
     """The file and the line of rows by their numbers in the file, from 0, in one reading."""
     places: dict[int, str] = {}
-    for number, row in enumerate(islice(read_rows(file), int(numbers.max(initial=-1)) + 1)):
+    for number, row in enumerate(islice(rows_of(file), int(numbers.max(initial=-1)) + 1)):
         if number in numbers:
             places[number] = row.place
     return [places[number] for number in numbers.tolist()]
 
 
 def read_table(path: Path, name: str) -> Table:
-    """The table at `path`. Raises DataError, also for a row that lacks a column of the first."""
+    """The table at `path`, as `table_of` reads it. Raises DataError."""
     file = replace(input_file(str(path)), name=name)
     if file.format not in FORMATS:
         why = f"a table is a file of {', '.join(f'.{format}' for format in FORMATS)}"
         raise DataError(f"{name} cannot be read as a table", why, f"ls -l {name}")
+    return table_of(file)
+
+
+def table_of(file: RowsOf) -> Table:
+    """Its rows. Raises DataError, also for a row that lacks a column of the first."""
     values: dict[str, list[Any]] = {}
     count = 0
-    for row in read_rows(file):
+    for row in rows_of(file):
         if not count:
             values = {column: [] for column in row.values}
         if odd := sorted(row.values.keys() ^ values.keys()):
@@ -107,5 +145,5 @@ def read_table(path: Path, name: str) -> Table:
             cells.append(row.values[column])
         count += 1
     if not count:
-        raise DataError(f"{name}: no rows", "a table has a header and rows below it", f"head {name}")
+        raise DataError(f"{file.name}: no rows", "a table has a header and rows below it", f"head {file.name}")
     return Table(file, values, np.arange(count))

@@ -11,11 +11,11 @@ from typing import Any, Literal, TypeAlias
 
 from aifx.core.errors import DataError
 from aifx.core.project import Project
-from aifx.data.base import Split
-from aifx.data.corpus import SPLITS, by_block, split_of
+from aifx.data.base import SPLITS, Split
+from aifx.data.corpus import by_block, split_of
 from aifx.data.datasets import DatasetPart, open_parts
 from aifx.data.files import Piece, in_pieces
-from aifx.data.parquet import column_bytes, read_batches
+from aifx.data.parquet import column_bytes
 from aifx.data.sections import TextSection
 from aifx.data.versions import CLUSTER, ROW, SPLIT
 
@@ -104,15 +104,8 @@ class VersionCorpus:
         def by_hash(text: str) -> Split:
             return SPLITS[split_of(hashlib.blake2b(text.encode(), digest_size=8).digest(), fractions)]
 
-        def named(text: str, value: Any) -> Split:
-            if value not in SPLITS:
-                what = f"{self.part.reference}: {value!r} in column {SPLIT} is no split"
-                raise DataError(what, f"splits are {', '.join(SPLITS)}", f"aifx data split {self.part.manifest.name}")
-            found: Split = value
-            return found
-
         if self.division == "column":
-            return SPLIT, named
+            return SPLIT, lambda text, split: self.part.split_of(split)
         if self.division == "cluster":
             return CLUSTER, lambda text, cluster: by_hash(cluster or text)
         return ROW, lambda text, row: by_hash(text)
@@ -120,24 +113,20 @@ class VersionCorpus:
     def _rows(self, column: str) -> Iterator[tuple[str, Any]]:
         """The text of each row with its value of a column. Rows without text are left out. Raises DataError."""
         field = self.section.text_field
-        for path in self.part.version.shards:
-            name = self._shard_name(path)
-            for batch in read_batches(path, name, list(dict.fromkeys([field, column]))):
-                texts, values = (batch.column(batch.schema.get_field_index(key)) for key in (field, column))
-                try:
-                    pairs = zip(texts.to_pylist(), values.to_pylist(), strict=True)
-                except UnicodeDecodeError as error:
-                    raise DataError(f"{name}: column {field!r} is not UTF-8", str(error), "aifx data clean") from None
-                for text, value in pairs:
-                    if text is None or text == "":
-                        continue
-                    if not isinstance(text, str):
-                        why = f"it holds {type(text).__name__}"
-                        raise DataError(f"{name}: column {field!r} is not text", why, "data.text_field names a column")
-                    yield text, value
-
-    def _shard_name(self, path: Path) -> str:
-        return f"{self.part.reference}: {path.name}"
+        for path, batch in self.part.batches(list(dict.fromkeys([field, column]))):
+            texts, values = (batch.column(batch.schema.get_field_index(key)) for key in (field, column))
+            what = f"{self.part.reference}: {path.name}: column {field!r}"
+            try:
+                pairs = zip(texts.to_pylist(), values.to_pylist(), strict=True)
+            except UnicodeDecodeError as error:
+                raise DataError(f"{what} is not UTF-8", str(error), "aifx data clean") from None
+            for text, value in pairs:
+                if text is None or text == "":
+                    continue
+                if not isinstance(text, str):
+                    hint = "name a column of text: data.text_field"
+                    raise DataError(f"{what} is not text", f"it holds {type(text).__name__}", hint)
+                yield text, value
 
 
 def open_versions(reference: str, section: TextSection, project: Project) -> list[VersionCorpus]:
