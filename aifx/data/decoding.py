@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
 import math
 import os
@@ -15,8 +14,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import IO
 
 from aifx.core.errors import DataError, EnvironmentFault
 from aifx.core.files import replace_file
@@ -59,7 +58,7 @@ class Picture:
     name: str
     row: int | None = field(default=None, kw_only=True)
 
-    def open(self) -> IO[bytes]:
+    def open(self) -> BufferedReader | BytesIO:
         """Its encoded bytes. Raises OSError, BadPicture."""
         if self.row is None:
             check_file(self.path)
@@ -70,7 +69,7 @@ class Picture:
             raise BadPicture(f"{error.what}: {error.why}") from None
         if not isinstance(data, bytes) or not data:
             raise BadPicture("its row holds no bytes")
-        return io.BytesIO(data)
+        return BytesIO(data)
 
 
 def decode_all(

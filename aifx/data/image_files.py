@@ -11,15 +11,11 @@ from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from aifx.core.errors import DataError, did_you_mean
-from aifx.core.project import Project
 from aifx.data.base import Split
-from aifx.data.datasets import DatasetPart, open_single
 from aifx.data.decoding import Picture
 from aifx.data.files import files_below
 from aifx.data.pictures import SUFFIXES
 from aifx.data.rows import input_file, read_rows
-from aifx.data.sections import ImagesSection
-from aifx.data.versions import CLUSTER, ROW, SPLIT
 
 logger = logging.getLogger(__name__)
 
@@ -87,36 +83,7 @@ def list_pictures(path: Path, name: str, classes: tuple[str, ...] = (), *, has_a
         raise DataError(f"data.path = {name!r} cannot be used", why, f"ls -l {name}")
     if not examples:
         raise DataError(f"{name} has no pictures", f"they are {', '.join(SUFFIXES)}", f"ls {name}")
-    return Listing(name, examples, target, () if target == "value" else _classes(name, examples, classes, has_all))
-
-
-def list_version(part: DatasetPart, classes: tuple[str, ...] = ()) -> Listing:
-    """The pictures of a version of a data set. Rows without a label are left out, with a warning. Raises DataError."""
-    columns = ["label", *(name for name in (ROW, SPLIT, CLUSTER) if part.has_column(name))]
-    examples, unlabelled, path, row = [], [], None, 0
-    for shard, batch in part.batches(columns):
-        row = row if shard == path else 0
-        path = shard
-        for values in batch.to_pylist():
-            name = f"{part.reference}: row {values.get(ROW, row)}"
-            if values["label"] is None:
-                unlabelled.append(name)
-            else:
-                split = part.split_of(values[SPLIT]) if SPLIT in values else None
-                examples.append(Example(shard, name, values["label"], split, row=row, cluster=values.get(CLUSTER)))
-            row += 1
-    if unlabelled:
-        logger.warning(f"{len(unlabelled):,} rows without a label are left out, such as {unlabelled[0]}")
-    if not examples:
-        raise DataError(f"{part.reference} has no pictures with a label", "", f"aifx data profile {part.reference}")
-    return Listing(part.reference, examples, "label", _classes(part.reference, examples, classes, True))
-
-
-def list_images(section: ImagesSection, project: Project) -> Listing:
-    """The pictures that `[data]` names. Raises UsageError, DataError."""
-    if section.dataset is not None:
-        return list_version(open_single(section.dataset, project, "images"), section.classes)
-    return list_pictures(project.root / section.path, section.path, section.classes)
+    return Listing(name, examples, target, () if target == "value" else find_classes(name, examples, classes, has_all))
 
 
 def _folder(path: Path, name: str) -> Iterator[Example]:
@@ -199,7 +166,7 @@ def _target(text: str, target: TargetKind, place: str) -> str | tuple[str, ...] 
     return value
 
 
-def _classes(name: str, examples: Iterable[Example], classes: tuple[str, ...], has_all: bool) -> tuple[str, ...]:
+def find_classes(name: str, examples: Iterable[Example], classes: tuple[str, ...], has_all: bool) -> tuple[str, ...]:
     """The names of the classes. Raises DataError for one that `classes` lacks or that has no picture."""
     found = Counter(label for example in examples for label in example.labels)
     known = classes or tuple(sorted(found, key=_in_order))

@@ -39,10 +39,10 @@ from aifx.core.errors import EnvironmentFault
 from aifx.core.files import replace_file
 from aifx.core.os_errors import errno_of, naming
 from aifx.core.progress import report_progress
-from aifx.data.base import Split
+from aifx.data.base import SPLITS, Split
 from aifx.data.blocks import BlockArray, BlockDigests, read_array, read_checked, write_array, write_checked
 from aifx.data.cache import cache_folder, sweep
-from aifx.data.corpus import SPLITS, TextCorpus
+from aifx.data.corpus import TextCorpus
 from aifx.data.files import Piece
 from aifx.data.tokenizer import Tokenizer
 

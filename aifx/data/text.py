@@ -16,10 +16,10 @@ from aifx.core.errors import ConfigError, DataError
 from aifx.core.files import remove_temporary, replace_file
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import Project, cache_path
-from aifx.data.base import Batch, DataFormat, Split
+from aifx.data.base import SPLITS, Batch, DataFormat, Split
 from aifx.data.blocks import read_cached, read_checked, write_checked
 from aifx.data.cache import cache_folder
-from aifx.data.corpus import SPLITS, TextCorpus, file_corpus, open_corpus, split_corpus
+from aifx.data.corpus import TextCorpus, file_corpus, open_corpus, split_corpus
 from aifx.data.mixing import Turns
 from aifx.data.order import derived_seed
 from aifx.data.rows import InputFile, Row, field, read_rows

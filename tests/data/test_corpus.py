@@ -15,7 +15,8 @@ from prose import prose
 from aifx.core.errors import DataError
 from aifx.core.project import Project
 from aifx.data import files
-from aifx.data.corpus import SPLITS, open_corpus
+from aifx.data.base import SPLITS
+from aifx.data.corpus import open_corpus
 from aifx.data.sections import TextSection
 from aifx.data.text import TextData
 

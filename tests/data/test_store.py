@@ -23,8 +23,8 @@ from aifx.core.errors import DataError, EnvironmentFault, ExitCode
 from aifx.core.files import remove_temporary
 from aifx.core.project import Project, cache_path
 from aifx.data import encoding, files, store
-from aifx.data.base import Split
-from aifx.data.corpus import SPLITS, Corpus, open_corpus
+from aifx.data.base import SPLITS, Split
+from aifx.data.corpus import Corpus, open_corpus
 from aifx.data.sections import TextSection
 from aifx.data.store import build_store, open_store
 from aifx.data.text import TextData

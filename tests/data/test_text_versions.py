@@ -14,7 +14,7 @@ from stored_versions import make_version
 
 from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
-from aifx.data.corpus import SPLITS
+from aifx.data.base import SPLITS
 from aifx.data.datasets import TOKENS, whole_reference
 from aifx.data.sections import TextSection
 from aifx.data.text import TextData
