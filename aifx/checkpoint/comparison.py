@@ -21,7 +21,7 @@ from aifx.core.project import RunDirectory
 
 @dataclass(frozen=True)
 class ArrayDifference:
-    """An array in two checkpoints; what only one of them has is None for the other.
+    """An array in two checkpoints; fields are None for a checkpoint that does not have it.
 
     Attributes:
         norms: Euclidean norms over the finite elements.
@@ -81,7 +81,7 @@ class CheckpointDifference:
 def compare_checkpoints(first: tuple[RunDirectory, int], second: tuple[RunDirectory, int]) -> CheckpointDifference:
     """Compare two checkpoints. Memory holds a block of an array of each.
 
-    Raises Damaged if a checkpoint is not what was saved, EnvironmentFault if the machine refuses to read it.
+    Raises Damaged if a checkpoint has changed since it was saved, EnvironmentFault if the machine refuses to read it.
     """
     sides = [_Side(run.checkpoints / str(step)) for run, step in (first, second)]
     names = sorted({*sides[0].entries, *sides[1].entries})

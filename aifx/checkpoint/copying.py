@@ -33,7 +33,7 @@ class CopiedCheckpoint:
 
     Attributes:
         files: how many the checkpoint has.
-        copied_bytes: what this call copied; the rest was there already.
+        copied_bytes: bytes that this call copied; the rest was there already.
     """
 
     source: str
@@ -142,13 +142,13 @@ def _copy_file(source: Stored, target: Store, name: str, progress: Reporter) -> 
         why = f"{name} has other bytes than were written"
         raise Damaged(f"checkpoint {source.store.url} is damaged", why, "copy another checkpoint")
     if target.size(name) != size or target.sha256(name) != sha:
-        what = f"{target.url}/{name} is not what was sent"
+        what = f"{target.url}/{name} was changed on the way"
         raise EnvironmentFault(what, "its SHA-256 differs after it was written", "run the same command again")
     return size
 
 
 def _check_space(source: Stored, arriving: Store, directory: Path) -> None:
-    """Raise EnvironmentFault if the disk has no room for what is missing."""
+    """Raise EnvironmentFault if the disk has no room for the missing files."""
     missing = sum(size for name, (size, _) in source.files.items() if arriving.size(name) != size)
     try:
         check_room(directory, missing)

@@ -37,8 +37,8 @@ class LocalCheckpoints(NewerCheckpoints):
 
     Args:
         main: the run's own checkpoints.
-        recorded: the last record up to a step. A checkpoint is used only if the metrics up to it are those that
-            it was saved with: another host may have gone on with the run meanwhile.
+        recorded: the last record up to a step. A checkpoint is used only if the metrics up to it are
+            the same as when it was saved: another host may have gone on with the run meanwhile.
     """
 
     def __init__(
@@ -128,8 +128,8 @@ class LocalCheckpoints(NewerCheckpoints):
         if any(bound.get(key) != now[key] for key in ("id", "settings", "assets", "base")):
             raise CheckpointError(f"{folder} is of another run, or its run has changed", "its manifest names others")
         if manifest.host.get(_RECORDED) != self._recorded(step):
-            why = "the run's metrics up to it are not those that it was saved with"
-            raise CheckpointError(f"{folder} is not on the run's way", why)
+            why = "the run's metrics up to it have changed since it was saved"
+            raise CheckpointError(f"{folder} is from steps that the run has done again since", why)
 
     def _refused(self, error: Exception) -> None:
         why = _brief(error)

@@ -18,8 +18,8 @@ LONGEST_PAUSE_S = 60.0
 class Patience:
     """Decides in process 0 what becomes of a checkpoint that could not be written.
 
-    A training goes on without it: the run loses nothing that it has. So nothing is given up as long as the training has
-    steps to do. Once it waits, the disk has `timeout_s` to recover.
+    A training goes on without it: the run loses nothing that it has. So nothing is given up while there are steps to
+    do. Once the training waits, the disk has `timeout_s` to recover.
 
     Args:
         warn: called with a line for people; of a failure that lasts, once for each reason.
@@ -41,7 +41,7 @@ class Patience:
         self._wake.clear()
 
     def supersede(self) -> None:
-        """There is a newer state: what the disk refuses now is not tried again."""
+        """There is a newer state: a checkpoint that the disk refuses now is not written again."""
         self._is_superseded = True
         self._wake.set()
 

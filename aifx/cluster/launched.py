@@ -1,7 +1,7 @@
 """What was launched on a cluster: a folder each below `runs/.launched`, and how it is looked after.
 
-`record.json` says what was handed to which scheduler, and `events.jsonl` what became of it. A scheduler is a
-`Backend`, found by the name that the record has.
+`record.json` names the job and its scheduler, and `events.jsonl` has its history. A scheduler is a `Backend`, found by
+the name in the record.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class LaunchRecord:
 
 @dataclass(frozen=True)
 class JobStatus:
-    """What a scheduler says of a job.
+    """The state of a job, by its scheduler.
 
     Attributes:
         why: the reason of a state, such as what a pending job waits for; may be empty.
@@ -98,7 +98,7 @@ class Backend(Protocol):
     """A scheduler. Its methods raise EnvironmentFault if it does not answer."""
 
     def status(self, record: LaunchRecord, folder: Path) -> JobStatus:
-        """What the scheduler says of a job, or what its folder says once the scheduler has forgotten it."""
+        """The status of a job by the scheduler, or by the job's folder once the scheduler has forgotten it."""
 
     def stop(self, record: LaunchRecord, status: JobStatus, *, now: bool) -> None:
         """End a job. Its run saves first, except with `now`."""
@@ -120,14 +120,14 @@ def new_id(run: str) -> str:
 
 
 def folder_of(project: Project, launch: str) -> Path:
-    """The folder of a launch. Raises UsageError for what is not the plain name of one."""
+    """The folder of a launch. Raises UsageError unless `launch` is a plain name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,129}", launch):
         raise UsageError(f"{launch!r} is not the id of a launch", "", "aifx launch ls")
     return project.runs_path / ".launched" / launch
 
 
 def make_folder(project: Project, launch: str) -> Path:
-    """The folder of a new launch. Raises UnsafeFile if what leads to it is a link."""
+    """The folder of a new launch. Raises UnsafeFile if a link leads to it."""
     folder = folder_of(project, launch)
     make_folders(folder, below=project.runs_path)
     return folder

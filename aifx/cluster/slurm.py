@@ -87,7 +87,7 @@ BACKEND = Slurm()
 
 
 def _status(text: str, ended: JobStatus | None) -> JobStatus:
-    """The status that a line of `scontrol show job` means. What the script wrote at its end says more."""
+    """The status by a line of `scontrol show job`, and by the last lines of the script, which say more."""
 
     def field(name: str) -> str:
         found = re.search(rf"(?:^|\s){name}=(\S*)", text)
@@ -125,7 +125,7 @@ def _job(record: LaunchRecord) -> Sequence[str]:
 
 
 def _variables_over(script: str) -> set[str]:
-    """The variables that sbatch would prefer to what the script says."""
+    """The variables that sbatch would prefer to the options of the script."""
     options = re.findall(r"^#SBATCH --([a-z-]+)", script, re.MULTILINE)
     named = {"no-requeue": "REQUEUE", "requeue": "NO_REQUEUE", "time": "TIMELIMIT"}
     return {f"SBATCH_{name}" for option in options for name in (option.upper().replace("-", "_"), named.get(option))}
@@ -139,7 +139,7 @@ def ask(program: str, *arguments: str, cwd: Path | None = None, without: Collect
 
 
 def _read_from(path: Path, position: int) -> bytes:
-    """What stands in a file from `position` on; nothing if there is no such file yet."""
+    """The content of a file from `position` on; nothing if there is no such file yet."""
     try:
         with os.fdopen(open_file(path), "rb") as file:
             file.seek(position)

@@ -80,7 +80,7 @@ def environment(launch: LaunchSection, slurm: SlurmSection, root: Path) -> Itera
 
 
 def _settings(job: SlurmJob) -> Iterator[str]:
-    """The lines that say what the body runs."""
+    """The lines that define the commands of the body."""
     launch = job.launch
     yield from environment(launch, job.slurm, job.root)
     yield f"events={quoted([f'{job.folder}/events.jsonl'])}"

@@ -94,7 +94,7 @@ def reader_fault(course: Course, phase: str, action: Action, seconds: float = 0.
 
 
 def compiling(course: Course, phase: str) -> dict[str, str]:
-    """The variables of a process that compiles, rather than reading what an earlier one has compiled."""
+    """The variables of a process that compiles, rather than reading programs from the cache."""
     if phase != "compilation":
         return {}
     folder = course.place.project.root / "compiled" / str(time.monotonic_ns())

@@ -43,7 +43,7 @@ def hang(course: Course, phase: str) -> DrillResult:
         trainer.until(reached(course.place.fault_file(run.name)).exists, "its reader hung")
         at = time.time()
         ended = trainer.wait()
-    faults = [] if list(run.path.glob("hang-*.txt")) else ["no file says what hung"]
+    faults = [] if list(run.path.glob("hang-*.txt")) else ["the process wrote no report of the hang"]
     return recovered(course, "hang", phase, ended, at, time.time() - at, faults=faults)
 
 
@@ -57,7 +57,7 @@ def loader_death(course: Course, phase: str) -> DrillResult:
         ended = trainer.wait()
     error = answer(ended).get("error") or {}
     faults = (
-        [] if "cannot be read" in str(error.get("what")) else ["the error does not say that a batch cannot be read"]
+        [] if "cannot be read" in str(error.get("what")) else ["the error does not name the batch that cannot be read"]
     )
     return recovered(course, "loader-death", phase, ended, at, time.time() - at, faults=faults)
 

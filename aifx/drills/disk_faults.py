@@ -16,7 +16,7 @@ from aifx.drills.seam import DataFault
 from aifx.drills.trainer import Missed, first_record_after
 
 ROOM_BYTES = 16 << 20
-"""Of the small disk, beside what a run of this project takes."""
+"""Of the small disk, in addition to the files of a run of this project."""
 
 FULL_S = 3.0
 
@@ -46,7 +46,7 @@ def disk_full(course: Course, phase: str) -> DrillResult:
 
 
 def io_error(course: Course, phase: str) -> DrillResult:
-    """Let all files of the run refuse what is written, by a limit on their size that is set from outside."""
+    """Let each write to a file of the run fail, by a limit on its size that is set from outside."""
     course.undisturbed()
     run = course.run("io-error", phase)
     with course.start(run, DataFault(PACE_S)) as trainer:

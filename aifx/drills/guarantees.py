@@ -40,9 +40,9 @@ class Guarantee:
 
     Attributes:
         text: the promise in a sentence.
-        phases: what the run does when the fault comes, or what the fault is.
+        phases: of the run when the fault comes, or kinds of the fault.
         ends: how the process may end that the fault hits; `code_text` writes it.
-        state: what the final state is compared with the undisturbed run's.
+        state: of the end, compared with the undisturbed run.
     """
 
     text: str
@@ -126,7 +126,7 @@ GUARANTEES: Mapping[DrillName, Guarantee] = {
 
 @dataclass(frozen=True)
 class Expected:
-    """What a guarantee says of one injected fault.
+    """The outcome of one injected fault that a guarantee allows.
 
     Attributes:
         ends: how the disturbed process may end.
@@ -151,7 +151,7 @@ class Measured:
             None if none had to end.
         next_step_s: from the fault until the next step of the resumed run was recorded.
         state: of the end, compared with the undisturbed run; None if the run did not end.
-        faults: what else was not as promised.
+        faults: other promises that were broken.
     """
 
     end: str
@@ -167,7 +167,7 @@ class DrillResult:
     """One fault, in one phase.
 
     Attributes:
-        reasons: what was broken, or why the drill was not run.
+        reasons: the broken promises, or why the drill was not run.
     """
 
     drill: DrillName
@@ -199,7 +199,7 @@ class DrillReport:
 
 
 def judge(expected: Expected, measured: Measured) -> list[str]:
-    """What measurements break of what is expected; empty if nothing."""
+    """The expectations that measurements break; empty if none."""
     broken = []
     if measured.end not in expected.ends:
         broken.append(f"the disturbed process ended with {measured.end}, not with {' or '.join(expected.ends)}")

@@ -1,4 +1,4 @@
-"""A call of `aifx drill`: which faults, one after the other, and what is reported."""
+"""A call of `aifx drill`: one fault after the other, and the report."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run_drills(
     every: int = 6,
     keep: bool = False,
 ) -> DrillReport:
-    """Inject faults into trainings of a copy of the project, and compare what happens with what is promised.
+    """Inject faults into trainings of a copy of the project, and compare the outcome with the guarantees.
 
     After Ctrl-C or SIGTERM, the report has the results so far.
 

@@ -1,7 +1,7 @@
 """Faults in the data of a run, through the source that every training reads.
 
 The copy of a project that a drill trains names `drilled:DATA` as its kind of data, or `drilled:TASK` as its task: the
-project's own, whose sources `disturb` the batches as the file behind VARIABLE says. Imports no jax.
+project's own, whose batches `disturb` changes by the file that VARIABLE names. Imports no jax.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def disturbed_task(name: str, file: str) -> type[Any]:
 
 
 def disturb(dataset: Any) -> None:
-    """Let the sources of a data set do what the file behind VARIABLE says. Without one, nothing changes."""
+    """Disturb the sources of a data set by the file that VARIABLE names. Without one, nothing changes."""
     if not (path := os.environ.get(VARIABLE)):
         return
     fault = DataFault(**json.loads(Path(path).read_text()))

@@ -1,4 +1,4 @@
-"""A training as a process, what its files tell of it meanwhile, and how long things took."""
+"""A training as a process, its state by its files meanwhile, and how long things took."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GRACE_S = 5.0
 
 
 class Missed(Exception):
-    """The moment for a fault did not come. The text says why."""
+    """The moment for a fault did not come. The text is the reason."""
 
 
 class Trainer:

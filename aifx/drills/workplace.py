@@ -69,7 +69,7 @@ def copied(
         )
         copy = Project(root)
         copy.runs_path.mkdir()
-        for run in project.runs():  # those that others begin with
+        for run in project.runs():  # other runs may begin with them
             (copy.runs_path / run.name).symlink_to(run.path.resolve(), target_is_directory=True)
         kind = config.task.kind if ":" in config.task.kind else None
         data = None if kind else getattr(config.data, "kind", None) or config.parts.kinds["data"].name

@@ -1,4 +1,4 @@
-"""A bill in words: the rows of its table, and what is said below them. `aifx runs show` and its page say the same."""
+"""A bill in words: the rows of its table, and the lines below. `aifx runs show` and its page print the same."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LABELS: dict[Category, str] = {
 LEAST_SHARE = 0.0005  # of a row
 WHOLE = 0.95  # of the running time
 MTBF = {
-    "given": "as checkpoint.mtbf_hours says",
+    "given": "by checkpoint.mtbf_hours",
     "measured": "as measured on this run",
     "assumed": "assumed: 50,000 h per device (arXiv 2407.21783)",
 }
@@ -48,7 +48,7 @@ def headline(bill: Bill) -> str:
 
 
 def spent(bill: Bill) -> list[Spent]:
-    """Where the time went, but for what is too little to show."""
+    """Where the time went, without shares that are too small to show."""
     rows = []
     for name, label in LABELS.items():
         share = bill.seconds[name] / bill.elapsed_s

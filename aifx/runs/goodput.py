@@ -103,13 +103,13 @@ def read_goodput(events: Sequence[Event], *, alive: bool = False) -> Goodput:
 
 
 def _processes(events: Sequence[Event]) -> list[Sequence[Event]]:
-    """The events of each process of the run; what stands before the first beginning is of no process."""
+    """The events of each process of the run; lines before the first start belong to no process."""
     begins = [i for i, event in enumerate(events) if event.get("event") in BEGINNINGS]
     return [events[start:end] for start, end in pairwise([*begins, len(events)])]
 
 
 def _add_process(found: Goodput, process: Sequence[Event], reached: int, has_failed: bool) -> int:
-    """Add what a process did. `reached` is the last step that a process before it told; returns it after this one."""
+    """Add what a process did. `reached` is the last step of the processes before it; returns the last one with it."""
     accounted, elapsed, lost_s, skipped = 0.0, 0.0, 0.0, list[int]()
     for event in process:
         if event.get("event") == "skip" and is_step(event.get("step")):
@@ -146,7 +146,7 @@ def _add_process(found: Goodput, process: Sequence[Event], reached: int, has_fai
 
 
 def _add_steps(found: Goodput, took_s: float, first: int, last: int, reached: int, skipped: list[int]) -> None:
-    """Divide `took_s`, of the steps after `first` up to `last`, into those that count, repeated and skipped ones."""
+    """Divide `took_s`, of the steps after `first` up to `last`, into steps that count, repeated and skipped ones."""
     count = last - first
     here = [step for step in skipped if first < step <= last]
     skipped[:] = [step for step in skipped if step > last]

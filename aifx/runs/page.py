@@ -57,7 +57,7 @@ def run_page(run: RunDirectory, project: Project) -> str:
 
 
 def figure(value: Any) -> str:
-    """A number in four digits or places, a count in full; a dash for what is no number."""
+    """A number in four digits or places, a count in full; a dash for anything else."""
     found = number(value)
     if found is None:
         return "-"
@@ -112,7 +112,7 @@ def _is_shown(event: Any) -> bool:
 
 
 def _words(event: Mapping[str, Any]) -> str:
-    """What an event says, in one line."""
+    """The fields of an event in one line."""
     left_out = ("event", "time", "state_digest")
     words = []
     for name, value in event.items():

@@ -206,7 +206,7 @@ def importance(sweep: Sweep) -> list[Importance]:
 
     An analysis of variance of one factor, on ranks so that a few bad losses do not hide the rest: the variance that the
     groups of a key explain, less what as many groups explain by chance (epsilon squared, Kelley 1935). Trials that
-    diverged rank last, and those that were pruned by the value that they had.
+    diverged rank last, and pruned ones by the value that they had.
     """
     best_by = parse_best_by(sweep.design.best_by)
     ended = [t for t in sweep.trials.values() if t.value is not None or t.status == "diverged"]

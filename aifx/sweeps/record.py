@@ -1,7 +1,7 @@
 """What is kept of a sweep: `runs/NAME/sweep.jsonl`, which only grows, beside the runs of its trials.
 
-A trial is recorded before its process starts, and its end when that is known. After a kill, the file therefore says
-which trials there are, and each run's own checkpoints say how far it is.
+A trial is recorded before its process starts, and its end when that is known. After a kill, the file therefore names
+all trials, and each run's own checkpoints show its last step.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class TrialPruned(TypedDict):
 
 
 class TrialEnded(TypedDict):
-    """A line of sweep.jsonl: how a trial ended, with its best value, reached at `step`. `error` says why it failed."""
+    """A line of sweep.jsonl: how a trial ended, its best value, reached at `step`, and the `error` of a failure."""
 
     time: float
     event: Literal["ended"]
@@ -102,7 +102,7 @@ _LINE: TypeAdapter[SweepLine] = TypeAdapter(SweepLine)
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial as far as it is known.
+    """A trial, with its end if that is known.
 
     Attributes:
         values: of the swept keys, `train.seed` included.
@@ -192,7 +192,7 @@ def read_sweep(folder: RunDirectory) -> Sweep | None:
 
 
 def add_line(sweep: Sweep, name: str, line: SweepLine) -> None:
-    """Change a sweep by what a line says. Raises KeyError for a trial that is not there."""
+    """Change a sweep by a line. Raises KeyError for a trial that is not there."""
     if line["event"] == "trial":
         if set(line["values"]) != set(sweep.design.space.keys):
             raise ValueError(f"trial {line['number']} has values for other keys than the design")
@@ -213,7 +213,7 @@ def trial_name(sweep: str, number: int) -> str:
 
 
 class SweepFile:
-    """The file of a sweep that goes on. Each line reaches the disk before what it says is done."""
+    """The file of a sweep that goes on. Each line reaches the disk before aifx acts on it."""
 
     def __init__(self, folder: RunDirectory, sweep: Sweep) -> None:
         self.name, self.sweep = folder.name, sweep

@@ -90,7 +90,7 @@ class Running:
 
 @dataclass
 class Runner:
-    """Runs what is left of a sweep.
+    """Runs the trials of a sweep that have not ended.
 
     Attributes:
         slots: variables of the trial in each.
@@ -146,7 +146,7 @@ class Runner:
         for number in list(self.queue):
             if not free:
                 return
-            # The kernel tells the processes of a sweep that was killed to stop. They save first.
+            # If the sweep is killed, the kernel sends its processes SIGTERM. They save first.
             trial = self.file.sweep.trials.get(number)
             if trial is not None and is_held(run := self.project.run(trial.run)):
                 if number not in self.awaited:

@@ -1,4 +1,4 @@
-"""What a sweep is to do, from options and from what it has done: checked before the first trial starts."""
+"""The plan of a sweep, from options and from its record: checked before the first trial starts."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _base_values(config: Config, space: Space) -> dict[str, Any]:
 
 
 def _check_same(project: Project, name: str, design: Design, options: Options) -> None:
-    """Raise UsageError or ConfigError if the trials to come would not be comparable with those that there are."""
+    """Raise UsageError or ConfigError if the trials to come would not be comparable with the trials before."""
     other = f"aifx sweep --name {name}-2 ...    (or without --set, to go on with {name!r})"
     file = options.config_file or (None if design.config_file is None else Path(design.config_file))
     if options.settings and parse_space(project, options.settings, file) != design.space:
@@ -149,7 +149,7 @@ def _check_same(project: Project, name: str, design: Design, options: Options) -
 
 
 def _check_trials(project: Project, name: str, sweep: Sweep) -> None:
-    """Raise if a trial's settings cannot be used, as far as they are known, or if its run would be another's."""
+    """Raise if settings of a known trial cannot be used, or if its run would be another's."""
     for trial in planned(sweep, name):
         load_config(project, trial_overrides(sweep.design, trial), file=config_file(sweep.design))
         run = project.run(trial.run)

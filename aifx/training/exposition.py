@@ -27,7 +27,7 @@ STEP_GAUGES = {
     "aifx_train_mfu_ratio": ("Share of the devices' peak that the last step used.", "mfu"),
     "aifx_train_step_timestamp_seconds": ("Unix time of the last step.", "time"),
 }
-"""By name: what it is, and the field of `Record`."""
+"""By name: the help text, and the field of `Record`."""
 
 UNIT_GAUGES = {
     "aifx_train_units_per_second": ("Tokens, images or rows a second in the last step.", "units_per_s"),
@@ -37,7 +37,7 @@ UNIT_GAUGES = {
 
 
 def open_metrics_server(settings: LogSection, run: RunDirectory) -> list[Observer]:
-    """What answers Prometheus, if `log.metrics_port` is set. Raises EnvironmentFault if it cannot listen."""
+    """The server that answers Prometheus, if `log.metrics_port` is set. Raises EnvironmentFault if it cannot listen."""
     return [] if settings.metrics_port is None else [MetricsServer(settings.metrics_host, settings.metrics_port, run)]
 
 
@@ -47,7 +47,7 @@ class MetricsServer(Observer):
     def __init__(self, host: str, port: int, run: RunDirectory) -> None:
         """
         Args:
-            port: 0 takes a free one, which the log tells.
+            port: 0 takes a free one, which is logged.
         """
         from prometheus_client import CollectorRegistry, start_http_server
 

@@ -61,7 +61,7 @@ class Rollback(Exception):
     Attributes:
         first: of the steps at fault, which end with `last`.
         batches: their batches.
-        left_out: these and those that no step took before.
+        left_out: these, and the batches that were left out before.
         below: the checkpoint to take is of an earlier step than this one.
         rollbacks: how often the run has gone back before.
     """
@@ -84,7 +84,7 @@ class Guard:
     All processes of a job judge alike: the numbers that they judge by are the same in all of them.
 
     Args:
-        rows: of a batch, those that each process reads.
+        rows: of a batch, by the process that reads them.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Guard:
         state = self.state
         if state.rollbacks >= self._section.max_rollbacks:
             return None
-        # A checkpoint that gave nothing but faults, twice and with other batches, holds what is wrong itself.
+        # A checkpoint that gave nothing but faults, twice and with other batches, has the fault itself.
         is_suspect = first - 1 == state.restored
         if is_suspect and state.restored == 0:
             return None

@@ -68,7 +68,7 @@ def _within(limit_s: float, read: Callable[[], Any], otherwise: Any) -> Any:
     def run() -> None:
         try:
             found.append(read())
-        except Exception as error:  # the report has what else there is
+        except Exception as error:  # the rest of the report is still of use
             found.append(otherwise if otherwise is None else f"{type(error).__name__}: {error}")
 
     thread = threading.Thread(target=run, daemon=True)

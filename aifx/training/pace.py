@@ -29,8 +29,8 @@ class OwnTime:
 class Pace:
     """Compares the processes of a job when all of them pause.
 
-    A step ends in all processes at the same time, because its sums need all of them. So what differs is the time until
-    a process has started it.
+    A step ends in all processes at the same time, because its sums need all of them. So they differ only in the
+    time until they have started it.
     """
 
     def __init__(self, group: Group, dispatcher: EventDispatcher) -> None:

@@ -1,4 +1,4 @@
-"""A watch over the progress of a process: one that hangs writes down what it was doing, and ends."""
+"""A watch over the progress of a process: one that hangs writes a report, and ends."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Watchdog:
     def limit(self) -> tuple[float, str]:
         """Of the present phase in seconds, and the setting that it comes from; infinite if there is none.
 
-        The first step of a process also loads and tunes what the device needs, so it has the limit of other phases.
+        The first step of a process also loads and tunes programs, so it has the limit of other phases.
         """
         section = self._section
         if self._group.progress.kind not in ("data", "step") or self._step_s is None:

@@ -122,7 +122,7 @@ def test_what_arrives_is_read_again(run: RunDirectory, remote: str, monkeypatch:
 
     monkeypatch.setattr(Store, "write", flipping)
     error = aifx(run, "7", remote, code=2)["error"]
-    assert "is not what was sent" in error["what"]
+    assert "was changed on the way" in error["what"]
     assert not fsspec.filesystem("memory").exists(f"{remote}/7/manifest/files.json")
 
 
