@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from aifx.data.versions import SHARDS, Manifest
@@ -17,6 +18,7 @@ CONTEXT: dict[str, Any] = {
     "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     "dct": "http://purl.org/dc/terms/",
+    "equivalentProperty": "cr:equivalentProperty",
     "examples": {"@id": "cr:examples", "@type": "@json"},
     "extract": "cr:extract",
     "field": "cr:field",
@@ -36,11 +38,22 @@ CONTEXT: dict[str, Any] = {
     "regex": "cr:regex",
     "repeated": "cr:repeated",
     "replace": "cr:replace",
+    "samplingRate": "cr:samplingRate",
     "sc": "https://schema.org/",
     "separator": "cr:separator",
     "source": "cr:source",
     "subField": "cr:subField",
     "transform": "cr:transform",
+}
+
+_LIST = re.compile(r"(?:large_)?list<(?:item|element): (\w+)>")
+_DATA_TYPES = {
+    r"(large_)?(string|binary)(_view)?$|dictionary<values=string": "sc:Text",
+    r"bool$": "sc:Boolean",
+    r"u?int\d+$": "sc:Integer",
+    r"float|double|halffloat|decimal": "sc:Float",
+    r"date": "sc:Date",
+    r"timestamp": "sc:DateTime",
 }
 
 
@@ -86,7 +99,7 @@ def croissant_of(manifest: Manifest) -> dict[str, Any]:
                 "@id": "rows",
                 "name": "rows",
                 "key": {"@id": "rows/_row"},
-                "field": [_field(name, kind) for name, kind in manifest.columns.items()],
+                "field": [field for column in manifest.columns.items() if (field := _field(*column)) is not None],
             }
         ],
     }
@@ -98,15 +111,22 @@ def _license(name: str) -> str:
     return f"https://spdx.org/licenses/{name}.html" if is_identifier else name
 
 
-def _field(name: str, kind: str) -> dict[str, Any]:
-    types = {"string": "sc:Text", "large_string": "sc:Text", "bool": "sc:Boolean", "binary": "sc:Text"}
-    data_type = types.get(
-        kind, "sc:Integer" if "int" in kind else "sc:Float" if kind in ("float", "double") else "sc:Text"
-    )
+def _field(name: str, kind: str) -> dict[str, Any] | None:
+    """None for a type that Croissant 1.0 has no name for, such as a struct."""
+    item = _LIST.fullmatch(kind)
+    data_type = "sc:ImageObject" if name == "image" else _data_type(item[1] if item else kind)
+    if data_type is None:
+        return None
     return {
         "@type": "cr:Field",
         "@id": f"rows/{name}",
         "name": name,
         "dataType": data_type,
+        **({"repeated": True} if item else {}),
         "source": {"fileSet": {"@id": SHARDS}, "extract": {"column": name}},
     }
+
+
+def _data_type(kind: str) -> str | None:
+    """Croissant's name of a type of Arrow."""
+    return next((name for pattern, name in _DATA_TYPES.items() if re.match(pattern, kind)), None)

@@ -153,7 +153,7 @@ def _deleted(reference: str, event: Mapping[str, Any] | None, runs: tuple[str, .
         rows=None,
         size_bytes=None,
         dropped_by={},
-        sources=sum(version is None for _, version in inputs),
+        sources=int(step.get("sources", 0)),
         licenses=(),
         runs=runs,
         is_deleted=True,

@@ -14,11 +14,15 @@ from aifx.core.version import DISTRIBUTION, __version__
 from aifx.data.versions import LINEAGE, Catalog, Manifest, Version
 
 SCHEMA = "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent"
-VERSION_FACET = "https://openlineage.io/spec/facets/1-0-1/DatasetVersionDatasetFacet.json"
-SCHEMA_FACET = "https://openlineage.io/spec/facets/1-1-1/SchemaDatasetFacet.json"
-STATISTICS_FACET = "https://openlineage.io/spec/facets/1-0-2/OutputStatisticsOutputDatasetFacet.json"
-LIFECYCLE_FACET = "https://openlineage.io/spec/facets/1-0-1/LifecycleStateChangeDatasetFacet.json"
+FACETS = "https://openlineage.io/spec/facets"
+VERSION_FACET = f"{FACETS}/1-0-1/DatasetVersionDatasetFacet.json#/$defs/DatasetVersionDatasetFacet"
+SCHEMA_FACET = f"{FACETS}/1-2-0/SchemaDatasetFacet.json#/$defs/SchemaDatasetFacet"
+STATISTICS_FACET = f"{FACETS}/1-0-2/OutputStatisticsOutputDatasetFacet.json#/$defs/OutputStatisticsOutputDatasetFacet"
+LIFECYCLE_FACET = f"{FACETS}/1-0-1/LifecycleStateChangeDatasetFacet.json#/$defs/LifecycleStateChangeDatasetFacet"
 JOB_FACET = "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/JobFacet"
+MOST_FILES = 1000
+"""Sources that an event names; the facet of the step has their number."""
+
 STEP_FACET = "aifx_step"
 PRODUCER = f"https://pypi.org/project/{DISTRIBUTION}/{__version__}"
 
@@ -67,10 +71,10 @@ def read_lineage(catalog: Catalog) -> list[dict[str, Any]]:
 def run_event(made: Manifest, parents: Sequence[Manifest], run_id: str, namespace: str) -> dict[str, Any]:
     """The RunEvent of the step that made a version."""
     facts = {"rowCount": made.rows, "size": made.bytes, "fileCount": len(made.shards)}
-    sources = [{"namespace": "file", "name": source.name} for source in (made.sources if not parents else ())]
+    files = made.sources if not parents else ()
     output = _dataset(made, namespace) | {"outputFacets": {"outputStatistics": {**_facet(STATISTICS_FACET), **facts}}}
-    step = {STEP_FACET: {**_facet(JOB_FACET), **plain(made.step)}}
-    inputs = [*(_dataset(parent, namespace) for parent in parents), *sources]
+    step = {STEP_FACET: {**_facet(JOB_FACET), **plain(made.step), "sources": len(files)}}
+    inputs = [*(_dataset(parent, namespace) for parent in parents), *(_file(one.name) for one in files[:MOST_FILES])]
     return _event(run_id, made.step.name, step, inputs, [output])
 
 
@@ -87,6 +91,15 @@ def _event(
         "producer": PRODUCER,
         "schemaURL": SCHEMA,
     }
+
+
+def _file(name: str) -> dict[str, str]:
+    """A source, named as OpenLineage's naming conventions do."""
+    scheme, separator, rest = name.partition("://")
+    if not separator:
+        return {"namespace": "file", "name": name}
+    host, _, path = rest.partition("/")
+    return {"namespace": f"{scheme}://{host}", "name": path or "/"}
 
 
 def _dataset(manifest: Manifest, namespace: str) -> dict[str, Any]:
