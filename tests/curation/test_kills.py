@@ -1,0 +1,120 @@
+"""A pipeline that is killed again and again makes the bytes of one that nobody disturbed.
+
+`.ci/run` kills it 5 times, with a seed that follows the commit; `make test-long` 100 times.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from effort import Journal, seed_of_commit
+from prose import prose
+
+KILLS, ALL_KILLS = 5, 100
+AIFX = [sys.executable, "-P", "-m", "aifx.commands.main", "data"]
+PIPELINE = (
+    ("add", "corpus", "{root}/raw", "--license", "CC0-1.0", "--workers", "2"),
+    ("clean", "corpus", "--max-dropped", "1", "--workers", "2"),
+    ("dedupe", "corpus", "--near", "0.8", "--workers", "2"),
+    ("decontaminate", "corpus", "--against", "{root}/test.txt", "--drop", "--workers", "2"),
+    ("pii", "corpus", "--mask", "--workers", "2"),
+)
+
+
+def write_raw(root: Path) -> None:
+    """Files with exact and near copies, addresses, and a fragment of the test."""
+    (root / "raw").mkdir(parents=True)
+    texts = [prose(400, seed) for seed in range(60)]
+    fragment = " ".join(texts[3].split()[40:80])
+    (root / "test.txt").write_text(fragment)
+    for index in range(6):
+        rows = texts[index * 10 : index * 10 + 10]
+        rows += [
+            texts[index],
+            texts[index + 1].replace(" 1851 ", " 1852 "),
+            f"{prose(100, 1000 + index)} mail a.b{index}@example.org",
+        ]
+        lines = [json.dumps({"text": text}) for text in rows]
+        (root / "raw" / f"{index}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def run(root: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """A step of the pipeline, in a process group of its own."""
+    given = [argument.format(root=root) for argument in arguments]
+    environ = {**os.environ, "AIFX_CACHE_DIR": str(root / "cache")}
+    command = [*AIFX, *given, "--root", str(root / "datasets")]
+    return subprocess.Popen(
+        command, cwd=root, env=environ, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+
+
+def content(root: Path) -> dict[str, bytes]:
+    """What all versions hold. The history has times, and locks are of processes."""
+    folder = root / "datasets" / "corpus"
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"]
+    assert not list(folder.glob(".work-*"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def undisturbed(root: Path) -> float:
+    """Run the pipeline. Returns the seconds of its longest step."""
+    longest = 0.0
+    for step in PIPELINE:
+        began = time.monotonic()
+        process = run(root, *step)
+        assert process.wait() == 0, process.stderr.read().decode() if process.stderr else ""
+        longest = max(longest, time.monotonic() - began)
+    return longest
+
+
+def kill_often(root: Path, kills: int, longest_s: float, dice: random.Random) -> int:
+    """Run the pipeline, and kill its steps with all their processes. Returns how many were running when they were."""
+    struck = 0
+    plan = [dice.randrange(len(PIPELINE)) for _ in range(kills)]
+    for number, step in enumerate(PIPELINE):
+        for _ in range(plan.count(number)):
+            process = run(root, *step)
+            time.sleep(dice.uniform(0.3, longest_s))
+            struck += process.poll() is None
+            if dice.random() < 0.5:
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()  # its workers find out by themselves
+            process.wait()
+            time.sleep(0.2)
+        process = run(root, *step)
+        assert process.wait() == 0, process.stderr.read().decode() if process.stderr else ""
+    return struck
+
+
+def check(root: Path, kills: int, seed: int) -> int:
+    for name in ("calm", "killed"):
+        write_raw(root / name)
+    shutil.rmtree(root / "killed" / "raw")
+    (root / "killed" / "raw").symlink_to(root / "calm" / "raw")
+    longest_s = undisturbed(root / "calm")
+    struck = kill_often(root / "killed", kills, longest_s, random.Random(seed))
+    assert content(root / "killed") == content(root / "calm"), f"seed {seed}"
+    return struck
+
+
+@pytest.mark.slow
+def test_five_kills(tmp_path: Path) -> None:
+    check(tmp_path, KILLS, seed_of_commit())
+
+
+@pytest.mark.long
+def test_a_hundred_kills(tmp_path: Path) -> None:
+    journal = Journal("test_a_hundred_kills")
+    journal.skip_if_passed()
+    struck = sum(check(tmp_path / str(part), 10, seed_of_commit() + part) for part in range(ALL_KILLS // 10))
+    journal.passed(trials=ALL_KILLS, unit="kills", details={"while it ran": struck})
