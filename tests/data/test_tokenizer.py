@@ -104,7 +104,7 @@ def test_training_is_the_same_in_every_process() -> None:
         "print(hashlib.sha256(train_tokenizer(texts, 700)).hexdigest())"
     )
     command = [sys.executable, "-c", script]
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     found = {subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout for _ in range(3)}
     assert len(found) == 1
 
