@@ -24,6 +24,7 @@ AIFX = [sys.executable, "-P", "-m", "aifx.commands.main", "data"]
 PIPELINE = (
     ("add", "corpus", "{root}/raw", "--license", "CC0-1.0", "--workers", "2"),
     ("clean", "corpus", "--max-dropped", "1", "--workers", "2"),
+    ("dedupe", "corpus", "--near", "0.8", "--workers", "2"),
 )
 
 
