@@ -46,10 +46,10 @@ def command_types() -> dict[str, Any]:
     from aifx.config.schema import SettingList
     from aifx.curation import query
     from aifx.curation.add_reports import AddedFiles, ListedFiles
-    from aifx.curation.audit import Audit
     from aifx.curation.difference import VersionDifference
     from aifx.curation.erasure import Erasure
     from aifx.curation.history import Lineage
+    from aifx.curation.pii.reports import PiiReport
     from aifx.curation.reports import MadeVersion, Verification, VersionList, VersionProfile
     from aifx.curation.row_history import Explanation
     from aifx.drills.guarantees import DrillReport
@@ -102,12 +102,11 @@ def command_types() -> dict[str, Any]:
         "ckpt-average": AveragedRun,
         "ckpt-cp": CopiedCheckpoint,
         "data-show": ShownData | ShownBatch,
-        "data-dedupe": MadeVersion | Audit,
-        "data-split": MadeVersion,
         "data-add": AddedFiles | ListedFiles,
         "data-ls": VersionList,
         "data-clean": MadeVersion,
         "data-mix": MadeVersion,
+        "data-pii": PiiReport,
         "data-verify": Verification,
         "data-profile": VersionProfile,
         "data-diff": VersionDifference,

@@ -34,9 +34,6 @@ MOST_COMPARED = 1024
 
 PAIRS_AT_A_TIME = 1 << 16
 
-JOINED = "joined.i64"
-"""The pairs of rows that were found to be near duplicates: two numbers each."""
-
 
 @dataclass(frozen=True)
 class Bands:
@@ -127,17 +124,10 @@ def join_near(
             progress.advance(1)
     texts = _read_texts(np.flatnonzero(needed), paths, files, work, sketches, limits)
     verified = 0
-    with (
-        report_progress("verifying candidates", bands.count, "bands") as progress,
-        open(work / JOINED, "wb") as joined,
-    ):
+    with report_progress("verifying candidates", bands.count, "bands") as progress:
         for band, name in enumerate(bands.names):
             with np.load(work / "buckets" / f"{name}.npz") as found:
-                for left, right, count in _similar(band, bands, found["rows"], found["bounds"], clusters, texts):
-                    verified += count
-                    clusters.join(left, right)
-                    joined.write(np.stack([left, right], axis=1).tobytes())
-                    texts.release()
+                verified += _join_band(band, bands, found["rows"], found["bounds"], clusters, texts)
             progress.advance(1)
     return verified, wide
 
@@ -251,15 +241,13 @@ def distinct_shingles(texts: Any) -> tuple[U64, I64]:
     return runs.hashes[is_new], counts
 
 
-def _similar(
-    band: int, bands: Bands, rows: I64, bounds: I64, clusters: Clusters, texts: Texts
-) -> Iterator[tuple[I64, I64, int]]:
-    """The near duplicates among the candidates of a band, some at a time, and how many pairs were verified for them.
+def _join_band(band: int, bands: Bands, rows: I64, bounds: I64, clusters: Clusters, texts: Texts) -> int:
+    """Verify the candidates of a band and join those that are near. Returns how many were verified.
 
-    First each bucket's first row with the others: if the caller joins what is found, most rows of a bucket of near
-    duplicates are then in one cluster, and only pairs of different clusters remain. The order changes how many pairs
-    are verified, not which rows join.
+    First each bucket's first row with the others: most rows of a bucket of near duplicates are then in one cluster,
+    and only pairs of different clusters remain to be verified. The order changes how many, not which rows join.
     """
+    verified = 0
     for pairs in (_star_pairs, _all_pairs):
         for left, right in pairs(rows, bounds):
             differ = clusters.find(left) != clusters.find(right)
@@ -271,8 +259,11 @@ def _similar(
             earlier = same[:, : band * bands.rows].reshape(len(same), band, bands.rows)
             is_likely &= ~earlier.all(axis=2).any(axis=1)
             kept = np.flatnonzero(is_likely)
-            is_near = np.array([similarity(texts, at[pair], other[pair]) for pair in kept]) >= bands.threshold
-            yield left[kept[is_near]], right[kept[is_near]], len(kept)
+            similar = np.array([similarity(texts, at[pair], other[pair]) for pair in kept]) >= bands.threshold
+            verified += len(kept)
+            clusters.join(left[kept[similar]], right[kept[similar]])
+            texts.release()
+    return verified
 
 
 def similarity(texts: Texts, left: int, right: int) -> float:

@@ -14,10 +14,10 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.add import add
 from aifx.commands.data.clean import clean
-from aifx.commands.data.dedupe import dedupe, split
 from aifx.commands.data.erase import erase
 from aifx.commands.data.history import diff, lineage, why
 from aifx.commands.data.mix import mix
+from aifx.commands.data.pii import pii
 from aifx.commands.data.profile import profile
 from aifx.commands.data.query import query
 from aifx.commands.data.tasks import run_tasks
@@ -40,6 +40,7 @@ app = typer.Typer(
         aifx data dedupe corpus        drop copies, and near duplicates with --near
         aifx data split corpus         send rows to training, validation and test
         aifx data why 3f2a91c07be4-12  explain why a row is kept or dropped
+        aifx data pii corpus --mask    mask personal data and secrets
         aifx data show                 print training rows as the model sees them
         aifx data show --step 120      print rows of the batch of a step
     """
@@ -169,9 +170,8 @@ def _print_examples(out: Output, row: ShownRow) -> None:
 
 app.command()(add)
 app.command()(clean)
+app.command()(pii)
 app.command()(ls)
-app.command()(dedupe)
-app.command()(split)
 app.command()(verify)
 app.command()(mix)
 app.command()(profile)

@@ -1,0 +1,160 @@
+"""What `aifx data pii` reports: how much of each kind, and where. The data itself is never written."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from aifx.core.files import replacing
+from aifx.core.json_values import encode_json
+from aifx.core.progress import report_progress
+from aifx.curation.execution import DONE, OUT, Made, TaskResult, in_processes
+from aifx.curation.pii.detector import SEARCHES
+from aifx.curation.pii.steps import FindPii, text_columns, unsearched_columns
+from aifx.curation.reports import MadeVersion, made_version
+from aifx.curation.shards import read_shard
+from aifx.curation.step import Limits
+from aifx.data.versions import Version
+
+SHAPES = 3
+"""Of each kind, so many of the shapes of its values are shown."""
+
+
+@dataclass(frozen=True)
+class PiiSpan:
+    """Where personal data is. The data itself is never written.
+
+    Attributes:
+        row: its `_row`.
+        start, end: in characters of the value in the column.
+        check: why it is taken for this kind.
+    """
+
+    row: str
+    column: str
+    kind: str
+    start: int
+    end: int
+    check: str
+
+
+@dataclass(frozen=True)
+class PiiKind:
+    """What is found of a kind.
+
+    Attributes:
+        checks: number of spans by what was checked.
+        shapes: of values, the most frequent first: letters are "a" or "A", digits "0".
+    """
+
+    kind: str
+    spans: int
+    rows: int
+    checks: Mapping[str, int]
+    shapes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PiiReport:
+    """What `aifx data pii --json` prints.
+
+    Attributes:
+        reference: the version that was searched.
+        columns: that were searched.
+        unsearched: columns that may hold texts but are of another type.
+        rows_found: rows with something found.
+        spans: the first ones.
+        made: the version that was made with --mask or --drop.
+    """
+
+    reference: str
+    rows: int
+    columns: tuple[str, ...]
+    unsearched: tuple[str, ...]
+    rows_found: int
+    kinds: tuple[PiiKind, ...]
+    spans: tuple[PiiSpan, ...] = ()
+    made: MadeVersion | None = None
+
+
+def search(step: FindPii, limits: Limits, most_spans: int = 0, output: Path | None = None) -> PiiReport:
+    """Find all that a step looks for.
+
+    Args:
+        most_spans: of the report.
+        output: a file for all spans, one JSON object per line.
+
+    Raises DataError if a shard is damaged, OSError.
+    """
+    version = step.parents[0]
+    tasks = step.tasks()
+    results: dict[int, TaskResult] = {}
+    with tempfile.TemporaryDirectory(prefix="aifx-pii-") as folder:
+        work = Path(folder)
+        (work / DONE).mkdir()
+        with report_progress(f"searching {version.reference}", sum(size for _, size in tasks), "bytes") as progress:
+            for task, result in in_processes(step, list(range(len(tasks))), work, limits):
+                results[task] = result
+                progress.advance(tasks[task][1])
+        shards = [work / OUT / shard.name for task in sorted(results) for shard in results[task].shards]
+        if output is None:
+            return _report(version, shards, most_spans, None)
+        with replacing(output) as file:
+            return _report(version, shards, most_spans, file)
+
+
+def _report(version: Version, shards: list[Path], most_spans: int, file: IO[bytes] | None) -> PiiReport:
+    spans: list[PiiSpan] = []
+    rows_found = 0
+    rows: Counter[str] = Counter()
+    checks: dict[str, Counter[str]] = {}
+    shapes: dict[str, Counter[str]] = {}
+    for shard in shards:
+        table = read_shard(shard)
+        found = table.to_pylist()
+        rows_found += len({one["row"] for one in found})
+        rows.update(kind for _, kind in {(one["row"], one["kind"]) for one in found})
+        for one in found:
+            checks.setdefault(one["kind"], Counter())[one["check"]] += 1
+            shapes.setdefault(one["kind"], Counter())[one.pop("shape")] += 1
+            if file is not None:
+                file.write(f"{encode_json(one)}\n".encode())
+            if len(spans) < most_spans:
+                spans.append(PiiSpan(**one))
+    kinds = [
+        PiiKind(kind, sum(checks[kind].values()), rows[kind], _sorted(checks[kind]), _most(shapes[kind]))
+        for kind in (search.kind for search in SEARCHES)
+        if kind in checks
+    ]
+    return replace(_about(version), rows_found=rows_found, kinds=tuple(kinds), spans=tuple(spans))
+
+
+def report_made(version: Version, made: Made) -> PiiReport:
+    """What a step that removes personal data found and made."""
+    facts = made.version.manifest.facts
+    kinds = []
+    for kind in (search.kind for search in SEARCHES):
+        begin = f"found.{kind}."
+        checks = Counter({name.removeprefix(begin): count for name, count in facts.items() if name.startswith(begin)})
+        if checks:
+            kinds.append(PiiKind(kind, sum(checks.values()), facts[f"rows_found.{kind}"], _sorted(checks)))
+    return replace(_about(version), rows_found=facts["rows_found"], kinds=tuple(kinds), made=made_version(made))
+
+
+def _about(version: Version) -> PiiReport:
+    manifest = version.manifest
+    return PiiReport(
+        version.reference, manifest.rows, text_columns(manifest), unsearched_columns(manifest), rows_found=0, kinds=()
+    )
+
+
+def _sorted(checks: Counter[str]) -> dict[str, int]:
+    return dict(sorted(checks.items()))
+
+
+def _most(shapes: Counter[str]) -> tuple[str, ...]:
+    return tuple(sorted(shapes, key=lambda shape: (-shapes[shape], shape))[:SHAPES])
