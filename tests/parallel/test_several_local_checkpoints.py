@@ -7,13 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_several_processes import SLOW_READS, Trainer
+from test_several_processes import ONE_DEVICE, SLOW_READS, Trainer
 
 from aifx.checkpoint.manifest import step_directories
 from aifx.core.json_files import read_jsonl
-
-AS_USERS = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
-"""Without optimization, arrays that no step changes may differ in a bit between a first start and a resume."""
 
 
 @pytest.fixture
@@ -38,16 +35,16 @@ def test_two_processes_go_on_from_local_checkpoints(trainer: Trainer, tmp_path: 
     settings = [word for value in values for word in ("--set", f"checkpoint.{value}")]
     sharded = ["--set", "mesh.fsdp=2", "--set", "model.width=64"]  # of arrays that have files of their own
     settings += sharded
-    undisturbed = trainer.train("undisturbed", 2, *sharded, **AS_USERS)
+    undisturbed = trainer.train("undisturbed", 2, *sharded, **ONE_DEVICE)
     resumed: list[int] = []
     for victim, least in ((1, 10), (0, 16)):
-        job = trainer.start("pair", 2, *settings, *SLOW_READS, **AS_USERS)
+        job = trainer.start("pair", 2, *settings, *SLOW_READS, **ONE_DEVICE)
         job.wait_for_step(least)
         assert job.strike(victim)[1] == [75], job.wait()
         (folder,) = local.iterdir()
         resumed.append(max(step_directories(folder)))
     damage(folder / str(resumed[-1]))
-    last = trainer.start("pair", 2, *settings, *SLOW_READS, **AS_USERS)
+    last = trainer.start("pair", 2, *settings, *SLOW_READS, **ONE_DEVICE)
     (code, out, err), (other, _, other_err) = last.wait()
     assert (code, other) == (0, 0), out + err
     document = json.loads(out)

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from stopping import StopAt
 
 from aifx.checkpoint.listing import list_bindings
 from aifx.checkpoint.manifest import read_manifest
@@ -143,6 +144,15 @@ def test_a_run_in_an_old_format_is_refused(trained) -> None:
     with pytest.raises(CheckpointError) as refused:
         trained.train("checkpoint.keep_best=0")
     assert refused.value.why == f"{path} has format 2; this version reads format 3"
+
+
+@pytest.mark.parametrize("width", [8, 64, 200])
+def test_frozen_arrays_are_the_same_bits_when_a_run_resumes(tiny, width: int) -> None:
+    """Although the first start has a program that makes all arrays at once, which may round otherwise."""
+    settings = (f"model.width={width}", "train.validate_every=0")
+    stop = StopAt(5)
+    assert tiny.train(*settings, observers=[stop], stop=stop.signals).status == "preempted"
+    assert tiny.train(*settings).status == "completed"
 
 
 def test_other_frozen_arrays_than_those_of_the_checkpoint_are_refused(trained, monkeypatch: pytest.MonkeyPatch) -> None:
