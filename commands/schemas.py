@@ -46,6 +46,7 @@ def command_types() -> dict[str, Any]:
     from aifx.config.schema import SettingList
     from aifx.curation import query
     from aifx.curation.add_reports import AddedFiles, ListedFiles
+    from aifx.curation.audit import Audit
     from aifx.curation.difference import VersionDifference
     from aifx.curation.erasure import Erasure
     from aifx.curation.history import Lineage
@@ -102,6 +103,8 @@ def command_types() -> dict[str, Any]:
         "ckpt-average": AveragedRun,
         "ckpt-cp": CopiedCheckpoint,
         "data-show": ShownData | ShownBatch,
+        "data-dedupe": MadeVersion | Audit,
+        "data-split": MadeVersion,
         "data-add": AddedFiles | ListedFiles,
         "data-ls": VersionList,
         "data-clean": MadeVersion,

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aifx.core.errors import UsageError
+from aifx.core.project import cache_path
 from aifx.curation.decisions import DecidedStep
 from aifx.curation.duplicates import Found, find_duplicates, shards_of
 from aifx.curation.shards import dropped_rows
 from aifx.curation.sketches import open_sketches
 from aifx.curation.step import Limits, Outcome
-from aifx.data.versions import CLUSTER, ROW, Version
+from aifx.data.versions import CLUSTER, ROW, Catalog, Version
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -67,16 +68,26 @@ def find_clusters(version: Version, near: float | None, work: Path, limits: Limi
     return find_duplicates(shards_of(version), near, work, sketches, limits)
 
 
+def sketches_of(catalog: Catalog, name: str) -> Path:
+    """The folder that keeps the sketches of a data set."""
+    root = catalog.local if catalog.local is not None else cache_path("datasets") / "work"
+    return root / name / SKETCHES
+
+
 def with_clusters(rows: Table, decisions: Table) -> Table:
     """The rows with the column `_cluster`: a row that has no duplicates is its own."""
     import pyarrow as pa
 
     clusters = rows[ROW].cast(pa.string()).to_numpy(zero_copy_only=False).astype(object)
     clusters[decisions["row"].to_numpy()] = decisions["cluster"].to_numpy(zero_copy_only=False)
-    column = pa.array(clusters, pa.string())
-    if CLUSTER in rows.column_names:
-        return rows.set_column(rows.column_names.index(CLUSTER), CLUSTER, column)
-    return rows.append_column(CLUSTER, column)
+    return set_column(rows, CLUSTER, pa.array(clusters, pa.string()))
+
+
+def set_column(rows: Table, name: str, values: Any) -> Table:
+    """The rows with a column added or replaced."""
+    if name in rows.column_names:
+        return rows.set_column(rows.column_names.index(name), name, values)
+    return rows.append_column(name, values)
 
 
 def without_duplicates(rows: Table, decisions: Table) -> tuple[Table, Table]:

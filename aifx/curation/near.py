@@ -34,6 +34,9 @@ MOST_COMPARED = 1024
 
 PAIRS_AT_A_TIME = 1 << 16
 
+JOINED = "joined.i64"
+"""The pairs of rows that were found to be near duplicates: two numbers each."""
+
 
 @dataclass(frozen=True)
 class Bands:
@@ -124,10 +127,17 @@ def join_near(
             progress.advance(1)
     texts = _read_texts(np.flatnonzero(needed), paths, files, work, sketches, limits)
     verified = 0
-    with report_progress("verifying candidates", bands.count, "bands") as progress:
+    with (
+        report_progress("verifying candidates", bands.count, "bands") as progress,
+        open(work / JOINED, "wb") as joined,
+    ):
         for band, name in enumerate(bands.names):
             with np.load(work / "buckets" / f"{name}.npz") as found:
-                verified += _join_band(band, bands, found["rows"], found["bounds"], clusters, texts)
+                for left, right, count in _similar(band, bands, found["rows"], found["bounds"], clusters, texts):
+                    verified += count
+                    clusters.join(left, right)
+                    joined.write(np.stack([left, right], axis=1).tobytes())
+                    texts.release()
             progress.advance(1)
     return verified, wide
 
@@ -241,13 +251,15 @@ def distinct_shingles(texts: Any) -> tuple[U64, I64]:
     return runs.hashes[is_new], counts
 
 
-def _join_band(band: int, bands: Bands, rows: I64, bounds: I64, clusters: Clusters, texts: Texts) -> int:
-    """Verify the candidates of a band and join those that are near. Returns how many were verified.
+def _similar(
+    band: int, bands: Bands, rows: I64, bounds: I64, clusters: Clusters, texts: Texts
+) -> Iterator[tuple[I64, I64, int]]:
+    """The near duplicates among the candidates of a band, some at a time, and how many pairs were verified for them.
 
-    First each bucket's first row with the others: most rows of a bucket of near duplicates are then in one cluster,
-    and only pairs of different clusters remain to be verified. The order changes how many, not which rows join.
+    First each bucket's first row with the others: if the caller joins what is found, most rows of a bucket of near
+    duplicates are then in one cluster, and only pairs of different clusters remain. The order changes how many pairs
+    are verified, not which rows join.
     """
-    verified = 0
     for pairs in (_star_pairs, _all_pairs):
         for left, right in pairs(rows, bounds):
             differ = clusters.find(left) != clusters.find(right)
@@ -259,11 +271,8 @@ def _join_band(band: int, bands: Bands, rows: I64, bounds: I64, clusters: Cluste
             earlier = same[:, : band * bands.rows].reshape(len(same), band, bands.rows)
             is_likely &= ~earlier.all(axis=2).any(axis=1)
             kept = np.flatnonzero(is_likely)
-            similar = np.array([similarity(texts, at[pair], other[pair]) for pair in kept]) >= bands.threshold
-            verified += len(kept)
-            clusters.join(left[kept[similar]], right[kept[similar]])
-            texts.release()
-    return verified
+            is_near = np.array([similarity(texts, at[pair], other[pair]) for pair in kept]) >= bands.threshold
+            yield left[kept[is_near]], right[kept[is_near]], len(kept)
 
 
 def similarity(texts: Texts, left: int, right: int) -> float:

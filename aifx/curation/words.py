@@ -287,3 +287,20 @@ def _lower_of(character: str) -> int:
 
 _CHARACTERS = _Characters()
 _NOTHING = (np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
+class _Split(dict[int, str]):
+    """For `str.translate`: a word by itself between spaces, a letter in lower case, a separator as a space."""
+
+    def __missing__(self, code: int) -> str:
+        kind, low = _class_of(chr(code)), chr(_lower_of(chr(code)))
+        self[code] = " " if kind == _SEPARATOR else low if kind == _LETTER else f" {low} "
+        return self[code]
+
+
+_SPLIT = _Split()
+
+
+def split_words(text: str) -> list[str]:
+    """The words of one text, as they are hashed."""
+    return [word for word in text.translate(_SPLIT).split(" ") if word]

@@ -14,6 +14,7 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.add import add
 from aifx.commands.data.clean import clean
+from aifx.commands.data.dedupe import dedupe, split
 from aifx.commands.data.erase import erase
 from aifx.commands.data.history import diff, lineage, why
 from aifx.commands.data.mix import mix
@@ -172,6 +173,8 @@ app.command()(add)
 app.command()(clean)
 app.command()(pii)
 app.command()(ls)
+app.command()(dedupe)
+app.command()(split)
 app.command()(verify)
 app.command()(mix)
 app.command()(profile)
