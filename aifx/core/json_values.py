@@ -14,11 +14,16 @@ def encode_json(value: Any, *, indent: int | None = None, ensure_ascii: bool = T
     return json.dumps(plain(value), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
 
 
+_AS_IT_IS = frozenset({str, int, bool, type(None)})
+
+
 def plain(value: Any) -> Any:
     """`value` as JSON can hold it.
 
     A dataclass becomes an object with its fields, a number that is not finite null, a NumPy scalar the same number.
     """
+    if type(value) in _AS_IT_IS:  # nearly all values of a large document
+        return value
     if is_dataclass(value):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):

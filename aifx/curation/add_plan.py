@@ -19,6 +19,10 @@ from aifx.curation.source_files import Listing, SourceFile
 from aifx.curation.step import Limits
 from aifx.data.versions import Catalog, Kind, Manifest, Source, Version
 
+SLOW = ("html", "warc", "image")
+BYTES_PER_WORKER = 256 << 20
+"""Of files of other formats: a process reads so much in about the second that it takes to start."""
+
 
 @dataclass(frozen=True)
 class AddPlan:
@@ -84,6 +88,9 @@ def run_add(
         if is_accepted:
             catalog.set_latest(name, plan.parent.manifest.version)
         return Made(plan.parent, is_new=False, is_accepted=is_accepted)
+    if not any(file.format in SLOW for file in plan.step.files):
+        size = sum(size for _, size in plan.step.tasks())
+        limits = replace(limits, workers=max(1, min(limits.workers, size // BYTES_PER_WORKER)))
     try:
         return execute(plan.step, name, catalog, limits, run_tasks, accepts)
     except ColumnsChanged:

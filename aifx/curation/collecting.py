@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import DataError
 from aifx.curation.readers.base import TEXT, BadRow, Batch, ReadOptions, joined
 from aifx.curation.readers.formats import Format
 from aifx.curation.readers.images import LABEL
+from aifx.curation.readers.text import LARGE_BYTES, strings
 from aifx.curation.shards import SHARD_BYTES
 from aifx.curation.source_files import SourceFile
 from aifx.curation.step import Outcome
@@ -174,9 +176,12 @@ class Collector:
             return
         import pyarrow as pa
 
-        ids, names, texts = zip(*self._documents, strict=True)
-        columns: dict[str, Any] = {ROW: ids, SOURCE: names, TEXT: pa.array(texts, pa.string())}
-        self._tables.append(self.with_all_columns(pa.table(columns)))
+        for is_large, group in groupby(self._documents, lambda document: len(document[2]) >= LARGE_BYTES):
+            documents = list(group)
+            for part in [[document] for document in documents] if is_large else [documents]:
+                ids, names, texts = zip(*part, strict=True)
+                columns: dict[str, Any] = {ROW: pa.array(ids), SOURCE: pa.array(names), TEXT: strings(texts)}
+                self._tables.append(self.with_all_columns(pa.table(columns)))
         self._documents = []
 
     def _quarantine(self) -> Table | None:

@@ -286,8 +286,7 @@ def _lengths(rows: Table) -> dict[str, Lengths]:
     if "text" in rows.column_names and pa.types.is_string(rows.schema.field("text").type):
         texts = rows.column("text").drop_null()
         every = max(1, -(-texts.nbytes // WORDS_BYTES))
-        sample = texts.take(pa.array(range(0, len(texts), every), pa.int64())).to_pylist()
-        words = np.array([len(text.split()) for text in sample], np.int64)
+        words = np.array([len(texts[index].as_py().split()) for index in range(0, len(texts), every)], np.int64)
         return {"characters": _measured(numbers(pc.utf8_length(texts))), "words": _measured(words)}
     if "image" in rows.column_names and pa.types.is_binary(rows.schema.field("image").type):
         return {"bytes": _measured(numbers(pc.binary_length(rows.column("image"))))}

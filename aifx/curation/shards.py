@@ -20,6 +20,9 @@ SHARD_BYTES = 64 << 20
 
 ROW_GROUP_ROWS = 1 << 16
 COMPRESSION = "lz4"
+BULK = ("text", "image")
+"""Columns that are neither compressed nor put into a dictionary: LZ4 takes half of a second of a step's for each 100 MB
+of text, and saves a third of them."""
 
 
 def dropped_rows(rows: Any, rules: Sequence[str] | Any, twins: Any = None) -> Table:
@@ -48,7 +51,8 @@ def write_shard(path: Path, name: str, rows: Table) -> ShardFile:
         parquet.write_table(
             rows.replace_schema_metadata(None),
             hashing,
-            compression=COMPRESSION,
+            compression={name: "none" if name in BULK else COMPRESSION for name in rows.column_names},
+            use_dictionary=[name for name in rows.column_names if name not in (*BULK, ROW)],
             row_group_size=ROW_GROUP_ROWS,
             write_statistics=[ROW] if ROW in rows.column_names else False,
             store_schema=False,

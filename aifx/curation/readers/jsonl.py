@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from aifx.curation.readers.base import (
     BLOCK_BYTES,
     SAMPLE_BYTES,
@@ -58,7 +60,7 @@ def read(path: str, compression: str, schema: Schema, options: ReadOptions) -> I
             reader = _Block(block, schema, options, first_line)
             batch = reader.batch(first_row)
             first_row += reader.num_rows
-            first_line += block.count(b"\n")
+            first_line += reader.line_ends
             yield batch
 
 
@@ -71,9 +73,9 @@ class _Block:
         self._bad: list[BadRow] = []
         self._bad_numbers: list[int] = []
         self.num_rows = 0
+        self.line_ends = int(np.count_nonzero(np.frombuffer(block, np.uint8) == ord("\n")))  # twice as fast as count
 
     def batch(self, first_row: int) -> Batch:
-        import numpy as np
         import pyarrow as pa
 
         rows = self._whole()
@@ -106,7 +108,7 @@ class _Block:
 
     def _whole(self) -> Table | None:
         """All rows, if all lines are good and none is empty."""
-        count = self._block.count(b"\n") + (not self._block.endswith(b"\n"))
+        count = self.line_ends + (not self._block.endswith(b"\n"))
         if b"\n\n" in self._block or b"\n\r\n" in self._block or self._block[:1] in b"\r\n":
             return None
         try:

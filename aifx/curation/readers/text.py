@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from aifx.curation.readers.base import TEXT, BadRow, Batch, ReadOptions, batch_of
+from aifx.curation.readers.base import BadRow, ReadOptions
 from aifx.curation.readers.streams import open_utf8
 
+LARGE_BYTES = 1 << 16
 DOCUMENT_BYTES = 32 << 20
 """A file that is larger becomes several rows, cut after a line."""
 
@@ -41,7 +43,7 @@ def _cut(data: bytes) -> int:
 
 
 def _checked(document: bytes, line: int) -> bytes | BadRow:
-    if not document.isascii():
+    if not is_utf8(document):
         try:
             document.decode()
         except UnicodeDecodeError as e:
@@ -52,7 +54,25 @@ def _checked(document: bytes, line: int) -> bytes | BadRow:
     return document
 
 
-def text_batch(document: bytes, number: int) -> Batch:
+def is_utf8(data: bytes) -> bool:
+    if data.isascii():
+        return True
+    try:
+        if len(data) < LARGE_BYTES:
+            data.decode()
+        else:  # ten times as fast, and without a copy
+            strings([data]).validate(full=True)
+    except ValueError:  # UnicodeDecodeError, ArrowInvalid
+        return False
+    return True
+
+
+def strings(documents: Sequence[bytes]) -> Any:
+    """An array of documents in UTF-8, which stay where they are if there is only one."""
+    import numpy as np
     import pyarrow as pa
 
-    return batch_of(pa.table({TEXT: pa.array([document], pa.string())}), number)
+    offsets = np.zeros(len(documents) + 1, np.int32)
+    np.cumsum([len(document) for document in documents], out=offsets[1:])
+    data = documents[0] if len(documents) == 1 else b"".join(documents)
+    return pa.Array.from_buffers(pa.string(), len(documents), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
