@@ -47,6 +47,7 @@ def command_types() -> dict[str, Any]:
     from aifx.curation import query
     from aifx.curation.add_reports import AddedFiles, ListedFiles
     from aifx.curation.audit import Audit
+    from aifx.curation.decontaminate import Contamination
     from aifx.curation.difference import VersionDifference
     from aifx.curation.erasure import Erasure
     from aifx.curation.history import Lineage
@@ -105,6 +106,7 @@ def command_types() -> dict[str, Any]:
         "data-show": ShownData | ShownBatch,
         "data-dedupe": MadeVersion | Audit,
         "data-split": MadeVersion,
+        "data-decontaminate": Contamination | MadeVersion,
         "data-add": AddedFiles | ListedFiles,
         "data-ls": VersionList,
         "data-clean": MadeVersion,

@@ -68,10 +68,12 @@ class Runs:
 
     Attributes:
         firsts: [num_texts + 1] where the runs of each text begin.
+        words: which word each run begins with.
     """
 
     hashes: U64
     firsts: I64
+    words: I64
 
 
 def find_words(texts: Any) -> Words:
@@ -102,7 +104,8 @@ def word_runs(words: Words, length: int, *, whole: bool) -> Runs:
     for place in range(1, length):
         hashes *= _RUN
         hashes += padded[place : place + len(words.hashes)]
-    hashes = hashes[spread(words.firsts[:-1], per_text)]
+    at = spread(words.firsts[:-1], per_text)
+    hashes = hashes[at]
     if whole:
         for text in np.flatnonzero(is_short):
             run = 0
@@ -110,7 +113,7 @@ def word_runs(words: Words, length: int, *, whole: bool) -> Runs:
                 word = int(words.hashes[words.firsts[text] + place]) if place < counts[text] else 0
                 run = (run * int(_RUN) + word) & 0xFFFFFFFFFFFFFFFF
             hashes[firsts[text]] = run
-    return Runs(mix(hashes), firsts)
+    return Runs(mix(hashes), firsts, at)
 
 
 def spread(begins: I64, counts: I64) -> I64:

@@ -14,6 +14,7 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.add import add
 from aifx.commands.data.clean import clean
+from aifx.commands.data.decontaminate import decontaminate
 from aifx.commands.data.dedupe import dedupe, split
 from aifx.commands.data.erase import erase
 from aifx.commands.data.history import diff, lineage, why
@@ -38,10 +39,11 @@ app = typer.Typer(
         aifx data verify corpus        compare its files with their digests
         aifx data profile corpus       print its columns, lengths and values
         aifx data clean corpus         repair texts, drop rows by rules
-        aifx data dedupe corpus        drop copies, and near duplicates with --near
-        aifx data split corpus         send rows to training, validation and test
         aifx data why 3f2a91c07be4-12  explain why a row is kept or dropped
         aifx data pii corpus --mask    mask personal data and secrets
+        aifx data dedupe corpus        drop copies, and near duplicates with --near
+        aifx data split corpus         send rows to training, validation and test
+        aifx data decontaminate corpus find rows that a test contains
         aifx data show                 print training rows as the model sees them
         aifx data show --step 120      print rows of the batch of a step
     """
@@ -175,6 +177,7 @@ app.command()(pii)
 app.command()(ls)
 app.command()(dedupe)
 app.command()(split)
+app.command()(decontaminate)
 app.command()(verify)
 app.command()(mix)
 app.command()(profile)

@@ -1,0 +1,323 @@
+"""Runs of 13 words that rows share with reference texts, such as those of a test.
+
+The runs of the references are hashed into an index in a folder, which processes map. A run of a row whose hash is in
+the index is compared with the reference word by word, so that none is found by chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aifx.core.errors import EnvironmentFault
+from aifx.core.json_files import readable_bytes
+from aifx.core.progress import report_progress
+from aifx.curation.processes import call_each
+from aifx.curation.shards import read_shard
+from aifx.curation.sketches import text_batches
+from aifx.curation.step import Limits
+from aifx.curation.words import I64, U64, Words, find_words, split_words, text_buffer, word_runs
+from aifx.data.versions import ROW, SOURCE, SPLIT, Version
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+
+RUN_WORDS = 13
+"""Words of a run. GPT-3 compares 13-grams (Brown et al. 2020, appendix C)."""
+
+HELD_OUT = ("validation", "test")
+BYTES_PER_RUN = 96
+"""Of memory for each run while the index is made."""
+
+EXAMPLE_BYTES = 300
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Texts that training must not contain.
+
+    Attributes:
+        name: for messages: a data set, or files.
+        version: holds the texts; for files, in a temporary catalog.
+        is_held_out: only rows whose `_split` is validation or test.
+        has_ids: whether `_row` means something later, because `version` is not temporary.
+    """
+
+    name: str
+    version: Version
+    is_held_out: bool
+    has_ids: bool
+
+
+@dataclass(frozen=True)
+class ReferenceTexts:
+    """What rows are compared with.
+
+    Attributes:
+        too_short: texts of fewer than 13 words, which cannot be found.
+    """
+
+    name: str
+    texts: int
+    too_short: int
+
+
+@dataclass(frozen=True)
+class Index:
+    """The runs of the references.
+
+    Attributes:
+        hashes: of the different runs, increasing.
+        begins: place of each run in `data`.
+        ends: place after it.
+        data: the reference texts, one after the other, in UTF-8.
+        bounds: [texts + 1] where each text begins.
+        is_possible: whether a run with these lowest bits of its hash is in the index.
+    """
+
+    hashes: U64
+    begins: I64
+    ends: I64
+    data: NDArray[np.uint8]
+    bounds: I64
+    is_possible: NDArray[np.bool_]
+
+    def find(self, hashes: U64) -> tuple[I64, I64]:
+        """Which of the hashes are in the index, and where."""
+        if not len(self.hashes):
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        slots = (hashes & np.uint64(len(self.is_possible) - 1)).view(np.int64)
+        likely = np.flatnonzero(self.is_possible.take(slots))
+        entries = np.minimum(np.searchsorted(self.hashes, hashes[likely]), len(self.hashes) - 1)
+        is_there = self.hashes[entries] == hashes[likely]
+        return likely[is_there], entries[is_there]
+
+    def words_of(self, entry: int) -> list[str]:
+        return split_words(self.data[self.begins[entry] : self.ends[entry]].tobytes().decode())
+
+    def text_of(self, entry: int) -> int:
+        """The number of the reference text that a run is in."""
+        return int(np.searchsorted(self.bounds, self.begins[entry], "right")) - 1
+
+
+def build_index(references: Sequence[Reference], work: Path, limits: Limits) -> tuple[ReferenceTexts, ...]:
+    """Write the index of the references into the folder `work`.
+
+    Raises EnvironmentFault if it needs more memory than there is.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    open_index.cache_clear()
+    _reference_texts.cache_clear()
+    parts: list[tuple[U64, I64, I64]] = []
+    bounds = [np.zeros(1, np.int64)]
+    names: dict[str, list[str | None]] = {"reference": [], "place": [], ROW: []}
+    found = []
+    size = runs = 0
+    with open(work / "data.bin", "wb") as data:
+        for reference in references:
+            texts = too_short = 0
+            for rows in _reference_rows(reference):
+                for batch in text_batches(rows["text"]):
+                    content, offsets = text_buffer(batch)
+                    data.write(content)
+                    words = find_words(batch)
+                    parts.append(_placed_runs(words, offsets + size))
+                    bounds.append(offsets[1:] + size)
+                    size += len(content)
+                    runs += len(parts[-1][0])
+                    too_short += int((words.counts < RUN_WORDS).sum())
+                    _check_memory(runs, limits)
+                texts += len(rows)
+                ids: list[Any] = rows[ROW].to_pylist()
+                sources = rows[SOURCE].to_pylist() if SOURCE in rows.column_names else [reference.name] * len(ids)
+                names["reference"] += [reference.name] * len(ids)
+                names["place"] += [
+                    f"{source}, row {row.rpartition('-')[2]}" for source, row in zip(sources, ids, strict=True)
+                ]
+                names[ROW] += [row if reference.has_ids else None for row in ids]
+            found.append(ReferenceTexts(reference.name, texts, too_short))
+    hashes, begins, ends = (np.concatenate(column) for column in zip(_NO_RUNS, *parts, strict=True))
+    hashes, first = np.unique(hashes, return_index=True)
+    arrays = {"hashes": hashes, "begins": begins[first], "ends": ends[first], "bounds": np.concatenate(bounds)}
+    for name, array in {**arrays, "is_possible": _slots(hashes)}.items():
+        np.save(work / f"{name}.npy", array)
+    parquet.write_table(
+        pa.table({name: pa.array(column, pa.string()) for name, column in names.items()}), work / "texts.parquet"
+    )
+    return tuple(found)
+
+
+_NO_RUNS = (np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
+@lru_cache(maxsize=1)
+def open_index(work: Path) -> Index:
+    """The index in a folder, mapped."""
+    arrays = {
+        name: np.load(work / f"{name}.npy", mmap_mode="r")
+        for name in ("hashes", "begins", "ends", "bounds", "is_possible")
+    }
+    path = work / "data.bin"
+    data: Any = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+    return Index(data=data, **arrays)
+
+
+def _slots(hashes: U64) -> NDArray[np.bool_]:
+    """For the lowest bits of a hash, whether the index has such a hash: at most an eighth of them."""
+    found = np.zeros(1 << max((8 * len(hashes) - 1).bit_length(), 10), bool)
+    found[(hashes & np.uint64(len(found) - 1)).view(np.int64)] = True
+    return found
+
+
+def _reference_rows(reference: Reference) -> Iterator[Table]:
+    import pyarrow as pa
+    from pyarrow import compute as pc
+
+    version = reference.version
+    with report_progress(f"reading {reference.name}", version.manifest.bytes, "bytes") as progress:
+        for path, shard in zip(version.shards, version.manifest.shards, strict=True):
+            columns = [ROW, SOURCE, "text", *([SPLIT] if reference.is_held_out else [])]
+            rows = read_shard(path, [name for name in columns if name in version.manifest.columns])
+            if reference.is_held_out:
+                rows = rows.filter(pc.is_in(rows[SPLIT], pa.array(HELD_OUT)))
+            yield rows
+            progress.advance(shard.bytes)
+
+
+def _placed_runs(words: Words, starts: I64) -> tuple[U64, I64, I64]:
+    """The runs of texts that begin at `starts`: hash, place, and place after it."""
+    runs = word_runs(words, RUN_WORDS, whole=False)
+    start = np.repeat(starts[:-1], np.diff(runs.firsts))
+    return runs.hashes, words.begins[runs.words] + start, words.ends[runs.words + RUN_WORDS - 1] + start
+
+
+def _check_memory(runs: int, limits: Limits) -> None:
+    if runs * BYTES_PER_RUN > limits.memory_bytes:
+        why = f"an index of {runs:,} runs and more needs {readable_bytes(runs * BYTES_PER_RUN)}"
+        hint = "a larger --memory, or fewer references with --against"
+        raise EnvironmentFault(f"--memory {readable_bytes(limits.memory_bytes)} is too little", why, hint)
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """A row that shares runs of words with a reference text.
+
+    Attributes:
+        row: its `_row`.
+        runs: of 13 words that it shares with any reference.
+        words: of the longest fragment that it shares.
+        reference: name of the reference that the fragment is in.
+        place: of the fragment's text in the reference: file and number of the row, from 0.
+        twin: `_row` of that text; None if it is in a file.
+        text: the beginning of the fragment, as the row has it.
+    """
+
+    row: str
+    source: str
+    runs: int
+    words: int
+    reference: str
+    place: str
+    twin: str | None
+    text: str
+
+
+def find_overlaps(
+    version: Version, work: Path, limits: Limits, *, skip_held_out: bool
+) -> Iterator[tuple[int, list[tuple[int, Overlap]]]]:
+    """For each shard of a version, as it is read, its number and its overlaps with the number of their row in it.
+
+    Args:
+        work: the folder with the index.
+        skip_held_out: leave rows out whose `_split` is validation or test.
+    """
+    files = version.manifest.shards
+    scan = partial(_scan, work, SPLIT if skip_held_out else None)
+    with report_progress(f"comparing {version.reference}", version.manifest.bytes, "bytes") as progress:
+        for shard, found in call_each(scan, version.shards, limits.workers):
+            yield shard, found
+            progress.advance(files[shard].bytes)
+
+
+def _scan(work: Path, split: str | None, path: Path) -> list[tuple[int, Overlap]]:
+    from aifx.data.parquet import open_parquet
+
+    with open_parquet(path, str(path)) as file:
+        names = set(file.schema_arrow.names)
+    rows = read_shard(path, [name for name in (ROW, SOURCE, "text", split) if name and name in names])
+    held_out = np.isin(rows[split].to_numpy(), HELD_OUT) if split in names else np.zeros(len(rows), bool)
+    index = open_index(work)
+    found: list[tuple[int, Overlap]] = []
+    first = 0
+    for batch in text_batches(rows["text"]):
+        for text, hits in _hits(index, batch):
+            place = first + text
+            if not held_out[place]:
+                found.append((place, _overlap(index, work, rows.slice(place, 1), hits)))
+        first += len(batch)
+    return found
+
+
+@dataclass(frozen=True)
+class _Hit:
+    """A run of a text that is in the index: its number in the text, its place in bytes, and the index's entry."""
+
+    run: int
+    begin: int
+    end: int
+    entry: int
+
+
+def _hits(index: Index, texts: Any) -> Iterator[tuple[int, list[_Hit]]]:
+    """The texts that have runs of the index, and these runs, verified word by word."""
+    words = find_words(texts)
+    runs = word_runs(words, RUN_WORDS, whole=False)
+    places, entries = index.find(runs.hashes)
+    numbers = np.searchsorted(runs.firsts, places, "right") - 1
+    data, offsets = text_buffer(texts)
+    by_text: dict[int, list[_Hit]] = {}
+    for number, place, entry in zip(numbers.tolist(), places.tolist(), entries.tolist(), strict=True):
+        begin, end = int(words.begins[runs.words[place]]), int(words.ends[runs.words[place] + RUN_WORDS - 1])
+        start = int(offsets[number])
+        if split_words(data[start + begin : start + end].tobytes().decode()) == index.words_of(entry):
+            hit = _Hit(place - int(runs.firsts[number]), begin, end, entry)
+            by_text.setdefault(number, []).append(hit)
+    yield from by_text.items()
+
+
+def _overlap(index: Index, work: Path, row: Table, hits: Sequence[_Hit]) -> Overlap:
+    """The report of a row: its longest fragment is the longest series of runs that begin one word apart."""
+    begin = longest = 0
+    for at in range(len(hits)):
+        if at and hits[at].run != hits[at - 1].run + 1:
+            begin = at
+        if at - begin >= longest:
+            longest, first = at - begin + 1, hits[begin]
+    last = hits[hits.index(first) + longest - 1]
+    text = row["text"][0].as_py().encode()[first.begin : min(last.end, first.begin + EXAMPLE_BYTES)]
+    reference = _reference_texts(work).slice(index.text_of(first.entry), 1).to_pylist()[0]
+    return Overlap(
+        row=row[ROW][0].as_py(),
+        source=row[SOURCE][0].as_py() if SOURCE in row.column_names else "",
+        runs=len(hits),
+        words=longest + RUN_WORDS - 1,
+        reference=reference["reference"],
+        place=reference["place"],
+        twin=reference[ROW],
+        text=text.decode(errors="ignore"),
+    )
+
+
+@lru_cache(maxsize=1)
+def _reference_texts(work: Path) -> Table:
+    from pyarrow import parquet
+
+    return parquet.read_table(work / "texts.parquet")

@@ -1,0 +1,117 @@
+"""`aifx data decontaminate`."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aifx.commands.console.options import JsonOption
+from aifx.commands.console.output import Output
+from aifx.commands.console.terminal import terminal
+from aifx.commands.data.options import (
+    DEFAULT_MEMORY,
+    DatasetArgument,
+    JobsOption,
+    MemoryOption,
+    OnOption,
+    RootOption,
+    WorkersOption,
+    find_catalog,
+    limits_of,
+    print_made,
+    runner_of,
+)
+from aifx.core.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from aifx.core.project import Project
+    from aifx.curation.decontaminate import Contamination
+
+
+def decontaminate(
+    name: DatasetArgument,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against",
+            metavar="TEST",
+            help="Data set or file with texts that must not be in NAME. Can be repeated. By default the validation "
+            "and test rows of NAME, and the files of data.validation and data.test.",
+        ),
+    ] = None,
+    drop: Annotated[bool, typer.Option("--drop", help="Make a version without the rows that overlap.")] = False,
+    text_field: Annotated[
+        str, typer.Option("--text-field", metavar="FIELD", help="Field with the text in the files of --against.")
+    ] = "text",
+    show: Annotated[int, typer.Option("--show", metavar="N", min=0, help="List N rows that overlap.")] = 20,
+    root: RootOption = None,
+    memory: MemoryOption = DEFAULT_MEMORY,
+    workers: WorkersOption = None,
+    on: OnOption = "local",
+    jobs: JobsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Find rows that share 13 words in a row with the texts of a test, and drop them with --drop.
+
+    Examples:
+        aifx data decontaminate corpus
+        aifx data decontaminate corpus --against benchmark.jsonl --text-field question
+        aifx data decontaminate corpus --against benchmarks@3f2a --drop
+
+    Exits 1 if a row overlaps, unless --drop makes a version without it.
+    """
+    with terminal(json) as out, tempfile.TemporaryDirectory() as folder:
+        from aifx.curation.decontaminate import Decontaminate, find_contamination, open_references
+        from aifx.curation.execution import execute
+
+        catalog, project = find_catalog(root)
+        version = catalog.open(name)
+        if version.manifest.kind != "text":
+            why = f"{version.reference} holds {version.manifest.kind}"
+            raise UsageError("decontaminate is for text", why, "aifx data ls")
+        limits = limits_of(memory, workers)
+        runner = runner_of(on, jobs, catalog)
+        base = project.root if project else Path.cwd()
+        files = _held_out_files(project)
+        references = open_references(
+            against or (), files, version, catalog, base, Path(folder, "texts"), text_field, limits
+        )
+        if drop:
+            step = Decontaminate((version,), references)
+            print_made(out, execute(step, version.manifest.name, catalog, limits, runner))
+            return
+        work = Path(folder, "index")
+        work.mkdir()
+        found = find_contamination(version, references, work, limits, show)
+        out.document(found)
+        _print(out, found)
+        if found.overlapping:
+            raise SystemExit(ExitCode.VERDICT)
+
+
+def _held_out_files(project: Project | None) -> tuple[str, ...]:
+    """The files that the project's configuration names for validation and test."""
+    if project is None:
+        return ()
+    from aifx.config import load_config
+
+    data = load_config(project).data
+    return tuple(file for split in ("validation", "test") for file in getattr(data, split, ()))
+
+
+def _print(out: Output, found: Contamination) -> None:
+    for reference in found.against:
+        short = f", {reference.too_short:,} of them shorter than 13 words" if reference.too_short else ""
+        out.log(f"compared with {reference.texts:,} texts of {reference.name}{short}")
+    for overlap in found.overlaps:
+        out.print(f"{overlap.row} of {overlap.source}: {overlap.words:,} words of {overlap.place}")
+        out.print(f"  {' '.join(overlap.text.split())}", soft_wrap=True)
+    if found.overlapping > len(found.overlaps):
+        out.print(f"and {found.overlapping - len(found.overlaps):,} more rows")
+    if found.overlapping:
+        out.print(f"{found.overlapping:,} of {found.rows:,} rows of {found.reference} overlap: --drop leaves them out")
+    else:
+        out.print(f"no row of {found.reference} overlaps")

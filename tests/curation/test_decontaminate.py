@@ -1,0 +1,207 @@
+"""Overlaps with a test: all fragments of 13 words or more are found, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import tempfile
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from inprocess import run
+from made_rows import LIMITS, Made, numbered, rows_of, some_texts, texts_version, words_of
+
+from aifx.core.errors import EnvironmentFault
+from aifx.curation import overlap as overlap_module
+from aifx.curation.decontaminate import find_contamination
+from aifx.curation.execution import execute
+from aifx.curation.overlap import Reference, build_index
+from aifx.curation.split import Split
+from aifx.curation.step import Limits
+from aifx.data.versions import ROW, SPLIT, Version, open_catalog
+
+
+def overlapping(texts: list[tuple[str, str]], tests: list[str]) -> dict[str, int]:
+    """Words of the longest fragment that each row shares with a test, by comparing all runs."""
+    found = {}
+    for row, text in texts:
+        words, longest = words_of(text), 0
+        for test in tests:
+            theirs = words_of(test)
+            runs = {tuple(theirs[at : at + 13]) for at in range(len(theirs) - 12)}
+            here = [tuple(words[at : at + 13]) in runs for at in range(len(words) - 12)]
+            longest = max(longest, longest_series(here))
+        if longest:
+            found[row] = longest + 12
+    return found
+
+
+def longest_series(values: list[bool]) -> int:
+    longest = here = 0
+    for value in values:
+        here = here + 1 if value else 0
+        longest = max(longest, here)
+    return longest
+
+
+def planted(seed: int, count: int) -> tuple[list[str], list[str]]:
+    """Texts, and tests with fragments of them of 8 to 20 words, in other case and punctuation."""
+    chosen = random.Random(seed)
+    texts = some_texts(count, seed, vocabulary=5000, longest=80)
+    tests = []
+    for text in chosen.sample(texts, count // 2):
+        words, length = text.split(), chosen.randint(8, 20)
+        begin = chosen.randrange(max(len(words) - length, 1))
+        fragment = " ".join(words[begin : begin + length])
+        tests.append(f"Zuerst, {fragment.upper().replace(' ', ', ', 3)}! und dann noch etwas ganz anderes é中文")
+    return texts, tests
+
+
+def references(version: Version) -> tuple[Reference, ...]:
+    return (Reference("test", version, is_held_out=False, has_ids=True),)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 10_000), st.integers(5, 60))
+def test_all_planted_fragments_are_found_and_none_else(seed: int, per_shard: int) -> None:
+    texts, tests = planted(seed, 40)
+    with tempfile.TemporaryDirectory() as folder:
+        catalog, work = open_catalog(folder), Path(folder, "index")
+        work.mkdir()
+        version = texts_version(catalog, numbered(texts), per_shard)
+        against = references(texts_version(catalog, numbered(tests), 7, "tests"))
+        found = find_contamination(version, against, work, LIMITS, 1000)
+    expected = overlapping(numbered(texts), tests)
+    assert {each.row: each.words for each in found.overlaps} == expected
+    assert found.overlapping == len(expected)
+    for each in found.overlaps:
+        twin = dict(numbered(tests))[each.twin or ""]
+        fragment = words_of(each.text)[:13]
+        assert " ".join(fragment) in " ".join(words_of(twin))
+
+
+def test_hashes_that_collide_are_compared_word_by_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = overlap_module.word_runs
+
+    def colliding(*args: object, **options: object) -> object:
+        runs = real(*args, **options)  # type: ignore[arg-type]
+        runs.hashes[:] &= np.uint64(3)
+        return runs
+
+    monkeypatch.setattr(overlap_module, "word_runs", colliding)
+    catalog = open_catalog(str(tmp_path))
+    version = texts_version(catalog, numbered(some_texts(20, 1, vocabulary=5000)), 10)
+    other = texts_version(catalog, numbered(some_texts(20, 2, vocabulary=5000)), 10, "tests")
+    (tmp_path / "index").mkdir()
+    assert find_contamination(version, references(other), tmp_path / "index", LIMITS, 10).overlapping == 0
+
+
+def test_an_index_that_does_not_fit(tmp_path: Path) -> None:
+    version = texts_version(open_catalog(str(tmp_path)), numbered(some_texts(50, 1)), 50)
+    with pytest.raises(EnvironmentFault, match="is too little"):
+        build_index(references(version), tmp_path, Limits(10_000, 1))
+
+
+def aifx(folder: Path, *args: str) -> CompletedProcess[str]:
+    return run(["data", *args], folder, dict(os.environ))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project with a data set, whose seventh text is in test.txt and whose ninth is in a data set `benchmark`."""
+    texts = some_texts(30, 4, vocabulary=4000, longest=100)
+    texts[6] += " " + " ".join(f"seven{number}" for number in range(13))
+    texts[8] += " " + " ".join(f"Nine{number}," for number in range(40))
+    catalog = open_catalog(str(tmp_path / "datasets"))
+    texts_version(catalog, numbered(texts), 12, "corpus")
+    texts_version(catalog, numbered(["short", " ".join(f"nine{number}" for number in range(30))]), 12, "benchmark")
+    (tmp_path / "test.txt").write_text("x " + " ".join(f"Seven{number};" for number in range(13)) + " y")
+    (tmp_path / "aifx.toml").write_text('[project]\nname = "p"\n')
+    return tmp_path
+
+
+def test_overlaps_are_listed(project: Path) -> None:
+    done = aifx(project, "decontaminate", "corpus", "--against", "test.txt", "--against", "benchmark")
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert lines[0] == "0123456789ab-6 of f.txt: 13 words of test.txt, row 0"
+    assert lines[1].startswith("  seven0 seven1 ")
+    assert lines[2] == "0123456789ab-8 of f.txt: 30 words of f.txt, row 1"
+    assert "2 of 30 rows" in lines[-1]
+    assert "compared with 2 texts of benchmark@" in done.stderr
+    assert "1 of them shorter than 13 words" in done.stderr
+    found = json.loads(
+        aifx(project, "decontaminate", "corpus", "--against", "benchmark", "--show", "0", "--json").stdout
+    )
+    assert (found["overlapping"], found["overlaps"]) == (1, [])
+    assert list(found["by_reference"].values()) == [1]
+
+
+def test_drop_makes_a_version_without_them(project: Path) -> None:
+    done = aifx(project, "decontaminate", "corpus", "--against", "test.txt", "--against", "benchmark", "--drop")
+    assert done.returncode == 0, done.stderr
+    catalog = open_catalog(str(project / "datasets"))
+    version, benchmark = catalog.open("corpus"), catalog.manifest("benchmark").reference
+    assert version.manifest.rows == 28
+    assert rows_of(version.dropped) == [
+        {ROW: "0123456789ab-6", "rule": "overlaps test.txt", "twin": None},
+        {ROW: "0123456789ab-8", "rule": f"overlaps {benchmark}", "twin": "0123456789ab-1"},
+    ]
+    again = aifx(project, "decontaminate", "corpus", "--against", "test.txt")
+    assert (again.returncode, again.stdout.strip()) == (0, f"no row of {version.reference} overlaps")
+    (project / "test.txt").write_text("another test")
+    other = version.manifest.parents[0]
+    changed = json.loads(aifx(project, "decontaminate", other, "--against", "test.txt", "--drop", "--json").stdout)
+    assert (changed["rows"], changed["is_new"]) == (30, True)
+
+
+def test_the_files_of_the_project_are_the_default(project: Path) -> None:
+    nothing = aifx(project, "decontaminate", "corpus")
+    assert nothing.returncode == 2
+    assert "there is nothing to compare corpus@" in nothing.stderr
+    assert "hint: aifx data decontaminate corpus --against FILE" in nothing.stderr
+    (project / "aifx.toml").write_text('[project]\nname = "p"\n[data]\ntest = ["test*.txt"]\n')
+    found = json.loads(aifx(project, "decontaminate", "corpus", "--json").stdout)
+    assert [overlap["row"] for overlap in found["overlaps"]] == ["0123456789ab-6"]
+
+
+def test_rows_of_the_own_test_split_are_the_default(tmp_path: Path) -> None:
+    """Only training rows are compared and dropped."""
+    shared = " ".join(f"shared{number}" for number in range(15))
+    texts = [f"{text} {shared}" for text in some_texts(40, 9, vocabulary=4000, longest=100)]
+    catalog = open_catalog(str(tmp_path / "datasets"))
+    version = texts_version(catalog, numbered(texts), 15, "corpus")
+    split = execute(Split((version,), 0.1, 0.1, 0.9), "corpus", catalog, LIMITS).version
+    training = [row[ROW] for row in rows_of(split.shards) if row[SPLIT] == "train"]
+    done = aifx(tmp_path, "decontaminate", "corpus", "--root", "datasets", "--drop", "--json")
+    assert json.loads(done.stdout)["rows"] == 40 - len(training) > 0
+    dropped = rows_of(catalog.open("corpus").dropped)
+    assert [row[ROW] for row in dropped] == training
+    assert {row["rule"] for row in dropped} == {f"overlaps {split.reference}"}
+    assert {row["twin"] for row in dropped} <= {row for row, _ in numbered(texts)} - set(training)
+
+
+@pytest.mark.parametrize(
+    ("args", "what"),
+    [
+        (("corpus", "--against", "missing.txt"), "missing.txt cannot be read"),
+        (("corpus", "--against", "table"), "table@"),
+        (("table", "--against", "test.txt"), "decontaminate is for text"),
+        (("nothing",), "no data set 'nothing'"),
+        (("corpus", "--against", "programs"), "programs cannot be compared with"),
+    ],
+)
+def test_usage(project: Path, args: tuple[str, ...], what: str) -> None:
+    table = pa.table({ROW: ["0123456789ab-0"], "a": [1]})
+    execute(Made((), (table,), "table"), "table", open_catalog(str(project / "datasets")), LIMITS)
+    (project / "programs").mkdir()
+    (project / "programs" / "run.bin").write_bytes(b"\x00")
+    done = aifx(project, "decontaminate", *args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert what in done.stderr
