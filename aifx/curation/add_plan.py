@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -166,7 +167,12 @@ def _is_same(file: SourceFile, source: Source | None, options: ReadOptions) -> b
 
 
 def check_options(options: ReadOptions) -> None:
-    """Raises UsageError for an encoding that Python does not know."""
+    """Raises UsageError for an encoding that Python does not know, or a pattern that is no regular expression."""
+    try:
+        re.compile((options.split_at or "").encode())
+    except re.error as e:
+        what = f"--split-at {options.split_at!r} is not a regular expression"
+        raise UsageError(what, str(e), "--split-at '^CHAPTER '") from None
     try:
         codecs.getincrementaldecoder(options.encoding)
         "".encode(options.encoding)

@@ -206,6 +206,8 @@ def reading_of(file: SourceFile, options: ReadOptions) -> str:
         parts.append(f"text={options.text_field}")
     if file.format in ("text", "jsonl", "csv"):
         parts.append(f"encoding={options.encoding}")
+    if file.format == "text" and options.split_at is not None:
+        parts.append(f"split_at={options.split_at}")
     if file.label is not None:
         parts.append(f"label={file.label}")
     return " ".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -52,6 +53,14 @@ def add(
         str,
         typer.Option("--encoding", metavar="NAME", help="Encoding of text files without a byte order mark."),
     ] = "utf-8",
+    split_at: Annotated[
+        str | None,
+        typer.Option(
+            "--split-at",
+            metavar="REGEX",
+            help="Begin a row of a text file at each line that matches. By default a file is a row.",
+        ),
+    ] = None,
     max_bad: Annotated[
         float,
         typer.Option(
@@ -79,6 +88,7 @@ def add(
 
     Examples:
         aifx data add corpus texts/ --license CC-BY-4.0
+        aifx data add corpus book.txt --split-at '^CHAPTER ' --license CC0-1.0
         aifx data add corpus 'dump/*.jsonl.zst' --text-field body --license unknown
         aifx data add prices s3://bucket/prices.parquet --license CC0-1.0
         aifx data add corpus texts/ --license CC-BY-4.0 --dry-run
@@ -100,10 +110,10 @@ def add(
         limits = limits_of(memory, workers)
         runner = runner_of(on, jobs, catalog)
         listing = list_sources(sources, project.root if project else Path.cwd())
-        options = ReadOptions(kind or "text", text_field, encoding, max_expansion)
+        options = ReadOptions(kind or "text", text_field, encoding, max_expansion, split_at)
         check_options(options)
         if kind is None and listing.files:
-            options = ReadOptions(infer_kind(listing, options), text_field, encoding, max_expansion)
+            options = replace(options, kind=infer_kind(listing, options))
         listing = of_kind(listing, options.kind)
         _log_left_out(out, listing, options.kind)
         if dry_run:

@@ -37,6 +37,7 @@ class ReadOptions:
     Attributes:
         text_field: the field that becomes the column `text`.
         encoding: of text files that do not begin with a byte order mark; a codec of Python.
+        split_at: a regular expression of the lines at which a row of a text file begins; None if a file is a row.
         max_expansion: how many times its own size a compressed file may expand to.
     """
 
@@ -44,6 +45,7 @@ class ReadOptions:
     text_field: str = TEXT
     encoding: str = "utf-8"
     max_expansion: float = 100
+    split_at: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
-"""Plain text: a file is a document."""
+"""Plain text: a file is a document, or each part of it that begins at a line of some form."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 from aifx.curation.readers.base import BadRow, ReadOptions
@@ -14,21 +16,27 @@ DOCUMENT_BYTES = 32 << 20
 
 
 def read_documents(path: str, compression: str, options: ReadOptions) -> Iterator[bytes | BadRow]:
-    """The documents of a file, in UTF-8: one, unless the file is larger than DOCUMENT_BYTES."""
+    """The documents of a file, in UTF-8: one, unless `options.split_at` cuts it or it is larger than DOCUMENT_BYTES."""
+    starts = re.compile(options.split_at.encode(), re.MULTILINE) if options.split_at is not None else None
     with open_utf8(path, compression, options) as stream:
         rest, line, found = b"", 1, False
         while True:
             data = stream.read(DOCUMENT_BYTES - len(rest))
             is_last = len(rest) + len(data) < DOCUMENT_BYTES
             data = rest + data if rest else data
-            cut = len(data) if is_last else _cut(data)
-            document, rest = data[:cut] if cut < len(data) else data, data[cut:]
-            if document or not found:
-                found = True
-                yield _checked(document, line)
+            places = [match.start() for match in starts.finditer(data) if match.start()] if starts is not None else []
+            end = len(data) if is_last else places.pop() if places else _cut(data)
+            for first, stop in pairwise([0, *places, end]):
+                document = data[first:stop] if stop - first < len(data) else data
+                if document and not (starts is not None and document.isspace()):
+                    found = True
+                    yield _checked(document, line)
+                line += document.count(b"\n")
             if is_last:
+                if not found:
+                    yield BadRow(1, "no text", data)
                 return
-            line += document.count(b"\n")
+            rest = data[end:]
 
 
 def _cut(data: bytes) -> int:
