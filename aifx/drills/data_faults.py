@@ -105,7 +105,7 @@ def _train(course: Course, run: RunDirectory, fault: DataFault, *more: str) -> E
     if fault.action != "drop" and not reached(course.place.fault_file(run.name)).exists():
         if ended.code != 0:
             raise Missed(f"the run ended before its fault: {ended.why}")
-        raise Missed(f"the batches hold only whole numbers, as those of text do, so none can be {fault.action}")
+        raise Missed("the batches hold only whole numbers, as those of text do, so none can be NaN")
     return ended
 
 

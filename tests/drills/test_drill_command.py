@@ -65,6 +65,19 @@ def test_what_cannot_be_injected_is_not_run_and_not_passed(drilled) -> None:
     assert result["measured"] is None
 
 
+def test_data_that_cannot_have_the_fault_is_not_run(drilled) -> None:
+    code, results = drilled.results("nan")  # the trainer reads no batch, as if none had a number that can be NaN
+    assert code == 0
+    assert (results[0]["verdict"], results[0]["phase"]) == ("not run", "data")
+    assert "only whole numbers, as those of text do" in results[0]["reasons"][0]
+
+
+def test_a_run_that_ends_before_the_fault_is_not_run(drilled, behave: Callable[..., None]) -> None:
+    behave(error="no data")
+    _, results = drilled.results("nan")
+    assert results[0]["reasons"][0].startswith("the run ended before its fault: exit 2")
+
+
 def test_the_moment_that_does_not_come_is_not_run(drilled) -> None:
     _, results = drilled.results("kill", "--phase", "compilation")  # which the trainer does not report
     assert results[0]["verdict"] == "not run"
