@@ -47,6 +47,7 @@ def command_types() -> dict[str, Any]:
     from aifx.curation import query
     from aifx.curation.add_reports import AddedFiles, ListedFiles
     from aifx.curation.audit import Audit
+    from aifx.curation.dataset_report import DatasetReport
     from aifx.curation.decontaminate import Contamination
     from aifx.curation.difference import VersionDifference
     from aifx.curation.erasure import Erasure
@@ -119,6 +120,7 @@ def command_types() -> dict[str, Any]:
         "data-why": Explanation,
         "data-query": query.QueryResult | query.QueryFile,
         "data-erase": Erasure,
+        "data-report": DatasetReport,
         "config-show": config.ShownConfig,
         "config-check": config.CheckedConfig,
         "config-keys": SettingList,

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from aifx.core.errors import DataError, UsageError
+from aifx.core.json_values import encode_json
 from aifx.core.project import Project
-from aifx.curation.lineage import STEP_FACET, is_removal, read_lineage
+from aifx.curation.lineage import STEP_FACET, is_removal, new_sources, read_lineage
 from aifx.data.versions import Catalog, Manifest
 from aifx.runs.provenance import read_provenance
+
+SETTINGS_CHARACTERS = 200
+_DIGEST = re.compile(r"[0-9a-f]{40,}")
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class LineageVersion:
         step: that made it, with `settings`.
         code: version of aifx.
         rows: None if the version was deleted, and so on.
-        sources: files that it was made from, if it has no parents.
+        sources: files that were read for it, and are no sources of its parents.
         runs: of the project that trained on it.
     """
 
@@ -72,7 +77,9 @@ def lineage_of(catalog: Catalog, reference: str, project: Project | None) -> Lin
             continue
         manifest = find_manifest(catalog, one)
         names = tuple(dict.fromkeys(run.run for run in runs if run.reference == one))
-        found[one] = _existing(manifest, names) if manifest is not None else _deleted(one, events.get(one), names)
+        found[one] = (
+            _existing(catalog, manifest, names) if manifest is not None else _deleted(one, events.get(one), names)
+        )
         waiting += found[one].parents
     return Lineage(whole, tuple(found.values()))
 
@@ -123,7 +130,22 @@ def descendants(catalog: Catalog, references: Iterable[str]) -> set[str]:
     return found
 
 
-def _existing(manifest: Manifest, runs: tuple[str, ...]) -> LineageVersion:
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """The settings of a step in a line: digests in short, of a list of rules its length."""
+
+    def word(value: Any) -> str:
+        if isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
+            return f"({len(value)})"
+        text = value if isinstance(value, str) else encode_json(value, ensure_ascii=False)
+        return text[:12] if _DIGEST.fullmatch(text) else text
+
+    text = " ".join(f"{name}={word(value)}" for name, value in settings.items() if value not in (None, [], {}, ""))
+    return text if len(text) <= SETTINGS_CHARACTERS else f"{text[: SETTINGS_CHARACTERS - 1]}…"
+
+
+def _existing(catalog: Catalog, manifest: Manifest, runs: tuple[str, ...]) -> LineageVersion:
+    parents = [find_manifest(catalog, parent) for parent in manifest.parents]
+    is_known = None not in parents
     return LineageVersion(
         reference=manifest.reference,
         parents=manifest.parents,
@@ -133,7 +155,7 @@ def _existing(manifest: Manifest, runs: tuple[str, ...]) -> LineageVersion:
         rows=manifest.rows,
         size_bytes=manifest.bytes,
         dropped_by=manifest.dropped_by,
-        sources=len(manifest.sources) if not manifest.parents else 0,
+        sources=len(new_sources(manifest, [one for one in parents if one is not None])) if is_known else 0,
         licenses=manifest.licenses,
         runs=runs,
     )

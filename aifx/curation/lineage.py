@@ -11,7 +11,7 @@ from typing import Any
 from aifx.core.json_files import JsonLines
 from aifx.core.json_values import plain
 from aifx.core.version import DISTRIBUTION, __version__
-from aifx.data.versions import LINEAGE, Catalog, Manifest, Version
+from aifx.data.versions import LINEAGE, Catalog, Manifest, Source, Version
 
 SCHEMA = "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent"
 FACETS = "https://openlineage.io/spec/facets"
@@ -71,11 +71,17 @@ def read_lineage(catalog: Catalog) -> list[dict[str, Any]]:
 def run_event(made: Manifest, parents: Sequence[Manifest], run_id: str, namespace: str) -> dict[str, Any]:
     """The RunEvent of the step that made a version."""
     facts = {"rowCount": made.rows, "size": made.bytes, "fileCount": len(made.shards)}
-    files = made.sources if not parents else ()
+    files = new_sources(made, parents)
     output = _dataset(made, namespace) | {"outputFacets": {"outputStatistics": {**_facet(STATISTICS_FACET), **facts}}}
     step = {STEP_FACET: {**_facet(JOB_FACET), **plain(made.step), "sources": len(files)}}
     inputs = [*(_dataset(parent, namespace) for parent in parents), *(_file(one.name) for one in files[:MOST_FILES])]
     return _event(run_id, made.step.name, step, inputs, [output])
+
+
+def new_sources(made: Manifest, parents: Sequence[Manifest]) -> list[Source]:
+    """The sources of a version that none of its parents has, with this content."""
+    known = {(source.name, source.sha256) for parent in parents for source in parent.sources}
+    return [source for source in made.sources if (source.name, source.sha256) not in known]
 
 
 def _event(

@@ -214,7 +214,9 @@ def _hashes(rows: Table) -> dict[str, Any]:
     import duckdb
 
     names = [name for name in rows.column_names if name != ROW]
-    if not names or not len(rows):
+    if not len(rows):
+        return dict.fromkeys(names, np.array([], np.uint64))
+    if not names:
         return {}
     quoted = ", ".join(f'hash("{name.replace(chr(34), chr(34) * 2)}")' for name in names)
     cursor = _connection().cursor()

@@ -22,6 +22,7 @@ from aifx.commands.data.mix import mix
 from aifx.commands.data.pii import pii
 from aifx.commands.data.profile import profile
 from aifx.commands.data.query import query
+from aifx.commands.data.report import report
 from aifx.commands.data.tasks import run_tasks
 from aifx.commands.data.versions import ls, verify
 from aifx.core.errors import UsageError
@@ -185,5 +186,6 @@ app.command()(diff)
 app.command()(lineage)
 app.command()(why)
 app.command()(query)
+app.command()(report)
 app.command()(erase)
 app.command("run-tasks", hidden=True)(run_tasks)

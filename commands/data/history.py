@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from aifx.curation.row_history import Explanation, RowHistory
 
 MOST_SOURCES = 20
-SETTINGS_WIDTH = 200
 
 
 def diff(
@@ -101,11 +100,13 @@ def lineage(name: DatasetArgument, root: RootOption = None, json: JsonOption = F
 
 
 def _tree(reference: str, versions: Mapping[str, LineageVersion], first: str, rest: str) -> Iterator[str]:
+    from aifx.curation.history import settings_text
+
     one = versions[reference]
     size = "deleted" if one.rows is None else f"{one.rows:,} rows"
     yield f"{first}{one.reference}  {size}"
     branch = "│ " if one.parents else "  "
-    yield f"{rest}{branch}{one.step} {_settings(one.settings)}".rstrip()
+    yield f"{rest}{branch}{one.step} {settings_text(one.settings)}".rstrip()
     if one.dropped_by:
         dropped = ", ".join(f"{rule} {count:,}" for rule, count in one.dropped_by.items())
         yield f"{rest}{branch}dropped: {dropped}"
@@ -117,16 +118,6 @@ def _tree(reference: str, versions: Mapping[str, LineageVersion], first: str, re
     for parent in one.parents:
         is_last = parent == one.parents[-1]
         yield from _tree(parent, versions, f"{rest}{'└─' if is_last else '├─'}", f"{rest}{'  ' if is_last else '│ '}")
-
-
-def _settings(settings: Mapping[str, Any]) -> str:
-    from aifx.core.json_values import encode_json
-
-    def shown(value: Any) -> str:
-        return value if isinstance(value, str) else encode_json(value, ensure_ascii=False)
-
-    text = " ".join(f"{name}={shown(value)}" for name, value in settings.items() if value not in (None, [], {}, ""))
-    return text if len(text) <= SETTINGS_WIDTH else f"{text[: SETTINGS_WIDTH - 1]}…"
 
 
 def why(

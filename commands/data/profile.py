@@ -61,7 +61,7 @@ def folded(bins: Mapping[int, int], most: int = MOST_BARS) -> list[tuple[int, in
 
 def _print_columns(out: Output, one: Profile) -> None:
     def shown(value: Any) -> str | None:
-        return None if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)[:20]
+        return None if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)[:16]
 
     rows = [
         (

@@ -1,0 +1,252 @@
+"""What the report of a version is about: its steps with examples, licences, personal data, duplicates and drift."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aifx.core.errors import DataError, UsageError
+from aifx.curation.drift import ColumnDrift, measure_drift
+from aifx.curation.history import ancestors
+from aifx.curation.profile import Profile
+from aifx.curation.reports import read_profile
+from aifx.curation.sql import RowTable, identifier, open_tables, quoted
+from aifx.data.versions import CLUSTER, RESERVED, ROW, SOURCE, Catalog, Kind, Manifest, Version
+
+EXAMPLES = 3
+EXAMPLE_CHARACTERS = 300
+MOST_RULES = 20
+REMOVES_PERSONAL_DATA = ("pii", "erase")
+"""Steps that take out what must not be shown."""
+
+
+@dataclass(frozen=True)
+class DroppedRow:
+    """An example of what a rule dropped.
+
+    Attributes:
+        text: the beginning of its text, or of its columns.
+        twin: the id of the row that it duplicates, and the beginning of that row's text.
+    """
+
+    row: str
+    source: str | None
+    text: str
+    twin: str | None
+    twin_text: str | None
+
+
+@dataclass(frozen=True)
+class ReportedStep:
+    """A step on the way to the version.
+
+    Attributes:
+        rows: of the version that it made.
+        examples: of dropped rows, by rule.
+    """
+
+    reference: str
+    step: str
+    settings: Mapping[str, Any]
+    rows: int
+    dropped_by: Mapping[str, int]
+    facts: Mapping[str, Any]
+    examples: Mapping[str, Sequence[DroppedRow]]
+
+
+@dataclass(frozen=True)
+class LicensedRows:
+    """Rows by licence of their sources."""
+
+    license: str
+    sources: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """What is known of duplicates.
+
+    Attributes:
+        dropped: rows that a step dropped because they resemble another.
+        clusters: of more than one row that the version still has; None without the column `_cluster`.
+        clustered_rows: rows in these clusters.
+        distinct_texts: None if they were not counted.
+        is_estimate: whether that has a standard error of 2.2 %.
+    """
+
+    dropped: int
+    clusters: int | None
+    clustered_rows: int | None
+    distinct_texts: int | None
+    is_estimate: bool
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """What `aifx data report --json` prints.
+
+    Attributes:
+        steps: from the sources to the version.
+        personal: rows in which a step found personal data, by kind.
+        examples_hidden_by: the step because of which no example is shown.
+        against: the version that drift is measured against; None if there is none.
+    """
+
+    reference: str
+    kind: Kind
+    rows: int
+    size_bytes: int
+    num_sources: int
+    quarantined: int
+    profile: Profile
+    parent_profile: Profile | None
+    steps: tuple[ReportedStep, ...]
+    licenses: tuple[LicensedRows, ...]
+    personal: Mapping[str, int]
+    duplicates: Duplicates
+    examples_hidden_by: str | None
+    against: str | None
+    drift: tuple[ColumnDrift, ...]
+
+
+def read_report(catalog: Catalog, reference: str, examples: int | None, against: str | None) -> DatasetReport:
+    """Gather the report of a version.
+
+    Args:
+        examples: dropped rows to show by rule. None shows some, unless a step removed personal data.
+        against: another version than the parent to measure drift against.
+
+    Raises UsageError, DataError if a file is damaged.
+    """
+    version = catalog.open(reference)
+    manifest = version.manifest
+    chain = ancestors(catalog, version.reference)
+    hidden_by = next((one.step.name for one in chain if one.step.name in REMOVES_PERSONAL_DATA), None)
+    if examples is not None:
+        hidden_by = None
+    shown = examples if examples is not None else 0 if hidden_by else EXAMPLES
+    profile = read_profile(catalog, version.reference).profile
+    other = _other(catalog, manifest, against)
+    other_profile = read_profile(catalog, other.reference).profile if other is not None else None
+    return DatasetReport(
+        reference=version.reference,
+        kind=manifest.kind,
+        rows=manifest.rows,
+        size_bytes=manifest.bytes,
+        num_sources=len(manifest.sources),
+        quarantined=sum(source.quarantined for source in manifest.sources),
+        profile=profile,
+        parent_profile=other_profile,
+        steps=tuple(_step(catalog, one, shown) for one in chain),
+        licenses=_licenses(version),
+        personal=_personal(chain),
+        duplicates=_duplicates(version, chain, profile),
+        examples_hidden_by=hidden_by,
+        against=other.reference if other is not None else None,
+        drift=measure_drift(other, version, (other_profile, profile)) if other and other_profile else (),
+    )
+
+
+def _other(catalog: Catalog, manifest: Manifest, against: str | None) -> Version | None:
+    if against is not None:
+        return catalog.open(against)
+    for parent in manifest.parents[:1]:
+        try:
+            return catalog.open(parent)
+        except (UsageError, DataError):  # it was deleted
+            return None
+    return None
+
+
+def _step(catalog: Catalog, manifest: Manifest, examples: int) -> ReportedStep:
+    found: dict[str, list[DroppedRow]] = {}
+    if examples and manifest.dropped and len(manifest.parents) == 1:
+        try:
+            parent = catalog.open(manifest.parents[0])
+        except (UsageError, DataError):
+            parent = None
+        if parent is not None:
+            found = _examples(catalog.open(manifest.reference), parent, examples)
+    return ReportedStep(
+        reference=manifest.reference,
+        step=manifest.step.name,
+        settings=manifest.step.settings,
+        rows=manifest.rows,
+        dropped_by=dict(sorted(manifest.dropped_by.items(), key=lambda item: (-item[1], item[0]))),
+        facts=manifest.facts,
+        examples=found,
+    )
+
+
+def _examples(made: Version, parent: Version, count: int) -> dict[str, list[DroppedRow]]:
+    """The first dropped rows of each rule, as they were before."""
+    tables = {"dropped": RowTable(made, "dropped"), "before": RowTable(parent)}
+    with open_tables(tables) as connection:
+        connection.execute(
+            f"""CREATE TABLE chosen AS SELECT {ROW}, rule, twin FROM dropped
+            QUALIFY row_number() OVER (PARTITION BY rule ORDER BY {ROW}) <= {count}"""
+        )
+        text, twin_text = (_shown_text(parent.manifest, table) for table in ("before", "twins"))
+        source = f"before.{SOURCE}" if SOURCE in parent.manifest.columns else "NULL"
+        rows = connection.execute(
+            f"""SELECT chosen.rule, chosen.{ROW}, {source}, {text}, chosen.twin, {twin_text}
+            FROM chosen JOIN before USING ({ROW}) LEFT JOIN before AS twins ON twins.{ROW} = chosen.twin
+            ORDER BY 1, 2"""
+        ).fetchall()
+    found: dict[str, list[DroppedRow]] = {}
+    for rule, row, origin, shown, twin, twin_shown in rows:
+        found.setdefault(rule, []).append(DroppedRow(row, origin, shown or "", twin, twin_shown if twin else None))
+    return dict(sorted(found.items(), key=lambda item: -made.manifest.dropped_by.get(item[0], 0))[:MOST_RULES])
+
+
+def _shown_text(manifest: Manifest, table: str) -> str:
+    """SQL for the beginning of a row's text, or of its columns."""
+    if "text" in manifest.columns:
+        return f"left({table}.text, {EXAMPLE_CHARACTERS})"
+    names = [name for name, kind in manifest.columns.items() if name not in RESERVED and "binary" not in kind]
+    parts = [f"{quoted(f'{name}=')} || {table}.{identifier(name)}::VARCHAR" for name in names[:20]]
+    return f"left(concat_ws(', ', {', '.join(parts) or 'NULL'}), {EXAMPLE_CHARACTERS})"
+
+
+def _licenses(version: Version) -> tuple[LicensedRows, ...]:
+    manifest = version.manifest
+    files = Counter(source.license for source in manifest.sources)
+    rows: Counter[str] = Counter()
+    if SOURCE in manifest.columns:
+        with open_tables({"data": RowTable(version)}) as connection:
+            by_source = connection.execute(f"SELECT {SOURCE}, count(*) FROM data GROUP BY 1").fetchall()
+        licenses = {source.name: source.license for source in manifest.sources}
+        for source, count in by_source:
+            rows[licenses.get(source, "unknown")] += count
+    names = sorted({*files, *rows}, key=lambda name: (-rows[name], name))
+    return tuple(LicensedRows(name, files[name], rows[name]) for name in names)
+
+
+def _personal(chain: Sequence[Manifest]) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for manifest in chain:
+        if manifest.step.name == "pii":
+            prefix = "rows_found."
+            found |= Counter({k.removeprefix(prefix): v for k, v in manifest.facts.items() if k.startswith(prefix)})
+    return dict(found.most_common())
+
+
+def _duplicates(version: Version, chain: Sequence[Manifest], profile: Profile) -> Duplicates:
+    clusters = clustered = None
+    if CLUSTER in version.manifest.columns:
+        with open_tables({"data": RowTable(version)}) as connection:
+            sizes = f"SELECT count(*) AS n FROM data WHERE {CLUSTER} IS NOT NULL GROUP BY {CLUSTER} HAVING n > 1"
+            clusters, clustered = connection.execute(
+                f"SELECT count(*), coalesce(sum(n), 0)::BIGINT FROM ({sizes})"
+            ).fetchone()
+    text = profile.columns.get("text")
+    return Duplicates(
+        dropped=sum(sum(one.dropped_by.values()) for one in chain if one.step.name == "dedupe"),
+        clusters=clusters,
+        clustered_rows=clustered,
+        distinct_texts=text.distinct if text is not None else None,
+        is_estimate=text is not None and text.is_estimate,
+    )
