@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from aifx.checkpoint.listing import read_info
+from aifx.checkpoint.manifest import step_directories
 from aifx.config.sections import LogSection
 from aifx.core.errors import EnvironmentFault
 from aifx.core.project import RunDirectory
@@ -55,20 +58,22 @@ class MetricsServer(Observer):
         self._num_steps: int | None = None
         self._record: Record | None = None
         self._validation_loss: float | None = None
-        self._saved: tuple[int, float] | None = None  # the step of the newest checkpoint, and when it was written
+        self._saved: tuple[int | None, float] | None = None  # the step of the newest checkpoint, and when it was written
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self)
         try:
             self._server, self._thread = start_http_server(port, host, registry)
         except OSError as error:
             what = f"log.metrics_port: cannot listen on {host}:{port}"
-            hint = "aifx train --metrics-port 0    (a free port)"
-            raise EnvironmentFault(what, error.strerror or str(error), hint) from None
+            is_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
+            hint = "--metrics-port 0    (a free port)" if is_port else "--set log.metrics_host=127.0.0.1"
+            raise EnvironmentFault(what, error.strerror or str(error), f"aifx train {hint}") from None
         self.port = self._server.server_address[1]
         logger.info(f"metrics for Prometheus at http://{host}:{self.port}/metrics")
 
     def start(self, info: RunInfo) -> None:
         self._num_steps = info.num_steps
+        self._saved = _newest_checkpoint(info.run) or (None, time.time())
 
     def record(self, record: Record) -> None:
         self._record = record
@@ -96,7 +101,8 @@ class MetricsServer(Observer):
         step, when = saved or (None, None)
         yield self._gauge("aifx_train_checkpoint_step", "Step of the newest checkpoint.", step)
         age = None if when is None else time.time() - when
-        yield self._gauge("aifx_train_checkpoint_age_seconds", "Time since the newest checkpoint was written.", age)
+        text = "Time since the newest checkpoint was written; without one, since training began."
+        yield self._gauge("aifx_train_checkpoint_age_seconds", text, age)
 
     def _gauge(self, name: str, text: str, value: float | None, **labels: str) -> Metric:
         from prometheus_client.core import GaugeMetricFamily
@@ -105,3 +111,10 @@ class MetricsServer(Observer):
         if value is not None:
             family.add_metric((self._run, *labels.values()), value)
         return family
+
+
+def _newest_checkpoint(run: RunDirectory) -> tuple[int, float] | None:
+    """The step of the checkpoint that a resumed run has, and when it was written."""
+    steps = step_directories(run.checkpoints)
+    info = read_info(steps[max(steps)]) if steps else None
+    return None if info is None or info.saved_at is None else (info.step, info.saved_at)

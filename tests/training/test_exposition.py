@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from aifx.checkpoint.listing import read_info
+from aifx.checkpoint.manifest import step_directories
 from aifx.core.errors import EnvironmentFault
 from aifx.training.exposition import MetricsServer, open_metrics_server
 from aifx.training.records import Observer, Record
@@ -73,6 +76,35 @@ def test_the_alerts_name_metrics_that_exist(told: Asks) -> None:
     assert len(used) > 5
     assert used <= set().union(*told.told)
     assert all({"alert", "expr"} <= set(rule) for group in yaml.safe_load(text)["groups"] for rule in group["rules"])
+
+
+def test_the_age_of_the_checkpoint_is_known_from_the_start(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk may refuse all checkpoints of a process, and the alert on their age must fire then too."""
+    scraped: list[dict[str, Any]] = []
+    begin = MetricsServer.start
+
+    def start(self: MetricsServer, info: Any) -> None:
+        begin(self, info)
+        scraped.append(scrape(self.port))
+
+    monkeypatch.setattr(MetricsServer, "start", start)
+    tiny.train("log.metrics_port=0")
+    assert 0 <= scraped[0]["aifx_train_checkpoint_age_seconds"] < 60
+    assert "aifx_train_checkpoint_step" not in scraped[0]
+    steps = step_directories(tiny.run().checkpoints)
+    shutil.rmtree(steps[12])
+    moment = read_info(steps[8]).saved_at
+    assert moment is not None
+    monkeypatch.setattr("time.time", lambda: moment + 7200)
+    tiny.train("log.metrics_port=0")
+    assert scraped[1]["aifx_train_checkpoint_step"] == 8
+    assert scraped[1]["aifx_train_checkpoint_age_seconds"] == pytest.approx(7200)
+
+
+def test_the_way_out_fits_the_refusal(tiny: Any) -> None:
+    with pytest.raises(EnvironmentFault) as refused:
+        MetricsServer("nosuch.invalid", 0, tiny.run())
+    assert "log.metrics_host" in refused.value.hint
 
 
 def test_a_port_in_use_is_refused(tiny: Any) -> None:
