@@ -149,14 +149,15 @@ class Loop:
         metrics = evaluate_split(
             self.programs, state.evaluated, self.frozen, "validation", num_batches=num_batches, before_batch=ballot
         )
-        progress = self.progress.after(record.step, metrics, best_by_of(self.programs.config))
+        before, config = self.progress, self.programs.config
+        progress = before.after(record.step, metrics, best_by_of(config))
         self.progress = replace(progress, thresholds=self.programs.objective.thresholds(metrics))
         improved = self.progress.best_step == record.step
         duration_s = time.perf_counter() - started
         self.dispatcher.event(
             "validation", step=record.step, loss=metrics["loss"], improved=improved, duration_s=duration_s
         )
-        if (warning := self.progress.warning(self.programs.config)) is not None:
+        if (warning := self.progress.warning(config, before)) is not None:
             self.dispatcher.warn(warning)
         if self.sampler is not None:
             text = self.sampler(state.evaluated, self.frozen)

@@ -31,8 +31,14 @@ class Progress:
             return Progress(loss, step, 0, loss, value)
         return replace(self, since_best=self.since_best + 1, last_loss=loss)
 
-    def warning(self, config: Config) -> str | None:
-        """What to say of this validation: once in a row of WARN_AFTER without improvement, otherwise None."""
+    def warning(self, config: Config, before: Progress) -> str | None:
+        """What to warn of after this validation, if anything. `before` is the progress until then.
+
+        aifx warns of the first loss in a row that is not finite, and once in a row of WARN_AFTER without improvement.
+        """
+        is_first = before.last_loss is not None or before.since_best == 0
+        if self.last_loss is None and is_first:
+            return "the loss of the validation is not finite: look for NaN in the data of the validation split"
         patience = config.train.early_stopping
         if self.since_best != WARN_AFTER or self.best_value is None or 0 < patience <= WARN_AFTER:
             return None

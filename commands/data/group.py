@@ -108,6 +108,10 @@ def show(
         project = find_project()
         directory = project.existing_run(run) if run is not None else None
         config = read_config(directory.config, project, set_ or ()) if directory else load_config(project, set_ or ())
+        if step is not None and step > config.train.num_steps:
+            why = f"train.num_steps = {config.train.num_steps}"
+            hint = f"aifx data show --batch {step - 1}    (of any number)"
+            raise UsageError(f"--step {step} is after the last step", why, hint)
         skips = find_skips(read_jsonl(directory.events) if directory else ())
         with tempfile.TemporaryDirectory() as folder:
             task = open_task(config, project, directory.assets if directory else Path(folder))

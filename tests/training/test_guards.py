@@ -127,6 +127,12 @@ def test_a_skipped_step_may_be_the_last_or_validate(tiny) -> None:
     assert of_kind(tiny, "stop")[0]["loss"] == records[-2]["loss"], "of the last update"
 
 
+def test_a_validation_that_is_not_finite_is_a_warning(tiny, logged: list[str]) -> None:
+    assert tiny.train("data.poison_validation=true").status == "completed"
+    assert sum("validation is not finite" in line for line in logged) == 1
+    assert [event["improved"] for event in tiny.events() if event["event"] == "validation"] == [False] * 3
+
+
 def test_so_many_in_a_row_end_the_run(tiny) -> None:
     result = tiny.train(bad_at(4, 5, 6), *EVERY_2)
     assert (result.status, result.step, result.exit_code) == ("diverged", 7, 1)
@@ -214,6 +220,8 @@ def test_a_run_goes_back_and_leaves_out_the_batches_at_fault(tiny) -> None:
     assert left_out["fault"] == "batch has NaN in 'x', row 0"
     assert "nan" in left_out["rows"][0]["fields"]["x"]
     assert shown("--step", "3")["skipped"] == "the update of step 3 was not applied (non_finite)"
+    code, _, err = tiny.command("data", "show", "--run", "main", "--step", "13")
+    assert (code, "train.num_steps = 12" in err) == (2, True)
 
 
 SPIKE = (*EVERY_2, "guards.spike=roll_back", "guards.spike_window=8", "data.spike_steps=[9]")

@@ -32,6 +32,7 @@ class TinyModelSection(ModelSection):
 
 class TinyDataSection(DataSection):
     poison_steps: tuple[int, ...] = Field((), description="Batches of training that hold a NaN.")
+    poison_validation: bool = Field(False, description="Batches of validation hold a NaN.")
     spike_steps: tuple[int, ...] = Field((), description="Batches of training with targets far off.")
     flaky_call: int = Field(-1, description="Computation of a loss in training that comes out otherwise.")
     read_s: float = Field(0.0, description="Seconds that reading a batch takes.", json_schema_extra=RESUME_SAFE)
@@ -63,7 +64,8 @@ class TinySource:
         if self.section.no_signal:
             y = rng.standard_normal(y.shape, np.float32)
         weights = rng.integers(0, 5, self.batch_size).astype(np.float32)
-        if self.split == "train" and step in self.section.poison_steps:
+        poisoned = step in self.section.poison_steps if self.split == "train" else self.section.poison_validation
+        if poisoned:
             x[0, 0] = np.nan
             weights[0] = 1.0
         if self.split == "train" and step in self.section.spike_steps:
