@@ -19,10 +19,14 @@ _DENIED_TEXT = "PERMISSION_DENIED"
 def check_room(directory: Path, needed: int) -> None:
     """Raise OSError (ENOSPC) if the disk has no room for `needed` bytes of arrays, before it is filled."""
     stat = os.statvfs(directory)
-    overhead = needed // 100 + (64 << 10)
     # A file system that reports no size (0 blocks) shows its room only by writing.
-    if stat.f_blocks and stat.f_bavail * stat.f_frsize < needed + overhead:
+    if stat.f_blocks and stat.f_bavail * stat.f_frsize < _on_disk(needed):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
+
+
+def _on_disk(needed: int) -> int:
+    """Bytes on the disk of a checkpoint with `needed` bytes of arrays, with its other files and their blocks."""
+    return needed + needed // 100 + (64 << 10)
 
 
 def may_pass(error: BaseException) -> bool:
@@ -41,7 +45,7 @@ def while_writing(error: BaseException, directory: Path, step: int, needed: int,
         return error
     number = _number(error)
     if number in FULL:
-        fault = disk_full(directory, needed)
+        fault = disk_full(directory, _on_disk(needed))
         if any(step_directories(directory)):
             kept, again = "; what was saved before is whole", "it resumes"
         else:

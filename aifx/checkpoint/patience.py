@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from aifx.core.os_errors import FULL, refusal_in
+from aifx.core.os_errors import FULL, in_brief, refusal_in
 
 RETRY_S = 1.0
 """The first pause; each one is twice as long as the one before."""
@@ -62,14 +62,14 @@ class Patience:
         number = refusal_in(fault)
         if attempt == 0:
             if self._reason is None and number not in FULL:
-                self._warn(f"{_brief(fault)}; writing it again")
+                self._warn(f"{in_brief(fault)}; writing it again")
             return "again"
         if self._is_expired():
             return "fail"
         reason = number or str(fault)
         if reason != self._reason:
             self._reason = reason
-            self._warn(f"{_brief(fault)}; training goes on, and aifx tries again until the disk takes a checkpoint")
+            self._warn(f"{in_brief(fault)}; training goes on, and aifx tries again until the disk takes a checkpoint")
             self._on_refusal(step, fault)
         if not self._is_superseded:
             self._wake.wait(min(RETRY_S * 2 ** (attempt - 1), LONGEST_PAUSE_S))
@@ -78,7 +78,3 @@ class Patience:
 
     def _is_expired(self) -> bool:
         return self._deadline is not None and time.monotonic() >= self._deadline
-
-
-def _brief(fault: BaseException) -> str:
-    return " ".join(str(fault).splitlines()[:2])

@@ -15,7 +15,7 @@ from typing import Any
 from aifx.core.errors import EnvironmentFault
 from aifx.core.files import RECORDS_LIMIT, open_file, read_file, replace_file
 from aifx.core.json_values import encode_json
-from aifx.core.os_errors import FULL, PASSING, could_not, errno_of, naming, refusal_in
+from aifx.core.os_errors import FULL, PASSING, could_not, errno_of, in_brief, naming, refusal_in
 from aifx.core.parsing import parse_json
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class JsonLines:
                     self._held_bytes -= len(line)
                     raise
                 if not self._retry_at:
-                    reason = " ".join(str(fault).splitlines()[:2])
+                    reason = in_brief(fault)
                     logger.warning(f"{reason}; aifx keeps what it would write and tries again")
                 self._retry_at = time.monotonic() + self.RETRY_S
 
@@ -141,7 +141,10 @@ class JsonLines:
             self._retry_at = 0.0
 
     def sync(self) -> None:
-        """Make every record so far survive a loss of power. From any thread; others may write meanwhile, or close."""
+        """Make every record so far survive a loss of power. From any thread; others may write meanwhile, or close.
+
+        Raises EnvironmentFault also if the file was deleted: what it holds would be lost when it is closed.
+        """
         with self._lock:
             if self._handle < 0:
                 return
@@ -149,10 +152,14 @@ class JsonLines:
             handle = os.dup(self._handle)
         try:
             os.fsync(handle)
+            is_deleted = os.fstat(handle).st_nlink == 0
         except OSError as e:
             raise cannot_write(self.path, e) from e
         finally:
             os.close(handle)
+        if is_deleted:
+            why = "something else deleted it while it was open, and its records are lost"
+            raise EnvironmentFault(f"{self.path} is gone", why, f"ls {self.path.parent}")
 
     def close(self) -> None:
         """Close the file. Raises EnvironmentFault if the disk refuses what was held back."""

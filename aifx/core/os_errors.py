@@ -98,6 +98,11 @@ def could_not(what: str, error: BaseException, number: int, place: str = "") -> 
     return EnvironmentFault(what, why, hint)
 
 
+def in_brief(error: BaseException) -> str:
+    """What failed and why, of an AifxError, on one line."""
+    return ": ".join(line.strip() for line in str(error).splitlines()[:2])
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what `error` says, cut at 200 characters."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]

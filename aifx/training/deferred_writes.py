@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from aifx.core.os_errors import PASSING, refusal_in
+from aifx.core.os_errors import PASSING, in_brief, refusal_in
 
 Write = Callable[[], None]
 
@@ -31,7 +31,7 @@ class DeferredWrites:
         except Exception as error:
             if refusal_in(error) not in PASSING:
                 raise
-            reason = " ".join(str(error).splitlines()[:2])
+            reason = in_brief(error)
             self._warn(f"{reason}; training goes on, and aifx writes it before the next checkpoint")
 
     def finish(self) -> None:

@@ -22,6 +22,7 @@ from aifx.config.sections import RESUME_SAFE, ROUNDING
 from aifx.core.errors import CheckpointError, ConfigError
 from aifx.core.files import check_tree, make_folders
 from aifx.core.json_files import write_json, write_text
+from aifx.core.os_errors import in_brief
 from aifx.core.project import Project, RunDirectory
 from aifx.data.datasets import dataset_record
 from aifx.data.spec import keep_spec, need_spec
@@ -89,8 +90,7 @@ class Job:
             self.dispatcher.event("checkpoint", step=info.step, validation_loss=loss, size_bytes=info.size_bytes)
 
         def refused(step: int, fault: BaseException) -> None:
-            why = " ".join(str(fault).splitlines()[:2])
-            self.dispatcher.event("checkpoint_refused", step=step, why=why)
+            self.dispatcher.event("checkpoint_refused", step=step, why=in_brief(fault))
 
         checkpoints = Checkpoints(
             self.run.checkpoints,

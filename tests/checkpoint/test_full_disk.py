@@ -54,7 +54,7 @@ def test_full_disk(
         checkpoints.wait()
     assert caught.value.exit_code == ExitCode.UNABLE
     assert "step 3" in caught.value.what
-    assert "3.0 MB needed" in caught.value.why
+    assert "3.1 MB needed" in caught.value.why
     assert "free" in caught.value.why
     assert "what was saved before is whole" in caught.value.why
     assert caught.value.hint
@@ -78,7 +78,7 @@ def test_a_disk_that_is_full_before_the_first_checkpoint(tmp_path: Path, monkeyp
     checkpoints.save(1, state_of(1), host={})
     with pytest.raises(EnvironmentFault) as caught:
         checkpoints.wait()
-    assert "3.0 MB needed" in caught.value.why
+    assert "3.1 MB needed" in caught.value.why
     assert "nothing was saved; 5 checkpoints of this size need 15.0 MB" in caught.value.why
 
 

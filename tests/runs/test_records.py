@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aifx.core.errors import EnvironmentFault
 from aifx.core.files import UnsafeFile
-from aifx.core.json_files import read_jsonl, write_json
+from aifx.core.json_files import JsonLines, read_jsonl, write_json
 from aifx.runs.reading import MetricsTail
 from aifx.runs.records import Ledger, MetricsWriter
 
@@ -54,6 +55,15 @@ def test_a_step_that_is_written_again_is_replaced(tmp_path: Path) -> None:
     assert steps(path) == [1, 2, 3, 4]
     write_steps(path, 2, 2, 3, resume_at=4)
     assert steps(path) == [1, 2, 3]
+
+
+def test_a_file_that_was_deleted_is_not_whole(tmp_path: Path) -> None:
+    lines = JsonLines(tmp_path / "metrics.jsonl")
+    lines.append({"step": 1})
+    lines.sync()
+    lines.path.unlink()
+    with pytest.raises(EnvironmentFault, match=r"metrics\.jsonl is gone"):
+        lines.sync()
 
 
 def test_syncing_and_closing_from_two_threads(tmp_path: Path) -> None:

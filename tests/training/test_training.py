@@ -23,7 +23,7 @@ from aifx.core.errors import CheckpointError, ConfigError, EnvironmentFault, Usa
 from aifx.core.project import Project
 from aifx.runs.status import run_status
 from aifx.tasks.base import training_source
-from aifx.training.records import TrainResult
+from aifx.training.records import Observer, Record, TrainResult
 from aifx.training.state import to_tree
 
 
@@ -279,6 +279,16 @@ def test_a_full_disk_is_no_bug(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tiny.train().status == "completed"
 
 
+def test_a_run_whose_folder_is_deleted_does_not_end_as_completed(tiny) -> None:
+    class Deletes(Observer):
+        def record(self, record: Record) -> None:
+            if record.step == 2:
+                shutil.rmtree(tiny.run().path)
+
+    with pytest.raises(EnvironmentFault, match=r"metrics\.jsonl is gone"):
+        tiny.train(observers=[Deletes()])
+
+
 def test_a_disk_that_refuses_a_checkpoint_is_told_until_it_takes_one(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     run, seen = tiny.run(), []
 
@@ -294,6 +304,7 @@ def test_a_disk_that_refuses_a_checkpoint_is_told_until_it_takes_one(tiny, monke
     (refused,) = (event for event in tiny.events() if event["event"] == "checkpoint_refused")
     assert refused["step"] == 4
     assert os.strerror(errno.EIO) in refused["why"]
+    assert f"{run.checkpoints}: " in refused["why"]
     told = f"since step 4: {refused['why']}"
     assert seen[0].refused == told
     assert run_status(run).refused is None
