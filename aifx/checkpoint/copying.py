@@ -7,6 +7,7 @@ that was interrupted goes on: files that are there with the right bytes are not 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from aifx.checkpoint.manifest import FILE, ITEM, Damaged, Manifest, parse_manife
 from aifx.core.errors import CheckpointError, EnvironmentFault
 from aifx.core.files import check_folder, check_tree
 from aifx.core.json_files import disk_full
+from aifx.core.os_errors import could_not
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.stores import Store, open_store
 
@@ -92,7 +94,10 @@ def copy_checkpoint(source: Stored, target: Store) -> CopiedCheckpoint:
         check_folder(target.folder)
         place = folders.temporary_place(target.folder, step)
         check_folder(place.parent)
-        place.mkdir(parents=True, exist_ok=True)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise could_not(f"could not make the folder {place}", e, e.errno or errno.EIO, str(target.folder)) from e
         arriving = open_store(str(place))
         _check_space(source, arriving, target.folder)
     names = sorted(source.files)

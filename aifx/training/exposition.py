@@ -58,9 +58,7 @@ class MetricsServer(Observer):
         self._num_steps: int | None = None
         self._record: Record | None = None
         self._validation_loss: float | None = None
-        self._saved: tuple[int | None, float] | None = (
-            None  # step and moment of the newest checkpoint
-        )
+        self._saved: tuple[int | None, float] | None = None  # step and moment of the newest checkpoint
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self)
         try:

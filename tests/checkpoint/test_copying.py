@@ -142,6 +142,11 @@ def test_another_checkpoint_is_not_replaced(run: RunDirectory, tmp_path: Path) -
     assert content(target) == before
 
 
+def test_a_folder_that_cannot_be_made(run: RunDirectory) -> None:
+    with pytest.raises(EnvironmentFault, match="could not make the folder"):
+        copy_checkpoint(open_stored(str(run.checkpoints / "7")), open_store("/proc/nosuch"))
+
+
 def test_the_room_is_asked_for_before_anything_is_written(
     run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
