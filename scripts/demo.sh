@@ -1,5 +1,6 @@
 #!/bin/sh
-# The main job: make a project, train its model, stop and resume the training, evaluate it, and generate text.
+# The main job: make a project and its data set, train its model, stop and resume the training, evaluate it, and
+# generate text.
 #
 # DEMO  the project's folder (default: demo). If it exists, training resumes, or a complete training is evaluated
 #       again. Remove the folder to start over.
@@ -28,6 +29,7 @@ run() {
     shown='$'
     for word in "$@"; do
         case $word in
+        *'|'*) shown="$shown '$word'" ;;
         *' '*) shown="$shown \"$word\"" ;;
         *) shown="$shown $word" ;;
         esac
@@ -69,6 +71,13 @@ if [ -f "$DEMO/aifx.toml" ]; then
 else
     run aifx init "$DEMO" --template language-model --yes
     cd "$DEMO"
+    run aifx data add corpus data/moby_dick.txt --license CC0-1.0 --split-at '^(CHAPTER|Epilogue)'
+    run aifx data dedupe corpus
+    run aifx data split corpus
+    run aifx data decontaminate corpus --drop
+    say "\$ sed -i 's/^# dataset/dataset/' aifx.toml"
+    sed 's/^# dataset/dataset/' aifx.toml >aifx.toml.new # without -i, which BSD's sed has otherwise
+    mv aifx.toml.new aifx.toml
     status=0
     train_and_stop || status=$?
     case $status in
@@ -85,6 +94,7 @@ run aifx generate --prompt "The whale" --max-tokens 120 --seed 1
 say "Results"
 cat <<MADE
   $DEMO/aifx.toml   the configuration: model, data, training and gate
+  $DEMO/datasets    the versions of the data set: aifx data ls, lineage, why
   $DEMO/runs/main   the run: its configuration, metrics, checkpoints and evaluation
 MADE
 say "Next steps"
