@@ -15,6 +15,7 @@ from typing import Any
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError
 from aifx.core.extras import install_command
 from aifx.core.os_errors import FULL, first_line, refusal_in
+from aifx.core.redaction import redact
 
 BLOCK_BYTES = 8 << 20
 
@@ -116,7 +117,7 @@ def open_store(url: str) -> Store:
     except (ImportError, ValueError) as e:
         scheme = url.partition("://")[0]
         hint = _INSTALLS.get(scheme, "name a folder, or a URL that fsspec knows")
-        raise UsageError(f"aifx cannot open {url}", first_line(e), hint) from e
+        raise UsageError(f"aifx cannot open {redact(url)}", first_line(e), hint) from e
     return Store(url.rstrip("/") or "/", fs, path)
 
 

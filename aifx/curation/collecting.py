@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import DataError
 from aifx.curation.readers.base import TEXT, BadRow, Batch, ReadOptions, joined
+from aifx.curation.readers.fitting import fitted, storable_columns
 from aifx.curation.readers.formats import Format
 from aifx.curation.readers.images import LABEL
 from aifx.curation.readers.text import LARGE_BYTES, strings
@@ -30,6 +31,7 @@ def row_prefix(name: str, sha256: str) -> str:
 
 def conformed(schema: Schema, name: str, format_: Format, options: ReadOptions) -> Schema:
     """The columns of a file as the version calls them. Raises DataError if it lacks the text, or names are taken."""
+    schema = storable_columns(schema)
     reserved = sorted(set(schema.names) & set(RESERVED))
     if reserved:
         raise DataError(f"{name} has a column {reserved[0]}", "aifx adds columns of this name", "rename it in the file")
@@ -135,6 +137,9 @@ class Collector:
             rows = rows.set_column(rows.column_names.index(LABEL), LABEL, label)
         ids = pc.binary_join_element_wise(self._prefix, batch.numbers.cast(pa.string()), "-")
         rows = rows.add_column(0, SOURCE, pa.repeat(pa.scalar(self._file.name), len(rows))).add_column(0, ROW, ids)
+        if any(pa.types.is_nested(kind) for kind in rows.schema.types):
+            own = storable_columns(rows.schema)
+            rows = pa.table([fitted(rows.column(each.name), each.type) for each in own], schema=own)
         rows = self.with_all_columns(rows)
         self._tables.append(rows)
         self._bytes += rows.nbytes
@@ -154,7 +159,9 @@ class Collector:
         if rows.schema.equals(self._schema):
             return rows
         columns = [
-            rows.column(each.name).cast(each.type) if each.name in rows.column_names else pa.nulls(len(rows), each.type)
+            fitted(rows.column(each.name), each.type)
+            if each.name in rows.column_names
+            else pa.nulls(len(rows), each.type)
             for each in self._schema
         ]
         return pa.table(columns, schema=self._schema)

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from aifx.core.errors import DataError, EnvironmentFault, UsageError
+from aifx.core.errors import AifxError, DataError, EnvironmentFault, UsageError
 from aifx.core.os_errors import first_line
 from aifx.core.progress import Reporter
-from aifx.core.stores import open_store
+from aifx.core.redaction import redact
+from aifx.core.stores import BLOCK_BYTES, open_store
 from aifx.curation.readers.formats import PICKLES, SUFFIXES, Format, split_name
 
 
@@ -88,11 +89,12 @@ class SourceFile:
             )
 
     def _copy(self, target: Any) -> str:
-        folder, _, name = self.location.rpartition("/")
         digest = hashlib.sha256()
-        for block in open_store(folder).blocks(name):
-            digest.update(block)
-            target.write(block)
+        store = open_store(self.location)
+        with _asking(f"read {self.name}"), store.fs.open(store.path, "rb", cache_type="none") as file:
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
+                target.write(block)
         return digest.hexdigest()
 
 
@@ -215,32 +217,26 @@ def _name(path: str, base: Path) -> str:
 
 
 def _remote(url: str) -> Iterator[_Found]:
-    import fsspec
-
     store = open_store(url)
     secret_free = _without_secrets(url)
-    try:
-        names = sorted(store.fs.glob(store.path)) if glob.has_magic(store.path) else [store.path]
-        found: dict[str, Any] = {}
-        for name in names:
-            info = store.fs.info(name)
-            if info["type"] == "directory":
-                found.update({each: (info, False) for each, info in store.fs.find(name, detail=True).items()})
-            else:
-                found[name] = (info, name == store.path)
-    except FileNotFoundError:
-        raise UsageError(f"no file {secret_free}", "the store has none of that name", "name a file or folder") from None
-    except Exception as e:  # fsspec raises any type
-        why = f"{type(e).__name__}: {first_line(e)}"
-        raise EnvironmentFault(f"could not list {secret_free}", why, "run the same command again") from e
+    found: dict[str, Any] = {}
+    with _asking(f"list {secret_free}"):
+        try:
+            for name in sorted(store.fs.glob(store.path)) if "*" in store.path else [store.path]:
+                info = store.fs.info(name)
+                if info["type"] == "directory":
+                    found.update({each: (info, False) for each, info in store.fs.find(name, detail=True).items()})
+                else:
+                    found[name] = (info, name == store.path)
+        except FileNotFoundError:
+            why = "the store has none of that name"
+            raise UsageError(f"no file {secret_free}", why, "name a file or folder") from None
     if not found:
         raise UsageError(f"no file matches {secret_free}", "the store has none", "name a file or folder")
-    protocol = url.partition("://")[0]
     for path, (info, is_given) in sorted(found.items()):
         location = url if is_given else _with_path(url, store.path, path)
         stamp = hashlib.sha256(repr(sorted(_stamp(info).items())).encode()).hexdigest()
         yield _without_secrets(location), location, int(info["size"] or 0), 0, stamp, is_given
-    assert protocol in fsspec.available_protocols() or fsspec.get_filesystem_class(protocol)
 
 
 def _stamp(info: dict[str, Any]) -> dict[str, str]:
@@ -251,7 +247,7 @@ def _stamp(info: dict[str, Any]) -> dict[str, str]:
 
 def _with_path(url: str, top: str, path: str) -> str:
     """The URL of a file below the folder or glob that `url` names."""
-    fixed = top if not glob.has_magic(top) else ""
+    fixed = top if "*" not in top else ""
     if fixed and path.startswith(fixed.rstrip("/") + "/"):
         return f"{url.rstrip('/')}/{path[len(fixed.rstrip('/')) + 1 :]}"
     scheme, _, rest = url.partition("://")
@@ -263,6 +259,18 @@ def _without_secrets(url: str) -> str:
     """The URL without login, query and fragment: any of them may be a secret."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+@contextmanager
+def _asking(what: str) -> Iterator[None]:
+    """Raise EnvironmentFault for what a store answers; fsspec raises any type."""
+    try:
+        yield
+    except (AifxError, GeneratorExit):
+        raise
+    except Exception as e:
+        why = redact(f"{type(e).__name__}: {first_line(e)}")
+        raise EnvironmentFault(f"could not {what}", why, "run the same command again") from e
 
 
 @contextmanager

@@ -1,0 +1,311 @@
+"""Which files `aifx data add` reads: new and changed ones, of folders, globs and stores; and which it refuses."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import os
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from adding import LIMITS, add, quarantine_of, rows_of
+from pyarrow import parquet
+
+from aifx.core.errors import DataError, UsageError
+from aifx.curation.add_plan import plan_add, run_add
+from aifx.curation.add_reports import BadRows
+from aifx.curation.adding import Add
+from aifx.curation.readers import streams
+from aifx.curation.readers.base import ReadOptions
+from aifx.curation.source_files import list_sources
+from aifx.data.versions import Version, open_catalog
+
+
+def write_lines(path: Path, *records: dict[str, Any]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def row_set(version: Version) -> set[str]:
+    return {json.dumps(row, sort_keys=True) for row in rows_of(version)}
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    (tmp_path / "a.txt").write_text("a text\n")
+    write_lines(tmp_path / "b.jsonl", {"text": "b 1", "n": 1}, {"text": "b 2", "n": 2}, {"n": 3})
+    write_lines(tmp_path / "c.jsonl", {"text": "c", "n": 1.5, "more": {"x": []}})
+    return tmp_path
+
+
+def test_the_rows_do_not_depend_on_the_call(corpus: Path) -> None:
+    at_once = add(corpus, "one", "c.jsonl", "b.jsonl", "a.txt").version
+    for source in ("b.jsonl", "a.txt", "c.jsonl"):
+        by_turns = add(corpus, "turns", source).version
+    assert row_set(at_once) == row_set(by_turns)
+    assert quarantine_of(at_once) == quarantine_of(by_turns)
+    assert at_once.manifest.sources == by_turns.manifest.sources
+    assert at_once.manifest.columns["n"] == "double"
+
+
+def test_only_new_and_changed_files_are_read(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    original = Add._read
+
+    def reading(self: Add, file: Any, *args: Any) -> Any:
+        read.append(file.name)
+        return original(self, file, *args)
+
+    monkeypatch.setattr(Add, "_read", reading)
+    first = add(corpus, "corpus", "a.txt", "b.jsonl").version
+    assert not add(corpus, "corpus", "a.txt", "b.jsonl").is_new
+    assert read == ["a.txt", "b.jsonl"]
+    os.utime(corpus / "a.txt", ns=(0, 0))
+    write_lines(corpus / "b.jsonl", {"text": "b 1", "n": 1})
+    changed = add(corpus, "corpus", "b.jsonl", "a.txt", "c.jsonl").version
+    assert read == ["a.txt", "b.jsonl", "b.jsonl", "c.jsonl"]
+    assert changed.manifest.parents == (first.reference,)
+    assert {(row["_source"], row["text"]) for row in rows_of(changed)} == {
+        ("a.txt", "a text\n"),
+        ("b.jsonl", "b 1"),
+        ("c.jsonl", "c"),
+    }
+    assert not quarantine_of(changed)
+    other = add(corpus, "corpus", "b.jsonl", text_field="n", kind="text")
+    assert other.version.manifest.rows == 2
+
+
+def test_a_licence_may_change_alone(corpus: Path) -> None:
+    add(corpus, "corpus", "a.txt", "b.jsonl")
+    catalog = open_catalog(str(corpus / "datasets"))
+    plan = plan_add(catalog, "corpus", list_sources([str(corpus / "a.txt")], corpus), ReadOptions("text"), "CC0-1.0")
+    assert plan.step is not None
+    assert not plan.step.files
+    version = run_add(plan, "corpus", catalog, LIMITS).version
+    assert {source.name: source.license for source in version.manifest.sources} == {
+        "a.txt": "CC0-1.0",
+        "b.jsonl": "MIT",
+    }
+    assert version.manifest.rows == 3
+
+
+def test_a_column_that_begins_late(tmp_path: Path) -> None:
+    """It is beyond what is read to infer the columns, as is the first number with a fraction."""
+    long = "word " * 1000
+    records: list[dict[str, Any]] = [{"text": long, "n": 1, "inner": {"a": 1}} for _ in range(1000)]
+    records += [{"text": "late", "n": 0.5, "inner": {"a": None, "b": ["x"]}, "new": True}]
+    write_lines(tmp_path / "a.jsonl", *records)
+    lines = ["text,n,z", *[f"{long},1,7" for _ in range(1000)], "late,0.5,007"]
+    (tmp_path / "b.csv").write_text("\n".join(lines))
+    version = add(tmp_path, "corpus", "a.jsonl", "b.csv").version
+    found = rows_of(version)
+    assert len(found) == 2002
+    assert (found[1000]["n"], found[1000]["inner"], found[1000]["new"]) == (0.5, {"a": None, "b": ["x"]}, True)
+    assert (found[2001]["n"], found[2001]["z"], found[2000]["z"]) == (0.5, "007", "7")
+    assert not list((tmp_path / "datasets").rglob(".work*"))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_damaged_compression_is_named(tmp_path: Path, suffix: str) -> None:
+    data = b"".join(b'{"text": "line %d"}\n' % n for n in range(10_000))
+    packed = gzip.compress(data) if suffix == ".gz" else pa.compress(data, "zstd", asbytes=True)
+    (tmp_path / f"a.jsonl{suffix}").write_bytes(packed[:-100])
+    (tmp_path / "b.txt").write_text("whole")
+    version = add(tmp_path, "corpus", f"a.jsonl{suffix}", "b.txt").version
+    bad = BadRows.of(version.manifest)
+    assert bad.damaged_files == 1
+    assert "--allow-damaged" in bad.refusal(0.01, allows_damaged=False)
+    assert not bad.refusal(0.01, allows_damaged=True)
+    (row,) = quarantine_of(version)
+    assert (row["source"], row["line"]) == (f"a.jsonl{suffix}", None)
+    assert "b.txt" in {row["_source"] for row in rows_of(version)}
+
+
+def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "SMALL_EXPANSION", 1 << 20)
+    (tmp_path / "bomb.txt.gz").write_bytes(gzip.compress(b"\n" * (64 << 20)))
+    (tmp_path / "bomb.jsonl.zst").write_bytes(pa.compress(b'{"text": "x"}\n' * (4 << 20), "zstd", asbytes=True))
+    version = add(tmp_path, "corpus", "bomb.txt.gz", "bomb.jsonl.zst").version
+    found = {row["source"]: row["reason"] for row in quarantine_of(version)}
+    assert set(found) == {"bomb.txt.gz", "bomb.jsonl.zst"}
+    assert all("expands to more than 100 times its size" in reason for reason in found.values())
+    assert version.manifest.facts["damaged_files"] == 2
+    allowed = add(tmp_path, "corpus2", "bomb.jsonl.zst", max_expansion=1e6).version
+    assert allowed.manifest.rows == 4 << 20
+
+
+@pytest.mark.parametrize(
+    ("encoding", "given"), [("utf-8-sig", "utf-8"), ("utf-16", "utf-8"), ("utf-32", "utf-8"), ("cp1252", "cp1252")]
+)
+def test_encodings(tmp_path: Path, encoding: str, given: str) -> None:
+    (tmp_path / "a.txt").write_bytes("naïve\r\ntext €".encode(encoding))
+    (tmp_path / "b.jsonl").write_bytes('{"text": "naïve €"}\n{"text": "zwei"}\n'.encode(encoding))
+    (tmp_path / "c.csv").write_bytes("text\nnaïve €\n".encode(encoding))
+    version = add(tmp_path, "corpus", "a.txt", "b.jsonl", "c.csv", encoding=given).version
+    assert [row["text"] for row in rows_of(version)] == ["naïve\r\ntext €", "naïve €", "zwei", "naïve €"]
+
+
+def test_what_is_not_in_the_encoding_is_in_quarantine(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("naïve".encode("latin-1"))
+    (tmp_path / "b.jsonl").write_bytes('{"text": "a"}\n'.encode("utf-16") + b"\x00")
+    (tmp_path / "c.txt").write_bytes(b"one\ntwo\x81")
+    assert [row["reason"] for row in quarantine_of(add(tmp_path, "c8", "a.txt").version)] == ["byte 0xef is not UTF-8"]
+    version = add(tmp_path, "c16", "b.jsonl").version
+    assert ([row["text"] for row in rows_of(version)], len(quarantine_of(version))) == (["a"], 1)
+    (bad,) = quarantine_of(add(tmp_path, "c1252", "c.txt", encoding="cp1252").version)
+    assert (bad["line"], bad["value"]) == (2, b"one\ntwo\x81")
+
+
+def test_a_large_document_becomes_several_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aifx.curation.readers import text
+
+    monkeypatch.setattr(text, "DOCUMENT_BYTES", 100)
+    content = "".join(f"line {n} é\n" for n in range(100)) + "é" * 333
+    (tmp_path / "a.txt").write_text(content)
+    found = rows_of(add(tmp_path, "corpus", "a.txt").version)
+    assert len(found) > 10
+    assert "".join(row["text"] for row in found) == content
+    assert [row["_row"].rpartition("-")[2] for row in found] == [str(n) for n in range(len(found))]
+
+
+@pytest.mark.parametrize("name", ["model.pkl", "weights.pt", "array.npy", "text.pdf", "noname"])
+def test_files_without_a_reader_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UsageError, match=name):
+        list_sources([str(tmp_path / name)], tmp_path)
+    assert list_sources([str(tmp_path)], tmp_path).left_out == (name,)
+
+
+def test_odd_files_of_folders(tmp_path: Path) -> None:
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    (tmp_path / "data" / "a.txt").write_text("a")
+    (tmp_path / "data" / "deep" / "b.txt").write_text("b")
+    (tmp_path / "data" / ".hidden.txt").write_text("hidden")
+    (tmp_path / "data" / "deep" / "up").symlink_to(tmp_path / "data", target_is_directory=True)
+    os.mkfifo(tmp_path / "data" / "pipe.txt")
+    listing = list_sources([str(tmp_path / "data"), str(tmp_path / "data" / "a.txt")], tmp_path)
+    assert [file.name for file in listing.files] == ["data/a.txt", "data/deep/b.txt"]
+    assert list_sources([str(tmp_path / "data" / "**" / "*.txt")], tmp_path).files[0].name == "data/a.txt"
+    with pytest.raises(UsageError, match="not a regular file"):
+        list_sources([str(tmp_path / "data" / "pipe.txt")], tmp_path)
+    (tmp_path / "data" / "gone.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"gone\.txt cannot be read"):
+        list_sources([str(tmp_path / "data")], tmp_path)
+    for missing in ("nothing.txt", "*.nothing"):
+        with pytest.raises(UsageError):
+            list_sources([str(tmp_path / missing)], tmp_path)
+
+
+def test_columns_that_do_not_fit(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", {"text": "a", "n": 1})
+    write_lines(tmp_path / "b.jsonl", {"text": "b", "n": "one"})
+    with pytest.raises(DataError, match=r"b\.jsonl: column 'n' is string"):
+        add(tmp_path, "corpus", "a.jsonl", "b.jsonl")
+    parquet.write_table(pa.table({"body": ["x"]}), tmp_path / "c.parquet")
+    with pytest.raises(DataError, match=r"c\.parquet has no column 'text'"):
+        add(tmp_path, "corpus", "a.jsonl", "c.parquet")
+    write_lines(tmp_path / "d.jsonl", {"text": "a", "_row": 1})
+    with pytest.raises(DataError, match=r"d\.jsonl has a column _row"):
+        add(tmp_path, "corpus", "d.jsonl")
+    assert open_catalog(str(tmp_path / "datasets")).names() == []
+    assert rows_of(add(tmp_path, "corpus", "c.parquet", text_field="body").version)[0]["text"] == "x"
+
+
+def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    catalog = open_catalog(str(tmp_path / "datasets"))
+    plan = plan_add(catalog, "c", list_sources([str(tmp_path / "a.txt")], tmp_path), ReadOptions("text"), "MIT")
+    (tmp_path / "a.txt").write_text("another")
+    with pytest.raises(DataError, match=r"a\.txt changed"):
+        run_add(plan, "c", catalog, LIMITS)
+    assert catalog.names() == []
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """The file system of a server, which has the bucket `bucket`."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    credentials = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in {**credentials, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    s3fs.S3FileSystem.clear_instance_cache()
+    files = s3fs.S3FileSystem()
+    files.mkdir("bucket")
+    yield files
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_sources_and_root_in_a_store(s3: Any, corpus: Path) -> None:
+    for name in ("a.txt", "b.jsonl"):
+        s3.put(str(corpus / name), f"bucket/raw/{name}")
+    s3.pipe_file("bucket/raw/z.csv.gz", gzip.compress(b"text,n\nzipped,4\n"))
+    catalog = open_catalog("s3://bucket/datasets")
+
+    def add_from(*urls: str) -> Any:
+        plan = plan_add(catalog, "corpus", list_sources(urls, corpus), ReadOptions("text"), "MIT")
+        return plan, run_add(plan, "corpus", catalog, LIMITS)
+
+    _, made = add_from("s3://bucket/raw/")
+    assert {row["_source"] for row in rows_of(made.version)} == {
+        f"s3://bucket/raw/{name}" for name in ("a.txt", "b.jsonl", "z.csv.gz")
+    }
+    assert made.version.manifest.rows == 4
+    assert s3.exists(f"bucket/datasets/corpus/{made.version.manifest.version}/manifest.json")
+    plan, again = add_from("s3://bucket/raw/*", "s3://bucket/raw/a.txt")
+    assert (plan.step, again.is_new) == (None, False)
+    s3.pipe_file("bucket/raw/a.txt", b"another text")
+    plan, changed = add_from("s3://bucket/raw")
+    assert [file.name for file in plan.step.files] == ["s3://bucket/raw/a.txt"]
+    assert "another text" in {row["text"] for row in rows_of(changed.version)}
+    with pytest.raises(UsageError, match="no file"):
+        list_sources(["s3://bucket/nothing"], corpus)
+
+
+def test_a_url_is_stored_without_secrets(tmp_path: Path) -> None:
+    class Protected(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            expected = "Basic " + base64.b64encode(b"me:hush").decode()
+            if self.headers.get("Authorization") != expected or "token=hush" not in self.path:
+                self.send_error(403)
+            else:
+                super().do_GET()
+
+        do_HEAD = do_GET  # type: ignore[assignment]
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    (tmp_path / "a.txt").write_text("from a server")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Protected, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_address[1]
+        catalog = open_catalog(str(tmp_path / "datasets"))
+        listing = list_sources([f"http://me:hush@127.0.0.1:{port}/a.txt?dir=x/y&token=hush"], tmp_path)
+        version = run_add(plan_add(catalog, "c", listing, ReadOptions("text"), "MIT"), "c", catalog, LIMITS).version
+        server.shutdown()
+    assert [row["text"] for row in rows_of(version)] == ["from a server"]
+    assert [source.name for source in version.manifest.sources] == [f"http://127.0.0.1:{port}/a.txt"]
+    for path in (tmp_path / "datasets").rglob("*"):
+        assert path.is_dir() or b"hush" not in path.read_bytes()
+
+
+def test_objects_without_fields(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", {"text": "a", "meta": {}, "deep": {"x": {}, "y": 1}, "list": [{}]})
+    version = add(tmp_path, "corpus", "a.jsonl").version
+    assert [row["text"] for row in rows_of(version)] == ["a"]
+    write_lines(tmp_path / "b.jsonl", {"text": "b", "meta": {"k": 1}, "deep": {"x": {"z": 2}}, "list": [{"w": 3}]})
+    row = rows_of(add(tmp_path, "corpus", "b.jsonl").version)[1]
+    assert (row["meta"], row["deep"], row["list"]) == ({"k": 1}, {"x": {"z": 2}, "y": None}, [{"w": 3}])
