@@ -17,9 +17,10 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
-from aifx.core.errors import AifxError, UsageError, did_you_mean
+from aifx.core.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
 from aifx.core.files import make_folders, read_file
 from aifx.core.json_files import read_jsonl, write_json
+from aifx.core.os_errors import first_line
 from aifx.core.project import Project
 
 State: TypeAlias = Literal["pending", "running", "ending", "completed", "failed", "stopped", "unknown"]
@@ -137,13 +138,23 @@ def write_record(project: Project, record: LaunchRecord) -> None:
     write_json(folder_of(project, record.id) / "record.json", asdict(record))
 
 
-def read_records(project: Project) -> list[LaunchRecord]:
-    """All launches, the newest last. Records that cannot be read are left out."""
+def read_records(project: Project, on_error: Callable[[AifxError], None] = lambda _: None) -> list[LaunchRecord]:
+    """All launches, the newest last.
+
+    Args:
+        on_error: called for a record that cannot be read, which is left out: its job may still run.
+    """
     parent, found = project.runs_path / ".launched", []
     for folder in parent.iterdir() if parent.is_dir() else ():
+        path = folder / "record.json"
         try:
-            record = _RECORD.validate_json(read_file(folder / "record.json", below=parent))
-        except (OSError, ValidationError):
+            record = _RECORD.validate_json(read_file(path, below=parent))
+        except FileNotFoundError:  # nothing was submitted yet
+            continue
+        except (OSError, ValidationError) as error:
+            why = first_line(error) if isinstance(error, OSError) else "it is damaged"
+            hint = f"head {folder / 'script.sh'}    (the name of its job)"
+            on_error(EnvironmentFault(f"{path} cannot be read, and its job may still run", why, hint))
             continue
         if record.id == folder.name:
             found.append(record)
@@ -166,10 +177,14 @@ def find_record(project: Project, name: str | None) -> LaunchRecord:
     raise UsageError(f"no launch {name!r} in {project.runs_path}", why, "aifx launch ls")
 
 
-def list_launches(project: Project) -> LaunchList:
-    """All launches with the state of their jobs. A scheduler that does not answer leaves it unknown."""
+def list_launches(project: Project, on_error: Callable[[AifxError], None] = lambda _: None) -> LaunchList:
+    """All launches with the state of their jobs. A scheduler that does not answer leaves it unknown.
+
+    Args:
+        on_error: see `read_records`.
+    """
     found = []
-    for record in read_records(project):
+    for record in read_records(project, on_error):
         folder = folder_of(project, record.id)
         try:
             status = backend_of(record).status(record, folder)

@@ -37,7 +37,7 @@ def ls(json: JsonOption = False) -> None:
     with terminal(json) as out:
         from aifx.cluster.launched import list_launches
 
-        found = list_launches(find_project())
+        found = list_launches(find_project(), lambda error: out.report([error]))
         out.document(found)
         rows = [
             (

@@ -207,6 +207,15 @@ def test_stopping(launch: Run, submitted: Path, project: Path) -> None:
     assert "is over: completed" in done.stderr
 
 
+def test_a_job_whose_record_is_damaged_is_not_hidden(launch: Run, submitted: Path, project: Path) -> None:
+    (submitted / "record.json").write_text("{")
+    (submitted.parent / "only-made").mkdir()
+    done = launch("ls")
+    assert done.returncode == 0
+    assert f"{submitted}/record.json cannot be read, and its job may still run" in done.stderr
+    assert "only-made" not in done.stderr
+
+
 def test_a_record_cannot_name_an_option(launch: Run, submitted: Path, project: Path) -> None:
     record = json.loads((submitted / "record.json").read_text())
     (submitted / "record.json").write_text(json.dumps({**record, "job": "--user=root"}))
