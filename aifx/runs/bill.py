@@ -153,8 +153,10 @@ def read_costs(run: RunDirectory, project: Project) -> CostsSection:
     values = {k.partition(".")[2]: v for k, v in read_settings(run).items() if k.startswith("costs.")}
     try:
         now = parse_toml(read_file(project.config_path).decode()).get("costs", {})
+        if not isinstance(now, dict):
+            raise ValueError(f"costs = {now!r} is not a table")
         return CostsSection(**values | now)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         why = first_line(error)
         if isinstance(error, ValidationError):
             why = "; ".join(f"{one['loc'][0]}: {one['msg']}" for one in error.errors())

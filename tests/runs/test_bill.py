@@ -77,6 +77,9 @@ def test_a_mistake_in_costs_is_named(project: Project) -> None:
     with pytest.raises(ConfigError, match=r"(?s)costs.*price: Extra inputs") as raised:
         read_bill(run, project, RECORDS)
     assert raised.value.hint == "aifx config check"
+    project.config_path.write_text("costs = 3\n")
+    with pytest.raises(ConfigError, match="costs = 3 is not a table"):
+        read_bill(run, project, RECORDS)
 
 
 def test_emissions_are_those_of_the_specification() -> None:
