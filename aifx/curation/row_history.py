@@ -60,7 +60,7 @@ class RowHistory:
         reference: the version.
         number: of the row in its source, from 1; None if its id has none.
         license: of its source.
-        found: the row as it was first.
+        found: the row as it was last: masked, if a step masked it.
     """
 
     reference: str
@@ -185,14 +185,14 @@ class _Search:
         """The history of a row, if any version has it."""
         is_row = f"{ROW} = {quoted(row)}"
         steps: list[RowStep] = []
-        first: FoundRow | None = None
+        last: int | None = None
         before: tuple[Any, ...] | None = None
         for number, manifest in enumerate(self._manifests):
             names = [name for name in manifest.columns if name != CLUSTER]
             content = f"SELECT {', '.join(f'hash({identifier(name)})' for name in names)} FROM rows_{number}"
             now = self._connection.execute(f"{content} WHERE {is_row}").fetchone()
             if now is not None:
-                first = first or self._select(number, is_row)[0]
+                last = number
                 known = dict(zip(names, now, strict=True))
                 is_changed = any(known.get(name, h) != h for name, h in before or ())
                 steps.append(self._step(manifest, "added" if before is None else "changed" if is_changed else "kept"))
@@ -203,7 +203,8 @@ class _Search:
         if not steps:
             return []
         manifest = self._manifests[-1]
-        source = first.source if first is not None else None
+        found = self._select(last, is_row)[0] if last is not None else None
+        source = found.source if found is not None else None
         digits = row.rpartition("-")[2]
         license = next((one.license for m in self._manifests for one in m.sources if one.name == source), None)
         return [
@@ -213,7 +214,7 @@ class _Search:
                 source=source,
                 number=int(digits) + 1 if digits.isdecimal() else None,
                 license=license,
-                found=first,
+                found=found,
                 is_in_version=steps[-1].reference == manifest.reference and steps[-1].outcome != "dropped",
                 steps=tuple(steps),
             )
