@@ -98,8 +98,8 @@ def clean(
             accepts=lambda manifest: dropped_share(manifest) <= max_dropped,
         )
         print_made(out, made)
-        facts = made.version.manifest.facts
-        out.print(f"{facts['rows_changed']:,} of its rows have another text than before")
+        if changed := made.version.manifest.facts["rows_changed"]:
+            out.print(f"{changed:,} of its rows have another text than before")
         if not made.is_accepted:
             share = dropped_share(made.version.manifest)
             out.log(

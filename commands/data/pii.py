@@ -82,7 +82,7 @@ def pii(
         else:
             report = search(FindPii((version,), detector), limits, spans, output)
         out.document(report)
-        _print(out, report)
+        _print(out, report, drop)
         if report.made is None and report.rows_found:
             out.log(f"{report.rows_found:,} of {report.rows:,} rows have personal data: --mask or --drop removes it")
             raise SystemExit(ExitCode.VERDICT)
@@ -107,12 +107,12 @@ def _items(text: str, option: str) -> list[str]:
     return items
 
 
-def _print(out: Output, report: PiiReport) -> None:
+def _print(out: Output, report: PiiReport, is_drop: bool) -> None:
     for column in report.unsearched:
         out.log(f"the column {column!r} is not searched: it does not hold plain texts")
     if report.made is not None:
-        done = f"{report.made.dropped:,} rows dropped" if report.made.dropped else f"{report.rows_found:,} rows masked"
-        out.print(f"{report.made.reference}: {report.made.rows:,} rows, {done}")
+        done = "dropped" if is_drop else "masked"
+        out.print(f"{report.made.reference}: {report.made.rows:,} rows, {report.rows_found:,} {done}")
     if not report.kinds:
         out.print(f"{report.reference}: nothing found in {report.rows:,} rows")
         return
