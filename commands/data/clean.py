@@ -40,7 +40,7 @@ def clean(
         typer.Option(
             "--languages",
             metavar="CODE,…|all|none",
-            help="Keep rows in these languages, such as en,de. 'none' does not identify languages, which is faster.",
+            help="Keep rows in these languages, such as en,de. 'none' does not identify languages.",
         ),
     ] = "all",
     unicode: Annotated[

@@ -19,10 +19,10 @@ from pyarrow import parquet
 from toy_steps import Rows
 
 from aifx.core.errors import UsageError
-from aifx.curation import cleaning
+from aifx.curation import cleaning, languages
 from aifx.curation.cleaning import Clean, check_text
 from aifx.curation.execution import execute
-from aifx.curation.languages import identify
+from aifx.curation.languages import SAMPLE, identify
 from aifx.curation.rules import Rule, load_rules, parse_rules
 from aifx.curation.step import Limits
 from aifx.curation.text_repair import repaired
@@ -236,3 +236,36 @@ def test_rows_without_a_text_column(corpus: Version) -> None:
     manifest = corpus.manifest
     with pytest.raises(UsageError, match="has no texts"):
         check_text(replace(manifest, columns={"_row": "string", "label": "int64"}))
+
+
+SENTENCES = (
+    "Le chat est sur la table et le chien dort.",
+    "Привет, мир, как дела у вас сегодня?",
+    "北京是中华人民共和国的首都。",
+    "HELLO WORLD, THIS IS AN ANNOUNCEMENT",
+    "Srbija je zemlja u Evropi.",
+    "Србија је земља у Европи.",
+    "cafe\u0301 ole\u0301",
+    "x",
+    ENGLISH * 20,
+    GERMAN * 9,
+)
+
+
+def test_languages_are_those_of_py3langid() -> None:
+    """One by one, each text has the language and the probability that py3langid gives it."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    alone = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    for text, language, probability in zip(SENTENCES, *identify(SENTENCES), strict=True):
+        middle = max(0, (len(text) - SAMPLE) // 2)
+        expected, share = alone.classify(text[middle : middle + SAMPLE])
+        assert (language, probability) == (expected, pytest.approx(share, abs=0.006)), text
+
+
+@given(st.lists(st.sampled_from([*SENTENCES, "", "12"]), min_size=1, max_size=9), st.integers(1, 3))
+def test_a_language_depends_on_its_text_alone(texts: list[str], batch: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(languages, "BATCH", batch)
+        found = list(zip(*identify(texts), strict=True))
+    assert found == [(language[0], share[0]) for language, share in map(identify, ([text] for text in texts))]
