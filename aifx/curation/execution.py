@@ -162,8 +162,14 @@ def step_key(step: Step) -> str:
 
 
 def _found(step: Step, name: str, catalog: Catalog) -> Version | None:
-    """The version that the same step made before."""
+    """The version that the same step made before.
+
+    Its parent, if that is what the step made: a step changes nothing in its own result, and a command that is repeated
+    after it was killed at its end finds its result under the data set's name.
+    """
     record = plain(_record(step))
+    if len(step.parents) == 1 and plain(step.parents[0].manifest.step) == record:
+        return step.parents[0]
     parents = [parent.reference for parent in step.parents]
     for version in catalog.versions(name):
         reference = f"{name}@{version}"

@@ -68,6 +68,8 @@ def test_the_same_step_makes_the_same_bytes(tmp_path: Path) -> None:
         made = execute(step, "pets", catalog, limits)
         assert made.is_new
         assert not execute(step, "pets", catalog, limits).is_new
+        again = execute(WithoutLetter((made.version,), "d"), "pets", catalog, limits)
+        assert (again.version.path, again.is_new) == (made.version.path, False)
         found.append(content(made.version.path))
         assert not list((tmp_path / str(workers)).rglob(".work*"))
     assert found[0] == found[1]
