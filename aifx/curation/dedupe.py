@@ -95,6 +95,8 @@ def without_duplicates(rows: Table, decisions: Table) -> tuple[Table, Table]:
     import pyarrow as pa
 
     dropped = decisions.filter(decisions["rule"].is_valid())
+    if not len(dropped):
+        return rows, dropped_rows([], [])
     places = dropped["row"].to_numpy()
     keep = np.ones(len(rows), bool)
     keep[places] = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -172,15 +173,12 @@ class Texts:
     bounds: I64
     shingles: NDArray[np.uint64]
     signatures: NDArray[np.uint32]
+    maps: tuple[mmap.mmap, ...]
 
     def release(self) -> None:
         """Give back the memory of the pages that were read."""
-        import mmap
-
-        for array in (self.shingles, self.signatures):
-            base: object = array.base
-            if isinstance(base, mmap.mmap):
-                base.madvise(mmap.MADV_DONTNEED)
+        for pages in self.maps:
+            pages.madvise(mmap.MADV_DONTNEED)
 
 
 def _read_texts(
@@ -210,16 +208,19 @@ def _read_texts(
                 part.unlink()
     counts = np.concatenate([np.zeros(0, np.int64), *(sizes[index] for index in range(len(items)))])
     bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return Texts(
-        needed,
-        bounds,
-        _mapped(work / "shingles.u64", np.uint64, (int(bounds[-1]),)),
-        _mapped(work / "shingles.u32", np.uint32, (len(needed), PERMUTATIONS)),
-    )
+    shingles, pages = _mapped(work / "shingles.u64")
+    signatures, more = _mapped(work / "shingles.u32")
+    numbers = signatures.view(np.uint32).reshape(len(needed), PERMUTATIONS)
+    return Texts(needed, bounds, shingles.view(np.uint64), numbers, (*pages, *more))
 
 
-def _mapped(path: Path, kind: Any, shape: tuple[int, ...]) -> Any:
-    return np.memmap(path, kind, "r", shape=shape) if math.prod(shape) else np.zeros(shape, kind)
+def _mapped(path: Path) -> tuple[NDArray[np.uint8], list[mmap.mmap]]:
+    """The bytes of a file as an array, and its map; an empty file has none."""
+    if not path.stat().st_size:
+        return np.zeros(0, np.uint8), []
+    with open(path, "rb") as file:
+        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(pages, np.uint8), [pages]
 
 
 def _write_shingles(work: Path, sketches: Path, item: tuple[int, Path, ShardFile, I64]) -> I64:

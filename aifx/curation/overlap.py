@@ -129,7 +129,7 @@ def build_index(references: Sequence[Reference], work: Path, limits: Limits) -> 
                     content, offsets = text_buffer(batch)
                     data.write(content)
                     words = find_words(batch)
-                    parts.append(_placed_runs(words, offsets + size))
+                    parts.append(_placed_runs(words, size))
                     bounds.append(offsets[1:] + size)
                     size += len(content)
                     runs += len(parts[-1][0])
@@ -192,11 +192,10 @@ def _reference_rows(reference: Reference) -> Iterator[Table]:
             progress.advance(shard.bytes)
 
 
-def _placed_runs(words: Words, starts: I64) -> tuple[U64, I64, I64]:
-    """The runs of texts that begin at `starts`: hash, place, and place after it."""
+def _placed_runs(words: Words, first: int) -> tuple[U64, I64, I64]:
+    """The runs of texts whose bytes begin at `first`: hash, place, and place after it."""
     runs = word_runs(words, RUN_WORDS, whole=False)
-    start = np.repeat(starts[:-1], np.diff(runs.firsts))
-    return runs.hashes, words.begins[runs.words] + start, words.ends[runs.words + RUN_WORDS - 1] + start
+    return runs.hashes, words.begins[runs.words] + first, words.ends[runs.words + RUN_WORDS - 1] + first
 
 
 def _check_memory(runs: int, limits: Limits) -> None:
@@ -286,9 +285,9 @@ def _hits(index: Index, texts: Any) -> Iterator[tuple[int, list[_Hit]]]:
     by_text: dict[int, list[_Hit]] = {}
     for number, place, entry in zip(numbers.tolist(), places.tolist(), entries.tolist(), strict=True):
         begin, end = int(words.begins[runs.words[place]]), int(words.ends[runs.words[place] + RUN_WORDS - 1])
-        start = int(offsets[number])
-        if split_words(data[start + begin : start + end].tobytes().decode()) == index.words_of(entry):
-            hit = _Hit(place - int(runs.firsts[number]), begin, end, entry)
+        if split_words(data[begin:end].tobytes().decode()) == index.words_of(entry):
+            start = int(offsets[number])
+            hit = _Hit(place - int(runs.firsts[number]), begin - start, end - start, entry)
             by_text.setdefault(number, []).append(hit)
     yield from by_text.items()
 

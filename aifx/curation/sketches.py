@@ -7,6 +7,7 @@ versions of the algorithm have nothing in common, so aifx refuses to compare the
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from aifx.curation.words import HASHES, find_words, word_runs
 from aifx.data.versions import ShardFile
 
 SHINGLE_WORDS = 5
-PERMUTATIONS = 128
+PERMUTATIONS = 96
 SEED = 1
 NO_WORDS = 0xFFFFFFFF  # each value of the signature of a text without words
 BATCH_BYTES = 4 << 20
@@ -95,7 +96,9 @@ def sketch_texts(texts: Any) -> NDArray[np.uint32]:
     matrix = _rensa().digest_matrix_from_flat_token_hashes(
         runs.hashes, runs.firsts.astype(np.uint64), PERMUTATIONS, SEED
     )
-    return np.array(matrix.to_rows(), np.uint32).reshape(len(texts), PERMUTATIONS)
+    # Arrays convert lists of integers twice as fast as NumPy does.
+    rows = b"".join([array("I", row).tobytes() for row in matrix.to_rows()])
+    return np.frombuffer(rows, np.uint32).reshape(len(texts), PERMUTATIONS)
 
 
 def text_batches(texts: Any) -> Iterator[Any]:

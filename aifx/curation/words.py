@@ -47,7 +47,7 @@ class Words:
     Attributes:
         hashes: of each word.
         firsts: [num_texts + 1] where the words of each text begin.
-        begins: place of each word in its text, in bytes.
+        begins: place of each word in the bytes of all texts.
         ends: place after each word.
     """
 
@@ -85,9 +85,7 @@ def find_words(texts: Any) -> Words:
         hashes, begins, ends = _piece_words(data[begin:end], inner)
         found.append((hashes, begins + begin, ends + begin))
     hashes, begins, ends = (np.concatenate(column) for column in zip(_NOTHING, *found, strict=True))
-    firsts = np.searchsorted(begins, offsets, "left").astype(np.int64)
-    starts = np.repeat(offsets[:-1], np.diff(firsts))
-    return Words(hashes, firsts, begins - starts, ends - starts)
+    return Words(hashes, np.searchsorted(begins, offsets, "left").astype(np.int64), begins, ends)
 
 
 def word_runs(words: Words, length: int, *, whole: bool) -> Runs:
@@ -192,12 +190,16 @@ def _piece_words(data: NDArray[np.uint8], texts_at: I64) -> tuple[U64, I64, I64]
     breaks = texts_at
     if (data >= 0x80).any():
         breaks = np.concatenate([texts_at, _mark_characters(data, lower, is_word)])
-    begins_word = is_word.copy()
-    begins_word[1:] &= ~is_word[:-1]
-    begins_word[breaks] = is_word[breaks]
-    ends_word = is_word
-    ends_word[:-1] &= ~is_word[1:] | begins_word[1:]
-    begins, ends = np.flatnonzero(begins_word), np.flatnonzero(ends_word) + 1
+    # Words begin and end where is_word changes, and where two texts or characters meet that are words by themselves.
+    edges = np.zeros(len(data) + 1, bool)
+    edges[0], edges[-1] = is_word[0], is_word[-1]
+    np.not_equal(is_word[1:], is_word[:-1], out=edges[1:-1])
+    inner = breaks[(breaks > 0) & is_word[breaks]]
+    meets = np.unique(inner[is_word[inner - 1]])
+    places = np.flatnonzero(edges)
+    if len(meets):
+        places = np.sort(np.concatenate([places, meets, meets]))
+    begins, ends = places[::2].copy(), places[1::2].copy()
     return _hashed(lower, begins, ends), begins, ends
 
 

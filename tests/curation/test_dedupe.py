@@ -199,7 +199,7 @@ def test_buckets_that_are_too_wide_are_compared_with_their_neighbours(
 def test_bands_find_what_is_at_the_threshold(near: float) -> None:
     bands = Bands.at(near)
     assert bands.recall(near) >= near_module.RECALL
-    assert bands.rows * bands.count <= 128
+    assert bands.rows * bands.count <= 96
 
 
 def test_shingles_are_distinct_and_sorted() -> None:

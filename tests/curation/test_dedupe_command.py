@@ -60,7 +60,7 @@ def test_audit_passes_and_makes_no_version(folder: Path) -> None:
 
 
 def test_audit_of_a_detector_that_misses_pairs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near_module.Bands, "at", lambda near: near_module.Bands(64, 2, near))
+    monkeypatch.setattr(near_module.Bands, "at", lambda near: near_module.Bands(48, 2, near))
     done = aifx(folder, "dedupe", "corpus", "--audit", "--near", "0.6", "--pairs", "60")
     assert done.returncode == 1
     assert "failed: recall" in done.stdout

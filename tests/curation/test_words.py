@@ -27,11 +27,11 @@ def test_words_are_those_of_plain_python(texts: list[str], piece: int) -> None:
     finally:
         words_module.PIECE_BYTES = before
     hashes: dict[str, int] = {}
+    data = "".join(texts).encode()
     for index, text in enumerate(texts):
         expected = words_of(text)
         here = slice(found.firsts[index], found.firsts[index + 1])
         assert found.counts[index] == len(expected)
-        data = text.encode()
         for word, hash_, begin, end in zip(
             expected, found.hashes[here], found.begins[here], found.ends[here], strict=True
         ):
