@@ -66,7 +66,7 @@ _KEYS: dict[str, str] = {  # "section.key" is a name that means this in that sec
         "block_size context_length context_len context_size ctx_len n_ctx sequence_length seq_length "
         "max_length max_seq_length maxlen"
     ),
-    "data.train": "dataset datasets dataset_name data_dir data_file data_files train_data train_file train_files",
+    "data.train": "datasets dataset_name data_dir data_file data_files train_data train_file train_files",
     "data.path": "data_path dataset_path",
     "data.validation": "val_data val_file val_files valid_file validation_file validation_files eval_file",
     "data.tokenizer": "tokenizer_path tokenizer_file tokenizer_name tokenizer_name_or_path",

@@ -326,6 +326,8 @@ def _check_length(split: Split, tokens: SplitTokens, section: TextSection, corpu
         return
     what = f"{corpus.names(split)}: the {split} split is shorter than one sequence"
     why = f"it has {count:,} tokens ({tokens.num_bytes:,} bytes) and data.seq_len is {section.seq_len:,}"
+    if section.dataset is not None and section.split == "document" and corpus.has(split):
+        raise DataError(what, f"{why}; whole documents are held out", "aifx train --set data.split=block")
     more_text = "add text" if split == "train" else f"add text, or change data.{split}_fraction"
     raise DataError(what, why, f"aifx train --set data.seq_len={count}" if count >= 2 else more_text)
 

@@ -7,7 +7,9 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import numpy as np
+import pyarrow as pa
 import pytest
 from prose import prose
 from stored_versions import make_version
@@ -17,7 +19,7 @@ from aifx.core.project import Project
 from aifx.data.base import SPLITS
 from aifx.data.datasets import TOKENS, whole_reference
 from aifx.data.sections import TextSection
-from aifx.data.text import TextData
+from aifx.data.text import TextData, TextFormat
 from aifx.data.version_corpus import open_versions
 
 TEXTS = [prose(120, seed) for seed in range(40)]
@@ -106,8 +108,10 @@ def test_one_document_may_be_cut_by_block(project: Project, open_: Callable[...,
     found = texts_of(project, "book", split="block")
     assert [len(texts) for texts in found.values()] == [1, 1, 1]
     assert "".join(found[split][0] for split in SPLITS) == book
-    with pytest.raises(DataError, match="split is shorter"):
+    with pytest.raises(DataError, match="split is shorter") as refused:
         open_(dataset="book")
+    assert refused.value.hint == "aifx train --set data.split=block"
+    assert open_("again", dataset="book", split="block").counts
 
 
 def test_a_warning_of_near_duplicates(
@@ -176,3 +180,33 @@ def test_a_reference_means_what_it_meant(project: Project) -> None:
     assert whole_reference("corpus", project, old) == old
     assert whole_reference(old[:11], project, new) == old
     assert whole_reference("corpus", project, "other@3f2a00000000") == new
+
+
+def test_a_row_group_is_in_memory_at_a_time(project: Project) -> None:
+    """A data set may be larger than memory: its text is read in parts, and the tokens are on disk."""
+    texts = ["".join(np.random.default_rng(n).choice(list("abcdef gh"), 4000)) for n in range(2000)]
+    make_version(project, "corpus", {"text": texts}, shards=20)
+    (corpus,) = open_versions("corpus", TextSection(dataset="corpus"), project)
+    before, most, seen = pa.total_allocated_bytes(), 0, 0
+    for _, piece in corpus.pieces():
+        most = max(most, pa.total_allocated_bytes() - before)
+        seen += piece.num_bytes
+    assert seen == sum(map(len, texts))
+    assert most < seen / 4
+
+
+def test_a_remote_root(project: Project, open_: Callable[..., TextData], tmp_path: Path) -> None:
+    """The version is copied into the cache, the token store is there too, and a second opening copies nothing."""
+    local = make_version(project, "corpus", {"text": TEXTS}, shards=2)
+    before = open_("local", dataset="corpus")
+    remote = Project(project.root, "memory://store-of-a-test")
+    make_version(remote, "corpus", {"text": TEXTS}, shards=2)
+    section = TextSection(seq_len=16, vocab_size=300, dataset="corpus")
+    data = TextFormat.open(section, remote, project.root / "remote")[1]
+    assert isinstance(data, TextData)
+    assert data.digest == before.digest
+    assert data.store.path.is_relative_to(tmp_path / "cache/tokens")
+    stored = fsspec.filesystem("memory")
+    for shard in local.manifest.shards:
+        stored.rm(f"/store-of-a-test/corpus/{local.manifest.version}/{shard.name}")
+    assert TextFormat.open(section, remote, project.root / "remote")[1].digest == data.digest
