@@ -31,7 +31,8 @@ def read_documents(path: str, compression: str, options: ReadOptions) -> Iterato
                 if document and not (starts is not None and document.isspace()):
                     found = True
                     yield _checked(document, line)
-                line += document.count(b"\n")
+                if not is_last or stop < end:  # counting takes as long as hashing
+                    line += document.count(b"\n")
             if is_last:
                 if not found:
                     yield BadRow(1, "no text", data)
