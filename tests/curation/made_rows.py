@@ -33,7 +33,8 @@ class Made(Step):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        return {}
+        """The rows: other rows are another version."""
+        return {"tables": [repr(table.to_pylist()) for table in self.tables]}
 
     @property
     def kind(self) -> Kind:
