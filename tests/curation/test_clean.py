@@ -60,6 +60,7 @@ def own_rules(text: str) -> tuple[Rule, ...]:
         ("Ã¼ber schÃ¶n", "über schön"),
         ("voilÃ  le menu", "voilà le menu"),
         ("It’s “good” — naïve café", "It’s “good” — naïve café"),
+        ("A\u0303¼ber schA\u0303¶n", "über schön"),  # mojibake only in its Unicode form
         ("a\r\nb\rc", "a\nb\nc"),
         ("a\x00b\x07c\ufeff", "abc"),
         ("&lt;b&gt; ﬁne ＡＢ", "&lt;b&gt; ﬁne ＡＢ"),
