@@ -159,7 +159,7 @@ def _find_rows(version: Version, where: str, memory_bytes: int) -> list[str]:
         check_selection(connection, sql, hint)
         try:
             return [row for (row,) in connection.execute(sql).fetchall()]
-        except (duckdb.OutOfMemoryException, duckdb.IOException):
+        except (duckdb.OutOfMemoryException, duckdb.IOException, duckdb.InterruptException):
             raise
         except duckdb.Error as e:
             raise sql_error(e, hint, hides_values=True) from None

@@ -89,10 +89,8 @@ def _selected(version: Version, sql: str, memory_bytes: int) -> Iterator[Any]:
         check_selection(connection, sql, hint)
         try:
             yield connection.sql(sql)
-        except (duckdb.OutOfMemoryException, duckdb.IOException):
+        except (duckdb.OutOfMemoryException, duckdb.IOException, duckdb.InterruptException):
             raise
-        except duckdb.InterruptException:
-            raise KeyboardInterrupt from None
         except duckdb.Error as e:
             raise sql_error(e, hint) from None
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from aifx.core.errors import EnvironmentFault, UsageError
+from aifx.core.errors import DataError, EnvironmentFault, UsageError
 from aifx.core.os_errors import first_line
 from aifx.data.versions import Version
 
@@ -54,14 +54,14 @@ def open_tables(tables: Mapping[str, RowTable], memory_bytes: int = MEMORY_BYTES
             "autoload_known_extensions": False,
         }
         with duckdb.connect(":memory:", config=config) as connection:
-            files = [str(file) for table in tables.values() for file in table.files]
-            connection.execute(f"SET allowed_paths = [{', '.join(map(quoted, files))}]")
-            for name, table in tables.items():
-                connection.execute(f"CREATE VIEW {identifier(name)} AS {_selection(table)}")
-            connection.execute("SET python_enable_replacements = false")
-            connection.execute("SET enable_external_access = false")
-            connection.execute("SET lock_configuration = true")
             try:
+                files = [str(file) for table in tables.values() for file in table.files]
+                connection.execute(f"SET allowed_paths = [{', '.join(map(quoted, files))}]")
+                for name, table in tables.items():
+                    connection.execute(f"CREATE VIEW {identifier(name)} AS {_selection(table)}")
+                connection.execute("SET python_enable_replacements = false")
+                connection.execute("SET enable_external_access = false")
+                connection.execute("SET lock_configuration = true")
                 yield connection
             except duckdb.OutOfMemoryException as e:
                 what = f"the query needs more than {memory_bytes >> 20} MiB of memory"
@@ -69,6 +69,12 @@ def open_tables(tables: Mapping[str, RowTable], memory_bytes: int = MEMORY_BYTES
             except duckdb.IOException as e:
                 what = "the query could not read the rows or write what exceeds the memory"
                 raise EnvironmentFault(what, first_line(e), f"df -h {Path(spill).parent}") from None
+            except duckdb.InterruptException:
+                raise KeyboardInterrupt from None
+            except duckdb.Error as e:  # not of SQL that a user wrote: the caller has caught that
+                references = sorted({table.version.reference for table in tables.values()})
+                what, hint = f"the rows of {', '.join(references)} cannot be read", f"aifx data verify {references[0]}"
+                raise DataError(what, first_line(e), hint) from None
 
 
 def _selection(table: RowTable) -> str:

@@ -102,3 +102,11 @@ def test_the_command(version: Version, tmp_path: Path) -> None:
         assert inprocess.run(args, tmp_path, {}).returncode == 2
     everything = ["SELECT * FROM data", "--output", "o.csv", "--json"]
     assert json.loads(inprocess.run(["data", "query", "pets", *everything, *root], tmp_path, {}).stdout)["rows"] == 3
+
+
+def test_damaged_rows(version: Version, tmp_path: Path) -> None:
+    """Rows that cannot be read are no mistake of the user and no bug."""
+    version.shards[0].write_bytes(b"PAR1" + bytes(200) + b"PAR1")
+    found = inprocess.run(["data", "why", "s0.txt-0", "--root", str(version.path.parents[1])], tmp_path, {})
+    assert found.returncode == 2, found.stderr
+    assert len(found.stderr.splitlines()) == 3
