@@ -10,6 +10,7 @@ EXTRAS = {
     "sweep": ("optuna>=5.0",),
     "s3": ("s3fs>=2024.6",),
     "html": ("trafilatura>=2.0", "warcio>=1.8"),
+    "pii-names": ("presidio-analyzer>=2.2.360",),
     "serve-otel": ("opentelemetry-sdk>=1.27", "opentelemetry-exporter-otlp-proto-http>=1.27"),
     "plan-tpu": ("libtpu>=0.0.40",),
 }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from aifx.core.errors import EnvironmentFault
+from aifx.core.errors import EnvironmentFault, Terminated
 from aifx.curation.step import Limits
 
 
@@ -30,10 +33,47 @@ def open_engine(folder: Path, limits: Limits) -> Iterator[Any]:
         "autoload_known_extensions": False,
     }
     try:
-        with duckdb.connect(":memory:", config=config) as connection:
+        with duckdb.connect(":memory:", config=config) as connection, stopped_by_signals(connection):
             yield connection
     except duckdb.OutOfMemoryException as e:
         why = str(e).splitlines()[0]
         raise EnvironmentFault(f"{limits.memory_bytes >> 20} MiB of memory are too few", why, "--memory 8GB") from None
     except duckdb.IOException as e:
         raise EnvironmentFault(f"{spill} cannot be written", str(e).splitlines()[0], f"df -h {spill}") from None
+
+
+@contextmanager
+def stopped_by_signals(connection: Any) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM stop a query.
+
+    Python handles signals between its own instructions, and a query is one of them, however long it takes. So a thread
+    reads the signals from a pipe.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    received: list[int] = []
+
+    def stop() -> None:
+        while number := os.read(reader, 1):
+            if number[0] in (signal.SIGINT, signal.SIGTERM):
+                received.append(number[0])
+                connection.interrupt()
+
+    thread = threading.Thread(target=stop, daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield
+    except Exception:  # DuckDB raises more than one type for a query that is interrupted
+        if received:
+            raise (KeyboardInterrupt if received[0] == signal.SIGINT else Terminated) from None
+        raise
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        thread.join()
+        os.close(reader)

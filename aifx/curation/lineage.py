@@ -24,7 +24,7 @@ MOST_FILES = 1000
 """Sources that an event names; the facet of the step has their number."""
 
 STEP_FACET = "aifx_step"
-PRODUCER = f"https://pypi.org/project/{DISTRIBUTION}/{__version__}"
+PRODUCER = f"urn:{DISTRIBUTION}:{__version__}"
 
 
 def record_run(catalog: Catalog, made: Version, parents: Sequence[Version], key: str) -> None:

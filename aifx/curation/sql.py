@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from aifx.core.errors import DataError, EnvironmentFault, UsageError
 from aifx.core.os_errors import first_line
+from aifx.curation.engine import stopped_by_signals
 from aifx.data.versions import Version
 
 MEMORY_BYTES = 2 << 30
@@ -53,7 +54,7 @@ def open_tables(tables: Mapping[str, RowTable], memory_bytes: int = MEMORY_BYTES
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
         }
-        with duckdb.connect(":memory:", config=config) as connection:
+        with duckdb.connect(":memory:", config=config) as connection, stopped_by_signals(connection):
             try:
                 files = [str(file) for table in tables.values() for file in table.files]
                 connection.execute(f"SET allowed_paths = [{', '.join(map(quoted, files))}]")
