@@ -213,7 +213,8 @@ def _fail(error: OSError) -> None:
 
 
 def _name(path: str, base: Path) -> str:
-    return os.path.relpath(path, base) if Path(path).is_relative_to(base) else path
+    name = os.path.relpath(path, base) if Path(path).is_relative_to(base) else path
+    return os.fsencode(name).decode(errors="backslashreplace")  # Parquet and JSON hold UTF-8 alone
 
 
 def _remote(url: str) -> Iterator[_Found]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from aifx.core.errors import DataError, did_you_mean
+from aifx.core.os_errors import first_line
 from aifx.data.encoding import DECODE_HANDLERS, DecodeErrors, FileScan, TextFile, reading, undecodable
 
 
@@ -123,6 +124,8 @@ def open_parquet(source: Path | IO[bytes], name: str) -> Iterator[Any]:
 
     try:
         yield parquet.ParquetFile(source)
-    except arrow.ArrowException as error:
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the file system; pyarrow also has OSErrors for damaged pages, without a number
         what = f"{name}: not a Parquet file that can be read"
-        raise DataError(what, str(error).splitlines()[0], "write it again, or leave it out") from None
+        raise DataError(what, first_line(error), "write it again, or leave it out") from None

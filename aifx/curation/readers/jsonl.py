@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,9 @@ from aifx.curation.readers.streams import open_utf8
 
 if TYPE_CHECKING:
     from pyarrow import Schema, Table
+
+NULL = re.compile(rb"[ \t\r\n]*null")
+"""A line that pyarrow must not see: it crashes on a block that begins with a null, and takes a later one for a row."""
 
 DEEPEST = 32
 """Levels of nested values."""
@@ -111,6 +115,8 @@ class _Block:
         count = self.line_ends + (not self._block.endswith(b"\n"))
         if b"\n\n" in self._block or b"\n\r\n" in self._block or self._block[:1] in b"\r\n":
             return None
+        if NULL.match(self._block) or b"\nnull" in self._block:
+            return None
         try:
             rows = _parse(self._block, self._schema)
         except ValueError:  # ArrowInvalid
@@ -122,6 +128,8 @@ class _Block:
             return
         lines = [line for _, line in self._numbered[start:stop]]
         try:
+            if any(map(NULL.match, lines)):
+                raise ValueError("null")
             rows = _parse(b"\n".join(lines), self._schema)
             if len(rows) == stop - start:
                 yield start, stop, rows

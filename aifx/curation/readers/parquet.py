@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from aifx.core.errors import DataError
 from aifx.curation.readers.base import BLOCK_BYTES, Batch, DamagedFile, ReadOptions, batch_of, split_valid
 from aifx.curation.readers.streams import open_bytes
+from aifx.data.parquet import open_parquet
 
 if TYPE_CHECKING:
     from pyarrow import DataType, Schema
@@ -22,6 +25,9 @@ def find_schema(path: str, compression: str, options: ReadOptions, *, is_whole: 
     import pyarrow as pa
 
     with _opened(path, compression, options) as file:
+        names = Counter(file.schema_arrow.names)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise DamagedFile(f"it has two columns {twice[0]!r}")
         return pa.schema([(field.name, _plain(field.type)) for field in file.schema_arrow])
 
 
@@ -59,19 +65,17 @@ def _batch_rows(metadata: Any) -> int:
 
 @contextmanager
 def _opened(path: str, compression: str, options: ReadOptions) -> Iterator[Any]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    with tempfile.TemporaryFile() as unpacked:
+    with open(path, "rb") as packed, tempfile.TemporaryFile() as unpacked:  # pyarrow opens no path but UTF-8
         if compression:
             with open_bytes(path, compression, options) as stream:
                 while data := stream.read(BLOCK_BYTES):
                     unpacked.write(data)
             unpacked.seek(0)
         try:
-            yield parquet.ParquetFile(unpacked if compression else path)
-        except pa.ArrowInvalid as e:
-            raise DamagedFile(f"not a Parquet file that can be read: {str(e).splitlines()[0]}") from None
+            with open_parquet(unpacked if compression else packed, path) as file:
+                yield file
+        except DataError as e:
+            raise DamagedFile(f"not a Parquet file that can be read: {e.why}") from None
 
 
 def _plain(kind: DataType) -> DataType:

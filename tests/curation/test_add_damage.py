@@ -1,0 +1,69 @@
+"""`aifx data add`: files and lines that their libraries do not survive, or answer with errors of any type."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from adding import add, quarantine_of, rows_of
+from pyarrow import parquet
+
+from aifx.core.errors import DataError
+from aifx.curation.readers import parquet as parquet_reader
+from aifx.curation.readers.base import DamagedFile, ReadOptions
+from aifx.curation.shards import read_shard
+
+
+@pytest.mark.parametrize("null", ["null", " \t null", "null null", 'null {"n": 1}'])
+@pytest.mark.parametrize("kind", ["text", "table"])
+def test_a_line_with_a_null_is_a_bad_row(tmp_path: Path, kind: str, null: str) -> None:
+    """pyarrow ends the process for a block that begins with one."""
+    (tmp_path / "a.jsonl").write_text(f'{null}\n{{"text": "first"}}\n{null}\n{{"text": "second"}}\n')
+    version = add(tmp_path, "corpus", "a.jsonl", kind=kind).version
+    prefix = rows_of(version)[0]["_row"].partition("-")[0]
+    assert [(row["_row"], row["text"]) for row in rows_of(version)] == [(f"{prefix}-1", "first"), (f"{prefix}-3", "second")]
+    assert [(row["line"], row["value"]) for row in quarantine_of(version)] == [(1, null.encode()), (3, null.encode())]
+
+
+def test_a_flipped_byte_of_parquet_is_damage(tmp_path: Path) -> None:
+    rows = pa.table({"text": [f"text {n}" for n in range(500)], "n": range(500), "items": [[n] for n in range(500)]})
+    path = tmp_path / "a.parquet"
+    parquet.write_table(rows, path)
+    whole = path.read_bytes()
+    rng, options, damaged = random.Random(7), ReadOptions("table"), 0
+    for _ in range(200):
+        data = bytearray(whole)
+        data[rng.randrange(max(0, len(data) - rng.choice((2000, len(data)))), len(data))] = rng.randrange(256)
+        path.write_bytes(data)
+        try:
+            schema = parquet_reader.find_schema(str(path), "", options, is_whole=False)
+            list(parquet_reader.read(str(path), "", schema, options))
+        except DamagedFile:
+            damaged += 1
+        try:
+            read_shard(path)
+        except DataError as error:
+            assert str(path) in error.what
+    assert damaged > 50
+
+
+def test_parquet_with_two_columns_of_a_name_is_damage(tmp_path: Path) -> None:
+    parquet.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / "a.parquet")
+    version = add(tmp_path, "corpus", "a.parquet").version
+    assert quarantine_of(version)[0]["reason"] == "it has two columns 'text'"
+
+
+@pytest.mark.parametrize("suffix", ["txt", "jsonl", "parquet"])
+def test_a_file_name_that_is_not_utf8_is_escaped(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / "files" / os.fsdecode(b"caf\xe9." + suffix.encode())
+    path.parent.mkdir()
+    if suffix == "parquet":
+        with open(path, "wb") as file:
+            parquet.write_table(pa.table({"text": ["fine"]}), file)
+    else:
+        path.write_text("fine" if suffix == "txt" else '{"text": "fine"}\n')
+    version = add(tmp_path, "corpus", "files").version
+    assert [(row["_source"], row["text"]) for row in rows_of(version)] == [(f"files/caf\\xe9.{suffix}", "fine")]
