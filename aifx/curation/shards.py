@@ -78,8 +78,8 @@ def check_columns(rows: Table, columns: dict[str, str], where: str) -> None:
 
 
 def columns_of(rows: Table) -> dict[str, str]:
-    """Arrow type by column."""
-    return {field.name: str(field.type) for field in rows.schema}
+    """Arrow type by column. Parquet calls the items of a list "element", and Arrow "item": it is the same type."""
+    return {field.name: str(field.type).replace("list<element: ", "list<item: ") for field in rows.schema}
 
 
 class _Hashing:
