@@ -8,20 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from aifx.commands.console.options import JsonOption
+from aifx.commands.console.options import option_group
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import (
-    DEFAULT_MEMORY,
-    JobsOption,
-    MemoryOption,
-    OnOption,
-    RootOption,
-    WorkersOption,
-    find_catalog,
-    limits_of,
-    runner_of,
-)
+from aifx.commands.data.options import StepOptions, find_catalog
 from aifx.core.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +19,7 @@ if TYPE_CHECKING:
     from aifx.curation.source_files import Listing
 
 
+@option_group
 def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Data set to make or to extend.")],
     sources: Annotated[
@@ -38,6 +29,7 @@ def add(
         str,
         typer.Option("--license", metavar="SPDX", help="Licence of the files: an SPDX expression, or 'unknown'."),
     ],
+    given: StepOptions,
     kind: Annotated[
         Literal["text", "table", "images"] | None,
         typer.Option(
@@ -77,12 +69,6 @@ def add(
         ),
     ] = 100.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and read nothing.")] = False,
-    root: RootOption = None,
-    memory: MemoryOption = DEFAULT_MEMORY,
-    workers: WorkersOption = None,
-    on: OnOption = "local",
-    jobs: JobsOption = None,
-    json: JsonOption = False,
 ) -> None:
     """Collect the rows of files into a data set.
 
@@ -96,7 +82,7 @@ def add(
     Reads only files that are new or changed; rows of other files stay. Bad rows go to quarantine with file and line.
     Exits 1 if there are more than --max-bad, or a file is damaged: then NAME still means the version before.
     """
-    with terminal(json) as out:
+    with terminal(given.json) as out:
         from aifx.curation.add_plan import check_options, infer_kind, of_kind, plan_add, run_add
         from aifx.curation.add_reports import BadRows, added_files, listed_files
         from aifx.curation.licenses import check_license
@@ -106,9 +92,9 @@ def add(
 
         check_dataset_name(name)
         expression = check_license(license_)
-        catalog, project = find_catalog(root)
-        limits = limits_of(memory, workers)
-        runner = runner_of(on, jobs, catalog)
+        catalog, project = find_catalog(given.root)
+        limits = given.limits
+        runner = given.runner(catalog)
         listing = list_sources(sources, project.root if project else Path.cwd())
         options = ReadOptions(kind or "text", text_field, encoding, max_expansion, split_at)
         check_options(options)

@@ -7,26 +7,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from aifx.commands.console.options import JsonOption
+from aifx.commands.console.options import option_group
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import (
-    DEFAULT_MEMORY,
-    DatasetArgument,
-    JobsOption,
-    MemoryOption,
-    OnOption,
-    RootOption,
-    WorkersOption,
-    find_catalog,
-    limits_of,
-    print_made,
-    runner_of,
-)
+from aifx.commands.data.options import DatasetArgument, StepOptions, find_catalog, names_of, print_made
 from aifx.core.errors import ExitCode, UsageError, did_you_mean
 
 
+@option_group
 def clean(
     name: DatasetArgument,
+    given: StepOptions,
     rules: Annotated[
         str,
         typer.Option(
@@ -57,12 +47,6 @@ def clean(
             "--max-dropped", metavar="SHARE", min=0.0, max=1.0, help="Exit 1 if a larger share of the rows is dropped."
         ),
     ] = 0.5,
-    root: RootOption = None,
-    memory: MemoryOption = DEFAULT_MEMORY,
-    workers: WorkersOption = None,
-    on: OnOption = "local",
-    jobs: JobsOption = None,
-    json: JsonOption = False,
 ) -> None:
     """Repair texts, and drop rows by language, length and repetition.
 
@@ -74,16 +58,16 @@ def clean(
 
     Makes a new version. Exits 1 if more than --max-dropped is dropped: then NAME still means the version before.
     """
-    with terminal(json) as out:
+    with terminal(given.json) as out:
         from aifx.curation.cleaning import Clean, check_text, dropped_share
         from aifx.curation.execution import execute
         from aifx.curation.rules import load_rules
 
-        catalog, _ = find_catalog(root)
+        catalog, _ = find_catalog(given.root)
         kept = _languages(languages)
-        chosen = load_rules([] if rules == "none" else _items(rules, "--rules"), Path.cwd())
-        limits = limits_of(memory, workers)
-        runner = runner_of(on, jobs, catalog)
+        chosen = load_rules([] if rules == "none" else names_of(rules, "--rules", "--rules none"), Path.cwd())
+        limits = given.limits
+        runner = given.runner(catalog)
         parent = catalog.open(name)
         check_text(parent.manifest)
         step = Clean((parent,), chosen, kept, unicode, repair)
@@ -115,16 +99,9 @@ def _languages(text: str) -> tuple[str, ...] | None:
         return () if text == "all" else None
     from aifx.curation.languages import known_languages
 
-    codes = _items(text, "--languages")
+    codes = names_of(text, "--languages", "--languages none")
     known = known_languages()
     for code in codes:
         if code not in known:
             raise UsageError(f"--languages: no language {code!r}", did_you_mean(code, known), "--languages en,de")
     return tuple(dict.fromkeys(codes))
-
-
-def _items(text: str, option: str) -> list[str]:
-    items = [item.strip() for item in text.split(",") if item.strip()]
-    if not items:
-        raise UsageError(f"{option} {text!r} names nothing", "it takes names with commas between", f"{option} none")
-    return items

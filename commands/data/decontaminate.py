@@ -8,22 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.console.options import JsonOption
+from aifx.commands.console.options import option_group
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import (
-    DEFAULT_MEMORY,
-    DatasetArgument,
-    JobsOption,
-    MemoryOption,
-    OnOption,
-    RootOption,
-    WorkersOption,
-    find_catalog,
-    limits_of,
-    print_made,
-    runner_of,
-)
+from aifx.commands.data.options import DatasetArgument, StepOptions, find_catalog, print_made
 from aifx.core.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -31,8 +19,10 @@ if TYPE_CHECKING:
     from aifx.curation.decontaminate import Contamination
 
 
+@option_group
 def decontaminate(
     name: DatasetArgument,
+    given: StepOptions,
     against: Annotated[
         list[str] | None,
         typer.Option(
@@ -47,12 +37,6 @@ def decontaminate(
         str, typer.Option("--text-field", metavar="FIELD", help="Field with the text in the files of --against.")
     ] = "text",
     show: Annotated[int, typer.Option("--show", metavar="N", min=0, help="List N rows that overlap.")] = 20,
-    root: RootOption = None,
-    memory: MemoryOption = DEFAULT_MEMORY,
-    workers: WorkersOption = None,
-    on: OnOption = "local",
-    jobs: JobsOption = None,
-    json: JsonOption = False,
 ) -> None:
     """Find rows that share 13 words in a row with the texts of a test, and drop them with --drop.
 
@@ -63,17 +47,17 @@ def decontaminate(
 
     Exits 1 if a row overlaps, unless --drop makes a version without it.
     """
-    with terminal(json) as out, tempfile.TemporaryDirectory() as folder:
+    with terminal(given.json) as out, tempfile.TemporaryDirectory() as folder:
         from aifx.curation.decontaminate import Decontaminate, find_contamination, open_references
         from aifx.curation.execution import execute
 
-        catalog, project = find_catalog(root)
+        catalog, project = find_catalog(given.root)
         version = catalog.open(name)
         if version.manifest.kind != "text":
             why = f"{version.reference} holds {version.manifest.kind}"
             raise UsageError("decontaminate is for text", why, "aifx data ls")
-        limits = limits_of(memory, workers)
-        runner = runner_of(on, jobs, catalog)
+        limits = given.limits
+        runner = given.runner(catalog)
         base = project.root if project else Path.cwd()
         files = _held_out_files(project)
         references = open_references(

@@ -9,22 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.console.options import JsonOption
+from aifx.commands.console.options import option_group
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import (
-    DEFAULT_MEMORY,
-    DatasetArgument,
-    JobsOption,
-    MemoryOption,
-    OnOption,
-    RootOption,
-    WorkersOption,
-    find_catalog,
-    limits_of,
-    print_made,
-    runner_of,
-)
+from aifx.commands.data.options import DatasetArgument, StepOptions, find_catalog, print_made
 from aifx.core.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -42,8 +30,10 @@ NearOption = Annotated[
 ]
 
 
+@option_group
 def dedupe(
     name: DatasetArgument,
+    given: StepOptions,
     near: NearOption = None,
     mark: Annotated[
         bool, typer.Option("--mark", help="Keep all rows, and only write the cluster of each to _cluster.")
@@ -69,12 +59,6 @@ def dedupe(
     rebuild_sketches: Annotated[
         bool, typer.Option("--rebuild-sketches", help="Delete the sketches that the data set keeps, and make others.")
     ] = False,
-    root: RootOption = None,
-    memory: MemoryOption = DEFAULT_MEMORY,
-    workers: WorkersOption = None,
-    on: OnOption = "local",
-    jobs: JobsOption = None,
-    json: JsonOption = False,
 ) -> None:
     """Drop duplicates: rows that are copies of another, and texts that are nearly the same.
 
@@ -86,7 +70,7 @@ def dedupe(
 
     Exits 1 if --audit finds less than --min-recall, or a pair that was joined wrongly.
     """
-    with terminal(json) as out:
+    with terminal(given.json) as out:
         from aifx.curation.dedupe import Dedupe, sketches_of
         from aifx.curation.execution import execute
 
@@ -95,9 +79,9 @@ def dedupe(
             if value is not None and not audit:
                 why = "it is a setting of the audit"
                 raise UsageError(f"{option} can only be used with --audit", why, f"aifx data dedupe {name} --audit")
-        catalog, _ = find_catalog(root)
+        catalog, _ = find_catalog(given.root)
         version = catalog.open(name)
-        limits = limits_of(memory, workers)
+        limits = given.limits
         if rebuild_sketches:
             shutil.rmtree(sketches_of(catalog, version.manifest.name), ignore_errors=True)
         if audit:
@@ -116,7 +100,7 @@ def dedupe(
                 raise SystemExit(ExitCode.VERDICT)
             return
         step = Dedupe((version,), near, mark)
-        print_made(out, execute(step, version.manifest.name, catalog, limits, runner_of(on, jobs, catalog)))
+        print_made(out, execute(step, version.manifest.name, catalog, limits, given.runner(catalog)))
 
 
 def _print_audit(out: Output, found: Audit) -> None:
@@ -137,8 +121,10 @@ def _print_audit(out: Output, found: Audit) -> None:
     )
 
 
+@option_group
 def split(
     name: DatasetArgument,
+    given: StepOptions,
     validation: Annotated[
         float,
         typer.Option("--validation", metavar="SHARE", min=0.0, max=1.0, help="Share of the clusters for validation."),
@@ -155,12 +141,6 @@ def split(
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the hash that chooses the split.")] = 0,
-    root: RootOption = None,
-    memory: MemoryOption = DEFAULT_MEMORY,
-    workers: WorkersOption = None,
-    on: OnOption = "local",
-    jobs: JobsOption = None,
-    json: JsonOption = False,
 ) -> None:
     """Send each row to training, validation or test, so that near duplicates are in one split.
 
@@ -170,7 +150,7 @@ def split(
 
     The column _split holds the split. It depends on the row's duplicate cluster and the seed alone.
     """
-    with terminal(json) as out:
+    with terminal(given.json) as out:
         from aifx.curation.execution import execute
         from aifx.curation.split import Split
 
@@ -178,7 +158,7 @@ def split(
         if validation + test >= 1:
             why = f"--validation {validation:g} and --test {test:g} leave nothing for training"
             raise UsageError("the shares are too large", why, f"aifx data split {name} --validation 0.05 --test 0.1")
-        catalog, _ = find_catalog(root)
+        catalog, _ = find_catalog(given.root)
         version = catalog.open(name)
         if near is None and version.manifest.kind == "text":
             near = DEFAULT_NEAR
@@ -186,8 +166,8 @@ def split(
             Split((version,), validation, test, near, seed),
             version.manifest.name,
             catalog,
-            limits_of(memory, workers),
-            runner_of(on, jobs, catalog),
+            given.limits,
+            given.runner(catalog),
         )
         print_made(out, made)
         counts = made.version.manifest.facts

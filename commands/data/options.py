@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from aifx.commands.console.options import JsonOption
 from aifx.commands.console.output import Output
 from aifx.core.errors import UsageError
 from aifx.core.project import Project, find_project
@@ -38,19 +40,51 @@ WorkersOption = Annotated[
     int | None, typer.Option("--workers", metavar="N", min=1, help="Number of processes. By default one per core.")
 ]
 
-OnOption = Annotated[
-    Literal["local", "slurm"],
-    typer.Option("--on", metavar="local|slurm", help="Run tasks in processes of this machine, or as a job of Slurm."),
-]
-
-JobsOption = Annotated[
-    int | None,
-    typer.Option("--jobs", metavar="N", min=1, help="Elements of Slurm's array job. By default one per 256 MB."),
-]
-
 DEFAULT_MEMORY = "2GB"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?")
 LEAST_MEMORY = 256 << 20
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """Options of the commands that run a step: where the data sets are, what the step may use, and where it runs."""
+
+    root: RootOption = None
+    memory: MemoryOption = DEFAULT_MEMORY
+    workers: WorkersOption = None
+    on: Annotated[
+        Literal["local", "slurm"],
+        typer.Option(
+            "--on", metavar="local|slurm", help="Run tasks in processes of this machine, or as a job of Slurm."
+        ),
+    ] = "local"
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", metavar="N", min=1, help="Elements of Slurm's array job. By default one per 256 MB."),
+    ] = None
+    json: JsonOption = False
+
+    @property
+    def limits(self) -> Limits:
+        """Raises UsageError for a size that cannot be read or is too small."""
+        return limits_of(self.memory, self.workers)
+
+    def runner(self, catalog: Catalog) -> Runner | None:
+        """What runs the tasks; None for processes of this machine. Raises UsageError for a remote root."""
+        if self.on == "local":
+            if self.jobs is not None:
+                why = "it is the size of an array job"
+                raise UsageError("--jobs can only be used with --on slurm", why, "--workers N")
+            return None
+        if catalog.local is None:
+            why = f"its nodes work in a folder that all of them see, and {catalog.store.url} is none"
+            raise UsageError("--on slurm needs a root on a shared disk", why, "--root /shared/datasets")
+        from aifx.config import load_config
+        from aifx.curation.on_slurm import OnSlurm
+
+        project = find_project()
+        config = load_config(project)
+        return OnSlurm(config.launch, config.slurm, project.root, self.jobs)
 
 
 def find_catalog(root: str | None) -> tuple[Catalog, Project | None]:
@@ -62,23 +96,6 @@ def find_catalog(root: str | None) -> tuple[Catalog, Project | None]:
         return open_catalog(root), None
     project = find_project()
     return open_catalog(load_config(project).datasets.root, project), project
-
-
-def runner_of(on: Literal["local", "slurm"], jobs: int | None, catalog: Catalog) -> Runner | None:
-    """What runs the tasks of a step; None for processes of this machine. Raises UsageError for a remote root."""
-    if on == "local":
-        if jobs is not None:
-            raise UsageError("--jobs can only be used with --on slurm", "it is the size of an array job", "--workers N")
-        return None
-    if catalog.local is None:
-        why = f"its nodes work in a folder that all of them see, and {catalog.store.url} is none"
-        raise UsageError("--on slurm needs a root on a shared disk", why, "--root /shared/datasets")
-    from aifx.config import load_config
-    from aifx.curation.on_slurm import OnSlurm
-
-    project = find_project()
-    config = load_config(project)
-    return OnSlurm(config.launch, config.slurm, project.root, jobs)
 
 
 def project_around() -> Project | None:
@@ -107,6 +124,14 @@ def parse_size(text: str, option: str) -> int:
         raise UsageError(f"{option} {text!r} is not a size", "sizes are numbers with kB, MB, GB or TB", f"{option} 4GB")
     number, prefix, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** " kMGT".index(prefix or " "))
+
+
+def names_of(text: str, option: str, hint: str) -> list[str]:
+    """The names of a list with commas between. Raises UsageError if there are none."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UsageError(f"{option} {text!r} names nothing", "it takes names with commas between", hint)
+    return names
 
 
 def print_made(out: Output, made: Made) -> None:

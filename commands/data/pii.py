@@ -7,21 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.console.options import JsonOption
+from aifx.commands.console.options import option_group
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import (
-    DEFAULT_MEMORY,
-    DatasetArgument,
-    JobsOption,
-    MemoryOption,
-    OnOption,
-    RootOption,
-    WorkersOption,
-    find_catalog,
-    limits_of,
-    runner_of,
-)
+from aifx.commands.data.options import DatasetArgument, StepOptions, find_catalog, names_of
 from aifx.core.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -33,8 +22,10 @@ KINDS_HELP = (
 )
 
 
+@option_group
 def pii(
     name: DatasetArgument,
+    given: StepOptions,
     mask: Annotated[bool, typer.Option("--mask", help="Make a version with [EMAIL] and so on instead.")] = False,
     drop: Annotated[bool, typer.Option("--drop", help="Make a version without the rows that have any.")] = False,
     kinds: Annotated[str | None, typer.Option("--kinds", metavar="KIND,…", help=KINDS_HELP)] = None,
@@ -46,12 +37,6 @@ def pii(
     output: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="Write all places to FILE, as lines of JSON.")
     ] = None,
-    root: RootOption = None,
-    memory: MemoryOption = DEFAULT_MEMORY,
-    workers: WorkersOption = None,
-    on: OnOption = "local",
-    jobs: JobsOption = None,
-    json: JsonOption = False,
 ) -> None:
     """Find personal data and secrets in texts; mask them, or drop their rows.
 
@@ -63,17 +48,18 @@ def pii(
 
     Exits 1 if something is found and neither --mask nor --drop is given. The data itself is never printed or written.
     """
-    with terminal(json) as out:
+    with terminal(given.json) as out:
         from aifx.curation.execution import execute
         from aifx.curation.pii.detector import KINDS, make_detector
         from aifx.curation.pii.reports import report_made, search
         from aifx.curation.pii.steps import FindPii, RemovePii, text_columns
 
-        _check_options(mask, drop, output, on)
-        detector = make_detector(_items(kinds, "--kinds") if kinds is not None else KINDS, _items(region, "--region"))
-        catalog, _ = find_catalog(root)
-        limits = limits_of(memory, workers)
-        runner = runner_of(on, jobs, catalog)
+        _check_options(mask, drop, output, given.on)
+        wanted = names_of(kinds, "--kinds", "leave it out") if kinds is not None else KINDS
+        detector = make_detector(wanted, names_of(region, "--region", "leave it out"))
+        catalog, _ = find_catalog(given.root)
+        limits = given.limits
+        runner = given.runner(catalog)
         version = catalog.open(name)
         text_columns(version.manifest)
         if mask or drop:
@@ -98,13 +84,6 @@ def _check_options(mask: bool, drop: bool, output: Path | None, on: str) -> None
         raise UsageError("--output cannot be used with --mask or --drop", why, "run it first without them")
     if on != "local" and not (mask or drop):
         raise UsageError("--on slurm requires --mask or --drop", "without them no version is made", "leave it out")
-
-
-def _items(text: str, option: str) -> list[str]:
-    items = [item.strip() for item in text.split(",") if item.strip()]
-    if not items:
-        raise UsageError(f"{option} {text!r} names nothing", "it takes names with commas between", "leave it out")
-    return items
 
 
 def _print(out: Output, report: PiiReport, is_drop: bool) -> None:
