@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
@@ -10,8 +11,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import inprocess
 import psutil
 import pytest
+from prose import prose
 from slurm_cluster import Cluster, cluster, missing
 from toy_steps import Rows, SlowWithoutLetter
 
@@ -102,6 +105,29 @@ def test_what_a_task_raises_ends_the_job(on_slurm: OnSlurm, slurm: Cluster, tmp_
         execute(SlowWithoutLetter((version,), "d"), "pets", open_catalog(str(tmp_path / "b")), LIMITS, on_slurm)
     assert "00003-000.parquet" in caught.value.what
     slurm.wait("the end of all jobs", lambda: not slurm.ask("squeue", "-h"))
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_commands(on_slurm: OnSlurm, tmp_path: Path) -> None:
+    """The rows that `aifx data` makes on Slurm are those that it makes here."""
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "aifx.toml").write_text("[launch]\ndoctor = false\n")
+    for number in range(4):
+        lines = [json.dumps({"text": prose(200, number * 10 + row)}) for row in range(10)]
+        (project / f"{number}.jsonl").write_text("\n".join([*lines, lines[0]]) + "\n")
+    found = {}
+    for on in ("local", "slurm"):
+        there = ["--on", on, *(["--jobs", "2"] if on == "slurm" else []), "--root", str(tmp_path / on), "--json"]
+        documents = []
+        for step in (["add", "corpus", ".", "--license", "MIT"], ["dedupe", "corpus"]):
+            done = inprocess.run(["data", *step, *there], project, dict(os.environ))
+            assert done.returncode == 0, done.stderr
+            documents.append(json.loads(done.stdout))
+        found[on] = documents
+    assert found["slurm"] == found["local"]
+    assert found["slurm"][1]["dropped_by"] == {"exact": 4}
 
 
 def test_the_script(tmp_path: Path) -> None:
