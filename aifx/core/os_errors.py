@@ -29,6 +29,8 @@ REFUSALS = FULL | UNREADABLE | _UNWRITABLE
 
 # TensorStore raises ValueErrors that end so: "Failed to fsync file: Input/output error [os_error_code='5']".
 _CODE = re.compile(r"\[os_error_code='(\d+)'")
+# NumPy writes an array so: "144000 requested and 3040 written", when the disk is full.
+_SHORT_WRITE = re.compile(r"^\d+ requested and \d+ written$")
 _TYPED_ONLY = {errno.EAGAIN, errno.EINTR, errno.ENOMEM, errno.ENXIO, errno.EPERM}  # whose text may mean other things
 _TEXTS = {os.strerror(number): number for number in sorted(REFUSALS - _TYPED_ONLY)}
 _TEXT = re.compile("|".join(re.escape(text) for text in sorted(_TEXTS, key=len, reverse=True)))
@@ -37,6 +39,8 @@ _TEXT = re.compile("|".join(re.escape(text) for text in sorted(_TEXTS, key=len, 
 def errno_of(error: BaseException) -> int | None:
     """Return the errno that `error` itself reports, by type or by text."""
     if isinstance(error, OSError):
+        if error.errno is None and _SHORT_WRITE.match(str(error)):
+            return errno.ENOSPC
         return error.errno if error.errno in REFUSALS else None
     try:
         text = str(error)

@@ -238,7 +238,7 @@ class Catalog:
             version = self.latest(name)
             if version is None:
                 raise self._unknown(name)
-            if self.store.size(f"{name}/{version}/{MANIFEST}") is None:
+            if not _VERSION.fullmatch(version) or self.store.size(f"{name}/{version}/{MANIFEST}") is None:
                 what, why = f"{self.store.url}/{name}/{LATEST} is damaged", f"there is no version {version[:20]!r}"
                 raise DataError(what, why, f"aifx data ls {name}, and write the version that you want into that file")
             return name, version

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from adding import add, quarantine_of, rows_of
 from pyarrow import parquet
 
 from aifx.core.errors import DataError
+from aifx.core.os_errors import errno_of
 from aifx.curation.readers import parquet as parquet_reader
 from aifx.curation.readers.base import DamagedFile, ReadOptions
 from aifx.curation.shards import read_shard
@@ -73,3 +76,11 @@ def test_empty_lists_can_be_added_to_empty_lists(tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{name}", "items": []}}\n')
         version = add(tmp_path, "corpus", f"{name}.jsonl").version
     assert [row["text"] for row in rows_of(version)] == ["a", "b"]
+
+
+def test_an_array_that_does_not_fit_on_the_disk_means_a_full_disk() -> None:
+    """NumPy raises an OSError without a number."""
+    with pytest.raises(OSError, match="requested and") as failure, open("/dev/full", "wb", buffering=0) as file:
+        np.zeros(100_000).tofile(file)
+    assert failure.value.errno is None
+    assert errno_of(failure.value) == errno.ENOSPC

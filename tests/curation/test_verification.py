@@ -109,5 +109,7 @@ def test_a_damaged_manifest_hides_no_other_version(made: Version, tmp_path: Path
     found = inprocess.run(["data", "verify", "pets", "--root", catalog.store.url], tmp_path, {})
     assert found.returncode == 1
     assert "latest is damaged" in found.stdout
-    with pytest.raises(DataError, match="latest is damaged"):
-        catalog.open("pets")
+    for latest in ("ffffffffffff", "\0", "../pets", ""):
+        (made.path.parent / "latest").write_text(latest)
+        with pytest.raises(DataError, match="latest is damaged"):
+            catalog.open("pets")
