@@ -85,6 +85,7 @@ class AddedFiles:
 
 
 def added_files(plan: AddPlan, made: Made) -> AddedFiles:
+    """The document of `aifx data add`."""
     manifest = made.version.manifest
     bad = BadRows.of(manifest)
     return AddedFiles(
@@ -143,5 +144,6 @@ class ListedFiles:
 
 
 def listed_files(name: str, kind: Kind, listing: Listing) -> ListedFiles:
+    """The document of `aifx data add --dry-run`."""
     files = tuple(ListedFile(file.name, file.format, file.compression, file.bytes) for file in listing.files)
     return ListedFiles(name, kind, files, listing.left_out)

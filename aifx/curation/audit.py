@@ -156,7 +156,6 @@ def _detect(
 ) -> tuple[dict[int, str], list[tuple[int, int]]]:
     """Clusters by number of the text, of texts that have duplicates, and the pairs that were joined directly."""
     import pyarrow as pa
-    from pyarrow import parquet
 
     files = []
     for begin in range(0, len(texts), ROWS_PER_SHARD):
@@ -168,7 +167,7 @@ def _detect(
     folder = work / "search"
     (work / "sketches").mkdir()
     find_duplicates(shards, near, folder, work / "sketches", limits)
-    decisions = parquet.read_table(folder / DECISIONS)
+    decisions = read_shard(folder / DECISIONS)
     clusters = dict(zip(decisions["row"].to_pylist(), decisions["cluster"].to_pylist(), strict=True))
     joined = np.fromfile(folder / JOINED, np.int64).reshape(-1, 2)
     return clusters, [(int(one), int(two)) for one, two in joined]

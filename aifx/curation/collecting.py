@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aifx.core.errors import DataError
 from aifx.curation.readers.base import TEXT, BadRow, Batch, ReadOptions, joined
 from aifx.curation.readers.fitting import fitted, storable_columns
-from aifx.curation.readers.formats import Format
+from aifx.curation.readers.formats import KINDS, Format
 from aifx.curation.readers.images import LABEL
 from aifx.curation.readers.text import LARGE_BYTES, strings
 from aifx.curation.shards import SHARD_BYTES
@@ -25,7 +25,7 @@ ID_DIGITS = 12
 
 
 def row_prefix(name: str, sha256: str) -> str:
-    """What the `_row` of each row of a file begins with."""
+    """The beginning of the `_row` of each row of a file."""
     return hashlib.sha256(f"{name}\0{sha256}".encode()).hexdigest()[:ID_DIGITS]
 
 
@@ -89,10 +89,12 @@ class Collector:
         self._damaged = 0
 
     def begin(self, file: SourceFile) -> None:
+        """The rows that come next are of this file."""
         self._file = file
         self._rows = self._quarantined = self._number = 0
 
     def opened(self, digest: str) -> None:
+        """The file is open, and its SHA-256 is known."""
         self._digest = digest
         self._prefix = row_prefix(self._file.name, digest)
 
@@ -113,6 +115,7 @@ class Collector:
         )
 
     def add_document(self, document: bytes | BadRow) -> None:
+        """Take the next document of a text file."""
         if isinstance(document, BadRow):
             self.add_bad([document])
         else:
@@ -122,6 +125,7 @@ class Collector:
         self._number += 1
 
     def add(self, batch: Batch) -> None:
+        """Take rows of a file, and its bad rows between them."""
         import pyarrow as pa
         from pyarrow import compute as pc
 
@@ -130,7 +134,7 @@ class Collector:
         if not len(rows):
             return
         self._flush_documents()
-        if self._options.kind == "text" and self._file.format in ("jsonl", "csv", "parquet"):
+        if self._options.kind == "text" and self._file.format in KINDS["table"]:
             rows = rows.rename_columns([TEXT if n == self._options.text_field else n for n in rows.column_names])
         if self._file.label is not None:
             label = pa.array([self._file.label] * len(rows), pa.string())
@@ -146,6 +150,7 @@ class Collector:
         self._rows += len(rows)
 
     def add_bad(self, bad: Sequence[BadRow]) -> None:
+        """Take rows for the quarantine; one without a line is damage of the file."""
         for row in bad:
             self._bad.append((self._file.name, row))
             self._bytes += len(row.value or b"") + 64
@@ -209,7 +214,7 @@ class Collector:
 def reading_of(file: SourceFile, options: ReadOptions) -> str:
     """How a file is read: two readings of the same bytes that are called the same give the same rows."""
     parts: list[str] = [file.format]
-    if options.kind == "text" and file.format in ("jsonl", "csv", "parquet"):
+    if options.kind == "text" and file.format in KINDS["table"]:
         parts.append(f"text={options.text_field}")
     if file.format in ("text", "jsonl", "csv"):
         parts.append(f"encoding={options.encoding}")

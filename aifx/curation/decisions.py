@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aifx.curation.shards import read_shard
+from aifx.curation.shards import dropped_rows, read_shard
 from aifx.curation.step import Limits, Outcome, Step
 from aifx.curation.words import I64
+from aifx.data.versions import ROW
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -54,3 +55,19 @@ def read_decisions(work: Path, first: int, rows: int) -> Table:
     wanted = [("row", ">=", first), ("row", "<", first + rows)]
     found = parquet.read_table(work / DECISIONS, filters=wanted, use_threads=False)
     return found.set_column(0, "row", pa.array(found["row"].to_numpy() - first, pa.int64()))
+
+
+def without_dropped(rows: Table, decisions: Table, twin: str) -> Outcome:
+    """The rows of a shard without those for which the decisions have a `rule`.
+
+    Args:
+        twin: the column of the decisions with the twin of a dropped row.
+    """
+    import pyarrow as pa
+
+    decisions = decisions.filter(decisions["rule"].is_valid())
+    places = decisions["row"].to_numpy()
+    keep = np.ones(len(rows), bool)
+    keep[places] = False
+    ids = rows[ROW].take(pa.array(places, pa.int64()))
+    return Outcome(rows.filter(pa.array(keep)), dropped_rows(ids, decisions["rule"], decisions[twin]))

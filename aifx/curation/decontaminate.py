@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from aifx.core.errors import UsageError
-from aifx.curation.decisions import DECISIONS, DecidedStep, first_rows
+from aifx.curation.decisions import DECISIONS, DecidedStep, first_rows, without_dropped
 from aifx.curation.overlap import RUN_WORDS, Overlap, Reference, ReferenceTexts, build_index, find_overlaps
-from aifx.curation.shards import dropped_rows
 from aifx.curation.step import Limits, Outcome
-from aifx.data.versions import DATASET_NAME, ROW, SPLIT, Catalog, Version, open_catalog
+from aifx.data.versions import DATASET_NAME, SPLIT, Catalog, Version, open_catalog
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -83,13 +80,7 @@ class Decontaminate(DecidedStep):
         return compares_with_itself(self.parents[0], self.references)
 
     def apply(self, rows: Table, decisions: Table) -> Outcome:
-        import pyarrow as pa
-
-        places = decisions["row"].to_numpy()
-        keep = np.ones(len(rows), bool)
-        keep[places] = False
-        ids = rows[ROW].take(pa.array(places))
-        return Outcome(rows.filter(pa.array(keep)), dropped_rows(ids, decisions["rule"], decisions["twin"]))
+        return without_dropped(rows, decisions, twin="twin")
 
 
 def compares_with_itself(version: Version, references: Sequence[Reference]) -> bool:

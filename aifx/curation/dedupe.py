@@ -7,13 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from aifx.core.errors import UsageError
-from aifx.core.project import cache_path
-from aifx.curation.decisions import DecidedStep
-from aifx.curation.duplicates import Found, find_duplicates, shards_of
-from aifx.curation.shards import dropped_rows
+from aifx.curation.decisions import DecidedStep, without_dropped
+from aifx.curation.duplicates import DuplicateCounts, find_duplicates, shards_of
+from aifx.curation.execution import steps_folder
 from aifx.curation.sketches import open_sketches
 from aifx.curation.step import Limits, Outcome
 from aifx.data.versions import CLUSTER, ROW, Catalog, Version
@@ -50,10 +47,10 @@ class Dedupe(DecidedStep):
         rows = with_clusters(rows, decisions)
         if self.mark:
             return Outcome(rows)
-        return Outcome(*without_duplicates(rows, decisions))
+        return without_dropped(rows, decisions, twin="cluster")
 
 
-def find_clusters(version: Version, near: float | None, work: Path, limits: Limits) -> Found:
+def find_clusters(version: Version, near: float | None, work: Path, limits: Limits) -> DuplicateCounts:
     """Find the duplicates of a version, with the sketches that its data set keeps.
 
     Raises UsageError for near duplicates of what is not text, SketchesOutdated.
@@ -70,8 +67,7 @@ def find_clusters(version: Version, near: float | None, work: Path, limits: Limi
 
 def sketches_of(catalog: Catalog, name: str) -> Path:
     """The folder that keeps the sketches of a data set."""
-    root = catalog.local if catalog.local is not None else cache_path("datasets") / "work"
-    return root / name / SKETCHES
+    return steps_folder(name, catalog) / SKETCHES
 
 
 def with_clusters(rows: Table, decisions: Table) -> Table:
@@ -88,17 +84,3 @@ def set_column(rows: Table, name: str, values: Any) -> Table:
     if name in rows.column_names:
         return rows.set_column(rows.column_names.index(name), name, values)
     return rows.append_column(name, values)
-
-
-def without_duplicates(rows: Table, decisions: Table) -> tuple[Table, Table]:
-    """The rows to keep, and the table of the dropped ones."""
-    import pyarrow as pa
-
-    dropped = decisions.filter(decisions["rule"].is_valid())
-    if not len(dropped):
-        return rows, dropped_rows([], [])
-    places = dropped["row"].to_numpy()
-    keep = np.ones(len(rows), bool)
-    keep[places] = False
-    ids = rows[ROW].take(pa.array(places))
-    return rows.filter(pa.array(keep)), dropped_rows(ids, dropped["rule"], dropped["cluster"])

@@ -42,7 +42,7 @@ class VersionDifference:
         rows: of each.
         changed: rows of both that differ in a column of both. aifx's own columns do not count, except `_split`.
         by_source: sources with a difference, those with the most first.
-        removed_by: removed rows by step and rule, as far as steps that made the second version dropped them.
+        removed_by: removed rows by step and rule, if a step on the way to the second version dropped them.
         columns_retyped: old and new type by column.
     """
 

@@ -23,7 +23,7 @@ BINS = 10
 LEAST_ROWS = 100
 """Of each version. The measures of fewer are noise."""
 
-Of: TypeAlias = Literal["numbers", "lengths", "values"]
+Compared: TypeAlias = Literal["numbers", "lengths", "values"]
 
 _NUMBERS = ("int", "uint", "float", "double", "halffloat", "decimal")
 
@@ -41,7 +41,7 @@ class ColumnDrift:
     """
 
     column: str
-    of: Of
+    of: Compared
     psi: float
     ks: float | None
     rows: tuple[int, int]
@@ -55,7 +55,7 @@ def measure_drift(before: Version, after: Version, profiles: tuple[Profile, Prof
 
 
 def _numbers(before: Version, after: Version) -> list[ColumnDrift]:
-    columns: dict[str, tuple[str, Of]] = {}
+    columns: dict[str, tuple[str, Compared]] = {}
     for name, kind in before.manifest.columns.items():
         if name in RESERVED or after.manifest.columns.get(name) != kind:
             continue

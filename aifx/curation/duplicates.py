@@ -26,6 +26,7 @@ from aifx.curation.near import Bands, join_near, write_bands
 from aifx.curation.processes import call_each
 from aifx.curation.shards import read_shard
 from aifx.curation.sketches import make_sketch
+from aifx.curation.sql import identifier
 from aifx.curation.step import Limits
 from aifx.curation.union_find import Clusters
 from aifx.curation.words import I64, text_buffer
@@ -42,7 +43,7 @@ class Shards:
     Attributes:
         name: for messages.
         paths: of Parquet files.
-        files: what is known of each.
+        files: rows, bytes and digest of each.
     """
 
     name: str
@@ -52,8 +53,8 @@ class Shards:
 
 
 @dataclass(frozen=True)
-class Found:
-    """How many duplicates there are.
+class DuplicateCounts:
+    """Numbers of duplicates.
 
     Attributes:
         clusters: of two rows or more.
@@ -72,10 +73,11 @@ class Found:
 
 
 def shards_of(version: Version) -> Shards:
+    """The rows of a version."""
     return Shards(version.reference, version.manifest.kind, version.shards, version.manifest.shards)
 
 
-def find_duplicates(shards: Shards, near: float | None, work: Path, sketches: Path, limits: Limits) -> Found:
+def find_duplicates(shards: Shards, near: float | None, work: Path, sketches: Path, limits: Limits) -> DuplicateCounts:
     """Write `work` / decisions.parquet: the rows of clusters of two or more.
 
     Its columns are `row` (number of the row), `cluster` (smallest `_row`), `rule` (null for the row to keep).
@@ -142,8 +144,8 @@ def _row_texts(rows: Table) -> Any:
     import duckdb
 
     names = sorted(name for name in rows.column_names if name not in RESERVED)
-    columns = [f'"{name.replace(chr(34), chr(34) * 2)}"' for name in names]
-    parts = [f"coalesce(strlen({it}::VARCHAR) || ':' || {it}::VARCHAR, '-')" for it in columns]
+    values = [f"{identifier(name)}::VARCHAR" for name in names]
+    parts = [f"coalesce(strlen({value}) || ':' || {value}, '-')" for value in values]
     with duckdb.connect(":memory:", config={"threads": 1}) as engine:
         engine.register("found", rows)
         query = f"SELECT concat({', '.join(parts) or repr('')}) AS text FROM found"
@@ -161,7 +163,7 @@ def _join_copies(engine: Any, work: Path, clusters: Clusters) -> None:
         clusters.join(batch["first"].to_numpy(), batch["row"].to_numpy())
 
 
-def _decide(engine: Any, work: Path, labels: I64, copies: I64, pairs: int, wide: int) -> Found:
+def _decide(engine: Any, work: Path, labels: I64, copies: I64, pairs: int, wide: int) -> DuplicateCounts:
     """Write the decisions. Of a cluster, the row with the smallest `_row` is kept: by file, then by number."""
     import pyarrow as pa
 
@@ -180,4 +182,4 @@ def _decide(engine: Any, work: Path, labels: I64, copies: I64, pairs: int, wide:
         ) TO '{work / DECISIONS}' (FORMAT parquet, ROW_GROUP_SIZE 10000)
     """)
     counts = dict(engine.execute(f"SELECT rule, count(*) FROM '{work / DECISIONS}' GROUP BY rule").fetchall())
-    return Found(len(labels), counts.get(None, 0), counts.get("exact", 0), counts.get("near", 0), pairs, wide)
+    return DuplicateCounts(len(labels), counts.get(None, 0), counts.get("exact", 0), counts.get("near", 0), pairs, wide)

@@ -19,7 +19,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -36,7 +36,7 @@ from aifx.core.project import cache_path
 from aifx.core.version import __version__
 from aifx.curation.lineage import record_run
 from aifx.curation.processes import call_each
-from aifx.curation.profile import Part, finished, merged, profile_rows
+from aifx.curation.profile import PartialProfile, complete_profile, merge_profiles, profile_rows
 from aifx.curation.publishing import describe
 from aifx.curation.shards import columns_of, write_shard
 from aifx.curation.step import Limits, Step
@@ -52,8 +52,8 @@ from aifx.data.versions import (
     Source,
     StepRecord,
     Version,
+    check_dataset_name,
 )
-from aifx.data.versions import check_dataset_name as check_name
 
 OUT, DONE, PREPARED = "out", "done", "prepared"
 
@@ -64,7 +64,7 @@ class DatasetBusy(AifxError):
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What `done/<task>.json` holds."""
+    """The result of a task, in `done/<task>.json`."""
 
     shards: tuple[ShardFile, ...]
     dropped: tuple[ShardFile, ...]
@@ -73,7 +73,7 @@ class TaskResult:
     facts: Mapping[str, int]
     sources: tuple[Source, ...]
     columns: Mapping[str, str]
-    profile: Part
+    profile: PartialProfile
 
 
 _RESULT = TypeAdapter(TaskResult)
@@ -114,15 +114,15 @@ def execute(
 
     Raises what the step raises, DatasetBusy, OSError. What is done stays for the next call with the same step.
     """
-    check_name(name)
+    check_dataset_name(name)
     _check_parents(step)
     key = step_key(step)
     work = work_folder(step, name, catalog)
     with holding(work.parent, name):
-        found = _found(step, name, catalog)
+        found = _find_version(step, name, catalog)
         if found is None:
             work.mkdir(parents=True, exist_ok=True)
-            found = _made(step, name, catalog, work, limits, run_tasks or in_processes)
+            found = _make_version(step, name, catalog, work, limits, run_tasks or in_processes)
             is_new = True
         else:
             is_new = False
@@ -161,13 +161,13 @@ def step_key(step: Step) -> str:
     return hashlib.sha256(encode_json([*parts, __version__]).encode()).hexdigest()[:16]
 
 
-def _found(step: Step, name: str, catalog: Catalog) -> Version | None:
+def _find_version(step: Step, name: str, catalog: Catalog) -> Version | None:
     """The version that the same step made before.
 
     Its parent, if that is what the step made: a step changes nothing in its own result, and a command that is repeated
     after it was killed at its end finds its result under the data set's name.
     """
-    record = plain(_record(step))
+    record = plain(_step_record(step))
     if len(step.parents) == 1 and plain(step.parents[0].manifest.step) == record:
         return step.parents[0]
     parents = [parent.reference for parent in step.parents]
@@ -182,19 +182,19 @@ def _found(step: Step, name: str, catalog: Catalog) -> Version | None:
     return None
 
 
-def _record(step: Step) -> StepRecord:
+def _step_record(step: Step) -> StepRecord:
     return StepRecord(step.name, step.version, plain(step.settings), __version__)
 
 
-def _made(step: Step, name: str, catalog: Catalog, work: Path, limits: Limits, run_tasks: Runner) -> Version:
+def _make_version(step: Step, name: str, catalog: Catalog, work: Path, limits: Limits, run_tasks: Runner) -> Version:
     tasks = step.tasks()
     facts = _prepare(step, work, limits)
     with report_progress(f"{step.name} {name}", sum(size for _, size in tasks), "bytes") as progress:
-        results = _results(step, work, limits, progress, run_tasks)
+        results = _run_tasks(step, work, limits, progress, run_tasks)
     manifest = _manifest(step, name, results, facts)
     out = work / OUT
     (out / SHARDS).mkdir(parents=True, exist_ok=True)
-    describe(out, manifest, finished(merged(result.profile for result in results), manifest, out))
+    describe(out, manifest, complete_profile(merge_profiles(result.profile for result in results), manifest, out))
     if catalog.local is None:
         version = Version(out, manifest)
         catalog.publish(version)
@@ -221,8 +221,8 @@ def _prepare(step: Step, work: Path, limits: Limits) -> Mapping[str, Any]:
     return facts
 
 
-def _results(step: Step, work: Path, limits: Limits, progress: Reporter, run_tasks: Runner) -> list[TaskResult]:
-    """What all tasks made, in order; those that are done already are not run."""
+def _run_tasks(step: Step, work: Path, limits: Limits, progress: Reporter, run_tasks: Runner) -> list[TaskResult]:
+    """The results of all tasks, in order. Runs those that are missing."""
     tasks = step.tasks()
     (work / DONE).mkdir(exist_ok=True)
     results = {task: found for task in range(len(tasks)) if (found := read_result(work, task)) is not None}
@@ -237,15 +237,11 @@ def _results(step: Step, work: Path, limits: Limits, progress: Reporter, run_tas
 
 def in_processes(step: Step, missing: list[int], work: Path, limits: Limits) -> Iterator[tuple[int, TaskResult]]:
     """Run tasks in processes of this machine; in this process if there is one task or one worker."""
-    for index, result in call_each(partial(_run, step, work, limits), missing, limits.workers):
+    for index, result in call_each(partial(run_task, step, work, limits), missing, limits.workers):
         yield missing[index], result
 
 
-def _run(step: Step, work: Path, limits: Limits, task: int) -> TaskResult:
-    return run_task(step, task, work, limits)
-
-
-def run_task(step: Step, task: int, work: Path, limits: Limits) -> TaskResult:
+def run_task(step: Step, work: Path, limits: Limits, task: int) -> TaskResult:
     """Make the shards of a task in `work`, and record that it is done."""
     shards: list[ShardFile] = []
     dropped: list[ShardFile] = []
@@ -254,7 +250,7 @@ def run_task(step: Step, task: int, work: Path, limits: Limits) -> TaskResult:
     facts: Counter[str] = Counter()
     sources: list[Source] = []
     columns: dict[str, str] = {}
-    profiles: list[Part] = []
+    profiles: list[PartialProfile] = []
     for part, outcome in enumerate(step.run(task, work / PREPARED, limits)):
         name = f"{task:05d}-{part:03d}.parquet"
         if outcome.kept is not None:
@@ -276,27 +272,26 @@ def run_task(step: Step, task: int, work: Path, limits: Limits) -> TaskResult:
         facts,
         tuple(sources),
         columns,
-        merged(profiles),
+        merge_profiles(profiles),
     )
-    write_json(_done(work, task), plain(result))
+    write_json(_result_path(work, task), plain(result))
     return result
 
 
-def _done(work: Path, task: int) -> Path:
+def _result_path(work: Path, task: int) -> Path:
     return work / DONE / f"{task:05d}.json"
 
 
 def read_result(work: Path, task: int) -> TaskResult | None:
+    """The result of a task in the folder of its step; None if the task is not done."""
     try:
-        result: TaskResult = _RESULT.validate_python(parse_json(read_file(_done(work, task))))
+        result: TaskResult = _RESULT.validate_python(parse_json(read_file(_result_path(work, task))))
     except (FileNotFoundError, ValueError):
         return None
     return result
 
 
 def _manifest(step: Step, name: str, results: list[TaskResult], facts: Mapping[str, Any]) -> Manifest:
-    from dataclasses import replace
-
     rules: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     sources = {source.name: source for source in step.sources}
@@ -323,7 +318,7 @@ def _manifest(step: Step, name: str, results: list[TaskResult], facts: Mapping[s
         dropped=dropped,
         dropped_by=dict(sorted(rules.items())),
         parents=tuple(parent.reference for parent in step.parents),
-        step=_record(step),
+        step=_step_record(step),
         sources=tuple(sources[name] for name in sorted(sources)),
         facts=dict(sorted({**facts, **counts}.items())),
         quarantine=tuple(shard for result in results for shard in result.quarantine),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,19 +115,6 @@ def trained_runs(project: Project) -> Iterator[TrainedRun]:
         for one in (record, *(record.get("parts") or ())):
             if isinstance(one, Mapping) and isinstance(one.get("reference"), str):
                 yield TrainedRun(run.name, one["reference"])
-
-
-def descendants(catalog: Catalog, references: Iterable[str]) -> set[str]:
-    """The given versions and all that were made from them, of any name."""
-    parents = {}
-    for name in catalog.names():
-        for version in catalog.versions(name):
-            if (manifest := find_manifest(catalog, f"{name}@{version}")) is not None:
-                parents[manifest.reference] = set(manifest.parents)
-    found = set(references)
-    while more := {one for one, made_from in parents.items() if one not in found and made_from & found}:
-        found |= more
-    return found
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:

@@ -45,6 +45,7 @@ def record_removal(catalog: Catalog, removed: Sequence[Manifest]) -> None:
 
 
 def is_removal(event: Mapping[str, Any]) -> bool:
+    """Whether an event records that versions were deleted."""
     return bool(event.get("job", {}).get("name") == "data.purge")
 
 

@@ -111,7 +111,7 @@ def run_share(work: Path, element: int, elements: int) -> None:
     for task in missing[element::elements]:
         if read_result(work, task) is None:
             try:
-                run_task(step, task, work, limits)
+                run_task(step, work, limits, task)
             except AifxError as error:
                 write_json(work / FAILED, error.document())
                 raise

@@ -46,7 +46,7 @@ class Reference:
         name: for messages: a data set, or files.
         version: holds the texts; for files, in a temporary catalog.
         is_held_out: only rows whose `_split` is validation or test.
-        has_ids: whether `_row` means something later, because `version` is not temporary.
+        has_ids: whether `version` is not temporary, so that its `_row` still names a row later.
     """
 
     name: str
@@ -239,20 +239,18 @@ def find_overlaps(
         skip_held_out: leave rows out whose `_split` is validation or test.
     """
     files = version.manifest.shards
-    scan = partial(_scan, work, SPLIT if skip_held_out else None)
+    columns = [name for name in (ROW, SOURCE, "text") if name in version.manifest.columns]
+    scan = partial(_scan, work, [*columns, SPLIT] if skip_held_out else columns)
     with report_progress(f"comparing {version.reference}", version.manifest.bytes, "bytes") as progress:
         for shard, found in call_each(scan, version.shards, limits.workers):
             yield shard, found
             progress.advance(files[shard].bytes)
 
 
-def _scan(work: Path, split: str | None, path: Path) -> list[tuple[int, Overlap]]:
-    from aifx.data.parquet import open_parquet
-
-    with open_parquet(path, str(path)) as file:
-        names = set(file.schema_arrow.names)
-    rows = read_shard(path, [name for name in (ROW, SOURCE, "text", split) if name and name in names])
-    held_out = np.isin(rows[split].to_numpy(), HELD_OUT) if split in names else np.zeros(len(rows), bool)
+def _scan(work: Path, columns: Sequence[str], path: Path) -> list[tuple[int, Overlap]]:
+    """The overlaps of a shard, of whose rows those that `_split` holds out are skipped if it is one of the columns."""
+    rows = read_shard(path, columns)
+    held_out = np.isin(rows[SPLIT].to_numpy(), HELD_OUT) if SPLIT in columns else np.zeros(len(rows), bool)
     index = open_index(work)
     found: list[tuple[int, Overlap]] = []
     first = 0
@@ -317,6 +315,4 @@ def _overlap(index: Index, work: Path, row: Table, hits: Sequence[_Hit]) -> Over
 
 @lru_cache(maxsize=1)
 def _reference_texts(work: Path) -> Table:
-    from pyarrow import parquet
-
-    return parquet.read_table(work / "texts.parquet")
+    return read_shard(work / "texts.parquet")

@@ -1,4 +1,4 @@
-"""What a version holds: sizes, values and lengths by column, in `profile.json`.
+"""The profile of a version: sizes, values and lengths by column, in `profile.json`.
 
 A task profiles each shard while its rows are in memory, and the parts are added up. The result depends on the rows and
 their division into shards alone. Distinct values are counted with the K smallest of their hashes (Bar-Yossef et al.,
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from aifx.curation.shards import read_shard
+from aifx.curation.sql import identifier
 from aifx.data.versions import CLUSTER, ROW, SOURCE, Manifest, Version
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class ColumnPart:
+class PartialColumn:
     """A column of some shards.
 
     Attributes:
@@ -89,7 +91,7 @@ class ColumnPart:
 
 
 @dataclass(frozen=True)
-class Part:
+class PartialProfile:
     """The profile of some shards.
 
     Attributes:
@@ -97,7 +99,7 @@ class Part:
     """
 
     rows: int = 0
-    columns: Mapping[str, ColumnPart] = field(default_factory=dict)
+    columns: Mapping[str, PartialColumn] = field(default_factory=dict)
     lengths: Mapping[str, Lengths] = field(default_factory=dict)
 
 
@@ -154,27 +156,27 @@ class Profile:
     format: int = 1
 
 
-def profile_rows(rows: Table) -> Part:
+def profile_rows(rows: Table) -> PartialProfile:
     """The profile of a shard."""
     hashes = _hashes(rows)
     columns = {name: _column(name, rows.column(name), hashes.get(name)) for name in rows.column_names}
-    return Part(len(rows), columns, _lengths(rows))
+    return PartialProfile(len(rows), columns, _lengths(rows))
 
 
-def merged(parts: Iterable[Part]) -> Part:
+def merge_profiles(parts: Iterable[PartialProfile]) -> PartialProfile:
     """The profile of the rows of all parts, which have the same columns."""
     given = [part for part in parts if part.columns]
     if not given:
-        return Part()
+        return PartialProfile()
     columns = {name: _merged_column([part.columns[name] for part in given]) for name in given[0].columns}
     units = dict.fromkeys(unit for part in given for unit in part.lengths)
     lengths = {unit: _merged_lengths([part.lengths[unit] for part in given if unit in part.lengths]) for unit in units}
-    return Part(sum(part.rows for part in given), columns, lengths)
+    return PartialProfile(sum(part.rows for part in given), columns, lengths)
 
 
-def finished(part: Part, manifest: Manifest, folder: Path) -> Profile:
+def complete_profile(part: PartialProfile, manifest: Manifest, folder: Path) -> Profile:
     """The profile of a version, whose shards are in `folder`."""
-    histograms = _histograms(part, manifest, Version(folder, manifest).shards)
+    histograms = _histograms(part, Version(folder, manifest).shards)
     columns = {}
     for name, one in part.columns.items():
         distinct, is_estimate = (part.rows, False) if name == ROW else _distinct(one.hashes)
@@ -218,11 +220,11 @@ def _hashes(rows: Table) -> dict[str, Any]:
         return dict.fromkeys(names, np.array([], np.uint64))
     if not names:
         return {}
-    quoted = ", ".join(f'hash("{name.replace(chr(34), chr(34) * 2)}")' for name in names)
+    hashes = ", ".join(f"hash({identifier(name)})" for name in names)
     cursor = _connection().cursor()
     cursor.register("shard", rows.select(names))
     try:
-        found = cursor.execute(f"SELECT {quoted} FROM shard").fetchnumpy()
+        found = cursor.execute(f"SELECT {hashes} FROM shard").fetchnumpy()
     except duckdb.Error:  # a type of Arrow that DuckDB does not have
         return {}
     finally:
@@ -230,7 +232,7 @@ def _hashes(rows: Table) -> dict[str, Any]:
     return dict(zip(names, found.values(), strict=True))
 
 
-def _column(name: str, column: ChunkedArray, hashes: Any) -> ColumnPart:
+def _column(name: str, column: ChunkedArray, hashes: Any) -> PartialColumn:
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -248,7 +250,7 @@ def _column(name: str, column: ChunkedArray, hashes: Any) -> ColumnPart:
     if is_counted and smallest is not None and (name == SOURCE or len(smallest) <= MOST_VALUES):
         counts = pc.value_counts(column.drop_null())
         values = dict(zip(map(str, counts.field(0).to_pylist()), counts.field(1).to_pylist(), strict=True))
-    return ColumnPart(column.null_count, column.nbytes, low, high, smallest, values)
+    return PartialColumn(column.null_count, column.nbytes, low, high, smallest, values)
 
 
 def _scalar(value: Any) -> Scalar | None:
@@ -257,7 +259,7 @@ def _scalar(value: Any) -> Scalar | None:
     return str(value)[:SHOWN_CHARACTERS]
 
 
-def _merged_column(parts: Sequence[ColumnPart]) -> ColumnPart:
+def _merged_column(parts: Sequence[PartialColumn]) -> PartialColumn:
     lows = [part.min for part in parts if part.min is not None]
     highs = [part.max for part in parts if part.max is not None]
     sketches = [part.hashes for part in parts]
@@ -267,7 +269,7 @@ def _merged_column(parts: Sequence[ColumnPart]) -> ColumnPart:
     values: Counter[str] | None = Counter()
     for part in parts:
         values = None if values is None or part.values is None else values + Counter(part.values)
-    return ColumnPart(
+    return PartialColumn(
         sum(part.nulls for part in parts),
         sum(part.bytes for part in parts),
         min(lows, default=None),
@@ -317,9 +319,7 @@ def _merged_lengths(parts: Sequence[Lengths]) -> Lengths:
     )
 
 
-def _histograms(part: Part, manifest: Manifest, shards: Sequence[Path]) -> dict[str, Histogram]:
-    from pyarrow import parquet
-
+def _histograms(part: PartialProfile, shards: Sequence[Path]) -> dict[str, Histogram]:
     ranges = {
         name: (float(one.min), float(one.max))
         for name, one in part.columns.items()
@@ -331,7 +331,7 @@ def _histograms(part: Part, manifest: Manifest, shards: Sequence[Path]) -> dict[
     every = -(-len(shards) // HISTOGRAM_SHARDS)
     counts = {name: np.zeros(BINS, np.int64) for name in ranges}
     for shard in shards[::every]:
-        rows = parquet.read_table(shard, columns=list(ranges), use_threads=False)
+        rows = read_shard(shard, list(ranges))
         for name, ends in ranges.items():
             values = rows.column(name).drop_null().to_numpy().astype(np.float64)
             counts[name] += np.histogram(values[np.isfinite(values)], BINS, ends)[0]

@@ -1,4 +1,4 @@
-"""What stands beside the shards of a version: its manifest, and its description for others."""
+"""The files of a version beside its shards: the manifest, and descriptions for other programs."""
 
 from __future__ import annotations
 

@@ -43,6 +43,7 @@ class MadeVersion:
 
 
 def made_version(made: Made) -> MadeVersion:
+    """The document of a command that made a version."""
     manifest = made.version.manifest
     return MadeVersion(
         reference=manifest.reference,
@@ -142,7 +143,7 @@ class Verification:
 
 
 def verify_version(catalog: Catalog, reference: str) -> VerifiedVersion:
-    """Compare each file of a version with its SHA-256, where it is. Raises UsageError if there is no such version."""
+    """Compare each file of a version, local or remote, with its SHA-256. Raises UsageError if there is none."""
     try:
         name, version = catalog.find(reference)
     except DataError as e:  # the file that names the latest version

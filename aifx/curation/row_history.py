@@ -16,7 +16,7 @@ BEGINNING = 200
 
 MOST_FOUND = 20
 
-Outcome: TypeAlias = Literal["added", "kept", "changed", "dropped"]
+RowOutcome: TypeAlias = Literal["added", "kept", "changed", "dropped"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class RowStep:
 
     reference: str
     step: str
-    outcome: Outcome
+    outcome: RowOutcome
     rule: str | None
     twin: FoundRow | None
 
@@ -221,7 +221,7 @@ class _Search:
         ]
 
     def _step(
-        self, manifest: Manifest, outcome: Outcome, rule: str | None = None, twin: FoundRow | None = None
+        self, manifest: Manifest, outcome: RowOutcome, rule: str | None = None, twin: FoundRow | None = None
     ) -> RowStep:
         return RowStep(manifest.reference, manifest.step.name, outcome, rule, twin)
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from aifx.core.errors import DataError
 from aifx.core.files import replacing
 from aifx.data.parquet import open_parquet
 from aifx.data.versions import ROW, ShardFile
@@ -16,13 +15,13 @@ if TYPE_CHECKING:
     from pyarrow import Table
 
 SHARD_BYTES = 64 << 20
-"""Of rows in memory: a shard is work for a second or a few, and a process holds several times its bytes."""
+"""Rows in memory that fill a shard: work for a few seconds. A process holds several times as much."""
 
 ROW_GROUP_ROWS = 1 << 16
 COMPRESSION = "lz4"
 BULK = ("text", "image")
-"""Columns that are neither compressed nor put into a dictionary: LZ4 takes half of a second of a step's for each 100 MB
-of text, and saves a third of them."""
+"""Columns that are neither compressed nor put into a dictionary: LZ4 takes half a second per 100 MB of text, and saves
+a third of the bytes."""
 
 
 def dropped_rows(rows: Any, rules: Sequence[str] | Any, twins: Any = None) -> Table:
@@ -30,11 +29,11 @@ def dropped_rows(rows: Any, rules: Sequence[str] | Any, twins: Any = None) -> Ta
     import pyarrow as pa
 
     twins = pa.nulls(len(rows), pa.string()) if twins is None else twins
-    columns = [_strings(rows), _strings(rules), _strings(twins)]
-    return pa.table(columns, names=[ROW, "rule", "twin"])
+    return pa.table([_strings(rows), _strings(rules), _strings(twins)], names=[ROW, "rule", "twin"])
 
 
 def _strings(values: Any) -> Any:
+    """Strings as a list or in any Arrow type, such as a dictionary, as an Arrow array of plain strings."""
     import pyarrow as pa
 
     return values.cast(pa.string()) if hasattr(values, "cast") else pa.array(values, pa.string())
@@ -66,17 +65,6 @@ def read_shard(path: Path, columns: Sequence[str] | None = None) -> Table:
         return file.read(columns=list(columns) if columns is not None else None, use_threads=False)
 
 
-def check_columns(rows: Table, columns: dict[str, str], where: str) -> None:
-    """Raise DataError if a shard has other columns than its version."""
-    found = columns_of(rows)
-    if found != columns:
-        missing, more = sorted(columns.keys() - found.keys()), sorted(found.keys() - columns.keys())
-        other = sorted(name for name in columns.keys() & found.keys() if columns[name] != found[name])
-        parts = (("misses", missing), ("also has", more), ("has another type in", other))
-        why = "; ".join(f"it {how} {', '.join(names)}" for how, names in parts if names)
-        raise DataError(f"{where} has other columns than its version", why or "their order differs", "aifx data verify")
-
-
 def columns_of(rows: Table) -> dict[str, str]:
     """Arrow type by column. Parquet calls the items of a list "element", and Arrow "item": it is the same type."""
     return {field.name: str(field.type).replace("list<element: ", "list<item: ") for field in rows.schema}
@@ -98,10 +86,10 @@ class _Hashing:
         return self._file.write(data)
 
     def flush(self) -> None:
-        """The file is flushed when it is put in place."""
+        """Leave the file to `replacing`, which flushes it."""
 
     def tell(self) -> int:
         return self.bytes
 
     def close(self) -> None:
-        """Whoever opened the file closes it."""
+        """Leave the file to `write_shard`."""

@@ -66,6 +66,7 @@ def open_sketches(folder: Path, rebuild_command: str) -> None:
 
 
 def sketch_path(folder: Path, shard: ShardFile) -> Path:
+    """The file with the sketches of a shard."""
     return folder / f"{shard.sha256}.npy"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from aifx.core.errors import AifxError, DataError, EnvironmentFault, UsageError
@@ -20,6 +20,7 @@ from aifx.core.progress import Reporter
 from aifx.core.redaction import redact
 from aifx.core.stores import BLOCK_BYTES, open_store
 from aifx.curation.readers.formats import PICKLES, SUFFIXES, Format, split_name
+from aifx.data.versions import sha256_of
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class SourceFile:
         location: where this machine finds it: an absolute path, or the URL as it was given.
         compression: ".gz", ".zst" or "".
         changed: time of its last change, in ns; 0 for a remote file.
-        stamp: what a store says about the content of a remote file.
+        stamp: what a store records with the content of a remote file, such as its ETag and time.
         sha256: "" for a remote file that was not read yet.
         label: class of a picture: the folder that it is in below the folder that an argument names.
     """
@@ -55,13 +56,8 @@ class SourceFile:
         """The same with the SHA-256 of its bytes, if it is on this machine. Raises DataError if it is not readable."""
         if self.is_remote:
             return self
-        with _reading(self.name), open(self.location, "rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
-                if progress is not None:
-                    progress.advance(len(block))
-        return replace(self, sha256=digest.hexdigest())
+        with _reading(self.name):
+            return replace(self, sha256=sha256_of(Path(self.location), progress))
 
     @contextmanager
     def on_disk(self) -> Iterator[tuple[str, str]]:
@@ -121,21 +117,22 @@ def list_sources(arguments: Sequence[str], base: Path) -> Listing:
     left_out: set[str] = set()
     for argument in arguments:
         listed = _remote(argument) if "://" in argument else _local(argument, base)
-        for name, location, size, changed, stamp, is_given in listed:
-            format_, compression = _format_of(name, is_given)
+        for one in listed:
+            format_, compression = _format_of(one.name, one.is_given)
             if format_ is None:
-                left_out.add(name)
+                left_out.add(one.name)
                 continue
-            label = _label(argument, location, base) if format_ == "image" else None
-            file = SourceFile(name, location, format_, compression, size, changed, stamp, label=label)
-            before = found.setdefault(name, file)
-            if before.location != location:
+            label = _label(argument, one.location) if format_ == "image" else None
+            known = (one.name, one.location, format_, compression, one.bytes, one.changed, one.stamp)
+            file = SourceFile(*known, label=label)
+            before = found.setdefault(one.name, file)
+            if before.location != one.location:
                 why = "both would be recorded under this name"
-                raise UsageError(f"two sources are called {name}", why, "add one of them under another path")
+                raise UsageError(f"two sources are called {one.name}", why, "add one of them under another path")
     return Listing(tuple(found[name] for name in sorted(found)), tuple(sorted(left_out)))
 
 
-def _label(argument: str, location: str, base: Path) -> str | None:
+def _label(argument: str, location: str) -> str | None:
     """The name of the folder that a picture is in, if that is below the folder that the argument names."""
     top = argument
     while glob.has_magic(top):
@@ -160,8 +157,15 @@ def _format_of(name: str, is_given: bool) -> tuple[Format | None, str]:
     return format_, compression
 
 
-_Found = tuple[str, str, int, int, str, bool]
-"""Name, location, size, time of change, stamp, and whether an argument names the file itself."""
+class _Found(NamedTuple):
+    """A file that an argument names; `is_given` if the argument is the file itself. The rest as in `SourceFile`."""
+
+    name: str
+    location: str
+    bytes: int
+    changed: int
+    stamp: str
+    is_given: bool
 
 
 def _local(argument: str, base: Path) -> Iterator[_Found]:
@@ -179,7 +183,7 @@ def _local(argument: str, base: Path) -> Iterator[_Found]:
         if stat.S_ISDIR(found.st_mode):
             yield from _folder(each, base)
         elif stat.S_ISREG(found.st_mode):
-            yield _name(each, base), each, found.st_size, found.st_mtime_ns, "", is_given
+            yield _Found(_name(each, base), each, found.st_size, found.st_mtime_ns, "", is_given)
         elif is_given:
             hint = "copy what it gives to a file"
             raise UsageError(f"{argument} is not a regular file", "it is a pipe, socket or device", hint)
@@ -205,7 +209,7 @@ def _folder(folder: str, base: Path) -> Iterator[_Found]:
             except OSError as e:
                 raise DataError(f"{full} cannot be read", e.strerror or str(e), "remove it, or name files") from None
             if stat.S_ISREG(found.st_mode):
-                yield _name(full, base), full, found.st_size, found.st_mtime_ns, "", False
+                yield _Found(_name(full, base), full, found.st_size, found.st_mtime_ns, "", is_given=False)
 
 
 def _fail(error: OSError) -> None:
@@ -237,7 +241,7 @@ def _remote(url: str) -> Iterator[_Found]:
     for path, (info, is_given) in sorted(found.items()):
         location = url if is_given else _with_path(url, store.path, path)
         stamp = hashlib.sha256(repr(sorted(_stamp(info).items())).encode()).hexdigest()
-        yield _without_secrets(location), location, int(info["size"] or 0), 0, stamp, is_given
+        yield _Found(_without_secrets(location), location, int(info["size"] or 0), 0, stamp, is_given)
 
 
 def _stamp(info: dict[str, Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a step of curation is: a pure function that makes the shards of a version, a task at a time."""
+"""The interface of a step of curation: a pure function that makes the shards of a version, a task at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Limits:
     """What a step may use.
 
     Attributes:
-        memory_bytes: of all of its processes together; what does not fit is spilled to the disk.
+        memory_bytes: of all of its processes together; a step writes to the disk what exceeds it.
         workers: processes that run tasks.
     """
 
@@ -28,13 +28,8 @@ class Limits:
     workers: int
 
     @property
-    def task_bytes(self) -> int:
-        """Memory of one task."""
-        return self.memory_bytes // self.workers
-
-    @property
     def half(self) -> Limits:
-        """For a part of a step that has the other half for itself."""
+        """For one of two parts of a step that hold memory at the same time."""
         return Limits(self.memory_bytes // 2, self.workers)
 
 
@@ -87,7 +82,7 @@ class Step(ABC):
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """The sources of the version, beside those that its outcomes name. By default those of the parents."""
+        """The sources of the version in addition to those of its outcomes. By default those of the parents."""
         return tuple({source.name: source for parent in self.parents for source in parent.manifest.sources}.values())
 
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
@@ -99,7 +94,7 @@ class Step(ABC):
 
     @abstractmethod
     def tasks(self) -> Sequence[tuple[str, int]]:
-        """What the step does, in order, in parts: for each, what it reads, for messages, and the bytes of that."""
+        """The parts of the work, in order: for each, the name of its input, for messages, and the input's bytes."""
 
     @abstractmethod
     def run(self, task: int, work: Path, limits: Limits) -> Iterator[Outcome]:

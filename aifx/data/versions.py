@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +78,7 @@ class Source:
         rows: that were read of it.
         quarantined: rows of it that could not be read.
         reading: how it was read: its format and the options that its rows depend on.
-        stamp: what its store says about this content of a remote file, such as an ETag; "" for a local file.
+        stamp: what its store records with this content of a remote file, such as an ETag; "" for a local file.
     """
 
     name: str
@@ -215,11 +215,11 @@ class Catalog:
 
     def names(self) -> list[str]:
         """The data sets that have a version."""
-        return sorted(name for name in self._folders("") if DATASET_NAME.fullmatch(name) and self.latest(name))
+        return sorted(name for name in self.store.folders("") if DATASET_NAME.fullmatch(name) and self.latest(name))
 
     def versions(self, name: str) -> list[str]:
         """The complete versions of a data set, by name."""
-        found = [folder for folder in self._folders(name) if _VERSION.fullmatch(folder)]
+        found = [folder for folder in self.store.folders(name) if _VERSION.fullmatch(folder)]
         return sorted(version for version in found if self.store.size(f"{name}/{version}/{MANIFEST}") is not None)
 
     def latest(self, name: str) -> str | None:
@@ -228,6 +228,7 @@ class Catalog:
         return data.decode(errors="replace").strip() if data is not None else None
 
     def set_latest(self, name: str, version: str) -> None:
+        """Let the name alone mean a version."""
         self._put(f"{name}/{LATEST}", f"{version}\n".encode())
 
     def find(self, reference: str) -> tuple[str, str]:
@@ -309,9 +310,6 @@ class Catalog:
         for name in (CROISSANT, PROFILE, SUMS, MANIFEST):
             target.write(name, iter([(version.path / name).read_bytes()]))
 
-    def _folders(self, name: str) -> list[str]:
-        return self.store.folders(name)
-
     def _put(self, name: str, data: bytes) -> None:
         if self.local is None:
             self.store.write(name, iter([data]))
@@ -364,10 +362,6 @@ def sha256_of(path: Path, progress: Reporter | None = None) -> str:
             if progress is not None:
                 progress.advance(len(block))
     return digest.hexdigest()
-
-
-def total(files: Sequence[ShardFile], what: Literal["rows", "bytes"]) -> int:
-    return sum(getattr(file, what) for file in files)
 
 
 def _problem(path: Path, shard: ShardFile, progress: Reporter | None = None) -> str:

@@ -79,11 +79,11 @@ def test_a_restart_does_what_is_missing(catalog: Catalog, monkeypatch: pytest.Mo
     ran: list[int] = []
     real = execution.run_task
 
-    def failing(step: object, task: int, *args: object) -> object:
+    def failing(step: object, work: object, limits: object, task: int) -> object:
         ran.append(task)
         if task == 2 and ran.count(2) == 1:
             raise OSError("no more")
-        return real(step, task, *args)  # type: ignore[arg-type]
+        return real(step, work, limits, task)  # type: ignore[arg-type]
 
     monkeypatch.setattr(execution, "run_task", failing)
     step = Rows((), TEXTS)

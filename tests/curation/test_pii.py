@@ -169,7 +169,7 @@ def test_names_need_presidio_and_a_model(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(names.importlib.util, "find_spec", lambda name: name if name in there else None)
     with pytest.raises(EnvironmentFault) as raised:
         make_detector(["name"], ["US"])
-    assert "aifx-toolkit[pii-names]" in raised.value.hint
+    assert "presidio-analyzer" in raised.value.hint
     there.add("presidio_analyzer")
     with pytest.raises(EnvironmentFault) as raised:
         make_detector(["name"], ["US"])

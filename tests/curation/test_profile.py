@@ -12,7 +12,7 @@ from toy_steps import Rows
 
 from aifx.core.json_values import plain
 from aifx.curation.execution import execute
-from aifx.curation.profile import HASHES, merged, profile_rows
+from aifx.curation.profile import HASHES, merge_profiles, profile_rows
 from aifx.curation.step import Limits
 from aifx.data.versions import open_catalog
 
@@ -57,7 +57,7 @@ def test_the_profile_of_rows() -> None:
 def test_parts_add_up() -> None:
     rows = table(9000)
     whole = profile_rows(rows)
-    divided = merged(profile_rows(rows.slice(start, 700)) for start in range(0, 9000, 700))
+    divided = merge_profiles(profile_rows(rows.slice(start, 700)) for start in range(0, 9000, 700))
     assert {**plain(divided), "columns": None} == {**plain(whole), "columns": None}
     for name in rows.column_names:
         ours, theirs = plain(divided.columns[name]), plain(whole.columns[name])
@@ -80,7 +80,7 @@ def test_what_a_version_has(tmp_path: Path) -> None:
 
 
 def test_numbers_have_histograms(tmp_path: Path) -> None:
-    from aifx.curation.profile import finished
+    from aifx.curation.profile import complete_profile
     from aifx.curation.shards import columns_of, write_shard
     from aifx.data.versions import Manifest, StepRecord
 
@@ -92,7 +92,7 @@ def test_numbers_have_histograms(tmp_path: Path) -> None:
     step = StepRecord("add", 1, {}, "0")
     size = sum(shard.bytes for shard in shards)
     manifest = Manifest("t", "table", columns_of(table(1)), 1500, size, tuple(shards), (), {}, (), step, ())
-    profile = finished(merged(parts), manifest, tmp_path)
+    profile = complete_profile(merge_profiles(parts), manifest, tmp_path)
     found = profile.columns["id"].histogram
     assert found is not None
     assert (found.rows, found.edges[0], found.edges[-1]) == (1500, 0.0, 499.0)

@@ -39,6 +39,7 @@ _MAC_WORDS = word_pattern("mac, bssid, hwaddr, ethernet, hardware, address")
 
 
 def emails(text: str) -> Iterator[Finding]:
+    """Addresses of the form local@domain, except remotes of Git and names of files such as logo@2x.png."""
     at = text.find("@")
     while at >= 0:
         local, domain = _LOCAL.search(text[max(0, at - 64) : at]), _DOMAIN.match(text, at + 1)
@@ -76,6 +77,7 @@ def _phones_in(text: str, start: int, end: int, regions: Sequence[str]) -> Itera
 
 
 def ip_addresses(text: str) -> Iterator[Finding]:
+    """IPv4 and IPv6 addresses that can be somebody's: no loopback, no multicast, no number of a version."""
     for match in _IPV4.finditer(text):
         parts = match[0].split(".")
         if any(int(part) > 255 or (part[0] == "0" and part != "0") for part in parts):
@@ -107,6 +109,7 @@ def _is_nobodys(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
 
 
 def mac_addresses(text: str) -> Iterator[Finding]:
+    """MAC addresses, except placeholders, times and dates."""
     for match in _MAC.finditer(text):
         value = match[0].lower()
         if len(set(value)) <= 2 or (

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from aifx.core.errors import EnvironmentFault
+from aifx.core.extras import install_command
 from aifx.curation.pii.findings import Finding
 
 MODEL = "en_core_web_lg"
@@ -15,6 +16,7 @@ MODEL = "en_core_web_lg"
 
 
 def names(text: str) -> Iterator[Finding]:
+    """Names of people, as the model finds them in English."""
     for found in _analyzer().analyze(text=text, language="en", entities=["PERSON"]):
         yield Finding(found.start, found.end, "name", f"model: {MODEL}")
 
@@ -23,7 +25,7 @@ def check_names() -> None:
     """Raise EnvironmentFault if what finds names is not installed."""
     if importlib.util.find_spec("presidio_analyzer") is None:
         why = "names are found by presidio-analyzer, which is not installed"
-        raise EnvironmentFault("--kinds name cannot be searched", why, "pip install 'aifx-toolkit[pii-names]'")
+        raise EnvironmentFault("--kinds name cannot be searched", why, install_command("pii-names"))
     if importlib.util.find_spec(MODEL) is None:
         why = f"the model {MODEL} of spaCy is not installed, and aifx fetches nothing"
         raise EnvironmentFault("--kinds name cannot be searched", why, f"python -m spacy download {MODEL}")

@@ -50,6 +50,7 @@ class NationalId:
 
 
 def credit_cards(text: str) -> Iterator[Finding]:
+    """Card numbers of a known network, in usual groups, with Luhn's check digit."""
     from stdnum import luhn
 
     for match in _DIGITS.finditer(text):
@@ -74,6 +75,7 @@ def _card_windows(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def ibans(text: str) -> Iterator[Finding]:
+    """IBANs with their check digits (ISO 7064), of any country."""
     from stdnum import iban
 
     for match in _IBAN.finditer(text):
@@ -86,6 +88,7 @@ def ibans(text: str) -> Iterator[Finding]:
 
 
 def national_ids(text: str) -> Iterator[Finding]:
+    """Numbers that match a pattern and check of national_ids.toml, near a word for them if the entry requires one."""
     for area in _NUMBER.finditer(text):
         begin, end = area.start(), min(len(text), area.end() + 2)  # to see what follows a number
         for known in known_ids():

@@ -31,6 +31,7 @@ _ETHEREUM = re.compile(r"(?<!\w)0x[0-9a-fA-F]{40}(?!\w)", re.ASCII)
 
 
 def private_keys(text: str) -> Iterator[Finding]:
+    """Private keys in PEM, whole or cut off."""
     if "PRIVATE KEY" in text:
         yield from (Finding(*match.span(), "private_key", "format: PEM") for match in _PRIVATE_KEY.finditer(text))
 
@@ -47,6 +48,7 @@ def tokens(text: str) -> Iterator[Finding]:
 
 
 def api_keys(text: str) -> Iterator[Finding]:
+    """Keys in the format of an issuer (api_keys.toml), and random values of names such as password."""
     pattern, least = _issued()
     for match in pattern.finditer(text):
         issuer = str(match.lastgroup).replace("_", "-")
@@ -60,6 +62,7 @@ def api_keys(text: str) -> Iterator[Finding]:
 
 
 def wallets(text: str) -> Iterator[Finding]:
+    """Bitcoin addresses with a valid check sum, and Ethereum addresses."""
     from stdnum import bitcoin
 
     for match in _BITCOIN.finditer(text):

@@ -34,6 +34,7 @@ def text_columns(manifest: Manifest) -> tuple[str, ...]:
 
 
 def unsearched_columns(manifest: Manifest) -> tuple[str, ...]:
+    """The columns that may hold texts within another type, which is not searched."""
     return tuple(name for name, type_ in manifest.columns.items() if type_.partition("<")[0].strip() in NESTED)
 
 

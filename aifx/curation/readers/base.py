@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pyarrow import Array, Schema, Table
 
 TEXT = "text"
-"""The column with the text in a version of texts, whatever the source calls it."""
+"""The column with the text in a version of texts; the source may have another name for it."""
 
 BLOCK_BYTES = 8 << 20
 SAMPLE_BYTES = 1 << 20
@@ -46,6 +46,11 @@ class ReadOptions:
     encoding: str = "utf-8"
     max_expansion: float = 100
     split_at: str | None = None
+
+    @property
+    def text_column(self) -> str | None:
+        """The field that must have a text; None unless the rows are texts."""
+        return self.text_field if self.kind == "text" else None
 
 
 @dataclass(frozen=True)

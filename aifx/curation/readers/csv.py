@@ -46,8 +46,8 @@ def find_schema(path: str, compression: str, options: ReadOptions, *, is_whole: 
                     types[name] = next(kind for kind in _wider(types[name]) if _converted(column, kind) is not None)
             if not is_whole:
                 break
-    if options.kind == "text" and options.text_field in types:
-        types[options.text_field] = pa.string()
+    if options.text_column in types:
+        types[options.text_column] = pa.string()
     return pa.schema(list(types.items()))
 
 
@@ -64,8 +64,7 @@ def read(path: str, compression: str, schema: Schema, options: ReadOptions) -> I
                     raise ColumnsChanged
                 columns.append(column)
             batch = Batch(pa.table(columns, schema=schema), pa.array(rows.numbers), rows.take_bad())
-            text_field = options.text_field if options.kind == "text" else None
-            yield split_valid(batch, text_field, rows.raw(table), rows.undecodable(table))
+            yield split_valid(batch, options.text_column, rows.raw(table), rows.undecodable(table))
         if bad := rows.take_bad(is_end=True):
             yield Batch(schema.empty_table(), pa.array([], pa.int64()), bad)
 

@@ -18,6 +18,7 @@ def storable(kind: DataType) -> DataType:
 
 
 def storable_columns(schema: Schema) -> Schema:
+    """The schema with types that Parquet can hold."""
     import pyarrow as pa
 
     return pa.schema([(field.name, storable(field.type)) for field in schema])

@@ -16,6 +16,7 @@ IMAGE, LABEL = "image", "label"
 
 
 def find_schema(path: str, compression: str, options: ReadOptions, *, is_whole: bool) -> Schema:
+    """The columns of pictures, the same for every file."""
     import pyarrow as pa
 
     return pa.schema([(IMAGE, pa.binary()), (LABEL, pa.string())])

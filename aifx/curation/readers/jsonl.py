@@ -51,8 +51,8 @@ def find_schema(path: str, compression: str, options: ReadOptions, *, is_whole: 
                 schema = _widened(schema, line, options) or schema
             if not is_whole:
                 break
-    if options.kind == "text" and options.text_field not in schema.names:
-        schema = schema.append(pa.field(options.text_field, pa.string()))
+    if options.text_column is not None and options.text_column not in schema.names:
+        schema = schema.append(pa.field(options.text_column, pa.string()))
     return schema
 
 
@@ -103,7 +103,7 @@ class _Block:
             return self._first_line + line, self._split()[line]
 
         batch = Batch(rows, pa.array(first_row + indices), self._bad)
-        return split_valid(batch, self._options.text_field if self._options.kind == "text" else None, raw)
+        return split_valid(batch, self._options.text_column, raw)
 
     def _split(self) -> list[bytes]:
         if self._lines is None:
@@ -180,11 +180,11 @@ def _widened(schema: Schema, line: bytes, options: ReadOptions) -> Schema | None
         if not isinstance(record, dict):
             return None
         found = pa.schema([(name, _type_of(value)) for name, value in record.items()])
-        if options.kind == "text" and options.text_field in record:
-            index = found.get_field_index(options.text_field)
+        if options.text_column in record:
+            index = found.get_field_index(options.text_column)
             if found.types[index] not in (pa.string(), pa.null()):
                 return None
-            found = found.set(index, pa.field(options.text_field, pa.string()))
+            found = found.set(index, pa.field(options.text_column, pa.string()))
         wider = joined(schema, found)
     except (ValueError, TypeError, RecursionError):
         return None

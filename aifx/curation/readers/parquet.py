@@ -22,6 +22,7 @@ MOST_ROWS = 1 << 16
 
 
 def find_schema(path: str, compression: str, options: ReadOptions, *, is_whole: bool) -> Schema:
+    """The columns of a file, with plain types in place of dictionaries and large ones. Raises DamagedFile."""
     import pyarrow as pa
 
     with _opened(path, compression, options) as file:
@@ -32,6 +33,7 @@ def find_schema(path: str, compression: str, options: ReadOptions, *, is_whole: 
 
 
 def read(path: str, compression: str, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
+    """The rows of a file. Raises DamagedFile."""
     import pyarrow as pa
 
     with _opened(path, compression, options) as file:
@@ -46,8 +48,7 @@ def read(path: str, compression: str, schema: Schema, options: ReadOptions) -> I
                 }
                 return first + index + 1, json.dumps(row, default=str, ensure_ascii=False).encode()
 
-            text_field = options.text_field if options.kind == "text" else None
-            yield split_valid(batch_of(table, first), text_field, raw)
+            yield split_valid(batch_of(table, first), options.text_column, raw)
             first += len(rows)
 
 

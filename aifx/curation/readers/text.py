@@ -64,6 +64,7 @@ def _checked(document: bytes, line: int) -> bytes | BadRow:
 
 
 def is_utf8(data: bytes) -> bool:
+    """Whether bytes are valid UTF-8."""
     if data.isascii():
         return True
     try:

@@ -29,6 +29,7 @@ def check_installed() -> None:
 
 
 def find_page_schema(path: str, compression: str, options: ReadOptions, *, is_whole: bool) -> Schema:
+    """The one column of a page."""
     import pyarrow as pa
 
     return pa.schema([(TEXT, pa.string())])
@@ -45,6 +46,7 @@ def read_page(path: str, compression: str, schema: Schema, options: ReadOptions)
 
 
 def find_archive_schema(path: str, compression: str, options: ReadOptions, *, is_whole: bool) -> Schema:
+    """The columns of an archive."""
     import pyarrow as pa
 
     return pa.schema([(TEXT, pa.string()), ("url", pa.string()), ("date", pa.string())])
