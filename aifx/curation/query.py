@@ -12,6 +12,7 @@ from typing import Any
 from aifx.core.errors import UsageError
 from aifx.core.files import replacing
 from aifx.curation.sql import RowTable, check_selection, open_tables, sql_error
+from aifx.data.datasets import MIX
 from aifx.data.row_writers import WRITERS
 from aifx.data.versions import Version
 
@@ -84,6 +85,10 @@ def output_format(path: Path) -> str:
 def _selected(version: Version, sql: str, memory_bytes: int) -> Iterator[Any]:
     import duckdb
 
+    if version.manifest.step.name == MIX:
+        parents = version.manifest.parents
+        what, why = f"{version.reference} is a mix, which has no rows of its own", f"it is made of {', '.join(parents)}"
+        raise UsageError(what, why, f"aifx data query {parents[0]} 'FROM data'")
     hint = f"aifx data query {version.reference} 'DESCRIBE data'"
     with open_tables({"data": RowTable(version), "rows": RowTable(version)}, memory_bytes) as connection:
         check_selection(connection, sql, hint)

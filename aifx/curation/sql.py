@@ -13,7 +13,7 @@ from typing import Any, Literal
 from aifx.core.errors import DataError, EnvironmentFault, UsageError
 from aifx.core.os_errors import first_line
 from aifx.curation.engine import stopped_by_signals
-from aifx.data.versions import Version
+from aifx.data.versions import ROW, Version
 
 MEMORY_BYTES = 2 << 30
 DROPPED_COLUMNS = ("_row", "rule", "twin")
@@ -35,17 +35,21 @@ class RowTable:
     @property
     def columns(self) -> tuple[str, ...]:
         known = {"dropped": DROPPED_COLUMNS, "quarantine": QUARANTINE_COLUMNS}
-        return known.get(self.part) or tuple(self.version.manifest.columns)
+        return known.get(self.part) or tuple(self.version.manifest.columns) or (ROW,)
 
 
 @contextmanager
 def open_tables(tables: Mapping[str, RowTable], memory_bytes: int = MEMORY_BYTES) -> Iterator[Any]:
     """A connection that has these tables and may read nothing else. What exceeds the memory goes to a temporary folder.
 
-    Raises EnvironmentFault if a query needs more memory or disk than there is.
+    Raises DataError for damaged or missing files, EnvironmentFault if a query needs more memory or disk than there is.
     """
     import duckdb
 
+    for table in tables.values():
+        if missing := [file for file in table.files if not file.exists()]:
+            reference = table.version.reference
+            raise DataError(f"{missing[0]} is missing", f"{reference} lists it", f"aifx data verify {reference}")
     with tempfile.TemporaryDirectory(prefix="aifx-sql-") as spill:
         config: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": f"{memory_bytes >> 20}MiB",

@@ -124,6 +124,8 @@ def open_parquet(source: Path | IO[bytes], name: str) -> Iterator[Any]:
 
     try:
         yield parquet.ParquetFile(source)
+    except FileNotFoundError:
+        raise DataError(f"{name} is missing", "no such file", "restore it from a copy, or make it again") from None
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the file system; pyarrow also has OSErrors for damaged pages, without a number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import inprocess
@@ -11,9 +12,10 @@ import pytest
 from pyarrow import parquet
 from toy_steps import Rows
 
-from aifx.core.errors import UsageError
+from aifx.core.errors import DataError, UsageError
 from aifx.curation.execution import execute
 from aifx.curation.query import query_rows, query_to_file
+from aifx.curation.shards import read_shard
 from aifx.curation.step import Limits
 from aifx.data.versions import Version, open_catalog
 
@@ -110,3 +112,19 @@ def test_damaged_rows(version: Version, tmp_path: Path) -> None:
     found = inprocess.run(["data", "why", "s0.txt-0", "--root", str(version.path.parents[1])], tmp_path, {})
     assert found.returncode == 2, found.stderr
     assert len(found.stderr.splitlines()) == 3
+
+
+def test_a_missing_shard_is_named(version: Version) -> None:
+    version.shards[0].unlink()
+    for read in (lambda: query_rows(version, "FROM data", 9, MEMORY), lambda: read_shard(version.shards[0])):
+        with pytest.raises(DataError, match=f"{version.shards[0]} is missing"):
+            read()
+
+
+def test_a_version_without_columns(version: Version) -> None:
+    empty = replace(version, manifest=replace(version.manifest, columns={}, shards=()))
+    assert query_rows(empty, "FROM data", 9, MEMORY).rows == ()
+    step = replace(version.manifest.step, name="mix")
+    mix = replace(empty, manifest=replace(empty.manifest, step=step, parents=("a@123456789abc",)))
+    with pytest.raises(UsageError, match="is a mix, which has no rows of its own"):
+        query_rows(mix, "FROM data", 9, MEMORY)
