@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aifx.core.errors import UsageError
+from aifx.core.errors import DataError, UsageError
 from aifx.curation.decisions import DECISIONS, DecidedStep, first_rows, without_dropped
 from aifx.curation.overlap import RUN_WORDS, Overlap, Reference, ReferenceTexts, build_index, find_overlaps
 from aifx.curation.step import Limits, Outcome
@@ -160,6 +160,7 @@ def _of_version(version: Version) -> Reference:
 def _of_file(path: str, base: Path, work: Path, text_field: str, limits: Limits) -> Reference:
     """The texts of files, collected as `aifx data add` does. Raises UsageError, DataError."""
     from aifx.curation.add_plan import plan_add, run_add
+    from aifx.curation.add_reports import BadRows, first_quarantined
     from aifx.curation.readers.base import ReadOptions
     from aifx.curation.source_files import list_sources
 
@@ -172,4 +173,9 @@ def _of_file(path: str, base: Path, work: Path, text_field: str, limits: Limits)
             "aifx data add --help lists what can be read",
         )
     plan = plan_add(catalog, "reference", listing, ReadOptions("text", text_field), "unknown")
-    return Reference(path, run_add(plan, "reference", catalog, limits).version, is_held_out=False, has_ids=False)
+    version = run_add(plan, "reference", catalog, limits).version
+    if problem := BadRows.of(version.manifest).refusal(0.01, allows_damaged=False):
+        bad = first_quarantined(version, 1)
+        why = f"{bad[0].source}: {bad[0].reason}" if bad else problem
+        raise DataError(f"--against {path} cannot be read as a test", why, "repair the file, or name another")
+    return Reference(path, version, is_held_out=False, has_ids=False)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from aifx.core.errors import DataError, EnvironmentFault, UsageError
 from aifx.core.os_errors import first_line
 from aifx.curation.engine import stopped_by_signals
-from aifx.data.versions import ROW, Version
+from aifx.data.versions import ROW, SOURCE, Version
 
 MEMORY_BYTES = 2 << 30
 DROPPED_COLUMNS = ("_row", "rule", "twin")
@@ -35,7 +35,7 @@ class RowTable:
     @property
     def columns(self) -> tuple[str, ...]:
         known = {"dropped": DROPPED_COLUMNS, "quarantine": QUARANTINE_COLUMNS}
-        return known.get(self.part) or tuple(self.version.manifest.columns) or (ROW,)
+        return known.get(self.part) or tuple(self.version.manifest.columns) or (ROW, SOURCE)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -169,6 +170,14 @@ def test_the_files_of_the_project_are_the_default(project: Path) -> None:
     (project / "aifx.toml").write_text('[project]\nname = "p"\n[data]\ntest = ["test*.txt"]\n')
     found = json.loads(aifx(project, "decontaminate", "corpus", "--json").stdout)
     assert [overlap["row"] for overlap in found["overlaps"]] == ["0123456789ab-6"]
+
+
+def test_a_damaged_test_is_no_empty_test(project: Path) -> None:
+    whole = gzip.compress((project / "test.txt").read_bytes())
+    (project / "test.txt.gz").write_bytes(whole[: len(whole) // 2])
+    done = aifx(project, "decontaminate", "corpus", "--against", "test.txt.gz")
+    assert done.returncode == 2
+    assert "--against test.txt.gz cannot be read as a test" in done.stderr
 
 
 def test_rows_of_the_own_test_split_are_the_default(tmp_path: Path) -> None:

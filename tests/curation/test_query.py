@@ -123,7 +123,7 @@ def test_a_missing_shard_is_named(version: Version) -> None:
 
 def test_a_version_without_columns(version: Version) -> None:
     empty = replace(version, manifest=replace(version.manifest, columns={}, shards=()))
-    assert query_rows(empty, "FROM data", 9, MEMORY).rows == ()
+    assert query_rows(empty, "SELECT _row, _source FROM data", 9, MEMORY).rows == ()  # as `aifx data why` selects
     step = replace(version.manifest.step, name="mix")
     mix = replace(empty, manifest=replace(empty.manifest, step=step, parents=("a@123456789abc",)))
     with pytest.raises(UsageError, match="is a mix, which has no rows of its own"):
