@@ -1,4 +1,4 @@
-"""What `aifx data add` has to do: which files are new or changed, and which version they extend."""
+"""The plan of `aifx data add`: the files that are new or changed, and the version that they extend."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BYTES_PER_WORKER = 256 << 20
 
 @dataclass(frozen=True)
 class AddPlan:
-    """What has to be done.
+    """The work that is left to do.
 
     Attributes:
         parent: the version that the files extend: the last that `aifx data add` made.

@@ -1,4 +1,4 @@
-"""What `aifx data add` prints."""
+"""The documents of `aifx data add`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class BadRows:
-    """How much of the files of a version could not be read."""
+    """The number of rows and files of a version that could not be read."""
 
     bad: int
     rows: int
@@ -57,7 +57,7 @@ class QuarantinedRow:
 
 @dataclass(frozen=True)
 class AddedFiles:
-    """What `aifx data add --json` prints.
+    """The document of `aifx data add --json`.
 
     Attributes:
         reference: "name@version".
@@ -131,7 +131,7 @@ class ListedFile:
 
 @dataclass(frozen=True)
 class ListedFiles:
-    """What `aifx data add --dry-run --json` prints.
+    """The document of `aifx data add --dry-run --json`.
 
     Attributes:
         left_out: files of folders that have no reader.

@@ -49,7 +49,7 @@ class AuditBucket:
 
 @dataclass(frozen=True)
 class Audit:
-    """What `aifx data dedupe --audit --json` prints.
+    """The document of `aifx data dedupe --audit --json`.
 
     Attributes:
         pairs: planted.

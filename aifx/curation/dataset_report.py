@@ -1,4 +1,4 @@
-"""What the report of a version is about: its steps with examples, licences, personal data, duplicates and drift."""
+"""The content of the report of a version: steps with examples, licences, personal data, duplicates and drift."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class LicensedRows:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What is known of duplicates.
+    """The duplicates that steps dropped, and those that are left.
 
     Attributes:
         dropped: rows that a step dropped because they resemble another.
@@ -86,7 +86,7 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What `aifx data report --json` prints.
+    """The document of `aifx data report --json`.
 
     Attributes:
         steps: from the sources to the version.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from aifx.data.versions import ShardFile
 
 DECISIONS = "decisions.parquet"
-"""What `prepare` writes: a column `row`, the number of a row counted from the first shard, and what is decided."""
+"""The file that `prepare` writes: a column `row`, the row's number over all shards from 0, and columns of the step."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class DecidedStep(Step):
 
     @abstractmethod
     def apply(self, rows: Table, decisions: Table) -> Outcome:
-        """What becomes of the rows of a shard. `row` of the decisions counts from the first of them."""
+        """Sort the rows of a shard into kept and dropped ones. `row` of the decisions counts from the first of them."""
 
 
 def first_rows(shards: Sequence[ShardFile]) -> I64:

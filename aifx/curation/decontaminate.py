@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contamination:
-    """What `aifx data decontaminate --json` prints without --drop.
+    """The document of `aifx data decontaminate --json` without --drop.
 
     Attributes:
         rows: that were compared.

@@ -1,4 +1,4 @@
-"""What changed between two versions."""
+"""The difference of two versions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RemovedBy:
 
 @dataclass(frozen=True)
 class VersionDifference:
-    """What `aifx data diff --json` prints.
+    """The document of `aifx data diff --json`.
 
     Attributes:
         references: the two versions.

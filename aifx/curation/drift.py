@@ -1,4 +1,4 @@
-"""How far the values of a version are from those of another.
+"""Distances of the values of a version from those of another.
 
 Two measures, neither of which is a verdict. PSI, the population stability index over ten bins with as many rows each,
 misses small shifts: a shift of 0.2 standard deviations stays below the usual bound of 0.1. The Kolmogorov-Smirnov

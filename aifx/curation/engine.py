@@ -14,6 +14,17 @@ from aifx.core.errors import EnvironmentFault, Terminated
 from aifx.curation.step import Limits
 
 
+def duckdb_config(memory_bytes: int, spill: Path, threads: int) -> dict[str, Any]:
+    """The settings of every connection: limits, the folder for what exceeds the memory, and no extension fetched."""
+    return {
+        "memory_limit": f"{memory_bytes >> 20}MiB",
+        "temp_directory": str(spill),
+        "threads": threads,
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+    }
+
+
 @contextmanager
 def open_engine(folder: Path, limits: Limits) -> Iterator[Any]:
     """A connection to a database in memory that spills to `folder`, which is made.
@@ -24,14 +35,7 @@ def open_engine(folder: Path, limits: Limits) -> Iterator[Any]:
 
     spill = folder / "spill"
     spill.mkdir(parents=True, exist_ok=True)
-    config: dict[str, str | bool | int | float | list[str]] = {
-        "memory_limit": f"{limits.memory_bytes >> 20}MiB",
-        "temp_directory": str(spill),
-        "threads": limits.workers,
-        "preserve_insertion_order": False,
-        "autoinstall_known_extensions": False,
-        "autoload_known_extensions": False,
-    }
+    config = duckdb_config(limits.memory_bytes, spill, limits.workers) | {"preserve_insertion_order": False}
     try:
         with duckdb.connect(":memory:", config=config) as connection, stopped_by_signals(connection):
             yield connection

@@ -1,6 +1,6 @@
 """Erasing rows: a version without them, the runs that trained on them, and on demand the versions that hold them.
 
-What an erasure looked for is written nowhere: the manifest has the number of the rows and a digest of their ids.
+The condition is written nowhere: the manifest has the number of the rows and a digest of their ids.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class HoldingVersion:
 
 @dataclass(frozen=True)
 class Erasure:
-    """What an erasure finds and does; `aifx data erase --json` prints it.
+    """The findings and effects of an erasure: the document of `aifx data erase --json`.
 
     Attributes:
         reference: the latest version before.
@@ -97,7 +97,7 @@ def plan_erasure(
     dry_run: bool,
     memory_bytes: int,
 ) -> tuple[Erasure, Erase]:
-    """What would be erased: rows that meet a condition in the latest version or in an earlier one.
+    """Plan an erasure of the rows that meet a condition in the latest version or in an earlier one.
 
     Raises UsageError for a version that is not the latest, or a condition that the latest cannot evaluate.
     """

@@ -81,7 +81,7 @@ _RESULT = TypeAdapter(TaskResult)
 
 @dataclass(frozen=True)
 class Made:
-    """What a step made.
+    """The result of a step.
 
     Attributes:
         version: the version, on this machine.

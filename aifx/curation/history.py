@@ -54,7 +54,7 @@ class LineageVersion:
 
 @dataclass(frozen=True)
 class Lineage:
-    """What `aifx data lineage --json` prints.
+    """The document of `aifx data lineage --json`.
 
     Attributes:
         versions: the version itself, then its ancestors, each before its parents.
@@ -149,7 +149,7 @@ def _existing(catalog: Catalog, manifest: Manifest, runs: tuple[str, ...]) -> Li
 
 
 def _deleted(reference: str, event: Mapping[str, Any] | None, runs: tuple[str, ...]) -> LineageVersion:
-    """What lineage.jsonl has of a version that is no more."""
+    """A version that was deleted, from its event in lineage.jsonl."""
     event = event or {}
     inputs = [(one, _version(one)) for one in event.get("inputs", ())]
     step = event.get("job", {}).get("facets", {}).get(STEP_FACET, {})

@@ -57,7 +57,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class ReferenceTexts:
-    """What rows are compared with.
+    """A reference, as rows are compared with it.
 
     Attributes:
         too_short: texts of fewer than 13 words, which cannot be found.

@@ -142,7 +142,7 @@ class ColumnProfile:
 
 @dataclass(frozen=True)
 class Profile:
-    """What `profile.json` holds.
+    """The content of `profile.json`.
 
     Attributes:
         bytes: of the shards.

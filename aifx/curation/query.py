@@ -22,7 +22,7 @@ FORMATS = ("csv", "jsonl", "parquet")
 
 @dataclass(frozen=True)
 class QueryResult:
-    """What `aifx data query --json` prints.
+    """The document of `aifx data query --json`.
 
     Attributes:
         columns: DuckDB's type by column.
@@ -38,7 +38,7 @@ class QueryResult:
 
 @dataclass(frozen=True)
 class QueryFile:
-    """What `aifx data query --output --json` prints."""
+    """The document of `aifx data query --output --json`."""
 
     reference: str
     output: str

@@ -1,4 +1,4 @@
-"""What the commands of `aifx data` print about versions."""
+"""Documents of the commands of `aifx data` about versions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from aifx.data.versions import PROFILE, Catalog, Kind
 
 @dataclass(frozen=True)
 class MadeVersion:
-    """What a command that makes a version prints with --json.
+    """The document, with --json, of a command that makes a version.
 
     Attributes:
         reference: "name@version".
@@ -79,7 +79,7 @@ class ListedVersion:
 
 @dataclass(frozen=True)
 class VersionList:
-    """What `aifx data ls --json` prints.
+    """The document of `aifx data ls --json`.
 
     Attributes:
         damaged: versions whose manifests cannot be read.
@@ -119,7 +119,7 @@ def list_versions(catalog: Catalog, name: str | None = None) -> VersionList:
 
 @dataclass(frozen=True)
 class VerifiedVersion:
-    """What `aifx data verify` found of a version.
+    """A version after `aifx data verify` read its files.
 
     Attributes:
         damages: each damaged or missing file, and why.
@@ -133,7 +133,7 @@ class VerifiedVersion:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `aifx data verify --json` prints."""
+    """The document of `aifx data verify --json`."""
 
     versions: tuple[VerifiedVersion, ...]
 
@@ -154,7 +154,7 @@ def verify_version(catalog: Catalog, reference: str) -> VerifiedVersion:
 
 @dataclass(frozen=True)
 class VersionProfile:
-    """What `aifx data profile --json` prints."""
+    """The document of `aifx data profile --json`."""
 
     reference: str
     profile: Profile

@@ -36,7 +36,7 @@ class FoundRow:
 
 @dataclass(frozen=True)
 class RowStep:
-    """What a step did with a row.
+    """The outcome of a step for a row.
 
     Attributes:
         reference: the version that the step made.
@@ -89,7 +89,7 @@ class BadInput:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `aifx data why --json` prints.
+    """The document of `aifx data why --json`.
 
     Attributes:
         rows: those that the question can mean; a history is given if there is one.

@@ -73,7 +73,7 @@ class Rule(BaseModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What its verdicts depend on."""
+        """The keys that its verdicts depend on: all but the source."""
         return self.model_dump(exclude={"source"}, exclude_defaults=True)
 
     def keeps(self, texts: Texts) -> NDArray[np.bool_]:

@@ -35,7 +35,7 @@ class SketchesOutdated(DataError):
 
 
 def algorithm() -> Mapping[str, Any]:
-    """What signatures depend on beside the text."""
+    """The settings that signatures depend on in addition to the text."""
     return {
         "method": "R-MinHash",
         "version": int(_rensa().ALGORITHM_VERSION),

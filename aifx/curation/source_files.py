@@ -96,7 +96,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """What arguments name.
+    """The files that arguments name.
 
     Attributes:
         files: by name.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from aifx.core.errors import DataError, EnvironmentFault, UsageError
 from aifx.core.os_errors import first_line
-from aifx.curation.engine import stopped_by_signals
+from aifx.curation.engine import duckdb_config, stopped_by_signals
 from aifx.data.versions import ROW, SOURCE, Version
 
 MEMORY_BYTES = 2 << 30
@@ -51,13 +51,7 @@ def open_tables(tables: Mapping[str, RowTable], memory_bytes: int = MEMORY_BYTES
             reference = table.version.reference
             raise DataError(f"{missing[0]} is missing", f"{reference} lists it", f"aifx data verify {reference}")
     with tempfile.TemporaryDirectory(prefix="aifx-sql-") as spill:
-        config: dict[str, str | bool | int | float | list[str]] = {
-            "memory_limit": f"{memory_bytes >> 20}MiB",
-            "temp_directory": spill,
-            "threads": len(os.sched_getaffinity(0)),
-            "autoinstall_known_extensions": False,
-            "autoload_known_extensions": False,
-        }
+        config = duckdb_config(memory_bytes, Path(spill), len(os.sched_getaffinity(0)))
         with duckdb.connect(":memory:", config=config) as connection, stopped_by_signals(connection):
             try:
                 files = [str(file) for table in tables.values() for file in table.files]

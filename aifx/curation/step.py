@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a step may use.
+    """The resources that a step may use.
 
     Attributes:
         memory_bytes: of all of its processes together; a step writes to the disk what exceeds it.
@@ -71,7 +71,7 @@ class Step(ABC):
     @property
     @abstractmethod
     def settings(self) -> Mapping[str, Any]:
-        """What the user chose, as JSON can hold it, and a digest of the files that it reads, if any.
+        """The user's choices in types of JSON, and a digest of the files that the step reads, if any.
 
         The manifest records it. A step with the settings and parents of a version is not run again.
         """
@@ -113,4 +113,4 @@ class ShardStep(Step):
 
     @abstractmethod
     def apply(self, rows: Table, work: Path) -> Outcome:
-        """What becomes of the rows of a shard."""
+        """Sort the rows of a shard into kept and dropped ones."""

@@ -1,4 +1,4 @@
-"""Repair of texts: one Unicode form, and characters as they were before somebody decoded them wrongly."""
+"""Repair of texts: one Unicode form, and the characters that were meant where a text was decoded wrongly."""
 
 from __future__ import annotations
 

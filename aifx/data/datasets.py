@@ -152,7 +152,7 @@ def whole_reference(reference: str, project: Project, before: str | None = None)
 
 
 def dataset_record(reference: str, project: Project) -> Mapping[str, Any]:
-    """What provenance.json keeps of a data set: the version with the SHA-256 of its manifest, and those of a mix."""
+    """The record of a data set in provenance.json: the version with the SHA-256 of its manifest, and those of a mix."""
     manifest = open_catalog(project.datasets, project).manifest(reference)
     record: dict[str, Any] = {"reference": manifest.reference, "sha256": manifest.sha256}
     if manifest.step.name == MIX:

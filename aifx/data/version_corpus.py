@@ -22,7 +22,7 @@ from aifx.data.versions import CLUSTER, ROW, SPLIT
 logger = logging.getLogger(__name__)
 
 Division: TypeAlias = Literal["column", "block", "cluster", "content"]
-"""What decides the split of a row: the column `_split`, its place, its duplicate cluster, or its text."""
+"""The way to decide the split of a row: by the column `_split`, its place, its duplicate cluster, or its text."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class VersionCorpus:
 
     @property
     def fractions(self) -> Mapping[Split, float]:
-        """What is held out, unless the column `_split` says it."""
+        """The shares of the splits, unless the column `_split` decides."""
         return {"train": 0.0, "validation": self.section.validation_fraction, "test": self.section.test_fraction}
 
     @property

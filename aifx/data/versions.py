@@ -108,7 +108,7 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` holds. It has no time and no path of a machine: the same rows give the same bytes.
+    """The content of `manifest.json`. It has no time and no path of a machine: the same rows give the same bytes.
 
     Attributes:
         name: of the data set; not part of the version's name.
@@ -365,7 +365,7 @@ def sha256_of(path: Path, progress: Reporter | None = None) -> str:
 
 
 def _problem(path: Path, shard: ShardFile, progress: Reporter | None = None) -> str:
-    """What differs from the manifest: "" if nothing does."""
+    """The difference of a file from the manifest: "" if there is none."""
     try:
         size = os.path.getsize(path)
         if size != shard.bytes:

@@ -70,7 +70,7 @@ class StepOptions:
         return limits_of(self.memory, self.workers)
 
     def runner(self, catalog: Catalog) -> Runner | None:
-        """What runs the tasks; None for processes of this machine. Raises UsageError for a remote root."""
+        """The runner of the tasks; None for processes of this machine. Raises UsageError for a remote root."""
         if self.on == "local":
             if self.jobs is not None:
                 why = "it is the size of an array job"

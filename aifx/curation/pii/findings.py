@@ -1,4 +1,4 @@
-"""What is found in a text, and the context of a place in it."""
+"""Findings in a text, and the context of a place in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `aifx data pii` reports: how much of each kind, and where. The data itself is never written."""
+"""The report of `aifx data pii`: number and places of each kind. The data itself is never written."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PiiSpan:
 
 @dataclass(frozen=True)
 class PiiKind:
-    """What is found of a kind.
+    """The findings of one kind.
 
     Attributes:
         checks: number of spans by what was checked.
@@ -60,7 +60,7 @@ class PiiKind:
 
 @dataclass(frozen=True)
 class PiiReport:
-    """What `aifx data pii --json` prints.
+    """The document of `aifx data pii --json`.
 
     Attributes:
         reference: the version that was searched.
@@ -134,7 +134,7 @@ def _report(version: Version, shards: list[Path], most_spans: int, file: IO[byte
 
 
 def report_made(version: Version, made: Made) -> PiiReport:
-    """What a step that removes personal data found and made."""
+    """The report of a step that removed personal data."""
     facts = made.version.manifest.facts
     kinds = []
     for kind in (search.kind for search in SEARCHES):

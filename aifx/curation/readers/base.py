@@ -1,4 +1,4 @@
-"""What every reader takes and gives."""
+"""The options and results of every reader."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class BadRow:
-    """What could not be read.
+    """A row, or a whole file, that could not be read.
 
     Attributes:
         line: from 1; the number of a row where rows are no lines. None for a whole file.

@@ -26,12 +26,12 @@ CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 
 class Stream:
-    """What pyarrow reads from."""
+    """The base of the streams that pyarrow reads."""
 
     closed = False
 
     def close(self) -> None:
-        """Whoever opened the file closes it."""
+        """Leave the file open for `open_bytes`, which closes it."""
 
 
 class Expanding(Stream):
