@@ -188,7 +188,7 @@ class _Search:
         last: int | None = None
         before: tuple[Any, ...] | None = None
         for number, manifest in enumerate(self._manifests):
-            names = [name for name in manifest.columns if name != CLUSTER]
+            names = [name for name in manifest.columns if name != CLUSTER] or [ROW]  # a mix has no columns
             content = f"SELECT {', '.join(f'hash({identifier(name)})' for name in names)} FROM rows_{number}"
             now = self._connection.execute(f"{content} WHERE {is_row}").fetchone()
             if now is not None:

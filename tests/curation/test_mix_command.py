@@ -62,3 +62,12 @@ def test_config_check_names_a_data_set_that_is_missing(project: Project) -> None
     assert refused.returncode == 2
     assert "aifx.toml:2" in refused.stderr
     assert "no data set 'blend'" in refused.stderr
+
+
+def test_why_explains_rows_of_the_sets_of_a_mix(project: Project) -> None:
+    aifx(project, "data", "mix", "blend", "web:7", "books:3")
+    rows = json.loads(aifx(project, "data", "query", "web", "SELECT _row FROM data LIMIT 1", "--json").stdout)
+    row = rows["rows"][0][0]
+    found = aifx(project, "data", "why", row)
+    assert found.returncode == 0, found.stderr
+    assert row in found.stdout
