@@ -19,7 +19,7 @@ from aifx.curation.execution import execute, holding, steps_folder
 from aifx.curation.history import TrainedRun, find_manifest, trained_runs
 from aifx.curation.lineage import record_removal
 from aifx.curation.shards import dropped_rows
-from aifx.curation.sql import RowTable, check_selection, open_tables, sql_error
+from aifx.curation.sql import RowTable, open_selection, open_tables
 from aifx.curation.step import Limits, Outcome, ShardStep
 from aifx.data.versions import ROW, Catalog, Version
 
@@ -151,18 +151,9 @@ def erase(catalog: Catalog, plan: Erasure, step: Erase, limits: Limits) -> Erasu
 
 def _find_rows(version: Version, where: str, memory_bytes: int) -> list[str]:
     """The ids of the rows for which a condition in SQL is true."""
-    import duckdb
-
     sql = f"SELECT {ROW} FROM data WHERE ({where}\n)"  # a comment in the condition ends with its line
-    hint = f"aifx data query {version.reference} 'DESCRIBE data'"
-    with open_tables({"data": RowTable(version), "rows": RowTable(version)}, memory_bytes) as connection:
-        check_selection(connection, sql, hint)
-        try:
-            return [row for (row,) in connection.execute(sql).fetchall()]
-        except (duckdb.OutOfMemoryException, duckdb.IOException, duckdb.InterruptException):
-            raise
-        except duckdb.Error as e:
-            raise sql_error(e, hint, hides_values=True) from None
+    with open_selection(version, sql, memory_bytes, hides_values=True) as relation:
+        return [row for (row,) in relation.fetchall()]
 
 
 def _holding_versions(catalog: Catalog, rows: Sequence[str], memory_bytes: int) -> list[HoldingVersion]:

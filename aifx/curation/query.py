@@ -11,7 +11,7 @@ from typing import Any
 
 from aifx.core.errors import UsageError
 from aifx.core.files import replacing
-from aifx.curation.sql import RowTable, check_selection, open_tables, sql_error
+from aifx.curation.sql import open_selection
 from aifx.data.datasets import MIX
 from aifx.data.row_writers import WRITERS
 from aifx.data.versions import Version
@@ -83,21 +83,12 @@ def output_format(path: Path) -> str:
 
 @contextmanager
 def _selected(version: Version, sql: str, memory_bytes: int) -> Iterator[Any]:
-    import duckdb
-
     if version.manifest.step.name == MIX:
         parents = version.manifest.parents
         what, why = f"{version.reference} is a mix, which has no rows of its own", f"it is made of {', '.join(parents)}"
         raise UsageError(what, why, f"aifx data query {parents[0]} 'FROM data'")
-    hint = f"aifx data query {version.reference} 'DESCRIBE data'"
-    with open_tables({"data": RowTable(version), "rows": RowTable(version)}, memory_bytes) as connection:
-        check_selection(connection, sql, hint)
-        try:
-            yield connection.sql(sql)
-        except (duckdb.OutOfMemoryException, duckdb.IOException, duckdb.InterruptException):
-            raise
-        except duckdb.Error as e:
-            raise sql_error(e, hint) from None
+    with open_selection(version, sql, memory_bytes) as relation:
+        yield relation
 
 
 def _shown(value: Any) -> Any:

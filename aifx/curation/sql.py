@@ -92,21 +92,43 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def check_selection(connection: Any, sql: str, hint: str) -> None:
+@contextmanager
+def open_selection(version: Version, sql: str, memory_bytes: int, *, hides_values: bool = False) -> Iterator[Any]:
+    """The duckdb.DuckDBPyRelation of a user's SELECT over the rows of a version, as table `data` or `rows`.
+
+    Args:
+        hides_values: keep values of rows out of errors.
+
+    Raises UsageError for SQL that is not one SELECT or cannot be run, and what `open_tables` raises.
+    """
+    import duckdb
+
+    hint = f"aifx data query {version.reference} 'DESCRIBE data'"
+    with open_tables({"data": RowTable(version), "rows": RowTable(version)}, memory_bytes) as connection:
+        _check_selection(connection, sql, hint)
+        try:
+            yield connection.sql(sql)
+        except (duckdb.OutOfMemoryException, duckdb.IOException, duckdb.InterruptException):
+            raise
+        except duckdb.Error as e:
+            raise _sql_error(e, hint, hides_values=hides_values) from None
+
+
+def _check_selection(connection: Any, sql: str, hint: str) -> None:
     """Raise UsageError unless `sql` is one statement that only reads."""
     import duckdb
 
     try:
         statements = connection.extract_statements(sql)
     except duckdb.Error as e:
-        raise sql_error(e, hint) from None
+        raise _sql_error(e, hint) from None
     kinds = [statement.type.name for statement in statements]
     if kinds not in (["SELECT"], ["EXPLAIN"]):
         why = "it is empty" if not kinds else f"it is {', '.join(kind.lower() for kind in kinds)}"
         raise UsageError("the SQL is not one SELECT", why, hint)
 
 
-def sql_error(error: Exception, hint: str, *, hides_values: bool = False) -> UsageError:
+def _sql_error(error: Exception, hint: str, *, hides_values: bool = False) -> UsageError:
     """DuckDB's complaint about a user's SQL, which may quote a value that it could not convert."""
     import duckdb
 

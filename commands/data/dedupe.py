@@ -17,6 +17,8 @@ from aifx.core.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from aifx.curation.audit import Audit
+    from aifx.curation.step import Limits
+    from aifx.data.versions import Version
 
 DEFAULT_NEAR = 0.8
 
@@ -88,19 +90,24 @@ def dedupe(
             if mark:
                 why = "--audit makes no version"
                 raise UsageError("--audit and --mark cannot be used together", why, "leave one of them out")
-            from aifx.curation.audit import audit as run_audit
-
-            with tempfile.TemporaryDirectory() as folder:
-                recall = 0.98 if min_recall is None else min_recall
-                aim = DEFAULT_NEAR if near is None else near
-                found = run_audit(version, aim, pairs or 1000, recall, seed or 0, Path(folder), limits)
-            out.document(found)
-            _print_audit(out, found)
-            if not found.is_passed:
-                raise SystemExit(ExitCode.VERDICT)
+            recall = 0.98 if min_recall is None else min_recall
+            _audit(out, version, DEFAULT_NEAR if near is None else near, pairs or 1000, recall, seed or 0, limits)
             return
         step = Dedupe((version,), near, mark)
         print_made(out, execute(step, version.manifest.name, catalog, limits, given.runner(catalog)))
+
+
+def _audit(
+    out: Output, version: Version, near: float, pairs: int, min_recall: float, seed: int, limits: Limits
+) -> None:
+    from aifx.curation.audit import audit
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = audit(version, near, pairs, min_recall, seed, Path(folder), limits)
+    out.document(found)
+    _print_audit(out, found)
+    if not found.is_passed:
+        raise SystemExit(ExitCode.VERDICT)
 
 
 def _print_audit(out: Output, found: Audit) -> None:
