@@ -15,6 +15,7 @@ from aifx.curation.rules import Rule
 from aifx.curation.shards import dropped_rows
 from aifx.curation.step import Outcome, ShardStep
 from aifx.curation.text_repair import UnicodeForm, repaired
+from aifx.data.datasets import check_own_rows
 from aifx.data.versions import ROW, Manifest
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Clean(ShardStep):
 
 def check_text(manifest: Manifest) -> None:
     """Raise UsageError if a version has no column of texts."""
+    check_own_rows(manifest, "aifx data clean")
     found = manifest.columns.get(TEXT)
     if found not in ("string", "large_string"):
         why = f"its column 'text' is {found}" if found else f"its columns are {', '.join(manifest.columns)}"

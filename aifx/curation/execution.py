@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter
 
-from aifx.core.errors import AifxError, DataError, UsageError
+from aifx.core.errors import AifxError, DataError
 from aifx.core.files import read_file
 from aifx.core.json_files import write_json
 from aifx.core.json_values import encode_json, plain
@@ -40,7 +40,7 @@ from aifx.curation.profile import PartialProfile, complete_profile, merge_profil
 from aifx.curation.publishing import describe
 from aifx.curation.shards import columns_of, write_shard
 from aifx.curation.step import Limits, Step
-from aifx.data.datasets import MIX
+from aifx.data.datasets import check_own_rows
 from aifx.data.versions import (
     DROPPED,
     MANIFEST,
@@ -115,7 +115,8 @@ def execute(
     Raises what the step raises, DatasetBusy, OSError. What is done stays for the next call with the same step.
     """
     check_dataset_name(name)
-    _check_parents(step)
+    for parent in step.parents:
+        check_own_rows(parent.manifest, f"aifx data {step.name}")
     key = step_key(step)
     work = work_folder(step, name, catalog)
     with holding(work.parent, name):
@@ -143,15 +144,6 @@ def steps_folder(name: str, catalog: Catalog) -> Path:
     """The folder on this machine where the steps of a data set work, and which they hold."""
     root = catalog.local if catalog.local is not None else cache_path("datasets") / "work"
     return root / name
-
-
-def _check_parents(step: Step) -> None:
-    """Raise UsageError for a mix, of which a step would find no rows."""
-    for parent in step.parents:
-        if parent.manifest.step.name == MIX:
-            what = f"{parent.reference} is a mix, which has no rows of its own"
-            why = f"it is made of {', '.join(parent.manifest.parents)}"
-            raise UsageError(what, why, f"aifx data {step.name} {parent.manifest.parents[0]}, and mix the result")
 
 
 def step_key(step: Step) -> str:

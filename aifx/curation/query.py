@@ -12,7 +12,7 @@ from typing import Any
 from aifx.core.errors import UsageError
 from aifx.core.files import replacing
 from aifx.curation.sql import open_selection
-from aifx.data.datasets import MIX
+from aifx.data.datasets import check_own_rows
 from aifx.data.row_writers import WRITERS
 from aifx.data.versions import Version
 
@@ -83,10 +83,7 @@ def output_format(path: Path) -> str:
 
 @contextmanager
 def _selected(version: Version, sql: str, memory_bytes: int) -> Iterator[Any]:
-    if version.manifest.step.name == MIX:
-        parents = version.manifest.parents
-        what, why = f"{version.reference} is a mix, which has no rows of its own", f"it is made of {', '.join(parents)}"
-        raise UsageError(what, why, f"aifx data query {parents[0]} 'FROM data'")
+    check_own_rows(version.manifest, "aifx data query")
     with open_selection(version, sql, memory_bytes) as relation:
         yield relation
 

@@ -97,6 +97,13 @@ class DatasetPart:
         return cache_path("tokens")
 
 
+def check_own_rows(manifest: Manifest, command: str) -> None:
+    """Raise UsageError for a mix, whose rows are those of its parents. `command`: to use with one of them."""
+    if manifest.step.name == MIX:
+        what = f"{manifest.reference} is a mix, which has no rows of its own"
+        raise UsageError(what, f"it is made of {', '.join(manifest.parents)}", f"{command} {manifest.parents[0]}")
+
+
 def _stat(path: Path) -> os.stat_result | None:
     try:
         return path.stat()
@@ -115,6 +122,9 @@ def open_parts(reference: str, project: Project, kind: Kind) -> tuple[DatasetPar
         what = f"{manifest.reference} holds {manifest.kind}, and the task reads {kind}"
         raise DataError(what, "data.dataset names it", "aifx data ls")
     if manifest.step.name != MIX:
+        if not manifest.rows:
+            why = f"aifx data {manifest.step.name} made it, and left no row"
+            raise DataError(f"{manifest.reference} has no rows", why, f"aifx data lineage {manifest.reference}")
         return (DatasetPart(catalog, manifest),)
     settings = manifest.step.settings
     parts = zip(manifest.parents, settings["weights"], settings["epochs"], strict=True)

@@ -124,7 +124,8 @@ def add(
         _print(out, found)
         if not made.is_accepted:
             refusal = BadRows.of(made.version.manifest).refusal(max_bad, allows_damaged=allow_damaged)
-            out.log(f"{refusal}. {name} still means the version before")
+            meaning = "means no version" if catalog.latest(name) is None else "still means the version before"
+            out.log(f"{refusal}. {name} {meaning}")
             raise SystemExit(ExitCode.VERDICT)
 
 

@@ -13,6 +13,7 @@ from aifx.curation.pii.detector import Detector
 from aifx.curation.pii.findings import shape_of
 from aifx.curation.shards import dropped_rows
 from aifx.curation.step import Outcome, ShardStep
+from aifx.data.datasets import check_own_rows
 from aifx.data.versions import RESERVED, ROW, Manifest
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ NESTED = ("list", "large_list", "struct", "map", "dictionary", "binary", "fixed_
 
 def text_columns(manifest: Manifest) -> tuple[str, ...]:
     """The columns that are searched: all of strings that are of the source. Raises UsageError if there is none."""
+    check_own_rows(manifest, "aifx data pii")
     found = [name for name, type_ in manifest.columns.items() if type_ in TEXT_TYPES and name not in RESERVED]
     if not found:
         why = f"its columns are {', '.join(f'{name} ({type_})' for name, type_ in manifest.columns.items())}"
