@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 EVERY_S = 0.1
+RATE_AFTER_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,20 @@ class Progress:
 
     def __str__(self) -> str:
         if self.share is not None:
-            return f"{self.activity}: {self.share:.0%} of {_amount(self.total or 0, self.unit)}"
+            return f"{self.activity}: {self.share:.0%} of {_amount(self.total or 0, self.unit)}{self._rate()}"
         if self.done:
-            return f"{self.activity}: {_amount(self.done, self.unit)}"
+            return f"{self.activity}: {_amount(self.done, self.unit)}{self._rate()}"
         return f"{self.activity}: {self.elapsed_s:.0f} s"
+
+    def _rate(self) -> str:
+        """The rate, and the time that the rest takes at this rate; nothing in the first second."""
+        if self.elapsed_s < RATE_AFTER_S or not self.done:
+            return ""
+        each = self.done / self.elapsed_s
+        rate = f", {_amount(round(each), self.unit) if self.unit == 'bytes' else f'{each:.3g} {self.unit}'}/s"
+        if self.total is None or self.done >= self.total:
+            return rate
+        return f"{rate}, {_time((self.total - self.done) / each)} left"
 
 
 Listener: TypeAlias = Callable[[Progress | None], None]
@@ -93,6 +104,7 @@ class Reporter:
     def enter(self, activity: str) -> None:
         """Continue with a part whose progress cannot be counted."""
         self._activity, self._total, self._done = activity, None, 0
+        self._began = time.monotonic()
         self._report()
 
     def _report(self) -> None:
@@ -107,6 +119,11 @@ def report_progress(activity: str, total: int | None, unit: str) -> Iterator[Rep
         yield Reporter(activity, total, unit)
     finally:
         publish(None)
+
+
+def _time(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
 
 
 def _amount(count: int, unit: str) -> str:

@@ -47,6 +47,22 @@ def test_the_last_listener_hears(heard: list[Progress | None]) -> None:
     assert outer == [None]
 
 
+@pytest.mark.parametrize(
+    ("done", "total", "elapsed_s", "shown"),
+    [
+        (10**6, 4 * 10**6, 0.5, "reading: 25% of 4.0 MB"),
+        (10**6, 4 * 10**6, 2.0, "reading: 25% of 4.0 MB, 500.0 kB/s, 6 s left"),
+        (10**6, 100 * 10**6, 2.0, "reading: 1% of 100.0 MB, 500.0 kB/s, 3 min left"),
+        (10**6, 10**10, 2.0, "reading: 0% of 10.0 GB, 500.0 kB/s, 5.6 h left"),
+        (10**6, None, 2.0, "reading: 1.0 MB, 500.0 kB/s"),
+        (10**6, 10**6, 2.0, "reading: 100% of 1.0 MB, 500.0 kB/s"),
+        (0, 10**6, 2.0, "reading: 0% of 1.0 MB"),
+    ],
+)
+def test_rate_and_remaining_time(done: int, total: int | None, elapsed_s: float, shown: str) -> None:
+    assert str(Progress("reading", done, total, "bytes", elapsed_s)) == shown
+
+
 def test_tokenizing_and_training_the_tokenizer_report_to_the_end(
     heard: list[Progress | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,8 +99,8 @@ def test_off_a_terminal_a_line_comes_now_and_then() -> None:
         show(Progress("tokenizing data/a.txt", second * 10**6, 25 * 10**6, "bytes", float(second)))
     show(None)
     assert stream.getvalue().splitlines() == [
-        "tokenizing data/a.txt: 40% of 25.0 MB",
-        "tokenizing data/a.txt: 80% of 25.0 MB",
+        "tokenizing data/a.txt: 40% of 25.0 MB, 1.0 MB/s, 15 s left",
+        "tokenizing data/a.txt: 80% of 25.0 MB, 1.0 MB/s, 5 s left",
     ]
 
 
