@@ -101,7 +101,7 @@ _KEYS: dict[str, str] = {  # "section.key" is a name that means this in that sec
 _SECTIONS: dict[str, str] = {
     "train": "trainer training train_config training_args fit",
     "model": "network net architecture arch model_config transformer",
-    "data": "dataset datasets dataloader data_loader datamodule corpus",
+    "data": "dataset dataloader data_loader datamodule corpus",
     "optimizer": "optim optimiser adam adamw sgd",
     "schedule": "scheduler lr_scheduler lr_schedule",
     "checkpoint": "checkpoints checkpointing ckpt saving",

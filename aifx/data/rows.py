@@ -179,7 +179,7 @@ def _parquet(file: InputFile) -> Iterator[Row]:
         for batch in table.iter_batches(batch_size=PARQUET_ROWS):
             try:
                 rows = batch.to_pylist()
-            except ValueError as error:  # bytes that are not UTF-8, or times finer than those of Python
+            except (ValueError, OverflowError) as error:  # not UTF-8, or times beyond those of Python
                 what = f"{file.name}: rows {count + 1} to {count + len(batch)} cannot be read"
                 raise DataError(what, str(error).partition(". ")[0], "write the column otherwise") from None
             for number, values in enumerate(rows, count + 1):

@@ -6,13 +6,12 @@ import gzip
 import io
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aifx.core.errors import AifxError, DataError, EnvironmentFault
+from aifx.core.errors import AifxError, DataError
 from aifx.data import rows as reading
 from aifx.data.row_writers import flat, json_line, open_writer
 from aifx.data.rows import Row, input_file, read_rows
@@ -74,11 +73,11 @@ def test_a_row_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: 
 
 def test_parquet_values_that_python_does_not_have(tmp_path: Path) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    times = [1000 * n for n in range(300)]
-    parquet.write_table(arrow.table({"at": arrow.array(times, arrow.timestamp("ns"))}), tmp_path / "a.parquet")
+    times, far = [1000 * n for n in range(300)], 10**12  # seconds: Python has no year 33658
+    parquet.write_table(arrow.table({"at": arrow.array(times, arrow.timestamp("s"))}), tmp_path / "a.parquet")
     assert len(read(tmp_path / "a.parquet")) == 300
-    parquet.write_table(arrow.table({"at": arrow.array([*times, 1], arrow.timestamp("ns"))}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"a\.parquet: rows 257 to 301 cannot be read\n.*Nanosecond"):
+    parquet.write_table(arrow.table({"at": arrow.array([*times, far], arrow.timestamp("s"))}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: rows 257 to 301 cannot be read\n.*out of range"):
         read(tmp_path / "a.parquet")
 
 
@@ -147,12 +146,3 @@ def test_a_table_has_the_columns_and_types_of_its_first_record(tmp_path: Path, n
     with pytest.raises(DataError):
         write()
     assert not list(tmp_path.iterdir())
-
-
-def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    (tmp_path / "a.parquet").touch()
-    for use in (lambda: read(tmp_path / "a.parquet"), lambda: open_writer(tmp_path / "o.parquet").__enter__()):
-        with pytest.raises(EnvironmentFault, match="pip install 'pyarrow"):
-            use()
-    assert list(tmp_path.iterdir()) == [tmp_path / "a.parquet"]
