@@ -123,7 +123,7 @@ def open_store(url: str) -> Store:
 
 @contextmanager
 def _naming(what: str) -> Iterator[None]:
-    """Raise EnvironmentFault for what a store answers, which says what could not be done; fsspec raises any type."""
+    """Raise EnvironmentFault with `what` for an error of a store: fsspec raises any type."""
     try:
         yield
     except (AifxError, GeneratorExit):

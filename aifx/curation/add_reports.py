@@ -66,7 +66,7 @@ class AddedFiles:
         files_unchanged: files whose rows were taken from the version before.
         quarantined: bad rows of the whole version.
         damaged_files: that could not be read to their end.
-        bad_rows: the first of what is in quarantine.
+        bad_rows: the first rows in quarantine.
         is_new: False if the same version was there already.
         is_accepted: whether the name alone means this version.
     """

@@ -53,7 +53,7 @@ class Mix(Step):
 
 @dataclass(frozen=True)
 class MixedSet:
-    """A data set of a mix, as it was asked for."""
+    """A data set of a mix, with the weight and epochs that the user asked for."""
 
     reference: str
     weight: float

@@ -60,7 +60,7 @@ class RowHistory:
         reference: the version.
         number: of the row in its source, from 1; None if its id has none.
         license: of its source.
-        found: the row as it was last: masked, if a step masked it.
+        found: the row in its last form, masked if a step masked it.
     """
 
     reference: str

@@ -30,7 +30,7 @@ class SourceFile:
     Attributes:
         name: what `_source` of its rows holds: a path relative to the project if it is below it, or a URL without
             credentials and query.
-        location: where this machine finds it: an absolute path, or the URL as it was given.
+        location: where this machine finds it: an absolute path, or the URL that the user gave.
         compression: ".gz", ".zst" or "".
         changed: time of its last change, in ns; 0 for a remote file.
         stamp: what a store records with the content of a remote file, such as its ETag and time.

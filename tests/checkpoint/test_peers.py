@@ -74,7 +74,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Steps 1 to 3, saved by two processes. One of them had to write its part of step 3 twice, and then had no room."""
     directory = tmp_path_factory.mktemp("peers") / "checkpoints"
     done = run(directory, 2, "save=1", "restore", "save=2", "busy_disk=3", "full_disk=4")
-    assert all(isinstance(report, dict) for _, report in done), done  # otherwise it is what stderr says
+    assert all(isinstance(report, dict) for _, report in done), done  # otherwise it is stderr
     first, second = (report for _, report in done)
     assert first["commits"] == second["commits"] == [1, 2, 3], done
     assert first["restore"] == second["restore"] == 1

@@ -124,7 +124,7 @@ def undisturbed(launches: Launches) -> tuple[str, list[float]]:
     log = launches.output(record)
     assert "[0] 2 x cpu" in log
     assert "run undisturbed: completed at step 120 of 120" in log
-    # Slurm is still ending the job when its script tells the end.
+    # Slurm is still ending the job when its script has recorded the end.
     launches.wait(record, "completion", lambda: launches.newest()["status"]["state"] == "completed")
     return result
 

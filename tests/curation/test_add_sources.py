@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 from adding import LIMITS, add, quarantine_of, rows_of
 from pyarrow import parquet
+from s3_server import s3_server
 
 from aifx.core.errors import DataError, UsageError
 from aifx.curation.add_plan import plan_add, run_add
@@ -229,23 +230,9 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """The file system of a server, which has the bucket `bucket`."""
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    credentials = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in {**credentials, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    s3fs.S3FileSystem.clear_instance_cache()
-    files = s3fs.S3FileSystem()
-    files.mkdir("bucket")
-    yield files
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+    with s3_server(monkeypatch) as files:
+        yield files
 
 
 def test_sources_and_root_in_a_store(s3: Any, corpus: Path) -> None:

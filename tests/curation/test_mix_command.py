@@ -1,4 +1,4 @@
-"""`aifx data mix` as it is typed."""
+"""The command `aifx data mix`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures: each file is a row, as it is encoded."""
+"""Pictures: each file is a row, with its bytes unchanged."""
 
 from __future__ import annotations
 
