@@ -28,6 +28,10 @@ COMPILERS_HEADER = """\
 # Written by `make lock`. What compiles kernels for absent GPUs and TPUs, beside the JAX of requirements.lock, on
 # Linux: XLA's GPU plugin, NVIDIA's assembler, libtpu. `pip install --no-deps --require-hashes -r` takes them.
 """
+# Packages without a wheel: pip builds them, with the setuptools of the lock if there is no network. All others must have
+# wheels, as scripts/setup.sh asks of pip.
+SOURCES = ("jsonpath-rw",)  # mlcroissant needs it
+NO_BINARY = "".join(f"--no-binary {name}\n" for name in SOURCES)
 # Beside the plugin and its runtime, which are of JAX's version.
 COMPILERS = ("nvidia-cuda-nvcc-cu12>=12.8", "libtpu>=0.0.40")
 RUN_GROUPS = ["--group", "build"]
@@ -85,7 +89,7 @@ def main() -> int:
     run = [entry for entry in entries if name_of(entry) in to_run]
     test = [entry for entry in entries if name_of(entry) in to_test - to_run]
     docs = [entry for entry in entries if name_of(entry) not in to_test | to_run]
-    LOCK.write_text(HEADER + "".join([*run, TEST_SECTION, *test, DOCS_SECTION, *docs]))
+    LOCK.write_text(HEADER + "".join([*run, TEST_SECTION, NO_BINARY, *test, DOCS_SECTION, *docs]))
     print(
         f"{LOCK.name}: {len(run)} packages to run aifx, {len(test)} more to test it, {len(docs)} more for its docs",
         file=sys.stderr,
@@ -112,6 +116,7 @@ def compilers_for(entries: list[str], upgrade: bool) -> list[str]:
 def compile_lock(arguments: list[str], output: Path, source: Path = ROOT / "pyproject.toml") -> list[str]:
     """The entries of one resolution, each with its hashes."""
     command = ["uv", "pip", "compile", str(source), "--universal", "--python-version", "3.11", "--quiet"]
+    command += ["--only-binary", ":all:", *NO_BINARY.split()]
     command += ["--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
     subprocess.run(
         [*command, *arguments, "--output-file", str(output)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
