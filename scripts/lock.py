@@ -28,8 +28,8 @@ COMPILERS_HEADER = """\
 # Written by `make lock`. What compiles kernels for absent GPUs and TPUs, beside the JAX of requirements.lock, on
 # Linux: XLA's GPU plugin, NVIDIA's assembler, libtpu. `pip install --no-deps --require-hashes -r` takes them.
 """
-# Packages without a wheel: pip builds them, with the setuptools of the lock if there is no network. All others must have
-# wheels, as scripts/setup.sh asks of pip.
+# Packages without a wheel: pip builds them, with the setuptools of the lock if there is no network. All others must
+# have wheels, since scripts/setup.sh takes nothing else.
 SOURCES = ("jsonpath-rw",)  # mlcroissant needs it
 NO_BINARY = "".join(f"--no-binary {name}\n" for name in SOURCES)
 # Beside the plugin and its runtime, which are of JAX's version.
