@@ -52,6 +52,8 @@ def command_types() -> dict[str, Any]:
     from aifx.curation.difference import VersionDifference
     from aifx.curation.erasure import Erasure
     from aifx.curation.history import Lineage
+    from aifx.curation.labels.agreement import Agreement
+    from aifx.curation.labels.files import ExportedLabels, ImportedLabels
     from aifx.curation.pii.reports import PiiReport
     from aifx.curation.reports import MadeVersion, Verification, VersionList, VersionProfile
     from aifx.curation.row_history import Explanation
@@ -120,6 +122,9 @@ def command_types() -> dict[str, Any]:
         "data-why": Explanation,
         "data-query": query.QueryResult | query.QueryFile,
         "data-erase": Erasure,
+        "data-label-export": ExportedLabels,
+        "data-label-import": ImportedLabels,
+        "data-label-agreement": Agreement,
         "data-report": DatasetReport,
         "config-show": config.ShownConfig,
         "config-check": config.CheckedConfig,

@@ -48,5 +48,5 @@ def schema_of(arguments: Sequence[str]) -> str | None:
         return None
     if "--version" in arguments:
         return "commands/version"
-    names = ("-".join(words[:2]), *words[:1])
+    names = ("-".join(words[:3]), "-".join(words[:2]), *words[:1])
     return next((f"commands/{name}" for name in names if (FOLDER / "commands" / f"{name}.json").is_file()), "failure")

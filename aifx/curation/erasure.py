@@ -139,7 +139,7 @@ def erase(catalog: Catalog, plan: Erasure, step: Erase, limits: Limits) -> Erasu
         made = execute(step, name, catalog, limits).version.reference
     if plan.purged:
         folder = steps_folder(name, catalog)
-        with holding(folder, name):
+        with holding(folder, f"data set {name}"):
             removed = [manifest for one in plan.purged if (manifest := find_manifest(catalog, one)) is not None]
             record_removal(catalog, removed)
             for manifest in removed:

@@ -119,7 +119,7 @@ def execute(
         check_own_rows(parent.manifest, f"aifx data {step.name}")
     key = step_key(step)
     work = work_folder(step, name, catalog)
-    with holding(work.parent, name):
+    with holding(work.parent, f"data set {name}"):
         found = _find_version(step, name, catalog)
         if found is None:
             work.mkdir(parents=True, exist_ok=True)
@@ -319,8 +319,8 @@ def _manifest(step: Step, name: str, results: list[TaskResult], facts: Mapping[s
 
 
 @contextmanager
-def holding(folder: Path, name: str) -> Iterator[None]:
-    """Hold the data set. Raises DatasetBusy if another process does."""
+def holding(folder: Path, what: str, purpose: str = "makes a version of it") -> Iterator[None]:
+    """Hold a folder, such as that of a data set. Raises DatasetBusy if another process does."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -329,10 +329,8 @@ def holding(folder: Path, name: str) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(handle, 100).decode(errors="replace").strip()
-            why = f"process {holder} makes a version of it" if holder else "another process makes a version of it"
-            raise DatasetBusy(
-                f"data set {name} is in use", why, "run the same command again when it has ended"
-            ) from None
+            why = f"process {holder} {purpose}" if holder else f"another process {purpose}"
+            raise DatasetBusy(f"{what} is in use", why, "run the same command again when it has ended") from None
         os.ftruncate(handle, 0)
         os.write(handle, f"{os.getpid()}\n".encode())
         yield

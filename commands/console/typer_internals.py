@@ -178,8 +178,7 @@ def _make_command(name: str, target: Any, default: str) -> Any:
     """A command from a function or a `typer.Typer`, with our help and errors; `default` is that of a group."""
     host = typer.Typer(cls=Group, rich_markup_mode=None, add_completion=False)
     if isinstance(target, typer.Typer):
-        for command in target.registered_commands:
-            command.cls = Command
+        _style(target)
         host.add_typer(target, name=name, cls=Group)
     else:
         host.command(name, cls=Command)(target)
@@ -187,6 +186,16 @@ def _make_command(name: str, target: Any, default: str) -> Any:
     if isinstance(made, Group):
         made.default = default
     return made
+
+
+def _style(group: typer.Typer) -> None:
+    """Give the commands below a group our help and errors."""
+    for command in group.registered_commands:
+        command.cls = Command
+    for below in group.registered_groups:
+        below.cls = Group
+        if below.typer_instance is not None:
+            _style(below.typer_instance)
 
 
 def invoke(app: typer.Typer, args: list[str], *, is_colored: bool) -> int:

@@ -12,6 +12,7 @@ from aifx.commands.console.completion import complete_run
 from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
+from aifx.commands.data import label
 from aifx.commands.data.add import add
 from aifx.commands.data.clean import clean
 from aifx.commands.data.decontaminate import decontaminate
@@ -45,6 +46,7 @@ app = typer.Typer(
         aifx data dedupe corpus        drop copies, and near duplicates with --near
         aifx data split corpus         send rows to training, validation and test
         aifx data decontaminate corpus find rows that a test contains
+        aifx data label export reviews labels.json
         aifx data show                 print training rows as the model sees them
         aifx data show --step 120      print rows of the batch of a step
     """
@@ -192,4 +194,5 @@ app.command()(why)
 app.command()(query)
 app.command()(report)
 app.command()(erase)
+app.add_typer(label.app, name="label")
 app.command("run-tasks", hidden=True)(run_tasks)

@@ -107,7 +107,7 @@ def test_a_rejected_version_is_not_the_latest(catalog: Catalog) -> None:
 def test_one_process_at_a_time(catalog: Catalog) -> None:
     assert catalog.local is not None
     with (
-        execution.holding(catalog.local / "pets", "pets"),
+        execution.holding(catalog.local / "pets", "data set pets"),
         pytest.raises(DatasetBusy, match=f"process {os.getpid()} makes"),
     ):
         execute(Rows((), TEXTS), "pets", catalog, LIMITS)

@@ -1,0 +1,119 @@
+"""How far labellers agree: Krippendorff's alpha, and the rows on which they differ.
+
+Klaus Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), https://repository.upenn.edu/asc_papers/43.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+
+@dataclass(frozen=True)
+class LabellerPair:
+    """Two labellers, and the share of the rows that both labelled on which their labels are the same."""
+
+    labellers: tuple[str, str]
+    rows: int
+    same: float
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A row with different labels, and who gave each."""
+
+    row: str
+    labels: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The document of `aifx data label agreement --json`.
+
+    Attributes:
+        alpha: Krippendorff's alpha for names without an order: 1 for perfect agreement, 0 for what chance would
+            give. None if no row has two labels, or all labels are the same.
+        rows: that have a label.
+        shared: rows that have labels of two labellers or more; only these count.
+        labels: number of labels of all rows, by labeller.
+        different: rows of `shared` whose labels differ.
+        min_agreement: the bound of alpha; None if there is none.
+        accepted: whether alpha is known and at least the bound.
+    """
+
+    reference: str
+    column: str
+    alpha: float | None
+    rows: int
+    shared: int
+    labels: Mapping[str, int]
+    pairs: tuple[LabellerPair, ...]
+    different: int
+    disagreements: tuple[Disagreement, ...]
+    min_agreement: float | None
+    accepted: bool
+
+
+MOST_DISAGREEMENTS = 1000
+
+
+def agreement_of(
+    reference: str, column: str, labels: Mapping[str, Mapping[str, str]], min_agreement: float | None
+) -> Agreement:
+    """The agreement of label by labeller, by row."""
+    shared = {row: of_row for row, of_row in labels.items() if len(of_row) > 1}
+    different = {row: of_row for row, of_row in shared.items() if len(set(of_row.values())) > 1}
+    counts: dict[str, int] = {}
+    pairs: dict[tuple[str, str], list[bool]] = {}
+    for of_row in labels.values():
+        for labeller in of_row:
+            counts[labeller] = counts.get(labeller, 0) + 1
+        for one, two in combinations(sorted(of_row), 2):
+            pairs.setdefault((one, two), []).append(of_row[one] == of_row[two])
+    alpha = krippendorff_alpha([list(of_row.values()) for of_row in shared.values()])
+    return Agreement(
+        reference=reference,
+        column=column,
+        alpha=alpha,
+        rows=len(labels),
+        shared=len(shared),
+        labels=dict(sorted(counts.items())),
+        pairs=tuple(LabellerPair(two, len(same), sum(same) / len(same)) for two, same in sorted(pairs.items())),
+        different=len(different),
+        disagreements=tuple(
+            Disagreement(row, by_label(of_row)) for row, of_row in list(different.items())[:MOST_DISAGREEMENTS]
+        ),
+        min_agreement=min_agreement,
+        accepted=min_agreement is None or (alpha is not None and alpha >= min_agreement),
+    )
+
+
+def by_label(of_row: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """The labellers of each label of a row, the most frequent label first."""
+    found: dict[str, tuple[str, ...]] = {}
+    for labeller, label in sorted(of_row.items()):
+        found[label] = (*found.get(label, ()), labeller)
+    return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
+
+
+def krippendorff_alpha(units: Sequence[Sequence[str]]) -> float | None:
+    """Krippendorff's alpha for labels without an order (nominal data).
+
+    Args:
+        units: the labels of each row, in any order; missing ones are left out.
+
+    None if it is not defined: no row has two labels, or all labels are the same.
+    """
+    counts = [Counter(unit) for unit in units if len(unit) > 1]
+    totals: Counter[str] = Counter()
+    for unit in counts:
+        totals.update(unit)
+    total = totals.total()
+    if len(totals) < 2:
+        return None
+    # Each ordered pair of labels within a row of m labels weighs 1 / (m - 1), so that a row weighs m in all.
+    same = sum(sum(n * (n - 1) for n in unit.values()) / (unit.total() - 1) for unit in counts)
+    same_by_chance = sum(n * (n - 1) for n in totals.values()) / (total - 1)
+    return 1 - (total - same) / (total - same_by_chance)

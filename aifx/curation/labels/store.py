@@ -1,0 +1,196 @@
+"""The labels of a data set: one file of JSON lines for each labelled column, which only grows.
+
+    datasets/<name>/labels/<column>.jsonl
+
+A line is one action of a labeller on a row. The last line of a row and labeller counts. Row ids are the same in all
+versions of a data set, so its labels belong to all of them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+from aifx.core.errors import DataError, UsageError
+from aifx.core.files import RECORDS_LIMIT, read_file
+from aifx.core.json_files import JsonLines, sync_directory
+from aifx.core.json_values import plain
+from aifx.core.parsing import parse_json
+from aifx.curation.execution import holding
+from aifx.data.versions import DATASET_NAME, RESERVED, Catalog
+
+FOLDER = "labels"
+DEFAULT_COLUMN = "label"
+
+Action: TypeAlias = Literal["label", "skip", "undo"]
+LabelKind: TypeAlias = Literal["text", "images", "table", "pairs"]
+
+MOST_CHARACTERS = 200
+"""Of a label, of a labeller's name and of a line's id."""
+
+MOST_NOTE = 2000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line: what a labeller did to a row.
+
+    Attributes:
+        id: chosen by whoever sends the line; a second line with it is ignored.
+        action: "undo" takes back what the labeller did to the row before.
+        label: None unless `action` is "label".
+        time: in UTC, such as "2026-11-28T06:30:00.123Z".
+        kind: of what was shown.
+        version: that was shown, as "name@version".
+    """
+
+    id: str
+    row: str
+    action: Action
+    label: str | None
+    labeller: str
+    time: str
+    kind: LabelKind
+    version: str
+    note: str = ""
+
+    def check(self) -> None:
+        """Raise ValueError for a line that the file may not have."""
+        if fault := next(_faults(self), None):
+            raise ValueError(fault)
+
+
+def _faults(entry: Entry) -> Iterator[str]:
+    for name in ("id", "row", "labeller", "time", "version"):
+        if not isinstance(getattr(entry, name), str) or not getattr(entry, name):
+            yield f"{name} is a text that is not empty"
+    for name in ("id", "label", "labeller"):
+        value = getattr(entry, name) or ""
+        if not isinstance(value, str) or len(value) > MOST_CHARACTERS or not value.isprintable():
+            yield f"{name} has at most {MOST_CHARACTERS} characters, all printable"
+    if entry.action not in get_args(Action) or entry.kind not in get_args(LabelKind):
+        yield f"unknown action {entry.action!r} or kind {entry.kind!r}"
+    if (entry.action == "label") != bool(entry.label):
+        yield 'label is given with the action "label" alone'
+    if not isinstance(entry.note, str) or len(entry.note) > MOST_NOTE:
+        yield f"note has at most {MOST_NOTE:,} characters"
+
+
+def now() -> str:
+    """The time of a line."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class LabelState:
+    """What counts of a sequence of entries: the last of each row and labeller, unless it was taken back."""
+
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        self.ids: set[str] = set()
+        self.by_row: defaultdict[str, dict[str, Entry]] = defaultdict(dict)
+        for entry in entries:
+            self.add(entry)
+
+    def add(self, entry: Entry) -> None:
+        self.ids.add(entry.id)
+        of_row = self.by_row[entry.row]
+        of_row.pop(entry.labeller, None)  # so that the latest is last
+        if entry.action != "undo":
+            of_row[entry.labeller] = entry
+        if not of_row:
+            del self.by_row[entry.row]
+
+    def entries(self) -> list[Entry]:
+        """Labels and skips that count, by row."""
+        return [entry for of_row in self.by_row.values() for entry in of_row.values()]
+
+    def labels(self) -> dict[str, dict[str, str]]:
+        """Label by labeller, by row."""
+        found = {
+            row: {labeller: entry.label for labeller, entry in of_row.items() if entry.label is not None}
+            for row, of_row in self.by_row.items()
+        }
+        return {row: labels for row, labels in found.items() if labels}
+
+
+def label_file(catalog: Catalog, name: str, column: str) -> Path:
+    """The file of a column's labels. Raises UsageError for a remote root and a name that no column can have."""
+    if not DATASET_NAME.fullmatch(column) or column in RESERVED:
+        why = "a column's name is letters, digits, '.', '_' and '-', and begins with a letter or digit"
+        raise UsageError(f"--column {column!r} cannot name a column of labels", why, f"--column {DEFAULT_COLUMN}")
+    if catalog.local is None:
+        why = f"each label is appended to a file, and nothing can be appended in {catalog.store.url}"
+        raise UsageError("labels need data sets in a folder of this machine", why, "--root FOLDER")
+    return catalog.local / name / FOLDER / f"{column}.jsonl"
+
+
+def read_entries(path: Path, size: int | None = None) -> list[Entry]:
+    """The lines of a file, or of its first `size` bytes; none if there is no file. A last line without end is ignored.
+
+    Raises DataError for a line that is no entry.
+    """
+    try:
+        data = read_file(path, limit=RECORDS_LIMIT)[:size]
+    except FileNotFoundError:
+        return []
+    lines = data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]
+    try:
+        records = parse_json(b"[%s]" % b",".join(lines))  # much faster than one by one
+    except ValueError:
+        records = []
+    is_whole = len(records) == len(lines)
+    entries = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record: Any = records[number - 1] if is_whole else parse_json(line)
+            entry = Entry(**record)
+            if (entry.action == "label") != (entry.label is not None) or type(entry.row) is not str:
+                entry.check()
+            entries.append(entry)
+        except (TypeError, ValueError) as e:
+            what = f"{path}:{number} is not a line of labels"
+            raise DataError(what, str(e), "restore the file from a copy, or remove this line") from None
+    return entries
+
+
+class LabelLog:
+    """The file of a column's labels, open for appending. From one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._lines = JsonLines(path)  # cuts what a killed process left of a line
+        sync_directory(path.parent)
+        self.state = LabelState(read_entries(path))
+
+    def append(self, entries: Sequence[Entry]) -> int:
+        """Add entries whose ids are new. When it returns, they survive a loss of power. Returns how many are new.
+
+        Raises ValueError for an entry that is none, EnvironmentFault if the disk refuses one; those before it count.
+        """
+        count = 0
+        for entry in entries:
+            if entry.id not in self.state.ids:
+                entry.check()
+                self._lines.append(plain(entry))
+                self.state.add(entry)
+                count += 1
+        self._lines.sync()
+        return count
+
+    def close(self) -> None:
+        self._lines.close()
+
+
+@contextmanager
+def open_log(catalog: Catalog, name: str, column: str) -> Iterator[LabelLog]:
+    """The log of a column, which no other process writes meanwhile. Raises DatasetBusy, UsageError, DataError."""
+    path = label_file(catalog, name, column)
+    with holding(path.parent, f"the label file of {name}", "writes it"):
+        log = LabelLog(path)
+        try:
+            yield log
+        finally:
+            log.close()

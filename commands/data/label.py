@@ -1,0 +1,199 @@
+"""`aifx data label`: give rows labels, and bring labels in and out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from aifx.commands.console.options import JsonOption
+from aifx.commands.console.output import Output
+from aifx.commands.console.terminal import terminal
+from aifx.commands.data.options import DatasetArgument, RootOption, find_catalog
+from aifx.core.errors import ExitCode
+
+if TYPE_CHECKING:
+    from aifx.curation.labels.agreement import Agreement
+    from aifx.curation.labels.contents import Shown
+    from aifx.data.versions import Catalog, Version
+
+app = typer.Typer(
+    help="""Label rows of a data set on a page in a browser, and use the labels.
+
+    Examples:
+        aifx data label import reviews tasks.json
+        aifx data label export reviews labels.json
+        aifx data label agreement reviews --min-agreement 0.8
+
+    Labels are kept beside the versions of the data set. A line that was written is never changed.
+    """
+)
+
+ColumnOption = Annotated[
+    str, typer.Option("--column", metavar="NAME", help="Column that the labels are for. Each has its own labels.")
+]
+
+PairOption = Annotated[
+    str | None,
+    typer.Option("--pair", metavar="A,B", help="Columns with two texts, of which labellers choose the better one."),
+]
+
+FileFormatOption = Annotated[
+    Literal["label-studio", "jsonl", "csv"] | None,
+    typer.Option(
+        "--format",
+        metavar="label-studio|jsonl|csv",
+        help="Format of FILE. By default that of its name: .json is Label Studio's.",
+    ),
+]
+
+SHOWN_DISAGREEMENTS = 10
+
+
+def open_shown(name: str, root: str | None, column: str, pair: str | None) -> tuple[Catalog, Version, Shown]:
+    """The catalog, the version and what is shown of it. Raises UsageError, DataError."""
+    from aifx.curation.labels.contents import shown_of
+
+    catalog, _ = find_catalog(root)
+    version = catalog.open(name)
+    return catalog, version, shown_of(version, column, pair)
+
+
+@app.command("export")
+def export(
+    name: DatasetArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write.")],
+    format: FileFormatOption = None,
+    column: ColumnOption = "label",
+    pair: PairOption = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write labels to a file: JSON for Label Studio with the rows' content, or JSON Lines or CSV with their ids.
+
+    Examples:
+        aifx data label export reviews labels.json
+        aifx data label export reviews labels.csv
+        aifx data label export answers pairs.json --pair first,second
+
+    The latest label of each labeller is written.
+    """
+    with terminal(json) as out:
+        from aifx.curation.labels.files import export_labels, format_of
+        from aifx.curation.labels.label_studio import labeling_config
+        from aifx.curation.labels.store import LabelState, label_file, read_entries
+
+        written_as = format_of(file, format)
+        catalog, version, shown = open_shown(name, root, column, pair)
+        state = LabelState(read_entries(label_file(catalog, version.manifest.name, column)))
+        found = export_labels(version, shown, column, state, file, written_as)
+        out.document(found)
+        out.print(f"{found.labels:,} labels of {found.rows:,} rows in {file}")
+        if found.absent:
+            out.log(f"{found.absent:,} labels are of rows that {found.reference} does not have, and were left out")
+        if written_as == "label-studio" and found.labels:
+            values = sorted({label for of_row in state.labels().values() for label in of_row.values()})
+            out.log(f"a project that imports it needs this configuration: {labeling_config(shown, column, values)}")
+
+
+@app.command("import")
+def import_(
+    name: DatasetArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File with labels.")],
+    format: FileFormatOption = None,
+    labeller: Annotated[
+        str, typer.Option("--labeller", metavar="NAME", help="Labeller of labels for which FILE names none.")
+    ] = "import",
+    predictions: Annotated[
+        bool,
+        typer.Option("--predictions", help="Also import the predictions of tasks, as labels by their models."),
+    ] = False,
+    column: ColumnOption = "label",
+    pair: PairOption = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Add labels from a file: JSON of Label Studio, or JSON Lines or CSV with the fields row and label.
+
+    Examples:
+        aifx data label import reviews project-1.json
+        aifx data label import reviews labels.jsonl --labeller ann
+        aifx data label import answers pairs.json --pair first,second
+
+    Tasks of Label Studio are found by the id of their row, otherwise by their content. To import the same file again
+    changes nothing.
+    """
+    with terminal(json) as out:
+        from aifx.curation.labels.files import format_of, import_labels, read_labels
+        from aifx.curation.labels.store import open_log
+
+        read_as = format_of(file, format)
+        catalog, version, shown = open_shown(name, root, column, pair)
+        with open_log(catalog, version.manifest.name, column) as log:
+            labels = read_labels(file, read_as, shown, column, predictions=predictions)
+            found = import_labels(log, version, shown, column, labels, labeller)
+        out.document(found)
+        known = f", {found.known:,} were there already" if found.known else ""
+        out.print(f"{found.added:,} labels added to column {column} of {version.manifest.name}{known}")
+        for reason, count in found.unused.items():
+            out.log(f"{count:,} not used: {reason}")
+        if found.examples:
+            out.log(f"such as {found.examples[0]}")
+
+
+@app.command("agreement")
+def agreement(
+    name: DatasetArgument,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option("--min-agreement", metavar="ALPHA", max=1.0, help="Exit 1 if alpha is below this bound."),
+    ] = None,
+    column: ColumnOption = "label",
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure how far labellers agree: Krippendorff's alpha, and the rows on which they differ.
+
+    Examples:
+        aifx data label agreement reviews
+        aifx data label agreement reviews --min-agreement 0.8
+
+    Alpha is 1 if all agree and 0 if they agree as often as chance would. It counts rows with labels of two labellers
+    or more.
+    """
+    with terminal(json) as out:
+        from aifx.curation.labels.agreement import agreement_of
+        from aifx.curation.labels.store import LabelState, label_file, read_entries
+
+        catalog, _ = find_catalog(root)
+        reference = "@".join(catalog.find(name))
+        labels = LabelState(read_entries(label_file(catalog, reference.partition("@")[0], column))).labels()
+        found = agreement_of(reference, column, labels, min_agreement)
+        out.document(found)
+        _print_agreement(out, found)
+    if not found.accepted:
+        raise typer.Exit(ExitCode.VERDICT)
+
+
+def _print_agreement(out: Output, found: Agreement) -> None:
+    name = found.reference.partition("@")[0]
+    if not found.rows:
+        out.log(f"column {found.column} of {name} has no labels yet: aifx data label serve {name}")
+    elif not found.shared:
+        out.log("no row has labels of two labellers: aifx data label serve --overlap 2")
+    elif found.alpha is None:
+        out.log("all labels are the same, so that alpha is not defined")
+    alpha = "not defined" if found.alpha is None else f"{found.alpha:.3f}"
+    bound = f", {'below' if not found.accepted else 'at least'} {found.min_agreement:g}" if found.min_agreement else ""
+    out.print(f"alpha {alpha}{bound}: {found.shared:,} of {found.rows:,} rows have labels of two labellers or more")
+    if found.pairs:
+        rows = [(*one.labellers, f"{one.rows:,}", f"{one.same:.1%}") for one in found.pairs]
+        out.table(["labeller", "labeller", "rows", "same"], rows, right=["rows", "same"])
+    if found.different:
+        out.print("")
+        shown = found.disagreements[:SHOWN_DISAGREEMENTS]
+        texts = ["; ".join(f"{label}: {', '.join(who)}" for label, who in one.labels.items()) for one in shown]
+        out.table(["row", "labels"], [(one.row, text) for one, text in zip(shown, texts, strict=True)])
+        if found.different > len(shown):
+            out.print(f"and {found.different - len(shown):,} more rows")
