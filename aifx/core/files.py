@@ -144,17 +144,20 @@ def replacing(path: Path, *, below: Path | None = None) -> Iterator[IO[bytes]]:
     with _folder_of(path, below) as folder:
         with naming(path):
             handle, temporary = _create_locked(folder, path.name)
+        file = open(handle, "wb")  # noqa: SIM115  # closing it after a failed write fails again, without a name
         try:
-            with open(handle, "wb") as file:
-                yield file
-                with naming(path):
-                    file.flush()
-                    os.fsync(handle)
-                    try:
-                        os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-                    except IsADirectoryError as e:
-                        raise _not_regular(path, stat.S_IFDIR) from e
+            yield file
+            with naming(path):
+                file.flush()
+                os.fsync(handle)
+                try:
+                    os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+                except IsADirectoryError as e:
+                    raise _not_regular(path, stat.S_IFDIR) from e
+                file.close()
         except BaseException:
+            with suppress(OSError):
+                file.close()
             with suppress(OSError):
                 os.unlink(temporary, dir_fd=folder)
             raise

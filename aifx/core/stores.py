@@ -38,11 +38,11 @@ class Store:
         return Store(f"{self.url}/{name}", self.fs, f"{self.path}/{name}")
 
     def read(self, name: str) -> bytes | None:
-        """The content of a small file; None if there is none."""
+        """The content of a small file; None if there is none, or a folder of that name."""
         with _naming(f"read {self.url}/{name}"):
             try:
                 data: bytes = self.fs.cat_file(f"{self.path}/{name}")
-            except FileNotFoundError:
+            except (FileNotFoundError, IsADirectoryError):
                 return None
             return data
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from aifx.core.files import replacing
+from aifx.core.os_errors import naming
 from aifx.data.parquet import open_parquet
 from aifx.data.versions import ROW, ShardFile
 
@@ -47,15 +48,16 @@ def write_shard(path: Path, name: str, rows: Table) -> ShardFile:
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as file:
         hashing = _Hashing(file)
-        parquet.write_table(
-            rows.replace_schema_metadata(None),
-            hashing,
-            compression={name: "none" if name in BULK else COMPRESSION for name in rows.column_names},
-            use_dictionary=[name for name in rows.column_names if name not in (*BULK, ROW)],
-            row_group_size=ROW_GROUP_ROWS,
-            write_statistics=[ROW] if ROW in rows.column_names else False,
-            store_schema=False,
-        )
+        with naming(target):
+            parquet.write_table(
+                rows.replace_schema_metadata(None),
+                hashing,
+                compression={name: "none" if name in BULK else COMPRESSION for name in rows.column_names},
+                use_dictionary=[name for name in rows.column_names if name not in (*BULK, ROW)],
+                row_group_size=ROW_GROUP_ROWS,
+                write_statistics=[ROW] if ROW in rows.column_names else False,
+                store_schema=False,
+            )
     return ShardFile(name, hashing.digest.hexdigest(), len(rows), hashing.bytes)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from aifx.core.errors import AifxError, DataError, EnvironmentFault, UsageError
-from aifx.core.os_errors import first_line
+from aifx.core.os_errors import FULL, first_line, naming
 from aifx.core.progress import Reporter
 from aifx.core.redaction import redact
 from aifx.core.stores import BLOCK_BYTES, open_store
@@ -90,7 +90,8 @@ class SourceFile:
         with _asking(f"read {self.name}"), store.fs.open(store.path, "rb", cache_type="none") as file:
             while block := file.read(BLOCK_BYTES):
                 digest.update(block)
-                target.write(block)
+                with naming(Path(target.name)):
+                    target.write(block)
         return digest.hexdigest()
 
 
@@ -274,6 +275,8 @@ def _asking(what: str) -> Iterator[None]:
     except (AifxError, GeneratorExit):
         raise
     except Exception as e:
+        if isinstance(e, OSError) and e.errno in FULL:
+            raise
         why = redact(f"{type(e).__name__}: {first_line(e)}")
         raise EnvironmentFault(f"could not {what}", why, "run the same command again") from e
 
@@ -283,6 +286,6 @@ def _reading(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        if e.filename is None:
+        if e.filename is None or e.errno in FULL:
             raise
         raise DataError(f"{name} cannot be read", e.strerror or str(e), f"ls -l {name}") from None

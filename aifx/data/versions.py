@@ -215,7 +215,7 @@ class Catalog:
 
     def names(self) -> list[str]:
         """The data sets that have a version."""
-        return sorted(name for name in self.store.folders("") if DATASET_NAME.fullmatch(name) and self.latest(name))
+        return sorted(name for name in self.store.folders("") if _can_name(name) and self.latest(name))
 
     def versions(self, name: str) -> list[str]:
         """The complete versions of a data set, by name."""
@@ -347,10 +347,14 @@ def parse_manifest(data: bytes, name: str, version: str | None = None) -> Manife
 
 def check_dataset_name(name: str) -> str:
     """`name`. Raises UsageError for what is not a plain folder name."""
-    if not DATASET_NAME.fullmatch(name) or name == LATEST:
+    if not _can_name(name):
         why = "a data set's name is letters, digits, '.', '_' and '-', 100 at most, and begins with a letter or digit"
         raise UsageError(f"{name!r} cannot name a data set", why, "aifx data ls")
     return name
+
+
+def _can_name(name: str) -> bool:
+    return bool(DATASET_NAME.fullmatch(name)) and name != LATEST
 
 
 def sha256_of(path: Path, progress: Reporter | None = None) -> str:

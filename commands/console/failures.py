@@ -49,7 +49,7 @@ def is_of_typer(error: BaseException) -> bool:
 def _of_the_machine(error: BaseException) -> AifxError | None:
     number, text = errno_of(error), str(error)
     if number in FULL:
-        hint = f"df -h {_place(error) or '.'}; free some space, then run it again"
+        hint = f"df -h {_folder(error)}; free some space, then run it again"
         return EnvironmentFault("the disk is full", text.splitlines()[0], hint)
     if isinstance(error, MemoryError) or number == errno.ENOMEM or any(words in text for words in _NO_MEMORY):
         return _out_of_memory(first_line(error) if text else "this machine has not enough memory")
@@ -78,6 +78,13 @@ def _out_of_memory(why: str) -> EnvironmentFault:
 def _place(error: BaseException) -> str:
     name = getattr(error, "filename", None)
     return os.fsdecode(name) if isinstance(name, (str, bytes)) else ""
+
+
+def _folder(error: BaseException) -> str:
+    """The folder in which there is no room: of the file that is written, which may be gone, or the current one."""
+    place = os.fsdecode(getattr(error, "filename2", None) or _place(error))
+    path = Path(place or ".")
+    return str(next((folder for folder in (path, *path.parents) if folder.is_dir()), "."))
 
 
 def _bug(error: BaseException) -> AifxError:

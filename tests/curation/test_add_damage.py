@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import random
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +16,15 @@ import pytest
 from adding import add, quarantine_of, rows_of
 from pyarrow import parquet
 
+from aifx.commands.console.failures import as_error
 from aifx.core.errors import DataError
+from aifx.core.files import replacing
 from aifx.core.os_errors import errno_of
+from aifx.curation import shards
 from aifx.curation.readers import parquet as parquet_reader
 from aifx.curation.readers.base import DamagedFile, ReadOptions
-from aifx.curation.shards import read_shard
+from aifx.curation.shards import read_shard, write_shard
+from aifx.data.versions import open_catalog
 
 
 @pytest.mark.parametrize("null", ["null", " \t null", "null null", 'null {"n": 1}'])
@@ -57,6 +63,24 @@ def test_parquet_with_two_columns_of_a_name_is_damage(tmp_path: Path) -> None:
     assert quarantine_of(version)[0]["reason"] == "it has two columns 'text'"
 
 
+@pytest.mark.parametrize(
+    ("lines", "good", "bad"),
+    [
+        (['{"text": "a"}', '{"text": "b"}{"text": "c"}', '{"text": "d"}'], ["a", "d"], [2]),
+        (['{"text": "a"}', " ", '{"text": "b"} {"text": "c"}', '{"text": "d"}'], ["a", "d"], [3]),
+        (['{"text":', '"a"}', '{"text": "b"}{"text": "c"}', '{"text": "d"}'], ["d"], [1, 2, 3]),
+        (['{"text":', '1}{"text": "b"}', '{"text": "d"}'], ["d"], [1, 2]),
+    ],
+)
+def test_a_line_with_two_objects_is_bad(tmp_path: Path, lines: list[str], good: list[str], bad: list[int]) -> None:
+    """Also if there are as many objects as lines."""
+    for line_end in ("\n", "\r\n"):
+        (tmp_path / "a.jsonl").write_text(line_end.join(lines) + line_end, newline="")
+        version = add(tmp_path, "corpus", "a.jsonl").version
+        assert [row["text"] for row in rows_of(version)] == good
+        assert [row["line"] for row in quarantine_of(version)] == bad
+
+
 @pytest.mark.parametrize("suffix", ["txt", "jsonl", "parquet"])
 def test_a_file_name_that_is_not_utf8_is_escaped(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / "files" / os.fsdecode(b"caf\xe9." + suffix.encode())
@@ -84,3 +108,35 @@ def test_an_array_that_does_not_fit_on_the_disk_means_a_full_disk() -> None:
         np.zeros(100_000).tofile(file)
     assert failure.value.errno is None
     assert errno_of(failure.value) == errno.ENOSPC
+
+
+def test_a_full_disk_is_named_by_the_folder_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def on_a_full_disk(path: Path) -> Iterator[IO[bytes]]:
+        with replacing(path) as file:
+            full = os.open("/dev/full", os.O_WRONLY)
+            os.dup2(full, file.fileno())
+            os.close(full)
+            yield file
+
+    monkeypatch.setattr(shards, "replacing", on_a_full_disk)
+    rows = pa.table({"text": ["a"]})
+    with pytest.raises(OSError, match="No space left") as failure:
+        write_shard(tmp_path, "shards/00000.parquet", rows)
+    assert as_error(failure.value).hint.startswith(f"df -h {tmp_path}/shards;")
+    assert list((tmp_path / "shards").iterdir()) == []
+
+
+def test_a_folder_called_latest_is_no_data_set(tmp_path: Path) -> None:
+    made = add_text(tmp_path, "corpus")
+    for odd in ("latest/latest", "other/latest"):
+        (tmp_path / "datasets" / odd).mkdir(parents=True)
+    catalog = open_catalog(str(tmp_path / "datasets"))
+    assert catalog.names() == ["corpus"]
+    assert catalog.latest("other") is None
+    assert catalog.find("corpus") == ("corpus", made)
+
+
+def add_text(folder: Path, name: str) -> str:
+    (folder / "a.txt").write_text("fine")
+    return add(folder, name, "a.txt").version.manifest.version

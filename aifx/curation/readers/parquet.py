@@ -7,9 +7,11 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import DataError
+from aifx.core.os_errors import naming
 from aifx.curation.readers.base import BLOCK_BYTES, Batch, DamagedFile, ReadOptions, batch_of, split_valid
 from aifx.curation.readers.streams import open_bytes
 from aifx.data.parquet import open_parquet
@@ -70,7 +72,8 @@ def _opened(path: str, compression: str, options: ReadOptions) -> Iterator[Any]:
         if compression:
             with open_bytes(path, compression, options) as stream:
                 while data := stream.read(BLOCK_BYTES):
-                    unpacked.write(data)
+                    with naming(Path(tempfile.gettempdir())):
+                        unpacked.write(data)
             unpacked.seek(0)
         try:
             with open_parquet(unpacked if compression else packed, path) as file:
