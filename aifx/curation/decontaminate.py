@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aifx.core.errors import DataError, UsageError
 from aifx.curation.decisions import DECISIONS, DecidedStep, first_rows, without_dropped
 from aifx.curation.overlap import RUN_WORDS, Overlap, Reference, ReferenceTexts, build_index, find_overlaps
 from aifx.curation.step import Limits, Outcome
-from aifx.data.versions import DATASET_NAME, SPLIT, Catalog, Version, open_catalog
+from aifx.data.versions import Version
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -48,7 +47,7 @@ class Decontaminate(DecidedStep):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        against = [[each.name, each.version.manifest.sha256, each.is_held_out] for each in self.references]
+        against = [[each.name, each.digest, each.is_held_out] for each in self.references]
         return {"words": RUN_WORDS, "against": against}
 
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
@@ -108,74 +107,3 @@ def find_contamination(
         dict(sorted(counts.items())),
         tuple(overlaps[:most]),
     )
-
-
-def open_references(
-    against: Sequence[str],
-    files: Sequence[str],
-    version: Version,
-    catalog: Catalog,
-    base: Path,
-    work: Path,
-    text_field: str,
-    limits: Limits,
-) -> tuple[Reference, ...]:
-    """The texts to compare with.
-
-    Args:
-        against: data sets, and files as `aifx data add` takes them. If it is empty, the validation and test rows of
-            the version itself and `files`.
-        files: that hold the validation and test splits of the project.
-        base: the folder to which names of files are relative.
-        work: an empty folder, for the texts of files.
-
-    Raises UsageError if there are none.
-    """
-    names = list(against) or list(files)
-    sets = [
-        name
-        for name in against
-        if DATASET_NAME.fullmatch(name.partition("@")[0]) and catalog.latest(name.partition("@")[0])
-    ]
-    references = [_of_version(catalog.open(name)) for name in sets]
-    if not against and SPLIT in version.manifest.columns:
-        references.append(_of_version(version))
-    if paths := [name for name in names if name not in sets]:
-        references += [_of_file(path, base, work / str(index), text_field, limits) for index, path in enumerate(paths)]
-    if not references:
-        why = "it has no column _split, and data.validation and data.test of aifx.toml name no files"
-        hint = f"aifx data decontaminate {version.manifest.name} --against FILE"
-        raise UsageError(f"there is nothing to compare {version.reference} with", why, hint)
-    for reference in references:
-        if reference.version.manifest.kind != "text":
-            why = f"it holds {reference.version.manifest.kind}"
-            raise UsageError(f"{reference.name} cannot be compared with", why, "--against a file or data set of texts")
-    return tuple(references)
-
-
-def _of_version(version: Version) -> Reference:
-    return Reference(version.reference, version, SPLIT in version.manifest.columns, has_ids=True)
-
-
-def _of_file(path: str, base: Path, work: Path, text_field: str, limits: Limits) -> Reference:
-    """The texts of files, collected as `aifx data add` does. Raises UsageError, DataError."""
-    from aifx.curation.add_plan import plan_add, run_add
-    from aifx.curation.add_reports import BadRows, first_quarantined
-    from aifx.curation.readers.base import ReadOptions
-    from aifx.curation.source_files import list_sources
-
-    catalog = open_catalog(str(work))
-    listing = list_sources([path], base)
-    if not listing.files:
-        raise UsageError(
-            f"{path} cannot be compared with",
-            "aifx has no reader for it",
-            "aifx data add --help lists what can be read",
-        )
-    plan = plan_add(catalog, "reference", listing, ReadOptions("text", text_field), "unknown")
-    version = run_add(plan, "reference", catalog, limits).version
-    if problem := BadRows.of(version.manifest).refusal(0.01, allows_damaged=False):
-        bad = first_quarantined(version, 1)
-        why = f"{bad[0].source}: {bad[0].reason}" if bad else problem
-        raise DataError(f"--against {path} cannot be read as a test", why, "repair the file, or name another")
-    return Reference(path, version, is_held_out=False, has_ids=False)

@@ -99,9 +99,13 @@ def plan_erasure(
 ) -> tuple[Erasure, Erase]:
     """Plan an erasure of the rows that meet a condition in the latest version or in an earlier one.
 
-    Raises UsageError for a version that is not the latest, or a condition that the latest cannot evaluate.
+    Raises UsageError for a version that is not the latest, or a condition that is empty or that the latest cannot
+    evaluate.
     """
     name, version = catalog.find(reference)
+    if not where.strip():
+        hint = f"aifx data erase {name} --where \"_source = 'letters.jsonl'\""
+        raise UsageError("--where is empty", "it is the condition of the rows to erase", hint)
     if version != catalog.latest(name):
         why = "the version without the rows becomes the latest, and would miss what was done since"
         what, hint = f"{name}@{version} is not the latest version of {name}", f"aifx data erase {name} --where SQL"

@@ -23,6 +23,7 @@ from aifx.curation.shards import read_shard
 from aifx.curation.sketches import text_batches
 from aifx.curation.step import Limits
 from aifx.curation.words import I64, U64, Words, find_words, split_words, text_buffer, word_runs
+from aifx.data.base import Split
 from aifx.data.versions import ROW, SOURCE, SPLIT, Version
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 RUN_WORDS = 13
 """Words of a run. GPT-3 compares 13-grams (Brown et al. 2020, appendix C)."""
 
-HELD_OUT = ("validation", "test")
+HELD_OUT: tuple[Split, ...] = ("validation", "test")
 BYTES_PER_RUN = 96
 """Of memory for each run while the index is made."""
 
@@ -43,14 +44,16 @@ class Reference:
     """Texts that training must not contain.
 
     Attributes:
-        name: for messages: a data set, or files.
+        name: for messages and the rules of dropped rows: a data set, or a file, without a path of this machine.
         version: holds the texts; for files, in a temporary catalog.
+        digest: of the texts, wherever their files are.
         is_held_out: only rows whose `_split` is validation or test.
         has_ids: whether `version` is not temporary, so that its `_row` still names a row later.
     """
 
     name: str
     version: Version
+    digest: str
     is_held_out: bool
     has_ids: bool
 

@@ -184,7 +184,7 @@ def _local(argument: str, base: Path) -> Iterator[_Found]:
         if stat.S_ISDIR(found.st_mode):
             yield from _folder(each, base)
         elif stat.S_ISREG(found.st_mode):
-            yield _Found(_name(each, base), each, found.st_size, found.st_mtime_ns, "", is_given)
+            yield _Found(name_of(each, base), each, found.st_size, found.st_mtime_ns, "", is_given)
         elif is_given:
             hint = "copy what it gives to a file"
             raise UsageError(f"{argument} is not a regular file", "it is a pipe, socket or device", hint)
@@ -210,21 +210,22 @@ def _folder(folder: str, base: Path) -> Iterator[_Found]:
             except OSError as e:
                 raise DataError(f"{full} cannot be read", e.strerror or str(e), "remove it, or name files") from None
             if stat.S_ISREG(found.st_mode):
-                yield _Found(_name(full, base), full, found.st_size, found.st_mtime_ns, "", is_given=False)
+                yield _Found(name_of(full, base), full, found.st_size, found.st_mtime_ns, "", is_given=False)
 
 
 def _fail(error: OSError) -> None:
     raise DataError(f"{error.filename} cannot be read", error.strerror or str(error), f"ls -l {error.filename}")
 
 
-def _name(path: str, base: Path) -> str:
+def name_of(path: str, base: Path) -> str:
+    """The name that rows of a file have: its path, relative to `base` if it is below it."""
     name = os.path.relpath(path, base) if Path(path).is_relative_to(base) else path
     return os.fsencode(name).decode(errors="backslashreplace")  # Parquet and JSON hold UTF-8 alone
 
 
 def _remote(url: str) -> Iterator[_Found]:
     store = open_store(url)
-    secret_free = _without_secrets(url)
+    secret_free = without_secrets(url)
     found: dict[str, Any] = {}
     with _asking(f"list {secret_free}"):
         try:
@@ -242,7 +243,7 @@ def _remote(url: str) -> Iterator[_Found]:
     for path, (info, is_given) in sorted(found.items()):
         location = url if is_given else _with_path(url, store.path, path)
         stamp = hashlib.sha256(repr(sorted(_stamp(info).items())).encode()).hexdigest()
-        yield _Found(_without_secrets(location), location, int(info["size"] or 0), 0, stamp, is_given)
+        yield _Found(without_secrets(location), location, int(info["size"] or 0), 0, stamp, is_given)
 
 
 def _stamp(info: dict[str, Any]) -> dict[str, str]:
@@ -261,7 +262,7 @@ def _with_path(url: str, top: str, path: str) -> str:
     return f"{scheme}://{login}{path.lstrip('/') if scheme != 'file' else path}"
 
 
-def _without_secrets(url: str) -> str:
+def without_secrets(url: str) -> str:
     """The URL without login, query and fragment: any of them may be a secret."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

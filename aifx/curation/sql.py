@@ -105,8 +105,8 @@ def open_selection(version: Version, sql: str, memory_bytes: int, *, hides_value
 
     hint = f"aifx data query {version.reference} 'DESCRIBE data'"
     with open_tables({"data": RowTable(version), "rows": RowTable(version)}, memory_bytes) as connection:
-        _check_selection(connection, sql, hint)
         try:
+            _check_selection(connection, sql, hint)
             yield connection.sql(sql)
         except (duckdb.OutOfMemoryException, duckdb.IOException, duckdb.InterruptException):
             raise
@@ -115,17 +115,21 @@ def open_selection(version: Version, sql: str, memory_bytes: int, *, hides_value
 
 
 def _check_selection(connection: Any, sql: str, hint: str) -> None:
-    """Raise UsageError unless `sql` is one statement that only reads."""
+    """Raise UsageError unless `sql` is one statement that only reads; duckdb.Error if it cannot be run."""
     import duckdb
 
-    try:
-        statements = connection.extract_statements(sql)
-    except duckdb.Error as e:
-        raise _sql_error(e, hint) from None
+    statements = connection.extract_statements(sql)
     kinds = [statement.type.name for statement in statements]
-    if kinds not in (["SELECT"], ["EXPLAIN"]):
+    if kinds != ["SELECT"]:
         why = "it is empty" if not kinds else f"it is {', '.join(kind.lower() for kind in kinds)}"
         raise UsageError("the SQL is not one SELECT", why, hint)
+    within = f"SELECT * FROM (\n{statements[0].query.strip().rstrip(';')}\n)"
+    try:  # the WITH clause of a SELECT may write files, but not within another SELECT
+        connection.execute(f"EXPLAIN {within}")
+    except duckdb.BinderException as e:
+        if "must be at the top level" in str(e):
+            raise UsageError("the SQL is not one SELECT", "its WITH clause writes", hint) from None
+        raise
 
 
 def _sql_error(error: Exception, hint: str, *, hides_values: bool = False) -> UsageError:

@@ -15,7 +15,6 @@ from aifx.commands.data.options import DatasetArgument, StepOptions, find_catalo
 from aifx.core.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from aifx.core.project import Project
     from aifx.curation.decontaminate import Contamination
 
 
@@ -29,7 +28,7 @@ def decontaminate(
             "--against",
             metavar="TEST",
             help="Data set or file with texts that must not be in NAME. Can be repeated. By default the validation "
-            "and test rows of NAME, and the files of data.validation and data.test.",
+            "and test rows of NAME, and the validation and test splits of the project.",
         ),
     ] = None,
     drop: Annotated[bool, typer.Option("--drop", help="Make a version without the rows that overlap.")] = False,
@@ -48,8 +47,10 @@ def decontaminate(
     Exits 1 if a row overlaps, unless --drop makes a version without it.
     """
     with terminal(given.json) as out, tempfile.TemporaryDirectory() as folder:
-        from aifx.curation.decontaminate import Decontaminate, find_contamination, open_references
+        from aifx.config import load_config
+        from aifx.curation.decontaminate import Decontaminate, find_contamination
         from aifx.curation.execution import execute
+        from aifx.curation.references import ReferenceFiles, held_out_references, open_references
 
         catalog, project = find_catalog(given.root)
         version = catalog.open(name)
@@ -58,11 +59,12 @@ def decontaminate(
             raise UsageError("decontaminate is for text", why, "aifx data ls")
         limits = given.limits
         runner = given.runner(catalog)
-        base = project.root if project else Path.cwd()
-        files = _held_out_files(project)
-        references = open_references(
-            against or (), files, version, catalog, base, Path(folder, "texts"), text_field, limits
-        )
+        files = ReferenceFiles(project.root if project else Path.cwd(), Path(folder, "texts"), limits)
+        if against:
+            references = open_references(against, catalog, files, text_field)
+        else:
+            section = load_config(project).data if project is not None else None
+            references = held_out_references(version, section, project, files)
         if drop:
             step = Decontaminate((version,), references)
             print_made(out, execute(step, version.manifest.name, catalog, limits, runner))
@@ -74,16 +76,6 @@ def decontaminate(
         _print(out, found)
         if found.overlapping:
             raise SystemExit(ExitCode.VERDICT)
-
-
-def _held_out_files(project: Project | None) -> tuple[str, ...]:
-    """The files that the project's configuration names for validation and test."""
-    if project is None:
-        return ()
-    from aifx.config import load_config
-
-    data = load_config(project).data
-    return tuple(file for split in ("validation", "test") for file in getattr(data, split, ()))
 
 
 def _print(out: Output, found: Contamination) -> None:

@@ -65,7 +65,7 @@ def planted(seed: int, count: int) -> tuple[list[str], list[str]]:
 
 
 def references(version: Version) -> tuple[Reference, ...]:
-    return (Reference("test", version, is_held_out=False, has_ids=True),)
+    return (Reference("test", version, version.manifest.sha256, is_held_out=False, has_ids=True),)
 
 
 @settings(deadline=None, max_examples=15)
@@ -170,6 +170,73 @@ def test_the_files_of_the_project_are_the_default(project: Path) -> None:
     (project / "aifx.toml").write_text('[project]\nname = "p"\n[data]\ntest = ["test*.txt"]\n')
     found = json.loads(aifx(project, "decontaminate", "corpus", "--json").stdout)
     assert [overlap["row"] for overlap in found["overlaps"]] == ["0123456789ab-6"]
+
+
+def compared(project: Path, folder: Path | None = None) -> tuple[dict[str, int], list[str]]:
+    """The number of texts of each reference by its name, and the rows that overlap."""
+    done = aifx(folder or project, "decontaminate", "corpus", "--json")
+    assert done.returncode in (0, 1), done.stderr
+    found = json.loads(done.stdout)
+    return {each["name"]: each["texts"] for each in found["against"]}, [each["row"] for each in found["overlaps"]]
+
+
+def refusal(project: Path) -> str:
+    done = aifx(project, "decontaminate", "corpus")
+    assert (done.returncode, done.stdout) == (2, "")
+    return done.stderr
+
+
+def test_the_held_out_share_of_the_training_files_is_the_default(project: Path) -> None:
+    config = '[project]\nname = "p"\n[data]\ntrain = ["texts/*.jsonl"]\ntext_field = "body"\nsplit = "document"\n'
+    (project / "aifx.toml").write_text(config + "validation_fraction = 0.5\ntest_fraction = 0.4\n")
+    (project / "texts").mkdir()
+    seven = " ".join(f"seven{number}" for number in range(13))
+    lines = [json.dumps({"body": f"{number} {seven if number < 9 else ''}"}) for number in range(20)]
+    (project / "texts" / "a.jsonl").write_text("\n".join(lines))
+    (against, rows), inside = compared(project), project / "texts"
+    assert list(against) == ["validation and test share of data.train"]
+    assert 10 < against["validation and test share of data.train"] < 20
+    assert rows == ["0123456789ab-6"]
+    assert compared(project, inside) == (against, rows)
+    (project / "aifx.toml").write_text(config + "validation_fraction = 0\ntest_fraction = 0\n")
+    assert "no validation or test split of a project is known" in refusal(project)
+    (project / "aifx.toml").write_text(config.replace("texts/*.jsonl", "f.txt"))
+    (project / "f.txt").write_text("text")  # the rows of corpus have this source
+    texts_version(open_catalog(str(project / "datasets")), numbered(some_texts(3, 1)), 9, "corpus")
+    assert "it has the rows of f.txt, of which data.validation_fraction and data.test_fraction hold" in refusal(project)
+
+
+def test_the_held_out_rows_of_the_data_set_to_train_on_are_the_default(project: Path) -> None:
+    def train_on(name: str) -> None:
+        text = f'[project]\nname = "p"\n[data]\ndataset = "{name}"\nvalidation_fraction = 0.5\ntest_fraction = 0.4\n'
+        (project / "aifx.toml").write_text(text)
+
+    catalog = open_catalog(str(project / "datasets"))
+    nine = " ".join(f"nine{number}" for number in range(30))
+    other = texts_version(catalog, numbered([f"{number} {nine}" for number in range(20)]), 12, "other")
+    train_on("other")
+    against, rows = compared(project)
+    assert list(against) == [f"validation and test share of {other.reference}"]
+    assert rows == ["0123456789ab-8"]
+    split = execute(Split((other,), 0.3, 0.3, None), "other", catalog, LIMITS).version
+    assert compared(project) == (
+        {split.reference: sum(split.manifest.facts[one] for one in ("validation", "test"))},
+        rows,
+    )
+    train_on("corpus")
+    assert "data.dataset names it, and training holds out a share of its rows" in refusal(project)
+    assert "hint: aifx data split corpus" in refusal(project)
+
+
+def test_a_version_holds_no_path_of_a_machine(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    parent, versions = open_catalog(str(project / "datasets")).manifest("corpus").reference, set()
+    for _ in range(2):
+        test = tmp_path_factory.mktemp("elsewhere") / "benchmark.txt"
+        test.write_text((project / "test.txt").read_text())
+        done = aifx(project, "decontaminate", parent, "--against", str(test), "--drop", "--json")
+        versions.add(json.loads(done.stdout)["reference"])
+    assert len(versions) == 1
+    assert open_catalog(str(project / "datasets")).manifest("corpus").dropped_by == {"overlaps benchmark.txt": 1}
 
 
 def test_a_damaged_test_is_no_empty_test(project: Path) -> None:

@@ -104,6 +104,7 @@ def test_what_cannot_be_erased(catalog: Catalog, chain: list[Version], tmp_path:
     assert "is not the latest" in failed(chain[0].reference, "true")
     assert "Referenced column" in failed("pets", "nothing = 1")
     assert SECRET not in failed("pets", "text::INT = 1")
+    assert "--where is empty" in failed("pets", " ")
     assert "not one SELECT" in failed("pets", "true); DELETE FROM data WHERE (true")
     found = inprocess.run(["data", "erase", "pets", "--where", "text = 'nothing' -- comment"], tmp_path, {})
     assert (found.returncode, found.stdout) == (0, "no row of pets meets the condition\n")

@@ -33,7 +33,8 @@ def test_rows_of_both_tables(version: Version) -> None:
     assert found.columns == {"text": "VARCHAR", "n": "BIGINT"}
     assert (found.rows, found.is_cut) == ((("a cat", 5), ("a dog", 5)), True)
     assert query_rows(version, "FROM rows SELECT count(*)", 9, MEMORY).rows == ((3,),)
-    assert len(query_rows(version, "DESCRIBE data", 9, MEMORY).rows) == 3
+    for sql, rows in {"DESCRIBE data": 3, "SUMMARIZE data;": 3, "VALUES (1)": 1, "FROM data -- all": 3}.items():
+        assert len(query_rows(version, sql, 9, MEMORY).rows) == rows
     assert query_rows(version, "SELECT 'x'::BLOB FROM data LIMIT 1", 9, MEMORY).rows == (("<1 bytes>",),)
 
 
@@ -46,6 +47,8 @@ def test_rows_of_both_tables(version: Version) -> None:
         "SELECT * FROM read_csv('http://127.0.0.1:9/x.csv')",
         "COPY data TO '{beside}'",
         "COPY (SELECT 1 AS a) TO '{shard}'",
+        "EXPLAIN ANALYZE COPY (SELECT 1 AS a) TO '{shard}' (FORMAT parquet, USE_TMP_FILE false)",
+        "WITH t AS (COPY (SELECT 1 AS a) TO '{shard}' (FORMAT parquet, USE_TMP_FILE false)) SELECT * FROM t",
         "ATTACH '{beside}'",
         "INSTALL httpfs",
         "LOAD httpfs",
@@ -65,7 +68,7 @@ def test_what_is_refused(version: Version, tmp_path: Path, sql: str) -> None:
     beside.write_text("a\n1\n")
     before = version.shards[0].read_bytes()
     with pytest.raises(UsageError, match="the SQL"):
-        query_rows(version, sql.format(beside=beside, shard=version.shards[0]), 9, MEMORY)
+        query_rows(version, sql.format(beside=beside, shard=str(version.shards[0]).replace("'", "''")), 9, MEMORY)
     assert version.shards[0].read_bytes() == before
     assert beside.read_text() == "a\n1\n"
 

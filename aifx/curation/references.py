@@ -1,0 +1,172 @@
+"""The texts that `aifx data decontaminate` compares rows with: those of tests, and by default of a project's splits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from aifx.config.sections import Section
+from aifx.core.errors import DataError, UsageError
+from aifx.core.json_values import encode_json
+from aifx.core.project import Project
+from aifx.curation.add_plan import plan_add, run_add
+from aifx.curation.add_reports import BadRows, first_quarantined
+from aifx.curation.overlap import HELD_OUT, Reference
+from aifx.curation.readers.base import ReadOptions
+from aifx.curation.source_files import list_sources, name_of, without_secrets
+from aifx.curation.step import Limits
+from aifx.data.base import Split
+from aifx.data.corpus import TextCorpus, open_corpus
+from aifx.data.files import find_files
+from aifx.data.sections import TextSection
+from aifx.data.version_corpus import open_versions
+from aifx.data.versions import DATASET_NAME, SPLIT, Catalog, Version, open_catalog
+
+
+@dataclass(frozen=True)
+class ReferenceFiles:
+    """Collects the texts of files as `aifx data add` does.
+
+    Attributes:
+        base: the folder to which names of files are relative.
+        work: an empty folder for the texts.
+    """
+
+    base: Path
+    work: Path
+    limits: Limits
+
+    def read(self, path: str, text_field: str) -> Reference:
+        """The texts of a file, folder, glob or URL. Raises UsageError, DataError."""
+        name = self._name(path)
+        listing = list_sources([path], self.base)
+        if not listing.files:
+            why, hint = "aifx has no reader for it", "aifx data add --help lists what can be read"
+            raise UsageError(f"{name} cannot be compared with", why, hint)
+        self.work.mkdir(exist_ok=True)
+        catalog = open_catalog(str(self.work / str(len(list(self.work.iterdir())))))
+        plan = plan_add(catalog, "reference", listing, ReadOptions("text", text_field), "unknown")
+        version = run_add(plan, "reference", catalog, self.limits).version
+        if problem := BadRows.of(version.manifest).refusal(0.01, allows_damaged=False):
+            bad = first_quarantined(version, 1)
+            why = f"{bad[0].source}: {bad[0].reason}" if bad else problem
+            raise DataError(f"--against {name} cannot be read as a test", why, "repair the file, or name another")
+        contents = sorted([source.sha256, source.reading] for source in version.manifest.sources)
+        digest = hashlib.sha256(encode_json(contents).encode()).hexdigest()
+        return Reference(name, version, digest, is_held_out=False, has_ids=False)
+
+    def held_out(self, corpus: TextCorpus, splits: Sequence[Split], name: str) -> Reference:
+        """The texts of some splits of a corpus."""
+        self.work.mkdir(exist_ok=True)
+        path = self.work / "held-out.jsonl"
+        with open(path, "w", encoding="utf-8") as file:
+            for split, piece in corpus.pieces(whole=True):
+                if split in splits:
+                    file.write(json.dumps({"text": piece.text}) + "\n")
+        return replace(replace(self, base=self.work).read(str(path), "text"), name=name)
+
+    def _name(self, path: str) -> str:
+        """Of a file below the base its path from there, otherwise its last part: the same on every machine."""
+        if "://" in path:
+            return without_secrets(path)
+        name = name_of(os.path.abspath(os.path.expanduser(path)), self.base)
+        return os.path.basename(name) if os.path.isabs(name) else name
+
+
+def open_references(
+    against: Sequence[str], catalog: Catalog, files: ReferenceFiles, text_field: str
+) -> tuple[Reference, ...]:
+    """The texts of data sets, and of files as `aifx data add` takes them.
+
+    Raises UsageError for a data set that holds no text.
+    """
+    references = []
+    for each in against:
+        name = each.partition("@")[0]
+        if DATASET_NAME.fullmatch(name) and catalog.latest(name):
+            references.append(_of_version(catalog.open(each)))
+        else:
+            references.append(files.read(each, text_field))
+    for reference in references:
+        if reference.version.manifest.kind != "text":
+            why = f"it holds {reference.version.manifest.kind}"
+            raise UsageError(f"{reference.name} cannot be compared with", why, "--against a file or data set of texts")
+    return tuple(references)
+
+
+def held_out_references(
+    version: Version, section: Section | None, project: Project | None, files: ReferenceFiles
+) -> tuple[Reference, ...]:
+    """The validation and test texts of the version, if it has a column `_split`, and of the project.
+
+    Args:
+        section: `[data]` of the project's configuration.
+
+    Raises UsageError if there are none, or if training would hold out some of the rows of the version itself.
+    """
+    is_split = SPLIT in version.manifest.columns
+    references = [_of_version(version)] if is_split else []
+    if project is not None and section is not None:
+        if isinstance(section, TextSection) and section.dataset is not None:
+            references += _of_dataset(section.dataset, version, section, project, files)
+        else:
+            field = getattr(section, "text_field", "text")
+            named = [file for split in HELD_OUT for file in getattr(section, split, ())]
+            references += [files.read(str(project.root / file), field) for file in named]
+            if isinstance(section, TextSection) and not is_split:
+                references += _of_training_files(version, section, project, files)
+    if not references:
+        why = f"it has no column {SPLIT}, and no validation or test split of a project is known"
+        raise _nothing_to_compare(version, why, f"aifx data decontaminate {version.manifest.name} --against FILE")
+    return tuple(references)
+
+
+def _of_dataset(
+    reference: str, version: Version, section: TextSection, project: Project, files: ReferenceFiles
+) -> Iterator[Reference]:
+    """The rows that training on `data.dataset` holds out."""
+    for corpus in open_versions(reference, section, project):
+        manifest = corpus.part.manifest
+        if manifest.name == version.manifest.name:
+            if SPLIT not in version.manifest.columns:
+                why = f"data.dataset names it, and training holds out a share of its rows: it has no column {SPLIT}"
+                raise _nothing_to_compare(version, why, f"aifx data split {manifest.name}")
+        elif corpus.division == "column":
+            yield _of_version(corpus.part.version)
+        elif splits := [split for split in HELD_OUT if corpus.has(split)]:
+            yield files.held_out(corpus, splits, f"{' and '.join(splits)} share of {manifest.reference}")
+
+
+def _of_training_files(
+    version: Version, section: TextSection, project: Project, files: ReferenceFiles
+) -> Iterator[Reference]:
+    """The shares of `data.train` that training holds out."""
+    shares = {"validation": section.validation_fraction, "test": section.test_fraction}
+    splits = [split for split in HELD_OUT if shares[split] > 0 and not getattr(section, split)]
+    try:
+        training = find_files(section.train, project, "data.train")
+    except DataError:  # a project that is not trained on files
+        return
+    if not splits:
+        return
+    sources = {source.name for source in version.manifest.sources}
+    if own := [file.name for file in training if file.name in sources]:
+        keys = " and ".join(f"data.{split}_fraction" for split in splits)
+        why = f"it has the rows of {own[0]}, of which {keys} hold out a share"
+        hint = f"aifx data split {version.manifest.name}, and train on it: data.dataset"
+        raise _nothing_to_compare(version, why, hint)
+    name = f"{' and '.join(splits)} share of data.train"
+    yield files.held_out(open_corpus(section, project), splits, name)
+
+
+def _of_version(version: Version) -> Reference:
+    is_split = SPLIT in version.manifest.columns
+    return Reference(version.reference, version, version.manifest.sha256, is_split, has_ids=True)
+
+
+def _nothing_to_compare(version: Version, why: str, hint: str) -> UsageError:
+    return UsageError(f"there is nothing to compare {version.reference} with", why, hint)
