@@ -19,13 +19,13 @@ from aifx.curation.readers.formats import READERS
 from aifx.curation.readers.images import IMAGE, LABEL
 from aifx.curation.readers.text import read_documents
 from aifx.curation.readers.web import check_installed
-from aifx.curation.shards import read_shard
+from aifx.curation.shards import read_parts
 from aifx.curation.source_files import SourceFile
 from aifx.curation.step import Limits, Outcome, Step
 from aifx.data.versions import RESERVED, SOURCE, Kind, Source
 
 if TYPE_CHECKING:
-    from pyarrow import Schema
+    from pyarrow import Schema, Table
 
 TASK_BYTES = 64 << 20
 """Of source files that one task reads, unless one file is larger."""
@@ -107,7 +107,7 @@ class Add(Step):
         first = {"text": [TEXT], "images": [IMAGE, LABEL], "table": []}[self.kind]
         found = pa.schema([(name, pa.binary() if name == IMAGE else pa.string()) for name in first])
         if self.parents and self._kept:
-            parent = read_shard(self._kept[0][0]).schema
+            parent = next(read_parts(self._kept[0][0])).schema
             found = merged(found, pa.schema([each for each in parent if each.name not in RESERVED]), "the rows before")
         columns: dict[str, str] = {}
         for file in self.files:
@@ -142,7 +142,8 @@ class Add(Step):
         collector = Collector(_schema(columns["all"]), self.options, self.license)
         if task < len(self._kept):
             path, _, is_quarantine = self._kept[task]
-            yield self._rows_before(path, is_quarantine, collector)
+            for rows in read_parts(path):
+                yield self._rows_before(rows, is_quarantine, collector)
             return
         for file in self._groups[task - len(self._kept)]:
             collector.begin(file)
@@ -150,10 +151,9 @@ class Add(Step):
             yield from self._read(file, _schema(serialized) if serialized else None, collector)
         yield from collector.flush(is_end=True)
 
-    def _rows_before(self, path: Path, is_quarantine: bool, collector: Collector) -> Outcome:
+    def _rows_before(self, rows: Table, is_quarantine: bool, collector: Collector) -> Outcome:
         from pyarrow import compute as pc
 
-        rows = read_shard(path)
         column = "source" if is_quarantine else SOURCE
         if self._replaced:
             import pyarrow as pa

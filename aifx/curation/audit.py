@@ -16,11 +16,11 @@ from aifx.core.progress import report_progress
 from aifx.curation.decisions import DECISIONS
 from aifx.curation.duplicates import Shards, find_duplicates
 from aifx.curation.near import JOINED
-from aifx.curation.shards import read_shard, write_shard
+from aifx.curation.shards import read_parts, read_shard, write_shard
 from aifx.curation.sketches import SHINGLE_WORDS
 from aifx.curation.step import Limits
 from aifx.curation.words import split_words
-from aifx.data.versions import ROW, Version
+from aifx.data.versions import ROW, ShardFile, Version
 
 LEAST_WORDS = 20
 """Of a row of which a copy is planted: in a shorter one, an edit leaves too little."""
@@ -120,12 +120,13 @@ def _sample(version: Version, count: int, seed: int) -> list[str]:
     chosen: list[tuple[bytes, str]] = []
     with report_progress(f"reading {version.reference}", version.manifest.bytes, "bytes") as progress:
         for path, shard in zip(version.shards, version.manifest.shards, strict=True):
-            rows = read_shard(path, [ROW, "text"])
-            keys = [hashlib.blake2b(f"{seed} {row}".encode(), digest_size=8).digest() for row in rows[ROW].to_pylist()]
-            for place in (place for place, key in enumerate(keys) if key <= limit):
-                text = rows["text"][place].as_py() or ""
-                if len(split_words(text)) >= LEAST_WORDS:
-                    chosen.append((keys[place], text))
+            for rows in read_parts(path, [ROW, "text"]):
+                ids = rows[ROW].to_pylist()
+                keys = [hashlib.blake2b(f"{seed} {row}".encode(), digest_size=8).digest() for row in ids]
+                for place in (place for place, key in enumerate(keys) if key <= limit):
+                    text = rows["text"][place].as_py() or ""
+                    if len(split_words(text)) >= LEAST_WORDS:
+                        chosen.append((keys[place], text))
             progress.advance(shard.bytes)
     return [text for _, text in sorted(chosen)[:count]]
 
@@ -157,12 +158,12 @@ def _detect(
     """Clusters by number of the text, of texts that have duplicates, and the pairs that were joined directly."""
     import pyarrow as pa
 
-    files = []
+    files: list[ShardFile] = []
     for begin in range(0, len(texts), ROWS_PER_SHARD):
         part = texts[begin : begin + ROWS_PER_SHARD]
         ids = [f"planted-{begin + index}" for index in range(len(part))]
         rows = pa.table({ROW: ids, "text": pa.array(part, pa.string())})
-        files.append(write_shard(work, f"{begin:09d}.parquet", rows))
+        files += write_shard(work, f"{begin:09d}", rows)
     shards = Shards(f"copies of {version.reference}", "text", tuple(work / file.name for file in files), tuple(files))
     folder = work / "search"
     (work / "sketches").mkdir()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +27,6 @@ EMPTY = "empty"
 """The rule that drops a text with no character but whitespace."""
 
 NOT_BLANK = r"[^\s\p{Z}]"
-
-BATCH_BYTES = 4 << 20
-"""Of text that is judged at a time: its words take several times as much memory."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +60,9 @@ class Clean(ShardStep):
     def apply(self, rows: Table, work: Path) -> Outcome:
         import pyarrow as pa
 
-        facts = Counter({"rows_changed": 0})
-        kept, dropped = [], [dropped_rows([], [])]
-        for part in _batches(rows):
-            batch = _Batch(part)
-            batch.clean(self)
-            kept.append(batch.rows)
-            dropped += batch.dropped
-            facts.update(batch.facts)
-        return Outcome(pa.concat_tables(kept), pa.concat_tables(dropped), dict(sorted(facts.items())))
+        batch = _Batch(rows)
+        batch.clean(self)
+        return Outcome(batch.rows, pa.concat_tables(batch.dropped), dict(sorted(batch.facts.items())))
 
 
 def check_text(manifest: Manifest) -> None:
@@ -102,8 +93,8 @@ class _Batch:
         import pyarrow.compute as pc
 
         self.rows = rows
-        self.dropped: list[Table] = []
-        self.facts: Counter[str] = Counter()
+        self.dropped: list[Table] = [dropped_rows([], [])]
+        self.facts: Counter[str] = Counter({"rows_changed": 0})
         self._before = pc.fill_null(rows[TEXT].combine_chunks(), "")
         self._texts = Texts(self._before)
 
@@ -178,15 +169,3 @@ class _Batch:
             self.dropped.append(dropped_rows(self.rows[ROW].filter(left_out), [rule] * count))
             self.rows, self._before = self.rows.filter(mask), self._before.filter(mask)
             self._texts = Texts(self._texts.values.filter(mask))
-
-
-def _batches(rows: Table) -> Iterator[Table]:
-    """Rows in parts of about `BATCH_BYTES` of text; one without rows if there are none."""
-    import numpy as np
-    import pyarrow.compute as pc
-
-    sizes = pc.fill_null(pc.binary_length(rows[TEXT]), 0).to_numpy()
-    parts = np.cumsum(sizes, dtype=np.int64) // BATCH_BYTES
-    ends = np.flatnonzero(np.diff(parts)) + 1
-    for begin, end in zip([0, *ends], [*ends, len(rows)], strict=True):
-        yield rows.slice(begin, end - begin)

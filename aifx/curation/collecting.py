@@ -13,7 +13,7 @@ from aifx.curation.readers.fitting import fitted, storable_columns
 from aifx.curation.readers.formats import KINDS, Format
 from aifx.curation.readers.images import LABEL
 from aifx.curation.readers.text import LARGE_BYTES, strings
-from aifx.curation.shards import SHARD_BYTES
+from aifx.curation.shards import PART_BYTES
 from aifx.curation.source_files import SourceFile
 from aifx.curation.step import Outcome
 from aifx.data.versions import RESERVED, ROW, SOURCE, Source
@@ -73,7 +73,7 @@ def merged(schema: Schema, more: Schema, name: str) -> Schema:
 
 
 class Collector:
-    """Gathers rows until they fill a shard."""
+    """Gathers rows until they fill a part."""
 
     def __init__(self, schema: Schema, options: ReadOptions, license_: str) -> None:
         import pyarrow as pa
@@ -172,8 +172,8 @@ class Collector:
         return pa.table(columns, schema=self._schema)
 
     def flush(self, *, is_end: bool = False) -> Iterator[Outcome]:
-        """The shard that is full; at the end, what is left."""
-        if self._bytes < SHARD_BYTES and not is_end:
+        """The rows that fill a part; at the end, what is left."""
+        if self._bytes < PART_BYTES and not is_end:
             return
         import pyarrow as pa
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aifx.curation.shards import dropped_rows, read_shard
+from aifx.curation.shards import dropped_rows, read_parts
 from aifx.curation.step import Limits, Outcome, Step
 from aifx.curation.words import I64
 from aifx.data.versions import ROW
@@ -26,20 +26,22 @@ DECISIONS = "decisions.parquet"
 
 @dataclass(frozen=True)
 class DecidedStep(Step):
-    """A step that makes each shard from one shard of its parent and the decisions about its rows."""
+    """A step that applies decisions to the rows of its parent, a few megabytes of a shard at a time."""
 
     def tasks(self) -> Sequence[tuple[str, int]]:
         return [(shard.name, shard.bytes) for shard in self.parents[0].manifest.shards]
 
     def run(self, task: int, work: Path, limits: Limits) -> Iterator[Outcome]:
-        parent = self.parents[0]
-        rows = read_shard(parent.shards[task])
-        first = int(first_rows(parent.manifest.shards)[task])
-        yield self.apply(rows, read_decisions(work, first, len(rows)))
+        shards = self.parents[0].manifest.shards
+        decisions = read_decisions(work, int(first_rows(shards)[task]), shards[task].rows)
+        first = 0
+        for rows in read_parts(self.parents[0].shards[task]):
+            yield self.apply(rows, decisions_about(decisions, first, len(rows)))
+            first += len(rows)
 
     @abstractmethod
     def apply(self, rows: Table, decisions: Table) -> Outcome:
-        """Sort the rows of a shard into kept and dropped ones. `row` of the decisions counts from the first of them."""
+        """Sort some rows into kept and dropped ones. `row` of the decisions counts from the first of them."""
 
 
 def first_rows(shards: Sequence[ShardFile]) -> I64:
@@ -49,16 +51,24 @@ def first_rows(shards: Sequence[ShardFile]) -> I64:
 
 def read_decisions(work: Path, first: int, rows: int) -> Table:
     """The decisions about `rows` rows from the number `first`; `row` counts from there."""
-    import pyarrow as pa
     from pyarrow import parquet
 
     wanted = [("row", ">=", first), ("row", "<", first + rows)]
-    found = parquet.read_table(work / DECISIONS, filters=wanted, use_threads=False)
-    return found.set_column(0, "row", pa.array(found["row"].to_numpy() - first, pa.int64()))
+    return decisions_about(parquet.read_table(work / DECISIONS, filters=wanted, use_threads=False), first, rows)
+
+
+def decisions_about(decisions: Table, first: int, rows: int) -> Table:
+    """Those about `rows` rows from the number `first`; `row` counts from there."""
+    import pyarrow as pa
+
+    numbers = decisions["row"].to_numpy()
+    begin, end = np.searchsorted(numbers, (first, first + rows))
+    found = decisions.slice(begin, end - begin)
+    return found.set_column(0, "row", pa.array(numbers[begin:end] - first, pa.int64()))
 
 
 def without_dropped(rows: Table, decisions: Table, twin: str) -> Outcome:
-    """The rows of a shard without those for which the decisions have a `rule`.
+    """Some rows without those for which the decisions have a `rule`.
 
     Args:
         twin: the column of the decisions with the twin of a dropped row.

@@ -5,12 +5,15 @@
 3. Rows that share a band are candidates. `near.join_near` verifies each pair with the shingles of both texts.
 4. Pairs join clusters (union-find), so that a cluster may join two rows through a third.
 
-All of it works in a folder, and within the limits of memory: DuckDB spills, and shingles are read from files.
+All of it works in a folder, and within the limits of memory: keys are sorted in parts, DuckDB spills, and shingles are
+read from files.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -18,22 +21,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aifx.core.progress import report_progress
 from aifx.curation.decisions import DECISIONS, first_rows
 from aifx.curation.engine import open_engine
-from aifx.curation.near import Bands, join_near, write_bands
+from aifx.curation.near import Bands, join_near
 from aifx.curation.processes import call_each
-from aifx.curation.shards import read_shard
-from aifx.curation.sketches import make_sketch
+from aifx.curation.shards import read_parts
+from aifx.curation.shared_keys import Keys, write_keys
+from aifx.curation.sketches import sketching
 from aifx.curation.sql import identifier
 from aifx.curation.step import Limits
 from aifx.curation.union_find import Clusters
-from aifx.curation.words import I64, text_buffer
+from aifx.curation.words import I64, U64, text_buffer
 from aifx.data.versions import RESERVED, ROW, Kind, ShardFile, Version
 
 if TYPE_CHECKING:
-    from pyarrow import Table
+    from pyarrow import RecordBatch, Table
+
+DIGESTS, BANDS = "digests", "bands"
 
 
 @dataclass(frozen=True)
@@ -87,56 +94,57 @@ def find_duplicates(shards: Shards, near: float | None, work: Path, sketches: Pa
         sketches: the folder that keeps sketches.
     """
     _read_shards(shards, near, work, sketches, limits)
-    clusters = Clusters(int(first_rows(shards.files)[-1]))
+    firsts = first_rows(shards.files)
+    clusters = Clusters(int(firsts[-1]))
+    _join_copies(Keys(_key_files(work / DIGESTS, shards), firsts), clusters, limits)
+    copies = clusters.labels()
     pairs = wide = 0
-    with open_engine(work, limits.half) as engine:
-        _join_copies(engine, work, clusters)
-        copies = clusters.labels()
-        if near is not None:
-            pairs, wide = join_near(engine, shards.paths, shards.files, near, clusters, work, sketches, limits)
-        return _decide(engine, work, clusters.labels(), copies, pairs, wide)
+    if near is not None:
+        keys = Keys(_key_files(work / BANDS, shards), firsts)
+        pairs, wide = join_near(keys, shards.paths, shards.files, near, clusters, work, sketches, limits)
+    return _decide(shards, work, clusters.labels(), copies, pairs, wide, limits)
+
+
+def _key_files(folder: Path, shards: Shards) -> list[Path]:
+    return [folder / f"{index:05d}.u64" for index in range(len(shards.files))]
 
 
 def _read_shards(shards: Shards, near: float | None, work: Path, sketches: Path, limits: Limits) -> None:
-    for name in ("digests", "bands"):
+    for name in (DIGESTS, BANDS):
         (work / name).mkdir(parents=True)
-    items = list(
-        zip(range(len(shards.paths)), shards.paths, shards.files, first_rows(shards.files).tolist(), strict=False)
-    )
+    digests, band_files = (_key_files(work / name, shards) for name in (DIGESTS, BANDS))
+    items = list(zip(shards.paths, shards.files, digests, band_files, strict=True))
     bands = Bands.at(near) if near is not None else None
     activity = f"{'sketching' if bands else 'reading'} {shards.name}"
     with report_progress(activity, sum(file.bytes for file in shards.files), "bytes") as progress:
-        read = partial(_read_one, shards.kind, bands, work, sketches)
-        for index, _ in call_each(read, items, limits.workers):
+        for index, _ in call_each(partial(_read_one, shards.kind, bands, sketches), items, limits.workers):
             progress.advance(shards.files[index].bytes)
 
 
-def _read_one(
-    kind: Kind, bands: Bands | None, work: Path, sketches: Path, item: tuple[int, Path, ShardFile, int]
-) -> None:
+def _read_one(kind: Kind, bands: Bands | None, sketches: Path, item: tuple[Path, ShardFile, Path, Path]) -> None:
     """Write the digests of a shard's rows and, for near duplicates, the bands of their sketches."""
-    import pyarrow as pa
-    from pyarrow import parquet
+    path, file, digest_path, band_path = item
+    columns = {"text": ["text"], "images": ["image"], "table": None}[kind]
+    with ExitStack() as stack:
+        digest_file = stack.enter_context(open(digest_path, "wb"))
+        if bands is not None:
+            band_file = stack.enter_context(open(band_path, "wb"))
+            sketch = stack.enter_context(sketching(sketches, file))
+        first = 0
+        for rows in read_parts(path, columns):
+            write_keys(digest_file, file.rows, first, row_digests(rows, kind))
+            if bands is not None:
+                write_keys(band_file, file.rows, first, bands.keys(sketch(rows["text"])))
+            first += len(rows)
 
-    index, path, file, first = item
-    rows = read_shard(path, {"text": [ROW, "text"], "images": [ROW, "image"], "table": None}[kind])
-    digests = row_digests(rows, kind)
-    numbers = np.arange(first, first + len(rows), dtype=np.int64)
-    table = pa.table({"row": numbers, ROW: rows[ROW].cast(pa.string()), "a": digests[:, 0], "b": digests[:, 1]})
-    parquet.write_table(table, work / "digests" / f"{index:05d}.parquet", compression="lz4")
-    if bands is not None:
-        write_bands(make_sketch(sketches, path, file), numbers, bands, work / "bands" / f"{index:05d}.parquet")
 
-
-def row_digests(rows: Table, kind: Kind) -> Any:
-    """128 bits of a SHA-256 for each row, [rows, 2]: of its text, of its image's file, or of a table's own columns."""
+def row_digests(rows: Table, kind: Kind) -> list[U64]:
+    """128 bits of a SHA-256 for each row, in two halves: of its text, its image's file, or a table's own columns."""
     column = rows["text" if kind == "text" else "image"] if kind != "table" else _row_texts(rows)
-    parts = []
-    for chunk in column.chunks:
-        data, offsets = text_buffer(chunk)
-        view, ends = memoryview(data), offsets.tolist()
-        parts += [hashlib.sha256(view[begin:end]).digest()[:16] for begin, end in pairwise(ends)]
-    return np.frombuffer(b"".join(parts), np.int64).reshape(-1, 2)
+    data, offsets = text_buffer(column)
+    view, ends = memoryview(data), offsets.tolist()
+    digests = b"".join([hashlib.sha256(view[begin:end]).digest()[:16] for begin, end in pairwise(ends)])
+    return list(np.frombuffer(digests, np.uint64).reshape(-1, 2).T)
 
 
 def _row_texts(rows: Table) -> Any:
@@ -152,34 +160,53 @@ def _row_texts(rows: Table) -> Any:
         return engine.sql(query).to_arrow_table()["text"]
 
 
-def _join_copies(engine: Any, work: Path, clusters: Clusters) -> None:
+def _join_copies(digests: Keys, clusters: Clusters, limits: Limits) -> None:
     """Join the rows that have the same digest."""
-    source = f"read_parquet('{work}/digests/*.parquet')"
-    query = f"""
-        SELECT min(row) OVER (PARTITION BY a, b) AS first, row
-        FROM {source} SEMI JOIN (SELECT a, b FROM {source} GROUP BY a, b HAVING count(*) > 1) USING (a, b)
-    """
-    for batch in engine.sql(query).to_arrow_reader(1 << 20):
-        clusters.join(batch["first"].to_numpy(), batch["row"].to_numpy())
+    for halves, rows, others in digests.shared(0, 1, limits.spare_bytes):
+        is_first = np.ones(len(rows), bool)
+        is_first[1:] = (halves[1:] != halves[:-1]) | (others[1:] != others[:-1])
+        firsts = rows[is_first]
+        clusters.join(firsts[np.cumsum(is_first) - 1], rows)
 
 
-def _decide(engine: Any, work: Path, labels: I64, copies: I64, pairs: int, wide: int) -> DuplicateCounts:
+def _decide(
+    shards: Shards, work: Path, labels: I64, copies: I64, pairs: int, wide: int, limits: Limits
+) -> DuplicateCounts:
     """Write the decisions. Of a cluster, the row with the smallest `_row` is kept: by file, then by number."""
     import pyarrow as pa
 
     sizes = np.bincount(labels, minlength=len(labels)) if len(labels) else np.zeros(0, np.int64)
-    members = np.flatnonzero(sizes[labels] > 1)
-    engine.register("members", pa.table({"row": members, "label": labels[members], "copies": copies[members]}))
+    is_member = sizes[labels] > 1
+    columns = [("row", pa.int64()), (ROW, pa.string()), ("label", pa.int64()), ("copies", pa.int64())]
+    reader = pa.RecordBatchReader.from_batches(pa.schema(columns), _members(shards.paths, is_member, labels, copies))
     order = f"""regexp_replace({ROW}, '-[0-9]+$', ''), length({ROW}), {ROW}"""
-    engine.execute(f"""
-        COPY (
-            SELECT row, first_value({ROW}) OVER (PARTITION BY label ORDER BY {order}) AS cluster,
-                CASE WHEN row_number() OVER (PARTITION BY label ORDER BY {order}) = 1 THEN NULL
-                     WHEN row_number() OVER (PARTITION BY copies ORDER BY {order}) > 1 THEN 'exact'
-                     ELSE 'near' END AS rule
-            FROM read_parquet('{work}/digests/*.parquet') JOIN members USING (row)
-            ORDER BY row
-        ) TO '{work / DECISIONS}' (FORMAT parquet, ROW_GROUP_SIZE 10000)
-    """)
-    counts = dict(engine.execute(f"SELECT rule, count(*) FROM '{work / DECISIONS}' GROUP BY rule").fetchall())
+    with open_engine(work, limits) as engine:
+        engine.register("members", reader)
+        engine.execute(f"""
+            COPY (
+                SELECT row, first_value({ROW}) OVER (PARTITION BY label ORDER BY {order}) AS cluster,
+                    CASE WHEN row_number() OVER (PARTITION BY label ORDER BY {order}) = 1 THEN NULL
+                         WHEN row_number() OVER (PARTITION BY copies ORDER BY {order}) > 1 THEN 'exact'
+                         ELSE 'near' END AS rule
+                FROM members
+                ORDER BY row
+            ) TO '{work / DECISIONS}' (FORMAT parquet, ROW_GROUP_SIZE 10000)
+        """)
+        counts = dict(engine.execute(f"SELECT rule, count(*) FROM '{work / DECISIONS}' GROUP BY rule").fetchall())
     return DuplicateCounts(len(labels), counts.get(None, 0), counts.get("exact", 0), counts.get("near", 0), pairs, wide)
+
+
+def _members(paths: Sequence[Path], is_member: NDArray[np.bool_], labels: I64, copies: I64) -> Iterator[RecordBatch]:
+    """The rows of clusters, with their ids."""
+    import pyarrow as pa
+
+    first = 0
+    for path in paths:
+        for rows in read_parts(path, [ROW]):
+            places = np.flatnonzero(is_member[first : first + len(rows)])
+            numbers = places + first
+            if len(places):
+                ids = rows[ROW].take(pa.array(places)).cast(pa.string()).combine_chunks()
+                found = [pa.array(numbers), ids, pa.array(labels[numbers]), pa.array(copies[numbers])]
+                yield pa.record_batch(found, ["row", ROW, "label", "copies"])
+            first += len(rows)

@@ -35,7 +35,7 @@ def open_engine(folder: Path, limits: Limits) -> Iterator[Any]:
 
     spill = folder / "spill"
     spill.mkdir(parents=True, exist_ok=True)
-    config = duckdb_config(limits.memory_bytes, spill, limits.workers) | {"preserve_insertion_order": False}
+    config = duckdb_config(limits.spare_bytes, spill, limits.workers) | {"preserve_insertion_order": False}
     try:
         with duckdb.connect(":memory:", config=config) as connection, stopped_by_signals(connection):
             yield connection

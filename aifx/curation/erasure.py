@@ -11,6 +11,7 @@ import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import DataError, UsageError
@@ -78,11 +79,16 @@ class Erase(ShardStep):
     def settings(self) -> Mapping[str, Any]:
         return {"rows": len(self.rows), "sha256": hashlib.sha256("\n".join(self.rows).encode()).hexdigest()}
 
-    def apply(self, rows: Table, work: Any) -> Outcome:
+    @cached_property
+    def _ids(self) -> Any:
         import pyarrow as pa
+
+        return pa.array(self.rows, pa.string())
+
+    def apply(self, rows: Table, work: Any) -> Outcome:
         import pyarrow.compute as pc
 
-        is_erased = pc.is_in(rows.column(ROW), value_set=pa.array(self.rows, pa.string()))
+        is_erased = pc.is_in(rows.column(ROW), value_set=self._ids)
         dropped = rows.column(ROW).filter(is_erased)
         return Outcome(rows.filter(pc.invert(is_erased)), dropped_rows(dropped, [RULE] * len(dropped)))
 

@@ -36,9 +36,9 @@ from aifx.core.project import cache_path
 from aifx.core.version import __version__
 from aifx.curation.lineage import record_run
 from aifx.curation.processes import call_each
-from aifx.curation.profile import PartialProfile, complete_profile, merge_profiles, profile_rows
+from aifx.curation.profile import PartialProfile, ProfileSum, complete_profile, merge_profiles, profile_rows
 from aifx.curation.publishing import describe
-from aifx.curation.shards import columns_of, write_shard
+from aifx.curation.shards import ShardWriter, columns_of
 from aifx.curation.step import Limits, Step
 from aifx.data.datasets import check_own_rows
 from aifx.data.versions import (
@@ -235,36 +235,37 @@ def in_processes(step: Step, missing: list[int], work: Path, limits: Limits) -> 
 
 def run_task(step: Step, work: Path, limits: Limits, task: int) -> TaskResult:
     """Make the shards of a task in `work`, and record that it is done."""
-    shards: list[ShardFile] = []
-    dropped: list[ShardFile] = []
-    quarantine: list[ShardFile] = []
     rules: Counter[str] = Counter()
     facts: Counter[str] = Counter()
     sources: list[Source] = []
     columns: dict[str, str] = {}
-    profiles: list[PartialProfile] = []
-    for part, outcome in enumerate(step.run(task, work / PREPARED, limits)):
-        name = f"{task:05d}-{part:03d}.parquet"
-        if outcome.kept is not None:
-            columns = columns or columns_of(outcome.kept)
-            shards.append(write_shard(work / OUT, f"{SHARDS}/{name}", outcome.kept))
-            profiles.append(profile_rows(outcome.kept))
-        if outcome.dropped is not None and len(outcome.dropped):
-            dropped.append(write_shard(work / OUT, f"{DROPPED}/{name}", outcome.dropped))
-            rules.update(outcome.dropped.column("rule").to_pylist())
-        if outcome.quarantine is not None and len(outcome.quarantine):
-            quarantine.append(write_shard(work / OUT, f"{QUARANTINE}/{name}", outcome.quarantine))
-        facts.update(outcome.facts)
-        sources += outcome.sources
+    profile = ProfileSum()
+    with (
+        ShardWriter(work / OUT, f"{SHARDS}/{task:05d}") as shards,
+        ShardWriter(work / OUT, f"{DROPPED}/{task:05d}") as dropped,
+        ShardWriter(work / OUT, f"{QUARANTINE}/{task:05d}") as quarantine,
+    ):
+        for outcome in step.run(task, work / PREPARED, limits):
+            if outcome.kept is not None:
+                columns = columns or columns_of(outcome.kept)
+                shards.add(outcome.kept)
+                profile.add(profile_rows(outcome.kept))
+            if outcome.dropped is not None and len(outcome.dropped):
+                dropped.add(outcome.dropped)
+                rules.update(outcome.dropped.column("rule").to_pylist())
+            if outcome.quarantine is not None and len(outcome.quarantine):
+                quarantine.add(outcome.quarantine)
+            facts.update(outcome.facts)
+            sources += outcome.sources
     result = TaskResult(
-        tuple(shards),
-        tuple(dropped),
-        tuple(quarantine),
+        tuple(shards.files),
+        tuple(dropped.files),
+        tuple(quarantine.files),
         dict(sorted(rules.items())),
         facts,
         tuple(sources),
         columns,
-        merge_profiles(profiles),
+        profile.total,
     )
     write_json(_result_path(work, task), plain(result))
     return result

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-import mmap
+import os
+import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -17,8 +19,9 @@ from numpy.typing import NDArray
 from aifx.core.progress import report_progress
 from aifx.curation.decisions import first_rows
 from aifx.curation.processes import call_each
-from aifx.curation.shards import read_shard
-from aifx.curation.sketches import NO_WORDS, PERMUTATIONS, SHINGLE_WORDS, make_sketch, text_batches
+from aifx.curation.shards import read_parts
+from aifx.curation.shared_keys import Keys
+from aifx.curation.sketches import NO_WORDS, PERMUTATIONS, SHINGLE_WORDS, sketching
 from aifx.curation.step import Limits
 from aifx.curation.union_find import Clusters
 from aifx.curation.words import I64, U64, find_words, mix, spread, word_runs
@@ -33,7 +36,7 @@ SLACK = 4.0
 MOST_COMPARED = 1024
 """Rows of a bucket with which each of its rows is compared. In a wider one they are those that are next by sketch."""
 
-PAIRS_AT_A_TIME = 1 << 16
+PAIRS_AT_A_TIME = 1 << 12
 
 JOINED = "joined.i64"
 """The pairs of rows that were found to be near duplicates: two numbers each."""
@@ -68,18 +71,15 @@ class Bands:
         """Probability that two texts of this similarity share a band."""
         return 1 - (1 - similarity**self.rows) ** self.count
 
-    @property
-    def names(self) -> list[str]:
-        return [f"b{band:03d}" for band in range(self.count)]
-
     def keys(self, signatures: NDArray[np.uint32]) -> list[U64]:
-        """Hashes of each band, [bands][rows]."""
+        """Hashes of each band, [bands][rows]: 0 for texts without words."""
         keys = []
+        has_words = ~(signatures == NO_WORDS).all(axis=1)
         for band in range(self.count):
             key = np.zeros(len(signatures), np.uint64)
             for column in range(band * self.rows, (band + 1) * self.rows):
                 key = mix((key + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + signatures[:, column])
-            keys.append(key)
+            keys.append(key * has_words)
         return keys
 
     @property
@@ -89,18 +89,8 @@ class Bands:
         return max(math.floor(PERMUTATIONS * self.threshold - spread_), 1)
 
 
-def write_bands(signatures: NDArray[np.uint32], numbers: I64, bands: Bands, path: Path) -> None:
-    """Write the bands of the rows of a shard that have words, for DuckDB to read one at a time."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    has_words = ~(signatures == NO_WORDS).all(axis=1)
-    columns = {"row": numbers[has_words], **dict(zip(bands.names, bands.keys(signatures[has_words]), strict=True))}
-    parquet.write_table(pa.table(columns), path, compression="none", use_dictionary=False, write_statistics=False)
-
-
 def join_near(
-    engine: Any,
+    keys: Keys,
     paths: Sequence[Path],
     files: Sequence[ShardFile],
     near: float,
@@ -112,6 +102,9 @@ def join_near(
     """Join the rows whose texts are near duplicates. Returns the verified pairs and the buckets too wide for all pairs.
 
     `clusters` holds the copies; one row of each set of copies is compared with others.
+
+    Args:
+        keys: the bands of all rows.
     """
     bands = Bands.at(near)
     copies = clusters.labels()
@@ -120,44 +113,39 @@ def join_near(
     (work / "buckets").mkdir()
     wide = 0
     with report_progress("finding candidates", bands.count, "bands") as progress:
-        for band, name in enumerate(bands.names):
-            rows, bounds = _buckets(engine, work, name, bands.names[(band + 1) % bands.count], is_first)
-            np.savez(work / "buckets" / name, rows=rows, bounds=bounds)
+        for band in range(bands.count):
+            rows, bounds = _buckets(keys, band, (band + 1) % bands.count, is_first, limits)
+            np.savez(work / "buckets" / f"{band}.npz", rows=rows, bounds=bounds)
             needed[rows] = True
             wide += int((np.diff(bounds) > MOST_COMPARED + 1).sum())
             progress.advance(1)
-    texts = _read_texts(np.flatnonzero(needed), paths, files, work, sketches, limits)
     verified = 0
     with (
+        _read_texts(np.flatnonzero(needed), paths, files, work, sketches, limits) as texts,
         report_progress("verifying candidates", bands.count, "bands") as progress,
         open(work / JOINED, "wb") as joined,
     ):
-        for band, name in enumerate(bands.names):
-            with np.load(work / "buckets" / f"{name}.npz") as found:
+        for band in range(bands.count):
+            with np.load(work / "buckets" / f"{band}.npz") as found:
                 for left, right, count in _similar(band, bands, found["rows"], found["bounds"], clusters, texts):
                     verified += count
                     clusters.join(left, right)
                     joined.write(np.stack([left, right], axis=1).tobytes())
-                    texts.release()
             progress.advance(1)
     return verified, wide
 
 
-def _buckets(engine: Any, work: Path, name: str, tie: str, is_first: NDArray[np.bool_]) -> tuple[I64, I64]:
+def _buckets(keys: Keys, band: int, tie: int, is_first: NDArray[np.bool_], limits: Limits) -> tuple[I64, I64]:
     """Rows that share a band, by bucket, and [buckets + 1] where each begins. Of copies, the first only."""
-    source = f"read_parquet('{work}/bands/*.parquet')"
-    found = engine.sql(f"""
-        SELECT {name} AS key, row FROM {source}
-        SEMI JOIN (SELECT {name} FROM {source} GROUP BY {name} HAVING count(*) > 1) USING ({name})
-        ORDER BY key, {tie}, row
-    """).to_arrow_table()
-    keys, rows = found["key"].to_numpy(), found["row"].to_numpy()
-    keys, rows = keys[is_first[rows]], rows[is_first[rows]]
-    begins = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, np.int64)
-    sizes = np.diff(np.concatenate([begins, [len(keys)]]))
-    is_shared = sizes > 1
-    kept = spread(begins[is_shared], sizes[is_shared])
-    return rows[kept], np.concatenate([[0], np.cumsum(sizes[is_shared])]).astype(np.int64)
+    rows, sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for found, numbers, _ in keys.shared(band, tie, limits.spare_bytes):
+        found, numbers = found[is_first[numbers]], numbers[is_first[numbers]]
+        begins = np.flatnonzero(np.concatenate([[True], found[1:] != found[:-1]])) if len(found) else rows[0]
+        counts = np.diff(np.append(begins, len(found)))
+        is_shared = counts > 1
+        rows.append(numbers[spread(begins[is_shared], counts[is_shared])])
+        sizes.append(counts[is_shared])
+    return np.concatenate(rows), np.concatenate([[0], np.cumsum(np.concatenate(sizes))]).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -167,23 +155,31 @@ class Texts:
     Attributes:
         rows: their numbers, increasing.
         bounds: [rows + 1] where the shingles of each begin.
+        shingles: descriptor of the file with the shingles.
+        signatures: descriptor of the file with the signatures.
     """
 
     rows: I64
     bounds: I64
-    shingles: NDArray[np.uint64]
-    signatures: NDArray[np.uint32]
-    maps: tuple[mmap.mmap, ...]
+    shingles: int
+    signatures: int
 
-    def release(self) -> None:
-        """Give back the memory of the pages that were read."""
-        for pages in self.maps:
-            pages.madvise(mmap.MADV_DONTNEED)
+    def shingles_of(self, index: int) -> U64:
+        """The distinct shingles of a row, sorted."""
+        begin, end = int(self.bounds[index]), int(self.bounds[index + 1])
+        return np.frombuffer(os.pread(self.shingles, 8 * (end - begin), 8 * begin), np.uint64)
+
+    def signatures_of(self, indices: I64) -> NDArray[np.uint32]:
+        """The signatures of rows, [rows, permutations]."""
+        size = 4 * PERMUTATIONS
+        data = b"".join([os.pread(self.signatures, size, size * index) for index in indices.tolist()])
+        return np.frombuffer(data, np.uint32).reshape(-1, PERMUTATIONS)
 
 
+@contextmanager
 def _read_texts(
     needed: I64, paths: Sequence[Path], files: Sequence[ShardFile], work: Path, sketches: Path, limits: Limits
-) -> Texts:
+) -> Iterator[Texts]:
     """Compute the shingles of the needed rows, which are numbers of rows over all shards."""
     firsts = first_rows(files)
     cuts = np.searchsorted(needed, firsts)
@@ -203,39 +199,34 @@ def _read_texts(
             for item in items:
                 part = work / "shingles" / f"{item[0]:05d}.{name}"
                 with open(part, "rb") as file:
-                    while block := file.read(1 << 20):
-                        whole.write(block)
+                    shutil.copyfileobj(file, whole, 1 << 20)
                 part.unlink()
     counts = np.concatenate([np.zeros(0, np.int64), *(sizes[index] for index in range(len(items)))])
     bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    shingles, pages = _mapped(work / "shingles.u64")
-    signatures, more = _mapped(work / "shingles.u32")
-    numbers = signatures.view(np.uint32).reshape(len(needed), PERMUTATIONS)
-    return Texts(needed, bounds, shingles.view(np.uint64), numbers, (*pages, *more))
-
-
-def _mapped(path: Path) -> tuple[NDArray[np.uint8], list[mmap.mmap]]:
-    """The bytes of a file as an array, and its map; an empty file has none."""
-    if not path.stat().st_size:
-        return np.zeros(0, np.uint8), []
-    with open(path, "rb") as file:
-        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.frombuffer(pages, np.uint8), [pages]
+    with open(work / "shingles.u64", "rb") as shingles, open(work / "shingles.u32", "rb") as signatures:
+        yield Texts(needed, bounds, shingles.fileno(), signatures.fileno())
 
 
 def _write_shingles(work: Path, sketches: Path, item: tuple[int, Path, ShardFile, I64]) -> I64:
     """Write the distinct shingles of rows of a shard, sorted, and their signatures. Returns how many each has."""
-    index, path, file, rows = item
-    signatures = make_sketch(sketches, path, file)
-    with open(work / "shingles" / f"{index:05d}.u32", "wb") as out:
-        out.write(np.ascontiguousarray(signatures[rows]).tobytes())
-    texts = read_shard(path, ["text"])["text"].take(rows)
+    import pyarrow as pa
+
+    index, path, shard, needed = item
     sizes = [np.zeros(0, np.int64)]
-    with open(work / "shingles" / f"{index:05d}.u64", "wb") as out:
-        for batch in text_batches(texts):
-            shingles, counts = distinct_shingles(batch)
-            out.write(shingles.tobytes())
+    first = 0
+    with (
+        open(work / "shingles" / f"{index:05d}.u32", "wb") as signatures,
+        open(work / "shingles" / f"{index:05d}.u64", "wb") as shingles,
+        sketching(sketches, shard) as sketch,
+    ):
+        for rows in read_parts(path, ["text"]):
+            begin, end = np.searchsorted(needed, (first, first + len(rows)))
+            own = needed[begin:end] - first
+            signatures.write(np.ascontiguousarray(sketch(rows["text"])[own]).data)
+            found, counts = distinct_shingles(rows["text"].take(pa.array(own)))
+            shingles.write(found.data)
             sizes.append(counts)
+            first += len(rows)
     return np.concatenate(sizes)
 
 
@@ -266,7 +257,7 @@ def _similar(
             differ = clusters.find(left) != clusters.find(right)
             left, right = left[differ], right[differ]
             at, other = np.searchsorted(texts.rows, left), np.searchsorted(texts.rows, right)
-            same = texts.signatures[at] == texts.signatures[other]
+            same = texts.signatures_of(at) == texts.signatures_of(other)
             is_likely = same.sum(axis=1) >= bands.least_matches
             # A pair that shares an earlier band was verified there.
             earlier = same[:, : band * bands.rows].reshape(len(same), band, bands.rows)
@@ -278,9 +269,7 @@ def _similar(
 
 def similarity(texts: Texts, left: int, right: int) -> float:
     """Jaccard similarity of the shingles of two rows."""
-    one = texts.shingles[texts.bounds[left] : texts.bounds[left + 1]]
-    two = texts.shingles[texts.bounds[right] : texts.bounds[right + 1]]
-    both = np.concatenate([one, two])
+    both = np.concatenate([texts.shingles_of(left), texts.shingles_of(right)])
     both.sort()
     common = int(np.count_nonzero(both[1:] == both[:-1]))
     return common / (len(both) - common)

@@ -19,8 +19,7 @@ from aifx.core.errors import EnvironmentFault
 from aifx.core.json_files import readable_bytes
 from aifx.core.progress import report_progress
 from aifx.curation.processes import call_each
-from aifx.curation.shards import read_shard
-from aifx.curation.sketches import text_batches
+from aifx.curation.shards import read_parts, read_shard
 from aifx.curation.step import Limits
 from aifx.curation.words import I64, U64, Words, find_words, split_words, text_buffer, word_runs
 from aifx.data.base import Split
@@ -128,16 +127,15 @@ def build_index(references: Sequence[Reference], work: Path, limits: Limits) -> 
         for reference in references:
             texts = too_short = 0
             for rows in _reference_rows(reference):
-                for batch in text_batches(rows["text"]):
-                    content, offsets = text_buffer(batch)
-                    data.write(content)
-                    words = find_words(batch)
-                    parts.append(_placed_runs(words, size))
-                    bounds.append(offsets[1:] + size)
-                    size += len(content)
-                    runs += len(parts[-1][0])
-                    too_short += int((words.counts < RUN_WORDS).sum())
-                    _check_memory(runs, limits)
+                content, offsets = text_buffer(rows["text"])
+                data.write(content)
+                words = find_words(rows["text"])
+                parts.append(_placed_runs(words, size))
+                bounds.append(offsets[1:] + size)
+                size += len(content)
+                runs += len(parts[-1][0])
+                too_short += int((words.counts < RUN_WORDS).sum())
+                _check_memory(runs, limits)
                 texts += len(rows)
                 ids: list[Any] = rows[ROW].to_pylist()
                 sources = rows[SOURCE].to_pylist() if SOURCE in rows.column_names else [reference.name] * len(ids)
@@ -188,10 +186,8 @@ def _reference_rows(reference: Reference) -> Iterator[Table]:
     with report_progress(f"reading {reference.name}", version.manifest.bytes, "bytes") as progress:
         for path, shard in zip(version.shards, version.manifest.shards, strict=True):
             columns = [ROW, SOURCE, "text", *([SPLIT] if reference.is_held_out else [])]
-            rows = read_shard(path, [name for name in columns if name in version.manifest.columns])
-            if reference.is_held_out:
-                rows = rows.filter(pc.is_in(rows[SPLIT], pa.array(HELD_OUT)))
-            yield rows
+            for rows in read_parts(path, [name for name in columns if name in version.manifest.columns]):
+                yield rows.filter(pc.is_in(rows[SPLIT], pa.array(HELD_OUT))) if reference.is_held_out else rows
             progress.advance(shard.bytes)
 
 
@@ -202,7 +198,7 @@ def _placed_runs(words: Words, first: int) -> tuple[U64, I64, I64]:
 
 
 def _check_memory(runs: int, limits: Limits) -> None:
-    if runs * BYTES_PER_RUN > limits.memory_bytes:
+    if runs * BYTES_PER_RUN > limits.spare_bytes:
         why = f"an index of {runs:,} runs and more needs {readable_bytes(runs * BYTES_PER_RUN)}"
         hint = "a larger --memory, or fewer references with --against"
         raise EnvironmentFault(f"--memory {readable_bytes(limits.memory_bytes)} is too little", why, hint)
@@ -252,17 +248,15 @@ def find_overlaps(
 
 def _scan(work: Path, columns: Sequence[str], path: Path) -> list[tuple[int, Overlap]]:
     """The overlaps of a shard, of whose rows those that `_split` holds out are skipped if it is one of the columns."""
-    rows = read_shard(path, columns)
-    held_out = np.isin(rows[SPLIT].to_numpy(), HELD_OUT) if SPLIT in columns else np.zeros(len(rows), bool)
     index = open_index(work)
     found: list[tuple[int, Overlap]] = []
     first = 0
-    for batch in text_batches(rows["text"]):
-        for text, hits in _hits(index, batch):
-            place = first + text
-            if not held_out[place]:
-                found.append((place, _overlap(index, work, rows.slice(place, 1), hits)))
-        first += len(batch)
+    for rows in read_parts(path, columns):
+        held_out = np.isin(rows[SPLIT].to_numpy(), HELD_OUT) if SPLIT in columns else np.zeros(len(rows), bool)
+        for text, hits in _hits(index, rows["text"]):
+            if not held_out[text]:
+                found.append((first + text, _overlap(index, work, rows.slice(text, 1), hits)))
+        first += len(rows)
     return found
 
 

@@ -1,7 +1,7 @@
 """The profile of a version: sizes, values and lengths by column, in `profile.json`.
 
-A task profiles each shard while its rows are in memory, and the parts are added up. The result depends on the rows and
-their division into shards alone. Distinct values are counted with the K smallest of their hashes (Bar-Yossef et al.,
+A task profiles its rows while they are in memory, and the parts are added up. The result depends on the rows and their
+division into parts alone. Distinct values are counted with the K smallest of their hashes (Bar-Yossef et al.,
 "Counting distinct elements in a data stream", 2002): exact below K, with a standard error of 1/sqrt(K) above.
 """
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from aifx.curation.shards import read_shard
+from aifx.curation.shards import read_parts
 from aifx.curation.sql import identifier
 from aifx.data.versions import CLUSTER, ROW, SOURCE, Manifest, Version
 
@@ -32,8 +32,11 @@ MOST_VALUES = 1000
 
 SHOWN_VALUES = 100
 SHOWN_CHARACTERS = 80
-WORDS_BYTES = 1 << 19
-"""Of the texts of a shard whose words are counted; the first such text is counted whole."""
+WORDS_BYTES = 1 << 15
+"""Of some rows whose words are counted. Of a longer text, they are counted in so many bytes."""
+
+MOST_PARTS = 32
+"""Profiles that are held before they are added up."""
 
 BINS = 20
 HISTOGRAM_SHARDS = 64
@@ -75,7 +78,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class PartialColumn:
-    """A column of some shards.
+    """A column of some rows.
 
     Attributes:
         hashes: the smallest hashes of its values; None if they are not counted.
@@ -92,7 +95,7 @@ class PartialColumn:
 
 @dataclass(frozen=True)
 class PartialProfile:
-    """The profile of some shards.
+    """The profile of some rows.
 
     Attributes:
         lengths: by unit, of the texts or images.
@@ -156,8 +159,24 @@ class Profile:
     format: int = 1
 
 
+class ProfileSum:
+    """The profile of rows that come one part after the other."""
+
+    def __init__(self) -> None:
+        self._parts: list[PartialProfile] = []
+
+    def add(self, part: PartialProfile) -> None:
+        self._parts.append(part)
+        if len(self._parts) == MOST_PARTS:
+            self._parts = [self.total]
+
+    @property
+    def total(self) -> PartialProfile:
+        return merge_profiles(self._parts)
+
+
 def profile_rows(rows: Table) -> PartialProfile:
-    """The profile of a shard."""
+    """The profile of some rows."""
     hashes = _hashes(rows)
     columns = {name: _column(name, rows.column(name), hashes.get(name)) for name in rows.column_names}
     return PartialProfile(len(rows), columns, _lengths(rows))
@@ -168,7 +187,7 @@ def merge_profiles(parts: Iterable[PartialProfile]) -> PartialProfile:
     given = [part for part in parts if part.columns]
     if not given:
         return PartialProfile()
-    columns = {name: _merged_column([part.columns[name] for part in given]) for name in given[0].columns}
+    columns = {name: _merged_column(name, [part.columns[name] for part in given]) for name in given[0].columns}
     units = dict.fromkeys(unit for part in given for unit in part.lengths)
     lengths = {unit: _merged_lengths([part.lengths[unit] for part in given if unit in part.lengths]) for unit in units}
     return PartialProfile(sum(part.rows for part in given), columns, lengths)
@@ -259,16 +278,18 @@ def _scalar(value: Any) -> Scalar | None:
     return str(value)[:SHOWN_CHARACTERS]
 
 
-def _merged_column(parts: Sequence[PartialColumn]) -> PartialColumn:
+def _merged_column(name: str, parts: Sequence[PartialColumn]) -> PartialColumn:
     lows = [part.min for part in parts if part.min is not None]
     highs = [part.max for part in parts if part.max is not None]
     sketches = [part.hashes for part in parts]
     hashes = None
     if all(sketch is not None for sketch in sketches):
         hashes = tuple(sorted({one for sketch in sketches for one in sketch or ()})[:HASHES])
-    values: Counter[str] | None = Counter()
-    for part in parts:
-        values = None if values is None or part.values is None else values + Counter(part.values)
+    values: Counter[str] | None = None
+    if all(part.values is not None for part in parts) and (name == SOURCE or len(hashes or ()) <= MOST_VALUES):
+        values = Counter()
+        for part in parts:
+            values.update(part.values or {})
     return PartialColumn(
         sum(part.nulls for part in parts),
         sum(part.bytes for part in parts),
@@ -290,11 +311,17 @@ def _lengths(rows: Table) -> dict[str, Lengths]:
     if "text" in rows.column_names and pa.types.is_string(rows.schema.field("text").type):
         texts = rows.column("text").drop_null()
         every = max(1, -(-texts.nbytes // WORDS_BYTES))
-        words = np.array([len(texts[index].as_py().split()) for index in range(0, len(texts), every)], np.int64)
-        return {"characters": _measured(numbers(pc.utf8_length(texts))), "words": _measured(words)}
+        words = [_words(texts[index].as_buffer()) for index in range(0, len(texts), every)]
+        return {"characters": _measured(numbers(pc.utf8_length(texts))), "words": _measured(np.array(words, np.int64))}
     if "image" in rows.column_names and pa.types.is_binary(rows.schema.field("image").type):
         return {"bytes": _measured(numbers(pc.binary_length(rows.column("image"))))}
     return {}
+
+
+def _words(text: Any) -> int:
+    """Words of a text; those of a long one are estimated by its beginning."""
+    begun = len(text[:WORDS_BYTES].to_pybytes().decode(errors="ignore").split())
+    return round(begun * max(len(text) / WORDS_BYTES, 1))
 
 
 def _measured(lengths: Any) -> Lengths:
@@ -331,10 +358,10 @@ def _histograms(part: PartialProfile, shards: Sequence[Path]) -> dict[str, Histo
     every = -(-len(shards) // HISTOGRAM_SHARDS)
     counts = {name: np.zeros(BINS, np.int64) for name in ranges}
     for shard in shards[::every]:
-        rows = read_shard(shard, list(ranges))
-        for name, ends in ranges.items():
-            values = rows.column(name).drop_null().to_numpy().astype(np.float64)
-            counts[name] += np.histogram(values[np.isfinite(values)], BINS, ends)[0]
+        for rows in read_parts(shard, list(ranges)):
+            for name, ends in ranges.items():
+                values = rows.column(name).drop_null().to_numpy().astype(np.float64)
+                counts[name] += np.histogram(values[np.isfinite(values)], BINS, ends)[0]
     return {
         name: Histogram(int(counts[name].sum()), tuple(np.linspace(*ends, BINS + 1).tolist()), tuple(found.tolist()))
         for (name, ends), found in zip(ranges.items(), counts.values(), strict=True)

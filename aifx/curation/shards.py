@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -16,9 +17,12 @@ if TYPE_CHECKING:
     from pyarrow import Table
 
 SHARD_BYTES = 64 << 20
-"""Rows in memory that fill a shard: work for a few seconds. A process holds several times as much."""
+"""Rows in memory that fill a shard: work for a few seconds."""
 
-ROW_GROUP_ROWS = 1 << 16
+PART_BYTES = 4 << 20
+"""Rows that are read, judged and written at a time, and a row group of a shard. A process holds several times as
+much."""
+
 COMPRESSION = "lz4"
 BULK = ("text", "image")
 """Columns that are neither compressed nor put into a dictionary: LZ4 takes half a second per 100 MB of text, and saves
@@ -40,31 +44,111 @@ def _strings(values: Any) -> Any:
     return values.cast(pa.string()) if hasattr(values, "cast") else pa.array(values, pa.string())
 
 
-def write_shard(path: Path, name: str, rows: Table) -> ShardFile:
-    """Put rows at `path` / `name`, whole or not at all. Raises OSError."""
-    from pyarrow import parquet
+class ShardWriter:
+    """Writes the rows of a task into shards, a row group at a time.
 
-    target = path / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as file:
-        hashing = _Hashing(file)
-        with naming(target):
-            parquet.write_table(
-                rows.replace_schema_metadata(None),
-                hashing,
-                compression={name: "none" if name in BULK else COMPRESSION for name in rows.column_names},
-                use_dictionary=[name for name in rows.column_names if name not in (*BULK, ROW)],
-                row_group_size=ROW_GROUP_ROWS,
-                write_statistics=[ROW] if ROW in rows.column_names else False,
-                store_schema=False,
-            )
-    return ShardFile(name, hashing.digest.hexdigest(), len(rows), hashing.bytes)
+    A context: each shard appears whole, when it is full or the block ends, or not at all if the block raises OSError.
+
+    Attributes:
+        files: the shards that are whole.
+    """
+
+    def __init__(self, path: Path, prefix: str) -> None:
+        """Put shards at `path` / "`prefix`-000.parquet" and so on."""
+        self.files: list[ShardFile] = []
+        self._path, self._prefix = path, prefix
+        self._pending: list[Table] = []
+        self._pending_bytes = self._rows = self._bytes = 0
+        self._stack = ExitStack()
+        self._writer: Any = None
+
+    def add(self, rows: Table) -> None:
+        """Write rows, of the columns of those before them."""
+        self._pending.append(rows.replace_schema_metadata(None))
+        self._pending_bytes += rows.nbytes
+        if self._pending_bytes >= PART_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write the rows that wait, so that small parts do not make small row groups."""
+        import pyarrow as pa
+
+        if not self._pending:
+            return
+        rows = pa.concat_tables(self._pending)
+        groups = max(round(self._pending_bytes / PART_BYTES), 1)
+        if self._writer is None:
+            self._open(rows)
+        if len(rows):
+            with naming(self._path / self._name):
+                self._writer.write_table(rows, max(-(-len(rows) // groups), 1))
+        self._rows += len(rows)
+        self._bytes += self._pending_bytes
+        self._pending, self._pending_bytes = [], 0
+        if self._bytes >= SHARD_BYTES:
+            self._close()
+
+    def _open(self, rows: Table) -> None:
+        from pyarrow import parquet
+
+        self._name = f"{self._prefix}-{len(self.files):03d}.parquet"
+        target = self._path / self._name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._hashing = _Hashing(self._stack.enter_context(replacing(target)))
+        names = rows.column_names
+        self._writer = parquet.ParquetWriter(
+            self._hashing,
+            rows.schema.remove_metadata(),
+            compression={name: "none" if name in BULK else COMPRESSION for name in names},
+            use_dictionary=[name for name in names if name not in (*BULK, ROW)],
+            write_statistics=[ROW] if ROW in names else False,
+            store_schema=False,
+        )
+
+    def _close(self) -> None:
+        """Let the shard appear."""
+        with naming(self._path / self._name):
+            self._writer.close()
+        self._stack.close()
+        self.files.append(ShardFile(self._name, self._hashing.digest.hexdigest(), self._rows, self._hashing.bytes))
+        self._writer, self._rows, self._bytes = None, 0, 0
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is None:
+            with self._stack:
+                self._flush()
+                if self._writer is not None:
+                    self._close()
+        else:
+            if self._writer is not None:
+                self._writer.is_open = False  # so that it writes nothing when it is collected
+            self._stack.__exit__(*error)
+
+
+def write_shard(path: Path, prefix: str, rows: Table) -> list[ShardFile]:
+    """Put rows into shards at `path`. Raises OSError."""
+    with ShardWriter(path, prefix) as shards:
+        shards.add(rows)
+    return shards.files
 
 
 def read_shard(path: Path, columns: Sequence[str] | None = None) -> Table:
     """The rows of a shard. Raises DataError if it cannot be read."""
     with open_parquet(path, str(path)) as file:
         return file.read(columns=list(columns) if columns is not None else None, use_threads=False)
+
+
+def read_parts(path: Path, columns: Sequence[str] | None = None) -> Iterator[Table]:
+    """The rows of a shard, one row group at a time; a table without rows if it has none. Raises DataError."""
+    chosen = list(columns) if columns is not None else None
+    with open_parquet(path, str(path)) as file:
+        if not file.num_row_groups:
+            yield file.read(columns=chosen)
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns=chosen, use_threads=False)
 
 
 def columns_of(rows: Table) -> dict[str, str]:
@@ -94,4 +178,4 @@ class _Hashing:
         return self.bytes
 
     def close(self) -> None:
-        """Leave the file to `write_shard`."""
+        """Leave the file to `ShardWriter`."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from aifx.core.errors import DataError
 from aifx.core.files import read_file, replacing
 from aifx.core.json_files import write_json
 from aifx.core.parsing import parse_json
-from aifx.curation.shards import read_shard
 from aifx.curation.words import HASHES, find_words, word_runs
 from aifx.data.versions import ShardFile
 
@@ -27,7 +27,8 @@ SHINGLE_WORDS = 5
 PERMUTATIONS = 96
 SEED = 1
 NO_WORDS = 0xFFFFFFFF  # each value of the signature of a text without words
-BATCH_BYTES = 4 << 20
+ROWS_AT_A_TIME = 4096
+"""Whose signatures are lists of Python's integers at a time: of 4 kB each."""
 
 
 class SketchesOutdated(DataError):
@@ -70,47 +71,56 @@ def sketch_path(folder: Path, shard: ShardFile) -> Path:
     return folder / f"{shard.sha256}.npy"
 
 
-def find_sketch(folder: Path, shard: ShardFile) -> NDArray[np.uint32] | None:
-    """Signatures of the rows of a shard, [rows, permutations], mapped; None if they must be made."""
+@contextmanager
+def sketching(folder: Path, shard: ShardFile) -> Iterator[Callable[[Any], NDArray[np.uint32]]]:
+    """A function for the texts of a shard, some at a time and all of them in order: it returns their signatures.
+
+    It reads them from the shard's sketch; if there is none, it makes them, and the sketch is there when the block ends.
+    """
+    path = sketch_path(folder, shard)
+    if (begin := _begin_of(path, shard)) is not None:
+        with open(path, "rb") as found:
+            found.seek(begin)
+            yield lambda texts: _signatures(found.read(4 * PERMUTATIONS * len(texts)))
+        return
+    with replacing(path) as file:
+        header = {"descr": "<u4", "fortran_order": False, "shape": (shard.rows, PERMUTATIONS)}
+        np.lib.format.write_array_header_1_0(file, header)
+
+        def make(texts: Any) -> NDArray[np.uint32]:
+            signatures = sketch_texts(texts)
+            file.write(signatures.data)
+            return signatures
+
+        yield make
+
+
+def _begin_of(path: Path, shard: ShardFile) -> int | None:
+    """The place of the first signature in a sketch of NumPy's format; None if the sketch is missing or damaged."""
     try:
-        found = np.load(sketch_path(folder, shard), mmap_mode="r")
+        found = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
-    return found if found.shape == (shard.rows, PERMUTATIONS) and found.dtype == np.uint32 else None
-
-
-def make_sketch(folder: Path, path: Path, shard: ShardFile) -> NDArray[np.uint32]:
-    """Sketch the texts of the shard at `path`, or read the sketch that is there."""
-    if (found := find_sketch(folder, shard)) is not None:
-        return found
-    texts = read_shard(path, ["text"])["text"]
-    parts = [sketch_texts(batch) for batch in text_batches(texts)]
-    signatures = np.concatenate(parts) if parts else np.zeros((0, PERMUTATIONS), np.uint32)
-    with replacing(sketch_path(folder, shard)) as file:
-        np.save(file, signatures)
-    return signatures
+    is_whole = found.shape == (shard.rows, PERMUTATIONS) and found.dtype == np.uint32
+    return int(found.offset) if is_whole and isinstance(found, np.memmap) else None
 
 
 def sketch_texts(texts: Any) -> NDArray[np.uint32]:
     """Signatures of texts, [texts, permutations]."""
     runs = word_runs(find_words(texts), SHINGLE_WORDS, whole=True)
-    matrix = _rensa().digest_matrix_from_flat_token_hashes(
-        runs.hashes, runs.firsts.astype(np.uint64), PERMUTATIONS, SEED
-    )
-    # Arrays convert lists of integers twice as fast as NumPy does.
-    rows = b"".join([array("I", row).tobytes() for row in matrix.to_rows()])
-    return np.frombuffer(rows, np.uint32).reshape(len(texts), PERMUTATIONS)
+    firsts = runs.firsts.astype(np.uint64)
+    parts = []
+    for begin in range(0, len(texts), ROWS_AT_A_TIME):
+        places = firsts[begin : begin + ROWS_AT_A_TIME + 1]
+        hashes = runs.hashes[int(places[0]) : int(places[-1])]
+        matrix = _rensa().digest_matrix_from_flat_token_hashes(hashes, places - places[0], PERMUTATIONS, SEED)
+        # Arrays convert lists of integers twice as fast as NumPy does.
+        parts += [array("I", row).tobytes() for row in matrix.to_rows()]
+    return _signatures(b"".join(parts))
 
 
-def text_batches(texts: Any) -> Iterator[Any]:
-    """The texts of a column, in parts of a few megabytes and at least one text."""
-    for chunk in texts.chunks:
-        begin = 0
-        per_text = max(chunk.nbytes // max(len(chunk), 1), 1)
-        step = max(BATCH_BYTES // per_text, 1)
-        while begin < len(chunk):
-            yield chunk.slice(begin, step)
-            begin += step
+def _signatures(data: bytes) -> NDArray[np.uint32]:
+    return np.frombuffer(data, np.uint32).reshape(-1, PERMUTATIONS)
 
 
 def _rensa() -> Any:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import DataError
-from aifx.curation.decisions import DECISIONS, DecidedStep, read_decisions
+from aifx.curation.decisions import DECISIONS, DecidedStep, decisions_about, first_rows, read_decisions
 from aifx.curation.dedupe import find_clusters, set_column, with_clusters
-from aifx.curation.shards import read_shard
+from aifx.curation.shards import read_parts
 from aifx.curation.step import Limits, Outcome
 from aifx.data.versions import CLUSTER, ROW, SPLIT, Version
 
@@ -60,14 +60,18 @@ class Split(DecidedStep):
 
     def _check(self, work: Path) -> None:
         """Raise DataError if a split that has a share gets no row."""
-        parent, first, empty = self.parents[0], 0, {"train", "validation", "test"}
+        parent, empty = self.parents[0], {"train", "validation", "test"}
         empty -= {name for name, share in (("validation", self.validation), ("test", self.test)) if not share}
-        for path, shard in zip(parent.shards, parent.manifest.shards, strict=True):
+        columns = [name for name in (ROW, CLUSTER) if name in parent.manifest.columns]
+        for path, shard, first in zip(
+            parent.shards, parent.manifest.shards, first_rows(parent.manifest.shards).tolist(), strict=False
+        ):
             if not empty:
                 return
-            columns = [name for name in (ROW, CLUSTER) if name in parent.manifest.columns]
-            empty -= set(self._splits(read_shard(path, columns), read_decisions(work, first, shard.rows))[1])
-            first += shard.rows
+            decisions, begin = read_decisions(work, first, shard.rows), 0
+            for rows in read_parts(path, columns):
+                empty -= set(self._splits(rows, decisions_about(decisions, begin, len(rows)))[1])
+                begin += len(rows)
         if empty:
             why = f"a hash sends each cluster to a split, and none of {parent.manifest.rows:,} rows is in this one"
             hint = f"aifx data split {parent.manifest.name} --seed {self.seed + 1}, or a larger share"

@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from aifx.curation.shards import read_shard
+from aifx.curation.shards import read_parts
 from aifx.data.versions import Kind, Source, Version
 
 if TYPE_CHECKING:
     from pyarrow import Table
+
+
+PROCESS_BYTES = 160 << 20
+"""Of a process that runs tasks: the interpreter with its packages, and a few parts of rows."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +32,14 @@ class Limits:
     workers: int
 
     @property
-    def half(self) -> Limits:
-        """For one of two parts of a step that hold memory at the same time."""
-        return Limits(self.memory_bytes // 2, self.workers)
+    def spare_bytes(self) -> int:
+        """For the part of a step that runs in one process, beyond the process itself and a few parts of rows."""
+        return max(self.memory_bytes - PROCESS_BYTES, PROCESS_BYTES // 8)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One shard of a version.
+    """Some rows of a version, of a few megabytes: the outcomes of a task fill its shards.
 
     Attributes:
         kept: its rows; all outcomes of a step have one schema. None if it has none.
@@ -98,19 +102,20 @@ class Step(ABC):
 
     @abstractmethod
     def run(self, task: int, work: Path, limits: Limits) -> Iterator[Outcome]:
-        """The shards that a task makes: the same bytes wherever and however often it runs."""
+        """The rows that a task makes: the same, divided in the same way, wherever and however often it runs."""
 
 
 @dataclass(frozen=True)
 class ShardStep(Step):
-    """A step that makes each shard from one shard of its parent."""
+    """A step that judges the rows of its parent a few megabytes at a time: those of a task are of one shard."""
 
     def tasks(self) -> Sequence[tuple[str, int]]:
         return [(shard.name, shard.bytes) for shard in self.parents[0].manifest.shards]
 
     def run(self, task: int, work: Path, limits: Limits) -> Iterator[Outcome]:
-        yield self.apply(read_shard(self.parents[0].shards[task]), work)
+        for rows in read_parts(self.parents[0].shards[task]):
+            yield self.apply(rows, work)
 
     @abstractmethod
     def apply(self, rows: Table, work: Path) -> Outcome:
-        """Sort the rows of a shard into kept and dropped ones."""
+        """Sort some rows of a shard into kept and dropped ones."""

@@ -114,7 +114,8 @@ def limits_of(memory: str, workers: int | None) -> Limits:
     if size < LEAST_MEMORY:
         raise UsageError(f"--memory {memory} is too little", "a process needs 256 MiB", "--memory 1GB")
     count = workers or len(os.sched_getaffinity(0))
-    return Limits(size, max(1, min(count, size // LEAST_MEMORY)))
+    # Several processes have a parent beside them; one worker runs in the parent itself.
+    return Limits(size, max(1, min(count, size // LEAST_MEMORY - 1)))
 
 
 def parse_size(text: str, option: str) -> int:

@@ -126,7 +126,7 @@ def test_order_and_shard_size_do_not_matter(
     expected = sorted(json.dumps(row, sort_keys=True) for row in rows_of(whole))
     assert [row["text"] for row in rows_of(whole)] == [record["text"] for records in files for record in records]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collecting, "SHARD_BYTES", shard_bytes)
+        patch.setattr(collecting, "PART_BYTES", shard_bytes)
         random.shuffle(names)
         for name in names:
             turns = add(folder, "turns", name).version

@@ -103,7 +103,8 @@ def test_hashes_that_collide_are_compared_word_by_word(tmp_path: Path, monkeypat
     assert find_contamination(version, references(other), tmp_path / "index", LIMITS, 10).overlapping == 0
 
 
-def test_an_index_that_does_not_fit(tmp_path: Path) -> None:
+def test_an_index_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aifx.curation.overlap.BYTES_PER_RUN", 10**6)
     version = texts_version(open_catalog(str(tmp_path)), numbered(some_texts(50, 1)), 50)
     with pytest.raises(EnvironmentFault, match="is too little"):
         build_index(references(version), tmp_path, Limits(10_000, 1))

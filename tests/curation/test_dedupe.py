@@ -26,6 +26,7 @@ from made_rows import (
 
 from aifx.core.errors import UsageError
 from aifx.curation import near as near_module
+from aifx.curation import sketches as sketches_module
 from aifx.curation.dedupe import Dedupe
 from aifx.curation.execution import execute
 from aifx.curation.near import Bands, distinct_shingles
@@ -170,7 +171,7 @@ def test_sketches_are_kept_and_those_of_another_algorithm_refused(
     sketches = sorted(folder.glob("*.npy"))
     assert len(sketches) == len(version.shards)
     sketched: list[int] = []
-    real = near_module.make_sketch.__globals__["sketch_texts"]
+    real = sketches_module.sketch_texts
     monkeypatch.setattr("aifx.curation.sketches.sketch_texts", lambda texts: sketched.append(len(texts)) or real(texts))
     sketches[0].write_bytes(sketches[0].read_bytes()[:-4])
     again = dedupe(catalog, version, 0.7)

@@ -87,7 +87,7 @@ def test_numbers_have_histograms(tmp_path: Path) -> None:
     parts, shards = [], []
     for number in range(3):
         rows = table(500, number)
-        shards.append(write_shard(tmp_path, f"shards/{number}.parquet", rows))
+        shards += write_shard(tmp_path, f"shards/{number}", rows)
         parts.append(profile_rows(rows))
     step = StepRecord("add", 1, {}, "0")
     size = sum(shard.bytes for shard in shards)
