@@ -71,6 +71,8 @@ def command_types() -> dict[str, Any]:
     from aifx.runs.averaging import AveragedRun
     from aifx.runs.pruning import PrunedCheckpoints
     from aifx.scaffold import projects
+    from aifx.search.building import BuiltIndex
+    from aifx.search.searching import SearchResult
     from aifx.serving.record import ReplayReport
     from aifx.sweeps.ranking import SweepReport
     from aifx.sweeps.starting import PlannedSweep
@@ -117,6 +119,8 @@ def command_types() -> dict[str, Any]:
         "data-pii": PiiReport,
         "data-verify": Verification,
         "data-profile": VersionProfile,
+        "data-index": BuiltIndex,
+        "data-search": SearchResult,
         "data-diff": VersionDifference,
         "data-lineage": Lineage,
         "data-why": Explanation,
@@ -157,6 +161,7 @@ def file_types() -> dict[str, Any]:
     from aifx.planning.planner import PlanFile
     from aifx.runs import formats
     from aifx.runs.lock import Holder
+    from aifx.search.indexes import IndexManifest
     from aifx.sweeps.record import SweepLine
 
     return {
@@ -175,6 +180,7 @@ def file_types() -> dict[str, Any]:
         "measured-peaks": Ceilings,
         "dataset-manifest": versions.Manifest,
         "dataset-profile": Profile,
+        "dataset-index": IndexManifest,
         "snapshot": health.SnapshotDocument,
         "fleet-record": health.FleetRecordLine,
     }

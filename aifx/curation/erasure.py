@@ -22,7 +22,7 @@ from aifx.curation.lineage import record_removal
 from aifx.curation.shards import dropped_rows
 from aifx.curation.sql import RowTable, open_selection, open_tables
 from aifx.curation.step import Limits, Outcome, ShardStep
-from aifx.data.versions import ROW, Catalog, Version
+from aifx.data.versions import INDEXES, ROW, Catalog, Version
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -184,8 +184,8 @@ def _holding_versions(catalog: Catalog, rows: Sequence[str], memory_bytes: int) 
 
 
 def _delete(catalog: Catalog, name: str, version: str, digest: str) -> None:
-    """Delete a version, the tokens made of it, and its copy in the cache."""
-    for folder in (f"{name}/{version}", f"{TOKENS}/{version}"):
+    """Delete a version, its indexes, the tokens made of it, and its copy in the cache."""
+    for folder in (f"{name}/{version}", f"{name}/{INDEXES}/{version}", f"{TOKENS}/{version}"):
         if catalog.local is None:
             catalog.store.remove(folder)
         elif (path := catalog.local / folder).exists():

@@ -40,6 +40,8 @@ MANIFEST, CROISSANT, PROFILE, SUMS, LATEST, LINEAGE = (
     "manifest.json", "croissant.json", "profile.json", "SHA256SUMS", "latest", "lineage.jsonl"
 )  # fmt: skip
 SHARDS, DROPPED, QUARANTINE = "shards", "dropped", "quarantine"
+INDEXES = "indexes"
+"""The folder of a data set that holds the indexes of its versions, in a folder for each."""
 
 ROW, SOURCE, SPLIT, CLUSTER = "_row", "_source", "_split", "_cluster"
 """Columns that aifx adds: the row's id; the source that it came from; the split and the duplicate cluster it is in."""
@@ -292,7 +294,7 @@ class Catalog:
             report_progress(f"copying {store.url}", sum(shard.bytes for shard in shards), "bytes") as progress,
             ThreadPoolExecutor(4) as pool,
         ):
-            list(pool.map(lambda shard: _fetch(store, folder, shard, progress), shards))
+            list(pool.map(lambda shard: fetch_file(store, folder, shard, progress), shards))
             for name in (CROISSANT, PROFILE, SUMS, MANIFEST):
                 if (data := store.read(name)) is not None:
                     _replace(folder / name, iter([data]))
@@ -306,7 +308,7 @@ class Catalog:
             report_progress(f"copying to {target.url}", sum(shard.bytes for shard in shards), "bytes") as progress,
             ThreadPoolExecutor(4) as pool,
         ):
-            list(pool.map(lambda shard: _send(version.path, target, shard, progress), shards))
+            list(pool.map(lambda shard: send_file(version.path, target, shard, progress), shards))
         for name in (CROISSANT, PROFILE, SUMS, MANIFEST):
             target.write(name, iter([(version.path / name).read_bytes()]))
 
@@ -383,7 +385,8 @@ def _problem(path: Path, shard: ShardFile, progress: Reporter | None = None) -> 
     return ""
 
 
-def _fetch(store: Store, folder: Path, shard: ShardFile, progress: Reporter) -> None:
+def fetch_file(store: Store, folder: Path, shard: ShardFile, progress: Reporter) -> None:
+    """Copy a file of a store to a folder of this machine, unless it is there. Raises DataError if it is damaged."""
     path = folder / shard.name
     if _problem(path, shard) == "":
         progress.advance(shard.bytes)
@@ -394,7 +397,8 @@ def _fetch(store: Store, folder: Path, shard: ShardFile, progress: Reporter) -> 
         raise DataError(f"{store.url}/{shard.name} is damaged", f"it {problem}", hint)
 
 
-def _send(source: Path, target: Store, shard: ShardFile, progress: Reporter) -> None:
+def send_file(source: Path, target: Store, shard: ShardFile, progress: Reporter) -> None:
+    """Copy a file to a store, unless it is there. Raises EnvironmentFault if the store has other bytes then."""
     if target.size(shard.name) == shard.bytes and target.sha256(shard.name) == shard.sha256:
         progress.advance(shard.bytes)
         return

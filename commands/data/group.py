@@ -19,6 +19,7 @@ from aifx.commands.data.decontaminate import decontaminate
 from aifx.commands.data.dedupe import dedupe, split
 from aifx.commands.data.erase import erase
 from aifx.commands.data.history import diff, lineage, why
+from aifx.commands.data.index import index, search
 from aifx.commands.data.mix import mix
 from aifx.commands.data.pii import pii
 from aifx.commands.data.profile import profile
@@ -47,6 +48,8 @@ app = typer.Typer(
         aifx data split corpus         send rows to training, validation and test
         aifx data decontaminate corpus find rows that a test contains
         aifx data label export reviews labels.json
+        aifx data index corpus         make an index of its texts
+        aifx data search corpus QUERY  find the rows nearest to a text
         aifx data show                 print training rows as the model sees them
         aifx data show --step 120      print rows of the batch of a step
     """
@@ -193,6 +196,8 @@ app.command()(lineage)
 app.command()(why)
 app.command()(query)
 app.command()(report)
+app.command()(index)
+app.command()(search)
 app.command()(erase)
 app.add_typer(label.app, name="label")
 app.command("run-tasks", hidden=True)(run_tasks)

@@ -1,0 +1,1 @@
+"""Vectors of texts, indexes of them that belong to versions of data sets, and searches."""

@@ -1,0 +1,237 @@
+"""Building an index: the vectors of a version a few thousand rows at a time, so that a restart does what is missing.
+
+It works in `indexes/<version>/.work-<index>/`: `<shard>-<piece>.npy` has the vectors of a piece, and `out` becomes the
+index. Each file appears by rename.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aifx.core.errors import EnvironmentFault, UsageError, did_you_mean
+from aifx.core.files import replacing
+from aifx.core.json_files import readable_bytes
+from aifx.core.os_errors import first_line
+from aifx.core.progress import Reporter, report_progress
+from aifx.curation.execution import holding
+from aifx.curation.processes import call_each
+from aifx.curation.step import Limits
+from aifx.data.datasets import check_own_rows
+from aifx.data.parquet import open_parquet
+from aifx.data.versions import Catalog, ShardFile, Version, sha256_of
+from aifx.search.embedders import F32, Embedder
+from aifx.search.indexes import (
+    INDEX_FILE,
+    Index,
+    IndexManifest,
+    IndexSettings,
+    indexes_folder,
+    indexes_of,
+    open_index,
+    publish_index,
+    set_latest_index,
+)
+from aifx.search.kinds import LEAST_ROWS, MadeIndex, make_index
+
+PIECE_ROWS = 1 << 12
+OUT = "out"
+
+
+@dataclass(frozen=True)
+class BuiltIndex:
+    """The document of `aifx data index --json`.
+
+    Attributes:
+        index: its manifest.
+        size_bytes: of the index.
+        is_new: False if it was there already.
+        is_accepted: False if its recall is too small: the command exits 1, and searches still take the index before.
+    """
+
+    index: IndexManifest
+    size_bytes: int
+    is_new: bool
+    is_accepted: bool
+
+
+def build_index(
+    version: Version,
+    settings: IndexSettings,
+    embedder: Embedder,
+    catalog: Catalog,
+    limits: Limits,
+    *,
+    rebuild: bool = False,
+) -> BuiltIndex:
+    """Make the index of a version with these settings, or find it, and let searches take it if its recall is enough.
+
+    Args:
+        rebuild: make it even if it is there.
+
+    Raises UsageError for a column that has no texts, EnvironmentFault if the vectors need more memory than allowed.
+    """
+    _check(version, settings, limits)
+    name = settings.name(version.manifest.sha256)
+    folder = indexes_folder(catalog, version.manifest)
+    with holding(folder, f"version {version.reference}", "makes an index of it"):
+        if not rebuild and name in indexes_of(catalog, version.manifest):
+            found, is_new = open_index(catalog, version.manifest, name), False
+            if is_accepted(found):
+                set_latest_index(catalog, version.manifest, name)
+        else:
+            work = folder / f".work-{name}"
+            work.mkdir(exist_ok=True)
+            _embed_shards(version, settings.column, embedder, work, limits)
+            found, is_new = _publish(version, name, settings, catalog, work, limits), True
+            shutil.rmtree(work)
+    return BuiltIndex(found.manifest, found.manifest.file.bytes, is_new, is_accepted(found))
+
+
+def is_accepted(index: Index) -> bool:
+    recall = index.manifest.recall
+    return recall is None or recall.is_enough
+
+
+def check_column(version: Version, column: str) -> None:
+    """Raise UsageError for a column that does not exist or has no texts."""
+    columns = version.manifest.columns
+    texts = [name for name, kind in columns.items() if kind in ("string", "large_string") and not name.startswith("_")]
+    hint = f"--column {texts[0]}" if texts else "aifx data ls"
+    if column not in columns:
+        raise UsageError(f"{version.reference} has no column {column!r}", did_you_mean(column, columns), hint)
+    if columns[column] not in ("string", "large_string"):
+        why = f"it is of type {columns[column]}, and texts are embedded"
+        raise UsageError(f"column {column!r} of {version.reference} has no texts", why, hint)
+
+
+def _check(version: Version, settings: IndexSettings, limits: Limits) -> None:
+    check_own_rows(version.manifest, "aifx data index")
+    check_column(version, settings.column)
+    rows = version.manifest.rows
+    if settings.kind != "exact" and rows < LEAST_ROWS:
+        why = f"{rows:,} rows are compared in less than a millisecond, and an approximate index needs {LEAST_ROWS}"
+        raise UsageError(f"--kind {settings.kind} is for more rows", why, "--kind exact")
+    # An approximate index copies the vectors without those that its recall is measured with.
+    needed = rows * 4 * settings.embedder.dims * (1 if settings.kind == "exact" else 2)
+    if needed > limits.memory_bytes:
+        why = f"{rows:,} vectors of {settings.embedder.dims} numbers need {readable_bytes(needed)}"
+        raise EnvironmentFault("the index does not fit into --memory", why, f"--memory {needed // 10**9 + 1}GB")
+
+
+def _publish(
+    version: Version,
+    name: str,
+    settings: IndexSettings,
+    catalog: Catalog,
+    work: Path,
+    limits: Limits,
+) -> Index:
+    """The index of the vectors in `work`."""
+    import faiss
+
+    vectors, ids = _join(version, work, settings.embedder.dims)
+    if not len(ids):
+        why = f"column {settings.column!r} has no text with content in {version.manifest.rows:,} rows"
+        raise UsageError(f"{version.reference} has nothing to embed", why, f"aifx data profile {version.reference}")
+    with report_progress(f"indexing {len(ids):,} vectors", None, "vectors"):
+        made = make_index(settings.kind, vectors, ids, limits.workers, settings.least_recall, settings.effort)
+    out = work / OUT
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    manifest = IndexManifest(
+        name=name,
+        reference=version.reference,
+        version_sha256=version.manifest.sha256,
+        column=settings.column,
+        embedder=settings.embedder,
+        kind=settings.kind,
+        file=_write(made, out, len(ids)),
+        skipped=version.manifest.rows - len(ids),
+        effort=made.effort,
+        recall=made.recall,
+        faiss=faiss.__version__,
+    )
+    accepted = made.recall is None or made.recall.is_enough
+    return publish_index(catalog, version.manifest, out, manifest, is_accepted=accepted)
+
+
+def _write(made: MadeIndex, out: Path, rows: int) -> ShardFile:
+    import faiss
+
+    path = out / INDEX_FILE
+    try:
+        faiss.write_index(made.index, str(path))
+    except RuntimeError as e:
+        raise EnvironmentFault(f"{path} cannot be written", first_line(e), f"df -h {out}") from None
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    return ShardFile(INDEX_FILE, sha256_of(path), rows, path.stat().st_size)
+
+
+def _embed_shards(version: Version, column: str, embedder: Embedder, work: Path, limits: Limits) -> None:
+    shards = list(enumerate(version.shards))
+    sizes = [shard.bytes for shard in version.manifest.shards]
+    with report_progress(f"embedding {version.reference}", sum(sizes), "bytes") as progress:
+        if not embedder.uses_processes or limits.workers == 1 or len(shards) == 1:
+            for number, path in shards:
+                _embed_shard(column, embedder, work, (number, path), progress, sizes[number])
+            return
+        for number, _ in call_each(partial(_embed_shard, column, embedder, work), shards, limits.workers):
+            progress.advance(sizes[number])
+
+
+def _embed_shard(
+    column: str,
+    embedder: Embedder,
+    work: Path,
+    shard: tuple[int, Path],
+    progress: Reporter | None = None,
+    size: int = 0,
+) -> None:
+    """Write the vectors of the pieces of a shard that are missing."""
+    number, path = shard
+    with open_parquet(path, str(path)) as file:
+        rows = max(file.metadata.num_rows, 1)
+        for piece, batch in enumerate(file.iter_batches(PIECE_ROWS, columns=[column], use_threads=False)):
+            target = _piece(work, number, piece)
+            if not target.exists():
+                with replacing(target) as stream:
+                    np.save(stream, embedder.embed(batch.column(0)))
+            if progress is not None:
+                progress.advance(size * len(batch) // rows)
+
+
+def _piece(work: Path, shard: int, piece: int) -> Path:
+    return work / f"{shard:05d}-{piece:05d}.npy"
+
+
+def _pieces(version: Version, work: Path) -> Iterator[tuple[int, Any]]:
+    """The number of each piece's first row in the version, and its vectors, mapped."""
+    first = 0
+    for number, shard in enumerate(version.manifest.shards):
+        for piece, begin in enumerate(range(0, shard.rows, PIECE_ROWS)):
+            yield first + begin, np.load(_piece(work, number, piece), mmap_mode="r")
+        first += shard.rows
+
+
+def _join(version: Version, work: Path, dims: int) -> tuple[F32, NDArray[np.int64]]:
+    """All vectors that have a direction in one mapped file, and the number of each one's row in the version."""
+    kept = [first + np.flatnonzero(vectors.any(axis=1)) for first, vectors in _pieces(version, work)]
+    ids = np.concatenate(kept) if kept else np.zeros(0, np.int64)
+    if not len(ids):
+        return np.zeros((0, dims), np.float32), ids
+    joined = np.lib.format.open_memmap(work / "vectors.npy", "w+", np.float32, (len(ids), dims))
+    at = 0
+    for (first, vectors), rows in zip(_pieces(version, work), kept, strict=True):
+        joined[at : at + len(rows)] = vectors[rows - first]
+        at += len(rows)
+    return joined, ids

@@ -1,0 +1,246 @@
+"""Indexes of versions on disk.
+
+    datasets/<name>/indexes/<version>/latest          the index that a search takes
+    datasets/<name>/indexes/<version>/<index>/
+        manifest.json                                 written last: a folder without it is no index
+        index.faiss                                   the vectors; the id of each is its row's number in the version
+
+An index's name is the beginning of a SHA-256 over its version and all that its vectors and its search depend on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from aifx.core.errors import DataError, UsageError, did_you_mean
+from aifx.core.files import replace_file
+from aifx.core.json_files import encode
+from aifx.core.json_values import encode_json, plain
+from aifx.core.os_errors import first_line
+from aifx.core.parsing import parse_json
+from aifx.core.progress import report_progress
+from aifx.core.project import cache_path
+from aifx.data.cache import cache_folder
+from aifx.data.versions import INDEXES, LATEST, MANIFEST, Catalog, Manifest, ShardFile, fetch_file, send_file, sha256_of
+from aifx.search.embedders import EmbedderRecord
+from aifx.search.kinds import IndexKind, Recall
+
+INDEX_FILE = "index.faiss"
+FORMAT = 1
+NAME_DIGITS = 12
+_NAME = re.compile(r"[0-9a-f]{12}")
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """What the user chose of an index.
+
+    Attributes:
+        column: whose texts are embedded.
+        effort: how much of an approximate index a search looks at; None for as much as `least_recall` needs.
+    """
+
+    column: str
+    embedder: EmbedderRecord
+    kind: IndexKind = "exact"
+    effort: int | None = None
+    least_recall: float = 0.95
+
+    def name(self, version_sha256: str) -> str:
+        """The name of the index of a version with these settings."""
+        chosen: list[Any] = [
+            self.column,
+            self.embedder.kind,
+            self.embedder.dims,
+            plain(self.embedder.settings),
+            self.kind,
+        ]
+        if self.kind != "exact":
+            chosen += [self.effort, self.least_recall]
+        return hashlib.sha256(encode_json([FORMAT, version_sha256, *chosen]).encode()).hexdigest()[:NAME_DIGITS]
+
+
+@dataclass(frozen=True)
+class IndexManifest:
+    """The content of an index's `manifest.json`.
+
+    Attributes:
+        reference: the version, "name@version".
+        version_sha256: of the version's manifest.
+        file: the index; its rows are the vectors in it.
+        skipped: rows without a text, or whose text has no content.
+        effort: how much of it a search looks at; None if it is exact.
+        recall: of an approximate index.
+        faiss: version of the library that wrote it.
+    """
+
+    name: str
+    reference: str
+    version_sha256: str
+    column: str
+    embedder: EmbedderRecord
+    kind: IndexKind
+    file: ShardFile
+    skipped: int
+    effort: int | None
+    recall: Recall | None
+    faiss: str
+    format: int = FORMAT
+
+
+_MANIFEST = TypeAdapter(IndexManifest)
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index in a folder on this machine."""
+
+    path: Path
+    manifest: IndexManifest
+
+    def read(self) -> Any:
+        """The faiss index, mapped into memory. Raises DataError if the file is damaged."""
+        import faiss
+
+        from aifx.search.kinds import set_effort
+
+        hint = f"aifx data index {self.manifest.reference} --rebuild"
+        path = self.path / INDEX_FILE
+        what = f"{path} is damaged"
+        if not _is_whole(path, self.manifest.file):
+            raise DataError(what, "its SHA-256 is not that of the manifest", hint)
+        try:
+            found = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        except RuntimeError as e:
+            raise DataError(what, first_line(e), hint) from None
+        if self.manifest.effort is not None:
+            set_effort(found, self.manifest.effort)
+        return found
+
+
+def indexes_of(catalog: Catalog, manifest: Manifest) -> list[str]:
+    """The names of the complete indexes of a version."""
+    folder = _folder(manifest)
+    return sorted(
+        name
+        for name in catalog.store.folders(folder)
+        if _NAME.fullmatch(name) and catalog.store.size(f"{folder}/{name}/{MANIFEST}") is not None
+    )
+
+
+def find_index(catalog: Catalog, manifest: Manifest, beginning: str | None = None) -> Index:
+    """The index of a version whose name has this beginning; by default the one that was made last.
+
+    Raises UsageError if there is none, DataError if it is damaged.
+    """
+    names = indexes_of(catalog, manifest)
+    if not names:
+        indexed = catalog.store.folders(f"{manifest.name}/{INDEXES}")
+        others = [one for one in catalog.versions(manifest.name) if one in indexed]
+        why = f"an index belongs to one version, and {', '.join(others)} has other rows" if others else ""
+        raise UsageError(f"{manifest.reference} has no index", why, f"aifx data index {manifest.reference}")
+    if beginning is None:
+        latest = (catalog.store.read(f"{_folder(manifest)}/{LATEST}") or b"").decode(errors="replace").strip()
+        beginning = latest if latest in names else names[0]
+    matching = [name for name in names if name.startswith(beginning)]
+    if len(matching) != 1:
+        why = did_you_mean(beginning, names)
+        raise UsageError(f"--index {beginning} names no index of {manifest.reference}", why, f"--index {names[0]}")
+    return open_index(catalog, manifest, matching[0])
+
+
+def open_index(catalog: Catalog, version: Manifest, name: str) -> Index:
+    """An index of a version by its whole name, copied into the cache if the root is remote.
+
+    Raises DataError if it is damaged or of other rows.
+    """
+    store = catalog.store.below(f"{_folder(version)}/{name}")
+    url, hint = f"{store.url}/{MANIFEST}", f"aifx data index {version.reference} --rebuild"
+    try:
+        document = parse_json(store.read(MANIFEST) or b"")
+        if isinstance(document, dict) and document.get("format") != FORMAT:
+            why = f"its format is {document.get('format')}, and this aifx reads {FORMAT}"
+            raise DataError(f"{url} cannot be read", why, hint)
+        manifest: IndexManifest = _MANIFEST.validate_python(document)
+    except ValidationError as e:
+        raise DataError(
+            f"{url} is damaged", f"{'.'.join(map(str, e.errors()[0]['loc']))}: {e.errors()[0]['msg']}", hint
+        ) from None
+    except ValueError as e:
+        raise DataError(f"{url} is damaged", str(e), hint) from None
+    if manifest.version_sha256 != version.sha256:
+        why = f"it is of {manifest.reference}, and {version.reference} has other rows"
+        raise DataError(f"{store.url} is not an index of {version.reference}", why, hint)
+    if catalog.local is not None:
+        return Index(catalog.local / _folder(version) / name, manifest)
+    folder = cache_path("datasets") / version.sha256 / INDEXES / manifest.file.sha256
+    with cache_folder(folder), report_progress(f"copying {store.url}", manifest.file.bytes, "bytes") as progress:
+        fetch_file(store, folder, manifest.file, progress)
+    return Index(folder, manifest)
+
+
+def publish_index(
+    catalog: Catalog, version: Manifest, out: Path, manifest: IndexManifest, *, is_accepted: bool
+) -> Index:
+    """Give the folder that holds the index its name, or copy it to a remote root; a search takes it if accepted."""
+    target = f"{_folder(version)}/{manifest.name}"
+    document = encode(encode_json(plain(manifest), indent=2, ensure_ascii=False) + "\n")
+    if catalog.local is None:
+        store = catalog.store.below(target)
+        with report_progress(f"copying to {store.url}", manifest.file.bytes, "bytes") as progress:
+            send_file(out, store, manifest.file, progress)
+        store.write(MANIFEST, iter([document]))
+    else:
+        replace_file(out / MANIFEST, document)
+        shutil.rmtree(catalog.local / target, ignore_errors=True)
+        os.rename(out, catalog.local / target)
+    if is_accepted:
+        set_latest_index(catalog, version, manifest.name)
+    return open_index(catalog, version, manifest.name)
+
+
+def set_latest_index(catalog: Catalog, version: Manifest, name: str) -> None:
+    """Let searches of a version take this index."""
+    data = f"{name}\n".encode()
+    if catalog.local is None:
+        catalog.store.write(f"{_folder(version)}/{LATEST}", iter([data]))
+    else:
+        replace_file(catalog.local / _folder(version) / LATEST, data)
+
+
+def indexes_folder(catalog: Catalog, version: Manifest) -> Path:
+    """The folder on this machine where indexes of a version are made."""
+    return (catalog.local or cache_path("datasets") / "work") / _folder(version)
+
+
+def _folder(version: Manifest) -> str:
+    return f"{version.name}/{INDEXES}/{version.version}"
+
+
+def _is_whole(path: Path, file: ShardFile) -> bool:
+    """Whether the index has the bytes that were written. Its SHA-256 is compared once for each state of the file."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return False
+    if found.st_size != file.bytes:
+        return False
+    state = repr((str(path), file.sha256, found.st_ino, found.st_mtime_ns))
+    seen = cache_path("verified") / hashlib.sha256(state.encode()).hexdigest()
+    if seen.exists():
+        return True
+    with report_progress(f"verifying {path.name}", file.bytes, "bytes") as progress:
+        if sha256_of(path, progress) != file.sha256:
+            return False
+    with suppress(OSError), cache_folder(seen.parent):
+        seen.touch()
+    return True

@@ -1,0 +1,147 @@
+"""Indexes of faiss: exact ones, and approximate ones whose recall against exact search is measured."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aifx.search.embedders import F32
+
+IndexKind: TypeAlias = Literal["exact", "hnsw", "ivf"]
+
+LINKS, BUILD_EFFORT = 32, 100  # of HNSW: links of a vector, and candidates when it is added
+CLUSTER_SAMPLE = 64
+"""Vectors per cluster that train an IVF."""
+
+LEAST_ROWS = 256
+"""Of an approximate index."""
+
+NEIGHBOURS = 10
+QUERIES = 1000
+_ROUNDING = 1e-5  # of a score
+
+
+@dataclass(frozen=True)
+class Recall:
+    """The share of exact neighbours that an approximate index finds.
+
+    Attributes:
+        share: of the nearest neighbours, from 0 to 1.
+        queries: vectors whose neighbours were searched.
+        neighbours: of each query.
+        least: `--min-recall`.
+    """
+
+    share: float
+    queries: int
+    neighbours: int
+    least: float
+
+    @property
+    def is_enough(self) -> bool:
+        return self.share >= self.least
+
+
+@dataclass(frozen=True)
+class MadeIndex:
+    """An index in memory, and what is known of it.
+
+    Attributes:
+        effort: how much of an approximate index a search looks at; None if the index is exact.
+        recall: at this effort; None if the index is exact.
+    """
+
+    index: Any
+    effort: int | None = None
+    recall: Recall | None = None
+
+
+def make_index(
+    kind: IndexKind, vectors: F32, ids: NDArray[np.int64], threads: int, least: float, effort: int | None = None
+) -> MadeIndex:
+    """A faiss index of vectors `[rows, dims]` by inner product, which answers with their ids.
+
+    The recall of an approximate index is measured with vectors that are added afterwards: one that knows a query finds
+    its neighbours by the links that it made when the query was added.
+
+    Args:
+        least: recall for which the effort is raised, if that is not given.
+    """
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+    if kind == "exact":
+        index = faiss.IndexIDMap2(faiss.IndexFlatIP(vectors.shape[1]))
+        index.add_with_ids(vectors, ids)
+        return MadeIndex(index)
+    held_out = np.unique(np.linspace(0, len(vectors) - 1, min(QUERIES, len(vectors) // 4)).astype(np.int64))
+    queries, others = vectors[held_out], np.delete(vectors, held_out, axis=0)
+    index = faiss.IndexIDMap2(_hnsw(vectors.shape[1]) if kind == "hnsw" else _ivf(others))
+    index.add_with_ids(others, np.delete(ids, held_out))
+    efforts = [effort] if effort is not None else _efforts(index)
+    chosen, recall = _measure(index, queries, others, efforts, least)
+    index.add_with_ids(queries, ids[held_out])
+    return MadeIndex(index, chosen, recall)
+
+
+def set_effort(index: Any, effort: int) -> None:
+    """Set how much of an approximate index a search looks at: candidates of HNSW, clusters of an IVF."""
+    import faiss
+
+    base: Any = faiss.downcast_index(index.index)
+    if isinstance(base, faiss.IndexIVF):
+        base.nprobe = effort
+    else:
+        base.hnsw.efSearch = effort
+
+
+def _hnsw(dims: int) -> Any:
+    import faiss
+
+    base = faiss.IndexHNSWFlat(dims, LINKS, faiss.METRIC_INNER_PRODUCT)
+    base.hnsw.efConstruction = BUILD_EFFORT
+    return base
+
+
+def _ivf(vectors: F32) -> Any:
+    import faiss
+
+    rows, dims = vectors.shape
+    clusters = max(1, min(round(4 * math.sqrt(rows)), rows // CLUSTER_SAMPLE))
+    base = faiss.IndexIVFFlat(faiss.IndexFlatIP(dims), dims, clusters, faiss.METRIC_INNER_PRODUCT)
+    base.cp.min_points_per_centroid = 1
+    base.train(np.ascontiguousarray(vectors[:: max(1, rows // (CLUSTER_SAMPLE * clusters))]))
+    return base
+
+
+def _efforts(index: Any) -> list[int]:
+    """The efforts to try: from 8 by factors of 2 to that above which the index finds no more."""
+    import faiss
+
+    base = faiss.downcast_index(index.index)
+    most = base.nlist if isinstance(base, faiss.IndexIVF) else base.ntotal
+    powers = [8 << step for step in range(int(most).bit_length())]
+    return [*(effort for effort in powers if effort < most), int(most)]
+
+
+def _measure(index: Any, queries: F32, vectors: F32, efforts: list[int], least: float) -> tuple[int, Recall]:
+    """The first of the efforts whose recall is enough, otherwise the last, and its recall.
+
+    Of vectors that are equally near, an index may find any.
+    """
+    import faiss
+
+    neighbours = min(NEIGHBOURS, len(vectors))
+    exact, _ = faiss.knn(queries, vectors, neighbours, metric=faiss.METRIC_INNER_PRODUCT)
+    for effort in efforts:
+        set_effort(index, effort)
+        scores, found = index.search(queries, neighbours)
+        is_near = (scores >= exact[:, -1:] - _ROUNDING) & (found >= 0)
+        recall = Recall(float(is_near.mean()), len(queries), neighbours, least)
+        if recall.is_enough:
+            break
+    return effort, recall

@@ -1,0 +1,207 @@
+"""`aifx data index` and `search`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from aifx.commands.console.options import JsonOption
+from aifx.commands.console.output import Output
+from aifx.commands.console.terminal import terminal
+from aifx.commands.data.options import (
+    DEFAULT_MEMORY,
+    DatasetArgument,
+    MemoryOption,
+    RootOption,
+    WorkersOption,
+    find_catalog,
+    limits_of,
+    project_around,
+)
+from aifx.core.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from aifx.search.building import BuiltIndex
+    from aifx.search.searching import SearchResult
+
+SHOWN = 100
+"""Characters of a text in the table of a search."""
+
+
+def index(
+    name: DatasetArgument,
+    column: Annotated[str, typer.Option("--column", metavar="NAME", help="Column with the texts.")] = "text",
+    embedder: Annotated[
+        str, typer.Option("--embedder", metavar="ngrams", help="Embedder that makes a vector of each text.")
+    ] = "ngrams",
+    dims: Annotated[
+        int | None, typer.Option("--dims", metavar="N", min=16, max=65536, help="Numbers of a vector. By default 512.")
+    ] = None,
+    kind: Annotated[
+        Literal["exact", "hnsw", "ivf"],
+        typer.Option("--kind", metavar="exact|hnsw|ivf", help="Exact, or one of faiss's approximate indexes."),
+    ] = "exact",
+    min_recall: Annotated[
+        float | None,
+        typer.Option(
+            "--min-recall",
+            metavar="SHARE",
+            min=0.0,
+            max=1.0,
+            help="Least share of the 10 nearest rows that an approximate index must find. By default 0.95.",
+        ),
+    ] = None,
+    effort: Annotated[
+        int | None,
+        typer.Option(
+            "--effort",
+            metavar="N",
+            min=1,
+            help="How much a search looks at: candidates of hnsw, clusters of ivf. By default the least that reaches "
+            "--min-recall.",
+        ),
+    ] = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Make the index again, in place of the one there.")
+    ] = False,
+    memory: MemoryOption = DEFAULT_MEMORY,
+    workers: WorkersOption = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Embed the texts of a version into an index for aifx data search.
+
+    Examples:
+        aifx data index corpus
+        aifx data index articles --column title --dims 256
+        aifx data index corpus --kind hnsw --min-recall 0.99
+
+    The index belongs to this version. Exits 1 if an approximate index finds less than --min-recall.
+    """
+    with terminal(json) as out:
+        from aifx.search.building import build_index
+        from aifx.search.indexes import IndexSettings
+        from aifx.search.opening import open_embedder
+
+        for option, value in (("--min-recall", min_recall), ("--effort", effort)):
+            if value is not None and kind == "exact":
+                why = "an exact index finds the nearest rows"
+                raise UsageError(
+                    f"{option} can only be used with --kind hnsw or ivf", why, f"{option} {value} --kind hnsw"
+                )
+        limits = limits_of(memory, workers)
+        catalog, project = find_catalog(root)
+        version = catalog.open(name)
+        opened = open_embedder(embedder, dims, project or project_around())
+        least = 0.95 if min_recall is None else min_recall
+        settings = IndexSettings(column, opened.record, kind, effort, least)
+        found = build_index(version, settings, opened, catalog, limits, rebuild=rebuild)
+        out.document(found)
+        _print_index(out, found)
+        if not found.is_accepted:
+            raise SystemExit(ExitCode.VERDICT)
+
+
+def _print_index(out: Output, found: BuiltIndex) -> None:
+    from aifx.core.json_files import readable_bytes
+
+    made = found.index
+    there = "" if found.is_new else ", which was there already"
+    out.print(
+        f"{made.reference}: {made.kind} index {made.name} of {made.file.rows:,} vectors of {made.embedder.dims} "
+        f"numbers, {readable_bytes(found.size_bytes)}{there}"
+    )
+    if made.skipped:
+        out.print(f"left out, because they have no text with words: {made.skipped:,} rows")
+    if made.recall is not None:
+        out.print(
+            f"{'passed' if found.is_accepted else 'failed'}: recall {made.recall.share:.2%} (at least "
+            f"{made.recall.least:.2%}) of the {made.recall.neighbours} nearest rows of {made.recall.queries:,} rows, "
+            f"at effort {made.effort}"
+        )
+    if not found.is_accepted:
+        out.log("a search takes the index before: --effort N or --kind exact finds more")
+
+
+def search(
+    name: DatasetArgument,
+    query: Annotated[str | None, typer.Argument(metavar="[QUERY]", help="Text to search for.")] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            "--file", metavar="FILE", help="Search for each line of a .txt file, or each text of another (- for stdin)."
+        ),
+    ] = None,
+    text_field: Annotated[
+        str, typer.Option("--text-field", metavar="NAME", help="Field with the query in the rows of --file.")
+    ] = "text",
+    like: Annotated[
+        str | None, typer.Option("--like", metavar="ROW", help="Search for the rows nearest to this row, by its id.")
+    ] = None,
+    top: Annotated[
+        int, typer.Option("--top", metavar="N", min=1, max=10_000, help="Rows to find for each query.")
+    ] = 10,
+    index: Annotated[
+        str | None,
+        typer.Option(
+            "--index", metavar="NAME", help="Index to use, by the beginning of its name. By default the one made last."
+        ),
+    ] = None,
+    embedder: Annotated[
+        str | None,
+        typer.Option("--embedder", metavar="NAME", help="Embedder of the query. By default that of the index."),
+    ] = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Find the rows whose texts are nearest to a query.
+
+    Examples:
+        aifx data search corpus "white whale"
+        aifx data search corpus --like 3f2a91c07be4-12 --top 5
+        aifx data search corpus --file queries.jsonl --json
+
+    The score is the cosine of the angle between the vectors of the query and the row, at most 1.
+    """
+    with terminal(json) as out:
+        from aifx.search import searching
+        from aifx.search.indexes import find_index
+        from aifx.search.opening import open_embedder
+
+        given = [
+            option for option, value in (("QUERY", query), ("--file", file), ("--like", like)) if value is not None
+        ]
+        if len(given) != 1:
+            what = f"{' and '.join(given)} cannot be used together" if given else "there is nothing to search for"
+            raise UsageError(
+                what, "a search takes a QUERY, a --file or a row --like it", f"aifx data search {name} 'whale'"
+            )
+        catalog, project = find_catalog(root)
+        version = catalog.open(name)
+        chosen = find_index(catalog, version.manifest, index)
+        record = chosen.manifest.embedder
+        opened = open_embedder(embedder or record.name, record.dims, project or project_around())
+        searching.check_embedder(chosen, opened)
+        if like is not None:
+            found = searching.search_like(version, chosen, opened, like, top)
+        else:
+            queries = searching.read_queries(file, text_field) if file is not None else [query or ""]
+            found = searching.search(version, chosen, opened, queries, top)
+        out.document(found)
+        _print_hits(out, found)
+
+
+def _print_hits(out: Output, found: SearchResult) -> None:
+    for one in found.queries:
+        if len(found.queries) > 1:
+            out.print(("" if one is found.queries[0] else "\n") + _start(one.query))
+        rows = [(f"{hit.score:.4f}", hit.row, _start(hit.text)) for hit in one.hits]
+        out.table(["score", "row", "text"], rows, right=["score"])
+    if not found.is_exact:
+        out.log("the index is approximate: rows may be missing")
+
+
+def _start(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…"
