@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode, Terminated
 from aifx.core.os_errors import FULL, causes, could_not, errno_of, first_line
-from aifx.core.redaction import redact, redact_arguments
+from aifx.core.redaction import REMOVED, redact, redact_arguments
 from aifx.core.sanitize import escape_controls
 from aifx.core.version import __version__
 
@@ -88,7 +90,7 @@ def _folder(error: BaseException) -> str:
 
 
 def _bug(error: BaseException) -> AifxError:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = type(error).__name__ if _handles_rows() else " ".join(f"{type(error).__name__}: {error}".split())
     what = f"a bug in aifx: {text if len(text) <= 200 else text[:197] + '...'}"
     try:
         why = f"this is not your mistake; the details are in {_write_report(error)}"
@@ -97,6 +99,39 @@ def _bug(error: BaseException) -> AifxError:
         why = f"this is not your mistake; no report could be written ({fault})"
         hint = "run it again with --debug and send what it shows"
     return AifxError(what, why, hint, exit_code=ExitCode.BUG)
+
+
+def _handles_rows() -> bool:
+    """Whether the command is one of `aifx data`: its arguments and errors may quote personal data."""
+    return next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "") == "data"
+
+
+def _without_values(arguments: Sequence[str]) -> list[str]:
+    """The names of the command and of its options."""
+    command = [argument for argument in arguments if not argument.startswith("-")][:2]
+    options = (_OPTION.match(argument) for argument in arguments)
+    return [*command, *(option[0] for option in options if option), REMOVED]
+
+
+def _without_messages(formatted: str) -> str:
+    """A traceback without the messages of its errors, also of those that it has of another process."""
+    kept: list[str] = []
+    for line in formatted.splitlines():
+        is_code = bool(kept) and kept[-1].startswith("  File ") and line.startswith("    ")
+        if is_code or line.startswith("  File ") or line in _BETWEEN_ERRORS:
+            kept.append(line)
+        elif match := _ERROR.match(line):
+            kept.append(match[0])
+    return "\n".join(kept)
+
+
+_OPTION = re.compile(r"--?[a-z][a-z-]*")
+_ERROR = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Invalid)(?=:|$)")
+_BETWEEN_ERRORS = (
+    "Traceback (most recent call last):",
+    "The above exception was the direct cause of the following exception:",
+    "During handling of the above exception, another exception occurred:",
+)
 
 
 def _write_report(error: BaseException) -> Path:
@@ -129,13 +164,16 @@ def _report_text(error: BaseException) -> str:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             versions.append(f"{package} not installed")
+    trace, arguments = "".join(traceback.format_exception(error)), redact_arguments(sys.argv)
+    if _handles_rows():
+        trace, arguments = _without_messages(trace), ["aifx", *_without_values(arguments[1:])]
     lines = [
         "aifx failed in a way that nobody foresaw. Read this before you send it: it holds your command line and paths.",
         f"time      {time.strftime('%Y-%m-%dT%H:%M:%S%z')}",
-        f"command   {shlex.join(redact_arguments(sys.argv))}",
+        f"command   {shlex.join(arguments)}",
         f"python    {platform.python_implementation()} {platform.python_version()}, {platform.platform()}",
         f"packages  {', '.join(versions)}",
         "",
-        redact("".join(traceback.format_exception(error))),
+        redact(trace),
     ]
     return "\n".join(lines)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -125,6 +127,33 @@ def test_what_a_crash_report_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (report,) = (tmp_path / "reports").iterdir()
     assert "RuntimeError" in report.read_text()
     assert "planted" not in report.read_text()
+
+
+def _fail_on(value: str) -> None:
+    try:
+        int(value)
+    except ValueError as error:
+        raise LookupError(f"row of\n{value}: {value}") from error
+
+
+def test_a_crash_of_data_commands_quotes_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its arguments nor the messages of its errors, which are those of another process here."""
+    secret = "jane@example.org"
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path))
+    condition = f"--where=mail = '{secret}'"
+    monkeypatch.setattr(
+        sys, "argv", ["aifx", "--debug", "data", "erase", "pets", condition, "--where", secret, f"-- {secret}", "-y"]
+    )
+    with pytest.raises(LookupError) as raised, ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        pool.submit(_fail_on, secret).result()
+    error = as_error(raised.value)
+    (report,) = (tmp_path / "reports").iterdir()
+    text = report.read_text()
+    assert secret not in text + error.what + error.why
+    assert "command   aifx data erase --debug --where --where -y" in text
+    assert "in _fail_on" in text
+    assert text.count("LookupError") + text.count("ValueError") >= 3
+    assert "LookupError" in error.what
 
 
 def test_what_doctor_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
