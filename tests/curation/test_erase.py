@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import inprocess
 import pytest
+from s3_server import s3_server
 from toy_steps import Rows, WithoutLetter
 
 from aifx.curation.execution import execute
@@ -32,7 +35,9 @@ def chain(catalog: Catalog) -> list[Version]:
 
 
 def erase(folder: Path, *args: str) -> tuple[int, dict[str, object], str]:
-    found = inprocess.run(["data", "erase", "pets", "--where", f"text LIKE '%{SECRET}%'", "--json", *args], folder, {})
+    found = inprocess.run(
+        ["data", "erase", "pets", "--where", f"text LIKE '%{SECRET}%'", "--json", *args], folder, dict(os.environ)
+    )
     return found.returncode, json.loads(found.stdout), found.stderr
 
 
@@ -109,3 +114,33 @@ def test_what_cannot_be_erased(catalog: Catalog, chain: list[Version], tmp_path:
     found = inprocess.run(["data", "erase", "pets", "--where", "text = 'nothing' -- comment"], tmp_path, {})
     assert (found.returncode, found.stdout) == (0, "no row of pets meets the condition\n")
     assert catalog.manifest("pets") == chain[1].manifest
+
+
+@pytest.mark.parametrize("scheme", ["memory", "s3"])
+def test_a_purge_of_a_remote_root(
+    chain: list[Version], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """Neither the store nor the cache of this machine keeps the rows."""
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))
+    with s3_server(monkeypatch) if scheme == "s3" else nullcontext():
+        remote = open_catalog(f"{scheme}://bucket/{tmp_path.name}")
+        for version in chain:
+            remote.publish(version)
+        remote.set_latest("pets", chain[1].manifest.version)
+        remote.open(chain[0].reference)
+        root = ["--root", remote.store.url]
+        code, plan, _ = erase(tmp_path, "--purge", "--dry-run", *root)
+        assert (code, plan["dry_run"], plan["made"]) == (0, True, None)
+        assert set(plan["purged"]) == {version.reference for version in chain}  # type: ignore[call-overload]
+        assert remote.versions("pets") == sorted(version.manifest.version for version in chain)
+        assert files_with(tmp_path / "cache", SECRET)
+        code, found, _ = erase(tmp_path, "--purge", "--yes", *root)
+        assert (code, found["remaining"]) == (0, [])
+        latest = remote.latest("pets")
+        assert remote.versions("pets") == [latest]
+        assert found["made"] == f"pets@{latest}"
+        stored = [name for name in remote.store.fs.find(remote.store.path) if not name.endswith("lineage.jsonl")]
+        assert all(f"/pets/{latest}" in name for name in stored if not name.endswith(("latest", ".lock"))), stored
+        assert not any(SECRET.encode() in remote.store.fs.cat_file(name) for name in stored)
+        assert files_with(tmp_path / "cache", SECRET) == []
+        assert inprocess.run(["data", "verify", "--all", *root], tmp_path, dict(os.environ)).returncode == 0
