@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from aifx.curation.readers.base import (
@@ -35,7 +36,7 @@ def find_schema(path: str, compression: str, options: ReadOptions, *, is_whole: 
     """The columns of a file, with the types of all of its values or of those at its beginning."""
     import pyarrow as pa
 
-    with _Rows(path, compression, options, SAMPLE_BYTES) as rows:
+    with _Rows(path, compression, options, SAMPLE_BYTES) as rows, suppress(DamagedFile):
         types = {name: pa.null() for name in rows.names}
         for index, table in enumerate(rows):
             for name in rows.names:
@@ -87,7 +88,13 @@ class _Rows:
 
     def __enter__(self) -> _Rows:
         stream = self._opening.__enter__()
-        begun = stream.read(SAMPLE_BYTES)
+        begun = b""
+        try:
+            while data := stream.read(SAMPLE_BYTES - len(begun)):
+                begun += data
+        except DamagedFile:
+            if not begun:
+                raise
         try:
             header = next(
                 csv.reader(io.StringIO(begun.decode(errors="replace"), newline=""), delimiter=self._delimiter)
@@ -111,14 +118,20 @@ class _Rows:
 
         if not self.names:
             return
+        stream = self._stream
         try:
-            is_first = True
+            last: Any = None
             for rows in self._parsed():
-                table = pa.Table.from_batches([rows.slice(1) if is_first else rows])
-                is_first = False
-                yield self._numbered(table)
+                if last is not None:
+                    yield self._numbered(pa.Table.from_batches([last]))
+                last = rows.slice(1) if last is None else rows
+            if stream.damage is not None and (stream.is_quoted or stream.is_within_line):
+                last = last.slice(0, max(len(last) - 1, 0))  # its end is behind the damage
+            yield self._numbered(pa.Table.from_batches([last]))
         except pa.ArrowInvalid as e:
-            raise DamagedFile(str(e).splitlines()[0]) from None
+            raise stream.damage or DamagedFile(str(e).splitlines()[0]) from None
+        if stream.damage is not None:
+            raise stream.damage
 
     def _parsed(self) -> Iterator[Any]:
         import pyarrow as pa

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from aifx.curation.readers.base import ROW_BYTES, BadRow, Batch, ReadOptions, batch_of
-from aifx.curation.readers.streams import open_bytes
+from aifx.curation.readers.streams import open_bytes, read_whole
 
 if TYPE_CHECKING:
     from pyarrow import Schema
@@ -29,7 +29,7 @@ def read(path: str, compression: str, schema: Schema, options: ReadOptions) -> I
     from aifx.data.pictures import BadPicture, open_picture
 
     with open_bytes(path, compression, options) as stream:
-        data = stream.read(ROW_BYTES + 1)
+        data = read_whole(stream, ROW_BYTES + 1)
     bad = []
     try:
         if len(data) > ROW_BYTES:

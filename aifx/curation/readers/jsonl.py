@@ -20,6 +20,7 @@ from aifx.curation.readers.base import (
     BadRow,
     Batch,
     ColumnsChanged,
+    DamagedFile,
     ReadOptions,
     joined,
     split_valid,
@@ -43,14 +44,15 @@ def find_schema(path: str, compression: str, options: ReadOptions, *, is_whole: 
 
     schema = pa.schema([])
     with open_utf8(path, compression, options) as stream:
-        for block in line_blocks(stream, BLOCK_BYTES if is_whole else SAMPLE_BYTES):
-            lines = block.splitlines()
-            if not is_whole and not block.endswith(b"\n") and len(lines) > 1:
-                lines.pop()
-            for line in lines:
-                schema = _widened(schema, line, options) or schema
-            if not is_whole:
-                break
+        try:
+            for block in line_blocks(stream, BLOCK_BYTES if is_whole else SAMPLE_BYTES):
+                for line in block.splitlines():
+                    schema = _widened(schema, line, options) or schema
+                if not is_whole:
+                    break
+        except DamagedFile:
+            if not schema.names:
+                raise
     if options.text_column is not None and options.text_column not in schema.names:
         schema = schema.append(pa.field(options.text_column, pa.string()))
     return schema

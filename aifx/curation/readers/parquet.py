@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from aifx.core.errors import DataError
 from aifx.core.os_errors import naming
-from aifx.curation.readers.base import BLOCK_BYTES, Batch, DamagedFile, ReadOptions, batch_of, split_valid
+from aifx.curation.readers import streams
+from aifx.curation.readers.base import BLOCK_BYTES, ROW_BYTES, Batch, DamagedFile, ReadOptions, batch_of, split_valid
 from aifx.curation.readers.streams import open_bytes
 from aifx.data.parquet import open_parquet
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from pyarrow import DataType, Schema
 
 MOST_ROWS = 1 << 16
+MOST_BYTES = 4 * ROW_BYTES
 """Of a batch."""
 
 
@@ -27,7 +30,7 @@ def find_schema(path: str, compression: str, options: ReadOptions, *, is_whole: 
     """The columns of a file, with plain types in place of dictionaries and large ones. Raises DamagedFile."""
     import pyarrow as pa
 
-    with _opened(path, compression, options) as file:
+    with _opened(path, compression, options) as (file, _):
         names = Counter(file.schema_arrow.names)
         if twice := [name for name, count in names.items() if count > 1]:
             raise DamagedFile(f"it has two columns {twice[0]!r}")
@@ -35,13 +38,19 @@ def find_schema(path: str, compression: str, options: ReadOptions, *, is_whole: 
 
 
 def read(path: str, compression: str, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
-    """The rows of a file. Raises DamagedFile."""
+    """The rows of a file. Raises DamagedFile, also for a file that expands beyond the limit."""
     import pyarrow as pa
 
-    with _opened(path, compression, options) as file:
-        first = 0
-        for rows in file.iter_batches(batch_size=_batch_rows(file.metadata), use_threads=False):
+    with _opened(path, compression, options) as (file, content):
+        limit = max(streams.SMALL_EXPANSION, os.stat(path).st_size * options.max_expansion)
+        if _group_bytes(file.metadata) > limit:
+            raise streams.expanded(options.max_expansion)
+        first = size = 0
+        for rows in file.iter_batches(batch_size=_batch_rows(file, content), use_threads=False):
             table = pa.Table.from_batches([rows]).cast(schema)
+            size += table.nbytes
+            if size > limit:
+                raise streams.expanded(options.max_expansion)
 
             def raw(index: int, first: int = first, table: Any = table) -> tuple[int, bytes]:
                 row = {
@@ -61,13 +70,69 @@ def _text(column: Any, index: int) -> str | None:
     return None if data is None else data.decode(errors="backslashreplace")
 
 
-def _batch_rows(metadata: Any) -> int:
-    size = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
-    return int(max(64, min(MOST_ROWS, BLOCK_BYTES * metadata.num_rows // max(size, 1))))
+def _batch_rows(file: Any, content: IO[bytes]) -> int:
+    """Rows of a batch: of about BLOCK_BYTES in the file, and within MOST_BYTES whatever values they repeat."""
+    size = _group_bytes(file.metadata)
+    rows = max(64, min(MOST_ROWS, BLOCK_BYTES * file.metadata.num_rows // max(size, 1)))
+    return int(max(1, min(rows, MOST_BYTES // max(_row_bytes(file, content), 1))))
+
+
+def _group_bytes(metadata: Any) -> int:
+    """Bytes of the row groups in their encodings, without compression, as the file's index has them."""
+    return sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+
+
+def _row_bytes(file: Any, content: IO[bytes]) -> int:
+    """The most bytes that the texts of a row can have: an encoding may store a value once that comes a million times.
+
+    The first rows of each row group are read as numbers into its dictionaries.
+    """
+    from pyarrow import parquet
+
+    metadata = file.metadata
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    columns = [file.schema.column(index) for index in range(metadata.num_columns)]
+    deltas = {
+        chunk.path_in_schema: chunk.total_uncompressed_size
+        for group in groups
+        for chunk in (group.column(index) for index in range(metadata.num_columns))
+        if any(encoding.startswith("DELTA") for encoding in chunk.encodings)
+    }
+    texts = [each.path for each in columns if each.physical_type == "BYTE_ARRAY" and each.path not in deltas]
+    fixed = sum(each.length for each in columns if each.physical_type == "FIXED_LEN_BYTE_ARRAY")
+    probe = parquet.ParquetFile(content, read_dictionary=texts, buffer_size=streams.COMPRESSED_BLOCK)
+    longest = repeats = 0
+    for index, group in enumerate(groups):
+        # A column of lists has a dictionary only from the first list that is not empty.
+        found = [_longest_texts(probe, index, [each.path]) for each in columns if each.max_repetition_level]
+        flat = [each.path for each in columns if not each.max_repetition_level]
+        longest = max(longest, sum(found) + (_longest_texts(probe, index, flat) if flat else 0))
+        values = max(group.column(column).num_values for column in range(metadata.num_columns))
+        repeats = max(repeats, -(-values // max(group.num_rows, 1)))
+    return int(repeats * (longest + fixed + sum(deltas.values())))
+
+
+def _longest_texts(probe: Any, group: int, columns: list[str]) -> int:
+    """Bytes of the longest values in the dictionaries of columns, one of each."""
+    for rows in probe.iter_batches(batch_size=64, row_groups=[group], columns=columns, use_threads=False):
+        if found := sum(map(_longest_text, rows.columns)):
+            return found
+    return 0
+
+
+def _longest_text(array: Any) -> int:
+    import pyarrow as pa
+    from pyarrow import compute as pc
+
+    if pa.types.is_dictionary(array.type):
+        return int(pc.max(pc.binary_length(array.dictionary)).as_py() or 0)
+    if pa.types.is_struct(array.type):
+        return sum(_longest_text(array.field(index)) for index in range(array.type.num_fields))
+    return _longest_text(array.values) if hasattr(array, "values") else 0
 
 
 @contextmanager
-def _opened(path: str, compression: str, options: ReadOptions) -> Iterator[Any]:
+def _opened(path: str, compression: str, options: ReadOptions) -> Iterator[tuple[Any, IO[bytes]]]:
     with open(path, "rb") as packed, tempfile.TemporaryFile() as unpacked:  # pyarrow opens no path but UTF-8
         if compression:
             with open_bytes(path, compression, options) as stream:
@@ -76,8 +141,9 @@ def _opened(path: str, compression: str, options: ReadOptions) -> Iterator[Any]:
                         unpacked.write(data)
             unpacked.seek(0)
         try:
-            with open_parquet(unpacked if compression else packed, path) as file:
-                yield file
+            content: IO[bytes] = unpacked if compression else packed
+            with open_parquet(content, path) as file:
+                yield file, content
         except DataError as e:
             raise DamagedFile(f"not a Parquet file that can be read: {e.why}") from None
 

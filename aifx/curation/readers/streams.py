@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from aifx.curation.readers.base import DamagedFile, ReadOptions
+from aifx.curation.readers.base import BLOCK_BYTES, DamagedFile, ReadOptions
 
 SMALL_EXPANSION = 1 << 30
 """A compressed file may always expand to this size."""
@@ -22,11 +22,14 @@ BOMS = (
 )
 """Byte order marks; that of UTF-32-LE begins with that of UTF-16-LE."""
 
+COMPRESSED_BLOCK = 1 << 16
+"""Bytes that pyarrow reads of a compressed file at a time."""
+
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 
 class Stream:
-    """The base of the streams that pyarrow reads."""
+    """The base of the streams that pyarrow reads. `read(size)` gives `size` bytes or fewer, and none at the end."""
 
     closed = False
 
@@ -35,29 +38,85 @@ class Stream:
 
 
 class Expanding(Stream):
-    """The decompressed bytes of a stream. Raises DamagedFile if they are damaged or beyond the limit."""
+    """The decompressed bytes of a stream. Raises DamagedFile beyond the limit, and where they are damaged."""
 
     def __init__(self, file: IO[bytes], codec: str, compressed_bytes: int, max_expansion: float) -> None:
-        import pyarrow as pa
-
-        self._stream = pa.CompressedInputStream(pa.PythonFile(file, "r"), codec)
-        self._codec = codec
+        self._file, self._codec = file, codec
+        self._stream = self._begin(file)
         self._limit = max(SMALL_EXPANSION, compressed_bytes * max_expansion)
         self._max_expansion = max_expansion
         self._read = 0
+        self._damage: DamagedFile | None = None
+        self._rest = b""  # before the damage
+
+    def _begin(self, file: Any) -> Any:
+        import pyarrow as pa
+
+        return pa.CompressedInputStream(pa.PythonFile(file, "r"), self._codec)
 
     def read(self, size: int) -> bytes:
-        try:
-            data: bytes = self._stream.read(size)
-        except OSError as e:
-            if e.errno is not None:
-                raise
-            raise DamagedFile(f"{self._codec}: {str(e).rstrip('.')}") from None
+        if self._damage is None:
+            try:
+                self._rest = self._stream.read(size)
+            except OSError as e:
+                if e.errno is not None:
+                    raise
+                self._damage = DamagedFile(f"{self._codec}: {str(e).rstrip('.')}")
+                self._rest = self._before_damage()
+        data, self._rest = self._rest[:size], self._rest[size:]
+        if self._damage is not None and not data:
+            raise self._damage
         self._read += len(data)
         if self._read > self._limit:
-            why = f"it expands to more than {self._max_expansion:g} times its size"
-            raise DamagedFile(f"{why}; --max-expansion allows more")
+            raise expanded(self._max_expansion)
         return data
+
+    def _before_damage(self) -> bytes:
+        """The bytes that can be decompressed after those that were read.
+
+        A read that fails gives nothing, so they are read again: compressed and decompressed ones in ever smaller parts.
+        """
+        found, last = b"", COMPRESSED_BLOCK
+        for compressed, decompressed in ((COMPRESSED_BLOCK >> 6, COMPRESSED_BLOCK), (1, COMPRESSED_BLOCK), (1, 1)):
+            near = self._file.tell() - 2 * last
+            self._file.seek(0)
+            stream, last = self._begin(Dripping(self._file, near, compressed)), compressed
+            skipped, parts = self._read + len(found), []
+            try:
+                while skipped:
+                    skipped -= len(stream.read(min(skipped, BLOCK_BYTES)))
+                while data := stream.read(decompressed):
+                    parts.append(data)
+            except OSError as e:
+                if e.errno is not None:
+                    raise
+            found += b"".join(parts)
+        return found
+
+
+class Dripping(Stream):
+    """A file that gives few bytes at a time from a place on: a decompressor loses the rest of what it fails on."""
+
+    def __init__(self, file: IO[bytes], place: int, size: int) -> None:
+        self._file, self._place, self._size = file, place, size
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(min(size, max(self._place - self._file.tell(), self._size)))
+
+
+def expanded(max_expansion: float) -> DamagedFile:
+    """The error of a file that expands beyond the limit."""
+    why = f"it expands to more than {max_expansion:g} times its size"
+    return DamagedFile(f"{why}; --max-expansion allows more")
+
+
+def read_whole(stream: Any, size: int) -> bytes:
+    """`size` bytes of a stream, or fewer at its end. Raises DamagedFile."""
+    parts: list[bytes] = []
+    while size and (data := stream.read(size)):
+        parts.append(data)
+        size -= len(data)
+    return b"".join(parts) if len(parts) != 1 else parts[0]
 
 
 class Decoding(Stream):
@@ -71,7 +130,7 @@ class Decoding(Stream):
         self._rest = b""
 
     def read(self, size: int) -> bytes:
-        while len(self._rest) < size:
+        while not self._rest:
             data = self._begun or self._stream.read(size)
             self._begun = b""
             try:
@@ -93,24 +152,30 @@ class Begun(Stream):
 
     def read(self, size: int) -> bytes:
         found, self._begun = self._begun[:size], self._begun[size:]
-        more: bytes = self._stream.read(size - len(found)) if len(found) < size else b""
-        return found + more if found else more
+        return found or self._stream.read(size)
 
 
 class Marking(Stream):
     """The bytes of a stream in UTF-8, with a mark instead of each byte that is none.
 
-    The marks are at the end of a private area of Unicode. `has_marks` is whether there was one.
+    The marks are at the end of a private area of Unicode. The stream ends before the line that is damaged.
+
+    Attributes:
+        has_marks: whether there was one.
+        damage: that ended the stream.
+        is_quoted, is_within_line: whether the row goes on after the bytes that were read.
     """
 
     has_marks = False
+    is_quoted = is_within_line = False
+    damage: DamagedFile | None = None
 
     def __init__(self, stream: Any) -> None:
-        self._stream = stream
+        self._stream, self._rest = stream, b""
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
 
     def read(self, size: int) -> bytes:
-        data: bytes = self._stream.read(size)
+        data = self._lines(size) if self.damage is None else b""
         if data.isascii() and data and not self._decoder.getstate()[0]:
             return data
         text = self._decoder.decode(data, final=not data)
@@ -119,6 +184,25 @@ class Marking(Stream):
         except UnicodeEncodeError:
             self.has_marks = True
             return text.translate(_TO_MARK).encode()
+
+    def _lines(self, size: int) -> bytes:
+        """Whole lines of `size` bytes at most, or a part of a longer line; at the end what is left."""
+        is_end = False
+        try:
+            while len(self._rest) < size and not is_end:
+                data = self._stream.read(size - len(self._rest))
+                self._rest += data
+                is_end = not data
+        except DamagedFile as e:
+            self.damage = e
+            self._rest = self._rest[: self._rest.rfind(b"\n") + 1]
+            is_end = True
+        cut = len(self._rest) if is_end else self._rest.rfind(b"\n") + 1 or size
+        found, self._rest = self._rest[:cut], self._rest[cut:]
+        if found:
+            self.is_within_line = not found.endswith(b"\n")
+            self.is_quoted ^= found.count(b'"') % 2 == 1
+        return found
 
 
 _TO_MARK = {0xDC00 + byte: 0x10FF00 + byte for byte in range(0x80, 0x100)}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from aifx.curation.readers.base import BadRow, ReadOptions
+from aifx.curation.readers.base import BadRow, DamagedFile, ReadOptions
 from aifx.curation.readers.streams import open_utf8
 
 LARGE_BYTES = 1 << 16
@@ -21,9 +21,8 @@ def read_documents(path: str, compression: str, options: ReadOptions) -> Iterato
     with open_utf8(path, compression, options) as stream:
         rest, line, found = b"", 1, False
         while True:
-            data = stream.read(DOCUMENT_BYTES - len(rest))
-            is_last = len(rest) + len(data) < DOCUMENT_BYTES
-            data = rest + data if rest else data
+            data, damage = _filled(stream, rest)
+            is_last = damage is not None or len(data) < DOCUMENT_BYTES
             places = [match.start() for match in starts.finditer(data) if match.start()] if starts is not None else []
             end = len(data) if is_last else places.pop() if places else _cut(data)
             for first, stop in pairwise([0, *places, end]):
@@ -33,11 +32,27 @@ def read_documents(path: str, compression: str, options: ReadOptions) -> Iterato
                     yield _checked(document, line)
                 if not is_last or stop < end:  # counting takes as long as hashing
                     line += document.count(b"\n")
+            if damage is not None:
+                raise damage
             if is_last:
                 if not found:
                     yield BadRow(1, "no text", data)
                 return
             rest = data[end:]
+
+
+def _filled(stream: Any, rest: bytes) -> tuple[bytes, DamagedFile | None]:
+    """`rest` and the bytes after it, DOCUMENT_BYTES in all; fewer at the end, and whole lines before damage."""
+    parts, size = [rest] if rest else [], len(rest)
+    damage = None
+    try:
+        while size < DOCUMENT_BYTES and (data := stream.read(DOCUMENT_BYTES - size)):
+            parts.append(data)
+            size += len(data)
+    except DamagedFile as e:
+        damage = e
+    data = parts[0] if len(parts) == 1 else b"".join(parts)
+    return (data if damage is None else data[: data.rfind(b"\n") + 1]), damage
 
 
 def _cut(data: bytes) -> int:

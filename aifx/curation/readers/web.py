@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aifx.core.errors import EnvironmentFault
 from aifx.core.extras import install_command
 from aifx.curation.readers.base import TEXT, BadRow, Batch, DamagedFile, ReadOptions, batch_of
-from aifx.curation.readers.streams import open_bytes
+from aifx.curation.readers.streams import open_bytes, read_whole
 
 if TYPE_CHECKING:
     from pyarrow import Schema
@@ -40,7 +40,7 @@ def read_page(path: str, compression: str, schema: Schema, options: ReadOptions)
     import pyarrow as pa
 
     with open_bytes(path, compression, options) as stream:
-        text, reason, value = _text_of(stream.read(PAGE_BYTES + 1))
+        text, reason, value = _text_of(read_whole(stream, PAGE_BYTES + 1))
     bad = [BadRow(1, reason, value)] if reason else []
     yield batch_of(pa.table({TEXT: pa.array([] if reason else [text], pa.string())}), 0, bad)
 
@@ -84,10 +84,11 @@ def read_archive(path: str, compression: str, schema: Schema, options: ReadOptio
                 if len(rows) + len(bad) == BATCH_PAGES:
                     yield batch()
                     rows, numbers, bad = [], [], []
-        except exceptions.ArchiveLoadFailed as e:
+        except (exceptions.ArchiveLoadFailed, DamagedFile) as e:
             if rows or bad:
                 yield batch()
-            raise DamagedFile(f"not a WARC archive that can be read: {e}") from None
+            why = str(e) if isinstance(e, DamagedFile) else f"not a WARC archive that can be read: {e}"
+            raise DamagedFile(why) from None
     yield batch()
 
 
