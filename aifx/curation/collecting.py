@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import DataError
+from aifx.core.redaction import redact
 from aifx.curation.readers.base import TEXT, BadRow, Batch, ReadOptions, joined
 from aifx.curation.readers.fitting import fitted, storable_columns
 from aifx.curation.readers.formats import KINDS, Format
@@ -222,4 +223,6 @@ def reading_of(file: SourceFile, options: ReadOptions) -> str:
         parts.append(f"split_at={options.split_at}")
     if file.label is not None:
         parts.append(f"label={file.label}")
+    if file.query:
+        parts.append(f"sql={redact(file.query)}")
     return " ".join(parts)

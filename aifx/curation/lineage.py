@@ -106,6 +106,7 @@ def _file(name: str) -> dict[str, str]:
     if not separator:
         return {"namespace": "file", "name": name}
     host, _, path = rest.partition("/")
+    scheme = {"postgresql": "postgres"}.get(scheme, scheme)
     return {"namespace": f"{scheme}://{host}", "name": path or "/"}
 
 

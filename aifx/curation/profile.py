@@ -263,7 +263,7 @@ def _column(name: str, column: ChunkedArray, hashes: Any) -> PartialColumn:
     low = high = values = None
     is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     if name != "text" and (is_text or pa.types.is_primitive(column.type)):
-        found = pc.min_max(column).as_py()
+        found = pc.min_max(column)
         low, high = _scalar(found["min"]), _scalar(found["max"])
     is_counted = name not in (ROW, CLUSTER, "text") and (is_text or pa.types.is_boolean(column.type))
     if is_counted and smallest is not None and (name == SOURCE or len(smallest) <= MOST_VALUES):
@@ -272,7 +272,13 @@ def _column(name: str, column: ChunkedArray, hashes: Any) -> PartialColumn:
     return PartialColumn(column.null_count, column.nbytes, low, high, smallest, values)
 
 
-def _scalar(value: Any) -> Scalar | None:
+def _scalar(found: Any) -> Scalar | None:
+    import pyarrow as pa
+
+    try:
+        value = found.as_py()
+    except (OverflowError, ValueError):  # a date that Python does not have
+        value = found.cast(pa.string()).as_py()
     if isinstance(value, int | float) or value is None:
         return value
     return str(value)[:SHOWN_CHARACTERS]

@@ -36,6 +36,7 @@ class SourceFile:
         stamp: what a store records with the content of a remote file, such as its ETag and time.
         sha256: "" for a remote file that was not read yet.
         label: class of a picture: the folder that it is in below the folder that an argument names.
+        query: SQL whose rows are in the file.
     """
 
     name: str
@@ -47,6 +48,7 @@ class SourceFile:
     stamp: str = ""
     sha256: str = ""
     label: str | None = None
+    query: str = ""
 
     @property
     def is_remote(self) -> bool:

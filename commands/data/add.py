@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,20 +17,35 @@ from aifx.core.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from aifx.curation.add_reports import AddedFiles
+    from aifx.curation.databases.sources import QueryFetch
     from aifx.curation.source_files import Listing
+    from aifx.data.versions import Catalog
 
 
 @option_group
 def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Data set to make or to extend.")],
     sources: Annotated[
-        list[str], typer.Argument(metavar="SRC…", help="Files, folders, globs or URLs that fsspec knows.")
+        list[str],
+        typer.Argument(metavar="SRC…", help="Files, folders, globs or URLs that fsspec knows, or a database's URL."),
     ],
     license_: Annotated[
         str,
         typer.Option("--license", metavar="SPDX", help="Licence of the files: an SPDX expression, or 'unknown'."),
     ],
     given: StepOptions,
+    query: Annotated[
+        str | None,
+        typer.Option("--query", metavar="SQL", help="Collect the rows of this query of the database SRC."),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            "--key",
+            metavar="COLUMN",
+            help="Column of the query that tells rows apart, so that an interrupted read goes on. PostgreSQL alone.",
+        ),
+    ] = None,
     kind: Annotated[
         Literal["text", "table", "images"] | None,
         typer.Option(
@@ -78,11 +94,12 @@ def add(
         aifx data add corpus 'dump/*.jsonl.zst' --text-field body --license unknown
         aifx data add prices s3://bucket/prices.parquet --license CC0-1.0
         aifx data add corpus texts/ --license CC-BY-4.0 --dry-run
+        aifx data add orders postgresql://me@db/shop --query 'SELECT * FROM orders' --key id --license unknown
 
     Reads only files that are new or changed; rows of other files stay. Bad rows go to quarantine with file and line.
     Exits 1 if there are more than --max-bad, or a file is damaged: then NAME still means the version before.
     """
-    with terminal(given.json) as out:
+    with terminal(given.json) as out, ExitStack() as opened:
         from aifx.curation.add_plan import check_options, infer_kind, of_kind, plan_add, run_add
         from aifx.curation.add_reports import BadRows, added_files, listed_files
         from aifx.curation.licenses import check_license
@@ -95,7 +112,17 @@ def add(
         catalog, project = find_catalog(given.root)
         limits = given.limits
         runner = given.runner(catalog)
-        listing = list_sources(sources, project.root if project else Path.cwd())
+        fetch = _fetch_of(sources, query, key, catalog, name)
+        if fetch is None:
+            listing = list_sources(sources, project.root if project else Path.cwd())
+        elif dry_run:
+            listing = opened.enter_context(fetch.described())
+        else:
+            listing, fetched = fetch.fetch()
+            if fetched.kept:
+                out.log(f"{fetched.kept:,} rows stay from the interrupted read: the database still has exactly these")
+            if fetched.again:
+                out.log(f"{fetched.again:,} rows of the interrupted read were read again: the database has changed")
         options = ReadOptions(kind or "text", text_field, encoding, max_expansion, split_at)
         check_options(options)
         if kind is None and listing.files:
@@ -119,6 +146,8 @@ def add(
             runner,
             accepts=lambda manifest: not BadRows.of(manifest).refusal(max_bad, allows_damaged=allow_damaged),
         )
+        if fetch is not None:
+            fetch.remove()
         found = added_files(plan, made)
         out.document(found)
         _print(out, found)
@@ -127,6 +156,18 @@ def add(
             meaning = "means no version" if catalog.latest(name) is None else "still means the version before"
             out.log(f"{refusal}. {name} {meaning}")
             raise SystemExit(ExitCode.VERDICT)
+
+
+def _fetch_of(sources: list[str], query: str | None, key: str | None, catalog: Catalog, name: str) -> QueryFetch | None:
+    """The read of a database; None if the sources are files. Raises UsageError."""
+    from aifx.curation.databases.sources import QueryFetch, check_no_database, parse_query
+
+    if query is not None:
+        return QueryFetch(parse_query(sources, query, key), catalog, name)
+    if key is not None:
+        raise UsageError("--key can only be used with --query", "it is a column of a query", "leave it out")
+    check_no_database(sources)
+    return None
 
 
 def _log_left_out(out: Output, listing: Listing, kind: str) -> None:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from aifx.curation.readers import csv, images, jsonl, parquet, web
+from aifx.curation.readers import csv, images, jsonl, parquet, query, web
 from aifx.curation.readers.base import Batch, ReadOptions
 from aifx.data.versions import Kind
 
 if TYPE_CHECKING:
     from pyarrow import Schema
 
-Format: TypeAlias = Literal["text", "jsonl", "csv", "parquet", "html", "warc", "image"]
+Format: TypeAlias = Literal["text", "jsonl", "csv", "parquet", "html", "warc", "image", "query"]
 
 SUFFIXES: Mapping[str, Format] = {
     ".txt": "text",
@@ -29,8 +29,8 @@ SUFFIXES: Mapping[str, Format] = {
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"), "image"),
 }
 KINDS: Mapping[Kind, frozenset[Format]] = {
-    "text": frozenset({"text", "html", "warc", "jsonl", "csv", "parquet"}),
-    "table": frozenset({"jsonl", "csv", "parquet"}),
+    "text": frozenset({"text", "html", "warc", "jsonl", "csv", "parquet", "query"}),
+    "table": frozenset({"jsonl", "csv", "parquet", "query"}),
     "images": frozenset({"image"}),
 }
 """The formats whose files can be of a kind."""
@@ -59,6 +59,7 @@ READERS: Mapping[Format, Reader] = {
     "parquet": Reader(parquet.find_schema, parquet.read),
     "html": Reader(web.find_page_schema, web.read_page),
     "warc": Reader(web.find_archive_schema, web.read_archive),
+    "query": Reader(query.find_schema, query.read),
     "image": Reader(images.find_schema, images.read),
 }
 

@@ -1,0 +1,73 @@
+"""A query whose rows `aifx data add` reads, and the interface of the databases that answer it."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aifx.curation.databases.urls import DatabaseUrl
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch, Schema
+
+ROW_BYTES = 128 << 20
+"""Of the largest row. A larger one stays in the database, and the quarantine has its number."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query of a database.
+
+    Attributes:
+        key: the column that orders its rows and tells them apart; None if there is none.
+    """
+
+    url: DatabaseUrl
+    sql: str
+    key: str | None = None
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.sql.encode()).hexdigest()[:12]
+
+    @property
+    def name(self) -> str:
+        """The source of its rows: the database and a digest of the query, without login."""
+        return f"{self.url.name}?query={self.digest}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that were read, in the order of the key.
+
+    Attributes:
+        after: the key before the first, as text; None if there is none.
+        last: the key of the last, as text; None without key.
+        digest: the sum of the hashes of the rows, modulo 2**64.
+    """
+
+    after: str | None
+    last: str | None
+    rows: int
+    digest: int
+
+
+class Snapshot(ABC):
+    """An open connection that sees the database as it was at one time.
+
+    Attributes:
+        schema: the columns of the rows that `read` gives, CHECK last if there is one.
+    """
+
+    schema: Schema
+
+    @abstractmethod
+    def read(self, after: str | None) -> Iterator[RecordBatch]:
+        """The rows, those with a key after `after` if that is given. Raises EnvironmentFault, DataError."""
+
+    def has_part(self, part: Part) -> bool:
+        """Whether the database still has exactly the rows of a part."""
+        return False

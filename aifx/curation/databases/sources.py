@@ -1,0 +1,86 @@
+"""Databases as sources of `aifx data add`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aifx.core.errors import UsageError
+from aifx.core.json_values import encode_json
+from aifx.curation.databases.postgresql import open_snapshot
+from aifx.curation.databases.query import Query
+from aifx.curation.databases.spool import Fetched, Spool
+from aifx.curation.databases.urls import parse_database_url
+from aifx.curation.execution import holding, steps_folder
+from aifx.curation.source_files import Listing, SourceFile
+from aifx.data.versions import Catalog
+
+DATABASES = ("postgresql", "postgres", "sqlite", "duckdb", "mysql", "mariadb", "oracle", "mssql", "snowflake")
+"""Schemes whose URL is no file's."""
+
+
+def parse_query(sources: list[str], sql: str, key: str | None) -> Query:
+    """The query of a command line. Raises UsageError."""
+    if len(sources) != 1 or "://" not in sources[0]:
+        why = f"{sources[0]!r} is none" if len(sources) == 1 else f"there are {len(sources)} sources"
+        raise UsageError("--query is for the URL of one database", why, "postgresql://HOST/DATABASE --query SQL")
+    if not sql.strip():
+        raise UsageError("--query is empty", "it is SQL that gives rows", "--query 'SELECT * FROM table'")
+    return Query(parse_database_url(sources[0]), sql.strip().rstrip(";").rstrip(), key)
+
+
+def check_no_database(sources: list[str]) -> None:
+    """Raises UsageError for the URL of a database."""
+    for source in sources:
+        scheme = source.partition("://")[0].partition("+")[0].lower() if "://" in source else ""
+        if scheme in DATABASES:
+            url = parse_database_url(source)
+            hint = f"aifx data add NAME {url.name} --query 'SELECT * FROM table'"
+            raise UsageError(f"{url.name} is a database", "its rows are those of a query", hint)
+
+
+class QueryFetch:
+    """The rows of a query, in a folder of the data set until they are in a version."""
+
+    def __init__(self, query: Query, catalog: Catalog, name: str) -> None:
+        self._query, self._name = query, name
+        self._steps = steps_folder(name, catalog)
+        digest = hashlib.sha256(encode_json([query.name, query.key]).encode()).hexdigest()[:16]
+        self._spool = Spool(self._steps / f".query-{digest}", query)
+
+    def fetch(self) -> tuple[Listing, Fetched]:
+        """Read the rows that are not on this machine yet.
+
+        Raises DatasetBusy, EnvironmentFault, UsageError, DataError. What was read stays for the next call.
+        """
+        with holding(self._steps, self._name), open_snapshot(self._query) as snapshot:
+            fetched = self._spool.fetch(snapshot)
+        return Listing((self._file(fetched.path),), ()), fetched
+
+    @contextmanager
+    def described(self) -> Iterator[Listing]:
+        """The query without rows. Raises EnvironmentFault, UsageError."""
+        with tempfile.TemporaryDirectory() as folder, open_snapshot(self._query) as snapshot:
+            path = Path(folder) / "rows.arrows"
+            path.write_bytes(snapshot.schema.serialize())
+            yield Listing((self._file(path),), ())
+
+    def _file(self, path: Path) -> SourceFile:
+        found = os.stat(path)
+        return SourceFile(
+            name=self._query.name,
+            location=str(path),
+            format="query",
+            compression="",
+            bytes=found.st_size,
+            changed=found.st_mtime_ns,
+            query=self._query.sql,
+        )
+
+    def remove(self) -> None:
+        """Delete the rows, which are in a version."""
+        self._spool.remove()
