@@ -64,30 +64,32 @@ def content(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def undisturbed(root: Path) -> float:
-    """Run the pipeline. Returns the seconds of its longest step."""
-    longest = 0.0
+def undisturbed(root: Path) -> list[float]:
+    """Run the pipeline. Returns the seconds of each step."""
+    seconds = []
     for step in PIPELINE:
         began = time.monotonic()
         process = run(root, *step)
         assert process.wait() == 0, process.stderr.read().decode() if process.stderr else ""
-        longest = max(longest, time.monotonic() - began)
-    return longest
+        seconds.append(time.monotonic() - began)
+    return seconds
 
 
-def kill_often(root: Path, kills: int, longest_s: float, dice: random.Random) -> int:
+def kill_often(root: Path, kills: int, seconds: list[float], dice: random.Random) -> int:
     """Run the pipeline, and kill its steps with all their processes. Returns how many were running when they were."""
     struck = 0
     plan = [dice.randrange(len(PIPELINE)) for _ in range(kills)]
     for number, step in enumerate(PIPELINE):
         for _ in range(plan.count(number)):
             process = run(root, *step)
-            time.sleep(dice.uniform(0.3, longest_s))
-            struck += process.poll() is None
-            if dice.random() < 0.5:
-                os.killpg(process.pid, signal.SIGKILL)
-            else:
-                process.kill()  # its workers find out by themselves
+            try:
+                process.wait(dice.uniform(0.3, seconds[number]))
+            except subprocess.TimeoutExpired:
+                struck += 1
+                if dice.random() < 0.5:
+                    os.killpg(process.pid, signal.SIGKILL)
+                else:
+                    process.kill()  # its workers find out by themselves
             process.wait()
             time.sleep(0.2)
         process = run(root, *step)
@@ -100,8 +102,8 @@ def check(root: Path, kills: int, seed: int) -> int:
         write_raw(root / name)
     shutil.rmtree(root / "killed" / "raw")
     (root / "killed" / "raw").symlink_to(root / "calm" / "raw")
-    longest_s = undisturbed(root / "calm")
-    struck = kill_often(root / "killed", kills, longest_s, random.Random(seed))
+    seconds = undisturbed(root / "calm")
+    struck = kill_often(root / "killed", kills, seconds, random.Random(seed))
     assert content(root / "killed") == content(root / "calm"), f"seed {seed}"
     return struck
 
