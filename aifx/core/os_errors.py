@@ -72,12 +72,16 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Name `path` in an OSError that names no file, as those of fsync and write do, or only a temporary one."""
+def naming(path: Path, *, keeps_names: bool = False) -> Iterator[None]:
+    """Name `path` in an OSError that names no file, as those of fsync and write do, or only a temporary one.
+
+    Args:
+        keeps_names: leave errors as they are that name a file.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno is None:
+        if error.errno is None or (keeps_names and error.filename is not None):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 

@@ -30,6 +30,7 @@ from aifx.core.errors import AifxError, DataError
 from aifx.core.files import read_file
 from aifx.core.json_files import write_json
 from aifx.core.json_values import encode_json, plain
+from aifx.core.os_errors import naming
 from aifx.core.parsing import parse_json
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import cache_path
@@ -119,7 +120,7 @@ def execute(
         check_own_rows(parent.manifest, f"aifx data {step.name}")
     key = step_key(step)
     work = work_folder(step, name, catalog)
-    with holding(work.parent, f"data set {name}"):
+    with holding(work.parent, f"data set {name}"), naming(work, keeps_names=True):
         found = _find_version(step, name, catalog)
         if found is None:
             work.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -139,3 +140,18 @@ def test_a_name_that_means_nothing(catalog: Catalog, reference: str) -> None:
     execute(Rows((), TEXTS), "pets", catalog, LIMITS)
     with pytest.raises(UsageError):
         catalog.find(reference)
+
+
+def test_a_full_disk_is_named(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy's and DuckDB's errors name no file, and a disk is found by a file on it."""
+
+    def full(*_: object) -> dict[str, int]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    step = Rows((), TEXTS)
+    with monkeypatch.context() as patch:
+        patch.setattr(Rows, "prepare", full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*/datasets/pets/\.work-"):
+            execute(step, "pets", catalog, LIMITS)
+    assert catalog.names() == []
+    assert damages(execute(step, "pets", catalog, LIMITS).version) == []
