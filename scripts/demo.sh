@@ -71,13 +71,7 @@ if [ -f "$DEMO/aifx.toml" ]; then
 else
     run aifx init "$DEMO" --template language-model --yes
     cd "$DEMO"
-    run aifx data add corpus data/moby_dick.txt --license CC0-1.0 --split-at '^(CHAPTER|Epilogue)'
-    run aifx data dedupe corpus
-    run aifx data split corpus
-    run aifx data decontaminate corpus --drop
-    say "\$ sed -i 's/^# dataset/dataset/' aifx.toml"
-    sed 's/^# dataset/dataset/' aifx.toml >aifx.toml.new # without -i, which BSD's sed has otherwise
-    mv aifx.toml.new aifx.toml
+    run sh data/prepare.sh
     status=0
     train_and_stop || status=$?
     case $status in

@@ -1,14 +1,17 @@
-"""The data set of the language-model template: its README's commands, in their order, and a run that trains on it."""
+"""The data set of the language-model template: the commands that make it, and a run that trains on it."""
 
 from __future__ import annotations
 
 import json
 import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import inprocess
+import tomli
 
 ROOT = Path(__file__).parents[2]
 TINY = ["model.num_layers=1", "model.embed_dim=16", "model.num_heads=2", "model.mlp_dim=16", "data.seq_len=64"]
@@ -16,9 +19,9 @@ STEPS = ["decontaminate", "split", "dedupe", "add"]
 
 
 def data_commands(text: str) -> list[list[str]]:
-    """The arguments of the `aifx data` commands of a console block."""
-    lines = (line.removeprefix("$ aifx ") for line in text.splitlines() if line.startswith("$ aifx data "))
-    return [shlex.split(line, comments=True) for line in lines]
+    """The arguments of the `aifx data` commands of a console block or a script."""
+    lines = (line.removeprefix("$ ") for line in text.splitlines())
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("aifx data ")]
 
 
 def test_a_run_trains_on_what_the_readme_makes(tmp_path: Path) -> None:
@@ -30,15 +33,16 @@ def test_a_run_trains_on_what_the_readme_makes(tmp_path: Path) -> None:
         return done
 
     aifx("init", "book", "--template", "language-model", "--yes", cwd=tmp_path)
-    readme, toml = tmp_path / "book/README.md", tmp_path / "book/aifx.toml"
-    commands = data_commands(readme.read_text())
+    script, toml = tmp_path / "book/data/prepare.sh", tmp_path / "book/aifx.toml"
+    commands = data_commands(script.read_text())
     assert [command[1] for command in commands] == STEPS[::-1]
+    assert "dataset" not in tomli.loads(toml.read_text())["data"]
+    assert prepare(script, tmp_path) == commands
+    assert tomli.loads(toml.read_text())["data"]["dataset"] == "corpus"
     made = [json.loads(aifx(*command, "--json").stdout) for command in commands]
     assert made[0]["rows"] == 135  # the chapters and the epilogue
     assert made[0]["rows"] - made[-1]["rows"] == sum(one.get("dropped", 0) for one in made)
 
-    assert toml.read_text().count('# dataset = "corpus"') == 1
-    toml.write_text(toml.read_text().replace("# dataset", "dataset"))
     aifx("config", "check")
     settings = [f"--set={setting}" for setting in (*TINY, "train.num_steps=2", "train.validate_every=2")]
     trained = aifx("train", *settings)
@@ -58,8 +62,19 @@ def test_a_run_trains_on_what_the_readme_makes(tmp_path: Path) -> None:
     assert json.loads(again.stdout)["status"] == "completed"
 
 
-def test_the_demo_runs_the_same_commands() -> None:
-    readme = (ROOT / "templates/language-model/README.md.jinja").read_text()
-    lines = [line.strip() for line in (ROOT / "scripts/demo.sh").read_text().splitlines()]
-    ran = [shlex.split(line)[2:] for line in lines if line.startswith("run aifx data ")]
-    assert ran == data_commands(readme)
+def prepare(script: Path, folder: Path) -> list[list[str]]:
+    """The arguments of each `aifx` that the script runs, by an `aifx` that writes them down."""
+    program = folder / "bin/aifx"
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable} -IS\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    program.chmod(0o755)
+    environ = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["sh", script], env=environ, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_the_readme_shows_the_commands_of_the_script() -> None:
+    template = ROOT / "templates/language-model"
+    shown = data_commands((template / "README.md.jinja").read_text())
+    assert shown == data_commands((template / "data/prepare.sh").read_text())
+    assert "run sh data/prepare.sh" in (ROOT / "scripts/demo.sh").read_text()

@@ -19,6 +19,9 @@ test "$verdict" -ne 1 || exit 1
 # Keep a run that did not pass.
 trap 'test ! -d "runs/$run" || echo "the run is kept: aifx runs show $run" >&2' EXIT
 
+# git ignores datasets/, so a checkout has to make the data set again.
+if grep -q '^dataset = "corpus"' aifx.toml && test ! -d datasets/corpus; then sh data/prepare.sh >&2; fi
+
 aifx train --run "$run" --set train.num_steps="$steps" --set checkpoint.every=0 --json
 aifx eval --run "$run" --set 'eval.gates=[]' --gate "$gate" --json
 
