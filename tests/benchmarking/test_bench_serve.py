@@ -440,6 +440,14 @@ def test_a_run_that_cannot_be_served_says_why(monkeypatch: pytest.MonkeyPatch, t
     ):
         pass
     assert "no such port" in raised.value.why
+
+    def pump_at_its_end(children: list[target.Child], wait_s: float) -> None:
+        """As on a busy machine: one look reads all of the output and sees the end."""
+        children[0]._process.wait()
+        pump(children, wait_s)
+
+    pump = target.pump
+    monkeypatch.setattr(target, "pump", pump_at_its_end)
     error = {"what": "no run 'mian'", "why": "did you mean 'main'?", "hint": "aifx runs ls", "exit_code": 2}
     program = f"import json; print(json.dumps({{'error': {error}}}, indent=2)); raise SystemExit(2)"
     monkeypatch.setattr(target, "AIFX", [sys.executable, "-c", program])

@@ -57,14 +57,14 @@ def served(options: LoadOptions, folder: Path) -> Iterator[Server]:
     with Child(command, cwd=folder, grace_s=GRACE_S) as child:
         while True:
             pump([child], 0.05)
+            if child.ended is not None:  # with all of its output that no line has taken yet
+                raise _start_failure(child.ended, printed)
             for line in child.take_lines():
                 printed.append(line)
                 with suppress(ValueError):
                     if isinstance(document := parse_json(line), dict) and "url" in document:
                         yield Server(child, document["url"], time.perf_counter() - began)
                         return
-            if child.ended is not None:
-                raise _start_failure(child.ended, printed)
             if time.perf_counter() - began > START_S:
                 raise _failed(f"it took no requests within {START_S:.0f} s", ())
 
