@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +18,8 @@ from aifx.data.base import SPLITS, Split
 from aifx.data.cache import cache_folder
 from aifx.data.parquet import read_batches
 from aifx.data.versions import CLUSTER, SPLIT, Catalog, Kind, Manifest, Version, open_catalog
+
+logger = logging.getLogger(__name__)
 
 MIX = "mix"
 """The step of a version that has no rows of its own, and names those of its parents with weights."""
@@ -84,6 +87,14 @@ class DatasetPart:
     def separates_duplicates(self) -> bool:
         """Whether near-duplicates are known to be in one split: `aifx data split` or a clustering made sure."""
         return self.has_column(SPLIT) or self.has_column(CLUSTER)
+
+    def warn_of_duplicates(self, *held_out: float) -> None:
+        """Log a warning if near-duplicates of training rows may be in the shares that training itself holds out."""
+        if any(held_out) and self.manifest.rows > 1 and not self.separates_duplicates:
+            logger.warning(
+                f"{self.reference} has no column {SPLIT} or {CLUSTER}: near-duplicates of training rows may be in "
+                f"the held-out splits; this keeps them apart: aifx data split {self.manifest.name}"
+            )
 
     def tokens_folder(self, name: str) -> Path:
         """The folder for the token store `name`: beside the data set, or in the cache if that cannot be written."""

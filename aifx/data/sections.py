@@ -174,14 +174,14 @@ class TextSection(DatasetSection, TokenSection):
         if self.dataset is None:
             yield from super().check_files(project)
             return
-        yield from _missing_dataset(self.dataset, project, "text")
+        yield from missing_dataset(self.dataset, project, "text")
         yield from self.check_tokenizer(project)
 
     def read_beginnings(self, project: Project) -> int:
         from aifx.data.files import find_files, read_documents
 
         if self.dataset is not None:
-            return _num_shards(self.dataset, project, "text")
+            return num_shards(self.dataset, project, "text")
         keys = ("train", "validation", "test")
         files = [file for key in keys for file in find_files(getattr(self, key), project, f"data.{key}")]
         for file in files[:MOST_FILES]:
@@ -239,7 +239,7 @@ class ImagesSection(DatasetSection):
 
     def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
         if self.dataset is not None:
-            yield from _missing_dataset(self.dataset, project, "images")
+            yield from missing_dataset(self.dataset, project, "images")
         elif self.is_archive or not (project.root / self.path).is_dir():
             yield from missing_file(project, "data.path", self.path)
 
@@ -250,7 +250,7 @@ class ImagesSection(DatasetSection):
         from aifx.data.pictures import open_picture
 
         if self.dataset is not None:
-            return _num_shards(self.dataset, project, "images")
+            return num_shards(self.dataset, project, "images")
         path = project.root / self.path
         if self.is_archive:
             check_archive(path)
@@ -265,7 +265,7 @@ class ImagesSection(DatasetSection):
         return len(pictures)
 
 
-class SeriesSection(DataSection):
+class SeriesSection(DatasetSection):
     """One or many series of numbers over time."""
 
     path: str = Field("data/series.csv", description=".csv, .jsonl or .parquet with a row per time of each series.")
@@ -285,6 +285,7 @@ class SeriesSection(DataSection):
     test_steps: PositiveInt | None = Field(None, description="Steps for the test, in place of the fraction.")
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:
+        yield from super().conflicts(config)
         validation = None if self.validation_steps else self.validation_fraction
         yield from held_out_conflicts(config, validation, 0.0 if self.test_steps else self.test_fraction)
         if self.value in (*self.known, *self.past):
@@ -293,12 +294,17 @@ class SeriesSection(DataSection):
             yield Conflict((f"data.{key}", "data.value"), problem, "the model reads the past values of it anyway")
 
     def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
-        yield from missing_file(project, "data.path", self.path)
+        if self.dataset is not None:
+            yield from missing_dataset(self.dataset, project, "table")
+        else:
+            yield from missing_file(project, "data.path", self.path)
 
     def read_beginnings(self, project: Project) -> int:
         """The first row of the file."""
         from aifx.data.rows import field, input_file, read_rows
 
+        if self.dataset is not None:
+            return num_shards(self.dataset, project, "table")
         times = (self.time,) if isinstance(self.time, str) else self.time
         names = (*times, self.value, *([self.series] if self.series else []), *self.known, *self.past)
         for row in read_rows(input_file(str(project.root / self.path))):
@@ -343,7 +349,7 @@ class TableSection(DatasetSection):
 
     def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
         if self.dataset is not None:
-            yield from _missing_dataset(self.dataset, project, "table")
+            yield from missing_dataset(self.dataset, project, "table")
         else:
             yield from missing_file(project, "data.path", self.path)
 
@@ -351,7 +357,7 @@ class TableSection(DatasetSection):
         from aifx.data.rows import input_file, read_rows
 
         if self.dataset is not None:
-            return _num_shards(self.dataset, project, "table")
+            return num_shards(self.dataset, project, "table")
         next(read_rows(input_file(str(project.root / self.path))), None)
         return 1
 
@@ -391,14 +397,14 @@ def missing_file(project: Project, key: str, name: str) -> Iterator[tuple[str, A
     yield key, DataError(problem, why, f"ls {path.parent}")
 
 
-def _missing_dataset(reference: str, project: Project, kind: Kind) -> Iterator[tuple[str, AifxError]]:
+def missing_dataset(reference: str, project: Project, kind: Kind) -> Iterator[tuple[str, AifxError]]:
     """The error of a version that is not there, or cannot be read. Reads its manifest."""
     from aifx.data.datasets import check_dataset
 
     yield from check_dataset(reference, project, kind)
 
 
-def _num_shards(reference: str, project: Project, kind: Kind) -> int:
+def num_shards(reference: str, project: Project, kind: Kind) -> int:
     """The number of files of a version. Raises UsageError, DataError."""
     from aifx.data.datasets import open_parts
 

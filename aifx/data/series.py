@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,16 @@ from aifx.core.project import Project
 from aifx.data.arrays import WEIGHTS
 from aifx.data.base import Batch, DataFormat, Split
 from aifx.data.columns import scale_of
+from aifx.data.datasets import open_single
 from aifx.data.rows import InputFile, Row, field, input_file
 from aifx.data.sections import SeriesSection
 from aifx.data.series_baselines import series_baselines
 from aifx.data.series_rows import check_places, read_numbers, read_series, read_time
 from aifx.data.series_windows import SeriesData, SeriesFacts, series_spec, window_batch
 from aifx.data.spec import DataSpec
+from aifx.data.table_file import RowsOf, VersionRows
 from aifx.data.time_grid import calendar_of, infer_grid, time_texts
+from aifx.data.versions import SPLIT
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +55,7 @@ class SeriesFormat(DataFormat):
     def open(cls, section: SeriesSection, project: Project, assets: Path) -> tuple[SeriesFormat, SeriesData]:
         """Infers the step of time and splits by it, the test last. Reports what it found."""
         kept = assets / FACTS_FILE
-        data = _open(section, section.path, project.root / section.path, _facts(kept) if kept.exists() else None)
+        data = _open(section, _rows_of(section, project), _facts(kept) if kept.exists() else None)
         if not kept.exists():
             write_json(kept, plain(data.facts))
         _log(data)
@@ -65,7 +68,7 @@ class SeriesFormat(DataFormat):
 
     def open_file(self, path: Path) -> SeriesData:
         """All steps of a file after a context of its first steps."""
-        return _open(self.section, str(path), path, self.facts, is_split=False)
+        return _open(self.section, input_file(str(path)), self.facts, is_split=False)
 
     def baselines(self, dataset: SeriesData, split: Split) -> Iterator[tuple[str, np.ndarray]]:
         return series_baselines(dataset, split)
@@ -136,11 +139,22 @@ class SeriesFormat(DataFormat):
         return times[order], np.array([read_numbers(step, section) for step in steps], np.float64)[order]
 
 
-def _open(
-    section: SeriesSection, name: str, path: Path, facts: SeriesFacts | None, *, is_split: bool = True
-) -> SeriesData:
-    """The data set of a file: divided into splits, or all of it the test. Raises DataError."""
-    file = input_file(str(path))
+def _rows_of(section: SeriesSection, project: Project) -> RowsOf:
+    """The file or version that `[data]` names. Raises UsageError, DataError."""
+    if section.dataset is None:
+        return replace(input_file(str(project.root / section.path)), name=section.path)
+    part = open_single(section.dataset, project, "table")
+    if part.has_column(SPLIT):
+        parent = part.manifest.parents[0] if part.manifest.parents else "NAME@VERSION"
+        why = "series are split by time, so that a forecast is measured on times after those of training"
+        what = f"{part.reference} has a column {SPLIT}, which series cannot follow"
+        raise DataError(what, why, f"aifx train --set data.dataset={parent}")
+    return VersionRows(part)
+
+
+def _open(section: SeriesSection, file: RowsOf, facts: SeriesFacts | None, *, is_split: bool = True) -> SeriesData:
+    """The data set of a file or version: divided into splits, or all of it the test. Raises DataError."""
+    name = file.name
     series = [one.until_last_value() for one in read_series(file, section)]
     try:
         grid = facts.calendar.grid if facts else infer_grid([one.times for one in series])

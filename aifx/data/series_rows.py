@@ -14,9 +14,10 @@ import numpy as np
 
 from aifx.core.errors import DataError
 from aifx.data.columns import as_number, is_missing
-from aifx.data.rows import FORMATS, InputFile, read_rows, unknown_format
+from aifx.data.rows import FORMATS, InputFile, unknown_format
 from aifx.data.rows import field as value_of
 from aifx.data.sections import SeriesSection
+from aifx.data.table_file import RowsOf, rows_of
 from aifx.data.time_grid import TimeGrid, parse_parts, parse_time
 
 EPOCH = datetime(1970, 1, 1)
@@ -46,12 +47,12 @@ class _Collected:
     rows: array[int] = field(default_factory=lambda: array("q"))
 
 
-def read_series(file: InputFile, section: SeriesSection) -> list[SeriesRows]:
-    """The series of a .csv, .jsonl or .parquet file, by name. Raises DataError naming the file and the line."""
-    if file.format not in FORMATS or file.format == "txt":
+def read_series(file: RowsOf, section: SeriesSection) -> list[SeriesRows]:
+    """The series of a .csv, .jsonl or .parquet file or a version, by name. Raises DataError naming file and line."""
+    if isinstance(file, InputFile) and (file.format not in FORMATS or file.format == "txt"):
         raise unknown_format(file, [name for name in FORMATS if name != "txt"])
     collected: dict[str, _Collected] = {}
-    for row in read_rows(file):
+    for row in rows_of(file):
         try:
             name = "" if section.series is None else str(value_of(row.values, section.series))
             time, numbers = read_time(row.values, section), read_numbers(row.values, section)
@@ -80,7 +81,7 @@ def read_numbers(values: Mapping[str, Any], section: SeriesSection) -> list[floa
     return [_number(values, column) for column in (section.value, *section.known, *section.past)]
 
 
-def check_places(file: InputFile, series: SeriesRows, grid: TimeGrid) -> np.ndarray:
+def check_places(file: RowsOf, series: SeriesRows, grid: TimeGrid) -> np.ndarray:
     """The places of the rows on the grid, each once. Raises DataError naming the line."""
     places, is_on = grid.places(series.times)
     if not is_on.all():
@@ -97,7 +98,7 @@ def check_places(file: InputFile, series: SeriesRows, grid: TimeGrid) -> np.ndar
     return places
 
 
-def _ordered(file: InputFile, name: str, found: _Collected) -> SeriesRows:
+def _ordered(file: RowsOf, name: str, found: _Collected) -> SeriesRows:
     times = np.array(found.times, np.int64).astype("M8[us]")
     order = np.argsort(times, kind="stable")
     numbers = np.array(found.numbers).reshape(len(times), -1)
@@ -116,8 +117,8 @@ def _number(values: Mapping[str, Any], column: str) -> float:
         raise ValueError(f"column {column!r}: {error}") from None
 
 
-def _place(file: InputFile, number: int) -> str:
+def _place(file: RowsOf, number: int) -> str:
     """The place of a row by its number, for errors: the file is read again."""
-    if file.path is None:
+    if isinstance(file, InputFile) and file.path is None:
         return f"{file.name}: row {number}"
-    return next(row.place for row in islice(read_rows(file), number - 1, None))
+    return next(row.place for row in islice(rows_of(file), number - 1, None))

@@ -78,6 +78,8 @@ class TableFormat(ArrayFormat):
             spec = need_spec(assets)
             _check_kept(spec, section)
         else:
+            if isinstance(table.file, VersionRows) and section.group_column is None and section.time_column is None:
+                table.file.part.warn_of_duplicates(section.validation_fraction, section.test_fraction)
             spec, lines = infer_spec(table, splits["train"], section)
             logger.info("\n".join(lines))
         arrays = encode_table(table, spec, section.target)

@@ -90,12 +90,14 @@ class VersionCorpus:
 
     def warn_of_duplicates(self) -> None:
         """Log a warning if near-duplicates of training rows may be held out."""
-        held_out = any(self.fractions.values())
-        if held_out and self.part.manifest.rows > 1 and not self.part.separates_duplicates:
+        rows = self.part.manifest.rows
+        if self.division == "block" and any(self.fractions.values()) and rows > 1:
             logger.warning(
-                f"{self.part.reference} has no column {SPLIT} or {CLUSTER}: near-duplicates of training rows may be in "
-                f"the held-out splits; this keeps them apart: aifx data split {self.part.manifest.name}"
+                f'{self.part.reference}: data.split = "block" divides {rows:,} rows by their place, so copies of '
+                'training rows may be in the held-out splits; data.split = "document" keeps copies together'
             )
+        else:
+            self.part.warn_of_duplicates(*self.fractions.values())
 
     def _assignment(self) -> tuple[str, Callable[[str, Any], Split]]:
         """A column, and the split of a row by its text and its value of that column."""

@@ -25,7 +25,7 @@ from aifx.data.encoding import TextFile
 from aifx.data.rows import Row
 from aifx.data.sections import OWN_TOKENIZERS
 from aifx.data.spec import DataSpec, Field
-from aifx.data.text import TokenFormat, check_vocab_size
+from aifx.data.text import TOKENIZER_FILE, TokenFormat, check_vocab_size
 from aifx.data.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -93,9 +93,7 @@ class ChatData:
         """Without a seed, each conversation once."""
         entries = self.splits[split]
         if not any(map(len, entries)):
-            why = f"data.{split} names no files, and data.{split}_fraction holds no conversation out"
-            hint = f"aifx train --set data.{split}_fraction=0.1"
-            raise DataError(f"{self.files.names('train')}: no {split} split", why, hint)
+            raise DataError(f"{self.files.names('train')}: no {split} split", *self.files.why_missing(split))
         sizes = [len(entry) for entry in entries]
         shares = self.section.mix if split == "train" and seed is not None else ()
         mix = Mix(sizes, shares if len(shares) == len(sizes) else ())
@@ -134,6 +132,8 @@ class ChatFormat(TokenFormat):
     def open(cls, section: ChatSection, project: Project, assets: Path) -> tuple[ChatFormat, ChatData]:
         """Reuses what was tokenized before, unless its files have changed."""
         files = open_files(section, project)
+        if files.part is not None and not (assets / TOKENIZER_FILE).exists():  # once, as the run begins
+            files.part.warn_of_duplicates(*files.fractions.values())
         form = cls._with(section, open_renderer(section, project, assets, files))
         data = form._open(files)
         for split in filter(files.has, SPLITS):
@@ -155,7 +155,7 @@ class ChatFormat(TokenFormat):
         return self._open(files_of_split([TextFile(path, str(path))], "test"))
 
     def open_split(self, split: Split, project: Project) -> ChatData | None:
-        patterns = () if split == "train" else getattr(self.section, split)
+        patterns = () if split == "train" or self.section.dataset is not None else getattr(self.section, split)
         files = find_chats(patterns, project, f"data.{split}")
         return self._open(files_of_split(files, split)) if files else None
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
@@ -25,6 +25,7 @@ from aifx.core.project import Project
 from aifx.data.encoding import TextFile
 from aifx.data.files import find_files
 from aifx.data.rows import InputFile, Row, read_rows
+from aifx.data.versions import CLUSTER, SPLIT
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Fixed, since a template may make a role part of a special token."""
@@ -45,12 +46,15 @@ class Conversation:
         messages: with `role`, `content` (text, a list of parts, or None beside `tool_calls`) and other fields of it.
         prompt_length: number of messages in the prompt; the assistant's messages after them are the completion.
         place: the file and line, for error messages.
+        split, cluster: those that the row has in a version of a data set.
     """
 
     messages: tuple[Message, ...]
     prompt_length: int
     place: str
     tools: tuple[Any, ...] | None = None
+    split: Any = None
+    cluster: Any = None
 
     @property
     def answers(self) -> list[int]:
@@ -86,7 +90,11 @@ def check_chat_file(file: TextFile) -> TextFile:
 def read_chats(file: TextFile) -> Iterator[Conversation | Preference]:
     """The rows of a file in order. Raises DataError that names the file and the line."""
     for row in read_rows(InputFile(file.name, file.path, file.format.removeprefix("."))):
-        yield parse_row(row)
+        found, split, cluster = parse_row(row), row.values.get(SPLIT), row.values.get(CLUSTER)
+        if isinstance(found, Preference):
+            yield Preference(*(replace(answer, split=split, cluster=cluster) for answer in found))
+        else:
+            yield replace(found, split=split, cluster=cluster)
 
 
 def read_conversations(file: TextFile) -> Iterator[Conversation]:
@@ -120,7 +128,7 @@ def read_pairs(file: TextFile) -> Iterator[Conversation]:
             if len(answer.messages) == answer.prompt_length or answer.messages[-1]["role"] != "assistant":
                 why = "both answers end with a message of the assistant"
                 raise DataError(f"{answer.place}: no answer to compare", why, "leave the row out")
-            yield _Answer(answer.messages, answer.prompt_length, answer.place, answer.tools)
+            yield _Answer(**vars(answer))
 
 
 def parse_row(row: Row) -> Conversation | Preference:

@@ -11,15 +11,24 @@ from pydantic import Field, field_validator
 from aifx.config.sections import Conflict, Fraction, PositiveFloat
 from aifx.core.errors import AifxError
 from aifx.core.project import Project
-from aifx.data.sections import TokenSection, held_out_conflicts, missing_file
+from aifx.data.sections import (
+    DatasetSection,
+    TokenSection,
+    held_out_conflicts,
+    missing_dataset,
+    missing_file,
+    num_shards,
+)
 
 if TYPE_CHECKING:
     from aifx.config.config import Config
     from aifx.data.encoding import TextFile
 
 
-class ChatSection(TokenSection):
+class ChatSection(DatasetSection, TokenSection):
     """Conversations, how they are split, and how they become sequences."""
+
+    excluded = ("train", "validation", "test", "mix")
 
     train: tuple[str, ...] = Field(
         ("data/*.jsonl",),
@@ -68,7 +77,11 @@ class ChatSection(TokenSection):
             )
 
     def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
-        yield from super().check_files(project)
+        if self.dataset is not None:
+            yield from missing_dataset(self.dataset, project, "table")
+            yield from self.check_tokenizer(project)
+        else:
+            yield from super().check_files(project)
         if self.chat_template is not None:
             yield from missing_file(project, "data.chat_template", self.chat_template)
 
@@ -81,6 +94,8 @@ class ChatSection(TokenSection):
         """Read a row of each file, and return the number of files. Raises DataError."""
         from aifx.data.chat.rows import find_chats
 
+        if self.dataset is not None:
+            return num_shards(self.dataset, project, "table")
         keys = ("train", "validation", "test")
         files = [file for key in keys for file in find_chats(getattr(self, key), project, f"data.{key}")]
         for file in files:

@@ -22,8 +22,10 @@ from aifx.data.cache import cache_folder
 from aifx.data.chat.rendering import ChatRenderer
 from aifx.data.chat.rows import Conversation, check_chat_file, find_chats, read_conversations
 from aifx.data.chat.section import ChatSection
+from aifx.data.datasets import DatasetPart, open_single
 from aifx.data.encoding import TextFile, reading
 from aifx.data.files import check_regular
+from aifx.data.versions import SPLIT
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +40,17 @@ Entries: TypeAlias = Sequence[tuple[Split, Sequence[TextFile]]]
 
 @dataclass(frozen=True)
 class ChatFiles:
-    """The files of a project, and what is held out of those for training."""
+    """The files of a project or of a version of a data set, and what is held out of those for training.
+
+    Attributes:
+        digest: SHA-256 over the content of the files and how they are divided.
+        part: the version that the files are of, if they are.
+    """
 
     entries: Entries
     fractions: Mapping[Split, float]
-    digest: str  # SHA-256 over the content of the files and how they are divided
+    digest: str
+    part: DatasetPart | None = None
 
     @property
     def files(self) -> list[TextFile]:
@@ -53,6 +61,14 @@ class ChatFiles:
         files = [file.name for of, found in self.entries for file in found if of == split]
         files = files or [file.name for file in self.files]
         return ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+
+    def why_missing(self, split: Split) -> tuple[str, str]:
+        """Why there is no conversation in a split, and a command that gives it some."""
+        if self.part is not None and self.part.has_column(SPLIT):
+            return f"the column {SPLIT} names no row for it", f"aifx data split {self.part.manifest.name}"
+        names_files = "" if self.part is not None else f"data.{split} names no files, and "
+        why = f"{names_files}data.{split}_fraction holds no conversation out"
+        return why, f"aifx train --set data.{split}_fraction=0.1"
 
     def has(self, split: Split) -> bool:
         """Whether the project asks for this split at all."""
@@ -67,7 +83,11 @@ class ChatFiles:
         """Where a conversation of a file goes; equal ones of the training files stay together."""
         if split != "train":
             return split
-        digest = hashlib.blake2b(conversation.key, digest_size=8).digest()
+        if self.part is not None and self.part.has_column(SPLIT):
+            return self.part.split_of(conversation.split)
+        in_cluster = self.part is not None and conversation.cluster is not None
+        group = str(conversation.cluster).encode() if in_cluster else conversation.key
+        digest = hashlib.blake2b(group, digest_size=8).digest()
         held_out = int.from_bytes(digest, "big") / 2**64 - self.fractions["test"]
         return "test" if held_out < 0 else "validation" if held_out < self.fractions["validation"] else "train"
 
@@ -101,6 +121,8 @@ class ChatTokens:
 
 def open_files(section: ChatSection, project: Project) -> ChatFiles:
     """The project's files. Raises DataError for what is missing, in two splits, or no .jsonl or .parquet."""
+    if section.dataset is not None:
+        return _files_of_version(section.dataset, section, project)
     entries: list[tuple[Split, list[TextFile]]] = []
     seen: set[Path] = set()
     for pattern in section.train:
@@ -115,6 +137,18 @@ def open_files(section: ChatSection, project: Project) -> ChatFiles:
         if files:
             entries.append((split, files))
     return _with_digest(entries, fractions)
+
+
+def _files_of_version(reference: str, section: ChatSection, project: Project) -> ChatFiles:
+    """The shards of a version, each row of which is a conversation or a pair. Raises UsageError, DataError."""
+    part = open_single(reference, project, "table")
+    shards = [TextFile(path, f"{part.reference}/{path.name}") for path in part.version.shards]
+    fractions: dict[Split, float] = dict.fromkeys(SPLITS, 0.0)
+    if not part.has_column(SPLIT):
+        fractions |= {"validation": section.validation_fraction, "test": section.test_fraction}
+    how = f"{part.manifest.sha256} {sorted(fractions.items())}"
+    digest = hashlib.sha256(f"version {how}".encode()).hexdigest()
+    return ChatFiles([("train", shards)], fractions, digest, part)
 
 
 def files_of_split(files: Sequence[TextFile], split: Split) -> ChatFiles:
@@ -168,7 +202,7 @@ def tokenize(files: ChatFiles, renderer: ChatRenderer, digest: str, read: ReadCh
     made = _tokenize(files, renderer, read)
     stream = io.BytesIO()
     np.savez(stream, **vars(made))
-    if files.digest != _with_digest(files.entries, files.fractions).digest:
+    if files.part is None and files.digest != _with_digest(files.entries, files.fractions).digest:
         raise DataError(f"{files.names('train')} changed while it was read", "", "run it again when it is written")
     with cache_folder(path.parent):
         remove_temporary(path.parent)
