@@ -53,14 +53,22 @@ class StepOptions:
     memory: MemoryOption = DEFAULT_MEMORY
     workers: WorkersOption = None
     on: Annotated[
-        Literal["local", "slurm"],
+        Literal["local", "slurm", "ray"],
         typer.Option(
-            "--on", metavar="local|slurm", help="Run tasks in processes of this machine, or as a job of Slurm."
+            "--on", metavar="local|slurm|ray", help="Run tasks in local processes, as a job of Slurm, or by Ray."
         ),
     ] = "local"
     jobs: Annotated[
         int | None,
         typer.Option("--jobs", metavar="N", min=1, help="Elements of Slurm's array job. By default one per 256 MB."),
+    ] = None
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-address",
+            metavar="HOST:PORT|auto",
+            help="Running cluster of Ray. By default RAY_ADDRESS; without it, Ray starts on this machine.",
+        ),
     ] = None
     json: JsonOption = False
 
@@ -70,15 +78,25 @@ class StepOptions:
         return limits_of(self.memory, self.workers)
 
     def runner(self, catalog: Catalog) -> Runner | None:
-        """The runner of the tasks; None for processes of this machine. Raises UsageError for a remote root."""
+        """The runner of the tasks; None for processes of this machine.
+
+        Raises UsageError for options of another runner, and for a remote root if other machines run tasks.
+        """
+        if self.jobs is not None and self.on != "slurm":
+            why = "it is the size of an array job"
+            raise UsageError("--jobs can only be used with --on slurm", why, "--workers N")
+        if self.ray_address is not None and self.on != "ray":
+            raise UsageError("--ray-address can only be used with --on ray", f"this is --on {self.on}", "--on ray")
         if self.on == "local":
-            if self.jobs is not None:
-                why = "it is the size of an array job"
-                raise UsageError("--jobs can only be used with --on slurm", why, "--workers N")
             return None
-        if catalog.local is None:
+        ray_address = self.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+        if catalog.local is None and (self.on == "slurm" or ray_address != "local"):
             why = f"its nodes work in a folder that all of them see, and {catalog.store.url} is none"
-            raise UsageError("--on slurm needs a root on a shared disk", why, "--root /shared/datasets")
+            raise UsageError(f"--on {self.on} needs a root on a shared disk", why, "--root /shared/datasets")
+        if self.on == "ray":
+            from aifx.curation.on_ray import OnRay
+
+            return OnRay(ray_address, self.workers)
         from aifx.config import load_config
         from aifx.curation.on_slurm import OnSlurm
 

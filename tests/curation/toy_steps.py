@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,4 +71,14 @@ class SlowWithoutLetter(WithoutLetter):
 
     def apply(self, rows: pa.Table, work: Path) -> Outcome:
         time.sleep(0.5)
+        return super().apply(rows, work)
+
+
+@dataclass(frozen=True)
+class KillsItself(WithoutLetter):
+    """Ends its process at a certain row."""
+
+    def apply(self, rows: pa.Table, work: Path) -> Outcome:
+        if "a cat 2" in rows["text"].to_pylist():
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().apply(rows, work)
