@@ -13,6 +13,7 @@ from aifx.core.errors import UsageError
 from aifx.core.project import Project
 from aifx.data.rows import InputFile, Row, read_rows
 from aifx.data.spec import DataSpec
+from aifx.data.versions import ROW
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -145,8 +146,10 @@ class DataFormat(ABC):
         raise undefined(type(self), "encode", "make predictions")
 
     def records(self, row: Row, prediction: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """What `aifx predict` writes for a row. By default one record: its file, its number in it, the prediction."""
-        return [{"file": row.file, "row": row.number, **prediction}]
+        """What `aifx predict` writes for a row. By default one record: its file, its number in it, its id in a data set
+        if it has one, and the prediction."""
+        row_id = {ROW: row.values[ROW]} if isinstance(row.values.get(ROW), str) else {}
+        return [{"file": row.file, "row": row.number, **row_id, **prediction}]
 
 
 def undefined(cls: type, method: str, purpose: str) -> UsageError:

@@ -26,12 +26,14 @@ FILE_FIELD = "file"
 TRAINING_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 PICTURES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 HINT = "numpy.savez(path, images=values), with uint8 values [n, height, width] or [n, height, width, channels]"
+DAMAGED = "write it again, or leave it out"
 
 
 def read_images(file: InputFile, geometry: Geometry, *, skips: bool = False) -> Iterator[Row]:
     """The images of a file, in order: of .npz its array images (or else test_images), of .npy the one array, of a
-    picture the picture, made to be as `geometry` says; the other formats hold them as nested lists in "image", or name
-    pictures in "file". Of a folder, the pictures in it and in its folders, by name.
+    picture the picture, made to be as `geometry` says; the other formats hold them as nested lists in "image", .parquet
+    also as the bytes of a picture file, or name pictures in "file". Of a folder, the pictures in it and in its folders,
+    by name.
 
     Args:
         skips: leave out pictures of a folder that cannot be used, with a warning of each.
@@ -57,8 +59,12 @@ def read_images(file: InputFile, geometry: Geometry, *, skips: bool = False) -> 
         yield Row(file.name, 1, file.name, {IMAGE_FIELD: _picture(file, geometry)})
     elif file.format in FORMATS and file.format != "txt":
         for row in read_rows(file):
-            is_listed = FILE_FIELD in row.values and IMAGE_FIELD not in row.values
-            yield _listed(file, row, geometry) if is_listed else row
+            if isinstance(data := row.values.get(IMAGE_FIELD), bytes):  # of a version of a data set
+                yield replace(row, values={**row.values, IMAGE_FIELD: _decoded(data, row.place, geometry, DAMAGED)})
+            elif FILE_FIELD in row.values and IMAGE_FIELD not in row.values:
+                yield _listed(file, row, geometry)
+            else:
+                yield row
     else:
         raise unknown_format(file, (*PICTURES, "npz", "npy", "csv", "jsonl", "parquet"))
 
@@ -123,15 +129,19 @@ def _array_rows(stream: IO[bytes], where: str) -> Iterator[np.ndarray]:
 
 def _picture(file: InputFile, geometry: Geometry) -> np.ndarray:
     """A picture file as the model takes it."""
-    if geometry.channels not in MODES:
-        what = f"{file.name}: a picture cannot have {geometry.channels} channels"
-        raise DataError(what, "the model takes so many", HINT)
     with file.open() as stream:
-        data = io.BytesIO(stream.read())
+        return _decoded(stream.read(), file.name, geometry, f"file {file.name}")
+
+
+def _decoded(data: bytes, place: str, geometry: Geometry, hint: str) -> np.ndarray:
+    """The bytes of a picture file as the model takes it. Raises DataError naming the place."""
+    if geometry.channels not in MODES:
+        what = f"{place}: a picture cannot have {geometry.channels} channels"
+        raise DataError(what, "the model takes so many", HINT)
     try:
-        return decode(data, geometry)
+        return decode(io.BytesIO(data), geometry)
     except BadPicture as error:
-        raise DataError(f"{file.name} cannot be used", str(error), f"file {file.name}") from None
+        raise DataError(f"{place} cannot be used", str(error), hint) from None
 
 
 def image_arrays(names: Collection[str]) -> list[str]:

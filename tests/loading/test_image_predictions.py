@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -61,6 +62,29 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(project: Path) -> LoadedModel:
     return aifx.load(project / "runs/main")
+
+
+def test_shards_of_a_data_set(project: Path, model: LoadedModel) -> None:
+    """Encoded pictures have the predictions of the same pixels, with the ids of their rows."""
+    import pyarrow as pa
+    from PIL import Image
+    from pyarrow import parquet
+
+    encoded = []
+    for image in np.load(project / "new.npy")[:3]:
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, "PNG")
+        encoded.append(stream.getvalue())
+    rows = {"_row": ["a-0", "a-1", "a-2"], "image": encoded, "label": pa.nulls(3, pa.string())}
+    parquet.write_table(pa.table(rows), project / "shard.parquet")
+    expected = list(model.predict_files(project / "new.npy"))[:3]
+    found = list(model.predict_files(project / "shard.parquet"))
+    assert [prediction.pop("_row") for prediction in found] == ["a-0", "a-1", "a-2"]
+    for one, other in zip(found, expected, strict=True):
+        assert one["probabilities"] == pytest.approx(other["probabilities"], rel=1e-5)  # another batch
+    parquet.write_table(pa.table({"_row": ["a-0"], "image": [encoded[0][:60]]}), project / "cut.parquet")
+    with pytest.raises(DataError, match=r"cut.parquet: row 1 cannot be used"):
+        list(model.predict_files(project / "cut.parquet"))
 
 
 def test_the_same_images_have_the_same_predictions_in_every_format(project: Path, model: LoadedModel) -> None:
