@@ -129,6 +129,7 @@ def command_types() -> dict[str, Any]:
         "data-label-export": ExportedLabels,
         "data-label-import": ImportedLabels,
         "data-label-agreement": Agreement,
+        "data-label-apply": MadeVersion,
         "data-report": DatasetReport,
         "config-show": config.ShownConfig,
         "config-check": config.CheckedConfig,

@@ -10,7 +10,16 @@ import typer
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import DatasetArgument, RootOption, find_catalog
+from aifx.commands.data.options import (
+    DEFAULT_MEMORY,
+    DatasetArgument,
+    MemoryOption,
+    RootOption,
+    WorkersOption,
+    find_catalog,
+    limits_of,
+    print_made,
+)
 from aifx.core.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -140,6 +149,43 @@ def import_(
             out.log(f"{count:,} not used: {reason}")
         if found.examples:
             out.log(f"such as {found.examples[0]}")
+
+
+@app.command("apply")
+def apply(
+    name: DatasetArgument,
+    column: ColumnOption = "label",
+    root: RootOption = None,
+    memory: MemoryOption = DEFAULT_MEMORY,
+    workers: WorkersOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make a version whose column has the labels.
+
+    Examples:
+        aifx data label apply reviews
+        aifx data label apply reviews@3f2a --column sentiment
+        aifx train --set data.dataset=reviews
+
+    A row gets the label that most of its labellers gave. Without a majority it keeps its value.
+    """
+    with terminal(json) as out:
+        from aifx.curation.execution import execute
+        from aifx.curation.labels.applying import ApplyLabels, check_labels, decide
+        from aifx.curation.labels.store import LabelState, label_file, read_entries
+
+        catalog, version, _ = open_shown(name, root, column, None)
+        state = LabelState(read_entries(label_file(catalog, version.manifest.name, column)))
+        labels = decide(state.labels())
+        check_labels(version, column, labels)
+        made = execute(
+            ApplyLabels((version,), column, labels), version.manifest.name, catalog, limits_of(memory, workers)
+        )
+        print_made(out, made)
+        facts = made.version.manifest.facts
+        out.print(f"{facts['rows_labelled']:,} of its rows have a label, {facts['rows_changed']:,} another than before")
+        if undecided := len(state.labels()) - len(labels):
+            out.log(f"{undecided:,} rows have no majority: aifx data label agreement {version.manifest.name}")
 
 
 @app.command("agreement")

@@ -1,0 +1,82 @@
+"""The step that puts the labels that people gave into a column of a new version."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aifx.core.errors import UsageError
+from aifx.core.json_values import encode_json
+from aifx.curation.step import Outcome, ShardStep
+from aifx.data.versions import ROW, Version
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+
+
+def decide(labels: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """The label that more labellers gave to a row than any other, by row. A row without one is left out.
+
+    Args:
+        labels: label by labeller, by row.
+    """
+    found = {}
+    for row, of_row in labels.items():
+        counts = Counter(of_row.values()).most_common(2)
+        if len(counts) == 1 or counts[0][1] > counts[1][1]:
+            found[row] = counts[0][0]
+    return found
+
+
+def check_labels(version: Version, column: str, labels: Mapping[str, str]) -> None:
+    """Raise UsageError if there are no labels, or if the column holds other values than texts."""
+    name = version.manifest.name
+    if not labels:
+        hint = f"aifx data label import {name} FILE --column {column}"
+        raise UsageError(f"column {column} of {name} has no labels to apply", "", hint)
+    kind = version.manifest.columns.get(column, "string")
+    if kind not in ("string", "large_string", "null"):
+        why = f"{version.reference} holds {kind} in it, and labels are texts"
+        raise UsageError(f"labels cannot be applied to column {column}", why, "aifx data label import --column NAME")
+
+
+@dataclass(frozen=True)
+class ApplyLabels(ShardStep):
+    """Sets the column of labelled rows. Other rows keep their value, or get null.
+
+    Attributes:
+        labels: by row.
+    """
+
+    column: str
+    labels: Mapping[str, str]
+
+    name = "label"
+    version = 1
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {"column": self.column, "labels": self._digest}
+
+    @cached_property
+    def _digest(self) -> str:
+        return hashlib.sha256(encode_json(sorted(self.labels.items())).encode()).hexdigest()
+
+    def apply(self, rows: Table, work: Path) -> Outcome:
+        import pyarrow as pa
+
+        before = rows[self.column].to_pylist() if self.column in rows.column_names else [None] * len(rows)
+        ids = rows[ROW].to_pylist()
+        values = [self.labels.get(row, value) for row, value in zip(ids, before, strict=True)]
+        column = pa.array(values, pa.string())
+        if self.column in rows.column_names:
+            kept = rows.set_column(rows.column_names.index(self.column), self.column, column)
+        else:
+            kept = rows.append_column(self.column, column)
+        changed = sum(value != old for value, old in zip(values, before, strict=True))
+        return Outcome(kept, None, {"rows_labelled": len(values) - values.count(None), "rows_changed": changed})
