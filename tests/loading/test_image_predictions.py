@@ -6,6 +6,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -78,8 +79,9 @@ def test_shards_of_a_data_set(project: Path, model: LoadedModel) -> None:
     rows = {"_row": ["a-0", "a-1", "a-2"], "image": encoded, "label": pa.nulls(3, pa.string())}
     parquet.write_table(pa.table(rows), project / "shard.parquet")
     expected = list(model.predict_files(project / "new.npy"))[:3]
-    found = list(model.predict_files(project / "shard.parquet"))
-    assert [prediction.pop("_row") for prediction in found] == ["a-0", "a-1", "a-2"]
+    found: list[dict[str, Any]] = []
+    model.write_predictions([input_file(str(project / "shard.parquet"))], found.extend)
+    assert [(prediction["row"], prediction["_row"]) for prediction in found] == [(1, "a-0"), (2, "a-1"), (3, "a-2")]
     for one, other in zip(found, expected, strict=True):
         assert one["probabilities"] == pytest.approx(other["probabilities"], rel=1e-5)  # another batch
     parquet.write_table(pa.table({"_row": ["a-0"], "image": [encoded[0][:60]]}), project / "cut.parquet")
