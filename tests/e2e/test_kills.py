@@ -149,6 +149,8 @@ def kill_and_compare(project: Command, cache: Path, started: Started, seed: int)
     for aiming in cycle([*aimed, anywhere]):
         if kills >= KILLS and all(struck[a] for a in aimed):
             break
+        if kills >= KILLS and struck[aiming]:
+            continue  # on a busy machine some aims need more tries than others
         assert kills < 2 * KILLS, f"seed {seed}: an aim was never hit: {struck}"
         aim = aiming(run, hunted.cache, dice)
         process = started(hunted.start(*TRAIN, "--run", run.name))

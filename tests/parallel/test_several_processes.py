@@ -146,6 +146,13 @@ class Job:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
+    def wait_for_checkpoint(self) -> None:
+        deadline = time.monotonic() + 120
+        while not any(path.name.isdigit() for path in self.run.glob("checkpoints/*")):
+            assert all(process.poll() is None for process in self.processes), self.wait()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
     def count_events(self) -> int:
         events = self.run / "events.jsonl"
         return len(events.read_bytes().splitlines()) if events.exists() else 0
@@ -415,7 +422,7 @@ def test_a_launched_job_goes_on_after_a_kill(whole: tuple[Trainer, dict[str, Any
     launcher = warm.Process(launch, trainer.root, {**os.environ, "XLA_FLAGS": DEVICES.format(1)})
     trainer.started.append(launcher)
     job = Job(trainer.root / "runs" / "launched", [launcher])
-    job.wait_for_step(7)
+    job.wait_for_checkpoint()
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     assert len(children) == 2
     os.kill(int(children[0]), signal.SIGKILL)
