@@ -47,6 +47,7 @@ def command_types() -> dict[str, Any]:
     from aifx.curation import query
     from aifx.curation.add_reports import AddedFiles, ListedFiles
     from aifx.curation.audit import Audit
+    from aifx.curation.databases.push import Pushed
     from aifx.curation.dataset_report import DatasetReport
     from aifx.curation.decontaminate import Contamination
     from aifx.curation.difference import VersionDifference
@@ -125,6 +126,7 @@ def command_types() -> dict[str, Any]:
         "data-lineage": Lineage,
         "data-why": Explanation,
         "data-query": query.QueryResult | query.QueryFile,
+        "data-push": Pushed,
         "data-erase": Erasure,
         "data-label-export": ExportedLabels,
         "data-label-import": ImportedLabels,

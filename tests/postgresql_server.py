@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 USER, PASSWORD, DATABASE = "factory", "s3cr3t-Pa55", "postgres"
@@ -81,17 +82,14 @@ class Server:
         pytest.fail(f"PostgreSQL does not start:\n{(self.data.parent / 'server.log').read_text()[-2000:]}")
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal to all of its processes, and wait for their end."""
+        """Send a signal to all of its processes, each of which leads a session, and wait for their end."""
         assert self.process is not None
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
+        family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        for one in family:
+            with suppress(psutil.NoSuchProcess):
+                one.send_signal(number)
         self.process.wait(30)
-        for _ in range(200):  # its other processes end when they see that it is gone
-            try:
-                os.killpg(self.process.pid, 0)
-            except ProcessLookupError:
-                break
-            time.sleep(0.02)
+        psutil.wait_procs(family, 30)
         self.process = None
 
     @contextmanager

@@ -44,6 +44,12 @@ def record_removal(catalog: Catalog, removed: Sequence[Manifest]) -> None:
     _append(catalog, _event(str(uuid.uuid4()), "purge", {}, [], outputs))
 
 
+def record_push(catalog: Catalog, pushed: Manifest, namespace: str, table: str) -> None:
+    """Append that a version was written into a table, by the names that OpenLineage gives to tables."""
+    inputs = [_dataset(pushed, catalog.store.url)]
+    _append(catalog, _event(str(uuid.uuid4()), "push", {}, inputs, [{"namespace": namespace, "name": table}]))
+
+
 def is_removal(event: Mapping[str, Any]) -> bool:
     """Whether an event records that versions were deleted."""
     return bool(event.get("job", {}).get("name") == "data.purge")

@@ -23,6 +23,7 @@ from aifx.commands.data.index import index, search
 from aifx.commands.data.mix import mix
 from aifx.commands.data.pii import pii
 from aifx.commands.data.profile import profile
+from aifx.commands.data.push import push
 from aifx.commands.data.query import query
 from aifx.commands.data.report import report
 from aifx.commands.data.tasks import run_tasks
@@ -195,6 +196,7 @@ app.command()(diff)
 app.command()(lineage)
 app.command()(why)
 app.command()(query)
+app.command()(push)
 app.command()(report)
 app.command()(index)
 app.command()(search)

@@ -266,7 +266,7 @@ def asking(what: str, statement: str) -> Iterator[None]:
 
     Args:
         what: what is tried, such as "read postgresql://host/db".
-        statement: who wrote the SQL, such as "--query".
+        statement: the option with the user's SQL; "" if aifx wrote it.
     """
     from adbc_driver_manager import Error
 
@@ -288,7 +288,11 @@ def translated(error: Exception, what: str, statement: str) -> AifxError:
     if LOST.search(text) or state[:2] in ("08", "57") or "Failed to connect" in text:
         return EnvironmentFault(f"could not {what}", why, "run the same command again when the server answers")
     if state[:2] in ("42", "22", "0A", "25") or "read-only transaction" in why:
-        return UsageError(f"{statement} fails", why, "try it with psql")
+        if statement:
+            return UsageError(f"{statement} fails", why, "try it with psql")
+        return DataError(
+            f"could not {what}", why, "aifx data query NAME SQL shows the values; aifx data push --columns"
+        )
     if state[:2] in ("54", "53"):
         hint = "select fewer columns or rows, or parts of long values"
         return DataError(f"could not {what}: the server has no room for a row", why, hint)

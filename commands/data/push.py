@@ -1,0 +1,62 @@
+"""`aifx data push`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from aifx.commands.console.options import JsonOption
+from aifx.commands.console.terminal import terminal
+from aifx.commands.data.options import DatasetArgument, RootOption, find_catalog, names_of
+
+
+def push(
+    name: DatasetArgument,
+    table: Annotated[
+        str, typer.Argument(metavar="URL", help="Table: postgresql://HOST/DATABASE/TABLE, or …/SCHEMA.TABLE.")
+    ],
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns", metavar="NAME,…", help="Columns to write. By default all but those that aifx adds, as _row."
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Replace the rows of a table that is there.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Look at the table, print what would be written, and write nothing.")
+    ] = False,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write the rows of a data set into a table of PostgreSQL, all in one transaction.
+
+    Examples:
+        aifx data push orders postgresql://writer@db.example/shop/clean_orders --dry-run
+        aifx data push orders@3f2a postgresql://writer@db.example/shop/sales.clean_orders
+        aifx data push orders postgresql://writer@db.example/shop/clean_orders --columns id,_split --yes
+
+    The password comes from AIFX_DATABASE_PASSWORD or PostgreSQL's own variables and files. If aifx or the server is
+    killed, the table is as it was before.
+    """
+    with terminal(json) as out:
+        from aifx.curation.databases.push import parse_target, push
+        from aifx.curation.lineage import record_push
+        from aifx.data.datasets import check_own_rows
+
+        target = parse_target(table)
+        catalog, _ = find_catalog(root)
+        version = catalog.open(name)
+        chosen = names_of(columns, "--columns", "--columns id,text") if columns is not None else None
+        check_own_rows(version.manifest, "aifx data push")
+        found = push(version, target, chosen, yes=yes, dry_run=dry_run)
+        if found.is_written:
+            url = target.url
+            table = f"{url.database}.{target.schema or 'public'}.{target.table}"
+            record_push(catalog, version.manifest, f"postgres://{url.host}:{url.port}", table)
+        out.document(found)
+        verb = "written to" if found.is_written else "would be written to"
+        out.print(f"{found.reference}: {found.rows:,} rows {verb} {found.table}")
+        if found.replaced_rows is not None:
+            out.print(f"in place of {found.replaced_rows:,} rows")
+        out.table(["column", "type"], [(one.name, one.type) for one in found.columns])

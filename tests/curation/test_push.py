@@ -1,0 +1,173 @@
+"""`aifx data push`: the rows of a version in a table, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import inprocess
+import pyarrow as pa
+import pytest
+from adding import rows_of
+from postgresql_server import PASSWORD, Server, postgresql_server
+from pyarrow import parquet
+
+from aifx.curation.lineage import read_lineage
+from aifx.data.versions import open_catalog
+
+QUERY = """SELECT id, (id * 1.25)::numeric(9, 2) AS price, id % 2 = 0 AS even, ('row ' || id)::text AS note,
+    ARRAY[id, NULL] AS numbers, now()::date AS day, to_timestamp(id) AS at, id::float4 AS share,
+    md5(id::text)::uuid AS uid, CASE id WHEN 3 THEN NULL ELSE 'x'::bytea END AS raw, id::int2 AS small
+    FROM generate_series(1, 5) AS id"""
+KILLED = """
+import os, signal, sys
+from aifx.commands.main import run
+from aifx.curation.databases import push
+batches = push._batches
+push.BATCH_ROWS = 2
+def killing(*args):
+    for index, batch in enumerate(batches(*args)):
+        yield batch
+        if index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+push._batches = killing
+run(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with postgresql_server() as found:
+        found.run("CREATE SCHEMA sales")
+        yield found
+
+
+@pytest.fixture
+def folder(tmp_path: Path, server: Server) -> Path:
+    """With a data set `d` of five rows from the server."""
+    added = run(tmp_path, server, "add", "d", server.url, "--query", QUERY, "--key", "id", "--license", "MIT")
+    assert added.returncode == 0, added.stderr
+    return tmp_path
+
+
+def environ(folder: Path, server: Server) -> dict[str, str]:
+    return {"HOME": str(folder), "PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(folder / "cache")} | server.environ
+
+
+def run(folder: Path, server: Server, *args: str) -> Any:
+    return inprocess.run(["data", *args, "--root", "datasets"], folder, environ(folder, server))
+
+
+def staging_tables(server: Server) -> list[tuple[Any, ...]]:
+    return server.rows("SELECT relname::text FROM pg_class WHERE relname LIKE 'aifx%'")
+
+
+def test_there_and_back(folder: Path, server: Server) -> None:
+    pushed = run(folder, server, "push", "d", f"{server.url}/sales.back", "--json")
+    assert pushed.returncode == 0, pushed.stderr
+    found = json.loads(pushed.stdout)
+    assert (found["rows"], found["replaced_rows"], found["is_written"]) == (5, None, True)
+    assert found["table"] == f"postgresql://127.0.0.1:{server.port}/postgres/sales.back"
+    types = {column["name"]: column["type"] for column in found["columns"]}
+    assert (types["price"], types["uid"], types["at"]) == ("numeric(9, 2)", "text", "timestamptz")
+    sql = "SELECT * FROM sales.back"
+    again = run(folder, server, "add", "e", server.url, "--query", sql, "--key", "id", "--license", "MIT")
+    assert again.returncode == 0, again.stderr
+    catalog = open_catalog(str(folder / "datasets"))
+    first, second = (
+        [{k: v for k, v in row.items() if k[0] != "_"} for row in rows_of(catalog.open(name))] for name in "de"
+    )
+    assert first == second
+    assert catalog.open("d").manifest.columns == catalog.open("e").manifest.columns
+    event = next(event for event in read_lineage(catalog) if event["job"]["name"] == "data.push")
+    namespace = f"postgres://127.0.0.1:{server.port}"
+    assert event["outputs"] == [{"namespace": namespace, "name": "postgres.sales.back"}]
+    assert run(folder, server, "lineage", "d").returncode == 0
+    assert PASSWORD.encode() not in (folder / "datasets" / "lineage.jsonl").read_bytes()
+    assert not staging_tables(server)
+
+
+def test_a_table_that_is_there(folder: Path, server: Server) -> None:
+    """Nothing is written without --yes; with it, rows are replaced and the table keeps its own types and index."""
+    server.run("DROP TABLE IF EXISTS old", "CREATE TABLE old (uid uuid PRIMARY KEY, id bigint, added text DEFAULT 'x')")
+    server.run("INSERT INTO old VALUES ('a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', 7)")
+    command = ["push", "d", f"{server.url}/old"]
+    for options, why in (
+        ([], "--yes replaces its rows"),
+        (["--yes"], "has no column 'price'"),
+        (["--yes", "--columns", "ids"], "did you mean 'id'?"),
+    ):
+        refused = run(folder, server, *command, *options)
+        assert (refused.returncode, why in refused.stderr) == (2, True), refused.stderr
+    looked = run(folder, server, *command, "--columns", "id,uid", "--dry-run", "--json")
+    found = json.loads(looked.stdout)
+    assert (found["replaced_rows"], found["is_written"]) == (1, False), looked.stderr
+    assert server.rows("SELECT id FROM old") == [(7,)]
+    assert run(folder, server, *command, "--columns", "id,uid", "--yes").returncode == 0
+    expected = [(id, "x") for id in range(1, 6)]
+    assert server.rows("SELECT id, added FROM old WHERE uid = md5(id::text)::uuid ORDER BY id") == expected
+    server.run(
+        "CREATE FUNCTION half() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN IF NEW.id > 3 THEN RETURN NULL; END IF; RETURN NEW; END'",
+        "CREATE TRIGGER half BEFORE INSERT ON old FOR EACH ROW EXECUTE FUNCTION half()",
+    )
+    fewer = run(folder, server, *command, "--columns", "id,uid", "--yes")
+    assert (fewer.returncode, "it has 3 rows instead of 5" in fewer.stderr) == (2, True), fewer.stderr
+    assert server.rows("SELECT count(*) FROM old") == [(5,)]
+    assert not staging_tables(server)
+
+
+def test_types_without_a_column_of_postgresql(tmp_path: Path, server: Server) -> None:
+    table = pa.table(
+        {
+            "a": pa.array([{"x": 1, "y": ["é"]}, None]),
+            "b": pa.array([2**64 - 1, 1], pa.uint64()),
+            "c": pa.array([[{"x": 1}], []]),
+            "d": pa.array(["one", None]).dictionary_encode(),
+            "e": pa.array([1, 2], pa.uint8()),
+            "f": pa.array([[1.5], None], pa.list_(pa.float32())),
+        }
+    )
+    parquet.write_table(table, tmp_path / "t.parquet")
+    assert run(tmp_path, server, "add", "t", "t.parquet", "--kind", "table", "--license", "MIT").returncode == 0
+    pushed = run(tmp_path, server, "push", "t", f"{server.url}/odd%20%22name")
+    assert pushed.returncode == 0, pushed.stderr
+    assert server.rows('SELECT a, b::text, c, d, e, f::text FROM "odd ""name" ORDER BY e') == [
+        ('{"x": 1, "y": ["é"]}', str(2**64 - 1), '[{"x": 1}]', "one", 1, "{1.5}"),
+        (None, "1", "[]", None, 2, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("postgresql://127.0.0.1/", "names no"),
+        ("postgresql://127.0.0.1/db", "names no"),
+        ("postgresql://127.0.0.1:1/db/t", "onnection refused"),
+        (f"postgresql://me:{PASSWORD}@127.0.0.1/db/t", "AIFX_DATABASE_PASSWORD"),
+        ("mysql://127.0.0.1/db/t", "cannot push to mysql"),
+    ],
+)
+def test_mistakes(folder: Path, server: Server, url: str, message: str) -> None:
+    done = run(folder, server, "push", "d", url)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert PASSWORD not in done.stderr
+
+
+@pytest.mark.slow
+def test_killed_midway(folder: Path, server: Server) -> None:
+    server.run("DROP TABLE IF EXISTS kept", "CREATE TABLE kept AS SELECT 1 AS id, 'old' AS note")
+    options = ["--root", "datasets", "--columns", "id,note", "--yes"]
+    command = [sys.executable, "-c", KILLED, "data", "push", "d", f"{server.url}/kept", *options]
+    killed = subprocess.run(command, cwd=folder, env=environ(folder, server), capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert server.rows("SELECT id, note FROM kept") == [(1, "old")]
+    assert not staging_tables(server)
+    assert run(folder, server, "push", "d", f"{server.url}/kept", "--columns", "id,note", "--yes").returncode == 0
+    assert server.rows("SELECT count(*), max(id) FROM kept") == [(5, 5)]
