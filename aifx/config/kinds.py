@@ -30,10 +30,12 @@ class Family(Kind):
         presets: values of `[model]` by name.
         hub: the module with its maps to architectures of Hugging Face, if it has any: `ARCHITECTURES`, and
             `differences` of two sections if it also writes them.
+        is_trained: False for one that aifx only embeds with: no project can name it.
     """
 
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     hub: str | None = None
+    is_trained: bool = True
 
 
 @dataclass(frozen=True)

@@ -116,15 +116,19 @@ def find_kind(part: Part, name: str, project: Project) -> Kind:
 
 @functools.cache
 def bundled(part: Part) -> Mapping[str, Kind]:
-    """What comes with aifx, by name. Each package in aifx/models is a family."""
+    """What comes with aifx and a project can name, by name."""
     if part.section == "objective":
         return importlib.import_module("aifx.objectives").OBJECTIVES  # type: ignore[no-any-return]
     if part.section == "data":
         return importlib.import_module("aifx.data.kinds").KINDS  # type: ignore[no-any-return]
+    return {family.name: family for family in families() if family.is_trained}
+
+
+def families() -> list[Family]:
+    """The families that come with aifx: each package in aifx/models is one."""
     models = importlib.import_module("aifx.models")
     packages = [m.name for m in pkgutil.iter_modules(models.__path__) if m.ispkg]
-    families = [importlib.import_module(f"aifx.models.{name}").FAMILY for name in sorted(packages)]
-    return {family.name: family for family in families}
+    return [importlib.import_module(f"aifx.models.{name}").FAMILY for name in sorted(packages)]
 
 
 def _own_task(task: str, project: Project) -> TaskParts:

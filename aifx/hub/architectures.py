@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from aifx.config.kinds import Family
-from aifx.config.registry import PARTS, bundled
+from aifx.config.registry import families
 from aifx.config.sections import ModelSection
 from aifx.core.errors import ConfigError, DataError, did_you_mean
 from aifx.core.json_values import plain
@@ -23,10 +23,8 @@ from aifx.specs import ArraySpec, Specs, is_spec
 
 def architectures() -> dict[str, tuple[Family, Architecture]]:
     """All that the families of aifx have maps to, by name."""
-    (part,) = (part for part in PARTS if part.section == "model")
     found = {}
-    for family in bundled(part).values():
-        assert isinstance(family, Family)
+    for family in families():
         if family.hub is not None:
             for architecture in importlib.import_module(family.hub).ARCHITECTURES:
                 found[architecture.name] = family, architecture

@@ -140,6 +140,9 @@ def import_model(
 def _read(folder: ModelFolder, project: Project, dtype: ParameterType | None, ignored: tuple[str, ...]) -> _Model:
     document = folder.document(CONFIG)
     family, architecture = architecture_of(folder, document)
+    if architecture.task not in _ASSETS:
+        why = f"{architecture.name} embeds texts, and aifx trains none"
+        raise DataError(f"{folder.path} cannot be a run", why, f"aifx data index NAME --embedder {folder.source}")
     hub_config = HubConfig(document, str(folder.path / CONFIG), f"aifx import {folder.source} --ignore", ignored)
     try:
         values = architecture.read(hub_config)

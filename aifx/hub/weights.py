@@ -30,6 +30,7 @@ DIGESTS = "sha256"
 """Key of a file's metadata, in which `aifx export` puts the SHA-256 of each tensor, as JSON by name."""
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors")
+_POSITIONS = re.compile(r"(.*\.)?position_ids")
 _BLOB = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 8 << 20
 
@@ -138,7 +139,8 @@ class StoredWeights:
             for key in opened.keys():  # noqa: SIM118  # no mapping
                 part = opened.get_slice(key)
                 dtype, shape = part.get_dtype(), tuple(part.get_shape())
-                if dtype not in DTYPES and shape:  # a scalar is a counter, such as those of batch norm, and no weight
+                is_weight = shape and not _POSITIONS.fullmatch(key)  # a scalar is a counter, as of batch norm
+                if dtype not in DTYPES and is_weight:
                     why = f"aifx imports {', '.join(DTYPES)}; quantized weights lack what others need to read them"
                     hint = "import the model that they were made of"
                     raise DataError(f"{self._path(file)}: tensor {key} is of type {dtype}", why, hint)

@@ -176,4 +176,4 @@ class Architecture:
     buffers: str
     embedding_key: str | None
     tied_key: str = "lm_head.weight"
-    task: Literal["language", "vision"] = "language"
+    task: Literal["language", "vision", "embedding"] = "language"

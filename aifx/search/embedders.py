@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 F32: TypeAlias = NDArray[np.float32]
-EmbedderKind: TypeAlias = Literal["ngrams"]
+EmbedderKind: TypeAlias = Literal["ngrams", "run", "encoder"]
 
 NGRAMS: EmbedderKind = "ngrams"
+RUN: EmbedderKind = "run"
+ENCODER: EmbedderKind = "encoder"
 
 
 @dataclass(frozen=True)

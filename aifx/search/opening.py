@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from aifx.core.errors import UsageError
-from aifx.core.project import Project
+from aifx.core.project import RUN_NAME, Project
 from aifx.search.embedders import NGRAMS, Embedder
 from aifx.search.hashed_ngrams import HashedNgrams
 
 
 def open_embedder(name: str, dims: int | None, project: Project | None) -> Embedder:
-    """The embedder that `--embedder` and `--dims` name. Raises UsageError."""
+    """The embedder that `--embedder` and `--dims` name: n-grams, a run, or the folder of a sentence encoder.
+
+    Raises UsageError, CheckpointError, DataError for an encoder that cannot be used.
+    """
     if name == NGRAMS:
         return HashedNgrams() if dims is None else HashedNgrams(dims)
-    raise UsageError(f"no embedder {name!r}", "embedders are ngrams", "--embedder ngrams")
+    found = _model(name, project)
+    if dims not in (None, found.record.dims):
+        why = f"the vectors of {name} have {found.record.dims} numbers"
+        raise UsageError(f"--dims {dims} does not fit --embedder {name}", why, "leave --dims out")
+    return found
+
+
+def _model(name: str, project: Project | None) -> Embedder:
+    """A run of the project if there is one of this name, otherwise a folder."""
+    is_run = project is not None and RUN_NAME.fullmatch(name.partition("@")[0]) is not None
+    if is_run and project is not None and project.run(name.partition("@")[0]).exists():
+        from aifx.search.run_embedder import RunEmbedder
+
+        return RunEmbedder(name, project)
+    if "/" in name or Path(name).is_dir():
+        from aifx.search.sentence_encoder import SentenceEmbedder
+
+        return SentenceEmbedder(name)
+    why = "an embedder is ngrams, a run of this project, or the folder of a sentence encoder"
+    raise UsageError(f"no embedder {name!r}", why, "aifx runs ls" if project is not None else "--embedder ngrams")

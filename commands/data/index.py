@@ -33,10 +33,16 @@ def index(
     name: DatasetArgument,
     column: Annotated[str, typer.Option("--column", metavar="NAME", help="Column with the texts.")] = "text",
     embedder: Annotated[
-        str, typer.Option("--embedder", metavar="ngrams", help="Embedder that makes a vector of each text.")
+        str,
+        typer.Option(
+            "--embedder",
+            metavar="ngrams|RUN|FOLDER",
+            help="Embedder of the texts: hashed n-grams, a run of this project, or a local sentence encoder.",
+        ),
     ] = "ngrams",
     dims: Annotated[
-        int | None, typer.Option("--dims", metavar="N", min=16, max=65536, help="Numbers of a vector. By default 512.")
+        int | None,
+        typer.Option("--dims", metavar="N", min=16, max=65536, help="Numbers of a vector of n-grams. By default 512."),
     ] = None,
     kind: Annotated[
         Literal["exact", "hnsw", "ivf"],
@@ -75,6 +81,8 @@ def index(
     Examples:
         aifx data index corpus
         aifx data index articles --column title --dims 256
+        aifx data index corpus --embedder main
+        aifx data index corpus --embedder ./all-MiniLM-L6-v2
         aifx data index corpus --kind hnsw --min-recall 0.99
 
     The index belongs to this version. Exits 1 if an approximate index finds less than --min-recall.
