@@ -20,6 +20,7 @@ from aifx.curation.shards import read_parts, read_shard, write_shard
 from aifx.curation.sketches import SHINGLE_WORDS
 from aifx.curation.step import Limits
 from aifx.curation.words import split_words
+from aifx.data.verification import check_shards
 from aifx.data.versions import ROW, ShardFile, Version
 
 LEAST_WORDS = 20
@@ -81,6 +82,7 @@ def audit(version: Version, near: float, pairs: int, min_recall: float, seed: in
     if version.manifest.kind != "text":
         why = f"{version.reference} holds {version.manifest.kind}"
         raise UsageError("--audit is for text", why, f"aifx data dedupe {version.manifest.name}")
+    check_shards(version)
     texts = _sample(version, pairs, seed)
     if not texts:
         why = f"of {version.manifest.rows:,} rows, none has {LEAST_WORDS} words"

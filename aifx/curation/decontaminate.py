@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from aifx.curation.decisions import DECISIONS, DecidedStep, first_rows, without_dropped
 from aifx.curation.overlap import RUN_WORDS, Overlap, Reference, ReferenceTexts, build_index, find_overlaps
 from aifx.curation.step import Limits, Outcome
+from aifx.data.verification import check_shards
 from aifx.data.versions import Version
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def find_contamination(
     version: Version, references: Sequence[Reference], work: Path, limits: Limits, most: int
 ) -> Contamination:
     """Compare the rows of a version with references, and report `most` of those that overlap."""
+    check_shards(version)
     against = build_index(references, work, limits)
     counts: Counter[str] = Counter()
     by_shard: dict[int, list[Overlap]] = {}

@@ -42,6 +42,7 @@ from aifx.curation.publishing import describe
 from aifx.curation.shards import ShardWriter, columns_of
 from aifx.curation.step import Limits, Step
 from aifx.data.datasets import check_own_rows
+from aifx.data.verification import check_shards, mark_checked
 from aifx.data.versions import (
     DROPPED,
     MANIFEST,
@@ -123,6 +124,8 @@ def execute(
     with holding(work.parent, f"data set {name}"), naming(work, keeps_names=True):
         found = _find_version(step, name, catalog)
         if found is None:
+            for parent in step.parents:
+                check_shards(parent)
             work.mkdir(parents=True, exist_ok=True)
             found = _make_version(step, name, catalog, work, limits, run_tasks or in_processes)
             is_new = True
@@ -197,7 +200,9 @@ def _make_version(step: Step, name: str, catalog: Catalog, work: Path, limits: L
         return catalog.open(manifest.reference)
     shutil.rmtree(target, ignore_errors=True)  # a folder without a manifest is no version
     os.rename(out, target)
-    return Version(target, manifest)
+    made = Version(target, manifest)
+    mark_checked(made)
+    return made
 
 
 def _prepare(step: Step, work: Path, limits: Limits) -> Mapping[str, Any]:

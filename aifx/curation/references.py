@@ -23,6 +23,7 @@ from aifx.data.base import Split
 from aifx.data.corpus import TextCorpus, open_corpus
 from aifx.data.files import find_files
 from aifx.data.sections import TextSection
+from aifx.data.verification import check_shards
 from aifx.data.version_corpus import open_versions
 from aifx.data.versions import DATASET_NAME, SPLIT, Catalog, Version, open_catalog
 
@@ -164,6 +165,7 @@ def _of_training_files(
 
 
 def _of_version(version: Version) -> Reference:
+    check_shards(version)
     is_split = SPLIT in version.manifest.columns
     return Reference(version.reference, version, version.manifest.sha256, is_split, has_ids=True)
 

@@ -32,6 +32,18 @@ class RowTable:
         parts = {"rows": self.version.shards, "dropped": self.version.dropped, "quarantine": self.version.quarantine}
         return parts[self.part]
 
+    def check_sizes(self) -> None:
+        """Raise DataError for a file that is missing or has not the size that the manifest has."""
+        reference = self.version.reference
+        sizes = {file.name: file.bytes for file in self.version.manifest.files}
+        for path in self.files:
+            why, size = f"{reference} lists it", sizes[f"{path.parent.name}/{path.name}"]
+            if not path.exists():
+                raise DataError(f"{path} is missing", why, f"aifx data verify {reference}")
+            if (found := path.stat().st_size) != size:
+                what = f"{path} has {found:,} bytes instead of {size:,}"
+                raise DataError(what, why, f"aifx data verify {reference}")
+
     @property
     def columns(self) -> tuple[str, ...]:
         known = {"dropped": DROPPED_COLUMNS, "quarantine": QUARANTINE_COLUMNS}
@@ -47,9 +59,7 @@ def open_tables(tables: Mapping[str, RowTable], memory_bytes: int = MEMORY_BYTES
     import duckdb
 
     for table in tables.values():
-        if missing := [file for file in table.files if not file.exists()]:
-            reference = table.version.reference
-            raise DataError(f"{missing[0]} is missing", f"{reference} lists it", f"aifx data verify {reference}")
+        table.check_sizes()
     with tempfile.TemporaryDirectory(prefix="aifx-sql-") as spill:
         config = duckdb_config(memory_bytes, Path(spill), len(os.sched_getaffinity(0)))
         with duckdb.connect(":memory:", config=config) as connection, stopped_by_signals(connection):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +14,8 @@ from typing import Any
 from aifx.core.errors import AifxError, DataError, UsageError
 from aifx.core.project import Project, cache_path
 from aifx.data.base import SPLITS, Split
-from aifx.data.cache import cache_folder
 from aifx.data.parquet import read_batches
+from aifx.data.verification import check_shards
 from aifx.data.versions import CLUSTER, SPLIT, Catalog, Kind, Manifest, Version, open_catalog
 
 logger = logging.getLogger(__name__)
@@ -55,15 +54,7 @@ class DatasetPart:
         version = self.catalog.open(self.reference)
         if self.catalog.local is None:  # what comes from elsewhere is compared when it is copied
             return version
-        state = [(str(path), found.st_size, found.st_mtime_ns) for path in version.shards if (found := _stat(path))]
-        seen = cache_path("verified") / hashlib.sha256(repr((self.manifest.sha256, state)).encode()).hexdigest()
-        if len(state) == len(version.shards) and seen.exists():
-            return version
-        for damage in version.damaged_shards():
-            what = f"{self.reference}: {damage}"
-            raise DataError(what, "its manifest has the SHA-256 of each file", f"aifx data verify {self.reference}")
-        with suppress(OSError), cache_folder(seen.parent):
-            seen.touch()
+        check_shards(version)
         return version
 
     def has_column(self, name: str) -> bool:
@@ -113,13 +104,6 @@ def check_own_rows(manifest: Manifest, command: str) -> None:
     if manifest.step.name == MIX:
         what = f"{manifest.reference} is a mix, which has no rows of its own"
         raise UsageError(what, f"it is made of {', '.join(manifest.parents)}", f"{command} {manifest.parents[0]}")
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except OSError:
-        return None
 
 
 def open_parts(reference: str, project: Project, kind: Kind) -> tuple[DatasetPart, ...]:

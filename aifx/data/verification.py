@@ -10,12 +10,16 @@ import hashlib
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from aifx.core.errors import DataError
 from aifx.core.progress import Reporter, report_progress
+from aifx.core.project import cache_path
 from aifx.core.stores import Store
-from aifx.data.versions import DROPPED, MANIFEST, QUARANTINE, SHARDS, SUMS, Manifest, parse_manifest
+from aifx.data.cache import cache_folder
+from aifx.data.versions import DROPPED, MANIFEST, QUARANTINE, SHARDS, SUMS, Manifest, Version, parse_manifest
 
 _HEADER = "# SHA-256 of the lines below: "
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
@@ -77,6 +81,36 @@ def check_files(store: Store, name: str, version: str) -> CheckedFiles:
         found = sorted(f"{folder}/{file}" for file in store.files(folder))
         damages += [f"{file} is no file of this version" for file in found if file not in digests]
     return CheckedFiles(len(digests), size, tuple(damages))
+
+
+def check_shards(version: Version) -> None:
+    """Compare the shards with the manifest, unless they are as they were when they were last compared or written.
+
+    Raises DataError for a damaged or missing one.
+    """
+    mark = _mark(version)
+    if mark is not None and mark.exists():
+        return
+    for damage in version.damaged_shards():
+        what, hint = f"{version.reference}: {damage}", f"aifx data verify {version.reference}"
+        raise DataError(what, "its manifest has the SHA-256 of each file", hint)
+    mark_checked(version)
+
+
+def mark_checked(version: Version) -> None:
+    """Record in the cache that the shards, as they are now, are those of the manifest."""
+    if (mark := _mark(version)) is not None:
+        with suppress(OSError), cache_folder(mark.parent):
+            mark.touch()
+
+
+def _mark(version: Version) -> Path | None:
+    """The file that records a comparison, which is named by the size and time of each shard; None if one is missing."""
+    try:
+        state = [(str(path), found.st_size, found.st_mtime_ns) for path in version.shards if (found := path.stat())]
+    except OSError:
+        return None
+    return cache_path("verified") / hashlib.sha256(repr((version.manifest.sha256, state)).encode()).hexdigest()
 
 
 def _read_sums(store: Store) -> tuple[dict[str, str], str]:

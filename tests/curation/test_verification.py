@@ -7,6 +7,7 @@ from pathlib import Path
 
 import inprocess
 import pytest
+from pyarrow import parquet
 from toy_steps import Rows, WithoutLetter
 
 from aifx.core.errors import DataError
@@ -113,3 +114,39 @@ def test_a_damaged_manifest_hides_no_other_version(made: Version, tmp_path: Path
         (made.path.parent / "latest").write_text(latest)
         with pytest.raises(DataError, match="latest is damaged"):
             catalog.open("pets")
+
+
+DAMAGES = {
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "without rows": lambda path: parquet.write_table(parquet.read_table(path).slice(0, 0), path),
+    "of other columns": lambda path: parquet.write_table(
+        parquet.read_table(path).rename_columns(["_row", "a", "b"]), path
+    ),
+    "flipped": lambda path: path.write_bytes(path.read_bytes()[:100] + b"x" + path.read_bytes()[101:]),
+}
+READERS = (
+    ["clean", "pets", "--max-dropped", "1"],
+    ["dedupe", "pets"],
+    ["dedupe", "pets", "--audit"],
+    ["split", "pets"],
+    ["decontaminate", "pets", "--against", "pets"],
+    ["pii", "pets"],
+    ["pii", "pets", "--mask"],
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_no_step_reads_a_damaged_shard(made: Version, tmp_path: Path, damage: str) -> None:
+    """Each is compared once, and again after a file has changed; a query looks at the sizes alone."""
+    catalog = catalog_of(made)
+    DAMAGES[damage](made.shards[0])
+    before = catalog.versions("pets")
+    queries = (["query", "pets", "FROM data"], ["why", "s0.txt-0"]) if damage != "flipped" else ()
+    for args in (*(READERS if damage == "of other columns" else READERS[:1]), *queries):
+        found = inprocess.run(["data", *args, "--root", catalog.store.url], tmp_path, {})
+        assert (found.returncode, found.stdout) == (2, ""), (args, found.stderr)
+        assert "00000-000.parquet" in found.stderr
+        assert len(found.stderr.splitlines()) == 3
+    assert catalog.versions("pets") == before
+    assert catalog.names() == ["pets"]

@@ -18,6 +18,7 @@ from aifx.curation.pii.steps import FindPii, text_columns, unsearched_columns
 from aifx.curation.reports import MadeVersion, made_version
 from aifx.curation.shards import read_shard
 from aifx.curation.step import Limits
+from aifx.data.verification import check_shards
 from aifx.data.versions import Version
 
 SHAPES = 3
@@ -91,6 +92,7 @@ def search(step: FindPii, limits: Limits, most_spans: int = 0, output: Path | No
     Raises DataError if a shard is damaged, OSError.
     """
     version = step.parents[0]
+    check_shards(version)
     tasks = step.tasks()
     results: dict[int, TaskResult] = {}
     with tempfile.TemporaryDirectory(prefix="aifx-pii-") as folder:
