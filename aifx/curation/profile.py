@@ -198,7 +198,7 @@ def complete_profile(part: PartialProfile, manifest: Manifest, folder: Path) -> 
     histograms = _histograms(part, Version(folder, manifest).shards)
     columns = {}
     for name, one in part.columns.items():
-        distinct, is_estimate = (part.rows, False) if name == ROW else _distinct(one.hashes)
+        distinct, is_estimate = (part.rows, False) if name == ROW else _distinct(one.hashes, part.rows)
         columns[name] = ColumnProfile(
             manifest.columns[name],
             one.nulls,
@@ -217,10 +217,10 @@ def _most(values: Mapping[str, int], count: int) -> list[tuple[str, int]]:
     return sorted(values.items(), key=lambda item: (-item[1], item[0]))[:count]
 
 
-def _distinct(hashes: Sequence[int] | None) -> tuple[int | None, bool]:
+def _distinct(hashes: Sequence[int] | None, rows: int) -> tuple[int | None, bool]:
     if hashes is None or len(hashes) < HASHES:
         return (None if hashes is None else len(hashes)), False
-    return round((HASHES - 1) / (hashes[HASHES - 1] / 2**64)), True
+    return min(round((HASHES - 1) / (hashes[HASHES - 1] / 2**64)), rows), True
 
 
 @cache
