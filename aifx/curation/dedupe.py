@@ -61,7 +61,7 @@ def find_clusters(version: Version, near: float | None, work: Path, limits: Limi
         raise UsageError("--near is for text", why, f"aifx data dedupe {name}")
     sketches = work.parents[1] / SKETCHES  # work is <data set>/.work-<key>/prepared
     if near is not None:
-        open_sketches(sketches, f"aifx data dedupe {name} --near {near:g} --rebuild-sketches")
+        open_sketches(sketches, f"aifx data dedupe {version.reference} --near {near:g} --rebuild-sketches")
     return find_duplicates(shards_of(version), near, work, sketches, limits)
 
 
