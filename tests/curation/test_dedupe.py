@@ -182,7 +182,7 @@ def test_sketches_are_kept_and_those_of_another_algorithm_refused(
     with pytest.raises(SketchesOutdated, match="another algorithm") as refused:
         dedupe(catalog, version, 0.6)
     assert refused.value.why == "version is 1, and this aifx has 2"
-    assert refused.value.hint == "aifx data dedupe texts --near 0.6 --rebuild-sketches"
+    assert refused.value.hint == f"aifx data dedupe {version.reference} --near 0.6 --rebuild-sketches"
 
 
 def test_buckets_that_are_too_wide_are_compared_with_their_neighbours(

@@ -98,8 +98,10 @@ def test_sketches_are_rebuilt(folder: Path) -> None:
     algorithm.write_text("{}")
     refused = aifx(folder, "dedupe", "corpus", "--near", "0.7")
     assert refused.returncode == 2
-    assert "hint: aifx data dedupe corpus --near 0.7 --rebuild-sketches" in refused.stderr
-    done = aifx(folder, "dedupe", "corpus", "--near", "0.7", "--rebuild-sketches")
+    hint = refused.stderr.splitlines()[-1].removeprefix("hint: aifx data ").split()
+    assert hint == ["dedupe", open_catalog(str(folder / "datasets")).manifest("corpus").reference, *hint[2:]]
+    assert hint[2:] == ["--near", "0.7", "--rebuild-sketches"]
+    done = aifx(folder, *hint)
     assert done.returncode == 0, done.stderr
     assert json.loads(algorithm.read_text())["method"] == "R-MinHash"
 
