@@ -127,7 +127,7 @@ def execute(
             for parent in step.parents:
                 check_shards(parent)
             work.mkdir(parents=True, exist_ok=True)
-            found = _make_version(step, name, catalog, work, limits, run_tasks or in_processes)
+            found = _make_version(step, name, catalog, work, limits, run_tasks)
             is_new = True
         else:
             is_new = False
@@ -182,7 +182,9 @@ def _step_record(step: Step) -> StepRecord:
     return StepRecord(step.name, step.version, plain(step.settings), __version__)
 
 
-def _make_version(step: Step, name: str, catalog: Catalog, work: Path, limits: Limits, run_tasks: Runner) -> Version:
+def _make_version(
+    step: Step, name: str, catalog: Catalog, work: Path, limits: Limits, run_tasks: Runner | None
+) -> Version:
     tasks = step.tasks()
     facts = _prepare(step, work, limits)
     with report_progress(f"{step.name} {name}", sum(size for _, size in tasks), "bytes") as progress:
@@ -219,7 +221,9 @@ def _prepare(step: Step, work: Path, limits: Limits) -> Mapping[str, Any]:
     return facts
 
 
-def _run_tasks(step: Step, work: Path, limits: Limits, progress: Reporter, run_tasks: Runner) -> list[TaskResult]:
+def _run_tasks(
+    step: Step, work: Path, limits: Limits, progress: Reporter, run_tasks: Runner | None
+) -> list[TaskResult]:
     """The results of all tasks, in order. Runs those that are missing."""
     tasks = step.tasks()
     (work / DONE).mkdir(exist_ok=True)
@@ -227,15 +231,26 @@ def _run_tasks(step: Step, work: Path, limits: Limits, progress: Reporter, run_t
     for task in results:
         progress.advance(tasks[task][1])
     missing = [task for task in range(len(tasks)) if task not in results]
-    for task, result in run_tasks(step, missing, work, limits):
-        results[task] = result
-        progress.advance(tasks[task][1])
+    if run_tasks is None:
+        results.update(in_processes(step, missing, work, limits, progress.advance))
+    else:
+        for task, result in run_tasks(step, missing, work, limits):
+            results[task] = result
+            progress.advance(tasks[task][1])
     return [results[task] for task in range(len(tasks))]
 
 
-def in_processes(step: Step, missing: list[int], work: Path, limits: Limits) -> Iterator[tuple[int, TaskResult]]:
-    """Run tasks in processes of this machine; in this process if there is one task or one worker."""
-    for index, result in call_each(partial(run_task, step, work, limits), missing, limits.workers):
+def in_processes(
+    step: Step, missing: list[int], work: Path, limits: Limits, report: Callable[[int], None] = lambda amount: None
+) -> Iterator[tuple[int, TaskResult]]:
+    """Run tasks in processes of this machine; in this process if there is one task or one worker.
+
+    Args:
+        report: called with the bytes of input that were read.
+    """
+    tasks = step.tasks()
+    sizes = [tasks[task][1] for task in missing]
+    for index, result in call_each(partial(run_task, step, work, limits), missing, limits.workers, sizes, report):
         yield missing[index], result
 
 

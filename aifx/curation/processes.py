@@ -13,21 +13,39 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def call_each(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[tuple[int, R]]:
+def call_each(
+    function: Callable[[T], R],
+    items: Sequence[T],
+    workers: int,
+    sizes: Sequence[int] = (),
+    report: Callable[[int], None] = lambda amount: None,
+) -> Iterator[tuple[int, R]]:
     """The index and result of each call, as they end; in this process if there is one item or one worker.
 
     The function and the items must be picklable. Raises what the function raises, after ending the other calls.
+
+    Args:
+        sizes: amount of work of each item.
+        report: called with amounts of work that are done; during a call, with those that it gives to `advance`.
     """
     workers = min(workers, len(items))
+    sizes = sizes or [0] * len(items)
     if workers <= 1:
-        for index, item in enumerate(items):
-            yield index, function(item)
+        for index, (item, size) in enumerate(zip(items, sizes, strict=True)):
+            yield index, _reporting(function, item, size, report)
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (function,))
+    context = get_context("spawn")
+    done, reported = context.Value("q"), 0
+    pool = ProcessPoolExecutor(workers, context, _begin, (function, done))
     try:
-        waiting: dict[Future[R], int] = {pool.submit(_call, item): index for index, item in enumerate(items)}
+        waiting: dict[Future[R], int] = {
+            pool.submit(_call, item, size): index for index, (item, size) in enumerate(zip(items, sizes, strict=True))
+        }
         while waiting:
-            ended, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+            ended, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            now = done.value
+            report(now - reported)
+            reported = now
             for future in ended:
                 yield waiting.pop(future), future.result()
     except BaseException:
@@ -38,15 +56,44 @@ def call_each(function: Callable[[T], R], items: Sequence[T], workers: int) -> I
     pool.shutdown()
 
 
+def advance(amount: int) -> None:
+    """Report a part of the work of the call that runs in this process."""
+    global _left
+    amount = min(amount, _left)
+    _left -= amount
+    if _report is not None:
+        _report(amount)
+
+
 _function: Callable[[Any], Any] | None = None
+_done: Any = None  # a number that the processes of a pool share
+_report: Callable[[int], None] | None = None
+_left = 0  # of the work of the call
 
 
-def _begin(function: Callable[[Any], Any]) -> None:
+def _reporting(function: Callable[[T], R], item: T, size: int, report: Callable[[int], None]) -> R:
+    """Call the function, and report `size` in all."""
+    global _report, _left
+    _report, _left = report, size
+    try:
+        result = function(item)
+        advance(size)
+        return result
+    finally:
+        _report, _left = None, 0
+
+
+def _add(amount: int) -> None:
+    with _done.get_lock():
+        _done.value += amount
+
+
+def _begin(function: Callable[[Any], Any], done: Any) -> None:
     """In a new process: take the function, leave signals to the parent, and end with it, however it ends."""
     import signal
 
-    global _function
-    _function = function
+    global _function, _done
+    _function, _done = function, done
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None
@@ -58,6 +105,6 @@ def _begin(function: Callable[[Any], Any]) -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _call(item: Any) -> Any:
+def _call(item: Any, size: int) -> Any:
     assert _function is not None
-    return _function(item)
+    return _reporting(_function, item, size, _add)

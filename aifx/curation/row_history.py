@@ -170,14 +170,21 @@ class _Search:
         return list(found.values())[:MOST_FOUND]
 
     def quarantined(self, row: str | None, text: str | None) -> list[BadInput]:
+        """What could not be read at SOURCE:LINE, or has a text in it."""
         source, _, line = (row or "").rpartition(":")
-        if text is not None or not source or not line.isdecimal():
+        values: list[str | int]
+        if text is not None:
+            # Bytes that are no ASCII are escaped, alike in both.
+            which, values = "contains(lower(value::VARCHAR), lower(encode(?)::VARCHAR))", [text]
+        elif source and line.isdecimal():
+            which, values = "source = ? AND (line = ? OR line IS NULL)", [source, int(line)]
+        else:
             return []
         found = []
         for number, manifest in enumerate(self._manifests):
             if (table := f"quarantine_{number}") in self._tables:
-                sql = f"SELECT source, line, reason FROM {table} WHERE source = ? AND (line = ? OR line IS NULL)"
-                rows = self._connection.execute(sql, [source, int(line)]).fetchall()
+                sql = f"SELECT source, line, reason FROM {table} WHERE {which} LIMIT {MOST_FOUND}"
+                rows = self._connection.execute(sql, values).fetchall()
                 found += [BadInput(manifest.reference, *one) for one in rows]
         return found
 

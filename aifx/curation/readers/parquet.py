@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from aifx.core.errors import DataError
 from aifx.core.os_errors import naming
+from aifx.curation.processes import advance
 from aifx.curation.readers import streams
 from aifx.curation.readers.base import BLOCK_BYTES, ROW_BYTES, Batch, DamagedFile, ReadOptions, batch_of, split_valid
 from aifx.curation.readers.streams import open_bytes
@@ -49,6 +50,8 @@ def read(path: str, compression: str, schema: Schema, options: ReadOptions) -> I
         for rows in file.iter_batches(batch_size=_batch_rows(file, content), use_threads=False):
             table = pa.Table.from_batches([rows]).cast(schema)
             size += table.nbytes
+            if not compression:  # a compressed one was read when it was unpacked
+                advance(os.stat(path).st_size * len(rows) // max(file.metadata.num_rows, 1))
             if size > limit:
                 raise streams.expanded(options.max_expansion)
 

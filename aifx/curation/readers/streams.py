@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
+from aifx.curation.processes import advance
 from aifx.curation.readers.base import BLOCK_BYTES, DamagedFile, ReadOptions
 
 SMALL_EXPANSION = 1 << 30
@@ -35,6 +36,19 @@ class Stream:
 
     def close(self) -> None:
         """Leave the file open for `open_bytes`, which closes it."""
+
+
+class Counted(Stream):
+    """A file whose bytes are progress of the step that reads it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.tell, self.seek, self.fileno = file.tell, file.seek, file.fileno
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        advance(len(data))
+        return data
 
 
 class Expanding(Stream):
@@ -219,7 +233,8 @@ def unmarked(text: str) -> bytes:
 @contextmanager
 def open_bytes(path: str, compression: str, options: ReadOptions) -> Iterator[Any]:
     """The bytes of a local file, decompressed: `.read(size)` gives `size` bytes, or fewer at the end."""
-    with open(path, "rb") as file:
+    with open(path, "rb") as opened:
+        file: Any = Counted(opened)
         if compression:
             yield Expanding(file, CODECS[compression], os.fstat(file.fileno()).st_size, options.max_expansion)
         else:
