@@ -6,13 +6,14 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from aifx.core.errors import UsageError
 from aifx.core.json_values import encode_json
+from aifx.curation.databases.other import open_other
 from aifx.curation.databases.postgresql import open_snapshot
-from aifx.curation.databases.query import Query
+from aifx.curation.databases.query import Query, Snapshot
 from aifx.curation.databases.spool import Fetched, Spool
 from aifx.curation.databases.urls import parse_database_url
 from aifx.curation.execution import holding, steps_folder
@@ -43,6 +44,10 @@ def check_no_database(sources: list[str]) -> None:
             raise UsageError(f"{url.name} is a database", "its rows are those of a query", hint)
 
 
+def _open(query: Query) -> AbstractContextManager[Snapshot]:
+    return open_snapshot(query) if query.url.is_postgresql else open_other(query)
+
+
 class QueryFetch:
     """The rows of a query, in a folder of the data set until they are in a version."""
 
@@ -57,14 +62,14 @@ class QueryFetch:
 
         Raises DatasetBusy, EnvironmentFault, UsageError, DataError. What was read stays for the next call.
         """
-        with holding(self._steps, self._name), open_snapshot(self._query) as snapshot:
+        with holding(self._steps, self._name), _open(self._query) as snapshot:
             fetched = self._spool.fetch(snapshot)
         return Listing((self._file(fetched.path),), ()), fetched
 
     @contextmanager
     def described(self) -> Iterator[Listing]:
         """The query without rows. Raises EnvironmentFault, UsageError."""
-        with tempfile.TemporaryDirectory() as folder, open_snapshot(self._query) as snapshot:
+        with tempfile.TemporaryDirectory() as folder, _open(self._query) as snapshot:
             path = Path(folder) / "rows.arrows"
             path.write_bytes(snapshot.schema.serialize())
             yield Listing((self._file(path),), ())

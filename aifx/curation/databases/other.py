@@ -1,0 +1,148 @@
+"""Databases that SQLAlchemy knows: rows come in pieces of some thousand, and their columns are found on the way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from aifx.core.errors import AifxError, EnvironmentFault, UsageError
+from aifx.core.extras import install_command
+from aifx.core.os_errors import first_line
+from aifx.curation.databases.query import Query, Snapshot
+from aifx.curation.databases.urls import PASSWORD, hide_secrets
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch, Schema
+
+PIECE_ROWS = 10_000
+DRIVERS = {"mysql": "pymysql", "mariadb": "pymysql", "duckdb": "duckdb-engine", "oracle": "oracledb", "mssql": "pyodbc"}
+"""What a dialect needs, if its URL names no other driver."""
+
+
+class OtherSnapshot(Snapshot):
+    """The result of a query, which is read twice: once for its columns, and once for its rows, in one transaction."""
+
+    def __init__(self, connection: Any, query: Query) -> None:
+        self._connection, self._query = connection, query
+        schema: Schema | None = None
+        for names, rows in self._pieces():
+            found = _table(names, rows, query).schema
+            schema = found if schema is None else _joined(schema, found)
+        assert schema is not None
+        self.schema = schema
+
+    def _pieces(self) -> Iterator[tuple[list[str], Sequence[Any]]]:
+        """Column names and rows; at least once."""
+        import sqlalchemy
+
+        with _asking(self._query):
+            streaming = self._connection.execution_options(stream_results=True, yield_per=PIECE_ROWS)
+            with streaming.execute(sqlalchemy.text(self._query.sql.replace(":", r"\:"))) as result:
+                names = list(result.keys())
+                if twice := next((name for name in names if names.count(name) > 1), None):
+                    why = "columns of a data set have different names"
+                    raise UsageError(f"--query gives two columns {twice!r}", why, f"SELECT … AS {twice}_2")
+                yield names, []
+                for rows in result.partitions(PIECE_ROWS):
+                    yield names, rows
+
+    def read(self, after: str | None) -> Iterator[RecordBatch]:
+        import pyarrow as pa
+
+        for names, rows in self._pieces():
+            columns = [_column(name, [row[i] for row in rows], self._query) for i, name in enumerate(names)]
+            fitted = [column.cast(field.type) for column, field in zip(columns, self.schema, strict=True)]
+            if rows:
+                yield pa.RecordBatch.from_arrays(fitted, schema=self.schema)
+
+
+@contextmanager
+def open_other(query: Query) -> Iterator[OtherSnapshot]:
+    """The database of a query, in one transaction. Raises EnvironmentFault, UsageError."""
+    if query.key is not None:
+        why = f"{query.url.dialect} is read from the beginning if it is interrupted"
+        raise UsageError("--key can only be used with PostgreSQL", why, "leave it out")
+    try:
+        import sqlalchemy
+    except ImportError as e:
+        why = f"the package {e.name} is not installed"
+        raise EnvironmentFault("aifx cannot read databases here", why, install_command("databases")) from None
+    url = query.url
+    if url.dialect in ("sqlite", "duckdb") and not os.path.isfile(url.database):
+        raise UsageError(f"there is no database {url.database}", "no such file", f"{url.dialect}:///PATH")
+    try:
+        address = sqlalchemy.make_url(url.given)
+        if (password := os.environ.get(PASSWORD)) is not None and url.host:
+            address = address.set(password=password)
+        engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
+    except (ImportError, sqlalchemy.exc.NoSuchModuleError) as e:
+        package = getattr(e, "name", None) or DRIVERS.get(url.dialect, f"SQLAlchemy's dialect {url.dialect}")
+        hint = f"pip install {DRIVERS.get(url.dialect, url.dialect)}"
+        raise EnvironmentFault(f"aifx cannot read {url.name}", f"{package} is not installed", hint) from None
+    except sqlalchemy.exc.ArgumentError:
+        raise UsageError(f"{url.name} is not a URL of SQLAlchemy", "it cannot be read", "mysql+pymysql://…") from None
+    with _asking(query):
+        connection = engine.connect()
+    try:
+        if url.dialect in ("mysql", "mariadb"):
+            connection = connection.execution_options(isolation_level="REPEATABLE READ")
+        if url.dialect == "sqlite":
+            connection.exec_driver_sql("BEGIN")  # Python's driver begins no transaction for a SELECT
+        yield OtherSnapshot(connection, query)
+    finally:
+        connection.close()  # without commit
+        engine.dispose()
+
+
+def _table(names: list[str], rows: Sequence[Any], query: Query) -> Any:
+    import pyarrow as pa
+
+    return pa.table([_column(name, [row[i] for row in rows], query) for i, name in enumerate(names)], names=names)
+
+
+def _column(name: str, values: list[Any], query: Query) -> Any:
+    """Values in the type that Arrow finds for them; those of no type of Arrow's, and decimals, as text."""
+    import decimal
+    import uuid
+
+    import pyarrow as pa
+
+    if any(isinstance(value, decimal.Decimal | uuid.UUID) for value in values):
+        values = [None if value is None else str(value) for value in values]
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as e:
+        why = hide_secrets(first_line(e))
+        hint = f"--query 'SELECT CAST({name} AS TEXT) AS {name} …'"
+        raise UsageError(f"column {name!r} of {query.url.name} has values of several types", why, hint) from None
+
+
+def _joined(schema: Schema, more: Schema) -> Schema:
+    import pyarrow as pa
+
+    try:
+        return pa.unify_schemas([schema, more], promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as e:
+        hint = "CAST the column to one type in the query"
+        raise UsageError("a column of --query has values of several types", first_line(e), hint) from None
+
+
+@contextmanager
+def _asking(query: Query) -> Iterator[None]:
+    import sqlalchemy
+
+    try:
+        yield
+    except (AifxError, GeneratorExit):
+        raise
+    except sqlalchemy.exc.DBAPIError as e:
+        why = hide_secrets(first_line(e.orig or e))
+        is_file = query.url.dialect in ("sqlite", "duckdb")
+        if isinstance(e, sqlalchemy.exc.ProgrammingError) or is_file:
+            raise UsageError("--query fails", why, "try it in the database's own shell") from None
+        raise EnvironmentFault(f"could not read {query.url.name}", why, "run the same command again") from None
+    except ImportError as e:
+        hint = f"pip install {DRIVERS.get(query.url.dialect, e.name or query.url.dialect)}"
+        raise EnvironmentFault(f"aifx cannot read {query.url.name}", f"{e.name} is not installed", hint) from None
