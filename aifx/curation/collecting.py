@@ -173,7 +173,7 @@ class Collector:
         return pa.table(columns, schema=self._schema)
 
     def flush(self, *, is_end: bool = False) -> Iterator[Outcome]:
-        """The rows that fill a part; at the end, what is left."""
+        """The rows that fill a part; at the end, the rest."""
         if self._bytes < PART_BYTES and not is_end:
             return
         import pyarrow as pa
@@ -213,7 +213,7 @@ class Collector:
 
 
 def reading_of(file: SourceFile, options: ReadOptions) -> str:
-    """How a file is read: two readings of the same bytes that are called the same give the same rows."""
+    """The name of the way to read a file: two readings of the same bytes with one name give the same rows."""
     parts: list[str] = [file.format]
     if options.kind == "text" and file.format in KINDS["table"]:
         parts.append(f"text={options.text_field}")

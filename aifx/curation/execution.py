@@ -140,7 +140,7 @@ def execute(
 
 
 def work_folder(step: Step, name: str, catalog: Catalog) -> Path:
-    """Where a step works, until its version is whole."""
+    """The folder in which a step works until its version is whole."""
     return steps_folder(name, catalog) / f".work-{step_key(step)}"
 
 

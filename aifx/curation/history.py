@@ -1,4 +1,4 @@
-"""Where a version came from, and which runs trained on it."""
+"""The ancestors of a version, and the runs that trained on it."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def lineage_of(catalog: Catalog, reference: str, project: Project | None) -> Lin
 
 
 def ancestors(catalog: Catalog, reference: str) -> list[Manifest]:
-    """The manifests of a version and of what is left of its ancestors, each after its parents."""
+    """The manifests of a version and of its ancestors that still exist, each after its parents."""
     found: dict[str, Manifest] = {}
     waiting = ["@".join(catalog.find(reference))]
     while waiting:

@@ -114,7 +114,7 @@ def _mark(version: Version) -> Path | None:
 
 
 def _read_sums(store: Store) -> tuple[dict[str, str], str]:
-    """What SHA256SUMS holds, or nothing and what is wrong with it."""
+    """The digests in SHA256SUMS, or none and the reason."""
     data = store.read(SUMS)
     if data is None:
         return {}, "is missing"
@@ -126,7 +126,7 @@ def _read_sums(store: Store) -> tuple[dict[str, str], str]:
 
 
 def _read_manifest(store: Store, name: str, version: str) -> Manifest | str:
-    """The manifest, or what is wrong with it."""
+    """The manifest, or the reason why it cannot be read."""
     data = store.read(MANIFEST)
     if data is None:
         return "is missing"

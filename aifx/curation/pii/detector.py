@@ -20,7 +20,7 @@ MOST_ROUNDS = 8
 
 
 class Search(NamedTuple):
-    """How one kind is found.
+    """The search for one kind.
 
     Attributes:
         may_have: RE2 pattern that occurs in each text in which `find` finds something: it skips most texts fast.
@@ -45,7 +45,7 @@ SEARCHES = (
     Search("phone", phones, r"[0-9][0-9 ().\-/\x{a0}\x{2010}-\x{2015}]{5}"),
     Search(NAME, names, ""),
 )
-"""Where two kinds overlap, the earlier one counts: it is the more certain."""
+"""If two kinds overlap, the earlier one counts: it is the more certain."""
 
 KINDS = tuple(search.kind for search in SEARCHES if search.kind != NAME)
 
@@ -67,7 +67,7 @@ class Detector:
         return self._find(text, self._searches)
 
     def find_in(self, values: Any) -> Iterator[tuple[int, str, list[Finding]]]:
-        """The number of each text in which something is found, the text, and what is found in it.
+        """The number of each text with personal data, the text, and its places.
 
         Args:
             values: Arrow array of strings; nulls have nothing.
@@ -84,7 +84,7 @@ class Detector:
                 yield int(place), text, found
 
     def mask(self, text: str, found: Iterable[Finding]) -> str:
-        """The text with "[EMAIL]" and so on instead of what is found.
+        """The text with "[EMAIL]" and so on instead of personal data.
 
         Nothing is found in the result: what only comes to light beside a mask is masked too.
         """

@@ -14,7 +14,7 @@ from aifx.core.parsing import parse_toml
 from aifx.curation.pii.findings import Finding, has_beside, word_pattern
 
 _NUMBER = re.compile(r"(?<![A-Z0-9])[A-Z]{0,6} ?[0-9][A-Z0-9 ./+-]{6,}", re.ASCII)
-"""Where a number of a person may be: longer than a year, and in upper case."""
+"""Characters of a number of a person: longer than a year, and in upper case."""
 
 _DIGITS = re.compile(r"(?<![\w.,/+-])\d(?:[ -]?\d){11,30}(?!\w|[.,]\d)", re.ASCII)
 _CARD_GROUPS = ((4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 4, 3), (4, 4, 4, 1))

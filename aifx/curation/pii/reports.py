@@ -27,7 +27,7 @@ SHAPES = 3
 
 @dataclass(frozen=True)
 class PiiSpan:
-    """Where personal data is. The data itself is never written.
+    """The place of personal data. The data itself is never written.
 
     Attributes:
         row: its `_row`.

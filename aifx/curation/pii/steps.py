@@ -74,7 +74,7 @@ class FindPii(ShardStep):
 
 @dataclass(frozen=True)
 class RemovePii(FindPii):
-    """Masks what is found, or drops the rows in which something is found."""
+    """Masks personal data, or drops the rows that have any."""
 
     action: Action
 

@@ -32,7 +32,7 @@ class ColumnsChanged(Exception):
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How files are read.
+    """The options of reading files.
 
     Attributes:
         text_field: the field that becomes the column `text`.

@@ -200,7 +200,7 @@ class Marking(Stream):
             return text.translate(_TO_MARK).encode()
 
     def _lines(self, size: int) -> bytes:
-        """Whole lines of `size` bytes at most, or a part of a longer line; at the end what is left."""
+        """Whole lines of `size` bytes at most, or a part of a longer line; at the end the rest."""
         is_end = False
         try:
             while len(self._rest) < size and not is_end:

@@ -56,7 +56,7 @@ def _filled(stream: Any, rest: bytes) -> tuple[bytes, DamagedFile | None]:
 
 
 def _cut(data: bytes) -> int:
-    """Where a document that is too large ends: after its last line, otherwise before a character."""
+    """The end of a document that is too large: after its last line, otherwise before a character."""
     cut = data.rfind(b"\n") + 1
     if cut:
         return cut
