@@ -156,6 +156,8 @@ def erase(catalog: Catalog, plan: Erasure, step: Erase, limits: Limits) -> Erasu
                 _delete(catalog, manifest.name, manifest.version, manifest.sha256)
             for unfinished in folder.glob(".work-*"):  # of steps that were killed
                 shutil.rmtree(unfinished)
+            holders = _holding_versions(catalog, step.rows, limits.memory_bytes)  # also those made since the plan
+        return replace(plan, made=made, remaining=tuple(one.reference for one in holders))
     return replace(plan, made=made)
 
 

@@ -12,6 +12,8 @@ import pytest
 from s3_server import s3_server
 from toy_steps import Rows, WithoutLetter
 
+from aifx.curation.erasure import erase as erase_rows
+from aifx.curation.erasure import plan_erasure
 from aifx.curation.execution import execute
 from aifx.curation.step import Limits
 from aifx.data.versions import Catalog, Version, open_catalog
@@ -144,3 +146,12 @@ def test_a_purge_of_a_remote_root(
         assert not any(SECRET.encode() in remote.store.fs.cat_file(name) for name in stored)
         assert files_with(tmp_path / "cache", SECRET) == []
         assert inprocess.run(["data", "verify", "--all", *root], tmp_path, dict(os.environ)).returncode == 0
+
+
+def test_a_version_made_during_a_purge_is_named(catalog: Catalog, chain: list[Version]) -> None:
+    plan, step = plan_erasure(
+        catalog, None, "pets", f"text LIKE '%{SECRET}%'", purge=True, dry_run=False, memory_bytes=LIMITS.memory_bytes
+    )
+    other = execute(WithoutLetter((chain[0],), "q"), "pets", catalog, LIMITS).version
+    done = erase_rows(catalog, plan, step, LIMITS)
+    assert (set(done.purged), done.remaining) == ({version.reference for version in chain}, (other.reference,))
