@@ -190,7 +190,9 @@ def _print(out: Output, found: AddedFiles) -> None:
     out.print(f"{found.reference}: {found.rows:,} rows, {readable_bytes(found.size_bytes)}{there}")
     out.print(f"{found.files_read:,} files read, {found.files_unchanged:,} unchanged")
     if found.quarantined or found.damaged_files:
-        out.print(f"{found.quarantined:,} bad rows are in quarantine:")
+        counts = {"bad row": found.quarantined, "damaged file": found.damaged_files}
+        shown = [f"{count:,} {noun}{'s' * (count != 1)}" for noun, count in counts.items() if count]
+        out.print(f"in quarantine: {', '.join(shown)}")
         for row in found.bad_rows:
             out.print(f"  {row.source}{f':{row.line}' if row.line else ''}: {row.reason}")
         if found.quarantined + found.damaged_files > len(found.bad_rows):
