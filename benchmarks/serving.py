@@ -239,7 +239,8 @@ def overhead_side() -> Told:
 
     import jax
 
-    from aifx.serving.http.server import HttpServer, bind, url_of
+    from aifx.serving.http.server import HttpServer
+    from aifx.serving.http.sockets import bind, url_of
 
     state = open_service(STREAMS).state
     engine = state.engine

@@ -40,6 +40,7 @@ def command_types() -> dict[str, Any]:
     from aifx.checkpoint.copying import CopiedCheckpoint
     from aifx.cluster.launched import LaunchList
     from aifx.commands.config import group as config
+    from aifx.commands.data.label import LabelServerStarted
     from aifx.commands.predict.command import Predictions
     from aifx.commands.runs import manage, page
     from aifx.commands.serve.command import Listening
@@ -128,6 +129,7 @@ def command_types() -> dict[str, Any]:
         "data-query": query.QueryResult | query.QueryFile,
         "data-push": Pushed,
         "data-erase": Erasure,
+        "data-label-serve": LabelServerStarted,
         "data-label-export": ExportedLabels,
         "data-label-import": ImportedLabels,
         "data-label-agreement": Agreement,

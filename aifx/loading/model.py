@@ -47,6 +47,10 @@ class LoadedModel:
         numbered = (Row("rows", number, f"row {number}", values) for number, values in enumerate(rows, 1))
         return (prediction for _, prediction in predict_rows(self.trained, numbered))
 
+    def decode(self, data: bytes) -> Mapping[str, Any]:
+        """The row for `predict` of a picture's file. Raises ValueError for bytes that are no picture."""
+        return self._format.decode(data)
+
     def predict_files(self, *paths: str | Path) -> Iterator[dict[str, Any]]:
         """A prediction for each row or image of the files, in order."""
         rows = self.read([input_file(str(path)) for path in paths])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,9 +19,11 @@ from aifx.commands.data.options import (
     WorkersOption,
     find_catalog,
     limits_of,
+    names_of,
     print_made,
 )
-from aifx.core.errors import ExitCode
+from aifx.core.errors import ExitCode, UsageError
+from aifx.core.json_values import encode_json, plain
 
 if TYPE_CHECKING:
     from aifx.curation.labels.agreement import Agreement
@@ -31,6 +34,7 @@ app = typer.Typer(
     help="""Label rows of a data set on a page in a browser, and use the labels.
 
     Examples:
+        aifx data label serve reviews --labels good,bad
         aifx data label import reviews tasks.json
         aifx data label export reviews labels.json
         aifx data label agreement reviews --min-agreement 0.8
@@ -67,6 +71,122 @@ def open_shown(name: str, root: str | None, column: str, pair: str | None) -> tu
     catalog, _ = find_catalog(root)
     version = catalog.open(name)
     return catalog, version, shown_of(version, column, pair)
+
+
+@dataclass(frozen=True)
+class LabelServerStarted:
+    """The line that `aifx data label serve --json` prints when the page can be opened.
+
+    Attributes:
+        url: with the token.
+        rows: to label.
+        labels: that can be chosen.
+        file: that has the labels.
+    """
+
+    url: str
+    reference: str
+    column: str
+    kind: Literal["text", "images", "table", "pairs"]
+    rows: int
+    labels: tuple[str, ...]
+    file: str
+
+
+@app.command("serve")
+def serve(
+    name: DatasetArgument,
+    labels: Annotated[
+        str | None, typer.Option("--labels", metavar="A,B,…", help="Labels to choose from; keys 1 to 9 give the first.")
+    ] = None,
+    pair: PairOption = None,
+    sample: Annotated[int, typer.Option("--sample", metavar="N", min=1, help="Number of rows to label.")] = 1000,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the random sample.")] = 0,
+    uncertain: Annotated[
+        str | None,
+        typer.Option(
+            "--uncertain",
+            metavar="RUN|FILE",
+            help="Take the rows of which a run, or a file of aifx predict, is least certain.",
+        ),
+    ] = None,
+    relabel: Annotated[
+        bool, typer.Option("--relabel", help="Also take rows that have a value in the column already.")
+    ] = False,
+    overlap: Annotated[
+        int, typer.Option("--overlap", metavar="N", min=1, help="Labels per row, each of another labeller.")
+    ] = 1,
+    labeller: Annotated[
+        str, typer.Option("--labeller", metavar="NAME", help="Labeller. By default the page asks for the name.")
+    ] = "",
+    port: Annotated[
+        int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="Listen at PORT; 0 takes a free one.")
+    ] = 8010,
+    column: ColumnOption = "label",
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Serve a page on this machine on which people label rows by keyboard.
+
+    Examples:
+        aifx data label serve reviews --labels positive,negative,neutral
+        aifx data label serve pictures --labels bag,shirt --uncertain main --sample 50
+        aifx data label serve answers --pair first,second --overlap 2
+        ssh -L 8010:127.0.0.1:8010 HOST    and open the page from another machine
+
+    The page listens on loopback alone. The same command resumes where it stopped. Ctrl-C ends it.
+    """
+    with terminal(json, streams=True) as out:
+        from aifx.commands.serve.command import check_packages
+
+        check_packages("aifx data label serve")
+        from aifx.curation.labels.app import Labelling
+        from aifx.curation.labels.queue import LabelQueue, queued_rows, sample_rows
+        from aifx.curation.labels.server import LabelServer, token_of
+        from aifx.curation.labels.store import open_log
+        from aifx.serving.http.sockets import bind, url_of
+
+        chosen = _choices(labels, pair)
+        catalog, version, shown = open_shown(name, root, column, pair)
+        with open_log(catalog, version.manifest.name, column) as log:
+            if uncertain is None:
+                rows = sample_rows(version, column, sample, seed, relabel=relabel)
+            else:
+                from aifx.curation.labels.uncertain import least_certain
+
+                rows = least_certain(version, shown, column, uncertain, sample, relabel=relabel)
+            queue = LabelQueue(queued_rows(version, shown, rows), log.state, overlap)
+            labelling = Labelling(version, shown, column, chosen, queue, log, labeller)
+            bound = bind("127.0.0.1", port, f"aifx data label serve {name} --port 0")
+            token = token_of(log.path)
+            server = LabelServer(labelling, bound, token)
+            url = f"{url_of(bound)}/#token={token}"
+            started = LabelServerStarted(
+                url, version.reference, column, shown.kind, len(rows), labelling.choices, str(log.path)
+            )
+
+            def report() -> None:
+                out.log(f"label {len(rows):,} rows of {version.reference} at {url}. Ctrl-C stops it")
+                if json:
+                    out.write(encode_json({"schema_version": 1, **plain(started)}) + "\n")
+
+            server.run(report)
+
+
+def _choices(labels: str | None, pair: str | None) -> tuple[str, ...]:
+    """The labels of --labels. Raises UsageError."""
+    hint = "aifx data label serve NAME --labels yes,no"
+    if pair is not None:
+        if labels is not None:
+            why = "the labels of a pair are its columns and a tie"
+            raise UsageError("--labels cannot be used with --pair", why, "leave one of them out")
+        return ()
+    if labels is None:
+        raise UsageError("the labels are missing", "labellers choose one of them", hint)
+    chosen = names_of(labels, "--labels", hint)
+    if len(chosen) < 2 or len(set(chosen)) < len(chosen):
+        raise UsageError(f"--labels {labels} is no choice", "it takes two different labels or more", hint)
+    return tuple(chosen)
 
 
 @app.command("export")

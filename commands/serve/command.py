@@ -208,8 +208,9 @@ def prepare(directory: RunDirectory, project: Project, step: StepChoice | None, 
     from aifx.config import read_config
     from aifx.loading.restore import CURRENT, restore_run
     from aifx.serving.http.access_log import AccessLog
-    from aifx.serving.http.server import HttpServer, bind, read_key, url_of
+    from aifx.serving.http.server import HttpServer, read_key
     from aifx.serving.http.services import open_service
+    from aifx.serving.http.sockets import bind, url_of
     from aifx.serving.http.tracing import open_tracer
 
     # A port that is taken, or a key that is missing, is reported before minutes of loading.
@@ -236,7 +237,7 @@ def prepare(directory: RunDirectory, project: Project, step: StepChoice | None, 
     return Prepared(HttpServer(state, bound), listening, service)
 
 
-def check_packages() -> None:
+def check_packages(command: str = "aifx serve") -> None:
     """Raise EnvironmentFault if the packages of the extra are missing."""
     from importlib.util import find_spec
 
@@ -244,4 +245,4 @@ def check_packages() -> None:
 
     for name in ("starlette", "uvicorn", "llguidance"):
         if find_spec(name) is None:
-            raise EnvironmentFault(f"{name} is not installed", "aifx serve needs it", install_command("serve"))
+            raise EnvironmentFault(f"{name} is not installed", f"{command} needs it", install_command("serve"))

@@ -5,6 +5,9 @@ Each room has its templates in a folder `pages` of its own, which extend base.ht
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -29,6 +32,42 @@ def render(room: str, template: str, *, title: str, command: str, status: str = 
     """
     given = {"title": title, "command": command, "status": status, "version": __version__, **values}
     return _environment(room).get_template(template).render(given)
+
+
+PAGE_HEADERS = {
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+"""Headers of a page that a server sends, in addition to its Content-Security-Policy."""
+
+
+def render_live(
+    room: str, template: str, script: str, *, title: str, command: str, allowed: str = ""
+) -> tuple[str, str]:
+    """Render a page with a script, and its Content-Security-Policy: its style, its script and requests to its server.
+
+    Args:
+        script: the file of the script in the folder `pages`.
+        allowed: further directives of the policy, each with a semicolon after it.
+    """
+    from importlib.resources import files
+
+    from markupsafe import Markup
+
+    code = (files(room) / "pages" / script).read_text(encoding="utf-8")
+    text = render(room, template, title=title, command=command, script=Markup(code), script_digest=_digest(code))
+    found = re.search("<style>(.*?)</style>", text, re.DOTALL)
+    assert found is not None
+    policy = (
+        f"default-src 'none'; style-src '{_digest(found[1])}'; script-src '{_digest(code)}'; connect-src 'self'; "
+        f"{allowed}base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return text, policy
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def write_page(text: str, path: Path) -> None:

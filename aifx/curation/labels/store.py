@@ -90,13 +90,13 @@ class LabelState:
     """What counts of a sequence of entries: the last of each row and labeller, unless it was taken back."""
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
-        self.ids: set[str] = set()
+        self.ids: dict[str, int] = {}  # the place of each entry
         self.by_row: defaultdict[str, dict[str, Entry]] = defaultdict(dict)
         for entry in entries:
             self.add(entry)
 
     def add(self, entry: Entry) -> None:
-        self.ids.add(entry.id)
+        self.ids[entry.id] = len(self.ids)
         of_row = self.by_row[entry.row]
         of_row.pop(entry.labeller, None)  # so that the latest is last
         if entry.action != "undo":
@@ -161,6 +161,7 @@ class LabelLog:
     """The file of a column's labels, open for appending. From one thread at a time."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._lines = JsonLines(path)  # cuts what a killed process left of a line
         sync_directory(path.parent)
         self.state = LabelState(read_entries(path))

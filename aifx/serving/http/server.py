@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
-import uvicorn
-
 from aifx.core.addresses import is_loopback
-from aifx.core.errors import AifxError, EnvironmentFault, ExitCode, UsageError
+from aifx.core.errors import AifxError, ExitCode, UsageError
 from aifx.serving.http.app import make_app
-from aifx.serving.http.connections import MAX_HEADER_BYTES, connection_class
+from aifx.serving.http.connections import connection_class
+from aifx.serving.http.sockets import quiet_uvicorn, uvicorn_server
 from aifx.serving.http.state import ServerState
 
 logger = logging.getLogger(__name__)
@@ -26,10 +24,6 @@ logger = logging.getLogger(__name__)
 KEY_VARIABLE = "AIFX_SERVE__API_KEY"
 
 POLL_S = 0.02
-LAST_ANSWERS_S = 2.0
-"""How long answers that were cut have to reach their clients."""
-
-BACKLOG = 2048
 
 
 @dataclass(frozen=True)
@@ -65,27 +59,6 @@ def read_key(host: str, environ: dict[str, str]) -> str | None:
     return key
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket at an address, which does not listen yet. Raises EnvironmentFault."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio sends small writes at once (TCP_NODELAY) only if the socket names its protocol; otherwise a token of a
-    # reused connection waits 40 ms for the client's acknowledgement.
-    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
-    except (OSError, UnicodeError) as error:  # UnicodeError: of a name that cannot be one
-        bound.close()
-        why = getattr(error, "strerror", None) or str(error)
-        raise EnvironmentFault(f"cannot listen at {host}:{port}", why, "aifx serve --port 0") from None
-    return bound
-
-
-def url_of(bound: socket.socket) -> str:
-    host, port = bound.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 class HttpServer:
     """Answers requests at a socket until a signal, or `stop`."""
 
@@ -93,23 +66,7 @@ class HttpServer:
         self._state, self._socket = state, bound
         self.settings = settings = state.settings
         self.connection_class = connection_class(settings.idle_s)
-        self._uvicorn = _Uvicorn(
-            uvicorn.Config(
-                make_app(state),
-                http=self.connection_class,
-                ws="none",
-                loop="asyncio",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                backlog=BACKLOG,
-                timeout_keep_alive=settings.idle_s,  # type: ignore[arg-type]  # it goes to call_later
-                timeout_graceful_shutdown=LAST_ANSWERS_S,  # type: ignore[arg-type]  # and this to wait_for
-                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-            )
-        )
+        self._uvicorn = uvicorn_server(make_app(state), self.connection_class)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._signum: int | None = None
         self._stopped = asyncio.Event()
@@ -121,7 +78,7 @@ class HttpServer:
 
     def run(self, on_listening: Callable[[], None] = lambda: None) -> Ending:
         """Serve. In the main thread, SIGTERM and Ctrl-C stop it; a second signal ends the process at once."""
-        with _quiet_uvicorn():
+        with quiet_uvicorn():
             try:
                 return asyncio.run(self._serve(on_listening))
             finally:
@@ -172,22 +129,3 @@ class HttpServer:
             os._exit(ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.PREEMPTED)
         self._signum = number
         self._stopped.set()
-
-
-class _Uvicorn(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals to us."""
-        yield
-
-
-@contextlib.contextmanager
-def _quiet_uvicorn() -> Iterator[None]:
-    """uvicorn reports each refused connection and each start; we log requests and failures ourselves."""
-    theirs = logging.getLogger("uvicorn.error")
-    before = theirs.level
-    theirs.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        theirs.setLevel(before)

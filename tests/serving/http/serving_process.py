@@ -16,8 +16,9 @@ from aifx.commands.main import main
 from aifx.commands.serve import command
 from aifx.config.serve_section import ServeSection
 from aifx.serving.http.access_log import AccessLog
-from aifx.serving.http.server import HttpServer, bind, url_of
+from aifx.serving.http.server import HttpServer
 from aifx.serving.http.services import TEXT_OPERATIONS
+from aifx.serving.http.sockets import bind, url_of
 from aifx.serving.http.text import TextState
 
 

@@ -15,8 +15,9 @@ from aifx.config.serve_section import ServeSection
 from aifx.data.chat.assets import make_renderer
 from aifx.data.chat.template import CHATML, ChatTemplate
 from aifx.serving.http.access_log import AccessLog
-from aifx.serving.http.server import Ending, HttpServer, bind, url_of
+from aifx.serving.http.server import Ending, HttpServer
 from aifx.serving.http.services import TEXT_OPERATIONS
+from aifx.serving.http.sockets import bind, url_of
 from aifx.serving.http.text import TextState
 
 # Like Qwen's: tools before the conversation, calls between <tool_call> tags.

@@ -19,8 +19,9 @@ import pytest
 from aifx.core.project import Project
 from aifx.loading.restore import RestoredRun, restore_run
 from aifx.serving.http.access_log import AccessLog
-from aifx.serving.http.server import Ending, HttpServer, bind, url_of
+from aifx.serving.http.server import Ending, HttpServer
 from aifx.serving.http.services import open_service
+from aifx.serving.http.sockets import bind, url_of
 
 TABLE = """
 [task]

@@ -1,0 +1,80 @@
+"""Sockets, and uvicorn on them: what servers of models and of pages have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from aifx.core.errors import EnvironmentFault
+from aifx.serving.http.connections import MAX_HEADER_BYTES, Connection
+
+LAST_ANSWERS_S = 2.0
+"""How long answers that were cut have to reach their clients."""
+
+BACKLOG = 2048
+
+
+def bind(host: str, port: int, hint: str = "aifx serve --port 0") -> socket.socket:
+    """A socket at an address, which does not listen yet. Raises EnvironmentFault."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio sends small writes at once (TCP_NODELAY) only if the socket names its protocol; otherwise a token of a
+    # reused connection waits 40 ms for the client's acknowledgement.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except (OSError, UnicodeError) as error:  # UnicodeError: of a name that cannot be one
+        bound.close()
+        why = getattr(error, "strerror", None) or str(error)
+        raise EnvironmentFault(f"cannot listen at {host}:{port}", why, hint) from None
+    return bound
+
+
+def url_of(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class UvicornServer(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to us."""
+        yield
+
+
+@contextlib.contextmanager
+def quiet_uvicorn() -> Iterator[None]:
+    """uvicorn reports each refused connection and each start; we log requests and failures ourselves."""
+    theirs = logging.getLogger("uvicorn.error")
+    before = theirs.level
+    theirs.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        theirs.setLevel(before)
+
+
+def uvicorn_server(app: ASGIApp, connection_class: type[Connection]) -> UvicornServer:
+    """A server of an application, with the limits of its connections."""
+    return UvicornServer(
+        uvicorn.Config(
+            app,
+            http=connection_class,
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=connection_class.idle_s,  # type: ignore[arg-type]  # it goes to call_later
+            timeout_graceful_shutdown=LAST_ANSWERS_S,  # type: ignore[arg-type]  # and this to wait_for
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        )
+    )

@@ -1,0 +1,69 @@
+"""A server of the label page in a thread."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+
+from aifx.curation.labels.app import Labelling
+from aifx.curation.labels.contents import shown_of
+from aifx.curation.labels.queue import LabelQueue, queued_rows, sample_rows
+from aifx.curation.labels.server import LabelServer, token_of
+from aifx.curation.labels.store import open_log
+from aifx.data.versions import Catalog, Version
+from aifx.serving.http.sockets import bind, url_of
+
+
+class ServedLabels:
+    """The page of a version, whose rows come in their order unless there is a sample."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        version: Version,
+        labels: Sequence[str] = ("good", "bad"),
+        *,
+        pair: str | None = None,
+        overlap: int = 1,
+        port: int = 0,
+        labeller: str = "",
+        rows: Sequence[str] | None = None,
+    ) -> None:
+        self._opened = ExitStack()
+        self.log = self._opened.enter_context(open_log(catalog, version.manifest.name, "label"))
+        shown = shown_of(version, "label", pair)
+        chosen = rows or sorted(sample_rows(version, "label", 10_000, 0, relabel=True), key=lambda row: int(row[2:]))
+        self.queue = LabelQueue(queued_rows(version, shown, chosen), self.log.state, overlap)
+        self.labelling = Labelling(version, shown, "label", tuple(labels), self.queue, self.log, labeller)
+        self.bound: socket.socket = bind("127.0.0.1", port)
+        self.url, self.port, self.token = url_of(self.bound), self.bound.getsockname()[1], token_of(self.log.path)
+        self.page = f"{self.url}/#token={self.token}"
+        headers = {"Authorization": f"Bearer {self.token}"}
+        self.http = httpx.Client(base_url=self.url, timeout=20, trust_env=False, headers=headers)
+        self._server = LabelServer(self.labelling, self.bound, self.token)
+        listening = threading.Event()
+        self._thread = threading.Thread(target=self._server.run, args=(listening.set,), daemon=True)
+        self._thread.start()
+        assert listening.wait(10)
+
+    def label(self, row: int | str, label: str | None = "good", labeller: str = "ann", **more: Any) -> httpx.Response:
+        row = f"f-{row}" if isinstance(row, int) else row
+        body = {"id": f"{row}{labeller}{label}{more}", "row": row, "label": label, "labeller": labeller, **more}
+        return self.http.post("/labels", json=body)
+
+    def rows(self, labeller: str = "ann", count: int = 10) -> list[str]:
+        found = self.http.get("/rows", params={"labeller": labeller, "count": count}).json()
+        return [row["row"] for row in found["rows"]]
+
+    def close(self) -> None:
+        self._server.stop()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        self.http.close()
+        self.bound.close()
+        self._opened.close()
