@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from aifx.core.errors import UsageError
 from aifx.curation.history import ancestors
+from aifx.curation.labels.applying import RowLabel, labels_behind
 from aifx.curation.sql import RowTable, identifier, open_tables, quoted
 from aifx.data.versions import CLUSTER, ROW, SOURCE, Catalog, Manifest
 
@@ -43,6 +44,7 @@ class RowStep:
         outcome: "changed" if a column of the row has another value than before.
         rule: that dropped it.
         twin: the row that it duplicates; None if it has none, or if that row is no more.
+        labels: that people have given it, if `data label apply` made the version.
     """
 
     reference: str
@@ -50,6 +52,7 @@ class RowStep:
     outcome: RowOutcome
     rule: str | None
     twin: FoundRow | None
+    labels: tuple[RowLabel, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ class _Search:
     """The rows of a version and of its ancestors, in a connection while the context is open."""
 
     def __init__(self, catalog: Catalog, manifests: Sequence[Manifest]) -> None:
-        self._manifests = manifests
+        self._catalog, self._manifests = catalog, manifests
         self._tables: dict[str, RowTable] = {}
         for number, manifest in enumerate(manifests):
             version = catalog.open(manifest.reference)
@@ -202,11 +205,14 @@ class _Search:
                 last = number
                 known = dict(zip(names, now, strict=True))
                 is_changed = any(known.get(name, h) != h for name, h in before or ())
-                steps.append(self._step(manifest, "added" if before is None else "changed" if is_changed else "kept"))
+                labels = labels_behind(self._catalog, manifest, row)
+                outcome: RowOutcome = "added" if before is None else "changed" if is_changed or labels else "kept"
+                steps.append(RowStep(manifest.reference, manifest.step.name, outcome, None, None, labels))
                 before = tuple(known.items())
             elif (dropped := self._dropped(number, is_row)) is not None:
                 rule, twin = dropped
-                steps.append(self._step(manifest, "dropped", rule, self._find(twin)))
+                found_twin = self._find(twin)
+                steps.append(RowStep(manifest.reference, manifest.step.name, "dropped", rule, found_twin))
         if not steps:
             return []
         manifest = self._manifests[-1]
@@ -226,11 +232,6 @@ class _Search:
                 steps=tuple(steps),
             )
         ]
-
-    def _step(
-        self, manifest: Manifest, outcome: RowOutcome, rule: str | None = None, twin: FoundRow | None = None
-    ) -> RowStep:
-        return RowStep(manifest.reference, manifest.step.name, outcome, rule, twin)
 
     def _dropped(self, number: int, is_row: str) -> tuple[str, str | None] | None:
         if (table := f"dropped_{number}") not in self._tables:

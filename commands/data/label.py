@@ -38,6 +38,8 @@ app = typer.Typer(
         aifx data label import reviews tasks.json
         aifx data label export reviews labels.json
         aifx data label agreement reviews --min-agreement 0.8
+        aifx data label suspects reviews   labels that are probably wrong
+        aifx data label apply reviews      a version with the labels in a column
 
     Labels are kept beside the versions of the data set. A line that was written is never changed.
     """
@@ -62,6 +64,7 @@ FileFormatOption = Annotated[
 ]
 
 SHOWN_DISAGREEMENTS = 10
+SHOWN_SUSPECTS = 20
 
 
 def open_shown(name: str, root: str | None, column: str, pair: str | None) -> tuple[Catalog, Version, Shown]:
@@ -340,6 +343,57 @@ def agreement(
         _print_agreement(out, found)
     if not found.accepted:
         raise typer.Exit(ExitCode.VERDICT)
+
+
+@app.command("suspects")
+def suspects(
+    name: DatasetArgument,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            "--predictions",
+            metavar="FILE",
+            help="Probabilities of a model that was not trained on these labels, from aifx predict.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the suspects to FILE (.jsonl).")
+    ] = None,
+    column: ColumnOption = "label",
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the folds.")] = 0,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Find labels that are probably wrong, by confident learning (cleanlab).
+
+    Examples:
+        aifx data label suspects pictures
+        aifx data label suspects pictures --predictions predictions.jsonl --output suspects.jsonl
+        aifx data label serve pictures --labels bag,shirt --uncertain suspects.jsonl --relabel
+
+    Without --predictions, a logistic regression on words or pixels judges each row in cross-validation.
+    """
+    with terminal(json) as out:
+        from aifx.core.json_files import write_text
+        from aifx.curation.labels.store import LabelState, label_file, read_entries
+        from aifx.curation.labels.suspects import find_suspects
+
+        catalog, version, shown = open_shown(name, root, column, None)
+        state = LabelState(read_entries(label_file(catalog, version.manifest.name, column)))
+        found = find_suspects(version, shown, column, state, predictions, seed)
+        if output is not None:
+            lines = ({"_row": one.row, "label": one.label, "likelier": one.likelier, "probability": one.probability}
+                     for one in found.suspects)  # fmt: skip
+            write_text(output, "".join(encode_json(line, ensure_ascii=False) + "\n" for line in lines))
+        out.document(found)
+        where = f", in {output}" if output is not None else ""
+        out.print(f"{len(found.suspects):,} of {found.rows:,} labels are suspects{where}")
+        if found.unjudged:
+            out.log(f"{found.unjudged:,} labels were not judged: too few rows have them, or they have no prediction")
+        rows = [(one.row, one.label, one.likelier, f"{one.probability:.3f}") for one in found.suspects[:SHOWN_SUSPECTS]]
+        out.table(["row", "label", "likelier", "probability"], rows, right=["probability"])
+        if len(found.suspects) > len(rows):
+            out.print(f"and {len(found.suspects) - len(rows):,} more")
 
 
 def _print_agreement(out: Output, found: Agreement) -> None:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import UsageError
 from aifx.core.json_values import encode_json
+from aifx.curation.labels.store import LabelState, label_file, read_entries
 from aifx.curation.step import Outcome, ShardStep
-from aifx.data.versions import ROW, Version
+from aifx.data.versions import ROW, Catalog, Manifest, Version
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -80,3 +81,30 @@ class ApplyLabels(ShardStep):
             kept = rows.append_column(self.column, column)
         changed = sum(value != old for value, old in zip(values, before, strict=True))
         return Outcome(kept, None, {"rows_labelled": len(values) - values.count(None), "rows_changed": changed})
+
+
+@dataclass(frozen=True)
+class RowLabel:
+    """A label that a labeller gave to a row.
+
+    Attributes:
+        time: in UTC.
+    """
+
+    label: str
+    labeller: str
+    time: str
+    note: str
+
+
+def labels_behind(catalog: Catalog, manifest: Manifest, row: str) -> tuple[RowLabel, ...]:
+    """The labels that people have given to a row, if `aifx data label apply` made the version; otherwise none."""
+    if manifest.step.name != ApplyLabels.name or catalog.local is None:
+        return ()
+    entries = read_entries(label_file(catalog, manifest.name, manifest.step.settings["column"]))
+    of_row = LabelState(entry for entry in entries if entry.row == row).by_row.get(row, {})
+    return tuple(
+        RowLabel(entry.label, entry.labeller, entry.time, entry.note)
+        for entry in of_row.values()
+        if entry.label is not None
+    )

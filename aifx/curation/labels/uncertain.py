@@ -63,7 +63,15 @@ def certainty_of(prediction: Mapping[str, Any]) -> float | None:
 
 
 def _read(version: Version, path: Path) -> Iterator[tuple[str, float]]:
-    """The certainty of each row in a file of predictions: by `_row`, otherwise by the shard and the number in it."""
+    """The certainty of each row in a file of predictions."""
+    return ((row, _certainty(values, place)) for row, place, values in read_predictions(version, path))
+
+
+def read_predictions(version: Version, path: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """The row, the place and the fields of each prediction in a file of `aifx predict`.
+
+    Its row is that of the field `_row`, otherwise that of the shard and the number in it. Raises DataError.
+    """
     rows_of: dict[str, list[str]] = {}
     shards = {f"{version.path.name}/{file.name}": version.path / file.name for file in version.manifest.shards}
     for record in read_rows(input_file(str(path))):
@@ -77,8 +85,12 @@ def _read(version: Version, path: Path) -> Iterator[tuple[str, float]]:
                 raise DataError(what, why, f"aifx predict {version.path}/shards/*.parquet --output {path}")
             if name not in rows_of:
                 rows_of[name] = read_shard(shards[name], [ROW])[ROW].to_pylist()
-            row = rows_of[name][int(values["row"]) - 1]
-        yield str(row), _certainty(values, record.place)
+            number = str(values.get("row"))
+            if not number.isdecimal() or not 0 < int(number) <= len(rows_of[name]):
+                why = f"{name} has the rows 1 to {len(rows_of[name]):,}"
+                raise DataError(f"{record.place}: no row {number}", why, "predict the version again")
+            row = rows_of[name][int(number) - 1]
+        yield str(row), record.place, values
 
 
 def _certainty(prediction: Mapping[str, Any], place: str) -> float:

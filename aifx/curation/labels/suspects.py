@@ -1,0 +1,194 @@
+"""Labels that are probably wrong, by confident learning: Northcutt, Jiang and Chuang (2021), arXiv 1911.00068.
+
+A label is a suspect if a model that has not seen it is sure of another one. cleanlab decides that from the
+probabilities of a model; without those of a model of your own, from a logistic regression in cross-validation.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aifx.core.errors import DataError, EnvironmentFault, UsageError
+from aifx.core.extras import install_command
+from aifx.curation.labels.applying import decide
+from aifx.curation.labels.contents import Shown, contents_of
+from aifx.curation.labels.store import LabelState
+from aifx.curation.labels.uncertain import read_predictions
+from aifx.curation.shards import read_shard
+from aifx.data.versions import ROW, SOURCE, Version
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+FOLDS = 5
+SIDE = 20
+"""Height and width, in pixels, of the images that the regression takes."""
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A label that is probably wrong.
+
+    Attributes:
+        likelier: the class that the model takes it for.
+        probability: of the label.
+    """
+
+    row: str
+    label: str
+    likelier: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """The document of `aifx data label suspects --json`.
+
+    Attributes:
+        rows: with a label, that were judged.
+        unjudged: rows with a label that has too few rows, or without a prediction.
+        suspects: the least probable label first.
+    """
+
+    reference: str
+    column: str
+    rows: int
+    unjudged: int
+    suspects: tuple[Suspect, ...]
+
+
+def find_suspects(
+    version: Version, shown: Shown, column: str, state: LabelState, predictions: Path | None, seed: int = 0
+) -> Suspects:
+    """The labels of a version that are probably wrong.
+
+    Args:
+        state: labels of people, which count before those of the version.
+        predictions: a file of `aifx predict`, of a model that was not trained on these labels.
+
+    Raises UsageError, DataError, EnvironmentFault if cleanlab is missing.
+    """
+    try:
+        from cleanlab.filter import find_label_issues
+    except ImportError:
+        why = "aifx data label suspects needs it"
+        raise EnvironmentFault("cleanlab is not installed", why, install_command("cleanlab")) from None
+    labels = _labels(version, column, state)
+    if predictions is not None:
+        rows, classes, probabilities = _predicted(version, labels, predictions)
+    else:
+        rows, classes, probabilities = _cross_validated(version, shown, labels, seed)
+    number = {name: index for index, name in enumerate(classes)}
+    given = np.array([number[labels[row]] for row in rows])
+    ranked = find_label_issues(given, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
+    suspects = tuple(
+        Suspect(
+            rows[at], labels[rows[at]], classes[int(probabilities[at].argmax())], float(probabilities[at, given[at]])
+        )
+        for at in ranked
+    )
+    return Suspects(version.reference, column, len(rows), len(labels) - len(rows), suspects)
+
+
+def _labels(version: Version, column: str, state: LabelState) -> dict[str, str]:
+    """The label of each row of a version that has one."""
+    given = state.labels()
+    decided = decide(given)
+    names = [ROW, *([column] if column in version.manifest.columns else [])]
+    found: dict[str, str] = {}
+    for shard in version.shards:
+        for record in read_shard(shard, names).to_pylist():
+            row = record[ROW]
+            label = decided.get(row) if row in given else record.get(column)
+            if label is not None:
+                found[row] = str(label)
+    if len(set(found.values())) < 2:
+        what = f"column {column} of {version.reference} has fewer than two different labels"
+        hint = f"aifx data label serve {version.manifest.name} --labels A,B"
+        raise UsageError(what, "a suspect is a label for which another is likelier", hint)
+    return found
+
+
+def _predicted(
+    version: Version, labels: Mapping[str, str], path: Path
+) -> tuple[list[str], list[str], NDArray[np.float64]]:
+    """The labelled rows that a file predicts, its classes, and the probabilities [rows, classes]."""
+    found: dict[str, Mapping[str, float]] = {}
+    for row, place, values in read_predictions(version, path):
+        nested = values.get("probabilities")
+        if not isinstance(nested, Mapping):
+            nested = {name.partition("probabilities.")[2]: value for name, value in values.items()
+                      if "probabilities." in name}  # fmt: skip
+        if not nested:
+            raise DataError(f"{place} has no probabilities", "", "aifx predict of a model of classes writes them")
+        if row in labels and labels[row] in nested:
+            found[row] = nested
+    if not found:
+        raise UsageError(f"{path} predicts none of the labels of {version.reference}", "", f"head -1 {path}")
+    classes = sorted({name for one in found.values() for name in one})
+    probabilities = np.array([[float(one.get(name) or 0) for name in classes] for one in found.values()])
+    return list(found), classes, probabilities / probabilities.sum(axis=1, keepdims=True)
+
+
+def _cross_validated(
+    version: Version, shown: Shown, labels: Mapping[str, str], seed: int
+) -> tuple[list[str], list[str], NDArray[np.float64]]:
+    """The same by a logistic regression that has not seen the row."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    if shown.kind not in ("text", "images"):
+        hint = f"aifx data label suspects {version.manifest.name} --predictions FILE"
+        raise UsageError(f"the rows of {version.reference} need a model of your own", f"they are {shown.kind}", hint)
+    enough = {label for label, count in Counter(labels.values()).items() if count >= FOLDS}
+    if len(enough) < 2:
+        why = f"in {FOLDS}-fold cross-validation each label needs {FOLDS} rows"
+        raise UsageError(f"column of {version.reference} has too few labels to judge", why, "label more rows")
+    rows: list[str] = []
+    contents: list[Any] = []
+    for row, content in _contents(version, shown):
+        if labels.get(row) in enough:
+            rows.append(row)
+            contents.append(content)
+    if shown.kind == "text":
+        features: Any = HashingVectorizer(ngram_range=(1, 2), n_features=1 << 18).transform(contents)
+    else:
+        features = np.stack(contents)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    classes = sorted(enough)
+    given = np.array([classes.index(labels[row]) for row in rows])
+    regression = LogisticRegression(max_iter=300, C=10.0 if shown.kind == "text" else 0.01)
+    return rows, classes, cross_val_predict(regression, features, given, cv=folds, method="predict_proba")
+
+
+def _contents(version: Version, shown: Shown) -> Iterator[tuple[str, Any]]:
+    """The text, or the pixels [SIDE * SIDE * 3] from -1 to 1, of each row. Images that are none are left out."""
+    from PIL import Image
+
+    from aifx.data.pictures import BadPicture, open_picture
+
+    columns: Sequence[str] = [name for name in (ROW, SOURCE) if name in version.manifest.columns]
+    for shard in version.shards:
+        for row, _, content in contents_of(read_shard(shard, [*columns, *shown.columns]), shown):
+            value = content[shown.columns[0]]
+            if shown.kind == "text":
+                yield row, value or ""
+                continue
+            try:
+                with open_picture(io.BytesIO(value)) as picture:
+                    small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+            except BadPicture as e:
+                logger.warning(f"row {row} is left out: {e}")
+                continue
+            yield row, np.asarray(small, np.float32).ravel() / 127.5 - 1
