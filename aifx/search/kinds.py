@@ -17,6 +17,9 @@ LINKS, BUILD_EFFORT = 32, 100  # of HNSW: links of a vector, and candidates when
 CLUSTER_SAMPLE = 64
 """Vectors per cluster that train an IVF."""
 
+BLOCK_ROWS = 1 << 13
+"""Vectors that are compared at a time."""
+
 LEAST_ROWS = 256
 """Of an approximate index."""
 
@@ -88,6 +91,37 @@ def make_index(
     return MadeIndex(index, chosen, recall)
 
 
+def search_index(index: Any, queries: F32, top: int) -> tuple[F32, NDArray[np.int64]]:
+    """The scores and ids `[queries, top]` of the nearest vectors, nearest first; an id of -1 is none."""
+    import faiss
+
+    base: Any = faiss.downcast_index(index.index)
+    if not isinstance(base, faiss.IndexFlat):
+        found: tuple[F32, NDArray[np.int64]] = index.search(queries, top)
+        return found
+    vectors = faiss.rev_swig_ptr(base.get_xb(), base.ntotal * base.d).reshape(base.ntotal, base.d)
+    scores, numbers = nearest(queries, vectors, top)
+    return scores, faiss.vector_to_array(index.id_map)[numbers]
+
+
+def nearest(queries: F32, vectors: F32, top: int) -> tuple[F32, NDArray[np.int64]]:
+    """The scores and numbers `[queries, top]` of the nearest of at least `top` vectors, nearest first.
+
+    Products in NumPy take a third of the time of the search in faiss's IndexFlat or less (faiss 1.15, 100,000 x 256).
+    """
+    best = np.full((len(queries), top), -np.inf, np.float32)
+    numbers = np.full((len(queries), top), -1, np.int64)
+    for at in range(0, len(vectors), BLOCK_ROWS):
+        scores = queries @ vectors[at : at + BLOCK_ROWS].T
+        first = max(scores.shape[1] - top, 0)
+        chosen = np.argpartition(scores, first, axis=1)[:, first:]
+        best = np.concatenate([best, np.take_along_axis(scores, chosen, 1)], 1)
+        numbers = np.concatenate([numbers, chosen + at], 1)
+        order = np.lexsort((numbers, -best), axis=1)[:, :top]
+        best, numbers = np.take_along_axis(best, order, 1), np.take_along_axis(numbers, order, 1)
+    return best, numbers
+
+
 def set_effort(index: Any, effort: int) -> None:
     """Set how much of an approximate index a search looks at: candidates of HNSW, clusters of an IVF."""
     import faiss
@@ -133,10 +167,8 @@ def _measure(index: Any, queries: F32, vectors: F32, efforts: list[int], least: 
 
     Of vectors that are equally near, an index may find any.
     """
-    import faiss
-
     neighbours = min(NEIGHBOURS, len(vectors))
-    exact, _ = faiss.knn(queries, vectors, neighbours, metric=faiss.METRIC_INNER_PRODUCT)
+    exact, _ = nearest(queries, vectors, neighbours)
     for effort in efforts:
         set_effort(index, effort)
         scores, found = index.search(queries, neighbours)

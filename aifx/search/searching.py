@@ -15,11 +15,12 @@ from aifx.data.rows import input_file, read_rows
 from aifx.data.versions import ROW, Version
 from aifx.search.embedders import F32, Embedder
 from aifx.search.indexes import Index
+from aifx.search.kinds import search_index
 
 BEGINNING = 200
 """Characters of a text that are shown."""
 
-QUERIES_AT_A_TIME = 1 << 12
+QUERIES_AT_A_TIME = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _search(
     found: list[list[tuple[float, int]]] = []
     for at in range(0, len(queries), QUERIES_AT_A_TIME):
         vectors = _embed(embedder, queries[at : at + QUERIES_AT_A_TIME])
-        scores, numbers = faiss_index.search(vectors, min(top + 1, faiss_index.ntotal))
+        scores, numbers = search_index(faiss_index, vectors, min(top + 1, faiss_index.ntotal))
         for score, number, left_out in zip(scores, numbers, own[at:], strict=False):
             is_hit = (number >= 0) & (number != left_out)
             found.append(list(zip(score[is_hit][:top].tolist(), number[is_hit][:top].tolist(), strict=True)))

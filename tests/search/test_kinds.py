@@ -6,8 +6,9 @@ import faiss
 import numpy as np
 import pytest
 
+from aifx.search import kinds
 from aifx.search.embedders import F32, normalized
-from aifx.search.kinds import IndexKind, make_index, set_effort
+from aifx.search.kinds import IndexKind, make_index, search_index, set_effort
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +31,22 @@ def recall_of(index: object, vectors: F32, queries: F32) -> float:
 def test_exact_index_is_exact_search(vectors: F32, unseen: F32) -> None:
     made = make_index("exact", vectors, 7 * np.arange(3000), 1, 0.95)
     assert (made.effort, made.recall) == (None, None)
-    scores, found = made.index.search(unseen, 10)
     wanted = unseen @ vectors.T
-    np.testing.assert_array_equal(found, 7 * np.argsort(-wanted, axis=1)[:, :10])
-    np.testing.assert_allclose(scores, -np.sort(-wanted, axis=1)[:, :10], atol=1e-6)
+    for scores, found in (search_index(made.index, unseen, 10), made.index.search(unseen, 10)):
+        np.testing.assert_array_equal(found, 7 * np.argsort(-wanted, axis=1)[:, :10])
+        np.testing.assert_allclose(scores, -np.sort(-wanted, axis=1)[:, :10], atol=1e-6)
+
+
+@pytest.mark.parametrize("top", [1, 7, 64, 300])
+def test_nearest_in_blocks(vectors: F32, unseen: F32, top: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal vectors come in the order of their numbers."""
+    monkeypatch.setattr(kinds, "BLOCK_ROWS", 64)
+    twice = np.concatenate([vectors[:150], vectors[:150]])
+    scores, numbers = kinds.nearest(unseen, twice, top)
+    wanted = unseen @ twice.T
+    np.testing.assert_allclose(scores, -np.sort(-wanted, axis=1)[:, :top], atol=1e-6)
+    np.testing.assert_allclose(np.take_along_axis(wanted, numbers, 1), scores, atol=1e-6)
+    assert all(len(set(row)) == top for row in numbers.tolist())
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
