@@ -42,7 +42,7 @@ from aifx.search.indexes import (
 )
 from aifx.search.kinds import LEAST_ROWS, MadeIndex, make_index
 
-PIECE_ROWS = 1 << 12
+PIECE_ROWS = 1 << 10
 OUT = "out"
 
 

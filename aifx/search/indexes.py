@@ -145,7 +145,7 @@ def find_index(catalog: Catalog, manifest: Manifest, beginning: str | None = Non
     names = indexes_of(catalog, manifest)
     if not names:
         indexed = catalog.store.folders(f"{manifest.name}/{INDEXES}")
-        others = [one for one in catalog.versions(manifest.name) if one in indexed]
+        others = [one for one in catalog.versions(manifest.name) if one in indexed and one != manifest.version]
         why = f"an index belongs to one version, and {', '.join(others)} has other rows" if others else ""
         raise UsageError(f"{manifest.reference} has no index", why, f"aifx data index {manifest.reference}")
     if beginning is None:

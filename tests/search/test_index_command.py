@@ -239,8 +239,13 @@ def test_remote_root(project: Path) -> None:
 def test_erasure_deletes_the_indexes_of_versions(tmp_path: Path) -> None:
     (tmp_path / "pets.jsonl").write_text('{"text": "a dog"}\n{"text": "jane@example.org"}\n')
     assert aifx(tmp_path, "add", "pets", "pets.jsonl", "--license", "MIT").returncode == 0
-    assert aifx(tmp_path, "index", "pets").returncode == 0
     indexes = tmp_path / "datasets/pets/indexes"
+    (version,) = open_catalog(str(tmp_path / "datasets")).versions("pets")
+    (indexes / version / ".work-0").mkdir(parents=True)  # of a command that was killed
+    refused = aifx(tmp_path, "search", "pets", "dog").stderr
+    assert "has no index" in refused
+    assert "other rows" not in refused
+    assert aifx(tmp_path, "index", "pets").returncode == 0
     assert list(indexes.rglob("index.faiss"))
     done = aifx(tmp_path, "erase", "pets", "--where", "text LIKE '%jane%'", "--purge", "--yes")
     assert done.returncode == 0, done.stderr
