@@ -13,10 +13,10 @@ import numpy as np
 
 from aifx.core.errors import DataError, UsageError
 from aifx.core.progress import report_progress
-from aifx.curation.decisions import DECISIONS
+from aifx.curation.decisions import read_decisions
 from aifx.curation.duplicates import Shards, find_duplicates
 from aifx.curation.near import JOINED
-from aifx.curation.shards import read_parts, read_shard, write_shard
+from aifx.curation.shards import read_parts, write_shard
 from aifx.curation.sketches import SHINGLE_WORDS
 from aifx.curation.step import Limits
 from aifx.curation.words import split_words
@@ -170,7 +170,7 @@ def _detect(
     folder = work / "search"
     (work / "sketches").mkdir()
     find_duplicates(shards, near, folder, work / "sketches", limits)
-    decisions = read_shard(folder / DECISIONS)
+    decisions = read_decisions(folder, 0, len(texts))
     clusters = dict(zip(decisions["row"].to_pylist(), decisions["cluster"].to_pylist(), strict=True))
     joined = np.fromfile(folder / JOINED, np.int64).reshape(-1, 2)
     return clusters, [(int(one), int(two)) for one, two in joined]

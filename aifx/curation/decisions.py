@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from aifx.data.versions import ShardFile
 
-DECISIONS = "decisions.parquet"
-"""The file that `prepare` writes: a column `row`, the row's number over all shards from 0, and columns of the step."""
+DECISIONS = "decisions"
+"""The folder of the decisions that `prepare` writes."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,21 @@ def first_rows(shards: Sequence[ShardFile]) -> I64:
     return np.concatenate([[0], np.cumsum([shard.rows for shard in shards])]).astype(np.int64)
 
 
+def write_decisions(work: Path, decisions: Table, part: int = 0) -> None:
+    """Write decisions, or a part of them, ordered by `row`, the row's number over all shards from 0."""
+    from pyarrow import parquet
+
+    (work / DECISIONS).mkdir(exist_ok=True)
+    parquet.write_table(decisions, work / DECISIONS / f"{part:05d}.parquet", row_group_size=10_000)
+
+
 def read_decisions(work: Path, first: int, rows: int) -> Table:
     """The decisions about `rows` rows from the number `first`; `row` counts from there."""
     from pyarrow import parquet
 
     wanted = [("row", ">=", first), ("row", "<", first + rows)]
-    return decisions_about(parquet.read_table(work / DECISIONS, filters=wanted, use_threads=False), first, rows)
+    found = parquet.read_table(work / DECISIONS, filters=wanted, use_threads=False)
+    return decisions_about(found.sort_by("row"), first, rows)
 
 
 def decisions_about(decisions: Table, first: int, rows: int) -> Table:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aifx.curation.decisions import DECISIONS, DecidedStep, first_rows, without_dropped
+from aifx.curation.decisions import DecidedStep, first_rows, without_dropped, write_decisions
 from aifx.curation.overlap import RUN_WORDS, Overlap, Reference, ReferenceTexts, build_index, find_overlaps
 from aifx.curation.step import Limits, Outcome
 from aifx.data.verification import check_shards
@@ -53,7 +53,6 @@ class Decontaminate(DecidedStep):
 
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
         import pyarrow as pa
-        from pyarrow import parquet
 
         version = self.parents[0]
         against = build_index(self.references, work, limits)
@@ -69,7 +68,7 @@ class Decontaminate(DecidedStep):
                 "twin": pa.array([rows[number].twin for number in numbers], pa.string()),
             }
         )
-        parquet.write_table(decisions, work / DECISIONS, row_group_size=10_000)
+        write_decisions(work, decisions)
         return {
             "reference_texts": sum(each.texts for each in against),
             "too_short": sum(each.too_short for each in against),

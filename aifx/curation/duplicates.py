@@ -5,14 +5,14 @@
 3. Rows that share a band are candidates. `near.join_near` verifies each pair with the shingles of both texts.
 4. Pairs join clusters (union-find), so that a cluster may join two rows through a third.
 
-All of it works in a folder, and within the limits of memory: keys are sorted in parts, DuckDB spills, and shingles are
-read from files.
+All of it works in a folder, and within the limits of memory: keys are sorted in parts, and shingles are read from
+files.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -21,11 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aifx.core.progress import report_progress
-from aifx.curation.decisions import DECISIONS, first_rows
-from aifx.curation.engine import open_engine
+from aifx.curation.decisions import first_rows, write_decisions
 from aifx.curation.near import Bands, join_near
 from aifx.curation.processes import call_each
 from aifx.curation.shards import read_parts
@@ -38,9 +36,11 @@ from aifx.curation.words import I64, U64, text_buffer
 from aifx.data.versions import RESERVED, ROW, Kind, ShardFile, Version
 
 if TYPE_CHECKING:
-    from pyarrow import RecordBatch, Table
+    from pyarrow import Table
 
 DIGESTS, BANDS = "digests", "bands"
+MEMBER_BYTES = 256
+"""Of memory for each row of a cluster that is decided about."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def shards_of(version: Version) -> Shards:
 
 
 def find_duplicates(shards: Shards, near: float | None, work: Path, sketches: Path, limits: Limits) -> DuplicateCounts:
-    """Write `work` / decisions.parquet: the rows of clusters of two or more.
+    """Write decisions about the rows of clusters of two or more.
 
     Its columns are `row` (number of the row), `cluster` (smallest `_row`), `rule` (null for the row to keep).
 
@@ -173,40 +173,50 @@ def _decide(
     shards: Shards, work: Path, labels: I64, copies: I64, pairs: int, wide: int, limits: Limits
 ) -> DuplicateCounts:
     """Write the decisions. Of a cluster, the row with the smallest `_row` is kept: by file, then by number."""
-    import pyarrow as pa
-
     sizes = np.bincount(labels, minlength=len(labels)) if len(labels) else np.zeros(0, np.int64)
-    is_member = sizes[labels] > 1
-    columns = [("row", pa.int64()), (ROW, pa.string()), ("label", pa.int64()), ("copies", pa.int64())]
-    reader = pa.RecordBatchReader.from_batches(pa.schema(columns), _members(shards.paths, is_member, labels, copies))
-    order = f"""regexp_replace({ROW}, '-[0-9]+$', ''), length({ROW}), {ROW}"""
-    with open_engine(work, limits) as engine:
-        engine.register("members", reader)
-        engine.execute(f"""
-            COPY (
-                SELECT row, first_value({ROW}) OVER (PARTITION BY label ORDER BY {order}) AS cluster,
-                    CASE WHEN row_number() OVER (PARTITION BY label ORDER BY {order}) = 1 THEN NULL
-                         WHEN row_number() OVER (PARTITION BY copies ORDER BY {order}) > 1 THEN 'exact'
-                         ELSE 'near' END AS rule
-                FROM members
-                ORDER BY row
-            ) TO '{work / DECISIONS}' (FORMAT parquet, ROW_GROUP_SIZE 10000)
-        """)
-        counts = dict(engine.execute(f"SELECT rule, count(*) FROM '{work / DECISIONS}' GROUP BY rule").fetchall())
-    return DuplicateCounts(len(labels), counts.get(None, 0), counts.get("exact", 0), counts.get("near", 0), pairs, wide)
+    members = np.flatnonzero(sizes[labels] > 1)
+    parts = 1 + len(members) * MEMBER_BYTES // limits.spare_bytes
+    counts: Counter[str | None] = Counter()
+    for part in range(parts):
+        rows = members[labels[members] % parts == part]
+        rules = _decide_some(rows, _ids_of(rows, shards), labels[rows], copies[rows], work, part)
+        counts.update(rules.to_pylist())
+    return DuplicateCounts(len(labels), counts[None], counts["exact"], counts["near"], pairs, wide)
 
 
-def _members(paths: Sequence[Path], is_member: NDArray[np.bool_], labels: I64, copies: I64) -> Iterator[RecordBatch]:
-    """The rows of clusters, with their ids."""
+def _decide_some(rows: I64, ids: Any, labels: I64, copies: I64, work: Path, part: int) -> Any:
+    """Write the decisions about all rows of some clusters. Returns the rules."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    files = pc.replace_substring_regex(ids, "-[0-9]+$", "")
+    keys = pa.table({"file": files, "length": pc.binary_length(ids), "id": ids})
+    order = pc.sort_indices(keys, [(name, "ascending") for name in keys.column_names]).to_numpy()
+    _, first, cluster = np.unique(labels[order], return_index=True, return_inverse=True)
+    clusters = np.empty(len(rows), np.int64)
+    clusters[order] = order[first][cluster]
+    is_copy = np.ones(len(rows), bool)
+    is_copy[order[np.unique(copies[order], return_index=True)[1]]] = False
+    rules = pc.if_else(pa.array(is_copy), "exact", "near")
+    rules = pc.if_else(pa.array(clusters == np.arange(len(rows))), pa.scalar(None, pa.string()), rules)
+    write_decisions(work, pa.table({"row": rows, "cluster": ids.take(pa.array(clusters)), "rule": rules}), part)
+    return rules
+
+
+def _ids_of(rows: I64, shards: Shards) -> Any:
+    """The `_row` of rows with increasing numbers."""
     import pyarrow as pa
 
-    first = 0
-    for path in paths:
-        for rows in read_parts(path, [ROW]):
-            places = np.flatnonzero(is_member[first : first + len(rows)])
-            numbers = places + first
-            if len(places):
-                ids = rows[ROW].take(pa.array(places)).cast(pa.string()).combine_chunks()
-                found = [pa.array(numbers), ids, pa.array(labels[numbers]), pa.array(copies[numbers])]
-                yield pa.record_batch(found, ["row", ROW, "label", "copies"])
-            first += len(rows)
+    firsts = first_rows(shards.files)
+    cuts = np.searchsorted(rows, firsts)
+    found = [pa.array([], pa.string())]
+    for index, path in enumerate(shards.paths):
+        if cuts[index] < cuts[index + 1]:
+            own = rows[cuts[index] : cuts[index + 1]] - firsts[index]
+            begun = 0
+            for part in read_parts(path, [ROW]):
+                begin, end = np.searchsorted(own, (begun, begun + len(part)))
+                ids = part[ROW].take(pa.array(own[begin:end] - begun)).cast(pa.string())
+                found += ids.chunks
+                begun += len(part)
+    return pa.concat_arrays(found)

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from aifx.core.errors import EnvironmentFault, Terminated
-from aifx.curation.step import Limits
+from aifx.core.errors import Terminated
 
 
 def duckdb_config(memory_bytes: int, spill: Path, threads: int) -> dict[str, Any]:
@@ -23,27 +22,6 @@ def duckdb_config(memory_bytes: int, spill: Path, threads: int) -> dict[str, Any
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
     }
-
-
-@contextmanager
-def open_engine(folder: Path, limits: Limits) -> Iterator[Any]:
-    """A connection to a database in memory that spills to `folder`, which is made.
-
-    Raises EnvironmentFault if a query needs more memory, or more room on the disk, than there is.
-    """
-    import duckdb
-
-    spill = folder / "spill"
-    spill.mkdir(parents=True, exist_ok=True)
-    config = duckdb_config(limits.spare_bytes, spill, limits.workers) | {"preserve_insertion_order": False}
-    try:
-        with duckdb.connect(":memory:", config=config) as connection, stopped_by_signals(connection):
-            yield connection
-    except duckdb.OutOfMemoryException as e:
-        why = str(e).splitlines()[0]
-        raise EnvironmentFault(f"{limits.memory_bytes >> 20} MiB of memory are too few", why, "--memory 8GB") from None
-    except duckdb.IOException as e:
-        raise EnvironmentFault(f"{spill} cannot be written", str(e).splitlines()[0], f"df -h {spill}") from None
 
 
 @contextmanager

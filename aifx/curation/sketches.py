@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,12 @@ def sketch_texts(texts: Any) -> NDArray[np.uint32]:
 
 def _signatures(data: bytes) -> NDArray[np.uint32]:
     return np.frombuffer(data, np.uint32).reshape(-1, PERMUTATIONS)
+
+
+def hash_bytes(values: Sequence[bytes]) -> list[int]:
+    """64-bit hashes of values, which another version of rensa may hash differently."""
+    hashes: list[int] = _rensa().hash_token_sets([values])[0]
+    return hashes
 
 
 def _rensa() -> Any:

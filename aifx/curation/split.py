@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import DataError
-from aifx.curation.decisions import DECISIONS, DecidedStep, decisions_about, first_rows, read_decisions
+from aifx.curation.decisions import DecidedStep, decisions_about, first_rows, read_decisions, write_decisions
 from aifx.curation.dedupe import find_clusters, set_column, with_clusters
 from aifx.curation.shards import read_parts
 from aifx.curation.step import Limits, Outcome
@@ -45,7 +45,6 @@ class Split(DecidedStep):
 
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
         import pyarrow as pa
-        from pyarrow import parquet
 
         parent = self.parents[0]
         facts = {}
@@ -54,7 +53,7 @@ class Split(DecidedStep):
             facts = {"clusters": found.clusters, "clustered_rows": found.clusters + found.exact + found.near}
         else:
             nothing = pa.table({"row": pa.array([], pa.int64()), "cluster": pa.array([], pa.string())})
-            parquet.write_table(nothing, work / DECISIONS)
+            write_decisions(work, nothing)
         self._check(work)
         return facts
 

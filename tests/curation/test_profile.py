@@ -54,7 +54,8 @@ def test_the_profile_of_rows() -> None:
     assert sum(count for edge, count in characters.bins.items() if edge < 8) == sum(len(text) < 8 for text in texts)
 
 
-def test_parts_add_up() -> None:
+def test_parts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aifx.curation.profile.WORDS_BYTES", 1 << 30)  # words of all texts
     rows = table(9000)
     whole = profile_rows(rows)
     divided = merge_profiles(profile_rows(rows.slice(start, 700)) for start in range(0, 9000, 700))
