@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from aifx.core.errors import UsageError
+from aifx.core.json_files import readable_bytes
 from aifx.core.progress import report_progress
 from aifx.curation.adding import Add
 from aifx.curation.collecting import reading_of
@@ -21,6 +22,9 @@ from aifx.curation.step import Limits
 from aifx.data.versions import Catalog, Kind, Manifest, Source, Version
 
 SLOW = ("html", "warc", "image")
+CSV_MEMORY = 400 << 20
+"""Of a process that reads CSV: pyarrow reads several blocks ahead, each as large as the largest row may be."""
+
 BYTES_PER_WORKER = 256 << 20
 """Of files of other formats: a process reads so much in about the second that it takes to start."""
 
@@ -89,6 +93,11 @@ def run_add(
         if is_accepted:
             catalog.set_latest(name, plan.parent.manifest.version)
         return Made(plan.parent, is_new=False, is_accepted=is_accepted)
+    if any(file.format == "csv" for file in plan.step.files):
+        if limits.memory_bytes < CSV_MEMORY:
+            what, why = f"--memory {readable_bytes(limits.memory_bytes)} is too little", "reading CSV takes 400 MiB"
+            raise UsageError(what, why, "--memory 400MiB")
+        limits = replace(limits, workers=max(1, min(limits.workers, limits.memory_bytes // CSV_MEMORY - 1)))
     if not any(file.format in SLOW for file in plan.step.files):
         size = sum(size for _, size in plan.step.tasks())
         limits = replace(limits, workers=max(1, min(limits.workers, size // BYTES_PER_WORKER)))

@@ -59,11 +59,19 @@ def write_decisions(work: Path, decisions: Table, part: int = 0) -> None:
 
 def read_decisions(work: Path, first: int, rows: int) -> Table:
     """The decisions about `rows` rows from the number `first`; `row` counts from there."""
+    import pyarrow as pa
     from pyarrow import parquet
 
-    wanted = [("row", ">=", first), ("row", "<", first + rows)]
-    found = parquet.read_table(work / DECISIONS, filters=wanted, use_threads=False)
-    return decisions_about(found.sort_by("row"), first, rows)
+    found = []
+    for path in sorted((work / DECISIONS).iterdir()):
+        with parquet.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                numbers = file.metadata.row_group(group).column(0).statistics
+                if numbers is not None and numbers.min < first + rows and numbers.max >= first:
+                    found.append(file.read_row_group(group, use_threads=False))
+            if not found:
+                found.append(file.schema_arrow.empty_table())
+    return decisions_about(pa.concat_tables(found).sort_by("row"), first, rows)
 
 
 def decisions_about(decisions: Table, first: int, rows: int) -> Table:

@@ -36,7 +36,7 @@ from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import cache_path
 from aifx.core.version import __version__
 from aifx.curation.lineage import record_run
-from aifx.curation.processes import call_each
+from aifx.curation.processes import call_each, return_memory
 from aifx.curation.profile import PartialProfile, ProfileSum, complete_profile, merge_profiles, profile_rows
 from aifx.curation.publishing import describe
 from aifx.curation.shards import ShardWriter, columns_of
@@ -117,6 +117,7 @@ def execute(
     Raises what the step raises, DatasetBusy, OSError. What is done stays for the next call with the same step.
     """
     check_dataset_name(name)
+    return_memory()
     for parent in step.parents:
         check_own_rows(parent.manifest, f"aifx data {step.name}")
     key = step_key(step)

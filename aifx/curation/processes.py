@@ -65,6 +65,13 @@ def advance(amount: int) -> None:
         _report(amount)
 
 
+def return_memory() -> None:
+    """Let Arrow return memory to the system at once. Its own allocator keeps what it may need again."""
+    import pyarrow as pa
+
+    pa.set_memory_pool(pa.system_memory_pool())
+
+
 _function: Callable[[Any], Any] | None = None
 _done: Any = None  # a number that the processes of a pool share
 _report: Callable[[int], None] | None = None
@@ -94,6 +101,7 @@ def _begin(function: Callable[[Any], Any], done: Any) -> None:
 
     global _function, _done
     _function, _done = function, done
+    return_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None

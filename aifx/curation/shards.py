@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SHARD_BYTES = 64 << 20
 """Rows in memory that fill a shard: work for a few seconds."""
 
-PART_BYTES = 4 << 20
+PART_BYTES = 2 << 20
 """Rows that are read, judged and written at a time, and a row group of a shard. A process holds several times as
 much."""
 
@@ -66,7 +66,7 @@ class ShardWriter:
         """Write rows, of the columns of those before them."""
         self._pending.append(rows.replace_schema_metadata(None))
         self._pending_bytes += rows.nbytes
-        if self._pending_bytes >= PART_BYTES:
+        if self._pending_bytes >= PART_BYTES // 2:
             self._flush()
 
     def _flush(self) -> None:

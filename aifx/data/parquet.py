@@ -13,6 +13,9 @@ from aifx.core.errors import DataError, did_you_mean
 from aifx.core.os_errors import first_line
 from aifx.data.encoding import DECODE_HANDLERS, DecodeErrors, FileScan, TextFile, reading, undecodable
 
+BUFFER_BYTES = 1 << 20
+"""Of a column that are read at a time; otherwise a whole row group of it is, as large as its writer made it."""
+
 
 def read_column(file: TextFile, text_field: str, errors: DecodeErrors) -> Iterator[object]:
     """The values of the column `text_field`, in order.
@@ -123,7 +126,7 @@ def open_parquet(source: Path | IO[bytes], name: str) -> Iterator[Any]:
     from pyarrow import parquet
 
     try:
-        yield parquet.ParquetFile(source)
+        yield parquet.ParquetFile(source, buffer_size=BUFFER_BYTES, pre_buffer=False)
     except FileNotFoundError:
         raise DataError(f"{name} is missing", "no such file", "restore it from a copy, or make it again") from None
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:

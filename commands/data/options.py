@@ -130,7 +130,7 @@ def limits_of(memory: str, workers: int | None) -> Limits:
 
     size = parse_size(memory, "--memory")
     if size < LEAST_MEMORY:
-        raise UsageError(f"--memory {memory} is too little", "a process needs 256 MiB", "--memory 1GB")
+        raise UsageError(f"--memory {memory} is too little", "a process needs 256 MiB", "--memory 256MiB")
     count = workers or len(os.sched_getaffinity(0))
     # Several processes have a parent beside them; one worker runs in the parent itself.
     return Limits(size, max(1, min(count, size // LEAST_MEMORY - 1)))

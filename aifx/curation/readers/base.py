@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 TEXT = "text"
 """The column with the text in a version of texts; the source may have another name for it."""
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 2 << 20
 SAMPLE_BYTES = 1 << 20
 """Of the beginning of a file, from which its columns are inferred."""
 

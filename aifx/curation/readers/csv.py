@@ -13,7 +13,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from aifx.curation.readers.base import (
-    BLOCK_BYTES,
     SAMPLE_BYTES,
     BadRow,
     Batch,
@@ -26,6 +25,9 @@ from aifx.curation.readers.streams import MARKS, Begun, Marking, open_utf8, unma
 
 if TYPE_CHECKING:
     from pyarrow import DataType, Schema, Table
+
+BLOCK_BYTES = 8 << 20
+"""That are parsed at a time. A row must fit into them."""
 
 WHOLE = r"^(?:0|-?[1-9][0-9]{0,17})$"
 NUMBER = r"^-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$"
