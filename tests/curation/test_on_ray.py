@@ -67,7 +67,7 @@ def test_commands(ray: Any, tmp_path: Path) -> None:
     (tmp_path / "test.txt").write_text(prose(200, 11))
     steps = (
         *(["add", "corpus", f"{number}.jsonl", "--license", "MIT"] for number in range(2)),
-        ["clean", "corpus", "--languages", "en", "--max-dropped", "1"],
+        ["clean", "corpus", "--rules", "none"],
         ["dedupe", "corpus"],
         ["decontaminate", "corpus", "--against", "test.txt", "--drop"],
         ["pii", "corpus", "--mask"],
@@ -79,7 +79,7 @@ def test_commands(ray: Any, tmp_path: Path) -> None:
     assert content(tmp_path / "ray") == content(tmp_path / "local")
     manifest = open_catalog(str(tmp_path / "ray")).open("corpus").manifest
     assert len(manifest.shards) == 2
-    assert 0 < manifest.rows < 12
+    assert 0 < manifest.rows <= 12
 
 
 @pytest.mark.slow
