@@ -15,11 +15,13 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from aifx.core.errors import EnvironmentFault
 from aifx.core.extras import install_command
@@ -112,14 +114,25 @@ def session(address: str, limits: Limits) -> Iterator[Any]:
             yield ray
             return
         folder = _socket_folder() if is_local else None
+        others = set(psutil.Process().children(recursive=True))
         try:
             with _own_sigterm():
                 _connect(ray, address, folder, limits)
             yield ray
         finally:
+            started = set(psutil.Process().children(recursive=True)) - others
             ray.shutdown()
             if folder is not None:
+                _end(started)
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end(processes: Collection[psutil.Process]) -> None:
+    """Kill what Ray leaves: its agents look for their parent once a minute."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=10)
 
 
 def _import_ray() -> Any:
