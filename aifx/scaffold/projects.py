@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 QUESTIONS = "copier.yml"
 DEFAULT_TEMPLATE = "language-model"
+PREPARE = "data/prepare.sh"
+"""The script of a project that makes its data set."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,8 @@ def scaffold(
     steps = [] if here == "." else [f"cd {shlex.quote(here)}"]
     if BASE_CONFIG in files:
         steps.append(f"aifx train --config {BASE_CONFIG} --run {BASE_RUN}")
+    if PREPARE in files:
+        steps.append(f"sh {PREPARE}")
     if "aifx.toml" in files:
         steps += ["aifx train", "aifx eval"]
     return Scaffolded(destination, name, files, set_beside, dry_run, tuple(steps))

@@ -116,7 +116,7 @@ def test_for_scripts(tmp_path: Path) -> None:
     assert document["template"] == "language-model"
     assert "ci/gate.sh" in document["files"]
     assert document["set_beside"] == []
-    assert document["next"] == ["cd 'a b'", "aifx train", "aifx eval"]
+    assert document["next"] == ["cd 'a b'", "sh data/prepare.sh", "aifx train", "aifx eval"]
     listed = json.loads(aifx(tmp_path, "init", "--list", "--json").stdout)
     names = ["custom-task", "fine-tune", "language-model", "series", "tabular", "vision-inspection"]
     assert [t["name"] for t in listed["templates"]] == names
