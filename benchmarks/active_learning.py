@@ -57,6 +57,18 @@ shift = 2
 
 [model]
 channels = [16, 32]
+pooling = "max"
+dropout = 0.4
+
+[objective]
+label_smoothing = 0.1
+
+[optimizer]
+kind = "muon"
+learning_rate = 0.02
+adam_learning_rate = 0.002
+weight_decay = 0.1
+ema_decay = 0.95
 
 [train]
 num_steps = {steps}

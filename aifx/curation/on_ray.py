@@ -128,7 +128,7 @@ def session(address: str, limits: Limits) -> Iterator[Any]:
 
 
 def _end(processes: Collection[psutil.Process]) -> None:
-    """Kill what Ray leaves: its agents look for their parent once a minute."""
+    """Kill what Ray leaves: its agents may outlive it by a minute."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
