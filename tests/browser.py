@@ -90,7 +90,7 @@ class Browser:
 
     def wait(self, expression: str) -> None:
         """Wait until a JavaScript expression is true."""
-        until = time.monotonic() + 30
+        until = time.monotonic() + WAIT_S
         while not self.ask(expression):
             assert time.monotonic() < until, (expression, self.errors, self.ask("document.body.innerText"))
             time.sleep(0.1)

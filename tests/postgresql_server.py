@@ -6,7 +6,6 @@ import glob
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,9 @@ from typing import Any
 import psutil
 import pytest
 
+from aifx.parallel.connections import free_port
+
+START_S = 120
 USER, PASSWORD, DATABASE = "factory", "s3cr3t-Pa55", "postgres"
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -73,7 +75,8 @@ class Server:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, start_new_session=True, **_as_server(self.data.parent)
             )
-        for _ in range(600):
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
             with suppress(Exception), self.connect():
                 return
             if self.process.poll() is not None:
@@ -88,8 +91,8 @@ class Server:
         for one in family:
             with suppress(psutil.NoSuchProcess):
                 one.send_signal(number)
-        self.process.wait(30)
-        psutil.wait_procs(family, 30)
+        self.process.wait(60)
+        psutil.wait_procs(family, 60)
         self.process = None
 
     @contextmanager
@@ -120,7 +123,7 @@ def postgresql_server(*, is_durable: bool = False) -> Iterator[Server]:
     if programs is None:
         pytest.skip("no PostgreSQL server: install the package postgresql (apt-get install postgresql)")
     folder = Path(tempfile.mkdtemp(prefix="aifx-postgresql-"))
-    server = Server(programs, folder / "data", _free_port(), is_durable)
+    server = Server(programs, folder / "data", free_port("127.0.0.1"), is_durable)
     try:
         if os.getuid() == 0:
             shutil.chown(folder, "postgres")
@@ -144,10 +147,3 @@ def _as_server(folder: Path) -> dict[str, Any]:
     environ = {"PATH": os.environ["PATH"], "LC_ALL": "C", "TZ": "UTC"}
     user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.getuid() == 0 else {}
     return {"cwd": folder, "env": environ, **user}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

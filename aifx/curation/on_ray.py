@@ -41,6 +41,7 @@ ENVIRONMENT = {
 LOCAL_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's way to bind to loopback; otherwise it replaces 127.0.0.1
     "RAY_AUTH_MODE": "token",
+    "RAY_gcs_server_port_wait_time_s": "120",  # by default 30, which a busy machine may exceed
     "RAY_AUTH_TOKEN": secrets.token_hex(32),  # otherwise Ray writes one to the user's home
 }
 

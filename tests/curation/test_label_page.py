@@ -13,6 +13,7 @@ from label_server import ServedLabels
 
 from aifx.curation.labels.store import LabelState, label_file, read_entries
 from aifx.data.versions import Catalog, open_catalog
+from aifx.parallel.connections import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
 
@@ -103,8 +104,9 @@ def test_fifty_labels_by_keyboard(catalog: Catalog, open_browser: Callable[..., 
         assert browser.ask("document.documentElement.scrollWidth") <= 1280
         assert all(request.startswith(served.url) for request in browser.requests), browser.requests
         assert not browser.errors, browser.errors
+        browser.ask("window.isOld = true")
         browser.call("Page.reload")
-        browser.wait("document.getElementById('card')?.dataset.row == 'f-52'")
+        browser.wait("!window.isOld && document.getElementById('card')?.dataset.row == 'f-52'")
         press(browser, "u")  # still knows what was before the reload
         browser.wait("document.getElementById('card')?.dataset.row == 'f-51'")
         press(browser, "1")
@@ -119,7 +121,7 @@ def test_fifty_labels_by_keyboard(catalog: Catalog, open_browser: Callable[..., 
 
 def test_two_labellers_and_a_server_that_dies(catalog: Catalog, open_browser: Callable[..., Browser]) -> None:
     version = texts_version(catalog, [f"text {row}" for row in range(30)])
-    served = ServedLabels(catalog, version)
+    served = ServedLabels(catalog, version, port=free_port("127.0.0.1"))
     browsers = {name: open_browser(name) for name in ("ann", "bob")}
     given: dict[str, list[str]] = {name: [] for name in browsers}
 

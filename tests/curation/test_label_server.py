@@ -30,7 +30,7 @@ from aifx.curation.labels.server import token_of
 from aifx.curation.labels.store import LabelState, label_file, read_entries
 from aifx.curation.labels.uncertain import certainty_of, least_certain
 from aifx.data.versions import Catalog, open_catalog
-from aifx.serving.http.sockets import bind
+from aifx.parallel.connections import free_port
 
 KILLS, ALL_KILLS = 5, 100
 
@@ -267,25 +267,9 @@ def test_no_label_is_lost_if_the_server_is_killed(
     if kills == ALL_KILLS:
         journal.skip_if_passed()
     texts_version(catalog, [f"text {row}" for row in range(5000)])
-    with bind("127.0.0.1", 0) as bound:
-        port = bound.getsockname()[1]
-    args = [
-        sys.executable,
-        "-P",
-        "-m",
-        "aifx.commands.main",
-        "data",
-        "label",
-        "serve",
-        "reviews",
-        "--root",
-        str(catalog.local),
-        "--labels",
-        "a,b",
-        "--overlap",
-        "2",
-    ]
-    args += ["--port", str(port), "--sample", "5000", "--json"]
+    port = free_port("127.0.0.1")
+    args = [sys.executable, "-P", "-m", "aifx.commands.main", "data", "label", "serve", "reviews", "--json"]
+    args += ["--root", str(catalog.local), "--labels", "a,b", "--overlap", "2", "--sample", "5000", "--port", str(port)]
     confirmed: list[tuple[str, str, str, str]] = []
     sent: set[str] = set()
     stop = threading.Event()
@@ -293,7 +277,7 @@ def test_no_label_is_lost_if_the_server_is_killed(
 
     def work(labeller: str) -> None:
         chosen = random.Random(f"{seed_of_commit()}{labeller}")
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=5, trust_env=False) as http:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as http:
             for number in range(10**6):
                 row, label = f"f-{chosen.randrange(5000)}", chosen.choice("ab")
                 body = {"id": f"{labeller}-{number}", "row": row, "label": label, "labeller": labeller}
@@ -310,7 +294,7 @@ def test_no_label_is_lost_if_the_server_is_killed(
                 if stop.is_set():
                     return
 
-    threads = [threading.Thread(target=work, args=(name,)) for name in ("ann", "bob")]
+    threads = [threading.Thread(target=work, args=(name,), daemon=True) for name in ("ann", "bob")]
     chosen = random.Random(seed_of_commit())
     for kill in range(kills + 1):
         process = subprocess.Popen(args, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)

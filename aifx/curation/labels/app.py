@@ -85,7 +85,7 @@ def make_app(labelling: Labelling, token: str) -> Starlette:
     )
     app.router.redirect_slashes = False
     app.state.labelling = labelling
-    app.state.lock = asyncio.Lock()
+    app.state.lock = asyncio.Lock()  # of the queue and the log: another thread appends
     return app
 
 
@@ -174,8 +174,9 @@ async def _rows(request: Request) -> Response:
     count = request.query_params.get("count", "10")
     if not count.isdecimal() or not 0 < int(count) <= MOST_ROWS:
         raise HTTPException(400, f"count is a number from 1 to {MOST_ROWS}")
-    rows = [_shown_row(labelling, row) for row in labelling.queue.take(labeller, int(count))]
-    return JSONResponse({"rows": rows, **_progress(labelling, labeller)})
+    async with request.app.state.lock:
+        rows = [_shown_row(labelling, row) for row in labelling.queue.take(labeller, int(count))]
+        return JSONResponse({"rows": rows, **_progress(labelling, labeller)})
 
 
 async def _row(request: Request) -> Response:
@@ -239,7 +240,7 @@ async def _label(request: Request) -> Response:
     entry = _entry(labelling, await _body(request))
     async with request.app.state.lock:
         await asyncio.shield(asyncio.to_thread(labelling.log.append, [entry]))
-    return JSONResponse({"saved": entry.id, **_progress(labelling, entry.labeller)})
+        return JSONResponse({"saved": entry.id, **_progress(labelling, entry.labeller)})
 
 
 async def _body(request: Request) -> Any:
