@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from aifx.core.errors import UsageError
 from aifx.curation.history import ancestors
-from aifx.curation.labels.applying import RowLabel, labels_behind
+from aifx.curation.labels.applying import ApplyLabels, RowLabel, labels_behind
 from aifx.curation.sql import RowTable, identifier, open_tables, quoted
 from aifx.data.versions import CLUSTER, ROW, SOURCE, Catalog, Manifest
 
@@ -149,6 +149,7 @@ class _Search:
     def __enter__(self) -> None:
         self._opened = open_tables(self._tables)
         self._connection = self._opened.__enter__()
+        (self._null,) = self._connection.execute("SELECT hash(NULL)").fetchone()  # of any type
 
     def __exit__(self, *error: Any) -> None:
         self._opened.__exit__(*error)
@@ -204,9 +205,14 @@ class _Search:
             if now is not None:
                 last = number
                 known = dict(zip(names, now, strict=True))
-                is_changed = any(known.get(name, h) != h for name, h in before or ())
-                labels = labels_behind(self._catalog, manifest, row)
-                outcome: RowOutcome = "added" if before is None else "changed" if is_changed or labels else "kept"
+                past = dict(before or ())
+                is_changed = any(known.get(name, h) != h for name, h in past.items())
+                labels: tuple[RowLabel, ...] = ()
+                if manifest.step.name == ApplyLabels.name and before is not None:
+                    column = manifest.step.settings["column"]
+                    is_changed |= past.get(column, self._null) != known[column]
+                    labels = labels_behind(self._catalog, manifest, row) if known[column] != self._null else ()
+                outcome: RowOutcome = "added" if before is None else "changed" if is_changed else "kept"
                 steps.append(RowStep(manifest.reference, manifest.step.name, outcome, None, None, labels))
                 before = tuple(known.items())
             elif (dropped := self._dropped(number, is_row)) is not None:

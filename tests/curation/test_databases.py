@@ -112,12 +112,14 @@ def test_rows_that_arrow_cannot_hold(tmp_path: Path, server: Server, monkeypatch
 
 @pytest.mark.slow
 def test_a_row_of_1_gb(tmp_path: Path, server: Server) -> None:
-    """Its bytes stay in the server; with two such values it cannot even be a row of a COPY."""
-    long = "repeat(repeat('x', 100000), 9998 + id)"
-    sql = f"SELECT id, CASE id WHEN 2 THEN {long} END AS a, {long} AS b FROM generate_series(2, 3) AS id"
-    refused = add(tmp_path, server, f"{sql} UNION ALL SELECT 4, '', ''", "--key", "id")
+    """Its bytes stay in the server. Two such values make a row that the server itself cannot sort."""
+    long = "repeat(repeat('x', 100000), 9998)"
+    sql = f"SELECT id, CASE WHEN id < 4 THEN {long} END AS a FROM generate_series(2, 4) AS id"
+    refused = add(tmp_path, server, sql, "--key", "id")
     assert (refused.returncode, "2 of 3 rows cannot be read" in refused.stderr) == (1, True), refused.stderr
     assert "id = 2: its values have more than 134,217,728 bytes" in refused.stdout
+    impossible = add(tmp_path, server, f"SELECT id, {long} AS a, {long} AS b FROM generate_series(1, 2) AS id", "--key", "id")
+    assert (impossible.returncode, "no room for a row" in impossible.stderr) == (2, True), impossible.stderr
 
 
 def test_the_same_rows_are_nothing_new(tmp_path: Path, server: Server) -> None:

@@ -51,6 +51,9 @@ KEYS = frozenset({"int2", "int4", "int8", "text", "varchar", "uuid", "numeric", 
 
 LOST = re.compile("closed the connection|terminat|connection (?:not open|refused|reset|timed out)|shutting down", re.I)
 
+NO_ROOM = re.compile("tuple is too big|invalid memory alloc request|enlarge string buffer")
+"""Of a row of more than 1 GB. The driver gives no code for some of these."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -293,7 +296,7 @@ def translated(error: Exception, what: str, statement: str) -> AifxError:
         return DataError(
             f"could not {what}", why, "aifx data query NAME SQL shows the values; aifx data push --columns"
         )
-    if state[:2] in ("54", "53"):
+    if state[:2] in ("54", "53") or NO_ROOM.search(why):
         hint = "select fewer columns or rows, or parts of long values"
         return DataError(f"could not {what}: the server has no room for a row", why, hint)
     return EnvironmentFault(f"could not {what}", why, "run the same command again")
