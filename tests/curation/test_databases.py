@@ -118,7 +118,8 @@ def test_a_row_of_1_gb(tmp_path: Path, server: Server) -> None:
     refused = add(tmp_path, server, sql, "--key", "id")
     assert (refused.returncode, "2 of 3 rows cannot be read" in refused.stderr) == (1, True), refused.stderr
     assert "id = 2: its values have more than 134,217,728 bytes" in refused.stdout
-    impossible = add(tmp_path, server, f"SELECT id, {long} AS a, {long} AS b FROM generate_series(1, 2) AS id", "--key", "id")
+    sql = f"SELECT id, {long} AS a, {long} AS b FROM generate_series(1, 2) AS id"
+    impossible = add(tmp_path, server, sql, "--key", "id")
     assert (impossible.returncode, "no room for a row" in impossible.stderr) == (2, True), impossible.stderr
 
 
