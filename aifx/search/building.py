@@ -27,6 +27,7 @@ from aifx.curation.processes import call_each
 from aifx.curation.step import Limits
 from aifx.data.datasets import check_own_rows
 from aifx.data.parquet import open_parquet
+from aifx.data.verification import check_shards
 from aifx.data.versions import Catalog, ShardFile, Version, sha256_of
 from aifx.search.embedders import F32, Embedder
 from aifx.search.indexes import (
@@ -77,7 +78,8 @@ def build_index(
     Args:
         rebuild: make it even if it is there.
 
-    Raises UsageError for a column that has no texts, EnvironmentFault if the vectors need more memory than allowed.
+    Raises UsageError for a column that has no texts, DataError for a damaged shard, EnvironmentFault if the vectors need
+    more memory than allowed.
     """
     _check(version, settings, limits)
     name = settings.name(version.manifest.sha256)
@@ -89,6 +91,7 @@ def build_index(
                 set_latest_index(catalog, version.manifest, name)
         else:
             work = folder / f".work-{name}"
+            check_shards(version)
             work.mkdir(exist_ok=True)
             _embed_shards(version, settings.column, embedder, work, limits)
             found, is_new = _publish(version, name, settings, catalog, work, limits), True

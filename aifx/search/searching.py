@@ -12,6 +12,7 @@ from aifx.core.errors import DataError, UsageError
 from aifx.core.json_values import plain
 from aifx.data.parquet import open_parquet
 from aifx.data.rows import input_file, read_rows
+from aifx.data.verification import check_shards
 from aifx.data.versions import ROW, Version
 from aifx.search.embedders import F32, Embedder
 from aifx.search.indexes import Index
@@ -61,12 +62,17 @@ class SearchResult:
 
 
 def search(version: Version, index: Index, embedder: Embedder, queries: Sequence[str], top: int) -> SearchResult:
-    """The rows nearest to each text. Raises UsageError for a text without content."""
+    """The rows nearest to each text. Raises UsageError for a text without content, DataError for a damaged shard."""
+    check_shards(version)
     return _search(version, index, embedder, queries, top, np.full(len(queries), -1))
 
 
 def search_like(version: Version, index: Index, embedder: Embedder, row: str, top: int) -> SearchResult:
-    """The rows nearest to a row, without itself. Raises UsageError for an id that the version does not have."""
+    """The rows nearest to a row, without itself.
+
+    Raises UsageError for an id that the version does not have, DataError for a damaged shard.
+    """
+    check_shards(version)
     number, text = _find_row(version, index.manifest.column, row)
     return _search(version, index, embedder, [text], top, np.array([number]))
 

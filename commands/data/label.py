@@ -4,31 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from aifx.commands.console.options import JsonOption
-from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
+from aifx.commands.data.label_options import ColumnOption, FileFormatOption, PairOption, open_shown
+from aifx.commands.data.label_quality import agreement, suspects
 from aifx.commands.data.options import (
     DEFAULT_MEMORY,
     DatasetArgument,
     MemoryOption,
     RootOption,
     WorkersOption,
-    find_catalog,
     limits_of,
     names_of,
     print_made,
 )
-from aifx.core.errors import ExitCode, UsageError
+from aifx.core.errors import UsageError
 from aifx.core.json_values import encode_json, plain
-
-if TYPE_CHECKING:
-    from aifx.curation.labels.agreement import Agreement
-    from aifx.curation.labels.contents import Shown
-    from aifx.data.versions import Catalog, Version
 
 app = typer.Typer(
     help="""Label rows of a data set on a page in a browser, and use the labels.
@@ -44,36 +39,6 @@ app = typer.Typer(
     Labels are kept beside the versions of the data set. A line that was written is never changed.
     """
 )
-
-ColumnOption = Annotated[
-    str, typer.Option("--column", metavar="NAME", help="Column that the labels are for. Each has its own labels.")
-]
-
-PairOption = Annotated[
-    str | None,
-    typer.Option("--pair", metavar="A,B", help="Columns with two texts, of which labellers choose the better one."),
-]
-
-FileFormatOption = Annotated[
-    Literal["label-studio", "jsonl", "csv"] | None,
-    typer.Option(
-        "--format",
-        metavar="label-studio|jsonl|csv",
-        help="Format of FILE. By default that of its name: .json is Label Studio's.",
-    ),
-]
-
-SHOWN_DISAGREEMENTS = 10
-SHOWN_SUSPECTS = 20
-
-
-def open_shown(name: str, root: str | None, column: str, pair: str | None) -> tuple[Catalog, Version, Shown]:
-    """The catalog, the version and what is shown of it. Raises UsageError, DataError."""
-    from aifx.curation.labels.contents import shown_of
-
-    catalog, _ = find_catalog(root)
-    version = catalog.open(name)
-    return catalog, version, shown_of(version, column, pair)
 
 
 @dataclass(frozen=True)
@@ -311,109 +276,5 @@ def apply(
             out.log(f"{undecided:,} rows have no majority: aifx data label agreement {version.manifest.name}")
 
 
-@app.command("agreement")
-def agreement(
-    name: DatasetArgument,
-    min_agreement: Annotated[
-        float | None,
-        typer.Option("--min-agreement", metavar="ALPHA", max=1.0, help="Exit 1 if alpha is below this bound."),
-    ] = None,
-    column: ColumnOption = "label",
-    root: RootOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Measure how far labellers agree: Krippendorff's alpha, and the rows on which they differ.
-
-    Examples:
-        aifx data label agreement reviews
-        aifx data label agreement reviews --min-agreement 0.8
-
-    Alpha is 1 if all agree and 0 if they agree as often as chance would. It counts rows with labels of two labellers
-    or more.
-    """
-    with terminal(json) as out:
-        from aifx.curation.labels.agreement import agreement_of
-        from aifx.curation.labels.store import LabelState, label_file, read_entries
-
-        catalog, _ = find_catalog(root)
-        reference = "@".join(catalog.find(name))
-        labels = LabelState(read_entries(label_file(catalog, reference.partition("@")[0], column))).labels()
-        found = agreement_of(reference, column, labels, min_agreement)
-        out.document(found)
-        _print_agreement(out, found)
-    if not found.accepted:
-        raise typer.Exit(ExitCode.VERDICT)
-
-
-@app.command("suspects")
-def suspects(
-    name: DatasetArgument,
-    predictions: Annotated[
-        Path | None,
-        typer.Option(
-            "--predictions",
-            metavar="FILE",
-            help="Probabilities of a model that was not trained on these labels, from aifx predict.",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the suspects to FILE (.jsonl).")
-    ] = None,
-    column: ColumnOption = "label",
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the folds.")] = 0,
-    root: RootOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Find labels that are probably wrong, by confident learning (cleanlab).
-
-    Examples:
-        aifx data label suspects pictures
-        aifx data label suspects pictures --predictions predictions.jsonl --output suspects.jsonl
-        aifx data label serve pictures --labels bag,shirt --uncertain suspects.jsonl --relabel
-
-    Without --predictions, a logistic regression on words or pixels judges each row in cross-validation.
-    """
-    with terminal(json) as out:
-        from aifx.core.json_files import write_text
-        from aifx.curation.labels.store import LabelState, label_file, read_entries
-        from aifx.curation.labels.suspects import find_suspects
-
-        catalog, version, shown = open_shown(name, root, column, None)
-        state = LabelState(read_entries(label_file(catalog, version.manifest.name, column)))
-        found = find_suspects(version, shown, column, state, predictions, seed)
-        if output is not None:
-            lines = ({"_row": one.row, "label": one.label, "likelier": one.likelier, "probability": one.probability}
-                     for one in found.suspects)  # fmt: skip
-            write_text(output, "".join(encode_json(line, ensure_ascii=False) + "\n" for line in lines))
-        out.document(found)
-        where = f", in {output}" if output is not None else ""
-        out.print(f"{len(found.suspects):,} of {found.rows:,} labels are suspects{where}")
-        if found.unjudged:
-            out.log(f"{found.unjudged:,} labels were not judged: too few rows have them, or they have no prediction")
-        rows = [(one.row, one.label, one.likelier, f"{one.probability:.3f}") for one in found.suspects[:SHOWN_SUSPECTS]]
-        out.table(["row", "label", "likelier", "probability"], rows, right=["probability"])
-        if len(found.suspects) > len(rows):
-            out.print(f"and {len(found.suspects) - len(rows):,} more")
-
-
-def _print_agreement(out: Output, found: Agreement) -> None:
-    name = found.reference.partition("@")[0]
-    if not found.rows:
-        out.log(f"column {found.column} of {name} has no labels yet: aifx data label serve {name}")
-    elif not found.shared:
-        out.log("no row has labels of two labellers: aifx data label serve --overlap 2")
-    elif found.alpha is None:
-        out.log("all labels are the same, so that alpha is not defined")
-    alpha = "not defined" if found.alpha is None else f"{found.alpha:.3f}"
-    bound = f", {'below' if not found.accepted else 'at least'} {found.min_agreement:g}" if found.min_agreement else ""
-    out.print(f"alpha {alpha}{bound}: {found.shared:,} of {found.rows:,} rows have labels of two labellers or more")
-    if found.pairs:
-        rows = [(*one.labellers, f"{one.rows:,}", f"{one.same:.1%}") for one in found.pairs]
-        out.table(["labeller", "labeller", "rows", "same"], rows, right=["rows", "same"])
-    if found.different:
-        out.print("")
-        shown = found.disagreements[:SHOWN_DISAGREEMENTS]
-        texts = ["; ".join(f"{label}: {', '.join(who)}" for label, who in one.labels.items()) for one in shown]
-        out.table(["row", "labels"], [(one.row, text) for one, text in zip(shown, texts, strict=True)])
-        if found.different > len(shown):
-            out.print(f"and {found.different - len(shown):,} more rows")
+app.command("agreement")(agreement)
+app.command("suspects")(suspects)

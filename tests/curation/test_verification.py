@@ -133,6 +133,11 @@ READERS = (
     ["decontaminate", "pets", "--against", "pets"],
     ["pii", "pets"],
     ["pii", "pets", "--mask"],
+    ["index", "pets"],
+    ["label", "serve", "pets", "--labels", "a,b"],
+    ["label", "export", "pets", "labels.csv"],
+    ["label", "suspects", "pets"],
+    ["push", "pets", "postgresql://127.0.0.1:1/db/pets"],
 )
 
 
@@ -150,3 +155,13 @@ def test_no_step_reads_a_damaged_shard(made: Version, tmp_path: Path, damage: st
         assert len(found.stderr.splitlines()) == 3
     assert catalog.versions("pets") == before
     assert catalog.names() == ["pets"]
+
+
+def test_no_search_reads_a_damaged_shard(made: Version, tmp_path: Path) -> None:
+    root = ["--root", catalog_of(made).store.url]
+    assert inprocess.run(["data", "index", "pets", *root], tmp_path, {}).returncode == 0
+    DAMAGES["without rows"](made.shards[0])
+    for args in (["ox"], ["--like", "s1.txt-0"]):
+        found = inprocess.run(["data", "search", "pets", *args, *root], tmp_path, {})
+        assert (found.returncode, found.stdout) == (2, ""), found.stderr
+        assert "00000-000.parquet" in found.stderr

@@ -16,6 +16,7 @@ from aifx.curation.databases.postgresql import asking, connection_to
 from aifx.curation.databases.urls import DatabaseUrl, parse_database_url
 from aifx.curation.sql import identifier
 from aifx.data.parquet import open_parquet
+from aifx.data.verification import check_shards
 from aifx.data.versions import RESERVED, Version
 
 if TYPE_CHECKING:
@@ -103,8 +104,10 @@ def push(version: Version, target: Target, columns: Sequence[str] | None, *, yes
         columns: by default all but those that aifx adds.
         yes: whether a table that is there may be written.
 
-    Raises UsageError if the table is there without `yes` or lacks a column, EnvironmentFault, DataError.
+    Raises UsageError if the table is there without `yes` or lacks a column, EnvironmentFault, DataError for a
+    damaged shard or rows that the table does not take.
     """
+    check_shards(version)
     schema = _columns_of(version, columns)
     with (
         connection_to(target.url, f"write {target.name}") as connection,
