@@ -195,11 +195,16 @@ def test_a_password_is_nowhere(tmp_path: Path, server: Server) -> None:
         command = ["add", "d", url, "--query", "SELECT 1 AS a", "--license", "MIT"]
         runs.append(run(tmp_path, server, *command, **own))
         assert runs[-1].returncode == 2
+    wrong = add(tmp_path, server, "SELECT 1 AS a", PGPASSWORD="", AIFX_DATABASE_PASSWORD="other")
+    assert "authentication failed for the user\nhint: set the environment variable AIFX_D" in wrong.stderr
+    runs.append(wrong)
     assert runs[0].returncode == 0, runs[0].stderr
     printed = "".join(one.stdout + one.stderr for one in runs)
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) > 5
     assert PASSWORD not in printed
+    assert "factory" not in printed
+    assert "nobody" not in printed
     assert not [data for data in written if PASSWORD.encode() in data]
     assert not [data for data in written if b"factory" in data]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import AifxError, DataError, EnvironmentFault, UsageError, did_you_mean
 from aifx.curation.databases.query import ROW_BYTES, Part, Query, Snapshot
-from aifx.curation.databases.urls import DatabaseUrl, hide_secrets, missing_extra, password_for_libpq
+from aifx.curation.databases.urls import PASSWORD, DatabaseUrl, hide_secrets, missing_extra, password_for_libpq
 from aifx.curation.readers.query import CHECK, KEY, REASONS, TYPE
 from aifx.curation.sql import identifier, quoted
 
@@ -288,6 +288,10 @@ def translated(error: Exception, what: str, statement: str) -> AifxError:
     match = re.search(r"(?:ERROR|FATAL):\s+([^\n]+)", text)
     why = match[1] if match else next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
     why = re.sub(r"^[A-Z_]+: (?:\[libpq\] )?|^\[libpq\] ", "", why)
+    if "FATAL" in text:  # of a login, whose name is not shown
+        why = re.sub(r'(user|role) "[^"]*"', r"the \1", why)
+    if state[:2] == "28" or "authentication failed" in why or "no password supplied" in text:
+        return EnvironmentFault(f"could not {what}", why, f"set the environment variable {PASSWORD}")
     if LOST.search(text) or state[:2] in ("08", "57") or "Failed to connect" in text:
         return EnvironmentFault(f"could not {what}", why, "run the same command again when the server answers")
     if state[:2] in ("42", "22", "0A", "25") or "read-only transaction" in why:
