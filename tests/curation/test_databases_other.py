@@ -51,6 +51,7 @@ def test_rows_of_a_file(tmp_path: Path, dialect: str, monkeypatch: pytest.Monkey
         ("sqlite:///missing.db", [], "there is no database missing.db"),
         ("sqlite:///a.db", ["--key", "id"], "--key can only be used with PostgreSQL"),
         ("sqlite:///a.db", ["--query", "SELEC 1"], "syntax error"),
+        ("sqlite:///a.db", ["--query", "DELETE FROM t"], "--query gives no rows"),
         ("sqlite:///a.db", ["--query", "SELECT 1 AS a UNION ALL SELECT 'x'"], "several types"),
         ("mysql+pymysql://me@127.0.0.1:1/shop", [], "pip install pymysql"),
         ("nothing://me@127.0.0.1/shop", [], "is not installed"),
@@ -58,8 +59,11 @@ def test_rows_of_a_file(tmp_path: Path, dialect: str, monkeypatch: pytest.Monkey
     ],
 )
 def test_mistakes(tmp_path: Path, url: str, args: list[str], message: str) -> None:
-    sqlite3.connect(tmp_path / "a.db").close()
+    connection = sqlite3.connect(tmp_path / "a.db")
+    connection.execute("CREATE TABLE t AS SELECT 1 AS id")
+    connection.close()
     done = add(tmp_path, url, *(["--query", "SELECT 1 AS id"] if "--query" not in args else []), *args)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert "s3cr3t-Pa55" not in done.stderr
+    assert sqlite3.connect(tmp_path / "a.db").execute("SELECT id FROM t").fetchall() == [(1,)]

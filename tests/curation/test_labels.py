@@ -277,6 +277,12 @@ def test_images_are_found_by_their_bytes_or_file_names(catalog: Catalog, tmp_pat
     }
 
 
+def test_a_file_that_is_missing(catalog: Catalog, tmp_path: Path) -> None:
+    texts_version(catalog)
+    code, found = run(catalog, "import", "reviews", tmp_path / "a.json")
+    assert (code, found["error"]["what"]) == (2, f"{tmp_path / 'a.json'} cannot be read")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "what"),
     [

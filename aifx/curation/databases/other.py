@@ -40,6 +40,8 @@ class OtherSnapshot(Snapshot):
         with _asking(self._query):
             streaming = self._connection.execution_options(stream_results=True, yield_per=PIECE_ROWS)
             with streaming.execute(sqlalchemy.text(self._query.sql.replace(":", r"\:"))) as result:
+                if not result.returns_rows:
+                    raise UsageError("--query gives no rows", "aifx reads and changes nothing", "--query 'SELECT …'")
                 names = list(result.keys())
                 if twice := next((name for name in names if names.count(name) > 1), None):
                     why = "columns of a data set have different names"

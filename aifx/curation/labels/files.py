@@ -133,8 +133,11 @@ _ENCODERS = {"label-studio": _tasks, "jsonl": _lines, "csv": _cells}
 def read_labels(
     path: Path, format: LabelFormat, shown: Shown, column: str, *, predictions: bool = False
 ) -> Iterator[FileLabel]:
-    """The labels of a file. Raises DataError for one that cannot be read in the format, OSError."""
-    data = read_input(path, limit=RECORDS_LIMIT)
+    """The labels of a file. Raises DataError for one that cannot be read, or not in the format."""
+    try:
+        data = read_input(path, limit=RECORDS_LIMIT)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read", error.strerror or str(error), f"ls -l {path}") from None
     try:
         if format == "label-studio":
             yield from read_tasks(parse_json(data), str(path), shown, column, predictions=predictions)
