@@ -78,8 +78,8 @@ def build_index(
     Args:
         rebuild: make it even if it is there.
 
-    Raises UsageError for a column that has no texts, DataError for a damaged shard, EnvironmentFault if the vectors need
-    more memory than allowed.
+    Raises UsageError for a column that has no texts, DataError for a damaged shard, EnvironmentFault if the vectors
+    need more memory than allowed.
     """
     _check(version, settings, limits)
     name = settings.name(version.manifest.sha256)
