@@ -19,7 +19,7 @@ import inprocess
 import psutil
 import pytest
 from prose import prose
-from toy_steps import KillsItself, Rows, SlowWithoutLetter, WithoutLetter
+from toy_steps import KillsItself, NeedsFile, Rows, SlowWithoutLetter, WithoutLetter
 
 from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.curation import on_ray
@@ -94,17 +94,15 @@ def test_commands(ray: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_a_task_raises(ray: Any, tmp_path: Path) -> None:
     """It is the same error, and the command does what is missing after the cause is gone."""
-    version = collected(tmp_path)
-    catalog, step = open_catalog(str(tmp_path)), WithoutLetter((version,), "d")
-    whole = version.shards[3].read_bytes()
-    version.shards[3].write_bytes(b"PAR1 and no more")
+    catalog, needed = open_catalog(str(tmp_path)), tmp_path / "needed"
+    step = NeedsFile((collected(tmp_path),), "d", needed)
     found = []
     for run_tasks in (None, OnRay()):
-        with pytest.raises(AifxError, match=r"00003-000.parquet: not a Parquet file") as caught:
+        with pytest.raises(AifxError, match="no file .*needed") as caught:
             execute(step, "pets", catalog, LIMITS, run_tasks)
         found.append((type(caught.value), caught.value.document()))
     assert found[0] == found[1]
-    version.shards[3].write_bytes(whole)
+    needed.touch()
     assert execute(step, "pets", catalog, LIMITS, OnRay()).version.manifest.rows == 6
 
 

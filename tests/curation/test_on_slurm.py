@@ -16,7 +16,7 @@ import psutil
 import pytest
 from prose import prose
 from slurm_cluster import Cluster, cluster, missing
-from toy_steps import Rows, SlowWithoutLetter
+from toy_steps import NeedsFile, Rows, SlowWithoutLetter
 
 from aifx.config.launch_section import LaunchSection, SlurmSection
 from aifx.core.errors import AifxError, EnvironmentFault
@@ -99,11 +99,9 @@ def test_killed_elements_are_done_again(on_slurm: OnSlurm, tmp_path: Path) -> No
 @needs_slurm
 @pytest.mark.slow
 def test_what_a_task_raises_ends_the_job(on_slurm: OnSlurm, slurm: Cluster, tmp_path: Path) -> None:
-    version = collected(tmp_path / "b")
-    version.shards[3].write_bytes(b"PAR1 and no more")
-    with pytest.raises(AifxError, match="not a Parquet file") as caught:
-        execute(SlowWithoutLetter((version,), "d"), "pets", open_catalog(str(tmp_path / "b")), LIMITS, on_slurm)
-    assert "00003-000.parquet" in caught.value.what
+    step = NeedsFile((collected(tmp_path / "b"),), "d", tmp_path / "needed")
+    with pytest.raises(AifxError, match="no file .*needed"):
+        execute(step, "pets", open_catalog(str(tmp_path / "b")), LIMITS, on_slurm)
     slurm.wait("the end of all jobs", lambda: not slurm.ask("squeue", "-h"))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
+from aifx.core.errors import EnvironmentFault
 from aifx.curation.shards import dropped_rows
 from aifx.curation.step import Limits, Outcome, ShardStep, Step
 from aifx.data.versions import ROW, SOURCE, Kind, Source
@@ -71,6 +72,18 @@ class SlowWithoutLetter(WithoutLetter):
 
     def apply(self, rows: pa.Table, work: Path) -> Outcome:
         time.sleep(0.5)
+        return super().apply(rows, work)
+
+
+@dataclass(frozen=True)
+class NeedsFile(WithoutLetter):
+    """Fails while a file is absent."""
+
+    path: Path
+
+    def apply(self, rows: pa.Table, work: Path) -> Outcome:
+        if not self.path.exists():
+            raise EnvironmentFault(f"no file {self.path}", "the step needs it", f"touch {self.path}")
         return super().apply(rows, work)
 
 
