@@ -98,7 +98,7 @@ def test_what_a_task_raises(ray: Any, tmp_path: Path) -> None:
     step = NeedsFile((collected(tmp_path),), "d", needed)
     found = []
     for run_tasks in (None, OnRay()):
-        with pytest.raises(AifxError, match="no file .*needed") as caught:
+        with pytest.raises(AifxError, match=r"no file .*needed") as caught:
             execute(step, "pets", catalog, LIMITS, run_tasks)
         found.append((type(caught.value), caught.value.document()))
     assert found[0] == found[1]

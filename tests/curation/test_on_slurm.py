@@ -100,7 +100,7 @@ def test_killed_elements_are_done_again(on_slurm: OnSlurm, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_what_a_task_raises_ends_the_job(on_slurm: OnSlurm, slurm: Cluster, tmp_path: Path) -> None:
     step = NeedsFile((collected(tmp_path / "b"),), "d", tmp_path / "needed")
-    with pytest.raises(AifxError, match="no file .*needed"):
+    with pytest.raises(AifxError, match=r"no file .*needed"):
         execute(step, "pets", open_catalog(str(tmp_path / "b")), LIMITS, on_slurm)
     slurm.wait("the end of all jobs", lambda: not slurm.ask("squeue", "-h"))
 
