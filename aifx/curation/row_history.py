@@ -174,7 +174,7 @@ class _Search:
         return list(found.values())[:MOST_FOUND]
 
     def quarantined(self, row: str | None, text: str | None) -> list[BadInput]:
-        """What could not be read at SOURCE:LINE, or has a text in it."""
+        """The rows in quarantine at SOURCE:LINE, or with a text in them."""
         source, _, line = (row or "").rpartition(":")
         values: list[str | int]
         if text is not None:

@@ -1,4 +1,4 @@
-"""Building an index: the vectors of a version a few thousand rows at a time, so that a restart does what is missing.
+"""Building an index: the vectors of a version a few thousand rows at a time, so that a restart embeds the rest.
 
 It works in `indexes/<version>/.work-<index>/`: `<shard>-<piece>.npy` has the vectors of a piece, and `out` becomes the
 index. Each file appears by rename.

@@ -42,7 +42,7 @@ _NAME = re.compile(r"[0-9a-f]{12}")
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """What the user chose of an index.
+    """The options of `aifx data index`.
 
     Attributes:
         column: whose texts are embedded.

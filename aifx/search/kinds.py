@@ -51,7 +51,7 @@ class Recall:
 
 @dataclass(frozen=True)
 class MadeIndex:
-    """An index in memory, and what is known of it.
+    """An index in memory, with its effort and recall.
 
     Attributes:
         effort: how much of an approximate index a search looks at; None if the index is exact.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PIECE_ROWS = 10_000
 DRIVERS = {"mysql": "pymysql", "mariadb": "pymysql", "duckdb": "duckdb-engine", "oracle": "oracledb", "mssql": "pyodbc"}
-"""What a dialect needs, if its URL names no other driver."""
+"""The package that a dialect needs if its URL names no other driver."""
 
 
 class OtherSnapshot(Snapshot):

@@ -211,7 +211,11 @@ class PostgresSnapshot(Snapshot):
         if self._query.key is None or (after is None and last is None):
             return ""
         name = f"q.{identifier(self._query.key)}"
-        bounds = [f"{name} {sign} {quoted(key)}::{self._key.type}" for sign, key in ((">", after), ("<=", last)) if key]
+        bounds = [
+            f"{name} {sign} {quoted(key)}::{self._key.type}"
+            for sign, key in ((">", after), ("<=", last))
+            if key is not None
+        ]
         return f"WHERE {' AND '.join(bounds)}"
 
     def read(self, after: str | None) -> Iterator[RecordBatch]:
@@ -268,7 +272,7 @@ def asking(what: str, statement: str) -> Iterator[None]:
     """Raise an AifxError that has no secret for an error of the driver.
 
     Args:
-        what: what is tried, such as "read postgresql://host/db".
+        what: the operation, such as "read postgresql://host/db".
         statement: the option with the user's SQL; "" if aifx wrote it.
     """
     from adbc_driver_manager import Error

@@ -39,7 +39,7 @@ class Target:
 
     @property
     def name(self) -> str:
-        """What is recorded: without login and options."""
+        """As lineage and reports have it: without login and options."""
         return f"{self.url.name}/{f'{self.schema}.' if self.schema else ''}{self.table}"
 
     def quoted(self, table: str | None = None) -> str:

@@ -42,7 +42,7 @@ class DatabaseUrl:
 
     @property
     def name(self) -> str:
-        """What is recorded: without login and options."""
+        """As manifests and reports have it: without login and options."""
         port = f":{self.port}" if self.port else ""
         return f"{self.dialect}://{self.host}{port}/{self.database}"
 
@@ -115,5 +115,5 @@ def missing_extra(error: ImportError) -> EnvironmentFault:
 
 
 def _without_value(error: ValueError) -> str:
-    """The reason without what is quoted in it: it may be part of a password with a character like "/" or "@"."""
+    """The reason without the quoted value, which may be part of a password with a character like "/" or "@"."""
     return redact(re.sub(r"'[^']*'", "…", str(error)))

@@ -48,7 +48,7 @@ SHOWN_IMAGES = ("image/png", "image/jpeg", "image/webp")
 
 @dataclass(frozen=True)
 class Labelling:
-    """What a server labels.
+    """The rows, labels and log of a server.
 
     Attributes:
         labels: that can be chosen; for pairs none, as their columns and a tie can be.
@@ -151,7 +151,7 @@ def _rendered() -> tuple[str, str]:
 
 
 async def _session(request: Request) -> Response:
-    """What is labelled. `scope` names the label file, so that the page keeps unsent labels apart."""
+    """The data set and its labels. `scope` names the label file, so that the page keeps unsent labels apart."""
     labelling: Labelling = request.app.state.labelling
     manifest = labelling.version.manifest
     return JSONResponse(

@@ -29,7 +29,7 @@ IMAGE_TYPES = {
 
 @dataclass(frozen=True)
 class Shown:
-    """What labellers see of a row.
+    """The columns of a row that labellers see.
 
     Attributes:
         columns: one for texts and images, two for pairs, in the order of the command line.
@@ -40,7 +40,7 @@ class Shown:
 
 
 def shown_of(version: Version, column: str, pair: str | None = None) -> Shown:
-    """What is shown of the rows of a version whose labels become `column`.
+    """The columns to show of a version whose labels become `column`.
 
     Args:
         pair: two columns with texts, as "A,B", of which labellers choose the better.
@@ -67,7 +67,7 @@ def shown_of(version: Version, column: str, pair: str | None = None) -> Shown:
 
 
 def select_rows(version: Version, shown: Shown, rows: Collection[str]) -> Iterator[Table]:
-    """The given rows, in the order of the version, with `_row`, `_source` and what is shown of them."""
+    """The given rows, in the order of the version, with `_row`, `_source` and the shown columns."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

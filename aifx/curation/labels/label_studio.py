@@ -66,7 +66,7 @@ def read_tasks(document: Any, place: str, shown: Shown, column: str, *, predicti
         document: a task, or a list of tasks.
         predictions: also take those of models, as labels by "model:" and the model's version.
 
-    Raises DataError for what are no tasks.
+    Raises DataError if the document has something else.
     """
     for number, task in enumerate(document if isinstance(document, list) else [document], 1):
         where = f"{place}: task {number}"

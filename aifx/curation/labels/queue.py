@@ -49,7 +49,9 @@ def no_rows(version: Version, column: str) -> UsageError:
     if not version.manifest.rows:
         return UsageError(f"{version.reference} has no rows", "", "aifx data ls")
     what = f"all rows of {version.reference} have a value in column {column}"
-    return UsageError(what, "only rows without one are labelled", "--relabel shows them too; --column NAME asks anew")
+    return UsageError(
+        what, "only rows without one are labelled", "--relabel shows them too; --column NAME asks another question"
+    )
 
 
 def queued_rows(version: Version, shown: Shown, rows: Sequence[str]) -> list[QueuedRow]:

@@ -45,7 +45,7 @@ class Entry:
         action: "undo" takes back what the labeller did to the row before.
         label: None unless `action` is "label".
         time: in UTC, such as "2026-11-28T06:30:00.123Z".
-        kind: of what was shown.
+        kind: of the shown row.
         version: that was shown, as "name@version".
     """
 
@@ -87,7 +87,7 @@ def now() -> str:
 
 
 class LabelState:
-    """What counts of a sequence of entries: the last of each row and labeller, unless it was taken back."""
+    """The entries of a sequence that count: the last of each row and labeller, unless it was taken back."""
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self.ids: dict[str, int] = {}  # the place of each entry
