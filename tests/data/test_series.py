@@ -266,6 +266,7 @@ def test_a_file_has_the_naive_forecasts_alone(tmp_path: Path) -> None:
     assert len(found["7 steps before"]) == len(other.source("test", 1, seed=None).windows)
 
 
+@pytest.mark.slow
 def test_boosted_trees_forecast_a_trend_that_seasons_miss(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     days = range(400)
