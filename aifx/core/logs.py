@@ -59,11 +59,11 @@ def log_to(handler: logging.Handler, *, propagate: bool = True) -> Iterator[None
 
 
 @contextmanager
-def errors_only() -> Iterator[None]:
-    """Log nothing below an error, in a process whose answer another one gives."""
-    logger = logging.getLogger("aifx")
+def at_level(name: str, level: int) -> Iterator[None]:
+    """Log nothing below a level, by the logger of this name and those below it."""
+    logger = logging.getLogger(name)
     before = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(level)
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ ALGORITHM = 1
 """Version of the vectors. Raise it if a text would get another one."""
 
 PART_BYTES = 4
-"""Length of the parts of words. A space stands before and after each word."""
+"""Length of the parts of words. Each word has a space before and after it."""
 
 PART_WEIGHT = 0.5
 """Of a part of a word, relative to a word."""

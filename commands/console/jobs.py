@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -10,7 +11,7 @@ from typing import Any
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import report
 from aifx.core.errors import UsageError
-from aifx.core.logs import errors_only
+from aifx.core.logs import at_level
 from aifx.core.progress import listen
 from aifx.core.project import Project, RunDirectory
 
@@ -49,7 +50,8 @@ def joined_command(
 
     config = read_config(run.config, project, overrides)
     with (
-        nullcontext() if is_first else errors_only(),
+        # The first process alone answers.
+        nullcontext() if is_first else at_level("aifx", logging.ERROR),
         nullcontext() if is_first else listen(_ignore),
         joined(Limits.of(config.processes), end) as group,
     ):

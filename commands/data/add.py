@@ -43,7 +43,7 @@ def add(
         typer.Option(
             "--key",
             metavar="COLUMN",
-            help="Column of the query that tells rows apart, so that an interrupted read goes on. PostgreSQL alone.",
+            help="Column of the query with unique values, so that an interrupted read resumes. PostgreSQL alone.",
         ),
     ] = None,
     kind: Annotated[

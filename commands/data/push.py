@@ -37,7 +37,7 @@ def push(
         aifx data push orders postgresql://writer@db.example/shop/clean_orders --columns id,_split --yes
 
     The password comes from AIFX_DATABASE_PASSWORD or PostgreSQL's own variables and files. If aifx or the server is
-    killed, the table is as it was before.
+    killed, the table is unchanged.
     """
     with terminal(json) as out:
         from aifx.curation.databases.push import parse_target, push

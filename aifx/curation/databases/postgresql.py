@@ -1,4 +1,4 @@
-"""PostgreSQL: rows by COPY into Arrow, in one transaction that sees the database as it was when it began.
+"""PostgreSQL: rows by COPY into Arrow, in one transaction, which reads one snapshot of the database.
 
 ADBC's driver gives some types wrongly or as bytes that only PostgreSQL reads: money, ranges, infinite times, arrays of
 several dimensions. The query is therefore wrapped into one that turns them into text, and that replaces what Arrow
@@ -245,7 +245,7 @@ class PostgresSnapshot(Snapshot):
 
 @contextmanager
 def open_snapshot(query: Query) -> Iterator[PostgresSnapshot]:
-    """The database as it is now. Raises EnvironmentFault, UsageError, DataError."""
+    """A snapshot of the database from now on. Raises EnvironmentFault, UsageError, DataError."""
     with connection_to(query.url, f"read {query.url.name}") as connection:
         yield PostgresSnapshot(connection, query)
 

@@ -1,4 +1,4 @@
-"""`aifx data push`: a version into a table, in one transaction: the table has all rows, or is as it was."""
+"""`aifx data push`: a version into a table, in one transaction: all rows are in the table, or none."""
 
 from __future__ import annotations
 

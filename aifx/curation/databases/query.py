@@ -22,7 +22,7 @@ class Query:
     """A query of a database.
 
     Attributes:
-        key: the column that orders its rows and tells them apart; None if there is none.
+        key: the column that orders its rows, with unique values; None if there is none.
     """
 
     url: DatabaseUrl
@@ -56,7 +56,7 @@ class Part:
 
 
 class Snapshot(ABC):
-    """An open connection that sees the database as it was at one time.
+    """An open connection that reads the database at one point in time.
 
     Attributes:
         schema: the columns of the rows that `read` gives, CHECK last if there is one.

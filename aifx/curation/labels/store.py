@@ -41,7 +41,7 @@ class Entry:
     """A line: what a labeller did to a row.
 
     Attributes:
-        id: chosen by whoever sends the line; a second line with it is ignored.
+        id: of the line, chosen by its sender; a second line with the same id is ignored.
         action: "undo" takes back what the labeller did to the row before.
         label: None unless `action` is "label".
         time: in UTC, such as "2026-11-28T06:30:00.123Z".

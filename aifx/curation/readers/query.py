@@ -22,7 +22,7 @@ KEY = b"aifx:key"
 """Metadata of the rows: the column of the key, or ""."""
 
 TYPE = b"aifx:type"
-"""Of a column of texts that stands for another type: metadata with its name."""
+"""Key of a text column's metadata: the type of Arrow that its values become."""
 
 
 def find_schema(path: str, compression: str, options: ReadOptions, *, is_whole: bool) -> Schema:

@@ -6,11 +6,13 @@ import contextlib
 import logging
 import socket
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from aifx.core.errors import EnvironmentFault
+from aifx.core.logs import at_level
 from aifx.serving.http.connections import MAX_HEADER_BYTES, Connection
 
 LAST_ANSWERS_S = 2.0
@@ -47,16 +49,9 @@ class UvicornServer(uvicorn.Server):
         yield
 
 
-@contextlib.contextmanager
-def quiet_uvicorn() -> Iterator[None]:
+def quiet_uvicorn() -> AbstractContextManager[None]:
     """uvicorn reports each refused connection and each start; we log requests and failures ourselves."""
-    theirs = logging.getLogger("uvicorn.error")
-    before = theirs.level
-    theirs.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        theirs.setLevel(before)
+    return at_level("uvicorn.error", logging.CRITICAL)
 
 
 def uvicorn_server(app: ASGIApp, connection_class: type[Connection]) -> UvicornServer:
