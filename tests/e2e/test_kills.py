@@ -85,7 +85,7 @@ def in_cache_write(run: Path, cache: Path, dice: random.Random) -> Aim:
     shutil.rmtree(cache / "jax", ignore_errors=True)
 
     def written() -> bool:
-        return any((cache / "jax").glob("*-cache"))
+        return any((cache / "jax").glob("jit_train_step-*-cache"))  # small programs are written before
 
     # The compilation is told to be over once its program was written.
     return Aim(written, lambda: written() and last_event(run) == "compile")
