@@ -107,18 +107,27 @@ def search_index(index: Any, queries: F32, top: int) -> tuple[F32, NDArray[np.in
 def nearest(queries: F32, vectors: F32, top: int) -> tuple[F32, NDArray[np.int64]]:
     """The scores and numbers `[queries, top]` of the nearest of at least `top` vectors, nearest first.
 
-    Products in NumPy take a third of the time of the search in faiss's IndexFlat or less (faiss 1.15, 100,000 x 256).
+    Products in NumPy take a third of the time of the search in faiss's IndexFlat (faiss 1.15, 100,000 x 256). Only
+    vectors that are nearer than the `top` nearest before are sorted.
     """
     best = np.full((len(queries), top), -np.inf, np.float32)
     numbers = np.full((len(queries), top), -1, np.int64)
+    first_candidates = np.arange(len(queries)) * top
     for at in range(0, len(vectors), BLOCK_ROWS):
         scores = queries @ vectors[at : at + BLOCK_ROWS].T
-        first = max(scores.shape[1] - top, 0)
-        chosen = np.argpartition(scores, first, axis=1)[:, first:]
-        best = np.concatenate([best, np.take_along_axis(scores, chosen, 1)], 1)
-        numbers = np.concatenate([numbers, chosen + at], 1)
-        order = np.lexsort((numbers, -best), axis=1)[:, :top]
-        best, numbers = np.take_along_axis(best, order, 1), np.take_along_axis(numbers, order, 1)
+        width = scores.shape[1]
+        nearer = np.flatnonzero(scores > best[:, -1:])
+        if len(nearer) > scores.size // 32:  # partitioning takes less time than sorting
+            chosen = np.argpartition(scores, max(width - top, 0), axis=1)[:, -top:]
+            nearer = (chosen + np.arange(len(queries))[:, None] * width).ravel()
+        rows, columns = np.divmod(nearer, width)
+        of_query = np.concatenate([np.repeat(np.arange(len(queries)), top), rows])
+        candidates = np.concatenate([best.ravel(), scores.ravel()[nearer]])
+        candidate_numbers = np.concatenate([numbers.ravel(), columns + at])
+        order = np.lexsort((candidate_numbers, -candidates, of_query))
+        before = first_candidates + np.searchsorted(np.sort(rows), np.arange(len(queries)))
+        kept = order[before[:, None] + np.arange(top)]
+        best, numbers = candidates[kept], candidate_numbers[kept]
     return best, numbers
 
 
