@@ -85,7 +85,7 @@ def digits(value: float) -> str:
 
 def counted(count: int, noun: str, plural: str = "s") -> str:
     """ "1 launch", "3 launches"."""
-    return f"{count} {noun}{plural * (count != 1)}"
+    return f"{count:,} {noun}{plural * (count != 1)}"
 
 
 def listed(texts: Sequence[str], most: int = 3) -> str:

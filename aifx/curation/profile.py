@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from aifx.curation.shards import read_parts
+from aifx.curation.shards import read_parts, repeats
 from aifx.curation.sketches import hash_bytes
 from aifx.curation.words import mix
 from aifx.data.versions import CLUSTER, ROW, SOURCE, Manifest, Version
@@ -244,6 +244,7 @@ def _column_hashes(column: ChunkedArray) -> Any:
 
     values = column.drop_null()
     if pa.types.is_string(values.type) or pa.types.is_binary(values.type):
+        values = values.unique() if repeats(values) else values
         return np.frombuffer(array("Q", hash_bytes(values.cast(pa.binary()).to_pylist())), np.uint64)
     numbers = values.to_numpy() if pa.types.is_primitive(values.type) else np.array([], object)
     if numbers.dtype.kind in "biu":

@@ -14,7 +14,7 @@ from aifx.data.parquet import open_parquet
 from aifx.data.versions import ROW, ShardFile
 
 if TYPE_CHECKING:
-    from pyarrow import Table
+    from pyarrow import ChunkedArray, Table
 
 SHARD_BYTES = 64 << 20
 """Rows in memory that fill a shard: work for a few seconds."""
@@ -24,6 +24,9 @@ PART_BYTES = 2 << 20
 much."""
 
 COMPRESSION = "lz4"
+REPEATS_ROWS = 4096
+"""First rows by which a column is judged to repeat its values."""
+
 BULK = ("text", "image")
 """Columns that are neither compressed nor put into a dictionary: LZ4 takes half a second per 100 MB of text, and saves
 a third of the bytes."""
@@ -42,6 +45,14 @@ def _strings(values: Any) -> Any:
     import pyarrow as pa
 
     return values.cast(pa.string()) if hasattr(values, "cast") else pa.array(values, pa.string())
+
+
+def repeats(column: ChunkedArray) -> bool:
+    """Whether at most half of the first values differ; no for lists and other types with values within values."""
+    import pyarrow as pa
+
+    first = column.slice(0, REPEATS_ROWS)
+    return not pa.types.is_nested(first.type) and 2 * len(first.unique()) <= len(first)
 
 
 class ShardWriter:
@@ -100,7 +111,7 @@ class ShardWriter:
             self._hashing,
             rows.schema.remove_metadata(),
             compression={name: "none" if name in BULK else COMPRESSION for name in names},
-            use_dictionary=[name for name in names if name not in (*BULK, ROW)],
+            use_dictionary=[name for name in names if name not in (*BULK, ROW) and repeats(rows.column(name))],
             write_statistics=[ROW] if ROW in names else False,
             store_schema=False,
         )

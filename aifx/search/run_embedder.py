@@ -69,10 +69,12 @@ class RunEmbedder(Embedder):
     def embed(self, texts: Any) -> F32:
         """The beginning of a text counts that the model can read at once."""
         most, values = self._decoding.model.max_seq_len, texts.to_pylist()
-        written = [index for index, text in enumerate(values) if text and not text.isspace()]
-        tokens = [self._tokenizer.encode_prompt(values[index])[:most] for index in written]
+        of_row = {index: self._tokenizer.encode_prompt(text)[:most] for index, text in enumerate(values) if text}
+        of_row = {index: tokens for index, tokens in of_row.items() if tokens and not values[index].isspace()}
         vectors = np.zeros((len(values), self._dims), np.float32)
-        vectors[written] = pooled_in_batches(tokens, most, self._dims, partial(self._pooled, self._params))
+        vectors[list(of_row)] = pooled_in_batches(
+            list(of_row.values()), most, self._dims, partial(self._pooled, self._params)
+        )
         return normalized(vectors)
 
     def _pool(self, params: Params, inputs: jax.Array, counts: jax.Array) -> jax.Array:

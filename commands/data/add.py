@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from aifx.benchmarking.units import counted
 from aifx.commands.console.options import option_group
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
@@ -188,7 +189,7 @@ def _print(out: Output, found: AddedFiles) -> None:
 
     there = "" if found.is_new else ", which was there already"
     out.print(f"{found.reference}: {found.rows:,} rows, {readable_bytes(found.size_bytes)}{there}")
-    out.print(f"{found.files_read:,} files read, {found.files_unchanged:,} unchanged")
+    out.print(f"{counted(found.files_read, 'file')} read, {found.files_unchanged:,} unchanged")
     if found.quarantined or found.damaged_files:
         counts = {"bad row": found.quarantined, "damaged file": found.damaged_files}
         shown = [f"{count:,} {noun}{'s' * (count != 1)}" for noun, count in counts.items() if count]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,8 +10,9 @@ import typer
 
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.output import Output
+from aifx.core import parsing
 from aifx.core.errors import UsageError
-from aifx.core.project import Project, find_project
+from aifx.core.project import CONFIG_NAME, Project, find_project
 
 if TYPE_CHECKING:
     from aifx.curation.execution import Made, Runner
@@ -41,7 +41,6 @@ WorkersOption = Annotated[
 ]
 
 DEFAULT_MEMORY = "2GB"
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?")
 LEAST_MEMORY = 256 << 20
 
 
@@ -112,7 +111,9 @@ def find_catalog(root: str | None) -> tuple[Catalog, Project | None]:
 
     if root is not None:
         return open_catalog(root), None
-    project = find_project()
+    if (project := project_around()) is None:
+        why = f"no {CONFIG_NAME} in {os.getcwd()} or above it names their folder"
+        raise UsageError("the data sets' folder is not known", why, "--root FOLDER, or aifx init my-project")
     return open_catalog(load_config(project).datasets.root, project), project
 
 
@@ -138,11 +139,12 @@ def limits_of(memory: str, workers: int | None) -> Limits:
 
 def parse_size(text: str, option: str) -> int:
     """Bytes of "4GB", "512MiB" or "1000000". Raises UsageError."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise UsageError(f"{option} {text!r} is not a size", "sizes are numbers with kB, MB, GB or TB", f"{option} 4GB")
-    number, prefix, binary = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** " kMGT".index(prefix or " "))
+    try:
+        return parsing.parse_size(text)
+    except ValueError:
+        raise UsageError(
+            f"{option} {text!r} is not a size", "sizes are numbers with KB, MB, GB or TB", f"{option} 4GB"
+        ) from None
 
 
 def names_of(text: str, option: str, hint: str) -> list[str]:

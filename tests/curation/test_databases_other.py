@@ -54,7 +54,7 @@ def test_rows_of_a_file(tmp_path: Path, dialect: str, monkeypatch: pytest.Monkey
         ("sqlite:///a.db", ["--query", "DELETE FROM t"], "--query gives no rows"),
         ("sqlite:///a.db", ["--query", "SELECT 1 AS a UNION ALL SELECT 'x'"], "several types"),
         ("mysql+pymysql://me@127.0.0.1:1/shop", [], "pip install pymysql"),
-        ("nothing://me@127.0.0.1/shop", [], "is not installed"),
+        ("nothing://me@127.0.0.1/shop", [], "has no dialect"),
         ("sqlite+x://me:s3cr3t-Pa55@127.0.0.1/shop", [], "AIFX_DATABASE_PASSWORD"),
     ],
 )

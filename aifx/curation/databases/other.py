@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from aifx.core.errors import AifxError, EnvironmentFault, UsageError
+from aifx.core.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
 from aifx.core.extras import install_command
 from aifx.core.os_errors import first_line
 from aifx.curation.databases.query import Query, Snapshot
@@ -79,10 +79,15 @@ def open_other(query: Query) -> Iterator[OtherSnapshot]:
         if (password := os.environ.get(PASSWORD)) is not None and url.host:
             address = address.set(password=password)
         engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
-    except (ImportError, sqlalchemy.exc.NoSuchModuleError) as e:
-        package = getattr(e, "name", None) or DRIVERS.get(url.dialect, f"SQLAlchemy's dialect {url.dialect}")
-        hint = f"pip install {DRIVERS.get(url.dialect, url.dialect)}"
-        raise EnvironmentFault(f"aifx cannot read {url.name}", f"{package} is not installed", hint) from None
+    except sqlalchemy.exc.NoSuchModuleError:
+        if url.dialect in DRIVERS:
+            raise _not_installed(query, DRIVERS[url.dialect]) from None
+        why = f"SQLAlchemy has no dialect {url.dialect!r} here; {did_you_mean(url.dialect, DRIVERS)}"
+        raise UsageError(
+            f"aifx cannot read {url.name}", why, "correct the URL, or install the dialect's package"
+        ) from None
+    except ImportError as e:
+        raise _not_installed(query, e.name) from None
     except sqlalchemy.exc.ArgumentError:
         raise UsageError(f"{url.name} is not a URL of SQLAlchemy", "it cannot be read", "mysql+pymysql://…") from None
     with _asking(query):
@@ -146,5 +151,10 @@ def _asking(query: Query) -> Iterator[None]:
             raise UsageError("--query fails", why, "try it in the database's own shell") from None
         raise EnvironmentFault(f"could not read {query.url.name}", why, "run the same command again") from None
     except ImportError as e:
-        hint = f"pip install {DRIVERS.get(query.url.dialect, e.name or query.url.dialect)}"
-        raise EnvironmentFault(f"aifx cannot read {query.url.name}", f"{e.name} is not installed", hint) from None
+        raise _not_installed(query, e.name) from None
+
+
+def _not_installed(query: Query, package: str | None) -> EnvironmentFault:
+    needed = DRIVERS.get(query.url.dialect, package or query.url.dialect)
+    why = f"{package or needed} is not installed"
+    return EnvironmentFault(f"aifx cannot read {query.url.name}", why, f"pip install {needed}")
