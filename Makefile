@@ -18,7 +18,9 @@ compiled_programs := tests/jax_kernels/compiled_programs.py
 sampled := $(addprefix tests/,jax_kernels models nn generation)
 # Those of IS_LONG and `sample` (tests/effort.py).
 fewer_when_quick := $(sampled) tests/health/test_health_mutations.py tests/data/test_text_batches.py $(addprefix tests/training/test_,step.py training.py)
-quick := -m "not slow and not long and not compilers"
+not_slow := -m "not slow and not long and not compilers"
+# tests/seconds.json has the tests that take seconds.
+quick := -m "not seconds and not slow and not long and not compilers"
 # What depends on the versions of Python and JAX: kernels, models, training, checkpoints and one end-to-end path.
 version_dependent := $(addprefix tests/,jax_kernels nn models training checkpoint e2e/test_main_job.py::test_language_model)
 
@@ -26,7 +28,7 @@ export VENV DEMO
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo setup setup-test test test-slow test-every test-long test-oldest test-compilers test-compilers-sample test-compilers-sample-oldest test-peers bench docs lint format lock wheelhouse wheel clean
+.PHONY: help demo setup setup-test test test-slow test-seconds test-every test-long test-oldest test-compilers test-compilers-sample test-compilers-sample-oldest test-peers bench docs lint format lock wheelhouse wheel clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' Makefile
@@ -40,26 +42,29 @@ setup:  ## install aifx into .venv
 setup-test:
 	@sh scripts/setup.sh test
 
-test: setup-test  ## run all tests except slow and long ones (ARGS="-k name" goes to pytest)
+test: setup-test  ## run all tests that are quick (ARGS="-k name" goes to pytest)
 	$(python) -m pytest $(parallel) $(quick) $(ARGS)
 
-test-slow: setup-test  ## run the slow tests: whole trainings, kills, a Slurm cluster
-	$(python) -m pytest $(parallel) -m slow $(ARGS)
+test-slow: setup-test  ## run the other tests: whole trainings, kills, a Slurm cluster
+	$(python) -m pytest $(parallel) -m "seconds or slow" $(ARGS)
+
+test-seconds: setup-test  ## measure which tests take seconds, and leave these to test-slow
+	SECONDS_OF_TESTS=1 $(python) -m pytest $(parallel) $(not_slow) $(ARGS)
 
 test-long: setup-test  ## run hours of kills and random calls; resumes, and writes docs/reliability.md
 	LONG=1 $(python) -m pytest -n $(WORKERS) -m long $(ARGS)
-	LONG=1 $(python) -m pytest $(parallel) $(quick) $(fewer_when_quick) $(ARGS)
+	LONG=1 $(python) -m pytest $(parallel) $(not_slow) $(fewer_when_quick) $(ARGS)
 	$(python) scripts/reliability.py build/test-long.jsonl
 
 test-oldest:  ## run the tests that depend on versions, with Python 3.11 and its JAX
 	@VENV=$(OLDEST_VENV) VERSIONS=3.11 sh scripts/setup.sh test
-	$(OLDEST_VENV)/bin/python -m pytest $(parallel) $(quick) $(version_dependent) $(ARGS)
+	$(OLDEST_VENV)/bin/python -m pytest $(parallel) $(not_slow) $(version_dependent) $(ARGS)
 
 test-every: setup-test  ## run every case of sampled tests, on the newest and the oldest Python, and record it
-	EVERY=1 $(python) -m pytest $(parallel) $(quick) $(sampled)
+	EVERY=1 $(python) -m pytest $(parallel) $(not_slow) $(sampled)
 	$(python) tests/verified.py
 	@VENV=$(OLDEST_VENV) VERSIONS=3.11 sh scripts/setup.sh test
-	EVERY=1 $(OLDEST_VENV)/bin/python -m pytest $(parallel) $(quick) $(sampled)
+	EVERY=1 $(OLDEST_VENV)/bin/python -m pytest $(parallel) $(not_slow) $(sampled)
 	$(OLDEST_VENV)/bin/python tests/verified.py
 
 test-compilers:  ## compile every kernel for absent GPUs and TPUs, with the newest and the oldest JAX, and record it

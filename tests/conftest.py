@@ -13,6 +13,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from effort import Journal
+from seconds import IS_RECORDING, Recorder, mark_tests_that_take_seconds
 from verified import sampled_out
 
 from aifx.core.logs import log_lines
@@ -100,10 +101,17 @@ SLOWEST_FIRST = (
 """Files that take longest, so that no worker is left alone with one of them at the end."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if IS_RECORDING and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Recorder())
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.option.keyword and (left_out := sampled_out(items)):
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
+    if not config.option.keyword:
+        mark_tests_that_take_seconds(items)
     rank = {name: i for i, name in enumerate(SLOWEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
