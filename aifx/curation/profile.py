@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from aifx.curation.shards import read_parts, repeats
+from aifx.curation.shards import BULK, read_parts, repeats
 from aifx.curation.sketches import hash_bytes
 from aifx.curation.words import mix
 from aifx.data.versions import CLUSTER, ROW, SOURCE, Manifest, Version
@@ -234,17 +234,17 @@ def _connection() -> Any:
 
 def _hashes(rows: Table) -> dict[str, Any]:
     """The hashes of the values of each column but the row's id, without nulls."""
-    found = {name: _column_hashes(rows.column(name)) for name in rows.column_names if name != ROW}
+    found = {name: _column_hashes(name, rows.column(name)) for name in rows.column_names if name != ROW}
     return {name: hashes for name, hashes in found.items() if hashes is not None}
 
 
-def _column_hashes(column: ChunkedArray) -> Any:
+def _column_hashes(name: str, column: ChunkedArray) -> Any:
     """The hashes of the values of a column, without nulls; None if there is none for its type."""
     import pyarrow as pa
 
     values = column.drop_null()
     if pa.types.is_string(values.type) or pa.types.is_binary(values.type):
-        values = values.unique() if repeats(values) else values
+        values = values.unique() if name not in BULK and repeats(values) else values
         return np.frombuffer(array("Q", hash_bytes(values.cast(pa.binary()).to_pylist())), np.uint64)
     numbers = values.to_numpy() if pa.types.is_primitive(values.type) else np.array([], object)
     if numbers.dtype.kind in "biu":

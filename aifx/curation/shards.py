@@ -24,7 +24,7 @@ PART_BYTES = 2 << 20
 much."""
 
 COMPRESSION = "lz4"
-REPEATS_ROWS = 4096
+REPEATS_ROWS = 1024
 """First rows by which a column is judged to repeat its values."""
 
 BULK = ("text", "image")
