@@ -13,6 +13,7 @@ from toy_steps import Rows
 from aifx.core.json_values import plain
 from aifx.curation.execution import execute
 from aifx.curation.profile import HASHES, merge_profiles, profile_rows
+from aifx.curation.shards import repeats
 from aifx.curation.step import Limits
 from aifx.data.versions import open_catalog
 
@@ -52,6 +53,20 @@ def test_the_profile_of_rows() -> None:
     assert (characters.rows, characters.total) == (1000, sum(map(len, texts)))
     assert (words.rows, words.total) == (1000, sum(len(text.split()) for text in texts))
     assert sum(count for edge, count in characters.bins.items() if edge < 8) == sum(len(text) < 8 for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (pa.array(["a", "b", "a", "b"]), True),
+        (pa.array(["a", "b", "c", None]), False),
+        (pa.array([1, 1, 2]), False),
+        (pa.array([[1], [1]]), False),
+        (pa.array([bytes(16)] * 2, pa.uuid()), False),
+    ],
+)
+def test_columns_that_repeat_their_values(values: pa.Array, expected: bool) -> None:
+    assert repeats(pa.chunked_array([values])) is expected
 
 
 def test_parts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
