@@ -106,11 +106,12 @@ class StepOptions:
 
 def find_catalog(root: str | None) -> tuple[Catalog, Project | None]:
     """The data sets below `root`, or those of the project around the working directory, and that project."""
-    from aifx.config import load_config
     from aifx.data.versions import open_catalog
 
     if root is not None:
         return open_catalog(root), None
+    from aifx.config import load_config  # takes a quarter of a second
+
     if (project := project_around()) is None:
         why = f"no {CONFIG_NAME} in {os.getcwd()} or above it names their folder"
         raise UsageError("the data sets' folder is not known", why, "--root FOLDER, or aifx init my-project")
