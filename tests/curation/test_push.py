@@ -17,6 +17,7 @@ from adding import rows_of
 from postgresql_server import PASSWORD, Server, postgresql_server
 from pyarrow import parquet
 
+from aifx.curation.databases import push
 from aifx.curation.lineage import read_lineage
 from aifx.data.versions import open_catalog
 
@@ -47,12 +48,13 @@ def server() -> Iterator[Server]:
         yield found
 
 
-@pytest.fixture
-def folder(tmp_path: Path, server: Server) -> Path:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Path:
     """With a data set `d` of five rows from the server."""
-    added = run(tmp_path, server, "add", "d", server.url, "--query", QUERY, "--key", "id", "--license", "MIT")
+    folder = tmp_path_factory.mktemp("project")
+    added = run(folder, server, "add", "d", server.url, "--query", QUERY, "--key", "id", "--license", "MIT")
     assert added.returncode == 0, added.stderr
-    return tmp_path
+    return folder
 
 
 def environ(folder: Path, server: Server) -> dict[str, str]:
@@ -118,8 +120,49 @@ def test_a_table_that_is_there(folder: Path, server: Server) -> None:
     )
     fewer = run(folder, server, *command, "--columns", "id,uid", "--yes")
     assert (fewer.returncode, "it has 3 rows instead of 5" in fewer.stderr) == (2, True), fewer.stderr
+    server.run(
+        "CREATE OR REPLACE FUNCTION half() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN NEW.id := abs(NEW.id - 3); RETURN NEW; END'",
+    )
+    other = run(folder, server, *command, "--columns", "id,uid", "--yes")
+    assert (other.returncode, '"old" changes rows' in other.stderr) == (2, True), other.stderr
     assert server.rows("SELECT count(*) FROM old") == [(5,)]
     assert not staging_tables(server)
+
+
+def test_a_text_that_is_too_long_for_the_table(folder: Path, server: Server) -> None:
+    """PostgreSQL cuts what is cast to varchar(3)."""
+    server.run("CREATE TABLE short (id smallint, note varchar(3))", "CREATE TABLE padded (id float4, note char(9))")
+    refused = run(folder, server, "push", "d", f"{server.url}/short", "--columns", "id,note", "--yes")
+    assert (refused.returncode, "value too long for type" in refused.stderr) == (2, True), refused.stderr
+    assert server.rows("SELECT count(*) FROM short") == [(0,)]
+    done = run(folder, server, "push", "d", f"{server.url}/padded", "--columns", "id,note", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert server.rows("SELECT note::text FROM padded WHERE id = 2") == [("row 2",)]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ("DELETE FROM {} WHERE id = 2", "it has 4 rows instead of 5"),
+        ("UPDATE {} SET day = NULL WHERE id = 2", "column 'day' has 4 values instead of 5"),
+        ("UPDATE {} SET id = 9 WHERE id = 2", "the sum of column 'id' is 22 instead of 15"),
+        ("UPDATE {} SET note = 'row' WHERE id = 2", "the sum of column 'note' is 23 instead of 25"),
+    ],
+)
+def test_rows_that_arrive_otherwise(
+    folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch, change: str, why: str
+) -> None:
+    check = push.SentRows.check
+
+    def changed(self: push.SentRows, cursor: Any, table: str) -> None:
+        cursor.execute(change.format(table))
+        check(self, cursor, table)
+
+    monkeypatch.setattr(push.SentRows, "check", changed)
+    done = run(folder, server, "push", "d", f"{server.url}/otherwise")
+    assert (done.returncode, why in done.stderr) == (2, True), done.stderr
+    assert server.rows("SELECT to_regclass('otherwise')::text") == [(None,)]
 
 
 def test_types_without_a_column_of_postgresql(tmp_path: Path, server: Server) -> None:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from aifx.core.errors import DataError, UsageError, did_you_mean
+from aifx.core.errors import UsageError, did_you_mean
 from aifx.core.progress import Reporter, report_progress
 from aifx.curation.databases.columns import sql_type, storage_type, stored
 from aifx.curation.databases.postgresql import asking, connection_to
+from aifx.curation.databases.sent_rows import SentRows, check_copied
 from aifx.curation.databases.urls import DatabaseUrl, parse_database_url
 from aifx.curation.sql import identifier
 from aifx.data.parquet import open_parquet
@@ -115,15 +116,15 @@ def push(version: Version, target: Target, columns: Sequence[str] | None, *, yes
         connection.cursor() as cursor,
     ):
         before = _Table.find(cursor, target)
-        count = None if before is None else _count(cursor, before.target.quoted())
-        types = before.types if before is not None else {}
         if before is not None:
-            _check_table(target, types, schema, count or 0, yes=yes or dry_run)
+            _check_table(target, before, schema, yes=yes or dry_run)
+        types = before.types if before is not None else {}
         shown = tuple(PushedColumn(one.name, types.get(one.name) or sql_type(one.type)) for one in schema)
         if not dry_run:
-            _write(cursor, version, before.target if before is not None else target, schema, types)
+            _write(cursor, version, target, schema, before)
             connection.commit()
-    return Pushed(version.reference, target.name, version.manifest.rows, shown, count, not dry_run)
+    replaced = None if before is None else before.rows
+    return Pushed(version.reference, target.name, version.manifest.rows, shown, replaced, not dry_run)
 
 
 def _asking(target: Target) -> AbstractContextManager[None]:
@@ -132,10 +133,18 @@ def _asking(target: Target) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class _Table:
-    """A table that is there; `types` are PostgreSQL's, by column."""
+    """A table that is there.
+
+    Attributes:
+        target: with its schema.
+        types: PostgreSQL's names of the columns' types, such as "varchar(8)".
+        base_types: the same without length or precision.
+    """
 
     target: Target
     types: Mapping[str, str]
+    base_types: Mapping[str, str]
+    rows: int
 
     @classmethod
     def find(cls, cursor: Any, target: Target) -> _Table | None:
@@ -148,10 +157,14 @@ class _Table:
         schema, kind = cursor.fetchone()
         if kind not in ("r", "p"):
             raise UsageError(f"{target.name} is no table", "it is a view or another relation", "name another table")
-        columns = "SELECT attname::text, format_type(atttypid, atttypmod) FROM pg_attribute"
+        names = "attname::text, format_type(atttypid, atttypmod), format_type(atttypid, -1)"
         written = "attnum > 0 AND NOT attisdropped AND attgenerated = ''"
-        cursor.execute(f"{columns} WHERE attrelid = {oid} AND {written} ORDER BY attnum")
-        return cls(replace(target, schema=schema), dict(cursor.fetchall()))
+        cursor.execute(f"SELECT {names} FROM pg_attribute WHERE attrelid = {oid} AND {written} ORDER BY attnum")
+        columns = cursor.fetchall()
+        types, base_types = ({column[0]: column[at] for column in columns} for at in (1, 2))
+        found = replace(target, schema=schema)
+        cursor.execute(f"SELECT count(*) FROM {found.quoted()}")
+        return cls(found, types, base_types, cursor.fetchone()[0])
 
 
 def _columns_of(version: Version, names: Sequence[str] | None) -> Schema:
@@ -169,56 +182,48 @@ def _columns_of(version: Version, names: Sequence[str] | None) -> Schema:
     return pa.schema([(name, storage_type(schema.field(name).type)) for name in chosen])
 
 
-def _check_table(target: Target, types: Mapping[str, str], schema: Schema, rows: int, *, yes: bool) -> None:
+def _check_table(target: Target, table: _Table, schema: Schema, *, yes: bool) -> None:
     if not yes:
-        what = f"the table {target.name} is there, with {rows:,} rows"
+        what = f"the table {target.name} is there, with {table.rows:,} rows"
         raise UsageError(what, "nothing is written to it without --yes", "--yes replaces its rows")
     for name in schema.names:
-        if name not in types:
-            why = f"its columns are {', '.join(types)}"
+        if name not in table.types:
+            why = f"its columns are {', '.join(table.types)}"
             raise UsageError(f"the table {target.name} has no column {name!r}", why, "--columns NAME,…")
 
 
-def _write(cursor: Any, version: Version, target: Target, schema: Schema, types: Mapping[str, str]) -> None:
+def _write(cursor: Any, version: Version, target: Target, schema: Schema, before: _Table | None) -> None:
     """Copy the rows into a table beside the target, which then takes its rows or its name."""
-    staging = f"aifx_staging_{uuid.uuid4().hex[:12]}"
+    import pyarrow as pa
+
+    target = before.target if before is not None else target
+    name = f"aifx_staging_{uuid.uuid4().hex[:12]}"
+    staging = target.quoted(name)
     own = ", ".join(f"{identifier(field.name)} {sql_type(field.type)}" for field in schema)
-    cursor.execute(f"CREATE TABLE {target.quoted(staging)} ({own})")
+    cursor.execute(f"CREATE TABLE {staging} ({own})")
+    sent = SentRows(schema)
     with report_progress(f"writing {target.url.name}", version.manifest.rows, "rows") as progress:
-        import pyarrow as pa
+        rows = pa.RecordBatchReader.from_batches(schema, _batches(version, schema, sent, progress))
+        cursor.adbc_ingest(name, rows, mode="append", db_schema_name=target.schema)
+    sent.check(cursor, staging)
+    if before is None:
+        cursor.execute(f"ALTER TABLE {staging} RENAME TO {identifier(target.table)}")
+        return
+    names = [identifier(column) for column in schema.names]
+    # A cast to varchar(8) cuts texts; PostgreSQL refuses them if the cast is to varchar.
+    values = [f"{identifier(column)}::{before.base_types[column]}" for column in schema.names]
+    cursor.execute(f"TRUNCATE {target.quoted()}")
+    cursor.execute(f"INSERT INTO {target.quoted()} ({', '.join(names)}) SELECT {', '.join(values)} FROM {staging}")
+    expected = [f"{identifier(column)}::{before.types[column]}" for column in schema.names]
+    check_copied(cursor, staging, expected, target.quoted(), names)
+    cursor.execute(f"DROP TABLE {staging}")
 
-        rows = pa.RecordBatchReader.from_batches(schema, _batches(version, schema, progress))
-        cursor.adbc_ingest(staging, rows, mode="append", db_schema_name=target.schema)
-    _check_count(cursor, target.quoted(staging), version)
-    if types:
-        names = ", ".join(identifier(name) for name in schema.names)
-        values = ", ".join(f"{identifier(name)}::{types[name]}" for name in schema.names)
-        cursor.execute(f"TRUNCATE {target.quoted()}")
-        cursor.execute(f"INSERT INTO {target.quoted()} ({names}) SELECT {values} FROM {target.quoted(staging)}")
-        _check_count(cursor, target.quoted(), version)
-        cursor.execute(f"DROP TABLE {target.quoted(staging)}")
-    else:
-        cursor.execute(f"ALTER TABLE {target.quoted(staging)} RENAME TO {identifier(target.table)}")
 
-
-def _batches(version: Version, schema: Schema, progress: Reporter) -> Iterator[RecordBatch]:
+def _batches(version: Version, schema: Schema, sent: SentRows, progress: Reporter) -> Iterator[RecordBatch]:
     for shard in version.shards:
         with open_parquet(shard, str(shard)) as file:
             for batch in file.iter_batches(BATCH_ROWS, columns=schema.names, use_threads=False):
-                yield stored(batch, schema)
+                rows = stored(batch, schema)
+                sent.add(rows)
+                yield rows
                 progress.advance(len(batch))
-
-
-def _check_count(cursor: Any, table: str, version: Version) -> None:
-    count = _count(cursor, table)
-    if count != version.manifest.rows:
-        why = f"it has {count:,} rows instead of {version.manifest.rows:,}, perhaps because of a trigger or rule"
-        raise DataError(
-            f"the table {table} does not take all rows", why, "aifx has written nothing; name another table"
-        )
-
-
-def _count(cursor: Any, table: str) -> int:
-    cursor.execute(f"SELECT count(*) FROM {table}")
-    count: int = cursor.fetchone()[0]
-    return count
