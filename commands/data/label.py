@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -116,6 +117,9 @@ def serve(
 
         chosen = _choices(labels, pair)
         catalog, version, shown = open_shown(name, root, column, pair)
+        _check_names("--labels", chosen)
+        _check_names("--pair", shown.columns if pair is not None else ())
+        _check_names("--labeller", [labeller])
         with open_log(catalog, version.manifest.name, column) as log:
             if uncertain is None:
                 rows = sample_rows(version, column, sample, seed, relabel=relabel)
@@ -139,6 +143,16 @@ def serve(
                     out.write(encode_json({"schema_version": 1, **plain(started)}) + "\n")
 
             server.run(report)
+
+
+def _check_names(option: str, names: Iterable[str]) -> None:
+    """Raise UsageError for a name that the file of labels does not take: the page would lose each label."""
+    from aifx.curation.labels.store import MOST_CHARACTERS, is_name
+
+    for name in names:
+        if not is_name(name):
+            why = f"it has at most {MOST_CHARACTERS} characters, and no control characters"
+            raise UsageError(f"{option} has {name[:50]!r}", why, "give it a plain name")
 
 
 def _choices(labels: str | None, pair: str | None) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import inprocess
 import numpy as np
 import pytest
 from effort import Journal, seed_of_commit
@@ -138,6 +139,35 @@ def test_what_is_no_label_is_refused(
     assert answer.status_code == 400
     assert why in answer.json()["error"]
     assert read_entries(label_file(catalog, "reviews", "label")) == []
+
+
+def test_a_label_of_a_row_that_was_shown_before_a_restart_is_kept(
+    catalog: Catalog, serve: Callable[..., ServedLabels]
+) -> None:
+    version = texts_version(catalog)
+    served = serve(version, rows=["f-1"])
+    assert served.label(4).status_code == 200
+    assert served.rows() == ["f-1"]
+    assert labels_of(catalog) == {"f-4": {"ann": "good"}}
+
+
+def test_a_name_that_no_label_could_have_gets_no_rows(catalog: Catalog, serve: Callable[..., ServedLabels]) -> None:
+    served = serve(texts_version(catalog))
+    for name in ("a\tb", "x" * 201):
+        answer = served.http.get("/rows", params={"labeller": name})
+        assert (answer.status_code, "labeller has at most" in answer.json()["error"]) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [(["--labels", "a\tb,c"], "--labels has"), (["--labels", "a,b", "--labeller", "\udc80"], "--labeller has")],
+)
+def test_the_server_refuses_names_that_no_label_could_have(catalog: Catalog, options: list[str], what: str) -> None:
+    texts_version(catalog)
+    assert catalog.local is not None
+    command = ["data", "label", "serve", "reviews", *options, "--root", str(catalog.local)]
+    done = inprocess.run(command, catalog.local.parent, {})
+    assert (done.returncode, what in done.stderr) == (2, True)
 
 
 def test_who_is_refused(catalog: Catalog, serve: Callable[..., ServedLabels]) -> None:

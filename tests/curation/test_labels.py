@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 from label_rows import TEXTS, add_labels, entry, png, rows_version, texts_version
 
 from aifx.core.errors import DataError, UsageError
+from aifx.core.json_values import plain
+from aifx.core.parsing import parse_json
 from aifx.curation.execution import DatasetBusy
 from aifx.curation.labels.agreement import agreement_of, krippendorff_alpha
 from aifx.curation.labels.store import LabelState, label_file, open_log, read_entries
@@ -65,6 +68,40 @@ def test_a_torn_line_is_cut_and_a_damaged_one_reported(catalog: Catalog) -> None
     path.write_bytes(whole.replace(b'"action": "label"', b'"action": "undo"', 1))
     with pytest.raises(DataError, match=r"label\.jsonl:1"):
         read_entries(path)
+
+
+def test_a_last_line_without_end_counts_if_it_is_whole(catalog: Catalog) -> None:
+    texts_version(catalog)
+    add_labels(catalog, entry(0, "good"), entry(1, "bad"))
+    path = label_file(catalog, "reviews", "label")
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))  # as an editor leaves it
+    both = {"f-0": {"ann": "good"}, "f-1": {"ann": "bad"}}
+    assert state(catalog) == both
+    add_labels(catalog, entry(2, "good"))
+    assert state(catalog) == both | {"f-2": {"ann": "good"}}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"label": 5}, {"labeller": None}, {"labeller": ["a"]}, {"id": []}, {"time": 7}, {"note": 9}, {"action": "lapel"},
+     {"action": "skip"}, {"action": "skip", "label": ""}],
+)  # fmt: skip
+def test_a_line_with_values_of_other_types_is_reported(catalog: Catalog, wrong: dict[str, Any]) -> None:
+    texts_version(catalog)
+    add_labels(catalog, entry(0, "good"))
+    path = label_file(catalog, "reviews", "label")
+    path.write_bytes(path.read_bytes() + json.dumps(plain(entry(1, "bad")) | wrong).encode() + b"\n")
+    code, found = run(catalog, "agreement", "reviews")
+    assert (code, found["error"]["what"]) == (2, f"{path}:2 is not a line of labels")
+
+
+def test_names_of_all_scripts_are_taken_and_control_characters_are_not(catalog: Catalog) -> None:
+    texts_version(catalog)
+    add_labels(catalog, entry(0, "خیلی\u200cخوب", "Zoé\u00a0B."), entry(1, "bon\u202f!"))
+    assert state(catalog) == {"f-0": {"Zoé\u00a0B.": "خیلی\u200cخوب"}, "f-1": {"ann": "bon\u202f!"}}
+    for more in ({"label": "a\x1b[31m"}, {"labeller": "a\u202eb"}, {"time": "\x1b]0;x\x07"}, {"labeller": "\ud800"}):
+        with pytest.raises(ValueError, match="no control characters"):
+            replace(entry(2, "x"), **more).check()
 
 
 def test_one_process_writes_at_a_time(catalog: Catalog) -> None:
@@ -225,6 +262,30 @@ def test_lines_and_cells_come_back_whole(catalog: Catalog, tmp_path: Path, suffi
     label_file(catalog, "reviews", "label").unlink()
     assert run(catalog, "import", "reviews", path)[1]["added"] == 3
     assert state(catalog) == before
+
+
+def test_no_cell_is_a_formula(catalog: Catalog, tmp_path: Path) -> None:
+    texts_version(catalog)
+    notes = ["=HYPERLINK(0)", "'=x", "-2", "-x", "'s", "\ttab"]
+    add_labels(catalog, *(entry(0, "+1", f"@{number}", note=note) for number, note in enumerate(notes)))
+    before = LabelState(read_entries(label_file(catalog, "reviews", "label"))).entries()
+    assert run(catalog, "export", "reviews", tmp_path / "out.csv")[0] == 0
+    rows = list(csv.DictReader((tmp_path / "out.csv").open(newline="")))
+    assert [row["note"] for row in rows] == ["'=HYPERLINK(0)", "''=x", "-2", "'-x", "'s", "'\ttab"]
+    assert {row["label"] for row in rows} == {"+1"}
+    assert rows[0]["labeller"] == "'@0"
+    label_file(catalog, "reviews", "label").unlink()
+    assert run(catalog, "import", "reviews", tmp_path / "out.csv")[1]["added"] == len(notes)
+    after = LabelState(read_entries(label_file(catalog, "reviews", "label"))).entries()
+    assert [(one.labeller, one.note) for one in after] == [(one.labeller, one.note) for one in before]
+
+
+def test_numbers_that_json_lacks_are_texts_for_label_studio(catalog: Catalog, tmp_path: Path) -> None:
+    rows_version(catalog, "numbers", {"x": [float("nan"), float("inf"), 1.5]}, "table")
+    add_labels(catalog, *(entry(row, "good", kind="table") for row in range(3)), name="numbers")
+    assert run(catalog, "export", "numbers", tmp_path / "out.json")[0] == 0
+    tasks = parse_json((tmp_path / "out.json").read_bytes())
+    assert [task["data"]["x"] for task in tasks] == ["nan", "inf", 1.5]
 
 
 def test_pairs_of_label_studio(catalog: Catalog, tmp_path: Path) -> None:

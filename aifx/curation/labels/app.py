@@ -29,10 +29,10 @@ from aifx.core.errors import AifxError
 from aifx.core.json_values import plain
 from aifx.core.pages import PAGE_HEADERS, render_live
 from aifx.core.parsing import parse_json
-from aifx.curation.labels.contents import Shown, image_type
+from aifx.curation.labels.contents import Shown, has_row, image_type
 from aifx.curation.labels.label_studio import TIE
 from aifx.curation.labels.queue import LabelQueue, QueuedRow
-from aifx.curation.labels.store import Entry, LabelLog, now
+from aifx.curation.labels.store import MOST_CHARACTERS, Entry, LabelLog, is_name, now
 from aifx.data.versions import Version
 
 logger = logging.getLogger(__name__)
@@ -237,7 +237,13 @@ def _as_png(data: bytes) -> bytes:
 async def _label(request: Request) -> Response:
     """Append a line. The answer comes after it is on the disk; the same line again is answered as the first was."""
     labelling: Labelling = request.app.state.labelling
-    entry = _entry(labelling, await _body(request))
+    body = await _body(request)
+    row: Any = body.get("row") if isinstance(body, dict) else None
+    # A page that was open keeps labels of rows that the server showed before it was started with others.
+    is_other = isinstance(row, str) and row not in labelling.queue.rows
+    if is_other and not await asyncio.to_thread(has_row, labelling.version, row):
+        raise HTTPException(400, f"{labelling.version.reference} has no such row")
+    entry = _entry(labelling, body)
     async with request.app.state.lock:
         await asyncio.shield(asyncio.to_thread(labelling.log.append, [entry]))
         return JSONResponse({"saved": entry.id, **_progress(labelling, entry.labeller)})
@@ -259,8 +265,8 @@ def _entry(labelling: Labelling, body: Any) -> Entry:
     fields = ("id", "row", "action", "label", "labeller", "note")
     if not isinstance(body, dict) or not set(body) <= set(fields):
         raise HTTPException(400, f"a label is an object with {', '.join(fields)}")
-    if not isinstance(body.get("row"), str) or body["row"] not in labelling.queue.rows:
-        raise HTTPException(400, "the queue has no such row")
+    if not isinstance(body.get("row"), str):
+        raise HTTPException(400, "there is no such row")
     if body.get("label") is not None and body["label"] not in labelling.choices:
         raise HTTPException(400, f"label is one of {', '.join(labelling.choices)}")
     entry = Entry(
@@ -284,4 +290,6 @@ def _entry(labelling: Labelling, body: Any) -> Entry:
 def _labeller(name: Any) -> str:
     if not isinstance(name, str) or not name.strip():
         raise HTTPException(400, "labeller is missing")
+    if not is_name(name.strip()):
+        raise HTTPException(400, f"labeller has at most {MOST_CHARACTERS} characters, and no control characters")
     return name.strip()

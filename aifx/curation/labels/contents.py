@@ -78,6 +78,11 @@ def select_rows(version: Version, shown: Shown, rows: Collection[str]) -> Iterat
         yield table.filter(pc.is_in(table[ROW], value_set=wanted))
 
 
+def has_row(version: Version, row: str) -> bool:
+    """Whether a version has a row of this id."""
+    return any(read_shard(shard, [ROW])[ROW].index(row).as_py() >= 0 for shard in version.shards)
+
+
 def image_type(data: bytes) -> str:
     """The media type of an image file."""
     known = (kind for beginning, kind in IMAGE_TYPES.items() if data.startswith(beginning))

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -118,8 +119,26 @@ def _cells(rows: Iterable[LabelledRow], shown: Shown, column: str) -> Iterator[s
     writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
     writer.writeheader()
     for *_, entries in rows:
-        writer.writerows(map(_record, entries))
+        writer.writerows({name: _cell(value) for name, value in _record(entry).items()} for entry in entries)
     yield text.getvalue()
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
+def _cell(value: Any) -> Any:
+    """A text as a cell that no spreadsheet takes for a formula: with an apostrophe before it, as they write it."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) and not _is_number(value) else value
+
+
+def _value(cell: Any) -> Any:
+    """The text of a cell."""
+    is_escaped = isinstance(cell, str) and cell.startswith("'") and _FORMULA.match(cell)
+    return cell[1:] if is_escaped else cell
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[+-]?\d+(\.\d+)?", text) is not None
 
 
 def _record(entry: Entry) -> dict[str, Any]:
@@ -147,7 +166,7 @@ def read_labels(
                 yield _from_record(parse_json(line), f"{path}:{number}")
         else:
             for number, record in enumerate(csv.DictReader(io.StringIO(data.decode(), newline="")), 2):
-                yield _from_record(record, f"{path}:{number}")
+                yield _from_record({name: _value(cell) for name, cell in record.items()}, f"{path}:{number}")
     except (ValueError, csv.Error) as e:
         raise DataError(
             f"{path} is not {_NAMES[format]}", str(e), f"--format {'|'.join(get_args(LabelFormat))}"

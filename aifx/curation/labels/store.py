@@ -8,19 +8,21 @@ versions of a data set, so its labels belong to all of them.
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from aifx.core.errors import DataError, UsageError
-from aifx.core.files import RECORDS_LIMIT, read_file
-from aifx.core.json_files import JsonLines, sync_directory
+from aifx.core.files import RECORDS_LIMIT, open_file, read_file
+from aifx.core.json_files import JsonLines, parse_line, sync_directory
 from aifx.core.json_values import plain
 from aifx.core.parsing import parse_json
+from aifx.core.sanitize import escape_controls
 from aifx.curation.execution import holding
 from aifx.data.versions import DATASET_NAME, RESERVED, Catalog
 
@@ -31,7 +33,7 @@ Action: TypeAlias = Literal["label", "skip", "undo"]
 LabelKind: TypeAlias = Literal["text", "images", "table", "pairs"]
 
 MOST_CHARACTERS = 200
-"""Of a label, of a labeller's name and of a line's id."""
+"""Of a label, of a labeller's name, of a line's id and of its time."""
 
 MOST_NOTE = 2000
 
@@ -69,16 +71,21 @@ def _faults(entry: Entry) -> Iterator[str]:
     for name in ("id", "row", "labeller", "time", "version"):
         if not isinstance(getattr(entry, name), str) or not getattr(entry, name):
             yield f"{name} is a text that is not empty"
-    for name in ("id", "label", "labeller"):
+    for name in ("id", "label", "labeller", "time"):
         value = getattr(entry, name) or ""
-        if not isinstance(value, str) or len(value) > MOST_CHARACTERS or not value.isprintable():
-            yield f"{name} has at most {MOST_CHARACTERS} characters, all printable"
+        if not isinstance(value, str) or not is_name(value):
+            yield f"{name} has at most {MOST_CHARACTERS} characters, and no control characters"
     if entry.action not in get_args(Action) or entry.kind not in get_args(LabelKind):
         yield f"unknown action {entry.action!r} or kind {entry.kind!r}"
-    if (entry.action == "label") != bool(entry.label):
+    if not (entry.label if entry.action == "label" else entry.label is None):
         yield 'label is given with the action "label" alone'
     if not isinstance(entry.note, str) or len(entry.note) > MOST_NOTE:
         yield f"note has at most {MOST_NOTE:,} characters"
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be a label or the name of a labeller."""
+    return len(text) <= MOST_CHARACTERS and escape_controls(text, keep="") == text
 
 
 def now() -> str:
@@ -129,7 +136,7 @@ def label_file(catalog: Catalog, name: str, column: str) -> Path:
 
 
 def read_entries(path: Path, size: int | None = None) -> list[Entry]:
-    """The lines of a file, or of its first `size` bytes; none if there is no file. A last line without end is ignored.
+    """The lines of a file, or of its first `size` bytes; none if there is no file. A torn last line is ignored.
 
     Raises DataError for a line that is no entry.
     """
@@ -137,7 +144,9 @@ def read_entries(path: Path, size: int | None = None) -> list[Entry]:
         data = read_file(path, limit=RECORDS_LIMIT)[:size]
     except FileNotFoundError:
         return []
-    lines = data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]
+    lines = data.split(b"\n")
+    if parse_line(lines[-1]) is None:
+        lines.pop()
     try:
         records = parse_json(b"[%s]" % b",".join(lines))  # much faster than one by one
     except ValueError:
@@ -148,7 +157,7 @@ def read_entries(path: Path, size: int | None = None) -> list[Entry]:
         try:
             record: Any = records[number - 1] if is_whole else parse_json(line)
             entry = Entry(**record)
-            if (entry.action == "label") != (entry.label is not None) or type(entry.row) is not str:
+            if not _has_types(entry):
                 entry.check()
             entries.append(entry)
         except (TypeError, ValueError) as e:
@@ -157,11 +166,32 @@ def read_entries(path: Path, size: int | None = None) -> list[Entry]:
     return entries
 
 
+def _has_types(entry: Entry) -> bool:
+    """Whether all values of an entry have their types. `Entry.check` takes four times as long."""
+    texts = (entry.id, entry.row, entry.action, entry.labeller, entry.time, entry.kind, entry.version, entry.note)
+    if {*map(type, texts)} != {str} or entry.action not in _ACTIONS:
+        return False
+    return type(entry.label) is str if entry.action == "label" else entry.label is None
+
+
+_ACTIONS = frozenset(get_args(Action))
+
+
+def _end_last_line(path: Path) -> None:
+    """Give a whole last line its end, which an editor may leave out: the file's writer cuts a line without one."""
+    with suppress(FileNotFoundError):
+        data = read_file(path, limit=RECORDS_LIMIT)
+        if parse_line(data[data.rfind(b"\n") + 1 :]) is not None:
+            with open(open_file(path, os.O_WRONLY | os.O_APPEND), "wb") as file:
+                file.write(b"\n")
+
+
 class LabelLog:
     """The file of a column's labels, open for appending. From one thread at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        _end_last_line(path)
         self._lines = JsonLines(path)  # cuts what a killed process left of a line
         sync_directory(path.parent)
         self.state = LabelState(read_entries(path))
