@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,19 @@ class TrainedRun:
 
 
 @dataclass(frozen=True)
+class LineageOutput:
+    """An index of a version, or a table that it was pushed to.
+
+    Attributes:
+        step: "index" or "push".
+        name: a URL, without login.
+    """
+
+    step: str
+    name: str
+
+
+@dataclass(frozen=True)
 class LineageVersion:
     """A version in the history of another.
 
@@ -36,6 +50,7 @@ class LineageVersion:
         rows: None if the version was deleted, and so on.
         sources: files that were read for it, and are no sources of its parents.
         runs: of the project that trained on it.
+        outputs: indexes and tables that were made of it.
     """
 
     reference: str
@@ -49,6 +64,7 @@ class LineageVersion:
     sources: int
     licenses: tuple[str, ...]
     runs: tuple[str, ...]
+    outputs: tuple[LineageOutput, ...]
     is_deleted: bool = False
 
 
@@ -68,7 +84,8 @@ def lineage_of(catalog: Catalog, reference: str, project: Project | None) -> Lin
     """The versions that one was made from. Raises UsageError if there is none of that name."""
     whole = "@".join(catalog.find(reference))
     runs = list(trained_runs(project)) if project is not None else []
-    events = _events(catalog)
+    recorded = read_lineage(catalog)
+    events, outputs = _events(recorded), _outputs(recorded)
     found: dict[str, LineageVersion] = {}
     waiting = [whole]
     while waiting:
@@ -77,9 +94,10 @@ def lineage_of(catalog: Catalog, reference: str, project: Project | None) -> Lin
             continue
         manifest = find_manifest(catalog, one)
         names = tuple(dict.fromkeys(run.run for run in runs if run.reference == one))
-        found[one] = (
-            _existing(catalog, manifest, names) if manifest is not None else _deleted(one, events.get(one), names)
-        )
+        if manifest is not None:
+            found[one] = _existing(catalog, manifest, names, outputs[one])
+        else:
+            found[one] = _deleted(one, events.get(one), names, outputs[one])
         waiting += found[one].parents
     return Lineage(whole, tuple(found.values()))
 
@@ -130,7 +148,9 @@ def settings_text(settings: Mapping[str, Any]) -> str:
     return text if len(text) <= SETTINGS_CHARACTERS else f"{text[: SETTINGS_CHARACTERS - 1]}…"
 
 
-def _existing(catalog: Catalog, manifest: Manifest, runs: tuple[str, ...]) -> LineageVersion:
+def _existing(
+    catalog: Catalog, manifest: Manifest, runs: tuple[str, ...], outputs: Sequence[LineageOutput]
+) -> LineageVersion:
     parents = [find_manifest(catalog, parent) for parent in manifest.parents]
     is_known = None not in parents
     return LineageVersion(
@@ -145,10 +165,13 @@ def _existing(catalog: Catalog, manifest: Manifest, runs: tuple[str, ...]) -> Li
         sources=len(new_sources(manifest, [one for one in parents if one is not None])) if is_known else 0,
         licenses=manifest.licenses,
         runs=runs,
+        outputs=tuple(outputs),
     )
 
 
-def _deleted(reference: str, event: Mapping[str, Any] | None, runs: tuple[str, ...]) -> LineageVersion:
+def _deleted(
+    reference: str, event: Mapping[str, Any] | None, runs: tuple[str, ...], outputs: Sequence[LineageOutput]
+) -> LineageVersion:
     """A version that was deleted, from its event in lineage.jsonl."""
     event = event or {}
     inputs = [(one, _version(one)) for one in event.get("inputs", ())]
@@ -165,15 +188,30 @@ def _deleted(reference: str, event: Mapping[str, Any] | None, runs: tuple[str, .
         sources=int(step.get("sources", 0)),
         licenses=(),
         runs=runs,
+        outputs=tuple(outputs),
         is_deleted=True,
     )
 
 
-def _events(catalog: Catalog) -> dict[str, Mapping[str, Any]]:
+def _outputs(events: Sequence[Mapping[str, Any]]) -> defaultdict[str, list[LineageOutput]]:
+    """The outputs that are no versions, each once, by the version that they were made of."""
+    found: defaultdict[str, list[LineageOutput]] = defaultdict(list)
+    for event in events:
+        for output in event.get("outputs", ()):
+            if _version(output) is None:
+                step = str(event.get("job", {}).get("name")).removeprefix("data.")
+                made = LineageOutput(step, f"{output.get('namespace')}/{output.get('name')}")
+                for one in event.get("inputs", ()):
+                    of_version = found[f"{one.get('name')}@{_version(one)}"]
+                    of_version += [made] if made not in of_version else []
+    return found
+
+
+def _events(events: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """The last event that made each version."""
     return {
         f"{output.get('name')}@{_version(output)}": event
-        for event in read_lineage(catalog)
+        for event in events
         if not is_removal(event)
         for output in event.get("outputs", ())
     }

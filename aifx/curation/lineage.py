@@ -11,7 +11,7 @@ from typing import Any
 from aifx.core.json_files import JsonLines
 from aifx.core.json_values import plain
 from aifx.core.version import DISTRIBUTION, __version__
-from aifx.data.versions import LINEAGE, Catalog, Manifest, Source, Version
+from aifx.data.versions import INDEXES, LINEAGE, Catalog, Manifest, Source, Version
 
 SCHEMA = "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent"
 FACETS = "https://openlineage.io/spec/facets"
@@ -29,10 +29,21 @@ PRODUCER = f"urn:{DISTRIBUTION}:{__version__}"
 
 def record_run(catalog: Catalog, made: Version, parents: Sequence[Version], key: str) -> None:
     """Append that a step made a version, unless that is recorded already."""
-    run_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"aifx:{key}:{made.manifest.sha256}"))
-    if any(event.get("run", {}).get("runId") == run_id for event in read_lineage(catalog)):
-        return
-    _append(catalog, run_event(made.manifest, [parent.manifest for parent in parents], run_id, catalog.store.url))
+    run_id = _run_id(key, made.manifest)
+    _append_once(catalog, run_event(made.manifest, [one.manifest for one in parents], run_id, catalog.store.url))
+
+
+def record_index(catalog: Catalog, indexed: Manifest, index: str, settings: Mapping[str, Any]) -> None:
+    """Append that an index of a version was made, unless that is recorded already.
+
+    Args:
+        index: its name.
+        settings: all that it depends on.
+    """
+    made = {"namespace": _namespace(catalog.store.url), "name": f"{indexed.name}/{INDEXES}/{indexed.version}/{index}"}
+    step = {STEP_FACET: {**_facet(JOB_FACET), "name": "index", "settings": plain(settings), "code": __version__}}
+    inputs = [_dataset(indexed, catalog.store.url)]
+    _append_once(catalog, _event(_run_id(index, indexed), "index", step, inputs, [made]))
 
 
 def record_removal(catalog: Catalog, removed: Sequence[Manifest]) -> None:
@@ -53,6 +64,16 @@ def record_push(catalog: Catalog, pushed: Manifest, namespace: str, table: str) 
 def is_removal(event: Mapping[str, Any]) -> bool:
     """Whether an event records that versions were deleted."""
     return bool(event.get("job", {}).get("name") == "data.purge")
+
+
+def _run_id(key: str, version: Manifest) -> str:
+    """The same id each time for the same work."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"aifx:{key}:{version.sha256}"))
+
+
+def _append_once(catalog: Catalog, event: Mapping[str, Any]) -> None:
+    if not any(one.get("run", {}).get("runId") == event["run"]["runId"] for one in read_lineage(catalog)):
+        _append(catalog, event)
 
 
 def _append(catalog: Catalog, event: Mapping[str, Any]) -> None:
@@ -119,13 +140,17 @@ def _file(name: str) -> dict[str, str]:
 def _dataset(manifest: Manifest, namespace: str) -> dict[str, Any]:
     fields = [{"name": name, "type": kind} for name, kind in manifest.columns.items()]
     return {
-        "namespace": namespace if "://" in namespace else f"file://{namespace}",
+        "namespace": _namespace(namespace),
         "name": manifest.name,
         "facets": {
             "version": {**_facet(VERSION_FACET), "datasetVersion": manifest.version},
             "schema": {**_facet(SCHEMA_FACET), "fields": fields},
         },
     }
+
+
+def _namespace(root: str) -> str:
+    return root if "://" in root else f"file://{root}"
 
 
 def _facet(schema: str) -> dict[str, str]:

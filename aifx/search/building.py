@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from aifx.core.errors import EnvironmentFault, UsageError, did_you_mean
 from aifx.core.files import replacing
 from aifx.core.json_files import readable_bytes
+from aifx.core.json_values import plain
 from aifx.core.os_errors import first_line
 from aifx.core.progress import Reporter, report_progress
 from aifx.curation.execution import holding
+from aifx.curation.lineage import record_index
 from aifx.curation.processes import call_each
 from aifx.curation.step import Limits
 from aifx.data.datasets import check_own_rows
@@ -87,7 +89,7 @@ def build_index(
     with holding(folder, f"version {version.reference}", "makes an index of it"):
         if not rebuild and name in indexes_of(catalog, version.manifest):
             found, is_new = open_index(catalog, version.manifest, name), False
-            if is_accepted(found):
+            if found.manifest.is_accepted:
                 set_latest_index(catalog, version.manifest, name)
         else:
             work = folder / f".work-{name}"
@@ -96,12 +98,8 @@ def build_index(
             _embed_shards(version, settings.column, embedder, work, limits)
             found, is_new = _publish(version, name, settings, catalog, work, limits), True
             shutil.rmtree(work)
-    return BuiltIndex(found.manifest, found.manifest.file.bytes, is_new, is_accepted(found))
-
-
-def is_accepted(index: Index) -> bool:
-    recall = index.manifest.recall
-    return recall is None or recall.is_enough
+        record_index(catalog, version.manifest, name, plain(settings))
+    return BuiltIndex(found.manifest, found.manifest.file.bytes, is_new, found.manifest.is_accepted)
 
 
 def check_column(version: Version, column: str) -> None:
@@ -163,8 +161,7 @@ def _publish(
         recall=made.recall,
         faiss=faiss.__version__,
     )
-    accepted = made.recall is None or made.recall.is_enough
-    return publish_index(catalog, version.manifest, out, manifest, is_accepted=accepted)
+    return publish_index(catalog, version.manifest, out, manifest)
 
 
 def _write(made: MadeIndex, out: Path, rows: int) -> ShardFile:

@@ -96,6 +96,11 @@ class IndexManifest:
     faiss: str
     format: int = FORMAT
 
+    @property
+    def is_accepted(self) -> bool:
+        """Whether its recall is enough for searches."""
+        return self.recall is None or self.recall.is_enough
+
 
 _MANIFEST = TypeAdapter(IndexManifest)
 
@@ -188,9 +193,7 @@ def open_index(catalog: Catalog, version: Manifest, name: str) -> Index:
     return Index(folder, manifest)
 
 
-def publish_index(
-    catalog: Catalog, version: Manifest, out: Path, manifest: IndexManifest, *, is_accepted: bool
-) -> Index:
+def publish_index(catalog: Catalog, version: Manifest, out: Path, manifest: IndexManifest) -> Index:
     """Give the folder that holds the index its name, or copy it to a remote root; a search takes it if accepted."""
     target = f"{_folder(version)}/{manifest.name}"
     document = encode(encode_json(plain(manifest), indent=2, ensure_ascii=False) + "\n")
@@ -203,7 +206,7 @@ def publish_index(
         replace_file(out / MANIFEST, document)
         shutil.rmtree(catalog.local / target, ignore_errors=True)
         os.rename(out, catalog.local / target)
-    if is_accepted:
+    if manifest.is_accepted:
         set_latest_index(catalog, version, manifest.name)
     return open_index(catalog, version, manifest.name)
 

@@ -82,7 +82,7 @@ def _print_difference(out: Output, found: VersionDifference) -> None:
 
 
 def lineage(name: DatasetArgument, root: RootOption = None, json: JsonOption = False) -> None:
-    """Print the versions that one was made from, with their steps, and the runs trained on them.
+    """Print the versions that one was made from, with their steps, indexes and tables, and the runs trained on them.
 
     Examples:
         aifx data lineage corpus
@@ -115,6 +115,8 @@ def _tree(reference: str, versions: Mapping[str, LineageVersion], first: str, re
         yield f"{rest}{branch}from {one.sources:,} {noun}; licences: {', '.join(one.licenses) or 'unknown'}"
     if one.runs:
         yield f"{rest}{branch}trained on it: {', '.join(one.runs)}"
+    for output in one.outputs:
+        yield f"{rest}{branch}{output.step}: {output.name}"
     for parent in one.parents:
         is_last = parent == one.parents[-1]
         yield from _tree(parent, versions, f"{rest}{'└─' if is_last else '├─'}", f"{rest}{'  ' if is_last else '│ '}")

@@ -10,7 +10,7 @@ import pytest
 from toy_steps import Rows, WithoutLetter
 
 from aifx.curation.execution import execute
-from aifx.curation.lineage import STEP_FACET, read_lineage, record_removal, run_event
+from aifx.curation.lineage import STEP_FACET, read_lineage, record_index, record_push, record_removal, run_event
 from aifx.curation.step import Limits
 from aifx.data.versions import Catalog, open_catalog
 
@@ -33,6 +33,9 @@ def catalog(tmp_path: Path) -> Catalog:
     catalog = open_catalog(str(tmp_path / "datasets"))
     first = execute(Rows((), (("a cat", "a dog"), ("an ox",))), "pets", catalog, LIMITS).version
     execute(WithoutLetter((first,), "d"), "pets", catalog, LIMITS)
+    for _ in range(2):
+        record_index(catalog, first.manifest, "7a0fa8be4456", {"column": "text"})
+    record_push(catalog, first.manifest, "postgres://db:5432", "shop.public.pets")
     record_removal(catalog, [first.manifest])
     return catalog
 
@@ -82,7 +85,8 @@ def without_empty(value: Any) -> Any:
 
 def test_the_client_would_write_the_same(catalog: Catalog) -> None:
     events = read_lineage(catalog)
-    assert [event["job"]["name"] for event in events] == ["data.rows", "data.without-letter", "data.purge"]
+    names = ["data.rows", "data.without-letter", "data.index", "data.push", "data.purge"]
+    assert [event["job"]["name"] for event in events] == names
     for event in events:
         theirs = json.loads(Serde.to_json(rebuilt(event)))
         assert without_empty(event) == without_empty(theirs)

@@ -89,7 +89,7 @@ def test_there_and_back(folder: Path, server: Server) -> None:
     event = next(event for event in read_lineage(catalog) if event["job"]["name"] == "data.push")
     namespace = f"postgres://127.0.0.1:{server.port}"
     assert event["outputs"] == [{"namespace": namespace, "name": "postgres.sales.back"}]
-    assert run(folder, server, "lineage", "d").returncode == 0
+    assert f"push: {namespace}/postgres.sales.back\n" in run(folder, server, "lineage", "d").stdout
     assert PASSWORD.encode() not in (folder / "datasets" / "lineage.jsonl").read_bytes()
     assert not staging_tables(server)
 

@@ -111,6 +111,11 @@ def test_another_column_and_several_indexes(project: Path, rows: list[str]) -> N
     assert by_name[0][0] != rows[123]
     aifx(project, "index", "corpus")
     assert found(aifx(project, "search", "corpus", "title 123", "--json")) == by_name
+    version = json.loads(aifx(project, "lineage", "corpus", "--json").stdout)["versions"][0]
+    made = [output["name"].partition("/corpus/indexes/")[2] for output in version["outputs"]]
+    folders = (project / "datasets/corpus/indexes").glob("*/*/manifest.json")
+    assert sorted(made) == sorted(f"{path.parent.parent.name}/{path.parent.name}" for path in folders)
+    assert f"index: file://{project}/datasets/corpus/indexes/" in aifx(project, "lineage", "corpus").stdout
 
 
 @pytest.mark.parametrize(
