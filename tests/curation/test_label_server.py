@@ -287,7 +287,11 @@ def test_the_least_certain_rows_come_first(catalog: Catalog, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "kills", [pytest.param(KILLS, marks=pytest.mark.slow), pytest.param(ALL_KILLS, marks=pytest.mark.long)]
+    "kills",
+    [
+        pytest.param(KILLS, marks=pytest.mark.slow),
+        pytest.param(ALL_KILLS, marks=[pytest.mark.long, pytest.mark.timeout(3600)]),
+    ],
 )
 def test_no_label_is_lost_if_the_server_is_killed(
     catalog: Catalog, tmp_path: Path, kills: int, request: pytest.FixtureRequest
