@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from aifx.core.environment import environment
 from aifx.core.errors import EnvironmentFault
 
 
@@ -31,12 +32,6 @@ def _folders() -> list[str]:
 @contextmanager
 def with_safe_path() -> Iterator[None]:
     """Set PATH to its absolute entries in this block, for libraries that look programs up by themselves."""
-    before = os.environ.get("PATH")
-    os.environ["PATH"] = os.pathsep.join(_folders() or [os.defpath])  # an empty PATH means the working directory
-    try:
+    folders = _folders() or [os.defpath]  # an empty PATH means the working directory
+    with environment({"PATH": os.pathsep.join(folders)}):
         yield
-    finally:
-        if before is None:
-            del os.environ["PATH"]
-        else:
-            os.environ["PATH"] = before

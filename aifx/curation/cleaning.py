@@ -16,7 +16,7 @@ from aifx.curation.shards import dropped_rows
 from aifx.curation.step import Outcome, ShardStep
 from aifx.curation.text_repair import UnicodeForm, repaired
 from aifx.data.datasets import check_own_rows
-from aifx.data.versions import ROW, Manifest
+from aifx.data.versions import ROW, TEXT_TYPES, Manifest
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -69,7 +69,7 @@ def check_text(manifest: Manifest) -> None:
     """Raise UsageError if a version has no column of texts."""
     check_own_rows(manifest, "aifx data clean")
     found = manifest.columns.get(TEXT)
-    if found not in ("string", "large_string"):
+    if found not in TEXT_TYPES:
         why = f"its column 'text' is {found}" if found else f"its columns are {', '.join(manifest.columns)}"
         raise UsageError(f"{manifest.reference} has no texts", why, "aifx data ls")
 

@@ -8,14 +8,13 @@ process without end, and start three processes of its own.
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import shutil
 import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from aifx.core.environment import environment
 from aifx.core.errors import EnvironmentFault
 from aifx.core.extras import install_command
 from aifx.core.os_errors import first_line
@@ -109,7 +109,7 @@ def session(address: str, limits: Limits) -> Iterator[Any]:
     Raises EnvironmentFault if the extra is not installed, or if Ray does not answer.
     """
     is_local = address == "local"
-    with _environment(ENVIRONMENT | (LOCAL_ENVIRONMENT if is_local else {})):
+    with environment(ENVIRONMENT | (LOCAL_ENVIRONMENT if is_local else {})):
         ray = _import_ray()
         if ray.is_initialized():
             yield ray
@@ -174,20 +174,6 @@ def _own_sigterm() -> Iterator[None]:
     finally:
         if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _socket_folder() -> Path:

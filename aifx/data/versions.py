@@ -47,6 +47,8 @@ ROW, SOURCE, SPLIT, CLUSTER = "_row", "_source", "_split", "_cluster"
 """Columns that aifx adds: the row's id; the source that it came from; the split and the duplicate cluster it is in."""
 
 RESERVED = (ROW, SOURCE, SPLIT, CLUSTER)
+TEXT_TYPES = ("string", "large_string")
+"""Types of columns with texts, as manifests name them."""
 
 FORMAT = 1
 VERSION_DIGITS = 12

@@ -30,7 +30,7 @@ from aifx.curation.step import Limits
 from aifx.data.datasets import check_own_rows
 from aifx.data.parquet import open_parquet
 from aifx.data.verification import check_shards
-from aifx.data.versions import Catalog, ShardFile, Version, sha256_of
+from aifx.data.versions import TEXT_TYPES, Catalog, ShardFile, Version, sha256_of
 from aifx.search.embedders import F32, Embedder
 from aifx.search.indexes import (
     INDEX_FILE,
@@ -105,11 +105,11 @@ def build_index(
 def check_column(version: Version, column: str) -> None:
     """Raise UsageError for a column that does not exist or has no texts."""
     columns = version.manifest.columns
-    texts = [name for name, kind in columns.items() if kind in ("string", "large_string") and not name.startswith("_")]
+    texts = [name for name, kind in columns.items() if kind in TEXT_TYPES and not name.startswith("_")]
     hint = f"--column {texts[0]}" if texts else "aifx data ls"
     if column not in columns:
         raise UsageError(f"{version.reference} has no column {column!r}", did_you_mean(column, columns), hint)
-    if columns[column] not in ("string", "large_string"):
+    if columns[column] not in TEXT_TYPES:
         why = f"it is of type {columns[column]}, and texts are embedded"
         raise UsageError(f"column {column!r} of {version.reference} has no texts", why, hint)
 

@@ -193,11 +193,11 @@ def export(
     with terminal(json) as out:
         from aifx.curation.labels.files import export_labels, format_of
         from aifx.curation.labels.label_studio import labeling_config
-        from aifx.curation.labels.store import LabelState, label_file, read_entries
+        from aifx.curation.labels.store import read_state
 
         written_as = format_of(file, format)
         catalog, version, shown = open_shown(name, root, column, pair)
-        state = LabelState(read_entries(label_file(catalog, version.manifest.name, column)))
+        state = read_state(catalog, version.manifest.name, column)
         found = export_labels(version, shown, column, state, file, written_as)
         out.document(found)
         out.print(f"{found.labels:,} labels of {found.rows:,} rows in {file}")
@@ -274,10 +274,10 @@ def apply(
     with terminal(json) as out:
         from aifx.curation.execution import execute
         from aifx.curation.labels.applying import ApplyLabels, check_labels, decide
-        from aifx.curation.labels.store import LabelState, label_file, read_entries
+        from aifx.curation.labels.store import read_state
 
         catalog, version, _ = open_shown(name, root, column, None)
-        state = LabelState(read_entries(label_file(catalog, version.manifest.name, column)))
+        state = read_state(catalog, version.manifest.name, column)
         labels = decide(state.labels())
         check_labels(version, column, labels)
         made = execute(

@@ -43,11 +43,11 @@ def agreement(
     """
     with terminal(json) as out:
         from aifx.curation.labels.agreement import agreement_of
-        from aifx.curation.labels.store import LabelState, label_file, read_entries
+        from aifx.curation.labels.store import read_state
 
         catalog, _ = find_catalog(root)
         reference = "@".join(catalog.find(name))
-        labels = LabelState(read_entries(label_file(catalog, reference.partition("@")[0], column))).labels()
+        labels = read_state(catalog, reference.partition("@")[0], column).labels()
         found = agreement_of(reference, column, labels, min_agreement)
         out.document(found)
         _print_agreement(out, found)
@@ -84,11 +84,11 @@ def suspects(
     """
     with terminal(json) as out:
         from aifx.core.json_files import write_text
-        from aifx.curation.labels.store import LabelState, label_file, read_entries
+        from aifx.curation.labels.store import read_state
         from aifx.curation.labels.suspects import find_suspects
 
         catalog, version, shown = open_shown(name, root, column, None)
-        state = LabelState(read_entries(label_file(catalog, version.manifest.name, column)))
+        state = read_state(catalog, version.manifest.name, column)
         found = find_suspects(version, shown, column, state, predictions, seed)
         if output is not None:
             lines = ({"_row": one.row, "label": one.label, "likelier": one.likelier, "probability": one.probability}

@@ -12,7 +12,7 @@ from made_rows import LIMITS, Made
 from PIL import Image
 
 from aifx.curation.execution import execute
-from aifx.curation.labels.store import Entry, open_log
+from aifx.curation.labels.store import Entry, label_file, open_log, read_entries, read_state
 from aifx.data.versions import ROW, SOURCE, Catalog, Kind, Version
 
 TEXTS = ("Opossums are great", "The cable broke <b>twice</b>", "No opinion", "It never starts", "Ω fits & works")
@@ -47,3 +47,13 @@ def entry(row: int | str, label: str | None, labeller: str = "ann", id: str = ""
 def add_labels(catalog: Catalog, *entries: Entry, name: str = "reviews", column: str = "label") -> None:
     with open_log(catalog, name, column) as log:
         log.append(entries)
+
+
+def labels_of(catalog: Catalog, name: str = "reviews") -> dict[str, dict[str, str]]:
+    """The labels that count, by labeller, by row."""
+    return read_state(catalog, name, "label").labels()
+
+
+def entries_of(catalog: Catalog, name: str = "reviews") -> list[Entry]:
+    """All lines."""
+    return read_entries(label_file(catalog, name, "label"))

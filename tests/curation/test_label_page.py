@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
-from label_rows import png, rows_version, texts_version
+from label_rows import entries_of, labels_of, png, rows_version, texts_version
 from label_server import ServedLabels
 
-from aifx.curation.labels.store import LabelState, label_file, read_entries
 from aifx.data.versions import Catalog, open_catalog
 from aifx.parallel.connections import free_port
 
@@ -51,10 +50,6 @@ def shown(browser: Browser) -> str | None:
 
 def wait_state(browser: Browser, word: str) -> None:
     browser.wait(f"document.getElementById('state').textContent.includes({word!r})")
-
-
-def labels_of(catalog: Catalog, name: str = "reviews") -> dict[str, dict[str, str]]:
-    return LabelState(read_entries(label_file(catalog, name, "label"))).labels()
 
 
 def begin(browser: Browser, served: ServedLabels, labeller: str, width: int = 1280) -> None:
@@ -98,7 +93,7 @@ def test_fifty_labels_by_keyboard(catalog: Catalog, open_browser: Callable[..., 
             "document.getElementById('counts').textContent == '51 of 53 rows done; 51 labelled by you, 1 skipped'"
         )
         assert labels_of(catalog) == expected | {"f-51": {"ann": "good"}}
-        entries = read_entries(label_file(catalog, "reviews", "label"))
+        entries = entries_of(catalog)
         assert [one.row for one in entries if one.action == "skip"] == ["f-50"]
         assert entries[-1].note == "1 unsure"
         assert browser.ask("document.documentElement.scrollWidth") <= 1280
@@ -158,7 +153,7 @@ def test_two_labellers_and_a_server_that_dies(catalog: Catalog, open_browser: Ca
         assert shown(browsers["ann"]) not in found
         label("ann")
         wait_state(browsers["ann"], "saved")
-        assert len(read_entries(label_file(catalog, "reviews", "label"))) == 13
+        assert len(entries_of(catalog)) == 13
     finally:
         served.close()
 

@@ -20,7 +20,7 @@ import inprocess
 import numpy as np
 import pytest
 from effort import Journal, seed_of_commit
-from label_rows import TEXTS, png, rows_version, texts_version
+from label_rows import TEXTS, entries_of, labels_of, png, rows_version, texts_version
 from label_server import ServedLabels
 from PIL import Image
 
@@ -28,7 +28,7 @@ from aifx.core.errors import UsageError
 from aifx.curation.labels.contents import shown_of
 from aifx.curation.labels.queue import sample_rows
 from aifx.curation.labels.server import token_of
-from aifx.curation.labels.store import LabelState, label_file, read_entries
+from aifx.curation.labels.store import label_file
 from aifx.curation.labels.uncertain import certainty_of, least_certain
 from aifx.data.versions import Catalog, open_catalog
 from aifx.parallel.connections import free_port
@@ -52,10 +52,6 @@ def serve(catalog: Catalog) -> Iterator[Callable[..., ServedLabels]]:
     yield start
     for one in opened:
         one.close()
-
-
-def labels_of(catalog: Catalog, name: str = "reviews") -> dict[str, dict[str, str]]:
-    return LabelState(read_entries(label_file(catalog, name, "label"))).labels()
 
 
 def test_each_row_goes_to_one_labeller(catalog: Catalog, serve: Callable[..., ServedLabels]) -> None:
@@ -104,7 +100,7 @@ def test_a_label_that_comes_twice_is_one_line(catalog: Catalog, serve: Callable[
     served.close()
     served = serve(version)
     assert served.label(0, note="so-so").status_code == 200
-    (entry,) = read_entries(label_file(catalog, "reviews", "label"))
+    (entry,) = entries_of(catalog)
     assert (entry.row, entry.label, entry.labeller, entry.note) == ("f-0", "good", "ann", "so-so")
     assert (entry.kind, entry.version) == ("text", version.reference)
     assert entry.time.endswith("Z")
@@ -138,7 +134,7 @@ def test_what_is_no_label_is_refused(
     answer = served.http.post("/labels", json=good | body)
     assert answer.status_code == 400
     assert why in answer.json()["error"]
-    assert read_entries(label_file(catalog, "reviews", "label")) == []
+    assert entries_of(catalog) == []
 
 
 def test_a_label_of_a_row_that_was_shown_before_a_restart_is_kept(
@@ -350,7 +346,7 @@ def test_no_label_is_lost_if_the_server_is_killed(
         code = process.wait(60)
         process.stdout.close()
     assert code == 0
-    entries = read_entries(label_file(catalog, "reviews", "label"))
+    entries = entries_of(catalog)
     found = {entry.id: (entry.id, entry.row, entry.labeller, entry.label) for entry in entries}
     assert len(found) == len(entries)  # none twice
     assert set(confirmed) <= set(found.values())

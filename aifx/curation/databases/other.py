@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
-from aifx.core.extras import install_command
 from aifx.core.os_errors import first_line
-from aifx.curation.databases.query import Query, Snapshot
-from aifx.curation.databases.urls import PASSWORD, hide_secrets
+from aifx.curation.databases.query import Query, Snapshot, check_column_names
+from aifx.curation.databases.urls import PASSWORD, hide_secrets, missing_extra
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch, Schema
@@ -43,9 +42,7 @@ class OtherSnapshot(Snapshot):
                 if not result.returns_rows:
                     raise UsageError("--query gives no rows", "aifx reads and changes nothing", "--query 'SELECT …'")
                 names = list(result.keys())
-                if twice := next((name for name in names if names.count(name) > 1), None):
-                    why = "columns of a data set have different names"
-                    raise UsageError(f"--query gives two columns {twice!r}", why, f"SELECT … AS {twice}_2")
+                check_column_names(names)
                 yield names, []
                 for rows in result.partitions(PIECE_ROWS):
                     yield names, rows
@@ -69,8 +66,7 @@ def open_other(query: Query) -> Iterator[OtherSnapshot]:
     try:
         import sqlalchemy
     except ImportError as e:
-        why = f"the package {e.name} is not installed"
-        raise EnvironmentFault("aifx cannot read databases here", why, install_command("databases")) from None
+        raise missing_extra(e) from None
     url = query.url
     if url.dialect in ("sqlite", "duckdb") and not os.path.isfile(url.database):
         raise UsageError(f"there is no database {url.database}", "no such file", f"{url.dialect}:///PATH")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import AifxError, DataError, EnvironmentFault, UsageError, did_you_mean
-from aifx.curation.databases.query import ROW_BYTES, Part, Query, Snapshot
+from aifx.curation.databases.query import ROW_BYTES, Part, Query, Snapshot, check_column_names
 from aifx.curation.databases.urls import PASSWORD, DatabaseUrl, hide_secrets, missing_extra, password_for_libpq
 from aifx.curation.readers.query import CHECK, KEY, REASONS, TYPE
 from aifx.curation.sql import identifier, quoted
@@ -131,12 +131,11 @@ class PostgresSnapshot(Snapshot):
         import pyarrow as pa
 
         self._connection, self._query = connection, query
-        self._sql = query.sql.strip().rstrip(";").rstrip()
         with self._asking(), connection.cursor() as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             for statement in SESSION:
                 cursor.execute(statement)
-            found = cursor.adbc_execute_schema(f"SELECT * FROM (\n{self._sql}\n) AS q")
+            found = cursor.adbc_execute_schema(f"SELECT * FROM (\n{query.sql}\n) AS q")
             self._columns = [Column.of(field) for field in found]
             self._check_columns()
             faults = [column.fault for column in self._columns]
@@ -154,9 +153,7 @@ class PostgresSnapshot(Snapshot):
             raise UsageError(f"--query gives a column {CHECK}", "aifx uses this name", f"SELECT {CHECK} AS check_2")
         if not names:
             raise UsageError("--query gives no rows", "it has no columns", "--query 'SELECT * FROM table'")
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            why = "columns of a data set have different names"
-            raise UsageError(f"--query gives two columns {twice!r}", why, f"SELECT … AS {twice}_2")
+        check_column_names(names)
         key = self._query.key
         if key is None:
             return
@@ -196,7 +193,7 @@ class PostgresSnapshot(Snapshot):
         if self._query.key is not None:
             order = f"ORDER BY q.{identifier(self._query.key)}"
         # OFFSET 0 keeps PostgreSQL from computing an expression of the inner query each time that it is used.
-        inside = f"SELECT {inner} FROM (\n{self._sql}\n) AS q {where} {order} OFFSET 0"
+        inside = f"SELECT {inner} FROM (\n{self._query.sql}\n) AS q {where} {order} OFFSET 0"
         return f"SELECT {', '.join(outer)} FROM ({inside}) AS r"
 
     def _field(self, field: Field) -> Field:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from aifx.core.errors import UsageError
 from aifx.curation.databases.urls import DatabaseUrl
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class Query:
     """A query of a database.
 
     Attributes:
+        sql: without a semicolon at its end.
         key: the column that orders its rows, with unique values; None if there is none.
     """
 
@@ -53,6 +55,13 @@ class Part:
     last: str | None
     rows: int
     digest: int
+
+
+def check_column_names(names: Sequence[str]) -> None:
+    """Raise UsageError for a query that gives two columns of one name."""
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        why = "columns of a data set have different names"
+        raise UsageError(f"--query gives two columns {twice!r}", why, f"SELECT … AS {twice}_2")
 
 
 class Snapshot(ABC):

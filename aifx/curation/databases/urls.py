@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from aifx.core.environment import environment
 from aifx.core.errors import EnvironmentFault, UsageError
 from aifx.core.extras import install_command
 from aifx.core.redaction import REMOVED, redact
@@ -94,18 +95,9 @@ def hide_secrets(text: str) -> str:
 @contextmanager
 def password_for_libpq() -> Iterator[None]:
     """Let PostgreSQL's library find AIFX_DATABASE_PASSWORD in the variable that it reads."""
-    own, before = os.environ.get(PASSWORD), os.environ.get("PGPASSWORD")
-    if own is None:
+    own = os.environ.get(PASSWORD)
+    with environment({} if own is None else {"PGPASSWORD": own}):
         yield
-        return
-    os.environ["PGPASSWORD"] = own
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PGPASSWORD"]
-        else:
-            os.environ["PGPASSWORD"] = before
 
 
 def missing_extra(error: ImportError) -> EnvironmentFault:

@@ -14,7 +14,7 @@ from aifx.core.errors import UsageError
 from aifx.core.json_values import encode_json
 from aifx.curation.labels.store import LabelState, label_file, read_entries
 from aifx.curation.step import Outcome, ShardStep
-from aifx.data.versions import ROW, Catalog, Manifest, Version
+from aifx.data.versions import ROW, TEXT_TYPES, Catalog, Manifest, Version
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -41,7 +41,7 @@ def check_labels(version: Version, column: str, labels: Mapping[str, str]) -> No
         hint = f"aifx data label import {name} FILE --column {column}"
         raise UsageError(f"column {column} of {name} has no labels to apply", "", hint)
     kind = version.manifest.columns.get(column, "string")
-    if kind not in ("string", "large_string", "null"):
+    if kind not in (*TEXT_TYPES, "null"):
         why = f"{version.reference} holds {kind} in it, and labels are texts"
         raise UsageError(f"labels cannot be applied to column {column}", why, "aifx data label import --column NAME")
 

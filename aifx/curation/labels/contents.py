@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from aifx.core.errors import UsageError
 from aifx.curation.labels.store import LabelKind
 from aifx.curation.shards import read_shard
-from aifx.data.versions import RESERVED, ROW, SOURCE, Version
+from aifx.data.versions import RESERVED, ROW, SOURCE, TEXT_TYPES, Version
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -50,7 +50,7 @@ def shown_of(version: Version, column: str, pair: str | None = None) -> Shown:
     manifest = version.manifest
     if pair is not None:
         names = tuple(name.strip() for name in pair.split(","))
-        known = [name for name, kind in manifest.columns.items() if kind in ("string", "large_string")]
+        known = [name for name, kind in manifest.columns.items() if kind in TEXT_TYPES]
         if len(set(names)) != 2 or not set(names) <= set(known):
             why = f"{version.reference} has the texts {', '.join(name for name in known if name not in RESERVED)}"
             raise UsageError(
@@ -72,10 +72,15 @@ def select_rows(version: Version, shown: Shown, rows: Collection[str]) -> Iterat
     import pyarrow.compute as pc
 
     wanted = pa.array(list(rows), pa.string())
-    columns = [name for name in (ROW, SOURCE) if name in version.manifest.columns]
-    for shard in version.shards:
-        table = read_shard(shard, [*columns, *shown.columns])
+    for table in read_columns(version, shown.columns):
         yield table.filter(pc.is_in(table[ROW], value_set=wanted))
+
+
+def read_columns(version: Version, columns: Sequence[str]) -> Iterator[Table]:
+    """The rows of each shard, with `_row`, `_source` if the version has it, and the given columns."""
+    own = [name for name in (ROW, SOURCE) if name in version.manifest.columns]
+    for shard in version.shards:
+        yield read_shard(shard, [*own, *columns])
 
 
 def has_row(version: Version, row: str) -> bool:
@@ -123,9 +128,8 @@ class RowFinder:
         self._rows: set[str] = set()
         self._by_content: dict[bytes, tuple[str, bool]] = {}
         self._by_name: dict[str, str | None] = {}
-        columns = [name for name in (ROW, SOURCE) if name in version.manifest.columns]
-        for shard in version.shards:
-            self._add(read_shard(shard, [*columns, *(shown.columns if shown.kind != "table" else ())]))
+        for table in read_columns(version, shown.columns if shown.kind != "table" else ()):
+            self._add(table)
 
     def _add(self, table: Table) -> None:
         ids = table[ROW].to_pylist()

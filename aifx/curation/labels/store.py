@@ -27,7 +27,6 @@ from aifx.curation.execution import holding
 from aifx.data.versions import DATASET_NAME, RESERVED, Catalog
 
 FOLDER = "labels"
-DEFAULT_COLUMN = "label"
 
 Action: TypeAlias = Literal["label", "skip", "undo"]
 LabelKind: TypeAlias = Literal["text", "images", "table", "pairs"]
@@ -111,10 +110,6 @@ class LabelState:
         if not of_row:
             del self.by_row[entry.row]
 
-    def entries(self) -> list[Entry]:
-        """Labels and skips that count, by row."""
-        return [entry for of_row in self.by_row.values() for entry in of_row.values()]
-
     def labels(self) -> dict[str, dict[str, str]]:
         """Label by labeller, by row."""
         found = {
@@ -128,20 +123,25 @@ def label_file(catalog: Catalog, name: str, column: str) -> Path:
     """The file of a column's labels. Raises UsageError for a remote root and a name that no column can have."""
     if not DATASET_NAME.fullmatch(column) or column in RESERVED:
         why = "a column's name is letters, digits, '.', '_' and '-', and begins with a letter or digit"
-        raise UsageError(f"--column {column!r} cannot name a column of labels", why, f"--column {DEFAULT_COLUMN}")
+        raise UsageError(f"--column {column!r} cannot name a column of labels", why, "--column label")
     if catalog.local is None:
         why = f"each label is appended to a file, and nothing can be appended in {catalog.store.url}"
         raise UsageError("labels need data sets in a folder of this machine", why, "--root FOLDER")
     return catalog.local / name / FOLDER / f"{column}.jsonl"
 
 
-def read_entries(path: Path, size: int | None = None) -> list[Entry]:
-    """The lines of a file, or of its first `size` bytes; none if there is no file. A torn last line is ignored.
+def read_state(catalog: Catalog, name: str, column: str) -> LabelState:
+    """The labels of a column of a data set. Raises UsageError, DataError."""
+    return LabelState(read_entries(label_file(catalog, name, column)))
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """The lines of a file; none if there is no file. A torn last line is ignored.
 
     Raises DataError for a line that is no entry.
     """
     try:
-        data = read_file(path, limit=RECORDS_LIMIT)[:size]
+        data = read_file(path, limit=RECORDS_LIMIT)
     except FileNotFoundError:
         return []
     lines = data.split(b"\n")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +19,11 @@ import numpy as np
 from aifx.core.errors import DataError, EnvironmentFault, UsageError
 from aifx.core.extras import install_command
 from aifx.curation.labels.applying import decide
-from aifx.curation.labels.contents import Shown, contents_of
+from aifx.curation.labels.contents import Shown, contents_of, read_columns
 from aifx.curation.labels.store import LabelState
 from aifx.curation.labels.uncertain import read_predictions
 from aifx.curation.shards import read_shard
-from aifx.data.versions import ROW, SOURCE, Version
+from aifx.data.versions import ROW, Version
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -178,9 +178,8 @@ def _contents(version: Version, shown: Shown) -> Iterator[tuple[str, Any]]:
 
     from aifx.data.pictures import BadPicture, open_picture
 
-    columns: Sequence[str] = [name for name in (ROW, SOURCE) if name in version.manifest.columns]
-    for shard in version.shards:
-        for row, _, content in contents_of(read_shard(shard, [*columns, *shown.columns]), shown):
+    for table in read_columns(version, shown.columns):
+        for row, _, content in contents_of(table, shown):
             value = content[shown.columns[0]]
             if shown.kind == "text":
                 yield row, value or ""

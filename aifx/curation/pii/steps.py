@@ -14,14 +14,13 @@ from aifx.curation.pii.findings import shape_of
 from aifx.curation.shards import dropped_rows
 from aifx.curation.step import Outcome, ShardStep
 from aifx.data.datasets import check_own_rows
-from aifx.data.versions import RESERVED, ROW, Manifest
+from aifx.data.versions import RESERVED, ROW, TEXT_TYPES, Manifest
 
 if TYPE_CHECKING:
     from pyarrow import Table
 
 Action: TypeAlias = Literal["mask", "drop"]
 
-TEXT_TYPES = ("string", "large_string")
 NESTED = ("list", "large_list", "struct", "map", "dictionary", "binary", "fixed_size_list")
 
 
