@@ -121,6 +121,8 @@ class Project:
             return runs[-1]
         run = self.run(name)
         if not run.exists():
+            if not runs:
+                raise UsageError(f"no run {name!r} in {self.runs_path}", "nothing was trained here yet", "aifx train")
             near = did_you_mean(name, (r.name for r in runs))
             raise UsageError(f"no run {name!r} in {self.runs_path}", near, "aifx runs ls")
         return run
@@ -138,7 +140,7 @@ class Project:
         hint = f'base_run = "{meant}"    (below [finetune])' if meant else f"aifx import SOURCE --name {name}"
         if (self.root / config).is_file():
             hint = f"aifx train --config {config} --run {name}"
-        raise UsageError(f"no run {name!r} in {self.runs_path}", near, hint)
+        raise UsageError(f"no run {name!r} in {self.runs_path}", near or "there is no run yet", hint)
 
 
 def find_project(start: Path | None = None) -> Project:
