@@ -279,6 +279,8 @@ def asking(what: str, statement: str) -> Iterator[None]:
     except (AifxError, GeneratorExit):
         raise
     except (Error, OSError, ValueError) as e:  # ValueError: pyarrow's, of a value within a row
+        if "canceling statement due to user request" in str(e):  # the driver does this at Ctrl-C
+            raise KeyboardInterrupt from None
         raise translated(e, what, statement) from None
 
 
