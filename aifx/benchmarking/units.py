@@ -83,11 +83,6 @@ def digits(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
 
 
-def counted(count: int, noun: str, plural: str = "s") -> str:
-    """ "1 launch", "3 launches"."""
-    return f"{count:,} {noun}{plural * (count != 1)}"
-
-
 def listed(texts: Sequence[str], most: int = 3) -> str:
     """ "a, b, c and 4 more"."""
     return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")

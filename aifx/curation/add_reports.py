@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from aifx.core.plurals import counted
 from aifx.curation.add_plan import AddPlan
 from aifx.curation.execution import Made
 from aifx.curation.shards import read_shard
@@ -35,10 +36,12 @@ class BadRows:
             allows_damaged: whether files may end before their end.
         """
         if self.damaged_files and not allows_damaged:
-            return f"{self.damaged_files:,} files cannot be read to their end; --allow-damaged takes the rows before it"
+            files = counted(self.damaged_files, "file")
+            return f"{files} cannot be read to the end; --allow-damaged takes the rows before the damage"
         limit = int(max_bad * self.rows if max_bad < 1 else max_bad)
         if self.bad > limit:
-            return f"{self.bad:,} of {self.rows:,} rows cannot be read, and --max-bad {max_bad:g} allows {limit:,}"
+            bad = f"{self.bad:,} of {counted(self.rows, 'row')}"
+            return f"{bad} cannot be read, and --max-bad {max_bad:g} allows {limit:,}"
         return "" if self.rows > self.bad else "the files have no rows"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from aifx.core.errors import DataError, UsageError
+from aifx.core.plurals import counted
 from aifx.core.progress import report_progress
 from aifx.curation.decisions import read_decisions
 from aifx.curation.duplicates import Shards, find_duplicates
@@ -85,7 +86,7 @@ def audit(version: Version, near: float, pairs: int, min_recall: float, seed: in
     check_shards(version)
     texts = _sample(version, pairs, seed)
     if not texts:
-        why = f"of {version.manifest.rows:,} rows, none has {LEAST_WORDS} words"
+        why = f"of {counted(version.manifest.rows, 'row')}, none has {LEAST_WORDS} words"
         raise DataError(f"{version.reference} cannot be audited", why, f"aifx data profile {version.reference}")
     copies = [_edited(text, random.Random(f"{seed} {index}")) for index, text in enumerate(texts)]
     order = list(range(2 * len(texts)))

@@ -9,6 +9,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from aifx.core.json_files import readable_bytes
 from aifx.core.pages import render
 from aifx.core.pages.canvas import CARD, Picture, canvas, ticks
+from aifx.core.plurals import counted
 from aifx.curation.dataset_report import EXAMPLE_CHARACTERS, DatasetReport
 from aifx.curation.history import settings_text
 from aifx.curation.profile import EDGES, Histogram, Lengths
@@ -62,7 +63,7 @@ def _pictures(report: DatasetReport) -> Iterator[Picture]:
         title, caption = UNITS[unit]
         before = report.parent_profile.lengths.get(unit) if report.parent_profile is not None else None
         if lengths.rows:
-            yield _lengths(unit, lengths, before, title, f"{caption}, of {lengths.rows:,} rows")
+            yield _lengths(unit, lengths, before, title, f"{caption}, of {counted(lengths.rows, 'row')}")
     rules = {f"{rule}": count for step in report.steps for rule, count in step.dropped_by.items()}
     if rules:
         yield bars("rules", _most(rules), "Dropped rows", f"by rule{_rest(rules)}")
@@ -129,7 +130,7 @@ def _histogram(name: str, histogram: Histogram) -> Picture:
         ticks(on.axes.xaxis, MaxNLocator(5), lambda value: f"{value:g}")
         ticks(on.axes.yaxis, MaxNLocator(4, integer=True), short)
         on.axes.grid(visible=False, axis="x")
-        return on.picture(name, f"rows by value, of {histogram.rows:,} rows")
+        return on.picture(name, f"rows by value, of {counted(histogram.rows, 'row')}")
 
 
 def short(value: float) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import DataError
+from aifx.core.plurals import counted
 from aifx.curation.decisions import DecidedStep, decisions_about, first_rows, read_decisions, write_decisions
 from aifx.curation.dedupe import find_clusters, set_column, with_clusters
 from aifx.curation.shards import read_parts
@@ -72,7 +73,8 @@ class Split(DecidedStep):
                 empty -= set(self._splits(rows, decisions_about(decisions, begin, len(rows)))[1])
                 begin += len(rows)
         if empty:
-            why = f"a hash sends each cluster to a split, and none of {parent.manifest.rows:,} rows is in this one"
+            rows = counted(parent.manifest.rows, "row")
+            why = f"a hash sends each cluster to a split, and none of {rows} is in this one"
             hint = f"aifx data split {parent.manifest.name} --seed {self.seed + 1}, or a larger share"
             raise DataError(f"no row of {parent.reference} is for {', '.join(sorted(empty))}", why, hint)
 

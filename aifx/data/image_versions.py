@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from aifx.core.errors import DataError
+from aifx.core.plurals import counted
 from aifx.core.project import Project
 from aifx.data.datasets import DatasetPart, open_single
 from aifx.data.image_files import Example, Listing, find_classes, list_pictures
@@ -30,7 +31,7 @@ def list_version(part: DatasetPart, classes: tuple[str, ...] = ()) -> Listing:
                 examples.append(Example(shard, name, values["label"], split, row=row, cluster=values.get(CLUSTER)))
             row += 1
     if unlabelled:
-        logger.warning(f"{len(unlabelled):,} rows without a label are left out, such as {unlabelled[0]}")
+        logger.warning(f"left out {counted(len(unlabelled), 'row')} without a label, such as {unlabelled[0]}")
     if not examples:
         raise DataError(f"{part.reference} has no pictures with a label", "", f"aifx data profile {part.reference}")
     return Listing(part.reference, examples, "label", find_classes(part.reference, examples, classes, True))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from aifx.benchmarking.units import counted, duration, named, rate, share, size
+from aifx.benchmarking.units import duration, named, rate, share, size
 from aifx.commands.bench.serving_table import show_serving
 from aifx.commands.console.chart import bar, shares, sparkline
 from aifx.commands.console.output import Output
+from aifx.core.plurals import counted
 
 if TYPE_CHECKING:
     from aifx.benchmarking.results import Measured, Report, Result

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from aifx.benchmarking.units import counted
 from aifx.commands.console.options import option_group
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.options import StepOptions, find_catalog
 from aifx.core.errors import ExitCode, UsageError
+from aifx.core.plurals import counted
 
 if TYPE_CHECKING:
     from aifx.curation.add_reports import AddedFiles
@@ -121,9 +121,9 @@ def add(
         else:
             listing, fetched = fetch.fetch()
             if fetched.kept:
-                out.log(f"{fetched.kept:,} rows stay from the interrupted read: the database still has exactly these")
+                out.log(f"kept {counted(fetched.kept, 'row')} of the interrupted read: the database still has them")
             if fetched.again:
-                out.log(f"{fetched.again:,} rows of the interrupted read were read again: the database has changed")
+                out.log(f"read {counted(fetched.again, 'row')} of the interrupted read again: the database has changed")
         options = ReadOptions(kind or "text", text_field, encoding, max_expansion, split_at)
         check_options(options)
         if kind is None and listing.files:
@@ -177,7 +177,7 @@ def _log_left_out(out: Output, listing: Listing, kind: str) -> None:
         out.log(f"left out, because they are no {kind} that aifx reads: {listing.left_out[0]}{more}")
     if not listing.files:
         why = (
-            f"{len(listing.left_out):,} files are no {kind} that aifx reads"
+            f"aifx reads no {kind} from {counted(len(listing.left_out), 'file')}"
             if listing.left_out
             else "the folders are empty"
         )
@@ -188,7 +188,7 @@ def _print(out: Output, found: AddedFiles) -> None:
     from aifx.core.json_files import readable_bytes
 
     there = "" if found.is_new else ", which was there already"
-    out.print(f"{found.reference}: {found.rows:,} rows, {readable_bytes(found.size_bytes)}{there}")
+    out.print(f"{found.reference}: {counted(found.rows, 'row')}, {readable_bytes(found.size_bytes)}{there}")
     out.print(f"{counted(found.files_read, 'file')} read, {found.files_unchanged:,} unchanged")
     if found.quarantined or found.damaged_files:
         counts = {"bad row": found.quarantined, "damaged file": found.damaged_files}

@@ -13,6 +13,7 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.options import DatasetArgument, StepOptions, find_catalog, print_made
 from aifx.core.errors import ExitCode, UsageError
+from aifx.core.plurals import counted
 
 if TYPE_CHECKING:
     from aifx.curation.decontaminate import Contamination
@@ -88,6 +89,9 @@ def _print(out: Output, found: Contamination) -> None:
     if found.overlapping > len(found.overlaps):
         out.print(f"and {found.overlapping - len(found.overlaps):,} more rows")
     if found.overlapping:
-        out.print(f"{found.overlapping:,} of {found.rows:,} rows of {found.reference} overlap: --drop leaves them out")
+        out.print(
+            f"{found.overlapping:,} of {counted(found.rows, 'row')} of {found.reference} overlap: "
+            "--drop leaves them out"
+        )
     else:
         out.print(f"no row of {found.reference} overlaps")

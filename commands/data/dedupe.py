@@ -14,6 +14,7 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.options import DatasetArgument, StepOptions, find_catalog, print_made
 from aifx.core.errors import ExitCode, UsageError
+from aifx.core.plurals import counted
 
 if TYPE_CHECKING:
     from aifx.curation.audit import Audit
@@ -178,7 +179,9 @@ def split(
         )
         print_made(out, made)
         counts = made.version.manifest.facts
-        out.print(", ".join(f"{split} {counts.get(split, 0):,} rows" for split in ("train", "validation", "test")))
+        out.print(
+            ", ".join(f"{split} {counted(counts.get(split, 0), 'row')}" for split in ("train", "validation", "test"))
+        )
 
 
 def check_similarity(near: float | None) -> None:

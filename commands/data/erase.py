@@ -20,6 +20,7 @@ from aifx.commands.data.options import (
     limits_of,
     project_around,
 )
+from aifx.core.plurals import counted
 
 if TYPE_CHECKING:
     from aifx.curation.erasure import Erasure
@@ -77,7 +78,7 @@ def _print_erasure(out: Output, plan: Erasure, dry_run: bool) -> None:
     if not plan.rows:
         out.print(f"no row of {name} meets the condition")
         return
-    out.print(f"{plan.rows:,} rows of {name} meet the condition")
+    out.print(f"the condition holds for {counted(plan.rows, 'row')} of {name}")
     if plan.made is not None:
         out.print(f"{plan.made}, without them, is the latest version now")
     would = "would be" if dry_run else "is"

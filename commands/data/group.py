@@ -29,6 +29,7 @@ from aifx.commands.data.report import report
 from aifx.commands.data.tasks import run_tasks
 from aifx.commands.data.versions import ls, verify
 from aifx.core.errors import UsageError
+from aifx.core.plurals import counted
 from aifx.core.project import find_project
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def _print_batch(out: Output, found: ShownBatch) -> None:
     from aifx.tasks.shown import ShownRow
 
     taken = f"step {found.step} takes it" if found.step is not None else "no step takes it"
-    out.print(f"training batch {found.batch} of {found.num_rows:,} rows: {taken}")
+    out.print(f"training batch {found.batch} of {counted(found.num_rows, 'row')}: {taken}")
     for note in (found.skipped, found.fault):
         if note:
             out.print(note)

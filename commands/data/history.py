@@ -12,6 +12,7 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.options import DatasetArgument, RootOption, find_catalog, project_around
 from aifx.core.errors import UsageError
+from aifx.core.plurals import counted
 
 if TYPE_CHECKING:
     from aifx.curation.difference import VersionDifference
@@ -52,7 +53,7 @@ def diff(
         found = compare_versions(catalog, first, second)
         out.document(found)
         for reference, rows, size in zip(found.references, found.rows, found.size_bytes, strict=True):
-            out.print(f"{reference}: {rows:,} rows, {readable_bytes(size)}")
+            out.print(f"{reference}: {counted(rows, 'row')}, {readable_bytes(size)}")
         if not found.is_different:
             out.print("no difference")
             return
@@ -103,7 +104,7 @@ def _tree(reference: str, versions: Mapping[str, LineageVersion], first: str, re
     from aifx.curation.history import settings_text
 
     one = versions[reference]
-    size = "deleted" if one.rows is None else f"{one.rows:,} rows"
+    size = "deleted" if one.rows is None else counted(one.rows, "row")
     yield f"{first}{one.reference}  {size}"
     branch = "│ " if one.parents else "  "
     yield f"{rest}{branch}{one.step} {settings_text(one.settings)}".rstrip()

@@ -25,6 +25,7 @@ from aifx.commands.data.options import (
 )
 from aifx.core.errors import UsageError
 from aifx.core.json_values import encode_json, plain
+from aifx.core.plurals import counted
 
 app = typer.Typer(
     help="""Label rows of a data set on a page in a browser, and use the labels.
@@ -138,7 +139,7 @@ def serve(
             )
 
             def report() -> None:
-                out.log(f"label {len(rows):,} rows of {version.reference} at {url}. Ctrl-C stops it")
+                out.log(f"label {counted(len(rows), 'row')} of {version.reference} at {url}. Ctrl-C stops it")
                 if json:
                     out.write(encode_json({"schema_version": 1, **plain(started)}) + "\n")
 
@@ -200,9 +201,9 @@ def export(
         state = read_state(catalog, version.manifest.name, column)
         found = export_labels(version, shown, column, state, file, written_as)
         out.document(found)
-        out.print(f"{found.labels:,} labels of {found.rows:,} rows in {file}")
+        out.print(f"{counted(found.labels, 'label')} of {counted(found.rows, 'row')} in {file}")
         if found.absent:
-            out.log(f"{found.absent:,} labels are of rows that {found.reference} does not have, and were left out")
+            out.log(f"left out {counted(found.absent, 'label')} of rows that {found.reference} does not have")
         if written_as == "label-studio" and found.labels:
             values = sorted({label for of_row in state.labels().values() for label in of_row.values()})
             out.log(f"a project that imports it needs this configuration: {labeling_config(shown, column, values)}")
@@ -246,7 +247,7 @@ def import_(
             found = import_labels(log, version, shown, column, labels, labeller)
         out.document(found)
         known = f", {found.known:,} were there already" if found.known else ""
-        out.print(f"{found.added:,} labels added to column {column} of {version.manifest.name}{known}")
+        out.print(f"{counted(found.added, 'label')} added to column {column} of {version.manifest.name}{known}")
         for reason, count in found.unused.items():
             out.log(f"{count:,} not used: {reason}")
         if found.examples:
@@ -287,7 +288,7 @@ def apply(
         facts = made.version.manifest.facts
         out.print(f"{facts['rows_labelled']:,} of its rows have a label, {facts['rows_changed']:,} another than before")
         if undecided := len(state.labels()) - len(labels):
-            out.log(f"{undecided:,} rows have no majority: aifx data label agreement {version.manifest.name}")
+            out.log(f"no majority for {counted(undecided, 'row')}: aifx data label agreement {version.manifest.name}")
 
 
 app.command("agreement")(agreement)

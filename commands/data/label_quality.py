@@ -14,6 +14,7 @@ from aifx.commands.data.label_options import ColumnOption, open_shown
 from aifx.commands.data.options import DatasetArgument, RootOption, find_catalog
 from aifx.core.errors import ExitCode
 from aifx.core.json_values import encode_json
+from aifx.core.plurals import counted
 
 if TYPE_CHECKING:
     from aifx.curation.labels.agreement import Agreement
@@ -96,9 +97,11 @@ def suspects(
             write_text(output, "".join(encode_json(line, ensure_ascii=False) + "\n" for line in lines))
         out.document(found)
         where = f", in {output}" if output is not None else ""
-        out.print(f"{len(found.suspects):,} of {found.rows:,} labels are suspects{where}")
+        out.print(f"suspects: {len(found.suspects):,} of {counted(found.rows, 'label')}{where}")
         if found.unjudged:
-            out.log(f"{found.unjudged:,} labels were not judged: too few rows have them, or they have no prediction")
+            out.log(
+                f"not judged: {counted(found.unjudged, 'label')}, which too few rows have or which have no prediction"
+            )
         rows = [(one.row, one.label, one.likelier, f"{one.probability:.3f}") for one in found.suspects[:SHOWN_SUSPECTS]]
         out.table(["row", "label", "likelier", "probability"], rows, right=["probability"])
         if len(found.suspects) > len(rows):
@@ -115,7 +118,9 @@ def _print_agreement(out: Output, found: Agreement) -> None:
         out.log("all labels are the same, so that alpha is not defined")
     alpha = "not defined" if found.alpha is None else f"{found.alpha:.3f}"
     bound = f", {'below' if not found.accepted else 'at least'} {found.min_agreement:g}" if found.min_agreement else ""
-    out.print(f"alpha {alpha}{bound}: {found.shared:,} of {found.rows:,} rows have labels of two labellers or more")
+    out.print(
+        f"alpha {alpha}{bound}: {found.shared:,} of {counted(found.rows, 'row')} have labels of two labellers or more"
+    )
     if found.pairs:
         rows = [(*one.labellers, f"{one.rows:,}", f"{one.same:.1%}") for one in found.pairs]
         out.table(["labeller", "labeller", "rows", "same"], rows, right=["rows", "same"])

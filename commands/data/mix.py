@@ -9,6 +9,7 @@ import typer
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.options import RootOption, find_catalog
+from aifx.core.plurals import counted
 
 
 def mix(
@@ -53,7 +54,9 @@ def mix(
         found = made_version(made)
         out.document(found)
         size, there = found.facts["mixed_bytes"], "" if found.is_new else ", which was there already"
-        out.print(f"{found.reference}: {found.facts['mixed_rows']:,} rows, {readable_bytes(size)}, not copied{there}")
+        out.print(
+            f"{found.reference}: {counted(found.facts['mixed_rows'], 'row')}, {readable_bytes(size)}, not copied{there}"
+        )
         whole = sum(step.weights)
         rows = [
             (

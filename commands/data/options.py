@@ -12,6 +12,7 @@ from aifx.commands.console.options import JsonOption
 from aifx.commands.console.output import Output
 from aifx.core import parsing
 from aifx.core.errors import UsageError
+from aifx.core.plurals import counted
 from aifx.core.project import CONFIG_NAME, Project, find_project
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def print_made(out: Output, made: Made) -> None:
     found = made_version(made)
     out.document(found)
     there = "" if found.is_new else ", which was there already"
-    out.print(f"{found.reference}: {found.rows:,} rows, {readable_bytes(found.size_bytes)}{there}")
+    out.print(f"{found.reference}: {counted(found.rows, 'row')}, {readable_bytes(found.size_bytes)}{there}")
     if found.dropped:
         counts = [(rule, f"{count:,}") for rule, count in found.dropped_by.items()]
         out.table(["dropped by", "rows"], counts, right=["rows"])

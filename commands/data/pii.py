@@ -12,6 +12,7 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.options import DatasetArgument, StepOptions, find_catalog, names_of
 from aifx.core.errors import ExitCode, UsageError
+from aifx.core.plurals import counted
 
 if TYPE_CHECKING:
     from aifx.curation.pii.reports import PiiReport
@@ -70,7 +71,10 @@ def pii(
         out.document(report)
         _print(out, report, drop)
         if report.made is None and report.rows_found:
-            out.log(f"{report.rows_found:,} of {report.rows:,} rows have personal data: --mask or --drop removes it")
+            out.log(
+                f"{report.rows_found:,} of {counted(report.rows, 'row')} have personal data: "
+                "--mask or --drop removes it"
+            )
             raise SystemExit(ExitCode.VERDICT)
 
 
@@ -91,9 +95,9 @@ def _print(out: Output, report: PiiReport, is_drop: bool) -> None:
         out.log(f"the column {column!r} is not searched: it does not hold plain texts")
     if report.made is not None:
         done = "dropped" if is_drop else "masked"
-        out.print(f"{report.made.reference}: {report.made.rows:,} rows, {report.rows_found:,} {done}")
+        out.print(f"{report.made.reference}: {counted(report.made.rows, 'row')}, {report.rows_found:,} {done}")
     if not report.kinds:
-        out.print(f"{report.reference}: nothing found in {report.rows:,} rows")
+        out.print(f"{report.reference}: nothing found in {counted(report.rows, 'row')}")
         return
     rows = [
         (

@@ -10,6 +10,7 @@ from aifx.commands.console.options import JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.options import DatasetArgument, RootOption, find_catalog
+from aifx.core.plurals import counted
 
 if TYPE_CHECKING:
     from aifx.curation.profile import ColumnProfile, Profile
@@ -36,7 +37,7 @@ def profile(name: DatasetArgument, root: RootOption = None, json: JsonOption = F
         found = read_profile(catalog, name)
         out.document(found)
         one = found.profile
-        out.print(f"{found.reference}: {one.rows:,} rows, {readable_bytes(one.bytes)}")
+        out.print(f"{found.reference}: {counted(one.rows, 'row')}, {readable_bytes(one.bytes)}")
         _print_columns(out, one)
         for unit, lengths in one.lengths.items():
             what = "texts" if unit != "bytes" else "images"
@@ -81,7 +82,7 @@ def _print_columns(out: Output, one: Profile) -> None:
 def _print_values(out: Output, name: str, column: ColumnProfile) -> None:
     if column.histogram is not None and column.histogram.rows:
         found = column.histogram
-        sampled = f" of {found.rows:,} rows" if found.rows else ""
+        sampled = f" of {counted(found.rows, 'row')}" if found.rows else ""
         out.print(f"\n{name}{sampled}, by value")
         every = 2 if len(found.counts) > MOST_BARS else 1
         starts = range(0, len(found.counts), every)

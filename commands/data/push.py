@@ -9,6 +9,7 @@ import typer
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.options import DatasetArgument, RootOption, find_catalog, names_of
+from aifx.core.plurals import counted
 
 
 def push(
@@ -56,7 +57,7 @@ def push(
             record_push(catalog, version.manifest, f"postgres://{url.host}:{url.port}", table)
         out.document(found)
         verb = "written to" if found.is_written else "would be written to"
-        out.print(f"{found.reference}: {found.rows:,} rows {verb} {found.table}")
+        out.print(f"{found.reference}: {counted(found.rows, 'row')} {verb} {found.table}")
         if found.replaced_rows is not None:
-            out.print(f"in place of {found.replaced_rows:,} rows")
+            out.print(f"in place of {counted(found.replaced_rows, 'row')}")
         out.table(["column", "type"], [(one.name, one.type) for one in found.columns])

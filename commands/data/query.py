@@ -17,6 +17,7 @@ from aifx.commands.data.options import (
     find_catalog,
     parse_size,
 )
+from aifx.core.plurals import counted
 
 CELL_WIDTH = 100
 
@@ -54,14 +55,14 @@ def query(
         if output is not None:
             written = query_to_file(version, sql, output, size)
             out.document(written)
-            out.print(f"{output}: {written.rows:,} rows, {readable_bytes(written.size_bytes)}")
+            out.print(f"{output}: {counted(written.rows, 'row')}, {readable_bytes(written.size_bytes)}")
             return
         found = query_rows(version, sql, rows, size)
         out.document(found)
         numbers = [name for name, kind in found.columns.items() if _is_number(kind)]
         out.table(list(found.columns), [tuple(map(_cell, row)) for row in found.rows], right=numbers)
         if found.is_cut:
-            out.log(f"there are more than {rows:,} rows: --rows N prints more, --output FILE writes all")
+            out.log(f"there are more than {counted(rows, 'row')}: --rows N prints more, --output FILE writes all")
 
 
 def _is_number(kind: str) -> bool:

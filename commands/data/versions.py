@@ -10,6 +10,7 @@ from aifx.commands.console.options import JsonOption
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.options import RootOption, find_catalog
 from aifx.core.errors import ExitCode, UsageError
+from aifx.core.plurals import counted
 
 
 def ls(
@@ -84,7 +85,9 @@ def verify(
             out.log(f"no data set in {catalog.store.url}: aifx data add NAME FILES makes one")
         for version in found.versions:
             state = "damaged" if version.damages else "whole"
-            out.print(f"{version.reference}: {state}: {version.files} files, {readable_bytes(version.size_bytes)}")
+            out.print(
+                f"{version.reference}: {state}: {counted(version.files, 'file')}, {readable_bytes(version.size_bytes)}"
+            )
             for damage in version.damages:
                 out.print(f"  {damage}")
         if not found.is_whole:

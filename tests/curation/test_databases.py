@@ -157,7 +157,7 @@ def test_a_query_writes_nothing(tmp_path: Path, server: Server) -> None:
         (["--query", "SELECT 1 AS a, 2 AS a"], "two columns 'a'"),
         (["--query", "SELECT id FROM t", "--key", "ids"], "did you mean 'id'?"),
         (["--query", "SELECT id / 2 AS half FROM t", "--key", "half"], "does not tell rows apart"),
-        (["--query", "SELECT NULLIF(id, 2) AS id FROM t", "--key", "id"], "1 rows and more have none"),
+        (["--query", "SELECT NULLIF(id, 2) AS id FROM t", "--key", "id"], "there is none in 1 row or more"),
         (["--query", "SELECT 1.5::float8 AS id", "--key", "id"], "is of type float8"),
         (["--query", " "], "--query is empty"),
         (["--key", "id"], "--key can only be used with --query"),

@@ -98,7 +98,7 @@ def test_the_command(version: Version, tmp_path: Path) -> None:
     root = ["--root", str(version.path.parents[1])]
     found = inprocess.run(["data", "query", "pets", "SELECT text FROM data", "--rows", "1", *root], tmp_path, {})
     assert found.stdout.splitlines() == ["text", "a cat"]
-    assert "more than 1 rows" in found.stderr
+    assert "more than 1 row:" in found.stderr
     found = inprocess.run(["data", "query", "pets", "SELECT x FROM data", *root], tmp_path, {})
     assert found.returncode == 2
     assert len(found.stderr.splitlines()) == 3

@@ -80,7 +80,7 @@ def test_rows_without_a_label_are_left_out(project: Project, caplog: pytest.LogC
     make_version(project, "parts", {"image": PICTURES, "label": [None, *LABELS[1:]]}, "images")
     with caplog.at_level(logging.WARNING):
         data = open_images(project, dataset="parts")
-    assert "1 rows without a label are left out, such as" in caplog.text
+    assert "left out 1 row without a label, such as" in caplog.text
     assert sum(len(arrays["targets"]) for arrays in data.splits.values()) == len(LABELS) - 1
 
 

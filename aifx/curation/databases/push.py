@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from aifx.core.errors import UsageError, did_you_mean
+from aifx.core.plurals import counted
 from aifx.core.progress import Reporter, report_progress
 from aifx.curation.databases.columns import sql_type, storage_type, stored
 from aifx.curation.databases.postgresql import asking, connection_to
@@ -184,7 +185,7 @@ def _columns_of(version: Version, names: Sequence[str] | None) -> Schema:
 
 def _check_table(target: Target, table: _Table, schema: Schema, *, yes: bool) -> None:
     if not yes:
-        what = f"the table {target.name} is there, with {table.rows:,} rows"
+        what = f"the table {target.name} is there, with {counted(table.rows, 'row')}"
         raise UsageError(what, "nothing is written to it without --yes", "--yes replaces its rows")
     for name in schema.names:
         if name not in table.types:

@@ -22,6 +22,7 @@ from aifx.core.errors import DataError
 from aifx.core.files import read_file
 from aifx.core.json_files import write_json
 from aifx.core.parsing import parse_json
+from aifx.core.plurals import counted
 from aifx.core.progress import Reporter, report_progress
 from aifx.curation.databases.query import Part, Query, Snapshot
 from aifx.curation.readers.query import CHECK
@@ -139,7 +140,7 @@ class Spool:
             keys = keys.filter(pc.greater_equal(batch.column(CHECK), 0))
         what, hint = f"--key {self._query.key} does not tell rows apart", "--key COLUMN, of a column with unique values"
         if keys.null_count:
-            raise DataError(what, f"{keys.null_count:,} rows and more have none", hint)
+            raise DataError(what, f"there is none in {counted(keys.null_count, 'row')} or more", hint)
         if before is not None:
             keys = pa.concat_arrays([pa.array([before], keys.type), keys])
         same = pc.equal(keys[1:], keys[:-1])

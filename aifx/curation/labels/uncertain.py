@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aifx.core.errors import DataError, UsageError
+from aifx.core.plurals import counted
 from aifx.core.project import find_project
 from aifx.curation.labels.contents import Shown
 from aifx.curation.labels.queue import no_rows, unlabelled_rows
@@ -41,7 +42,9 @@ def least_certain(
         what = f"{given} predicts no row of {version.reference} that has no label"
         raise UsageError(what, "", f"aifx predict {version.path}/shards/*.parquet --output predictions.jsonl")
     if len(certain) < len(wanted):
-        logger.warning(f"{given} predicts {len(certain):,} of the {len(wanted):,} rows; the others are left out")
+        logger.warning(
+            f"{given} predicts {len(certain):,} of the {counted(len(wanted), 'row')}; the others are left out"
+        )
     return heapq.nsmallest(count, certain, key=lambda row: (certain[row], row))
 
 
