@@ -22,6 +22,7 @@ from aifx.core.files import replacing
 from aifx.core.json_files import readable_bytes
 from aifx.core.json_values import plain
 from aifx.core.os_errors import first_line
+from aifx.core.plurals import counted
 from aifx.core.progress import Reporter, report_progress
 from aifx.curation.execution import holding
 from aifx.curation.lineage import record_index
@@ -119,12 +120,13 @@ def _check(version: Version, settings: IndexSettings, limits: Limits) -> None:
     check_column(version, settings.column)
     rows = version.manifest.rows
     if settings.kind != "exact" and rows < LEAST_ROWS:
-        why = f"{rows:,} rows are compared in less than a millisecond, and an approximate index needs {LEAST_ROWS}"
+        exact = f"an exact search of {counted(rows, 'row')} takes less than a millisecond"
+        why = f"{exact}, and an approximate index needs {LEAST_ROWS}"
         raise UsageError(f"--kind {settings.kind} is for more rows", why, "--kind exact")
     # An approximate index copies the vectors without those that its recall is measured with.
     needed = rows * 4 * settings.embedder.dims * (1 if settings.kind == "exact" else 2)
     if needed > limits.memory_bytes:
-        why = f"{rows:,} vectors of {settings.embedder.dims} numbers need {readable_bytes(needed)}"
+        why = f"{counted(rows, 'vector')} of {settings.embedder.dims} numbers need {readable_bytes(needed)}"
         raise EnvironmentFault("the index does not fit into --memory", why, f"--memory {needed // 10**9 + 1}GB")
 
 
@@ -141,9 +143,9 @@ def _publish(
 
     vectors, ids = _join(version, work, settings.embedder.dims)
     if not len(ids):
-        why = f"column {settings.column!r} has no text with content in {version.manifest.rows:,} rows"
+        why = f"column {settings.column!r} has no text with content in {counted(version.manifest.rows, 'row')}"
         raise UsageError(f"{version.reference} has nothing to embed", why, f"aifx data profile {version.reference}")
-    with report_progress(f"indexing {len(ids):,} vectors", None, "vectors"):
+    with report_progress(f"indexing {counted(len(ids), 'vector')}", None, "vectors"):
         made = make_index(settings.kind, vectors, ids, limits.workers, settings.least_recall, settings.effort)
     out = work / OUT
     shutil.rmtree(out, ignore_errors=True)

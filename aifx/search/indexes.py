@@ -14,9 +14,11 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -32,6 +34,7 @@ from aifx.core.project import cache_path
 from aifx.data.cache import cache_folder
 from aifx.data.versions import INDEXES, LATEST, MANIFEST, Catalog, Manifest, ShardFile, fetch_file, send_file, sha256_of
 from aifx.search.embedders import EmbedderRecord
+from aifx.search.hashed_ngrams import HashedNgrams
 from aifx.search.kinds import IndexKind, Recall
 
 INDEX_FILE = "index.faiss"
@@ -98,8 +101,24 @@ class IndexManifest:
 
     @property
     def is_accepted(self) -> bool:
-        """Whether its recall is enough for searches."""
+        """Whether its recall is enough."""
         return self.recall is None or self.recall.is_enough
+
+    def command(self) -> str:
+        """The command that makes this index."""
+        parts = ["aifx data index", self.reference]
+        if self.column != "text":
+            parts += ["--column", quote(self.column)]
+        if self.embedder.kind != "ngrams":
+            parts += ["--embedder", quote(self.embedder.name)]
+        elif self.embedder.dims != HashedNgrams.dims:
+            parts += ["--dims", str(self.embedder.dims)]
+        if self.recall is not None:
+            parts += ["--kind", self.kind, "--min-recall", f"{self.recall.least:g}"]
+            chosen = IndexSettings(self.column, self.embedder, self.kind, None, self.recall.least)
+            if chosen.name(self.version_sha256) != self.name:
+                parts += ["--effort", str(self.effort)]
+        return " ".join(parts)
 
 
 _MANIFEST = TypeAdapter(IndexManifest)
@@ -118,7 +137,7 @@ class Index:
 
         from aifx.search.kinds import set_effort
 
-        hint = f"aifx data index {self.manifest.reference} --rebuild"
+        hint = f"{self.manifest.command()} --rebuild"
         path = self.path / INDEX_FILE
         what = f"{path} is damaged"
         if not _is_whole(path, self.manifest.file):
@@ -151,11 +170,12 @@ def find_index(catalog: Catalog, manifest: Manifest, beginning: str | None = Non
     if not names:
         indexed = catalog.store.folders(f"{manifest.name}/{INDEXES}")
         others = [one for one in catalog.versions(manifest.name) if one in indexed and one != manifest.version]
-        why = f"an index belongs to one version, and {', '.join(others)} has other rows" if others else ""
+        theirs = f"an index belongs to one version, and {', '.join(others)} has other rows"
+        why = theirs if others else "an index belongs to one version, and none was made of this one"
         raise UsageError(f"{manifest.reference} has no index", why, f"aifx data index {manifest.reference}")
     if beginning is None:
         latest = (catalog.store.read(f"{_folder(manifest)}/{LATEST}") or b"").decode(errors="replace").strip()
-        beginning = latest if latest in names else names[0]
+        beginning = latest if latest in names else _first_accepted(catalog, manifest, names)
     matching = [name for name in names if name.startswith(beginning)]
     if len(matching) != 1:
         why = did_you_mean(beginning, names)
@@ -163,11 +183,35 @@ def find_index(catalog: Catalog, manifest: Manifest, beginning: str | None = Non
     return open_index(catalog, manifest, matching[0])
 
 
+def _first_accepted(catalog: Catalog, version: Manifest, names: Sequence[str]) -> str:
+    """The first index whose recall is enough. Raises UsageError if there is none."""
+    found = [_read_manifest(catalog, version, name) for name in names]
+    accepted = [one.name for one in found if one.is_accepted]
+    if accepted:
+        return accepted[0]
+    recalls = [f"{one.name} has recall {one.recall.share:.2%}, at least {one.recall.least:.2%} was asked for"
+               for one in found if one.recall is not None]  # fmt: skip
+    what = f"no index of {version.reference} has the recall that it was made for"
+    hint = f"--index {names[0]} takes it all the same; aifx data index {version.reference} makes an exact one"
+    raise UsageError(what, "; ".join(recalls), hint)
+
+
 def open_index(catalog: Catalog, version: Manifest, name: str) -> Index:
     """An index of a version by its whole name, copied into the cache if the root is remote.
 
     Raises DataError if it is damaged or of other rows.
     """
+    manifest = _read_manifest(catalog, version, name)
+    if catalog.local is not None:
+        return Index(catalog.local / _folder(version) / name, manifest)
+    store = catalog.store.below(f"{_folder(version)}/{name}")
+    folder = cache_path("datasets") / version.sha256 / INDEXES / manifest.file.sha256
+    with cache_folder(folder), report_progress(f"copying {store.url}", manifest.file.bytes, "bytes") as progress:
+        fetch_file(store, folder, manifest.file, progress)
+    return Index(folder, manifest)
+
+
+def _read_manifest(catalog: Catalog, version: Manifest, name: str) -> IndexManifest:
     store = catalog.store.below(f"{_folder(version)}/{name}")
     url, hint = f"{store.url}/{MANIFEST}", f"aifx data index {version.reference} --rebuild"
     try:
@@ -185,12 +229,7 @@ def open_index(catalog: Catalog, version: Manifest, name: str) -> Index:
     if manifest.version_sha256 != version.sha256:
         why = f"it is of {manifest.reference}, and {version.reference} has other rows"
         raise DataError(f"{store.url} is not an index of {version.reference}", why, hint)
-    if catalog.local is not None:
-        return Index(catalog.local / _folder(version) / name, manifest)
-    folder = cache_path("datasets") / version.sha256 / INDEXES / manifest.file.sha256
-    with cache_folder(folder), report_progress(f"copying {store.url}", manifest.file.bytes, "bytes") as progress:
-        fetch_file(store, folder, manifest.file, progress)
-    return Index(folder, manifest)
+    return manifest
 
 
 def publish_index(catalog: Catalog, version: Manifest, out: Path, manifest: IndexManifest) -> Index:

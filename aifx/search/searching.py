@@ -99,15 +99,16 @@ def read_queries(name: str, text_field: str = "text") -> list[str]:
     Raises UsageError, DataError naming the file and the line.
     """
     file = input_file(name)
-    hint = f"aifx data search NAME --file {name}"
     found: list[str] = []
     for row in read_rows(file, text_field=text_field):
         text = row.values.get(text_field)
         if not isinstance(text, str):
+            texts = [field for field, value in row.values.items() if isinstance(value, str)]
+            hint = f"--text-field {texts[0]}" if texts else f"head -{row.number} {name}"
             raise DataError(f"{row.place}: no text in the field {text_field!r}", "each row is a query", hint)
         found += [line for line in text.splitlines() if line.strip()] if file.format == "txt" else [text]
     if not found:
-        raise UsageError(f"{name} has no query", "it has no text", hint)
+        raise UsageError(f"{name} has no query", "it has no text", f"head {name}")
     return found
 
 
@@ -118,7 +119,7 @@ def _search(
     faiss_index = index.read()
     found: list[list[tuple[float, int]]] = []
     for at in range(0, len(queries), QUERIES_AT_A_TIME):
-        vectors = _embed(embedder, queries[at : at + QUERIES_AT_A_TIME])
+        vectors = _embed(version, embedder, queries[at : at + QUERIES_AT_A_TIME])
         scores, numbers = search_index(faiss_index, vectors, min(top + 1, faiss_index.ntotal))
         for score, number, left_out in zip(scores, numbers, own[at:], strict=False):
             is_hit = (number >= 0) & (number != left_out)
@@ -129,14 +130,14 @@ def _search(
     return SearchResult(version.reference, index.manifest.name, index.manifest.kind == "exact", tuple(answers))
 
 
-def _embed(embedder: Embedder, queries: Sequence[str]) -> F32:
+def _embed(version: Version, embedder: Embedder, queries: Sequence[str]) -> F32:
     import pyarrow as pa
 
     vectors = embedder.embed(pa.array(queries, pa.string()))
     empty = np.flatnonzero(~vectors.any(axis=1))
     if len(empty):
         what = f"query {queries[empty[0]][:50]!r} cannot be searched for"
-        raise UsageError(what, "it has no word", "aifx data search NAME 'white whale'")
+        raise UsageError(what, "it has no word", f"aifx data search {version.reference} 'white whale'")
     return vectors
 
 

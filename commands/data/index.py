@@ -20,6 +20,7 @@ from aifx.commands.data.options import (
     project_around,
 )
 from aifx.core.errors import ExitCode, UsageError
+from aifx.core.plurals import counted
 
 if TYPE_CHECKING:
     from aifx.search.building import BuiltIndex
@@ -117,19 +118,19 @@ def _print_index(out: Output, found: BuiltIndex) -> None:
     made = found.index
     there = "" if found.is_new else ", which was there already"
     out.print(
-        f"{made.reference}: {made.kind} index {made.name} of {made.file.rows:,} vectors of {made.embedder.dims} "
-        f"numbers, {readable_bytes(found.size_bytes)}{there}"
+        f"{made.reference}: {made.kind} index {made.name} of {counted(made.file.rows, 'vector')} of "
+        f"{made.embedder.dims} numbers, {readable_bytes(found.size_bytes)}{there}"
     )
     if made.skipped:
-        out.print(f"left out, because they have no text with words: {made.skipped:,} rows")
+        out.print(f"left out, because they have no text with words: {counted(made.skipped, 'row')}")
     if made.recall is not None:
         out.print(
             f"{'passed' if found.is_accepted else 'failed'}: recall {made.recall.share:.2%} (at least "
-            f"{made.recall.least:.2%}) of the {made.recall.neighbours} nearest rows of {made.recall.queries:,} rows, "
-            f"at effort {made.effort}"
+            f"{made.recall.least:.2%}) of the {made.recall.neighbours} nearest rows of "
+            f"{counted(made.recall.queries, 'row')}, at effort {made.effort}"
         )
     if not found.is_accepted:
-        out.log("a search takes the index before: --effort N or --kind exact finds more")
+        out.log("a search does not take it by itself: a larger --effort or --kind exact finds more")
 
 
 def search(

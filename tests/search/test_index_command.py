@@ -86,7 +86,7 @@ def test_output_for_people(project: Path, texts: list[str]) -> None:
     again = aifx(project, "index", "corpus")
     assert "701 vectors of 512 numbers" in again.stdout
     assert "which was there already" in again.stdout
-    assert "left out, because they have no text with words: 1 rows" in again.stdout
+    assert "left out, because they have no text with words: 1 row\n" in again.stdout
 
 
 @pytest.mark.parametrize("name", ["queries.txt", "queries.jsonl"])
@@ -193,7 +193,7 @@ def test_a_damaged_index_is_refused_and_made_again(project: Path, version: Versi
     refused = aifx(project, "search", "corpus", "whale")
     assert refused.returncode == 2
     assert "index.faiss is damaged" in refused.stderr
-    assert f"hint: aifx data index {version.reference} --rebuild" in refused.stderr
+    assert f"hint: aifx data index {version.reference} --dims 32 --rebuild" in refused.stderr
     assert aifx(project, "index", version.reference, "--dims", "32", "--rebuild").returncode == 0
     assert path.read_bytes() == good
     manifest = path.with_name("manifest.json")
@@ -255,3 +255,29 @@ def test_erasure_deletes_the_indexes_of_versions(tmp_path: Path) -> None:
     done = aifx(tmp_path, "erase", "pets", "--where", "text LIKE '%jane%'", "--purge", "--yes")
     assert done.returncode == 0, done.stderr
     assert not list(indexes.rglob("*.faiss"))
+
+
+def test_a_search_takes_no_index_that_misses_its_recall(tmp_path: Path) -> None:
+    """Unless it is named, also if there is no other."""
+    rows = [json.dumps({"text": f"row {number} of {number % 7}"}) for number in range(400)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    assert aifx(tmp_path, "add", "small", "rows.jsonl", "--license", "MIT").returncode == 0
+    refused = aifx(tmp_path, "search", "small", "row 5")
+    assert "none was made of this one" in refused.stderr
+    made = aifx(tmp_path, "index", "small", "--kind", "hnsw", "--effort", "1", "--min-recall", "1", "--json")
+    assert made.returncode == 1
+    name = json.loads(made.stdout)["index"]["name"]
+    refused = aifx(tmp_path, "search", "small", "row 5")
+    assert refused.returncode == 2
+    assert f"{name} has recall" in refused.stderr
+    assert len(found(aifx(tmp_path, "search", "small", "row 5", "--index", name, "--json"))) == 10
+    index = next((tmp_path / "datasets/small/indexes").glob(f"*/{name}/index.faiss"))
+    index.write_bytes(index.read_bytes()[:-1])
+    damaged = aifx(tmp_path, "search", "small", "row 5", "--index", name)
+    assert "--kind hnsw --min-recall 1 --effort 1 --rebuild" in damaged.stderr
+
+
+def test_an_error_of_queries_names_the_field_that_has_texts(project: Path) -> None:
+    (project / "q.jsonl").write_text('{"question": "a whale"}\n')
+    done = aifx(project, "search", "corpus", "--file", "q.jsonl")
+    assert "hint: --text-field question" in done.stderr
