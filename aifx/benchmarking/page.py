@@ -16,6 +16,7 @@ from aifx.benchmarking.plots.trend import trend
 from aifx.benchmarking.results import Report, Result
 from aifx.benchmarking.views import headlines, machine
 from aifx.core.pages import date, render
+from aifx.core.plurals import counted
 
 MOST_TRENDS = 12
 """Pictures on a page of a history: those that moved first."""
@@ -102,7 +103,7 @@ def _report_row(report: Report, before: Report | None) -> dict[str, Any]:
 def _subtitle(report: Report) -> list[str]:
     commit = f", commit {report.fingerprint.commit}" if report.fingerprint.commit else ""
     quick = "quick, " if report.request.quick else ""
-    took = f"{quick}{units.counted(report.launches, 'launch', 'es')}, {units.duration(report.duration_s)}"
+    took = f"{quick}{counted(report.launches, 'launch', 'es')}, {units.duration(report.duration_s)}"
     return [line for line in (machine(report), f"{date(report.time)}; {took}{commit}") if line]
 
 

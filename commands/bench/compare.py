@@ -13,6 +13,7 @@ from aifx.commands.console.options import JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import UsageError, did_you_mean
+from aifx.core.plurals import counted
 
 if TYPE_CHECKING:
     from aifx.benchmarking.compare import Compared, Comparison
@@ -96,7 +97,7 @@ def refuse(a: str, b: str, obstacles: list[str]) -> None:
 
 def _made(report: Report) -> str:
     """When, of which commit, how often."""
-    launches = units.counted(report.launches, "launch", "es")
+    launches = counted(report.launches, "launch", "es")
     return f"{local_time(report)}, {report.fingerprint.commit or 'no commit'}, {launches}"
 
 

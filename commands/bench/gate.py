@@ -16,6 +16,7 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.stopping import sigterm_as_ctrl_c
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import UsageError
+from aifx.core.plurals import counted
 
 if TYPE_CHECKING:
     from aifx.benchmarking.compare import Comparison, Gated
@@ -104,7 +105,7 @@ def _measure(
     wanted = chosen(before, names).values()
     for result in wanted:
         if (count := len(result.samples_s)) < LEAST_LAUNCHES:
-            what = f"{baseline} is no baseline: {result.title} has {units.counted(count, 'launch', 'es')}"
+            what = f"{baseline} is no baseline: {result.title} has {counted(count, 'launch', 'es')}"
             raise UsageError(what, f"{LEAST_LAUNCHES} are the least", f"{to_save('NAME')} keeps one")
     request = before.request
     if names:
