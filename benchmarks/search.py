@@ -1,4 +1,4 @@
-"""What exact searches of `aifx data search` take beside those of faiss, and what its n-grams take.
+"""Times of exact searches by `aifx data search` and by faiss, and the speed of its n-grams.
 
     python benchmarks/search.py [--rows 100000] [--dims 256] [--queries 1000] [--rounds 5]
 

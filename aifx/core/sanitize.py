@@ -1,4 +1,4 @@
-"""Text that cannot steer a terminal, change its reading direction or end a line: control characters are escaped."""
+"""Text for a terminal: control characters, which could steer it or end a line, are escaped, and long text is cut."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ JOINERS = "\u200c\u200d"
 """Zero-width non-joiner and joiner: scripts and emoji need them, and they move nothing."""
 
 _UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def shorten(text: str, most: int) -> str:
+    """A text of at most `most` characters, the last of which is "…" if it was cut."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def escape_controls(text: str, keep: str = "\n\t") -> str:

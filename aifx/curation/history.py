@@ -11,6 +11,7 @@ from typing import Any
 from aifx.core.errors import DataError, UsageError
 from aifx.core.json_values import encode_json
 from aifx.core.project import Project
+from aifx.core.sanitize import shorten
 from aifx.curation.lineage import STEP_FACET, is_removal, new_sources, read_lineage
 from aifx.data.versions import Catalog, Manifest
 from aifx.runs.provenance import read_provenance
@@ -145,7 +146,7 @@ def settings_text(settings: Mapping[str, Any]) -> str:
         return text[:12] if _DIGEST.fullmatch(text) else text
 
     text = " ".join(f"{name}={word(value)}" for name, value in settings.items() if value not in (None, [], {}, ""))
-    return text if len(text) <= SETTINGS_CHARACTERS else f"{text[: SETTINGS_CHARACTERS - 1]}…"
+    return shorten(text, SETTINGS_CHARACTERS)
 
 
 def _existing(

@@ -1,8 +1,8 @@
 """The tasks of a step as tasks of Ray, on this machine or on a running cluster.
 
 Ray gets numbers of tasks and gives back counts. Rows stay in files of the folder in which the step works, which all
-nodes of a cluster must see. A dataset of Ray Data would carry nothing but the numbers, repeat a task that ends its
-process without end, and start three processes of its own.
+nodes of a cluster must see. A dataset of Ray Data would carry nothing but the numbers, start three processes of its
+own, and repeat a task that kills its process forever.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from aifx.curation.step import Limits, Step
 
 RETRIES = 3  # of a task whose process or node dies
 OBJECT_STORE_BYTES = 128 << 20  # it holds the step
-ANSWER_S = 10.0
+ANSWER_S = 10.0  # in which a running cluster accepts a connection
 LONGEST_SOCKET_FOLDER = 40  # Ray adds 66 characters, and the path of a Unix socket has at most 107
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_task_oom_retries": str(RETRIES),  # by default without end
+    "RAY_task_oom_retries": str(RETRIES),  # by default forever
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # below `uv run`, Ray would upload the working directory
 }
 LOCAL_ENVIRONMENT = {
@@ -129,7 +129,7 @@ def session(address: str, limits: Limits) -> Iterator[Any]:
 
 
 def _end(processes: Collection[psutil.Process]) -> None:
-    """Kill what Ray leaves: its agents may outlive it by a minute."""
+    """Kill processes that Ray leaves: its agents may outlive it by a minute."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
@@ -167,7 +167,7 @@ def _connect(ray: Any, address: str, folder: Path | None, limits: Limits) -> Non
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Ray takes the signal for itself."""
+    """Restore the handler of SIGTERM, which Ray replaces."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield

@@ -58,7 +58,7 @@ class BuiltIndex:
         index: its manifest.
         size_bytes: of the index.
         is_new: False if it was there already.
-        is_accepted: False if its recall is too small: the command exits 1, and searches still take the index before.
+        is_accepted: False if its recall is too small; then the command exits 1, and searches use the index before.
     """
 
     index: IndexManifest
@@ -76,7 +76,7 @@ def build_index(
     *,
     rebuild: bool = False,
 ) -> BuiltIndex:
-    """Make the index of a version with these settings, or find it, and let searches take it if its recall is enough.
+    """Make the index of a version with these settings, or find it. Searches use it if its recall is enough.
 
     Args:
         rebuild: make it even if it is there.

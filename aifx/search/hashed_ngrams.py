@@ -23,7 +23,7 @@ PART_BYTES = 4
 """Length of the parts of words. Each word has a space before and after it."""
 
 PART_WEIGHT = 0.5
-"""Of a part of a word, relative to a word."""
+"""Weight of a part of a word; a word has 1."""
 
 TEXTS_AT_A_TIME = 1 << 10
 _HASH_BITS = 48  # of a key; the number of the text is above them

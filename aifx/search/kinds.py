@@ -21,10 +21,11 @@ BLOCK_ROWS = 1 << 13
 """Vectors that are compared at a time."""
 
 LEAST_ROWS = 256
-"""Of an approximate index."""
+"""Fewest rows of a version for an approximate index."""
 
-NEIGHBOURS = 10
-QUERIES = 1000
+NEIGHBOURS, QUERIES = 10, 1000
+"""The recall is that of so many neighbours of so many queries."""
+
 _ROUNDING = 1e-5  # of a score
 
 
@@ -68,8 +69,8 @@ def make_index(
 ) -> MadeIndex:
     """A faiss index of vectors `[rows, dims]` by inner product, which answers with their ids.
 
-    The recall of an approximate index is measured with vectors that are added afterwards: one that knows a query finds
-    its neighbours by the links that it made when the query was added.
+    The recall of an approximate index is measured with vectors that are added afterwards. An index that holds a query
+    finds its neighbours by the links that it made when the query was added.
 
     Args:
         least: recall for which the effort is raised, if that is not given.

@@ -26,8 +26,8 @@ def open_embedder(name: str, dims: int | None, project: Project | None) -> Embed
 
 def _model(name: str, project: Project | None) -> Embedder:
     """A run of the project if there is one of this name, otherwise a folder."""
-    is_run = project is not None and RUN_NAME.fullmatch(name.partition("@")[0]) is not None
-    if is_run and project is not None and project.run(name.partition("@")[0]).exists():
+    run = name.partition("@")[0]
+    if project is not None and RUN_NAME.fullmatch(run) and project.run(run).exists():
         from aifx.search.run_embedder import RunEmbedder
 
         return RunEmbedder(name, project)

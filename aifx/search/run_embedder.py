@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from aifx.checkpoint.manifest import read_manifest
 from aifx.core.errors import UsageError
@@ -17,8 +16,8 @@ from aifx.core.steps import parse_step
 from aifx.data.text import TokenFormat
 from aifx.generation.generator import unable_to_write
 from aifx.loading.restore import restore_run
-from aifx.search.embedders import F32, RUN, Embedder, EmbedderRecord, normalized
-from aifx.search.token_batches import pooled_in_batches
+from aifx.search.embedders import F32, RUN, Embedder, EmbedderRecord
+from aifx.search.token_batches import embed_texts, pool
 from aifx.specs import Params, init_params
 
 ALGORITHM = 1
@@ -67,15 +66,11 @@ class RunEmbedder(Embedder):
         return found
 
     def embed(self, texts: Any) -> F32:
-        """The beginning of a text counts that the model can read at once."""
-        most, values = self._decoding.model.max_seq_len, texts.to_pylist()
-        of_row = {index: self._tokenizer.encode_prompt(text)[:most] for index, text in enumerate(values) if text}
-        of_row = {index: tokens for index, tokens in of_row.items() if tokens and not values[index].isspace()}
-        vectors = np.zeros((len(values), self._dims), np.float32)
-        vectors[list(of_row)] = pooled_in_batches(
-            list(of_row.values()), most, self._dims, partial(self._pooled, self._params)
-        )
-        return normalized(vectors)
+        most, call = self._decoding.model.max_seq_len, partial(self._pooled, self._params)
+        return embed_texts(texts, self._encode, most, self._dims, call)
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return [self._tokenizer.encode_prompt(text) for text in texts]
 
     def _pool(self, params: Params, inputs: jax.Array, counts: jax.Array) -> jax.Array:
         """`[rows, embed]` of tokens `[rows, seq]`, of which the first `counts` `[rows]` of each row are its text."""
@@ -83,8 +78,4 @@ class RunEmbedder(Embedder):
         rows, length = inputs.shape
         cache = init_params(decoding.model.cache_specs(rows, length, decoding.dtype), jax.random.key(0))
         hidden, _ = decoding.model.prefill(params, inputs, counts, cache, decoding.context)
-        hidden = hidden.astype(jnp.float32)
-        if self._pooling == "last":
-            return jnp.take_along_axis(hidden, (counts - 1)[:, None, None], axis=1)[:, 0]
-        is_token = jnp.arange(length) < counts[:, None]
-        return jnp.sum(jnp.where(is_token[..., None], hidden, 0), axis=1) / counts[:, None]
+        return pool(hidden.astype(jnp.float32), counts, self._pooling)

@@ -7,13 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from aifx.hub.encoders import Pooling, load_encoder
 from aifx.hub.folder import open_folder
 from aifx.models.bert.model import Bert
-from aifx.search.embedders import ENCODER, F32, Embedder, EmbedderRecord, normalized
-from aifx.search.token_batches import pooled_in_batches
+from aifx.search.embedders import ENCODER, F32, Embedder, EmbedderRecord
+from aifx.search.token_batches import embed_texts, pool
 from aifx.specs import Params
 
 ALGORITHM = 1
@@ -34,13 +33,9 @@ class SentenceEmbedder(Embedder):
         return EmbedderRecord(ENCODER, str(self._folder.path), self._encoder.model.section.embed_dim, settings)
 
     def embed(self, texts: Any) -> F32:
-        encoder, values = self._encoder, texts.to_pylist()
-        written = [index for index, text in enumerate(values) if text and not text.isspace()]
-        vectors = np.zeros((len(values), self.record.dims), np.float32)
-        tokens = encoder.encode([values[index] for index in written])
+        encoder = self._encoder
         call = partial(_pooled, encoder.model, encoder.pooling, encoder.params)
-        vectors[written] = pooled_in_batches(tokens, encoder.max_tokens, self.record.dims, call)
-        return normalized(vectors)
+        return embed_texts(texts, encoder.encode, encoder.max_tokens, self.record.dims, call)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -49,6 +44,4 @@ def _pooled(model: Bert, pooling: Pooling, params: Params, inputs: jax.Array, co
     with jax.default_matmul_precision("highest"):
         is_token = jnp.arange(inputs.shape[1]) < counts[:, None]
         hidden = model.encode(params, inputs, is_token)
-    if pooling == "first":
-        return hidden[:, 0]
-    return jnp.sum(jnp.where(is_token[..., None], hidden, 0), axis=1) / counts[:, None]
+    return pool(hidden, counts, pooling)

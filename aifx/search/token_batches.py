@@ -1,19 +1,58 @@
-"""Calls of a model with texts of about one length, so that little is padding and few programs are compiled."""
+"""Vectors of texts by a model. A call takes texts of about one length: little is padding, and few programs compile."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from aifx.search.embedders import F32
+from aifx.search.embedders import F32, normalized
 
 BATCH_TOKENS = 1 << 13
 """Of a call, with padding."""
 
 LEAST_LENGTH = 16
+
+
+def embed_texts(
+    texts: Any,
+    encode: Callable[[list[str]], Sequence[Sequence[int]]],
+    most: int,
+    dims: int,
+    call: Callable[[NDArray[np.int32], NDArray[np.int32]], Any],
+) -> F32:
+    """Vectors `[texts, dims]` of an Arrow array of strings, of length 1; of length 0 for a text without content.
+
+    Args:
+        encode: gives the tokens of each text.
+        most: tokens that the model reads; only the beginning of a longer text counts.
+        call: see `pooled_in_batches`.
+    """
+    values = texts.to_pylist()
+    written = [index for index, text in enumerate(values) if text and not text.isspace()]
+    encoded = encode([values[index] for index in written])
+    tokens = {index: row[:most] for index, row in zip(written, encoded, strict=True) if row}
+    vectors = np.zeros((len(values), dims), np.float32)
+    vectors[list(tokens)] = pooled_in_batches(list(tokens.values()), most, dims, call)
+    return normalized(vectors)
+
+
+def pool(hidden: jax.Array, counts: jax.Array, pooling: Literal["mean", "first", "last"]) -> jax.Array:
+    """Vectors `[rows, embed]` of hidden states `[rows, seq, embed]`: the mean of a row's tokens, or one of them.
+
+    Args:
+        counts: `[rows]`; the first `counts` of a row's places are its tokens, the others are padding.
+    """
+    if pooling == "first":
+        return hidden[:, 0]
+    if pooling == "last":
+        return jnp.take_along_axis(hidden, (counts - 1)[:, None, None], axis=1)[:, 0]
+    is_token = jnp.arange(hidden.shape[1]) < counts[:, None]
+    return jnp.sum(jnp.where(is_token[..., None], hidden, 0), axis=1) / counts[:, None]
 
 
 def pooled_in_batches(

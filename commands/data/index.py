@@ -21,6 +21,7 @@ from aifx.commands.data.options import (
 )
 from aifx.core.errors import ExitCode, UsageError
 from aifx.core.plurals import counted
+from aifx.core.sanitize import shorten
 
 if TYPE_CHECKING:
     from aifx.search.building import BuiltIndex
@@ -212,5 +213,4 @@ def _print_hits(out: Output, found: SearchResult) -> None:
 
 
 def _start(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…"
+    return shorten(" ".join(text.split()), SHOWN)

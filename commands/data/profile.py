@@ -11,6 +11,7 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.options import DatasetArgument, RootOption, find_catalog
 from aifx.core.plurals import counted
+from aifx.core.sanitize import shorten
 
 if TYPE_CHECKING:
     from aifx.curation.profile import ColumnProfile, Profile
@@ -102,7 +103,7 @@ def _print_bars(out: Output, counts: Mapping[str, int]) -> None:
 def bars(counts: Mapping[str, int], *, ascii_only: bool = False) -> Iterator[str]:
     """A line for each: its name, a bar, its number. At most 80 columns wide."""
     top = max(counts.values(), default=0) or 1
-    labels: Sequence[str] = [label if len(label) <= 28 else f"{label[:27]}…" for label in counts]
+    labels: Sequence[str] = [shorten(label, 28) for label in counts]
     width = max(map(len, labels), default=0)
     for label, count in zip(labels, counts.values(), strict=True):
         drawn = bar(count / top, BAR, ascii_only=ascii_only)

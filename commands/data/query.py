@@ -18,6 +18,7 @@ from aifx.commands.data.options import (
     parse_size,
 )
 from aifx.core.plurals import counted
+from aifx.core.sanitize import shorten
 
 CELL_WIDTH = 100
 
@@ -70,7 +71,4 @@ def _is_number(kind: str) -> bool:
 
 
 def _cell(value: Any) -> str | None:
-    if value is None:
-        return None
-    text = str(value)
-    return text if len(text) <= CELL_WIDTH else f"{text[: CELL_WIDTH - 1]}…"
+    return None if value is None else shorten(str(value), CELL_WIDTH)

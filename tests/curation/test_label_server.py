@@ -187,7 +187,7 @@ def test_who_is_refused(catalog: Catalog, serve: Callable[..., ServedLabels]) ->
     assert served.http.get("/rows", params={"labeller": "a", "count": "1e9"}).status_code == 400
 
 
-def test_the_page_loads_nothing_and_says_nothing(catalog: Catalog, serve: Callable[..., ServedLabels]) -> None:
+def test_the_page_loads_nothing_and_has_no_data(catalog: Catalog, serve: Callable[..., ServedLabels]) -> None:
     served = serve(texts_version(catalog))
     answer = httpx.get(served.url, trust_env=False)
     policy = answer.headers["content-security-policy"]

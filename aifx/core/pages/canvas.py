@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 from matplotlib.ticker import Locator, NullLocator
 
+from aifx.core.sanitize import shorten
+
 WIDTH, HEIGHT, TEXT = 380, 240, 11
 """Units of the SVG; on a page about a CSS pixel each, a little less on a telephone."""
 
@@ -119,7 +121,7 @@ class Canvas:
 
     def rows(self, labels: Sequence[str]) -> None:
         """Name the rows 0, 1, 2, ... from the top."""
-        short = [label if len(label) <= LABEL else f"{label[: LABEL - 1]}…" for label in labels]
+        short = [shorten(label, LABEL) for label in labels]
         self.axes.set_yticks(range(len(labels)), short)
         self.axes.tick_params(axis="y", length=0, labelcolor=INK)
         self.axes.grid(visible=False, axis="y")

@@ -51,8 +51,8 @@ class Labelling:
     """The rows, labels and log of a server.
 
     Attributes:
-        labels: that can be chosen; for pairs none, as their columns and a tie can be.
-        labeller: whom the page assumes; "" to ask.
+        labels: to choose from; empty for pairs, whose choices are their columns and a tie.
+        labeller: the name that the page uses; "" if it asks.
     """
 
     version: Version
@@ -69,7 +69,11 @@ class Labelling:
 
 
 def make_app(labelling: Labelling, token: str) -> Starlette:
-    """The application."""
+    """The application.
+
+    Args:
+        token: what all requests but that for the page must have.
+    """
     routes = [
         Route("/", _page),
         Route("/session", _session),
@@ -90,7 +94,7 @@ def make_app(labelling: Labelling, token: str) -> Starlette:
 
 
 class _Guard:
-    """Refuses who has not the token, and pages of other sites, also those whose name was pointed at this machine."""
+    """Refuses requests without the token, and those of pages of other sites, even if their name means this machine."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app, self._token = app, hashlib.sha256(token.encode()).digest()
@@ -151,7 +155,7 @@ def _rendered() -> tuple[str, str]:
 
 
 async def _session(request: Request) -> Response:
-    """The data set and its labels. `scope` names the label file, so that the page keeps unsent labels apart."""
+    """The data set and its labels. `scope` names the label file, below which the page keeps unsent labels."""
     labelling: Labelling = request.app.state.labelling
     manifest = labelling.version.manifest
     return JSONResponse(

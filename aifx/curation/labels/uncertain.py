@@ -36,7 +36,12 @@ def least_certain(
         wanted = {row for (row,) in connection.execute(sql).fetchall()}
     if not wanted:
         raise no_rows(version, column)
-    found = _read(version, Path(given)) if Path(given).suffix else _predict(version, shown, given)
+    found: Iterator[tuple[str, float]]
+    if Path(given).suffix:
+        predicted = read_predictions(version, Path(given))
+        found = ((row, _certainty(values, place)) for row, place, values in predicted)
+    else:
+        found = _predict(version, shown, given)
     certain = {row: certainty for row, certainty in found if row in wanted}
     if not certain:
         what = f"{given} predicts no row of {version.reference} that has no label"
@@ -63,11 +68,6 @@ def certainty_of(prediction: Mapping[str, Any]) -> float | None:
         if prediction.get(name) not in (None, ""):
             return sign * float(prediction[name])
     return None
-
-
-def _read(version: Version, path: Path) -> Iterator[tuple[str, float]]:
-    """The certainty of each row in a file of predictions."""
-    return ((row, _certainty(values, place)) for row, place, values in read_predictions(version, path))
 
 
 def read_predictions(version: Version, path: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
