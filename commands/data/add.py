@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from aifx.curation.add_reports import AddedFiles
     from aifx.curation.databases.sources import QueryFetch
     from aifx.curation.source_files import Listing
-    from aifx.data.versions import Catalog
+    from aifx.data.versions import Catalog, Manifest
 
 
 @option_group
@@ -119,11 +119,7 @@ def add(
         elif dry_run:
             listing = opened.enter_context(fetch.described())
         else:
-            listing, fetched = fetch.fetch()
-            if fetched.kept:
-                out.log(f"kept {counted(fetched.kept, 'row')} of the interrupted read: the database still has them")
-            if fetched.again:
-                out.log(f"read {counted(fetched.again, 'row')} of the interrupted read again: the database has changed")
+            listing = _fetched(out, fetch)
         options = ReadOptions(kind or "text", text_field, encoding, max_expansion, split_at)
         check_options(options)
         if kind is None and listing.files:
@@ -132,30 +128,23 @@ def add(
         _log_left_out(out, listing, options.kind)
         if dry_run:
             out.document(listed_files(name, options.kind, listing))
-            out.table(
-                ["file", "format", "bytes"],
-                [(file.name, f"{file.format}{file.compression}", f"{file.bytes:,}") for file in listing.files],
-                right=["bytes"],
-            )
+            files = [(file.name, f"{file.format}{file.compression}", f"{file.bytes:,}") for file in listing.files]
+            out.table(["file", "format", "bytes"], files, right=["bytes"])
             return
+
+        def refusal(manifest: Manifest) -> str:
+            return BadRows.of(manifest).refusal(max_bad, allows_damaged=allow_damaged)
+
         plan = plan_add(catalog, name, listing, options, expression)
-        made = run_add(
-            plan,
-            name,
-            catalog,
-            limits,
-            runner,
-            accepts=lambda manifest: not BadRows.of(manifest).refusal(max_bad, allows_damaged=allow_damaged),
-        )
+        made = run_add(plan, name, catalog, limits, runner, accepts=lambda manifest: not refusal(manifest))
         if fetch is not None:
             fetch.remove()
         found = added_files(plan, made)
         out.document(found)
         _print(out, found)
         if not made.is_accepted:
-            refusal = BadRows.of(made.version.manifest).refusal(max_bad, allows_damaged=allow_damaged)
             meaning = "means no version" if catalog.latest(name) is None else "still means the version before"
-            out.log(f"{refusal}. {name} {meaning}")
+            out.log(f"{refusal(made.version.manifest)}. {name} {meaning}")
             raise SystemExit(ExitCode.VERDICT)
 
 
@@ -169,6 +158,16 @@ def _fetch_of(sources: list[str], query: str | None, key: str | None, catalog: C
         raise UsageError("--key can only be used with --query", "it is a column of a query", "leave it out")
     check_no_database(sources)
     return None
+
+
+def _fetched(out: Output, fetch: QueryFetch) -> Listing:
+    """The rows of a query, after they are on this machine."""
+    listing, fetched = fetch.fetch()
+    if fetched.kept:
+        out.log(f"kept {counted(fetched.kept, 'row')} of the interrupted read: the database still has them")
+    if fetched.again:
+        out.log(f"read {counted(fetched.again, 'row')} of the interrupted read again: the database has changed")
+    return listing
 
 
 def _log_left_out(out: Output, listing: Listing, kind: str) -> None:

@@ -52,8 +52,8 @@ def agreement(
         found = agreement_of(reference, column, labels, min_agreement)
         out.document(found)
         _print_agreement(out, found)
-    if not found.accepted:
-        raise typer.Exit(ExitCode.VERDICT)
+        if not found.accepted:
+            raise SystemExit(ExitCode.VERDICT)
 
 
 def suspects(

@@ -42,7 +42,6 @@ def push(
     """
     with terminal(json) as out:
         from aifx.curation.databases.push import parse_target, push
-        from aifx.curation.lineage import record_push
         from aifx.data.datasets import check_own_rows
 
         target = parse_target(table)
@@ -50,11 +49,7 @@ def push(
         version = catalog.open(name)
         chosen = names_of(columns, "--columns", "--columns id,text") if columns is not None else None
         check_own_rows(version.manifest, "aifx data push")
-        found = push(version, target, chosen, yes=yes, dry_run=dry_run)
-        if found.is_written:
-            url = target.url
-            table = f"{url.database}.{target.schema or 'public'}.{target.table}"
-            record_push(catalog, version.manifest, f"postgres://{url.host}:{url.port}", table)
+        found = push(catalog, version, target, chosen, yes=yes, dry_run=dry_run)
         out.document(found)
         verb = "written to" if found.is_written else "would be written to"
         out.print(f"{found.reference}: {counted(found.rows, 'row')} {verb} {found.table}")

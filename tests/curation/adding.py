@@ -17,6 +17,11 @@ from aifx.data.versions import Version, open_catalog
 LIMITS = Limits(1 << 30, 1)
 
 
+def environ_of(folder: Path) -> dict[str, str]:
+    """The environment of a command whose home and cache are below a folder."""
+    return {"HOME": str(folder), "PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(folder / "cache")}
+
+
 def add(folder: Path, name: str, *sources: str, **options: Any) -> Made:
     """Add files of a folder to the data set below it."""
     catalog = open_catalog(str(folder / "datasets"))

@@ -9,7 +9,7 @@ from typing import Any
 
 import inprocess
 import pytest
-from adding import add, rows_of
+from adding import add, environ_of, rows_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +17,7 @@ from aifx.curation import collecting
 
 
 def run(folder: Path, *args: str) -> Any:
-    environ = {"HOME": str(folder), "PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(folder / "cache")}
+    environ = environ_of(folder)
     return inprocess.run(["data", "add", *args, "--root", "datasets"], folder, environ)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import inprocess
 import pytest
-from adding import quarantine_of, rows_of
+from adding import environ_of, quarantine_of, rows_of
 from postgresql_server import PASSWORD, Server, postgresql_server
 
 from aifx.core.errors import UsageError
@@ -58,8 +58,7 @@ def server() -> Iterator[Server]:
 
 
 def run(folder: Path, server: Server, *args: str, **environ: str) -> Any:
-    known = {"HOME": str(folder), "PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(folder / "cache")}
-    return inprocess.run(["data", *args, "--root", "datasets"], folder, known | server.environ | environ)
+    return inprocess.run(["data", *args, "--root", "datasets"], folder, environ_of(folder) | server.environ | environ)
 
 
 def add(folder: Path, server: Server, sql: str, *args: str, **environ: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import inprocess
 import pytest
-from adding import rows_of
+from adding import environ_of, rows_of
 from postgresql_server import Server, postgresql_server
 
 from aifx.curation.databases import postgresql, spool
@@ -58,7 +58,7 @@ def arguments(server: Server, name: str, *args: str) -> list[str]:
 
 
 def environ(folder: Path, server: Server) -> dict[str, str]:
-    return {"HOME": str(folder), "PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(folder / "cache")} | server.environ
+    return environ_of(folder) | server.environ
 
 
 def add(folder: Path, server: Server, name: str = "d", *args: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import duckdb
 import inprocess
 import pytest
-from adding import rows_of
+from adding import environ_of, rows_of
 
 from aifx.curation.databases import other
 from aifx.data.versions import open_catalog
@@ -18,7 +18,7 @@ ROWS = [(1, None, "é", b"\x00"), (2, 2.5, "it's 12:30", None), (3, 3.0, "", b"x
 
 
 def add(folder: Path, url: str, *args: str) -> Any:
-    environ = {"HOME": str(folder), "PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(folder / "cache")}
+    environ = environ_of(folder)
     environ["AIFX_DATABASE_PASSWORD"] = "s3cr3t-Pa55"
     return inprocess.run(["data", "add", "d", url, "--license", "MIT", "--root", "datasets", *args], folder, environ)
 

@@ -25,6 +25,7 @@ from label_server import ServedLabels
 from PIL import Image
 
 from aifx.core.errors import UsageError
+from aifx.curation.labels import uncertain
 from aifx.curation.labels.contents import shown_of
 from aifx.curation.labels.queue import sample_rows
 from aifx.curation.labels.server import token_of
@@ -280,6 +281,18 @@ def test_the_least_certain_rows_come_first(catalog: Catalog, tmp_path: Path) -> 
     path.write_text("file,row,loss\nother.jsonl,1,0.2\n")
     with pytest.raises(Exception, match="is no prediction for a row of reviews"):
         least_certain(version, shown, "label", str(path), 3)
+
+
+def test_a_run_whose_name_has_a_dot_is_no_file(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = texts_version(catalog)
+    (tmp_path / "aifx.toml").touch()
+    (tmp_path / "runs/main.2").mkdir(parents=True)
+    (tmp_path / "runs/main.2/config.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(uncertain, "_predict", lambda *_: [("f-2", 0.3), ("f-0", 0.2), ("f-1", 0.9)])
+    assert least_certain(version, shown_of(version, "label"), "label", "main.2", 2) == ["f-0", "f-2"]
 
 
 @pytest.mark.parametrize(

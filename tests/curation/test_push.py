@@ -13,7 +13,7 @@ from typing import Any
 import inprocess
 import pyarrow as pa
 import pytest
-from adding import rows_of
+from adding import environ_of, rows_of
 from postgresql_server import PASSWORD, Server, postgresql_server
 from pyarrow import parquet
 
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Path:
 
 
 def environ(folder: Path, server: Server) -> dict[str, str]:
-    return {"HOME": str(folder), "PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(folder / "cache")} | server.environ
+    return environ_of(folder) | server.environ
 
 
 def run(folder: Path, server: Server, *args: str) -> Any:
@@ -163,6 +163,13 @@ def test_rows_that_arrive_otherwise(
     done = run(folder, server, "push", "d", f"{server.url}/otherwise")
     assert (done.returncode, why in done.stderr) == (2, True), done.stderr
     assert server.rows("SELECT to_regclass('otherwise')::text") == [(None,)]
+
+
+def test_a_table_without_schema_is_in_the_first_of_the_search_path(folder: Path, server: Server) -> None:
+    pushed = run(folder, server, "push", "d", f"{server.url}/first?options=-csearch_path%3Dsales")
+    assert pushed.returncode == 0, pushed.stderr
+    assert server.rows("SELECT count(*) FROM sales.first") == [(5,)]
+    assert "/postgres.sales.first\n" in run(folder, server, "lineage", "d").stdout
 
 
 def test_types_without_a_column_of_postgresql(tmp_path: Path, server: Server) -> None:

@@ -16,10 +16,11 @@ from aifx.curation.databases.columns import sql_type, storage_type, stored
 from aifx.curation.databases.postgresql import asking, connection_to
 from aifx.curation.databases.sent_rows import SentRows, check_copied
 from aifx.curation.databases.urls import DatabaseUrl, parse_database_url
+from aifx.curation.lineage import record_push
 from aifx.curation.sql import identifier
 from aifx.data.parquet import open_parquet
 from aifx.data.verification import check_shards
-from aifx.data.versions import RESERVED, Version
+from aifx.data.versions import RESERVED, Catalog, Version
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch, Schema
@@ -43,6 +44,11 @@ class Target:
     def name(self) -> str:
         """As lineage and reports have it: without login and options."""
         return f"{self.url.name}/{f'{self.schema}.' if self.schema else ''}{self.table}"
+
+    @property
+    def openlineage(self) -> tuple[str, str]:
+        """Its namespace and name in OpenLineage."""
+        return f"postgres://{self.url.host}:{self.url.port}", f"{self.url.database}.{self.schema}.{self.table}"
 
     def quoted(self, table: str | None = None) -> str:
         """The table, or another one beside it, in SQL."""
@@ -99,8 +105,10 @@ class Pushed:
     is_written: bool
 
 
-def push(version: Version, target: Target, columns: Sequence[str] | None, *, yes: bool, dry_run: bool) -> Pushed:
-    """Put the rows of a version into a table, in place of all that it has.
+def push(
+    catalog: Catalog, version: Version, target: Target, columns: Sequence[str] | None, *, yes: bool, dry_run: bool
+) -> Pushed:
+    """Put the rows of a version into a table, in place of all that it has, and record that in the lineage.
 
     Args:
         columns: by default all but those that aifx adds.
@@ -122,10 +130,20 @@ def push(version: Version, target: Target, columns: Sequence[str] | None, *, yes
         types = before.types if before is not None else {}
         shown = tuple(PushedColumn(one.name, types.get(one.name) or sql_type(one.type)) for one in schema)
         if not dry_run:
-            _write(cursor, version, target, schema, before)
+            written = before.target if before is not None else _in_first_schema(cursor, target)
+            _write(cursor, version, written, schema, before)
             connection.commit()
+            record_push(catalog, version.manifest, *written.openlineage)
     replaced = None if before is None else before.rows
     return Pushed(version.reference, target.name, version.manifest.rows, shown, replaced, not dry_run)
+
+
+def _in_first_schema(cursor: Any, target: Target) -> Target:
+    """The table with its schema: by default the first of the connection's search path."""
+    if target.schema is not None:
+        return target
+    cursor.execute("SELECT current_schema()::text")
+    return replace(target, schema=cursor.fetchone()[0])
 
 
 def _asking(target: Target) -> AbstractContextManager[None]:
@@ -197,7 +215,6 @@ def _write(cursor: Any, version: Version, target: Target, schema: Schema, before
     """Copy the rows into a table beside the target, which then takes its rows or its name."""
     import pyarrow as pa
 
-    target = before.target if before is not None else target
     name = f"aifx_staging_{uuid.uuid4().hex[:12]}"
     staging = target.quoted(name)
     own = ", ".join(f"{identifier(field.name)} {sql_type(field.type)}" for field in schema)

@@ -10,7 +10,7 @@ from typing import Any
 
 from aifx.core.errors import DataError, UsageError
 from aifx.core.plurals import counted
-from aifx.core.project import find_project
+from aifx.core.project import RUN_NAME, find_project
 from aifx.curation.labels.contents import Shown
 from aifx.curation.labels.queue import no_rows, unlabelled_rows
 from aifx.curation.shards import read_shard
@@ -27,7 +27,7 @@ def least_certain(
     """Ids of the rows without a label of which a model is least certain, the least certain first.
 
     Args:
-        given: a run of the project, or a file that `aifx predict` wrote for the version's shards.
+        given: a run of the project, otherwise a file that `aifx predict` wrote for the version's shards.
 
     Raises UsageError, DataError.
     """
@@ -37,7 +37,7 @@ def least_certain(
     if not wanted:
         raise no_rows(version, column)
     found: Iterator[tuple[str, float]]
-    if Path(given).suffix:
+    if Path(given).suffix and not _is_run(given):
         predicted = read_predictions(version, Path(given))
         found = ((row, _certainty(values, place)) for row, place, values in predicted)
     else:
@@ -107,6 +107,14 @@ def _certainty(prediction: Mapping[str, Any], place: str) -> float:
         why = "it has neither probabilities nor a loss"
         raise DataError(f"{place} does not show how certain the model is", why, "predict classes, or score texts")
     return found
+
+
+def _is_run(name: str) -> bool:
+    try:
+        project = find_project()
+    except UsageError:
+        return False
+    return RUN_NAME.fullmatch(name) is not None and project.run(name).exists()
 
 
 def _predict(version: Version, shown: Shown, run: str) -> Iterator[tuple[str, float]]:
