@@ -12,6 +12,7 @@ from aifx.core.json_files import JsonLines
 from aifx.core.json_values import plain
 from aifx.core.version import DISTRIBUTION, __version__
 from aifx.data.versions import INDEXES, LINEAGE, Catalog, Manifest, Source, Version
+from aifx.runs.lock import exclusive
 
 SCHEMA = "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent"
 FACETS = "https://openlineage.io/spec/facets"
@@ -78,12 +79,14 @@ def _append_once(catalog: Catalog, event: Mapping[str, Any]) -> None:
 
 def _append(catalog: Catalog, event: Mapping[str, Any]) -> None:
     if catalog.local is not None:
-        lines = JsonLines(catalog.local / LINEAGE)
-        try:
-            lines.append(event)
-            lines.sync()
-        finally:
-            lines.close()
+        path = catalog.local / LINEAGE
+        with exclusive(path):  # a process that opens the file cuts a line that another one is writing
+            lines = JsonLines(path)
+            try:
+                lines.append(event)
+                lines.sync()
+            finally:
+                lines.close()
     else:
         before = catalog.store.read(LINEAGE) or b""
         catalog.store.write(LINEAGE, iter([before + json.dumps(event).encode() + b"\n"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from toy_steps import Rows, WithoutLetter
 from aifx.curation.execution import execute
 from aifx.curation.lineage import STEP_FACET, read_lineage, record_index, record_push, record_removal, run_event
 from aifx.curation.step import Limits
-from aifx.data.versions import Catalog, open_catalog
+from aifx.data.versions import LINEAGE, Catalog, open_catalog
+from aifx.runs.lock import exclusive
 
 event_v2 = pytest.importorskip("openlineage.client.event_v2")
 
@@ -93,6 +95,20 @@ def test_the_client_would_write_the_same(catalog: Catalog) -> None:
     assert events[0]["inputs"] == [{"namespace": "file", "name": "s0.txt"}, {"namespace": "file", "name": "s1.txt"}]
     assert events[1]["inputs"][0]["facets"]["version"] == events[0]["outputs"][0]["facets"]["version"]
     assert events[1]["job"]["facets"][STEP_FACET]["settings"] == {"letter": "d"}
+
+
+def test_one_process_appends_at_a_time(catalog: Catalog) -> None:
+    assert catalog.local is not None
+    count = len(read_lineage(catalog))
+    appending = threading.Thread(
+        target=record_push, args=(catalog, catalog.manifest("pets"), "postgres://db:1", "a.b.c")
+    )
+    with exclusive(catalog.local / LINEAGE):
+        appending.start()
+        appending.join(0.1)
+        assert len(read_lineage(catalog)) == count
+    appending.join()
+    assert len(read_lineage(catalog)) == count + 1
 
 
 def test_sources_elsewhere(catalog: Catalog) -> None:
