@@ -124,12 +124,13 @@ class ListedFile:
     Attributes:
         format: "jsonl", "parquet".
         compression: ".gz", ".zst" or "".
+        size_bytes: None for a query: a dry run reads no row.
     """
 
     name: str
     format: str
     compression: str
-    size_bytes: int
+    size_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -148,5 +149,8 @@ class ListedFiles:
 
 def listed_files(name: str, kind: Kind, listing: Listing) -> ListedFiles:
     """The document of `aifx data add --dry-run`."""
-    files = tuple(ListedFile(file.name, file.format, file.compression, file.bytes) for file in listing.files)
+    files = tuple(
+        ListedFile(file.name, file.format, file.compression, None if file.query else file.bytes)
+        for file in listing.files
+    )
     return ListedFiles(name, kind, files, listing.left_out)

@@ -154,8 +154,9 @@ def erase(catalog: Catalog, plan: Erasure, step: Erase, limits: Limits) -> Erasu
             record_removal(catalog, removed)
             for manifest in removed:
                 _delete(catalog, manifest.name, manifest.version, manifest.sha256)
-            for unfinished in folder.glob(".work-*"):  # of steps that were killed
-                shutil.rmtree(unfinished)
+            for pattern in (".work-*", ".query-*"):  # of steps and reads of databases that were killed
+                for unfinished in folder.glob(pattern):
+                    shutil.rmtree(unfinished)
             holders = _holding_versions(catalog, step.rows, limits.memory_bytes)  # also those made since the plan
         return replace(plan, made=made, remaining=tuple(one.reference for one in holders))
     return replace(plan, made=made)

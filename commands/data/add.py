@@ -103,6 +103,7 @@ def add(
     with terminal(given.json) as out, ExitStack() as opened:
         from aifx.curation.add_plan import check_options, infer_kind, of_kind, plan_add, run_add
         from aifx.curation.add_reports import BadRows, added_files, listed_files
+        from aifx.curation.databases.sources import interrupted_reads
         from aifx.curation.licenses import check_license
         from aifx.curation.readers.base import ReadOptions
         from aifx.curation.source_files import list_sources
@@ -127,8 +128,11 @@ def add(
         listing = of_kind(listing, options.kind)
         _log_left_out(out, listing, options.kind)
         if dry_run:
-            out.document(listed_files(name, options.kind, listing))
-            files = [(file.name, f"{file.format}{file.compression}", f"{file.bytes:,}") for file in listing.files]
+            listed = listed_files(name, options.kind, listing)
+            out.document(listed)
+            sizes = ("-" if one.size_bytes is None else f"{one.size_bytes:,}" for one in listed.files)
+            files = [(one.name, f"{one.format}{one.compression}", size)
+                     for one, size in zip(listed.files, sizes, strict=True)]  # fmt: skip
             out.table(["file", "format", "bytes"], files, right=["bytes"])
             return
 
@@ -142,6 +146,8 @@ def add(
         found = added_files(plan, made)
         out.document(found)
         _print(out, found)
+        for folder, source in interrupted_reads(catalog, name).items():
+            out.log(f"an interrupted read of {source} left rows in {folder}: run it again, or delete the folder")
         if not made.is_accepted:
             meaning = "means no version" if catalog.latest(name) is None else "still means the version before"
             out.log(f"{refusal(made.version.manifest)}. {name} {meaning}")

@@ -131,3 +131,15 @@ def test_order_and_shard_size_do_not_matter(
         for name in names:
             turns = add(folder, "turns", name).version
     assert sorted(json.dumps(row, sort_keys=True) for row in rows_of(turns)) == expected
+
+
+def test_an_interrupted_read_of_a_database_is_named(folder: Path) -> None:
+    """Until it is run again or its folder is deleted."""
+    left = folder / "datasets" / "corpus" / ".query-0123456789abcdef"
+    left.mkdir(parents=True)
+    (left / "parts.json").write_text('{"source": "postgresql://db/shop?query=264dd04a4d72", "parts": []}')
+    done = run(folder, "corpus", "texts", "--license", "MIT")
+    assert f"an interrupted read of postgresql://db/shop?query=264dd04a4d72 left rows in {left}" in done.stderr
+    (left / "parts.json").unlink()
+    again = run(folder, "corpus", "texts", "--license", "MIT")
+    assert (again.returncode, f"an interrupted read of a query left rows in {left}" in again.stderr) == (0, True)

@@ -173,6 +173,7 @@ def test_mistakes(tmp_path: Path, server: Server, args: list[str], message: str)
 def test_a_dry_run(tmp_path: Path, server: Server) -> None:
     done = add(tmp_path, server, "SELECT pg_sleep(1000)::text AS text", "--dry-run", "--json")
     assert (json.loads(done.stdout)["kind"], done.returncode) == ("text", 0), done.stderr
+    assert json.loads(done.stdout)["files"][0]["size_bytes"] is None
 
 
 def test_a_password_is_nowhere(tmp_path: Path, server: Server) -> None:

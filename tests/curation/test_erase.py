@@ -70,6 +70,9 @@ def test_a_purge_leaves_nothing(catalog: Catalog, chain: list[Version], tmp_path
     work = catalog.local / "pets" / ".work-0"  # type: ignore[operator]
     work.mkdir()
     (work / "shard").write_text(SECRET)
+    read = catalog.local / "pets" / ".query-0"  # type: ignore[operator]
+    read.mkdir()
+    (read / "rows.arrows").write_text(SECRET)
     code, found, stderr = erase(tmp_path, "--purge")
     assert (code, "error" in found) == (2, True), "a script must use --yes"
     assert catalog.manifest("pets") == chain[1].manifest

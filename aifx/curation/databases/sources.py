@@ -14,7 +14,7 @@ from aifx.core.json_values import encode_json
 from aifx.curation.databases.other import open_other
 from aifx.curation.databases.postgresql import open_snapshot
 from aifx.curation.databases.query import Query, Snapshot
-from aifx.curation.databases.spool import Fetched, Spool
+from aifx.curation.databases.spool import Fetched, Spool, source_in
 from aifx.curation.databases.urls import parse_database_url
 from aifx.curation.execution import holding, steps_folder
 from aifx.curation.source_files import Listing, SourceFile
@@ -42,6 +42,11 @@ def check_no_database(sources: list[str]) -> None:
             url = parse_database_url(source)
             hint = f"aifx data add NAME {url.name} --query 'SELECT * FROM table'"
             raise UsageError(f"{url.name} is a database", "its rows are those of a query", hint)
+
+
+def interrupted_reads(catalog: Catalog, name: str) -> dict[Path, str]:
+    """The folders with rows of queries that were not read to their end, and the source of each."""
+    return {folder: source_in(folder) for folder in sorted(steps_folder(name, catalog).glob(".query-*"))}
 
 
 def _open(query: Query) -> AbstractContextManager[Snapshot]:

@@ -1,7 +1,7 @@
 """Rows of a query on their way into a data set: a file of Arrow's that grows, and can be continued.
 
     rows.arrows        Arrow's IPC stream: the schema, then batches
-    parts.json         the parts that are whole, each with its key, its rows and a digest of them
+    parts.json         the source, and the parts that are whole, each with its key, its rows and a digest of them
 
 A process or a server may go at any moment. If the query has a key, the next process asks the new snapshot of the
 database whether it still has exactly the rows of the parts, cuts the file after the last part for which it has, and
@@ -49,6 +49,14 @@ class Fetched:
     again: int
 
 
+def source_in(folder: Path) -> str:
+    """The source whose rows a folder holds; "a query" if the read ended before it was written."""
+    try:
+        return str(parse_json(read_file(folder / PARTS))["source"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return "a query"
+
+
 class Spool:
     """The files of a query in a folder, which one process at a time uses."""
 
@@ -69,6 +77,7 @@ class Spool:
                     file.truncate(self._parts[-1][0])
                     file.seek(0, os.SEEK_END)
                 else:
+                    self._record()
                     file.write(snapshot.schema.serialize())
                 self._read(snapshot, file, progress)
             rows = sum(part.rows for _, part in self._parts)
@@ -126,7 +135,10 @@ class Spool:
         self._record()
 
     def _record(self) -> None:
-        write_json(self._folder / PARTS, {"parts": [[end, asdict(part)] for end, part in self._parts]})
+        write_json(
+            self._folder / PARTS,
+            {"source": self._query.name, "parts": [[end, asdict(part)] for end, part in self._parts]},
+        )
 
     def _check_key(self, batch: RecordBatch, before: Any) -> None:
         """Raises DataError if the key does not tell rows apart."""
