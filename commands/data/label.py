@@ -116,7 +116,7 @@ def serve(
         from aifx.curation.labels.store import open_log
         from aifx.serving.http.sockets import bind, url_of
 
-        chosen = _choices(labels, pair)
+        chosen = _choices(name, labels, pair)
         catalog, version, shown = open_shown(name, root, column, pair)
         _check_names("--labels", chosen)
         _check_names("--pair", shown.columns if pair is not None else ())
@@ -156,16 +156,16 @@ def _check_names(option: str, names: Iterable[str]) -> None:
             raise UsageError(f"{option} has {name[:50]!r}", why, "give it a plain name")
 
 
-def _choices(labels: str | None, pair: str | None) -> tuple[str, ...]:
+def _choices(name: str, labels: str | None, pair: str | None) -> tuple[str, ...]:
     """The labels of --labels. Raises UsageError."""
-    hint = "aifx data label serve NAME --labels yes,no"
+    hint = f"aifx data label serve {name} --labels yes,no"
     if pair is not None:
         if labels is not None:
             why = "the labels of a pair are its columns and a tie"
             raise UsageError("--labels cannot be used with --pair", why, "leave one of them out")
         return ()
     if labels is None:
-        raise UsageError("the labels are missing", "labellers choose one of them", hint)
+        raise UsageError("--labels is missing", "labellers choose one of them", hint)
     chosen = names_of(labels, "--labels", hint)
     if len(chosen) < 2 or len(set(chosen)) < len(chosen):
         raise UsageError(f"--labels {labels} is no choice", "it takes two different labels or more", hint)
@@ -202,6 +202,8 @@ def export(
         found = export_labels(version, shown, column, state, file, written_as)
         out.document(found)
         out.print(f"{counted(found.labels, 'label')} of {counted(found.rows, 'row')} in {file}")
+        if not state.labels():
+            out.log(f"column {column} of {name} has no labels yet: aifx data label serve {name}")
         if found.absent:
             out.log(f"left out {counted(found.absent, 'label')} of rows that {found.reference} does not have")
         if written_as == "label-studio" and found.labels:

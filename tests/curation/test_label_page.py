@@ -162,7 +162,7 @@ def test_two_labellers_and_a_server_that_dies(catalog: Catalog, open_browser: Ca
 def test_images_and_pairs(catalog: Catalog, open_browser: Callable[..., Browser], tmp_path: Path, width: int) -> None:
     images = [png(np.full((28, 28), shade, np.uint8)) for shade in (0, 100, 200)]
     pictures = rows_version(catalog, "pictures", {"image": images, "label": ["a", None, None]}, "images")
-    texts = {"one": ["a " * 200] * 3, "two": ["b"] * 3}
+    texts = {"one": ["a " * 200] * 3, "two": ["b"] * 3, "ask": ["which?"] * 3}
     answers = rows_version(catalog, "answers", texts, "table")
     browser = open_browser()
     served = ServedLabels(catalog, pictures, [f"a rather long label {n}" for n in range(12)])
@@ -189,7 +189,13 @@ def test_images_and_pairs(catalog: Catalog, open_browser: Callable[..., Browser]
         press(browser, str(better + 1))
         wait_state(browser, "saved")
         browser.wait("document.getElementById('counts').textContent.startsWith('1 of 3')")
+        assert "which?" in browser.ask("document.getElementById('card').innerText")
         assert labels_of(catalog, "answers") == {"f-0": {"eve": "two"}}
+        for _ in range(2):
+            press(browser, "3")
+        browser.wait("document.getElementById('counts').textContent.startsWith('3 of 3')")
+        assert browser.ask("document.getElementById('undo').offsetParent !== null")  # the last label can be taken back
+        assert browser.ask("document.getElementById('choices').offsetParent === null")
         assert browser.ask("document.documentElement.scrollWidth") <= width
         assert not browser.errors, browser.errors
     finally:

@@ -224,11 +224,14 @@ def test_images_have_their_type(catalog: Catalog, serve: Callable[..., ServedLab
 
 
 def test_pairs_come_in_either_order(catalog: Catalog, serve: Callable[..., ServedLabels]) -> None:
-    texts = {"one": [f"a{row}" for row in range(20)], "two": [f"b{row}" for row in range(20)]}
+    texts = {
+        name: [f"{letter}{row}" for row in range(20)] for name, letter in (("one", "a"), ("two", "b"), ("ask", "q"))
+    }
     served = serve(rows_version(catalog, "answers", texts, "table"), (), pair="one,two")
     rows = served.http.get("/rows", params={"labeller": "ann", "count": 20}).json()["rows"]
     assert {tuple(one["name"] for one in row["fields"]) for row in rows} == {("one", "two"), ("two", "one")}
     for row in rows:
+        assert row["context"] == [{"name": "ask", "text": f"q{row['row'][2:]}"}]
         for one in row["fields"]:
             assert one["text"] == ("a" if one["name"] == "one" else "b") + row["row"][2:]
     assert served.label(3, "two").status_code == 200

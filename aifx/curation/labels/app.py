@@ -201,12 +201,14 @@ def _shown_row(labelling: Labelling, row: QueuedRow) -> dict[str, Any]:
     columns: Sequence[str] = labelling.shown.columns
     if labelling.shown.kind == "pairs" and hashlib.sha256(row.row.encode()).digest()[0] % 2:
         columns = columns[::-1]
-    fields = [
-        {"name": name, "text": "" if row.content[name] is None else str(row.content[name])}
-        for name in columns
-        if not isinstance(row.content[name], bytes)
-    ]
-    return {"row": row.row, "source": row.source, "fields": fields}
+    context = _texts(row, labelling.shown.context)
+    return {"row": row.row, "source": row.source, "fields": _texts(row, columns), "context": context}
+
+
+def _texts(row: QueuedRow, columns: Sequence[str]) -> list[dict[str, str]]:
+    values = ((name, row.content[name]) for name in columns)
+    return [{"name": name, "text": "" if value is None else str(value)}
+            for name, value in values if not isinstance(value, bytes)]  # fmt: skip
 
 
 def _progress(labelling: Labelling, labeller: str) -> dict[str, Any]:

@@ -38,8 +38,9 @@ def check_labels(version: Version, column: str, labels: Mapping[str, str]) -> No
     """Raise UsageError if there are no labels, or if the column holds other values than texts."""
     name = version.manifest.name
     if not labels:
-        hint = f"aifx data label import {name} FILE --column {column}"
-        raise UsageError(f"column {column} of {name} has no labels to apply", "", hint)
+        hint = f"aifx data label serve {name} --labels yes,no, or aifx data label import {name} FILE"
+        hint = hint if column == "label" else f"{hint}, with --column {column}"
+        raise UsageError(f"column {column} of {name} has no labels to apply", "nobody has labelled a row yet", hint)
     kind = version.manifest.columns.get(column, "string")
     if kind not in (*TEXT_TYPES, "null"):
         why = f"{version.reference} holds {kind} in it, and labels are texts"

@@ -33,10 +33,12 @@ class Shown:
 
     Attributes:
         columns: one for texts and images, two for pairs, in the order of the command line.
+        context: further columns of a pair, such as the question that both texts answer.
     """
 
     kind: LabelKind
     columns: tuple[str, ...]
+    context: tuple[str, ...] = ()
 
 
 def shown_of(version: Version, column: str, pair: str | None = None) -> Shown:
@@ -56,7 +58,8 @@ def shown_of(version: Version, column: str, pair: str | None = None) -> Shown:
             raise UsageError(
                 f"--pair {pair} names no two columns of text", why, f"aifx data profile {version.reference}"
             )
-        return Shown("pairs", names)
+        others = (name for name in known if name not in (*names, *RESERVED, column))
+        return Shown("pairs", names, tuple(others))
     if manifest.kind != "table":
         return Shown(manifest.kind, ("text" if manifest.kind == "text" else "image",))
     columns = tuple(name for name in manifest.columns if name not in RESERVED and name != column)
@@ -72,7 +75,7 @@ def select_rows(version: Version, shown: Shown, rows: Collection[str]) -> Iterat
     import pyarrow.compute as pc
 
     wanted = pa.array(list(rows), pa.string())
-    for table in read_columns(version, shown.columns):
+    for table in read_columns(version, (*shown.columns, *shown.context)):
         yield table.filter(pc.is_in(table[ROW], value_set=wanted))
 
 
@@ -193,5 +196,6 @@ def _digest(values: Sequence[Any]) -> bytes:
 
 def contents_of(table: Table, shown: Shown) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """The id, the source and the shown columns of each row."""
+    columns = [*shown.columns, *(name for name in shown.context if name in table.column_names)]
     for record in table.to_pylist():
-        yield record[ROW], record.get(SOURCE) or "", {name: record[name] for name in shown.columns}
+        yield record[ROW], record.get(SOURCE) or "", {name: record[name] for name in columns}

@@ -47,7 +47,7 @@ def sample_rows(version: Version, column: str, count: int, seed: int, *, relabel
 def no_rows(version: Version, column: str) -> UsageError:
     """The error if there is nothing to label."""
     if not version.manifest.rows:
-        return UsageError(f"{version.reference} has no rows", "", "aifx data ls")
+        return UsageError(f"{version.reference} has no rows", "there is nothing to label", "aifx data ls")
     what = f"all rows of {version.reference} have a value in column {column}"
     return UsageError(
         what, "only rows without one are labelled", "--relabel shows them too; --column NAME asks another question"

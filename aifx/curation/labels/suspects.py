@@ -18,6 +18,7 @@ import numpy as np
 
 from aifx.core.errors import DataError, EnvironmentFault, UsageError
 from aifx.core.extras import install_command
+from aifx.core.plurals import counted
 from aifx.curation.labels.applying import decide
 from aifx.curation.labels.contents import Shown, contents_of, read_columns
 from aifx.curation.labels.store import LabelState
@@ -130,11 +131,14 @@ def _predicted(
             nested = {name.partition("probabilities.")[2]: value for name, value in values.items()
                       if "probabilities." in name}  # fmt: skip
         if not nested:
-            raise DataError(f"{place} has no probabilities", "", "aifx predict of a model of classes writes them")
+            why = "the probability of each class is compared with the label"
+            raise DataError(f"{place} has no probabilities", why, "aifx predict of a model of classes writes them")
         if row in labels and labels[row] in nested:
             found[row] = nested
     if not found:
-        raise UsageError(f"{path} predicts none of the labels of {version.reference}", "", f"head -1 {path}")
+        why = f"no row of it is one of {counted(len(labels), 'labelled row')}, with a class of that name"
+        hint = f"aifx predict {version.path}/shards/*.parquet --output {path}"
+        raise UsageError(f"{path} predicts no label of {version.reference}", why, hint)
     classes = sorted({name for one in found.values() for name in one})
     probabilities = np.array([[float(one.get(name) or 0) for name in classes] for one in found.values()])
     return list(found), classes, probabilities / probabilities.sum(axis=1, keepdims=True)

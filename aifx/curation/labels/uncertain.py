@@ -45,7 +45,8 @@ def least_certain(
     certain = {row: certainty for row, certainty in found if row in wanted}
     if not certain:
         what = f"{given} predicts no row of {version.reference} that has no label"
-        raise UsageError(what, "", f"aifx predict {version.path}/shards/*.parquet --output predictions.jsonl")
+        why = f"{counted(len(wanted), 'row')} without a label have other ids"
+        raise UsageError(what, why, f"aifx predict {version.path}/shards/*.parquet --output predictions.jsonl")
     if len(certain) < len(wanted):
         logger.warning(
             f"{given} predicts {len(certain):,} of the {counted(len(wanted), 'row')}; the others are left out"

@@ -150,7 +150,7 @@
 
   function show() {
     const [row] = queue;
-    at("card").hidden = at("bench").hidden = row === undefined;
+    for (const id of ["card", "choices", "skip", "note"]) at(id).hidden = row === undefined;
     at("done").hidden = row !== undefined || !isEmpty;
     at("note").value = "";
     if (row === undefined) return;
@@ -167,6 +167,7 @@
       image(row).then((url) => { shown.src = url; }, (error) => (error.status ? complain(error.why) : lose(error)));
       parts.push(shown);
     } else if (session.kind === "pairs") {
+      if (row.context.length) parts.push(fieldList(row.context));
       const texts = element("div", "", "texts");
       row.fields.forEach((one, index) => {
         const box = document.createElement("div");
@@ -174,14 +175,17 @@
         texts.append(box);
       });
       parts.push(texts);
-    } else if (session.kind === "table") {
-      const list = document.createElement("dl");
-      for (const one of row.fields) list.append(element("dt", one.name), element("dd", one.text));
-      parts.push(list);
-    } else parts.push(element("p", row.fields[0].text, "text"));
+    } else if (session.kind === "table") parts.push(fieldList(row.fields));
+    else parts.push(element("p", row.fields[0].text, "text"));
     if (row.source) parts.push(element("p", row.source, "source faint"));
     at("card").replaceChildren(...parts);
     showChoices(row);
+  }
+
+  function fieldList(fields) {
+    const list = document.createElement("dl");
+    for (const one of fields) list.append(element("dt", one.name), element("dd", one.text));
+    return list;
   }
 
   // For pairs, the first two choices are the texts in the order in which they are shown.
@@ -304,7 +308,7 @@
     handled.clear();
     for (const one of unsent()) if (one.body.labeller === name && one.body.action !== "undo") handled.add(one.body.row);
     isEmpty = false;
-    at("card").hidden = at("bench").hidden = true;
+    for (const id of ["card", "choices", "skip", "note"]) at(id).hidden = true;
     try {
       const answer = await json(`/rows?count=1&labeller=${encodeURIComponent(name)}`);
       progress = answer.progress;
