@@ -197,7 +197,9 @@ def _columns_of(version: Version, names: Sequence[str] | None) -> Schema:
     chosen = [name for name in schema.names if name not in RESERVED] if names is None else list(names)
     for name in chosen:
         if name not in schema.names:
-            raise UsageError(f"{version.reference} has no column {name!r}", did_you_mean(name, schema.names), "")
+            known = [one for one in schema.names if one not in RESERVED]
+            hint = f"--columns {','.join(known)}"
+            raise UsageError(f"{version.reference} has no column {name!r}", did_you_mean(name, schema.names), hint)
     return pa.schema([(name, storage_type(schema.field(name).type)) for name in chosen])
 
 

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from aifx.core.environment import environment
 from aifx.core.errors import EnvironmentFault, UsageError
 from aifx.core.extras import install_command
+from aifx.core.os_errors import first_line
 from aifx.core.redaction import REMOVED, redact
 
 PASSWORD = "AIFX_DATABASE_PASSWORD"
@@ -102,7 +103,7 @@ def password_for_libpq() -> Iterator[None]:
 
 def missing_extra(error: ImportError) -> EnvironmentFault:
     """The extra `databases` is not installed."""
-    why = f"the package {error.name or error} is not installed"
+    why = f"the package {error.name} is not installed" if error.name else first_line(error)
     return EnvironmentFault("aifx cannot read databases here", why, install_command("databases"))
 
 
