@@ -46,7 +46,8 @@ class SentRows:
             name = self._schema[(at - 1) // 2].name
             noun = f"column {name!r} has {got:,} values" if at % 2 else f"the sum of column {name!r} is {got:,}"
             why = f"{noun} instead of {sent:,}"
-        raise DataError(f"{table} has not the rows that were sent", why, "run the same command again")
+        hint = "aifx has written nothing; run the same command again"
+        raise DataError("the database has other rows than aifx sent", why, hint)
 
 
 def check_copied(cursor: Any, source: str, values: Sequence[str], target: str, names: Sequence[str]) -> None:

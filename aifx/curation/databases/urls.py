@@ -104,7 +104,7 @@ def password_for_libpq() -> Iterator[None]:
 def missing_extra(error: ImportError) -> EnvironmentFault:
     """The extra `databases` is not installed."""
     why = f"the package {error.name} is not installed" if error.name else first_line(error)
-    return EnvironmentFault("aifx cannot read databases here", why, install_command("databases"))
+    return EnvironmentFault("aifx cannot use databases here", why, install_command("databases"))
 
 
 def _without_value(error: ValueError) -> str:
