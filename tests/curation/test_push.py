@@ -210,6 +210,13 @@ def test_mistakes(folder: Path, server: Server, url: str, message: str) -> None:
     assert PASSWORD not in done.stderr
 
 
+def test_a_schema_or_database_that_does_not_exist(folder: Path, server: Server) -> None:
+    for url in (f"{server.url}/nowhere.t", f"{server.url.rpartition('/')[0]}/nowhere/t"):
+        done = run(folder, server, "push", "d", url)
+        assert (done.returncode, '"nowhere" does not exist' in done.stderr) == (2, True), done.stderr
+        assert "hint: correct the name in the URL" in done.stderr
+
+
 @pytest.mark.slow
 def test_killed_midway(folder: Path, server: Server) -> None:
     server.run("DROP TABLE IF EXISTS kept", "CREATE TABLE kept AS SELECT 1 AS id, 'old' AS note")

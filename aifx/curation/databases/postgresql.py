@@ -295,6 +295,10 @@ def translated(error: Exception, what: str, statement: str) -> AifxError:
         why = re.sub(r'(user|role) "[^"]*"', r"the \1", why)
     if state[:2] == "28" or "authentication failed" in why or "no password supplied" in text:
         return EnvironmentFault(f"could not {what}", why, f"set the environment variable {PASSWORD}")
+    if re.match(r'(database|schema) "', why) and why.endswith("does not exist"):
+        return UsageError(f"could not {what}", why, "correct the name in the URL, or create it in the database")
+    if state == "42501" and not statement:
+        return UsageError(f"could not {what}", why, "GRANT the right to the login of the URL, or use another one")
     if LOST.search(text) or state[:2] in ("08", "57") or "Failed to connect" in text:
         return EnvironmentFault(f"could not {what}", why, "run the same command again when the server answers")
     if state[:2] in ("42", "22", "0A", "25") or "read-only transaction" in why:
