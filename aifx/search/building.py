@@ -1,11 +1,12 @@
 """Building an index: the vectors of a version a few thousand rows at a time, so that a restart embeds the rest.
 
-It works in `indexes/<version>/.work-<index>/`: `<shard>-<piece>.npy` has the vectors of a piece, and `out` becomes the
-index. Each file appears by rename.
+It works in `indexes/<version>/.work-<index>/`: `<shard>-<piece>.f32` has the SHA-256 of the vectors of a piece and then
+the vectors, and `out` becomes the index. Each file appears by rename.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aifx.core.errors import EnvironmentFault, UsageError, did_you_mean
+from aifx.core.errors import DataError, EnvironmentFault, UsageError, did_you_mean
 from aifx.core.files import replacing
 from aifx.core.json_files import readable_bytes
 from aifx.core.json_values import plain
-from aifx.core.os_errors import first_line
+from aifx.core.os_errors import naming
 from aifx.core.plurals import counted
 from aifx.core.progress import Reporter, report_progress
 from aifx.curation.execution import holding
@@ -47,6 +48,7 @@ from aifx.search.indexes import (
 from aifx.search.kinds import LEAST_ROWS, MadeIndex, make_index
 
 PIECE_ROWS = 1 << 10
+DIGEST_BYTES = 32
 OUT = "out"
 
 
@@ -170,11 +172,10 @@ def _write(made: MadeIndex, out: Path, rows: int) -> ShardFile:
     import faiss
 
     path = out / INDEX_FILE
-    try:
-        faiss.write_index(made.index, str(path))
-    except RuntimeError as e:
-        raise EnvironmentFault(f"{path} cannot be written", first_line(e), f"df -h {out}") from None
-    with open(path, "rb") as file:
+    # To a path, faiss writes without a check that the last bytes reach the disk.
+    with naming(path), open(path, "wb") as file:
+        faiss.write_index(made.index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
+        file.flush()
         os.fsync(file.fileno())
     return ShardFile(INDEX_FILE, sha256_of(path), rows, path.stat().st_size)
 
@@ -205,35 +206,58 @@ def _embed_shard(
         rows = max(file.metadata.num_rows, 1)
         for piece, batch in enumerate(file.iter_batches(PIECE_ROWS, columns=[column], use_threads=False)):
             target = _piece(work, number, piece)
-            if not target.exists():
-                with replacing(target) as stream:
-                    np.save(stream, embedder.embed(batch.column(0)))
+            if not _is_whole(target, len(batch), embedder.record.dims):
+                _write_piece(target, embedder.embed(batch.column(0)), f"{path}, row {piece * PIECE_ROWS + 1:,} and on")
             if progress is not None:
                 progress.advance(size * len(batch) // rows)
 
 
 def _piece(work: Path, shard: int, piece: int) -> Path:
-    return work / f"{shard:05d}-{piece:05d}.npy"
+    return work / f"{shard:05d}-{piece:05d}.f32"
 
 
-def _pieces(version: Version, work: Path) -> Iterator[tuple[int, Any]]:
+def _write_piece(path: Path, vectors: F32, place: str) -> None:
+    """Raises DataError for vectors that no search could compare."""
+    if not np.isfinite(vectors).all():
+        what = f"the vectors of {place} are not finite"
+        raise DataError(what, "the embedder computes infinities or NaN", "--embedder ngrams, or another model")
+    data = np.ascontiguousarray(vectors).data
+    with replacing(path) as stream:
+        stream.write(hashlib.sha256(data).digest())
+        stream.write(data)
+
+
+def _is_whole(path: Path, rows: int, dims: int) -> bool:
+    """Whether a call before has written the vectors of a piece, and nothing has damaged them."""
+    if not path.exists() or path.stat().st_size != DIGEST_BYTES + rows * dims * 4:
+        return False
+    data = path.read_bytes()
+    return hashlib.sha256(memoryview(data)[DIGEST_BYTES:]).digest() == data[:DIGEST_BYTES]
+
+
+def _pieces(version: Version, work: Path, dims: int) -> Iterator[tuple[int, Any]]:
     """The number of each piece's first row in the version, and its vectors, mapped."""
     first = 0
     for number, shard in enumerate(version.manifest.shards):
         for piece, begin in enumerate(range(0, shard.rows, PIECE_ROWS)):
-            yield first + begin, np.load(_piece(work, number, piece), mmap_mode="r")
+            numbers = np.memmap(_piece(work, number, piece), np.float32, "r", DIGEST_BYTES)
+            yield first + begin, numbers.reshape(-1, dims)
         first += shard.rows
 
 
 def _join(version: Version, work: Path, dims: int) -> tuple[F32, NDArray[np.int64]]:
     """All vectors that have a direction in one mapped file, and the number of each one's row in the version."""
-    kept = [first + np.flatnonzero(vectors.any(axis=1)) for first, vectors in _pieces(version, work)]
+    kept = [first + np.flatnonzero(vectors.any(axis=1)) for first, vectors in _pieces(version, work, dims)]
     ids = np.concatenate(kept) if kept else np.zeros(0, np.int64)
     if not len(ids):
         return np.zeros((0, dims), np.float32), ids
-    joined = np.lib.format.open_memmap(work / "vectors.npy", "w+", np.float32, (len(ids), dims))
+    path = work / "vectors.f32"
+    with naming(path), open(path, "wb") as file:
+        # The system ends a process that writes to a mapped file for which the disk has no room.
+        os.posix_fallocate(file.fileno(), 0, len(ids) * dims * 4)
+    joined = np.memmap(path, np.float32, "r+", shape=(len(ids), dims))
     at = 0
-    for (first, vectors), rows in zip(_pieces(version, work), kept, strict=True):
+    for (first, vectors), rows in zip(_pieces(version, work, dims), kept, strict=True):
         joined[at : at + len(rows)] = vectors[rows - first]
         at += len(rows)
     return joined, ids

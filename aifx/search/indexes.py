@@ -16,7 +16,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -120,6 +120,13 @@ class IndexManifest:
                 parts += ["--effort", str(self.effort)]
         return " ".join(parts)
 
+    @property
+    def possible_names(self) -> set[str]:
+        """The names that `IndexSettings` gives it, for an effort that was given or found."""
+        least = self.recall.least if self.recall is not None else 0.0
+        settings = IndexSettings(self.column, self.embedder, self.kind, self.effort, least)
+        return {one.name(self.version_sha256) for one in (settings, replace(settings, effort=None))}
+
 
 _MANIFEST = TypeAdapter(IndexManifest)
 
@@ -146,6 +153,9 @@ class Index:
             found = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as e:
             raise DataError(what, first_line(e), hint) from None
+        shape = (found.ntotal, found.d)
+        if not isinstance(found, faiss.IndexIDMap2) or shape != (self.manifest.file.rows, self.manifest.embedder.dims):
+            raise DataError(what, f"it has {shape[0]:,} vectors of {shape[1]} numbers", hint)
         if self.manifest.effort is not None:
             set_effort(found, self.manifest.effort)
         return found
@@ -229,6 +239,8 @@ def _read_manifest(catalog: Catalog, version: Manifest, name: str) -> IndexManif
     if manifest.version_sha256 != version.sha256:
         why = f"it is of {manifest.reference}, and {version.reference} has other rows"
         raise DataError(f"{store.url} is not an index of {version.reference}", why, hint)
+    if name not in manifest.possible_names:
+        raise DataError(f"{url} is damaged", "the index's name is not that of its settings", hint)
     return manifest
 
 

@@ -133,7 +133,15 @@ def _search(
 def _embed(version: Version, embedder: Embedder, queries: Sequence[str]) -> F32:
     import pyarrow as pa
 
-    vectors = embedder.embed(pa.array(queries, pa.string()))
+    try:
+        texts = pa.array(queries, pa.string())
+    except UnicodeEncodeError as e:
+        what = f"query {e.object[:50]!r} cannot be searched for"
+        raise UsageError(what, "it is not UTF-8", "aifx data search NAME 'white whale'") from None
+    vectors = embedder.embed(texts)
+    if not np.isfinite(vectors).all():
+        what = f"the vectors of {embedder.record.name} are not finite"
+        raise DataError(what, "the embedder computes infinities or NaN", "index the texts with another embedder")
     empty = np.flatnonzero(~vectors.any(axis=1))
     if len(empty):
         what = f"query {queries[empty[0]][:50]!r} cannot be searched for"

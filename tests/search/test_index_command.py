@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import uuid
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -123,6 +126,7 @@ def test_another_column_and_several_indexes(project: Path, rows: list[str]) -> N
     [
         (("search", "corpus"), "there is nothing to search for"),
         (("search", "corpus", "a", "--like", "b"), "QUERY and --like cannot be used together"),
+        (("search", "corpus", "whale \udcff"), "is not UTF-8"),
         (("search", "corpus", "?!"), "query '?!' cannot be searched for"),
         (("search", "corpus", "--like", "nothing"), "--like nothing names no row of corpus@"),
         (("search", "corpus", "a", "--index", "zz"), "--index zz names no index of corpus@"),
@@ -199,6 +203,8 @@ def test_a_damaged_index_is_refused_and_made_again(project: Path, version: Versi
     manifest = path.with_name("manifest.json")
     manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 9'))
     assert "its format is 9" in aifx(project, "search", "corpus", "whale").stderr
+    manifest.write_text(manifest.read_text().replace('"format": 9', '"format": 1').replace('"text"', '"tezt"'))
+    assert "name is not that of its settings" in aifx(project, "search", "corpus", "whale").stderr
     aifx(project, "index", "corpus")
 
 
@@ -228,6 +234,50 @@ def test_a_restart_embeds_what_is_missing(project: Path, monkeypatch: pytest.Mon
     assert again["index"] == done["index"]  # with the SHA-256 of its bytes
     assert not list((project / "datasets/corpus/indexes").rglob(".work-*"))
     aifx(project, "index", "corpus")
+
+
+@pytest.mark.parametrize("size", [0, 20, 1000, -1])
+def test_a_damaged_piece_is_embedded_again(project: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    def stopped(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    command = ["index", "corpus", "--dims", "40", "--rebuild", "--json"]
+    good = json.loads(aifx(project, *command).stdout)["index"]["file"]
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "_publish", stopped)
+        assert aifx(project, *command).returncode == 130
+    (piece,) = (project / "datasets/corpus/indexes").rglob(".work-*/00000-00000.*")
+    data = bytearray(piece.read_bytes())
+    data[5000] ^= 1
+    piece.write_bytes(data if size < 0 else data[:size])
+    done = aifx(project, *command)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["index"]["file"] == good
+    aifx(project, "index", "corpus")
+
+
+def test_a_disk_that_is_full(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = found(aifx(project, "search", "corpus", "whale", "--json"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", refuse)  # a write to a mapped file would end the process
+        done = aifx(project, "index", "corpus", "--dims", "24")
+    assert (done.returncode, "vectors.f32" in done.stderr, "disk is full" in done.stderr) == (2, True, True)
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "INDEX_FILE", "/dev/full")
+        done = aifx(project, "index", "corpus", "--dims", "24")
+    assert (done.returncode, "disk is full" in done.stderr) == (2, True), done.stderr
+    assert found(aifx(project, "search", "corpus", "whale", "--json")) == before
+
+
+def test_vectors_that_are_not_finite(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embed = HashedNgrams.embed
+    monkeypatch.setattr(HashedNgrams, "embed", lambda self, texts: embed(self, texts) * np.float32("nan"))
+    for command in (["index", "corpus", "--dims", "28"], ["search", "corpus", "whale"]):
+        done = aifx(project, *command)
+        assert (done.returncode, "are not finite" in done.stderr) == (2, True), done.stderr
 
 
 def test_remote_root(project: Path) -> None:
