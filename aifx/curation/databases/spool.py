@@ -1,17 +1,19 @@
 """Rows of a query on their way into a data set: a file of Arrow's that grows, and can be continued.
 
     rows.arrows        Arrow's IPC stream: the schema, then batches
-    parts.json         the source, and the parts that are whole, each with its key, its rows and a digest of them
+    parts.json         the source, and the whole parts, each with its key, its rows, a digest of them and a SHA-256
 
 A process or a server may go at any moment. If the query has a key, the next process asks the new snapshot of the
-database whether it still has exactly the rows of the parts, cuts the file after the last part for which it has, and
-reads on behind it. So all rows are those of one snapshot, the last.
+database whether it still has exactly the rows of the parts, cuts the file after the last part for which it has and
+whose bytes are undamaged, and reads on behind it. So all rows are those of one snapshot, the last.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ import numpy as np
 from aifx.core.errors import DataError
 from aifx.core.files import read_file
 from aifx.core.json_files import write_json
+from aifx.core.json_values import encode_json
 from aifx.core.parsing import parse_json
 from aifx.core.plurals import counted
 from aifx.core.progress import Reporter, report_progress
@@ -57,12 +60,26 @@ def source_in(folder: Path) -> str:
         return "a query"
 
 
+@dataclass(frozen=True)
+class _Written:
+    """A part in the file.
+
+    Attributes:
+        end: bytes of the file up to its end.
+        sha256: of its bytes and of `part`.
+    """
+
+    end: int
+    sha256: str
+    part: Part
+
+
 class Spool:
     """The files of a query in a folder, which one process at a time uses."""
 
     def __init__(self, folder: Path, query: Query) -> None:
         self._folder, self._query = folder, query
-        self._parts: list[tuple[int, Part]] = []  # with the bytes of the file at its end
+        self._parts: list[_Written] = []
 
     def fetch(self, snapshot: Snapshot) -> Fetched:
         """Read the rows that are missing. Raises what the snapshot raises; what was read stays for the next call."""
@@ -70,22 +87,24 @@ class Spool:
         with report_progress(f"reading {self._query.url.name}", None, "rows") as progress:
             before = self._resume(snapshot.schema)
             self._keep_unchanged(snapshot)
-            kept = sum(part.rows for _, part in self._parts)
+            kept = self._rows
             progress.advance(kept)
             with open(self._path, "r+b" if self._parts else "wb") as file:
                 if self._parts:
-                    file.truncate(self._parts[-1][0])
+                    file.truncate(self._parts[-1].end)
                     file.seek(0, os.SEEK_END)
                 else:
                     self._record()
-                    file.write(snapshot.schema.serialize())
                 self._read(snapshot, file, progress)
-            rows = sum(part.rows for _, part in self._parts)
-        return Fetched(self._path, rows, kept, before - kept)
+        return Fetched(self._path, self._rows, kept, before - kept)
 
     def remove(self) -> None:
         """Delete the files: the rows are in a version."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def _rows(self) -> int:
+        return sum(written.part.rows for written in self._parts)
 
     @property
     def _path(self) -> Path:
@@ -95,31 +114,47 @@ class Spool:
         """Take the parts of a call before, if they have these columns. Returns the number of their rows."""
         import pyarrow as pa
 
+        if self._query.key is None:
+            return 0
         try:
             found = parse_json(read_file(self._folder / PARTS))
-            parts = [(int(end), Part(**part)) for end, part in found["parts"]]
+            parts = [_Written(end, sha256, Part(**part)) for end, sha256, part in found["parts"]]
+            parts = list(self._undamaged(parts))
+            rows = sum(written.part.rows for written in parts)
             with open(self._path, "rb") as file:
-                is_same = pa.ipc.open_stream(file).schema.equals(schema, check_metadata=True)
-            is_whole = not parts or os.path.getsize(self._path) >= parts[-1][0]
+                is_same = parts and pa.ipc.open_stream(file).schema.equals(schema, check_metadata=True)
         except (OSError, ValueError, TypeError, KeyError):
             return 0
-        if self._query.key is not None and is_same and is_whole:
-            self._parts = parts
-        return sum(part.rows for _, part in self._parts)
+        if not is_same:
+            return 0
+        self._parts = parts
+        return rows
+
+    def _undamaged(self, parts: list[_Written]) -> Iterator[_Written]:
+        """The parts before the first that is not as it was written."""
+        with open(self._path, "rb") as file:
+            for written in parts:
+                digest = hashlib.sha256(file.read(max(written.end - file.tell(), 0)))
+                digest.update(_as_bytes(written.part))
+                if file.tell() != written.end or digest.hexdigest() != written.sha256:
+                    return
+                yield written
 
     def _keep_unchanged(self, snapshot: Snapshot) -> None:
-        for index, (_, part) in enumerate(self._parts):
-            if not snapshot.has_part(part):
+        for index, written in enumerate(self._parts):
+            if not snapshot.has_part(written.part):
                 del self._parts[index:]
                 self._record()
                 return
 
     def _read(self, snapshot: Snapshot, file: IO[bytes], progress: Reporter) -> None:
-        after = self._parts[-1][1].last if self._parts else None
+        after = self._parts[-1].part.last if self._parts else None
         part = _Growing(after, None)
+        if not self._parts:
+            part.write(file, snapshot.schema.serialize())
         for batch in snapshot.read(after):
             self._check_key(batch, part.last_key)
-            file.write(batch.serialize())
+            part.write(file, batch.serialize())
             part.add(batch, self._query.key)
             progress.advance(len(batch))
             if part.bytes >= PART_BYTES and part.can_end:
@@ -131,14 +166,14 @@ class Spool:
         """Record a part, after its rows are on the disk."""
         file.flush()
         os.fsync(file.fileno())
-        self._parts.append((file.tell(), Part(part.after, part.last, part.rows, part.digest)))
+        made = Part(part.after, part.last, part.rows, part.digest)
+        part.sha256.update(_as_bytes(made))
+        self._parts.append(_Written(file.tell(), part.sha256.hexdigest(), made))
         self._record()
 
     def _record(self) -> None:
-        write_json(
-            self._folder / PARTS,
-            {"source": self._query.name, "parts": [[end, asdict(part)] for end, part in self._parts]},
-        )
+        parts = [[one.end, one.sha256, asdict(one.part)] for one in self._parts]
+        write_json(self._folder / PARTS, {"source": self._query.name, "parts": parts})
 
     def _check_key(self, batch: RecordBatch, before: Any) -> None:
         """Raises DataError if the key does not tell rows apart."""
@@ -169,6 +204,11 @@ class _Growing:
         self.last_key = last_key
         self.rows = self.bytes = self.digest = 0
         self.can_end = False
+        self.sha256 = hashlib.sha256()
+
+    def write(self, file: IO[bytes], data: Any) -> None:
+        file.write(data)
+        self.sha256.update(data)
 
     def add(self, batch: RecordBatch, key: str | None) -> None:
         self.rows += len(batch)
@@ -181,6 +221,10 @@ class _Growing:
         self.can_end = last.is_valid  # the key of a row that cannot be taken may be missing
         if last.is_valid:
             self.last_key, self.last = last, _as_text(last)
+
+
+def _as_bytes(part: Part) -> bytes:
+    return encode_json(asdict(part)).encode()
 
 
 def _as_text(key: Any) -> str:
