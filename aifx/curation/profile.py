@@ -11,6 +11,7 @@ import itertools
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -263,8 +264,8 @@ def _hashes_of_duckdb(values: ChunkedArray) -> Any:
     import pyarrow as pa
 
     cursor = _connection().cursor()
-    cursor.register("found", pa.table({"value": values}))
     try:
+        cursor.register("found", pa.table({"value": values}))
         return cursor.execute("SELECT hash(value) AS hash FROM found").fetchnumpy()["hash"]
     except duckdb.Error:  # a type of Arrow that DuckDB does not have
         return None
@@ -283,8 +284,9 @@ def _column(name: str, column: ChunkedArray, hashes: Any) -> PartialColumn:
     low = high = values = None
     is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     if name != "text" and (is_text or pa.types.is_primitive(column.type)):
-        found = pc.min_max(column)
-        low, high = _scalar(found["min"]), _scalar(found["max"])
+        with suppress(pa.ArrowNotImplementedError):  # of a duration or a 16-bit float
+            found = pc.min_max(column)
+            low, high = _scalar(found["min"]), _scalar(found["max"])
     is_counted = name not in (ROW, CLUSTER, "text") and (is_text or pa.types.is_boolean(column.type))
     if is_counted and smallest is not None and (name == SOURCE or len(smallest) <= MOST_VALUES):
         counts = pc.value_counts(column.drop_null())

@@ -11,6 +11,7 @@ from typing import Any
 
 from aifx.core.errors import UsageError
 from aifx.core.files import replacing
+from aifx.curation.shards import records_of
 from aifx.curation.sql import open_selection
 from aifx.data.datasets import check_own_rows
 from aifx.data.row_writers import WRITERS
@@ -107,7 +108,7 @@ def _write_records(reader: Any, stream: Any, format: str) -> int:
     writer = WRITERS[format](stream)
     count = 0
     for batch in reader:
-        writer.write([_plain(record) for record in batch.to_pylist()])
+        writer.write([_plain(record) for record in records_of(batch)])
         count += len(batch)
     writer.close()
     return count

@@ -14,7 +14,7 @@ from aifx.data.parquet import open_parquet
 from aifx.data.versions import ROW, ShardFile
 
 if TYPE_CHECKING:
-    from pyarrow import ChunkedArray, Table
+    from pyarrow import ChunkedArray, RecordBatch, Table
 
 SHARD_BYTES = 64 << 20
 """Rows in memory that fill a shard: work for a few seconds."""
@@ -163,6 +163,17 @@ def read_parts(path: Path, columns: Sequence[str] | None = None) -> Iterator[Tab
             yield file.read(columns=chosen)
         for group in range(file.num_row_groups):
             yield file.read_row_group(group, columns=chosen, use_threads=False)
+
+
+def records_of(rows: RecordBatch | Table) -> list[dict[str, Any]]:
+    """The rows by column. In rows with a date or time that Python does not have, dates and times are texts."""
+    import pyarrow as pa
+
+    try:
+        return rows.to_pylist()  # type: ignore[no-any-return]
+    except (OverflowError, ValueError):
+        columns = [c.cast(pa.string()) if pa.types.is_temporal(c.type) else c for c in rows.columns]
+        return pa.Table.from_arrays(columns, names=rows.schema.names).to_pylist()  # type: ignore[no-any-return]
 
 
 def columns_of(rows: Table) -> dict[str, str]:

@@ -153,6 +153,9 @@ def test_a_query_writes_nothing(tmp_path: Path, server: Server) -> None:
     ("args", "message"),
     [
         (["--query", "SELEC 1"], "syntax error"),
+        (["--query", "SELECT terminated_at FROM t"], "--query fails"),
+        (["--query", "SELECT 1 AS a /*"], "--query fails"),
+        (["--query", "SELECT '\udcff' AS a"], "--query is not UTF-8"),
         (["--query", "SELECT 1 AS a, 2 AS a"], "two columns 'a'"),
         (["--query", "SELECT id FROM t", "--key", "ids"], "did you mean 'id'?"),
         (["--query", "SELECT id / 2 AS half FROM t", "--key", "half"], "does not tell rows apart"),

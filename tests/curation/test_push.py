@@ -193,6 +193,81 @@ def test_types_without_a_column_of_postgresql(tmp_path: Path, server: Server) ->
     ]
 
 
+def test_tables_that_refuse_rows(folder: Path, server: Server) -> None:
+    """The error is of the data, not of the machine: to run the same command again is of no use."""
+    server.run(
+        "CREATE SCHEMA odd",
+        "CREATE TABLE odd.parent (id bigint, note text)",
+        "CREATE TABLE odd.child () INHERITS (odd.parent)",
+        "INSERT INTO odd.child VALUES (7, 'kept')",
+        "CREATE TABLE odd.needs (id bigint, note text, must int NOT NULL)",
+        "CREATE TABLE odd.few (id bigint CHECK (id < 3), note text)",
+        "CREATE TABLE odd.parts (id bigint, note text) PARTITION BY RANGE (id)",
+        "CREATE TABLE odd.part PARTITION OF odd.parts FOR VALUES FROM (0) TO (3)",
+        "CREATE FUNCTION odd.no() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''not %'', NEW.id; END'",
+        "CREATE TABLE odd.guarded (id bigint, note text)",
+        "CREATE TRIGGER no BEFORE INSERT ON odd.guarded FOR EACH ROW EXECUTE FUNCTION odd.no()",
+        "INSERT INTO odd.parts VALUES (1, 'kept')",
+    )
+    for table, why in {
+        "parent": "inherit from",
+        "needs": "the table refuses a row\n  null value",
+        "few": "the table refuses a row\n  new row",
+        "parts": "the table refuses a row\n  no partition",
+        "guarded": "the table refuses a row\n  not 1",
+        "x" * 64: "PostgreSQL cuts names after 63 bytes",
+    }.items():
+        done = run(folder, server, "push", "d", f"{server.url}/odd.{table}", "--columns", "id,note", "--yes")
+        assert (done.returncode, why in done.stderr) == (2, True), done.stderr
+        assert "again" not in done.stderr
+    assert server.rows("SELECT count(*) FROM odd.child") == server.rows("SELECT count(*) FROM odd.parts") == [(1,)]
+    server.run(f"CREATE ROLE reader LOGIN PASSWORD '{PASSWORD}'")
+    done = run(folder, server, "push", "d", f"{server.url.replace('factory', 'reader')}/odd.few", "--yes")
+    assert (done.returncode, "GRANT" in done.stderr) == (2, True), done.stderr
+
+
+def test_rows_that_come_while_others_are_copied(folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.run("CREATE TABLE busy AS SELECT 1::bigint AS id")
+    check = push.SentRows.check
+
+    def late(self: push.SentRows, cursor: Any, table: str) -> None:
+        server.run("INSERT INTO busy VALUES (2), (3)")
+        check(self, cursor, table)
+
+    monkeypatch.setattr(push.SentRows, "check", late)
+    done = run(folder, server, "push", "d", f"{server.url}/busy", "--columns", "id", "--yes", "--json")
+    assert json.loads(done.stdout)["replaced_rows"] == 3, done.stderr
+
+
+def test_values_without_a_type_of_postgresql(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pa.table(
+        {
+            "at": pa.array([1, 1999], pa.timestamp("ns")),
+            "took": pa.array([1, 2], pa.duration("s")),
+            "half": pa.array([1, 2], pa.float16()),
+            "large": pa.array([1, 2], pa.decimal256(60, 2)),
+            "c" * 64: [1, 2],
+            "nested": [{"x": float("nan")}, {"x": 1.0}],
+        }
+    )
+    parquet.write_table(table, tmp_path / "t.parquet")
+    added = run(tmp_path, server, "add", "t", "t.parquet", "--kind", "table", "--license", "MIT")
+    assert added.returncode == 0, added.stderr
+    for column, why in {"at": "column 'at' of type timestamp[ns]", "c" * 64: "63 bytes"}.items():
+        done = run(tmp_path, server, "push", "t", f"{server.url}/unfit", "--columns", column)
+        assert (done.returncode, why in done.stderr, "again" in done.stderr) == (2, True, False), done.stderr
+    done = run(tmp_path, server, "push", "t", f"{server.url}/fit", "--columns", "nested,half,large,took")
+    assert done.returncode == 0, done.stderr
+    assert server.rows("SELECT nested::jsonb->>'x', half FROM fit ORDER BY half") == [(None, 1.0), ("1.0", 2.0)]
+
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(push, "stored", interrupted)
+    done = run(tmp_path, server, "push", "t", f"{server.url}/never", "--columns", "half")
+    assert (done.returncode, "interrupted" in done.stderr) == (130, True), done.stderr
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [

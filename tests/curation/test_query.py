@@ -38,6 +38,13 @@ def test_rows_of_both_tables(version: Version) -> None:
     assert query_rows(version, "SELECT 'x'::BLOB FROM data LIMIT 1", 9, MEMORY).rows == (("<1 bytes>",),)
 
 
+def test_dates_that_python_does_not_have(version: Version, tmp_path: Path) -> None:
+    sql = "SELECT (DATE '0001-01-01' - 20000)::DATE AS day, TIMESTAMP '12000-01-02 03:04:05' AS at, 1 AS n"
+    query_to_file(version, sql, tmp_path / "out.jsonl", MEMORY)
+    (row,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert (row["day"], row["at"][:19], row["n"]) == ("-0054-03-31", "12000-01-02 03:04:0", 1)
+
+
 @pytest.mark.parametrize(
     "sql",
     [

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from aifx.core.errors import DataError
+from aifx.core.json_values import encode_json
+from aifx.core.os_errors import first_line
 
 if TYPE_CHECKING:
-    from pyarrow import DataType, RecordBatch, Schema
+    from pyarrow import Array, DataType, RecordBatch, Schema
 
 
 def storage_type(kind: DataType) -> DataType:
@@ -55,19 +58,28 @@ def sql_type(kind: DataType) -> str:
 
 
 def stored(batch: RecordBatch, schema: Schema) -> RecordBatch:
-    """The rows in their storage types. Values of other types, such as objects, become JSON."""
+    """The rows in their storage types. Values of other types, such as objects, become JSON.
+
+    Raises DataError for a value that its storage type does not have.
+    """
     import pyarrow as pa
 
     columns = []
     for field in schema:
         column = batch.column(field.name)
-        if column.type != field.type and pa.types.is_nested(column.type) and pa.types.is_string(field.type):
-            texts = [None if value is None else _json(value) for value in column.to_pylist()]
-            columns.append(pa.array(texts, pa.string()))
-        else:
-            columns.append(column if column.type == field.type else column.cast(field.type))
+        try:
+            columns.append(column if column.type == field.type else _as_stored(column, field.type))
+        except (pa.ArrowException, ValueError, OverflowError) as e:
+            what = f"column {field.name!r} of type {column.type} does not fit into {sql_type(field.type)}"
+            raise DataError(what, first_line(e), "aifx data push --columns leaves it out") from None
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, default=str, ensure_ascii=False)
+def _as_stored(column: Array, kind: DataType) -> Array:
+    import pyarrow as pa
+
+    if not pa.types.is_nested(column.type) or not pa.types.is_string(kind):
+        return column.cast(kind)
+    values = column.to_pylist()
+    texts = [None if value is None else encode_json(value, ensure_ascii=False) for value in values]
+    return pa.array(texts, pa.string())

@@ -51,6 +51,9 @@ KEYS = frozenset({"int2", "int4", "int8", "text", "varchar", "uuid", "numeric", 
 
 LOST = re.compile("closed the connection|terminat|connection (?:not open|refused|reset|timed out)|shutting down", re.I)
 
+_OF_STATEMENTS = ("0A", "22", "23", "25", "42", "44", "P0")
+"""Classes of SQLSTATE for statements and values at fault."""
+
 NO_ROOM = re.compile("tuple is too big|invalid memory alloc request|enlarge string buffer")
 """Of a row of more than 1 GB. The driver gives no code for some of these."""
 
@@ -299,11 +302,15 @@ def translated(error: Exception, what: str, statement: str) -> AifxError:
         return UsageError(f"could not {what}", why, "correct the name in the URL, or create it in the database")
     if state == "42501" and not statement:
         return UsageError(f"could not {what}", why, "GRANT the right to the login of the URL, or use another one")
-    if LOST.search(text) or state[:2] in ("08", "57") or "Failed to connect" in text:
+    # An error of SQL may quote a name such as terminated_at.
+    is_of_server = state[:2] in ("08", "57") or "Failed to connect" in text
+    if is_of_server or (LOST.search(text) and state[:2] not in _OF_STATEMENTS):
         return EnvironmentFault(f"could not {what}", why, "run the same command again when the server answers")
-    if state[:2] in ("42", "22", "0A", "25") or "read-only transaction" in why:
+    if state[:2] in _OF_STATEMENTS or "read-only transaction" in why:
         if statement:
             return UsageError(f"{statement} fails", why, "try it with psql")
+        if state[:2] in ("23", "44", "P0"):
+            return DataError(f"could not {what}: the table refuses a row", why, "aifx has written nothing")
         return DataError(
             f"could not {what}", why, "aifx data query NAME SQL shows the values; aifx data push --columns"
         )

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pyarrow import RecordBatch, Schema
 
 BATCH_ROWS = 1 << 16
+MOST_NAME_BYTES = 63
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def parse_target(url: str) -> Target:
     names = (unquote(schema), unquote(table)) if dot else ("", unquote(last))
     if not names[1] or (dot and not names[0]):
         raise UsageError(f"{last!r} names no table", "it is TABLE or SCHEMA.TABLE", example)
+    for name in names:
+        _check_length(name, "the table", example)
     return Target(database, names[0] or None, names[1])
 
 
@@ -128,13 +131,13 @@ def push(
         if before is not None:
             _check_table(target, before, schema, yes=yes or dry_run)
         types = before.types if before is not None else {}
+        replaced = None if before is None else before.rows
         shown = tuple(PushedColumn(one.name, types.get(one.name) or sql_type(one.type)) for one in schema)
         if not dry_run:
             written = before.target if before is not None else _in_first_schema(cursor, target)
-            _write(cursor, version, written, schema, before)
+            replaced = _write(cursor, version, written, schema, before)
             connection.commit()
             record_push(catalog, version.manifest, *written.openlineage)
-    replaced = None if before is None else before.rows
     return Pushed(version.reference, target.name, version.manifest.rows, shown, replaced, not dry_run)
 
 
@@ -176,6 +179,10 @@ class _Table:
         schema, kind = cursor.fetchone()
         if kind not in ("r", "p"):
             raise UsageError(f"{target.name} is no table", "it is a view or another relation", "name another table")
+        cursor.execute(f"SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = {oid} LIMIT 1")
+        if kind == "r" and (child := cursor.fetchone()) is not None:
+            why = f"their rows would be replaced too, such as those of {child[0]}"
+            raise UsageError(f"other tables inherit from {target.name}", why, "name another table")
         names = "attname::text, format_type(atttypid, atttypmod), format_type(atttypid, -1)"
         written = "attnum > 0 AND NOT attisdropped AND attgenerated = ''"
         cursor.execute(f"SELECT {names} FROM pg_attribute WHERE attrelid = {oid} AND {written} ORDER BY attnum")
@@ -200,7 +207,16 @@ def _columns_of(version: Version, names: Sequence[str] | None) -> Schema:
             known = [one for one in schema.names if one not in RESERVED]
             hint = f"--columns {','.join(known)}"
             raise UsageError(f"{version.reference} has no column {name!r}", did_you_mean(name, schema.names), hint)
+    for name in chosen:
+        _check_length(name, "the column", "aifx data query NAME 'SELECT … AS shorter' --output FILE renames it")
     return pa.schema([(name, storage_type(schema.field(name).type)) for name in chosen])
+
+
+def _check_length(name: str, what: str, hint: str) -> None:
+    """Raise UsageError for a name that PostgreSQL would cut."""
+    if len(name.encode()) > MOST_NAME_BYTES:
+        why = f"PostgreSQL cuts names after {MOST_NAME_BYTES} bytes, and this one has {len(name.encode())}"
+        raise UsageError(f"the name of {what} {name!r} is too long", why, hint)
 
 
 def _check_table(target: Target, table: _Table, schema: Schema, *, yes: bool) -> None:
@@ -213,8 +229,11 @@ def _check_table(target: Target, table: _Table, schema: Schema, *, yes: bool) ->
             raise UsageError(f"the table {target.name} has no column {name!r}", why, "--columns NAME,…")
 
 
-def _write(cursor: Any, version: Version, target: Target, schema: Schema, before: _Table | None) -> None:
-    """Copy the rows into a table beside the target, which then takes its rows or its name."""
+def _write(cursor: Any, version: Version, target: Target, schema: Schema, before: _Table | None) -> int | None:
+    """Copy the rows into a table beside the target, which then takes its rows or its name.
+
+    Returns the number of rows that were replaced; None if there was no table.
+    """
     import pyarrow as pa
 
     name = f"aifx_staging_{uuid.uuid4().hex[:12]}"
@@ -223,20 +242,43 @@ def _write(cursor: Any, version: Version, target: Target, schema: Schema, before
     cursor.execute(f"CREATE TABLE {staging} ({own})")
     sent = SentRows(schema)
     with report_progress(f"writing {target.url.name}", version.manifest.rows, "rows") as progress:
-        rows = pa.RecordBatchReader.from_batches(schema, _batches(version, schema, sent, progress))
-        cursor.adbc_ingest(name, rows, mode="append", db_schema_name=target.schema)
+        failures: list[BaseException] = []
+        batches = _noting(failures, _batches(version, schema, sent, progress))
+        rows = pa.RecordBatchReader.from_batches(schema, batches)
+        try:
+            cursor.adbc_ingest(name, rows, mode="append", db_schema_name=target.schema)
+        except Exception:
+            if failures:  # of which the driver's error is a quotation
+                raise failures[0] from None
+            raise
     sent.check(cursor, staging)
     if before is None:
         cursor.execute(f"ALTER TABLE {staging} RENAME TO {identifier(target.table)}")
-        return
+        return None
     names = [identifier(column) for column in schema.names]
     # A cast to varchar(8) cuts texts; PostgreSQL refuses them if the cast is to varchar.
     values = [f"{identifier(column)}::{before.base_types[column]}" for column in schema.names]
+    # Others may have written to the table while the rows were copied.
+    cursor.execute(f"LOCK TABLE {target.quoted()} IN ACCESS EXCLUSIVE MODE")
+    cursor.execute(f"SELECT count(*) FROM {target.quoted()}")
+    replaced: int = cursor.fetchone()[0]
     cursor.execute(f"TRUNCATE {target.quoted()}")
     cursor.execute(f"INSERT INTO {target.quoted()} ({', '.join(names)}) SELECT {', '.join(values)} FROM {staging}")
     expected = [f"{identifier(column)}::{before.types[column]}" for column in schema.names]
     check_copied(cursor, staging, expected, target.quoted(), names)
     cursor.execute(f"DROP TABLE {staging}")
+    return replaced
+
+
+def _noting(failures: list[BaseException], batches: Iterator[RecordBatch]) -> Iterator[RecordBatch]:
+    """The batches; what they raise, Ctrl-C too, is added to `failures`."""
+    try:
+        yield from batches
+    except GeneratorExit:
+        raise
+    except BaseException as e:
+        failures.append(e)
+        raise
 
 
 def _batches(version: Version, schema: Schema, sent: SentRows, progress: Reporter) -> Iterator[RecordBatch]:

@@ -31,6 +31,10 @@ def parse_query(sources: list[str], sql: str, key: str | None) -> Query:
         raise UsageError("--query is for the URL of one database", why, "postgresql://HOST/DATABASE --query SQL")
     if not sql.strip():
         raise UsageError("--query is empty", "it is SQL that gives rows", "--query 'SELECT * FROM table'")
+    try:
+        sql.encode()
+    except UnicodeEncodeError as e:
+        raise UsageError("--query is not UTF-8", f"at character {e.start + 1:,}", "write it in a UTF-8 shell") from None
     return Query(parse_database_url(sources[0]), sql.strip().rstrip(";").rstrip(), key)
 
 

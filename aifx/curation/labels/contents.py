@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import UsageError
 from aifx.curation.labels.store import LabelKind
-from aifx.curation.shards import read_shard
+from aifx.curation.shards import read_shard, records_of
 from aifx.data.versions import RESERVED, ROW, SOURCE, TEXT_TYPES, Version
 
 if TYPE_CHECKING:
@@ -197,5 +197,5 @@ def _digest(values: Sequence[Any]) -> bytes:
 def contents_of(table: Table, shown: Shown) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """The id, the source and the shown columns of each row."""
     columns = [*shown.columns, *(name for name in shown.context if name in table.column_names)]
-    for record in table.to_pylist():
+    for record in records_of(table):
         yield record[ROW], record.get(SOURCE) or "", {name: record[name] for name in columns}
