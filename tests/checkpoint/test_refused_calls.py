@@ -145,7 +145,8 @@ def test_what_tensorstore_reports_is_the_machine(
     assert caught.value.exit_code == ExitCode.UNABLE
     assert str(directory) in caught.value.what
     assert os.strerror(number) in caught.value.why
-    assert (tries, len(warned)) == ((2, 1) if is_tried_again else (1, 0))
+    assert bool(warned) is is_tried_again
+    assert tries > len(warned)  # arrays are written side by side, and one may fail while another is tried again
     monkeypatch.undo()
     assert_whole(directory, 1)
 
