@@ -12,7 +12,6 @@ from aifx.commands.console.terminal import terminal
 from aifx.commands.data.options import (
     DEFAULT_MEMORY,
     DatasetArgument,
-    MemoryOption,
     RootOption,
     WorkersOption,
     find_catalog,
@@ -73,7 +72,9 @@ def index(
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Make the index again, in place of the one there.")
     ] = False,
-    memory: MemoryOption = DEFAULT_MEMORY,
+    memory: Annotated[
+        str, typer.Option("--memory", metavar="SIZE", help="Most memory to use, such as 4GB. All vectors must fit in.")
+    ] = DEFAULT_MEMORY,
     workers: WorkersOption = None,
     root: RootOption = None,
     json: JsonOption = False,
