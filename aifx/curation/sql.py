@@ -116,7 +116,7 @@ def open_selection(version: Version, sql: str, memory_bytes: int, *, hides_value
     hint = f"aifx data query {version.reference} 'DESCRIBE data'"
     with open_tables({"data": RowTable(version), "rows": RowTable(version)}, memory_bytes) as connection:
         try:
-            _check_selection(connection, sql, hint)
+            check_selection(connection, sql, hint)
             yield connection.sql(sql)
         except (duckdb.OutOfMemoryException, duckdb.IOException, duckdb.InterruptException):
             raise
@@ -124,7 +124,7 @@ def open_selection(version: Version, sql: str, memory_bytes: int, *, hides_value
             raise _sql_error(e, hint, hides_values=hides_values) from None
 
 
-def _check_selection(connection: Any, sql: str, hint: str) -> None:
+def check_selection(connection: Any, sql: str, hint: str) -> None:
     """Raise UsageError unless `sql` is one statement that only reads; duckdb.Error if it cannot be run."""
     import duckdb
 

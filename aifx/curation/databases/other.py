@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,10 @@ from aifx.core.errors import AifxError, EnvironmentFault, UsageError, did_you_me
 from aifx.core.os_errors import first_line
 from aifx.curation.databases.query import Query, Snapshot, check_column_names
 from aifx.curation.databases.urls import PASSWORD, hide_secrets, missing_extra
+from aifx.curation.sql import check_selection
 
 if TYPE_CHECKING:
-    from pyarrow import RecordBatch, Schema
+    from pyarrow import Array, Field, RecordBatch, Schema
 
 PIECE_ROWS = 10_000
 DRIVERS = {"mysql": "pymysql", "mariadb": "pymysql", "duckdb": "duckdb-engine", "oracle": "oracledb", "mssql": "pyodbc"}
@@ -52,7 +54,7 @@ class OtherSnapshot(Snapshot):
 
         for names, rows in self._pieces():
             columns = [_column(name, [row[i] for row in rows], self._query) for i, name in enumerate(names)]
-            fitted = [column.cast(field.type) for column, field in zip(columns, self.schema, strict=True)]
+            fitted = [_fitted(column, field) for column, field in zip(columns, self.schema, strict=True)]
             if rows:
                 yield pa.RecordBatch.from_arrays(fitted, schema=self.schema)
 
@@ -68,13 +70,17 @@ def open_other(query: Query) -> Iterator[OtherSnapshot]:
     except ImportError as e:
         raise missing_extra(e) from None
     url = query.url
-    if url.dialect in ("sqlite", "duckdb") and not os.path.isfile(url.database):
+    is_file = url.dialect in ("sqlite", "duckdb")
+    if not is_file and _READS.match(query.sql) is None:  # MySQL and Oracle commit before they change a table's columns
+        raise UsageError("--query does not begin with SELECT", "aifx reads and changes nothing", "--query 'SELECT …'")
+    if is_file and not os.path.isfile(url.database):
         raise UsageError(f"there is no database {url.database}", "no such file", f"{url.dialect}:///PATH")
     try:
         address = sqlalchemy.make_url(url.given)
         if (password := os.environ.get(PASSWORD)) is not None and url.host:
             address = address.set(password=password)
-        engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
+        options = {"read_only": True} if url.dialect == "duckdb" else {}
+        engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool, connect_args=options)
     except sqlalchemy.exc.NoSuchModuleError:
         if url.dialect in DRIVERS:
             raise _not_installed(query, DRIVERS[url.dialect]) from None
@@ -91,12 +97,36 @@ def open_other(query: Query) -> Iterator[OtherSnapshot]:
     try:
         if url.dialect in ("mysql", "mariadb"):
             connection = connection.execution_options(isolation_level="REPEATABLE READ")
-        if url.dialect == "sqlite":
-            connection.exec_driver_sql("BEGIN")  # Python's driver begins no transaction for a SELECT
+        with _asking(query):
+            _begin_reading(connection, query)
         yield OtherSnapshot(connection, query)
     finally:
         connection.close()  # without commit
         engine.dispose()
+
+
+_READS = re.compile(r"(?:\s|\(|--[^\n]*(?:\n|$)|/\*.*?\*/)*(?:select|with|values|table)\b", re.IGNORECASE | re.DOTALL)
+
+
+def _begin_reading(connection: Any, query: Query) -> None:
+    """Begin a transaction of SQLite or DuckDB in which nothing can be written. Raises UsageError."""
+    import sqlite3
+
+    if query.url.dialect == "sqlite":
+        connection.exec_driver_sql("PRAGMA query_only = ON")
+        connection.exec_driver_sql("BEGIN")  # Python's driver begins no transaction for a SELECT
+        files = (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH)  # SQLite makes a file that is attached
+        driver = connection.connection.driver_connection
+        driver.set_authorizer(lambda action, *_: sqlite3.SQLITE_DENY if action in files else sqlite3.SQLITE_OK)
+    elif query.url.dialect == "duckdb":
+        import duckdb
+
+        try:
+            check_selection(connection.connection.driver_connection, query.sql, "--query 'SELECT …'")
+        except duckdb.Error as e:
+            raise UsageError(
+                "--query fails", hide_secrets(first_line(e)), "try it in the database's own shell"
+            ) from None
 
 
 def _table(names: list[str], rows: Sequence[Any], query: Query) -> Any:
@@ -120,6 +150,17 @@ def _column(name: str, values: list[Any], query: Query) -> Any:
         why = hide_secrets(first_line(e))
         hint = f"--query 'SELECT CAST({name} AS TEXT) AS {name} …'"
         raise UsageError(f"column {name!r} of {query.url.name} has values of several types", why, hint) from None
+
+
+def _fitted(column: Array, field: Field) -> Array:
+    """A column of a piece in the type that all pieces together have."""
+    import pyarrow as pa
+
+    try:
+        return column.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
+        hint = f"--query 'SELECT CAST({field.name} AS TEXT) AS {field.name} …'"
+        raise UsageError(f"column {field.name!r} of --query has values of several types", first_line(e), hint) from None
 
 
 def _joined(schema: Schema, more: Schema) -> Schema:
