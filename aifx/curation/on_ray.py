@@ -26,6 +26,7 @@ from aifx.core.environment import environment
 from aifx.core.errors import EnvironmentFault
 from aifx.core.extras import install_command
 from aifx.core.os_errors import first_line
+from aifx.curation.databases.urls import SECRETS
 from aifx.curation.execution import TaskResult, run_task
 from aifx.curation.step import Limits, Step
 
@@ -109,7 +110,8 @@ def session(address: str, limits: Limits) -> Iterator[Any]:
     Raises EnvironmentFault if the extra is not installed, or if Ray does not answer.
     """
     is_local = address == "local"
-    with environment(ENVIRONMENT | (LOCAL_ENVIRONMENT if is_local else {})):
+    passwords = dict.fromkeys(SECRETS)  # of databases, from which no task of Ray reads
+    with environment({**ENVIRONMENT, **passwords, **(LOCAL_ENVIRONMENT if is_local else {})}):
         ray = _import_ray()
         if ray.is_initialized():
             yield ray

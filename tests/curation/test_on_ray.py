@@ -207,3 +207,19 @@ def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         port = server.getsockname()[1]
     with pytest.raises(EnvironmentFault, match=f"Ray does not answer at 127.0.0.1:{port}"):
         on_ray._connect(None, f"127.0.0.1:{port}", None, LIMITS)
+
+
+def test_processes_of_ray_get_no_password_of_a_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, str]] = []
+
+    def stopped() -> Any:
+        seen.append(dict(os.environ))
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("AIFX_DATABASE_PASSWORD", "s3cr3t-Pa55")
+    monkeypatch.setattr(on_ray, "_import_ray", stopped)
+    with pytest.raises(KeyboardInterrupt), on_ray.session("local", LIMITS):
+        pass
+    assert seen[0]["RAY_AUTH_MODE"] == "token"
+    assert "s3cr3t-Pa55" not in seen[0].values()
+    assert os.environ["AIFX_DATABASE_PASSWORD"] == "s3cr3t-Pa55"
