@@ -27,22 +27,32 @@ def function_of(test: str) -> str:
     return test.partition("[")[0]
 
 
+def read_table() -> dict[str, float]:
+    """Seconds by test."""
+    table: dict[str, float] = json.loads(TABLE.read_text(encoding="utf-8"))
+    return table
+
+
 def mark_tests_that_take_seconds(items: Sequence[pytest.Item]) -> None:
     """Add the marker `seconds` to those of TABLE."""
-    known = json.loads(TABLE.read_text(encoding="utf-8"))
+    known = read_table()
     for item in items:
         if function_of(item.nodeid) in known:
             item.add_marker("seconds")
 
 
-def to_record(seconds: Mapping[str, float]) -> dict[str, float]:
-    """The content of TABLE, by the seconds of each test."""
+def to_record(seconds: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
+    """The content of TABLE: what was measured, and what is known of tests that a sample left out.
+
+    Args:
+        seconds: by the id of a test or of a case.
+        before: what TABLE holds.
+    """
     total: Counter[str] = Counter()
     for test, taken in seconds.items():
         total[function_of(test)] += taken
-    return {
-        test: round(total[test], 1) for test in sorted(total) if total[test] >= LEAST_S and test not in ALWAYS_QUICK
-    }
+    found = {**before, **{test: round(taken, 1) for test, taken in total.items()}}
+    return {test: found[test] for test in sorted(found) if found[test] >= LEAST_S and test not in ALWAYS_QUICK}
 
 
 class Recorder:
@@ -55,4 +65,4 @@ class Recorder:
         self._seconds[report.nodeid] += report.duration
 
     def pytest_sessionfinish(self) -> None:
-        TABLE.write_text(json.dumps(to_record(self._seconds), indent=1) + "\n", encoding="utf-8")
+        TABLE.write_text(json.dumps(to_record(self._seconds, read_table()), indent=1) + "\n", encoding="utf-8")
