@@ -166,13 +166,12 @@ def test_ahead_of_the_limit_the_run_saves_and_the_job_goes_back_to_the_queue(
     assert status["state"] in ("ending", "pending"), status
     saved = max(int(path.name) for path in (launches.root / "runs" / "limited" / "checkpoints").glob("[0-9]*[0-9]"))
 
-    def has_begun_again() -> bool:
-        """Let it begin now. Slurm would let it wait for two minutes from when it has left the nodes."""
-        with suppress(AssertionError):  # it is not in the queue yet, or runs again
-            slurm.ask("scontrol", "update", f"JobId={record['job']}", "StartTime=now")
-        return [event["event"] for event in launches.events(record)].count("begin") == 2
+    def is_queued() -> bool:
+        return slurm.ask("squeue", "-h", "-j", record["job"], "-o", "%t").strip() == "PD"
 
-    launches.wait(record, "a second beginning", has_begun_again)
+    launches.wait(record, "the job in the queue", is_queued)
+    # Slurm would let it wait for two minutes. Nodes refuse a job that begins within the second in which it ended.
+    slurm.ask("scontrol", "update", f"JobId={record['job']}", "StartTime=now+3")
     assert launches.result(record) == undisturbed
     names = [event["event"] for event in launches.events(record)]
     assert names == ["begin", "start", "signal", "requeue", "begin", "start", "end"]
