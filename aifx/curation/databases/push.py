@@ -243,12 +243,12 @@ def _write(cursor: Any, version: Version, target: Target, schema: Schema, before
     sent = SentRows(schema)
     with report_progress(f"writing {target.url.name}", version.manifest.rows, "rows") as progress:
         failures: list[BaseException] = []
-        batches = _noting(failures, _batches(version, schema, sent, progress))
+        batches = _keeping_errors(failures, _batches(version, schema, sent, progress))
         rows = pa.RecordBatchReader.from_batches(schema, batches)
         try:
             cursor.adbc_ingest(name, rows, mode="append", db_schema_name=target.schema)
         except Exception:
-            if failures:  # of which the driver's error is a quotation
+            if failures:  # the driver's error only quotes it
                 raise failures[0] from None
             raise
     sent.check(cursor, staging)
@@ -270,8 +270,8 @@ def _write(cursor: Any, version: Version, target: Target, schema: Schema, before
     return replaced
 
 
-def _noting(failures: list[BaseException], batches: Iterator[RecordBatch]) -> Iterator[RecordBatch]:
-    """The batches; what they raise, Ctrl-C too, is added to `failures`."""
+def _keeping_errors(failures: list[BaseException], batches: Iterator[RecordBatch]) -> Iterator[RecordBatch]:
+    """Yield the batches, and add an exception that they raise, such as that of Ctrl-C, to `failures`."""
     try:
         yield from batches
     except GeneratorExit:

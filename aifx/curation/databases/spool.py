@@ -131,7 +131,7 @@ class Spool:
         return rows
 
     def _undamaged(self, parts: list[_Written]) -> Iterator[_Written]:
-        """The parts before the first that is not as it was written."""
+        """The parts before the first damaged one."""
         with open(self._path, "rb") as file:
             for written in parts:
                 digest = hashlib.sha256(file.read(max(written.end - file.tell(), 0)))
