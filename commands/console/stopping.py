@@ -40,6 +40,7 @@ ENDING_S = 3.0
 """How long the answer may still take after a signal: its reader may have stalled."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+MARK = 0  # no signal's number
 STARTING, RUNNING, ENDING = "starting", "running", "ending"
 
 
@@ -57,6 +58,7 @@ class EntrySignals:
         self.seen: int | None = None  # the first signal of the body, as the C handler heard it
         self._raised = False
         self._count = 0
+        self._caught_up = _thread.allocate_lock()  # released by the thread that listens, at each MARK
         self._writer = -1  # of the pipe that the C handlers write to
         self._lock = _thread.allocate_lock()
         self._ignored = {number for number in SIGNALS if signal.getsignal(number) is signal.SIG_IGN}
@@ -118,6 +120,8 @@ class EntrySignals:
         with suppress(OSError):
             while data := os.read(reader, 1):
                 signum = data[0]
+                if signum == MARK:
+                    self._caught_up.release()
                 if signum not in SIGNALS:
                     continue
                 self.seen = self.seen or signum
@@ -126,6 +130,14 @@ class EntrySignals:
                     os._exit(exit_code_of(signum))
                 if signum == signal.SIGTERM and signal.getsignal(signum) == self._handle:
                     threading.Thread(target=self._await_main, args=(signum,), daemon=True).start()
+
+    def catch_up(self) -> None:
+        """Wait until the thread that listens has heard the signals so far: it may have to wait for its turn."""
+        if self._writer >= 0:
+            self._caught_up.acquire(blocking=False)
+            with suppress(BlockingIOError):
+                os.write(self._writer, bytes([MARK]))
+                self._caught_up.acquire(timeout=PATIENCE_S)
 
     def _await_main(self, signum: int) -> None:
         time.sleep(PATIENCE_S)
@@ -193,7 +205,7 @@ def end_body() -> None:
 def cause_of(error: BaseException) -> BaseException:
     """The interrupt behind `error`, if a signal came: libraries turn one that hits their imports into other errors."""
     if _entry is not None and _entry.seen is None and not isinstance(error, KeyboardInterrupt):
-        time.sleep(0.02)  # the thread that listens may have to wait for its turn
+        _entry.catch_up()
     seen = _entry.seen if _entry is not None else None
     is_told = getattr(error, "exit_code", None) in (ExitCode.INTERRUPTED, ExitCode.PREEMPTED)
     if seen is None or is_told or isinstance(error, KeyboardInterrupt):

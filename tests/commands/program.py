@@ -66,7 +66,7 @@ def process(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess
         env=environ(folder, **env),
         text=True,
         capture_output=True,
-        timeout=60,
+        timeout=300,
         check=False,
         stdin=subprocess.DEVNULL,
     )
@@ -84,7 +84,7 @@ def probe(
         cwd=folder,
         env=environ(folder, PROBE=body, **(env or {})),
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
         **streams,
     )

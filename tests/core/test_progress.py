@@ -38,12 +38,13 @@ def test_the_last_listener_hears(heard: list[Progress | None]) -> None:
             raise ValueError("x")
     with report_progress("alone", None, "bytes") as report:
         report.advance(1)
-    assert [str(p)[:30] for p in heard] == [
-        "counting: 25% of 4 batches",
-        "counting: 50% of 4 batches",
-        "adding up: 0 s",
-        "None",
+    *reports, last = heard
+    assert [(p.activity, p.done, p.total, p.unit) for p in reports if p] == [
+        ("counting", 1, 4, "batches"),
+        ("counting", 2, 4, "batches"),
+        ("adding up", 0, None, "batches"),
     ]
+    assert (len(reports), last) == (3, None)
     assert outer == [None]
 
 
@@ -121,7 +122,7 @@ def test_the_panel_of_a_run_shows_it_before_the_first_step() -> None:
     panel = Panel(Console(file=stream, width=80, color_system=None))
     panel.activity(Progress("tokenizing data/a.txt", 1, 2, "bytes", 3.0))
     Console(file=stream, width=80).print(panel.render())
-    assert re.search(r"tokenizing data/a.txt: 50% of 2 B", stream.getvalue())
+    assert re.search(r"data/a.txt.* 50%", stream.getvalue())
     panel.activity(None)
     Console(file=stream, width=80).print(panel.render())
     assert "starting" in stream.getvalue()
