@@ -17,8 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-
-from aifx.parallel.connections import free_port
+from held_port import held_port
 
 START_S = 120
 USER, PASSWORD, DATABASE = "factory", "s3cr3t-Pa55", "postgres"
@@ -91,8 +90,8 @@ class Server:
         for one in family:
             with suppress(psutil.NoSuchProcess):
                 one.send_signal(number)
-        self.process.wait(60)
-        psutil.wait_procs(family, 60)
+        self.process.wait(START_S)
+        psutil.wait_procs(family, START_S)
         self.process = None
 
     @contextmanager
@@ -123,23 +122,26 @@ def postgresql_server(*, is_durable: bool = False) -> Iterator[Server]:
     if programs is None:
         pytest.skip("no PostgreSQL server: install the package postgresql (apt-get install postgresql)")
     folder = Path(tempfile.mkdtemp(prefix="aifx-postgresql-"))
-    server = Server(programs, folder / "data", free_port("127.0.0.1"), is_durable)
-    try:
-        if os.getuid() == 0:
-            shutil.chown(folder, "postgres")
-        password = folder / "password"
-        password.write_text(PASSWORD)
-        password.chmod(0o644)
-        command = [programs / "initdb", "-D", server.data, "-U", USER, "--pwfile", password, "-A", "scram-sha-256"]
-        options = ["--no-sync", "-E", "UTF8", "--locale=C", "--no-instructions"]
-        made = subprocess.run([*command, *options], capture_output=True, text=True, check=False, **_as_server(folder))
-        assert made.returncode == 0, made.stdout + made.stderr
-        server.start()
-        yield server
-    finally:
-        if server.process is not None:
-            server.kill(signal.SIGQUIT)
-        shutil.rmtree(folder, ignore_errors=True)
+    with held_port() as port:
+        server = Server(programs, folder / "data", port, is_durable)
+        try:
+            if os.getuid() == 0:
+                shutil.chown(folder, "postgres")
+            password = folder / "password"
+            password.write_text(PASSWORD)
+            password.chmod(0o644)
+            command = [programs / "initdb", "-D", server.data, "-U", USER, "--pwfile", password, "-A", "scram-sha-256"]
+            options = ["--no-sync", "-E", "UTF8", "--locale=C", "--no-instructions"]
+            made = subprocess.run(
+                [*command, *options], capture_output=True, text=True, check=False, **_as_server(folder)
+            )
+            assert made.returncode == 0, made.stdout + made.stderr
+            server.start()
+            yield server
+        finally:
+            if server.process is not None:
+                server.kill(signal.SIGQUIT)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _as_server(folder: Path) -> dict[str, Any]:

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from held_port import held_port
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "scontrol", "sbatch", "squeue")
 SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 NODES = ("n1", "n2")
-WAIT_S = 60.0
+WAIT_S = 300.0
 
 CONFIGURATION = """\
 ClusterName=aifx
@@ -39,6 +41,10 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=nohold_on_prolog_fail,batch_sched_delay=0,sched_interval=2
 ReturnToService=2
+MessageTimeout=100
+TCPTimeout=60
+BatchStartTimeout=300
+UnkillableStepTimeout=500
 HealthCheckProgram={folder}/health-check
 HealthCheckInterval=2
 Prolog={folder}/prolog
@@ -68,7 +74,7 @@ class Cluster:
 
     def ask(self, *command: str) -> str:
         environ = os.environ | {"SLURM_CONF": str(self.folder / "slurm.conf"), "LC_ALL": "C"}
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=WAIT_S, check=False)
         assert not done.returncode, f"{' '.join(command)}: {done.stderr}{self.logs()}"
         return done.stdout
 
@@ -113,9 +119,10 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     for name in ("health-check", "prolog"):
         set_program(folder / name, "exit 0")
     host = socket.gethostname().split(".")[0]
-    (folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, folder=folder, ports=_free_ports(3)))
     slurm = Cluster(folder)
     with ExitStack() as daemons:
+        ports = [daemons.enter_context(held_port()) for _ in range(3)]
+        (folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, folder=folder, ports=ports))
         files = [f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
         daemons.enter_context(
             _daemon(folder, "munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *files)
@@ -154,12 +161,6 @@ def _state_of(slurm: Cluster, node: str) -> str:
     return ""
 
 
-def _free_ports(number: int) -> list[int]:
-    with ExitStack() as sockets:
-        bound = [sockets.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
-        return [one.getsockname()[1] for one in bound]
-
-
 @contextmanager
 def _daemon(folder: Path, program: str, *arguments: str) -> Iterator[None]:
     path = shutil.which(program, path=SBIN)
@@ -172,7 +173,7 @@ def _daemon(folder: Path, program: str, *arguments: str) -> Iterator[None]:
     finally:
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -12,6 +12,8 @@ from typing import Any
 
 from aifx.core.errors import Terminated
 
+INTERRUPT_EVERY_S = 0.1
+
 
 def duckdb_config(memory_bytes: int, spill: Path, threads: int) -> dict[str, Any]:
     """The settings of every connection: limits, the folder for what exceeds the memory, and no extension fetched."""
@@ -38,12 +40,15 @@ def stopped_by_signals(connection: Any) -> Iterator[None]:
     os.set_blocking(writer, False)
 
     received: list[int] = []
+    is_over = threading.Event()
 
     def stop() -> None:
         while number := os.read(reader, 1):
             if number[0] in (signal.SIGINT, signal.SIGTERM):
                 received.append(number[0])
                 connection.interrupt()
+                while not is_over.wait(INTERRUPT_EVERY_S):  # DuckDB forgets an interrupt when a query starts
+                    connection.interrupt()
 
     thread = threading.Thread(target=stop, daemon=True)
     thread.start()
@@ -56,6 +61,7 @@ def stopped_by_signals(connection: Any) -> Iterator[None]:
         raise
     finally:
         signal.set_wakeup_fd(before)
+        is_over.set()
         os.close(writer)
         thread.join()
         os.close(reader)

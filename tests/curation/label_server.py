@@ -44,12 +44,12 @@ class ServedLabels:
         self.url, self.port, self.token = url_of(self.bound), self.bound.getsockname()[1], token_of(self.log.path)
         self.page = f"{self.url}/#token={self.token}"
         headers = {"Authorization": f"Bearer {self.token}"}
-        self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False, headers=headers)
+        self.http = httpx.Client(base_url=self.url, timeout=120, trust_env=False, headers=headers)
         self._server = LabelServer(self.labelling, self.bound, self.token)
         listening = threading.Event()
         self._thread = threading.Thread(target=self._server.run, args=(listening.set,), daemon=True)
         self._thread.start()
-        assert listening.wait(60)
+        assert listening.wait(120)
 
     def label(self, row: int | str, label: str | None = "good", labeller: str = "ann", **more: Any) -> httpx.Response:
         row = f"f-{row}" if isinstance(row, int) else row
@@ -62,7 +62,7 @@ class ServedLabels:
 
     def close(self) -> None:
         self._server.stop()
-        self._thread.join(60)
+        self._thread.join(120)
         assert not self._thread.is_alive()
         self.http.close()
         self.bound.close()

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from toy_steps import Rows
 
@@ -18,18 +19,42 @@ from aifx.data.versions import open_catalog
 ENDLESS = (
     "SELECT count(*) FROM data a, data b, data c, data d WHERE a.text < b.text AND b.text < c.text AND c.text < d.text"
 )
+PROGRAM = """
+from contextlib import contextmanager
+from aifx.commands.main import main
+from aifx.curation import sql
+
+real = sql.stopped_by_signals
+
+@contextmanager
+def announced(connection):
+    with real(connection):
+        print("querying", flush=True)
+        yield
+
+sql.stopped_by_signals = announced
+main()
+"""
+TIMEOUT_S = 120
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_stops_a_query(tmp_path: Path, number: int, code: int) -> None:
     texts = tuple(f"row {index}" for index in range(3000))
     execute(Rows((), (texts,)), "pets", open_catalog(str(tmp_path / "datasets")), Limits(1 << 30, 1))
-    command = [sys.executable, "-P", "-m", "aifx.commands.main", "data", "query", "pets", ENDLESS, "--root", "datasets"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    spill = Path(f"/proc/{process.pid}/task")
-    deadline = time.monotonic() + 60
-    while len(list(spill.iterdir())) < 3 and time.monotonic() < deadline:  # DuckDB's threads
-        time.sleep(0.1)
-    time.sleep(1)
+    command = [sys.executable, "-P", "-c", PROGRAM, "data", "query", "pets", ENDLESS, "--root", "datasets"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "querying\n"
+
+    def computed_s() -> float:
+        return psutil.Process(process.pid).cpu_times().user
+
+    began, deadline = computed_s(), time.monotonic() + TIMEOUT_S
+    while computed_s() - began < 1:  # what precedes the query takes milliseconds
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     process.send_signal(number)
-    assert process.wait(60) == code, process.stderr.read() if process.stderr else ""
+    _, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == code, err

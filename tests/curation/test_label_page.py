@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
+from held_port import held_port
 from label_rows import entries_of, labels_of, png, rows_version, texts_version
 from label_server import ServedLabels
 
 from aifx.data.versions import Catalog, open_catalog
-from aifx.parallel.connections import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
 
@@ -22,6 +22,12 @@ NASTY = "</p><img src=x onerror=alert(1)> & <script>alert(2)</script>"
 @pytest.fixture
 def catalog(tmp_path: Path) -> Catalog:
     return open_catalog(str(tmp_path / "datasets"))
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with held_port() as found:
+        yield found
 
 
 @pytest.fixture
@@ -114,13 +120,16 @@ def test_fifty_labels_by_keyboard(catalog: Catalog, open_browser: Callable[..., 
         served.close()
 
 
-def test_two_labellers_and_a_server_that_dies(catalog: Catalog, open_browser: Callable[..., Browser]) -> None:
+def test_two_labellers_and_a_server_that_dies(
+    catalog: Catalog, open_browser: Callable[..., Browser], port: int
+) -> None:
     version = texts_version(catalog, [f"text {row}" for row in range(30)])
-    served = ServedLabels(catalog, version, port=free_port("127.0.0.1"))
+    served = ServedLabels(catalog, version, port=port)
     browsers = {name: open_browser(name) for name in ("ann", "bob")}
     given: dict[str, list[str]] = {name: [] for name in browsers}
 
     def label(name: str) -> None:
+        browsers[name].wait("document.getElementById('card')?.hidden === false")
         row = shown(browsers[name])
         assert row is not None
         given[name].append(row)
@@ -135,7 +144,6 @@ def test_two_labellers_and_a_server_that_dies(catalog: Catalog, open_browser: Ca
         for browser in browsers.values():
             wait_state(browser, "saved")
         assert not set(given["ann"]) & set(given["bob"])
-        port = served.port
         served.close()
         for _ in range(3):
             label("ann")

@@ -19,7 +19,7 @@ import inprocess
 import psutil
 import pytest
 from prose import prose
-from toy_steps import KillsItself, NeedsFile, Rows, SlowWithoutLetter, WithoutLetter
+from toy_steps import HeldWithoutLetter, KillsItself, NeedsFile, Rows, WithoutLetter
 
 from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.curation import on_ray
@@ -108,7 +108,8 @@ def test_what_a_task_raises(ray: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_process_is_started_again(ray: Any, tmp_path: Path) -> None:
-    step = SlowWithoutLetter((collected(tmp_path / "ray"),), "d")
+    is_free = tmp_path / "free"
+    step = HeldWithoutLetter((collected(tmp_path / "ray"),), "d", is_free)
     killed: list[int] = []
     is_over = threading.Event()
 
@@ -118,6 +119,7 @@ def test_a_killed_process_is_started_again(ray: Any, tmp_path: Path) -> None:
                 if name_of(process).startswith("ray::_run"):
                     process.send_signal(signal.SIGKILL)
                     killed.append(process.pid)
+                    is_free.touch()
                     return
 
     monitor = threading.Thread(target=kill)
@@ -128,9 +130,7 @@ def test_a_killed_process_is_started_again(ray: Any, tmp_path: Path) -> None:
         is_over.set()
         monitor.join()
     assert killed
-    execute(
-        SlowWithoutLetter((collected(tmp_path / "local"),), "d"), "pets", open_catalog(str(tmp_path / "local")), LIMITS
-    )
+    execute(WithoutLetter((collected(tmp_path / "local"),), "d"), "pets", open_catalog(str(tmp_path / "local")), LIMITS)
     assert content(tmp_path / "ray") == content(tmp_path / "local")
 
 

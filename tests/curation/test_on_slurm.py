@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import inprocess
@@ -16,7 +17,7 @@ import psutil
 import pytest
 from prose import prose
 from slurm_cluster import Cluster, cluster, missing
-from toy_steps import NeedsFile, Rows, SlowWithoutLetter
+from toy_steps import HeldWithoutLetter, NeedsFile, Rows, WithoutLetter
 
 from aifx.config.launch_section import LaunchSection, SlurmSection
 from aifx.core.errors import AifxError, EnvironmentFault
@@ -56,10 +57,8 @@ def content(version: Version) -> dict[str, bytes]:
 @needs_slurm
 @pytest.mark.slow
 def test_two_nodes_make_the_bytes_of_one_process(on_slurm: OnSlurm, tmp_path: Path) -> None:
-    alone = execute(
-        SlowWithoutLetter((collected(tmp_path / "a"),), "d"), "pets", open_catalog(str(tmp_path / "a")), LIMITS
-    )
-    step = SlowWithoutLetter((collected(tmp_path / "b"),), "d")
+    alone = execute(WithoutLetter((collected(tmp_path / "a"),), "d"), "pets", open_catalog(str(tmp_path / "a")), LIMITS)
+    step = WithoutLetter((collected(tmp_path / "b"),), "d")
     both = execute(step, "pets", open_catalog(str(tmp_path / "b")), LIMITS, on_slurm)
     assert content(both.version) == content(alone.version)
     assert both.version.manifest.rows == 6
@@ -70,29 +69,29 @@ def test_two_nodes_make_the_bytes_of_one_process(on_slurm: OnSlurm, tmp_path: Pa
 def test_killed_elements_are_done_again(on_slurm: OnSlurm, tmp_path: Path) -> None:
     """By the next call, which does what is missing."""
     catalog = open_catalog(str(tmp_path / "b"))
-    step = SlowWithoutLetter((collected(tmp_path / "b"),), "d")
+    is_free = tmp_path / "free"
+    step = HeldWithoutLetter((collected(tmp_path / "b"),), "d", is_free, free=2)
 
     def kill() -> None:
-        work = next((tmp_path / "b" / "pets").glob(".work-*"))
-        while len(list(work.glob("done/*"))) < 2:
+        while len(list((tmp_path / "b" / "pets").glob(".work-*/done/*"))) < 2:
             time.sleep(0.05)
         for process in psutil.process_iter(["cmdline"]):
             command = process.info["cmdline"] or []
-            if "run-tasks" in command and str(work) in command:
-                process.send_signal(signal.SIGKILL)
+            if "run-tasks" in command and command[-1].startswith(str(tmp_path)):
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGKILL)
 
-    monitor = threading.Timer(1.0, kill)
+    monitor = threading.Thread(target=kill, daemon=True)
     monitor.start()
     with pytest.raises(EnvironmentFault, match="ended without"):
         execute(step, "pets", catalog, LIMITS, on_slurm)
     monitor.join()
+    is_free.touch()
     work = next((tmp_path / "b" / "pets").glob(".work-*"))
     before = {path.name: path.stat().st_mtime_ns for path in work.glob("done/*")}
     assert 2 <= len(before) < 6
     again = execute(step, "pets", catalog, LIMITS, on_slurm)
-    alone = execute(
-        SlowWithoutLetter((collected(tmp_path / "a"),), "d"), "pets", open_catalog(str(tmp_path / "a")), LIMITS
-    )
+    alone = execute(WithoutLetter((collected(tmp_path / "a"),), "d"), "pets", open_catalog(str(tmp_path / "a")), LIMITS)
     assert content(again.version) == content(alone.version)
 
 

@@ -67,11 +67,16 @@ class WithoutLetter(ShardStep):
 
 
 @dataclass(frozen=True)
-class SlowWithoutLetter(WithoutLetter):
-    """The same, with time to be killed in."""
+class HeldWithoutLetter(WithoutLetter):
+    """The same, with time to be killed in: all but the first rows wait until a file is there."""
+
+    path: Path
+    free: int = 0
 
     def apply(self, rows: pa.Table, work: Path) -> Outcome:
-        time.sleep(0.5)
+        number = int(rows["text"][0].as_py().rpartition(" ")[2])
+        while number >= self.free and not self.path.exists():
+            time.sleep(0.02)
         return super().apply(rows, work)
 
 

@@ -367,7 +367,7 @@ def test_an_interrupt_while_decoding_leaves_nothing(tmp_path: Path) -> None:
     assert len(workers) == 2
     process.send_signal(signal.SIGINT)
     assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
-    _, alive = psutil.wait_procs(workers, timeout=30)
+    _, alive = psutil.wait_procs(workers, timeout=120)
     assert not alive
     assert not list(stores.glob("*/pixels"))
 

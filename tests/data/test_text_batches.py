@@ -330,7 +330,7 @@ def test_reading_ahead_gives_the_same_batches(write: Write, open_: Open) -> None
     for step in range(5, 12):
         assert digest(next(ahead)) == digest(train.read(step, slice(1, 3)))
     ahead.close()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while any(thread.name == "aifx-prefetch" for thread in threading.enumerate()):
         assert time.monotonic() < deadline, "the thread goes on"
         time.sleep(0.01)

@@ -18,6 +18,7 @@ from published_schemas import check_answer
 from trained_project import aifx, document
 
 KEY = "AIFX_SERVE__API_KEY"
+TIMEOUT_S = 120
 
 
 def refused(project: Path, *args: str) -> str:
@@ -72,8 +73,8 @@ def test_a_run_is_served(project: Path) -> None:
         listening = json.loads(line)
         assert (listening["model"], listening["slots"], listening["max_model_len"]) == ("main", [2], 32)
         url = listening["url"]
-        assert httpx.get(f"{url}/ready", trust_env=False).status_code == 200
-        http = openai.DefaultHttpxClient(trust_env=False)
+        assert httpx.get(f"{url}/ready", timeout=TIMEOUT_S, trust_env=False).status_code == 200
+        http = openai.DefaultHttpxClient(timeout=TIMEOUT_S, trust_env=False)
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="se-cret", max_retries=0, http_client=http)
         whole = client.completions.create(model="main", prompt="It was", max_tokens=9, temperature=0, logprobs=2)
         chunks = client.completions.create(model="main", prompt="It was", max_tokens=9, temperature=0, stream=True)
@@ -82,10 +83,11 @@ def test_a_run_is_served(project: Path) -> None:
         with pytest.raises(openai.BadRequestError, match="no chat template"):
             client.chat.completions.create(model="main", messages=[{"role": "user", "content": "Hi"}])
         assert len(client.embeddings.create(model="main", input="It was").data[0].embedding) == 16
-        metrics = httpx.get(f"{url}/metrics", headers={"Authorization": "Bearer se-cret"}, trust_env=False).text
+        headers = {"Authorization": "Bearer se-cret"}
+        metrics = httpx.get(f"{url}/metrics", headers=headers, timeout=TIMEOUT_S, trust_env=False).text
         assert 'aifx:compilations_total{engine="0",model_name="main"} 0.0' in metrics
         process.send_signal(signal.SIGTERM)
-        rest, told = process.communicate(timeout=30)
+        rest, told = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, rest) == (0, ""), told
     assert "se-cret" not in told
     text = document(
