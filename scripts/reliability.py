@@ -1,6 +1,6 @@
-"""Write the last results of `make test-long` into docs/reliability.md, from the journal of the long tests.
+"""Write the last results of `make test-all` into docs/reliability.md, from its journal.
 
-scripts/reliability.py build/test-long.jsonl
+scripts/reliability.py build/test-all.jsonl
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import os
 import platform
 import re
 import sys
-from collections import defaultdict
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 START, END = "<!-- results: scripts/reliability.py -->\n", "<!-- end of results -->"
@@ -23,34 +24,43 @@ def processor() -> str:
     return found[1] if found else platform.processor()
 
 
-def table(journal: Path) -> str:
-    """The results of the journal's last commit, one row per test."""
+def results(journal: Path) -> str:
+    """The results of the journal's last commit: a row per Python and folder of tests, and the counts of trials."""
     entries = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
-    entries = [entry for entry in entries if entry["commit"] == entries[-1]["commit"]]
-    rows = defaultdict(list)
-    for entry in entries:
-        rows[entry["test"].partition("[")[0]].append(entry)
+    last = entries[-1]
+    # A test that was run again counts once, by its last run.
+    newest = {(e["python"], e["test"]): e for e in entries if e["commit"] == last["commit"]}
+    rows: dict[tuple[str, str], Counter[str]] = {}
+    trials: dict[tuple[str, str], Any] = Counter()
+    for (python, test), entry in newest.items():
+        row = rows.setdefault((python, test.split("/")[1].partition("::")[0]), Counter())
+        row[entry["outcome"]] += 1
+        row["cpu_s"] += entry["cpu_s"]
+        for unit, count in entry["properties"].items():
+            if isinstance(count, int):
+                trials[python, unit] += count
     lines = [
-        f"Commit {entries[-1]['commit']}, {entries[-1]['date']}, {os.cpu_count()} cores of {processor()}, "
-        f"Python {platform.python_version()}.",
+        f"Commit {last['commit']}, {last['date']}, {os.cpu_count()} cores of {processor()}.",
         "",
-        "| test | runs that passed | trials | aims hit |",
-        "| --- | --- | --- | --- |",
+        "| Python | folder | passed | failed | skipped | CPU time, s |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
-    for test, passed in sorted(rows.items()):
-        aims: dict[str, int] = defaultdict(int)
-        for entry in passed:
-            for aim, count in entry["details"].items():
-                aims[aim] += count
-        hit = ", ".join(f"{aim} {count}" for aim, count in sorted(aims.items()))
-        lines.append(f"| `{test}` | {len(passed)} | {sum(e['trials'] for e in passed)} {passed[0]['unit']} | {hit} |")
+    for python in sorted({python for python, _ in rows}, reverse=True):
+        of_python = {folder: row for (one, folder), row in sorted(rows.items()) if one == python}
+        of_python["all"] = sum(of_python.values(), Counter())
+        lines += [
+            f"| {python} | {folder} | {row['passed']} | {row['failed']} | {row['skipped']} | {row['cpu_s']:.0f} |"
+            for folder, row in of_python.items()
+        ]
+    lines += ["", "| Python | trials | count |", "| --- | --- | --- |"]
+    lines += [f"| {python} | {unit} | {count} |" for (python, unit), count in sorted(trials.items())]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
     _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{START}{table(Path(sys.argv[1]))}{END}{after}", encoding="utf-8")
+    PAGE.write_text(f"{before}{START}{results(Path(sys.argv[1]))}{END}{after}", encoding="utf-8")
     print(f"wrote {PAGE}")
 
 

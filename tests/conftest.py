@@ -12,9 +12,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from effort import Journal
-from seconds import IS_RECORDING, Recorder, mark_tests_that_take_seconds
-from verified import sampled_out
+import tiers
 
 from aifx.core.logs import log_lines
 
@@ -63,12 +61,6 @@ def logged() -> Iterator[list[str]]:
         yield lines
 
 
-@pytest.fixture
-def journal(request: pytest.FixtureRequest) -> Journal:
-    """The journal of a test that `make test-long` resumes."""
-    return Journal(request.node.name)
-
-
 SLOWEST_FIRST = (
     "test_plan_command.py",
     "test_meshes.py",
@@ -101,17 +93,18 @@ SLOWEST_FIRST = (
 """Files that take longest, so that no worker is left alone with one of them at the end."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    tiers.add_options(parser)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    if IS_RECORDING and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Recorder())
+    config.pluginmanager.register(tiers.Costs())
+    if config.option.journal and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(tiers.Journal(config.option.journal))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.option.keyword and (left_out := sampled_out(items)):
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
-    if not config.option.keyword:
-        mark_tests_that_take_seconds(items)
+    tiers.select(config, items)
     rank = {name: i for i, name in enumerate(SLOWEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))

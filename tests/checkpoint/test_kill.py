@@ -6,10 +6,11 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from effort import Journal, seed_of_commit
+from effort import parts, seed_of_commit
 
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.config.checkpoint_section import CheckpointSection
@@ -55,13 +56,7 @@ def test_a_few_kills(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_kills(tmp_path: Path) -> None:
-    kill_often(tmp_path, 20, seed_of_commit())
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("number", range(10))
-def test_two_hundred_kills(tmp_path: Path, journal: Journal, number: int) -> None:
-    journal.skip_if_passed()
-    kill_often(tmp_path, 20, seed_of_commit() + number)
-    journal.passed(trials=20, unit="kills")
+@pytest.mark.parametrize("part", parts(10))
+def test_twenty_kills(tmp_path: Path, part: int, record_property: Callable[[str, object], None]) -> None:
+    kill_often(tmp_path, 20, seed_of_commit() + part)
+    record_property("kills of a process that saves", 20)

@@ -1,19 +1,20 @@
 """A checkpoint of which a bit was flipped, a file cut, emptied, lost or overwritten: `aifx ckpt verify` finds it.
 
-`make test` and `.ci/run` damage 20 checkpoints, with a seed that follows the commit; `make test-long` 1,000.
+`make test` damages 20 checkpoints, with a seed that follows the commit, and `make test-all` 100, with LONG=1 1,000.
 """
 
 from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from effort import Journal, seed_of_commit
+from effort import parts, seed_of_commit
 
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.manifest import Damaged, read_manifest
@@ -82,11 +83,10 @@ def test_some(saved: Path, tmp_path: Path) -> None:
         check(saved, tmp_path / "1", dice)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("part", range(PARTS))
-def test_a_thousand(saved: Path, tmp_path: Path, journal: Journal, part: int) -> None:
-    journal.skip_if_passed()
+@pytest.mark.slow
+@pytest.mark.parametrize("part", parts(PARTS))
+def test_many(saved: Path, tmp_path: Path, part: int, record_property: Callable[[str, object], None]) -> None:
     dice = random.Random(f"{seed_of_commit()} {part}")
     for _ in range(MANY // PARTS):
         check(saved, tmp_path / "1", dice)
-    journal.passed(trials=MANY // PARTS, unit="damages")
+    record_property("damaged checkpoints", MANY // PARTS)

@@ -1,18 +1,18 @@
 """A damaged `aifx.toml` is refused with a way out, or means what it says: no traceback, no hang, no other value.
 
-`make test` and `.ci/run` try 20 fresh ones of each template, with a seed that follows the commit; `make test-long`
-10,000.
+`make test` tries 20 fresh ones of each template, with a seed that follows the commit, and `make test-all` 500, with
+LONG=1 10,000.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 import tomli
-from effort import Journal, seed_of_commit
+from effort import parts, seed_of_commit
 
 from aifx.config import Config, load_config
 from aifx.core.errors import AifxError
@@ -137,12 +137,11 @@ def test_some(projects: list[tuple[Project, str]]) -> None:
     assert set(found) == {True, False}
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("part", range(PARTS))
-def test_ten_thousand(projects: list[tuple[Project, str]], journal: Journal, part: int) -> None:
-    journal.skip_if_passed()
+@pytest.mark.slow
+@pytest.mark.parametrize("part", parts(PARTS))
+def test_many(projects: list[tuple[Project, str]], part: int, record_property: Callable[[str, object], None]) -> None:
     dice = random.Random(f"{seed_of_commit()} {part}")
     for number in range(MANY // PARTS):
         project, text = projects[number % len(projects)]
         check(project, damaged(text, dice))
-    journal.passed(trials=MANY // PARTS, unit="configurations")
+    record_property("damaged configurations", MANY // PARTS)

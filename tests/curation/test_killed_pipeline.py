@@ -12,13 +12,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
-from effort import Journal, seed_of_commit
+from effort import parts, seed_of_commit
 from prose import prose
 
-KILLS, ALL_KILLS = 5, 100
+KILLS = 5
 AIFX = [sys.executable, "-P", "-m", "aifx.commands.main", "data"]
 PIPELINE = (
     ("add", "corpus", "raw", "--license", "CC0-1.0", "--workers", "2"),
@@ -74,6 +77,13 @@ def undisturbed(root: Path) -> list[float]:
     return seconds
 
 
+def wait_for_end(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.05)
+
+
 def kill_often(root: Path, kills: int, seconds: list[float], dice: random.Random) -> int:
     """Run the pipeline, and kill its steps with all their processes. Returns how many were running when they were."""
     struck = 0
@@ -85,12 +95,13 @@ def kill_often(root: Path, kills: int, seconds: list[float], dice: random.Random
                 process.wait(dice.uniform(0.3, seconds[number]))
             except subprocess.TimeoutExpired:
                 struck += 1
+                workers = psutil.Process(process.pid).children(recursive=True)
                 if dice.random() < 0.5:
                     os.killpg(process.pid, signal.SIGKILL)
                 else:
                     process.kill()  # its workers find out by themselves
-            process.wait()
-            time.sleep(0.2)
+                process.wait()
+                wait_for_end(workers)
         process = run(root, *step)
         assert process.wait() == 0, process.stderr.read().decode() if process.stderr else ""
     return struck
@@ -113,15 +124,7 @@ def check(calm: Path, seconds: list[float], root: Path, kills: int, seed: int) -
 
 
 @pytest.mark.slow
-def test_five_kills(tmp_path: Path) -> None:
-    check(*calm_run(tmp_path), tmp_path / "killed", KILLS, seed_of_commit())
-
-
-@pytest.mark.long
-@pytest.mark.timeout(2 * 3600)
-def test_a_hundred_kills(tmp_path: Path) -> None:
-    journal = Journal("test_a_hundred_kills")
-    journal.skip_if_passed()
-    calm, seed = calm_run(tmp_path), seed_of_commit()
-    struck = sum(check(*calm, tmp_path / str(part), 10, seed + part) for part in range(ALL_KILLS // 10))
-    journal.passed(trials=ALL_KILLS, unit="kills", details={"while it ran": struck})
+@pytest.mark.parametrize("part", parts(20))
+def test_five_kills(tmp_path: Path, part: int, record_property: Callable[[str, object], None]) -> None:
+    struck = check(*calm_run(tmp_path), tmp_path / "killed", KILLS, seed_of_commit() + part)
+    record_property("kills of a running step", struck)

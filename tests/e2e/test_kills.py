@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from effort import Journal, seed_of_commit
+from effort import parts, seed_of_commit
 from real_command import TINY, Command, settings
 
 from aifx.core.json_files import read_jsonl
@@ -176,14 +176,10 @@ def kill_and_compare(project: Command, cache: Path, started: Started, seed: int)
 
 
 @pytest.mark.slow
-def test_twenty_kills(project: Command, tmp_path: Path, started: Started) -> None:
-    kills, _ = kill_and_compare(project, tmp_path / "hunted-cache", started, seed_of_commit())
+@pytest.mark.parametrize("part", parts(RUNS))
+def test_twenty_kills(
+    project: Command, tmp_path: Path, started: Started, part: int, record_property: Callable[[str, object], None]
+) -> None:
+    kills, _ = kill_and_compare(project, tmp_path / "hunted-cache", started, seed_of_commit() + part)
     assert kills >= KILLS
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("number", range(RUNS))
-def test_a_thousand_kills(project: Command, tmp_path: Path, started: Started, journal: Journal, number: int) -> None:
-    journal.skip_if_passed()
-    kills, struck = kill_and_compare(project, tmp_path / "hunted-cache", started, seed_of_commit() + number)
-    journal.passed(trials=kills, unit="kills", details=struck)
+    record_property("kills of a training", kills)

@@ -53,7 +53,7 @@ def read_whole(model, params, prompt, max_tokens):
     return written
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("family", [GPT2, LLAMA, {**LLAMA, "scan_layers": True}], ids=["gpt2", "llama", "scanned"])
 @pytest.mark.parametrize(("prompt_len", "max_tokens"), [(1, 8), (17, 12), (5, 80), (50, 3), (31, 40)])
 def test_cached_generation_is_the_whole_models(family, prompt_len, max_tokens):

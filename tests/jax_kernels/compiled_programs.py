@@ -1,31 +1,32 @@
 """Which programs are compiled for absent hardware, and which of them were compiled before from the same sources.
 
-    python tests/jax_kernels/compiled_programs.py record JUNIT_XML...   add what a run of the tests compiled to TABLE
-    python tests/jax_kernels/compiled_programs.py due PYTHON            list what TABLE lacks for a Python, such as 3.11
+    python tests/jax_kernels/compiled_programs.py record JOURNAL   add what a run of the tests compiled to TABLE
+    python tests/jax_kernels/compiled_programs.py due PYTHON       list what TABLE lacks for a Python, such as 3.11
 
 TABLE is committed. For each set of locked versions, it lists the programs of each implementation that compiled, and the
-digest of the sources they were compiled from. FEWER=1 compiles every case for one GPU and one TPU, and only the last
-case for the others. EVERY=1 compiles every case in every type. SAMPLE=1 compiles what TABLE lacks and one eighth of the
-rest, by the commit's hash.
+digest of the sources they were compiled from. With CHANGED=1, only what TABLE lacks is compiled. With LONG=1, every
+case is compiled in every type and in each configuration that `aifx kernels tune` may choose.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import io
 import json
 import os
 import platform
 import re
-import subprocess
 import sys
+import tokenize
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
 
+from effort import IS_LONG
 from packaging.requirements import Requirement
-from verified import code_of
+from tiers import read_journal
 
 from jax_kernels.ops import OPS, compiled_cases, dtypes
 
@@ -33,10 +34,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 TABLE = HERE / "compiled_programs.json"
 
-EVERY = os.environ.get("EVERY") == "1"
-FEWER = os.environ.get("FEWER") == "1" and not EVERY
-SAMPLE = os.environ.get("SAMPLE") == "1" and not EVERY
-SAMPLED = 8  # one program in so many is compiled, whatever changed
+CHANGED = os.environ.get("CHANGED") == "1"
 
 TARGETS = {
     "pallas_triton": ("h100", "a100"),
@@ -44,6 +42,8 @@ TARGETS = {
     "pallas_tpu": ("v5e", "v5p", "v6e"),
 }
 WITH_EVERY_CASE = ("h100", "v5e")
+"""Targets for which the oldest Python compiles every case; for the others, it compiles the last one."""
+OLDEST = "3.11"
 COMPILERS = ("jax", "jaxlib", "jax-cuda12-pjrt", "jax-cuda12-plugin", "libtpu", "nvidia-cuda-nvcc-cu12")
 """Packages whose versions decide whether a program compiles."""
 
@@ -71,7 +71,8 @@ Table = dict[str, dict[str, dict[str, Any]]]
 """By versions and group: `sources`, a digest, and `programs`, the names of those that compiled."""
 
 
-def all_programs(*, every: bool = EVERY, fewer: bool = FEWER) -> list[Program]:
+def all_programs(python: str, *, every: bool = IS_LONG) -> list[Program]:
+    fewer = python.startswith(OLDEST) and not every
     return [
         Program(op.name, implementation, target, case.name, dtype)
         for op in OPS.values()
@@ -83,17 +84,10 @@ def all_programs(*, every: bool = EVERY, fewer: bool = FEWER) -> list[Program]:
 
 
 def selected_programs() -> list[Program]:
-    """All programs, or with SAMPLE=1 those that TABLE lacks and one eighth of the others, by the commit's hash."""
-    programs = all_programs()
-    if not SAMPLE:
-        return programs
-    commit = _commit()
-    due = set(due_programs(programs, versions(platform.python_version()), read_table()))
-    return [program for program in programs if program in due or in_sample(program, commit)]
-
-
-def in_sample(program: Program, commit: str) -> bool:
-    return hashlib.sha256(f"{commit} {program.name}".encode()).digest()[0] % SAMPLED == 0
+    """All programs, or with CHANGED=1 those that TABLE lacks."""
+    python = platform.python_version()
+    programs = all_programs(python)
+    return due_programs(programs, versions(python), read_table()) if CHANGED else programs
 
 
 def due_programs(programs: list[Program], of_versions: str, table: Table) -> list[Program]:
@@ -150,6 +144,21 @@ def source_files(op: str, implementation: str) -> list[Path]:
     return sorted(paths)
 
 
+def code_of(source: str) -> str:
+    """A module's source without comments, docstrings and blank lines; the same under every Python."""
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        # A string that stands alone is a docstring, or documents the name above it.
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            assert node.end_lineno is not None
+            lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
 def _module_path(name: str) -> Path | None:
     base = ROOT / name.replace(".", "/")
     return next((path for path in (base / "__init__.py", base.with_suffix(".py")) if path.is_file()), None)
@@ -174,43 +183,37 @@ def read_table() -> Table:
     return table
 
 
-def record(reports: list[Path], table: Table, of_versions: str) -> Table:
-    """A table with what the JUnit reports say compiled, without versions that no lock names and ops that are gone."""
-    locked = {versions(python) for python in ("3.11", "3.12", "3.13")} | {of_versions}
-    known = {program.name: program for program in all_programs(every=False)}
+def record(entries: Sequence[Mapping[str, Any]], table: Table) -> Table:
+    """A table with the programs that compiled, by a journal. Versions that no lock names and lost ops are left out."""
+    pythons = {"3.11", "3.12", "3.13"} | {entry["python"] for entry in entries}
+    known = {program.name: program for program in all_programs("3.13", every=False)}
     current = {program.group for program in known.values()}
     table = {
         key: {group: entry for group, entry in groups.items() if group in current}
         for key, groups in table.items()
-        if key in locked
+        if key in {versions(python) for python in pythons}
     }
-    for report in reports:
-        for case in ElementTree.parse(report).iter("testcase"):
-            program = known.get((case.get("name") or "").partition("[")[2].removesuffix("]"))
-            if program is None or case.find("failure") is not None or case.find("error") is not None:
-                continue
-            sources = next(x.get("value") for x in case.iter("property") if x.get("name") == "sources")
-            groups = table.setdefault(of_versions, {})
-            entry = groups.get(program.group)
-            if entry is None or entry["sources"] != sources:
-                entry = groups[program.group] = {"sources": sources, "programs": []}
-            entry["programs"] = sorted({*entry["programs"], program.name} & set(known))
+    for entry in entries:
+        program = known.get(entry["test"].partition("[")[2].removesuffix("]"))
+        if program is None or entry["outcome"] == "failed":
+            continue
+        groups = table.setdefault(versions(entry["python"]), {})
+        sources = entry["properties"]["sources"]
+        if groups.get(program.group, {}).get("sources") != sources:
+            groups[program.group] = {"sources": sources, "programs": []}
+        compiled = groups[program.group]
+        compiled["programs"] = sorted({*compiled["programs"], program.name} & set(known))
     return table
-
-
-def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 def main(arguments: list[str]) -> int:
     match arguments:
-        case ["record", *reports]:
-            table = record([Path(report) for report in reports], read_table(), versions(platform.python_version()))
+        case ["record", journal]:
+            table = record(read_journal(Path(journal)), read_table())
             TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
             return 0
         case ["due", python]:
-            due = due_programs(all_programs(), versions(python), read_table())
+            due = due_programs(all_programs(python), versions(python), read_table())
             sys.stdout.write("".join(f"{program.name}\n" for program in due))
             return 0
     sys.stderr.write(__doc__ or "")

@@ -1,8 +1,7 @@
 """Each kernel compiles, as training or generation runs it, for hardware that is not here: really, to the last register.
 
 Every case is compiled in the op's first type and the last case in the others, in the first configuration.
-`compiled_programs` lists the programs and the variables that select among them; EVERY=1 also compiles each
-configuration that `aifx kernels tune` may choose.
+`compiled_programs` lists the programs and the variables that select among them.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ from typing import Any
 
 import pytest
 from compile_isolated import compile_isolated
-from compiled_programs import EVERY, TARGETS, Program, selected_programs, sources_digest
+from compiled_programs import TARGETS, Program, selected_programs, sources_digest
+from effort import IS_LONG
 from ptx import bulk_stores, overlapping_stores
 
 from jax_kernels._ops.linear_cross_entropy import LINEAR_CROSS_ENTROPY
@@ -31,12 +31,13 @@ DEVICES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.compilers
 @pytest.mark.timeout(LIMIT_S + 30)
 @pytest.mark.parametrize("program", [pytest.param(program, id=program.name) for program in selected_programs()])
 def test_a_kernel_compiles(program: Program, record_property: Callable[[str, object], None]) -> None:
     record_property("sources", sources_digest(program.op, program.implementation))
-    told = compile_isolated(*program, EVERY, limit_s=LIMIT_S)
+    told = compile_isolated(*program, IS_LONG, limit_s=LIMIT_S)
     if told["refuses"] is not None:
         pytest.skip(f"it refuses: {told['refuses']}")
     assert told["compiled"]

@@ -149,7 +149,7 @@ def calls(implementation, dtypes):
     return st.integers(0, 2**32 - 1).map(draw)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("implementation", EVERYWHERE)
 @pytest.mark.parametrize("small", SMALL_CASES, ids=lambda case: case.name)
 def test_every_case(implementation, small):
@@ -169,7 +169,7 @@ def test_any_call(drawn):
     check("xla", call, traced=traced, block=BLOCK["xla"], tolerance=1e-12 if call.dtype == "float64" else None)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("name", ["packed, windowed, capped", "one query against a cache", "head_dim of Gemma"])
 @pytest.mark.parametrize("implementation", KERNELS)
 def test_a_kernel(implementation, name):
@@ -216,7 +216,6 @@ def test_empty_arrays(implementation, empty):
         assert not np.any(result)
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize("implementation", [*EVERYWHERE, *KERNELS])
 def test_the_function(implementation):
     """Each option reaches each implementation."""

@@ -74,7 +74,7 @@ def test_the_tpu_kernels(call, block_q, block_k):
     np.testing.assert_array_equal(sight == WHOLE, some & every)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("of_keys", [False, True])
 @pytest.mark.parametrize(("causal", "window"), [(True, None), (True, 20), (False, 20), (False, None)])
 @pytest.mark.parametrize(("q_len", "kv_len"), [(48, 48), (33, 47), (7, 40)])

@@ -107,7 +107,7 @@ def agree(got, want, dtype):
         assert relative_error(a, b) < TOLERANCE[dtype]
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("implementation", EVERYWHERE)
 def test_every_form_is_the_definition(float64, implementation, case):
@@ -116,7 +116,7 @@ def test_every_form_is_the_definition(float64, implementation, case):
         assert relative_error(a, b) < 1e-12
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("implementation", EVERYWHERE)
 @pytest.mark.parametrize("name", ["grouped heads", "pages of 128, window, capped"])
@@ -127,7 +127,7 @@ def test_precision(name, implementation, dtype):
     agree(got, defined(named(name), *operands), dtype)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.covering(1)
 @pytest.mark.filterwarnings("error:decode_attention")
 @pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("implementation", KERNELS)
@@ -137,7 +137,6 @@ def test_a_kernel(implementation, case):
         agree(run(case, implementation, operands), defined(case, *operands), "float32")
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.filterwarnings("error:decode_attention")
 @pytest.mark.parametrize(("implementation", "dtype"), [(f, d) for f in KERNELS for d in ("float16", "bfloat16")])
 def test_a_kernel_in_half_precision(implementation, dtype):
@@ -160,7 +159,7 @@ def tpu(heads, pages):
 PIECES = [("xla", (("piece", 32),)), triton(16, 1), triton(32, 3), tpu(1, 2), tpu(2, 4)]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("implementation", "config"), PIECES)
 @pytest.mark.parametrize("name", ["window over pages", "long rows"])
 def test_however_rows_are_cut(name, implementation, config):
@@ -203,7 +202,6 @@ def check_drawn(implementation, lengths, heads, page, window, cap, dtype):
         agree(run(case, implementation, operands), defined(case, *operands), dtype)
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize("implementation", [*EVERYWHERE, *KERNELS])
 def test_what_no_query_sees_changes_no_bit(implementation):
     case = named("window over pages")
@@ -217,7 +215,6 @@ def test_what_no_query_sees_changes_no_bit(implementation):
     assert np.all(np.isneginf(results[0][1][1]))
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize("implementation", [*EVERYWHERE, *KERNELS])
 def test_a_length_that_no_table_holds_counts_as_the_nearest_one(implementation):
     case = named("window shorter than a page")
@@ -227,7 +224,6 @@ def test_a_length_that_no_table_holds_counts_as_the_nearest_one(implementation):
         agree(run(case, implementation, beyond), defined(case, *operands), "float32")
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize("implementation", [*EVERYWHERE, *KERNELS])
 def test_gradients_are_those_of_attention(implementation):
     case = named("grouped heads")

@@ -26,7 +26,6 @@ every_op = pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
 CPU = Device("cpu", "cpu")
 
 
-@pytest.mark.sampled(3)
 @every_op
 def test_cases_are_calls(op: Op) -> None:
     cases = [*benchmark_cases(op, "cpu"), *benchmark_cases(op, "gpu"), *compiled_cases(op), *small_cases(op)]
@@ -52,7 +51,6 @@ def test_xla_and_the_reference_take_every_call_everywhere(op: Op) -> None:
         assert "xla" in order
 
 
-@pytest.mark.sampled(3)
 @every_op
 def test_xla_computes_what_the_reference_computes(op: Op) -> None:
     for dtype in dtypes(op):
@@ -77,7 +75,6 @@ CHECKPOINTED = [
 ]
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("op", "implementation"), CHECKPOINTED, ids=lambda value: getattr(value, "name", value))
 def test_the_gradient_under_jax_checkpoint(op: Op, implementation: str) -> None:
     """The way forward runs again on the way back, and the gradient is the same."""

@@ -73,7 +73,6 @@ def float64():
         yield
 
 
-@pytest.mark.sampled(5)
 @pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
 def test_values_and_gradients(float64, case):
     x, weight, labels = arrays(case)
@@ -84,7 +83,7 @@ def test_values_and_gradients(float64, case):
         assert relative_error(a, b) < 1e-12
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("implementation", EVERYWHERE)
 @pytest.mark.parametrize("case", [c for c in SMALL_CASES if "everything" in c.name], ids=lambda c: c.name)
@@ -116,7 +115,7 @@ def check_kernel(implementation, case, dtype):
         assert relative_error(a, b) < TOLERANCE[dtype]
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.covering(1)
 @pytest.mark.filterwarnings("error:linear_cross_entropy")
 @pytest.mark.parametrize("implementation", KERNELS)
 @pytest.mark.parametrize(
@@ -189,7 +188,6 @@ def test_float16_keeps_the_small_gradients_of_a_mean(implementation):
         assert relative_error(a, b) < TOLERANCE["float16"]
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize("implementation", [*EVERYWHERE, *KERNELS])
 def test_nothing_counts(implementation):
     case = Case("all ignored", 5, 8, 7, "mean", ignore_label=3)

@@ -93,7 +93,7 @@ def assert_right(case, got, operands, tolerance=TOLERANCE):
             assert relative_error(a, b) < tolerance[a.dtype.name]
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.covering(1)
 @by_name
 @pytest.mark.parametrize("implementation", EVERYWHERE)
 def test_values_and_gradients(implementation, case):
@@ -102,7 +102,7 @@ def test_values_and_gradients(implementation, case):
         assert_right(case, results(by(case, implementation), *operands), operands, {"float64": 1e-12})
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("implementation", EVERYWHERE)
 @pytest.mark.parametrize("case", [c for c in SMALL_CASES if "parameters" in c.name], ids=lambda c: f"{c.op}, {c.name}")
@@ -111,7 +111,7 @@ def test_precision(case, implementation, dtype):
     assert_right(case, results(by(case, implementation), *operands), operands)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.covering(1)
 @pytest.mark.filterwarnings("error:rms_norm", "error:layer_norm")
 @by_name
 @pytest.mark.parametrize("implementation", KERNELS)
@@ -132,7 +132,7 @@ def in_small_blocks(implementation, case, dtype):
     assert_right(case, got, operands)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(
     ("op", "embed", "dtype"),
     [
@@ -179,7 +179,7 @@ def test_any_call_by_a_kernel(implementation, op, rows, embed, residual, bias, e
         in_small_blocks(implementation, case, dtype)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("implementation", EVERYWHERE)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_the_sum_is_rounded_before_it_is_normalized(implementation, dtype):

@@ -107,7 +107,7 @@ def product(case, dtype, implementation, operands):
         )(*operands)
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.covering(1)
 @pytest.mark.filterwarnings("error:quantized_matmul")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
@@ -168,7 +168,7 @@ BLOCKS = {
 }
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("scales", [(None, (None, 1)), (256, (128, 100)), (256, (256, 150))], ids=str)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_many_blocks(name, scales):
@@ -182,7 +182,7 @@ def test_many_blocks(name, scales):
     assert_within(out, *defined(call, *operands))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("implementation", ["xla", *KERNELS])
 def test_gradients(implementation, dtype):

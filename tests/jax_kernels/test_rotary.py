@@ -69,7 +69,6 @@ def assert_right(got, operands):
         assert relative_error(a, b) < TOLERANCE[a.dtype.name]
 
 
-@pytest.mark.sampled(5)
 @pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
 def test_values_and_gradient(case):
     with jax.enable_x64(True):
@@ -80,7 +79,7 @@ def test_values_and_gradient(case):
             assert relative_error(a, b) < 1e-12
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("implementation", EVERYWHERE)
 def test_precision(implementation, dtype):
@@ -88,7 +87,7 @@ def test_precision(implementation, dtype):
     assert_right(output_and_gradient(by(implementation), *operands), operands)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.covering(1)
 @pytest.mark.filterwarnings("error:rotary")
 @pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("implementation", KERNELS)
@@ -109,7 +108,7 @@ def in_small_blocks(implementation, case, dtype):
     assert_right(got, operands)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("implementation", KERNELS)
 @pytest.mark.parametrize("is_packed", [False, True], ids=["angles shared", "packed"])
@@ -151,7 +150,6 @@ def test_any_shape(batch, length, heads, half, is_packed, dtype):
     assert_right(output_and_gradient(by("xla"), *operands), operands)
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize("implementation", [*EVERYWHERE, *KERNELS])
 def test_angles_are_not_differentiated(implementation):
     case = Case("packed", 2, 5, 2, 64, is_packed=True)

@@ -65,7 +65,6 @@ def assert_right(got, operands):
         assert relative_error(a, b) < TOLERANCE[a.dtype.name]
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
 def test_values_and_gradients(case):
     with jax.enable_x64(True):
@@ -76,7 +75,7 @@ def test_values_and_gradients(case):
             assert relative_error(a, b) < 1e-12
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("implementation", EVERYWHERE)
 def test_precision(implementation, dtype):
@@ -84,7 +83,7 @@ def test_precision(implementation, dtype):
     assert_right(output_and_gradients(by(implementation), *operands), operands)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.covering(1)
 @pytest.mark.filterwarnings("error:swiglu")
 @pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("implementation", KERNELS)
@@ -105,7 +104,7 @@ def in_small_blocks(implementation, case, dtype):
     assert_right(got, operands)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("implementation", KERNELS)
 def test_many_blocks(implementation, dtype):

@@ -137,7 +137,6 @@ def test_layers_that_differ_are_numpys_and_decode_as_they_read(scaling):
     assert plain.flops(1) > model.flops(1)
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_documents_are_numpys_and_separate_ones(family):
     model = decoder(**FAMILIES[family])
@@ -155,7 +154,7 @@ def test_packed_documents_are_numpys_and_separate_ones(family):
     np.testing.assert_allclose(got, alone, atol=2e-5 * scale)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
 def test_gradients_are_finite_differences(family, scan):
@@ -182,7 +181,7 @@ def test_a_token_changes_nothing_before_itself(family):
     assert not np.allclose(before[:, 11:], after[:, 11:])
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize("prompts", [(1, 1), (10, 17), (SEQ - 1, 3)], ids=str)
@@ -202,7 +201,6 @@ def test_cached_decoding_is_the_full_forward(family, scan, prompts):
     np.testing.assert_array_equal(cache["lengths"], np.asarray(prompts) + SEQ - max(prompts))
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scanned_and_recomputed_layers_are_the_same_model(family):
     inputs = tokens()
@@ -234,7 +232,6 @@ def test_computes_in_the_dtype_of_its_params():
     assert jax.eval_shape(outputs_of(model), params, tokens()).dtype == jnp.float32
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_narrow_params_do_not_round_the_logits(family):
     model = decoder(**FAMILIES[family])

@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import pytest
+from effort import parts
 from running_trials import check_equal, run_trials
 
 QUICK, ALL = 2, 50
@@ -84,12 +85,10 @@ def test_a_few_random_decoders_train_on_meshes_as_on_one_device() -> None:
     compare(range(QUICK))
 
 
-@pytest.mark.parametrize(
-    "start",
-    [pytest.param(n, marks=pytest.mark.slow if n == QUICK else pytest.mark.long) for n in range(QUICK, ALL, 10)],
-)
-def test_random_decoders_train_on_meshes_as_on_one_device(start: int) -> None:
-    compare(range(start, min(start + 10, ALL)))
+@pytest.mark.slow
+@pytest.mark.parametrize("part", parts(5))
+def test_random_decoders_train_on_meshes_as_on_one_device(part: int) -> None:
+    compare(range(QUICK + 10 * part, min(QUICK + 10 * (part + 1), ALL)))
 
 
 def test_the_draws_have_each_option() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import warm
-from effort import Journal, seed_of_commit
+from effort import parts, seed_of_commit
 from small_language import write_project
 
 from aifx.config import load_config
@@ -402,16 +402,10 @@ def kill_and_compare(trainer: Trainer, seed: int, kills: int) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_five_kills(trainer: Trainer) -> None:
-    kill_and_compare(trainer, seed_of_commit(), 5)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("number", range(6))
-def test_thirty_kills(trainer: Trainer, journal: Journal, number: int) -> None:
-    journal.skip_if_passed()
-    victims = kill_and_compare(trainer, seed_of_commit() + number, 5)
-    journal.passed(trials=5, unit="kills of processes of a job", details=victims)
+@pytest.mark.parametrize("part", parts(6))
+def test_five_kills(trainer: Trainer, part: int, record_property: Callable[[str, object], None]) -> None:
+    victims = kill_and_compare(trainer, seed_of_commit() + part, 5)
+    record_property("kills of processes of a job", sum(victims.values()))
 
 
 @pytest.mark.slow

@@ -154,6 +154,7 @@ def test_without_a_compiler_it_counts_and_says_how_to_install_one(project: Proje
     assert plan["bytes_per_step"]["basis"] == "estimated"
 
 
+@pytest.mark.slow
 @pytest.mark.compilers
 @pytest.mark.parametrize("hardware", ["h100x8", "v5e-8"])
 def test_absent_hardware_is_planned_by_compiling(project: Project, hardware: str) -> None:

@@ -10,16 +10,17 @@ import numpy as np
 import psutil
 import pytest
 from answers import Whole, ask, bits, random_request, send
+from effort import IS_LONG
 
 from aifx.serving.engine import Engine
 
 Engines = Callable[..., Engine]
 
 
-@pytest.mark.long
-def test_a_thousand_answers_are_their_own_in_random_company(engines: Engines) -> None:
+@pytest.mark.slow
+def test_answers_are_their_own_in_random_company(engines: Engines) -> None:
     rng = np.random.default_rng(0)
-    requests = [random_request(rng) for _ in range(1000)]
+    requests = [random_request(rng) for _ in range(1000 if IS_LONG else 100)]
     alone, together = engines((8, 16), 64, prefix_cache=False), engines((8, 16), 64)
     expected = [bits(ask(alone, request)) for request in requests]
     found = [None] * len(requests)
@@ -33,12 +34,12 @@ def test_a_thousand_answers_are_their_own_in_random_company(engines: Engines) ->
     assert together.stats().compilations == 0
 
 
-@pytest.mark.long
-def test_ten_thousand_requests_leave_nothing_behind(engines: Engines) -> None:
+@pytest.mark.slow
+def test_many_requests_leave_nothing_behind(engines: Engines) -> None:
     rng = np.random.default_rng(1)
     engine = engines((8, 16), 64)
     sizes = []
-    for _ in range(500):
+    for _ in range(500 if IS_LONG else 50):
         answers = [send(engine, random_request(rng)) for _ in range(20)]
         for answer in answers:
             if rng.random() < 0.5:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from effort import Journal
+from effort import parts
 
 from aifx.core.project import Project
 from aifx.loading.restore import restore_run
@@ -81,24 +81,18 @@ class Reader(threading.Thread):
 KILLS = 10
 """In a part of the test, each with other moments."""
 
-PARTS = [
-    pytest.param(0, marks=pytest.mark.slow),
-    *(pytest.param(part, marks=pytest.mark.long) for part in range(1, 51)),
-]
 
-
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.slow
+@pytest.mark.parametrize("part", parts(50))
 def test_no_answer_is_of_mixed_weights(
     part: int,
     trained: Project,
     project: Project,
     arrive: Callable[..., None],
     expected: dict[tuple[str, int], str],
-    journal: Journal,
     tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
-    if part:
-        journal.skip_if_passed()
     rng, answers = random.Random(part), Counter[str]()
     for kill in range(KILLS):
         shutil.rmtree(project.root / "runs/main/checkpoints/2", ignore_errors=True)
@@ -130,5 +124,4 @@ def test_no_answer_is_of_mixed_weights(
                 assert expected[fingerprint, reader.seed].startswith(text)
                 answers["of old weights" if fingerprint == listening["system_fingerprint"] else "of new weights"] += 1
     assert len(answers) == 2
-    if part:
-        journal.passed(trials=KILLS, unit="kills around a swap", details=answers)
+    record_property("kills around a swap", KILLS)
