@@ -106,7 +106,7 @@ class Process:
 
 
 def run(
-    args: Sequence[str], cwd: Path, environ: Mapping[str, str], *, stdin: str = "", timeout_s: float = 180
+    args: Sequence[str], cwd: Path, environ: Mapping[str, str], *, stdin: str = "", timeout_s: float = 500
 ) -> subprocess.CompletedProcess[str]:
     """Run `aifx args` in `cwd`; `environ` as for `Process`."""
     process = Process(args, cwd, environ, stdin=stdin)

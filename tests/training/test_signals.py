@@ -27,15 +27,17 @@ LONG = [
     "data.read_s=0.01",
     "--set",
     "checkpoint.every=0",
+    "--set",
+    "checkpoint.stop_timeout_s=600",
 ]
-END_S = 60
+END_S = 300
 """By then a process has ended that was to end at once. What it would wait for otherwise takes ten minutes."""
 
 
-def wait_for(condition: Callable[[], bool], process: warm.Process, timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
+def wait_for(condition: Callable[[], bool], process: warm.Process) -> None:
+    deadline = time.monotonic() + END_S
     while not condition():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None or condition(), process.communicate()
         assert time.monotonic() < deadline, "it did not come"
         time.sleep(0.005)
 
@@ -43,6 +45,13 @@ def wait_for(condition: Callable[[], bool], process: warm.Process, timeout_s: fl
 def has_steps(run: Path, count: int) -> Callable[[], bool]:
     metrics = run / "metrics.jsonl"
     return lambda: metrics.exists() and metrics.read_text().count("\n") >= count
+
+
+def has_heard(process: warm.Process, signum: int) -> bool:
+    """Whether no signal `signum` to the process is pending: a second one would be the same."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    pending = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("SigPnd", "ShdPnd"))]
+    return not any(mask >> (signum - 1) & 1 for mask in pending)
 
 
 def has_event(run: Path, name: str) -> Callable[[], bool]:
@@ -113,13 +122,12 @@ def start_stuck(tiny, start: Start, *settings: str) -> warm.Process:
 def test_a_second_signal_ends_it_at_once(tiny, start: Start) -> None:
     process = start_stuck(tiny, start)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    assert process.poll() is None, "the first one waits for the step to end"
+    wait_for(lambda: has_heard(process, signal.SIGINT), process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=END_S)
     assert process.returncode == 130
     assert json.loads(out)["status"] == "interrupted"
-    assert "at once" in err
+    assert "at once" in err, "the first one waits for the step to end"
 
 
 @pytest.mark.parametrize(
@@ -128,12 +136,14 @@ def test_a_second_signal_ends_it_at_once(tiny, start: Start) -> None:
 def test_under_a_launcher_the_same_signal_may_come_twice(launcher: str, second: str, code: int) -> None:
     program = f"""
 import os, signal, time
-from aifx.training.signals import StopSignals
-with StopSignals() as stop:
-    stop.guard(30.0)
-    for number in (signal.SIGTERM, signal.{second}):
+from aifx.training import signals
+signals.ECHO_S = 600.0
+with signals.StopSignals() as stop:
+    stop.guard(600.0)
+    for count, number in enumerate((signal.SIGTERM, signal.{second}), 1):
         os.kill(os.getpid(), number)
-        time.sleep(0.1)
+        while stop._acted < count:
+            time.sleep(0.01)
     assert stop.requested == signal.SIGTERM
 """
     environ = {**os.environ, **({"AIFX_LAUNCHER": launcher} if launcher else {})}
@@ -142,10 +152,8 @@ with StopSignals() as stop:
 
 def test_saving_is_bounded(tiny, start: Start) -> None:
     process = start_stuck(tiny, start, "--set", "checkpoint.stop_timeout_s=0.5")
-    sent = time.monotonic()
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=END_S)
-    assert time.monotonic() - sent > 0.4
     assert process.returncode == 75
     assert "stop_timeout_s" in err
     assert json.loads(out)["step"] == 0
@@ -153,7 +161,8 @@ def test_saving_is_bounded(tiny, start: Start) -> None:
 
 def test_a_run_that_ends_does_not_wait_for_a_reader_that_is_stuck(tiny, start: Start) -> None:
     ends_at_step_1 = ("data.poison_steps=[0]", "guards.non_finite=stop", "train.validate_every=1")
-    process = start_stuck(tiny, start, *(part for setting in ends_at_step_1 for part in ("--set", setting)))
+    stuck = ("data.stuck_step=1", *ends_at_step_1)
+    process = start(*LONG, *(part for setting in stuck for part in ("--set", setting)))
     out, err = process.communicate(timeout=END_S)
     assert json.loads(out)["status"] == tiny.events()[-1]["status"] == "diverged", err
 
@@ -162,7 +171,7 @@ def test_nohup_stays_in_force(tiny, start: Start) -> None:
     process = start(*LONG, ignored=signal.SIGHUP)
     wait_for(has_steps(tiny.run().path, 3), process)
     process.send_signal(signal.SIGHUP)
-    before = len(tiny.records())
+    before = tiny.run().metrics.read_text().count("\n")
     wait_for(has_steps(tiny.run().path, before + 5), process)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=END_S)
@@ -225,10 +234,13 @@ def test_killed_anywhere_the_run_goes_on_bit_for_bit(tiny, start: Start, monkeyp
         return str(json.loads(out)["state_digest"])
 
     whole = digest(begin("whole"))
+    held = tiny.root / "held"
     for steps in (2, 9, 25):
+        held.write_text(str(steps + 5))  # so that it is not over before it is killed
         process = begin("killed")
         wait_for(has_steps(tiny.run("killed").path, steps), process)
         process.kill()
         process.wait()
+    held.unlink()
     assert digest(begin("killed")) == whole
     assert tiny.records("killed") == tiny.records("whole")

@@ -9,10 +9,11 @@ import select
 import signal
 import struct
 import termios
-import time
 from collections.abc import Callable
 
 import warm
+
+END_S = 300
 
 
 def at_a_terminal(tiny, *args: str, strike: Callable[[bytes], bool] | None = None) -> tuple[int, str]:
@@ -21,7 +22,7 @@ def at_a_terminal(tiny, *args: str, strike: Callable[[bytes], bool] | None = Non
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
     environ = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "40"}
     process = warm.Process(args, tiny.root, environ, terminal=os.ttyname(slave))
-    assert select.select([master], [], [], 60)[0], "nothing was drawn"
+    assert select.select([master], [], [], END_S)[0], "nothing was drawn"
     got = os.read(master, 65536)
     os.close(slave)  # the process has it open by now
     struck = strike is None
@@ -30,13 +31,12 @@ def at_a_terminal(tiny, *args: str, strike: Callable[[bytes], bool] | None = Non
             got += data
             if not struck and strike is not None and strike(got):
                 struck = True
-                time.sleep(0.2)
                 process.send_signal(signal.SIGINT)
     except OSError:  # the other end is closed
         pass
     finally:
         os.close(master)
-        code = process.wait(60)
+        code = process.wait(END_S)
     return code, got.decode(errors="replace")
 
 
@@ -59,7 +59,7 @@ def test_an_interrupt_leaves_the_cursor_too(tiny) -> None:
 
 
 def test_an_interrupt_while_compiling_leaves_the_cursor_too(tiny) -> None:
-    code, got = at_a_terminal(tiny, "train", "--set", "data.compile_s=60", strike=lambda got: b"compiling" in got)
+    code, got = at_a_terminal(tiny, "train", "--set", "data.compile_s=600", strike=lambda got: b"compiling" in got)
     assert code == 130, got
     assert got.rfind("\x1b[?25h") > got.rfind("\x1b[?25l") > -1
     assert "nothing was saved yet" in got
