@@ -66,13 +66,10 @@ test -s bench.html
 mkdir -p "$HOME/.config/aifx"
 printf '[[skip]]\nid = "*"\nreason = "the wheel is checked, not the machine"\n' >"$HOME/.config/aifx/health.toml"
 
+# Each template is whole. One of them trains: tests/templates runs the gates of all.
 for template in custom-task fine-tune language-model series tabular vision-inspection; do
     step aifx init "$template" --template "$template" --yes
-    (
-        cd "$template"
-        test -f .gitignore || { echo "error: $template has no .gitignore: the wheel lost its dotfiles" >&2 && exit 1; }
-        # The gate of a fresh project: a short training that has to learn. Its reports are JSON documents.
-        step ci/gate.sh >gate.log 2>&1 || { cat gate.log >&2 && exit 1; }
-    )
+    test -f "$template/.gitignore" || { echo "error: $template has no .gitignore: the wheel lost its dotfiles" >&2 && exit 1; }
 done
+step tabular/ci/gate.sh >gate.log 2>&1 || { cat gate.log >&2 && exit 1; }
 echo "the wheel works alone"

@@ -1,6 +1,6 @@
 """A pipeline whose steps are killed and repeated makes the bytes of one that nobody disturbed.
 
-`.ci/run` kills it 5 times, with a seed that follows the commit; `make test-long` 100 times.
+A run kills it 5 times, with a seed that follows the commit; with LONG=1, 100 times.
 """
 
 from __future__ import annotations

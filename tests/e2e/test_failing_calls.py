@@ -2,7 +2,7 @@
 
 Each open, write, fsync, rename and mkdir below the project's folder can fail, whether Python makes it or TensorStore
 in C++ does: failing_calls.c stands before the C library. `.ci/run` tries 20 of them, with a seed that follows the
-commit; `make test-long` tries every call of a run with each error.
+commit; with LONG=1, every call of a run fails with each error.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A run that is killed twenty times equals the uninterrupted run, bit for bit.
 
-`.ci/run` kills one run, with a seed that follows the commit. `make test-long` kills fifty: 1,000 kills.
+It kills one run, with a seed that follows the commit. With LONG=1 it kills fifty: 1,000 kills.
 """
 
 from __future__ import annotations

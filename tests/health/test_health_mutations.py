@@ -34,7 +34,7 @@ def documents(tmp_path_factory):
 
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_damage_is_survived(documents, shard):
-    """5,000 snapshots in `make test-long`, otherwise a fifth, each with up to three things damaged."""
+    """5,000 snapshots with LONG=1, otherwise a fifth, each with up to three things damaged."""
     chance = random.Random(shard)
     there = {name: list(paths(document["facts"])) for name, document in documents.items()}
     for _ in range(sample(5000, share=0.2) // SHARDS):

@@ -139,6 +139,14 @@ def test_other_templates_pass_a_gate(tmp_path: Path, template: str, gate: str) -
     assert machine.runs() == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("template", ["custom-task", "fine-tune", "language-model", "series", "vision-inspection"])
+def test_the_gate_that_a_template_ships_passes(tmp_path: Path, template: str) -> None:
+    """A training that is short but has to learn. `make wheel` runs that of tabular."""
+    passed = Machine(tmp_path, template).gate()
+    assert passed.returncode == 0, passed.stderr
+
+
 def test_a_run_that_fails_is_kept_to_be_looked_at(tmp_path: Path) -> None:
     machine = Machine(tmp_path, "vision-inspection")
     failed = machine.short_gate("accuracy >= 1")
