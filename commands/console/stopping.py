@@ -58,7 +58,7 @@ class EntrySignals:
         self.seen: int | None = None  # the first signal of the body, as the C handler heard it
         self._raised = False
         self._count = 0
-        self._caught_up = _thread.allocate_lock()  # released by the thread that listens, at each MARK
+        self._marked = False  # the thread that listens has read MARK
         self._writer = -1  # of the pipe that the C handlers write to
         self._lock = _thread.allocate_lock()
         self._ignored = {number for number in SIGNALS if signal.getsignal(number) is signal.SIG_IGN}
@@ -92,7 +92,9 @@ class EntrySignals:
             return
         self._raised = False
         number = signal.SIGTERM if issubclass(dropped.exc_type, Terminated) else signal.SIGINT
-        _thread.start_new_thread(_interrupt_soon, (number,))  # once the main thread has left that code
+        _thread.start_new_thread(
+            _interrupt_soon, (_thread.get_ident(), number)
+        )  # once the main thread has left that code
 
     def end(self) -> None:
         """The answer is being written from here on."""
@@ -120,8 +122,7 @@ class EntrySignals:
         with suppress(OSError):
             while data := os.read(reader, 1):
                 signum = data[0]
-                if signum == MARK:
-                    self._caught_up.release()
+                self._marked = self._marked or signum == MARK
                 if signum not in SIGNALS:
                     continue
                 self.seen = self.seen or signum
@@ -133,11 +134,14 @@ class EntrySignals:
 
     def catch_up(self) -> None:
         """Wait until the thread that listens has heard the signals so far: it may have to wait for its turn."""
-        if self._writer >= 0:
-            self._caught_up.acquire(blocking=False)
-            with suppress(BlockingIOError):
-                os.write(self._writer, bytes([MARK]))
-                self._caught_up.acquire(timeout=PATIENCE_S)
+        if self._writer < 0:
+            return
+        self._marked = False
+        with suppress(BlockingIOError):
+            os.write(self._writer, bytes([MARK]))
+        until = time.monotonic() + PATIENCE_S
+        while self.seen is None and not self._marked and time.monotonic() < until:
+            time.sleep(0.001)
 
     def _await_main(self, signum: int) -> None:
         time.sleep(PATIENCE_S)
@@ -162,9 +166,9 @@ class EntrySignals:
             signal.signal(number, signal.SIG_IGN)
 
 
-def _interrupt_soon(number: int) -> None:
+def _interrupt_soon(thread: int, number: int) -> None:
     time.sleep(0.01)
-    _thread.interrupt_main(signal.Signals(number))
+    signal.pthread_kill(thread, number)  # not _thread.interrupt_main, which does not wake a thread that sleeps
 
 
 _entry: EntrySignals | None = None

@@ -21,7 +21,9 @@ class Counting:
         if Counting.left == 0:
             os.kill(os.getpid(), Counting.number)
 Counting.left, Counting.number = map(int, sys.argv[1:3])
+from aifx.commands.console import stopping
 from aifx.commands.main import main
+stopping.ENDING_S = 600
 sys.argv[:] = ["aifx", *sys.argv[3:]]
 sys.meta_path.insert(0, Counting())
 main()
@@ -81,6 +83,9 @@ def test_for_a_caller_with_codes_of_its_own(project: Path) -> None:
     assert done.stdout.startswith("AIFX UNKNOWN - interrupted")
 
 
+UNHURRIED = "from aifx.commands.console import stopping; stopping.ENDING_S = 600\n"
+"""The time for an answer is not what these tests are about."""
+
 SENT = "import signal; os.kill(os.getpid(), signal.{})\n"
 BODIES = {
     "in the body": ("SIGTERM", 75, "import time; {}time.sleep(600)"),
@@ -103,7 +108,7 @@ BODIES = {
     "outside of the interpreter": (
         "SIGTERM",
         75,
-        "import ctypes; from aifx.commands.console import stopping; stopping.PATIENCE_S = 0.2\n"
+        "import ctypes; stopping.PATIENCE_S = 0.2\n"
         "lock = ctypes.CDLL(None).pthread_mutex_lock; mutex = ctypes.create_string_buffer(64)\n"
         "lock(mutex); __import__('threading').Timer(0.2, lambda: os.kill(os.getpid(), 15)).start(); lock(mutex)",
     ),
@@ -118,7 +123,7 @@ BODIES = {
 @pytest.mark.parametrize("case", BODIES)
 def test_in_a_command(tmp_path: Path, case: str) -> None:
     name, code, body = BODIES[case]
-    done = probe(tmp_path, body.replace("{}", SENT.format(name)), "--json", stdin=subprocess.DEVNULL)
+    done = probe(tmp_path, UNHURRIED + body.replace("{}", SENT.format(name)), "--json", stdin=subprocess.DEVNULL)
     assert_one_document(done, code)
     assert "error" in json.loads(done.stdout)
 
@@ -127,10 +132,9 @@ def test_in_a_command(tmp_path: Path, case: str) -> None:
 def test_while_the_process_exits_the_answer_stands(tmp_path: Path, name: str) -> None:
     """Handlers of Python's are gone when it finalizes: the system's would kill the process."""
     body = f"""
+{UNHURRIED}
 import atexit, signal
 number = signal.{name}
-from aifx.commands.console import stopping
-stopping.ENDING_S = 600  # the exit is timed, and is not what this is about
 atexit.register(os.kill, os.getpid(), number)
 class Last:
     def __del__(self, kill=os.kill, pid=os.getpid(), number=number): kill(pid, number)
