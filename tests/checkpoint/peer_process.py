@@ -29,7 +29,19 @@ SHAPES = {"w": (24, 192), "both": (24, 12), "whole": (6, 5), "scalar": (), "narr
 SPECS = {"w": ("x",), "both": (None, "x"), "whole": (), "scalar": (), "narrow": ("x",)}
 OTHER_SPECS = {"w": (None, "x"), "both": ("x",), "whole": (), "scalar": (), "narrow": ()}
 
-WAIT_S = 3
+LIMIT_S = 300
+GONE_S = 1
+"""For a process that is known to be gone."""
+
+SIGNS = Path(os.environ.get("SIGNS", ""))
+"""A folder in which the processes show each other how far they are."""
+
+
+def wait_for(sign: str) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not (SIGNS / sign).exists():
+        assert time.monotonic() < deadline, sign
+        time.sleep(0.01)
 
 
 def values_of(step: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -111,11 +123,15 @@ def full_disk(checkpoints: Checkpoints, index: int, step: int) -> None:
 
 def killed_writing(checkpoints: Checkpoints, index: int, step: int) -> None:
     """Process 1 is killed once its arrays are on the disk."""
-    real = inventory.seal_files
+    real, peers = inventory.seal_files, checkpoints._peers
+    assert isinstance(peers, JaxPeers)
 
     def seal(folder: Path, paths: Any) -> Any:
         if index == 1:
+            (SIGNS / "killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        wait_for("killed")
+        peers._wait_s = GONE_S
         return real(folder, paths)
 
     patch("seal_files", seal)
@@ -144,7 +160,7 @@ ACTIONS = {f.__name__: f for f in (save, restore, busy_disk, full_disk, killed_w
 def main(directory: Path, address: str, count: int, index: int, steps: list[str]) -> None:
     storage.CHUNK_BYTES = 2304  # type: ignore[misc]
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(address, count, index, initialization_timeout=60)
+    jax.distributed.initialize(address, count, index, initialization_timeout=LIMIT_S)
     section = CheckpointSection(asynchronous=True, keep_last=5, disk_timeout_s=0)
     commits: list[int] = []
     lines: list[str] = []
@@ -153,7 +169,7 @@ def main(directory: Path, address: str, count: int, index: int, steps: list[str]
         section,
         on_commit=lambda info: commits.append(info.step),
         warn=lines.append,
-        peers=JaxPeers("test", wait_s=WAIT_S),
+        peers=JaxPeers("test", wait_s=LIMIT_S),
     )
     document: dict[str, Any] = {"index": index, "commits": commits, "logged": lines, "error": None}
     try:
@@ -168,8 +184,10 @@ def main(directory: Path, address: str, count: int, index: int, steps: list[str]
     sys.stdout.write(json.dumps(document))
     sys.stdout.flush()
     if document["error"] is not None:
-        if index == 0:
-            time.sleep(WAIT_S)  # JAX aborts the others, amid what they say, once process 0 is gone
+        (SIGNS / f"reported-{index}").touch()
+        if index == 0 and not (SIGNS / "killed").exists():
+            for other in range(1, count):  # JAX aborts the others, amid what they say, once process 0 is gone
+                wait_for(f"reported-{other}")
         os._exit(3)  # without the barrier at the end, which the others may never reach
 
 

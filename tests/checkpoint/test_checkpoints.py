@@ -161,7 +161,7 @@ def test_the_next_save_waits_for_the_one_before(tmp_path: Path) -> None:
         commits.append(info.step)
 
     checkpoints = Checkpoints(
-        tmp_path, section(), before_commit=lambda: assert_true(gate.wait(10)), on_commit=on_commit
+        tmp_path, section(), before_commit=lambda: assert_true(gate.wait(300)), on_commit=on_commit
     )
     checkpoints.save(1, state_of(1), host={})
     assert not checkpoints.wait(0.05)

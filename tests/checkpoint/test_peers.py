@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +22,31 @@ from aifx.checkpoint.listing import list_checkpoints
 from aifx.checkpoint.manifest import Damaged
 from aifx.config.checkpoint_section import CheckpointSection
 from aifx.core.errors import ExitCode
+from aifx.parallel.connections import free_port
 
 PROGRAM = Path(peer_process.__file__)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def run(directory: Path, count: int, *steps: str) -> list[tuple[int, Any]]:
     """The exit code and the report of each of `count` processes with two devices each."""
     environ = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    address = f"127.0.0.1:{free_port()}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(PROGRAM), str(directory), address, str(count), str(index), *steps],
-            env=environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(count)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    address = f"127.0.0.1:{free_port('127.0.0.1')}"
+    with tempfile.TemporaryDirectory() as signs:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, str(PROGRAM), str(directory), address, str(count), str(index), *steps],
+                env={**environ, "SIGNS": signs},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for index in range(count)
+        ]
+        try:
+            outputs = [process.communicate(timeout=500) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
     reports = [json.loads(out) if out else err[-3000:] for out, err in outputs]
     return [(process.returncode, report) for process, report in zip(processes, reports, strict=True)]
 

@@ -15,6 +15,8 @@ from aifx.checkpoint.peers import Failed, first, together
 from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.parallel.group import Group
 
+END_S = 300
+
 
 class ThreadPeers(Group):
     def __init__(self, index: int, up: list[Queue[Any]], down: list[Queue[Any]]) -> None:
@@ -24,11 +26,11 @@ class ThreadPeers(Group):
         if not self.is_first:
             self._up[self.index].put(value)
             return []
-        return [value, *(queue.get(timeout=10) for queue in self._up[1:])]
+        return [value, *(queue.get(timeout=END_S) for queue in self._up[1:])]
 
     def broadcast(self, value: Any) -> Any:
         if not self.is_first:
-            return self._down[self.index].get(timeout=10)
+            return self._down[self.index].get(timeout=END_S)
         for queue in self._down[1:]:
             queue.put(value)
         return value
