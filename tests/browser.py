@@ -55,9 +55,7 @@ class Browser:
         self._buffer, self._number, self._session = b"", 0, None
         self.requests: list[str] = []
         self.errors: list[str] = []
-        targets = self.call("Target.getTargets")["targetInfos"]
-        page = next(target["targetId"] for target in targets if target["type"] == "page")
-        self._session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
+        self._session = self.call("Target.attachToTarget", targetId=self._first_page(), flatten=True)["sessionId"]
         for domain in ("Page", "Network", "Log", "Runtime", "Audits"):
             self.call(f"{domain}.enable")
 
@@ -74,13 +72,12 @@ class Browser:
     def open_url(self, url: str, width: int, height: int = 900, scheme: str = "light") -> None:
         self.requests.clear()
         self.errors.clear()
-        self._loaded = False
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.call("Page.navigate", url=url)
-        until = time.monotonic() + WAIT_S
-        while not self._loaded:
-            self._read(until)
+        self._call_and_load("Page.navigate", url=url)
+
+    def reload(self) -> None:
+        self._call_and_load("Page.reload")
 
     def ask(self, expression: str):
         """The value of a JavaScript expression."""
@@ -115,6 +112,22 @@ class Browser:
             if answer.get("id") == self._number:
                 assert "error" not in answer, (method, answer["error"])
                 return answer["result"]
+
+    def _call_and_load(self, method: str, **params) -> None:
+        self._loaded = False
+        self.call(method, **params)
+        until = time.monotonic() + WAIT_S
+        while not self._loaded:
+            self._read(until)
+
+    def _first_page(self) -> str:
+        until = time.monotonic() + WAIT_S
+        while True:
+            targets = self.call("Target.getTargets")["targetInfos"]
+            if pages := [target["targetId"] for target in targets if target["type"] == "page"]:
+                return pages[0]
+            assert time.monotonic() < until, "the browser has opened no page"
+            time.sleep(0.05)
 
     def _read(self, until: float):
         while b"\0" not in self._buffer:

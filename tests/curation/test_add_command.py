@@ -114,7 +114,9 @@ RECORDS = st.lists(
 
 
 @given(st.lists(RECORDS, min_size=1, max_size=4), st.randoms(), st.sampled_from([1, 200, 1 << 20]))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_order_and_shard_size_do_not_matter(
     tmp_path_factory: pytest.TempPathFactory, files: list[Any], random: Any, shard_bytes: int
 ) -> None:

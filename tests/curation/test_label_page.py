@@ -105,9 +105,8 @@ def test_fifty_labels_by_keyboard(catalog: Catalog, open_browser: Callable[..., 
         assert browser.ask("document.documentElement.scrollWidth") <= 1280
         assert all(request.startswith(served.url) for request in browser.requests), browser.requests
         assert not browser.errors, browser.errors
-        browser.ask("window.isOld = true")
-        browser.call("Page.reload")
-        browser.wait("!window.isOld && document.getElementById('card')?.dataset.row == 'f-52'")
+        browser.reload()
+        browser.wait("document.getElementById('card')?.dataset.row == 'f-52'")
         press(browser, "u")  # still knows what was before the reload
         browser.wait("document.getElementById('card')?.dataset.row == 'f-51'")
         press(browser, "1")
@@ -150,7 +149,7 @@ def test_two_labellers_and_a_server_that_dies(
         label("bob")
         wait_state(browsers["ann"], "connection lost: 3 kept here")
         assert len(labels_of(catalog)) == 8
-        browsers["ann"].call("Page.navigate", url="about:blank")  # even if the page is closed meanwhile
+        browsers["ann"].open_url("about:blank", 1280)  # even if the page is closed meanwhile
         served = ServedLabels(catalog, version, port=port)
         wait_state(browsers["bob"], "saved")
         begin(browsers["ann"], served, "ann")

@@ -30,16 +30,23 @@ def write_texts(path: Path) -> None:
             file.write_table(pa.table({"text": texts}, schema))
 
 
-def resident(pid: int) -> list[tuple[int, int]]:
-    """Bytes in memory of a process and of those below it: its own, and those of mapped files."""
+def resident(pid: int, parent: bytes = b"") -> list[tuple[int, int]]:
+    """Bytes in memory of a process and of those below it: its own, and those of mapped files.
+
+    Args:
+        parent: command line of its parent. A process that still has it has just been forked, and shares its memory.
+    """
     try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if command == parent:
+            return [(0, 0)]
         with open(f"/proc/{pid}/status") as file:
             fields = dict(line.split(":", 1) for line in file)
         own, files = (int(fields[name].split()[0]) << 10 for name in ("RssAnon", "RssFile"))
         found = [(own, files)]
         for task in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{task}/children") as file:
-                found += [each for child in file.read().split() for each in resident(int(child))]
+                found += [each for child in file.read().split() for each in resident(int(child), command)]
     except (OSError, KeyError):  # it ended
         return [(0, 0)]
     return found

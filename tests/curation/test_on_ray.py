@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from typing import Any
 import inprocess
 import psutil
 import pytest
+from held_port import held_port
 from prose import prose
 from toy_steps import HeldWithoutLetter, KillsItself, NeedsFile, Rows, WithoutLetter
 
@@ -30,7 +30,17 @@ from aifx.data.versions import Version, open_catalog
 
 TEXTS = tuple((f"a cat {n}", f"a dog {n}") for n in range(6))
 LIMITS = Limits(4 << 30, 2)
-AIFX = Path(sys.executable).with_name("aifx")
+HELD = """
+import time
+from aifx.commands.main import main
+from aifx.curation import on_ray
+
+def held(*task):
+    time.sleep(3600)
+
+on_ray._run = held
+main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -160,10 +170,11 @@ def test_interrupted(tmp_path: Path) -> None:
     home.mkdir()
     temporary.mkdir()
     environ = {**os.environ, "HOME": str(home), "TMPDIR": str(temporary)}
-    command = [str(AIFX), "data", "clean", "corpus", "--on", "ray", "--root", ".", "--memory", "512MB"]
+    command = [sys.executable, "-P", "-c", HELD]
+    command += ["data", "clean", "corpus", "--on", "ray", "--root", ".", "--memory", "512MB"]
     process = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     started: list[psutil.Process] = []
-    while not any(name_of(child).startswith("ray::") for child in started):
+    while not any(name_of(child).startswith("ray::held") for child in started):
         assert process.poll() is None
         started = psutil.Process(process.pid).children(recursive=True)
         time.sleep(0.05)
@@ -203,9 +214,7 @@ def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(EnvironmentFault, match="--on ray needs Ray") as caught:
             execute(step, "pets", catalog, LIMITS, OnRay())
         assert caught.value.hint == "pip install 'ray[data]>=2.50'"
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    with pytest.raises(EnvironmentFault, match=f"Ray does not answer at 127.0.0.1:{port}"):
+    with held_port() as port, pytest.raises(EnvironmentFault, match=f"127.0.0.1:{port}"):
         on_ray._connect(None, f"127.0.0.1:{port}", None, LIMITS)
 
 

@@ -343,30 +343,48 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("project")
 def test_an_interrupt_while_decoding_leaves_nothing(tmp_path: Path) -> None:
-    copies(tmp_path / "pictures", 1500, (700, 700))
+    """Each worker decodes five pictures and hangs in the next."""
+    copies(tmp_path / "pictures", 300, (16, 16))
+    held = """
+    import time
+    from aifx.data import decoding
+    decode, decoded = decoding.decode, []
+    def decode_five(stream, geometry):
+        decoded.append(stream)
+        if len(decoded) > 5:
+            time.sleep(3600)
+        return decode(stream, geometry)
+    decoding.decode = decode_five
+    decoding.main()
+    """
+    (tmp_path / "held.py").write_text(textwrap.dedent(held))
     code = """
     import sys
     from pathlib import Path
+    from aifx.data import decoding
     from aifx.data.image_store import Picture, open_images
+    start = decoding.Child.of_module
+    decoding.Child.of_module = lambda module, *args, **keys: start("held", *args, **keys)
     files = [Picture(path, path.name) for path in Path(sys.argv[1]).iterdir()]
     open_images(files, (64, 64), 3, "stretch", workers=2, what="pictures")
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "pictures")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ)
     stores = tmp_path / "cache/images"
 
     def has_begun() -> bool:
         return any(np.fromfile(path, np.uint8, 4096).any() for path in stores.glob("*/pixels"))
 
-    deadline = time.monotonic() + 60
-    while not has_begun():
+    deadline = time.monotonic() + 120
+    workers: list[psutil.Process] = []
+    while not has_begun() or len(workers) < 2:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    assert len(workers) == 2
+        workers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
+    assert "KeyboardInterrupt" in process.communicate(timeout=120)[1]
     _, alive = psutil.wait_procs(workers, timeout=120)
     assert not alive
     assert not list(stores.glob("*/pixels"))

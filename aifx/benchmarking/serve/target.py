@@ -24,6 +24,7 @@ START_S = 540.0
 
 GRACE_S = 3.0
 PROBE_WORDS = 40
+PROBE_S = 60.0
 
 
 class Server:
@@ -109,7 +110,7 @@ async def _model(client: Client, options: LoadOptions) -> str | None:
     """The first model of the server; None if it has no list. Raises EnvironmentFault, UsageError."""
     url = client.api.url
     try:
-        response = await client.http.get(f"{url}/v1/models", timeout=10.0)
+        response = await client.http.get(f"{url}/v1/models", timeout=PROBE_S)
     except httpx.HTTPError as error:
         why = str(error) or type(error).__name__
         raise EnvironmentFault(
@@ -128,7 +129,7 @@ async def _token_ids(client: Client) -> list[int]:
     text = f" {' '.join(WORDS)}"
     for body in ({"prompt": text}, {"content": text}):
         with suppress(httpx.HTTPError, ValueError, LookupError, TypeError):
-            response = await client.http.post(f"{client.api.url}/tokenize", json=body, timeout=10.0)
+            response = await client.http.post(f"{client.api.url}/tokenize", json=body, timeout=PROBE_S)
             ids = sorted({int(token) for token in response.json()["tokens"]})
             if response.status_code == 200 and ids:
                 return ids
