@@ -127,7 +127,7 @@ def quoted(words: Sequence[str]) -> str:
 
 
 BODY = r"""
-step="" stopped=""
+step="" stopped="" missed=""
 
 event() { printf '{"time": %s, "event": "%s"%s}\n' "$(date +%s)" "$1" "$2" >> "$events"; }
 
@@ -135,8 +135,9 @@ event() { printf '{"time": %s, "event": "%s"%s}\n' "$(date +%s)" "$1" "$2" >> "$
 on_signal() {
     stopped=$1
     event signal ", \"signal\": \"$1\""
-    if [ -n "$step" ]; then scancel --signal="$1" "$SLURM_JOB_ID" 2> /dev/null; fi
+    if [ -n "$step" ]; then pass_on "$1"; else missed=$1; fi
 }
+pass_on() { scancel --signal="$1" "$SLURM_JOB_ID" 2> /dev/null; }
 trap 'on_signal TERM' TERM
 trap 'on_signal INT' INT
 
@@ -144,6 +145,7 @@ trap 'on_signal INT' INT
 run() {
     "${on_nodes[@]}" "$@" &
     step=$!
+    if [ -n "$missed" ]; then pass_on "$missed"; missed=""; fi  # it came while the step was being started
     while kill -0 "$step" 2> /dev/null; do wait "$step"; done
     wait "$step"
     code=$?

@@ -28,6 +28,7 @@ HOSTILE = st.one_of(
         ["\n#SBATCH --uid=0", "$(touch pwned)", "`touch pwned`", "'; touch pwned; '", "a\\", "-n", "*", ""]
     ),
 )
+END_S = 300.0
 WORD = r"#SBATCH --[a-z-]+(=[^\s\"'\\#]+)?"
 
 
@@ -45,7 +46,7 @@ def split(script: str) -> tuple[list[str], str]:
 
 
 def bash(script: str, **options: object) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, **options)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run(["bash", "-c", script], capture_output=True, timeout=END_S, **options)  # type: ignore[call-overload, no-any-return]
 
 
 def words_of(text: str, *arrays: str) -> list[list[str]]:
@@ -214,7 +215,8 @@ printf '%s\0' "$@" >> argv; printf '\1\0' >> argv
 touch started
 code=$(head -1 codes); sed -i 1d codes
 if [ "$code" = wait ]; then
-    for _ in $(seq 200); do [ -e signalled ] && exit 75; sleep 0.05; done
+    until [ -e signalled ]; do sleep 0.05; done
+    exit 75
 fi
 exit "$code"
 """
@@ -279,7 +281,7 @@ def test_how_the_job_ends(
     start: Job, tmp_path: Path, codes: list[int], changes: dict[str, object], code: int, seen: list[str], requeues: bool
 ) -> None:
     job = start(*codes, **changes)
-    _, err = job.communicate(timeout=30)
+    _, err = job.communicate(timeout=END_S)
     assert (job.returncode, events(tmp_path)) == (code, seen), err
     assert asked(tmp_path) == (["scontrol requeue 7"] if requeues else [])
     assert (tmp_path / "codes").read_text() == "", "a start too few or too many"
@@ -300,7 +302,7 @@ def test_signals_reach_the_step_and_end_the_job(
     while not (tmp_path / "started").exists():
         time.sleep(0.01)
     os.kill(job.pid, number)
-    assert job.wait(30) == 75
+    assert job.wait(END_S) == 75
     assert events(tmp_path) == seen
     expected = [f"scancel --signal={number.name.removeprefix('SIG')} 7"]
     assert asked(tmp_path) == expected + (["scontrol requeue 7"] if requeues else [])
@@ -308,7 +310,7 @@ def test_signals_reach_the_step_and_end_the_job(
 
 
 def test_the_doctor_looks_at_each_node(start: Job, tmp_path: Path) -> None:
-    assert start(0, 0, doctor=True, nodes=2).wait(30) == 0
+    assert start(0, 0, doctor=True, nodes=2).wait(END_S) == 0
     doctor, supervise = ((tmp_path / "argv").read_bytes().decode().split("\1\0"))[:2]
     words = doctor.split("\0")[:-1]
     assert words[:2] == ["--nodes=2", "--ntasks=2"]
