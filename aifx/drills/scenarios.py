@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+from aifx.core.processes import Ended
 from aifx.drills.course import (
     PACE_S,
     Course,
@@ -47,6 +48,7 @@ def corrupt_checkpoint(course: Course, phase: str) -> DrillResult:
         trainer.until(lambda: last_record(run) > 2 * every and len(saved_steps(run)) > 1, "it had two checkpoints")
         trainer.child.send_signal(signal.SIGKILL)
         ended = trainer.wait()
+    _check_killed(ended)
     *_, before, newest = saved_steps(run)
     recorded = last_record(run)
     _damage(run.checkpoints / str(newest), phase)
@@ -108,6 +110,7 @@ def _stopped(course: Course, drill: DrillName, phase: str, number: signal.Signal
     if phase == "compilation" and trainer.events("compiled"):
         raise Missed("the compilation was over before the signal came")
     if number == signal.SIGKILL:
+        _check_killed(ended)
         return recovered(course, drill, phase, ended, at, safe_s)
     limit_s = course.place.config.checkpoint.stop_timeout_s + EXIT_S
     return recovered(course, drill, phase, ended, at, safe_s, max_steps_lost=0, max_safe_s=limit_s)
@@ -129,6 +132,12 @@ def slow_step(course: Course, phase: str) -> DrillResult:
     faults = unresumed(ended, 0)
     measured = Measured(end_text(ended), 0, None, next_s, course.state(ended), tuple(faults))
     return judged("slow-step", phase, expected_of("slow-step", 0), measured)
+
+
+def _check_killed(ended: Ended) -> None:
+    """Raise Missed if a training reached its end before SIGKILL came."""
+    if ended.code == 0:
+        raise Missed("the run had done its last step before the signal came")
 
 
 def _damage(checkpoint: Path, how: str) -> None:

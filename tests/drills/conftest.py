@@ -26,7 +26,7 @@ validate_every = 4
 """
 
 TRAINER = """
-import json, os, signal, sys, time
+import json, os, resource, signal, sys, time
 from pathlib import Path
 
 def option(name):
@@ -36,6 +36,12 @@ settings = dict(text.split("=", 1) for text in option("--set"))
 behaviour = json.loads(Path("behaviour.json").read_text()) if Path("behaviour.json").exists() else {}
 every, last = int(settings["checkpoint.every"]), int(settings["train.num_steps"])
 run = Path("runs", option("--run")[0])
+holds = dict.fromkeys(("kill-step", "preempt-step", "io-error-step"), every * 3 // 2)  # until the fault has come
+holds |= dict.fromkeys(("corrupt-ckpt-flip", "corrupt-ckpt-cut"), 2 * every + 1)
+
+def is_held(step):
+    is_struck = stopped or resource.getrlimit(resource.RLIMIT_FSIZE)[0] == 1
+    return not is_struck and (run.name == behaviour.get("stays") or not is_resumed and step == holds.get(run.name))
 checkpoints = run / "checkpoints"
 checkpoints.mkdir(parents=True, exist_ok=True)
 (run / "lock").write_text("{}")
@@ -55,7 +61,6 @@ def save(step):
     unfinished = checkpoints / f"{step}.orbax-checkpoint-tmp"
     (unfinished / "state" / "d").mkdir(parents=True)
     (unfinished / "state" / "d" / "arrays").write_text("digits " * 99)
-    time.sleep(0.02)
     unfinished.rename(checkpoints / str(step))
 
 if "error" in behaviour:
@@ -75,9 +80,10 @@ write("events.jsonl", event="resume" if step else "start", step=step)
 lines = (run / "metrics.jsonl").read_text().splitlines() if step else []
 (run / "metrics.jsonl").write_text("".join(f"{line}\\n" for line in lines if json.loads(line)["step"] <= step))
 while step < last:
-    time.sleep(behaviour.get("step_s", 0.01))
     step += 1
     write("metrics.jsonl", step=step)
+    while is_held(step):
+        time.sleep(0.01)
     if stopped or step % every == 0:
         if not (stopped and behaviour.get("loses")):
             save(step)

@@ -136,7 +136,7 @@ def test_a_disk_that_cannot_be_mounted_is_not_run(drilled, monkeypatch: pytest.M
 def test_a_signal_leaves_the_results_so_far(
     drilled, behave: Callable[..., None], number: signal.Signals, code: int
 ) -> None:
-    behave(step_s=0.04)
+    behave(stays="corrupt-ckpt-flip")
     phases = ("--phase", "step", "--phase", "flip", "--phase", "cut")
     with drilled.start("kill", "corrupt-ckpt", *phases, "--json") as drill:
         assert drill.stderr is not None
@@ -152,7 +152,10 @@ def test_a_signal_leaves_the_results_so_far(
 
 
 @pytest.mark.slow
-def test_drills_of_real_trainings(tiny_project) -> None:
+def test_drills_of_real_trainings(tiny_project, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("course", "scenarios"):  # no run is over before its fault
+        monkeypatch.setattr(f"aifx.drills.{module}.PACE_S", 0.2)
+    monkeypatch.setattr("aifx.drills.course.STOPPED_READER_S", 10.0)
     code, results = tiny_project.results(
         "nan", "corrupt-ckpt", "lost-host", "--phase", "evaluation", "--phase", "flip", "--phase", "data"
     )
