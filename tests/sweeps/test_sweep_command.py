@@ -19,13 +19,15 @@ from aifx.cluster.local import PROGRAM
 from aifx.commands.console.completion import complete_sweep
 from aifx.config import load_config
 from aifx.core.errors import RunBusy, UsageError
-from aifx.runs.lock import hold_run
+from aifx.core.project import RunDirectory
+from aifx.runs.lock import hold_run, holder
 from aifx.runs.manage import read_tags
 from aifx.runs.status import run_status
 from aifx.sweeps.record import hold_sweep
 from aifx.sweeps.running import slots
 
 Behave = Callable[..., None]
+END_S = 300
 RATES = ("--set", "optimizer.learning_rate=3,1,2")
 
 
@@ -204,21 +206,29 @@ def test_one_process_at_a_time_goes_on_with_a_sweep(swept: Any) -> None:
             pass
 
 
-def test_a_trial_whose_process_still_saves_is_awaited(swept: Any, behave: Behave) -> None:
+def test_a_trial_whose_process_still_saves_is_awaited(
+    swept: Any, behave: Behave, monkeypatch: pytest.MonkeyPatch
+) -> None:
     behave(**{"sweep-001": {"exit": 75}})
     assert swept.command(*RATES)[0] == 75
     behave()
     run = swept.project.run("sweep-001")
-    held = threading.Event()
+    held, awaited = threading.Event(), threading.Event()
+
+    def look(run: RunDirectory) -> str | None:
+        awaited.set()
+        return holder(run)
+
+    monkeypatch.setattr("aifx.sweeps.running.holder", look)
 
     def save() -> None:
         with hold_run(run):
             held.set()
-            time.sleep(1.0)
+            awaited.wait(END_S)
             (swept.root / "saved").write_text(str(len(swept.starts())))
 
     threading.Thread(target=save, daemon=True).start()
-    assert held.wait(10)
+    assert held.wait(END_S)
     code, _, err = swept.command()
     assert code == 0, err
     assert "sweep-001: waiting for process" in err
@@ -280,7 +290,9 @@ def test_a_sweep_that_was_killed_continues_and_ends_in_the_same_states(tiny_swee
     """SIGKILL to the sweep and, by the kernel, SIGTERM to its trials: the same trials, none twice, bit for bit."""
     from aifx.training.run import train
 
-    args = ["sweep", "--set", "optimizer.learning_rate=1e-2,2e-2", "--set", "data.read_s=0.2", "--parallel", "2"]
+    args = ["sweep", "--set", "optimizer.learning_rate=1e-2,2e-2", "--parallel", "2"]
+    held = tiny_sweep.root / "held"
+    held.write_text("6")  # so that no trial is over before the sweep is killed
     program = (sys.executable, "-P", "-c", PROGRAM, *args)
     killed = subprocess.Popen(program, cwd=tiny_sweep.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     runs = [tiny_sweep.project.run(f"sweep-{n:03}") for n in (1, 2)]
@@ -289,6 +301,7 @@ def test_a_sweep_that_was_killed_continues_and_ends_in_the_same_states(tiny_swee
         time.sleep(0.05)
     killed.kill()
     killed.wait()
+    held.unlink()
     code, _, err = tiny_sweep.command()
     assert code == 0, err
     assert [line["number"] for line in tiny_sweep.lines() if line["event"] == "trial"] == [1, 2]

@@ -6,7 +6,6 @@ import errno
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 import warnings
@@ -26,6 +25,7 @@ from aifx.core.project import Project, RunDirectory
 from aifx.kernels.choice import ProjectCall, run_choices, winners_path
 from aifx.kernels.choices_file import write_kernel_choices
 from aifx.kernels.verification import may_have_accelerator
+from aifx.parallel.connections import free_port
 from aifx.runs.binding import kernel_digest, read_digests
 from jax_kernels._ops.attention import ATTENTION
 from jax_kernels._ops.attention.call import Call
@@ -291,8 +291,7 @@ def test_process_0_verifies_and_the_others_take_its_verdict(tiny, tmp_path: Path
     """No process opens the device before, and if process 0 fails, the others do not wait for it."""
     with (tiny.root / "tiny.py").open("a") as file:
         file.write(ODD_TASK)
-    with socket.create_server(("localhost", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port("127.0.0.1")
     folders = [tmp_path / "cache 0", tmp_path / "cache 1"]
     processes = [
         subprocess.Popen(
@@ -305,7 +304,7 @@ def test_process_0_verifies_and_the_others_take_its_verdict(tiny, tmp_path: Path
         for rank, folder in enumerate(folders)
     ]
     (said_0, caught_0, opened_0), (said_1, caught_1, opened_1) = (
-        json.loads(process.communicate(timeout=300)[0]) for process in processes
+        json.loads(process.communicate(timeout=500)[0]) for process in processes
     )
     assert any("quick: off fails on cpu" in text for text in said_0)
     assert said_1 == []
