@@ -1,10 +1,10 @@
 """Many simulated agents in one process: an asyncio server that answers for each path of its own.
 
-    python fleet_agents.py NODES SLOW DEAD OUTLIERS SLOW_S
+    python fleet_agents.py NODES SLOW DEAD OUTLIERS SLOW_S [hang up]
 
 `/nodeI/v1/report` is node I, a server of 8 H100 with all that the probes read of one: the first SLOW answer after
-SLOW_S seconds, the next DEAD never, the next OUTLIERS differ each in one way. The first line on stdout is the port;
-it serves until it is killed.
+SLOW_S seconds, the next DEAD never, the next OUTLIERS differ each in one way. With "hang up", the dead end their
+connections when all others have answered. The first line on stdout is the port; it serves until it is killed.
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ def report(snapshot: dict[str, Any], number: int, fault: int | None) -> dict[str
     return {"schema_version": 1, **document, "snapshot": snapshot | {"host": host, "facts": facts}}
 
 
-async def main(nodes: int, slow: int, dead: int, outliers: int, slow_s: float) -> None:
+async def main(nodes: int, slow: int, dead: int, outliers: int, slow_s: float, hangs_up: bool) -> None:
     snapshot, first = whole_snapshot(), slow + dead
+    unanswered, all_answered = {*range(slow), *range(first, nodes)}, asyncio.Event()
     faults = {first + which: which % 3 for which in range(outliers)}
     bodies = [gzip.compress(json.dumps(report(snapshot, n, faults.get(n))).encode(), 1) for n in range(nodes)]
 
@@ -61,12 +62,18 @@ async def main(nodes: int, slow: int, dead: int, outliers: int, slow_s: float) -
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             number = int(head.split(b"/node", 1)[1].split(b"/", 1)[0])
-            if number < first:
-                await asyncio.sleep(slow_s if number < slow else 3600)
+            if slow <= number < first:
+                await (all_answered.wait() if hangs_up else asyncio.sleep(3600))
+                return
+            if number < slow:
+                await asyncio.sleep(slow_s)
             body = bodies[number]
             lines = ("HTTP/1.1 200 OK", "Content-Encoding: gzip", f"Content-Length: {len(body)}", "", "")
             writer.write("\r\n".join(lines).encode() + body)
             await writer.drain()
+            unanswered.discard(number)
+            if not unanswered:
+                all_answered.set()
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
@@ -79,4 +86,4 @@ async def main(nodes: int, slow: int, dead: int, outliers: int, slow_s: float) -
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*(int(word) for word in sys.argv[1:5]), slow_s=float(sys.argv[5])))
+    asyncio.run(main(*(int(word) for word in sys.argv[1:5]), slow_s=float(sys.argv[5]), hangs_up=bool(sys.argv[6:])))

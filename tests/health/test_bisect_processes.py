@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import math
 import os
 import socket
 import stat
@@ -10,13 +11,13 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
+import rank_clock
 
 from aifx.commands.main import run
 from aifx.health import collective_launch as launch
@@ -26,9 +27,8 @@ from aifx.health.collective_worker import bus_gb_s
 from aifx.health.collective_worker import main as run_rank
 
 NODES = [f"127.0.0.{i}" for i in range(1, 9)]
-MARGIN = 0.9
-"""Wide, for this machine has other work; what is planted is slower by far more."""
-
+LIMIT_S = 600.0
+"""Only ends a hang."""
 WORKER = """
 import io, json, sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -37,7 +37,6 @@ import numpy as np
 from aifx.health import collective_tcp, collective_worker
 
 exchange = collective_tcp.Mesh._exchange
-collective_tcp.RETRY_S = 0.002
 
 def flipped(self, to, sent, source, received):
     sent = np.array(sent)
@@ -57,7 +56,7 @@ time here."""
 
 
 def options(**changes):
-    return launch.Options(**{"over": "tcp", "num_bytes": 1 << 16, "repeats": 4, "limit_s": 60.0} | changes)
+    return launch.Options(**{"over": "tcp", "num_bytes": 1 << 16, "repeats": 4, "limit_s": LIMIT_S} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -65,21 +64,23 @@ def ranks():
     """What each process of a group says; each node is a process."""
     workers: dict[str, subprocess.Popen[str]] = {}
 
-    def begin(node, command, flips_a_bit=False):
+    def begin(node, request, flips_a_bit=False):
         if node not in workers:
             pipe = subprocess.PIPE
-            workers[node] = subprocess.Popen([sys.executable, "-c", WORKER], stdin=pipe, stdout=pipe, text=True)
-        asked = {"request": command[-1], "flips_a_bit": flips_a_bit}
+            workers[node] = subprocess.Popen(
+                [sys.executable, "-c", rank_clock.INSTALL + WORKER], stdin=pipe, stdout=pipe, text=True
+            )
+        asked = {"request": request, "flips_a_bit": flips_a_bit}
         workers[node].stdin.write(json.dumps(asked) + "\n")
         workers[node].stdin.flush()
 
-    def run_all(group, asked, limit_s=60.0, damaged="", absent=()):
-        port = free_port()
+    def run_all(group, asked, limit_s=LIMIT_S, damaged="", absent=()):
         here = [node for node in group if node not in absent]
-        for node in here:
-            command = launch.rank_command(group.index(node), group, port, "a word", limit_s, asked)
-            begin(node, command, node == damaged)
-        return [json.loads(workers[node].stdout.readline()) for node in here]
+        with reserved_port() as port:
+            for node in here:
+                command = launch.rank_command(group.index(node), group, port, "a word", limit_s, asked)
+                begin(node, command[-1], node == damaged)
+            return [json.loads(workers[node].stdout.readline()) for node in here]
 
     yield run_all
     for worker in workers.values():
@@ -88,9 +89,13 @@ def ranks():
         worker.wait()
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
+@contextmanager
+def reserved_port():
+    """A port that no other program gets, but at which a rank can listen: also with SO_REUSEADDR."""
+    with socket.socket() as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
 
 
 @pytest.mark.parametrize(
@@ -106,14 +111,14 @@ def test_what_was_planted_is_found(ranks, size, fault, logged):
     asked = options(faults={tuple(fault): 0.015})
 
     def test(group, limit_s):
-        (_, out, _), *_ = ranks(group, asked, limit_s)
+        (_, out, _), *_ = ranks(group, asked)
         answer = json.loads(out)
         return Verdict(answer["gb_s"], answer["why"])
 
-    result = bisect(NODES[:size], test, 300.0, margin=MARGIN)
+    result = bisect(NODES[:size], test, math.inf)
     assert [set(culprit.nodes) for culprit in result.culprits] == [set(fault)], logged
     assert result.ended == "done"
-    assert result.culprits[0].gb_s < (1 - MARGIN) * result.culprits[0].usual_gb_s
+    assert result.culprits[0].gb_s < result.culprits[0].usual_gb_s / 10
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
@@ -152,9 +157,13 @@ def test_strangers_are_sent_away(ranks):
             stranger.sendall(hello)
             stranger.shutdown(socket.SHUT_WR)
         listener.setblocking(False)
-        request = RankRequest(0, 2, "127.0.0.1", 1, "a word", "tcp", 1 << 16, 4, 0.3, [])
-        with pytest.raises(CollectiveError, match="rank 1"):
-            asyncio.run(_accepted(listener, request, 1))
+        request = RankRequest(0, 2, "127.0.0.1", 1, "a word", "tcp", 1 << 16, 4, LIMIT_S, [])
+        hello = json.dumps({"word": "a word", "rank": 1}).encode()
+        with socket.create_connection(listener.getsockname()) as rank:
+            rank.sendall(len(hello).to_bytes(4, "big") + hello)
+            ((number, (connection, _)),) = asyncio.run(_accepted(listener, request, 1)).items()
+        connection.close()
+        assert number == 1
         for stranger in strangers:
             with stranger, suppress(ConnectionResetError):
                 assert stranger.recv(1) == b""
@@ -162,17 +171,20 @@ def test_strangers_are_sent_away(ranks):
 
 def test_a_dead_rank_is_named_at_once(caplog):
     """Rank 1 dies with unread data, while rank 2 sends nothing."""
-    mesh = Mesh(RankRequest(0, 3, "127.0.0.1", 1, "a word", "tcp", 1 << 16, 4, 60.0, []))
+    mesh = Mesh(RankRequest(0, 3, "127.0.0.1", 1, "a word", "tcp", 1 << 16, 4, LIMIT_S, []))
     pairs = {rank: socket.socketpair() for rank in (1, 2)}
     for rank, (here, _) in pairs.items():
         here.setblocking(False)
         mesh._peers[rank] = here
     buffer = np.zeros(1 << 20, np.uint32)
-    began = time.monotonic()
-    threading.Timer(0.2, pairs[1][1].close).start()
+
+    def die() -> None:
+        pairs[1][1].recv(1)
+        pairs[1][1].close()
+
+    threading.Thread(target=die).start()
     with closing(mesh), pairs[2][1], pytest.raises(CollectiveError, match="rank 1 went away"):
         asyncio.run(mesh._exchange(1, buffer, 2, np.empty_like(buffer)))
-    assert time.monotonic() - began < 30
     gc.collect()
     assert not caplog.messages
 
@@ -188,7 +200,7 @@ def test_a_name_that_means_another_address_at_home(ranks):
     with _listening("localhost", by_name=True) as listener:
         port = listener.getsockname()[1]
         for address in ("127.0.0.1", "127.0.1.1"):
-            socket.create_connection((address, port), timeout=10).close()
+            socket.create_connection((address, port), timeout=LIMIT_S).close()
     (code, _, _), *_ = ranks(["localhost", *NODES[1:3]], options())
     assert code == 0
 
@@ -213,21 +225,20 @@ def script(folder: Path, name: str, text: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
+RANK = """
+import sys
+from aifx.health.collective_worker import main
+assert sys.argv[1:3] == ["doctor", "collective-worker"]
+sys.exit(main(sys.argv[3]))
+"""
+
+
 @pytest.fixture
 def path(tmp_path, monkeypatch):
     """A folder of programs that stand for others."""
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(launch, "GRACE_S", 0.2)
-    script(
-        tmp_path,
-        "aifx",
-        """
-        import sys
-        from aifx.health.collective_worker import main
-        assert sys.argv[1:3] == ["doctor", "collective-worker"]
-        sys.exit(main(sys.argv[3]))
-        """,
-    )
+    script(tmp_path, "aifx", RANK)
     script(
         tmp_path,
         "ssh",
@@ -257,31 +268,32 @@ def path(tmp_path, monkeypatch):
 
 
 def test_over_ssh(path):
-    verdict = launch.run_test(NODES[:2], 60.0, options())
-    assert verdict.gb_s > 0
+    verdict = launch.run_test(NODES[:2], LIMIT_S, options(faults={(NODES[0],): 0.1}))
+    assert 0 < verdict.gb_s < 2 * bus_gb_s(1 << 16, 0.1, 2)
     assert verdict.why == ""
-    verdict = launch.run_test(["127.0.0.1", "127.0.0.9"], 60.0, options())
-    assert (verdict.gb_s, verdict.why) == (
-        0.0,
-        "127.0.0.9: ssh: connect to host 127.0.0.9 port 22: Connection refused",
-    )
+    verdict = launch.run_test(["127.0.0.1", "127.0.0.9"], LIMIT_S, options())
+    assert verdict.gb_s == 0.0
+    assert verdict.why.startswith("127.0.0.9: ")
+    assert "Connection refused" in verdict.why
 
 
 def test_over_srun_in_whatever_order_its_tasks_stand(path):
-    assert launch.run_test(["127.0.0.3", "127.0.0.1", "127.0.0.2"], 60.0, options(over_slurm=True)).gb_s > 0
+    assert launch.run_test(["127.0.0.3", "127.0.0.1", "127.0.0.2"], LIMIT_S, options(over_slurm=True)).gb_s > 0
 
 
 def test_a_host_that_hangs_is_given_up(path):
     script(path, "aifx", "import time; time.sleep(600)")
     verdict = launch.run_test(NODES[:2], 1.0, options())
-    assert verdict == Verdict(0.0, "127.0.0.1: no answer in 1 s")
+    assert verdict.gb_s == 0.0
+    assert verdict.why.startswith("127.0.0.1: ")
+    assert verdict.why.endswith(" 1 s")
 
 
 @pytest.mark.parametrize("gb_s", ["NaN", "Infinity", "-1", "[" * 100_000])
 def test_an_answer_that_is_no_bandwidth_is_a_failed_test(path, gb_s):
     (path / "answer").write_text(f'{{"gb_s": {gb_s}, "why": ""}}')
     script(path, "aifx", f"print(open({str(path / 'answer')!r}).read())")
-    assert launch.run_test(NODES[:2], 10.0, options()).gb_s == 0.0
+    assert launch.run_test(NODES[:2], LIMIT_S, options()).gb_s == 0.0
 
 
 def test_jax_gets_an_ipv6_address_in_brackets(monkeypatch):
@@ -296,17 +308,18 @@ def test_jax_gets_an_ipv6_address_in_brackets(monkeypatch):
 
 def test_over_jax(path):
     """Gloo on CPUs stands for NCCL on GPUs: the same program, another library below."""
-    verdict = launch.run_test(NODES[:2], 120.0, options(over="jax", repeats=2, limit_s=120.0))
+    verdict = launch.run_test(NODES[:2], LIMIT_S, options(over="jax", repeats=2))
     assert verdict.why == ""
     assert verdict.gb_s > 0
 
 
 def test_the_command(path, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("aifx.health.bisect.REPEATS", 1)
+    script(path, "aifx", rank_clock.INSTALL + RANK)
     hosts = tmp_path / "hosts"
     hosts.write_text("127.0.0.[1-3]\n")
-    small = ["--over", "tcp", "--bytes", "65536", "--margin", "90", "--hosts", str(hosts)]
-    assert run(["doctor", "bisect", *small, "--rehearse", "127.0.0.2=0.03", "--json"]) == 1
+    small = ["--over", "tcp", "--bytes", "65536", "--margin", "90", "--limit", "600", "--hosts", str(hosts)]
+    assert run(["doctor", "bisect", *small, "--budget", "7200", "--rehearse", "127.0.0.2=0.03", "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
     assert [(c["kind"], c["nodes"]) for c in document["culprits"]] == [("node", ["127.0.0.2"])]
     assert document["status"] == "unhealthy"
