@@ -30,6 +30,9 @@ LOSS_S = 2.0
 HOLD_S = 300.0
 """How long the processes wait for what process 0 finds out about a failure."""
 
+LAST_MESSAGE_S = 10.0
+"""How long a process that ends waits for its thread to send the last message, which takes milliseconds as a rule."""
+
 OVER = "over"
 
 AWAKE_S = 1.0
@@ -160,7 +163,7 @@ class JoinedGroup(Group):
         """Send what is left, and watch no longer."""
         self._is_over = True
         self._wake()
-        self._thread.join(2 * GOODBYE_S)
+        self._thread.join(LAST_MESSAGE_S)
 
     def _wake(self) -> None:
         with suppress(OSError):

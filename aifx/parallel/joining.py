@@ -28,8 +28,8 @@ RESOLVE_S = 60.0
 """A cluster's name service may not know a pod yet that has just started."""
 
 SHUTDOWN_S = 30
-CLOSES_S = 0.2
-"""The kernel closes the sockets of a process that was killed one after another."""
+CLOSES_S = 5.0
+"""The kernel closes the sockets of a process that was killed one after another, on a busy machine with long pauses."""
 
 _current: Group = Group()
 
