@@ -28,6 +28,34 @@ TINY = [
 """Settings under which the language-model template trains in a second."""
 
 
+HELD = """
+import time
+from pathlib import Path
+
+from aifx.training.observers import MetricsFile
+
+record = MetricsFile.record
+
+
+def is_held(step):
+    try:
+        return step >= int(Path("held").read_text())
+    except FileNotFoundError:
+        return False
+
+
+def record_and_wait(self, one):
+    record(self, one)
+    while is_held(one.step):
+        Path("holding").touch()
+        time.sleep(0.01)
+
+
+MetricsFile.record = record_and_wait
+"""
+"""Runs before `aifx`: while there is a file "held" with the number of a step, this step is the last one."""
+
+
 @dataclass(frozen=True)
 class Result:
     returncode: int
@@ -66,10 +94,6 @@ class Command:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("AIFX_", "JAX_", "XLA_"))}
         return {**kept, "AIFX_CACHE_DIR": str(self.cache), "AIFX_STATE_DIR": str(self.cache / "state"), "COLUMNS": "80"}
 
-    @property
-    def program(self) -> list[str]:
-        return [sys.executable, "-c", "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"]
-
     def __call__(self, *args: str, env: dict[str, str] | None = None, stdin: str = "") -> Result:
         done = inprocess.run(args, self.cwd, {**self.environ, **(env or {})}, stdin=stdin)
         return Result(done.returncode, done.stdout, done.stderr)
@@ -79,10 +103,11 @@ class Command:
         done = warm.run(args, self.cwd, self.environ)
         return Result(done.returncode, done.stdout, done.stderr)
 
-    def start(self, *args: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        """Start `aifx args` as users start it."""
+    def start(self, *args: str, env: dict[str, str] | None = None, before: str = "") -> subprocess.Popen[str]:
+        """Start `aifx args` as users start it, apart from the statements `before`."""
+        program = f"{before}\nimport sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"
         return subprocess.Popen(
-            [*self.program, *args],
+            [sys.executable, "-c", program, *args],
             cwd=self.cwd,
             env={**self.environ, **(env or {})},
             text=True,

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from real_command import TINY, Command, settings
+from real_command import HELD, TINY, Command, settings
 
+END_S = 300
 SMALL_NETWORK = ["model.channels=[8]", "train.global_batch_size=16"]
 Started = Callable[[subprocess.Popen[str]], subprocess.Popen[str]]
 
@@ -20,12 +21,19 @@ def train(steps: int, *more: str) -> list[str]:
     return ["train", *settings([*TINY, f"train.num_steps={steps}"]), *more]
 
 
-def wait_for_step(run: Path, step: int, timeout_s: float = 90) -> None:
-    metrics = run / "metrics.jsonl"
-    deadline = time.monotonic() + timeout_s
-    while not (metrics.exists() and metrics.read_text().count("\n") >= step):
-        assert time.monotonic() < deadline, f"step {step} was not reached in {timeout_s} s"
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + END_S
+    while not condition():
+        assert process.poll() is None or condition(), process.communicate()
+        assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def has_heard(process: subprocess.Popen[str], signum: int) -> bool:
+    """Whether no signal `signum` to the process is pending."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    pending = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("SigPnd", "ShdPnd"))]
+    return not any(mask >> (signum - 1) & 1 for mask in pending)
 
 
 def test_language_model(trained: Command) -> None:
@@ -87,11 +95,16 @@ def test_vision(aifx: Command) -> None:
 def test_interrupt_and_resume(project: Command, started: Started) -> None:
     """A process that is started as users start it. What each signal does is in tests/training/test_signals.py."""
     as_tests_do = {name: os.environ[name] for name in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
-    arguments = [*train(150, "--json"), *settings(["checkpoint.every=100", "train.validate_every=0"])]
-    process = started(project.start(*arguments, "--run", "stopped", env=as_tests_do))
-    wait_for_step(project.cwd / "runs/stopped", 6)
+    more = ["checkpoint.every=100", "train.validate_every=0", "checkpoint.stop_timeout_s=600"]
+    arguments = [*train(150, "--json"), *settings(more)]
+    held = project.cwd / "held"
+    held.write_text("6")
+    process = started(project.start(*arguments, "--run", "stopped", env=as_tests_do, before=HELD))
+    wait_until((project.cwd / "holding").exists, process)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    wait_until(lambda: has_heard(process, signal.SIGTERM), process)
+    held.unlink()
+    out, err = process.communicate(timeout=END_S)
     assert process.returncode == 75, err
     stopped = json.loads(out)
     assert (stopped["schema_version"], stopped["status"]) == (1, "preempted")
@@ -123,7 +136,7 @@ def test_closed_pipe(trained: Command) -> None:
         process.stdout.close()
         assert process.stderr is not None
         said = process.stderr.read()
-        process.wait(timeout=60)
+        process.wait(timeout=END_S)
         process.stderr.close()
         assert "Traceback" not in said
         assert "BrokenPipe" not in said
