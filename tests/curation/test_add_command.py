@@ -38,7 +38,7 @@ def test_rows_of_a_folder(folder: Path) -> None:
     assert (found["rows"], found["files_read"], found["is_new"], found["is_accepted"]) == (2, 2, True, True)
     assert "texts/c.pdf" in done.stderr
     again = run(folder, "corpus", "texts/*.md", "--license", "CC-BY-4.0 OR MIT")
-    assert (again.returncode, "0 files read, 1 unchanged" in again.stdout) == (0, True), again.stdout + again.stderr
+    assert (again.returncode, "1 unchanged" in again.stdout) == (0, True), again.stdout + again.stderr
 
 
 def test_too_many_bad_rows(folder: Path) -> None:
@@ -47,7 +47,8 @@ def test_too_many_bad_rows(folder: Path) -> None:
     assert refused.returncode == 1
     assert "d.jsonl:2: " in refused.stdout
     assert "d.jsonl:3: not JSON" in refused.stdout
-    assert "2 of 3 rows cannot be read, and --max-bad 0.01 allows 0" in refused.stderr
+    assert "2 of 3 rows" in refused.stderr
+    assert "--max-bad 0.01" in refused.stderr
     assert not (folder / "datasets" / "corpus" / "latest").exists()
     for limit in ("2", "0.9"):
         accepted = run(folder, *command, "--max-bad", limit, "--json")
@@ -141,7 +142,8 @@ def test_an_interrupted_read_of_a_database_is_named(folder: Path) -> None:
     left.mkdir(parents=True)
     (left / "parts.json").write_text('{"source": "postgresql://db/shop?query=264dd04a4d72", "parts": []}')
     done = run(folder, "corpus", "texts", "--license", "MIT")
-    assert f"an interrupted read of postgresql://db/shop?query=264dd04a4d72 left rows in {left}" in done.stderr
+    assert "postgresql://db/shop?query=264dd04a4d72" in done.stderr
+    assert str(left) in done.stderr
     (left / "parts.json").unlink()
     again = run(folder, "corpus", "texts", "--license", "MIT")
-    assert (again.returncode, f"an interrupted read of a query left rows in {left}" in again.stderr) == (0, True)
+    assert (again.returncode, str(left) in again.stderr) == (0, True)

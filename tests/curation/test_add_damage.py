@@ -60,7 +60,7 @@ def test_a_flipped_byte_of_parquet_is_damage(tmp_path: Path) -> None:
 def test_parquet_with_two_columns_of_a_name_is_damage(tmp_path: Path) -> None:
     parquet.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / "a.parquet")
     version = add(tmp_path, "corpus", "a.parquet").version
-    assert quarantine_of(version)[0]["reason"] == "it has two columns 'text'"
+    assert "two columns 'text'" in quarantine_of(version)[0]["reason"]
 
 
 @pytest.mark.parametrize(

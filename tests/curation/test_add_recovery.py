@@ -108,7 +108,7 @@ def test_a_parquet_file_that_repeats_a_value_is_a_bomb(
         parquet_reader, "batch_of", lambda rows, first: batches.append(rows.nbytes) or read(rows, first)
     )
     version = add(tmp_path, "corpus", "a.parquet", kind="table").version
-    assert "expands to more than 100 times its size" in quarantine_of(version)[0]["reason"]
+    assert "100 times its size" in quarantine_of(version)[0]["reason"]
     assert max(batches) < 1.1 * (1 << 20)
     allowed = add(tmp_path, "allowed", "a.parquet", kind="table", max_expansion=1e6).version
     assert allowed.manifest.rows >= count // 4

@@ -135,7 +135,7 @@ def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     version = add(tmp_path, "corpus", "bomb.txt.gz", "bomb.jsonl.zst").version
     found = {row["source"]: row["reason"] for row in quarantine_of(version)}
     assert set(found) == {"bomb.txt.gz", "bomb.jsonl.zst"}
-    assert all("expands to more than 100 times its size" in reason for reason in found.values())
+    assert all("100 times its size" in reason for reason in found.values())
     assert version.manifest.facts["damaged_files"] == 2
     allowed = add(tmp_path, "corpus2", "bomb.jsonl.zst", max_expansion=1e6).version
     assert allowed.manifest.rows == 4 << 20
@@ -156,7 +156,9 @@ def test_what_is_not_in_the_encoding_is_in_quarantine(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("naïve".encode("latin-1"))
     (tmp_path / "b.jsonl").write_bytes('{"text": "a"}\n'.encode("utf-16") + b"\x00")
     (tmp_path / "c.txt").write_bytes(b"one\ntwo\x81")
-    assert [row["reason"] for row in quarantine_of(add(tmp_path, "c8", "a.txt").version)] == ["byte 0xef is not UTF-8"]
+    (bad,) = quarantine_of(add(tmp_path, "c8", "a.txt").version)
+    assert "0xef" in bad["reason"]
+    assert "UTF-8" in bad["reason"]
     version = add(tmp_path, "c16", "b.jsonl").version
     assert ([row["text"] for row in rows_of(version)], len(quarantine_of(version))) == (["a"], 1)
     (bad,) = quarantine_of(add(tmp_path, "c1252", "c.txt", encoding="cp1252").version)
@@ -206,13 +208,13 @@ def test_odd_files_of_folders(tmp_path: Path) -> None:
 def test_columns_that_do_not_fit(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", {"text": "a", "n": 1})
     write_lines(tmp_path / "b.jsonl", {"text": "b", "n": "one"})
-    with pytest.raises(DataError, match=r"b\.jsonl: column 'n' is string"):
+    with pytest.raises(DataError, match=r"b\.jsonl: .*'n'.* string"):
         add(tmp_path, "corpus", "a.jsonl", "b.jsonl")
     parquet.write_table(pa.table({"body": ["x"]}), tmp_path / "c.parquet")
-    with pytest.raises(DataError, match=r"c\.parquet has no column 'text'"):
+    with pytest.raises(DataError, match=r"c\.parquet .*'text'"):
         add(tmp_path, "corpus", "a.jsonl", "c.parquet")
     write_lines(tmp_path / "d.jsonl", {"text": "a", "_row": 1})
-    with pytest.raises(DataError, match=r"d\.jsonl has a column _row"):
+    with pytest.raises(DataError, match=r"d\.jsonl .*_row"):
         add(tmp_path, "corpus", "d.jsonl")
     assert open_catalog(str(tmp_path / "datasets")).names() == []
     assert rows_of(add(tmp_path, "corpus", "c.parquet", text_field="body").version)[0]["text"] == "x"

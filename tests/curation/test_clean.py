@@ -206,7 +206,8 @@ def test_too_many_dropped_rows_are_a_verdict(tmp_path: Path, corpus: Version) ->
     assert done.returncode == 1
     document = json.loads(done.stdout)
     assert (document["rows"], document["dropped"], document["is_accepted"]) == (1, 4, False)
-    assert "80.0% of the rows are dropped, more than --max-dropped 0.5" in done.stderr
+    assert "80.0% of the rows" in done.stderr
+    assert "--max-dropped 0.5" in done.stderr
     catalog = open_catalog(str(tmp_path / "datasets"))
     assert catalog.find("corpus")[1] == corpus.manifest.version
     rejected = catalog.open(document["reference"])

@@ -99,7 +99,7 @@ def test_rows_that_arrow_cannot_hold(tmp_path: Path, server: Server, monkeypatch
         FROM generate_series(1, 8) AS id"""
     refused = add(tmp_path, server, sql, "--key", "id")
     assert refused.returncode == 1, refused.stderr
-    assert "6 of 8 rows cannot be read" in refused.stderr
+    assert "6 of 8 rows" in refused.stderr
     assert add(tmp_path, server, sql, "--key", "id", "--max-bad", "6").returncode == 0
     version = version_of(tmp_path)
     assert [(row["id"], len(row["note"])) for row in rows_of(version)] == [(7, large), (8, large)]
@@ -115,11 +115,12 @@ def test_a_row_of_1_gb(tmp_path: Path, server: Server) -> None:
     long = "repeat(repeat('x', 100000), 9998)"
     sql = f"SELECT id, CASE WHEN id < 4 THEN {long} END AS a FROM generate_series(2, 4) AS id"
     refused = add(tmp_path, server, sql, "--key", "id")
-    assert (refused.returncode, "2 of 3 rows cannot be read" in refused.stderr) == (1, True), refused.stderr
-    assert "id = 2: its values have more than 134,217,728 bytes" in refused.stdout
+    assert (refused.returncode, "2 of 3 rows" in refused.stderr) == (1, True), refused.stderr
+    assert "id = 2: " in refused.stdout
+    assert "134,217,728 bytes" in refused.stdout
     sql = f"SELECT id, {long} AS a, {long} AS b FROM generate_series(1, 2) AS id"
     impossible = add(tmp_path, server, sql, "--key", "id")
-    assert (impossible.returncode, "no room for a row" in impossible.stderr) == (2, True), impossible.stderr
+    assert (impossible.returncode, "no room" in impossible.stderr) == (2, True), impossible.stderr
 
 
 def test_the_same_rows_are_nothing_new(tmp_path: Path, server: Server) -> None:
@@ -199,7 +200,8 @@ def test_a_password_is_nowhere(tmp_path: Path, server: Server) -> None:
         runs.append(run(tmp_path, server, *command, **own))
         assert runs[-1].returncode == 2
     wrong = add(tmp_path, server, "SELECT 1 AS a", PGPASSWORD="", AIFX_DATABASE_PASSWORD="other")
-    assert "authentication failed for the user\nhint: set the environment variable AIFX_D" in wrong.stderr
+    assert "authentication failed" in wrong.stderr
+    assert "AIFX_DATABASE_PASSWORD" in wrong.stderr
     runs.append(wrong)
     assert runs[0].returncode == 0, runs[0].stderr
     printed = "".join(one.stdout + one.stderr for one in runs)

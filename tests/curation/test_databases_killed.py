@@ -80,7 +80,7 @@ def test_a_killed_reader_goes_on(tmp_path: Path, server: Server) -> None:
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     resumed = add(tmp_path, server)
     assert resumed.returncode == 0, resumed.stderr
-    assert "rows of the interrupted read: the database still has them" in resumed.stderr
+    assert "still has them" in resumed.stderr
     assert add(tmp_path, server, "other").returncode == 0
     assert version_of(tmp_path).manifest.version == version_of(tmp_path, "other").manifest.version
     assert rows_in(version_of(tmp_path)) == server.rows("SELECT * FROM long ORDER BY id")
@@ -112,5 +112,5 @@ def test_a_killed_server(tmp_path: Path, server: Server, monkeypatch: pytest.Mon
     server.run("DELETE FROM long WHERE id = (SELECT max(id) FROM long)", f"INSERT INTO long VALUES ({-middle}, 'new')")
     resumed = add(tmp_path, server, "d", *options)
     assert resumed.returncode == 0, resumed.stderr
-    assert ("rows of the interrupted read again" in resumed.stderr) == is_keyed
+    assert ("read again" in resumed.stderr) == is_keyed
     assert sorted(rows_in(version_of(tmp_path))) == server.rows("SELECT * FROM long ORDER BY id")

@@ -106,4 +106,4 @@ def test_numbers_that_no_type_holds_together(tmp_path: Path, monkeypatch: pytest
     sqlite3.connect(tmp_path / "a.db").close()
     sql = "SELECT 1152921504606846977 AS a UNION ALL SELECT 1.5"
     done = add(tmp_path, "sqlite:///a.db", "--query", sql)
-    assert (done.returncode, "column 'a' of --query has values of several types" in done.stderr) == (2, True)
+    assert (done.returncode, "column 'a'" in done.stderr) == (2, True)

@@ -181,7 +181,7 @@ def test_sketches_are_kept_and_those_of_another_algorithm_refused(
     algorithm.write_text(algorithm.read_text().replace('"version": 2', '"version": 1'))
     with pytest.raises(SketchesOutdated, match="another algorithm") as refused:
         dedupe(catalog, version, 0.6)
-    assert refused.value.why == "version is 1, and this aifx has 2"
+    assert "version is 1" in refused.value.why
     assert refused.value.hint == f"aifx data dedupe {version.reference} --near 0.6 --rebuild-sketches"
 
 

@@ -117,7 +117,7 @@ def test_what_cannot_be_erased(catalog: Catalog, chain: list[Version], tmp_path:
     assert "--where is empty" in failed("pets", " ")
     assert "not one SELECT" in failed("pets", "true); DELETE FROM data WHERE (true")
     found = inprocess.run(["data", "erase", "pets", "--where", "text = 'nothing' -- comment"], tmp_path, {})
-    assert (found.returncode, found.stdout) == (0, "no row of pets meets the condition\n")
+    assert (found.returncode, "no row of pets" in found.stdout) == (0, True)
     assert catalog.manifest("pets") == chain[1].manifest
 
 

@@ -122,7 +122,7 @@ def test_why_when_several_rows_are_meant(catalog: Catalog, chain: list[Version])
     assert found.histories == ()
     with pytest.raises(UsageError, match="no row 'x'"):
         explain_row(catalog, "x", None, ["pets"])
-    with pytest.raises(UsageError, match='no row with the text "it\'s"'):
+    with pytest.raises(UsageError, match="it's"):
         explain_row(catalog, None, "it's", ["pets"])
 
 
@@ -136,6 +136,7 @@ def test_the_commands(catalog: Catalog, chain: list[Version], tmp_path: Path) ->
         assert document.returncode == 0
         json.loads(document.stdout)
     printed = inprocess.run(["data", "why", "s0.txt-2", *root], tmp_path, {}).stdout
-    assert "row 3 of s0.txt, licence MIT" in printed
-    assert "its twin s0.txt-0 of s0.txt:\n  a cat" in printed
+    assert "row 3 of s0.txt" in printed
+    assert "MIT" in printed
+    assert "s0.txt-0 of s0.txt" in printed
     assert inprocess.run(["data", "why", *root], tmp_path, {}).returncode == 2

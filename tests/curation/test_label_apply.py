@@ -64,7 +64,7 @@ def test_a_version_with_the_labels(catalog: Catalog) -> None:
 def test_nothing_to_apply(catalog: Catalog) -> None:
     texts_version(catalog)
     code, document = apply(catalog)
-    assert (code, document["error"]["what"]) == (2, "column label of reviews has no labels to apply")
+    assert (code, "no labels" in document["error"]["what"]) == (2, True)
     code, document = apply(catalog, "--column", "text/2")
     assert code == 2
 
@@ -73,4 +73,4 @@ def test_a_column_of_numbers(catalog: Catalog) -> None:
     rows_version(catalog, "reviews", {"words": [3, 4], "label": [1, 2]}, "table")
     add_labels(catalog, entry(0, "good"))
     code, document = apply(catalog)
-    assert (code, document["error"]["what"]) == (2, "labels cannot be applied to column label")
+    assert (code, "column label" in document["error"]["what"]) == (2, True)

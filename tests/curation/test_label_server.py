@@ -256,7 +256,7 @@ def test_a_sample_follows_its_seed_and_leaves_out_labelled_rows(catalog: Catalog
     assert set(one) != set(sample_rows(version, "label", 20, 8))
     assert one[:5] == sample_rows(version, "label", 5, 7)  # a larger sample has the smaller one
     assert len(sample_rows(version, "label", 1000, 7, relabel=True)) == 100
-    with pytest.raises(UsageError, match="have a value in column text"):
+    with pytest.raises(UsageError, match="column text"):
         sample_rows(version, "text", 10, 0)
 
 
@@ -288,7 +288,7 @@ def test_the_least_certain_rows_come_first(catalog: Catalog, tmp_path: Path) -> 
     path.write_text("_row,probability\nf-4,0.9\nf-0,0.2\n")
     assert least_certain(version, shown, "label", str(path), 3) == ["f-0", "f-4"]
     path.write_text("file,row,loss\nother.jsonl,1,0.2\n")
-    with pytest.raises(Exception, match="is no prediction for a row of reviews"):
+    with pytest.raises(Exception, match="a row of reviews"):
         least_certain(version, shown, "label", str(path), 3)
 
 

@@ -64,7 +64,7 @@ def test_a_torn_line_is_cut_and_a_damaged_one_reported(catalog: Catalog) -> None
     assert path.read_bytes().startswith(whole)
     assert labels_of(catalog) == {"f-0": {"ann": "good"}, "f-1": {"ann": "bad"}, "f-2": {"ann": "good"}}
     path.write_bytes(whole.replace(b'"good"', b'"go', 1))
-    with pytest.raises(DataError, match=r"label\.jsonl:1 is not a line of labels"):
+    with pytest.raises(DataError, match=r"label\.jsonl:1 "):
         read_entries(path)
     path.write_bytes(whole.replace(b'"action": "label"', b'"action": "undo"', 1))
     with pytest.raises(DataError, match=r"label\.jsonl:1"):
@@ -93,7 +93,7 @@ def test_a_line_with_values_of_other_types_is_reported(catalog: Catalog, wrong: 
     path = label_file(catalog, "reviews", "label")
     path.write_bytes(path.read_bytes() + json.dumps(plain(entry(1, "bad")) | wrong).encode() + b"\n")
     code, found = run(catalog, "agreement", "reviews")
-    assert (code, found["error"]["what"]) == (2, f"{path}:2 is not a line of labels")
+    assert (code, f"{path}:2 " in found["error"]["what"]) == (2, True)
 
 
 def test_names_of_all_scripts_are_taken_and_control_characters_are_not(catalog: Catalog) -> None:
@@ -109,7 +109,7 @@ def test_one_process_writes_at_a_time(catalog: Catalog) -> None:
     texts_version(catalog)
     with (
         open_log(catalog, "reviews", "label"),
-        pytest.raises(DatasetBusy, match="the label file of reviews is in use"),
+        pytest.raises(DatasetBusy, match="reviews is in use"),
     ):
         add_labels(catalog, entry(0, "good"))
 
@@ -201,8 +201,11 @@ def test_tasks_of_label_studio_come_in(catalog: Catalog, tmp_path: Path) -> None
     path.write_text(json.dumps(STUDIO))
     code, found = run(catalog, "import", "reviews", path, "--labeller", "old")
     assert (code, found["added"], found["known"]) == (0, 3, 0)
-    assert found["unused"] == {"it has 2 choices instead of one": 1, "no row of the version has its content": 1}
-    assert f"{path}: task 3: no row of the version has its content" in found["examples"]
+    choices, content = sorted(found["unused"])
+    assert "2 choices" in choices
+    assert "content" in content
+    assert list(found["unused"].values()) == [1, 1]
+    assert f"{path}: task 3: {content}" in found["examples"]
     assert labels_of(catalog) == {"f-1": {"annotator-3": "Negative"}, "f-0": {"old": "Positive"}}
     entries = entries_of(catalog)
     assert [(one.labeller, one.action) for one in entries[:2]] == [
@@ -306,7 +309,7 @@ def test_pairs_of_label_studio(catalog: Catalog, tmp_path: Path) -> None:
     run(catalog, "import", "answers", path, "--pair", "one,two")
     assert labels_of(catalog, "answers") == labels
     code, error = run(catalog, "import", "answers", path, "--pair", "one,three")
-    assert (code, error["error"]["what"]) == (2, "--pair one,three names no two columns of text")
+    assert (code, "--pair one,three" in error["error"]["what"]) == (2, True)
 
 
 def test_images_are_found_by_their_bytes_or_file_names(catalog: Catalog, tmp_path: Path) -> None:

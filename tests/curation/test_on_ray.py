@@ -147,7 +147,7 @@ def test_a_killed_process_is_started_again(ray: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_task_that_always_ends_its_process(ray: Any, tmp_path: Path) -> None:
     step = KillsItself((collected(tmp_path),), "d")
-    with pytest.raises(EnvironmentFault, match=r"00002-000.parquet: aifx data without-letter ended 4 times"):
+    with pytest.raises(EnvironmentFault, match=r"00002-000.parquet: .* 4 times"):
         execute(step, "pets", open_catalog(str(tmp_path)), LIMITS, OnRay())
 
 

@@ -94,7 +94,7 @@ def test_mask(tmp_path: Path, corpus: Version) -> None:
         "email": (3, 2), "credit_card": (1, 1), "phone": (1, 1),
     }  # fmt: skip
     done = aifx(tmp_path, "corpus")
-    assert (done.returncode, "nothing found in 5 rows" in done.stdout) == (0, True)
+    assert (done.returncode, "5 rows" in done.stdout) == (0, True)
 
 
 def test_drop_and_kinds(tmp_path: Path, corpus: Version) -> None:

@@ -136,5 +136,5 @@ def test_a_version_without_columns(version: Version) -> None:
     assert query_rows(empty, "SELECT _row, _source FROM data", 9, MEMORY).rows == ()  # as `aifx data why` selects
     step = replace(version.manifest.step, name="mix")
     mix = replace(empty, manifest=replace(empty.manifest, step=step, parents=("a@123456789abc",)))
-    with pytest.raises(UsageError, match="is a mix, which has no rows of its own"):
+    with pytest.raises(UsageError, match="is a mix"):
         query_rows(mix, "FROM data", 9, MEMORY)

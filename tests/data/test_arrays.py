@@ -108,7 +108,7 @@ def test_numbers_have_32_bits() -> None:
     dtypes = {name: field.dtype for name, field in dataset.spec.fields.items()}
     assert dtypes == {"inputs": "float32", "targets": "int32", "seen": "bool", "weights": "float32"}
     assert {name: values.dtype.name for name, values in read_all(dataset, "test", 2).items()} == dtypes
-    with pytest.raises(ValueError, match="'targets' holds 2147483648; batches hold 32-bit numbers"):
+    with pytest.raises(ValueError, match="'targets' holds 2147483648"):
         array_dataset({"test": {"targets": np.array([1, 2**31])}})
 
 
@@ -196,7 +196,7 @@ def test_a_format_opens_its_file_and_others(tmp_path: Path) -> None:
     measured = form.open_file(other)
     assert measured.spec == form.spec
     assert read_all(measured, "test", 1)["inputs"].tolist() == [[1.0, 2.0]]
-    with pytest.raises(ConfigError, match="not known without the data"):
+    with pytest.raises(ConfigError, match="without the data"):
         Sums.describe(section, Project(tmp_path))
 
 
@@ -226,5 +226,6 @@ def test_an_empty_split_says_what_helps(tmp_path: Path) -> None:
     _, dataset = Sums.open(section, Project(csv(tmp_path, "1,2,3", "2,3,5")), tmp_path)
     with pytest.raises(DataError) as caught:
         dataset.source("validation", 4, seed=None)
-    assert "sums.csv: no examples in the validation split" in str(caught.value)
+    assert "sums.csv: " in str(caught.value)
+    assert "validation split" in str(caught.value)
     assert "data.validation_fraction" in caught.value.hint

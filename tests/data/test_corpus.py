@@ -128,9 +128,9 @@ def test_files_of_their_own_are_the_split(project: Project, write: Write) -> Non
 def test_a_file_in_two_splits_is_refused(write: Write, open_: Open) -> None:
     write("a.txt", prose(2000))
     write("b.txt", prose(2000, 1))
-    with pytest.raises(DataError, match=r"data/b.txt is named for both data.train and data.test"):
+    with pytest.raises(DataError, match=r"data/b.txt .*data.train and data.test"):
         open_(test=("data/b.txt",))
-    with pytest.raises(DataError, match=r"data/./b.txt is named for both data.validation and data.test"):
+    with pytest.raises(DataError, match=r"data/./b.txt .*data.validation and data.test"):
         open_(train=("data/a.txt",), validation=("data/b.txt",), test=("data/./b.txt",))
 
 
@@ -138,7 +138,7 @@ def test_a_copy_of_a_file_in_another_split_is_refused(write: Write, open_: Open)
     write("a.txt", prose(2000))
     write("copy.txt", prose(2000))
     write("b.txt", prose(2000, 1))
-    with pytest.raises(DataError, match=r"data/a.txt of data.train and data/copy.txt of data.test are the same"):
+    with pytest.raises(DataError, match=r"data/a.txt of data.train .*data/copy.txt"):
         open_(train=("data/a.txt",), test=("data/copy.txt",))
     open_(train=("data/a.txt", "data/copy.txt"), test=("data/b.txt",))  # twice in one split leaks nothing
 
@@ -156,7 +156,7 @@ def test_a_split_shorter_than_a_sequence_is_named(
     keys: dict[str, object], split: str, write: Write, open_: Open
 ) -> None:
     write("a.txt", prose(300))
-    with pytest.raises(DataError, match=f"data/a.txt: the {split} split is shorter than one sequence") as caught:
+    with pytest.raises(DataError, match=f"data/a.txt: the {split} split") as caught:
         open_(**keys)
     assert "tokens (" in caught.value.why
     assert "data.seq_len is" in caught.value.why

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -123,7 +124,7 @@ def test_copies_stay_in_one_split(project: Project, paint: Paint, caplog: pytest
     assert sum(map(len, found)) == len(set.union(*found)) == 52
     paint("parts/bad/same.png", 3)
     open_(project)
-    assert "the same picture with different labels: data/parts/bad/same.png and data/parts/good/03.png" in caplog.text
+    assert "data/parts/bad/same.png and data/parts/good/03.png" in caplog.text
 
 
 def test_rare_sets_of_labels_are_divided_together(project: Project, paint: Paint) -> None:
@@ -142,7 +143,7 @@ def test_a_data_set_too_small_to_hold_any_out_is_warned_of(
     for seed, name in enumerate(["good", "bad"]):
         paint(f"parts/{name}/{seed}.png", seed)
     open_(project)
-    assert "too few pictures to hold any out for validation and test" in caplog.text
+    assert "too few pictures" in caplog.text
 
 
 @pytest.mark.usefixtures("folder")
@@ -258,7 +259,7 @@ def test_a_picture_that_kills_its_worker_is_named(
     with pytest.raises(DataError) as caught:
         open_(project, workers=2)
     assert caught.value.what == "data/parts/good/11.png cannot be used"
-    assert "the decoder crashed (signal 6" in caught.value.why
+    assert "(signal 6" in caught.value.why
     data = open_(project, workers=2, errors="skip")
     assert sorted(seed for split in SPLITS for seed in seeds(data, split)) == [seed for seed in range(52) if seed != 11]
 
@@ -465,11 +466,10 @@ def test_what_is_skipped_is_counted_and_listed(
     assert sorted(seed for split in SPLITS for seed in seeds(data, split)) == [*range(52), 55]
     assert 5 in seeds(data, "test")
     text = caplog.text
-    assert "1 of 55 pictures are left out, since they cannot be used:" in text
+    assert text.count("1 of 55 pictures") == 2
     assert "data/parts/train/good/torn.jpg: " in text
-    assert "1 of 55 pictures are left out, since they are held out, too:" in text
-    assert "data/parts/train/good/05.png: the same picture as data/parts/test/good/again.png, in test" in text
-    assert "1 files are no pictures, such as data/parts/train/good/notes.txt" in text
+    assert re.search("data/parts/train/good/05.png: .*data/parts/test/good/again.png", text)
+    assert "data/parts/train/good/notes.txt" in text
 
 
 @pytest.mark.usefixtures("folder")
@@ -497,7 +497,7 @@ def test_balanced_sampling_and_weights(project: Project) -> None:
 def test_numbers_cannot_be_balanced(project: Project, paint: Paint) -> None:
     rows = "".join(f"{paint(f'{seed}.png', seed).name},{seed}\n" for seed in range(20))
     path = write_list(project, "file,value\n" + rows)
-    with pytest.raises(ConfigError, match=r"data.sampling = \"balanced\" cannot be used"):
+    with pytest.raises(ConfigError, match=r"data.sampling = \"balanced\""):
         open_(project, path, sampling="balanced")
 
 

@@ -178,7 +178,7 @@ def test_what_cannot_be_mixed(sets: Project) -> None:
     with pytest.raises(UsageError, match="holds table") as refused:
         make_mix(sets, "points:1", "code:1")
     assert "cannot be mixed" in refused.value.what
-    with pytest.raises(DataError, match="mix of 2 data sets"):
+    with pytest.raises(DataError, match="mix of 2"):
         open_single(mix, sets, "text")
 
 
@@ -196,5 +196,5 @@ def test_the_version_has_no_rows_and_names_its_parents(sets: Project) -> None:
 def test_a_step_refuses_a_mix(sets: Project) -> None:
     make_mix(sets, "web:1", "books:1")
     catalog = open_catalog(sets.datasets, sets)
-    with pytest.raises(UsageError, match="no rows of its own"):
+    with pytest.raises(UsageError, match=r"blend@.*no rows"):
         execute(Without((catalog.open("blend"),)), "other", catalog, LIMITS)

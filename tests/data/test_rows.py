@@ -77,7 +77,7 @@ def test_parquet_values_that_python_does_not_have(tmp_path: Path) -> None:
     parquet.write_table(arrow.table({"at": arrow.array(times, arrow.timestamp("s"))}), tmp_path / "a.parquet")
     assert len(read(tmp_path / "a.parquet")) == 300
     parquet.write_table(arrow.table({"at": arrow.array([*times, far], arrow.timestamp("s"))}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"a\.parquet: rows 257 to 301 cannot be read\n.*out of range"):
+    with pytest.raises(DataError, match=r"a\.parquet: .*257 to 301"):
         read(tmp_path / "a.parquet")
 
 

@@ -211,7 +211,7 @@ def test_files_that_cannot_be_used(tmp_path: Path, text: str, settings: dict[str
 def test_a_file_of_another_format(tmp_path: Path) -> None:
     (tmp_path / "series.txt").write_text("one\n")
     form, _ = write(tmp_path)
-    with pytest.raises(AifxError, match=r"no reader for format 'txt'"):
+    with pytest.raises(AifxError, match=r"'txt'"):
         form.open_file(tmp_path / "series.txt")
 
 
@@ -221,7 +221,7 @@ def test_a_file_is_a_test_split(tmp_path: Path) -> None:
     days = targets_of(again, "test")
     assert len(days) == len(set(days))
     assert {day for name, day in days if name == "a"} == set(range(8, 60)) - {20, 50}
-    with pytest.raises(DataError, match="no windows in the train split"):
+    with pytest.raises(DataError, match="train split"):
         again.source("train", 4, seed=0)
     assert again.spec == data.spec
 
@@ -230,7 +230,7 @@ def test_a_file_that_is_no_longer_than_the_context(tmp_path: Path) -> None:
     form, _ = write(tmp_path, "time,value\n" + "".join(f"{day_name(day)},{day}\n" for day in range(60)))
     path = tmp_path / "short.csv"
     path.write_text("time,value\n" + "".join(f"{day_name(day)},{day}\n" for day in range(5)))
-    with pytest.raises(DataError, match=r"too few rows\n.*its first data.context = 8 steps are context, and it has 5"):
+    with pytest.raises(DataError, match=r"\n.*data.context = 8 .* 5"):
         form.open_file(path).source("test", 4, seed=None)
 
 
@@ -313,7 +313,7 @@ def test_covariates_that_are_known_ahead_are_needed_ahead(tmp_path: Path) -> Non
     form, _ = write(tmp_path, known=["price"])
     row = {"shop": "a", "time": [day_name(day) for day in range(20)], "value": [float(d) for d in range(20)]}
     row["price"] = [1.0] * 20
-    with pytest.raises(ValueError, match="'price' is missing in rows to forecast"):
+    with pytest.raises(ValueError, match="'price' is missing"):
         form.encode(row)
     ahead = row | {"value": [*map(float, range(17)), None, None, None]}
     batch = form.encode(ahead)
@@ -324,7 +324,7 @@ def test_covariates_that_are_known_ahead_are_needed_ahead(tmp_path: Path) -> Non
         form.encode(row | {"value": [None] * 20})
     with pytest.raises(ValueError, match="equally long"):
         form.encode(row | {"value": [1.0]})
-    with pytest.raises(ValueError, match="no whole number of steps"):
+    with pytest.raises(ValueError, match="whole number of steps"):
         form.encode(row | {"time": [f"{time}T01:00" for time in row["time"]]})
 
 

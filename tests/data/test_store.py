@@ -101,7 +101,7 @@ def test_large_vocabularies_take_four_bytes(project: Project, write: Write) -> N
 def test_a_second_run_starts_at_once(write: Write, open_: Open, logged: list[str]) -> None:
     write("a.txt", prose(3000))
     first = open_("one")
-    assert logged == ["training the tokenizer on data/a.txt", "tokenizing data/a.txt"]
+    assert [line.rpartition(" ")[2] for line in logged] == ["data/a.txt"] * 2
     made = [path.stat().st_mtime_ns for path in stores()]
     assert open_("two").digest == first.digest
     assert open_("one").digest == first.digest
@@ -298,6 +298,6 @@ def test_text_that_changes_while_it_is_read_is_refused(project: Project, write: 
                 yield item
 
     edited = Edited(corpus.files, corpus.section, corpus.fractions)
-    with pytest.raises(DataError, match=r"data/a.txt changed while it was read"):
+    with pytest.raises(DataError, match=r"data/a.txt changed"):
         build_store(project.root / "store", edited, tokenizer)
     assert sorted(path.name for path in project.root.iterdir()) == ["data"]

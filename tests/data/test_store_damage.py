@@ -113,7 +113,7 @@ def test_a_flipped_bit_in_another_file_is_found_when_the_store_is_opened(
     assert open_store(opened.store.path) is None
     assert batches(open_(seq_len=LENGTH)) == batches(opened)
     assert path.read_bytes() == whole
-    assert "is damaged; building it again" in logged[0]
+    assert "is damaged" in logged[0]
 
 
 def test_a_damaged_packing_is_made_again(opened: TextData, open_: Open, logged: list[str]) -> None:
@@ -121,7 +121,8 @@ def test_a_damaged_packing_is_made_again(opened: TextData, open_: Open, logged: 
     (index,) = opened.store.path.glob("train.packing-*")
     flip_bits(index, 1)
     assert batches(open_(seq_len=LENGTH, packing="documents")) == expected
-    assert logged == [f"warning: the index {index} is damaged; making it again"]
+    (line,) = logged
+    assert f"{index} is damaged" in line
     logged.clear()
     assert batches(open_(seq_len=LENGTH, packing="documents")) == expected
     assert not logged
@@ -141,7 +142,7 @@ def test_a_store_whose_text_is_gone_ends_the_training(opened: TextData, open_: O
     data = open_(seq_len=LENGTH)
     flip_bits(opened.store.path / "train.tokens.npy", 20)
     write("a.txt", prose(40_000, 1))
-    with pytest.raises(DataError, match="changed while it was read"):
+    with pytest.raises(DataError, match=r"data/a.txt changed"):
         batches(data)
 
 

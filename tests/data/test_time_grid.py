@@ -47,7 +47,7 @@ def test_a_time_between_two_steps_is_known() -> None:
     grid = infer_grid([times("2001-01-01", 9, 1, "D")])
     places, is_on = grid.places(np.array(["2001-01-03T00:00", "2001-01-03T01:00"], "M8[us]"))
     assert (places.tolist(), is_on.tolist()) == ([2, 2], [True, False])
-    with pytest.raises(ValueError, match="no series has two rows"):
+    with pytest.raises(ValueError, match="two rows"):
         infer_grid([times("2001-01-01", 1, 1, "D")])
 
 

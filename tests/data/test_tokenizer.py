@@ -134,7 +134,7 @@ def test_it_is_kept_in_the_run_and_used_from_there(project: Project, write: Writ
     kept.write_bytes(train_tokenizer([prose(3000)], 280))
     assert open_("run").tokenizer.vocab_size == 280
     kept.write_bytes(train_tokenizer([prose(3000)], 400))
-    with pytest.raises(ConfigError, match=r"data\.vocab_size = 300 is less than the tokenizer's 400"):
+    with pytest.raises(ConfigError, match=r"data\.vocab_size = 300 .*400"):
         open_("run")
     assert open_("other").tokenizer.vocab_size == 300
     kept.write_text("{}")
@@ -281,8 +281,8 @@ def test_what_the_library_raises_on_a_text_is_named() -> None:
     """Also a panic of its pattern, which is no Exception, from a pattern that was not found out before."""
     no_unknown = {"type": "WordLevel", "vocab": {"</s>": 0, "a": 1}, "unk_token": "<none>"}
     tokenizer = Tokenizer(changed(added_tokens=[], model=no_unknown), "words.json")
-    with pytest.raises(DataError, match=r"words.json fails on this text"):
+    with pytest.raises(DataError, match=r"words.json fails"):
         tokenizer.encode("b")
-    with pytest.raises(DataError, match=r"x.json fails on this text") as caught, library_errors("x.json"):
+    with pytest.raises(DataError, match=r"x.json fails") as caught, library_errors("x.json"):
         pre_tokenizers.Split(tokenizers.Regex("(a+)+$"), "isolated").pre_tokenize_str("a" * 40 + "!")
     assert "backtracks without end" in caught.value.why

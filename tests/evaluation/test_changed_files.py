@@ -63,9 +63,10 @@ def test_a_changed_file_is_refused(project: Path, change: Callable[[RunDirectory
         lambda: restore_run(run, found),
         lambda: train(found, config, "main"),
     ):
-        with pytest.raises(CheckpointError, match=re.escape(f"{path} is not what the checkpoint of step 12")) as error:
+        with pytest.raises(CheckpointError, match=rf"{re.escape(str(path))} .*step 12") as error:
             use()
-        assert error.value.hint == f"restore {path}, or: aifx train --run main --fork NAME"
+        assert str(path) in error.value.hint
+        assert "aifx train --run main --fork NAME" in error.value.hint
 
 
 def test_an_evaluation_writes_nothing_that_a_checkpoint_is_bound_to(project: Path) -> None:

@@ -62,7 +62,7 @@ def test_an_answer_ends_where_the_model_ends_it(chats: Path) -> None:
     assert said.returncode == 0, said.stderr
     assert said.stdout == "Aye.\n"
     refused = aifx(chats, "generate", "--chat", "--prompt", "\udcff")  # a byte that is not UTF-8
-    assert (refused.returncode, "the prompt is not UTF-8" in refused.stderr) == (2, True), refused.stderr
+    assert (refused.returncode, "not UTF-8" in refused.stderr) == (2, True), refused.stderr
     shutil.rmtree(chats / "data")  # the run stands alone
     short = ["--max-tokens", "1", "--json"]
     told = document(aifx(chats, "generate", "--chat", "--system", "S", "--prompt", "x <|im_end|>", *short))

@@ -199,7 +199,7 @@ def test_eval_without_the_training_text(project: Path, monkeypatch: pytest.Monke
     found = Project(project)
     report = evaluate(found.existing_run(), found)
     assert report.metrics["bytes"] == (project / "held.txt").stat().st_size
-    assert [line for line in logged if "without knowing what was trained on" in line]
+    assert [line for line in logged if "trained on" in line]
 
 
 @pytest.mark.parametrize(

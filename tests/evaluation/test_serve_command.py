@@ -45,7 +45,7 @@ def test_what_is_refused_before_a_model_is_loaded(
     assert "serve.api_key is a secret" in refused(project, "--set", "serve.api_key=x")
     assert "serve.access_log" in refused(project, "--set", f"serve.access_log={tmp_path}")
     told = refused(project, "--set", f"serve.access_log={tmp_path}/missing/access.jsonl")
-    assert "No such file or directory" in told
+    assert f"{tmp_path}/missing" in told
     assert "--port" in refused(project, "--port", "70000")
     assert "serve.port = 70000" in refused(project, "--set", "serve.port=70000")
     assert "serve.host" in refused(project, "--host", "")
@@ -106,5 +106,5 @@ def test_a_run_is_served_and_measured(project: Path) -> None:
     assert len(results["ttft"]["samples_s"][0]) == 16
     whole = results["throughput"]["figures"]
     assert (whole["requests"], whole["failed_requests"]) == (16, 0)
-    assert "serve: prompts are token ids; tokens are counted by the server (usage)" in found["notes"]
+    assert any("token ids" in note and "(usage)" in note for note in found["notes"])
     assert not [note for note in found["notes"] if "ended before" in note]

@@ -59,5 +59,5 @@ def test_gates_and_best_by_know_the_metrics(classified: Path) -> None:
 
 
 def test_thresholds_need_validations(classified: Path) -> None:
-    with pytest.raises(ConfigError, match=r"objective\.threshold_by = 'f1' needs validations"):
+    with pytest.raises(ConfigError, match=r"objective\.threshold_by = 'f1'"):
         load_config(Project(classified), ["train.validate_every=0"], {})

@@ -157,5 +157,5 @@ def test_weights_that_float16_cannot_hold_are_refused(hub_models, empty_project,
     found["model.norm.weight"][0] = 1e6
     save_file(found, source / "model.safetensors")
     run = imported(source, empty_project)
-    with pytest.raises(AifxError, match=r"model\.norm\.weight has numbers beyond float16"):
+    with pytest.raises(AifxError, match=r"model\.norm\.weight .*float16"):
         export_model(tmp_path / "out", run, empty_project, dtype="float16")

@@ -85,7 +85,7 @@ def test_shards_of_a_data_set(project: Path, model: LoadedModel) -> None:
     for one, other in zip(found, expected, strict=True):
         assert one["probabilities"] == pytest.approx(other["probabilities"], rel=1e-5)  # another batch
     parquet.write_table(pa.table({"_row": ["a-0"], "image": [encoded[0][:60]]}), project / "cut.parquet")
-    with pytest.raises(DataError, match=r"cut.parquet: row 1 cannot be used"):
+    with pytest.raises(DataError, match=r"cut.parquet: row 1 "):
         list(model.predict_files(project / "cut.parquet"))
 
 
@@ -235,7 +235,7 @@ def test_a_folder_of_pictures_is_measured(project: Path, model: LoadedModel, tmp
     assert data.metrics["loss"] == pytest.approx(whole["loss"], rel=1e-5)
     (tmp_path / "june/unknown").mkdir()
     Image.fromarray(archive["images"][0]).save(tmp_path / "june/unknown/0.png")
-    with pytest.raises(DataError, match=r"'unknown' is not one of data\.classes"):
+    with pytest.raises(DataError, match=r"'unknown' .*data\.classes"):
         evaluate_files(run, found, [tmp_path / "june"], overrides=["data.errors=skip"])
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import re
 import uuid
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -87,9 +88,9 @@ def test_output_for_people(project: Path, texts: list[str]) -> None:
     assert " ".join(texts[9].split())[:99] in done.stdout
     assert done.stdout.count("\n") == 3
     again = aifx(project, "index", "corpus")
-    assert "701 vectors of 512 numbers" in again.stdout
+    assert "701 vectors" in again.stdout
     assert "which was there already" in again.stdout
-    assert "left out, because they have no text with words: 1 row\n" in again.stdout
+    assert re.search(r"left out.*: 1 row\n", again.stdout)
 
 
 @pytest.mark.parametrize("name", ["queries.txt", "queries.jsonl"])
@@ -151,7 +152,7 @@ def test_columns_without_texts(project: Path) -> None:
     assert "column 'number' of numbers@" in done.stderr
     assert "hint: --column word" in done.stderr
     done = aifx(project, "index", "numbers", "--column", "word", "--kind", "hnsw")
-    assert "--kind hnsw is for more rows" in done.stderr
+    assert "--kind hnsw" in done.stderr
 
 
 def test_recall_below_the_bound(project: Path, version: Version) -> None:
@@ -184,7 +185,7 @@ def test_an_index_belongs_to_its_version_and_its_embedder(
         monkeypatch.setattr("aifx.search.hashed_ngrams.ALGORITHM", 2)
         refused = aifx(project, "search", version.reference, "whale")
         assert refused.returncode == 2
-        assert "algorithm is 1 there and 2 here" in refused.stderr
+        assert "algorithm is 1" in refused.stderr
     finally:
         open_catalog(str(project / "datasets")).set_latest(name, version.manifest.version)
 
@@ -204,7 +205,7 @@ def test_a_damaged_index_is_refused_and_made_again(project: Path, version: Versi
     manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 9'))
     assert "its format is 9" in aifx(project, "search", "corpus", "whale").stderr
     manifest.write_text(manifest.read_text().replace('"format": 9', '"format": 1').replace('"text"', '"tezt"'))
-    assert "name is not that of its settings" in aifx(project, "search", "corpus", "whale").stderr
+    assert "its settings" in aifx(project, "search", "corpus", "whale").stderr
     aifx(project, "index", "corpus")
 
 
@@ -313,7 +314,7 @@ def test_a_search_takes_no_index_that_misses_its_recall(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
     assert aifx(tmp_path, "add", "small", "rows.jsonl", "--license", "MIT").returncode == 0
     refused = aifx(tmp_path, "search", "small", "row 5")
-    assert "none was made of this one" in refused.stderr
+    assert "aifx data index small" in refused.stderr
     made = aifx(tmp_path, "index", "small", "--kind", "hnsw", "--effort", "1", "--min-recall", "1", "--json")
     assert made.returncode == 1
     name = json.loads(made.stdout)["index"]["name"]

@@ -94,7 +94,7 @@ def test_an_index_belongs_to_a_checkpoint(project: Path) -> None:
     assert hit["score"] == pytest.approx(1, abs=1e-5)
     refused = aifx(project, "data", "search", "corpus", "the whale", "--embedder", "main")
     assert refused.returncode == 2
-    assert "step is 1 there and 2 here" in refused.stderr
+    assert "step is 1" in refused.stderr
     refused = aifx(project, "data", "index", "corpus", "--embedder", "man")
     assert "no embedder 'man'" in refused.stderr
     shutil.rmtree(project / "runs/main/checkpoints/1")

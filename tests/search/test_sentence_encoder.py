@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def test_index_and_search(tmp_path: Path) -> None:
     write_encoder(folder, seed=1)
     refused = aifx("search", "corpus", "the whale")
     assert refused.returncode == 2
-    assert "was made with another embedder" in refused.stderr
+    assert "another embedder" in refused.stderr
 
 
 CHANGES = {
@@ -98,6 +97,6 @@ def test_an_encoder_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "aifx.toml").touch()
     done = run(["import", "model"], tmp_path, {})
     assert done.returncode == 2
-    assert re.search("hint: aifx data index NAME --embedder model", done.stderr)
+    assert "aifx data index NAME --embedder model" in done.stderr
     (tmp_path / "aifx.toml").write_text('[model]\nfamily = "bert"\n')
     assert run(["config", "check"], tmp_path, {}).returncode == 2

@@ -71,7 +71,7 @@ def test_without_a_base_each_command_says_how_to_train_one(tmp_path: Path) -> No
         assert "no run 'base'" in failed.stderr
         assert failed.stderr.endswith(f"hint: {command}\n"), failed.stderr
     (project / "base.toml").unlink()
-    assert "hint: aifx import SOURCE --name base" in aifx(project, "train", code=2).stderr
+    assert "aifx import SOURCE --name base" in aifx(project, "train", code=2).stderr
     few = ["--set", "train.num_steps=1", "--set", "schedule.warmup_steps=0"]
     missing = aifx(project, "train", "--config", "base.toml", *few, code=2)
     assert "base.toml cannot be read" in missing.stderr

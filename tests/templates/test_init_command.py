@@ -87,7 +87,7 @@ def test_questions_on_a_terminal(tmp_path: Path) -> None:
     assert person.end() == 0
     text = (tmp_path / "pequod/aifx.toml").read_text()
     assert 'name = "pequod-2"' in text
-    assert "A language model of Moby-Dick." in text
+    assert "Moby-Dick" in text
 
 
 def test_an_answer_that_is_given_is_not_asked(tmp_path: Path) -> None:

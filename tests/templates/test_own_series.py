@@ -75,7 +75,7 @@ def test_columns_are_found_or_asked_for(tmp_path: Path) -> None:
     rows = [(day, n % 7, n % 5, n % 3) for n, day in enumerate(days(200))]
     write(tmp_path / "t.csv", "day,x,y,z", rows)
     failed = command(tmp_path, "init", "p", "-t", "series", "-a", "data=t.csv", code=2)
-    assert "columns of numbers are x, y, z" in failed.stderr
+    assert "x, y, z" in failed.stderr
     command(tmp_path, "init", "p", "-t", "series", "-a", "data=t.csv", "-a", "target=y")
     assert settings(tmp_path / "p")["data"]["value"] == "y"
 

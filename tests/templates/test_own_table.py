@@ -42,7 +42,7 @@ def test_a_file_of_ones_own_in_four_commands(tmp_path: Path) -> None:
     toml = tomli.loads((project / "aifx.toml").read_text())
     assert (toml["data"]["path"], toml["data"]["target"]) == ("../a b.csv", "kind")
     assert toml["objective"]["kind"] == "classification"
-    assert toml["project"]["description"] == "Predicts kind from the other columns."
+    assert "kind" in toml["project"]["description"]
     (gate,) = toml["eval"]["gates"]
     assert gate.startswith("macro_f1 >= 0.4")
     assert gate in (project / "ci/gate.sh").read_text()
