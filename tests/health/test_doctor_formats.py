@@ -139,7 +139,7 @@ def test_a_line_that_cannot_be_written_is_no_ok(form: str, code: int, snapshots:
     checked = ["doctor", "--only", "memory", "--replay", str(snapshots["healthy"]), "--format", form]
     command = [sys.executable, "-m", "aifx.commands.main", *checked]
     with open("/dev/full", "w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=120, check=False)
     assert done.returncode == code
 
 

@@ -34,7 +34,7 @@ SCONTROL = r"""#!/bin/sh
 file=$FAKE_NODE
 { read -r state; read -r reason; } < "$file"
 echo "$*" >> "$file.calls"
-[ -f "$file.hang" ] && exec sleep 60
+[ -f "$file.hang" ] && exec sleep 600
 case "$1 $2" in
 "show node")
     [ "$3" = n2 ] || { echo "Node $3 not found"; exit 1; }
@@ -100,6 +100,18 @@ def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
         return answer["report"], answer["rules"]
 
     monkeypatch.setattr(isolated_check, "run_isolated_check", run_isolated_check)
+
+
+@pytest.fixture(autouse=True)
+def patient_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit below that of all commands is the test's own; any other only ends a hang."""
+    run_check = isolated_check.run_isolated_check
+
+    def patient(asked: isolated_check.Asked, limit_s: float) -> tuple[dict[str, Any], list[str]]:
+        return run_check(asked, limit_s if 0 < limit_s <= 2 else 600.0)
+
+    monkeypatch.setattr(isolated_check, "run_isolated_check", patient)
+    monkeypatch.setattr("aifx.health.slurm.SCONTROL_LIMIT_S", 600.0)
 
 
 @pytest.fixture(autouse=True)
@@ -352,14 +364,15 @@ def test_the_example_scripts(stub: str | None, prolog: int, tmp_path: Path) -> N
         script = (EXAMPLES / name).read_text()
         assert script.count("AIFX=/opt/aifx/bin/aifx\n") == 1
         (tmp_path / name).write_text(script.replace("/opt/aifx/bin/aifx", str(aifx)))
-        done = subprocess.run(["/bin/sh", str(tmp_path / name)], env={}, capture_output=True, timeout=60, check=False)
+        done = subprocess.run(["/bin/sh", str(tmp_path / name)], env={}, capture_output=True, timeout=120, check=False)
         assert done.returncode == code
 
 
 def test_without_path_or_home(recorded: dict[str, list[str]], tmp_path: Path) -> None:
     """slurmd starts HealthCheckProgram with SLURMD_NODENAME alone."""
-    command = [sys.executable, "-m", "aifx.commands.main", "doctor", "slurm", "prolog", *recorded["broken"]]
+    command = [sys.executable, "-m", "aifx.commands.main", "doctor", "slurm", "prolog", "--limit", "55"]
+    command += recorded["broken"]
     environ = {"SLURMD_NODENAME": "n2", "AIFX_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (10, "")
     assert done.stdout.startswith(f"n2: aifx: {RULE} ")

@@ -122,7 +122,7 @@ def test_wheels_that_write_the_same_library_are_named(tmp_path, monkeypatch):
         (folder / "RECORD").write_text("nvidia/nccl/lib/libnccl.so.2,,\n")
     environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-P", "-m", "aifx.health.jax_probe", "packages"]
-    document = json.loads(subprocess.run(command, env=environ, capture_output=True, check=True, timeout=60).stdout)
+    document = json.loads(subprocess.run(command, env=environ, capture_output=True, check=True, timeout=120).stdout)
     assert document["overlaps"] == ["nvidia-nccl-cu12 and nvidia-nccl-cu13"]
     assert document["packages"]["nvidia-nccl-cu13"] == "2.28.3"
 

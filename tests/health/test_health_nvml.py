@@ -4,7 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pynvml
 import pytest
@@ -12,6 +14,7 @@ from health_machines.gpus import A100_PCIE, GB200, GB200_BUSES, H100, H100_BUSES
 from health_machines.nvml_documents import document
 from nvml_scenarios import scenario
 
+from aifx.core import processes
 from aifx.core.facts import Absent, Unknown, from_document
 from aifx.health.host import Host
 from aifx.health.probes import nvidia
@@ -40,12 +43,12 @@ def library(tmp_path_factory) -> Path:
 def read(library, tmp_path, monkeypatch):
     """What the reader says with a scenario, as facts."""
 
-    def read(text: str, *arguments: str, folder: Path = library, limit_s: float = 60.0):
+    def read(text: str, *arguments: str, folder: Path = library, limit_s: float = 600.0, module="aifx.machine.nvml"):
         file = tmp_path / "scenario.txt"
         file.write_text(text)
         monkeypatch.setenv("FAKE_NVML_SCENARIO", str(file))
         monkeypatch.setenv("LD_LIBRARY_PATH", str(folder))
-        return from_document(Host().ask("aifx.machine.nvml", *arguments, name="nvml", limit_s=limit_s))
+        return from_document(Host().ask(module, *arguments, name="nvml", limit_s=limit_s))
 
     return read
 
@@ -152,10 +155,31 @@ def test_a_corrupt_inforom(read):
     assert read(eight("1:nvmlDeviceValidateInforom = !14"))["gpus"][1]["inforom_state"] == "corrupt"
 
 
-def test_a_gpu_that_hangs_is_given_up_and_the_others_are_read(read):
-    gpus = read(eight("6:nvmlDeviceGetTemperature/0 = hang"), "2")["gpus"]
+PATIENT = """
+import threading
+from types import SimpleNamespace
+from aifx.machine.nvml import __main__ as nvml
+
+class Thread(threading.Thread):
+    def __init__(self, args, **options):
+        super().__init__(args=args, **options)
+        self.hangs = args[0] == 6
+
+    def join(self, timeout):
+        super().join(timeout if self.hangs else 600)
+
+nvml.threading = SimpleNamespace(Thread=Thread)
+nvml.main()
+"""
+"""The reader, which gives up GPU 6 alone, however busy the machine is."""
+
+
+def test_a_gpu_that_hangs_is_given_up_and_the_others_are_read(read, tmp_path, monkeypatch):
+    (tmp_path / "patient_reader.py").write_text(PATIENT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    gpus = read(eight("6:nvmlDeviceGetTemperature/0 = hang"), "0.5", module="patient_reader")["gpus"]
     assert isinstance(gpus[6]["state"], Unknown)
-    assert "no answer for this GPU in 2 s" in gpus[6]["state"].why
+    assert "0.5 s" in gpus[6]["state"].why
     assert isinstance(gpus[6]["ecc"]["uncorrected_volatile"], Absent)
     assert [gpu["state"] for gpu in gpus if gpu["index"] != 6] == ["ok"] * 7
 
@@ -163,14 +187,19 @@ def test_a_gpu_that_hangs_is_given_up_and_the_others_are_read(read):
 def test_a_driver_that_hangs_is_given_up(read):
     answer = read(eight("nvmlSystemGetDriverVersion = hang"), limit_s=1)
     assert isinstance(answer, Unknown)
-    assert answer.why == "nvml did not answer within 1 s"
+    assert answer.why.startswith("nvml ")
+    assert "1 s" in answer.why
 
 
 def test_an_answer_counts_if_the_process_cannot_end(tmp_path, monkeypatch):
     """As where one thread hangs in the kernel module."""
-    (tmp_path / "stuck_reader.py").write_text("import time\nprint('{\"answer\": 1}', flush=True)\ntime.sleep(600)\n")
+    has_answered = tmp_path / "has_answered"
+    lines = ("print('{\"answer\": 1}', flush=True)", f"open({str(has_answered)!r}, 'w')", "time.sleep(600)")
+    (tmp_path / "stuck_reader.py").write_text("\n".join(("import time", *lines)))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert Host().ask("stuck_reader", name="stuck", limit_s=2) == {"answer": 1}
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 3600 * has_answered.exists())
+    monkeypatch.setattr(processes, "time", clock)
+    assert Host().ask("stuck_reader", name="stuck", limit_s=600) == {"answer": 1}
 
 
 @pytest.mark.parametrize(("code", "state"), [(9, "not_loaded"), (12, "no_library"), (18, "library_mismatch")])

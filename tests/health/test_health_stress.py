@@ -5,32 +5,65 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from importlib import metadata
 
 import pytest
 from health_machines.stressed import events
 
+from aifx.core import processes
 from aifx.core.facts import Absent, to_document
 from aifx.core.logs import log_lines
 from aifx.health import stress
 from aifx.health.stress import sensors
 from aifx.health.stress.record import Record, compare
 
+LONG_S = 1e6
 FOUR = "--xla_force_host_platform_device_count=4"
 
 
 SHORTER = """
 from aifx.machine import microbenchmarks
-from aifx.health.stress import child, measures
+from aifx.health.stress import child, consistency_check, measures
 
 transfer = microbenchmarks.Transfer
 microbenchmarks.Transfer = lambda device, num_bytes: transfer(device, num_bytes >> 8)
 measures.USUAL_PRODUCT = {"cpu": (256, 4)}
 measures._beyond_caches = lambda device: 1 << 20
+run = consistency_check.run
+consistency_check.run = lambda devices, runs, limit_s: run(devices, runs, 3600.0)
 child.LEVELS["quick"] = child.Level(slice_s=0.02, consistency=3, load_s=0.4)
 child.main()
 """
-"""The child as it is, over less data and in less time."""
+"""The child as it is, over less data and in less time. A busy machine may take long to compile."""
+
+
+@pytest.fixture(autouse=True)
+def patient_stress(monkeypatch):
+    """A child may be slow to write its next line."""
+    monkeypatch.setattr(stress, "GRACE_S", 600.0)
+
+
+class JumpingClock:
+    """The clock, which goes on by a day when the line `jumps_at` is logged."""
+
+    jumps_at, ahead_s = "", 0.0
+
+    def monotonic(self):
+        return time.monotonic() + self.ahead_s
+
+    def take(self, line):
+        if line == self.jumps_at:
+            self.ahead_s = 86_400.0
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = JumpingClock()
+    monkeypatch.setattr(stress, "time", clock)
+    monkeypatch.setattr(processes, "time", clock)
+    with log_lines(clock.take):
+        yield clock
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +74,10 @@ def measured(tmp_path_factory):
         patch.setenv("PYTHONPATH", str(folder))
         patch.setenv("XLA_FLAGS", FOUR.replace("4", "2") + " --xla_backend_optimization_level=0")
         patch.setenv("JAX_PLATFORMS", "cpu")
+        patch.setattr(stress, "GRACE_S", 600.0)
         lines: list[str] = []
         with log_lines(lines.append):
-            return stress.collect("quick", 240.0, "stress_child_that_is_shorter"), lines
+            return stress.collect("quick", 3600.0, "stress_child_that_is_shorter"), lines
 
 
 def test_two_devices_are_measured_and_agree(measured):
@@ -58,7 +92,7 @@ def test_two_devices_are_measured_and_agree(measured):
         assert [p["dtype"] for p in device["matmul"]] == ["float32", "bfloat16", "float16", "int8"]
         rates = [p["tflops"] for p in device["matmul"]] + [m["gb_s"] for m in (*device["memory"], *device["copies"])]
         assert all(rate > 0 for rate in rates)
-        assert 0 < device["matmul"][0]["of_peak"] < 4
+        assert device["matmul"][0]["of_peak"] > 0
         assert device["sustained"][0]["kept"] > 0
     assert {c["device"] for c in facts["collectives"]} == {"all-reduce", "all-gather"}
     assert all(c["num_wrong"] == 0 for c in facts["collectives"])
@@ -93,7 +127,7 @@ def corrupt(size, seed):
     return found
 
 devices = jax.local_devices()
-hashes, exact = consistency_check.run(devices, 2, 120.0, corrupt)
+hashes, exact = consistency_check.run(devices, 2, 1200.0, corrupt)
 import json
 print(json.dumps([hashes, exact]))
 """
@@ -101,7 +135,9 @@ print(json.dumps([hashes, exact]))
 
 def test_one_flipped_bit_names_the_device_and_the_program():
     environ = {**os.environ, "XLA_FLAGS": FOUR, "JAX_PLATFORMS": "cpu"}
-    printed = subprocess.run([sys.executable, "-c", CORRUPT], env=environ, capture_output=True, check=True, timeout=300)
+    printed = subprocess.run(
+        [sys.executable, "-c", CORRUPT], env=environ, capture_output=True, check=True, timeout=1200
+    )
     hashes, exact = json.loads(printed.stdout)
     rows = {row["device"]: row for row in compare(hashes, dict.fromkeys(hashes, "cpu"), exact)}
     assert rows["cpu:2"]["odd"] == ["matmul bfloat16", "integers"]
@@ -137,7 +173,7 @@ for step, (device, what) in enumerate([(d, w) for d in ("gpu:0", "gpu:1", "gpu:2
     if step < first or device in without:
         continue
     about = dict(step=step, key="memory", device=device, what=what)
-    emit(event="begin", limit_s=LIMIT, suspect_s=SUSPECT, **about)
+    emit(event="begin", limit_s=900, suspect_s=SUSPECT, **about)
     if device == "gpu:1":
         FAULT
     emit(event="result", value=rate, **about)
@@ -150,8 +186,8 @@ def child(tmp_path, monkeypatch):
     """A child that measures, until the second of its three devices meets a fault."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
-    def make(fault, limit_s=0.5, suspect_s=900):
-        source = TELLS.replace("FAULT", fault).replace("LIMIT", str(limit_s)).replace("SUSPECT", str(suspect_s))
+    def make(fault, suspect_s=900):
+        source = TELLS.replace("FAULT", fault).replace("SUSPECT", str(suspect_s))
         (tmp_path / "stress_child_of_a_test.py").write_text(source)
         return "stress_child_of_a_test"
 
@@ -167,9 +203,9 @@ def child(tmp_path, monkeypatch):
         ("emit(event='hung', **about); time.sleep(3600)", "hung", "did not end"),
     ],
 )
-def test_a_device_that_hangs_or_kills_is_named_and_the_others_are_measured(child, monkeypatch, fault, state, error):
-    monkeypatch.setattr(stress, "GRACE_S", 0.5)
-    facts = stress.collect("quick", 60.0, child=child(fault))
+def test_a_device_that_hangs_or_kills_is_named_and_the_others_are_measured(child, clock, fault, state, error):
+    clock.jumps_at = "gpu:1: memory" if fault.startswith("time.sleep") else ""
+    facts = stress.collect("quick", LONG_S, child=child(fault))
     devices = {d["device"]: d for d in facts["devices"]}
     assert devices["gpu:1"]["state"] == state
     assert error in devices["gpu:1"]["error"]
@@ -180,17 +216,15 @@ def test_a_device_that_hangs_or_kills_is_named_and_the_others_are_measured(child
     assert facts["ended"] == "finished"
 
 
-def test_the_budget_bounds_it(child, monkeypatch):
-    monkeypatch.setattr(stress, "GRACE_S", 0.2)
-    facts = stress.collect("quick", 1.5, child=child("time.sleep(3600)", limit_s=900))
+def test_the_budget_bounds_it(child, clock):
+    clock.jumps_at = "gpu:1: memory"
+    facts = stress.collect("quick", 3600.0, child=child("time.sleep(3600)", suspect_s=LONG_S))
     assert (facts["ended"], facts["is_cut"]) == ("out of time", True)
-    assert facts["duration_s"] < 60
     assert len(facts["devices"][0]["memory"]) == 2
 
 
 def test_a_slow_import_of_jax_is_within_the_budget(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(stress, "GRACE_S", 120.0)
     source = "import time\ntime.sleep(3)\nfrom aifx.health.stress.child import main\nmain()\n"
     (tmp_path / "stress_child_that_imports_slowly.py").write_text(source)
     facts = stress.collect("quick", 3.0, child="stress_child_that_imports_slowly")
@@ -199,16 +233,16 @@ def test_a_slow_import_of_jax_is_within_the_budget(tmp_path, monkeypatch):
     assert isinstance(facts["consistency"], Absent)
 
 
-def test_a_hang_that_the_budget_ends_is_a_hang(child, monkeypatch):
-    monkeypatch.setattr(stress, "GRACE_S", 0.2)
-    facts = stress.collect("quick", 1.5, child=child("time.sleep(3600)", limit_s=900, suspect_s=0.1))
+def test_a_hang_that_the_budget_ends_is_a_hang(child, clock):
+    clock.jumps_at = "gpu:1: memory"
+    facts = stress.collect("quick", 3600.0, child=child("time.sleep(3600)"))
     assert facts["devices"][1]["state"] == "hung"
 
 
-def test_devices_that_hang_together_break_it(child, monkeypatch):
-    monkeypatch.setattr(stress, "GRACE_S", 0.5)
-    fault = "emit(event='begin', **{**about, 'device': 'all'}, limit_s=0.2, suspect_s=0.2); time.sleep(3600)"
-    facts = stress.collect("quick", 60.0, child=child(fault))
+def test_devices_that_hang_together_break_it(child, clock):
+    clock.jumps_at = "memory"
+    fault = "emit(event='begin', **{**about, 'device': 'all'}, limit_s=900, suspect_s=900); time.sleep(3600)"
+    facts = stress.collect("quick", LONG_S, child=child(fault))
     assert (facts["ended"], facts["is_broken"]) == ("hung", True)
     assert [f["device"] for f in facts["failures"]] == ["all"]
 
@@ -216,7 +250,7 @@ def test_devices_that_hang_together_break_it(child, monkeypatch):
 def test_devices_that_another_process_holds_are_no_fault(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "stress_child_held.py").write_text("raise SystemExit('The TPU is already in use by process 4711')")
-    facts = stress.collect("quick", 30.0, child="stress_child_held")
+    facts = stress.collect("quick", LONG_S, child="stress_child_held")
     assert (facts["ended"], facts["is_cut"], facts["is_broken"]) == ("held", True, False)
 
 
@@ -234,7 +268,7 @@ def test_sensors_tell_who_is_throttled_while_the_load_runs():
 def test_a_child_without_jax_is_broken_and_says_why(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "stress_child_that_ends.py").write_text("raise SystemExit('no backend')")
-    facts = stress.collect("quick", 30.0, child="stress_child_that_ends")
+    facts = stress.collect("quick", LONG_S, child="stress_child_that_ends")
     assert (facts["ended"], facts["is_broken"], facts["devices"]) == ("died", True, [])
     assert "no backend" in facts["why"]
 
@@ -244,22 +278,22 @@ import json, logging, sys
 from aifx.core.logs import log_to
 from aifx.health import stress
 from aifx.core.facts import to_document
+stress.GRACE_S = 600.0
 with log_to(logging.StreamHandler()):
-    facts = stress.collect("quick", 600.0, sys.argv[1])
+    facts = stress.collect("quick", 1e6, sys.argv[1])
 print(json.dumps(to_document(facts)))
 """
 
 
 def test_what_was_measured_survives_ctrl_c(child):
-    module = child("time.sleep(3600)", limit_s=900)
+    module = child("time.sleep(3600)")
     with subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, module], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
-        while "gpu:1" not in process.stderr.readline():
-            pass
+        assert any("gpu:1" in line for line in iter(process.stderr.readline, ""))
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=120)
     facts = json.loads(out)
     assert process.returncode == 0
     assert (facts["ended"], facts["is_cut"]) == ("interrupted", True)

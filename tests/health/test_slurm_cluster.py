@@ -39,7 +39,7 @@ def slurm(started: Cluster) -> Iterator[Cluster]:
 
 def set_ours(slurm: Cluster, name: str, options: str = "") -> None:
     """The example script as what Slurm runs; each run leaves a line in `name`.runs."""
-    trees = f'--only memory --root {slurm.folder}/trees/"$SLURMD_NODENAME"'
+    trees = f'--limit 55 --only memory --root {slurm.folder}/trees/"$SLURMD_NODENAME"'
     aifx = make_aifx(slurm.folder / f"aifx-{name}", f"{trees} {options}")
     script = (EXAMPLES / f"slurm-{name}.sh").read_text().replace("/opt/aifx/bin/aifx", str(aifx))
     script = script.replace("# SLURM_CONF=/etc/slurm/slurm.conf;", f"SLURM_CONF={slurm.folder}/slurm.conf;")
