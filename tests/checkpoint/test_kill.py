@@ -56,6 +56,7 @@ def test_a_few_kills(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("part", parts(10))
 def test_twenty_kills(tmp_path: Path, part: int, record_property: Callable[[str, object], None]) -> None:
     kill_often(tmp_path, 20, seed_of_commit() + part)

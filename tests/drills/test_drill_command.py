@@ -152,6 +152,7 @@ def test_a_signal_leaves_the_results_so_far(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_drills_of_real_trainings(tiny_project, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("course", "scenarios"):  # no run is over before its fault
         monkeypatch.setattr(f"aifx.drills.{module}.PACE_S", 0.2)

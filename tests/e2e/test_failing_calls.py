@@ -153,6 +153,7 @@ def check(server: Server, whole: Undisturbed, folder: Path, first: int, count: i
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_some_calls_fail(server: Server, undisturbed: Undisturbed, tmp_path: Path) -> None:
     dice = random.Random(seed_of_commit())
     for _ in range(FEW):
@@ -161,6 +162,7 @@ def test_some_calls_fail(server: Server, undisturbed: Undisturbed, tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("number", ERRORS, ids=[errno.errorcode[number] for number in ERRORS])
 @pytest.mark.parametrize("part", parts(PARTS))
 def test_every_call_fails(

@@ -178,6 +178,7 @@ def kill_and_compare(project: Command, cache: Path, started: Started, seed: int)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("part", parts(RUNS))
 def test_twenty_kills(
     project: Command, tmp_path: Path, started: Started, part: int, record_property: Callable[[str, object], None]

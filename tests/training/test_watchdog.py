@@ -149,8 +149,10 @@ LONG = ("train", "--set", "train.num_steps=60", "--set", "data.read_s=0.02", "--
         "--set", "guards.step_timeout_s=1.5", "--set", "data.stuck_step=8")  # fmt: skip
 
 PATIENT = """
+from aifx.training import hang_report
 from aifx.training.watchdog import Watchdog
 
+hang_report.PART_S = hang_report.WRITE_S = 60.0
 limit = Watchdog.limit
 
 
