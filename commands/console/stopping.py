@@ -92,9 +92,8 @@ class EntrySignals:
             return
         self._raised = False
         number = signal.SIGTERM if issubclass(dropped.exc_type, Terminated) else signal.SIGINT
-        _thread.start_new_thread(
-            _interrupt_soon, (_thread.get_ident(), number)
-        )  # once the main thread has left that code
+        # Once the main thread has left that code.
+        _thread.start_new_thread(_interrupt_soon, (_thread.get_ident(), number))
 
     def end(self) -> None:
         """The answer is being written from here on."""

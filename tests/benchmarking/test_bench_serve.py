@@ -277,7 +277,8 @@ def test_a_closed_loop_has_so_many_requests_at_once(
     servers: Callable[..., SseServer], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def answer(body: dict[str, Any], write: Write) -> None:
-        await asyncio.sleep(0.005)
+        while len(server.bodies) > 1 + 3 and server.at_once < 3:
+            await asyncio.sleep(0.002)
         await plain(body, write)
 
     monkeypatch.setenv("MY_KEY", "se-cret")
@@ -341,8 +342,14 @@ def test_fields_that_a_server_refuses_are_left_out(
     assert "3 of 3 answers ended before the length asked for; the server does not take ignore_eos" in caplog.text
 
 
-def test_failures_are_counted_by_kind(servers: Callable[..., SseServer], caplog: pytest.LogCaptureFixture) -> None:
-    count = 0
+def test_failures_are_counted_by_kind(
+    servers: Callable[..., SseServer], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, timeouts, timeout = 0, list[tuple[asyncio.AbstractEventLoop, asyncio.Timeout]](), asyncio.timeout
+
+    def made(after_s: float) -> asyncio.Timeout:
+        timeouts.append((asyncio.get_running_loop(), timeout(after_s)))
+        return timeouts[-1][1]
 
     async def answer(body: dict[str, Any], write: Write) -> None:
         nonlocal count
@@ -356,13 +363,16 @@ def test_failures_are_counted_by_kind(servers: Callable[..., SseServer], caplog:
             return
         if kind == 3:
             return  # without an end
-        if kind == 4:
-            await asyncio.sleep(5)
+        if kind == 4:  # the client's time is up now, and not that of a request before
+            loop, running = timeouts[-1]
+            loop.call_soon_threadsafe(running.reschedule, loop.time())
+            await asyncio.sleep(600)
         await write(text("y", "stop"))
         await write("[DONE]")
 
     server = servers(answer)
-    found = measured(server, caplog, requests=7, warmup=0, output_tokens="2", timeout_s=0.5, slo="ttft=10s")
+    monkeypatch.setattr(client_module.asyncio, "timeout", made)
+    found = measured(server, caplog, requests=7, warmup=0, output_tokens="2", slo="ttft=600s")
     note = next(record.getMessage() for record in caplog.records if "failed" in record.getMessage())
     assert note.startswith("serve concurrency 1: 5 of 7 requests failed: 2 x HTTP 429, ")
     for kind in ("1 x error in the stream", "1 x incomplete answer", "1 x timeout"):

@@ -227,7 +227,7 @@ def test_a_stress_that_sigterm_ends_leaves_a_report(tmp_path):
         assert process.stderr is not None
         assert process.stderr.readline()
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 75, err
     assert_cut(json.loads(out))
 

@@ -55,7 +55,7 @@ def test_nothing_where_the_library_would_not_listen(can, monkeypatch, libc):
 @pytest.mark.skipif(with_huge_pages(PLAIN) is None, reason="this machine gives huge pages to all or to none")
 def test_one_restart_as_the_same_process_with_the_same_arguments():
     command = [sys.executable, "-c", PROGRAM, "train", "--set", "a=b c"]
-    done = subprocess.run(command, env=PLAIN, input="piped", capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, env=PLAIN, input="piped", capture_output=True, text=True, check=True, timeout=300)
     first, second, last = done.stdout.splitlines()
     assert first.endswith("None")
     assert second == first.removesuffix("None") + "glibc.malloc.hugetlb=1"

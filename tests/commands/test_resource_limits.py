@@ -21,7 +21,7 @@ def test_what_a_training_needs_is_asked_for_first(tmp_path: Path, option: str, v
     """Below these limits asyncio printed a traceback, and OpenBLAS ended the process with 1."""
     command = ["bash", "-c", f'ulimit {option} {value}; exec "$@"', "bash", *PROGRAM, "train", "--json"]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environ(tmp_path), capture_output=True, text=True, timeout=60, check=False
+        command, cwd=tmp_path, env=environ(tmp_path), capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 2, done
     error = json.loads(done.stdout)["error"]

@@ -18,12 +18,12 @@ def on_a_terminal(command: list[str], env: dict[str, str]) -> str:
     master, slave = pty.openpty()
     process = subprocess.Popen(command, env=env, stdin=slave, stdout=slave, stderr=slave, close_fds=True)
     os.close(slave)
-    written, end = b"", time.monotonic() + 60
+    written, end = b"", time.monotonic() + 300
     with contextlib.suppress(OSError):  # EIO: the other side has gone
-        while time.monotonic() < end and select.select([master], [], [], 60)[0] and (chunk := os.read(master, 65536)):
+        while time.monotonic() < end and select.select([master], [], [], 300)[0] and (chunk := os.read(master, 65536)):
             written += chunk
     os.close(master)
-    process.wait(timeout=60)
+    process.wait(timeout=300)
     return written.decode()
 
 

@@ -16,7 +16,7 @@ def complete(cwd: Path, line: str, shell: str = "bash") -> list[str]:
     words = line.split(" ")
     env = {**os.environ, "_AIFX_COMPLETE": f"complete_{shell}", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
     env |= {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-    done = subprocess.run(PROGRAM, cwd=cwd, env=env, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(PROGRAM, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=True)
     return done.stdout.split("\n")
 
 
@@ -87,7 +87,7 @@ def test_other_shells(project: Path, shell: str) -> None:
 def test_the_script_for_a_shell(tmp_path: Path, shell: str) -> None:
     env = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", "HOME": str(tmp_path)}
     done = subprocess.run(
-        [*PROGRAM, "--show-completion", shell], env=env, capture_output=True, text=True, timeout=60, check=True
+        [*PROGRAM, "--show-completion", shell], env=env, capture_output=True, text=True, timeout=300, check=True
     )
     assert "_AIFX_COMPLETE" in done.stdout
 
@@ -95,7 +95,7 @@ def test_the_script_for_a_shell(tmp_path: Path, shell: str) -> None:
 def test_a_shell_that_cannot_be_told_is_a_usage_error(tmp_path: Path) -> None:
     env = {**os.environ, "HOME": str(tmp_path), "SHELL": "/bin/false"}
     done = subprocess.run(
-        [*PROGRAM, "--show-completion"], env=env, capture_output=True, text=True, timeout=60, check=False
+        [*PROGRAM, "--show-completion"], env=env, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode in (0, 2), done.stderr
     assert "Traceback" not in done.stderr

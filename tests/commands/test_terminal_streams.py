@@ -67,7 +67,7 @@ def test_a_closed_pipe_ends_quietly(tmp_path: Path, writing: str) -> None:
         env=env,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
     assert done.stderr == ""
@@ -107,7 +107,7 @@ def test_closed_streams(tmp_path: Path, redirection: str) -> None:
         env=environ(tmp_path),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0
@@ -122,7 +122,7 @@ def test_a_question_without_a_stdin_takes_the_default(tmp_path: Path) -> None:
         env=environ(tmp_path),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

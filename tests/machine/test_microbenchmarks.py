@@ -121,7 +121,7 @@ def exchanged():
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
 
     done = subprocess.run(
-        [sys.executable, "-c", FOUR], env={**os.environ, **flags}, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", FOUR], env={**os.environ, **flags}, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
