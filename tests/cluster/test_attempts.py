@@ -27,14 +27,14 @@ def test_three_starts_without_a_newer_checkpoint_are_enough(tmp_path: Path) -> N
     run = RunDirectory(tmp_path)
     assert newest_step(run) == 0
     check_progress(run, [0, 0])
-    with pytest.raises(AifxError, match="started 3 times from its beginning") as caught:
+    with pytest.raises(AifxError, match=r"3 times .*beginning") as caught:
         check_progress(run, [0, 0, 0])
     assert caught.value.exit_code == ExitCode.UNABLE
     save(run, 20)
     assert newest_step(run) == 20
     check_progress(run, [0, 0, 0])
     check_progress(run, [0, 0, 0, 20, 20])
-    with pytest.raises(AifxError, match="started 3 times from step 20"):
+    with pytest.raises(AifxError, match=r"3 times .*step 20"):
         check_progress(run, [0, 20, 20, 20])
 
 
@@ -44,7 +44,7 @@ def test_a_damaged_checkpoint_is_no_progress(tmp_path: Path) -> None:
     file = save(run, 20)
     check_progress(run, [10, 10, 20])
     file.write_bytes(b"numbres")
-    with pytest.raises(AifxError, match="started 3 times from step 10"):
+    with pytest.raises(AifxError, match=r"3 times .*step 10"):
         check_progress(run, [10, 10, 20])
     save(run, 15)
     check_progress(run, [10, 10, 20])

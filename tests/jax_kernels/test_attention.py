@@ -412,15 +412,15 @@ def test_kernels_do_not_take_segment_ids_of_queries_and_others_of_keys():
     call = replace(case("packed documents", "bfloat16"), q_len=20)
     for name in ("pallas_triton", "pallas_mosaic_gpu", "pallas_tpu"):
         reason = ATTENTION.implementations[name].unsupported_reason(call, kernel_device(name))
-        assert reason == "segment ids of queries and others of keys"
+        assert "segment ids" in str(reason)
 
 
 def test_dtypes_are_named():
     x = jnp.zeros((1, 4, 2, 8))
     for dtype in (jnp.int32, jnp.float8_e4m3fn):
-        with pytest.raises(ValueError, match=r"^q: expected one of float16, "):
+        with pytest.raises(ValueError, match=r"^q: .*float16"):
             attention(x.astype(dtype), x, x)
-    with pytest.raises(ValueError, match=r"^v: expected float32"):
+    with pytest.raises(ValueError, match=r"^v: .*float32"):
         attention(x, x, x.astype(jnp.bfloat16))
 
 

@@ -2,6 +2,7 @@
 order."""
 
 import json
+import re
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -44,12 +45,14 @@ def test_the_first_that_takes_the_call():
 
 def test_what_is_asked_for_and_cannot_gives_way_with_a_warning(caplog):
     choice = choose(op(a="too odd", b=None), CALL, "a")
-    assert caplog.messages == ["toy: a cannot take this call (too odd); it runs as b"]
-    assert (choice.implementation, choice.reason) == ("b", "a was asked for and cannot: too odd")
+    (message,) = caplog.messages
+    assert re.search(r"^toy: a .*\(too odd\).* b$", message)
+    assert choice.implementation == "b"
+    assert re.search("^a .*too odd$", choice.reason)
 
 
 def test_a_name_that_is_none():
-    with pytest.raises(ValueError, match=r"^implementation: expected one of auto, a, b, got 'c'"):
+    with pytest.raises(ValueError, match=r"^implementation: .*auto, a, b, .*'c'"):
         choose(op(a=None, b=None), CALL, "c")
 
 
@@ -82,10 +85,7 @@ def test_a_kernel_takes_nothing_that_the_compiler_would_have_to_divide():
     tpu = make_device("tpu", "TPU v5 lite")
     kernel = ATTENTION.implementations["pallas_tpu"]
     assert kernel.unsupported_reason(CALL, tpu) is None
-    assert (
-        kernel.unsupported_reason(CALL, replace(tpu, is_partitioned=True))
-        == "the compiler cannot divide it among devices"
-    )
+    assert "divide" in str(kernel.unsupported_reason(CALL, replace(tpu, is_partitioned=True)))
 
 
 @pytest.mark.parametrize("check_vma", [False, True])
@@ -102,8 +102,8 @@ def test_a_kernel_inside_the_users_shard_map(check_vma, caplog):
         operands = [jax.ShapeDtypeStruct(shape, "float32") for shape in ((32, 16), (16, 64))]
         jaxpr = str(jax.make_jaxpr(mapped)(*operands))
     assert ("pallas_call" in jaxpr) == (not check_vma)
-    refused = "swiglu: pallas_triton cannot take this call (the shard_map around it needs check_vma=False)"
-    assert caplog.messages == ([f"{refused}; it runs as xla"] if check_vma else [])
+    facts = r"^swiglu: pallas_triton .*check_vma=False.* xla$"
+    assert [bool(re.search(facts, message)) for message in caplog.messages] == [True] * check_vma
 
 
 def test_a_map_over_one_axis_leaves_the_others():
@@ -127,10 +127,9 @@ def test_a_choice_of_before_that_cannot_any_more_is_made_again_with_a_warning(ca
     choices = Choices(made=made)
     assert choices.choose(op(a="no longer", b=None), CALL, CPU).implementation == "b"
     assert choices.choose(replace(op(b=None), name="gone"), CALL, CPU).implementation == "b"
-    assert caplog.messages == [
-        "toy: a, chosen before, cannot take this call (no longer); it runs as b",
-        "gone: never was, chosen before, cannot take this call (there is no such implementation); it runs as b",
-    ]
+    first, second = caplog.messages
+    assert re.search(r"^toy: a, .*\(no longer\).* b$", first)
+    assert re.search(r"^gone: never was, .* b$", second)
 
 
 def test_a_choice_survives_json():
@@ -156,7 +155,7 @@ def test_cudnn_is_not_asked_for_what_it_cannot():
     h100 = make_device("cuda", "NVIDIA H100 80GB HBM3")
     assert h100 == Device("gpu", "NVIDIA H100 80GB HBM3", (9, 0))
     unsupported_reason = ATTENTION.implementations["cudnn"].unsupported_reason
-    assert unsupported_reason(CALL, h100) == "float32 is neither float16 nor bfloat16"
+    assert str(unsupported_reason(CALL, h100)).startswith("float32 ")
     half = {**vars(CALL), "dtype": "bfloat16"}
     assert unsupported_reason(Call(**half), h100) is None
     for changes in (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from ptx import bulk_stores, overlapping_stores
 
@@ -61,6 +63,5 @@ def test_stores_into_the_next_row_are_found(row: int, tiles: int, heads_over: in
 
 
 def test_a_store_that_cannot_be_followed_is_found() -> None:
-    assert overlapping_stores(output(1024, 8, size="%r2")) == [
-        "attention_mosaic_gpu: cannot tell what its store writes: %r2 is written by 0 instructions"
-    ]
+    (found,) = overlapping_stores(output(1024, 8, size="%r2"))
+    assert re.search(r"attention_mosaic_gpu: .*%r2 .* 0 ", found)

@@ -2,9 +2,11 @@
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import odd_op
 import pytest
@@ -19,11 +21,18 @@ from jax_kernels.implementations import Config, Device, current_device
 from jax_kernels.op import Choice, Op, _source_digest
 from jax_kernels.ops import benchmark_cases
 from jax_kernels.trials import TrialProcess
-from jax_kernels.tuning import TuningCache, check_or_time, tune, verify, winners_folder
+from jax_kernels.tuning import Candidate, TuningCache, check_or_time, tune, verify, winners_folder
 
 CALL = Call(1, 32, 32, 2, 2, 8, "float32", True, None, 0, False, 0.25, None)
 BOTH = replace(ATTENTION, preference={**ATTENTION.preference, "cpu": ("xla", "reference")})
 CPU = Device("cpu", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing fail for the slowness of a busy machine."""
+    monkeypatch.setattr("jax_kernels.trials.LIMIT_S", 300.0)
+    monkeypatch.setattr("jax_kernels.trials.START_S", 300.0)
 
 
 @pytest.fixture(scope="module")
@@ -56,25 +65,28 @@ def test_the_backward_pass_counts_in_training_alone(trials: TrialProcess) -> Non
 def test_a_candidate_that_crashes_hangs_fails_or_is_wrong_is_one_less(
     trials: TrialProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jax_kernels.trials.LIMIT_S", 4.0)
+    do = trials.do
+
+    def do_for(item: Any, limit_s: float | None = None) -> Any:
+        return do(item, 4.0 if isinstance(item, Candidate) and item.implementation == "hang" else limit_s)
+
+    monkeypatch.setattr(trials, "do", do_for)
     choice, timings = tune(ODD, odd_op.Call(4096), CPU, trials)
     assert {t.implementation for t in timings if t.seconds is not None} == {"good", "xla"}
     assert choice.implementation in ("good", "xla")
-    assert {t.implementation: t.failure for t in timings if t.failure is not None} == {
-        "off": "its results are 2.5e-01 from XLA's",
-        "crash": "the process was ended by SIGSEGV",
-        "hang": "not done after 4 s",
-        "refuse": "the compiler cannot",
-    }
+    failures = {t.implementation: t.failure for t in timings if t.failure is not None}
+    expected = {"off": "2.5e-01", "crash": "SIGSEGV", "hang": " 4 s", "refuse": "the compiler cannot"}
+    assert failures.keys() == expected.keys()
+    assert all(fact in failures[name] for name, fact in expected.items())
 
 
 def test_a_candidate_that_only_fails_while_it_is_timed_is_one_less(trials: TrialProcess, tmp_path: Path) -> None:
     op = replace(ODD, preference={"cpu": ("late", "good", "xla")})
     choice, timings = tune(op, odd_op.Call(8, made_by_late=str(tmp_path / "calls")), CPU, trials)
     assert choice.implementation in ("good", "xla")
-    assert {t.implementation: t.failure for t in timings if t.failure is not None} == {
-        "late": "the process was ended by SIGSEGV",
-    }
+    ((name, failure),) = ((t.implementation, t.failure) for t in timings if t.failure is not None)
+    assert name == "late"
+    assert failure.endswith("SIGSEGV")
 
 
 def test_the_first_kernel_that_is_right_is_verified_and_others_are_not_tried_again(
@@ -86,13 +98,14 @@ def test_the_first_kernel_that_is_right_is_verified_and_others_are_not_tried_aga
     assert Choices(measured=tuning_cache).choose(op, call, CPU).implementation == "xla", "no kernel is taken untried"
     verify(op, call, CPU, tuning_cache, trials)
     found = Choices(measured=tuning_cache).choose(op, call, CPU)
-    assert (found.implementation, found.reason) == ("good", "verified: on cpu it computes what XLA does")
+    assert found.implementation == "good"
+    assert found.reason.startswith("verified: on cpu ")
     assert len(caplog.messages) == 3
-    assert "odd: crash fails on cpu (the process was ended by SIGSEGV), and is not used" in caplog.messages[1]
+    assert re.search("odd: crash .*cpu .*SIGSEGV", caplog.messages[1])
     verify(op, call, CPU, tuning_cache, trials)
     assert len(caplog.messages) == 3, "it has a winner"
     again, other = TuningCache(tmp_path, CPU), replace(call, length=65)
-    assert again.failed(op, call, "crash") == "the process was ended by SIGSEGV"
+    assert "SIGSEGV" in str(again.failed(op, call, "crash"))
     assert again.failed(op, call, "good") is None
     assert again.failed(op, other, "crash") is None
     monkeypatch.setattr(Op, "source_digest", lambda op, implementation: "of a later version")

@@ -105,9 +105,9 @@ def test_gpus_of_a_task(environ: dict[str, str], devices: tuple[int, ...] | None
 
 
 def test_gpus_that_do_not_divide() -> None:
-    with pytest.raises(ConfigError, match="3 GPUs cannot be divided among 2 processes"):
+    with pytest.raises(ConfigError, match=r"3 GPUs .* 2 processes"):
         detect(SLURM, num_gpus=3)
-    with pytest.raises(ConfigError, match="2 GPUs cannot be divided among 4 processes"):
+    with pytest.raises(ConfigError, match=r"2 GPUs .* 4 processes"):
         detect(OPEN_MPI_4, num_gpus=2)
 
 

@@ -22,6 +22,7 @@ from aifx.health.fleet.transports import Inquiry, ask_agents, ask_slurm
 
 REPORT = {"schema_version": 1, "host": "n", "status": "healthy", "findings": [], "skipped": [], "duration_s": 0.1}
 BODY = json.dumps(REPORT).encode()
+END_S = 300.0
 BOMB = gzip.compress(b" " * (transports.MAX_BYTES + 2), 9)
 
 SRUN = """\
@@ -72,11 +73,11 @@ def test_over_slurm_one_node_costs_its_own_report(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("FOLDER", str(tmp_path))
     fleet = Fleet()
-    asyncio.run(ask_slurm(list(attacks), Inquiry(), fleet.heard))
+    asyncio.run(ask_slurm(list(attacks), Inquiry(timeout_s=END_S), fleet.heard))
     assert {name for name, node in fleet.nodes.items() if node.report is not None} == {"flood", "good"}
     why = {name: node.why for name, node in fleet.nodes.items()}
-    assert why["bomb"] == "it sent more than 32 MiB"
-    assert why["torn"] == "its report is truncated"
+    assert why["bomb"].endswith(" 32 MiB")
+    assert "truncated" in why["torn"]
     assert "did not send JSON" in why["twice"]
     assert not any(node.is_silent for node in fleet.nodes.values())
 
@@ -106,13 +107,15 @@ def test_agents_send_one_layer_of_gzip_up_to_a_limit() -> None:
         port = server.sockets[0].getsockname()[1]
         fleet = Fleet()
         async with server:
-            await ask_agents([f"http://127.0.0.1:{port}/{name}" for name in answers], Inquiry(), fleet.heard)
+            await ask_agents(
+                [f"http://127.0.0.1:{port}/{name}" for name in answers], Inquiry(timeout_s=END_S), fleet.heard
+            )
         return {url.rpartition("/")[2]: node for url, node in fleet.nodes.items()}
 
     nodes = asyncio.run(ask())
     assert {name for name, node in nodes.items() if node.report is not None} == {"plain", "good"}
-    assert nodes["bomb"].why == "it sent more than 32 MiB"
-    assert "'gzip, gzip' is not gzip" in nodes["twice"].why
+    assert nodes["bomb"].why.endswith(" 32 MiB")
+    assert "'gzip, gzip'" in nodes["twice"].why
 
 
 def test_a_record_survives_a_report_that_is_too_deep(tmp_path: Path) -> None:

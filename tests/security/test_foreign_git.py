@@ -14,6 +14,7 @@ from aifx.core.files import UnsafeFile
 from aifx.runs.provenance import git_state
 from aifx.scaffold.projects import Scaffolded, scaffold
 
+END_S = 120.0
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
 
@@ -198,7 +199,7 @@ def test_a_fifo_in_a_template_does_not_hang(tmp_path: Path) -> None:
 def test_provenance_runs_no_program_of_the_repository(tmp_path: Path, marker: Path, program: Path) -> None:
     project = make_repository(tmp_path / "project")
     arm(project, program)
-    state = git_state(project)
+    state = git_state(project, END_S)
     assert state is not None
     assert (state["branch"], state["dirty"]) == ("main", True)
     assert not marker.exists()
@@ -236,7 +237,7 @@ def test_provenance_fetches_nothing(tmp_path: Path, marker: Path, program: Path)
         ["git", "-C", str(project), "rev-parse", "HEAD^{tree}"], check=True, capture_output=True, text=True
     ).stdout.strip()
     (project / ".git/objects" / tree[:2] / tree[2:]).unlink()
-    state = git_state(project)
+    state = git_state(project, END_S)
     assert state is not None
     assert state["dirty"] is None
     assert not marker.exists()
@@ -249,7 +250,7 @@ def test_settings_of_git_in_the_environment_stay(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
     monkeypatch.setenv("GIT_CONFIG_KEY_0", "safe.directory")
     monkeypatch.setenv("GIT_CONFIG_VALUE_0", str(project))
-    assert (git_state(project) or {}).get("dirty") is True
+    assert (git_state(project, END_S) or {}).get("dirty") is True
 
 
 test_settings_of_git_in_the_environment_stay = pytest.mark.skipif(os.geteuid() != 0, reason="only root can chown")(

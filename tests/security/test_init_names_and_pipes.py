@@ -27,7 +27,7 @@ def test_a_name_with_control_characters_is_refused(tmp_path: Path, name: str) ->
     assert "printable" in caught.value.why
     folder = tmp_path / name.replace("\0", "").replace("\n", "")
     if "\n" not in name:
-        with pytest.raises(UsageError, match="the folder of a project cannot be"):
+        with pytest.raises(UsageError, match=r"^the folder .*cannot be"):
             scaffold(folder, "language-model", data={}, ask=False)
     assert list(tmp_path.iterdir()) == []
 
@@ -71,5 +71,5 @@ def test_a_project_is_made_whole_though_its_reader_is_gone(tmp_path: Path, templ
     if gone == "after a line":
         process.stdout.readline()
     process.stdout.close()
-    assert process.wait(60) == 0
+    assert process.wait(500) == 0
     assert [path.read_text() for path in (tmp_path / "made").iterdir()] == ["whole"]

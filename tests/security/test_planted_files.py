@@ -42,7 +42,7 @@ def run(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, os.O_WRONLY | os.O_APPEND])
 def test_a_link_is_not_opened(run: Path, precious: Path, flags: int) -> None:
     (run / "file").symlink_to(precious)
-    with pytest.raises(UnsafeFile, match=r"is a link to .*precious"):
+    with pytest.raises(UnsafeFile, match=r"link .*precious"):
         open_file(run / "file", flags)
     assert precious.read_bytes() == PRECIOUS
 

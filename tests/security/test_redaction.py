@@ -150,7 +150,7 @@ def test_a_crash_of_data_commands_quotes_no_row(tmp_path: Path, monkeypatch: pyt
     (report,) = (tmp_path / "reports").iterdir()
     text = report.read_text()
     assert secret not in text + error.what + error.why
-    assert "command   aifx data erase --debug --where --where -y" in text
+    assert "aifx data erase --debug --where --where -y" in text
     assert "in _fail_on" in text
     assert text.count("LookupError") + text.count("ValueError") >= 3
     assert "LookupError" in error.what
