@@ -47,9 +47,7 @@ def test_a_step_asks_the_nodes_of_the_allocation(slurm: Cluster):
 
 def test_a_node_that_hangs_holds_up_nobody(slurm: Cluster):
     hanging, report = slurm.folder / "hanging", slurm.folder / "report-n1.json"
-    report.write_text(
-        json.dumps({"schema_version": 1, "host": "n1", "status": "healthy", "findings": [], "skipped": []})
-    )
+    report.write_text('{"schema_version": 1, "host": "n1", "status": "healthy", "findings": [], "skipped": []}')
     hanging.write_text(f'#!/bin/sh\n[ "$SLURMD_NODENAME" = n2 ] && exec sleep 600\nexec cat {report}\n')
     hanging.chmod(0o755)
     code, report = asked(slurm, hanging, "--only", "memory", "--timeout", "60")
