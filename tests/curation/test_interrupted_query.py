@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import psutil
 import pytest
 from toy_steps import Rows
 
+from aifx.curation.engine import stopped_by_signals
 from aifx.curation.execution import execute
 from aifx.curation.step import Limits
 from aifx.data.versions import open_catalog
@@ -58,3 +60,32 @@ def test_a_signal_stops_a_query(tmp_path: Path, number: int, code: int) -> None:
     process.send_signal(number)
     _, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == code, err
+
+
+def test_a_signal_before_the_query_starts_stops_it() -> None:
+    """DuckDB forgets an interrupt when a query starts, so that one is not enough."""
+
+    class Connection:
+        def __init__(self) -> None:
+            self.interrupts = 0
+            self.is_interrupted = threading.Event()
+
+        def interrupt(self) -> None:
+            self.interrupts += 1
+            if self.interrupts == 2:
+                self.is_interrupted.set()
+
+    connection = Connection()
+
+    def query() -> None:
+        with stopped_by_signals(connection):
+            signal.raise_signal(signal.SIGINT)
+            assert connection.is_interrupted.wait(TIMEOUT_S)
+            raise RuntimeError("interrupted")
+
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            query()
+    finally:
+        signal.signal(signal.SIGINT, before)
