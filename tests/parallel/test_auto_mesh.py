@@ -37,7 +37,7 @@ def project(tmp_path: Path) -> Project:
 def test_sizes_and_auto_exclude_each_other(project: Project) -> None:
     with pytest.raises(ConfigError) as error:
         load_config(project, ["mesh.fsdp=2", "mesh.tensor=2"])
-    assert "mesh.auto = true, and mesh.fsdp = 2, mesh.tensor = 2" in str(error.value)
+    assert "mesh.fsdp = 2, mesh.tensor = 2" in str(error.value)
 
 
 def test_what_is_found_stands_in_the_configuration_of_the_run(project: Project) -> None:
@@ -95,7 +95,7 @@ def trained(project: Project, devices: int, *args: str, size: int = 1) -> tuple[
         environ |= {"AIFX_COORDINATOR": place, "AIFX_NUM_PROCESSES": str(size)}
     each = [{**environ, "AIFX_PROCESS_ID": str(index)} if size > 1 else environ for index in range(size)]
     processes = [warm.Process(["train", "--run", "main", *args], project.root, one) for one in each]
-    ended = [(process.wait(200), *process.communicate()) for process in processes]
+    ended = [(process.wait(500), *process.communicate()) for process in processes]
     assert [code for code, *_ in ended] == [0] * size, ended
     mesh = read_config(project.root / "runs/main/config.toml", project).mesh
     assert not mesh.auto
@@ -107,21 +107,21 @@ def trained(project: Project, devices: int, *args: str, size: int = 1) -> tuple[
 def test_a_run_keeps_its_mesh_while_it_has_the_same_devices(project: Project) -> None:
     checkpoints = project.root / "runs/main/checkpoints"
     text, first = trained(project, 4)
-    assert "looking for the mesh of 4 devices" in text
+    assert "mesh of 4 devices" in text
     shutil.rmtree(checkpoints / "4")  # as if it had been stopped at step 3
     text, kept = trained(project, 4)
     assert "looking for the mesh" not in text
     assert kept == first
     shutil.rmtree(checkpoints / "4")
     text, fewer = trained(project, 2)
-    assert "looking for the mesh of 2 devices" in text
+    assert "mesh of 2 devices" in text
     assert fewer != first
 
 
 @pytest.mark.slow
 def test_processes_take_the_mesh_that_the_first_one_finds(project: Project) -> None:
     text, found = trained(project, 2, size=2)
-    assert "looking for the mesh of 4 devices" in text
+    assert "mesh of 4 devices" in text
     (said,) = (line for line in text.splitlines() if line.startswith("mesh.auto found"))
     assert found
     assert all(f"mesh.{axis} = {size}" in said for axis, size in found.items())

@@ -124,7 +124,7 @@ def test_a_run_resumes_on_another_mesh_and_says_so(used: tuple[Path, dict[str, A
     events = [json.loads(line) for line in (root / "runs/main/events.jsonl").read_text().splitlines()]
     (changed,) = (event for event in events if event["event"] == "settings_changed")
     assert {"key": "mesh.fsdp", "old": 4, "new": 8} in changed["changes"]
-    assert "from here on the losses may differ in their last bits" in (root / "runs/main/train.log").read_text()
+    assert "last bits" in (root / "runs/main/train.log").read_text()
 
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "one"])

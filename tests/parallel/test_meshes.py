@@ -342,5 +342,5 @@ def test_a_family_that_cannot_be_divided_names_the_axis(tmp_path: Path) -> None:
     (tmp_path / "aifx.toml").touch()
     project = Project(tmp_path)
     config = load_config(project, [*FAMILIES["vit"], "mesh.tensor=2"], {})
-    with pytest.raises(ConfigError, match=r"mesh\.tensor = 2, and Vit cannot be divided along it"):
+    with pytest.raises(ConfigError, match=r"mesh\.tensor = 2, .*Vit"):
         build(config, describe_task(config, project), abstract_layout(8, "cpu", "cpu", config.mesh))
