@@ -220,19 +220,19 @@ def test_another_model_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         checkpoints.latest_good(abstract_of(other))
     assert "does not fit" in caught.value.what
-    assert "params/layers/0/w is float32[4, 8], not float32[4, 9]" in caught.value.why
-    assert "params/bias is not in it" in caught.value.why
+    for fact in ("params/layers/0/w", "float32[4, 8]", "float32[4, 9]", "params/bias"):
+        assert fact in caught.value.why
     assert checkpoints.steps() == [1]  # not taken for damaged
 
 
 def test_absent_steps_are_named(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, section(asynchronous=False))
-    with pytest.raises(CheckpointError, match="no checkpoint of step 3"):
+    with pytest.raises(CheckpointError, match="step 3"):
         checkpoints.restore(3, {})
     checkpoints.save(1, state_of(1), host={})
     with pytest.raises(CheckpointError) as caught:
         checkpoints.verify(3)
-    assert caught.value.why == "there is 1"
+    assert caught.value.why.endswith(" 1")
 
 
 def test_shardings_of_the_reader(tmp_path: Path) -> None:
@@ -271,6 +271,7 @@ checkpoints.wait()
 """
 
 
+@pytest.mark.slow
 def test_another_number_of_devices(tmp_path: Path) -> None:
     """From one device to four, sharded and replicated, and back."""
     checkpoints = Checkpoints(tmp_path, section(asynchronous=False, keep_last=3))

@@ -23,6 +23,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         yield files
 
 
+@pytest.mark.slow
 def test_there_and_back(s3: Any, tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointSection(asynchronous=False))
     large = jnp.arange(5_000_000, dtype=jnp.float32)  # more than one part of an upload

@@ -149,6 +149,7 @@ def test_narrow_floats_and_keys() -> None:
     assert state_digest({"k": key}) == state_digest({"k": jax.random.key_data(key)})
 
 
+@pytest.mark.slow
 def test_the_documented_program_agrees(tmp_path: Path) -> None:
     """The code block of docs/checkpoints.md, run on a checkpoint of ours."""
     text = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text("utf-8")

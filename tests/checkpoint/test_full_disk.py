@@ -57,7 +57,7 @@ def test_full_disk(
     assert "step 3" in caught.value.what
     assert "3.1 MB needed" in caught.value.why
     assert "free" in caught.value.why
-    assert "what was saved before is whole" in caught.value.why
+    assert "saved before" in caught.value.why
     assert caught.value.hint
     assert checkpoints.steps() == [1, 2]
     assert [checkpoints.verify(step).damaged for step in (1, 2)] == [(), ()]
@@ -80,7 +80,8 @@ def test_a_disk_that_is_full_before_the_first_checkpoint(tmp_path: Path, monkeyp
     with pytest.raises(EnvironmentFault) as caught:
         checkpoints.wait()
     assert "3.1 MB needed" in caught.value.why
-    assert "nothing was saved; 5 checkpoints of this size need 15.0 MB" in caught.value.why
+    assert "5 checkpoints" in caught.value.why
+    assert "15.0 MB" in caught.value.why
 
 
 def fill(path: Path) -> None:

@@ -51,6 +51,7 @@ def kill_often(directory: Path, times: int, seed: int) -> None:
         assert not checkpoints.verify(step).damaged
 
 
+@pytest.mark.representative("a kill while a checkpoint is saved")
 def test_a_few_kills(tmp_path: Path) -> None:
     kill_often(tmp_path, 3, seed_of_commit())
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -37,12 +38,12 @@ def test_a_run_that_recovers_passes(drilled) -> None:
 @pytest.mark.parametrize(
     ("behaviour", "drill", "reason"),
     [
-        ({"drifts": True}, KILL, "the final state is different, not equal"),
-        ({"forgets": True}, KILL, "the run resumed from step 0, not 6"),
-        ({"stop_code": 1}, PREEMPT, "the disturbed process ended with exit 1, not with exit 75"),
-        ({"loses": True}, PREEMPT, "steps were lost, more than 0"),
-        ({}, ("io-error", "--phase", "step"), "the disturbed process ended with exit 1, not with exit 2"),
-        ({"trusts": True}, ("corrupt-ckpt", "--phase", "cut"), ".damaged is not there"),
+        ({"drifts": True}, KILL, "state.*different"),
+        ({"forgets": True}, KILL, "step 0.* 6"),
+        ({"stop_code": 1}, PREEMPT, "exit 1.*exit 75"),
+        ({"loses": True}, PREEMPT, "3 steps.*lost"),
+        ({}, ("io-error", "--phase", "step"), "exit 1.*exit 2"),
+        ({"trusts": True}, ("corrupt-ckpt", "--phase", "cut"), r"12\.damaged"),
     ],
 )
 def test_a_broken_guarantee_exits_1_and_is_named(
@@ -52,7 +53,7 @@ def test_a_broken_guarantee_exits_1_and_is_named(
     code, out, _ = drilled.command(*drill)
     assert code == 1
     assert f"{drill[0]}, {drill[2]}, broken: " in out
-    assert reason in out
+    assert re.search(reason, " ".join(out.split()))
     assert max(map(len, out.splitlines()[:2])) <= 80
 
 
@@ -61,7 +62,8 @@ def test_what_cannot_be_injected_is_not_run_and_not_passed(drilled) -> None:
     assert code == 0
     (result,) = results
     assert result["verdict"] == "not run"
-    assert result["reasons"] == ["the run never validates: train.validate_every = 0"]
+    (reason,) = result["reasons"]
+    assert "train.validate_every = 0" in reason
     assert result["measured"] is None
 
 
@@ -69,19 +71,20 @@ def test_data_that_cannot_have_the_fault_is_not_run(drilled) -> None:
     code, results = drilled.results("nan")  # the trainer reads no batch, as if none had a number that can be NaN
     assert code == 0
     assert (results[0]["verdict"], results[0]["phase"]) == ("not run", "data")
-    assert "only whole numbers, as those of text do" in results[0]["reasons"][0]
+    assert "whole numbers" in results[0]["reasons"][0]
 
 
 def test_a_run_that_ends_before_the_fault_is_not_run(drilled, behave: Callable[..., None]) -> None:
     behave(error="no data")
     _, results = drilled.results("nan")
-    assert results[0]["reasons"][0].startswith("the run ended before its fault: exit 2")
+    assert results[0]["verdict"] == "not run"
+    assert "exit 2" in results[0]["reasons"][0]
 
 
 def test_the_moment_that_does_not_come_is_not_run(drilled) -> None:
     _, results = drilled.results("kill", "--phase", "compilation")  # which the trainer does not report
     assert results[0]["verdict"] == "not run"
-    assert "the run ended before the phase compilation" in results[0]["reasons"][0]
+    assert "before the phase compilation" in results[0]["reasons"][0]
 
 
 def test_without_an_undisturbed_run_there_is_nothing_to_compare_with(drilled, behave: Callable[..., None]) -> None:
@@ -99,7 +102,8 @@ def test_keep_leaves_the_copy_and_says_where(drilled) -> None:
     assert code == 0
     (folder,) = left(drilled.root)
     assert f"kept in {folder}" in out
-    assert "16 steps, a checkpoint every 4" in out
+    assert "16 steps" in out
+    assert "every 4" in out
     assert (folder / "runs" / "kill-step" / "metrics.jsonl").exists()
     assert (folder / "runs" / "main").is_symlink()
 
@@ -129,9 +133,10 @@ def test_a_disk_that_cannot_be_mounted_is_not_run(drilled, monkeypatch: pytest.M
     code, results = drilled.results("disk-full", "--phase", "lasting")
     assert code == 0
     assert results[0]["verdict"] == "not run"
-    assert "mount cannot be run here" in results[0]["reasons"][0]
+    assert "mount" in results[0]["reasons"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_leaves_the_results_so_far(
     drilled, behave: Callable[..., None], number: signal.Signals, code: int
@@ -147,7 +152,8 @@ def test_a_signal_leaves_the_results_so_far(
     assert drill.returncode == code
     assert (document["passed"], document["interrupted"]) == (False, number.name)
     assert [r["verdict"] for r in document["results"]] == ["passed", "not run", "not run"]
-    assert document["results"][1]["reasons"] == [f"{number.name} stopped the command"]
+    (reason,) = document["results"][1]["reasons"]
+    assert number.name in reason
     assert not left(drilled.root)
 
 

@@ -78,7 +78,7 @@ def test_a_dropped_batch_is_replaced_by_the_next(disturbed) -> None:
 def test_a_reader_fails_once_whatever_process_reads(disturbed) -> None:
     source = disturbed(action="raise", at=4)
     source.read(3, ALL)
-    with pytest.raises(DataError, match="batch 4 cannot be read"):
+    with pytest.raises(DataError, match="batch 4"):
         source.read(4, ALL)
     source.read(4, ALL)
     disturbed(action="raise", at=4).read(4, ALL)
@@ -119,7 +119,7 @@ def test_the_copy_of_a_project_is_read_through_the_seam(
         assert config.train.num_steps == 12
         task = open_task(config, place.project, place.project.root / "assets")
         source = task.dataset.source("train", 4, seed=0)
-        with pytest.raises(DataError, match="batch 0 cannot be read"):
+        with pytest.raises(DataError, match="batch 0"):
             source.read(0, ALL)
         assert source.read(0, ALL)
     assert not place.project.root.exists()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -17,16 +18,17 @@ def test_what_is_promised_breaks_nothing() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"end": "exit 70"}, "the disturbed process ended with exit 70, not with exit 75"),
-        ({"steps_lost": 4}, "4 steps were lost, more than 3"),
-        ({"safe_s": 5.1}, "it took 5.1 s to a safe state, longer than 5.0 s"),
-        ({"state": None}, "the run did not get to its end"),
-        ({"state": "different"}, "the final state is different, not equal"),
-        ({"faults": ("something else",)}, "something else"),
+        ({"end": "exit 70"}, "exit 70.*exit 75"),
+        ({"steps_lost": 4}, "4 steps.* 3"),
+        ({"safe_s": 5.1}, r"5\.1 s.*5\.0 s"),
+        ({"state": None}, "its end"),
+        ({"state": "different"}, "state.*different"),
+        ({"faults": ("something else",)}, "^something else$"),
     ],
 )
 def test_each_thing_that_is_not_as_promised_is_named(change: dict[str, object], reason: str) -> None:
-    assert judge(EXPECTED, replace(KEPT, **change)) == [reason]  # type: ignore[arg-type]
+    (found,) = judge(EXPECTED, replace(KEPT, **change))  # type: ignore[arg-type]
+    assert re.search(reason, found)
 
 
 @pytest.mark.parametrize(("verdict", "passed"), [("passed", True), ("not run", True), ("broken", False)])

@@ -111,7 +111,7 @@ def test_a_run_keeps_what_is_best_by_the_gate_and_not_by_the_loss(scored) -> Non
     assert (again.already, again.best_step, again.best_by) == (True, 4, "max accuracy")
     with pytest.raises(ConfigError) as error:
         scored.train(gates, "checkpoint.best_by=min loss")
-    assert 'checkpoint.best_by = "max accuracy" -> "min loss"' in error.value.why
+    assert '"max accuracy" -> "min loss"' in error.value.why
     assert "best_by" in scored.run().config.read_text()
 
 
@@ -135,7 +135,7 @@ def test_the_last_one_that_beats_the_best_is_remarked(scored) -> None:
 
 
 def test_a_metric_that_validation_does_not_report_is_refused_before_the_first_step(scored) -> None:
-    with pytest.raises(ConfigError, match="there is no metric 'acuracy'") as error:
+    with pytest.raises(ConfigError, match="'acuracy'") as error:
         scored.train("checkpoint.best_by=max acuracy")
     assert error.value.why == "did you mean 'accuracy'?"
     assert not scored.run().metrics.exists()

@@ -35,7 +35,8 @@ def refused(tiny, path: Path, *settings: str) -> CheckpointError:
     before = sorted(p.name for p in tiny.run().checkpoints.iterdir())
     with pytest.raises(CheckpointError, match=re.escape(str(path))) as found:
         tiny.train("checkpoint.keep_best=0", *settings)
-    assert found.value.hint == f"restore {path}, or: aifx train --run main --fork NAME"
+    assert str(path) in found.value.hint
+    assert found.value.hint.endswith("aifx train --run main --fork NAME")
     assert sorted(p.name for p in tiny.run().checkpoints.iterdir()) == before
     return found.value
 
@@ -51,10 +52,10 @@ def test_a_setting_that_was_changed_in_the_run_and_the_project_is_refused(traine
     run = trained.run()
     edit(run.config, r"noise = 0.1", "noise = 0.5")
     error = refused(trained, run.config, "data.noise=0.5")
-    assert error.why == "data.noise = 0.5, and was 0.1"
+    assert re.fullmatch(r"data\.noise = 0\.5\b.* 0\.1", error.why)
     fork = trained.train("data.noise=0.5", run="fork", fork_from="main")
     assert (fork.status, fork.resumed_from) == ("completed", 8)
-    assert any("data.noise = 0.5, and was 0.1); the fork uses it unchanged" in line for line in logged)
+    assert any("data.noise = 0.5" in line and "fork" in line for line in logged)
     assert trained.train("data.noise=0.5", run="fork").already
 
 
@@ -78,11 +79,11 @@ def test_a_checkpoint_of_another_run_is_refused(trained, ended: Path) -> None:
     ours = trained.run().checkpoints / "8"
     shutil.rmtree(ours)
     shutil.copytree(trained.run("other").checkpoints / "12", trained.run().checkpoints / "12")
-    with pytest.raises(CheckpointError, match="12 was saved by another run") as found:
+    with pytest.raises(CheckpointError, match=r"12.* another run") as found:
         trained.train("checkpoint.keep_best=0")
     assert found.value.hint.startswith("mv ")
     shutil.copytree(ended / "runs/main/checkpoints/8", ours)
-    with pytest.raises(CheckpointError, match="12 was saved by another run"):
+    with pytest.raises(CheckpointError, match=r"12.* another run"):
         trained.train("checkpoint.keep_best=0")
 
 
@@ -97,10 +98,7 @@ def test_settings_that_may_change_are_reported(trained, logged: list[str]) -> No
     ]
     changes = "model.scan_layers = false -> true, checkpoint.every = 4 -> 3, checkpoint.keep_best = 0 -> 1"
     assert f"settings_changed: {changes}\n" in trained.run().log.read_text()
-    assert (
-        "settings changed since the run was last trained: checkpoint.every = 4 -> 3, checkpoint.keep_best"
-        in "".join(logged)
-    )
+    assert "checkpoint.every = 4 -> 3, checkpoint.keep_best" in "".join(logged)
 
 
 def test_a_setting_that_a_newer_version_brings_changes_nothing(trained) -> None:
@@ -118,7 +116,7 @@ def test_a_setting_that_a_newer_version_brings_changes_nothing(trained) -> None:
     del body["checksum"]
     path.write_text(json.dumps({**body, "checksum": manifest.json_digest(body)}))
     edit(run.config, r"salt = 0", "salt = 1")
-    assert refused(trained, run.config, "data.salt=1").why == "data.salt = 1, and was 0"
+    assert re.fullmatch(r"data\.salt = 1\b.* 0", refused(trained, run.config, "data.salt=1").why)
     edit(run.config, r"salt = 1", "salt = 0")
     assert trained.train("checkpoint.keep_best=0").status == "completed"
 
@@ -143,7 +141,7 @@ def test_a_run_in_an_old_format_is_refused(trained) -> None:
     path.write_text(json.dumps({"schema_version": 2, "devices": {}}))
     with pytest.raises(CheckpointError) as refused:
         trained.train("checkpoint.keep_best=0")
-    assert refused.value.why == f"{path} has format 2; this version reads format 3"
+    assert all(fact in refused.value.why for fact in (str(path), "format 2", "format 3"))
 
 
 @pytest.mark.parametrize("width", [8, 64, 200])
@@ -166,5 +164,5 @@ def test_other_frozen_arrays_than_those_of_the_checkpoint_are_refused(trained, m
         lambda: restore_run(trained.run(), trained.project),
         lambda: trained.train("train.num_steps=20", run="fork", fork_from="main"),
     ):
-        with pytest.raises(CheckpointError, match="the frozen arrays of run main are not those"):
+        with pytest.raises(CheckpointError, match="frozen arrays of run"):
             use()

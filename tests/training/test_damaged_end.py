@@ -54,7 +54,7 @@ def test_training_goes_on_from_the_checkpoint_before(
     assert before.already
     damage(copied.run().checkpoints / "12")
     healed = copied.train(*settings)
-    assert any("checkpoint of step 12 is damaged" in line for line in logged)
+    assert any("step 12 is damaged" in line for line in logged)
     assert not healed.already
     assert (healed.status, healed.step, healed.resumed_from) == ("completed", 12, 8)
     assert healed.state_digest == before.state_digest
@@ -101,4 +101,4 @@ def test_opening_the_best_checkpoint_reports_it(copied: Any, logged: list[str]) 
     _truncate(run.checkpoints / "12")
     assert choose_step(run, config, "best") == 8
     assert len(logged) == 1
-    assert "checkpoint of step 12 is damaged" in logged[0]
+    assert "step 12 is damaged" in logged[0]

@@ -43,6 +43,7 @@ def arrays(run: RunDirectory, step: int, part: str) -> dict[str, str]:
     return {name.removeprefix(f"{part}/"): entry.digest for name, entry in found.items() if name.startswith(f"{part}/")}
 
 
+@pytest.mark.slow
 def test_the_average_is_that_of_the_weights_after_each_update(tiny) -> None:
     programs, plain = tiny.programs(EMA), tiny.programs()
     source = training_source(programs.task, programs.config)
@@ -63,6 +64,7 @@ def test_the_average_is_that_of_the_weights_after_each_update(tiny) -> None:
     assert more == {"parameters": 0, "frozen": 0, "optimizer": tree_bytes(weights), "gradients": 0}
 
 
+@pytest.mark.representative("a resumed average of weights")
 def test_a_run_goes_on_bit_for_bit_after_a_stop_and_a_kill(tiny) -> None:
     settings = [EMA, "optimizer.kind=muon"]
     whole = tiny.train(*settings, run="whole")
@@ -94,6 +96,7 @@ def test_whatever_evaluates_uses_the_average(tiny) -> None:
         restore_run(tiny.run("plain"), tiny.project, step=12, overrides=[EMA])
 
 
+@pytest.mark.slow
 def test_forks_take_the_average_or_begin_one(trained) -> None:
     trained.train(EMA, "train.num_steps=16", run="first", fork_from="main")
     first = trained.run("first")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -100,11 +101,7 @@ def test_a_frozen_backbone_is_that_of_the_base_run(project: Project, kind: str, 
     names = read_manifest(project.run("fine").checkpoints / str(result.step)).arrays
     states = {name.rpartition("/mu/")[2] for name in names if name.startswith("opt_state/") and "/mu/" in name}
     assert states == HEAD
-    assert [
-        line
-        for line in logged
-        if "the head starts from its initial values: output/bias is [2], and it is [10] there" in line
-    ]
+    assert [line for line in logged if re.search(r"head.*output/bias.*\[2\].*\[10\]", line)]
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(project: Project) -> None:
@@ -147,13 +144,13 @@ def test_the_head_of_other_classes_starts_anew(project: Project, logged: list[st
     for name in base.keys() - HEAD:
         np.testing.assert_allclose(base[name], other[name], atol=1e-6)
     assert np.abs(base["output/weight"] - other["output/weight"]).max() > 0.01
-    assert any("output/weight is for other classes there" in line for line in logged)
+    assert any("output/weight" in line and "other classes" in line for line in logged)
 
 
 def test_another_backbone_is_refused(project: Project) -> None:
     with pytest.raises(ConfigError) as caught:
         finetune(project, "model.channels=[8]")
-    assert "final_norm/bias is [8], and it is [6] there" in caught.value.why
+    assert re.search(r"final_norm/bias.*\[8\].*\[6\]", caught.value.why)
     assert "finetune.base_run" in caught.value.what
 
 
@@ -167,12 +164,12 @@ def test_base_runs_that_cannot_be_used(project: Project) -> None:
     assert "did you mean 'base'?" in checked.stderr
     assert 'hint: base_run = "base"' in checked.stderr
     checked = inprocess.run(["config", "check", "--set", "finetune.base_step=77"], project.root, os.environ)
-    assert "run base has no checkpoint of step 77" in checked.stderr
+    assert re.search("run base .*step 77", checked.stderr)
     shutil.rmtree(project.run("base").checkpoints)
     with pytest.raises(CheckpointError, match="no checkpoint"):
         finetune(project)
     (project.root / "aifx.toml").write_text(CONFIG.format("two"))
-    with pytest.raises(ConfigError, match=r"finetune\.freeze = 'backbone' needs finetune\.base_run"):
+    with pytest.raises(ConfigError, match=r"finetune\.freeze = 'backbone'.*finetune\.base_run"):
         finetune(project, "finetune.freeze=backbone")
 
 

@@ -66,9 +66,9 @@ def refused(project: Project, *settings: str, origin: str = "main") -> AifxError
 def test_another_tokenizer_is_refused(project: Project) -> None:
     error = refused(project, "data.vocab_size=400")
     assert "tokenizer" in error.what
-    assert "data.vocab_size = 300 -> 400" in error.why
+    assert "300 -> 400" in error.why
     shutil.copy(project.run("main").assets / "tokenizer.json", project.root / "own.json")
-    assert 'data.tokenizer = "bpe" -> "own.json"' in refused(project, "data.tokenizer=own.json").why
+    assert '"bpe" -> "own.json"' in refused(project, "data.tokenizer=own.json").why
 
 
 def test_a_tokenizer_that_was_brought_and_has_changed_is_refused(project: Project) -> None:
@@ -116,16 +116,14 @@ def test_text_that_the_origin_may_have_learnt_is_told(project: Project, logged: 
     fork_to("same")
     assert not any("learnt" in text for text in logged)
     fork_to("divided", "data.test_fraction=0.3")
-    assert any(
-        "not what run main was trained on: what is held out now may be what it learnt" in text for text in logged
-    )
+    assert any("run main" in text and "held out" in text for text in logged)
 
 
 def test_where_a_fork_begins(trained) -> None:
     best = trained.train("train.num_steps=20", run="best", fork_from="main", fork_at="best")
     eighth = trained.train("train.num_steps=20", run="eighth", fork_from="main", fork_at=8)
     assert (best.resumed_from, eighth.resumed_from) == (12, 8)
-    with pytest.raises(CheckpointError, match="it has 4, 8, 12"):
+    with pytest.raises(CheckpointError, match="4, 8, 12"):
         trained.train("train.num_steps=20", run="ninth", fork_from="main", fork_at=9)
 
 
@@ -139,7 +137,7 @@ def test_a_fork_that_was_cut_off_is_not_mixed_with_another(trained) -> None:
 def test_a_step_is_for_forks(trained) -> None:
     code, _, err = trained.command("train", "--step", "4")
     assert code == 2
-    assert "hint: aifx train --run main --fork NAME --step 4" in err
+    assert "--run main --fork NAME --step 4" in err
     code, out, err = trained.command(
         "train", "--fork", "longer", "--step", "4", "--set", "train.num_steps=20", "--json"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -108,8 +109,9 @@ def test_one_bad_batch_does_not_end_a_run(tiny, logged: list[str]) -> None:
     assert (result.status, result.step, result.exit_code) == ("completed", 12, 0)
     (skip,) = of_kind(tiny, "skip")
     assert (skip["step"], skip["batch"], skip["reason"], skip["rows"]) == (5, 4, "non_finite", [[0, 8]])
-    assert (skip["fault"], skip["loss"]) == ("batch has NaN in 'x', row 0", None)
-    assert any("step 5 (training batch 4) was not applied" in line and "row 0" in line for line in logged)
+    assert "'x', row 0" in skip["fault"]
+    assert skip["loss"] is None
+    assert any("step 5" in line and "batch 4" in line and "row 0" in line for line in logged)
     records = tiny.records()
     assert [r["step"] for r in records] == list(range(1, 13))
     assert [r["step"] for r in records if r.get("is_skipped")] == [5]
@@ -136,8 +138,9 @@ def test_a_validation_that_is_not_finite_is_a_warning(tiny, logged: list[str]) -
 def test_so_many_in_a_row_end_the_run(tiny) -> None:
     result = tiny.train(bad_at(4, 5, 6), *EVERY_2)
     assert (result.status, result.step, result.exit_code) == ("diverged", 7, 1)
-    assert "the 2 steps before it were not finite either (guards.max_in_a_row)" in result.error.why
-    assert result.error.hint.startswith("aifx train --run main --fork NAME --step 2 ")
+    assert "2 steps before" in result.error.why
+    assert "guards.max_in_a_row" in result.error.why
+    assert "--run main --fork NAME --step 2 " in result.error.hint
     assert [e["step"] for e in of_kind(tiny, "skip")] == [5, 6, 7]
     assert [e["step"] for e in of_kind(tiny, "checkpoint")] == [2, 4], "none among the steps that were skipped"
     assert of_kind(tiny, "nan")[0]["step"] == 7
@@ -216,10 +219,10 @@ def test_a_run_goes_back_and_leaves_out_the_batches_at_fault(tiny) -> None:
     assert [shown("--step", str(step))["batch"] for step in (6, 7, 12)] == [5, 8, 13]
     left_out = shown("--batch", "6")
     assert (left_out["step"], left_out["left_out"]) == (None, [6, 7])
-    assert left_out["skipped"] == "no step takes it since the run went back from step 8 (non_finite)"
-    assert left_out["fault"] == "batch has NaN in 'x', row 0"
+    assert re.search("step 8.*non_finite", left_out["skipped"])
+    assert "'x', row 0" in left_out["fault"]
     assert "nan" in left_out["rows"][0]["fields"]["x"]
-    assert shown("--step", "3")["skipped"] == "the update of step 3 was not applied (non_finite)"
+    assert re.search("step 3.*non_finite", shown("--step", "3")["skipped"])
     code, _, err = tiny.command("data", "show", "--run", "main", "--step", "13")
     assert (code, "train.num_steps = 12" in err) == (2, True)
 
@@ -232,7 +235,7 @@ def test_the_batch_of_a_spike_is_left_out(tiny, logged: list[str]) -> None:
     (rollback,) = of_kind(tiny, "rollback")
     assert (rollback["to_step"], rollback["step"], rollback["batches"]) == (8, 10, [9])
     assert rollback["reason"] == "spike"
-    assert any("the loss of step 10 is a spike" in line for line in logged)
+    assert any("step 10" in line and "spike" in line for line in logged)
     assert result.state_digest == digest_by_hand(tiny, [*range(9), 10, 11, 12])
     again = replay(tiny.run(), tiny.project, 6, 4)
     assert (again.compared_with, again.different_arrays) == ("checkpoint", []), "from before it went back"

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -115,7 +116,8 @@ def test_a_choice_that_this_version_no_longer_has_is_replaced(tmp_path: Path, mo
     choices = run_choices(project.run("main"), load_config(project), on_replacement=events.append)
     with using(choices):
         assert choose_implementation(ATTENTION, CALL, "auto").implementation == "xla"
-    assert "pallas_vpu, chosen before, cannot take this call (there is no such implementation)" in logged[0]
+    assert "pallas_vpu" in logged[0]
+    assert "no such implementation" in logged[0]
     assert [(e["op"], e["old"]["implementation"], e["new"]["implementation"]) for e in events] == [
         ("attention", "pallas_vpu", "xla")
     ]
@@ -147,10 +149,8 @@ def test_a_configuration_that_a_kernel_no_longer_has_is_replaced(
             operands = [jax.ShapeDtypeStruct(s, "float32") for s in ((32, 16), (16, 64), (16, 64))]
             jax.eval_shape(swiglu, *operands)
             assert choose_implementation(SWIGLU, call, "auto") == first
-    assert logged == [
-        "warning: swiglu: pallas_triton, chosen before, cannot take this call (it has changed, and block_m=64 is no "
-        "longer offered); it runs as pallas_triton"
-    ]
+    (warning,) = logged
+    assert re.search("swiglu: pallas_triton.*block_m=64.*pallas_triton$", warning)
     assert [(e["op"], e["old"]["config"], e["new"]["config"]) for e in events] == [
         ("swiglu", {"block_m": 64}, entry["config"])
     ]
@@ -186,11 +186,12 @@ def test_a_new_run_tries_kernels_on_a_device_that_nothing_was_measured_on(tiny, 
         file.write(ODD_TASK)
     settings = ["task.kind=tiny:OddTask", "train.num_steps=2", "train.validate_every=0"]
     assert tiny.train(*settings).status == "completed"
-    assert any("quick: off fails on cpu (its results are 2.5e-01 from XLA's), and is not used" in s for s in logged)
-    assert "off fails on cpu" in tiny.run().log.read_text()
+    assert any("quick: off fails" in s and "2.5e-01" in s for s in logged)
+    assert "quick: off fails" in tiny.run().log.read_text()
     for run in ("main", "second"):
         (entry,) = json.loads(tiny.run(run).kernels.read_text())["devices"]["cpu"]
-        assert (entry["implementation"], entry["reason"]) == ("good", "verified: on cpu it computes what XLA does")
+        assert entry["implementation"] == "good"
+        assert "verified" in entry["reason"]
         logged.clear()
         tiny.train(*settings, run="second")
         assert not any("quick" in text for text in logged)
@@ -220,7 +221,7 @@ def test_choices_that_the_disk_refuses_are_there_before_a_checkpoint(tiny, monke
     settings = odd_settings(tiny)
     assert tiny.train(*settings).status == "completed"
     (text,) = (text for text in logged if "kernels.json" in text and "training goes on" in text)
-    assert "No space left on device" in text
+    assert "No space left" in text
     (entries,) = json.loads(tiny.run().kernels.read_text())["devices"].values()
     bound = list_bindings(tiny.run().checkpoints)
     assert sorted(bound) == [8, 12]
@@ -249,7 +250,7 @@ def test_a_run_whose_kernels_cannot_be_verified_goes_on(tiny, problem: str, monk
         warnings.simplefilter("error")
         assert tiny.train("train.num_steps=2", "train.validate_every=0").status == "completed"
     (text,) = (text for text in logged if "verified" in text)
-    assert ("no verdict can be kept" if problem == "cache" else "does not start") in text
+    assert ("no verdict" if problem == "cache" else "does not start") in text
     assert TuningCache(winners_path(), current_device()).document() == {"winners": {}, "failed": {}}
 
 
@@ -306,7 +307,7 @@ def test_process_0_verifies_and_the_others_take_its_verdict(tiny, tmp_path: Path
     (said_0, caught_0, opened_0), (said_1, caught_1, opened_1) = (
         json.loads(process.communicate(timeout=500)[0]) for process in processes
     )
-    assert any("quick: off fails on cpu" in text for text in said_0)
+    assert any("quick: off fails" in text for text in said_0)
     assert said_1 == []
     assert not opened_0
     assert not opened_1
@@ -314,10 +315,11 @@ def test_process_0_verifies_and_the_others_take_its_verdict(tiny, tmp_path: Path
     assert found[0] == found[1]
     assert [choice["implementation"] for choice in found[1]["winners"].values()] == ["good"]
     assert [choice["implementation"] for choice in found[1]["failed"].values()] == ["off"]
-    assert caught_0 == ["'NoneType' object is not callable"]
-    assert [text.splitlines()[:2] for text in caught_1] == [
-        ["process 0 did not verify the kernels of this run", "'NoneType' object is not callable"]
-    ]
+    (own,), (others,) = caught_0, caught_1
+    what, why, *_ = others.splitlines()
+    assert "process 0" in what
+    assert why == own
+    assert "NoneType" in own
 
 
 def test_nothing_is_tried_where_there_is_no_accelerator(monkeypatch) -> None:

@@ -59,6 +59,7 @@ def digest(tiny: Any, run: str = "main") -> Any:
     return tiny.events(run)[-1]["state_digest"]
 
 
+@pytest.mark.representative("a resumed language model")
 def test_it_goes_on_bit_for_bit_after_a_stop_and_a_kill(writer: Any) -> None:
     stopped(writer, 3, SAMPLE, run="stopped")
     with pytest.raises(Killed):
@@ -69,6 +70,7 @@ def test_it_goes_on_bit_for_bit_after_a_stop_and_a_kill(writer: Any) -> None:
         assert writer.records(run) == writer.records()
 
 
+@pytest.mark.slow
 def test_micro_batches_and_scanned_layers_drop_the_same(writer: Any) -> None:
     def loss(*settings: str) -> float:
         programs = writer.programs(*settings)

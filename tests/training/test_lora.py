@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -190,7 +191,7 @@ def test_weights_of_a_run_that_trained_adapters_are_merged_ones(project: Project
     shutil.rmtree(project.run("base").path)
     if adapter == "lora":  # which needs its base, and that one's
         assert read_manifest(project.run("on").checkpoints / "1").run["base"]["run"] == run
-        with pytest.raises(CheckpointError, match=f"run {run} needs the checkpoint of step 6 of run base"):
+        with pytest.raises(CheckpointError, match=f"run {run} .*step 6.*run base"):
             evaluate(project.run("on"), project)
     else:
         assert evaluate(project.run("on"), project)
@@ -211,12 +212,13 @@ def test_a_base_that_is_missing_or_has_changed_is_refused(project: Project) -> N
     for command in commands:
         refused = inprocess.run(command, project.root, os.environ)
         assert refused.returncode == 2, command
-        assert "run tuned needs the checkpoint of step 6 of run base" in refused.stderr
-        assert "there is no run at" in refused.stderr
+        assert re.search("run tuned.*step 6.*run base", refused.stderr)
+        assert "no run at" in refused.stderr
     verified = inprocess.run(["ckpt", "verify", "--run", "tuned", "--json"], project.root, os.environ)
     assert verified.returncode == 1
     [unusable] = json.loads(verified.stdout)["unusable"]
-    assert "step 6 of run base, its finetune.base_run\nthere is no run at" in unusable
+    assert "of run base" in unusable
+    assert "no run at" in unusable
     train(project, load_config(project, ["train.seed=1"], {}), "base")
     for command in commands:
         refused = inprocess.run(command, project.root, os.environ)
@@ -243,7 +245,7 @@ def test_a_fork_keeps_the_base_of_its_origin(project: Project) -> None:
 def test_the_step_of_the_base_is_chosen(project: Project) -> None:
     tune(project, "finetune.base_step=3", "train.num_steps=1", run="third")
     assert read_manifest(project.run("third").checkpoints / "1").run["base"]["step"] == 3
-    with pytest.raises(CheckpointError, match="no checkpoint of step 4"):
+    with pytest.raises(CheckpointError, match="step 4"):
         tune(project, "finetune.base_step=4", run="fourth")
 
 
@@ -260,7 +262,7 @@ def test_settings_that_are_refused(project: Project) -> None:
     given = [part for setting in (*LORA, "lora.targets=['q_proj']") for part in ("--set", setting)]
     checked = inprocess.run(["config", "check", *given], project.root, os.environ)
     assert "did you mean 'query'" in checked.stderr
-    with pytest.raises(ConfigError, match=r"finetune.adapter = 'lora' needs finetune.base_run"):
+    with pytest.raises(ConfigError, match=r"finetune.adapter = 'lora'.*finetune.base_run"):
         train(project, load_config(project, ["finetune.adapter=lora"], {}), "refused")
 
 
@@ -272,7 +274,7 @@ def test_another_model_than_that_of_the_base_is_refused(project: Project) -> Non
         ("model.num_layers=3", "layers/2/attention/key is [16, 2, 4], and that run has none"),
     ):
         programs = adapted(project, setting)
-        with pytest.raises(ConfigError, match="the model does not fit the weights of run base") as refused:
+        with pytest.raises(ConfigError, match="weights of run base") as refused:
             frozen_arrays(programs, project.run("tuned"))
         assert difference in refused.value.why
 

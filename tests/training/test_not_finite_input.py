@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,8 +26,8 @@ def batch_with(value: float, dtype: Any, *rows: int) -> Batch:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
 def test_where_it_is(dtype: Any) -> None:
     assert not_finite_input(batch_with(1.0, dtype)) is None
-    assert not_finite_input(batch_with(np.nan, dtype, 12)) == "batch has NaN in 'y', row 12"
-    assert not_finite_input(batch_with(np.inf, dtype, 7, 3, 9)) == "batch has an infinity in 'y', row 3 and 2 more"
+    assert re.search("NaN.*'y', row 12$", not_finite_input(batch_with(np.nan, dtype, 12)) or "")
+    assert re.search(r"infinity.*'y', row 3\b.*2 more", not_finite_input(batch_with(np.inf, dtype, 7, 3, 9)) or "")
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_what_is_blamed(tmp_path: Path, value: float, hint: str) -> None:
     dispatcher: Any = SimpleNamespace(event=lambda *_, **__: None)
     result = report_divergence(NotFinite(1, np.nan, np.nan, batch_with(value, np.float32, 12)), info, [], dispatcher)
     assert result.error is not None
-    assert ("batch has NaN in 'y', row 12" in result.error.why) == (value != 1.0)
+    assert ("'y', row 12" in result.error.why) == (value != 1.0)
     assert result.error.hint.endswith(hint)
 
 

@@ -202,7 +202,7 @@ def test_a_file_of_pairs_is_measured_as_the_split_with_the_same_pairs(
     if not settings:  # its reference is in the cache
         assert evaluate_files(run, project, [file]).datasets[0].metrics == found.metrics
     file.write_text("".join(split_rows(project, "train")))
-    with pytest.raises(CheckpointError, match="needs the checkpoint of step 6 of run base"):
+    with pytest.raises(CheckpointError, match=r"step 6.*run base"):
         evaluate_files(run, project, [file])
 
 
@@ -229,7 +229,7 @@ def test_the_reference_is_computed_once_for_its_data_and_weights(
     with pytest.raises(AssertionError, match="it is computed"):
         references()
     run.provenance.unlink()
-    with pytest.raises(CheckpointError, match="does not name the base run"):
+    with pytest.raises(CheckpointError, match="base run"):
         references()
     run.provenance.write_text(json.dumps(provenance))
     with open(project.root / "pairs/rows.jsonl", "a") as file:
@@ -254,7 +254,8 @@ def test_a_damaged_reference_is_an_error(project: Project, damage: str) -> None:
     for command in ("eval", "train"):
         code, text = aifx(project, command, "--run", "adapted")
         assert code == 2
-        assert f"{run.reference} is not what the checkpoint of step 6 was trained with" in text
+        assert str(run.reference) in text
+        assert "step 6" in text
         assert "hint: restore" in text
     if damage == "changed":
         return
@@ -272,10 +273,10 @@ def test_a_base_that_gives_nan_is_refused(project: Project, monkeypatch: pytest.
 
     monkeypatch.setattr(DirectPreference, "reference", reference)
     monkeypatch.setenv("AIFX_CACHE_DIR", str(project.root / "cache"))
-    with pytest.raises(CheckpointError, match=r"of 40 pairs have no finite log-probability") as refused:
+    with pytest.raises(CheckpointError, match=r"40 pairs.*log-probability") as refused:
         prefer(project, *LORA, run="refused")
     assert "rows.jsonl" in refused.value.why
-    assert "by run base, step 6" in refused.value.why
+    assert "run base, step 6" in refused.value.why
     assert not list((project.root / "cache").glob("references/*"))
 
 
@@ -305,13 +306,14 @@ def test_what_cannot_be_used_is_refused(project: Project) -> None:
         train(project, load_config(project, DPO[:2], {}), "refused")
     with pytest.raises(DataError, match="both answers have"):
         prefer(project, "data.seq_len=40", run="refused")
-    with pytest.raises(DataError, match="the row has one answer"):
+    with pytest.raises(DataError, match="one answer"):
         prefer(project, 'data.train=["data/*.jsonl"]', run="refused")
     code, text = aifx(project, "predict", "pairs/rows.jsonl", "--run", "adapted")
     assert code == 2
-    assert "a model of preferences makes no predictions" in text
-    assert "hint: aifx eval --data FILE" in text
+    assert "no predictions" in text
+    assert "aifx eval --data FILE" in text
     (project.root / "one.jsonl").write_text(json.dumps({"prompt": "?", "completion": "!"}) + "\n")
     code, text = aifx(project, "eval", "--data", "one.jsonl", "--run", "adapted")
     assert code == 2
-    assert "one.jsonl:1: the row has one answer" in text
+    assert "one.jsonl:1: " in text
+    assert "one answer" in text

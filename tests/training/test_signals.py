@@ -59,6 +59,7 @@ def has_event(run: Path, name: str) -> Callable[[], bool]:
     return lambda: events.exists() and f'"event": "{name}"' in events.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)])
 def test_in_the_loop_the_state_is_saved(tiny, start: Start, signum: int, code: int) -> None:
     process = start(*LONG)
@@ -222,6 +223,7 @@ def test_a_second_process_is_told_who_holds_the_run(tiny, start: Start) -> None:
         pass  # the kernel gave it back
 
 
+@pytest.mark.representative("a kill")
 def test_killed_anywhere_the_run_goes_on_bit_for_bit(tiny, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XLA_FLAGS")  # as users compile
 

@@ -138,10 +138,8 @@ def test_each_phase_of_a_run_is_marked(tiny, monkeypatch: pytest.MonkeyPatch) ->
     steps = ["data", "step"] * 2
     assert kinds == ["start", "compilation", "start", *steps, "evaluation", "checkpoint"]
     assert [phase for phase, kind in marked if kind == "step"] == ["step 1", "step 2"]
-    assert [phase for phase, kind in marked if kind == "evaluation"][1:] == [
-        "batch 0 of the validation split",
-        "batch 1 of the validation split",
-    ]
+    batches = [phase for phase, kind in marked if kind == "evaluation"][1:]
+    assert [(phase[:7], "validation" in phase) for phase in batches] == [("batch 0", True), ("batch 1", True)]
 
 
 LONG = ("train", "--set", "train.num_steps=60", "--set", "data.read_s=0.02", "--set", "train.validate_every=0",
@@ -198,7 +196,7 @@ def test_a_run_that_hangs_ends_with_a_report_and_resumes(tiny, start: Start, pat
     assert report.name in err
     text = report.read_text()
     head, *_ = text.splitlines()
-    assert "no progress in the batch of step 9 for " in head
+    assert "batch of step 9" in head
     assert "guards.step_timeout_s" in head
     threads, events, rest = (text.split(f"== {title}\n")[1] for title in ("Threads", "Last events", "Devices"))
     source = [line for line in threads.splitlines() if "tiny.py" in line]
@@ -209,7 +207,7 @@ def test_a_run_that_hangs_ends_with_a_report_and_resumes(tiny, start: Start, pat
     assert "cpu" in rest.lower()
     stop = tiny.events()[-1]
     assert (stop["event"], stop["status"]) == ("stop", "preempted")
-    assert "no progress in the batch of step 9" in stop["why"]
+    assert "batch of step 9" in stop["why"]
     assert max(int(p.name) for p in tiny.run().checkpoints.iterdir() if p.name.isdigit()) == 8
     process = start(*LONG, "--json")
     out, err = process.communicate(timeout=END_S)
