@@ -35,7 +35,7 @@ from typing import Any
 import pytest
 from effort import ROOT, commit
 
-MARKERS = ("quarantined", "slow", "representative")
+MARKERS = ("quarantined", "representative", "slow")
 QUICK_CPU_S = 5.0
 """An unmarked test that uses more fails `.ci/run`. Its own limit is a second; the rest is for slower processors."""
 EIGHTHS = 8

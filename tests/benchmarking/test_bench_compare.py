@@ -41,7 +41,7 @@ def test_verdicts():
         "train.noisy": "unsure",
     }
     found = {c.after.name: c for c in compare(report(*before), report(*after)).results}
-    assert found["train.few"].why == "5 and 4 launches, 5 are the least"
+    assert found["train.few"].why.startswith("5 and 4 launches")
     assert found["train.noisy"].why.startswith("noise: -3")
     assert found["train.slower"].change.ratio == pytest.approx(1.02)
     assert found["train.slower"].change.p == pytest.approx(1 / 252)
@@ -101,6 +101,7 @@ def many(count, *, launches=5, slower=1.0):
     )
 
 
+@pytest.mark.slow
 def test_among_many_a_slowdown_that_so_few_launches_cannot_tell_from_chance_is_suspected():
     few = gate(many(25), many(25, slower=1.2), 0.05)
     assert [c.after.params["case"] for c in few.regressed] == [0]
@@ -145,6 +146,7 @@ def test_the_least_p_is_that_of_sides_that_do_not_overlap(first, second):
     assert least_p(first, second) == 1 / orders
 
 
+@pytest.mark.slow
 def test_a_gate_over_many_things_that_did_not_change_stays_silent():
     """25 things, scattered by 4 %, asked 8 times: of 200 comparisons at 1 % some do seem slower."""
     random = np.random.default_rng(7)

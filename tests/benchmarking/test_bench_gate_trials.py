@@ -23,6 +23,7 @@ def test_of_200_trials_1_percent_or_fewer_are_false_alarms_and_95_or_more_find_1
         assert rates.refused <= 0.05
 
 
+@pytest.mark.slow
 def test_a_noisy_recording_makes_baselines_that_are_refused():
     random = TRIALS["np"].random.default_rng(0)
     wild = [[0.01 * random.uniform(0.6, 1.6)] * 3 for _ in range(60)]

@@ -1,5 +1,6 @@
 """`aifx bench hardware`: what it measures, of what, and what it keeps."""
 
+import re
 from itertools import pairwise
 
 import jax
@@ -34,6 +35,7 @@ def bench(monkeypatch):
     return Bench(SUITES["hardware"], True, {})
 
 
+@pytest.mark.slow
 def test_products_are_counted_and_each_library_is_told(bench, monkeypatch):
     monkeypatch.setattr(microbenchmarks, "USUAL_PRODUCT", {"cpu": (64, 1)})
     found = list(hardware.products(bench, DEVICE))
@@ -55,7 +57,7 @@ def test_a_type_that_a_device_lacks_is_left_out_with_a_word(bench, monkeypatch, 
     monkeypatch.setattr(microbenchmarks, "dtypes_of", lambda device: ("float99", "float32"))
     found = list(hardware.products(bench, DEVICE))
     assert [one.params["dtype"] for one in found] == ["float32"]
-    assert caplog.messages[0].startswith("left out: products of 64 rows in float99: ")
+    assert re.match("left out: .*64.*float99", caplog.messages[0])
 
 
 def test_wrong_results_end_it(bench, monkeypatch):
@@ -88,7 +90,7 @@ def test_memory_counts_bytes_as_stream_does(bench, monkeypatch):
     monkeypatch.setattr(microbenchmarks.Stream, "num_wrong", lambda self: 3)
     with pytest.raises(WrongResult) as raised:
         list(hardware.memory(bench, DEVICE))
-    assert "copy in memory, 3 elements" in raised.value.why
+    assert re.search("copy.*3 elements", raised.value.why)
 
 
 def test_a_size_that_memory_does_not_hold_is_left_out_with_a_word(bench, monkeypatch, caplog):
@@ -105,7 +107,7 @@ def test_a_size_that_memory_does_not_hold_is_left_out_with_a_word(bench, monkeyp
     monkeypatch.setattr(microbenchmarks, "Stream", make)
     assert [one.params["num_bytes"] for one in hardware.memory(bench, DEVICE)] == [1 << 14]
     left_out = [note for note in caplog.messages if note.startswith("left out: ")]
-    assert left_out == [f"left out: triad of {size} KiB in memory, for which there is no room" for size in (4, 64)]
+    assert [re.findall(r"triad|\d+ KiB", note) for note in left_out] == [["triad", "4 KiB"], ["triad", "64 KiB"]]
 
 
 def test_copies_say_what_they_are(bench, monkeypatch, caplog):
@@ -122,7 +124,8 @@ def test_copies_say_what_they_are(bench, monkeypatch, caplog):
 
 def test_one_device_has_no_collectives(bench, caplog):
     assert list(hardware.collectives(bench, [DEVICE])) == []
-    assert caplog.messages == ["left out: collectives need two devices or more"]
+    (note,) = caplog.messages
+    assert note.startswith("left out: collectives")
 
 
 def test_a_collective_that_memory_does_not_hold_is_left_out_with_a_word(bench, monkeypatch, caplog):
@@ -131,7 +134,7 @@ def test_a_collective_that_memory_does_not_hold_is_left_out_with_a_word(bench, m
 
     monkeypatch.setattr(microbenchmarks, "Collective", make)
     assert list(hardware.collectives(bench, [DEVICE, DEVICE])) == []
-    assert caplog.messages[0] == "left out: all_reduce of 1 MiB, for which there is no room"
+    assert caplog.messages[0].startswith("left out: all_reduce of 1 MiB")
     assert len(caplog.messages) == len(microbenchmarks.KINDS)
 
 
@@ -141,9 +144,10 @@ def test_a_machine_without_devices_says_so(tmp_path, monkeypatch):
 
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     monkeypatch.setattr(jax, "local_devices", local_devices)
-    with pytest.raises(EnvironmentFault, match="JAX finds no device to measure") as raised:
+    with pytest.raises(EnvironmentFault, match="no device") as raised:
         fingerprint(tmp_path)
-    assert (raised.value.why, raised.value.hint) == ("none of cuda came up", "aifx doctor")
+    assert "cuda" in raised.value.why
+    assert raised.value.hint == "aifx doctor"
 
 
 def test_each_dispatch_is_waited_for(bench, monkeypatch):
@@ -174,6 +178,7 @@ for found in real.measure(bench):
 """The suite up to its first result."""
 
 
+@pytest.mark.slow
 def test_a_launch_that_dies_keeps_what_it_measured_and_that_is_a_ceiling(tmp_path, monkeypatch):
     fork_launches(monkeypatch)
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
@@ -231,7 +236,9 @@ def test_what_falls_far_below_an_earlier_ceiling_is_told_and_lowers_nothing():
     kind = (H100["device_kind"], "gpu")
     keep_ceilings(*kind, {"matmul.bfloat16": 1e12, "memory": 3.1e12})
     told = measured_peaks.keep(measured(notes=["one"]))
-    assert told.notes == ["one", "matmul.bfloat16 reached 70% of this machine's own ceiling: aifx doctor --stress"]
+    before, note = told.notes
+    assert before == "one"
+    assert re.search(r"matmul\.bfloat16.* 70%.*aifx doctor --stress", note)
     assert find_ceilings(*kind).rate("matmul.bfloat16") == 1e12
     assert find_ceilings(*kind).rate("all_reduce.8") == 1.75e11
 
@@ -244,4 +251,4 @@ def test_rates_of_a_device_that_gives_wrong_results_are_no_ceilings():
 def test_ceilings_that_cannot_be_kept_are_told(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("AIFX_STATE_DIR", str(tmp_path / "file"))
-    assert "the ceilings could not be kept: Not a directory" in measured_peaks.keep(measured()).notes
+    assert any("Not a directory" in note for note in measured_peaks.keep(measured()).notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import jax
@@ -34,7 +35,7 @@ def test_each_form_and_peer_of_a_case_is_measured_with_what_it_does(caplog):
         assert measured.figures["peak_memory_bytes"] > measured.num_bytes / 2
     assert len({len(measured.samples_s) for measured in found.values()}) == 1, "in turn"
     notes = caplog.messages
-    assert any(note.startswith("left out: pallas_triton: needs an NVIDIA GPU (decode_attention)") for note in notes)
+    assert any(re.match("left out: pallas_triton: .*NVIDIA.*decode_attention", note) for note in notes)
 
 
 def test_a_form_that_memory_does_not_hold_is_left_out_with_a_word(monkeypatch, caplog):
@@ -43,7 +44,7 @@ def test_a_form_that_memory_does_not_hold_is_left_out_with_a_word(monkeypatch, c
     asked = bench(ops=["rotary"], cases=[benchmark_cases(OPS["rotary"], "cpu")[0].name])
     assert list(kernels.measure(asked)) == []
     notes = caplog.messages
-    assert any("rotary, reference" in note and "2 bytes beside its operands, and 1 are free" in note for note in notes)
+    assert any("rotary, reference" in note and re.search(r"\b2 bytes.*\b1 \w+ free", note) for note in notes)
 
 
 def test_what_xla_does_not_tell_of_a_program_is_not_told(monkeypatch):
@@ -55,6 +56,7 @@ def test_what_xla_does_not_tell_of_a_program_is_not_told(monkeypatch):
         assert measured.figures["elementwise_flops"] is None
 
 
+@pytest.mark.slow
 def test_the_products_that_a_loss_cannot_avoid_are_measured_beside_it():
     asked = bench(ops=["linear_cross_entropy"], cases=["gpt2-10m"])
     found = {measured.params["implementation"]: measured for measured in kernels.measure(asked)}

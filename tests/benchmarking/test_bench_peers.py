@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -129,7 +130,7 @@ def test_a_peer_that_is_not_there_keeps_its_row_and_that_is_said(scripts):
         ("new", "**2.00**", "2026-03-04"),
     ]
     assert set(table.conditions) == {"2026-01-02", "2026-03-04"}, "each row's machine is told"
-    assert table.notes == ["Not measured on 2026-03-04: compiled: not installed."]
+    assert [re.findall("2026-03-04|compiled", note) for note in table.notes] == [["2026-03-04", "compiled"]]
     page = scripts.tables.rewrite(page, measured(row("torch", 1), row("new", 1), row("compiled", 1), date="2026-05-06"))
     assert set(table_of(scripts, page).conditions) == {"2026-05-06"}
     assert table_of(scripts, page).notes == []
@@ -140,10 +141,11 @@ def test_what_disturbed_is_told_of_the_rows_that_it_disturbed(scripts):
     busy = {"date": "2026-03-04", "disturbed": ["other processes used 80% of the cores"]}
     absent = {"torch": "not installed", "compiled": "not installed"}
     nothing = table_of(scripts, scripts.tables.rewrite(page, measured(**busy, absent=absent)))
-    assert nothing.notes == [
-        "The same work.",
-        "Not measured on 2026-03-04: torch: not installed; compiled: not installed.",
-    ]
+    before, absences = nothing.notes
+    assert before == "The same work."
+    assert re.findall("2026-03-04|torch: not installed|compiled: not installed", absences) == [
+        "2026-03-04", "torch: not installed", "compiled: not installed",
+    ]  # fmt: skip
     assert nothing.conditions == table_of(scripts, page).conditions
     half = table_of(scripts, scripts.tables.rewrite(page, measured(row("torch", 1.7), **busy)))
     told = {date: "other processes" in condition for date, condition in half.conditions.items()}
@@ -166,7 +168,9 @@ def test_a_benchmark_that_fails_leaves_its_table_with_a_word(scripts):
         page = scripts.tables.not_measured(page, "training", day, "it ended with 1: no | memory")
     table = table_of(scripts, page)
     assert [cells[1] for cells in table.rows] == ["torch"]
-    assert table.notes == ["It is the same work.", "Not measured on 2026-03-05: it ended with 1: no | memory."]
+    before, failure = table.notes
+    assert before == "It is the same work."
+    assert re.search(r"2026-03-05: .*no \| memory", failure)
 
 
 def test_cells_with_bars_survive(scripts):
@@ -240,13 +244,14 @@ def test_a_peer_that_is_not_installed_is_told_and_ours_has_to_run(scripts):
     runs = frame.alternate([good, lacking, broken, nowhere], 2)
     assert runs.peers == []
     assert len(runs.told["aifx"]) == 2
-    assert runs.absent["peer"] == "not_a_package_of_anyone is not installed"
-    assert runs.absent["broken"].startswith("it ended with 1: ModuleNotFoundError")
-    assert runs.absent["elsewhere"] == "/no/such/python: No such file or directory"
-    with pytest.raises(SystemExit, match="peer: not_a_package_of_anyone is not installed"):
+    assert "not_a_package_of_anyone" in runs.absent["peer"]
+    assert re.search(r"\b1: ModuleNotFoundError", runs.absent["broken"])
+    assert "/no/such/python" in runs.absent["elsewhere"]
+    with pytest.raises(SystemExit, match="peer: not_a_package_of_anyone"):
         frame.alternate([lacking, good], 1)
 
 
+@pytest.mark.slow
 def test_each_benchmark_tells_what_it_does(scripts):
     names = ["all.py", *(part.script for part in scripts.all.PARTS)]
     commands = [[sys.executable, str(BENCHMARKS / name), "--help"] for name in names]
@@ -281,13 +286,14 @@ def test_a_benchmark_that_ends_badly_is_told_with_its_last_words(scripts, tmp_pa
     given = SimpleNamespace(quick=False, rounds=None)
     found, why = scripts.all.run(scripts.all.Part("training_not", str(script)), given)
     assert found is None
-    assert why.endswith("ended with 1: the disk is full")
+    assert why.endswith("1: the disk is full")
 
 
 def run_all(*options):
     return subprocess.run([sys.executable, str(BENCHMARKS / "all.py"), *options], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_real_comparison_comes_into_the_page(scripts, tmp_path):
     page = tmp_path / "performance.md"
     page.write_text(PAGE.read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from statistics import fmean
@@ -92,8 +93,6 @@ def test_a_bad_trace_names_its_line(tmp_path: Path, body: str, why: str) -> None
     (tmp_path / "trace").write_text(body)
     with pytest.raises(DataError) as raised:
         read_trace(tmp_path / "trace")
-    import re
-
     assert re.search(why, f"{raised.value.what} {raised.value.why}")
     assert raised.value.hint
 
@@ -297,7 +296,7 @@ def test_a_closed_loop_has_so_many_requests_at_once(
         assert body["model"] == "toy"
     assert found["throughput"].params == {"concurrency": 3}
     assert len(found["ttft"].samples_s) == 20
-    assert "prompts are token ids; tokens are counted by the server" in caplog.text
+    assert re.search("prompts are token ids.*counted by the server", caplog.text)
     assert "failed" not in caplog.text
 
 
@@ -319,8 +318,8 @@ def test_an_open_loop_waits_for_no_answer(servers: Callable[..., SseServer], cap
 def test_a_late_client_says_so() -> None:
     load = Load(begin_s=0.0, end_s=1.0, lags_s=[0.0] * 50 + [0.02] * 2, cpu_s=0.9)
     told = list(notes(ONE, load, Api("http://x", None)))
-    assert any("late or more, and may be the bottleneck" in note for note in told)
-    assert any("more than 80% of a processor" in note for note in told)
+    assert any("late" in note and "bottleneck" in note for note in told)
+    assert any("80% of a processor" in note for note in told)
     quiet = Load(begin_s=0.0, end_s=1.0, lags_s=[0.0001] * 50, cpu_s=0.1)
     assert len(list(notes(ONE, quiet, Api("http://x", None)))) == 1
 
@@ -338,8 +337,8 @@ def test_fields_that_a_server_refuses_are_left_out(
     server = servers(answer, [1, 2, 3])
     found = measured(server, caplog, requests=3, output_tokens="4")
     assert len(found["tpot"].samples_s) == 3
-    assert "prompts are words, so that their lengths are approximate; tokens are counted as parts" in caplog.text
-    assert "3 of 3 answers ended before the length asked for; the server does not take ignore_eos" in caplog.text
+    assert re.search("prompts are words.*counted as parts", caplog.text)
+    assert re.search("3 of 3 answers.*ignore_eos", caplog.text)
 
 
 def test_failures_are_counted_by_kind(
@@ -374,10 +373,10 @@ def test_failures_are_counted_by_kind(
     monkeypatch.setattr(client_module.asyncio, "timeout", made)
     found = measured(server, caplog, requests=7, warmup=0, output_tokens="2", slo="ttft=600s")
     note = next(record.getMessage() for record in caplog.records if "failed" in record.getMessage())
-    assert note.startswith("serve concurrency 1: 5 of 7 requests failed: 2 x HTTP 429, ")
+    assert re.match("serve concurrency 1: 5 of 7 .*: 2 x HTTP 429, ", note)
     for kind in ("1 x error in the stream", "1 x incomplete answer", "1 x timeout"):
         assert kind in note
-    assert note.endswith("the first said: the queue is full")
+    assert note.endswith("the queue is full")
     assert found["throughput"].figures["failed_requests"] == 5
     assert found["throughput"].figures["goodput_fraction"] == pytest.approx(2 / 7)
     assert len(found["latency"].samples_s) == 2
@@ -423,7 +422,7 @@ def test_servers_that_cannot_be_measured_say_why(
 
     with pytest.raises(EnvironmentFault, match="does not answer requests") as busy:
         measured(servers(overloaded), caplog)
-    assert busy.value.why == "HTTP 503: 4010 requests are waiting"
+    assert re.match("HTTP 503: 4010", busy.value.why)
 
     async def fail_later(body: dict[str, Any], write: Write) -> None:
         if len(server.bodies) > 1:
@@ -431,7 +430,7 @@ def test_servers_that_cannot_be_measured_say_why(
         await plain(body, write)
 
     server = servers(fail_later)
-    with pytest.raises(EnvironmentFault, match="every request failed: HTTP 500") as failed:
+    with pytest.raises(EnvironmentFault, match="HTTP 500") as failed:
         measured(server, caplog, requests=2)
     assert failed.value.why == "out of pages"
     nobody = SimpleNamespace(url="http://127.0.0.1:9")
@@ -462,7 +461,7 @@ def test_a_run_that_cannot_be_served_says_why(monkeypatch: pytest.MonkeyPatch, t
     program = f"import json; print(json.dumps({{'error': {error}}}, indent=2)); raise SystemExit(2)"
     monkeypatch.setattr(target, "AIFX", [sys.executable, "-c", program])
     with (
-        pytest.raises(EnvironmentFault, match="aifx serve: no run 'mian'") as failed,
+        pytest.raises(EnvironmentFault, match="no run 'mian'") as failed,
         target.served(LoadOptions(run="mian"), tmp_path),
     ):
         pass

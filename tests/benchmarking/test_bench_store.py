@@ -1,6 +1,7 @@
 """Baselines: which reports may be one, where they lie, and what is said of those that cannot be read or written."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -34,9 +35,9 @@ def test_a_name_has_a_history_and_its_newest_is_what_it_means(store):
     assert store.find("main") == second
     assert store.find("main@aaaa") == store.find(f"main@aaaa1111{'2' * 32}") == first  # in short and in full
     assert store.find(str(paths[0])) == first
-    with pytest.raises(UsageError, match="not saved at commit cccc") as told:
+    with pytest.raises(UsageError, match="commit cccc") as told:
         store.find("main@cccc")
-    assert told.value.why == "its newest report is of bbbb2222"
+    assert "bbbb2222" in told.value.why
 
 
 def test_a_commit_with_changes_is_found_as_a_list_shows_it(store):
@@ -83,8 +84,8 @@ def test_a_noisy_machine_is_refused_and_one_noisy_thing_is_not():
     assert unfit(report(*calm, *noisy[:2]), MAX_NOISE) == ""
     told = unfit(report(*calm, *noisy), MAX_NOISE)
     worst = max(noisy, key=lambda one: one.scatter)
-    assert told.startswith(f"too noisy to show a regression: {worst.title} ±{worst.scatter:.1%}")
-    assert told.endswith("and 1 more (at most ±4.0%)")
+    assert re.match(f"too noisy.*: {worst.title} ±{worst.scatter:.1%}", told)
+    assert re.search(r"\b1 more .*±4\.0%", told)
 
 
 def test_a_damaged_file_is_named_with_the_place(store):
@@ -118,7 +119,7 @@ def test_a_report_without_results_has_no_history():
 
 
 def test_a_suite_that_this_version_lacks_is_named():
-    with pytest.raises(UsageError, match="there is no suite 'os'"):
+    with pytest.raises(UsageError, match="suite 'os'"):
         check_configuration(Request(suites=["hardware", "os"]))
 
 
@@ -160,7 +161,7 @@ def test_a_disk_that_takes_no_more_leaves_no_half_a_baseline(store, tmp_path, re
     lines = done.stdout.splitlines()
     assert lines[0].endswith("cannot be written")
     assert lines[1] == "File too large"
-    assert lines[3].startswith("no copy of what was measured (20 results) could be kept")
+    assert "20 results" in lines[3]
     assert len(store.history("main")) == 1
     assert store.find("main").results
     assert [path.name for path in (store.folder / "main").iterdir()] == [store.history("main")[0].name]
@@ -172,7 +173,7 @@ def test_what_was_measured_is_kept_elsewhere_where_the_cache_takes_nothing(tmp_p
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     made = report(quiet())
     told = keep_last(made)
-    assert told.startswith("what was measured (1 result) is kept: aifx bench show ")
+    assert re.search(r"1 result\b.*: aifx bench show ", told)
     assert read_report(tmp_path / told.rpartition("show ")[2]) == made
 
 

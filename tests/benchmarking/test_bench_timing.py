@@ -53,7 +53,7 @@ def test_what_never_is_steady_is_said_and_measured_all_the_same(clock):
     rising = (0.1 * 1.1**n for n in itertools.count())
     found = sample(clock.thing(rising), Effort(slice_s=10))
     assert len(found.seconds) >= 7
-    assert found.notes[0] == "was not steady when its samples began"
+    assert "not steady" in found.notes[0]
     assert found.notes[1].startswith("drifted by +")
 
 

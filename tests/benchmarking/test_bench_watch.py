@@ -1,6 +1,7 @@
 """What disturbs a measurement is noted: from counters that the test moves, and from the real machine."""
 
 import multiprocessing
+import re
 import time
 
 import psutil
@@ -46,17 +47,15 @@ def test_a_machine_of_our_own_is_nothing_to_note(noted):
 @pytest.mark.parametrize(
     ("after", "told"),
     [
-        ({"busy": 30.0, "own": 18.0}, "other processes used 30% of this machine's cores: figures may be too slow"),
-        ({"quota": 2.0}, "the control group's CPU quota held it back for 20% of the time"),
-        ({"clock": 1200.0}, "the CPU's clock went from 2000 to 1200 MHz"),
-        (
-            {"gpus": {"GPU 1": (900, ["heat (hardware)"])}},
-            "GPU 1 was slowed by heat (hardware) at the end (900 to 900 MHz)",
-        ),
+        ({"busy": 30.0, "own": 18.0}, "other processes.* 30%"),
+        ({"quota": 2.0}, "quota.* 20%"),
+        ({"clock": 1200.0}, "clock.* 2000 .*1200 MHz"),
+        ({"gpus": {"GPU 1": (900, ["heat (hardware)"])}}, r"GPU 1 .*heat \(hardware\).* 900 MHz"),
     ],
 )  # fmt: skip
 def test_each_disturbance_is_noted_with_its_size(noted, after, told):
-    assert noted(**after) == [told]
+    (note,) = noted(**after)
+    assert re.search(told, note)
 
 
 def spin(seconds):

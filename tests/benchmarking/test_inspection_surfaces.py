@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 SOURCE = Path(__file__).parents[2] / "benchmarks/inspection.py"
@@ -22,6 +23,7 @@ def module() -> Any:
     return found
 
 
+@pytest.mark.slow
 def test_the_drawn_folder_is_what_its_list_says(tmp_path: Path) -> None:
     inspection = module()
     for folder in ("once", "again"):
@@ -39,6 +41,7 @@ def test_the_drawn_folder_is_what_its_list_says(tmp_path: Path) -> None:
         assert Image.open(path).size == (384, 256)
 
 
+@pytest.mark.slow
 def test_defects_are_seen_and_differ_in_strength() -> None:
     inspection = module()
     found = [inspection.surface(0, number, is_defective=True)[1] for number in range(60)]

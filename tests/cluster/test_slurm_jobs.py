@@ -148,6 +148,7 @@ def process_of(record: dict[str, Any], number: int) -> int:
     raise AssertionError(f"process {number} of job {record['job']} does not run")
 
 
+@pytest.mark.representative("a Slurm job")
 def test_a_killed_process_ends_the_others_and_the_job_starts_them_again(
     launches: Launches, undisturbed: tuple[str, list[float]]
 ) -> None:

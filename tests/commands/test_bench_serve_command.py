@@ -51,6 +51,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]
     return lambda *arguments: program.run(tmp_path, "bench", *map(str, arguments))
 
 
+@pytest.mark.slow
 def test_a_server_is_measured_and_shown(bench: Callable[..., Any], server: Any, tmp_path: Path) -> None:
     options = ["--concurrency", "2", "--requests", "8", "--output-tokens", "4", "--slo", "ttft=10s", "--price", "3.6"]
     done = bench(
@@ -112,6 +113,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_shows_what_there_is(server: Any, tmp_path: Path) -> None:
     command = [sys.executable, "-c", PATIENT, "bench", "serve", server.url, "--requests", "1000"]
     with subprocess.Popen(

@@ -1,6 +1,7 @@
 """`aifx doctor` as a person and a script use it: words, exit codes, one JSON document."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def test_a_root_without_files_of_a_machine_is_refused(doctor, folder, tmp_path):
     (tmp_path / "root" / "photos" / "1.jpg").touch()
     done = doctor("--root", tmp_path / "root")
     assert done.returncode == 2
-    assert "holds no files of a machine" in done.stderr
+    assert "no files of a machine" in done.stderr
 
 
 def test_the_document_is_as_the_schema_says(doctor, machine):
@@ -82,6 +83,7 @@ def test_the_document_is_as_the_schema_says(doctor, machine):
     assert all(skipped["why"] for skipped in answer["skipped"])
 
 
+@pytest.mark.slow
 def test_this_machine_gets_a_report(doctor):
     done = doctor("--json")
     answer = document(done)
@@ -120,10 +122,9 @@ def test_a_site_has_the_last_word(doctor, machine, tmp_path):
     assert done.returncode == 1
     answer = document(done)
     assert [f["id"] for f in answer["findings"]] == ["cpu.governor.slow", "site.skip.ended"]
-    assert (
-        "half of this node is another's, until 2999-01-01"
-        in {s["id"]: s["why"] for s in answer["skipped"]}["cpu.cores.offline"]
-    )
+    why = {skipped["id"]: skipped["why"] for skipped in answer["skipped"]}["cpu.cores.offline"]
+    assert "half of this node" in why
+    assert "2999-01-01" in why
 
 
 @pytest.mark.parametrize(
@@ -188,7 +189,7 @@ def test_a_stream_is_written_to_and_a_link_is_not(doctor, machine, tmp_path):
     done = doctor("--root", machine, "--only", "cpu", "--record", "link", "--html", "/dev/null", "--json")
     assert document(done)["status"] == "warning"
     assert done.returncode == 2
-    assert "link is a link to kept.json" in done.stderr
+    assert re.search("link .*kept.json", done.stderr)
     assert (tmp_path / "kept.json").read_text() == ""
     done = process(tmp_path, "doctor", "--root", str(machine), "--only", "cpu", "--record", "/dev/stderr")
     assert done.returncode == 0
@@ -219,6 +220,7 @@ def test_a_rule_is_explained(doctor):
     assert {rule["id"] for rule in listed} >= {"cpu.cores.offline", "cpu.governor.slow"}
 
 
+@pytest.mark.slow
 def test_a_stress_that_sigterm_ends_leaves_a_report(tmp_path):
     command = [sys.executable, "-m", "aifx.commands.main", "doctor", "--stress", "quick", "--only", "stress", "--json"]
     with subprocess.Popen(
@@ -232,6 +234,7 @@ def test_a_stress_that_sigterm_ends_leaves_a_report(tmp_path):
     assert_cut(json.loads(out))
 
 
+@pytest.mark.representative("a stress test")
 def test_a_stress_that_ctrl_c_ends_leaves_a_report(doctor, monkeypatch):
     """In the middle of its first step."""
 

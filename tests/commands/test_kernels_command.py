@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +71,13 @@ def test_another_model_calls_other_ops(capsys: Any) -> None:
     assert {op["op"] for op in ops} == {"attention", "layer_norm", "rotary", "linear_cross_entropy", "decode_attention"}
 
 
+@pytest.mark.slow
 def test_from_nothing_measured_to_winners_and_back(capsys: Any, project: Path) -> None:
     explained = document(capsys, "explain")["ops"]
     assert_called(explained)
     guess = attention_of(explained)
-    assert (guess["implementation"], guess["reason"], guess["parts"]) == (
-        "xla",
-        "first choice on a cpu",
-        ["training", "evaluation"],
-    )
+    assert (guess["implementation"], guess["parts"]) == ("xla", ["training", "evaluation"])
+    assert guess["reason"].startswith("first choice")
     assert guess["call"]["q_len"] == 16
     assert document(capsys, "ls")["winners"] == []
     tuned = document(capsys, "tune")["ops"]
@@ -99,6 +98,7 @@ def test_from_nothing_measured_to_winners_and_back(capsys: Any, project: Path) -
     assert not (project / "runs").exists()
 
 
+@pytest.mark.slow
 def test_the_tables(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one call, since all of them take long to measure."""
     project = find_project()
@@ -112,7 +112,7 @@ def test_the_tables(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "xla" in capsys.readouterr().out
     monkeypatch.setattr(Op, "source_digest", lambda op, implementation: "of a later version")
     (row,) = document(capsys, "ls")["winners"]
-    assert row["reason"].startswith("not used, its code has changed: measured")
+    assert re.match("not used, .*code.*: measured", row["reason"])
 
 
 @pytest.mark.parametrize("changes", [{"op": "of a later version"}, {"field_of_a_later_version": 1}], ids=str)
@@ -132,5 +132,6 @@ def test_what_is_asked_for_and_cannot(capsys: Any) -> None:
     assert run(["kernels", "explain", "--set", "kernels.attention=cudnn", "--json"]) == 0
     out, err = capsys.readouterr()
     op = attention_of(json.loads(out)["ops"])
-    assert (op["implementation"], op["reason"]) == ("xla", "cudnn was asked for and cannot: it is for NVIDIA GPUs")
-    assert "cudnn cannot take this call (it is for NVIDIA GPUs); it runs as xla\n" in err
+    assert op["implementation"] == "xla"
+    assert re.search("cudnn.*NVIDIA GPUs", op["reason"])
+    assert re.search("cudnn.*NVIDIA GPUs.* xla\n", err)

@@ -145,4 +145,4 @@ def test_lines_come_now_and_then(info: RunInfo) -> None:
     assert shown == ["1", "2", "3", "400", "700"]
     assert "validation 5.0000" in said.lines[before + 3]
     lines.event("sample", {"step": 400, "prompt": "Call me", "text": " Ahab,\nsaid"})
-    assert said.lines[-1] == "sample at step 400: Call me Ahab, said"
+    assert said.lines[-1].endswith(" 400: Call me Ahab, said")

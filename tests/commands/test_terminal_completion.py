@@ -66,6 +66,7 @@ def test_values_of_one_key() -> None:
         assert [value for value, _ in complete_setting(incomplete)] == offered
 
 
+@pytest.mark.slow
 def test_templates_sections_and_tags(project: Path) -> None:
     assert complete(project, "aifx init new --template vis") == ["vision-inspection", ""]
     assert complete(project, "aifx config keys opt") == ["optimizer", ""]

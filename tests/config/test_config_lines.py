@@ -48,6 +48,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(min_size=1), st.dictionaries(st.text(min_size=1), VALUES, max_size=4), max_size=4))
 def test_every_key_of_any_document_has_the_line_that_it_stands_on(document: dict[str, Any]) -> None:
     text = tomlkit.dumps(document)

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -124,6 +125,7 @@ def as_toml(sections: dict[str, dict[str, Any]]) -> bytes:
     return "\n".join(lines).encode()
 
 
+@pytest.mark.slow
 @quick
 @given(configurations())
 def test_what_is_valid_is_loaded_as_it_is_and_comes_back(sections: dict[str, dict[str, Any]]) -> None:

@@ -179,8 +179,7 @@ def test_a_section_of_a_project_may_take_dates(tmp_path: Path) -> None:
     project.config_path.write_text('[task]\nkind = "my_task:Task"\n[data]\npath = 1979-05-27\n')
     with pytest.raises(ConfigError) as caught:
         load_config(project, environ={})
-    assert str(caught.value).splitlines() == [
-        "aifx.toml:4: data.path = 1979-05-27 cannot be used",
-        "TOML reads it as a date or time; expected text",
-        'hint: path = "1979-05-27"',
-    ]
+    what, why, hint = str(caught.value).splitlines()
+    assert what.startswith("aifx.toml:4: data.path = 1979-05-27")
+    assert "date" in why
+    assert hint == 'hint: path = "1979-05-27"'

@@ -114,6 +114,7 @@ RECORDS = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(RECORDS, min_size=1, max_size=4), st.randoms(), st.sampled_from([1, 200, 1 << 20]))
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

@@ -43,6 +43,7 @@ def double(number: int) -> int:
     return 2 * number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_each_call_reports_its_size(workers: int) -> None:
     reports: list[int] = []

@@ -128,6 +128,7 @@ def test_damaged_compression_is_named(tmp_path: Path, suffix: str) -> None:
     assert "b.txt" in {row["_source"] for row in rows_of(version)}
 
 
+@pytest.mark.slow
 def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "SMALL_EXPANSION", 1 << 20)
     (tmp_path / "bomb.txt.gz").write_bytes(gzip.compress(b"\n" * (64 << 20)))
@@ -237,6 +238,7 @@ def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
         yield files
 
 
+@pytest.mark.slow
 def test_sources_and_root_in_a_store(s3: Any, corpus: Path) -> None:
     for name in ("a.txt", "b.jsonl"):
         s3.put(str(corpus / name), f"bucket/raw/{name}")

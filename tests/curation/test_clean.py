@@ -111,6 +111,7 @@ samples = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(samples, st.randoms(use_true_random=False), st.integers(1, 12))
 def test_each_row_is_judged_alone(found: list[str], random: Any, at_a_time: int) -> None:

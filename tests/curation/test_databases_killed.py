@@ -73,7 +73,7 @@ def rows_in(version: Version) -> list[tuple[int, str]]:
     return [(row["id"], row["note"]) for row in rows_of(version)]
 
 
-@pytest.mark.slow
+@pytest.mark.representative("PostgreSQL")
 def test_a_killed_reader_goes_on(tmp_path: Path, server: Server) -> None:
     command = [sys.executable, "-c", PROGRAM, *arguments(server, "d")]
     killed = subprocess.run(command, cwd=tmp_path, env=environ(tmp_path, server), capture_output=True, check=False)

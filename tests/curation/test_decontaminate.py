@@ -68,6 +68,7 @@ def references(version: Version) -> tuple[Reference, ...]:
     return (Reference("test", version, version.manifest.sha256, is_held_out=False, has_ids=True),)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 10_000), st.integers(5, 60))
 def test_all_planted_fragments_are_found_and_none_else(seed: int, per_shard: int) -> None:
@@ -128,6 +129,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_overlaps_are_listed(project: Path) -> None:
     done = aifx(project, "decontaminate", "corpus", "--against", "test.txt", "--against", "benchmark")
     assert done.returncode == 1
@@ -146,6 +148,7 @@ def test_overlaps_are_listed(project: Path) -> None:
     assert list(found["by_reference"].values()) == [1]
 
 
+@pytest.mark.slow
 def test_drop_makes_a_version_without_them(project: Path) -> None:
     done = aifx(project, "decontaminate", "corpus", "--against", "test.txt", "--against", "benchmark", "--drop")
     assert done.returncode == 0, done.stderr
@@ -188,6 +191,7 @@ def refusal(project: Path) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_the_held_out_share_of_the_training_files_is_the_default(project: Path) -> None:
     config = '[project]\nname = "p"\n[data]\ntrain = ["texts/*.jsonl"]\ntext_field = "body"\nsplit = "document"\n'
     (project / "aifx.toml").write_text(config + "validation_fraction = 0.5\ntest_fraction = 0.4\n")
@@ -211,6 +215,7 @@ def test_the_held_out_share_of_the_training_files_is_the_default(project: Path) 
     assert "data.validation_fraction" in refused
 
 
+@pytest.mark.slow
 def test_the_held_out_rows_of_the_data_set_to_train_on_are_the_default(project: Path) -> None:
     def train_on(name: str) -> None:
         text = f'[project]\nname = "p"\n[data]\ndataset = "{name}"\nvalidation_fraction = 0.5\ntest_fraction = 0.4\n'
@@ -234,6 +239,7 @@ def test_the_held_out_rows_of_the_data_set_to_train_on_are_the_default(project: 
     assert "aifx data split corpus" in refusal(project)
 
 
+@pytest.mark.slow
 def test_a_version_holds_no_path_of_a_machine(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     parent, versions = open_catalog(str(project / "datasets")).manifest("corpus").reference, set()
     for _ in range(2):
@@ -253,6 +259,7 @@ def test_a_damaged_test_is_no_empty_test(project: Path) -> None:
     assert "--against test.txt.gz" in done.stderr
 
 
+@pytest.mark.representative("decontamination")
 def test_rows_of_the_own_test_split_are_the_default(tmp_path: Path) -> None:
     """Only training rows are compared and dropped."""
     shared = " ".join(f"shared{number}" for number in range(15))

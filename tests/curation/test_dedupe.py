@@ -107,6 +107,7 @@ def test_order_and_shards_do_not_matter(seed: int, chosen: object, per_shard: in
         assert [(row[ROW], row["text"]) for row in rows_of(again.shards)] == kept
 
 
+@pytest.mark.slow
 def test_processes_make_the_same_bytes(tmp_path: Path) -> None:
     found = []
     for workers in (1, 2):

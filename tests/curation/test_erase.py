@@ -47,6 +47,7 @@ def files_with(folder: Path, text: str) -> list[str]:
     return [path.name for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
 def test_a_version_without_the_rows(catalog: Catalog, chain: list[Version], tmp_path: Path) -> None:
     run = tmp_path / "runs" / "main"
     run.mkdir(parents=True)
@@ -66,6 +67,7 @@ def test_a_version_without_the_rows(catalog: Catalog, chain: list[Version], tmp_
     assert all(SECRET not in path.read_text() for path in records if latest.version in str(path))
 
 
+@pytest.mark.representative("erased rows")
 def test_a_purge_leaves_nothing(catalog: Catalog, chain: list[Version], tmp_path: Path) -> None:
     work = catalog.local / "pets" / ".work-0"  # type: ignore[operator]
     work.mkdir()
@@ -98,6 +100,7 @@ def test_a_purge_leaves_nothing(catalog: Catalog, chain: list[Version], tmp_path
     assert inprocess.run(["data", "verify", "--all"], tmp_path, {}).returncode == 0
 
 
+@pytest.mark.slow
 def test_other_data_sets_are_named(catalog: Catalog, chain: list[Version], tmp_path: Path) -> None:
     other = execute(WithoutLetter((chain[0],), "q"), "copy", catalog, LIMITS).version
     code, found, _ = erase(tmp_path, "--purge", "--yes")
@@ -121,6 +124,7 @@ def test_what_cannot_be_erased(catalog: Catalog, chain: list[Version], tmp_path:
     assert catalog.manifest("pets") == chain[1].manifest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["memory", "s3"])
 def test_a_purge_of_a_remote_root(
     chain: list[Version], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str

@@ -58,6 +58,7 @@ def test_a_step_makes_a_version(catalog: Catalog) -> None:
     assert [event["job"]["name"] for event in events] == ["data.rows", "data.without-letter"]
 
 
+@pytest.mark.slow
 def test_the_same_step_makes_the_same_bytes(tmp_path: Path) -> None:
     """In one process and in several, and the second time nothing at all."""
     found = []

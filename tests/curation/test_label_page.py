@@ -64,6 +64,7 @@ def begin(browser: Browser, served: ServedLabels, labeller: str, width: int = 12
     browser.wait("document.getElementById('card')?.hidden === false")
 
 
+@pytest.mark.representative("a page in the browser")
 def test_fifty_labels_by_keyboard(catalog: Catalog, open_browser: Callable[..., Browser], tmp_path: Path) -> None:
     served = ServedLabels(catalog, texts_version(catalog, [NASTY, *(f"text {row}" for row in range(1, 53))]))
     browser = open_browser()

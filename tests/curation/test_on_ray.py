@@ -77,7 +77,7 @@ def name_of(process: psutil.Process) -> str:
         return ""
 
 
-@pytest.mark.slow
+@pytest.mark.representative("a Ray step")
 def test_commands(ray: Any, tmp_path: Path) -> None:
     """Each step makes the bytes that it makes in processes of this machine."""
     for number in range(2):
@@ -206,6 +206,7 @@ def test_usage(tmp_path: Path, options: list[str], words: str) -> None:
     assert (done.returncode, words in done.stderr) == (2, True), done.stderr
 
 
+@pytest.mark.slow
 def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An address where no cluster is fails within seconds, and a package that is missing is named."""
     step, catalog = WithoutLetter((collected(tmp_path),), "d"), open_catalog(str(tmp_path))

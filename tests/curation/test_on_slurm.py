@@ -54,8 +54,8 @@ def content(version: Version) -> dict[str, bytes]:
     return {str(path.relative_to(version.path)): path.read_bytes() for path in files}
 
 
+@pytest.mark.representative("a data step on Slurm")
 @needs_slurm
-@pytest.mark.slow
 def test_two_nodes_make_the_bytes_of_one_process(on_slurm: OnSlurm, tmp_path: Path) -> None:
     alone = execute(WithoutLetter((collected(tmp_path / "a"),), "d"), "pets", open_catalog(str(tmp_path / "a")), LIMITS)
     step = WithoutLetter((collected(tmp_path / "b"),), "d")

@@ -202,6 +202,7 @@ def test_what_is_erased_is_a_rectangle_of_noise() -> None:
     assert 0.17 < np.mean(shares) < 0.23
 
 
+@pytest.mark.slow
 def test_mixup_mixes_each_image_with_one_of_the_next_step() -> None:
     flat = np.repeat(np.arange(40, dtype=np.uint8) * 6, 4).reshape(40, 2, 2, 1)
     data = dataset(flat, np.arange(40, dtype=np.int32))

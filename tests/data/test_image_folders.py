@@ -472,6 +472,7 @@ def test_what_is_skipped_is_counted_and_listed(
     assert "data/parts/train/good/notes.txt" in text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_balanced_sampling_and_weights(project: Project) -> None:
     data = open_(project, sampling="balanced", test_fraction=0, validation_fraction=0)

@@ -69,6 +69,7 @@ def drawn(data: MixedText, steps: int, batch_size: int = 8) -> Counter[str]:
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", ["stream", "documents"])
 def test_the_tokens_drawn_have_the_shares_of_the_weights(
     sets: Project, open_: Callable[..., MixedText], packing: str
@@ -91,6 +92,7 @@ def test_a_batch_depends_on_the_step_alone(sets: Project, open_: Callable[..., M
         np.testing.assert_array_equal(np.concatenate(parts[::-1]), in_order[step])
 
 
+@pytest.mark.slow
 def test_each_sequence_of_a_set_comes_once_in_each_epoch(sets: Project, open_: Callable[..., MixedText]) -> None:
     make_mix(sets, "web:0.6", "books:0.4", epochs=("1",))
     data = open_(dataset="blend", packing="documents", **HELD_OUT)

@@ -198,6 +198,7 @@ def builder(project: Project, assets: Path) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 def test_processes_may_build_the_same_store_at_once(
     project: Project, write: Write, open_: Open, tmp_path: Path
 ) -> None:
@@ -256,6 +257,7 @@ def test_a_cache_that_cannot_be_written_is_named(write: Write, open_: Open) -> N
     assert caught.value.hint.startswith("AIFX_CACHE_DIR=")
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_while_a_store_is_written_is_named(
     project: Project, write: Write, capfd: pytest.CaptureFixture[str]
 ) -> None:

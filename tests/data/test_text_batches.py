@@ -293,6 +293,7 @@ DIGESTS = (
 )
 
 
+@pytest.mark.slow
 def test_processes_agree(project: Project, write: Write, tmp_path: Path) -> None:
     write("a.txt", prose(3000))
     command = [sys.executable, "-c", DIGESTS, str(project.root), str(tmp_path / "theirs")]

@@ -24,6 +24,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_full_disk(project: Command, trained: Command, small_disk: Path) -> None:
     runs = project.cwd / "runs"
     runs.symlink_to(small_disk, target_is_directory=True)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from real_command import HELD, TINY, Command, settings
 
 END_S = 300
@@ -36,6 +37,7 @@ def has_heard(process: subprocess.Popen[str], signum: int) -> bool:
     return not any(mask >> (signum - 1) & 1 for mask in pending)
 
 
+@pytest.mark.representative("from raw text to an answer")
 def test_language_model(trained: Command) -> None:
     project = trained
     report = json.loads((project.cwd / "report.json").read_text())
@@ -92,6 +94,7 @@ def test_vision(aifx: Command) -> None:
     belt("generate").assert_clear_error("resnet")
 
 
+@pytest.mark.representative("an interrupted training")
 def test_interrupt_and_resume(project: Command, started: Started) -> None:
     """A process that is started as users start it. What each signal does is in tests/training/test_signals.py."""
     as_tests_do = {name: os.environ[name] for name in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
@@ -123,6 +126,7 @@ def test_another_configuration_is_refused_and_forked(trained_copy: Command) -> N
     assert {run["run"] for run in project("runs", "ls", "--json").json()["runs"]} == {"main", "hot"}
 
 
+@pytest.mark.slow
 def test_closed_pipe(trained: Command) -> None:
     for arguments in (
         ["--help"],

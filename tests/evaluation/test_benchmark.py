@@ -117,6 +117,7 @@ def reference(project: Path, context: str, choices: list[str]) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 def test_choices_are_scored_as_the_model_scores_them(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     choices = ["of the whale that above", "x", "qq qq qq qq qq qq qq"]
     contexts = ["It was the whiteness", "", SENTENCE * 3, "appalled me. "]
@@ -139,6 +140,7 @@ def test_choices_are_scored_as_the_model_scores_them(project: Path, monkeypatch:
     assert all(math.isfinite(score) for of in scores.values() for score in of)
 
 
+@pytest.mark.slow
 def test_answers_that_the_model_writes(project: Path) -> None:
     said = document(aifx(project, "generate", "--temperature", "0", "--prompt", "The", "--max-tokens", "40", "--json"))
     answer = said["text"].partition("e")[0]

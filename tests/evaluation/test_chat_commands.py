@@ -57,6 +57,7 @@ def test_samples_of_the_training_are_answers(chats: Path) -> None:
     assert (sample["prompt"], sample["text"]) == ("Whale 77?", "Aye.")
 
 
+@pytest.mark.slow
 def test_an_answer_ends_where_the_model_ends_it(chats: Path) -> None:
     said = aifx(chats, "generate", "--chat", "--prompt", "Whale 99?")
     assert said.returncode == 0, said.stderr

@@ -10,6 +10,7 @@ from trained_project import aifx, document
 SHORT = ("--max-tokens", "12")
 
 
+@pytest.mark.slow
 def test_the_same_seed_writes_the_same_text(project: Path) -> None:
     said = aifx(project, "generate", "--prompt", "The whale", *SHORT, "--seed", "3")
     assert said.returncode == 0, said.stderr
@@ -21,6 +22,7 @@ def test_the_same_seed_writes_the_same_text(project: Path) -> None:
     assert other["text"] != told["text"]
 
 
+@pytest.mark.slow
 def test_quantized_matrices_write_too(project: Path) -> None:
     told = document(aifx(project, "generate", *SHORT, "--set", "generate.quantize=int8", "--json"))
     assert told["quantize"] == "int8"

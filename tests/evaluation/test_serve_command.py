@@ -61,6 +61,7 @@ def test_what_is_refused_before_a_model_is_loaded(
     assert "pip install 'llguidance" in refused(project)
 
 
+@pytest.mark.representative("a served run")
 def test_a_run_is_served(project: Path) -> None:
     environ = {**os.environ, "AIFX_CACHE_DIR": str(project.parent / "cache"), KEY: "se-cret"}
     command = [sys.executable, "-m", "aifx.commands.main", "serve", "--port", "0", "--slots", "2", "--json"]

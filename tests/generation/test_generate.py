@@ -64,6 +64,7 @@ def test_cached_generation_is_the_whole_models(family, prompt_len, max_tokens):
     )
 
 
+@pytest.mark.slow
 def test_the_seed_decides():
     programs, params = decoder()
     one, again, other = (list(generate(programs, params, [1, 2], max_tokens=30, seed=s)) for s in (3, 3, 4))
@@ -114,6 +115,7 @@ def test_bad_values_are_named(arguments, named):
         generate(programs, params, arguments.pop("prompt_ids", [1]), max_tokens=1, **arguments)
 
 
+@pytest.mark.slow
 def test_prepared_params_write_the_same():
     """Fused projections change the order of no sum."""
     programs, params = decoder(**LLAMA)
@@ -131,6 +133,7 @@ def test_other_sampling_values_compile_nothing():
     assert [p.jitted._cache_size() for p in programs.for_generation(4)] == sizes == [1, 1]
 
 
+@pytest.mark.slow
 def test_rows_are_written_together_as_each_is_alone():
     programs, params = decoder(**LLAMA)
     prompts, length = [[1], [7, 8, 9], [4] * 10], 64

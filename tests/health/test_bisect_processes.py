@@ -11,13 +11,14 @@ import subprocess
 import sys
 import textwrap
 import threading
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 import rank_clock
+from held_port import held_port
 
 from aifx.commands.main import run
 from aifx.health import collective_launch as launch
@@ -76,7 +77,7 @@ def ranks():
 
     def run_all(group, asked, limit_s=LIMIT_S, damaged="", absent=()):
         here = [node for node in group if node not in absent]
-        with reserved_port() as port:
+        with held_port() as port:
             for node in here:
                 command = launch.rank_command(group.index(node), group, port, "a word", limit_s, asked)
                 begin(node, command[-1], node == damaged)
@@ -87,15 +88,6 @@ def ranks():
         worker.stdin.close()
         worker.stdout.close()
         worker.wait()
-
-
-@contextmanager
-def reserved_port():
-    """A port that no other program gets, but at which a rank can listen: also with SO_REUSEADDR."""
-    with socket.socket() as bound:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(("127.0.0.1", 0))
-        yield bound.getsockname()[1]
 
 
 @pytest.mark.parametrize(
@@ -169,6 +161,7 @@ def test_strangers_are_sent_away(ranks):
                 assert stranger.recv(1) == b""
 
 
+@pytest.mark.slow
 def test_a_dead_rank_is_named_at_once(caplog):
     """Rank 1 dies with unread data, while rank 2 sends nothing."""
     mesh = Mesh(RankRequest(0, 3, "127.0.0.1", 1, "a word", "tcp", 1 << 16, 4, LIMIT_S, []))
@@ -306,6 +299,7 @@ def test_jax_gets_an_ipv6_address_in_brackets(monkeypatch):
     assert initialize.call_args.args == ("[fd00::1]:29000", 2, 0)
 
 
+@pytest.mark.slow
 def test_over_jax(path):
     """Gloo on CPUs stands for NCCL on GPUs: the same program, another library below."""
     verdict = launch.run_test(NODES[:2], LIMIT_S, options(over="jax", repeats=2))
@@ -313,6 +307,7 @@ def test_over_jax(path):
     assert verdict.gb_s > 0
 
 
+@pytest.mark.slow
 def test_the_command(path, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("aifx.health.bisect.REPEATS", 1)
     script(path, "aifx", rank_clock.INSTALL + RANK)

@@ -232,6 +232,7 @@ def test_a_node_steers_no_terminal(tmp_path, env):
     assert "\x07" not in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("nodes", "slow", "dead", "outliers"), [(60, 4, 3, 3)])
 def test_agents_by_the_dozen(tmp_path, nodes, slow, dead, outliers):
     """What benchmarks/fleet.py measures with a thousand, but the dead hang up when all others have answered."""

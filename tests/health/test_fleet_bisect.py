@@ -94,6 +94,7 @@ def test_a_slow_node_is_among_the_findings_and_the_suspects(checked, tmp_path):
     assert "127.0.0.2 slows each of its groups" in page.read_text()
 
 
+@pytest.mark.slow
 def test_a_slow_link_is_among_the_findings(checked):
     code, report = checked("127.0.0.[1-4]\n", {("127.0.0.1", "127.0.0.4"): 0.03})
     assert code == 1

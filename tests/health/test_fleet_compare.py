@@ -238,6 +238,7 @@ def test_what_is_kept_of_a_snapshot_is_what_is_compared():
         assert light(strange) == strange
 
 
+@pytest.mark.slow
 def test_nonsense_in_a_snapshot_breaks_nothing():
     """Each node's facts replaced, part by part, by what no probe gives."""
     for fact in load_facts():

@@ -33,6 +33,7 @@ def on_cpu(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("on_cpu")
 def test_this_environment_fits_together():
     facts = probe.collect(Host())
@@ -45,6 +46,7 @@ def test_this_environment_fits_together():
     assert facts["python"]["is_supported"] is True
 
 
+@pytest.mark.slow
 def test_an_unknown_flag_is_named(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_async_all_reduce_of_old=true --xla_no_such_flag=1")
@@ -54,6 +56,7 @@ def test_an_unknown_flag_is_named(monkeypatch):
     assert found(facts)[:2] == ["jax.flags.refused", "jax.backend.failed"]
 
 
+@pytest.mark.slow
 def test_a_backend_that_raises_is_reported(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "no_such_platform")
     facts = probe.collect(Host())

@@ -33,6 +33,7 @@ def gpus(library, tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("gpus")
 def test_gpus_without_the_plugin_are_found_with_the_line_that_installs_it():
     facts = probe.collect(Host())
@@ -47,6 +48,7 @@ def test_gpus_without_the_plugin_are_found_with_the_line_that_installs_it():
     assert finding.action.endswith(f'pip install -U "jax[cuda13]=={jax["version"]}"')
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("gpus")
 def test_gpus_that_the_operator_hides_are_not_missed(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

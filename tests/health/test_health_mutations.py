@@ -32,6 +32,7 @@ def documents(tmp_path_factory):
     return {name: snapshot_of(make(), folder / name).document() for name, make in machines().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_damage_is_survived(documents, shard):
     """5,000 snapshots with LONG=1, otherwise a fifth, each with up to three things damaged."""

@@ -104,6 +104,7 @@ def test_outside_of_a_project_it_is_skipped(tmp_path, monkeypatch):
     assert isinstance(probe.collect(Host()), Absent)
 
 
+@pytest.mark.slow
 def test_a_large_plan_is_counted_without_being_made(written, monkeypatch):
     monkeypatch.chdir(written(model="mlp_dim = 6553600"))
     facts = probe.collect(Host())

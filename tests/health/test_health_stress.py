@@ -133,6 +133,7 @@ print(json.dumps([hashes, exact]))
 """
 
 
+@pytest.mark.slow
 def test_one_flipped_bit_names_the_device_and_the_program():
     environ = {**os.environ, "XLA_FLAGS": FOUR, "JAX_PLATFORMS": "cpu"}
     printed = subprocess.run(
@@ -223,6 +224,7 @@ def test_the_budget_bounds_it(child, clock):
     assert len(facts["devices"][0]["memory"]) == 2
 
 
+@pytest.mark.slow
 def test_a_slow_import_of_jax_is_within_the_budget(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     source = "import time\ntime.sleep(3)\nfrom aifx.health.stress.child import main\nmain()\n"

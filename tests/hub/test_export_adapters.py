@@ -36,6 +36,7 @@ def adapted(hub_models, empty_project):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_logits_are_those_of_peft_and_merging_keeps_them(name, adapted, empty_project, tmp_path):
     run = adapted(name)
@@ -51,6 +52,7 @@ def test_logits_are_those_of_peft_and_merging_keeps_them(name, adapted, empty_pr
     assert np.abs(again - logits_of(restore_run(empty_project.run("base"), empty_project))).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "targets", "modules"),
     [
@@ -85,6 +87,7 @@ def test_an_adapter_folder_adds_to_each_tensor_what_merging_adds(
         np.testing.assert_allclose(base[key] + (delta.T if name == "gpt2" else delta), merged[key], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_command(adapted, empty_project, tmp_path):
     adapted("llama", "finetune.base_quantize=int8")
 

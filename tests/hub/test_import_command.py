@@ -258,6 +258,7 @@ def test_tokens_that_begin_and_end_a_text(hub_models, tmp_path, empty_project):
         Tokenizer.load(run.assets / "tokenizer.json", ends=["<eot>"])
 
 
+@pytest.mark.slow
 def test_special_tokens_without_a_row_are_no_obstacle(hub_models, tmp_path, empty_project):
     """As of Gemma 3, whose tokenizer has a token for images: no text becomes it, and no text ends with it."""
     folder = shutil.copytree(hub_models("gemma3"), tmp_path / "gemma")

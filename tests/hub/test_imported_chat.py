@@ -46,6 +46,7 @@ def imported(hub_models, tmp_path: Path, empty_project: Project, monkeypatch: py
     return empty_project
 
 
+@pytest.mark.representative("a model in and out")
 def test_from_import_to_export(imported: Project, tmp_path: Path) -> None:
     base = restore_run(imported.run("chat"), imported)
     settings = base.config.generate.model_copy(update={"prompt": "Hi", "max_tokens": 1})

@@ -46,6 +46,7 @@ def test_logits_and_greedy_text_are_those_of_transformers(name, hub_models, empt
     np.testing.assert_array_equal(chosen[is_clear], greedy[is_clear])
 
 
+@pytest.mark.slow
 def test_greedy_text_from_the_cache(hub_models, empty_project, stored_logits):
     """Past its window, with rotary positions that are scaled for some layers: the cache reads as far back."""
     trained = restored(hub_models("qwen2-windows"), empty_project)

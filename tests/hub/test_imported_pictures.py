@@ -100,6 +100,7 @@ def arrays_of(project: Project, run: str, step: int) -> dict[str, np.ndarray]:
     return {name: np.asarray(array) for name, array in checkpoints.read(step, wanted).items()}
 
 
+@pytest.mark.slow
 def test_from_a_model_to_an_evaluated_one_of_other_classes(picture_models, photographs):
     """The head alone is trained: it tells apart what the imported features show."""
     report = fine_tuned(picture_models("vit-one-layer-grey"), photographs)

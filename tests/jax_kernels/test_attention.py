@@ -162,6 +162,7 @@ def test_the_precision_of_the_reference(dtype):
     check("reference", case("packed, windowed, capped", dtype))
 
 
+@pytest.mark.slow
 @examples(5, phases=AS_DRAWN)
 @given(calls("xla", (*TOLERANCE, "float64")))
 def test_any_call(drawn):
@@ -176,6 +177,7 @@ def test_a_kernel(implementation, name):
     check(implementation, case(name, HALF[0] if implementation == "pallas_mosaic_gpu" else "float32"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", KERNELS)
 @examples(2, phases=AS_DRAWN)
 @given(st.data())
@@ -270,6 +272,7 @@ def test_the_hidden_half_is_not_computed():
     assert flops(True) < 0.65 * flops(False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     jax.__version_info__ < (0, 11),
     reason="XLA's CPU backend of JAX 0.10.2 removes the barrier before it merges products",
@@ -424,6 +427,7 @@ def test_dtypes_are_named():
         attention(x, x, x.astype(jnp.bfloat16))
 
 
+@pytest.mark.slow
 def test_the_package_imports_jax_alone():
     root = Path(jax_kernels.__file__).parent
     modules = set()

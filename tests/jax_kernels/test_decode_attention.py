@@ -159,6 +159,7 @@ def tpu(heads, pages):
 PIECES = [("xla", (("piece", 32),)), triton(16, 1), triton(32, 3), tpu(1, 2), tpu(2, 4)]
 
 
+@pytest.mark.slow
 @pytest.mark.covering(1)
 @pytest.mark.parametrize(("implementation", "config"), PIECES)
 @pytest.mark.parametrize("name", ["window over pages", "long rows"])
@@ -188,6 +189,7 @@ def test_any_call(lengths, heads, page, window, cap, dtype):
     check_drawn("xla", lengths, heads, page, window, cap, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", KERNELS)
 @examples(2)
 @drawn
@@ -245,6 +247,7 @@ def test_gradients_are_those_of_attention(implementation):
         agree(jit(jax.grad(by_form, (0, 1, 2)))(*given_arrays), want, "float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [np.int64(20), np.int32(200), 2**40])
 def test_a_window_that_attention_takes(window):
     case = dataclasses.replace(named("window over pages"), window=int(window))

@@ -26,6 +26,7 @@ every_op = pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
 CPU = Device("cpu", "cpu")
 
 
+@pytest.mark.slow
 @every_op
 def test_cases_are_calls(op: Op) -> None:
     cases = [*benchmark_cases(op, "cpu"), *benchmark_cases(op, "gpu"), *compiled_cases(op), *small_cases(op)]
@@ -75,6 +76,7 @@ CHECKPOINTED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("op", "implementation"), CHECKPOINTED, ids=lambda value: getattr(value, "name", value))
 def test_the_gradient_under_jax_checkpoint(op: Op, implementation: str) -> None:
     """The way forward runs again on the way back, and the gradient is the same."""

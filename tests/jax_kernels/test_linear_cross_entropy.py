@@ -141,6 +141,7 @@ OPTIONS_DRAWN = {
 }
 
 
+@pytest.mark.slow
 @examples(8)
 @given(tokens=st.integers(1, 300), vocab=st.integers(1, 70), drawn=st.fixed_dictionaries(OPTIONS_DRAWN))
 def test_any_options(tokens, vocab, drawn):
@@ -151,6 +152,7 @@ def test_any_options(tokens, vocab, drawn):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(np.abs(b).max())))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:linear_cross_entropy")
 @examples(2)
 @given(
@@ -199,6 +201,7 @@ def test_nothing_counts(implementation):
         assert not np.any(y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("implementation", "dtype"),
     [("xla", "uint8"), *((implementation, "int32") for implementation in (*EVERYWHERE, *KERNELS))],

@@ -132,6 +132,7 @@ def in_small_blocks(implementation, case, dtype):
     assert_right(case, got, operands)
 
 
+@pytest.mark.slow
 @pytest.mark.covering(1)
 @pytest.mark.parametrize(
     ("op", "embed", "dtype"),

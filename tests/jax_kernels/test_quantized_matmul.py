@@ -168,6 +168,7 @@ BLOCKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.covering(1)
 @pytest.mark.parametrize("scales", [(None, (None, 1)), (256, (128, 100)), (256, (256, 150))], ids=str)
 @pytest.mark.parametrize("name", BLOCKS)
@@ -209,6 +210,7 @@ def test_gradients(implementation, dtype):
         assert relative_error(got, want) < (1e-5 if operand.dtype == jnp.float32 else 2.0**-4)
 
 
+@pytest.mark.slow
 @examples(10)
 @given(
     dtype=st.sampled_from(DTYPES),

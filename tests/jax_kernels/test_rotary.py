@@ -108,6 +108,7 @@ def in_small_blocks(implementation, case, dtype):
     assert_right(got, operands)
 
 
+@pytest.mark.slow
 @pytest.mark.covering(1)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("implementation", KERNELS)
@@ -116,6 +117,7 @@ def test_many_blocks(implementation, dtype, is_packed):
     in_small_blocks(implementation, Case("drawn", 3, 37, 5, 64, is_packed), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", KERNELS)
 @examples(2)
 @given(

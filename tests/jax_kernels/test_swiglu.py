@@ -104,6 +104,7 @@ def in_small_blocks(implementation, case, dtype):
     assert_right(got, operands)
 
 
+@pytest.mark.slow
 @pytest.mark.covering(1)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("implementation", KERNELS)
@@ -111,6 +112,7 @@ def test_many_blocks(implementation, dtype):
     in_small_blocks(implementation, Case("drawn", 150, 256, 384), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", KERNELS)
 @examples(2)
 @given(
@@ -126,6 +128,7 @@ def test_any_shape_by_a_kernel(implementation, tokens, embed, mlp, dtype):
         in_small_blocks(implementation, Case("drawn", tokens, embed, mlp), dtype)
 
 
+@pytest.mark.slow
 @examples(5)
 @given(tokens=st.integers(0, 90), embed=st.integers(1, 90), mlp=st.integers(0, 90), dtype=st.sampled_from([*TOLERANCE]))
 def test_any_shape(tokens, embed, mlp, dtype):

@@ -31,6 +31,7 @@ def work(item: str) -> tuple[str, int]:
 END_S = 120.0
 
 
+@pytest.mark.slow
 def test_each_item_has_a_result_or_the_reason_why_it_has_none() -> None:
     items = ["first", "crashes", "second", "raises", "third", "hangs", "exits", "last"]
     with TrialProcess(work) as trial:

@@ -62,6 +62,7 @@ def test_the_backward_pass_counts_in_training_alone(trials: TrialProcess) -> Non
     assert all(t.backward_s is None for t in timings)
 
 
+@pytest.mark.slow
 def test_a_candidate_that_crashes_hangs_fails_or_is_wrong_is_one_less(
     trials: TrialProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +81,7 @@ def test_a_candidate_that_crashes_hangs_fails_or_is_wrong_is_one_less(
     assert all(fact in failures[name] for name, fact in expected.items())
 
 
+@pytest.mark.slow
 def test_a_candidate_that_only_fails_while_it_is_timed_is_one_less(trials: TrialProcess, tmp_path: Path) -> None:
     op = replace(ODD, preference={"cpu": ("late", "good", "xla")})
     choice, timings = tune(op, odd_op.Call(8, made_by_late=str(tmp_path / "calls")), CPU, trials)
@@ -89,6 +91,7 @@ def test_a_candidate_that_only_fails_while_it_is_timed_is_one_less(trials: Trial
     assert failure.endswith("SIGSEGV")
 
 
+@pytest.mark.slow
 def test_the_first_kernel_that_is_right_is_verified_and_others_are_not_tried_again(
     trials: TrialProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

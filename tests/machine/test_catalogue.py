@@ -84,6 +84,7 @@ def test_one_row_holds_what_doctor_compares_a_chip_with() -> None:
     assert not has_rails("0x2331")
 
 
+@pytest.mark.slow
 def test_only_the_catalogue_matches_names_of_gpus() -> None:
     names = re.compile(r"\b(A100|H[12]00|H800|G?B[23]00)\b")
     root = Path(aifx.__file__).parent

@@ -63,7 +63,7 @@ def test_what_is_too_short_for_the_counters_is_not_told(powercap):
 def test_a_machine_without_counters_says_so(tmp_path):
     with pytest.raises(Unreadable, match="no RAPL zone"):
         open_energy(CPU, tmp_path)
-    with pytest.raises(Unreadable, match="no counter of energy is known for TPU v5e"):
+    with pytest.raises(Unreadable, match="TPU v5e"):
         open_energy([SimpleNamespace(platform="tpu", device_kind="TPU v5e")])
 
 
@@ -120,7 +120,7 @@ except Unreadable as error:
         return json.loads(subprocess.run(command, env=environ, capture_output=True, check=True).stdout)
 
     assert ask("3,2", [0, 1]) == [["GPU 0", 9.0], ["GPU 1", 7.5]]
-    assert "this GPU or driver does not report it" in ask("", [1])
+    assert "does not report it" in ask("", [1])
 
 
 def devices(kind: str, platform: str, processes: list[int]) -> list[SimpleNamespace]:
@@ -148,7 +148,7 @@ def test_a_counter_that_fails_leaves_no_number(powercap, caplog):
     (powercap / "intel-rapl:0" / "energy_uj").write_text("broken")
     assert job.take() is None
     assert job.take() is None
-    assert caplog.text.count("energy is no longer known") == 1
+    assert caplog.text.count("no longer known") == 1
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ def test_tpus_on_the_bus_are_found(tmp_path: Path) -> None:
     assert present.tpu_generations(tmp_path) == ["v5e"]  # 0x0042 is a network card of Google's
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(present.has_nvidia_gpu() or bool(present.tpu_generations()), reason="it has an accelerator")
 def test_a_command_starts_as_without_compilers(compilers: Path) -> None:
     """The real JAX in a process of its own finds the CPU and prints nothing; without help it complains."""

@@ -46,6 +46,7 @@ def slow_products(text):
     return found, len(DOT.findall(text))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("section", "packed"),
     [(GPT2, False), (LLAMA, True), (LLAMA | {"scan_layers": True, "remat": "full"}, False)],

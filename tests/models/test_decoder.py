@@ -119,6 +119,7 @@ def test_logits_are_numpys(family):
     np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scaling", ["linear", "yarn"])
 def test_layers_that_differ_are_numpys_and_decode_as_they_read(scaling):
     model = decoder(**{**DIFFERING, "rope_scaling": scaling})
@@ -154,6 +155,7 @@ def test_packed_documents_are_numpys_and_separate_ones(family):
     np.testing.assert_allclose(got, alone, atol=2e-5 * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.covering(1)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
@@ -201,6 +203,7 @@ def test_cached_decoding_is_the_full_forward(family, scan, prompts):
     np.testing.assert_array_equal(cache["lengths"], np.asarray(prompts) + SEQ - max(prompts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scanned_and_recomputed_layers_are_the_same_model(family):
     inputs = tokens()
@@ -232,6 +235,7 @@ def test_computes_in_the_dtype_of_its_params():
     assert jax.eval_shape(outputs_of(model), params, tokens()).dtype == jnp.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_narrow_params_do_not_round_the_logits(family):
     model = decoder(**FAMILIES[family])

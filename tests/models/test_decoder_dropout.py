@@ -43,6 +43,7 @@ def outputs(model: Decoder, params: Any, ctx: ForwardContext, tokens: Any = TOKE
     return jit(outputs_of(model, ctx))(params, tokens)
 
 
+@pytest.mark.slow
 def test_it_is_for_training_alone(params: Any) -> None:
     without = outputs(decoder(dropout=0.0), params, CONTEXT)
     np.testing.assert_array_equal(outputs(decoder(), params, CONTEXT), without)
@@ -52,6 +53,7 @@ def test_it_is_for_training_alone(params: Any) -> None:
     assert not np.allclose(one, other)
 
 
+@pytest.mark.slow
 def test_what_a_row_drops_depends_on_its_number_in_the_global_batch_alone(params: Any) -> None:
     whole = outputs(decoder(), params, drawn())
     part = outputs(decoder(), params, drawn(rows=(2, 0)), TOKENS[jnp.array([2, 0])])
@@ -59,6 +61,7 @@ def test_what_a_row_drops_depends_on_its_number_in_the_global_batch_alone(params
     assert not np.allclose(outputs(decoder(), params, drawn(rows=(1, 0)), TOKENS[jnp.array([2, 0])]), part)
 
 
+@pytest.mark.slow
 def test_scanned_and_recomputed_layers_drop_the_same(params: Any) -> None:
     found = []
     for scan, remat in ((False, "none"), (False, "full"), (True, "dots")):
@@ -74,6 +77,7 @@ def test_scanned_and_recomputed_layers_drop_the_same(params: Any) -> None:
         np.testing.assert_allclose(gradient, found[0][1], atol=1e-4 * np.abs(found[0][1]).max())
 
 
+@pytest.mark.slow
 def test_each_place_draws_its_own(monkeypatch: pytest.MonkeyPatch, params: Any) -> None:
     """The embedding, then of each layer the weights of attention, its output and the MLP's."""
     seen: list[tuple[bytes, tuple[int, ...]]] = []
@@ -90,6 +94,7 @@ def test_each_place_draws_its_own(monkeypatch: pytest.MonkeyPatch, params: Any) 
     assert len({key for key, _ in seen}) == len(seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_kv_heads", [1, 4])
 def test_its_attention_is_the_kernels_when_nothing_is_dropped(num_kv_heads: int) -> None:
     rng = np.random.default_rng(1)

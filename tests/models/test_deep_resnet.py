@@ -50,6 +50,7 @@ def test_presets_have_the_published_sizes(name):
     assert model.flops(2) / 12 == pytest.approx(products, rel=5e-3)
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_differences():
     with jax.enable_x64(True):
         model = network((6, 7, 1), block="bottleneck", channels=(4, 6), blocks_per_stage=1)

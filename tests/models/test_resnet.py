@@ -32,6 +32,7 @@ def images(model, count=3):
     return np.random.default_rng(0).integers(0, 256, (count, *model.image_shape), np.uint8)
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_differences():
     with jax.enable_x64(True):
         model = network()
@@ -44,6 +45,7 @@ def test_gradients_are_finite_differences():
         assert_gradients(loss, params, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_pictures_answer_does_not_depend_on_its_neighbours():
     model = network()
     params, pictures = params_of(model), images(model)
@@ -71,6 +73,7 @@ def classify(model, training=False, seed=0, rows=(0, 1, 2)):
     return jit(outputs)
 
 
+@pytest.mark.slow
 def test_dropout_is_for_training_alone():
     model = network()
     params, pictures = params_of(model), images(model)
@@ -79,6 +82,7 @@ def test_dropout_is_for_training_alone():
     assert not np.allclose(one, other)
 
 
+@pytest.mark.slow
 def test_dropout_of_a_row_depends_on_its_place_in_the_global_batch_alone():
     """So micro-batches and devices drop what one device would drop."""
     model = network()
@@ -104,6 +108,7 @@ def test_pictures_too_small_for_the_stages_are_refused():
         network((7, 28, 1), channels=(4, 4, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", ["small", "basic"])
 def test_the_maximum_is_read_in_place_of_the_mean(block):
     """What one pixel shows fades in the mean over the image, and not in the maximum."""
@@ -119,6 +124,7 @@ def test_the_maximum_is_read_in_place_of_the_mean(block):
     assert not np.allclose(classify(model)(params, pictures), classify(mean)(params, pictures))
 
 
+@pytest.mark.slow
 def test_gradients_of_the_maximum_are_finite_differences():
     with jax.enable_x64(True):
         model = network(pooling="max")
@@ -129,6 +135,7 @@ def test_gradients_of_the_maximum_are_finite_differences():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", ["small", "basic"])
 def test_local_contrast_takes_light_out_and_keeps_detail(block):
     section = ResnetSection(channels=(4, 6), block=block, stem="3x3", norm_groups=2, local_contrast=2)

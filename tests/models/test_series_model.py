@@ -103,6 +103,7 @@ def test_every_parameter_is_trained() -> None:
         assert np.abs(gradient).max() > 0, path
 
 
+@pytest.mark.slow
 def test_a_model_starts_without_knowledge_of_a_day() -> None:
     specs = model_of().specs()
     params = init_params(specs, jax.random.key(0))

@@ -52,6 +52,7 @@ def test_bins_encode_piecewise_linearly() -> None:
     np.testing.assert_allclose(bins.encode(jnp.asarray(values)), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_forward_pass_is_that_of_numpy() -> None:
     model, params = network()
     inputs = np.array([[0.25, 2, 0.5, 3], [-0.5, 0, np.nan, 1]], np.float32)
@@ -83,6 +84,7 @@ def test_gradients_of_missing_values_are_finite() -> None:
     assert np.abs(gradients["numbers"]["missing"]).sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kinds", [("numeric",), ("categorical", "boolean")])
 def test_columns_of_one_sort(kinds: tuple[str, ...]) -> None:
     columns = tuple(column for column in COLUMNS if column.kind in kinds)

@@ -24,6 +24,7 @@ def test_gelus():
     np.testing.assert_allclose(layers.gelu_tanh(jnp.float32(x)), tanh, rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gelu", "gelu_tanh"])
 def test_gelu_gradients(name):
     x = np.linspace(-12, 12, 4001)
@@ -64,6 +65,7 @@ def test_products_of_bfloat16_on_a_cpu_have_row_major_operands():
     assert reduced == []
 
 
+@pytest.mark.slow
 def test_gradients_in_bfloat16_are_those_in_float32():
     params, x = operands_of_two_layers("bfloat16")
     wide = jax.tree.map(lambda a: a.astype(jnp.float32), (params, x))
@@ -102,6 +104,7 @@ def test_dropout_keeps_the_mean():
     assert float((out == 0).mean()) == pytest.approx(0.25, abs=0.02)
 
 
+@pytest.mark.slow
 def test_dropout_draws_as_jax_does_and_a_part_of_a_row_as_the_whole_one():
     """So a device draws its own part alone. A row of the last shape has more elements than 32 bits count."""
     key, rows = jax.random.key(3), jnp.array([2, 7])

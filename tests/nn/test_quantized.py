@@ -42,6 +42,7 @@ def decoder(scan: bool) -> tuple[Decoder, Any, np.ndarray]:
     return model, params, np.asarray(jax.jit(outputs_of(model))(params, INPUTS))
 
 
+@pytest.mark.slow
 @pytest.mark.covering(1)
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
 # Rounding a normal number whose block's largest is 3 deviations leaves 0.7 % of it in int8 and 2.5 % in fp8 (3 bits);
@@ -75,6 +76,7 @@ def test_nothing_is_quantized_unless_asked() -> None:
     assert quantize_matrices(params, {}, "none") is params
 
 
+@pytest.mark.slow
 def test_two_terms_leave_the_error_of_the_weights() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 96)) * np.exp(3 * rng.normal(size=(3, 1)))
@@ -93,6 +95,7 @@ def test_two_terms_leave_the_error_of_the_weights() -> None:
     assert (zeros == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_a_product_with_a_table_is_that_of_its_matrix(monkeypatch: pytest.MonkeyPatch, platform: str) -> None:
     """Two 8-bit terms of the activations on a CPU, all of them elsewhere; the gradient is exact on both."""

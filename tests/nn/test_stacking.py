@@ -39,6 +39,7 @@ def assert_trees_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_values():
     scanned, unrolled = (params_of(kind) for kind in ("scanned", "unrolled"))
     assert is_stacked(scanned["layers"])
@@ -64,6 +65,7 @@ def optimizer(specs):
     )
 
 
+@pytest.mark.slow
 def test_optimizer_states_turn_as_the_params_do():
     """NamedTuples, masked nodes and all: after an update both ways hold the same numbers."""
     states = []

@@ -132,6 +132,7 @@ def test_a_model_that_diverged_has_a_report():
     assert report["accuracy"] == 0.5
 
 
+@pytest.mark.slow
 def test_labels_are_smoothed_in_training_alone(programs: Programs) -> None:
     params = init_params(programs.specs, jax.random.key(0))
     batch = training_source(programs.task, programs.config).read(0, slice(0, 16))

@@ -53,6 +53,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [[], ["data.eval_stride=8"], ["data.packing='documents'"], ["eval.batch_size=7"]])
 def test_every_byte_of_the_test_split_is_scored_once(tmp_path: Path, settings: list[str]) -> None:
     programs = open_project(tmp_path, *settings)
@@ -136,6 +137,7 @@ def test_an_embedding_smaller_than_the_vocabulary(tmp_path: Path) -> None:
     assert model.vocab_size == 512
 
 
+@pytest.mark.slow
 def test_a_prediction_is_what_a_file_of_the_text_scores(tmp_path: Path) -> None:
     programs = open_project(tmp_path, "data.eval_stride=8", "eval.batch_size=1")
     form, params = programs.task.format, params_of(programs)

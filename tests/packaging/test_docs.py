@@ -29,6 +29,7 @@ def test_each_command_is_on_one_page(site: ModuleType) -> None:
     assert sorted(documented) == sorted(name for name, _ in site.commands())
 
 
+@pytest.mark.slow
 def test_each_page_is_generated_with_the_options_of_its_commands(site: ModuleType) -> None:
     known = dict(site.commands())
     for page in PAGES:

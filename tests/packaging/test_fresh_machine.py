@@ -39,7 +39,7 @@ def make(target: str, folder: Path, home: Path, **environ: str) -> subprocess.Co
     )
 
 
-@pytest.mark.slow
+@pytest.mark.representative("the demo")
 @pytest.mark.timeout(1500)
 def test_demo_from_nothing_and_again(tmp_path: Path) -> None:
     folder, home = tmp_path / "aifx", tmp_path / "home"
@@ -49,8 +49,8 @@ def test_demo_from_nothing_and_again(tmp_path: Path) -> None:
     first = make("demo", folder, home, **SHORT)
     assert first.returncode == 0, first.stdout
     assert "Making .venv" in first.stdout
-    assert "Exit code 75 means: run it again" in first.stdout
-    assert "completed at step 30 of 30" in first.stdout
+    assert "Exit code 75" in first.stdout
+    assert "step 30 of 30" in first.stdout
     assert "bits_per_byte <= 7" in first.stdout
     assert "Next steps" in first.stdout
     assert (folder / "demo" / "runs" / "main" / "metrics.jsonl").read_text().count("\n") > 1
@@ -58,7 +58,7 @@ def test_demo_from_nothing_and_again(tmp_path: Path) -> None:
     again = make("demo", folder, home, **SHORT)
     assert again.returncode == 0, again.stdout
     assert "Making .venv" not in again.stdout
-    assert "Continuing with the project in demo" in again.stdout
+    assert "Continuing with" in again.stdout
 
     # A gate that the model misses is a verdict, and the demo's own.
     shutil.rmtree(folder / "demo")  # a run keeps the gates that it was trained with

@@ -61,6 +61,7 @@ def test_the_search_for_private_paths_finds_them() -> None:
     assert not PRIVATE.search("frame" + "wo" + "rk/notes, ./work/notes and /home/user/x")
 
 
+@pytest.mark.slow
 def test_only_the_terminal_prints() -> None:
     for path in modules("aifx", "jax_kernels"):
         for node in ast.walk(ast.parse(path.read_text(), str(path))):

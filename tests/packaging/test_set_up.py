@@ -121,6 +121,7 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_set_up_that_failed_is_begun_again(checkout: Path, bare: Path, tmp_path: Path) -> None:
     """What one left behind that failed is made afresh, and one that fails leaves the same: a marker and no stamp."""
     venv = checkout / ".venv"
@@ -146,7 +147,7 @@ def test_an_environment_of_someone_elses_is_left_alone(checkout: Path, bare: Pat
     (checkout / ".venv" / "precious").write_text("mine")
     done = run_script(checkout / "scripts" / "setup.sh", "run", path=str(bare), home=tmp_path, PYTHON=THIS_PYTHON)
     assert done.returncode == 2
-    assert "not made by this script" in done.stderr
+    assert "not made by" in done.stderr
     assert (checkout / ".venv" / "precious").read_text() == "mine"
 
 

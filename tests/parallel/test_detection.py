@@ -164,7 +164,7 @@ def test_open_mpi() -> None:
 
 def test_open_mpi_on_several_hosts_needs_an_address() -> None:
     spread = {**OPEN_MPI_5, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
-    with pytest.raises(ConfigError, match="where its rank 0 is") as raised:
+    with pytest.raises(ConfigError, match="rank 0") as raised:
         detect(spread)
     assert "AIFX_COORDINATOR" in raised.value.hint
     assert place(detect({**spread, "AIFX_COORDINATOR": "n1:20000"})) == ("Open MPI", 1, 2, "n1")
@@ -175,7 +175,7 @@ def test_an_indexed_job() -> None:
     assert place(detect(environ, fqdn=POD)) == ("Kubernetes", 2, 4, "train-0.pods.default.svc.cluster.local")
     assert detect(INDEXED_JOB, fqdn=POD) is None
     assert "AIFX_NUM_PROCESSES" in (lone_warning(INDEXED_JOB) or "")
-    with pytest.raises(ConfigError, match="name of the first pod") as raised:
+    with pytest.raises(ConfigError, match="first pod") as raised:
         detect(environ, fqdn="train-2")
     assert "headless Service" in raised.value.hint
 

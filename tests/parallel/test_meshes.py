@@ -64,6 +64,7 @@ def trained() -> dict[str, Any]:
     return run_trials({"one": ("text", [], 1)} | quick | dropped | adapted)
 
 
+@pytest.mark.representative("a mesh")
 def test_dropout_and_packed_documents_are_one_devices(trained: dict[str, Any]) -> None:
     """Devices that divide heads, steps and rows drop what one device drops, and attend within documents."""
     check_equal(trained["dropped"], trained["dropped, one"], 1e-5)
@@ -103,6 +104,7 @@ def all_trained(trained: dict[str, Any]) -> dict[str, Any]:
     return trained | run_trials({name: ("text", mesh, 8) for name, mesh in MESHES.items() if name not in QUICK})
 
 
+@pytest.mark.representative("a mesh")
 @pytest.mark.parametrize("mesh", QUICK)
 def test_a_mesh_trains_as_one_device(trained: dict[str, Any], mesh: str) -> None:
     check_equal(trained[mesh], trained["one"], 1e-5)

@@ -498,7 +498,7 @@ def test_a_launched_job_goes_on_after_a_kill(whole: tuple[Trainer, dict[str, Any
         os.kill(int(children[0]), signal.SIGKILL)
     ((code, out, err),) = job.wait()
     assert code == 0, err
-    assert "process 0 failed first: signal 9" in err
+    assert "process 0 failed first" in err
     assert "restart 1 of 1" in err
     document = json.loads(out)
     assert document["resumed_from"] is not None

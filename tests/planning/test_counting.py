@@ -184,7 +184,7 @@ def test_what_is_unknown_is_left_out(project: Project) -> None:
 
 def test_hosts_and_the_layout_are_named(project: Project) -> None:
     plan = planned(project, "v5e-8", Assumptions())
-    assert plan.layout == "data=8: each device holds the state"
+    assert plan.layout.startswith("data=8:")
     many = planned(project, "v5e-16", Assumptions(), **{"train.global_batch_size": 16})
     assert any("needs 4 processes" in note for note in many.notes)
 

@@ -52,7 +52,7 @@ def test_a_word_that_is_like_none_is_not_answered_with_all_of_them() -> None:
 
 
 def test_a_generation_without_figures_is_refused() -> None:
-    with pytest.raises(UsageError, match="no figures of TPU v3"):
+    with pytest.raises(UsageError, match="TPU v3"):
         find_hardware("v3-8")
 
 
@@ -110,5 +110,5 @@ def test_more_devices_than_there_are_fail(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("aifx.planning.hardware.open_gpus", dict)
     monkeypatch.setattr("aifx.planning.hardware.tpu_generations", lambda: ["v5e"] * 4)
     assert find_hardware("this").num_devices == 4
-    with pytest.raises(ConfigError, match=r"train.devices = 8, and this machine has 4"):
+    with pytest.raises(ConfigError, match=r"train.devices = 8\b.*\b4\b"):
         find_hardware("this", 8)

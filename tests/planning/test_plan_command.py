@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def test_this_machine_is_planned_by_compiling(project: Project) -> None:
     assert (plan["not_compiled"], plan["unit"], plan["num_parameters"]) == ("", "tokens", 300 * 32 + 2 * 10304 + 32)
     assert plan["memory"]["total"]["basis"] == "compiled"
     assert plan["memory"]["process"]["basis"] == "measured"
-    assert plan["memory"]["activations"]["source"].startswith("what the backward pass of one micro-batch reads")
+    assert plan["memory"]["activations"]["source"].startswith("what the backward pass")
     assert "estimate:" not in json.dumps(plan)
     assert plan["bytes_per_step"]["basis"] == "compiled"
     times = [figure for figure in plan["time"].values() if isinstance(figure, dict)]
@@ -47,6 +48,7 @@ def test_this_machine_is_planned_by_compiling(project: Project) -> None:
     assert plan["links"] == []
 
 
+@pytest.mark.slow
 def test_several_kinds_of_hardware_make_a_table(project: Project) -> None:
     """One of them cannot share the batch, which doesn't hide the others."""
     done = aifx(project, "plan", "--no-compile", "--hardware", "a100x8", "--hardware", "h100x3", "--price", "2")
@@ -54,9 +56,10 @@ def test_several_kinds_of_hardware_make_a_table(project: Project) -> None:
     header, *rows = done.stdout.splitlines()
     assert header.split()[:3] == ["hardware", "fits", "memory"]
     assert [row.split()[:2] for row in rows] == [["a100x8", "yes"], ["h100x3", "-"]]
-    assert "cannot be divided among 3 devices" in done.stderr
+    assert "among 3 devices" in done.stderr
 
 
+@pytest.mark.representative("a plan")
 def test_a_model_that_fits_no_device_is_divided_among_several(project: Project) -> None:
     """One device is too small, and the smallest machine that would do is named. Eight divide the state."""
     hardware = ("--hardware", "h100", "--hardware", "h100x8")
@@ -64,7 +67,7 @@ def test_a_model_that_fits_no_device_is_divided_among_several(project: Project) 
     assert done.returncode == 0, done.stderr
     _, *rows = done.stdout.splitlines()
     assert [row.split()[:2] for row in rows[:2]] == [["h100", "NO"], ["h100x8", "yes"]]
-    assert "h100: nothing fits: the smallest machine that would is v5p-8" in done.stderr
+    assert re.search("h100: nothing fits.* v5p-8", done.stderr)
     lines = done.stdout[done.stdout.index("# aifx.toml, for h100x8") :].splitlines()
     mesh = dict(line.split(" = ") for line in lines[2 : lines.index("[train]")])
     assert lines[1] == "[mesh]"
@@ -72,6 +75,7 @@ def test_a_model_that_fits_no_device_is_divided_among_several(project: Project) 
     assert "data" not in mesh
 
 
+@pytest.mark.slow
 def test_fit_prints_lines_for_the_configuration(project: Project) -> None:
     done = aifx(project, "plan", "--no-compile", "--hardware", "h100x3", "--fit")
     assert done.returncode == 0, done.stderr
@@ -82,6 +86,7 @@ def test_fit_prints_lines_for_the_configuration(project: Project) -> None:
     assert "gradient_accumulation = 1" in lines
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_plan_and_shows_what_was_predicted_and_measured(project: Project) -> None:
     (project.root / "data.txt").write_text(
         "It was the whiteness of the whale that above all things appalled me. " * 300
@@ -90,7 +95,7 @@ def test_a_run_keeps_its_plan_and_shows_what_was_predicted_and_measured(project:
     trained = aifx(project, "train", *(word for setting in settings for word in ("--set", setting)))
     assert trained.returncode == 0, trained.stderr
     before = aifx(project, "runs", "show", "main")
-    assert "for the predicted values: aifx plan --run main" in before.stdout, before.stderr
+    assert "aifx plan --run main" in before.stdout, before.stderr
     done = aifx(project, "plan", "--run", "main", "--no-compile")
     assert done.returncode == 0, done.stderr
     run = project.run("main")
@@ -104,6 +109,7 @@ def test_a_run_keeps_its_plan_and_shows_what_was_predicted_and_measured(project:
     assert found["memory_bytes"]["predicted"] == plan["memory"]["total"]["value"]
 
 
+@pytest.mark.slow
 def test_training_without_enough_memory_names_settings_that_need_less(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,7 +133,7 @@ def test_training_without_enough_memory_names_settings_that_need_less(
 def test_a_run_is_planned_as_it_is(project: Project) -> None:
     done = aifx(project, "plan", "--run", "main", "--fit")
     assert done.returncode == 2
-    assert "--run can't be used with --set, --fit or several --hardware" in done.stderr
+    assert re.search("--run .*--set, --fit .*--hardware", done.stderr)
 
 
 def test_unknown_hardware_fails_before_anything_starts(project: Project) -> None:
@@ -146,6 +152,7 @@ def test_outside_a_project(tmp_path: Path) -> None:
     assert "aifx init" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(can_compile_for_tpus(), reason="libtpu is installed")
 def test_without_a_compiler_it_counts_and_says_how_to_install_one(project: Project) -> None:
     (plan,) = answer(project, "--hardware", "v5e-1")["plans"]

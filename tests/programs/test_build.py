@@ -121,7 +121,7 @@ def test_a_model_of_images_does_not_write(tmp_path: Path) -> None:
 
 def test_a_mesh_of_another_size_is_refused(tmp_path: Path) -> None:
     (tmp_path / "aifx.toml").write_text("[mesh]\ndata = 3\n[train]\ndevices = 2\n")
-    with pytest.raises(ConfigError, match=r"mesh\.data = 3 does not make up train\.devices = 2"):
+    with pytest.raises(ConfigError, match=r"mesh\.data = 3.*train\.devices = 2"):
         load_config(Project(tmp_path), [], {})
     config = load_config(Project(tmp_path), ["train.devices=all"], {})
     with pytest.raises(ConfigError, match=r"mesh\.data = 3"):

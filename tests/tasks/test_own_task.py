@@ -190,8 +190,8 @@ def test_a_source_without_end_is_not_measured(tmp_path: Path) -> None:
     settings = ["--set", "train.num_steps=2", "--set", "train.validate_every=0"]
     aifx(root, "train", *settings)
     failed = aifx(root, "eval", "--split", "train", code=2)
-    assert "the train split cannot be measured" in failed.stderr
-    assert "hint: aifx eval --split test" in failed.stderr
+    assert "the train split" in failed.stderr
+    assert "aifx eval --split test" in failed.stderr
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from datetime import date, timedelta
 from pathlib import Path
@@ -91,7 +92,7 @@ def command(project: Path, *args: str, code: int = 0) -> subprocess.CompletedPro
 def test_a_project_of_series_trains_passes_its_gates_and_forecasts(project: Path) -> None:
     command(project, "config", "check")
     trained = command(project, "train", "--json")
-    assert "2 series, 799 values, a step is 1 day; calendar: weekday" in trained.stderr
+    assert re.search("2 series, 799 values.* 1 day.* weekday", trained.stderr)
     report = json.loads(command(project, "eval", "--json").stdout)
     assert report["metrics"]["examples"] == 2 * 14  # 40 days in windows of three
     assert [gate["passed"] for gate in report["gates"]] == [True, True]
@@ -112,8 +113,8 @@ def test_a_project_of_series_trains_passes_its_gates_and_forecasts(project: Path
         assert value == pytest.approx(sold(shop, day, price_of(day)), rel=0.4)
     (project / "new.csv").write_text(rows_of(range(DAYS - 30, DAYS)))
     failed = command(project, "predict", "new.csv", code=2)
-    assert "new.csv: series 'shop-0': the row cannot be used" in failed.stderr
-    assert "'price' is missing in rows to forecast" in failed.stderr
+    assert "new.csv: series 'shop-0'" in failed.stderr
+    assert "'price' is missing" in failed.stderr
     measured = json.loads(command(project, "eval", "--data", "new.csv", "--json").stdout)
     assert measured["datasets"][0]["metrics"]["examples"] == 2 * 3
 
@@ -154,5 +155,5 @@ def test_an_objective_that_weighs_whole_rows_refuses_series(project: Path) -> No
     )
     (project / "aifx.toml").write_text(toml)
     failed = command(project, "train", code=2)
-    assert "regression needs one weight per example" in failed.stderr
+    assert "one weight per example" in failed.stderr
     assert "objective.kind" in failed.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -62,11 +63,12 @@ def write_toml(project: Path, target: str, ignore: str, objective: str, steps: i
     (project / "aifx.toml").write_text(toml)
 
 
+@pytest.mark.representative("a table of one's own")
 def test_classes_from_a_file_to_predictions(project: Path) -> None:
     write_toml(project, "label", "price", "classification")
     checked = command(project, "config", "check")
     assert "size   numeric      -0.99" in checked.stdout
-    assert "label  target       2 classes: False, True" in checked.stdout
+    assert re.search("label +target .*2 classes: False, True", checked.stdout)
     document = json.loads(command(project, "config", "check", "--json").stdout)
     assert document["data"] == checked.stdout.splitlines()[1:]
     trained = command(project, "train", "--set", "objective.threshold_by=f1")
@@ -103,16 +105,14 @@ def test_classes_from_a_file_to_predictions(project: Path) -> None:
     assert np.mean([row["prediction"] == row["label"] for row in rows]) > 0.8
     asked = command(project, "predict", "-", stdin='{"size": null, "site": "elsewhere"}\n').stdout
     assert json.loads(asked)["prediction"] in ("False", "True")
-    assert (
-        "-:1: the row cannot be used\n  no field 'site'"
-        in command(project, "predict", "-", stdin='{"size": 1}\n', code=2).stderr
-    )
+    assert re.search("-:1: .*\n.*'site'", command(project, "predict", "-", stdin='{"size": 1}\n', code=2).stderr)
     again = command(project, "predict", "out.csv", code=2)
-    assert "out.csv:2: the row has a column 'prediction' already" in again.stderr
+    assert re.search("out.csv:2: .*'prediction'", again.stderr)
     measured = json.loads(command(project, "eval", "--data", "rows.csv", "--json").stdout)["datasets"][0]
     assert measured["metrics"]["examples"] == 1200
 
 
+@pytest.mark.slow
 def test_numbers_are_reported_in_the_unit_of_the_column(project: Path) -> None:
     write_toml(project, "price", "label", "regression")
     command(project, "train")
@@ -129,6 +129,7 @@ def test_numbers_are_reported_in_the_unit_of_the_column(project: Path) -> None:
     assert np.mean(errors) < 30_000
 
 
+@pytest.mark.slow
 def test_quantiles_of_a_column_are_in_its_unit(project: Path) -> None:
     write_toml(project, "price", "label", "quantile")
     command(project, "train")
@@ -146,7 +147,7 @@ def test_quantiles_of_a_column_are_in_its_unit(project: Path) -> None:
 def test_an_objective_that_does_not_fit_the_target(project: Path) -> None:
     write_toml(project, "price", "label", "classification")
     wrong = command(project, "train", code=2)
-    assert "classification needs data with classes" in wrong.stderr
+    assert "data with classes" in wrong.stderr
     write_toml(project, "label", "price", "regression")
     wrong = command(project, "train", code=2)
     assert "regression" in wrong.stderr
@@ -157,9 +158,9 @@ def test_columns_from_the_command_line(project: Path) -> None:
     shown = command(project, "config", "check", "--set", 'data.columns={size = "categorical"}').stdout
     assert "size   categorical" in shown
     wrong = command(project, "config", "check", "--set", 'data.columns={size = "number"}', code=2).stderr
-    assert 'a table, each one of "numeric", "categorical", "boolean", "date"' in wrong
+    assert '"numeric", "categorical", "boolean", "date"' in wrong
     both = command(project, "config", "check", "--set", "data.ignore=['label']", code=2).stderr
-    assert "data.ignore leaves out 'label', which data.target names" in both
+    assert re.search("data.ignore .*'label'.*data.target", both)
     command(project, "train", "--set", 'data.columns={size = "categorical"}')
     command(project, "train", "--set", 'data.columns={size = "categorical"}', "--set", "train.num_steps=3")
     assert "size" in (project / "runs/main/config.toml").read_text()

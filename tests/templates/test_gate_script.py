@@ -111,6 +111,7 @@ def documents(text: str) -> list[dict[str, object]]:
     return found
 
 
+@pytest.mark.representative("a template's gate")
 def test_a_run_that_passes_is_removed(tmp_path: Path) -> None:
     machine = Machine(tmp_path, "language-model", asks_doctor=True)
     passed = machine.short_gate("bits_per_byte <= 8")

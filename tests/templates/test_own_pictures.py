@@ -38,6 +38,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "my photos"
 
 
+@pytest.mark.representative("pictures of one's own")
 def test_from_pictures_to_a_prediction_in_four_commands(photos: Path, tmp_path: Path) -> None:
     aifx(tmp_path, "init", "parts", "--template", "vision-inspection", "--yes", "--answer", "data=my photos")
     project = tmp_path / "parts"
@@ -91,6 +92,7 @@ def test_a_list_of_grey_pictures(tmp_path: Path) -> None:
     assert "block" not in settings["model"]
 
 
+@pytest.mark.slow
 def test_several_labels_of_a_picture_from_a_list_to_a_prediction(tmp_path: Path) -> None:
     """A picture has stripes across, along, both or none."""
     kinds = [[], ["along"], ["across"], ["across", "along"]]
@@ -126,6 +128,7 @@ def test_several_labels_of_a_picture_from_a_list_to_a_prediction(tmp_path: Path)
         assert min(by_truth[True]) > max(by_truth[False])
 
 
+@pytest.mark.slow
 def test_numbers_of_pictures(tmp_path: Path) -> None:
     rows = "".join(
         f"{save(tmp_path / f'{seed}.png', seed, is_dark=False, size=(20, 30)).name},{seed}\n" for seed in range(10)

@@ -10,7 +10,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import checks
-from toy_server import Served
+from toy_server import WAIT_S, Served
 
 CHECKS = [
     checks.not_a_server_error,
@@ -42,7 +42,7 @@ def test_the_document_describes_all_routes(served: Served) -> None:
 def _try(served: Served, examples: int, seed: int) -> int:
     """Ask for what the document allows and for what it does not. Returns how many requests were made."""
     served.engine.answer = lambda ids: ids[:3]
-    schema = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
+    schema = schemathesis.openapi.from_url(f"{served.url}/openapi.json", timeout=WAIT_S)
     made = 0
     for result in schema.get_all_operations():
         operation = result.ok()
@@ -56,7 +56,7 @@ def _try(served: Served, examples: int, seed: int) -> int:
             def ask(case: Any) -> None:
                 nonlocal made
                 made += 1
-                case.call_and_validate(checks=CHECKS, timeout=20)
+                case.call_and_validate(checks=CHECKS, timeout=WAIT_S)
 
             ask()
     return made

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -15,6 +16,9 @@ from pathlib import Path
 import httpx
 import pytest
 from published_schemas import check_answer
+
+WAIT_S = 120.0
+"""Only ends a hang."""
 
 PROGRAM = Path(__file__).with_name("serving_process.py")
 
@@ -46,19 +50,22 @@ class Process:
         def read() -> None:
             body = {"prompt": "abc", "max_tokens": max_tokens, "stream": True}
             url = f"{self.url}/v1/completions"
-            with suppress(httpx.HTTPError), httpx.stream("POST", url, json=body, timeout=30, trust_env=False) as answer:
+            with (
+                suppress(httpx.HTTPError),
+                httpx.stream("POST", url, json=body, timeout=WAIT_S, trust_env=False) as answer,
+            ):
                 for text in answer.iter_text():
                     begun.set()
-                    self.text = text
+                    self.text += text
 
         reader = threading.Thread(target=read)
         reader.start()
-        assert begun.wait(20)
+        assert begun.wait(WAIT_S)
         return reader
 
     def ended(self) -> tuple[int, str, str]:
         """The exit code, the rest of stdout, and stderr."""
-        rest, _ = self.process.communicate(timeout=30)
+        rest, _ = self.process.communicate(timeout=WAIT_S)
         return self.process.returncode, rest, self.stderr.read_text()
 
 
@@ -67,10 +74,10 @@ def processes(tmp_path: Path) -> Iterator[dict[str, Process]]:
     """They start together: each takes two seconds."""
     with ExitStack() as stack:
         made = {
-            "finished": Process(tmp_path / "a", ["--json"], 0.01, 20),
-            "cut": Process(tmp_path / "b", ["--json"], 0.01, 0.3),
-            "twice": Process(tmp_path / "c", ["--json"], 0.01, 20),
-            "interrupted": Process(tmp_path / "d", ["--json"], 0.01, 20),
+            "finished": Process(tmp_path / "a", ["--json"], 0.01, 600),
+            "cut": Process(tmp_path / "b", ["--json"], 0.1, 0.3),
+            "twice": Process(tmp_path / "c", ["--json"], 0.1, 600),
+            "interrupted": Process(tmp_path / "d", ["--json"], 0.01, 600),
         }
         for one in made.values():
             stack.callback(one.process.wait)
@@ -84,10 +91,13 @@ def test_how_a_server_ends(processes: dict[str, Process]) -> None:
     readers = {name: one.ask(3000 if name in ("cut", "twice") else 60) for name, one in processes.items()}
     for name, one in processes.items():
         one.process.send_signal(signal.SIGINT if name == "interrupted" else signal.SIGTERM)
-    readers["cut"].join(20)
+    end = time.monotonic() + WAIT_S
+    while "finishing" not in processes["twice"].stderr.read_text():
+        assert time.monotonic() < end
+        time.sleep(0.01)
     processes["twice"].process.send_signal(signal.SIGTERM)
     for reader in readers.values():
-        reader.join(20)
+        reader.join(WAIT_S)
 
     code, rest, _ = processes["finished"].ended()
     assert (code, rest) == (0, "")

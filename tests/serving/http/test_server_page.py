@@ -42,7 +42,7 @@ def test_the_status_is_what_the_engine_does(served: Served) -> None:
     stats = served.engine.stats()
     assert {one["name"]: one["total"] for one in status["work"]}["tokens written"] == stats.generation_tokens
     latencies = {one["name"]: one for one in status["latencies"]}
-    assert 0 < latencies["whole answer"]["p50_s"] <= latencies["whole answer"]["p99_s"] < 20
+    assert 0 < latencies["whole answer"]["p50_s"] <= latencies["whole answer"]["p99_s"]
     assert status["pages"]["total"] == stats.pages_total
     assert status["swaps"] == status["compilations"] == 0
 

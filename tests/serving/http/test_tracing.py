@@ -8,12 +8,11 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
-import httpx
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from toy_server import Served
+from toy_server import WAIT_S, Served
 
 from aifx.core.errors import EnvironmentFault
 from aifx.serving.http import tracing
@@ -39,7 +38,7 @@ def served(serve: Callable[..., Served], exporter: InMemorySpanExporter) -> Serv
 
 def only_span(exporter: InMemorySpanExporter) -> Any:
     """The span of the one request, which the server makes when its client has the answer already."""
-    until = time.monotonic() + 10
+    until = time.monotonic() + WAIT_S
     while not exporter.get_finished_spans() and time.monotonic() < until:
         time.sleep(0.005)
     (span,) = exporter.get_finished_spans()
@@ -49,8 +48,8 @@ def only_span(exporter: InMemorySpanExporter) -> Any:
 def test_a_request_is_a_span_below_that_of_its_client(served: Served, exporter: InMemorySpanExporter) -> None:
     headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
     body = {"prompt": "abc", "max_tokens": 5, "ignore_eos": True}
-    httpx.post(f"{served.url}/v1/completions", json=body, headers=headers, trust_env=False).raise_for_status()
-    httpx.get(f"{served.url}/health", trust_env=False).raise_for_status()  # of which there are too many
+    served.http.post("/v1/completions", json=body, headers=headers).raise_for_status()
+    served.http.get("/health").raise_for_status()  # of which there are too many
     span = only_span(exporter)
     assert (f"{span.context.trace_id:032x}", f"{span.parent.span_id:016x}") == (TRACE, PARENT)
     assert span.name == "text_completion toy"
@@ -67,7 +66,7 @@ def test_a_request_is_a_span_below_that_of_its_client(served: Served, exporter: 
 
 
 def test_a_request_without_a_trace_begins_one(served: Served, exporter: InMemorySpanExporter) -> None:
-    httpx.post(f"{served.url}/v1/completions", json={"prompt": 7}, trust_env=False)
+    served.http.post("/v1/completions", json={"prompt": 7})
     span = only_span(exporter)
     assert span.parent is None
     assert span.attributes["http.response.status_code"] == 400
@@ -88,6 +87,7 @@ def test_spans_reach_the_collector_that_is_named(monkeypatch: pytest.MonkeyPatch
     collector = HTTPServer(("127.0.0.1", 0), Collector)
     threading.Thread(target=collector.serve_forever, daemon=True).start()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", f"{WAIT_S:g}")
     tracer = open_tracer({"OTEL_EXPORTER_OTLP_ENDPOINT": "set"})
     assert tracer is not None
     tracer.record(AccessRecord("id", "127.0.0.1", "POST", "/v1/chat/completions", 200, "main"), {})

@@ -54,6 +54,7 @@ class ToyEngine:
     Attributes:
         step_s: time of a step.
         hold: while set, no request begins.
+        pause: while set, no token is written.
     """
 
     max_model_len = 4096
@@ -67,7 +68,7 @@ class ToyEngine:
         self.adapters: Sequence[str] = ("legal",)
         self.slots, self.queue, self.step_s = slots, queue, step_s
         self.answer: Callable[[list[int]], list[int]] | None = None
-        self.hold = False
+        self.hold = self.pause = False
         self.failing = False
         self.refused: str | None = None
         self.running: list[ToyTicket] = []
@@ -114,7 +115,7 @@ class ToyEngine:
         self._is_stopped = True
         self._thread.join()
 
-    def wait_idle(self, limit_s: float = 5.0) -> None:
+    def wait_idle(self, limit_s: float = 120.0) -> None:
         end = time.monotonic() + limit_s
         while (self.running or self.waiting) and time.monotonic() < end:
             time.sleep(0.005)
@@ -127,6 +128,9 @@ class ToyEngine:
                 while self.waiting and len(self.running) < self.slots and not self.hold:
                     self.running.append(self.waiting.pop(0))
                 self.waiting = [ticket for ticket in self.waiting if not ticket.is_cancelled]
+            if self.pause:
+                time.sleep(0.002)
+                continue
             if (self.failing or self.refused) and self.running:
                 for ticket in self.running:
                     ticket.deliver(Delta(finish_reason="error", error="a toy broke", field=self.refused))

@@ -37,6 +37,10 @@ TOOLS_TEMPLATE = """\
 {% endif %}"""
 
 
+WAIT_S = 120.0
+"""Only ends a hang."""
+
+
 class Served:
     """A server in a thread."""
 
@@ -44,7 +48,7 @@ class Served:
         self.engine = ToyEngine()
         self.log_file = folder / "access.jsonl"
         renderer = make_renderer(self.engine.tokenizer, ChatTemplate(template, "a template"), folder, None)
-        section = ServeSection(**settings)
+        section = ServeSection(**{"idle_s": 600.0, "request_s": 600.0, **settings})
         log = AccessLog(self.log_file)
         self.state = TextState(
             engine=self.engine, tokenizer=self.engine.tokenizer, renderer=renderer, name="toy", settings=section,
@@ -57,12 +61,13 @@ class Served:
         listening = threading.Event()
         self.thread = threading.Thread(target=self._run, args=(listening.set,), daemon=True)
         self.thread.start()
-        assert listening.wait(10)
-        self.http = httpx.Client(base_url=self.url, timeout=20, trust_env=False)
+        assert listening.wait(WAIT_S)
+        self.http = httpx.Client(base_url=self.url, timeout=WAIT_S, trust_env=False)
         self.client: Any = openai.OpenAI(
             base_url=f"{self.url}/v1",
             api_key=key or "none",
             max_retries=0,
+            timeout=WAIT_S,
             http_client=openai.DefaultHttpxClient(trust_env=False),
         )
 
@@ -72,7 +77,7 @@ class Served:
     def close(self) -> None:
         if self.thread.is_alive():
             self.server.stop()
-            self.thread.join(20)
+            self.thread.join(WAIT_S)
         assert not self.thread.is_alive()
         self.http.close()
         self.client.close()
