@@ -18,7 +18,7 @@ import pytest
 
 from aifx.core.project import Project
 
-BODY = {"prompt": "12 whales, said ", "max_tokens": 8000, "ignore_eos": True, "stream": True}
+BODY = {"prompt": "12 whales, said ", "max_tokens": 32_000, "ignore_eos": True, "stream": True}
 
 
 class Server:
@@ -26,7 +26,7 @@ class Server:
 
     def __init__(self, project: Project, stderr: Path, drain_s: float) -> None:
         self.stderr = stderr
-        settings = ("model.max_seq_len=8192", f"serve.drain_s={drain_s}")
+        settings = ("model.max_seq_len=32768", f"serve.drain_s={drain_s}")
         options = [part for setting in settings for part in ("--set", setting)]
         with stderr.open("w") as stream:
             self.process = subprocess.Popen(
@@ -44,7 +44,10 @@ class Server:
         url = json.loads(line)["url"] + "/v1/completions"
 
         def read(number: int) -> None:
-            with suppress(httpx.HTTPError), httpx.stream("POST", url, json=BODY, timeout=60, trust_env=False) as answer:
+            with (
+                suppress(httpx.HTTPError),
+                httpx.stream("POST", url, json=BODY, timeout=120, trust_env=False) as answer,
+            ):
                 for text in answer.iter_text():
                     self.answers[number] += text
 
@@ -54,24 +57,24 @@ class Server:
         self.wait(lambda: all(answer.count("data: ") > 5 for answer in self.answers))
 
     def wait(self, condition: object) -> None:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while not condition():  # type: ignore[operator]
             assert time.monotonic() < until, self.stderr.read_text()
             time.sleep(0.01)
 
     def ended(self) -> tuple[int, str]:
         """The exit code and stderr."""
-        rest, _ = self.process.communicate(timeout=60)
+        rest, _ = self.process.communicate(timeout=120)
         assert rest == ""
         for reader in self.readers:
-            reader.join(20)
+            reader.join(120)
         return self.process.returncode, self.stderr.read_text()
 
 
 @pytest.fixture
 def servers(project: Project, tmp_path: Path) -> Iterator[tuple[Server, Server]]:
     with ExitStack() as stack:
-        made = Server(project, tmp_path / "cut", 0.2), Server(project, tmp_path / "twice", 60)
+        made = Server(project, tmp_path / "cut", 0.2), Server(project, tmp_path / "twice", 600)
         for server in made:
             stack.callback(server.process.wait)
             stack.callback(server.process.kill)
@@ -84,6 +87,8 @@ def test_answers_that_do_not_end_in_time_are_cut(servers: tuple[Server, Server])
     for server in servers:
         server.ask()
         server.process.send_signal(signal.SIGTERM)
+    twice.wait(lambda: "finishing 3 requests" in twice.stderr.read_text())
+    twice.process.send_signal(signal.SIGTERM)
     code, stderr = cut.ended()
     assert code == 75, stderr
     assert "error: 3 requests were cut" in stderr
@@ -91,9 +96,6 @@ def test_answers_that_do_not_end_in_time_are_cut(servers: tuple[Server, Server])
     for answer in cut.answers:
         assert "the server stopped before the answer was complete" in answer
         assert "[DONE]" not in answer
-    twice.wait(lambda: "finishing 3 requests" in twice.stderr.read_text())
-    sent = time.monotonic()
-    twice.process.send_signal(signal.SIGTERM)
     code, stderr = twice.ended()
-    assert (code, time.monotonic() - sent < 10) == (75, True), stderr
+    assert code == 75, stderr
     assert "stopped at once by a second signal" in stderr

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from answers import Whole, ask, bits, random_request, send
+from answers import Answer, Whole, ask, bits, random_request, send
 
 from aifx.serving.energy import Shares
 from aifx.serving.engine import Engine
@@ -50,11 +50,13 @@ def test_a_row_that_was_driven_out_writes_the_same(engines: Engines) -> None:
 
 def test_a_long_prompt_does_not_stop_the_rows_that_write(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aifx.serving.engine.CHUNKS_PER_TURN", 1)
-    engine, came, has_begun, is_read = engines(prefix_cache=False), [], threading.Event(), threading.Event()
+    engine, came = engines(prefix_cache=False), []
+    has_begun, is_asked, is_read = threading.Event(), threading.Event(), threading.Event()
 
     def writes(delta: Delta) -> None:
         came.append("token")
         has_begun.set()
+        assert is_asked.wait(60)
 
     def reads(delta: Delta) -> None:
         came.append("prompt")
@@ -64,6 +66,7 @@ def test_a_long_prompt_does_not_stop_the_rows_that_write(engines: Engines, monke
     assert has_begun.wait(60)
     came.append("asked")
     engine.submit(GenerationRequest([4] * 250, 1, ignore_end=True), reads)  # of four chunks
+    is_asked.set()
     assert is_read.wait(60)
     between = came[came.index("asked") : came.index("prompt")]
     assert between.count("token") >= 3
@@ -246,9 +249,17 @@ def test_what_cannot_be_served_is_refused_by_name(engines: Engines, field: str, 
 def test_a_full_queue_refuses_and_draining_finishes(engines: Engines) -> None:
     engine = engines(queue=2)
     request = GenerationRequest([1, 2, 3], 60, ignore_end=True)
-    answers = [send(engine, request) for _ in range(6)]
+    first, is_full = Answer(), threading.Event()
+
+    def hold(delta: Delta) -> None:
+        assert is_full.wait(60)
+        first.deltas.put(delta)
+
+    engine.submit(request, hold)
+    answers = [first, *(send(engine, request) for _ in range(5))]
     with pytest.raises(QueueFull):
         send(engine, request)
+    is_full.set()
     engine.drain()
     with pytest.raises(Draining):
         send(engine, request)

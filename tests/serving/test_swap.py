@@ -116,7 +116,7 @@ def test_a_full_queue_does_not_keep_a_checkpoint_out(
     served: Callable[..., tuple[Engine, Watcher]], arrive: Callable[..., None]
 ) -> None:
     engine, watcher = served("serve.queue=0")
-    until, running = time.monotonic() + 30, [ask(engine, tokens=80) for _ in range(4)]
+    until, running = time.monotonic() + 120, [ask(engine, tokens=80) for _ in range(4)]
     arrive(2)
     while not watcher.counts.taken:  # all slots are taken, and none may wait
         assert not watcher.counts.refused

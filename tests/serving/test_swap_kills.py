@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -59,7 +60,7 @@ class Reader(threading.Thread):
         self.answers: list[tuple[str, str]] = []
 
     def run(self) -> None:
-        with suppress(httpx.HTTPError), httpx.Client(timeout=30, trust_env=False) as client:
+        with suppress(httpx.HTTPError), httpx.Client(timeout=120, trust_env=False) as client:
             while True:
                 self.ask(client)
 
@@ -76,6 +77,13 @@ class Reader(threading.Thread):
             assert len(fingerprints) <= 1
             if fingerprints:
                 self.answers.append((fingerprints.pop(), text))
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    until = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 KILLS = 10
@@ -109,11 +117,12 @@ def test_no_answer_is_of_mixed_weights(
             readers = [Reader(listening["url"], seed) for seed in SEEDS]
             for reader in readers:
                 reader.start()
+            old = listening["system_fingerprint"]
+            if kill == 0:
+                wait_until(lambda: readers[0].answers)
             arrive(2)
-            until = time.monotonic() + 60
-            while kill == 0 and not any(found != listening["system_fingerprint"] for found, _ in readers[0].answers):
-                assert time.monotonic() < until, "no swap came"
-                time.sleep(0.01)
+            if kill == 0:
+                wait_until(lambda: any(found != old for found, _ in readers[0].answers))
             time.sleep(rng.uniform(0.0, 1.5))
         finally:
             server.send_signal(signal.SIGKILL)
@@ -122,6 +131,6 @@ def test_no_answer_is_of_mixed_weights(
             reader.join()
             for fingerprint, text in reader.answers:
                 assert expected[fingerprint, reader.seed].startswith(text)
-                answers["of old weights" if fingerprint == listening["system_fingerprint"] else "of new weights"] += 1
+                answers["of old weights" if fingerprint == old else "of new weights"] += 1
     assert len(answers) == 2
     record_property("kills around a swap", KILLS)

@@ -63,6 +63,10 @@ batch_size = 4
 """
 
 
+WAIT_S = 120.0
+"""Only ends a hang."""
+
+
 class Served:
     """A run that is served in a thread."""
 
@@ -82,8 +86,8 @@ class Served:
         listening = threading.Event()
         self.thread = threading.Thread(target=self._run, args=(listening.set,), daemon=True)
         self.thread.start()
-        assert listening.wait(10)
-        self.http = httpx.Client(base_url=self.url, timeout=20, trust_env=False)
+        assert listening.wait(WAIT_S)
+        self.http = httpx.Client(base_url=self.url, timeout=WAIT_S, trust_env=False)
 
     def _run(self, on_listening: Callable[[], None]) -> None:
         self.ending = self.server.run(on_listening)
@@ -91,7 +95,7 @@ class Served:
     def close(self) -> None:
         if self.thread.is_alive():
             self.server.stop()
-            self.thread.join(20)
+            self.thread.join(WAIT_S)
         assert not self.thread.is_alive()
         self.http.close()
 
