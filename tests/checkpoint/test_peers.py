@@ -87,6 +87,7 @@ def directory(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "checkpoints"))
 
 
+@pytest.mark.slow
 def test_one_process_restores_what_two_saved(saved: Path) -> None:
     checkpoints = Checkpoints(saved, CheckpointSection())
     assert checkpoints.steps() == [1, 2, 3]
@@ -102,6 +103,7 @@ def test_one_process_restores_what_two_saved(saved: Path) -> None:
     assert {p.name for p in (saved / "3" / "state").glob("ocdbt*")} == {"ocdbt.process_0", "ocdbt.process_1"}
 
 
+@pytest.mark.slow
 def test_orbax_restores_what_two_processes_saved(saved: Path) -> None:
     import orbax.checkpoint as ocp
 
@@ -109,6 +111,7 @@ def test_orbax_restores_what_two_processes_saved(saved: Path) -> None:
     assert jax.tree.all(jax.tree.map(np.array_equal, tree, named(2)))
 
 
+@pytest.mark.slow
 def test_no_byte_of_any_process_changes_unnoticed(directory: Path) -> None:
     checkpoints = Checkpoints(directory, CheckpointSection())
     dice = np.random.default_rng(0)

@@ -51,6 +51,7 @@ def chats(trained_chats: Path, tmp_path: Path) -> Path:
     return tmp_path / "chats"
 
 
+@pytest.mark.slow
 def test_samples_of_the_training_are_answers(chats: Path) -> None:
     events = [json.loads(line) for line in (chats / "runs/main/events.jsonl").read_text().splitlines()]
     (sample,) = [event for event in events if event["event"] == "sample"]
@@ -72,6 +73,7 @@ def test_an_answer_ends_where_the_model_ends_it(chats: Path) -> None:
     assert (plain["chat"], plain["system"]) == (False, None)
 
 
+@pytest.mark.slow
 def test_the_loss_of_held_out_chats_and_of_a_file(chats: Path) -> None:
     report = document(aifx(chats, "eval", "--gate", "loss <= 0.1", "--json"))
     assert report["metrics"]["tokens"] == 5 * (report["metrics"]["tokens"] // 5) > 0
@@ -85,6 +87,7 @@ def test_the_loss_of_held_out_chats_and_of_a_file(chats: Path) -> None:
     assert found[0]["loss"] == pytest.approx(of_file["metrics"]["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_questions_in_chats(chats: Path) -> None:
     rows = [{"query": f"Whale {n}?", "choices": ["No.", "Aye.", "Never."], "gold": "Aye."} for n in range(3)]
     (chats / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -98,6 +101,7 @@ def test_questions_in_chats(chats: Path) -> None:
     assert "--chat requires --benchmark" in failed.stderr
 
 
+@pytest.mark.slow
 def test_what_cannot_chat(chats: Path, project: Path) -> None:
     for where, args, words in (
         (chats, ["--system", "x"], "--system requires --chat"),

@@ -80,6 +80,7 @@ def measured(tmp_path_factory):
             return stress.collect("quick", 3600.0, "stress_child_that_is_shorter"), lines
 
 
+@pytest.mark.slow
 def test_two_devices_are_measured_and_agree(measured):
     facts, heard = measured
     assert facts["ended"] == "finished"

@@ -194,6 +194,7 @@ def failures_on_two_devices() -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 @every_op
 def test_a_call_inside_the_users_shard_map_computes_its_share(failures_on_two_devices: dict[str, str], op: Op) -> None:
     assert not failures_on_two_devices[op.name]

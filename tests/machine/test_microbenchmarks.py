@@ -127,6 +127,7 @@ def exchanged():
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_collectives_among_four_devices_give_what_they_must(exchanged):
     whole = np.arange(256) % 61  # 1024 bytes of float32; rank r gives it r + 1 times
     for rank in range(4):
@@ -142,11 +143,13 @@ def test_collectives_among_four_devices_give_what_they_must(exchanged):
     assert all(told["wrong"] == [] for told in exchanged.values())
 
 
+@pytest.mark.slow
 def test_a_wrong_element_names_its_device(exchanged):
     for told in exchanged.values():
         assert told["after"] == [f"cpu:{70 // told['length']}"]
 
 
+@pytest.mark.slow
 def test_the_bus_carries_what_nccl_tests_counts(exchanged):
     """doc/PERFORMANCE.md of nccl-tests: with 4 ranks, sizes of the larger buffer times 2 * 3/4, 3/4 and 1."""
     factors = {"all_reduce": 1.5, "all_gather": 0.75, "reduce_scatter": 0.75, "all_to_all": 0.75, "ppermute": 1.0}

@@ -65,11 +65,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(built)
 
 
+@pytest.mark.representative("the wheel's files")
 def test_the_wheel_holds_each_file_and_no_other(wheel: zipfile.ZipFile) -> None:
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert held == set(installed_files())
 
 
+@pytest.mark.representative("the wheel's files")
 def test_the_wheel_holds_dotfiles_of_templates_byte_for_byte(wheel: zipfile.ZipFile) -> None:
     dotfiles = {path: file for path, file in installed_files().items() if Path(path).name.startswith(".")}
     assert dotfiles, "no template has a dotfile any more: then this test has nothing to say"
@@ -77,6 +79,7 @@ def test_the_wheel_holds_dotfiles_of_templates_byte_for_byte(wheel: zipfile.ZipF
         assert wheel.read(path) == file.read_bytes()
 
 
+@pytest.mark.representative("the wheel's files")
 def test_the_wheel_names_its_command_and_license(wheel: zipfile.ZipFile) -> None:
     info = next(name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name)
     assert "aifx = aifx.commands.main:main" in wheel.read(f"{info}/entry_points.txt").decode()
@@ -84,6 +87,7 @@ def test_the_wheel_names_its_command_and_license(wheel: zipfile.ZipFile) -> None
     assert wheel.read(f"{info}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
 
 
+@pytest.mark.representative("the wheel's files")
 def test_the_version_and_the_name_are_the_same_everywhere(wheel: zipfile.ZipFile) -> None:
     from aifx.core.version import DISTRIBUTION, __version__
 

@@ -68,6 +68,7 @@ print(json.dumps([found, xla_bridge.backends_are_initialized()]))
 """
 
 
+@pytest.mark.slow
 def test_a_new_run_looks_at_accelerators_without_opening_them(project: Project) -> None:
     """Kernels are tried in other processes, before this one opens a TPU."""
     flags = "--xla_force_host_platform_device_count=4"

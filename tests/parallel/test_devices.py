@@ -83,6 +83,7 @@ def records_of(root: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (root / "runs" / name / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("one", "many"), [("one", "four"), ("one", "fsdp"), ("one-muon", "four-muon")])
 def test_four_devices_train_as_one(on_four_devices: Path, one: str, many: str) -> None:
     for name in (one, many):
@@ -94,6 +95,7 @@ def test_four_devices_train_as_one(on_four_devices: Path, one: str, many: str) -
     assert together[-1]["validation"]["loss"] == pytest.approx(alone[-1]["validation"]["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_divide(on_four_devices: Path) -> None:
     error = document_of(on_four_devices, "odd")
     assert "among 4 devices" in error["what"]

@@ -71,6 +71,7 @@ def test_dropout_and_packed_documents_are_one_devices(trained: dict[str, Any]) -
     assert trained["dropped"]["losses"][0] != pytest.approx(trained["one"]["losses"][0], rel=1e-5)
 
 
+@pytest.mark.representative("a mesh")
 def test_adapters_and_pairs_of_answers_train_as_on_one_device(trained: dict[str, Any]) -> None:
     """Devices that divide the inputs of a matrix drop what one device drops of them. A pair counts once."""
     check_equal(trained["adapted"], trained["adapted, one"], 1e-5, OF_INT8_NORMS)
@@ -110,6 +111,7 @@ def test_a_mesh_trains_as_one_device(trained: dict[str, Any], mesh: str) -> None
     check_equal(trained[mesh], trained["one"], 1e-5)
 
 
+@pytest.mark.representative("a mesh")
 def test_one_device_has_no_collective(trained: dict[str, Any]) -> None:
     assert trained["one"]["collectives"] == []
     assert trained["one"]["losses"][-1] < 0.9 * trained["one"]["losses"][0]
@@ -134,12 +136,14 @@ def test_a_ring_gathers_no_keys(all_trained: dict[str, Any]) -> None:
     assert ring.count(2 * keys) == 3 * 2  # of the forward and the backward pass
 
 
+@pytest.mark.representative("a mesh")
 def test_micro_batches_wait_for_no_other_device(trained: dict[str, Any]) -> None:
     """Devices along `data` add up their gradients once per step."""
     assert [found for found in trained["data=8"]["collectives"] if found[2]] == []
     assert any(kind == "all-reduce" for kind, *_ in trained["data=8"]["collectives"])
 
 
+@pytest.mark.representative("a mesh")
 def test_the_vocabulary_is_never_whole(trained: dict[str, Any]) -> None:
     """Devices that share it exchange vectors and sums of tokens."""
     for name in ("fsdp=8", "dropped"):
@@ -148,6 +152,7 @@ def test_the_vocabulary_is_never_whole(trained: dict[str, Any]) -> None:
         assert table not in moved, name
 
 
+@pytest.mark.representative("a mesh")
 def test_fsdp_divides_the_state_and_gathers_a_layer_at_a_time(trained: dict[str, Any]) -> None:
     """Each device holds its part of the state. The loop over layers moves one layer's weights and nothing larger."""
     found = trained["fsdp=8"]

@@ -81,6 +81,7 @@ def compare(seeds: range) -> None:
     assert not failed, "\n\n".join(failed)
 
 
+@pytest.mark.slow
 def test_a_few_random_decoders_train_on_meshes_as_on_one_device() -> None:
     compare(range(QUICK))
 

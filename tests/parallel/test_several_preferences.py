@@ -76,6 +76,7 @@ def reference(trainer: Trainer, run: str) -> np.ndarray:
     return References.read(Project(trainer.root).run(run).reference).values
 
 
+@pytest.mark.slow
 def test_two_processes_compute_the_reference_of_one(trainer: Trainer, trained: dict[int, Any]) -> None:
     np.testing.assert_array_equal(reference(trainer, "by-2"), reference(trainer, "by-1"))
     assert np.unique(reference(trainer, "by-1")).size > 40

@@ -264,6 +264,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Trainer, d
     trainer.end()
 
 
+@pytest.mark.representative("two processes")
 def test_two_processes_equal_one(whole: tuple[Trainer, dict[str, Any]]) -> None:
     """Two processes, each of which is killed once on the way, against one process with the same mesh: bit for bit."""
     trainer, alone = whole
@@ -293,6 +294,7 @@ def test_two_processes_equal_one(whole: tuple[Trainer, dict[str, Any]]) -> None:
     assert list(stored.glob("jit_train_step-*-cache"))
 
 
+@pytest.mark.representative("two processes")
 def test_two_processes_find_that_a_run_has_ended(whole: tuple[Trainer, dict[str, Any]]) -> None:
     trainer, alone = whole
     again = trainer.train("alone", 2, **ONE_DEVICE)
@@ -309,6 +311,7 @@ def test_two_processes_fork_a_run(whole: tuple[Trainer, dict[str, Any]]) -> None
     assert again["state_digest"] == forked["state_digest"]
 
 
+@pytest.mark.slow
 def test_eval_by_two_processes(whole: tuple[Trainer, dict[str, Any]]) -> None:
     """The numbers of one process on the same mesh, and of one device, for batches that two devices cannot share."""
     trainer, _ = whole
@@ -388,6 +391,7 @@ def test_a_disk_that_cannot_be_written(trainer: Trainer, place: str) -> None:
     assert error["hint"]
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_after_one_step(trainer: Trainer) -> None:
     job = trainer.start("pair", 2, "--set", "data.read_s=0.03", "--set", "train.num_steps=100000", **ONE_DEVICE)
     job.wait_for_step(3)
@@ -400,6 +404,7 @@ def test_a_signal_to_one_stops_all_after_one_step(trainer: Trainer) -> None:
     assert (job.run / "checkpoints" / str(document["step"])).is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("own", "named"),
     [

@@ -67,6 +67,7 @@ def test_a_model_with_frozen_arrays_is_counted(tmp_path: Path) -> None:
     assert found.activations > 0
 
 
+@pytest.mark.slow
 def test_devices_share_the_batch_and_each_holds_the_state(project: Project) -> None:
     config = load_config(project)
     one, eight = counted(project, config, "h100"), counted(project, config, "h100x8")
@@ -76,6 +77,7 @@ def test_devices_share_the_batch_and_each_holds_the_state(project: Project) -> N
     assert one.dtype == "bfloat16"
 
 
+@pytest.mark.slow
 def test_fsdp_divides_the_state_and_gathers_layers_in_the_loop(project: Project) -> None:
     config = apply_settings(load_config(project), {"model.scan_layers": True})
     one, data = (counted(project, config, name) for name in ("h100", "h100x8"))
@@ -121,6 +123,7 @@ def test_micro_batches_divide_the_activations(project: Project) -> None:
     assert quarter.product_flops == whole.product_flops
 
 
+@pytest.mark.slow
 def test_the_quickest_settings_that_fit_come_first(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aifx.planning.fit.TRACED", 2)
     config, hardware = load_config(project), find_hardware("h100x2")
@@ -182,6 +185,7 @@ def test_what_is_unknown_is_left_out(project: Project) -> None:
     assert planned(project, "v5e-1", Assumptions(power_w=200)).time.energy_kwh is not None
 
 
+@pytest.mark.slow
 def test_hosts_and_the_layout_are_named(project: Project) -> None:
     plan = planned(project, "v5e-8", Assumptions())
     assert plan.layout.startswith("data=8:")

@@ -48,6 +48,7 @@ def test_neither_data_nor_devices_are_needed(tmp_path: Path, num_devices: int) -
     assert list(tmp_path.iterdir()) == [tmp_path / "aifx.toml"]
 
 
+@pytest.mark.slow
 def test_a_program_is_traced_once(tmp_path: Path) -> None:
     """Tracing takes longer than compiling a small model: `aifx eval` asks for the results' names before it computes."""
     programs = programs_of(tmp_path, local_layout(1))
@@ -90,6 +91,7 @@ def test_the_bytes_of_the_state_are_those_of_its_arrays(tmp_path: Path) -> None:
     assert size["frozen"] == tree_bytes(frozen) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_moments_take_half_the_memory_if_asked(tmp_path: Path, kind: str) -> None:
     asked = "optimizer.moment_dtype=bfloat16"

@@ -20,6 +20,7 @@ PRODUCT = re.compile(r"stablehlo\.dot_general .* : \(tensor<(\d+)x\d+x([a-z]\w+)
 """A product of two matrices: the rows and the type of the first."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "quantization", "kind"), [("bfloat16", "none", "bf16"), ("float32", "int8", "i8")])
 def test_one_row_is_multiplied_as_two(dtype: str, quantization: Quantization, kind: str) -> None:
     """XLA's CPU backend multiplies a single row of bfloat16 or int8 in a loop, more than ten times slower."""

@@ -58,6 +58,7 @@ def test_what_the_values_say(values, expected):
     np.testing.assert_allclose(shares(np.log(PROBABILITIES), **values), expected, atol=0.03)
 
 
+@pytest.mark.slow
 def test_equal_scores_are_cut_to_top_k():
     assert shares(np.zeros(4), top_k=2)[2:].tolist() == [0, 0]
     assert shares(np.zeros(300), 1000, top_k=100)[100:].sum() == 0  # more than are looked for in few blocks
@@ -81,6 +82,7 @@ def test_random_values_against_the_definition():
         assert np.abs(found - expected).sum() <= deviation, (values, logits.tolist())
 
 
+@pytest.mark.slow
 def test_the_token_of_a_row_does_not_depend_on_the_others():
     rng = np.random.default_rng(3)
     logits = jnp.asarray(3 * rng.normal(size=(6, 1000)), jnp.float32)

@@ -260,6 +260,7 @@ names = st.sampled_from(["start", "resume", "progress", "skip", "checkpoint", "s
 nonsense = st.fixed_dictionaries({}, optional={"time": values, "event": names, "step": values, "account": accounts})
 
 
+@pytest.mark.slow
 @given(st.lists(nonsense, max_size=8))
 @settings(max_examples=300, deadline=None)
 def test_no_line_breaks_the_sum(events: list[dict[str, Any]]) -> None:

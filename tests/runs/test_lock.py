@@ -24,7 +24,7 @@ from aifx.core.project import RunDirectory
 from aifx.runs.lock import hold_run
 with hold_run(RunDirectory(Path(sys.argv[1]))):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -49,7 +49,7 @@ def test_a_second_process_is_told_who(held: tuple[RunDirectory, subprocess.Popen
     who = holder(run)
     assert who is not None
     assert who.pid == process.pid
-    assert abs(time.time() - who.since) < 60
+    assert 0 <= time.time() - who.since < 3600
 
 
 def test_kill_9_frees_it(held: tuple[RunDirectory, subprocess.Popen[str]]) -> None:

@@ -196,7 +196,7 @@ def test_watch_ends_with_the_run(project: Project) -> None:
         assert watch.poll() is None
         MetricsWriter(run.metrics, 40).write({"step": 41, "loss": 0.5})
         Ledger(run.events).write("stop", status="completed", step=41)
-    rest = watch.communicate(timeout=30)[0]
+    rest = watch.communicate(timeout=120)[0]
     assert watch.returncode == 0
     assert rest.splitlines()[-1].startswith("a: completed  step 41/40  loss 0.5")
 

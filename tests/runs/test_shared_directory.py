@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from held_port import held_port
 
 from aifx.parallel.group import Disagreement, Group, Limits
 from aifx.parallel.joined_group import JoinedGroup
@@ -17,12 +19,10 @@ from aifx.runs.agreement import check_shared
 
 def outcomes(folders: list[Path], *, is_needed: bool = True) -> list[Exception | None]:
     """How the check ends in each process of a job, whose run directories are these."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
 
-    def check(index: int) -> Exception | None:
+    def check(index: int, port: int) -> Exception | None:
         me = Membership("a test", f"127.0.0.1:{port}", len(folders), index)
-        group = JoinedGroup(me, "127.0.0.1", Limits(connect_s=5.0))
+        group = JoinedGroup(me, "127.0.0.1", Limits(connect_s=120.0, silence_s=120.0))
         try:
             check_shared(group, folders[index], "the run directory", "share it", is_needed=is_needed)
         except Disagreement as error:
@@ -31,8 +31,8 @@ def outcomes(folders: list[Path], *, is_needed: bool = True) -> list[Exception |
             group.finish()
         return None
 
-    with ThreadPoolExecutor(len(folders)) as pool:
-        return list(pool.map(check, range(len(folders))))
+    with held_port() as port, ThreadPoolExecutor(len(folders)) as pool:
+        return list(pool.map(check, range(len(folders)), itertools.repeat(port)))
 
 
 def test_one_directory(tmp_path: Path) -> None:

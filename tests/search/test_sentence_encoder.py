@@ -32,6 +32,7 @@ def test_vectors_are_those_of_numpy(encoder: tuple[Path, str]) -> None:
         np.testing.assert_allclose(vector, wanted, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_index_and_search(tmp_path: Path) -> None:
     folder = write_encoder(tmp_path / "model")
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:4]))

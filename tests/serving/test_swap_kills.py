@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -79,9 +78,10 @@ class Reader(threading.Thread):
                 self.answers.append((fingerprints.pop(), text))
 
 
-def wait_until(condition: Callable[[], Any]) -> None:
+def wait_for_answer(reader: Reader, *, other_than: str = "") -> None:
+    """Wait for an answer of weights that do not have this fingerprint."""
     until = time.monotonic() + 120
-    while not condition():
+    while all(fingerprint == other_than for fingerprint, _ in reader.answers):
         assert time.monotonic() < until
         time.sleep(0.01)
 
@@ -119,10 +119,10 @@ def test_no_answer_is_of_mixed_weights(
                 reader.start()
             old = listening["system_fingerprint"]
             if kill == 0:
-                wait_until(lambda: readers[0].answers)
+                wait_for_answer(readers[0])
             arrive(2)
             if kill == 0:
-                wait_until(lambda: any(found != old for found, _ in readers[0].answers))
+                wait_for_answer(readers[0], other_than=old)
             time.sleep(rng.uniform(0.0, 1.5))
         finally:
             server.send_signal(signal.SIGKILL)

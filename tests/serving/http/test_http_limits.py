@@ -183,6 +183,7 @@ def test_a_client_that_goes_away_frees_its_pages(serve: Serve, streams: bool) ->
     eventually(lambda: 'finished_reason="abort",model_name="toy"} 2.0' in served.http.get("/metrics").text)
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_wait_for_embeddings(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     served = serve()
     served.engine.hold = True

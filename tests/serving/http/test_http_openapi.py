@@ -62,6 +62,7 @@ def _try(served: Served, examples: int, seed: int) -> int:
     return made
 
 
+@pytest.mark.slow
 def test_requests_made_from_the_document(served: Served) -> None:
     assert _try(served, 12, 1) >= 12 * 7
 

@@ -85,6 +85,7 @@ def processes(tmp_path: Path) -> Iterator[dict[str, Process]]:
         yield made
 
 
+@pytest.mark.slow
 def test_how_a_server_ends(processes: dict[str, Process]) -> None:
     for one in processes.values():
         check_answer(["serve", "--json"], one.started())

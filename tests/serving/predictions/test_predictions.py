@@ -238,6 +238,7 @@ def test_a_predictor_that_fails_says_so(table: Project, serve: Serve) -> None:
     assert served.predictor.stats().running == served.predictor.stats().waiting == 0
 
 
+@pytest.mark.slow
 def test_pictures_are_classified(pictures: Project, serve: Serve) -> None:
     served = serve(pictures)
     path = pictures.root / "data/3.png"
