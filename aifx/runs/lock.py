@@ -22,6 +22,9 @@ from aifx.core.parsing import parse_json
 from aifx.core.project import RunDirectory
 from aifx.core.redaction import redact_arguments
 
+TRIES = 10
+"""How often a run must be held before it is called busy, for its process may be about to end."""
+
 
 @dataclass(frozen=True)
 class Holder:
@@ -46,12 +49,17 @@ def hold_run(run: RunDirectory) -> Iterator[None]:
     run.path.mkdir(parents=True, exist_ok=True)
     handle = open_file(run.lock, os.O_RDWR | os.O_CREAT)
     try:
-        # Whoever only looks (`is_held`) takes a shared lock for an instant: wait that out before calling the run busy.
-        for _ in range(10):
-            if _try_lock(handle, fcntl.LOCK_EX):
-                break
-            time.sleep(0.03)
-        else:
+        num_refused = 0
+        while not _try_lock(handle, fcntl.LOCK_EX):
+            # Whoever only looks (`is_held`) has a shared lock, on a busy machine for longer than an instant. A shared
+            # lock is refused only if a process holds the run.
+            if _try_lock(handle, fcntl.LOCK_SH):
+                fcntl.flock(handle, fcntl.LOCK_UN)
+            else:
+                num_refused += 1
+            if num_refused < TRIES:
+                time.sleep(0.03)
+                continue
             what = f"run {run.name!r} is being trained by another process"
             why = f"it is held by {holder(run) or 'a process that just started'}"
             raise RunBusy(what, why, f"aifx runs watch {run.name}    (or train another run: aifx train --run NAME)")

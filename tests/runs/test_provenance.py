@@ -12,6 +12,9 @@ import pytest
 
 from aifx.runs.provenance import differences, flags, git_state, provenance
 
+LIMIT_S = 120.0
+"""Only ends a hang."""
+
 
 @dataclass(frozen=True)
 class Device:
@@ -36,7 +39,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def test_commit_and_dirtiness(repository: Path) -> None:
-    state = git_state(repository)
+    state = git_state(repository, LIMIT_S)
     assert state is not None
     assert len(state["commit"]) == 40
     assert (state["branch"], state["dirty"]) == ("trunk", False)
@@ -45,25 +48,25 @@ def test_commit_and_dirtiness(repository: Path) -> None:
     for written in ("bench/main/20261125T141502-3f2a9c1d.json", ".bench-x2k/bench/metrics.jsonl"):
         (repository / written).parent.mkdir(parents=True)
         (repository / written).write_text("{}")
-    assert git_state(repository) == state  # training and measuring themselves make nothing dirty
+    assert git_state(repository, LIMIT_S) == state  # training and measuring themselves make nothing dirty
     (repository / "bench" / "mine.py").write_text("")
-    assert git_state(repository) == {**state, "dirty": True}
+    assert git_state(repository, LIMIT_S) == {**state, "dirty": True}
     (repository / "bench" / "mine.py").unlink()
     (repository / "aifx.toml").write_text("[train]")
-    assert git_state(repository) == {**state, "dirty": True}
+    assert git_state(repository, LIMIT_S) == {**state, "dirty": True}
 
 
 def test_no_repository_no_git_no_time(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    assert git_state(outside) is None
+    assert git_state(outside, LIMIT_S) is None
     (outside / "git").write_text("#!/bin/sh\nexec /bin/sleep 600\n")
     (outside / "git").chmod(0o700)
     monkeypatch.setenv("PATH", str(outside))
     assert git_state(repository, timeout_s=0.1) is None
     (outside / "git").unlink()
-    assert git_state(repository) is None
+    assert git_state(repository, LIMIT_S) is None
 
 
 def test_secrets_stay_out() -> None:

@@ -49,6 +49,7 @@ def adapters_of(specs: Specs) -> list[Adapter]:
     ]
 
 
+@pytest.mark.slow
 def test_an_answer_with_an_adapter_is_its_own_in_any_company(tokenizer: Tokenizer) -> None:
     # Heads of 16, since their products are narrow as well.
     values = {"num_layers": 1, "embed_dim": 32, "num_heads": 2, "num_kv_heads": 1, "max_seq_len": LENGTH}

@@ -20,6 +20,7 @@ from aifx.serving.rows import Weights
 Engines = Callable[..., Engine]
 
 
+@pytest.mark.representative("an answer in company")
 def test_an_answer_is_its_own_in_any_company(engines: Engines) -> None:
     rng = np.random.default_rng(0)
     requests = [random_request(rng) for _ in range(14)]
@@ -34,6 +35,7 @@ def test_an_answer_is_its_own_in_any_company(engines: Engines) -> None:
     assert together.stats().compilations == 0
 
 
+@pytest.mark.slow
 def test_a_row_that_was_driven_out_writes_the_same(engines: Engines) -> None:
     rng = np.random.default_rng(1)
     requests = [
@@ -72,6 +74,7 @@ def test_a_long_prompt_does_not_stop_the_rows_that_write(engines: Engines, monke
     assert between.count("token") >= 3
 
 
+@pytest.mark.slow
 def test_no_page_is_lost_to_requests_that_are_cancelled(engines: Engines) -> None:
     rng = np.random.default_rng(2)
     engine = engines()
@@ -87,6 +90,7 @@ def test_no_page_is_lost_to_requests_that_are_cancelled(engines: Engines) -> Non
     assert (stats.running, stats.waiting, stats.pages_used) == (0, 0, 0)
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_training_forward(engines: Engines, decoding: Any, params: Any) -> None:
     import jax
 
@@ -187,6 +191,7 @@ def test_a_stop_text_ends_the_answer_before_it(engines: Engines) -> None:
     assert found.text == whole.text[: whole.text.index(stop)]
 
 
+@pytest.mark.slow
 def test_an_embedding_is_the_mean_of_the_hidden_states(engines: Engines, decoding: Any, params: Any) -> None:
     from aifx.parallel.context import ForwardContext
     from aifx.parallel.layout import local_layout

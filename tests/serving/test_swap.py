@@ -75,6 +75,7 @@ def wait_until(condition: Callable[[], Any]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.representative("a swap of weights")
 def test_a_new_checkpoint_takes_over_between_two_steps(
     served: Callable[..., tuple[Engine, Watcher]], arrive: Callable[..., None]
 ) -> None:
@@ -95,6 +96,7 @@ def test_a_new_checkpoint_takes_over_between_two_steps(
     assert engine.stats().compilations == 0
 
 
+@pytest.mark.slow
 def test_weights_are_held_once(project: Project, tmp_path: Path) -> None:
     """Those that the engine has joined or replaced are free, also for a watcher."""
     run = restore_run(project.run("main"), project)
@@ -112,6 +114,7 @@ def test_weights_are_held_once(project: Project, tmp_path: Path) -> None:
         log.close()
 
 
+@pytest.mark.slow
 def test_a_full_queue_does_not_keep_a_checkpoint_out(
     served: Callable[..., tuple[Engine, Watcher]], arrive: Callable[..., None]
 ) -> None:
@@ -177,6 +180,7 @@ def test_a_folder_that_cannot_be_read_does_not_end_the_watch(
     assert sum("stale file handle" in line for line in logged) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "settings", "why"),
     [
@@ -222,6 +226,7 @@ def test_a_checkpoint_that_cannot_be_the_best_is_reported_once(
         assert sum(f"the checkpoint of step {step} is damaged" in line for line in logged) == 1
 
 
+@pytest.mark.slow
 def test_what_cannot_be_watched_is_refused_at_the_start(
     project: Project, served: Callable[..., tuple[Engine, Watcher]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -245,6 +250,7 @@ def replay_file(path: Path, engine: Engine) -> ReplayReport:
     return replay(path, read_records(path), engine, lambda source: pytest.fail("no grammar was recorded"))
 
 
+@pytest.mark.slow
 def test_a_record_is_replayed_bit_for_bit(project: Project) -> None:
     run = restore_run(project.run("main"), project)
     serve = run.config.serve.model_copy(update={"log_requests": True})

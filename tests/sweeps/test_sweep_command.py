@@ -276,6 +276,7 @@ def test_each_trial_has_gpus_of_its_own(swept: Any) -> None:
     assert {start[2] for start in swept.starts()} == {"1", "0"}
 
 
+@pytest.mark.representative("a sweep")
 def test_a_trial_trains_in_earnest(tiny_sweep: Any) -> None:
     code, _, err = tiny_sweep.command("--set", "optimizer.learning_rate=2e-2,1e-4", "--trials", "1")
     assert code == 0, err

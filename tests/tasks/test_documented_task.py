@@ -16,6 +16,7 @@ def test_the_page_shows_the_template_in_less_than_60_lines() -> None:
     assert len(PARTS.splitlines()) < 60
 
 
+@pytest.mark.slow
 def test_the_documented_parts_train_evaluate_and_predict(tmp_path: Path) -> None:
     project = make_project(tmp_path / "births", PARTS, TOML, days=7305)
     assert "valid" in aifx(project, "config", "check").stdout

@@ -89,6 +89,7 @@ def command(project: Path, *args: str, code: int = 0) -> subprocess.CompletedPro
     return done
 
 
+@pytest.mark.representative("series of one's own")
 def test_a_project_of_series_trains_passes_its_gates_and_forecasts(project: Path) -> None:
     command(project, "config", "check")
     trained = command(project, "train", "--json")
@@ -119,6 +120,7 @@ def test_a_project_of_series_trains_passes_its_gates_and_forecasts(project: Path
     assert measured["datasets"][0]["metrics"]["examples"] == 2 * 3
 
 
+@pytest.mark.slow
 def test_a_run_of_series_resumes_bit_for_bit(project: Path) -> None:
     found = Project(project)
     config = load_config(found, ["train.num_steps=20", "train.gradient_accumulation=2"], {})

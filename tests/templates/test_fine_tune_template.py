@@ -110,6 +110,7 @@ def test_the_base_is_trained_and_then_fine_tuned(tmp_path: Path) -> None:
     aifx(project, "generate", "--chat", "--max-tokens", "3")
 
 
+@pytest.mark.representative("a fine-tuned model")
 def test_a_run_as_the_base(whale: Path, tmp_path: Path) -> None:
     aifx(tmp_path, "init", "talk", "-t", "fine-tune", "-a", f"base={whale / 'runs/main'}", "--yes")
     project = tmp_path / "talk"
@@ -120,6 +121,7 @@ def test_a_run_as_the_base(whale: Path, tmp_path: Path) -> None:
     train_and_answer(project)
 
 
+@pytest.mark.slow
 def test_a_folder_of_hugging_face_as_the_base(whale: Path, tmp_path: Path) -> None:
     aifx(whale, "export", str(tmp_path / "hub"))
     aifx(tmp_path, "init", "talk", "-t", "fine-tune", "-a", "base=hub", "--yes")

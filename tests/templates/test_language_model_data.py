@@ -24,6 +24,7 @@ def data_commands(text: str) -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("aifx data ")]
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_what_the_readme_makes(tmp_path: Path) -> None:
     environ = {**os.environ, "AIFX_CACHE_DIR": str(tmp_path / "cache")}
 

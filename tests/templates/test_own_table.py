@@ -31,6 +31,7 @@ def write_rows(path: Path, **columns: list[object]) -> None:
         writer.writerows(zip(*columns.values(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_file_of_ones_own_in_four_commands(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 800)).round(3)

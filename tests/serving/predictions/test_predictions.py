@@ -295,6 +295,7 @@ def test_a_new_checkpoint_takes_over(watched: Project, table: Project, serve: Se
         watcher.stop()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_fails_the_gates_is_refused(
     watched: Project, table: Project, serve: Serve, logged: list[str]
 ) -> None:
