@@ -7,6 +7,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from answers import Whole, ask, bits, random_request, send
 
 from aifx.data.tokenizer import Tokenizer

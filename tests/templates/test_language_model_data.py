@@ -11,6 +11,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import inprocess
+import pytest
 import tomli
 
 ROOT = Path(__file__).parents[2]
