@@ -129,7 +129,8 @@ def test_a_bug_is_unknown(
     monkeypatch.setattr("aifx.health.check.check", fail)
     assert run(["doctor", "--replay", str(snapshots["healthy"]), "--format", "nagios"]) == 3
     line = capfd.readouterr().out
-    assert line.startswith("AIFX UNKNOWN - a bug in aifx: ZeroDivisionError: planted here")
+    assert line.startswith("AIFX UNKNOWN - ")
+    assert "ZeroDivisionError: planted here" in line
     assert line.count("\n") == 1
 
 

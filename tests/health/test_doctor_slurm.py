@@ -147,7 +147,9 @@ def test_a_broken_node_is_drained_once(
 ) -> None:
     assert check(*recorded["broken"], "--dry-run") == 0
     assert slurm.node() == ("IDLE", "")
-    assert "n2: would be: drain: aifx: " in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert out.startswith("n2: ")
+    assert " drain: aifx: " in out
     assert check(*recorded["broken"]) == 0
     state, reason = slurm.node()
     assert state == "IDLE+DRAIN"
@@ -259,7 +261,7 @@ def test_a_check_that_hangs_changes_nothing(
     (tmp_path / "pydantic.py").write_text("import time; time.sleep(1000)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     assert run(["doctor", "slurm", "prolog", "--limit", "2"]) == 0
-    assert "the check took more than" in capfd.readouterr().err
+    assert "took more than" in capfd.readouterr().err
     assert slurm.calls() == []
 
 

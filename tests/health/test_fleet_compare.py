@@ -2,6 +2,7 @@
 
 import copy
 import random
+import re
 
 import pytest
 from fleets import facts_of_a_node, node
@@ -112,7 +113,7 @@ def test_half_and_half_is_reported_but_blames_nobody():
     machines = {f"n{i}": {"a": "x" if i < 3 else "y"} for i in range(6)}
     (only,) = found(machines, majority())
     assert (only.severity, only.device) == ("info", "")
-    assert "3 have x, 3 have y" in only.summary
+    assert re.search(r"\b3\b.* x\b.*\b3\b.* y\b", only.summary)
 
 
 def test_too_few_nodes_are_not_compared():
@@ -139,7 +140,7 @@ def test_whoever_computes_otherwise_than_like_nodes_is_named():
     (only,) = found(machines)
     assert (only.id, only.severity, only.device) == ("fleet.stress.consistency", "critical", "hot")
     assert only.summary.endswith(": gpu:0 hot")
-    assert only.evidence == "stress.consistency.digest: gpu:0 hot b, most: a"
+    assert re.search(r"stress\.consistency\.digest.*gpu:0 hot b\b.*\ba$", only.evidence)
 
 
 def test_bits_are_compared_only_where_they_must_be_equal():

@@ -72,7 +72,8 @@ def test_the_token_is_asked_for_by_all_but_healthz(tmp_path):
 def test_others_are_let_in_only_with_a_token(tmp_path):
     refused = run("doctor", "serve", "--bind", "0.0.0.0", "--port", "0", env=environ(tmp_path))
     assert refused.returncode == 2
-    assert "--bind 0.0.0.0 requires a token" in refused.stderr
+    assert "--bind 0.0.0.0" in refused.stderr
+    assert "token" in refused.stderr
     assert "--insecure" in refused.stderr
 
 
@@ -205,7 +206,7 @@ def test_a_check_that_fails_is_reported_and_counted():
     with agent(check) as url:
         answer = get(f"{url}/v1/report")
         assert answer.status_code == 503
-        assert answer.json() == {"error": "the check failed: RuntimeError: broken probe"}
+        assert "RuntimeError: broken probe" in answer.json()["error"]
         text = get(f"{url}/metrics").text
         assert 'aifx_doctor_status{status="unknown"} 1.0' in text
         assert "aifx_doctor_check_failures_total 1.0" in text

@@ -80,7 +80,7 @@ def test_gpus_that_are_lent_to_virtual_machines_are_none_of_ours(report):
         tree |= pci_device(address, "0x030200", "vfio-pci")
     found = report(tree)
     assert not found.findings
-    assert "there is no NVIDIA GPU" in {skipped.why for skipped in found.skipped}
+    assert any("NVIDIA GPU" in skipped.why for skipped in found.skipped)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_recovery_action_that_nobody_knows_is_reported_once(report):
     findings = report(h100_sxm(), gpu(4, recovery_action="8")).findings
     assert {(f.severity, f.device.split()[0]) for f in findings} == {("unknown", "GPU4")}
     ((told, rules),) = folded(findings)
-    assert "recovery_action is '8', which this version of aifx does not know" in told.summary
+    assert "recovery_action is '8'" in told.summary
     assert set(rules) == {rule.id for rule in RULES if rule.id.startswith("nvidia.recovery.")}
 
 

@@ -231,7 +231,7 @@ def test_a_slow_import_of_jax_is_within_the_budget(tmp_path, monkeypatch):
     source = "import time\ntime.sleep(3)\nfrom aifx.health.stress.child import main\nmain()\n"
     (tmp_path / "stress_child_that_imports_slowly.py").write_text(source)
     facts = stress.collect("quick", 3.0, child="stress_child_that_imports_slowly")
-    assert facts["left_out"][0] == "consistency check, cold of all"
+    assert facts["left_out"][0].endswith("cold of all")
     assert len(facts["left_out"]) > 3
     assert isinstance(facts["consistency"], Absent)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -15,10 +16,10 @@ ROLLBACK = {"event": "rollback", "from_step": 9, "to_step": 4, "step": 8, "batch
 def test_what_a_ledger_names() -> None:
     found = find_skips([{"event": "start"}, SKIP, ROLLBACK, {"event": "resume"}])
     assert found.left_out == (7, 8)
-    assert found.reasons == {
-        4: "the update of step 5 was not applied (non_finite)",
-        **dict.fromkeys((7, 8), "no step takes it since the run went back from step 9 (spike)"),
-    }
+    assert found.reasons.keys() == {4, 7, 8}
+    assert re.search(r"step 5 .*non_finite", found.reasons[4])
+    assert re.search(r"step 9 .*spike", found.reasons[7])
+    assert found.reasons[8] == found.reasons[7]
     assert find_skips([SKIP, ROLLBACK, {"event": "start"}]).left_out == ()
 
 

@@ -91,11 +91,11 @@ def test_answers_that_do_not_end_in_time_are_cut(servers: tuple[Server, Server])
     twice.process.send_signal(signal.SIGTERM)
     code, stderr = cut.ended()
     assert code == 75, stderr
-    assert "error: 3 requests were cut" in stderr
-    assert "hint: aifx serve --set serve.drain_s=SECONDS" in stderr
+    assert "error: 3 requests" in stderr
+    assert "aifx serve --set serve.drain_s=SECONDS" in stderr
     for answer in cut.answers:
-        assert "the server stopped before the answer was complete" in answer
+        assert '"stopping"' in answer
         assert "[DONE]" not in answer
     code, stderr = twice.ended()
     assert code == 75, stderr
-    assert "stopped at once by a second signal" in stderr
+    assert "a second signal" in stderr

@@ -110,9 +110,7 @@ def test_a_counter_that_fails_leaves_energy_unknown(
     clock.now += 1
     assert found.power is None
     assert found.power is None
-    assert [line for line in logged if "energy is no longer known" in line] == [
-        "warning: energy is no longer known: permission denied"
-    ]
+    assert len([line for line in logged if line.startswith("warning: ") and "permission denied" in line]) == 1
     shares, (one,) = Shares(found), requests(1)
     shares.add(one, 1)
     shares.settle()

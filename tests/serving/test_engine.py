@@ -174,7 +174,8 @@ def test_a_grammar_that_fails_ends_its_own_answer_alone(engines: Engines) -> Non
     engine = engines()
     other = send(engine, GenerationRequest([5, 6, 7], 30, ignore_end=True))
     found = ask(engine, GenerationRequest([5], 9, grammar=Broken()))
-    assert (found.finish, found.last.error, found.last.field) == ("error", "the grammar failed: too complex", "grammar")
+    assert (found.finish, found.last.field) == ("error", "grammar")
+    assert "too complex" in str(found.last.error)
     assert len(Whole.of(other.all()).tokens) == 30
     assert engine.stats().pages_used == 0
 

@@ -35,8 +35,8 @@ def test_too_little_for_one_request_is_refused_with_what_is_enough(
     decoding: DecodingPrograms, pages: float, option: str
 ) -> None:
     size = page_bytes(decoding.model, decoding.dtype)
-    with pytest.raises(UsageError, match="too little for one request") as caught:
+    with pytest.raises(UsageError, match="too little") as caught:
         pool_pages(decoding, ServeSection(memory=str(int(pages * size))), 16, MAX_LEN)
     assert caught.value.hint == f"aifx serve {option}"
-    with pytest.raises(UsageError, match=r"serve\.memory = lots is not a size"):
+    with pytest.raises(UsageError, match=r"serve\.memory = lots"):
         pool_pages(decoding, ServeSection(memory="lots"), 16, MAX_LEN)

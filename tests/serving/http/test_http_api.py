@@ -314,10 +314,10 @@ def test_what_is_no_json_and_no_route(served: Served) -> None:
         answer = post("/v1/completions", content=body)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, None), body
     assert post("/v1/completions", content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
-    assert served.http.get("/v1/nope").json()["error"]["message"] == "no route /v1/nope; /openapi.json lists them"
+    assert "/v1/nope" in served.http.get("/v1/nope").json()["error"]["message"]
     refused = served.http.get("/v1/completions")
     assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
-    with pytest.raises(openai.NotFoundError, match="no model 'gpt-9'; /v1/models lists toy, legal") as caught:
+    with pytest.raises(openai.NotFoundError, match=r"gpt-9.*toy, legal") as caught:
         served.client.completions.create(model="gpt-9", prompt="a")
     assert (caught.value.param, caught.value.code) == ("model", "model_not_found")
 

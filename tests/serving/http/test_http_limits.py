@@ -140,7 +140,8 @@ def test_a_full_queue_and_an_engine_that_fails(serve: Serve) -> None:
         assert [future.result().status_code for future in waiting] == [200] * 3
     served.engine.failing = True
     failed = post(served)
-    assert (failed.status_code, failed.json()["error"]["message"]) == (500, "the answer failed: a toy broke")
+    assert failed.status_code == 500
+    assert "a toy broke" in failed.json()["error"]["message"]
     with pytest.raises(openai.APIError, match="a toy broke"):
         list(served.client.completions.create(model="toy", prompt="a", stream=True))
     text = served.http.get("/metrics").text
@@ -327,7 +328,7 @@ def test_a_drain_cuts_what_takes_too_long(serve: Serve) -> None:
     served.thread.join(WAIT_S)
     assert served.ending is not None
     assert served.ending.cut == 2
-    with pytest.raises(Exception, match=r"2 requests were cut(.|\n)*serve\.drain_s = 0\.2") as caught:
+    with pytest.raises(Exception, match=r"2 requests(.|\n)*serve\.drain_s = 0\.2") as caught:
         served.ending.check(0.2)
     assert caught.value.exit_code == 75  # type: ignore[attr-defined]
 

@@ -124,7 +124,7 @@ def test_bad_rows_are_refused_with_their_place(rows_served: Any) -> None:
     assert refused({"rows": rows(1), "top_k": 1})["code"] == "unknown_field"
     assert "serve.max_rows = 1024" in refused({"rows": rows(1025)})["message"]
     assert refused({"rows": rows(1), "model": "other"}, 404)["code"] == "model_not_found"
-    assert refused({"rows": {**rows(1)[0], "prediction": 1}})["message"].startswith("rows[0]: the row has a column")
+    assert refused({"rows": {**rows(1)[0], "prediction": 1}})["message"].startswith("rows[0]: ")
     answer = rows_served.http.post("/v1/predict", content=b"{}", headers={"Content-Type": "text/plain"})
     assert answer.status_code == 415
     assert rows_served.http.post("/v1/completions", json={"prompt": "a"}).status_code == 404
@@ -310,7 +310,7 @@ def test_a_checkpoint_that_fails_the_gates_is_refused(
         wait_until(lambda: watcher.counts.refused)
         assert served.predictor.fingerprint == old
         assert any("passed: predictions: numbers" in line for line in logged)
-        assert any("step 2 is refused, step 1 goes on serving: the gates accuracy >= 2" in line for line in logged)
+        assert any("step 2 is refused" in line and "accuracy >= 2" in line for line in logged)
     finally:
         watcher.stop()
 
