@@ -124,6 +124,7 @@ def test_a_run_that_passes_is_removed(tmp_path: Path) -> None:
     assert "kept" not in passed.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("template", "gate"),
     [
