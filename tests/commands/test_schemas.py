@@ -75,6 +75,7 @@ def test_a_snapshot_conforms(tmp_path: Path) -> None:
     run(tmp_path, "doctor", "diff", "node.json", "node.json", "--json")
 
 
+@pytest.mark.representative("published schemas")
 def test_files_of_a_run_conform(tmp_path: Path) -> None:
     (tmp_path / "aifx.toml").write_text(
         """

@@ -116,6 +116,7 @@ def test_interrupt_and_resume(project: Command, started: Started) -> None:
     assert resumed["state_digest"] == whole["state_digest"]
 
 
+@pytest.mark.slow
 def test_another_configuration_is_refused_and_forked(trained_copy: Command) -> None:
     project = trained_copy
     other = project(*train(24), *settings(["optimizer.learning_rate=0.5"]))

@@ -157,6 +157,7 @@ def test_answers_that_the_model_writes(project: Path) -> None:
     assert "no metric 'acc'" in failed.stderr
 
 
+@pytest.mark.slow
 def test_what_cannot_be_asked(project: Path, classified: Path) -> None:
     path = str(written(project / "q.jsonl", ARC))
     for where, args, words in (

@@ -97,6 +97,7 @@ def test_a_run_is_served(project: Path) -> None:
     assert text["text"] == whole.choices[0].text
 
 
+@pytest.mark.slow
 def test_a_run_is_served_and_measured(project: Path) -> None:
     options = ["--prompt-tokens", "4..12", "--output-tokens", "8", "--shared-prefix", "4", "--set", "serve.slots=[2]"]
     found = document(

@@ -73,6 +73,7 @@ def test_the_seed_decides():
     assert all(0 <= t < VOCAB for t in one)
 
 
+@pytest.mark.slow
 def test_ends_before_the_end_of_text():
     programs, params = decoder()
     free = list(generate(programs, params, [1], max_tokens=30, temperature=0.0))

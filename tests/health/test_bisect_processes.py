@@ -289,6 +289,7 @@ def test_an_answer_that_is_no_bandwidth_is_a_failed_test(path, gb_s):
     assert launch.run_test(NODES[:2], LIMIT_S, options()).gb_s == 0.0
 
 
+@pytest.mark.slow
 def test_jax_gets_an_ipv6_address_in_brackets(monkeypatch):
     from aifx.health import collective_jax
 

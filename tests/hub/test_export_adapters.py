@@ -111,6 +111,7 @@ def test_the_command(adapted, empty_project, tmp_path):
         export_adapter(tmp_path / "peft", empty_project.run("adapted"), empty_project)
 
 
+@pytest.mark.slow
 def test_a_merge_beyond_its_bound_exits_1(adapted, empty_project, tmp_path, monkeypatch):
     adapted("llama")
     monkeypatch.setattr("aifx.hub.comparison.BOUND", 0.0)

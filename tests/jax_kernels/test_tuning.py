@@ -41,6 +41,7 @@ def trials() -> Iterator[TrialProcess]:
         yield trial
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"has_segments": True}, {"q_offset": None}, {"num_kv_heads": 1}])
 def test_the_fastest_wins(changes: dict[str, object], trials: TrialProcess, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "jax_kernels")
@@ -52,6 +53,7 @@ def test_the_fastest_wins(changes: dict[str, object], trials: TrialProcess, capl
     assert len(caplog.messages) == 2
 
 
+@pytest.mark.representative("tuned kernels")
 def test_the_backward_pass_counts_in_training_alone(trials: TrialProcess) -> None:
     call = odd_op.Call(8)
     choice, timings = tune(odd_op.TRAINED, call, CPU, trials)
@@ -115,6 +117,7 @@ def test_the_first_kernel_that_is_right_is_verified_and_others_are_not_tried_aga
     assert again.failed(op, call, "crash") is None, "it may have been fixed"
 
 
+@pytest.mark.slow
 def test_where_no_kernel_is_right_xla_runs_and_none_is_tried_again(
     trials: TrialProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

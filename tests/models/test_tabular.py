@@ -71,6 +71,7 @@ def test_the_forward_pass_is_that_of_numpy() -> None:
     )
 
 
+@pytest.mark.slow
 def test_gradients_of_missing_values_are_finite() -> None:
     model, params = network()
     inputs = np.array([[np.nan, 1, np.nan, 1], [3, 2, 0, 2]], np.float32)

@@ -32,6 +32,7 @@ def answer(project: Project, *arguments: str) -> dict[str, Any]:
     return document
 
 
+@pytest.mark.slow
 def test_this_machine_is_planned_by_compiling(project: Project) -> None:
     (plan,) = answer(project)["plans"]
     assert plan["fits"]

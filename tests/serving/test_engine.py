@@ -50,6 +50,7 @@ def test_a_row_that_was_driven_out_writes_the_same(engines: Engines) -> None:
     assert cramped.stats().preemptions > 0
 
 
+@pytest.mark.representative("an answer in company")
 def test_a_long_prompt_does_not_stop_the_rows_that_write(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aifx.serving.engine.CHUNKS_PER_TURN", 1)
     engine, came = engines(prefix_cache=False), []
@@ -115,6 +116,7 @@ def test_scores_are_those_of_the_training_forward(engines: Engines, decoding: An
         assert all(value == pytest.approx(logprobs[place, t], abs=1e-4) for t, value in score.top)
 
 
+@pytest.mark.representative("an answer in company")
 def test_rules_hold(engines: Engines) -> None:
     engine, prompt = engines(), [5, 6, 7]
 
@@ -132,6 +134,7 @@ def test_rules_hold(engines: Engines) -> None:
     assert ask(engine, GenerationRequest(prompt, 12, settings, ignore_end=True)).tokens == tokens()
 
 
+@pytest.mark.representative("an answer in company")
 def test_a_grammar_holds_each_draw(engines: Engines) -> None:
     class Digits:
         """Three digits: tokens of the bytes, of which the first is 1."""
@@ -162,6 +165,7 @@ def test_a_grammar_holds_each_draw(engines: Engines) -> None:
     assert len(found.text) == 3
 
 
+@pytest.mark.representative("an answer in company")
 def test_a_grammar_that_fails_ends_its_own_answer_alone(engines: Engines) -> None:
     class Broken:
         source, is_complete = "", False
@@ -180,6 +184,7 @@ def test_a_grammar_that_fails_ends_its_own_answer_alone(engines: Engines) -> Non
     assert engine.stats().pages_used == 0
 
 
+@pytest.mark.representative("an answer in company")
 def test_a_stop_text_ends_the_answer_before_it(engines: Engines) -> None:
     engine = engines()
     request = GenerationRequest([5, 6, 7], 40, SamplingSettings(seed=9), ignore_end=True)
@@ -206,6 +211,7 @@ def test_an_embedding_is_the_mean_of_the_hidden_states(engines: Engines, decodin
     assert (usage.prompt_tokens, usage.completion_tokens) == (100, 0)
 
 
+@pytest.mark.representative("an answer in company")
 def test_each_request_has_its_share_of_the_price(engines: Engines) -> None:
     """Also one that is only read. Nothing is kept of requests that are done."""
     shares = Shares(price_per_hour=3600.0)
@@ -223,6 +229,7 @@ def test_each_request_has_its_share_of_the_price(engines: Engines) -> None:
     assert not shares._parts
 
 
+@pytest.mark.representative("an answer in company")
 def test_answers_to_one_request_are_of_the_same_weights(engines: Engines, params: Any) -> None:
     engine = engines()
     request = GenerationRequest([5, 6, 7], 5)
@@ -234,6 +241,7 @@ def test_answers_to_one_request_are_of_the_same_weights(engines: Engines, params
     assert send(engine, request).ticket.fingerprint == "others"
 
 
+@pytest.mark.representative("an answer in company")
 @pytest.mark.parametrize(
     ("field", "request_"),
     [
@@ -252,6 +260,7 @@ def test_what_cannot_be_served_is_refused_by_name(engines: Engines, field: str, 
     assert caught.value.field == field
 
 
+@pytest.mark.representative("an answer in company")
 def test_a_full_queue_refuses_and_draining_finishes(engines: Engines) -> None:
     engine = engines(queue=2)
     request = GenerationRequest([1, 2, 3], 60, ignore_end=True)

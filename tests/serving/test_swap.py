@@ -130,6 +130,7 @@ def test_a_full_queue_does_not_keep_a_checkpoint_out(
         whole(answer)
 
 
+@pytest.mark.slow
 def test_a_server_that_stops_refuses_no_checkpoint(
     served: Callable[..., tuple[Engine, Watcher]], arrive: Callable[..., None], logged: list[str]
 ) -> None:
@@ -141,6 +142,7 @@ def test_a_server_that_stops_refuses_no_checkpoint(
     assert not any("refused" in line or "could not be tried" in line for line in logged)
 
 
+@pytest.mark.representative("a swap of weights")
 def test_a_damaged_checkpoint_is_refused_until_it_is_whole(
     served: Callable[..., tuple[Engine, Watcher]],
     arrive: Callable[..., None],
@@ -160,6 +162,7 @@ def test_a_damaged_checkpoint_is_refused_until_it_is_whole(
     wait_until(lambda: watcher.step == 2)
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_read_does_not_end_the_watch(
     served: Callable[..., tuple[Engine, Watcher]],
     arrive: Callable[..., None],
@@ -209,6 +212,7 @@ def test_a_checkpoint_that_fails_the_canary_is_refused(
     assert any("step 2 is refused" in text and why in text for text in logged)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_the_best_is_reported_once(
     project: Project, arrive: Callable[..., None], logged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,6 +153,7 @@ def test_an_objective_that_does_not_fit_the_target(project: Path) -> None:
     assert "regression" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_columns_from_the_command_line(project: Path) -> None:
     write_toml(project, "label", "price", "classification", steps=3)
     shown = command(project, "config", "check", "--set", 'data.columns={size = "categorical"}').stdout

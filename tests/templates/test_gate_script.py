@@ -149,6 +149,7 @@ def test_the_gate_that_a_template_ships_passes(tmp_path: Path, template: str) ->
     assert passed.returncode == 0, passed.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_kept_to_be_looked_at(tmp_path: Path) -> None:
     machine = Machine(tmp_path, "vision-inspection")
     failed = machine.short_gate("accuracy >= 1")

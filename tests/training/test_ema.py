@@ -80,6 +80,7 @@ def test_a_run_goes_on_bit_for_bit_after_a_stop_and_a_kill(tiny) -> None:
     assert tiny.train(*settings, "model.scan_layers=true", run="scanned").loss == pytest.approx(whole.loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_whatever_evaluates_uses_the_average(tiny) -> None:
     tiny.train(EMA)
     run = tiny.run()

@@ -79,6 +79,7 @@ def arrays(project: Project, run: str, step: int) -> dict[str, np.ndarray]:
     return {name.removeprefix("params/"): np.asarray(values) for name, values in read.items()}
 
 
+@pytest.mark.slow
 def test_weights_of_the_base_run_become_the_type_of_the_new_one(project: Project) -> None:
     result = finetune(project, *FROZEN, "train.parameter_dtype=bfloat16", "optimizer.ema_decay=0.9")
     before, after = arrays(project, "base", best_of(project, "base")), arrays(project, "fine", result.step)
@@ -90,6 +91,7 @@ def test_weights_of_the_base_run_become_the_type_of_the_new_one(project: Project
     assert np.isfinite(evaluate(project.run("fine"), project, split="validation").metrics["loss"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_a_frozen_backbone_is_that_of_the_base_run(project: Project, kind: str, logged: list[str]) -> None:
     result = finetune(project, *FROZEN, f"optimizer.kind={kind}")
@@ -104,6 +106,7 @@ def test_a_frozen_backbone_is_that_of_the_base_run(project: Project, kind: str, 
     assert [line for line in logged if re.search(r"head.*output/bias.*\[2\].*\[10\]", line)]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(project: Project) -> None:
     events = [json.loads(line) for line in project.run("whole").events.read_text().splitlines()]
     stop = StopAt(2)  # is heard of during step 3
@@ -115,6 +118,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(project: Project) -> None:
     assert report.metrics["examples"] == 150
 
 
+@pytest.mark.slow
 def test_without_freezing_all_weights_go_on_from_the_checkpoint_that_the_provenance_names(project: Project) -> None:
     result = finetune(project, "optimizer.learning_rate=1e-9", "optimizer.weight_decay=0")
     before, after = arrays(project, "base", best_of(project, "base")), arrays(project, "fine", result.step)
@@ -131,6 +135,7 @@ def test_without_freezing_all_weights_go_on_from_the_checkpoint_that_the_provena
     assert (fork["forked_from"], fork["finetuned_from"]) == ("fine", provenance["finetuned_from"])
 
 
+@pytest.mark.slow
 def test_the_head_of_other_classes_starts_anew(project: Project, logged: list[str]) -> None:
     """As many classes as the base run has, with other names, for which its head is not trained."""
     with np.load(project.root / "data/ten.npz") as images:
@@ -147,6 +152,7 @@ def test_the_head_of_other_classes_starts_anew(project: Project, logged: list[st
     assert any("output/weight" in line and "other classes" in line for line in logged)
 
 
+@pytest.mark.slow
 def test_another_backbone_is_refused(project: Project) -> None:
     with pytest.raises(ConfigError) as caught:
         finetune(project, "model.channels=[8]")
@@ -154,6 +160,7 @@ def test_another_backbone_is_refused(project: Project) -> None:
     assert "finetune.base_run" in caught.value.what
 
 
+@pytest.mark.slow
 def test_base_runs_that_cannot_be_used(project: Project) -> None:
     with pytest.raises(UsageError, match="no run 'basis'"):
         finetune(project, "finetune.base_run=basis")

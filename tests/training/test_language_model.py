@@ -85,6 +85,7 @@ def test_micro_batches_and_scanned_layers_drop_the_same(writer: Any) -> None:
     assert loss("model.dropout=0") != pytest.approx(first, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_it_writes_at_each_validation(writer: Any) -> None:
     samples = [event for event in writer.events() if event["event"] == "sample"]
     assert [(sample["step"], sample["prompt"]) for sample in samples] == [(2, "It was"), (4, "It was"), (6, "It was")]
@@ -98,6 +99,7 @@ def test_it_writes_at_each_validation(writer: Any) -> None:
     assert json.loads(out)["text"] == samples[-1]["text"], "generation uses the same averaged weights"
 
 
+@pytest.mark.slow
 def test_writing_changes_no_number(writer: Any) -> None:
     writer.train(run="silent")
     assert digest(writer, "silent") == digest(writer)
