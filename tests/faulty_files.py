@@ -103,3 +103,12 @@ def failing(folder: Path, at: int | None = None, *, number: int = errno.EIO, las
     finally:
         for patch in patches:
             patch.stop()
+
+
+def damage_arrays(checkpoint: Path) -> None:
+    """Flip bits in every file of arrays. Which of them holds weights, and which the optimizer's state, differs."""
+    for path in (checkpoint / "state" / "d").iterdir():
+        data = bytearray(path.read_bytes())
+        for at in range(len(data) // 2, len(data), 16):
+            data[at] ^= 1
+        path.write_bytes(data)
