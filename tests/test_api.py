@@ -149,6 +149,7 @@ OPS: dict[str, Callable[..., Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_works_after_every_module_was_imported(name: str, project: Path) -> None:
     package, _, function = name.partition(".")

@@ -23,6 +23,7 @@ def bench(**options):
     return Bench(SUITES["kernels"], True, options)
 
 
+@pytest.mark.slow
 def test_each_form_and_peer_of_a_case_is_measured_with_what_it_does(caplog):
     asked = bench(ops=["decode_attention"], cases=["gpt2-10m"])
     found = {measured.params["implementation"]: measured for measured in kernels.measure(asked)}
@@ -70,6 +71,7 @@ def test_the_products_that_a_loss_cannot_avoid_are_measured_beside_it():
 SEEN = ({}, {"window": 7}, {"causal": False}, {"causal": False, "window": 7}, {"has_segments": True}, {"q_len": 32})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes"), [*(("attention", seen) for seen in SEEN), *((name, {}) for name in OPS if name != "attention")]
 )

@@ -353,6 +353,7 @@ def test_nobody_s_settings_and_no_pyplot_are_in_it(tmp_path):
     assert "<text" in plain
 
 
+@pytest.mark.slow
 def test_a_change_that_is_not_known_is_no_number():
     """A difference of two times, as the backward pass is, may come out below zero in a disturbed launch."""
     before, after = (made.report(Result.of(launches(seconds))) for seconds in (-1e-6, 1e-3))

@@ -80,6 +80,7 @@ def test_launches_are_put_together(bench, tmp_path, logged):
     assert [re.findall(r"\d", line) for line in logged[::2]] == [["1", "2"], ["2", "2"]]
 
 
+@pytest.mark.slow
 def test_a_launch_that_is_killed_midway_keeps_what_it_told(bench):
     body = """
         yield result("first", 1.0)

@@ -64,6 +64,7 @@ def spin(seconds):
         pass
 
 
+@pytest.mark.slow
 def test_load_of_others_on_this_machine_is_seen(monkeypatch, caplog):
     """By the real counters: a process that works, however little it gets of a busy machine."""
     monkeypatch.setattr(watch, "OTHER_LOAD", 0.0)

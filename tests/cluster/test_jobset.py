@@ -394,6 +394,7 @@ class Strict(yaml.SafeLoader):
         return super().construct_scalar(node)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=80)
 @given(st.lists(words, max_size=4), words)
 def test_no_argument_or_variable_can_become_more(arguments: list[str], value: str) -> None:

@@ -70,6 +70,7 @@ def test_mistakes(tmp_path: Path, url: str, args: list[str], message: str) -> No
     assert sqlite3.connect(tmp_path / "a.db").execute("SELECT id FROM t").fetchall() == [(1,)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", ["sqlite", "duckdb"])
 def test_a_query_writes_nothing(tmp_path: Path, dialect: str) -> None:
     path = tmp_path / "a.db"

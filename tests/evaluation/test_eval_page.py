@@ -25,6 +25,7 @@ def rows(values: object, weights: object = None) -> Rows:
     return Rows(array, np.ones(len(array)) if weights is None else np.asarray(weights))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_worst_errors_as_pictures(classified: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     done = aifx(classified, "eval", "--step", "6", "--html", str(page))

@@ -17,6 +17,7 @@ NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 SPACE = st.text(" \t", max_size=3)
 
 
+@pytest.mark.slow
 @given(NAMES, OPERATORS, NUMBERS, NUMBERS, SPACE, SPACE)
 def test_every_gate_reads_as_it_is_written(
     name: str, op: str, bound: float, value: float, left: str, right: str

@@ -29,6 +29,7 @@ def test_quantized_matrices_write_too(project: Path) -> None:
     assert told["text"]
 
 
+@pytest.mark.slow
 def test_zero_temperature_needs_no_seed(project: Path) -> None:
     texts = {
         document(aifx(project, "generate", *SHORT, "--temperature", "0", "--seed", seed, "--json"))["text"]
@@ -37,6 +38,7 @@ def test_zero_temperature_needs_no_seed(project: Path) -> None:
     assert len(texts) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "prompt"), [("sea\n", "sea"), ("", ""), ("two\nlines\n\n", "two\nlines\n"), ("Æ🐋", "Æ🐋")]
 )

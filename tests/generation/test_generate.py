@@ -53,6 +53,7 @@ def read_whole(model, params, prompt, max_tokens):
     return written
 
 
+@pytest.mark.representative("cached generation")
 @pytest.mark.covering(1)
 @pytest.mark.parametrize("family", [GPT2, LLAMA, {**LLAMA, "scan_layers": True}], ids=["gpt2", "llama", "scanned"])
 @pytest.mark.parametrize(("prompt_len", "max_tokens"), [(1, 8), (17, 12), (5, 80), (50, 3), (31, 40)])
@@ -83,6 +84,7 @@ def test_ends_before_the_end_of_text():
     )
 
 
+@pytest.mark.slow
 def test_streams():
     programs, params = decoder()
     stream = generate(programs, params, [1], max_tokens=10**9)

@@ -282,6 +282,7 @@ def test_a_host_that_hangs_is_given_up(path):
     assert verdict.why.endswith(" 1 s")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gb_s", ["NaN", "Infinity", "-1", "[" * 100_000])
 def test_an_answer_that_is_no_bandwidth_is_a_failed_test(path, gb_s):
     (path / "answer").write_text(f'{{"gb_s": {gb_s}, "why": ""}}')

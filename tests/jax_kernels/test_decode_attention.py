@@ -276,6 +276,7 @@ def test_partial_results_combine_by_their_log_sum_exp():
     assert relative_error(combined, part(table, lengths)[0]) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_prompt_and_steps_after_it_are_attention():
     """As generation goes: a prompt is written and read at once, then a token at a time is written and attends."""
     rng = np.random.default_rng(0)

@@ -138,6 +138,7 @@ def test_layers_that_differ_are_numpys_and_decode_as_they_read(scaling):
     assert plain.flops(1) > model.flops(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_documents_are_numpys_and_separate_ones(family):
     model = decoder(**FAMILIES[family])

@@ -54,6 +54,7 @@ def test_a_pictures_answer_does_not_depend_on_its_neighbours():
     np.testing.assert_allclose(together[1:2], jit(outputs_of(model))(params, pictures[1:2]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scale_of_the_pixels_does_not_matter():
     model = network()
     params, pictures = params_of(model), images(model)

@@ -113,6 +113,7 @@ def test_a_model_starts_without_knowledge_of_a_day() -> None:
         assert spec.decay == (len(spec.shape) == 2)
 
 
+@pytest.mark.slow
 def test_a_coarse_block_forecasts_a_line() -> None:
     """A block that averages more steps than the horizon has one knot: it adds the same to each step."""
     series = SERIES.model_copy(update={"known": (), "past": ()})

@@ -93,12 +93,14 @@ def test_columns_of_one_sort(kinds: tuple[str, ...]) -> None:
     assert outputs(model, params, np.ones((5, 2))).shape == (5, 3)
 
 
+@pytest.mark.slow
 def test_a_column_of_one_value_or_none_has_no_bins() -> None:
     model, params = network((Column("x", "numeric", edges=(0.0,)), COLUMNS[1]))
     found = outputs(model, params, np.array([[0, 2], [7, 2]]))
     np.testing.assert_array_equal(found[0], found[1])
 
 
+@pytest.mark.slow
 def test_operations_are_six_per_row_and_weight_of_a_product() -> None:
     model, _ = network()
     weights = 2 * 3 * 3 + 12 * 8 + 8 * 8 + 8 * 3

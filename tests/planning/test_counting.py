@@ -34,6 +34,7 @@ def counted(project: Project, config: Config, hardware: str = "this") -> Counted
     return count(config, describe_task(config, project), layout, asked)
 
 
+@pytest.mark.slow
 def test_counted_sizes_are_those_of_the_compiled_step(project: Project) -> None:
     config = load_config(project)
     found = counted(project, config)
@@ -193,6 +194,7 @@ def test_hosts_and_the_layout_are_named(project: Project) -> None:
     assert any("needs 4 processes" in note for note in many.notes)
 
 
+@pytest.mark.slow
 def test_memory_adds_up(project: Project) -> None:
     memory = planned(project, "h100", Assumptions()).memory
     parts = [memory.parameters, memory.optimizer, memory.gradients, memory.activations, memory.logits,

@@ -64,6 +64,7 @@ def test_equal_scores_are_cut_to_top_k():
     assert shares(np.zeros(300), 1000, top_k=100)[100:].sum() == 0  # more than are looked for in few blocks
 
 
+@pytest.mark.slow
 def test_random_values_against_the_definition():
     """The tokens that are never drawn are those that the definition excludes; the others as often as it says."""
     rng = np.random.default_rng()

@@ -170,6 +170,7 @@ def test_only_comparable_trials_are_added(swept: Any) -> None:
     assert "-> 0.7" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "says"),
     [

@@ -69,6 +69,7 @@ def test_the_documented_task_class(tmp_path: Path) -> None:
     assert "cannot write text" in aifx(project, "generate", code=2).stderr
 
 
+@pytest.mark.slow
 def test_the_documented_objective(tmp_path: Path) -> None:
     toml = TOML.replace('"regression"', '"births:OBJECTIVE"').replace("mean_absolute_error <= 0.3", "loss <= 99")
     project = make_project(tmp_path / "births", PARTS + OBJECTIVE, toml)

@@ -125,6 +125,7 @@ def test_wrong_results_are_named_with_their_place(tmp_path: Path) -> None:
         assert word in failed.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "args", "words"),
     [

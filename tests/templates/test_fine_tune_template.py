@@ -145,6 +145,7 @@ def test_a_base_that_is_no_language_model(tmp_path: Path) -> None:
     assert not (tmp_path / "talk").exists()
 
 
+@pytest.mark.slow
 def test_a_project_as_the_base_names_its_run(whale: Path, tmp_path: Path) -> None:
     failed = aifx(tmp_path, "init", "talk", "-t", "fine-tune", "-a", f"base={whale}", "--yes", code=2)
     assert f"--answer base={whale / 'runs/main'}" in failed.stderr

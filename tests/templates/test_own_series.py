@@ -38,6 +38,7 @@ def settings(project: Path) -> dict[str, Any]:
     return tomli.loads((project / "aifx.toml").read_text())
 
 
+@pytest.mark.slow
 def test_a_file_of_ones_own_in_four_commands(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     sold = [100 + 40 * (n % 7 == 5) + 20 * (n % 7 == 6) + rng.normal() * 3 for n in range(500)]

@@ -172,6 +172,7 @@ def test_a_family_that_does_not_write(own: Path) -> None:
     assert "model.family = 'toy:FAMILY'" in quantized.stderr
 
 
+@pytest.mark.slow
 def test_a_family_of_the_projects_own_takes_bundled_data(tmp_path: Path) -> None:
     project = add_pictures(make_project(tmp_path / "pictures", VISION % "toy:FAMILY"))
     command(project, "train", "--set", "model.preset=toy-small")
@@ -180,6 +181,7 @@ def test_a_family_of_the_projects_own_takes_bundled_data(tmp_path: Path) -> None
     assert len(metrics["per_class"]) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bundled_toy")
 def test_a_package_in_aifx_models_is_found_by_its_name(tmp_path: Path) -> None:
     project = add_pictures(make_project(tmp_path / "pictures", VISION % "toy"))

@@ -40,6 +40,7 @@ every = 2
 """
 
 
+@pytest.mark.slow
 def test_augmented_pictures_resume_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))
     for seed in range(30):

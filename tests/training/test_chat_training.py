@@ -67,6 +67,7 @@ def programs(project: Project) -> Callable[..., tuple[Programs, Any, Any]]:
     return programs
 
 
+@pytest.mark.representative("chats")
 @pytest.mark.parametrize("loss_on", ["assistant", "completion"])
 def test_the_loss_is_that_of_the_tokens_it_names(programs: Callable[..., Any], loss_on: str) -> None:
     made, params, frozen = programs(f"objective.loss_on={loss_on}")
@@ -89,12 +90,14 @@ def test_the_loss_is_that_of_the_tokens_it_names(programs: Callable[..., Any], l
     assert found["loss"] == pytest.approx(nats / count, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_packing_does_not_change_the_loss(programs: Callable[..., Any]) -> None:
     found = [evaluate_split(*programs(f"data.packing={packing}"), "train") for packing in ("examples", "none")]
     assert found[0]["tokens"] == found[1]["tokens"]
     assert found[0]["loss"] == pytest.approx(found[1]["loss"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_all_tokens_are_next_token_prediction(programs: Callable[..., Any]) -> None:
     losses = [
         evaluate_split(*programs(*settings), "validation")["loss"]

@@ -30,6 +30,7 @@ def flipped(data: bytes) -> bytes:
     return data[:middle] + bytes([data[middle] ^ 0x10]) + data[middle + 1 :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_own", [False, True], ids=["aifx's folder", "a folder of one's own"])
 def test_damaged_entries_are_made_anew_once(tiny, tmp_path: Path, is_own: bool) -> None:
     folder = tmp_path / "own" if is_own else tmp_path / "cache/jax"
@@ -68,6 +69,7 @@ def test_a_cache_that_cannot_be_written(tiny, tmp_path: Path) -> None:
     assert "not kept" in train(tiny, tmp_path / "cache", "first")
 
 
+@pytest.mark.slow
 def test_a_cache_where_a_file_is(tiny, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "jax").write_text("")

@@ -60,6 +60,7 @@ def digest(tiny: Any, run: str = "main") -> Any:
     return tiny.events(run)[-1]["state_digest"]
 
 
+@pytest.mark.slow
 def test_the_run_names_its_version(trained: Any) -> None:
     root = trained.project.root
     manifest = json.loads(next((root / "datasets/corpus").glob("*/manifest.json")).read_text())
@@ -70,6 +71,7 @@ def test_the_run_names_its_version(trained: Any) -> None:
     assert read_config(run.config, trained.project).data.dataset == reference
 
 
+@pytest.mark.representative("a run on a version of a data set")
 def test_it_goes_on_bit_for_bit_on_its_version(copy: Any, trained: Any) -> None:
     """Also after the name has come to mean another version."""
     stopped(copy, 3, run="again")
@@ -112,6 +114,7 @@ def test_a_version_of_other_rows_gives_other_batches(copy: Any, trained: Any) ->
     assert digest(copy, "other") != digest(trained)
 
 
+@pytest.mark.slow
 def test_a_mix_is_streamed_and_resumed_bit_for_bit(copy: Any) -> None:
     make_version(copy.project, "books", {"text": [text.upper() for text in TEXTS[:40]]})
     catalog = open_catalog(copy.project.datasets, copy.project)

@@ -113,6 +113,7 @@ def test_forks_take_the_average_or_begin_one(trained) -> None:
     assert arrays(trained.run("muon"), 16, "ema") == arrays(first, 16, "ema")
 
 
+@pytest.mark.slow
 def test_a_finetuned_run_begins_with_the_average(trained) -> None:
     trained.train(EMA, run="base")
     base = trained.run("base")

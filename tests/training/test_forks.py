@@ -63,6 +63,7 @@ def refused(project: Project, *settings: str, origin: str = "main") -> AifxError
     return error.value
 
 
+@pytest.mark.slow
 def test_another_tokenizer_is_refused(project: Project) -> None:
     error = refused(project, "data.vocab_size=400")
     assert "tokenizer" in error.what
@@ -71,6 +72,7 @@ def test_another_tokenizer_is_refused(project: Project) -> None:
     assert '"bpe" -> "own.json"' in refused(project, "data.tokenizer=own.json").why
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_was_brought_and_has_changed_is_refused(project: Project) -> None:
     own = project.root / "own.json"
     shutil.copy(project.run("main").assets / "tokenizer.json", own)

@@ -62,6 +62,7 @@ class CrashAt(Observer):
             raise RuntimeError("the machine is gone")
 
 
+@pytest.mark.representative("a step that is not finite")
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("more", [(), ("optimizer.kind=muon", "optimizer.ema_decay=0.9"), ("model.scan_layers=true",)])
 def test_an_update_that_is_not_finite_is_not_applied(tiny, more: tuple[str, ...], platform: str) -> None:
@@ -171,6 +172,7 @@ def test_a_stop_among_skipped_steps_counts_on(tiny) -> None:
     assert (result.status, result.step) == ("diverged", 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["skip", "stop"])
 def test_the_policy_may_change_between_two_processes(tiny, name: str) -> None:
     assert tiny.train(bad_at(4), *EVERY_2, "guards.non_finite=stop").status == "diverged"

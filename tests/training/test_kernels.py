@@ -178,6 +178,7 @@ def test_each_op_has_its_key() -> None:
         assert {"auto", *OPS[name].implementations} == set(get_args(field.annotation)), name
 
 
+@pytest.mark.slow
 def test_a_new_run_tries_kernels_on_a_device_that_nothing_was_measured_on(tiny, monkeypatch, logged: list[str]) -> None:
     """In another process, since the kernel may crash or hang. A later run takes the verdict."""
     monkeypatch.setattr("aifx.kernels.verification.may_have_accelerator", lambda: True)
@@ -288,6 +289,7 @@ jax.distributed.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_process_0_verifies_and_the_others_take_its_verdict(tiny, tmp_path: Path) -> None:
     """No process opens the device before, and if process 0 fails, the others do not wait for it."""
     with (tiny.root / "tiny.py").open("a") as file:

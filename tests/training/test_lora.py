@@ -95,6 +95,7 @@ def flat(tree: Any) -> dict[str, Any]:
     return {"/".join(part.key for part in path): leaf for path, leaf in leaves}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [pytest.param((), marks=pytest.mark.slow), CHATS], ids=["next-token", "sft"])
 def test_five_steps_are_those_of_the_paper(made: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
     """Losses and adapters agree with `W + alpha / rank * A B`, differentiated as a whole, and AdamW by hand."""
@@ -134,6 +135,7 @@ def test_five_steps_are_those_of_the_paper(made: Path, tmp_path: Path, settings:
         assert np.abs(b).max() > 0.05
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_adapters_alone(made: Path) -> None:
     run = Project(made).run("tuned")
     manifest = read_manifest(run.checkpoints / "6")
@@ -144,6 +146,7 @@ def test_a_checkpoint_holds_adapters_alone(made: Path) -> None:
     assert manifest.run["base"].keys() == {"run", "step", "digest"}
 
 
+@pytest.mark.representative("adapters")
 def test_a_stopped_run_goes_on_bit_for_bit(project: Project) -> None:
     stop = StopAt(2)
     tune(project, *HARDER, run="stopped", observers=[stop], stop=stop.signals)
@@ -160,6 +163,7 @@ def test_scanned_layers_drop_and_adapt_as_unrolled_ones(project: Project) -> Non
     assert evaluate(project.run("scanned"), project, split="validation", overrides=["model.scan_layers=false"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["tuned", pytest.param("plain", marks=pytest.mark.slow)])
 def test_evaluation_is_the_validation_and_the_merged_model_computes_the_same(project: Project, run: str) -> None:
     if run == "plain":
@@ -197,6 +201,7 @@ def test_weights_of_a_run_that_trained_adapters_are_merged_ones(project: Project
         assert evaluate(project.run("on"), project)
 
 
+@pytest.mark.slow
 def test_a_base_that_is_missing_or_has_changed_is_refused(project: Project) -> None:
     commands = (
         ["train", "--run", "tuned", *(x for s in (*LORA, *HARDER) for x in ("--set", s))],
@@ -231,6 +236,7 @@ def test_a_base_that_is_missing_or_has_changed_is_refused(project: Project) -> N
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_fork_keeps_the_base_of_its_origin(project: Project) -> None:
     result = tune(project, *HARDER, "train.num_steps=7", run="fork", fork_from="tuned")
     assert result.step == 7
@@ -242,6 +248,7 @@ def test_a_fork_keeps_the_base_of_its_origin(project: Project) -> None:
         assert other.split("=")[0] in refused.value.why
 
 
+@pytest.mark.slow
 def test_the_step_of_the_base_is_chosen(project: Project) -> None:
     tune(project, "finetune.base_step=3", "train.num_steps=1", run="third")
     assert read_manifest(project.run("third").checkpoints / "1").run["base"]["step"] == 3
@@ -249,6 +256,7 @@ def test_the_step_of_the_base_is_chosen(project: Project) -> None:
         tune(project, "finetune.base_step=4", run="fourth")
 
 
+@pytest.mark.slow
 def test_settings_that_are_refused(project: Project) -> None:
     for settings, reason in (
         (("lora.targets=['atention']",), "lora.targets has 'atention'"),
@@ -266,6 +274,7 @@ def test_settings_that_are_refused(project: Project) -> None:
         train(project, load_config(project, ["finetune.adapter=lora"], {}), "refused")
 
 
+@pytest.mark.slow
 def test_another_model_than_that_of_the_base_is_refused(project: Project) -> None:
     """As in `train`, whose programs would take long to compile."""
     for setting, difference in (
@@ -288,6 +297,7 @@ def test_targets_are_groups_or_single_matrices(tmp_path: Path) -> None:
     assert {frozen[f"layers/0/{name}/int8"].dtype.name for name in ("attention/key", "mlp/up/base")} == {"int8"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("quantize", "num_layers"), [("none", 2), pytest.param("int8", 4, marks=pytest.mark.slow)])
 def test_a_step_needs_the_base_and_little_more(tmp_path: Path, quantize: str, num_layers: int) -> None:
     """XLA's own count, without what grows with the rows: activations."""

@@ -39,6 +39,7 @@ def test_a_checkpoint_that_one_process_does_not_see_yet(trained: Any, monkeypatc
     assert begin(trained.programs(), checkpoints, run).step == 12
 
 
+@pytest.mark.slow
 def test_process_0_alone_writes_the_configuration_of_a_fork(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def joined(*_: Any) -> Iterator[Group]:

@@ -42,6 +42,7 @@ def test_a_stack_of_layers_rounds_as_its_layers_do() -> None:
     assert not np.array_equal(stacked["layers"]["w"], values.astype(jnp.bfloat16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_small_updates_are_not_lost(tiny, kind: str) -> None:
     """Each is a small part of the distance between two bfloat16s, so the nearest one would be the old one."""
@@ -69,6 +70,7 @@ def test_small_updates_are_not_lost(tiny, kind: str) -> None:
     assert (2 * size["parameters"], size["gradients"]) == (wide.state_bytes()["parameters"],) * 2
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit_and_its_average_is_float32(tiny) -> None:
     settings = [NARROW, "optimizer.moment_dtype=bfloat16", "optimizer.ema_decay=0.9", "train.gradient_accumulation=2"]
     whole = tiny.train(*settings, run="whole")

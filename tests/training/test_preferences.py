@@ -118,6 +118,7 @@ def score_answers(weights: Any, answers: Any) -> tuple[Any, Any]:
     return (each * scored).sum(-1).reshape(-1, 2), scored.sum(-1).reshape(-1, 2)
 
 
+@pytest.mark.representative("pairs of answers")
 @pytest.mark.parametrize("normalize", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_five_steps_are_those_of_the_paper(made: Path, normalize: str) -> None:
     project = Project(made)
@@ -162,6 +163,7 @@ def test_five_steps_are_those_of_the_paper(made: Path, normalize: str) -> None:
         np.testing.assert_allclose(array, weights[name], atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [LORA, pytest.param((), marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_bit_for_bit(project: Project, settings: tuple[str, ...]) -> None:
     digest = last(project, "adapted")["state_digest"] if settings else prefer(project, run="whole").state_digest
@@ -171,6 +173,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(project: Project, settings: tuple[str
     assert (resumed.resumed_from, resumed.state_digest) == (3, digest)
 
 
+@pytest.mark.slow
 def test_evaluation_reports_margins_of_held_out_pairs(made: Path) -> None:
     report = evaluate(Project(made).run("adapted"), Project(made), split="validation")
     assert report.metrics["loss"] == last(Project(made), "adapted")["validation_loss"]
@@ -187,6 +190,7 @@ def split_rows(project: Project, split: str) -> list[str]:
     return [lines[source.pair(place)] for place in range(source.num_batches)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [LORA, pytest.param((), marks=pytest.mark.slow)])
 def test_a_file_of_pairs_is_measured_as_the_split_with_the_same_pairs(
     project: Project, settings: tuple[str, ...]
@@ -206,6 +210,7 @@ def test_a_file_of_pairs_is_measured_as_the_split_with_the_same_pairs(
         evaluate_files(run, project, [file])
 
 
+@pytest.mark.slow
 def test_the_reference_is_computed_once_for_its_data_and_weights(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +248,7 @@ def aifx(project: Project, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stderr + done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
 def test_a_damaged_reference_is_an_error(project: Project, damage: str) -> None:
     run = project.run("adapted")
@@ -265,6 +271,7 @@ def test_a_damaged_reference_is_an_error(project: Project, damage: str) -> None:
     assert evaluate(project.run("fork"), project).metrics["pairs"]
 
 
+@pytest.mark.slow
 def test_a_base_that_gives_nan_is_refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = DirectPreference.reference
 
@@ -280,6 +287,7 @@ def test_a_base_that_gives_nan_is_refused(project: Project, monkeypatch: pytest.
     assert not list((project.root / "cache").glob("references/*"))
 
 
+@pytest.mark.slow
 def test_both_answers_to_a_prompt_are_in_one_split(made: Path) -> None:
     config = load_config(Project(made), DPO, {})
     dataset: Any = open_task(config, Project(made), made / "runs/adapted/assets").dataset
@@ -288,6 +296,7 @@ def test_both_answers_to_a_prompt_are_in_one_split(made: Path) -> None:
     assert len(set(splits[:, 0].tolist())) == 3
 
 
+@pytest.mark.slow
 def test_both_answers_are_shown(made: Path) -> None:
     project = Project(made)
     settings = [part for setting in DPO for part in ("--set", setting)]
@@ -301,6 +310,7 @@ def test_both_answers_are_shown(made: Path) -> None:
     assert "\nrejected:\n" in aifx(project, "data", "show", "--rows", "1", *settings)[1]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_used_is_refused(project: Project) -> None:
     with pytest.raises(ConfigError, match=r"needs finetune\.base_run"):
         train(project, load_config(project, DPO[:2], {}), "refused")

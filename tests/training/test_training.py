@@ -48,6 +48,7 @@ def halted(stopped_once, tmp_path: Path) -> Any:
     return replace(stopped_once, project=Project(Path(shutil.copytree(stopped_once.root, tmp_path / "halted"))))
 
 
+@pytest.mark.slow
 def test_a_run_tells_its_story_on_disk(whole) -> None:
     tiny, result = whole.tiny, whole.result
     assert (result.status, result.step, result.exit_code) == ("completed", 12, 0)
@@ -132,6 +133,7 @@ def test_what_was_written_beyond_the_checkpoint_is_written_again(halted, whole) 
     assert halted.records() == whole.records
 
 
+@pytest.mark.slow
 def test_scan_layers_may_change_in_the_middle(halted, whole, logged: list[str]) -> None:
     observer = StopAt(8)
     scanned = ["model.scan_layers=true", "log.every=2"]
@@ -187,6 +189,7 @@ def test_fork(trained) -> None:
         trained.train(run="other", fork_from="main")
 
 
+@pytest.mark.slow
 def test_fork_with_another_optimizer_begins_its_state_anew(trained, logged: list[str]) -> None:
     settings = ["train.num_steps=16", "optimizer.kind=muon"]
     assert trained.train(*settings, run="muon", fork_from="main").status == "completed"
@@ -235,6 +238,7 @@ def test_a_run_that_was_not_finite_goes_on_as_a_fork_from_before(tiny) -> None:
     assert next(e for e in tiny.events("calmer") if e["event"] == "resume")["step"] == 2
 
 
+@pytest.mark.slow
 def test_early_stopping_survives_a_stop(tiny) -> None:
     settings = ["data.no_signal=true", "train.early_stopping=2", "train.num_steps=400", "train.validate_every=2",
                 "optimizer.learning_rate=0.1"]  # fmt: skip
