@@ -36,6 +36,7 @@ print(json.dumps(losses))
 """
 
 
+@pytest.mark.slow
 def test_a_run_is_what_plain_jit_computes(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
