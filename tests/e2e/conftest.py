@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from made_once import made_once
 from real_command import TINY, Command, settings
 
 
@@ -30,16 +31,20 @@ def project(aifx: Command) -> Command:
     return Command(aifx.cwd / "project", aifx.cache)
 
 
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Command:
-    """A language-model project whose run "main" took 20 steps, reported in report.json. Do not train in it."""
-    aifx = Command(tmp_path_factory.mktemp("trained"), cache)
+def train_text(folder: Path) -> None:
+    aifx = Command(folder, folder / "cache")
     assert aifx("init", "project", "--template", "language-model", "--yes").returncode == 0
-    project = Command(aifx.cwd / "project", cache)
+    project = Command(folder / "project", aifx.cache)
     done = project("train", *settings([*TINY, "train.num_steps=20"]), "--json")
     assert done.returncode == 0, done.stderr
     (project.cwd / "report.json").write_text(done.stdout)
-    return project
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """A language-model project whose run "main" took 20 steps, reported in report.json. Do not train in it."""
+    folder = made_once(tmp_path_factory, "trained", train_text)
+    return Command(folder / "project", folder / "cache")
 
 
 @pytest.fixture

@@ -7,20 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_once import made_once
 from trained_project import CLASSES_CONFIG, CONFIG, SENTENCE, aifx, document
 
 PICTURES = Path(__file__).parents[2] / "templates/vision-inspection/data/fashion_mnist_small.npz"
 
 
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    project = tmp_path_factory.mktemp("eval") / "project"
+def train_text(folder: Path) -> None:
+    project = folder / "project"
     (project / "data").mkdir(parents=True)
     lines = [f"{i}. {SENTENCE}{i * 7919 % 1000}\n" for i in range(350)]
     (project / "data/whale.txt").write_text("".join(lines))
     (project / "aifx.toml").write_text(CONFIG)
     document(aifx(project, "train", "--json"))
-    return project
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_once(tmp_path_factory, "eval", train_text) / "project"
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import numpy as np
 import peer_models
 import peer_pictures
 import pytest
+from made_once import made_once
 from safetensors.numpy import save_file
 
 from aifx.core.project import Project
@@ -33,34 +34,27 @@ def write_folder(folder: Path, name: str) -> Path:
 @pytest.fixture(scope="session")
 def hub_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """From the name of a stored case to its folder, which no test changes."""
-    root = tmp_path_factory.mktemp("hub-models")
+    return lambda name: made_once(tmp_path_factory, f"hub-{name}", lambda at: write_folder(at / name, name)) / name
 
-    def folder(name: str) -> Path:
-        path = root / name
-        return path if path.exists() else write_folder(path, name)
 
-    return folder
+def write_pictures(folder: Path, name: str) -> None:
+    """The folder of a stored case of pictures."""
+    case, preprocessor = PICTURES["cases"][name], peer_pictures.FIXED[name][2]
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(case["config"]))
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    tensors = {key: peer_pictures.values_of(key, shape) for key, shape in case["shapes"].items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    images = peer_pictures.pictures(case["config"], preprocessor)
+    np.savez(folder / "logits.npz", inputs=images, logits=np.array(case["logits"], np.float32))
 
 
 @pytest.fixture(scope="session")
 def picture_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The same of image models. What transformers computes of it is in logits.npz."""
-    root = tmp_path_factory.mktemp("picture-models")
-
-    def folder(name: str) -> Path:
-        path, case = root / name, PICTURES["cases"][name]
-        if not path.exists():
-            path.mkdir()
-            (path / "config.json").write_text(json.dumps(case["config"]))
-            preprocessor = peer_pictures.FIXED[name][2]
-            (path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
-            tensors = {key: peer_pictures.values_of(key, shape) for key, shape in case["shapes"].items()}
-            save_file(tensors, path / "model.safetensors", {"format": "pt"})
-            images = peer_pictures.pictures(case["config"], preprocessor)
-            np.savez(path / "logits.npz", inputs=images, logits=np.array(case["logits"], np.float32))
-        return path
-
-    return folder
+    return lambda name: (
+        made_once(tmp_path_factory, f"pictures-{name}", lambda at: write_pictures(at / name, name)) / name
+    )
 
 
 @pytest.fixture

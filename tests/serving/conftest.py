@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from faulty_files import damage_arrays
+from made_once import made_once
 
 from aifx.core.project import Project
 from aifx.data.tokenizer import Tokenizer, train_tokenizer
@@ -104,15 +105,17 @@ def engines(devices: Callable[..., Device], params: Any, tokenizer: Tokenizer) -
         made.stop()
 
 
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    root = tmp_path_factory.mktemp("swap")
+def train_text(root: Path) -> None:
     (root / "data").mkdir()
     (root / "data/text.txt").write_text("".join(f"{i} whales, said Ishmael.\n" for i in range(400)))
     (root / "aifx.toml").write_text(CONFIG)
     ended = inprocess.run(["train", "--run", "main"], root, dict(os.environ))
     assert ended.returncode == 0, ended.stderr
-    return Project(root)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return Project(made_once(tmp_path_factory, "swap", train_text))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import Any
 import inprocess
 import pytest
 import warm
+from made_once import made_once
 
 from aifx.config import Config, load_config
 from aifx.core.project import Project, RunDirectory
@@ -133,9 +134,10 @@ def trained(whole: Whole, tmp_path: Path) -> Tiny:
 @pytest.fixture(scope="session")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose run "main" ended, with checkpoints of steps 8 and 12. Not to be changed."""
-    tiny = make_project(tmp_path_factory.mktemp("ended") / "project")
-    tiny.train("checkpoint.keep_best=0")
-    return tiny.root
+    return (
+        made_once(tmp_path_factory, "ended", lambda at: make_project(at / "project").train("checkpoint.keep_best=0"))
+        / "project"
+    )
 
 
 @pytest.fixture

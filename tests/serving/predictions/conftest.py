@@ -15,6 +15,7 @@ import httpx
 import inprocess
 import numpy as np
 import pytest
+from made_once import made_once
 
 from aifx.core.project import Project
 from aifx.loading.restore import RestoredRun, restore_run
@@ -100,16 +101,18 @@ class Served:
         self.http.close()
 
 
-def trained_project(root: Path, config: str) -> Project:
+def train_in(root: Path, config: str) -> None:
     (root / "aifx.toml").write_text(config)
     ended = inprocess.run(["train", "--run", "main"], root, dict(os.environ))
     assert ended.returncode == 0, ended.stderr
-    return Project(root)
 
 
 @pytest.fixture(scope="session")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    root = tmp_path_factory.mktemp("table")
+    return Project(made_once(tmp_path_factory, "table", train_table))
+
+
+def train_table(root: Path) -> None:
     (root / "data").mkdir()
     rng = np.random.default_rng(0)
     with (root / "data/rows.csv").open("w", newline="") as stream:
@@ -117,15 +120,18 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Project:
         writer.writerow(["length", "weight", "kind"])
         for length, weight in rng.normal(size=(200, 2)).round(3):
             writer.writerow([length, weight, "long" if length > weight else "short"])
-    return trained_project(root, TABLE)
+    train_in(root, TABLE)
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Pictures with several labels each."""
+    return Project(made_once(tmp_path_factory, "pictures", train_pictures))
+
+
+def train_pictures(root: Path) -> None:
     from PIL import Image
 
-    root = tmp_path_factory.mktemp("pictures")
     (root / "data").mkdir()
     rng = np.random.default_rng(0)
     lines = ["file,labels"]
@@ -137,7 +143,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Project:
         Image.fromarray(values.astype(np.uint8)).save(root / f"data/{number}.png")
         lines.append(f"{number}.png,{';'.join(labels)}")
     (root / "data/pictures.csv").write_text("\n".join(lines) + "\n")
-    return trained_project(root, PICTURES)
+    train_in(root, PICTURES)
 
 
 @pytest.fixture
