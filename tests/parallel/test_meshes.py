@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from effort import IS_LONG
+from effort import IS_LONG, seed_of_commit
 from mesh_trials import FAMILIES, TEXT
 from running_trials import check_equal, run_trials
 
@@ -94,6 +94,8 @@ def test_adapters_and_pairs_train_on_other_meshes_as_on_one_device(kind: str) ->
     }
     if kind in ("chats", "pairs"):  # which are packed
         meshes = {name: mesh for name, mesh in meshes.items() if "ring" not in name}
+    # Each mesh with two of the kinds; random pairs of settings and meshes are below.
+    meshes = dict(list(meshes.items())[kind in ("int8", "chats") :: 2])
     requests = {name: ("text", [*settings, *mesh], 8) for name, mesh in meshes.items()}
     found = run_trials({"one": ("text", settings, 1)} | requests)
     for name in meshes:
@@ -248,7 +250,7 @@ def random_request(draw: random.Random) -> tuple[list[str], int]:
 
 @pytest.mark.slow
 def test_random_meshes_train_as_one_device_or_are_refused() -> None:
-    seed = random.randrange(2**32)
+    seed = seed_of_commit()
     draw = random.Random(seed)
     requests = {str(number): random_request(draw) for number in range(60 if IS_LONG else 12)}
     found = run_trials({name: ("text", settings, devices) for name, (settings, devices) in requests.items()})
