@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -60,9 +61,10 @@ class StopSignals:
         self._done = False
         self._leaving = False
         self._lock = threading.Lock()
-        self._woken = 0  # signals seen by the C handlers
-        self._handled = 0  # signals seen by the Python handlers: the same ones, later
-        self._acted = 0
+        # By number, since a signal is announced twice and another one may come in between.
+        self._woken = Counter[int]()  # signals seen by the C handlers
+        self._handled = Counter[int]()  # signals seen by the Python handlers: the same ones, later
+        self._acted = Counter[int]()
         self._first_at = 0.0
         self._before: dict[signal.Signals, Any] = {}
         self._writer: int | None = None
@@ -123,25 +125,25 @@ class StopSignals:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         # An event loop in the main thread may have put its own wake-up file in place of ours for a while.
-        self._handled += 1
-        if self._handled > self._woken:
+        self._handled[signum] += 1
+        if self._handled[signum] > self._woken[signum]:
             threading.Thread(target=self._act, args=(signum,), daemon=True).start()
 
     def _listen(self, reader: int) -> None:
         with suppress(OSError):
             while data := os.read(reader, 1):
                 if data[0] in self._before:
-                    self._woken += 1
+                    self._woken[data[0]] += 1
                     self._act(data[0])
         os.close(reader)
 
     def _act(self, signum: int) -> None:
         with self._lock:
             # One signal is announced twice, by its C and by its Python handler.
-            if self._done or max(self._woken, self._handled) <= self._acted:
+            if self._done or max(self._woken[signum], self._handled[signum]) <= self._acted[signum]:
                 return
-            self._acted += 1
-            first = self._acted == 1
+            self._acted[signum] += 1
+            first = self._acted.total() == 1
             if not first and self._is_echo(signum):
                 return
             self._first_at = time.monotonic()
