@@ -1,11 +1,11 @@
-"""Write the last results of `make test-all` into docs/reliability.md, from its journal.
+"""The results of `make test-all` on this commit, from its journal.
 
-scripts/reliability.py build/test-all.jsonl
+PYTHONPATH=tests python scripts/reliability.py print build/test-all.jsonl
+PYTHONPATH=tests python scripts/reliability.py write build/test-all.jsonl    into docs/reliability.md
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -13,6 +13,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from effort import commit
+from tiers import read_journal
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 START, END = "<!-- results: scripts/reliability.py -->\n", "<!-- end of results -->"
@@ -25,11 +28,14 @@ def processor() -> str:
 
 
 def results(journal: Path) -> str:
-    """The results of the journal's last commit: a row per Python and folder of tests, and the counts of trials."""
-    entries = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
-    last = entries[-1]
+    """A row per Python and folder of tests, the counts of trials, and tests that failed once and passed again."""
+    entries = [entry for entry in read_journal(journal) if entry["commit"] == commit()]
+    if not entries:
+        return f"No test of commit {commit()} has ended.\n"
     # A test that was run again counts once, by its last run.
-    newest = {(e["python"], e["test"]): e for e in entries if e["commit"] == last["commit"]}
+    newest = {(entry["python"], entry["test"]): entry for entry in entries}
+    failed = {(entry["python"], entry["test"]) for entry in entries if entry["outcome"] == "failed"}
+    quarantined = sorted(key for key in failed if newest[key]["outcome"] == "passed")
     rows: dict[tuple[str, str], Counter[str]] = {}
     trials: dict[tuple[str, str], Any] = Counter()
     for (python, test), entry in newest.items():
@@ -40,7 +46,7 @@ def results(journal: Path) -> str:
             if isinstance(count, int):
                 trials[python, unit] += count
     lines = [
-        f"Commit {last['commit']}, {last['date']}, {os.cpu_count()} cores of {processor()}.",
+        f"Commit {commit()}, {entries[-1]['date']}, {os.cpu_count()} cores of {processor()}.",
         "",
         "| Python | folder | passed | failed | skipped | CPU time, s |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -54,15 +60,24 @@ def results(journal: Path) -> str:
         ]
     lines += ["", "| Python | trials | count |", "| --- | --- | --- |"]
     lines += [f"| {python} | {unit} | {count} |" for (python, unit), count in sorted(trials.items())]
-    return "\n".join(lines) + "\n"
+    lines += ["", *(f"- `{test}` failed once and passed again, with Python {python}" for python, test in quarantined)]
+    return "\n".join(lines).rstrip() + "\n"
 
 
-def main() -> None:
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{START}{results(Path(sys.argv[1]))}{END}{after}", encoding="utf-8")
-    print(f"wrote {PAGE}")
+def main() -> int:
+    match sys.argv[1:]:
+        case ["print", journal]:
+            print(results(Path(journal)))
+        case ["write", journal]:
+            before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
+            _, _, after = rest.partition(END)
+            PAGE.write_text(f"{before}{START}{results(Path(journal))}{END}{after}", encoding="utf-8")
+            print(f"wrote {PAGE}")
+        case _:
+            print(__doc__, file=sys.stderr)
+            return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""How much of what could be tried is tried: a sample, or with LONG=1 all of it (hours)."""
+"""Sample sizes of tests, and the commit that seeds their draws. With LONG=1 they try everything, for hours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tiers of the tests select, and what the journal keeps of them."""
+"""The choice of tests by tier, and the journal."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiers
 from effort import ROOT
 from tiers import EIGHTHS, costly, covering, eighth_of_file
 
@@ -29,6 +30,10 @@ def test_representative(): pass
 @pytest.mark.slow
 @pytest.mark.quarantined
 def test_quarantined(): assert 0
+
+@pytest.mark.representative("a kill")
+@pytest.mark.parametrize("n", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_case(n): pass
 
 @pytest.mark.covering(1)
 @pytest.mark.parametrize("x", "ab")
@@ -63,7 +68,7 @@ def git(folder: Path, *arguments: str) -> None:
 
 
 def run(folder: Path, *arguments: str) -> list[dict[str, object]]:
-    """What pytest adds to the journal."""
+    """The lines that pytest adds to the journal."""
     journal = folder / "build" / "journal.jsonl"
     before = len(journal.read_text().splitlines()) if journal.exists() else 0
     command = [sys.executable, "-m", "pytest", "-q", f"--journal={journal}", *arguments]
@@ -84,15 +89,15 @@ def test_a_marker_decides_who_runs_a_test(folder: Path) -> None:
     assert next(entry["cpu_s"] for entry in quick if "busy" in str(entry["test"])) >= 0.2  # type: ignore[operator]
     mine = eighth_of_file(ROOT / "tests" / "test_some.py")
     chosen = "representative or slow"
-    slow = {"slow", "covering[c-b]", "covering[d-a]"}
-    assert names(run(folder, "-m", chosen, f"--eighth={mine}")) == slow | {"representative"}
-    assert names(run(folder, "-m", chosen, f"--eighth={(mine + 1) % EIGHTHS}")) == {"representative"}
+    slow = {"slow", "covering[c-b]", "covering[d-a]", "case[2]"}
+    assert names(run(folder, "-m", chosen, f"--eighth={mine}")) == slow | {"representative", "case[1]"}
+    assert names(run(folder, "-m", chosen, f"--eighth={(mine + 1) % EIGHTHS}")) == {"representative", "case[1]"}
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_what_has_not_passed(folder: Path) -> None:
     everything = run(folder)
-    assert len(everything) == 9
+    assert len(everything) == 11
     assert names(run(folder, "--resume")) == {"quarantined"}
     (folder / "tests" / "test_some.py").write_text(TESTS + "\n")
     assert names(run(folder, "--resume")) == names(everything)
@@ -119,6 +124,12 @@ def test_each_pair_of_values_is_covered() -> None:
         assert held == {x for case in grid for x in itertools.combinations(case.items(), strength)}
 
 
+def test_an_eighth_belongs_to_a_commit_with_changes_and_to_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for commit, eighth in (("00000000000a", 2), ("00000000000f+", 7), ("unknown", 0)):
+        monkeypatch.setattr(tiers, "commit", lambda commit=commit: commit)
+        assert tiers.eighth_of_commit() == eighth
+
+
 def test_each_eighth_has_files() -> None:
     files = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.slow" in path.read_text()]
     assert {eighth_of_file(path) for path in files} == set(range(EIGHTHS))
@@ -126,11 +137,11 @@ def test_each_eighth_has_files() -> None:
 
 def test_guarantees_and_quarantined_tests_are_documented() -> None:
     page = (ROOT / "docs" / "reliability.md").read_text()
-    for path in (ROOT / "tests").rglob("test_*.py"):
-        if path == Path(__file__):
-            continue
-        text = path.read_text()
-        for guarantee in re.findall(r'mark\.representative\("(.*?)"\)', text):
-            assert f"| {guarantee} |" in page, f"{path.name}: {guarantee}"
+    table = page.partition("| guarantee | claim |")[2].partition("\n\n")[0]
+    sources = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
+    sources.append(Path(__file__).read_text().partition("QUICK = ")[2])  # without those of TESTS
+    found = {name for text in sources for name in re.findall(r'mark\.representative\("(.*?)"\)', text)}
+    assert found == set(re.findall(r"^\| (.*?) \|", table.partition("---")[2], re.MULTILINE)) - {"---"}
+    for text in sources[:-1]:
         for test in re.findall(r"mark\.quarantined\n(?:@.*\n)*def (\w+)", text):
-            assert f"`{test}`" in page, f"{path.name}: {test}"
+            assert f"`{test}`" in page, test

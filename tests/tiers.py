@@ -1,4 +1,4 @@
-"""When each test runs, what each one costs, and which have passed.
+"""The tiers of the tests, their cost, and a journal of what passed.
 
 | marker | run by |
 | --- | --- |
@@ -7,11 +7,11 @@
 | `slow` | `make test-all`; of each commit, `.ci/run` runs an eighth of the files |
 | `quarantined` | `make test-all`: failed once and passed again; docs/reliability.md lists it |
 
-Of a test marked `covering(n)`, cases that together hold each combination of n parameters' values keep their tier, and
-the others are slow.
+Of a test marked `covering(n)`, as many cases keep their tier as hold each combination of n parameters' values. The
+others are slow.
 
 `--journal=FILE` writes a JSON line for each test that ended. With `--resume`, tests that passed on this commit and
-Python are left out.
+Python with the same LONG are left out.
 
     python tests/tiers.py eighth          print the eighth of the slow tests that belongs to this commit, 0 to 7
     python tests/tiers.py costly FILE     list unmarked tests of a journal that use too much CPU time; exit 1 if any
@@ -33,20 +33,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from effort import ROOT, commit
+from effort import IS_LONG, ROOT, commit
 
 MARKERS = ("quarantined", "representative", "slow")
 QUICK_CPU_S = 5.0
 """An unmarked test that uses more fails `.ci/run`. Its own limit is a second; the rest is for slower processors."""
 EIGHTHS = 8
+SLOW_TIMEOUT_S = 3600
 
 
 def tier(item: pytest.Item) -> str:
-    return next((name for name in MARKERS if item.get_closest_marker(name)), "quick")
+    """The tier of a test. The marker of a case goes before that of its function, and that before its module's."""
+    if item.get_closest_marker("quarantined"):
+        return "quarantined"
+    own = [mark.name for mark in item.own_markers if mark.name in MARKERS]  # of the function, then of the case
+    return own[-1] if own else next((name for name in MARKERS if item.get_closest_marker(name)), "quick")
 
 
 def eighth_of_commit() -> int:
-    return int(commit(), 16) % EIGHTHS if commit() != "unknown" else 0
+    return 0 if commit() == "unknown" else int(commit().removesuffix("+"), 16) % EIGHTHS
 
 
 def eighth_of_file(path: Path) -> int:
@@ -74,8 +79,8 @@ class Journal:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         phases = self._phases.setdefault(report.nodeid, [])
         phases.append(report)
-        if report.when != "teardown":
-            return
+        if report.when in ("setup", "call"):
+            return  # "teardown" comes last; a worker that crashed reports neither
         del self._phases[report.nodeid]
         outcomes = {phase.outcome for phase in phases}
         properties = dict(report.user_properties)
@@ -85,8 +90,9 @@ class Journal:
             "python": platform.python_version(),
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "outcome": next(outcome for outcome in ("failed", "skipped", "passed") if outcome in outcomes),
-            "tier": properties.pop("tier"),
-            "cpu_s": properties.pop("cpu_s"),
+            "long": IS_LONG,
+            "tier": properties.pop("tier", "unknown"),
+            "cpu_s": properties.pop("cpu_s", 0.0),
             "wall_s": round(sum(phase.duration for phase in phases), 3),
             "properties": properties,
         }
@@ -99,12 +105,12 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 
 
 def passed_before(path: Path) -> set[str]:
-    """Tests that passed or were skipped on this commit and Python. None if files differ from the commit."""
-    here = (commit(), platform.python_version())
-    if commit().endswith("+"):
+    """Tests that passed on this commit and Python; none if files differ from the commit, or there is no commit."""
+    here = (commit(), platform.python_version(), IS_LONG)
+    if commit() == "unknown" or commit().endswith("+"):
         return set()
-    entries = [entry for entry in read_journal(path) if (entry["commit"], entry["python"]) == here]
-    return {entry["test"] for entry in entries if entry["outcome"] != "failed"}
+    entries = [entry for entry in read_journal(path) if (entry["commit"], entry["python"], entry["long"]) == here]
+    return {entry["test"] for entry in entries if entry["outcome"] == "passed"}
 
 
 def costly(entries: Sequence[dict[str, Any]]) -> list[str]:
@@ -156,6 +162,9 @@ def add_options(parser: pytest.Parser) -> None:
 def select(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect tests whose compilers are missing, and what --eighth and --resume leave out."""
     mark_what_is_covered(items)
+    for item in items:
+        if tier(item) != "quick" and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_S))
     eighth = config.getoption("eighth")
     done = passed_before(config.getoption("journal")) if config.getoption("resume") else set()
     has_compilers = importlib.util.find_spec("libtpu") is not None
@@ -196,7 +205,9 @@ def main(arguments: list[str]) -> int:
             print(eighth_of_commit())
             return 0
         case ["costly", path]:
-            lines = costly(read_journal(Path(path)))
+            entries = read_journal(Path(path))
+            assert entries, f"{path} is empty: make test writes it"
+            lines = costly(entries)
             if lines:
                 print(f"{len(lines)} unmarked tests use more than {QUICK_CPU_S:g} s of CPU time. Mark them slow:")
                 print("\n".join(lines))

@@ -24,6 +24,8 @@ from aifx.core.redaction import redact_arguments
 
 TRIES = 10
 """How often a run must be held before it is called busy, for its process may be about to end."""
+LOOKING_S = 60.0
+"""How long a process that only looks may keep a run, such as one that was stopped."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def hold_run(run: RunDirectory) -> Iterator[None]:
     run.path.mkdir(parents=True, exist_ok=True)
     handle = open_file(run.lock, os.O_RDWR | os.O_CREAT)
     try:
-        num_refused = 0
+        num_refused, until = 0, time.monotonic() + LOOKING_S
         while not _try_lock(handle, fcntl.LOCK_EX):
             # Whoever only looks (`is_held`) has a shared lock, on a busy machine for longer than an instant. A shared
             # lock is refused only if a process holds the run.
@@ -57,7 +59,7 @@ def hold_run(run: RunDirectory) -> Iterator[None]:
                 fcntl.flock(handle, fcntl.LOCK_UN)
             else:
                 num_refused += 1
-            if num_refused < TRIES:
+            if num_refused < TRIES and time.monotonic() < until:
                 time.sleep(0.03)
                 continue
             what = f"run {run.name!r} is being trained by another process"

@@ -123,7 +123,7 @@ def check(calm: Path, seconds: list[float], root: Path, kills: int, seed: int) -
     return struck
 
 
-@pytest.mark.slow
+@pytest.mark.representative("a killed data step")
 @pytest.mark.parametrize("part", parts(20))
 def test_five_kills(tmp_path: Path, part: int, record_property: Callable[[str, object], None]) -> None:
     struck = check(*calm_run(tmp_path), tmp_path / "killed", KILLS, seed_of_commit() + part)

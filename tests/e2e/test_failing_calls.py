@@ -152,7 +152,7 @@ def check(server: Server, whole: Undisturbed, folder: Path, first: int, count: i
     return ended.failed.partition(" ")[0], ended.code
 
 
-@pytest.mark.slow
+@pytest.mark.representative("a failing call")
 @pytest.mark.timeout(3600)
 def test_some_calls_fail(server: Server, undisturbed: Undisturbed, tmp_path: Path) -> None:
     dice = random.Random(seed_of_commit())

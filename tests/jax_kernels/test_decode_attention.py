@@ -160,7 +160,6 @@ PIECES = [("xla", (("piece", 32),)), triton(16, 1), triton(32, 3), tpu(1, 2), tp
 
 
 @pytest.mark.slow
-@pytest.mark.covering(1)
 @pytest.mark.parametrize(("implementation", "config"), PIECES)
 @pytest.mark.parametrize("name", ["window over pages", "long rows"])
 def test_however_rows_are_cut(name, implementation, config):

@@ -133,7 +133,6 @@ def in_small_blocks(implementation, case, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.covering(1)
 @pytest.mark.parametrize(
     ("op", "embed", "dtype"),
     [

@@ -169,7 +169,6 @@ BLOCKS = {
 
 
 @pytest.mark.slow
-@pytest.mark.covering(1)
 @pytest.mark.parametrize("scales", [(None, (None, 1)), (256, (128, 100)), (256, (256, 150))], ids=str)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_many_blocks(name, scales):

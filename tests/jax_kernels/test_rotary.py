@@ -109,7 +109,6 @@ def in_small_blocks(implementation, case, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.covering(1)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("implementation", KERNELS)
 @pytest.mark.parametrize("is_packed", [False, True], ids=["angles shared", "packed"])

@@ -105,7 +105,6 @@ def in_small_blocks(implementation, case, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.covering(1)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("implementation", KERNELS)
 def test_many_blocks(implementation, dtype):

@@ -157,7 +157,6 @@ def test_packed_documents_are_numpys_and_separate_ones(family):
 
 
 @pytest.mark.slow
-@pytest.mark.covering(1)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
 def test_gradients_are_finite_differences(family, scan):

@@ -43,7 +43,6 @@ def decoder(scan: bool) -> tuple[Decoder, Any, np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.covering(1)
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
 # Rounding a normal number whose block's largest is 3 deviations leaves 0.7 % of it in int8 and 2.5 % in fp8 (3 bits);
 # both operands of 8 products in a row add up to 4 times as much, and half as much again is left for luck.
