@@ -323,6 +323,7 @@ def test_the_same_report_makes_the_same_page():
     assert report_page(report) == report_page(report)
 
 
+@pytest.mark.slow
 def test_a_picture_is_drawn_only_of_what_there_is():
     assert pictures(made.report()) == []
     parts = made.report(*made.train()[:5])

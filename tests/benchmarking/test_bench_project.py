@@ -71,6 +71,7 @@ def test_each_save_has_arrays_that_were_not_saved_before(project, monkeypatch):
     assert len({id(leaf) for leaves in saved for leaf in leaves}) == sum(map(len, saved))
 
 
+@pytest.mark.slow
 def test_nothing_is_left_in_the_project(project):
     before = sorted(path.name for path in project.iterdir())
     measured("checkpoint", checkpoint, project)

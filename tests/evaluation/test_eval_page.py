@@ -51,6 +51,7 @@ def test_the_page_shows_the_worst_errors_as_pictures(classified: Path, tmp_path:
         assert ("other", "bag", "trousers")[arrays["test_labels"][int(number) - 1]] == label
 
 
+@pytest.mark.slow
 def test_the_page_of_other_data_names_its_files(classified: Path, tmp_path: Path) -> None:
     arrays = np.load(classified / "data/images.npz")
     for number, (image, label) in enumerate(zip(arrays["test_images"], arrays["test_labels"], strict=True)):
@@ -70,6 +71,7 @@ def test_the_page_of_other_data_names_its_files(classified: Path, tmp_path: Path
         assert Path(name).parent == tmp_path / "june" / label
 
 
+@pytest.mark.slow
 def test_pages_that_cannot_be_written(classified: Path, tmp_path: Path) -> None:
     nowhere = aifx(classified, "eval", "--html", str(tmp_path / "no/a.html"))
     assert nowhere.returncode == 2

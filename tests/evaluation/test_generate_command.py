@@ -47,6 +47,7 @@ def test_a_prompt_on_stdin(project: Path, typed: str, prompt: str) -> None:
     assert document(done)["prompt"] == prompt
 
 
+@pytest.mark.slow
 def test_settings_come_from_the_run_and_from_the_call(project: Path) -> None:
     told = document(
         aifx(project, "generate", "--set", "generate.max_tokens=3", "--set", "generate.prompt='Sea'", "--json")

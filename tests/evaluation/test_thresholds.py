@@ -30,6 +30,7 @@ def test_a_checkpoint_keeps_those_of_the_last_validation(classified: Path) -> No
     assert thresholds_at(classified, 6) != thresholds_at(classified, 3)
 
 
+@pytest.mark.slow
 def test_eval_and_predict_use_them(classified: Path) -> None:
     done = aifx(classified, "eval", "--step", "6", "--json")
     assert done.returncode == 0, done.stderr

@@ -128,6 +128,7 @@ def test_prepared_params_write_the_same():
     assert written[0] == written[1]
 
 
+@pytest.mark.slow
 def test_other_sampling_values_compile_nothing():
     programs, params = decoder()
     list(generate(programs, params, [1], max_tokens=4))

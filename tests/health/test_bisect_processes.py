@@ -274,6 +274,7 @@ def test_over_srun_in_whatever_order_its_tasks_stand(path):
     assert launch.run_test(["127.0.0.3", "127.0.0.1", "127.0.0.2"], LIMIT_S, options(over_slurm=True)).gb_s > 0
 
 
+@pytest.mark.slow
 def test_a_host_that_hangs_is_given_up(path):
     script(path, "aifx", "import time; time.sleep(600)")
     verdict = launch.run_test(NODES[:2], 1.0, options())

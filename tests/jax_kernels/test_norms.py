@@ -166,6 +166,7 @@ def test_any_call(op, rows, embed, residual, bias, epsilon, dtypes):
     assert_right(case, results(by(case, "xla"), *operands), operands)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", KERNELS)
 @examples(2)
 @drawn

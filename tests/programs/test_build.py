@@ -35,6 +35,7 @@ def programs_of(folder: Path, layout: Layout, *settings: str) -> Programs:
     return build(config, describe_task(config, project), layout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_devices", [1, 8])
 def test_neither_data_nor_devices_are_needed(tmp_path: Path, num_devices: int) -> None:
     programs = programs_of(tmp_path, abstract_layout(num_devices, "tpu", "TPU v5 lite"))

@@ -48,6 +48,7 @@ def test_a_run_that_nobody_touched_goes_on(trained) -> None:
     assert not [e for e in trained.events() if e["event"] in ("settings_changed", "kernel_replaced")]
 
 
+@pytest.mark.slow
 def test_a_setting_that_was_changed_in_the_run_and_the_project_is_refused(trained, logged: list[str]) -> None:
     run = trained.run()
     edit(run.config, r"noise = 0.1", "noise = 0.5")

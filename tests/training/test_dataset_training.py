@@ -84,6 +84,7 @@ def test_it_goes_on_bit_for_bit_on_its_version(copy: Any, trained: Any) -> None:
     assert references[0] != references[1]
 
 
+@pytest.mark.slow
 def test_another_version_is_another_configuration(copy: Any) -> None:
     other = make_version(copy.project, "corpus", {"text": TEXTS[:-1]}).reference
     with pytest.raises(ConfigError, match="another configuration") as refused:

@@ -86,6 +86,7 @@ def test_a_tokenizer_that_was_brought_and_has_changed_is_refused(project: Projec
     assert "own.json has changed" in error.why
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "change"),
     [

@@ -249,6 +249,7 @@ def test_a_spike_is_only_a_warning_by_default(tiny, logged: list[str]) -> None:
     assert not of_kind(tiny, "rollback")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crash", [CrashAt(event="rollback"), CrashAt(step=9), CrashAt(step=11)])
 def test_a_run_that_was_killed_leaves_out_the_same_batches(tiny, crash: CrashAt) -> None:
     settings = (bad_at(2, 6, 7), *ROLL_BACK)

@@ -77,6 +77,7 @@ OTHER_HEADS = {"query": np.s_[:, 1:], "output": np.s_[1:]}
 """All but the first."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_scanned_layers_train_as_unrolled_ones_do(tiny, kind: str) -> None:
     unrolled, state = losses(tiny.programs(f"optimizer.kind={kind}"))

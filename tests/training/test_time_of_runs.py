@@ -37,6 +37,7 @@ def train(start: Any, tiny: Any, kill_at: int | None) -> None:
     held.unlink(missing_ok=True)
 
 
+@pytest.mark.slow
 def test_all_time_of_a_run_that_is_killed_is_attributed(tiny, start) -> None:
     for kill_at in (60, 110, None):
         train(start, tiny, kill_at)

@@ -157,6 +157,7 @@ def test_another_configuration_is_refused(halted) -> None:
     assert halted.train("checkpoint.keep_last=5", "log.every=2").status == "completed", "these change no number"
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_begins_anew(tiny) -> None:
     assert tiny.train("data.poison_steps=[1]", "guards.non_finite=stop").status == "diverged"
     assert tiny.train("optimizer.learning_rate=0.01").status == "completed"

@@ -187,6 +187,7 @@ def patient(tiny) -> Callable[[str], None]:
     return write
 
 
+@pytest.mark.slow
 def test_a_run_that_hangs_ends_with_a_report_and_resumes(tiny, start: Start, patient: Callable[[str], None]) -> None:
     patient("progress.phase == 'the batch of step 9'")
     process = start(*LONG)
