@@ -103,14 +103,14 @@ def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def patient_check(monkeypatch: pytest.MonkeyPatch) -> None:
+def generous_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit below that of all commands is the test's own; any other only ends a hang."""
     run_check = isolated_check.run_isolated_check
 
-    def patient(asked: isolated_check.Asked, limit_s: float) -> tuple[dict[str, Any], list[str]]:
+    def generous(asked: isolated_check.Asked, limit_s: float) -> tuple[dict[str, Any], list[str]]:
         return run_check(asked, limit_s if 0 < limit_s <= 2 else 600.0)
 
-    monkeypatch.setattr(isolated_check, "run_isolated_check", patient)
+    monkeypatch.setattr(isolated_check, "run_isolated_check", generous)
     monkeypatch.setattr("aifx.health.slurm.SCONTROL_LIMIT_S", 600.0)
 
 

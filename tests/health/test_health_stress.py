@@ -39,7 +39,7 @@ child.main()
 
 
 @pytest.fixture(autouse=True)
-def patient_stress(monkeypatch):
+def generous_limits(monkeypatch):
     """A child may be slow to write its next line."""
     monkeypatch.setattr(stress, "GRACE_S", 600.0)
 

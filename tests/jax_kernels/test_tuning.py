@@ -29,7 +29,7 @@ CPU = Device("cpu", "cpu")
 
 
 @pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def generous_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing fail for the slowness of a busy machine."""
     monkeypatch.setattr("jax_kernels.trials.LIMIT_S", 300.0)
     monkeypatch.setattr("jax_kernels.trials.START_S", 300.0)

@@ -60,7 +60,7 @@ def is_closed(client: socket.socket) -> bool:
 
 
 def received(client: socket.socket, words: bytes) -> bytes:
-    """What the server sent, as soon as these words are in it, or when it has closed the connection."""
+    """The server's answer, as soon as these words are in it or the connection is closed."""
     found = b""
     while words not in found and (part := client.recv(1 << 16)):
         found += part
