@@ -75,7 +75,9 @@ class Layout:
     @property
     def single(self) -> Layout:
         """One such device, described: for what is traced outside of `per_device`."""
-        return replace(self, mesh=make_abstract_mesh(Degrees()))
+        # JAX 0.10 traces nothing with two meshes of which one knows its devices.
+        device = self.mesh.abstract_device if isinstance(self.mesh, AbstractMesh) else None
+        return replace(self, mesh=make_abstract_mesh(Degrees(), device))
 
     @property
     def whole(self) -> Layout:
