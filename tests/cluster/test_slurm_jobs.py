@@ -14,13 +14,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import inprocess
 import pytest
 from effort import seed_of_commit
+from held_run import held_at
 from slurm_cluster import Cluster, cluster, missing
 
 from aifx.core.json_files import read_jsonl
@@ -69,15 +70,6 @@ class Launches:
         """Submit a run. Returns the record of its launch."""
         self.launch("slurm", "--no-follow", "train", "--run", run, *settings)
         return self.newest()["record"]  # type: ignore[no-any-return]
-
-    @contextmanager
-    def held_at(self, batch: int) -> Iterator[None]:
-        """Inside, runs do not get beyond this number of steps."""
-        (self.root / "held").write_text(str(batch))
-        try:
-            yield
-        finally:
-            (self.root / "held").unlink()
 
     def newest(self) -> dict[str, Any]:
         return json.loads(self.launch("ls", "--json"))["launches"][-1]  # type: ignore[no-any-return]
@@ -153,7 +145,7 @@ def test_a_killed_process_ends_the_others_and_the_job_starts_them_again(
     launches: Launches, undisturbed: tuple[str, list[float]]
 ) -> None:
     number = random.Random(seed_of_commit()).randrange(2)
-    with launches.held_at(60):
+    with held_at(launches.root, 60):
         record = launches.start("killed")
         launches.wait_for_checkpoint(record)
         os.kill(process_of(record, number), signal.SIGKILL)
@@ -169,7 +161,7 @@ def test_ahead_of_the_limit_the_run_saves_and_the_job_goes_back_to_the_queue(
     launches: Launches, undisturbed: tuple[str, list[float]]
 ) -> None:
     slurm = launches.slurm
-    with launches.held_at(60):
+    with held_at(launches.root, 60):
         record = launches.start("limited")
         launches.wait_for_checkpoint(record)
         # What Slurm does for --signal=B:TERM@60, half a minute sooner than it would for a limit.

@@ -36,7 +36,7 @@ def adapted(hub_models, empty_project):
     return make
 
 
-@pytest.mark.slow
+@pytest.mark.representative("adapters in and out")
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_logits_are_those_of_peft_and_merging_keeps_them(name, adapted, empty_project, tmp_path):
     run = adapted(name)

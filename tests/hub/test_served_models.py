@@ -62,7 +62,7 @@ def test_scores_are_those_of_the_training_forward(name, hub_models, empty_projec
     np.testing.assert_allclose([score.logprob for score in scores[1:]], expected, atol=BOUND)
 
 
-@pytest.mark.slow
+@pytest.mark.representative("served adapters")
 def test_each_request_has_its_own_adapter(hub_models, empty_project):
     base = empty_project.run(import_model(str(hub_models("llama")), empty_project, name="base").run)
     runs = {

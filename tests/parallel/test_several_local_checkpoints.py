@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from held_run import held_at
 from test_several_processes import ONE_DEVICE, Trainer
 
 from aifx.checkpoint.manifest import step_directories
@@ -39,7 +40,7 @@ def test_two_processes_go_on_from_local_checkpoints(trainer: Trainer, tmp_path: 
     undisturbed = trainer.train("undisturbed", 2, *sharded, **ONE_DEVICE)
     resumed: list[int] = []
     for victim, least in ((1, 10), (0, 16)):
-        with trainer.held_at(least + 1):
+        with held_at(trainer.root, least + 1):
             job = trainer.start("pair", 2, *settings, **ONE_DEVICE)
             job.wait_for_step(least)
             assert job.strike(victim) == [75], job.wait()

@@ -12,13 +12,13 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import warm
 from effort import parts, seed_of_commit
+from held_run import held_at
 from small_language import write_project
 
 from aifx.config import load_config
@@ -125,15 +125,6 @@ class Trainer:
         (root / "aifx.toml").write_text(TOML)
         shutil.copy(TINY, root)
         self.started: list[warm.Process] = []
-
-    @contextmanager
-    def held_at(self, batch: int) -> Iterator[None]:
-        """Inside, runs do not get beyond this number of steps."""
-        (self.root / "held").write_text(str(batch))
-        try:
-            yield
-        finally:
-            (self.root / "held").unlink()
 
     def add_code(self, code: str) -> None:
         with (self.root / "tiny.py").open("a") as file:
@@ -268,7 +259,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Trainer, d
 def test_two_processes_equal_one(whole: tuple[Trainer, dict[str, Any]]) -> None:
     """Two processes, each of which is killed once on the way, against one process with the same mesh: bit for bit."""
     trainer, alone = whole
-    with trainer.held_at(9):
+    with held_at(trainer.root, 9):
         job = trainer.start("pair", 2, **ONE_DEVICE)
         job.wait_for_step(7)
         job.wait_for_checkpoint(5)
@@ -277,7 +268,7 @@ def test_two_processes_equal_one(whole: tuple[Trainer, dict[str, Any]]) -> None:
     assert events[-1]["status"] == "preempted"
     assert "process 1" in events[-1]["why"]
     assert "hint: " in job.wait()[0][2]
-    with trainer.held_at(14):
+    with held_at(trainer.root, 14):
         job = trainer.start("pair", 2, **ONE_DEVICE)
         job.wait_for_step(12)
         job.wait_for_checkpoint(10)
@@ -463,7 +454,7 @@ def kill_and_compare(trainer: Trainer, seed: int, kills: int) -> dict[str, int]:
     size, steps = dice.choice([2, 3, 4]), ("--set", "train.num_steps=800")
     slow_steps = (*steps, "--set", "data.read_s=0.03")
     whole = trainer.train("whole", size, *steps, **ONE_DEVICE)
-    with trainer.held_at(790):
+    with held_at(trainer.root, 790):
         for _ in range(kills):
             job = trainer.start("killed", size, *slow_steps, **ONE_DEVICE)
             before = job.count_events()
@@ -493,7 +484,7 @@ def test_a_launched_job_goes_on_after_a_kill(whole: tuple[Trainer, dict[str, Any
     """`aifx launch local --restarts` starts the processes again, and the run ends as one that nothing disturbed."""
     trainer, alone = whole
     launch = ["launch", "local", "-n", "2", "--restarts", "1", "train", "--run", "launched", "--json"]
-    with trainer.held_at(12):
+    with held_at(trainer.root, 12):
         launcher = warm.Process(launch, trainer.root, {**os.environ, **ONE_DEVICE})
         trainer.started.append(launcher)
         job = Job(trainer.root / "runs" / "launched", [launcher])
@@ -536,7 +527,7 @@ def test_a_launched_job_with_a_stopped_process_hears_a_signal(trainer: Trainer) 
 def test_a_kill_while_compiling_or_saving(trainer: Trainer, victim: int, moment: str) -> None:
     trainer.add_code(HELD_SAVE)
     (trainer.root / "held-save").touch()
-    with trainer.held_at(5):
+    with held_at(trainer.root, 5):
         compile_s = 600 if moment == "compile" else 0
         options = ("--set", "checkpoint.every=1", "--set", f"data.compile_s={compile_s}")
         job = trainer.start("pair", 2, *options, **ONE_DEVICE)
@@ -553,7 +544,7 @@ def test_a_kill_while_compiling_or_saving(trainer: Trainer, victim: int, moment:
 @pytest.mark.slow
 def test_a_process_that_is_stopped(trainer: Trainer) -> None:
     trainer.add_code(WATCH.format(stuck=1))
-    with trainer.held_at(5):
+    with held_at(trainer.root, 5):
         job = trainer.start("pair", 2, *PATIENT, **ONE_DEVICE)
         job.wait_for_step(3)
         assert job.strike(1, signal.SIGSTOP) == [75]

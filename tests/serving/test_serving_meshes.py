@@ -13,7 +13,7 @@ import pytest
 from aifx.core.project import Project
 
 
-@pytest.mark.slow
+@pytest.mark.representative("a served model on a mesh")
 def test_divided_models_write_what_one_device_writes(trained: Project) -> None:
     program = Path(__file__).with_name("scores_of_meshes.py")
     done = subprocess.run([sys.executable, str(program), str(trained.root)], capture_output=True, text=True)
