@@ -12,6 +12,7 @@ from pathlib import Path
 
 import inprocess
 import pytest
+from process_status import is_stopped
 
 from aifx.cluster.local import Attempt, Process, Signals, code_of, processes, run_once
 from aifx.core.errors import UsageError
@@ -68,12 +69,9 @@ def run(program: str, count: int = 3, signals: Signals | None = None) -> tuple[A
 def signal_when_ready(number: int, count: int, *, with_stopped: bool = False) -> None:
     """Send this process a signal once `count` processes have written their PIDs, and perhaps process 1 has stopped."""
 
-    def is_stopped(pid: str) -> bool:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-
     def send() -> None:
         files = [Path(f"ready-{n}").absolute() for n in range(count)]
-        while not all(file.exists() for file in files) or (with_stopped and not is_stopped(files[1].read_text())):
+        while not all(file.exists() for file in files) or (with_stopped and not is_stopped(int(files[1].read_text()))):
             time.sleep(0.01)
         os.kill(os.getpid(), number)
 

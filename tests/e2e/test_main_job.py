@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from process_status import has_heard
 from real_command import HELD, TINY, Command, settings
 
 END_S = 300
@@ -28,13 +29,6 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
         assert process.poll() is None or condition(), process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def has_heard(process: subprocess.Popen[str], signum: int) -> bool:
-    """Whether no signal `signum` to the process is pending."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    pending = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("SigPnd", "ShdPnd"))]
-    return not any(mask >> (signum - 1) & 1 for mask in pending)
 
 
 @pytest.mark.representative("from raw text to an answer")
@@ -105,7 +99,7 @@ def test_interrupt_and_resume(project: Command, started: Started) -> None:
     process = started(project.start(*arguments, "--run", "stopped", env=as_tests_do, before=HELD))
     wait_until((project.cwd / "holding").exists, process)
     process.send_signal(signal.SIGTERM)
-    wait_until(lambda: has_heard(process, signal.SIGTERM), process)
+    wait_until(lambda: has_heard(process.pid, signal.SIGTERM), process)
     held.unlink()
     out, err = process.communicate(timeout=END_S)
     assert process.returncode == 75, err

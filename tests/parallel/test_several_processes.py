@@ -19,6 +19,7 @@ import pytest
 import warm
 from effort import parts, seed_of_commit
 from held_run import held_at
+from process_status import catches, is_stopped
 from small_language import write_project
 
 from aifx.config import load_config
@@ -228,16 +229,6 @@ class Job:
             if not has_met:
                 process.send_signal(signal.SIGTERM)
         return [process.wait(END_S) for process in others]
-
-
-def state_of(process: int) -> str:
-    """The letter that Linux gives the state of a process."""
-    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-
-
-def handles_sigterm(process: warm.Process) -> bool:
-    (caught,) = re.findall(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{process.pid}/status").read_text(), re.M)
-    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 @pytest.fixture
@@ -458,7 +449,7 @@ def kill_and_compare(trainer: Trainer, seed: int, kills: int) -> dict[str, int]:
         for _ in range(kills):
             job = trainer.start("killed", size, *slow_steps, **ONE_DEVICE)
             before = job.count_events()
-            job.wait_until(lambda job=job: all(map(handles_sigterm, job.processes)))
+            job.wait_until(lambda job=job: all(catches(one.pid, signal.SIGTERM) for one in job.processes))
             time.sleep(dice.uniform(0.0, 7.0))  # strike anywhere: before the first step, in it, in a validation, a save
             victim = dice.randrange(size)
             has_met = job.count_events() > before
@@ -513,7 +504,7 @@ def test_a_launched_job_with_a_stopped_process_hears_a_signal(trainer: Trainer) 
     job.wait_for_step(3)
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     os.kill(int(children[1]), signal.SIGSTOP)
-    job.wait_until(lambda: state_of(int(children[1])) == "T")
+    job.wait_until(lambda: is_stopped(int(children[1])))
     launcher.send_signal(signal.SIGTERM)
     ((code, out, err),) = job.wait()
     assert code == 75, err

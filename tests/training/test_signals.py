@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import warm
+from process_status import has_heard
 
 from aifx.runs.lock import hold_run
 from aifx.training import signals
@@ -46,13 +47,6 @@ def wait_for(condition: Callable[[], bool], process: warm.Process) -> None:
 def has_steps(run: Path, count: int) -> Callable[[], bool]:
     metrics = run / "metrics.jsonl"
     return lambda: metrics.exists() and metrics.read_text().count("\n") >= count
-
-
-def has_heard(process: warm.Process, signum: int) -> bool:
-    """Whether no signal `signum` to the process is pending: a second one would be the same."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    pending = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("SigPnd", "ShdPnd"))]
-    return not any(mask >> (signum - 1) & 1 for mask in pending)
 
 
 def has_event(run: Path, name: str) -> Callable[[], bool]:
@@ -124,7 +118,7 @@ def start_stuck(tiny, start: Start, *settings: str) -> warm.Process:
 def test_a_second_signal_ends_it_at_once(tiny, start: Start) -> None:
     process = start_stuck(tiny, start)
     process.send_signal(signal.SIGINT)
-    wait_for(lambda: has_heard(process, signal.SIGINT), process)
+    wait_for(lambda: has_heard(process.pid, signal.SIGINT), process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=END_S)
     assert process.returncode == 130

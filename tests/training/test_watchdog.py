@@ -7,11 +7,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import warm
+from process_status import is_stopped
 
 from aifx.config.guards_section import GuardsSection
 from aifx.core.errors import DataError
@@ -216,11 +216,6 @@ def test_a_run_that_hangs_ends_with_a_report_and_resumes(tiny, start: Start, pat
     assert (json.loads(out)["resumed_from"], json.loads(out)["status"]) == (8, "completed")
 
 
-def state(process: warm.Process) -> str:
-    """Of the process: R for running, T for stopped."""
-    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
-
-
 def test_a_process_that_was_stopped_itself_has_not_hung(tiny, start: Start, patient: Callable[[str], None]) -> None:
     patient("Path('stopped').exists() and not Path('stopped').unlink()")  # at the first look after the stop
     (tiny.root / "stuck").touch()
@@ -232,7 +227,7 @@ def test_a_process_that_was_stopped_itself_has_not_hung(tiny, start: Start, pati
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGSTOP)
-    while state(process) != "T":
+    while not is_stopped(process.pid):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     (tiny.root / "stopped").touch()
