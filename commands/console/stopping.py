@@ -92,7 +92,6 @@ class EntrySignals:
             return
         self._raised = False
         number = signal.SIGTERM if issubclass(dropped.exc_type, Terminated) else signal.SIGINT
-        # Once the main thread has left that code.
         _thread.start_new_thread(_interrupt_soon, (_thread.get_ident(), number))
 
     def end(self) -> None:
@@ -166,7 +165,14 @@ class EntrySignals:
 
 
 def _interrupt_soon(thread: int, number: int) -> None:
-    time.sleep(0.01)
+    """Send a signal to the thread once it has left `_raise_again`, in which an interrupt would be dropped as well."""
+    is_inside = True
+    while is_inside:
+        time.sleep(0.01)
+        frame, is_inside = sys._current_frames().get(thread), False
+        while frame is not None:
+            is_inside = is_inside or frame.f_code is EntrySignals._raise_again.__code__
+            frame = frame.f_back
     signal.pthread_kill(thread, number)  # not _thread.interrupt_main, which does not wake a thread that sleeps
 
 

@@ -100,6 +100,14 @@ BODIES = {
         "import gc, time\ndef collected(*_):\n    gc.callbacks.remove(collected)\n    {}    time.sleep(0.1)\n"
         "gc.callbacks.append(collected); gc.collect(); time.sleep(600)",
     ),
+    "where Python drops exceptions, on a busy machine": (  # on which it takes long to report one
+        "SIGINT",
+        130,
+        "import _thread, gc, time\nstart = _thread.start_new_thread\n"
+        "_thread.start_new_thread = lambda *args: (start(*args), time.sleep(0.5))\n"
+        "def collected(*_):\n    gc.callbacks.remove(collected)\n    {}    time.sleep(0.1)\n"
+        "gc.callbacks.append(collected); gc.collect(); time.sleep(600)",
+    ),
     "SIGTERM where Python drops exceptions": (
         "SIGTERM",
         75,
