@@ -318,6 +318,7 @@ def test_a_page_names_a_command_that_can_be_run():
     assert "<code>aifx bench train --quick</code>" in report_page(report.model_copy(update={"request": quick}))
 
 
+@pytest.mark.slow
 def test_the_same_report_makes_the_same_page():
     report = made.report(*made.kernels()[:8], *made.train())
     assert report_page(report) == report_page(report)

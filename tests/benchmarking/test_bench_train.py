@@ -112,6 +112,7 @@ def test_a_bench_that_cannot_begin_says_why(bench):
         list(measure(bench("train.devices=4096")))
 
 
+@pytest.mark.slow
 def test_a_step_that_memory_does_not_hold_is_told_with_what_helps(bench, monkeypatch, caplog):
     def begin(self):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12 bytes.\nmore")

@@ -272,6 +272,7 @@ def test_a_baseline_of_too_few_launches_is_refused_before_anything_is_measured(b
     assert_three_lines(done.stderr)
 
 
+@pytest.mark.slow
 def test_what_seems_slower_among_many_is_launched_again_alone(here, monkeypatch):
     """100 results of two suites, one of which is slower: five launches of five cannot tell, so that suite is launched
     until it can."""
@@ -301,6 +302,7 @@ def test_what_seems_slower_among_many_is_launched_again_alone(here, monkeypatch)
     assert not gated.undecided
 
 
+@pytest.mark.slow
 def test_a_baseline_that_is_too_noisy_is_launched_again_before_it_is_refused(bench, tmp_path):
     """Launches by turns: quiet ones after five that are not."""
     count = tmp_path / "launches"

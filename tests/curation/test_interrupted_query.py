@@ -40,7 +40,9 @@ main()
 TIMEOUT_S = 120
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow)]
+)
 def test_a_signal_stops_a_query(tmp_path: Path, number: int, code: int) -> None:
     texts = tuple(f"row {index}" for index in range(3000))
     execute(Rows((), (texts,)), "pets", open_catalog(str(tmp_path / "datasets")), Limits(1 << 30, 1))

@@ -285,6 +285,7 @@ def test_mistakes(folder: Path, server: Server, url: str, message: str) -> None:
     assert PASSWORD not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_schema_or_database_that_does_not_exist(folder: Path, server: Server) -> None:
     for url in (f"{server.url}/nowhere.t", f"{server.url.rpartition('/')[0]}/nowhere/t"):
         done = run(folder, server, "push", "d", url)

@@ -213,6 +213,7 @@ def test_processes_may_build_the_same_store_at_once(
     assert len(stores()) == 1
 
 
+@pytest.mark.slow
 def test_a_builder_that_is_killed_leaves_no_half_store(
     project: Project, write: Write, open_: Open, tmp_path: Path
 ) -> None:

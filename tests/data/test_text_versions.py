@@ -182,6 +182,7 @@ def test_a_reference_means_what_it_meant(project: Project) -> None:
     assert whole_reference("corpus", project, "other@3f2a00000000") == new
 
 
+@pytest.mark.slow
 def test_a_row_group_is_in_memory_at_a_time(project: Project) -> None:
     """A data set may be larger than memory: its text is read in parts, and the tokens are on disk."""
     texts = ["".join(np.random.default_rng(n).choice(list("abcdef gh"), 4000)) for n in range(2000)]

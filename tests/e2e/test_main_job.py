@@ -73,6 +73,7 @@ def pytest_bytes_of_last_tenth(book: Path) -> int:
     return len(raw) - start
 
 
+@pytest.mark.representative("from pictures to a measured model")
 def test_vision(aifx: Command) -> None:
     assert aifx("init", "belt", "--template", "vision-inspection", "--yes").returncode == 0
     belt = Command(aifx.cwd / "belt", aifx.cache)

@@ -64,6 +64,7 @@ def test_reports_of_a_step_stand_together(project: Path) -> None:
     assert {p.name for p in path.parent.iterdir()} == {"12.json", ".lock"}
 
 
+@pytest.mark.slow
 def test_a_quantized_model_is_measured_beside_the_other(project: Path) -> None:
     plain = measure(project)
     quantized = measure(project, overrides=["eval.quantize=int8"])

@@ -73,6 +73,7 @@ def test_mistakes(project: Path, args: list[str], word: str) -> None:
     assert "Traceback" not in failed.stderr
 
 
+@pytest.mark.slow
 def test_a_run_stands_alone(project: Path) -> None:
     """The text that it learnt from may be gone."""
     before = aifx(project, "generate", *SHORT).stdout

@@ -270,6 +270,7 @@ def test_over_ssh(path):
     assert "Connection refused" in verdict.why
 
 
+@pytest.mark.slow
 def test_over_srun_in_whatever_order_its_tasks_stand(path):
     assert launch.run_test(["127.0.0.3", "127.0.0.1", "127.0.0.2"], LIMIT_S, options(over_slurm=True)).gb_s > 0
 

@@ -103,6 +103,7 @@ def test_a_slow_link_is_among_the_findings(checked):
     assert all(node["status"] == "healthy" for node in report["nodes"])
 
 
+@pytest.mark.slow
 def test_nothing_sticks_out_of_a_healthy_fleet(checked):
     code, report = checked("127.0.0.[1-3]\n", {})
     assert (code, report["status"], report["findings"]) == (0, "healthy", [])

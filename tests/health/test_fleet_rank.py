@@ -173,6 +173,7 @@ def mutated(rng, value):
     return rng.choice(NONSENSE)
 
 
+@pytest.mark.slow
 def test_nonsense_from_a_node_takes_nobody_with_it():
     """Documents with up to five things replaced go all the way from a node's bytes to the page and the table."""
     rng = random.Random(0)

@@ -213,6 +213,7 @@ def test_a_check_that_fails_is_reported_and_counted():
         assert "aifx_doctor_check_success 0.0" in text
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_encoded_is_a_failed_check():
     deep = []
     for _ in range(100_000):

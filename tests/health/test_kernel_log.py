@@ -390,7 +390,7 @@ def damaged(text, chance):
     return text
 
 
-@pytest.mark.parametrize("shard", range(4))
+@pytest.mark.parametrize("shard", [0, *(pytest.param(shard, marks=pytest.mark.slow) for shard in (1, 2, 3))])
 def test_damaged_lines_are_survived(shard):
     """2,000 in all, each in one of the formats, both line and log damaged, and judged."""
     chance = random.Random(shard)

@@ -307,6 +307,7 @@ def test_small_scores_are_kept():
 PACKED = Call(2, 16, 16, 4, 2, 16, "bfloat16", True, None, 0, True, 0.3, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"window": 5}, {"causal": False}], ids=str)
 def test_cudnn_with_a_mask_is_asked_for_what_packed_rows_mean(changes, monkeypatch):
     """No GPU is here, so JAX's XLA implementation answers. A segment has two pieces."""

@@ -137,6 +137,7 @@ def test_a_kernel(implementation, case):
         agree(run(case, implementation, operands), defined(case, *operands), "float32")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:decode_attention")
 @pytest.mark.parametrize(("implementation", "dtype"), [(f, d) for f in KERNELS for d in ("float16", "bfloat16")])
 def test_a_kernel_in_half_precision(implementation, dtype):

@@ -52,6 +52,7 @@ def test_xla_and_the_reference_take_every_call_everywhere(op: Op) -> None:
         assert "xla" in order
 
 
+@pytest.mark.representative("XLA computes what the reference does")
 @every_op
 def test_xla_computes_what_the_reference_computes(op: Op) -> None:
     for dtype in dtypes(op):

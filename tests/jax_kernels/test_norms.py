@@ -157,6 +157,7 @@ drawn = given(
 )
 
 
+@pytest.mark.slow
 @examples(6)
 @drawn
 def test_any_call(op, rows, embed, residual, bias, epsilon, dtypes):
@@ -202,6 +203,7 @@ def test_a_mean_far_from_zero(implementation):
     assert relative_error(got[0], defined(case, *operands)[0]) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [rms_norm, layer_norm])
 def test_rows_may_have_any_axes_before_them(norm):
     x, scale, _, residual, *_ = arrays(Case("rms_norm", "drawn", 24, 16), "float32")

@@ -254,6 +254,7 @@ def rounding(dtype, size, scale):
     return np.maximum(size * (2.0**-4 + 2.0**-11 + 2.0**-22), scale * (2.0**-10 + 2.0**-22))
 
 
+@pytest.mark.slow
 @examples(4)
 @given(
     dtype=st.sampled_from(DTYPES),

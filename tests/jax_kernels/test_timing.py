@@ -39,6 +39,7 @@ def test_its_work_stays_in_the_loop() -> None:
     assert 'known_trip_count":{"n":"50"}' in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
 def test_the_passes_compute_what_the_program_does(op: Op) -> None:
     call = small_cases(op)[0].call(dtypes(op)[-1])

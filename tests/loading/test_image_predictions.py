@@ -65,6 +65,7 @@ def model(project: Path) -> LoadedModel:
     return aifx.load(project / "runs/main")
 
 
+@pytest.mark.slow
 def test_shards_of_a_data_set(project: Path, model: LoadedModel) -> None:
     """Encoded pictures have the predictions of the same pixels, with the ids of their rows."""
     import pyarrow as pa

@@ -88,6 +88,7 @@ def test_sums_are_those_of_numpy() -> None:
     assert found == {name: (pytest.approx(total, rel=1e-5), weight) for name, total in expected.items()}
 
 
+@pytest.mark.slow
 def test_sums_of_parts_add_up_and_rows_without_weight_count_nothing() -> None:
     batch = batch_of(1)
     whole = sums(batch)

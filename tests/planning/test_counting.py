@@ -46,6 +46,7 @@ def test_counted_sizes_are_those_of_the_compiled_step(project: Project) -> None:
     assert extra == pytest.approx(extra_bytes(compiled), rel=0.5)
 
 
+@pytest.mark.slow
 def test_counted_flops_are_the_models_own_and_those_of_recomputation(project: Project) -> None:
     """The model's formula counts no recomputation and no causal mask; the traced step has both."""
     config = load_config(project)

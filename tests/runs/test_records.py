@@ -179,6 +179,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_kills_in_the_middle_of_writing(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     dice = random.Random(0)

@@ -55,6 +55,7 @@ def test_the_documented_parts_train_evaluate_and_predict(tmp_path: Path) -> None
             assert word in failed.stderr
 
 
+@pytest.mark.slow
 def test_the_documented_task_class(tmp_path: Path) -> None:
     project = make_project(tmp_path / "births", PARTS + TASK, TASK_TOML)
     aifx(project, "train")

@@ -137,6 +137,7 @@ def test_no_such_base(tmp_path: Path, base: str) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_base_that_is_no_language_model(tmp_path: Path) -> None:
     aifx(tmp_path, "init", "births", "-t", "custom-task", "--yes")
     aifx(tmp_path / "births", "train", "--set", "train.num_steps=1", "--set", "schedule.warmup_steps=0")

@@ -137,6 +137,7 @@ def test_baselines_of_the_data_are_measured_beside_the_model(own: Path) -> None:
     assert loss[2] == f"{huber:.4f}"
 
 
+@pytest.mark.slow
 def test_a_toy_run_resumes_bit_for_bit(own: Path) -> None:
     project = Project(own)
     config = load_config(project, [], {})

@@ -103,6 +103,7 @@ def test_another_model_is_refused_by_the_key_that_changed(project: Project, sett
     assert "params/" in error.why
 
 
+@pytest.mark.slow
 def test_other_text_keeps_the_tokenizer(project: Project) -> None:
     (project.root / "data/other.txt").write_text(TEXT.replace("whale", "ship"))
     assert fork(project, 'data.train=["data/other.txt"]').status == "completed"

@@ -71,6 +71,7 @@ def test_in_the_loop_the_state_is_saved(tiny, start: Start, signum: int, code: i
     assert tiny.events()[-1]["status"] == document["status"]
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_the_process_is_stopped_leaves_one_document(tiny, start: Start) -> None:
     process = start(*LONG)
     wait_for(has_steps(tiny.run().path, 2), process)

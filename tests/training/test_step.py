@@ -99,6 +99,7 @@ def test_a_checkpoint_of_unrolled_layers_fits_scanned_ones(tiny) -> None:
     np.testing.assert_array_equal(taken.params["layers"]["kernel"][1], state.params["layers"]["1"]["kernel"])
 
 
+@pytest.mark.slow
 def test_muon_orthogonalizes_matrices_alone(tiny) -> None:
     programs = tiny.programs("optimizer.kind=muon", "optimizer.weight_decay=0", "optimizer.learning_rate=1")
     state, _ = programs.init()
@@ -169,6 +170,7 @@ def test_frozen_arrays_stay_and_are_no_part_of_the_state(tiny) -> None:
     assert not any("shift" in path for path in paths)
 
 
+@pytest.mark.slow
 def test_adam_learns_at_its_own_rate(tiny) -> None:
     settings = ("optimizer.kind=muon", "optimizer.learning_rate=0.5", "optimizer.weight_decay=0")
     programs = tiny.programs(*settings, "optimizer.adam_learning_rate=0.001")

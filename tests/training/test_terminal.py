@@ -11,6 +11,7 @@ import struct
 import termios
 from collections.abc import Callable
 
+import pytest
 import warm
 
 END_S = 300
@@ -40,6 +41,7 @@ def at_a_terminal(tiny, *args: str, strike: Callable[[bytes], bool] | None = Non
     return code, got.decode(errors="replace")
 
 
+@pytest.mark.slow
 def test_the_panel_is_drawn_and_leaves_the_cursor(tiny) -> None:
     code, got = at_a_terminal(tiny, "train", "--set", "train.num_steps=100", "--set", "data.read_s=0.01")
     assert code == 0, got

@@ -96,7 +96,11 @@ ALL_STEPS = [1, 4, 6]
 
 
 @pytest.mark.parametrize(
-    ("kind", "steps"), [("adamw", ALL_STEPS if IS_LONG else [1, 6]), ("muon", ALL_STEPS if IS_LONG else [4])]
+    ("kind", "steps"),
+    [
+        ("adamw", ALL_STEPS if IS_LONG else [1, 6]),
+        pytest.param("muon", ALL_STEPS if IS_LONG else [4], marks=pytest.mark.slow),
+    ],
 )
 def test_a_stopped_run_goes_on_bit_for_bit(tiny, kind: str, steps: list[int]) -> None:
     settings = [f"optimizer.kind={kind}", "train.gradient_accumulation=2"]
@@ -357,6 +361,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny, whole, logged: l
     assert tiny.records() == whole.records
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gain", "precision", "told"), [(3.14, "auto", 1), (2.0, "auto", 0), (3.14, "float32", 0)])
 def test_a_processor_that_is_fast_in_bfloat16_is_mentioned_once(
     tiny, gain: float, precision: str, told: int, monkeypatch: pytest.MonkeyPatch

@@ -216,6 +216,7 @@ def test_a_run_that_hangs_ends_with_a_report_and_resumes(tiny, start: Start, pat
     assert (json.loads(out)["resumed_from"], json.loads(out)["status"]) == (8, "completed")
 
 
+@pytest.mark.slow
 def test_a_process_that_was_stopped_itself_has_not_hung(tiny, start: Start, patient: Callable[[str], None]) -> None:
     patient("Path('stopped').exists() and not Path('stopped').unlink()")  # at the first look after the stop
     (tiny.root / "stuck").touch()
