@@ -16,7 +16,7 @@ import tiers
 
 from aifx.core.logs import log_lines
 
-# Set before anything imports jax. Tests are about the CPU unless whoever runs them says otherwise.
+# Set before anything imports jax. Tests are about the CPU unless the caller says otherwise.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 for name in [name for name in os.environ if name.startswith("AIFX_")]:
     del os.environ[name]
@@ -35,7 +35,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="aifx-compiled-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
-# Whoever starts the tests in the background may have them ignore signals, and what they start would inherit that.
+# Tests started in the background may ignore signals, and their children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

@@ -103,7 +103,7 @@ spent_s = 0.0
 
 
 def spend(x: np.ndarray, seconds: float) -> np.ndarray:
-    """Let time pass for whoever measures, without waiting, and more than a busy machine can add."""
+    """Let time pass for the code that measures, without waiting, and more than a busy machine can add."""
     global spent_s
     spent_s += seconds
     timing.time = SimpleNamespace(perf_counter=lambda: time.perf_counter() + spent_s)  # type: ignore[assignment]
