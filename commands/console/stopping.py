@@ -91,6 +91,7 @@ class EntrySignals:
             sys.__unraisablehook__(dropped)
             return
         self._raised = False
+        signal.signal(signal.SIGURG, _do_nothing)
         number = signal.SIGTERM if issubclass(dropped.exc_type, Terminated) else signal.SIGINT
         _thread.start_new_thread(_interrupt_soon, (_thread.get_ident(), number))
 
@@ -164,16 +165,28 @@ class EntrySignals:
             signal.signal(number, signal.SIG_IGN)
 
 
+def _do_nothing(signum: int, frame: FrameType | None) -> None:
+    """Let a signal end a sleep, after which Python handles the others that came."""
+
+
 def _interrupt_soon(thread: int, number: int) -> None:
     """Send a signal to the thread once it has left `_raise_again`, in which an interrupt would be dropped as well."""
     is_inside = True
     while is_inside:
         time.sleep(0.01)
-        frame, is_inside = sys._current_frames().get(thread), False
+        frame = innermost = sys._current_frames().get(thread)
+        is_inside = False
         while frame is not None:
             is_inside = is_inside or frame.f_code is EntrySignals._raise_again.__code__
             frame = frame.f_back
-    signal.pthread_kill(thread, number)  # not _thread.interrupt_main, which does not wake a thread that sleeps
+    if innermost is None:
+        return
+    at = innermost.f_lasti
+    signal.pthread_kill(thread, number)
+    # Python does not see a signal that comes just before a system call until that call ends, which may be a long sleep.
+    while sys._current_frames().get(thread) is innermost and innermost.f_lasti == at:
+        time.sleep(0.05)
+        signal.pthread_kill(thread, signal.SIGURG)
 
 
 _entry: EntrySignals | None = None

@@ -108,6 +108,14 @@ BODIES = {
         "def collected(*_):\n    gc.callbacks.remove(collected)\n    {}    time.sleep(0.1)\n"
         "gc.callbacks.append(collected); gc.collect(); time.sleep(600)",
     ),
+    "where Python drops exceptions, just before a sleep": (  # which the signal does not end then
+        "SIGINT",
+        130,
+        "import _thread, gc, time, signal\nkill = signal.pthread_kill\n"
+        "signal.pthread_kill = lambda to, n: _thread.interrupt_main(n) if n == signal.SIGINT else kill(to, n)\n"
+        "def collected(*_):\n    gc.callbacks.remove(collected)\n    {}    time.sleep(0.1)\n"
+        "gc.callbacks.append(collected); gc.collect(); time.sleep(600)",
+    ),
     "SIGTERM where Python drops exceptions": (
         "SIGTERM",
         75,
