@@ -19,8 +19,10 @@ from aifx.health.kernel_log import Line
 from aifx.health.tables import read_table
 
 DAY_S = 86_400
-BURST_S = 15
-"""Lines of one code and device within this time are one event (NVSentinel's health-events-analyzer)."""
+QUIET_S = 15
+BURST_S = 60
+"""A burst is the lines of one code and device until `QUIET_S` without one, or until `BURST_S` after the first, so that
+a storm is many bursts. NVSentinel's health-events-analyzer waits for 180 s without a line, however long that takes."""
 FATAL_ACTIONS = {
     "CONTACT_SUPPORT", "RESET_GPU", "RESTART_BM", "RESTART_VM", "WORKFLOW_XID_48", "WORKFLOW_NVLINK_ERR",
     "WORKFLOW_NVLINK5_ERR",
@@ -85,7 +87,10 @@ class Event:
 
 
 def facts(lines: Iterable[Line]) -> dict[str, list[dict[str, Any]]]:
-    """Return `xids` by code, GPU and sub-code; `xid_gpus` by GPU; `sxids` by code and switch."""
+    """Return `xids` by code, GPU and sub-code; `xid_gpus` by GPU; `sxids` by code and switch.
+
+    `count`, `count_24h`, `fatal_24h` and `same_unit_24h` are numbers of bursts.
+    """
     events: dict[Any, Event] = {}
     pending = ""
     for line in lines:
@@ -179,12 +184,13 @@ def _sxid(text: str) -> Event | None:
 
 
 def _bursts(lines: Iterable[tuple[float, str]]) -> list[set[str]]:
-    """Return the events that lines of these ages and units are, each as its units."""
+    """Return the bursts of lines of these ages and units, oldest first, each as its units."""
     found: list[set[str]] = []
-    last = -math.inf
-    for age, unit in sorted(lines):
-        if age - last > BURST_S:
+    first = last = math.inf
+    for age, unit in sorted(lines, reverse=True):
+        if last - age > QUIET_S or first - age >= BURST_S:
             found.append(set())
+            first = age
         found[-1].add(unit)
         last = age
     return found
@@ -201,6 +207,7 @@ def _facts_of(event: Event) -> dict[str, Any]:
         "fatal": event.fatal,
         "count": len(_bursts(event.lines)),
         "count_24h": len(_bursts(event.recent)),
+        "lines_24h": len(event.recent),
         "last_age_s": int(min(event.lines)[0]),
         "text": excerpt(event.text),
         "is_cured": event.is_cured,
@@ -208,7 +215,7 @@ def _facts_of(event: Event) -> dict[str, Any]:
 
 
 def _xid_facts(event: Event, gpus: int) -> dict[str, Any]:
-    # An event that names many units comes from a program, which runs on all of them.
+    # A burst that names many units comes from a program, which runs on all of them.
     units = [units for units in _bursts((age, unit) for age, unit in event.recent if unit) if len(units) == 1]
     same_unit = max(Counter(unit for (unit,) in units).values(), default=0)
     return {"sub_code": event.sub_code, "nvidia_action": event.action, "gpus_24h": gpus, "same_unit_24h": same_unit}
@@ -217,4 +224,9 @@ def _xid_facts(event: Event, gpus: int) -> dict[str, Any]:
 def _gpu_facts(device: str, xids: Iterable[Event]) -> dict[str, Any]:
     fatal = [event for event in xids if event.device == device and event.fatal is True and event.recent]
     recent = [line for event in fatal for line in event.recent]
-    return {"device": device, "fatal_24h": len(_bursts(recent)), "fatal_codes": sorted({event.code for event in fatal})}
+    return {
+        "device": device,
+        "fatal_24h": len(_bursts(recent)),
+        "fatal_lines_24h": len(recent),
+        "fatal_codes": sorted({event.code for event in fatal}),
+    }

@@ -7,8 +7,11 @@ from health_trees import changed, report_of, snapshot_of
 
 from aifx.core.facts import Unknown
 from aifx.health import xids
+from aifx.health.evaluate_rules import evaluate_rules
 from aifx.health.kernel_log import Line
+from aifx.health.report import SEVERITIES
 from aifx.health.rules import load_rules
+from aifx.health.snapshot import Snapshot
 
 LOST = XID + "79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
 NEEDED = "GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)"
@@ -75,7 +78,8 @@ def test_an_nvlink5_line_that_does_not_say_is_unknown(tmp_path):
 def test_a_fatal_and_a_non_fatal_of_one_code_are_two():
     found = of(XID + RLW, XID + RLW.replace("Nonfatal", "Fatal"))
     assert [x["fatal"] for x in found["xids"]] == [False, True]
-    assert found["xid_gpus"] == [{"device": "0000:3b:00.0", "fatal_24h": 1, "fatal_codes": [145]}]
+    (gpu,) = found["xid_gpus"]
+    assert gpu == {"device": "0000:3b:00.0", "fatal_24h": 1, "fatal_lines_24h": 1, "fatal_codes": [145]}
 
 
 def test_sxids_say_whether_they_are_fatal():
@@ -111,6 +115,37 @@ def test_lines_at_once_are_one_event_and_units_are_distinguished():
     old = [fault(hour * 50, FAULT.format(4)), fault(hour, FAULT.format(4))]
     (found,) = xids.facts(old)["xids"]
     assert (found["count"], found["count_24h"], found["same_unit_24h"]) == (2, 1, 1)
+
+
+STORMS = {"xids": XID + RLW, "xids of one unit": XID + FAULT.format(4), "fatal xids": XID + NVLINK_PADDED,
+          "sxids": "nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 20001, Non-fatal, Link 32 TX replay error"}  # fmt: skip
+
+
+def storm(text, seconds):
+    """A line a second, the last one an hour ago."""
+    return xids.facts(Line(3600.0 + seconds - number, text) for number in range(1, seconds + 1))
+
+
+def test_a_storm_is_many_bursts_and_all_of_its_lines():
+    (found,) = storm(STORMS["xids"], 7200)["xids"]
+    assert (found["code"], found["count"], found["count_24h"], found["lines_24h"]) == (145, 120, 120, 7200)
+    (found,) = storm(STORMS["xids of one unit"], 7200)["xids"]
+    assert (found["code"], found["same_unit_24h"]) == (31, 120)
+    (found,) = storm(STORMS["fatal xids"], 7200)["xid_gpus"]
+    assert (found["fatal_24h"], found["fatal_lines_24h"]) == (120, 7200)
+    (found,) = storm(STORMS["sxids"], 7200)["sxids"]
+    assert (found["count_24h"], found["lines_24h"]) == (120, 7200)
+
+
+@pytest.mark.parametrize("text", STORMS.values(), ids=STORMS)
+def test_a_longer_storm_has_no_milder_verdict(text):
+    rules = [rule for rule in RULES.values() if rule.family in ("xid", "sxid")]
+    worst = []
+    for seconds in (1, 30, 61, 600, 3600, 7200):
+        report = evaluate_rules(rules, Snapshot("n1", 0.0, storm(text, seconds)))
+        worst.append(min(SEVERITIES.index(finding.severity) for finding in report.findings))
+    assert worst == sorted(worst, reverse=True)
+    assert worst[-1] < SEVERITIES.index("info")
 
 
 def test_a_fault_on_every_gpu_is_the_programs(tmp_path):

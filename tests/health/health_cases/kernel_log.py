@@ -201,8 +201,10 @@ XIDS = [
     xid("xid.nvlink.fatal", NVLINK_PADDED),
     xid("xid.nvlink.nonfatal", RLW),
     xid("xid.nvlink.nonfatal_repeated", *[RLW] * 10, apart=60),
+    xid("xid.nvlink.nonfatal_repeated", *[RLW] * 600, apart=1),  # one storm
     xid("xid.unit.repeated", UNIT.format(2), UNIT.format(5), UNIT.format(2)),
     xid("xid.unit.repeated", FAULT.format(4), FAULT.format(4)),
+    xid("xid.unit.repeated", *[FAULT.format(4)] * 90, apart=1),
     xid("xid.program.repeated", UNIT.format(2), UNIT.format(5)),
     xid("xid.program.fault", UNIT.format(2), UNIT.format(5), UNIT.format(2), apart=0.1),
     xid("xid.program.fault", "32, pid=4411, name=python3, Channel ID 00000008 intr0 00040000"),
