@@ -276,6 +276,22 @@ def test_a_card_that_is_slower_than_the_system_is_no_fault(tmp_path):
     assert not found(tree, tmp_path)
 
 
+def test_counters_that_stand_at_their_end_are_no_fault(tmp_path):
+    """As on leptonai/gpud's healthy node (components/accelerator/nvidia/infiniband/class/testdata), now and later."""
+    tree = machines()[SYSTEM]()
+    for number in range(8):
+        counters = f"sys/class/infiniband/mlx5_{number}/ports/1/counters"
+        tree |= {f"{counters}/excessive_buffer_overrun_errors": "15\n", f"{counters}/port_rcv_errors": "14\n"}
+    tree["sys/class/infiniband/mlx5_1/ports/1/counters/link_downed"] = "255\n"
+    snapshot = snapshot_of(tree, tmp_path)
+    later = snapshot_of(tree, tmp_path, snapshot.time + 600).since(snapshot)
+    assert later.before is not None
+    for one in (snapshot, later):
+        report = report_of(one)
+        assert {(f.id, f.severity) for f in report.findings} == {("infiniband.errors.counter_full", "info")}
+        assert (len(report.findings), report.status) == (8, "healthy")
+
+
 def test_a_port_that_counts_nothing_is_absent(tmp_path):
     tree = machines()["server with InfiniBand"]()
     tree |= {path: "N/A (no PMA)\n" for path in tree if "/counters/" in path}

@@ -66,6 +66,8 @@ CASES = [
     Case("infiniband.rate.expected", SYSTEM, at_200(range(8))),
     Case("infiniband.errors.counter_full", NODE, {f"{PORT}/counters/link_downed": "255\n"}),
     Case("infiniband.errors.counter_full", NODE, {f"{PORT}/counters/excessive_buffer_overrun_errors": "15\n"}),
+    rises("infiniband.errors.counter_full", "counters/port_rcv_errors", 65535, 65535),
+    rises("infiniband.errors.counter_filled", "counters/port_rcv_errors", 65535, 65000),
     Case("infiniband.rate.below_peers", NODE, {f"{PORT}/rate": "200 Gb/sec (2X NDR)\n"}),
     Case("infiniband.rate.expected", SYSTEM, {f"{PORT}/rate": "200 Gb/sec (2X NDR)\n"}),
     Case(
