@@ -10,6 +10,7 @@ from importlib import metadata
 import pytest
 from health_machines.jax_stack import VERSION, packages
 
+from aifx.commands.main import run
 from aifx.core.facts import Absent, Unknown, to_document
 from aifx.health.evaluate_rules import evaluate_rules
 from aifx.health.host import Host
@@ -17,6 +18,7 @@ from aifx.health.probes import environment
 from aifx.health.probes import jax as probe
 from aifx.health.rules import load_rules
 from aifx.health.snapshot import Snapshot
+from aifx.machine.present import tpu_generations
 
 JAX_RULES = [rule for rule in load_rules().values() if rule.family == "jax"]
 
@@ -63,6 +65,22 @@ def test_a_backend_that_raises_is_reported(monkeypatch):
     assert facts["jax"]["starts"] is False
     assert "no_such_platform" in facts["jax"]["error"]
     assert found(facts) == ["jax.backend.failed"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(tpu_generations()), reason="it has a TPU")
+@pytest.mark.usefixtures("on_cpu")
+def test_a_compiler_for_absent_tpus_stops_no_launch(tmp_path, monkeypatch, capfd):
+    """A launch stops at the exit code 1."""
+    folder = tmp_path / "libtpu-0.0.1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: libtpu\nVersion: 0.0.1\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code = run(["doctor", "--only", "jax", "--json", "--with-snapshot"])
+    report = json.loads(capfd.readouterr().out)
+    assert report["snapshot"]["facts"]["jax"]["packages"]["libtpu"] == "0.0.1"
+    assert "critical" not in {finding["severity"] for finding in report["findings"]}
+    assert code != 1
 
 
 JAXES = {
@@ -154,13 +172,20 @@ def test_the_install_line_suits_the_driver(driver, plugin, extra):
     document = packages() | {"nvml": {"driver": driver, "gpus": 8}}
     if plugin:
         document["packages"][f"jax-{plugin}-plugin"] = VERSION
-    assert probe.install_line(document) == f'pip install -U "jax[{extra}]=={VERSION}"'
+    assert probe.install_line(document, has_tpu=False) == f'pip install -U "jax[{extra}]=={VERSION}"'
+
+
+@pytest.mark.parametrize(("has_tpu", "extra"), [(True, "[tpu]"), (False, "")])
+def test_the_install_line_has_libtpu_for_tpus(has_tpu, extra):
+    document = packages()
+    document["packages"]["libtpu"] = "0.0.52"
+    assert probe.install_line(document, has_tpu) == f'pip install -U "jax{extra}=={VERSION}"'
 
 
 def test_the_install_line_asks_for_a_version_that_aifx_takes():
     document = packages() | {"installer": "uv"}
     document["packages"]["jax"] = "0.7.2"
-    assert probe.install_line(document) == 'uv pip install -U "jax<0.13,>=0.10.2"'
+    assert probe.install_line(document, has_tpu=False) == 'uv pip install -U "jax<0.13,>=0.10.2"'
 
 
 def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):

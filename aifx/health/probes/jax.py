@@ -21,6 +21,7 @@ from aifx.core.project import cache_location
 from aifx.core.version import DISTRIBUTION
 from aifx.health.host import Host
 from aifx.health.probes import counted, probe
+from aifx.health.probes.tpu import find_chips
 
 DEVICES_LIMIT_S = 10.0
 DRIVERS = {"cuda12": 525, "cuda13": 580}
@@ -39,7 +40,7 @@ def collect(host: Host) -> dict[str, Any]:
     packages = host.ask("aifx.health.jax_probe", "packages", name="jax_packages", limit_s=8)
     if isinstance(packages, Absent):
         return {"python": packages, "jax": packages}
-    python, versions = _versions(packages)
+    python, versions = _versions(packages, has_tpu=bool(find_chips(host)))
     seen = packages.get("nvml", {}) if isinstance(packages, dict) else {}
     environ = host.environ()
     facts = {**versions, **_gpus(seen, environ.get("CUDA_VISIBLE_DEVICES"), environ.get("JAX_CUDA_VISIBLE_DEVICES"))}
@@ -47,7 +48,7 @@ def collect(host: Host) -> dict[str, Any]:
     return {"python": python, "jax": {**facts, **_devices(answer), "cache": host.measure("jax_cache", _cache)}}
 
 
-def _versions(answer: Any) -> tuple[Any, Any]:
+def _versions(answer: Any, has_tpu: bool) -> tuple[Any, Any]:
     if not isinstance(answer, dict):
         why = answer if isinstance(answer, Unknown) else Unknown("the list of packages is not a table")
         names = ("version", "jaxlib", "requirements", "num_overlaps", "fits_aifx", "wanted_by_aifx", "install_line")
@@ -62,13 +63,13 @@ def _versions(answer: Any) -> tuple[Any, Any]:
         "version": version or missing,
         "jaxlib": packages.get("jaxlib") or Absent("jaxlib is not installed"),
         "packages": packages,
-        "requirements": list(_requirements(answer)),
+        "requirements": list(_requirements(answer, has_tpu)),
         "overlaps": answer.get("overlaps"),
         "num_overlaps": len(answer.get("overlaps") or ()),
         "wanted_by_aifx": wanted,
         "fits_aifx": _fits(version, wanted) if version else missing,
         "driver_needed": max(drivers) if drivers else Absent("no CUDA plugin of jax is installed"),
-        "install_line": install_line(answer),
+        "install_line": install_line(answer, has_tpu),
     }
 
 
@@ -87,7 +88,7 @@ def _wanted_by_aifx(answer: Mapping[str, Any]) -> str | Absent:
     return Absent(NOT_INSTALLED)
 
 
-def _requirements(answer: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _requirements(answer: Mapping[str, Any], has_tpu: bool) -> Iterator[dict[str, Any]]:
     """Return what jax, jaxlib and the plugins require of one another, by their metadata."""
     packages = answer.get("packages", {})
     for by, texts in answer.get("requires", {}).items():
@@ -99,7 +100,7 @@ def _requirements(answer: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             except InvalidRequirement:
                 continue
             name = canonicalize_name(requirement.name)
-            if not _applies(requirement, by, answer) or name == by:
+            if not _applies(requirement, by, answer, has_tpu) or name == by:
                 continue
             is_extra = "extra" in str(requirement.marker or "")  # missing ones are CUDA of the system
             if name not in packages and (is_extra or name not in ("jaxlib", "numpy", "scipy", "ml-dtypes")):
@@ -116,12 +117,15 @@ def _requirements(answer: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             }
 
 
-def _applies(requirement: Requirement, by: str, answer: Mapping[str, Any]) -> bool:
-    """Return whether a package requires it on this Python, with the extras whose plugins are installed."""
+def _applies(requirement: Requirement, by: str, answer: Mapping[str, Any], has_tpu: bool) -> bool:
+    """Return whether a package requires it on this Python, with the extras whose plugins are installed.
+
+    JAX loads libtpu only on a machine with TPUs. Elsewhere any version of it compiles for `aifx plan`.
+    """
     packages, python = answer.get("packages", {}), str(answer.get("python"))
     if by == "jax":
         extras = [match[1] for name in packages if (match := re.fullmatch(r"jax-(\w+)-plugin", name))]
-        extras += ["tpu"] if "libtpu" in packages else []
+        extras += ["tpu"] if has_tpu and "libtpu" in packages else []
     else:
         extras = ["with-cuda"] if any(name.startswith("nvidia-") for name in packages) else []
     there = {"python_version": ".".join(python.split(".")[:2]), "python_full_version": python}
@@ -129,7 +133,7 @@ def _applies(requirement: Requirement, by: str, answer: Mapping[str, Any]) -> bo
     return marker is None or any(marker.evaluate({**there, "extra": extra}) for extra in ("", *extras))
 
 
-def install_line(answer: Mapping[str, Any]) -> str:
+def install_line(answer: Mapping[str, Any], has_tpu: bool) -> str:
     """Return the command that installs jax, jaxlib and the plugin in versions that fit this machine and aifx."""
     packages = answer.get("packages", {})
     driver = _major(answer.get("nvml", {}).get("driver"))
@@ -138,7 +142,7 @@ def install_line(answer: Mapping[str, Any]) -> str:
         able = [flavour for flavour, needed in DRIVERS.items() if driver >= needed] or ["cuda12"]
         there = [flavour for flavour in able if f"jax-{flavour}-plugin" in packages]
         extra = f"[{(there or able)[-1]}]"
-    elif "libtpu" in packages:
+    elif has_tpu:
         extra = "[tpu]"
     version, wanted = packages.get("jax"), _wanted_by_aifx(answer)
     if version and (isinstance(wanted, Absent) or _fits(version, wanted) is True):

@@ -24,7 +24,7 @@ DEVICE_FILE = re.compile(r"/dev/(accel|vfio/)\d+")
 
 @probe("tpu")
 def collect(host: Host) -> dict[str, Any] | Absent | Unknown:
-    chips = [chip for name in listed(host, PCI) if (chip := _chip(host, name))]
+    chips = find_chips(host)
     if not chips:
         names = host.names(PCI)
         return names if isinstance(names, Unknown) else Absent("there is no TPU on PCI")
@@ -56,6 +56,11 @@ def libtpu_version() -> str:
         except metadata.PackageNotFoundError:
             continue
     return ""
+
+
+def find_chips(host: Host) -> list[dict[str, Any]]:
+    """Return the TPU chips on PCI, each with its address (`device`) and `generation`."""
+    return [chip for name in listed(host, PCI) if (chip := _chip(host, name))]
 
 
 def _chip(host: Host, name: str) -> dict[str, Any] | None:

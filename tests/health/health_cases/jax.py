@@ -70,6 +70,7 @@ CASES = [
     Case("jax.tpu.missing", "TPU v5e VM", edited("jax", lambda s: s["devices"].pop())),
     Case("jax.driver.old", GPUS, edited("jax_packages", lambda s: s["nvml"].update(driver="550.54.15", cuda="12.4"))),
     Case("jax.requirement.unmet", "server", installed(jaxlib="0.10.2")),
+    Case("jax.requirement.unmet", "TPU v5e VM", installed(libtpu="0.0.52")),
     Case("jax.requirement.unmet", GPUS, both(installed(jax_cuda13_plugin="0.11.2"), edited("jax", on_cpu))),
     Case("jax.requirement.cuda", GPUS, installed(nvidia_nccl_cu13="2.16.5")),
     Case(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from health_machines.clock_files import CHRONY, timesyncd
 from health_machines.disk_files import smart
 from health_machines.gpus import h100_sxm
@@ -10,6 +12,7 @@ from health_machines.jax_stack import captured, jax_files, packages
 from health_machines.linux import server
 from health_machines.network_files import card, infiniband_files, port
 
+PACKAGES = "aifx-captured/jax_packages.json"
 METAL = (
     "sys/devices/system/edac/",
     "sys/devices/system/cpu/cpu",
@@ -108,6 +111,14 @@ def tpu_vm() -> dict[str, str]:
     }
 
 
+def server_with_tpu_compiler() -> dict[str, str]:
+    """Without a TPU, and with a libtpu for `aifx plan` that is newer than JAX takes."""
+    tree = server()
+    said = json.loads(tree[PACKAGES])
+    said["packages"]["libtpu"] = "0.0.52"
+    return tree | {PACKAGES: json.dumps(said)}
+
+
 def small_vm() -> dict[str, str]:
     """Two processors under Firecracker, control groups of version 1, no systemd and nothing that sets the clock."""
     tree = virtual(2, 23.5) | jax_files()
@@ -171,6 +182,7 @@ MACHINES = {
     "server with InfiniBand": infiniband_server,
     "8xH100 SXM with InfiniBand": h100_infiniband,
     "TPU v5e VM": tpu_vm,
+    "server with a compiler for TPUs": server_with_tpu_compiler,
     "small VM": small_vm,
     "container without /dev/kmsg": container,
 }
