@@ -360,10 +360,21 @@ def test_powersave_is_slow_if_the_kernel_drives(driver, preference, is_slow, tmp
     assert found(tree, tmp_path) == ({"cpu.governor.slow"} if is_slow else set())
 
 
-@pytest.mark.parametrize(("kind", "is_ill"), [("0x020700\n", True), ("0x0c0330\n", False), (None, False)])
-def test_a_narrow_link_of_a_class_that_is_known(kind, is_ill, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "lanes", "is_ill"),
+    [
+        ("0x020700\n", 2, True),
+        ("0x0c0330\n", 2, False),
+        ("0x060400\n", 16, False),
+        (None, 4, False),
+        (None, 8, True),
+        (None, 16, True),
+    ],
+)
+def test_a_narrow_link_matters_to_cards(kind, lanes, is_ill, tmp_path):
+    """By the class, otherwise by the lanes that the device can have."""
     tree = machines()["server"]()
-    line = "limited by 2.5 GT/s PCIe x1 link at 0000:00:1c.0 (capable of 15.752 Gb/s with 8.0 GT/s PCIe x2 link)"
+    line = f"limited by 2.5 GT/s PCIe x1 link at 0000:00:1c.0 (capable of 15.752 Gb/s with 8.0 GT/s PCIe x{lanes} link)"
     tree[KMSG] += record(40.0, f"pci 0000:5e:00.0: 2.000 Gb/s available PCIe bandwidth, {line}")
     if kind:
         tree["sys/bus/pci/devices/0000:5e:00.0/class"] = kind

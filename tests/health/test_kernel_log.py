@@ -268,6 +268,11 @@ def test_each_kind_of_event_is_recognized(kind):
         ("mlx5_core 0000:61:00.0: cb_timeout_handler:947:(pid 7): cmd[3]: ACCESS_REG(0x805) Async, timeout. Will "
          "cause a leak of a command resource", "nic_command_timeouts", "0000:61:00.0"),
         ("mlx5_core 0000:5e:00.0: synd 0x7: irisc not responding", "nic_health", "0000:5e:00.0"),
+        ("mlx5_core: INFO: synd 0x8: unrecoverable hardware error.", "nic_health", ""),
+        ("synd 0x8: unrecoverable hardware error", "nic_health", ""),
+        ("NVRM: RmInitAdapter failed! (0x26:0xffff:1375)", "gpu_starts_failed", ""),
+        ("mlx5_core 0000:03:00.0: 31.504 Gb/s available PCIe bandwidth, limited by 8 GT/s x4 link at 0000:00:1c.4 "
+         "(capable of 63.008 Gb/s with 8 GT/s x8 link)", "pcie_narrow", "0000:03:00.0"),
         ("bnxt_en 0000:3d:00.0 eth0: Abandoning msg {0x14 0x1a} len: 0 due to firmware status: 0x8000", "nic_health",
          "0000:3d:00.0"),
         ("bnxt_en 0000:3d:00.0 enp61s0f0np0: NIC Link is Down", "links_down", "0000:3d:00.0"),

@@ -41,6 +41,8 @@ RECAPTURE = "capture it with `dmesg --time-format iso` or `journalctl -k -b -o s
 GRANT = f"grant {KMSG} to the container (`--device {KMSG}`, or a hostPath volume) with the capability SYSLOG"
 LIMITED_CLASSES = ("0x0200", "0x0207", "0x0300", "0x0302", "0x1200")
 """PCI classes for which a narrow link matters: network, InfiniBand, GPUs, accelerators. The kernel logs every class."""
+CARD = re.compile(r"\(capable of .{1,40} x(?:8|12|16|32) link")
+"""A device that can have 8 lanes or more, such as these. Drives have 4 at most."""
 
 
 @probe(*GIVES, limit_s=6.0)
@@ -51,10 +53,14 @@ def collect(host: Host) -> dict[str, Any]:
     events, searched = kernel_events.facts(log.lines, time.monotonic() + EVENTS_LIMIT_S)
     older, newer = log.lines[: len(log.lines) - searched], log.lines[len(log.lines) - searched :]
     log = replace(log, lines=newer, unread_chars=log.unread_chars + sum(len(line.text) + 1 for line in older))
-    classes = [text_of(host, f"/sys/bus/pci/devices/{event['device']}/class") for event in events["pcie_narrow"]]
-    narrow = zip(events["pcie_narrow"], classes, strict=True)
-    events["pcie_narrow"] = [event for event, pci_class in narrow if pci_class.startswith(LIMITED_CLASSES)]
+    events["pcie_narrow"] = [event for event in events["pcie_narrow"] if _is_card(host, event)]
     return {"kernel_log": _of_log(log, _uptime(host)), "kernel_events": events, **xids.facts(log.lines)}
+
+
+def _is_card(host: Host, event: dict[str, Any]) -> bool:
+    """Return whether a narrow link of the device matters. A copy may lack the class, and a device that is gone does."""
+    pci_class = text_of(host, f"/sys/bus/pci/devices/{event['device']}/class")
+    return pci_class.startswith(LIMITED_CLASSES) if pci_class else CARD.search(event["text"]) is not None
 
 
 def _of_log(log: Log, uptime: float | None) -> dict[str, Any]:

@@ -24,6 +24,12 @@ def event(rule: str, kind: str, times: int = 1) -> Case:
     return Case(rule, "server", logged(*[example(kind)] * times, apart=60))
 
 
+GPU_BEHIND_X8 = (
+    "pci 0000:3b:00.0: 126.024 Gb/s available PCIe bandwidth, limited by 16.0 GT/s PCIe x8 link at 0000:3a:00.0 "
+    "(capable of 252.048 Gb/s with 16.0 GT/s PCIe x16 link)"
+)
+
+
 def narrow(tree: Tree) -> None:
     """A network card's link."""
     logged(example("pcie_narrow"))(tree)
@@ -119,16 +125,19 @@ EVENTS = [
     event("kernel_log.pcie.slot", "slots_lost"),
     event("kernel_log.pcie.correctable", "aer_correctable", 120),
     Case("kernel_log.pcie.narrow", "server", narrow),
+    Case("kernel_log.pcie.narrow", "server", logged(GPU_BEHIND_X8)),  # without its class file
     event("kernel_log.pcie.iommu", "iommu_faults"),
     event("kernel_log.network.flap", "links_down", 3),
     event("kernel_log.network.module", "nic_modules"),
     event("kernel_log.network.power", "nic_power"),
     event("kernel_log.network.firmware", "nic_health"),
+    Case("kernel_log.network.firmware", "server", logged("mlx5_core: INFO: synd 0x8: unrecoverable hardware error.")),
     event("kernel_log.network.command", "nic_command_timeouts"),
     event("kernel_log.network.health", "nic_health_warnings"),
     event("kernel_log.network.transmit", "transmit_timeouts"),
     event("kernel_log.network.connections", "connection_table_full"),
     event("kernel_log.gpu.start", "gpu_starts_failed"),
+    Case("kernel_log.gpu.start", "server", logged("NVRM: RmInitAdapter failed! (0x26:0xffff:1375)")),
     event("kernel_log.gpu.reset", "gpu_resets_needed"),
     event("kernel_log.gpu.locked", "gpus_locked"),
     event("kernel_log.gpu.crash_dump", "gpu_crash_dumps"),
