@@ -19,6 +19,9 @@ Split: TypeAlias = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Batch: TypeAlias = dict[str, np.ndarray]  # each array [rows, ...]
 
+TEXT_BYTES = "num_bytes"
+"""The field with the bytes of each row's text, int32 `[rows]`, of a batch of text that is evaluated or predicted."""
+
 
 def not_finite_input(batch: Batch) -> str | None:
     """Where a batch holds a NaN or an infinity ("batch has NaN in 'y', row 12"), None if it holds none."""

@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 
 from aifx.core.os_errors import errno_of
-from aifx.data.base import Batch
-from aifx.data.blocks import BlockArray, read_array, read_cached, write_array
+from aifx.data.base import TEXT_BYTES, Batch
+from aifx.data.blocks import read_array, read_cached, write_array
 from aifx.data.order import derived_seed
 from aifx.data.store import SplitTokens
 
@@ -77,7 +77,7 @@ class StreamSequences:
 class PackedSequences:
     """Rows that hold whole spans of tokens, one after another."""
 
-    tokens: np.ndarray | BlockArray
+    split: SplitTokens
     # int64 [spans, 4], in order of row: row, position of the first input, number of inputs, and how many of the first
     # targets are context only (weight 0).
     spans: np.ndarray
@@ -92,11 +92,14 @@ class PackedSequences:
         first, last = bisect_left(rows, index), bisect_left(rows, index + 1)
         column = 0
         for segment, (_, start, length, skip) in enumerate(self.spans[first:last].tolist(), 1):
-            window = self.tokens[start : start + length + 1]
+            stop = start + length + 1
+            window = self.split.tokens[start:stop]
             span = slice(column, column + length)
             batch["inputs"][row, span] = window[:-1]
             batch["targets"][row, span] = window[1:]
             batch["weights"][row, column + skip : column + length] = 1
+            if TEXT_BYTES in batch:
+                batch[TEXT_BYTES][row] += self.split.text_bytes(start + 1 + skip, stop)
             if self.documents:
                 batch["segment_ids"][row, span] = segment
                 batch["positions"][row, span] = np.arange(length, dtype=np.int32)
@@ -111,7 +114,7 @@ def stream_windows(split: SplitTokens, seq_len: int, stride: int) -> PackedSeque
     """
     spans = _windows(np.array([0]), np.array([split.num_targets]), seq_len, stride, context=True)
     spans = np.insert(spans, 0, np.arange(len(spans)), axis=1)
-    return PackedSequences(split.tokens, spans, documents=False)
+    return PackedSequences(split, spans, documents=False)
 
 
 def packed_documents(split: SplitTokens, seq_len: int, stride: int | None, index: Path) -> PackedSequences:
@@ -134,7 +137,7 @@ def packed_documents(split: SplitTokens, seq_len: int, stride: int | None, index
         except OSError as error:
             if errno_of(error) not in (errno.EACCES, errno.EPERM, errno.EROFS):  # beside a data set of somebody else
                 raise
-    return PackedSequences(split.tokens, spans, documents=True)
+    return PackedSequences(split, spans, documents=True)
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from aifx.core.errors import ConfigError, DataError
 from aifx.core.files import remove_temporary, replace_file
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import Project, cache_path
-from aifx.data.base import SPLITS, Batch, DataFormat, Split
+from aifx.data.base import SPLITS, TEXT_BYTES, Batch, DataFormat, Split
 from aifx.data.blocks import read_cached, read_checked, write_checked
 from aifx.data.cache import cache_folder
 from aifx.data.corpus import TextCorpus, file_corpus, open_corpus, split_corpus
@@ -26,7 +26,7 @@ from aifx.data.rows import InputFile, Row, field, read_rows
 from aifx.data.sections import OWN_TOKENIZERS, TextSection
 from aifx.data.sequences import Sequences, StreamSequences, packed_documents, stream_windows
 from aifx.data.spec import DataSpec, Field
-from aifx.data.store import FORMAT, SplitTokens, TokenStore, build_store, guard, open_store
+from aifx.data.store import FORMAT, TOKENS, SizesById, SplitTokens, TokenStore, build_store, guard, open_store
 from aifx.data.text_source import JoinedSequences, MixedSource, TextSource
 from aifx.data.tokenizer import BYTE_TOKENS, CHARACTER, WORDS, Tokenizer, character_tokenizer, train_tokenizer
 from aifx.data.version_corpus import open_versions
@@ -55,6 +55,8 @@ class TextData:
         if not self.has(split):
             raise DataError(f"{self.corpus.names('train')}: no {split} split", *self.corpus.why_missing(split))
         tokens, seq_len, stride = self.store.splits[split], self.section.seq_len, _stride(self.section)
+        if self.tokenizer.is_byte_level:
+            tokens = replace(tokens, sizes=SizesById(tokens.tokens, self.tokenizer.token_bytes()))
         documents = self.section.packing == "documents"
         sequences: Sequences
         if documents:
@@ -72,14 +74,9 @@ class TextData:
         return self.corpus.has(split) or self.store.splits[split].num_targets > 0
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Targets that count, and the bytes of their text."""
-        is_scored = batch["weights"] > 0
-        num_bytes = self._token_bytes[batch["targets"][is_scored]].sum()
-        return {"tokens": int(np.count_nonzero(is_scored)), "bytes": int(num_bytes)}
-
-    @cached_property
-    def _token_bytes(self) -> np.ndarray:
-        return np.asarray(self.tokenizer.token_bytes(), np.int64)
+        """Targets that count, and the bytes of their text if the batch has them."""
+        counts = {"tokens": int(np.count_nonzero(batch["weights"]))}
+        return counts if TEXT_BYTES not in batch else {**counts, "bytes": int(batch[TEXT_BYTES].sum())}
 
 
 @dataclass(frozen=True)
@@ -175,7 +172,6 @@ class TextFormat(TokenFormat):
         tokenizer = _tokenizer(section, project, corpora, assets)
         form = cls(section, text_spec(section, tokenizer), tokenizer)
         parts = tuple(map(form._open, corpora))
-        tokenizer.bytes_per_token = _bytes_per_token([part.store for part in parts])
         for split in SPLITS:
             asked = [part for part in parts if part.has(split)]
             if split == "train" or sum(part.store.splits[split].num_targets for part in asked) < section.seq_len:
@@ -213,20 +209,19 @@ class TextFormat(TokenFormat):
         ids = [*(self.tokenizer.begin_ids or (eos_id,)), *self.tokenizer.encode(text), eos_id]
         document = SplitTokens(np.array(ids), np.array([0, len(ids) - 1]), closed=True, num_bytes=num_bytes)
         windows = stream_windows(document, section.seq_len, _stride(section))
-        source = TextSource(windows, None, len(windows), section.seq_len, eos_id, documents=False)
-        return {**source.read(0, slice(None)), "num_bytes": np.array([num_bytes] + [0] * (len(windows) - 1), np.int32)}
+        return TextSource(windows, None, len(windows), section.seq_len, eos_id, documents=False).read(0, slice(None))
 
     def _open(self, corpus: TextCorpus) -> TextData:
         section, tokenizer = self.section, self.tokenizer
-        digest = _hexdigest("tokens", FORMAT, corpus.digest, tokenizer.data, *section.end_tokens[:1])
-        path = corpus.tokens_folder(digest) / digest
+        digest = _hexdigest("tokens", TOKENS, corpus.digest, tokenizer.data, *section.end_tokens[:1])
+        name = f"{digest}-{FORMAT}"
+        path = corpus.tokens_folder(name) / name
         build = partial(build_store, path, corpus, tokenizer)
         store = open_store(path)
         if store is None and path.exists():
             logger.warning(f"the token store {path} is damaged; building it again")
         store = store or build()
         guard(store, build)
-        tokenizer.bytes_per_token = _bytes_per_token([store])
         how = (section.seq_len, section.packing, section.eval_stride)
         return TextData(self.spec, _hexdigest("text", digest, *how), tokenizer, section, corpus, store)
 
@@ -308,15 +303,6 @@ def _training_texts(corpora: Sequence[TextCorpus], progress: Reporter) -> Iterat
                 yield piece.text
                 progress.advance(piece.num_bytes)
     progress.enter("merging pairs of tokens")
-
-
-def _bytes_per_token(stores: Sequence[TokenStore]) -> float:
-    """Of the split that is reported: test, otherwise validation, otherwise train."""
-    for split in reversed(SPLITS):
-        found = [store.splits[split] for store in stores]
-        if text_tokens := sum(len(one.tokens) - len(one.documents) + (0 if one.closed else 1) for one in found):
-            return sum(one.num_bytes for one in found) / text_tokens
-    return 1.0
 
 
 def _check_length(split: Split, tokens: SplitTokens, section: TextSection, corpus: TextCorpus) -> None:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
+import numpy as np
+
 from aifx.core.errors import DataError
-from aifx.data.base import Batch
+from aifx.data.base import TEXT_BYTES, Batch
 from aifx.data.mixing import Turns
 from aifx.data.order import shuffled
 from aifx.data.sequences import Sequences, empty_batch
@@ -19,7 +21,8 @@ class TextSource:
     """Batches {"inputs", "targets": int32 [rows, seq_len], "weights": float32 [rows, seq_len]}.
 
     A weight is 1 where the target counts and 0 on padding. With packing "documents" also "segment_ids" (1, 2, ... by
-    document, 0 on padding) and "positions" (within the document), int32 [rows, seq_len].
+    document, 0 on padding) and "positions" (within the document), int32 [rows, seq_len]. Without a seed also
+    "num_bytes", the bytes of the text of the targets that count, int32 [rows].
     """
 
     sequences: Sequences
@@ -41,7 +44,8 @@ class TextSource:
         return batch
 
     def empty_batch(self, rows: int) -> Batch:
-        return empty_batch(rows, self.seq_len, self.eos_id, documents=self.documents)
+        batch = empty_batch(rows, self.seq_len, self.eos_id, documents=self.documents)
+        return batch if self.seed is not None else {**batch, TEXT_BYTES: np.zeros(rows, np.int32)}
 
     def write(self, place: int, batch: Batch, row: int) -> None:
         """Write the sequence at a place of the order into a row of a batch; nothing behind the last one."""

@@ -80,12 +80,12 @@ class Tokenizer:
         self._inner.encode_special_tokens = True
         self._inner.no_padding()
         self._inner.no_truncation()
+        self._inner.post_processor = None  # aifx adds special tokens itself; it takes spaces out of offsets
         if getattr(self._inner.model, "dropout", None):  # it would encode the same text differently each time
             self._inner.model.dropout = None
         self.is_byte_level = _is_byte_level(self._description)
         steps = (self._description.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
         self._has_bounded_words = self.can_cut and steps[0].get("pattern") in ({"Regex": WORDS}, {"Regex": CHARACTER})
-        self.bytes_per_token = 1.0  # of a tokenizer that is not byte-level: measured on the data, see `open_text`
 
     @classmethod
     def load(cls, path: Path, *, ends: Sequence[str] = (), begin: str | None = None) -> Tokenizer:
@@ -107,10 +107,11 @@ class Tokenizer:
         """What a model reads before it continues `text`: never empty."""
         return [*self.begin_ids, *self.encode(text)] or [self.eos_id]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
-        """The encodings of `texts`, made on all cores."""
+    def encode_batch(self, texts: Sequence[str], *, offsets: bool = False) -> list[tokenizers.Encoding]:
+        """The encodings of `texts`, made on all cores. `offsets` says whether they have the offsets of their tokens."""
+        encode = self._inner.encode_batch if offsets else self._inner.encode_batch_fast
         with library_errors(self.name):
-            return self._inner.encode_batch_fast(texts, add_special_tokens=False)
+            return encode(texts, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
@@ -137,18 +138,16 @@ class Tokenizer:
         yield text[start:]
 
     def token_bytes(self) -> np.ndarray:
-        """Bytes of UTF-8 in each token, float32 [vocab_size]; 0 for the token that ends a document.
+        """Bytes of each token of a byte-level tokenizer, int64 `[vocab_size]`; 0 for special tokens.
 
-        Exact for byte-level BPE, where they add up to the text's length. For others each token counts the mean of the
-        data, so that sums over a split are right.
+        Those of a text's tokens add up to its length. The tokens of other tokenizers have no fixed size: see
+        `text_sizes`.
         """
-        sizes = np.zeros(self.vocab_size, np.float32)
+        assert self.is_byte_level
+        sizes = np.zeros(self.vocab_size, np.int64)
         added = self._inner.get_added_tokens_decoder()
         for token, index in self._inner.get_vocab(with_added_tokens=True).items():
-            if not self.is_byte_level:
-                sizes[index] = self.bytes_per_token
-            else:  # in byte-level BPE one character is one byte
-                sizes[index] = len(token.encode()) if index in added else len(token)
+            sizes[index] = len(token.encode()) if index in added else len(token)  # one character is one byte
         sizes[[self.eos_id, *(index for index, token in added.items() if token.special)]] = 0
         return sizes
 
@@ -156,8 +155,24 @@ class Tokenizer:
     def can_cut(self) -> bool:
         """Whether text cut by `files.find_cut` has the tokens of the whole: nothing but words decides them."""
         added = self._description.get("added_tokens", ())
-        plain = all(not (token.get("lstrip") or token.get("rstrip") or " " in token["content"]) for token in added)
-        return self.is_byte_level and plain
+        return self.is_byte_level and all(" " not in token["content"] for token in added)
+
+
+def text_sizes(text: str, encoding: tokenizers.Encoding) -> np.ndarray:
+    """Bytes of UTF-8 of `text` that each token of its encoding stands for, int64 `[tokens]`: they add up to all of it.
+
+    A token's text ends where that of the next token begins, so text that the tokenizer drops counts with the token
+    before it. Tokens of one character share its bytes. `encoding` needs offsets.
+    """
+    characters = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    widths = 1 + (characters > 0x7F) + (characters > 0x7FF) + (characters > 0xFFFF)
+    places = np.concatenate([[0], np.cumsum(widths)])  # of each character in the bytes, and of the end
+    count = len(encoding.ids)
+    starts = np.maximum.accumulate(np.fromiter((start for start, _ in encoding.offsets), np.int64, count))
+    starts[:1] = 0
+    first = np.flatnonzero(np.diff(starts, prepend=-1))  # the first token at each place
+    edges = np.interp(np.arange(count + 1), np.append(first, count), np.append(places[starts[first]], places[-1]))
+    return np.diff(edges.astype(np.int64))
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, special: Sequence[str] = (END_OF_TEXT,)) -> bytes:
@@ -199,9 +214,11 @@ def character_tokenizer(texts: Iterable[str], vocab_size: int | None, special: S
 
 
 def _is_byte_level(description: dict[str, Any]) -> bool:
-    """Whether the tokens of any text are exactly its bytes: no normalizer, no added space, no unknown byte."""
+    """Whether the tokens of any text are exactly its bytes: none is added, dropped, replaced or unknown."""
     model = description["model"]
     if description.get("normalizer") or model.get("type") != "BPE":
+        return False
+    if any(token.get("lstrip") or token.get("rstrip") for token in description.get("added_tokens", ())):
         return False
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         return False

@@ -15,7 +15,7 @@ from aifx.core.errors import UsageError
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
-from aifx.data.base import Batch
+from aifx.data.base import TEXT_BYTES, Batch
 from aifx.data.chat.rendering import COMPLETION, ChatRenderer
 from aifx.data.rows import Row
 from aifx.data.text import TokenFormat
@@ -171,7 +171,7 @@ def _examples(question: Question, encode: Encode, programs: Programs) -> Batch:
         for name, value in (("segment_ids", 1), ("writers", COMPLETION), ("positions", np.arange(length))):
             if name in batch:
                 batch[name][row, :length] = value
-    return {**batch, "num_bytes": np.zeros(shape[0], np.int32)}
+    return {**batch, TEXT_BYTES: np.zeros(shape[0], np.int32)}
 
 
 def _in_text(tokenizer: Tokenizer) -> Encode:

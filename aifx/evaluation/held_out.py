@@ -27,7 +27,7 @@ from aifx.core.parsing import parse_json
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
-from aifx.data.base import Batch, Split
+from aifx.data.base import TEXT_BYTES, Batch, Split
 from aifx.evaluation.baselines import baseline_programs
 from aifx.loading.references import with_references
 from aifx.loading.restore import restore_run
@@ -75,7 +75,8 @@ def evaluate_split(
     for number, (batch, size) in enumerate(_batches(programs, split, num_batches)):
         current_group().mark(f"batch {number} of the {split} split")
         before_batch()
-        following = programs.eval_step(params, frozen, programs.place(batch, size))  # runs while the last is added up
+        placed = programs.place({name: values for name, values in batch.items() if name != TEXT_BYTES}, size)
+        following = programs.eval_step(params, frozen, placed)  # runs while the last is added up
         for part in own_parts(layout, batch, size):
             counts.update(dataset.counts(part))
         _add(totals, rows, pending, num_rows)

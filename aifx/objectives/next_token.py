@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aifx.data.base import TEXT_BYTES
 from aifx.data.spec import DataSpec
 from aifx.models.base import Model
 from aifx.nn.vocabulary import cross_entropies, cross_entropy_sum
@@ -62,7 +63,7 @@ class NextToken(Objective):
         weights, layout = batch["weights"], ctx.layout
         nats = layout.gather_tokens(cross_entropy(model, params, batch, ctx, "none")).reshape(weights.shape)
         nats, tokens = layout.sum_seq(nats.sum(axis=-1)), layout.sum_seq(weights.sum(axis=-1))
-        return {"nats": nats, "tokens": tokens, "bytes": batch["num_bytes"]}
+        return {"nats": nats, "tokens": tokens, "bytes": batch[TEXT_BYTES]}
 
     def decode(self, predictions: Mapping[str, np.ndarray], data: DataSpec) -> dict[str, Any]:
         """How well the model predicts the text: what `metrics` reports of a split."""

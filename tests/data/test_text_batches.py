@@ -106,11 +106,14 @@ def test_each_held_out_token_is_a_target_once(
     sequences = packed_documents(split, seq_len, stride, index) if documents else stream_windows(split, seq_len, stride)
     source = source_of(sequences, batch_size, seq_len, documents=documents, seed=None)
     found: list[int] = []
+    num_bytes = 0
     for step in range(source.num_batches or 0):
         batch = source.read(step, ALL)
+        num_bytes += int(batch.pop("num_bytes").sum())
         assert all(values.shape == (batch_size, seq_len) for values in batch.values())
         found += check_counted_targets(batch, split)
     assert sorted(found) == list(range(1, len(split.tokens)))
+    assert num_bytes == split.num_bytes
 
 
 @given(splits(), st.integers(4, 24), st.integers(1, 4))
@@ -374,10 +377,12 @@ def test_each_epoch_is_a_shuffle_of_its_own(length: int, seed: int) -> None:
 
 def test_spans_of_a_row_are_found() -> None:
     spans = np.array([[0, 0, 3, 0], [0, 3, 2, 1], [1, 0, 2, 2]])
-    sequences = PackedSequences(np.arange(1, 9), spans, documents=True)
+    split = SplitTokens(np.arange(1, 9), np.array([0, 8]), closed=False, num_bytes=28, sizes=np.arange(8))
+    sequences = PackedSequences(split, spans, documents=True)
     batch = source_of(sequences, 3, 6, documents=True, seed=None).read(0, ALL)
     assert batch["inputs"].tolist() == [[1, 2, 3, 4, 5, 0], [1, 2, 0, 0, 0, 0], [0] * 6]
     assert batch["targets"].tolist() == [[2, 3, 4, 5, 6, 0], [2, 3, 0, 0, 0, 0], [0] * 6]
     assert batch["weights"].tolist() == [[1, 1, 1, 0, 1, 0], [0] * 6, [0] * 6]
     assert batch["segment_ids"].tolist() == [[1, 1, 1, 2, 2, 0], [1, 1, 0, 0, 0, 0], [0] * 6]
     assert batch["positions"].tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 0, 0, 0, 0], [0] * 6]
+    assert batch["num_bytes"].tolist() == [1 + 2 + 3 + 5, 0, 0]

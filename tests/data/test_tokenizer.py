@@ -82,7 +82,7 @@ def test_the_sizes_are_what_was_asked() -> None:
     assert OURS.vocab_size == 500
     assert OURS.eos_id == 0
     sizes = OURS.token_bytes()
-    assert sizes.dtype == np.float32
+    assert sizes.dtype == np.int64
     assert sizes.shape == (500,)
     assert sizes[0] == 0
     assert (sizes[1:257] == 1).all()
@@ -167,12 +167,6 @@ def test_a_tokenizer_of_ones_own(project: Project, write: Write, open_: Open) ->
     assert not tokenizer.can_cut
     assert len(tokenizer.encode("one two three four five six seven")) > 8
     assert not {1, 2} & set(tokenizer.encode("one two </s>"))
-    total = 0.0
-    source = data.source("test", batch_size=4, seed=None)
-    for step in range(source.num_batches or 0):
-        batch = source.read(step, slice(None))
-        total += float((tokenizer.token_bytes()[batch["targets"]] * batch["weights"]).sum(dtype=np.float64))
-    assert total == pytest.approx(data.store.splits["test"].num_bytes, rel=1e-6)
     assert (project.root / "assets/tokenizer.json").read_bytes() == (project.root / "tokenizer.json").read_bytes()
 
 

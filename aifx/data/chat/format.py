@@ -14,7 +14,7 @@ import numpy as np
 
 from aifx.core.errors import DataError
 from aifx.core.project import Project
-from aifx.data.base import Batch, Split
+from aifx.data.base import TEXT_BYTES, Batch, Split
 from aifx.data.chat.assets import chat_tokenizer, open_renderer, own_vocab_size
 from aifx.data.chat.rendering import ChatRenderer
 from aifx.data.chat.rows import Preference, find_chats, parse_row
@@ -187,7 +187,7 @@ class ChatFormat(TokenFormat):
         batch = empty_chats(1, self.section.seq_len, self.tokenizer.eos_id)
         ChatRows.make(tokens, fitted, self.section.seq_len, is_packed=False).write(0, batch, 0)
         num_bytes = sum(len(str(message.get("content") or "").encode()) for message in conversation.messages)
-        return {**batch, "num_bytes": np.array([num_bytes], np.int32)}
+        return {**batch, TEXT_BYTES: np.array([num_bytes], np.int32)}
 
     def _open(self, files: ChatFiles) -> ChatData:
         section, renderer = self.section, self.renderer
