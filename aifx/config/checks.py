@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator
 
@@ -12,6 +13,8 @@ from aifx.config.gates import parse_gate
 from aifx.config.sections import Conflict
 from aifx.core.errors import UsageError
 
+logger = logging.getLogger(__name__)
+
 
 def check_conflicts(config: Config, changed: set[str] | None = None) -> None:
     """Raise ConfigError for settings that cannot be used together, with the place of the one that was set last.
@@ -20,6 +23,16 @@ def check_conflicts(config: Config, changed: set[str] | None = None) -> None:
     """
     found = _conflicts(config)
     refuse_conflicts(config, (c for c in found if changed is None or changed.intersection(c.keys)))
+
+
+def warn_of_warmup(config: Config) -> None:
+    """Log a warning if the run is too short for its warm-up."""
+    asked, num_steps = config.schedule.warmup_steps, config.train.num_steps
+    if (warmup := config.schedule.warmup_of(num_steps)) < asked:
+        logger.warning(
+            f"schedule.warmup_steps = {asked} is too long for train.num_steps = {num_steps}: "
+            f"the warm-up takes {warmup} steps"
+        )
 
 
 def refuse_conflicts(config: Config, conflicts: Iterable[Conflict]) -> None:
@@ -68,7 +81,7 @@ def _mesh(config: Config) -> Iterator[Conflict]:
 
 
 def _train(config: Config) -> Iterator[Conflict]:
-    train, schedule = config.train, config.schedule
+    train = config.train
     if train.global_batch_size % train.gradient_accumulation:
         yield Conflict(
             ("train.gradient_accumulation", "train.global_batch_size"),
@@ -81,13 +94,4 @@ def _train(config: Config) -> Iterator[Conflict]:
             ("train.early_stopping", "train.validate_every"),
             f"train.early_stopping = {train.early_stopping} needs validations, and train.validate_every = 0 makes none",
             "early stopping counts validations without improvement",
-        )
-    # A run cut short for a trial (`--set train.num_steps=20`) may end within its warm-up; a file may not ask for it.
-    if schedule.warmup_steps > train.num_steps and config.precedence("schedule.warmup_steps") >= config.precedence(
-        "train.num_steps"
-    ):
-        yield Conflict(
-            ("schedule.warmup_steps", "train.num_steps"),
-            f"schedule.warmup_steps = {schedule.warmup_steps} is more than train.num_steps = {train.num_steps}",
-            "the run would end before its warm-up does",
         )

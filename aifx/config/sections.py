@@ -238,9 +238,17 @@ class ScheduleSection(Section):
     kind: Literal["cosine", "wsd", "constant"] = setting(
         "cosine", "After warm-up: cosine, stable-then-decay, or constant."
     )
-    warmup_steps: NonNegativeInt = setting(0, "Steps of linear warm-up from 0.")
+    warmup_steps: NonNegativeInt = setting(0, "Steps of linear warm-up from 0; at most half of the run.")
     final_fraction: Share = setting(0.1, "Learning rate at the end, as a share of the peak.")
     decay_fraction: Share = setting(0.2, "wsd: share of the run that decays.")
+
+    def warmup_of(self, num_steps: int) -> int:
+        """Steps of warm-up in a run of `num_steps`: at most half of them, and none that decay by "wsd"."""
+        return min(self.warmup_steps, num_steps // 2, num_steps - self.decay_of(num_steps))
+
+    def decay_of(self, num_steps: int) -> int:
+        """Steps that decay by "wsd" in a run of `num_steps`."""
+        return round(self.decay_fraction * num_steps) if self.kind == "wsd" else 0
 
 
 class FinetuneSection(Section):

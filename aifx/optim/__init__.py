@@ -125,18 +125,17 @@ def make_schedule(section: ScheduleSection, num_steps: int) -> optax.Schedule:
         constant: 1.
 
     Update i uses schedule(i + 1): the first update of a warm-up is not wasted on a rate of 0, and the last one has the
-    final rate. In a run too short for both, the warm-up gives way to the decay, so that a project's settings also hold
-    for a short trial of it.
+    final rate. The warm-up takes at most half of the run and gives way to the decay, so that a project's settings also
+    hold for a short trial of it.
     """
-    decay = round(section.decay_fraction * num_steps) if section.kind == "wsd" else 0
-    warmup = min(section.warmup_steps, num_steps - decay)
+    decay, warmup = section.decay_of(num_steps), section.warmup_of(num_steps)
     parts: list[optax.Schedule] = [optax.linear_schedule(0.0, 1.0, max(warmup, 1))]
     boundaries = [warmup]
     match section.kind:
         case "constant":
             parts.append(optax.constant_schedule(1.0))
         case "cosine":
-            parts.append(optax.cosine_decay_schedule(1.0, max(num_steps - warmup, 1), alpha=section.final_fraction))
+            parts.append(optax.cosine_decay_schedule(1.0, num_steps - warmup, alpha=section.final_fraction))
         case "wsd":
             parts += [optax.constant_schedule(1.0), optax.linear_schedule(1.0, section.final_fraction, max(decay, 1))]
             boundaries.append(num_steps - decay)

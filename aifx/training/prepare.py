@@ -18,6 +18,7 @@ from aifx.checkpoint.listing import list_bindings
 from aifx.checkpoint.local_folder import local_folder, newest_local
 from aifx.config import Config, compare, read_config
 from aifx.config.best_by import LOSS, best_by_of, check_metric
+from aifx.config.checks import warn_of_warmup
 from aifx.config.sections import RESUME_SAFE, ROUNDING
 from aifx.core.errors import CheckpointError, ConfigError
 from aifx.core.files import check_tree, make_folders
@@ -125,6 +126,7 @@ def prepare(job: Job) -> tuple[Programs, RunDigests | None]:
     verify_kernels(job.project, job.config, job.run)
     layout = local_layout(job.config.train.devices, job.config.mesh)
     if job.group.is_first:
+        warn_of_warmup(job.config)
         job.dispatcher.account.energy = JobEnergy(
             layout.devices, num_hosts=len(set(hosts)), declared_w=job.config.costs.power_w
         )

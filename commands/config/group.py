@@ -99,12 +99,14 @@ def check(set_: SetOption = None, json: JsonOption = False) -> None:
     from aifx.core.project import find_project
 
     with terminal(json) as out:
+        from aifx.config.checks import warn_of_warmup
         from aifx.config.sections import DataSection
         from aifx.tasks.preflight import check_project
 
         config = _load(out, None, set_ or ())
         project = find_project()
         check_project(config, project)
+        warn_of_warmup(config)
         path, data = project.config_path, []
         if isinstance(config.data, DataSection):
             data = config.data.summary(config.apply_to(project))

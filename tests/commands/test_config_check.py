@@ -87,6 +87,13 @@ def test_check_lists_missing_files_and_unknown_metrics_at_once(here: Here) -> No
     assert json.loads(out)["error"]["exit_code"] == 2
 
 
+def test_check_warns_of_a_warm_up_that_is_shortened(here: Here) -> None:
+    here.write("[train]\nnum_steps = 10\n[schedule]\nwarmup_steps = 11\n")
+    _, err = here("config", "check")
+    assert "schedule.warmup_steps = 11" in err
+    assert "5 steps" in err
+
+
 def test_check_of_images_knows_classes(here: Here) -> None:
     images = (
         '[task]\nkind = "vision"\n[data]\npath = "data/images.npz"\n{}[eval]\ngates = ["per_class.{}.recall > 0"]\n'

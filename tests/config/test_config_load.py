@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from aifx.config import compare, load_config, read_config
+from aifx.config.checks import warn_of_warmup
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 from aifx.models.decoder import PRESETS, DecoderSection
@@ -160,7 +161,6 @@ REFUSED: dict[str, tuple[str | bytes, list[str]]] = {
     "key and value heads": ("[model]\nnum_kv_heads = 3", ["aifx.toml:2", "model.num_kv_heads"]),
     "odd head_dim": ("[model]\nembed_dim = 12", ["aifx.toml:2", "rotary", "even"]),
     "micro-batches": ("[train]\ngradient_accumulation = 3", ["aifx.toml:2", "train.gradient_accumulation"]),
-    "warm-up": ("[train]\nnum_steps = 10\n[schedule]\nwarmup_steps = 11", ["aifx.toml:4", "schedule.warmup_steps"]),
     "everything held out": ("[data]\ntest_fraction = 0.95", ["aifx.toml:2", "data.test_fraction"]),
     "stopping without validation": ("[train]\nearly_stopping = 2\nvalidate_every = 0", ["train.validate_every"]),
     "stopping without a split": ("[train]\nearly_stopping = 2\n[data]\nvalidation_fraction = 0.0", ["early_stopping"]),
@@ -234,9 +234,13 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     assert "aifx.toml cannot be read" in refusal(Project(tmp_path)).what
 
 
-def test_a_run_may_be_cut_short_on_the_command_line(project: Project) -> None:
+def test_a_run_may_be_cut_short(project: Project, logged: list[str]) -> None:
     write(project, "[schedule]\nwarmup_steps = 100\n[data]\neval_stride = 128\n")
-    load_config(project, ["train.num_steps=2", "data.seq_len=32"], {})
+    warn_of_warmup(load_config(project, ["train.num_steps=200", "data.seq_len=32"], {}))
+    assert logged == []
+    warn_of_warmup(load_config(project, ["train.num_steps=199", "data.seq_len=32"], {}))
+    (line,) = logged
+    assert all(word in line for word in ("schedule.warmup_steps = 100", "train.num_steps = 199", "99 steps"))
 
 
 def test_a_split_with_files_of_its_own_takes_no_part_of_the_rest(project: Project) -> None:

@@ -26,7 +26,6 @@ CLASHING = {
     "launch": ("environment", "image", "mounts"),
     "k8s": ("tpu", "tpu_topology", "tpu_slices"),
     "model": ("blocks_per_stage",),
-    "schedule": ("warmup_steps",),
     "slurm": ("account", "options", "partition", "qos", "setup_script", "signal_ahead_s", "time_limit"),
     "train": ("gradient_accumulation",),
 }

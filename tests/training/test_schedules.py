@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import pytest
 
@@ -44,6 +46,15 @@ def test_no_warm_up_begins_at_the_peak() -> None:
     assert rates(10, kind="cosine", final_fraction=0.0)[0] > 0.97
 
 
+@pytest.mark.parametrize("warmup_steps", [5, 10, 1000])
+@pytest.mark.parametrize("kind", ["cosine", "wsd"])
+def test_the_warm_up_takes_at_most_half_of_the_run(kind: str, warmup_steps: int) -> None:
+    found = rates(10, kind=kind, warmup_steps=warmup_steps, final_fraction=0.1)
+    assert found[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert found[9] == pytest.approx(0.1)
+    assert rates(10, kind=kind, warmup_steps=4, final_fraction=0.1)[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+
+
 @pytest.mark.parametrize("kind", ["cosine", "wsd", "constant"])
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
 def test_a_short_trial_of_a_long_schedule(kind: str, num_steps: int) -> None:
@@ -54,3 +65,10 @@ def test_a_short_trial_of_a_long_schedule(kind: str, num_steps: int) -> None:
 def test_a_decay_as_long_as_the_run() -> None:
     found = rates(4, kind="wsd", decay_fraction=1.0, final_fraction=0.0)
     assert found == pytest.approx([0.75, 0.5, 0.25, 0.0], abs=1e-7)
+
+
+@pytest.mark.slow
+def test_a_run_that_shortens_its_warm_up_says_so(tiny: Any, logged: list[str]) -> None:
+    tiny.train("train.num_steps=4", "schedule.warmup_steps=4", "train.validate_every=0")
+    assert [line for line in logged if "schedule.warmup_steps = 4" in line and "train.num_steps = 4" in line]
+    assert [r["learning_rate"] for r in tiny.records()] == pytest.approx([0.01, 0.02, 0.011, 0.002])
