@@ -13,6 +13,7 @@ from aifx.core.json_values import encode_json
 from aifx.core.project import Project
 from aifx.core.sanitize import shorten
 from aifx.curation.lineage import STEP_FACET, is_removal, new_sources, read_lineage
+from aifx.data.datasets import rows_and_bytes
 from aifx.data.versions import Catalog, Manifest
 from aifx.runs.provenance import read_provenance
 
@@ -48,7 +49,7 @@ class LineageVersion:
     Attributes:
         step: that made it, with `settings`.
         code: version of aifx.
-        rows: None if the version was deleted, and so on.
+        rows, size_bytes: of a mix, those of its parents; None if the version was deleted.
         sources: files that were read for it, and are no sources of its parents.
         runs: of the project that trained on it.
         outputs: indexes and tables that were made of it.
@@ -154,14 +155,15 @@ def _existing(
 ) -> LineageVersion:
     parents = [find_manifest(catalog, parent) for parent in manifest.parents]
     is_known = None not in parents
+    rows, size_bytes = rows_and_bytes(manifest)
     return LineageVersion(
         reference=manifest.reference,
         parents=manifest.parents,
         step=manifest.step.name,
         settings=manifest.step.settings,
         code=manifest.step.code,
-        rows=manifest.rows,
-        size_bytes=manifest.bytes,
+        rows=rows,
+        size_bytes=size_bytes,
         dropped_by=manifest.dropped_by,
         sources=len(new_sources(manifest, [one for one in parents if one is not None])) if is_known else 0,
         licenses=manifest.licenses,

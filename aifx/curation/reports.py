@@ -13,6 +13,7 @@ from aifx.core.os_errors import first_line
 from aifx.core.parsing import parse_json
 from aifx.curation.execution import Made
 from aifx.curation.profile import Profile
+from aifx.data.datasets import rows_and_bytes
 from aifx.data.verification import check_files
 from aifx.data.versions import PROFILE, Catalog, Kind
 
@@ -24,6 +25,7 @@ class MadeVersion:
     Attributes:
         reference: "name@version".
         parents: versions that it was made from.
+        rows, size_bytes: of a mix, those of its parents.
         dropped: rows that the step left out.
         dropped_by: the same by rule.
         facts: what the step found.
@@ -45,11 +47,12 @@ class MadeVersion:
 def made_version(made: Made) -> MadeVersion:
     """The document of a command that made a version."""
     manifest = made.version.manifest
+    rows, size_bytes = rows_and_bytes(manifest)
     return MadeVersion(
         reference=manifest.reference,
         parents=manifest.parents,
-        rows=manifest.rows,
-        size_bytes=manifest.bytes,
+        rows=rows,
+        size_bytes=size_bytes,
         dropped=sum(manifest.dropped_by.values()),
         dropped_by=manifest.dropped_by,
         facts=manifest.facts,
@@ -63,6 +66,7 @@ class ListedVersion:
     """A line of `aifx data ls`.
 
     Attributes:
+        rows, size_bytes: of a mix, those of its parents.
         step: that made it.
         is_latest: whether the name alone means this version.
     """
@@ -102,12 +106,13 @@ def list_versions(catalog: Catalog, name: str | None = None) -> VersionList:
             except DataError:
                 damaged.append(f"{name}@{version}")
                 continue
+            rows, size_bytes = rows_and_bytes(manifest)
             listed.append(
                 ListedVersion(
                     reference=manifest.reference,
                     kind=manifest.kind,
-                    rows=manifest.rows,
-                    size_bytes=manifest.bytes,
+                    rows=rows,
+                    size_bytes=size_bytes,
                     step=manifest.step.name,
                     parents=manifest.parents,
                     licenses=manifest.licenses,

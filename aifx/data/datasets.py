@@ -99,6 +99,13 @@ class DatasetPart:
         return cache_path("tokens")
 
 
+def rows_and_bytes(manifest: Manifest) -> tuple[int, int]:
+    """The rows that training reads of a version, and their bytes: of a mix, all of its parents."""
+    if manifest.step.name == MIX:
+        return manifest.facts["mixed_rows"], manifest.facts["mixed_bytes"]
+    return manifest.rows, manifest.bytes
+
+
 def check_own_rows(manifest: Manifest, command: str) -> None:
     """Raise UsageError for a mix, whose rows are those of its parents. `command`: to use with one of them."""
     if manifest.step.name == MIX:

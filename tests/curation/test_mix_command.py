@@ -40,6 +40,18 @@ def test_it_makes_a_version_once(project: Project) -> None:
     assert aifx(project, "config", "check").returncode == 0
 
 
+def test_its_rows_are_those_of_its_sets(project: Project) -> None:
+    made = json.loads(aifx(project, "data", "mix", "blend", "web:7", "books:3", "--json").stdout)
+    listed = {one["reference"]: one for one in json.loads(aifx(project, "data", "ls", "--json").stdout)["versions"]}
+    blend = listed.pop(made["reference"])
+    assert (blend["rows"], len(listed)) == (10, 2)
+    assert blend["size_bytes"] == sum(one["size_bytes"] for one in listed.values())
+    lineage = json.loads(aifx(project, "data", "lineage", "blend", "--json").stdout)["versions"]
+    assert [one["rows"] for one in lineage] == [10, 5, 5]
+    assert {one["size_bytes"] for one in (made, lineage[0])} == {blend["size_bytes"]}
+    assert made["rows"] == 10
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
