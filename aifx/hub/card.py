@@ -24,11 +24,16 @@ def write_card(
     manifest: Manifest,
     *,
     architecture: str,
+    parameters: int,
     dtype: str,
     origin: Mapping[str, Any],
     library: str | None = None,
 ) -> None:
-    """Write `README.md` with the metadata that the Hub reads. What a run does not record stays unknown."""
+    """Write `README.md` with the metadata that the Hub reads. What a run does not record stays unknown.
+
+    Args:
+        parameters: number of them in the folder. The checkpoint has fewer if the run trained adapters or a head.
+    """
     from huggingface_hub import ModelCard, ModelCardData
 
     source, step = origin.get("source"), manifest.step
@@ -39,7 +44,7 @@ def write_card(
     base = source if is_repository else None
     data = ModelCardData(base_model=base, library_name=library, pipeline_tag="text-generation", tags=["aifx"])
     tables = (
-        ("Model", _model(run, architecture, dtype, manifest, place)),
+        ("Model", _model(run, architecture, parameters, dtype, manifest, place)),
         ("Training", _training(run, step)),
         ("Evaluation", _evaluation(run, step)),
     )
@@ -56,10 +61,12 @@ def _cell(value: Any) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _model(run: RunDirectory, architecture: str, dtype: str, manifest: Manifest, origin: str) -> list[tuple[str, Any]]:
+def _model(
+    run: RunDirectory, architecture: str, parameters: int, dtype: str, manifest: Manifest, origin: str
+) -> list[tuple[str, Any]]:
     return [
         ("architecture", architecture),
-        ("parameters", f"{manifest.num_parameters:,}"),
+        ("parameters", f"{parameters:,}"),
         ("type of the weights", dtype),
         ("run and step", f"{run.name}, {manifest.step}"),
         ("digest of the state", manifest.state_digest),

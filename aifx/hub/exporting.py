@@ -122,11 +122,20 @@ def export_model(
     dest = new_folder(dest)
     export = open_export(run, project, step, dtype)
     _check_merge(export, merge, dest)
+    architecture, dtype_name = export.architecture.name, export.dtype.name
+    parameters = sum(spec.size for spec in export.specs.values())
     with staged_folder(dest) as (staged, files):
         digests = _write_weights(export, staged, shard_bytes)
         _write_documents(export, staged)
-        described = {"architecture": export.architecture.name, "dtype": export.dtype.name}
-        write_card(staged, run, export.manifest, **described, origin=export.origin)
+        write_card(
+            staged,
+            run,
+            export.manifest,
+            architecture=architecture,
+            parameters=parameters,
+            dtype=dtype_name,
+            origin=export.origin,
+        )
         _compare(staged, digests)
         merged = _compare_logits(export, project, staged) if merge else None
     stored = np.dtype(export.weights.entries[next(iter(export.specs))].dtype)
@@ -134,9 +143,9 @@ def export_model(
         path=str(dest),
         run=run.name,
         step=export.step,
-        architecture=export.architecture.name,
-        parameters=sum(spec.size for spec in export.specs.values()),
-        dtype=export.dtype.name,
+        architecture=architecture,
+        parameters=parameters,
+        dtype=dtype_name,
         rounded=export.dtype != stored and export.dtype != np.float32,
         files=files,
         merged=merged,

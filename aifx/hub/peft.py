@@ -41,12 +41,21 @@ def export_adapter(
         raise UsageError(f"run {run.name} has no adapters", "--format peft is for them", hint)
     found = dict(_adapters(export))
     arrays = {key: value for pair in found.values() for key, value in pair.items()}
+    parameters = sum(value.size for value in arrays.values())
     with staged_folder(dest) as (staged, files):
         digests = {key: tensor_digest(value) for key, value in arrays.items()}
         save_file(arrays, staged / ADAPTER, {"format": "pt", DIGESTS: json.dumps(digests)})
         write_json(staged / ADAPTER_CONFIG, _config(export, found))
-        described = {"architecture": f"LoRA of {export.architecture.name}", "dtype": export.dtype.name}
-        write_card(staged, run, export.manifest, **described, origin=export.origin, library="peft")
+        write_card(
+            staged,
+            run,
+            export.manifest,
+            architecture=f"LoRA of {export.architecture.name}",
+            parameters=parameters,
+            dtype=export.dtype.name,
+            origin=export.origin,
+            library="peft",
+        )
         for key, value in load_file(staged / ADAPTER).items():
             if tensor_digest(value) != digests[key]:
                 raise DataError(f"{staged}: {key} is not what was written", "the disk changed it", f"df -h {staged}")
@@ -55,7 +64,7 @@ def export_adapter(
         run=run.name,
         step=export.step,
         architecture=export.architecture.name,
-        parameters=sum(value.size for value in arrays.values()),
+        parameters=parameters,
         dtype=export.dtype.name,
         rounded=export.dtype.itemsize < 4,
         files=files,

@@ -45,6 +45,9 @@ def test_logits_are_those_of_peft_and_merging_keeps_them(name, adapted, empty_pr
     np.testing.assert_allclose(got[:, peer_models.KEPT], np.load(STORED)[name], atol=5e-4)
     made = export_model(tmp_path / "merged", run, empty_project, merge=True)
     assert made.merged.passed
+    card = (tmp_path / "merged/README.md").read_text()
+    stored = load_file(tmp_path / "merged/model.safetensors")
+    assert f"| parameters | {sum(array.size for array in stored.values()):,} |" in card
     assert 0 < made.merged.bound < 1e-3 * made.merged.largest_logit
     merged = import_model(str(tmp_path / "merged"), empty_project, name="again")
     again = logits_of(restore_run(empty_project.run(merged.run), empty_project))
@@ -104,7 +107,9 @@ def test_the_command(adapted, empty_project, tmp_path):
     assert document["merged"]["largest_difference"] <= document["merged"]["bound"]
     made = export(str(tmp_path / "peft"), "--run", "adapted", "--format", "peft")
     assert made.returncode == 0, made.stderr
-    assert "library_name: peft" in (tmp_path / "peft/README.md").read_text()
+    card, stored = (tmp_path / "peft/README.md").read_text(), load_file(tmp_path / "peft/adapter_model.safetensors")
+    assert "library_name: peft" in card
+    assert f"| parameters | {sum(array.size for array in stored.values()):,} |" in card
     for arguments in (["--run", "base", "--merge"], ["--run", "base", "--format", "peft"]):
         assert "has no adapters" in export(str(tmp_path / "y"), *arguments).stderr
     with pytest.raises(UsageError, match="exists already"):
