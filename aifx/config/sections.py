@@ -4,6 +4,9 @@ The description of each field is its documentation: `aifx config schema` and the
 A field marked RESUME_SAFE may change between a run and its resumption, because it changes no number that the run
 computes. One marked ROUNDING may change too; it changes at most the rounding, and `aifx train` reports that. If any
 other field differs, `aifx train` refuses (see `aifx.config.compare`).
+
+A field of `[model]` marked BASE_SAFE may differ from that of `finetune.base_run`: what it changes is training alone, or
+shows in the shapes of the weights (see `aifx.config.compare_model`).
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ Remat = Literal["none", "dots", "full"]
 
 RESUME_SAFE: dict[str, Any] = {"aifx_resume_safe": True}
 ROUNDING: dict[str, Any] = {**RESUME_SAFE, "aifx_rounding": True}
+BASE_SAFE: dict[str, Any] = {"aifx_base_safe": True}
 INT_MAX = 2**31 - 1  # steps and sizes are int32 on the device
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -36,7 +40,7 @@ T = TypeVar("T")
 
 
 def setting(default: T, description: str, marks: dict[str, Any] | None = None) -> T:
-    """A key of a section. `marks`: RESUME_SAFE, ROUNDING, or neither."""
+    """A key of a section. `marks`: RESUME_SAFE, ROUNDING, BASE_SAFE, or none."""
     return Field(default, description=description, json_schema_extra=marks)
 
 
@@ -86,9 +90,9 @@ class ModelSection(Section):
     """Base of the `[model]` of each family."""
 
     family: str | None = setting(
-        None, "Model family, or `module:FAMILY` in the project's folder; that of task.kind if not set."
+        None, "Model family, or `module:FAMILY` in the project's folder; that of task.kind if not set.", BASE_SAFE
     )
-    preset: str | None = setting(None, "Named model whose values apply where you set none: docs/models.md.")
+    preset: str | None = setting(None, "Named model whose values apply where you set none: docs/models.md.", BASE_SAFE)
 
 
 class ObjectiveSection(Section):

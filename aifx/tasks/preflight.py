@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from aifx.config import Config
+from aifx.config import Config, compare_model, read_config
 from aifx.config.best_by import AUTO, best_by_of, check_metric
 from aifx.config.diagnostics import Mistake, refuse
 from aifx.config.gates import check_names, parse_gate
 from aifx.config.sections import DataSection
+from aifx.config.toml import literal
 from aifx.core.errors import AifxError, ConfigError, UsageError
-from aifx.core.project import Project
+from aifx.core.project import Project, RunDirectory
 from aifx.parallel.checks import check_rules
 from aifx.parallel.layout import abstract_layout
 from aifx.parallel.mesh import AXES, COMPUTATION, PARAMETERS, parse_rules
@@ -22,6 +23,11 @@ from aifx.tasks.registry import describe_task
 def check_project(config: Config, project: Project) -> None:
     """Raises ConfigError that lists every unknown metric and every file that is missing."""
     refuse(_mistakes(config, project))
+
+
+def check_model(config: Config, base: RunDirectory, project: Project) -> None:
+    """Raises ConfigError if the model computes something else with its base run's weights than it did there."""
+    refuse(_other_model(config, base, project))
 
 
 def check_best_by(config: Config) -> None:
@@ -52,6 +58,7 @@ def _mistakes(config: Config, project: Project) -> Iterator[Mistake]:
             if step != "best" and not (base.checkpoints / str(step)).is_dir():
                 what, hint = f"run {base.name} has no checkpoint of step {step}", f"aifx ckpt ls --run {base.name}"
                 yield Mistake(config.origin("finetune.base_step").where, what, "", hint)
+            yield from _other_model(config, base, project)
         except UsageError as error:
             lacks_base = True
             yield _mistake(config, "finetune.base_run", error, error.hint)
@@ -68,6 +75,20 @@ def _mistakes(config: Config, project: Project) -> Iterator[Mistake]:
             if key == "data.tokenizer" and lacks_base:
                 continue  # it comes with the base run
             yield _mistake(config, key, found, found.hint)
+
+
+def _other_model(config: Config, base: RunDirectory, project: Project) -> Iterator[Mistake]:
+    """The keys of `[model]` that differ from those of the run `base`, as one mistake."""
+    lines, remedies = [], []
+    for found in compare_model(read_config(base.config, project, environ={}), config):
+        where, key = config.origin(found.key).where, found.key.removeprefix("model.")
+        ours = "is not set" if found.new is None else f"= {literal(found.new)}"
+        theirs = "does not set it" if found.old is None else f"has {literal(found.old)}"
+        lines.append(f"{'' if where == 'default' else f'{where}: '}{found.key} {ours}, and run {base.name} {theirs}")
+        remedies.append(f"remove {key}" if found.old is None else f"{key} = {literal(found.old)}")
+    if lines:
+        what = f"[model] computes something else than that of run {base.name}, which finetune.base_run names"
+        yield Mistake("", what, "\n".join(lines), f"{', '.join(remedies)}    (below [model])")
 
 
 def _wrong_rules(config: Config, project: Project) -> Iterator[Mistake]:

@@ -16,13 +16,15 @@ from aifx.programs.build import Programs
 from aifx.programs.state import TrainState, first_average
 from aifx.runs.base_run import BaseRun, weights_digest
 from aifx.runs.provenance import read_provenance
+from aifx.tasks.preflight import check_model
 from aifx.training.resume_checks import Fork
 
 
-def choose_base(config: Config, project: Project, run: RunDirectory) -> BaseRun | None:
-    """The checkpoint that `[finetune]` names, or None. Raises UsageError, CheckpointError, ConfigError."""
-    from aifx.loading.restore import choose_step
+def find_base(config: Config, project: Project, run: RunDirectory) -> RunDirectory | None:
+    """The run that `[finetune]` names, or None. Raises UsageError, and ConfigError for another `[model]` than its own.
 
+    Reads its configuration alone.
+    """
     name = config.finetune.base_run
     if name is None:
         return None
@@ -30,10 +32,21 @@ def choose_base(config: Config, project: Project, run: RunDirectory) -> BaseRun 
         why = "a run cannot begin with its own weights"
         raise ConfigError(f"finetune.base_run = {name!r} is this run", why, "aifx train --run ANOTHER-NAME")
     base = project.base_run(name)
+    check_model(config, base, project)
+    return base
+
+
+def choose_base(config: Config, project: Project, run: RunDirectory) -> BaseRun | None:
+    """The checkpoint that `[finetune]` names, or None. Raises UsageError, CheckpointError, ConfigError."""
+    from aifx.loading.restore import choose_step
+
+    base = find_base(config, project, run)
+    if base is None:
+        return None
     step = choose_step(base, config, config.finetune.base_step)
     manifest = read_manifest(base.checkpoints / str(step))
     _check_tokenizer(run, base, manifest.run.get("assets", {}).get(TOKENIZER_FILE))
-    return BaseRun(name, step, weights_digest(manifest))
+    return BaseRun(base.name, step, weights_digest(manifest))
 
 
 def base_of_fork(fork: Fork, config: Config) -> BaseRun | None:

@@ -47,7 +47,7 @@ from aifx.tasks.base import Task, data_digest, evaluation_source, training_sourc
 from aifx.tasks.preflight import declared_metrics
 from aifx.tasks.registry import open_task
 from aifx.training.deferred_writes import DeferredWrites
-from aifx.training.finetuning import base_of_fork, choose_base
+from aifx.training.finetuning import base_of_fork, choose_base, find_base
 from aifx.training.observers import EventDispatcher, MetricsFile
 from aifx.training.resume_checks import Fork
 from aifx.training.signals import StopSignals
@@ -194,6 +194,8 @@ def _open_task(job: Job, is_fresh: bool) -> Task:
     A run without a checkpoint begins with nothing of an attempt before it, a fork with its origin's assets.
     """
     run, fork = job.run, job.fork
+    if is_fresh and fork is None:
+        find_base(job.config, job.project, run)  # a mistake ends the run before its data is read
     if is_fresh:
         run.kernels.unlink(missing_ok=True)
         if run.assets.exists():

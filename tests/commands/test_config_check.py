@@ -23,6 +23,7 @@ from aifx.core.project import Project
 from aifx.data.spec import DataSpec
 from aifx.objectives import OBJECTIVES
 from aifx.objectives.base import Rows
+from aifx.training.finetuning import choose_base
 
 TASK = """
 from aifx.config.sections import Section
@@ -92,6 +93,57 @@ def test_check_warns_of_a_warm_up_that_is_shortened(here: Here) -> None:
     _, err = here("config", "check")
     assert "schedule.warmup_steps = 11" in err
     assert "5 steps" in err
+
+
+BASE_MODEL = "[model]\nrope_theta = 500000.0\nnorm_epsilon = 1e-6\nwindows = [64, 0]\n"
+
+
+@pytest.fixture
+def based(here: Here) -> Here:
+    """A project whose run "base" has the model BASE_MODEL."""
+    here.write(BASE_MODEL)
+    run = Project(here.root).run("base")
+    run.path.mkdir(parents=True)
+    run.config.write_text(load_config(Project(here.root), environ={}).to_toml())
+    return here
+
+
+def tuned(model: str) -> str:
+    return f'[finetune]\nbase_run = "base"\n{model}'
+
+
+@pytest.mark.parametrize(
+    ("change", "facts"),
+    [
+        (
+            ("500000.0", "10000.0"),
+            ["aifx.toml:4: model.rope_theta = 10000.0", "run base has 500000.0", "rope_theta = 500000.0"],
+        ),
+        (("norm_epsilon = 1e-6\n", ""), ["model.norm_epsilon = 1e-05", "run base has 1e-06", "norm_epsilon = 1e-06"]),
+        (("[64, 0]", "[64]"), ["aifx.toml:6: model.windows = [64]", "run base has [64, 0]", "windows = [64, 0]"]),
+        (
+            ("windows", "logit_softcap = 30.0\nwindows"),
+            ["model.logit_softcap = 30.0", "run base does not", "remove logit_softcap"],
+        ),
+        (("[model]", "[model]\nnum_heads = 2"), ["model.num_heads = 2", "run base has 4", "num_heads = 4"]),
+    ],
+)
+def test_a_model_that_computes_something_else_than_its_base_is_refused(
+    change: tuple[str, str], facts: list[str], based: Here
+) -> None:
+    based.write(tuned(BASE_MODEL.replace(*change)))
+    _, err = based("config", "check", code=2)
+    assert [fact for fact in facts if fact not in err] == []
+    with pytest.raises(ConfigError) as refused:  # when it is trained, before a checkpoint is read
+        choose_base(load_config(Project(based.root), environ={}), Project(based.root), Project(based.root).run("fine"))
+    assert "run base" in refused.value.what
+    assert facts[0] in refused.value.why
+    assert facts[2] in refused.value.hint
+
+
+def test_settings_of_training_may_differ_from_those_of_the_base(based: Here) -> None:
+    based.write(tuned(f'{BASE_MODEL}dropout = 0.1\nremat = "full"\nmax_seq_len = 4096\nmlp_dim = 512\n'))
+    based("config", "check")
 
 
 def test_check_of_images_knows_classes(here: Here) -> None:

@@ -11,13 +11,15 @@ import pytest
 import tokenizers
 from safetensors.numpy import load_file, save_file
 
-from aifx.config import load_config
+from aifx.config import load_config, read_config
+from aifx.config.toml import to_toml
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 from aifx.data.tokenizer import train_tokenizer
 from aifx.generation.generator import Chat, write_text
 from aifx.hub.exporting import export_model
 from aifx.hub.importing import import_model
+from aifx.hub.starting import changed_values
 from aifx.loading.restore import restore_run
 from aifx.training.run import train
 
@@ -55,9 +57,9 @@ def test_from_import_to_export(imported: Project, tmp_path: Path) -> None:
     (imported.root / "data").mkdir()
     rows = [{"prompt": f"{n}?", "completion": f"{n}!"} for n in range(30)]
     (imported.root / "data/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model = "\n".join(f"{key} = {json.dumps(value)}" for key, value in base.config.model.model_dump().items() if value)
+    model = to_toml({"model": changed_values(base.config, "model")}, None)
     (imported.root / "aifx.toml").write_text(
-        f'[task]\nkind = "chat"\n[finetune]\nbase_run = "chat"\n[model]\n{model}\n'
+        f'[task]\nkind = "chat"\n[finetune]\nbase_run = "chat"\n{model}\n'
         '[data]\ntokenizer = "runs/chat/assets/tokenizer.json"\nseq_len = 64\n'
         "[train]\nnum_steps = 1\nglobal_batch_size = 4\nvalidate_every = 0\n"
     )
@@ -81,9 +83,10 @@ def test_from_import_to_export(imported: Project, tmp_path: Path) -> None:
 def test_another_tokenizer_than_that_of_the_base(imported: Project) -> None:
     (imported.root / "data").mkdir()
     (imported.root / "data/a.jsonl").write_text('{"prompt": "x", "completion": "y"}\n' * 9)
+    model = to_toml({"model": changed_values(read_config(imported.run("chat").config, imported), "model")}, None)
     (imported.root / "aifx.toml").write_text(
         '[task]\nkind = "chat"\n[finetune]\nbase_run = "chat"\n[data]\ntokenizer = "byte"\nvalidation_fraction = 0\n'
-        "test_fraction = 0\n[train]\nvalidate_every = 0\n"
+        f"test_fraction = 0\nseq_len = 64\n[train]\nvalidate_every = 0\n{model}"
     )
     with pytest.raises(ConfigError, match="tokenizer"):
         train(imported, load_config(imported, [], {}), "tuned")

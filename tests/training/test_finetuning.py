@@ -156,7 +156,13 @@ def test_the_head_of_other_classes_starts_anew(project: Project, logged: list[st
 def test_another_backbone_is_refused(project: Project) -> None:
     with pytest.raises(ConfigError) as caught:
         finetune(project, "model.channels=[8]")
-    assert re.search(r"final_norm/bias.*\[8\].*\[6\]", caught.value.why)
+    assert "--set: model.channels = [8], and run base has [6]" in caught.value.why
+    assert "channels = [6]" in caught.value.hint
+    toml = (project.root / "aifx.toml").read_text()
+    (project.root / "aifx.toml").write_text(toml.replace("channels = [6]", 'family = "vit"\nembed_dim = 32'))
+    with pytest.raises(ConfigError) as caught:
+        finetune(project)
+    assert "embedding/patch is [16, 32]" in caught.value.why
     assert "finetune.base_run" in caught.value.what
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from aifx.config.sections import (
+    BASE_SAFE,
     ROUNDING,
     Conflict,
     Fraction,
@@ -26,15 +27,15 @@ if TYPE_CHECKING:
 class DecoderSection(ModelSection):
     """A decoder-only transformer: GPT-2, Llama and models between them."""
 
-    vocab_size: PositiveInt | None = Field(None, description="Rows of the embedding; data.vocab_size if not set.")
+    vocab_size: PositiveInt | None = setting(None, "Rows of the embedding; data.vocab_size if not set.", BASE_SAFE)
     num_layers: PositiveInt = Field(4, description="Transformer blocks.")
     embed_dim: PositiveInt = Field(128, description="Width of the residual stream.")
     num_heads: PositiveInt = Field(4, description="Query heads.")
-    num_kv_heads: PositiveInt | None = Field(
-        None, description="Key and value heads; fewer than num_heads is grouped-query attention."
+    num_kv_heads: PositiveInt | None = setting(
+        None, "Key and value heads; fewer than num_heads is grouped-query attention.", BASE_SAFE
     )
-    head_dim: PositiveInt | None = Field(None, description="Width of a head; embed_dim / num_heads when not set.")
-    mlp_dim: PositiveInt | None = Field(None, description="Hidden width of the MLP; 4 x embed_dim when not set.")
+    head_dim: PositiveInt | None = setting(None, "Width of a head; embed_dim / num_heads when not set.", BASE_SAFE)
+    mlp_dim: PositiveInt | None = setting(None, "Hidden width of the MLP; 4 x embed_dim when not set.", BASE_SAFE)
     norm: Literal["layer_norm", "rms_norm"] = Field("rms_norm", description="Normalization before each block half.")
     norm_placement: Literal["before", "after", "both"] = Field(
         "before", description="Normalization before each half of a block, of what the half adds, or both."
@@ -66,7 +67,7 @@ class DecoderSection(ModelSection):
     positions: Literal["learned", "rotary"] = Field(
         "rotary", description="learned: a table of max_seq_len rows. rotary: RoPE."
     )
-    max_seq_len: PositiveInt | None = Field(None, description="Longest context; data.seq_len when not set.")
+    max_seq_len: PositiveInt | None = setting(None, "Longest context; data.seq_len when not set.", BASE_SAFE)
     rope_theta: PositiveFloat = Field(10_000.0, description="Base of the rotary frequencies.")
     rope_window_theta: PositiveFloat | None = Field(
         None,
@@ -99,8 +100,8 @@ class DecoderSection(ModelSection):
     )
     bias: bool = Field(False, description="Biases in projections and norms.")
     tie_embeddings: bool = Field(True, description="The output projection is the embedding's transpose.")
-    dropout: Fraction = Field(
-        0.0, description="Share of the embedding, attention weights and residuals dropped in training."
+    dropout: Fraction = setting(
+        0.0, "Share of the embedding, attention weights and residuals dropped in training.", BASE_SAFE
     )
     scan_layers: bool = Field(
         False,
