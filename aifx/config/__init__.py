@@ -1,6 +1,6 @@
 """`aifx.toml`: its keys, and where each value of a run came from."""
 
-from aifx.config.config import Config, Difference, compare, compare_model
+from aifx.config.config import Config, Difference, compare
 from aifx.config.load import load_config, project_code, project_sections, read_config
 from aifx.config.schema import Setting, json_schema, settings
 
@@ -9,7 +9,6 @@ __all__ = [
     "Difference",
     "Setting",
     "compare",
-    "compare_model",
     "json_schema",
     "load_config",
     "project_code",

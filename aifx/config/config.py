@@ -15,7 +15,7 @@ from aifx.config.guards_section import GuardsSection
 from aifx.config.k8s_section import KubernetesSection
 from aifx.config.launch_section import LaunchSection, SlurmSection
 from aifx.config.registry import PARTS, TaskParts, bundled
-from aifx.config.sections import BASE_SAFE, RESUME_SAFE, Section
+from aifx.config.sections import RESUME_SAFE, Section, is_marked
 from aifx.config.serve_section import ServeSection
 from aifx.config.toml import DEFAULT, Origin, OriginKind, to_toml
 from aifx.core.project import Project
@@ -122,17 +122,6 @@ def compare(old: Config, new: Config, mark: Mapping[str, Any] | None = None) -> 
     return found
 
 
-def compare_model(base: Config, new: Config) -> list[Difference]:
-    """The keys of `[model]` with which the model of `new` computes something else with the weights of `base`.
-
-    There are none if the families differ: then the shapes of the weights do.
-    """
-    if type(base.model) is not type(new.model):
-        return []
-    fields = {f"model.{key}": info.json_schema_extra for key, info in type(new.model).model_fields.items()}
-    return [d for d in compare(base, new) if d.key in fields and not is_marked(fields[d.key], BASE_SAFE)]
-
-
 def number_settings(config: Config) -> dict[str, Any]:
     """The values that change the numbers of a run, by key and as JSON has them: every key that is not RESUME_SAFE."""
     values = config.values()
@@ -142,8 +131,3 @@ def number_settings(config: Config) -> dict[str, Any]:
         for key, info in type(section).model_fields.items()
         if not is_marked(info.json_schema_extra, RESUME_SAFE)
     }
-
-
-def is_marked(extra: Any, mark: Mapping[str, Any]) -> bool:
-    """Whether a field's `json_schema_extra` bears a mark. One that bears ROUNDING bears RESUME_SAFE as well."""
-    return isinstance(extra, Mapping) and mark.items() <= extra.items()

@@ -28,8 +28,7 @@ class Family(Kind):
 
     Attributes:
         presets: values of `[model]` by name.
-        hub: the module with its maps to architectures of Hugging Face, if it has any: `ARCHITECTURES`, and
-            `differences` of two sections if it also writes them.
+        hub: the module with its maps to architectures of Hugging Face, if it has any: `ARCHITECTURES`.
         is_trained: False for one that aifx only embeds with: no project can name it.
     """
 

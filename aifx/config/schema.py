@@ -9,11 +9,11 @@ from typing import Any, TypeAlias
 
 from pydantic.errors import PydanticUserError
 
-from aifx.config.config import PART_NAMES, SECTION_NAMES, is_marked, section_models
+from aifx.config.config import PART_NAMES, SECTION_NAMES, section_models
 from aifx.config.diagnostics import expectation
 from aifx.config.kinds import Family, Kind
 from aifx.config.registry import PARTS, TASKS, Part, bundled
-from aifx.config.sections import RESUME_SAFE, Section
+from aifx.config.sections import RESUME_SAFE, Section, is_marked
 
 Own: TypeAlias = Mapping[str, Mapping[str, type[Section]]]
 """The sections that a project's own code brings: by section, then by the `module:NAME` that selects it."""

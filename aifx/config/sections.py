@@ -4,14 +4,11 @@ The description of each field is its documentation: `aifx config schema` and the
 A field marked RESUME_SAFE may change between a run and its resumption, because it changes no number that the run
 computes. One marked ROUNDING may change too; it changes at most the rounding, and `aifx train` reports that. If any
 other field differs, `aifx train` refuses (see `aifx.config.compare`).
-
-A field of `[model]` marked BASE_SAFE may differ from that of `finetune.base_run`: what it changes is training alone, or
-shows in the shapes of the weights (see `aifx.config.compare_model`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -26,7 +23,6 @@ Remat = Literal["none", "dots", "full"]
 
 RESUME_SAFE: dict[str, Any] = {"aifx_resume_safe": True}
 ROUNDING: dict[str, Any] = {**RESUME_SAFE, "aifx_rounding": True}
-BASE_SAFE: dict[str, Any] = {"aifx_base_safe": True}
 INT_MAX = 2**31 - 1  # steps and sizes are int32 on the device
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -40,8 +36,13 @@ T = TypeVar("T")
 
 
 def setting(default: T, description: str, marks: dict[str, Any] | None = None) -> T:
-    """A key of a section. `marks`: RESUME_SAFE, ROUNDING, BASE_SAFE, or none."""
+    """A key of a section. `marks`: RESUME_SAFE, ROUNDING, or neither."""
     return Field(default, description=description, json_schema_extra=marks)
+
+
+def is_marked(extra: Any, mark: Mapping[str, Any]) -> bool:
+    """Whether a field's `json_schema_extra` bears a mark: RESUME_SAFE, or ROUNDING, which is RESUME_SAFE as well."""
+    return isinstance(extra, Mapping) and mark.items() <= extra.items()
 
 
 class Section(BaseModel):
@@ -90,9 +91,20 @@ class ModelSection(Section):
     """Base of the `[model]` of each family."""
 
     family: str | None = setting(
-        None, "Model family, or `module:FAMILY` in the project's folder; that of task.kind if not set.", BASE_SAFE
+        None, "Model family, or `module:FAMILY` in the project's folder; that of task.kind if not set."
     )
-    preset: str | None = setting(None, "Named model whose values apply where you set none: docs/models.md.", BASE_SAFE)
+    preset: str | None = setting(None, "Named model whose values apply where you set none: docs/models.md.")
+
+    def computation(self) -> dict[str, Any]:
+        """The values that decide what a trained model computes, by key. Those of training alone are left out."""
+        fields = type(self).model_fields.items()
+        free = {key for key, info in fields if is_marked(info.json_schema_extra, RESUME_SAFE)}
+        return self.model_dump(exclude={"family", "preset", "dropout", *free})
+
+    def differences(self, other: ModelSection) -> list[str]:
+        """The keys by which the models of two sections compute different things."""
+        ours, theirs = self.computation(), other.computation()
+        return sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
 
 
 class ObjectiveSection(Section):

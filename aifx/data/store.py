@@ -140,7 +140,8 @@ def open_store(path: Path) -> TokenStore | None:
                     return None
                 arrays[name] = BlockArray(values, bytes(read_checked(path / f"{split}.{name}.sha256")))
             documents = read_array(path / f"{split}.documents.npy")
-            splits[split] = SplitTokens(documents=documents, **arrays, **meta["splits"][split])
+            sizes = arrays.get("sizes")
+            splits[split] = SplitTokens(arrays["tokens"], documents, sizes=sizes, **meta["splits"][split])
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return TokenStore(path, splits)

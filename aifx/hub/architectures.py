@@ -56,9 +56,8 @@ def expressed_by(family: Family, section: ModelSection, preferred: str | None) -
     What one can express is found by writing its `config.json` and reading that back. Raises ConfigError.
     """
     assert family.hub is not None
-    module = importlib.import_module(family.hub)
+    known: tuple[Architecture, ...] = importlib.import_module(family.hub).ARCHITECTURES
     found: dict[str, list[str]] = {}
-    known: tuple[Architecture, ...] = module.ARCHITECTURES
     for architecture in sorted(known, key=lambda one: one.name != preferred):
         assert architecture.write is not None
         try:
@@ -66,7 +65,8 @@ def expressed_by(family: Family, section: ModelSection, preferred: str | None) -
             read_back = family.section(**plain(values))
         except (ConfigError, ValueError):
             continue
-        if not (lost := module.differences(section, read_back)):
+        assert isinstance(read_back, ModelSection)
+        if not (lost := section.differences(read_back)):
             return architecture
         found[architecture.name] = lost
     name, lost = min(found.items(), key=lambda item: len(item[1]), default=("", []))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from aifx.config import Config, compare_model, read_config
+from aifx.config import Config, read_config
 from aifx.config.best_by import AUTO, best_by_of, check_metric
 from aifx.config.diagnostics import Mistake, refuse
 from aifx.config.gates import check_names, parse_gate
-from aifx.config.sections import DataSection
+from aifx.config.sections import DataSection, ModelSection
 from aifx.config.toml import literal
 from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.core.project import Project, RunDirectory
@@ -78,14 +78,24 @@ def _mistakes(config: Config, project: Project) -> Iterator[Mistake]:
 
 
 def _other_model(config: Config, base: RunDirectory, project: Project) -> Iterator[Mistake]:
-    """The keys of `[model]` that differ from those of the run `base`, as one mistake."""
+    """The keys of `[model]` that differ from those of the run `base`, as one mistake.
+
+    Where families and sizes of tables differ, the shapes of the weights do, which are compared when they are read.
+    """
+    ours, theirs = config.model, read_config(base.config, project, environ={}).model
+    if not isinstance(ours, ModelSection) or type(ours) is not type(theirs):
+        return
     lines, remedies = [], []
-    for found in compare_model(read_config(base.config, project, environ={}), config):
-        where, key = config.origin(found.key).where, found.key.removeprefix("model.")
-        ours = "is not set" if found.new is None else f"= {literal(found.new)}"
-        theirs = "does not set it" if found.old is None else f"has {literal(found.old)}"
-        lines.append(f"{'' if where == 'default' else f'{where}: '}{found.key} {ours}, and run {base.name} {theirs}")
-        remedies.append(f"remove {key}" if found.old is None else f"{key} = {literal(found.old)}")
+    for key in ours.differences(theirs):
+        own, needed = (getattr(section, key) for section in (ours, theirs))
+        if own == needed or key in ("vocab_size", "max_seq_len"):
+            continue
+        where = config.origin(f"model.{key}").where
+        place = "" if where == "default" else f"{where}: "
+        is_ours = "is not set" if own is None else f"= {literal(own)}"
+        is_theirs = "does not set it" if needed is None else f"has {literal(needed)}"
+        lines.append(f"{place}model.{key} {is_ours}, and run {base.name} {is_theirs}")
+        remedies.append(f"remove {key}" if needed is None else f"{key} = {literal(needed)}")
     if lines:
         what = f"[model] computes something else than that of run {base.name}, which finetune.base_run names"
         yield Mistake("", what, "\n".join(lines), f"{', '.join(remedies)}    (below [model])")

@@ -141,8 +141,10 @@ def test_a_model_that_computes_something_else_than_its_base_is_refused(
     assert facts[2] in refused.value.hint
 
 
-def test_settings_of_training_may_differ_from_those_of_the_base(based: Here) -> None:
-    based.write(tuned(f'{BASE_MODEL}dropout = 0.1\nremat = "full"\nmax_seq_len = 4096\nmlp_dim = 512\n'))
+def test_a_model_that_computes_the_same_as_its_base_is_accepted(based: Here) -> None:
+    of_training = 'dropout = 0.1\nremat = "full"\nmax_seq_len = 4096\n'
+    spelled_out = "mlp_dim = 512\nhead_dim = 32\nnum_kv_heads = 4\nrope_factor = 2.0\n"  # rope_scaling is "none"
+    based.write(tuned(f"{BASE_MODEL}{of_training}{spelled_out}"))
     based("config", "check")
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import peer_models
 import pytest
 
+from aifx.core.errors import ConfigError
 from aifx.generation.generator import generate
+from aifx.hub.architectures import architectures, expressed_by
 from aifx.hub.importing import import_model
 from aifx.loading.restore import restore_run
+from aifx.models.hub import HubConfig
 from aifx.parallel.context import ForwardContext
 
 BOUND = 5e-4
@@ -44,6 +50,34 @@ def test_logits_and_greedy_text_are_those_of_transformers(name, hub_models, empt
     is_clear = np.logical_and.accumulate(gaps > CLEAR, axis=1)
     assert is_clear.any()
     np.testing.assert_array_equal(chosen[is_clear], greedy[is_clear])
+
+
+def capped(hub_models, name):
+    """The `config.json` of a case, with a cap on attention's scores that changes all logits."""
+    config = json.loads((hub_models(name) / "config.json").read_text())
+    return {**config, "attn_logit_softcapping": 0.01}
+
+
+def test_gemma_3_has_no_use_for_the_soft_cap_of_attention(hub_models):
+    """As transformers' class, whose attention never reads the number. That of Gemma 2 does."""
+    read = {}
+    for name in ("gemma2", "gemma3"):
+        family, architecture = architectures()[f"{name.capitalize()}ForCausalLM"]
+        read[name] = architecture.read(HubConfig(capped(hub_models, name), "config.json", ""))
+    assert read["gemma2"]["attention_softcap"] == 0.01
+    assert "attention_softcap" not in read["gemma3"]
+    section = family.section(**read["gemma3"])
+    assert expressed_by(family, section, None) is architecture
+    with pytest.raises(ConfigError, match=r"Gemma3ForCausalLM .* model\.attention_softcap"):
+        expressed_by(family, section.model_copy(update={"attention_softcap": 0.01}), None)
+
+
+@pytest.mark.slow
+def test_logits_of_a_gemma_3_with_that_cap_are_those_without(hub_models, tmp_path, empty_project, stored_logits):
+    folder = shutil.copytree(hub_models("gemma3"), tmp_path / "capped")
+    (folder / "config.json").write_text(json.dumps(capped(hub_models, "gemma3")))
+    got = logits_of(restored(folder, empty_project), peer_models.inputs())
+    np.testing.assert_allclose(got[:, peer_models.KEPT], stored_logits["gemma3"], atol=BOUND)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any
 
 from aifx.models.decoder import hub_configs as configs
 from aifx.models.decoder.section import DecoderSection
-from aifx.models.decoder.specs import attention_biases, head_dim, num_kv_heads, window_of
+from aifx.models.decoder.specs import attention_biases
 from aifx.models.hub import Architecture, Tensor
 
 Values = dict[str, Any]
@@ -26,31 +26,6 @@ _NORMS = {
         "post_feedforward_layernorm": "mlp_out_norm",
     },
 }
-_TRAINING = {"family", "preset", "dropout", "scan_layers", "remat"}
-"""Keys of `[model]` that do not change what a trained model computes."""
-
-
-def differences(one: DecoderSection, other: DecoderSection) -> list[str]:
-    """The keys of `[model]` by which two sections compute different things, whichever keys say so."""
-    ours, theirs = _canonical(one), _canonical(other)
-    return sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-
-
-def _canonical(section: DecoderSection) -> Values:
-    values = section.model_dump(exclude=_TRAINING)
-    values |= {"head_dim": head_dim(section), "num_kv_heads": num_kv_heads(section)}
-    values["mlp_dim"] = section.mlp_dim or 4 * section.embed_dim
-    values["attention_bias"] = attention_biases(section)
-    values["windows"] = [window_of(section, layer) for layer in range(section.num_layers)]
-    values["attention_scale"] = section.attention_scale or head_dim(section) ** -0.5
-    is_rotary = section.positions == "rotary"
-    layers = [is_rotary and section.rope_layers[i % len(section.rope_layers)] for i in range(section.num_layers)]
-    used = {"none": (), "linear": ("rope_factor",)}.get(section.rope_scaling)
-    for key in [key for key in values if key.startswith("rope_") and key != "rope_scaling"]:
-        is_of_scaling = key not in ("rope_theta", "rope_window_theta", "rope_fraction")
-        if not is_rotary or (is_of_scaling and used is not None and key not in used):
-            values.pop(key)
-    return values | {"rope_layers": layers}
 
 
 def _llama_tensors(section: DecoderSection, *, packed: bool = False) -> Iterator[Tensor]:

@@ -271,11 +271,9 @@ def read_gemma3(config: HubConfig) -> Values:
     window = config.read_or_null("sliding_window", int, 4096)
     pattern = config.read("sliding_window_pattern", int, config.read("_sliding_window_pattern", int, 6))
     windows = _windows(config, window, [bool((i + 1) % pattern) for i in range(found["num_layers"])])
-    caps = {
-        "attention_softcap": config.read_or_null("attn_logit_softcapping", float, None),
-        "logit_softcap": config.read_or_null("final_logit_softcapping", float, None),
-    }
-    return found | {"qk_norm": True} | windows | caps | _read_gemma3_rotary(config, found["max_seq_len"])
+    config.pass_over("attn_logit_softcapping")  # transformers' Gemma3Attention has the number, and no use for it
+    others = {"qk_norm": True, "logit_softcap": config.read_or_null("final_logit_softcapping", float, None)}
+    return found | windows | others | _read_gemma3_rotary(config, found["max_seq_len"])
 
 
 def _read_gemma3_rotary(config: HubConfig, max_seq_len: int) -> Values:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from aifx.config.sections import (
-    BASE_SAFE,
     ROUNDING,
     Conflict,
     Fraction,
@@ -27,15 +26,15 @@ if TYPE_CHECKING:
 class DecoderSection(ModelSection):
     """A decoder-only transformer: GPT-2, Llama and models between them."""
 
-    vocab_size: PositiveInt | None = setting(None, "Rows of the embedding; data.vocab_size if not set.", BASE_SAFE)
+    vocab_size: PositiveInt | None = Field(None, description="Rows of the embedding; data.vocab_size if not set.")
     num_layers: PositiveInt = Field(4, description="Transformer blocks.")
     embed_dim: PositiveInt = Field(128, description="Width of the residual stream.")
     num_heads: PositiveInt = Field(4, description="Query heads.")
-    num_kv_heads: PositiveInt | None = setting(
-        None, "Key and value heads; fewer than num_heads is grouped-query attention.", BASE_SAFE
+    num_kv_heads: PositiveInt | None = Field(
+        None, description="Key and value heads; fewer than num_heads is grouped-query attention."
     )
-    head_dim: PositiveInt | None = setting(None, "Width of a head; embed_dim / num_heads when not set.", BASE_SAFE)
-    mlp_dim: PositiveInt | None = setting(None, "Hidden width of the MLP; 4 x embed_dim when not set.", BASE_SAFE)
+    head_dim: PositiveInt | None = Field(None, description="Width of a head; embed_dim / num_heads when not set.")
+    mlp_dim: PositiveInt | None = Field(None, description="Hidden width of the MLP; 4 x embed_dim when not set.")
     norm: Literal["layer_norm", "rms_norm"] = Field("rms_norm", description="Normalization before each block half.")
     norm_placement: Literal["before", "after", "both"] = Field(
         "before", description="Normalization before each half of a block, of what the half adds, or both."
@@ -67,7 +66,7 @@ class DecoderSection(ModelSection):
     positions: Literal["learned", "rotary"] = Field(
         "rotary", description="learned: a table of max_seq_len rows. rotary: RoPE."
     )
-    max_seq_len: PositiveInt | None = setting(None, "Longest context; data.seq_len when not set.", BASE_SAFE)
+    max_seq_len: PositiveInt | None = Field(None, description="Longest context; data.seq_len when not set.")
     rope_theta: PositiveFloat = Field(10_000.0, description="Base of the rotary frequencies.")
     rope_window_theta: PositiveFloat | None = Field(
         None,
@@ -100,8 +99,8 @@ class DecoderSection(ModelSection):
     )
     bias: bool = Field(False, description="Biases in projections and norms.")
     tie_embeddings: bool = Field(True, description="The output projection is the embedding's transpose.")
-    dropout: Fraction = setting(
-        0.0, "Share of the embedding, attention weights and residuals dropped in training.", BASE_SAFE
+    dropout: Fraction = Field(
+        0.0, description="Share of the embedding, attention weights and residuals dropped in training."
     )
     scan_layers: bool = Field(
         False,
@@ -113,6 +112,27 @@ class DecoderSection(ModelSection):
         "Recompute on the way back, for less memory and more time: full is everything, dots all but matrix products.",
         ROUNDING,
     )
+
+    def computation(self) -> dict[str, Any]:
+        """As `ModelSection.computation`, with the values that apply for keys that are not set, and no unused keys."""
+        from aifx.models.decoder.specs import attention_biases, head_dim, num_kv_heads, window_of
+
+        values = super().computation() | {
+            "head_dim": head_dim(self),
+            "num_kv_heads": num_kv_heads(self),
+            "mlp_dim": self.mlp_dim or 4 * self.embed_dim,
+            "attention_bias": attention_biases(self),
+            "windows": [window_of(self, layer) for layer in range(self.num_layers)],
+            "attention_scale": self.attention_scale or head_dim(self) ** -0.5,
+        }
+        is_rotary = self.positions == "rotary"
+        layers = [is_rotary and self.rope_layers[i % len(self.rope_layers)] for i in range(self.num_layers)]
+        used = {"none": (), "linear": ("rope_factor",)}.get(self.rope_scaling)
+        for key in [key for key in values if key.startswith("rope_") and key != "rope_scaling"]:
+            is_of_scaling = key not in ("rope_theta", "rope_window_theta", "rope_fraction")
+            if not is_rotary or (is_of_scaling and used is not None and key not in used):
+                values.pop(key)
+        return values | {"rope_layers": layers}
 
     def _conflicts_of_scaling(self) -> Iterator[Conflict]:
         if self.rope_scaling in ("llama3", "yarn") and self.rope_original_len is None:

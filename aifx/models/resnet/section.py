@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from aifx.config.sections import BASE_SAFE, Conflict, Fraction, NonNegativeInt, PositiveInt, setting
+from aifx.config.sections import Conflict, Fraction, NonNegativeInt, PositiveInt
 from aifx.models.image_section import ImageModelSection
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class ResnetSection(ImageModelSection):
         description="What the output reads of each feature. mean: its mean over the image. max: its maximum, which "
         "does not fade if what shows it is small.",
     )
-    dropout: Fraction = setting(0.0, "Share of features dropped before the output, in training.", BASE_SAFE)
+    dropout: Fraction = Field(0.0, description="Share of features dropped before the output, in training.")
 
     @property
     def num_blocks(self) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from aifx.config.sections import BASE_SAFE, Fraction, ModelSection, PositiveInt, setting
+from aifx.config.sections import Fraction, ModelSection, PositiveInt
 
 
 class SeriesModelSection(ModelSection):
@@ -15,4 +15,4 @@ class SeriesModelSection(ModelSection):
     pooling: tuple[PositiveInt, ...] = Field(
         (8, 4, 1), description="Steps that each block averages; it forecasts as coarsely.", min_length=1
     )
-    dropout: Fraction = setting(0.1, "Share of a block's features dropped in training.", BASE_SAFE)
+    dropout: Fraction = Field(0.1, description="Share of a block's features dropped in training.")

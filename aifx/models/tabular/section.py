@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from aifx.config.sections import BASE_SAFE, Fraction, ModelSection, PositiveInt, setting
+from aifx.config.sections import Fraction, ModelSection, PositiveInt
 
 
 class TabularSection(ModelSection):
@@ -13,4 +13,4 @@ class TabularSection(ModelSection):
     width: PositiveInt = Field(256, description="Units of a hidden layer.")
     num_layers: PositiveInt = Field(3, description="Hidden layers.")
     embed_dim: PositiveInt = Field(16, description="Numbers that a column becomes before the first layer.")
-    dropout: Fraction = setting(0.1, "Share of units dropped after each hidden layer, in training.", BASE_SAFE)
+    dropout: Fraction = Field(0.1, description="Share of units dropped after each hidden layer, in training.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from aifx.config.sections import BASE_SAFE, ROUNDING, Conflict, Fraction, PositiveFloat, PositiveInt, Remat, setting
+from aifx.config.sections import ROUNDING, Conflict, Fraction, PositiveFloat, PositiveInt, Remat, setting
 from aifx.models.image_section import ImageModelSection
 
 if TYPE_CHECKING:
@@ -21,12 +21,10 @@ class VitSection(ImageModelSection):
     num_layers: PositiveInt = Field(6, description="Transformer blocks.")
     embed_dim: PositiveInt = Field(128, description="Width of the residual stream.")
     num_heads: PositiveInt = Field(4, description="Attention heads.")
-    mlp_dim: PositiveInt | None = setting(None, "Hidden width of the MLP; 4 x embed_dim when not set.", BASE_SAFE)
+    mlp_dim: PositiveInt | None = Field(None, description="Hidden width of the MLP; 4 x embed_dim when not set.")
     norm_epsilon: PositiveFloat = Field(1e-6, description="Added to the variance.")
-    dropout: Fraction = setting(
-        0.0,
-        "Share of features dropped after the embedding and at the end of each block half, in training.",
-        BASE_SAFE,
+    dropout: Fraction = Field(
+        0.0, description="Share of features dropped after the embedding and at the end of each block half, in training."
     )
     scan_layers: bool = Field(
         False,
