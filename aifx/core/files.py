@@ -166,7 +166,7 @@ def replacing(path: Path, *, below: Path | None = None) -> Iterator[IO[bytes]]:
 
 
 def _create_locked(folder: int, name: str) -> tuple[int, str]:
-    """A new temporary file for `name`. Its lock says that its process lives; `remove_temporary` asks for it."""
+    """A new temporary file for `name`. Its lock says that its process lives; `held_temporary` asks for it."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
         temporary = f".{name}.{secrets.token_hex(6)}.tmp"
@@ -182,17 +182,23 @@ def remove_temporary(folder: Path) -> None:
     """Remove what `replace_file` left in `folder` when its process was killed, as far as the disk allows."""
     with suppress(OSError):
         for path in folder.iterdir():
-            if _TEMPORARY.fullmatch(path.name):
-                with suppress(OSError):
-                    _remove_unlocked(path)
+            if is_temporary(path.name):
+                with suppress(OSError), held_temporary(path):
+                    path.unlink()
 
 
-def _remove_unlocked(path: Path) -> None:
-    """Remove the temporary file at `path`. Raises OSError if a process holds it."""
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one that `replace_file` renames once it is whole."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+@contextmanager
+def held_temporary(path: Path) -> Iterator[None]:
+    """Hold the temporary file at `path`. Raises OSError, which is a BlockingIOError if its process lives."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink()
+        yield
     finally:
         os.close(handle)
 

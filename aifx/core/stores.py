@@ -70,6 +70,11 @@ class Store:
                 return []
             return [str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == kind]
 
+    def total_bytes(self, name: str) -> int:
+        """Bytes of all files below a folder."""
+        with _naming(f"read {self.url}/{name}"):
+            return int(self.fs.du(f"{self.path}/{name}"))
+
     def blocks(self, name: str) -> Iterator[bytes]:
         with _naming(f"read {self.url}/{name}"), self.fs.open(f"{self.path}/{name}", "rb", cache_type="none") as file:
             while block := file.read(BLOCK_BYTES):

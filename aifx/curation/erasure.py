@@ -6,29 +6,30 @@ The condition is written nowhere: the manifest has the number of the rows and a 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import DataError, UsageError
+from aifx.core.locks import FolderBusy, remove_folder
 from aifx.core.project import Project, cache_path
-from aifx.curation.execution import execute, holding, steps_folder
+from aifx.curation.execution import execute, holding_dataset, steps_folder
 from aifx.curation.history import TrainedRun, find_manifest, trained_runs
+from aifx.curation.leftovers import delete_leftover, leftovers_in
 from aifx.curation.lineage import record_removal
 from aifx.curation.shards import dropped_rows
 from aifx.curation.sql import RowTable, open_selection, open_tables
 from aifx.curation.step import Limits, Outcome, ShardStep
+from aifx.data.datasets import TOKENS
 from aifx.data.versions import INDEXES, ROW, Catalog, Version
 
 if TYPE_CHECKING:
     from pyarrow import Table
 
 RULE = "erased"
-TOKENS = ".tokens"
 
 
 @dataclass(frozen=True)
@@ -142,21 +143,21 @@ def plan_erasure(
 
 
 def erase(catalog: Catalog, plan: Erasure, step: Erase, limits: Limits) -> Erasure:
-    """Make a version without the rows if the latest has any, then delete the versions that the plan purges."""
+    """Make a version without the rows if the latest has any, then delete the versions that the plan purges.
+
+    Raises FolderBusy, before a version is deleted, if a process works in the data set.
+    """
     name = plan.reference.partition("@")[0]
     made = None
     if any(one.reference == plan.reference for one in plan.held_by):
         made = execute(step, name, catalog, limits).version.reference
     if plan.purged:
-        folder = steps_folder(name, catalog)
-        with holding(folder, f"data set {name}"):
+        with holding_dataset(name, catalog, "deletes versions of it"):
+            _delete_leftovers(steps_folder(name, catalog))
             removed = [manifest for one in plan.purged if (manifest := find_manifest(catalog, one)) is not None]
             record_removal(catalog, removed)
             for manifest in removed:
                 _delete(catalog, manifest.name, manifest.version, manifest.sha256)
-            for pattern in (".work-*", ".query-*"):  # of steps and reads of databases that were killed
-                for unfinished in folder.glob(pattern):
-                    shutil.rmtree(unfinished)
             holders = _holding_versions(catalog, step.rows, limits.memory_bytes)  # also those made since the plan
         return replace(plan, made=made, remaining=tuple(one.reference for one in holders))
     return replace(plan, made=made)
@@ -186,13 +187,22 @@ def _holding_versions(catalog: Catalog, rows: Sequence[str], memory_bytes: int) 
     return found
 
 
+def _delete_leftovers(folder: Path) -> None:
+    """Delete what killed commands left in the folder of a data set. Raises FolderBusy if something of it stays."""
+    for leftover in leftovers_in(folder):
+        if (found := delete_leftover(leftover)) is not None and found.kept:
+            hint = "run the same command again when it has ended"
+            raise FolderBusy(f"{found.path} cannot be deleted", found.kept, hint)
+
+
 def _delete(catalog: Catalog, name: str, version: str, digest: str) -> None:
-    """Delete a version, its indexes, the tokens made of it, and its copy in the cache."""
-    for folder in (f"{name}/{version}", f"{name}/{INDEXES}/{version}", f"{TOKENS}/{version}"):
+    """Delete a version after its indexes, the tokens made of it, and its copy in the cache.
+
+    As long as the version is there, a call that was killed can be repeated.
+    """
+    shutil.rmtree(cache_path("datasets") / digest, ignore_errors=True)
+    for folder in (f"{TOKENS}/{version}", f"{name}/{INDEXES}/{version}", f"{name}/{version}"):
         if catalog.local is None:
             catalog.store.remove(folder)
         elif (path := catalog.local / folder).exists():
-            hidden = path.with_name(f".removed-{uuid.uuid4().hex[:12]}")
-            os.rename(path, hidden)  # a version is whole or gone
-            shutil.rmtree(hidden)
-    shutil.rmtree(cache_path("datasets") / digest, ignore_errors=True)
+            remove_folder(path, str(path))

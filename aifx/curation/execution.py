@@ -3,22 +3,23 @@
 A step works in a folder that is named by all that its result depends on, `<root>/<name>/.work-<key>`:
 
     prepared/          what `Step.prepare` wrote; prepared.json is written after it
-    out/               the version's folder, before it has a name
+    out/               files of the version, and temporary ones of processes that were killed or still write
     done/<task>.json   written when all shards of a task are in out/
+    version/           the version's folder, before it has a name
 
-A process may be killed at any moment. When all tasks are done, the manifest is written and `out` gets its name. For a
-remote root, the folder is in the cache, and the version is copied from there.
+A process may be killed at any moment. When all tasks are done, the files that the manifest names move from `out` to
+`version`, which then gets its name. For a remote root, the folder is in the cache; the version is copied from there.
+Each process that works in the folder holds it, together with the others, so that nobody deletes it meanwhile.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,10 +27,11 @@ from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter
 
-from aifx.core.errors import AifxError, DataError
+from aifx.core.errors import DataError
 from aifx.core.files import read_file
-from aifx.core.json_files import write_json
+from aifx.core.json_files import sync_directory, write_json
 from aifx.core.json_values import encode_json, plain
+from aifx.core.locks import holding
 from aifx.core.os_errors import naming
 from aifx.core.parsing import parse_json
 from aifx.core.progress import Reporter, report_progress
@@ -44,10 +46,13 @@ from aifx.curation.step import Limits, Step
 from aifx.data.datasets import check_own_rows
 from aifx.data.verification import check_shards, mark_checked
 from aifx.data.versions import (
+    CROISSANT,
     DROPPED,
     MANIFEST,
+    PROFILE,
     QUARANTINE,
     SHARDS,
+    SUMS,
     Catalog,
     Manifest,
     ShardFile,
@@ -57,11 +62,9 @@ from aifx.data.versions import (
     check_dataset_name,
 )
 
-OUT, DONE, PREPARED = "out", "done", "prepared"
-
-
-class DatasetBusy(AifxError):
-    """Another process makes a version of the data set."""
+OUT, DONE, PREPARED, WHOLE = "out", "done", "prepared", "version"
+WORK = ".work-"
+"""The beginning of the name of a folder in which a step works."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def execute(
         run_tasks: by default, processes of this machine run them.
         accepts: if false for the manifest, the version is there, but `name` alone still means the version before.
 
-    Raises what the step raises, DatasetBusy, OSError. What is done stays for the next call with the same step.
+    Raises what the step raises, FolderBusy, OSError. What is done stays for the next call with the same step.
     """
     check_dataset_name(name)
     return_memory()
@@ -122,13 +125,13 @@ def execute(
         check_own_rows(parent.manifest, f"aifx data {step.name}")
     key = step_key(step)
     work = work_folder(step, name, catalog)
-    with holding(work.parent, f"data set {name}"), naming(work, keeps_names=True):
+    with holding_dataset(name, catalog, "makes a version of it"), naming(work, keeps_names=True):
         found = _find_version(step, name, catalog)
         if found is None:
             for parent in step.parents:
                 check_shards(parent)
-            work.mkdir(parents=True, exist_ok=True)
-            found = _make_version(step, name, catalog, work, limits, run_tasks)
+            with holding_work(work):
+                found = _make_version(step, name, catalog, work, limits, run_tasks)
             is_new = True
         else:
             is_new = False
@@ -142,13 +145,22 @@ def execute(
 
 def work_folder(step: Step, name: str, catalog: Catalog) -> Path:
     """The folder in which a step works until its version is whole."""
-    return steps_folder(name, catalog) / f".work-{step_key(step)}"
+    return steps_folder(name, catalog) / f"{WORK}{step_key(step)}"
 
 
 def steps_folder(name: str, catalog: Catalog) -> Path:
     """The folder on this machine where the steps of a data set work, and which they hold."""
-    root = catalog.local if catalog.local is not None else cache_path("datasets") / "work"
-    return root / name
+    return steps_root(catalog) / name
+
+
+def steps_root(catalog: Catalog) -> Path:
+    """The folder on this machine with the folders where steps work. All remote roots have the same."""
+    return catalog.local if catalog.local is not None else cache_path("datasets") / "work"
+
+
+def holding_dataset(name: str, catalog: Catalog, purpose: str) -> AbstractContextManager[None]:
+    """Hold a data set on this machine, as `core.locks.holding` does."""
+    return holding(steps_folder(name, catalog), f"data set {name}", purpose)
 
 
 def step_key(step: Step) -> str:
@@ -191,21 +203,39 @@ def _make_version(
     with report_progress(f"{step.name} {name}", sum(size for _, size in tasks), "bytes") as progress:
         results = _run_tasks(step, work, limits, progress, run_tasks)
     manifest = _manifest(step, name, results, facts)
-    out = work / OUT
-    (out / SHARDS).mkdir(parents=True, exist_ok=True)
-    describe(out, manifest, complete_profile(merge_profiles(result.profile for result in results), manifest, out))
+    out, whole = work / OUT, work / WHOLE
+    for folder in (out, whole / SHARDS):
+        folder.mkdir(parents=True, exist_ok=True)
+    _move([file.name for file in manifest.files], out, whole)
+    describe(out, manifest, complete_profile(merge_profiles(result.profile for result in results), manifest, whole))
+    _move([CROISSANT, PROFILE, SUMS, MANIFEST], out, whole)
     if catalog.local is None:
-        version = Version(out, manifest)
-        catalog.publish(version)
+        catalog.publish(Version(whole, manifest))
         return catalog.open(manifest.reference)
     target = catalog.local / name / manifest.version
     if (target / MANIFEST).exists():
         return catalog.open(manifest.reference)
     shutil.rmtree(target, ignore_errors=True)  # a folder without a manifest is no version
-    os.rename(out, target)
+    os.rename(whole, target)
     made = Version(target, manifest)
     mark_checked(made)
     return made
+
+
+def _move(files: Iterable[str], source: Path, target: Path) -> None:
+    """Move files of a version to the folder that gets its name, unless a call that was killed has done so."""
+    changed = {target}
+    for file in files:
+        path = target / file
+        path.parent.mkdir(exist_ok=True)
+        try:
+            os.replace(source / file, path)
+        except FileNotFoundError:
+            if not path.exists():
+                raise
+        changed.add(path.parent)
+    for folder in sorted(changed):
+        sync_directory(folder)
 
 
 def _prepare(step: Step, work: Path, limits: Limits) -> Mapping[str, Any]:
@@ -257,6 +287,13 @@ def in_processes(
 
 def run_task(step: Step, work: Path, limits: Limits, task: int) -> TaskResult:
     """Make the shards of a task in `work`, and record that it is done."""
+    with holding_work(work):
+        result = _make_shards(step, work, limits, task)
+        write_json(_result_path(work, task), plain(result))
+    return result
+
+
+def _make_shards(step: Step, work: Path, limits: Limits, task: int) -> TaskResult:
     rules: Counter[str] = Counter()
     facts: Counter[str] = Counter()
     sources: list[Source] = []
@@ -279,7 +316,7 @@ def run_task(step: Step, work: Path, limits: Limits, task: int) -> TaskResult:
                 quarantine.add(outcome.quarantine)
             facts.update(outcome.facts)
             sources += outcome.sources
-    result = TaskResult(
+    return TaskResult(
         tuple(shards.files),
         tuple(dropped.files),
         tuple(quarantine.files),
@@ -289,8 +326,11 @@ def run_task(step: Step, work: Path, limits: Limits, task: int) -> TaskResult:
         columns,
         profile.total,
     )
-    write_json(_result_path(work, task), plain(result))
-    return result
+
+
+def holding_work(work: Path) -> AbstractContextManager[None]:
+    """Hold the folder of a step together with others that work in it."""
+    return holding(work, str(work), "works in it", shared=True)
 
 
 def _result_path(work: Path, task: int) -> Path:
@@ -339,23 +379,3 @@ def _manifest(step: Step, name: str, results: list[TaskResult], facts: Mapping[s
         quarantine=tuple(shard for result in results for shard in result.quarantine),
     )
     return replace(manifest, sha256=manifest.content_digest())
-
-
-@contextmanager
-def holding(folder: Path, what: str, purpose: str = "makes a version of it") -> Iterator[None]:
-    """Hold a folder, such as that of a data set. Raises DatasetBusy if another process does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(handle, 100).decode(errors="replace").strip()
-            why = f"process {holder} {purpose}" if holder else f"another process {purpose}"
-            raise DatasetBusy(f"{what} is in use", why, "run the same command again when it has ended") from None
-        os.ftruncate(handle, 0)
-        os.write(handle, f"{os.getpid()}\n".encode())
-        yield
-    finally:
-        os.close(handle)

@@ -22,7 +22,7 @@ from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.core.files import read_file, replace_file
 from aifx.core.json_files import write_json, write_text
 from aifx.core.parsing import parse_json
-from aifx.curation.execution import TaskResult, read_result, run_task
+from aifx.curation.execution import TaskResult, holding_work, read_result, run_task
 from aifx.curation.step import Limits, Step
 
 TASKS, SCRIPT, OUTPUT, FAILED, JOB = "tasks.pickle", "job.sh", "output.log", "failed.json", "job"
@@ -108,13 +108,14 @@ class OnSlurm:
 def run_share(work: Path, element: int, elements: int) -> None:
     """Run every task of a job's element that is not done. Raises what a task raises, which the job's owner reads."""
     step, missing, limits = _read_tasks(work / TASKS)
-    for task in missing[element::elements]:
-        if read_result(work, task) is None:
-            try:
-                run_task(step, work, limits, task)
-            except AifxError as error:
-                write_json(work / FAILED, error.document())
-                raise
+    with holding_work(work):
+        for task in missing[element::elements]:
+            if read_result(work, task) is None:
+                try:
+                    run_task(step, work, limits, task)
+                except AifxError as error:
+                    write_json(work / FAILED, error.document())
+                    raise
 
 
 def _read_tasks(path: Path) -> tuple[Step, list[int], Limits]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
-import time
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from aifx.core.errors import EnvironmentFault
 from aifx.core.files import remove_temporary
+from aifx.core.locks import FolderBusy, holding
 from aifx.core.private_folders import make_private
 from aifx.core.project import cache_location
 
-STRAY_AFTER_S = 24 * 3600.0
+BUILDING = ".tmp-"
+"""In the name of a folder that is being built, after the name that it gets."""
 
 
 @contextmanager
@@ -31,10 +33,38 @@ def cache_folder(folder: Path) -> Iterator[None]:
         raise EnvironmentFault(f"{folder} cannot be written", error.strerror or "", hint) from error
 
 
+@contextmanager
+def building(path: Path) -> Iterator[Path]:
+    """A new folder beside `path`, to be renamed to it. It is deleted when the block ends, unless it was renamed.
+
+    This process holds it, so that others know it from what killed ones left, which is deleted first. Raises as
+    `cache_folder` does.
+    """
+    with ExitStack() as held:
+        with cache_folder(path.parent):
+            sweep(path.parent)
+            folder = _held_folder(path, held)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _held_folder(path: Path, held: ExitStack) -> Path:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f"{path.name}{BUILDING}", dir=path.parent))
+        try:
+            held.enter_context(holding(folder, str(folder), "builds it"))
+        except FolderBusy:
+            continue  # another process sweeps it
+        except OSError:
+            pass  # a file system without locks, on which nobody sweeps
+        return folder
+
+
 def sweep(folder: Path) -> None:
-    """Remove what killed builders left behind."""
-    for stray in folder.glob("*.tmp-*"):
-        with suppress(OSError):
-            if time.time() - stray.stat().st_mtime > STRAY_AFTER_S:
-                shutil.rmtree(stray, ignore_errors=True)
+    """Delete what killed builders left, as far as the disk allows."""
+    for stray in folder.glob(f"*{BUILDING}*"):
+        with suppress(OSError, FolderBusy), holding(stray, str(stray), "deletes it"):
+            shutil.rmtree(stray)
     remove_temporary(folder)

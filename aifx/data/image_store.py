@@ -18,7 +18,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -32,7 +31,7 @@ from aifx.core.errors import DataError, EnvironmentFault
 from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
 from aifx.data.blocks import read_array, read_cached, read_checked, write_array, write_checked
-from aifx.data.cache import cache_folder, sweep
+from aifx.data.cache import building
 from aifx.data.decoding import PIXELS, Decoded, Picture, decode_all, decode_one, write_row
 from aifx.data.pictures import BadPicture, Fit, Geometry, is_grey, open_picture
 from aifx.machine.cpu import usable_cpus
@@ -114,10 +113,7 @@ def open_images(
     path = cache_path("images") / key.hexdigest()
     if (store := read_cached(partial(_open, files=files), path / "meta.json", "image store")) is not None:
         return store
-    with cache_folder(path.parent):
-        sweep(path.parent)
-        folder = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
-    try:
+    with building(path) as folder:
         geometry = Geometry(*size, channels or _channels(files), fit)
         _build(folder, files, geometry, len(usable_cpus()) if workers is None else workers, what)
         for _ in range(2):
@@ -127,8 +123,6 @@ def open_images(
                 return store
             shutil.rmtree(path, ignore_errors=True)
         raise EnvironmentFault(f"{path} cannot be put in place", "something else writes there", f"rm -r {path}")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _build(folder: Path, files: Sequence[Picture], geometry: Geometry, workers: int, what: str) -> None:

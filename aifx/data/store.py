@@ -28,7 +28,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,7 @@ from aifx.core.os_errors import errno_of, naming
 from aifx.core.progress import report_progress
 from aifx.data.base import SPLITS, Split
 from aifx.data.blocks import BlockArray, BlockDigests, read_array, read_checked, write_array, write_checked
-from aifx.data.cache import cache_folder, sweep
+from aifx.data.cache import BUILDING, building
 from aifx.data.corpus import TextCorpus
 from aifx.data.files import Piece
 from aifx.data.tokenizer import Tokenizer, text_sizes
@@ -172,15 +172,13 @@ def guard(store: TokenStore, build: Callable[[], TokenStore]) -> None:
 
 def build_store(path: Path, corpus: TextCorpus, tokenizer: Tokenizer) -> TokenStore:
     """Encode `corpus` into a store at `path`. Another process may build the same store at the same time."""
-    with cache_folder(path.parent):
-        sweep(path.parent)
-        folder = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    writers: dict[Split, _SplitWriter] = {}
-    try:
+    with building(path) as folder, ExitStack() as opened:
+        writers: dict[Split, _SplitWriter] = {}
         for split in SPLITS:
             has_sizes = split != "train" and not tokenizer.is_byte_level
             writers[split] = _SplitWriter(folder, split, dtype, tokenizer.eos_id, has_sizes=has_sizes)
+            opened.callback(writers[split].close)
         activity = f"tokenizing {corpus.names('train')}"
         logger.info(activity)
         with report_progress(activity, corpus.expected_bytes(*SPLITS), "bytes") as progress:
@@ -194,10 +192,6 @@ def build_store(path: Path, corpus: TextCorpus, tokenizer: Tokenizer) -> TokenSt
         meta["sha256"] = hashlib.sha256(json.dumps(meta).encode()).hexdigest()
         replace_file(folder / "meta.json", json.dumps(meta, indent=1).encode())
         return _put(folder, path)
-    finally:
-        for writer in writers.values():
-            writer.close()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _put(folder: Path, path: Path) -> TokenStore:
@@ -213,7 +207,7 @@ def _put(folder: Path, path: Path) -> TokenStore:
         if store is not None and store.is_whole():
             return store
         # Something damaged is in the way.
-        aside = tempfile.mkdtemp(prefix=f"{path.name}.tmp-damaged-", dir=path.parent)
+        aside = tempfile.mkdtemp(prefix=f"{path.name}{BUILDING}damaged-", dir=path.parent)
         with suppress(OSError):
             os.rename(path, aside)
         shutil.rmtree(aside, ignore_errors=True)

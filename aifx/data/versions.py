@@ -226,6 +226,11 @@ class Catalog:
         found = [folder for folder in self.store.folders(name) if _VERSION.fullmatch(folder)]
         return sorted(version for version in found if self.store.size(f"{name}/{version}/{MANIFEST}") is not None)
 
+    def incomplete_versions(self, name: str) -> list[str]:
+        """The folders of a data set that would be versions if they had a manifest."""
+        found = {folder for folder in self.store.folders(name) if _VERSION.fullmatch(folder)}
+        return sorted(found.difference(self.versions(name)))
+
     def latest(self, name: str) -> str | None:
         """The version that was made last; None if there is none."""
         data = self.store.read(f"{check_dataset_name(name)}/{LATEST}")

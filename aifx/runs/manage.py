@@ -14,14 +14,12 @@ from aifx.checkpoint.local_folder import local_folder, remove_local
 from aifx.core.errors import AifxError, UsageError
 from aifx.core.files import check_folder, read_file
 from aifx.core.json_files import sync_directory, write_json
+from aifx.core.locks import REMOVED
 from aifx.core.parsing import parse_json, parse_toml
 from aifx.core.project import RUN_NAME, Project, RunDirectory
 from aifx.runs.binding import read_digests
 from aifx.runs.formats import TagsFile
 from aifx.runs.lock import hold_run
-
-REMOVED = ".removed-"
-"""How the name of a folder begins whose removal was interrupted."""
 
 
 def size_of(run: RunDirectory) -> int:

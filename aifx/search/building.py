@@ -22,10 +22,11 @@ from aifx.core.errors import DataError, EnvironmentFault, UsageError, did_you_me
 from aifx.core.files import replacing
 from aifx.core.json_files import readable_bytes
 from aifx.core.json_values import plain
+from aifx.core.locks import holding
 from aifx.core.os_errors import naming
 from aifx.core.plurals import counted
 from aifx.core.progress import Reporter, report_progress
-from aifx.curation.execution import holding
+from aifx.curation.execution import WORK, holding_work
 from aifx.curation.lineage import record_index
 from aifx.curation.processes import call_each
 from aifx.curation.step import Limits
@@ -95,12 +96,12 @@ def build_index(
             if found.manifest.is_accepted:
                 set_latest_index(catalog, version.manifest, name)
         else:
-            work = folder / f".work-{name}"
+            work = folder / f"{WORK}{name}"
             check_shards(version)
-            work.mkdir(exist_ok=True)
-            _embed_shards(version, settings.column, embedder, work, limits)
-            found, is_new = _publish(version, name, settings, catalog, work, limits), True
-            shutil.rmtree(work)
+            with holding_work(work):
+                _embed_shards(version, settings.column, embedder, work, limits)
+                found, is_new = _publish(version, name, settings, catalog, work, limits), True
+                shutil.rmtree(work)
         record_index(catalog, version.manifest, name, plain(settings))
     return BuiltIndex(found.manifest, found.manifest.file.bytes, is_new, found.manifest.is_accepted)
 

@@ -19,6 +19,7 @@ from aifx.core.plurals import counted
 if TYPE_CHECKING:
     from aifx.curation.add_reports import AddedFiles
     from aifx.curation.databases.sources import QueryFetch
+    from aifx.curation.databases.spool import Fetched
     from aifx.curation.source_files import Listing
     from aifx.data.versions import Catalog, Manifest
 
@@ -120,7 +121,8 @@ def add(
         elif dry_run:
             listing = opened.enter_context(fetch.described())
         else:
-            listing = _fetched(out, fetch)
+            listing, fetched = opened.enter_context(fetch.fetched())
+            _log_fetched(out, fetched)
         options = ReadOptions(kind or "text", text_field, encoding, max_expansion, split_at)
         check_options(options)
         if kind is None and listing.files:
@@ -166,14 +168,11 @@ def _fetch_of(sources: list[str], query: str | None, key: str | None, catalog: C
     return None
 
 
-def _fetched(out: Output, fetch: QueryFetch) -> Listing:
-    """The rows of a query, after they are on this machine."""
-    listing, fetched = fetch.fetch()
+def _log_fetched(out: Output, fetched: Fetched) -> None:
     if fetched.kept:
         out.log(f"kept {counted(fetched.kept, 'row')} of the interrupted read: the database still has them")
     if fetched.again:
         out.log(f"read {counted(fetched.again, 'row')} of the interrupted read again: the database has changed")
-    return listing
 
 
 def _log_left_out(out: Output, listing: Listing, kind: str) -> None:

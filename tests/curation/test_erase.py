@@ -12,9 +12,10 @@ import pytest
 from s3_server import s3_server
 from toy_steps import Rows, WithoutLetter
 
+from aifx.core.locks import FolderBusy
 from aifx.curation.erasure import erase as erase_rows
 from aifx.curation.erasure import plan_erasure
-from aifx.curation.execution import execute
+from aifx.curation.execution import execute, holding_work
 from aifx.curation.step import Limits
 from aifx.data.versions import Catalog, Version, open_catalog
 
@@ -162,3 +163,18 @@ def test_a_version_made_during_a_purge_is_named(catalog: Catalog, chain: list[Ve
     other = execute(WithoutLetter((chain[0],), "q"), "pets", catalog, LIMITS).version
     done = erase_rows(catalog, plan, step, LIMITS)
     assert (set(done.purged), done.remaining) == ({version.reference for version in chain}, (other.reference,))
+
+
+def test_a_purge_deletes_nothing_while_somebody_works_in_the_data_set(catalog: Catalog, chain: list[Version]) -> None:
+    """Such as an element of a Slurm job whose command was killed: its folder has rows, too."""
+    plan, step = plan_erasure(
+        catalog, None, "pets", f"text LIKE '%{SECRET}%'", purge=True, dry_run=False, memory_bytes=LIMITS.memory_bytes
+    )
+    assert catalog.local is not None
+    work = catalog.local / "pets" / ".work-0"
+    with holding_work(work), pytest.raises(FolderBusy) as refused:
+        erase_rows(catalog, plan, step, LIMITS)
+    assert str(work) in refused.value.what
+    assert {version.manifest.version for version in chain} <= set(catalog.versions("pets"))
+    assert set(erase_rows(catalog, plan, step, LIMITS).purged) == {version.reference for version in chain}
+    assert not work.exists()

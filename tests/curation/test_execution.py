@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,14 @@ from pyarrow import parquet
 from toy_steps import Rows, WithoutLetter
 
 from aifx.core.errors import DataError, UsageError
+from aifx.core.files import replacing
+from aifx.core.locks import FolderBusy
 from aifx.core.stores import open_store
 from aifx.curation import execution
-from aifx.curation.execution import DatasetBusy, execute
-from aifx.curation.step import Limits
+from aifx.curation.execution import OUT, TaskResult, execute, holding_dataset, in_processes
+from aifx.curation.step import Limits, Step
 from aifx.data.verification import check_files
-from aifx.data.versions import Catalog, Version, open_catalog
+from aifx.data.versions import SHARDS, Catalog, Version, open_catalog
 
 TEXTS = (("a cat", "a dog"), ("a bird", "no fish"), ("an ox",))
 LIMITS = Limits(1 << 30, 1)
@@ -96,6 +100,22 @@ def test_a_restart_does_what_is_missing(catalog: Catalog, monkeypatch: pytest.Mo
     assert ran == [0, 1, 2, 2]
 
 
+def test_a_version_has_its_own_files_alone(catalog: Catalog) -> None:
+    """Not what a killed process left of a shard, and not what one that still runs writes."""
+    shard = f"{SHARDS}/00000-000.parquet"
+
+    def beside_others(step: Step, missing: list[int], work: Path, limits: Limits) -> Iterator[tuple[int, TaskResult]]:
+        (work / OUT / SHARDS).mkdir(parents=True)
+        (work / OUT / SHARDS / ".00000-000.parquet.0123456789ab.tmp").write_bytes(b"PAR1")
+        writing.enter_context(replacing(work / OUT / shard)).write(b"PAR1")
+        yield from in_processes(step, missing, work, limits)
+
+    with suppress(FileNotFoundError), ExitStack() as writing:
+        made = execute(Rows((), TEXTS[:1]), "pets", catalog, LIMITS, beside_others).version
+    assert damages(made) == []
+    assert set(content(made.path)) == {"croissant.json", "manifest.json", "profile.json", shard, "SHA256SUMS"}
+
+
 def test_a_rejected_version_is_not_the_latest(catalog: Catalog) -> None:
     collected = execute(Rows((), TEXTS), "pets", catalog, LIMITS).version
     made = execute(
@@ -107,10 +127,9 @@ def test_a_rejected_version_is_not_the_latest(catalog: Catalog) -> None:
 
 
 def test_one_process_at_a_time(catalog: Catalog) -> None:
-    assert catalog.local is not None
     with (
-        execution.holding(catalog.local / "pets", "data set pets"),
-        pytest.raises(DatasetBusy, match=f"process {os.getpid()} makes"),
+        holding_dataset("pets", catalog, "makes a version of it"),
+        pytest.raises(FolderBusy, match=f"process {os.getpid()} makes"),
     ):
         execute(Rows((), TEXTS), "pets", catalog, LIMITS)
 

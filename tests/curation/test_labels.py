@@ -16,8 +16,8 @@ from label_rows import TEXTS, add_labels, entries_of, entry, labels_of, png, row
 
 from aifx.core.errors import DataError, UsageError
 from aifx.core.json_values import plain
+from aifx.core.locks import FolderBusy
 from aifx.core.parsing import parse_json
-from aifx.curation.execution import DatasetBusy
 from aifx.curation.labels.agreement import agreement_of, krippendorff_alpha
 from aifx.curation.labels.store import Entry, label_file, open_log, read_entries, read_state
 from aifx.data.versions import Catalog, open_catalog
@@ -109,7 +109,7 @@ def test_one_process_writes_at_a_time(catalog: Catalog) -> None:
     texts_version(catalog)
     with (
         open_log(catalog, "reviews", "label"),
-        pytest.raises(DatasetBusy, match="reviews is in use"),
+        pytest.raises(FolderBusy, match="reviews is in use"),
     ):
         add_labels(catalog, entry(0, "good"))
 

@@ -24,6 +24,7 @@ from aifx.core.files import remove_temporary
 from aifx.core.project import Project, cache_path
 from aifx.data import encoding, files, store
 from aifx.data.base import SPLITS, Split
+from aifx.data.cache import BUILDING, building
 from aifx.data.corpus import Corpus, open_corpus
 from aifx.data.sections import TextSection
 from aifx.data.store import build_store, open_store
@@ -237,16 +238,20 @@ def test_a_builder_that_is_killed_leaves_no_half_store(
     )
 
 
-def test_strays_are_swept_when_they_are_old(write: Write, open_: Open) -> None:
-    old, young = (cache_path() / "tokens" / f"{name}.tmp-1" for name in ("old", "young"))
-    for stray in (old, young):
-        stray.mkdir(parents=True)
-        (stray / "train.tokens.npy").write_bytes(b"half")
-    os.utime(old, (0, 0))
-    write("a.txt", prose(3000))
-    open_()
-    assert not old.exists()
-    assert young.exists()
+def test_what_killed_builders_left_is_swept(write: Write, open_: Open) -> None:
+    """Not what a builder writes that lives, however long it takes."""
+    folder = cache_path() / "tokens"
+    with building(folder / "slow") as slow:
+        (slow / "train.tokens.npy").write_bytes(b"half")
+        os.utime(slow, (0, 0))
+        killed = folder / f"killed{BUILDING}1"
+        killed.mkdir()
+        (killed / "train.tokens.npy").write_bytes(b"half")
+        write("a.txt", prose(3000))
+        open_()
+        assert (slow / "train.tokens.npy").exists()
+        assert not killed.exists()
+    assert not slow.exists()
 
 
 def test_a_cache_that_cannot_be_written_is_named(write: Write, open_: Open) -> None:

@@ -6,22 +6,26 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from aifx.core.errors import UsageError
 from aifx.core.json_values import encode_json
+from aifx.core.locks import holding
 from aifx.curation.databases.other import open_other
 from aifx.curation.databases.postgresql import open_snapshot
 from aifx.curation.databases.query import Query, Snapshot
 from aifx.curation.databases.spool import Fetched, Spool, source_in
 from aifx.curation.databases.urls import parse_database_url
-from aifx.curation.execution import holding, steps_folder
+from aifx.curation.execution import holding_dataset, steps_folder
 from aifx.curation.source_files import Listing, SourceFile
 from aifx.data.versions import Catalog
 
 DATABASES = ("postgresql", "postgres", "sqlite", "duckdb", "mysql", "mariadb", "oracle", "mssql", "snowflake")
 """Schemes whose URL is no file's."""
+
+READ = ".query-"
+"""The beginning of the name of a folder with the rows of a query."""
 
 
 def parse_query(sources: list[str], sql: str, key: str | None) -> Query:
@@ -50,7 +54,7 @@ def check_no_database(sources: list[str]) -> None:
 
 def interrupted_reads(catalog: Catalog, name: str) -> dict[Path, str]:
     """The folders with rows of queries that were not read to their end, and the source of each."""
-    return {folder: source_in(folder) for folder in sorted(steps_folder(name, catalog).glob(".query-*"))}
+    return {folder: source_in(folder) for folder in sorted(steps_folder(name, catalog).glob(f"{READ}*"))}
 
 
 def _open(query: Query) -> AbstractContextManager[Snapshot]:
@@ -61,19 +65,22 @@ class QueryFetch:
     """The rows of a query, in a folder of the data set until they are in a version."""
 
     def __init__(self, query: Query, catalog: Catalog, name: str) -> None:
-        self._query, self._name = query, name
-        self._steps = steps_folder(name, catalog)
+        self._query, self._name, self._catalog = query, name, catalog
         digest = hashlib.sha256(encode_json([query.name, query.key]).encode()).hexdigest()[:16]
-        self._spool = Spool(self._steps / f".query-{digest}", query)
+        self._folder = steps_folder(name, catalog) / f"{READ}{digest}"
+        self._spool = Spool(self._folder, query)
 
-    def fetch(self) -> tuple[Listing, Fetched]:
-        """Read the rows that are not on this machine yet.
+    @contextmanager
+    def fetched(self) -> Iterator[tuple[Listing, Fetched]]:
+        """Read the rows that are not on this machine yet. In the block, no other process uses or deletes them.
 
-        Raises DatasetBusy, EnvironmentFault, UsageError, DataError. What was read stays for the next call.
+        Raises FolderBusy, EnvironmentFault, UsageError, DataError. What was read stays for the next call.
         """
-        with holding(self._steps, self._name), _open(self._query) as snapshot:
-            fetched = self._spool.fetch(snapshot)
-        return Listing((self._file(fetched.path),), ()), fetched
+        with ExitStack() as held:
+            with holding_dataset(self._name, self._catalog, "reads rows for it"), _open(self._query) as snapshot:
+                held.enter_context(holding(self._folder, f"the read of {self._query.name}", "adds its rows"))
+                fetched = self._spool.fetch(snapshot)
+            yield Listing((self._file(fetched.path),), ()), fetched
 
     @contextmanager
     def described(self) -> Iterator[Listing]:

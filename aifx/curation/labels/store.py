@@ -21,9 +21,9 @@ from aifx.core.errors import DataError, UsageError
 from aifx.core.files import RECORDS_LIMIT, open_file, read_file
 from aifx.core.json_files import JsonLines, parse_line, sync_directory
 from aifx.core.json_values import plain
+from aifx.core.locks import holding
 from aifx.core.parsing import parse_json
 from aifx.core.sanitize import escape_controls
-from aifx.curation.execution import holding
 from aifx.data.versions import DATASET_NAME, RESERVED, Catalog
 
 FOLDER = "labels"
@@ -217,7 +217,7 @@ class LabelLog:
 
 @contextmanager
 def open_log(catalog: Catalog, name: str, column: str) -> Iterator[LabelLog]:
-    """The log of a column, which no other process writes meanwhile. Raises DatasetBusy, UsageError, DataError."""
+    """The log of a column, which no other process writes meanwhile. Raises FolderBusy, UsageError, DataError."""
     path = label_file(catalog, name, column)
     with holding(path.parent, f"the label file of {name}", "writes it"):
         log = LabelLog(path)

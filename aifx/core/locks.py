@@ -1,0 +1,83 @@
+"""Folders that several processes use, and their removal while nobody does.
+
+A process that uses a folder locks the file `.lock` in it. The kernel releases the lock when the process ends, however
+it ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from aifx.core.errors import AifxError
+
+LOCK = ".lock"
+REMOVED = ".removed-"
+"""The beginning of the name of a folder whose removal was interrupted."""
+
+
+class FolderBusy(AifxError):
+    """Another process holds a folder."""
+
+
+@contextmanager
+def holding(folder: Path, what: str, purpose: str, *, shared: bool = False) -> Iterator[None]:
+    """Hold a folder, which is made if it is not there. Raises FolderBusy if another process holds it, OSError.
+
+    Args:
+        what: the folder in messages, such as "data set corpus".
+        purpose: what this process does, as it follows "process 123", such as "makes a version of it".
+        shared: together with others that hold it so.
+    """
+    handle = _lock(folder, what, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    try:
+        if not shared:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} {purpose}\n".encode(), 0)
+        yield
+    finally:
+        if not shared:
+            with suppress(OSError):
+                os.ftruncate(handle, 0)
+        os.close(handle)
+
+
+def _lock(folder: Path, what: str, kind: int) -> int:
+    """A descriptor of the folder's lock file, which this process has locked."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except FileNotFoundError:
+            continue  # removed before it was held
+        try:
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+            if os.fstat(handle).st_nlink:
+                return handle
+        except BlockingIOError:
+            holder = os.read(handle, 100).decode(errors="replace").strip() or "another process uses it"
+            os.close(handle)
+            raise FolderBusy(f"{what} is in use", holder, "run the same command again when it has ended") from None
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # the holder before has removed the folder
+
+
+def remove_folder(folder: Path, what: str) -> None:
+    """Delete a folder, which is whole or gone whenever this is interrupted, unless a process holds it.
+
+    Args:
+        what: the folder in messages.
+
+    Raises FolderBusy, OSError.
+    """
+    hidden = folder.with_name(f"{REMOVED}{secrets.token_hex(6)}")
+    with holding(folder, what, "deletes it"):
+        os.rename(folder, hidden)
+        shutil.rmtree(hidden)

@@ -1,0 +1,163 @@
+"""Leftovers of commands that were killed, below a root of data sets: found, and deleted unless a process uses them.
+
+    <name>/.work-*                      an unfinished step
+    <name>/.query-*                     the rows of an unfinished read of a database
+    <name>/indexes/<version>/.work-*    an unfinished index
+    .tokens/<version>/*.tmp-*           an unfinished token store
+    .removed-*                          an unfinished removal, in any of these folders
+    .*.tmp                              a file that is not whole, in any of these folders and in versions
+
+A process holds the folder or the file in which it works, so what nobody holds was left. No version refers to any of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from aifx.core.files import held_temporary, is_temporary
+from aifx.core.locks import LOCK, REMOVED, FolderBusy, holding, remove_folder
+from aifx.curation.databases.sources import READ
+from aifx.curation.execution import WORK, steps_root
+from aifx.data.cache import BUILDING
+from aifx.data.datasets import TOKENS
+from aifx.data.versions import DATASET_NAME, INDEXES, LATEST, Catalog
+
+LeftoverKind: TypeAlias = Literal["step", "read", "index", "tokens", "removal", "file", "version"]
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A folder or a file that a command left.
+
+    Attributes:
+        path: on this machine, or the URL of a "version".
+        kind: of the work that is unfinished; "version" is a folder without a manifest.
+        kept: why it stays; "" if it is deleted.
+    """
+
+    path: str
+    kind: LeftoverKind
+    bytes: int
+    kept: str = ""
+
+
+@dataclass(frozen=True)
+class CollectedGarbage:
+    """The document of `aifx data gc --json`.
+
+    Attributes:
+        deleted: what was deleted; with `dry_run`, what would be.
+        kept: what a process uses or may use, and what cannot be deleted.
+        bytes: of all that was deleted, or would be.
+    """
+
+    root: str
+    deleted: tuple[Leftover, ...]
+    kept: tuple[Leftover, ...]
+    bytes: int
+    dry_run: bool
+
+
+def collect_garbage(catalog: Catalog, *, dry_run: bool) -> CollectedGarbage:
+    """Delete what killed commands left below a root. If that is remote, steps have worked in the cache.
+
+    Raises EnvironmentFault if a remote root cannot be read.
+    """
+    root = steps_root(catalog)
+    tops = [root / name for name in _names_in(root) if _is_dataset(root / name)]
+    found = [
+        deleted
+        for top in (*tops, root / TOKENS)
+        for one in leftovers_in(top)
+        if (deleted := delete_leftover(one, dry_run=dry_run)) is not None
+    ]
+    found += _incomplete_versions(catalog)
+    deleted = tuple(one for one in found if not one.kept)
+    kept = tuple(one for one in found if one.kept)
+    return CollectedGarbage(catalog.store.url, deleted, kept, sum(one.bytes for one in deleted), dry_run)
+
+
+def leftovers_in(top: Path) -> Iterator[Leftover]:
+    """The unfinished work below the folder of a data set or of token stores, in use or not. Links are not followed."""
+    for folder, names, files in os.walk(top):
+        names.sort()
+        for name in list(names):
+            path = Path(folder, name)
+            if (kind := _kind_of(path)) is not None and not path.is_symlink():
+                names.remove(name)
+                yield Leftover(str(path), kind, _bytes_in(path))
+        for name in sorted(filter(is_temporary, files)):
+            with suppress(FileNotFoundError):
+                yield Leftover(str(Path(folder, name)), "file", Path(folder, name).lstat().st_size)
+
+
+def delete_leftover(leftover: Leftover, *, dry_run: bool = False) -> Leftover | None:
+    """Delete unfinished work, unless a process uses it. Returns what became of it; None if it was gone already."""
+    path = Path(leftover.path)
+    try:
+        if leftover.kind == "file":
+            with held_temporary(path):
+                if not dry_run:
+                    path.unlink()
+        elif dry_run:
+            with holding(path, leftover.path, "looks at it"):
+                pass
+        else:
+            remove_folder(path, leftover.path)
+    except FolderBusy as busy:
+        return replace(leftover, kept=busy.why)
+    except BlockingIOError:
+        return replace(leftover, kept="another process writes it")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return replace(leftover, kept=error.strerror or str(error))
+    return leftover
+
+
+def _kind_of(folder: Path) -> LeftoverKind | None:
+    if folder.name.startswith(WORK):
+        return "index" if folder.parent.parent.name == INDEXES else "step"
+    if folder.name.startswith(READ):
+        return "read"
+    if folder.name.startswith(REMOVED):
+        return "removal"
+    return "tokens" if BUILDING in folder.name and folder.parent.parent.name == TOKENS else None
+
+
+def _is_dataset(folder: Path) -> bool:
+    """Whether a folder is that of a data set, which may have no version yet: the root may hold other folders."""
+    return DATASET_NAME.fullmatch(folder.name) is not None and any((folder / name).exists() for name in (LATEST, LOCK))
+
+
+def _incomplete_versions(catalog: Catalog) -> Iterator[Leftover]:
+    """Folders that a command of any machine may still write, such as a copy of a version to a remote root."""
+    why = "another command may still write it"
+    for name in sorted(filter(DATASET_NAME.fullmatch, catalog.store.folders())):
+        if catalog.local is not None and not _is_dataset(catalog.local / name):
+            continue
+        for version in catalog.incomplete_versions(name):
+            folder = f"{name}/{version}"
+            yield Leftover(f"{catalog.store.url}/{folder}", "version", catalog.store.total_bytes(folder), why)
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    except FileNotFoundError:
+        return []
+
+
+def _bytes_in(folder: Path) -> int:
+    """Bytes of the files below a folder, without locks."""
+    total = 0
+    for path, _, files in os.walk(folder):
+        for name in set(files) - {LOCK}:
+            with suppress(FileNotFoundError):
+                total += Path(path, name).lstat().st_size
+    return total
