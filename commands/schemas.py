@@ -57,6 +57,7 @@ def command_types() -> dict[str, Any]:
     from aifx.curation.labels.agreement import Agreement
     from aifx.curation.labels.files import ExportedLabels, ImportedLabels
     from aifx.curation.labels.suspects import Suspects
+    from aifx.curation.leftovers import CollectedGarbage
     from aifx.curation.pii.reports import PiiReport
     from aifx.curation.reports import MadeVersion, Verification, VersionList, VersionProfile
     from aifx.curation.row_history import Explanation
@@ -130,6 +131,7 @@ def command_types() -> dict[str, Any]:
         "data-query": query.QueryResult | query.QueryFile,
         "data-push": Pushed,
         "data-erase": Erasure,
+        "data-gc": CollectedGarbage,
         "data-label-serve": LabelServerStarted,
         "data-label-suspects": Suspects,
         "data-label-export": ExportedLabels,

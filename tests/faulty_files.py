@@ -2,6 +2,8 @@
 
     with failing(folder, at=7) as calls:    # the eighth call below `folder` raises EIO
         ...
+    with killed(folder, at=7):              # the process is killed before its eighth change below `folder`
+        ...
 
 Python's calls only: what TensorStore does in C++ is not seen here.
 """
@@ -12,6 +14,7 @@ import builtins
 import errno
 import io
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,10 +28,11 @@ class Calls:
 
     Args:
         at: which call fails, from 0 on; None counts only.
+        number: of the error; None kills the process instead.
         lasting: whether all later calls fail, too.
     """
 
-    def __init__(self, folder: Path, at: int | None, number: int, lasting: bool) -> None:
+    def __init__(self, folder: Path, at: int | None, number: int | None, lasting: bool) -> None:
         self.folder, self.at, self.number, self.lasting = str(folder), at, number, lasting
         self.made: list[str] = []
         self._lock = threading.Lock()
@@ -51,6 +55,8 @@ class Calls:
             self.made.append(f"{call} {path}")
             turn = len(self.made) - 1
         if self.at is not None and (turn == self.at or (self.lasting and turn > self.at)):
+            if self.number is None:
+                os.kill(os.getpid(), signal.SIGKILL)
             unnamed = call in ("write", "fsync")  # as the real ones are
             raise OSError(self.number, os.strerror(self.number), *([] if unnamed else [path]))
         return True
@@ -59,12 +65,30 @@ class Calls:
 @contextmanager
 def failing(folder: Path, at: int | None = None, *, number: int = errno.EIO, lasting: bool = False) -> Iterator[Calls]:
     """Count `os.open`, `open`, `write`, `os.fsync`, `os.rename` and `os.mkdir` below `folder`, and fail one."""
-    calls = Calls(folder, at, number, lasting)
+    with _watched(Calls(folder, at, number, lasting)) as calls:
+        yield calls
+
+
+@contextmanager
+def killed(folder: Path, at: int | None = None) -> Iterator[Calls]:
+    """Count what changes something below `folder`, and kill this process before one of these calls.
+
+    The files are then as after the call before it. Calls that open a file to read it are not counted.
+    """
+    with _watched(Calls(folder, at, None, lasting=False)) as calls:
+        yield calls
+
+
+@contextmanager
+def _watched(calls: Calls) -> Iterator[Calls]:
+    are_changes = calls.number is None
 
     def counted(name: str, place: int = 0) -> Callable[..., Any]:
         real = getattr(os, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
+            if are_changes and name == "open" and not args[1] & os.O_CREAT:
+                return real(*args, **kwargs)
             path, folder = args[place], kwargs.get("dst_dir_fd", kwargs.get("dir_fd"))
             is_below = calls.pass_by(
                 name, path if folder is None else f"{os.readlink(f'/proc/self/fd/{folder}')}/{path}"
@@ -87,13 +111,16 @@ def failing(folder: Path, at: int | None = None, *, number: int = errno.EIO, las
             pass
         elif isinstance(file, int) or not os.fspath(file).startswith(calls.folder):
             return real_open(file, mode, *args, **kwargs)
-        calls.pass_by("open", file)
+        if not are_changes or set(mode) & set("wax+"):
+            calls.pass_by("open", file)
         if not set(mode) & set("wax+"):
             return real_open(file, mode, *args, **kwargs)
         buffered = io.BufferedWriter(Raw(file, mode.replace("b", "").replace("t", "")))
         return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding="utf-8", write_through=True)
 
     places = {"open": 0, "write": 0, "fsync": 0, "rename": 1, "replace": 1, "mkdir": 0}
+    if are_changes:
+        places |= {"unlink": 0, "rmdir": 0, "ftruncate": 0}
     patches = [mock.patch.object(os, name, counted(name, place)) for name, place in places.items()]
     patches += [mock.patch.object(builtins, "open", opened), mock.patch.object(io, "open", opened)]
     for patch in patches:

@@ -18,6 +18,7 @@ from aifx.commands.data.clean import clean
 from aifx.commands.data.decontaminate import decontaminate
 from aifx.commands.data.dedupe import dedupe, split
 from aifx.commands.data.erase import erase
+from aifx.commands.data.gc import gc
 from aifx.commands.data.history import diff, lineage, why
 from aifx.commands.data.index import index, search
 from aifx.commands.data.mix import mix
@@ -202,5 +203,6 @@ app.command()(report)
 app.command()(index)
 app.command()(search)
 app.command()(erase)
+app.command()(gc)
 app.add_typer(label.app, name="label")
 app.command("run-tasks", hidden=True)(run_tasks)

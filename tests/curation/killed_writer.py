@@ -1,0 +1,207 @@
+"""A program that is killed before and after each change that it makes to the files of a data set, one after the other.
+
+    python killed_writer.py WRITER FOLDER FIRST EVERY
+
+It is killed before the change FIRST, from 0, and each EVERY changes on. After each kill, the versions are whole. `aifx
+data gc` deletes what is left, and the same command makes what an undisturbed one makes, with and without `gc` before
+it. The program prints the number of kills.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from adding import add
+from faulty_files import killed
+from prose import prose
+from toy_steps import Rows, WithoutLetter
+
+from aifx.commands.main import run
+from aifx.core.project import Project
+from aifx.core.stores import open_store
+from aifx.curation.dedupe import Dedupe
+from aifx.curation.erasure import erase, plan_erasure
+from aifx.curation.execution import execute
+from aifx.curation.leftovers import collect_garbage
+from aifx.curation.step import Limits
+from aifx.data.sections import TextSection
+from aifx.data.text import TextFormat
+from aifx.data.verification import check_files
+from aifx.data.versions import Catalog, open_catalog
+from aifx.search.building import build_index
+from aifx.search.hashed_ngrams import HashedNgrams
+from aifx.search.indexes import IndexSettings
+
+LIMITS = Limits(1 << 30, 1)
+TEXTS = tuple(tuple(prose(60, 10 * shard + row) for row in range(3)) for shard in range(2))
+
+
+def catalog_of(root: Path) -> Catalog:
+    return open_catalog(str(root / "datasets"))
+
+
+def collect_files(root: Path) -> None:
+    add(root, "corpus", "raw")
+
+
+def clean(root: Path) -> None:
+    execute(WithoutLetter((catalog_of(root).open("pets"),), "q"), "pets", catalog_of(root), LIMITS)
+
+
+def dedupe(root: Path) -> None:
+    execute(Dedupe((catalog_of(root).open("pets"),), 0.8), "pets", catalog_of(root), LIMITS)
+
+
+def read_database(root: Path) -> None:
+    url, sql = f"sqlite:///{root.parent / 'rows.db'}", "SELECT * FROM t"
+    command = ["data", "add", "corpus", url, "--query", sql, "--license", "MIT", "--root", str(root / "datasets")]
+    assert run(command) == 0
+
+
+def index(root: Path) -> None:
+    embedder = HashedNgrams(8)
+    build_index(
+        catalog_of(root).open("pets"), IndexSettings("text", embedder.record), embedder, catalog_of(root), LIMITS
+    )
+
+
+def tokenize(root: Path) -> None:
+    section = TextSection(dataset="pets", seq_len=16, tokenizer="byte", split="block", test_fraction=0.0)
+    TextFormat.open(section, Project(root), root.parent / "assets")
+
+
+def purge(root: Path) -> None:
+    limits = LIMITS.memory_bytes
+    where = "_row LIKE 's0%'"
+    plan, step = plan_erasure(catalog_of(root), None, "pets", where, purge=True, dry_run=False, memory_bytes=limits)
+    if plan.rows:
+        erase(catalog_of(root), plan, step, LIMITS)
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    writer.__name__: writer for writer in (collect_files, clean, dedupe, read_database, index, tokenize, purge)
+}
+
+
+def prepare(root: Path) -> None:
+    """A data set with a version, its index and its tokens, and files to collect rows from."""
+    (root / "raw").mkdir(parents=True)
+    rows = [json.dumps({"text": text, "n": number}) + "\n" for number, text in enumerate(TEXTS[0])]
+    (root / "raw" / "a.jsonl").write_text("".join([*rows, "no JSON\n"]))
+    (root / "raw" / "b.csv").write_text("text,n\n" + "".join(f'"{text}",1\n' for text in TEXTS[1]))
+    (root / "raw" / "c.txt").write_text(TEXTS[0][0])
+    execute(Rows((), TEXTS), "pets", catalog_of(root), LIMITS)
+    with sqlite3.connect(root.parent / "rows.db") as database:
+        database.execute("CREATE TABLE t (id, text)")
+        database.executemany("INSERT INTO t VALUES (?, ?)", enumerate(TEXTS[0]))
+    if sys.argv[1] == "purge":
+        index(root)
+        tokenize(root)
+
+
+def content(root: Path) -> dict[str, str]:
+    """A digest of each file of the data sets but locks, and the history, which has times."""
+    files = [path for path in (root / "datasets").rglob("*") if path.is_file()]
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if path.name not in (".lock", "lineage.jsonl")
+    }
+
+
+def check_versions(catalog: Catalog) -> list[str]:
+    """The versions, each of which is whole."""
+    found = [f"{name}@{version}" for name in catalog.names() for version in catalog.versions(name)]
+    for name, _, version in (reference.partition("@") for reference in found):
+        damages = check_files(open_store(f"{catalog.local}/{name}/{version}"), name, version).damages
+        assert not damages, damages
+    return found
+
+
+def check(root: Path, write: Callable[[Path], None], expected: dict[str, str], *, collects: bool) -> None:
+    """Ask again after a kill."""
+    catalog = catalog_of(root)
+    before = check_versions(catalog)
+    if collects:
+        planned = collect_garbage(catalog, dry_run=True)
+        assert not planned.kept, planned.kept
+        assert collect_garbage(catalog, dry_run=False).deleted == planned.deleted
+        assert not collect_garbage(catalog, dry_run=False).deleted
+        assert check_versions(catalog) == before
+        unfinished = [path for path in content(root) if "/." in path.replace("/.tokens/", "/") or ".tmp" in path]
+        assert not unfinished, unfinished
+    write(root)
+    assert not collect_garbage(catalog, dry_run=False).kept
+    check_versions(catalog)
+    found = content(root)
+    assert found == expected, sorted(found.items() ^ expected.items())
+
+
+def forked(function: Callable[[], None]) -> int:
+    """Run a function in a process of its own, which has no thread yet. Returns its exit code."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def main(name: str, folder: Path, first: int, every: int) -> None:
+    write = WRITERS[name]
+    base, calm = folder / "base", folder / "calm"
+    assert forked(lambda: prepare(base)) == 0
+    shutil.copytree(base, calm)
+    modules = folder / "modules"
+
+    def undisturbed() -> None:
+        write(calm)
+        check_versions(catalog_of(calm))
+        modules.write_text("\n".join(sys.modules))
+
+    assert forked(undisturbed) == 0
+    for module in modules.read_text().split():  # once, instead of in each process
+        with suppress(ImportError):
+            importlib.import_module(module)
+    expected = content(calm)
+    for kills, at in enumerate(itertools.count(first, every)):
+        root = folder / f"killed-{at}"
+        shutil.copytree(base, root)
+
+        def disturbed(root: Path = root, at: int = at) -> None:
+            with killed(root / "datasets", at):
+                write(root)
+
+        code = forked(disturbed)
+        if code == 0:
+            sys.stdout.write(str(kills))
+            return
+        assert code == -signal.SIGKILL, f"change {at}"
+        shutil.copytree(root, other := folder / f"other-{at}")
+
+        def checks(root: Path = root, other: Path = other) -> None:
+            check(root, write, expected, collects=True)
+            check(other, write, expected, collects=False)
+
+        assert forked(checks) == 0, f"killed before change {at}"
+        shutil.rmtree(root)
+        shutil.rmtree(other)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

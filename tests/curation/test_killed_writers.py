@@ -1,0 +1,38 @@
+"""Commands of data sets that are killed before and after each change of a file, `aifx data gc`, and asking again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from effort import IS_LONG, seed_of_commit
+
+HERE = Path(__file__).parent
+EVERY = {"dedupe": 3}
+"""Of its changes, one so often is tried, unless LONG=1."""
+
+WRITERS = ("collect_files", "dedupe", "read_database", "index", "tokenize", "purge")
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    "writer",
+    [
+        pytest.param("clean", marks=pytest.mark.representative("what a killed step left")),
+        *(pytest.param(writer, marks=pytest.mark.slow) for writer in WRITERS),
+    ],
+)
+def test_a_kill_at_each_change(tmp_path: Path, writer: str, record_property: Callable[[str, object], None]) -> None:
+    every = 1 if IS_LONG else EVERY.get(writer, 1)
+    paths = os.pathsep.join([str(HERE), str(HERE.parent)])
+    environ = {**os.environ, "PYTHONPATH": paths, "AIFX_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [HERE / "killed_writer.py", writer, tmp_path, str(seed_of_commit() % every), str(every)]
+    done = subprocess.run([sys.executable, *command], env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    kills = int(done.stdout.split()[-1])
+    record_property("kills", kills)
+    assert kills > 20
