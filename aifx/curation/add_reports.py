@@ -47,10 +47,10 @@ class BadRows:
 
 @dataclass(frozen=True)
 class QuarantinedRow:
-    """A row that could not be read.
+    """A row, or the rest of a file, that could not be read.
 
     Attributes:
-        line: from 1; null for a whole file.
+        line: from 1; null if it is not known from which on a file cannot be read.
     """
 
     source: str

@@ -14,7 +14,7 @@ from aifx.core.json_files import write_json
 from aifx.core.json_values import encode_json, plain
 from aifx.core.parsing import parse_json
 from aifx.curation.collecting import Collector, conformed, merged
-from aifx.curation.readers.base import TEXT, BadRow, ColumnsChanged, DamagedFile, ReadOptions
+from aifx.curation.readers.base import TEXT, ColumnsChanged, DamagedFile, ReadOptions
 from aifx.curation.readers.formats import READERS
 from aifx.curation.readers.images import IMAGE, LABEL
 from aifx.curation.readers.text import read_documents
@@ -179,7 +179,7 @@ class Add(Step):
                 else:
                     READERS[file.format].find_schema(path, file.compression, self.options, is_whole=False)
             except DamagedFile as e:
-                collector.add_bad([BadRow(None, str(e))])
+                collector.add_damage(e)
             except ColumnsChanged:
                 assert not self.scanned, f"{file.name} does not fit its own columns"
                 raise

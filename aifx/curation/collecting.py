@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import DataError
 from aifx.core.redaction import redact
-from aifx.curation.readers.base import TEXT, BadRow, Batch, ReadOptions, joined
+from aifx.curation.readers.base import TEXT, BadRow, Batch, DamagedFile, ReadOptions, joined
 from aifx.curation.readers.fitting import fitted, storable_columns
 from aifx.curation.readers.formats import KINDS, Format
 from aifx.curation.readers.images import LABEL
@@ -151,12 +151,16 @@ class Collector:
         self._rows += len(rows)
 
     def add_bad(self, bad: Sequence[BadRow]) -> None:
-        """Take rows for the quarantine; one without a line is damage of the file."""
+        """Take rows for the quarantine."""
         for row in bad:
             self._bad.append((self._file.name, row))
             self._bytes += len(row.value or b"") + 64
-            self._quarantined += row.line is not None
-            self._damaged += row.line is None
+        self._quarantined += len(bad)
+
+    def add_damage(self, damage: DamagedFile) -> None:
+        """Take the rest of the file for the quarantine."""
+        self._bad.append((self._file.name, BadRow(damage.line, str(damage))))
+        self._damaged += 1
 
     def with_all_columns(self, rows: Table) -> Table:
         """The rows with the columns of the version."""

@@ -5,7 +5,6 @@ Each row knows where it comes from, so that an error can name the file and the l
 
 from __future__ import annotations
 
-import csv
 import re
 import shlex
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from aifx.core.errors import DataError, UsageError, nearest
+from aifx.data.csv_rows import NotCsv, csv_rows
 from aifx.data.encoding import TextFile, open_content
 from aifx.data.files import check_regular, parse_records
 from aifx.data.parquet import open_parquet
@@ -28,8 +28,6 @@ STDIN = "-"
 PARQUET_ROWS = 256  # read at a time
 
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
-
-csv.field_size_limit(2**31 - 1)  # Python's own limit of 131,072 characters is less than a document
 
 
 @dataclass(frozen=True)
@@ -143,11 +141,10 @@ def _csv(file: InputFile) -> Iterator[Row]:
     lines = _lines(file)
     first = next(lines, "")
     delimiter = next((mark for mark in ",;\t" if mark in first), ",")
-    reader = csv.reader(chain([first], lines), strict=True, delimiter=delimiter)
     count, names = 0, None
     try:
-        for cells in reader:
-            place = f"{file.name}:{reader.line_num}"
+        for line, cells in csv_rows(chain([first], lines), delimiter, strict=True):
+            place = f"{file.name}:{line}"
             if not cells:
                 continue
             if names is None:
@@ -158,7 +155,7 @@ def _csv(file: InputFile) -> Iterator[Row]:
                 continue
             if len(cells) != len(names):
                 why = f"it has {len(cells)} cells and the header has {len(names)}"
-                hint = f"sed -n {reader.line_num}p {file.name}"
+                hint = f"sed -n {line}p {file.name}"
                 raise DataError(f"{place}: the row does not fit the header", why, hint)
             if delimiter == ";" and (odd := next(filter(_DECIMAL_COMMA.fullmatch, cells), None)) is not None:
                 what = f"{place}: column {names[cells.index(odd)]!r} has decimal commas, such as {odd!r}"
@@ -166,9 +163,9 @@ def _csv(file: InputFile) -> Iterator[Row]:
                 raise DataError(what, "numbers have a decimal point", hint)
             count += 1
             yield Row(file.name, count, place, dict(zip(names, cells, strict=True)))
-    except csv.Error as error:
-        what = f"{file.name}:{reader.line_num}: not CSV"
-        raise DataError(what, str(error), f"sed -n {reader.line_num}p {file.name}") from None
+    except NotCsv as error:
+        what = f"{file.name}:{error.line}: not CSV"
+        raise DataError(what, str(error), f"sed -n {error.line}p {file.name}") from None
 
 
 def _parquet(file: InputFile) -> Iterator[Row]:

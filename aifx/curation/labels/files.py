@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -21,6 +22,7 @@ from aifx.core.parsing import parse_json
 from aifx.curation.labels.contents import FileLabel, RowFinder, Shown, contents_of, select_rows
 from aifx.curation.labels.label_studio import read_tasks, task_of
 from aifx.curation.labels.store import Entry, LabelLog, LabelState, now
+from aifx.data.csv_rows import NotCsv, csv_rows
 from aifx.data.versions import ROW, Version
 
 LabelFormat: TypeAlias = Literal["label-studio", "jsonl", "csv"]
@@ -165,9 +167,13 @@ def read_labels(
             for number, line in lines:
                 yield _from_record(parse_json(line), f"{path}:{number}")
         else:
-            for number, record in enumerate(csv.DictReader(io.StringIO(data.decode(), newline="")), 2):
-                yield _from_record({name: _value(cell) for name, cell in record.items()}, f"{path}:{number}")
-    except (ValueError, csv.Error) as e:
+            rows = csv_rows(io.StringIO(data.decode(), newline=""))
+            _, names = next(rows, (0, []))
+            for number, cells in filter(itemgetter(1), rows):
+                yield _from_record(dict(zip(names, map(_value, cells), strict=False)), f"{path}:{number}")
+    except NotCsv as e:
+        raise DataError(f"{path}:{e.line}: not CSV", str(e), f"sed -n {e.line}p {path}") from None
+    except ValueError as e:
         raise DataError(
             f"{path} is not {_NAMES[format]}", str(e), f"--format {'|'.join(get_args(LabelFormat))}"
         ) from None

@@ -23,7 +23,15 @@ ROW_BYTES = 128 << 20
 
 
 class DamagedFile(Exception):
-    """A file cannot be read to its end."""
+    """A file cannot be read to its end.
+
+    Attributes:
+        line: from which on, from 1; None if it is not known.
+    """
+
+    def __init__(self, why: str, line: int | None = None) -> None:
+        super().__init__(why)
+        self.line = line
 
 
 class ColumnsChanged(Exception):
@@ -55,10 +63,10 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row, or a whole file, that could not be read.
+    """A row, or the rest of a file, that could not be read.
 
     Attributes:
-        line: from 1; the number of a row where rows are no lines. None for a whole file.
+        line: from 1; the number of a row where rows are no lines. None if it is not known of the rest of a file.
         value: the bytes at fault, as they are in the source.
     """
 

@@ -10,6 +10,8 @@ import csv
 import io
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from aifx.curation.readers.base import (
@@ -21,7 +23,9 @@ from aifx.curation.readers.base import (
     ReadOptions,
     split_valid,
 )
-from aifx.curation.readers.streams import MARKS, Begun, Marking, open_utf8, unmarked
+from aifx.curation.readers.lines import line_blocks
+from aifx.curation.readers.streams import MARKS, Begun, Ended, Marking, open_utf8, unmarked
+from aifx.data.csv_rows import NotCsv, csv_rows
 
 if TYPE_CHECKING:
     from pyarrow import DataType, Schema, Table
@@ -38,7 +42,8 @@ def find_schema(path: str, compression: str, options: ReadOptions, *, is_whole: 
     """The columns of a file, with the types of all of its values or of those at its beginning."""
     import pyarrow as pa
 
-    with _Rows(path, compression, options, SAMPLE_BYTES) as rows, suppress(DamagedFile):
+    block_bytes = BLOCK_BYTES if is_whole else SAMPLE_BYTES
+    with _Rows(path, compression, options, block_bytes) as rows, suppress(DamagedFile):
         types = {name: pa.null() for name in rows.names}
         for index, table in enumerate(rows):
             for name in rows.names:
@@ -58,18 +63,24 @@ def read(path: str, compression: str, schema: Schema, options: ReadOptions) -> I
     """The rows of a file. Raises ColumnsChanged if a value is not of the type of its column."""
     import pyarrow as pa
 
+    damage: DamagedFile | None = None
     with _Rows(path, compression, options, BLOCK_BYTES) as rows:
-        for table in rows:
-            columns = []
-            for field in schema:
-                column = _converted(table.column(field.name), field.type)
-                if column is None:
-                    raise ColumnsChanged
-                columns.append(column)
-            batch = Batch(pa.table(columns, schema=schema), pa.array(rows.numbers), rows.take_bad())
-            yield split_valid(batch, options.text_column, rows.raw(table), rows.undecodable(table))
+        try:
+            for table in rows:
+                columns = []
+                for field in schema:
+                    column = _converted(table.column(field.name), field.type)
+                    if column is None:
+                        raise ColumnsChanged
+                    columns.append(column)
+                batch = Batch(pa.table(columns, schema=schema), pa.array(rows.numbers), rows.take_bad())
+                yield split_valid(batch, options.text_column, rows.raw(table), rows.undecodable(table))
+        except DamagedFile as found:
+            damage = found
         if bad := rows.take_bad(is_end=True):
             yield Batch(schema.empty_table(), pa.array([], pa.int64()), bad)
+    if damage is not None:
+        raise damage
 
 
 class _Rows:
@@ -82,7 +93,8 @@ class _Rows:
 
     def __init__(self, path: str, compression: str, options: ReadOptions, block_bytes: int) -> None:
         self._delimiter = "\t" if path.lower().removesuffix(compression).endswith(".tsv") else ","
-        self._opening = open_utf8(path, compression, options)
+        self._open = partial(open_utf8, path, compression, options)
+        self._opening = self._open()
         self._block_bytes = block_bytes
         self._bad: list[Any] = []  # InvalidRow, of rows that no table was after yet
         self._next, self._embedded = 0, 0  # the next row's number, and line ends within the values before it
@@ -97,18 +109,16 @@ class _Rows:
         except DamagedFile:
             if not begun:
                 raise
+        rows = csv_rows(io.StringIO(begun.decode(errors="replace"), newline=""), self._delimiter)
         try:
-            header = next(
-                csv.reader(io.StringIO(begun.decode(errors="replace"), newline=""), delimiter=self._delimiter)
-            )
-        except StopIteration:
-            header = []
-        except csv.Error as e:
-            raise DamagedFile(f"its first row cannot be read: {e}") from None
+            _, header = next(rows, (0, []))
+        except NotCsv as e:
+            raise DamagedFile(f"its first row cannot be read: {e}", e.line) from None
         twice = sorted({name for name in header if header.count(name) > 1})
         if twice:
             raise DamagedFile(f"its first row names {twice[0]!r} twice")
         self.names = header
+        self._embedded = sum(name.count("\n") for name in header)
         self._stream = Marking(Begun(stream, begun))
         return self
 
@@ -120,20 +130,55 @@ class _Rows:
 
         if not self.names:
             return
-        stream = self._stream
+        last: Any = None
+        is_whole = is_large = False
         try:
-            last: Any = None
             for rows in self._parsed():
                 if last is not None:
-                    yield self._numbered(pa.Table.from_batches([last]))
-                last = rows.slice(1) if last is None else rows
-            if stream.damage is not None and (stream.is_quoted or stream.is_within_line):
-                last = last.slice(0, max(len(last) - 1, 0))  # its end is behind the damage
-            yield self._numbered(pa.Table.from_batches([last]))
-        except pa.ArrowInvalid as e:
-            raise stream.damage or DamagedFile(str(e).splitlines()[0]) from None
-        if stream.damage is not None:
-            raise stream.damage
+                    yield self._numbered(last)
+                last = pa.Table.from_batches([rows.slice(1) if last is None else rows])
+            last, is_whole = self._without_end(last)
+        except pa.ArrowInvalid:  # a row does not fit into a block
+            is_large = True
+        if last is not None:
+            yield self._numbered(last)
+        if self._stream.damage is not None:
+            raise self._stream.damage
+        if not is_whole:
+            raise self._unended(is_large)
+
+    def _without_end(self, table: Table) -> tuple[Table, bool]:
+        """The last table without the row behind the end of the file, and whether that is a row of its own.
+
+        The row has no value. In a quote that does not end, its bytes are a part of the last row, which then goes
+        instead. So does the last row if damage cuts it.
+        """
+        rows = len(table) + len(self._bad)
+        is_bad = bool(self._bad) and self._bad[-1].number - 2 == self._next + rows - 1
+        is_own = not is_bad and not any(len(column[-1].as_py()) for column in table.columns)
+        end = self._next + rows - (2 if is_own and self._stream.damage and self._stream.is_within_line else 1)
+        self._bad = [row for row in self._bad if row.number - 2 < end]
+        return table.slice(0, end - self._next - len(self._bad)), is_own
+
+    def _unended(self, is_large: bool) -> DamagedFile:
+        """The damage if the row after the last does not end, or not within a block: with the line of its quote."""
+        number = self._bad[-1].number - 1 if self._bad else self._next
+        line = 2 + number + self._embedded + sum(row.text.count("\n") for row in self._bad)
+        seen, row = 1, b""
+        with self._open() as stream, suppress(DamagedFile):
+            for block in line_blocks(stream):
+                after = seen + block.count(b"\n")
+                if after >= line:
+                    row += b"".join(islice(io.BytesIO(block), max(line - seen, 0), None))
+                seen = after
+                if len(row) > self._block_bytes:
+                    break
+        within = f" within {self._block_bytes >> 20} MiB" if is_large else ""
+        try:
+            next(csv_rows(io.StringIO(row.decode(errors="replace"), newline=""), self._delimiter), None)
+        except NotCsv as e:
+            return DamagedFile(f"{e}{within}", line + e.line - 1)
+        return DamagedFile(f"the row that begins on this line does not end{within}", line)
 
     def _parsed(self) -> Iterator[Any]:
         import pyarrow as pa
@@ -144,7 +189,7 @@ class _Rows:
             return "skip"
 
         yield from arrow_csv.open_csv(
-            pa.PythonFile(self._stream, "r"),
+            pa.PythonFile(Ended(self._stream, f"\n{self._delimiter * (len(self.names) - 1)}\n".encode()), "r"),
             read_options=arrow_csv.ReadOptions(
                 use_threads=False, block_size=self._block_bytes, column_names=[str(n) for n in range(len(self.names))]
             ),

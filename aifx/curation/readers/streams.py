@@ -158,6 +158,20 @@ class Decoding(Stream):
         return found
 
 
+class Ended(Stream):
+    """A stream with more bytes after its end, in one piece with the last of its own."""
+
+    def __init__(self, stream: Any, end: bytes) -> None:
+        self._stream, self._end = stream, end
+        self._next: bytes | None = None
+
+    def read(self, size: int) -> bytes:
+        size -= len(self._end)
+        data = self._stream.read(size) if self._next is None else self._next
+        self._next = self._stream.read(size) if data else b""
+        return data + self._end if data and not self._next else data
+
+
 class Begun(Stream):
     """A stream of which some bytes were read already."""
 
@@ -177,11 +191,11 @@ class Marking(Stream):
     Attributes:
         has_marks: whether there was one.
         damage: that ended the stream.
-        is_quoted, is_within_line: whether the row goes on after the bytes that were read.
+        is_within_line: whether the line goes on after the bytes that were read.
     """
 
     has_marks = False
-    is_quoted = is_within_line = False
+    is_within_line = False
     damage: DamagedFile | None = None
 
     def __init__(self, stream: Any) -> None:
@@ -215,7 +229,6 @@ class Marking(Stream):
         found, self._rest = self._rest[:cut], self._rest[cut:]
         if found:
             self.is_within_line = not found.endswith(b"\n")
-            self.is_quoted ^= found.count(b'"') % 2 == 1
         return found
 
 

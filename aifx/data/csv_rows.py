@@ -1,0 +1,58 @@
+"""Rows of CSV by Python's module, with the line of a quote that does not end."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+
+csv.field_size_limit(2**31 - 1)  # Python's own limit of 131,072 characters is less than a document
+
+
+class NotCsv(ValueError):
+    """Text that is not CSV.
+
+    Attributes:
+        line: at fault, from 1: that of the quote, if one does not end.
+    """
+
+    def __init__(self, line: int, why: str) -> None:
+        super().__init__(why)
+        self.line = line
+
+
+def csv_rows(lines: Iterable[str], delimiter: str = ",", *, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
+    """Each row with the number of the line that it ends on, from 1.
+
+    Args:
+        lines: with their ends.
+        strict: whether text behind a quote that has ended is an error.
+
+    Raises NotCsv.
+    """
+    row: list[str] = []  # the lines of the row that is being read
+    has_ended = False
+
+    def noted() -> Iterator[str]:
+        nonlocal has_ended
+        for line in lines:
+            row.append(line)
+            yield line
+        has_ended = True
+
+    reader = csv.reader(noted(), delimiter=delimiter, strict=strict)
+    while True:
+        begin = reader.line_num + 1
+        row.clear()
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if not has_ended:
+                where = f" in the row that begins on line {begin}" if begin < reader.line_num else ""
+                raise NotCsv(reader.line_num, f"{error}{where}") from None
+            cells = next(csv.reader(row, delimiter=delimiter))
+        if has_ended:  # the reader asked for more, so it is within a quote: that of the last cell
+            line = begin + sum(cell.count("\n") for cell in cells[:-1])
+            raise NotCsv(line, "the quote that begins on this line does not end")
+        yield reader.line_num, cells
