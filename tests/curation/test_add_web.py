@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,57 @@ def test_an_archive_gives_its_pages(tmp_path: Path, suffix: str) -> None:
     assert version.manifest.facts["damaged_files"] == 1
     assert len(rows_of(version)) < 3
     assert [row["source"] for row in quarantine_of(version)][-1] == path.name
+
+
+def write_three(path: Path) -> None:
+    """Write an archive with three pages behind a record of another type."""
+    write_warc(
+        path, [(f"http://example.org/{n}", "text/html", page(PARAGRAPH * 3)) for n in range(3)], compressed=False
+    )
+
+
+@pytest.mark.parametrize("suffix", [".warc", ".warc.gz"])
+def test_a_record_without_its_target_is_a_bad_row(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"crawl{suffix}"
+    write_three(path)
+    data = path.read_bytes().replace(b"WARC-Target-URI: http://example.org/1\r\n", b"")
+    data = data.replace(b"WARC-Type: warcinfo", b"WARC-Type: request")
+    records = [b"WARC/1.0" + record for record in data.split(b"WARC/1.0")[1:]]
+    path.write_bytes(b"".join(map(gzip.compress, records)) if suffix.endswith(".gz") else data)
+    version = add(tmp_path, "web", path.name).version
+    assert [row["url"] for row in rows_of(version)] == ["http://example.org/0", "http://example.org/2"]
+    ((line, reason),) = [(row["line"], row["reason"]) for row in quarantine_of(version)]
+    assert (line, "WARC-Target-URI" in reason) == (3, True)
+    assert "damaged_files" not in version.manifest.facts
+
+
+@pytest.mark.parametrize("length", ["", "Content-Length:", "Content-Length: many", "Content-Length: -1"])
+@pytest.mark.parametrize("record", [1, 3])
+def test_a_record_without_its_length_is_damage(tmp_path: Path, record: int, length: str) -> None:
+    """The records after it cannot be told from its content."""
+    path = tmp_path / "crawl.warc"
+    write_three(path)
+    parts = path.read_bytes().split(b"WARC/1.0")
+    line = f"{length}\r\n".encode() if length else b""
+    parts[record] = re.sub(rb"Content-Length: \d+\r\n", line, parts[record], count=1)
+    path.write_bytes(b"WARC/1.0".join(parts))
+    version = add(tmp_path, "web", path.name).version
+    assert [row["url"] for row in rows_of(version)] == ["http://example.org/0"][: record - 2]
+    ((line, reason),) = [(row["line"], row["reason"]) for row in quarantine_of(version)]
+    assert (line, "Content-Length" in reason) == (record, True)
+    assert version.manifest.facts["damaged_files"] == 1
+
+
+@pytest.mark.parametrize("record", [1, 3])
+def test_a_record_that_is_longer_than_the_archive_is_damage(tmp_path: Path, record: int) -> None:
+    path = tmp_path / "crawl.warc"
+    write_three(path)
+    parts = path.read_bytes().split(b"WARC/1.0")
+    parts[record] = re.sub(rb"Content-Length: \d+", b"Content-Length: 99999", parts[record], count=1)
+    path.write_bytes(b"WARC/1.0".join(parts))
+    version = add(tmp_path, "web", path.name).version
+    assert [row["line"] for row in quarantine_of(version)] == [record]
+    assert version.manifest.facts["damaged_files"] == 1
 
 
 def test_web_pages_need_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

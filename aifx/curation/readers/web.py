@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import EnvironmentFault
@@ -70,15 +71,18 @@ def read_archive(path: str, compression: str, schema: Schema, options: ReadOptio
     with open_bytes(path, compression, options) as stream:
         try:
             for number, record in enumerate(_records(stream)):
-                if not _is_page(record):
+                url, date = (record.rec_headers.get_header(f"WARC-{key}") for key in ("Target-URI", "Date"))
+                if record.rec_type == "response" and not url:
+                    text, reason, value = "", "no WARC-Target-URI", b""
+                elif _is_page(record):
+                    text, reason, value = _text_of(record.content_stream().read(PAGE_BYTES + 1))
+                else:
                     continue
-                text, reason, value = _text_of(record.content_stream().read(PAGE_BYTES + 1))
                 if record.raw_stream.limit and not record.raw_stream.read(1):
-                    raise DamagedFile(f"it ends within record {number + 1}")
+                    raise _ends_within(number + 1)
                 if reason:
                     bad.append(BadRow(number + 1, reason, value))
                 else:
-                    url, date = (record.rec_headers.get_header(f"WARC-{key}") for key in ("Target-URI", "Date"))
                     rows.append({TEXT: text, "url": url, "date": date})
                     numbers.append(number)
                 if len(rows) + len(bad) == BATCH_PAGES:
@@ -87,13 +91,32 @@ def read_archive(path: str, compression: str, schema: Schema, options: ReadOptio
         except (exceptions.ArchiveLoadFailed, DamagedFile) as e:
             if rows or bad:
                 yield batch()
-            why = str(e) if isinstance(e, DamagedFile) else f"not a WARC archive that can be read: {e}"
-            raise DamagedFile(why) from None
+            if isinstance(e, DamagedFile):
+                raise
+            raise DamagedFile(f"not a WARC archive that can be read: {e}") from None
     yield batch()
 
 
 def _records(stream: Any) -> Iterator[Any]:
-    return iter(_package("warcio.archiveiterator").ArchiveIterator(stream, arc2warc=True))
+    """The records of an archive. Raises DamagedFile for one whose end is not known or not there."""
+    archive = _package("warcio.archiveiterator").ArchiveIterator(stream, arc2warc=True)
+    load = archive.loader.load_http_headers
+    # warcio fails on a record without a target.
+    archive.loader.load_http_headers = lambda kind, target, *rest: load(kind, target or "", *rest)
+    before = None
+    for number, record in enumerate(chain(archive, [None])):
+        if before is not None and before.raw_stream.limit:
+            raise _ends_within(number)
+        if record is None:
+            return
+        if not (record.rec_headers.get_header("Content-Length") or "").strip().isdecimal():
+            raise DamagedFile("the record has no Content-Length, so its end is not known", number + 1)
+        yield record
+        before = record
+
+
+def _ends_within(number: int) -> DamagedFile:
+    return DamagedFile("the archive ends within the record", number)
 
 
 def _is_page(record: Any) -> bool:
