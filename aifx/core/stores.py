@@ -114,15 +114,20 @@ _INSTALLS = {
 
 
 def open_store(url: str) -> Store:
-    """The folder at a path or URL, which need not exist. Raises UsageError for what fsspec cannot open here."""
+    """The folder at a path or URL, which need not exist. Raises UsageError for what fsspec cannot open here.
+
+    Some of its file systems, such as `reference://`, need options that a URL does not have.
+    """
     import fsspec
 
     try:
         fs, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as e:
+    except Exception as e:  # of any type
         scheme = url.partition("://")[0]
-        hint = _INSTALLS.get(scheme, "name a folder, or a URL that fsspec knows")
-        raise UsageError(f"aifx cannot open {redact(url)}", first_line(e), hint) from e
+        is_short = isinstance(e, TypeError | AttributeError)
+        why = f"a URL is not all that fsspec needs for {scheme}://" if is_short else redact(first_line(e))
+        hint = _INSTALLS.get(scheme, "name a folder, or a URL such as s3://bucket/folder")
+        raise UsageError(f"aifx cannot open {redact(url)}", why, hint) from e
     return Store(url.rstrip("/") or "/", fs, path)
 
 

@@ -13,6 +13,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import inprocess
 import pyarrow as pa
 import pytest
 from adding import LIMITS, add, quarantine_of, rows_of
@@ -184,6 +185,15 @@ def test_files_without_a_reader_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=name):
         list_sources([str(tmp_path / name)], tmp_path)
     assert list_sources([str(tmp_path)], tmp_path).left_out == (name,)
+
+
+@pytest.mark.parametrize(
+    "url", ["reference://a.jsonl", "reference://*.jsonl", "dir://a.jsonl", "generic://a.jsonl", "tar://a.jsonl"]
+)
+def test_a_url_is_not_all_that_some_file_systems_need(tmp_path: Path, url: str) -> None:
+    for command in (["add", "corpus", url, "--license", "MIT", "--root", "datasets"], ["ls", "--root", url]):
+        done = inprocess.run(["data", *command], tmp_path, {})
+        assert (done.returncode, f"aifx cannot open {url}" in done.stderr) == (2, True), done.stderr
 
 
 def test_odd_files_of_folders(tmp_path: Path) -> None:
