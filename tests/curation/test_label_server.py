@@ -119,6 +119,12 @@ def test_a_label_that_comes_twice_is_one_line(catalog: Catalog, serve: Callable[
     [
         ({"row": "f-9"}, "no such row"),
         ({"row": ["f-0"]}, "no such row"),
+        ({"row": "f-\ud800"}, "no such row"),
+        ({"label": "\ud800"}, "label is one of"),
+        ({"labeller": "\ud800"}, "labeller has at most"),
+        ({"id": "\ud800"}, "id has at most"),
+        ({"action": "\ud800"}, "unknown action"),
+        ({"\ud800": "f-0"}, "a label is an object"),
         ({"label": "other"}, "label is one of good, bad"),
         ({"label": ["good"]}, "label is one of"),
         ({"labeller": " "}, "labeller is missing"),
@@ -138,7 +144,7 @@ def test_what_is_no_label_is_refused(
 ) -> None:
     served = serve(texts_version(catalog))
     good = {"id": "1", "row": "f-0", "label": "good", "labeller": "ann", "action": "label", "note": ""}
-    answer = served.http.post("/labels", json=good | body)
+    answer = served.http.post("/labels", content=json.dumps(good | body))
     assert answer.status_code == 400
     assert why in answer.json()["error"]
     assert entries_of(catalog) == []
