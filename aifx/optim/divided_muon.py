@@ -106,8 +106,9 @@ class Matrix:
         def size(dimensions: tuple[int, ...]) -> int:
             return math.prod(spec.shape[d] for d in dimensions)
 
-        # f(X^T) = f(X)^T: wide matrices and tall ones of equal sizes are in one stack.
-        rows, columns = sorted(matrix, key=lambda dimensions: (size(dimensions), axes(dimensions)))
+        # Optax transposes tall matrices. A square one stays as it is, whatever divides it: AOL scales the rows, so the
+        # transpose would have another update.
+        rows, columns = sorted(matrix, key=size)
         batch = tuple(d for d in range(len(spec.shape)) if d not in (*rows, *columns))
         parts = batch, rows, columns
         b, r, c = (size(dimensions) // layout.size(axes(dimensions)) for dimensions in parts)

@@ -5,6 +5,7 @@ A request is {"name": [family, settings, number of devices]}. Every mesh reads t
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -40,6 +41,7 @@ PICTURES = (
 NETWORK = (*PICTURES, "model.channels=[8,16]", "model.blocks_per_stage=1", "model.dropout=0.1")
 FAMILIES = {
     "text": TEXT,
+    "gpt2": (*TEXT[:4], "model.preset=gpt2-10m"),
     "small": NETWORK,
     "basic": (*NETWORK, "model.block=basic", "model.stem=3x3"),
     "vit": (
@@ -99,6 +101,7 @@ def trial(family: str, settings: list[str], devices: int) -> dict[str, Any]:
     except ConfigError as error:
         return {"what": error.what, "why": error.why, "hint": error.hint}
     state, frozen = beginning(family, programs)
+    before = weights_of(state)
     step = lowered.compile()
     found = []
     for number in range(programs.config.train.num_steps):
@@ -106,15 +109,16 @@ def trial(family: str, settings: list[str], devices: int) -> dict[str, Any]:
         state, metrics = step(state, frozen, batch)
         found.append(np.asarray(metrics))
     held_out = programs.place(batch_of(programs.task.data, 10, 99))
-    sums = programs.eval_step(state.params, frozen, held_out)
+    sums = programs.eval_step(state.evaluated, frozen, held_out)
     has_reference = "reference" in programs.task.data.fields
-    reference = programs.reference_step(state.params, frozen, held_out)["reference"][:10] if has_reference else ()
+    reference = programs.reference_step(state.evaluated, frozen, held_out)["reference"][:10] if has_reference else ()
     losses, norms, _ = np.stack(found).T.tolist()
     return {
         "losses": losses,
         "norms": norms,
         "evaluated": [float(x) for x in sums["loss"]],
         "reference": np.asarray(reference).tolist(),
+        "changes": {name: encoded(array - before[name]) for name, array in weights_of(state).items()},
         "state_share": max(held_by_device(state).values()) / tree_bytes(state),
         "layer_bytes": max_layer_bytes(programs),
         "vocab_bytes": VOCAB * 64 * 4,
@@ -122,6 +126,16 @@ def trial(family: str, settings: list[str], devices: int) -> dict[str, Any]:
         "collectives": collectives_of(step.as_text()),
         "moved": moved_by(lowered.as_text()),
     }
+
+
+def weights_of(state: Any) -> dict[str, np.ndarray[Any, Any]]:
+    """Copies of weights, and of averaged ones, float32 by name."""
+    found = jax.tree_util.tree_leaves_with_path({"params": state.params, "ema": state.ema})
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.array(x, np.float32) for path, x in found}
+
+
+def encoded(array: np.ndarray[Any, Any]) -> str:
+    return base64.b64encode(array.tobytes()).decode()
 
 
 BEGINNINGS: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+# Devices along `tensor` round their own parts of an activation to 15 bits.
+OF_INT8_NORMS = 1e-5
 
 
 def run_trials(requests: dict[str, tuple[str, list[str], int]]) -> dict[str, Any]:
@@ -26,6 +30,23 @@ def run_trials(requests: dict[str, tuple[str, list[str], int]]) -> dict[str, Any
     assert done.returncode == 0, done.stderr[-5000:]
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def changes_of(found: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """What all steps changed of each array, by its name; averaged weights are below `ema`.
+
+    Biases of keys are left out: the softmax ignores them, so that their gradients are nothing but rounding.
+    """
+    arrays = {name: np.frombuffer(base64.b64decode(text), np.float32) for name, text in found["changes"].items()}
+    return {name: array for name, array in arrays.items() if not name.endswith("key_bias")}
+
+
+def differences(many: dict[str, Any], one: dict[str, Any]) -> dict[str, float]:
+    """How far each array's change is from what it is on one device, as a share of it."""
+    ours, theirs = changes_of(many), changes_of(one)
+    assert ours.keys() == theirs.keys()
+    norm = np.linalg.norm
+    return {name: float(norm(ours[name] - theirs[name]) / max(norm(theirs[name]), 1e-30)) for name in theirs}
 
 
 def check_equal(many: dict[str, Any], one: dict[str, Any], tolerance: float, of_norms: float = 1e-6) -> None:

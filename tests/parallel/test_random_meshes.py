@@ -1,0 +1,153 @@
+"""Random models, optimizers and meshes train as on one device, or are refused."""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from effort import IS_LONG, seed_of_commit
+from mesh_trials import FAMILIES
+from running_trials import OF_INT8_NORMS, differences, run_trials
+
+from aifx.config.sections import OptimizerSection
+
+KINDS = ("text", "gpt2", "other")
+"""In turn, so that each run of a few draws has all of them."""
+
+ONLY = {"train.num_steps": "4", "finetune.base_run": "base", "finetune.adapter": "lora"}
+"""Settings that draws have with one value, if at all."""
+
+# Of a change of all steps. What a device or a micro-batch adds to the gradient of a bfloat16 is one, and rounding takes
+# the other neighbour if a sum differs in its last bit; Newton-Schulz iterations make as much of that as of the rest.
+OF_CHANGES = {"float32": 0.01, "bfloat16": 0.5}
+
+
+def random_request(draw: random.Random, kind: str) -> tuple[str, list[str], int]:
+    """A family, settings of a small model of it, and a number of devices with a mesh over them."""
+    devices = draw.choice([2, 3, 4, 4, 5, 6, 7, 8, 8])
+    family = draw.choice(["vit", *sorted(FAMILIES.keys() - set(KINDS))]) if kind == "other" else kind
+    batch = draw.choice([6, 16, *6 * [4 * devices]])
+    settings = {
+        "train.global_batch_size": batch,
+        "train.gradient_accumulation": draw.choice([n for n in (1, 2, 4) if batch % n == 0]),
+        "train.num_steps": 4,
+        "train.parameter_dtype": draw.choice(["float32", "float32", "bfloat16"]),
+    }
+    settings |= random_optimizer(draw)
+    if kind == "other":
+        settings["mesh.fsdp"] = draw.choice([n for n in range(1, devices + 1) if devices % n == 0])
+    else:
+        settings |= random_decoder(draw, family) | random_axes(draw, devices)
+    if family == "vit":
+        heads = draw.choice([1, 2, 4])
+        settings |= {"model.num_heads": heads, "model.embed_dim": heads * draw.choice([8, 12])}
+        settings["model.mlp_dim"] = draw.choice([settings["model.embed_dim"], 40])
+        settings["model.scan_layers"] = draw.choice(["true", "false"])
+    return family, [f"{name}={value}" for name, value in settings.items()], devices
+
+
+def random_optimizer(draw: random.Random) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "kind": draw.choice(["adamw", "muon"]), "learning_rate": draw.choice([0.003, 0.01]),
+        "weight_decay": draw.choice([0.0, 0.1, 0.5]), "beta1": draw.choice([0.0, 0.9]),
+        "beta2": draw.choice([0.9, 0.99]), "epsilon": draw.choice([1e-8, 1e-4]),
+        "momentum": draw.choice([0.0, 0.5, 0.95]), "ns_steps": draw.randint(1, 6),
+        "moment_dtype": draw.choice(["float32", "bfloat16"]), "clip_norm": draw.choice([0.0, 0.1, 1.0]),
+        "ema_decay": draw.choice([0.0, 0.5, 0.9]),
+    }  # fmt: skip
+    if draw.random() < 0.7:
+        values["adam_learning_rate"] = draw.choice([0.001, 0.01])
+    return {f"optimizer.{name}": value for name, value in values.items()}
+
+
+def random_axes(draw: random.Random, devices: int) -> dict[str, Any]:
+    sizes: dict[str, Any] = {}
+    rest = devices
+    for axis in draw.sample(["fsdp", "tensor", "context"], 3):
+        sizes[axis] = draw.choice([n for n in range(1, rest + 1) if rest % n == 0])
+        rest //= sizes[axis]
+    sizes["context_method"] = draw.choice(["gather", "gather", "ring"])
+    return {f"mesh.{name}": value for name, value in sizes.items()}
+
+
+def random_decoder(draw: random.Random, family: str) -> dict[str, Any]:
+    """`[model]` and `[data]`, and an adapter or none."""
+    kv_heads = draw.choice([1, 2, 4])
+    heads = kv_heads * draw.randint(1, 3)
+    model: dict[str, Any] = {
+        "num_layers": draw.randint(1, 3), "num_heads": heads, "remat": draw.choice(["none", "dots", "full"]),
+        "scan_layers": draw.choice(["true", "false"]), "dropout": draw.choice([0.0, 0.0, 0.2]),
+    }  # fmt: skip
+    if family == "gpt2":  # whose other settings are those of the preset
+        model["embed_dim"] = 8 * heads
+    else:
+        model |= {
+            "num_kv_heads": kv_heads, "head_dim": draw.choice([8, 12]), "embed_dim": draw.choice([24, 32, 48]),
+            "mlp_dim": draw.choice([32, 60, 64]), "bias": draw.choice(["true", "false"]),
+            "positions": draw.choice(["rotary", "learned"]), "norm": draw.choice(["rms_norm", "layer_norm"]),
+            "tie_embeddings": draw.choice(["true", "false"]),
+        }  # fmt: skip
+    settings = {f"model.{name}": value for name, value in model.items()}
+    settings["data.packing"] = draw.choice(["stream", "documents"])
+    settings["data.vocab_size"] = draw.choice([300, 320, 331])
+    if draw.random() < 0.4:
+        settings |= {
+            "finetune.base_run": "base", "finetune.adapter": "lora", "lora.rank": draw.choice([2, 4, 8]),
+            "lora.dropout": draw.choice([0.0, 0.1]), "finetune.base_quantize": draw.choice(["none", "int8"]),
+            "lora.targets": draw.choice(['["attention", "mlp"]', '["output", "up"]']),
+        }  # fmt: skip
+    return settings
+
+
+@pytest.mark.slow
+def test_random_meshes_train_as_one_device_or_are_refused() -> None:
+    seed = seed_of_commit()
+    draw = random.Random(seed)
+    requests = {
+        str(number): random_request(draw, KINDS[number % len(KINDS)]) for number in range(60 if IS_LONG else 12)
+    }
+    found = run_trials(requests)
+    for name in [name for name in requests if "why" in found[name]]:
+        refused, (_, settings, _) = found.pop(name), requests.pop(name)
+        named = set(re.findall(r"= ?(\d+)\b", f"{refused['what']} {refused['why']}"))
+        sizes = {setting.rpartition("=")[2] for setting in settings} - {"1"}
+        assert named & sizes, (seed, refused, settings)
+        assert refused["hint"].startswith("--set"), (seed, refused)
+    assert found, seed
+    without = {name: [s for s in settings if not s.startswith("mesh.")] for name, (_, settings, _) in requests.items()}
+    alone = run_trials({name: (family, without[name], 1) for name, (family, _, _) in requests.items()})
+    for name, request in requests.items():
+        compare(found[name], alone[name], request[1], f"{seed} {request}")
+
+
+def compare(many: dict[str, Any], one: dict[str, Any], settings: list[str], why: str) -> None:
+    kept = next(dtype for dtype in OF_CHANGES if f"train.parameter_dtype={dtype}" in settings)
+    of_losses, of_norms = (1e-5, 1e-6) if kept == "float32" else (2e-3, 1e-3)
+    if "finetune.base_quantize=int8" in settings:
+        of_norms = max(of_norms, OF_INT8_NORMS)
+    assert np.isfinite(one["losses"]).all(), why
+    np.testing.assert_allclose(many["losses"][0], one["losses"][0], rtol=1e-6, err_msg=why)
+    np.testing.assert_allclose(many["losses"], one["losses"], rtol=of_losses, err_msg=why)
+    np.testing.assert_allclose(many["evaluated"], one["evaluated"], rtol=of_losses, err_msg=why)
+    np.testing.assert_allclose(many["norms"][0], one["norms"][0], rtol=of_norms, err_msg=why)
+    far = {name: share for name, share in differences(many, one).items() if share > OF_CHANGES[kept]}
+    assert not far, why
+
+
+def test_the_draws_have_each_option() -> None:
+    """Every family, and every optimizer with each of its settings: a draw of one value would test no option."""
+    values: dict[str, set[str]] = {"family": set()}
+    for seed in range(600):
+        family, settings, _ = random_request(random.Random(seed), KINDS[seed % len(KINDS)])
+        values["family"].add(family)
+        for setting in settings:
+            name, _, value = setting.partition("=")
+            values.setdefault(name, set()).add(value)
+    assert values["family"] == FAMILIES.keys()
+    fields = OptimizerSection.model_fields
+    assert {f"optimizer.{name}" for name in fields} <= values.keys()
+    assert values["optimizer.kind"] == set(get_args(fields["kind"].annotation))
+    assert {name: min(found) for name, found in values.items() if len(found) == 1} == ONLY
