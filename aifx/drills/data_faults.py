@@ -8,35 +8,34 @@ import time
 from aifx.core.processes import Ended
 from aifx.core.project import RunDirectory
 from aifx.drills.course import (
-    PACE_S,
     Course,
-    compared,
-    end_text,
     expected_of,
+    measure,
     newest_checkpoint,
     reader_fault,
     recovered,
+    reference_of,
     resumed_from,
     since,
     train_again,
 )
-from aifx.drills.guarantees import DrillResult, Measured, judged
+from aifx.drills.guarantees import DrillResult, judged
 from aifx.drills.seam import DataFault, reached
-from aifx.drills.trainer import Missed, answer, events, first_record_after, last_record
+from aifx.drills.trainer import Missed, answer, computed_records, events, first_record_after, last_record
 
-HANGS_S = 3600.0
 STEP_LIMIT_S = 3.0
 LIMIT_S = 30.0
 """Of phases other than a step: a start and a compilation must not take so long."""
 
 WINDOW = 8
-ROLL_BACK = ("guards.spike=roll_back", f"guards.spike_window={WINDOW}")
+SKIP = ("guards.non_finite=skip", "guards.max_in_a_row=3")
+ROLL_BACK = ("guards.spike=roll_back", f"guards.spike_window={WINDOW}", "guards.max_rollbacks=5")
 
 
 def hang(course: Course, phase: str) -> DrillResult:
     """Let the reader of the data hang."""
     run = course.run("hang", phase)
-    fault = reader_fault(course, phase, "pause", HANGS_S)
+    fault = reader_fault(course, run, phase, "pause")
     limit = f"guards.step_timeout_s={STEP_LIMIT_S}" if phase == "data" else f"guards.hang_timeout_s={LIMIT_S}"
     course.undisturbed()
     with course.start(run, fault, 1, None, limit) as trainer:
@@ -51,7 +50,7 @@ def loader_death(course: Course, phase: str) -> DrillResult:
     """Let the reader of the data raise an error."""
     run = course.run("loader-death", phase)
     course.undisturbed()
-    with course.start(run, reader_fault(course, phase, "raise")) as trainer:
+    with course.start(run, reader_fault(course, run, phase, "raise")) as trainer:
         trainer.until(reached(course.place.fault_file(run.name)).exists, "its reader failed")
         at = time.time()
         ended = trainer.wait()
@@ -65,37 +64,74 @@ def loader_death(course: Course, phase: str) -> DrillResult:
 def nan(course: Course, phase: str) -> DrillResult:
     """Give the run a batch with NaN, kill it after that, and compare with the same run that is not killed."""
     batch = course.place.every * 3 // 2
-    fault = DataFault(PACE_S, "nan", "train", batch)
+    fault = DataFault("nan", "train", batch)
     whole, run = course.run("nan", "whole"), course.run("nan", phase)
-    digest = _digest(_train(course, whole, fault))
-    with course.start(run, fault) as trainer:
-        trainer.until(lambda: last_record(run) > batch + 1, "it had passed the batch with NaN")
+    ended = _train(course, whole, fault, *SKIP)
+    if ended.code != 0:
+        return DrillResult("nan", phase, "broken", [f"a run with such a batch did not get to its end: {ended.why}"])
+    reference = reference_of(whole, ended)
+    with course.start(run, fault, 1, None, *SKIP) as trainer:
+        trainer.until(
+            lambda: last_record(run) > batch + 1 and newest_checkpoint(run) > 0,
+            "it had passed the batch with NaN, and had a checkpoint",
+        )
         at = time.time()
         trainer.child.send_signal(signal.SIGKILL)
         ended = trainer.wait()
     safe_s, recorded, newest = time.time() - at, last_record(run), newest_checkpoint(run)
-    again = train_again(course, run, fault)
+    again = train_again(course, run, fault, *SKIP)
     skipped = [{e["batch"] for e in events(of, "skip")} for of in (whole, run)]
     faults = [f"batches {sorted(found)} were skipped, not {batch}" for found in skipped if found != {batch}]
-    lost, next_s = max(recorded - resumed_from(again), 0), since(at, first_record_after(run, at + safe_s))
-    measured = Measured(end_text(ended), lost, safe_s, next_s, compared(again, digest), tuple(faults))
-    return judged("nan", phase, expected_of("nan", recorded - newest), measured)
+    measured = measure(
+        run,
+        ended,
+        again,
+        reference,
+        resumed_from=resumed_from(again),
+        steps_lost=max(recorded - resumed_from(again), 0),
+        safe_s=safe_s,
+        next_step_s=since(at, first_record_after(run, at + safe_s)),
+        faults=faults,
+    )
+    return judged("nan", phase, expected_of("nan", newest, recorded - newest), measured)
 
 
 def spike(course: Course, phase: str) -> DrillResult:
     """Give the run a batch of noise, and compare with a run that never had it."""
     batch = max(course.place.every * 2, WINDOW + 1) + 1
     without, run = course.run("spike", "without"), course.run("spike", phase)
-    digest = _digest(_train(course, without, DataFault(PACE_S, "drop", "train", batch), *ROLL_BACK))
-    ended = _train(course, run, DataFault(PACE_S, "noise", "train", batch), *ROLL_BACK)
-    rollbacks = events(run, "rollback")
-    if not rollbacks:
+    ended = _train(course, without, DataFault("drop", "train", batch), *ROLL_BACK)
+    if ended.code != 0:
+        raise Missed(f"the run to compare with did not get to its end: {ended.why}")
+    reference = reference_of(without, ended)
+    ended = _train(course, run, DataFault("noise", "train", batch), *ROLL_BACK)
+    back = next(iter(events(run, "rollback")), None)
+    if back is None and not _is_spike(course, run, batch + 1):
         raise Missed("the loss of a batch of noise is not a spike this early in the run: a larger --every may help")
-    back = rollbacks[0]
-    faults = [] if back["batches"] == [batch] else [f"batches {back['batches']} were left out, not {batch}"]
-    lost, next_s = back["from_step"] - back["to_step"], since(back["time"], first_record_after(run, back["time"]))
-    measured = Measured(end_text(ended), lost, None, next_s, compared(ended, digest), tuple(faults))
-    return judged("spike", phase, expected_of("spike", course.place.every + 1), measured)
+    at, left_out = (back["time"], back["batches"]) if back else (None, [])
+    measured = measure(
+        run,
+        ended,
+        ended,
+        reference,
+        resumed_from=back["to_step"] if back else None,
+        steps_lost=back["from_step"] - back["to_step"] if back else 0,
+        safe_s=None,
+        next_step_s=since(at, first_record_after(run, at)) if at else None,
+        faults=[] if left_out == [batch] else [f"batches {left_out} were left out, not {batch}"],
+    )
+    saved = batch // course.place.every * course.place.every
+    return judged("spike", phase, expected_of("spike", saved, batch + 1 - saved), measured)
+
+
+def _is_spike(course: Course, run: RunDirectory, step: int) -> bool:
+    """Whether the loss of a step that stands in the records is one for which the run should have gone back."""
+    from aifx.training.guards import spike_score  # which imports jax, and only a broken guarantee needs it
+
+    losses = [record["loss"] for record in computed_records(run) if step - WINDOW <= record["step"] <= step]
+    if len(losses) <= WINDOW or None in losses:
+        return False
+    return spike_score(losses[-1], losses[:-1]) > course.place.config.guards.spike_score
 
 
 def _train(course: Course, run: RunDirectory, fault: DataFault, *more: str) -> Ended:
@@ -107,10 +143,3 @@ def _train(course: Course, run: RunDirectory, fault: DataFault, *more: str) -> E
             raise Missed(f"the run ended before its fault: {ended.why}")
         raise Missed("the batches hold only whole numbers, as those of text do, so none can be NaN")
     return ended
-
-
-def _digest(ended: Ended) -> str:
-    """Of the final state. Raises Missed if the run did not get there."""
-    if ended.code != 0:
-        raise Missed(f"the run to compare with did not get to its end: {ended.why}")
-    return str(answer(ended)["state_digest"])

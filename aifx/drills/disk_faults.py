@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aifx.drills.course import PACE_S, Course, end_text, expected_of, reach, recovered, since
-from aifx.drills.guarantees import DrillResult, Measured, judged
+from aifx.drills.course import Course, end_text, expected_of, measure, reach, recovered, since
+from aifx.drills.guarantees import DrillResult, judged
 from aifx.drills.seam import DataFault
-from aifx.drills.trainer import Missed, first_record_after
+from aifx.drills.trainer import Missed, answer, first_record_after
 
 ROOM_BYTES = 16 << 20
 """Of the small disk, in addition to the files of a run of this project."""
@@ -23,12 +23,11 @@ FULL_S = 3.0
 
 def disk_full(course: Course, phase: str) -> DrillResult:
     """Let another program take the room of the run's disk, for a while or until the run has ended."""
-    course.undisturbed()
-    run = course.run("disk-full", phase)
+    run, reference = course.run("disk-full", phase), course.undisturbed()
     taken = sum(path.stat().st_size for path in course.run("undisturbed", "1").path.rglob("*") if path.is_file())
     with _small_disk(run.path, 4 * taken + ROOM_BYTES):
         setting = "checkpoint.disk_timeout_s=3" if phase == "lasting" else "checkpoint.disk_timeout_s=300"
-        with course.start(run, DataFault(PACE_S), 1, None, setting) as trainer:
+        with course.start(run, DataFault(), 1, None, setting) as trainer:
             reach(course, trainer, "step")
             at = time.time()
             _fill(run.path / "filler")
@@ -41,15 +40,18 @@ def disk_full(course: Course, phase: str) -> DrillResult:
             faults = [] if ended.code == 2 else [f"the run ended with {end_text(ended)} although the disk was full"]
             return recovered(course, "disk-full", phase, ended, at, time.time() - at, faults=faults)
         next_s = since(at, first_record_after(run, at))
-        measured = Measured(end_text(ended), 0, None, next_s, course.state(ended))
-        return judged("disk-full", phase, expected_of("disk-full", 0), measured)
+        resumed = answer(ended).get("resumed_from")
+        measured = measure(
+            run, ended, ended, reference, resumed_from=resumed, steps_lost=0, safe_s=None, next_step_s=next_s
+        )
+        return judged("disk-full", phase, expected_of("disk-full", None, 0), measured)
 
 
 def io_error(course: Course, phase: str) -> DrillResult:
     """Let each write to a file of the run fail, by a limit on its size that is set from outside."""
     course.undisturbed()
     run = course.run("io-error", phase)
-    with course.start(run, DataFault(PACE_S)) as trainer:
+    with course.start(run, DataFault()) as trainer:
         reach(course, trainer, phase)
         at = time.time()
         _, hard = resource.prlimit(trainer.child.pid, resource.RLIMIT_FSIZE)

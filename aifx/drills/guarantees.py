@@ -26,9 +26,12 @@ ALL = "all"
 State: TypeAlias = Literal["equal", "different"]
 """Whether the final state is that of the undisturbed run, bit for bit."""
 
-Verdict: TypeAlias = Literal["passed", "broken", "not run"]
+Verdict: TypeAlias = Literal["passed", "broken", "not shown", "not run"]
+"""passed: the fault came, and the guarantee was kept. not shown: so it seems, but the run resumed from nothing."""
 
 Interrupt: TypeAlias = Literal["SIGINT", "SIGTERM"]
+
+NOTHING_RESUMED = "no checkpoint was complete when the fault came, so the run began again: a larger --every may help"
 
 KILLED = "signal 9"
 PREEMPTED = "exit 75"
@@ -130,11 +133,14 @@ class Expected:
 
     Attributes:
         ends: how the disturbed process may end.
+        resumed_from: the step of the newest complete checkpoint, which the run must resume from; 0 if there is none,
+            so that the guarantee cannot be shown; None if the process must go on by itself.
         max_steps_lost: steps since the checkpoint that the run must resume from.
         max_safe_s: time until nothing more can be lost; None if it is only measured.
     """
 
     ends: tuple[str, ...]
+    resumed_from: int | None
     max_steps_lost: int
     state: State
     max_safe_s: float | None = None
@@ -146,6 +152,8 @@ class Measured:
 
     Attributes:
         end: how the disturbed process ended.
+        resumed_from: the step of the checkpoint that the run resumed from; 0 if it began again; None if no process
+            started again or went back.
         steps_lost: steps that were done and had to be done again.
         safe_s: from the fault until the disturbed processes had ended, or the damaged checkpoint was set aside;
             None if none had to end.
@@ -155,6 +163,7 @@ class Measured:
     """
 
     end: str
+    resumed_from: int | None
     steps_lost: int
     safe_s: float | None
     next_step_s: float | None
@@ -167,7 +176,7 @@ class DrillResult:
     """One fault, in one phase.
 
     Attributes:
-        reasons: the broken promises, or why the drill was not run.
+        reasons: the broken promises, or why the drill shows nothing or was not run.
     """
 
     drill: DrillName
@@ -183,8 +192,8 @@ class DrillReport:
     """What `aifx drill --json` prints.
 
     Attributes:
-        passed: no guarantee is broken, and no signal stopped the command. Other drills that were not run count for
-            nothing.
+        passed: each drill that was run shows its guarantee, and no signal stopped the command. Drills that were not
+            run count for nothing.
         checkpoint_every: steps between checkpoints of the runs.
         folder: the copy of the project, if it was kept.
         interrupted: the signal that stopped the command.
@@ -203,6 +212,8 @@ def judge(expected: Expected, measured: Measured) -> list[str]:
     broken = []
     if measured.end not in expected.ends:
         broken.append(f"the disturbed process ended with {measured.end}, not with {' or '.join(expected.ends)}")
+    if measured.resumed_from != expected.resumed_from:
+        broken.append(f"the run resumed from {_place(measured.resumed_from)}, not {_place(expected.resumed_from)}")
     if measured.steps_lost > expected.max_steps_lost:
         broken.append(f"{measured.steps_lost} steps were lost, more than {expected.max_steps_lost}")
     if expected.max_safe_s is not None and (measured.safe_s or 0.0) > expected.max_safe_s:
@@ -216,13 +227,22 @@ def judge(expected: Expected, measured: Measured) -> list[str]:
     return [*broken, *measured.faults]
 
 
+def _place(step: int | None) -> str:
+    return f"step {step}" if step else "nothing"
+
+
 def judged(drill: DrillName, phase: str, expected: Expected, measured: Measured) -> DrillResult:
-    broken = judge(expected, measured)
-    return DrillResult(drill, phase, "broken" if broken else "passed", broken, expected, measured)
+    """The verdict on a fault that was injected. A run that resumed from nothing shows nothing."""
+    verdict: Verdict = "passed"
+    if reasons := judge(expected, measured):
+        verdict = "broken"
+    elif measured.resumed_from == 0:
+        verdict, reasons = "not shown", [NOTHING_RESUMED]
+    return DrillResult(drill, phase, verdict, reasons, expected, measured)
 
 
 def report(
     results: Sequence[DrillResult], num_steps: int, every: int, folder: str | None, interrupted: Interrupt | None = None
 ) -> DrillReport:
-    passed = interrupted is None and all(result.verdict != "broken" for result in results)
+    passed = interrupted is None and all(result.verdict in ("passed", "not run") for result in results)
     return DrillReport(passed, num_steps, every, folder, interrupted, list(results))

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from aifx.core.processes import Ended
 from aifx.drills.course import (
-    PACE_S,
+    OF_RESUMED,
     Course,
     compiling,
-    end_text,
     expected_of,
+    measure,
     newest_checkpoint,
     reach,
     recovered,
@@ -21,11 +21,10 @@ from aifx.drills.course import (
     since,
     stopping_fault,
     train_again,
-    unresumed,
 )
-from aifx.drills.guarantees import DrillName, DrillResult, Measured, judged
+from aifx.drills.guarantees import DrillName, DrillResult, judged
 from aifx.drills.seam import DataFault
-from aifx.drills.trainer import Missed, first_record_after, last_record, process_of_job, saved_steps
+from aifx.drills.trainer import Missed, answer, first_record_after, last_record, process_of_job, saved_steps
 
 SILENT_S = 5.0
 JOB = 2
@@ -43,8 +42,9 @@ def preempt(course: Course, phase: str) -> DrillResult:
 
 def corrupt_checkpoint(course: Course, phase: str) -> DrillResult:
     """Damage the newest checkpoint of a run that was killed."""
-    run, every = course.place.project.run(f"corrupt-ckpt-{phase}"), course.place.every
-    with course.start(run, DataFault(PACE_S)) as trainer:
+    run, every = course.run("corrupt-ckpt", phase), course.place.every
+    reference = course.undisturbed()
+    with course.start(run, DataFault()) as trainer:
         trainer.until(lambda: last_record(run) > 2 * every and len(saved_steps(run)) > 1, "it had two checkpoints")
         trainer.child.send_signal(signal.SIGKILL)
         ended = trainer.wait()
@@ -54,57 +54,65 @@ def corrupt_checkpoint(course: Course, phase: str) -> DrillResult:
     _damage(run.checkpoints / str(newest), phase)
     at = time.time()
     again = train_again(course, run)
-    faults, aside = unresumed(again, before), run.checkpoints / f"{newest}.damaged"
-    if not aside.is_dir():
-        faults.append(f"{aside.name} is not there")
+    aside = run.checkpoints / f"{newest}.damaged"
     aside_at = aside.stat().st_ctime if aside.is_dir() else time.time()  # a rename changes it
-    measured = Measured(
-        end_text(ended),
-        recorded - resumed_from(again),
-        aside_at - at,
-        since(at, first_record_after(run, at)),
-        course.state(again),
-        tuple(faults),
+    measured = measure(
+        run,
+        ended,
+        again,
+        reference,
+        resumed_from=resumed_from(again),
+        steps_lost=recorded - resumed_from(again),
+        safe_s=aside_at - at,
+        next_step_s=since(at, first_record_after(run, at)),
+        faults=[] if aside.is_dir() else [f"{aside.name} is not there"],
     )
-    return judged("corrupt-ckpt", phase, expected_of("corrupt-ckpt", recorded - before), measured)
+    return judged("corrupt-ckpt", phase, expected_of("corrupt-ckpt", before, recorded - before), measured)
 
 
 def lost_host(course: Course, phase: str) -> DrillResult:
     """Kill or stop the second process of a job, which restarts by itself."""
-    run = course.place.project.run(f"lost-host-{phase}")
-    course.undisturbed(JOB)
+    run, reference = course.run("lost-host", phase), course.undisturbed(JOB)
+    if phase in OF_RESUMED:
+        course.interrupt(run, JOB)
     silent = (f"processes.silent_timeout_s={SILENT_S}",) if phase == "silent" else ()
     moment = "step" if phase == "silent" else phase
-    fault, env = stopping_fault(course, moment), compiling(course, moment)
+    fault, env = stopping_fault(course, run, moment), compiling(course, moment)
     with course.start(run, fault, JOB, env, *silent) as trainer:
         reach(course, trainer, moment)
         victim = process_of_job(trainer.child.pid, 1)
         at = time.time()
         os.kill(victim, signal.SIGSTOP if phase == "silent" else signal.SIGKILL)
+        course.release(run)
         recorded, newest = last_record(run), newest_checkpoint(run)
         trainer.until(lambda: any("restart 1 of" in line for line in trainer.error_lines), "it was restarted")
         safe_at = time.time()
         recorded, newest = max(recorded, last_record(run)), max(newest, newest_checkpoint(run))
         ended = trainer.wait()
-    measured = Measured(
-        end_text(ended),
-        max(recorded - resumed_from(ended), 0),
-        safe_at - at,
-        since(at, first_record_after(run, safe_at)),
-        course.state(ended, JOB),
-        tuple(unresumed(ended, newest)),
+    measured = measure(
+        run,
+        ended,
+        ended,
+        reference,
+        resumed_from=resumed_from(ended),
+        steps_lost=max(recorded - resumed_from(ended), 0),
+        safe_s=safe_at - at,
+        next_step_s=since(at, first_record_after(run, safe_at)),
     )
-    return judged("lost-host", phase, expected_of("lost-host", recorded - newest), measured)
+    return judged("lost-host", phase, expected_of("lost-host", newest, recorded - newest), measured)
 
 
 def _stopped(course: Course, drill: DrillName, phase: str, number: signal.Signals) -> DrillResult:
     """Send a signal in a phase, and start the run again."""
-    run = course.place.project.run(f"{drill}-{phase}")
+    run = course.run(drill, phase)
     course.undisturbed()
-    with course.start(run, stopping_fault(course, phase), 1, compiling(course, phase)) as trainer:
+    if phase in OF_RESUMED:
+        course.interrupt(run)
+    with course.start(run, stopping_fault(course, run, phase), 1, compiling(course, phase)) as trainer:
         reach(course, trainer, phase)
         at = time.time()
         trainer.child.send_signal(number)
+        course.release(run)
         ended = trainer.wait()
     safe_s = time.time() - at
     if phase == "compilation" and trainer.events("compiled"):
@@ -118,9 +126,8 @@ def _stopped(course: Course, drill: DrillName, phase: str, number: signal.Signal
 
 def slow_step(course: Course, phase: str) -> DrillResult:
     """Stop the process for longer than a step may take, and let it go on."""
-    run = course.place.project.run(f"slow-step-{phase}")
-    course.undisturbed()
-    with course.start(run, DataFault(PACE_S), 1, None, f"guards.step_timeout_s={STEP_LIMIT_S}") as trainer:
+    run, reference = course.run("slow-step", phase), course.undisturbed()
+    with course.start(run, DataFault(), 1, None, f"guards.step_timeout_s={STEP_LIMIT_S}") as trainer:
         reach(course, trainer, phase)
         at = time.time()
         trainer.child.send_signal(signal.SIGSTOP)
@@ -129,9 +136,11 @@ def slow_step(course: Course, phase: str) -> DrillResult:
         trainer.child.send_signal(signal.SIGCONT)
         ended = trainer.wait()
     next_s = since(at, first_record_after(run, on_at))
-    faults = unresumed(ended, 0)
-    measured = Measured(end_text(ended), 0, None, next_s, course.state(ended), tuple(faults))
-    return judged("slow-step", phase, expected_of("slow-step", 0), measured)
+    resumed = answer(ended).get("resumed_from")
+    measured = measure(
+        run, ended, ended, reference, resumed_from=resumed, steps_lost=0, safe_s=None, next_step_s=next_s
+    )
+    return judged("slow-step", phase, expected_of("slow-step", None, 0), measured)
 
 
 def _check_killed(ended: Ended) -> None:

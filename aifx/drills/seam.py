@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from aifx.checkpoint.manifest import step_directories
 from aifx.config.kinds import DataKind, resolve
 from aifx.config.project_code import import_object
 from aifx.config.registry import PARTS, find_kind
@@ -30,6 +31,8 @@ MODULE = "drilled"
 DATA = f"{MODULE}:DATA"
 TASK = f"{MODULE}:TASK"
 
+LOOK_S = 0.002
+
 Action = Literal["none", "pause", "raise", "nan", "noise", "drop"]
 
 
@@ -38,17 +41,19 @@ class DataFault:
     """What happens to the batches of a run.
 
     Attributes:
-        pace_s: a batch of training takes at least so long to read, so that a run lasts long enough to be disturbed.
-        action: pause: the reader stops for `seconds`, and raise: it raises, once; nan: the batch's numbers are NaN;
+        action: pause: the reader stops until `released`, and raise: it raises, once; nan: the batch's numbers are NaN;
             noise: they are random; drop: the batch is not there, and the next one has its number.
         at: the batch of training, from 0; of validation, how many validations have begun before.
+        checkpoints: a folder. `pause` and `raise` come at the first such batch that is read once the folder holds a
+            complete checkpoint. Without it they come at once.
+        pace_s: a batch of training takes at least so long to read, so that a run lasts long enough to be disturbed.
     """
 
-    pace_s: float = 0.0
     action: Action = "none"
     split: Split = "train"
     at: int = -1
-    seconds: float = 0.0
+    checkpoints: str | None = None
+    pace_s: float = 0.0
 
     def write(self, path: Path) -> None:
         write_json(path, asdict(self))
@@ -57,6 +62,11 @@ class DataFault:
 def reached(path: Path) -> Path:
     """The file that exists once the fault described at `path` has happened."""
     return path.with_suffix(".reached")
+
+
+def released(path: Path) -> Path:
+    """The file that ends the pause described at `path`."""
+    return path.with_suffix(".released")
 
 
 def module_text(data: str | None, task: str | None) -> str:
@@ -141,15 +151,16 @@ class _Disturbed:
         if self._is_due(step) and _first_time(reached(self._path)):
             if self._fault.action == "raise":
                 raise DataError(f"batch {step} cannot be read", "a drill has the reader of the data fail here")
-            time.sleep(self._fault.seconds)
+            while not released(self._path).exists():
+                time.sleep(LOOK_S)
         return batch
 
     def _is_due(self, step: int) -> bool:
         global _validations
-        if self._split == "train":
-            return step >= self._fault.at  # some batches may be left out
-        _validations += step == 0
-        return _validations > self._fault.at
+        _validations += self._split != "train" and step == 0
+        is_at = step >= self._fault.at if self._split == "train" else _validations > self._fault.at
+        folder = self._fault.checkpoints
+        return is_at and (folder is None or bool(step_directories(Path(folder))))
 
     def _keep_pace(self) -> None:
         with self._lock:

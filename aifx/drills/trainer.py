@@ -16,12 +16,16 @@ from aifx.core.json_files import read_jsonl
 from aifx.core.parsing import parse_json
 from aifx.core.processes import Child, Ended, pump
 from aifx.core.project import RunDirectory
+from aifx.drills.seam import LOOK_S
 
 LIMIT_S = 600.0
 """A training that takes so long is ended, and its drill has failed."""
 
-LOOK_S = 0.002
 GRACE_S = 5.0
+
+
+CLOCKED = ("time", "mfu", "ceiling_fraction")
+"""Fields of a record that a clock decides, in addition to those whose names end in `_s`."""
 
 
 class Missed(Exception):
@@ -65,6 +69,19 @@ class Trainer:
 
 def events(run: RunDirectory, name: str) -> list[dict[str, Any]]:
     return [e for e in read_jsonl(run.events) if e.get("event") == name]
+
+
+def computed_records(run: RunDirectory) -> list[dict[str, Any]]:
+    """The records in metrics.jsonl, without what a clock decided."""
+    found = []
+    for record in read_jsonl(run.metrics):
+        record["validation"] = _computed(record.get("validation") or {})
+        found.append(_computed(record))
+    return found
+
+
+def _computed(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in CLOCKED and not name.endswith("_s")}
 
 
 def last_record(run: RunDirectory) -> int:

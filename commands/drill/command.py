@@ -65,7 +65,7 @@ def drill(
         aifx drill corrupt-ckpt --keep
         aifx drill all --json
 
-    Exits 1 if a guarantee is broken. After Ctrl-C or SIGTERM, it prints the results so far.
+    Exits 1 if a guarantee is broken or not shown. After Ctrl-C or SIGTERM, it prints the results so far.
     """
     with terminal(json) as out:
         refuse_job("drill")
@@ -83,17 +83,18 @@ def drill(
 
 
 def _print(out: Output, report: DrillReport) -> None:
-    """The report for people: a row per fault, and a line per broken guarantee."""
-    numbers = ["lost", "most", "safe s", "next s"]
-    columns = ["drill", "phase", *numbers, "state", "expected", "verdict"]
+    """The report for people: a row per fault, and a line per guarantee that is broken or not shown."""
+    numbers = ["from", "lost", "most", "safe s", "next s"]
+    columns = ["drill", "phase", *numbers, "state", "verdict"]
     out.table(columns, [_row(result) for result in report.results], right=numbers)
     for result in report.results:
         for reason in result.reasons:
             out.print(f"{result.drill}, {result.phase}, {result.verdict}: {reason}")
     out.print(f"\n{report.num_steps} steps, a checkpoint every {report.checkpoint_every}")
-    out.print("lost: steps done again, and the most that were at risk; safe: seconds from the")
-    out.print("fault to a safe state; next: to the next step; state: compared with the")
-    out.print("undisturbed run's at the end, bit for bit")
+    out.print("from: the step of the checkpoint that the run resumed from; lost: steps done")
+    out.print("again, and the most that were at risk; safe: seconds from the fault to a safe")
+    out.print("state; next: to the next step; state: compared with the undisturbed run's at")
+    out.print("the end, bit for bit")
     if report.folder is not None:
         out.print(f"kept in {report.folder}")
 
@@ -103,5 +104,5 @@ def _row(result: DrillResult) -> list[str | int | None]:
     if measured is None or expected is None:
         return [result.drill, result.phase, *[None] * 6, result.verdict]
     seconds = [None if s is None else f"{s:.1f}" for s in (measured.safe_s, measured.next_step_s)]
-    lost: list[str | int | None] = [measured.steps_lost, expected.max_steps_lost]
-    return [result.drill, result.phase, *lost, *seconds, measured.state, expected.state, result.verdict]
+    steps = [measured.resumed_from, measured.steps_lost, expected.max_steps_lost]
+    return [result.drill, result.phase, *steps, *seconds, measured.state, result.verdict]

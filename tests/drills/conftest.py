@@ -37,14 +37,19 @@ behaviour = json.loads(Path("behaviour.json").read_text()) if Path("behaviour.js
 every, last = int(settings["checkpoint.every"]), int(settings["train.num_steps"])
 run = Path("runs", option("--run")[0])
 holds = dict.fromkeys(("kill-step", "preempt-step", "io-error-step"), every * 3 // 2)  # until the fault has come
-holds |= dict.fromkeys(("corrupt-ckpt-flip", "corrupt-ckpt-cut"), 2 * every + 1)
+holds |= {"corrupt-ckpt-flip": 2 * every + 1, "corrupt-ckpt-cut": 2 * every + 1, "kill-start": 0}
+path = Path(os.environ["DRILL_FAULT"])
+fault, reached, released = json.loads(path.read_text()), path.with_suffix(".reached"), path.with_suffix(".released")
 
 def is_held(step):
     is_struck = stopped or resource.getrlimit(resource.RLIMIT_FSIZE)[0] == 1
-    return not is_struck and (run.name == behaviour.get("stays") or not is_resumed and step == holds.get(run.name))
+    if fault["action"] == "pause" and step >= fault["at"] and saved():  # reads only what its step needs
+        reached.touch()
+        return not released.exists()
+    is_due = starts == (run.name == "kill-start") and saved() and step >= holds.get(run.name, last + 1)
+    return not is_struck and (run.name == behaviour.get("stays") or is_due)
 checkpoints = run / "checkpoints"
 checkpoints.mkdir(parents=True, exist_ok=True)
-(run / "lock").write_text("{}")
 
 def write(file, **fields):
     with open(run / file, "a") as f:
@@ -63,6 +68,12 @@ def save(step):
     (unfinished / "state" / "d" / "arrays").write_text("digits " * 99)
     unfinished.rename(checkpoints / str(step))
 
+def save_in_background(step):
+    waiting.append(step)
+    is_slow = "saves_slowly" in behaviour and not stopped and step < last
+    while len(waiting) > is_slow:  # like aifx, one at a time
+        save(waiting.pop(0))
+
 if "error" in behaviour:
     end(2, error={"what": behaviour["error"], "why": "a reason", "hint": "aifx train", "exit_code": 2})
 for step in reversed(saved()):
@@ -73,23 +84,30 @@ for step in reversed(saved()):
         (checkpoints / str(step)).rename(checkpoints / f"{step}.damaged")
 step = max(saved(), default=0) if not behaviour.get("forgets") else 0
 begun = step
-is_resumed = bool(list(run.glob("events.jsonl")))
-stopped = []
+starts = len((run / "events.jsonl").read_text().splitlines()) if (run / "events.jsonl").exists() else 0
+stopped, waiting = [], []
 signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
 write("events.jsonl", event="resume" if step else "start", step=step)
+(run / "lock").write_text(json.dumps({"pid": os.getpid(), "host": "", "command": "", "since": time.time()}))
 lines = (run / "metrics.jsonl").read_text().splitlines() if step else []
-(run / "metrics.jsonl").write_text("".join(f"{line}\\n" for line in lines if json.loads(line)["step"] <= step))
+kept = step - behaviour.get("forgets_records", 0)
+(run / "metrics.jsonl").write_text("".join(f"{line}\\n" for line in lines if json.loads(line)["step"] <= kept))
 while step < last:
     step += 1
     write("metrics.jsonl", step=step)
+    if waiting and not saved():  # time for a drill that would not wait
+        time.sleep(0.1)
+    if fault["action"] == "raise" and step == behaviour.get("fails_at"):
+        reached.touch()
+        end(2, error={"what": "batch 3 cannot be read", "why": "a reason", "hint": "", "exit_code": 2})
     while is_held(step):
         time.sleep(0.01)
     if stopped or step % every == 0:
         if not (stopped and behaviour.get("loses")):
-            save(step)
+            save_in_background(step)
     if stopped:
         end(behaviour.get("stop_code", 75), status="preempted")
-digest = "another" if is_resumed and behaviour.get("drifts") else "the same"
+digest = "another" if starts and behaviour.get("drifts") else "the same"
 end(0, status="completed", resumed_from=begun or None, state_digest=digest)
 """
 """Stands for `aifx train`. `behaviour.json` of the project says what it does wrong."""

@@ -27,7 +27,7 @@ def test_a_run_that_recovers_passes(drilled) -> None:
         ("corrupt-ckpt", "flip", "passed"),
     ]
     kill, preempt, corrupt = (r["measured"] for r in results)
-    assert kill["end"] == "signal 9"
+    assert (kill["end"], kill["resumed_from"], preempt["resumed_from"]) == ("signal 9", 6, 9)
     assert 1 <= kill["steps_lost"] <= 6
     assert (preempt["end"], preempt["steps_lost"]) == ("exit 75", 0)
     assert corrupt["steps_lost"] > 6
@@ -39,7 +39,8 @@ def test_a_run_that_recovers_passes(drilled) -> None:
     ("behaviour", "drill", "reason"),
     [
         ({"drifts": True}, KILL, "state.*different"),
-        ({"forgets": True}, KILL, "step 0.* 6"),
+        ({"forgets": True}, KILL, "nothing.*step 6"),
+        ({"forgets_records": 1}, KILL, r"metrics\.jsonl.*step 6"),
         ({"stop_code": 1}, PREEMPT, "exit 1.*exit 75"),
         ({"loses": True}, PREEMPT, "3 steps.*lost"),
         ({}, ("io-error", "--phase", "step"), "exit 1.*exit 2"),
@@ -55,6 +56,25 @@ def test_a_broken_guarantee_exits_1_and_is_named(
     assert f"{drill[0]}, {drill[2]}, broken: " in out
     assert re.search(reason, " ".join(out.split()))
     assert max(map(len, out.splitlines()[:2])) <= 80
+
+
+def test_a_fault_waits_for_a_complete_checkpoint(drilled, behave: Callable[..., None]) -> None:
+    behave(saves_slowly=True)  # the first checkpoint is complete when the second is due
+    phases = ("start", "data", "step", "evaluation")
+    code, results = drilled.results("kill", *(word for phase in phases for word in ("--phase", phase)))
+    assert code == 0
+    assert [(r["phase"], r["verdict"]) for r in results] == [(phase, "passed") for phase in phases]
+    start, *others = (r["measured"]["resumed_from"] for r in results)
+    assert start > 6  # a run that was interrupted, and so saved
+    assert others == [6, 6, 6]
+
+
+def test_a_run_that_resumed_from_nothing_shows_nothing(drilled, behave: Callable[..., None]) -> None:
+    behave(fails_at=3)  # before the first checkpoint
+    code, (result,) = drilled.results("loader-death", "--phase", "data")
+    assert code == 1
+    assert (result["verdict"], result["measured"]["resumed_from"]) == ("not shown", 0)
+    assert result["measured"]["state"] == "equal"
 
 
 def test_what_cannot_be_injected_is_not_run_and_not_passed(drilled) -> None:
@@ -160,9 +180,7 @@ def test_a_signal_leaves_the_results_so_far(
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_drills_of_real_trainings(tiny_project, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("course", "scenarios"):  # no run is over before its fault
-        monkeypatch.setattr(f"aifx.drills.{module}.PACE_S", 0.2)
-    monkeypatch.setattr("aifx.drills.course.STOPPED_READER_S", 10.0)
+    monkeypatch.setattr("aifx.drills.course.PACE_S", 0.2)  # no run is over before its fault
     code, results = tiny_project.results(
         "nan", "corrupt-ckpt", "lost-host", "--phase", "evaluation", "--phase", "flip", "--phase", "data"
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,31 @@ def test_a_reader_fails_once_whatever_process_reads(disturbed) -> None:
         source.read(4, ALL)
     source.read(4, ALL)
     disturbed(action="raise", at=4).read(4, ALL)
+
+
+def test_a_reader_fails_once_a_checkpoint_is_complete(disturbed, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    (folder / "6.orbax-checkpoint-tmp" / "6").mkdir(parents=True)
+    source = disturbed(action="raise", at=4, checkpoints=str(folder))
+    source.read(5, ALL)
+    (folder / "6.orbax-checkpoint-tmp" / "6").rename(folder / "6")
+    with pytest.raises(DataError, match="batch 6"):
+        source.read(6, ALL)
+    validation = disturbed("validation", action="raise", split="validation", at=1, checkpoints=str(tmp_path / "none"))
+    for _ in range(3):
+        validation.read(0, ALL)
+
+
+def test_a_reader_stops_until_it_is_released(disturbed, tmp_path: Path) -> None:
+    path = tmp_path / "fault.json"
+    source = disturbed(action="pause", at=4)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(source.read, 4, ALL)
+        while not seam.reached(path).exists():
+            time.sleep(0.001)
+        assert not reading.done()
+        seam.released(path).touch()
+        assert reading.result()["x"][0, 0] == 4
 
 
 def test_of_validation_it_is_the_pass_that_counts(disturbed) -> None:

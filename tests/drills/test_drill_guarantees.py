@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from aifx.drills.guarantees import DrillResult, Expected, Measured, judge, report
+from aifx.drills.guarantees import DrillResult, Expected, Measured, State, Verdict, judge, judged, report
 
-EXPECTED = Expected(ends=("exit 75",), max_steps_lost=3, state="equal", max_safe_s=5.0)
-KEPT = Measured(end="exit 75", steps_lost=3, safe_s=5.0, next_step_s=8.0, state="equal")
+EXPECTED = Expected(ends=("exit 75",), resumed_from=6, max_steps_lost=3, state="equal", max_safe_s=5.0)
+KEPT = Measured(end="exit 75", resumed_from=6, steps_lost=3, safe_s=5.0, next_step_s=8.0, state="equal")
 
 
 def test_what_is_promised_breaks_nothing() -> None:
@@ -19,6 +19,8 @@ def test_what_is_promised_breaks_nothing() -> None:
     ("change", "reason"),
     [
         ({"end": "exit 70"}, "exit 70.*exit 75"),
+        ({"resumed_from": 0}, "nothing.* 6"),
+        ({"resumed_from": 3}, "step 3.* 6"),
         ({"steps_lost": 4}, "4 steps.* 3"),
         ({"safe_s": 5.1}, r"5\.1 s.*5\.0 s"),
         ({"state": None}, "its end"),
@@ -31,7 +33,18 @@ def test_each_thing_that_is_not_as_promised_is_named(change: dict[str, object], 
     assert re.search(reason, found)
 
 
-@pytest.mark.parametrize(("verdict", "passed"), [("passed", True), ("not run", True), ("broken", False)])
-def test_only_what_is_broken_fails_the_report(verdict: str, passed: bool) -> None:
+def test_what_resumed_from_nothing_shows_nothing() -> None:
+    def verdict(resumed_from: int | None, state: State = "equal") -> Verdict:
+        expected = replace(EXPECTED, resumed_from=resumed_from)
+        return judged("kill", "step", expected, replace(KEPT, resumed_from=resumed_from, state=state)).verdict
+
+    assert (verdict(6), verdict(None), verdict(0)) == ("passed", "passed", "not shown")  # None: it went on by itself
+    assert verdict(0, "different") == "broken"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "passed"), [("passed", True), ("not run", True), ("not shown", False), ("broken", False)]
+)
+def test_what_is_broken_or_not_shown_fails_the_report(verdict: str, passed: bool) -> None:
     results = [DrillResult("kill", "step", "passed", []), DrillResult("kill", "data", verdict, [])]  # type: ignore[arg-type]
     assert report(results, 24, 6, None).passed is passed
