@@ -71,10 +71,10 @@ def collect_garbage(catalog: Catalog, *, dry_run: bool) -> CollectedGarbage:
     root = steps_root(catalog)
     tops = [root / name for name in _names_in(root) if _is_dataset(root / name)]
     found = [
-        deleted
+        ended
         for top in (*tops, root / TOKENS)
         for one in leftovers_in(top)
-        if (deleted := delete_leftover(one, dry_run=dry_run)) is not None
+        if (ended := delete_leftover(one, dry_run=dry_run)) is not None
     ]
     found += _incomplete_versions(catalog)
     deleted = tuple(one for one in found if not one.kept)
