@@ -10,8 +10,7 @@ from functools import partial
 from typing import Any
 
 from aifx.models.decoder import hub_configs as configs
-from aifx.models.decoder.section import DecoderSection
-from aifx.models.decoder.specs import attention_biases
+from aifx.models.decoder.section import DecoderSection, attention_biases
 from aifx.models.hub import Architecture, Tensor
 
 Values = dict[str, Any]

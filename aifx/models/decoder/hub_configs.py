@@ -9,8 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from aifx.models.decoder.section import DecoderSection
-from aifx.models.decoder.specs import head_dim, num_kv_heads, window_of
+from aifx.models.decoder.section import DecoderSection, head_dim, num_kv_heads, window_of
 from aifx.models.hub import HubConfig
 
 Values = dict[str, Any]

@@ -16,16 +16,9 @@ from aifx.models.decoder import paged_cache
 from aifx.models.decoder.divided import check_layout, joined, with_own_kv_head
 from aifx.models.decoder.fused import fuse_projections, query_key_value
 from aifx.models.decoder.halves import mlp, norm, norm_of_heads, norm_of_sum
-from aifx.models.decoder.section import DecoderSection
+from aifx.models.decoder.section import DecoderSection, head_dim, num_kv_heads, window_of
 from aifx.models.decoder.sequences import Sequences
-from aifx.models.decoder.specs import (
-    decoder_specs,
-    head_dim,
-    num_kv_heads,
-    rotary_of,
-    window_of,
-    window_rotary_of,
-)
+from aifx.models.decoder.specs import decoder_specs, rotary_of, window_rotary_of
 from aifx.models.decoder.writes import Writes
 from aifx.nn import layers
 from aifx.nn.adapters import with_adapter_dropout

@@ -115,8 +115,6 @@ class DecoderSection(ModelSection):
 
     def computation(self) -> dict[str, Any]:
         """As `ModelSection.computation`, with the values that apply for keys that are not set, and no unused keys."""
-        from aifx.models.decoder.specs import attention_biases, head_dim, num_kv_heads, window_of
-
         values = super().computation() | {
             "head_dim": head_dim(self),
             "num_kv_heads": num_kv_heads(self),
@@ -190,3 +188,21 @@ class DecoderSection(ModelSection):
                 f"data.seq_len = {seq_len} is more than model.max_seq_len = {self.max_seq_len}",
                 "the model has no positions for so long a sequence",
             )
+
+
+def num_kv_heads(section: DecoderSection) -> int:
+    return section.num_kv_heads or section.num_heads
+
+
+def head_dim(section: DecoderSection) -> int:
+    return section.head_dim or section.embed_dim // section.num_heads
+
+
+def attention_biases(section: DecoderSection) -> tuple[bool, bool]:
+    """Whether queries, keys and values have biases, and whether attention's output has one."""
+    return section.bias or section.attention_bias != "none", section.bias or section.attention_bias == "all"
+
+
+def window_of(section: DecoderSection, layer: int) -> int | None:
+    """How far back the attention of a layer, counted from 0, reaches; None if it reaches all tokens."""
+    return section.windows[layer % len(section.windows)] or None if section.windows else None

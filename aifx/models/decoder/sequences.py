@@ -7,8 +7,7 @@ from typing import Literal
 
 import jax
 
-from aifx.models.decoder.section import DecoderSection
-from aifx.models.decoder.specs import window_of
+from aifx.models.decoder.section import DecoderSection, window_of
 from aifx.nn.rotary import Angles
 
 

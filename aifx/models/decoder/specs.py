@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from aifx.models.decoder.section import DecoderSection
+from aifx.models.decoder.section import DecoderSection, attention_biases, head_dim, num_kv_heads
 from aifx.nn import initializers
 from aifx.nn.rotary import Rotary
 from aifx.specs import LAYERS, ArraySpec, Initializer, Specs, stack_layer_specs
@@ -43,19 +43,6 @@ def repeat_layer(layer: Specs, section: DecoderSection) -> Specs:
     return {str(i): layer for i in range(section.num_layers)}
 
 
-def num_kv_heads(section: DecoderSection) -> int:
-    return section.num_kv_heads or section.num_heads
-
-
-def head_dim(section: DecoderSection) -> int:
-    return section.head_dim or section.embed_dim // section.num_heads
-
-
-def attention_biases(section: DecoderSection) -> tuple[bool, bool]:
-    """Whether queries, keys and values have biases, and whether attention's output has one."""
-    return section.bias or section.attention_bias != "none", section.bias or section.attention_bias == "all"
-
-
 def window_rotary_of(section: DecoderSection) -> Rotary | None:
     """Of layers with a window, if they have frequencies of their own."""
     if section.rope_window_theta is None:
@@ -76,11 +63,6 @@ def rotary_of(section: DecoderSection) -> Rotary:
         section.rope_beta_fast,
         section.rope_attention_factor,
     )
-
-
-def window_of(section: DecoderSection, layer: int) -> int | None:
-    """How far back the attention of a layer, counted from 0, reaches; None if it reaches all tokens."""
-    return section.windows[layer % len(section.windows)] or None if section.windows else None
 
 
 def _first_scale(section: DecoderSection) -> Initializer:
