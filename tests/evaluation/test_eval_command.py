@@ -21,6 +21,16 @@ from aifx.evaluation.held_out import Report, evaluate, write_report
 from aifx.objectives.next_token import NextToken
 
 
+@pytest.mark.parametrize("use", [evaluate, partial(evaluate_files, paths=[Path("missing.txt")])])
+def test_a_malformed_gate_is_refused_before_the_run_is_opened(
+    project: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[..., Any]
+) -> None:
+    for module in ("held_out", "dataset"):
+        monkeypatch.setattr(f"aifx.evaluation.{module}.restore_run", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(UsageError, match="NAME OP NUMBER"):
+        use(RunDirectory(project / "runs/main"), Project(project), gates=["bits_per_byte = 2"])
+
+
 def test_the_document_has_exactly_what_is_promised(project: Path) -> None:
     report = document(aifx(project, "eval", "--gate", "loss < 0.1", "--json"), code=1)
     keys = {"schema_version", "run", "step", "split", "quantize", "metrics", "gates", "better_last", "baselines"}
@@ -119,16 +129,6 @@ def test_a_gate_that_cannot_be_held_is_refused_before_anything_is_measured(
     monkeypatch.setattr("aifx.evaluation.held_out.evaluate_split", lambda *_, **__: pytest.fail("it was measured"))
     with pytest.raises(UsageError, match=word):
         measure(project, **options)
-
-
-@pytest.mark.parametrize("use", [evaluate, partial(evaluate_files, paths=[Path("missing.txt")])])
-def test_a_malformed_gate_is_refused_before_the_run_is_opened(
-    project: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[..., Any]
-) -> None:
-    for module in ("held_out", "dataset"):
-        monkeypatch.setattr(f"aifx.evaluation.{module}.restore_run", lambda *_, **__: pytest.fail("it was opened"))
-    with pytest.raises(UsageError, match="NAME OP NUMBER"):
-        use(RunDirectory(project / "runs/main"), Project(project), gates=["bits_per_byte = 2"])
 
 
 @pytest.mark.parametrize(

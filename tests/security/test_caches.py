@@ -15,7 +15,7 @@ import pytest
 from aifx.core.errors import EnvironmentFault
 from aifx.core.private_folders import make_private
 from aifx.core.project import cache_path
-from aifx.data.store import cache_folder
+from aifx.data.cache import cache_folder
 from aifx.health.check import last_path
 from aifx.health.probes import disk
 from aifx.health.probes import jax as jax_probe
