@@ -176,7 +176,7 @@ def build_store(path: Path, corpus: TextCorpus, tokenizer: Tokenizer) -> TokenSt
     with building(path) as folder, ExitStack() as opened:
         writers: dict[Split, _SplitWriter] = {}
         for split in SPLITS:
-            has_sizes = split != "train" and not tokenizer.is_byte_level
+            has_sizes = _has_sizes(split, tokenizer)
             writers[split] = _SplitWriter(folder, split, dtype, tokenizer.eos_id, has_sizes=has_sizes)
             opened.callback(writers[split].close)
         activity = f"tokenizing {corpus.names('train')}"
@@ -215,7 +215,7 @@ def _put(folder: Path, path: Path) -> TokenStore:
 
 
 def _encoded(corpus: TextCorpus, tokenizer: Tokenizer) -> Iterator[tuple[Split, Piece, Encoding]]:
-    """Each piece with its encoding, which has offsets if the sizes of its tokens are kept.
+    """Each piece with its encoding, which has offsets if its split has sizes.
 
     Threads keep the encoder, which works outside the interpreter's lock, busy with the batches ahead while this one
     takes the ids of those that are done.
@@ -223,13 +223,26 @@ def _encoded(corpus: TextCorpus, tokenizer: Tokenizer) -> Iterator[tuple[Split, 
     pending: deque[tuple[list[tuple[Split, Piece]], Future[list[Encoding]]]] = deque()
     with ThreadPoolExecutor(AHEAD, "encode") as pool:
         for batch in _batches(_divided(corpus.pieces(whole=not tokenizer.can_cut), tokenizer)):
-            texts = [piece.text for _, piece in batch]
-            offsets = not tokenizer.is_byte_level and any(split != "train" for split, _ in batch)
-            pending.append((batch, pool.submit(tokenizer.encode_batch, texts, offsets=offsets)))
+            pending.append((batch, pool.submit(_encode, batch, tokenizer)))
             if len(pending) > AHEAD:
                 yield from _joined(*pending.popleft())
         while pending:
             yield from _joined(*pending.popleft())
+
+
+def _encode(batch: list[tuple[Split, Piece]], tokenizer: Tokenizer) -> list[Encoding]:
+    """The encodings of a batch's pieces. Those with offsets take more than twice the time."""
+    needed = [_has_sizes(split, tokenizer) for split, _ in batch]
+    made = {}
+    for offsets in set(needed):
+        texts = [piece.text for (_, piece), own in zip(batch, needed, strict=True) if own == offsets]
+        made[offsets] = iter(tokenizer.encode_batch(texts, offsets=offsets))
+    return [next(made[offsets]) for offsets in needed]
+
+
+def _has_sizes(split: Split, tokenizer: Tokenizer) -> bool:
+    """Whether the store keeps the sizes of the tokens of a split."""
+    return split != "train" and not tokenizer.is_byte_level
 
 
 def _joined(

@@ -135,6 +135,8 @@ def test_the_bytes_of_a_split_are_those_of_its_text(made: Tokenizer, project: Pr
     found: dict[Split, int] = {split: counted(data, split) for split in data.store.splits}
     assert found == {split: tokens.num_bytes for split, tokens in data.store.splits.items()}
     assert sum(found.values()) == sum(sizes.values())
+    apart = open_(split="document", validation_fraction=0.3, test_fraction=0.3, **named)  # splits share batches
+    assert sum(counted(apart, split) for split in apart.store.splits) == sum(sizes.values())
     for packing in ("stream", "documents"):
         form = TextFormat(data.section.model_copy(update={"packing": packing}), data.spec, data.tokenizer)
         for name, size in sizes.items():
