@@ -40,6 +40,7 @@ class Counted:
         units_per_step: tokens, images or examples of the global batch.
         model_flops: forward and backward pass of the model over the global batch; recomputation doesn't count.
         product_flops: of one device by dtype; recomputation counts.
+        attention_flops: of these, attention's (`aifx.planning.operations.Operations`).
         transcendentals: elements of exponentials and the like, of one device.
         checkpoint: parameters and optimizer state of all devices together, each once.
         micro_batches: of a step.
@@ -50,6 +51,7 @@ class Counted:
         logits: the largest array with an axis of the model's outputs.
         gathered: weights of a layer and of the head that are gathered for use, with their gradients.
         collectives: between devices.
+        uncounted: loops and kernels that count too little, by name.
     """
 
     mesh: dict[str, int]
@@ -59,6 +61,7 @@ class Counted:
     num_parameters: int
     model_flops: int
     product_flops: dict[str, int]
+    attention_flops: int
     transcendentals: int
     checkpoint: int
     parameters: int
@@ -74,6 +77,7 @@ class Counted:
     logits: int
     gathered: int
     collectives: list[Collective]
+    uncounted: dict[str, int]
 
     @property
     def state(self) -> int:
@@ -108,6 +112,7 @@ def count(config: Config, task: Task, layout: Layout, asked: Mapping[str, str]) 
         num_parameters=programs.num_parameters,
         model_flops=task.model.flops(rows),
         product_flops=dict(operations.product_flops),
+        attention_flops=operations.attention_flops,
         transcendentals=operations.transcendentals // shared,
         checkpoint=sum(programs.state_bytes()[part] for part in ("parameters", "optimizer")),
         micro_batches=config.train.gradient_accumulation,
@@ -118,6 +123,7 @@ def count(config: Config, task: Task, layout: Layout, asked: Mapping[str, str]) 
         logits=operations.largest // shared,
         gathered=gathered_bytes(programs),
         collectives=[],
+        uncounted=dict(operations.uncounted),
         **held,
     )
     return counted if layout.num_devices == 1 else with_traced_step(counted, config, task, layout, asked)
@@ -133,6 +139,7 @@ def with_traced_step(counted: Counted, config: Config, task: Task, layout: Layou
     return replace(
         counted,
         product_flops={dtype: flops // layout.num_devices for dtype, flops in found.product_flops.items()},
+        attention_flops=found.attention_flops // layout.num_devices,
         logits=counted.logits if parts == 1 else found.largest,
         collectives=found.collectives,
     )

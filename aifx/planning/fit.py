@@ -161,6 +161,7 @@ def _counted(
                     dtype: _line(flops, two.product_flops[dtype], rows) // shared
                     for dtype, flops in one.product_flops.items()
                 },
+                attention_flops=_line(one.attention_flops, two.attention_flops, rows) // shared,
                 transcendentals=_line(one.transcendentals, two.transcendentals, rows) // shared,
                 micro_batches=rows // micro,
                 activations=_line(one.activations, two.activations, micro) // shared,

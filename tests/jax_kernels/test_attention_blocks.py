@@ -120,3 +120,14 @@ def test_the_mosaic_gpu_kernels(call, of_keys):
     check((start <= block) & (block < stop), some)
     np.testing.assert_array_equal(whole[:, :-1], (some & every)[:, :-1])
     assert not np.any(whole & ~every)  # the block that the array ends in may have a mask that it could do without
+
+
+@settings(max_examples=30, deadline=None)
+@given(CALLS)
+def test_pairs_that_see_each_other_are_those_of_the_mask(call: Call) -> None:
+    """What kernels declare as their work."""
+    mask = call.mask(None, None).block(0, call.q_len, 0, call.kv_len)
+    everyone = call.q_len * call.kv_len
+    assert call.seen_pairs() == (everyone if mask is None else int(np.asarray(mask).sum()))
+    last = replace(call, q_offset=call.kv_len - call.q_len)
+    assert replace(call, q_offset=None).seen_pairs() == last.seen_pairs()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -9,6 +11,10 @@ import pytest
 from aifx.planning.hlo import count_traffic
 from aifx.planning.network import Collective
 from aifx.planning.operations import count_operations
+from jax_kernels._ops.attention import ATTENTION, attention
+from jax_kernels._ops.attention.call import Call
+from jax_kernels._ops.attention.pallas_mosaic_gpu.warpgroup import HAS_INTERPRETER
+from jax_kernels.implementations import Device
 
 X = jax.ShapeDtypeStruct((64, 32), jnp.float32)
 W = jax.ShapeDtypeStruct((5, 32, 32), jnp.float32)
@@ -31,6 +37,59 @@ def test_a_loop_counts_as_often_as_it_turns(function: object) -> None:
     assert found.flops == 5 * PRODUCT
     assert found.product_flops == {"float32": 5 * PRODUCT}
     assert found.transcendentals == 5 * 64 * 32
+
+
+def test_a_loop_with_traced_bounds_counts_once_and_is_reported() -> None:
+    def repeated(x: jax.Array, own: jax.Array, times: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, times, lambda _, x: jnp.tanh(x @ own), x)
+
+    found = count_operations(jax.make_jaxpr(repeated)(X, jax.ShapeDtypeStruct((32, 32), jnp.float32), 5))
+    assert (found.flops, dict(found.uncounted)) == (PRODUCT, {"while": 1})
+
+
+CALL = Call(1, 512, 512, 4, 2, 64, "bfloat16", True, None, 0, False, 0.125, None)
+HOPPER = Device("gpu", "NVIDIA H100 80GB HBM3", (9, 0))
+
+
+@pytest.mark.parametrize(
+    ("implementation", "device", "call"),
+    [
+        ("pallas_triton", HOPPER, CALL),
+        ("pallas_triton", HOPPER, replace(CALL, window=100)),
+        ("pallas_tpu", Device("tpu", "TPU v5"), CALL),
+        pytest.param(
+            *("pallas_mosaic_gpu", HOPPER, CALL),
+            marks=pytest.mark.skipif(not HAS_INTERPRETER, reason="it declares nothing under JAX 0.10"),
+        ),
+    ],
+)
+def test_kernels_count_as_their_op_says(implementation: str, device: Device, call: Call) -> None:
+    """Their loops run over the blocks that the mask leaves, which only the device knows."""
+    kernel = ATTENTION.implementations[implementation]
+    program, arguments = ATTENTION.workload(call, kernel.run, kernel.configs(call, device)[0])
+    found = count_operations(jax.make_jaxpr(program)(*jax.eval_shape(arguments)))
+    assert found.flops == found.attention_flops == ATTENTION.work(call).flops
+    assert dict(found.uncounted) == {}
+
+
+@pytest.mark.parametrize("window", [None, 100])
+def test_cudnn_counts_as_its_op_says(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can be traced where cuDNN is installed only, so its version is made up here."""
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    call = replace(CALL, window=window)
+    program, arguments = ATTENTION.workload(call, ATTENTION.implementations["cudnn"].run, ())
+    found = count_operations(jax.make_jaxpr(program)(*jax.eval_shape(arguments)))
+    assert found.flops == found.attention_flops == ATTENTION.work(call).flops
+
+
+def test_attention_is_told_from_other_products() -> None:
+    def layer(x: jax.Array, own: jax.Array) -> jax.Array:
+        heads = (x @ own).reshape(1, 64, 4, 8)
+        return attention(heads, heads, heads, implementation="xla")
+
+    found = count_operations(jax.make_jaxpr(layer)(X, jax.ShapeDtypeStruct((32, 32), jnp.float32)))
+    assert found.flops - found.attention_flops == PRODUCT
+    assert found.attention_flops == 2 * 2 * 64 * 64 * 32
 
 
 def test_recomputation_counts() -> None:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_kernels._ops.attention.mask import Mask, SegmentIds
 from jax_kernels.implementations import Config
@@ -63,10 +64,17 @@ class Call:
         return 0 in (self.batch, self.q_len, self.kv_len, self.num_heads, self.head_dim)
 
     def seen_pairs(self) -> int:
-        """Pairs of query and key that see each other; of segments, whose lengths are values, nothing is known."""
-        mask = self.mask(None if self.q_offset is not None else self.kv_len - self.q_len, None)
-        ranges = (mask.keys_seen(i, i + 1, self.kv_len) for i in range(self.q_len))
-        return sum(stop - start for start, stop in ranges)
+        """Pairs of query and key that see each other; of segments, whose lengths are values, nothing is known. A traced
+        offset is taken as that of the last queries, which see the most."""
+        offset = self.kv_len - self.q_len if self.q_offset is None else self.q_offset
+        at = np.arange(offset, offset + self.q_len, dtype=np.int64)
+        stop = np.clip(at + 1, 0, self.kv_len) if self.causal else self.kv_len
+        start = 0 if self.window is None else np.clip(at + 1 - self.window, 0, self.kv_len)
+        return int(np.maximum(np.broadcast_to(stop - start, at.shape), 0).sum())
+
+    def product_flops(self) -> int:
+        """Of one matrix product over the pairs that see each other."""
+        return 2 * self.batch * self.num_heads * self.seen_pairs() * self.head_dim
 
     def mask(self, q_offset: int | jax.Array | None, segment_ids: SegmentIds | None) -> Mask:
         """The mask, with what is known only when the program runs."""
@@ -104,8 +112,7 @@ def _documents(call: Call, key: jax.Array) -> SegmentIds:
 def work(call: Call) -> Work:
     """Two products over each pair of query and key that see each other on the way forward, five on the way back, which
     forms the scores anew. Segments are left out, since their lengths are values."""
-    flops = 7 * 2 * call.batch * call.num_heads * call.seen_pairs() * call.head_dim
     queries = call.batch * call.q_len * call.num_heads * call.head_dim
     keys = call.batch * call.kv_len * call.num_kv_heads * call.head_dim
     # q, k, v, d_out in; out, d_q, d_k, d_v out.
-    return Work(flops, jnp.dtype(call.dtype).itemsize * (4 * queries + 4 * keys))
+    return Work(7 * call.product_flops(), jnp.dtype(call.dtype).itemsize * (4 * queries + 4 * keys))

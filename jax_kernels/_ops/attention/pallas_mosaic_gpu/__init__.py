@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from jax_kernels._ops.attention.call import Call
+from jax_kernels._ops.attention.cost import FORWARD, OF_KEYS, OF_QUERIES
 from jax_kernels._ops.attention.pallas_mosaic_gpu.backward import sum_gradients
 from jax_kernels._ops.attention.pallas_mosaic_gpu.forward import attend
 from jax_kernels._ops.attention.pallas_mosaic_gpu.pipeline import run
@@ -96,7 +97,9 @@ def _forward(call: Call, config: Config, *operands: Any) -> tuple[tuple[jax.Arra
     tiling = Tiling(call, of_keys=False, rows=size["block_q"], block=size["block_k"], stages=size["stages"])
     # A warpgroup stores its whole tile of the log-sum-exp (see `pipeline`), so each head has room for whole tiles.
     types = q, jax.ShapeDtypeStruct((call.batch, call.num_heads, tiling.tiled_length), jnp.float32)
-    out, lse = run("attention", tiling, attend, types, offset, Side((q,), ids), (Side((k,), ids), Side((v,), ())))
+    out, lse = run(
+        "attention", FORWARD, tiling, attend, types, offset, Side((q,), ids), (Side((k,), ids), Side((v,), ()))
+    )
     lse = lse[:, :, : q.shape[1]]
     return (out, lse), (*operands, out, lse)
 
@@ -114,8 +117,8 @@ def _backward(
     parts = 1 if q.shape[-1] <= 128 else WARPGROUPS
     tile = partial(Tiling, call, rows=ROWS, stages=size["stages_backward"], parts=parts)
     by_query, by_key = tile(of_keys=False, block=size["block_k_dq"]), tile(of_keys=True, block=size["block_q_dkv"])
-    (d_q,) = run("attention_d_q", by_query, sum_gradients, (q,), offset, queries, (keys,))
-    d_k, d_v = run("attention_d_kv", by_key, sum_gradients, (k, v), offset, keys, (queries,))
+    (d_q,) = run("attention_d_q", OF_QUERIES, by_query, sum_gradients, (q,), offset, queries, (keys,))
+    d_k, d_v = run("attention_d_kv", OF_KEYS, by_key, sum_gradients, (k, v), offset, keys, (queries,))
     return d_q, d_k, d_v, None, None
 
 

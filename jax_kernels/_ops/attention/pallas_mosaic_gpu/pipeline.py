@@ -16,14 +16,26 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from jax_kernels import implementations
+from jax_kernels._ops.attention.cost import cost
 from jax_kernels._ops.attention.pallas_mosaic_gpu.tiling import WARPGROUPS, Side, Span, Tiling
-from jax_kernels._ops.attention.pallas_mosaic_gpu.warpgroup import Ref, Scalar, meet, plgpu
+from jax_kernels._ops.attention.pallas_mosaic_gpu.warpgroup import HAS_INTERPRETER, Ref, Scalar, meet, plgpu
 
 
 def run(
-    name: str, tiling: Tiling, compute: Any, types: Any, offset: jax.Array | None, mine: Side, others: tuple[Side, ...]
+    name: str,
+    products: int,
+    tiling: Tiling,
+    compute: Any,
+    types: Any,
+    offset: jax.Array | None,
+    mine: Side,
+    others: tuple[Side, ...],
 ) -> list[jax.Array]:
-    """Arrays of `types` from what `compute` gives for the rows of `mine` that each warpgroup has."""
+    """Arrays of `types`, from what `compute` gives for the rows of `mine` that each warpgroup has.
+
+    Args:
+        products: of matrices over all pairs, see `cost`.
+    """
     call, repeats = tiling.call, tiling.repeats
     tile_rows = tiling.tile_rows
 
@@ -61,10 +73,14 @@ def run(
         plgpu.SMEM((WARPGROUPS, tiling.rows), jnp.float32),
         plgpu.Barrier(num_arrivals=WARPGROUPS),
     )
-    return list(_kernel(body, name, tiling.grid, types, scratch)(offset, mine, others))
+    given = (x for side in (mine, *others) for x in (*side.matrices, *side.vectors))
+    costs = cost(call, products, (*given, *types))
+    return list(_kernel(body, name, tiling.grid, types, scratch, costs)(offset, mine, others))
 
 
-def _kernel(body: Callable[..., None], name: str, grid: tuple[int, int, int], types: Any, scratch: Any) -> Any:
+def _kernel(
+    body: Callable[..., None], name: str, grid: tuple[int, int, int], types: Any, scratch: Any, costs: pl.CostEstimate
+) -> Any:
     return plgpu.kernel(
         body,
         out_type=types,
@@ -76,6 +92,7 @@ def _kernel(body: Callable[..., None], name: str, grid: tuple[int, int, int], ty
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=plgpu.InterpretGPUParams(detect_races=True) if implementations.is_interpreting() else None,
         kernel_name=name,
+        **({"cost_estimate": costs} if HAS_INTERPRETER else {}),  # neither is under JAX 0.10
     )
 
 

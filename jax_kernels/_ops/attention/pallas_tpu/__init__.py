@@ -23,6 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from jax_kernels._ops.attention.call import Call
+from jax_kernels._ops.attention.cost import FORWARD, OF_KEYS, OF_QUERIES, cost
 from jax_kernels._ops.attention.pallas_tpu.kernels import LOG2E, Visit, forward_kernel, keys_kernel, queries_kernel
 from jax_kernels._ops.attention.pallas_tpu.plan import BLOCK_BITS, LANES, Plan
 from jax_kernels.implementations import Config, Device, is_interpreting
@@ -89,7 +90,7 @@ def _forward(call: Call, config: Config, q: Array, k: Array, v: Array, seeing: S
     plan = Plan(call, dict(config)["block_q"], dict(config)["block_k"])
     operands, outputs = [("queries", q), ("keys", k), ("keys", v)], [("queries", q.dtype), ("numbers", jnp.float32)]
     scratch = [(plan.block_q, LANES), (plan.block_q, LANES), (plan.block_q, call.head_dim)]
-    out, lse = _run(plan, forward_kernel, seeing, operands, outputs, scratch)
+    out, lse = _run(plan, forward_kernel, FORWARD, seeing, operands, outputs, scratch)
     return (out, lse[:, :, 0]), (q, k, v, seeing, out, lse[:, :, 0])
 
 
@@ -102,9 +103,9 @@ def _backward(call: Call, config: Config, residuals: Any, cotangents: Pair) -> t
     operands += [("numbers", lse2[:, :, None]), ("numbers", delta[:, :, None])]
     plan = Plan(call, dict(config)["block_q"], dict(config)["block_k"])
     scratch = [(plan.block_q, LANES), (plan.block_q, LANES), (plan.block_q, call.head_dim)]
-    (d_q,) = _run(plan, queries_kernel, seeing, operands, [("queries", q.dtype)], scratch)
+    (d_q,) = _run(plan, queries_kernel, OF_QUERIES, seeing, operands, [("queries", q.dtype)], scratch)
     outputs, scratch = [("keys", k.dtype), ("keys", v.dtype)], [(plan.block_k, call.head_dim)] * 2
-    d_k, d_v = _run(replace(plan, keys_outer=True), keys_kernel, seeing, operands, outputs, scratch)
+    d_k, d_v = _run(replace(plan, keys_outer=True), keys_kernel, OF_KEYS, seeing, operands, outputs, scratch)
     return d_q, d_k, d_v, None
 
 
@@ -112,7 +113,13 @@ _attention.defvjp(_forward, _backward)
 
 
 def _run(
-    plan: Plan, kernel: Callable[..., None], seeing: Seeing, operands: Arrays, outputs: Arrays, scratch: Sequence[Any]
+    plan: Plan,
+    kernel: Callable[..., None],
+    products: int,
+    seeing: Seeing,
+    operands: Arrays,
+    outputs: Arrays,
+    scratch: Sequence[Any],
 ) -> list[Array]:
     """The kernel's outputs, asked for by kind and dtype. It is given a Visit, operands, outputs and scratch."""
     call, mask = plan.call, plan.call.mask(*seeing)
@@ -123,6 +130,7 @@ def _run(
         wide = jnp.broadcast_to(ids[:, :, None], (*ids.shape, LANES))
         operands = [(column, wide), (row, ids[:, None]), *operands]
     inputs = [_resize(x, plan.shape(kind, *plan.padded)) for kind, x in operands]
+    shapes = [jax.ShapeDtypeStruct(plan.shape(kind, *plan.padded), dtype) for kind, dtype in outputs]
     inner = ((count, "arbitrary"), (call.group, "arbitrary" if plan.keys_outer else "parallel"))
     grid = ((call.batch, "parallel"), (call.num_kv_heads, "parallel"), *(inner if plan.keys_outer else inner[::-1]))
     outs = pl.pallas_call(
@@ -134,10 +142,11 @@ def _run(
             out_specs=[plan.spec(kind) for kind, _ in outputs],
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
         ),
-        out_shape=[jax.ShapeDtypeStruct(plan.shape(kind, *plan.padded), dtype) for kind, dtype in outputs],
+        out_shape=shapes,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=tuple(order for _, order in grid), vmem_limit_bytes=VMEM_LIMIT_BYTES
         ),
+        cost_estimate=cost(call, products, (*inputs, *shapes)),
         interpret=pltpu.InterpretParams(detect_races=True) if is_interpreting() else False,
         name=f"attention_{kernel.__name__}",
     )(visits, jnp.full(1, mask.q_offset, jnp.int32), *inputs)

@@ -29,6 +29,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from jax_kernels import implementations
 from jax_kernels._ops.attention.call import Call
+from jax_kernels._ops.attention.cost import FORWARD, OF_KEYS, OF_QUERIES, cost
 from jax_kernels._ops.attention.pallas_triton.kernels import LOG2_E, dkv_kernel, dq_kernel, forward_kernel
 from jax_kernels._ops.attention.pallas_triton.memory import SMALLEST_BLOCK, width_of
 from jax_kernels.implementations import Config, Device
@@ -113,7 +114,7 @@ def attention(
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _attention(call: Call, config: Config, interpret: bool, *operands: Any) -> Any:
     """`operands` are offset `[1]` or None, segment_ids or None, q, k, v."""
-    return _run(forward_kernel, "", ("query", "sum"), call, config, interpret, operands)
+    return _run(forward_kernel, FORWARD, "", ("query", "sum"), call, config, interpret, operands)
 
 
 def _forward(call: Call, config: Config, interpret: bool, *operands: Any) -> Any:
@@ -129,15 +130,17 @@ def _backward(call: Call, config: Config, interpret: bool, residuals: Any, cotan
     # Of a row that sees nothing each p is 2 ** (score - inf) = 0.
     log2_sum = jnp.where(jnp.isneginf(lse), jnp.inf, lse * LOG2_E)
     operands = (*operands, d_out, log2_sum, delta)
-    d_k, d_v = _run(dkv_kernel, "dkv_", ("key", "key"), call, config, interpret, operands)
-    (d_q,) = _run(dq_kernel, "dq_", ("query",), call, config, interpret, operands)
+    d_k, d_v = _run(dkv_kernel, OF_KEYS, "dkv_", ("key", "key"), call, config, interpret, operands)
+    (d_q,) = _run(dq_kernel, OF_QUERIES, "dq_", ("query",), call, config, interpret, operands)
     return None, None, d_q, d_k, d_v
 
 
 _attention.defvjp(_forward, _backward)
 
 
-def _run(kernel: Any, name: str, outputs: Any, call: Call, config: Config, interpret: bool, operands: Any) -> Any:
+def _run(
+    kernel: Any, products: int, name: str, outputs: Any, call: Call, config: Config, interpret: bool, operands: Any
+) -> Any:
     """One of KERNELS, a program for each (block, head, batch): of keys for "dkv_", of queries otherwise."""
     block_q, block_k, num_warps, num_stages = (dict(config)[name + of] for of in NAMES)
     by_key = name == "dkv_"
@@ -158,6 +161,7 @@ def _run(kernel: Any, name: str, outputs: Any, call: Call, config: Config, inter
         out_shape=tuple(shapes[kind] for kind in outputs),
         # Parameters of Triton's also choose Triton, which is not each JAX version's default on a GPU.
         compiler_params=plgpu.CompilerParams(num_warps=num_warps, num_stages=num_stages),
+        cost_estimate=cost(call, products, (*operands, *(shapes[kind] for kind in outputs))),
         interpret=interpret,
         name=f"attention_{name or 'forward'}".rstrip("_"),
     )(*operands)
