@@ -49,7 +49,8 @@ def test_a_broken_promise_fails_its_drill(sabotaged, name: str, drill: str, phas
 
 
 def test_a_fault_waits_for_a_checkpoint_of_a_slow_disk(sabotaged) -> None:
-    code, results = sabotaged("slow_disk", "kill", *(f"--phase={phase}" for phase in ("data", "step", "evaluation")))
-    assert [(r["verdict"], r["reasons"]) for r in results] == [("passed", [])] * 3
+    phases = ("start", "data", "step", "evaluation")
+    code, results = sabotaged("slow_disk", "kill", *(f"--phase={phase}" for phase in phases))
+    assert [(r["verdict"], r["reasons"]) for r in results] == [("passed", [])] * 4
     assert code == 0
     assert all(r["measured"]["resumed_from"] == r["expected"]["resumed_from"] >= 6 for r in results)
