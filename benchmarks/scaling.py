@@ -1,12 +1,12 @@
 """What `aifx plan` predicts of large models on many devices: the tables of docs/explanation/scaling.md.
 
-    python benchmarks/scaling.py [published] [reach] [weak] [limits] [--compile] [--json]
+    python benchmarks/scaling.py [reach] [weak] [limits] [--compile] [--json]
 
-`published` compares with rows that MaxText publishes, `reach` plans models of 8 and 70 billion parameters on 256 and
-4,096 devices, `weak` grows the number of devices with the batch, `limits` says how many tokens per device FSDP needs to
-compute longer than it gathers. Nothing is measured, and no accelerator is needed.
-With `--compile`, the steps of `published` and `reach` are compiled (libtpu; a few minutes each), with the attention
-that a TPU runs once it has verified it; otherwise they are traced and counted, as those of `weak` always are.
+`reach` plans models of 8 and 70 billion parameters on 256 and 4,096 devices, `weak` grows the number of devices with
+the batch, `limits` says how many tokens per device FSDP needs to compute longer than it gathers. Nothing is measured,
+and no accelerator is needed; benchmarks/plan_published.py compares plans with rates that others measured.
+With `--compile`, the steps of `reach` are compiled (libtpu; a few minutes each), with the attention that a TPU runs
+once it has verified it; otherwise they are traced and counted, as those of `weak` always are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from aifx.core.project import Project
 from aifx.planning.figures import rates_of
 from aifx.planning.hardware import find_hardware
 from aifx.planning.network import Collective, network_of
-from aifx.planning.plan import Assumptions, Plan
+from aifx.planning.plan import Plan
 from aifx.planning.planner import make_plans
+from aifx.planning.step_time import Assumptions
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,6 @@ class Case:
 
     Attributes:
         rows: of each device; a fraction if several devices share a row.
-        published: tokens per second and device, as MaxText publishes them.
     """
 
     preset: str
@@ -44,20 +44,7 @@ class Case:
     rows: float
     seq_len: int
     mesh: dict[str, int]
-    model: dict[str, Any] = field(default_factory=dict)
-    published: float | None = None
 
-
-LLAMA_2_70B = {"vocab_size": 32000, "rope_theta": 10000.0}
-
-PUBLISHED = (
-    # AI-Hypercomputer/maxtext, docs/reference/models/tiering.md. The recipes that it links keep
-    # activations in the host's memory, with which 70 billion parameters have 4 rows and 405 billion 1 row per device.
-    Case("llama3-8b", "v6e-256", 4, 8192, {"fsdp": 256}, published=7207),
-    Case("llama3-70b", "v6e-256", 2, 8192, {"fsdp": 256}, published=960),
-    Case("llama3.1-405b", "v6e-256", 0.25, 8192, {"fsdp": 64, "tensor": 4}, published=123),
-    Case("llama3-70b", "v5p-512", 4, 4096, {"fsdp": 256}, LLAMA_2_70B, published=692),
-)
 
 REACH = (
     Case("llama3-8b", "v5e-256", 1, 4096, {"fsdp": 256}),
@@ -94,11 +81,11 @@ LIMITS = ("v5e-256", "v5p-512", "v6e-256", "h100x8", "h100x256")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tables", nargs="*", default=["published", "reach", "weak", "limits"])
+    parser.add_argument("tables", nargs="*", default=["reach", "weak", "limits"])
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of Markdown tables")
     arguments = parser.parse_args()
-    cases = {"published": PUBLISHED, "reach": REACH, "weak": tuple(weak_cases())}
+    cases = {"reach": REACH, "weak": tuple(weak_cases())}
     document = {}
     for name in arguments.tables:
         with_compiler = arguments.compile and name != "weak"
@@ -137,8 +124,10 @@ def row(case: Case, *, with_compiler: bool) -> dict[str, Any]:
     except Exception as error:
         return {**named, "error": str(error).splitlines()[0]}
     time = plan.time
+    if time is None:
+        return {**named, "error": plan.notes[-1]}
     sys.stderr.write(f"{named}: compiled in {plan.compile_s} s; {plan.not_compiled}\n")
-    found: dict[str, Any] = {
+    return {
         **named,
         "GB": round(plan.memory.total.value / 1e9, 2),
         "step ms": round(1e3 * time.step_s.value, 1),
@@ -147,10 +136,6 @@ def row(case: Case, *, with_compiler: bool) -> dict[str, Any]:
         "tokens/s": round(time.units_per_s_per_device.value),
         "MFU": f"{time.mfu.value:.0%}" if time.mfu else "",
     }
-    if case.published is not None:
-        found["MaxText"] = case.published
-        found["ratio"] = round(time.units_per_s_per_device.value / case.published, 2)
-    return found
 
 
 def plan_of(case: Case, *, with_compiler: bool) -> Plan:
@@ -158,9 +143,9 @@ def plan_of(case: Case, *, with_compiler: bool) -> Plan:
     with tempfile.TemporaryDirectory() as folder:
         project = Project(Path(folder))
         devices = math.prod(case.mesh.values())
-        model = {"preset": case.preset, "scan_layers": True, "remat": "full", **case.model}
+        model = {"preset": case.preset, "scan_layers": True, "remat": "full"}
         sections = {
-            "data": {"vocab_size": model.get("vocab_size", 128256), "seq_len": case.seq_len},
+            "data": {"vocab_size": 128256, "seq_len": case.seq_len},
             "model": model,
             "train": {"global_batch_size": round(case.rows * devices), "num_steps": 1000},
             "mesh": case.mesh,

@@ -95,7 +95,8 @@ A100_SOURCE = "A100 data sheet (1758950) in TensorRT-LLM; FP32 and power: gmasse
 # names with a slash between them are a repository on GitHub. NVLinks: NVIDIA Health Validation (H100 26,562 MB/s, GB200
 # 53,125 MB/s) and NVIDIA's A100 architecture paper (25 GB/s). Usual rates: stas00/ml-engineering, maximum achievable
 # matmul FLOPS; Azure/azurehpc-health-checks for copies (nvbandwidth) and all-reduce. Rails: leptonai/gpud. Network: of
-# TPUs Google's pages (v5e 6.4 Tb/s and v6e 25.6 Tb/s per pod of 256 chips, v5p 50 Gb/s per chip).
+# TPUs Google's pages (v5e 6.4 Tb/s and v6e 25.6 Tb/s per pod of 256 chips, v5p 50 Gb/s per chip), of A100 the port of
+# 200 Gb/s that each has in NVIDIA's Selene (arXiv:2104.04473, section 5).
 ACCELERATORS: tuple[Accelerator, ...] = (
     # name, kinds, short name; peaks; memory in GB and in GB/s, link in GB/s, power in W, source
     Accelerator("NVIDIA B200", (r"NVIDIA B200.*",), "b200",
@@ -149,10 +150,10 @@ ACCELERATORS: tuple[Accelerator, ...] = (
     Accelerator("NVIDIA A100 SXM 80GB",
         (r"NVIDIA A100-SXM4-80GB.*", r"NVIDIA A100-SXM-80GB.*", r"A100-SXM4-80GB"), "a100",
         A100_PEAKS, 80, 2039, 600, 400, A100_SOURCE, nvlinks=12, nvlink_mb_s=25_000, cuda=_ampere(84_929_347_584),
-        usual_tflops=271.2, usual_copy_gb_s=21.0, usual_all_reduce_gb_s=228.0),
+        usual_tflops=271.2, usual_copy_gb_s=21.0, usual_all_reduce_gb_s=228.0, network_gb_s=25.0),
     Accelerator("NVIDIA A100 SXM 40GB", (r"NVIDIA A100-SXM4-40GB.*", r"A100-SXM4-40GB"), "a100-40g",
         A100_PEAKS, 40, 1555, 600, 400, A100_SOURCE, nvlinks=12, nvlink_mb_s=25_000, cuda=_ampere(42_298_834_944),
-        usual_tflops=271.2, usual_copy_gb_s=21.0),
+        usual_tflops=271.2, usual_copy_gb_s=21.0, network_gb_s=25.0),
     Accelerator("NVIDIA A100 PCIe 80GB", (r"NVIDIA A100 80GB PCIe.*",), "a100-pcie", A100_PEAKS, 80, 1935, 600, 300,
         A100_SOURCE + "; link: a bridge to one other, as the sheet prints it",
         nvlink_mb_s=25_000, usual_tflops=252.9, cuda=_ampere(84_929_347_584)),

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from aifx.machine.catalogue import peak_of
+from aifx.machine.catalogue import Accelerator, peak_of
 from aifx.machine.measured_peaks import find_ceilings, measured_peak
 from aifx.planning.hardware import Hardware
 
 Basis = Literal["measured", "compiled", "counted", "estimated", "nameplate", "declared"]
 
-PRODUCT_SHARE = 0.8
-"""Of the nameplate peak, at the best shape: 0.78 to 0.87 of A100, H100, GH200 and B200 (stas00/ml-engineering, maximum
-achievable matmul FLOPS)."""
-
 CPU_PRODUCT_SHARE = 0.6
 """Of the peak that a CPU's clock and vector units give: a guess until `aifx bench hardware` has measured it."""
 
-CPU_SHAPES_SHARE = 0.9
-"""Of a CPU's best product: what the products of a training step reach together. GPT-2 of 10M on two cores of an AMD
+SHAPES_SHARE = 0.9
+"""Of a device's best product: what the products of a training step reach together. GPT-2 of 10M on two cores of an AMD
 EPYC: 145 to 175 GFLOP/s by shape, where a product of 1,024 rows reached 167."""
-
-MEMORY_SHARE = 0.9
-"""Of the nameplate bandwidth."""
 
 CPU_MEMORY_BYTES_S = 8e9
 """Of each core, until `aifx bench hardware` has measured the triad."""
@@ -41,52 +35,87 @@ class Figure:
         basis: measured (here or by others), compiled (by XLA), counted (from shapes), estimated, nameplate (the
             vendor's) or declared (by the user).
         source: where it comes from, in words.
+        low, high: between which it is with a probability of 80 %; None if nothing says so.
     """
 
     value: float
     basis: Basis
     source: str
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Of what an accelerator's data sheet prints, what a training step reaches.
+
+    Attributes:
+        products: of the peak, by kind of chip as in CHIPS.
+        memory: of the bandwidth. Launches of kernels and gaps between them are in it.
+        overlap: of the shorter of computing and collectives in loops, what runs beside the longer.
+    """
+
+    products: tuple[float, ...]
+    memory: float
+    overlap: float
+
+
+CHIPS = tuple(map(re.compile, (r"TPU .*", r"NVIDIA A100.*", r"NVIDIA G?H(100|200|800).*")))
+"""Kinds of chips by their name in the catalogue."""
+
+SHARES = Shares(products=(0.90, 0.69, 0.78), memory=0.74, overlap=0.51)
+"""Fitted by `benchmarks/plan_published.py` to the rates of `published.toml`."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What one device reaches. `products` is by dtype of the operands."""
+    """What one device reaches.
+
+    Attributes:
+        products: by dtype of the operands.
+        full_memory: bytes per second that no program exceeds, as far as is known.
+    """
 
     products: Mapping[str, Figure]
     memory: Figure
+    full_memory: float
 
 
-def rates_of(hardware: Hardware, dtypes: list[str], cores: int) -> Rates:
+def rates_of(hardware: Hardware, dtypes: list[str], cores: int, shares: Shares = SHARES) -> Rates:
     """Raises ValueError if the catalogue has no peak of a dtype."""
-    return Rates({dtype: _products(hardware, dtype) for dtype in dtypes}, _memory(hardware, cores))
+    memory = _memory(hardware, cores, shares.memory)
+    full = memory.value if hardware.chip is None or memory.basis == "measured" else memory.value / shares.memory
+    return Rates({dtype: _products(hardware, dtype, shares) for dtype in dtypes}, memory, full)
 
 
-def _products(hardware: Hardware, dtype: str) -> Figure:
+def product_share(chip: Accelerator, shares: Shares = SHARES) -> float:
+    """Of a chip's peak; of a GPU of another kind the mean of those of CHIPS."""
+    known = (share for kind, share in zip(CHIPS, shares.products, strict=True) if kind.fullmatch(chip.name))
+    _, *gpus = shares.products
+    return next(known, sum(gpus) / len(gpus))
+
+
+def _products(hardware: Hardware, dtype: str, shares: Shares) -> Figure:
     kind, platform = hardware.device_kind, hardware.platform
     if hardware.is_here and (found := measured_peak(kind, platform, 1, dtype)) is not None:
-        share = CPU_SHAPES_SHARE if platform == "cpu" else 1.0
-        of = f"{share:.0%} of " if share < 1 else ""
-        return Figure(share * found.flops, "measured", f"{of}{found.formula} (aifx bench hardware)")
+        source = f"{SHAPES_SHARE:.0%} of {found.formula} (aifx bench hardware)"
+        return Figure(SHAPES_SHARE * found.flops, "measured", source)
     peak = peak_of(kind, platform, 1, dtype)
     if peak is None:
         raise ValueError(f"the catalogue has no peak of {kind} in {dtype}")
-    if platform == "cpu":
+    if hardware.chip is None:
         formula = peak.formula.removeprefix("estimate: ")
         source = f"{CPU_PRODUCT_SHARE:.0%} of {formula}; aifx bench hardware measures it"
         return Figure(CPU_PRODUCT_SHARE * peak.flops, "estimated", source)
-    chip = hardware.chip
-    assert chip is not None
-    if chip.usual_tflops is not None and "bfloat16" in chip.peak_tflops:
-        share = chip.usual_tflops / chip.peak_tflops["bfloat16"]
-        return Figure(share * peak.flops, "estimated", f"{share:.0%} of {peak.formula}, as others measured")
-    return Figure(PRODUCT_SHARE * peak.flops, "estimated", f"{PRODUCT_SHARE:.0%} of {peak.formula}")
+    share = product_share(hardware.chip, shares)
+    return Figure(share * peak.flops, "estimated", f"{share:.0%} of {peak.formula}")
 
 
-def _memory(hardware: Hardware, cores: int) -> Figure:
+def _memory(hardware: Hardware, cores: int, share: float) -> Figure:
     if hardware.is_here and (rate := find_ceilings(hardware.device_kind, hardware.platform).rate("memory")):
         return Figure(rate, "measured", "aifx bench hardware: the triad")
     if hardware.chip is None:
         source = f"{CPU_MEMORY_BYTES_S / 1e9:g} GB/s per core; aifx bench hardware measures it"
         return Figure(CPU_MEMORY_BYTES_S * cores, "estimated", source)
     rate = hardware.chip.memory_gb_s * 1e9 / hardware.chip.devices_per_chip
-    return Figure(MEMORY_SHARE * rate, "estimated", f"{MEMORY_SHARE:.0%} of {rate / 1e9:,.0f} GB/s")
+    return Figure(share * rate, "estimated", f"{share:.0%} of {rate / 1e9:,.0f} GB/s")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ import psutil
 
 from aifx.config import Config
 from aifx.config.sections import Remat
-from aifx.machine.catalogue import peak_of
-from aifx.planning.figures import Figure, Rates, rates_of
+from aifx.planning.figures import Figure, rates_of
 from aifx.planning.hardware import Hardware
 from aifx.planning.network import LinkUse
-from aifx.planning.step_time import PASSES, elementwise_bytes, step_time
+from aifx.planning.published import published_chips
+from aifx.planning.step_time import PASSES, Assumptions, Time, elementwise_bytes, mfu_of, step_time, time_of
 
 GPU_MEMORY_SHARE = 0.75
 """What JAX takes of a GPU's memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise (docs.jax.dev, GPU memory
@@ -29,19 +29,6 @@ TPU_RESERVED_BYTES = 256 << 20
 TRAINING_BYTES = 85_000_000
 """Memory of a training process in addition to its arrays and to the memory of a plan's process: tokenizer, data,
 writing of checkpoints. The median over six models that benchmarks/plan.py drew (seeds 7 and 303516; 56 to 107 MB)."""
-
-
-@dataclass(frozen=True)
-class Assumptions:
-    """What the user declares.
-
-    Attributes:
-        price: of a chip for an hour, in any currency.
-        power_w: of a chip.
-    """
-
-    price: float | None = None
-    power_w: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,35 +58,6 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Time:
-    """Seconds of one step and what follows from them.
-
-    Attributes:
-        products_s: of matrix products and convolutions.
-        elementwise_s: of everything else but the optimizer.
-        links_s: of collectives in loops, which run while the device computes.
-        exposed_s: of collectives that the device waits for.
-        update_s: of the optimizer.
-        step_s: the longer of computing and links_s, with exposed_s and update_s.
-        bound: what takes longest: "products", "memory" or "links".
-    """
-
-    products_s: Figure
-    elementwise_s: Figure
-    links_s: Figure
-    exposed_s: Figure
-    update_s: Figure
-    step_s: Figure
-    bound: str
-    mfu: Figure | None
-    units_per_s: Figure
-    units_per_s_per_device: Figure
-    hours: Figure
-    energy_kwh: Figure | None
-    cost: Figure | None
-
-
-@dataclass(frozen=True)
 class Disk:
     """Checkpoints on the disk of the project's runs."""
 
@@ -118,6 +76,7 @@ class Plan:
         mesh: devices along each of its axes.
         layout: the same in words.
         links: what a step sends over the links, the longest first.
+        time: None if no device is as fast as the estimate says; `notes` say why.
         fits: whether its memory fits each device.
         settings: values that `aifx plan --fit` found, by key; empty without it.
         not_compiled: why nothing was compiled; empty if it was.
@@ -140,7 +99,7 @@ class Plan:
     model_flops_per_step: Figure
     flops_per_step: Figure
     bytes_per_step: Figure
-    time: Time
+    time: Time | None
     links: list[LinkUse]
     disk: Disk
     compile_s: float | None
@@ -171,6 +130,11 @@ def make_plan(
     n = hardware.num_devices
     rates = rates_of(hardware, list(counted["product_flops"]), usable_cores())
     links = [LinkUse(**use) for use in (compiled or counted)["links"]]
+    found = step_time(
+        counted, compiled["traffic"] if compiled else None, links, rates, is_cpu=hardware.platform == "cpu"
+    )
+    mfu = mfu_of(hardware, counted, found.step)
+    is_possible = mfu is None or mfu[0] <= 1 or hardware.chip is None  # of a processor, the peak is an estimate
     flops = sum(counted["product_flops"].values()) * n
     moved = _bytes_moved(counted, compiled)
     return Plan(
@@ -190,13 +154,13 @@ def make_plan(
         model_flops_per_step=Figure(counted["model_flops"], "counted", "the model's formula (docs/models.md)"),
         flops_per_step=Figure(flops, "counted", "products of the traced step, including recomputation"),
         bytes_per_step=Figure(moved.value * n, moved.basis, moved.source),
-        time=_time(hardware, config, counted, compiled, rates, links, given),
+        time=time_of(hardware, config, counted, found, rates, given) if is_possible else None,
         links=links,
         disk=_disk(config, counted, runs_path),
         compile_s=compiled["duration_s"] if compiled else None,
         not_compiled=not_compiled,
         settings=dict(settings or {}),
-        notes=_notes(hardware, config, counted, compiled, memory),
+        notes=[*_notes(hardware, config, counted, compiled, memory), *_notes_on_time(hardware, counted, flops, mfu)],
     )
 
 
@@ -284,61 +248,6 @@ def _bytes_moved(counted: Mapping[str, Any], compiled: Mapping[str, Any] | None)
     return Figure(elementwise_bytes(counted), "estimated", source)
 
 
-def _time(
-    hardware: Hardware,
-    config: Config,
-    counted: Mapping[str, Any],
-    compiled: Mapping[str, Any] | None,
-    rates: Rates,
-    links: list[LinkUse],
-    given: Assumptions,
-) -> Time:
-    n = hardware.num_devices
-    by = "; ".join(figure.source for figure in rates.products.values())
-    is_measured = all(figure.basis == "measured" for figure in rates.products.values())
-    traffic = compiled["traffic"] if compiled else None
-    found = step_time(counted, traffic, links, rates, is_cpu=hardware.platform == "cpu")
-    step = found.step
-    steps = config.train.num_steps
-    hours = steps * step / 3600
-    peak = peak_of(hardware.device_kind, hardware.platform, n, counted["dtype"])
-    power, price = _power(hardware, given), given.price
-    of_step = f"from the predicted step time and {steps:,} steps"
-
-    def estimate(value: float, source: str) -> Figure:
-        return Figure(value, "estimated", source)
-
-    return Time(
-        products_s=estimate(found.products, f"counted operations at a{'' if is_measured else 'n assumed'} rate: {by}"),
-        elementwise_s=estimate(found.elementwise, f"bytes that other operations move: {rates.memory.source}"),
-        links_s=estimate(found.links, "collectives in loops, while the device computes"),
-        exposed_s=estimate(found.exposed, "the other collectives, with the first and the last of each loop"),
-        update_s=estimate(found.update, f"state and gradients: {rates.memory.source}"),
-        step_s=estimate(step, "the longer of computing and links, then exposed links and the update"),
-        bound=found.bound,
-        mfu=estimate(counted["model_flops"] / step / peak.flops, peak.formula.removeprefix("estimate: "))
-        if peak
-        else None,
-        units_per_s=estimate(counted["units_per_step"] / step, f"{counted['units_per_step']:,} per step"),
-        units_per_s_per_device=estimate(counted["units_per_step"] / step / n, "the same, of each device"),
-        hours=estimate(hours, f"{of_step}, without compiling, validation and saving"),
-        energy_kwh=None if power is None else estimate(
-            power.value * hardware.num_chips * hours / 1e3, f"{hardware.num_chips} x {power.value:g} W: {power.source}"
-        ),
-        cost=None if price is None else estimate(
-            price * hardware.num_chips * hours, f"{hardware.num_chips} x {price:g} per chip and hour, as declared"
-        ),
-    )  # fmt: skip
-
-
-def _power(hardware: Hardware, given: Assumptions) -> Figure | None:
-    if given.power_w is not None:
-        return Figure(given.power_w, "declared", "as declared")
-    if hardware.chip is not None and hardware.chip.power_w is not None:
-        return Figure(hardware.chip.power_w, "nameplate", "board power, without the host")
-    return None
-
-
 def _disk(config: Config, counted: Mapping[str, Any], runs_path: Path) -> Disk:
     size = counted["checkpoint"]
     free = shutil.disk_usage(runs_path if runs_path.is_dir() else runs_path.parent).free
@@ -370,6 +279,26 @@ def _notes(
     if compiled and compiled["traffic"]["unknown_loops"]:
         notes.append("this compiler doesn't say how often loops turn: bytes per step are estimated")
     return notes
+
+
+def _notes_on_time(
+    hardware: Hardware, counted: Mapping[str, Any], flops: float, mfu: tuple[float, str] | None
+) -> Iterator[str]:
+    if uncounted := counted["uncounted"]:
+        names = ", ".join(f"{count} {name}" for name, count in uncounted.items())
+        yield (
+            "operations are missing: of a loop whose turns are known only when it runs, one turn counts, and of a "
+            f"kernel that declares no cost_estimate, nothing ({names} in the traced step)"
+        )
+    if hardware.chip is None:
+        return
+    if mfu is not None and mfu[0] > 1:
+        yield (
+            f"time is unknown: MFU would be {mfu[0]:.0%}, and no device exceeds its peak. The step counts {flops:.4g} "
+            f"operations, the model's formula {counted['model_flops']:.4g}"
+        )
+    if hardware.chip.name not in published_chips():
+        yield f"no rate of {hardware.chip.name} is among the published ones that intervals of time come from"
 
 
 def usable_cores() -> int:

@@ -23,7 +23,8 @@ from aifx.core.project import Project, RunDirectory
 from aifx.parallel.processes import started_by
 from aifx.planning.fit import smallest_machine
 from aifx.planning.hardware import Hardware, hardware_of_layout
-from aifx.planning.plan import Assumptions, Plan, make_plan
+from aifx.planning.plan import Plan, make_plan
+from aifx.planning.step_time import Assumptions
 from aifx.planning.work import apply_settings
 
 if TYPE_CHECKING:

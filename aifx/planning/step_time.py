@@ -1,4 +1,4 @@
-"""How long a step takes, from what was counted of it and what was compiled."""
+"""How long a step takes, from what was counted of it, and what follows for a run."""
 
 from __future__ import annotations
 
@@ -6,19 +6,72 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aifx.planning.figures import TRANSCENDENTAL_S, Rates
+from aifx.config import Config
+from aifx.machine.catalogue import peak_of
+from aifx.planning.figures import SHARES, TRANSCENDENTAL_S, Figure, Rates
+from aifx.planning.hardware import Hardware
 from aifx.planning.network import LinkUse
 
 PASSES = 8
 """How often a step moves its activations, if no compiler says: each is written and read on the way forward and back,
 with what lies between."""
 
+ATTENTION_SHARE = 0.6
+"""Of the rate of other products, that attention reaches on an accelerator. The published rates fit about as well with
+anything from 0.5 to 1; those of long sequences want 0.4 to 0.9."""
+
+SPREAD = 0.79, 1.18
+"""Of the predicted rate, between which 80 % of the published rates are, each predicted without its own source and each
+source with the same weight: `benchmarks/plan_published.py`."""
+
 _EDGES = ("all-gather", "reduce-scatter")
 
 
 @dataclass(frozen=True)
+class Assumptions:
+    """What the user declares.
+
+    Attributes:
+        price: of a chip for an hour, in any currency.
+        power_w: of a chip.
+    """
+
+    price: float | None = None
+    power_w: float | None = None
+
+
+@dataclass(frozen=True)
+class Time:
+    """Seconds of one step and what follows from them. What follows from `step_s` has its interval.
+
+    Attributes:
+        products_s: of matrix products and convolutions.
+        elementwise_s: of everything else but the optimizer.
+        links_s: of collectives in loops, of which a part runs while the device computes.
+        exposed_s: of collectives that the device waits for.
+        update_s: of the optimizer.
+        step_s: the longer of computing and links_s with a part of the shorter, with exposed_s and update_s.
+        bound: what takes longest: "products", "memory" or "links".
+    """
+
+    products_s: Figure
+    elementwise_s: Figure
+    links_s: Figure
+    exposed_s: Figure
+    update_s: Figure
+    step_s: Figure
+    bound: str
+    mfu: Figure | None
+    units_per_s: Figure
+    units_per_s_per_device: Figure
+    hours: Figure
+    energy_kwh: Figure | None
+    cost: Figure | None
+
+
+@dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step and of its parts (`aifx.planning.plan.Time`)."""
+    """Seconds of a step and of its parts, as in `Time`."""
 
     products: float
     elementwise: float
@@ -32,7 +85,8 @@ class StepTime:
 
     @property
     def step(self) -> float:
-        return max(self.computing, self.links) + self.exposed + self.update
+        shorter, longer = sorted((self.computing, self.links))
+        return longer + (1 - SHARES.overlap) * shorter + self.exposed + self.update
 
     @property
     def bound(self) -> str:
@@ -51,18 +105,30 @@ def step_time(
 ) -> StepTime:
     """Of one device.
 
+    On a processor, a compiled step says what is moved. On accelerators the count says it, since published rates were
+    compared with counts; a compiled step takes as long as its bytes at the full bandwidth at least.
+
     Args:
         counted: the fields of `aifx.planning.counting.Counted`.
         traffic: those of `aifx.planning.hlo.Traffic`, if the step was compiled.
     """
-    products = sum(flops / rates.products[dtype].value for dtype, flops in counted["product_flops"].items())
+    flops, memory = counted["product_flops"], rates.memory.value
+    products = sum(count / rates.products[dtype].value for dtype, count in flops.items())
     moved = elementwise_bytes(counted)
+    elementwise = (moved - update_bytes(counted)) / memory
+    update = update_bytes(counted) / memory
+    if not is_cpu and flops:
+        most = max(flops, key=flops.__getitem__)
+        products += counted["attention_flops"] * (1 / ATTENTION_SHARE - 1) / rates.products[most].value
     if traffic is not None and not traffic["unknown_loops"]:
-        moved = traffic["other_bytes"]
+        other, full = traffic["other_bytes"], rates.full_memory
         # Where operands arrive more slowly than they are multiplied, memory sets the pace.
-        products = max(products, traffic["product_bytes"] / rates.memory.value)
-    update = min(update_bytes(counted), moved) / rates.memory.value
-    elementwise = moved / rates.memory.value - update
+        products = max(products, traffic["product_bytes"] / full)
+        if is_cpu:
+            update = min(update_bytes(counted), other) / memory
+            elementwise = other / memory - update
+        else:
+            elementwise = max(elementwise, other / full - update)
     if is_cpu:
         elementwise += counted["transcendentals"] * TRANSCENDENTAL_S
     hidden, exposed = overlapped(links)
@@ -88,3 +154,67 @@ def overlapped(links: Sequence[LinkUse]) -> tuple[float, float]:
     edges = sum(max((use.turn_s for use in in_loops if use.kind == kind), default=0.0) for kind in _EDGES)
     hidden = sum(use.seconds for use in in_loops) - edges
     return hidden, edges + sum(use.seconds for use in links if not use.in_loop)
+
+
+def mfu_of(hardware: Hardware, counted: Mapping[str, Any], step_s: float) -> tuple[float, str] | None:
+    """Of the model's own operations, with the peak in words; None if the catalogue has no peak."""
+    peak = peak_of(hardware.device_kind, hardware.platform, hardware.num_devices, counted["dtype"])
+    if peak is None:
+        return None
+    return counted["model_flops"] / step_s / peak.flops, peak.formula.removeprefix("estimate: ")
+
+
+def time_of(
+    hardware: Hardware, config: Config, counted: Mapping[str, Any], found: StepTime, rates: Rates, given: Assumptions
+) -> Time:
+    """The time of a run whose step is as long as `found` says."""
+    by = "; ".join(figure.source for figure in rates.products.values())
+    is_measured = all(figure.basis == "measured" for figure in rates.products.values())
+    n, step, steps = hardware.num_devices, found.step, config.train.num_steps
+    units, mfu = counted["units_per_step"], mfu_of(hardware, counted, found.step)
+    hours = steps * step / 3600
+    slow, fast = (1.0, 1.0) if hardware.chip is None else SPREAD
+    fast = min(fast, 1 / mfu[0]) if mfu else fast  # no device is faster than its peak
+    of_step = f"from the predicted step time and {steps:,} steps"
+    power, price = _power(hardware, given), given.price
+
+    def part(value: float, source: str) -> Figure:
+        return Figure(value, "estimated", source)
+
+    def seconds(value: float, source: str) -> Figure:
+        return _between(value, source, value / fast, value / slow)
+
+    def rate(value: float, source: str) -> Figure:
+        return _between(value, source, value * slow, value * fast)
+
+    return Time(
+        products_s=part(found.products, f"counted operations at a{'' if is_measured else 'n assumed'} rate: {by}"),
+        elementwise_s=part(found.elementwise, f"bytes that other operations move: {rates.memory.source}"),
+        links_s=part(found.links, "collectives in loops, partly while the device computes"),
+        exposed_s=part(found.exposed, "the other collectives, with the first and the last of each loop"),
+        update_s=part(found.update, f"state and gradients: {rates.memory.source}"),
+        step_s=seconds(step, "computing and links, partly at once, then exposed links and the update"),
+        bound=found.bound,
+        mfu=rate(*mfu) if mfu else None,
+        units_per_s=rate(units / step, f"{units:,} per step"),
+        units_per_s_per_device=rate(units / step / n, "the same, of each device"),
+        hours=seconds(hours, f"{of_step}, without compiling, validation and saving"),
+        energy_kwh=None if power is None else seconds(
+            power.value * hardware.num_chips * hours / 1e3, f"{hardware.num_chips} x {power.value:g} W: {power.source}"
+        ),
+        cost=None if price is None else seconds(
+            price * hardware.num_chips * hours, f"{hardware.num_chips} x {price:g} per chip and hour, as declared"
+        ),
+    )  # fmt: skip
+
+
+def _between(value: float, source: str, low: float, high: float) -> Figure:
+    return Figure(value, "estimated", source, low, high) if low < high else Figure(value, "estimated", source)
+
+
+def _power(hardware: Hardware, given: Assumptions) -> Figure | None:
+    if given.power_w is not None:
+        return Figure(given.power_w, "declared", "as declared")
+    if hardware.chip is not None and hardware.chip.power_w is not None:
+        return Figure(hardware.chip.power_w, "nameplate", "board power, without the host")
+    return None

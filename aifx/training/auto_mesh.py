@@ -18,8 +18,9 @@ from aifx.parallel.layout import local_layout
 from aifx.parallel.location import detect_here
 from aifx.parallel.mesh import AXES, Degrees
 from aifx.planning.hardware import Hardware, hardware_of
-from aifx.planning.plan import Assumptions, Plan
+from aifx.planning.plan import Plan
 from aifx.planning.planner import make_plans
+from aifx.planning.step_time import Assumptions
 from aifx.planning.work import apply_settings
 from aifx.training.resume_checks import saved_config
 from jax_kernels.trials import Failure, TrialProcess

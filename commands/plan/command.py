@@ -61,7 +61,7 @@ def plan(
     """Predict memory, time, energy and cost of a run before it starts.
 
     The hardware need not be here. aifx compiles the training step for it if a compiler is installed, and counts
-    otherwise. Each number says where it comes from.
+    otherwise. Each number says where it comes from. Speed, time, energy and cost are intervals.
 
     Examples:
         aifx plan                                         this machine
@@ -80,8 +80,8 @@ def plan(
         from aifx.config.load import read_config
         from aifx.core.project import find_project
         from aifx.planning.hardware import find_hardware
-        from aifx.planning.plan import Assumptions
         from aifx.planning.planner import keep_plan, make_plans
+        from aifx.planning.step_time import Assumptions
 
         names = hardware or ["this"]
         if run is not None and (overrides or fit or len(names) > 1):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ def print_plan(out: Output, plan: Plan | PlanFailure) -> None:
     out.print("fits" if plan.fits else f"does NOT fit: {by}")
     out.print("")
     _print_figures(out, "step", _step_rows(plan))
-    out.print(f"bound by {plan.time.bound}")
+    out.print(f"bound by {plan.time.bound}" if plan.time else "time unknown: see the notes")
     if plan.links:
         out.print("")
         _print_links(out, plan)
@@ -56,23 +56,7 @@ def print_table(out: Output, plans: Sequence[Plan | PlanFailure]) -> None:
         "cost",
     ]  # fmt: skip
     rows = [
-        (
-            plan.hardware,
-            "yes" if plan.fits else "NO",
-            size(plan.memory.total.value),
-            size(plan.memory.capacity.value),
-            seconds(plan.time.step_s.value),
-            plan.time.bound,
-            size(sum(use.sent_bytes for use in plan.links)) if plan.links else None,
-            f"{plan.time.mfu.value:.0%}" if plan.time.mfu else None,
-            f"{plan.time.units_per_s.value:,.0f} {plan.unit}/s",
-            f"{plan.time.units_per_s_per_device.value:,.0f}",
-            span(plan.time.hours.value),
-            f"{plan.time.energy_kwh.value:,.4g} kWh" if plan.time.energy_kwh else None,
-            f"{plan.time.cost.value:,.2f}" if plan.time.cost else None,
-        )
-        if isinstance(plan, Plan)
-        else (plan.hardware, "-", *[None] * (len(columns) - 2))
+        _table_row(plan) if isinstance(plan, Plan) else (plan.hardware, "-", *[None] * (len(columns) - 2))
         for plan in plans
     ]
     out.table(columns, rows, right=columns[2:])
@@ -86,6 +70,26 @@ def print_table(out: Output, plans: Sequence[Plan | PlanFailure]) -> None:
             out.log(f"{plan.hardware}: {note}")
         if plan.settings:
             print_settings(out, plan)
+
+
+def _table_row(plan: Plan) -> tuple[str | None, ...]:
+    time, memory = plan.time, plan.memory
+    named = plan.hardware, "yes" if plan.fits else "NO", size(memory.total.value), size(memory.capacity.value)
+    links = size(sum(use.sent_bytes for use in plan.links)) if plan.links else None
+    if time is None:
+        return (*named, "unknown", None, links, *[None] * 6)
+    return (
+        *named,
+        between(time.step_s, seconds),
+        time.bound,
+        links,
+        between(time.mfu, percent) if time.mfu else None,
+        f"{between(time.units_per_s, count)} {plan.unit}/s",
+        between(time.units_per_s_per_device, count),
+        between(time.hours, span),
+        between(time.energy_kwh, kilowatt_hours) if time.energy_kwh else None,
+        between(time.cost, money) if time.cost else None,
+    )
 
 
 def print_settings(out: Output, plan: Plan) -> None:
@@ -111,6 +115,32 @@ def seconds(value: float) -> str:
     return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 
+def percent(value: float) -> str:
+    return f"{value:.0%}"
+
+
+def count(value: float) -> str:
+    """With three significant digits: "12,300"."""
+    return f"{float(f'{value:.3g}'):,.{0 if value >= 100 else 2}f}"
+
+
+def kilowatt_hours(value: float) -> str:
+    return f"{value:,.4g} kWh"
+
+
+def money(value: float) -> str:
+    return f"{value:,.2f}"
+
+
+def between(figure: Figure, shown: Callable[[float], str]) -> str:
+    """ "1.6 to 2.4 s" if the figure has an interval, otherwise its value."""
+    if figure.low is None or figure.high is None:
+        return shown(figure.value)
+    low, high = shown(figure.low), shown(figure.high)
+    number, _, unit = low.partition(" ")
+    return f"{number if unit and high.endswith(f' {unit}') else low} to {high}"
+
+
 def span(hours: float) -> str:
     """ "12 s", "4.2 min", "37 h", "12 days"."""
     for limit, unit, per_hour in ((1 / 60, "s", 3600.0), (1.0, "min", 60.0), (72.0, "h", 1.0)):
@@ -121,10 +151,16 @@ def span(hours: float) -> str:
 
 def _step_rows(plan: Plan) -> list[tuple[str, str, Figure]]:
     time = plan.time
-    return [
+    counted = [
         ("model FLOPs", f"{plan.model_flops_per_step.value:.4g}", plan.model_flops_per_step),
         ("FLOPs", f"{plan.flops_per_step.value:.4g}", plan.flops_per_step),
         ("bytes", size(plan.bytes_per_step.value), plan.bytes_per_step),
+    ]
+    if time is None:
+        return counted
+    per_device = f"{between(time.units_per_s_per_device, count)} {plan.unit}/s"
+    return [
+        *counted,
         ("products", seconds(time.products_s.value), time.products_s),
         ("elementwise", seconds(time.elementwise_s.value), time.elementwise_s),
         *([
@@ -132,11 +168,10 @@ def _step_rows(plan: Plan) -> list[tuple[str, str, Figure]]:
             ("exposed links", seconds(time.exposed_s.value), time.exposed_s),
         ] if plan.num_devices > 1 else []),
         ("update", seconds(time.update_s.value), time.update_s),
-        ("step time", seconds(time.step_s.value), time.step_s),
-        *([("MFU", f"{time.mfu.value:.1%}", time.mfu)] if time.mfu else []),
-        ("speed", f"{time.units_per_s.value:,.0f} {plan.unit}/s", time.units_per_s),
-        *([("per device", f"{time.units_per_s_per_device.value:,.0f} {plan.unit}/s", time.units_per_s_per_device)]
-          if plan.num_devices > 1 else []),
+        ("step time", between(time.step_s, seconds), time.step_s),
+        *([("MFU", between(time.mfu, percent), time.mfu)] if time.mfu else []),
+        ("speed", f"{between(time.units_per_s, count)} {plan.unit}/s", time.units_per_s),
+        *([("per device", per_device, time.units_per_s_per_device)] if plan.num_devices > 1 else []),
     ]  # fmt: skip
 
 
@@ -160,10 +195,13 @@ def _print_links(out: Output, plan: Plan) -> None:
 
 def _run_rows(plan: Plan) -> list[tuple[str, str, Figure]]:
     time, disk = plan.time, plan.disk
+    of_time = [] if time is None else [
+        ("time", between(time.hours, span), time.hours),
+        *([("energy", between(time.energy_kwh, kilowatt_hours), time.energy_kwh)] if time.energy_kwh else []),
+        *([("cost", between(time.cost, money), time.cost)] if time.cost else []),
+    ]  # fmt: skip
     return [
-        ("time", span(time.hours.value), time.hours),
-        *([("energy", f"{time.energy_kwh.value:,.4g} kWh", time.energy_kwh)] if time.energy_kwh else []),
-        *([("cost", f"{time.cost.value:,.2f}", time.cost)] if time.cost else []),
+        *of_time,
         ("checkpoint", size(disk.checkpoint_bytes.value), disk.checkpoint_bytes),
         ("checkpoints that fit", f"{disk.fitting.value:,.0f} (keeps {disk.kept})", disk.fitting),
     ]

@@ -18,8 +18,8 @@ from aifx.planning.counting import Counted, count, described_layout
 from aifx.planning.fit import candidates, needed_bytes, smallest_machine
 from aifx.planning.hardware import find_hardware
 from aifx.planning.network import LinkUse
-from aifx.planning.plan import Assumptions, Plan, make_plan
-from aifx.planning.step_time import overlapped
+from aifx.planning.plan import Plan, make_plan
+from aifx.planning.step_time import Assumptions, overlapped
 from aifx.planning.work import Work, apply_settings
 from aifx.planning.worker import counted_event
 from aifx.programs.build import build
