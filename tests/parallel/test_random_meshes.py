@@ -20,10 +20,6 @@ KINDS = ("text", "gpt2", "other")
 ONLY = {"train.num_steps": "4", "finetune.base_run": "base", "finetune.adapter": "lora"}
 """Settings that draws have with one value, if at all."""
 
-# Of a change of all steps. What a device or a micro-batch adds to the gradient of a bfloat16 is one, and rounding takes
-# the other neighbour if a sum differs in its last bit; Newton-Schulz iterations make as much of that as of the rest.
-OF_CHANGES = {"float32": 0.01, "bfloat16": 0.5}
-
 
 def random_request(draw: random.Random, kind: str) -> tuple[str, list[str], int]:
     """A family, settings of a small model of it, and a number of devices with a mesh over them."""
@@ -124,17 +120,18 @@ def test_random_meshes_train_as_one_device_or_are_refused() -> None:
 
 
 def compare(many: dict[str, Any], one: dict[str, Any], settings: list[str], why: str) -> None:
-    kept = next(dtype for dtype in OF_CHANGES if f"train.parameter_dtype={dtype}" in settings)
-    of_losses, of_norms = (1e-5, 1e-6) if kept == "float32" else (2e-3, 1e-3)
-    if "finetune.base_quantize=int8" in settings:
-        of_norms = max(of_norms, OF_INT8_NORMS)
+    # What a device or a micro-batch adds to the gradient of a bfloat16 is one, and rounding takes the other neighbour
+    # if a sum differs in its last bit. Adam and Muon make as much of a gradient that is mostly rounding as of others.
+    is_narrow = "train.parameter_dtype=bfloat16" in settings
+    of_norms = OF_INT8_NORMS if "finetune.base_quantize=int8" in settings else 1e-6
     assert np.isfinite(one["losses"]).all(), why
     np.testing.assert_allclose(many["losses"][0], one["losses"][0], rtol=1e-6, err_msg=why)
-    np.testing.assert_allclose(many["losses"], one["losses"], rtol=of_losses, err_msg=why)
-    np.testing.assert_allclose(many["evaluated"], one["evaluated"], rtol=of_losses, err_msg=why)
-    np.testing.assert_allclose(many["norms"][0], one["norms"][0], rtol=of_norms, err_msg=why)
-    far = {name: share for name, share in differences(many, one).items() if share > OF_CHANGES[kept]}
-    assert not far, why
+    np.testing.assert_allclose(many["norms"][0], one["norms"][0], rtol=1e-3 if is_narrow else of_norms, err_msg=why)
+    for name in ("losses", "evaluated"):
+        np.testing.assert_allclose(many[name], one[name], rtol=0.01 if is_narrow else 1e-5, err_msg=why)
+    if not is_narrow:
+        far = {name: share for name, share in differences(many, one).items() if share > 0.01}
+        assert not far, why
 
 
 def test_the_draws_have_each_option() -> None:
