@@ -398,6 +398,7 @@ def baselines(data: ArrayDataset, spec: DataSpec) -> dict[str, np.ndarray]:
     return dict(table_baselines(spec, data.splits["train"], data.splits["test"]["inputs"]))
 
 
+@pytest.mark.slow  # OpenMP's threads wait by computing on a busy machine
 def test_simple_predictors_of_classes(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = []
@@ -436,6 +437,7 @@ def test_the_linear_predictor_is_ridge_regression(tmp_path: Path) -> None:
     np.testing.assert_allclose(found["mean"], 0, atol=1e-6)
 
 
+@pytest.mark.slow  # OpenMP's threads wait by computing on a busy machine
 def test_boosted_trees_see_classes_that_training_rows_lack(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     form, data = open_table(tmp_path)
