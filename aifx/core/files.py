@@ -195,7 +195,7 @@ def is_temporary(name: str) -> bool:
 @contextmanager
 def held_temporary(path: Path) -> Iterator[None]:
     """Hold the temporary file at `path`. Raises OSError, which is a BlockingIOError if its process lives."""
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)  # NFS locks what can be written
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

@@ -57,8 +57,9 @@ def _lock(folder: Path, what: str, kind: int) -> int:
             continue  # removed before it was held
         try:
             fcntl.flock(handle, kind | fcntl.LOCK_NB)
-            if os.fstat(handle).st_nlink:
-                return handle
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(folder / LOCK)):
+                    return handle
         except BlockingIOError:
             holder = os.read(handle, 100).decode(errors="replace").strip() or "another process uses it"
             os.close(handle)
@@ -77,7 +78,11 @@ def remove_folder(folder: Path, what: str) -> None:
 
     Raises FolderBusy, OSError.
     """
-    hidden = folder.with_name(f"{REMOVED}{secrets.token_hex(6)}")
-    with holding(folder, what, "deletes it"):
-        os.rename(folder, hidden)
-        shutil.rmtree(hidden)
+    if not folder.name.startswith(REMOVED):
+        hidden = folder.with_name(f"{REMOVED}{secrets.token_hex(6)}")
+        with holding(folder, what, "deletes it"):
+            os.rename(folder, hidden)
+        folder = hidden
+    while folder.exists():  # on NFS a folder with an open file cannot go, so nobody holds it here
+        with suppress(FileNotFoundError):  # another process deletes it, too
+            shutil.rmtree(folder)

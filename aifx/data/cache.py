@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aifx.core.errors import EnvironmentFault
 from aifx.core.files import remove_temporary
-from aifx.core.locks import FolderBusy, holding
+from aifx.core.locks import REMOVED, FolderBusy, holding, remove_folder
 from aifx.core.private_folders import make_private
 from aifx.core.project import cache_location
 
@@ -40,14 +40,15 @@ def building(path: Path) -> Iterator[Path]:
     This process holds it, so that others know it from what killed ones left, which is deleted first. Raises as
     `cache_folder` does.
     """
-    with ExitStack() as held:
-        with cache_folder(path.parent):
-            sweep(path.parent)
-            folder = _held_folder(path, held)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    held = ExitStack()
+    with cache_folder(path.parent):
+        sweep(path.parent)
+        folder = _held_folder(path, held)
+    try:
+        yield folder
+    finally:
+        held.close()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _held_folder(path: Path, held: ExitStack) -> Path:
@@ -64,7 +65,7 @@ def _held_folder(path: Path, held: ExitStack) -> Path:
 
 def sweep(folder: Path) -> None:
     """Delete what killed builders left, as far as the disk allows."""
-    for stray in folder.glob(f"*{BUILDING}*"):
-        with suppress(OSError, FolderBusy), holding(stray, str(stray), "deletes it"):
-            shutil.rmtree(stray)
+    for stray in (*folder.glob(f"*{BUILDING}*"), *folder.glob(f"{REMOVED}*")):
+        with suppress(OSError, FolderBusy):
+            remove_folder(stray, str(stray))
     remove_temporary(folder)

@@ -101,7 +101,7 @@ def build_index(
             with holding_work(work):
                 _embed_shards(version, settings.column, embedder, work, limits)
                 found, is_new = _publish(version, name, settings, catalog, work, limits), True
-                shutil.rmtree(work)
+            shutil.rmtree(work, ignore_errors=True)
         record_index(catalog, version.manifest, name, plain(settings))
     return BuiltIndex(found.manifest, found.manifest.file.bytes, is_new, found.manifest.is_accepted)
 

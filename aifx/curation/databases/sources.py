@@ -69,6 +69,7 @@ class QueryFetch:
         digest = hashlib.sha256(encode_json([query.name, query.key]).encode()).hexdigest()[:16]
         self._folder = steps_folder(name, catalog) / f"{READ}{digest}"
         self._spool = Spool(self._folder, query)
+        self._held = ExitStack()
 
     @contextmanager
     def fetched(self) -> Iterator[tuple[Listing, Fetched]]:
@@ -76,9 +77,9 @@ class QueryFetch:
 
         Raises FolderBusy, EnvironmentFault, UsageError, DataError. What was read stays for the next call.
         """
-        with ExitStack() as held:
+        with self._held:
             with holding_dataset(self._name, self._catalog, "reads rows for it"), _open(self._query) as snapshot:
-                held.enter_context(holding(self._folder, f"the read of {self._query.name}", "adds its rows"))
+                self._held.enter_context(holding(self._folder, f"the read of {self._query.name}", "adds its rows"))
                 fetched = self._spool.fetch(snapshot)
             yield Listing((self._file(fetched.path),), ()), fetched
 
@@ -104,4 +105,5 @@ class QueryFetch:
 
     def remove(self) -> None:
         """Delete the rows, which are in a version."""
+        self._held.close()
         self._spool.remove()
