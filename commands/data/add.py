@@ -149,7 +149,7 @@ def add(
         out.document(found)
         _print(out, found)
         for folder, source in interrupted_reads(catalog, name).items():
-            out.log(f"an interrupted read of {source} left rows in {folder}: run it again, or delete the folder")
+            out.log(f"an interrupted read of {source} left rows in {folder}: run it again, or aifx data gc")
         if not made.is_accepted:
             meaning = "means no version" if catalog.latest(name) is None else "still means the version before"
             out.log(f"{refusal(made.version.manifest)}. {name} {meaning}")

@@ -43,6 +43,7 @@ app = typer.Typer(
         aifx data add corpus texts/ --license CC-BY-4.0
         aifx data ls                   list data sets and their versions
         aifx data verify corpus        compare its files with their digests
+        aifx data gc --dry-run         list what killed commands left
         aifx data profile corpus       print its columns, lengths and values
         aifx data clean corpus         repair texts, drop rows by rules
         aifx data why 3f2a91c07be4-12  explain why a row is kept or dropped
