@@ -29,7 +29,7 @@ from scipy.optimize import least_squares
 
 from aifx.config import load_config
 from aifx.core.project import Project
-from aifx.planning.figures import CHIPS, Shares, rates_of
+from aifx.planning.figures import CHIPS, Shares, chip_kind, rates_of
 from aifx.planning.hardware import Hardware, find_hardware
 from aifx.planning.network import LinkUse
 from aifx.planning.published import PublishedRate, published_rates
@@ -65,9 +65,7 @@ class Rows:
     def __init__(self, rates: Sequence[PublishedRate], counts: Sequence[Counts]) -> None:
         hardware = [find_hardware(rate.hardware) for rate in rates]
         self.sources = np.array([rate.source for rate in rates])
-        self.chips = np.array(
-            [CHIPS.index(next(p for p in CHIPS if p.fullmatch(chip_of(one).name))) for one in hardware]
-        )
+        self.chips = np.array([CHIPS.index(chip_kind(chip_of(one))) for one in hardware])
         self.parts = {name: np.array([getattr(one, name) for one in counts]) for name in asdict(counts[0])}
         work = [
             one.units if rate.unit == "tokens/s" else one.model_flops / 1e12

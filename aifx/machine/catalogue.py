@@ -58,6 +58,7 @@ class Accelerator:
     has_rails: bool = False  # its systems are built with an InfiniBand port for each GPU, or for each pair
     pci_ids: tuple[str, ...] = ()  # of TPUs, and of NVIDIA's modules with rails: cards come in servers of every kind
     generation: str = ""  # of a TPU, as Google writes it
+    die: str = ""  # of a GPU whose published rates of training aifx plan is fitted to, as NVIDIA calls it
     cuda: Cuda | None = None  # of a GPU that aifx can compile for while it is absent
     # Products of bfloat16 at the best shape, measured. Cards that their power cap holds down are far from their peak
     # and healthy, so the peak alone judges none.
@@ -118,31 +119,33 @@ ACCELERATORS: tuple[Accelerator, ...] = (
     Accelerator("NVIDIA H200 SXM", (r"NVIDIA H200(?! NVL).*",), "h200",
         _peaks(None, 1979, 1979, 989.5, 989.5, 494.5, 67), 141, 4800, 900, 700,
         H200_SHEET + "TF32: stas00/ml-engineering; power: MLPerf v5.1", nvlinks=18, nvlink_mb_s=26_562, has_rails=True,
-        pci_ids=("0x2335",), usual_all_reduce_gb_s=431.0, cuda=_hopper(132, 150_000_000_000)),
+        pci_ids=("0x2335",), usual_all_reduce_gb_s=431.0, cuda=_hopper(132, 150_000_000_000), die="GH100"),
     Accelerator("NVIDIA H200 NVL", (r"NVIDIA H200 NVL.*",), "h200-nvl", H100_NVL_PEAKS, 141, 4800, 900, 600,
-        H200_SHEET + "TF32 and power: gmasse/gpu-specs", nvlink_mb_s=26_562, cuda=_hopper(132, 150_000_000_000)),
+        H200_SHEET + "TF32 and power: gmasse/gpu-specs", nvlink_mb_s=26_562, cuda=_hopper(132, 150_000_000_000),
+        die="GH100"),
     Accelerator("NVIDIA GH200 144GB", (r"NVIDIA GH200 144G.*",), "gh200-144g", GH200_PEAKS, 144, 4900, 900, 1000,
-        GH200_SOURCE, nvlink_mb_s=26_562, over_c2c=True, usual_tflops=828.6),
+        GH200_SOURCE, nvlink_mb_s=26_562, over_c2c=True, usual_tflops=828.6, die="GH100"),
     Accelerator("NVIDIA GH200 96GB", (r"NVIDIA GH200 (?!144G).*",), "gh200", GH200_PEAKS, 96, 4000, 900, 1000,
-        GH200_SOURCE, nvlink_mb_s=26_562, over_c2c=True),
+        GH200_SOURCE, nvlink_mb_s=26_562, over_c2c=True, die="GH100"),
     Accelerator("NVIDIA H100 SXM", (r"NVIDIA H100 80GB HBM3.*", r"NVIDIA H100 SXM.*"), "h100",
         H100_PEAKS, 80, 3350, 900, 700,
         "glennklockwood.com/garden/processors/h100; memory and link: H100 data sheet in TensorRT-LLM; "
         "power: stas00/ml-engineering", nvlinks=18, nvlink_mb_s=26_562, has_rails=True,
         pci_ids=("0x2330", "0x2336", "0x2337", "0x2339"), cuda=_hopper(132, 84_929_347_584),
-        usual_tflops=794.5, usual_copy_gb_s=48.0, usual_all_reduce_gb_s=460.0),
+        usual_tflops=794.5, usual_copy_gb_s=48.0, usual_all_reduce_gb_s=460.0, die="GH100"),
     Accelerator("NVIDIA H100 NVL", (r"NVIDIA H100 NVL.*",), "h100-nvl", H100_NVL_PEAKS, 94, 3900, 600, 400,
         "BF16: pytorch/torchtitan after nvidia.com/en-us/data-center/h100; other peaks: as H200 NVL, whose BF16 is the "
         "same; memory and power: stas00/ml-engineering; link: MLPerf v4.1 (Lenovo)",
-        nvlink_mb_s=26_562, cuda=_hopper(132, 100_000_000_000)),
+        nvlink_mb_s=26_562, cuda=_hopper(132, 100_000_000_000), die="GH100"),
     Accelerator("NVIDIA H100 PCIe", (r"NVIDIA H100 PCIe.*", r"NVIDIA H100 80GB HBM2e.*"), "h100-pcie",
         H100_PCIE_PEAKS, 80, 2000, 600, 350,
         "H100 data sheet in TensorRT-LLM; FP32: gmasse/gpu-specs; power: NVIDIA product brief PB-11133; "
-        "link, a bridge to one other: MLPerf v4.1 (Quanta)", nvlink_mb_s=26_562, cuda=_hopper(114, 84_929_347_584)),
+        "link, a bridge to one other: MLPerf v4.1 (Quanta)", nvlink_mb_s=26_562, cuda=_hopper(114, 84_929_347_584),
+        die="GH100"),
     Accelerator("NVIDIA H800 SXM", (r"NVIDIA H800(?! PCIe).*",), "h800", H100_PEAKS, 80, 3350, 400, 700,
-        "as H100 SXM, whose chip it has; link: aiwiki.ai/wiki/nvidia_h800", nvlink_mb_s=26_562),
+        "as H100 SXM, whose chip it has; link: aiwiki.ai/wiki/nvidia_h800", nvlink_mb_s=26_562, die="GH100"),
     Accelerator("NVIDIA H800 PCIe", (r"NVIDIA H800 PCIe.*",), "h800-pcie", H100_PCIE_PEAKS, 80, 2000, 400, 350,
-        "as H100 PCIe, whose chip it has; link: aiwiki.ai/wiki/nvidia_h800", nvlink_mb_s=26_562),
+        "as H100 PCIe, whose chip it has; link: aiwiki.ai/wiki/nvidia_h800", nvlink_mb_s=26_562, die="GH100"),
     Accelerator("NVIDIA H20", (r"NVIDIA H20",), "h20",
         _peaks(None, 296, 296, 148, 148, 74, 44), 96, 4000, 900, 400,
         "no page of NVIDIA's: pytorch/torchtitan (BF16), lamonoai/gpumap (8 bits, FP32, power) and TensorRT-LLM (TF32, "
@@ -150,15 +153,15 @@ ACCELERATORS: tuple[Accelerator, ...] = (
     Accelerator("NVIDIA A100 SXM 80GB",
         (r"NVIDIA A100-SXM4-80GB.*", r"NVIDIA A100-SXM-80GB.*", r"A100-SXM4-80GB"), "a100",
         A100_PEAKS, 80, 2039, 600, 400, A100_SOURCE, nvlinks=12, nvlink_mb_s=25_000, cuda=_ampere(84_929_347_584),
-        usual_tflops=271.2, usual_copy_gb_s=21.0, usual_all_reduce_gb_s=228.0, network_gb_s=25.0),
+        usual_tflops=271.2, usual_copy_gb_s=21.0, usual_all_reduce_gb_s=228.0, network_gb_s=25.0, die="GA100"),
     Accelerator("NVIDIA A100 SXM 40GB", (r"NVIDIA A100-SXM4-40GB.*", r"A100-SXM4-40GB"), "a100-40g",
         A100_PEAKS, 40, 1555, 600, 400, A100_SOURCE, nvlinks=12, nvlink_mb_s=25_000, cuda=_ampere(42_298_834_944),
-        usual_tflops=271.2, usual_copy_gb_s=21.0, network_gb_s=25.0),
+        usual_tflops=271.2, usual_copy_gb_s=21.0, network_gb_s=25.0, die="GA100"),
     Accelerator("NVIDIA A100 PCIe 80GB", (r"NVIDIA A100 80GB PCIe.*",), "a100-pcie", A100_PEAKS, 80, 1935, 600, 300,
         A100_SOURCE + "; link: a bridge to one other, as the sheet prints it",
-        nvlink_mb_s=25_000, usual_tflops=252.9, cuda=_ampere(84_929_347_584)),
+        nvlink_mb_s=25_000, usual_tflops=252.9, cuda=_ampere(84_929_347_584), die="GA100"),
     Accelerator("NVIDIA A100 PCIe 40GB", (r"NVIDIA A100-PCIE-40GB.*",), "a100-pcie-40g", A100_PEAKS, 40, 1555, 600, 250,
-        A100_SOURCE + "; link: as the 80 GB card", nvlink_mb_s=25_000, cuda=_ampere(42_298_834_944)),
+        A100_SOURCE + "; link: as the 80 GB card", nvlink_mb_s=25_000, cuda=_ampere(42_298_834_944), die="GA100"),
     Accelerator("NVIDIA L40S", (r"NVIDIA L40S.*",), "l40s",
         _peaks(None, 733, 733, 362, 362, 183, 91.6), 48, 864, 64, 350,
         "L40S data sheet (28413) in TensorRT-LLM; FP32: gmasse/gpu-specs; power: MLPerf v5.1; link: PCIe 4.0 x16"),

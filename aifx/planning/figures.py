@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -60,8 +59,8 @@ class Shares:
     overlap: float
 
 
-CHIPS = tuple(map(re.compile, (r"TPU .*", r"NVIDIA A100.*", r"NVIDIA G?H(100|200|800).*")))
-"""Kinds of chips by their name in the catalogue."""
+CHIPS = ("TPU", "GA100", "GH100")
+"""Kinds of chips that have published rates: TPUs, and GPUs by their die."""
 
 SHARES = Shares(products=(0.90, 0.69, 0.78), memory=0.74, overlap=0.51)
 """Fitted by `benchmarks/plan_published.py` to the rates of `published.toml`."""
@@ -90,9 +89,14 @@ def rates_of(hardware: Hardware, dtypes: list[str], cores: int, shares: Shares =
 
 def product_share(chip: Accelerator, shares: Shares = SHARES) -> float:
     """Of a chip's peak; of a GPU of another kind the mean of those of CHIPS."""
-    known = (share for kind, share in zip(CHIPS, shares.products, strict=True) if kind.fullmatch(chip.name))
     _, *gpus = shares.products
-    return next(known, sum(gpus) / len(gpus))
+    known = dict(zip(CHIPS, shares.products, strict=True))
+    return known.get(chip_kind(chip), sum(gpus) / len(gpus))
+
+
+def chip_kind(chip: Accelerator) -> str:
+    """Which of CHIPS a chip is; "" for another."""
+    return "TPU" if chip.generation else chip.die
 
 
 def _products(hardware: Hardware, dtype: str, shares: Shares) -> Figure:
