@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -15,6 +15,7 @@ from aifx.core.steps import parse_step
 if TYPE_CHECKING:
     from aifx.benchmarking.results import Report as BenchReport
     from aifx.data.base import Split
+    from aifx.data.frames import Rows
     from aifx.evaluation.dataset import DatasetReports
     from aifx.evaluation.held_out import Report as Evaluation
     from aifx.generation.generator import GeneratedText
@@ -147,12 +148,13 @@ def load(run: StrPath, *, step: Step = None, settings: Settings = None) -> Loade
     return LoadedModel(restore_run(directory, project, step=parse_step(step), overrides=overrides(settings)))
 
 
-def predict(run: StrPath, rows: Iterable[Mapping[str, Any]], *, step: Step = None) -> Iterator[dict[str, Any]]:
+def predict(run: StrPath, rows: Rows, *, step: Step = None) -> Iterator[dict[str, Any]]:
     """A prediction for each row, in order. `load` keeps a model for more than one call.
 
     Args:
         run: the run's folder.
-        rows: mappings with the fields that the task reads, such as {"text": "Call me Ishmael."}.
+        rows: mappings with the fields that the task reads, such as {"text": "Call me Ishmael."}; a data frame of
+            pandas or Polars, an Arrow table, or NumPy arrays with names.
     """
     return load(run, step=step).predict(rows)
 

@@ -93,6 +93,7 @@ def evaluate(project: Path) -> None:
 def load(project: Path) -> None:
     model = aifx.load(project / "runs" / "main", step=3)
     assert (model.run, model.step) == ("main", 3)
+    assert repr(model) == "LoadedModel(run='main', step=3, task='language')"
     with pytest.raises(Exception, match="is not a step"):
         aifx.load(project / "runs" / "main", step="newest")
 
@@ -100,6 +101,7 @@ def load(project: Path) -> None:
 def predict(project: Path) -> None:
     (row,) = aifx.predict(project / "runs" / "main", [{"text": "Call me Ishmael."}])
     assert row["loss"] > 0
+    assert list(aifx.predict(project / "runs" / "main", {"text": np.array(["Call me Ishmael."])})) == [row]
 
 
 def generate(project: Path) -> None:

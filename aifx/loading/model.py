@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aifx.data.base import DataFormat, undefined
+from aifx.data.frames import Rows, rows_of
 from aifx.data.rows import InputFile, Row, input_file
 from aifx.loading.prediction import predict_rows
 from aifx.loading.restore import RestoredRun
@@ -17,11 +18,14 @@ CHUNK = 64
 """Predictions that are written at a time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedModel:
     """A trained model without the data that it was trained on."""
 
     trained: RestoredRun
+
+    def __repr__(self) -> str:
+        return f"LoadedModel(run={self.run!r}, step={self.step}, task={self.trained.config.task.kind!r})"
 
     @property
     def run(self) -> str:
@@ -38,13 +42,14 @@ class LoadedModel:
             raise undefined(type(self.trained.task), "format", "make predictions")
         return form
 
-    def predict(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    def predict(self, rows: Rows) -> Iterator[dict[str, Any]]:
         """A prediction for each row, in order; a batch at a time, so that memory does not grow with the rows.
 
-        A row has the fields that the task reads: {"text": "Call me Ishmael."}. Raises DataError for one that cannot be
-        used.
+        A row has the fields that the task reads: {"text": "Call me Ishmael."}. Rows are mappings, a data frame or
+        another table, as `aifx.data.frames.rows_of` takes them. Raises UsageError for data without rows, DataError for
+        a row that cannot be used.
         """
-        numbered = (Row("rows", number, f"row {number}", values) for number, values in enumerate(rows, 1))
+        numbered = (Row("rows", number, f"row {number}", values) for number, values in enumerate(rows_of(rows), 1))
         return (prediction for _, prediction in predict_rows(self.trained, numbered))
 
     def decode(self, data: bytes) -> Mapping[str, Any]:

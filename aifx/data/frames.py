@@ -1,0 +1,72 @@
+"""Rows of data frames, Arrow tables and NumPy arrays with names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from aifx.core.errors import DataError, UsageError
+
+Rows: TypeAlias = "Iterable[Mapping[str, Any]] | Mapping[str, np.ndarray] | Any"
+"""What `rows_of` takes."""
+
+ROWS = 256  # made of columns at a time
+EXAMPLE = 'predict([{"text": "Call me Ishmael."}])'
+
+
+def rows_of(data: Rows) -> Iterator[Mapping[str, Any]]:
+    """The rows of `data`, in order, made as they are asked for.
+
+    Args:
+        data: mappings, as a list or an iterator; what offers Arrow's C interface, such as a pandas or Polars data frame
+            and an Arrow table; a structured NumPy array `[rows]`; or NumPy arrays `[rows, ...]` by name.
+
+    Raises UsageError for data without rows, DataError for a row that is not a mapping.
+    """
+    if hasattr(data, "__arrow_c_stream__") or hasattr(data, "__arrow_c_array__"):
+        return _arrow_rows(data)
+    if isinstance(data, np.ndarray) and data.dtype.names and data.ndim == 1:
+        return _array_rows({name: data[name] for name in data.dtype.names})
+    if isinstance(data, Mapping):
+        return _array_rows(data)
+    if isinstance(data, (str, bytes, np.ndarray)) or not isinstance(data, Iterable):
+        raise UsageError(
+            f"rows are a {type(data).__name__}", "a row is a mapping by field", 'predict([{"text": "..."}])'
+        )
+    return _checked(data)
+
+
+def _arrow_rows(data: Any) -> Iterator[Mapping[str, Any]]:
+    import pyarrow as pa
+
+    is_stream = hasattr(data, "__arrow_c_stream__")
+    for batch in pa.RecordBatchReader.from_stream(data) if is_stream else [pa.record_batch(data)]:
+        for start in range(0, len(batch), ROWS):
+            yield from batch.slice(start, ROWS).to_pylist()
+
+
+def _array_rows(data: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    arrays = dict(data)
+    if not all(isinstance(values, np.ndarray) and values.ndim for values in arrays.values()):
+        raise UsageError(
+            "rows are one mapping", "its values are not NumPy arrays [rows, ...]", "for one row: predict([row])"
+        )
+    lengths = {name: len(values) for name, values in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{name!r} {length:,}" for name, length in lengths.items())
+        raise UsageError("the arrays differ in their number of rows", shown, "each array is [rows, ...]")
+    for values in zip(*arrays.values(), strict=True):
+        yield {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in zip(arrays, values, strict=True)
+        }
+
+
+def _checked(rows: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping):
+            what = f"row {number}: a {type(row).__name__}"
+            raise DataError(what, "a row is a mapping by field", EXAMPLE)
+        yield row
