@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
@@ -21,7 +22,7 @@ from aifx.config.sections import (
     setting,
 )
 from aifx.core.errors import AifxError, DataError
-from aifx.core.project import Project
+from aifx.core.project import CONFIG_NAME, Project
 from aifx.data.spec import ColumnKind
 
 if TYPE_CHECKING:
@@ -388,13 +389,13 @@ def held_out_conflicts(config: Config, validation: float | None, test: float) ->
 
 def missing_file(project: Project, key: str, name: str) -> Iterator[tuple[str, AifxError]]:
     """The error of a key that names a file that is not there."""
-    path = project.root / name
+    path = Path(os.path.normpath(project.root / name))
     if path.is_file():
         return
     problem = f"{key} = {name!r} is not a file" if path.exists() else f"no file {name!r}, which {key} names"
     beside = sorted(p.name for p in path.parent.glob(f"*{glob.escape(path.suffix)}") if p.is_file())[:3]
-    why = f"in {path.parent} there is {', '.join(beside)}" if beside else f"looked in {path.parent}"
-    yield key, DataError(problem, why, f"ls {path.parent}")
+    why = f"in {path.parent} there is {', '.join(beside)}" if beside else f"there is no {path}"
+    yield key, DataError(problem, why, f"change {key} in {CONFIG_NAME}, or put the file there")
 
 
 def missing_dataset(reference: str, project: Project, kind: Kind) -> Iterator[tuple[str, AifxError]]:

@@ -172,6 +172,15 @@ def _ending(process: Sequence[Mapping[str, Any]]) -> Status:
     return stop_status(stops[-1].get("status")) if stops else "killed"
 
 
+def ending_before(run: RunDirectory, pid: int) -> Status | None:
+    """How the process of the run before that of `pid` ended, None if there was none."""
+    events = read_jsonl(run.events)
+    last = _last_process(events)
+    if last and last[0].get("pid") == pid:
+        last = _last_process(events[: len(events) - len(last)])
+    return _ending(last) if last else None
+
+
 def read_settings(run: RunDirectory) -> dict[str, Any]:
     """Every value of `config.toml` by key; empty if it cannot be read."""
     try:

@@ -53,8 +53,9 @@ def answers_from_data(template: str, answers: Mapping[str, Any], destination: Pa
     path = Path(answers[QUESTION]).expanduser()
     if not path.exists():
         raise UsageError(f"--answer data={path}: there is no such file or folder", "", f"ls {path.parent}")
-    # As `data.path` has it, which is relative to the project; never copied, since it may be large.
-    return {QUESTION: os.path.relpath(path.resolve(), destination.resolve()), **read(path, answers)}
+    # A relative path is one from the project, as in `data.path`. The data is never copied, since it may be large.
+    found = str(path) if path.is_absolute() else os.path.relpath(path.resolve(), destination.resolve())
+    return {QUESTION: found, **read(path, answers)}
 
 
 def _images(path: Path, answers: Mapping[str, Any]) -> Answers:

@@ -11,7 +11,7 @@ from aifx.config import Config
 from aifx.config.kinds import resolve
 from aifx.config.project_code import import_object
 from aifx.config.registry import PARTS, PartName
-from aifx.core.errors import ConfigError
+from aifx.core.errors import ConfigError, DataError
 from aifx.core.project import CONFIG_NAME, Project
 from aifx.data.base import DataFormat
 from aifx.data.spec import DataSpec, need_spec
@@ -38,7 +38,12 @@ def open_task(config: Config, project: Project, assets: Path) -> Task:
     if config.parts.task is not None:
         return _own("open", config, project, assets)
     with project_errors(config, project):
-        opened = _make("data", config, project).open(config.data, project, assets)
+        try:
+            opened = _make("data", config, project).open(config.data, project, assets)
+        except DataError:
+            for _, missing in config.data.check_files(project):  # which names the key, and where aifx looked
+                raise missing from None
+            raise
         if not (isinstance(opened, tuple) and len(opened) == 2):
             raise _wrong_part(config, "data", f"open returned {type(opened).__name__}, not a format and a data set")
         form, dataset = opened

@@ -39,8 +39,11 @@ class EventDispatcher:
         self._observers = list(observers)
         self._lock = threading.RLock()
         self._ended = False
+        self.has_started = False
+        """Whether training began, so that the process can have changed the run."""
 
     def start(self, info: RunInfo) -> None:
+        self.has_started = True
         for observer in self._observers:
             observer.start(info)
 
@@ -73,21 +76,21 @@ class EventDispatcher:
             with suppress(EnvironmentFault, OSError):
                 self._ledger.write("stop", **ended)
 
-    def end(self, result: TrainResult | None, error: str | None = None, *, is_preempted: bool = False) -> None:
+    def end(self, result: TrainResult | None, error: str | None = None, *, status: ProcessStatus | None = None) -> None:
         """Record the result, or what failed. The ledger has it before any observer may fail.
 
         Every observer is stopped, also one that was never started. The first error of an observer is raised, unless the
         run itself failed: then its own error counts.
 
         Args:
-            is_preempted: the run ends with exit code 75, and goes on when it is started again.
+            status: of a run that failed and can go on when it is started again; by default it is "failed".
         """
         if self._ended:
             return
         self._ended = True
         failed: Exception | None = None
         if self._ledger is not None:
-            failure = {"status": "preempted", "why": error} if is_preempted else {"status": "failed", "error": error}
+            failure = {"status": status, "why": error} if status else {"status": "failed", "error": error}
             ended = failure if result is None else result.end()
             try:
                 self._ledger.write("stop", **ended)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +14,13 @@ import jax
 from aifx.checkpoint.manifest import step_directories
 from aifx.config import Config, read_config
 from aifx.config.best_by import AUTO, best_by_of, with_best_by
-from aifx.core.errors import AifxError, EnvironmentFault, ExitCode
+from aifx.core.errors import AifxError, ConfigError, DataError, EnvironmentFault, ExitCode
 from aifx.core.files import remove_temporary
 from aifx.core.json_files import readable_bytes, write_text
 from aifx.core.logs import log_lines
 from aifx.core.os_errors import FULL, first_line, refusal_in
 from aifx.core.project import Project, RunDirectory
+from aifx.core.statuses import ProcessStatus
 from aifx.core.steps import StepChoice
 from aifx.data.order import prefetch
 from aifx.loading.restore import digest_of_frozen
@@ -31,6 +33,7 @@ from aifx.parallel.layout import local_layout
 from aifx.programs.build import Programs
 from aifx.runs.agreement import agree, check_shared, facts_of_program, facts_of_start, share_choices
 from aifx.runs.lock import hold_run
+from aifx.runs.status import ending_before
 from aifx.runs.time_account import TimeAccount
 from aifx.tasks.base import training_source
 from aifx.tasks.preflight import check_best_by
@@ -155,8 +158,7 @@ def _supervised(job: Job) -> TrainResult:
             raise  # the thread that watches the other processes records the end
         if is_out_of_memory(e):
             job.group.hold(AifxError(first_line(e)))
-        is_preempted = isinstance(e, AifxError) and e.exit_code == ExitCode.PREEMPTED
-        job.dispatcher.end(None, error=f"{type(e).__name__}: {e}", is_preempted=is_preempted)
+        job.dispatcher.end(None, error=f"{type(e).__name__}: {e}", status=_status_after(e, job))
         _add_what_was_saved(e, job.run)
         if (better := _advice(e, job.project, job.config, job.run)) is not None:
             raise better from e
@@ -165,6 +167,21 @@ def _supervised(job: Job) -> TrainResult:
     job.group.finish()  # until then, a process that is lost ends this one, and a signal too
     job.stop.finish()
     return result
+
+
+def _status_after(error: BaseException, job: Job) -> ProcessStatus | None:
+    """The status of a run that can go on after `error`, None if it failed.
+
+    A run that had been stopped keeps its status if its settings or its data kept this process from training.
+    """
+    if not isinstance(error, AifxError):
+        return None
+    if error.exit_code == ExitCode.PREEMPTED:
+        return "preempted"
+    if job.dispatcher.has_started or not isinstance(error, (ConfigError, DataError)):
+        return None
+    before = ending_before(job.run, os.getpid())
+    return before if before in ("interrupted", "preempted") else None
 
 
 def _leave(lost: PeerLost, stop: StopSignals, project: Project, config: Config, run: RunDirectory) -> None:
