@@ -39,7 +39,7 @@ COMMANDS: dict[str, Entry] = {
     "doctor": Entry(
         "doctor.group", "app", "Check the health of machines, and say what to do next.", HEALTH, default="node"
     ),
-    "data": Entry("data.group", "app", "Show what a model reads.", LOOK),
+    "data": Entry("data.group", "app", "Collect, clean, label and version data, and show what a model reads.", LOOK),
     "drill": Entry(
         "drill.command", "drill", "Inject faults into short runs, and check that they recover as promised.", HEALTH
     ),

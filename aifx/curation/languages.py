@@ -6,6 +6,7 @@ Here numpy takes the same walk over all texts at once, which is ten times as fas
 
 from __future__ import annotations
 
+import locale
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,12 @@ def identify(texts: Sequence[str]) -> tuple[list[str], list[float]]:
             languages[place] = model.languages[language]
             probabilities[place] = round(float(share), 2)  # the last digits depend on the processor
     return languages, probabilities
+
+
+def code_of(name: str) -> str | None:
+    """The code of a language's English name, for the languages that Python's aliases of locales name."""
+    known = locale.locale_alias.get(name.casefold(), "")
+    return known.partition("_")[0] if name.isalpha() and "_" in known else None
 
 
 def known_languages() -> list[str]:

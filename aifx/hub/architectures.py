@@ -13,7 +13,7 @@ import jax
 from aifx.config.kinds import Family
 from aifx.config.registry import families
 from aifx.config.sections import ModelSection
-from aifx.core.errors import ConfigError, DataError, did_you_mean
+from aifx.core.errors import ConfigError, DataError
 from aifx.core.json_values import plain
 from aifx.hub.folder import CONFIG, ModelFolder
 from aifx.hub.weights import StoredWeights
@@ -34,15 +34,18 @@ def architectures() -> dict[str, tuple[Family, Architecture]]:
 def architecture_of(folder: ModelFolder, config: Mapping[str, Any]) -> tuple[Family, Architecture]:
     """The architecture that a `config.json` names. Raises DataError for one that aifx does not know."""
     known, path = architectures(), folder.path / CONFIG
+    if isinstance(quantized := config.get("quantization_config"), Mapping):
+        why = "its weights are quantized, and aifx trains and exports the numbers that they were rounded from"
+        hint = "import the model without quantization; aifx serve --quantize int8 quantizes it again"
+        raise DataError(f"{path}: quantization_config, quant_method = {quantized.get('quant_method')!r}", why, hint)
     named, model_type = config.get("architectures"), config.get("model_type")
     if named is None:
         named = [name for name, (_, one) in known.items() if one.model_type == model_type]
     name = named[0] if isinstance(named, list) and len(named) == 1 and isinstance(named[0], str) else ""
     if name not in known:
         shown = repr(named)[:80] if named else f"(not set), model_type = {model_type!r}"
-        raise DataError(
-            f"{path}: architectures = {shown}", f"aifx does not know it; {did_you_mean(name, known)}", _LIST
-        )
+        why = f"aifx has no such model; it has {', '.join(sorted(known))}"
+        raise DataError(f"{path}: architectures = {shown}", why, _LIST)
     family, architecture = known[name]
     if model_type != architecture.model_type:
         why = f"{architecture.name} is of model_type {architecture.model_type!r}"

@@ -71,6 +71,8 @@ class ModelFolder:
                 f"M.from_pretrained('{self.source}').save_pretrained('converted')\""
             )
             raise DataError(f"{self.path} has no {WEIGHTS}", why, hint)
+        if (gguf := next(self.path.glob("*.gguf"), None)) is not None:
+            raise _gguf(gguf)
         why = f"neither {WEIGHTS} nor {INDEX} is there"
         raise DataError(f"{self.path} has no weights", why, f"ls {self.path}")
 
@@ -80,8 +82,12 @@ def open_folder(source: str) -> ModelFolder:
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / CONFIG).exists():
+            if (gguf := next(path.glob("*.gguf"), None)) is not None:
+                raise _gguf(gguf)
             raise UsageError(f"{source} is no model's folder", f"it has no {CONFIG}", f"ls {source}")
         return ModelFolder(path.resolve(), source)
+    if path.suffix == ".gguf":
+        raise _gguf(path)
     if path.exists():
         why = "it is a file; a model is a folder with config.json and model.safetensors"
         raise UsageError(f"{source} is no model's folder", why, f"aifx import {path.parent}")
@@ -93,6 +99,16 @@ def open_folder(source: str) -> ModelFolder:
         why = f"there is no such folder, and it is not in the Hub's cache, {cache_folder()}"
         raise UsageError(f"no model {source}", why, f"hf download {source}")
     return ModelFolder(cached, source)
+
+
+def _gguf(path: Path) -> UsageError:
+    why = "GGUF holds weights for llama.cpp, mostly quantized; aifx reads safetensors"
+    hint = (
+        "import the model that it was made of, or: "
+        'python -c "from transformers import AutoModelForCausalLM as M; '
+        f"M.from_pretrained('{path.parent}', gguf_file='{path.name}').save_pretrained('converted')\""
+    )
+    return UsageError(f"{path} cannot be imported", why, hint)
 
 
 def cache_folder() -> Path:

@@ -48,6 +48,23 @@ class _Console(Console):
         os.close(devnull)
 
 
+def fits(console: Console, columns: Sequence[str], cells: Sequence[Sequence[str]]) -> bool:
+    """Whether a table has room on a terminal. Only cells of more than `LEAST_TEXT` columns are folded for it."""
+    widths = [max(cell_len(row[i]) for row in (columns, *cells)) for i in range(len(columns))]
+    return sum(min(width, LEAST_TEXT) + 2 for width in widths) - 2 <= console.width
+
+
+def records(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> Iterator[tuple[Text, Text]]:
+    """The rows of a table for `beside`, with a line for each cell, as a narrow terminal has room for it."""
+    width = max(map(cell_len, columns)) + 4
+    for row in cells:
+        for number, (column, cell) in enumerate(zip(columns, row, strict=True)):
+            label = Text(f"  {column}" if number else column, "" if number else "bold")
+            label.pad_right(width - label.cell_len)
+            if cell:
+                yield label, Text(cell)
+
+
 def make_table(columns: Sequence[str], cells: Sequence[Sequence[str]], *, right: Set[str]) -> Table:
     """A table that folds what does not fit the terminal."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")

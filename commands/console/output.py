@@ -83,13 +83,15 @@ class Output:
     ) -> None:
         """A table on stdout; None is shown as "-". Off a terminal no cell is cut. Nothing with --json.
 
+        A terminal that is too narrow gets a line for each cell.
+
         Args:
             right: the columns whose cells stand at the right, as numbers do.
             wrap: fold the last column within 80 columns, also off a terminal.
         """
         if self.json:
             return
-        from aifx.commands.console.consoles import labels_and_texts, make_table, padded
+        from aifx.commands.console.consoles import fits, labels_and_texts, make_table, padded, records
 
         columns = [one_line(column) for column in columns]
         cells = [["-" if cell is None else one_line(str(cell)) for cell in row] for row in rows]
@@ -97,8 +99,11 @@ class Output:
         if wrap:
             for label, text in labels_and_texts(self.out, columns, cells, right=right):
                 self.row(label, text)
-        elif self.out.is_terminal:
+        elif self.out.is_terminal and fits(self.out, columns, cells):
             self.out.print(make_table(columns, cells, right=right))
+        elif self.out.is_terminal:
+            for label, text in records(columns, cells):
+                self.row(label, text)
         else:
             self.print("\n".join("  ".join(row).rstrip() for row in padded(columns, cells, right)))
 

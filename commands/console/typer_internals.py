@@ -22,6 +22,8 @@ from typer.core import TyperCommand, TyperGroup
 from aifx.core.errors import AifxError, ExitCode, UsageError, did_you_mean, nearest
 
 _OF_TRAINED_MODELS = ("aifx eval", "aifx predict", "aifx generate")  # their --set changes no setting of the training
+OTHER_NAMES = {"delete": "rm", "remove": "rm", "list": "ls"}
+"""What other programs call a command of aifx."""
 _EXAMPLES = re.compile(r"^Examples?:[ \t]*\n((?:[ \t]+\S.*\n?|[ \t]*\n)+)", re.MULTILINE)
 
 
@@ -120,9 +122,9 @@ class Group(_Page, TyperGroup):
         name, known = args[0], self.list_commands(ctx)
         if name not in known and not ctx.resilient_parsing:
             shown = [one for one in known if one not in self.commands or not self.commands[one].hidden]
-            raise UsageError(
-                f"{ctx.command_path} has no command {name!r}", did_you_mean(name, shown), f"{ctx.command_path} --help"
-            )
+            meant = OTHER_NAMES.get(name)
+            why = f"did you mean {meant!r}?" if meant in shown else did_you_mean(name, shown)
+            raise UsageError(f"{ctx.command_path} has no command {name!r}", why, f"{ctx.command_path} --help")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

@@ -10,7 +10,7 @@ import typer
 from aifx.commands.console.options import option_group
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.options import DatasetArgument, StepOptions, find_catalog, names_of, print_made
-from aifx.core.errors import ExitCode, UsageError, did_you_mean
+from aifx.core.errors import ExitCode, UsageError
 
 
 @option_group
@@ -97,11 +97,13 @@ def _languages(text: str) -> tuple[str, ...] | None:
     """The languages to keep: all if empty, None to identify none. Raises UsageError for an unknown code."""
     if text in ("all", "none"):
         return () if text == "all" else None
-    from aifx.curation.languages import known_languages
+    from aifx.curation.languages import code_of, known_languages
 
     codes = names_of(text, "--languages", "--languages none")
     known = known_languages()
     for code in codes:
         if code not in known:
-            raise UsageError(f"--languages: no language {code!r}", did_you_mean(code, known), "--languages en,de")
+            meant = code_of(code)
+            why = f"did you mean {meant!r}?" if meant in known else "languages have codes of ISO 639, such as en, de"
+            raise UsageError(f"--languages: no language {code!r}", why, "--languages en,de")
     return tuple(dict.fromkeys(codes))

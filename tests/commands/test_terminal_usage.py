@@ -12,6 +12,7 @@ from program import assert_three_lines, run
 USAGE: dict[str, tuple[list[str], list[str]]] = {
     "misspelt command": (["trian"], ["'trian'", "'train'", "aifx --help"]),
     "misspelt command below": (["config", "chek"], ["aifx config", "'chek'", "'check'"]),
+    "another program's command": (["runs", "delete", "main"], ["'delete'", "did you mean 'rm'?"]),
     "misspelt option": (["config", "show", "--orign"], ["aifx config show", "'--orign'", "'--origin'"]),
     "misspelt option of all": (["--vershun"], ["'--vershun'", "'--version'"]),
     "option with no name near": (["config", "show", "--zzz"], ["'--zzz'", "--origin"]),

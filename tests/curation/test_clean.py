@@ -164,6 +164,12 @@ def test_languages() -> None:
     assert both.facts == {"language.de": 1, "language.en": 1, "rows_changed": 0}
 
 
+@pytest.mark.parametrize(("name", "code"), [("English", "en"), ("german", "de"), ("Klingon", None), ("en_GB", None)])
+def test_the_code_of_a_language(name: str, code: str | None) -> None:
+    assert languages.code_of(name) == code
+    assert code is None or code in languages.known_languages()
+
+
 def test_a_rule_for_a_language_judges_no_other() -> None:
     rules = own_rules(
         '[[rule]]\nid = "s"\nmeasure = "distinct_words"\nphrases = ["zebra"]\nat_least = 1\n'

@@ -137,7 +137,7 @@ REFUSED = {
     "activation": (configured(hidden_act="relu"), "hidden_act = 'relu'"),
     "bias of the MLP": (configured(mlp_bias=True), "mlp_bias = True"),
     "unknown key": (configured(residual_multiplier=0.5), "residual_multiplier = 0.5"),
-    "quantized": (configured(quantization_config={"bits": 4}), "quantization_config"),
+    "quantized": (configured(quantization_config={"quant_method": "awq", "bits": 4}), "quant_method = 'awq'"),
     "no size": (configured(hidden_size=None), "hidden_size = None"),
     "size of another type": (configured(num_hidden_layers="2"), "num_hidden_layers = '2'"),
     "truth for a number": (configured(num_hidden_layers=True), "num_hidden_layers = True"),
@@ -198,6 +198,27 @@ def test_refused_by_name_and_nothing_is_written(case, hub_model, empty_project):
     assert caught.value.why
     assert caught.value.hint
     assert [path.name for path in empty_project.root.iterdir()] == ["aifx.toml"]
+
+
+def test_an_unknown_architecture_is_not_taken_for_another(hub_model, empty_project):
+    configured(architectures=["LLaMAForCausalLM"])(hub_model)
+    with pytest.raises(AifxError) as caught:
+        import_model(str(hub_model), empty_project)
+    assert "LlamaForCausalLM" in caught.value.why
+    assert "did you mean" not in caught.value.why
+
+
+@pytest.mark.parametrize("name", ["x.gguf", "", "with-config"])
+def test_gguf_is_answered_with_what_to_do(name, tmp_path, empty_project, hub_model):
+    folder = hub_model if name == "with-config" else tmp_path / "made"
+    folder.mkdir(exist_ok=True)
+    (folder / WEIGHTS).unlink(missing_ok=True)
+    (folder / "x.gguf").write_bytes(b"GGUF")
+    with pytest.raises(AifxError) as caught:
+        import_model(str(folder / name if name == "x.gguf" else folder), empty_project)
+    assert caught.value.exit_code == ExitCode.UNABLE
+    assert "x.gguf" in caught.value.what
+    assert "gguf_file='x.gguf'" in caught.value.hint
 
 
 @pytest.mark.parametrize(
