@@ -137,6 +137,10 @@ class DataFormat(ABC):
         """
         return []
 
+    def shown(self, example: Mapping[str, np.ndarray]) -> dict[str, str]:
+        """The fields of an example as people read them. By default empty, and its arrays are shown."""
+        return {}
+
     def read_rows(self, file: InputFile) -> Iterator[Row]:
         """The rows of a file that `aifx predict` reads. By default of .jsonl, .csv, .parquet and .txt."""
         return read_rows(file)

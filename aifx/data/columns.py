@@ -211,6 +211,16 @@ def encoder(column: Column) -> Callable[[Any], float]:
     return number
 
 
+def shown_value(column: Column, number: float) -> str:
+    """The value of which `encoder` made a number, as far as that tells."""
+    if column.is_categorical:
+        return ("(unknown)", "(missing)", *column.categories)[int(number)]
+    if math.isnan(number):
+        return "(missing)"
+    places = 5 - math.floor(math.log10(column.scale))  # as far as float32 tells values of this scale apart
+    return f"{round(number * column.scale + column.mean, places) + 0.0:g}"  # no -0
+
+
 def shown_columns(columns: Sequence[Column]) -> Iterator[tuple[str, ColumnKind, str]]:
     """Name, kind and content of each column of the file, for people."""
     by_name: dict[str, list[Column]] = {}

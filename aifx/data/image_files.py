@@ -100,7 +100,7 @@ def _folder(path: Path, name: str) -> Iterator[Example]:
 
 
 def _classes_of(path: Path, name: str, split: Split | None) -> Iterator[Example]:
-    """The pictures of each class. Raises DataError for a class that has none."""
+    """The pictures of each class. A folder without pictures is no class. Raises DataError if there are no folders."""
     folders = [child for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith(".")]
     if not folders:
         why = "each class has a folder of its own in it, with its pictures"
@@ -116,8 +116,7 @@ def _classes_of(path: Path, name: str, split: Split | None) -> Iterator[Example]
             else:
                 others.append(shown)
         if is_empty:
-            why = f"it has no picture ({', '.join(SUFFIXES)})"
-            raise DataError(f"{name}/{folder.name}: a class without images", why, "add some, or remove the folder")
+            logger.warning(f"{name}/{folder.name} has no pictures ({', '.join(SUFFIXES)}), so it is no class")
     if others:
         logger.info(f"{name}: {len(others)} files are no pictures, such as {others[0]}")
 

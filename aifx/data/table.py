@@ -42,6 +42,7 @@ from aifx.data.columns import (
     odd_number,
     scale_of,
     shown_columns,
+    shown_value,
 )
 from aifx.data.datasets import open_single
 from aifx.data.rows import Row, field
@@ -116,6 +117,14 @@ class TableFormat(ArrayFormat):
             what = f"{row.place}: the row has a column {min(twice)!r} already"
             raise DataError(what, "aifx predict adds one of this name", "rename the column, or leave it out")
         return [{**row.values, **added}]
+
+    def shown(self, example: Mapping[str, np.ndarray]) -> dict[str, str]:
+        fields = {}
+        for column, number in zip(self.spec.columns, example["inputs"].tolist(), strict=True):
+            fields[f"{column.name} ({column.part})" if column.part else column.name] = shown_value(column, number)
+        target = example["targets"].item()
+        classes, unit = self.spec.classes, (self.spec.target_scale, self.spec.target_mean)
+        return {**fields, self.section.target: classes[target] if classes else f"{target * unit[0] + unit[1]:.4g}"}
 
     @cached_property
     def _encoders(self) -> list[tuple[Column, Callable[[Any], float]]]:

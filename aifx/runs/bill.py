@@ -104,7 +104,9 @@ class Bill:
         goodput: the share of all time that steps took which count; `running_goodput`, that of the time in which a
             process ran.
         seconds: by category; they add up to `elapsed_s`.
-        num_failures: of processes that ended without saving what they had done.
+        num_starts: how often the run was started.
+        num_processes: of a start, the most that there were.
+        num_failures: of starts that ended without saving what they had done.
         cost: by category, at `price_per_hour`. Down time costs nothing here: aifx does not know whether the machines
             were held.
     """
@@ -114,6 +116,7 @@ class Bill:
     goodput: float | None
     running_goodput: float | None
     seconds: dict[Category, float]
+    num_starts: int
     num_processes: int
     num_failures: int
     price_per_hour: float | None
@@ -136,6 +139,7 @@ def read_bill(run: RunDirectory, project: Project, records: Sequence[Mapping[str
         goodput=found.share,
         running_goodput=found.running_share,
         seconds=found.seconds,
+        num_starts=found.num_starts,
         num_processes=found.num_processes,
         num_failures=found.num_failures,
         price_per_hour=price,

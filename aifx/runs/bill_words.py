@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from aifx.core.plurals import counted
 from aifx.runs.bill import Bill, CheckpointAdvice, EnergyBill
 from aifx.runs.goodput import Category
 
@@ -40,11 +41,11 @@ class Spent:
 
 
 def headline(bill: Bill) -> str:
-    """ "goodput 81.3% of 5 h 02 min, 92.0% while one of its 3 processes ran"."""
-    processes = "1 process" if bill.num_processes == 1 else f"{bill.num_processes} processes"
-    if bill.seconds["down"] > 0:
-        processes = f"{bill.running_goodput or 0.0:.1%} while one of its {processes} ran"
-    return f"goodput {bill.goodput or 0.0:.1%} of {duration(bill.elapsed_s)}, {processes}"
+    """ "goodput 81.3% of 5 h 02 min, 92.0% while it ran (3 starts, 2 processes)"."""
+    jobs = counted(bill.num_processes, "process", "es")
+    if bill.num_starts > 1:
+        jobs = f"{bill.running_goodput or 0.0:.1%} while it ran ({bill.num_starts} starts, {jobs})"
+    return f"goodput {bill.goodput or 0.0:.1%} of {duration(bill.elapsed_s)}, {jobs}"
 
 
 def spent(bill: Bill) -> list[Spent]:

@@ -30,7 +30,9 @@ class Goodput:
 
     Attributes:
         seconds: by category, all of them; they add up to the time since the run first started.
-        num_failures: of processes, once they had taken a step, that ended without saving: killed, failed, or another
+        num_starts: how often the run was started, as one process or as a job of several.
+        num_processes: of a start, the most that there were.
+        num_failures: of starts, once they had taken a step, that ended without saving: killed, failed, or another
             process was lost.
         num_steps: that were done, the repeated ones included.
         num_checkpoints: that were saved.
@@ -40,6 +42,7 @@ class Goodput:
     """
 
     seconds: dict[Category, float] = field(default_factory=lambda: dict.fromkeys(CATEGORIES, 0.0))
+    num_starts: int = 0
     num_processes: int = 0
     num_failures: int = 0
     num_steps: int = 0
@@ -97,7 +100,9 @@ def read_goodput(events: Sequence[Event], *, alive: bool = False) -> Goodput:
         steps_before = found.num_steps
         has_failed = _lost_work(process) and not (alive and i == len(processes) - 1)
         reached = _add_process(found, process, reached, has_failed)
-        found.num_processes += 1
+        found.num_starts += 1
+        hosts = process[0].get("hosts")
+        found.num_processes = max(found.num_processes, len(hosts) if isinstance(hosts, list) else 1)
         found.num_failures += has_failed and found.num_steps > steps_before
     return found
 

@@ -59,7 +59,7 @@ def hold_run(run: RunDirectory) -> Iterator[None]:
                 fcntl.flock(handle, fcntl.LOCK_UN)
             else:
                 num_refused += 1
-            if num_refused < TRIES and time.monotonic() < until:
+            if (num_refused < TRIES or not _is_named(holder(run))) and time.monotonic() < until:
                 time.sleep(0.03)
                 continue
             what = f"run {run.name!r} is being trained by another process"
@@ -93,6 +93,13 @@ def holder(run: RunDirectory) -> Holder | None:
         return Holder(int(who["pid"]), str(who["host"]), str(who["command"]), float(who["since"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _is_named(who: Holder | None) -> bool:
+    """Whether it can be who holds the run now: a process that just took it has not written its name yet."""
+    import psutil  # here, since most processes find the run free
+
+    return who is not None and (who.host != socket.gethostname() or psutil.pid_exists(who.pid))
 
 
 @contextmanager

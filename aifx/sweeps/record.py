@@ -18,7 +18,7 @@ from aifx.core.errors import RunBusy, UsageError, did_you_mean
 from aifx.core.json_files import JsonLines, read_jsonl
 from aifx.core.json_values import plain
 from aifx.core.project import Project, RunDirectory
-from aifx.runs.lock import hold_run, holder
+from aifx.runs.lock import hold_run
 from aifx.sweeps.samplers import Sampler
 from aifx.sweeps.space import SEED, Space
 
@@ -235,8 +235,7 @@ def hold_sweep(folder: RunDirectory) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             stack.enter_context(hold_run(folder))
-        except RunBusy:
+        except RunBusy as busy:
             what = f"another process goes on with sweep {folder.name!r}"
-            why = f"it is held by {holder(folder) or 'a process that just started'}"
-            raise RunBusy(what, why, f"aifx sweep show {folder.name}    (or another sweep: --name NAME)") from None
+            raise RunBusy(what, busy.why, f"aifx sweep show {folder.name}    (or another sweep: --name NAME)") from None
         yield

@@ -1,4 +1,4 @@
-"""Rows of a project's data as its model sees them: the tokens, and whether each is trained."""
+"""Rows of a project's data as its model sees them: the tokens and whether each is trained, or the values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aifx.data.base import Batch, Split, not_finite_input
 from aifx.data.order import batch_number
 from aifx.data.text import TokenFormat
 from aifx.data.tokenizer import Tokenizer
-from aifx.tasks.base import Task, dataset_of, part_name, training_source
+from aifx.tasks.base import Task, dataset_of, training_source
 
 SHOWN_VALUES = 8
 """A field of so many values is shown as it is."""
@@ -69,26 +69,34 @@ class ShownRow:
 
 
 @dataclass(frozen=True)
+class ShownValues:
+    """A row of other data than tokens.
+
+    Attributes:
+        row: its number in the batch or in the order of the split, from 0.
+        place: the file and the line; empty if unknown.
+        fields: the values of a table's columns, otherwise the arrays in short, with what of them is not finite.
+    """
+
+    row: int
+    place: str
+    fields: dict[str, str]
+
+
+@dataclass(frozen=True)
 class ShownData:
-    """What `aifx data show --json` prints. `num_rows` are those of the whole split, `seq_len` tokens in each."""
+    """What `aifx data show --json` prints.
+
+    Attributes:
+        num_rows: of the whole split.
+        seq_len: tokens in each; None for other data.
+    """
 
     split: Split
     digest: str
     num_rows: int
-    seq_len: int
-    rows: tuple[ShownRow, ...]
-
-
-@dataclass(frozen=True)
-class ShownValues:
-    """A row of a batch of other data than tokens: each field in short, with what of it is not finite.
-
-    Attributes:
-        row: its number in the batch, from 0.
-    """
-
-    row: int
-    fields: dict[str, str]
+    seq_len: int | None
+    rows: tuple[ShownRow | ShownValues, ...]
 
 
 @dataclass(frozen=True)
@@ -116,23 +124,20 @@ class ShownBatch:
 def show_rows(task: Task, config: Config, split: Split, first: int, count: int) -> ShownData:
     """`count` rows of a split from the row `first`.
 
-    Raises UsageError for data without tokens, and if `first` is after the last row.
+    Raises UsageError if `first` is after the last row.
     """
     form, dataset = task.format, dataset_of(task)
-    if not (isinstance(form, TokenFormat) and _weigher(task)):
-        why = f"{part_name(config, 'data')} with {part_name(config, 'objective')} does not train tokens"
-        raise UsageError("these rows cannot be shown", why, "aifx data show shows text, chats and preferences")
     source = dataset.source(split, 1, seed=None)
     num_rows = source.num_batches or 0
     if first >= num_rows:
         raise UsageError(f"--first {first} is after the last row", f"the {split} split has {num_rows} rows, from 0", "")
     numbers = range(first, min(first + count, num_rows))
-    places = form.places(dataset, split, numbers) or [""] * len(numbers)
-    rows = []
-    for number, place in zip(numbers, places, strict=True):
-        batch = source.read(number, slice(None))
-        rows.append(_shown_row(task, batch, number, place))
-    return ShownData(split, dataset.digest, num_rows, batch["inputs"].shape[1], tuple(rows))
+    places = (form.places(dataset, split, numbers) if form else []) or [""] * len(numbers)
+    batches = [source.read(number, slice(None)) for number in numbers]
+    rows = [_shown(task, *row) for row in zip(batches, numbers, places, strict=True)]
+    return ShownData(
+        split, dataset.digest, num_rows, batches[0]["inputs"].shape[1] if _has_tokens(task) else None, tuple(rows)
+    )
 
 
 def show_batch(
@@ -161,14 +166,10 @@ def show_batch(
     if first >= num_rows:
         raise UsageError(f"--first {first} is after the last row", f"a batch has {num_rows} rows, from 0", "")
     found = training_source(task, config).read(number, slice(0, num_rows))
-    is_tokens = isinstance(task.format, TokenFormat) and _weigher(task) is not None
-    rows: list[ShownRow | ShownValues] = []
-    for row in range(first, min(first + count, num_rows)):
-        own = {name: values[row : row + 1] for name, values in found.items()}
-        if is_tokens:
-            rows.append(_shown_row(task, own, row, ""))
-        else:
-            rows.append(ShownValues(row, {name: _in_short(values[0]) for name, values in own.items()}))
+    rows = [
+        _shown(task, {name: values[row : row + 1] for name, values in found.items()}, row, "")
+        for row in range(first, min(first + count, num_rows))
+    ]
     skipped, fault = (reasons or {}).get(number), not_finite_input(found)
     return ShownBatch(step, number, left_out, skipped, fault, num_rows, tuple(rows))
 
@@ -178,8 +179,20 @@ def _weigher(task: Task) -> Any:
     return getattr(task.objective, "target_weights", None)
 
 
-def _shown_row(task: Task, batch: Batch, number: int, place: str) -> ShownRow:
+def _has_tokens(task: Task) -> bool:
+    return isinstance(task.format, TokenFormat) and _weigher(task) is not None
+
+
+def _shown(task: Task, batch: Batch, number: int, place: str) -> ShownRow | ShownValues:
     """The row of a batch that has one."""
+    if _has_tokens(task):
+        return _shown_row(task, batch, number, place)
+    example = {name: values[0] for name, values in batch.items()}
+    fields = task.format.shown(example) if task.format else {}
+    return ShownValues(number, place, fields or {name: _in_short(value) for name, value in example.items()})
+
+
+def _shown_row(task: Task, batch: Batch, number: int, place: str) -> ShownRow:
     form = task.format
     assert isinstance(form, TokenFormat)
     weights = np.asarray(_weigher(task)(batch))[0]

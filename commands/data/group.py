@@ -34,7 +34,7 @@ from aifx.core.plurals import counted
 from aifx.core.project import find_project
 
 if TYPE_CHECKING:
-    from aifx.tasks.shown import ShownBatch, ShownData, ShownRow
+    from aifx.tasks.shown import ShownBatch, ShownData, ShownRow, ShownValues
 
 app = typer.Typer(
     help="""Collect, clean and version data, and look at the data of a project.
@@ -91,7 +91,7 @@ def show(
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Print rows of tokens as the model sees them, and which of them the loss counts.
+    """Print rows as the model sees them: tokens, and which of them the loss counts, or a table's values.
 
     Examples:
         aifx data show
@@ -153,16 +153,25 @@ def _print_batch(out: Output, found: ShownBatch) -> None:
             _print_examples(out, row)
         else:
             out.print(f"row {row.row}")
-            for name, value in row.fields.items():
-                out.print(f"  {name}: {value}")
+            _print_values(out, row)
+
+
+def _print_values(out: Output, row: ShownValues) -> None:
+    for name, value in row.fields.items():
+        out.print(f"  {name}: {value}")
 
 
 def _print(out: Output, found: ShownData) -> None:
+    from aifx.tasks.shown import ShownRow
+
     for row in found.rows:
         if row is not found.rows[0]:
             out.print("")
         place = f": {row.place}" if row.place else ""
         out.print(f"row {row.row} of {found.num_rows:,} of the {found.split} split{place}")
+        if not isinstance(row, ShownRow):
+            _print_values(out, row)
+            continue
         out.print(f"{row.tokens:,} of {found.seq_len:,} tokens, {row.trained:,} trained")
         _print_examples(out, row)
 

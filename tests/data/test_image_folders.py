@@ -26,6 +26,7 @@ from aifx.core.project import Project
 from aifx.data import decoding
 from aifx.data.arrays import ArrayDataset, ArraySource
 from aifx.data.base import Split
+from aifx.data.image_files import list_pictures
 from aifx.data.image_store import Picture, StoredImages, open_images
 from aifx.data.images import ImageFormat
 from aifx.data.rows import input_file
@@ -425,6 +426,14 @@ def in_two_splits(project: Project, paint: Paint) -> None:
     paint("parts/test/bad/new.png", 55)
 
 
+@pytest.mark.usefixtures("folder")
+def test_an_empty_folder_is_no_class_and_named(project: Project, caplog: pytest.LogCaptureFixture) -> None:
+    (project.root / "data/parts/scratched").mkdir()
+    listing = list_pictures(project.root / "data/parts", "data/parts")
+    assert listing.classes == ("bad", "good")
+    assert "data/parts/scratched" in caplog.text
+
+
 BAD: list[Any] = [
     (lambda p, _: (p.root / "data/parts/good/torn.jpg").write_bytes(b"\xff\xd8\xff"), {}, "good/torn.jpg cannot be"),
     (lambda _, paint: paint("parts/good/dot.png", 1, (1, 1)), {}, "good/dot.png cannot be used\nit has 1 x 1 pixels"),
@@ -433,7 +442,7 @@ BAD: list[Any] = [
         {},
         "bad/pipe.png cannot be used\nit is not a regular",
     ),
-    (lambda p, _: remove(p, "bad/*"), {}, "data/parts/bad: a class without images"),
+    (lambda p, _: remove(p, "bad/*"), {}, "data/parts has one class only"),
     (one_class, {}, "data/parts has one class only"),
     (no_classes, {}, "data/parts has no folders of classes"),
     (in_two_splits, {}, "train/good/05.png is in two splits\nit is the same picture as data/parts/test/good/again.png"),

@@ -270,7 +270,7 @@ def test_two_processes_equal_one(whole: tuple[Trainer, dict[str, Any]]) -> None:
     assert trainer.records("pair") == trainer.records("alone")
     events = read_jsonl(job.run / "events.jsonl")
     goodput = read_goodput(events)
-    assert (goodput.num_processes, goodput.num_failures) == (3, 2)
+    assert (goodput.num_starts, goodput.num_failures) == (3, 2)
     assert len(events[0]["hosts"]) == 2
     stored = Path(os.environ["JAX_COMPILATION_CACHE_DIR"], "process-1")
     assert list(stored.glob("jit_train_step-*-cache"))

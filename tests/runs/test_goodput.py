@@ -67,8 +67,21 @@ def test_a_run_that_nothing_disturbs() -> None:
     }
     assert found.elapsed_s == pytest.approx(log.wall - START)
     assert found.share == pytest.approx(20 / 33)
-    assert (found.num_processes, found.num_failures, found.num_steps, found.num_checkpoints) == (1, 0, 200, 1)
+    assert (found.num_starts, found.num_failures, found.num_steps, found.num_checkpoints) == (1, 0, 200, 1)
     assert found.step_s == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("hosts", "processes"), [(["a", "b"], 2), (["a"], 1), (None, 1)])
+def test_starts_are_no_processes(hosts: list[str] | None, processes: int) -> None:
+    log = Log()
+    log.start()
+    log.events[-1] |= {} if hosts is None else {"hosts": hosts}
+    log.line("stop", to=10, seconds={"step": 1.0}, status="preempted")
+    log.start(10, event="resume")
+    log.events[-1] |= {} if hosts is None else {"hosts": hosts}
+    log.line("stop", to=20, seconds={"step": 1.0}, status="completed")
+    found = read_goodput(log.events)
+    assert (found.num_starts, found.num_processes) == (2, processes)
 
 
 def killed_and_resumed() -> Log:
@@ -175,7 +188,7 @@ def test_a_ledger_without_accounts() -> None:
     ]
     found = read_goodput(events)
     assert seconds_of(found) == {"unknown": 13.0, "down": 5.0}
-    assert (found.num_processes, found.step_s) == (2, None)
+    assert (found.num_starts, found.step_s) == (2, None)
 
 
 @pytest.mark.parametrize(

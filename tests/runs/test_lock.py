@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 from aifx.core.errors import ExitCode, RunBusy
 from aifx.core.project import RunDirectory
+from aifx.runs import lock
 from aifx.runs.lock import hold_run, holder, is_held
 
 HOLD = """
@@ -50,6 +52,28 @@ def test_a_second_process_is_told_who(held: tuple[RunDirectory, subprocess.Popen
     assert who is not None
     assert who.pid == process.pid
     assert 0 <= time.time() - who.since < 3600
+
+
+@pytest.mark.parametrize("before", [b"", b'{"pid": 4194305, "host": "%s", "command": "aifx train", "since": 1}'])
+def test_a_process_that_just_took_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bytes) -> None:
+    run = RunDirectory(tmp_path)
+    run.lock.write_bytes(before.replace(b"%s", socket.gethostname().encode()))  # of a process that was killed
+    waits = 0
+
+    def written_late(_: float) -> None:
+        nonlocal waits
+        waits += 1
+        if waits == 3 * lock.TRIES:
+            since = time.time()
+            name = {"pid": os.getpid(), "host": socket.gethostname(), "command": "aifx sweep", "since": since}
+            run.lock.write_text(json.dumps(name))
+
+    with open(run.lock, "rb+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        monkeypatch.setattr(lock.time, "sleep", written_late)
+        with pytest.raises(RunBusy) as caught, hold_run(run):
+            pass
+    assert f"process {os.getpid()} on" in caught.value.why
 
 
 def test_kill_9_frees_it(held: tuple[RunDirectory, subprocess.Popen[str]]) -> None:

@@ -72,6 +72,35 @@ def test_json_has_every_token(chats: Path) -> None:
     assert row["trained"] == row["tokens"]
 
 
+TABLE = """\
+[task]
+kind = "tabular"
+[data]
+path = "points.csv"
+target = "y"
+[objective]
+kind = "%s"
+"""
+
+
+@pytest.mark.parametrize(("objective", "targets"), [("classification", "ab"), ("regression", ["1.5", "-2"])])
+def test_a_table_shows_its_values(tmp_path: Path, objective: str, targets: list[str]) -> None:
+    lines = [f"{n / 4},{'red' if n % 3 else ''},2026-11-{n % 28 + 1:02},{targets[n % 2]}" for n in range(80)]
+    (tmp_path / "points.csv").write_text("x,colour,day,y\n" + "\n".join(lines) + "\n")
+    (tmp_path / "aifx.toml").write_text(TABLE % objective)
+    done = aifx(tmp_path, "data", "show", "--rows", "9", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert len(rows) == 9
+    for row in rows:
+        number = int(row["place"].removeprefix("points.csv:")) - 2
+        fields = row["fields"]
+        assert fields["x"] == f"{number / 4:g}"
+        assert fields["colour"] == ("red" if number % 3 else "(missing)")
+        assert fields["y"] == targets[number % 2]
+        assert any(name.startswith("day (") for name in fields)
+
+
 def test_colours(chats: Path) -> None:
     shown = aifx(chats, "data", "show", "--rows", "1", NO_COLOR="", FORCE_COLOR="1", TERM="xterm-256color")
     assert "\x1b[32mNo. " in shown.stdout

@@ -46,7 +46,7 @@ def test_all_time_of_a_run_that_is_killed_is_attributed(tiny, start) -> None:
     between_s = events[-1]["time"] - events[0]["time"]
     assert between_s / 2 < found.elapsed_s < 2 * between_s, "the wall clock is another one"
     assert found.seconds["unknown"] < found.elapsed_s / 2
-    assert (found.num_processes, found.num_failures) == (3, 2)
+    assert (found.num_starts, found.num_failures) == (3, 2)
     for name in ("step", "data_wait", "setup", "compilation", "checkpoint", "evaluation", "down"):
         assert found.seconds[name] > 0, name
     resumed = [i for i, event in enumerate(events) if event["event"] == "resume"]
