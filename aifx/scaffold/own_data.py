@@ -38,6 +38,9 @@ EPOCHS, BATCH_SIZE = 20, 64
 
 STEPS_OF_LARGE = 400
 
+TABLE_SHARES = {"validation_fraction": 0.15, "test_fraction": 0.2}
+"""Of the rows of a table that are held out."""
+
 
 def answers_from_data(template: str, answers: Mapping[str, Any], destination: Path) -> Answers:
     """What the template needs to know of the data that the answers name; nothing if they name none.
@@ -144,7 +147,7 @@ def _table(path: Path, answers: Mapping[str, Any]) -> Answers:
     from aifx.data.sections import TableSection
     from aifx.data.table import TableFormat
 
-    section = TableSection.model_validate({"path": str(path), "target": answers["target"]})
+    section = TableSection.model_validate({"path": str(path), "target": answers["target"], **TABLE_SHARES})
     with TemporaryDirectory() as assets:
         form, data = TableFormat.open(section, Project(Path.cwd()), Path(assets))
     train, test = data.splits["train"]["targets"], data.splits["test"]["targets"]
@@ -153,9 +156,11 @@ def _table(path: Path, answers: Mapping[str, Any]) -> Answers:
     if classes := form.spec.classes:
         share = float((test == np.argmax(np.bincount(train, minlength=len(classes)))).mean())
         score = 2 * share / (1 + share) / len(classes)  # F1 of the class that is always predicted; others have 0
-        return {"objective": "classification", "gate": f"macro_f1 >= {min(score + MARGIN, 0.99):.2f}"}
+        gate = f"macro_f1 >= {min(score + MARGIN, 0.99):.2f}"
+        return {"objective": "classification", "gate": gate, **TABLE_SHARES}
     error = float(np.abs(test).mean()) * form.spec.target_scale
-    return {"objective": "regression", "gate": f"mean_absolute_error <= {float(f'{(1 - MARGIN) * error:.3g}'):g}"}
+    gate = f"mean_absolute_error <= {float(f'{(1 - MARGIN) * error:.3g}'):g}"
+    return {"objective": "regression", "gate": gate, **TABLE_SHARES}
 
 
 def _series(path: Path, answers: Mapping[str, Any]) -> Answers:

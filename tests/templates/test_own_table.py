@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -61,13 +62,18 @@ def test_a_file_of_ones_own_in_four_commands(tmp_path: Path) -> None:
 def test_the_gate_of_numbers_is_below_the_error_of_the_mean(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=500)
     write_rows(tmp_path / "t.csv", x=[*values], price=[*(values * 1000)])
-    command(tmp_path, "init", "p", "-t", "tabular", "-a", "data=t.csv", "-a", "target=price", "-a", "project_name=houses")
+    own = ("-t", "tabular", "-a", "data=t.csv", "-a", "target=price", "-a", "project_name=houses")
+    made = command(tmp_path, "init", "p", *own)
     toml = tomli.loads((tmp_path / "p/aifx.toml").read_text())
     assert (toml["objective"]["kind"], toml["project"]["name"]) == ("regression", "houses")
     name, _, limit = toml["eval"]["gates"][0].split()
     assert name == "mean_absolute_error"
     assert 600 < float(limit) < 0.96 * 1000 * np.abs(values).mean() * 1.2
-    command(tmp_path / "p", "config", "check")
+    checked = command(tmp_path / "p", "config", "check")
+    counts = [re.findall(r"from (\d+) training rows", done.stdout + done.stderr) for done in (made, checked)]
+    assert counts[0] == counts[1] != []
+    command(tmp_path, "init", "q", "-t", "tabular", "-a", f"data={tmp_path / 't.csv'}", "-a", "target=price")
+    assert tomli.loads((tmp_path / "q/aifx.toml").read_text())["data"]["path"] == str(tmp_path / "t.csv")
 
 
 @pytest.mark.parametrize(
