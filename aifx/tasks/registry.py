@@ -11,7 +11,8 @@ from aifx.config import Config
 from aifx.config.kinds import resolve
 from aifx.config.project_code import import_object
 from aifx.config.registry import PARTS, PartName
-from aifx.core.errors import ConfigError, DataError
+from aifx.config.sections import DataSection
+from aifx.core.errors import AifxError, ConfigError, DataError
 from aifx.core.project import CONFIG_NAME, Project
 from aifx.data.base import DataFormat
 from aifx.data.spec import DataSpec, need_spec
@@ -40,14 +41,20 @@ def open_task(config: Config, project: Project, assets: Path) -> Task:
     with project_errors(config, project):
         try:
             opened = _make("data", config, project).open(config.data, project, assets)
-        except DataError:
-            for _, missing in config.data.check_files(project):  # which names the key, and where aifx looked
-                raise missing from None
-            raise
+        except DataError as error:
+            raise _missing_file(config, project) or error from None
         if not (isinstance(opened, tuple) and len(opened) == 2):
             raise _wrong_part(config, "data", f"open returned {type(opened).__name__}, not a format and a data set")
         form, dataset = opened
         return _joined(config, project, form.spec, form, dataset)
+
+
+def _missing_file(config: Config, project: Project) -> AifxError | None:
+    """The error of a file of data that is not there, which names the key and where aifx looked."""
+    if not isinstance(config.data, DataSection):
+        return None
+    found = config.data.check_files(project)
+    return next((error for key, error in found if key != "data.tokenizer"), None)  # which may be that of a base run
 
 
 def load_task(config: Config, project: Project, assets: Path) -> Task:
