@@ -117,7 +117,22 @@ install() {
     fi
 }
 
+# A line that tells a person at a terminal how far it is, until $ticker is killed. Packages are in place after downloads.
+show_progress() {
+    begun=$(date +%s)
+    while sleep 1; do
+        printf '\r  %s s, %s in place ' $(($(date +%s) - begun)) \
+            "$(find "$VENV"/lib/python*/site-packages -maxdepth 1 -name '*.dist-info' 2>/dev/null | wc -l)"
+    done
+}
+
 echo "Installing $(grep -c '^[a-zA-Z0-9]' "$wanted") packages from $lock${WHEELHOUSE:+ out of $WHEELHOUSE}" >&2
+ticker=''
+if [ -t 2 ]; then
+    show_progress >&2 &
+    ticker=$!
+    trap 'kill $ticker 2>/dev/null || true; rm -rf "$VENV.lock"' EXIT
+fi
 install ${uv:+--compile-bytecode} --require-hashes -r "$wanted" ||
     fail "error: the packages could not be installed" \
         "the reason is above; the next set-up starts again in $VENV" \
@@ -125,6 +140,11 @@ install ${uv:+--compile-bytecode} --require-hashes -r "$wanted" ||
 # setuptools warns about installations in place, which this is on purpose.
 (export PYTHONWARNINGS=ignore && install --no-deps --no-build-isolation --editable .) ||
     fail "error: aifx itself could not be installed into $VENV" "the reason is above"
+if [ -n "$ticker" ]; then
+    kill "$ticker" 2>/dev/null || true
+    wait "$ticker" || true
+    echo >&2
+fi
 works || fail "error: aifx was installed into $VENV but cannot be imported" "hint: $python -c 'import aifx'"
 
 {
