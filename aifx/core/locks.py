@@ -26,15 +26,16 @@ class FolderBusy(AifxError):
 
 
 @contextmanager
-def holding(folder: Path, what: str, purpose: str, *, shared: bool = False) -> Iterator[None]:
-    """Hold a folder, which is made if it is not there. Raises FolderBusy if another process holds it, OSError.
+def holding(folder: Path, what: str, purpose: str, *, shared: bool = False, makes: bool = True) -> Iterator[None]:
+    """Hold a folder. Raises FolderBusy if another process holds it, OSError.
 
     Args:
         what: the folder in messages, such as "data set corpus".
         purpose: what this process does, as it follows "process 123", such as "makes a version of it".
         shared: together with others that hold it so.
+        makes: make the folder if it is not there, instead of raising FileNotFoundError.
     """
-    handle = _lock(folder, what, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    handle = _lock(folder, what, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, makes)
     try:
         if not shared:
             os.ftruncate(handle, 0)
@@ -47,14 +48,17 @@ def holding(folder: Path, what: str, purpose: str, *, shared: bool = False) -> I
         os.close(handle)
 
 
-def _lock(folder: Path, what: str, kind: int) -> int:
+def _lock(folder: Path, what: str, kind: int, makes: bool) -> int:
     """A descriptor of the folder's lock file, which this process has locked."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        if makes:
+            folder.mkdir(parents=True, exist_ok=True)
         try:
             handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:
-            continue  # removed before it was held
+            if makes:
+                continue  # removed before it was held
+            raise
         try:
             fcntl.flock(handle, kind | fcntl.LOCK_NB)
             with suppress(FileNotFoundError):
@@ -76,11 +80,11 @@ def remove_folder(folder: Path, what: str) -> None:
     Args:
         what: the folder in messages.
 
-    Raises FolderBusy, OSError.
+    Raises FolderBusy, OSError; FileNotFoundError if it is not there.
     """
     if not folder.name.startswith(REMOVED):
         hidden = folder.with_name(f"{REMOVED}{secrets.token_hex(6)}")
-        with holding(folder, what, "deletes it"):
+        with holding(folder, what, "deletes it", makes=False):
             os.rename(folder, hidden)
         folder = hidden
     while folder.exists():  # on NFS a folder with an open file cannot go, so nobody holds it here

@@ -12,8 +12,10 @@ A process holds the folder or the file in which it works, so what nobody holds w
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +29,13 @@ from aifx.data.cache import BUILDING
 from aifx.data.datasets import TOKENS
 from aifx.data.versions import DATASET_NAME, INDEXES, LATEST, Catalog
 
+logger = logging.getLogger(__name__)
+
 LeftoverKind: TypeAlias = Literal["step", "read", "index", "tokens", "removal", "file", "version"]
+
+_KINDS: Mapping[str, LeftoverKind] = {WORK: "step", READ: "read", REMOVED: "removal"}
+_UNFINISHED = re.compile(rf"({'|'.join(map(re.escape, _KINDS))})[0-9a-f]{{12,}}")
+"""Names of the folders that commands make: the root may also hold a user's own `.work-notes`."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +77,12 @@ def collect_garbage(catalog: Catalog, *, dry_run: bool) -> CollectedGarbage:
     Raises EnvironmentFault if a remote root cannot be read.
     """
     root = steps_root(catalog)
-    tops = [root / name for name in _names_in(root) if _is_dataset(root / name)]
+    datasets = [root / name for name in _names_in(root) if _is_dataset(root / name)]
     found = [
         ended
-        for top in (*tops, root / TOKENS)
-        for one in leftovers_in(top)
-        if (ended := delete_leftover(one, dry_run=dry_run)) is not None
+        for folder in (*datasets, root / TOKENS)
+        for leftover in leftovers_in(folder)
+        if (ended := delete_leftover(leftover, dry_run=dry_run)) is not None
     ]
     found += _incomplete_versions(catalog)
     deleted = tuple(one for one in found if not one.kept)
@@ -84,7 +92,11 @@ def collect_garbage(catalog: Catalog, *, dry_run: bool) -> CollectedGarbage:
 
 def leftovers_in(top: Path) -> Iterator[Leftover]:
     """The unfinished work below the folder of a data set or of token stores, in use or not. Links are not followed."""
-    for folder, names, files in os.walk(top):
+
+    def report(error: OSError) -> None:
+        logger.warning(f"{error.filename} is not searched: {error.strerror}")
+
+    for folder, names, files in os.walk(top, onerror=report):
         names.sort()
         for name in list(names):
             path = Path(folder, name)
@@ -100,15 +112,16 @@ def delete_leftover(leftover: Leftover, *, dry_run: bool = False) -> Leftover | 
     """Delete unfinished work, unless a process uses it. Returns what became of it; None if it was gone already."""
     path = Path(leftover.path)
     try:
+        path.lstat()  # raises if it is gone
         if leftover.kind == "file":
             with held_temporary(path):
                 if not dry_run:
                     path.unlink()
-        elif dry_run:
-            with holding(path, leftover.path, "looks at it"):
-                pass
-        else:
+        elif not dry_run:
             remove_folder(path, leftover.path)
+        elif leftover.kind != "removal":  # which nobody holds
+            with holding(path, leftover.path, "looks at it", makes=False):
+                pass
     except FolderBusy as busy:
         return replace(leftover, kept=busy.why)
     except BlockingIOError:
@@ -121,18 +134,16 @@ def delete_leftover(leftover: Leftover, *, dry_run: bool = False) -> Leftover | 
 
 
 def _kind_of(folder: Path) -> LeftoverKind | None:
-    if folder.name.startswith(WORK):
-        return "index" if folder.parent.parent.name == INDEXES else "step"
-    if folder.name.startswith(READ):
-        return "read"
-    if folder.name.startswith(REMOVED):
-        return "removal"
+    if found := _UNFINISHED.fullmatch(folder.name):
+        kind = _KINDS[found[1]]
+        return "index" if kind == "step" and folder.parent.parent.name == INDEXES else kind
     return "tokens" if BUILDING in folder.name and folder.parent.parent.name == TOKENS else None
 
 
 def _is_dataset(folder: Path) -> bool:
     """Whether a folder is that of a data set, which may have no version yet: the root may hold other folders."""
-    return DATASET_NAME.fullmatch(folder.name) is not None and any((folder / name).exists() for name in (LATEST, LOCK))
+    has_name = DATASET_NAME.fullmatch(folder.name) is not None
+    return has_name and any(os.path.exists(folder / name) for name in (LATEST, LOCK))
 
 
 def _incomplete_versions(catalog: Catalog) -> Iterator[Leftover]:
@@ -149,7 +160,7 @@ def _incomplete_versions(catalog: Catalog) -> Iterator[Leftover]:
 def _names_in(folder: Path) -> list[str]:
     try:
         return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
+from typing import Annotated
+
+import typer
+
+from aifx.commands.console.confirming import confirm_deletion
 from aifx.commands.console.options import DryRunOption, JsonOption
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.options import RootOption, find_catalog
+from aifx.core.plurals import counted
 
-WORK = {
+DESCRIPTIONS = {
     "step": "unfinished step",
     "read": "unfinished read",
     "index": "unfinished index",
@@ -17,21 +24,30 @@ WORK = {
 }
 
 
-def gc(root: RootOption = None, dry_run: DryRunOption = False, json: JsonOption = False) -> None:
+def gc(
+    root: RootOption = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+) -> None:
     """Delete what killed and unfinished commands left among the data sets.
 
     Examples:
         aifx data gc --dry-run
-        aifx data gc --root s3://bucket/datasets --json
+        aifx data gc --root s3://bucket/datasets --yes
 
     A command that was killed does its work from the beginning after that. aifx keeps what a process uses, and every
-    version.
+    version. On a terminal, it asks first. A script must use --yes.
     """
     with terminal(json) as out:
         from aifx.core.json_files import readable_bytes
         from aifx.curation.leftovers import collect_garbage
 
         catalog, _ = find_catalog(root)
+        if not dry_run and not yes and (planned := collect_garbage(catalog, dry_run=True)).deleted:
+            what = f"{counted(len(planned.deleted), 'leftover')} in {planned.root}"
+            hint = f"aifx data gc {f'--root {shlex.quote(root)} ' if root else ''}--yes"
+            confirm_deletion(out, what, readable_bytes(planned.bytes), hint)
         found = collect_garbage(catalog, dry_run=dry_run)
         out.document(found)
         verb = "would delete" if dry_run else "deleted"
@@ -39,5 +55,5 @@ def gc(root: RootOption = None, dry_run: DryRunOption = False, json: JsonOption 
             path = one.path.removeprefix(f"{found.root}/")
             reason = f": {one.kept}" if one.kept else ""
             size = readable_bytes(one.bytes)
-            out.print(f"{'kept' if one.kept else verb} {path} ({WORK[one.kind]}, {size}){reason}")
+            out.print(f"{'kept' if one.kept else verb} {path} ({DESCRIPTIONS[one.kind]}, {size}){reason}")
         out.print(f"{verb} {readable_bytes(found.bytes)}" if found.deleted else "nothing to delete")

@@ -70,10 +70,10 @@ def test_a_version_without_the_rows(catalog: Catalog, chain: list[Version], tmp_
 
 @pytest.mark.representative("erased rows")
 def test_a_purge_leaves_nothing(catalog: Catalog, chain: list[Version], tmp_path: Path) -> None:
-    work = catalog.local / "pets" / ".work-0"  # type: ignore[operator]
+    work = catalog.local / "pets" / ".work-0123456789abcdef"  # type: ignore[operator]
     work.mkdir()
     (work / "shard").write_text(SECRET)
-    read = catalog.local / "pets" / ".query-0"  # type: ignore[operator]
+    read = catalog.local / "pets" / ".query-0123456789abcdef"  # type: ignore[operator]
     read.mkdir()
     (read / "rows.arrows").write_text(SECRET)
     code, found, stderr = erase(tmp_path, "--purge")
@@ -171,7 +171,7 @@ def test_a_purge_deletes_nothing_while_somebody_works_in_the_data_set(catalog: C
         catalog, None, "pets", f"text LIKE '%{SECRET}%'", purge=True, dry_run=False, memory_bytes=LIMITS.memory_bytes
     )
     assert catalog.local is not None
-    work = catalog.local / "pets" / ".work-0"
+    work = catalog.local / "pets" / ".work-0123456789abcdef"
     with holding_work(work), pytest.raises(FolderBusy) as refused:
         erase_rows(catalog, plan, step, LIMITS)
     assert str(work) in refused.value.what

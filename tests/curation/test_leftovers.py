@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -20,7 +21,7 @@ from aifx.core.files import replacing
 from aifx.core.locks import holding
 from aifx.curation.databases.sources import QueryFetch, parse_query
 from aifx.curation.execution import DONE, execute, holding_work, run_task, work_folder
-from aifx.curation.leftovers import Leftover, collect_garbage
+from aifx.curation.leftovers import Leftover, collect_garbage, delete_leftover, leftovers_in
 from aifx.curation.step import Limits, Outcome
 from aifx.data.cache import building
 from aifx.data.versions import Catalog, Version, open_catalog
@@ -43,13 +44,13 @@ def leave(root: Path, version: Version) -> dict[str, tuple[str, int]]:
     """What commands that were killed leave: the kind and the bytes of each, by its path."""
     own, indexes = root / "pets", root / "pets" / "indexes" / version.manifest.version
     left = {
-        own / ".work-0123": "step",
-        own / ".query-4567": "read",
-        own / ".removed-89ab": "removal",
-        indexes / ".work-cdef": "index",
+        own / ".work-0123456789abcdef": "step",
+        own / ".query-456789abcdef0123": "read",
+        own / ".removed-89abcdef0123": "removal",
+        indexes / ".work-cdef01234567": "index",
         root / ".tokens" / version.manifest.version / "digest.tmp-x": "tokens",
-        root / ".tokens" / ".removed-0123": "removal",
-        root / "killed-before-its-first-version" / ".work-0": "step",
+        root / ".tokens" / ".removed-0123456789ab": "removal",
+        root / "killed-before-its-first-version" / ".work-0123456789abcdef": "step",
     }
     for number, path in enumerate(left, 1):
         (path / "inner").mkdir(parents=True)
@@ -72,6 +73,10 @@ def stay(root: Path, version: Version) -> dict[Path, bytes]:
         root / "pets" / "labels" / "label.jsonl",
         root / "pets" / "sketches" / "0123.npy",
         root / "runs" / ".removed-main" / "config.toml",
+        root / "project" / ".lock",
+        root / "project" / "notes" / ".work-thesis" / "a.txt",
+        root / "project" / ".query-2" / "a.sql",
+        root / "project" / ".removed-photos" / "a.png",
         root / "pets" / ".hidden.tmp",
     ]
     for path in others:
@@ -81,7 +86,7 @@ def stay(root: Path, version: Version) -> dict[Path, bytes]:
 
 
 def gc(root: Path, *args: str) -> dict[str, Any]:
-    done = inprocess.run(["data", "gc", "--root", str(root), "--json", *args], root, dict(os.environ))
+    done = inprocess.run(["data", "gc", "--root", str(root), "--json", *(args or ["--yes"])], root, dict(os.environ))
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -102,13 +107,68 @@ def test_leftovers_go_and_all_else_stays(tmp_path: Path, catalog: Catalog, versi
     assert gc(root)["deleted"] == []
 
 
+def test_deleting_requires_yes(tmp_path: Path, version: Version) -> None:
+    root = tmp_path / "data sets"
+    (tmp_path / "datasets").rename(root)
+    work = root / "pets" / ".work-0123456789abcdef"
+    work.mkdir()
+    command = ["data", "gc", "--root", "data sets", "--json"]
+    done = inprocess.run(command, tmp_path, dict(os.environ))
+    assert (done.returncode, work.exists()) == (2, True)
+    assert "aifx data gc --root 'data sets' --yes" in json.loads(done.stdout)["error"]["hint"]
+    assert inprocess.run([*command, "--yes"], tmp_path, dict(os.environ)).returncode == 0
+    assert not work.exists()
+    done = inprocess.run(command, tmp_path, dict(os.environ))
+    assert (done.returncode, json.loads(done.stdout)["dry_run"]) == (0, False), "there is nothing to ask about"
+
+
+@pytest.mark.parametrize("root", ["nothing", "file"])
+def test_a_root_without_data_sets_has_no_leftovers(tmp_path: Path, root: str) -> None:
+    (tmp_path / "file").touch()
+    done = inprocess.run(["data", "gc", "--root", root], tmp_path, dict(os.environ))
+    assert (done.returncode, (tmp_path / "nothing").exists()) == (0, False), done.stderr
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_folder_that_another_process_deleted_is_not_made_again(tmp_path: Path, dry_run: bool) -> None:
+    for name in (".work-0123456789abcdef", ".removed-0123456789ab"):
+        (tmp_path / name).mkdir()
+    for leftover in list(leftovers_in(tmp_path)):
+        os.rmdir(leftover.path)
+        assert delete_leftover(leftover, dry_run=dry_run) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_does_not_hinder_a_removal(tmp_path: Path) -> None:
+    removed = tmp_path / ".removed-0123456789ab"
+    removed.mkdir()
+    (leftover,) = leftovers_in(tmp_path)
+    assert delete_leftover(leftover, dry_run=True) == leftover
+    assert list(removed.iterdir()) == [], "a file in it would keep another process from deleting it"
+
+
+def test_a_folder_that_cannot_be_searched_is_named(
+    tmp_path: Path, version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, scandir = str(version.path), os.scandir
+
+    def refusing(path: Any) -> Any:
+        if path == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), closed)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    done = inprocess.run(["data", "gc", "--root", "datasets"], tmp_path, dict(os.environ))
+    assert (done.returncode, closed in done.stderr) == (0, True)
+
+
 def test_what_a_process_uses_stays(tmp_path: Path, catalog: Catalog, version: Version) -> None:
     root = tmp_path / "datasets"
     tokens = root / ".tokens" / version.manifest.version
     with ExitStack() as used:
-        used.enter_context(holding_work(root / "pets" / ".work-0123"))
-        used.enter_context(holding_work(root / "pets" / ".work-0123"))
-        used.enter_context(holding(root / "pets" / ".query-4567", "a read", "adds its rows"))
+        used.enter_context(holding_work(root / "pets" / ".work-0123456789abcdef"))
+        used.enter_context(holding_work(root / "pets" / ".work-0123456789abcdef"))
+        used.enter_context(holding(root / "pets" / ".query-456789abcdef0123", "a read", "adds its rows"))
         tokens.mkdir(parents=True)
         used.enter_context(building(tokens / "digest"))
         used.enter_context(replacing(root / "pets" / "latest")).write(version.manifest.version.encode())
@@ -165,7 +225,7 @@ def test_a_link_is_not_followed(tmp_path: Path, catalog: Catalog, version: Versi
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / TEMPORARY).touch()
-    for name in (".work-0", "linked"):
+    for name in (".work-0123456789abcdef", "linked"):
         (tmp_path / "datasets" / "pets" / name).symlink_to(outside)
     assert collect_garbage(catalog, dry_run=False).deleted == ()
     assert (outside / TEMPORARY).exists()
@@ -179,10 +239,10 @@ def test_a_copy_to_a_remote_root_stays(tmp_path: Path, version: Version, monkeyp
     whole = f"pets/{version.manifest.version}"
     remote.store.write("pets/0123456789ab/shards/00000-000.parquet", iter([b"PAR1"]))
     work = tmp_path / "cache" / "datasets" / "work" / "pets"
-    (work / ".work-0").mkdir(parents=True)
+    (work / ".work-0123456789abcdef").mkdir(parents=True)
     (work / ".lock").touch()
     found = collect_garbage(remote, dry_run=False)
-    assert [one.path for one in found.deleted] == [str(work / ".work-0")]
+    assert [one.path for one in found.deleted] == [str(work / ".work-0123456789abcdef")]
     assert [(one.path, one.kind, one.bytes) for one in found.kept] == [
         (f"{remote.store.url}/pets/0123456789ab", "version", 4)
     ]

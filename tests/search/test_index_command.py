@@ -297,7 +297,7 @@ def test_erasure_deletes_the_indexes_of_versions(tmp_path: Path) -> None:
     assert aifx(tmp_path, "add", "pets", "pets.jsonl", "--license", "MIT").returncode == 0
     indexes = tmp_path / "datasets/pets/indexes"
     (version,) = open_catalog(str(tmp_path / "datasets")).versions("pets")
-    (indexes / version / ".work-0").mkdir(parents=True)  # of a command that was killed
+    (indexes / version / ".work-0123456789abcdef").mkdir(parents=True)  # of a command that was killed
     refused = aifx(tmp_path, "search", "pets", "dog").stderr
     assert "has no index" in refused
     assert "other rows" not in refused
