@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator
 
 csv.field_size_limit(2**31 - 1)  # Python's own limit of 131,072 characters is less than a document
 
+QUOTE_CHARACTERS = 1 << 26
+"""After which a quote counts as one that does not end: the rest of a file may be larger than the memory."""
+
 
 class NotCsv(ValueError):
     """Text that is not CSV.
@@ -30,19 +33,24 @@ def csv_rows(lines: Iterable[str], delimiter: str = ",", *, strict: bool = False
     Raises NotCsv.
     """
     row: list[str] = []  # the lines of the row that is being read
+    size = 0  # of them, in characters
     has_ended = False
 
     def noted() -> Iterator[str]:
-        nonlocal has_ended
+        nonlocal size, has_ended
         for line in lines:
             row.append(line)
+            size += len(line)
             yield line
+            if size > QUOTE_CHARACTERS:  # and the reader asks for more of the row
+                break
         has_ended = True
 
     reader = csv.reader(noted(), delimiter=delimiter, strict=strict)
     while True:
         begin = reader.line_num + 1
         row.clear()
+        size = 0
         try:
             cells = next(reader)
         except StopIteration:
@@ -54,5 +62,6 @@ def csv_rows(lines: Iterable[str], delimiter: str = ",", *, strict: bool = False
             cells = next(csv.reader(row, delimiter=delimiter))
         if has_ended:  # the reader asked for more, so it is within a quote: that of the last cell
             line = begin + sum(cell.count("\n") for cell in cells[:-1])
-            raise NotCsv(line, "the quote that begins on this line does not end")
+            within = f" within {QUOTE_CHARACTERS:,} characters" if size > QUOTE_CHARACTERS else ""
+            raise NotCsv(line, f"the quote that begins on this line does not end{within}")
         yield reader.line_num, cells

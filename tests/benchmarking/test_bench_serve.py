@@ -86,6 +86,8 @@ def test_traces_of_mooncake_and_azure_are_read(tmp_path: Path) -> None:
         (MOONCAKE.replace("10535", "null"), "line 3 of .*timestamp"),
         (AZURE.replace("110", ""), "line 3 of .*ContextTokens"),
         (AZURE.replace("2023-11-16 18:17:04", "soon"), "line 3 of .*TIMESTAMP"),
+        (AZURE.replace("TIMESTAMP", "TIMESTAMP_S"), "line 2 of .*TIMESTAMP"),
+        (AZURE.replace("2023-11-16 18:17:04", '"') + AZURE * 2000, "line 3 of .*quote"),
         ("\n", "it has no requests"),
     ],
 )

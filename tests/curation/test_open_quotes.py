@@ -17,7 +17,9 @@ from aifx.curation.labels.contents import shown_of
 from aifx.curation.labels.files import read_labels
 from aifx.curation.readers import csv as csv_reader
 from aifx.curation.readers.base import ReadOptions
+from aifx.data import csv_rows as csv_rows_module
 from aifx.data.csv_rows import NotCsv, csv_rows
+from aifx.data.rows import input_file, read_rows
 from aifx.data.versions import open_catalog
 
 PARAGRAPH = "word " * 20
@@ -123,6 +125,36 @@ def test_the_first_row_may_be_larger_than_the_sample(tmp_path: Path, monkeypatch
     assert [row["n"] for row in rows] == [1, 2]
 
 
+def test_empty_lines_before_the_header_are_no_rows(tmp_path: Path) -> None:
+    """The first of them was taken for a header without columns, and the file for one without rows."""
+    (tmp_path / "a.csv").write_text('\n\r\n\ntext,n\na,1\nb\nc,2\n"d')
+    version = add(tmp_path, "corpus", "a.csv").version
+    assert [row["text"] for row in rows_of(version)] == ["a", "c"]
+    assert sorted(row["line"] for row in quarantine_of(version)) == [6, 8]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_training_reads_no_more_of_a_quote_than_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr(csv_rows_module, "QUOTE_CHARACTERS", 2000)
+    path = tmp_path / f"a{suffix}"
+
+    def write(text: str) -> None:
+        path.write_bytes(gzip.compress(text.encode()) if suffix.endswith(".gz") else text.encode())
+
+    lines = "line\n" * 300
+    write(f'n,text\n1,"{lines}"\n2,{"x" * 9000}\n3,"{"x" * 9000}"\n')
+    assert [len(row.values["text"]) for row in read_rows(input_file(str(path)))] == [1500, 9000, 9000]
+    write(f'n,text\n1,a\n"x\ny","open\n{lines * 10}')
+    file = input_file(str(path))
+    rows = read_rows(file)
+    assert next(rows).values == {"n": "1", "text": "a"}
+    with pytest.raises(DataError, match=rf"{path.name}:4\b") as refused:
+        next(rows)
+    assert "2,000" in refused.value.why
+
+
 def test_labels_are_damaged_too(tmp_path: Path) -> None:
     version = texts_version(open_catalog(str(tmp_path / "datasets")))
     path = tmp_path / "labels.csv"
@@ -130,7 +162,7 @@ def test_labels_are_damaged_too(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(DataError, match=rf"labels\.csv:{line}\b"):
             list(read_labels(path, "csv", shown_of(version, "label"), "label"))
-    path.write_text('row,label\n\nf-0,"x"\n"f-1",y,more\nf-2\n')
+    path.write_text('row,label\n\nf-0,"x"\n"f-1",y,more\nf-2\n', encoding="utf-8-sig")
     found = list(read_labels(path, "csv", shown_of(version, "label"), "label"))
     assert [(one.row, one.label, one.place.rpartition(":")[2]) for one in found] == [
         ("f-0", "x", "3"), ("f-1", "y", "4"), ("f-2", None, "5"),

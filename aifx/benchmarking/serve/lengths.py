@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from aifx.core.errors import DataError, UsageError
 from aifx.core.files import RECORDS_LIMIT, read_input
 from aifx.core.parsing import parse_json
+from aifx.data.csv_rows import NotCsv, csv_rows
 
 MAX_TOKENS = 1 << 20
 BLOCK = 512
@@ -125,14 +125,27 @@ def _read_lines(path: Path, text: str) -> list[TraceRow]:
 
 def _read_csv(path: Path, text: str) -> list[TraceRow]:
     rows = []
-    for number, value in enumerate(csv.DictReader(io.StringIO(text)), 2):
+    for number, value in _records(path, text):
         prompt, output = (_count(path, number, value, key) for key in ("ContextTokens", "GeneratedTokens"))
+        at = value.get("TIMESTAMP", "")
         try:
-            at_s = datetime.fromisoformat(str(value["TIMESTAMP"])).timestamp()
+            at_s = datetime.fromisoformat(at).timestamp()
         except ValueError:
-            raise _wrong(path, number, f"TIMESTAMP: expected a date and time, got {value['TIMESTAMP']!r}") from None
+            raise _wrong(path, number, f"TIMESTAMP: expected a date and time, got {at!r}") from None
         rows.append(TraceRow(at_s, prompt, output))
     return rows
+
+
+def _records(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """Each row below the header with the line that it ends on."""
+    try:
+        lines = csv_rows(io.StringIO(text, newline=""))
+        _, names = next(lines)
+        for number, cells in lines:
+            if cells:
+                yield number, dict(zip(names, cells, strict=False))
+    except NotCsv as error:
+        raise _wrong(path, error.line, str(error)) from None
 
 
 def _count(path: Path, number: int, value: Mapping[str, Any], key: str) -> int:

@@ -167,7 +167,7 @@ def read_labels(
             for number, line in lines:
                 yield _from_record(parse_json(line), f"{path}:{number}")
         else:
-            rows = csv_rows(io.StringIO(data.decode(), newline=""))
+            rows = csv_rows(io.StringIO(data.decode("utf-8-sig"), newline=""))
             _, names = next(rows, (0, []))
             for number, cells in filter(itemgetter(1), rows):
                 yield _from_record(dict(zip(names, map(_value, cells), strict=False)), f"{path}:{number}")

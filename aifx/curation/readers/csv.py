@@ -111,15 +111,16 @@ class _Rows:
                 raise
         rows = csv_rows(io.StringIO(begun.decode(errors="replace"), newline=""), self._delimiter)
         try:
-            _, header = next(rows, (0, []))
+            header = next((cells for _, cells in rows if cells), [])
         except NotCsv as e:
             raise DamagedFile(f"its first row cannot be read: {e}", e.line) from None
         twice = sorted({name for name in header if header.count(name) > 1})
         if twice:
             raise DamagedFile(f"its first row names {twice[0]!r} twice")
         self.names = header
-        self._embedded = sum(name.count("\n") for name in header)
-        self._stream = Marking(Begun(stream, begun))
+        first = len(begun) - len(begun.lstrip(b"\r\n"))  # of the header, behind empty lines
+        self._embedded = begun.count(b"\n", 0, first) + sum(name.count("\n") for name in header)
+        self._stream = Marking(Begun(stream, begun[first:]))
         return self
 
     def __exit__(self, *error: Any) -> None:
