@@ -1,4 +1,4 @@
-"""Parse JSON and TOML of other people's files, whose nesting has a limit, and sizes in bytes."""
+"""Parse JSON and TOML of other people's files, whose nesting has a limit, and text and sizes of a command line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 from typing import Any
 
 import tomli
+
+from aifx.core.errors import UsageError
 
 MAX_DEPTH = 64
 """Levels of a document: deeper ones would break code that walks them. Documents of aifx have fewer than ten."""
@@ -26,6 +28,14 @@ def parse_json(data: bytes | str) -> Any:
     if text.count("[") + text.count("{") > MAX_DEPTH:  # walking each line of a long file would take long
         _check_depth(value)
     return value
+
+
+def check_utf8(name: str, text: str) -> None:
+    """Raise UsageError for bytes of an argument that are not UTF-8, which Python keeps as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the {name} is not UTF-8", f"character {error.start + 1} of it", "iconv -t UTF-8") from None
 
 
 def parse_size(text: str) -> int:

@@ -126,7 +126,9 @@ def open_store(url: str) -> Store:
         scheme = url.partition("://")[0]
         is_short = isinstance(e, TypeError | AttributeError)
         why = f"a URL is not all that fsspec needs for {scheme}://" if is_short else redact(first_line(e))
-        hint = _INSTALLS.get(scheme, "name a folder, or a URL such as s3://bucket/folder")
+        hint = "name a folder, or a URL such as s3://bucket/folder"
+        if isinstance(e, ImportError):
+            hint = _INSTALLS.get(scheme, hint)
         raise UsageError(f"aifx cannot open {redact(url)}", why, hint) from e
     return Store(url.rstrip("/") or "/", fs, path)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from aifx.core.errors import UsageError
 from aifx.core.json_files import readable_bytes
+from aifx.core.parsing import check_utf8
 from aifx.core.progress import report_progress
 from aifx.curation.adding import Add
 from aifx.curation.collecting import reading_of
@@ -176,15 +177,17 @@ def _is_same(file: SourceFile, source: Source | None, options: ReadOptions) -> b
 
 
 def check_options(options: ReadOptions) -> None:
-    """Raises UsageError for an encoding that Python does not know, or a pattern that is no regular expression."""
+    """Raises UsageError for an encoding that Python does not know, a pattern that is no regular expression, and the
+    name of a field that is not UTF-8."""
+    check_utf8("name of the text field", options.text_field)
     try:
         re.compile((options.split_at or "").encode())
-    except re.error as e:
+    except (re.error, UnicodeEncodeError) as e:
         what = f"--split-at {options.split_at!r} is not a regular expression"
         raise UsageError(what, str(e), "--split-at '^CHAPTER '") from None
     try:
         codecs.getincrementaldecoder(options.encoding)
         "".encode(options.encoding)
-    except LookupError:
+    except (LookupError, UnicodeEncodeError):
         what = f"--encoding {options.encoding!r} is not an encoding of text"
         raise UsageError(what, "Python has no codec of this name", "--encoding cp1252") from None

@@ -13,7 +13,7 @@ from aifx.config.sections import Section
 from aifx.core.errors import DataError, UsageError
 from aifx.core.json_values import encode_json
 from aifx.core.project import Project
-from aifx.curation.add_plan import plan_add, run_add
+from aifx.curation.add_plan import check_options, plan_add, run_add
 from aifx.curation.add_reports import BadRows, first_quarantined
 from aifx.curation.overlap import HELD_OUT, Reference
 from aifx.curation.readers.base import ReadOptions
@@ -50,7 +50,9 @@ class ReferenceFiles:
             raise UsageError(f"{name} cannot be compared with", why, hint)
         self.work.mkdir(exist_ok=True)
         catalog = open_catalog(str(self.work / str(len(list(self.work.iterdir())))))
-        plan = plan_add(catalog, "reference", listing, ReadOptions("text", text_field), "unknown")
+        options = ReadOptions("text", text_field)
+        check_options(options)
+        plan = plan_add(catalog, "reference", listing, options, "unknown")
         version = run_add(plan, "reference", catalog, self.limits).version
         if problem := BadRows.of(version.manifest).refusal(0.01, allows_damaged=False):
             bad = first_quarantined(version, 1)

@@ -265,8 +265,11 @@ def _with_path(url: str, top: str, path: str) -> str:
 
 
 def without_secrets(url: str) -> str:
-    """The URL without login, query and fragment: any of them may be a secret."""
-    parts = urlsplit(url)
+    """The URL without login, query and fragment: any of them may be a secret. Raises UsageError for what is no URL."""
+    try:
+        parts = urlsplit(url)
+    except ValueError as e:
+        raise UsageError(f"{redact(url)} is not a URL", str(e), "name a URL such as s3://bucket/file.jsonl") from None
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 

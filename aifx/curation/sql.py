@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from aifx.core.errors import DataError, EnvironmentFault, UsageError
 from aifx.core.os_errors import first_line
+from aifx.core.parsing import check_utf8
 from aifx.curation.engine import duckdb_config, stopped_by_signals
 from aifx.data.versions import ROW, SOURCE, Version
 
@@ -128,6 +129,7 @@ def check_selection(connection: Any, sql: str, hint: str) -> None:
     """Raise UsageError unless `sql` is one statement that only reads; duckdb.Error if it cannot be run."""
     import duckdb
 
+    check_utf8("SQL", sql)
     statements = connection.extract_statements(sql)
     kinds = [statement.type.name for statement in statements]
     if kinds != ["SELECT"]:

@@ -13,6 +13,7 @@ from aifx.commands.console.options import JsonOption, RunOption, SetOption, Step
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import UsageError
 from aifx.core.limits import check_limits
+from aifx.core.parsing import check_utf8
 from aifx.core.project import find_project
 from aifx.core.steps import parse_step
 
@@ -112,8 +113,8 @@ def generate(
 
         trained = restore_run(directory, project, step=at, overrides=set_ or ())
         settings = trained.config.generate.model_copy(update={k: v for k, v in given.items() if v is not None})
-        _check_text("prompt", settings.prompt)
-        _check_text("message of the system", system or "")
+        check_utf8("prompt", settings.prompt)
+        check_utf8("message of the system", system or "")
         conversation = Chat(system) if chat else None
         written = write_text(trained, settings, seed=seed, chat=conversation)
         pieces = []
@@ -122,14 +123,6 @@ def generate(
             if not json:
                 out.write(piece, exact=not out.stdout.isatty())
         out.document(GeneratedText.of(trained, settings, seed, "".join(pieces[1:-1]), conversation))
-
-
-def _check_text(name: str, text: str) -> None:
-    """Raise UsageError for bytes of an argument that are not UTF-8, which Python keeps as surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"the {name} is not UTF-8", f"character {error.start + 1} of it", "iconv -t UTF-8") from None
 
 
 def _read_stdin() -> str:

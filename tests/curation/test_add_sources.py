@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -20,6 +21,7 @@ from adding import LIMITS, add, quarantine_of, rows_of
 from pyarrow import parquet
 from s3_server import s3_server
 
+from aifx.core import stores
 from aifx.core.errors import DataError, UsageError
 from aifx.curation.add_plan import plan_add, run_add
 from aifx.curation.add_reports import BadRows
@@ -194,6 +196,32 @@ def test_a_url_is_not_all_that_some_file_systems_need(tmp_path: Path, url: str) 
     for command in (["add", "corpus", url, "--license", "MIT", "--root", "datasets"], ["ls", "--root", url]):
         done = inprocess.run(["data", *command], tmp_path, {})
         assert (done.returncode, f"aifx cannot open {url}" in done.stderr) == (2, True), done.stderr
+
+
+def test_what_is_not_utf8_or_not_a_url_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    add(tmp_path, "corpus", "a.jsonl")
+    new = ["add", "new", "a.jsonl", "--license", "MIT", "--kind", "text"]
+    for command in (
+        [*new, "--encoding", "\udcff"],
+        [*new, "--split-at", "\udcff"],
+        [*new, "--text-field", "\udcff"],
+        ["decontaminate", "corpus", "--against", "a.jsonl", "--text-field", "\udcff"],
+        ["query", "corpus", "SELECT '\udcff'"],
+        ["erase", "corpus", "--where", "text = '\udcff'"],
+        ["add", "new", "http://[::1", "--license", "MIT"],
+    ):
+        done = inprocess.run(["data", *command, "--root", "datasets"], tmp_path, {})
+        assert done.returncode == 2, done.stderr
+
+
+def test_an_installed_file_system_that_fails_is_not_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(stores._INSTALLS, "ftp", "pip install ftp")
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        port = bound.getsockname()[1]
+    with pytest.raises(UsageError) as refused:
+        stores.open_store(f"ftp://127.0.0.1:{port}/data")
+    assert "install" not in refused.value.hint
 
 
 def test_odd_files_of_folders(tmp_path: Path) -> None:

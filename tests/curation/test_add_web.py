@@ -94,6 +94,17 @@ def test_a_record_without_its_target_is_a_bad_row(tmp_path: Path, suffix: str) -
     assert "damaged_files" not in version.manifest.facts
 
 
+def test_a_record_without_its_type_is_a_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "crawl.warc"
+    write_three(path)
+    parts = path.read_bytes().split(b"WARC/1.0")
+    parts[3] = parts[3].replace(b"WARC-Type: response\r\n", b"")
+    path.write_bytes(b"WARC/1.0".join(parts))
+    version = add(tmp_path, "web", path.name).version
+    assert [row["url"] for row in rows_of(version)] == ["http://example.org/0", "http://example.org/2"]
+    assert [(row["line"], "WARC-Type" in row["reason"]) for row in quarantine_of(version)] == [(3, True)]
+
+
 @pytest.mark.parametrize("length", ["", "Content-Length:", "Content-Length: many", "Content-Length: -1"])
 @pytest.mark.parametrize("record", [1, 3])
 def test_a_record_without_its_length_is_damage(tmp_path: Path, record: int, length: str) -> None:
@@ -111,12 +122,13 @@ def test_a_record_without_its_length_is_damage(tmp_path: Path, record: int, leng
     assert version.manifest.facts["damaged_files"] == 1
 
 
+@pytest.mark.parametrize("length", [b"99999", b"9" * 30])
 @pytest.mark.parametrize("record", [1, 3])
-def test_a_record_that_is_longer_than_the_archive_is_damage(tmp_path: Path, record: int) -> None:
+def test_a_record_that_is_longer_than_the_archive_is_damage(tmp_path: Path, record: int, length: bytes) -> None:
     path = tmp_path / "crawl.warc"
     write_three(path)
     parts = path.read_bytes().split(b"WARC/1.0")
-    parts[record] = re.sub(rb"Content-Length: \d+", b"Content-Length: 99999", parts[record], count=1)
+    parts[record] = re.sub(rb"Content-Length: \d+", b"Content-Length: " + length, parts[record], count=1)
     path.write_bytes(b"WARC/1.0".join(parts))
     version = add(tmp_path, "web", path.name).version
     assert [row["line"] for row in quarantine_of(version)] == [record]

@@ -197,7 +197,8 @@ def test_who_is_refused(catalog: Catalog, serve: Callable[..., ServedLabels]) ->
     assert served.http.post("/labels", content=b"{").status_code == 400
     assert served.http.post("/labels", content=b"[" * 100 + b"]" * 100).status_code == 400
     assert served.http.get("/labels").status_code == 405
-    assert served.http.get("/rows", params={"labeller": "a", "count": "1e9"}).status_code == 400
+    for count in ("1e9", "9" * 5000):
+        assert served.http.get("/rows", params={"labeller": "a", "count": count}).status_code == 400
 
 
 def test_the_page_loads_nothing_and_has_no_data(catalog: Catalog, serve: Callable[..., ServedLabels]) -> None:

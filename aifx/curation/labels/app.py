@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import io
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -176,7 +177,7 @@ async def _rows(request: Request) -> Response:
     labelling: Labelling = request.app.state.labelling
     labeller = _labeller(request.query_params.get("labeller"))
     count = request.query_params.get("count", "10")
-    if not count.isdecimal() or not 0 < int(count) <= MOST_ROWS:
+    if not re.fullmatch("[0-9]{1,9}", count) or not 0 < int(count) <= MOST_ROWS:
         raise HTTPException(400, f"count is a number from 1 to {MOST_ROWS}")
     async with request.app.state.lock:
         rows = [_shown_row(labelling, row) for row in labelling.queue.take(labeller, int(count))]

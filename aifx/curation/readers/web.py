@@ -68,11 +68,14 @@ def read_archive(path: str, compression: str, schema: Schema, options: ReadOptio
     def batch() -> Batch:
         return Batch(pa.Table.from_pylist(rows, schema=schema), pa.array(numbers, pa.int64()), list(bad))
 
+    number = -1
     with open_bytes(path, compression, options) as stream:
         try:
             for number, record in enumerate(_records(stream)):
                 url, date = (record.rec_headers.get_header(f"WARC-{key}") for key in ("Target-URI", "Date"))
-                if record.rec_type == "response" and not url:
+                if record.rec_type is None:
+                    text, reason, value = "", "no WARC-Type", b""
+                elif record.rec_type == "response" and not url:
                     text, reason, value = "", "no WARC-Target-URI", b""
                 elif _is_page(record):
                     text, reason, value = _text_of(record.content_stream().read(PAGE_BYTES + 1))
@@ -88,12 +91,12 @@ def read_archive(path: str, compression: str, schema: Schema, options: ReadOptio
                 if len(rows) + len(bad) == BATCH_PAGES:
                     yield batch()
                     rows, numbers, bad = [], [], []
-        except (exceptions.ArchiveLoadFailed, DamagedFile) as e:
+        except (exceptions.ArchiveLoadFailed, OverflowError, DamagedFile) as e:  # too long for an address
             if rows or bad:
                 yield batch()
             if isinstance(e, DamagedFile):
                 raise
-            raise DamagedFile(f"not a WARC archive that can be read: {e}") from None
+            raise DamagedFile(f"not a WARC archive that can be read: {e}", number + 2) from None
     yield batch()
 
 
