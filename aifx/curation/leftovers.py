@@ -94,7 +94,8 @@ def leftovers_in(top: Path) -> Iterator[Leftover]:
     """The unfinished work below the folder of a data set or of token stores, in use or not. Links are not followed."""
 
     def report(error: OSError) -> None:
-        logger.warning(f"{error.filename} is not searched: {error.strerror}")
+        if not isinstance(error, FileNotFoundError):  # it may have been deleted just now
+            logger.warning(f"{error.filename} is not searched: {error.strerror}")
 
     for folder, names, files in os.walk(top, onerror=report):
         names.sort()
