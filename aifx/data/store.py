@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 4
 """Version of the files of a store: a part of its name."""
 
-TOKENS = 3
+TOKENS_VERSION = 3
 """Version of the tokens in it: a part of the digest of a run's data, which a resume compares."""
 
 ARRAYS = ("tokens", "sizes")

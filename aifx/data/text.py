@@ -26,7 +26,7 @@ from aifx.data.rows import InputFile, Row, field, read_rows
 from aifx.data.sections import OWN_TOKENIZERS, TextSection
 from aifx.data.sequences import Sequences, StreamSequences, packed_documents, stream_windows
 from aifx.data.spec import DataSpec, Field
-from aifx.data.store import FORMAT, TOKENS, SizesById, SplitTokens, TokenStore, build_store, guard, open_store
+from aifx.data.store import FORMAT, TOKENS_VERSION, SizesById, SplitTokens, TokenStore, build_store, guard, open_store
 from aifx.data.text_source import JoinedSequences, MixedSource, TextSource
 from aifx.data.tokenizer import BYTE_TOKENS, CHARACTER, WORDS, Tokenizer, character_tokenizer, train_tokenizer
 from aifx.data.version_corpus import open_versions
@@ -213,7 +213,7 @@ class TextFormat(TokenFormat):
 
     def _open(self, corpus: TextCorpus) -> TextData:
         section, tokenizer = self.section, self.tokenizer
-        digest = _hexdigest("tokens", TOKENS, corpus.digest, tokenizer.data, *section.end_tokens[:1])
+        digest = _hexdigest("tokens", TOKENS_VERSION, corpus.digest, tokenizer.data, *section.end_tokens[:1])
         name = f"{digest}-{FORMAT}"
         path = corpus.tokens_folder(name) / name
         build = partial(build_store, path, corpus, tokenizer)

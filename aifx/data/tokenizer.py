@@ -83,7 +83,8 @@ class Tokenizer:
         self._inner.post_processor = None  # aifx adds special tokens itself; it takes spaces out of offsets
         if getattr(self._inner.model, "dropout", None):  # it would encode the same text differently each time
             self._inner.model.dropout = None
-        self.is_byte_level = _is_byte_level(self._description)
+        # A text must not become the token that ends documents: as text, it has bytes.
+        self.is_byte_level = _is_byte_level(self._description) and self.eos_id in special
         steps = (self._description.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
         self._has_bounded_words = self.can_cut and steps[0].get("pattern") in ({"Regex": WORDS}, {"Regex": CHARACTER})
 
@@ -138,7 +139,7 @@ class Tokenizer:
         yield text[start:]
 
     def token_bytes(self) -> np.ndarray:
-        """Bytes of each token of a byte-level tokenizer, int64 `[vocab_size]`; 0 for special tokens.
+        """Bytes of each token of a byte-level tokenizer, int64 `[vocab_size]`; 0 for the token that ends documents.
 
         Those of a text's tokens add up to its length. The tokens of other tokenizers have no fixed size: see
         `text_sizes`.
@@ -147,8 +148,9 @@ class Tokenizer:
         sizes = np.zeros(self.vocab_size, np.int64)
         added = self._inner.get_added_tokens_decoder()
         for token, index in self._inner.get_vocab(with_added_tokens=True).items():
-            sizes[index] = len(token.encode()) if index in added else len(token)  # one character is one byte
-        sizes[[self.eos_id, *(index for index, token in added.items() if token.special)]] = 0
+            is_text = index in added and not added[index].special
+            sizes[index] = len(token.encode()) if is_text else len(token)  # otherwise one character is one byte
+        sizes[self.eos_id] = 0
         return sizes
 
     @property
@@ -218,7 +220,12 @@ def _is_byte_level(description: dict[str, Any]) -> bool:
     model = description["model"]
     if description.get("normalizer") or model.get("type") != "BPE":
         return False
-    if any(token.get("lstrip") or token.get("rstrip") for token in description.get("added_tokens", ())):
+    added = description.get("added_tokens", ())
+    if any(token.get("lstrip") or token.get("rstrip") for token in added):
+        return False
+    # An added token that the model has as well stands for two texts: "Ġthe" is also how the model spells " the".
+    texts = [token["content"] for token in added if not token.get("special")]
+    if any(text in model["vocab"] and not text.isascii() for text in texts):
         return False
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         return False

@@ -135,8 +135,8 @@ def test_the_bytes_of_a_split_are_those_of_its_text(made: Tokenizer, project: Pr
     found: dict[Split, int] = {split: counted(data, split) for split in data.store.splits}
     assert found == {split: tokens.num_bytes for split, tokens in data.store.splits.items()}
     assert sum(found.values()) == sum(sizes.values())
-    apart = open_(split="document", validation_fraction=0.3, test_fraction=0.3, **named)  # splits share batches
-    assert sum(counted(apart, split) for split in apart.store.splits) == sum(sizes.values())
+    by_document = open_(split="document", validation_fraction=0.3, test_fraction=0.3, **named)  # splits share batches
+    assert sum(counted(by_document, split) for split in by_document.store.splits) == sum(sizes.values())
     for packing in ("stream", "documents"):
         form = TextFormat(data.section.model_copy(update={"packing": packing}), data.spec, data.tokenizer)
         for name, size in sizes.items():
@@ -174,6 +174,28 @@ def test_the_bytes_of_a_character_are_those_of_its_tokens() -> None:
     (encoding,) = SOME[1].encode_batch(["a鲸é"], offsets=True)
     assert encoding.tokens == ["▁a", "<0xE9>", "<0xB2>", "<0xB8>", "<0xC3>", "<0xA9>"]
     assert text_sizes("a鲸é", encoding).tolist() == [1] * 6
+
+
+def test_a_token_that_ends_documents_and_is_in_them_has_the_bytes_of_text(project: Project, open_: Open) -> None:
+    (project.root / "tokenizer.json").write_bytes(byte_level(NORMAL).to_str().encode())
+    text = "\n".join(prose(5, seed) for seed in range(60))
+    (project.root / "data/a.txt").write_text(text)
+    data = open_(tokenizer="tokenizer.json", vocab_size=None, end_tokens=("Ċ",))
+    assert sum(counted(data, split) for split in data.store.splits) == len(text.encode())
+
+
+@pytest.mark.parametrize("add", ["add_tokens", "add_special_tokens"])
+def test_an_added_token_that_the_model_has_as_well(add: str) -> None:
+    """The text "Ġthe" is the added token, and the text " the" is the same token of the model."""
+    made = byte_level(NORMAL)
+    token = max((token for token in made.get_vocab() if token[0] == "Ġ" and token[1:].isascii()), key=len)
+    getattr(made, add)([token])
+    tokenizer = Tokenizer(made.to_str().encode(), add)
+    text = f"{token} {token[1:]}"
+    (encoding,) = tokenizer.encode_batch([text], offsets=True)
+    assert tokenizer.token(encoding.ids[-1]) == token
+    by_id = tokenizer.token_bytes()[encoding.ids] if tokenizer.is_byte_level else text_sizes(text, encoding)
+    assert by_id.sum() == len(text.encode())
 
 
 @pytest.mark.parametrize("made", ["wordpiece"], indirect=True)
