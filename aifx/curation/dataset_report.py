@@ -13,6 +13,7 @@ from aifx.curation.history import ancestors
 from aifx.curation.profile import Profile
 from aifx.curation.reports import read_profile
 from aifx.curation.sql import RowTable, identifier, open_tables, quoted
+from aifx.data.datasets import check_own_rows
 from aifx.data.versions import CLUSTER, RESERVED, ROW, SOURCE, Catalog, Kind, Manifest, Version
 
 EXAMPLES = 3
@@ -113,7 +114,7 @@ class DatasetReport:
 
 
 def read_report(catalog: Catalog, reference: str, examples: int | None, against: str | None) -> DatasetReport:
-    """Gather the report of a version.
+    """Gather the report of a version, which is no mix.
 
     Args:
         examples: dropped rows to show by rule. None shows some, unless a step removed personal data.
@@ -123,6 +124,7 @@ def read_report(catalog: Catalog, reference: str, examples: int | None, against:
     """
     version = catalog.open(reference)
     manifest = version.manifest
+    check_own_rows(manifest, "aifx data report")
     chain = ancestors(catalog, version.reference)
     hidden_by = next((one.step.name for one in chain if one.step.name in REMOVES_PERSONAL_DATA), None)
     if examples is not None:

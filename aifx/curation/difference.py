@@ -8,6 +8,7 @@ from typing import Any
 
 from aifx.curation.history import ancestors
 from aifx.curation.sql import RowTable, identifier, open_tables
+from aifx.data.datasets import check_own_rows
 from aifx.data.versions import CLUSTER, ROW, SOURCE, Catalog, Manifest
 
 MOST_SOURCES = 1000
@@ -66,8 +67,10 @@ class VersionDifference:
 
 
 def compare_versions(catalog: Catalog, first: str, second: str) -> VersionDifference:
-    """Compare the rows of two versions by `_row` and by content. Raises UsageError, DataError."""
+    """Compare the rows of two versions by `_row` and by content. Raises UsageError, also for a mix, and DataError."""
     a, b = catalog.open(first), catalog.open(second)
+    for version in (a, b):
+        check_own_rows(version.manifest, "aifx data diff")
     between = {one.reference: one for one in ancestors(catalog, b.reference) if one.dropped}
     for one in ancestors(catalog, a.reference):
         between.pop(one.reference, None)

@@ -13,7 +13,7 @@ from aifx.core.os_errors import first_line
 from aifx.core.parsing import parse_json
 from aifx.curation.execution import Made
 from aifx.curation.profile import Profile
-from aifx.data.datasets import rows_and_bytes
+from aifx.data.datasets import check_own_rows, rows_and_bytes
 from aifx.data.verification import check_files
 from aifx.data.versions import PROFILE, Catalog, Kind
 
@@ -166,8 +166,9 @@ class VersionProfile:
 
 
 def read_profile(catalog: Catalog, reference: str) -> VersionProfile:
-    """The profile of a version. Raises UsageError if there is no such version, DataError if it is damaged."""
+    """The profile of a version. Raises UsageError if there is none or it is a mix, DataError if it is damaged."""
     name, version = catalog.find(reference)
+    check_own_rows(catalog.manifest(f"{name}@{version}"), "aifx data profile")
     url = f"{catalog.store.url}/{name}/{version}/{PROFILE}"
     data = catalog.store.read(f"{name}/{version}/{PROFILE}")
     hint = f"aifx data verify {name}@{version}"

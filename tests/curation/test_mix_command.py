@@ -52,6 +52,16 @@ def test_its_rows_are_those_of_its_sets(project: Project) -> None:
     assert made["rows"] == 10
 
 
+@pytest.mark.parametrize("command", ["profile", "report", "diff"])
+def test_it_has_no_rows_of_its_own_to_show(project: Project, command: str) -> None:
+    made = json.loads(aifx(project, "data", "mix", "blend", "web:7", "books:3", "--json").stdout)
+    refused = aifx(project, "data", command, "blend", "--json")
+    error = json.loads(refused.stdout)["error"]
+    assert refused.returncode == 2
+    assert made["reference"] in error["what"]
+    assert error["hint"] == f"aifx data {command} {made['parents'][0]}"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
