@@ -12,6 +12,7 @@ from aifx.config.diagnostics import Mistake, refuse
 from aifx.config.gates import parse_gate
 from aifx.config.sections import Conflict
 from aifx.core.errors import UsageError
+from aifx.core.plurals import counted
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def warn_of_warmup(config: Config) -> None:
     if (warmup := config.schedule.warmup_of(num_steps)) < asked:
         logger.warning(
             f"schedule.warmup_steps = {asked} is too long for train.num_steps = {num_steps}: "
-            f"the warm-up takes {warmup} steps"
+            f"the warm-up takes {counted(warmup, 'step')}"
         )
 
 

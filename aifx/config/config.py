@@ -15,7 +15,7 @@ from aifx.config.guards_section import GuardsSection
 from aifx.config.k8s_section import KubernetesSection
 from aifx.config.launch_section import LaunchSection, SlurmSection
 from aifx.config.registry import PARTS, TaskParts, bundled
-from aifx.config.sections import RESUME_SAFE, Section, is_marked
+from aifx.config.sections import RESUME_SAFE, ModelSection, Section, is_marked
 from aifx.config.serve_section import ServeSection
 from aifx.config.toml import DEFAULT, Origin, OriginKind, to_toml
 from aifx.core.project import Project
@@ -120,6 +120,19 @@ def compare(old: Config, new: Config, mark: Mapping[str, Any] | None = None) -> 
             if before != after and is_asked:
                 found.append(Difference(f"{name}.{key}", before, after))
     return found
+
+
+def changed_model_keys(ours: Config, theirs: Config) -> list[str]:
+    """The keys of `[model]` that differ and with which the models compute different things from the same weights.
+
+    Sizes of tables are left out, and all keys if the families differ: then the shapes of the weights differ as well,
+    and those are compared when the weights are read.
+    """
+    model, other = ours.model, theirs.model
+    if not isinstance(model, ModelSection) or type(model) is not type(other):
+        return []
+    found = [key for key in model.differences(other) if key not in ("vocab_size", "max_seq_len")]
+    return [key for key in found if getattr(model, key) != getattr(other, key)]
 
 
 def number_settings(config: Config) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from aifx.config import Config, read_config
+from aifx.config import Config, changed_model_keys, read_config
 from aifx.config.best_by import AUTO, best_by_of, check_metric
 from aifx.config.diagnostics import Mistake, refuse
 from aifx.config.gates import check_names, parse_gate
-from aifx.config.sections import DataSection, ModelSection
+from aifx.config.sections import DataSection
 from aifx.config.toml import literal
 from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.core.project import Project, RunDirectory
@@ -78,23 +78,16 @@ def _mistakes(config: Config, project: Project) -> Iterator[Mistake]:
 
 
 def _other_model(config: Config, base: RunDirectory, project: Project) -> Iterator[Mistake]:
-    """The keys of `[model]` that differ from those of the run `base`, as one mistake.
-
-    Where families and sizes of tables differ, the shapes of the weights do, which are compared when they are read.
-    """
-    ours, theirs = config.model, read_config(base.config, project, environ={}).model
-    if not isinstance(ours, ModelSection) or type(ours) is not type(theirs):
-        return
+    """The keys of `[model]` that differ from those of the run `base`, as one mistake."""
+    base_config = read_config(base.config, project, environ={})
     lines, remedies = [], []
-    for key in ours.differences(theirs):
-        own, needed = (getattr(section, key) for section in (ours, theirs))
-        if own == needed or key in ("vocab_size", "max_seq_len"):
-            continue
+    for key in changed_model_keys(config, base_config):
+        own, needed = (getattr(section, key) for section in (config.model, base_config.model))
         where = config.origin(f"model.{key}").where
         place = "" if where == "default" else f"{where}: "
-        is_ours = "is not set" if own is None else f"= {literal(own)}"
-        is_theirs = "does not set it" if needed is None else f"has {literal(needed)}"
-        lines.append(f"{place}model.{key} {is_ours}, and run {base.name} {is_theirs}")
+        here = "is not set" if own is None else f"= {literal(own)}"
+        there = "does not set it" if needed is None else f"has {literal(needed)}"
+        lines.append(f"{place}model.{key} {here}, and run {base.name} {there}")
         remedies.append(f"remove {key}" if needed is None else f"{key} = {literal(needed)}")
     if lines:
         what = f"[model] computes something else than that of run {base.name}, which finetune.base_run names"

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from aifx.checkpoint.listing import list_bindings, list_checkpoints
 from aifx.checkpoint.manifest import Damaged, read_manifest, step_directories
-from aifx.config import Config, Difference, compare, read_config
+from aifx.config import Config, Difference, changed_model_keys, compare, read_config
 from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.core.files import read_file
 from aifx.core.json_files import read_jsonl
@@ -142,7 +142,7 @@ def check_fork(origin: RunDirectory, run: RunDirectory, config: Config, project:
     """Where the fork `run` of `origin` begins. To be called by the holder of the lock of `run`.
 
     Raises UsageError where there is nothing to fork from or nothing left to do, CheckpointError for a step without a
-    checkpoint, ConfigError for another tokenizer than the one that the parameters were trained with.
+    checkpoint, ConfigError for another model or tokenizer than those that the parameters were trained with.
     """
     from aifx.loading.restore import choose_step
 
@@ -150,7 +150,9 @@ def check_fork(origin: RunDirectory, run: RunDirectory, config: Config, project:
         what = f"run {origin.name!r} has no checkpoint to fork from"
         raise UsageError(what, "nothing was saved yet", f"aifx ckpt ls --run {origin.name}")
     _check_has_state(origin)
-    changes = tuple(compare(read_config(origin.config, project), config))
+    before = read_config(origin.config, project)
+    changes = tuple(compare(before, config))
+    _check_model(origin, before, config, changes)
     _check_tokenizer(origin, config, project, changes)
     step = choose_step(origin, config, at)
     if step >= config.train.num_steps:
@@ -163,6 +165,15 @@ def check_fork(origin: RunDirectory, run: RunDirectory, config: Config, project:
         why = "a fork that began there was cut off before it was whole"
         raise UsageError(what, why, f"aifx train --run {origin.name} --fork ANOTHER-NAME")
     return Fork(origin, step, changes)
+
+
+def _check_model(origin: RunDirectory, before: Config, config: Config, changes: Sequence[Difference]) -> None:
+    """Raises ConfigError where a fork's model computes something else with the parameters that it takes over."""
+    keys = {f"model.{key}" for key in changed_model_keys(config, before)}
+    if changed := [str(d) for d in changes if d.key in keys]:
+        what = f"a fork of run {origin.name!r} cannot have another model"
+        why = "\n".join([*changed, "its parameters were trained for the one that the run has"])
+        raise ConfigError(what, why, "aifx train --run NAME    (a new run, from its first step)")
 
 
 def _check_tokenizer(origin: RunDirectory, config: Config, project: Project, changes: Sequence[Difference]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from published_schemas import check_answer
 
 from aifx.commands.main import run
-from aifx.config import load_config
+from aifx.config import changed_model_keys, load_config
 from aifx.config.config import SECTION_NAMES
 from aifx.config.foreign_keys import _KEYS, FOREIGN_KEYS, FOREIGN_SECTIONS
 from aifx.config.gates import scalars
@@ -146,6 +146,29 @@ def test_a_model_that_computes_the_same_as_its_base_is_accepted(based: Here) -> 
     spelled_out = "mlp_dim = 512\nhead_dim = 32\nnum_kv_heads = 4\nrope_factor = 2.0\n"  # rope_scaling is "none"
     based.write(tuned(f"{BASE_MODEL}{of_training}{spelled_out}"))
     based("config", "check")
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "keys"),
+    [
+        ([], ["model.mlp_dim=512", "model.qk_norm_over=heads", "model.rope_beta_fast=16.0", "model.dropout=0.1"], []),
+        (["model.positions=learned"], ["model.rope_theta=5.0", "model.rope_scaling=linear"], []),
+        (["model.rope_scaling=linear"], ["model.rope_factor=2.0", "model.rope_beta_fast=9.0"], ["rope_factor"]),
+        (["model.qk_norm=true"], ["model.qk_norm_over=heads"], ["qk_norm_over"]),
+        ([], ["model.rope_window_theta=5.0"], []),
+        (["model.windows=[8]"], ["model.rope_window_theta=5.0"], ["rope_window_theta"]),
+        (["task.kind=vision"], ["model.blocks_per_stage=[1,1]", "model.dropout=0.1"], []),
+        (["task.kind=vision"], ["model.pooling=max", "model.local_contrast=3"], ["local_contrast", "pooling"]),
+        (["task.kind=vision", "model.family=vit"], ["model.mlp_dim=512", "model.remat=full"], []),
+        (["task.kind=vision", "model.family=vit"], ["model.norm_epsilon=1e-5"], ["norm_epsilon"]),
+        (["task.kind=vision"], ["model.family=vit"], []),
+    ],
+)
+def test_the_keys_by_which_models_compute_different_things(
+    settings: list[str], changes: list[str], keys: list[str], here: Here
+) -> None:
+    theirs, ours = (load_config(Project(here.root), found, {}) for found in (settings, [*settings, *changes]))
+    assert changed_model_keys(ours, theirs) == keys
 
 
 def test_check_of_images_knows_classes(here: Here) -> None:

@@ -94,13 +94,21 @@ def test_a_tokenizer_that_was_brought_and_has_changed_is_refused(project: Projec
         ("model.num_layers=2", "model.num_layers = 1 -> 2"),
         ("model.vocab_size=512", "model.vocab_size = null -> 512"),
         ("model.tie_embeddings=false", "model.tie_embeddings = true -> false"),
+        ("model.rope_theta=500000.0", "model.rope_theta = 10000.0 -> 500000.0"),
+        ("model.windows=[8]", "model.windows = [] -> [8]"),
     ],
 )
 def test_another_model_is_refused_by_the_key_that_changed(project: Project, setting: str, change: str) -> None:
     error = refused(project, setting)
     assert "another model" in error.what
     assert change in error.why
-    assert "params/" in error.why
+    assert ("params/" in error.why) == ("vocab_size" in setting), "only what the checkpoint shows is read from it"
+
+
+@pytest.mark.slow
+def test_what_training_alone_reads_may_change(project: Project) -> None:
+    same = ("model.dropout=0.1", "model.max_seq_len=64", "model.head_dim=8", "model.remat=full")
+    assert fork(project, *same).status == "completed"
 
 
 @pytest.mark.slow

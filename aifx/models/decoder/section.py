@@ -22,6 +22,14 @@ from aifx.config.sections import (
 if TYPE_CHECKING:
     from aifx.config.config import Config
 
+_SCALING_KEYS = {
+    "none": (),
+    "linear": ("rope_factor",),
+    "llama3": ("rope_factor", "rope_original_len", "rope_low_freq_factor", "rope_high_freq_factor"),
+    "yarn": ("rope_factor", "rope_original_len", "rope_beta_slow", "rope_beta_fast", "rope_attention_factor"),
+}
+"""The keys that each `rope_scaling` reads."""
+
 
 class DecoderSection(ModelSection):
     """A decoder-only transformer: GPT-2, Llama and models between them."""
@@ -125,12 +133,17 @@ class DecoderSection(ModelSection):
         }
         is_rotary = self.positions == "rotary"
         layers = [is_rotary and self.rope_layers[i % len(self.rope_layers)] for i in range(self.num_layers)]
-        used = {"none": (), "linear": ("rope_factor",)}.get(self.rope_scaling)
-        for key in [key for key in values if key.startswith("rope_") and key != "rope_scaling"]:
-            is_of_scaling = key not in ("rope_theta", "rope_window_theta", "rope_fraction")
-            if not is_rotary or (is_of_scaling and used is not None and key not in used):
-                values.pop(key)
-        return values | {"rope_layers": layers}
+        unused = {key for key in values if key.startswith("rope_")} - self._rotary_keys()
+        if not self.qk_norm:
+            unused.add("qk_norm_over")
+        return {key: value for key, value in values.items() if key not in unused} | {"rope_layers": layers}
+
+    def _rotary_keys(self) -> set[str]:
+        """The keys that all rotary positions of the model read."""
+        if self.positions != "rotary":
+            return set()
+        of_windows = ["rope_window_theta"] if any(self.windows) else []
+        return {"rope_theta", "rope_fraction", "rope_scaling", *_SCALING_KEYS[self.rope_scaling], *of_windows}
 
     def _conflicts_of_scaling(self) -> Iterator[Conflict]:
         if self.rope_scaling in ("llama3", "yarn") and self.rope_original_len is None:

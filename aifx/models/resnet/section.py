@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -64,6 +64,10 @@ class ResnetSection(ImageModelSection):
         """Residual blocks of each stage."""
         blocks = self.blocks_per_stage
         return (blocks,) * len(self.channels) if isinstance(blocks, int) else blocks
+
+    def computation(self) -> dict[str, Any]:
+        """As `ModelSection.computation`, with the blocks of each stage."""
+        return super().computation() | {"blocks_per_stage": self.num_blocks}
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:
         yield from super().conflicts(config)

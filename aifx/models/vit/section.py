@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -36,6 +36,10 @@ class VitSection(ImageModelSection):
         "Recompute on the way back, for less memory and more time: full is everything, dots all but matrix products.",
         ROUNDING,
     )
+
+    def computation(self) -> dict[str, Any]:
+        """As `ModelSection.computation`, with the width of the MLP that applies if none is set."""
+        return super().computation() | {"mlp_dim": self.mlp_dim or 4 * self.embed_dim}
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:
         yield from super().conflicts(config)
