@@ -20,7 +20,7 @@ from stopping import StopAt
 
 from aifx.checkpoint import patience
 from aifx.checkpoint.checkpoints import Checkpoints
-from aifx.core.errors import CheckpointError, ConfigError, EnvironmentFault, UsageError
+from aifx.core.errors import ConfigError, EnvironmentFault, UsageError
 from aifx.core.project import Project
 from aifx.runs.status import run_status
 from aifx.tasks.base import training_source
@@ -199,7 +199,7 @@ def test_fork_with_another_optimizer_begins_its_state_anew(trained, logged: list
     settings = ["train.num_steps=16", "optimizer.kind=muon"]
     assert trained.train(*settings, run="muon", fork_from="main").status == "completed"
     assert any("optimizer" in line for line in logged)
-    with pytest.raises(CheckpointError):
+    with pytest.raises(ConfigError, match="another model"):
         trained.train("train.num_steps=16", "model.width=16", run="wide", fork_from="main")
     assert not trained.run("wide").exists()
 
