@@ -22,7 +22,7 @@ from aifx.config.sections import (
 if TYPE_CHECKING:
     from aifx.config.config import Config
 
-_SCALING_KEYS = {
+_SCALING_KEYS: dict[str, tuple[str, ...]] = {
     "none": (),
     "linear": ("rope_factor",),
     "llama3": ("rope_factor", "rope_original_len", "rope_low_freq_factor", "rope_high_freq_factor"),
