@@ -14,7 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from aifx.core.errors import DataError
 from aifx.data.files import check_regular
-from aifx.data.tokenizer_checks import check_description, check_vocabulary, library_errors
+from aifx.data.tokenizer_checks import check_description, check_vocabulary, library_errors, most_bytes_of_token
 
 END_OF_TEXT = "<|endoftext|>"
 # What ends a document in tokenizers that people bring: GPT-2 and kin, Llama 3, Llama 2 and Mistral, Gemma, BERT.
@@ -85,6 +85,7 @@ class Tokenizer:
             self._inner.model.dropout = None
         # A text must not become the token that ends documents: as text, it has bytes.
         self.is_byte_level = _is_byte_level(self._description) and self.eos_id in special
+        self.most_bytes = most_bytes_of_token(self._description)  # that one token of a text stands for
         steps = (self._description.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
         self._has_bounded_words = self.can_cut and steps[0].get("pattern") in ({"Regex": WORDS}, {"Regex": CHARACTER})
 
@@ -106,7 +107,11 @@ class Tokenizer:
 
     def encode_prompt(self, text: str) -> list[int]:
         """What a model reads before it continues `text`: never empty."""
-        return [*self.begin_ids, *self.encode(text)] or [self.eos_id]
+        return self.as_prompt(self.encode(text))
+
+    def as_prompt(self, ids: Sequence[int]) -> list[int]:
+        """What a model reads before it continues the text of `ids`: never empty."""
+        return [*self.begin_ids, *ids] or [self.eos_id]
 
     def encode_batch(self, texts: Sequence[str], *, offsets: bool = False) -> list[tokenizers.Encoding]:
         """The encodings of `texts`, made on all cores. `offsets` says whether they have the offsets of their tokens."""

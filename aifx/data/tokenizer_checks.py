@@ -1,4 +1,7 @@
-"""What a tokenizer.json of strangers may not hold: it would exhaust the memory, or never come to an end."""
+"""What a tokenizer.json of strangers may not hold: it would exhaust the memory, or never come to an end.
+
+Also the size of its longest token, which bounds the tokens of a text from below.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from tokenizers import pre_tokenizers
+
 from aifx.core.errors import DataError
 from aifx.data.patterns import find_flaw
 
@@ -17,6 +22,19 @@ MOST_GROWTH = 256
 
 _GROWTH = {"NFC": 3, "NFD": 3, "NFKC": 11, "NFKD": 11, "Lowercase": 1.5, "BertNormalizer": 7.5, "ByteLevel": 2}
 """The most that each normalizer of Hugging Face's library makes of a byte, from the Unicode tables; others: 1."""
+
+
+SHRINKAGE = {"NFC": 9, "NFD": 3, "NFKC": 12, "NFKD": 4, "Lowercase": 3, "Prepend": 1, "ByteLevel": 1}
+"""The most bytes of text that these normalizers make one byte of, from the Unicode tables; others can drop any text.
+
+A composed character has at most a third of the bytes of its parts, and parts a third (NFKD: a quarter) of the
+character that they stand for: 9 and 12 are the products.
+"""
+
+_KEEPING = ("ByteLevel", "Digits", "Metaspace", "Punctuation", "Split")
+"""Pre-tokenizers that drop no text, unless their behavior is "Removed"."""
+
+_SPELT_BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 
 def check_vocabulary(vocabulary: Mapping[str, int], name: str) -> None:
@@ -37,6 +55,31 @@ def check_description(description: Mapping[str, Any], name: str) -> None:
         if (growth := _growth(description.get(step) or {})) > MOST_GROWTH:
             what = f"{name}: its {step} makes {growth:,.0f} bytes of one byte of text"
             raise DataError(what, f"{MOST_GROWTH} are allowed", f"shorten the replacements of its {step}")
+
+
+def most_bytes_of_token(description: Mapping[str, Any]) -> int | None:
+    """The most bytes of text that one token stands for: a text of more than N times as many has more than N tokens.
+
+    None if there is no limit, since the tokenizer drops text or has a token for unknown text.
+    """
+    model, added = description["model"], description.get("added_tokens") or ()
+    steps = _steps(description.get("pre_tokenizer"), "pretokenizers")
+    is_bytewise = any(step.get("type") == "ByteLevel" for step in steps)  # one character of a token is one byte
+    alphabet = frozenset(pre_tokenizers.ByteLevel.alphabet()) if is_bytewise else _SPELT_BYTES
+    shrinkage = _shrinkage(description.get("normalizer") or {})
+    if (
+        model.get("type") != "BPE"
+        or not (is_bytewise or model.get("byte_fallback"))
+        or not model["vocab"].keys() >= alphabet
+        or model.get("continuing_subword_prefix")
+        or model.get("end_of_word_suffix")
+        or any(token.get("lstrip") or token.get("rstrip") for token in added)
+        or any(step.get("type") not in _KEEPING or step.get("behavior") == "Removed" for step in steps)
+        or math.isinf(shrinkage)
+    ):
+        return None
+    sizes = [len(token) if is_bytewise else len(token.encode()) for token in model["vocab"]]
+    return math.ceil(shrinkage * max([*sizes, *(len(token["content"].encode()) for token in added)]))
 
 
 @contextmanager
@@ -78,6 +121,26 @@ def _growth(step: Mapping[str, Any]) -> float:
     if kind == "Precompiled":
         return max(_longest_replacement(str(step.get("precompiled_charsmap", ""))), 1)
     return float(_GROWTH.get(str(kind), 1))
+
+
+def _shrinkage(step: Mapping[str, Any]) -> float:
+    """The most bytes of text that a normalizer makes one byte of."""
+    kind = step.get("type")
+    if kind is None:
+        return 1
+    if kind == "Sequence":
+        return math.prod(_shrinkage(part) for part in step.get("normalizers", ()))
+    if kind == "Replace" and (content := str(step.get("content", "")).encode()):
+        pattern = (step.get("pattern") or {}).get("String")
+        return math.inf if pattern is None else max(len(str(pattern).encode()) / len(content), 1)
+    return SHRINKAGE.get(str(kind), math.inf)
+
+
+def _steps(step: Mapping[str, Any] | None, parts: str) -> list[Mapping[str, Any]]:
+    """A step and those of its sequence, as one list."""
+    if not step:
+        return []
+    return [one for part in step[parts] for one in _steps(part, parts)] if step.get("type") == "Sequence" else [step]
 
 
 def _longest_replacement(charsmap: str) -> int:

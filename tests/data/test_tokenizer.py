@@ -7,13 +7,16 @@ import json
 import os
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prose import prose
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
@@ -23,7 +26,7 @@ from aifx.core.project import Project
 from aifx.data import tokenizer as module
 from aifx.data.text import TextData
 from aifx.data.tokenizer import BYTE_TOKENS, END_OF_TEXT, LOOKS_AHEAD, Tokenizer, character_tokenizer, train_tokenizer
-from aifx.data.tokenizer_checks import library_errors
+from aifx.data.tokenizer_checks import SHRINKAGE, library_errors
 
 Write = Callable[..., Path]
 Open = Callable[..., TextData]
@@ -233,6 +236,81 @@ def changed(**keys: object) -> bytes:
 
 def replacement(content: str, **pattern: str) -> dict[str, object]:
     return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+FALLBACK: dict[str, Any] = {
+    "model": {
+        "type": "BPE",
+        "vocab": {t: n for n, t in enumerate(["</s>", "a", "aa", "\u2581", *(f"<0x{b:02X}>" for b in range(256))])},
+        "merges": ["a a"],
+        "byte_fallback": True,
+    },
+    "pre_tokenizer": None,
+    "normalizer": {"type": "Sequence", "normalizers": [
+        {"type": "Prepend", "prepend": "\u2581"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+    ]},
+    "decoder": None,
+    "added_tokens": [],
+}  # fmt: skip
+"""As Llama 2's, Mistral's and Gemma's."""
+
+BOUNDED: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "characters": json.loads(CHARACTERS.data),
+    "Qwen 2": {"normalizer": {"type": "NFC"}},
+    "NFKC": {"normalizer": {"type": "NFKC"}},
+    "lower case": {"normalizer": {"type": "Lowercase"}},
+    "shorter": {"normalizer": {"type": "Replace", "pattern": {"String": "aaaa"}, "content": "b"}},
+    "byte fallback": FALLBACK,
+}
+SHRINKING = "a\u0345\u0313\u0300\u03b1\u0323\u0307s\u212a\U0001d400\u1100\u1161\u11a8 \u0130"
+
+
+@settings(max_examples=30)
+@given(st.text(st.sampled_from(SHRINKING) | st.characters(codec="utf-8"), max_size=60))
+def test_a_text_has_no_fewer_tokens_than_its_bytes_allow(text: str) -> None:
+    for name, keys in BOUNDED.items():
+        tokenizer = _bounded(name)
+        assert tokenizer.most_bytes is not None, keys
+        assert len(text.encode()) <= tokenizer.most_bytes * len(tokenizer.encode(text)), name
+
+
+@cache
+def _bounded(name: str) -> Tokenizer:
+    return Tokenizer(changed(**BOUNDED[name]), name)
+
+
+def test_normalizers_shrink_no_character_more_than_the_table_says() -> None:
+    forms: tuple[Literal["NFD", "NFKD"], ...] = ("NFD", "NFKD")
+    sizes = {"NFD": 0.0, "NFKD": 0.0, "Lowercase": 0.0, "composed": 0.0}
+    for number in [*range(0xD800), *range(0xE000, 0x20000), *range(0x2F800, 0x2FA20)]:
+        character = chr(number)
+        size = len(character.encode())
+        for form in forms:
+            parts = len(unicodedata.normalize(form, character).encode())
+            sizes[form] = max(sizes[form], size / parts)
+            sizes["composed"] = max(sizes["composed"], parts / size if form == "NFD" else 0)
+        sizes["Lowercase"] = max(sizes["Lowercase"], size / len(character.lower().encode()))
+    composed = sizes.pop("composed")  # what NFC and NFKC make of the parts of a character
+    sizes |= {"NFC": composed * sizes["NFD"], "NFKC": composed * sizes["NFKD"]}
+    assert {name: SHRINKAGE[name] for name in sizes} == sizes
+
+
+UNBOUNDED: dict[str, dict[str, Any]] = {
+    "strips": {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
+    "removes": {"normalizer": replacement("", String="a")},
+    "a pattern": {"normalizer": replacement("b", Regex="a+")},
+    "drops spaces": {"pre_tokenizer": {"type": "Whitespace"}},
+    "unknown text": {"model": {**FALLBACK["model"], "byte_fallback": False, "unk_token": "a", "fuse_unk": True}},
+    "words": {"added_tokens": [], "model": {"type": "WordLevel", "vocab": {"</s>": 0, "a": 1}, "unk_token": "a"}},
+    "takes spaces": {"added_tokens": [{**json.loads(OURS.data)["added_tokens"][0], "rstrip": True}]},
+}
+
+
+@pytest.mark.parametrize("name", UNBOUNDED)
+def test_a_tokenizer_that_drops_text_has_no_longest_token(name: str) -> None:
+    assert Tokenizer(changed(**UNBOUNDED[name]), name).most_bytes is None
 
 
 DOUBLED = {"type": "Sequence", "normalizers": [replacement("ee", String="e")] * 20}
