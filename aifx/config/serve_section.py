@@ -55,6 +55,12 @@ class ServeSection(Section):
     max_rows: PositiveInt = setting(1024, "Most rows of one request for predictions.", RESUME_SAFE)
     idle_s: PositiveFloat = setting(30.0, "Seconds after which an idle connection is closed.", RESUME_SAFE)
     request_s: PositiveFloat = setting(600.0, "Seconds that a request may take, waiting included.", RESUME_SAFE)
+    template_s: PositiveFloat = setting(
+        5.0, "Seconds that the chat template may take for a conversation; then it is refused.", RESUME_SAFE
+    )
+    max_client_requests: NonNegativeInt = setting(
+        64, "Most unfinished requests of one client address; more are answered with 429. 0: no limit.", RESUME_SAFE
+    )
     drain_s: NonNegativeFloat = setting(30.0, "Seconds that running requests have after SIGTERM.", RESUME_SAFE)
     lenient: bool = setting(False, "Ignore unknown fields of requests instead of refusing them.", RESUME_SAFE)
     cors_origins: tuple[str, ...] = setting((), "Web origins whose pages may call the server.", RESUME_SAFE)

@@ -78,7 +78,7 @@ def make_renderer(tokenizer: Tokenizer, template: ChatTemplate, assets: Path, to
     if tokenizer.begin_ids:
         variables["bos_token"] = tokenizer.token(tokenizer.begin_ids[0])
     variables |= {key: text for key, text in named.items() if text is not None}
-    return ChatRenderer(tokenizer, SpecialTokens(tokenizer), template, variables, today)
+    return ChatRenderer(SpecialTokens(tokenizer), template, variables, today, tokenizer=tokenizer)
 
 
 def kept_template(assets: Path) -> ChatTemplate | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import partial
 from typing import Any, NamedTuple
@@ -31,22 +31,21 @@ class Example(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ChatRenderer:
-    """A tokenizer with a chat template.
+class PromptWriter:
+    """Writes conversations as text with a chat template. It is picklable, for a process of its own.
 
     Attributes:
         variables: the tokenizer's `bos_token`, `eos_token` and others, as the template reads them.
         today: the current day for the template; None if it must not ask for it.
     """
 
-    tokenizer: Tokenizer
     special: SpecialTokens
     template: ChatTemplate
     variables: Mapping[str, str]
     today: date | None = None
 
-    def prompt(self, messages: Sequence[Message], place: str = "the prompt", *, tools: Sequence[Any] = ()) -> list[int]:
-        """The tokens that a model reads before it answers.
+    def prompt_text(self, messages: Sequence[Message], place: str = "the prompt", *, tools: Sequence[Any] = ()) -> str:
+        """What a model reads before it answers, for `SpecialTokens.encode`.
 
         Args:
             tools: functions that the model may call, in OpenAI's format.
@@ -58,7 +57,46 @@ class ChatRenderer:
         if tools and text == self._text(plain, len(messages), asks=True):
             why = f"the text is the same without them; template: {self.template.name}"
             raise DataError(f"{place}: the chat template leaves out the tools", why, "leave out the tools")
-        return list(self.special.encode(_bare(text)).ids)
+        return _bare(text)
+
+    def _text(self, conversation: Conversation, count: int, *, asks: bool = False, inserted: int | None = None) -> str:
+        """The first `count` messages, rendered.
+
+        Args:
+            asks: whether the beginning of an answer follows.
+            inserted: index of a message to put a mark (`_INSERTED`) before.
+        """
+        place = conversation.place
+        messages = self.special.shield(conversation.messages[:count], place)
+        if inserted is not None:
+            messages[inserted] = _with_mark(messages[inserted])
+        render = partial(
+            self.template.render,
+            place=place,
+            tools=self.special.shield(conversation.tools, place),
+            add_generation_prompt=asks,
+            variables=self.variables,
+            today=self.today,
+        )
+        rendered = render(messages)
+        _check_written(rendered, messages, render, place)
+        return self.special.own(rendered)
+
+
+@dataclass(frozen=True)
+class ChatRenderer(PromptWriter):
+    """A tokenizer with a chat template."""
+
+    tokenizer: Tokenizer = field(kw_only=True)
+
+    @property
+    def writer(self) -> PromptWriter:
+        """The part that needs no tokenizer."""
+        return PromptWriter(self.special, self.template, self.variables, self.today)
+
+    def prompt(self, messages: Sequence[Message], place: str = "the prompt", *, tools: Sequence[Any] = ()) -> list[int]:
+        """The tokens of `prompt_text`. Raises DataError."""
+        return self.special.encode_ids(self.prompt_text(messages, place, tools=tools))
 
     def example(self, conversation: Conversation) -> Example:
         """The tokens of a conversation.
@@ -87,29 +125,6 @@ class ChatRenderer:
                 raise self._endless(conversation, answer)
             writers[inside] = COMPLETION if answer >= conversation.prompt_length else EARLIER
         return Example(ids, writers)
-
-    def _text(self, conversation: Conversation, count: int, *, asks: bool = False, inserted: int | None = None) -> str:
-        """The first `count` messages, rendered.
-
-        Args:
-            asks: whether the beginning of an answer follows.
-            inserted: index of a message to put a mark (`_INSERTED`) before.
-        """
-        place = conversation.place
-        messages = self.special.shield(conversation.messages[:count], place)
-        if inserted is not None:
-            messages[inserted] = _with_mark(messages[inserted])
-        render = partial(
-            self.template.render,
-            place=place,
-            tools=self.special.shield(conversation.tools, place),
-            add_generation_prompt=asks,
-            variables=self.variables,
-            today=self.today,
-        )
-        rendered = render(messages)
-        _check_written(rendered, messages, render, place)
-        return self.special.own(rendered)
 
     def _marked(
         self, text: str, spans: list[tuple[int, int]], conversation: Conversation

@@ -51,6 +51,10 @@ class SpecialTokens:
         self._name = tokenizer.name
         self._encoder = self._renamed(description, special)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which shields and owns texts, and encodes none."""
+        return {name: value for name, value in vars(self).items() if name != "_encoder"}
+
     def shield(self, value: Any, place: str) -> Any:
         """A copy of a user's text, or of a mapping or list of texts, that cannot become a special token.
 
@@ -79,6 +83,12 @@ class SpecialTokens:
         """The ids of a text of `own`, with their offsets in it."""
         with library_errors(self._name):
             return self._encoder.encode(text, add_special_tokens=False)
+
+    def encode_ids(self, text: str) -> list[int]:
+        """The ids of a text of `own`, without the interpreter's lock."""
+        with library_errors(self._name):
+            (encoding,) = self._encoder.encode_batch_fast([text], add_special_tokens=False)
+        return list(encoding.ids)
 
     def _shielded(self, text: str, place: str) -> str:
         if (found := _RESERVED.search(text)) is not None:

@@ -77,6 +77,10 @@ class ChatTemplate:
             raise _unsafe(f"{name}:{line}", f"it reads {attribute}, one of Python's internals")
         self.marks_answers = _has_generation(tree)
 
+    def __reduce__(self) -> tuple[type[ChatTemplate], tuple[str, str]]:
+        """Compiled templates are not picklable."""
+        return ChatTemplate, (self.source, self.name)
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,11 +27,8 @@ from aifx.serving.http.errors import ApiError, ClientGone
 from aifx.serving.http.metrics import PredictionMetrics
 from aifx.serving.http.protocol import FileRequest, PredictionRequest
 from aifx.serving.http.results import results
-from aifx.serving.http.state import Load, ServerState, content_type_of, record_of
+from aifx.serving.http.state import READERS, Load, ServerState, content_type_of, record_of, wrong_type
 from aifx.serving.predictor import NotNumbers, Outputs, PredictionFailed, Predictor, PredictorWeights
-
-READERS = min(os.cpu_count() or 1, 8)
-"""Requests whose rows are encoded at the same time: a large picture takes hundreds of MB until it is resized."""
 
 
 @dataclass(kw_only=True)
@@ -147,8 +143,7 @@ async def classify(request: Request) -> Response:
         name = body.model or name
         data = _decoded(body.image)
     else:
-        known = ", ".join((*state.form.media_types, "application/json"))
-        raise ApiError(415, f"the Content-Type is {content_type}; it must be one of {known}")
+        raise wrong_type(request, (*state.form.media_types, "application/json"))
 
     def read() -> list[Row]:
         try:

@@ -82,9 +82,7 @@ class HttpServer:
             try:
                 return asyncio.run(self._serve(on_listening))
             finally:
-                self._state.log.close()
-                if self._state.tracer is not None:
-                    self._state.tracer.close()
+                self._state.close()
 
     def stop(self) -> None:
         """As SIGTERM does. From any thread."""

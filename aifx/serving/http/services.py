@@ -74,6 +74,8 @@ def _text(trained: RestoredRun, **common: Any) -> Service:
         operations=TEXT_OPERATIONS,
         **common,
     )
+    if state.templates is not None:
+        state.templates.start()
     trained = _without_arrays(trained)
     fits = {
         "adapters": list(engine.adapters),

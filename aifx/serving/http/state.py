@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +26,10 @@ from aifx.serving.http.protocol import BodyT, parse
 from aifx.serving.http.tracing import Tracer
 from aifx.serving.requests import ServedEngine
 from aifx.serving.swap import SwapCounts
+
+READERS = min(os.cpu_count() or 1, 8)
+"""Requests that threads read at the same time: a large picture takes hundreds of MB until it is resized, and a text
+130 bytes per character until it is tokenized."""
 
 LOGGED = ("prompt", "messages", "input", "rows")
 """Fields of requests, of which the access log has one with `serve.log_prompts`."""
@@ -56,6 +62,7 @@ class ServerState(ABC):
         operations: the routes beside those of every server.
         api_key: what clients must send; None if anyone may ask.
         is_draining: no more requests are taken.
+        unfinished: requests by the address of their client.
         tracer: makes a span of each request; None without a collector.
     """
 
@@ -68,10 +75,17 @@ class ServerState(ABC):
     is_draining: bool = False
     tracer: Tracer | None = None
     in_flight: int = 0
+    unfinished: Counter[str] = field(default_factory=Counter)
     created: int = field(default_factory=lambda: int(time.time()))
     swaps: SwapCounts = field(default_factory=SwapCounts)
     metrics: Metrics = field(init=False)
     _mailbox: Mailbox | None = None
+
+    def close(self) -> None:
+        """Write what the log and the tracer hold, and end what the server has started."""
+        self.log.close()
+        if self.tracer is not None:
+            self.tracer.close()
 
     @property
     def models(self) -> list[str]:
@@ -119,9 +133,9 @@ class ServerState(ABC):
 
     async def read(self, request: Request, kind: type[BodyT]) -> BodyT:
         """The body of a request, which is JSON. Raises ApiError."""
-        if (content_type := content_type_of(request)) != "application/json":
-            # A web page of another origin can send other types without asking the server (CORS).
-            raise ApiError(415, f"the Content-Type is {content_type}; it must be application/json")
+        if content_type_of(request) != "application/json":
+            # A web page of another origin can send other types, or none, without asking the server (CORS).
+            raise wrong_type(request, ["application/json"])
         body = parse(kind, await self.read_bytes(request), lenient=self.settings.lenient)
         record = record_of(request)
         record.model = getattr(body, "model", None) or self.name
@@ -160,8 +174,15 @@ class ServerState(ABC):
 
 
 def content_type_of(request: Request) -> str:
-    """Without parameters; JSON if the client names none."""
-    return request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    """Without parameters; "" if the client names none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def wrong_type(request: Request, expected: Sequence[str]) -> ApiError:
+    given = content_type_of(request)
+    found = f"the Content-Type is {given}" if given else "the Content-Type is missing"
+    known = f"one of {', '.join(expected)}" if len(expected) > 1 else expected[0]
+    return ApiError(415, f"{found}; it must be {known}")
 
 
 def record_of(request: Request) -> AccessRecord:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from starlette.concurrency import run_in_threadpool
+import anyio
+from anyio.to_thread import run_sync
 from starlette.requests import Request
 
 from aifx.core.errors import DataError
@@ -23,11 +24,15 @@ from aifx.serving.http.errors import ApiError
 from aifx.serving.http.messages import template_messages
 from aifx.serving.http.metrics import TextMetrics
 from aifx.serving.http.protocol import Messages, Prompt, SamplingFields, Tool
-from aifx.serving.http.state import Load, ServerState, record_of
+from aifx.serving.http.state import READERS, Load, ServerState, record_of
 from aifx.serving.requests import SEEDS, GenerationRequest, SamplingSettings, ServingEngine, Usage
+from aifx.serving.template_process import TemplateProcess
 
 LONG_TEXT = 4096
 """Characters of texts from which on a thread tokenizes them, so that other requests do not wait."""
+
+NAME_BYTES = 4
+"""Of the character that a special token is in `SpecialTokens`."""
 
 
 @dataclass(kw_only=True)
@@ -46,6 +51,15 @@ class TextState(ServerState):
 
     def __post_init__(self) -> None:
         self.metrics = TextMetrics(self.engine, self.name, self.swaps)
+        self._readers, self._writers = anyio.CapacityLimiter(READERS), anyio.CapacityLimiter(1)
+        self.templates: TemplateProcess | None = None
+        if self.renderer is not None:
+            self.templates = TemplateProcess(self.renderer.writer, self.settings.template_s)
+
+    def close(self) -> None:
+        super().close()
+        if self.templates is not None:
+            self.templates.close()
 
     def card(self, name: str) -> ModelCard:
         return super().card(name).model_copy(update={"max_model_len": self.engine.max_model_len})
@@ -94,7 +108,7 @@ class TextState(ServerState):
     async def prompts(self, prompt: Prompt, field: str, n: int = 1) -> list[list[int]]:
         """The token ids of each prompt, of which each has `n` answers. Raises ApiError for too many."""
         if isinstance(prompt, str):
-            return [await self.encode(prompt)]
+            return [self.tokenizer.as_prompt(ids) for ids in await self.encode([prompt], field)]
         if isinstance(prompt[0], int):
             return [list(prompt)]
         most = self.settings.queue + max(self.settings.slots)
@@ -102,20 +116,33 @@ class TextState(ServerState):
             why = f"{len(prompt)} prompts" + (f" with n = {n}" if n > 1 else "") + f"; this server takes {most} at once"
             raise ApiError(400, f"{field}: {why}", param=field)
         if isinstance(prompt[0], str):
-            return await self._encode_all([str(text) for text in prompt], self.tokenizer.encode_prompt)
+            found = await self.encode([str(text) for text in prompt], field)
+            return [self.tokenizer.as_prompt(ids) for ids in found]
         return [list(ids) for ids in prompt]
 
-    async def encode(self, text: str, *, with_begin: bool = True) -> list[int]:
-        """The token ids of a text, after the token that begins texts if the model has one."""
-        function = self.tokenizer.encode_prompt if with_begin else self.tokenizer.encode
-        (ids,) = await self._encode_all([text], function)
-        return ids
+    async def encode(self, texts: Sequence[str], field: str) -> list[list[int]]:
+        """The token ids of texts, no special token added. Raises ApiError."""
+        for text in texts:
+            self._check_size(text, field)
 
-    async def _encode_all(self, texts: Sequence[str], encode: Callable[[str], list[int]]) -> list[list[int]]:
         def encoded() -> list[list[int]]:
-            return [encode(text) for text in texts]
+            return [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
 
-        return encoded() if sum(map(len, texts)) < LONG_TEXT else await run_in_threadpool(encoded)
+        is_short = sum(map(len, texts)) < LONG_TEXT
+        return encoded() if is_short else await run_sync(encoded, limiter=self._readers)
+
+    def _check_size(self, text: str, field: str, shortest: int = 0) -> None:
+        """Raise ApiError for a text of so many bytes that it has too many tokens, which would take seconds to count.
+
+        Args:
+            shortest: bytes of a token of another kind in the text, which may be longer than the tokenizer's.
+        """
+        if self.tokenizer.most_bytes is None:
+            return
+        size, most = len(text.encode()), self.engine.max_model_len
+        if size > most * max(self.tokenizer.most_bytes, shortest):
+            why = f"{field}: {size} bytes are more than {most} tokens, which this server reads at the most"
+            raise ApiError(400, why, param=field, code="context_length_exceeded")
 
     async def chat_prompt(self, messages: Messages, tools: Sequence[Tool] | None) -> list[int]:
         """The token ids of a conversation, by the model's chat template. Raises ApiError."""
@@ -123,8 +150,12 @@ class TextState(ServerState):
             raise ApiError(400, f"{self.name} has no chat template; /v1/completions takes its prompts")
         plain = template_messages(messages)
         shown = [tool.model_dump(exclude_none=True) for tool in tools or ()]
+        special, templates = self.renderer.special, self.templates
+        assert templates is not None
         try:
-            return await run_in_threadpool(self.renderer.prompt, plain, "messages", tools=shown)
+            text = await run_sync(templates.prompt_text, plain, "messages", shown, limiter=self._writers)
+            self._check_size(text, "messages", NAME_BYTES)
+            return await run_sync(special.encode_ids, text, limiter=self._readers)
         except DataError as error:
             param = "tools" if "tools" in error.what else "messages"
             raise ApiError(400, f"{error.what}: {error.why}", param=param) from None

@@ -55,7 +55,8 @@ async def tokenize(request: Request) -> Response:
     if body.messages is not None:
         ids = await state.chat_prompt(body.messages, body.tools)
     else:
-        ids = await state.encode(body.prompt or "", with_begin=body.add_special_tokens)
+        (ids,) = await state.encode([body.prompt or ""], "prompt")
+        ids = state.tokenizer.as_prompt(ids) if body.add_special_tokens else ids
     names = [state.tokenizer.token(token) for token in ids] if body.return_token_strs else None
     most = state.engine.max_model_len
     return json_response(Tokens(count=len(ids), max_model_len=most, tokens=ids, token_strs=names))
