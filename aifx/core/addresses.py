@@ -1,4 +1,4 @@
-"""Addresses that only this machine can reach."""
+"""Addresses that only this machine can reach, and pages that may ask a server there."""
 
 from __future__ import annotations
 
@@ -18,3 +18,16 @@ def is_own_name(host: str) -> bool:
     """Return whether the header `Host` names only this machine."""
     name = re.sub(r":\d*$", "", host.strip()).lower().rstrip(".")
     return is_loopback(name.removeprefix("[").removesuffix("]"))
+
+
+def is_other_site(origin: str | None, fetch_site: str | None, host: str) -> bool:
+    """Return whether a web page of another origin than the server's own sent a request.
+
+    Args:
+        origin: the header `Origin`; None if the client sends none, as programs do.
+        fetch_site: the header `Sec-Fetch-Site`, which browsers send to loopback and by https, and no page can set.
+        host: the header `Host`.
+    """
+    if fetch_site is not None:
+        return fetch_site not in ("same-origin", "none")  # "none": a person typed the address
+    return origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower())

@@ -149,6 +149,10 @@ def start(
 
     Settings that are not given come from [serve] of aifx.toml, otherwise from the run's configuration. SIGTERM and
     Ctrl-C finish the requests that run; a second signal ends the server at once.
+
+    Without a key, the server refuses web pages of other sites (serve.cors_origins allows some), and JSON needs
+    Content-Type: application/json. An address has at most 64 unfinished requests: behind a proxy such as nginx, use
+    --set serve.max_client_requests=0.
     """
     with terminal(json, streams=True) as out:
         at = parse_step(step)

@@ -51,7 +51,8 @@ class Server:
 def served(options: LoadOptions, folder: Path) -> Iterator[Server]:
     """Start `aifx serve` of a run, and end it after the block. Raises EnvironmentFault if it cannot serve."""
     assert options.run is not None
-    settings = [part for setting in options.set for part in ("--set", setting)]
+    # All requests come from one address.
+    settings = [part for setting in ("serve.max_client_requests=0", *options.set) for part in ("--set", setting)]
     command = [*AIFX, "serve", "--run", options.run, "--host", "127.0.0.1", "--port", "0", "--json", *settings]
     began = time.perf_counter()
     printed: list[bytes] = []

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from aifx.core.errors import EnvironmentFault
 from aifx.core.logs import at_level
-from aifx.serving.http.connections import MAX_HEADER_BYTES, Connection
+from aifx.serving.http.connections import Connection
 
 LAST_ANSWERS_S = 2.0
 """How long answers that were cut have to reach their clients."""
@@ -70,6 +70,5 @@ def uvicorn_server(app: ASGIApp, connection_class: type[Connection]) -> UvicornS
             backlog=BACKLOG,
             timeout_keep_alive=connection_class.idle_s,  # type: ignore[arg-type]  # it goes to call_later
             timeout_graceful_shutdown=LAST_ANSWERS_S,  # type: ignore[arg-type]  # and this to wait_for
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         )
     )

@@ -311,7 +311,7 @@ def test_bad_input_is_answered_400_and_names_the_field(served: Served, case: str
 def test_what_is_no_json_and_no_route(served: Served) -> None:
     post = served.http.post
     for body in (b"", b"{", b"[" * 100_000, b'{"prompt": "\\ud800"}', b'{"prompt": NaN}', b"\xff", b"null"):
-        answer = post("/v1/completions", content=body)
+        answer = post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, None), body
     assert post("/v1/completions", content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
     assert "/v1/nope" in served.http.get("/v1/nope").json()["error"]["message"]

@@ -21,6 +21,7 @@ from toy_server import WAIT_S, Served
 
 Serve = Callable[..., Served]
 BODY = {"prompt": "abc", "max_tokens": 4}
+JSON = {"Content-Type": "application/json"}
 
 
 def post(served: Served, **body: Any) -> httpx.Response:
@@ -38,8 +39,8 @@ def connect(served: Served, receive_buffer: int = 0) -> socket.socket:
 
 def request_bytes(body: dict[str, Any], path: str = "/v1/completions") -> bytes:
     data = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
-    return head.encode() + data
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
 
 
 def eventually(condition: Callable[[], bool]) -> None:
@@ -121,7 +122,7 @@ def test_large_bodies(serve: Serve) -> None:
         for _ in range(100):
             yield b" " * 1000
 
-    assert served.http.post("/v1/completions", content=pieces()).status_code == 413
+    assert served.http.post("/v1/completions", content=pieces(), headers=JSON).status_code == 413
     assert post(served).status_code == 200
 
 
@@ -164,7 +165,7 @@ def test_a_request_that_takes_too_long(serve: Serve) -> None:
             assert status in received(client, words).partition(b"\r\n")[0]
     served.engine.wait_idle()
     client = connect(served)  # a body that does not come
-    client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
+    client.sendall(request_bytes({}).replace(b"Content-Length: 2", b"Content-Length: 9"))
     received(client, b" 408 ")
 
 

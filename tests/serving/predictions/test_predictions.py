@@ -158,6 +158,7 @@ def sent_at_once(served: Any, body: Any) -> bytes:
     """The answer to a request whose body comes with its headers, however busy the client is."""
     data = json.dumps(body).encode()
     head = f"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\nConnection: close\r\n"
+    head += "Content-Type: application/json\r\n"
     key = f"Authorization: {served.http.headers['Authorization']}\r\n\r\n"
     host, _, port = served.url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), timeout=WAIT_S) as client:
