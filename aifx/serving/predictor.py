@@ -328,9 +328,10 @@ class Predictor:
         with self._wake:
             self._is_draining = True
             # A request that is at the device may also have rows that wait.
-            for request in dict.fromkeys([*self._at_device, *self._waiting]):
+            unfinished = dict.fromkeys([*self._at_device, *self._waiting])
+            self._waiting.clear()  # first: whoever hears of the end may look at `stats`
+            for request in unfinished:
                 self._end(request, result)
-            self._waiting.clear()
 
 
 def fields_of(batch: Batch) -> Fields:
