@@ -42,6 +42,10 @@ _SHAPE = re.compile(
 """Tokens known by their shape: of GitHub, GitLab, Hugging Face, OpenAI, Slack, NVIDIA, npm, PyPI, Docker, Google and
 Amazon; a JSON Web Token; a private key."""
 
+_CREDENTIALS = re.compile(r"(?<![\w-])[A-Za-z]*credentials?[A-Za-z]*:\s+", re.IGNORECASE)
+"""The end of a clause, not the name of a value: `Invalid credentials: `, `google.auth.DefaultCredentialsError: `."""
+_ORDINARY = re.compile(r"\(?(?:token\s+)?[^\W\d_]{1,15}(?:-[a-z]{1,15})*[.!?):]{0,3}", re.IGNORECASE)
+
 _SECRET_VARIABLE = re.compile(
     r"token|secret|passw|passphrase|credential|private|auth|cookie|_pwd$|(?:^|_)key(?:_|$)|(?:api|access|account)_?key",
     re.IGNORECASE,
@@ -50,8 +54,8 @@ _SECRET_VARIABLE = re.compile(
 
 def redact(text: str) -> str:
     """`text` without the secrets in it."""
+    text = _URL_LOGIN.sub(f"{REMOVED}@", text)  # before shapes: one that is removed from a login hides the rest of it
     text = _SHAPE.sub(REMOVED, text)
-    text = _URL_LOGIN.sub(f"{REMOVED}@", text)
     text = _NAMED.sub(_without_value, text)
     return _SCHEME.sub(_without_login, text)
 
@@ -88,8 +92,18 @@ def is_secret_variable(name: str) -> bool:
 def _without_value(match: re.Match[str]) -> str:
     """The name and, around what was removed, the quotes: text that was JSON stays JSON."""
     value = match["value"]
+    if _is_prose(match["keep"], value):
+        return match[0]
     quote = next((mark for mark in ('\\"', '"', "'") if value.startswith(mark) and value.endswith(mark)), "")
     return f"{match['keep']}{quote}{REMOVED}{quote}"
+
+
+def _is_prose(name: str, value: str) -> bool:
+    """Whether a sentence goes on after `credentials: `; a value in capitals, or with digits, may be a secret."""
+    if _CREDENTIALS.fullmatch(name.rpartition(".")[2]) is None or _ORDINARY.fullmatch(value) is None:
+        return False
+    word = value.split()[-1].strip("(.!?):")
+    return word[1:].islower() or len(word) <= 4
 
 
 def _without_login(match: re.Match[str]) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
+import string
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -68,6 +71,44 @@ def test_a_secret_is_removed(text: str) -> None:
         assert "plan" not in found
         assert "ted" not in found
         assert "cGxhb" not in found
+
+
+def _text(random_: random.Random, letters: str, length: int) -> str:
+    return "".join(random_.choices(letters, k=length))
+
+
+def test_both_halves_of_a_login_are_removed() -> None:
+    """Of any scheme, also if one of them has the shape of a token."""
+    made = random.Random(0)
+    letters = string.ascii_letters + string.digits
+    keys = ["AKIA", "hf_", "sk-", "ghp_", "AIza", "eyJ", ""]
+    lines = ["{}", "cannot open '{}'", '{{"url": "{}"}}', "copy {},{} now", "--set data.url={}", "simplecache::{}"]
+    for scheme, key, line in itertools.product(("s3", "s3a", "gs", "https", "redis"), keys, lines):
+        alphabet = string.ascii_uppercase + string.digits if key == "AKIA" else letters
+        first = key + _text(made, alphabet, 16 if key == "AKIA" else 24)
+        second = _text(made, letters, 12) + "/+" + _text(made, letters, 12)
+        for login, halves in ((f"{first}:{second}", (first, second)), (f"{second[:12]}:{first}", (second[:12], first))):
+            for host in ("", "host/a.jsonl", "host:9000/a b"):
+                text = line.replace("{}", f"{scheme}://{login}@{host}")
+                redacted = redact(text)
+                assert not any(part in redacted for half in halves for part in half.split("/+")), redacted
+                assert f"{scheme}://[removed]@{host}" in redacted
+                assert redact(redacted) == redacted
+
+
+def test_words_after_credentials_stay_and_secrets_do_not() -> None:
+    made = random.Random(0)
+    words = "Unable not None please expired were (none) token re-login can't AWS Zugangsdaten ungültig missing.".split()
+    names = ["Credentials", "credentials", "Invalid credentials", "NoCredentialsError", "a.auth.CredentialError"]
+    for name, word, gap in itertools.product(names, words, (": ", " ", ":\n  ")):
+        text = f"{name}{gap}{word} to be found"
+        assert redact(text) == text
+    for name, length in itertools.product((*names, "aws_credentials", "credential"), range(6, 40, 3)):
+        secret = _text(made, string.ascii_letters, length) + made.choice(string.digits)
+        for text in (f"{name}: {secret}", f"{name}={secret}", f'"{name}": "planted"', f"{name}: Bearer planted"):
+            assert "[removed]" in (redacted := redact(text))
+            assert secret not in redacted
+            assert "planted" not in redacted
 
 
 @pytest.mark.parametrize("text", HARMLESS)
