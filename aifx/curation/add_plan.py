@@ -167,7 +167,7 @@ def of_kind(listing: Listing, kind: Kind) -> Listing:
     """The files that can be of a kind; the others are left out."""
     others = [file.name for file in listing.files if file.format not in KINDS[kind]]
     files = tuple(file for file in listing.files if file.format in KINDS[kind])
-    return Listing(files, tuple(sorted([*listing.left_out, *others])))
+    return replace(listing, files=files, left_out=tuple(sorted([*listing.left_out, *others])))
 
 
 def _is_same(file: SourceFile, source: Source | None, options: ReadOptions) -> bool:

@@ -72,6 +72,8 @@ class AddedFiles:
         bad_rows: the first rows in quarantine.
         is_new: False if the same version was there already.
         is_accepted: whether the name alone means this version.
+        left_out: files of folders that have no reader.
+        links: that lead out of their folder, and were not followed.
     """
 
     reference: str
@@ -85,9 +87,11 @@ class AddedFiles:
     bad_rows: tuple[QuarantinedRow, ...]
     is_new: bool
     is_accepted: bool
+    left_out: tuple[str, ...]
+    links: tuple[str, ...]
 
 
-def added_files(plan: AddPlan, made: Made) -> AddedFiles:
+def added_files(plan: AddPlan, made: Made, listing: Listing) -> AddedFiles:
     """The document of `aifx data add`."""
     manifest = made.version.manifest
     bad = BadRows.of(manifest)
@@ -103,6 +107,8 @@ def added_files(plan: AddPlan, made: Made) -> AddedFiles:
         bad_rows=tuple(first_quarantined(made.version)),
         is_new=made.is_new,
         is_accepted=made.is_accepted,
+        left_out=listing.left_out,
+        links=listing.links,
     )
 
 
@@ -139,12 +145,14 @@ class ListedFiles:
 
     Attributes:
         left_out: files of folders that have no reader.
+        links: that lead out of their folder, and are not followed.
     """
 
     name: str
     kind: Kind
     files: tuple[ListedFile, ...]
     left_out: tuple[str, ...]
+    links: tuple[str, ...]
 
 
 def listed_files(name: str, kind: Kind, listing: Listing) -> ListedFiles:
@@ -153,4 +161,4 @@ def listed_files(name: str, kind: Kind, listing: Listing) -> ListedFiles:
         ListedFile(file.name, file.format, file.compression, None if file.query else file.bytes)
         for file in listing.files
     )
-    return ListedFiles(name, kind, files, listing.left_out)
+    return ListedFiles(name, kind, files, listing.left_out, listing.links)

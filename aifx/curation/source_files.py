@@ -104,23 +104,33 @@ class Listing:
     Attributes:
         files: by name.
         left_out: files of folders that have no reader.
+        links: that lead out of their folder, and were not followed.
     """
 
     files: tuple[SourceFile, ...]
     left_out: tuple[str, ...]
+    links: tuple[str, ...] = ()
 
 
-def list_sources(arguments: Sequence[str], base: Path) -> Listing:
+def list_sources(arguments: Sequence[str], base: Path, *, follow_links: bool = False) -> Listing:
     """The files that paths, folders, globs and URLs name. Raises UsageError, DataError.
+
+    A link that is an argument is read. A link in a folder, or below the part of a glob without wildcards, is read if it
+    ends there: whoever made the folder could otherwise have any file of this machine read.
 
     Args:
         base: the folder relative to which files are named.
+        follow_links: also read what is outside.
     """
     found: dict[str, SourceFile] = {}
     left_out: set[str] = set()
+    links: set[str] = set()
     for argument in arguments:
-        listed = _remote(argument) if "://" in argument else _local(argument, base)
+        listed = _remote(argument, follow_links) if "://" in argument else _local(argument, base, follow_links)
         for one in listed:
+            if one.is_outside:
+                links.add(one.name)
+                continue
             format_, compression = _format_of(one.name, one.is_given)
             if format_ is None:
                 left_out.add(one.name)
@@ -132,20 +142,25 @@ def list_sources(arguments: Sequence[str], base: Path) -> Listing:
             if before.location != one.location:
                 why = "both would be recorded under this name"
                 raise UsageError(f"two sources are called {one.name}", why, "add one of them under another path")
-    return Listing(tuple(found[name] for name in sorted(found)), tuple(sorted(left_out)))
+    return Listing(tuple(found[name] for name in sorted(found)), tuple(sorted(left_out)), tuple(sorted(links)))
 
 
 def _label(argument: str, location: str) -> str | None:
     """The name of the folder that a picture is in, if that is below the folder that the argument names."""
-    top = argument
-    while glob.has_magic(top):
-        top = top.rpartition("/")[0]
+    top = _fixed_part(argument)
     if "://" in argument:
         top, location = urlsplit(top).path.strip("/"), urlsplit(location).path.strip("/")
     else:
         top = os.path.abspath(os.path.expanduser(top))
     folder, _, _ = location.rpartition("/")
     return folder.rpartition("/")[2] if folder.startswith(f"{top}/") else None
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folder above the first wildcard; `pattern` itself if it has none."""
+    while glob.has_magic(pattern):
+        pattern = pattern.rpartition("/")[0]
+    return pattern
 
 
 def _format_of(name: str, is_given: bool) -> tuple[Format | None, str]:
@@ -161,7 +176,12 @@ def _format_of(name: str, is_given: bool) -> tuple[Format | None, str]:
 
 
 class _Found(NamedTuple):
-    """A file that an argument names; `is_given` if the argument is the file itself. The rest as in `SourceFile`."""
+    """A file that an argument names. The rest as in `SourceFile`.
+
+    Attributes:
+        is_given: whether the argument is the file itself.
+        is_outside: whether it is a link that is not followed.
+    """
 
     name: str
     location: str
@@ -169,22 +189,31 @@ class _Found(NamedTuple):
     changed: int
     stamp: str
     is_given: bool
+    is_outside: bool = False
 
 
-def _local(argument: str, base: Path) -> Iterator[_Found]:
+def _local(argument: str, base: Path, follow_links: bool) -> Iterator[_Found]:
     path = os.path.abspath(os.path.expanduser(argument))
-    paths = [path] if os.path.lexists(path) or not glob.has_magic(argument) else sorted(glob.glob(path, recursive=True))
+    paths = [path] if os.path.lexists(path) or not glob.has_magic(argument) else _matches(path)
     if not paths:
         raise UsageError(f"no file matches {argument!r}", f"looked in {base}", "name files, folders or URLs")
+    entered: dict[str, str] = {}
+    inside = None if follow_links else os.path.realpath(path if paths == [path] else _fixed_part(path) or "/")
     for each in paths:
         is_given = each == path
+        if not is_given:
+            if _leads_out(each, inside):
+                yield _outside(each, base)
+                continue
+            if not all(_enters(folder, entered) for folder in (os.path.dirname(each), each) if os.path.isdir(folder)):
+                continue
         try:
             found = os.stat(each)
         except OSError as e:
             hint = "name files, folders, globs or URLs"
             raise UsageError(f"{argument} cannot be read", e.strerror or str(e), hint) from None
         if stat.S_ISDIR(found.st_mode):
-            yield from _folder(each, base)
+            yield from _folder(each, base, inside, entered)
         elif stat.S_ISREG(found.st_mode):
             yield _Found(name_of(each, base), each, found.st_size, found.st_mtime_ns, "", is_given)
         elif is_given:
@@ -192,20 +221,41 @@ def _local(argument: str, base: Path) -> Iterator[_Found]:
             raise UsageError(f"{argument} is not a regular file", "it is a pipe, socket or device", hint)
 
 
-def _folder(folder: str, base: Path) -> Iterator[_Found]:
-    """The regular files below a folder, without hidden ones. A link to a folder around it is not followed."""
-    entered = {os.path.realpath(folder)}
+def _leads_out(path: str, inside: str | None) -> bool:
+    """Whether links in `path` end outside of the real path `inside`, if there is one."""
+    return inside is not None and not Path(os.path.realpath(path)).is_relative_to(inside)
+
+
+def _outside(path: str, base: Path) -> _Found:
+    return _Found(name_of(path, base), path, 0, 0, "", is_given=False, is_outside=True)
+
+
+def _matches(pattern: str) -> list[str]:
+    """The paths that match, those near the top first, before what a link repeats further down."""
+    return sorted(glob.glob(pattern, recursive=True), key=lambda path: (path.count("/"), path))
+
+
+def _enters(folder: str, entered: dict[str, str]) -> bool:
+    """Whether a folder was not entered under another name: links make loops, and two names of one file."""
+    return entered.setdefault(os.path.realpath(folder), folder) == folder
+
+
+def _folder(folder: str, base: Path, inside: str | None, entered: dict[str, str]) -> Iterator[_Found]:
+    """The regular files below a folder, without hidden ones. Each folder is entered under one name."""
+    _enters(folder, entered)
     for path, folders, names in os.walk(folder, onerror=_fail, followlinks=True):
-        inside = []
-        for name in sorted(folders):
-            real = os.path.realpath(os.path.join(path, name))
-            if not name.startswith(".") and real not in entered:
-                entered.add(real)
-                inside.append(name)
-        folders[:] = inside
-        for name in sorted(names):
+        chosen = []
+        for name in sorted(name for name in folders if not name.startswith(".")):
             full = os.path.join(path, name)
-            if name.startswith("."):
+            if _leads_out(full, inside):
+                yield _outside(full, base)
+            elif _enters(full, entered):
+                chosen.append(name)
+        folders[:] = chosen
+        for name in sorted(name for name in names if not name.startswith(".")):
+            full = os.path.join(path, name)
+            if os.path.islink(full) and _leads_out(full, inside):
+                yield _outside(full, base)
                 continue
             try:
                 found = os.stat(full)
@@ -225,8 +275,13 @@ def name_of(path: str, base: Path) -> str:
     return os.fsencode(name).decode(errors="backslashreplace")  # Parquet and JSON hold UTF-8 alone
 
 
-def _remote(url: str) -> Iterator[_Found]:
+def _remote(url: str, follow_links: bool) -> Iterator[_Found]:
+    from fsspec.implementations.local import LocalFileSystem
+
     store = open_store(url)
+    inside = None
+    if not follow_links and isinstance(store.fs, LocalFileSystem):
+        inside = os.path.realpath(_fixed_part(store.path) or "/")
     secret_free = without_secrets(url)
     found: dict[str, Any] = {}
     with _asking(f"list {secret_free}"):
@@ -244,6 +299,9 @@ def _remote(url: str) -> Iterator[_Found]:
         raise UsageError(f"no file matches {secret_free}", "the store has none", "name a file or folder")
     for path, (info, is_given) in sorted(found.items()):
         location = url if is_given else _with_path(url, store.path, path)
+        if _leads_out(path, inside):
+            yield _Found(without_secrets(location), location, 0, 0, "", is_given, is_outside=True)
+            continue
         stamp = hashlib.sha256(repr(sorted(_stamp(info).items())).encode()).hexdigest()
         yield _Found(without_secrets(location), location, int(info["size"] or 0), 0, stamp, is_given)
 

@@ -86,6 +86,10 @@ def add(
             "--max-expansion", metavar="TIMES", min=1.0, help="Refuse files that expand to more than 1 GiB and so much."
         ),
     ] = 100.0,
+    follow_links: Annotated[
+        bool,
+        typer.Option("--follow-links", help="Follow links that lead out of a folder. By default they are left out."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and read nothing.")] = False,
 ) -> None:
     """Collect the rows of files into a data set.
@@ -117,7 +121,7 @@ def add(
         runner = given.runner(catalog)
         fetch = _fetch_of(sources, query, key, catalog, name)
         if fetch is None:
-            listing = list_sources(sources, project.root if project else Path.cwd())
+            listing = list_sources(sources, project.root if project else Path.cwd(), follow_links=follow_links)
         elif dry_run:
             listing = opened.enter_context(fetch.described())
         else:
@@ -145,7 +149,7 @@ def add(
         made = run_add(plan, name, catalog, limits, runner, accepts=lambda manifest: not refusal(manifest))
         if fetch is not None:
             fetch.remove()
-        found = added_files(plan, made)
+        found = added_files(plan, made, listing)
         out.document(found)
         _print(out, found)
         for folder, source in interrupted_reads(catalog, name).items():
@@ -179,13 +183,22 @@ def _log_left_out(out: Output, listing: Listing, kind: str) -> None:
     if listing.left_out:
         more = f" and {len(listing.left_out) - 1:,} more files" if len(listing.left_out) > 1 else ""
         out.log(f"left out, because they are no {kind} that aifx reads: {listing.left_out[0]}{more}")
+    if listing.links:
+        from aifx.curation.add_reports import SHOWN
+
+        out.log(f"left out, because they lead out of their folder: {counted(len(listing.links), 'link')}")
+        for link in listing.links[:SHOWN]:
+            out.log(f"  {link}")
+        if len(listing.links) > SHOWN:
+            out.log(f"  and {len(listing.links) - SHOWN:,} more, which --json lists")
+        out.log("--follow-links reads them")
     if not listing.files:
-        why = (
-            f"aifx reads no {kind} from {counted(len(listing.left_out), 'file')}"
-            if listing.left_out
-            else "the folders are empty"
-        )
-        raise UsageError("there is nothing to add", why, "aifx data add --help lists what can be read")
+        why, hint = "the folders are empty", "aifx data add --help lists what can be read"
+        if listing.left_out:
+            why = f"aifx reads no {kind} from {counted(len(listing.left_out), 'file')}"
+        elif listing.links:
+            why, hint = "all files are links that lead out of their folder", "--follow-links"
+        raise UsageError("there is nothing to add", why, hint)
 
 
 def _print(out: Output, found: AddedFiles) -> None:
