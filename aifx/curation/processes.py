@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
+from pathlib import Path
 from typing import Any, TypeVar
+
+from aifx.core.errors import EnvironmentFault
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -56,6 +61,59 @@ def call_each(
     pool.shutdown()
 
 
+@contextmanager
+def generated(function: Callable[..., Iterator[T]], *arguments: Any) -> Generator[Iterator[T]]:
+    """What `function(*arguments)` yields, in a process of its own, which is killed when the block ends.
+
+    So a signal ends what the function does, although a library may not return to Python for hours. The function, the
+    arguments and what is yielded must be picklable. Raises what the function raises, EnvironmentFault if the process is
+    ended by something else.
+    """
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_generate, args=(sender, function, arguments), daemon=True)
+    process.start()
+    sender.close()
+
+    def received() -> Iterator[T]:
+        try:
+            while True:
+                value, error = receiver.recv()
+                if isinstance(error, StopIteration):
+                    return
+                if error is not None:
+                    raise error
+                yield value
+        except EOFError:
+            process.join()
+            number = -(process.exitcode or 0)
+            why = f"signal {number}" if number > 0 else f"exit {process.exitcode}"
+            what, hint = "the process that does the work ended without an answer", "give it more --memory"
+            raise EnvironmentFault(what, f"{why}: it may have needed more memory than there is", hint) from None
+
+    try:
+        yield received()
+    finally:
+        process.kill()
+        process.join()
+        receiver.close()
+
+
+def limit_memory(memory_bytes: int, unused_bytes: int) -> int:
+    """Let the kernel refuse this process more than `memory_bytes`. Returns the bytes that it does not use yet.
+
+    Args:
+        unused_bytes: that libraries will reserve and not use, such as stacks of threads: the limit counts these.
+    """
+    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    memory = {line[0].rstrip(":"): int(line[1]) << 10 for line in lines if line[-1] == "kB"}
+    free = max(memory_bytes - memory["VmRSS"], 0)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = memory["VmData"] + free + unused_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    return free
+
+
 def advance(amount: int) -> None:
     """Report a part of the work of the call that runs in this process."""
     global _left
@@ -96,11 +154,26 @@ def _add(amount: int) -> None:
 
 
 def _begin(function: Callable[[Any], Any], done: Any) -> None:
-    """In a new process: take the function, leave signals to the parent, and end with it, however it ends."""
-    import signal
-
+    """In a new process of a pool: take the function."""
     global _function, _done
     _function, _done = function, done
+    _follow_parent()
+
+
+def _generate(sender: Any, function: Callable[..., Iterator[Any]], arguments: Sequence[Any]) -> None:
+    _follow_parent()
+    try:
+        for value in function(*arguments):
+            sender.send((value, None))
+        sender.send((None, StopIteration()))
+    except Exception as e:
+        sender.send((None, e))
+
+
+def _follow_parent() -> None:
+    """In a new process: leave signals to the parent, and end with it, however it ends."""
+    import signal
+
     return_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()

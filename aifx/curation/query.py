@@ -1,23 +1,41 @@
-"""`aifx data query`: rows of a version by SQL."""
+"""`aifx data query`: rows of a version by SQL, in a process of its own.
+
+DuckDB looks for an interrupt between its own steps, and a single one may take hours; nor does it count all of its
+memory. So the process that runs it can be killed, and the kernel refuses it more memory than it may use.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
+import io
+import tempfile
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aifx.core.environment import environment
 from aifx.core.errors import UsageError
 from aifx.core.files import replacing
+from aifx.curation.processes import generated, limit_memory
 from aifx.curation.shards import records_of
-from aifx.curation.sql import open_selection
+from aifx.curation.sql import not_enough_memory, open_selection
+from aifx.data.csv_rows import escape_formula
 from aifx.data.datasets import check_own_rows
-from aifx.data.row_writers import WRITERS
+from aifx.data.row_writers import WRITERS, flat
 from aifx.data.versions import Version
 
-BATCH_ROWS = 1 << 14
+BATCH_ROWS = 1 << 11
+GROUP_BYTES = 16 << 20
+"""Of the rows that are written to a file together, if a batch has less."""
+
+PARENT_BYTES = 64 << 20
+"""Of the command, which waits for the query, without the rows that it returns (50 MB measured)."""
+
+STACKS_BYTES = 64 << 20
+"""Of memory that DuckDB's first threads and allocator reserve and do not use (56 MB measured, two threads)."""
+
 FORMATS = ("csv", "jsonl", "parquet")
 
 
@@ -48,21 +66,68 @@ class QueryFile:
 
 
 def query_rows(version: Version, sql: str, most: int, memory_bytes: int) -> QueryResult:
-    """The first rows of a SELECT over the table `data`. Raises UsageError for SQL that cannot be run."""
+    """The first rows of a SELECT over the table `data`. Raises UsageError for SQL that cannot be run, EnvironmentFault.
+
+    Args:
+        memory_bytes: of this process and the one that runs the query, without the rows that are returned.
+    """
+    with _apart(selected_rows, version, sql, most, memory_bytes=memory_bytes) as found:
+        return next(found)
+
+
+def query_to_file(version: Version, sql: str, output: Path, memory_bytes: int) -> QueryFile:
+    """Write all rows of a SELECT, some at a time. Raises UsageError, EnvironmentFault, OSError."""
+    format, count = output_format(output), 0
+    with _apart(file_parts, version, sql, format, memory_bytes=memory_bytes) as parts, replacing(output) as stream:
+        for rows, part in parts:
+            stream.write(part)
+            count += rows
+    return QueryFile(version.reference, str(output), count, output.stat().st_size)
+
+
+def selected_rows(version: Version, sql: str, most: int, memory_bytes: int) -> Iterator[QueryResult]:
+    """The one result of `query_rows`, in this process. `memory_bytes` are DuckDB's."""
     with _selected(version, sql, memory_bytes) as relation:
         rows = relation.limit(most + 1).fetchall()
         columns = dict(zip(relation.columns, map(str, relation.types), strict=True))
     shown = tuple(tuple(map(_shown, row)) for row in rows[:most])
-    return QueryResult(version.reference, columns, shown, len(rows) > most)
+    yield QueryResult(version.reference, columns, shown, len(rows) > most)
 
 
-def query_to_file(version: Version, sql: str, output: Path, memory_bytes: int) -> QueryFile:
-    """Write all rows of a SELECT, a batch at a time. Raises UsageError, OSError."""
-    format = output_format(output)
-    with _selected(version, sql, memory_bytes) as relation, replacing(output) as stream:
+def file_parts(version: Version, sql: str, format: str, memory_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """The bytes of a file with all rows of a SELECT, in parts, with the number of rows that each part adds."""
+    sink = io.BytesIO()
+    with _selected(version, sql, memory_bytes) as relation:
         reader = relation.to_arrow_reader(BATCH_ROWS)
-        count = _write_parquet(reader, stream) if format == "parquet" else _write_records(reader, stream, format)
-    return QueryFile(version.reference, str(output), count, output.stat().st_size)
+        write, close = _parquet_writer(reader, sink) if format == "parquet" else _record_writer(sink, format)
+        for batch in _batches(reader):
+            write(batch)
+            yield len(batch), _taken(sink)
+        close()
+        yield 0, _taken(sink)
+
+
+@contextmanager
+def _apart(function: Callable[..., Iterator[Any]], *arguments: Any, memory_bytes: int) -> Generator[Iterator[Any]]:
+    """Run a function in a process of its own, whose temporary files end with it."""
+    with (
+        tempfile.TemporaryDirectory(prefix="aifx-query-") as folder,
+        environment({"TMPDIR": folder}),
+        generated(_within_memory, function, arguments, memory_bytes - PARENT_BYTES) as found,
+    ):
+        yield found
+
+
+def _within_memory(function: Callable[..., Iterator[Any]], arguments: tuple[Any, ...], left: int) -> Iterator[Any]:
+    """In the process of the query: give DuckDB what the rest of the process leaves it."""
+    import duckdb
+    from pyarrow import parquet  # noqa: F401  # as much as possible is loaded before its memory is counted
+
+    free = limit_memory(left, STACKS_BYTES)
+    try:
+        yield from function(*arguments, free * 3 // 4)
+    except (MemoryError, duckdb.OutOfMemoryException) as e:
+        raise not_enough_memory(e) from None
 
 
 def output_format(path: Path) -> str:
@@ -93,25 +158,61 @@ def _shown(value: Any) -> Any:
     return f"<{len(value):,} bytes>" if isinstance(value, bytes | bytearray | memoryview) else value
 
 
-def _write_parquet(reader: Any, stream: Any) -> int:
+def _batches(reader: Any) -> Iterator[Any]:
+    """Raises duckdb.Error."""
+    import duckdb
+
+    try:
+        yield from reader
+    except OSError as e:  # Arrow's stream carries the text of DuckDB's error alone
+        kind = duckdb.OutOfMemoryException if str(e).startswith("Out of Memory Error") else duckdb.Error
+        raise kind(str(e)) from None
+
+
+def _taken(sink: io.BytesIO) -> bytes:
+    part = sink.getvalue()
+    sink.seek(0)
+    sink.truncate()
+    return part
+
+
+def _parquet_writer(reader: Any, sink: io.BytesIO) -> tuple[Callable[[Any], None], Callable[[], None]]:
+    """Functions that write a batch and the end."""
+    import pyarrow as pa
     from pyarrow import parquet
 
-    count = 0
-    with parquet.ParquetWriter(stream, reader.schema) as writer:
-        for batch in reader:
-            writer.write_batch(batch)
-            count += len(batch)
-    return count
+    writer, batches = parquet.ParquetWriter(sink, reader.schema), list[Any]()
+
+    def flush() -> None:
+        if batches:
+            writer.write_table(pa.Table.from_batches(batches))
+            batches.clear()
+
+    def write(batch: Any) -> None:
+        batches.append(batch)
+        if sum(each.nbytes for each in batches) >= GROUP_BYTES:
+            flush()
+
+    def close() -> None:
+        flush()
+        writer.close()
+
+    return write, close
 
 
-def _write_records(reader: Any, stream: Any, format: str) -> int:
-    writer = WRITERS[format](stream)
-    count = 0
-    for batch in reader:
-        writer.write([_plain(record) for record in records_of(batch)])
-        count += len(batch)
-    writer.close()
-    return count
+def _record_writer(sink: io.BytesIO, format: str) -> tuple[Callable[[Any], None], Callable[[], None]]:
+    """Functions that write a batch and the end. No cell of CSV is a formula, nor is a column's name."""
+    writer = WRITERS[format](sink)
+    shown = _cells if format == "csv" else dict
+
+    def write(batch: Any) -> None:
+        writer.write([shown(_plain(record)) for record in records_of(batch)])
+
+    return write, writer.close
+
+
+def _cells(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {escape_formula(name): escape_formula(value) for name, value in flat(record).items()}
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,9 @@ from aifx.curation.engine import duckdb_config, stopped_by_signals
 from aifx.data.versions import ROW, SOURCE, Version
 
 MEMORY_BYTES = 2 << 30
+THREAD_BYTES = 32 << 20
+"""Of a thread of DuckDB, for its buffers."""
+
 DROPPED_COLUMNS = ("_row", "rule", "twin")
 QUARANTINE_COLUMNS = ("source", "line", "reason", "value")
 
@@ -62,7 +65,8 @@ def open_tables(tables: Mapping[str, RowTable], memory_bytes: int = MEMORY_BYTES
     for table in tables.values():
         table.check_sizes()
     with tempfile.TemporaryDirectory(prefix="aifx-sql-") as spill:
-        config = duckdb_config(memory_bytes, Path(spill), len(os.sched_getaffinity(0)))
+        threads = max(1, min(len(os.sched_getaffinity(0)), memory_bytes // THREAD_BYTES))
+        config = duckdb_config(memory_bytes, Path(spill), threads)
         with duckdb.connect(":memory:", config=config) as connection, stopped_by_signals(connection):
             try:
                 files = [str(file) for table in tables.values() for file in table.files]
@@ -74,8 +78,7 @@ def open_tables(tables: Mapping[str, RowTable], memory_bytes: int = MEMORY_BYTES
                 connection.execute("SET lock_configuration = true")
                 yield connection
             except duckdb.OutOfMemoryException as e:
-                what = f"the query needs more than {memory_bytes >> 20} MiB of memory"
-                raise EnvironmentFault(what, first_line(e), "select fewer rows or columns") from None
+                raise not_enough_memory(e) from None
             except duckdb.IOException as e:
                 what = "the query could not read the rows or write what exceeds the memory"
                 raise EnvironmentFault(what, first_line(e), f"df -h {Path(spill).parent}") from None
@@ -85,6 +88,12 @@ def open_tables(tables: Mapping[str, RowTable], memory_bytes: int = MEMORY_BYTES
                 references = sorted({table.version.reference for table in tables.values()})
                 what, hint = f"the rows of {', '.join(references)} cannot be read", f"aifx data verify {references[0]}"
                 raise DataError(what, first_line(e), hint) from None
+
+
+def not_enough_memory(error: Exception) -> EnvironmentFault:
+    """A query that needs more memory than it may use."""
+    hint = "give it more --memory, or select fewer rows or columns"
+    return EnvironmentFault("the query needs more memory than it may use", first_line(error), hint)
 
 
 def _selection(table: RowTable) -> str:

@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 csv.field_size_limit(2**31 - 1)  # Python's own limit of 131,072 characters is less than a document
 
 QUOTE_CHARACTERS = 1 << 26
 """After which a quote counts as one that does not end: the rest of a file may be larger than the memory."""
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
+def escape_formula(value: Any) -> Any:
+    """A text as a cell that no spreadsheet takes for a formula: with an apostrophe before it, as they write it."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) and not _is_number(value) else value
+
+
+def unescape_formula(cell: Any) -> Any:
+    """The text that `escape_formula` made a cell of."""
+    is_escaped = isinstance(cell, str) and cell.startswith("'") and _FORMULA.match(cell)
+    return cell[1:] if is_escaped else cell
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[+-]?\d+(\.\d+)?", text) is not None
 
 
 class NotCsv(ValueError):

@@ -15,7 +15,7 @@ from aifx.commands.data.options import (
     MemoryOption,
     RootOption,
     find_catalog,
-    parse_size,
+    limits_of,
 )
 from aifx.core.plurals import counted
 from aifx.core.sanitize import shorten
@@ -42,13 +42,14 @@ def query(
         aifx data query corpus "SELECT _source, count(*) FROM data GROUP BY 1 ORDER BY 2 DESC"
         aifx data query corpus "SELECT text FROM data WHERE text LIKE '%whale%'" --output whales.jsonl
 
-    The SQL is that of DuckDB. It can only read: it sees no other file and no network.
+    The SQL is that of DuckDB. It can only read: it sees no other file and no network. --memory bounds it. In CSV files, an
+    apostrophe before a cell keeps spreadsheets from taking it for a formula.
     """
     with terminal(json) as out:
         from aifx.core.json_files import readable_bytes
         from aifx.curation.query import output_format, query_rows, query_to_file
 
-        size = parse_size(memory, "--memory")
+        size = limits_of(memory, None).memory_bytes
         if output is not None:
             output_format(output)
         catalog, _ = find_catalog(root)

@@ -52,7 +52,7 @@ def resident(pid: int, parent: bytes = b"") -> list[tuple[int, int]]:
     return found
 
 
-def peak_bytes(folder: Path, *command: str) -> int:
+def peak_bytes(folder: Path, *command: str, code: int = 0) -> int:
     """The most memory that a command and its processes used. Files that all of them map, such as libraries, are one."""
     aifx = [sys.executable, "-P", "-m", "aifx.commands.main", "data"]
     peak = 0
@@ -62,7 +62,7 @@ def peak_bytes(folder: Path, *command: str) -> int:
             peak = max(peak, sum(own for own, _ in found) + max(files for _, files in found))
             time.sleep(0.02)
         assert process.stderr is not None
-        assert process.returncode == 0, process.stderr.read().decode()
+        assert process.returncode == code, process.stderr.read().decode()
     return peak
 
 
@@ -78,6 +78,19 @@ def test_a_data_set_larger_than_the_memory(tmp_path: Path) -> None:
     assert peak_bytes(tmp_path, "dedupe", version, "--near", "0.8", *small) <= 256 << 20
     several = ("--memory", "768MiB", "--workers", "2", *root)
     assert peak_bytes(tmp_path, "dedupe", version, "--near", "0.7", *several) <= 768 << 20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("output", [(), ("--output", "rows.csv"), ("--output", "rows.parquet")])
+def test_a_query_that_needs_more_than_the_memory(tmp_path: Path, output: tuple[str, ...]) -> None:
+    """Also memory that DuckDB does not count: of functions, and of results."""
+    (tmp_path / "a.txt").write_text("a")
+    files = ("--root", "datasets", "--memory", "256MiB")
+    assert peak_bytes(tmp_path, "add", "corpus", "a.txt", "--license", "CC0-1.0", *files) <= 256 << 20
+    for sql in ("SELECT repeat('x', 1000000) AS t FROM range(1000)", "SELECT length(repeat('x', 1000000000)) AS n"):
+        assert peak_bytes(tmp_path, "query", "corpus", sql, "--rows", "1000", *output, *files, code=2) <= 256 << 20
+    assert peak_bytes(tmp_path, "query", "corpus", "SELECT count(*) FROM range(10000000)", *files) <= 256 << 20
 
 
 def test_too_little_memory(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from aifx.core.parsing import parse_json
 from aifx.curation.labels.contents import FileLabel, RowFinder, Shown, contents_of, select_rows
 from aifx.curation.labels.label_studio import read_tasks, task_of
 from aifx.curation.labels.store import Entry, LabelLog, LabelState, now
-from aifx.data.csv_rows import NotCsv, csv_rows
+from aifx.data.csv_rows import NotCsv, csv_rows, escape_formula, unescape_formula
 from aifx.data.versions import ROW, Version
 
 LabelFormat: TypeAlias = Literal["label-studio", "jsonl", "csv"]
@@ -121,26 +120,8 @@ def _cells(rows: Iterable[LabelledRow], shown: Shown, column: str) -> Iterator[s
     writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
     writer.writeheader()
     for *_, entries in rows:
-        writer.writerows({name: _cell(value) for name, value in _record(entry).items()} for entry in entries)
+        writer.writerows({name: escape_formula(value) for name, value in _record(entry).items()} for entry in entries)
     yield text.getvalue()
-
-
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
-
-
-def _cell(value: Any) -> Any:
-    """A text as a cell that no spreadsheet takes for a formula: with an apostrophe before it, as they write it."""
-    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) and not _is_number(value) else value
-
-
-def _value(cell: Any) -> Any:
-    """The text of a cell."""
-    is_escaped = isinstance(cell, str) and cell.startswith("'") and _FORMULA.match(cell)
-    return cell[1:] if is_escaped else cell
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[+-]?\d+(\.\d+)?", text) is not None
 
 
 def _record(entry: Entry) -> dict[str, Any]:
@@ -170,7 +151,7 @@ def read_labels(
             rows = csv_rows(io.StringIO(data.decode("utf-8-sig"), newline=""))
             _, names = next(rows, (0, []))
             for number, cells in filter(itemgetter(1), rows):
-                yield _from_record(dict(zip(names, map(_value, cells), strict=False)), f"{path}:{number}")
+                yield _from_record(dict(zip(names, map(unescape_formula, cells), strict=False)), f"{path}:{number}")
     except NotCsv as e:
         raise DataError(f"{path}:{e.line}: not CSV", str(e), f"sed -n {e.line}p {path}") from None
     except ValueError as e:
