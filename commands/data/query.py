@@ -42,8 +42,8 @@ def query(
         aifx data query corpus "SELECT _source, count(*) FROM data GROUP BY 1 ORDER BY 2 DESC"
         aifx data query corpus "SELECT text FROM data WHERE text LIKE '%whale%'" --output whales.jsonl
 
-    The SQL is that of DuckDB. It can only read: it sees no other file and no network. --memory bounds it. In CSV files, an
-    apostrophe before a cell keeps spreadsheets from taking it for a formula.
+    The SQL is that of DuckDB. It can only read: it sees no other file and no network. --memory bounds it. In CSV files,
+    an apostrophe before a cell keeps spreadsheets from taking it for a formula.
     """
     with terminal(json) as out:
         from aifx.core.json_files import readable_bytes
