@@ -203,7 +203,7 @@ def _parquet_writer(reader: Any, sink: io.BytesIO) -> tuple[Callable[[Any], None
 def _record_writer(sink: io.BytesIO, format: str) -> tuple[Callable[[Any], None], Callable[[], None]]:
     """Functions that write a batch and the end. No cell of CSV is a formula, nor is a column's name."""
     writer = WRITERS[format](sink)
-    shown = _cells if format == "csv" else dict
+    shown: Callable[[Mapping[str, Any]], dict[str, Any]] = _cells if format == "csv" else dict
 
     def write(batch: Any) -> None:
         writer.write([shown(_plain(record)) for record in records_of(batch)])
