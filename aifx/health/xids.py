@@ -19,10 +19,9 @@ from aifx.health.kernel_log import Line
 from aifx.health.tables import read_table
 
 DAY_S = 86_400
-QUIET_S = 15
 BURST_S = 60
-"""A burst is the lines of one code and device until `QUIET_S` without one, or until `BURST_S` after the first, so that
-a storm is many bursts. NVSentinel's health-events-analyzer waits for 180 s without a line, however long that takes."""
+"""A burst is the lines of one code and device until this time after its first, so that a storm is many bursts, and more
+lines are never fewer bursts. NVSentinel's health-events-analyzer waits for 180 s without a line, however long it takes."""
 FATAL_ACTIONS = {
     "CONTACT_SUPPORT", "RESET_GPU", "RESTART_BM", "RESTART_VM", "WORKFLOW_XID_48", "WORKFLOW_NVLINK_ERR",
     "WORKFLOW_NVLINK5_ERR",
@@ -186,13 +185,12 @@ def _sxid(text: str) -> Event | None:
 def _bursts(lines: Iterable[tuple[float, str]]) -> list[set[str]]:
     """Return the bursts of lines of these ages and units, oldest first, each as its units."""
     found: list[set[str]] = []
-    first = last = math.inf
+    first = math.inf
     for age, unit in sorted(lines, reverse=True):
-        if last - age > QUIET_S or first - age >= BURST_S:
+        if first - age >= BURST_S:
             found.append(set())
             first = age
         found[-1].add(unit)
-        last = age
     return found
 
 

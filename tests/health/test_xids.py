@@ -1,5 +1,7 @@
 """Xids and SXids as the drivers write them, read into events, and evaluated by what is known of their codes."""
 
+import random
+
 import pytest
 from health_cases.kernel_log import FAULT, NVLINK, NVLINK_PADDED, RLW, UNIT, XID, logged
 from health_machines.linux import server
@@ -129,23 +131,42 @@ def storm(text, seconds):
 def test_a_storm_is_many_bursts_and_all_of_its_lines():
     (found,) = storm(STORMS["xids"], 7200)["xids"]
     assert (found["code"], found["count"], found["count_24h"], found["lines_24h"]) == (145, 120, 120, 7200)
-    (found,) = storm(STORMS["xids of one unit"], 7200)["xids"]
-    assert (found["code"], found["same_unit_24h"]) == (31, 120)
-    (found,) = storm(STORMS["fatal xids"], 7200)["xid_gpus"]
-    assert (found["fatal_24h"], found["fatal_lines_24h"]) == (120, 7200)
-    (found,) = storm(STORMS["sxids"], 7200)["sxids"]
-    assert (found["count_24h"], found["lines_24h"]) == (120, 7200)
+    (found,) = storm(STORMS["xids of one unit"], 600)["xids"]
+    assert (found["code"], found["same_unit_24h"]) == (31, 10)
+    (found,) = storm(STORMS["fatal xids"], 600)["xid_gpus"]
+    assert (found["fatal_24h"], found["fatal_lines_24h"]) == (10, 600)
+    (found,) = storm(STORMS["sxids"], 600)["sxids"]
+    assert (found["count_24h"], found["lines_24h"]) == (10, 600)
+
+
+def worst(lines):
+    """The place in SEVERITIES of the worst finding of lines, given as age and text."""
+    rules = [rule for rule in RULES.values() if rule.family in ("xid", "sxid")]
+    found = xids.facts(Line(age, text) for age, text in lines)
+    return min(SEVERITIES.index(one.severity) for one in evaluate_rules(rules, Snapshot("n1", 0.0, found)).findings)
+
+
+@pytest.mark.parametrize("text", STORMS.values(), ids=STORMS)
+def test_more_lines_make_no_verdict_milder(text):
+    draw = random.Random(text)
+    for apart_s in (1, 8, 14, 16, 59, 61):
+        storm = [(7200.0 - apart_s * number, text) for number in range(12)]
+        between = [(age - apart_s / 2, text) for age, _ in storm]
+        anywhere = [(draw.uniform(0, xids.DAY_S), text) for _ in range(30)]
+        lines, found = [], []
+        twice = [*storm, *between]  # as of two logs
+        for more in (storm[:1], storm[1:9], storm[9:], between, twice, anywhere):
+            lines += more
+            draw.shuffle(lines)
+            found.append(worst(lines))
+        assert found == sorted(found, reverse=True), apart_s
 
 
 @pytest.mark.parametrize("text", STORMS.values(), ids=STORMS)
 def test_a_longer_storm_has_no_milder_verdict(text):
-    rules = [rule for rule in RULES.values() if rule.family in ("xid", "sxid")]
-    worst = []
-    for seconds in (1, 30, 61, 600, 3600, 7200):
-        report = evaluate_rules(rules, Snapshot("n1", 0.0, storm(text, seconds)))
-        worst.append(min(SEVERITIES.index(finding.severity) for finding in report.findings))
-    assert worst == sorted(worst, reverse=True)
-    assert worst[-1] < SEVERITIES.index("info")
+    found = [worst([(7200.0 - 6 * number, text) for number in range(size)]) for size in (1, 5, 11, 100, 600, 1200)]
+    assert found == sorted(found, reverse=True)
+    assert found[-1] < SEVERITIES.index("info")
 
 
 def test_a_fault_on_every_gpu_is_the_programs(tmp_path):

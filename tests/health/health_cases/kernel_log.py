@@ -43,7 +43,7 @@ def xid(rule: str, *lines: str, apart: float = 600.0) -> Case:
 def sxid(rule: str, line: str, times: int = 1) -> Case:
     text = f"nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): {line}"
     data = f"nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): {line.split(',')[0]}, Data {{0x00000001, 0x00000000}}"
-    return Case(rule, "server", logged(*[text, data] * times, ago=7200, apart=20))
+    return Case(rule, "server", logged(*[text, data] * times, ago=7200, apart=30))
 
 
 def wrapped(tree: Tree) -> None:
