@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from aifx.checkpoint.local_folder import newest_local
 from aifx.core.errors import AifxError, ExitCode
 from aifx.core.processes import Ended
 from aifx.core.project import RunDirectory
@@ -25,6 +26,7 @@ from aifx.drills.trainer import (
 )
 from aifx.drills.workplace import Workplace
 from aifx.runs.lock import holder
+from aifx.runs.manage import local_checkpoints
 
 PACE_S = 0.05
 """Between two batches at least, so that a run of small steps is not over before a fault comes."""
@@ -128,8 +130,9 @@ def differences(records: Sequence[dict[str, Any]], expected: Sequence[dict[str, 
 
 
 def newest_checkpoint(run: RunDirectory) -> int:
-    """The step of the newest complete checkpoint, or 0."""
-    return max(saved_steps(run), default=0)
+    """The step of the newest complete checkpoint, on the run's disk or in `checkpoint.local_dir`, or 0."""
+    local = local_checkpoints(run)
+    return max([*saved_steps(run), newest_local(local) if local else 0], default=0)
 
 
 def end_text(ended: Ended) -> str:

@@ -100,11 +100,12 @@ def spike(course: Course, phase: str) -> DrillResult:
     """Give the run a batch of noise, and compare with a run that never had it."""
     batch = max(course.place.every * 2, WINDOW + 1) + 1
     without, run = course.run("spike", "without"), course.run("spike", phase)
-    ended = _train(course, without, DataFault("drop", "train", batch), *ROLL_BACK)
+    settings = (*ROLL_BACK, course.place.without_local)
+    ended = _train(course, without, DataFault("drop", "train", batch), *settings)
     if ended.code != 0:
         raise Missed(f"the run to compare with did not get to its end: {ended.why}")
     reference = reference_of(without, ended)
-    ended = _train(course, run, DataFault("noise", "train", batch), *ROLL_BACK)
+    ended = _train(course, run, DataFault("noise", "train", batch), *settings)
     back = next(iter(events(run, "rollback")), None)
     if back is None and not _is_spike(course, run, batch + 1):
         raise Missed("the loss of a batch of noise is not a spike this early in the run: a larger --every may help")

@@ -192,8 +192,8 @@ class DrillReport:
     """What `aifx drill --json` prints.
 
     Attributes:
-        passed: each drill that was run shows its guarantee, and no signal stopped the command. Drills that were not
-            run count for nothing.
+        passed: each drill shows its guarantee, and no signal stopped the command. Of `all`, those that were not run
+            count for nothing, if any was.
         checkpoint_every: steps between checkpoints of the runs.
         folder: the copy of the project, if it was kept.
         interrupted: the signal that stopped the command.
@@ -241,8 +241,7 @@ def judged(drill: DrillName, phase: str, expected: Expected, measured: Measured)
     return DrillResult(drill, phase, verdict, reasons, expected, measured)
 
 
-def report(
-    results: Sequence[DrillResult], num_steps: int, every: int, folder: str | None, interrupted: Interrupt | None = None
-) -> DrillReport:
-    passed = interrupted is None and all(result.verdict in ("passed", "not run") for result in results)
-    return DrillReport(passed, num_steps, every, folder, interrupted, list(results))
+def passed(results: Sequence[DrillResult], *, is_all: bool) -> bool:
+    """Whether drills show their guarantees; `is_all` if they were not asked for by their names, but as `all`."""
+    verdicts = {result.verdict for result in results}
+    return verdicts == {"passed"} or (is_all and verdicts == {"passed", "not run"})

@@ -10,7 +10,7 @@ from aifx.core.errors import Terminated, UsageError, did_you_mean
 from aifx.core.project import Project
 from aifx.drills import data_faults, disk_faults, scenarios
 from aifx.drills.course import Course
-from aifx.drills.guarantees import ALL, DRILL_NAMES, GUARANTEES, DrillName, DrillReport, DrillResult, Interrupt, report
+from aifx.drills.guarantees import ALL, DRILL_NAMES, GUARANTEES, DrillName, DrillReport, DrillResult, Interrupt, passed
 from aifx.drills.trainer import Missed
 from aifx.drills.workplace import copied
 
@@ -50,6 +50,7 @@ def run_drills(
     overrides: Sequence[str] = (),
     file: Path | None = None,
     *,
+    is_all: bool = False,
     every: int = 6,
     keep: bool = False,
 ) -> DrillReport:
@@ -61,6 +62,7 @@ def run_drills(
         drills: each with its phase.
         overrides: `section.key=value` of the runs.
         file: the configuration to read instead of the project's `aifx.toml`.
+        is_all: leave out drills that cannot be run here, rather than not to pass.
         every: steps between checkpoints. A run has four times as many.
         keep: leave the copy and its runs in place.
 
@@ -78,7 +80,14 @@ def run_drills(
             interrupted = "SIGTERM" if isinstance(interrupt, Terminated) else "SIGINT"
             reason = f"{interrupted} stopped the command"
             results += [DrillResult(drill, phase, "not run", [reason]) for drill, phase in drills[len(results) :]]
-        return report(results, place.num_steps, every, str(place.project.root) if keep else None, interrupted)
+        return DrillReport(
+            interrupted is None and passed(results, is_all=is_all),
+            place.num_steps,
+            every,
+            str(place.project.root) if keep else None,
+            interrupted,
+            results,
+        )
 
 
 def _drill(course: Course, drill: DrillName, phase: str) -> DrillResult:

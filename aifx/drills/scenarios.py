@@ -44,7 +44,8 @@ def corrupt_checkpoint(course: Course, phase: str) -> DrillResult:
     """Damage the newest checkpoint of a run that was killed."""
     run, every = course.run("corrupt-ckpt", phase), course.place.every
     reference = course.undisturbed()
-    with course.start(run, DataFault()) as trainer:
+    setting = course.place.without_local
+    with course.start(run, DataFault(), 1, None, setting) as trainer:
         trainer.until(lambda: last_record(run) > 2 * every and len(saved_steps(run)) > 1, "it had two checkpoints")
         trainer.child.send_signal(signal.SIGKILL)
         ended = trainer.wait()
@@ -53,7 +54,7 @@ def corrupt_checkpoint(course: Course, phase: str) -> DrillResult:
     recorded = last_record(run)
     _damage(run.checkpoints / str(newest), phase)
     at = time.time()
-    again = train_again(course, run)
+    again = train_again(course, run, None, setting)
     aside = run.checkpoints / f"{newest}.damaged"
     aside_at = aside.stat().st_ctime if aside.is_dir() else time.time()  # a rename changes it
     measured = measure(

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from aifx.checkpoint.local_folder import remove_local
 from aifx.config import Config, load_config
 from aifx.core.project import Project
 from aifx.drills import seam
+from aifx.runs.manage import local_checkpoints
 
 LEFT_OUT = ("runs", "__pycache__", ".*", "*.egg-info", "venv", "node_modules")
 LINKED_BYTES = 1 << 20
@@ -37,6 +39,11 @@ class Workplace:
     @property
     def num_steps(self) -> int:
         return 4 * self.every
+
+    @property
+    def without_local(self) -> str:
+        """The setting of a run that leaves `checkpoint.local_dir` alone."""
+        return f"checkpoint.local_every={self.num_steps + 1}"
 
     def arguments(self, run: str, *more: str) -> list[str]:
         """Those of `aifx train`."""
@@ -79,6 +86,9 @@ def copied(
         settings = (*overrides, *_short(config, every), named)
         yield Workplace(copy, every, settings, moved, config)
     finally:
+        for run in Project(root).runs():
+            if not run.path.is_symlink() and (local := local_checkpoints(run)) is not None:
+                remove_local(local)
         if not keep:
             shutil.rmtree(root, ignore_errors=True)
 

@@ -65,21 +65,25 @@ def drill(
         aifx drill corrupt-ckpt --keep
         aifx drill all --json
 
-    Exits 1 if a guarantee is broken or not shown. After Ctrl-C or SIGTERM, it prints the results so far.
+    Exits 1 if a guarantee is broken or not shown, and 2 if a drill could not be run; `all` leaves such drills out.
+    After Ctrl-C or SIGTERM, it prints the results so far.
     """
     with terminal(json) as out:
         refuse_job("drill")
         check_limits()
+        from aifx.drills.guarantees import ALL
         from aifx.drills.running import chosen, run_drills
 
         drills = chosen(names, phase or ())
-        report = run_drills(find_project(), drills, set_ or (), config, every=every, keep=keep)
+        is_all = ALL in names
+        report = run_drills(find_project(), drills, set_ or (), config, is_all=is_all, every=every, keep=keep)
         out.document(report)
         _print(out, report)
         if report.interrupted is not None:
             raise SystemExit(exit_code_of(signal.Signals[report.interrupted]))
         if not report.passed:
-            raise SystemExit(ExitCode.VERDICT)
+            is_verdict = any(result.verdict in ("broken", "not shown") for result in report.results)
+            raise SystemExit(ExitCode.VERDICT if is_verdict else ExitCode.UNABLE)
 
 
 def _print(out: Output, report: DrillReport) -> None:

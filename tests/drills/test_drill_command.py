@@ -79,7 +79,7 @@ def test_a_run_that_resumed_from_nothing_shows_nothing(drilled, behave: Callable
 
 def test_what_cannot_be_injected_is_not_run_and_not_passed(drilled) -> None:
     code, results = drilled.results("kill", "--phase", "evaluation", "--set", "train.validate_every=0")
-    assert code == 0
+    assert code == 2
     (result,) = results
     assert result["verdict"] == "not run"
     (reason,) = result["reasons"]
@@ -89,7 +89,7 @@ def test_what_cannot_be_injected_is_not_run_and_not_passed(drilled) -> None:
 
 def test_data_that_cannot_have_the_fault_is_not_run(drilled) -> None:
     code, results = drilled.results("nan")  # the trainer reads no batch, as if none had a number that can be NaN
-    assert code == 0
+    assert code == 2
     assert (results[0]["verdict"], results[0]["phase"]) == ("not run", "data")
     assert "whole numbers" in results[0]["reasons"][0]
 
@@ -151,9 +151,11 @@ def test_names_are_completed() -> None:
 def test_a_disk_that_cannot_be_mounted_is_not_run(drilled, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(drilled.root))  # which has no mount
     code, results = drilled.results("disk-full", "--phase", "lasting")
-    assert code == 0
+    assert code == 2
     assert results[0]["verdict"] == "not run"
     assert "mount" in results[0]["reasons"][0]
+    code, results = drilled.results("all", "--phase", "lasting", "--phase", "cut")
+    assert (code, [r["verdict"] for r in results]) == (0, ["not run", "passed"])
 
 
 @pytest.mark.slow
@@ -190,3 +192,15 @@ def test_drills_of_real_trainings(tiny_project, monkeypatch: pytest.MonkeyPatch)
         ("lost-host", "evaluation", "passed", []),
     ]
     assert code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_drills_of_a_run_with_a_quick_disk(tiny_project, tmp_path_factory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aifx.drills.course.PACE_S", 0.2)
+    local = tmp_path_factory.mktemp("local")
+    settings = ("--set", f"checkpoint.local_dir={local}", "--set", "checkpoint.local_every=1")
+    code, results = tiny_project.results("kill", "corrupt-ckpt", "--phase", "data", "--phase", "flip", *settings)
+    assert [(r["verdict"], r["reasons"]) for r in results] == [("passed", [])] * 2
+    assert code == 0
+    assert not list(local.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aifx.checkpoint.local_folder import local_folder
 from aifx.config import load_config
 from aifx.core.errors import DataError
-from aifx.core.project import Project
+from aifx.core.project import Project, RunDirectory
 from aifx.drills import seam
+from aifx.drills.course import newest_checkpoint
 from aifx.drills.workplace import copied
 
 
@@ -150,3 +153,26 @@ def test_the_copy_of_a_project_is_read_through_the_seam(
             source.read(0, ALL)
         assert source.read(0, ALL)
     assert not place.project.root.exists()
+
+
+def test_local_checkpoints_count_and_go_with_the_copy(tmp_path: Path) -> None:
+    (tmp_path / "local").mkdir()
+    (tmp_path / "aifx.toml").write_text("")
+    digests = {"run_id": "0" * 32, "settings": {"values": {}}, "assets": {}, "kernels": {}, "base": None}
+
+    def saved_locally(run: RunDirectory) -> Path:
+        run.path.mkdir(parents=True)
+        run.config.write_text(f'[checkpoint]\nlocal_dir = "{tmp_path / "local"}"\n')
+        run.digests.write_text(json.dumps(digests))
+        folder = local_folder(str(tmp_path / "local"), run.path, digests["run_id"])
+        (folder / "8").mkdir(parents=True)
+        return folder
+
+    own = saved_locally(Project(tmp_path).run("main"))
+    with copied(Project(tmp_path), 3, [], None, keep=False) as place:
+        run = place.project.run("kill-step")
+        drilled = saved_locally(run)
+        assert newest_checkpoint(run) == 8
+        assert place.project.run("main").config.exists()
+    assert not drilled.exists()
+    assert (own / "8").is_dir()

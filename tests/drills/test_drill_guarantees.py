@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from aifx.drills.guarantees import DrillResult, Expected, Measured, State, Verdict, judge, judged, report
+from aifx.drills.guarantees import DrillResult, Expected, Measured, State, Verdict, judge, judged, passed
 
 EXPECTED = Expected(ends=("exit 75",), resumed_from=6, max_steps_lost=3, state="equal", max_safe_s=5.0)
 KEPT = Measured(end="exit 75", resumed_from=6, steps_lost=3, safe_s=5.0, next_step_s=8.0, state="equal")
@@ -43,8 +43,15 @@ def test_what_resumed_from_nothing_shows_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("verdict", "passed"), [("passed", True), ("not run", True), ("not shown", False), ("broken", False)]
+    ("verdicts", "of_named", "of_all"),
+    [
+        (("passed", "passed"), True, True),
+        (("passed", "not run"), False, True),
+        (("not run", "not run"), False, False),
+        (("passed", "not shown"), False, False),
+        (("passed", "broken"), False, False),
+    ],
 )
-def test_what_is_broken_or_not_shown_fails_the_report(verdict: str, passed: bool) -> None:
-    results = [DrillResult("kill", "step", "passed", []), DrillResult("kill", "data", verdict, [])]  # type: ignore[arg-type]
-    assert report(results, 24, 6, None).passed is passed
+def test_only_of_all_drills_some_may_not_run(verdicts: tuple[Verdict, ...], of_named: bool, of_all: bool) -> None:
+    results = [DrillResult("kill", "step", verdict, []) for verdict in verdicts]
+    assert (passed(results, is_all=False), passed(results, is_all=True)) == (of_named, of_all)
