@@ -20,8 +20,8 @@ from aifx.health.tables import read_table
 
 DAY_S = 86_400
 BURST_S = 60
-"""A burst is the lines of one code and device until this time after its first, so that a storm is many bursts, and more
-lines are never fewer bursts. NVSentinel's health-events-analyzer waits for 180 s without a line, however long it takes."""
+"""A burst is the lines of one code and device until this time after its first, so that a storm is many bursts, and a
+line more is never a burst less. NVSentinel's health-events-analyzer waits for 180 s without a line instead."""
 FATAL_ACTIONS = {
     "CONTACT_SUPPORT", "RESET_GPU", "RESTART_BM", "RESTART_VM", "WORKFLOW_XID_48", "WORKFLOW_NVLINK_ERR",
     "WORKFLOW_NVLINK5_ERR",
