@@ -9,8 +9,8 @@ file.
 The fit chooses five shares: of the peak that products reach on a TPU, an A100 and an H100 or H200, of the memory's
 bandwidth, and of links that run beside computing. It minimizes the errors of log(rate), those above 10 % by their size
 and not by their square. Every source has the same weight, however many rows it has. Each source is then predicted by a
-fit to the others, and the interval holds 80 % of these errors. Whether an interval keeps that promise is asked of each
-source by one that was made without it.
+fit to the others, and the interval is made of these errors so that it holds 80 % of those of one source more. Whether
+an interval keeps that promise is tested on each source by one that was made without it.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ KEPT = Path(__file__).with_suffix(".json")
 LARGE = 0.1
 """Errors of log(rate) above it count by their size."""
 
-QUANTILES = 0.1, 0.9
-"""The ends of the interval."""
+INSIDE = 0.8
+"""Share of the rates of a source that is not in the table, which the interval is to hold."""
 
 LOWEST, HIGHEST = Shares((0.3,) * len(CHIPS), 0.2, 0.0), Shares((1.0,) * len(CHIPS), 1.0, 1.0)
 FULL = Shares((1.0,) * len(CHIPS), 1.0, 0.0)
@@ -111,10 +111,16 @@ class Rows:
         return errors
 
     def interval(self, errors: np.ndarray, at: np.ndarray) -> tuple[float, float]:
-        """Of errors, by weight."""
+        """Of errors, by weight.
+
+        Of n sources it holds the share INSIDE (n + 1) / n, since one source more is further from the middle than these
+        are from their own: conformal prediction (Vovk, Gammerman and Shafer 2005).
+        """
         order, weights = np.argsort(errors), self.weights(at)
         below = np.cumsum(weights[order]) - weights[order] / 2
-        low, high = np.interp(QUANTILES, below, errors[order])
+        sources = len(np.unique(self.sources[at]))
+        inside = min(INSIDE * (sources + 1) / sources, 1.0)
+        low, high = np.interp([(1 - inside) / 2, (1 + inside) / 2], below, errors[order])
         return float(low), float(high)
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aifx.commands.plan.page import between, count, percent, seconds
 from aifx.config import load_config
 from aifx.core.project import Project
 from aifx.planning.figures import rates_of
@@ -130,11 +131,12 @@ def row(case: Case, *, with_compiler: bool) -> dict[str, Any]:
     return {
         **named,
         "GB": round(plan.memory.total.value / 1e9, 2),
-        "step ms": round(1e3 * time.step_s.value, 1),
+        "step": between(time.step_s, seconds),
         "links ms": round(1e3 * time.links_s.value, 1),
         "exposed ms": round(1e3 * time.exposed_s.value, 1),
-        "tokens/s": round(time.units_per_s_per_device.value),
-        "MFU": f"{time.mfu.value:.0%}" if time.mfu else "",
+        "tokens/s": between(time.units_per_s_per_device, count),
+        "MFU": between(time.mfu, percent) if time.mfu else "",
+        "predicted tokens/s": round(time.units_per_s_per_device.value),
     }
 
 

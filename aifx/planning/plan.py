@@ -134,7 +134,7 @@ def make_plan(
         counted, compiled["traffic"] if compiled else None, links, rates, is_cpu=hardware.platform == "cpu"
     )
     mfu = mfu_of(hardware, counted, found.step)
-    is_possible = mfu is None or mfu[0] <= 1 or hardware.chip is None  # of a processor, the peak is an estimate
+    is_possible = mfu is None or mfu[0] <= 1 or hardware.chip is None  # a processor may exceed the estimate of its peak
     flops = sum(counted["product_flops"].values()) * n
     moved = _bytes_moved(counted, compiled)
     return Plan(
@@ -291,6 +291,8 @@ def _notes_on_time(
             f"kernel that declares no cost_estimate, nothing ({names} in the traced step)"
         )
     if hardware.chip is None:
+        if mfu is not None and mfu[0] > 1:
+            yield f"MFU is unknown: it would be {mfu[0]:.0%} of {mfu[1]}, which is an estimate of the peak"
         return
     if mfu is not None and mfu[0] > 1:
         yield (

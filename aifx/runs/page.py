@@ -92,7 +92,8 @@ def _sides(one: Prediction, unit: str | None) -> tuple[str, str]:
         }
         return shown[one.quantity]
 
-    return text(one.predicted), text(one.measured)
+    is_interval = one.low is not None and one.high is not None
+    return f"{text(one.low)} to {text(one.high)}" if is_interval else text(one.predicted), text(one.measured)
 
 
 def _numbers(one: Evaluation) -> dict[str, float]:

@@ -99,11 +99,14 @@ class Prediction:
 
     Attributes:
         predicted: None without a plan of the run.
+        low, high: the interval of the plan; None if it has none.
         measured: None while the run hasn't measured it.
     """
 
     quantity: Quantity
     predicted: float | None
+    low: float | None
+    high: float | None
     measured: float | None
 
 
@@ -114,15 +117,17 @@ def read_predictions(run: RunDirectory, records: Sequence[Mapping[str, Any]]) ->
     except (OSError, ValueError):
         plan = None
     measured = _measured(run, records)
-    both = [Prediction(name, _planned(plan, *place), measured.get(name)) for name, place in PLACES.items()]
+    both = [Prediction(name, *_planned(plan, *place), measured.get(name)) for name, place in PLACES.items()]
     return [one for one in both if one.predicted is not None or one.measured is not None]
 
 
-def _planned(plan: Any, part: str, name: str) -> float | None:
+def _planned(plan: Any, part: str, name: str) -> tuple[float | None, float | None, float | None]:
+    """The value, and the ends of its interval."""
     try:
-        return number(plan["plan"][part][name]["value"])
-    except (KeyError, TypeError):
-        return None
+        figure = plan["plan"][part][name]
+        return number(figure["value"]), number(figure.get("low")), number(figure.get("high"))
+    except (KeyError, TypeError, AttributeError):
+        return None, None, None
 
 
 def _measured(run: RunDirectory, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -126,14 +126,18 @@ def _print_metrics(out: Output, run: RunDetails, records: Sequence[Mapping[str, 
 def _print_predictions(out: Output, run: RunDetails) -> None:
     if not run.predictions:
         return
-    rows = [
-        (SHOWN[one.quantity], _quantity(run, one, one.predicted), _quantity(run, one, one.measured))
-        for one in run.predictions
-    ]
+    rows = [(SHOWN[one.quantity], _predicted(run, one), _quantity(run, one, one.measured)) for one in run.predictions]
     out.print("")
     out.table(["", "predicted", "measured"], rows, right=["predicted", "measured"])
     if all(one.predicted is None for one in run.predictions):
         out.print(f"for the predicted values: aifx plan --run {run.run}")
+
+
+def _predicted(run: RunDetails, one: Prediction) -> str | None:
+    """The interval if the plan has one, otherwise the value."""
+    if one.low is None or one.high is None:
+        return _quantity(run, one, one.predicted)
+    return f"{_quantity(run, one, one.low)} to {_quantity(run, one, one.high)}"
 
 
 def _quantity(run: RunDetails, one: Prediction, value: float | None) -> str | None:
