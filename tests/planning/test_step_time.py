@@ -174,12 +174,8 @@ def test_a_run_shows_the_intervals_of_its_plan(planned: Any, project: Project) -
     run, plan = project.run("main"), planned()
     run.path.mkdir(parents=True)
     keep_plan(run, PlanList([plan]))
-    found = {one.quantity: one for one in read_predictions(run, [])}
-    for quantity, figure in (
-        ("step_time_s", plan.time.step_s),
-        ("mfu", plan.time.mfu),
-        ("memory_bytes", plan.memory.total),
-    ):
+    found, time = {one.quantity: one for one in read_predictions(run, [])}, plan.time
+    for quantity, figure in (("step_time_s", time.step_s), ("mfu", time.mfu), ("memory_bytes", plan.memory.total)):
         one = found[quantity]
         assert (one.predicted, one.low, one.high) == (figure.value, figure.low, figure.high)
     run.config.touch()
