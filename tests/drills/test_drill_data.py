@@ -158,13 +158,14 @@ def test_the_copy_of_a_project_is_read_through_the_seam(
 def test_local_checkpoints_count_and_go_with_the_copy(tmp_path: Path) -> None:
     (tmp_path / "local").mkdir()
     (tmp_path / "aifx.toml").write_text("")
-    digests = {"run_id": "0" * 32, "settings": {"values": {}}, "assets": {}, "kernels": {}, "base": None}
+    run_id = "0" * 32
+    digests = {"run_id": run_id, "settings": {"values": {}}, "assets": {}, "kernels": {}, "base": None}
 
     def saved_locally(run: RunDirectory) -> Path:
         run.path.mkdir(parents=True)
         run.config.write_text(f'[checkpoint]\nlocal_dir = "{tmp_path / "local"}"\n')
         run.digests.write_text(json.dumps(digests))
-        folder = local_folder(str(tmp_path / "local"), run.path, digests["run_id"])
+        folder = local_folder(str(tmp_path / "local"), run.path, run_id)
         (folder / "8").mkdir(parents=True)
         return folder
 
