@@ -72,7 +72,8 @@ def query_rows(version: Version, sql: str, most: int, memory_bytes: int) -> Quer
         memory_bytes: of this process and the one that runs the query, without the rows that are returned.
     """
     with _apart(selected_rows, version, sql, most, memory_bytes=memory_bytes) as found:
-        return next(found)
+        result: QueryResult = next(found)
+    return result
 
 
 def query_to_file(version: Version, sql: str, output: Path, memory_bytes: int) -> QueryFile:
