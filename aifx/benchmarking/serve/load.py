@@ -90,7 +90,7 @@ class Level:
         """The parameters that distinguish its results from those of another load."""
         if self.mode == "trace":
             return {"load": "trace"}
-        return {self.mode: int(self.value) if self.value.is_integer() else self.value}
+        return {self.mode: int(self.value) if float(self.value).is_integer() else self.value}
 
     @property
     def name(self) -> str:
