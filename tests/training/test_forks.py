@@ -119,6 +119,7 @@ def test_other_text_keeps_the_tokenizer(project: Project) -> None:
     assert kept.read_bytes() == taken.read_bytes()
 
 
+@pytest.mark.slow  # pays for the origin, which only slow tests share with it
 def test_text_that_the_origin_may_have_learnt_is_told(project: Project, logged: list[str]) -> None:
 
     def fork_to(name: str, *settings: str) -> None:
