@@ -91,7 +91,8 @@ write("events.jsonl", event="resume" if step else "start", step=step)
 (run / "lock").write_text(json.dumps({"pid": os.getpid(), "host": "", "command": "", "since": time.time()}))
 lines = (run / "metrics.jsonl").read_text().splitlines() if step else []
 kept = step - behaviour.get("forgets_records", 0)
-(run / "metrics.jsonl").write_text("".join(f"{line}\\n" for line in lines if json.loads(line)["step"] <= kept))
+(run / "metrics.new").write_text("".join(f"{line}\\n" for line in lines if json.loads(line)["step"] <= kept))
+(run / "metrics.new").rename(run / "metrics.jsonl")  # a drill may kill it between any two of these lines
 while step < last:
     step += 1
     write("metrics.jsonl", step=step)
