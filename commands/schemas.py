@@ -67,7 +67,7 @@ def command_types() -> dict[str, Any]:
     from aifx.health import documents as health
     from aifx.health.diff import Difference
     from aifx.hub.documents import ImportDocument
-    from aifx.hub.exporting import ExportedModel
+    from aifx.hub.exported import ExportedModel
     from aifx.kernels import report as kernels
     from aifx.planning.hardware import HardwareList
     from aifx.planning.planner import PlanList
@@ -165,6 +165,7 @@ def file_types() -> dict[str, Any]:
     from aifx.curation.profile import Profile
     from aifx.data import versions
     from aifx.health import documents as health
+    from aifx.hub.exported import ExportFile
     from aifx.hub.importing import ImportFile
     from aifx.machine.measured_peaks import Ceilings
     from aifx.planning.planner import PlanFile
@@ -181,6 +182,7 @@ def file_types() -> dict[str, Any]:
         "digests": formats.DigestsFile,
         "tags": formats.TagsFile,
         "import": ImportFile,
+        "export": ExportFile,
         "lock": Holder,
         "sweep": SweepLine,
         "eval": formats.EvaluationFile,

@@ -4,6 +4,7 @@
         ...
     with killed(folder, at=7):              # the process is killed before its eighth change below `folder`
         ...
+    kill_at_each_change(folder, prepare, write, check)    # before each change that `write` makes, one after the other
 
 Python's calls only: what TensorStore does in C++ is not seen here.
 """
@@ -12,12 +13,17 @@ from __future__ import annotations
 
 import builtins
 import errno
+import importlib
 import io
+import itertools
 import os
+import shutil
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -130,6 +136,69 @@ def _watched(calls: Calls) -> Iterator[Calls]:
     finally:
         for patch in patches:
             patch.stop()
+
+
+def forked(function: Callable[[], None]) -> int:
+    """Run a function in a process of its own, which has no thread yet. Returns its exit code."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def kill_at_each_change(
+    folder: Path,
+    prepare: Callable[[Path], None],
+    write: Callable[[Path], None],
+    check: Callable[[Path, Path], None],
+    *,
+    below: str = "",
+    first: int = 0,
+    every: int = 1,
+) -> int:
+    """Kill `write` before and after each change that it makes, one after the other. Returns the number of kills.
+
+    Each of the functions runs in a process of its own. This process must not have a thread.
+
+    Args:
+        folder: which is empty.
+        prepare: makes the folder that it is given. Each `write` changes a copy of it, at one and the same path.
+        check: gets the folder after a kill, and the one that an undisturbed `write` made. Raises if a kill did harm.
+        below: part of the folder in which changes count.
+        first: number of the first change before which it is killed; then each `every` changes.
+    """
+    base, calm, root, modules = (folder / name for name in ("base", "calm", "root", "modules"))
+    assert forked(lambda: prepare(base)) == 0
+    shutil.copytree(base, root)
+
+    def undisturbed() -> None:
+        write(root)
+        modules.write_text("\n".join(sys.modules))
+
+    assert forked(undisturbed) == 0
+    root.rename(calm)
+    for module in modules.read_text().split():  # once, instead of in each process
+        with suppress(ImportError):
+            importlib.import_module(module)
+
+    def disturbed(at: int) -> None:
+        with killed(root / below, at):
+            write(root)
+
+    for kills, at in enumerate(itertools.count(first, every)):
+        shutil.copytree(base, root)
+        code = forked(lambda at=at: disturbed(at))
+        if code == 0:
+            return kills
+        assert code == -signal.SIGKILL, f"change {at}"
+        assert forked(lambda: check(root, calm)) == 0, f"killed before change {at}"
+        shutil.rmtree(root)
+    raise AssertionError
 
 
 def damage_arrays(checkpoint: Path) -> None:

@@ -1,12 +1,10 @@
-"""A run becomes a folder that Hugging Face's libraries read: written aside, read back, compared, then renamed."""
+"""A run becomes a folder that Hugging Face's libraries read, which is read back and compared before it appears."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,21 +13,22 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from aifx.checkpoint.inventory import seal_files, sync_folders
-from aifx.checkpoint.manifest import Manifest, read_manifest
+from aifx.checkpoint.manifest import Manifest, json_digest, read_manifest
 from aifx.checkpoint.naming import nest
 from aifx.config import Config, read_config
 from aifx.config.kinds import Family, resolve
 from aifx.config.sections import ModelSection
 from aifx.core.errors import ConfigError, DataError, UsageError
-from aifx.core.json_files import sync_directory, write_json
+from aifx.core.json_files import write_json
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
+from aifx.core.version import __version__
 from aifx.data.text import TOKENIZER_FILE, TokenFormat
 from aifx.hub.architectures import expressed_by, map_tensors, named_specs, read_arrays
 from aifx.hub.card import write_card
 from aifx.hub.comparison import LogitComparison, compare_merged
+from aifx.hub.exported import ExportedModel, ExportFile, folder_path, make_folder
 from aifx.hub.folder import (
     CHAT_TEMPLATE,
     CONFIG,
@@ -57,33 +56,6 @@ SHARD_BYTES = 5_000_000_000
 
 
 @dataclass(frozen=True)
-class ExportedFile:
-    name: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class ExportedModel:
-    """What `aifx export --json` prints.
-
-    Attributes:
-        rounded: whether the weights were rounded to a narrower type than the run has.
-        merged: with --merge, the folder's logits compared with those of the run's base with its adapters.
-    """
-
-    path: str
-    run: str
-    step: int
-    architecture: str
-    parameters: int
-    dtype: str
-    rounded: bool
-    files: list[ExportedFile]
-    merged: LogitComparison | None
-
-
-@dataclass(frozen=True)
 class Export:
     """What is written."""
 
@@ -102,6 +74,36 @@ class Export:
     dtype: np.dtype[Any]
     origin: dict[str, Any]  # import.json of the run that its weights go back to
 
+    def exported(self, dest: Path, parameters: int, *, is_rounded: bool) -> ExportedModel:
+        """What the command prints, without the folder's files."""
+        return ExportedModel(
+            path=str(dest),
+            run=self.run.name,
+            step=self.step,
+            architecture=self.architecture.name,
+            parameters=parameters,
+            dtype=self.dtype.name,
+            rounded=is_rounded,
+            files=[],
+            merged=None,
+            is_new=True,
+        )
+
+    def record(self, form: Literal["hf", "peft"], shard_bytes: int | None = None, *, merge: bool = False) -> ExportFile:
+        """What the folder is made of."""
+        return ExportFile(
+            schema_version=1,
+            aifx=__version__,
+            format=form,
+            run=self.run.name,
+            step=self.step,
+            state_digest=self.manifest.state_digest,
+            binding_digest=json_digest(self.manifest.run),
+            dtype=self.dtype.name,
+            shard_bytes=shard_bytes,
+            merge=merge,
+        )
+
 
 def export_model(
     dest: Path,
@@ -113,75 +115,37 @@ def export_model(
     shard_bytes: int = SHARD_BYTES,
     merge: bool = False,
 ) -> ExportedModel:
-    """Write the model of a checkpoint to the folder `dest`, which must not exist. Memory holds a shard at a time.
+    """Write the model of a checkpoint to the folder `dest`. Memory holds a shard at a time.
 
-    With `merge`, the adapters of the run are merged into the weights, and the result has how far that moves logits.
+    If `dest` is there already and was made of the same, nothing is written. With `merge`, the adapters of the run are
+    merged into the weights, and the result has how far that moves logits.
 
     Raises UsageError, ConfigError for a model that no known architecture computes, CheckpointError, DataError.
     """
-    dest = new_folder(dest)
+    dest = folder_path(dest)
     export = open_export(run, project, step, dtype)
     _check_merge(export, merge, dest)
-    architecture, dtype_name = export.architecture.name, export.dtype.name
     parameters = sum(spec.size for spec in export.specs.values())
-    with staged_folder(dest) as (staged, files):
-        digests = _write_weights(export, staged, shard_bytes)
-        _write_documents(export, staged)
+
+    def write(folder: Path) -> LogitComparison | None:
+        digests = _write_weights(export, folder, shard_bytes)
+        _write_documents(export, folder)
         write_card(
-            staged,
+            folder,
             run,
             export.manifest,
-            architecture=architecture,
+            architecture=export.architecture.name,
             parameters=parameters,
-            dtype=dtype_name,
+            dtype=export.dtype.name,
             origin=export.origin,
         )
-        _compare(staged, digests)
-        merged = _compare_logits(export, project, staged) if merge else None
+        _compare(folder, digests)
+        return _compare_logits(export, project, folder) if merge else None
+
     stored = np.dtype(export.weights.entries[next(iter(export.specs))].dtype)
-    return ExportedModel(
-        path=str(dest),
-        run=run.name,
-        step=export.step,
-        architecture=architecture,
-        parameters=parameters,
-        dtype=dtype_name,
-        rounded=export.dtype != stored and export.dtype != np.float32,
-        files=files,
-        merged=merged,
-    )
-
-
-def new_folder(dest: Path) -> Path:
-    """The absolute path of `dest` without `..`. Raises UsageError unless a folder can be made there."""
-    is_taken, dest = os.path.lexists(dest.expanduser()), dest.expanduser().resolve()
-    if is_taken or os.path.lexists(dest):
-        raise UsageError(f"{dest} exists already", "aifx replaces no folder", f"aifx export {dest}-2")
-    if not dest.parent.is_dir():
-        raise UsageError(f"no folder {dest.parent}", f"{dest.name} is to be in it", f"mkdir -p {dest.parent}")
-    return dest
-
-
-@contextmanager
-def staged_folder(dest: Path) -> Iterator[tuple[Path, list[ExportedFile]]]:
-    """A hidden folder that becomes `dest` when the block ends, and a list that then has its files.
-
-    An error removes the folder.
-    """
-    staged = dest.parent / f".{dest.name}.exporting"
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir()
-    files: list[ExportedFile] = []
-    try:
-        yield staged, files
-        paths = sorted(staged.iterdir())
-        files += [ExportedFile(name, size, sha) for name, (size, sha) in seal_files(staged, paths).items()]
-        sync_folders(staged)
-        staged.rename(dest)
-        sync_directory(dest.parent)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
+    is_rounded = export.dtype != stored and export.dtype != np.float32
+    made = export.exported(dest, parameters, is_rounded=is_rounded)
+    return make_folder(made, export.record("hf", shard_bytes, merge=merge), write)
 
 
 def _check_merge(export: Export, merge: bool, dest: Path) -> None:

@@ -12,9 +12,10 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from aifx.checkpoint.manifest import ArrayEntry
+from aifx.checkpoint.manifest import ArrayEntry, Manifest
 from aifx.checkpoint.streaming import write_checkpoint
-from aifx.config import Config
+from aifx.config import Config, read_config
+from aifx.config.config import compare
 from aifx.config.kinds import resolve
 from aifx.config.load import make_config
 from aifx.config.sections import ModelSection
@@ -28,13 +29,14 @@ from aifx.data.spec import keep_spec
 from aifx.hub.architectures import TensorMap, architecture_of, check_keys, map_tensors, read_arrays
 from aifx.hub.assets import HubAssets, read_text_assets
 from aifx.hub.folder import CONFIG, ModelFolder, open_folder
+from aifx.hub.origin import read_imported
 from aifx.hub.picture_assets import read_picture_assets
 from aifx.hub.weights import DTYPES, StoredWeights
 from aifx.machine.host import versions
 from aifx.models.hub import Architecture, Array, HubConfig
 from aifx.runs.binding import open_digests
 from aifx.runs.formats import RunEnd
-from aifx.runs.staging import check_name_is_free, staged_run
+from aifx.runs.staging import run_made_before, staged_run
 from aifx.specs import with_weight_dtype
 
 _ASSETS: Mapping[str, Callable[[ModelFolder, HubConfig, Mapping[str, Any]], HubAssets]] = {
@@ -79,6 +81,7 @@ class ImportedRun:
     Attributes:
         task: `task.kind` of what it was trained for.
         rounded: whether the weights were rounded to a narrower type than the source has.
+        is_new: False if the run was there already, made of the same files with the same settings.
     """
 
     run: str
@@ -90,6 +93,7 @@ class ImportedRun:
     dtype: str
     rounded: bool
     size_bytes: int
+    is_new: bool
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,9 @@ def import_model(
     dtype: ParameterType | None = None,
     ignored: Sequence[str] = (),
 ) -> ImportedRun:
-    """Make a run of the model in a folder, or in the Hub's cache. Nothing is written if anything is refused.
+    """Make a run of the model in a folder, or in the Hub's cache.
+
+    Nothing is written if anything is refused, or if the run is there already and was made of the same.
 
     Args:
         dtype: of the parameters; by default bfloat16 if all of the source's are, otherwise float32, which holds them
@@ -131,10 +137,41 @@ def import_model(
     """
     folder = open_folder(source)
     run = project.run(name or default_name(source))
-    check_name_is_free(run, f"aifx import {source} --name ANOTHER    (or: aifx runs rm {run.name})")
     model = _read(folder, project, dtype, tuple(ignored))
-    with staged_run(project, run) as staged:
-        return _write(model, staged, run)
+    hint = f"aifx import {source} --name ANOTHER    (or: aifx runs rm {run.name})"
+    found = manifest = run_made_before(project, run, 0, _differences(model, project, run), hint)
+    if manifest is None:
+        with staged_run(project, run) as staged:
+            manifest = _write(model, staged)
+    kind = np.dtype(model.config.train.parameter_dtype)
+    return ImportedRun(
+        run=run.name,
+        path=str(run.path),
+        source=folder.source,
+        architecture=model.architecture.name,
+        task=model.architecture.task,
+        parameters=manifest.num_parameters,
+        dtype=kind.name,
+        rounded=kind == DTYPES["BF16"] and model.weights.dtypes != {"BF16"},
+        size_bytes=manifest.size_bytes,
+        is_new=found is None,
+    )
+
+
+def _differences(model: _Model, project: Project, run: RunDirectory) -> Iterator[str]:
+    """How the run differs from the one that would be made of the model. Reads the model's files whole."""
+    found = read_imported(run)
+    if found is None:
+        yield "it was not imported"
+        return
+    activity = f"comparing {model.folder.source} with run {run.name}"
+    with report_progress(activity, model.weights.num_bytes, "bytes") as progress:
+        files = _source_files(model, progress)
+    if (recorded := found.get("files")) != files:
+        others = [file["name"] for file in files if not isinstance(recorded, list) or file not in recorded]
+        yield f"it was imported from other files{f', such as another {others[0]}' if others else ''}"
+    for difference in compare(read_config(run.config, project, environ={}), model.config):
+        yield f"its {difference}"
 
 
 def _read(folder: ModelFolder, project: Project, dtype: ParameterType | None, ignored: tuple[str, ...]) -> _Model:
@@ -164,14 +201,13 @@ def _read(folder: ModelFolder, project: Project, dtype: ParameterType | None, ig
     return _Model(folder, document, architecture, weights, assets, config, tensors)
 
 
-def _write(model: _Model, staged: RunDirectory, run: RunDirectory) -> ImportedRun:
+def _write(model: _Model, staged: RunDirectory) -> Manifest:
     staged.assets.mkdir()
     for name, data in model.assets.files.items():
         replace_file(staged.assets / name, data)
     keep_spec(staged.assets, model.assets.data_spec(model.config))
     digests = open_digests(staged, model.config, is_fresh=True)
     write_text(staged.config, model.config.to_toml())
-    dtype = np.dtype(model.config.train.parameter_dtype)
     entries = {
         f"params/{name}": ArrayEntry(np.dtype(spec.dtype).name, spec.shape, "")
         for name, spec in model.tensors.specs.items()
@@ -181,25 +217,11 @@ def _write(model: _Model, staged: RunDirectory, run: RunDirectory) -> ImportedRu
     with report_progress(activity, total, "bytes") as progress:
         arrays = _arrays(model, progress)
         manifest = write_checkpoint(staged.checkpoints, 0, entries, arrays, run=digests.binding())
-        files = []
-        for name, size, sha256 in model.weights.file_digests():
-            files.append(SourceFile(name=name, bytes=size, sha256=sha256))
-            progress.advance(size)
+        files = _source_files(model, progress)
     write_json(staged.imported, dict(_record(model, files)))
     ended = RunEnd(status="completed", step=0, state_digest=manifest.state_digest)
     JsonLines(staged.events).append({"time": time.time(), "event": "stop", **asdict(ended)})
-    is_rounded = dtype == DTYPES["BF16"] and model.weights.dtypes != {"BF16"}
-    return ImportedRun(
-        run=run.name,
-        path=str(run.path),
-        source=model.folder.source,
-        architecture=model.architecture.name,
-        task=model.architecture.task,
-        parameters=manifest.num_parameters,
-        dtype=dtype.name,
-        rounded=is_rounded,
-        size_bytes=manifest.size_bytes,
-    )
+    return manifest
 
 
 def _arrays(model: _Model, progress: Reporter) -> Iterator[tuple[str, Array]]:
@@ -210,22 +232,28 @@ def _arrays(model: _Model, progress: Reporter) -> Iterator[tuple[str, Array]]:
         yield f"params/{name}", array.astype(model.tensors.specs[name].dtype, copy=False)
 
 
-def _record(model: _Model, weight_files: Sequence[SourceFile]) -> ImportFile:
-    folder, names = model.folder, [CONFIG, *(name for name in model.assets.files if model.folder.has(name))]
-    documents = {name: folder.read(name) for name in names}
-    others = [
-        SourceFile(name=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-        for name, data in documents.items()
-    ]
+def _source_files(model: _Model, progress: Reporter) -> list[SourceFile]:
+    """The files that a run is made of."""
+    files = []
+    for name in (CONFIG, *(name for name in model.assets.files if model.folder.has(name))):
+        data = model.folder.read(name)
+        files.append(SourceFile(name=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
+    for name, size, sha256 in model.weights.file_digests():
+        files.append(SourceFile(name=name, bytes=size, sha256=sha256))
+        progress.advance(size)
+    return files
+
+
+def _record(model: _Model, files: list[SourceFile]) -> ImportFile:
     stored = model.weights.tensors
     return ImportFile(
         schema_version=1,
         time=time.time(),
-        source=folder.source,
+        source=model.folder.source,
         architecture=model.architecture.name,
         versions=versions(),
         config=dict(model.document),
-        files=[*others, *weight_files],
+        files=files,
         tensors={
             key: SourceTensor(
                 file=stored[key].file,

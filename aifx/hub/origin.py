@@ -14,15 +14,21 @@ MOST_RUNS = 32
 """Runs that began with one another: more are not followed."""
 
 
+def read_imported(run: RunDirectory) -> dict[str, Any] | None:
+    """`import.json` of the run; None if there is none that can be read."""
+    try:
+        found = parse_json(read_file(run.imported))
+    except (OSError, ValueError, AifxError):
+        return None
+    return found if isinstance(found, dict) else {}
+
+
 def read_origin(run: RunDirectory, project: Project) -> dict[str, Any]:
     """`import.json` of the run, or of the one that its weights go back to; empty if there is none."""
     for _ in range(MOST_RUNS):
-        try:
-            found = parse_json(read_file(run.imported))
-            return found if isinstance(found, dict) else {}
-        except (OSError, ValueError, AifxError):
-            base = read_provenance(run).get("finetuned_from") or {}
-        name = base.get("run")
+        if (found := read_imported(run)) is not None:
+            return found
+        name = (read_provenance(run).get("finetuned_from") or {}).get("run")
         if not isinstance(name, str):
             return {}
         run = project.run(name)

@@ -21,7 +21,8 @@ from aifx.core.parsing import parse_json
 from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
 from aifx.hub.card import write_card
-from aifx.hub.exporting import Export, ExportedModel, ExportType, new_folder, open_export, staged_folder
+from aifx.hub.exported import ExportedModel, folder_path, make_folder
+from aifx.hub.exporting import Export, ExportType, open_export
 from aifx.hub.weights import DIGESTS, tensor_digest
 from aifx.models.hub import Array, Tensor, plain_shape
 from aifx.nn.adapters import A, B
@@ -33,8 +34,8 @@ PREFIX = "base_model.model."
 def export_adapter(
     dest: Path, run: RunDirectory, project: Project, *, step: StepChoice | None = None, dtype: ExportType | None = None
 ) -> ExportedModel:
-    """Write the adapters of a checkpoint to the folder `dest`. Raises what `export_model` raises."""
-    dest = new_folder(dest)
+    """Write the adapters of a checkpoint to the folder `dest`, as `export_model` does. Raises what it raises."""
+    dest = folder_path(dest)
     export = open_export(run, project, step, dtype)
     if export.config.finetune.adapter == "none":
         hint = f"aifx export {dest} --run {run.name} --format hf"
@@ -42,7 +43,8 @@ def export_adapter(
     found = dict(_adapters(export))
     arrays = {key: value for pair in found.values() for key, value in pair.items()}
     parameters = sum(value.size for value in arrays.values())
-    with staged_folder(dest) as (staged, files):
+
+    def write(staged: Path) -> None:
         digests = {key: tensor_digest(value) for key, value in arrays.items()}
         save_file(arrays, staged / ADAPTER, {"format": "pt", DIGESTS: json.dumps(digests)})
         write_json(staged / ADAPTER_CONFIG, _config(export, found))
@@ -59,17 +61,9 @@ def export_adapter(
         for key, value in load_file(staged / ADAPTER).items():
             if tensor_digest(value) != digests[key]:
                 raise DataError(f"{staged}: {key} is not what was written", "the disk changed it", f"df -h {staged}")
-    return ExportedModel(
-        path=str(dest),
-        run=run.name,
-        step=export.step,
-        architecture=export.architecture.name,
-        parameters=parameters,
-        dtype=export.dtype.name,
-        rounded=export.dtype.itemsize < 4,
-        files=files,
-        merged=None,
-    )
+
+    made = export.exported(dest, parameters, is_rounded=export.dtype.itemsize < 4)
+    return make_folder(made, export.record("peft"), write)
 
 
 def base_source(export: Export) -> str | None:

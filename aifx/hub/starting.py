@@ -8,6 +8,7 @@ from typing import Any
 
 from aifx.config import Config, read_config
 from aifx.config.toml import to_toml
+from aifx.core.files import remove_temporary
 from aifx.core.json_files import write_text
 from aifx.core.project import Project, RunDirectory
 from aifx.data.text import TOKENIZER_FILE
@@ -75,6 +76,7 @@ def start_project(project: Project, run: RunDirectory) -> None:
     tokenizer = run.assets / TOKENIZER_FILE
     if tokenizer.exists():
         sections["data"]["tokenizer"] = str(tokenizer.relative_to(project.root))
+    remove_temporary(project.root)
     write_text(project.config_path, _HEADER.format(data=start.data) + "\n" + to_toml(sections, None))
 
 

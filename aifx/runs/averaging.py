@@ -23,9 +23,9 @@ from aifx.core.json_files import JsonLines, write_json
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
 from aifx.runs.binding import binding_errors, read_digests
-from aifx.runs.formats import RunEnd
+from aifx.runs.formats import AveragedFrom, RunEnd
 from aifx.runs.provenance import read_provenance
-from aifx.runs.staging import check_name_is_free, staged_run
+from aifx.runs.staging import run_made_before, staged_run
 
 PARTS = ("params", "ema")
 """The weights of a state; the rest belongs to the training of one checkpoint."""
@@ -37,6 +37,7 @@ class AveragedRun:
 
     Attributes:
         step: of the new run's checkpoint, the newest of `steps`.
+        is_new: False if the run was there already, made of the same checkpoints.
     """
 
     run: str
@@ -47,13 +48,14 @@ class AveragedRun:
     parameters: int
     size_bytes: int
     state_digest: str
+    is_new: bool
 
 
 def average_checkpoints(project: Project, run: RunDirectory, steps: Sequence[int], name: str) -> AveragedRun:
     """Make the run `name` of the mean weights of checkpoints of `run`, with its configuration and assets.
 
     Sums are float32, or wider if the weights are. Memory holds two arrays at a time. Every array is compared with its
-    digest. Nothing is written if anything is refused.
+    digest. Nothing is written if anything is refused, or if the run is there already and was made of the same.
 
     Raises UsageError, CheckpointError, EnvironmentFault.
     """
@@ -62,9 +64,37 @@ def average_checkpoints(project: Project, run: RunDirectory, steps: Sequence[int
         what, why = "an average needs two checkpoints or more", f"{', '.join(map(str, steps)) or 'none'} was given"
         raise UsageError(what, why, f"aifx ckpt ls --run {run.name}")
     target = project.run(name)
-    check_name_is_free(target, f"aifx ckpt average {' '.join(map(str, steps))} --name ANOTHER")
     manifests = [read_manifest(run.checkpoints / str(step)) for step in steps]
     _check(project, run, manifests)
+    newest = manifests[-1]
+    origin = AveragedFrom(run=run.name, steps=steps, state_digests=[manifest.state_digest for manifest in manifests])
+    hint = f"aifx ckpt average {' '.join(map(str, steps))} --run {run.name} --name ANOTHER"
+    found = run_made_before(project, target, newest.step, _differences(target, origin), hint)
+    manifest = found or _write(project, run, manifests, target, origin)
+    return AveragedRun(
+        run=target.name,
+        path=str(target.path),
+        averaged_run=run.name,
+        steps=steps,
+        step=newest.step,
+        parameters=manifest.num_parameters,
+        size_bytes=manifest.size_bytes,
+        state_digest=manifest.state_digest,
+        is_new=found is None,
+    )
+
+
+def _differences(target: RunDirectory, origin: AveragedFrom) -> Iterator[str]:
+    found = read_provenance(target).get("averaged_from")
+    if found is None:
+        yield "it is not an average"
+    elif found != origin:
+        yield "it is the average of other checkpoints"
+
+
+def _write(
+    project: Project, run: RunDirectory, manifests: Sequence[Manifest], target: RunDirectory, origin: AveragedFrom
+) -> Manifest:
     newest = manifests[-1]
     entries = {n: replace(e, digest="") for n, e in newest.arrays.items() if n.partition("/")[0] in PARTS}
     digests = replace(read_digests(run), run_id=secrets.token_hex(16), kernels=newest.run["kernels"])
@@ -81,20 +111,10 @@ def average_checkpoints(project: Project, run: RunDirectory, steps: Sequence[int
         manifest = write_checkpoint(
             staged.checkpoints, newest.step, entries, _means(run, manifests, entries), run=digests.binding(), host=host
         )
-        origin = {"run": run.name, "steps": steps}
         write_json(staged.provenance, {**read_provenance(run), "time": time.time(), "averaged_from": origin})
         ended = RunEnd(status="completed", step=newest.step, state_digest=manifest.state_digest)
         JsonLines(staged.events).append({"time": time.time(), "event": "stop", **asdict(ended)})
-    return AveragedRun(
-        run=target.name,
-        path=str(target.path),
-        averaged_run=run.name,
-        steps=steps,
-        step=newest.step,
-        parameters=manifest.num_parameters,
-        size_bytes=manifest.size_bytes,
-        state_digest=manifest.state_digest,
-    )
+    return manifest
 
 
 def _check(project: Project, run: RunDirectory, manifests: Sequence[Manifest]) -> None:

@@ -280,6 +280,7 @@ class FinetunedFrom(TypedDict):
 class AveragedFrom(TypedDict):
     run: str
     steps: list[int]
+    state_digests: list[str]
 
 
 class DatasetPartRecord(TypedDict):

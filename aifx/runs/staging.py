@@ -4,19 +4,44 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from aifx.core.errors import UsageError
+from aifx.checkpoint.inventory import missing_files
+from aifx.checkpoint.manifest import Manifest, read_manifest
+from aifx.config import read_config
+from aifx.core.errors import AifxError, UsageError
 from aifx.core.json_files import sync_directory
 from aifx.core.project import Project, RunDirectory
+from aifx.runs.binding import binding_errors
 from aifx.runs.lock import hold_run
 
 
-def check_name_is_free(run: RunDirectory, hint: str) -> None:
-    """Raise UsageError if there is anything at the place of `run`."""
-    if os.path.lexists(run.path):
-        raise UsageError(f"run {run.name!r} exists already", f"it is {run.path}", hint)
+def run_made_before(
+    project: Project, run: RunDirectory, step: int, differences: Iterable[str], hint: str
+) -> Manifest | None:
+    """The checkpoint of a run that a command made before, as when it was killed just after; None if the name is free.
+
+    Args:
+        step: of the only checkpoint that the command makes.
+        differences: between what the run was made of and what is asked for now. Read only if there is such a run.
+
+    Raises UsageError if anything else is there: a run that differs, or whose files are not what the command wrote.
+    """
+    if not os.path.lexists(run.path):
+        return None
+    folder = run.checkpoints / str(step)
+    try:
+        why = next(iter(differences), None) or missing_files(folder)
+        if why is None:
+            manifest = read_manifest(folder)
+            errors = binding_errors(run, read_config(run.config, project, environ={}), step, manifest.run)
+            if (error := next(errors, None)) is None:
+                return manifest
+            why = error.what
+    except AifxError as error:
+        why = error.what
+    raise _exists(run, f"; {why}", hint)
 
 
 @contextmanager
@@ -32,7 +57,8 @@ def staged_run(project: Project, run: RunDirectory) -> Iterator[RunDirectory]:
         try:
             _clear(staged)
             yield staged
-            check_name_is_free(run, "aifx runs ls")  # made since
+            if os.path.lexists(run.path):
+                raise _exists(run, "; another process made it", "aifx runs ls")
             staged.path.rename(run.path)
             sync_directory(project.runs_path)
         except BaseException:
@@ -41,6 +67,10 @@ def staged_run(project: Project, run: RunDirectory) -> Iterator[RunDirectory]:
                 with suppress(OSError):
                     project.runs_path.rmdir()
             raise
+
+
+def _exists(run: RunDirectory, why: str, hint: str) -> UsageError:
+    return UsageError(f"run {run.name!r} exists already", f"it is {run.path}{why}", hint)
 
 
 def _clear(run: RunDirectory) -> None:

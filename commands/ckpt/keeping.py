@@ -84,7 +84,8 @@ def average(
         aifx eval --run averaged
 
     The new run has the configuration and the assets of the run, and a checkpoint of the newest of these steps. `aifx
-    eval`, `predict`, `generate`, `serve` and `export` use it like any other; it cannot be resumed.
+    eval`, `predict`, `generate`, `serve` and `export` use it like any other; it cannot be resumed. If the run is what
+    the same command made before, aifx says so and exits 0.
     """
     with terminal(json) as out:
         from aifx.checkpoint.inspection import choose_checkpoint
@@ -97,7 +98,8 @@ def average(
         out.document(made)
         if not json:
             listed = ", ".join(map(str, made.steps))
-            out.print(f"run {made.run}: the mean of steps {listed} of run {made.averaged_run}")
+            there = "" if made.is_new else ", which was there already"
+            out.print(f"run {made.run}: the mean of steps {listed} of run {made.averaged_run}{there}")
             out.print(
                 f"{made.parameters:,} parameters, {readable_bytes(made.size_bytes)}; next: aifx eval --run {made.run}"
             )

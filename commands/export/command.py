@@ -18,7 +18,7 @@ from aifx.core.parsing import parse_size
 from aifx.core.project import find_project
 from aifx.core.steps import parse_step
 
-DestArgument = Annotated[Path, typer.Argument(metavar="DEST", help="Folder to make. It must not exist.")]
+DestArgument = Annotated[Path, typer.Argument(metavar="DEST", help="Folder to make.")]
 
 FormatOption = Annotated[
     str, typer.Option("--format", metavar="hf|peft", help="Format of the folder. peft: adapters alone.")
@@ -59,7 +59,8 @@ def export(
         aifx export my-adapter --run lora --format peft
         aifx export my-model --run lora --merge
 
-    aifx writes to a temporary folder, reads the weights back, compares them, and renames it.
+    aifx writes to a temporary folder, reads the weights back, compares them, and renames it. It replaces no folder: if
+    DEST is what the same command made before, aifx says so and exits 0.
     With --merge, exit 1 means that the merged model's logits differ from those of the run by more than rounding.
     """
     with terminal(json) as out, sigterm_as_ctrl_c():
@@ -89,7 +90,8 @@ def export(
         out.document(made)
         rounded = ", rounded" if made.rounded else ""
         total = readable_bytes(sum(file.bytes for file in made.files))
-        out.print(f"run {made.run}, step {made.step}, as {made.architecture} in {made.path}")
+        there = "" if made.is_new else ", which was there already"
+        out.print(f"run {made.run}, step {made.step}, as {made.architecture} in {made.path}{there}")
         out.print(f"{made.parameters:,} parameters, {made.dtype}{rounded}; {total} in {len(made.files)} files")
         if (merged := made.merged) is not None:
             out.print(

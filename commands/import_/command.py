@@ -62,7 +62,8 @@ def import_(
         aifx import google/vit-base-patch16-224 --name vit
 
     Outside a project, aifx starts one in the working directory, whose aifx.toml fine-tunes the model. aifx reads
-    safetensors files and opens no pickle. Code in the model's folder does not run.
+    safetensors files and opens no pickle. Code in the model's folder does not run. If the run is what the same command
+    made before, aifx says so and exits 0.
     """
     with terminal(json) as out, sigterm_as_ctrl_c():
         refuse_job("import")
@@ -88,7 +89,10 @@ def import_(
         out.document(ImportDocument(made, str(project.config_path) if is_new else None, compared))
         rounded = ", rounded" if made.rounded else ""
         size = readable_bytes(made.size_bytes)
-        out.print(f"run {made.run}: {made.architecture}, {made.parameters:,} parameters, {made.dtype}{rounded}, {size}")
+        there = "" if made.is_new else ", which was there already"
+        out.print(
+            f"run {made.run}: {made.architecture}, {made.parameters:,} parameters, {made.dtype}{rounded}, {size}{there}"
+        )
         start = STARTS[made.task]
         if is_new:
             out.print(f"started a project: {project.config_path}; to fine-tune the model, put {start.data}")

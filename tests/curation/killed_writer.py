@@ -10,21 +10,15 @@ it. The program prints the number of kills.
 from __future__ import annotations
 
 import hashlib
-import importlib
-import itertools
 import json
-import os
 import shutil
-import signal
 import sqlite3
 import sys
-import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from adding import add
-from faulty_files import killed
+from faulty_files import kill_at_each_change
 from prose import prose
 from toy_steps import Rows, WithoutLetter
 
@@ -149,58 +143,19 @@ def check(root: Path, write: Callable[[Path], None], expected: dict[str, str], *
     assert found == expected, sorted(found.items() ^ expected.items())
 
 
-def forked(function: Callable[[], None]) -> int:
-    """Run a function in a process of its own, which has no thread yet. Returns its exit code."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            function()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 def main(name: str, folder: Path, first: int, every: int) -> None:
     write = WRITERS[name]
-    base, calm = folder / "base", folder / "calm"
-    assert forked(lambda: prepare(base)) == 0
-    shutil.copytree(base, calm)
-    modules = folder / "modules"
 
-    def undisturbed() -> None:
-        write(calm)
+    def check_both(root: Path, calm: Path) -> None:
         check_versions(catalog_of(calm))
-        modules.write_text("\n".join(sys.modules))
-
-    assert forked(undisturbed) == 0
-    for module in modules.read_text().split():  # once, instead of in each process
-        with suppress(ImportError):
-            importlib.import_module(module)
-    expected = content(calm)
-    for kills, at in enumerate(itertools.count(first, every)):
-        root = folder / f"killed-{at}"
-        shutil.copytree(base, root)
-
-        def disturbed(root: Path = root, at: int = at) -> None:
-            with killed(root / "datasets", at):
-                write(root)
-
-        code = forked(disturbed)
-        if code == 0:
-            sys.stdout.write(str(kills))
-            return
-        assert code == -signal.SIGKILL, f"change {at}"
-        shutil.copytree(root, other := folder / f"other-{at}")
-
-        def checks(root: Path = root, other: Path = other) -> None:
-            check(root, write, expected, collects=True)
-            check(other, write, expected, collects=False)
-
-        assert forked(checks) == 0, f"killed before change {at}"
-        shutil.rmtree(root)
+        expected, other = content(calm), root.with_name("other")
+        shutil.copytree(root, other)
+        check(root, write, expected, collects=True)
+        check(other, write, expected, collects=False)
         shutil.rmtree(other)
+
+    kills = kill_at_each_change(folder, prepare, write, check_both, below="datasets", first=first, every=every)
+    sys.stdout.write(str(kills))
 
 
 if __name__ == "__main__":

@@ -112,10 +112,10 @@ def test_the_command_and_misuse(hub_models, empty_project, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["architecture"] == "GPT2LMHeadModel"
     for wrong, text in (
-        (["../out"], "exists already"),
+        (["../out", "--dtype", "bfloat16"], "exists already"),
         (["../nowhere/out"], "no folder"),
         (["../new/.."], f"{tmp_path} exists already"),
-        (["../new/../out"], f"{tmp_path / 'out'} exists already"),
+        (["../new/../out", "--shard-size", "2GB"], f"{tmp_path / 'out'} exists already"),
         (["../new", "--dtype", "int8"], "not a type of weights"),
         (["../new", "--format", "gguf"], "not a format"),
         (["../new", "--shard-size", "many"], "not a size"),
@@ -126,6 +126,51 @@ def test_the_command_and_misuse(hub_models, empty_project, tmp_path):
         assert text in refused.stderr
         assert "hint: " in refused.stderr
     assert not (tmp_path / "new").exists()
+
+
+def export_command(project, *args, code=0):
+    done = inprocess.run(["export", *args], project.root, {**os.environ})
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout) if "--json" in args else done.stdout
+
+
+def test_asked_again_it_says_that_the_folder_is_there(hub_models, empty_project, tmp_path):
+    imported(hub_models("llama"), empty_project)
+    first = export_command(empty_project, "../out", "--json")
+    assert first["is_new"]
+    assert {file["name"] for file in first["files"]} == {path.name for path in (tmp_path / "out").iterdir()}
+    before = {path: path.stat() for path in (tmp_path / "out").iterdir()}
+    assert export_command(empty_project, "../out", "--json") == {**first, "is_new": False}
+    text = export_command(empty_project, "../out")
+    assert str(tmp_path / "out") in text
+    assert "already" in text
+    assert {path: path.stat() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_folder_of_other_content_is_not_taken_for_the_export(hub_models, empty_project, tmp_path):
+    run = imported(hub_models("llama"), empty_project)
+    out = tmp_path / "out"
+
+    def refused(*args):
+        error = export_command(empty_project, str(out), *args, "--json", code=2)["error"]
+        assert (error["what"], error["hint"]) == (f"{out} exists already", f"aifx export {out}-2")
+        return error["why"]
+
+    out.mkdir()
+    assert "export.json" in refused()
+    out.rmdir()
+    export_model(out, run, empty_project)
+    assert "dtype" in refused("--dtype", "float16")
+    assert "shard_bytes" in refused("--shard-size", "1MB")
+    card = (out / "README.md").read_text()
+    (out / "README.md").write_text(card + "mine\n")
+    assert "README.md" in refused()
+    (out / "README.md").write_text(card)
+    record = json.loads((out / "export.json").read_text())
+    (out / "export.json").write_text(json.dumps({**record, "state_digest": "0"}))
+    assert "state_digest" in refused()
+    (tmp_path / "link").symlink_to(out)
+    assert "link" in export_command(empty_project, "../link", "--json", code=2)["error"]["why"]
 
 
 def decoder():

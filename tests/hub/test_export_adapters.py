@@ -110,10 +110,30 @@ def test_the_command(adapted, empty_project, tmp_path):
     card, stored = (tmp_path / "peft/README.md").read_text(), load_file(tmp_path / "peft/adapter_model.safetensors")
     assert "library_name: peft" in card
     assert f"| parameters | {sum(array.size for array in stored.values()):,} |" in card
+    again = export(str(tmp_path / "merged"), "--run", "adapted", "--merge", "--dtype", "bfloat16", "--json")
+    assert json.loads(again.stdout) == {**document, "is_new": False}
     for arguments in (["--run", "base", "--merge"], ["--run", "base", "--format", "peft"]):
         assert "has no adapters" in export(str(tmp_path / "y"), *arguments).stderr
     with pytest.raises(UsageError, match="exists already"):
-        export_adapter(tmp_path / "peft", empty_project.run("adapted"), empty_project)
+        export_adapter(tmp_path / "merged", empty_project.run("adapted"), empty_project)
+
+
+def test_asked_again_it_says_that_the_adapter_is_there_and_takes_no_other(adapted, empty_project, tmp_path):
+    adapted("llama")
+
+    def export(*arguments, code=0):
+        command = ["export", str(tmp_path / "peft"), "--run", "adapted", *arguments]
+        done = inprocess.run(command, empty_project.root, os.environ)
+        assert done.returncode == code, done.stderr
+        return done.stdout
+
+    first = json.loads(export("--format", "peft", "--json"))
+    assert json.loads(export("--format", "peft", "--json")) == {**first, "is_new": False}
+    assert "already" in export("--format", "peft")
+    for other in (["--format", "peft", "--dtype", "bfloat16"], ["--format", "hf", "--merge"]):
+        error = json.loads(export(*other, "--json", code=2))["error"]
+        assert error["hint"] == f"aifx export {tmp_path / 'peft'}-2"
+        assert other[-1].removeprefix("--").replace("bfloat16", "dtype") in error["why"]
 
 
 @pytest.mark.slow

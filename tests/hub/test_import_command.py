@@ -61,9 +61,47 @@ def test_outside_of_a_project_one_is_started_that_trains_the_model_further(hub_m
     assert trained.returncode == 0, trained.stderr
     document = json.loads((tmp_path / "runs" / "main" / "provenance.json").read_text())
     assert document["finetuned_from"]["run"] == "base"
-    again = aifx("import", source, "--name", "base")
-    assert again.returncode == 2
-    assert "exists already" in again.stderr
+
+
+def test_asked_again_it_says_that_the_run_is_there_and_starts_the_project_that_a_kill_left_out(hub_models, tmp_path):
+    def aifx(*args):
+        done = inprocess.run(["import", str(hub_models("llama")), *args], tmp_path, {**os.environ})
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    first = json.loads(aifx("--json"))
+    assert first["imported"]["is_new"]
+    started, files = tmp_path / "aifx.toml", sorted(tmp_path.rglob("*"))
+    left = tmp_path / f".aifx.toml.{'0' * 12}.tmp"
+    started.rename(left)  # as if it had been killed while it wrote aifx.toml
+    assert json.loads(aifx("--json")) == {**first, "imported": {**first["imported"], "is_new": False}}
+    assert sorted(tmp_path.rglob("*")) == files
+    text = aifx("--dtype", "float32")  # the same by another spelling
+    assert "llama" in text
+    assert "already" in text
+
+
+def test_a_run_of_other_content_is_not_taken_for_the_model(hub_model, empty_project):
+    def refused(*args):
+        done = inprocess.run(["import", str(hub_model), *args, "--json"], empty_project.root, {**os.environ})
+        assert done.returncode == 2, done.stderr
+        error = json.loads(done.stdout)["error"]
+        assert "--name ANOTHER" in error["hint"]
+        return error["why"]
+
+    (empty_project.runs_path / "own").mkdir(parents=True)
+    assert "not imported" in refused("--name", "own")
+    run = empty_project.run(import_model(str(hub_model), empty_project).run)
+    assert "train.parameter_dtype" in refused("--dtype", "bfloat16")
+    tokenizer = run.assets / "tokenizer.json"
+    data = tokenizer.read_bytes()
+    tokenizer.write_bytes(data + b" ")
+    assert str(tokenizer) in refused()
+    tokenizer.write_bytes(data)
+    weights = load_file(hub_model / "model.safetensors")
+    weights["lm_head.weight"][0] += 1
+    save_file(weights, hub_model / "model.safetensors")
+    assert "model.safetensors" in refused()
 
 
 def test_misuse(hub_models, empty_project):

@@ -33,6 +33,17 @@ def files_of(run: RunDirectory) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
 
 
+def change_bias(run: RunDirectory) -> None:
+    """Save checkpoint 12 again, with one number changed by a bit."""
+    arrays = arrays_of(run, 12)
+    arrays["params/bias"] = arrays["params/bias"].copy()
+    arrays["params/bias"][3] = np.nextafter(arrays["params/bias"][3], np.float32(9))
+    manifest = read_manifest(run.checkpoints / "12")
+    checkpoints = Checkpoints(run.checkpoints, CheckpointSection(asynchronous=False, keep_last=9))
+    checkpoints.bind(lambda: manifest.run)
+    checkpoints.save(12, jax.device_put(nest(arrays)), host=manifest.host, force=True)
+
+
 def test_replay(trained: Any) -> None:
     run = trained.run()
     before = files_of(run)
@@ -47,14 +58,7 @@ def test_replay(trained: Any) -> None:
 
 def test_replay_names_the_arrays_that_differ(trained: Any) -> None:
     """Checkpoint 12 is whole, and not what training gives: the device that made it computed wrongly."""
-    run = trained.run()
-    arrays = arrays_of(run, 12)
-    arrays["params/bias"] = arrays["params/bias"].copy()
-    arrays["params/bias"][3] = np.nextafter(arrays["params/bias"][3], np.float32(9))
-    manifest = read_manifest(run.checkpoints / "12")
-    checkpoints = Checkpoints(run.checkpoints, CheckpointSection(asynchronous=False, keep_last=9))
-    checkpoints.bind(lambda: manifest.run)
-    checkpoints.save(12, jax.device_put(nest(arrays)), host=manifest.host, force=True)
+    change_bias(trained.run())
     found = answer(trained, "ckpt", "verify", "--replay", "4", code=1)
     assert (found["step"], found["damaged_arrays"]) == (8, [])
     assert found["replay"]["different_arrays"] == ["params/bias"]
@@ -67,6 +71,37 @@ def test_files_that_a_checkpoint_needs_are_verified(trained: Any) -> None:
     found = answer(trained, "ckpt", "verify", "--all", code=1)
     assert all(asset.name in checkpoint["unusable"][0] for checkpoint in found["checkpoints"])
     assert "unusable: " in trained.command("ckpt", "verify", "4")[1]
+
+
+AVERAGE = ("ckpt", "average", "4", "8", "12", "--run", "main", "--name", "mean")
+
+
+def test_an_average_asked_for_again_is_there_already(trained: Any) -> None:
+    first = answer(trained, *AVERAGE)
+    assert first["is_new"]
+    before = files_of(trained.run("mean"))
+    assert answer(trained, *AVERAGE) == {**first, "is_new": False}
+    code, out, err = trained.command(*AVERAGE)
+    assert (code, "mean" in out, "already" in out) == (0, True, True), err
+    assert files_of(trained.run("mean")) == before
+
+
+def test_a_run_that_is_another_average_is_not_taken_for_it(trained: Any) -> None:
+    answer(trained, *AVERAGE)
+
+    def refused(*arguments: str) -> str:
+        error = answer(trained, *arguments, code=2)["error"]
+        assert "--name ANOTHER" in error["hint"]
+        return str(error["why"])
+
+    assert "other checkpoints" in refused("ckpt", "average", "4", "12", "--run", "main", "--name", "mean")
+    assert "not an average" in refused(*AVERAGE[:-1], "main")
+    checkpoint = trained.run("mean").checkpoints / "12"
+    checkpoint.rename(checkpoint.with_name("away"))
+    assert "missing" in refused(*AVERAGE)
+    checkpoint.with_name("away").rename(checkpoint)
+    change_bias(trained.run())
+    assert "other checkpoints" in refused(*AVERAGE)
 
 
 def test_average(trained: Any) -> None:
