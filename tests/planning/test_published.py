@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import jax
 import numpy as np
 import pytest
 from effort import IS_LONG
@@ -92,5 +93,6 @@ def test_a_row_is_counted_and_predicted_as_a_plan_is(script: ModuleType, number:
     assert isinstance(plan, Plan)
     assert plan.time is not None
     rows = script.Rows(rates, counts)
-    assert plan.time.step_s.value == pytest.approx(float(rows.predicted(SHARES, np.array([number]))[0]), rel=1e-3)
+    tolerance = 1e-3 if jax.__version_info__ >= (0, 12) else 0.05  # the counts are of JAX 0.12
+    assert plan.time.step_s.value == pytest.approx(float(rows.predicted(SHARES, np.array([number]))[0]), rel=tolerance)
     assert plan.time.units_per_s.low == pytest.approx(SPREAD[0] * plan.time.units_per_s.value)
