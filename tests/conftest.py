@@ -6,6 +6,7 @@ import atexit
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,25 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ["AIFX_STATE_DIR"] = str(tmp_path_factory.mktemp("aifx-state"))
     yield
     del os.environ["AIFX_CACHE_DIR"], os.environ["AIFX_STATE_DIR"]
+
+
+MOST_MAPS = 30_000
+"""Memory maps of a worker, of 65,530 that Linux allows a process. Each compiled program has some."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_memory_maps() -> Iterator[None]:
+    """A worker drops compiled programs before it has no maps left, and a compilation fails without a reason."""
+    yield
+    if "jax" in sys.modules and _num_maps() > MOST_MAPS:
+        sys.modules["jax"].clear_caches()
+
+
+def _num_maps() -> int:
+    try:
+        return Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:  # not Linux
+        return 0
 
 
 @pytest.fixture

@@ -60,6 +60,11 @@ def project(tmp_path_factory: pytest.TempPathFactory, modules: list[str]) -> Pat
     return folder
 
 
+@pytest.mark.representative("each module with each Python")
+def test_every_module_is_imported(modules: list[str]) -> None:
+    assert {"aifx.sweeps.record", "aifx.commands.main", "jax_kernels.ops"} <= set(modules)
+
+
 def test_the_page_has_every_name() -> None:
     public = [f"aifx.{name}" for name in aifx.__all__ if name != "__version__"]
     assert set(NAMES) == {*public, *(f"jax_kernels.{name}" for name in jax_kernels.__all__)}

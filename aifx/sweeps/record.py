@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, TypedDict, cast
+from typing import Any, Literal, TypeAlias, cast
 
 from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # which pydantic asks for with Python 3.11
 
 from aifx.core.errors import RunBusy, UsageError, did_you_mean
 from aifx.core.json_files import JsonLines, read_jsonl

@@ -126,9 +126,19 @@ def unseen_hang() -> None:
 
 
 def impatient_watchdog() -> None:
+    """The watchdog counts the time in which the process was stopped, and looks before the step goes on."""
+    from aifx.parallel.progress import Progress
     from aifx.training import watchdog
 
     watchdog.AWAKE_S, watchdog.SLOWER = math.inf, 0.0
+    move = Progress.move
+
+    def move_late(self: Any, *args: Any) -> None:
+        if time.monotonic() - self.moved_at > 4.0:
+            time.sleep(2.0)  # the watchdog looks four times in each
+        move(self, *args)
+
+    Progress.move = move_late  # type: ignore[method-assign]
 
 
 def dropped_records() -> None:

@@ -316,7 +316,8 @@ def test_a_step_needs_the_base_and_little_more(tmp_path: Path, quantize: str, nu
     assert fixed >= base + adapters
     if quantize == "none":
         assert fixed <= 1.15 * base
-    else:  # these adapters are float32 beside a base of a quarter, and one matrix at a time is float32
+    elif jax.__version_info__ >= (0, 11):  # before, XLA for CPUs keeps all matrices in float32 at the same time
+        # These adapters are float32 beside a base of a quarter, and one matrix at a time is float32.
         assert fixed - adapters <= 1.15 * base
 
 
