@@ -20,6 +20,8 @@ from aifx.evaluation.dataset import evaluate_files
 from aifx.evaluation.held_out import Report, evaluate, write_report
 from aifx.objectives.next_token import NextToken
 
+pytestmark = pytest.mark.representative("an evaluation")  # they share a training that costs seconds
+
 
 @pytest.mark.parametrize("use", [evaluate, partial(evaluate_files, paths=[Path("missing.txt")])])
 def test_a_malformed_gate_is_refused_before_the_run_is_opened(

@@ -15,6 +15,8 @@ from aifx.config import load_config
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 
+pytestmark = pytest.mark.representative("an evaluation")  # they share a training that costs seconds
+
 
 def thresholds_at(root: Path, step: int) -> dict[str, float]:
     host = read_manifest(root / f"runs/main/checkpoints/{step}").host
