@@ -116,7 +116,7 @@ def list_sources(arguments: Sequence[str], base: Path, *, follow_links: bool = F
     """The files that paths, folders, globs and URLs name. Raises UsageError, DataError.
 
     A link that is an argument is read. A link in a folder, or below the part of a glob without wildcards, is read if it
-    ends there: whoever made the folder could otherwise have any file of this machine read.
+    ends there. Otherwise a link could add any file of this machine to the data set.
 
     Args:
         base: the folder relative to which files are named.

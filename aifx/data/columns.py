@@ -212,12 +212,12 @@ def encoder(column: Column) -> Callable[[Any], float]:
 
 
 def shown_value(column: Column, number: float) -> str:
-    """The value of which `encoder` made a number, as far as that tells."""
+    """The value from which `encoder` made a number, to the precision of float32."""
     if column.is_categorical:
         return ("(unknown)", "(missing)", *column.categories)[int(number)]
     if math.isnan(number):
         return "(missing)"
-    places = 5 - math.floor(math.log10(column.scale))  # as far as float32 tells values of this scale apart
+    places = 5 - math.floor(math.log10(column.scale))  # float32 holds no more of values of this scale
     return f"{round(number * column.scale + column.mean, places) + 0.0:g}"  # no -0
 
 

@@ -85,7 +85,7 @@ class Tokenizer:
             self._inner.model.dropout = None
         # A text must not become the token that ends documents: as text, it has bytes.
         self.is_byte_level = _is_byte_level(self._description) and self.eos_id in special
-        self.most_bytes = most_bytes_of_token(self._description)  # that one token of a text stands for
+        self.most_bytes = most_bytes_of_token(self._description)  # of text that one token covers
         steps = (self._description.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
         self._has_bounded_words = self.can_cut and steps[0].get("pattern") in ({"Regex": WORDS}, {"Regex": CHARACTER})
 
@@ -228,7 +228,7 @@ def _is_byte_level(description: dict[str, Any]) -> bool:
     added = description.get("added_tokens", ())
     if any(token.get("lstrip") or token.get("rstrip") for token in added):
         return False
-    # An added token that the model has as well stands for two texts: "Ġthe" is also how the model spells " the".
+    # An added token that the model also has covers two texts: "Ġthe" is also how the model spells " the".
     texts = [token["content"] for token in added if not token.get("special")]
     if any(text in model["vocab"] and not text.isascii() for text in texts):
         return False

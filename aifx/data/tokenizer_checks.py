@@ -28,7 +28,7 @@ SHRINKAGE = {"NFC": 9, "NFD": 3, "NFKC": 12, "NFKD": 4, "Lowercase": 3, "Prepend
 """The most bytes of text that these normalizers make one byte of, from the Unicode tables; others can drop any text.
 
 A composed character has at most a third of the bytes of its parts, and parts a third (NFKD: a quarter) of the
-character that they stand for: 9 and 12 are the products.
+character that they replace: 9 and 12 are the products.
 """
 
 _KEEPING = ("ByteLevel", "Digits", "Metaspace", "Punctuation", "Split")
@@ -58,7 +58,7 @@ def check_description(description: Mapping[str, Any], name: str) -> None:
 
 
 def most_bytes_of_token(description: Mapping[str, Any]) -> int | None:
-    """The most bytes of text that one token stands for: a text of more than N times as many has more than N tokens.
+    """The most bytes of text that one token covers: a text of more than N times as many has more than N tokens.
 
     None if there is no limit, since the tokenizer drops text or has a token for unknown text.
     """

@@ -93,7 +93,7 @@ def make_folder(
 ) -> ExportedModel:
     """Make the folder `made.path` of what `write` writes, unless it is there already and has the same record.
 
-    Nothing of the folder stays if `write` raises.
+    The folder is removed if `write` raises.
 
     Args:
         made: without the folder's files.

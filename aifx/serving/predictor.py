@@ -329,7 +329,7 @@ class Predictor:
             self._is_draining = True
             # A request that is at the device may also have rows that wait.
             unfinished = dict.fromkeys([*self._at_device, *self._waiting])
-            self._waiting.clear()  # first: whoever hears of the end may look at `stats`
+            self._waiting.clear()  # first: a caller may read `stats` when its request ends
             for request in unfinished:
                 self._end(request, result)
 
