@@ -40,6 +40,11 @@ def test_case(n): pass
 @pytest.mark.parametrize("y", "cd")
 def test_covering(x, y): pass
 
+@pytest.mark.covering(1, "y")
+@pytest.mark.parametrize("x", "ab")
+@pytest.mark.parametrize("y", "cd")
+def test_named(x, y): pass
+
 def test_busy():
     until = time.process_time() + 0.4
     while time.process_time() < until: pass
@@ -84,12 +89,12 @@ def names(entries: list[dict[str, object]]) -> set[str]:
 @pytest.mark.representative("each test runs in its tier")
 def test_a_marker_decides_who_runs_a_test(folder: Path) -> None:
     quick = run(folder, "-m", QUICK)
-    assert names(quick) == {"quick", "busy", "covering[c-a]", "covering[d-b]"}
+    assert names(quick) == {"quick", "busy", "covering[c-a]", "covering[d-b]", "named[c-a]", "named[d-a]"}
     assert all(entry["outcome"] == "passed" for entry in quick)
     assert next(entry["cpu_s"] for entry in quick if "busy" in str(entry["test"])) > 0.2  # type: ignore[operator]
     mine = eighth_of_file(ROOT / "tests" / "test_some.py")
     chosen = "representative or slow"
-    slow = {"slow", "covering[c-b]", "covering[d-a]", "case[2]"}
+    slow = {"slow", "covering[c-b]", "covering[d-a]", "named[c-b]", "named[d-b]", "case[2]"}
     assert names(run(folder, "-m", chosen, f"--eighth={mine}")) == slow | {"representative", "case[1]"}
     assert names(run(folder, "-m", chosen, f"--eighth={(mine + 1) % EIGHTHS}")) == {"representative", "case[1]"}
 
@@ -97,7 +102,7 @@ def test_a_marker_decides_who_runs_a_test(folder: Path) -> None:
 @pytest.mark.slow
 def test_a_run_goes_on_with_what_has_not_passed(folder: Path) -> None:
     everything = run(folder)
-    assert len(everything) == 11
+    assert len(everything) == 15
     assert names(run(folder, "--resume")) == {"quarantined"}
     (folder / "tests" / "test_some.py").write_text(TESTS + "\n")
     assert names(run(folder, "--resume")) == names(everything)

@@ -8,7 +8,7 @@
 | `quarantined` | `make test-all`: failed once and passed again; docs/reliability.md lists it |
 
 Of a test marked `covering(n)`, as many cases keep their tier as hold each combination of n parameters' values. The
-others are slow.
+others are slow. `covering(n, *names)` counts only the parameters of these names.
 
 `--journal=FILE` writes a JSON line for each test that ended. With `--resume`, tests that passed on this commit and
 Python with the same LONG are left out.
@@ -144,8 +144,9 @@ def mark_what_is_covered(items: Sequence[pytest.Item]) -> None:
         if item.get_closest_marker("covering"):
             tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for cases in tests.values():
-        (strength,) = cases[0].get_closest_marker("covering").args  # type: ignore[union-attr]
-        values = [{name: id(value) for name, value in case.callspec.params.items()} for case in cases]  # type: ignore[attr-defined]
+        strength, *names = cases[0].get_closest_marker("covering").args  # type: ignore[union-attr]
+        given: list[Mapping[str, Any]] = [case.callspec.params for case in cases]  # type: ignore[attr-defined]
+        values = [{name: id(params[name]) for name in names or params} for params in given]
         chosen = covering(values, strength)
         for i, case in enumerate(cases):
             if i not in chosen:

@@ -311,6 +311,7 @@ def test_a_history_of_no_time_at_all(then, now, verdict):
     assert verdict in history_page("main", reports)
 
 
+@pytest.mark.slow
 def test_a_page_names_a_command_that_can_be_run():
     report = made.report(*made.hardware()[:2], *made.train()[:2])
     assert "<code>aifx bench all</code>" in report_page(report)

@@ -260,6 +260,7 @@ def path(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_over_ssh(path):
     verdict = launch.run_test(NODES[:2], LIMIT_S, options(faults={(NODES[0],): 0.1}))
     assert 0 < verdict.gb_s < 2 * bus_gb_s(1 << 16, 0.1, 2)

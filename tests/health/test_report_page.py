@@ -174,6 +174,7 @@ def test_a_fleet_of_one_and_of_none():
     assert "none answered" in checked(page.fleet_page(FleetReport(()), 0)).text
 
 
+@pytest.mark.slow
 def test_a_large_fleet_makes_a_page_that_can_be_mailed():
     findings = [finding("critical", f"gpu{i}", evidence="x" * 300) for i in range(10)]
     nodes = tuple(node(f"n{i}", *findings[: 10 if i % 2 else 1]) for i in range(1000))

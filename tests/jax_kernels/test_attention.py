@@ -170,7 +170,7 @@ def test_any_call(drawn):
     check("xla", call, traced=traced, block=BLOCK["xla"], tolerance=1e-12 if call.dtype == "float64" else None)
 
 
-@pytest.mark.covering(1)
+@pytest.mark.covering(1, "implementation")
 @pytest.mark.parametrize("name", ["packed, windowed, capped", "one query against a cache", "head_dim of Gemma"])
 @pytest.mark.parametrize("implementation", KERNELS)
 def test_a_kernel(implementation, name):

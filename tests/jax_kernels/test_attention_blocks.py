@@ -122,6 +122,7 @@ def test_the_mosaic_gpu_kernels(call, of_keys):
     assert not np.any(whole & ~every)  # the block that the array ends in may have a mask that it could do without
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(CALLS)
 def test_pairs_that_see_each_other_are_those_of_the_mask(call: Call) -> None:

@@ -24,6 +24,7 @@ from jax_kernels._ops.decode_attention import (
 from jax_kernels._ops.decode_attention.cases import SMALL_CASES, Case
 
 KERNELS = ("pallas_triton", "pallas_tpu")
+SLOW_KERNELS = [pytest.param(name, marks=pytest.mark.slow) for name in KERNELS]
 SPARE_PAGES = 2
 
 
@@ -127,7 +128,7 @@ def test_precision(name, implementation, dtype):
     agree(got, defined(named(name), *operands), dtype)
 
 
-@pytest.mark.covering(1)
+@pytest.mark.covering(1, "implementation")
 @pytest.mark.filterwarnings("error:decode_attention")
 @pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("implementation", KERNELS)
@@ -217,7 +218,7 @@ def test_what_no_query_sees_changes_no_bit(implementation):
     assert np.all(np.isneginf(results[0][1][1]))
 
 
-@pytest.mark.parametrize("implementation", [*EVERYWHERE, *KERNELS])
+@pytest.mark.parametrize("implementation", [*EVERYWHERE, *SLOW_KERNELS])
 def test_a_length_that_no_table_holds_counts_as_the_nearest_one(implementation):
     case = named("window shorter than a page")
     operands = arrays(case, [capacity(case), 0], dtype="float32")
@@ -226,7 +227,7 @@ def test_a_length_that_no_table_holds_counts_as_the_nearest_one(implementation):
         agree(run(case, implementation, beyond), defined(case, *operands), "float32")
 
 
-@pytest.mark.parametrize("implementation", [*EVERYWHERE, *KERNELS])
+@pytest.mark.parametrize("implementation", [*EVERYWHERE, *SLOW_KERNELS])
 def test_gradients_are_those_of_attention(implementation):
     case = named("grouped heads")
     *given_arrays, table, lengths = arrays(case, [capacity(case)] * 2, dtype="float32", garbage=False)

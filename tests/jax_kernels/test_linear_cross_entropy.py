@@ -115,7 +115,7 @@ def check_kernel(implementation, case, dtype):
         assert relative_error(a, b) < TOLERANCE[dtype]
 
 
-@pytest.mark.covering(1)
+@pytest.mark.covering(1, "implementation")
 @pytest.mark.filterwarnings("error:linear_cross_entropy")
 @pytest.mark.parametrize("implementation", KERNELS)
 @pytest.mark.parametrize(
@@ -167,6 +167,7 @@ def test_a_kernel_with_any_options(implementation, tokens, embed, vocab, dtype, 
     check_kernel(implementation, Case("drawn", tokens, embed, vocab, **drawn), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", KERNELS)
 def test_float16_keeps_the_small_gradients_of_a_mean(implementation):
     """What is asked of a token here is 2^-13, of a column of the vocabulary a 700th of it: less than float16 holds."""

@@ -111,7 +111,7 @@ def test_precision(case, implementation, dtype):
     assert_right(case, results(by(case, implementation), *operands), operands)
 
 
-@pytest.mark.covering(1)
+@pytest.mark.covering(1, "implementation")
 @pytest.mark.filterwarnings("error:rms_norm", "error:layer_norm")
 @by_name
 @pytest.mark.parametrize("implementation", KERNELS)

@@ -83,7 +83,7 @@ def test_precision(implementation, dtype):
     assert_right(output_and_gradients(by(implementation), *operands), operands)
 
 
-@pytest.mark.covering(1)
+@pytest.mark.covering(1, "implementation")
 @pytest.mark.filterwarnings("error:swiglu")
 @pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("implementation", KERNELS)

@@ -90,6 +90,7 @@ def test_shards_of_a_data_set(project: Path, model: LoadedModel) -> None:
         list(model.predict_files(project / "cut.parquet"))
 
 
+@pytest.mark.slow
 def test_the_same_images_have_the_same_predictions_in_every_format(project: Path, model: LoadedModel) -> None:
     from PIL import Image
 

@@ -183,7 +183,7 @@ def test_a_token_changes_nothing_before_itself(family):
     assert not np.allclose(before[:, 11:], after[:, 11:])
 
 
-@pytest.mark.covering(1)
+@pytest.mark.covering(1, "scan", "prompts")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize("prompts", [(1, 1), (10, 17), (SEQ - 1, 3)], ids=str)

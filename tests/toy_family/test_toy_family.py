@@ -104,6 +104,7 @@ def command(project: Path, *args: str, stdin: str = "", code: int = 0) -> subpro
     return done
 
 
+@pytest.mark.representative("a family of one's own")
 def test_parts_of_a_projects_own_train_evaluate_and_predict(own: Path) -> None:
     result = json.loads(command(own, "train", "--json").stdout)
     assert (result["status"], result["unit"]) == ("completed", "examples")
@@ -119,6 +120,7 @@ def test_parts_of_a_projects_own_train_evaluate_and_predict(own: Path) -> None:
     assert "'inputs' float32 [2]" in short.stderr
 
 
+@pytest.mark.representative("a family of one's own")
 def test_baselines_of_the_data_are_measured_beside_the_model(own: Path) -> None:
     command(own, "train")
     report = json.loads(command(own, "eval", "--json", "--set", "eval.batch_size=7").stdout)

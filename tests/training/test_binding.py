@@ -145,7 +145,7 @@ def test_a_run_in_an_old_format_is_refused(trained) -> None:
     assert all(fact in refused.value.why for fact in (str(path), "format 2", "format 3"))
 
 
-@pytest.mark.parametrize("width", [8, 64, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("width", [8, *(pytest.param(width, marks=pytest.mark.slow) for width in (64, 200))])
 def test_frozen_arrays_are_the_same_bits_when_a_run_resumes(tiny, width: int) -> None:
     """Although the first start has a program that makes all arrays at once, which may round otherwise."""
     settings = (f"model.width={width}", "train.validate_every=0")

@@ -83,6 +83,7 @@ def test_an_interrupt_while_the_process_is_stopped_leaves_one_document(tiny, sta
     assert "Traceback" not in err
 
 
+@pytest.mark.representative("an interrupted training")
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_while_compiling_the_process_ends_at_once(tiny, start: Start, signum: int, code: int) -> None:
     process = start(*LONG, "--set", "data.compile_s=600")

@@ -43,7 +43,7 @@ def losses(programs: Any, steps: int = 5) -> tuple[list[float], Any]:
     return found, state
 
 
-@pytest.mark.parametrize("count", [2, 4, 8] if IS_LONG else [2, 8])
+@pytest.mark.parametrize("count", [2, 4, 8] if IS_LONG else [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_accumulation_equals_the_whole_batch(tiny, count: int) -> None:
     whole = tiny.programs()
     cut = tiny.programs(f"train.gradient_accumulation={count}")
@@ -90,6 +90,7 @@ def test_scanned_layers_train_as_unrolled_ones_do(tiny, kind: str) -> None:
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_unrolled_layers_fits_scanned_ones(tiny) -> None:
     _, state = losses(tiny.programs("optimizer.kind=muon"))
     scanned = tiny.programs("optimizer.kind=muon", "model.scan_layers=true")

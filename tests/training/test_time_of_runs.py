@@ -74,6 +74,7 @@ def test_the_account_of_a_run_that_is_not_disturbed(tiny, monkeypatch: pytest.Mo
     assert len(events[0]["hosts"]) == 1
 
 
+@pytest.mark.slow
 def test_steps_that_guards_skip_or_take_back_do_not_count(tiny) -> None:
     poison = ["data.poison_steps=[5]", "train.validate_every=0"]
     tiny.train(*poison, run="skipped")

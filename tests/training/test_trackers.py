@@ -82,6 +82,7 @@ def test_tensorboard_shows_steps_that_were_taken_again_once(tiny, kept: int) -> 
     assert all(len(values) == 1 for values in found.values())
 
 
+@pytest.mark.slow
 def test_mlflow(tiny) -> None:
     client = pytest.importorskip("mlflow.tracking").MlflowClient
     trackers = 'log.trackers=["mlflow"]'
@@ -101,6 +102,7 @@ def test_mlflow(tiny) -> None:
     assert first.step < 12
 
 
+@pytest.mark.slow
 def test_wandb_offline(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")

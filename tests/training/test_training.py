@@ -232,6 +232,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny, step: int) -> None:
     assert all(r["loss"] is not None for r in tiny.records())
 
 
+@pytest.mark.slow
 def test_a_run_that_was_not_finite_goes_on_as_a_fork_from_before(tiny) -> None:
     settings = ["data.poison_steps=[4]", "checkpoint.every=2", "guards.non_finite=stop"]
     assert tiny.train(*settings).step == 5

@@ -252,6 +252,7 @@ def test_headers_without_end(serve: Serve) -> None:
     assert post(served).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_thousand_idle_connections(serve: Serve) -> None:
     served = serve()
     clients = [connect(served) for _ in range(1000)]
