@@ -14,6 +14,8 @@ export PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durati
 pytest := $(python) -m pytest $(PARALLEL)
 
 export VENV OLDEST_VENV COMPILERS_VENV DEMO
+# Tests start hundreds of processes, and each would compile aifx again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
