@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-# Devices along `tensor` round their own parts of an activation to 15 bits.
-OF_INT8_NORMS = 1e-5
+# Activations are rounded to 15 bits: those of each device along `tensor`, and other neighbours if a sum differs in its
+# last bit. The first gradients of `lora_a` are of that size, and Adam makes as much of them as of others.
+OF_INT8_NORMS, OF_INT8_CHANGES = 1e-5, 0.05
 
 
 def run_trials(requests: dict[str, tuple[str, list[str], int]]) -> dict[str, Any]:

@@ -132,12 +132,12 @@ class TextState(ServerState):
         return encoded() if is_short else await run_sync(encoded, limiter=self._readers)
 
     def _check_size(self, text: str, field: str, shortest: int = 0) -> None:
-        """Raise ApiError for a text of so many bytes that it has too many tokens, which would take seconds to count.
+        """Raise ApiError for a long text of so many bytes that it has too many tokens, which take seconds to count.
 
         Args:
             shortest: bytes of a token of another kind in the text, which may be longer than the tokenizer's.
         """
-        if self.tokenizer.most_bytes is None:
+        if self.tokenizer.most_bytes is None or len(text) < LONG_TEXT:
             return
         size, most = len(text.encode()), self.engine.max_model_len
         if size > most * max(self.tokenizer.most_bytes, shortest):

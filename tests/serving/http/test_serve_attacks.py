@@ -20,6 +20,7 @@ from toy_server import WAIT_S, Served
 
 from aifx.data.chat.template import CHATML
 from aifx.serving.http.connections import MAX_HEADER_BYTES, PROGRESS_BYTES
+from aifx.serving.http.text import LONG_TEXT
 
 Serve = Callable[..., Served]
 JSON = {"Content-Type": "application/json"}
@@ -48,7 +49,7 @@ LOOPS = (
 )
 def test_a_long_prompt_is_refused_by_its_bytes(served: Served, path: str, field: str, body: dict[str, Any]) -> None:
     assert served.state.tokenizer.most_bytes is not None
-    size = served.state.tokenizer.most_bytes * served.engine.max_model_len + 1
+    size = max(served.state.tokenizer.most_bytes * served.engine.max_model_len + 1, LONG_TEXT)
     answer = served.http.post(path, content=json.dumps(body).replace("LONG", "a" * size), headers=JSON)
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["code"]) == (400, field, "context_length_exceeded")
@@ -60,6 +61,13 @@ def test_a_prompt_of_the_most_bytes_is_read(served: Served) -> None:
     assert post(served, prompt="a" * (most - 4)).status_code == 200
     found = served.http.post("/tokenize", json={"prompt": "a" * most})
     assert found.json()["count"] == most
+
+
+def test_the_tokens_of_a_short_text_are_counted(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`aifx bench serve` asks for the ids of more words than a small model reads."""
+    monkeypatch.setattr(served.engine, "max_model_len", 8)
+    assert served.http.post("/tokenize", json={"prompt": "a" * 4000}).json()["count"] == 4000
+    assert "4000 tokens" in post(served, prompt="a" * 4000).json()["error"]["message"]
 
 
 def test_long_texts_are_tokenized_beside_the_event_loop(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
