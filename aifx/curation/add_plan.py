@@ -14,12 +14,13 @@ from aifx.core.json_files import readable_bytes
 from aifx.core.parsing import check_utf8
 from aifx.core.progress import report_progress
 from aifx.curation.adding import Add
-from aifx.curation.collecting import reading_of
+from aifx.curation.collecting import decided_encoding, options_of, reading_of
 from aifx.curation.execution import Made, Runner, execute, work_folder
 from aifx.curation.readers.base import ColumnsChanged, DamagedFile, ReadOptions
 from aifx.curation.readers.formats import KINDS, READERS
 from aifx.curation.source_files import Listing, SourceFile
 from aifx.curation.step import Limits
+from aifx.data.likely_encodings import AUTO
 from aifx.data.versions import Catalog, Kind, Manifest, Source, Version
 
 SLOW = ("html", "warc", "image")
@@ -154,13 +155,13 @@ def infer_kind(listing: Listing, options: ReadOptions) -> Kind:
 
 
 def _columns_of(file: SourceFile, options: ReadOptions) -> list[str]:
-    as_table = replace(options, kind="table")
     with file.on_disk() as (path, _):
+        as_table = replace(options_of(file, path, options), kind="table")
         try:
             schema = READERS[file.format].find_schema(path, file.compression, as_table, is_whole=False)
         except DamagedFile:
             return [options.text_field]
-    return list(schema.names)
+    return list(schema.names) or [options.text_field]  # no row can be read: its task says why
 
 
 def of_kind(listing: Listing, kind: Kind) -> Listing:
@@ -171,7 +172,7 @@ def of_kind(listing: Listing, kind: Kind) -> Listing:
 
 
 def _is_same(file: SourceFile, source: Source | None, options: ReadOptions) -> bool:
-    if source is None or source.reading != reading_of(file, options):
+    if source is None or source.reading != reading_of(file, options, decided_encoding(source)):
         return False
     return source.stamp == file.stamp if file.is_remote else source.sha256 == file.sha256
 
@@ -185,9 +186,11 @@ def check_options(options: ReadOptions) -> None:
     except (re.error, UnicodeEncodeError) as e:
         what = f"--split-at {options.split_at!r} is not a regular expression"
         raise UsageError(what, str(e), "--split-at '^CHAPTER '") from None
+    if options.encoding == AUTO:
+        return
     try:
         codecs.getincrementaldecoder(options.encoding)
         "".encode(options.encoding)
     except (LookupError, UnicodeEncodeError):
         what = f"--encoding {options.encoding!r} is not an encoding of text"
-        raise UsageError(what, "Python has no codec of this name", "--encoding cp1252") from None
+        raise UsageError(what, "Python has no codec of this name", "--encoding auto") from None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from aifx.core.plurals import counted
 from aifx.curation.add_plan import AddPlan
+from aifx.curation.collecting import decided_encoding
 from aifx.curation.execution import Made
 from aifx.curation.shards import read_shard
 from aifx.curation.source_files import Listing
+from aifx.data.likely_encodings import SAMPLE_BYTES, likely_encodings
+from aifx.data.likely_encodings import SHOWN as LIKELY
 from aifx.data.versions import Kind, Manifest, Version
 
 SHOWN = 10
@@ -70,6 +74,8 @@ class AddedFiles:
         quarantined: bad rows of the whole version.
         damaged_files: that could not be read to their end.
         bad_rows: the first rows in quarantine.
+        likely_encodings: that the bytes of these may have, by file, the likeliest first.
+        encodings: that `--encoding auto` found, by file.
         is_new: False if the same version was there already.
         is_accepted: whether the name alone means this version.
         left_out: files of folders that have no reader.
@@ -85,6 +91,8 @@ class AddedFiles:
     quarantined: int
     damaged_files: int
     bad_rows: tuple[QuarantinedRow, ...]
+    likely_encodings: Mapping[str, Sequence[str]]
+    encodings: Mapping[str, str]
     is_new: bool
     is_accepted: bool
     left_out: tuple[str, ...]
@@ -105,6 +113,8 @@ def added_files(plan: AddPlan, made: Made, listing: Listing) -> AddedFiles:
         quarantined=bad.bad,
         damaged_files=bad.damaged_files,
         bad_rows=tuple(first_quarantined(made.version)),
+        likely_encodings=_likely_encodings(made.version),
+        encodings={source.name: found for source in manifest.sources if (found := decided_encoding(source))},
         is_new=made.is_new,
         is_accepted=made.is_accepted,
         left_out=listing.left_out,
@@ -121,6 +131,23 @@ def first_quarantined(version: Version, count: int = SHOWN) -> list[QuarantinedR
         if len(found) == count:
             break
     return found
+
+
+def _likely_encodings(version: Version) -> dict[str, Sequence[str]]:
+    """Of the first rows in quarantine that are not UTF-8, by file."""
+    samples: dict[str, bytes] = {}
+    num_rows = 0
+    for path in version.quarantine:
+        for row in read_shard(path, ["source", "value"]).slice(0, SHOWN - num_rows).to_pylist():
+            num_rows += 1
+            value = row["value"] or b""
+            try:
+                value.decode()
+            except UnicodeDecodeError as e:
+                line = value.rfind(b"\n", 0, e.start) + 1
+                samples[row["source"]] = samples.get(row["source"], b"") + value[line : line + SAMPLE_BYTES] + b"\n"
+    found = {source: likely_encodings(sample)[:LIKELY] for source, sample in samples.items()}
+    return {source: likely for source, likely in found.items() if likely and likely[0] != "utf-8"}
 
 
 @dataclass(frozen=True)

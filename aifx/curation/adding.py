@@ -13,7 +13,7 @@ from aifx.core.files import read_file
 from aifx.core.json_files import write_json
 from aifx.core.json_values import encode_json, plain
 from aifx.core.parsing import parse_json
-from aifx.curation.collecting import Collector, conformed, merged
+from aifx.curation.collecting import Collector, conformed, merged, options_of
 from aifx.curation.readers.base import TEXT, ColumnsChanged, DamagedFile, ReadOptions
 from aifx.curation.readers.formats import READERS
 from aifx.curation.readers.images import IMAGE, LABEL
@@ -118,7 +118,8 @@ class Add(Step):
             with file.on_disk() as (path, _):
                 try:
                     find = READERS[file.format].find_schema
-                    schema = find(path, file.compression, self.options, is_whole=self.scanned)
+                    options = options_of(file, path, self.options)
+                    schema = find(path, file.compression, options, is_whole=self.scanned)
                 except DamagedFile:
                     continue  # its task reports it
             columns[file.name] = schema.serialize().to_pybytes().hex()
@@ -166,18 +167,19 @@ class Add(Step):
 
     def _read(self, file: SourceFile, columns: Schema | None, collector: Collector) -> Iterator[Outcome]:
         with file.on_disk() as (path, digest):
-            collector.opened(digest)
+            options = options_of(file, path, self.options)
+            collector.opened(digest, options.encoding)
             try:
                 if file.format == "text":
-                    for document in read_documents(path, file.compression, self.options):
+                    for document in read_documents(path, file.compression, options):
                         collector.add_document(document)
                         yield from collector.flush()
                 elif columns is not None or file.bytes == 0:
-                    for batch in READERS[file.format].read(path, file.compression, columns, self.options):
+                    for batch in READERS[file.format].read(path, file.compression, columns, options):
                         collector.add(batch)
                         yield from collector.flush()
                 else:
-                    READERS[file.format].find_schema(path, file.compression, self.options, is_whole=False)
+                    READERS[file.format].find_schema(path, file.compression, options, is_whole=False)
             except DamagedFile as e:
                 collector.add_damage(e)
             except ColumnsChanged:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -13,16 +14,20 @@ from aifx.curation.readers.base import TEXT, BadRow, Batch, DamagedFile, ReadOpt
 from aifx.curation.readers.fitting import fitted, storable_columns
 from aifx.curation.readers.formats import KINDS, Format
 from aifx.curation.readers.images import LABEL
+from aifx.curation.readers.streams import decided
 from aifx.curation.readers.text import LARGE_BYTES, strings
 from aifx.curation.shards import PART_BYTES
 from aifx.curation.source_files import SourceFile
 from aifx.curation.step import Outcome
+from aifx.data.likely_encodings import AUTO
 from aifx.data.versions import RESERVED, ROW, SOURCE, Source
 
 if TYPE_CHECKING:
     from pyarrow import Schema, Table
 
 ID_DIGITS = 12
+DECODED: tuple[Format, ...] = ("text", "jsonl", "csv")
+"""The formats that have an encoding."""
 
 
 def row_prefix(name: str, sha256: str) -> str:
@@ -91,12 +96,12 @@ class Collector:
 
     def begin(self, file: SourceFile) -> None:
         """The rows that come next are of this file."""
-        self._file = file
+        self._file, self._encoding = file, ""
         self._rows = self._quarantined = self._number = 0
 
-    def opened(self, digest: str) -> None:
-        """The file is open, and its SHA-256 is known."""
-        self._digest = digest
+    def opened(self, digest: str, encoding: str) -> None:
+        """The file is open, and its SHA-256 and encoding are known."""
+        self._digest, self._encoding = digest, encoding
         self._prefix = row_prefix(self._file.name, digest)
 
     def end(self) -> None:
@@ -110,7 +115,7 @@ class Collector:
                 rows=self._rows,
                 license=self._license,
                 quarantined=self._quarantined,
-                reading=reading_of(file, self._options),
+                reading=reading_of(file, self._options, self._encoding),
                 stamp=file.stamp,
             )
         )
@@ -216,13 +221,28 @@ class Collector:
         )
 
 
-def reading_of(file: SourceFile, options: ReadOptions) -> str:
-    """The name of the way to read a file: two readings of the same bytes with one name give the same rows."""
+def options_of(file: SourceFile, path: str, options: ReadOptions) -> ReadOptions:
+    """The options with the encoding of a file, which is on this machine at `path`."""
+    return decided(path, file.compression, options) if file.format in DECODED else options
+
+
+def decided_encoding(source: Source) -> str:
+    """The encoding that `--encoding auto` found; "" if it was given, or the file is not text."""
+    found = re.search(rf"\bencoding={AUTO}:(\S+)", source.reading)
+    return found[1] if found else ""
+
+
+def reading_of(file: SourceFile, options: ReadOptions, encoding: str) -> str:
+    """The name of the way to read a file: two readings of the same bytes with one name give the same rows.
+
+    Args:
+        encoding: that the file decided, if the options leave it to the file.
+    """
     parts: list[str] = [file.format]
     if options.kind == "text" and file.format in KINDS["table"]:
         parts.append(f"text={options.text_field}")
-    if file.format in ("text", "jsonl", "csv"):
-        parts.append(f"encoding={options.encoding}")
+    if file.format in DECODED:
+        parts.append(f"encoding={options.encoding}" + (f":{encoding}" if options.encoding == AUTO else ""))
     if file.format == "text" and options.split_at is not None:
         parts.append(f"split_at={options.split_at}")
     if file.label is not None:

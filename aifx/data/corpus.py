@@ -170,7 +170,7 @@ def _opened(
             what = f"{', '.join(map(repr, getattr(section, split)))} of data.{split} matches empty files only"
             raise DataError(what, f"the first of them is {next(iter(scans[split])).name}", "put text into them")
     _check_apart(filled)
-    if section.errors == "strict" and any(scan.num_bad for scan in everything.values()):
+    if section.errors == "strict" and any(scan.where for scan in everything.values()):
         raise undecodable(everything)
     if empty := [file for file, scan in everything.items() if not scan.num_bytes]:
         logger.info(f"skipped {len(empty)} empty file{'s' * (len(empty) > 1)}: {_listed(empty)}")

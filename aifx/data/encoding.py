@@ -8,13 +8,14 @@ import hashlib
 import re
 import shlex
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
 
 from aifx.core.errors import DataError
+from aifx.data.likely_encodings import SAMPLE_BYTES, likely_encodings, listed
 
 COMPRESSIONS = (".gz", ".zst")
 COMPRESSIBLE = (".txt", ".jsonl")
@@ -26,12 +27,7 @@ DecodeErrors: TypeAlias = Literal["strict", "replace", "skip"]
 BLOCK_BYTES = 1 << 20
 DECODE_HANDLERS = {"strict": "strict", "replace": "replace", "skip": "ignore"}
 _UNDECODABLE = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is not UTF-8
-_CONTROL = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f]")
-_NOT_WINDOWS_1252 = frozenset("\udc81\udc8d\udc8f\udc90\udc9d")  # bytes to which it gives no character
-_MARKS = {  # the longer first: UTF-32's begins as UTF-16's does
-    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
-    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
-}
+_ICONV = {"utf-16-le": "UTF-16LE", "utf-16-be": "UTF-16BE", "mac-roman": "MACINTOSH"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ class FileScan:
     num_bad: int = 0  # bytes that are not UTF-8
     where: str = ""  # the first of them, as a message goes on after the file's name: ":3" for a line, ": row 3"
     why: str = ""  # its offset and value
-    encoding: str = ""  # of such a file, it seems: a name for iconv, "UTF-8" if most is valid, "binary", "" if unknown
+    encodings: tuple[str, ...] = ()  # of such a file, it seems, the likeliest first
 
 
 @contextmanager
@@ -118,18 +114,27 @@ def decode_lines(file: TextFile, errors: DecodeErrors) -> Iterator[str]:
 
 
 def scan_text(file: TextFile) -> FileScan:
-    """Read a text file once: its digest, and the bytes that are not UTF-8."""
+    """Read a text file once: its digest, and the bytes that are not UTF-8.
+
+    UTF-16 without a byte-order mark counts as such bytes, although much of it is valid.
+    """
     digest = hashlib.sha256()
     decoder = codecs.getincrementaldecoder("utf-8")()
     num_bytes = num_lines = num_bad = 0
-    where = why = encoding = ""
+    where = why = ""
+    encodings: list[str] = []
     head = b""
     with open_content(file) as stream:
         start = stream.tell()
         while True:
             block = stream.read(BLOCK_BYTES)
             digest.update(block)
-            head = head or block[:4]
+            if not head and (head := block[:SAMPLE_BYTES]) and b"\0" in head:
+                encodings = likely_encodings(head)
+                if encodings and encodings[0] != "utf-8":
+                    first = head.index(0)
+                    line = head.count(b"\n", 0, first) + 1
+                    where, why = f":{line}", f"byte {start + first} is 0x00"
             kept = decoder.getstate()[0]
             try:
                 text = decoder.decode(block, final=not block)
@@ -141,19 +146,19 @@ def scan_text(file: TextFile) -> FileScan:
                 line = num_lines + error.object.count(b"\n", 0, error.start) + 1
                 place = start + num_bytes - len(kept) + error.start
                 why = f"byte {place} is 0x{error.object[error.start]:02x} ({error.reason})"
-                where, encoding = f":{line}", _detect(head, text, error)
+                where, encodings = f":{line}", encodings or likely_encodings(error.object)
             if where:
                 num_bad += len(_UNDECODABLE.findall(text))
             else:
                 num_lines += block.count(b"\n")
             num_bytes += len(block)
             if not block:
-                return FileScan(digest.hexdigest(), num_bytes, num_bad, where, why, encoding)
+                return FileScan(digest.hexdigest(), num_bytes, num_bad, where, why, tuple(encodings))
 
 
 def undecodable(scans: dict[TextFile, FileScan]) -> DataError:
     """The error for files that hold bytes that are not UTF-8: the first place, all counts, and the way out."""
-    bad = {file: scan for file, scan in scans.items() if scan.num_bad}
+    bad = {file: scan for file, scan in scans.items() if scan.where}
     file, first = next(iter(bad.items()))
     total = sum(scan.num_bad for scan in bad.values())
     place = "this file"
@@ -161,8 +166,16 @@ def undecodable(scans: dict[TextFile, FileScan]) -> DataError:
         most = sorted(bad.items(), key=lambda item: -item[1].num_bad)
         counts = ", ".join(f"{other.name} {scan.num_bad:,}" for other, scan in most[:5])
         place = f"{len(bad)} of {len(scans)} files: {counts}" + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-    why = f"{first.why}; {total:,} bad byte{'s' * (total > 1)} in {place}"
-    return DataError(f"{file.name}{first.where}: not UTF-8", why, _way_out(file, first.encoding))
+    is_utf8 = first.encodings[:1] == ("utf-8",)
+    parts = [first.why]
+    if first.encodings and not is_utf8:
+        parts.append(f"it seems to be {listed(first.encodings)}")
+    if total:
+        parts.append(f"{total:,} bad byte{'s' * (total > 1)} in {place}")
+    hint = "aifx train --set data.errors=replace  # most of it is UTF-8"
+    return DataError(
+        f"{file.name}{first.where}: not UTF-8", "; ".join(parts), hint if is_utf8 else conversion(file, first.encodings)
+    )
 
 
 def report_bad_bytes(scans: dict[TextFile, FileScan], errors: DecodeErrors) -> list[str]:
@@ -174,14 +187,15 @@ def report_bad_bytes(scans: dict[TextFile, FileScan], errors: DecodeErrors) -> l
     return [f"{name}: {count:,} bytes are not UTF-8; {done}" for name, count in bad]
 
 
-def _way_out(file: TextFile, encoding: str) -> str:
+def conversion(file: TextFile, encodings: Sequence[str]) -> str:
+    """A command that converts a file to UTF-8, from the likeliest of `encodings`."""
     name = shlex.quote(file.name)
-    if encoding == "binary":
-        return "leave it out of [data] in aifx.toml: it is not text"
-    if encoding in ("UTF-8", ""):
-        known = "most of it is UTF-8" if encoding else f"or find its encoding: file -i {name}"
-        return f"aifx train --set data.errors=replace  # {known}"
-    convert = f"iconv -f {encoding} -t UTF-8"
+    if not encodings:
+        return f"file -i {name}  # it seems to be no text: leave it out"
+    encoding = encodings[0]
+    convert = f"iconv -f {_ICONV.get(encoding, encoding.replace('_', '-').upper())} -t UTF-8"
+    if encoding == "utf-8":
+        convert = "iconv -c -f UTF-8 -t UTF-8"
     reader = {".gz": "zcat", ".zst": "zstdcat"}.get(file.compression)
     return f"{reader} {name} | {convert} > fixed{file.format}" if reader else f"{convert} {name} > fixed{file.format}"
 
@@ -195,20 +209,3 @@ def _open(file: TextFile) -> Any:
 
         return zstd.open(file.path, "rb")
     return open(file.path, "rb")
-
-
-def _detect(head: bytes, text: str, error: UnicodeDecodeError) -> str:
-    """The encoding of a file that is not UTF-8, from its first bytes and `text`, decoded with surrogateescape."""
-    for name, marks in _MARKS.items():
-        if head.startswith(marks):
-            return name
-    if _CONTROL.search(text):
-        return "binary"
-    bad = _UNDECODABLE.findall(text)
-    whole = sum(1 for character in text if character > "\x7f") - len(bad)
-    if whole > len(bad) or error.reason == "unexpected end of data":
-        return "UTF-8"
-    # Western text of one byte per character: a few accents and quotation marks among letters.
-    if len(bad) < len(text) // 4 and whole * 20 <= len(bad) and not _NOT_WINDOWS_1252 & set(bad):
-        return "WINDOWS-1252"
-    return ""

@@ -90,7 +90,7 @@ def scan_column(file: TextFile, text_field: str) -> FileScan:
                     why = f"byte {error.start} of it is 0x{error.object[error.start]:02x} ({error.reason})"
                 count += len(error.object) - len(error.object.decode("utf-8", "ignore").encode())
         row += len(column)
-    return FileScan(digest, num_bytes, count, where, why, "UTF-8")
+    return FileScan(digest, num_bytes, count, where, why, ("utf-8",))
 
 
 def _columns(file: TextFile, text_field: str) -> Iterator[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -17,8 +17,9 @@ from typing import IO, Any
 
 from aifx.core.errors import DataError, UsageError, nearest
 from aifx.data.csv_rows import NotCsv, csv_rows
-from aifx.data.encoding import TextFile, open_content
+from aifx.data.encoding import TextFile, conversion, open_content
 from aifx.data.files import check_regular, parse_records
+from aifx.data.likely_encodings import SAMPLE_BYTES, likely_encodings, listed
 from aifx.data.parquet import open_parquet
 
 FORMATS = ("jsonl", "csv", "parquet", "txt")
@@ -123,8 +124,17 @@ def _lines(file: InputFile) -> Iterator[str]:
                 text = line.decode("utf-8")
             except UnicodeDecodeError as error:
                 why = f"byte {error.start + 1} of the line is 0x{line[error.start]:02x} ({error.reason})"
-                raise DataError(f"{file.name}:{number}: not UTF-8", why, f"file {file.name}") from None
+                raise _not_utf8(file, number, why, likely_encodings(line + stream.read(SAMPLE_BYTES))) from None
+            if number == 1 and "\0" in text and (likely := likely_encodings(line)) and likely[0] != "utf-8":
+                raise _not_utf8(file, 1, f"byte {line.index(0) + 1} of the line is 0x00", likely)
             yield text.removeprefix("\ufeff") if number == 1 else text
+
+
+def _not_utf8(file: InputFile, line: int, why: str, likely: Sequence[str]) -> DataError:
+    if likely and likely[0] != "utf-8":
+        why += f"; it seems to be {listed(likely)}"
+    hint = conversion(TextFile(file.path or Path(STDIN), file.name), likely)
+    return DataError(f"{file.name}:{line}: not UTF-8", why, hint)
 
 
 def _jsonl(file: InputFile) -> Iterator[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,11 @@ def add(
     ] = "text",
     encoding: Annotated[
         str,
-        typer.Option("--encoding", metavar="NAME", help="Encoding of text files without a byte order mark."),
+        typer.Option(
+            "--encoding",
+            metavar="NAME",
+            help="Encoding of text files without a byte order mark; 'auto' finds it per file.",
+        ),
     ] = "utf-8",
     split_at: Annotated[
         str | None,
@@ -99,6 +104,7 @@ def add(
         aifx data add corpus book.txt --split-at '^CHAPTER ' --license CC0-1.0
         aifx data add corpus 'dump/*.jsonl.zst' --text-field body --license unknown
         aifx data add prices s3://bucket/prices.parquet --license CC0-1.0
+        aifx data add corpus texts/ --license CC-BY-4.0 --encoding auto
         aifx data add corpus texts/ --license CC-BY-4.0 --dry-run
         aifx data add orders postgresql://me@db/shop --query 'SELECT * FROM orders' --key id --license unknown
 
@@ -203,6 +209,8 @@ def _log_left_out(out: Output, listing: Listing, kind: str) -> None:
 
 def _print(out: Output, found: AddedFiles) -> None:
     from aifx.core.json_files import readable_bytes
+    from aifx.curation.add_reports import SHOWN
+    from aifx.data.likely_encodings import listed
 
     there = "" if found.is_new else ", which was there already"
     out.print(f"{found.reference}: {counted(found.rows, 'row')}, {readable_bytes(found.size_bytes)}{there}")
@@ -215,3 +223,14 @@ def _print(out: Output, found: AddedFiles) -> None:
             out.print(f"  {row.source}{f':{row.line}' if row.line else ''}: {row.reason}")
         if found.quarantined + found.damaged_files > len(found.bad_rows):
             out.print(f"  and {found.quarantined + found.damaged_files - len(found.bad_rows):,} more")
+        for source, likely in found.likely_encodings.items():
+            out.print(f"{source} seems to be {listed(likely)}: run it again with --encoding {likely[0]}")
+    if found.encodings:
+        counts = Counter(found.encodings.values())
+        shares = [f"{name} {counted(count, 'file')}" for name, count in counts.most_common()]
+        out.print(f"encodings: {', '.join(shares)}")
+        others = [(source, encoding) for source, encoding in found.encodings.items() if encoding != "utf-8"]
+        for source, encoding in others[:SHOWN]:
+            out.print(f"  {source}: {encoding}")
+        if len(others) > SHOWN:
+            out.print(f"  and {len(others) - SHOWN:,} more, which --json lists")

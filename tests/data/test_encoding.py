@@ -51,11 +51,16 @@ def test_bad_bytes_of_all_files_are_counted_at_once(write: Write, open_: Open) -
         (GERMAN.encode("utf-16"), "iconv -f UTF-16 -t UTF-8 data/a.txt > fixed.txt"),
         (GERMAN.encode("utf-16-be").join([b"\xfe\xff", b""]), "iconv -f UTF-16 -t UTF-8 data/a.txt > fixed.txt"),
         (GERMAN.encode("utf-32"), "iconv -f UTF-32 -t UTF-8 data/a.txt > fixed.txt"),
-        (GERMAN.encode("cp1252"), "iconv -f WINDOWS-1252 -t UTF-8 data/a.txt > fixed.txt"),
+        (GERMAN.encode("cp1252"), "iconv -f CP1252 -t UTF-8 data/a.txt > fixed.txt"),
+        (GERMAN.encode("utf-16-le"), "iconv -f UTF-16LE -t UTF-8 data/a.txt > fixed.txt"),
+        ("A line of plain text.\n".encode("utf-16-be"), "iconv -f UTF-16BE -t UTF-8 data/a.txt > fixed.txt"),
         (GERMAN.encode() + b"\xe9" * 3, "aifx train --set data.errors=replace  # most of it is UTF-8"),
         (TEXT.encode() + "…".encode()[:2], "aifx train --set data.errors=replace  # most of it is UTF-8"),
-        ("Съешь же ещё этих мягких булок".encode("cp1251"), "file -i data/a.txt"),
-        (b"PK\x03\x04\x14\x00\x00\x00\x08\x00\x9b\x9c" * 99, "leave it out of [data] in aifx.toml: it is not text"),
+        ("Съешь же ещё этих мягких булок".encode("cp1251"), "iconv -f CP1251 -t UTF-8 data/a.txt > fixed.txt"),
+        (
+            b"PK\x03\x04\x14\x00\x00\x00\x08\x00\x9b\x9c" * 99,
+            "file -i data/a.txt  # it seems to be no text: leave it out",
+        ),
     ],
 )
 def test_the_hint_names_the_encoding(content: bytes, hint: str, write: Write, open_: Open) -> None:
@@ -65,7 +70,9 @@ def test_the_hint_names_the_encoding(content: bytes, hint: str, write: Write, op
 
 def test_the_hint_decompresses(write: Write, open_: Open) -> None:
     write("a b.txt.gz", gzip.compress(GERMAN.encode("cp1252")))
-    assert refusal(open_).hint == "zcat 'data/a b.txt.gz' | iconv -f WINDOWS-1252 -t UTF-8 > fixed.txt"
+    error = refusal(open_)
+    assert error.hint == "zcat 'data/a b.txt.gz' | iconv -f CP1252 -t UTF-8 > fixed.txt"
+    assert "it seems to be cp1252, " in error.why
 
 
 @given(st.binary(max_size=40))

@@ -44,7 +44,8 @@ class ReadOptions:
 
     Attributes:
         text_field: the field that becomes the column `text`.
-        encoding: of text files that do not begin with a byte order mark; a codec of Python.
+        encoding: of text files that do not begin with a byte order mark; a codec of Python, or "auto" if each file
+            decides it.
         split_at: a regular expression of the lines at which a row of a text file begins; None if a file is a row.
         max_expansion: how many times its own size a compressed file may expand to.
     """

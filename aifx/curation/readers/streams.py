@@ -5,26 +5,22 @@ from __future__ import annotations
 import codecs
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import IO, Any
 
 from aifx.curation.processes import advance
 from aifx.curation.readers.base import BLOCK_BYTES, DamagedFile, ReadOptions
+from aifx.data.likely_encodings import AUTO, BOMS, SAMPLE_BYTES, likely_encodings
 
 SMALL_EXPANSION = 1 << 30
 """A compressed file may always expand to this size."""
 
-BOMS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
-"""Byte order marks; that of UTF-32-LE begins with that of UTF-16-LE."""
-
 COMPRESSED_BLOCK = 1 << 16
 """Bytes that pyarrow reads of a compressed file at a time."""
+
+HEAD_BYTES = 1 << 12
+"""Of a file, in which a byte order mark or its absence shows."""
 
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 
@@ -244,10 +240,14 @@ def unmarked(text: str) -> bytes:
 
 
 @contextmanager
-def open_bytes(path: str, compression: str, options: ReadOptions) -> Iterator[Any]:
-    """The bytes of a local file, decompressed: `.read(size)` gives `size` bytes, or fewer at the end."""
+def open_bytes(path: str, compression: str, options: ReadOptions, *, is_counted: bool = True) -> Iterator[Any]:
+    """The bytes of a local file, decompressed: `.read(size)` gives `size` bytes, or fewer at the end.
+
+    Args:
+        is_counted: whether they are progress of the step.
+    """
     with open(path, "rb") as opened:
-        file: Any = Counted(opened)
+        file: Any = Counted(opened) if is_counted else opened
         if compression:
             yield Expanding(file, CODECS[compression], os.fstat(file.fileno()).st_size, options.max_expansion)
         else:
@@ -258,8 +258,28 @@ def open_bytes(path: str, compression: str, options: ReadOptions) -> Iterator[An
 def open_utf8(path: str, compression: str, options: ReadOptions) -> Iterator[Any]:
     """The same in UTF-8, without a byte order mark, which goes before `options.encoding`."""
     with open_bytes(path, compression, options) as stream:
-        begun = stream.read(4)
+        begun = stream.read(HEAD_BYTES)
         marks = [(mark, encoding) for mark, encoding in BOMS if begun.startswith(mark)]
         mark, encoding = marks[0] if marks else (b"", codecs.lookup(options.encoding).name)
+        if not marks and encoding == "utf-8" and b"\0" in begun:
+            likely = likely_encodings(begun)
+            if likely and likely[0] != encoding:
+                raise DamagedFile(f"it seems to be {likely[0]}, not UTF-8; --encoding {likely[0]} reads it")
         begun = begun[len(mark) :]
         yield Begun(stream, begun) if encoding == "utf-8" else Decoding(stream, encoding, begun)
+
+
+def decided(path: str, compression: str, options: ReadOptions) -> ReadOptions:
+    """The options with the encoding that the beginning of a file seems to have, if they leave it to the file.
+
+    It is UTF-8 if no other is likely, so that the bytes at fault are found where they are.
+    """
+    if options.encoding != AUTO:
+        return options
+    sample = b""
+    with open_bytes(path, compression, options, is_counted=False) as stream, suppress(DamagedFile):
+        while data := stream.read(SAMPLE_BYTES - len(sample)):
+            sample += data
+    if len(sample) == SAMPLE_BYTES:
+        sample = sample[: sample.rfind(b"\n") + 1] or sample
+    return replace(options, encoding=next(iter(likely_encodings(sample)), "utf-8"))
