@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import statistics
 import time
 
 from aifx.core.processes import Ended
@@ -127,12 +128,14 @@ def spike(course: Course, phase: str) -> DrillResult:
 
 def _is_spike(course: Course, run: RunDirectory, step: int) -> bool:
     """Whether the loss of a step that stands in the records is one for which the run should have gone back."""
-    from aifx.training.guards import spike_score  # which imports jax, and only a broken guarantee needs it
+    from aifx.training.guards import START, spike_score  # which imports jax, and only a broken guarantee needs it
 
-    losses = [record["loss"] for record in computed_records(run) if step - WINDOW <= record["step"] <= step]
-    if len(losses) <= WINDOW or None in losses:
+    losses = [record["loss"] for record in computed_records(run) if record["step"] <= step]
+    *before, last = losses[-1 - WINDOW :]
+    if len(before) < WINDOW or None in (*before, last):
         return False
-    return spike_score(losses[-1], losses[:-1]) > course.place.config.guards.spike_score
+    start = statistics.median([loss for loss in losses if loss is not None][:START])
+    return spike_score(last, before, start) > course.place.config.guards.spike_score
 
 
 def _train(course: Course, run: RunDirectory, fault: DataFault, *more: str) -> Ended:

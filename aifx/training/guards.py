@@ -17,6 +17,15 @@ from aifx.training.records import Record
 LEAST_SPREAD = 0.01
 """Of a loss, relative to the median: losses that hardly differ would make a spike of each small change."""
 
+LEAST_OF_START = 0.0025
+"""Of the loss with which the run began: near zero, a loss is many times the median before it undoes what was learned.
+
+A language model ends with about a quarter of its first loss. There it equals LEAST_SPREAD, and below it is larger.
+"""
+
+START = 8
+"""The first losses of a run, whose median is the one that it began with."""
+
 MAD_TO_SIGMA = 1.4826
 """Median absolute deviation to standard deviation, of a normal distribution."""
 
@@ -29,6 +38,7 @@ class GuardState:
         in_a_row: steps up to this one whose update was not applied.
         left_out: numbers of the batches that no step takes, in rising order.
         losses: of the last steps that were finite, the newest last.
+        start: the median of the first START losses; None before.
         rollbacks: how often the run has gone back.
         restored: the step of the checkpoint that it last went back to.
     """
@@ -36,6 +46,7 @@ class GuardState:
     in_a_row: int = 0
     left_out: tuple[int, ...] = ()
     losses: tuple[float, ...] = ()
+    start: float | None = None
     rollbacks: int = 0
     restored: int | None = None
 
@@ -139,7 +150,7 @@ class Guard:
         section, losses = self._section, self.state.losses
         score = 0.0
         if section.spike != "off" and len(losses) >= section.spike_window:
-            score = spike_score(record.loss, losses, least=section.spike_score)
+            score = spike_score(record.loss, losses, self.state.start or 0.0, least=section.spike_score)
         if is_spike := score > section.spike_score:
             above = f"{score:.1f} deviations above the median {statistics.median(losses):.4g}"
             text = f"the loss of step {record.step} is a spike: {record.loss:.4g}, {above} of the {len(losses)} before"
@@ -150,7 +161,10 @@ class Guard:
                 raise rollback
         self._was_spike = is_spike
         kept = (*losses, record.loss)[-section.spike_window :] if section.spike != "off" else ()
-        self.state = replace(self.state, in_a_row=0, losses=kept)
+        start = self.state.start
+        if start is None and len(kept) >= START:
+            start = statistics.median(kept[:START])
+        self.state = replace(self.state, in_a_row=0, losses=kept, start=start)
 
     def _rollback(self, first: int, last: int, reason: str) -> Rollback | None:
         """How to leave out the batches of some steps; None if going back has not helped so far."""
@@ -166,16 +180,18 @@ class Guard:
         return Rollback(first, last, batches, left_out, first - 1 if is_suspect else first, reason, state.rollbacks)
 
 
-def spike_score(loss: float, losses: Sequence[float], *, least: float = 0.0) -> float:
+def spike_score(loss: float, losses: Sequence[float], start: float = 0.0, *, least: float = 0.0) -> float:
     """How many robust standard deviations `loss` is above the median of `losses`, one or more.
 
-    The deviation is that of the median absolute deviation (Iglewicz and Hoaglin 1993), at least LEAST_SPREAD.
+    The deviation is that of the median absolute deviation (Iglewicz and Hoaglin 1993), at least LEAST_SPREAD of the
+    median and LEAST_OF_START of `start`.
 
     Args:
+        start: the loss with which the run began.
         least: a score that is certain not to reach this one may be given as 0, which saves time.
     """
     middle = statistics.median(losses)
-    above, floor = loss - middle, max(LEAST_SPREAD * abs(middle), 1e-12)
+    above, floor = loss - middle, max(LEAST_SPREAD * abs(middle), LEAST_OF_START * abs(start), 1e-12)
     if least and above <= least * floor:
         return 0.0
     return above / max(_spread(losses, middle), floor)

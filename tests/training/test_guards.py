@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,10 +16,12 @@ from stopping import StopAt
 
 from aifx.checkpoint.digest import state_digest
 from aifx.checkpoint.manifest import read_manifest
+from aifx.config.guards_section import GuardsSection
 from aifx.data.order import batch_number
 from aifx.tasks.base import training_source
-from aifx.training.guards import spike_score
-from aifx.training.records import Observer
+from aifx.training.guards import Guard, GuardState, Rollback, spike_score
+from aifx.training.observers import EventDispatcher
+from aifx.training.records import Observer, Record
 from aifx.training.replay import replay
 from aifx.training.state import to_tree
 
@@ -196,6 +199,32 @@ def test_the_score_of_a_spike() -> None:
     assert spike_score(3.2 + 0.2, losses) < 2.5, "spikes among the losses hide no other"
     assert spike_score(1.05, [1.0] * 50) == pytest.approx(5.0), "losses that do not differ make no spike of 5 %"
     assert spike_score(0.0, [0.0] * 9) == 0.0
+
+
+def judged(losses: list[float]) -> Guard:
+    """A guard that has seen these losses."""
+    guard = Guard(GuardsSection(spike="roll_back"), EventDispatcher(None, []), {})
+    for step, loss in enumerate(losses, 1):
+        guard.judge(Record(step, loss, 1.0, 0.01, "images", 32 * step, 1.0, 1.0, None, None, 0.0, 0.0), {})
+    return guard
+
+
+def test_a_loss_near_zero_is_no_spike() -> None:
+    """digits_losses.json: of a network of 128 units that learned scikit-learn's digits, 32 per step.
+
+    The first losses, and 128 losses before one that is ten times their median, and still a seventieth of the first.
+    """
+    digits = json.loads((Path(__file__).parent / "digits_losses.json").read_text())
+    first, before, loss = digits["first"], digits["before"], digits["loss"]
+    assert spike_score(loss, before) > 10, "beside the losses before it"
+    guard = judged([*first, *before, loss])
+    assert guard.state.start == pytest.approx(np.median(first))
+    assert GuardState.read(guard.state.document()) == guard.state
+    with pytest.raises(Rollback) as rollback:
+        judged([*first, *before, 0.5])
+    assert (rollback.value.reason, rollback.value.first) == ("spike", 137)
+    with pytest.raises(Rollback):
+        judged([loss * 1e-3 for loss in (*first, *before, 0.5)])  # the loss of a task may have any scale
 
 
 ROLL_BACK = (*EVERY_2, "guards.non_finite=roll_back", "guards.max_in_a_row=2")
