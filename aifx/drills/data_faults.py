@@ -131,11 +131,11 @@ def _is_spike(course: Course, run: RunDirectory, step: int) -> bool:
     from aifx.training.guards import START, spike_score  # which imports jax, and only a broken guarantee needs it
 
     losses = [record["loss"] for record in computed_records(run) if record["step"] <= step]
-    *before, last = losses[-1 - WINDOW :]
-    if len(before) < WINDOW or None in (*before, last):
+    window = losses[-1 - WINDOW :]
+    if len(window) <= WINDOW or None in window:
         return False
     start = statistics.median([loss for loss in losses if loss is not None][:START])
-    return spike_score(last, before, start) > course.place.config.guards.spike_score
+    return spike_score(window[-1], window[:-1], start) > course.place.config.guards.spike_score
 
 
 def _train(course: Course, run: RunDirectory, fault: DataFault, *more: str) -> Ended:
