@@ -152,6 +152,13 @@ class DataFormat(ABC):
         """
         raise undefined(type(self), "encode", "make predictions")
 
+    def skip_reason(self, row: Mapping[str, Any]) -> str:
+        """Why this row gets no prediction although the rows around it do; "" by default.
+
+        Its prediction is what others have with null for each number, and this as `reason`.
+        """
+        return ""
+
     def records(self, row: Row, prediction: Mapping[str, Any]) -> list[dict[str, Any]]:
         """What `aifx predict` writes for a row. By default one record: its file, its number in it, its id in a data set
         if it has one, and the prediction."""

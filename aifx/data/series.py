@@ -20,7 +20,7 @@ from aifx.core.parsing import parse_json
 from aifx.core.project import Project
 from aifx.data.arrays import WEIGHTS
 from aifx.data.base import Batch, DataFormat, Split
-from aifx.data.columns import scale_of
+from aifx.data.columns import is_missing, scale_of
 from aifx.data.datasets import open_single
 from aifx.data.rows import InputFile, Row, field, input_file
 from aifx.data.sections import SeriesSection
@@ -84,6 +84,12 @@ class SeriesFormat(DataFormat):
             named = {section.series: series.name} if section.series else {}
             yield Row(file.name, int(series.rows[-1]), place, named | {self._time: series.times.tolist()} | values)
 
+    def skip_reason(self, row: Mapping[str, Any]) -> str:
+        value = self.section.value
+        values = row.get(value, "")
+        is_empty = not isinstance(values, str) and all(map(is_missing, values))
+        return f"column {value!r} has no value" if is_empty else ""
+
     def encode(self, row: Mapping[str, Any]) -> Batch:
         """A series as the window after its last value: lists of times, values and covariates, by column."""
         section, calendar = self.section, self.facts.calendar
@@ -110,14 +116,19 @@ class SeriesFormat(DataFormat):
         return {name: values for name, values in batch.items() if name not in ("targets", WEIGHTS)}
 
     def records(self, row: Row, prediction: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """A record per step of the horizon: the file, the series, the time, and the prediction for it."""
+        """A record per step of the horizon: the file, the series, the time, and the prediction for it.
+
+        A series without values has one, with the reason. Otherwise that is empty: text, as a column of Parquet needs.
+        """
         section, grid = self.section, self.facts.calendar.grid
+        named = {"file": row.file} | ({section.series: row.values[section.series]} if section.series else {})
+        if "reason" in prediction:
+            return [named | {self._time: "", **_of_step(prediction, 0)}]
         times, numbers = self._steps(row.values)
         (last,), _ = grid.places(times[np.isfinite(numbers[:, 0])][-1:])
         ahead = grid.times(np.arange(last + 1, last + 1 + section.horizon))
-        named = {"file": row.file} | ({section.series: row.values[section.series]} if section.series else {})
-        texts = time_texts(ahead)
-        return [named | {self._time: text, **_of_step(prediction, step)} for step, text in enumerate(texts)]
+        steps = enumerate(time_texts(ahead))
+        return [named | {self._time: text, **_of_step(prediction, step), "reason": ""} for step, text in steps]
 
     @property
     def _time(self) -> str:

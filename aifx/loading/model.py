@@ -46,8 +46,8 @@ class LoadedModel:
         """A prediction for each row, in order; a batch at a time, so that memory does not grow with the rows.
 
         A row has the fields that the task reads: {"text": "Call me Ishmael."}. Rows are mappings, a data frame or
-        another table, as `aifx.data.frames.rows_of` takes them. Raises UsageError for data without rows, DataError for
-        a row that cannot be used.
+        another table, as `aifx.data.frames.rows_of` takes them. A series without values has nulls and a `reason`.
+        Raises UsageError for data without rows, DataError for a row that cannot be used.
         """
         numbered = (Row("rows", number, f"row {number}", values) for number, values in enumerate(rows_of(rows), 1))
         return (prediction for _, prediction in predict_rows(self.trained, numbered))
@@ -66,15 +66,25 @@ class LoadedModel:
         for file in files:
             yield from self._format.read_rows(file)
 
-    def write_predictions(self, files: Iterable[InputFile], write: Callable[[list[dict[str, Any]]], None]) -> int:
-        """Predict each row of the files, and call `write` with records in chunks. Returns how many there were.
+    def write_predictions(
+        self, files: Iterable[InputFile], write: Callable[[list[dict[str, Any]]], None]
+    ) -> tuple[int, list[str]]:
+        """Predict each row of the files, and call `write` with records in chunks.
 
-        Records are what `DataFormat.records` makes of a row and its prediction.
+        Records are what `DataFormat.records` makes of a row and its prediction. Returns how many there were, and the
+        places of rows without a prediction.
         """
-        form, predicted = self._format, predict_rows(self.trained, self.read(files))
-        records = (record for row, prediction in predicted for record in form.records(row, prediction))
+        form, skipped = self._format, list[str]()
+
+        def recorded() -> Iterator[dict[str, Any]]:
+            for row, prediction in predict_rows(self.trained, self.read(files)):
+                if form.skip_reason(row.values):
+                    skipped.append(row.place)
+                yield from form.records(row, prediction)
+
+        records = recorded()
         count = 0
         while chunk := list(islice(records, CHUNK)):
             write(chunk)
             count += len(chunk)
-        return count
+        return count, skipped

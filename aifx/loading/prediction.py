@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -16,12 +18,17 @@ from aifx.loading.restore import RestoredRun
 from aifx.objectives.base import Objective
 from aifx.tasks.project_errors import project_errors
 
+logger = logging.getLogger(__name__)
+
 
 def predict_rows(trained: RestoredRun, rows: Iterable[Row]) -> Iterator[tuple[Row, dict[str, Any]]]:
     """Each row with its prediction, in order, computed as evaluation computes.
 
     A batch has `eval.batch_size` rows, otherwise `train.global_batch_size`. Raises DataError naming the file and the
     line of a row that cannot be used; the rows before it in the same batch have no prediction then.
+
+    A row with a `DataFormat.skip_reason` has a prediction of nulls with this `reason`, and a warning names it. Raises
+    DataError if no row has another.
     """
     programs, params, frozen = trained.programs(trained.config.eval.quantize)
     task, rows_per_batch = programs.task, programs.eval_rows
@@ -32,9 +39,37 @@ def predict_rows(trained: RestoredRun, rows: Iterable[Row]) -> Iterator[tuple[Ro
         predicted = jax.device_get(programs.predict_step(params, frozen, programs.place(batch)))
         return checked_predictions(task.objective, predicted, rows_per_batch)
 
+    form, read = task.format, deque[tuple[Row, str]]()  # rows without a prediction so far, and why they get none
+
+    def usable() -> Iterator[Row]:
+        for row in rows:
+            reason = form.skip_reason(row.values)
+            read.append((row, reason))
+            if reason:
+                logger.warning(f"{row.place}: no prediction: {reason}")
+            else:
+                yield row
+
+    decoded: dict[str, Any] = {}
     with project_errors(trained.config, trained.project):
-        for row, outputs in in_batches(encoded_rows(task.format, rows), predict, rows_per_batch):
-            yield row, record(task.objective, task.objective.decode(outputs, task.data))
+        for row, outputs in in_batches(encoded_rows(form, usable()), predict, rows_per_batch):
+            decoded = record(task.objective, task.objective.decode(outputs, task.data))
+            while read[0][1]:
+                skipped, reason = read.popleft()
+                yield skipped, _nulls(decoded) | {"reason": reason}
+            read.popleft()
+            yield row, decoded
+    for skipped, reason in read:
+        if not decoded:
+            raise DataError(f"{skipped.place}: the row cannot be used", reason, "correct the row, or leave it out")
+        yield skipped, _nulls(decoded) | {"reason": reason}
+
+
+def _nulls(value: Any) -> Any:
+    """The same with None for each number and text."""
+    if isinstance(value, Mapping):
+        return {name: _nulls(item) for name, item in value.items()}
+    return [_nulls(item) for item in value] if isinstance(value, list) else None
 
 
 class RowEncoder:

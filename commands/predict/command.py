@@ -15,7 +15,7 @@ from aifx.commands.console.options import JsonOption, RunOption, SetOption, Step
 from aifx.commands.console.output import Output
 from aifx.commands.console.stopping import sigterm_as_ctrl_c
 from aifx.commands.console.terminal import terminal
-from aifx.core.errors import UsageError
+from aifx.core.errors import ExitCode, UsageError
 from aifx.core.limits import check_limits
 from aifx.core.project import find_project
 from aifx.core.steps import parse_step
@@ -52,12 +52,14 @@ class Predictions:
 
     Attributes:
         predictions: how many there are.
+        skipped: series without values, which have no forecast.
         output: the file that has them.
     """
 
     run: str
     step: int
     predictions: int
+    skipped: tuple[str, ...]
     output: str
 
 
@@ -79,6 +81,7 @@ def predict(
         generate-rows | aifx predict - | head
 
     The model comes from the run alone. aifx does not read the data that it was trained on.
+    Exits 1 if a series has no values: its record has the reason instead of a forecast.
     """
     with terminal(json, streams=output is None) as out, sigterm_as_ctrl_c():
         at = parse_step(step)
@@ -97,11 +100,14 @@ def predict(
 
         model = LoadedModel(restore_run(directory, project, step=at, overrides=set_ or ()))
         with _writing(out, output) as write:
-            count = model.write_predictions(files, write)
-        out.document(Predictions(model.run, model.step, count, str(output)))
+            count, skipped = model.write_predictions(files, write)
+        count -= len(skipped)
+        out.document(Predictions(model.run, model.step, count, tuple(skipped), str(output)))
         where = f" in {output}" if output is not None else ""
         summary = f"{count:,} prediction{'s' * (count != 1)}{where}, by run {model.run}, step {model.step}"
         (out.log if output is None else out.print)(summary)
+        if skipped:
+            raise SystemExit(ExitCode.VERDICT)
 
 
 @contextmanager

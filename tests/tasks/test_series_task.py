@@ -12,8 +12,10 @@ from pathlib import Path
 import inprocess
 import numpy as np
 import pytest
+from pyarrow import parquet
 from stopping import StopAt
 
+import aifx
 from aifx.config import load_config
 from aifx.core.project import Project
 from aifx.training.run import train
@@ -104,20 +106,54 @@ def test_a_project_of_series_trains_passes_its_gates_and_forecasts(project: Path
     (project / "new.csv").write_text(rows_of(range(DAYS - 30, DAYS + 3)))
     command(project, "predict", "new.csv", "--output", "forecast.csv")
     header, *lines = (project / "forecast.csv").read_text().splitlines()
-    assert header == "file,shop,day,value,quantiles.0.1,quantiles.0.5,quantiles.0.9"
+    assert header == "file,shop,day,value,quantiles.0.1,quantiles.0.5,quantiles.0.9,reason"
     assert [line.split(",")[1:3] for line in lines] == [
         [f"shop-{shop}", str(date(2020, 1, 1) + timedelta(days=DAYS + day))] for shop in range(2) for day in range(3)
     ]
     for line, (shop, day) in zip(lines, ((s, d) for s in range(2) for d in range(DAYS, DAYS + 3)), strict=True):
-        value, low, median, high = map(float, line.split(",")[3:])
+        value, low, median, high = map(float, line.split(",")[3:7])
         assert low <= median == value <= high
         assert value == pytest.approx(sold(shop, day, price_of(day)), rel=0.4)
+    check_series_without_values(project, lines)
     (project / "new.csv").write_text(rows_of(range(DAYS - 30, DAYS)))
     failed = command(project, "predict", "new.csv", code=2)
     assert "new.csv: series 'shop-0'" in failed.stderr
     assert "'price' is missing" in failed.stderr
     measured = json.loads(command(project, "eval", "--data", "new.csv", "--json").stdout)
     assert measured["datasets"][0]["metrics"]["examples"] == 2 * 3
+
+
+def check_series_without_values(project: Path, forecasts: list[str]) -> None:
+    """Two series without values, before and behind the others, are named, and the others have their forecasts."""
+    empty = {
+        name: f"{date(2021, 1, 1)},{name},1.0,\n{date(2021, 1, 2)},{name},1.0,\n" for name in ("closed", "unopened")
+    }
+    (project / "new.csv").write_text(rows_of(range(DAYS - 30, DAYS + 3)) + "".join(empty.values()))
+    partly = command(project, "predict", "new.csv", "--output", "forecast.csv", "--json", code=1)
+    document = json.loads(partly.stdout)
+    assert (document["predictions"], document["skipped"]) == (6, [f"new.csv: series {name!r}" for name in empty])
+    assert all(f"series {name!r}" in partly.stderr for name in empty)
+    _, first, *lines, last = (project / "forecast.csv").read_text().splitlines()
+    assert lines == forecasts
+    assert [first, last] == [f"new.csv,{name},,,,,,column 'sold' has no value" for name in empty]
+    names = [f"a{number:02}" for number in range(70)]  # more than the records that are written at a time
+    many = "".join(f"{date(2021, 1, 1)},{name},1.0,\n" for name in [*names, "z"])
+    (project / "many.csv").write_text(rows_of(range(DAYS - 30, DAYS + 3)) + many)
+    command(project, "predict", "many.csv", "--output", "forecast.parquet", code=1)
+    rows = parquet.read_table(project / "forecast.parquet").to_pylist()
+    assert [row["shop"] for row in rows if row["reason"]] == [*names, "z"]
+    assert [row["value"] is None for row in rows] == [bool(row["reason"]) for row in rows]
+    (project / "none.csv").write_text("day,shop,price,sold\n" + empty["closed"])
+    assert "'closed'" in command(project, "predict", "none.csv", code=2).stderr
+    days = [str(date(2021, 1, 1) + timedelta(days=day)) for day in range(24)]
+    row = {"shop": "a", "day": days, "price": [1.0] * 24}
+    first, second = aifx.load(project / "runs/main").predict(
+        [row | {"sold": [None] * 24}, row | {"sold": [*map(float, range(21)), None, None, None]}]
+    )
+    assert (first["value"], list(first["quantiles"]), first["reason"]) == (
+        [None] * 3, list(second["quantiles"]), "column 'sold' has no value",
+    )  # fmt: skip
+    assert np.isfinite(second["value"]).all()
 
 
 @pytest.mark.slow
