@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from aifx.core.errors import ConfigError, DataError
+from aifx.core.plurals import some_names
 from aifx.data.arrays import WEIGHTS, ArrayDataset, Arrays, target_units
 from aifx.data.base import Split
 from aifx.data.columns import scale_of
@@ -116,7 +117,7 @@ def _report(problems: Mapping[int, str], listing: Listing, section: ImagesSectio
         _list_left_out(listed, len(listing.examples), "cannot be used")
         return
     (first, why), *others = ((listing.examples[index].name, why) for index, why in problems.items())
-    more = f"; {_shortly([name for name, _ in others])} cannot be used, either" if others else ""
+    more = f"; {some_names([name for name, _ in others])} cannot be used, either" if others else ""
     raise DataError(f"{first} cannot be used", why + more, SKIP)
 
 
@@ -124,10 +125,6 @@ def _list_left_out(listed: Sequence[str], count: int, why: str) -> None:
     more = [f"and {len(listed) - MOST_NAMED:,} more"] if len(listed) > MOST_NAMED else []
     head = f"{len(listed):,} of {count:,} pictures are left out, since they {why}:"
     logger.warning("\n  ".join([head, *listed[:MOST_NAMED], *more]))
-
-
-def _shortly(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def _group(cluster: str | None, digest: bytes) -> bytes:
@@ -193,7 +190,7 @@ def _without_copies(
         _list_left_out([f"{name}: {why}" for name, why in copies], len(listing.examples), "are held out, too")
     elif copies:
         (name, why), *others = copies
-        more = f"; so are {_shortly([name for name, _ in others])}" if others else ""
+        more = f"; so are {some_names([name for name, _ in others])}" if others else ""
         what = f"{name} is in two splits"
         raise DataError(what, f"it is {why}{more}: a test would measure what was learnt", SKIP)
     return kept
@@ -208,7 +205,7 @@ def _warn_of_contradictions(listing: Listing, digests: Mapping[int, bytes]) -> N
         if listing.examples[other := seen.setdefault(digest, index)].target != listing.examples[index].target
     ]
     if pairs:
-        logger.warning(f"the same picture with different labels: {_shortly(pairs)}")
+        logger.warning(f"the same picture with different labels: {some_names(pairs)}")
 
 
 def _check_classes(splits: Mapping[Split, list[int]], listing: Listing, section: ImagesSection) -> None:
@@ -230,4 +227,4 @@ def _check_classes(splits: Mapping[Split, list[int]], listing: Listing, section:
             what = f"{listing.name}: no training picture of the class {missing[0]!r}"
             raise DataError(what, f"there is {first}", "add some, or leave the class out")
         if missing and splits[split]:
-            logger.warning(f"{listing.name}: the {split} split has no picture of {_shortly(missing)}")
+            logger.warning(f"{listing.name}: the {split} split has no picture of {some_names(missing)}")

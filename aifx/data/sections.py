@@ -280,15 +280,29 @@ class SeriesSection(DatasetSection):
     context: PositiveInt = Field(64, description="Steps that the model reads.")
     horizon: PositiveInt = Field(1, description="Steps that it forecasts.")
     stride: PositiveInt = Field(1, description="Steps between the starts of training windows.")
+    split: Literal["date", "last"] = Field(
+        "date",
+        description="date: validation and test begin at one time for all series. last: the test is the last steps of "
+        "each series, and validation the steps before, whatever their times.",
+    )
     validation_fraction: Fraction = Field(0.1, description="Share of the time held out for validation.")
     test_fraction: Fraction = Field(0.1, description="Share of the time held out for the test, the last.")
-    validation_steps: PositiveInt | None = Field(None, description="Steps for validation, in place of the fraction.")
-    test_steps: PositiveInt | None = Field(None, description="Steps for the test, in place of the fraction.")
+    validation_steps: PositiveInt | None = Field(
+        None, description='Steps for validation, in place of the fraction; `horizon` by default if split = "last".'
+    )
+    test_steps: PositiveInt | None = Field(
+        None, description='Steps for the test, in place of the fraction; `horizon` by default if split = "last".'
+    )
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:
         yield from super().conflicts(config)
         validation = None if self.validation_steps else self.validation_fraction
         yield from held_out_conflicts(config, validation, 0.0 if self.test_steps else self.test_fraction)
+        for key in ("validation_fraction", "test_fraction") if self.split == "last" else ():
+            if getattr(self, key) and config.precedence(f"data.{key}"):
+                steps = key.replace("fraction", "steps")
+                problem = f"data.{key} is a share of the time, and data.split = 'last' counts the steps of each series"
+                yield Conflict((f"data.{key}", "data.split"), problem, f"data.{steps} is their number")
         if self.value in (*self.known, *self.past):
             key = "known" if self.value in self.known else "past"
             problem = f"data.{key} names the column {self.value!r}, which is data.value"
@@ -313,6 +327,10 @@ class SeriesSection(DatasetSection):
                 field(row.values, name)
             break
         return 1
+
+    def summary(self, project: Project) -> list[str]:
+        lines: list[str] = resolve("aifx.data.series:series_summary")(self, project)
+        return lines
 
 
 class TableSection(DatasetSection):

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from aifx.core.files import read_file
 from aifx.core.json_files import write_json
 from aifx.core.json_values import plain
 from aifx.core.parsing import parse_json
+from aifx.core.plurals import counted, some_names
 from aifx.core.project import Project
 from aifx.data.arrays import WEIGHTS
-from aifx.data.base import Batch, DataFormat, Split
+from aifx.data.base import SPLITS, Batch, DataFormat, Split
 from aifx.data.columns import is_missing, scale_of
 from aifx.data.datasets import open_single
 from aifx.data.rows import InputFile, Row, field, input_file
@@ -53,12 +55,15 @@ class SeriesFormat(DataFormat):
 
     @classmethod
     def open(cls, section: SeriesSection, project: Project, assets: Path) -> tuple[SeriesFormat, SeriesData]:
-        """Infers the step of time and splits by it, the test last. Reports what it found."""
+        """Infers the step of time and divides each series in order, the test last. Reports what it found."""
         kept = assets / FACTS_FILE
         data = _open(section, _rows_of(section, project), _facts(kept) if kept.exists() else None)
         if not kept.exists():
             write_json(kept, plain(data.facts))
-        _log(data)
+        for line in _described(data):
+            logger.info(line)
+        for line in _left_out(data):
+            logger.warning(line)
         data.source("train", 1, seed=0)  # raises if there is nothing to learn from
         return cls(section, data.spec, data.facts), data
 
@@ -67,8 +72,11 @@ class SeriesFormat(DataFormat):
         return cls(section, spec, _facts(assets / FACTS_FILE))
 
     def open_file(self, path: Path) -> SeriesData:
-        """All steps of a file after a context of its first steps."""
-        return _open(self.section, input_file(str(path)), self.facts, is_split=False)
+        """All steps of a file after a context of its first steps, or of the first steps of each series."""
+        data = _open(self.section, input_file(str(path)), self.facts, is_split=False)
+        for line in _left_out(data):
+            logger.warning(line)
+        return data
 
     def baselines(self, dataset: SeriesData, split: Split) -> Iterator[tuple[str, np.ndarray]]:
         return series_baselines(dataset, split)
@@ -150,6 +158,12 @@ class SeriesFormat(DataFormat):
         return times[order], np.array([read_numbers(step, section) for step in steps], np.float64)[order]
 
 
+def series_summary(section: SeriesSection, project: Project) -> list[str]:
+    """Lines about the series of `data.path` and their splits. Raises DataError."""
+    data = _open(section, _rows_of(section, project), None)
+    return [*_described(data), *_left_out(data)]
+
+
 def _rows_of(section: SeriesSection, project: Project) -> RowsOf:
     """The file or version that `[data]` names. Raises UsageError, DataError."""
     if section.dataset is None:
@@ -183,15 +197,15 @@ def _open(section: SeriesSection, file: RowsOf, facts: SeriesFacts | None, *, is
     for one, found, start in zip(series, places, starts, strict=True):
         numbers[start + found - found[0]] = one.numbers
     grid_starts = np.array([found[0] for found in places])
-    begin, end = int(grid_starts.min()), int((grid_starts + lengths).max())
-    cuts: dict[Split, tuple[int, int]] = {"test": (begin + section.context, end)}
-    if is_split:
-        cuts = _cuts(section, name, begin, end)
+    cuts = _cuts(section, name, grid_starts, lengths) if is_split else _whole(section, grid_starts, lengths)
     if facts is None:
-        first, last = cuts["train"]
-        trained = np.concatenate([one.numbers[found < last, 1:] for one, found in zip(series, places, strict=True)])
-        facts = SeriesFacts(calendar_of(grid, last - first), _means(trained))
-    digest = hashlib.sha256(repr((plain(facts), cuts)).encode())
+        is_trained = cuts["train"][1] > 0
+        ends = grid_starts + cuts["train"][1]
+        trained = [one.numbers[found < end, 1:] for one, found, end in zip(series, places, ends, strict=True)]
+        steps = int(ends[is_trained].max() - grid_starts.min())
+        facts = SeriesFacts(calendar_of(grid, steps), _means(np.concatenate(trained)))
+    bounds = [(split, first.tolist(), end.tolist()) for split, (first, end) in cuts.items()]
+    digest = hashlib.sha256(repr((plain(facts), bounds)).encode())
     digest.update(repr([(one.name, int(start)) for one, start in zip(series, grid_starts, strict=True)]).encode())
     digest.update(numbers)
     return SeriesData(
@@ -200,6 +214,7 @@ def _open(section: SeriesSection, file: RowsOf, facts: SeriesFacts | None, *, is
         digest.hexdigest(),
         name,
         facts,
+        tuple(one.name for one in series),
         np.ascontiguousarray(numbers[:, 0]),
         _scaled(numbers[:, 1:], facts.covariates),
         starts,
@@ -209,28 +224,67 @@ def _open(section: SeriesSection, file: RowsOf, facts: SeriesFacts | None, *, is
     )
 
 
-def _log(data: SeriesData) -> None:
-    calendar = data.facts.calendar
-    logger.info(
-        f"{data.name}: {len(data.starts):,} series, {np.isfinite(data.values).sum():,} values, a step is "
-        f"{calendar.grid}; calendar: {', '.join(calendar.features) or 'none'}"
+def _described(data: SeriesData) -> Iterator[str]:
+    """What was found, and a line per split: its steps, their times, and the number of series."""
+    calendar, is_last = data.facts.calendar, data.section.split == "last"
+    yield (
+        f"{data.name}: {counted(len(data.starts), 'series', '')}, {np.isfinite(data.values).sum():,} values, "
+        f"a step is {calendar.grid}; calendar: {', '.join(calendar.features) or 'none'}"
     )
     for split, (first, end) in data.cuts.items():
-        if first < end:
-            since, until = time_texts(calendar.grid.times(np.array([first, end - 1])))
-            logger.info(f"{data.name}: {split} {since} to {until}, {end - first:,} steps")
+        if not (steps := end - first).any():
+            continue
+        begin, until = (data.grid_starts + first)[steps > 0].min(), (data.grid_starts + end)[steps > 0].max()
+        times = " to ".join(time_texts(calendar.grid.times(np.array([begin, until - 1]))))
+        what = counted(int(until - begin), "step")
+        if is_last:
+            after, own = int((data.lengths - end).max()), counted(int(steps.max()), "step")
+            before = f"all but the last {after:,} steps" if split == "train" else f"the {own} before the last {after:,}"
+            what = f"of each series {before if after else f'the last {own}'}"
+        series = f", {data.has_targets(split).sum():,} series" if data.section.series else ""
+        yield f"{data.name}: {split} {times}, {what}{series}"
 
 
-def _cuts(section: SeriesSection, name: str, begin: int, end: int) -> dict[Split, tuple[int, int]]:
-    """Where each split's targets begin and end on the grid: at the same times in all series."""
-    steps = end - begin
-    test = section.test_steps or round(section.test_fraction * steps)
-    validation = section.validation_steps or round(section.validation_fraction * steps)
+def _left_out(data: SeriesData) -> Iterator[str]:
+    """The series that have no part in a split, a line per split."""
+    for split, (first, end) in data.cuts.items():
+        if (end > first).any() and len(missing := np.flatnonzero(~data.has_targets(split))):
+            many = f"{len(missing):,} of {len(data.names):,} series have no window in the {split} split"
+            yield f"{data.name}: {many}: {some_names([data.names[which] for which in missing])}"
+
+
+def _cuts(
+    section: SeriesSection, name: str, grid_starts: np.ndarray, lengths: np.ndarray
+) -> dict[Split, tuple[np.ndarray, np.ndarray]]:
+    """Where each split's targets begin and end, in steps from the first of each series: `SeriesData.cuts`.
+
+    Counted from the last time of all series (`data.split = "date"`), or from the last of each ("last").
+    """
+    begin, last = int(grid_starts.min()), int((grid_starts + lengths).max())
+    if section.split == "date":
+        steps, ends = last - begin, last - grid_starts
+        validation = section.validation_steps or round(section.validation_fraction * steps)
+        test = section.test_steps or round(section.test_fraction * steps)
+    else:
+        steps, ends = int(lengths.max()), lengths
+        validation = section.validation_steps or (section.horizon if section.validation_fraction else 0)
+        test = section.test_steps or (section.horizon if section.test_fraction else 0)
     if test + validation >= steps:
         why = f"{validation} steps for validation and {test} for the test, of {steps}"
         raise DataError(f"{name}: no steps are left to train on", why, "lower data.validation_steps or data.test_steps")
-    first, second = end - test - validation, end - test
-    return {"train": (begin, first), "validation": (first, second), "test": (second, end)}
+    bounds = [np.clip(ends - held_out, 0, lengths) for held_out in (steps, test + validation, test, 0)]
+    return dict(zip(SPLITS, pairwise(bounds), strict=True))
+
+
+def _whole(
+    section: SeriesSection, grid_starts: np.ndarray, lengths: np.ndarray
+) -> dict[Split, tuple[np.ndarray, np.ndarray]]:
+    """All steps as the test, after a context: of the first steps, or of those of each series."""
+    if section.split == "date":
+        first = np.clip(grid_starts.min() + section.context - grid_starts, 0, lengths)
+    else:  # a short series has less context
+        first = np.clip(lengths - section.horizon, 0, section.context)
+    return {"test": (first, lengths)}
 
 
 def _means(values: np.ndarray) -> tuple[tuple[float, float], ...]:

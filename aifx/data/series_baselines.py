@@ -30,13 +30,13 @@ def series_baselines(data: SeriesData, split: Split) -> Iterator[tuple[str, np.n
         yield "boosted trees", boosted_trees(data, split)
 
 
-def boosted_trees(data: SeriesData, split: Split) -> np.ndarray:
+def boosted_trees(data: SeriesData, split: Split, most_examples: int = MOST_EXAMPLES) -> np.ndarray:
     """scikit-learn's histogram gradient boosting with its defaults: one model for all steps of the horizon."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     horizon = data.section.horizon
-    windows = data.windows(*data.cuts["train"], is_training=True)
-    count = min(len(windows), max(1, MOST_EXAMPLES // horizon))
+    windows = data.windows("train")
+    count = min(len(windows), max(1, most_examples // horizon))
     batch = data.read(windows, np.linspace(0, len(windows) - 1, count).astype(np.int64))
     counts = batch[WEIGHTS].ravel() > 0
     trees = HistGradientBoostingRegressor(random_state=0)

@@ -89,22 +89,23 @@ class SeriesData:
     digest: str
     name: str  # of the file, for errors
     facts: SeriesFacts
+    names: tuple[str, ...]  # of the series
     values: np.ndarray  # float64 [places], NaN where missing
     covariates: np.ndarray  # float32 [places, features], scaled; 0 where missing
     starts: np.ndarray  # place in `values` of each series' first step
     lengths: np.ndarray  # steps of each series
     grid_starts: np.ndarray  # place on the grid of each series' first step
-    cuts: Mapping[Split, tuple[int, int]]  # places on the grid of the first target of a split, and of its end
+    cuts: Mapping[Split, tuple[np.ndarray, np.ndarray]]
+    """Of each series, in steps from its first: the first target of a split, and its end."""
 
     def source(self, split: Split, batch_size: int, *, seed: int | None) -> SeriesSource:
-        first, end = self.cuts.get(split, (0, 0))
-        windows = self.windows(first, end, is_training=split == "train")
-        if not len(windows):
-            raise self._no_windows(split, max(end - first, 0))
+        if split not in self.cuts or not len(windows := self.windows(split)):
+            raise self._no_windows(split)
         return SeriesSource(self, windows, seed, batch_size)
 
-    def _no_windows(self, split: Split, steps: int) -> DataError:
+    def _no_windows(self, split: Split) -> DataError:
         whole = self._end - self._begin
+        steps = int(np.ptp(self.cuts[split], axis=0).max()) if split in self.cuts else 0
         if split == "test" and "train" not in self.cuts:  # a file of `aifx eval --data`
             why = f"its first data.context = {self.section.context} steps are context, and it has {whole}"
             return DataError(f"{self.name}: too few rows", why, "add the rows before or after them")
@@ -118,22 +119,31 @@ class SeriesData:
         """Windows with a target that counts."""
         return {"examples": int(np.count_nonzero(batch[WEIGHTS].any(axis=1)))}
 
-    def windows(self, first_place: int, end_place: int, *, is_training: bool) -> Windows:
-        """Windows over a part of the grid.
+    def windows(self, split: Split) -> Windows:
+        """Windows over a split.
 
         In training, those whose targets are all in it, `data.stride` apart, with a whole context if the series is long
         enough. Otherwise those that have each step as a target once.
         """
         horizon = self.section.horizon
-        first, end = (np.clip(cut - self.grid_starts, 0, self.lengths) for cut in (first_place, end_place))
+        first, end = self.cuts[split]
         first = np.maximum(first, 1)  # a window has a step before it
-        if is_training:
+        if split == "train":
             first = np.maximum(first, np.minimum(self.section.context, end - horizon))
             stride, counts = self.section.stride, (end - horizon - first) // self.section.stride + 1
         else:
             stride, counts = horizon, -((first - end) // horizon)
         last = np.maximum(counts, 0).cumsum()
         return Windows(self.starts + first, self.grid_starts - self.starts, self.starts + end, last, stride)
+
+    def has_targets(self, split: Split) -> np.ndarray:
+        """Of each series: whether a window of the split has a value to forecast, bool `[series]`."""
+        known = np.concatenate([[0], np.isfinite(self.values).cumsum()])
+        first, end = self.cuts[split]
+        begin = self.starts + np.maximum(first, 1)
+        num_windows = np.diff(self.windows(split).last, prepend=0)
+        found: np.ndarray = (num_windows > 0) & (known[self.starts + end] > known[np.minimum(begin, self.starts + end)])
+        return found
 
     def read(self, windows: Windows, numbers: np.ndarray) -> Batch:
         """The windows of these numbers."""

@@ -21,6 +21,7 @@ MIN_YEARS = 2
 """A model learns what a day of the year does only from a training of so many years: of one, it would learn by heart."""
 
 _MONTH = re.compile(r"\d{4}(-\d{2})?")
+_QUARTER = re.compile(r"(\d{4})[- ]?Q([1-4])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def calendar_of(grid: TimeGrid, steps: int) -> Calendar:
 
 def parse_time(value: Any) -> datetime:
     """A time of a file: a date or datetime, or ISO 8601 text ("1988-12-31", "1988/12/31", "1988-12-31T23:00Z",
-    "1988-12", "1988"). A whole number is read as its digits are.
+    "1988-12", "1988"), or a quarter ("1988 Q4", "1988Q4", "1988-Q4"). A whole number is read as its digits are.
 
     Raises ValueError for anything else.
     """
@@ -157,6 +158,8 @@ def parse_time(value: Any) -> datetime:
         text = value.strip().replace("/", "-")
         if _MONTH.fullmatch(text):
             text = f"{text}-01" if "-" in text else f"{text}-01-01"
+        elif quarter := _QUARTER.fullmatch(text):
+            text = f"{quarter[1]}-{3 * int(quarter[2]) - 2:02}-01"
         try:
             time = datetime.fromisoformat(text)
         except ValueError:

@@ -22,6 +22,9 @@ Answers: TypeAlias = dict[str, Any]
 
 QUESTION = "data"
 
+OF_DATA = {"target", "time", "series", "horizon"}
+"""Answers about the file that `data` names."""
+
 MARGIN = 0.05
 """A gate asks for so much more macro F1 than the most frequent class has, or so much less error, as a share, than the
 mean or the seasonal naive."""
@@ -49,9 +52,8 @@ def answers_from_data(template: str, answers: Mapping[str, Any], destination: Pa
     """
     read = READERS.get(template)
     if read is None or not answers.get(QUESTION):
-        for column in {"target", "time"} & answers.keys():
-            why = "it is a column of that file"
-            raise UsageError(f"--answer {column} requires --answer data", why, "--answer data=FILE")
+        for key in sorted(OF_DATA & answers.keys()):
+            raise UsageError(f"--answer {key} requires --answer data", "it is about that file", "--answer data=FILE")
         return {}
     path = Path(answers[QUESTION]).expanduser()
     if not path.exists():

@@ -12,7 +12,7 @@ import numpy as np
 
 from aifx.core.errors import ConfigError, DataError, UsageError
 from aifx.core.project import Project
-from aifx.data.columns import as_text, infer_kind
+from aifx.data.columns import as_text, infer_kind, is_missing
 from aifx.data.sections import SeriesSection
 from aifx.data.series import SeriesFormat
 from aifx.data.series_windows import SeriesData
@@ -20,7 +20,7 @@ from aifx.data.table_file import Table, read_table
 from aifx.data.time_grid import infer_grid, parse_parts, parse_time
 
 PARTS = (("year",), ("month",), ("day", "day_of_month", "date_of_month"), ("hour",), ("minute",), ("second",))
-"""Names of columns that are a time together, if no column is one by itself."""
+"""Names of columns that are a time together, if no column is one by itself: the first alone, or the first few."""
 
 MOST_STEPS = 24
 """Of the forecast. It reaches one season ahead if that is shorter."""
@@ -33,23 +33,28 @@ CONTEXT = 8
 
 
 def series_answers(path: Path, answers: Mapping[str, Any], margin: float) -> dict[str, Any]:
-    """Columns, windows, and a gate that asks for an error smaller by `margin` than that of the seasonal naive.
+    """Columns, windows, the split, and a gate that asks for an error smaller by `margin` than the seasonal naive's.
 
     Raises UsageError, DataError.
     """
+    asked = _asked_horizon(answers)
     table = read_table(path, str(path))
     time = tuple(answers["time"].split(",")) if answers.get("time") else _time(table)
-    for name in time:
-        table.column(name, "--answer time")
+    named = {"time": time, **{key: [answers[key]] for key in ("series", "target") if answers.get(key)}}
+    for key, names in named.items():
+        for name in names:
+            table.column(name, f"--answer {key}")
     times = _times(table, time)
-    series = _series(table, time, times)
+    series = answers.get("series") or _series(table, time, times)
     target = answers.get("target") or _target(table, {*time, series})
-    table.column(target, "--answer target")
-    season, steps = _season(table, times, series)
-    horizon = max(1, min(season, MOST_STEPS, steps // 20))
+    season, first, end = _extents(table, times, series, target)
+    steps = int(np.median(end - first))
+    horizon = asked or max(1, min(season, MOST_STEPS, steps // 20))
     context = max(1, min(CONTEXT * horizon, steps // 4))
+    # With "date", series that end early would have fewer values in the test, or none.
+    split = "last" if np.ptp(end) > horizon else "date"
     columns = {"time": time[0] if len(time) == 1 else list(time), "value": target, "series": series}
-    windows = {"context": context, "horizon": horizon}
+    windows = {"split": split, "context": context, "horizon": horizon}
     section = SeriesSection.model_validate({"path": str(path), **columns, **windows})
     with TemporaryDirectory() as assets:
         form, data = SeriesFormat.open(section, Project(Path.cwd()), Path(assets))
@@ -77,7 +82,7 @@ def _time(table: Table) -> tuple[str, ...]:
     found = {name.lower(): name for name in table.values}
     parts = [next((found[name] for name in names if name in found), None) for names in PARTS]
     there = parts[: parts.index(None)] if None in parts else parts
-    if len(there) > 1:
+    if there:
         return tuple(part for part in there if part)
     what = f"{table.name}: no column of times such as 1988-12-31 or 1988-12-31T23:00"
     raise DataError(what, f"its columns are {', '.join(table.values)}", "--answer time=COLUMN, or year,month,day")
@@ -116,20 +121,36 @@ def _series(table: Table, time: Sequence[str], times: np.ndarray) -> str | None:
     first = set(np.unique(times, return_index=True)[1].tolist())
     twice = next(number for number in range(len(times)) if number not in first)
     what = f"{table.place(twice)}: the time {times[twice]} is also that of a row before"
-    raise DataError(
-        what, "no column of texts names several series", "add up the rows of a time, or --answer time=COLUMN"
-    )
+    hint = "--answer series=COLUMN, if a column of numbers does; otherwise add up the rows of a time"
+    raise DataError(what, "no column of texts names several series", hint)
 
 
-def _season(table: Table, times: np.ndarray, series: str | None) -> tuple[int, int]:
-    """The shortest season, and how long the file is, in steps. Raises DataError for too few rows."""
+def _asked_horizon(answers: Mapping[str, Any]) -> int | None:
+    """The steps of `--answer horizon`. Raises UsageError."""
+    text = str(answers.get("horizon") or "")
+    if text and not (text.isdecimal() and int(text) > 0):
+        raise UsageError(f"--answer horizon={text} is no number of steps", "it is 1 or more", "--answer horizon=18")
+    return int(text) if text else None
+
+
+def _extents(table: Table, times: np.ndarray, series: str | None, target: str) -> tuple[int, np.ndarray, np.ndarray]:
+    """The shortest season in steps, and the place of each series' first row and that after its last value `[series]`.
+
+    Raises DataError for too few rows.
+    """
     names = np.array([""] * len(times) if series is None else [as_text(value) for value in table.values[series]])
+    which = np.unique(names, return_inverse=True)[1]
+    order = np.argsort(which, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(which[order])) + 1)
     try:
-        grid = infer_grid([times[names == name] for name in np.unique(names)])
+        grid = infer_grid([times[part] for part in parts])
     except ValueError as error:
         raise DataError(f"{table.name}: too few rows", str(error), "add rows") from None
     places, _ = grid.places(times)
-    return grid.seasons[0], int(np.ptp(places)) + 1
+    is_known = ~np.array([is_missing(value) for value in table.values[target]])
+    first = np.array([places[part].min() for part in parts])
+    end = np.array([max(places[part][is_known[part]], default=places[part].min()) + 1 for part in parts])
+    return grid.seasons[0], first, end
 
 
 def _naive_error(data: SeriesData, season: int) -> float:
@@ -139,5 +160,5 @@ def _naive_error(data: SeriesData, season: int) -> float:
     batch = source.read(0, slice(0, len(naive)))
     off = np.abs(naive - batch["targets"]) * batch["scale"][:, None] * batch["weights"]
     if not batch["weights"].any():
-        raise ConfigError(f"{data.name}: no value in the last tenth of the time", "the test needs some", "add rows")
+        raise ConfigError(f"{data.name}: no value in the test split", "the gate follows from some", "add rows")
     return float(off.sum()) / float(batch["weights"].sum())

@@ -78,6 +78,44 @@ def test_no_split_has_targets_of_another(tmp_path: Path) -> None:
     assert max(day for _, day in days["train"]) < min(day for _, day in days["validation"])
 
 
+LAST = {"split": "last", "validation_steps": None, "test_steps": None}
+
+
+def test_the_last_steps_of_each_series_are_its_test(tmp_path: Path) -> None:
+    _, data = write(tmp_path, **LAST)
+    days = {split: set(targets_of(data, split)) for split in SPLITS}
+    ends = {name: first + length for name, (first, length) in LENGTHS.items()}
+    assert days["test"] == {(name, end - ahead) for name, end in ends.items() for ahead in (1, 2, 3)}
+    assert days["validation"] == {(name, end - ahead) for name, end in ends.items() for ahead in (4, 5, 6)}
+    assert {name: max(day for which, day in days["train"] if which == name) for name in "ab"} == {"a": 53, "b": 48}
+    assert len(data.source("test", 1, seed=None).windows) == 3  # one forecast of the horizon for each series
+    assert len(write(tmp_path, **LAST | {"test_steps": 6})[1].source("test", 1, seed=None).windows) == 6
+
+
+@pytest.mark.parametrize("settings", [{}, LAST])
+def test_series_without_a_part_in_a_split_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, object]
+) -> None:
+    with caplog.at_level("INFO"):
+        form, data = write(tmp_path, **settings)
+    assert data.has_targets("train").tolist() == [True, True, False]
+    assert data.has_targets("test").tolist() == [True, True, True]
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    splits = ["train"] if settings else ["train", "validation"]  # c begins on the last day of validation
+    assert len(warned) == len(splits)
+    for split, line in zip(splits, warned, strict=True):
+        assert split in line
+        assert "1 of 3" in line
+        assert line.endswith(": c")
+    test_line = next(record.getMessage() for record in caplog.records if ": test " in record.getMessage())
+    first = 52 if settings else 53  # b, whose last day is 54, has its last 3 days first
+    assert f"{day_name(first)} to {day_name(59)}" in test_line
+    assert "3 series" in test_line
+    assert "last 3 steps" in test_line or not settings
+    again = form.open_file(tmp_path / "data/series.csv")
+    assert {day for name, day in targets_of(again, "test") if name == "c"} == set(range(57 if settings else 53, 60))
+
+
 def test_a_window_is_what_went_before(tmp_path: Path) -> None:
     _, data = write(tmp_path)
     batch = data.source("validation", 4, seed=None).read(0, slice(0, 1))
@@ -151,6 +189,7 @@ def test_the_digest_covers_values_and_splits(tmp_path: Path) -> None:
     digest = write(tmp_path)[1].digest
     assert write(tmp_path)[1].digest == digest
     assert write(tmp_path, test_steps=8)[1].digest != digest
+    assert write(tmp_path, split="last")[1].digest != digest
     text = (tmp_path / "data/series.csv").read_text()
     assert write(tmp_path, text.replace("1003.0", "1003.5"), series="shop")[1].digest != digest
 

@@ -60,6 +60,9 @@ def test_a_time_between_two_steps_is_known() -> None:
         ("1988-12-31T23:30+02:00", datetime(1988, 12, 31, 21, 30)),
         ("1988-12", datetime(1988, 12, 1)),
         ("1988", datetime(1988, 1, 1)),
+        ("1988 Q4", datetime(1988, 10, 1)),
+        ("1988q1", datetime(1988, 1, 1)),
+        ("1988-Q2", datetime(1988, 4, 1)),
         (1988, datetime(1988, 1, 1)),
         (date(1988, 12, 31), datetime(1988, 12, 31)),
         (datetime(1988, 12, 31, 1, tzinfo=timezone(timedelta(hours=1))), datetime(1988, 12, 31)),
@@ -70,7 +73,7 @@ def test_times_of_a_file(value: object, expected: datetime) -> None:
     assert parse_time(value) == expected
 
 
-@pytest.mark.parametrize("value", ["", "now", "12/31/1988", "1988-13-01", "NaT", 88, True, None, 3.5])
+@pytest.mark.parametrize("value", ["", "now", "12/31/1988", "1988-13-01", "1988 Q5", "NaT", 88, True, None, 3.5])
 def test_what_is_no_time(value: object) -> None:
     with pytest.raises(ValueError, match=r"not a time|NoneType|bool|float"):
         parse_time(value)

@@ -175,6 +175,7 @@ def test_a_run_of_series_resumes_bit_for_bit(project: Path) -> None:
         ("data.known=['sold']", ["data.known names the column 'sold', which is data.value"]),
         ("objective.quantiles=[0.1,0.9]", ["objective.quantiles", "0.5 must be among them"]),
         ("data.validation_fraction=0.9", ["data.validation_fraction = 0.9"]),
+        ("data.split='last'", ["data.test_fraction", "data.split = 'last'", "data.test_steps"]),
         ("eval.gates=['mse < 1']", ["mse", "mape"]),
         ("checkpoint.best_by='min maape'", ["did you mean 'mape'?"]),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from datetime import date, datetime, timedelta
@@ -14,6 +15,8 @@ import inprocess
 import numpy as np
 import pytest
 import tomli
+
+from aifx.scaffold.own_series import series_answers
 
 SMALL = ("train.num_steps=120", "train.validate_every=60", "model.width=16", "model.embed_dim=4", "model.dropout=0")
 
@@ -101,6 +104,30 @@ def test_a_column_of_texts_names_the_series_of_hours(tmp_path: Path) -> None:
     assert (data["series"], data["horizon"], data["context"]) == ("shop", 24, 192)
 
 
+def test_series_that_end_at_different_times_hold_out_their_last_steps(tmp_path: Path) -> None:
+    quarters = [f"{1990 + n // 4} Q{n % 4 + 1}" for n in range(60)]
+    rows = [(7, quarters[n], n % 4) for n in range(60)] + [(12, quarters[n], n % 4 + 5) for n in range(20, 50)]
+    file = write(tmp_path / "t.csv", "store,quarter,sold", rows)
+    found = series_answers(file, {"series": "store", "target": "sold", "horizon": "3"}, 0.05)
+    assert (found["series"], found["time_columns"], found["step"]) == ("store", "quarter", "3 months")
+    assert (found["split"], found["horizon"], found["context"]) == ("last", 3, 45 // 4)
+    same = write(tmp_path / "u.csv", "store,quarter,sold", rows[:60] + [(12, *row[1:]) for row in rows[20:60]])
+    assert series_answers(same, {"series": "store", "target": "sold"}, 0.05)["split"] == "date"
+    command(tmp_path, "init", "p", "-t", "series", *"-a data=t.csv -a series=store -a target=sold -a horizon=3".split())
+    data = settings(tmp_path / "p")["data"]
+    assert (data["split"], data["series"], data["horizon"]) == ("last", "store", 3)
+    assert not {"test_fraction", "validation_fraction"} & data.keys()
+    checked = command(tmp_path / "p", "config", "check").stdout
+    for split, last in ("train", "2003-04-01"), ("validation", "2004-01-01"), ("test", "2004-10-01"):
+        assert re.search(rf"{split} .* to {last}, .* 2 series", checked)
+
+
+def test_a_column_of_years_is_a_time(tmp_path: Path) -> None:
+    file = write(tmp_path / "t.csv", "year,x", [(1900 + n, n % 7) for n in range(80)])
+    found = series_answers(file, {}, 0.05)
+    assert (found["time_columns"], found["target"], found["step"]) == ("year", "x", "12 months")
+
+
 @pytest.mark.parametrize(
     ("text", "answers", "words"),
     [
@@ -111,7 +138,11 @@ def test_a_column_of_texts_names_the_series_of_hours(tmp_path: Path) -> None:
         ("day,x\n2020-01-01,1\n2020-01-01,2\n", [], ["t.csv:3: the time 2020-01-01", "no column of texts"]),
         ("day,x\n2020-01-01,a\n2020-01-02,b\n", [], ["no other column of numbers"]),
         ("day;x\n2020-01-01;1,5\n", [], ["t.csv", "decimal commas"]),
+        ("n,day,x\n1,2020-01-01,1\n2,2020-01-01,2\n", ["target=x"], ["t.csv:3", "--answer series=COLUMN"]),
+        ("day,x\n2020-01-01,1\n", ["series=shop"], ["no column 'shop'", "--answer series"]),
+        ("day,x\n2020-01-01,1\n", ["horizon=0"], ["--answer horizon=0"]),
         (None, ["time=day"], ["--answer time requires --answer data"]),
+        (None, ["horizon=7"], ["--answer horizon requires --answer data"]),
     ],
 )
 def test_files_that_do_not_fit(tmp_path: Path, text: str | None, answers: list[str], words: list[str]) -> None:
