@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 from inspection import HEIGHT, WIDTH, draw_all
 from PIL import Image
-from side_by_side import AIFX
+from side_by_side import aifx
 
 LABELS = ("good", "defect")
 SETTINGS_OF_SVM = (("linear", 1e-3), ("linear", 1e-2), ("rbf", 1.0), ("rbf", 10.0))
@@ -56,15 +55,6 @@ def main() -> None:
         ours.append(measure_seed(project, seed))
         sys.stderr.write(f"aifx, seed {seed}: {ours[-1]}\n")
     print(json.dumps({"aifx": ours, "peer": peer}) if asked.json else table(ours, peer))
-
-
-def aifx(folder: Path, *args: str) -> dict[str, Any]:
-    """The document that a command of aifx prints."""
-    done = subprocess.run([*AIFX, *args], cwd=folder, stdout=subprocess.PIPE, text=True)
-    if done.returncode not in (0, 1):  # 1: a gate failed
-        sys.exit(f"aifx {' '.join(args)} ended with {done.returncode}: {done.stdout}")
-    document: dict[str, Any] = json.loads(done.stdout)
-    return document
 
 
 def measure_seed(project: Path, seed: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 Told = dict[str, Any]
@@ -32,6 +33,15 @@ Told = dict[str, Any]
 {"absent": why}."""
 
 AIFX = [sys.executable, "-P", "-c", "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"]
+
+
+def aifx(folder: Path, *args: str) -> dict[str, Any]:
+    """The document that a command of aifx prints."""
+    done = subprocess.run([*AIFX, *args], cwd=folder, stdout=subprocess.PIPE, text=True)
+    if done.returncode not in (0, 1):  # 1: a gate failed
+        sys.exit(f"aifx {' '.join(args)} ended with {done.returncode}: {done.stdout}")
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
 
 
 @dataclass(frozen=True)
