@@ -250,7 +250,8 @@ def _left_out(data: SeriesData) -> Iterator[str]:
     for split, (first, end) in data.cuts.items():
         if (end > first).any() and len(missing := np.flatnonzero(~data.has_targets(split))):
             many = f"{len(missing):,} of {len(data.names):,} series have no window in the {split} split"
-            yield f"{data.name}: {many}: {some_names([data.names[which] for which in missing])}"
+            named = f": {some_names([data.names[which] for which in missing])}" if data.section.series else ""
+            yield f"{data.name}: {many}{named}"
 
 
 def _cuts(

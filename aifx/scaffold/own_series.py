@@ -40,7 +40,7 @@ def series_answers(path: Path, answers: Mapping[str, Any], margin: float) -> dic
     asked = _asked_horizon(answers)
     table = read_table(path, str(path))
     time = tuple(answers["time"].split(",")) if answers.get("time") else _time(table)
-    named = {"time": time, **{key: [answers[key]] for key in ("series", "target") if answers.get(key)}}
+    named = {"time": list(time), **{key: [answers[key]] for key in ("series", "target") if answers.get(key)}}
     for key, names in named.items():
         for name in names:
             table.column(name, f"--answer {key}")

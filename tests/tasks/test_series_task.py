@@ -157,6 +157,24 @@ def check_series_without_values(project: Path, forecasts: list[str]) -> None:
 
 
 @pytest.mark.slow
+def test_the_last_steps_of_series_that_end_at_different_times_are_measured(project: Path) -> None:
+    header, *lines = rows_of(range(DAYS)).splitlines()
+    ended = [line for line in lines if not (",shop-1," in line and line >= "2020-10")]
+    (project / "data/sales.csv").write_text("\n".join([header, *ended, "2021-01-01,shop-2,1.0,5"]) + "\n")
+    toml = TOML.replace("validation_steps = 40\ntest_steps = 40\n", 'split = "last"\n')
+    (project / "aifx.toml").write_text(toml.replace("horizon = 3", "horizon = 7"))
+    command(project, "train", "--set", "train.num_steps=2", "--set", "train.validate_every=2", "--set", "eval.gates=[]")
+    done = command(project, "eval", "--json", "--set", "eval.gates=[]")
+    report = json.loads(done.stdout)
+    assert report["metrics"]["examples"] == 2  # a forecast of the horizon for each series that is long enough
+    last = [[sold(shop, day, price_of(day)) for day in range(end - 14, end)] for shop, end in ((0, DAYS), (1, 274))]
+    error = np.abs(np.diff(np.reshape(last, (2, 2, 7)), axis=1)).mean()
+    assert report["baselines"]["7 steps before"]["mean_absolute_error"] == pytest.approx(error, rel=1e-3)
+    for split in ("train", "validation", "test"):
+        assert re.search(f"1 of 3 series .* {split} .*: shop-2", done.stderr)
+
+
+@pytest.mark.slow
 def test_a_run_of_series_resumes_bit_for_bit(project: Path) -> None:
     found = Project(project)
     config = load_config(found, ["train.num_steps=20", "train.gradient_accumulation=2"], {})
