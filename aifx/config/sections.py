@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -117,6 +117,9 @@ class ObjectiveSection(Section):
 
 class DataSection(Section):
     """Base of the `[data]` of each kind of data."""
+
+    can_train_on_validation: ClassVar[bool] = False
+    """Whether `aifx train --refit` can train on the rows of the validation split: `validation_fraction = 0`."""
 
     kind: str | None = setting(
         None, "Kind of data, or `module:DATA` in the project's folder; that of task.kind if not set."

@@ -19,7 +19,7 @@ _WRITTEN: Mapping[OriginKind, str] = {
     "preset": r"preset \S+",
     "file": r"\S+\.toml:\d+",
     "env": r"AIFX_\w+",
-    "set": "--set",
+    "set": "--set|--refit",
     "auto": r"mesh\.auto",
 }
 
@@ -27,7 +27,7 @@ _WRITTEN: Mapping[OriginKind, str] = {
 @dataclass(frozen=True)
 class Origin:
     """Where a value came from. `where`: "default", "preset gpt2-124m", "aifx.toml:12", "AIFX_TRAIN__SEED", "--set",
-    "mesh.auto"."""
+    "--refit", "mesh.auto"."""
 
     kind: OriginKind
     where: str

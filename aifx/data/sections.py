@@ -336,6 +336,8 @@ class SeriesSection(DatasetSection):
 class TableSection(DatasetSection):
     """Rows of a table: a column to predict from the others."""
 
+    can_train_on_validation = True
+
     path: str = Field("data/table.csv", description="Table (.csv, .parquet, .jsonl), relative to the project.")
     target: str = Field("target", description="Column to predict.")
     columns: dict[str, ColumnKind] = Field(

@@ -174,10 +174,15 @@ def _open_table(section: TableSection, project: Project) -> Table:
 
 
 def _divided(table: Table, section: TableSection) -> dict[Split, np.ndarray]:
-    """Which rows are in each split, bool `[rows]`: by the column `_split`, if a version has it. Raises DataError."""
+    """Which rows are in each split, bool `[rows]`: by the column `_split`, if a version has it. Raises DataError.
+
+    With a `validation_fraction` of 0, the rows that `_split` names for validation are training rows.
+    """
     if isinstance(table.file, VersionRows) and table.file.part.has_column(SPLIT):
         found = [table.file.part.split_of(value) for value in table.file.column(SPLIT)]
         named = np.array(found)[table.numbers]
+        if not section.validation_fraction:
+            named = np.where(named == "validation", "train", named)
         return {split: named == split for split in SPLITS}
     return split_places(row_places(table, section), section.validation_fraction, section.test_fraction)
 

@@ -283,6 +283,14 @@ class AveragedFrom(TypedDict):
     state_digests: list[str]
 
 
+class RefittedFrom(TypedDict):
+    """The best checkpoint of the run whose settings were trained on all rows, with as many steps."""
+
+    run: str
+    step: int
+    state_digest: str
+
+
 class DatasetPartRecord(TypedDict):
     """A data set of a mix."""
 
@@ -315,6 +323,7 @@ class Provenance(TypedDict):
     forked_from: str | None
     finetuned_from: FinetunedFrom | None
     averaged_from: NotRequired[AveragedFrom]
+    refitted_from: NotRequired[RefittedFrom]
 
 
 class KeptChoice(KernelChoice):

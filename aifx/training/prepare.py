@@ -49,7 +49,7 @@ from aifx.tasks.registry import open_task
 from aifx.training.deferred_writes import DeferredWrites
 from aifx.training.finetuning import base_of_fork, choose_base, find_base
 from aifx.training.observers import EventDispatcher, MetricsFile
-from aifx.training.resume_checks import Fork
+from aifx.training.resume_checks import Fork, Refit
 from aifx.training.signals import StopSignals
 from aifx.training.watchdog import Watchdog
 from jax_kernels.dispatch import Choices
@@ -80,6 +80,7 @@ class Job:
     metrics: MetricsFile
     group: Group = field(default_factory=Group)
     watch: Watchdog | None = None
+    refit: Refit | None = None
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
@@ -228,7 +229,8 @@ def _record_origin(job: Job, task: Task, layout: Layout, is_fresh: bool) -> Base
         _suggest_precision(job.config, layout)
         base = base_of_fork(job.fork, job.config) if job.fork else choose_base(job.config, job.project, job.run)
         forked_from, finetuned_from = job.fork.run.name if job.fork else None, base.document() if base else None
-        write_json(job.run.provenance, {**now, "forked_from": forked_from, "finetuned_from": finetuned_from})
+        origins: dict[str, Any] = {"forked_from": forked_from, "finetuned_from": finetuned_from}
+        write_json(job.run.provenance, now | origins | ({"refitted_from": job.refit.origin} if job.refit else {}))
     else:
         before = read_provenance(job.run)
         if before.get("data_digest") not in (None, digest):

@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from aifx.checkpoint.listing import list_bindings, list_checkpoints
-from aifx.checkpoint.manifest import Damaged, read_manifest, step_directories
+from aifx.checkpoint.manifest import Damaged, Manifest, read_manifest, step_directories
 from aifx.config import Config, Difference, changed_model_keys, compare, read_config
+from aifx.config.toml import Origin
 from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.core.files import read_file
 from aifx.core.json_files import read_jsonl
@@ -22,7 +23,7 @@ from aifx.data.datasets import whole_reference
 from aifx.data.sections import OWN_TOKENIZERS, TokenSection
 from aifx.parallel.group import Group
 from aifx.runs.binding import binding_errors, foreign_checkpoint
-from aifx.runs.formats import RunEnd
+from aifx.runs.formats import RefittedFrom, RunEnd
 from aifx.runs.provenance import read_provenance
 from aifx.runs.status import BEGINNINGS, number
 from aifx.training.records import TrainResult
@@ -35,6 +36,73 @@ class Fork:
     run: RunDirectory
     step: int
     changes: tuple[Difference, ...]
+
+
+@dataclass(frozen=True)
+class Refit:
+    """The settings of a finished run for its training and validation rows together.
+
+    Attributes:
+        config: of the run, but with as many steps as its best checkpoint has, and without validation.
+        best: the manifest of that checkpoint.
+    """
+
+    run: RunDirectory
+    config: Config
+    best: Manifest
+
+    @property
+    def thresholds(self) -> Mapping[str, float]:
+        """By class, that the best checkpoint's validation chose: a refit has no held-out rows to choose by."""
+        return (self.best.host.get("progress") or {}).get("thresholds") or {}
+
+    @property
+    def origin(self) -> RefittedFrom:
+        return RefittedFrom(run=self.run.name, step=self.best.step, state_digest=self.best.state_digest)
+
+
+def open_refit(run: RunDirectory, project: Project, overrides: Sequence[str] = ()) -> Refit:
+    """The refit of a run. Its steps are not scaled by the number of rows: the schedule and the decay of weights are
+    per step, and with the same batch size each step is the same update.
+
+    Args:
+        overrides: `--set` strings over the run's configuration.
+
+    Raises UsageError for a run that is not finished, began with another run's checkpoint or was not validated, and for
+    data whose validation split cannot be trained on.
+    """
+    from aifx.planning.work import apply_settings
+
+    config, name = read_config(run.config, project), run.name
+    if not getattr(config.data, "can_train_on_validation", False):
+        why = f'it is for tables, and run {name!r} has task.kind = "{config.task.kind}"'
+        hint = "aifx train --run NAME --set data.validation_fraction=0 --set train.validate_every=0"
+        raise UsageError("--refit cannot train on this validation split", why, hint)
+    if _finished(run, config, verifies=False) is None:
+        why = "a refit takes as many steps as its best checkpoint has"
+        raise UsageError(f"run {name!r} is not finished", why, f"aifx train --run {name}")
+    if (fork := read_provenance(run).get("forked_from")) is not None:
+        why = f"it began with a checkpoint of run {fork!r}, and a refit begins with new weights"
+        raise UsageError(f"run {name!r} is a fork", why, f"aifx train --run {fork} --refit")
+    step = next((info.step for info in list_checkpoints(run.checkpoints) if info.is_best), None)
+    if step is None:
+        why = "a refit takes as many steps as the checkpoint that validates best"
+        raise UsageError(f"run {name!r} has no validation", why, "aifx train --run NAME --set train.validate_every=100")
+    best = read_manifest(run.checkpoints / str(step))
+    for error in binding_errors(run, config, step, best.run):
+        raise error
+    settings: dict[str, Any] = {
+        "train.num_steps": step,
+        "train.validate_every": 0,
+        "train.early_stopping": 0,
+        "data.validation_fraction": 0.0,
+    }
+    asked = {override.partition("=")[0].strip() for override in overrides}
+    changes = {key: value for key, value in settings.items() if key not in asked}
+    # Not as overrides: thresholds of classes, which a refit takes over, are otherwise for runs with validations.
+    config = read_config(run.config, project, overrides)
+    origins = {**config.origins, **dict.fromkeys(changes, Origin("set", "--refit"))}
+    return Refit(run, replace(apply_settings(config, changes), origins=origins), best)
 
 
 def check_new(run: RunDirectory, *, is_fork: bool) -> None:
@@ -79,6 +147,8 @@ def check_configuration(run: RunDirectory, before: Config, config: Config) -> No
         more = [f"and {len(found) - 8} more"] if len(found) > 8 else []
         what = f"run {run.name!r} was started with another configuration"
         hint = f"aifx train --run {run.name} --fork NAME    (continues as a new run; --run NAME starts from step 0)"
+        if (origin := read_provenance(run).get("refitted_from")) is not None:
+            hint = f"aifx train --run {origin['run']} --refit    (continues the refit)"
         raise ConfigError(what, "\n".join([*shown, *more]), hint)
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 
 import jax
 
@@ -51,6 +52,7 @@ from aifx.training.references import with_kept_references
 from aifx.training.restore import InitialState, begin, begin_from
 from aifx.training.resume_checks import (
     Fork,
+    Refit,
     check_configuration,
     check_files,
     check_fork,
@@ -78,6 +80,7 @@ def train(
     *,
     fork_from: str | None = None,
     fork_at: StepChoice = "last",
+    refit: Refit | None = None,
     observers: Sequence[Observer] = (),
     stop: StopSignals | None = None,
     profile: bool = False,
@@ -88,6 +91,7 @@ def train(
     Args:
         fork_from: begin as a new run, from a checkpoint of the run of this name.
         fork_at: which checkpoint, by its step or as "best" or "last".
+        refit: the one that this run is, whose configuration `config` is.
         stop: entered by the caller, who decides what happens to a process that must end at once.
         profile: trace a few steps into the run's `profile` folder.
         started_at: `time.perf_counter()` when a process began whose only work is this run; by default now.
@@ -115,15 +119,18 @@ def train(
                 return result
             metrics = MetricsFile(run)
             if not group.is_first:
+                dispatcher = EventDispatcher(None, [])
                 return _supervised(
-                    Job(project, config, run, fork, EventDispatcher(None, []), stop, metrics, group, watch)
+                    Job(project, config, run, fork, dispatcher, stop, metrics, group, watch, refit=refit)
                 )
             log = LogFile(run)
             with log_lines(log.write), compilations_counted(account):
                 asked = [*open_trackers(config.log.trackers, run), *open_metrics_server(config.log, run)]
                 more = [*([Trace(run)] if profile else []), *asked, *observers]
                 dispatcher = EventDispatcher(run, [metrics, log, *more], account)
-                return _supervised(Job(project, config, run, fork, dispatcher, stop, metrics, group, watch))
+                return _supervised(
+                    Job(project, config, run, fork, dispatcher, stop, metrics, group, watch, refit=refit)
+                )
 
 
 def _check(
@@ -258,6 +265,7 @@ def _train(job: Job) -> TrainResult:
 
 def _make_loop(job: Job, programs: Programs, step_fn: StepFn, begun: InitialState, info: RunInfo) -> Loop:
     rows = programs.layout.rows_by_process(job.config.train.global_batch_size)
+    progress = replace(begun.progress, thresholds=job.refit.thresholds) if job.refit else begun.progress
     return Loop(
         programs=programs,
         step_fn=step_fn,
@@ -266,7 +274,7 @@ def _make_loop(job: Job, programs: Programs, step_fn: StepFn, begun: InitialStat
         checkpoints=job.checkpoints,
         dispatcher=job.dispatcher,
         stop=job.stop,
-        progress=begun.progress,
+        progress=progress,
         guard=Guard(job.config.guards, job.dispatcher, rows, begun.guards),
         sampler=None if job.config.log.sample is None else TextSampler(job.run, programs, job.stop),
         pending_validation=begun.pending_validation,

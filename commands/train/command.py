@@ -60,6 +60,13 @@ ForkStepOption = Annotated[
         "--step", metavar="N|best|last", help="Checkpoint to start a fork from. By default the last. Requires --fork."
     ),
 ]
+RefitOption = Annotated[
+    bool,
+    typer.Option(
+        "--refit",
+        help="Train the settings of the finished run --run on its training and validation rows, as run NAME-refit.",
+    ),
+]
 MetricsPortOption = Annotated[
     int | None,
     typer.Option(
@@ -75,6 +82,7 @@ def train(
     overrides: SetOption = None,
     fork: ForkOption = None,
     step: ForkStepOption = None,
+    refit: RefitOption = False,
     metrics_port: MetricsPortOption = None,
     profile: ProfileOption = False,
     json: JsonOption = False,
@@ -90,6 +98,7 @@ def train(
         aifx train --run base --config base.toml           another configuration
         aifx train --run main --fork longer --set train.num_steps=4000
         aifx train --fork calmer --step 400 --set optimizer.learning_rate=3e-4
+        aifx train --run main --refit                      the run "main-refit"
         aifx train --json                                  a JSON document at the end
     """
     with terminal(json) as out:
@@ -100,11 +109,12 @@ def train(
             stop.before_exit.append(_write_interrupted)
             is_first = _is_first()
             overrides = [*(overrides or []), *([] if metrics_port is None else [f"log.metrics_port={metrics_port}"])]
-            result = _train(run, config, overrides, fork, step, profile, out if is_first else None, stop)
+            result = _train(run, config, overrides, fork, step, refit, profile, out if is_first else None, stop)
             stop.finish()  # also of a run that had ended before: a signal must not take its answer
             if is_first:
                 out.document(result.document())
-                _show(result, out, profile, config, overrides)
+                again = ["--run", run, "--refit"] if refit else ["--run", result.run.name]
+                _show(result, out, profile, config, overrides, again)
         if result.exit_code:
             raise SystemExit(int(result.exit_code))
 
@@ -115,6 +125,7 @@ def _train(
     overrides: list[str],
     fork: str | None,
     step: str | None,
+    refit: bool,
     profile: bool,
     out: Output | None,
     stop: StopSignals,
@@ -125,16 +136,20 @@ def _train(
         why = "a run resumes from its latest checkpoint; only a fork starts from another one"
         hint = f"aifx train --run {run} --fork NAME --step {step}"
         raise UsageError(f"--step {step} can only be used with --fork", why, hint)
+    if (option := "--fork" if fork is not None else "--config" if file is not None else None) and refit:
+        why = "a refit is a new run with the settings of its origin"
+        raise UsageError(f"--refit and {option} cannot be used together", why, f"aifx train --run {run} --refit")
     check_limits()
     from aifx.commands.train.panel import Lines, Panel
     from aifx.config import load_config
     from aifx.runs.time_account import process_started_at
-    from aifx.training.resume_checks import latest_result
+    from aifx.training.resume_checks import latest_result, open_refit
     from aifx.training.run import train as train_run
 
     project = find_project()
-    config = load_config(project, overrides, file=file)
-    name = run if fork is None else fork
+    refitted = open_refit(project.existing_run(run), project, overrides) if refit else None
+    config = refitted.config if refitted else load_config(project, overrides, file=file)
+    name = f"{run}-refit" if refit else run if fork is None else fork
     begin = partial(
         train_run,
         project,
@@ -142,6 +157,7 @@ def _train(
         name,
         fork_from=None if fork is None else run,
         fork_at="last" if at is None else at,
+        refit=refitted,
         stop=stop,
         profile=profile,
         started_at=process_started_at() if stopping.is_entered() else None,
@@ -193,8 +209,10 @@ def _write_interrupted(status: ProcessStatus | None, why: str) -> None:
     write_interrupted(signal.SIGINT if status == "interrupted" else signal.SIGTERM, sys.argv[1:])
 
 
-def _show(result: TrainResult, out: Output, profile: bool, config: Path | None, overrides: list[str]) -> None:
-    """The answer for people."""
+def _show(
+    result: TrainResult, out: Output, profile: bool, config: Path | None, overrides: list[str], run_options: list[str]
+) -> None:
+    """The answer for people; `run_options` name the run in the command that resumes it."""
     if result.error is not None:
         out.report([result.error])
         return
@@ -220,8 +238,7 @@ def _show(result: TrainResult, out: Output, profile: bool, config: Path | None, 
         again = [
             *started_by(os.environ),
             "train",
-            "--run",
-            result.run.name,
+            *run_options,
             *(() if config is None else ("--config", str(config))),
             *(part for o in overrides for part in ("--set", o)),
         ]

@@ -67,6 +67,9 @@ def test_the_column_of_splits_decides(project: Project) -> None:
         count = len(data.splits[split]["targets"])
         expected = [index for index in range(number, 80, 3) if index]
         assert data.places(split, range(count)) == [f"{data.name}: row r-{index}" for index in expected]
+    _, data = open_table(project, dataset="points", validation_fraction=0.0)
+    counts = {split: len(arrays["targets"]) for split, arrays in data.splits.items()}
+    assert counts == {"train": 53, "validation": 0, "test": 26}
 
 
 def test_a_column_that_is_missing_is_named(project: Project) -> None:
