@@ -96,3 +96,15 @@ def _train(config: Config) -> Iterator[Conflict]:
             f"train.early_stopping = {train.early_stopping} needs validations, and train.validate_every = 0 makes none",
             "early stopping counts validations without improvement",
         )
+    if train.folds > 1 and not getattr(config.data, "can_train_on_validation", False):
+        yield Conflict(
+            ("train.folds", "task.kind"),
+            f'train.folds = {train.folds} cannot be used with task.kind = "{config.task.kind}"',
+            "folds are for tables; train.folds = 1 trains one model",
+        )
+    if train.folds > 1 and config.finetune.base_run is not None:
+        yield Conflict(
+            ("train.folds", "finetune.base_run"),
+            f"train.folds = {train.folds} and finetune.base_run cannot be used together",
+            "each member begins with weights of its own",
+        )

@@ -119,7 +119,7 @@ class DataSection(Section):
     """Base of the `[data]` of each kind of data."""
 
     can_train_on_validation: ClassVar[bool] = False
-    """Whether `aifx train --refit` can train on the rows of the validation split: `validation_fraction = 0`."""
+    """Whether `train.folds` and `aifx train --refit`, by `validation_fraction = 0`, can train on validation rows."""
 
     kind: str | None = setting(
         None, "Kind of data, or `module:DATA` in the project's folder; that of task.kind if not set."
@@ -221,6 +221,9 @@ class TrainSection(Section):
     validation_batches: NonNegativeInt = setting(0, "Batches of one validation; 0 takes the whole split.")
     early_stopping: NonNegativeInt = setting(
         0, "Stop after this many validations without improvement of checkpoint.best_by; 0 never."
+    )
+    folds: PositiveInt = setting(
+        1, "Members of an ensemble for a table, each trained without a fold of the rows, which it validates."
     )
 
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 WEIGHTS = "weights"
 
+FOLD = "fold"
+"""The field with the fold of each row, int32 `[rows]`, of data for `train.folds`; -1 for one of none."""
+
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 """By name, each `[examples, ...]`."""
 

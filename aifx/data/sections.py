@@ -398,7 +398,7 @@ def held_out_conflicts(config: Config, validation: float | None, test: float) ->
             f"data.validation_fraction = {validation:g} and data.test_fraction = {test:g} leave no training data",
             "together they must be below 1",
         )
-    if config.train.early_stopping and validation == 0.0:
+    if config.train.early_stopping and validation == 0.0 and config.train.folds == 1:
         yield Conflict(
             ("train.early_stopping", "data.validation_fraction"),
             f"train.early_stopping = {config.train.early_stopping} needs a validation split, "

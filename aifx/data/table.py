@@ -16,6 +16,7 @@ import numpy as np
 from aifx.core.errors import ConfigError, DataError
 from aifx.core.project import Project
 from aifx.data.arrays import (
+    FOLD,
     ArrayDataset,
     ArrayFormat,
     Arrays,
@@ -74,7 +75,19 @@ class TableFormat(ArrayFormat):
     @classmethod
     def open(cls, section: TableSection, project: Project, assets: Path) -> tuple[TableFormat, ArrayDataset]:
         """The rows of `data.path`. Columns are inferred from the training split, unless `assets` has them."""
+        return cls.open_folds(section, project, assets)
+
+    @classmethod
+    def open_folds(
+        cls, section: TableSection, project: Project, assets: Path, folds: int = 1
+    ) -> tuple[TableFormat, ArrayDataset]:
+        """`open`; with 2 `folds` or more, all rows that are not for the test are in training and in validation.
+
+        "fold" int32 `[rows]` is then their fold, -1 in the test split. Raises DataError if a member has no other fold.
+        """
         table, splits = read_splits(section, project)
+        if folds > 1:
+            splits["train"] = splits["validation"] = ~splits["test"]
         if (assets / SPEC_FILE).exists():
             spec = need_spec(assets)
             _check_kept(spec, section)
@@ -84,6 +97,8 @@ class TableFormat(ArrayFormat):
             spec, lines = infer_spec(table, splits["train"], section)
             logger.info("\n".join(lines))
         arrays = encode_table(table, spec, section.target)
+        if folds > 1:
+            arrays = {**arrays, FOLD: row_folds(table, splits["train"], section, folds)}
         held_out: tuple[Split, ...] = ("validation", "test")
         data = array_dataset(
             {split: take(arrays, which) for split, which in splits.items()},
@@ -96,7 +111,10 @@ class TableFormat(ArrayFormat):
 
     def open_file(self, path: Path) -> ArrayDataset:
         table = read_table(path, str(path)).known(self.section.target)
-        data = array_dataset({"test": encode_table(table, self.spec, self.section.target)}, name=str(path))
+        arrays = encode_table(table, self.spec, self.section.target)
+        if FOLD in self.spec.fields:
+            arrays = {**arrays, FOLD: np.full(table.num_rows, -1, np.int32)}
+        data = array_dataset({"test": arrays}, name=str(path))
         return replace(data, spec=self.spec, places=_places(table, {"test": np.ones(table.num_rows, bool)}))
 
     def encode(self, row: Mapping[str, Any]) -> Batch:
@@ -131,7 +149,8 @@ class TableFormat(ArrayFormat):
         return [(column, encoder(column)) for column in self.spec.columns]
 
     def baselines(self, dataset: ArrayDataset, split: Split) -> Iterator[tuple[str, np.ndarray]]:
-        if "train" not in dataset.splits:  # a file of `aifx eval --data`
+        # A file of `aifx eval --data` has no rows to learn from; with folds, validation rows are those.
+        if "train" not in dataset.splits or (FOLD in self.spec.fields and split != "test"):
             return iter(())
         return table_baselines(self.spec, dataset.splits["train"], dataset.splits[split]["inputs"])
 
@@ -208,6 +227,25 @@ def row_places(table: Table, section: TableSection) -> np.ndarray:
         return np.array([_text_fraction(as_text(clusters[number])) for number in table.numbers])
     rows = zip(*table.values.values(), strict=True)  # with ignored columns: a number of its own makes a row another
     return np.array([_text_fraction("\x1f".join(map(as_text, row))) for row in rows])
+
+
+def row_folds(table: Table, is_train: np.ndarray, section: TableSection, folds: int) -> np.ndarray:
+    """The fold of each training row, int32 `[rows]`, and -1 of the others.
+
+    Rows of one place (see `row_places`) are in one fold. With `data.time_column`, a fold is a stretch of the time;
+    otherwise the hash of the place decides. Raises DataError if one fold has all rows.
+    """
+    places = row_places(table.rows_where(is_train), section)
+    if section.time_column is None:  # the places that are not held out fill a part of [0, 1), or parts by `_split`
+        places = np.array([hash_fraction(place) for place in places])
+    numbers = (places * folds).astype(np.int32)
+    if len(np.unique(numbers)) < 2:
+        by = "data.time_column" if section.time_column else "data.group_column" if section.group_column else "the rows"
+        why = f"by the values of {by}, which stay together, one of {folds} folds has all {len(numbers)} rows"
+        raise DataError(f"{table.name}: train.folds = {folds} leaves a member without rows", why, "add rows of others")
+    found = np.full(table.num_rows, -1, np.int32)
+    found[is_train] = numbers
+    return found
 
 
 def _text_fraction(text: str) -> float:

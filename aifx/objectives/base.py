@@ -104,6 +104,13 @@ class Objective:
         """
         return []
 
+    def combine(self, outputs: jax.Array) -> jax.Array:
+        """The outputs `[rows, outputs]` of an ensemble, from those of its members `[members, rows, outputs]`.
+
+        By default their mean. Runs inside jit.
+        """
+        return outputs.mean(axis=0)
+
     def predictions(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Predictions:
         """What the model predicts for each example of a batch of `DataFormat.encode`'s arrays: `[examples, ...]`.
 

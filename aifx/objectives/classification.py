@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -127,6 +128,10 @@ class Classification(Classifier):
     def decides_by(self, data: DataSpec) -> dict[str, float]:
         fixed = self._fixed(data.classes, 1 / len(data.classes))
         return {} if fixed is None else dict(zip(data.classes, fixed.tolist(), strict=True))
+
+    def combine(self, outputs: jax.Array) -> jax.Array:
+        """The logarithms of the mean probabilities."""
+        return jax.nn.logsumexp(jax.nn.log_softmax(outputs), axis=0) - math.log(len(outputs))
 
     def predictions(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Predictions:
         """For each example: "probabilities" of the classes, float32 `[examples, classes]`."""

@@ -84,6 +84,11 @@ class Multilabel(Classifier):
     def decides_by(self, data: DataSpec) -> dict[str, float]:
         return dict(zip(data.classes, self._thresholds_of(data).tolist(), strict=True))
 
+    def combine(self, outputs: jax.Array) -> jax.Array:
+        """The logits of the mean probabilities."""
+        present, absent = (jax.nn.logsumexp(jax.nn.log_sigmoid(logits), axis=0) for logits in (outputs, -outputs))
+        return present - absent
+
     def predictions(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Predictions:
         """For each example: "probabilities" of the classes, float32 `[examples, classes]`."""
         return {"probabilities": jax.nn.sigmoid(outputs(model, params, batch, ctx))}

@@ -75,6 +75,11 @@ class Quantile(Objective):
         means = {name: mean(totals[name]) for name in METRICS}
         return means | ({"examples": round(float(totals["examples"][0]))} if "examples" in totals else {})
 
+    def combine(self, outputs: jax.Array) -> jax.Array:
+        """The means of each quantile, which a member may give in any order."""
+        by_level = outputs.reshape(*outputs.shape[:2], -1, len(self.quantiles))
+        return jnp.sort(by_level, axis=-1).mean(axis=0).reshape(outputs.shape[1:])
+
     def predictions(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Predictions:
         """For each example: "quantiles" in increasing order, in the data's units: `[examples, targets, quantiles]`."""
         location, scale = _units(batch)

@@ -24,6 +24,7 @@ from aifx.programs.device_parts import batch_partitions, model_params, row_ids
 from aifx.programs.state import TrainState
 from aifx.specs import Params, Specs, merge_frozen, split_frozen, widened
 from aifx.tasks.base import Task
+from aifx.tasks.ensemble import Ensemble
 
 STEP_METRICS = ("loss", "grad_norm", "learning_rate")
 """What a step reports, in this order, as one float32 array: one transfer to the host per step."""
@@ -109,14 +110,21 @@ class TrainStep:
     ) -> tuple[jax.Array, jax.Array]:
         """Total and weight of the loss over a device's part of some rows of the batch, float32."""
         ctx = ForwardContext(self.layout, training=True, key=key, row_ids=row_ids)
-        whole = model_params(self.task.model, params, self.specs, self.layout, self.dtype)
-        sums = self.task.objective.sums(self.task.model, whole, batch, ctx)
+        model = self.task.model
+        whole = model_params(model, params, self.specs, self.layout, self.dtype)
+        if isinstance(model, Ensemble):
+            batch = model.training_batch(batch)
+        sums = self.task.objective.sums(model, whole, batch, ctx)
         total, weight = check_sums(self.task.objective, sums)["loss"]
         return total.astype(jnp.float32), weight.astype(jnp.float32)
 
     def update(self, state: TrainState, gradients: Any, norm: jax.Array) -> TrainState:
         """Clipping, the optimizer, the average: the next state from gradients and their global norm."""
-        gradients = clip_by_norm(gradients, norm, self.config.optimizer.clip_norm)
+        model, bound = self.task.model, self.config.optimizer.clip_norm
+        if isinstance(model, Ensemble):
+            gradients = model.clip(gradients, bound)
+        else:
+            gradients = clip_by_norm(gradients, norm, bound)
         weights = widened(select_weights(state.params, self.trained))
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, weights)
         share = self.share(state)

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from aifx.data.arrays import FOLD, WEIGHTS
 from aifx.data.base import Batch
 from aifx.data.spec import DataSpec
 from aifx.loading.prediction import checked_predictions
@@ -343,8 +344,8 @@ def fields_of(batch: Batch) -> Fields:
 
 
 def fields_of_spec(data: DataSpec) -> Fields:
-    """The fields of an example that a spec describes, without targets and weights."""
-    known = {name: field for name, field in data.fields.items() if name not in ("targets", "weights")}
+    """The fields of an example that a spec describes, without targets, weights and folds, which no request has."""
+    known = {name: field for name, field in data.fields.items() if name not in ("targets", WEIGHTS, FOLD)}
     return tuple((name, tuple(field.shape), str(field.dtype)) for name, field in sorted(known.items()))
 
 

@@ -21,6 +21,7 @@ from aifx.models.base import Model
 from aifx.objectives.base import Objective
 from aifx.specs import ArraySpec
 from aifx.tasks.base import Task, part_name
+from aifx.tasks.ensemble import Ensemble
 from aifx.tasks.project_errors import project_errors
 
 REQUIRED: tuple[tuple[str, PartName, tuple[str, ...]], ...] = (
@@ -40,7 +41,11 @@ def open_task(config: Config, project: Project, assets: Path) -> Task:
         return _own("open", config, project, assets)
     with project_errors(config, project):
         try:
-            opened = _make("data", config, project).open(config.data, project, assets)
+            form, folds = _make("data", config, project), config.train.folds
+            if folds > 1:
+                opened = form.open_folds(config.data, project, assets, folds)
+            else:
+                opened = form.open(config.data, project, assets)
         except DataError as error:
             raise _missing_file(config, project) or error from None
         if not (isinstance(opened, tuple) and len(opened) == 2):
@@ -135,6 +140,8 @@ def _checked(config: Config, task: Task) -> Task:
     if isinstance(flops := task.model.flops(1), bool) or not isinstance(flops, int | float):
         raise _wrong_part(config, "model", f"{name}.flops returned {type(flops).__name__}, not a number")
     task.objective.check_data(task.data)
+    if (folds := config.train.folds) > 1:
+        return replace(task, model=Ensemble(task.model, task.objective, folds))
     return replace(task, model=adapted_model(task.model, config))
 
 

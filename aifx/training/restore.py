@@ -103,7 +103,16 @@ def begin_from(fork: Fork, programs: Programs, run: RunDirectory) -> InitialStat
     except Damaged:
         raise
     except CheckpointError as unfit:
-        of_model = ("model.", "task.", "objective.", "data.", "train.parameter_dtype", "finetune.", "lora.")
+        of_model = (
+            "model.",
+            "task.",
+            "objective.",
+            "data.",
+            "train.parameter_dtype",
+            "train.folds",
+            "finetune.",
+            "lora.",
+        )
         changed = [str(d) for d in fork.changes if d.key.startswith(of_model)]
         what = f"a fork of run {fork.run.name!r} cannot have another model"
         hint = "aifx train --run NAME    (a new run, from its first step)"

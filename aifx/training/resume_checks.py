@@ -95,6 +95,7 @@ def open_refit(run: RunDirectory, project: Project, overrides: Sequence[str] = (
         "train.num_steps": step,
         "train.validate_every": 0,
         "train.early_stopping": 0,
+        "train.folds": 1,
         "data.validation_fraction": 0.0,
     }
     asked = {override.partition("=")[0].strip() for override in overrides}
