@@ -11,7 +11,7 @@ import pytest
 
 from aifx.core.errors import ConfigError
 from aifx.data.spec import Column, DataSpec, Field
-from aifx.models.tabular.model import Bins, Tabular, make
+from aifx.models.tabular.model import LINEAR_SCALE, PERCEPTRON_SCALE, Bins, Tabular, make
 from aifx.models.tabular.section import TabularSection
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import abstract_layout
@@ -56,19 +56,21 @@ def test_bins_encode_piecewise_linearly() -> None:
 def test_the_forward_pass_is_that_of_numpy() -> None:
     model, params = network()
     inputs = np.array([[0.25, 2, 0.5, 3], [-0.5, 0, np.nan, 1]], np.float32)
-    params["numbers"]["missing"] = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)), jnp.float32)
+    random = np.random.default_rng(0)
+    params["numbers"]["missing"] = jnp.asarray(random.normal(size=(2, 3)), jnp.float32)
+    params["linear"]["weight"] = jnp.asarray(random.normal(size=(10, 3)), jnp.float32)
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     encoded = np.array([[[1, 0.5, 0], [0.5, 0, 0]], [[0.5, 0, 0], [0, 0, 0]]])
     numbers = np.einsum("rcb,cbd->rcd", encoded, p["numbers"]["weight"]) + p["numbers"]["bias"]
     numbers[1, 1] += p["numbers"]["missing"][1]
-    x = np.concatenate(
-        [np.maximum(numbers, 0).reshape(2, -1), p["categories"][[[2, 7], [0, 5]]].reshape(2, -1)], axis=1
-    )
+    categories = p["categories"][[[2, 7], [0, 5]]].reshape(2, -1)
+    x = np.concatenate([np.maximum(numbers, 0).reshape(2, -1), categories], axis=1)
     for layer in p["hidden"].values():
         x = np.maximum(x @ layer["weight"] + layer["bias"], 0)
-    np.testing.assert_allclose(
-        outputs(model, params, inputs), x @ p["output"]["weight"] + p["output"]["bias"], atol=1e-5
-    )
+    linear = np.concatenate([[[0.25, 0.5, 0, 0], [-0.5, 0, 0, 1]], categories], axis=1)  # numbers, then missing marks
+    expected = PERCEPTRON_SCALE * x @ p["output"]["weight"] + LINEAR_SCALE * linear @ p["linear"]["weight"]
+    expected += p["output"]["bias"]
+    np.testing.assert_allclose(outputs(model, params, inputs), expected, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -103,7 +105,7 @@ def test_a_column_of_one_value_or_none_has_no_bins() -> None:
 @pytest.mark.slow
 def test_operations_are_six_per_row_and_weight_of_a_product() -> None:
     model, _ = network()
-    weights = 2 * 3 * 3 + 12 * 8 + 8 * 8 + 8 * 3
+    weights = 2 * 3 * 3 + 12 * 8 + 8 * 8 + 8 * 3 + (2 * 2 + 2 * 3) * 3
     assert model.flops(10) == 60 * weights
     assert count_parameters(model.specs()) == weights + 2 * (2 * 3) + 8 * 3 + 8 + 8 + 3
 

@@ -1,4 +1,4 @@
-"""A multilayer perceptron over the columns of a table, with embeddings of numbers and categories."""
+"""A multilayer perceptron and a linear model over the columns of a table, with embeddings of numbers and categories."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ from aifx.nn import initializers, layers
 from aifx.parallel.context import ForwardContext
 from aifx.specs import ArraySpec, Params, Specs
 
+PERCEPTRON_SCALE, LINEAR_SCALE = 0.3, 15.0
+"""Factors of the features of the perceptron and of the linear model.
+
+Adam moves each weight by about the learning rate, and so the output of many units much faster than that of a few
+inputs. With the factors, the linear model is learned first. `benchmarks/tables_public.py` names the tables on which
+they were chosen."""
+
 
 class Tabular:
     """From inputs `[rows, columns]` to `num_outputs` numbers each.
@@ -23,6 +30,9 @@ class Tabular:
     A number is encoded by the bins of its column, piecewise linearly, and becomes `embed_dim` numbers by a linear layer
     of its own with a ReLU ("Q-LR" of Gorishniy et al. 2022, arXiv 2203.05556). A missing number counts as the mean, and
     adds a vector of its own. A category has a vector, also if it is missing or unknown.
+
+    The outputs are the sum of the perceptron's and of a linear model's over the scaled numbers, marks of the missing
+    ones, and the vectors of categories. On few rows, most of what can be learned is linear.
     """
 
     def __init__(self, section: TabularSection, columns: Sequence[Column], *, num_outputs: int) -> None:
@@ -38,8 +48,13 @@ class Tabular:
     def width_in(self) -> int:
         return (len(self.numeric) + len(self.categorical)) * self.section.embed_dim
 
+    @property
+    def linear_width(self) -> int:
+        return 2 * len(self.numeric) + len(self.categorical) * self.section.embed_dim
+
     def specs(self) -> Specs:
-        """Arrays by name: `numbers` (weight, bias, missing), `categories`, `hidden/<i>` and `output` (weight, bias)."""
+        """Arrays by name: `numbers` (weight, bias, missing), `categories`, `hidden/<i>` and `output` (weight, bias),
+        `linear/weight`."""
         dim, width = self.section.embed_dim, self.section.width
         embeddings: Specs = {}
         if count := len(self.numeric):
@@ -57,41 +72,53 @@ class Tabular:
         for i in range(self.section.num_layers):
             hidden[str(i)] = _linear_specs(inputs, width, math.sqrt(2 / inputs))
             inputs = width
-        return {**embeddings, "hidden": hidden, "output": _linear_specs(width, self.num_outputs, 0.02, is_hidden=False)}
+        shape = (self.linear_width, self.num_outputs)
+        return {
+            **embeddings,
+            "hidden": hidden,
+            "output": _linear_specs(width, self.num_outputs, 0.02, is_hidden=False),
+            "linear": {"weight": ArraySpec(shape, (None, None), initializers.zeros, decay=True)},
+        }
 
     def flops(self, rows: int) -> int:
         """Forward and backward: 6 for each weight of a product."""
         width, dim = self.section.width, self.section.embed_dim
         embedding = len(self.numeric) * self.bins.most * dim
         hidden = self.width_in * width + (self.section.num_layers - 1) * width**2
-        return 6 * rows * (embedding + hidden + width * self.num_outputs)
+        return 6 * rows * (embedding + hidden + (width + self.linear_width) * self.num_outputs)
 
     def hidden(self, params: Params, batch: Mapping[str, jax.Array], ctx: ForwardContext) -> jax.Array:
-        """Features `[rows, width]` of "inputs" float32 `[rows, columns]`."""
+        """Features `[rows, width + linear_width]` of "inputs" float32 `[rows, columns]`."""
         inputs, dtype = batch["inputs"], params["output"]["weight"].dtype
-        parts = []
+        parts: list[jax.Array] = []
+        linear: list[jax.Array] = []
         if len(self.numeric):
-            parts.append(self._numbers(params["numbers"], inputs[:, self.numeric], dtype))
+            values = inputs[:, self.numeric]
+            missing = jnp.isnan(values)
+            values = jnp.where(missing, 0.0, values)
+            parts.append(self._numbers(params["numbers"], values, missing, dtype))
+            linear += [values.astype(dtype), missing.astype(dtype)]
         if len(self.categorical):
             numbers = inputs[:, self.categorical].astype(jnp.int32) + self.offsets
             parts.append(params["categories"][numbers].reshape(len(inputs), -1))
+            linear.append(parts[-1])
         x = jnp.concatenate(parts, axis=1)
         for i in range(self.section.num_layers):
             layer = params["hidden"][str(i)]
             x = jax.nn.relu(layers.linear(x, layer["weight"], layer["bias"]))
             x = layers.dropout(x, self.section.dropout, ctx, i)
-        return x
+        return jnp.concatenate([PERCEPTRON_SCALE * x, *(LINEAR_SCALE * part for part in linear)], axis=1)
 
-    def _numbers(self, params: Params, values: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """Embeddings `[rows, columns x embed_dim]` of numbers `[rows, columns]`, NaN where one is missing."""
-        missing = jnp.isnan(values)
-        encoded = self.bins.encode(jnp.where(missing, 0.0, values)).astype(dtype)
+    def _numbers(self, params: Params, values: jax.Array, missing: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """Embeddings `[rows, columns x embed_dim]` of numbers `[rows, columns]`, 0 where one is missing."""
+        encoded = self.bins.encode(values).astype(dtype)
         y = jnp.einsum("rcb,cbd->rcd", encoded, params["weight"]) + params["bias"]
         y = jax.nn.relu(y + missing[..., None] * params["missing"])
         return y.reshape(len(values), -1)
 
     def head(self, params: Params, ctx: ForwardContext) -> Head:
-        return Head(params["output"]["weight"], params["output"]["bias"])
+        weight = jnp.concatenate([params["output"]["weight"], params["linear"]["weight"]])
+        return Head(weight, params["output"]["bias"])
 
 
 class Bins:
