@@ -44,6 +44,9 @@ STEPS_OF_LARGE = 400
 TABLE_SHARES = {"validation_fraction": 0.15, "test_fraction": 0.2}
 """Of the rows of a table that are held out."""
 
+TABLE_VALIDATIONS, TABLE_PATIENCE = 20, 5
+"""Validations of a training on a table, and how many without improvement end it."""
+
 
 def answers_from_data(template: str, answers: Mapping[str, Any], destination: Path) -> Answers:
     """What the template needs to know of the data that the answers name; nothing if they name none.
@@ -140,7 +143,7 @@ def _shape(paths: Sequence[Path]) -> tuple[float, float, int]:
 
 
 def _table(path: Path, answers: Mapping[str, Any]) -> Answers:
-    """The objective and a gate for a table with a column `target`."""
+    """The objective, a gate and the settings of a training for a table with a column `target`."""
     if "target" not in answers:
         why, hint = "the template predicts one column of the file", f"--answer data={path} --answer target=COLUMN"
         raise UsageError("--answer data requires --answer target", why, hint)
@@ -155,14 +158,44 @@ def _table(path: Path, answers: Mapping[str, Any]) -> Answers:
     train, test = data.splits["train"]["targets"], data.splits["test"]["targets"]
     if not len(test):
         raise DataError(f"{path}: {len(train)} rows are too few", "none is held out for the test", "add rows")
+    settings = {**TABLE_SHARES, **table_settings(len(train))}
     if classes := form.spec.classes:
         share = float((test == np.argmax(np.bincount(train, minlength=len(classes)))).mean())
         score = 2 * share / (1 + share) / len(classes)  # F1 of the class that is always predicted; others have 0
         gate = f"macro_f1 >= {min(score + MARGIN, 0.99):.2f}"
-        return {"objective": "classification", "gate": gate, **TABLE_SHARES}
+        return {"objective": "classification", "gate": gate, **settings}
     error = float(np.abs(test).mean()) * form.spec.target_scale
     gate = f"mean_absolute_error <= {float(f'{(1 - MARGIN) * error:.3g}'):g}"
-    return {"objective": "regression", "gate": gate, **TABLE_SHARES}
+    return {"objective": "regression", "gate": gate, **settings}
+
+
+def table_settings(rows: int) -> Answers:
+    """The model and the training for so many training rows.
+
+    Steps grow with the root of the rows: a large table has more to learn, and a small one is read more often. Few rows
+    are learned by heart soon, so a small table gets small batches, a narrow network, more dropout and more weight
+    decay. The average of the weights smooths two validations, so that the best one is less a matter of luck.
+    """
+    validate_every = max(10, round(math.sqrt(rows)))
+    num_steps = TABLE_VALIDATIONS * validate_every
+    return {
+        "num_steps": num_steps,
+        "batch_size": _power_of_two(rows / 8, 16, 256),
+        "validate_every": validate_every,
+        "early_stopping": TABLE_PATIENCE,
+        "ema_decay": round(1 - 0.5 / validate_every, 4),
+        "learning_rate": 0.003,
+        "weight_decay": round(300 / num_steps, 3),
+        "warmup_steps": min(50, num_steps // 10),
+        "width": _power_of_two(3 * math.sqrt(rows), 32, 256),
+        "num_layers": 2 if rows < 1000 else 3,
+        "dropout": round(min(max(0.6 - 0.1 * math.log10(rows), 0.1), 0.5), 2),
+    }
+
+
+def _power_of_two(number: float, least: int, most: int) -> int:
+    """The power of two that is nearest by ratio, between two others."""
+    return min(max(1 << round(math.log2(number)), least), most) if number > 1 else least
 
 
 def _series(path: Path, answers: Mapping[str, Any]) -> Answers:

@@ -17,6 +17,7 @@ import tomli
 from aifx.core.project import Project
 from aifx.data.sections import TableSection
 from aifx.data.table import read_splits
+from aifx.scaffold.own_data import table_settings
 
 
 def command(cwd: Path, *args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -72,8 +73,25 @@ def test_the_gate_of_numbers_is_below_the_error_of_the_mean(tmp_path: Path) -> N
     checked = command(tmp_path / "p", "config", "check")
     counts = [re.findall(r"from (\d+) training rows", done.stdout + done.stderr) for done in (made, checked)]
     assert counts[0] == counts[1] != []
+    train = toml["train"]
+    assert train["num_steps"] > train["early_stopping"] * train["validate_every"] >= 5 * 10
+    sections = (toml["model"], train, toml["optimizer"], toml["schedule"])
+    written = {key: value for section in sections for key, value in section.items()}
+    written = {**written, "batch_size": train["global_batch_size"]}
+    assert written.items() >= table_settings(int(counts[0][0])).items()
     command(tmp_path, "init", "q", "-t", "tabular", "-a", f"data={tmp_path / 't.csv'}", "-a", "target=price")
     assert tomli.loads((tmp_path / "q/aifx.toml").read_text())["data"]["path"] == str(tmp_path / "t.csv")
+
+
+def test_the_training_of_a_table_follows_its_rows() -> None:
+    small, medium, large = (table_settings(round(0.65 * rows)) for rows in (75, 2_000, 50_000))
+    for chosen in (small, medium, large):
+        assert 5 <= chosen["early_stopping"] < chosen["num_steps"] // chosen["validate_every"]
+        assert chosen["num_steps"] % chosen["validate_every"] == 0
+    for key in ("num_steps", "batch_size", "width"):
+        assert small[key] < medium[key] < large[key]
+    assert small["dropout"] > medium["dropout"] > large["dropout"]
+    assert small["batch_size"] < 49
 
 
 @pytest.mark.parametrize(
