@@ -24,7 +24,7 @@ if its score is at most 1 % above that of the other predictor.
 
 **Other tables.** The network and the settings of `aifx init` were chosen on outer folds of other tables alone: `lung`
 (`status` without `time`) and `gbsg2` (`cens` without `time`) of lifelines 0.30.3, `Carseats` (`Sales`) and `Boston`
-(`medv`) of ISLP 0.6.0. No outer fold of the ten tables was looked at.
+(`medv`) of ISLP 0.6.0. No outer fold of the ten tables was looked at for this.
 
 FOLDER/scores.jsonl has a line per table, outer fold and settings of --set. What is in it is not measured again.
 """
