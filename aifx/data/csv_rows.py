@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -25,6 +26,19 @@ def unescape_formula(cell: Any) -> Any:
     """The text that `escape_formula` made a cell of."""
     is_escaped = isinstance(cell, str) and cell.startswith("'") and _FORMULA.match(cell)
     return cell[1:] if is_escaped else cell
+
+
+class CsvText(io.StringIO):
+    """What `csv.writer` writes rows to, with its own `lineterminator`: each ends with a line feed alone.
+
+    Python 3.11 leaves a carriage return in a value without quotes if the end of a line has none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(newline="")
+
+    def write(self, row: str) -> int:
+        return super().write(row.removesuffix("\r\n") + "\n")
 
 
 def _is_number(text: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import IO, Any
 from aifx.core.errors import DataError, UsageError
 from aifx.core.files import replacing
 from aifx.core.json_values import encode_json
+from aifx.data.csv_rows import CsvText
 
 Record = Mapping[str, Any]
 
@@ -95,8 +95,8 @@ class TableWriter(RowWriter):
 
 class CsvWriter(TableWriter):
     def _write_rows(self, rows: list[dict[str, Any]], *, is_first: bool) -> None:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self._names, lineterminator="\n")
+        text = CsvText()
+        writer = csv.DictWriter(text, self._names)
         if is_first:
             writer.writeheader()
         writer.writerows([{name: _cell(value) for name, value in row.items()} for row in rows])

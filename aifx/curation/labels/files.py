@@ -21,7 +21,7 @@ from aifx.core.parsing import parse_json
 from aifx.curation.labels.contents import FileLabel, RowFinder, Shown, contents_of, select_rows
 from aifx.curation.labels.label_studio import read_tasks, task_of
 from aifx.curation.labels.store import Entry, LabelLog, LabelState, now
-from aifx.data.csv_rows import NotCsv, csv_rows, escape_formula, unescape_formula
+from aifx.data.csv_rows import CsvText, NotCsv, csv_rows, escape_formula, unescape_formula
 from aifx.data.versions import ROW, Version
 
 LabelFormat: TypeAlias = Literal["label-studio", "jsonl", "csv"]
@@ -116,8 +116,8 @@ def _lines(rows: Iterable[LabelledRow], shown: Shown, column: str) -> Iterator[s
 
 
 def _cells(rows: Iterable[LabelledRow], shown: Shown, column: str) -> Iterator[str]:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    text = CsvText()
+    writer = csv.DictWriter(text, FIELDS)
     writer.writeheader()
     for *_, entries in rows:
         writer.writerows({name: escape_formula(value) for name, value in _record(entry).items()} for entry in entries)

@@ -25,7 +25,7 @@ from aifx.curation.readers.base import (
 )
 from aifx.curation.readers.lines import line_blocks
 from aifx.curation.readers.streams import MARKS, Begun, Ended, Marking, open_utf8, unmarked
-from aifx.data.csv_rows import NotCsv, csv_rows
+from aifx.data.csv_rows import CsvText, NotCsv, csv_rows
 
 if TYPE_CHECKING:
     from pyarrow import DataType, Schema, Table
@@ -264,10 +264,10 @@ class _Rows:
         lines = self._line_numbers
 
         def row(index: int) -> tuple[int, bytes]:
-            text = io.StringIO()
+            text = CsvText()
             values = [column[index].as_py().decode() for column in table.columns]
-            csv.writer(text, delimiter=self._delimiter, lineterminator="").writerow(values)
-            return int(lines[index]), unmarked(text.getvalue())
+            csv.writer(text, delimiter=self._delimiter).writerow(values)
+            return int(lines[index]), unmarked(text.getvalue().removesuffix("\n"))
 
         return row
 
