@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import pytest
 
 import aifx
 import jax_kernels
+from aifx.data.decoding import FEW
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 NAMES = re.findall(r"^### ((?:aifx|jax_kernels)\.\w+)$", PAGE.read_text(), re.M)
@@ -180,3 +183,40 @@ def test_the_packages_load_nothing_and_know_their_names() -> None:
     for package in (aifx, jax_kernels):
         with pytest.raises(AttributeError, match="nothing"):
             package.nothing  # noqa: B018
+
+
+@pytest.mark.slow
+def test_a_script_without_a_main_guard_trains(tmp_path: Path) -> None:
+    """Processes that decode pictures do not run the script that called aifx: it prints each line once."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for number in range(FEW + 8):
+        path = tmp_path / f"pictures/{('dark', 'light')[number % 2]}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 128, (8, 8, 3), np.uint8) + np.uint8(127 * (number % 2))).save(path)
+    (tmp_path / "aifx.toml").write_text(
+        '[task]\nkind = "vision"\n[data]\npath = "pictures"\nimage_size = [8, 8]\nworkers = 2\n'
+        "[model]\nchannels = [4, 4]\n[train]\nnum_steps = 3\nglobal_batch_size = 16\n"
+    )
+    script = """\
+        import logging
+        import aifx
+        from aifx.core import processes
+
+        start = processes.Child.of_module
+        started = []
+        processes.Child.of_module = lambda *args, **options: started.append(args[0]) or start(*args, **options)
+        logging.basicConfig()
+        print("begun")
+        result = aifx.train(settings={"train.validate_every": 3})
+        print(result.status, result.step, started.count("aifx.data.decoding"))
+        print(aifx.evaluate("runs/main").metrics["examples"] > 0)
+    """
+    (tmp_path / "script.py").write_text(textwrap.dedent(script))
+    environ = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["begun", "completed 3 2", "True"]
