@@ -141,6 +141,7 @@ def test_members_are_combined_by_the_mean_of_what_they_predict() -> None:
     np.testing.assert_allclose(quantile.combine(given), by_level.reshape(5, 6), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_each_member_clips_the_gradients_of_its_own_mean_loss() -> None:
     ensemble = Ensemble(None, Objective(), FOLDS)  # type: ignore[arg-type]
     gradients = {"a": jnp.array([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]]) / FOLDS, "frozen": None}
