@@ -336,6 +336,7 @@ def test_rows_to_forecast_are_the_end_of_each_series(tmp_path: Path) -> None:
         "time": day_name(61),
         "value": 2.0,
         "quantiles": {"0.5": 2.0},
+        "reason": "",
     }
     short = form.encode(rows[2].values)
     assert short["observed"].sum() == 8
