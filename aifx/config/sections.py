@@ -223,7 +223,7 @@ class TrainSection(Section):
         0, "Stop after this many validations without improvement of checkpoint.best_by; 0 never."
     )
     folds: PositiveInt = setting(
-        1, "Members of an ensemble for a table, each trained without a fold of the rows, which it validates."
+        1, "Members of an ensemble for a table. Each is trained without one fold of the rows, and validated on it."
     )
 
 

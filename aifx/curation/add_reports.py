@@ -74,8 +74,8 @@ class AddedFiles:
         quarantined: bad rows of the whole version.
         damaged_files: that could not be read to their end.
         bad_rows: the first rows in quarantine.
-        likely_encodings: that the bytes of these may have, by file, the likeliest first.
-        encodings: that `--encoding auto` found, by file.
+        likely_encodings: of each file that has bytes that are not UTF-8, the likeliest first.
+        encodings: of each file, if `--encoding auto` decided it.
         is_new: False if the same version was there already.
         is_accepted: whether the name alone means this version.
         left_out: files of folders that have no reader.
