@@ -4,42 +4,24 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
-
-if TYPE_CHECKING:
-    from aifx.data.image_files import Listing
 
 Answers: TypeAlias = dict[str, Any]
 
 QUESTION = "data"
 
-OF_DATA = {"target", "time", "series", "horizon"}
-"""Answers about the file that `data` names."""
+OF_DATA = {"target", "time", "series", "horizon", "minutes"}
+"""Answers about the file or folder that `data` names."""
 
 MARGIN = 0.05
 """A gate asks for so much more macro F1 than the most frequent class has, or so much less error, as a share, than the
 mean or the seasonal naive."""
-
-MOST_OPENED = 1000
-"""Pictures whose headers tell the sizes of all."""
-
-MOST_PIXELS, MOST_PIXELS_OF_SMALL = 128 * 192, 128 * 128
-"""Of the images that a network on a CPU is given. Pictures of more than the second number are large: what matters on
-them may be small, so the template describes a network that reads maxima of local contrast."""
-
-EPOCHS, BATCH_SIZE = 20, 64
-"""Of the training that the template of images describes for small ones."""
-
-STEPS_OF_LARGE = 400
 
 TABLE_SHARES = {"validation_fraction": 0.15, "test_fraction": 0.2}
 """Of the rows of a table that are held out."""
@@ -56,7 +38,7 @@ def answers_from_data(template: str, answers: Mapping[str, Any], destination: Pa
     read = READERS.get(template)
     if read is None or not answers.get(QUESTION):
         for key in sorted(OF_DATA & answers.keys()):
-            raise UsageError(f"--answer {key} requires --answer data", "it is about that file", "--answer data=FILE")
+            raise UsageError(f"--answer {key} requires --answer data", "it is about that data", "--answer data=FILE")
         return {}
     path = Path(answers[QUESTION]).expanduser()
     if not path.exists():
@@ -67,79 +49,9 @@ def answers_from_data(template: str, answers: Mapping[str, Any], destination: Pa
 
 
 def _images(path: Path, answers: Mapping[str, Any]) -> Answers:
-    """Objective, classes, channels, a size and a gate for a folder or list of pictures."""
-    from aifx.data.image_files import list_pictures
+    from aifx.scaffold.own_pictures import picture_answers
 
-    listing = list_pictures(path, str(path))
-    count = len(listing.examples)
-    height, width, channels = _shape([example.path for example in listing.examples])
-    is_large = height * width > MOST_PIXELS_OF_SMALL
-    scale = min(1.0, math.sqrt(MOST_PIXELS / (height * width)))
-    return {
-        "classes": list(listing.classes),
-        "image_size": [max(8, 8 * round(scale * side / 8)) for side in (height, width)],
-        "channels": channels,
-        "is_large": is_large,
-        "num_pictures": count,
-        "num_steps": STEPS_OF_LARGE if is_large else min(max(EPOCHS * count // BATCH_SIZE, 150), 900),
-        **(_value_gate(listing) if listing.target == "value" else _class_gate(listing, is_balanced=is_large)),
-    }
-
-
-def _class_gate(listing: Listing, *, is_balanced: bool) -> Answers:
-    """The objective of pictures with classes, and a gate above what is reached without looking at a picture.
-
-    `is_balanced`: a picture with one class is drawn from each class as often, so the gate counts each class as much.
-    """
-    counts = Counter(label for example in listing.examples for label in example.labels)
-    if len(counts) < 2:
-        why = f"every picture is {listing.classes[0]!r}" if listing.classes else "no picture has a label"
-        raise DataError(f"{listing.name} has one class only", why, "add another class")
-    if listing.target == "label" and is_balanced:
-        objective, metric, chance = "classification", "balanced_accuracy", 1 / len(counts)
-        why = f"chance is {chance:.2f}"
-    elif listing.target == "label":
-        objective, metric, chance = "classification", "accuracy", max(counts.values()) / counts.total()
-        why = f"the most frequent class is {chance:.2f} of the pictures"
-    else:
-        objective, metric = "multilabel", "average_precision"
-        chance = sum(counts.values()) / len(counts) / len(listing.examples)  # of any order: the share with the class
-        why = f"a class is on {chance:.2f} of the pictures, on average"
-    gate = math.ceil(100 * (chance + (1 - chance) / 5)) / 100
-    return {
-        "objective": objective,
-        "gate": f"{metric} >= {gate:.2f}",
-        "lowest_gate": f"{metric} >= {chance:.2f}",
-        "why_gate": why,
-    }
-
-
-def _value_gate(listing: Listing) -> Answers:
-    """The objective of pictures with numbers, and a gate that their mean does not pass."""
-    numbers = [float(example.target) for example in listing.examples if isinstance(example.target, float)]
-    centre = sum(numbers) / len(numbers)
-    error = sum(abs(number - centre) for number in numbers) / len(numbers)
-    return {
-        "objective": "regression",
-        "gate": f"mean_absolute_error <= {float(f'{(1 - MARGIN) * error:.3g}'):g}",
-        "lowest_gate": f"mean_absolute_error <= {float(f'{2 * error:.3g}'):g}",
-        "why_gate": f"the mean of all pictures is off by {error:.3g}",
-    }
-
-
-def _shape(paths: Sequence[Path]) -> tuple[float, float, int]:
-    """The median height and width of the pictures, and 1 channel if all are grey, otherwise 3."""
-    from aifx.data.pictures import BadPicture, is_grey, open_picture
-
-    sizes, all_grey = [], True
-    for path in paths[:: -(-len(paths) // MOST_OPENED)]:
-        with suppress(BadPicture), open_picture(path) as picture:
-            sizes.append((picture.height, picture.width))
-            all_grey = all_grey and is_grey(picture)
-    if not sizes:
-        raise DataError(f"{paths[0]} cannot be used", "nor can any other picture", f"file {paths[0]}")
-    height, width = (median(side) for side in zip(*sizes, strict=True))
-    return height, width, 1 if all_grey else 3
+    return picture_answers(path, answers, MARGIN)
 
 
 def _table(path: Path, answers: Mapping[str, Any]) -> Answers:

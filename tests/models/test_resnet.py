@@ -157,3 +157,20 @@ def test_local_contrast_takes_light_out_and_keeps_detail(block):
     gradient = np.linspace(0, 20, 13)[:, None]
     plain = classify(model)(params, pictures)
     assert np.abs(classify(model)(params, pictures + gradient) - plain).max() < 0.2 * np.abs(plain).max()
+
+
+@pytest.mark.parametrize("block", ["small", "basic"])
+def test_with_pixel_mean_local_contrast_keeps_brightness(block):
+    """The network reads pixels by the given mean, followed by the local contrast, which is the same without it."""
+    section = ResnetSection(channels=(4,), block=block, stem="3x3", norm_groups=2, local_contrast=2)
+    both = section.model_copy(update={"pixel_mean": (0.5, 0.4, 0.3), "pixel_std": (0.2, 0.2, 0.2)})
+    pictures = jnp.asarray(np.random.default_rng(0).integers(0, 200, (2, 12, 13, 3)).astype(np.uint8))
+    planes = normalized(pictures, both, jnp.float32)
+    assert planes.shape == (2, 12, 13, 6)
+    plain = normalized(pictures, both.model_copy(update={"local_contrast": 0}), jnp.float32)
+    np.testing.assert_allclose(planes[..., :3], plain, rtol=1e-6)
+    np.testing.assert_allclose(planes[..., 3:], normalized(pictures + 30, both, jnp.float32)[..., 3:], atol=1e-4)
+    model = make(both, DataSpec({"inputs": Field((12, 13, 3), "uint8")}, classes=tuple("abcde")))
+    first = model.specs()["stages"]["0"]["widen"] if block == "small" else model.specs()["stem"]["kernel"]
+    assert first.shape[2] == 6
+    assert np.isfinite(classify(model)(params_of(model), pictures)).all()

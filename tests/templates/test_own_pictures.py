@@ -13,6 +13,8 @@ import pytest
 import tomli
 from PIL import Image
 
+from aifx.scaffold.own_pictures import mirrored, picture_settings
+
 
 def aifx(folder: Path, *args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     done = inprocess.run(args, folder, {**os.environ, "AIFX_CACHE_DIR": str(folder.parent / "cache")})
@@ -46,22 +48,31 @@ def test_from_pictures_to_a_prediction_in_four_commands(photos: Path, tmp_path: 
     assert settings["data"] == {
         "path": "../my photos",
         "classes": ["bright", "dark"],
-        "image_size": [136, 184],
+        "image_size": [192, 256],
         "channels": 3,
         "validation_fraction": 0.15,
         "test_fraction": 0.15,
         "sampling": "balanced",
     }
     assert settings["eval"]["gates"] == ["balanced_accuracy >= 0.60"]
-    assert (settings["model"]["pooling"], settings["train"]["num_steps"]) == ("max", 400)
+    assert (settings["model"]["block"], settings["train"]["num_steps"]) == ("basic", 300)
+    assert 0.2 < settings["model"]["pixel_mean"][0] < 0.8
     assert "balanced_accuracy >= 0.50" in (project / "ci/gate.sh").read_text()
     assert os.access(project / "ci/gate.sh", os.X_OK)
     assert not (project / "data").exists()
     readme = (project / "README.md").read_text()
     assert "40 in `../my photos`" in readme
+    assert "at most about 5 minutes" in readme
     assert "Fashion" not in readme
     aifx(project, "config", "check")
-    small = ("train.num_steps=30", "model.local_contrast=0", "model.norm_groups=2", "optimizer.learning_rate=0.02", "train.global_batch_size=16", "train.validate_every=15", "data.image_size=[16,24]")
+    small = (
+        "train.num_steps=30",
+        "model.norm_groups=2",
+        "optimizer.learning_rate=0.02",
+        "train.global_batch_size=16",
+        "train.validate_every=15",
+        "data.image_size=[16,24]",
+    )
     aifx(project, "train", "--set", "model.channels=[8]", "--set", "schedule.warmup_steps=2",
          *(word for setting in small for word in ("--set", setting)))  # fmt: skip
     report = json.loads(aifx(project, "eval", "--json").stdout)
@@ -85,10 +96,10 @@ def test_a_list_of_grey_pictures(tmp_path: Path) -> None:
     )
     data = tomli.loads((tmp_path / "x/aifx.toml").read_text())["data"]
     assert "data/README.md" not in made["files"]
-    assert (data["path"], data["channels"], data["image_size"]) == ("../set/labels.csv", 1, [16, 32])
+    assert (data["path"], data["channels"], data["image_size"]) == ("../set/labels.csv", 1, [20, 30])
     assert (data["classes"], data.get("sampling")) == (["0", "1", "2"], None)
     settings = tomli.loads((tmp_path / "x/aifx.toml").read_text())
-    assert (settings["eval"]["gates"], settings["train"]["num_steps"]) == (["accuracy >= 0.47"], 150)
+    assert (settings["eval"]["gates"], settings["train"]["num_steps"]) == (["accuracy >= 0.47"], 200)
     assert "block" not in settings["model"]
 
 
@@ -113,7 +124,18 @@ def test_several_labels_of_a_picture_from_a_list_to_a_prediction(tmp_path: Path)
     assert settings["data"]["classes"] == ["across", "along"]
     assert settings["eval"]["gates"] == ["average_precision >= 0.60"]  # half of the pictures have each class
     assert "several classes, or none" in (project / "README.md").read_text()
-    small = ("train.num_steps=60", "train.validate_every=30", "train.global_batch_size=16", "augment.flip=none", "augment.shift=0", "model.dropout=0", "schedule.warmup_steps=2", "model.channels=[8]", "optimizer.kind=adamw", "optimizer.learning_rate=0.02")
+    small = (
+        "train.num_steps=60",
+        "train.validate_every=30",
+        "train.global_batch_size=16",
+        "augment.flip=none",
+        "augment.shift=0",
+        "model.dropout=0",
+        "schedule.warmup_steps=2",
+        "model.channels=[8]",
+        "optimizer.kind=adamw",
+        "optimizer.learning_rate=0.02",
+    )
     aifx(project, "train", *(word for setting in small for word in ("--set", setting)))
     aifx(project, "eval")
     for number in range(4):
@@ -161,9 +183,46 @@ def test_large_pictures_without_one_class_each(tmp_path: Path, rows: str, object
     aifx(tmp_path, "init", "p", "-t", "vision-inspection", "-a", "data=list.csv")
     settings = tomli.loads((tmp_path / "p/aifx.toml").read_text())
     assert (settings["objective"]["kind"], settings["eval"]["gates"][0].split()[0]) == (objective, metric)
-    assert (settings["data"]["image_size"], settings["model"]["local_contrast"]) == ([128, 192], 7)
+    assert (settings["data"]["image_size"], settings["augment"]["flip"]) == ([184, 272], "both")
     assert "sampling" not in settings["data"]
     aifx(tmp_path / "p", "config", "check")
+
+
+def test_small_pictures_of_unequal_classes_are_drawn_equally_often(tmp_path: Path) -> None:
+    for seed in range(20):
+        save(tmp_path / f"set/{'rare' if seed < 4 else 'usual'}/{seed}.png", seed, is_dark=seed < 4, size=(12, 12))
+    aifx(tmp_path, "init", "p", "-t", "vision-inspection", "-a", "data=set")
+    settings = tomli.loads((tmp_path / "p/aifx.toml").read_text())
+    assert settings["data"]["sampling"] == "balanced"
+    assert settings["eval"]["gates"] == ["balanced_accuracy >= 0.60"]
+    aifx(tmp_path / "p", "config", "check")
+
+
+def test_the_training_follows_the_pictures_and_the_minutes() -> None:
+    def pixels(count: int, minutes: float, side: int = 300) -> int:
+        height, width = picture_settings(count, side, side, minutes)["image_size"]
+        return int(height * width)
+
+    assert pixels(2000, 20) > pixels(2000, 5) > pixels(20_000, 5) >= 64 * 64
+    assert pixels(20_000, 5, side=28) == 28 * 28  # small pictures keep their size
+    few, many = picture_settings(300, 28, 28, 5), picture_settings(20_000, 28, 28, 5)
+    assert few["num_steps"] * few["batch_size"] <= 60 * 300  # the number limits the one, the time the other
+    assert many["num_steps"] < picture_settings(20_000, 28, 28, 10)["num_steps"]
+    assert few["weight_decay"] > many["weight_decay"]
+
+
+def test_pictures_are_mirrored_if_they_still_look_like_their_class() -> None:
+    clothes = np.load(Path(__file__).parents[2] / "templates/vision-inspection/data/fashion_mnist_small.npz")
+    pixels, labels = clothes["train_images"][:500, ..., None] / np.float32(255), clothes["train_labels"][:500].tolist()
+    assert mirrored(pixels, labels) == "horizontal"
+    assert mirrored(pixels.swapaxes(1, 2), labels) == "vertical"
+    arrow = np.tri(12)[:, ::-1] * np.tri(12)
+    turns, shifts = np.arange(200) % 4, np.arange(200) % 3
+    arrows = np.stack([np.roll(np.rot90(arrow, turn), shift) for turn, shift in zip(turns, shifts, strict=True)])
+    assert mirrored(arrows[..., None].astype(np.float32), turns.tolist()) == "none"
+    noise = np.random.default_rng(0).normal(size=(200, 8, 8, 1)).astype(np.float32)
+    assert mirrored(noise, [i % 2 for i in range(200)]) is None  # neighbours do not tell
+    assert mirrored(noise, [float(i) for i in range(200)]) is None
 
 
 @pytest.mark.parametrize(
@@ -185,3 +244,11 @@ def test_data_that_the_template_cannot_use(photos: Path, tmp_path: Path, answer:
     for word in [*words, "hint:"]:
         assert word in failed.stderr
     assert not (tmp_path / "parts").exists()
+
+
+@pytest.mark.parametrize("minutes", ["soon", "0", "-1", "nan", "inf"])
+def test_minutes_that_are_no_time(photos: Path, tmp_path: Path, minutes: str) -> None:
+    answers = ("-a", "data=my photos", "-a", f"minutes={minutes}")
+    failed = aifx(tmp_path, "init", "parts", "-t", "vision-inspection", *answers, code=2)
+    assert f"minutes={minutes}" in failed.stderr
+    assert "hint: --answer minutes=10" in failed.stderr

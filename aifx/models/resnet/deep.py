@@ -78,7 +78,7 @@ class DeepResnet:
                 scale = initializers.zeros if name == last else initializers.ones
                 arrays[f"{name}_norm"] = self.norm_specs(outputs, scale)
             stages[block.stage]["blocks"][block.name] = arrays
-        kernel = conv_spec(self.stem_size, self.image_shape[2], stem)
+        kernel = conv_spec(self.stem_size, self.section.num_planes(self.image_shape[2]), stem)
         return {
             "stem": {"kernel": kernel, "norm": self.norm_specs(stem)},
             "stages": stages,
@@ -121,7 +121,7 @@ class DeepResnet:
         is_large = self.section.stem == "7x7"
         if is_large:
             height, width = _halved(height), _halved(width)
-        total = height * width * self.stem_size**2 * channels * outputs
+        total = height * width * self.stem_size**2 * self.section.num_planes(channels) * outputs
         if is_large:
             height, width = _halved(height), _halved(width)
         for block in self.blocks():

@@ -15,17 +15,19 @@ CONTRAST_EPSILON = 1e-3
 
 
 def normalized(images: jax.Array, section: ResnetSection, dtype: DTypeLike) -> jax.Array:
-    """Images `[rows, height, width, channels]` as numbers of `dtype`, normalized as the section says.
+    """Images `[rows, height, width, channels]` as numbers `[rows, height, width, planes]` of `dtype`, as the section says.
 
     Around each pixel: local contrast normalization (Jarrett et al., "What is the Best Multi-Stage Architecture for
-    Object Recognition?", 2009), with a box for the Gaussian. At the edges, the surroundings are mirrored.
+    Object Recognition?", 2009), with a box for the Gaussian. At the edges, the surroundings are mirrored. Local contrast
+    alone does not say how bright a picture is. With `pixel_mean`, it follows the pixels as further planes.
     """
     if not section.local_contrast:
         return pixels.normalized(images, section, dtype)
-    x = pixels.normalized(images, section, jnp.float32)
-    x = x - _mean_around(x, section.local_contrast)
+    plain = pixels.normalized(images, section, jnp.float32)
+    x = plain - _mean_around(plain, section.local_contrast)
     variance = _mean_around(jnp.square(x), section.local_contrast)
-    return (x * jax.lax.rsqrt(variance + CONTRAST_EPSILON)).astype(dtype)
+    local = x * jax.lax.rsqrt(variance + CONTRAST_EPSILON)
+    return (jnp.concatenate([plain, local], axis=-1) if section.pixel_mean else local).astype(dtype)
 
 
 def _mean_around(x: jax.Array, reach: int) -> jax.Array:

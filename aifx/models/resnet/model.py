@@ -45,7 +45,7 @@ class Resnet:
     def specs(self) -> Specs:
         """Arrays by name: `stages/<i>/widen`, `stages/<i>/blocks/<j>/first`, ..., `final_norm`, `output`."""
         stages: Specs = {}
-        inputs, blocks = self.image_shape[2], self.section.num_blocks
+        inputs, blocks = self.section.num_planes(self.image_shape[2]), self.section.num_blocks
         for i, width in enumerate(self.section.channels):
             block = {
                 "first_norm": norm_specs(width),
@@ -63,12 +63,12 @@ class Resnet:
 
     def flops(self, rows: int) -> int:
         """Forward and backward: 6 for each weight at each place where it is applied."""
-        height, width, inputs = self.image_shape
-        total = 0
-        for channels, blocks in zip(self.section.channels, self.section.num_blocks, strict=True):
-            total += height * width * KERNEL**2 * inputs * channels
-            height, width, inputs = height // 2, width // 2, channels
-            total += 2 * blocks * height * width * KERNEL**2 * channels**2
+        height, width, channels = self.image_shape
+        total, inputs = 0, self.section.num_planes(channels)
+        for outputs, blocks in zip(self.section.channels, self.section.num_blocks, strict=True):
+            total += height * width * KERNEL**2 * inputs * outputs
+            height, width, inputs = height // 2, width // 2, outputs
+            total += 2 * blocks * height * width * KERNEL**2 * outputs**2
         return 6 * rows * (total + inputs * self.num_outputs)
 
     def hidden(self, params: Params, batch: Mapping[str, jax.Array], ctx: ForwardContext) -> jax.Array:

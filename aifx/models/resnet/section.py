@@ -50,7 +50,7 @@ class ResnetSection(ImageModelSection):
     local_contrast: NonNegativeInt = Field(
         0,
         description="Pixels around each one whose mean and deviation normalize it, so that uneven light does not "
-        "matter; 0 normalizes by those of the whole image.",
+        "matter; 0 normalizes by those of the whole image. With pixel_mean, the network reads each pixel both ways.",
     )
     pooling: Literal["mean", "max"] = Field(
         "mean",
@@ -58,6 +58,10 @@ class ResnetSection(ImageModelSection):
         "does not fade if what shows it is small.",
     )
     dropout: Fraction = Field(0.0, description="Share of features dropped before the output, in training.")
+
+    def num_planes(self, channels: int) -> int:
+        """Numbers per pixel that the first convolution reads."""
+        return 2 * channels if self.local_contrast and self.pixel_mean else channels
 
     @property
     def num_blocks(self) -> tuple[int, ...]:
