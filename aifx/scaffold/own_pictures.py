@@ -182,9 +182,10 @@ def mirrored(pixels: np.ndarray, targets: Sequence[Any]) -> Flip | None:
         hits = classes[likeness.argmax(axis=1)] == classes
         return float((hits * weights).sum()) - 1 / len(names)
 
-    if (least := FAITHFUL * (found := skill(pixels))) < FAITHFUL * LEAST_SKILL * (1 - 1 / len(names)) or found <= 0:
+    found = skill(pixels)
+    if found < LEAST_SKILL * (1 - 1 / len(names)):
         return None
-    across, down = skill(pixels[:, :, ::-1]) >= least, skill(pixels[:, ::-1]) >= least
+    across, down = (skill(images) >= FAITHFUL * found for images in (pixels[:, :, ::-1], pixels[:, ::-1]))
     return "both" if across and down else "horizontal" if across else "vertical" if down else "none"
 
 
@@ -192,7 +193,8 @@ def _directions(pixels: np.ndarray) -> np.ndarray:
     """Pictures as vectors `[pictures, numbers]` of mean 0 and length 1."""
     flat = pixels.reshape(len(pixels), -1)
     flat = flat - flat.mean(axis=1, keepdims=True)
-    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+    directions: np.ndarray = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+    return directions
 
 
 def _asked_minutes(answers: Mapping[str, Any]) -> float:

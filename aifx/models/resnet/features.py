@@ -15,11 +15,11 @@ CONTRAST_EPSILON = 1e-3
 
 
 def normalized(images: jax.Array, section: ResnetSection, dtype: DTypeLike) -> jax.Array:
-    """Images `[rows, height, width, channels]` as numbers `[rows, height, width, planes]` of `dtype`, as the section says.
+    """Images `[rows, height, width, channels]` as normalized numbers `[rows, height, width, planes]` of `dtype`.
 
     Around each pixel: local contrast normalization (Jarrett et al., "What is the Best Multi-Stage Architecture for
-    Object Recognition?", 2009), with a box for the Gaussian. At the edges, the surroundings are mirrored. Local contrast
-    alone does not say how bright a picture is. With `pixel_mean`, it follows the pixels as further planes.
+    Object Recognition?", 2009), with a box for the Gaussian. At the edges, the surroundings are mirrored. It does not
+    say how bright a picture is. With `pixel_mean`, it follows the pixels as further planes.
     """
     if not section.local_contrast:
         return pixels.normalized(images, section, dtype)
