@@ -1,8 +1,9 @@
-"""Limits of this process (`ulimit`) below which Python and JAX abort instead of reporting an error."""
+"""Limits of this process (`ulimit`): those below which Python and JAX abort, and one of memory that aifx sets."""
 
 from __future__ import annotations
 
 import resource
+from pathlib import Path
 
 from aifx.core.errors import EnvironmentFault
 
@@ -29,3 +30,18 @@ def address_space_limit() -> int | None:
     """Bytes of address space that this process may use, None without a limit."""
     space = resource.getrlimit(resource.RLIMIT_AS)[0]
     return None if space == resource.RLIM_INFINITY else space
+
+
+def limit_memory(memory_bytes: int, unused_bytes: int = 0) -> int:
+    """Let the kernel refuse this process more than `memory_bytes`. Returns the bytes that it does not use yet.
+
+    Args:
+        unused_bytes: that libraries will reserve and not use, such as stacks of threads: the limit counts these.
+    """
+    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    memory = {line[0].rstrip(":"): int(line[1]) << 10 for line in lines if line[-1] == "kB"}
+    free = max(memory_bytes - memory["VmRSS"], 0)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = memory["VmData"] + free + unused_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    return free

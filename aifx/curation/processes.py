@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import resource
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
-from pathlib import Path
 from typing import Any, TypeVar
 
 from aifx.core.errors import EnvironmentFault
@@ -97,21 +95,6 @@ def generated(function: Callable[..., Iterator[T]], *arguments: Any) -> Generato
         process.kill()
         process.join()
         receiver.close()
-
-
-def limit_memory(memory_bytes: int, unused_bytes: int) -> int:
-    """Let the kernel refuse this process more than `memory_bytes`. Returns the bytes that it does not use yet.
-
-    Args:
-        unused_bytes: that libraries will reserve and not use, such as stacks of threads: the limit counts these.
-    """
-    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
-    memory = {line[0].rstrip(":"): int(line[1]) << 10 for line in lines if line[-1] == "kB"}
-    free = max(memory_bytes - memory["VmRSS"], 0)
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = memory["VmData"] + free + unused_bytes
-    resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
-    return free
 
 
 def advance(amount: int) -> None:

@@ -18,7 +18,8 @@ from typing import Any
 from aifx.core.environment import environment
 from aifx.core.errors import UsageError
 from aifx.core.files import replacing
-from aifx.curation.processes import generated, limit_memory
+from aifx.core.limits import limit_memory
+from aifx.curation.processes import generated
 from aifx.curation.shards import records_of
 from aifx.curation.sql import not_enough_memory, open_selection
 from aifx.data.csv_rows import escape_formula

@@ -1,7 +1,8 @@
 """Chat templates in a process of their own: nothing can interrupt a template that loops in a thread of the server.
 
 The process sets an alarm for each conversation. If the template is not done by then, the kernel ends the process,
-whatever it does, and the next conversation starts another one.
+whatever it does, and the next conversation starts another one. The kernel also refuses it memory: a template may double
+a text again and again.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ from contextlib import suppress
 from typing import Any
 
 from aifx.core.errors import AifxError, DataError
+from aifx.core.limits import limit_memory
 from aifx.data.chat.rendering import PromptWriter
 from aifx.data.chat.rows import Message
+
+MEMORY_BYTES = 1 << 30
+"""Of the process; a conversation of 4 MiB takes at most 300 MB."""
 
 
 class TemplateProcess:
@@ -37,10 +42,10 @@ class TemplateProcess:
         argv = [sys.executable, "-P", "-m", "aifx.serving.template_process"]
         # A session of its own, so that Ctrl-C reaches only the server, which drains.
         self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-        _send(self._process.stdin, (self._writer, self._limit_s))
+        _send(self._process.stdin, (self._writer, self._limit_s, MEMORY_BYTES))
 
     def prompt_text(self, messages: Sequence[Message], place: str, tools: Sequence[Any]) -> str:
-        """As `PromptWriter.prompt_text`. Also raises DataError if the template takes longer than the limit."""
+        """As `PromptWriter.prompt_text`. Also raises DataError if the template takes more time or memory."""
         self.start()
         assert self._process is not None
         try:
@@ -86,7 +91,8 @@ def main() -> None:
     """Write the conversations that come from stdin to stdout, until stdin ends."""
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
-    writer, limit_s = pickle.load(requests)
+    writer, limit_s, memory_bytes = pickle.load(requests)
+    limit_memory(memory_bytes)
     while True:
         try:
             messages, place, tools = pickle.load(requests)
@@ -98,6 +104,10 @@ def main() -> None:
             found = writer.prompt_text(messages, place, tools=tools)
         except AifxError as error:
             found = error
+        except MemoryError:
+            what = f"{place}: the chat template takes too much memory"
+            why = f"more than {memory_bytes >> 20} MiB; template: {writer.template.name}"
+            found = DataError(what, why, "shorten the conversation")
         signal.setitimer(signal.ITIMER_REAL, 0)
         _send(answers, found)
 

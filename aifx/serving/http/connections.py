@@ -30,7 +30,8 @@ class _Parser(h11.Connection):
     def next_event(self) -> Any:
         event = super().next_event()
         if isinstance(event, h11.Request):
-            size = len(event.method) + len(event.target) + sum(len(name) + len(value) for name, value in event.headers)
+            headers = sum(len(name) + len(value) + len(":\r\n") for name, value in event.headers)
+            size = len(event.method) + len(event.target) + headers
             if size > MAX_HEADER_BYTES:
                 raise h11.RemoteProtocolError("the headers are too large", error_status_hint=431)
         return event
@@ -86,6 +87,8 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         self._since = time.monotonic()
         super().on_response_complete()
+        if not (self._is_between_requests or self._is_waiting_for_us):  # a part of the next request came early
+            self._await_request()
 
     def pause_writing(self) -> None:
         self._is_stalled = True

@@ -1,6 +1,7 @@
 """Requests of OpenAI's API, and of vLLM's additions to it, as pydantic models.
 
-`parse` reads a body. A field that is not here is refused, unless the server is lenient.
+`parse` reads a body. A field that is not here is refused, unless the server is lenient. A list without a small maximum
+is `fail_fast`: a body may hold a million wrong items, and errors for all of them take seconds and gigabytes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from aifx.serving.http.errors import ApiError
 MAX_STOPS = 16
 MAX_STOP_TOKENS = 300
 MAX_TOOLS = 128
+
+MOST_DETAILS = 100
+"""Of the errors of a body that are read to name one of them."""
 
 TokenId: TypeAlias = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIds: TypeAlias = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
@@ -49,7 +53,7 @@ def parse(kind: type[BodyT], data: bytes, *, lenient: bool) -> BodyT:
             return kind.model_validate(body)
         except ValidationError as error:
             details = error.errors(include_url=False, include_input=False)
-    raise _refusal(details, body, kind)
+    raise _refusal(details[:MOST_DETAILS], body, kind)
 
 
 def _path(detail: ErrorDetails, body: Any) -> list[str | int]:
@@ -160,7 +164,7 @@ class TextPart(Body):
     text: str
 
 
-Content: TypeAlias = str | Annotated[list[TextPart], Field(min_length=1)]
+Content: TypeAlias = str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
 
 
 class InstructionMessage(Body):
@@ -192,7 +196,7 @@ class AssistantMessage(Body):
     role: Literal["assistant"]
     content: Content | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
     refusal: str | None = None
     annotations: list[Any] | None = None
     audio: None = None
@@ -209,7 +213,7 @@ class ToolMessage(Body):
 Message: TypeAlias = Annotated[
     InstructionMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
 ]
-Messages: TypeAlias = Annotated[list[Message], Field(min_length=1)]
+Messages: TypeAlias = Annotated[list[Message], Field(min_length=1, fail_fast=True)]
 
 
 class FunctionDefinition(Body):
@@ -286,7 +290,7 @@ class DetokenizeRequest(_Model):
 
 
 class PredictionRequest(_Model, _Ignored):
-    rows: dict[str, Any] | Annotated[list[dict[str, Any]], Field(min_length=1)] = Field(
+    rows: dict[str, Any] | Annotated[list[dict[str, Any]], Field(min_length=1, fail_fast=True)] = Field(
         description="A row, or several, as `aifx predict` reads them from JSON Lines."
     )
 

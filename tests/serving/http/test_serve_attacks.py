@@ -15,11 +15,13 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 from test_http_limits import connect, eventually, is_closed, post, received, request_bytes
 from toy_server import WAIT_S, Served
 
 from aifx.data.chat.template import CHATML
 from aifx.serving.http.connections import MAX_HEADER_BYTES, PROGRESS_BYTES
+from aifx.serving.http.protocol import MOST_DETAILS, Body, ChatRequest, CompletionRequest, PredictionRequest
 from aifx.serving.http.text import LONG_TEXT
 
 Serve = Callable[..., Served]
@@ -30,6 +32,15 @@ LOOPS = (
     + """\
 {% if messages[0].content == 'loop' %}
 {% for _ in range(99999) %}{% for _ in range(99999) %}{% endfor %}{% endfor %}
+{% endif %}"""
+)
+
+DOUBLES = (
+    CHATML
+    + """\
+{% if messages[0].content == 'double' %}
+{% set found = namespace(text='a') %}
+{% for _ in range(40) %}{% set found.text = found.text + found.text %}{% endfor %}
 {% endif %}"""
 )
 
@@ -224,6 +235,17 @@ def test_a_body_that_drips_is_cut(serve: Serve) -> None:
     assert post(served, prompt=" " * 4000).status_code == 200
 
 
+def test_a_request_that_begins_behind_another_is_idle(serve: Serve) -> None:
+    """Its first bytes came with the request before, so no later ones begin it."""
+    served = serve(idle_s=0.4)
+    for beginning in (b"G", b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n{"):
+        client = connect(served)
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" + beginning)
+        received(client, b"200 OK")
+        client.sendall(b" ")
+        assert is_closed(client)
+
+
 def test_a_template_that_loops_is_cut_and_others_are_served(serve: Serve) -> None:
     served = serve(LOOPS, template_s=0.2)
     chat = {"messages": USER, "max_tokens": 1}
@@ -240,6 +262,36 @@ def test_a_template_that_loops_is_cut_and_others_are_served(serve: Serve) -> Non
     assert served.http.post("/v1/chat/completions", json=chat).status_code == 200
 
 
+def test_a_template_that_fills_the_memory_is_refused(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aifx.serving.template_process.MEMORY_BYTES", 100 << 20)
+    served = serve(DOUBLES, template_s=60.0)
+    doubling = {"messages": [{"role": "user", "content": "double"}], "max_tokens": 1}
+    answer = served.http.post("/v1/chat/completions", json=doubling)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
+    assert "100 MiB" in answer.json()["error"]["message"]
+    assert served.http.post("/v1/chat/completions", json={**doubling, "messages": USER}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (CompletionRequest, {"prompt": [1, *[None] * 1000]}),
+        (CompletionRequest, {"prompt": [[1], *[None] * 1000]}),
+        (ChatRequest, {"messages": [{}] * 1000}),
+        (ChatRequest, {"messages": [{"role": "user", "content": [1] * 1000}]}),
+        (ChatRequest, {"messages": [{"role": "user", "content": [{"type": "text", "text": 1}] * 1000}]}),
+        (ChatRequest, {"messages": [{"role": "assistant", "tool_calls": [{}] * 1000}]}),
+        (PredictionRequest, {"rows": [1] * 1000}),
+    ],
+    ids=["ids", "lists", "messages", "content", "parts", "tool-calls", "rows"],
+)
+def test_the_first_wrong_item_of_a_list_ends_its_validation(kind: type[Body], body: dict[str, Any]) -> None:
+    """Errors for a million of them took ten seconds, within which no other request was answered, and 4 GB."""
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(body)
+    assert caught.value.error_count() < MOST_DETAILS
+
+
 @pytest.mark.parametrize("size", [MAX_HEADER_BYTES + 1000, 3 * MAX_HEADER_BYTES])
 def test_headers_above_the_limit_are_refused(served: Served, size: int) -> None:
     answer = served.http.get("/health", headers={"X-Long": "a" * size})
@@ -247,13 +299,15 @@ def test_headers_above_the_limit_are_refused(served: Served, size: int) -> None:
     assert served.http.get("/health", headers={"X-Long": "a" * (MAX_HEADER_BYTES - 1000)}).status_code == 200
 
 
-def test_headers_that_come_at_once_are_measured(served: Served) -> None:
+@pytest.mark.parametrize("headers", [b"X-Long: " + b"a" * MAX_HEADER_BYTES, b"\r\n".join([b"a:"] * 20_000)])
+def test_headers_that_come_at_once_are_measured(served: Served, headers: bytes) -> None:
     """All of them are in one read of the socket, which an incomplete head of the same size would not be."""
     with connect(served) as client:
         port = client.getsockname()[1]
         eventually(lambda: any(one.client[1] == port for one in served.server.connections))
         connection = next(one for one in served.server.connections if one.client[1] == port)
-        head = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"a" * (2 * MAX_HEADER_BYTES) + b"\r\n\r\n"
+        head = b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + headers + b"\r\n\r\n"
+        assert len(head) > MAX_HEADER_BYTES
         connection.loop.call_soon_threadsafe(connection.data_received, head)
         received(client, b" 431 ")
 
