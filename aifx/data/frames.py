@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -42,7 +43,15 @@ def _arrow_rows(data: Any) -> Iterator[Mapping[str, Any]]:
     import pyarrow as pa
 
     is_stream = hasattr(data, "__arrow_c_stream__")
-    for batch in pa.RecordBatchReader.from_stream(data) if is_stream else [pa.record_batch(data)]:
+    try:
+        batches = pa.RecordBatchReader.from_stream(data) if is_stream else [pa.record_batch(data)]
+    except (TypeError, ValueError) as error:  # one column alone, or a column of pandas with values of two types
+        why, hint = " ".join(map(str, error.args)), 'predict(frame.to_dict("records"))'
+        raise UsageError(f"a {type(data).__name__} cannot be read as a table", why, hint) from None
+    names = batches.schema.names if is_stream else batches[0].schema.names
+    if doubled := [name for name, count in Counter(names).items() if count > 1]:
+        raise UsageError(f"two columns are called {doubled[0]!r}", "a row is a mapping by field", "rename one of them")
+    for batch in batches:
         for start in range(0, len(batch), ROWS):
             yield from batch.slice(start, ROWS).to_pylist()
 
@@ -58,10 +67,14 @@ def _array_rows(data: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         shown = ", ".join(f"{name!r} {length:,}" for name, length in lengths.items())
         raise UsageError("the arrays differ in their number of rows", shown, "each array is [rows, ...]")
     for values in zip(*arrays.values(), strict=True):
-        yield {
-            name: value.item() if isinstance(value, np.generic) else value
-            for name, value in zip(arrays, values, strict=True)
-        }
+        yield {name: _plain(value) for name, value in zip(arrays, values, strict=True)}
+
+
+def _plain(value: Any) -> Any:
+    """A value of Python; arrays stay."""
+    if isinstance(value, np.datetime64):
+        value = value.astype("M8[us]")  # finer ones become numbers
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _checked(rows: Iterable[Any]) -> Iterator[Mapping[str, Any]]:

@@ -66,9 +66,11 @@ def likely_encodings(sample: bytes) -> list[str]:
         if sample.startswith(mark):
             return [encoding if mark == codecs.BOM_UTF8 else encoding[:6]]  # "utf-16" takes the mark away
     text = sample.decode("utf-8", "surrogateescape")
-    if _CONTROL.search(text):
-        return _wide(sample)
-    if _is_mostly_utf8(sample, text):
+    is_utf8 = _is_mostly_utf8(sample, text)
+    if controls := len(_CONTROL.findall(text)):
+        # UTF-16 of Latin or Cyrillic letters may be UTF-8, too, with a control character for each of them.
+        return [] if is_utf8 and controls * 4 < len(text) else _wide(sample)
+    if is_utf8:
         return ["utf-8"]
     from charset_normalizer import from_bytes
 

@@ -84,12 +84,31 @@ def test_rows_are_made_as_they_are_asked_for() -> None:
         ("Call me Ishmael.", "str"),
         (np.zeros((2, 3)), "ndarray"),
         (7, "int"),
+        (pa.array([1, 2]), "Int64Array"),
+        (pa.table([[1], [2]], names=["size", "size"]), "'size'"),
     ],
 )
 def test_data_without_rows_is_an_error(data: Any, fact: str) -> None:
     with pytest.raises(UsageError) as error:
         list(rows_of(data))
     assert fact in f"{error.value.what} {error.value.why} {error.value.hint}"
+
+
+def test_a_frame_that_arrow_cannot_take_is_an_error() -> None:
+    pandas = pytest.importorskip("pandas")
+    mixed = pandas.DataFrame({"size": [1, "unknown"]})
+    with pytest.raises(UsageError) as error:
+        list(rows_of(mixed))
+    assert "size" in error.value.why
+    assert error.value.hint == 'predict(frame.to_dict("records"))'
+    assert [row["size"] for row in rows_of(mixed.to_dict("records"))] == [1, "unknown"]
+
+
+def test_dates_of_numpy_are_dates_whatever_their_unit() -> None:
+    at = datetime.datetime(2026, 12, 1, 10)
+    for unit in ("s", "us", "ns"):
+        times = np.array([at, "NaT"], f"M8[{unit}]")
+        assert [row["at"] for row in rows_of({"at": times})] == [at, None]
 
 
 def test_a_row_that_is_no_mapping_is_an_error() -> None:

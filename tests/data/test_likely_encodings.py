@@ -70,6 +70,7 @@ def test_damaged_utf8_stays_utf8_and_binary_data_is_no_text() -> None:
     assert likely_encodings(b"PK\x03\x04\x14\x00\x00\x00\x08\x00\x9b\x9c" * 99) == []
     assert likely_encodings(bytes(range(256)) * 9) == []
     assert likely_encodings(SENTENCES["English"].encode() * 9 + b"a stray \0 byte") == []
+    assert likely_encodings(b"a stray \0 byte.") == []  # which is UTF-8, and Chinese in UTF-16
 
 
 def test_each_likely_encoding_is_a_codec_and_three_are_named() -> None:
