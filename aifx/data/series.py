@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -95,7 +95,7 @@ class SeriesFormat(DataFormat):
     def skip_reason(self, row: Mapping[str, Any]) -> str:
         value = self.section.value
         values = row.get(value, "")
-        is_empty = not isinstance(values, str) and all(map(is_missing, values))
+        is_empty = isinstance(values, Iterable) and not isinstance(values, str) and all(map(is_missing, values))
         return f"column {value!r} has no value" if is_empty else ""
 
     def encode(self, row: Mapping[str, Any]) -> Batch:

@@ -35,9 +35,7 @@ def architecture_of(folder: ModelFolder, config: Mapping[str, Any]) -> tuple[Fam
     """The architecture that a `config.json` names. Raises DataError for one that aifx does not know."""
     known, path = architectures(), folder.path / CONFIG
     if isinstance(quantized := config.get("quantization_config"), Mapping):
-        why = "its weights are quantized, and aifx trains and exports the numbers that they were rounded from"
-        hint = "import the model without quantization; aifx serve --quantize int8 quantizes it again"
-        raise DataError(f"{path}: quantization_config, quant_method = {quantized.get('quant_method')!r}", why, hint)
+        raise _quantized(f"{path}: quantization_config, quant_method = {quantized.get('quant_method')!r}")
     named, model_type = config.get("architectures"), config.get("model_type")
     if named is None:
         named = [name for name, (_, one) in known.items() if one.model_type == model_type]
@@ -80,6 +78,12 @@ def expressed_by(family: Family, section: ModelSection, preferred: str | None) -
 _LIST = "docs/import.md lists what aifx imports"
 
 
+def _quantized(what: str) -> DataError:
+    why = "its weights are quantized, and aifx trains and exports the numbers that they were rounded from"
+    hint = "import the model without quantization; aifx serve --quantize int8 quantizes it again"
+    return DataError(what, why, hint)
+
+
 def named_specs(specs: Specs) -> dict[str, ArraySpec]:
     """The specs of an unrolled model by name, "layers/0/attention/query"."""
     leaves = jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec)
@@ -113,8 +117,11 @@ def check_keys(weights: StoredWeights, architecture: Architecture, section: Mode
     """Raise DataError for the first tensor that is missing, before anything is made for each layer."""
     in_file = _names_in_file(weights, architecture)
     for tensor in architecture.tensors(section):
-        if in_file(tensor.key) not in weights.tensors:
-            what = f"{weights.folder.path}: no tensor {in_file(tensor.key)}"
+        if (key := in_file(tensor.key)) not in weights.tensors:
+            packed = f"{key.removesuffix('weight')}qweight"
+            if packed in weights.tensors:  # AWQ and GPTQ; their first programs wrote no quantization_config
+                raise _quantized(f"{weights.folder.path}: tensor {packed}")
+            what = f"{weights.folder.path}: no tensor {key}"
             raise DataError(what, f"{architecture.name} with this {CONFIG} has it", "download the model again")
 
 

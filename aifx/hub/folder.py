@@ -86,7 +86,7 @@ def open_folder(source: str) -> ModelFolder:
                 raise _gguf(gguf)
             raise UsageError(f"{source} is no model's folder", f"it has no {CONFIG}", f"ls {source}")
         return ModelFolder(path.resolve(), source)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         raise _gguf(path)
     if path.exists():
         why = "it is a file; a model is a folder with config.json and model.safetensors"

@@ -364,6 +364,8 @@ def test_covariates_that_are_known_ahead_are_needed_ahead(tmp_path: Path) -> Non
         form.encode(row | {"value": [None] * 20})
     with pytest.raises(ValueError, match="equally long"):
         form.encode(row | {"value": [1.0]})
+    for value in (None, 1.0, "1.0"):  # `encode` says what is wrong with these
+        assert form.skip_reason(row | {"value": value}) == ""
     with pytest.raises(ValueError, match="whole number of steps"):
         form.encode(row | {"time": [f"{time}T01:00" for time in row["time"]]})
 

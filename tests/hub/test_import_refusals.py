@@ -44,6 +44,12 @@ def tensors(change, metadata=None):
     return changed
 
 
+def packed(found):
+    """As AutoAWQ and AutoGPTQ first wrote a layer, with their settings in a file of another name."""
+    del found["model.layers.0.self_attn.q_proj.weight"]
+    found["model.layers.0.self_attn.q_proj.qweight"] = np.zeros((2, 2), np.int32)
+
+
 def raw(change):
     def changed(folder):
         data = bytearray((folder / WEIGHTS).read_bytes())
@@ -138,6 +144,7 @@ REFUSED = {
     "bias of the MLP": (configured(mlp_bias=True), "mlp_bias = True"),
     "unknown key": (configured(residual_multiplier=0.5), "residual_multiplier = 0.5"),
     "quantized": (configured(quantization_config={"quant_method": "awq", "bits": 4}), "quant_method = 'awq'"),
+    "quantized without a word": (tensors(packed), "tensor model.layers.0.*.qweight"),
     "no size": (configured(hidden_size=None), "hidden_size = None"),
     "size of another type": (configured(num_hidden_layers="2"), "num_hidden_layers = '2'"),
     "truth for a number": (configured(num_hidden_layers=True), "num_hidden_layers = True"),
@@ -208,17 +215,18 @@ def test_an_unknown_architecture_is_not_taken_for_another(hub_model, empty_proje
     assert "did you mean" not in caught.value.why
 
 
-@pytest.mark.parametrize("name", ["x.gguf", "", "with-config"])
+@pytest.mark.parametrize("name", ["x.gguf", "X.GGUF", "", "with-config"])
 def test_gguf_is_answered_with_what_to_do(name, tmp_path, empty_project, hub_model):
     folder = hub_model if name == "with-config" else tmp_path / "made"
     folder.mkdir(exist_ok=True)
     (folder / WEIGHTS).unlink(missing_ok=True)
-    (folder / "x.gguf").write_bytes(b"GGUF")
+    file, is_named = (name, True) if name.lower() == "x.gguf" else ("x.gguf", False)
+    (folder / file).write_bytes(b"GGUF")
     with pytest.raises(AifxError) as caught:
-        import_model(str(folder / name if name == "x.gguf" else folder), empty_project)
+        import_model(str(folder / file if is_named else folder), empty_project)
     assert caught.value.exit_code == ExitCode.UNABLE
-    assert "x.gguf" in caught.value.what
-    assert "gguf_file='x.gguf'" in caught.value.hint
+    assert file in caught.value.what
+    assert f"gguf_file='{file}'" in caught.value.hint
 
 
 @pytest.mark.parametrize(
