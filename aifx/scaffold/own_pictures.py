@@ -38,9 +38,24 @@ LARGEST_SMALL = 64 * 64
 MOST_PIXELS = 192 * 256
 """Of the images that a network on a CPU is given."""
 
-PIXEL_S = {True: 0.55e-6, False: 1.7e-6}
-"""Seconds of a training step per pixel, by whether the pictures are large. Two cores of an AMD EPYC (Zen 4) took 0.46
-and 1.6, 2026-12-01."""
+
+@dataclass(frozen=True)
+class Network:
+    """A residual network for a kind of pictures.
+
+    Attributes:
+        widths: of its stages.
+        pixel_s: seconds of a training step per pixel on two cores. An AMD EPYC (Zen 4) took a sixth less, 2026-12-01.
+    """
+
+    widths: tuple[int, ...]
+    pixel_s: float
+
+
+SMALL, LARGE = Network((32, 64, 128), 1.7e-6), Network((32, 64, 128, 256), 0.55e-6)
+MARKS = Network((16, 32), 0.32e-6)
+"""For large pictures whose class a thumbnail does not show, such as surfaces with scratches: the maxima of few stages
+learn from a small place, where those of four stages stay at chance."""
 
 PICTURE_S = 0.3e-3
 """Seconds of a training step per picture, however small."""
@@ -71,6 +86,7 @@ def picture_answers(path: Path, answers: Mapping[str, Any], margin: float) -> di
     minutes = _asked_minutes(answers)
     listing = list_pictures(path, str(path))
     sample = _sample(listing.examples)
+    flip = mirrored(sample.pixels, sample.targets)
     counts = Counter(label for example in listing.examples for label in example.labels)
     is_balanced = listing.target == "label" and max(counts.values()) >= UNEQUAL * min(counts.values())
     gate = _value_gate(listing, margin) if listing.target == "value" else _class_gate(listing, counts, is_balanced)
@@ -81,34 +97,40 @@ def picture_answers(path: Path, answers: Mapping[str, Any], margin: float) -> di
         "is_balanced": is_balanced,
         "minutes": minutes,
         **gate,
-        **picture_settings(len(listing.examples), sample.height, sample.width, minutes),
+        **picture_settings(len(listing.examples), sample.height, sample.width, minutes, is_seen=flip is not None),
         "pixel_mean": [round(float(mean), 3) for mean in sample.pixels.mean(axis=(0, 1, 2))],
         "pixel_std": [max(round(float(std), 3), 0.01) for std in sample.pixels.std(axis=(0, 1, 2))],
-        **({"flip": found} if (found := mirrored(sample.pixels, sample.targets)) else {}),
+        **({"flip": flip} if flip else {}),
     }
 
 
-def picture_settings(count: int, height: float, width: float, minutes: float) -> dict[str, Any]:
+def picture_settings(count: int, height: float, width: float, minutes: float, *, is_seen: bool) -> dict[str, Any]:
     """The size of the images, the model and the training for so many pictures, and minutes on two cores.
 
     As many steps as the time allows, up to MOST_EPOCHS. If there is time for few epochs, large pictures become smaller.
     Weight decay is by step, so that its effect on the weights is the same after any number of steps.
+
+    Args:
+        is_seen: whether a thumbnail shows the class of a picture.
     """
     seconds = SHARE_OF_STEPS * 60 * minutes
     is_large = height * width > LARGEST_SMALL
-    most_pixels = min(MOST_PIXELS, max(seconds / (FEWEST_EPOCHS * count) / PIXEL_S[True], LARGEST_SMALL))
+    network = SMALL if not is_large else LARGE if is_seen else MARKS
+    most_pixels = min(MOST_PIXELS, max(seconds / (FEWEST_EPOCHS * count) / network.pixel_s, LARGEST_SMALL))
     scale = min(1.0, math.sqrt(most_pixels / (height * width))) if is_large else 1.0
     if scale < 1:
         image_size = [max(8, 8 * round(scale * side / 8)) for side in (height, width)]
     else:
         image_size = [max(8, round(side)) for side in (height, width)]
     batch_size = min(32 if is_large else 64, 1 << round(math.log2(max(count, 128) / 16)))
-    step_s = batch_size * (math.prod(image_size) * PIXEL_S[is_large] + PICTURE_S)
+    step_s = batch_size * (math.prod(image_size) * network.pixel_s + PICTURE_S)
     num_steps = max(min(round(seconds / step_s), MOST_EPOCHS * count // batch_size), FEWEST_STEPS)
     validate_every = max(10, num_steps // 15)
     return {
         "image_size": image_size,
         "is_large": is_large,
+        "is_seen": is_seen,
+        "widths": list(network.widths),
         "num_steps": num_steps,
         "batch_size": batch_size,
         "validate_every": validate_every,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 from pathlib import Path
@@ -200,15 +201,18 @@ def test_small_pictures_of_unequal_classes_are_drawn_equally_often(tmp_path: Pat
 
 def test_the_training_follows_the_pictures_and_the_minutes() -> None:
     def pixels(count: int, minutes: float, side: int = 300) -> int:
-        height, width = picture_settings(count, side, side, minutes)["image_size"]
+        height, width = picture_settings(count, side, side, minutes, is_seen=True)["image_size"]
         return int(height * width)
 
     assert pixels(2000, 20) > pixels(2000, 5) > pixels(20_000, 5) >= 64 * 64
     assert pixels(20_000, 5, side=28) == 28 * 28  # small pictures keep their size
-    few, many = picture_settings(300, 28, 28, 5), picture_settings(20_000, 28, 28, 5)
+    few, many = (picture_settings(count, 28, 28, 5, is_seen=True) for count in (300, 20_000))
     assert few["num_steps"] * few["batch_size"] <= 60 * 300  # the number limits the one, the time the other
-    assert many["num_steps"] < picture_settings(20_000, 28, 28, 10)["num_steps"]
+    assert many["num_steps"] < picture_settings(20_000, 28, 28, 10, is_seen=True)["num_steps"]
     assert few["weight_decay"] > many["weight_decay"]
+    marks = picture_settings(2000, 300, 300, 5, is_seen=False)
+    assert len(marks["widths"]) == 2
+    assert marks["image_size"] > [round(math.sqrt(pixels(2000, 5)))] * 2  # the smaller network has time for more pixels
 
 
 def test_pictures_are_mirrored_if_they_still_look_like_their_class() -> None:
