@@ -97,7 +97,7 @@ def table_settings(rows: int) -> Answers:
         "early_stopping": TABLE_PATIENCE,
         "ema_decay": round(1 - 0.5 / validate_every, 4),
         "learning_rate": 0.003,
-        "weight_decay": round(300 / num_steps, 3),
+        "weight_decay": round(100 / num_steps, 3),
         "warmup_steps": min(50, num_steps // 10),
         "width": _power_of_two(3 * math.sqrt(rows), 32, 256),
         "num_layers": 2 if rows < 1000 else 3,

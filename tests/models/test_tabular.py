@@ -11,7 +11,7 @@ import pytest
 
 from aifx.core.errors import ConfigError
 from aifx.data.spec import Column, DataSpec, Field
-from aifx.models.tabular.model import LINEAR_SCALE, PERCEPTRON_SCALE, Bins, Tabular, make
+from aifx.models.tabular.model import LINEAR_SCALE, NUMBER_LIMIT, PERCEPTRON_SCALE, Bins, Tabular, make
 from aifx.models.tabular.section import TabularSection
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import abstract_layout
@@ -28,9 +28,13 @@ SECTION = TabularSection(width=8, num_layers=2, embed_dim=3, dropout=0.0)
 
 
 def network(columns: tuple[Column, ...] = COLUMNS) -> tuple[Tabular, Any]:
-    spec = DataSpec({"inputs": Field((len(columns),), "float32")}, classes=("x", "y", "z"), columns=columns)
-    model = make(SECTION, spec)
+    model = network_of(columns)
     return model, init_params(model.specs(), jax.random.key(0))
+
+
+def network_of(columns: tuple[Column, ...]) -> Tabular:
+    spec = DataSpec({"inputs": Field((len(columns),), "float32")}, classes=("x", "y", "z"), columns=columns)
+    return make(SECTION, spec)
 
 
 def outputs(model: Tabular, params: Any, inputs: np.ndarray) -> np.ndarray:
@@ -68,9 +72,24 @@ def test_the_forward_pass_is_that_of_numpy() -> None:
     for layer in p["hidden"].values():
         x = np.maximum(x @ layer["weight"] + layer["bias"], 0)
     linear = np.concatenate([[[0.25, 0.5, 0, 0], [-0.5, 0, 0, 1]], categories], axis=1)  # numbers, then missing marks
-    expected = PERCEPTRON_SCALE * x @ p["output"]["weight"] + LINEAR_SCALE * linear @ p["linear"]["weight"]
-    expected += p["output"]["bias"]
+    expected = PERCEPTRON_SCALE * x @ p["output"]["weight"] + p["output"]["bias"]
+    expected += LINEAR_SCALE / np.sqrt(4) * linear @ p["linear"]["weight"]
     np.testing.assert_allclose(outputs(model, params, inputs), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_numbers_beyond_the_limit_count_as_the_limit() -> None:
+    model, params = network()
+    params["linear"]["weight"] = jnp.ones((10, 3))
+    inputs = [[NUMBER_LIMIT, 2, -NUMBER_LIMIT, 3], [50, 2, -1e30, 3], [NUMBER_LIMIT - 1, 2, -NUMBER_LIMIT, 3]]
+    at_limit, beyond, below = outputs(model, params, np.array(inputs))
+    np.testing.assert_array_equal(beyond, at_limit)
+    assert (np.abs(below - at_limit) > 1).all()
+
+
+def test_the_linear_model_of_more_columns_has_smaller_features() -> None:
+    few, many = (network_of(tuple(Column(f"x{i}", "numeric", edges=(0.0, 1.0)) for i in range(n))) for n in (4, 16))
+    assert (few.linear_scale, many.linear_scale) == (LINEAR_SCALE / 2, LINEAR_SCALE / 4)
 
 
 @pytest.mark.slow

@@ -88,6 +88,7 @@ def test_the_training_of_a_table_follows_its_rows() -> None:
     for chosen in (small, medium, large):
         assert 5 <= chosen["early_stopping"] < chosen["num_steps"] // chosen["validate_every"]
         assert chosen["num_steps"] % chosen["validate_every"] == 0
+        assert chosen["weight_decay"] * chosen["num_steps"] == pytest.approx(100, rel=0.02)
     for key in ("num_steps", "batch_size", "width"):
         assert small[key] < medium[key] < large[key]
     assert small["dropout"] > medium["dropout"] > large["dropout"]

@@ -16,20 +16,28 @@ from aifx.nn import initializers, layers
 from aifx.parallel.context import ForwardContext
 from aifx.specs import ArraySpec, Params, Specs
 
-PERCEPTRON_SCALE, LINEAR_SCALE = 0.3, 15.0
-"""Factors of the features of the perceptron and of the linear model.
+PERCEPTRON_SCALE, LINEAR_SCALE = 0.3, 35.0
+"""Factors of the features of the perceptron and, divided by the root of the columns, of the linear model.
 
 Adam moves each weight by about the learning rate, and so the output of many units much faster than that of a few
-inputs. With the factors, the linear model is learned first. `benchmarks/tables_public.py` names the tables on which
-they were chosen."""
+inputs. With the factors, the linear model is learned first. A step of many correlated columns moves its output further
+than a step of few; dividing by the root keeps it from overshooting. `benchmarks/tables_public.py` names the tables on
+which they were chosen."""
+
+NUMBER_LIMIT = 4.0
+"""Largest absolute value of a standardized number; larger ones are clipped.
+
+A column that is almost always 0 has standardized values of 20 and more. They would decide the linear model's output
+alone, and make it certain of a wrong class."""
 
 
 class Tabular:
     """From inputs `[rows, columns]` to `num_outputs` numbers each.
 
     A number is encoded by the bins of its column, piecewise linearly, and becomes `embed_dim` numbers by a linear layer
-    of its own with a ReLU ("Q-LR" of Gorishniy et al. 2022, arXiv 2203.05556). A missing number counts as the mean, and
-    adds a vector of its own. A category has a vector, also if it is missing or unknown.
+    of its own with a ReLU ("Q-LR" of Gorishniy et al. 2022, arXiv 2203.05556). A standardized number is limited to
+    NUMBER_LIMIT. A missing one counts as the mean, and adds a vector of its own. A category has a vector, also if it is
+    missing or unknown.
 
     The outputs are the sum of the perceptron's and of a linear model's over the scaled numbers, marks of the missing
     ones, and the vectors of categories. On few rows, most of what can be learned is linear.
@@ -41,6 +49,7 @@ class Tabular:
         self.categorical = np.array([i for i, column in enumerate(columns) if column.is_categorical], np.int32)
         self.bins = Bins([columns[i].edges for i in self.numeric])
         counts = [columns[i].num_categories for i in self.categorical]
+        self.linear_scale = LINEAR_SCALE / math.sqrt(len(columns))
         self.num_categories = sum(counts)
         self.offsets = np.cumsum([0, *counts])[:-1].astype(np.int32)  # of each column in the table of categories
 
@@ -95,7 +104,7 @@ class Tabular:
         if len(self.numeric):
             values = inputs[:, self.numeric]
             missing = jnp.isnan(values)
-            values = jnp.where(missing, 0.0, values)
+            values = jnp.clip(jnp.where(missing, 0.0, values), -NUMBER_LIMIT, NUMBER_LIMIT)
             parts.append(self._numbers(params["numbers"], values, missing, dtype))
             linear += [values.astype(dtype), missing.astype(dtype)]
         if len(self.categorical):
@@ -107,7 +116,7 @@ class Tabular:
             layer = params["hidden"][str(i)]
             x = jax.nn.relu(layers.linear(x, layer["weight"], layer["bias"]))
             x = layers.dropout(x, self.section.dropout, ctx, i)
-        return jnp.concatenate([PERCEPTRON_SCALE * x, *(LINEAR_SCALE * part for part in linear)], axis=1)
+        return jnp.concatenate([PERCEPTRON_SCALE * x, *(self.linear_scale * part for part in linear)], axis=1)
 
     def _numbers(self, params: Params, values: jax.Array, missing: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """Embeddings `[rows, columns x embed_dim]` of numbers `[rows, columns]`, 0 where one is missing."""
