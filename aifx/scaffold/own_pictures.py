@@ -27,7 +27,10 @@ SHARE_OF_STEPS = 0.75
 """Of these minutes. The rest is for decoding, compilation, validation, and processors slower than a Zen 4."""
 
 MOST_OPENED = 1000
-"""Pictures that tell the sizes, the brightness and the symmetry of all."""
+"""Pictures whose headers tell the sizes of all."""
+
+FEWEST_DECODED, DECODED_PIXELS = 100, 300_000_000
+"""Pictures that tell the brightness and the symmetry of all: the first number, or as many as have so many pixels."""
 
 THUMBNAIL = 24
 """Pixels a side, by which pictures are compared with their mirror images."""
@@ -149,8 +152,8 @@ class Sample:
     Attributes:
         height, width: their median, in pixels.
         channels: 1 if all are grey, otherwise 3.
-        pixels: float32 `[pictures, THUMBNAIL, THUMBNAIL, channels]`, from 0 to 1.
-        targets: of each, a class, several classes or a number.
+        pixels: thumbnails of some, float32 `[pictures, THUMBNAIL, THUMBNAIL, channels]`, from 0 to 1.
+        targets: of each thumbnail, a class, several classes or a number.
     """
 
     height: float
@@ -164,20 +167,25 @@ def _sample(examples: Sequence[Example]) -> Sample:
     """Every n-th picture that can be read. Raises DataError if none can."""
     from aifx.data.pictures import BadPicture, Geometry, decode, is_grey, open_picture
 
-    sizes, found, targets, all_grey = [], [], [], True
+    opened, sizes, all_grey = [], [], True
     for example in examples[:: -(-len(examples) // MOST_OPENED)]:
-        with suppress(BadPicture):
-            with open_picture(example.path) as picture:
-                size, grey = (picture.height, picture.width), is_grey(picture)
-            found.append(decode(example.path, Geometry(THUMBNAIL, THUMBNAIL, 3, "stretch")))
-            sizes.append(size)
-            targets.append(example.target)
-            all_grey = all_grey and grey
-    if not sizes:
+        with suppress(BadPicture), open_picture(example.path) as picture:
+            sizes.append((picture.height, picture.width))
+            all_grey = all_grey and is_grey(picture)
+            opened.append(example)
+    thumbnails, targets = [], []
+    if opened:
+        height, width = (float(median(side)) for side in zip(*sizes, strict=True))
+        most = max(FEWEST_DECODED, round(DECODED_PIXELS / (height * width)))
+        geometry = Geometry(THUMBNAIL, THUMBNAIL, 1 if all_grey else 3, "stretch")
+        for example in opened[:: -(-len(opened) // most)]:
+            with suppress(BadPicture):
+                thumbnails.append(decode(example.path, geometry))
+                targets.append(example.target)
+    if not thumbnails:
         path = examples[0].path
         raise DataError(f"{path} cannot be used", "nor can any other picture", f"file {path}")
-    height, width = (float(median(side)) for side in zip(*sizes, strict=True))
-    pixels = np.stack(found).astype(np.float32)[..., : 1 if all_grey else 3] / 255
+    pixels = np.stack(thumbnails).astype(np.float32) / 255
     return Sample(height, width, pixels.shape[-1], pixels, targets)
 
 
