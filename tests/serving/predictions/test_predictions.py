@@ -64,6 +64,22 @@ def test_rows_are_answered_as_aifx_predict_answers_them(rows_served: Any, table:
     assert rows_served.service.fits == {"rows_per_batch": 8}
 
 
+@pytest.mark.slow
+def test_an_ensemble_is_served_as_one_model(table: Project, serve: Serve, tmp_path: Path) -> None:
+    shutil.copytree(table.root / "data", tmp_path / "data")
+    config = (table.root / "aifx.toml").read_text().replace("[train]", "[train]\nfolds = 3")
+    (tmp_path / "aifx.toml").write_text(config)
+    trained = inprocess.run(["train", "--run", "main"], tmp_path, dict(os.environ))
+    assert trained.returncode == 0, trained.stderr
+    several = rows(9)
+    lines = "".join(json.dumps(row) + "\n" for row in several)
+    done = inprocess.run(["predict", "-"], tmp_path, dict(os.environ), stdin=lines)
+    expected = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(set(map(json.dumps, expected))) == len(several)  # it reads them
+    served = serve(Project(tmp_path))
+    assert served.http.post("/v1/predict", json={"rows": several}).json()["predictions"] == expected
+
+
 def test_an_example_has_the_same_bits_alone_and_in_company(rows_served: Any) -> None:
     assert rows_served.predictor.is_reproducible
     several = rows(40, seed=1)
