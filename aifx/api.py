@@ -62,6 +62,7 @@ def train(
     settings: Settings = None,
     fork_from: str | None = None,
     fork_at: int | str = "last",
+    refit: bool = False,
 ) -> TrainResult:
     """Train a run to its end, from its last checkpoint if it has one.
 
@@ -74,11 +75,20 @@ def train(
         settings: values over those of the file, by key: `{"train.num_steps": 100}`.
         fork_from: start the run from a checkpoint of this one.
         fork_at: which checkpoint: a step, "best" or "last".
+        refit: train the settings of the finished run `run` on its training and validation rows, as the run `RUN-refit`.
     """
     from aifx.config import load_config
     from aifx.training.run import train as train_run
 
     found = find_project(Path(project))
+    if refit:
+        from aifx.training.resume_checks import open_refit
+
+        if (other := "config" if config is not None else "fork_from" if fork_from is not None else None) is not None:
+            why = "a refit is a new run with the settings of its origin"
+            raise UsageError(f"refit and {other} cannot be used together", why, f"remove {other}")
+        refitted = open_refit(found.existing_run(run), found, overrides(settings))
+        return train_run(found, refitted.config, f"{run}-refit", refit=refitted)
     loaded = load_config(found, overrides(settings), file=None if config is None else Path(config))
     at = parse_step(fork_at)
     return train_run(found, loaded, run, fork_from=fork_from, fork_at="last" if at is None else at)

@@ -35,7 +35,7 @@ global_batch_size = 32
 validate_every = 2
 
 [optimizer]
-learning_rate = 0.02
+learning_rate = 0.005
 
 [checkpoint]
 every = 2

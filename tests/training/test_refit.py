@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from table_project import make_table_project
 
+import aifx
 from aifx.checkpoint.listing import list_checkpoints
 from aifx.checkpoint.manifest import read_manifest
 from aifx.config import load_config, read_config
@@ -98,6 +99,14 @@ def test_a_refit_has_the_settings_of_its_run_and_the_steps_that_are_asked_for(pr
     path.write_text(config.to_toml())
     assert read_config(path, project) == config
     assert read_config(path, project).origin("train.validate_every") == config.origin("train.validate_every")
+
+
+@pytest.mark.slow
+def test_a_refit_from_python(project: Project) -> None:
+    result = aifx.train(project.root, "main", refit=True)
+    assert (result.run.name, result.status) == ("main-refit", "completed")
+    with pytest.raises(UsageError, match="fork_from"):
+        aifx.train(project.root, "main", refit=True, fork_from="main")
 
 
 @pytest.mark.slow
