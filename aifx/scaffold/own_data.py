@@ -70,29 +70,46 @@ def _table(path: Path, answers: Mapping[str, Any]) -> Answers:
     train, test = data.splits["train"]["targets"], data.splits["test"]["targets"]
     if not len(test):
         raise DataError(f"{path}: {len(train)} rows are too few", "none is held out for the test", "add rows")
-    settings = {**TABLE_SHARES, **table_settings(len(train))}
     if classes := form.spec.classes:
-        share = float((test == np.argmax(np.bincount(train, minlength=len(classes)))).mean())
+        counts = np.bincount(train, minlength=len(classes))
+        share = float((test == np.argmax(counts)).mean())
         score = 2 * share / (1 + share) / len(classes)  # F1 of the class that is always predicted; others have 0
         gate = f"macro_f1 >= {min(score + MARGIN, 0.99):.2f}"
-        return {"objective": "classification", "gate": gate, **settings}
+        settings = table_settings(len(train), class_balance(counts.tolist()))
+        return {"objective": "classification", "gate": gate, **TABLE_SHARES, **settings}
     error = float(np.abs(test).mean()) * form.spec.target_scale
     gate = f"mean_absolute_error <= {float(f'{(1 - MARGIN) * error:.3g}'):g}"
-    return {"objective": "regression", "gate": gate, **settings}
+    return {"objective": "regression", "gate": gate, **TABLE_SHARES, **table_settings(len(train))}
 
 
-def table_settings(rows: int) -> Answers:
-    """The model and the training for so many training rows.
+def class_balance(counts: Sequence[int]) -> float:
+    """The probability that two rows have different classes, relative to that of equally frequent classes.
+
+    Args:
+        counts: rows of each class.
+    """
+    rows = sum(counts)
+    return (1 - sum((count / rows) ** 2 for count in counts)) / (1 - 1 / len(counts))
+
+
+def table_settings(rows: int, balance: float = 1.0) -> Answers:
+    """The model and the training for so many training rows, whose classes have the balance of `class_balance`.
 
     Steps grow with the root of the rows: a large table has more to learn, and a small one is read more often. Few rows
     are learned by heart soon, so a small table gets small batches, a narrow network, more dropout and more weight
     decay. The average of the weights smooths two validations, so that the best one is less a matter of luck.
+
+    Rows of a frequent class teach little: with a class of share p, the information of a row on a linear model of two
+    classes is proportional to p (1 - p). So the rows count by their balance, except for the batch: a small one would
+    seldom have a row of the rare class.
     """
+    batch_size = _power_of_two(rows / 8, 16, 256)
+    rows = max(1, round(balance * rows))
     validate_every = max(10, round(math.sqrt(rows)))
     num_steps = TABLE_VALIDATIONS * validate_every
     return {
         "num_steps": num_steps,
-        "batch_size": _power_of_two(rows / 8, 16, 256),
+        "batch_size": batch_size,
         "validate_every": validate_every,
         "early_stopping": TABLE_PATIENCE,
         "ema_decay": round(1 - 0.5 / validate_every, 4),

@@ -17,7 +17,7 @@ import tomli
 from aifx.core.project import Project
 from aifx.data.sections import TableSection
 from aifx.data.table import read_splits
-from aifx.scaffold.own_data import table_settings
+from aifx.scaffold.own_data import class_balance, table_settings
 
 
 def command(cwd: Path, *args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -93,6 +93,27 @@ def test_the_training_of_a_table_follows_its_rows() -> None:
         assert small[key] < medium[key] < large[key]
     assert small["dropout"] > medium["dropout"] > large["dropout"]
     assert small["batch_size"] < 49
+
+
+@pytest.mark.parametrize(
+    ("counts", "balance"),
+    [([50, 50], 1.0), ([30, 30, 30], 1.0), ([90, 10], 0.36), ([5, 0, 5], 0.75), ([98, 1, 1], 0.0591)],
+)
+def test_the_balance_of_classes(counts: list[int], balance: float) -> None:
+    assert class_balance(counts) == pytest.approx(balance)
+
+
+def test_a_rare_class_gets_the_settings_of_fewer_rows_and_the_batches_of_all(tmp_path: Path) -> None:
+    rare = np.arange(2_000) % 25 == 0
+    write_rows(tmp_path / "t.csv", x=[*range(2_000)], kind=["ill" if is_ill else "well" for is_ill in rare])
+    made = command(tmp_path, "init", "p", "-t", "tabular", "-a", "data=t.csv", "-a", "target=kind")
+    (rows,) = re.findall(r"from (\d[\d,]*) training rows", made.stdout + made.stderr)
+    toml = tomli.loads((tmp_path / "p/aifx.toml").read_text())
+    count = int(rows.replace(",", ""))
+    many, few = table_settings(count), table_settings(round(0.1536 * count))  # 1 - 0.04**2 - 0.96**2, of 1 / 2
+    assert toml["train"]["global_batch_size"] == many["batch_size"] > few["batch_size"]
+    assert toml["model"]["width"] == few["width"] < many["width"]
+    assert toml["train"]["num_steps"] == pytest.approx(few["num_steps"], rel=0.1)
 
 
 @pytest.mark.parametrize(
