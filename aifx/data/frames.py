@@ -44,12 +44,14 @@ def _arrow_rows(data: Any) -> Iterator[Mapping[str, Any]]:
 
     is_stream = hasattr(data, "__arrow_c_stream__")
     try:
-        batches = pa.RecordBatchReader.from_stream(data) if is_stream else [pa.record_batch(data)]
+        if is_stream:
+            batches = pa.RecordBatchReader.from_stream(data)
+        else:
+            batches = pa.Table.from_batches([pa.record_batch(data)]).to_reader()
     except (TypeError, ValueError) as error:  # one column alone, or a column of pandas with values of two types
         why, hint = " ".join(map(str, error.args)), 'predict(frame.to_dict("records"))'
         raise UsageError(f"a {type(data).__name__} cannot be read as a table", why, hint) from None
-    names = batches.schema.names if is_stream else batches[0].schema.names
-    if doubled := [name for name, count in Counter(names).items() if count > 1]:
+    if doubled := [name for name, count in Counter(batches.schema.names).items() if count > 1]:
         raise UsageError(f"two columns are called {doubled[0]!r}", "a row is a mapping by field", "rename one of them")
     for batch in batches:
         for start in range(0, len(batch), ROWS):
