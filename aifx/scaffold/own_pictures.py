@@ -63,7 +63,7 @@ learn from a small place, where those of four stages stay at chance."""
 PICTURE_S = 0.3e-3
 """Seconds of a training step per picture, however small."""
 
-FEWEST_EPOCHS, MOST_EPOCHS = 15, 40
+FEWEST_EPOCHS, MOST_EPOCHS = 15, 20
 """Large pictures are reduced until the time lasts for the first number. More than the second gain nothing."""
 
 FEWEST_STEPS = 200
