@@ -38,6 +38,9 @@ THUMBNAIL = 24
 LARGEST_SMALL = 64 * 64
 """Pixels. Of larger pictures, the first convolution of the network makes the sides four times smaller."""
 
+SMALLEST_SIDE = 16
+"""Pixels. Smaller pictures are enlarged, so that a shift or a turn by part of a pixel makes another picture."""
+
 MOST_PIXELS = 192 * 256
 """Of the images that a network on a CPU is given."""
 
@@ -121,10 +124,11 @@ def picture_settings(count: int, height: float, width: float, minutes: float, *,
     network = SMALL if not is_large else LARGE if is_seen else MARKS
     most_pixels = min(MOST_PIXELS, max(seconds / (FEWEST_EPOCHS * count) / network.pixel_s, LARGEST_SMALL))
     scale = min(1.0, math.sqrt(most_pixels / (height * width))) if is_large else 1.0
+    times = math.ceil(SMALLEST_SIDE / min(height, width))
     if scale < 1:
         image_size = [max(8, 8 * round(scale * side / 8)) for side in (height, width)]
     else:
-        image_size = [max(8, round(side)) for side in (height, width)]
+        image_size = [round(times * side) for side in (height, width)]
     batch_size = min(32 if is_large else 64, 1 << round(math.log2(max(count, 128) / 16)))
     step_s = batch_size * (math.prod(image_size) * network.pixel_s + PICTURE_S)
     num_steps = max(min(round(seconds / step_s), MOST_EPOCHS * count // batch_size), FEWEST_STEPS)
@@ -141,7 +145,8 @@ def picture_settings(count: int, height: float, width: float, minutes: float, *,
         "ema_decay": round(1 - 14 / num_steps, 4),
         "weight_decay": round(min(150 / num_steps, 0.3), 3),
         "flip": "both" if is_large else "horizontal",
-        "shift": max(1, round(min(image_size) / (32 if is_large else 14))),
+        "rotate": 10 if times > 1 else 0,
+        "shift": max(1, round(min(image_size) / 32)) if is_large else times * max(1, round(min(height, width) / 14)),
     }
 
 

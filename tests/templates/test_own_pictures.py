@@ -206,6 +206,8 @@ def test_the_training_follows_the_pictures_and_the_minutes() -> None:
 
     assert pixels(2000, 20) > pixels(2000, 5) > pixels(20_000, 5) >= 64 * 64
     assert pixels(20_000, 5, side=28) == 28 * 28  # small pictures keep their size
+    tiny = picture_settings(300, 8, 12, 5, is_seen=True)
+    assert (tiny["image_size"], tiny["rotate"]) == ([16, 24], 10)
     few, many = (picture_settings(count, 28, 28, 5, is_seen=True) for count in (300, 20_000))
     assert few["num_steps"] * few["batch_size"] <= 20 * 300  # the number limits the one, the time the other
     assert many["num_steps"] < picture_settings(20_000, 28, 28, 10, is_seen=True)["num_steps"]

@@ -37,8 +37,12 @@ def write_rows(path: Path, **columns: list[object]) -> None:
 def test_a_file_of_ones_own_in_four_commands(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 800)).round(3)
-    write_rows(tmp_path / "a b.csv", x=[*x], y=[*y], kind=["far" if a * b > 0.5 else "near" for a, b in zip(x, y, strict=True)])
-    made = command(tmp_path, "init", "p", "--template", "tabular", "--answer", "data=a b.csv", "--answer", "target=kind")
+    write_rows(
+        tmp_path / "a b.csv", x=[*x], y=[*y], kind=["far" if a * b > 0.5 else "near" for a, b in zip(x, y, strict=True)]
+    )
+    made = command(
+        tmp_path, "init", "p", "--template", "tabular", "--answer", "data=a b.csv", "--answer", "target=kind"
+    )
     assert "wsn_single_hop" not in made.stdout
     project = tmp_path / "p"
     assert not (project / "data").exists()
