@@ -67,7 +67,7 @@ PICTURE_S = 0.3e-3
 """Seconds of a training step per picture, however small."""
 
 FEWEST_EPOCHS, MOST_EPOCHS = 15, 20
-"""Large pictures are reduced until the time lasts for the first number. More than the second gain nothing."""
+"""Large pictures are reduced until the time lasts for the first number. More than the second overfits small sets."""
 
 FEWEST_STEPS = 200
 
@@ -79,7 +79,7 @@ FAITHFUL = 0.6
 the picture's own neighbour, both above chance."""
 
 LEAST_SKILL = 0.1
-"""Of nearest neighbours above chance, for these to say anything about mirror images."""
+"""Of nearest neighbours above chance, for thumbnails to show the class."""
 
 
 def picture_answers(path: Path, answers: Mapping[str, Any], margin: float) -> dict[str, Any]:
@@ -195,9 +195,9 @@ def _sample(examples: Sequence[Example]) -> Sample:
 
 
 def mirrored(pixels: np.ndarray, targets: Sequence[Any]) -> Flip | None:
-    """How pictures can be mirrored and still look like their class: written digits cannot, seen from above both ways.
+    """How pictures can be mirrored and still look like their class, such as "none" for written digits.
 
-    None if their nearest neighbours do not tell, or if targets are numbers.
+    None if thumbnails do not show the class, or if targets are numbers.
 
     Args:
         pixels: float32 `[pictures, height, width, channels]`.
