@@ -103,7 +103,7 @@ class Listing:
 
     Attributes:
         files: by name.
-        left_out: files of folders that have no reader.
+        left_out: files of folders that have no reader, among them pipes, sockets and devices.
         links: that lead out of their folder, and were not followed.
     """
 
@@ -131,7 +131,7 @@ def list_sources(arguments: Sequence[str], base: Path, *, follow_links: bool = F
             if one.is_outside:
                 links.add(one.name)
                 continue
-            format_, compression = _format_of(one.name, one.is_given)
+            format_, compression = _format_of(one.name, one.is_given) if one.is_regular else (None, "")
             if format_ is None:
                 left_out.add(one.name)
                 continue
@@ -181,6 +181,7 @@ class _Found(NamedTuple):
     Attributes:
         is_given: whether the argument is the file itself.
         is_outside: whether it is a link that is not followed.
+        is_regular: whether it is no pipe, socket or device.
     """
 
     name: str
@@ -190,6 +191,7 @@ class _Found(NamedTuple):
     stamp: str
     is_given: bool
     is_outside: bool = False
+    is_regular: bool = True
 
 
 def _local(argument: str, base: Path, follow_links: bool) -> Iterator[_Found]:
@@ -219,6 +221,8 @@ def _local(argument: str, base: Path, follow_links: bool) -> Iterator[_Found]:
         elif is_given:
             hint = "copy what it gives to a file"
             raise UsageError(f"{argument} is not a regular file", "it is a pipe, socket or device", hint)
+        else:
+            yield _irregular(each, base)
 
 
 def _leads_out(path: str, inside: str | None) -> bool:
@@ -228,6 +232,10 @@ def _leads_out(path: str, inside: str | None) -> bool:
 
 def _outside(path: str, base: Path) -> _Found:
     return _Found(name_of(path, base), path, 0, 0, "", is_given=False, is_outside=True)
+
+
+def _irregular(path: str, base: Path) -> _Found:
+    return _Found(name_of(path, base), path, 0, 0, "", is_given=False, is_regular=False)
 
 
 def _matches(pattern: str) -> list[str]:
@@ -241,7 +249,7 @@ def _enters(folder: str, entered: dict[str, str]) -> bool:
 
 
 def _folder(folder: str, base: Path, inside: str | None, entered: dict[str, str]) -> Iterator[_Found]:
-    """The regular files below a folder, without hidden ones. Each folder is entered under one name."""
+    """The files below a folder, without hidden ones. Each folder is entered under one name."""
     _enters(folder, entered)
     for path, folders, names in os.walk(folder, onerror=_fail, followlinks=True):
         chosen = []
@@ -263,6 +271,8 @@ def _folder(folder: str, base: Path, inside: str | None, entered: dict[str, str]
                 raise DataError(f"{full} cannot be read", e.strerror or str(e), "remove it, or name files") from None
             if stat.S_ISREG(found.st_mode):
                 yield _Found(name_of(full, base), full, found.st_size, found.st_mtime_ns, "", is_given=False)
+            else:
+                yield _irregular(full, base)
 
 
 def _fail(error: OSError) -> None:

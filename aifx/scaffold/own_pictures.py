@@ -38,7 +38,7 @@ THUMBNAIL = 24
 LARGEST_SMALL = 64 * 64
 """Pixels. Of larger pictures, the first convolution of the network makes the sides four times smaller."""
 
-SMALLEST_SIDE = 16
+SMALLEST_SIDE = 28
 """Pixels. Smaller pictures are enlarged, so that a shift or a turn by part of a pixel makes another picture."""
 
 MOST_PIXELS = 192 * 256
@@ -101,7 +101,6 @@ def picture_answers(path: Path, answers: Mapping[str, Any], margin: float) -> di
         "channels": sample.channels,
         "num_pictures": len(listing.examples),
         "is_balanced": is_balanced,
-        "minutes": minutes,
         **gate,
         **picture_settings(len(listing.examples), sample.height, sample.width, minutes, is_seen=flip is not None),
         "pixel_mean": [round(float(mean), 3) for mean in sample.pixels.mean(axis=(0, 1, 2))],
@@ -124,7 +123,7 @@ def picture_settings(count: int, height: float, width: float, minutes: float, *,
     network = SMALL if not is_large else LARGE if is_seen else MARKS
     most_pixels = min(MOST_PIXELS, max(seconds / (FEWEST_EPOCHS * count) / network.pixel_s, LARGEST_SMALL))
     scale = min(1.0, math.sqrt(most_pixels / (height * width))) if is_large else 1.0
-    times = math.ceil(SMALLEST_SIDE / min(height, width))
+    times = 1 if is_large else math.ceil(SMALLEST_SIDE / min(height, width))
     if scale < 1:
         image_size = [max(8, 8 * round(scale * side / 8)) for side in (height, width)]
     else:
@@ -134,6 +133,7 @@ def picture_settings(count: int, height: float, width: float, minutes: float, *,
     num_steps = max(min(round(seconds / step_s), MOST_EPOCHS * count // batch_size), FEWEST_STEPS)
     validate_every = max(10, num_steps // 15)
     return {
+        "minutes": max(minutes, round(num_steps * step_s / SHARE_OF_STEPS / 60, 1)),
         "image_size": image_size,
         "is_large": is_large,
         "is_seen": is_seen,

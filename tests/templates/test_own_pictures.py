@@ -97,7 +97,7 @@ def test_a_list_of_grey_pictures(tmp_path: Path) -> None:
     )
     data = tomli.loads((tmp_path / "x/aifx.toml").read_text())["data"]
     assert "data/README.md" not in made["files"]
-    assert (data["path"], data["channels"], data["image_size"]) == ("../set/labels.csv", 1, [20, 30])
+    assert (data["path"], data["channels"], data["image_size"]) == ("../set/labels.csv", 1, [40, 60])
     assert (data["classes"], data.get("sampling")) == (["0", "1", "2"], None)
     settings = tomli.loads((tmp_path / "x/aifx.toml").read_text())
     assert (settings["eval"]["gates"], settings["train"]["num_steps"]) == (["accuracy >= 0.47"], 200)
@@ -207,7 +207,10 @@ def test_the_training_follows_the_pictures_and_the_minutes() -> None:
     assert pixels(2000, 20) > pixels(2000, 5) > pixels(20_000, 5) >= 64 * 64
     assert pixels(20_000, 5, side=28) == 28 * 28  # small pictures keep their size
     tiny = picture_settings(300, 8, 12, 5, is_seen=True)
-    assert (tiny["image_size"], tiny["rotate"]) == ([16, 24], 10)
+    assert (tiny["image_size"], tiny["rotate"]) == ([32, 48], 10)
+    assert (tiny["minutes"], picture_settings(300, 300, 300, 0.1, is_seen=True)["minutes"] > 0.1) == (5, True)
+    flat = picture_settings(300, 8, 4000, 5, is_seen=True)
+    assert flat["image_size"] == [8, 4000]
     few, many = (picture_settings(count, 28, 28, 5, is_seen=True) for count in (300, 20_000))
     assert few["num_steps"] * few["batch_size"] <= 20 * 300  # the number limits the one, the time the other
     assert many["num_steps"] < picture_settings(20_000, 28, 28, 10, is_seen=True)["num_steps"]
