@@ -260,17 +260,23 @@ class ScheduleSection(Section):
     kind: Literal["cosine", "wsd", "constant"] = setting(
         "cosine", "After warm-up: cosine, stable-then-decay, or constant."
     )
-    warmup_steps: NonNegativeInt = setting(0, "Steps of linear warm-up from 0; at most half of the run.")
+    num_steps: NonNegativeInt = setting(0, "Steps that the schedule spans; 0: those of the run.")
+    warmup_steps: NonNegativeInt = setting(0, "Steps of linear warm-up from 0; at most half of the schedule.")
     final_fraction: Share = setting(0.1, "Learning rate at the end, as a share of the peak.")
-    decay_fraction: Share = setting(0.2, "wsd: share of the run that decays.")
+    decay_fraction: Share = setting(0.2, "wsd: share of the schedule that decays.")
 
-    def warmup_of(self, num_steps: int) -> int:
-        """Steps of warm-up in a run of `num_steps`: at most half of them, and none that decay by "wsd"."""
-        return min(self.warmup_steps, num_steps // 2, num_steps - self.decay_of(num_steps))
+    def steps_of(self, run_steps: int) -> int:
+        """Steps that the schedule spans in a run of `run_steps`."""
+        return self.num_steps or run_steps
 
-    def decay_of(self, num_steps: int) -> int:
-        """Steps that decay by "wsd" in a run of `num_steps`."""
-        return round(self.decay_fraction * num_steps) if self.kind == "wsd" else 0
+    def warmup_of(self, run_steps: int) -> int:
+        """Steps of warm-up in a run of `run_steps`: at most half of the schedule, and none that decay by "wsd"."""
+        num_steps = self.steps_of(run_steps)
+        return min(self.warmup_steps, num_steps // 2, num_steps - self.decay_of(run_steps))
+
+    def decay_of(self, run_steps: int) -> int:
+        """Steps that decay by "wsd" in a run of `run_steps`."""
+        return round(self.decay_fraction * self.steps_of(run_steps)) if self.kind == "wsd" else 0
 
 
 class FinetuneSection(Section):

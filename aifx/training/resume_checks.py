@@ -62,8 +62,10 @@ class Refit:
 
 
 def open_refit(run: RunDirectory, project: Project, overrides: Sequence[str] = ()) -> Refit:
-    """The refit of a run. Its steps are not scaled by the number of rows: the schedule and the decay of weights are
-    per step, and with the same batch size each step is the same update.
+    """The refit of a run, which ends at the step of its best checkpoint, with the learning rate of that step.
+
+    Steps are not scaled by the number of rows: the schedule and the decay of weights are per step, and with the same
+    batch size each step is the same update.
 
     Args:
         overrides: `--set` strings over the run's configuration.
@@ -93,12 +95,15 @@ def open_refit(run: RunDirectory, project: Project, overrides: Sequence[str] = (
         raise error
     settings: dict[str, Any] = {
         "train.num_steps": step,
+        "schedule.num_steps": config.schedule.steps_of(config.train.num_steps),
         "train.validate_every": 0,
         "train.early_stopping": 0,
         "train.folds": 1,
         "data.validation_fraction": 0.0,
     }
     asked = {override.partition("=")[0].strip() for override in overrides}
+    if "train.num_steps" in asked:
+        asked.add("schedule.num_steps")
     changes = {key: value for key, value in settings.items() if key not in asked}
     # Not as overrides: thresholds of classes, which a refit takes over, are otherwise for runs with validations.
     config = read_config(run.config, project, overrides)

@@ -53,7 +53,7 @@ def test_the_average_is_that_of_the_weights_after_each_update(tiny) -> None:
     for step in range(14):
         batch = programs.place(source.read(step, slice(0, 8)))
         states = [p.train_step(s, frozen, batch)[0] for p, s in zip((programs, plain), states, strict=True)]
-        params, share = jax.device_get(states[1].params), max(1 - 0.9, 9 / (10 + step))
+        params, share = jax.device_get(states[1].params), max(1 - 0.9, 3 / (4 + step))
         mean = jax.tree.map(lambda m, p, share=share: m + share * (p - m), mean, params)
     jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
     jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, atol=1e-6), states[0].ema, mean)

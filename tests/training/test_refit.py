@@ -57,6 +57,11 @@ def best_step(run: RunDirectory) -> int:
     return next(info.step for info in list_checkpoints(run.checkpoints) if info.is_best)
 
 
+def learning_rate(run: RunDirectory, step: int) -> float:
+    records = map(json.loads, (run.path / "metrics.jsonl").read_text().splitlines())
+    return next(record["learning_rate"] for record in records if record["step"] == step)
+
+
 @pytest.fixture
 def project(trained: Path, tmp_path: Path) -> Project:
     return Project(Path(shutil.copytree(trained, tmp_path / "project")))
@@ -68,6 +73,7 @@ def test_a_refit_takes_all_rows_but_the_test_for_as_many_steps_as_the_best_check
     main, refit = project.run("main"), project.run("main-refit")
     best = best_step(main)
     assert (document["status"], document["step"], document["num_steps"]) == ("completed", best, best)
+    assert learning_rate(refit, best) == learning_rate(main, best)
     before, after = rows_of(main, project), rows_of(refit, project)
     assert after["train"] == before["train"] | before["validation"]
     assert len(after["train"]) == len(before["train"]) + len(before["validation"])
@@ -94,6 +100,7 @@ def test_a_refit_has_the_settings_of_its_run_and_the_steps_that_are_asked_for(pr
     path.write_text(path.read_text().replace("width = 8", "width = 16"))
     config = open_refit(project.run("main"), project, ["train.num_steps=3"]).config
     assert (config.model.width, config.train.num_steps) == (8, 3)  # type: ignore[attr-defined]
+    assert config.schedule.steps_of(3) == 3
     assert (config.train.validate_every, config.data.validation_fraction) == (0, 0.0)  # type: ignore[attr-defined]
     assert (config.origin("train.num_steps").where, config.origin("train.validate_every").where) == ("--set", "--refit")
     path.write_text(config.to_toml())
