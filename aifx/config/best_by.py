@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from aifx.config.gates import Gate, parse_gate, scalars
@@ -34,6 +35,10 @@ class BestBy:
         value = scalars(metrics).get(self.metric)
         return value if value is not None and math.isfinite(value) else None
 
+    def score(self, values: Sequence[float]) -> Score:
+        """The score of the last checkpoint among validated ones with these values."""
+        return Score(self.metric, self.direction, fmean(values))
+
     def is_better(self, value: float, than: float) -> bool:
         return value > than if self.direction == "max" else value < than
 
@@ -55,10 +60,13 @@ class Score:
         return -self.value if self.direction == "max" else self.value
 
 
-def score_of(best_by: BestBy, metrics: Mapping[str, Any] | None) -> Score | None:
-    """The score of a checkpoint with these validation metrics; None if it was not validated."""
+def score_of(best_by: BestBy, metrics: Mapping[str, Any] | None, before: Sequence[float] = ()) -> Score | None:
+    """The score of a checkpoint with these validation metrics; None if it was not validated.
+
+    It is the mean of the metric and of those `before`, of earlier validations.
+    """
     value = None if metrics is None else best_by.value(metrics)
-    return None if value is None else Score(best_by.metric, best_by.direction, value)
+    return None if value is None else best_by.score([*before, value])
 
 
 def parse_best_by(text: str) -> BestBy:

@@ -35,6 +35,7 @@ class CheckpointSection(Section):
         'What makes a checkpoint the best: "max" or "min" and a validation metric, such as "max accuracy". '
         "auto: the metric of the first gate, otherwise the loss; fixed when the run starts.",
     )
+    best_over: PositiveInt = setting(1, "Validations whose mean ranks a checkpoint: its own, and those just before.")
     asynchronous: bool = setting(True, "Write while training goes on.", RESUME_SAFE)
     stop_timeout_s: PositiveFloat = setting(
         30.0, "Bound on saving after a signal; then the process exits.", RESUME_SAFE

@@ -126,8 +126,8 @@ def make_schedule(section: ScheduleSection, run_steps: int) -> optax.Schedule:
         constant: 1.
 
     Update i uses schedule(i + 1): the first update of a warm-up is not wasted on a rate of 0, and the last one has the
-    final rate. The warm-up takes at most half of the schedule and gives way to the decay, so that a project's settings also
-    hold for a short trial of it.
+    final rate. The warm-up takes at most half of the schedule and gives way to the decay, so that a project's settings
+    also hold for a short trial of it.
     """
     num_steps, decay, warmup = section.steps_of(run_steps), section.decay_of(run_steps), section.warmup_of(run_steps)
     parts: list[optax.Schedule] = [optax.linear_schedule(0.0, 1.0, max(warmup, 1))]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aifx.checkpoint.listing import read_info
 from aifx.checkpoint.manifest import step_directories
-from aifx.config.best_by import LOSS, BestBy, parse_best_by, score_of
+from aifx.config.best_by import LOSS, BestBy, Score, parse_best_by
 from aifx.core.errors import AifxError, UsageError
 from aifx.core.files import RECORDS_LIMIT, UnsafeFile, read_file
 from aifx.core.json_files import parse_line, read_jsonl
@@ -84,7 +84,7 @@ def run_status(run: RunDirectory) -> RunStatus:
     num_steps, best_by = settings.get("train.num_steps"), _best_by(settings)
     last, validated = _read_metrics(run)
     losses = [loss for record in validated if (loss := validation_loss(record)) is not None]
-    scored = [(score, record) for record in validated if (score := score_of(best_by, record["validation"]))]
+    scored = _scored(validated, best_by, settings.get("checkpoint.best_over"))
     best = min(scored, key=lambda pair: pair[0].cost, default=None)
     process = _last_process(events)
     steps = [int(found["step"]) for found in (last, *process) if is_step(found.get("step"))]
@@ -108,6 +108,20 @@ def run_status(run: RunDirectory) -> RunStatus:
         refused=_refused(process),
         damage=None if held else _damage(run),
     )
+
+
+def _scored(
+    validated: Iterable[Mapping[str, Any]], best_by: BestBy, best_over: object
+) -> list[tuple[Score, Mapping[str, Any]]]:
+    """The records with a finite metric, each with the score of its checkpoint."""
+    num_values = best_over if isinstance(best_over, int) and best_over > 0 else 1
+    recent: list[float] = []
+    scored = []
+    for record in validated:
+        if (value := best_by.value(record["validation"])) is not None:
+            recent = [*recent, value][-num_values:]
+            scored.append((best_by.score(recent), record))
+    return scored
 
 
 def _refused(process: Sequence[Mapping[str, Any]]) -> str | None:

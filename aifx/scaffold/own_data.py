@@ -97,7 +97,7 @@ def table_settings(rows: int, balance: float = 1.0) -> Answers:
 
     Steps grow with the root of the rows: a large table has more to learn, and a small one is read more often. Few rows
     are learned by heart soon, so a small table gets small batches, a narrow network, more dropout and more weight
-    decay. The average of the weights smooths two validations, so that the best one is less a matter of luck.
+    decay. The average of the weights and that of three validations make the best one less a matter of luck.
 
     Rows of a frequent class teach little: with a class of share p, the information of a row on a linear model of two
     classes is proportional to p (1 - p). So the rows count by their balance, except for the batch: a small one would
@@ -112,6 +112,7 @@ def table_settings(rows: int, balance: float = 1.0) -> Answers:
         "batch_size": batch_size,
         "validate_every": validate_every,
         "early_stopping": TABLE_PATIENCE,
+        "best_over": 3,
         "ema_decay": round(1 - 0.5 / validate_every, 4),
         "learning_rate": 0.003,
         "weight_decay": round(100 / num_steps, 3),

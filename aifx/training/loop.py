@@ -150,7 +150,7 @@ class Loop:
             self.programs, state.evaluated, self.frozen, "validation", num_batches=num_batches, before_batch=ballot
         )
         before, config = self.progress, self.programs.config
-        progress = before.after(record.step, metrics, best_by_of(config))
+        progress = before.after(record.step, metrics, best_by_of(config), config.checkpoint.best_over)
         self.progress = replace(progress, thresholds=self.programs.objective.thresholds(metrics))
         improved = self.progress.best_step == record.step
         duration_s = time.perf_counter() - started

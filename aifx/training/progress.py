@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aifx.config import Config
-from aifx.config.best_by import LOSS, BestBy, best_by_of
+from aifx.config.best_by import LOSS, BestBy, best_by_of, score_of
 
 WARN_AFTER = 4
 """Validations in a row without improvement."""
@@ -21,15 +21,18 @@ class Progress:
     best_step: int | None = None
     since_best: int = 0  # validations without improvement
     last_loss: float | None = None
-    best_value: float | None = None  # of the metric that ranks checkpoints
+    best_value: float | None = None  # of the metric that ranks checkpoints, the mean over `checkpoint.best_over`
     thresholds: Mapping[str, float] = field(default_factory=dict)  # by class, that the last validation chose
+    recent: Sequence[float] = field(default_factory=list)  # the metric at the last `checkpoint.best_over` validations
 
-    def after(self, step: int, metrics: Mapping[str, Any], best_by: BestBy) -> Progress:
+    def after(self, step: int, metrics: Mapping[str, Any], best_by: BestBy, best_over: int = 1) -> Progress:
         """After a validation at `step`."""
         loss, value = LOSS.value(metrics), best_by.value(metrics)
-        if value is not None and (self.best_value is None or best_by.is_better(value, self.best_value)):
-            return Progress(loss, step, 0, loss, value)
-        return replace(self, since_best=self.since_best + 1, last_loss=loss)
+        recent = self.recent if value is None else [*self.recent, value][-best_over:]
+        score = score_of(best_by, metrics, recent[:-1])
+        if score is not None and (self.best_value is None or best_by.is_better(score.value, self.best_value)):
+            return Progress(loss, step, 0, loss, score.value, recent=recent)
+        return replace(self, since_best=self.since_best + 1, last_loss=loss, recent=recent)
 
     def warning(self, config: Config, before: Progress) -> str | None:
         """What to warn of after this validation, if anything. `before` is the progress until then.

@@ -51,7 +51,7 @@ def save(
 ) -> None:
     """Save `state` as the checkpoint of `step`, whose record must have been drained."""
     loop.group.mark(f"the checkpoint of step {step}", "checkpoint")
-    score = score_of(best_by_of(loop.programs.config), validation)
+    score = score_of(best_by_of(loop.programs.config), validation, loop.progress.recent[:-1])
     _save(loop, state, step, None if validation is None else validation["loss"], score, force=force)
 
 

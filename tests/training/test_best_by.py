@@ -54,11 +54,11 @@ def test_progress_follows_the_metric() -> None:
     progress = Progress()
     for step, loss, accuracy in ((1, 3.0, 0.5), (2, 2.0, 0.7), (3, 1.0, 0.6), (4, 0.5, float("nan"))):
         progress = progress.after(step, {"loss": loss, "accuracy": accuracy}, ACCURACY)
-    assert progress == Progress(2.0, 2, 2, 0.5, 0.7)
+    assert progress == Progress(2.0, 2, 2, 0.5, 0.7, recent=[0.6])
     by_loss = Progress()
     for step, loss in ((1, 3.0), (2, 2.0), (3, float("nan"))):
         by_loss = by_loss.after(step, {"loss": loss}, LOSS)
-    assert by_loss == Progress(2.0, 2, 1, None, 2.0)
+    assert by_loss == Progress(2.0, 2, 1, None, 2.0, recent=[2.0])
     assert Progress(**json.loads(json.dumps(asdict(progress)))) == progress
 
 
@@ -113,6 +113,17 @@ def test_a_run_keeps_what_is_best_by_the_gate_and_not_by_the_loss(scored) -> Non
         scored.train(gates, "checkpoint.best_by=min loss")
     assert '"max accuracy" -> "min loss"' in error.value.why
     assert "best_by" in scored.run().config.read_text()
+
+
+def test_a_run_keeps_what_is_best_over_several_validations(scored) -> None:
+    """The means of two validations are 0.9, 0.7 and 0.6 of the metric, and each checkpoint has its own."""
+    result = scored.train("checkpoint.best_by=min accuracy", "checkpoint.best_over=2", "checkpoint.keep_best=2")
+    assert (result.best_step, result.best_value) == (12, pytest.approx(0.6))
+    checkpoints = Checkpoints(scored.run().checkpoints, scored.config().checkpoint)
+    scores = {info.step: info.score.value for info in checkpoints.infos() if info.score}
+    assert scores == {8: pytest.approx(0.7), 12: pytest.approx(0.6)}
+    document = json.loads(aifx(scored, "runs", "show", "main", "--json"))
+    assert (document["best_step"], document["best_value"]) == (12, pytest.approx(0.6))
 
 
 def test_the_last_one_that_beats_the_best_is_remarked(scored) -> None:
