@@ -79,7 +79,7 @@ def test_the_gate_of_numbers_is_below_the_error_of_the_mean(tmp_path: Path) -> N
     assert counts[0] == counts[1] != []
     train = toml["train"]
     assert train["num_steps"] > train["early_stopping"] * train["validate_every"] >= 5 * 10
-    sections = (toml["model"], train, toml["optimizer"], toml["schedule"])
+    sections = (toml["model"], train, toml["optimizer"], toml["schedule"], toml["checkpoint"])
     written = {key: value for section in sections for key, value in section.items()}
     written = {**written, "batch_size": train["global_batch_size"]}
     assert written.items() >= table_settings(int(counts[0][0])).items()
