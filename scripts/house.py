@@ -10,6 +10,8 @@
     back-arrows        imports of a room that is above the importing one in the layers of [tool.importlinter]
     config-signatures  functions with a parameter annotated with the `Config` of a module called config
     model-getattr      getattr and hasattr on an expression that ends in `model`
+    step-lines         all lines of every function of aifx and jax_kernels that is entered between taking a batch and
+                       draining its record, while a step is traced and run (scripts/traced_step.py)
     any other name     modules that import it or refer to it: hashlib, "os._exit", "aifx.config". With a dot first, as
                        in ".add_signal_handler", it is an attribute of any object
 
@@ -32,7 +34,7 @@ from typing import Any, NamedTuple
 import tomlkit
 
 ROOT = Path(__file__).resolve().parent.parent
-Function = ast.FunctionDef | ast.AsyncFunctionDef
+STEP_LINES = "step-lines"
 
 
 class Import(NamedTuple):
@@ -164,29 +166,24 @@ def back_arrows(modules: Mapping[str, Module], imports: Collection[Import], cont
     return [f"{place}: {name}" for place, name in found.items()]
 
 
-def takes_config(module: Module, function: Function) -> bool:
-    parameters = [x for x in ast.walk(function.args) if isinstance(x, ast.arg) and x.annotation is not None]
-    names = (module.origin(node) for x in parameters for node in ast.walk(x.annotation))
-    return any(name.endswith(".config.Config") for name in names)
+def takes_config(module: Module, node: ast.AST) -> bool:
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return False
+    annotations = [x.annotation for x in ast.walk(node.args) if isinstance(x, ast.arg) and x.annotation is not None]
+    return any(module.origin(x).endswith(".config.Config") for whole in annotations for x in ast.walk(whole))
 
 
-def config_signatures(modules: Mapping[str, Module]) -> list[str]:
+def asks_model(_: Module, node: ast.AST) -> bool:
+    is_asking = isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr")
+    return is_asking and re.search(r"(^|[._])model$", ast.unparse(node.args[0])) is not None
+
+
+def matching(modules: Mapping[str, Module], matches: Callable[[Module, ast.AST], bool]) -> list[str]:
     return [
-        f"{module.path}:{node.lineno}: {node.name}"
+        f"{module.path}:{node.lineno}: {getattr(node, 'name', None) or ast.unparse(node)}"
         for module in modules.values()
         for node in module.nodes
-        if isinstance(node, Function) and takes_config(module, node)
-    ]
-
-
-def model_getattr(modules: Mapping[str, Module]) -> list[str]:
-    return [
-        f"{module.path}:{node.lineno}: {ast.unparse(node)}"
-        for module in modules.values()
-        for node in module.nodes
-        if isinstance(node, ast.Call)
-        and ast.unparse(node.func) in ("getattr", "hasattr")
-        and re.search(r"(^|[._])model$", ast.unparse(node.args[0]))
+        if matches(module, node)
     ]
 
 
@@ -204,8 +201,8 @@ def is_within(name: str, package: str) -> bool:
     return f"{name}.".startswith(f"{package}.")
 
 
-def measure(root: Path, project: Mapping[str, Any], names: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
-    """The places that count for each measure or name of `names`."""
+def measure(root: Path, project: Mapping[str, Any], names: Iterable[str]) -> Iterator[tuple[str, int, list[str]]]:
+    """The count of each measure or name of `names`, and the places behind it."""
     tool = project["tool"]
     modules = read_modules(root, tool["setuptools"])
     imports = read_imports(modules)
@@ -213,35 +210,47 @@ def measure(root: Path, project: Mapping[str, Any], names: Iterable[str]) -> Ite
     measures: dict[str, Callable[[], list[str]]] = {
         "circles": lambda: circles(modules, imports),
         "back-arrows": lambda: back_arrows(modules, imports, layers),
-        "config-signatures": lambda: config_signatures(modules),
-        "model-getattr": lambda: model_getattr(modules),
+        "config-signatures": lambda: matching(modules, takes_config),
+        "model-getattr": lambda: matching(modules, asks_model),
     }
     for name in names:
-        yield name, measures[name]() if name in measures else users(modules, name)
+        if name == STEP_LINES:
+            from traced_step import traced_step  # here, since it trains
+
+            lines = traced_step(root)
+            yield name, sum(lines.values()), [f"{place}, {count} lines" for place, count in lines.items()]
+        else:
+            places = measures[name]() if name in measures else users(modules, name)
+            yield name, len(places), places
 
 
 def main(arguments: Sequence[str]) -> bool:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--root", type=Path, default=ROOT, help="the repository (default: this script's)")
-    parser.add_argument(
-        "--list", metavar="MEASURE", help="print the places behind a count, also of a name without a limit"
-    )
+    parser.add_argument("--list", metavar="MEASURE", help="print its places; MEASURE can be any name")
     parser.add_argument("--lower", action="store_true", help="write lower limits into pyproject.toml")
     options = parser.parse_args(arguments)
     path = options.root / "pyproject.toml"
     document = tomlkit.parse(path.read_text())
     limits: Any = document["tool"]["house"]
-    if options.list:
-        print("\n".join(next(measure(options.root, document, [options.list]))[1]))
-        return False
+    names = [options.list] if options.list else [*limits]
+    if STEP_LINES in names and sys.version_info < (3, 12):
+        print(f"{STEP_LINES:<24}      -   needs sys.monitoring, which Python has since 3.12")
+        names.remove(STEP_LINES)
     errors = []
-    for name, places in measure(options.root, document, limits):
-        count, limit = len(places), limits[name]
+    for name, count, places in measure(options.root, document, names):
+        if options.list:
+            print("\n".join(places))
+            continue
+        limit = limits[name]
         if options.lower:
             limits[name] = limit = min(limit, count)
         print(f"{name:<24} {count:>6}   limit {limit}")
         if count > limit:
-            errors.append("\n".join([f"error: {name} is {count}, and its limit is {limit}:", *places]))
+            errors += [
+                *places,
+                f"error: {name} is {count}, above its limit of {limit}: its places are listed before this",
+            ]
         elif count < limit:
             errors.append(f"error: {name} is below its limit; to write {count}: scripts/house.py --lower")
     if options.lower:

@@ -1,8 +1,9 @@
-"""scripts/house.py sees what it counts, and holds each count to its limit."""
+"""scripts/house.py sees what it counts, and fails unless each count equals its limit."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +11,7 @@ from types import ModuleType
 import pytest
 import tomli
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "house.py"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 PROJECT = """
 [tool.setuptools]
@@ -86,15 +87,19 @@ def end(size: Config):
 }
 
 
-@pytest.fixture(scope="module")
-def house() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("house", SCRIPT)
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["house"] = module  # dataclasses look there
+    sys.modules[name] = module  # dataclasses look there
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def house() -> ModuleType:
+    return load("house")
 
 
 @pytest.fixture
@@ -137,7 +142,7 @@ def test_a_count_above_its_limit_fails_with_its_places(
     before = project.read_text()
     assert house.main(["--root", str(root), "--lower"])
     error = capsys.readouterr().err.splitlines()
-    assert name in error[0]
+    assert name in error[-1]
     assert len(error) == 1 + LIMITS[name]
     assert project.read_text() == before
 
@@ -155,3 +160,96 @@ def test_a_count_below_its_limit_fails_until_the_limit_is_lowered(
     ) | {"hashlib": 1}
     assert "# only ever lower" in project.read_text()
     assert not house.main(["--root", str(root)])
+
+
+STEPS = """
+import threading
+
+class Step:
+    size = len("")
+
+    def trace(self):
+        return self.inner()
+
+    def inner(self):
+        self.inside()
+        def nested():
+            return 1
+
+    def inside(self):
+        def nested():
+            import own_late
+        nested()
+
+def take():
+    thread = threading.Thread(target=read)
+    thread.start()
+    thread.join()
+    yield 1
+
+def read():
+    pass
+
+def drain():
+    return (
+        1
+    )
+
+def unrelated():
+    pass
+
+def older(opened, done):
+    opened.wait()
+    unrelated()
+    done.set()
+
+def run():
+    opened, done = threading.Event(), threading.Event()
+    threading.Thread(target=older, args=(opened, done)).start()
+    Step().trace()
+    unrelated()
+    for _ in take():
+        opened.set()
+        done.wait()
+        drain()
+    drain()
+    unrelated()
+"""
+needs_monitoring = pytest.mark.skipif(sys.version_info < (3, 12), reason="Python has sys.monitoring since 3.12")
+
+
+@pytest.fixture
+def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    (tmp_path / "own_steps.py").write_text(STEPS)
+    (tmp_path / "own_late.py").write_text("size = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("own_steps", "own_late"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module("own_steps")
+
+
+@needs_monitoring
+def test_the_functions_of_a_step_are_those_entered_in_its_windows(steps: ModuleType, tmp_path: Path) -> None:
+    traced = load("traced_step")
+    windows = (
+        traced.Window("own_steps:Step.trace", "own_steps:Step.trace"),
+        traced.Window("own_steps:take", "own_steps:drain", 2),
+    )
+    entered = traced.entered_functions(steps.run, windows, (f"{tmp_path}{os.sep}",))
+    assert {name: count for _, _, name, count in traced.lines(entered)} == {
+        "Step.trace": 2,
+        "Step.inner": 4,
+        "Step.inside": 4,
+        "take": 5,
+        "read": 2,
+        "drain": 4,
+        "run": 11,
+    }
+
+
+@needs_monitoring
+def test_a_window_that_never_ends_is_an_error(steps: ModuleType, tmp_path: Path) -> None:
+    traced = load("traced_step")
+    windows = (traced.Window("own_steps:take", "own_steps:drain", 3),)
+    with pytest.raises(LookupError, match="own_steps:drain"):
+        traced.entered_functions(steps.run, windows, (f"{tmp_path}{os.sep}",))
