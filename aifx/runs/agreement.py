@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 
-import aifx
 import jax_kernels
 from aifx.config import Config
 from aifx.core.files import open_file
@@ -138,7 +137,7 @@ def facts_of_start(config: Config, **options: Any) -> Facts:
     found = versions()
     packages = {f"version of {name}": found.get(name) for name in NUMERIC_PACKAGES}
     environment = {k: v for k, v in flags_of_numbers(os.environ).items() if not OF_A_PROCESS.fullmatch(k)}
-    ours = [Path(str(package.__file__)).parent for package in (aifx, jax_kernels)]
+    ours = [Path(__file__).parents[1], Path(str(jax_kernels.__file__)).parent]  # `import aifx` would close a circle
     sources = [path for folder in ours for path in folder.rglob("*.py")]
     return {**settings, **packages, **environment, **options, "code of aifx": digest_of_files(sources)}
 
