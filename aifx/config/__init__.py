@@ -1,6 +1,6 @@
 """`aifx.toml`: its keys, and where each value of a run came from."""
 
-from aifx.config.config import Config, Difference, changed_model_keys, compare
+from aifx.config.config import Config, Difference, compare, model_differences
 from aifx.config.load import load_config, project_code, project_sections, read_config
 from aifx.config.schema import Setting, json_schema, settings
 
@@ -11,7 +11,7 @@ __all__ = [
     "compare",
     "json_schema",
     "load_config",
-    "changed_model_keys",
+    "model_differences",
     "project_code",
     "project_sections",
     "read_config",

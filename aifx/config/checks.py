@@ -96,7 +96,7 @@ def _train(config: Config) -> Iterator[Conflict]:
             f"train.early_stopping = {train.early_stopping} needs validations, and train.validate_every = 0 makes none",
             "early stopping counts validations without improvement",
         )
-    if train.folds > 1 and not getattr(config.data, "can_train_on_validation", False):
+    if train.folds > 1 and not config.data.can_train_on_validation:
         yield Conflict(
             ("train.folds", "task.kind"),
             f'train.folds = {train.folds} cannot be used with task.kind = "{config.task.kind}"',

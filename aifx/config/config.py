@@ -39,9 +39,9 @@ class Config:
 
     project: section_types.ProjectSection
     task: section_types.TaskSection
-    model: Section
-    objective: Section
-    data: Section
+    model: ModelSection
+    objective: section_types.ObjectiveSection
+    data: section_types.DataSection
     datasets: DatasetsSection
     augment: section_types.AugmentSection
     train: section_types.TrainSection
@@ -122,17 +122,17 @@ def compare(old: Config, new: Config, mark: Mapping[str, Any] | None = None) -> 
     return found
 
 
-def changed_model_keys(ours: Config, theirs: Config) -> list[str]:
+def model_differences(old: ModelSection, new: ModelSection) -> list[Difference]:
     """The keys of `[model]` that differ and with which the models compute different things from the same weights.
 
     Sizes of tables are left out, and all keys if the families differ: then the shapes of the weights differ as well,
     and those are compared when the weights are read.
     """
-    model, other = ours.model, theirs.model
-    if not isinstance(model, ModelSection) or type(model) is not type(other):
+    if type(old) is not type(new):
         return []
-    found = [key for key in model.differences(other) if key not in ("vocab_size", "max_seq_len")]
-    return [key for key in found if getattr(model, key) != getattr(other, key)]
+    olds, news = old.model_dump(mode="json"), new.model_dump(mode="json")
+    found = [key for key in old.differences(new) if key not in ("vocab_size", "max_seq_len")]
+    return [Difference(f"model.{key}", olds[key], news[key]) for key in found if olds[key] != news[key]]
 
 
 def number_settings(config: Config) -> dict[str, Any]:

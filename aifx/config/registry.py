@@ -54,11 +54,13 @@ class TaskParts:
 
     Attributes:
         task: the class that `task.kind = "module:Class"` names; otherwise None.
+        names: what selects family, objective and kind of data, set or by the task, by section; empty with a class.
         kinds: family, objective and kind of data by section; empty with a class.
         sections: the type of each of these sections.
     """
 
     task: type[Any] | None
+    names: Mapping[PartName, str]
     kinds: Mapping[PartName, Kind]
     sections: Mapping[PartName, type[Section]]
 
@@ -84,10 +86,9 @@ def task_parts(task: str, names: Mapping[PartName, str], project: Project) -> Ta
         why = f"did you mean {meant!r}?" if meant and meant != nearest(task, TASKS) else why
         hint = f'kind = "{meant or "language"}"'
         raise ConfigError(f"task.kind = {task!r} is not a task", why, hint)
-    kinds = {
-        part.section: find_kind(part, names.get(part.section) or TASKS[task][part.section], project) for part in PARTS
-    }
-    return TaskParts(None, kinds, {section: kind.section for section, kind in kinds.items()})
+    chosen = {**TASKS[task], **{section: name for section, name in names.items() if name}}
+    kinds = {part.section: find_kind(part, chosen[part.section], project) for part in PARTS}
+    return TaskParts(None, chosen, kinds, {section: kind.section for section, kind in kinds.items()})
 
 
 def _known(name: str, names: Iterable[str], own_form: str) -> str:
@@ -138,16 +139,16 @@ def _own_task(task: str, project: Project) -> TaskParts:
         raise ConfigError(f"task.kind = {task!r} is not a class", f"it is {cls!r:.200}", hint)
     sections: dict[PartName, type[Section]] = {}
     for part in PARTS:
-        attribute = f"{part.section}_section"
+        attribute, base = f"{part.section}_section", part.base.__name__
         section = getattr(cls, attribute, ObjectiveSection if part.section == "objective" else None)
-        if not (isinstance(section, type) and issubclass(section, Section)):
+        if not (isinstance(section, type) and issubclass(section, part.base)):
             raise ConfigError(
                 f"task.kind = {task!r} has no {attribute}",
-                "a class attribute, a subclass of aifx.config.sections.Section, defines the section's keys",
+                f"a class attribute, a subclass of aifx.config.sections.{base}, defines the section's keys",
                 f"{attribute} = MySection, or derive the class from aifx.tasks.Task",
             )
         sections[part.section] = section
-    return TaskParts(cls, {}, sections)
+    return TaskParts(cls, {}, {}, sections)
 
 
 def variant_names(values: Mapping[str, Any]) -> list[str]:

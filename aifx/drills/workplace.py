@@ -79,7 +79,7 @@ def copied(
         for run in project.runs():  # other runs may begin with them
             (copy.runs_path / run.name).symlink_to(run.path.resolve(), target_is_directory=True)
         kind = config.task.kind if ":" in config.task.kind else None
-        data = None if kind else getattr(config.data, "kind", None) or config.parts.kinds["data"].name
+        data = None if kind else config.parts.names["data"]
         (root / f"{seam.MODULE}.py").write_text(seam.module_text(data, kind))
         named = f"task.kind={seam.TASK}" if kind else f"data.kind={seam.DATA}"
         moved = None if file is None else _moved(file, project, root)

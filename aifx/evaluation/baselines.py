@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from aifx.data.base import Batch, BatchSource, Dataset, Split
 from aifx.data.spec import DataSpec, Field
-from aifx.models.base import Head
+from aifx.models.base import Head, Model
 from aifx.parallel.context import ForwardContext
 from aifx.programs.build import Programs
 from aifx.specs import ArraySpec, Params, Specs
@@ -22,7 +22,7 @@ OUTPUTS = "baseline_outputs"
 
 
 @dataclass(frozen=True)
-class GivenOutputs:
+class GivenOutputs(Model):
     """A model that reads its outputs from the batch."""
 
     num_outputs: int

@@ -55,10 +55,8 @@ def _reason(error: Exception) -> str:
 
 def _data(project: Project, config: Config) -> dict[str, Any] | Absent:
     """Return whether the files of the configuration exist and have the right format."""
-    from aifx.config.sections import DataSection
-
     try:
-        files = config.data.read_beginnings(config.apply_to(project)) if isinstance(config.data, DataSection) else None
+        files = config.data.read_beginnings(config.apply_to(project))
     except (AifxError, OSError, ValueError) as error:
         return {"is_readable": False, "why": _reason(error), "files": 0}
     if files is None:

@@ -185,7 +185,6 @@ def open_export(run: RunDirectory, project: Project, step: StepChoice | None, dt
     assert isinstance(model, Decodes)
     changes = {"vocab_size": model.vocab_size, "max_seq_len": model.max_seq_len, "scan_layers": False}
     section = config.model.model_copy(update=changes)
-    assert isinstance(section, ModelSection)
     origin = read_origin(run, project)
     architecture = expressed_by(family, section, origin.get("architecture"))
     name = dtype or ("float32" if config.optimizer.ema_decay else config.train.parameter_dtype)
@@ -201,7 +200,7 @@ def open_export(run: RunDirectory, project: Project, step: StepChoice | None, dt
         section=section,
         plain_specs=plain_specs,
         specs=named_specs(plain_specs),
-        weights=BaseWeights.of_run(run, manifest, getattr(model, "adapts", ())),
+        weights=BaseWeights.of_run(run, manifest, model.adapts),
         form=task.format,
         dtype=np.dtype(name),
         origin=origin,

@@ -18,7 +18,6 @@ from aifx.config import Config, read_config
 from aifx.config.config import compare
 from aifx.config.kinds import resolve
 from aifx.config.load import make_config
-from aifx.config.sections import ModelSection
 from aifx.core.errors import DataError
 from aifx.core.files import replace_file
 from aifx.core.json_files import JsonLines, write_json, write_text
@@ -193,7 +192,6 @@ def _read(folder: ModelFolder, project: Project, dtype: ParameterType | None, ig
     sections = {"task": {"kind": architecture.task}, "train": {"parameter_dtype": dtype or stored}, **assets.sections}
     sections["model"] = {"family": family.name, **values, **assets.sections.get("model", {})}
     config = make_config(plain(sections), project, CONFIG)
-    assert isinstance(config.model, ModelSection)
     check_keys(weights, architecture, config.model)
     specs = resolve(family.make)(config.model, assets.data_spec(config)).specs()
     typed = with_weight_dtype(specs, config.train.parameter_dtype)  # statistics keep their type

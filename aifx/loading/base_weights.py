@@ -133,7 +133,7 @@ def with_base_params(params: Params, programs: Programs, run: RunDirectory) -> P
     named = read_provenance(run).get("finetuned_from")
     if not named:
         return params
-    weights = BaseWeights(run, BaseRun(**named), getattr(programs.model, "adapts", ()))
+    weights = BaseWeights(run, BaseRun(**named), programs.model.adapts)
     stacked, specs = programs.is_stacked, programs.model.specs()
     ours = flat_names(unstack_layers(params) if stacked else params)
     head = head_names(programs.model, ForwardContext(programs.layout.single))
@@ -165,7 +165,7 @@ def frozen_arrays(programs: Programs, run: RunDirectory) -> Params:
         return make_frozen(programs.frozen_specs, programs.config.train.seed, programs.layout)
     base = read_digests(run).base
     assert base is not None
-    weights = BaseWeights(run, BaseRun(**base), model.groups)
+    weights = BaseWeights(run, BaseRun(**base), model.adapts)
     return read_frozen(weights, model.model.specs(), programs.frozen_specs, programs.layout)
 
 

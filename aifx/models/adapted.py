@@ -27,33 +27,31 @@ _OF_PEFT = {
 """Names of matrices that PEFT's `target_modules` has, and ours."""
 
 
-class AdaptedModel:
+class AdaptedModel(Model):
     """`model` with the adapters of `[lora]`. Raises ConfigError if it has no matrices that `lora.targets` names."""
 
     def __init__(self, model: Model, config: Config) -> None:
         self.model, self.section = model, config.lora
         self.is_quantized = config.finetune.base_quantize == "int8"
-        self.groups: tuple[str, ...] = getattr(model, "adapts", ())
-        self.gathers = getattr(model, "gathers", ())
-        self.divides = getattr(model, "divides", ())
+        self.gathers, self.divides, self.adapts = model.gathers, model.divides, model.adapts
         name = type(model).__name__
-        if not self.groups:
+        if not self.adapts:
             why = f"{name} names no matrices that can have adapters"
             raise ConfigError('finetune.adapter = "lora" cannot be used', why, "aifx train --set finetune.adapter=none")
         if set(jax.tree.leaves(map_specs(lambda spec: spec.kind, model.specs()))) != {"weight"}:
             why = f"{name} has arrays that are not trained, and a base run does not hold all of them"
             raise ConfigError('finetune.adapter = "lora" cannot be used', why, "aifx train --set finetune.adapter=none")
-        known = target_names(model.specs(), self.groups)
+        known = target_names(model.specs(), self.adapts)
         if unknown := [target for target in self.section.targets if target not in known]:
             near = did_you_mean(unknown[0], known)
             if (ours := _OF_PEFT.get(unknown[0])) is not None:
                 near = f"did you mean {ours!r}?"
-            hint = f"targets = {list(self.groups)}    (below [lora])".replace("'", '"')
+            hint = f"targets = {list(self.adapts)}    (below [lora])".replace("'", '"')
             raise ConfigError(f"lora.targets has {unknown[0]!r}, which {name} does not have", near, hint)
 
     @functools.cached_property
     def _specs(self) -> Specs:
-        return adapted_specs(self.model.specs(), self.section, self.groups, is_quantized=self.is_quantized)
+        return adapted_specs(self.model.specs(), self.section, self.adapts, is_quantized=self.is_quantized)
 
     def specs(self) -> Specs:
         return self._specs

@@ -38,8 +38,21 @@ class Head:
         return y if self.logit_softcap is None else self.logit_softcap * jnp.tanh(y / self.logit_softcap)
 
 
+@runtime_checkable
 class Model(Protocol):
-    """Knows nothing of losses or data. Its functions run inside jit and take `merge_frozen(params, frozen)`."""
+    """Knows nothing of losses or data. Its functions run inside jit and take `merge_frozen(params, frozen)`.
+
+    Every model derives from it, or from `Decodes` or `Serves`.
+
+    Attributes:
+        gathers: nodes of the parameters that it gathers itself: a device passes these in parts, the others whole.
+        divides: logical axes that devices can divide.
+        adapts: groups of matrices that can have adapters: it multiplies by them with `layers.linear` alone.
+    """
+
+    gathers: tuple[str, ...] = ()
+    divides: tuple[str, ...] = ()
+    adapts: tuple[str, ...] = ()
 
     def specs(self) -> Specs: ...
 
@@ -55,14 +68,15 @@ class Model(Protocol):
 
 
 @runtime_checkable
-class Decodes(Protocol):
-    """A model that writes token by token, with a cache of what it has read.
-
-    It may define `for_decoding(params)`: the params as these functions read them fastest, on one device.
-    """
+class Decodes(Model, Protocol):
+    """A model that writes token by token, with a cache of what it has read."""
 
     vocab_size: int
     max_seq_len: int
+
+    def for_decoding(self, params: Params) -> Params:
+        """The params as these functions read them fastest, on one device."""
+        return params
 
     def cache_specs(self, batch: int, length: int, dtype: Any = jnp.float32) -> Specs:
         """An empty cache for `length` tokens of each of `batch` rows."""
@@ -81,8 +95,6 @@ class Decodes(Protocol):
         """`[batch, embed]` of the token that follows each row, `tokens` `[batch]`, and the cache with it."""
         ...
 
-    def head(self, params: Params, ctx: ForwardContext) -> Head: ...
-
 
 @runtime_checkable
 class Serves(Decodes, Protocol):
@@ -90,9 +102,14 @@ class Serves(Decodes, Protocol):
 
     Its cache has "page_table" `[batch, pages_per_row]`, "lengths" `[batch]`, and beside these the pages, whose number
     follows from `cache_specs(1, length)`. Rows may name the same page; an entry of the table below 0 names none.
+
+    Attributes:
+        page_size: tokens of a page.
+        num_kv_heads: heads of keys and values, which devices along `tensor` divide; None if it has none.
     """
 
-    page_size: int  # tokens of a page
+    page_size: int
+    num_kv_heads: int | None = None
 
     def extend(self, params: Params, inputs: jax.Array, cache: Any, ctx: ForwardContext) -> tuple[jax.Array, Any]:
         """`[batch, seq, embed]` of more tokens of each row, `inputs` `[batch, seq]`, and the cache with them."""

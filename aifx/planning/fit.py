@@ -8,6 +8,7 @@ from typing import Any
 
 from aifx.config import Config
 from aifx.core.errors import ConfigError
+from aifx.models.layered_section import LayeredSection
 from aifx.parallel.mesh import Degrees, all_degrees
 from aifx.planning.counting import Counted, gathered_bytes, held_by_one, outputs_divided, weight_collectives
 from aifx.planning.figures import rates_of
@@ -106,7 +107,7 @@ def smallest_machine(needed: int) -> str | None:
 
 
 def _remats(config: Config) -> Iterator[dict[str, Any]]:
-    if not hasattr(config.model, "remat"):
+    if not isinstance(config.model, LayeredSection):
         yield {}
         return
     for remat in ("none", "dots", "full"):

@@ -13,6 +13,7 @@ import psutil
 
 from aifx.config import Config
 from aifx.config.sections import Remat
+from aifx.models.layered_section import LayeredSection
 from aifx.planning.figures import Figure, rates_of
 from aifx.planning.hardware import Hardware
 from aifx.planning.network import LinkUse
@@ -145,7 +146,7 @@ def make_plan(
         layout=_layout(counted),
         global_batch_size=config.train.global_batch_size,
         gradient_accumulation=config.train.gradient_accumulation,
-        remat=getattr(config.model, "remat", None),
+        remat=config.model.remat if isinstance(config.model, LayeredSection) else None,
         dtype=counted["dtype"],
         unit=counted["unit"],
         num_parameters=counted["num_parameters"],
@@ -274,7 +275,7 @@ def _notes(
         notes.append(f"--set mesh.fsdp={hardware.num_devices} divides the state among the devices; --fit searches")
     for op, implementation in counted.get("asked", {}).items():
         notes.append(f"{op} is planned as {implementation}: cuDNN isn't installed here")
-    if hardware.platform != "cpu" and getattr(config.model, "scan_layers", None) is False:
+    if hardware.platform != "cpu" and isinstance(config.model, LayeredSection) and not config.model.scan_layers:
         notes.append("planned with model.scan_layers = true, which compiles faster; the project unrolls its layers")
     if compiled and compiled["traffic"]["unknown_loops"]:
         notes.append("this compiler doesn't say how often loops turn: bytes per step are estimated")

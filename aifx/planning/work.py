@@ -9,6 +9,7 @@ from typing import Any
 from aifx.config import Config
 from aifx.config.kinds import resolve
 from aifx.models.adapted import adapted_model
+from aifx.models.layered_section import LayeredSection
 from aifx.parallel.layout import Layout
 from aifx.planning.counting import Counted, count, count_activations, described_layout, with_traced_step
 from aifx.planning.hardware import Hardware
@@ -55,7 +56,7 @@ class Work:
         layout = self._layout(config).single if alone else self._layout(config)
         counted = count(config, with_model(self.task, config), layout, self.asked)
         rows = layout.degrees, config.train.global_batch_size, config.train.gradient_accumulation
-        if getattr(config.model, "remat", "none") == "none":
+        if not isinstance(config.model, LayeredSection) or config.model.remat == "none":
             self._kept[rows] = counted.activations
             return counted
         if rows not in self._kept:
@@ -75,7 +76,7 @@ def with_model(task: Task, config: Config) -> Task:
 
 def with_scanned_layers(config: Config, hardware: Hardware) -> Config:
     """For an accelerator, layers in a loop: ten times as quick to compile, with the same arrays."""
-    if hardware.platform == "cpu" or getattr(config.model, "scan_layers", None) is not False:
+    if hardware.platform == "cpu" or not isinstance(config.model, LayeredSection) or config.model.scan_layers:
         return config
     return replace(config, model=config.model.model_copy(update={"scan_layers": True}))
 

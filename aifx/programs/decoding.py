@@ -80,8 +80,7 @@ class DecodingPrograms:
         """The params as the programs read them fastest. Changed arrays are copies; the others are shared."""
         if self.layout.num_devices > 1:
             return params
-        prepared: Params = getattr(self.model, "for_decoding", lambda params: params)(params)
-        return prepared
+        return self.model.for_decoding(params)
 
     @functools.lru_cache(maxsize=64)  # noqa: B019  # the cache goes with the process, as compiled programs do
     def prefill(self, rows: int, bucket: int, length: int) -> Program:

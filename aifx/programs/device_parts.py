@@ -10,21 +10,19 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from aifx.models.base import Decodes, Model
+from aifx.models.base import Model
 from aifx.objectives.base import DeviceBatch
 from aifx.parallel.layout import Layout
 from aifx.specs import Params, Specs
 from aifx.tasks.base import Task
 
 
-def model_params(
-    model: Model | Decodes, params: Params, specs: Specs, layout: Layout, dtype: DTypeLike | None = None
-) -> Params:
+def model_params(model: Model, params: Params, specs: Specs, layout: Layout, dtype: DTypeLike | None = None) -> Params:
     """A device's part of the params as the model takes them: whole but for the nodes that it gathers itself.
 
     Floating-point arrays become `dtype`, if it is not None.
     """
-    parts: Params = layout.parts(params, specs, getattr(model, "gathers", ()), dtype)
+    parts: Params = layout.parts(params, specs, model.gathers, dtype)
     return parts
 
 

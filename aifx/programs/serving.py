@@ -294,7 +294,7 @@ def compute_if(condition: jax.Array, compute: Callable[[], Any]) -> Any:
 
 def tensor_layout(layout: Layout, model: Serves) -> Layout:
     """The layout of which devices along `tensor` divide a layer, and all have the same rows."""
-    divided = set(getattr(model, "divides", ())) - {"batch", "seq"}
+    divided = set(model.divides) - {"batch", "seq"}
     return replace(layout, computation={name: axes for name, axes in layout.computation.items() if name in divided})
 
 

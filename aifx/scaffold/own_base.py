@@ -79,6 +79,7 @@ def _answers(source: str, run: RunDirectory, project: Project) -> dict[str, Any]
     from aifx.data.spec import need_spec
     from aifx.data.text import TOKENIZER_FILE
     from aifx.hub.starting import changed_values
+    from aifx.models.decoder.section import DecoderSection
 
     config = read_config(run.config, project, environ={})
     data = config.data
@@ -94,7 +95,8 @@ def _answers(source: str, run: RunDirectory, project: Project) -> dict[str, Any]
         "end_tokens": None if is_own or not data.end_tokens else list(data.end_tokens),
         "begin_token": data.begin_token,
     }
-    has_table = getattr(config.model, "positions", "") == "learned" and getattr(config.model, "max_seq_len", 1) is None
+    section = config.model
+    has_table = isinstance(section, DecoderSection) and section.positions == "learned" and section.max_seq_len is None
     return {
         "base_source": str(source),
         "model_toml": _lines(to_toml({"model": changed_values(config, "model")}, None)),

@@ -68,7 +68,7 @@ def _read(name: str, run: RunDirectory, project: Project, base: RunDirectory, di
         raise UsageError(f"run {run.name} is not an adapter of the weights of run {base.name}", why, hint)
     model = load_task(config, project, run.assets).model
     assert isinstance(model, AdaptedModel)
-    weights = BaseWeights.of_run(run, manifest, model.groups)
+    weights = BaseWeights.of_run(run, manifest, model.adapts)
     section, place = weights.adapters[0], jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     names = [key for key in weights.entries if weights.has_adapter(key)]
     matrices = {}

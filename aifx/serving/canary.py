@@ -103,7 +103,7 @@ class Canary:
         @jax.jit
         def forward(params: Any, tokens: jax.Array) -> jax.Array:
             head: Any = model.head(params, context)
-            return jax.nn.log_softmax(head(model.hidden(params, {"inputs": tokens}, context)))  # type: ignore[attr-defined]
+            return jax.nn.log_softmax(head(model.hidden(params, {"inputs": tokens}, context)))
 
         self._forward = forward
 

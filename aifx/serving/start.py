@@ -133,8 +133,9 @@ def check_layout(served: ServedModel, slots: Sequence[int], chunk: int) -> None:
         if odd := [size for size in sizes if size % count]:
             why = f"mesh.tensor = {count} devices divide the rows of a program"
             raise UsageError(f"{name} = {odd[0]}", why, f"aifx serve --set {name}={count * -(-odd[0] // count)}")
-    kv_heads = getattr(served.decoding.model, "num_kv_heads", count)
-    if kv_heads % count:
+    assert isinstance(served.decoding.model, Serves)
+    kv_heads = served.decoding.model.num_kv_heads
+    if kv_heads is not None and kv_heads % count:
         why = f"{kv_heads} heads of keys and values, and {count} devices divide them"
         raise UsageError(f"mesh.tensor = {count} cannot serve this model", why, "aifx serve --set mesh.tensor=1")
 

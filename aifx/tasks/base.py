@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 from aifx.config import Config
 from aifx.config.config import number_settings
 from aifx.config.registry import PARTS, PartName
-from aifx.config.sections import DataSection, ModelSection, ObjectiveSection, Section
+from aifx.config.sections import DataSection, ModelSection, ObjectiveSection
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 from aifx.data.augment import augmented
@@ -27,9 +27,9 @@ class Task:
     A task of a project's own, `task.kind = "module:Class"`, derives from this class and defines `open`.
     """
 
-    model_section: ClassVar[type[Section]] = ModelSection
-    objective_section: ClassVar[type[Section]] = ObjectiveSection
-    data_section: ClassVar[type[Section]] = DataSection
+    model_section: ClassVar[type[ModelSection]] = ModelSection
+    objective_section: ClassVar[type[ObjectiveSection]] = ObjectiveSection
+    data_section: ClassVar[type[DataSection]] = DataSection
     metric_names: ClassVar[tuple[str, ...]] = ()  # what the objective reports, if that is known before any data
 
     model: Model
@@ -60,8 +60,7 @@ def part_name(config: Config, section: PartName) -> str:
     if config.parts.task is not None:
         return f"task.kind = {config.task.kind!r}"
     (part,) = (part for part in PARTS if part.section == section)
-    named = getattr(getattr(config, section), part.key, None)
-    return f"{part.path} = {named or config.parts.kinds[section].name!r}"
+    return f"{part.path} = {config.parts.names[section]!r}"
 
 
 def dataset_of(task: Task) -> Dataset:
@@ -105,7 +104,7 @@ def data_settings(config: Config) -> tuple[object, ...]:
 
 def divided_axes(task: Task) -> tuple[str, ...]:
     """The logical axes that a task's model and objective can both divide."""
-    of_model, of_objective = getattr(task.model, "divides", ()), task.objective.divides
+    of_model, of_objective = task.model.divides, task.objective.divides
     inner = ("heads", "kv_heads", "mlp")  # no objective sees them, but tokens are divided between them
     able = (axis for axis in of_model if axis in of_objective or (axis in inner and "tokens" in of_objective))
     return tuple(able)

@@ -20,7 +20,7 @@ from aifx.parallel.context import ForwardContext
 from aifx.specs import ArraySpec, Initializer, Params, Specs, map_specs
 
 
-class Ensemble:
+class Ensemble(Model):
     """`folds` models like `member` as one, whose arrays have a leading dimension of members.
 
     A batch has the fold of each row as FOLD, int32 `[rows]`. Member i is trained on the rows of all folds but i. When

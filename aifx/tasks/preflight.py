@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from aifx.config import Config, changed_model_keys, read_config
+from aifx.config import Config, model_differences, read_config
 from aifx.config.best_by import AUTO, best_by_of, check_metric
 from aifx.config.diagnostics import Mistake, refuse
 from aifx.config.gates import check_names, parse_gate
-from aifx.config.sections import DataSection
 from aifx.config.toml import literal
 from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.core.project import Project, RunDirectory
@@ -70,20 +69,19 @@ def _mistakes(config: Config, project: Project) -> Iterator[Mistake]:
         except ConfigError as error:
             if error.what.startswith("lora.targets"):
                 yield _mistake(config, "lora.targets", error, error.hint)
-    if isinstance(config.data, DataSection):
-        for key, found in config.data.check_files(config.apply_to(project)):
-            if key == "data.tokenizer" and lacks_base:
-                continue  # it comes with the base run
-            yield _mistake(config, key, found, found.hint)
+    for key, found in config.data.check_files(config.apply_to(project)):
+        if key == "data.tokenizer" and lacks_base:
+            continue  # it comes with the base run
+        yield _mistake(config, key, found, found.hint)
 
 
 def _other_model(config: Config, base: RunDirectory, project: Project) -> Iterator[Mistake]:
     """The keys of `[model]` that differ from those of the run `base`, as one mistake."""
     base_config = read_config(base.config, project, environ={})
     lines, remedies = [], []
-    for key in changed_model_keys(config, base_config):
-        own, needed = (getattr(section, key) for section in (config.model, base_config.model))
-        where = config.origin(f"model.{key}").where
+    for difference in model_differences(base_config.model, config.model):
+        key, own, needed = difference.key.partition(".")[2], difference.new, difference.old
+        where = config.origin(difference.key).where
         place = "" if where == "default" else f"{where}: "
         here = "is not set" if own is None else f"= {literal(own)}"
         there = "does not set it" if needed is None else f"has {literal(needed)}"

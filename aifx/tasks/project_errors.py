@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aifx.config import Config
+from aifx.config.registry import PARTS
 from aifx.core.errors import AifxError, ConfigError
 from aifx.core.os_errors import errno_of
 from aifx.core.project import CONFIG_NAME, Project
@@ -47,9 +48,9 @@ def _own_frame(error: BaseException, project: Project) -> traceback.FrameSummary
 
 def _named(config: Config, frame: traceback.FrameSummary | None, project: Project) -> str:
     """The keys that name the project's own code: those of the module that failed, or all."""
-    keys = {"task.kind": config.task.kind, "model.family": getattr(config.model, "family", None)}
-    keys |= {f"{name}.kind": getattr(getattr(config, name), "kind", None) for name in ("objective", "data")}
-    own = {key: value for key, value in keys.items() if value and ":" in value}
+    keys = {"task.kind": config.task.kind}
+    keys |= {part.path: config.parts.names.get(part.section, "") for part in PARTS}
+    own = {key: value for key, value in keys.items() if ":" in value}
     if frame is not None:
         top = Path(frame.filename).relative_to(project.root).parts[0].removesuffix(".py")
         own = {key: value for key, value in own.items() if value.partition(":")[0].split(".")[0] == top} or own

@@ -10,19 +10,24 @@ from typing import Any
 from aifx.config import Config
 from aifx.config.kinds import resolve
 from aifx.config.project_code import import_object
-from aifx.config.registry import PARTS, PartName
-from aifx.config.sections import DataSection
+from aifx.config.registry import PartName
 from aifx.core.errors import AifxError, ConfigError, DataError
 from aifx.core.project import CONFIG_NAME, Project
 from aifx.data.base import DataFormat
 from aifx.data.spec import DataSpec, need_spec
 from aifx.models.adapted import adapted_model
-from aifx.models.base import Model
+from aifx.models.base import Decodes, Model, Serves
 from aifx.objectives.base import Objective
 from aifx.specs import ArraySpec
 from aifx.tasks.base import Task, part_name
 from aifx.tasks.ensemble import Ensemble
 from aifx.tasks.project_errors import project_errors
+
+WRITING: tuple[tuple[type[Model], tuple[str, ...]], ...] = (
+    (Decodes, ("vocab_size", "max_seq_len", "cache_specs", "prefill", "decode")),
+    (Serves, ("page_size", "extend")),
+)
+"""What a model that derives from one of these must define in addition to what every model does."""
 
 REQUIRED: tuple[tuple[str, PartName, tuple[str, ...]], ...] = (
     ("model", "model", ("specs", "hidden", "head", "flops")),
@@ -56,8 +61,6 @@ def open_task(config: Config, project: Project, assets: Path) -> Task:
 
 def _missing_file(config: Config, project: Project) -> AifxError | None:
     """The error of a file of data that is not there, which names the key and where aifx looked."""
-    if not isinstance(config.data, DataSection):
-        return None
     found = config.data.check_files(project)
     return next((error for key, error in found if key != "data.tokenizer"), None)  # which may be that of a base run
 
@@ -91,9 +94,8 @@ def describe_or_open_task(config: Config, project: Project, assets: Path) -> Tas
 
 def _make(section: PartName, config: Config, project: Project) -> Any:
     """The function or class of a part."""
-    (part,) = (part for part in PARTS if part.section == section)
     make = config.parts.kinds[section].make
-    if isinstance(make, str) and ":" in (getattr(getattr(config, section), part.key) or ""):
+    if isinstance(make, str) and ":" in config.parts.names[section]:
         return import_object(f"{part_name(config, section)}: make", make, project)
     return resolve(make)
 
@@ -105,7 +107,7 @@ def _joined(config: Config, project: Project, spec: DataSpec, form: DataFormat |
     try:
         model = make(config.model, of_model)
     except (KeyError, ValueError, TypeError, IndexError) as error:
-        if ":" in (getattr(config.model, "family", None) or ""):
+        if ":" in config.parts.names["model"]:
             raise
         fields = [f"{name} {field.dtype} {list(field.shape)}" for name, field in spec.fields.items()]
         why = f"{type(error).__name__}: {error}; the data has {', '.join(fields) or 'no fields'}"
@@ -132,9 +134,12 @@ def _checked(config: Config, task: Task) -> Task:
         part = getattr(task, attribute)
         if part is None and attribute in ("format", "dataset"):
             continue
+        names += tuple(name for kind, own in WRITING if kind in type(part).__mro__ for name in own)
         if lacking := [name for name in names if not _defines(part, name)]:
             raise _wrong_part(config, section, f"{type(part).__name__} lacks {', '.join(lacking)}")
     name = type(task.model).__name__
+    if not isinstance(task.model, Model):
+        raise _wrong_part(config, "model", f"{name} does not derive from aifx.models.base.Model")
     if odd := _odd_spec(task.model.specs()):
         raise _wrong_part(config, "model", f"{name}.specs returned {odd}; it returns nested dicts of ArraySpec")
     if isinstance(flops := task.model.flops(1), bool) or not isinstance(flops, int | float):
@@ -155,9 +160,10 @@ def _odd_spec(specs: Any, path: str = "") -> str:
 
 
 def _defines(part: Any, name: str) -> bool:
-    """Whether a part has `name` of its own: what it inherits from Model does nothing, and `Objective.sums` raises."""
+    """Whether a part has `name` of its own: what it inherits from a protocol does nothing, `Objective.sums` raises."""
     found = getattr(type(part), name, None)
-    return hasattr(part, name) and (found is None or found not in (vars(Model).get(name), Objective.sums))
+    declared = [vars(kind).get(name) for kind in (Model, Decodes, Serves)]
+    return hasattr(part, name) and (found is None or found not in (*declared, Objective.sums))
 
 
 def _wrong_part(config: Config, section: PartName, why: str) -> ConfigError:

@@ -13,6 +13,7 @@ from aifx.config.toml import Origin
 from aifx.core.errors import AifxError, ConfigError, EnvironmentFault
 from aifx.core.project import Project, RunDirectory
 from aifx.kernels.verification import may_have_accelerator
+from aifx.models.layered_section import LayeredSection
 from aifx.parallel.group import Group
 from aifx.parallel.layout import local_layout
 from aifx.parallel.location import detect_here
@@ -102,7 +103,7 @@ def _find(config: Config, run: RunDirectory, project: Project, hardware: Hardwar
     if before is not None and _makes_up(before, hardware.num_devices):
         settings: dict[str, Any] = {f"mesh.{axis}": getattr(before.mesh, axis) for axis in AXES}
         settings["train.gradient_accumulation"] = before.train.gradient_accumulation
-        if hasattr(before.model, "remat") and hasattr(config.model, "remat"):
+        if isinstance(before.model, LayeredSection) and isinstance(config.model, LayeredSection):
             settings["model.remat"] = before.model.remat
         return settings
     logger.info(f"mesh.auto: looking for the mesh of {hardware.num_devices} devices")

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from aifx.checkpoint.listing import list_bindings, list_checkpoints
 from aifx.checkpoint.manifest import Damaged, Manifest, read_manifest, step_directories
-from aifx.config import Config, Difference, changed_model_keys, compare, read_config
+from aifx.config import Config, Difference, compare, model_differences, read_config
 from aifx.config.toml import Origin
 from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.core.files import read_file
@@ -76,7 +76,7 @@ def open_refit(run: RunDirectory, project: Project, overrides: Sequence[str] = (
     from aifx.planning.work import apply_settings
 
     config, name = read_config(run.config, project), run.name
-    if not getattr(config.data, "can_train_on_validation", False):
+    if not config.data.can_train_on_validation:
         why = f'it is for tables, and run {name!r} has task.kind = "{config.task.kind}"'
         hint = "aifx train --run NAME --set data.validation_fraction=0 --set train.validate_every=0"
         raise UsageError("--refit cannot train on this validation split", why, hint)
@@ -245,7 +245,7 @@ def check_fork(origin: RunDirectory, run: RunDirectory, config: Config, project:
 
 def _check_model(origin: RunDirectory, before: Config, config: Config, changes: Sequence[Difference]) -> None:
     """Raises ConfigError where a fork's model computes something else with the parameters that it takes over."""
-    keys = {f"model.{key}" for key in changed_model_keys(config, before)}
+    keys = {difference.key for difference in model_differences(before.model, config.model)}
     if changed := [str(d) for d in changes if d.key in keys]:
         what = f"a fork of run {origin.name!r} cannot have another model"
         why = "\n".join([*changed, "its parameters were trained for the one that the run has"])

@@ -100,16 +100,13 @@ def check(set_: SetOption = None, json: JsonOption = False) -> None:
 
     with terminal(json) as out:
         from aifx.config.checks import warn_of_warmup
-        from aifx.config.sections import DataSection
         from aifx.tasks.preflight import check_project
 
         config = _load(out, None, set_ or ())
         project = find_project()
         check_project(config, project)
         warn_of_warmup(config)
-        path, data = project.config_path, []
-        if isinstance(config.data, DataSection):
-            data = config.data.summary(config.apply_to(project))
+        path, data = project.config_path, config.data.summary(config.apply_to(project))
         out.document(CheckedConfig(True, str(path), config.task.kind, data))
         out.print(f"{path}: valid")
         for line in data:

@@ -7,7 +7,7 @@ from pydantic import Field
 from aifx.config.kinds import DataKind, Family
 from aifx.config.sections import ModelSection, PositiveInt
 from aifx.data.arrays import ArrayFormat, ArraysSection, read_examples
-from aifx.models.base import Head
+from aifx.models.base import Head, Model
 from aifx.nn.initializers import normal, zeros
 from aifx.specs import ArraySpec
 
@@ -16,7 +16,7 @@ class MlpSection(ModelSection):
     width: PositiveInt = Field(64, description="Units of the hidden layer.")
 
 
-class Mlp:
+class Mlp(Model):
     def __init__(self, section, data):
         self.inputs, self.width = data.fields["inputs"].shape[0], section.width
 

@@ -12,7 +12,7 @@ import pytest
 from published_schemas import check_answer
 
 from aifx.commands.main import run
-from aifx.config import changed_model_keys, load_config
+from aifx.config import load_config, model_differences
 from aifx.config.config import SECTION_NAMES
 from aifx.config.foreign_keys import _KEYS, FOREIGN_KEYS, FOREIGN_SECTIONS
 from aifx.config.gates import scalars
@@ -26,12 +26,12 @@ from aifx.objectives.base import Rows
 from aifx.training.finetuning import choose_base
 
 TASK = """
-from aifx.config.sections import Section
+from aifx.config.sections import DataSection, ModelSection
 
-class Model(Section):
+class Model(ModelSection):
     width: int = 8
 
-class Data(Section):
+class Data(DataSection):
     path: str = "x.csv"
 
 class Own:
@@ -168,7 +168,7 @@ def test_the_keys_by_which_models_compute_different_things(
     settings: list[str], changes: list[str], keys: list[str], here: Here
 ) -> None:
     theirs, ours = (load_config(Project(here.root), found, {}) for found in (settings, [*settings, *changes]))
-    assert changed_model_keys(ours, theirs) == keys
+    assert [d.key for d in model_differences(theirs.model, ours.model)] == [f"model.{key}" for key in keys]
 
 
 def test_check_of_images_knows_classes(here: Here) -> None:

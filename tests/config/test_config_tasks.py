@@ -16,14 +16,14 @@ from aifx.core.project import Project
 
 TASK = """
 from pydantic import Field, model_validator
-from aifx.config.sections import Section
+from aifx.config.sections import DataSection, ModelSection
 import helper_of_the_task
 
-class Model(Section):
+class Model(ModelSection):
     width: int = Field(8, description="Features.", ge=1)
     options: dict[str, float] = {}
 
-class Data(Section):
+class Data(DataSection):
     path: str
     low: float = 0.0
     high: float = 1.0
@@ -78,7 +78,7 @@ def test_its_sections_are_read_and_written(tmp_path: Path) -> None:
     config = '[data]\npath = "x"\n[model]\nwidth = 3\noptions = {"a b" = 1.0, c = 2.5}\n'
     project = make_project(tmp_path, config=config)
     loaded = load_config(project, environ={})
-    assert loaded.values()["model"] == {"width": 3, "options": {"a b": 1.0, "c": 2.5}}
+    assert loaded.values()["model"].items() >= {"width": 3, "options": {"a b": 1.0, "c": 2.5}}.items()
     (tmp_path / "config.toml").write_text(loaded.to_toml())
     assert read_config(tmp_path / "config.toml", project) == loaded
 

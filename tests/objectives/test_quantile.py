@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from aifx.config.kinds import resolve
 from aifx.core.errors import ConfigError
 from aifx.data.spec import DataSpec, Field
-from aifx.models.base import Head
+from aifx.models.base import Head, Model
 from aifx.objectives import OBJECTIVES
 from aifx.objectives.base import Objective
 from aifx.objectives.sections import QuantileSection
@@ -24,7 +24,7 @@ LEVELS = (0.2, 0.5, 0.9)
 ROWS, TARGETS = 6, 4
 
 
-class Fixed:
+class Fixed(Model):
     """A model whose outputs are the batch's "outputs"."""
 
     def specs(self) -> dict[str, Any]:

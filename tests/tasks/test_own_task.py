@@ -74,6 +74,12 @@ FAMILY, DATA = "model.family = 'births:FAMILY'", "data.kind = 'births:DATA'"
         ("MlpSection, Mlp)", "ArraysSection, Mlp)", [FAMILY, "its section", "ModelSection"]),
         ("MlpSection, Mlp)", 'MlpSection, "births:Mpl")', [FAMILY, "did you mean 'Mlp'?"]),
         ("    def flops(", "    def flop(", [FAMILY, "Mlp lacks flops"]),
+        ("class Mlp(Model)", "class Mlp", [FAMILY, "Mlp does not derive from aifx.models.base.Model"]),
+        (
+            "class Mlp(Model)",
+            "from aifx.models.base import Serves\n\n\nclass Mlp(Serves)",
+            [FAMILY, "Mlp lacks vocab_size, max_seq_len, cache_specs, prefill"],
+        ),
         ('"output": output}', '"output": 3}', [FAMILY, "Mlp.specs returned int at /output"]),
         ("return 6 * rows", 'return "6" * rows', [FAMILY, "Mlp.flops returned str"]),
         ('data.fields["inputs"]', 'data.fields["x"]', [FAMILY, "KeyError", PLACE]),

@@ -17,7 +17,7 @@ from pydantic import Field
 from aifx.config.sections import RESUME_SAFE, ROUNDING, DataSection, ModelSection
 from aifx.data.spec import DataSpec
 from aifx.data.spec import Field as DataField
-from aifx.models.base import Head
+from aifx.models.base import Head, Model
 from aifx.nn.initializers import normal, ones, zeros
 from aifx.objectives.base import Objective
 from aifx.specs import ArraySpec, stack_layer_specs
@@ -87,7 +87,7 @@ class TinySource:
         return {k: v[rows] for k, v in batch.items()}
 
 
-class TinyModel:
+class TinyModel(Model):
     def __init__(self, section: TinyModelSection) -> None:
         self.section = section
 

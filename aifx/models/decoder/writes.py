@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from aifx.models.base import Serves
 from aifx.models.decoder import paged_cache
 from aifx.models.decoder.paged_cache import Cache
 from aifx.models.decoder.section import DecoderSection
@@ -16,7 +17,7 @@ from aifx.parallel.context import ForwardContext
 from aifx.specs import LAYERS, Params, Specs
 
 
-class Writes(Protocol):
+class Writes(Serves, Protocol):
     """The part of a decoder that `Serves` asks for, over its forward pass."""
 
     page_size: int = paged_cache.PAGE_SIZE

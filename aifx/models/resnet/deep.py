@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from aifx.models.base import Head
+from aifx.models.base import Head, Model
 from aifx.models.resnet.convolutions import NORM_EPSILON, conv, conv_spec, frozen_norm_specs, norm_specs, output_specs
 from aifx.models.resnet.features import max_pool, normalized, pooled
 from aifx.models.resnet.section import ResnetSection
@@ -55,7 +55,7 @@ class Block:
         return max(convolution.stride for convolution in self.convolutions)
 
 
-class DeepResnet:
+class DeepResnet(Model):
     """From images `[rows, height, width, channels]` of any size and scale to `num_outputs` numbers each."""
 
     def __init__(self, section: ResnetSection, *, image_shape: tuple[int, int, int], num_outputs: int) -> None:

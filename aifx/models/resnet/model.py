@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from aifx.core.errors import ConfigError
 from aifx.data.spec import DataSpec
-from aifx.models.base import Head
+from aifx.models.base import Head, Model
 from aifx.models.resnet.convolutions import NORM_EPSILON, conv, conv_spec, norm_specs, output_specs
 from aifx.models.resnet.deep import DeepResnet
 from aifx.models.resnet.features import normalized, pooled
@@ -23,7 +23,7 @@ from jax_kernels._ops.norms import layer_norm
 KERNEL = 3
 
 
-class Resnet:
+class Resnet(Model):
     """From images `[rows, height, width, channels]` of any scale to `num_outputs` numbers each.
 
     A stage widens the channels, halves the image by maxima and refines it in residual blocks. The head reads the mean

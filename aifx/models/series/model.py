@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aifx.data.spec import DataSpec
-from aifx.models.base import Head
+from aifx.models.base import Head, Model
 from aifx.models.series.section import SeriesModelSection
 from aifx.nn import initializers, layers
 from aifx.parallel.context import ForwardContext
@@ -26,7 +26,7 @@ BLOCK_GAIN = 0.1
 """First values of what a block adds, as a share of those that keep the variance: a model starts as its calendar."""
 
 
-class SeriesModel:
+class SeriesModel(Model):
     """From windows, as `aifx.data.series_windows.SeriesSource` describes them, to outputs of each step of the horizon.
 
     Args:

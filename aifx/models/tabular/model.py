@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aifx.data.spec import Column, DataSpec
-from aifx.models.base import Head
+from aifx.models.base import Head, Model
 from aifx.models.tabular.section import TabularSection
 from aifx.nn import initializers, layers
 from aifx.parallel.context import ForwardContext
@@ -31,7 +31,7 @@ A column that is almost always 0 has standardized values of 20 and more. They wo
 alone, and make it certain of a wrong class."""
 
 
-class Tabular:
+class Tabular(Model):
     """From inputs `[rows, columns]` to `num_outputs` numbers each.
 
     A number is encoded by the bins of its column, piecewise linearly, and becomes `embed_dim` numbers by a linear layer

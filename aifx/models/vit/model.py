@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from aifx.core.errors import ConfigError
 from aifx.data.spec import DataSpec
-from aifx.models.base import Head
+from aifx.models.base import Head, Model
 from aifx.models.pixels import normalized
 from aifx.models.vit.section import VitSection
 from aifx.nn import initializers, layers
@@ -22,7 +22,7 @@ from jax_kernels._ops.norms import layer_norm
 INIT_STDDEV = 0.02
 
 
-class Vit:
+class Vit(Model):
     """From images `[rows, height, width, channels]` of any scale to `num_outputs` numbers each.
 
     Patches and a class token go through layers of attention and MLP. The head reads the class token.

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from aifx.data.spec import DataSpec
-from aifx.models.base import Head
+from aifx.models.base import Head, Model
 from aifx.nn import initializers
 from aifx.nn.layers import dropout
 from aifx.parallel.context import ForwardContext
 from aifx.specs import ArraySpec, Params, Specs
 
 
-class Toy:
+class Toy(Model):
     def __init__(self, section: Any, data: DataSpec) -> None:
         self.section = section
         self.inputs = math.prod(data.fields["inputs"].shape)
