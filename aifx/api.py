@@ -77,7 +77,7 @@ def train(
         fork_at: which checkpoint: a step, "best" or "last".
         refit: train the settings of the finished run `run` on its training and validation rows, as the run `RUN-refit`.
     """
-    from aifx.config import load_config
+    from aifx.kinds import load_config
     from aifx.training.run import train as train_run
 
     found = find_project(Path(project))

@@ -111,8 +111,8 @@ class State:
 def first_state(project: Path) -> State:
     import jax
 
-    from aifx.config import load_config
     from aifx.core.project import Project
+    from aifx.kinds import load_config
     from aifx.parallel.layout import local_layout
     from aifx.programs.build import build
     from aifx.tasks.registry import open_task

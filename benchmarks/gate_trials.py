@@ -113,8 +113,8 @@ def record(given: argparse.Namespace) -> None:
 def launch(given: argparse.Namespace) -> None:
     """Time the step in this process; the samples on stdout."""
     from aifx.benchmarking.timing import Effort, sample
-    from aifx.config import load_config
     from aifx.core.project import Project
+    from aifx.kinds import load_config
     from aifx.parallel.layout import local_layout
     from aifx.programs.build import build
     from aifx.tasks.base import training_source

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares
 
-from aifx.config import load_config
 from aifx.core.project import Project
+from aifx.kinds import load_config
 from aifx.planning.figures import CHIPS, Shares, chip_kind, rates_of
 from aifx.planning.hardware import Hardware, find_hardware
 from aifx.planning.network import LinkUse

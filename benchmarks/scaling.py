@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from aifx.commands.plan.page import between, count, percent, seconds
-from aifx.config import load_config
 from aifx.core.project import Project
+from aifx.kinds import load_config
 from aifx.planning.figures import rates_of
 from aifx.planning.hardware import find_hardware
 from aifx.planning.network import Collective, network_of

@@ -49,11 +49,11 @@ from typing import Any
 import numpy as np
 from side_by_side import aifx
 
-from aifx.config import load_config
 from aifx.core.project import Project
 from aifx.data.sections import SeriesSection
 from aifx.data.series import SeriesFormat
 from aifx.data.series_baselines import boosted_trees
+from aifx.kinds import load_config
 
 SETS = {"m3": ("m3_data.json", "monthly"), "tourism": ("tcomp_data.json", "quarterly")}
 """The file of the package, and the frequency that the page reports."""

@@ -161,8 +161,8 @@ def prefixes(project: Path, *, is_shared: bool) -> Told:
 
 def open_service(slots: int) -> Any:
     """What `aifx serve` opens, in this process; the working directory is the project."""
-    from aifx.config import read_config
     from aifx.core.project import find_project
+    from aifx.kinds import read_config
     from aifx.loading.restore import CURRENT, restore_run
     from aifx.serving.http.access_log import AccessLog
     from aifx.serving.http.services import open_service

@@ -206,8 +206,8 @@ def aifx_side(job: Job, steps: list[tuple[np.ndarray, np.ndarray]]) -> Told:
     """The compiled step of `aifx train`; writes its first values to `job.weights` if they are not there."""
     import jax
 
-    from aifx.config import load_config
     from aifx.core.project import Project
+    from aifx.kinds import load_config
     from aifx.parallel.layout import local_layout
     from aifx.programs.build import build
     from aifx.tasks.registry import describe_task

@@ -17,11 +17,11 @@ from aifx.benchmarking import units
 from aifx.benchmarking.fingerprint import Fingerprint
 from aifx.benchmarking.results import Failure, Measured, Report, Request, Result
 from aifx.benchmarking.suites import SUITES
-from aifx.config import load_config
 from aifx.core.errors import ExitCode, Terminated, UsageError
 from aifx.core.processes import Child
 from aifx.core.progress import Progress, publish
 from aifx.core.project import find_project
+from aifx.kinds import load_config
 from aifx.machine.huge_pages import with_huge_pages
 
 logger = logging.getLogger(__name__)

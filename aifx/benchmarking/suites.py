@@ -82,7 +82,7 @@ class Bench:
 
     @cached_property
     def config(self) -> Config:
-        from aifx.config import load_config
+        from aifx.kinds import load_config
 
         return load_config(self.project, self.options.get("set") or ())
 

@@ -14,7 +14,7 @@ from aifx.config.datasets_section import DatasetsSection
 from aifx.config.guards_section import GuardsSection
 from aifx.config.k8s_section import KubernetesSection
 from aifx.config.launch_section import LaunchSection, SlurmSection
-from aifx.config.registry import PARTS, TaskParts, bundled
+from aifx.config.parts import TaskParts
 from aifx.config.sections import RESUME_SAFE, ModelSection, Section, is_marked
 from aifx.config.serve_section import ServeSection
 from aifx.config.toml import DEFAULT, Origin, OriginKind, to_toml
@@ -92,15 +92,8 @@ class Config:
 
 
 SECTION_NAMES = tuple(f.name for f in fields(Config) if f.name not in ("parts", "origins"))
-PART_NAMES = tuple(part.section for part in PARTS)
-"""Sections whose keys depend on the task."""
-_SECTION_TYPES: dict[str, type[Section]] = get_type_hints(Config)
-
-
-def section_models(section: str) -> tuple[type[Section], ...]:
-    """The types that a section of `aifx.toml` may have: one, or one for each variant that comes with aifx."""
-    variants = (kind.section for part in PARTS if part.section == section for kind in bundled(part).values())
-    return tuple(variants) or (_SECTION_TYPES[section],)
+SECTION_TYPES: Mapping[str, type[Section]] = get_type_hints(Config)
+"""By section; of `[model]`, `[objective]` and `[data]`, the base of what a task has."""
 
 
 def compare(old: Config, new: Config, mark: Mapping[str, Any] | None = None) -> list[Difference]:

@@ -1,63 +1,57 @@
-"""What a task is made of, by name: families of models, objectives, kinds of data. Imports no jax."""
+"""What `aifx.toml` may name, and the keys of its sections that follow from it."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TypeAlias
 
+from aifx.config.config import SECTION_NAMES, SECTION_TYPES
+from aifx.config.foreign_keys import own_key
+from aifx.config.parts import PART_NAMES, Kind, PartName, TaskParts
 from aifx.config.sections import Section
+from aifx.core.project import Project
 
-Make = str | Callable[..., Any]
-"""A function or class, or its place as "module:name", which is imported when it is needed."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a name in `aifx.toml` selects, with the type of its section."""
-
-    name: str
-    section: type[Section]
-    make: Make
+FindParts: TypeAlias = Callable[[str, Mapping[PartName, str], Project], TaskParts]
 
 
 @dataclass(frozen=True)
-class Family(Kind):
-    """A family of models, whose `make` is (section, DataSpec) -> Model.
+class Kinds:
+    """Families, objectives, kinds of data and tasks by name. `aifx/kinds.py` has those that come with aifx.
 
     Attributes:
-        presets: values of `[model]` by name.
-        hub: the module with its maps to architectures of Hugging Face, if it has any: `ARCHITECTURES`.
-        is_trained: False for one that aifx only embeds with: no project can name it.
+        tasks: the family, objective and kind of data of each `task.kind`.
+        bundled: those that a configuration can name without `module:NAME`, for one section.
+        task_parts: the parts of a `task.kind`, given `model.family`, `objective.kind` and `data.kind` by section as far
+            as they are set. Raises ConfigError.
     """
 
-    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    hub: str | None = None
-    is_trained: bool = True
+    tasks: Mapping[str, Mapping[PartName, str]]
+    bundled: Callable[[PartName], Mapping[str, Kind]]
+    task_parts: FindParts
 
+    def section_models(self, section: str) -> tuple[type[Section], ...]:
+        """The types that a section of `aifx.toml` may have: one, or one for each variant that comes with aifx."""
+        for part in PART_NAMES:
+            if part == section:
+                return tuple(kind.section for kind in self.bundled(part).values())
+        return (SECTION_TYPES[section],)
 
-@dataclass(frozen=True)
-class ObjectiveKind(Kind):
-    """An objective, whose `make` is (section) -> Objective.
+    def sections_with(self, key: str) -> list[str]:
+        """The sections that have this key, of the bundled tasks."""
+        return [name for name in SECTION_NAMES if any(key in model.model_fields for model in self.section_models(name))]
 
-    Attributes:
-        metrics: numbers that it reports of any data.
-        class_metrics: numbers that it also reports of each class, as `per_class.NAME.METRIC`.
-    """
+    def full_keys(self) -> set[str]:
+        """Every key of the bundled tasks, with its section."""
+        models = ((name, model) for name in SECTION_NAMES for model in self.section_models(name))
+        return {f"{name}.{key}" for name, model in models for key in model.model_fields}
 
-    metrics: tuple[str, ...] = ()
-    class_metrics: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class DataKind(Kind):
-    """A kind of data, whose `make` is a class with the methods of `aifx.data.base.DataFormat`."""
-
-
-def resolve(make: Make) -> Any:
-    """The function or class behind `make`."""
-    if not isinstance(make, str):
-        return make
-    module, _, name = make.partition(":")
-    return getattr(importlib.import_module(module), name)
+    def settings_named(self, word: str) -> list[str]:
+        """The keys, with their sections, that `word` names: one of aifx's own, or another tool's name for one."""
+        key = word.replace("-", "_")
+        if key in SECTION_NAMES:
+            return []
+        known = self.full_keys()
+        ours = own_key("", key, known)
+        own = [key] if key in known else [f"{home}.{key}" for home in self.sections_with(key)]
+        return list(dict.fromkeys([*([ours] if ours else []), *own]))

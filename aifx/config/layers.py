@@ -10,9 +10,10 @@ from typing import Any
 
 import tomli
 
-from aifx.config.config import SECTION_NAMES, section_models
+from aifx.config.config import SECTION_NAMES
 from aifx.config.diagnostics import Mistake
 from aifx.config.foreign_keys import own_key, own_section, suggestion
+from aifx.config.kinds import Kinds
 from aifx.config.lines import key_lines
 from aifx.config.toml import DEFAULT, Origin, written_origin
 from aifx.core.errors import ConfigError, did_you_mean, nearest
@@ -40,9 +41,11 @@ class Layers:
     """By section and key, the value that wins so far; later layers win over earlier ones.
 
     Attributes:
+        kinds: what mistakes are compared with.
         label: the file's name, for messages about what it lacks.
     """
 
+    kinds: Kinds
     label: str = CONFIG_NAME
     given: dict[str, dict[str, Given]] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
@@ -72,7 +75,7 @@ class Layers:
         for section, values in document.items():
             where = f"{label}:{lines[(section,)]}"
             if section not in SECTION_NAMES:
-                self.mistakes.append(_unknown_section(section, values, where))
+                self.mistakes.append(_unknown_section(self.kinds, section, values, where))
             elif not isinstance(values, dict):
                 many = isinstance(values, list) and bool(values) and all(isinstance(value, dict) for value in values)
                 problem = f"[[{section}]] is no section" if many else f"{section} = ... is no section"
@@ -97,7 +100,7 @@ class Layers:
                 if section in SECTION_NAMES:
                     self.put(section, key, _typed(environ[name], Origin("env", name)))
                 else:
-                    reason = _nearest_name(section, key)
+                    reason = _nearest_name(self.kinds, section, key)
                     self.mistakes.append(Mistake(name, f"no section [{section}]", reason, f"unset {name}"))
 
     def add_overrides(self, overrides: Sequence[str]) -> list[str]:
@@ -111,9 +114,9 @@ class Layers:
                 reason, hint = "it is written section.key=value", f"--set {name or 'train.seed'}=VALUE"
                 self.mistakes.append(Mistake("--set", f"{override!r} has no value", reason, hint))
             elif not dot:
-                self.mistakes.append(_no_section(section, text))
+                self.mistakes.append(_no_section(self.kinds, section, text))
             elif section not in SECTION_NAMES:
-                problem, reason = f"{name!r}: no section [{section}]", _nearest_name(section, key)
+                problem, reason = f"{name!r}: no section [{section}]", _nearest_name(self.kinds, section, key)
                 self.mistakes.append(Mistake("--set", problem, reason, "aifx config keys"))
             elif (section, key) in SECRETS:
                 self.mistakes.append(_secret("--set", section, key, SECRETS[section, key]))
@@ -121,11 +124,6 @@ class Layers:
                 self.put(section, key, _typed(text, Origin("set", "--set")))
                 keys.append(f"{section}.{key}")
         return keys
-
-
-def sections_with(key: str) -> list[str]:
-    """The sections that have this key, of the bundled tasks."""
-    return [name for name in SECTION_NAMES if any(key in model.model_fields for model in section_models(name))]
 
 
 def _read(path: Path, label: str, *, follow: bool) -> str:
@@ -166,51 +164,37 @@ def _secret(where: str, section: str, key: str, variable: str) -> Mistake:
     )
 
 
-def _nearest_name(section: str, key: str) -> str:
+def _nearest_name(kinds: Kinds, section: str, key: str) -> str:
     """What `section.key` may have meant, if there is no such section."""
-    if ours := own_key(section, key, full_keys()):
+    if ours := own_key(section, key, kinds.full_keys()):
         return suggestion(key, ours)
     if (own := own_section(section)) is None:
         return did_you_mean(section, SECTION_NAMES)
-    return f"did you mean {own}.{key}?" if own in sections_with(key) else f"did you mean {own!r}?"
+    return f"did you mean {own}.{key}?" if own in kinds.sections_with(key) else f"did you mean {own!r}?"
 
 
-def _no_section(key: str, text: str) -> Mistake:
-    if ours := own_key("", key, full_keys()):
+def _no_section(kinds: Kinds, key: str, text: str) -> Mistake:
+    known = kinds.full_keys()
+    if ours := own_key("", key, known):
         return Mistake("--set", f"{key!r} has no section", suggestion(key, ours), f"--set {ours}={text}")
-    near = nearest(key, (name.partition(".")[2] for name in full_keys())) or key
-    meant = " or ".join(f"{home}.{near}" for home in sections_with(near))
+    near = nearest(key, (name.partition(".")[2] for name in known)) or key
+    meant = " or ".join(f"{home}.{near}" for home in kinds.sections_with(near))
     reason = f"did you mean {meant}?" if meant else "it is written section.key=value"
     return Mistake("--set", f"{key!r} has no section", reason, "aifx config keys")
 
 
-def full_keys() -> set[str]:
-    """Every key of the bundled tasks, with its section."""
-    return {f"{name}.{key}" for name in SECTION_NAMES for model in section_models(name) for key in model.model_fields}
-
-
-def settings_named(word: str) -> list[str]:
-    """The keys, with their sections, that `word` names: one of aifx's own, or another tool's name for one."""
-    key = word.replace("-", "_")
-    if key in SECTION_NAMES:
-        return []
-    ours = own_key("", key, full_keys())
-    own = [key] if key in full_keys() else [f"{home}.{key}" for home in sections_with(key)]
-    return list(dict.fromkeys([*([ours] if ours else []), *own]))
-
-
-def _unknown_section(section: str, values: Any, where: str) -> Mistake:
+def _unknown_section(kinds: Kinds, section: str, values: Any, where: str) -> Mistake:
     outside = f"{section!r} is outside of a section"
-    if not isinstance(values, dict) and (homes := sections_with(section)):
+    if not isinstance(values, dict) and (homes := kinds.sections_with(section)):
         places = " or ".join(f"[{home}]" for home in homes)
         return Mistake(where, outside, f"it belongs to {places}", f"move it below {places}")
     if not isinstance(values, (dict, list)):
-        if ours := own_key("", section, full_keys()):
+        if ours := own_key("", section, kinds.full_keys()):
             return Mistake(where, outside, suggestion(section, ours), f"aifx config keys {ours.partition('.')[0]}")
         return Mistake(where, f"{section!r} is no section", did_you_mean(section, SECTION_NAMES), "aifx config keys")
     own = own_section(section)
     reason = f"did you mean {own!r}?" if own else did_you_mean(section, SECTION_NAMES)
     if isinstance(values, dict):
-        meant = [f"{key} is {ours}" for key in values if (ours := own_key(section, key, full_keys()))]
+        meant = [f"{key} is {ours}" for key in values if (ours := own_key(section, key, kinds.full_keys()))]
         reason += f" Its {', '.join(meant[:4])}" if meant else ""
     return Mistake(where, f"no section [{section}]", reason, "aifx config keys")

@@ -12,12 +12,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from aifx.config.checks import check_conflicts
-from aifx.config.config import PART_NAMES, SECTION_NAMES, Config, section_models
+from aifx.config.config import SECTION_NAMES, SECTION_TYPES, Config
 from aifx.config.diagnostics import Mistake, choices, expectation, refuse, shown
 from aifx.config.foreign_keys import own_key, suggestion
-from aifx.config.kinds import Family, Kind
-from aifx.config.layers import Given, Layers, sections_with
-from aifx.config.registry import PARTS, PartName, TaskParts, bundled, task_parts
+from aifx.config.kinds import Kinds
+from aifx.config.layers import Given, Layers
+from aifx.config.parts import PART_NAMES, PARTS, Kind, PartName, TaskParts
 from aifx.config.schema import Own, properties
 from aifx.config.sections import INT_MAX, Section, TaskSection
 from aifx.config.toml import Origin
@@ -26,6 +26,7 @@ from aifx.core.project import CONFIG_NAME, Project
 
 
 def load_config(
+    kinds: Kinds,
     project: Project,
     overrides: Sequence[str] = (),
     environ: Mapping[str, str] | None = None,
@@ -35,18 +36,20 @@ def load_config(
     """The configuration of a project. Raises one ConfigError with all mistakes.
 
     Args:
+        kinds: what it may name.
         overrides: `section.key=value` strings; a value is TOML, otherwise a bare string.
         environ: `AIFX_SECTION__KEY` variables; the process's own when not given.
         file: to read instead of the project's `aifx.toml`.
     """
     path = project.config_path if file is None else file.absolute()
     label = str(path.relative_to(project.root)) if path.is_relative_to(project.root) else str(file)
-    config = _resolve(_read_layers(path, overrides, environ, label=label), project, presets=True)
+    config = _resolve(_read_layers(kinds, path, overrides, environ, label=label), project, presets=True)
     check_conflicts(config)
     return config
 
 
 def read_config(
+    kinds: Kinds,
     path: Path,
     project: Project,
     overrides: Sequence[str] = (),
@@ -59,16 +62,17 @@ def read_config(
     The values that the run was trained with are not checked again, only what overrides them.
 
     Args:
+        kinds: as `load_config` takes them.
         overrides: as `load_config` takes them; they win over everything.
         current: sections whose keys the environment (`environ`) and the project's `aifx.toml` override. Other keys and
             sections keep the run's values.
     """
     label = str(path.relative_to(project.root)) if path.is_relative_to(project.root) else str(path)
-    layers = Layers()
+    layers = Layers(kinds)
     layers.add_file(path, label, is_run=True)
     changed = set()
     if current:
-        now = Layers()
+        now = Layers(kinds)
         if project.config_path.is_file():
             now.add_file(project.config_path, CONFIG_NAME)
         now.add_environment(os.environ if environ is None else environ)
@@ -83,13 +87,14 @@ def read_config(
     return config
 
 
-def make_config(values: Mapping[str, Mapping[str, Any]], project: Project, where: str) -> Config:
+def make_config(kinds: Kinds, values: Mapping[str, Mapping[str, Any]], project: Project, where: str) -> Config:
     """A configuration of these values, by section and key, and defaults. Raises ConfigError.
 
     Args:
+        kinds: as `load_config` takes them.
         where: the values come from, for messages and as their origin.
     """
-    layers = Layers()
+    layers = Layers(kinds)
     for section, keys in values.items():
         for key, value in keys.items():
             if value is not None:
@@ -99,32 +104,33 @@ def make_config(values: Mapping[str, Mapping[str, Any]], project: Project, where
     return config
 
 
-def project_sections(project: Project) -> Own:
+def project_sections(kinds: Kinds, project: Project) -> Own:
     """The sections of the project's own code, imported. Raises ConfigError.
 
     Only the keys that name such code are read, so mistakes elsewhere in `aifx.toml` are no obstacle.
     """
-    layers = _read_layers(project.config_path)
+    layers = _read_layers(kinds, project.config_path)
     names = _part_names(layers)
     task = layers.text("task", "kind") or TaskSection().kind
     if not any(":" in name for name in (task, *names.values())):
         return {}
-    parts = task_parts(task, names, project)
+    parts = kinds.task_parts(task, names, project)
     chosen = {part: task if parts.task else names.get(part, "") for part in PART_NAMES}
     return {part: {name: parts.sections[part]} for part, name in chosen.items() if ":" in name}
 
 
-def project_code(path: Path, overrides: Sequence[str] = ()) -> list[str]:
+def project_code(kinds: Kinds, path: Path, overrides: Sequence[str] = ()) -> list[str]:
     """Each `module:NAME` that a configuration at `path` names, without importing it; `overrides` as in `load_config`.
 
     Raises ConfigError for a file that is not TOML.
     """
-    layers = _read_layers(path, overrides, is_run=path.name != CONFIG_NAME)
+    layers = _read_layers(kinds, path, overrides, is_run=path.name != CONFIG_NAME)
     names = [layers.text("task", "kind"), *_part_names(layers).values()]
     return list(dict.fromkeys(name for name in names if name and ":" in name))
 
 
 def _read_layers(
+    kinds: Kinds,
     path: Path,
     overrides: Sequence[str] = (),
     environ: Mapping[str, str] | None = None,
@@ -132,7 +138,7 @@ def _read_layers(
     label: str = CONFIG_NAME,
     is_run: bool = False,
 ) -> Layers:
-    layers = Layers(label)
+    layers = Layers(kinds, label)
     layers.add_file(path, label, is_run=is_run)
     layers.add_environment(os.environ if environ is None else environ)
     layers.add_overrides(overrides)
@@ -145,12 +151,12 @@ def _part_names(layers: Layers) -> dict[PartName, str]:
 
 
 def _resolve(layers: Layers, project: Project, *, presets: bool) -> Config:
-    types = {name: section_models(name)[0] for name in SECTION_NAMES if name not in PART_NAMES}
+    types = {name: SECTION_TYPES[name] for name in SECTION_NAMES if name not in PART_NAMES}
     task = _validate("task", types, layers)
     parts: TaskParts | None = None
     if isinstance(task, TaskSection):
         try:
-            parts = task_parts(task.kind, _part_names(layers), project)
+            parts = layers.kinds.task_parts(task.kind, _part_names(layers), project)
             types.update({name: parts.sections[name] for name in PART_NAMES})
             if presets and parts.task is None:
                 _fill_preset(layers, parts.kinds["model"])
@@ -165,7 +171,6 @@ def _resolve(layers: Layers, project: Project, *, presets: bool) -> Config:
 
 def _fill_preset(layers: Layers, family: Kind) -> None:
     """Puts a preset's values where nobody set any."""
-    assert isinstance(family, Family)
     name = layers.text("model", "preset")
     if name is None:
         return
@@ -186,7 +191,7 @@ def _validate(name: str, types: Mapping[str, type[Section]], layers: Layers) -> 
     values = {}
     for key, item in given.items():
         if key not in model.model_fields:
-            layers.mistakes.append(_unknown_key(name, key, types, item.origin))
+            layers.mistakes.append(_unknown_key(layers.kinds, name, key, types, item.origin))
             continue
         schema = properties(model)[key]
         value = _value(item, schema)
@@ -245,17 +250,17 @@ def _unusable(name: str, key: str, schema: Mapping[str, Any], given: Given, reas
     return Mistake(given.origin.where, f"{name}.{key} = {shown(given.value)} cannot be used", reason, hint)
 
 
-def _unknown_key(name: str, key: str, types: Mapping[str, type[Section]], origin: Origin) -> Mistake:
+def _unknown_key(kinds: Kinds, name: str, key: str, types: Mapping[str, type[Section]], origin: Origin) -> Mistake:
     model = types[name]
     known = [f"{section}.{field}" for section, kind in types.items() for field in kind.model_fields]
     if ours := own_key(name, key, known):
         hint = f"aifx config keys {ours.partition('.')[0]}"
         return Mistake(origin.where, f"[{name}] has no key {key!r}", suggestion(key, ours), hint)
-    elsewhere = [section for section in sections_with(key) if section != name]
+    elsewhere = [section for section in kinds.sections_with(key) if section != name]
     others = [
         f"{part.path} = {variant!r}"
         for part in PARTS
-        for variant, kind in bundled(part).items()
+        for variant, kind in kinds.bundled(part.section).items()
         if part.section == name and key in kind.section.model_fields
     ]
     if others:

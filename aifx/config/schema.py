@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 
 from pydantic.errors import PydanticUserError
 
-from aifx.config.config import PART_NAMES, SECTION_NAMES, section_models
+from aifx.config.config import SECTION_NAMES, SECTION_TYPES
 from aifx.config.diagnostics import expectation
-from aifx.config.kinds import Family, Kind
-from aifx.config.registry import PARTS, TASKS, Part, bundled
+from aifx.config.kinds import Kinds
+from aifx.config.parts import PART_NAMES, PARTS, Kind, Part
 from aifx.config.sections import RESUME_SAFE, Section, is_marked
 
 Own: TypeAlias = Mapping[str, Mapping[str, type[Section]]]
@@ -39,20 +39,23 @@ class SettingList:
     keys: list[Setting]
 
 
-def settings(own: Own | None = None) -> Iterator[Setting]:
+def settings(kinds: Kinds, own: Own | None = None) -> Iterator[Setting]:
     """Every key, those of a project's own code included, in the order in which they are written."""
     for section in SECTION_NAMES:
-        for variant, model in _models(section, own or {}):
+        for variant, model in _models(kinds, section, own or {}):
             for key, schema in properties(model).items():
                 is_safe = is_marked(model.model_fields[key].json_schema_extra, RESUME_SAFE)
                 description = schema.get("description", "")
                 yield Setting(section, key, variant, expectation(schema), schema.get("default"), description, is_safe)
 
 
-def _models(section: str, own: Own) -> list[tuple[str | None, type[Section]]]:
+def _models(kinds: Kinds, section: str, own: Own) -> list[tuple[str | None, type[Section]]]:
     """The types that a section may have, each with the name that selects it."""
-    kinds = [(name, kind.section) for part in PARTS if part.section == section for name, kind in bundled(part).items()]
-    return [*kinds, *own.get(section, {}).items()] or [(None, section_models(section)[0])]
+    for part in PART_NAMES:
+        if part == section:
+            found = ((name, kind.section) for name, kind in kinds.bundled(part).items())
+            return [*found, *own.get(section, {}).items()]
+    return [(None, SECTION_TYPES[section])]
 
 
 @functools.cache
@@ -66,27 +69,27 @@ def properties(model: type[Section]) -> dict[str, dict[str, Any]]:
     return resolved
 
 
-def json_schema(own: Own | None = None) -> dict[str, Any]:
+def json_schema(kinds: Kinds, own: Own | None = None) -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a whole `aifx.toml`.
 
     `[model]`, `[objective]` and `[data]` follow from `model.family`, `objective.kind` and `data.kind`, or from
     `task.kind` if these are not set. It includes `own`, the sections of the project's own code.
     """
     own = own or {}
-    fixed = {name: _section_schema(section_models(name)[0]) for name in SECTION_NAMES if name not in PART_NAMES}
+    fixed = {name: _section_schema(SECTION_TYPES[name]) for name in SECTION_NAMES if name not in PART_NAMES}
     own_tasks = [name for name in own.get("model", {}) if all(name in own.get(part, {}) for part in PART_NAMES)]
-    fixed["task"]["properties"]["kind"]["anyOf"] = [{"enum": [*TASKS, *own_tasks]}, {"pattern": ":"}]
+    fixed["task"]["properties"]["kind"]["anyOf"] = [{"enum": [*kinds.tasks, *own_tasks]}, {"pattern": ":"}]
     definitions: dict[str, Any] = {}
     rules: list[dict[str, Any]] = []
     selecting: dict[str, Any] = {}
     for part in PARTS:
-        names = {"anyOf": [{"enum": [name for name, _ in _models(part.section, own)]}, {"pattern": ":"}]}
+        names = {"anyOf": [{"enum": [name for name, _ in _models(kinds, part.section, own)]}, {"pattern": ":"}]}
         selecting[part.section] = {"type": "object", "properties": {part.key: names}}
-        for name, model in _models(part.section, own):
+        for name, model in _models(kinds, part.section, own):
             assert name is not None
             label = f"{part.section}_{name.replace(':', '.')}"
-            definitions[label] = _section_schema(model, bundled(part).get(name))
-            tasks = [task for task, parts in TASKS.items() if parts[part.section] == name]
+            definitions[label] = _section_schema(model, kinds.bundled(part.section).get(name))
+            tasks = [task for task, parts in kinds.tasks.items() if parts[part.section] == name]
             rules.append(_when(part, name, [*tasks, *(task for task in own_tasks if task == name)], label))
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -119,7 +122,7 @@ def _when(part: Part, name: str, tasks: list[str], label: str) -> dict[str, Any]
 
 def _section_schema(model: type[Section], kind: Kind | None = None) -> dict[str, Any]:
     keys = {key: _for_editors(schema) for key, schema in properties(model).items()}
-    if isinstance(kind, Family) and kind.presets:
+    if kind is not None and kind.presets:
         keys["preset"]["enum"] = sorted(kind.presets)
     description = " ".join((model.__doc__ or "").split())
     return {"type": "object", "description": description, "properties": keys, "additionalProperties": False}

@@ -1,10 +1,18 @@
 """The kinds of data that come with aifx. Imports no jax."""
 
-from aifx.config.kinds import DataKind
+from dataclasses import dataclass
+
+from aifx.config.parts import Kind
 from aifx.data.chat.section import ChatSection, PreferenceSection
 from aifx.data.sections import ImagesSection, SeriesSection, TableSection, TextSection
 
-KINDS = {
+
+@dataclass(frozen=True)
+class DataKind(Kind):
+    """A kind of data, whose `make` is a class with the methods of `aifx.data.base.DataFormat`."""
+
+
+DATA_KINDS = {
     "text": DataKind("text", TextSection, "aifx.data.text:TextFormat"),
     "chat": DataKind("chat", ChatSection, "aifx.data.chat.format:ChatFormat"),
     "preferences": DataKind("preferences", PreferenceSection, "aifx.data.chat.preferences:PreferenceFormat"),

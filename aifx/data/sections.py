@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from aifx.config.kinds import resolve
+from aifx.config.parts import resolve
 from aifx.config.sections import (
     INT_MAX,
     RESUME_SAFE,

@@ -18,13 +18,14 @@ from typing import Any, Literal
 import numpy as np
 
 from aifx.checkpoint.manifest import step_directories
-from aifx.config.kinds import DataKind, resolve
+from aifx.config.parts import PARTS, resolve
 from aifx.config.project_code import import_object
-from aifx.config.registry import PARTS, find_kind
 from aifx.core.errors import DataError
 from aifx.core.json_files import write_json
 from aifx.core.project import Project
 from aifx.data.base import Batch, BatchSource, Split
+from aifx.data.kinds import DataKind
+from aifx.kinds import find_kind
 
 VARIABLE = "DRILL_FAULT"
 MODULE = "drilled"

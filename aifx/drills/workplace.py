@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aifx.checkpoint.local_folder import remove_local
-from aifx.config import Config, load_config
+from aifx.config import Config
 from aifx.core.project import Project
 from aifx.drills import seam
+from aifx.kinds import load_config
 from aifx.runs.manage import local_checkpoints
 
 LEFT_OUT = ("runs", "__pycache__", ".*", "*.egg-info", "venv", "node_modules")

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from aifx.checkpoint.listing import list_checkpoints
-from aifx.config import Config, compare, read_config
+from aifx.config import Config, compare
 from aifx.config.best_by import first_of
 from aifx.config.gates import Gate, GateResult, check_names, evaluate_gates, parse_gate, scalars
 from aifx.config.sections import Quantization
@@ -29,6 +29,7 @@ from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
 from aifx.data.base import TEXT_BYTES, Batch, Split
 from aifx.evaluation.baselines import baseline_programs
+from aifx.kinds import read_config
 from aifx.loading.references import with_references
 from aifx.loading.restore import restore_run
 from aifx.objectives.base import Rows, Sums, Totals

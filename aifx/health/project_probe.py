@@ -28,7 +28,7 @@ STEP_BYTES = 4
 
 
 def look_at(project: Project, *, imports_task: bool = False) -> dict[str, Any] | Absent:
-    from aifx.config import load_config, project_code
+    from aifx.kinds import load_config, project_code
 
     try:
         if not imports_task and (names := project_code(project.config_path)):

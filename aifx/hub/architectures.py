@@ -10,13 +10,13 @@ from typing import Any
 
 import jax
 
-from aifx.config.kinds import Family
-from aifx.config.registry import families
 from aifx.config.sections import ModelSection
 from aifx.core.errors import ConfigError, DataError
 from aifx.core.json_values import plain
 from aifx.hub.folder import CONFIG, ModelFolder
 from aifx.hub.weights import StoredWeights
+from aifx.kinds import families
+from aifx.models import Family
 from aifx.models.hub import Architecture, HubConfig, Tensor
 from aifx.specs import ArraySpec, Specs, is_spec
 

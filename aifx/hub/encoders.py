@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 import jax.numpy as jnp
 
 from aifx.checkpoint.naming import nest
-from aifx.config.kinds import resolve
+from aifx.config.parts import resolve
 from aifx.config.sections import ModelSection
 from aifx.core.errors import DataError
 from aifx.core.parsing import parse_json

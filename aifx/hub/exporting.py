@@ -15,8 +15,8 @@ from safetensors.numpy import save_file
 
 from aifx.checkpoint.manifest import Manifest, json_digest, read_manifest
 from aifx.checkpoint.naming import nest
-from aifx.config import Config, read_config
-from aifx.config.kinds import Family, resolve
+from aifx.config import Config
+from aifx.config.parts import resolve
 from aifx.config.sections import ModelSection
 from aifx.core.errors import ConfigError, DataError, UsageError
 from aifx.core.json_files import write_json
@@ -40,8 +40,10 @@ from aifx.hub.folder import (
 )
 from aifx.hub.origin import read_origin
 from aifx.hub.weights import DIGESTS, StoredWeights, tensor_digest
+from aifx.kinds import read_config
 from aifx.loading.base_weights import BaseWeights
 from aifx.loading.restore import choose_step, restore_run
+from aifx.models import Family
 from aifx.models.adapted import plain_model
 from aifx.models.base import Decodes
 from aifx.models.hub import Architecture, Array, Tensor

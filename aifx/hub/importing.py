@@ -14,10 +14,9 @@ import numpy as np
 
 from aifx.checkpoint.manifest import ArrayEntry, Manifest
 from aifx.checkpoint.streaming import write_checkpoint
-from aifx.config import Config, read_config
+from aifx.config import Config
 from aifx.config.config import compare
-from aifx.config.kinds import resolve
-from aifx.config.load import make_config
+from aifx.config.parts import resolve
 from aifx.core.errors import DataError
 from aifx.core.files import replace_file
 from aifx.core.json_files import JsonLines, write_json, write_text
@@ -31,6 +30,7 @@ from aifx.hub.folder import CONFIG, ModelFolder, open_folder
 from aifx.hub.origin import read_imported
 from aifx.hub.picture_assets import read_picture_assets
 from aifx.hub.weights import DTYPES, StoredWeights
+from aifx.kinds import make_config, read_config
 from aifx.machine.host import versions
 from aifx.models.hub import Architecture, Array, HubConfig
 from aifx.runs.binding import open_digests

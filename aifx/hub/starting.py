@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aifx.config import Config, read_config
+from aifx.config import Config
 from aifx.config.toml import to_toml
 from aifx.core.files import remove_temporary
 from aifx.core.json_files import write_text
 from aifx.core.project import Project, RunDirectory
 from aifx.data.text import TOKENIZER_FILE
 from aifx.hub.picture_assets import PICTURES
+from aifx.kinds import read_config
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from typing import Any, TypeAlias
 import jax
 
 from aifx.checkpoint.manifest import read_manifest
-from aifx.config import Config, read_config
+from aifx.config import Config
 from aifx.config.sections import MeshSection, Quantization
 from aifx.core.errors import CheckpointError, ConfigError, UsageError
 from aifx.core.files import check_tree
 from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
 from aifx.kernels.choice import run_choices
+from aifx.kinds import read_config
 from aifx.machine.compilation_cache import enable_compilation_cache
 from aifx.models.adapted import AdaptedModel
 from aifx.nn.quantized import quantize_matrices

@@ -1,8 +1,24 @@
 """What is learned from a batch: losses, metrics and predictions. Importing this package imports no jax."""
 
-from aifx.config.kinds import ObjectiveKind
+from dataclasses import dataclass
+
+from aifx.config.parts import Kind
 from aifx.config.sections import ObjectiveSection
 from aifx.objectives.sections import ClassificationSection, DpoSection, MultilabelSection, QuantileSection, SftSection
+
+
+@dataclass(frozen=True)
+class ObjectiveKind(Kind):
+    """An objective, whose `make` is (section) -> Objective.
+
+    Attributes:
+        metrics: numbers that it reports of any data.
+        class_metrics: numbers that it also reports of each class, as `per_class.NAME.METRIC`.
+    """
+
+    metrics: tuple[str, ...] = ()
+    class_metrics: tuple[str, ...] = ()
+
 
 CLASS_METRICS = ("precision", "recall", "f1", "auc", "average_precision", "examples")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aifx.config import Config
-from aifx.config.kinds import resolve
+from aifx.config.parts import resolve
 from aifx.models.adapted import adapted_model
 from aifx.models.layered_section import LayeredSection
 from aifx.parallel.layout import Layout

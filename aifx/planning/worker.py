@@ -21,10 +21,10 @@ from typing import Any
 import jax
 
 from aifx.config import Config
-from aifx.config.load import read_config
 from aifx.core.errors import AifxError
 from aifx.core.processes import connect
 from aifx.core.project import Project
+from aifx.kinds import read_config
 from aifx.machine.device_memory import extra_bytes, is_out_of_memory, room
 from aifx.parallel.checks import check_batch
 from aifx.parallel.layout import abstract_layout

@@ -16,12 +16,12 @@ from aifx.checkpoint.faults import while_reading
 from aifx.checkpoint.manifest import ArrayEntry, Damaged, Manifest, read_manifest
 from aifx.checkpoint.storage import StoredArrays
 from aifx.checkpoint.streaming import write_checkpoint
-from aifx.config import read_config
 from aifx.core.errors import CheckpointError, UsageError
 from aifx.core.files import check_tree
 from aifx.core.json_files import JsonLines, write_json
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
+from aifx.kinds import read_config
 from aifx.runs.binding import binding_errors, read_digests
 from aifx.runs.formats import AveragedFrom, RunEnd
 from aifx.runs.provenance import read_provenance

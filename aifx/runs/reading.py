@@ -49,9 +49,8 @@ class Evaluation:
 
 def changed_settings(run: RunDirectory) -> list[Setting]:
     """The values that are not the default, with who set them: `config.toml` notes that behind each."""
-    from aifx.config import settings
-    from aifx.config.registry import variant_names
     from aifx.config.toml import written_origin
+    from aifx.kinds import settings, variant_names
 
     values = read_settings(run)
     variants = {None, *variant_names(values)}

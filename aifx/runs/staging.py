@@ -9,10 +9,10 @@ from contextlib import contextmanager, suppress
 
 from aifx.checkpoint.inventory import missing_files
 from aifx.checkpoint.manifest import Manifest, read_manifest
-from aifx.config import read_config
 from aifx.core.errors import AifxError, UsageError
 from aifx.core.json_files import sync_directory
 from aifx.core.project import Project, RunDirectory
+from aifx.kinds import read_config
 from aifx.runs.binding import binding_errors
 from aifx.runs.lock import hold_run
 

@@ -57,7 +57,7 @@ def move_base_run(staging: Path, rendered: Path) -> None:
 
 def _copy(origin: RunDirectory, run: RunDirectory) -> None:
     """Copy the files of a run that generation and fine-tuning need, with its best checkpoint alone."""
-    from aifx.config import read_config
+    from aifx.kinds import read_config
     from aifx.loading.restore import choose_step
 
     config = read_config(origin.config, Project(origin.path.parent.parent), environ={})
@@ -73,12 +73,12 @@ def _copy(origin: RunDirectory, run: RunDirectory) -> None:
 def _answers(source: str, run: RunDirectory, project: Project) -> dict[str, Any]:
     from aifx.checkpoint.listing import list_checkpoints
     from aifx.checkpoint.manifest import read_manifest
-    from aifx.config import read_config
     from aifx.config.toml import to_toml
     from aifx.data.sections import OWN_TOKENIZERS, TokenSection
     from aifx.data.spec import need_spec
     from aifx.data.text import TOKENIZER_FILE
     from aifx.hub.starting import changed_values
+    from aifx.kinds import read_config
     from aifx.models.decoder.section import DecoderSection
 
     config = read_config(run.config, project, environ={})

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from aifx.checkpoint.manifest import Manifest, read_manifest
-from aifx.config import read_config
 from aifx.core.errors import UsageError
 from aifx.core.project import Project, RunDirectory
+from aifx.kinds import read_config
 from aifx.loading.base_weights import BaseWeights
 from aifx.loading.restore import choose_step
 from aifx.models.adapted import AdaptedModel

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aifx.cluster.local import KILL_S, POLL_S, PROGRAM, Signals, visible_gpus
-from aifx.config import load_config
 from aifx.config.best_by import parse_best_by
 from aifx.config.toml import literal
 from aifx.core.errors import ExitCode, UsageError
 from aifx.core.parsing import parse_json
 from aifx.core.processes import Child, Ended, pump
 from aifx.core.project import Project, RunDirectory
+from aifx.kinds import load_config
 from aifx.runs.lock import holder, is_held
 from aifx.runs.manage import change_tags
 from aifx.runs.reading import MetricsTail

@@ -9,11 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from aifx.config import load_config
 from aifx.config.config import Config
 from aifx.config.toml import literal
 from aifx.core.errors import UsageError
 from aifx.core.project import Project
+from aifx.kinds import load_config
 
 SEED = "train.seed"
 RANKING = ("checkpoint.best_by", "eval.gates")

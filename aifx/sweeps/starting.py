@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from aifx.config import load_config
 from aifx.config.best_by import best_by_of, parse_best_by
 from aifx.config.config import Config, Difference, number_settings
 from aifx.core.errors import ConfigError, UsageError, did_you_mean
 from aifx.core.project import Project
+from aifx.kinds import load_config
 from aifx.sweeps.record import Design, End, Sweep, Trial, is_sweep, read_sweep, sweep_folder, trial_name
 from aifx.sweeps.samplers import (
     SAMPLERS,

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 
 from aifx.config import Config
 from aifx.config.config import number_settings
-from aifx.config.registry import PARTS, PartName
+from aifx.config.parts import PARTS, PartName
 from aifx.config.sections import DataSection, ModelSection, ObjectiveSection
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project

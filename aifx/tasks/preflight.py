@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from aifx.config import Config, model_differences, read_config
+from aifx.config import Config, model_differences
 from aifx.config.best_by import AUTO, best_by_of, check_metric
 from aifx.config.diagnostics import Mistake, refuse
 from aifx.config.gates import check_names, parse_gate
 from aifx.config.toml import literal
 from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.core.project import Project, RunDirectory
+from aifx.kinds import read_config
+from aifx.objectives import ObjectiveKind
 from aifx.parallel.checks import check_rules
 from aifx.parallel.layout import abstract_layout
 from aifx.parallel.mesh import AXES, COMPUTATION, PARAMETERS, parse_rules
@@ -135,7 +137,7 @@ def declared_metrics(config: Config) -> Sequence[str]:
     """The metrics that `aifx eval` will report; empty if the task does not declare them."""
     if config.parts.task is not None:
         return tuple(getattr(config.parts.task, "metric_names", ()))
-    objective = config.parts.objective
+    objective = _objective(config)
     classes: Sequence[str] = getattr(config.data, "classes", ())
     per_class = (f"per_class.{name}.{metric}" for name in classes for metric in objective.class_metrics)
     return (*objective.metrics, *per_class) if objective.metrics else ()
@@ -146,4 +148,10 @@ def _is_class_metric(name: str, config: Config) -> bool:
     if config.parts.task is not None or getattr(config.data, "classes", None):
         return False
     group, _, rest = name.partition(".")
-    return group == "per_class" and rest.rpartition(".")[2] in config.parts.objective.class_metrics
+    return group == "per_class" and rest.rpartition(".")[2] in _objective(config).class_metrics
+
+
+def _objective(config: Config) -> ObjectiveKind:
+    objective = config.parts.kinds["objective"]
+    assert isinstance(objective, ObjectiveKind)
+    return objective

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aifx.config import Config
-from aifx.config.registry import PARTS
+from aifx.config.parts import PARTS
 from aifx.core.errors import AifxError, ConfigError
 from aifx.core.os_errors import errno_of
 from aifx.core.project import CONFIG_NAME, Project

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from aifx.config import Config
-from aifx.config.kinds import resolve
+from aifx.config.parts import PartName, resolve
 from aifx.config.project_code import import_object
-from aifx.config.registry import PartName
 from aifx.core.errors import AifxError, ConfigError, DataError
 from aifx.core.project import CONFIG_NAME, Project
 from aifx.data.base import DataFormat

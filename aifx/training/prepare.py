@@ -16,7 +16,7 @@ import jax
 
 from aifx.checkpoint.listing import list_bindings
 from aifx.checkpoint.local_folder import local_folder, newest_local
-from aifx.config import Config, compare, read_config
+from aifx.config import Config, compare
 from aifx.config.best_by import LOSS, best_by_of, check_metric
 from aifx.config.checks import warn_of_warmup
 from aifx.config.sections import RESUME_SAFE, ROUNDING
@@ -32,6 +32,7 @@ from aifx.generation.generator import unable_to_write
 from aifx.kernels.choice import run_choices
 from aifx.kernels.choices_file import write_kernel_choices
 from aifx.kernels.verification import verify_kernels
+from aifx.kinds import read_config
 from aifx.machine.compilation_cache import enable_compilation_cache
 from aifx.machine.energy import JobEnergy
 from aifx.nn.precision import bfloat16_gain

@@ -10,13 +10,13 @@ from aifx.checkpoint.digest import array_digests
 from aifx.checkpoint.inspection import Replay
 from aifx.checkpoint.listing import list_checkpoints
 from aifx.checkpoint.manifest import read_manifest
-from aifx.config import read_config
 from aifx.core.errors import ConfigError, UsageError
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
 from aifx.data.order import prefetch
 from aifx.kernels.choice import run_choices
+from aifx.kinds import read_config
 from aifx.machine.compilation_cache import enable_compilation_cache
 from aifx.parallel.layout import local_layout
 from aifx.programs.build import Programs, build

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from aifx.checkpoint.listing import list_bindings, list_checkpoints
 from aifx.checkpoint.manifest import Damaged, Manifest, read_manifest, step_directories
-from aifx.config import Config, Difference, compare, model_differences, read_config
+from aifx.config import Config, Difference, compare, model_differences
 from aifx.config.toml import Origin
 from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.core.files import read_file
@@ -21,6 +21,7 @@ from aifx.core.statuses import FINISHED, ProcessStatus
 from aifx.core.steps import StepChoice
 from aifx.data.datasets import whole_reference
 from aifx.data.sections import OWN_TOKENIZERS, TokenSection
+from aifx.kinds import read_config
 from aifx.parallel.group import Group
 from aifx.runs.binding import binding_errors, foreign_checkpoint
 from aifx.runs.formats import RefittedFrom, RunEnd

@@ -13,7 +13,7 @@ from dataclasses import replace
 import jax
 
 from aifx.checkpoint.manifest import step_directories
-from aifx.config import Config, read_config
+from aifx.config import Config
 from aifx.config.best_by import AUTO, best_by_of, with_best_by
 from aifx.core.errors import AifxError, ConfigError, DataError, EnvironmentFault, ExitCode
 from aifx.core.files import remove_temporary
@@ -24,6 +24,7 @@ from aifx.core.project import Project, RunDirectory
 from aifx.core.statuses import ProcessStatus
 from aifx.core.steps import StepChoice
 from aifx.data.order import prefetch
+from aifx.kinds import read_config
 from aifx.loading.restore import digest_of_frozen
 from aifx.machine.catalogue import peak_of
 from aifx.machine.device_memory import is_out_of_memory, peak_memory

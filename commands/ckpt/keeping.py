@@ -48,7 +48,7 @@ def prune(
     A script must use --yes. The run must not be training.
     """
     with terminal(json) as out:
-        from aifx.config import read_config
+        from aifx.kinds import read_config
         from aifx.runs.pruning import Policy, plan_pruning, prune
 
         project = find_project()

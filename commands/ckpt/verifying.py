@@ -80,7 +80,7 @@ def verify(
 def _verify(run: RunDirectory, project: Project, step: StepChoice, num_steps: int) -> VerifiedCheckpoint:
     from aifx.checkpoint.inspection import verify_checkpoint
     from aifx.checkpoint.manifest import read_manifest
-    from aifx.config import read_config
+    from aifx.kinds import read_config
     from aifx.runs.binding import binding_errors
 
     checkpoint = verify_checkpoint(run, step)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from aifx.commands.console.output import Output
-    from aifx.config import Config, Setting
-    from aifx.config.schema import Own
+    from aifx.config import Config
+    from aifx.config.schema import Own, Setting
 
 ShownRunOption = Annotated[
     str | None,
@@ -123,7 +123,7 @@ def schema() -> None:
     Examples:
         aifx config schema > aifx.schema.json
     """
-    from aifx.config import json_schema
+    from aifx.kinds import json_schema
 
     with terminal() as out:
         out.write(to_json(json_schema(_own_sections(out))) + "\n")
@@ -152,10 +152,11 @@ def keys(
     Inside a project with a task, family, objective or data of its own, it includes their keys.
     This imports their modules.
     """
-    from aifx.config import settings
-    from aifx.config.config import PART_NAMES, SECTION_NAMES
+    from aifx.config.config import SECTION_NAMES
+    from aifx.config.parts import PART_NAMES
     from aifx.config.schema import SettingList
     from aifx.core.errors import UsageError, did_you_mean
+    from aifx.kinds import settings
 
     with terminal(json) as out:
         if section is not None and section not in SECTION_NAMES:
@@ -188,9 +189,9 @@ def settings_table(found: Iterable[Setting]) -> str:
 
 def _own_sections(out: Output) -> Own | None:
     """The sections of the project's own code. Outside of a project there are none; code that fails is reported."""
-    from aifx.config import project_code, project_sections
     from aifx.core.errors import AifxError, UsageError
     from aifx.core.project import find_project
+    from aifx.kinds import project_code, project_sections
 
     try:
         project = find_project()
@@ -206,8 +207,8 @@ def _own_sections(out: Output) -> Own | None:
 
 
 def _load(out: Output, run: str | None, overrides: list[str] | tuple[str, ...]) -> Config:
-    from aifx.config import load_config, project_code, read_config
     from aifx.core.project import find_project
+    from aifx.kinds import load_config, project_code, read_config
 
     project = find_project()
     path = project.config_path if run is None else project.existing_run(run).config

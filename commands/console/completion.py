@@ -68,9 +68,10 @@ def complete_template(incomplete: str) -> list[tuple[str, str]]:
 
 def complete_section(incomplete: str) -> list[tuple[str, str]]:
     """Sections of the configuration."""
-    from aifx.config.config import SECTION_NAMES, section_models
+    from aifx.config.config import SECTION_NAMES
+    from aifx.kinds import KINDS
 
-    found = {name: (section_models(name)[0].__doc__ or "").partition("\n")[0] for name in SECTION_NAMES}
+    found = {name: (KINDS.section_models(name)[0].__doc__ or "").partition("\n")[0] for name in SECTION_NAMES}
     return [(name, summary) for name, summary in found.items() if name.startswith(incomplete)]
 
 
@@ -91,7 +92,7 @@ def complete_setting(incomplete: str) -> list[tuple[str, str]]:
     Shells put a space behind a candidate that is alone, and none behind `train.num_steps=` beside
     `train.num_steps=1000`.
     """
-    from aifx.config.schema import settings
+    from aifx.kinds import settings
 
     found = {f"{s.section}.{s.key}=": s.description for s in settings()}
     if "=" in incomplete:
@@ -104,12 +105,12 @@ def complete_setting(incomplete: str) -> list[tuple[str, str]]:
 
 def _values(name: str) -> list[str]:
     """`section.key=value` for the values that a key can have, or for its default. None that a shell would interpret."""
-    from aifx.config.config import section_models
     from aifx.config.diagnostics import choices
     from aifx.config.schema import properties
+    from aifx.kinds import KINDS
 
     section, _, key = name.removesuffix("=").partition(".")
-    schemas = [s for model in section_models(section) if (s := properties(model).get(key)) is not None]
+    schemas = [s for model in KINDS.section_models(section) if (s := properties(model).get(key)) is not None]
     words = [word for schema in schemas if schema.get("type") != "array" for word in choices(schema)]
     defaults = [schema.get("default") for schema in schemas]
     if any(isinstance(default, bool) for default in defaults):

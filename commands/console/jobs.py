@@ -35,7 +35,7 @@ def joined_command(
     if me is None:
         yield True
         return
-    from aifx.config import read_config
+    from aifx.kinds import read_config
     from aifx.parallel.group import Limits, PeerLost
     from aifx.parallel.joining import joined, restore_stdout
     from aifx.runs.agreement import agree, facts_of_start

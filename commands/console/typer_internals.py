@@ -296,9 +296,9 @@ def _unknown_option(command: str, option: str, known: list[str]) -> UsageError:
     begun = [name for name in names if name.startswith(word)]
     if len(begun) != 1 and "set" in names:
         from aifx.config.foreign_keys import suggestion
-        from aifx.config.layers import settings_named
+        from aifx.kinds import KINDS
 
-        keys = settings_named(word)
+        keys = KINDS.settings_named(word)
         if command in _OF_TRAINED_MODELS:
             keys = [key for key in keys if key.partition(".")[0] in ("data", "eval", "generate")]
         if keys:

@@ -48,10 +48,10 @@ def decontaminate(
     Exits 1 if a row overlaps, unless --drop makes a version without it.
     """
     with terminal(given.json) as out, tempfile.TemporaryDirectory() as folder:
-        from aifx.config import load_config
         from aifx.curation.decontaminate import Decontaminate, find_contamination
         from aifx.curation.execution import execute
         from aifx.curation.references import ReferenceFiles, held_out_references, open_references
+        from aifx.kinds import load_config
 
         catalog, project = find_catalog(given.root)
         version = catalog.open(name)

@@ -102,8 +102,8 @@ def show(
     Trained tokens are green and special tokens bold. Without colour, trained tokens are between {+ and +}.
     """
     with terminal(json) as out:
-        from aifx.config import load_config, read_config
         from aifx.core.json_files import read_jsonl
+        from aifx.kinds import load_config, read_config
         from aifx.runs.skips import find_skips
         from aifx.tasks.registry import open_task
         from aifx.tasks.shown import show_batch, show_rows

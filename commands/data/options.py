@@ -97,8 +97,8 @@ class StepOptions:
             from aifx.curation.on_ray import OnRay
 
             return OnRay(ray_address, self.workers)
-        from aifx.config import load_config
         from aifx.curation.on_slurm import OnSlurm
+        from aifx.kinds import load_config
 
         project = find_project()
         config = load_config(project)
@@ -111,7 +111,7 @@ def find_catalog(root: str | None) -> tuple[Catalog, Project | None]:
 
     if root is not None:
         return open_catalog(root), None
-    from aifx.config import load_config  # takes a quarter of a second
+    from aifx.kinds import load_config  # takes a quarter of a second
 
     if (project := project_around()) is None:
         why = f"no {CONFIG_NAME} in {os.getcwd()} or above it names their folder"

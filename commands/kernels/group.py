@@ -40,8 +40,8 @@ def explain(set_: SetOption = None, json: JsonOption = False) -> None:
         aifx kernels explain --set kernels.attention=reference
     """
     with terminal(json) as out:
-        from aifx.config import load_config
         from aifx.kernels.report import explain
+        from aifx.kinds import load_config
 
         project = find_project()
         found = explain(project, load_config(project, set_ or ()))
@@ -62,8 +62,8 @@ def tune(set_: SetOption = None, json: JsonOption = False) -> None:
         aifx kernels tune --set train.global_batch_size=16
     """
     with terminal(json) as out:
-        from aifx.config import load_config
         from aifx.kernels.report import tune_project
+        from aifx.kinds import load_config
 
         project = find_project()
         config = load_config(project, set_ or ())

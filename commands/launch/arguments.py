@@ -24,7 +24,7 @@ def check_command(arguments: Sequence[str], project: Project) -> str:
 
     Raises UsageError, ConfigError.
     """
-    from aifx.config import load_config
+    from aifx.kinds import load_config
 
     options = _options(arguments)
     if options.get("json"):

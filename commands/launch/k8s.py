@@ -100,7 +100,7 @@ def _config(
     project: Project, given: KubernetesOptions, overrides: list[str] | tuple[str, ...], arguments: list[str]
 ) -> Config:
     """The configuration with the settings of the command and the options. Raises ConfigError."""
-    from aifx.config import load_config
+    from aifx.kinds import load_config
 
     keys = {"launch": ("nodes", "gpus_per_node", "image"), "k8s": ("namespace", "queue")}
     options = [

@@ -121,8 +121,8 @@ def slurm(
 
 def _config(project: Project, given: SlurmOptions) -> Config:
     """The configuration with the options in place of its settings. Raises ConfigError."""
-    from aifx.config import load_config
     from aifx.config.checks import refuse_conflicts
+    from aifx.kinds import load_config
 
     keys = {
         "launch": ("nodes", "processes_per_node", "gpus_per_node", "image"),

@@ -76,9 +76,8 @@ def plan(
             _list(out)
             return
         from aifx.commands.plan.page import print_plan, print_table
-        from aifx.config import load_config
-        from aifx.config.load import read_config
         from aifx.core.project import find_project
+        from aifx.kinds import load_config, read_config
         from aifx.planning.hardware import find_hardware
         from aifx.planning.planner import keep_plan, make_plans
         from aifx.planning.step_time import Assumptions

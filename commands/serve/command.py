@@ -209,7 +209,7 @@ class Prepared:
 
 def prepare(directory: RunDirectory, project: Project, step: StepChoice | None, overrides: Sequence[str]) -> Prepared:
     """Load a run and start its engine. Raises AifxError for what cannot be served."""
-    from aifx.config import read_config
+    from aifx.kinds import read_config
     from aifx.loading.restore import CURRENT, restore_run
     from aifx.serving.http.access_log import AccessLog
     from aifx.serving.http.server import HttpServer, read_key

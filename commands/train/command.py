@@ -141,7 +141,7 @@ def _train(
         raise UsageError(f"--refit and {option} cannot be used together", why, f"aifx train --run {run} --refit")
     check_limits()
     from aifx.commands.train.panel import Lines, Panel
-    from aifx.config import load_config
+    from aifx.kinds import load_config
     from aifx.runs.time_account import process_started_at
     from aifx.training.resume_checks import latest_result, open_refit
     from aifx.training.run import train as train_run

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from kubernetes_schema import JOB, JOBSET, POD, faults, schema_at
 
 from aifx.cluster.jobset import render
-from aifx.config import load_config
 from aifx.config.k8s_section import KubernetesSection
 from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.core.project import Project
 from aifx.core.yaml_text import to_yaml
+from aifx.kinds import load_config
 from aifx.parallel.processes import detect
 
 ROOT = Path(__file__).parents[2]
@@ -399,7 +399,7 @@ class Strict(yaml.SafeLoader):
 @given(st.lists(words, max_size=4), words)
 def test_no_argument_or_variable_can_become_more(arguments: list[str], value: str) -> None:
     project = Project(Path("/nowhere"))
-    from aifx.config.load import make_config
+    from aifx.kinds import make_config
 
     launch = {"image": "a", "environment": [f"X={value}"]}
     try:
@@ -423,7 +423,7 @@ def test_no_argument_or_variable_can_become_more(arguments: list[str], value: st
 @given(st.sampled_from(sorted(KubernetesSection.model_fields)), words)
 def test_no_setting_can_become_more(key: str, value: str) -> None:
     """A hostile text is refused, or is one word of the manifest."""
-    from aifx.config.load import make_config
+    from aifx.kinds import make_config
 
     field = KubernetesSection.model_fields[key]
     is_table, is_list = isinstance(field.default, dict), isinstance(field.default, tuple)

@@ -16,9 +16,9 @@ from pathlib import Path
 import inprocess
 import pytest
 
-from aifx.config import load_config
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
+from aifx.kinds import load_config
 
 TOML = """\
 [task]

@@ -12,15 +12,15 @@ import pytest
 from published_schemas import check_answer
 
 from aifx.commands.main import run
-from aifx.config import load_config, model_differences
+from aifx.config import model_differences
 from aifx.config.config import SECTION_NAMES
 from aifx.config.foreign_keys import _KEYS, FOREIGN_KEYS, FOREIGN_SECTIONS
 from aifx.config.gates import scalars
-from aifx.config.kinds import resolve
-from aifx.config.layers import full_keys
+from aifx.config.parts import resolve
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 from aifx.data.spec import DataSpec
+from aifx.kinds import KINDS, load_config
 from aifx.objectives import OBJECTIVES
 from aifx.objectives.base import Rows
 from aifx.training.finetuning import choose_base
@@ -302,7 +302,7 @@ def test_no_key_is_suggested_that_the_task_lacks(here: Here) -> None:
 
 
 def test_the_table_of_other_tools_names_keys_that_exist() -> None:
-    known = full_keys()
+    known = KINDS.full_keys()
     assert set(_KEYS) - known == set()
     assert len(FOREIGN_KEYS) == sum(len(names.split()) for names in _KEYS.values()), "a name is there twice"
     assert not {f"{ours.partition('.')[0]}.{name}" for name, ours in FOREIGN_KEYS.items()} & known

@@ -11,9 +11,9 @@ import pytest
 from published_schemas import check_document
 
 from aifx.commands.main import run
-from aifx.config import load_config
 from aifx.core.project import find_project
 from aifx.kernels.choice import project_calls
+from aifx.kinds import load_config
 from jax_kernels._ops.attention import ATTENTION
 from jax_kernels.implementations import current_device
 from jax_kernels.op import Op

@@ -13,8 +13,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from aifx.commands.train.panel import Curve, Lines, Panel
-from aifx.config import load_config
 from aifx.core.project import Project
+from aifx.kinds import load_config
 from aifx.machine.catalogue import Peak
 from aifx.training.records import Record, RunInfo
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from aifx.config import compare, load_config, read_config
+from aifx.config import compare
 from aifx.config.checks import warn_of_warmup
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
+from aifx.kinds import load_config, read_config
 from aifx.models.decoder import PRESETS, DecoderSection
 from aifx.models.resnet import ResnetSection
 

@@ -10,14 +10,15 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from aifx.config import Config, load_config, read_config
-from aifx.config.config import SECTION_NAMES, section_models
-from aifx.config.registry import PARTS, task_parts
+from aifx.config import Config
+from aifx.config.config import SECTION_NAMES, SECTION_TYPES
+from aifx.config.parts import PARTS
 from aifx.config.schema import properties
-from aifx.config.schema import settings as all_settings
 from aifx.config.toml import literal
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
+from aifx.kinds import load_config, read_config, task_parts
+from aifx.kinds import settings as all_settings
 
 SETTINGS = list(all_settings())
 CLASHING = {
@@ -75,7 +76,7 @@ def configurations() -> st.SearchStrategy[dict[str, dict[str, Any]]]:
         sections = {}
         parts = task_parts(kind, {}, Project(Path())).sections
         for name in SECTION_NAMES:
-            schemas = properties(parts[name] if name in parts else section_models(name)[0])
+            schemas = properties(parts[name] if name in parts else SECTION_TYPES[name])
             chosen = {
                 k: value_of(s)
                 for k, s in schemas.items()

@@ -9,10 +9,10 @@ import jsonschema
 import pytest
 import tomli
 
-from aifx.config import json_schema, load_config, settings
 from aifx.config.schema import properties
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
+from aifx.kinds import json_schema, load_config, settings
 from aifx.models.decoder import PRESETS, DecoderSection
 from aifx.scaffold.projects import scaffold
 

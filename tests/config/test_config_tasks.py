@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from aifx.config import load_config, read_config
-from aifx.config.registry import task_parts
 from aifx.config.sections import Section
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
+from aifx.kinds import load_config, read_config, task_parts
 
 TASK = """
 from pydantic import Field, model_validator

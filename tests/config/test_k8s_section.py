@@ -9,9 +9,10 @@ import jsonschema
 import pytest
 import tomli
 
-from aifx.config import Config, json_schema, load_config
+from aifx.config import Config
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
+from aifx.kinds import json_schema, load_config
 
 
 def load(folder: Path, text: str, *overrides: str, **environ: str) -> Config:

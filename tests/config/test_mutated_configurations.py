@@ -14,9 +14,10 @@ import pytest
 import tomli
 from effort import parts, seed_of_commit
 
-from aifx.config import Config, load_config
+from aifx.config import Config
 from aifx.core.errors import AifxError
 from aifx.core.project import Project
+from aifx.kinds import load_config
 from aifx.scaffold.projects import scaffold
 
 TEMPLATES = ("language-model", "tabular", "series", "vision-inspection")

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from aifx.checkpoint.local_folder import local_folder
-from aifx.config import load_config
 from aifx.core.errors import DataError
 from aifx.core.project import Project, RunDirectory
 from aifx.drills import seam
 from aifx.drills.course import newest_checkpoint
 from aifx.drills.workplace import copied
+from aifx.kinds import load_config
 
 
 class Source:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from trained_project import aifx
 
-from aifx.config import load_config
 from aifx.core.errors import CheckpointError
 from aifx.core.project import Project, RunDirectory
 from aifx.evaluation.held_out import evaluate
+from aifx.kinds import load_config
 from aifx.loading.restore import restore_run
 from aifx.training.run import train
 

@@ -13,12 +13,12 @@ import pytest
 from trained_project import CONFIG, SENTENCE, aifx, document
 
 import aifx as library
-from aifx.config import load_config
 from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
 from aifx.data.spec import keep_spec
 from aifx.data.text import TextFormat
 from aifx.evaluation.held_out import evaluate
+from aifx.kinds import load_config
 from aifx.tasks import load_task, open_task
 from aifx.tasks.base import evaluation_source
 

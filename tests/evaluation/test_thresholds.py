@@ -11,9 +11,9 @@ from trained_project import aifx
 
 import aifx as library
 from aifx.checkpoint.manifest import read_manifest
-from aifx.config import load_config
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
+from aifx.kinds import load_config
 
 pytestmark = pytest.mark.representative("an evaluation")  # they share a training that costs seconds
 

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from aifx.config import load_config
 from aifx.core.facts import Absent, from_document, to_document
 from aifx.core.project import Project
 from aifx.health.host import Host
 from aifx.health.probes import project as probe
 from aifx.health.project_probe import look_at
+from aifx.kinds import load_config
 from aifx.parallel.layout import local_layout
 from aifx.programs.build import build
 from aifx.tasks import describe_task

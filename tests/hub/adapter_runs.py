@@ -12,9 +12,9 @@ import peer_models
 
 from aifx.checkpoint.manifest import ArrayEntry, read_manifest
 from aifx.checkpoint.streaming import write_checkpoint
-from aifx.config import read_config
 from aifx.core.project import Project, RunDirectory
 from aifx.hub.architectures import named_specs
+from aifx.kinds import read_config
 from aifx.loading.restore import RestoredRun
 from aifx.parallel.context import ForwardContext
 from aifx.runs.base_run import BaseRun, weights_digest

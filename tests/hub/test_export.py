@@ -12,13 +12,13 @@ import peer_models
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from aifx.config.kinds import Family
-from aifx.config.registry import PARTS, bundled
 from aifx.core.errors import AifxError, ConfigError
 from aifx.hub import exporting
 from aifx.hub.architectures import expressed_by
 from aifx.hub.exporting import export_model
 from aifx.hub.importing import import_model
+from aifx.kinds import bundled
+from aifx.models import Family
 from aifx.models.decoder.presets import PRESETS
 from aifx.models.decoder.section import DecoderSection
 
@@ -174,8 +174,7 @@ def test_a_folder_of_other_content_is_not_taken_for_the_export(hub_models, empty
 
 
 def decoder():
-    (part,) = (part for part in PARTS if part.section == "model")
-    family = bundled(part)["decoder"]
+    family = bundled("model")["decoder"]
     assert isinstance(family, Family)
     return family
 

@@ -17,7 +17,6 @@ from safetensors.numpy import load_file, save_file
 
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.manifest import read_manifest
-from aifx.config import read_config
 from aifx.core.errors import AifxError
 from aifx.core.project import Project
 from aifx.data.tokenizer import Tokenizer, train_tokenizer
@@ -25,6 +24,7 @@ from aifx.generation.text import stream_text
 from aifx.hub.architectures import architectures
 from aifx.hub.assets import begin_token
 from aifx.hub.importing import default_name, import_model
+from aifx.kinds import read_config
 from aifx.models.hub import HubConfig
 
 LLAMA_CONFIG = "LlamaForCausalLM"

@@ -11,7 +11,6 @@ import pytest
 import tokenizers
 from safetensors.numpy import load_file, save_file
 
-from aifx.config import load_config, read_config
 from aifx.config.toml import to_toml
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
@@ -20,6 +19,7 @@ from aifx.generation.generator import Chat, write_text
 from aifx.hub.exporting import export_model
 from aifx.hub.importing import import_model
 from aifx.hub.starting import changed_values
+from aifx.kinds import load_config, read_config
 from aifx.loading.restore import restore_run
 from aifx.training.run import train
 

@@ -19,11 +19,11 @@ from safetensors.numpy import load_file, save_file
 
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.manifest import read_manifest
-from aifx.config import read_config
 from aifx.core.errors import AifxError, ExitCode
 from aifx.core.project import Project
 from aifx.hub.importing import import_model
 from aifx.hub.starting import start_project
+from aifx.kinds import read_config
 from aifx.loading.restore import restore_run
 from aifx.tasks.registry import load_task
 

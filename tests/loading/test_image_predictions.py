@@ -14,7 +14,6 @@ import pytest
 
 import aifx
 from aifx.checkpoint.checkpoints import Checkpoints
-from aifx.config import load_config
 from aifx.core.errors import DataError, UsageError
 from aifx.core.json_files import write_text
 from aifx.core.project import Project
@@ -22,6 +21,7 @@ from aifx.data.rows import input_file
 from aifx.data.spec import keep_spec
 from aifx.evaluation.dataset import evaluate_files
 from aifx.evaluation.held_out import evaluate
+from aifx.kinds import load_config
 from aifx.loading.model import LoadedModel
 from aifx.runs.binding import open_digests
 from aifx.specs import init_params

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 import aifx
 from aifx.models.base import Decodes, Head, Model, Serves
@@ -19,10 +20,10 @@ class Least(Model):
         return {}
 
     def hidden(self, params: Params, batch: Any, ctx: ForwardContext) -> jax.Array:
-        raise NotImplementedError
+        return jnp.asarray(batch)
 
     def head(self, params: Params, ctx: ForwardContext) -> Head:
-        raise NotImplementedError
+        return Head(jnp.ones((1, 1)))
 
     def flops(self, rows: int) -> int:
         return rows

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from aifx.config import load_config
 from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset
 from aifx.data.spec import DataSpec
 from aifx.evaluation.held_out import evaluate_split
+from aifx.kinds import load_config
 from aifx.objectives.base import Rows
 from aifx.objectives.classification import Classification
 from aifx.objectives.sections import ClassificationSection

@@ -11,11 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from aifx.config import load_config
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 from aifx.data.text import TextData, TextFormat
 from aifx.evaluation.held_out import evaluate_split
+from aifx.kinds import load_config
 from aifx.models.decoder.model import Decoder
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import local_layout

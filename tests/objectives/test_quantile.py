@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from aifx.config.kinds import resolve
+from aifx.config.parts import resolve
 from aifx.core.errors import ConfigError
 from aifx.data.spec import DataSpec, Field
 from aifx.models.base import Head, Model

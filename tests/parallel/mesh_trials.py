@@ -17,11 +17,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from aifx.config import load_config
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 from aifx.data.base import Batch
 from aifx.data.spec import DataSpec
+from aifx.kinds import load_config
 from aifx.parallel.checks import check_batch
 from aifx.parallel.layout import local_layout
 from aifx.planning.hlo import _CALLED, COLLECTIVES, _parse

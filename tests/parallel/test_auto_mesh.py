@@ -13,9 +13,9 @@ import pytest
 import warm
 from small_language import write_project
 
-from aifx.config.load import load_config, read_config
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
+from aifx.kinds import load_config, read_config
 from aifx.parallel.connections import free_port
 from aifx.training.auto_mesh import hardware_of_all, with_settings
 
@@ -57,7 +57,7 @@ LOOKING = """
 import json
 from pathlib import Path
 from jax._src import xla_bridge
-from aifx.config.load import load_config
+from aifx.kinds import load_config
 from aifx.core.project import Project
 from aifx.training import auto_mesh
 

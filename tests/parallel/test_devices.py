@@ -25,7 +25,7 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 import jax
-from aifx.config import load_config
+from aifx.kinds import load_config
 from aifx.core.errors import AifxError
 from aifx.core.project import Project
 from aifx.training.run import train

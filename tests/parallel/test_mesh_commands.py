@@ -23,7 +23,7 @@ from aifx.loading.restore import restore_run
 from aifx.evaluation.held_out import evaluate
 from aifx.generation.generator import write_text
 from aifx.loading.model import LoadedModel
-from aifx.config import load_config
+from aifx.kinds import load_config
 from aifx.training import restore
 from aifx.training.run import train
 from aifx.training.signals import StopSignals

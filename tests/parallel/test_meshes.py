@@ -12,10 +12,10 @@ from effort import IS_LONG
 from mesh_trials import FAMILIES, TEXT
 from running_trials import OF_INT8_NORMS, check_equal, differences, run_trials
 
-from aifx.config import load_config
 from aifx.config.sections import MeshSection
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
+from aifx.kinds import load_config
 from aifx.nn.initializers import zeros
 from aifx.optim.divided_muon import Matrix
 from aifx.parallel.checks import check_batch

@@ -22,10 +22,10 @@ from held_run import held_at
 from process_status import catches, is_stopped
 from small_language import write_project
 
-from aifx.config import load_config
 from aifx.core.json_files import read_jsonl
 from aifx.core.project import Project
 from aifx.kernels.choice import project_calls
+from aifx.kinds import load_config
 from aifx.parallel.connections import free_port
 from aifx.runs.goodput import read_goodput
 from jax_kernels.implementations import current_device

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import pytest
 
-from aifx.config import Config, load_config
+from aifx.config import Config
 from aifx.core.project import Project
+from aifx.kinds import load_config
 from aifx.machine.device_memory import extra_bytes
 from aifx.parallel.layout import local_layout
 from aifx.planning.counting import Counted, count, described_layout

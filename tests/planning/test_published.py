@@ -78,8 +78,8 @@ def of_each_source() -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", of_each_source())
 def test_a_row_is_counted_and_predicted_as_a_plan_is(script: ModuleType, number: int, tmp_path: Path) -> None:
-    from aifx.config import load_config
     from aifx.core.project import Project
+    from aifx.kinds import load_config
     from aifx.planning.plan import Plan
     from aifx.planning.planner import make_plans
     from aifx.planning.step_time import Assumptions

@@ -12,8 +12,8 @@ import pytest
 
 from aifx.commands.console.output import Output
 from aifx.commands.plan.page import between, count, print_plan, print_table, seconds
-from aifx.config import load_config
 from aifx.core.project import Project
+from aifx.kinds import load_config
 from aifx.models.decoder.presets import PRESETS as DECODERS
 from aifx.models.decoder.section import window_of
 from aifx.models.resnet.presets import PRESETS as RESNETS

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from aifx.config import load_config
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
+from aifx.kinds import load_config
 from aifx.parallel.layout import Layout, abstract_layout, local_layout
 from aifx.programs.build import Programs, build, tree_bytes
 from aifx.tasks import describe_task

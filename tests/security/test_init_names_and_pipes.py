@@ -10,9 +10,9 @@ from pathlib import Path
 import inprocess
 import pytest
 
-from aifx.config import load_config
 from aifx.core.errors import ConfigError, UsageError
 from aifx.core.project import find_project
+from aifx.kinds import load_config
 from aifx.scaffold.projects import parse_answers, scaffold
 
 NAMES = ["evil\x1b]0;title\x07", "evil\x9b2J", "two\nlines\x00", "gnp\u202eexe"]

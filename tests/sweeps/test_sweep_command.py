@@ -18,9 +18,9 @@ import pytest
 
 from aifx.cluster.local import PROGRAM
 from aifx.commands.console.completion import complete_sweep
-from aifx.config import load_config
 from aifx.core.errors import RunBusy, UsageError
 from aifx.core.project import RunDirectory
+from aifx.kinds import load_config
 from aifx.runs.lock import hold_run, holder
 from aifx.runs.manage import read_tags
 from aifx.runs.status import run_status

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from aifx.config import load_config
 from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.core.project import Project
+from aifx.kinds import load_config
 from aifx.sweeps.samplers import RANDOM_FIRST, Outcome, check_optuna, grid_size, sample
 from aifx.sweeps.space import Choices, Range, Space, overrides, parse_space, value_of
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from own_tasks import PARTS, PARTS_TOML, TASK, TASK_TOML, aifx, make_project, replaced
 
-from aifx.config import load_config
 from aifx.config.project_code import import_object
 from aifx.core.errors import AifxError
 from aifx.core.project import Project
+from aifx.kinds import load_config
 from aifx.tasks import load_task, open_task
 from aifx.tasks.base import Task
 from aifx.tasks.project_errors import project_errors
@@ -70,7 +70,7 @@ FAMILY, DATA = "model.family = 'births:FAMILY'", "data.kind = 'births:DATA'"
     [
         *((old, new, [FAMILY, *words]) for old, new, words in IMPORTS),
         ("FAMILY = Family(", "FAMILIES = Family(", [FAMILY, "did you mean 'FAMILIES'?"]),
-        ("FAMILY = Family(", "FAMILY = (", [FAMILY, "not an aifx.config.kinds.Family"]),
+        ("FAMILY = Family(", "FAMILY = (", [FAMILY, "not an aifx.models.Family"]),
         ("MlpSection, Mlp)", "ArraysSection, Mlp)", [FAMILY, "its section", "ModelSection"]),
         ("MlpSection, Mlp)", 'MlpSection, "births:Mpl")', [FAMILY, "did you mean 'Mlp'?"]),
         ("    def flops(", "    def flop(", [FAMILY, "Mlp lacks flops"]),
@@ -208,7 +208,7 @@ def test_a_source_without_end_is_not_measured(tmp_path: Path) -> None:
         ("decoder", ["a decoder cannot be trained on this data", "inputs of this data is float32 [15]"]),
         ("births", ["model.family = 'births' is not known", "One of your own is `module:NAME`"]),
         ("decodr", ["did you mean 'decoder'?"]),
-        ("births:Mlp", ["model.family = 'births:Mlp' cannot be used", "not an aifx.config.kinds.Family"]),
+        ("births:Mlp", ["model.family = 'births:Mlp' cannot be used", "not an aifx.models.Family"]),
     ],
 )
 def test_a_family_that_does_not_fit(tmp_path: Path, model: str, words: list[str]) -> None:

@@ -16,8 +16,8 @@ from pyarrow import parquet
 from stopping import StopAt
 
 import aifx
-from aifx.config import load_config
 from aifx.core.project import Project
+from aifx.kinds import load_config
 from aifx.training.run import train
 
 DAYS = 400

@@ -135,8 +135,8 @@ def test_what_cannot_be_shown(chats: Path, args: list[str], words: str) -> None:
 
 
 def test_the_batch_of_a_step_is_shown(chats: Path) -> None:
-    from aifx.config import load_config
     from aifx.core.project import Project
+    from aifx.kinds import load_config
     from aifx.tasks.base import training_source
     from aifx.tasks.registry import open_task
 

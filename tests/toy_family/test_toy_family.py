@@ -20,9 +20,8 @@ from stopping import StopAt
 
 import aifx.models
 from aifx.checkpoint.checkpoints import Checkpoints
-from aifx.config import load_config
-from aifx.config.registry import bundled
 from aifx.core.project import Project
+from aifx.kinds import families, load_config
 from aifx.parallel.layout import abstract_layout
 from aifx.programs.build import build
 from aifx.tasks import describe_task
@@ -90,10 +89,10 @@ def bundled_toy(tmp_path: Path) -> Iterator[None]:
     """The toy as a package among those of aifx/models."""
     shutil.copytree(TOY, tmp_path / "models/toy", ignore=shutil.ignore_patterns("__pycache__"))
     aifx.models.__path__.append(str(tmp_path / "models"))
-    bundled.cache_clear()
+    families.cache_clear()
     yield
     aifx.models.__path__.remove(str(tmp_path / "models"))
-    bundled.cache_clear()
+    families.cache_clear()
     for name in [name for name in sys.modules if name.startswith("aifx.models.toy")]:
         del sys.modules[name]
 

@@ -15,8 +15,9 @@ import pytest
 import warm
 from made_once import made_once
 
-from aifx.config import Config, load_config
+from aifx.config import Config
 from aifx.core.project import Project, RunDirectory
+from aifx.kinds import load_config
 
 TOML = """\
 [task]

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from aifx.config import load_config
 from aifx.core.project import Project
+from aifx.kinds import load_config
 from aifx.parallel.group import Group
 from aifx.parallel.layout import local_layout
 from aifx.programs.build import build

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from stopping import StopAt
 
-from aifx.config import load_config
 from aifx.core.project import Project
+from aifx.kinds import load_config
 from aifx.training.run import train
 
 SETTINGS = """\

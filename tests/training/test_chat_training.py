@@ -13,9 +13,9 @@ import pytest
 from forward import outputs_of
 from stopping import StopAt
 
-from aifx.config import load_config
 from aifx.core.project import Project
 from aifx.evaluation.held_out import evaluate, evaluate_split
+from aifx.kinds import load_config
 from aifx.parallel.layout import local_layout
 from aifx.programs.build import Programs, build
 from aifx.tasks.registry import open_task

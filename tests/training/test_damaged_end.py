@@ -13,8 +13,8 @@ import pytest
 
 from aifx.checkpoint.listing import list_checkpoints
 from aifx.commands.main import run as run_command
-from aifx.config import read_config
 from aifx.core.project import Project
+from aifx.kinds import read_config
 from aifx.loading.restore import choose_step
 from aifx.runs.status import run_status
 

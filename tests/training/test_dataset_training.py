@@ -12,12 +12,12 @@ from stored_versions import LIMITS, make_version
 from test_forks import TEXT
 from test_training import stopped
 
-from aifx.config import load_config, read_config
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 from aifx.curation.execution import execute
 from aifx.curation.mix import mix_of, parse_sets
 from aifx.data.versions import open_catalog
+from aifx.kinds import load_config, read_config
 
 TOML = """\
 [data]

@@ -16,10 +16,10 @@ from stopping import StopAt
 
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.manifest import read_manifest
-from aifx.config import load_config
 from aifx.core.errors import CheckpointError, ConfigError, UsageError
 from aifx.core.project import Project
 from aifx.evaluation.held_out import evaluate
+from aifx.kinds import load_config
 from aifx.runs.base_run import weights_digest
 from aifx.training.run import train
 

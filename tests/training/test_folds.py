@@ -23,12 +23,12 @@ import pytest
 from scipy.special import expit, log_softmax, softmax
 from table_project import make_table_project
 
-from aifx.config import load_config
 from aifx.core.errors import ConfigError, DataError
 from aifx.core.project import Project
 from aifx.data.arrays import FOLD
 from aifx.data.sections import TableSection
 from aifx.data.table import TableFormat
+from aifx.kinds import load_config
 from aifx.loading.restore import RestoredRun, restore_run
 from aifx.objectives.base import Objective, outputs
 from aifx.objectives.classification import Classification
@@ -262,7 +262,7 @@ def test_a_run_of_folds_is_one_model_to_all_that_read_it(trained: Path, tmp_path
 CODE = f"""\
 import os, signal, sys
 from pathlib import Path
-from aifx.config import load_config
+from aifx.kinds import load_config
 from aifx.core.project import Project
 from aifx.training.records import Observer
 from aifx.training.run import train

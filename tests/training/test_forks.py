@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from aifx.config import load_config
 from aifx.core.errors import AifxError, CheckpointError, ConfigError, UsageError
 from aifx.core.project import Project
+from aifx.kinds import load_config
 from aifx.training.records import TrainResult
 from aifx.training.run import train
 

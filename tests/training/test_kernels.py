@@ -19,13 +19,13 @@ import odd_op
 import pytest
 
 from aifx.checkpoint.listing import list_bindings
-from aifx.config import load_config
 from aifx.config.sections import KernelsSection
 from aifx.core.errors import EnvironmentFault
 from aifx.core.project import Project, RunDirectory
 from aifx.kernels.choice import ProjectCall, run_choices, winners_path
 from aifx.kernels.choices_file import write_kernel_choices
 from aifx.kernels.verification import may_have_accelerator
+from aifx.kinds import load_config
 from aifx.parallel.connections import free_port
 from aifx.runs.binding import kernel_digest, read_digests
 from jax_kernels._ops.attention import ATTENTION
@@ -263,7 +263,7 @@ import jax
 import jax._src.xla_bridge
 
 from aifx.kernels import verification as kernel_verification
-from aifx.config import load_config
+from aifx.kinds import load_config
 from aifx.core.errors import AifxError
 from aifx.core.logs import log_lines
 from aifx.core.project import Project

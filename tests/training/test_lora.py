@@ -19,10 +19,10 @@ from stopping import StopAt
 from test_forks import TEXT
 
 from aifx.checkpoint.manifest import read_manifest
-from aifx.config import load_config
 from aifx.core.errors import CheckpointError, ConfigError
 from aifx.core.project import Project
 from aifx.evaluation.held_out import evaluate
+from aifx.kinds import load_config
 from aifx.loading.base_weights import frozen_arrays
 from aifx.loading.restore import restore_run
 from aifx.parallel.layout import local_layout

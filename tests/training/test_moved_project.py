@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from stopping import StopAt
 
-from aifx.config import load_config
 from aifx.core.errors import DataError
 from aifx.core.project import Project
+from aifx.kinds import load_config
 from aifx.runs.status import run_status
 from aifx.tasks.registry import open_task
 from aifx.training.run import train

@@ -17,12 +17,12 @@ import plain_training as plain
 import pytest
 from stopping import StopAt
 
-from aifx.config import load_config
 from aifx.core.errors import CheckpointError, ConfigError, DataError
 from aifx.core.project import Project
 from aifx.data.chat.preferences import References
 from aifx.evaluation.dataset import evaluate_files
 from aifx.evaluation.held_out import evaluate
+from aifx.kinds import load_config
 from aifx.loading.references import with_references
 from aifx.objectives.dpo import DirectPreference
 from aifx.parallel.layout import local_layout

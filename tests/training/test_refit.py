@@ -15,10 +15,10 @@ from table_project import make_table_project
 import aifx
 from aifx.checkpoint.listing import list_checkpoints
 from aifx.checkpoint.manifest import read_manifest
-from aifx.config import load_config, read_config
 from aifx.core.errors import UsageError
 from aifx.core.json_files import JsonLines
 from aifx.core.project import Project, RunDirectory
+from aifx.kinds import load_config, read_config
 from aifx.training.resume_checks import open_refit
 from aifx.training.run import train
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 
-from aifx.config import load_config
+from aifx.kinds import load_config
 from aifx.core.project import Project
 from aifx.parallel.layout import local_layout
 from aifx.programs.build import build

@@ -10,8 +10,9 @@ from aifx.benchmarking.results import Measured, Param
 from aifx.benchmarking.suites import Bench
 from aifx.benchmarking.train.series import Series
 from aifx.benchmarking.train.subject import Subject
-from aifx.config import Config, load_config
+from aifx.config import Config
 from aifx.core.errors import AifxError
+from aifx.kinds import load_config
 from aifx.machine.device_memory import is_out_of_memory, room
 
 logger = logging.getLogger(__name__)

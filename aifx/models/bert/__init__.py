@@ -1,6 +1,6 @@
 """Encoders of texts: BERT (Devlin et al. 2018), as sentence encoders use it. aifx embeds with them and trains none."""
 
-from aifx.config.kinds import Family
+from aifx.models import Family
 from aifx.models.bert.section import BertSection
 
 FAMILY = Family("bert", BertSection, "aifx.models.bert.model:make", hub="aifx.models.bert.hub", is_trained=False)

@@ -1,6 +1,6 @@
 """The decoder-only transformer: GPT-2, Llama and models between them."""
 
-from aifx.config.kinds import Family
+from aifx.models import Family
 from aifx.models.decoder.presets import PRESETS
 from aifx.models.decoder.section import DecoderSection
 

@@ -1,6 +1,6 @@
 """Residual convolutional networks: a small one, and those of He et al."""
 
-from aifx.config.kinds import Family
+from aifx.models import Family
 from aifx.models.resnet.presets import PRESETS
 from aifx.models.resnet.section import ResnetSection
 

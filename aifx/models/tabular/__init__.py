@@ -1,6 +1,6 @@
 """A multilayer perceptron over the columns of a table, with embeddings of numbers and categories."""
 
-from aifx.config.kinds import Family
+from aifx.models import Family
 from aifx.models.tabular.section import TabularSection
 
 FAMILY = Family("tabular", TabularSection, "aifx.models.tabular.model:make")

@@ -1,6 +1,6 @@
 """Vision transformers."""
 
-from aifx.config.kinds import Family
+from aifx.models import Family
 from aifx.models.vit.presets import PRESETS
 from aifx.models.vit.section import VitSection
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from aifx.config.kinds import DataKind, Family, ObjectiveKind
 from aifx.config.sections import DataSection, Fraction, ModelSection, ObjectiveSection, PositiveFloat, PositiveInt
+from aifx.data.kinds import DataKind
+from aifx.models import Family
+from aifx.objectives import ObjectiveKind
 
 
 class ToySection(ModelSection):

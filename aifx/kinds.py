@@ -1,4 +1,7 @@
-"""From the names in `aifx.toml` to a family, an objective and a kind of data. Imports no jax."""
+"""The families, objectives and kinds of data that come with aifx, by name, and configurations that name them.
+
+`config` knows none of them: this module hands their sections in. Importing it imports no family and no jax.
+"""
 
 from __future__ import annotations
 
@@ -6,36 +9,22 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any
 
-from aifx.config.kinds import DataKind, Family, Kind, ObjectiveKind
+import aifx.models
+from aifx.config import load, schema
+from aifx.config.kinds import Kinds
+from aifx.config.parts import PARTS, Kind, Part, PartName, TaskParts
 from aifx.config.project_code import import_object
-from aifx.config.sections import DataSection, ModelSection, ObjectiveSection, Section
+from aifx.config.sections import ObjectiveSection, Section, TaskSection
 from aifx.core.errors import ConfigError, did_you_mean, nearest
 from aifx.core.project import Project
+from aifx.data.kinds import DATA_KINDS, DataKind
+from aifx.models import Family
+from aifx.objectives import OBJECTIVES, ObjectiveKind
 
-PartName: TypeAlias = Literal["model", "objective", "data"]
-
-
-class Part(NamedTuple):
-    """A section of `aifx.toml` whose keys depend on a name, and the key that holds this name."""
-
-    section: PartName
-    key: str
-    kind: type[Kind]
-    base: type[Section]
-
-    @property
-    def path(self) -> str:
-        return f"{self.section}.{self.key}"
-
-
-PARTS = (
-    Part("model", "family", Family, ModelSection),
-    Part("objective", "kind", ObjectiveKind, ObjectiveSection),
-    Part("data", "kind", DataKind, DataSection),
-)
+TYPES: Mapping[PartName, type[Kind]] = {"model": Family, "objective": ObjectiveKind, "data": DataKind}
+"""What `module:NAME` of a project's own must be, by section."""
 
 TASKS: Mapping[str, Mapping[PartName, str]] = {
     "language": {"model": "decoder", "objective": "next-token", "data": "text"},
@@ -48,27 +37,18 @@ TASKS: Mapping[str, Mapping[PartName, str]] = {
 """The family, objective and kind of data of each `task.kind`."""
 
 
-@dataclass(frozen=True)
-class TaskParts:
-    """What the configuration of a task consists of.
+@functools.cache
+def families() -> tuple[Family, ...]:
+    """The families that come with aifx: each package in aifx/models is one."""
+    packages = sorted(module.name for module in pkgutil.iter_modules(aifx.models.__path__) if module.ispkg)
+    return tuple(importlib.import_module(f"aifx.models.{name}").FAMILY for name in packages)
 
-    Attributes:
-        task: the class that `task.kind = "module:Class"` names; otherwise None.
-        names: what selects family, objective and kind of data, set or by the task, by section; empty with a class.
-        kinds: family, objective and kind of data by section; empty with a class.
-        sections: the type of each of these sections.
-    """
 
-    task: type[Any] | None
-    names: Mapping[PartName, str]
-    kinds: Mapping[PartName, Kind]
-    sections: Mapping[PartName, type[Section]]
-
-    @property
-    def objective(self) -> ObjectiveKind:
-        objective = self.kinds["objective"]
-        assert isinstance(objective, ObjectiveKind)
-        return objective
+def bundled(section: PartName) -> Mapping[str, Kind]:
+    """What comes with aifx and a project can name, by name."""
+    if section == "model":
+        return {family.name: family for family in families() if family.is_trained}
+    return OBJECTIVES if section == "objective" else DATA_KINDS
 
 
 def task_parts(task: str, names: Mapping[PartName, str], project: Project) -> TaskParts:
@@ -100,13 +80,14 @@ def _known(name: str, names: Iterable[str], own_form: str) -> str:
 def find_kind(part: Part, name: str, project: Project) -> Kind:
     """The family, objective or kind of data of this name. Raises ConfigError."""
     if ":" not in name:
-        if name not in bundled(part):
-            why = _known(name, bundled(part), "module:NAME")
+        known = bundled(part.section)
+        if name not in known:
+            why = _known(name, known, "module:NAME")
             raise ConfigError(f"{part.path} = {name!r} is not known", why, f"aifx config keys {part.section}")
-        return bundled(part)[name]
-    found = import_object(part.path, name, project)
-    if not isinstance(found, part.kind):
-        why = f"it is {found!r:.200}, not an aifx.config.kinds.{part.kind.__name__}"
+        return known[name]
+    found, kind = import_object(part.path, name, project), TYPES[part.section]
+    if not isinstance(found, kind):
+        why = f"it is {found!r:.200}, not an {kind.__module__}.{kind.__name__}"
         raise ConfigError(f"{part.path} = {name!r} cannot be used", why, "docs/tasks.md has an example")
     if not (isinstance(found.section, type) and issubclass(found.section, part.base)):
         why = f"aifx reads [{part.section}] as that class says"
@@ -115,28 +96,12 @@ def find_kind(part: Part, name: str, project: Project) -> Kind:
     return found
 
 
-@functools.cache
-def bundled(part: Part) -> Mapping[str, Kind]:
-    """What comes with aifx and a project can name, by name."""
-    if part.section == "objective":
-        return importlib.import_module("aifx.objectives").OBJECTIVES  # type: ignore[no-any-return]
-    if part.section == "data":
-        return importlib.import_module("aifx.data.kinds").KINDS  # type: ignore[no-any-return]
-    return {family.name: family for family in families() if family.is_trained}
-
-
-def families() -> list[Family]:
-    """The families that come with aifx: each package in aifx/models is one."""
-    models = importlib.import_module("aifx.models")
-    packages = [m.name for m in pkgutil.iter_modules(models.__path__) if m.ispkg]
-    return [importlib.import_module(f"aifx.models.{name}").FAMILY for name in sorted(packages)]
-
-
 def _own_task(task: str, project: Project) -> TaskParts:
     cls = import_object("task.kind", task, project)
     if not isinstance(cls, type):
-        hint = next((f"{part.path} = {task!r}" for part in PARTS if isinstance(cls, part.kind)), "docs/tasks.md")
-        raise ConfigError(f"task.kind = {task!r} is not a class", f"it is {cls!r:.200}", hint)
+        named = (f"{part.path} = {task!r}" for part in PARTS if isinstance(cls, TYPES[part.section]))
+        what, hint = f"task.kind = {task!r} is not a class", next(named, "docs/tasks.md")
+        raise ConfigError(what, f"it is {cls!r:.200}", hint)
     sections: dict[PartName, type[Section]] = {}
     for part in PARTS:
         attribute, base = f"{part.section}_section", part.base.__name__
@@ -153,5 +118,17 @@ def _own_task(task: str, project: Project) -> TaskParts:
 
 def variant_names(values: Mapping[str, Any]) -> list[str]:
     """The names that select sections in a configuration, whose values are given by `section.key`."""
-    task = values.get("task.kind", "language")
+    task = values.get("task.kind", TaskSection().kind)
     return [str(values.get(part.path) or TASKS.get(task, {}).get(part.section, task)) for part in PARTS]
+
+
+KINDS = Kinds(TASKS, bundled, task_parts)
+
+# The functions of `config`, with the kinds of aifx.
+load_config = functools.partial(load.load_config, KINDS)
+read_config = functools.partial(load.read_config, KINDS)
+make_config = functools.partial(load.make_config, KINDS)
+project_sections = functools.partial(load.project_sections, KINDS)
+project_code = functools.partial(load.project_code, KINDS)
+settings = functools.partial(schema.settings, KINDS)
+json_schema = functools.partial(schema.json_schema, KINDS)
