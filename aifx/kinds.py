@@ -68,7 +68,7 @@ def task_parts(task: str, names: Mapping[PartName, str], project: Project) -> Ta
         raise ConfigError(f"task.kind = {task!r} is not a task", why, hint)
     chosen = {**TASKS[task], **{section: name for section, name in names.items() if name}}
     kinds = {part.section: find_kind(part, chosen[part.section], project) for part in PARTS}
-    return TaskParts(None, chosen, kinds, {section: kind.section for section, kind in kinds.items()})
+    return TaskParts(task, None, chosen, kinds, {section: kind.section for section, kind in kinds.items()})
 
 
 def _known(name: str, names: Iterable[str], own_form: str) -> str:
@@ -113,7 +113,7 @@ def _own_task(task: str, project: Project) -> TaskParts:
                 f"{attribute} = MySection, or derive the class from aifx.tasks.Task",
             )
         sections[part.section] = section
-    return TaskParts(cls, {}, {}, sections)
+    return TaskParts(task, cls, {}, {}, sections)
 
 
 def variant_names(values: Mapping[str, Any]) -> list[str]:

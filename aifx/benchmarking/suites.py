@@ -111,7 +111,7 @@ class Bench:
         check_batch(layout, config.train.global_batch_size, config.train.gradient_accumulation)
         run.assets.mkdir(parents=True, exist_ok=True)
         task = open_task(config, self.project, run.assets)
-        return run, build(config, task, layout, kernels=run_choices(run, config))
+        return run, build(config, task, layout, kernels=run_choices(run, config.kernels))
 
     def name(self, thing: str) -> str:
         """The name of a result of this suite."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from aifx.config import Config
 from aifx.config.k8s_section import KubernetesSection
+from aifx.config.launch_section import LaunchSection
 from aifx.core.errors import ConfigError, ExitCode, UsageError
 from aifx.core.sanitize import escape_controls
 from aifx.parallel.processes import OURS, PORT
@@ -73,7 +74,7 @@ def render(config: Config, name: str, arguments: Sequence[str]) -> dict[str, Any
     for key, value in {"launch.image": launch.image, "k8s.runs_claim": k8s.runs_claim}.items():
         if not value:
             raise UsageError(f"{key} is not set", "pods need it", f"--set {key}=NAME, or set it in aifx.toml")
-    names = _names(config, name)
+    names = _names(name, launch, k8s)
     metadata: dict[str, Any] = {"name": name, "labels": {"app.kubernetes.io/managed-by": "aifx"}}
     if k8s.namespace is not None:
         metadata["namespace"] = k8s.namespace
@@ -82,6 +83,7 @@ def render(config: Config, name: str, arguments: Sequence[str]) -> dict[str, Any
     if k8s.tpu is not None:
         # Each Job, which is a slice, gets a node pool for itself.
         metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+    pod = _pod(launch, k8s, config.checkpoint.stop_timeout_s, names, arguments)
     return {
         "apiVersion": API,
         "kind": "JobSet",
@@ -91,16 +93,13 @@ def render(config: Config, name: str, arguments: Sequence[str]) -> dict[str, Any
             # Processes look each other up before any of them is ready.
             "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
             "failurePolicy": _failure_policy(launch.restarts),
-            "replicatedJobs": [
-                {"name": NODES, "replicas": names.slices, "template": {"spec": _job(config, names, arguments)}}
-            ],
+            "replicatedJobs": [{"name": NODES, "replicas": names.slices, "template": {"spec": _job(names, pod)}}],
         },
     }
 
 
-def _names(config: Config, name: str) -> Names:
-    k8s = config.k8s
-    nodes = config.launch.nodes if k8s.tpu is None else k8s.slice_chips // k8s.tpu_chips_per_node
+def _names(name: str, launch: LaunchSection, k8s: KubernetesSection) -> Names:
+    nodes = launch.nodes if k8s.tpu is None else k8s.slice_chips // k8s.tpu_chips_per_node
     names = Names(name, nodes, k8s.tpu_slices)
     rest = len(f"-{NODES}-{names.slices - 1}-{names.nodes - 1}") + POD_SUFFIX
     longest = MAX_POD_NAME - rest
@@ -135,7 +134,7 @@ def _failure_policy(restarts: int) -> dict[str, Any]:
     }
 
 
-def _job(config: Config, names: Names, arguments: Sequence[str]) -> dict[str, Any]:
+def _job(names: Names, pod: Mapping[str, Any]) -> dict[str, Any]:
     def on_exit(codes: Sequence[int]) -> dict[str, Any]:
         values = {"containerName": CONTAINER, "operator": "In", "values": list(codes)}
         return {"action": "FailJob", "onExitCodes": values}
@@ -147,20 +146,21 @@ def _job(config: Config, names: Names, arguments: Sequence[str]) -> dict[str, An
         "completionMode": "Indexed",
         "backoffLimit": 0,  # a pod alone cannot be started again: the others wait for the one that was lost
         "podFailurePolicy": {"rules": [on_exit([int(ExitCode.PREEMPTED)]), on_exit(FINAL_CODES), disrupted]},
-        "template": {"spec": _pod(config, names, arguments)},
+        "template": {"spec": pod},
     }
 
 
-def _pod(config: Config, names: Names, arguments: Sequence[str]) -> dict[str, Any]:
-    launch, k8s = config.launch, config.k8s
+def _pod(
+    launch: LaunchSection, k8s: KubernetesSection, stop_timeout_s: float, names: Names, arguments: Sequence[str]
+) -> dict[str, Any]:
     selector = dict(k8s.node_selector)
     if k8s.tpu is not None:
         selector["cloud.google.com/gke-tpu-accelerator"] = k8s.tpu
         selector["cloud.google.com/gke-tpu-topology"] = str(k8s.tpu_topology)
-    own = list(_own_variables(config))
+    own = list(_own_variables(launch, k8s))
     shared = {
         "workingDir": k8s.project_dir,
-        "resources": _resources(config),
+        "resources": _resources(launch, k8s),
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": [
             {"name": "runs", "mountPath": f"{k8s.project_dir}/runs"},
@@ -170,7 +170,7 @@ def _pod(config: Config, names: Names, arguments: Sequence[str]) -> dict[str, An
     }
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": math.ceil(config.checkpoint.stop_timeout_s) + STOP_MARGIN_S,
+        "terminationGracePeriodSeconds": math.ceil(stop_timeout_s) + STOP_MARGIN_S,
         "enableServiceLinks": False,
         "securityContext": _security(k8s.user),
     }
@@ -215,9 +215,8 @@ def _security(user: int) -> dict[str, Any]:
     }
 
 
-def _resources(config: Config) -> dict[str, Any]:
+def _resources(launch: LaunchSection, k8s: KubernetesSection) -> dict[str, Any]:
     """Devices cannot be shared: their requests are their limits. CPU has no limit, since throttling slows each step."""
-    launch, k8s = config.launch, config.k8s
     devices = dict(k8s.resources)
     if k8s.tpu is not None:
         devices[TPU_RESOURCE] = str(k8s.tpu_chips_per_node)
@@ -229,9 +228,8 @@ def _resources(config: Config) -> dict[str, Any]:
     return {key: values for key, values in found.items() if values}
 
 
-def _own_variables(config: Config) -> Iterator[dict[str, Any]]:
+def _own_variables(launch: LaunchSection, k8s: KubernetesSection) -> Iterator[dict[str, Any]]:
     """The user's variables, and the folder of caches."""
-    launch, k8s = config.launch, config.k8s
     pairs = [variable.partition("=")[::2] for variable in launch.environment]
     given = [name for name, _ in pairs] + list(k8s.secrets)
     for name in given:

@@ -7,13 +7,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+from aifx.config.config import Config
 from aifx.config.gates import Gate, parse_gate, scalars
 from aifx.core.errors import ConfigError, UsageError, did_you_mean
-
-if TYPE_CHECKING:
-    from aifx.config.config import Config
 
 Direction: TypeAlias = Literal["min", "max"]
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator
+from typing import Literal
 
 from aifx.config.best_by import AUTO, parse_best_by
 from aifx.config.config import Config
 from aifx.config.diagnostics import Mistake, refuse
 from aifx.config.gates import parse_gate
-from aifx.config.sections import Conflict
+from aifx.config.sections import Conflict, MeshSection, ScheduleSection
 from aifx.core.errors import UsageError
 from aifx.core.plurals import counted
 
@@ -26,10 +27,10 @@ def check_conflicts(config: Config, changed: set[str] | None = None) -> None:
     refuse_conflicts(config, (c for c in found if changed is None or changed.intersection(c.keys)))
 
 
-def warn_of_warmup(config: Config) -> None:
-    """Log a warning if the run is too short for its warm-up."""
-    asked, num_steps = config.schedule.warmup_steps, config.train.num_steps
-    if (warmup := config.schedule.warmup_of(num_steps)) < asked:
+def warn_of_warmup(schedule: ScheduleSection, num_steps: int) -> None:
+    """Log a warning if a run of `num_steps` is too short for its warm-up."""
+    asked = schedule.warmup_steps
+    if (warmup := schedule.warmup_of(num_steps)) < asked:
         logger.warning(
             f"schedule.warmup_steps = {asked} is too long for train.num_steps = {num_steps}: "
             f"the warm-up takes {counted(warmup, 'step')}"
@@ -59,18 +60,18 @@ def _conflicts(config: Config) -> Iterator[Conflict]:
             parse_best_by(config.checkpoint.best_by)
         except UsageError as error:
             yield Conflict(("checkpoint.best_by",), error.what, error.why)
-    yield from _mesh(config)
+    yield from _mesh(config.mesh, config.train.devices)
     for _, section in config.sections():
         yield from section.conflicts(config)
 
 
-def _mesh(config: Config) -> Iterator[Conflict]:
-    sizes = {f"mesh.{axis}": getattr(config.mesh, axis) for axis in ("data", "fsdp", "tensor", "context")}
+def _mesh(mesh: MeshSection, devices: int | Literal["all"]) -> Iterator[Conflict]:
+    sizes = {f"mesh.{axis}": getattr(mesh, axis) for axis in ("data", "fsdp", "tensor", "context")}
     named = [key for key, size in sizes.items() if size not in (1, -1)]
-    if config.mesh.auto and named:
+    if mesh.auto and named:
         what = f"mesh.auto = true, and {', '.join(f'{key} = {sizes[key]}' for key in named)}"
         yield Conflict(("mesh.auto", *named), what, "mesh.auto finds the sizes")
-    given, devices = math.prod(size for size in sizes.values() if size != -1), config.train.devices
+    given = math.prod(size for size in sizes.values() if size != -1)
     if devices == "all" or -1 in sizes.values() or given % devices == 0:  # there may be several processes
         return
     named = named or ["mesh.data"]

@@ -55,16 +55,24 @@ class TaskParts:
     """What the configuration of a task consists of.
 
     Attributes:
+        kind: `task.kind`.
         task: the class that `task.kind = "module:Class"` names; otherwise None.
         names: what selects family, objective and kind of data, set or by the task, by section; empty with a class.
         kinds: family, objective and kind of data by section; empty with a class.
         sections: the type of each of these sections.
     """
 
+    kind: str
     task: type[Any] | None
     names: Mapping[PartName, str]
     kinds: Mapping[PartName, Kind]
     sections: Mapping[PartName, type[Section]]
+
+    def named(self, section: PartName) -> str:
+        """The key that selects the model, the objective or the data, and its value: for errors."""
+        if self.task is not None:
+            return f"task.kind = {self.kind!r}"
+        return next(f"{part.path} = {self.names[section]!r}" for part in PARTS if part.section == section)
 
 
 def resolve(make: Make) -> Any:

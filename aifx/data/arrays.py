@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 from pydantic import Field as Setting
 
+from aifx.config import Config
 from aifx.config.sections import Conflict, DataSection, Fraction
 from aifx.core.errors import AifxError, ConfigError, DataError
 from aifx.core.project import Project
@@ -21,9 +22,6 @@ from aifx.data.order import shuffled
 from aifx.data.rows import FORMATS, input_file, read_rows
 from aifx.data.sections import held_out_conflicts, missing_file
 from aifx.data.spec import DataSpec, Field
-
-if TYPE_CHECKING:
-    from aifx.config.config import Config
 
 WEIGHTS = "weights"
 
@@ -149,7 +147,7 @@ class ArraysSection(DataSection):
     test_fraction: Fraction = Setting(0.1, description="Share held out for the test.")
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:
-        yield from held_out_conflicts(config, self.validation_fraction, self.test_fraction)
+        yield from held_out_conflicts(config.train, self.validation_fraction, self.test_fraction)
 
     def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
         yield from missing_file(project, "data.path", self.path)

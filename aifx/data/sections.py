@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from aifx.config import Config
 from aifx.config.parts import resolve
 from aifx.config.sections import (
     INT_MAX,
@@ -19,6 +20,7 @@ from aifx.config.sections import (
     Fraction,
     NonNegativeInt,
     PositiveInt,
+    TrainSection,
     setting,
 )
 from aifx.core.errors import AifxError, DataError
@@ -26,7 +28,6 @@ from aifx.core.project import CONFIG_NAME, Project
 from aifx.data.spec import ColumnKind
 
 if TYPE_CHECKING:
-    from aifx.config.config import Config
     from aifx.data.versions import Kind
 
 
@@ -161,7 +162,7 @@ class TextSection(DatasetSection, TokenSection):
     def conflicts(self, config: Config) -> Iterator[Conflict]:
         yield from super().conflicts(config)
         validation = None if self.validation else self.validation_fraction
-        yield from held_out_conflicts(config, validation, 0.0 if self.test else self.test_fraction)
+        yield from held_out_conflicts(config.train, validation, 0.0 if self.test else self.test_fraction)
         # Sequences cut short for a trial are read with the stride cut to them.
         is_asked = config.precedence("data.eval_stride") >= config.precedence("data.seq_len")
         if self.eval_stride > self.seq_len and is_asked:
@@ -236,7 +237,9 @@ class ImagesSection(DatasetSection):
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:
         yield from super().conflicts(config)
-        yield from held_out_conflicts(config, self.validation_fraction, 0.0 if self.is_archive else self.test_fraction)
+        yield from held_out_conflicts(
+            config.train, self.validation_fraction, 0.0 if self.is_archive else self.test_fraction
+        )
 
     def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
         if self.dataset is not None:
@@ -297,7 +300,7 @@ class SeriesSection(DatasetSection):
     def conflicts(self, config: Config) -> Iterator[Conflict]:
         yield from super().conflicts(config)
         validation = None if self.validation_steps else self.validation_fraction
-        yield from held_out_conflicts(config, validation, 0.0 if self.test_steps else self.test_fraction)
+        yield from held_out_conflicts(config.train, validation, 0.0 if self.test_steps else self.test_fraction)
         for key in ("validation_fraction", "test_fraction") if self.split == "last" else ():
             if getattr(self, key) and config.precedence(f"data.{key}"):
                 steps = key.replace("fraction", "steps")
@@ -356,7 +359,7 @@ class TableSection(DatasetSection):
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:
         yield from super().conflicts(config)
-        yield from held_out_conflicts(config, self.validation_fraction, self.test_fraction)
+        yield from held_out_conflicts(config.train, self.validation_fraction, self.test_fraction)
         if self.group_column is not None and self.time_column is not None:
             reason = "a group would be in several parts of the time"
             problem = "data.group_column and data.time_column cannot be used together"
@@ -387,7 +390,7 @@ class TableSection(DatasetSection):
         return lines
 
 
-def held_out_conflicts(config: Config, validation: float | None, test: float) -> Iterator[Conflict]:
+def held_out_conflicts(train: TrainSection, validation: float | None, test: float) -> Iterator[Conflict]:
     """The conflicts of the shares that are held out, with each other and with early stopping.
 
     `validation` is None if it has files of its own.
@@ -398,10 +401,10 @@ def held_out_conflicts(config: Config, validation: float | None, test: float) ->
             f"data.validation_fraction = {validation:g} and data.test_fraction = {test:g} leave no training data",
             "together they must be below 1",
         )
-    if config.train.early_stopping and validation == 0.0 and config.train.folds == 1:
+    if train.early_stopping and validation == 0.0 and train.folds == 1:
         yield Conflict(
             ("train.early_stopping", "data.validation_fraction"),
-            f"train.early_stopping = {config.train.early_stopping} needs a validation split, "
+            f"train.early_stopping = {train.early_stopping} needs a validation split, "
             "and data.validation_fraction = 0 holds nothing out",
             "early stopping watches the validation loss",
         )

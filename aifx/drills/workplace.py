@@ -12,6 +12,7 @@ from pathlib import Path
 
 from aifx.checkpoint.local_folder import remove_local
 from aifx.config import Config
+from aifx.config.sections import TrainSection
 from aifx.core.project import Project
 from aifx.drills import seam
 from aifx.kinds import load_config
@@ -84,7 +85,7 @@ def copied(
         (root / f"{seam.MODULE}.py").write_text(seam.module_text(data, kind))
         named = f"task.kind={seam.TASK}" if kind else f"data.kind={seam.DATA}"
         moved = None if file is None else _moved(file, project, root)
-        settings = (*overrides, *_short(config, every), named)
+        settings = (*overrides, *_short(config.train, config.checkpoint.keep_last, every), named)
         yield Workplace(copy, every, settings, moved, config)
     finally:
         for run in Project(root).runs():
@@ -94,15 +95,15 @@ def copied(
             shutil.rmtree(root, ignore_errors=True)
 
 
-def _short(config: Config, every: int) -> list[str]:
+def _short(train: TrainSection, keep_last: int, every: int) -> list[str]:
     """Settings of a run of a few dozen steps that leaves traces at every step."""
     settings = {
         "train.num_steps": 4 * every,
-        "train.validate_every": every if config.train.validate_every else 0,
-        "train.validation_batches": min(config.train.validation_batches or 2, 2),
+        "train.validate_every": every if train.validate_every else 0,
+        "train.validation_batches": min(train.validation_batches or 2, 2),
         "train.early_stopping": 0,
         "checkpoint.every": every,
-        "checkpoint.keep_last": max(config.checkpoint.keep_last, 2),
+        "checkpoint.keep_last": max(keep_last, 2),
         "log.every": 1,
         "log.trackers": "[]",
     }

@@ -71,7 +71,7 @@ def measure_benchmarks(
     trained = restore_run(run, project, step=step, overrides=overrides)
     quantize = trained.config.eval.quantize
     reports, parts = [], []
-    with project_errors(trained.config, project):
+    with project_errors(trained.config.parts, project):
         programs, params, frozen = trained.programs(quantize)
         task = programs.task
         if not (isinstance(task.format, TokenFormat) and isinstance(task.objective, NextToken)):

@@ -95,7 +95,7 @@ def measure_files(
     if form is None:
         raise undefined(type(trained.task), "format", "measure other data")
     reports, parts = [], []
-    with project_errors(trained.config, project):
+    with project_errors(trained.config.parts, project):
         programs, params, frozen = trained.programs(quantize)
         for path, digest in digests.items():
             dataset = form.open_file(path)

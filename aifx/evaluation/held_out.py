@@ -251,7 +251,7 @@ def measure(
     chosen: Split = split or trained.config.eval.split
     all_gates = [*map(parse_gate, trained.config.eval.gates), *asked]
     quantize = trained.config.eval.quantize
-    with project_errors(trained.config, project):
+    with project_errors(trained.config.parts, project):
         programs, params, frozen = trained.programs(quantize)
         programs = with_references(programs, frozen, run)
         part = measure_part(f"{chosen} split", chosen, all_gates, programs, params, frozen)

@@ -19,7 +19,6 @@ from aifx.programs.build import Programs
 from aifx.programs.decoding import DecodingPrograms, bucket
 from aifx.programs.sampling import Sampling
 from aifx.specs import Params
-from aifx.tasks.base import part_name
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ def write_text(
 def unable_to_write(programs: Programs) -> str | None:
     """Why the programs' model cannot write text, or None."""
     if not programs.can_decode:
-        return f"{part_name(programs.config, 'model')} does not define decode, which writes token by token"
+        return f"{programs.config.parts.named('model')} does not define decode, which writes token by token"
     return None if isinstance(programs.task.format, TokenFormat) else "its data has no tokenizer"
 
 

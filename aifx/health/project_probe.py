@@ -19,6 +19,8 @@ from aifx.core.redaction import redact
 
 if TYPE_CHECKING:
     from aifx.config import Config
+    from aifx.config.checkpoint_section import CheckpointSection
+    from aifx.config.sections import DataSection
 
 IMPORT_TASK = "--import-task"
 """The argument that lets this process import the project's own task."""
@@ -42,9 +44,9 @@ def look_at(project: Project, *, imports_task: bool = False) -> dict[str, Any] |
     return {
         "name": config.project.name,
         "config": {"is_valid": True, "why": ""},
-        "data": _data(project, config),
+        "data": _data(config.data, config.apply_to(project)),
         "plan": plan,
-        "disk": _disk(project, config, plan),
+        "disk": _disk(project, config.checkpoint, plan),
     }
 
 
@@ -53,10 +55,10 @@ def _reason(error: Exception) -> str:
     return redact("; ".join(filter(None, parts)))[:400]
 
 
-def _data(project: Project, config: Config) -> dict[str, Any] | Absent:
+def _data(data: DataSection, project: Project) -> dict[str, Any] | Absent:
     """Return whether the files of the configuration exist and have the right format."""
     try:
-        files = config.data.read_beginnings(config.apply_to(project))
+        files = data.read_beginnings(project)
     except (AifxError, OSError, ValueError) as error:
         return {"is_readable": False, "why": _reason(error), "files": 0}
     if files is None:
@@ -86,7 +88,7 @@ def _plan(project: Project, config: Config) -> dict[str, Any] | Absent:
     }
 
 
-def _disk(project: Project, config: Config, plan: dict[str, Any] | Absent) -> dict[str, Any]:
+def _disk(project: Project, checkpoint: CheckpointSection, plan: dict[str, Any] | Absent) -> dict[str, Any]:
     """Return the space for checkpoints: those that are kept, and the one that is being written."""
     from aifx.checkpoint.listing import list_checkpoints
 
@@ -94,7 +96,7 @@ def _disk(project: Project, config: Config, plan: dict[str, Any] | Absent) -> di
     written = [info for run in project.runs()[-1:] for info in list_checkpoints(run.checkpoints) if not info.damaged]
     planned = plan["checkpoint_bytes"] if isinstance(plan, dict) else plan
     size = written[-1].size_bytes if written else planned
-    count = config.checkpoint.keep_last + config.checkpoint.keep_best + 1
+    count = checkpoint.keep_last + checkpoint.keep_best + 1
     return {
         "folder": str(project.runs_path),
         "free_bytes": shutil.disk_usage(folder).free,

@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers
 
-from aifx.config import Config
+from aifx.config.sections import DataSection
 from aifx.core.errors import DataError
 from aifx.data.chat.assets import template_of_settings
 from aifx.data.chat.template import ChatTemplate, load_template
@@ -40,12 +40,12 @@ class HubAssets:
     Attributes:
         files: in its assets, by name.
         sections: values of its configuration, by section and key.
-        data_spec: what its model must know of its data, from that configuration.
+        data_spec: what its model must know of its data, from that `[data]`.
     """
 
     files: Mapping[str, bytes]
     sections: Mapping[str, Mapping[str, Any]]
-    data_spec: Callable[[Config], DataSpec]
+    data_spec: Callable[[DataSection], DataSpec]
 
 
 def read_text_assets(folder: ModelFolder, config: HubConfig, model: Mapping[str, Any]) -> HubAssets:
@@ -72,9 +72,9 @@ def read_text_assets(folder: ModelFolder, config: HubConfig, model: Mapping[str,
         "seq_len": min(SEQ_LEN, model["max_seq_len"]),
     }
 
-    def data_spec(config: Config) -> DataSpec:
-        assert isinstance(config.data, TextSection)
-        return text_spec(config.data, tokenizer)
+    def data_spec(section: DataSection) -> DataSpec:
+        assert isinstance(section, TextSection)
+        return text_spec(section, tokenizer)
 
     return HubAssets(files, {"data": data, "generate": _sampling(generation)}, data_spec)
 

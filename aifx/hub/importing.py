@@ -193,7 +193,7 @@ def _read(folder: ModelFolder, project: Project, dtype: ParameterType | None, ig
     sections["model"] = {"family": family.name, **values, **assets.sections.get("model", {})}
     config = make_config(plain(sections), project, CONFIG)
     check_keys(weights, architecture, config.model)
-    specs = resolve(family.make)(config.model, assets.data_spec(config)).specs()
+    specs = resolve(family.make)(config.model, assets.data_spec(config.data)).specs()
     typed = with_weight_dtype(specs, config.train.parameter_dtype)  # statistics keep their type
     tensors = map_tensors(weights, architecture, config.model, typed)
     return _Model(folder, document, architecture, weights, assets, config, tensors)
@@ -203,7 +203,7 @@ def _write(model: _Model, staged: RunDirectory) -> Manifest:
     staged.assets.mkdir()
     for name, data in model.assets.files.items():
         replace_file(staged.assets / name, data)
-    keep_spec(staged.assets, model.assets.data_spec(model.config))
+    keep_spec(staged.assets, model.assets.data_spec(model.config.data))
     digests = open_digests(staged, model.config, is_fresh=True)
     write_text(staged.config, model.config.to_toml())
     entries = {

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from aifx.config import Config
+from aifx.config.sections import DataSection
 from aifx.core.errors import DataError
 from aifx.data.image_files import Listing
 from aifx.data.image_splits import pictures_spec
@@ -71,8 +71,7 @@ def read_picture_assets(folder: ModelFolder, config: HubConfig, model: Mapping[s
     }
     listing = Listing(PICTURES, [], target, tuple(classes))
 
-    def data_spec(config: Config) -> DataSpec:
-        section = config.data
+    def data_spec(section: DataSection) -> DataSpec:
         assert isinstance(section, ImagesSection)
         assert section.image_size
         assert section.channels

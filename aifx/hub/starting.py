@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aifx.config import Config
+from aifx.config.sections import Section
 from aifx.config.toml import to_toml
 from aifx.core.files import remove_temporary
 from aifx.core.json_files import write_text
@@ -71,7 +71,7 @@ def start_project(project: Project, run: RunDirectory) -> None:
     ours = {"project": {"name": run.name}, "finetune": {"base_run": run.name}}
     sections: dict[str, dict[str, Any]] = {}
     for name in _SECTIONS:
-        found = {**changed_values(config, name), **ours.get(name, {}), **start.sections.get(name, {})}
+        found = {**changed_values(getattr(config, name)), **ours.get(name, {}), **start.sections.get(name, {})}
         if kept := {key: value for key, value in found.items() if value is not None}:
             sections[name] = kept
     tokenizer = run.assets / TOKENIZER_FILE
@@ -81,8 +81,7 @@ def start_project(project: Project, run: RunDirectory) -> None:
     write_text(project.config_path, _HEADER.format(data=start.data) + "\n" + to_toml(sections, None))
 
 
-def changed_values(config: Config, name: str) -> dict[str, Any]:
+def changed_values(section: Section) -> dict[str, Any]:
     """The values of a section that are not the defaults, as JSON has them."""
-    section = getattr(config, name)
     defaults = type(section).model_construct().model_dump(mode="json")
     return {key: value for key, value in section.model_dump(mode="json").items() if value != defaults.get(key)}

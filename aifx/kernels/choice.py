@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aifx.config import Config
+from aifx.config.sections import KernelsSection
 from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.core.logs import log_to
 from aifx.core.project import Project, RunDirectory, cache_path
@@ -36,7 +37,7 @@ MAX_RECORDS = 1000
 
 def run_choices(
     run: RunDirectory,
-    config: Config,
+    kernels: KernelsSection,
     *,
     keep: bool = True,
     on_new: Callable[[Mapping[str, Sequence[Mapping[str, Any]]]], None] | None = None,
@@ -75,7 +76,7 @@ def run_choices(
 
     return Choices(
         made=dict(written),
-        asked=config.kernels.model_dump(),
+        asked=kernels.model_dump(),
         measured=TuningCache(winners_path(), device),
         on_choice=write,
     )
@@ -128,12 +129,12 @@ def project_calls(project: Project, config: Config) -> list[ProjectCall]:
     only if the configuration leaves open what a model must know of it."""
     found: dict[str, ProjectCall] = {}
     layout, alone = local_layout(config.train.devices, config.mesh), local_layout(1)
-    with tempfile.TemporaryDirectory() as folder, project_errors(config, project):
+    with tempfile.TemporaryDirectory() as folder, project_errors(config.parts, project):
         run = RunDirectory(Path(folder))
         task = describe_or_open_task(config, project, run.path)
 
         def trace(part: str, place: Layout, chosen: Callable[[Programs], Iterable[Program]]) -> None:
-            choices = run_choices(run, config, keep=False)
+            choices = run_choices(run, config.kernels, keep=False)
             for program in chosen(build(config, task, place, kernels=choices)):
                 program.trace()
             for key, (op, call) in choices.seen_calls.items():

@@ -51,7 +51,7 @@ def predict_rows(trained: RestoredRun, rows: Iterable[Row]) -> Iterator[tuple[Ro
                 yield row
 
     decoded: dict[str, Any] = {}
-    with project_errors(trained.config, trained.project):
+    with project_errors(trained.config.parts, trained.project):
         for row, outputs in in_batches(encoded_rows(form, usable()), predict, rows_per_batch):
             decoded = record(task.objective, task.objective.decode(outputs, task.data))
             while read[0][1]:

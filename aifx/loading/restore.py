@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 
@@ -29,7 +29,7 @@ from aifx.programs.build import Programs, build
 from aifx.runs.agreement import agree, facts_of_program, share_choices
 from aifx.runs.binding import binding_errors
 from aifx.specs import Params
-from aifx.tasks.base import Task, part_name
+from aifx.tasks.base import Task
 from aifx.tasks.project_errors import project_errors
 from aifx.tasks.registry import load_task
 
@@ -61,14 +61,14 @@ class RestoredRun:
         The processes of a job get the same programs. Raises UsageError if the model's matrices are to be quantized and
         it is not one that writes, and Disagreement if a process would evaluate otherwise.
         """
-        kernels, group = run_choices(self.run, self.config, keep=False), current_group()
+        kernels, group = run_choices(self.run, self.config.kernels, keep=False), current_group()
         programs = build(self.config, self.task, self.layout, kernels=kernels)
         if quantize == "none":
             share_choices(group, kernels, programs.eval_step.trace)
             agree(group, lambda: facts_of_program(programs.eval_step.lower(), kernels))
             return programs, self.params, self.frozen
         if not programs.can_decode:
-            why = f"it is for language models, and {part_name(self.config, 'model')} does not define decode"
+            why = f"it is for language models, and {self.config.parts.named('model')} does not define decode"
             hint = f"aifx eval --run {self.run.name} --set eval.quantize=none"
             raise UsageError(f"eval.quantize = {quantize}", why, hint)
         if jax.process_count() > 1:
@@ -107,23 +107,23 @@ def restore_run(
     for error in binding_errors(run, read_config(run.config, project), at, manifest.run):
         raise error
     task = open_task(config, project, run.assets)
-    with project_errors(config, project):
-        layout = layout_here(config)
+    with project_errors(config.parts, project):
+        layout = layout_here(config.mesh, config.train.devices)
         params, frozen = restore_params(build(config, task, layout), run, at)
         thresholds = (manifest.host.get("progress") or {}).get("thresholds") or {}
         task = replace(task, objective=task.objective.with_thresholds(thresholds))
     return RestoredRun(run, project, config, task, params, frozen, at, layout)
 
 
-def layout_here(config: Config) -> Layout:
+def layout_here(mesh: MeshSection, devices: int | Literal["all"]) -> Layout:
     """The layout of a run; over all devices of this machine if it has not those that the run asks for.
 
     These divide the parameters if those of the run did.
     """
     try:
-        return local_layout(config.train.devices, config.mesh)
+        return local_layout(devices, mesh)
     except ConfigError as error:
-        divides = config.mesh.fsdp != 1 or config.mesh.tensor != 1
+        divides = mesh.fsdp != 1 or mesh.tensor != 1
         layout = local_layout(mesh=MeshSection(fsdp=-1) if divides else None)
         logger.info(f"{error.what}: the run's model is used on {layout.degrees}")
         return layout

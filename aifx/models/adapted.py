@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import jax
 
-from aifx.config import Config
+from aifx.config.sections import FinetuneSection, LoraSection
 from aifx.core.errors import ConfigError, did_you_mean
 from aifx.models.base import Head, Model
 from aifx.nn.adapters import adapted_specs, target_names, with_adapters
@@ -30,9 +30,8 @@ _OF_PEFT = {
 class AdaptedModel(Model):
     """`model` with the adapters of `[lora]`. Raises ConfigError if it has no matrices that `lora.targets` names."""
 
-    def __init__(self, model: Model, config: Config) -> None:
-        self.model, self.section = model, config.lora
-        self.is_quantized = config.finetune.base_quantize == "int8"
+    def __init__(self, model: Model, section: LoraSection, *, is_quantized: bool) -> None:
+        self.model, self.section, self.is_quantized = model, section, is_quantized
         self.gathers, self.divides, self.adapts = model.gathers, model.divides, model.adapts
         name = type(model).__name__
         if not self.adapts:
@@ -69,9 +68,11 @@ class AdaptedModel(Model):
         return round(flops * (2 / 3 + own / whole))
 
 
-def adapted_model(model: Model, config: Config) -> Model:
+def adapted_model(model: Model, finetune: FinetuneSection, lora: LoraSection) -> Model:
     """The model, with adapters if `finetune.adapter` is "lora". Raises ConfigError as `AdaptedModel` does."""
-    return AdaptedModel(model, config) if config.finetune.adapter == "lora" else model
+    if finetune.adapter != "lora":
+        return model
+    return AdaptedModel(model, lora, is_quantized=finetune.base_quantize == "int8")
 
 
 def plain_model(model: Model) -> Model:

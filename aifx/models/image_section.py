@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field
 
+from aifx.config import Config
 from aifx.config.sections import Conflict, ModelSection
 from aifx.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from aifx.config.config import Config
 
 
 class ImageModelSection(ModelSection):

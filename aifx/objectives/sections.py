@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, field_validator
 
+from aifx.config import Config
 from aifx.config.sections import Conflict, Fraction, ObjectiveSection, PositiveFloat, setting
-
-if TYPE_CHECKING:
-    from aifx.config.config import Config
 
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
 

@@ -14,6 +14,7 @@ from jax.extend.core import Var
 from jax.sharding import AbstractDevice
 
 from aifx.config import Config
+from aifx.config.sections import KernelsSection, MeshSection
 from aifx.kernels.choice import winners_path
 from aifx.optim import merge_weights, select_weights
 from aifx.parallel.context import ForwardContext
@@ -133,7 +134,7 @@ def with_traced_step(counted: Counted, config: Config, task: Task, layout: Layou
     """With the operations and the collectives of the step on the mesh."""
     outputs, embed = counted.head
     with tracing_for(layout):
-        programs = build(config, task, layout, kernels=choices(config, asked))
+        programs = build(config, task, layout, kernels=choices(config.kernels, asked))
         parts = outputs_divided(programs, outputs)
         found = count_operations(programs.train_step.jaxpr(), outputs // parts, embed)
     return replace(
@@ -156,7 +157,7 @@ def _programs_of_one(config: Config, task: Task, layout: Layout, asked: Mapping[
     """Of one device, with its rows of the batch."""
     rows = config.train.global_batch_size // layout.count("batch")
     own = replace(config, train=config.train.model_copy(update={"global_batch_size": rows}))
-    return build(own, task, layout.single, kernels=choices(config, asked))
+    return build(own, task, layout.single, kernels=choices(config.kernels, asked))
 
 
 def outputs_divided(programs: Programs, outputs: int) -> int:
@@ -239,9 +240,9 @@ def weight_collectives(programs: Programs, micro_batches: int) -> list[Collectiv
     return found
 
 
-def described_layout(config: Config, num_devices: int, platform: str, device_kind: str) -> Layout:
+def described_layout(mesh: MeshSection, num_devices: int, platform: str, device_kind: str) -> Layout:
     """The layout of a run on devices that are not here. Raises ConfigError if the mesh has another size."""
-    layout = abstract_layout(num_devices, platform, device_kind, config.mesh)
+    layout = abstract_layout(num_devices, platform, device_kind, mesh)
     return replace(layout, mesh=make_abstract_mesh(layout.degrees, _device(layout)))
 
 
@@ -270,14 +271,14 @@ def _held_bytes(tree: Any) -> int:
     return sum(size(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def choices(config: Config, asked: Mapping[str, str]) -> Choices:
+def choices(kernels: KernelsSection, asked: Mapping[str, str]) -> Choices:
     """The implementations that a new run would choose for the device that is traced for.
 
     Args:
         asked: implementations by op, instead of those of `[kernels]`.
     """
     return Choices(
-        asked={**config.kernels.model_dump(), **asked},
+        asked={**kernels.model_dump(), **asked},
         measured=TuningCache(winners_path(), current_device()),
     )
 

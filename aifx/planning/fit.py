@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from aifx.config import Config
+from aifx.config.sections import MeshSection, ModelSection
 from aifx.core.errors import ConfigError
 from aifx.models.layered_section import LayeredSection
 from aifx.parallel.mesh import Degrees, all_degrees
@@ -52,7 +53,7 @@ def candidates(config: Config, work: Work, cores: int) -> tuple[list[Candidate],
     two counts tell it for all. Of the quickest meshes, the step is traced.
     """
     estimate, shares = _Estimate(work.hardware, cores), list(_shares(config, work))
-    pool = [found for remat in _remats(config) for found in _counted(config, work, shares, remat, estimate)]
+    pool = [found for remat in _remats(config.model) for found in _counted(config, work, shares, remat, estimate)]
     kept = [found for found in pool if found.rows == config.train.global_batch_size]
     pool = kept or pool  # the batch stays, unless no mesh divides it
     if not pool:
@@ -106,8 +107,8 @@ def smallest_machine(needed: int) -> str | None:
     return min(enough, key=lambda one: capacity_of(one).value).name if enough else None
 
 
-def _remats(config: Config) -> Iterator[dict[str, Any]]:
-    if not isinstance(config.model, LayeredSection):
+def _remats(model: ModelSection) -> Iterator[dict[str, Any]]:
+    if not isinstance(model, LayeredSection):
         yield {}
         return
     for remat in ("none", "dots", "full"):
@@ -132,7 +133,7 @@ def _shares(config: Config, work: Work) -> Iterator[_Share]:
     for degrees in _meshes(work.hardware):
         sharers = degrees.data * degrees.fsdp
         rows = max(round(config.train.global_batch_size / sharers), 1)
-        settings = {**_mesh_settings(config, degrees), "train.global_batch_size": rows * sharers}
+        settings = {**_mesh_settings(config.mesh, degrees), "train.global_batch_size": rows * sharers}
         try:
             programs = work.programs(apply_settings(config, {**settings, "train.gradient_accumulation": 1}))
         except ConfigError:
@@ -183,13 +184,13 @@ def _meshes(hardware: Hardware) -> Iterator[Degrees]:
             yield degrees
 
 
-def _mesh_settings(config: Config, degrees: Degrees) -> dict[str, int]:
+def _mesh_settings(mesh: MeshSection, degrees: Degrees) -> dict[str, int]:
     """What `[mesh]` must say: sizes above 1, and those that it sets to something else."""
-    default = type(config.mesh)()
+    default = type(mesh)()
     return {
         f"mesh.{axis}": size
         for axis, size in asdict(degrees).items()
-        if size > 1 or getattr(config.mesh, axis) not in (1, getattr(default, axis))
+        if size > 1 or getattr(mesh, axis) not in (1, getattr(default, axis))
     }
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import psutil
 
 from aifx.config import Config
-from aifx.config.sections import Remat
+from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import ModelSection, OptimizerSection, Remat
 from aifx.models.layered_section import LayeredSection
 from aifx.planning.figures import Figure, rates_of
 from aifx.planning.hardware import Hardware
@@ -127,7 +128,7 @@ def make_plan(
         counted, compiled: events of `aifx.planning.worker`.
         settings: what `--fit` found.
     """
-    memory = _memory(hardware, config, counted, compiled)
+    memory = _memory(hardware, config.optimizer, counted, compiled)
     n = hardware.num_devices
     rates = rates_of(hardware, list(counted["product_flops"]), usable_cores())
     links = [LinkUse(**use) for use in (compiled or counted)["links"]]
@@ -155,13 +156,16 @@ def make_plan(
         model_flops_per_step=Figure(counted["model_flops"], "counted", "the model's formula (docs/models.md)"),
         flops_per_step=Figure(flops, "counted", "products of the traced step, including recomputation"),
         bytes_per_step=Figure(moved.value * n, moved.basis, moved.source),
-        time=time_of(hardware, config, counted, found, rates, given) if is_possible else None,
+        time=time_of(hardware, config.train.num_steps, counted, found, rates, given) if is_possible else None,
         links=links,
-        disk=_disk(config, counted, runs_path),
+        disk=_disk(config.checkpoint, counted, runs_path),
         compile_s=compiled["duration_s"] if compiled else None,
         not_compiled=not_compiled,
         settings=dict(settings or {}),
-        notes=[*_notes(hardware, config, counted, compiled, memory), *_notes_on_time(hardware, counted, flops, mfu)],
+        notes=[
+            *_notes(hardware, config.model, counted, compiled, memory),
+            *_notes_on_time(hardware, counted, flops, mfu),
+        ],
     )
 
 
@@ -175,7 +179,7 @@ def _layout(counted: Mapping[str, Any]) -> str:
 
 
 def _memory(
-    hardware: Hardware, config: Config, counted: Mapping[str, Any], compiled: Mapping[str, Any] | None
+    hardware: Hardware, optimizer: OptimizerSection, counted: Mapping[str, Any], compiled: Mapping[str, Any] | None
 ) -> Memory:
     def size(value: float, source: str) -> Figure:
         return Figure(value, "counted", source)
@@ -210,7 +214,7 @@ def _memory(
     capacity = capacity_of(hardware, (compiled or {}).get("room_bytes"))
     return Memory(
         parameters=size(counted["parameters"] + counted["frozen"], "shapes of the parameters"),
-        optimizer=size(counted["optimizer"], f"shapes of the state of {config.optimizer.kind}"),
+        optimizer=size(counted["optimizer"], f"shapes of the state of {optimizer.kind}"),
         gradients=size(gradients, "shapes of the weights"),
         activations=size(activations, read_again),
         logits=size(logits, "the largest array with an axis of the model's outputs"),
@@ -249,10 +253,10 @@ def _bytes_moved(counted: Mapping[str, Any], compiled: Mapping[str, Any] | None)
     return Figure(elementwise_bytes(counted), "estimated", source)
 
 
-def _disk(config: Config, counted: Mapping[str, Any], runs_path: Path) -> Disk:
+def _disk(checkpoint: CheckpointSection, counted: Mapping[str, Any], runs_path: Path) -> Disk:
     size = counted["checkpoint"]
     free = shutil.disk_usage(runs_path if runs_path.is_dir() else runs_path.parent).free
-    kept = config.checkpoint.keep_last + config.checkpoint.keep_best
+    kept = checkpoint.keep_last + checkpoint.keep_best
     return Disk(
         checkpoint_bytes=Figure(size, "counted", "parameters and optimizer state, before compression"),
         kept=kept,
@@ -263,7 +267,7 @@ def _disk(config: Config, counted: Mapping[str, Any], runs_path: Path) -> Disk:
 
 def _notes(
     hardware: Hardware,
-    config: Config,
+    model: ModelSection,
     counted: Mapping[str, Any],
     compiled: Mapping[str, Any] | None,
     memory: Memory,
@@ -275,7 +279,7 @@ def _notes(
         notes.append(f"--set mesh.fsdp={hardware.num_devices} divides the state among the devices; --fit searches")
     for op, implementation in counted.get("asked", {}).items():
         notes.append(f"{op} is planned as {implementation}: cuDNN isn't installed here")
-    if hardware.platform != "cpu" and isinstance(config.model, LayeredSection) and not config.model.scan_layers:
+    if hardware.platform != "cpu" and isinstance(model, LayeredSection) and not model.scan_layers:
         notes.append("planned with model.scan_layers = true, which compiles faster; the project unrolls its layers")
     if compiled and compiled["traffic"]["unknown_loops"]:
         notes.append("this compiler doesn't say how often loops turn: bytes per step are estimated")

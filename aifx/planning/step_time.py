@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aifx.config import Config
 from aifx.machine.catalogue import peak_of
 from aifx.planning.figures import SHARES, TRANSCENDENTAL_S, Figure, Rates
 from aifx.planning.hardware import Hardware
@@ -166,12 +165,12 @@ def mfu_of(hardware: Hardware, counted: Mapping[str, Any], step_s: float) -> tup
 
 
 def time_of(
-    hardware: Hardware, config: Config, counted: Mapping[str, Any], found: StepTime, rates: Rates, given: Assumptions
+    hardware: Hardware, num_steps: int, counted: Mapping[str, Any], found: StepTime, rates: Rates, given: Assumptions
 ) -> Time:
-    """The time of a run whose step is as long as `found` says."""
+    """The time of a run of `num_steps` whose step is as long as `found` says."""
     by = "; ".join(figure.source for figure in rates.products.values())
     is_measured = all(figure.basis == "measured" for figure in rates.products.values())
-    n, step, steps = hardware.num_devices, found.step, config.train.num_steps
+    n, step, steps = hardware.num_devices, found.step, num_steps
     units, mfu = counted["units_per_step"], mfu_of(hardware, counted, found.step)
     mfu = mfu if mfu and mfu[0] <= 1 else None
     hours = steps * step / 3600

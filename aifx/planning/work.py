@@ -8,6 +8,7 @@ from typing import Any
 
 from aifx.config import Config
 from aifx.config.parts import resolve
+from aifx.config.sections import MeshSection
 from aifx.models.adapted import adapted_model
 from aifx.models.layered_section import LayeredSection
 from aifx.parallel.layout import Layout
@@ -42,18 +43,18 @@ class Work:
 
     def trace(self, config: Config, counted: Counted) -> Counted:
         """With the operations and the collectives of the traced step, where these were estimated."""
-        return with_traced_step(counted, config, with_model(self.task, config), self._layout(config), self.asked)
+        return with_traced_step(counted, config, with_model(self.task, config), self._layout(config.mesh), self.asked)
 
     def programs(self, config: Config) -> Programs:
         """Of the mesh of the configuration, not to be compiled. Raises ConfigError if it does not divide the model."""
-        return build(config, with_model(self.task, config), self._layout(config))
+        return build(config, with_model(self.task, config), self._layout(config.mesh))
 
-    def _layout(self, config: Config) -> Layout:
+    def _layout(self, mesh: MeshSection) -> Layout:
         hardware = self.hardware
-        return described_layout(config, hardware.num_devices, hardware.platform, hardware.device_kind)
+        return described_layout(mesh, hardware.num_devices, hardware.platform, hardware.device_kind)
 
     def _count(self, config: Config, alone: bool) -> Counted:
-        layout = self._layout(config).single if alone else self._layout(config)
+        layout = self._layout(config.mesh).single if alone else self._layout(config.mesh)
         counted = count(config, with_model(self.task, config), layout, self.asked)
         rows = layout.degrees, config.train.global_batch_size, config.train.gradient_accumulation
         if not isinstance(config.model, LayeredSection) or config.model.remat == "none":
@@ -71,7 +72,7 @@ def with_model(task: Task, config: Config) -> Task:
     if config.parts.task is not None:
         return task
     model = resolve(config.parts.kinds["model"].make)(config.model, task.data)
-    return replace(task, model=adapted_model(model, config))
+    return replace(task, model=adapted_model(model, config.finetune, config.lora))
 
 
 def with_scanned_layers(config: Config, hardware: Hardware) -> Config:

@@ -70,7 +70,7 @@ def plan_events(request: dict[str, Any], folder: Path) -> Iterator[dict[str, Any
     if not request["fit"]:
         layout = abstract_layout(hardware.num_devices, hardware.platform, hardware.device_kind, config.mesh)
         check_batch(layout, config.train.global_batch_size, config.train.gradient_accumulation)
-    with project_errors(config, project):
+    with project_errors(config.parts, project):
         assets = request["assets"]
         task = load_task(config, project, Path(assets)) if assets else describe_or_open_task(config, project, folder)
         work, scanned = Work(task, hardware), with_scanned_layers(config, hardware)
@@ -136,7 +136,7 @@ def _compiled(work: Work, config: Config) -> dict[str, Any]:
         # The mesh knows its devices' kind: jax_kernels chooses the implementations that they would run.
         is_cpu = hardware.platform == "cpu"
         with nullcontext() if is_cpu else jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
-            kernels = choices(config, work.asked)
+            kernels = choices(config.kernels, work.asked)
             programs = build(config, with_model(work.task, config), layout, kernels=kernels)
             lowered = programs.train_step.lower(platforms)
         if is_cpu:

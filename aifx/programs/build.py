@@ -69,7 +69,8 @@ class Programs:
     @functools.cached_property
     def specs(self) -> Specs:
         """Of the whole model. With `finetune.freeze`, only what is trained takes gradients."""
-        specs = typed_specs(self.model, self.config, self.dtype)
+        has_adapters = self.config.finetune.adapter != "none"
+        specs = typed_specs(self.model, self.config.train.parameter_dtype, self.dtype, has_adapters=has_adapters)
         if self.config.finetune.freeze == "backbone":
             return freeze_backbone(self.model, specs, ForwardContext(self.layout.single))
         return specs

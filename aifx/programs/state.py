@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
-from aifx.config import Config
 from aifx.models.base import Model
 from aifx.optim import select_weights
 from aifx.parallel.layout import Layout
@@ -46,15 +45,15 @@ class TrainState:
         return self.params if self.ema is None else self.ema
 
 
-def typed_specs(model: Model, config: Config, dtype: DTypeLike) -> Specs:
+def typed_specs(model: Model, parameter_dtype: DTypeLike, dtype: DTypeLike, *, has_adapters: bool) -> Specs:
     """The specs of a model in the types in which a run keeps its arrays.
 
-    Weights have `train.parameter_dtype`. Frozen arrays are never updated, so with adapters they need no wider type than
-    that of the computation, `dtype`.
+    Weights have `parameter_dtype`. Frozen arrays are never updated, so with adapters they need no wider type than that
+    of the computation, `dtype`.
     """
-    kept = jnp.dtype(config.train.parameter_dtype)
+    kept = jnp.dtype(parameter_dtype)
     specs = with_weight_dtype(model.specs(), kept)
-    if config.finetune.adapter == "none":
+    if not has_adapters:
         return specs
     return with_frozen_dtype(specs, min(kept, jnp.dtype(dtype), key=lambda one: one.itemsize))
 

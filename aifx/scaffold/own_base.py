@@ -99,7 +99,7 @@ def _answers(source: str, run: RunDirectory, project: Project) -> dict[str, Any]
     has_table = isinstance(section, DecoderSection) and section.positions == "learned" and section.max_seq_len is None
     return {
         "base_source": str(source),
-        "model_toml": _lines(to_toml({"model": changed_values(config, "model")}, None)),
+        "model_toml": _lines(to_toml({"model": changed_values(config.model)}, None)),
         "data_toml": _lines(to_toml({"data": {k: v for k, v in values.items() if v is not None}}, None)),
         "seq_len": data.seq_len if has_table else min(SEQ_LEN, data.seq_len),
         "learning_rate": next(rate for most, rate in RATES if parameters <= most),

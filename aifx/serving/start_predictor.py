@@ -31,7 +31,7 @@ def start_predictor(trained: RestoredRun, serve: ServeSection) -> Predictor:
         raise undefined(type(trained.task), "format", "make predictions")
     if type(form).encode is DataFormat.encode:
         raise undefined(type(form), "encode", "make predictions")
-    with project_errors(trained.config, trained.project):
+    with project_errors(trained.config.parts, trained.project):
         programs, _, _ = trained.programs("none")
         fields = fields_of_spec(programs.task.data)
         program_digest = hashlib.sha256(lower_prediction(programs, fields).as_text().encode()).hexdigest()

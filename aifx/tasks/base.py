@@ -9,7 +9,6 @@ from typing import ClassVar, Self
 
 from aifx.config import Config
 from aifx.config.config import number_settings
-from aifx.config.parts import PARTS, PartName
 from aifx.config.sections import DataSection, ModelSection, ObjectiveSection
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
@@ -53,14 +52,6 @@ class Task:
         """The task without any data, from the configuration alone: what `aifx plan` needs."""
         what = f"{cls.__name__} is known only with its data"
         raise ConfigError(what, "it does not define describe", "docs/tasks.md has an example")
-
-
-def part_name(config: Config, section: PartName) -> str:
-    """The key that selects the model, the objective or the data, and its value: for errors."""
-    if config.parts.task is not None:
-        return f"task.kind = {config.task.kind!r}"
-    (part,) = (part for part in PARTS if part.section == section)
-    return f"{part.path} = {config.parts.names[section]!r}"
 
 
 def dataset_of(task: Task) -> Dataset:

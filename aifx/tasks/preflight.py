@@ -9,6 +9,8 @@ from aifx.config import Config, model_differences
 from aifx.config.best_by import AUTO, best_by_of, check_metric
 from aifx.config.diagnostics import Mistake, refuse
 from aifx.config.gates import check_names, parse_gate
+from aifx.config.parts import TaskParts
+from aifx.config.sections import DataSection
 from aifx.config.toml import literal
 from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.core.project import Project, RunDirectory
@@ -34,16 +36,16 @@ def check_model(config: Config, base: RunDirectory, project: Project) -> None:
 def check_best_by(config: Config) -> None:
     """Raises ConfigError if `checkpoint.best_by` names a metric that the task does not report."""
     best_by = best_by_of(config)
-    known = declared_metrics(config)
-    if known and config.train.validate_every and not _is_class_metric(best_by.metric, config):
+    known = declared_metrics(config.parts, config.data)
+    if known and config.train.validate_every and not _is_class_metric(best_by.metric, config.parts, config.data):
         check_metric(best_by, known)
 
 
 def _mistakes(config: Config, project: Project) -> Iterator[Mistake]:
-    known = declared_metrics(config)
+    known = declared_metrics(config.parts, config.data)
     for gate in map(parse_gate, config.eval.gates if known else ()):
         try:
-            if not _is_class_metric(gate.name, config):
+            if not _is_class_metric(gate.name, config.parts, config.data):
                 check_names([gate], known)
         except UsageError as error:
             yield _mistake(config, "eval.gates", error, "change eval.gates: aifx config keys eval")
@@ -133,25 +135,25 @@ def _mistake(config: Config, key: str, error: AifxError, hint: str) -> Mistake:
     return Mistake("" if where == "default" else where, error.what, error.why, hint)
 
 
-def declared_metrics(config: Config) -> Sequence[str]:
+def declared_metrics(parts: TaskParts, data: DataSection) -> Sequence[str]:
     """The metrics that `aifx eval` will report; empty if the task does not declare them."""
-    if config.parts.task is not None:
-        return tuple(getattr(config.parts.task, "metric_names", ()))
-    objective = _objective(config)
-    classes: Sequence[str] = getattr(config.data, "classes", ())
+    if parts.task is not None:
+        return tuple(getattr(parts.task, "metric_names", ()))
+    objective = _objective(parts)
+    classes: Sequence[str] = getattr(data, "classes", ())
     per_class = (f"per_class.{name}.{metric}" for name in classes for metric in objective.class_metrics)
     return (*objective.metrics, *per_class) if objective.metrics else ()
 
 
-def _is_class_metric(name: str, config: Config) -> bool:
+def _is_class_metric(name: str, parts: TaskParts, data: DataSection) -> bool:
     """Whether `name` is the metric of a class that only the data names."""
-    if config.parts.task is not None or getattr(config.data, "classes", None):
+    if parts.task is not None or getattr(data, "classes", None):
         return False
     group, _, rest = name.partition(".")
-    return group == "per_class" and rest.rpartition(".")[2] in _objective(config).class_metrics
+    return group == "per_class" and rest.rpartition(".")[2] in _objective(parts).class_metrics
 
 
-def _objective(config: Config) -> ObjectiveKind:
-    objective = config.parts.kinds["objective"]
+def _objective(parts: TaskParts) -> ObjectiveKind:
+    objective = parts.kinds["objective"]
     assert isinstance(objective, ObjectiveKind)
     return objective

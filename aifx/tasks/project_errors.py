@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aifx.config import Config
-from aifx.config.parts import PARTS
+from aifx.config.parts import PARTS, TaskParts
 from aifx.core.errors import AifxError, ConfigError
 from aifx.core.os_errors import errno_of
 from aifx.core.project import CONFIG_NAME, Project
 
 
 @contextmanager
-def project_errors(config: Config, project: Project, what: str = "") -> Iterator[None]:
+def project_errors(parts: TaskParts, project: Project, what: str = "") -> Iterator[None]:
     """In this block, an exception that left code in the project's folder becomes a ConfigError with its place.
 
     `what` failed, if the whole block is the project's code; by default the innermost of its functions.
@@ -33,7 +32,7 @@ def project_errors(config: Config, project: Project, what: str = "") -> Iterator
             raise
         place = f" ({Path(frame.filename).relative_to(project.root)}:{frame.lineno})" if frame else ""
         message = " ".join(f"{type(error).__name__}: {error}".split())
-        failed = f"{CONFIG_NAME}: {_named(config, frame, project)}: {name} failed"
+        failed = f"{CONFIG_NAME}: {_named(parts, frame, project)}: {name} failed"
         raise ConfigError(failed, f"{message[:300]}{place}", "fix it; --debug shows the whole traceback") from error
 
 
@@ -46,10 +45,10 @@ def _own_frame(error: BaseException, project: Project) -> traceback.FrameSummary
     return None
 
 
-def _named(config: Config, frame: traceback.FrameSummary | None, project: Project) -> str:
+def _named(parts: TaskParts, frame: traceback.FrameSummary | None, project: Project) -> str:
     """The keys that name the project's own code: those of the module that failed, or all."""
-    keys = {"task.kind": config.task.kind}
-    keys |= {part.path: config.parts.names.get(part.section, "") for part in PARTS}
+    keys = {"task.kind": parts.kind}
+    keys |= {part.path: parts.names.get(part.section, "") for part in PARTS}
     own = {key: value for key, value in keys.items() if ":" in value}
     if frame is not None:
         top = Path(frame.filename).relative_to(project.root).parts[0].removesuffix(".py")

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from aifx.config import Config
-from aifx.config.parts import PartName, resolve
+from aifx.config.parts import PartName, TaskParts, resolve
 from aifx.config.project_code import import_object
+from aifx.config.sections import DataSection
 from aifx.core.errors import AifxError, ConfigError, DataError
 from aifx.core.project import CONFIG_NAME, Project
 from aifx.data.base import DataFormat
@@ -18,7 +19,7 @@ from aifx.models.adapted import adapted_model
 from aifx.models.base import Decodes, Model, Serves
 from aifx.objectives.base import Objective
 from aifx.specs import ArraySpec
-from aifx.tasks.base import Task, part_name
+from aifx.tasks.base import Task
 from aifx.tasks.ensemble import Ensemble
 from aifx.tasks.project_errors import project_errors
 
@@ -43,24 +44,26 @@ def open_task(config: Config, project: Project, assets: Path) -> Task:
     project = config.apply_to(project)
     if config.parts.task is not None:
         return _own("open", config, project, assets)
-    with project_errors(config, project):
+    with project_errors(config.parts, project):
         try:
-            form, folds = _make("data", config, project), config.train.folds
+            form, folds = _make(config.parts, "data", project), config.train.folds
             if folds > 1:
                 opened = form.open_folds(config.data, project, assets, folds)
             else:
                 opened = form.open(config.data, project, assets)
         except DataError as error:
-            raise _missing_file(config, project) or error from None
+            raise _missing_file(config.data, project) or error from None
         if not (isinstance(opened, tuple) and len(opened) == 2):
-            raise _wrong_part(config, "data", f"open returned {type(opened).__name__}, not a format and a data set")
+            raise _wrong_part(
+                config.parts, "data", f"open returned {type(opened).__name__}, not a format and a data set"
+            )
         form, dataset = opened
         return _joined(config, project, form.spec, form, dataset)
 
 
-def _missing_file(config: Config, project: Project) -> AifxError | None:
+def _missing_file(data: DataSection, project: Project) -> AifxError | None:
     """The error of a file of data that is not there, which names the key and where aifx looked."""
-    found = config.data.check_files(project)
+    found = data.check_files(project)
     return next((error for key, error in found if key != "data.tokenizer"), None)  # which may be that of a base run
 
 
@@ -69,8 +72,8 @@ def load_task(config: Config, project: Project, assets: Path) -> Task:
     spec, project = need_spec(assets), config.apply_to(project)
     if config.parts.task is not None:
         return _own("load", config, project, assets)
-    with project_errors(config, project):
-        form = _make("data", config, project).load(config.data, spec, assets)
+    with project_errors(config.parts, project):
+        form = _make(config.parts, "data", project).load(config.data, spec, assets)
         return _joined(config, project, form.spec, form)
 
 
@@ -79,8 +82,8 @@ def describe_task(config: Config, project: Project) -> Task:
     project = config.apply_to(project)
     if config.parts.task is not None:
         return _own("describe", config, project)
-    with project_errors(config, project):
-        return _joined(config, project, _make("data", config, project).describe(config.data, project), None)
+    with project_errors(config.parts, project):
+        return _joined(config, project, _make(config.parts, "data", project).describe(config.data, project), None)
 
 
 def describe_or_open_task(config: Config, project: Project, assets: Path) -> Task:
@@ -91,17 +94,17 @@ def describe_or_open_task(config: Config, project: Project, assets: Path) -> Tas
         return open_task(config, project, assets)
 
 
-def _make(section: PartName, config: Config, project: Project) -> Any:
+def _make(parts: TaskParts, section: PartName, project: Project) -> Any:
     """The function or class of a part."""
-    make = config.parts.kinds[section].make
-    if isinstance(make, str) and ":" in config.parts.names[section]:
-        return import_object(f"{part_name(config, section)}: make", make, project)
+    make = parts.kinds[section].make
+    if isinstance(make, str) and ":" in parts.names[section]:
+        return import_object(f"{parts.named(section)}: make", make, project)
     return resolve(make)
 
 
 def _joined(config: Config, project: Project, spec: DataSpec, form: DataFormat | None, dataset: Any = None) -> Task:
-    make = _make("model", config, project)
-    objective = _make("objective", config, project)(config.objective)
+    make = _make(config.parts, "model", project)
+    objective = _make(config.parts, "objective", project)(config.objective)
     of_model = objective.model_data(spec) if isinstance(objective, Objective) else spec
     try:
         model = make(config.model, of_model)
@@ -111,19 +114,19 @@ def _joined(config: Config, project: Project, spec: DataSpec, form: DataFormat |
         fields = [f"{name} {field.dtype} {list(field.shape)}" for name, field in spec.fields.items()]
         why = f"{type(error).__name__}: {error}; the data has {', '.join(fields) or 'no fields'}"
         hint = "change model.family or data.kind: docs/tasks.md"
-        raise ConfigError(f"{part_name(config, 'model')} does not fit the data", why, hint) from error
+        raise ConfigError(f"{config.parts.named('model')} does not fit the data", why, hint) from error
     return _checked(config, Task(model, objective, spec, form, dataset))
 
 
 def _own(method: str, config: Config, project: Project, *assets: Path) -> Task:
     cls: Any = config.parts.task
     if not issubclass(cls, Task):
-        raise _wrong_part(config, "model", f"{cls.__name__} is not an aifx.tasks.Task")
-    with project_errors(config, project, f"{cls.__name__}.{method}"):
+        raise _wrong_part(config.parts, "model", f"{cls.__name__} is not an aifx.tasks.Task")
+    with project_errors(config.parts, project, f"{cls.__name__}.{method}"):
         task = getattr(cls, method)(config, project, *assets)
     if not isinstance(task, Task):
-        raise _wrong_part(config, "model", f"{cls.__name__}.{method} returned {type(task).__name__}")
-    with project_errors(config, project):
+        raise _wrong_part(config.parts, "model", f"{cls.__name__}.{method} returned {type(task).__name__}")
+    with project_errors(config.parts, project):
         return _checked(config, task)
 
 
@@ -135,18 +138,18 @@ def _checked(config: Config, task: Task) -> Task:
             continue
         names += tuple(name for kind, own in WRITING if kind in type(part).__mro__ for name in own)
         if lacking := [name for name in names if not _defines(part, name)]:
-            raise _wrong_part(config, section, f"{type(part).__name__} lacks {', '.join(lacking)}")
+            raise _wrong_part(config.parts, section, f"{type(part).__name__} lacks {', '.join(lacking)}")
     name = type(task.model).__name__
     if not isinstance(task.model, Model):
-        raise _wrong_part(config, "model", f"{name} does not derive from aifx.models.base.Model")
+        raise _wrong_part(config.parts, "model", f"{name} does not derive from aifx.models.base.Model")
     if odd := _odd_spec(task.model.specs()):
-        raise _wrong_part(config, "model", f"{name}.specs returned {odd}; it returns nested dicts of ArraySpec")
+        raise _wrong_part(config.parts, "model", f"{name}.specs returned {odd}; it returns nested dicts of ArraySpec")
     if isinstance(flops := task.model.flops(1), bool) or not isinstance(flops, int | float):
-        raise _wrong_part(config, "model", f"{name}.flops returned {type(flops).__name__}, not a number")
+        raise _wrong_part(config.parts, "model", f"{name}.flops returned {type(flops).__name__}, not a number")
     task.objective.check_data(task.data)
     if (folds := config.train.folds) > 1:
         return replace(task, model=Ensemble(task.model, task.objective, folds))
-    return replace(task, model=adapted_model(task.model, config))
+    return replace(task, model=adapted_model(task.model, config.finetune, config.lora))
 
 
 def _odd_spec(specs: Any, path: str = "") -> str:
@@ -165,6 +168,6 @@ def _defines(part: Any, name: str) -> bool:
     return hasattr(part, name) and (found is None or found not in (*declared, Objective.sums))
 
 
-def _wrong_part(config: Config, section: PartName, why: str) -> ConfigError:
-    what = f"{CONFIG_NAME}: {part_name(config, section)} cannot be used"
+def _wrong_part(parts: TaskParts, section: PartName, why: str) -> ConfigError:
+    what = f"{CONFIG_NAME}: {parts.named(section)} cannot be used"
     return ConfigError(what, why, "docs/tasks.md has an example")

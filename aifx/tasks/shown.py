@@ -121,7 +121,7 @@ class ShownBatch:
     rows: tuple[ShownRow | ShownValues, ...]
 
 
-def show_rows(task: Task, config: Config, split: Split, first: int, count: int) -> ShownData:
+def show_rows(task: Task, split: Split, first: int, count: int) -> ShownData:
     """`count` rows of a split from the row `first`.
 
     Raises UsageError if `first` is after the last row.

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 
 from aifx.config import Config
+from aifx.config.sections import MeshSection
 from aifx.config.toml import Origin
 from aifx.core.errors import AifxError, ConfigError, EnvironmentFault
 from aifx.core.project import Project, RunDirectory
@@ -40,7 +41,7 @@ def with_found_mesh(config: Config, run: RunDirectory, project: Project, group: 
     """
     group = group or Group()
     group.mark("the search for a mesh")
-    found = group.gather(own_devices(config, run))
+    found = group.gather(own_devices(config.train.devices, run))
     settings = _find(config, run, project, hardware_of_all(found)) if group.is_first else None
     return with_settings(config, group.broadcast(settings))
 
@@ -52,18 +53,18 @@ def with_settings(config: Config, settings: dict[str, Any]) -> Config:
     return dataclasses.replace(apply_settings(config, found), origins=origins)
 
 
-def own_devices(config: Config, run: RunDirectory) -> dict[str, Any]:
-    """The devices of this process, as JSON: "platform", "kind", "count" and "slices".
+def own_devices(asked: int | Literal["all"], run: RunDirectory) -> dict[str, Any]:
+    """The devices of this process, as JSON: "platform", "kind", "count" and "slices". `asked`: `train.devices`.
 
     A new run tries kernels in other processes before this one opens an accelerator, and the chips of a TPU belong to
     one process. So another process looks at them. Raises ConfigError, EnvironmentFault.
     """
     if run.kernels.exists() or not may_have_accelerator():
-        return _open_devices(config.train.devices)
+        return _open_devices(asked)
     me = detect_here()
     try:
         with TrialProcess(_open_gpus) as child:
-            found = child.do((config.train.devices, me and me.local_devices), OPEN_S)
+            found = child.do((asked, me and me.local_devices), OPEN_S)
     except ChildProcessError as error:
         found = Failure(str(error))
     if isinstance(found, Failure):
@@ -100,7 +101,7 @@ def hardware_of_all(found: list[dict[str, Any]]) -> Hardware:
 def _find(config: Config, run: RunDirectory, project: Project, hardware: Hardware) -> dict[str, Any]:
     """{"mesh.fsdp": 8, "train.gradient_accumulation": 1, "model.remat": "none"}."""
     before = saved_config(run, project)
-    if before is not None and _makes_up(before, hardware.num_devices):
+    if before is not None and _makes_up(before.mesh, hardware.num_devices):
         settings: dict[str, Any] = {f"mesh.{axis}": getattr(before.mesh, axis) for axis in AXES}
         settings["train.gradient_accumulation"] = before.train.gradient_accumulation
         if isinstance(before.model, LayeredSection) and isinstance(config.model, LayeredSection):
@@ -110,12 +111,12 @@ def _find(config: Config, run: RunDirectory, project: Project, hardware: Hardwar
     return _search(config, project, hardware)
 
 
-def _makes_up(config: Config, num_devices: int) -> bool:
+def _makes_up(mesh: MeshSection, num_devices: int) -> bool:
     try:
-        Degrees.of(config.mesh, num_devices)
+        Degrees.of(mesh, num_devices)
     except ConfigError:
         return False
-    return not config.mesh.auto
+    return not mesh.auto
 
 
 def _search(config: Config, project: Project, hardware: Hardware) -> dict[str, Any]:

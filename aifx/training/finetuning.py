@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from aifx.checkpoint.manifest import read_manifest
 from aifx.config import Config
+from aifx.config.sections import FinetuneSection
 from aifx.core.errors import ConfigError
 from aifx.core.files import read_file
 from aifx.core.project import Project, RunDirectory
@@ -49,13 +50,13 @@ def choose_base(config: Config, project: Project, run: RunDirectory) -> BaseRun 
     return BaseRun(base.name, step, weights_digest(manifest))
 
 
-def base_of_fork(fork: Fork, config: Config) -> BaseRun | None:
+def base_of_fork(fork: Fork, finetune: FinetuneSection) -> BaseRun | None:
     """The base of a fork, which is that of its origin. Raises ConfigError for another, if it is still needed."""
     named = read_provenance(fork.run).get("finetuned_from")
     if not named:
         return None
     changed = [d for d in fork.changes if d.key in ("finetune.base_run", "finetune.base_step")]
-    if changed and config.finetune.adapter != "none":
+    if changed and finetune.adapter != "none":
         what = f"a fork of run {fork.run.name!r} cannot have another base run"
         why = "\n".join([*map(str, changed), "its adapters were trained beside the weights of that one"])
         raise ConfigError(what, why, "aifx train --run NAME    (a new run, from its first step)")

@@ -128,7 +128,7 @@ def prepare(job: Job) -> tuple[Programs, RunDigests | None]:
     verify_kernels(job.project, job.config, job.run)
     layout = local_layout(job.config.train.devices, job.config.mesh)
     if job.group.is_first:
-        warn_of_warmup(job.config)
+        warn_of_warmup(job.config.schedule, job.config.train.num_steps)
         job.dispatcher.account.energy = JobEnergy(
             layout.devices, num_hosts=len(set(hosts)), declared_w=job.config.costs.power_w
         )
@@ -138,7 +138,9 @@ def prepare(job: Job) -> tuple[Programs, RunDigests | None]:
     with job.group.first_then_others():
         task = _open_task(job, is_fresh and job.group.is_first)
         digests = _own_run(job, task, layout, is_fresh) if job.group.is_first else None
-        kernels = run_choices(job.run, job.config, keep=False) if digests is None else _kernel_choices(job, digests)
+        kernels = (
+            run_choices(job.run, job.config.kernels, keep=False) if digests is None else _kernel_choices(job, digests)
+        )
     if job.config.checkpoint.local_dir is not None:
         run_id = job.group.broadcast(digests.run_id if digests else None)
         job.checkpoints.local = _local_checkpoints(job, job.config.checkpoint.local_dir, run_id)
@@ -227,8 +229,10 @@ def _record_origin(job: Job, task: Task, layout: Layout, is_fresh: bool) -> Base
     if job.fork is not None:
         _warn_of_origin(job.fork, job.project, digest)
     if is_fresh:
-        _suggest_precision(job.config, layout)
-        base = base_of_fork(job.fork, job.config) if job.fork else choose_base(job.config, job.project, job.run)
+        _suggest_precision(job.config.train.precision, layout)
+        base = (
+            base_of_fork(job.fork, job.config.finetune) if job.fork else choose_base(job.config, job.project, job.run)
+        )
         forked_from, finetuned_from = job.fork.run.name if job.fork else None, base.document() if base else None
         origins: dict[str, Any] = {"forked_from": forked_from, "finetuned_from": finetuned_from}
         write_json(job.run.provenance, now | origins | ({"refitted_from": job.refit.origin} if job.refit else {}))
@@ -261,8 +265,8 @@ def _warn_of_origin(fork: Fork, project: Project, digest: str) -> None:
         )
 
 
-def _suggest_precision(config: Config, layout: Layout) -> None:
-    if config.train.precision != "auto" or layout.platform != "cpu":
+def _suggest_precision(precision: str, layout: Layout) -> None:
+    if precision != "auto" or layout.platform != "cpu":
         return
     if (gain := bfloat16_gain()) > MUCH_FASTER:
         logger.info(
@@ -292,7 +296,7 @@ def _kernel_choices(job: Job, digests: RunDigests) -> Choices:
     def replaced(fields: Mapping[str, Any]) -> None:
         job.dispatcher.event("kernel_replaced", **fields)
 
-    return run_choices(job.run, job.config, on_new=keep, on_replacement=replaced)
+    return run_choices(job.run, job.config.kernels, on_new=keep, on_replacement=replaced)
 
 
 def _check_fields(programs: Programs) -> None:
@@ -317,7 +321,11 @@ def _check_metric(job: Job, programs: Programs) -> None:
     `check_best_by` knows the metrics of most tasks without tracing a program.
     """
     best_by = best_by_of(job.config)
-    if best_by == LOSS or not job.config.train.validate_every or best_by.metric in declared_metrics(job.config):
+    if (
+        best_by == LOSS
+        or not job.config.train.validate_every
+        or best_by.metric in declared_metrics(job.config.parts, job.config.data)
+    ):
         return
     check_metric(best_by, metric_names(programs, "validation"))
 

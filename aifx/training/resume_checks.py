@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from aifx.checkpoint.listing import list_bindings, list_checkpoints
 from aifx.checkpoint.manifest import Damaged, Manifest, read_manifest, step_directories
 from aifx.config import Config, Difference, compare, model_differences
+from aifx.config.sections import DataSection, ModelSection
 from aifx.config.toml import Origin
 from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.core.files import read_file
@@ -229,8 +230,8 @@ def check_fork(origin: RunDirectory, run: RunDirectory, config: Config, project:
     _check_has_state(origin)
     before = read_config(origin.config, project)
     changes = tuple(compare(before, config))
-    _check_model(origin, before, config, changes)
-    _check_tokenizer(origin, config, project, changes)
+    _check_model(origin, before.model, config.model, changes)
+    _check_tokenizer(origin, config.data, project, changes)
     step = choose_step(origin, config, at)
     if step >= config.train.num_steps:
         what = f"a fork of run {origin.name!r} has nothing left to do"
@@ -244,28 +245,28 @@ def check_fork(origin: RunDirectory, run: RunDirectory, config: Config, project:
     return Fork(origin, step, changes)
 
 
-def _check_model(origin: RunDirectory, before: Config, config: Config, changes: Sequence[Difference]) -> None:
+def _check_model(origin: RunDirectory, old: ModelSection, new: ModelSection, changes: Sequence[Difference]) -> None:
     """Raises ConfigError where a fork's model computes something else with the parameters that it takes over."""
-    keys = {difference.key for difference in model_differences(before.model, config.model)}
+    keys = {difference.key for difference in model_differences(old, new)}
     if changed := [str(d) for d in changes if d.key in keys]:
         what = f"a fork of run {origin.name!r} cannot have another model"
         why = "\n".join([*changed, "its parameters were trained for the one that the run has"])
         raise ConfigError(what, why, "aifx train --run NAME    (a new run, from its first step)")
 
 
-def _check_tokenizer(origin: RunDirectory, config: Config, project: Project, changes: Sequence[Difference]) -> None:
+def _check_tokenizer(origin: RunDirectory, data: DataSection, project: Project, changes: Sequence[Difference]) -> None:
     """Raises ConfigError where a fork asks for another tokenizer than the one that it takes over."""
-    if not isinstance(config.data, TokenSection):
+    if not isinstance(data, TokenSection):
         return
-    is_trained = config.data.tokenizer in ("bpe", "char")
+    is_trained = data.tokenizer in ("bpe", "char")
     keys = ("data.tokenizer", "data.vocab_size") if is_trained else ("data.tokenizer",)
     changed = [str(d) for d in changes if d.key in keys and d.old is not None]
-    if not changed and config.data.tokenizer not in OWN_TOKENIZERS:
+    if not changed and data.tokenizer not in OWN_TOKENIZERS:
         from aifx.data.text import TOKENIZER_FILE
 
-        named, kept = project.root / config.data.tokenizer, origin.assets / TOKENIZER_FILE
+        named, kept = project.root / data.tokenizer, origin.assets / TOKENIZER_FILE
         if named.is_file() and kept.exists() and named.read_bytes() != read_file(kept, below=origin.path):
-            changed.append(f"data.tokenizer: {config.data.tokenizer} has changed")
+            changed.append(f"data.tokenizer: {data.tokenizer} has changed")
     if changed:
         what = f"a fork of run {origin.name!r} cannot have another tokenizer"
         why = "\n".join([*changed, "its parameters were trained with the one that the run keeps"])

@@ -159,7 +159,7 @@ def _supervised(job: Job) -> TrainResult:
     """Train, and record how that ends."""
     job.stop.before_exit.append(job.dispatcher.ended_abruptly)
     try:
-        with project_errors(job.config, job.project):
+        with project_errors(job.config.parts, job.project):
             result = _train(job)
     except BaseException as e:
         if job.group.loss_behind(e) is not None:

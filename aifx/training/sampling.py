@@ -24,7 +24,7 @@ class TextSampler:
 
     def __init__(self, run: RunDirectory, programs: Programs, stop: StopSignals) -> None:
         config = programs.config
-        self._programs = replace(programs, kernels=run_choices(run, config, keep=False))
+        self._programs = replace(programs, kernels=run_choices(run, config.kernels, keep=False))
         self.prompt = config.log.sample or ""
         update = {"prompt": self.prompt, "max_tokens": config.log.sample_tokens}
         self._settings = config.generate.model_copy(update=update)

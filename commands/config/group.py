@@ -105,7 +105,7 @@ def check(set_: SetOption = None, json: JsonOption = False) -> None:
         config = _load(out, None, set_ or ())
         project = find_project()
         check_project(config, project)
-        warn_of_warmup(config)
+        warn_of_warmup(config.schedule, config.train.num_steps)
         path, data = project.config_path, config.data.summary(config.apply_to(project))
         out.document(CheckedConfig(True, str(path), config.task.kind, data))
         out.print(f"{path}: valid")

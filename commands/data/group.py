@@ -125,7 +125,7 @@ def show(
         with tempfile.TemporaryDirectory() as folder:
             task = open_task(config, project, directory.assets if directory else Path(folder))
             if step is None and batch is None:
-                data = show_rows(task, config, split, first, rows)
+                data = show_rows(task, split, first, rows)
                 _print(out, data)
                 out.document(data)
                 return

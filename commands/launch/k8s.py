@@ -89,7 +89,7 @@ def k8s(
             check(text)
             out.print(f"Kubernetes takes JobSet {jobset['metadata']['name']}; nothing was created")
             return
-        record = _submit(project, config, run, arguments, jobset, text)
+        record = _submit(project, config.launch.processes_per_node, run, arguments, jobset, text)
         out.log(f"launch {record.id}: JobSet {record.job}")
         code = follow_job(out, project, record) if follow else 0
     if code:
@@ -113,7 +113,7 @@ def _config(
 
 
 def _submit(
-    project: Project, config: Config, run: str, arguments: list[str], jobset: dict[str, Any], text: str
+    project: Project, processes_per_node: int, run: str, arguments: list[str], jobset: dict[str, Any], text: str
 ) -> LaunchRecord:
     """Hand a JobSet to Kubernetes, and keep a record of it."""
     from aifx.cluster.kubernetes import apply
@@ -134,7 +134,7 @@ def _submit(
         run,
         tuple(arguments),
         pods,
-        config.launch.processes_per_node,
+        processes_per_node,
         time.time(),
     )
     write_record(project, record)

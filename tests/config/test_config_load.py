@@ -237,9 +237,11 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_may_be_cut_short(project: Project, logged: list[str]) -> None:
     write(project, "[schedule]\nwarmup_steps = 100\n[data]\neval_stride = 128\n")
-    warn_of_warmup(load_config(project, ["train.num_steps=200", "data.seq_len=32"], {}))
+    config = load_config(project, ["train.num_steps=200", "data.seq_len=32"], {})
+    warn_of_warmup(config.schedule, config.train.num_steps)
     assert logged == []
-    warn_of_warmup(load_config(project, ["train.num_steps=199", "data.seq_len=32"], {}))
+    config = load_config(project, ["train.num_steps=199", "data.seq_len=32"], {})
+    warn_of_warmup(config.schedule, config.train.num_steps)
     (line,) = logged
     assert all(word in line for word in ("schedule.warmup_steps = 100", "train.num_steps = 199", "99 steps"))
 

@@ -57,7 +57,7 @@ def test_from_import_to_export(imported: Project, tmp_path: Path) -> None:
     (imported.root / "data").mkdir()
     rows = [{"prompt": f"{n}?", "completion": f"{n}!"} for n in range(30)]
     (imported.root / "data/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model = to_toml({"model": changed_values(base.config, "model")}, None)
+    model = to_toml({"model": changed_values(base.config.model)}, None)
     (imported.root / "aifx.toml").write_text(
         f'[task]\nkind = "chat"\n[finetune]\nbase_run = "chat"\n{model}\n'
         '[data]\ntokenizer = "runs/chat/assets/tokenizer.json"\nseq_len = 64\n'
@@ -83,7 +83,7 @@ def test_from_import_to_export(imported: Project, tmp_path: Path) -> None:
 def test_another_tokenizer_than_that_of_the_base(imported: Project) -> None:
     (imported.root / "data").mkdir()
     (imported.root / "data/a.jsonl").write_text('{"prompt": "x", "completion": "y"}\n' * 9)
-    model = to_toml({"model": changed_values(read_config(imported.run("chat").config, imported), "model")}, None)
+    model = to_toml({"model": changed_values(read_config(imported.run("chat").config, imported).model)}, None)
     (imported.root / "aifx.toml").write_text(
         '[task]\nkind = "chat"\n[finetune]\nbase_run = "chat"\n[data]\ntokenizer = "byte"\nvalidation_fraction = 0\n'
         f"test_fraction = 0\nseq_len = 64\n[train]\nvalidate_every = 0\n{model}"

@@ -57,13 +57,12 @@ LOOKING = """
 import json
 from pathlib import Path
 from jax._src import xla_bridge
-from aifx.kinds import load_config
 from aifx.core.project import Project
 from aifx.training import auto_mesh
 
 project = Project(Path.cwd())
 auto_mesh.may_have_accelerator = lambda: True
-found = auto_mesh.own_devices(load_config(project, ["train.devices=3"]), project.run("main"))
+found = auto_mesh.own_devices(3, project.run("main"))
 print(json.dumps([found, xla_bridge.backends_are_initialized()]))
 """
 

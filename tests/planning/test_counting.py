@@ -31,7 +31,7 @@ from aifx.tasks.registry import describe_or_open_task, describe_task
 def counted(project: Project, config: Config, hardware: str = "this") -> Counted:
     one = find_hardware(hardware)
     asked = {"attention": "xla"} if one.platform == "gpu" else {}
-    layout = described_layout(config, one.num_devices, one.platform, one.device_kind)
+    layout = described_layout(config.mesh, one.num_devices, one.platform, one.device_kind)
     return count(config, describe_task(config, project), layout, asked)
 
 
@@ -64,7 +64,7 @@ def test_a_model_with_frozen_arrays_is_counted(tmp_path: Path) -> None:
     project = Project(tmp_path)
     config = load_config(project)
     task = describe_or_open_task(config, project, tmp_path / "assets")
-    found = count(config, task, described_layout(config, 1, "cpu", "cpu"), {})
+    found = count(config, task, described_layout(config.mesh, 1, "cpu", "cpu"), {})
     assert found.parameters == 4 * (2 * (8 * 8 + 8) + 8)
     assert found.frozen == 4 * 8
     assert found.activations > 0

@@ -180,7 +180,7 @@ def test_a_disk_that_refuses_is_not_the_projects_mistake(tmp_path: Path) -> None
     project = Project(root)
     config = load_config(project, [], {})
     failing = import_object("data.kind", "births:save", project)
-    with pytest.raises(OSError, match="Input/output"), project_errors(config, project):
+    with pytest.raises(OSError, match="Input/output"), project_errors(config.parts, project):
         failing()
 
 

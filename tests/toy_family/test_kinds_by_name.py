@@ -97,7 +97,7 @@ known = {
 }
 task = {"model": "net", "objective": "least", "data": "none"}
 kinds = {section: known[section][name] for section, name in task.items()}
-parts = TaskParts(None, task, kinds, {section: kind.section for section, kind in kinds.items()})
+parts = TaskParts("tiny", None, task, kinds, {section: kind.section for section, kind in kinds.items()})
 config = load_config(
     Kinds({"tiny": task}, known.__getitem__, lambda kind, names, project: parts), Project(Path.cwd()), [], {}
 )

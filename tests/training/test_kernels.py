@@ -59,7 +59,7 @@ CALL = Call(1, 8, 8, 2, 2, 8, "float32", True, None, 0, False, 0.25, None)
 
 def choose(project: Project, *settings: str, keep: bool = True) -> Choice:
     config = load_config(project, [*settings])
-    with using(run_choices(project.run("main"), config, keep=keep)):
+    with using(run_choices(project.run("main"), config.kernels, keep=keep)):
         return choose_implementation(ATTENTION, CALL, "auto")
 
 
@@ -113,7 +113,7 @@ def test_a_choice_that_this_version_no_longer_has_is_replaced(tmp_path: Path, mo
     path.write_text(json.dumps(document | {"devices": {kind: [{**entry, "implementation": "pallas_vpu"}]}}))
     before = kernel_digest(json.loads(path.read_text())["devices"][kind])
     events: list[Mapping[str, Any]] = []
-    choices = run_choices(project.run("main"), load_config(project), on_replacement=events.append)
+    choices = run_choices(project.run("main"), load_config(project).kernels, on_replacement=events.append)
     with using(choices):
         assert choose_implementation(ATTENTION, CALL, "auto").implementation == "xla"
     assert "pallas_vpu" in logged[0]
@@ -135,7 +135,7 @@ def test_a_configuration_that_a_kernel_no_longer_has_is_replaced(
     run, call = project.run("main"), small_cases(SWIGLU)[0].call("float32")
     monkeypatch.setenv("AIFX_KERNELS__SWIGLU", "pallas_triton")
     with interpreting(make_device("gpu", "NVIDIA H100 80GB HBM3")):
-        with using(run_choices(run, load_config(project))):
+        with using(run_choices(run, load_config(project).kernels)):
             first = choose_implementation(SWIGLU, call, "auto")
         document = json.loads(run.kernels.read_text())
         ((kind, (entry,)),) = document["devices"].items()
@@ -145,7 +145,7 @@ def test_a_configuration_that_a_kernel_no_longer_has_is_replaced(
         run.kernels.write_text(json.dumps(document | {"devices": {kind: [old]}}))
         before = kernel_digest([old])
         events: list[Mapping[str, Any]] = []
-        with using(run_choices(run, load_config(project), on_replacement=events.append)):
+        with using(run_choices(run, load_config(project).kernels, on_replacement=events.append)):
             operands = [jax.ShapeDtypeStruct(s, "float32") for s in ((32, 16), (16, 64), (16, 64))]
             jax.eval_shape(swiglu, *operands)
             assert choose_implementation(SWIGLU, call, "auto") == first
@@ -166,7 +166,7 @@ def test_a_configuration_that_a_changed_kernel_still_has_stays(tmp_path: Path, m
     document = json.loads(path.read_text())
     ((kind, (entry,)),) = document["devices"].items()
     path.write_text(json.dumps(document | {"devices": {kind: [{**entry, "source": "of last year"}]}}))
-    with using(run_choices(project.run("main"), load_config(project))):
+    with using(run_choices(project.run("main"), load_config(project).kernels)):
         assert choose_implementation(ATTENTION, CALL, "auto") == first
     assert not logged
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
+from aifx.config import Config
 from aifx.config.sections import Conflict, Fraction, PositiveFloat
 from aifx.core.errors import AifxError
 from aifx.core.project import Project
@@ -21,7 +22,6 @@ from aifx.data.sections import (
 )
 
 if TYPE_CHECKING:
-    from aifx.config.config import Config
     from aifx.data.encoding import TextFile
 
 
@@ -68,7 +68,7 @@ class ChatSection(DatasetSection, TokenSection):
     def conflicts(self, config: Config) -> Iterator[Conflict]:
         yield from super().conflicts(config)
         validation = None if self.validation else self.validation_fraction
-        yield from held_out_conflicts(config, validation, 0.0 if self.test else self.test_fraction)
+        yield from held_out_conflicts(config.train, validation, 0.0 if self.test else self.test_fraction)
         if self.mix and len(self.mix) != len(self.train):
             yield Conflict(
                 ("data.mix", "data.train"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from aifx.config import Config
 from aifx.config.sections import (
     ROUNDING,
     Conflict,
@@ -18,9 +19,6 @@ from aifx.config.sections import (
     Remat,
     setting,
 )
-
-if TYPE_CHECKING:
-    from aifx.config.config import Config
 
 _SCALING_KEYS: dict[str, tuple[str, ...]] = {
     "none": (),

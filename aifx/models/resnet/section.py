@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from aifx.config import Config
 from aifx.config.sections import Conflict, Fraction, NonNegativeInt, PositiveInt
 from aifx.models.image_section import ImageModelSection
-
-if TYPE_CHECKING:
-    from aifx.config.config import Config
 
 
 class ResnetSection(ImageModelSection):
