@@ -117,6 +117,7 @@ def test_a_rare_class_gets_the_settings_of_fewer_rows_and_the_batches_of_all(tmp
     many, few = table_settings(count), table_settings(round(0.1536 * count))  # 1 - 0.04**2 - 0.96**2, of 1 / 2
     assert toml["train"]["global_batch_size"] == many["batch_size"] > few["batch_size"]
     assert toml["model"]["width"] == few["width"] < many["width"]
+    assert toml["optimizer"]["learning_rate"] < many["learning_rate"]  # which is for numbers
     assert toml["train"]["num_steps"] == pytest.approx(few["num_steps"], rel=0.1)
 
 
