@@ -6,7 +6,7 @@ EXTRAS = {
     "tensorboard": ("tensorboardX>=2.6",),
     "wandb": ("wandb>=0.18",),
     "mlflow": ("mlflow-skinny>=2.17",),
-    "serve": ("llguidance>=1.9", "starlette>=1.0", "uvicorn>=0.40"),
+    "serve": ("llguidance>=1.9",),
     "sweep": ("optuna>=5.0",),
     "s3": ("s3fs>=2024.6",),
     "html": ("trafilatura>=2.0", "warcio>=1.8"),

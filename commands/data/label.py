@@ -107,9 +107,6 @@ def serve(
     The page listens on loopback alone. The same command resumes where it stopped. Ctrl-C ends it.
     """
     with terminal(json, streams=True) as out:
-        from aifx.commands.serve.command import check_packages
-
-        check_packages("aifx data label serve")
         from aifx.curation.labels.app import Labelling
         from aifx.curation.labels.queue import LabelQueue, queued_rows, sample_rows
         from aifx.curation.labels.server import LabelServer, token_of

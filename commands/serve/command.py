@@ -241,12 +241,11 @@ def prepare(directory: RunDirectory, project: Project, step: StepChoice | None, 
     return Prepared(HttpServer(state, bound), listening, service)
 
 
-def check_packages(command: str = "aifx serve") -> None:
-    """Raise EnvironmentFault if the packages of the extra are missing."""
+def check_packages() -> None:
+    """Raise EnvironmentFault if the package of the extra is missing."""
     from importlib.util import find_spec
 
     from aifx.core.extras import install_command
 
-    for name in ("starlette", "uvicorn", "llguidance"):
-        if find_spec(name) is None:
-            raise EnvironmentFault(f"{name} is not installed", f"{command} needs it", install_command("serve"))
+    if find_spec("llguidance") is None:
+        raise EnvironmentFault("llguidance is not installed", "aifx serve needs it", install_command("serve"))

@@ -57,7 +57,7 @@ def test_what_is_refused_before_a_model_is_loaded(
         assert f"{KEY} holds no key" in told
         assert "two words" not in told
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "starlette" else found(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "llguidance" else found(name))
     assert "pip install 'llguidance" in refused(project)
 
 
