@@ -162,9 +162,9 @@ def prefixes(project: Path, *, is_shared: bool) -> Told:
 def open_service(slots: int) -> Any:
     """What `aifx serve` opens, in this process; the working directory is the project."""
     from aifx.core.project import find_project
+    from aifx.core.web.access_log import AccessLog
     from aifx.kinds import read_config
     from aifx.loading.restore import CURRENT, restore_run
-    from aifx.serving.http.access_log import AccessLog
     from aifx.serving.http.services import open_service
 
     project = find_project()
@@ -239,8 +239,8 @@ def overhead_side() -> Told:
 
     import jax
 
-    from aifx.serving.http.server import HttpServer
-    from aifx.serving.http.sockets import bind, url_of
+    from aifx.core.web.sockets import bind, url_of
+    from aifx.serving.http.app import open_server
 
     state = open_service(STREAMS).state
     engine = state.engine
@@ -259,8 +259,8 @@ def overhead_side() -> Told:
         return read(*arguments, **options)
 
     programs[STREAMS], engine.device.prefill = timed, reading
-    bound = bind("127.0.0.1", 0)
-    server, ready = HttpServer(state, bound), threading.Event()
+    bound = bind("127.0.0.1", 0, port_hint="")
+    server, ready = open_server(state, bound), threading.Event()
     thread = threading.Thread(target=server.run, args=(ready.set,), daemon=True)
     thread.start()
     ready.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from contextlib import suppress
 
 
 def is_loopback(host: str) -> bool:
@@ -12,6 +13,16 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def client_network(host: str) -> str:
+    """Return the address of a client; for IPv6 its /64, because one client can have all of its addresses."""
+    with suppress(ValueError):
+        address = ipaddress.ip_address(host.partition("%")[0])
+        if isinstance(address, ipaddress.IPv6Address):
+            mapped = address.ipv4_mapped
+            return str(mapped or ipaddress.ip_network((address, 64), strict=False))
+    return host
 
 
 def is_own_name(host: str) -> bool:

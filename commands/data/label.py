@@ -107,11 +107,11 @@ def serve(
     The page listens on loopback alone. The same command resumes where it stopped. Ctrl-C ends it.
     """
     with terminal(json, streams=True) as out:
+        from aifx.core.web.sockets import bind, url_of
         from aifx.curation.labels.app import Labelling
         from aifx.curation.labels.queue import LabelQueue, queued_rows, sample_rows
         from aifx.curation.labels.server import LabelServer, token_of
         from aifx.curation.labels.store import open_log
-        from aifx.serving.http.sockets import bind, url_of
 
         chosen = _choices(name, labels, pair)
         catalog, version, shown = open_shown(name, root, column, pair)
@@ -127,7 +127,7 @@ def serve(
                 rows = least_certain(version, shown, column, uncertain, sample, relabel=relabel)
             queue = LabelQueue(queued_rows(version, shown, rows), log.state, overlap)
             labelling = Labelling(version, shown, column, chosen, queue, log, labeller)
-            bound = bind("127.0.0.1", port, f"aifx data label serve {name} --port 0")
+            bound = bind("127.0.0.1", port, port_hint=f"aifx data label serve {name} --port 0")
             token = token_of(log.path)
             server = LabelServer(labelling, bound, token)
             url = f"{url_of(bound)}/#token={token}"

@@ -22,7 +22,7 @@ from aifx.core.project import Project, RunDirectory, find_project
 from aifx.core.steps import StepChoice, parse_step
 
 if TYPE_CHECKING:
-    from aifx.serving.http.server import HttpServer
+    from aifx.core.web.server import HttpServer
     from aifx.serving.http.services import Service
 
 
@@ -163,6 +163,8 @@ def start(
             raise UsageError(
                 "--canary requires --watch", "it judges new checkpoints", "aifx serve --watch --canary FILE"
             )
+        from aifx.serving.http.app import check_ending
+
         project = find_project()
         directory = project.existing_run(run)
         overrides = [*(set_ or ()), *options.overrides()]
@@ -181,7 +183,7 @@ def start(
 
         ending = server.run(report)
         try:
-            ending.check(server.settings.drain_s)
+            check_ending(ending, server.drain_s)
         except (AifxError, KeyboardInterrupt) as error:
             if not json:
                 raise
@@ -209,23 +211,25 @@ class Prepared:
 
 def prepare(directory: RunDirectory, project: Project, step: StepChoice | None, overrides: Sequence[str]) -> Prepared:
     """Load a run and start its engine. Raises AifxError for what cannot be served."""
+    from aifx.core.web.access_log import AccessLog
+    from aifx.core.web.sockets import bind, url_of
     from aifx.kinds import read_config
     from aifx.loading.restore import CURRENT, restore_run
-    from aifx.serving.http.access_log import AccessLog
-    from aifx.serving.http.server import HttpServer, read_key
+    from aifx.serving.http.app import open_server
+    from aifx.serving.http.policy import read_key
     from aifx.serving.http.services import open_service
-    from aifx.serving.http.sockets import bind, url_of
     from aifx.serving.http.tracing import open_tracer
 
     # A port that is taken, or a key that is missing, is reported before minutes of loading.
     settings = read_config(directory.config, project, overrides, current=CURRENT).serve
     key = read_key(settings.host, dict(os.environ))
     tracer = open_tracer(os.environ)
-    log = AccessLog(Path(settings.access_log) if settings.access_log else None)
-    bound = bind(settings.host, settings.port)
+    log_file = Path(settings.access_log) if settings.access_log else None
+    log = AccessLog(log_file, "aifx serve --set serve.access_log=FILE")
+    bound = bind(settings.host, settings.port, port_hint="aifx serve --port 0", host_hint="aifx serve --host 127.0.0.1")
     trained = restore_run(directory, project, step=step, overrides=overrides)
     name = settings.served_model_name or directory.name
-    service = open_service(trained, name=name, settings=settings, log=log, api_key=key)
+    service = open_service(trained, name=name, settings=settings, log=log, key=key)
     state = service.state
     state.tracer = tracer
     listening = Listening(
@@ -238,7 +242,7 @@ def prepare(directory: RunDirectory, project: Project, step: StepChoice | None, 
         is_reproducible=state.engine.is_reproducible,
         **service.fits,
     )
-    return Prepared(HttpServer(state, bound), listening, service)
+    return Prepared(open_server(state, bound), listening, service)
 
 
 def check_packages() -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 import httpx
 
+from aifx.core.web.sockets import bind, url_of
 from aifx.curation.labels.app import Labelling
 from aifx.curation.labels.contents import shown_of
 from aifx.curation.labels.queue import LabelQueue, queued_rows, sample_rows
 from aifx.curation.labels.server import LabelServer, token_of
 from aifx.curation.labels.store import open_log
 from aifx.data.versions import Catalog, Version
-from aifx.serving.http.sockets import bind, url_of
 
 
 class ServedLabels:
@@ -40,7 +40,7 @@ class ServedLabels:
         chosen = rows or sorted(sample_rows(version, "label", 10_000, 0, relabel=True), key=lambda row: int(row[2:]))
         self.queue = LabelQueue(queued_rows(version, shown, chosen), self.log.state, overlap)
         self.labelling = Labelling(version, shown, "label", tuple(labels), self.queue, self.log, labeller)
-        self.bound: socket.socket = bind("127.0.0.1", port)
+        self.bound: socket.socket = bind("127.0.0.1", port, port_hint="")
         self.url, self.port, self.token = url_of(self.bound), self.bound.getsockname()[1], token_of(self.log.path)
         self.page = f"{self.url}/#token={self.token}"
         headers = {"Authorization": f"Bearer {self.token}"}

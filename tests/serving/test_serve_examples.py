@@ -15,9 +15,10 @@ import pytest
 import yaml
 
 from aifx.config.serve_section import ServeSection
+from aifx.core.web.app import exposition
 from aifx.serving.http.metrics import PredictionMetrics, TextMetrics
 from aifx.serving.http.openapi import Operation
-from aifx.serving.http.server import KEY_VARIABLE
+from aifx.serving.http.policy import KEY_VARIABLE
 from aifx.serving.predictor import PredictorStats
 from aifx.serving.requests import EngineStats
 from aifx.serving.swap import SwapCounts
@@ -46,7 +47,7 @@ def exposed() -> set[str]:
     made = [TextMetrics(text, "m", counts), PredictionMetrics(rows, "m", counts)]
     for metrics in made:
         metrics.response(200)
-    lines = b"\n".join(metrics.exposition("")[0] for metrics in made).decode().splitlines()
+    lines = b"\n".join(exposition(metrics.registry, "")[0] for metrics in made).decode().splitlines()
     return {line.partition("{")[0].partition(" ")[0] for line in lines if not line.startswith("#")}
 
 

@@ -23,10 +23,10 @@ from published_schemas import check_answer
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
+from aifx.core.web.access_log import AccessLog
 from aifx.loading.restore import choose_step, restore_run
 from aifx.serving import swap
 from aifx.serving.engine import Engine
-from aifx.serving.http.access_log import AccessLog
 from aifx.serving.http.services import open_service
 from aifx.serving.record import Recorder, ReplayReport, read_records, replay, replay_settings
 from aifx.serving.requests import Delta, GenerationRequest, QueueFull, SamplingSettings

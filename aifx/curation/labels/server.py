@@ -16,11 +16,11 @@ from pathlib import Path
 from aifx.core.files import read_file
 from aifx.core.private_folders import make_private
 from aifx.core.project import cache_path
+from aifx.core.web.connections import Limits, connection_class
+from aifx.core.web.errors import WebError
+from aifx.core.web.sockets import quiet_uvicorn, uvicorn_server
 from aifx.curation.labels.app import Labelling, make_app
-from aifx.serving.http.connections import connection_class
-from aifx.serving.http.sockets import quiet_uvicorn, uvicorn_server
 
-IDLE_S = 30.0
 TOKEN_FILES = "label-tokens"
 
 
@@ -45,7 +45,7 @@ class LabelServer:
 
     def __init__(self, labelling: Labelling, bound: socket.socket, token: str) -> None:
         self._socket = bound
-        self._uvicorn = uvicorn_server(make_app(labelling, token), connection_class(IDLE_S))
+        self._uvicorn = uvicorn_server(make_app(labelling, token), connection_class(Limits(), None, WebError))
 
     def run(self, on_listening: Callable[[], None] = lambda: None) -> None:
         """Serve. In the main thread, SIGTERM ends it, and Ctrl-C raises KeyboardInterrupt, after the last answer."""

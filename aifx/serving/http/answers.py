@@ -13,10 +13,11 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from aifx.serving.http.access_log import AccessRecord
+from aifx.core.web.errors import ClientGone
 from aifx.serving.http.documents import Answer
-from aifx.serving.http.errors import ApiError, ClientGone, from_delta, from_engine
+from aifx.serving.http.errors import ApiError, from_delta, from_engine
 from aifx.serving.http.metrics import TextMetrics
+from aifx.serving.http.records import AnswerRecord
 from aifx.serving.requests import (
     Delta,
     Draining,
@@ -68,7 +69,7 @@ class Answers:
     """
 
     def __init__(
-        self, mailbox: Mailbox, metrics: TextMetrics, record: AccessRecord, receive: Receive, limit_s: float
+        self, mailbox: Mailbox, metrics: TextMetrics, record: AnswerRecord, receive: Receive, limit_s: float
     ) -> None:
         """`limit_s`: how long they may take."""
         self._mailbox, self._metrics, self._record, self._receive = mailbox, metrics, record, receive
@@ -181,7 +182,7 @@ class _Times:
         self._first = self._last = 0.0
         self._tokens = 0
 
-    def mark(self, metrics: TextMetrics, record: AccessRecord, tokens: int) -> None:
+    def mark(self, metrics: TextMetrics, record: AnswerRecord, tokens: int) -> None:
         now = time.perf_counter()
         if not self._first:
             self._first = now

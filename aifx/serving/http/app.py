@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import socket
+
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from aifx.core.errors import AifxError, ExitCode
+from aifx.core.web import app as web
+from aifx.core.web.connections import Limits
+from aifx.core.web.server import Ending, HttpServer
 from aifx.serving.http import documents
 from aifx.serving.http.answers import json_response
-from aifx.serving.http.errors import ApiError, api_error, http_error
-from aifx.serving.http.middleware import RequestMiddleware
+from aifx.serving.http.errors import ApiError
 from aifx.serving.http.openapi import Operation, document
 from aifx.serving.http.page import page, status
+from aifx.serving.http.policy import policy_of
 from aifx.serving.http.state import ServerState
 
 
@@ -23,25 +26,26 @@ def make_app(state: ServerState) -> Starlette:
     """The server of a model as an ASGI application."""
     operations = [*state.operations, *OPERATIONS]
     routes = [Route(o.path, o.endpoint, methods=[o.method]) for o in operations]
-    middleware = [Middleware(RequestMiddleware, state=state)]
-    if state.settings.cors_origins:
-        headers = ["Authorization", "Content-Type", "X-Request-Id"]
-        cors = Middleware(
-            CORSMiddleware,
-            allow_origins=state.settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=headers,
-        )
-        middleware.insert(0, cors)
-    app = Starlette(
-        routes=routes,
-        middleware=middleware,
-        exception_handlers={ApiError: api_error, HTTPException: http_error},
-    )
-    app.router.redirect_slashes = False
+    app = web.make_app(routes, policy_of(state.settings, state.key), state)
     app.state.server = state
     app.state.description = document(operations)
     return app
+
+
+def open_server(state: ServerState, bound: socket.socket) -> HttpServer:
+    """The server of a model at a socket, which is not started."""
+    limits = Limits(idle_s=state.settings.idle_s)
+    return HttpServer(make_app(state), bound, limits=limits, drain_s=state.settings.drain_s)
+
+
+def check_ending(ending: Ending, drain_s: float) -> None:
+    """Raise what the command ends with: nothing after SIGTERM if no request was cut."""
+    ending.check()
+    if ending.cut:
+        plural = "request was" if ending.cut == 1 else "requests were"
+        why = f"not finished within serve.drain_s = {drain_s:g} s after SIGTERM"
+        hint = "aifx serve --set serve.drain_s=SECONDS"
+        raise AifxError(f"{ending.cut} {plural} cut", why, hint, exit_code=ExitCode.PREEMPTED)
 
 
 async def models(request: Request) -> Response:
@@ -78,8 +82,7 @@ async def ready(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Prometheus' metrics."""
     state: ServerState = request.app.state.server
-    body, content_type = state.metrics.exposition(request.headers.get("accept", ""))
-    return Response(body, media_type=content_type)
+    return web.metrics_response(state.metrics.registry, request)
 
 
 async def openapi(request: Request) -> Response:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
-
+from aifx.core.web.errors import WebError
 from aifx.serving.requests import Delta, Draining, QueueFull, RequestError
 
 TYPES = {
@@ -26,13 +23,11 @@ FIELDS = {"prompt_ids": "prompt", "ignore_end": "ignore_eos", "adapter": "model"
 """Fields of `GenerationRequest` by another name in the API."""
 
 
-class ApiError(Exception):
+class ApiError(WebError):
     """An answer that is a failure.
 
     Args:
         param: the field of the request that is wrong.
-        code: a word for programs.
-        headers: of the answer.
     """
 
     def __init__(
@@ -44,25 +39,13 @@ class ApiError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
-        self.headers = dict(headers or {})
+        super().__init__(status, message, code=code, headers=headers)
+        self.param = param
 
     def body(self) -> bytes:
         kind = TYPES.get(self.status, "invalid_request_error")
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return json.dumps({"error": error}).encode()
-
-    def response(self) -> Response:
-        return Response(self.body(), self.status, self.headers, "application/json")
-
-
-class ClientGone(Exception):
-    """The client went away: nobody reads the answer."""
-
-
-def stopping() -> ApiError:
-    return ApiError(503, "the server is stopping", code="stopping", headers={"Retry-After": "5", "Connection": "close"})
 
 
 def from_engine(error: Exception, prompt_field: str) -> ApiError:
@@ -71,7 +54,7 @@ def from_engine(error: Exception, prompt_field: str) -> ApiError:
         after = str(max(1, round(error.retry_after_s)))
         return ApiError(429, f"the queue is full: {error}", code="queue_full", headers={"Retry-After": after})
     if isinstance(error, Draining):
-        return stopping()
+        return ApiError.stopping()
     assert isinstance(error, RequestError)
     name = error.field.removeprefix("sampling.")
     param = prompt_field if name == "prompt_ids" else FIELDS.get(name, name)
@@ -84,21 +67,3 @@ def from_delta(delta: Delta) -> ApiError:
         param = FIELDS.get(delta.field, delta.field)
         return ApiError(400, f"{param}: {delta.error}", param=param)
     return ApiError(500, f"the answer failed: {delta.error or 'unknown reason'}", code="engine_error")
-
-
-async def api_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return error.response()
-
-
-async def http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own: a path that is not there, or a method that it does not take."""
-    assert isinstance(error, HTTPException)
-    path = request.url.path
-    if error.status_code == 404:
-        message = f"no route {path}; /openapi.json lists them"
-    elif error.status_code == 405:
-        message = f"{path} does not take {request.method}"
-    else:
-        message = error.detail
-    return ApiError(error.status_code, message, headers=error.headers).response()

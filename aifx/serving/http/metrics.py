@@ -9,7 +9,6 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.exposition import choose_encoder
 
 from aifx.serving.http.documents import Latency
 from aifx.serving.predictor import Predictor, PredictorStats
@@ -118,14 +117,6 @@ class Metrics:
 
     def response(self, status: int) -> None:
         self._responses.labels(str(status)).inc()
-
-    def exposition(self, accept: str) -> tuple[bytes, str]:
-        """All metrics in the format of Prometheus or OpenMetrics that `accept` asks for, and its content type."""
-        try:
-            encode, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):  # the client asks for a version that is not a number
-            encode, content_type = choose_encoder("")
-        return encode(self.registry), content_type
 
 
 class TextMetrics(Metrics):

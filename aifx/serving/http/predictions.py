@@ -17,13 +17,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from aifx.core.errors import DataError
+from aifx.core.web.errors import ClientGone
 from aifx.data.base import Batch, DataFormat
 from aifx.data.rows import STDIN, Row
 from aifx.data.spec import DataSpec
 from aifx.loading.prediction import RowEncoder, record
 from aifx.serving.http.answers import json_response
 from aifx.serving.http.documents import Classification, Predictions, PredictionUsage, cost_of
-from aifx.serving.http.errors import ApiError, ClientGone
+from aifx.serving.http.errors import ApiError
 from aifx.serving.http.metrics import PredictionMetrics
 from aifx.serving.http.protocol import FileRequest, PredictionRequest
 from aifx.serving.http.results import results

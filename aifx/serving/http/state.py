@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from aifx.config.serve_section import ServeSection
-from aifx.serving.http.access_log import AccessLog, AccessRecord
+from aifx.core.web.access_log import AccessLog, AccessRecord
+from aifx.core.web.app import read_body
+from aifx.core.web.traffic import Traffic
 from aifx.serving.http.answers import Mailbox
 from aifx.serving.http.documents import ModelCard, PagesUsed, ServerStatus, Work
-from aifx.serving.http.errors import ApiError, ClientGone
+from aifx.serving.http.errors import ApiError
 from aifx.serving.http.metrics import Metrics
 from aifx.serving.http.openapi import Operation
+from aifx.serving.http.policy import OPEN
 from aifx.serving.http.protocol import BodyT, parse
+from aifx.serving.http.records import AnswerRecord
 from aifx.serving.http.tracing import Tracer
 from aifx.serving.requests import ServedEngine
 from aifx.serving.swap import SwapCounts
@@ -30,6 +31,9 @@ from aifx.serving.swap import SwapCounts
 READERS = min(os.cpu_count() or 1, 8)
 """Requests that threads read at the same time: a large picture takes hundreds of MB until it is resized, and a text
 130 bytes per character until it is tokenized."""
+
+QUIET = (*OPEN, "/metrics", "/status")
+"""Routes that are asked all the time: only their failures are logged."""
 
 LOGGED = ("prompt", "messages", "input", "rows")
 """Fields of requests, of which the access log has one with `serve.log_prompts`."""
@@ -54,15 +58,13 @@ class Load:
 
 
 @dataclass(kw_only=True)
-class ServerState(ABC):
+class ServerState(Traffic, ABC):
     """The state of a server. Its subclasses add their engine and the needs of their routes.
 
     Attributes:
         name: of the model in the API.
         operations: the routes beside those of every server.
-        api_key: what clients must send; None if anyone may ask.
-        is_draining: no more requests are taken.
-        unfinished: requests by the address of their client.
+        key: what clients must send; "" if anyone may ask.
         tracer: makes a span of each request; None without a collector.
     """
 
@@ -71,15 +73,30 @@ class ServerState(ABC):
     settings: ServeSection
     log: AccessLog
     operations: Sequence[Operation]
-    api_key: str | None = None
-    is_draining: bool = False
+    key: str = ""
     tracer: Tracer | None = None
-    in_flight: int = 0
-    unfinished: Counter[str] = field(default_factory=Counter)
     created: int = field(default_factory=lambda: int(time.time()))
     swaps: SwapCounts = field(default_factory=SwapCounts)
     metrics: Metrics = field(init=False)
     _mailbox: Mailbox | None = None
+
+    def record(self, id: str, client: str, method: str, path: str) -> AnswerRecord:
+        return AnswerRecord(id, client, method, path)
+
+    def ended(self, record: AccessRecord, headers: Mapping[bytes, bytes]) -> None:
+        self.metrics.response(record.status)
+        if record.path not in QUIET or record.status >= 400:
+            self.log.write(record)
+            if self.tracer is not None:
+                assert isinstance(record, AnswerRecord)
+                self.tracer.record(record, headers)
+
+    def drain(self) -> None:
+        super().drain()
+        self.engine.drain()
+
+    def stop(self) -> None:
+        self.engine.stop()
 
     def close(self) -> None:
         """Write what the log and the tracer hold, and end what the server has started."""
@@ -126,11 +143,6 @@ class ServerState(ABC):
             swaps_refused=self.swaps.refused,
         )
 
-    @cached_property
-    def key_digest(self) -> bytes:
-        """Keys are compared by digests, in constant time."""
-        return digest_of(self.api_key or "")
-
     async def read(self, request: Request, kind: type[BodyT]) -> BodyT:
         """The body of a request, which is JSON. Raises ApiError."""
         if content_type_of(request) != "application/json":
@@ -147,23 +159,11 @@ class ServerState(ABC):
     async def read_bytes(self, request: Request) -> bytes:
         """The body as it came. Raises ApiError."""
         most = self.settings.max_body_bytes
-        too_large = ApiError(
-            413, f"the body is larger than serve.max_body_bytes = {most}", headers={"Connection": "close"}
-        )
-        if int(request.headers.get("content-length") or 0) > most:
-            raise too_large
-        body = bytearray()
+        too_large = ApiError(413, f"the body is larger than serve.max_body_bytes = {most}")
         try:
-            async with asyncio.timeout(self.settings.request_s):
-                async for piece in request.stream():
-                    body += piece
-                    if len(body) > most:
-                        raise too_large
-        except ClientDisconnect:
-            raise ClientGone("the client went away") from None
+            return await read_body(request, most, too_large, self.settings.request_s)
         except TimeoutError:
             raise ApiError(408, "the body took longer than serve.request_s", headers={"Connection": "close"}) from None
-        return bytes(body)
 
     @property
     def mailbox(self) -> Mailbox:
@@ -185,10 +185,6 @@ def wrong_type(request: Request, expected: Sequence[str]) -> ApiError:
     return ApiError(415, f"{found}; it must be {known}")
 
 
-def record_of(request: Request) -> AccessRecord:
-    record: AccessRecord = request.scope["aifx.record"]
+def record_of(request: Request) -> AnswerRecord:
+    record: AnswerRecord = request.scope["aifx.record"]
     return record
-
-
-def digest_of(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()

@@ -13,7 +13,7 @@ from typing import Any
 
 from aifx.core.errors import EnvironmentFault
 from aifx.core.extras import install_command
-from aifx.serving.http.access_log import AccessRecord
+from aifx.serving.http.records import AnswerRecord
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
@@ -36,7 +36,7 @@ class Tracer:
         self._tracer = provider.get_tracer("aifx.serving")
         self._propagator = TraceContextTextMapPropagator()
 
-    def record(self, record: AccessRecord, headers: Mapping[bytes, bytes]) -> None:
+    def record(self, record: AnswerRecord, headers: Mapping[bytes, bytes]) -> None:
         """Make the span of a request that has just ended."""
         from opentelemetry.trace import SpanKind, Status, StatusCode
 
@@ -77,7 +77,7 @@ def open_tracer(environ: Mapping[str, str]) -> Tracer | None:
     return Tracer(provider)
 
 
-def _attributes(record: AccessRecord, operation: str | None) -> dict[str, Any]:
+def _attributes(record: AnswerRecord, operation: str | None) -> dict[str, Any]:
     known = {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": "aifx" if operation else None,

@@ -17,7 +17,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
     """Start a server with settings; it ends with the test."""
     started: list[Served] = []
 
-    def start(template: str = CHATML, key: str | None = None, **settings: Any) -> Served:
+    def start(template: str = CHATML, key: str = "", **settings: Any) -> Served:
         started.append(Served(tmp_path, template, key, **settings))
         return started[-1]
 

@@ -15,17 +15,17 @@ from toy_engine import ToyEngine
 from aifx.commands.main import main
 from aifx.commands.serve import command
 from aifx.config.serve_section import ServeSection
-from aifx.serving.http.access_log import AccessLog
-from aifx.serving.http.server import HttpServer
+from aifx.core.web.access_log import AccessLog
+from aifx.core.web.sockets import bind, url_of
+from aifx.serving.http.app import open_server
 from aifx.serving.http.services import TEXT_OPERATIONS
-from aifx.serving.http.sockets import bind, url_of
 from aifx.serving.http.text import TextState
 
 
 def prepare(*_: Any) -> command.Prepared:
     engine = ToyEngine(step_s=float(os.environ["AIFX_TEST_STEP_S"]))
     settings = ServeSection(drain_s=float(os.environ["AIFX_TEST_DRAIN_S"]))
-    bound = bind("127.0.0.1", 0)
+    bound = bind("127.0.0.1", 0, port_hint="")
     state = TextState(
         engine=engine, tokenizer=engine.tokenizer, renderer=None, name="toy", settings=settings,
         log=AccessLog(Path("access.jsonl")), operations=TEXT_OPERATIONS,
@@ -34,7 +34,7 @@ def prepare(*_: Any) -> command.Prepared:
         url=url_of(bound), run="main", step=3, model="toy", routes=[], adapters=[], system_fingerprint="toy",
         slots=[8], pool_tokens=1, max_model_len=4096, is_reproducible=True,
     )  # fmt: skip
-    return command.Prepared(HttpServer(state, bound), listening, None)
+    return command.Prepared(open_server(state, bound), listening, None)
 
 
 if __name__ == "__main__":

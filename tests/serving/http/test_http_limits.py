@@ -19,6 +19,8 @@ import openai
 import pytest
 from toy_server import WAIT_S, Served
 
+from aifx.serving.http.app import check_ending
+
 Serve = Callable[..., Served]
 BODY = {"prompt": "abc", "max_tokens": 4}
 JSON = {"Content-Type": "application/json"}
@@ -312,7 +314,7 @@ def test_a_drain_finishes_what_runs_and_takes_no_more(serve: Serve) -> None:
     assert "".join(texts) == "abc" * 20
     assert served.ending is not None
     assert served.ending.cut == 0
-    served.ending.check(600.0)
+    check_ending(served.ending, 600.0)
 
 
 def test_a_drain_cuts_what_takes_too_long(serve: Serve) -> None:
@@ -331,7 +333,7 @@ def test_a_drain_cuts_what_takes_too_long(serve: Serve) -> None:
     assert served.ending is not None
     assert served.ending.cut == 2
     with pytest.raises(Exception, match=r"2 requests(.|\n)*serve\.drain_s = 0\.2") as caught:
-        served.ending.check(0.2)
+        check_ending(served.ending, 0.2)
     assert caught.value.exit_code == 75  # type: ignore[attr-defined]
 
 

@@ -16,7 +16,7 @@ from toy_server import WAIT_S, Served
 
 from aifx.core.errors import EnvironmentFault
 from aifx.serving.http import tracing
-from aifx.serving.http.access_log import AccessRecord
+from aifx.serving.http.records import AnswerRecord
 from aifx.serving.http.tracing import Tracer, open_tracer
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -90,7 +90,7 @@ def test_spans_reach_the_collector_that_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", f"{WAIT_S:g}")
     tracer = open_tracer({"OTEL_EXPORTER_OTLP_ENDPOINT": "set"})
     assert tracer is not None
-    tracer.record(AccessRecord("id", "127.0.0.1", "POST", "/v1/chat/completions", 200, "main"), {})
+    tracer.record(AnswerRecord("id", "127.0.0.1", "POST", "/v1/chat/completions", 200, model="main"), {})
     tracer.close()
     collector.shutdown()
     (path, content) = received[0]

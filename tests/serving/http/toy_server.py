@@ -12,12 +12,13 @@ import openai
 from toy_engine import ToyEngine
 
 from aifx.config.serve_section import ServeSection
+from aifx.core.web.access_log import AccessLog
+from aifx.core.web.server import Ending
+from aifx.core.web.sockets import bind, url_of
 from aifx.data.chat.assets import make_renderer
 from aifx.data.chat.template import CHATML, ChatTemplate
-from aifx.serving.http.access_log import AccessLog
-from aifx.serving.http.server import Ending, HttpServer
+from aifx.serving.http.app import open_server
 from aifx.serving.http.services import TEXT_OPERATIONS
-from aifx.serving.http.sockets import bind, url_of
 from aifx.serving.http.text import TextState
 
 # Like Qwen's: tools before the conversation, calls between <tool_call> tags.
@@ -44,7 +45,7 @@ WAIT_S = 120.0
 class Served:
     """A server in a thread."""
 
-    def __init__(self, folder: Path, template: str = CHATML, key: str | None = None, **settings: Any) -> None:
+    def __init__(self, folder: Path, template: str = CHATML, key: str = "", **settings: Any) -> None:
         self.engine = ToyEngine()
         self.log_file = folder / "access.jsonl"
         renderer = make_renderer(self.engine.tokenizer, ChatTemplate(template, "a template"), folder, None)
@@ -52,11 +53,11 @@ class Served:
         log = AccessLog(self.log_file)
         self.state = TextState(
             engine=self.engine, tokenizer=self.engine.tokenizer, renderer=renderer, name="toy", settings=section,
-            log=log, operations=TEXT_OPERATIONS, api_key=key,
+            log=log, operations=TEXT_OPERATIONS, key=key,
         )  # fmt: skip
-        self.socket = bound = bind("127.0.0.1", 0)
+        self.socket = bound = bind("127.0.0.1", 0, port_hint="")
         self.url, self.port = url_of(bound), bound.getsockname()[1]
-        self.server = HttpServer(self.state, bound)
+        self.server = open_server(self.state, bound)
         self.ending: Ending | None = None
         listening = threading.Event()
         self.thread = threading.Thread(target=self._run, args=(listening.set,), daemon=True)

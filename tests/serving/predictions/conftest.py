@@ -18,11 +18,12 @@ import pytest
 from made_once import made_once
 
 from aifx.core.project import Project
+from aifx.core.web.access_log import AccessLog
+from aifx.core.web.server import Ending
+from aifx.core.web.sockets import bind, url_of
 from aifx.loading.restore import RestoredRun, restore_run
-from aifx.serving.http.access_log import AccessLog
-from aifx.serving.http.server import Ending, HttpServer
+from aifx.serving.http.app import open_server
 from aifx.serving.http.services import open_service
-from aifx.serving.http.sockets import bind, url_of
 
 TABLE = """
 [task]
@@ -71,18 +72,16 @@ WAIT_S = 120.0
 class Served:
     """A run that is served in a thread."""
 
-    def __init__(self, project: Project, key: str | None = None, overrides: tuple[str, ...] = ()) -> None:
+    def __init__(self, project: Project, key: str = "", overrides: tuple[str, ...] = ()) -> None:
         self.trained: RestoredRun = restore_run(project.run("main"), project, overrides=overrides)
         self.log_file = project.root / "access.jsonl"
         settings = self.trained.config.serve
-        self.service = open_service(
-            self.trained, name="main", settings=settings, log=AccessLog(self.log_file), api_key=key
-        )
+        self.service = open_service(self.trained, name="main", settings=settings, log=AccessLog(self.log_file), key=key)
         self.state: Any = self.service.state
         self.predictor = self.state.engine
-        bound = bind("127.0.0.1", 0)
+        bound = bind("127.0.0.1", 0, port_hint="")
         self.url = url_of(bound)
-        self.server = HttpServer(self.state, bound)
+        self.server = open_server(self.state, bound)
         self.ending: Ending | None = None
         listening = threading.Event()
         self.thread = threading.Thread(target=self._run, args=(listening.set,), daemon=True)

@@ -1,4 +1,4 @@
-"""One line of JSON per request, without its prompt unless `serve.log_prompts`."""
+"""One line of JSON per request."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import queue
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from aifx.core.errors import UsageError
-from aifx.serving.requests import Usage
 
 MAX_WAITING = 10_000
 """Most lines that wait for a disk or a terminal; more are counted and left out."""
@@ -21,33 +20,15 @@ MAX_WAITING = 10_000
 
 @dataclass
 class AccessRecord:
-    """The line of a request in the access log."""
+    """The line of a request in the access log. A server that knows more of its requests has a subclass."""
 
     id: str
     client: str
     method: str
     path: str
     status: int = 0
-    model: str | None = None
-    stream: bool = False
-    rows: int | None = None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    cached_tokens: int | None = None
-    finish_reasons: list[str] = field(default_factory=list)
-    queue_s: float | None = None
-    first_token_s: float | None = None
     duration_s: float | None = None
     error: str | None = None
-    prompt: object = None
-
-    def add(self, usage: Usage) -> None:
-        """Count what one of the answers cost."""
-        self.prompt_tokens = (self.prompt_tokens or 0) + usage.prompt_tokens
-        self.completion_tokens = (self.completion_tokens or 0) + usage.completion_tokens
-        self.cached_tokens = (self.cached_tokens or 0) + usage.cached_tokens
-        if usage.queue_s is not None:
-            self.queue_s = max(self.queue_s or 0.0, usage.queue_s)
 
     def line(self) -> str:
         known = {key: value for key, value in vars(self).items() if value not in (None, [], False)}
@@ -59,13 +40,12 @@ class AccessRecord:
 class AccessLog:
     """Writes lines in a thread of its own, since a reader of stderr may stall."""
 
-    def __init__(self, path: Path | None) -> None:
-        """`path`: a file to append to; stderr if None. Raises UsageError."""
+    def __init__(self, path: Path | None, hint: str = "") -> None:
+        """`path`: a file to append to; stderr if None. `hint`: how to name another. Raises UsageError."""
         try:
             self._stream: TextIO = sys.stderr if path is None else path.open("a", encoding="utf-8", buffering=1)
         except OSError as error:
-            what = f"serve.access_log = {path} cannot be written"
-            raise UsageError(what, error.strerror or str(error), "aifx serve --set serve.access_log=FILE") from None
+            raise UsageError(f"{path} cannot be written", error.strerror or str(error), hint) from None
         self._lines: queue.Queue[str | None] = queue.Queue(MAX_WAITING)
         self._lost = 0
         self._thread = threading.Thread(target=self._write, name="access-log", daemon=True)

@@ -1,8 +1,9 @@
-"""Sockets, and uvicorn on them: what servers of models and of pages have in common."""
+"""Sockets, and uvicorn on them."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import socket
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from starlette.types import ASGIApp
 
 from aifx.core.errors import EnvironmentFault
 from aifx.core.logs import at_level
-from aifx.serving.http.connections import Connection
+from aifx.core.web.connections import Connection
 
 LAST_ANSWERS_S = 2.0
 """How long answers that were cut have to reach their clients."""
@@ -21,8 +22,15 @@ LAST_ANSWERS_S = 2.0
 BACKLOG = 2048
 
 
-def bind(host: str, port: int, hint: str = "aifx serve --port 0") -> socket.socket:
-    """A socket at an address, which does not listen yet. Raises EnvironmentFault."""
+def bind(host: str, port: int, *, port_hint: str, host_hint: str = "") -> socket.socket:
+    """A socket at an address, which does not listen yet.
+
+    Args:
+        port_hint: how to take another port.
+        host_hint: how to take another address, if the command has a choice.
+
+    Raises EnvironmentFault.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio sends small writes at once (TCP_NODELAY) only if the socket names its protocol; otherwise a token of a
     # reused connection waits 40 ms for the client's acknowledgement.
@@ -33,13 +41,16 @@ def bind(host: str, port: int, hint: str = "aifx serve --port 0") -> socket.sock
     except (OSError, UnicodeError) as error:  # UnicodeError: of a name that cannot be one
         bound.close()
         why = getattr(error, "strerror", None) or str(error)
+        is_port = getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES)
+        hint = port_hint if is_port or not host_hint else host_hint
         raise EnvironmentFault(f"cannot listen at {host}:{port}", why, hint) from None
     return bound
 
 
-def url_of(bound: socket.socket) -> str:
+def url_of(bound: socket.socket, scheme: str = "http") -> str:
+    """The address at which clients on this machine find a server."""
     host, port = bound.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class UvicornServer(uvicorn.Server):

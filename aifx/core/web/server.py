@@ -7,21 +7,20 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
-from aifx.core.addresses import is_loopback
-from aifx.core.errors import AifxError, ExitCode, UsageError
-from aifx.serving.http.app import make_app
-from aifx.serving.http.connections import connection_class
-from aifx.serving.http.sockets import quiet_uvicorn, uvicorn_server
-from aifx.serving.http.state import ServerState
+from starlette.applications import Starlette
+
+from aifx.core.errors import ExitCode
+from aifx.core.web.connections import Limits, connection_class
+from aifx.core.web.sockets import LAST_ANSWERS_S, quiet_uvicorn, uvicorn_server
+from aifx.core.web.traffic import Traffic
 
 logger = logging.getLogger(__name__)
-
-KEY_VARIABLE = "AIFX_SERVE__API_KEY"
 
 POLL_S = 0.02
 
@@ -33,40 +32,36 @@ class Ending:
     signum: int | None
     cut: int
 
-    def check(self, drain_s: float) -> None:
-        """Raise what the command ends with: nothing after SIGTERM if no request was cut."""
+    def check(self) -> None:
+        """Raise KeyboardInterrupt after Ctrl-C."""
         if self.signum == signal.SIGINT:
             raise KeyboardInterrupt
-        if self.cut:
-            plural = "request was" if self.cut == 1 else "requests were"
-            why = f"not finished within serve.drain_s = {drain_s:g} s after SIGTERM"
-            hint = "aifx serve --set serve.drain_s=SECONDS"
-            raise AifxError(f"{self.cut} {plural} cut", why, hint, exit_code=ExitCode.PREEMPTED)
-
-
-def read_key(host: str, environ: dict[str, str]) -> str | None:
-    """The key that clients must send, from the environment alone. Raises UsageError."""
-    key = environ.get(KEY_VARIABLE)
-    if key is None:
-        if is_loopback(host):
-            return None
-        why = "other machines can reach this address, and anyone there could ask"
-        hint = f"export {KEY_VARIABLE}=$(openssl rand -hex 32)"
-        raise UsageError(f"serve.host = {host} requires a key", why, hint)
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        why = "a key is one word of printable ASCII"
-        raise UsageError(f"{KEY_VARIABLE} holds no key", why, f"export {KEY_VARIABLE}=$(openssl rand -hex 32)")
-    return key
 
 
 class HttpServer:
     """Answers requests at a socket until a signal, or `stop`."""
 
-    def __init__(self, state: ServerState, bound: socket.socket) -> None:
-        self._state, self._socket = state, bound
-        self.settings = settings = state.settings
-        self.connection_class = connection_class(settings.idle_s)
-        self._uvicorn = uvicorn_server(make_app(state), self.connection_class)
+    def __init__(
+        self,
+        app: Starlette,
+        bound: socket.socket,
+        *,
+        limits: Limits = Limits(),  # noqa: B008  it is frozen
+        tls: ssl.SSLContext | None = None,
+        drain_s: float = LAST_ANSWERS_S,
+    ) -> None:
+        """
+        Args:
+            app: of `app.make_app`.
+            bound: a socket that does not listen yet.
+            tls: the certificate; None without TLS.
+            drain_s: how long requests that run have to end after a signal.
+        """
+        self._traffic: Traffic = app.state.traffic
+        self._socket = bound
+        self.drain_s = drain_s
+        self.connection_class = connection_class(limits, tls, app.state.policy.error)
+        self._uvicorn = uvicorn_server(app, self.connection_class)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._signum: int | None = None
         self._stopped = asyncio.Event()
@@ -82,7 +77,15 @@ class HttpServer:
             try:
                 return asyncio.run(self._serve(on_listening))
             finally:
-                self._state.close()
+                self._traffic.close()
+
+    def start(self) -> threading.Thread:
+        """Serve in a thread of its own until `stop`. Returns when it listens."""
+        listening = threading.Event()
+        thread = threading.Thread(target=self.run, args=(listening.set,), name="http", daemon=True)
+        thread.start()
+        listening.wait()
+        return thread
 
     def stop(self) -> None:
         """As SIGTERM does. From any thread."""
@@ -108,17 +111,15 @@ class HttpServer:
 
     async def _drain(self) -> int:
         """Take no more requests, and wait for those that run. Returns how many were cut."""
-        state = self._state
-        state.is_draining = True
-        state.engine.drain()
-        limit_s = state.settings.drain_s
-        if state.in_flight:
-            logger.info(f"finishing {state.in_flight} requests, for {limit_s:g} s at most")
+        traffic, limit_s = self._traffic, self.drain_s
+        traffic.drain()
+        if traffic.in_flight:
+            logger.info(f"finishing {traffic.in_flight} requests, for {limit_s:g} s at most")
         end = asyncio.get_running_loop().time() + limit_s
-        while state.in_flight and asyncio.get_running_loop().time() < end:
+        while traffic.in_flight and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(POLL_S)
-        cut = state.in_flight
-        await asyncio.to_thread(state.engine.stop)
+        cut = traffic.in_flight
+        await asyncio.to_thread(traffic.stop)
         return cut
 
     def _signal(self, number: int) -> None:
