@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aifx.checkpoint.listing import read_info
 from aifx.checkpoint.manifest import step_directories
 from aifx.config.sections import LogSection
-from aifx.core.errors import EnvironmentFault
+from aifx.core.addresses import is_loopback
 from aifx.core.project import RunDirectory
 from aifx.training.records import Observer, Record, RunInfo, TrainResult
 
@@ -52,7 +51,14 @@ class MetricsServer(Observer):
         Args:
             port: 0 takes a free one, which is logged.
         """
-        from prometheus_client import CollectorRegistry, start_http_server
+        from prometheus_client import CollectorRegistry
+        from starlette.routing import Route
+
+        from aifx.core.web.app import make_app, metrics_endpoint
+        from aifx.core.web.connections import AGENT_LIMITS
+        from aifx.core.web.policy import Policy
+        from aifx.core.web.server import HttpServer
+        from aifx.core.web.sockets import bind, url_of
 
         self._run = run.name
         self._num_steps: int | None = None
@@ -61,15 +67,18 @@ class MetricsServer(Observer):
         self._saved: tuple[int | None, float] | None = None  # step and moment of the newest checkpoint
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self)
-        try:
-            self._server, self._thread = start_http_server(port, host, registry)
-        except OSError as error:
-            what = f"log.metrics_port: cannot listen on {host}:{port}"
-            is_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
-            hint = "--metrics-port 0    (a free port)" if is_port else "--set log.metrics_host=127.0.0.1"
-            raise EnvironmentFault(what, error.strerror or str(error), f"aifx train {hint}") from None
-        self.port = self._server.server_address[1]
-        logger.info(f"metrics for Prometheus at http://{host}:{self.port}/metrics")
+        bound = bind(
+            host,
+            port,
+            port_hint="aifx train --metrics-port 0    (a free port)",
+            host_hint="aifx train --set log.metrics_host=127.0.0.1",
+        )
+        self.url = f"{url_of(bound)}/metrics"
+        policy = Policy(own_names_only=is_loopback(host), hints={404: "the metrics are at /metrics"})
+        app = make_app([Route("/metrics", metrics_endpoint(registry))], policy)
+        self._server = HttpServer(app, bound, limits=AGENT_LIMITS)
+        self._thread = self._server.start()
+        logger.info(f"metrics for Prometheus at {self.url}")
 
     def start(self, info: RunInfo) -> None:
         self._num_steps = info.num_steps
@@ -85,8 +94,7 @@ class MetricsServer(Observer):
             self._saved = fields["step"], time.time()
 
     def stop(self, result: TrainResult | None) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.stop()
         self._thread.join()
 
     def collect(self) -> Iterator[Metric]:

@@ -22,9 +22,9 @@ from aifx.training.records import Observer, Record
 EXAMPLES = Path(__file__).parents[2] / "examples/train"
 
 
-def scrape(port: int) -> dict[str, Any]:
+def scrape(url: str) -> dict[str, Any]:
     """Samples by name, all of which name the run."""
-    text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=120).raise_for_status().text
+    text = httpx.get(url, timeout=120).raise_for_status().text
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     assert all(sample.labels["run"] == "main" for sample in samples)
     return {sample.name: sample.value for sample in samples}
@@ -38,7 +38,7 @@ class Asks(Observer):
         self.told, self.records, self.began = list[dict[str, Any]](), list[Record](), time.time()
 
     def record(self, record: Record) -> None:
-        self.told.append(scrape(self.server.port))
+        self.told.append(scrape(self.server.url))
         self.records.append(record)
 
 
@@ -68,7 +68,8 @@ def test_a_scrape_has_the_last_step(told: Asks) -> None:
     assert saved[0] is None
     assert saved[-1] == 8
     assert 0 <= told.told[-1]["aifx_train_checkpoint_age_seconds"] <= time.time() - told.began
-    assert told.server._server.socket.fileno() == -1, "it ends with the run"
+    with pytest.raises(httpx.ConnectError):  # it ends with the run
+        scrape(told.server.url)
 
 
 def test_the_alerts_name_metrics_that_exist(told: Asks) -> None:
@@ -87,7 +88,7 @@ def test_the_age_of_the_checkpoint_is_known_from_the_start(tiny: Any, monkeypatc
 
     def start(self: MetricsServer, info: Any) -> None:
         begin(self, info)
-        scraped.append(scrape(self.port))
+        scraped.append(scrape(self.url))
 
     monkeypatch.setattr(MetricsServer, "start", start)
     tiny.train("log.metrics_port=0")
@@ -114,6 +115,20 @@ def test_a_port_in_use_is_refused(tiny: Any) -> None:
     (first,) = open_metrics_server(section, tiny.run())
     assert isinstance(first, MetricsServer)
     with pytest.raises(EnvironmentFault, match="cannot listen"):
-        MetricsServer("127.0.0.1", first.port, tiny.run())
+        MetricsServer("127.0.0.1", httpx.URL(first.url).port, tiny.run())
     first.stop(None)
     assert open_metrics_server(tiny.config().log, tiny.run()) == []
+
+
+def test_who_is_refused(tiny: Any) -> None:
+    """A page whose host name points at this machine reads nothing, and nothing but metrics is there."""
+    server = MetricsServer("127.0.0.1", 0, tiny.run())
+    try:
+        with httpx.Client(timeout=120, trust_env=False) as client:
+            assert client.get(server.url, headers={"Host": "evil.example"}).status_code == 421
+            assert client.get(server.url, headers={"Origin": "http://evil.example"}).status_code == 403
+            assert client.post(server.url).status_code == 405
+            assert client.get(server.url.removesuffix("metrics")).status_code == 404
+            assert client.get(server.url).headers["content-type"].startswith("text/plain; version=0.0.4")
+    finally:
+        server.stop(None)
