@@ -6,10 +6,8 @@ The check runs if a client asks and the last check is older than the interval. I
 
 from __future__ import annotations
 
+import asyncio
 import gzip
-import hmac
-import json
-import math
 import socket
 import ssl
 import threading
@@ -18,14 +16,23 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from io import BufferedReader
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aifx.core.addresses import is_loopback, is_own_name
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from aifx.core.addresses import is_loopback
 from aifx.core.json_values import encode_json
-from aifx.health import connections
+from aifx.core.web.app import make_app, metrics_response
+from aifx.core.web.connections import AGENT_LIMITS, Limits
+from aifx.core.web.errors import WebError
+from aifx.core.web.policy import Policy
+from aifx.core.web.server import HttpServer
 from aifx.health.report import SEVERITIES, STATUSES
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 Document = dict[str, Any]
 
@@ -49,34 +56,31 @@ class CheckResult:
 
 
 class Checks:
-    """The check, which runs at most once per interval and never twice at the same time."""
+    """The check, which runs at most once per interval and never twice at the same time.
+
+    Attributes:
+        newest: the last result; None before the first.
+        started: checks since the agent started.
+        failed: those of them that could not run.
+    """
 
     def __init__(self, check: Callable[[], Document], interval_s: float) -> None:
         self._check = check
         self._interval_s = interval_s
         self._lock = threading.Lock()
-        self._newest: Future[CheckResult] | None = None
-        self._last: CheckResult | None = None
+        self._future: Future[CheckResult] | None = None
+        self.newest: CheckResult | None = None
         self.started = self.failed = 0
 
-    def now(self) -> CheckResult:
-        """Return a result of this interval, and wait for it if there is none yet."""
-        return self._due().result()
-
-    def last(self) -> CheckResult:
-        """Return the last result at once, and start the next check if it is older than the interval."""
-        newest = self._due()
-        return self._last or newest.result()
-
-    def _due(self) -> Future[CheckResult]:
-        """Return the check of this interval, which may still run."""
+    def due(self) -> Future[CheckResult]:
+        """Return the check of this interval, which may still run; start it if the last one is older."""
         with self._lock:
-            newest = self._newest
-            if newest is None or (newest.done() and time.monotonic() >= newest.result().fresh_until):
+            future = self._future
+            if future is None or (future.done() and time.monotonic() >= future.result().fresh_until):
                 self.started += 1
-                self._newest = newest = Future()
-                threading.Thread(target=self._run, args=(newest,), daemon=True, name="check").start()
-            return newest
+                self._future = future = Future()
+                threading.Thread(target=self._run, args=(future,), daemon=True, name="check").start()
+            return future
 
     def _run(self, future: Future[CheckResult]) -> None:
         document, error, body = None, "", b""
@@ -86,142 +90,84 @@ class Checks:
         except Exception as failure:
             self.failed += 1
             error = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
-        self._last = CheckResult(document, error, body, time.time(), time.monotonic() + self._interval_s)
-        future.set_result(self._last)
+        self.newest = CheckResult(document, error, body, time.time(), time.monotonic() + self._interval_s)
+        future.set_result(self.newest)
 
 
-class Agent(ThreadingHTTPServer):
-    """The server.
+def open_agent(
+    checks: Checks,
+    bound: socket.socket,
+    token: str = "",
+    tls: ssl.SSLContext | None = None,
+    limits: Limits = AGENT_LIMITS,
+) -> HttpServer:
+    """The agent at a socket, which is not started.
 
     Args:
-        address: host and port; port 0 takes a free one.
         token: what a client must send; empty if the agent asks for none.
         tls: the certificate; None to serve without TLS.
     """
-
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, address: tuple[str, int], checks: Checks, token: str = "", tls: ssl.SSLContext | None = None):
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        super().__init__(address, _Handler)
-        self.checks, self.token = checks, token
-        self.connections = connections.Connections()
-        self.is_private = is_loopback(address[0])
-        if tls is not None:
-            # The connection's own thread does the handshake, so a client that stalls in it blocks no other.
-            self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
-        host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        self.url = f"{'https' if tls is not None else 'http'}://{host}:{self.server_address[1]}"
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if self.connections.admit(request, client_address[0]):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
-
-    def shutdown_request(self, request: Any) -> None:
-        self.connections.remove(request)
-        super().shutdown_request(request)
-
-    def service_actions(self) -> None:
-        self.connections.close_late()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore a client that disconnects."""
+    routes = [
+        Route("/healthz", _healthz),
+        Route("/v1/report", _report),
+        Route("/metrics", _metrics),
+    ]
+    policy = Policy(
+        key=token,
+        open_paths=("/healthz",),
+        own_names_only=is_loopback(bound.getsockname()[0]),
+        hints={404: "the paths are /healthz, /v1/report and /metrics"},
+    )
+    app = make_app(routes, policy)
+    app.state.checks = checks
+    return HttpServer(app, bound, limits=limits, tls=tls)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server_version = "aifx-doctor"
-    sys_version = ""
-    server: Agent
-    rfile: BufferedReader
-    is_first = True
-
-    def handle_one_request(self) -> None:
-        if not self.is_first:
-            self.server.connections.expect(self.request, connections.IDLE_LIMIT_S)
-            self.rfile.peek(1)
-            self.server.connections.expect(self.request, connections.REQUEST_LIMIT_S)
-        self.is_first = False
-        super().handle_one_request()
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        if self.server.is_private and not all(map(is_own_name, self.headers.get_all("Host", ()))):
-            # A web page whose host name was pointed at this machine (DNS rebinding).
-            self._error(421, "the Host header must be localhost")
-        elif path == "/healthz":
-            self._answer(200, b'{"status": "ok"}\n')
-        elif path not in ("/v1/report", "/metrics"):
-            self._error(404, "the paths are /healthz, /v1/report and /metrics")
-        elif not self._is_allowed():
-            self._error(401, "the header 'Authorization: Bearer TOKEN' is missing or wrong")
-        else:
-            self.server.connections.expect(self.request, math.inf)
-            if path == "/metrics":
-                self._answer(200, *metrics(self.server.checks, self.headers.get("Accept", "")))
-            else:
-                self._report()
-
-    def _report(self) -> None:
-        last = self.server.checks.now()
-        if last.document is None:
-            self._error(503, f"the check failed: {last.error}")
-        elif "gzip" in self.headers.get("Accept-Encoding", ""):
-            self._answer(200, last.body, encoding="gzip")
-        else:
-            self._answer(200, gzip.decompress(last.body))
-
-    def _is_allowed(self) -> bool:
-        shown = self.headers.get("Authorization", "")
-        return not self.server.token or hmac.compare_digest(shown.encode(), f"Bearer {self.server.token}".encode())
-
-    def _error(self, code: int, why: str) -> None:
-        self._answer(code, json.dumps({"error": why}).encode() + b"\n")
-
-    def _answer(self, code: int, body: bytes, kind: str = "application/json", encoding: str = "") -> None:
-        self.send_response(code)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
-        if encoding:
-            self.send_header("Content-Encoding", encoding)
-        if code == 401:
-            self.send_header("WWW-Authenticate", "Bearer")
-        self.server.connections.expect(self.request, connections.ANSWER_LIMIT_S)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Do not log requests."""
+async def _healthz(request: Request) -> Response:
+    return Response(b'{"status": "ok"}\n', media_type="application/json")
 
 
-def metrics(checks: Checks, accept: str = "") -> tuple[bytes, str]:
-    """Return the last check in the format of Prometheus or OpenMetrics that `accept` asks for, and its content type."""
+async def _report(request: Request) -> Response:
+    checks: Checks = request.app.state.checks
+    last = await _awaited(checks.due())
+    if last.document is None:
+        raise WebError(503, f"the check failed: {last.error}")
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        return Response(last.body, headers={"Content-Encoding": "gzip"}, media_type="application/json")
+    return Response(await asyncio.to_thread(gzip.decompress, last.body), media_type="application/json")
+
+
+async def _metrics(request: Request) -> Response:
+    checks: Checks = request.app.state.checks
+    due = checks.due()
+    last = checks.newest or await _awaited(due)
+    return metrics_response(registry_of(checks, last), request)
+
+
+async def _awaited(due: Future[CheckResult]) -> CheckResult:
+    """Wait for a check, which others wait for, too: whoever is cut does not cancel it."""
+    return await asyncio.shield(asyncio.wrap_future(due))
+
+
+def registry_of(checks: Checks, last: CheckResult) -> CollectorRegistry:
+    """The metrics of the last check."""
     from prometheus_client import CollectorRegistry
-    from prometheus_client.exposition import choose_encoder
 
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Metrics(checks))
-    try:
-        encode, content_type = choose_encoder(accept)
-    except (TypeError, ValueError):  # the client asks for a version that is not a number
-        encode, content_type = choose_encoder("")
-    return encode(registry), content_type
+    registry.register(_Metrics(checks, last))
+    return registry
 
 
 class _Metrics:
     """What `/metrics` shows of the checks, as prometheus_client collects it."""
 
-    def __init__(self, checks: Checks) -> None:
-        self._checks = checks
+    def __init__(self, checks: Checks, last: CheckResult) -> None:
+        self._checks, self._last = checks, last
 
     def collect(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        last = self._checks.last()
+        last = self._last
         document = last.document or {"status": "unknown", "findings": [], "skipped": [], "duration_s": 0.0}
         by_severity = Counter(one["severity"] for one in document["findings"])
         found = Counter((one["id"], one["severity"], one["device"]) for one in document["findings"])

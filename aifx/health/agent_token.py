@@ -8,6 +8,7 @@ from pathlib import Path
 
 from aifx.core.addresses import is_loopback
 from aifx.core.errors import UsageError
+from aifx.core.web.policy import check_key
 
 TOKEN_VARIABLE = "AIFX_DOCTOR_TOKEN"
 
@@ -21,9 +22,7 @@ def read_token(file: Path | None) -> str:
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"--token-file {file} cannot be read", why, f"ls -l {file}") from None
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        why = "a token is one word of printable ASCII"
-        raise UsageError(f"--token-file {file} does not hold a token", why, f"openssl rand -hex 32 > {file}")
+    check_key(token, f"--token-file {file}", f"openssl rand -hex 32 > {file}")
     return token
 
 

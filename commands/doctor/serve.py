@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +11,7 @@ import typer
 from aifx.commands.console.options import option_group
 from aifx.commands.console.terminal import terminal
 from aifx.commands.doctor.options import OnlyOption, SiteOption, SkipOption, TokenFileOption, value_option
-from aifx.core.errors import EnvironmentFault, UsageError
+from aifx.core.errors import UsageError
 
 PORT = 9470
 
@@ -53,7 +51,8 @@ def serve(*, options: ServeOptions) -> None:
     """
     with terminal() as out:
         from aifx.core.addresses import is_loopback
-        from aifx.health.agent import Agent, Checks
+        from aifx.core.web.sockets import bind, url_of
+        from aifx.health.agent import Checks, open_agent
         from aifx.health.agent_token import read_token, server_tls
         from aifx.health.check import repeatable_check
 
@@ -64,16 +63,12 @@ def serve(*, options: ServeOptions) -> None:
             raise UsageError(f"--bind {options.bind} requires a token", why, hint)
         checks = Checks(repeatable_check(options.only or (), options.skip or (), options.site), options.interval)
         tls = server_tls(options.tls_cert, options.tls_key)
-        try:
-            agent = Agent((options.bind, options.port), checks, token, tls)
-        except OSError as error:
-            what, why = f"cannot listen at {options.bind}:{options.port}", error.strerror or str(error)
-            raise EnvironmentFault(what, why, "aifx doctor serve --port 0") from None
-        stopped = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stopped.set())
-        threading.Thread(target=agent.serve_forever, daemon=True, name="agent").start()
-        out.log(f"listening at {agent.url}{'' if token else ', without a token'}; Ctrl-C ends it")
-        stopped.wait()
-        agent.shutdown()
-        agent.server_close()
+        bound = bind(
+            options.bind,
+            options.port,
+            port_hint="aifx doctor serve --port 0",
+            host_hint="aifx doctor serve --bind 127.0.0.1",
+        )
+        url = url_of(bound, "http" if tls is None else "https")
+        agent = open_agent(checks, bound, token, tls)
+        agent.run(lambda: out.log(f"listening at {url}{'' if token else ', without a token'}; Ctrl-C ends it"))

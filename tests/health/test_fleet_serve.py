@@ -13,12 +13,15 @@ from functools import partial
 
 import httpx
 import pytest
+from certificates import make_certificate
 from fleets import AIFX, environ, run
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from aifx.core.addresses import is_loopback
-from aifx.health.agent import Agent, Checks, metrics
+from aifx.core.web.app import exposition
+from aifx.core.web.sockets import bind, url_of
+from aifx.health.agent import Checks, open_agent, registry_of
 
 WAIT_S = 120.0
 """Only ends a hang."""
@@ -53,7 +56,7 @@ def test_it_answers_and_ends_in_order(tmp_path, number):
         assert isinstance(first["snapshot"]["facts"]["kernel"]["release"], str)
         assert second == first  # the interval has not passed
         assert get(f"{url}/nothing").status_code == 404
-        assert httpx.post(f"{url}/v1/report", timeout=WAIT_S).status_code == 501
+        assert httpx.post(f"{url}/v1/report", timeout=WAIT_S).status_code == 405
         process.send_signal(number)
         assert process.wait(WAIT_S) == 0
 
@@ -79,10 +82,7 @@ def test_others_are_let_in_only_with_a_token(tmp_path):
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl to make a certificate")
 def test_tls(tmp_path):
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-keyout", key, "-out", certificate, "-days", "2", "-subj", "/CN=node"]
-    subprocess.run([*command, "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    certificate, key = make_certificate(tmp_path)
     with served(tmp_path, "--tls-cert", str(certificate), "--tls-key", str(key)) as (_, url):
         assert url.startswith("https://")
         host, port = url.removeprefix("https://").split(":")
@@ -122,15 +122,21 @@ DOCUMENT = {
 }
 
 
+def checked():
+    """The metrics of a check."""
+    checks = Checks(lambda: DOCUMENT, 60)
+    return registry_of(checks, checks.due().result())
+
+
 @pytest.mark.parametrize("accept", ["", "text/plain;version=0.0.4", "text/plain;version=odd", "text/html"])
 def test_metrics_are_in_prometheus_format(accept):
-    body, content_type = metrics(Checks(lambda: DOCUMENT, 60), accept)
+    body, content_type = exposition(checked(), accept)
     assert content_type == "text/plain; version=0.0.4; charset=utf-8"
     check_samples(text_string_to_metric_families(body.decode()))
 
 
 def test_metrics_are_in_openmetrics_format_if_asked_for():
-    body, content_type = metrics(Checks(lambda: DOCUMENT, 60), "application/openmetrics-text; version=1.0.0")
+    body, content_type = exposition(checked(), "application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text; version=1.0.0; charset=utf-8")
     check_samples(openmetrics.text_string_to_metric_families(body.decode()))
 
@@ -150,13 +156,14 @@ def check_samples(families):
 
 @contextmanager
 def agent(check, interval_s=60.0, host="127.0.0.1"):
-    server = Agent((host, 0), Checks(check, interval_s))
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    bound = bind(host, 0, port_hint="")
+    url, server = url_of(bound), open_agent(Checks(check, interval_s), bound)
+    thread = server.start()
     try:
-        yield server.url
+        yield url
     finally:
-        server.shutdown()
-        server.server_close()
+        server.stop()
+        thread.join()
 
 
 def test_healthz_waits_for_no_check_and_one_check_serves_all():

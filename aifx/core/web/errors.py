@@ -30,7 +30,7 @@ class WebError(Exception):
 
     def body(self) -> bytes:
         """The answer's JSON."""
-        return json.dumps({"error": self.message}).encode()
+        return json.dumps({"error": self.message}).encode() + b"\n"
 
 
 class ClientGone(Exception):
