@@ -108,9 +108,8 @@ def serve(
     """
     with terminal(json, streams=True) as out:
         from aifx.core.web.sockets import bind, url_of
-        from aifx.curation.labels.app import Labelling
+        from aifx.curation.labels.app import Labelling, open_server, token_of
         from aifx.curation.labels.queue import LabelQueue, queued_rows, sample_rows
-        from aifx.curation.labels.server import LabelServer, token_of
         from aifx.curation.labels.store import open_log
 
         chosen = _choices(name, labels, pair)
@@ -129,7 +128,7 @@ def serve(
             labelling = Labelling(version, shown, column, chosen, queue, log, labeller)
             bound = bind("127.0.0.1", port, port_hint=f"aifx data label serve {name} --port 0")
             token = token_of(log.path)
-            server = LabelServer(labelling, bound, token)
+            server = open_server(labelling, bound, token)
             url = f"{url_of(bound)}/#token={token}"
             started = LabelServerStarted(
                 url, version.reference, column, shown.kind, len(rows), labelling.choices, str(log.path)
@@ -140,7 +139,7 @@ def serve(
                 if json:
                     out.write(encode_json({"schema_version": 1, **plain(started)}) + "\n")
 
-            server.run(report)
+            server.run(report).check()
 
 
 def _check_names(option: str, names: Iterable[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -11,10 +10,9 @@ from typing import Any
 import httpx
 
 from aifx.core.web.sockets import bind, url_of
-from aifx.curation.labels.app import Labelling
+from aifx.curation.labels.app import Labelling, open_server, token_of
 from aifx.curation.labels.contents import shown_of
 from aifx.curation.labels.queue import LabelQueue, queued_rows, sample_rows
-from aifx.curation.labels.server import LabelServer, token_of
 from aifx.curation.labels.store import open_log
 from aifx.data.versions import Catalog, Version
 
@@ -45,11 +43,8 @@ class ServedLabels:
         self.page = f"{self.url}/#token={self.token}"
         headers = {"Authorization": f"Bearer {self.token}"}
         self.http = httpx.Client(base_url=self.url, timeout=120, trust_env=False, headers=headers)
-        self._server = LabelServer(self.labelling, self.bound, self.token)
-        listening = threading.Event()
-        self._thread = threading.Thread(target=self._server.run, args=(listening.set,), daemon=True)
-        self._thread.start()
-        assert listening.wait(120)
+        self._server = open_server(self.labelling, self.bound, self.token)
+        self._thread = self._server.start()
 
     def label(self, row: int | str, label: str | None = "good", labeller: str = "ann", **more: Any) -> httpx.Response:
         row = f"f-{row}" if isinstance(row, int) else row

@@ -27,9 +27,9 @@ from PIL import Image
 
 from aifx.core.errors import UsageError
 from aifx.curation.labels import uncertain
+from aifx.curation.labels.app import token_of
 from aifx.curation.labels.contents import shown_of
 from aifx.curation.labels.queue import sample_rows
-from aifx.curation.labels.server import token_of
 from aifx.curation.labels.store import label_file
 from aifx.curation.labels.uncertain import certainty_of, least_certain
 from aifx.data.versions import Catalog, open_catalog

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -90,7 +91,8 @@ class HttpServer:
     def stop(self) -> None:
         """As SIGTERM does. From any thread."""
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._stopped.set)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
+            self._loop.call_soon_threadsafe(self._stopped.set)
 
     async def _serve(self, on_listening: Callable[[], None]) -> Ending:
         self._loop = asyncio.get_running_loop()

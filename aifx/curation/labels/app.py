@@ -1,4 +1,4 @@
-"""The page on which rows are labelled, and the requests that it makes, as an ASGI application.
+"""The page on which rows are labelled, the requests that it makes, and its server.
 
 Everything but the page itself needs the token of the server. The page has it in the fragment of its URL, which
 browsers send to nobody.
@@ -7,29 +7,33 @@ browsers send to nobody.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-import hmac
 import io
 import logging
+import os
 import re
+import secrets
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from pathlib import Path
 from typing import Any
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from aifx.core.addresses import is_own_name
 from aifx.core.errors import AifxError
+from aifx.core.files import read_file
 from aifx.core.json_values import plain
-from aifx.core.pages import PAGE_HEADERS, render_live
 from aifx.core.parsing import parse_json
+from aifx.core.private_folders import make_private
+from aifx.core.project import cache_path
+from aifx.core.web.app import make_app, page_response, read_body
+from aifx.core.web.errors import WebError
+from aifx.core.web.policy import Policy
+from aifx.core.web.server import HttpServer
 from aifx.curation.labels.contents import Shown, has_row, image_type
 from aifx.curation.labels.label_studio import TIE
 from aifx.curation.labels.queue import LabelQueue, QueuedRow
@@ -39,7 +43,9 @@ from aifx.data.versions import Version
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 64 << 10
+BODY_S = 30.0
 MOST_ROWS = 50
+TOKEN_FILES = "label-tokens"
 HISTORY = 200
 """Rows that a labeller can go back by."""
 
@@ -69,8 +75,24 @@ class Labelling:
         return (*self.shown.columns, TIE) if self.shown.kind == "pairs" else self.labels
 
 
-def make_app(labelling: Labelling, token: str) -> Starlette:
-    """The application.
+def token_of(label_file: Path) -> str:
+    """The token of a label file's server: the same each time, so that an open page goes on after a restart."""
+    folder = cache_path(TOKEN_FILES)
+    make_private(folder)
+    path = folder / hashlib.sha256(str(label_file.resolve()).encode()).hexdigest()[:32]
+    with contextlib.suppress(FileExistsError):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(secrets.token_urlsafe(24))
+    token = read_file(path).decode().strip()
+    if not token:  # a process was killed as it wrote
+        path.unlink()
+        return token_of(label_file)
+    return token
+
+
+def open_server(labelling: Labelling, bound: socket.socket, token: str) -> HttpServer:
+    """The server of the page at a socket, which is not started.
 
     Args:
         token: what all requests but that for the page must have.
@@ -83,76 +105,16 @@ def make_app(labelling: Labelling, token: str) -> Starlette:
         Route("/image/{row:path}", _image),
         Route("/labels", _label, methods=["POST"]),
     ]
-    app = Starlette(
-        routes=routes,
-        middleware=[Middleware(_Guard, token=token)],
-        exception_handlers={HTTPException: _http_error, AifxError: _aifx_error},
-    )
-    app.router.redirect_slashes = False
+    hints = {401: "open the URL that aifx data label serve printed"}
+    app = make_app(routes, Policy(key=token, open_paths=("/",), hints=hints))
     app.state.labelling = labelling
     app.state.lock = asyncio.Lock()  # of the queue and the log: another thread appends
-    return app
-
-
-class _Guard:
-    """Refuses requests without the token, and those of pages of other sites, even if their name means this machine."""
-
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app, self._token = app, hashlib.sha256(token.encode()).digest()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_safely(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                names = {name for name, _ in message["headers"]}
-                headers = ((name.lower().encode(), value.encode()) for name, value in PAGE_HEADERS.items())
-                message["headers"] = [*message["headers"], *((name, one) for name, one in headers if name not in names)]
-            await send(message)
-
-        refusal = self._refusal(scope)
-        await (self._app if refusal is None else refusal)(scope, receive, send_safely)
-
-    def _refusal(self, scope: Scope) -> Response | None:
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        host = headers.get(b"host", "")
-        if not is_own_name(host):
-            return _failure(421, "the Host header must be localhost")
-        if headers.get(b"origin", f"http://{host}") != f"http://{host}":
-            return _failure(403, "the request comes from a page of another site")
-        if scope["path"] == "/":
-            return None
-        scheme, _, token = headers.get(b"authorization", "").partition(" ")
-        given = hashlib.sha256(token.strip().encode("latin-1", "replace")).digest()
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._token):
-            return _failure(401, "the token is missing or wrong: open the URL that aifx data label serve printed")
-        return None
-
-
-def _failure(status: int, why: str) -> Response:
-    return JSONResponse({"error": why}, status)
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return _failure(error.status_code, error.detail)
-
-
-async def _aifx_error(request: Request, error: Exception) -> Response:
-    """A disk that is full or fails: the page keeps its labels and tries again."""
-    assert isinstance(error, AifxError)
-    logger.error(str(error))
-    return _failure(503, f"{error.what}: {error.why}")
+    return HttpServer(app, bound)
 
 
 async def _page(request: Request) -> Response:
-    text, policy = _rendered()
-    return Response(text, headers={"Content-Security-Policy": policy}, media_type="text/html")
-
-
-@cache
-def _rendered() -> tuple[str, str]:
-    command = "aifx data label serve"
-    images = "img-src blob:; "
-    return render_live("aifx.curation.labels", "page.html", "page.js", title=command, command=command, allowed=images)
+    command, images = "aifx data label serve", "img-src blob:; "
+    return page_response("aifx.curation.labels", "page.html", "page.js", command=command, allowed=images)
 
 
 async def _session(request: Request) -> Response:
@@ -178,7 +140,7 @@ async def _rows(request: Request) -> Response:
     labeller = _labeller(request.query_params.get("labeller"))
     count = request.query_params.get("count", "10")
     if not re.fullmatch("[0-9]{1,9}", count) or not 0 < int(count) <= MOST_ROWS:
-        raise HTTPException(400, f"count is a number from 1 to {MOST_ROWS}")
+        raise WebError(400, f"count is a number from 1 to {MOST_ROWS}")
     async with request.app.state.lock:
         rows = [_shown_row(labelling, row) for row in labelling.queue.take(labeller, int(count))]
         return JSONResponse({"rows": rows, **_progress(labelling, labeller)})
@@ -193,7 +155,7 @@ def _queued(request: Request) -> QueuedRow:
     labelling: Labelling = request.app.state.labelling
     found = labelling.queue.rows.get(request.path_params["row"])
     if found is None:
-        raise HTTPException(404, "the queue has no such row")
+        raise WebError(404, "the queue has no such row")
     return found
 
 
@@ -222,7 +184,7 @@ async def _image(request: Request) -> Response:
     labelling: Labelling = request.app.state.labelling
     data = _queued(request).content.get(labelling.shown.columns[0])
     if not isinstance(data, bytes):
-        raise HTTPException(404, "the row has no image")
+        raise WebError(404, "the row has no image")
     kind = image_type(data)
     if kind not in SHOWN_IMAGES:
         kind, data = "image/png", await asyncio.to_thread(_as_png, data)
@@ -237,7 +199,7 @@ def _as_png(data: bytes) -> bytes:
         with open_picture(io.BytesIO(data)) as picture:
             picture.convert("RGB").save(file, "PNG")
     except BadPicture as e:
-        raise HTTPException(415, f"the image cannot be shown: {e}") from None
+        raise WebError(415, f"the image cannot be shown: {e}") from None
     return file.getvalue()
 
 
@@ -249,33 +211,35 @@ async def _label(request: Request) -> Response:
     # A page that was open keeps labels of rows that the server showed before it was started with others.
     is_other = isinstance(row, str) and row not in labelling.queue.rows
     if is_other and not await asyncio.to_thread(has_row, labelling.version, row):
-        raise HTTPException(400, f"{labelling.version.reference} has no such row")
+        raise WebError(400, f"{labelling.version.reference} has no such row")
     entry = _entry(labelling, body)
     async with request.app.state.lock:
-        await asyncio.shield(asyncio.to_thread(labelling.log.append, [entry]))
+        try:
+            await asyncio.shield(asyncio.to_thread(labelling.log.append, [entry]))
+        except AifxError as error:  # a disk that is full or fails: the page keeps its labels and tries again
+            logger.error(str(error))
+            raise WebError(503, f"{error.what}: {error.why}") from None
         return JSONResponse({"saved": entry.id, **_progress(labelling, entry.labeller)})
 
 
 async def _body(request: Request) -> Any:
-    data = b""
-    async for part in request.stream():
-        data += part
-        if len(data) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"a label has at most {MAX_BODY_BYTES >> 10} KiB")
+    too_large = WebError(413, f"a label has at most {MAX_BODY_BYTES >> 10} KiB")
     try:
-        return parse_json(data)
+        return parse_json(await read_body(request, MAX_BODY_BYTES, too_large, BODY_S))
+    except TimeoutError:
+        raise WebError(408, f"the label took longer than {BODY_S:g} s", headers={"Connection": "close"}) from None
     except ValueError as e:
-        raise HTTPException(400, f"the body is not JSON: {e}") from None
+        raise WebError(400, f"the body is not JSON: {e}") from None
 
 
 def _entry(labelling: Labelling, body: Any) -> Entry:
     fields = ("id", "row", "action", "label", "labeller", "note")
     if not isinstance(body, dict) or not set(body) <= set(fields):
-        raise HTTPException(400, f"a label is an object with {', '.join(fields)}")
+        raise WebError(400, f"a label is an object with {', '.join(fields)}")
     if not isinstance(body.get("row"), str):
-        raise HTTPException(400, "there is no such row")
+        raise WebError(400, "there is no such row")
     if body.get("label") is not None and body["label"] not in labelling.choices:
-        raise HTTPException(400, f"label is one of {', '.join(labelling.choices)}")
+        raise WebError(400, f"label is one of {', '.join(labelling.choices)}")
     entry = Entry(
         id=body.get("id", ""),
         row=body["row"],
@@ -290,13 +254,13 @@ def _entry(labelling: Labelling, body: Any) -> Entry:
     try:
         entry.check()
     except ValueError as e:
-        raise HTTPException(400, str(e)) from None
+        raise WebError(400, str(e)) from None
     return entry
 
 
 def _labeller(name: Any) -> str:
     if not isinstance(name, str) or not name.strip():
-        raise HTTPException(400, "labeller is missing")
+        raise WebError(400, "labeller is missing")
     if not is_name(name.strip()):
-        raise HTTPException(400, f"labeller has at most {MOST_CHARACTERS} characters, and no control characters")
+        raise WebError(400, f"labeller has at most {MOST_CHARACTERS} characters, and no control characters")
     return name.strip()
