@@ -202,7 +202,7 @@ class Connection(H11Protocol):
         if self.transport.can_write_eof():  # TLS cannot
             self.transport.write_eof()
         self.flow.resume_reading()
-        self._expect(self.idle_s)
+        self._expect(self._send_s)
 
     @property
     def _is_between_requests(self) -> bool:

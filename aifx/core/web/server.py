@@ -107,7 +107,7 @@ class HttpServer:
         await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         cut = await self._drain()
-        self._uvicorn.should_exit = True
+        self._uvicorn.end()
         await serving
         return Ending(self._signum, cut)
 
