@@ -25,7 +25,7 @@ from starlette.routing import Route
 from aifx.core.addresses import is_loopback
 from aifx.core.json_values import encode_json
 from aifx.core.web.app import make_app, metrics_response
-from aifx.core.web.connections import AGENT_LIMITS, Limits
+from aifx.core.web.connections import SCRAPE_LIMITS, Limits
 from aifx.core.web.errors import WebError
 from aifx.core.web.policy import Policy
 from aifx.core.web.server import HttpServer
@@ -99,7 +99,7 @@ def open_agent(
     bound: socket.socket,
     token: str = "",
     tls: ssl.SSLContext | None = None,
-    limits: Limits = AGENT_LIMITS,
+    limits: Limits = SCRAPE_LIMITS,
 ) -> HttpServer:
     """The agent at a socket, which is not started.
 

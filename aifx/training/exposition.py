@@ -55,7 +55,7 @@ class MetricsServer(Observer):
         from starlette.routing import Route
 
         from aifx.core.web.app import make_app, metrics_endpoint
-        from aifx.core.web.connections import AGENT_LIMITS
+        from aifx.core.web.connections import SCRAPE_LIMITS
         from aifx.core.web.policy import Policy
         from aifx.core.web.server import HttpServer
         from aifx.core.web.sockets import bind, url_of
@@ -72,11 +72,12 @@ class MetricsServer(Observer):
             port,
             port_hint="aifx train --metrics-port 0    (a free port)",
             host_hint="aifx train --set log.metrics_host=127.0.0.1",
+            listen=True,
         )
         self.url = f"{url_of(bound)}/metrics"
         policy = Policy(own_names_only=is_loopback(host), hints={404: "the metrics are at /metrics"})
         app = make_app([Route("/metrics", metrics_endpoint(registry))], policy)
-        self._server = HttpServer(app, bound, limits=AGENT_LIMITS)
+        self._server = HttpServer(app, bound, limits=SCRAPE_LIMITS)
         self._thread = self._server.start()
         logger.info(f"metrics for Prometheus at {self.url}")
 

@@ -68,6 +68,7 @@ def serve(*, options: ServeOptions) -> None:
             options.port,
             port_hint="aifx doctor serve --port 0",
             host_hint="aifx doctor serve --bind 127.0.0.1",
+            listen=True,
         )
         url = url_of(bound, "http" if tls is None else "https")
         agent = open_agent(checks, bound, token, tls)

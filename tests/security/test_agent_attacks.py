@@ -18,18 +18,18 @@ import pytest
 from certificates import make_certificate
 
 from aifx.core.addresses import is_own_name
-from aifx.core.web.connections import AGENT_LIMITS, Limits
+from aifx.core.web.connections import SCRAPE_LIMITS, Limits
 from aifx.core.web.sockets import bind, url_of
 from aifx.health.agent import Checks, open_agent
 from aifx.health.agent_token import server_tls
 
 REPORT = {"status": "healthy", "findings": [], "skipped": [], "duration_s": 0.1, "padding": "x" * 30_000_000}
 
-MOST = int(AGENT_LIMITS.max_per_client)
+MOST = int(SCRAPE_LIMITS.max_per_client)
 
 END_S = 120.0
 
-PATIENT = replace(AGENT_LIMITS, idle_s=1e6, receive_s=1e6, send_s=1e6)
+PATIENT = replace(SCRAPE_LIMITS, idle_s=1e6, receive_s=1e6, send_s=1e6)
 """For as long as a test takes. Tests shorten the limits that they are about."""
 
 
@@ -96,14 +96,14 @@ def connected(agent: Agent, count: int) -> bool:
 
 def test_slow_clients_keep_nobody_from_an_answer(agent: Agent) -> None:
     with ExitStack() as stack:
-        for number in range(2 * AGENT_LIMITS.max_connections):
+        for number in range(2 * SCRAPE_LIMITS.max_connections):
             client = stack.enter_context(closing(connect(agent, f"127.0.0.{1 + number % 8}")))
             client.sendall(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
         for source in ("127.0.0.1", "127.0.0.99"):
             transport = httpx.HTTPTransport(local_address=source)
             with httpx.Client(transport=transport, timeout=END_S) as client:
                 assert client.get(f"{agent.url}/healthz").status_code == 200
-        assert len(agent.server.connections) <= AGENT_LIMITS.max_connections
+        assert len(agent.server.connections) <= SCRAPE_LIMITS.max_connections
 
 
 def test_one_address_has_a_part_of_the_connections(agent: Agent) -> None:

@@ -51,8 +51,8 @@ class Limits:
     max_per_client: float = math.inf
 
 
-AGENT_LIMITS = Limits(receive_s=5.0, send_s=10.0, progress_bytes=math.inf, max_connections=64, max_per_client=16)
-"""For a few clients that ask for a document now and then: slow ones, or many, keep nobody from an answer."""
+SCRAPE_LIMITS = Limits(receive_s=5.0, send_s=10.0, progress_bytes=math.inf, max_connections=64, max_per_client=16)
+"""Of servers whose clients ask for a document now and then: slow ones, or many, keep nobody from an answer."""
 
 
 class _Parser(h11.Connection):

@@ -54,7 +54,7 @@ class HttpServer:
         """
         Args:
             app: of `app.make_app`.
-            bound: a socket that does not listen yet.
+            bound: of `sockets.bind`.
             tls: the certificate; None without TLS.
             drain_s: how long requests that run have to end after a signal.
         """

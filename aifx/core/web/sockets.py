@@ -23,12 +23,14 @@ LAST_ANSWERS_S = 2.0
 BACKLOG = 2048
 
 
-def bind(host: str, port: int, *, port_hint: str, host_hint: str = "") -> socket.socket:
-    """A socket at an address, which does not listen yet.
+def bind(host: str, port: int, *, port_hint: str, host_hint: str = "", listen: bool = False) -> socket.socket:
+    """A socket at an address.
 
     Args:
         port_hint: how to take another port.
         host_hint: how to take another address, if the command has a choice.
+        listen: whether clients may connect already, so that another process that wants the port is refused. Otherwise
+            they are refused until the server runs.
 
     Raises EnvironmentFault.
     """
@@ -39,6 +41,8 @@ def bind(host: str, port: int, *, port_hint: str, host_hint: str = "") -> socket
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
+        if listen:
+            bound.listen(BACKLOG)
     except (OSError, UnicodeError) as error:  # UnicodeError: of a name that cannot be one
         bound.close()
         why = getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,27 @@
+"""Sockets of servers: who else may take a port, and the way out of a refusal."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from aifx.core.errors import EnvironmentFault
+from aifx.core.web.sockets import bind, url_of
+
+
+def test_a_port_at_which_a_server_listens_is_taken() -> None:
+    with bind("127.0.0.1", 0, port_hint="", listen=True) as bound:
+        port = bound.getsockname()[1]
+        assert url_of(bound, "https") == f"https://127.0.0.1:{port}"
+        socket.create_connection(("127.0.0.1", port), timeout=60).close()
+        with pytest.raises(EnvironmentFault, match=f"cannot listen at 127.0.0.1:{port}") as refused:
+            bind("127.0.0.1", port, port_hint="another port", host_hint="another host")
+    assert refused.value.hint == "another port"
+
+
+@pytest.mark.parametrize("host", ["nosuch.invalid", "a" * 64])
+def test_the_way_out_of_a_host_that_is_not_there(host: str) -> None:
+    with pytest.raises(EnvironmentFault) as refused:
+        bind(host, 0, port_hint="another port", host_hint="another host")
+    assert refused.value.hint == "another host"
