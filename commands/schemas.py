@@ -38,6 +38,7 @@ def command_types() -> dict[str, Any]:
     from aifx.checkpoint import inspection
     from aifx.checkpoint.comparison import CheckpointDifference
     from aifx.checkpoint.copying import CopiedCheckpoint
+    from aifx.checkpoint.orbax import OrbaxCheckpoint
     from aifx.cluster.launched import LaunchList
     from aifx.commands.config import group as config
     from aifx.commands.data.label import LabelServerStarted
@@ -106,7 +107,7 @@ def command_types() -> dict[str, Any]:
         "runs-rename": manage.RenamedRun,
         "runs-tag": manage.TaggedRun,
         "ckpt-ls": inspection.CheckpointList,
-        "ckpt-show": inspection.ShownCheckpoint,
+        "ckpt-show": inspection.ShownCheckpoint | OrbaxCheckpoint,
         "ckpt-verify": inspection.VerifiedCheckpoint | inspection.VerifiedCheckpoints,
         "ckpt-diff": CheckpointDifference,
         "ckpt-prune": PrunedCheckpoints,

@@ -14,7 +14,7 @@ from aifx.config.sections import ModelSection
 from aifx.core.errors import ConfigError, DataError
 from aifx.core.json_values import plain
 from aifx.hub.folder import CONFIG, ModelFolder
-from aifx.hub.weights import StoredWeights
+from aifx.hub.weights import Weights
 from aifx.kinds import families
 from aifx.models import Family
 from aifx.models.hub import Architecture, HubConfig, Tensor
@@ -33,7 +33,7 @@ def architectures() -> dict[str, tuple[Family, Architecture]]:
 
 def architecture_of(folder: ModelFolder, config: Mapping[str, Any]) -> tuple[Family, Architecture]:
     """The architecture that a `config.json` names. Raises DataError for one that aifx does not know."""
-    known, path = architectures(), folder.path / CONFIG
+    known, path = architectures(), folder.place(CONFIG)
     if isinstance(quantized := config.get("quantization_config"), Mapping):
         raise _quantized(f"{path}: quantization_config, quant_method = {quantized.get('quant_method')!r}")
     named, model_type = config.get("architectures"), config.get("model_type")
@@ -51,13 +51,20 @@ def architecture_of(folder: ModelFolder, config: Mapping[str, Any]) -> tuple[Fam
     return family, architecture
 
 
-def expressed_by(family: Family, section: ModelSection, preferred: str | None) -> Architecture:
+def expressed_by(
+    family: Family, section: ModelSection, preferred: str | None, *, in_maxtext: bool = False
+) -> Architecture:
     """An architecture that computes what a `[model]` does: `preferred` if that does, otherwise the first.
 
     What one can express is found by writing its `config.json` and reading that back. Raises ConfigError.
+
+    Args:
+        in_maxtext: among those whose layout in MaxText is known.
     """
     assert family.hub is not None
-    known: tuple[Architecture, ...] = importlib.import_module(family.hub).ARCHITECTURES
+    known: list[Architecture] = list(importlib.import_module(family.hub).ARCHITECTURES)
+    if in_maxtext:
+        known = [architecture for architecture in known if architecture.maxtext is not None]
     found: dict[str, list[str]] = {}
     for architecture in sorted(known, key=lambda one: one.name != preferred):
         assert architecture.write is not None
@@ -72,7 +79,8 @@ def expressed_by(family: Family, section: ModelSection, preferred: str | None) -
         found[architecture.name] = lost
     name, lost = min(found.items(), key=lambda item: len(item[1]), default=("", []))
     why = f"{name} comes nearest, and has no {', '.join(f'model.{key}' for key in lost)} like this" if name else ""
-    raise ConfigError("no architecture that aifx knows computes this model", why, "docs/export.md")
+    layout = " in MaxText's layout" if in_maxtext else ""
+    raise ConfigError(f"no architecture that aifx knows{layout} computes this model", why, "docs/export.md")
 
 
 _LIST = "docs/import.md lists what aifx imports"
@@ -113,7 +121,7 @@ class TensorMap:
         return [*self.tensors, *([self.tied] if self.tied is not None else [])]
 
 
-def check_keys(weights: StoredWeights, architecture: Architecture, section: ModelSection) -> None:
+def check_keys(weights: Weights, architecture: Architecture, section: ModelSection) -> None:
     """Raise DataError for the first tensor that is missing, before anything is made for each layer."""
     in_file = _names_in_file(weights, architecture)
     for tensor in architecture.tensors(section):
@@ -122,16 +130,16 @@ def check_keys(weights: StoredWeights, architecture: Architecture, section: Mode
             if packed in weights.tensors:  # AWQ and GPTQ; their first programs wrote no quantization_config
                 raise _quantized(f"{weights.folder.path}: tensor {packed}")
             what = f"{weights.folder.path}: no tensor {key}"
-            raise DataError(what, f"{architecture.name} with this {CONFIG} has it", "download the model again")
+            raise DataError(what, f"{architecture.name} with this {CONFIG} has it", weights.hint)
 
 
-def _names_in_file(weights: StoredWeights, architecture: Architecture) -> Callable[[str], str]:
+def _names_in_file(weights: Weights, architecture: Architecture) -> Callable[[str], str]:
     """From the key of a tensor to that in the file: a model that was saved without its head lacks the prefix."""
     has_prefix = any(key.startswith(architecture.prefix) for key in weights.tensors)
     return lambda key: key if has_prefix else key.removeprefix(architecture.prefix)
 
 
-def map_tensors(weights: StoredWeights, architecture: Architecture, section: ModelSection, specs: Specs) -> TensorMap:
+def map_tensors(weights: Weights, architecture: Architecture, section: ModelSection, specs: Specs) -> TensorMap:
     """Raises DataError for a key that is not used, or of another shape than the model's. All of them are there."""
     arrays, stored = named_specs(specs), weights.tensors
     in_file = _names_in_file(weights, architecture)
@@ -154,7 +162,7 @@ def map_tensors(weights: StoredWeights, architecture: Architecture, section: Mod
     return TensorMap(tensors, arrays, tied, embedding, tuple(ignored))
 
 
-def read_arrays(weights: StoredWeights, tensors: TensorMap) -> Iterator[tuple[str, Any, int]]:
+def read_arrays(weights: Weights, tensors: TensorMap) -> Iterator[tuple[str, Any, int]]:
     """Each array of the model by name, and the bytes of the tensors read so far. One tensor is in memory at a time."""
     from aifx.hub.weights import tensor_digest
 

@@ -51,7 +51,7 @@ class HubAssets:
 def read_text_assets(folder: ModelFolder, config: HubConfig, model: Mapping[str, Any]) -> HubAssets:
     """`model`: the values of `[model]`. Raises DataError for a tokenizer that cannot be used."""
     if not folder.has(TOKENIZER):
-        what = f"{folder.path} has no {TOKENIZER}"
+        what = f"{folder.place(TOKENIZER).parent} has no {TOKENIZER}"
         why = "aifx reads tokenizers in the format of Hugging Face's tokenizers"
         script = f"from transformers import AutoTokenizer as T; T.from_pretrained('{folder.source}').save_pretrained"
         raise DataError(what, why, f"python -c \"{script}('{folder.source}')\"")
@@ -59,7 +59,7 @@ def read_text_assets(folder: ModelFolder, config: HubConfig, model: Mapping[str,
     settings, generation = folder.optional(TOKENIZER_CONFIG), folder.optional(GENERATION_CONFIG)
     ends = _end_tokens(content, folder, {GENERATION_CONFIG: generation, CONFIG: config.values}, settings)
     begin = begin_token(content)
-    tokenizer = Tokenizer(content, str(folder.path / TOKENIZER), ends=ends, begin=begin)
+    tokenizer = Tokenizer(content, str(folder.place(TOKENIZER)), ends=ends, begin=begin)
     files = {name: folder.read(name) for name in (TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG) if folder.has(name)}
     if (template := _chat_template(folder, settings)) is not None:
         files[CHAT_TEMPLATE] = template
@@ -88,7 +88,7 @@ def _end_tokens(
         ids = document.get("eos_token_id")
         found = [i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)]
         if lacking := [i for i in found if i not in names]:
-            logger.warning(f"{folder.path / place}: eos_token_id {lacking} are not in {TOKENIZER}")
+            logger.warning(f"{folder.place(place)}: eos_token_id {lacking} are not in {TOKENIZER}")
         if ends := tuple(names[i] for i in found if i in names):
             return ends
     token = settings.get("eos_token")
@@ -101,7 +101,7 @@ def _names(data: bytes, folder: ModelFolder) -> dict[int, str]:
         vocabulary = tokenizers.Tokenizer.from_buffer(data).get_vocab(with_added_tokens=True)
     except Exception as error:  # the library raises bare Exception
         why = str(error).splitlines()[0]
-        raise DataError(f"{folder.path / TOKENIZER}: not a tokenizer", why, "download the model again") from None
+        raise DataError(f"{folder.place(TOKENIZER)}: not a tokenizer", why, "download the model again") from None
     return {index: token for token, index in vocabulary.items()}
 
 
@@ -115,9 +115,9 @@ def begin_token(data: bytes) -> str | None:
 def _chat_template(folder: ModelFolder, settings: Mapping[str, Any]) -> bytes | None:
     """The folder's template. Raises DataError for one that aifx would not run."""
     if folder.has(CHAT_TEMPLATE):
-        return load_template(folder.read(CHAT_TEMPLATE), str(folder.path / CHAT_TEMPLATE)).source.encode()
+        return load_template(folder.read(CHAT_TEMPLATE), str(folder.place(CHAT_TEMPLATE))).source.encode()
     template = template_of_settings(settings)
-    return None if template is None else ChatTemplate(template, str(folder.path / TOKENIZER_CONFIG)).source.encode()
+    return None if template is None else ChatTemplate(template, str(folder.place(TOKENIZER_CONFIG))).source.encode()
 
 
 def _sampling(generation: Mapping[str, Any]) -> dict[str, float | int]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from aifx.checkpoint.inventory import seal_files, sync_folders
+from aifx.checkpoint.inventory import files_below, seal_files, sync_folders
 from aifx.core.errors import UsageError
 from aifx.core.files import UnsafeFile, open_file, read_file
 from aifx.core.json_files import sync_directory, write_json
@@ -60,19 +60,21 @@ class ExportFile:
         state_digest: of the checkpoint, as `aifx ckpt show` prints it.
         binding_digest: SHA-256 of what the checkpoint names of its run: its id, settings, assets and base.
         shard_bytes: with the format hf.
+        scan_layers: with the format orbax.
         merged: how far merging moved the logits.
         files: all others of the folder.
     """
 
     schema_version: Literal[1]
     aifx: str
-    format: Literal["hf", "peft"]
+    format: Literal["hf", "peft", "orbax"]
     run: str
     step: int
     state_digest: str
     binding_digest: str
     dtype: str
     shard_bytes: int | None
+    scan_layers: bool | None
     merge: bool
     merged: LogitComparison | None = None
     files: tuple[ExportedFile, ...] = ()
@@ -117,7 +119,7 @@ def _make(dest: Path, record: ExportFile, write: Callable[[Path], LogitCompariso
     staged.mkdir()
     try:
         merged = write(staged)
-        sealed = seal_files(staged, sorted(staged.iterdir()))
+        sealed = seal_files(staged, sorted(files_below(staged)))
         files = tuple(ExportedFile(name, size, sha) for name, (size, sha) in sealed.items())
         record = replace(record, merged=merged, files=files)
         write_json(staged / RECORD, asdict(record))

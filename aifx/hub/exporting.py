@@ -38,8 +38,9 @@ from aifx.hub.folder import (
     WEIGHTS,
     ModelFolder,
 )
+from aifx.hub.orbax import OrbaxWeights, in_maxtext, write_weights
 from aifx.hub.origin import read_origin
-from aifx.hub.weights import DIGESTS, StoredWeights, tensor_digest
+from aifx.hub.weights import DIGESTS, StoredWeights, Weights, tensor_digest
 from aifx.kinds import read_config
 from aifx.loading.base_weights import BaseWeights
 from aifx.loading.restore import choose_step, restore_run
@@ -75,6 +76,7 @@ class Export:
     form: TokenFormat
     dtype: np.dtype[Any]
     origin: dict[str, Any]  # import.json of the run that its weights go back to
+    scan_layers: bool | None  # in MaxText's layout; None in that of Hugging Face
 
     def exported(self, dest: Path, parameters: int, *, is_rounded: bool) -> ExportedModel:
         """What the command prints, without the folder's files."""
@@ -91,7 +93,9 @@ class Export:
             is_new=True,
         )
 
-    def record(self, form: Literal["hf", "peft"], shard_bytes: int | None = None, *, merge: bool = False) -> ExportFile:
+    def record(
+        self, form: Literal["hf", "peft", "orbax"], shard_bytes: int | None = None, *, merge: bool = False
+    ) -> ExportFile:
         """What the folder is made of."""
         return ExportFile(
             schema_version=1,
@@ -103,6 +107,7 @@ class Export:
             binding_digest=json_digest(self.manifest.run),
             dtype=self.dtype.name,
             shard_bytes=shard_bytes,
+            scan_layers=self.scan_layers,
             merge=merge,
         )
 
@@ -115,22 +120,27 @@ def export_model(
     step: StepChoice | None = None,
     dtype: ExportType | None = None,
     shard_bytes: int = SHARD_BYTES,
+    scan_layers: bool | None = None,
     merge: bool = False,
 ) -> ExportedModel:
-    """Write the model of a checkpoint to the folder `dest`. Memory holds a shard at a time.
+    """Write the model of a checkpoint to the folder `dest`. Memory holds a shard at a time, with Orbax the model.
 
     If `dest` is there already and was made of the same, nothing is written. With `merge`, the adapters of the run are
     merged into the weights, and the result has how far that moves logits.
 
+    Args:
+        shard_bytes: most bytes of a file of safetensors.
+        scan_layers: write a checkpoint of Orbax in MaxText's layout instead, with all layers in one array each or not.
+
     Raises UsageError, ConfigError for a model that no known architecture computes, CheckpointError, DataError.
     """
     dest = folder_path(dest)
-    export = open_export(run, project, step, dtype)
+    export = open_export(run, project, step, dtype, scan_layers)
     _check_merge(export, merge, dest)
     parameters = sum(spec.size for spec in export.specs.values())
 
     def write(folder: Path) -> LogitComparison | None:
-        digests = _write_weights(export, folder, shard_bytes)
+        digests = _write_weights(export, folder, shard_bytes) if scan_layers is None else _write_tree(export, folder)
         _write_documents(export, folder)
         write_card(
             folder,
@@ -141,20 +151,22 @@ def export_model(
             dtype=export.dtype.name,
             origin=export.origin,
         )
-        _compare(folder, digests)
+        _compare(_open_weights(export, folder), digests)
         return _compare_logits(export, project, folder) if merge else None
 
     stored = np.dtype(export.weights.entries[next(iter(export.specs))].dtype)
     is_rounded = export.dtype != stored and export.dtype != np.float32
     made = export.exported(dest, parameters, is_rounded=is_rounded)
-    return make_folder(made, export.record("hf", shard_bytes, merge=merge), write)
+    if scan_layers is None:
+        return make_folder(made, export.record("hf", shard_bytes, merge=merge), write)
+    return make_folder(made, export.record("orbax", merge=merge), write)
 
 
 def _check_merge(export: Export, merge: bool, dest: Path) -> None:
     """Raise UsageError if adapters would be lost, or if there are none to merge."""
     name, is_adapted = export.run.name, export.config.finetune.adapter != "none"
     if is_adapted and not merge:
-        why = "a folder in the format hf has whole weights"
+        why = "this format has whole weights"
         hint = f"aifx export {dest} --run {name} --merge    (or --format peft: the adapters alone)"
         raise UsageError(f"run {name} trained adapters", why, hint)
     if merge and not is_adapted:
@@ -164,15 +176,25 @@ def _check_merge(export: Export, merge: bool, dest: Path) -> None:
 
 def _compare_logits(export: Export, project: Project, folder: Path) -> LogitComparison:
     """The logits of the folder's weights, compared with those of the run with its adapters."""
-    stored = StoredWeights(ModelFolder(folder, str(folder)))
+    stored = _open_weights(export, folder)
     written = map_tensors(stored, export.architecture, export.section, export.plain_specs)
     arrays = {name: array for name, array, _ in read_arrays(stored, written)}
     trained = restore_run(export.run, project, step=export.step)
     return compare_merged(trained, nest(arrays), export.dtype)
 
 
-def open_export(run: RunDirectory, project: Project, step: StepChoice | None, dtype: ExportType | None) -> Export:
-    """The export of a run's checkpoint, before anything is written. Raises UsageError, ConfigError, CheckpointError."""
+def open_export(
+    run: RunDirectory,
+    project: Project,
+    step: StepChoice | None,
+    dtype: ExportType | None,
+    scan_layers: bool | None = None,
+) -> Export:
+    """The export of a run's checkpoint, before anything is written. Raises UsageError, ConfigError, CheckpointError.
+
+    Args:
+        scan_layers: as `export_model` takes it.
+    """
     config = read_config(run.config, project, environ={})
     at = choose_step(run, config, step)
     manifest = read_manifest(run.checkpoints / str(at))
@@ -188,7 +210,10 @@ def open_export(run: RunDirectory, project: Project, step: StepChoice | None, dt
     changes = {"vocab_size": model.vocab_size, "max_seq_len": model.max_seq_len, "scan_layers": False}
     section = config.model.model_copy(update=changes)
     origin = read_origin(run, project)
-    architecture = expressed_by(family, section, origin.get("architecture"))
+    preferred = origin.get("architecture")
+    architecture = expressed_by(family, section, preferred, in_maxtext=scan_layers is not None)
+    if scan_layers is not None:
+        architecture = in_maxtext(architecture, is_scanned=scan_layers)
     name = dtype or ("float32" if config.optimizer.ema_decay else config.train.parameter_dtype)
     plain_specs = resolve(family.make)(section, task.data).specs()
     return Export(
@@ -206,6 +231,7 @@ def open_export(run: RunDirectory, project: Project, step: StepChoice | None, dt
         form=task.format,
         dtype=np.dtype(name),
         origin=origin,
+        scan_layers=scan_layers,
     )
 
 
@@ -241,6 +267,20 @@ def _write_weights(export: Export, folder: Path, shard_bytes: int) -> dict[str, 
     if len(shards) > 1:
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
     return digests
+
+
+def _write_tree(export: Export, folder: Path) -> dict[str, str]:
+    """Write the arrays of MaxText's layout; return the SHA-256 of each."""
+    total = sum(_num_bytes(export, tensor) for tensor in export.tensors)
+    with report_progress(f"exporting {export.run.name}", total, "bytes") as progress:
+        return write_weights(folder, dict(_tensors(export, export.tensors, progress)))
+
+
+def _open_weights(export: Export, folder: Path) -> Weights:
+    """The weights that were written to `folder`, as `aifx import` reads them."""
+    if export.scan_layers is None:
+        return StoredWeights(ModelFolder(folder, str(folder)))
+    return OrbaxWeights(ModelFolder(folder, str(folder)))
 
 
 def _num_bytes(export: Export, tensor: Tensor) -> int:
@@ -293,9 +333,9 @@ def _write_documents(export: Export, folder: Path) -> None:
         write_json(folder / TOKENIZER_CONFIG, description)
 
 
-def _compare(folder: Path, digests: Mapping[str, str]) -> None:
-    """Read the files back as `aifx import` does. Raises DataError for a tensor that is not what was written."""
-    stored = StoredWeights(ModelFolder(folder, str(folder)))
+def _compare(stored: Weights, digests: Mapping[str, str]) -> None:
+    """Read the files back. Raises DataError for a tensor that is not what was written."""
+    folder = stored.folder.path
     found = {key: tensor_digest(value) for key, value in stored.read(list(stored.tensors))}
     if found != dict(digests):
         key = next(key for key in sorted({*found, *digests}) if found.get(key) != digests.get(key))

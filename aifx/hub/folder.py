@@ -32,22 +32,31 @@ class ModelFolder:
     path: Path
     source: str  # what the user called it
 
+    @property
+    def command(self) -> str:
+        """The one that imports it."""
+        return f"aifx import {self.source}"
+
+    def place(self, name: str) -> Path:
+        """Where its file of this name is."""
+        return self.path / name
+
     def has(self, name: str) -> bool:
-        return (self.path / name).exists()
+        return self.place(name).exists()
 
     def read(self, name: str) -> bytes:
         """The content of a file of 64 MiB at most. Raises DataError, UnsafeFile."""
-        path = self.path / name
+        path = self.place(name)
         try:
             return read_input(path)
         except FileNotFoundError:
-            raise DataError(f"{path} is missing", "a model's folder has it", f"ls {self.path}") from None
+            raise DataError(f"{path} is missing", "a model's folder has it", f"ls {path.parent}") from None
         except OSError as error:
             raise DataError(f"{path} cannot be read", error.strerror or str(error), f"ls -l {path}") from None
 
     def document(self, name: str) -> dict[str, Any]:
         """The object in a JSON file. Raises DataError, UnsafeFile."""
-        path = self.path / name
+        path = self.place(name)
         try:
             value = parse_json(self.read(name))
         except (ValueError, UnicodeDecodeError) as error:

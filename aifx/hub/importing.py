@@ -27,9 +27,10 @@ from aifx.data.spec import keep_spec
 from aifx.hub.architectures import TensorMap, architecture_of, check_keys, map_tensors, read_arrays
 from aifx.hub.assets import HubAssets, read_text_assets
 from aifx.hub.folder import CONFIG, ModelFolder, open_folder
+from aifx.hub.orbax import OrbaxFolder, OrbaxWeights, in_maxtext
 from aifx.hub.origin import read_imported
 from aifx.hub.picture_assets import read_picture_assets
-from aifx.hub.weights import DTYPES, StoredWeights
+from aifx.hub.weights import DTYPES, StoredWeights, Weights, types_of
 from aifx.kinds import make_config, read_config
 from aifx.machine.host import versions
 from aifx.models.hub import Architecture, Array, HubConfig
@@ -102,7 +103,7 @@ class _Model:
     folder: ModelFolder
     document: Mapping[str, Any]  # config.json
     architecture: Architecture
-    weights: StoredWeights
+    weights: Weights
     assets: HubAssets
     config: Config
     tensors: TensorMap
@@ -116,7 +117,7 @@ def default_name(source: str) -> str:
 
 
 def import_model(
-    source: str,
+    source: str | ModelFolder,
     project: Project,
     name: str | None = None,
     *,
@@ -128,16 +129,17 @@ def import_model(
     Nothing is written if anything is refused, or if the run is there already and was made of the same.
 
     Args:
+        source: a path or repository, as `open_folder` takes it, or a folder that is open already.
         dtype: of the parameters; by default bfloat16 if all of the source's are, otherwise float32, which holds them
             exactly.
         ignored: keys of `config.json` that change nothing, says the caller.
 
     Raises UsageError, ConfigError, DataError, EnvironmentFault.
     """
-    folder = open_folder(source)
-    run = project.run(name or default_name(source))
+    folder = open_folder(source) if isinstance(source, str) else source
+    run = project.run(name or default_name(folder.source))
     model = _read(folder, project, dtype, tuple(ignored))
-    hint = f"aifx import {source} --name ANOTHER    (or: aifx runs rm {run.name})"
+    hint = f"{folder.command} --name ANOTHER    (or: aifx runs rm {run.name})"
     found = manifest = run_made_before(project, run, 0, _differences(model, project, run), hint)
     if manifest is None:
         with staged_run(project, run) as staged:
@@ -151,7 +153,7 @@ def import_model(
         task=model.architecture.task,
         parameters=manifest.num_parameters,
         dtype=kind.name,
-        rounded=kind == DTYPES["BF16"] and model.weights.dtypes != {"BF16"},
+        rounded=kind == DTYPES["BF16"] and types_of(model.weights) != {"BF16"},
         size_bytes=manifest.size_bytes,
         is_new=found is None,
     )
@@ -179,16 +181,21 @@ def _read(folder: ModelFolder, project: Project, dtype: ParameterType | None, ig
     if architecture.task not in _ASSETS:
         why = f"{architecture.name} embeds texts, and aifx trains none"
         raise DataError(f"{folder.path} cannot be a run", why, f"aifx data index NAME --embedder {folder.source}")
-    hub_config = HubConfig(document, str(folder.path / CONFIG), f"aifx import {folder.source} --ignore", ignored)
+    hub_config = HubConfig(document, str(folder.place(CONFIG)), f"{folder.command} --ignore", ignored)
     try:
         values = architecture.read(hub_config)
         assets = _ASSETS[architecture.task](folder, hub_config, values)
     except (ArithmeticError, TypeError, ValueError) as error:  # numbers that no model has
         why = f"{type(error).__name__}: {error}"
-        raise DataError(f"{folder.path / CONFIG} cannot be used", why, "download the model again") from None
+        raise DataError(f"{folder.place(CONFIG)} cannot be used", why, "download the model again") from None
     hub_config.finish()
-    weights = StoredWeights(folder)
-    stored: ParameterType = "bfloat16" if weights.dtypes == {"BF16"} else "float32"
+    weights: Weights
+    if isinstance(folder, OrbaxFolder):
+        weights = opened = OrbaxWeights(folder)
+        architecture = in_maxtext(architecture, is_scanned=opened.is_scanned)
+    else:
+        weights = StoredWeights(folder)
+    stored: ParameterType = "bfloat16" if types_of(weights) == {"BF16"} else "float32"
     sections = {"task": {"kind": architecture.task}, "train": {"parameter_dtype": dtype or stored}, **assets.sections}
     sections["model"] = {"family": family.name, **values, **assets.sections.get("model", {})}
     config = make_config(plain(sections), project, CONFIG)

@@ -1,13 +1,17 @@
-"""Tensors in safetensors files, read one at a time. The library checks each header: its size, offsets and overlaps."""
+"""The weights of a model's folder: tensors in safetensors files, read one at a time.
+
+The library checks each header: its size, offsets and overlaps.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -45,8 +49,39 @@ class StoredTensor:
     digest: str | None  # SHA-256 of its bytes, if the file has it
 
 
+class Weights(Protocol):
+    """The tensors of a model's folder, by key."""
+
+    folder: ModelFolder
+    tensors: dict[str, StoredTensor]
+    hint: str  # for errors of tensors that are missing
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all files."""
+        ...
+
+    def read(self, keys: list[str]) -> Iterator[tuple[str, Array]]:
+        """These tensors in the order in which they are stored.
+
+        Raises DataError for one that holds NaN or infinity, or is not what its digest says.
+        """
+        ...
+
+    def file_digests(self) -> Iterator[tuple[str, int, str]]:
+        """The name, the bytes and the SHA-256 of each file."""
+        ...
+
+
+def types_of(weights: Weights) -> set[str]:
+    """The types of the weights, by safetensors' names."""
+    return {tensor.dtype for tensor in weights.tensors.values() if tensor.dtype in DTYPES}
+
+
 class StoredWeights:
-    """The tensors of a model's folder. Opening reads the headers alone."""
+    """The tensors of a model's folder in safetensors files. Opening reads the headers alone."""
+
+    hint = "download the model again"
 
     def __init__(self, folder: ModelFolder) -> None:
         """Raises DataError for a file that is missing, torn or no safetensors file, or an index that is not theirs."""
@@ -66,11 +101,6 @@ class StoredWeights:
                 self.tensors[key] = tensor
         if index is not None:
             self._check_index(index)
-
-    @property
-    def dtypes(self) -> set[str]:
-        """The types of the weights, by safetensors' names."""
-        return {tensor.dtype for tensor in self.tensors.values() if tensor.dtype in DTYPES}
 
     @property
     def num_bytes(self) -> int:
@@ -100,22 +130,17 @@ class StoredWeights:
         """
         for file in self.files:
             path = self._path(file)
-            with open(open_file(path, follow=True), "rb") as opened:
-                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            size, digest = file_digest(path)
             name = path.resolve().name
             if _BLOB.fullmatch(name) and path.resolve().parent.name == "blobs" and digest != name:
                 raise self._damaged(file, "its SHA-256 is not the one that the Hub's cache names it by")
-            yield file, path.stat().st_size, digest
+            yield file, size, digest
 
     def _check(self, key: str, value: Array) -> None:
         stored = self.tensors[key]
         if stored.digest is not None and tensor_digest(value) != stored.digest:
             raise self._damaged(stored.file, f"tensor {key} is not what its digest in the file's metadata says")
-        flat = value.reshape(-1)
-        for start in range(0, flat.size, _CHUNK):
-            if not np.isfinite(flat[start : start + _CHUNK]).all():
-                what = f"{self._path(stored.file)}: tensor {key} holds NaN or infinity"
-                raise DataError(what, "no model computes with it", "download the model again")
+        check_finite(self._path(stored.file), key, value)
 
     def _path(self, file: str) -> Path:
         return self.folder.path / file
@@ -181,6 +206,20 @@ class StoredWeights:
 
 
 _AGAIN = "download the model again"
+
+
+def check_finite(path: Path, key: str, value: Array) -> None:
+    """Raise DataError for a tensor of the file or folder `path` that holds NaN or infinity."""
+    flat = value.reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        if not np.isfinite(flat[start : start + _CHUNK]).all():
+            raise DataError(f"{path}: tensor {key} holds NaN or infinity", "no model computes with it", _AGAIN)
+
+
+def file_digest(path: Path) -> tuple[int, str]:
+    """The bytes of a file, and their SHA-256."""
+    with open(open_file(path, follow=True), "rb") as file:
+        return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tensor_digest(value: Array) -> str:

@@ -165,6 +165,7 @@ class Architecture:
         embedding_key: key of the embedding; None if no other tensor can be the same.
         tied_key: key that a file may also hold of the output projection if it is the embedding.
         task: `task.kind` of what it was trained for.
+        maxtext: the same in MaxText's layout, with `is_scanned` for layers along one axis; None if aifx knows none.
     """
 
     name: str
@@ -177,3 +178,4 @@ class Architecture:
     embedding_key: str | None
     tied_key: str = "lm_head.weight"
     task: Literal["language", "vision", "embedding"] = "language"
+    maxtext: Callable[..., Iterator[Tensor]] | None = None

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from aifx.commands.ckpt.comparing import diff
 from aifx.commands.ckpt.keeping import average, cp, prune
-from aifx.commands.ckpt.page import StepArgument, print_checkpoint, summary
+from aifx.commands.ckpt.page import print_checkpoint, summary
 from aifx.commands.ckpt.verifying import verify
 from aifx.commands.console.options import JsonOption, RunOption
+from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import ExitCode
+from aifx.core.json_files import readable_bytes
 from aifx.core.project import find_project
 from aifx.core.steps import parse_step
 
@@ -53,9 +56,18 @@ def ls(run: RunOption = None, json: JsonOption = False) -> None:
             out.print(f"set aside as damaged: {directory.checkpoints / name}")
 
 
+ShownArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[STEP|best|last|FOLDER]",
+        help="Checkpoint to read. By default the last. FOLDER, with a /: one that Orbax wrote.",
+    ),
+]
+
+
 @app.command()
 def show(
-    step: StepArgument = None,
+    step: ShownArgument = None,
     run: RunOption = None,
     arrays: Annotated[bool, typer.Option("--arrays", help="List every array with its shape and digest.")] = False,
     json: JsonOption = False,
@@ -66,10 +78,15 @@ def show(
         aifx ckpt show
         aifx ckpt show best --run main
         aifx ckpt show 400 --arrays
+        aifx ckpt show maxtext/checkpoints/1000
 
+    Of a checkpoint that Orbax wrote, aifx lists each array with its type, shape and size. It needs no project for that.
     Exits 1 if the manifest is damaged or files are missing.
     """
     with terminal(json) as out:
+        if step is not None and "/" in step:
+            _show_orbax(out, Path(step))
+            return
         from aifx.checkpoint.inspection import show_checkpoint
 
         directory = find_project().existing_run(run)
@@ -86,6 +103,27 @@ def show(
                 out.table(["array", "", "digest"], found)
         if checkpoint.damaged:
             raise SystemExit(ExitCode.VERDICT)
+
+
+def _show_orbax(out: Output, folder: Path) -> None:
+    from aifx.checkpoint.orbax import read_orbax
+
+    found = read_orbax(folder.expanduser())
+    out.document(found)
+    out.print(f"{found.path}: a checkpoint of Orbax, {readable_bytes(found.size_bytes)}")
+    for item in found.items:
+        size = readable_bytes(sum(array.size_bytes or 0 for array in item.arrays))
+        out.print("")
+        out.print(f"{item.name}: {len(item.arrays)} arrays, {size}")
+        rows = [
+            (
+                array.name,
+                f"{array.dtype}[{', '.join(map(str, array.shape))}]",
+                None if array.size_bytes is None else readable_bytes(array.size_bytes),
+            )
+            for array in item.arrays
+        ]
+        out.table(["array", "", "size"], rows, right=["size"])
 
 
 app.command()(verify)

@@ -1,4 +1,4 @@
-"""`aifx export`: a run's model for Hugging Face's ecosystem."""
+"""`aifx export`: a run's model for Hugging Face's ecosystem, or for MaxText."""
 
 from __future__ import annotations
 
@@ -21,7 +21,22 @@ from aifx.core.steps import parse_step
 DestArgument = Annotated[Path, typer.Argument(metavar="DEST", help="Folder to make.")]
 
 FormatOption = Annotated[
-    str, typer.Option("--format", metavar="hf|peft", help="Format of the folder. peft: adapters alone.")
+    str,
+    typer.Option(
+        "--format",
+        metavar="hf|peft|orbax",
+        help="Format of the folder. peft: adapters alone. orbax: a checkpoint in MaxText's layout.",
+    ),
+]
+
+ScanLayersOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--scan-layers/--no-scan-layers",
+        help="With orbax, write all layers in one array each, as MaxText's scan_layers, or each layer in its own. "
+        "By default as MaxText's.",
+        show_default=False,
+    ),
 ]
 
 MergeOption = Annotated[
@@ -36,7 +51,10 @@ DtypeOption = Annotated[
 ]
 
 ShardSizeOption = Annotated[
-    str, typer.Option("--shard-size", metavar="SIZE", help="Most bytes of a file of weights, such as 500MB or 5GB.")
+    str,
+    typer.Option(
+        "--shard-size", metavar="SIZE", help="With hf, most bytes of a file of weights, such as 500MB or 5GB."
+    ),
 ]
 
 
@@ -45,12 +63,13 @@ def export(
     run: RunOption = None,
     step: StepOption = None,
     format: FormatOption = "hf",
+    scan_layers: ScanLayersOption = None,
     merge: MergeOption = False,
     dtype: DtypeOption = None,
     shard_size: ShardSizeOption = "5GB",
     json: JsonOption = False,
 ) -> None:
-    """Write a run's model as a folder that transformers, vLLM and llama.cpp read.
+    """Write a run's model as a folder that transformers, vLLM and llama.cpp read, or MaxText.
 
     Examples:
         aifx export my-model
@@ -58,6 +77,7 @@ def export(
         aifx export my-model --shard-size 2GB --json
         aifx export my-adapter --run lora --format peft
         aifx export my-model --run lora --merge
+        aifx export my-checkpoint --format orbax --no-scan-layers
 
     aifx writes to a temporary folder, reads the weights back, compares them, and renames it. It replaces no folder: if
     DEST is what the same command made before, aifx says so and exits 0.
@@ -67,12 +87,16 @@ def export(
         at = parse_step(step)
         refuse_job("export")
         check_limits()
-        if format not in ("hf", "peft"):
-            why = "aifx writes hf and peft"
+        if format not in ("hf", "peft", "orbax"):
+            why = "aifx writes hf, peft and orbax"
             raise UsageError(f"--format {format} is not a format", why, f"aifx export {dest} --format hf")
         if format == "peft" and merge:
             why = "a folder of PEFT has the adapters alone"
             raise UsageError("--merge cannot be used with --format peft", why, f"aifx export {dest} --merge")
+        if scan_layers is not None and format != "orbax":
+            option = "--scan-layers" if scan_layers else "--no-scan-layers"
+            hint = f"aifx export {dest} --format orbax {option}"
+            raise UsageError(f"{option} requires --format orbax", "other formats have each layer in its own", hint)
         if dtype not in (None, "float32", "bfloat16", "float16"):
             why = "weights are float32, bfloat16 or float16"
             raise UsageError(f"--dtype {dtype} is not a type of weights", why, f"aifx export {dest} --dtype bfloat16")
@@ -80,13 +104,16 @@ def export(
         directory = project.existing_run(run)
         from aifx.hub.exporting import export_model
 
-        size, options = _bytes(shard_size), {"step": at, "dtype": dtype}
+        size = _bytes(shard_size)
+        options: dict[str, object] = {"step": at, "dtype": dtype}
         if format == "peft":
             from aifx.hub.peft import export_adapter
 
             made = export_adapter(dest, directory, project, **options)  # type: ignore[arg-type]
         else:
-            made = export_model(dest, directory, project, **options, shard_bytes=size, merge=merge)  # type: ignore[arg-type]
+            scanned = scan_layers is not False if format == "orbax" else None
+            options |= {"shard_bytes": size, "scan_layers": scanned, "merge": merge}
+            made = export_model(dest, directory, project, **options)  # type: ignore[arg-type]
         out.document(made)
         rounded = ", rounded" if made.rounded else ""
         total = readable_bytes(sum(file.bytes for file in made.files))

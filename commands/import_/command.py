@@ -1,4 +1,4 @@
-"""`aifx import`: a model of Hugging Face's ecosystem becomes a run."""
+"""`aifx import`: a model of Hugging Face's ecosystem, or of MaxText, becomes a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,24 @@ from aifx.core.limits import check_limits
 from aifx.core.project import Project, find_project
 
 SourceArgument = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="Folder of the model, or ORG/MODEL in the Hub's local cache.")
+    str,
+    typer.Argument(metavar="SOURCE", help="Folder of the model or checkpoint, or ORG/MODEL in the Hub's local cache."),
+]
+
+FormatOption = Annotated[
+    str,
+    typer.Option(
+        "--format", metavar="hf|orbax", help="Format of SOURCE. orbax: a checkpoint of Orbax in MaxText's layout."
+    ),
+]
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="With orbax, Hugging Face's config.json of the model.")
+]
+
+TokenizerOption = Annotated[
+    Path | None,
+    typer.Option("--tokenizer", metavar="PATH", help="With orbax, the model's tokenizer.json, or the folder with it."),
 ]
 
 NameOption = Annotated[
@@ -47,6 +64,9 @@ IgnoreOption = Annotated[
 
 def import_(
     source: SourceArgument,
+    format: FormatOption = "hf",
+    config: ConfigOption = None,
+    tokenizer: TokenizerOption = None,
     name: NameOption = None,
     dtype: DtypeOption = None,
     check: CheckOption = False,
@@ -60,6 +80,7 @@ def import_(
         aifx import HuggingFaceTB/SmolLM2-135M --name smol
         aifx import Qwen/Qwen3-0.6B --dtype float32 --check
         aifx import google/vit-base-patch16-224 --name vit
+        aifx import checkpoints/0/items --format orbax --config config.json --tokenizer tokenizer.json --name llama
 
     Outside a project, aifx starts one in the working directory, whose aifx.toml fine-tunes the model. aifx reads
     safetensors files and opens no pickle. Code in the model's folder does not run. If the run is what the same command
@@ -69,15 +90,19 @@ def import_(
         refuse_job("import")
         check_limits()
         kind = _dtype(dtype, source)
+        _check_format(source, format, config, tokenizer, check=check)
         project, is_new = _project()
         from aifx.hub import comparison
         from aifx.hub.documents import ImportDocument
+        from aifx.hub.folder import open_folder
         from aifx.hub.importing import import_model
+        from aifx.hub.orbax import open_orbax
         from aifx.hub.starting import STARTS, start_project
 
         if check:
             comparison.need_transformers()
-        made = import_model(source, project, name, dtype=kind, ignored=ignore or ())
+        folder = open_orbax(source, config, tokenizer) if config and tokenizer else open_folder(source)
+        made = import_model(folder, project, name, dtype=kind, ignored=ignore or ())
         run = project.run(made.run)
         if is_new:
             start_project(project, run)
@@ -104,6 +129,25 @@ def import_(
         out.print(f"next: {start.use.format(run=made.run)}")
         if compared is not None and not compared.passed:
             raise SystemExit(ExitCode.VERDICT)
+
+
+def _check_format(source: str, format: str, config: Path | None, tokenizer: Path | None, *, check: bool) -> None:
+    """Raise UsageError for options that do not belong together."""
+    if format not in ("hf", "orbax"):
+        raise UsageError(f"--format {format} is not a format", "aifx reads hf and orbax", f"aifx import {source}")
+    files = {"--config": config, "--tokenizer": tokenizer}
+    given = {option: file for option, file in files.items() if file is not None}
+    if format == "hf" and given:
+        why = "with hf, the model's folder has it"
+        raise UsageError(f"{next(iter(given))} requires --format orbax", why, f"aifx import {source}")
+    if format == "orbax" and len(given) < len(files):
+        lacking = next(option for option in files if option not in given)
+        words = [f"{option} {given.get(option, 'FILE')}" for option in files]
+        hint = f"aifx import {source} --format orbax {' '.join(words)}"
+        raise UsageError(f"--format orbax requires {lacking}", "a checkpoint of Orbax has arrays alone", hint)
+    if format == "orbax" and check:
+        why = "transformers reads no checkpoint of Orbax"
+        raise UsageError("--check cannot be used with --format orbax", why, "aifx export FOLDER --run RUN")
 
 
 def _dtype(given: str | None, source: str) -> Literal["float32", "bfloat16"] | None:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from aifx.models.decoder import hub_configs as configs
+from aifx.models.decoder.maxtext import maxtext_tensors
 from aifx.models.decoder.section import DecoderSection, attention_biases
 from aifx.models.hub import Architecture, Tensor
 
@@ -92,7 +93,7 @@ _llama_like = partial(
 )
 
 ARCHITECTURES = (
-    _llama_like("LlamaForCausalLM", "llama", configs.read_llama, configs.write_llama),
+    _llama_like("LlamaForCausalLM", "llama", configs.read_llama, configs.write_llama, maxtext=maxtext_tensors),
     _llama_like("MistralForCausalLM", "mistral", configs.read_mistral, configs.write_mistral),
     _llama_like("Qwen2ForCausalLM", "qwen2", configs.read_qwen2, configs.write_qwen),
     _llama_like("Qwen3ForCausalLM", "qwen3", configs.read_qwen3, configs.write_qwen),
