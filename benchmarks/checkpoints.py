@@ -1,14 +1,14 @@
-"""Saving and restoring a training state, against raw Orbax and safetensors.
+"""Saving and restoring a training state, against Orbax and safetensors.
 
     python benchmarks/checkpoints.py [--rounds 5] [--repeats 5] [--at FOLDER] [--large]
 
 The state is that of the language-model template before its first step, parameters and optimizer; with --large one of
 1 GB, the parameters and two moments of a transformer of 83 million, against safetensors alone. A save is timed from
 the call until its bytes are durable, a restore from the call until every array is on its device; the files are in the
-page cache. Ours flushes every file and folder, keeps a digest of each array and the SHA-256 of each file, and
-compares each array with its digest when it restores. The peers do not: "as it comes" is what their users have, "flushed
-and digested" is the same with what ours guarantees done around it by our functions. Each restored state is compared
-with the one that was saved, untimed.
+page cache. Each side has a layout of its own, and restores what it saved. Ours flushes every file and folder, keeps a
+digest of each array and the SHA-256 of each file, and compares each array with its digest when it restores. The peers
+do not: "as it comes" is what their users have, "flushed and digested" is the same with what ours guarantees done around
+it by our functions. Each restored state is compared with the one that was saved, untimed.
 
 safetensors may lie in a folder of its own: pip install --target PEERS safetensors; PYTHONPATH=PEERS python ...
 """

@@ -170,7 +170,7 @@ class Job:
         elif moment == "steps":
             time.sleep(0.1 + 2.0 * when)
         else:
-            self._until(lambda: any(self.run.joinpath("checkpoints").glob("*tmp*")))
+            self._until(lambda: any(self.run.joinpath("checkpoints").glob("*.unfinished")))
         struck, wall = time.monotonic(), time.time()
         ended_s = self._strike(victim)
         self._until(lambda: self._step(wall) > 0)

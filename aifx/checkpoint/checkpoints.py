@@ -24,7 +24,7 @@ from aifx.checkpoint.naming import Tree, flat_names, from_named, nest
 from aifx.checkpoint.patience import Patience
 from aifx.checkpoint.peers import Failed, first, peers_of, together
 from aifx.checkpoint.placing import check_fit, read_placed, with_keys
-from aifx.checkpoint.storage import StoredArrays, check_keys
+from aifx.checkpoint.storage import StoredArrays
 from aifx.checkpoint.verification import DeviceDigests, Verification, verify_stored
 from aifx.checkpoint.writing import complete, write_part
 from aifx.config.best_by import Score
@@ -177,7 +177,6 @@ class Checkpoints:
         if not force and self._in_first(lambda: step in step_directories(self.directory)):
             return
         leaves = flat_names(state)
-        check_keys(leaves)
         arrays = self._copies.take(leaves, is_first=self._peers.is_first)
         entries = {name: ArrayEntry(array.dtype.name, array.shape, "") for name, array in arrays.items()}
         size = sum(array.num_bytes for array in arrays.values())

@@ -1,7 +1,7 @@
 """The folders of checkpoints: a step appears whole by one rename, and leaves by one.
 
-While step 100 is written, `100.orbax-checkpoint-tmp/100` holds it. Whatever ends in `.orbax-checkpoint-tmp` is no
-checkpoint, and is removed by the next process that holds the run.
+While step 100 is written, `100.unfinished/100` holds it. Whatever ends in `.unfinished` is no checkpoint, and is
+removed by the next process that holds the run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Summaries of checkpoints from their manifests alone, and which of them stay. Imports neither jax nor Orbax."""
+"""Summaries of checkpoints from their manifests alone, and which of them stay. Imports neither jax nor TensorStore."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of a run's local checkpoints: its name, its owner, and its end. Imports neither jax nor Orbax."""
+"""The folder of a run's local checkpoints: its name, its owner, and its end. Imports neither jax nor TensorStore."""
 
 from __future__ import annotations
 

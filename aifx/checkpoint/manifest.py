@@ -1,6 +1,6 @@
 """`manifest.json` of a checkpoint: what it holds, the digest of every array, and what the host kept.
 
-Reading it needs neither jax nor Orbax, so that listing checkpoints is quick.
+Reading it needs neither jax nor TensorStore, so that listing checkpoints is quick.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from aifx.core.json_values import plain
 from aifx.core.os_errors import UNREADABLE
 from aifx.core.parsing import parse_json
 
-FORMAT = 3
+FORMAT = 4
 ITEM = "manifest"
 STATE = "state"
-"""The item of the checkpoint that holds the arrays: any Orbax program can restore it as a tree."""
+"""The folder of the checkpoint that holds the arrays."""
 
 FILE = "manifest.json"
-TEMPORARY_SUFFIX = ".orbax-checkpoint-tmp"
+TEMPORARY_SUFFIX = ".unfinished"
 DAMAGED_SUFFIX = ".damaged"
 
 

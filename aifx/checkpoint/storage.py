@@ -1,15 +1,14 @@
-"""Arrays on disk through TensorStore, in the layout of an Orbax PyTree. Everything here blocks.
+"""Arrays on disk through TensorStore. Everything here blocks.
 
-`state/` is a key-value store (OCDBT) that holds each array as zarr, in chunks that no two processes share. With several
-processes, each writes a store of its own in `state/ocdbt.process_<i>/`; process 0 then makes `state/` refer to them.
+`state/` is a key-value store (OCDBT) that holds each array as zarr under its name, in chunks that no two processes
+share. With several processes, each writes a store of its own in `state/process_<i>/`; process 0 then makes `state/`
+refer to them.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,10 @@ DATA_FILE_BYTES = 64 << 20
 BLOCK_BYTES = 64 << 20
 """About as much of an array as a command that reads all of it holds at a time."""
 
-_ORBAX = "orbax.checkpoint._src.handlers"
-
 
 def process_folder(state: Path, index: int, count: int) -> Path:
     """Where process `index` of `count` writes its arrays."""
-    return state / f"ocdbt.process_{index}" if count > 1 else state
+    return state / f"process_{index}" if count > 1 else state
 
 
 def write_arrays(folder: Path, arrays: Mapping[str, HostArray]) -> None:
@@ -59,7 +56,7 @@ def write_arrays(folder: Path, arrays: Mapping[str, HostArray]) -> None:
             "order": "C",
             "dimension_separator": ".",
         }
-        kvstore = {**_kvstore(folder, will_write=True), "path": f"{_key(name)}/"}
+        kvstore = {**_kvstore(folder, will_write=True), "path": f"{name}/"}
         spec = {"driver": "zarr", "kvstore": kvstore, "metadata": metadata, "store_data_equal_to_fill_value": True}
         opened[name] = ts.open(spec, create=True, context=context, transaction=transaction)
     writes = [
@@ -87,30 +84,6 @@ def merge(state: Path, count: int) -> None:
     transaction.commit_async().result()
 
 
-def write_orbax_metadata(folder: Path, arrays: Mapping[str, ArrayEntry]) -> None:
-    """Describe the checkpoint in `folder` as Orbax does, whose programs then restore its arrays as a tree."""
-    tree = {}
-    for name, entry in arrays.items():
-        if entry.size:
-            path = tuple(name.split("/"))
-            value = {"value_type": "np.ndarray", "skip_deserialize": False}
-            keys = [{"key": key, "key_type": 2} for key in path]  # 2: of a dictionary
-            tree[str(path)] = {"key_metadata": keys, "value_metadata": value}
-    described = {"use_ocdbt": True, "use_zarr3": False, "store_array_data_equal_to_fill_value": True}
-    text = json.dumps({"tree_metadata": tree, **described, "custom_metadata": None})
-    (folder / STATE / "_METADATA").write_text(text)
-    now = time.time_ns()
-    document = {
-        "item_handlers": {STATE: f"{_ORBAX}.pytree_checkpoint_handler.PyTreeCheckpointHandler"},
-        "metrics": {},
-        "performance_metrics": {},
-        "init_timestamp_nsecs": now,
-        "commit_timestamp_nsecs": now,
-        "custom_metadata": {},
-    }
-    (folder / "_CHECKPOINT_METADATA").write_text(json.dumps(document))
-
-
 class StoredArrays:
     """The arrays of a checkpoint, as they are on disk: nothing is verified. Raises what TensorStore raises."""
 
@@ -118,7 +91,7 @@ class StoredArrays:
         self._arrays = arrays
         context, kvstore = ts.Context(), _kvstore(folder / STATE)
         specs = {
-            name: {"driver": "zarr", "kvstore": {**kvstore, "path": f"{_key(name)}/"}}
+            name: {"driver": "zarr", "kvstore": {**kvstore, "path": f"{name}/"}}
             for name, entry in arrays.items()
             if entry.size
         }
@@ -170,20 +143,6 @@ def chunk_shape(array: HostArray) -> list[int]:
         else:
             break
     return shape
-
-
-def check_keys(names: Iterable[str]) -> None:
-    """Raise ValueError if two arrays would have the same key in the store."""
-    found: dict[str, str] = {}
-    for name in names:
-        other = found.setdefault(_key(name), name)
-        if other != name:
-            raise ValueError(f"arrays {other!r} and {name!r} would be stored under one key")
-
-
-def _key(name: str) -> str:
-    """Orbax's key of an array."""
-    return name.replace("/", ".")
 
 
 def _kvstore(folder: Path, *, will_write: bool = False) -> dict[str, Any]:

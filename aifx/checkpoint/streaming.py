@@ -15,7 +15,7 @@ from aifx.checkpoint.capture import HostArray, Part
 from aifx.checkpoint.digest import host_lanes, shown
 from aifx.checkpoint.faults import check_room, while_writing
 from aifx.checkpoint.manifest import STATE, ArrayEntry, Manifest
-from aifx.checkpoint.storage import check_keys, write_arrays
+from aifx.checkpoint.storage import write_arrays
 from aifx.checkpoint.writing import finish
 
 BATCH_BYTES = 64 << 20
@@ -43,7 +43,6 @@ def write_checkpoint(
 
     Raises EnvironmentFault if the disk does not take it.
     """
-    check_keys(entries)
     size = sum(entry.size * np.dtype(entry.dtype).itemsize for entry in entries.values())
     place = folders.temporary_place(directory, step)
     found = dict(entries)

@@ -13,7 +13,7 @@ from aifx.checkpoint.capture import HostArray
 from aifx.checkpoint.digest import NOTHING, add, shown
 from aifx.checkpoint.inventory import Files, files_below, seal_files, sync_folders, write_inventory
 from aifx.checkpoint.manifest import FILE, ITEM, STATE, Manifest
-from aifx.checkpoint.storage import merge, process_folder, write_arrays, write_orbax_metadata
+from aifx.checkpoint.storage import merge, process_folder, write_arrays
 from aifx.core.errors import EnvironmentFault
 from aifx.parallel.group import Group
 
@@ -74,7 +74,6 @@ def finish(place: Path, manifest: Manifest, files: Files) -> None:
     Args:
         files: the listed files, which survive it already.
     """
-    write_orbax_metadata(place, manifest.arrays)
     (place / ITEM / FILE).write_text(json.dumps(manifest.to_json()))
     rest = [path for path in files_below(place) if str(path.relative_to(place)) not in files]
     write_inventory(place, files | seal_files(place, rest))

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from aifx.checkpoint.manifest import step_directories
+from aifx.checkpoint.manifest import TEMPORARY_SUFFIX, step_directories
 from aifx.cluster.local import PROGRAM
 from aifx.core.json_files import read_jsonl
 from aifx.core.parsing import parse_json
@@ -102,7 +102,7 @@ def saved_steps(run: RunDirectory) -> list[int]:
 def is_saving(run: RunDirectory) -> bool:
     """Whether a checkpoint is being written."""
     with suppress(FileNotFoundError):
-        return any(".orbax-checkpoint-tmp" in name for name in os.listdir(run.checkpoints))
+        return any(name.endswith(TEMPORARY_SUFFIX) for name in os.listdir(run.checkpoints))
     return False
 
 

@@ -37,7 +37,7 @@ def main(directory: Path) -> None:
     if found:
         assert all(map(np.array_equal, jax.tree.leaves(found.state), jax.tree.leaves(state_of(step))))
         assert found.host == {"step": step}
-    assert not list(directory.glob("*tmp*"))
+    assert not list(directory.glob("*.unfinished"))
     write(f"found {step}")
     while True:
         step += 1

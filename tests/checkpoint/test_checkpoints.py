@@ -190,7 +190,7 @@ def test_a_failure_in_the_background_is_raised_once(tmp_path: Path) -> None:
 
 
 def test_readers_leave_what_is_being_written(tmp_path: Path) -> None:
-    stray = tmp_path / "7.orbax-checkpoint-tmp"
+    stray = tmp_path / "7.unfinished"
     stray.mkdir(parents=True)
     (stray / "file").write_text("half")
     reader = Checkpoints(tmp_path, section())
@@ -204,7 +204,7 @@ def test_readers_leave_what_is_being_written(tmp_path: Path) -> None:
 def test_an_interrupted_replacement_is_put_back(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, section(asynchronous=False))
     checkpoints.save(1, state_of(1), host={})
-    stray = tmp_path / "1.orbax-checkpoint-tmp"
+    stray = tmp_path / "1.unfinished"
     stray.mkdir()
     (tmp_path / "1").rename(stray / "replaced")  # where a kill between the two renames of a commit leaves it
     found = Checkpoints(tmp_path, section()).latest_good(abstract_of(state_of(1)))

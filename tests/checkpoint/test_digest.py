@@ -155,9 +155,12 @@ def test_the_documented_program_agrees(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text("utf-8")
     program = tmp_path / "program.py"
     program.write_text(text.split("```python\n")[1].split("```")[0])
-    state = {"step": jnp.int32(7), "params": {"layers": {"2": jnp.ones((2, 3), jnp.bfloat16), "10": jnp.zeros(3)}}}
+    state = {
+        "step": jnp.int32(7),
+        "params": {"layers": {"2": jnp.ones((2, 3), jnp.bfloat16), "10": jnp.zeros(3)}, "none": jnp.zeros((0, 2))},
+    }
     checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointSection(asynchronous=False))
     checkpoints.save(7, state, host={})
-    command = [sys.executable, str(program), str(checkpoints.directory / "7" / "state")]
+    command = [sys.executable, str(program), str(checkpoints.directory / "7")]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == checkpoints.verify(7).state_digest == state_digest(state)

@@ -61,7 +61,7 @@ def test_full_disk(
     assert caught.value.hint
     assert checkpoints.steps() == [1, 2]
     assert [checkpoints.verify(step).damaged for step in (1, 2)] == [(), ()]
-    assert not list(checkpoints.directory.glob("*tmp*"))
+    assert not list(checkpoints.directory.glob("*.unfinished"))
     assert "Traceback" not in capfd.readouterr().err
 
     subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)

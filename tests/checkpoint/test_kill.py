@@ -40,7 +40,7 @@ def kill_often(directory: Path, times: int, seed: int) -> None:
     dice = random.Random(seed)
     committed = 0
     for i in range(times):
-        # From the first save, which imports Orbax, and from any later one.
+        # From the first save, which imports TensorStore, and from any later one.
         found, newly = kill_one(directory, "saving" if i % 3 == 0 else "committed", dice.uniform(0, 0.5))
         # More may be there than was said: a commit and its word are two things.
         assert found >= committed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from aifx.checkpoint.orbax import OrbaxArray, read_orbax, restore_orbax, save_or
 from aifx.config.checkpoint_section import CheckpointSection
 from aifx.core.errors import AifxError
 from aifx.parallel.connections import free_port
+
+ROOT = Path(__file__).parents[2]
 
 
 def values() -> dict[str, np.ndarray[Any, Any]]:
@@ -156,3 +159,11 @@ def test_one_of_two_processes_of_orbax_cannot_write(tmp_path: Path) -> None:
     assert "File too large" not in first
     assert ocp.options.AsyncOptions().timeout_secs == 1200  # without a limit of one's own
     np.testing.assert_array_equal(ocp.PyTreeCheckpointer().restore(tmp_path / "numpy")["own"], np.full(4, 1))
+
+
+PRIVATE = re.compile(r"_METADATA|orbax-checkpoint-tmp|ocdbt\.process_|orbax[\w.]*\._|commit_success")
+
+
+def test_no_private_name_of_orbax_is_in_the_code() -> None:
+    for path in sorted((ROOT / "aifx").rglob("*.py")):
+        assert not (found := PRIVATE.findall(path.read_text())), (path, found)

@@ -63,7 +63,7 @@ def saved():
     return sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
 
 def save(step):
-    unfinished = checkpoints / f"{step}.orbax-checkpoint-tmp"
+    unfinished = checkpoints / f"{step}.unfinished"
     (unfinished / "state" / "d").mkdir(parents=True)
     (unfinished / "state" / "d" / "arrays").write_text("digits " * 99)
     unfinished.rename(checkpoints / str(step))

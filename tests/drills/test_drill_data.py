@@ -91,10 +91,10 @@ def test_a_reader_fails_once_whatever_process_reads(disturbed) -> None:
 
 def test_a_reader_fails_once_a_checkpoint_is_complete(disturbed, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
-    (folder / "6.orbax-checkpoint-tmp" / "6").mkdir(parents=True)
+    (folder / "6.unfinished" / "6").mkdir(parents=True)
     source = disturbed(action="raise", at=4, checkpoints=str(folder))
     source.read(5, ALL)
-    (folder / "6.orbax-checkpoint-tmp" / "6").rename(folder / "6")
+    (folder / "6.unfinished" / "6").rename(folder / "6")
     with pytest.raises(DataError, match="batch 6"):
         source.read(6, ALL)
     validation = disturbed("validation", action="raise", split="validation", at=1, checkpoints=str(tmp_path / "none"))

@@ -92,10 +92,10 @@ def in_cache_write(run: Path, cache: Path, dice: random.Random) -> Aim:
 
 
 def in_commit(run: Path, cache: Path, dice: random.Random) -> Aim:
-    known = set(run.glob("checkpoints/*tmp*"))
+    known = set(run.glob("checkpoints/*.unfinished"))
 
     def writing() -> bool:
-        return any(path not in known for path in run.glob("checkpoints/*tmp*"))
+        return any(path not in known for path in run.glob("checkpoints/*.unfinished"))
 
     return Aim(writing, writing, delay_s=dice.choice([0.0, 0.003, 0.006, 0.009]))  # anywhere in it
 
@@ -164,7 +164,7 @@ def kill_and_compare(project: Command, cache: Path, started: Started, seed: int)
     assert done.json()["state_digest"] == whole.json()["state_digest"], f"seed {seed}"
     assert done.json()["loss"] == whole.json()["loss"], f"seed {seed}"
     assert numbers(run) == numbers(project.cwd / "runs" / "whole"), f"seed {seed}"
-    assert not list(run.glob("checkpoints/*tmp*")), f"seed {seed}: a stray temporary checkpoint stayed"
+    assert not list(run.glob("checkpoints/*.unfinished")), f"seed {seed}: a stray temporary checkpoint stayed"
 
     events = read_jsonl(run / "events.jsonl")
     goodput = read_goodput(events)

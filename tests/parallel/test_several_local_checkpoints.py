@@ -24,7 +24,7 @@ def trainer(tmp_path: Path) -> Iterator[Trainer]:
 
 def damage(checkpoint: Path) -> None:
     """Change the arrays that process 1 saved."""
-    for path in (checkpoint / "state" / "ocdbt.process_1" / "d").iterdir():
+    for path in (checkpoint / "state" / "process_1" / "d").iterdir():
         path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
 
 

@@ -524,7 +524,7 @@ def test_a_kill_while_compiling_or_saving(trainer: Trainer, victim: int, moment:
         job = trainer.start("pair", 2, *options, **ONE_DEVICE)
         reached: dict[str, Callable[[], bool]] = {
             "compile": lambda: "compile" in [event["event"] for event in read_jsonl(job.run / "events.jsonl")],
-            "save": lambda: any((job.run / "checkpoints").glob("*tmp*")),
+            "save": lambda: any((job.run / "checkpoints").glob("*.unfinished")),
         }
         job.wait_until(reached[moment])
         assert job.strike(victim) == [75], job.wait()

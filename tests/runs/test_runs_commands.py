@@ -218,7 +218,7 @@ def test_ckpt(project: Project, here: Here) -> None:
     assert here.answer("ckpt", "show", "30", code=2)["error"]["why"] == "it has 20, 40"
     assert here("ckpt", "show", "newest", code=2) == ""
 
-    stray = run.checkpoints / "50.orbax-checkpoint-tmp"
+    stray = run.checkpoints / "50.unfinished"
     stray.mkdir()
     here.answer("ckpt", "ls")
     here.answer("ckpt", "verify")
