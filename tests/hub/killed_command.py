@@ -30,6 +30,7 @@ MODEL, FOLDER = (Path(argument) for argument in sys.argv[2:])
 ARGUMENTS, MADE = {
     "import": (["import", str(MODEL), "--name", "made"], "project/runs/made"),
     "export": (["export", "../made", "--run", "base", "--shard-size", "4kB"], "made"),
+    "orbax": (["export", "../made", "--run", "base", "--format", "orbax"], "made"),
     "adapters": (["export", "../made", "--run", "adapted", "--format", "peft"], "made"),
     "average": (["ckpt", "average", "0", "1", "--run", "base", "--name", "made"], "project/runs/made"),
 }[sys.argv[1]]
@@ -61,6 +62,8 @@ def ask(root: Path) -> dict[str, Any]:
     done = inprocess.run([*ARGUMENTS, "--json"], root / "project", os.environ)
     assert done.returncode == 0, done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
+    if sys.argv[1] == "orbax":  # whose files have random names
+        del document["files"]
     return document.pop("imported", document)
 
 
@@ -73,13 +76,16 @@ def write(root: Path) -> None:
 def content(root: Path) -> dict[str, Any]:
     """Each file that a run or an exported folder consists of, without what no two runs have in common.
 
-    Files of arrays have random names, and are left to `aifx ckpt verify` and the digests in the manifest.
+    Files of arrays have random names, and are left to `aifx ckpt verify` and the digests in the manifest. Those of an
+    exported tree are left to `export.json`, which aifx compares with them when it is asked again.
     """
     found: dict[str, Any] = {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
         in_checkpoint = "checkpoints" in path.parts and path.name != "manifest.json"
-        if path.is_dir() or path.name == "lock" or in_checkpoint:
+        if "items" in path.parts or (path.name == "export.json" and sys.argv[1] == "orbax"):
+            found[path.name if path.name == "export.json" else "items"] = None
+        elif path.is_dir() or path.name == "lock" or in_checkpoint:
             found[name if path.is_dir() and not in_checkpoint else "checkpoints"] = None
         elif path.suffix in (".json", ".jsonl") and "runs" in path.parts:
             found[name] = [_lasting(json.loads(line)) for line in _documents(path)]

@@ -15,12 +15,13 @@ HERE = Path(__file__).parent
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("command", ["import", "export", "adapters", "average"])
+@pytest.mark.parametrize("command", ["import", "export", "orbax", "adapters", "average"])
 def test_a_kill_at_each_change(
     tmp_path: Path, command: str, hub_models: Callable[[str], Path], record_property: Callable[[str, object], None]
 ) -> None:
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]), "OMP_NUM_THREADS": "1"}
-    program = [sys.executable, HERE / "killed_command.py", command, hub_models("llama"), tmp_path]
+    model = hub_models("llama-one-layer-one-kv-head" if command == "orbax" else "llama")
+    program = [sys.executable, HERE / "killed_command.py", command, model, tmp_path]
     done = subprocess.run(program, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     kills = int(done.stdout.split()[-1])
