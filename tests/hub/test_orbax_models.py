@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+import adapter_runs
 import inprocess
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from safetensors.numpy import load_file
 
 from aifx.checkpoint.naming import flat_names, nest
 from aifx.checkpoint.orbax import read_orbax, restore_orbax, save_orbax
-from aifx.core.errors import AifxError, ConfigError
+from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.core.project import Project, RunDirectory
 from aifx.hub import orbax
 from aifx.hub.architectures import architectures, named_specs
@@ -27,7 +28,6 @@ from aifx.hub.orbax import open_orbax
 from aifx.loading.restore import restore_run
 from aifx.models.decoder.specs import decoder_specs
 from aifx.models.hub import HubConfig
-from aifx.parallel.context import ForwardContext
 
 
 @pytest.fixture
@@ -55,11 +55,7 @@ def digest_of(run: RunDirectory) -> str:
 
 
 def logits_of(run: RunDirectory, project: Project) -> np.ndarray:
-    trained = restore_run(run, project)
-    model, ctx = trained.task.model, ForwardContext(trained.layout)
-    hidden = model.hidden(trained.params, {"inputs": peer_models.inputs()}, ctx)
-    logits = np.asarray(model.head(trained.params, ctx)(hidden))
-    return logits.reshape(*peer_models.inputs().shape, -1)
+    return adapter_runs.logits_of(restore_run(run, project))
 
 
 def config_of(folder: Path) -> dict:
@@ -227,6 +223,35 @@ def test_each_damage_and_misfit_is_named(llama, empty_project, tmp_path):
     save_orbax(tmp_path / "nnx", nnx, {})
     with pytest.raises(AifxError, match="no model in MaxText's layout"):
         again(tmp_path / "nnx", folder, empty_project)
+
+
+@pytest.mark.slow
+def test_adapters_are_merged(llama, empty_project, tmp_path):
+    adapted = adapter_runs.make_adapter_run(empty_project, imported(llama("interleaved"), empty_project))
+    with pytest.raises(UsageError, match="adapters"):
+        export_model(tmp_path / "out", adapted, empty_project, scan_layers=True)
+    made = export_model(tmp_path / "out", adapted, empty_project, scan_layers=True, merge=True)
+    assert made.merged.passed
+    merged = again(tmp_path / "out", tmp_path / "out", empty_project)
+    np.testing.assert_allclose(logits_of(merged, empty_project), logits_of(adapted, empty_project), rtol=0, atol=5e-4)
+
+
+@pytest.mark.slow
+def test_queries_are_rounded_once(llama, empty_project, tmp_path):
+    folder = llama("tied")  # the root of its heads' width is no power of two
+    made = export_model(
+        tmp_path / "out", imported(folder, empty_project), empty_project, dtype="bfloat16", scan_layers=False
+    )
+    assert (made.dtype, made.rounded) == ("bfloat16", True)
+    (item,) = read_orbax(tmp_path / "out").items
+    assert {array.dtype for array in item.arrays} == {"bfloat16"}
+    wanted = orbax_models.maxtext_of(load_file(folder / "model.safetensors"), config_of(folder), is_scanned=False)
+    for key, value in restore_orbax(item, list(wanted)).items():
+        np.testing.assert_array_equal(value, wanted[key].astype(value.dtype), err_msg=key)
+    back = import_model(
+        open_orbax(str(tmp_path / "out"), tmp_path / "out/config.json", tmp_path / "out"), empty_project, "b"
+    )
+    assert (back.dtype, back.rounded) == ("bfloat16", False)
 
 
 @pytest.mark.slow
