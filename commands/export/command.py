@@ -34,7 +34,7 @@ ScanLayersOption = Annotated[
     typer.Option(
         "--scan-layers/--no-scan-layers",
         help="With orbax, write all layers in one array each, as MaxText's scan_layers, or each layer in its own. "
-        "By default as MaxText's.",
+        "By default in one.",
         show_default=False,
     ),
 ]

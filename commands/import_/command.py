@@ -80,11 +80,11 @@ def import_(
         aifx import HuggingFaceTB/SmolLM2-135M --name smol
         aifx import Qwen/Qwen3-0.6B --dtype float32 --check
         aifx import google/vit-base-patch16-224 --name vit
-        aifx import checkpoints/0/items --format orbax --config config.json --tokenizer tokenizer.json --name llama
+        aifx import ckpt/1000 --format orbax --config config.json --tokenizer .
 
     Outside a project, aifx starts one in the working directory, whose aifx.toml fine-tunes the model. aifx reads
-    safetensors files and opens no pickle. Code in the model's folder does not run. If the run is what the same command
-    made before, aifx says so and exits 0.
+    safetensors files and checkpoints of Orbax, and opens no pickle. Code in the model's folder does not run. If the run
+    is what the same command made before, aifx says so and exits 0.
     """
     with terminal(json) as out, sigterm_as_ctrl_c():
         refuse_job("import")
