@@ -10,12 +10,13 @@ import os
 import sys
 from contextlib import suppress
 
-from aifx.commands.console import stopping
-from aifx.core.errors import ExitCode
+from aifx.commands.console.interrupted import write_interrupted
+from aifx.core import lifecycle
+from aifx.core.errors import ExitCode, Terminated
 
 TYPE_CHECKING = False  # importing typing takes as long as all else here
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from aifx.commands.doctor.monitor_protocols import Caller
 
@@ -31,12 +32,12 @@ SPELT = {"µ": "u", "±": "+-", "…": "...", "—": "-", "–": "-", "×": "x",
 def main() -> None:
     """Entry point of the console script."""
     args = sys.argv[1:]
-    stopping.enter(args, find_caller)
+    lifecycle.enter(lambda: answer_of_signals(args))
     _ignore_compilers()
     if next((arg for arg in args if not arg.startswith("-")), None) in COMPUTE:
         from aifx.machine.huge_pages import restart_with_huge_pages
 
-        with stopping.blocked():
+        with lifecycle.blocked():
             restart_with_huge_pages()
     sys.exit(run(args))
 
@@ -62,9 +63,9 @@ def run(args: list[str]) -> int:
         from aifx.commands.app import run as run_command
 
         code = run_command(args)
-        stopping.end_body()
+        lifecycle.end_body()
     except SystemExit as error:
-        stopping.end_body()
+        lifecycle.end_body()
         code = _status(error)
         if caller is not None:
             from aifx.commands.doctor.monitor_protocols import ProtocolExit
@@ -72,14 +73,31 @@ def run(args: list[str]) -> int:
             if isinstance(error, ProtocolExit):  # a code that the monitoring program understands
                 return code if _flush(code) == code else caller.unable
     except BaseException as error:
-        stopping.end_body()
-        error = stopping.cause_of(error)
+        lifecycle.end_body()
+        error = lifecycle.cause_of(error)
         code = _report(error, json) if caller is None else caller.fail(error)
     code = _flush(code)
     joining = sys.modules.get("aifx.parallel.joining")
     if joining is not None and joining.current_group().size > 1:  # Python's end would wait for the other processes
-        os._exit(code)
+        lifecycle.exit_now(code)
     return code if caller is None or code == ExitCode.OK else caller.unable
+
+
+def answer_of_signals(args: Sequence[str]) -> Callable[[int], int]:
+    """The function that writes the answer of `aifx args` if a signal ends it first, and returns its exit code."""
+    ours = args[: args.index("--")] if "--" in args else args
+    caller, json = find_caller(ours), "--json" in ours
+
+    def answer(signum: int) -> int:
+        if caller is None:
+            write_interrupted(signum, json=json)
+            return lifecycle.exit_code_of(signum)
+        code = caller.fail(Terminated())
+        with suppress(Exception):
+            sys.stdout.flush()
+        return code
+
+    return answer
 
 
 def find_caller(args: Sequence[str]) -> Caller | None:

@@ -133,10 +133,10 @@ def _work(args: list[str], cwd: str, environ: dict[str, str], streams: list[str]
     sys.path[:] = ["", *(path for path in sys.path if path and not path.startswith(TESTS))]
     import jax
 
-    from aifx.commands.console import stopping
-    from aifx.commands.main import find_caller, run
+    from aifx.commands.main import answer_of_signals, run
+    from aifx.core import lifecycle
 
-    stopping.enter(args, find_caller)
+    lifecycle.enter(lambda: answer_of_signals(args))
     jax.config.update(
         "jax_compilation_cache_dir", environ.get(COMPILED)
     )  # read from the server's environment at import

@@ -16,7 +16,6 @@ from aifx.machine.huge_pages import with_huge_pages
 from aifx.machine.present import nvidia_gpus
 from aifx.parallel.connections import free_port
 from aifx.parallel.processes import Membership
-from aifx.training.signals import stays_ignored
 
 HOST = "127.0.0.1"
 PROGRAM = "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"
@@ -61,26 +60,6 @@ class Attempt:
     answer: bytes
 
 
-class Signals:
-    """Signals that the processes get as well. The first one also keeps the job from being started again."""
-
-    FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def __init__(self) -> None:
-        self.came: list[int] = []
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> Signals:
-        for number in self.FORWARDED:
-            if not stays_ignored(number):
-                self._before[number] = signal.signal(number, lambda number, _: self.came.append(number))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-
 def processes(
     arguments: Sequence[str], count: int, environ: Mapping[str, str], node: Membership | None = None
 ) -> list[Process]:
@@ -123,24 +102,26 @@ def visible_gpus(environ: Mapping[str, str]) -> list[str]:
     return [name for name in named.split(",") if name]
 
 
-def run_once(started: Sequence[Process], signals: Signals, write: Write) -> Attempt:
+def run_once(started: Sequence[Process], came: Sequence[int], write: Write) -> Attempt:
     """Run the processes until all have ended. When one fails, the others are ended if they don't end by themselves.
 
     Args:
+        came: signals that have come (`collect_signals`). Those that come from now on go to the processes as well.
         write: called with what they write to stderr, and with what the others than process 0 write to stdout.
     """
-    deadline, order, sent = float("inf"), list[int](), len(signals.came)
+    deadline, order, sent = float("inf"), list[int](), len(came)
     with ExitStack() as stack:
         children = [
             stack.enter_context(Child(one.argv, env={**os.environ, **one.variables}, grace_s=KILL_S)) for one in started
         ]
         while any(child.ended is None for child in children):
             pump(children, POLL_S)
-            for number in signals.came[sent:]:
+            fresh = came[sent:]
+            for number in fresh:
                 for child in children:
                     child.send_signal(number)
                     child.send_signal(signal.SIGCONT)  # so that a stopped process hears it, as scancel and systemd do
-            sent = len(signals.came)
+            sent += len(fresh)
             for index, child in enumerate(children):
                 for line in child.take_error_lines():
                     if not line.startswith(NOISE.encode()):

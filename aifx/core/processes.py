@@ -11,8 +11,6 @@ background: the caller that waits also reads.
 
 from __future__ import annotations
 
-import atexit
-import ctypes
 import json
 import math
 import os
@@ -21,15 +19,14 @@ import signal
 import stat
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, NoReturn
+from typing import IO, Any, Literal
 
-from aifx.core.errors import ExitCode
+from aifx.core.lifecycle import follow, leave_on_sigterm
 from aifx.core.parsing import parse_json
 from aifx.core.redaction import redact
 
@@ -39,8 +36,6 @@ CHUNK = 1 << 16
 POLL_S = 0.25  # between looks whether a child has exited whose output something else holds open
 EXIT_S = 0.002  # the same for one that has closed its output
 REAP_S = 1.0  # a process in uninterruptible sleep outlives SIGKILL, and is not waited for longer
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-FOLLOW_S = 5.0  # for a child of aifx to clean up if its parent is gone
 
 _is_child = False  # of aifx, after `connect`
 
@@ -328,32 +323,11 @@ def connect() -> Callable[[Mapping[str, Any]], None]:
     os.dup2(2, 1)
     if stat.S_ISFIFO(os.fstat(0).st_mode):  # a person may have started it, too
         _is_child = True
-        signal.signal(signal.SIGTERM, _leave)
-        threading.Thread(target=_follow, daemon=True, name="follow").start()
+        leave_on_sigterm()
+        follow(lambda: os.read(0, 1))  # not through sys.stdin, whose lock a thread must not hold when Python ends
 
     def emit(event: Mapping[str, Any]) -> None:
         channel.write(json.dumps(event) + "\n")
         channel.flush()
 
     return emit
-
-
-def end_with(parent: int) -> None:
-    """Have the kernel send SIGTERM to this process when its parent, of this number, ends. On Linux only."""
-    if sys.platform.startswith("linux"):
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
-        if os.getppid() != parent:  # it has ended already
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _leave(*_: object) -> NoReturn:
-    raise SystemExit(int(ExitCode.PREEMPTED))
-
-
-def _follow() -> None:
-    os.read(0, 1)  # not through sys.stdin, whose lock a thread must not hold when Python ends
-    atexit.register(os.killpg, 0, signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(FOLLOW_S)
-    os.killpg(0, signal.SIGKILL)

@@ -10,10 +10,8 @@ from __future__ import annotations
 import logging
 import secrets
 import shutil
-import signal
 import socket
 import tempfile
-import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ import psutil
 from aifx.core.environment import environment
 from aifx.core.errors import EnvironmentFault
 from aifx.core.extras import install_command
+from aifx.core.lifecycle import own_handlers
 from aifx.core.os_errors import first_line
 from aifx.curation.databases.urls import SECRETS
 from aifx.curation.execution import TaskResult, run_task
@@ -119,7 +118,7 @@ def session(address: str, limits: Limits) -> Iterator[Any]:
         folder = _socket_folder() if is_local else None
         others = set(psutil.Process().children(recursive=True))
         try:
-            with _own_sigterm():
+            with own_handlers():  # Ray replaces that of SIGTERM
                 _connect(ray, address, folder, limits)
             yield ray
         finally:
@@ -165,17 +164,6 @@ def _connect(ray: Any, address: str, folder: Path | None, limits: Limits) -> Non
             raise EnvironmentFault("Ray did not start", first_line(error), "--on local") from error
         hint = f"ray status --address {address}"
         raise EnvironmentFault(f"Ray does not answer at {address}", first_line(error), hint) from error
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Restore the handler of SIGTERM, which Ray replaces."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if before is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
 
 
 def _socket_folder() -> Path:

@@ -13,10 +13,10 @@ import json
 import os
 import statistics
 import sys
-import threading
 from dataclasses import replace
 from typing import Any
 
+from aifx.core.lifecycle import exit_after
 from aifx.health import collective_tcp
 from aifx.health.collective_tcp import CollectiveError, RankRequest
 
@@ -37,14 +37,12 @@ def main(text: str) -> int:
         return 2
     if not request.host:
         request = _slurm_place(request)
-    timer = _end_at(request.limit_s + LATE_S)
     try:
-        answer = _measured(request)
+        with exit_after(request.limit_s + LATE_S, NO_ANSWER, "the time was up"):
+            answer = _measured(request)
     except Exception as error:
         whose = "" if isinstance(error, CollectiveError) else f"rank {request.rank}: {type(error).__name__}: "
         answer = {"ok": False, "gb_s": 0.0, "why": f"{whose}{error}".splitlines()[0]}
-    finally:
-        timer.cancel()
     if request.rank == 0:
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
@@ -82,20 +80,6 @@ def _measured(request: RankRequest) -> dict[str, Any]:
         "devices": num_devices,
         "why": f"wrong results on ranks {', '.join(map(str, wrong))}" if wrong else "",
     }
-
-
-def _end_at(limit_s: float) -> threading.Timer:
-    """End this process after `limit_s`, wherever it hangs."""
-
-    def end() -> None:
-        sys.stderr.write("the time was up\n")
-        sys.stderr.flush()
-        os._exit(NO_ANSWER)
-
-    timer = threading.Timer(limit_s, end)
-    timer.daemon = True
-    timer.start()
-    return timer
 
 
 if __name__ == "__main__":

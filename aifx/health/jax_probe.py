@@ -17,6 +17,7 @@ from typing import Any
 from packaging.utils import canonicalize_name
 
 from aifx.core.facts import Absent, Unknown, to_document
+from aifx.core.lifecycle import exit_now
 from aifx.core.processes import connect
 from aifx.core.version import DISTRIBUTION
 from aifx.health.host import within
@@ -141,4 +142,4 @@ def _nvml() -> dict[str, Any]:
 if __name__ == "__main__":
     emit = connect()
     emit({"packages": packages, "devices": devices}[sys.argv[1]]())
-    os._exit(0)  # a hanging driver would also block a thread or the library's exit
+    exit_now(0)  # a hanging driver would also block a thread or the library's exit

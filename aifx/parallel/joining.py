@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import jax
 
 from aifx.core.errors import AifxError, ConfigError, EnvironmentFault, ExitCode
+from aifx.core.lifecycle import end_with, on_abort
 from aifx.core.os_errors import refusal_in
-from aifx.core.processes import end_with
 from aifx.core.progress import overhear
 from aifx.machine.compilation_cache import store_in_each_process
 from aifx.machine.device_memory import is_out_of_memory
@@ -44,7 +41,7 @@ def joined(limits: Limits, on_loss: Callable[[PeerLost], None] = lambda _: None)
     """Join the job that this process is one of (`aifx.parallel.processes`), until the block ends.
 
     If the block raises, the other processes end as well. After that, this process cannot end as Python does: JAX would
-    wait for the others, and abort. `aifx.commands.main` ends it by `os._exit`.
+    wait for the others, and abort. `aifx.commands.main` ends it by `exit_now`.
 
     Args:
         on_loss: called in another thread when another process is gone.
@@ -150,19 +147,13 @@ def _exit_on_lost_coordinator(group: JoinedGroup) -> None:
 
     JAX notices as soon as the group does, and calls abort() in a thread of its own.
     """
-    libc = ctypes.CDLL(None)
 
-    def handle(_: int) -> None:
+    def code_if_lost() -> int | None:
         deadline = time.monotonic() + CLOSES_S
         while time.monotonic() < deadline:
             if not group.reaches_first():
-                os._exit(group.exit_code)
+                return group.exit_code
             time.sleep(0.005)
-        libc.signal(signal.SIGABRT, None)  # SIG_DFL: abort() goes on
+        return None
 
-    global _handler  # C keeps a pointer to it
-    _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
-    libc.signal(signal.SIGABRT, _handler)
-
-
-_handler: Any = None
+    on_abort(code_if_lost)

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 from aifx.core.errors import AifxError, DataError
+from aifx.core.lifecycle import killed_after
 from aifx.core.limits import limit_memory
 from aifx.data.chat.rendering import PromptWriter
 from aifx.data.chat.rows import Message
@@ -98,17 +99,16 @@ def main() -> None:
             messages, place, tools = pickle.load(requests)
         except EOFError:
             return
-        signal.setitimer(signal.ITIMER_REAL, limit_s)
         found: str | AifxError
         try:
-            found = writer.prompt_text(messages, place, tools=tools)
+            with killed_after(limit_s):
+                found = writer.prompt_text(messages, place, tools=tools)
         except AifxError as error:
             found = error
         except MemoryError:
             what = f"{place}: the chat template takes too much memory"
             why = f"more than {memory_bytes >> 20} MiB; template: {writer.template.name}"
             found = DataError(what, why, "shorten the conversation")
-        signal.setitimer(signal.ITIMER_REAL, 0)
         _send(answers, found)
 
 

@@ -12,10 +12,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from aifx.cluster.local import KILL_S, POLL_S, PROGRAM, Signals, visible_gpus
+from aifx.cluster.local import KILL_S, POLL_S, PROGRAM, visible_gpus
 from aifx.config.best_by import parse_best_by
 from aifx.config.toml import literal
 from aifx.core.errors import ExitCode, UsageError
+from aifx.core.lifecycle import exit_code_of
 from aifx.core.parsing import parse_json
 from aifx.core.processes import Child, Ended, pump
 from aifx.core.project import Project, RunDirectory
@@ -113,27 +114,28 @@ class Runner:
         for trial in sweep.trials.values():
             self._watch(trial)
 
-    def run(self, signals: Signals) -> ExitCode:
-        """Run all trials, until they have ended or a signal came. Returns how the command ends."""
+    def run(self, came: Sequence[int]) -> ExitCode:
+        """Run all trials, until they have ended or a signal came (`collect_signals`). Returns how the command ends."""
         sent, looked = 0, 0.0
-        while (self.queue and not signals.came) or self.running:
-            if not signals.came:
+        while (self.queue and not came) or self.running:
+            if not came:
                 self._fill_slots()
             pump([one.child for one in self.running], POLL_S)
             if not self.running:
                 time.sleep(POLL_S)  # a run is held by a process that is about to end
-            for number in signals.came[sent:]:
+            fresh = came[sent:]
+            for number in fresh:
                 for one in self.running:
                     _send(one.child, number)
-            sent = len(signals.came)
+            sent += len(fresh)
             for one in [one for one in self.running if one.child.ended is not None]:
                 self.running.remove(one)
                 self._record_end(one)
-            if self.file.sweep.prune and not signals.came and time.monotonic() - looked >= LOOK_S:
+            if self.file.sweep.prune and not came and time.monotonic() - looked >= LOOK_S:
                 looked = time.monotonic()
                 self._prune()
-        if signals.came:
-            return ExitCode.INTERRUPTED if signals.came[0] == signal.SIGINT else ExitCode.PREEMPTED
+        if came:
+            return exit_code_of(came[0])
         if self.failed:
             return ExitCode.UNABLE
         return ExitCode.PREEMPTED if self.stopped else ExitCode.OK
@@ -170,7 +172,7 @@ class Runner:
         argv = ["train", "--run", trial.run, "--json", *(() if file is None else ("--config", str(file)))]
         argv += [part for setting in settings for part in ("--set", setting)]
         # If this process is killed, the kernel stops its trials.
-        program = f"from aifx.core.processes import end_with; end_with({os.getpid()}); {PROGRAM}"
+        program = f"from aifx.core.lifecycle import end_with; end_with({os.getpid()}); {PROGRAM}"
         child = Child(
             (sys.executable, "-P", "-c", program, *argv), env={**os.environ, **self.slots[slot]}, grace_s=KILL_S
         )

@@ -1,9 +1,5 @@
-"""Stopping: a signal is heard at once, acted on where it is safe, and never waited for beyond a bound.
-
-Python runs a signal handler only between two bytecodes of the main thread, seconds late behind a compilation. The C
-part of the handler, which runs at once, writes the signal's number into `signal.set_wakeup_fd`; a thread reads it
-there. No signal is blocked, so that processes started from here inherit nothing.
-"""
+"""Stopping: a signal is heard at once (`core/lifecycle.py`), acted on where it is safe, and never waited for beyond a
+bound."""
 
 from __future__ import annotations
 
@@ -11,16 +7,12 @@ import os
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
-from types import FrameType
-from typing import Any
+from contextlib import ExitStack, suppress
 
 from aifx.core.errors import ExitCode
+from aifx.core.lifecycle import STOPS, exit_code_of, exit_now, on_signals
 from aifx.core.statuses import ProcessStatus
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 LAST_WORDS_S = 2.0
 """Limit of the callbacks that run right before the process ends."""
@@ -32,10 +24,6 @@ BeforeExit = Callable[[ProcessStatus | None, str], None]
 """Called with the run's status (None: failed) and a line on why, right before the process ends without unwinding."""
 
 
-def exit_code_of(signum: int) -> ExitCode:
-    return ExitCode.INTERRUPTED if signum == signal.SIGINT else ExitCode.PREEMPTED
-
-
 def status_of(signum: int) -> ProcessStatus:
     return "interrupted" if signum == signal.SIGINT else "preempted"
 
@@ -45,10 +33,7 @@ class StopSignals:
 
     Until `guard` is called there is nothing to save: the first signal ends the process. From then on the first one sets
     `requested`, for the loop to see between two steps, and starts a clock; the second one, or the clock, ends it. Under
-    `aifx launch`, the same signal within ECHO_S is not a second one.
-
-    SIGHUP ignored from the start (nohup) stays ignored. So does a SIGINT from the keyboard to a process that a shell
-    started in the background; one sent on purpose to such a process is heard.
+    `aifx launch`, the same signal within ECHO_S is not a second one. In another thread, a caller stops by other means.
     """
 
     def __init__(self) -> None:
@@ -61,39 +46,17 @@ class StopSignals:
         self._done = False
         self._leaving = False
         self._lock = threading.Lock()
-        # By number, since a signal is announced twice and another one may come in between.
-        self._woken = Counter[int]()  # signals seen by the C handlers
-        self._handled = Counter[int]()  # signals seen by the Python handlers: the same ones, later
-        self._acted = Counter[int]()
+        self._count = 0
         self._first_at = 0.0
-        self._before: dict[signal.Signals, Any] = {}
-        self._writer: int | None = None
-        self._fd_before = -1
+        self._hearing = ExitStack()
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is not threading.main_thread():
-            return self  # Python gives signals to the main thread alone; a caller elsewhere stops by other means
-        reader, writer = os.pipe()
-        os.set_blocking(writer, False)
-        self._writer = writer
-        self._fd_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for signum in SIGNALS:
-            if stays_ignored(signum):
-                continue
-            self._before[signum] = signal.signal(signum, self._handle)
-            signal.siginterrupt(signum, False)
-        threading.Thread(target=self._listen, args=(reader,), name="aifx-signals", daemon=True).start()
+        self._hearing.enter_context(on_signals(self._act, STOPS))
         return self
 
     def __exit__(self, *_: object) -> None:
         self.finish()
-        if self._writer is None:
-            return
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-        signal.set_wakeup_fd(self._fd_before)
-        os.close(self._writer)
-        self._writer = None
+        self._hearing.close()
 
     def guard(self, timeout_s: float) -> None:
         """There is something to save from now on, and saving it may take `timeout_s`."""
@@ -123,27 +86,12 @@ class StopSignals:
             self._done = self._leaving = True
         self._exit("preempted" if code == ExitCode.PREEMPTED else None, why, code)
 
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        # An event loop in the main thread may have put its own wake-up file in place of ours for a while.
-        self._handled[signum] += 1
-        if self._handled[signum] > self._woken[signum]:
-            threading.Thread(target=self._act, args=(signum,), daemon=True).start()
-
-    def _listen(self, reader: int) -> None:
-        with suppress(OSError):
-            while data := os.read(reader, 1):
-                if data[0] in self._before:
-                    self._woken[data[0]] += 1
-                    self._act(data[0])
-        os.close(reader)
-
     def _act(self, signum: int) -> None:
         with self._lock:
-            # One signal is announced twice, by its C and by its Python handler.
-            if self._done or max(self._woken[signum], self._handled[signum]) <= self._acted[signum]:
+            if self._done:
                 return
-            self._acted[signum] += 1
-            first = self._acted.total() == 1
+            self._count += 1
+            first = self._count == 1
             if not first and self._is_echo(signum):
                 return
             self._first_at = time.monotonic()
@@ -179,20 +127,4 @@ class StopSignals:
         caller = threading.Thread(target=call_back, daemon=True)
         caller.start()
         caller.join(LAST_WORDS_S)
-        os._exit(code)
-
-
-def stays_ignored(signum: signal.Signals) -> bool:
-    """Whether a process that was started to ignore a signal goes on to do so."""
-    if signal.getsignal(signum) is not signal.SIG_IGN:
-        return False
-    return signum == signal.SIGHUP or (signum == signal.SIGINT and _keyboard_reaches_us())
-
-
-def _keyboard_reaches_us() -> bool:
-    """Whether ^C at the terminal goes to this process: it is in the terminal's foreground group."""
-    try:
-        with open("/dev/tty", "rb", buffering=0) as terminal:
-            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
-    except OSError:
-        return False
+        exit_now(code)

@@ -13,9 +13,9 @@ from aifx.commands.bench.compare import in_short, only_known, refuse, show_compa
 from aifx.commands.bench.measuring import OnlyOption, OutputOption, read_share
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.output import Output
-from aifx.commands.console.stopping import sigterm_as_ctrl_c
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import UsageError
+from aifx.core.lifecycle import sigterm_as_ctrl_c
 from aifx.core.plurals import counted
 
 if TYPE_CHECKING:

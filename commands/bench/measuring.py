@@ -12,8 +12,8 @@ import typer
 
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.output import Output
-from aifx.commands.console.stopping import sigterm_as_ctrl_c
 from aifx.core.errors import AifxError, UsageError
+from aifx.core.lifecycle import sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
     from aifx.benchmarking.fingerprint import Fingerprint

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import report
 from aifx.core.errors import UsageError
+from aifx.core.lifecycle import exit_now
 from aifx.core.logs import at_level
 from aifx.core.progress import listen
 from aifx.core.project import Project, RunDirectory
@@ -46,7 +46,7 @@ def joined_command(
         restore_stdout()
         with redirect_stdout(out.stdout):  # instead of `terminal`, which sends to stderr what user code prints
             report(lost, json=out.json and is_first)
-        os._exit(lost.exit_code)
+        exit_now(lost.exit_code)
 
     config = read_config(run.config, project, overrides)
     with (

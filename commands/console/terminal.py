@@ -17,11 +17,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 
-from aifx.commands.console import stopping
 from aifx.commands.console.failures import as_error, is_of_typer, print_traceback
 from aifx.commands.console.output import Output
 from aifx.commands.console.progress import ProgressDisplay
 from aifx.commands.console.writing import SCHEMA_VERSION, failure_text, is_colored, to_json, write_all
+from aifx.core import lifecycle
 from aifx.core.errors import ExitCode
 from aifx.core.logs import log_lines, python_warnings
 from aifx.core.progress import listen
@@ -43,17 +43,17 @@ def terminal(json: bool = False, *, streams: bool = False) -> Iterator[Output]:
             listen(ProgressDisplay(out)),
             redirect_stdout(sys.stderr) if json or streams else nullcontext(),
         ):
-            stopping.run_body()
+            lifecycle.run_body()
             yield out
-            stopping.end_body()
+            lifecycle.end_body()
         out.flush()
     except SystemExit:
-        stopping.end_body()
+        lifecycle.end_body()
         out.flush()
         raise
     except BaseException as error:
-        stopping.end_body()
-        raise SystemExit(report(stopping.cause_of(error), json=json)) from None
+        lifecycle.end_body()
+        raise SystemExit(report(lifecycle.cause_of(error), json=json)) from None
 
 
 def report(error: BaseException, *, json: bool) -> int:

@@ -11,10 +11,10 @@ import typer
 
 from aifx.commands.console.options import JsonOption, option_group
 from aifx.commands.console.output import Output
-from aifx.commands.console.stopping import sigterm_as_ctrl_c
 from aifx.commands.console.terminal import terminal
 from aifx.commands.doctor.options import HostsOption, RemoteOption, SlurmOption, exit_code, value_option
 from aifx.core.errors import ExitCode, UsageError
+from aifx.core.lifecycle import sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
     from aifx.health.bisect import BisectResult

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.console import stopping
 from aifx.commands.console.options import JsonOption, given_options, option_group
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
@@ -24,6 +23,7 @@ from aifx.commands.doctor.options import (
     value_option,
 )
 from aifx.core.errors import EnvironmentFault, ExitCode, UsageError
+from aifx.core.lifecycle import exit_code_of
 
 if TYPE_CHECKING:
     from aifx.health.fleet.ask import Answers
@@ -99,7 +99,7 @@ def fleet(*, options: FleetOptions) -> None:
         answers = _recorded(options) if options.replay is not None else _ask(out, options)
         nodes, search, ended = answers.nodes, None, ExitCode.OK
         if answers.ended_by is not None:
-            ended = stopping.exit_code_of(answers.ended_by)
+            ended = exit_code_of(answers.ended_by)
         elif options.bisect:
             budget_s = BUDGET_S if options.budget is None else options.budget
             search, ended = search_among(nodes, options.slurm, options.remote, budget_s)
@@ -157,9 +157,7 @@ def _ask(out: Output, options: FleetOptions) -> Answers:
     )
     count = len(targets.all)
     out.log(f"asking {count:,} node{'s' * (count != 1)}")
-    answers = ask(targets, inquiry, options.record)
-    stopping.run_body()  # asyncio leaves SIGTERM to the system
-    return answers
+    return ask(targets, inquiry, options.record)
 
 
 def _save(report: FleetReport, html: Path | None) -> list[EnvironmentFault]:

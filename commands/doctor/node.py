@@ -11,11 +11,11 @@ import typer
 
 from aifx.commands.console.options import JsonOption, given_options, option_group
 from aifx.commands.console.output import Output
-from aifx.commands.console.stopping import sigterm_as_ctrl_c
 from aifx.commands.console.terminal import terminal
 from aifx.commands.doctor.formats import Format, write_for_monitor
 from aifx.commands.doctor.options import CheckOptions, RootOption, exit_code
 from aifx.core.errors import EnvironmentFault, ExitCode, UsageError
+from aifx.core.lifecycle import sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
     from aifx.health.report import Report

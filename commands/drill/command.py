@@ -12,9 +12,9 @@ from aifx.commands.console.completion import complete_drill
 from aifx.commands.console.jobs import refuse_job
 from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.output import Output
-from aifx.commands.console.stopping import exit_code_of
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import ExitCode
+from aifx.core.lifecycle import exit_code_of
 from aifx.core.limits import check_limits
 from aifx.core.project import find_project
 

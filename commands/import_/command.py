@@ -9,10 +9,10 @@ import typer
 
 from aifx.commands.console.jobs import refuse_job
 from aifx.commands.console.options import JsonOption
-from aifx.commands.console.stopping import sigterm_as_ctrl_c
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import ExitCode, UsageError
 from aifx.core.json_files import readable_bytes
+from aifx.core.lifecycle import sigterm_as_ctrl_c
 from aifx.core.limits import check_limits
 from aifx.core.project import Project, find_project
 

@@ -13,6 +13,7 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.launch.running import CommandArgument, command_to_start, run_attempt, write_answer
 from aifx.core.errors import ExitCode
+from aifx.core.lifecycle import collect_signals
 
 UNSHOWN = ("AIFX_LAUNCHER", "GLIBC_TUNABLES")
 
@@ -62,12 +63,12 @@ def local(
 
 def _run(out: Output, arguments: Sequence[str], num_processes: int, restarts: int) -> int:
     """Run the processes, again if they were preempted. Returns the exit code of the last attempt."""
-    from aifx.cluster.local import Signals, processes
+    from aifx.cluster.local import processes
 
-    with Signals() as signals:
+    with collect_signals() as came:
         for restart in range(restarts + 1):
-            attempt = run_attempt(out, processes(arguments, num_processes, os.environ), signals)
-            if attempt.code != ExitCode.PREEMPTED or signals.came or restart == restarts:
+            attempt = run_attempt(out, processes(arguments, num_processes, os.environ), came)
+            if attempt.code != ExitCode.PREEMPTED or came or restart == restarts:
                 break
             out.log(f"restart {restart + 1} of {restarts}")
     write_answer(out, attempt)

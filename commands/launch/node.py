@@ -14,6 +14,7 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.launch.running import CommandArgument, command_to_start, run_attempt, write_answer
 from aifx.core.errors import ExitCode
+from aifx.core.lifecycle import collect_signals
 from aifx.core.project import find_project
 
 
@@ -42,17 +43,17 @@ def node(
 
 
 def _run(out: Output, arguments: Sequence[str], num_processes: int, launch: str | None) -> int:
-    from aifx.cluster.local import Signals, processes
+    from aifx.cluster.local import processes
     from aifx.parallel.location import detect_here
 
-    with Signals() as signals:
+    with collect_signals() as came:
         here = detect_here()
         rank = 0 if here is None else here.process_id
         os.environ["AIFX_NODES"] = "1" if here is None else str(here.num_processes)  # for `started_by`
         if launch is not None and rank == 0 and (stopped := _begin(arguments, launch)) is not None:
             return stopped
         started = processes(arguments, num_processes, os.environ, here)
-        attempt = run_attempt(out, started, signals, rank * num_processes, has_others=here is not None)
+        attempt = run_attempt(out, started, came, rank * num_processes, has_others=here is not None)
     if rank == 0:
         write_answer(out, attempt)
     return attempt.code

@@ -13,7 +13,7 @@ from aifx.commands.console.output import Output
 from aifx.core.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from aifx.cluster.local import Attempt, Process, Signals
+    from aifx.cluster.local import Attempt, Process
 
 COMMANDS = ("train", "eval")
 ALONE = ("predict", "generate")
@@ -38,7 +38,7 @@ def command_to_start(command: Sequence[str], example: str) -> list[str]:
 
 
 def run_attempt(
-    out: Output, started: Sequence[Process], signals: Signals, first: int = 0, *, has_others: bool = False
+    out: Output, started: Sequence[Process], came: Sequence[int], first: int = 0, *, has_others: bool = False
 ) -> Attempt:
     """Run processes until all have ended, and name the one that failed first.
 
@@ -51,8 +51,8 @@ def run_attempt(
     def write(index: int, line: bytes) -> None:
         out.log(f"[{first + index}] {line.decode('utf-8', 'replace').rstrip()}")
 
-    attempt = run_once(started, signals, write)
-    if attempt.first is not None and attempt.code != ExitCode.VERDICT and not signals.came:
+    attempt = run_once(started, came, write)
+    if attempt.first is not None and attempt.code != ExitCode.VERDICT and not came:
         ended = attempt.ended[attempt.first]
         if has_others and ended.code == ExitCode.PREEMPTED:
             return attempt

@@ -13,9 +13,9 @@ import typer
 from aifx.commands.console.jobs import refuse_job
 from aifx.commands.console.options import JsonOption, RunOption, SetOption, StepOption
 from aifx.commands.console.output import Output
-from aifx.commands.console.stopping import sigterm_as_ctrl_c
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import ExitCode, UsageError
+from aifx.core.lifecycle import sigterm_as_ctrl_c
 from aifx.core.limits import check_limits
 from aifx.core.project import find_project
 from aifx.core.steps import parse_step

@@ -16,6 +16,7 @@ from aifx.commands.console.options import DryRunOption, JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import AifxError
+from aifx.core.lifecycle import collect_signals
 from aifx.core.limits import check_limits
 from aifx.core.project import Project, find_project
 
@@ -129,7 +130,6 @@ def start(
 
 
 def _run(out: Output, project: Project, name: str, options: Options, slots: list[dict[str, str]]) -> int:
-    from aifx.cluster.local import Signals
     from aifx.sweeps.ranking import report
     from aifx.sweeps.record import SweepFile, hold_sweep, sweep_folder
     from aifx.sweeps.running import Runner
@@ -143,9 +143,9 @@ def _run(out: Output, project: Project, name: str, options: Options, slots: list
         file = SweepFile(folder, sweep)
         stack.callback(file.close)
         file.append("sweep", design=sweep.design, num_trials=sweep.num_trials, prune=sweep.prune)
-        signals = stack.enter_context(Signals())
+        came = stack.enter_context(collect_signals())
         runner = Runner(project, file, slots, stack)
-        code = runner.run(signals)
+        code = runner.run(came)
         found = report(project, name, sweep)
     out.document(found)
     _show(out, found)

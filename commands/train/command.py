@@ -6,7 +6,6 @@ import logging
 import os
 import shlex
 import signal
-import sys
 from contextlib import redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
@@ -14,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.console import stopping
 from aifx.commands.console.completion import complete_run
 from aifx.commands.console.format import best
+from aifx.commands.console.interrupted import write_interrupted
 from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.output import Output
-from aifx.commands.console.stopping import write_interrupted
 from aifx.commands.console.terminal import report, terminal
+from aifx.core import lifecycle
 from aifx.core.errors import AifxError, UsageError
 from aifx.core.limits import check_limits
 from aifx.core.progress import Progress as Activity
@@ -106,7 +105,7 @@ def train(
 
         # Before anything heavy is imported: a signal is heard from here on, whatever is being imported or compiled.
         with StopSignals() as stop:
-            stop.before_exit.append(_write_interrupted)
+            stop.before_exit.append(partial(_write_interrupted, json))
             is_first = _is_first()
             overrides = [*(overrides or []), *([] if metrics_port is None else [f"log.metrics_port={metrics_port}"])]
             result = _train(run, config, overrides, fork, step, refit, profile, out if is_first else None, stop)
@@ -160,7 +159,7 @@ def _train(
         refit=refitted,
         stop=stop,
         profile=profile,
-        started_at=process_started_at() if stopping.is_entered() else None,
+        started_at=process_started_at() if lifecycle.is_entered() else None,
     )
     if out is None:
         stop.before_exit[:] = [_log_end]
@@ -204,9 +203,9 @@ def _ignore(activity: Activity | None) -> None:
     """One process of a job shows its progress."""
 
 
-def _write_interrupted(status: ProcessStatus | None, why: str) -> None:
+def _write_interrupted(json: bool, status: ProcessStatus | None, why: str) -> None:
     """Write the answer of a run that a signal ends before its configuration is read."""
-    write_interrupted(signal.SIGINT if status == "interrupted" else signal.SIGTERM, sys.argv[1:])
+    write_interrupted(signal.SIGINT if status == "interrupted" else signal.SIGTERM, json=json)
 
 
 def _show(

@@ -19,8 +19,8 @@ from aifx.benchmarking import runner
 from aifx.benchmarking.results import Measured, Request, read_report
 from aifx.benchmarking.runner import Launches
 from aifx.commands.console.failures import as_error
-from aifx.commands.console.stopping import sigterm_as_ctrl_c
 from aifx.core.errors import ExitCode, Terminated, UsageError
+from aifx.core.lifecycle import sigterm_as_ctrl_c
 from aifx.core.logs import log_lines
 
 

@@ -7,15 +7,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import inprocess
 import pytest
 from process_status import is_stopped
 
-from aifx.cluster.local import Attempt, Process, Signals, code_of, processes, run_once
+from aifx.cluster.local import Attempt, Process, code_of, processes, run_once
 from aifx.core.errors import UsageError
+from aifx.core.lifecycle import collect_signals
 
 NUMBER = """
 import os, sys, time, signal
@@ -51,7 +52,7 @@ def launch(tmp_path: Path) -> Launch:
     return run
 
 
-def run(program: str, count: int = 3, signals: Signals | None = None) -> tuple[Attempt, list[tuple[int, str]]]:
+def run(program: str, count: int = 3, came: Sequence[int] = ()) -> tuple[Attempt, list[tuple[int, str]]]:
     """Run `count` processes of a Python program that knows its number `n`, and return what they wrote.
 
     A line that is heard from process 0 makes the file `heard-0`.
@@ -63,7 +64,7 @@ def run(program: str, count: int = 3, signals: Signals | None = None) -> tuple[A
         lines.append((index, line.decode()))
         Path(f"heard-{index}").touch()
 
-    return run_once(started, signals or Signals(), write), lines
+    return run_once(started, came, write), lines
 
 
 def signal_when_ready(number: int, count: int, *, with_stopped: bool = False) -> None:
@@ -161,10 +162,10 @@ def test_signals_are_forwarded_to_all(is_stopped: bool) -> None:
         f"signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n{READY}"
         f"n == 1 and {is_stopped} and os.kill(os.getpid(), signal.SIGSTOP); time.sleep(600)"
     )
-    with Signals() as signals:
+    with collect_signals() as came:
         signal_when_ready(signal.SIGTERM, 3, with_stopped=is_stopped)
-        attempt, _ = run(program, signals=signals)
-    assert signals.came == [signal.SIGTERM]
+        attempt, _ = run(program, came=came)
+    assert came == [signal.SIGTERM]
     assert [(ended.code, ended.cut) for ended in attempt.ended] == [(75, "")] * 3
     assert attempt.code == 75
 

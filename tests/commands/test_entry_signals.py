@@ -21,9 +21,9 @@ class Counting:
         if Counting.left == 0:
             os.kill(os.getpid(), Counting.number)
 Counting.left, Counting.number = map(int, sys.argv[1:3])
-from aifx.commands.console import stopping
+from aifx.core import lifecycle
 from aifx.commands.main import main
-stopping.ENDING_S = 600
+lifecycle.ENDING_S = 600
 sys.argv[:] = ["aifx", *sys.argv[3:]]
 sys.meta_path.insert(0, Counting())
 main()
@@ -83,7 +83,7 @@ def test_for_a_caller_with_codes_of_its_own(project: Path) -> None:
     assert done.stdout.startswith("AIFX UNKNOWN - interrupted")
 
 
-UNHURRIED = "from aifx.commands.console import stopping; stopping.ENDING_S = 600\n"
+UNHURRIED = "from aifx.core import lifecycle; lifecycle.ENDING_S = 600\n"
 """The time for an answer is not what these tests are about."""
 
 SENT = "import signal; os.kill(os.getpid(), signal.{})\n"
@@ -124,7 +124,7 @@ BODIES = {
     "outside of the interpreter": (
         "SIGTERM",
         75,
-        "import ctypes; stopping.PATIENCE_S = 0.2\n"
+        "import ctypes; lifecycle.PATIENCE_S = 0.2\n"
         "lock = ctypes.CDLL(None).pthread_mutex_lock; mutex = ctypes.create_string_buffer(64)\n"
         "lock(mutex); __import__('threading').Timer(0.2, lambda: os.kill(os.getpid(), 15)).start(); lock(mutex)",
     ),

@@ -110,6 +110,18 @@ def test_a_limit_ends_it_and_keeps_what_it_said(skip):
     assert (ended.cut, ended.output, ended.signal) == ("limit", b"half\n", 9)
 
 
+def test_a_limit_ends_what_it_started_too(skip):
+    """The child's child has a session of its own in no case, and ignores SIGTERM."""
+    with Child(
+        python(f"signal.signal(15, signal.SIG_IGN)\nemit(pid={SLEEPER}.pid)\ntime.sleep(600)"), limit_s=1000
+    ) as child:
+        event = next(child.events())
+        skip(1000)
+        ended = child.wait()
+    assert (ended.cut, ended.signal) == ("limit", signal.SIGKILL)
+    assert is_gone(event["pid"])
+
+
 def test_output_has_a_limit(monkeypatch):
     monkeypatch.setattr(processes, "MAX_BYTES", 1 << 20)
     ended = run(python("while True: print('x' * 4096)"))
@@ -235,10 +247,10 @@ def test_many_end_with_the_block():
 
 CHILD = """
 import signal, sys, time
-from aifx.core import processes
+from aifx.core import lifecycle, processes
 
 emit = processes.connect()
-processes.FOLLOW_S = 0.5 if "deaf" in sys.argv else 120
+lifecycle.FOLLOW_S = 0.5 if "deaf" in sys.argv else 120
 if "deaf" in sys.argv:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("of a library")

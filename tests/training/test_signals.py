@@ -16,7 +16,6 @@ import warm
 from process_status import has_heard
 
 from aifx.runs.lock import hold_run
-from aifx.training import signals
 
 Start = Callable[..., warm.Process]
 
@@ -140,7 +139,7 @@ with signals.StopSignals() as stop:
     stop.guard(600.0)
     for count, number in enumerate((signal.SIGTERM, signal.{second}), 1):
         os.kill(os.getpid(), number)
-        while stop._acted.total() < count:
+        while stop._count < count:
             time.sleep(0.01)
     assert stop.requested == signal.SIGTERM
     while {code}:  # the thread that acts ends the process
@@ -148,26 +147,6 @@ with signals.StopSignals() as stop:
 """
     environ = {**os.environ, **({"AIFX_LAUNCHER": launcher} if launcher else {})}
     assert subprocess.run([sys.executable, "-c", program], env=environ, check=False).returncode == code
-
-
-def test_an_interrupt_is_heard_although_the_signal_before_it_is_announced_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The C handler's word of SIGTERM may come after the Python handler's word of the SIGINT that followed it."""
-    monkeypatch.setenv("AIFX_LAUNCHER", "1")
-    monkeypatch.setattr(signals, "ECHO_S", 600.0)
-    exits: list[int] = []
-    monkeypatch.setattr(signals.StopSignals, "_exit", lambda self, status, why, code: exits.append(code))
-    stop = signals.StopSignals()
-    stop.guard(600.0)
-    stop._handled[signal.SIGTERM] += 1
-    stop._act(signal.SIGTERM)
-    stop._handled[signal.SIGINT] += 1
-    stop._woken[signal.SIGTERM] += 1
-    stop._act(signal.SIGTERM)
-    assert exits == []
-    stop._act(signal.SIGINT)
-    assert exits == [130]
 
 
 def test_saving_is_bounded(tiny, start: Start) -> None:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import signal
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 
 from starlette.applications import Starlette
 
-from aifx.core.errors import ExitCode
+from aifx.core.lifecycle import exit_code_of, exit_now, on_signals
 from aifx.core.web.connections import Limits, connection_class
 from aifx.core.web.sockets import LAST_ANSWERS_S, quiet_uvicorn, uvicorn_server
 from aifx.core.web.traffic import Traffic
@@ -91,14 +89,16 @@ class HttpServer:
     def stop(self) -> None:
         """As SIGTERM does. From any thread."""
         assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
+        with suppress(RuntimeError):  # the loop is closed: the server has ended
             self._loop.call_soon_threadsafe(self._stopped.set)
 
     async def _serve(self, on_listening: Callable[[], None]) -> Ending:
         self._loop = asyncio.get_running_loop()
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._loop.add_signal_handler(number, partial(self._signal, number))
+        with on_signals(self._signal):
+            return await self._until_stopped(on_listening)
+
+    async def _until_stopped(self, on_listening: Callable[[], None]) -> Ending:
+        assert self._loop is not None
         serving = self._loop.create_task(self._uvicorn.serve([self._socket]))
         stopped = self._loop.create_task(self._stopped.wait())
         while not self._uvicorn.started and not serving.done():
@@ -125,8 +125,9 @@ class HttpServer:
         return cut
 
     def _signal(self, number: int) -> None:
+        """Act on a signal, in a thread: the event loop may be busy."""
         if self._signum is not None:
             logger.warning("stopped at once by a second signal")
-            os._exit(ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.PREEMPTED)
+            exit_now(exit_code_of(number))
         self._signum = number
-        self._stopped.set()
+        self.stop()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aifx.core.errors import EnvironmentFault, UsageError
+from aifx.core.lifecycle import on_signals_in_loop
 from aifx.core.progress import report_progress
 from aifx.health.fleet.hosts import is_address, read_hosts, slurm_hosts
 from aifx.health.fleet.record import Recorder
@@ -84,7 +85,7 @@ class Answers:
 
     nodes: Sequence[Node]
     not_heard: Sequence[str] = ()
-    ended_by: signal.Signals | None = None
+    ended_by: int | None = None
 
 
 def ask(targets: Targets, inquiry: Inquiry, record: Path | None) -> Answers:
@@ -112,22 +113,32 @@ def ask(targets: Targets, inquiry: Inquiry, record: Path | None) -> Answers:
                 logger.warning("%s is not complete: %s", record, error.strerror or error)
                 recorder = None
 
-    ended = None
+    came: list[int] = []
     try:
         with report_progress("asking", len(names), "nodes") as progress:
-            asyncio.run(_ask(targets, inquiry, take))
-    except KeyboardInterrupt:
-        ended = signal.SIGINT
-    except asyncio.CancelledError:  # how `_ask` ends on SIGTERM
-        ended = signal.SIGTERM
+            asyncio.run(_ask(targets, inquiry, take, came))
+    except asyncio.CancelledError:
+        pass  # by a signal that came
+    except KeyboardInterrupt:  # before `_ask` began
+        came.append(signal.SIGINT)
     if recorder is not None:
         recorder.close()
-    return Answers([found[name] for name in names if name in found], [n for n in names if n not in found], ended)
+    return Answers(
+        [found[name] for name in names if name in found],
+        [n for n in names if n not in found],
+        came[0] if came else None,
+    )
 
 
-async def _ask(targets: Targets, inquiry: Inquiry, heard: Heard) -> None:
+async def _ask(targets: Targets, inquiry: Inquiry, heard: Heard, came: list[int]) -> None:
+    """Ask, until all have answered or a signal comes, which cancels this."""
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+    def end(number: int) -> None:
+        came.append(number)
+        task.cancel()
+
     ways = (ask_ssh, targets.ssh), (ask_slurm, targets.slurm), (ask_agents, targets.agents)
-    await asyncio.gather(*(way(nodes, inquiry, heard) for way, nodes in ways if nodes))
+    with on_signals_in_loop(end):
+        await asyncio.gather(*(way(nodes, inquiry, heard) for way, nodes in ways if nodes))

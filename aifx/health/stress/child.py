@@ -7,7 +7,6 @@ of JAX is within the budget.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import Any
 import jax
 
 from aifx.core.facts import to_document
+from aifx.core.lifecycle import exit_now
 from aifx.core.processes import connect
 from aifx.health.jax_probe import HELD
 from aifx.health.stress import consistency_check, measures
@@ -111,7 +111,7 @@ def main() -> None:
             event = "crowded" if HELD.search(why) else "failed"
             report("unsupported" if step.what.endswith(MAY_BE_LACKING) else event, **fields, why=why)
     report("end")
-    os._exit(0)
+    exit_now(0)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ that the GPU or driver does not report is `{"$absent": why}`. One that could not
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
 
 from aifx.core.facts import Absent, Facts, Unknown, to_document
+from aifx.core.lifecycle import exit_now
 from aifx.core.processes import connect
 from aifx.machine.nvml import open_driver
 from aifx.machine.nvml.calls import Calls
@@ -54,7 +54,7 @@ def main() -> None:
     emit = connect()
     emit(to_document(read(*map(float, sys.argv[1:2]))))
     # Neither a call that hangs nor NVML's end, which may wait for it, is waited for.
-    os._exit(0)
+    exit_now(0)
 
 
 if __name__ == "__main__":
