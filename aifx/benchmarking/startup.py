@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -20,13 +19,12 @@ from aifx.benchmarking.results import Measured
 from aifx.benchmarking.suites import Bench
 from aifx.benchmarking.timing import Samples
 from aifx.core.errors import AifxError, EnvironmentFault
-from aifx.core.processes import Child, Ended, pump, run
+from aifx.core.processes import Child, Ended, aifx_command, pump, run
 from aifx.core.progress import report_progress
 from aifx.core.project import Project
 
 logger = logging.getLogger(__name__)
 
-AIFX = [sys.executable, "-P", "-c", "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"]
 REPEATS, QUICK_REPEATS = 3, 1
 LIMIT_S = 540.0
 """Of one start: less than a launch may be silent (`runner.SILENCE_S`), so that the error has the start's last lines."""
@@ -76,7 +74,7 @@ def _first_step_s(
     environ = {**os.environ, "AIFX_CACHE_DIR": str(cache)}
     environ.pop("JAX_COMPILATION_CACHE_DIR", None)
     started = time.perf_counter()
-    command = [*AIFX, "train", "--run", run, *settings]
+    command = aifx_command("train", "--run", run, *settings)
     with Child(command, cwd=project.root, env=environ, limit_s=LIMIT_S) as child:
         while not (metrics.exists() and metrics.stat().st_size > before):
             pump([child], POLL_S)
@@ -97,7 +95,7 @@ def _failed(command: str, ended: Ended) -> AifxError:
 
 def _help_s() -> float:
     started = time.perf_counter()
-    ended = run([*AIFX, "--help"], limit_s=LIMIT_S)
+    ended = run(aifx_command("--help"), limit_s=LIMIT_S)
     seconds = time.perf_counter() - started
     if not ended.succeeded:
         raise _failed("aifx --help", ended)

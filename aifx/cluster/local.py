@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from aifx.core.errors import ExitCode, UsageError
-from aifx.core.processes import Child, Ended, pump
+from aifx.core.processes import Child, Ended, aifx_command, pump
 from aifx.machine.huge_pages import with_huge_pages
 from aifx.machine.present import nvidia_gpus
 from aifx.parallel.connections import free_port
 from aifx.parallel.processes import Membership
 
 HOST = "127.0.0.1"
-PROGRAM = "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"
 GRACE_S = 10.0
 """After a failure, the others have so long to end by themselves. They need less than a second as a rule."""
 
@@ -40,7 +38,7 @@ Write = Callable[[int, bytes], None]
 class Process:
     """How one of the processes is started: the command, and the variables that it gets in addition."""
 
-    argv: tuple[str, ...]
+    argv: Sequence[str]
     variables: Mapping[str, str]
 
 
@@ -90,7 +88,7 @@ def processes(
             variables["GLIBC_TUNABLES"] = tunables
         if gpus:
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[index * each : (index + 1) * each])
-        found.append(Process((sys.executable, "-P", "-c", PROGRAM, *arguments), variables))
+        found.append(Process(aifx_command(*arguments), variables))
     return found
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from aifx.config.launch_section import LaunchSection, SlurmSection
 from aifx.core.errors import UsageError
+from aifx.core.processes import aifx_command
 from aifx.core.sanitize import escape_controls
 
 
@@ -114,7 +115,7 @@ def program(launch: LaunchSection, slurm: SlurmSection) -> list[str]:
     if launch.image or slurm.setup_script:
         return ["aifx"]
     beside = Path(sys.executable).with_name("aifx")
-    return [str(beside)] if beside.is_file() else [sys.executable, "-P", "-m", "aifx.commands.main"]
+    return [str(beside)] if beside.is_file() else aifx_command()
 
 
 def quoted(words: Sequence[str]) -> str:

@@ -24,11 +24,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, BinaryIO, Literal
 
 from aifx.core.lifecycle import follow, leave_on_sigterm
 from aifx.core.parsing import parse_json
 from aifx.core.redaction import redact
+
+PROGRAM = "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"
 
 MAX_BYTES = 32 << 20  # of output that nobody has taken yet
 MAX_ERROR_BYTES = 1 << 20  # of stderr, whose end is kept
@@ -175,6 +177,14 @@ class Child:
         self._fresh = len(rest)
         return lines.split(b"\n") if newline else []
 
+    def write(self, data: bytes) -> None:
+        """Write to the stdin of a child that follows, which has to read it. Raises BrokenPipeError if it has ended."""
+        stdin = self._process.stdin
+        if stdin is None or stdin.closed:
+            raise BrokenPipeError
+        stdin.write(data)
+        stdin.flush()
+
     def wait(self) -> Ended:
         """Wait for its end, and read until then."""
         while self.ended is None:
@@ -245,12 +255,24 @@ class Child:
                     break
             stream.close()
         if self._process.stdin is not None:
-            self._process.stdin.close()
+            with suppress(BrokenPipeError):  # of what it has not read
+                self._process.stdin.close()
         code = self._process.poll()
         exit_code, number = (None, -code) if code is not None and code < 0 else (code, None)
         lines = tuple(self._error.decode("utf-8", "replace").strip().splitlines())
         duration_s = time.monotonic() - self._began
         self.ended = Ended(exit_code, number, lines, bytes(self._out), duration_s, self._cut)
+
+
+def aifx_command(*arguments: str, ends_with: int | None = None) -> list[str]:
+    """The argv of `aifx ARGUMENTS` by this Python, whatever the PATH has.
+
+    Args:
+        ends_with: the kernel sends it SIGTERM when its parent, the process of this number, ends.
+    """
+    follow = "" if ends_with is None else f"from aifx.core.lifecycle import end_with; end_with({ends_with}); "
+    # -P, since the working directory may hold a module of the same name.
+    return [sys.executable, "-P", "-c", follow + PROGRAM, *arguments]
 
 
 def run(argv: Sequence[str], **options: Any) -> Ended:
@@ -318,16 +340,24 @@ def connect() -> Callable[[Mapping[str, Any]], None]:
     The events have stdout for themselves: what libraries print there goes to stderr. If the parent ends in whatever
     way, this process leaves with SystemExit as on SIGTERM. After FOLLOW_S its group is killed.
     """
+    # Not through sys.stdin, whose lock a thread must not hold when Python ends.
+    channel = begin_child(lambda: os.read(0, 1))
+
+    def emit(event: Mapping[str, Any]) -> None:
+        channel.write(f"{json.dumps(event)}\n".encode())
+        channel.flush()
+
+    return emit
+
+
+def begin_child(read: Callable[[], object]) -> BinaryIO:
+    """As `connect`, for a child that is sent something: `read`, in a thread, takes that from descriptor 0 and returns
+    at its end. Returns what stdout was."""
     global _is_child
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    channel = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     if stat.S_ISFIFO(os.fstat(0).st_mode):  # a person may have started it, too
         _is_child = True
         leave_on_sigterm()
-        follow(lambda: os.read(0, 1))  # not through sys.stdin, whose lock a thread must not hold when Python ends
-
-    def emit(event: Mapping[str, Any]) -> None:
-        channel.write(json.dumps(event) + "\n")
-        channel.flush()
-
-    return emit
+        follow(read)
+    return channel

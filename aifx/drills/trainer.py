@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -11,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from aifx.checkpoint.manifest import TEMPORARY_SUFFIX, step_directories
-from aifx.cluster.local import PROGRAM
 from aifx.core.json_files import read_jsonl
 from aifx.core.parsing import parse_json
-from aifx.core.processes import Child, Ended, pump
+from aifx.core.processes import Child, Ended, aifx_command, pump
 from aifx.core.project import RunDirectory
 from aifx.drills.seam import LOOK_S
 
@@ -37,9 +35,8 @@ class Trainer:
 
     def __init__(self, run: RunDirectory, root: Path, arguments: Sequence[str], env: Mapping[str, str]) -> None:
         self.run = run
-        argv = (sys.executable, "-P", "-c", PROGRAM, *arguments)
         self.began = time.time()
-        self.child = Child(argv, env=env, cwd=root, limit_s=LIMIT_S, grace_s=GRACE_S)
+        self.child = Child(aifx_command(*arguments), env=env, cwd=root, limit_s=LIMIT_S, grace_s=GRACE_S)
         self.error_lines: list[str] = []
 
     def __enter__(self) -> Trainer:

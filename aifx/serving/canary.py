@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import jax
 import numpy as np
 
 from aifx.core.errors import DataError, UsageError
-from aifx.core.processes import Child
+from aifx.core.processes import Child, aifx_command
 from aifx.data.rows import InputFile, read_rows
 from aifx.loading.restore import RestoredRun
 from aifx.serving.engine import Engine
@@ -172,7 +171,7 @@ def check_gates(trained: RestoredRun) -> Check:
     """The project's evaluation with its gates, by a process of its own."""
     arguments = ("eval", "--run", trained.run.name, "--step", str(trained.step))
     options: Any = {"cwd": trained.project.root, "limit_s": GATES_S}
-    with Child([sys.executable, "-P", "-m", "aifx.commands.main", *arguments], **options) as child:
+    with Child(aifx_command(*arguments), **options) as child:
         ended = child.wait()
     found = "passed" if ended.succeeded else f"aifx eval ended with {ended.how}: {ended.last_line}"
     return Check(f"the gates {', '.join(trained.config.eval.gates)}", ended.succeeded, found)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from aifx.cluster.local import KILL_S, POLL_S, PROGRAM, visible_gpus
+from aifx.cluster.local import KILL_S, POLL_S, visible_gpus
 from aifx.config.best_by import parse_best_by
 from aifx.config.toml import literal
 from aifx.core.errors import ExitCode, UsageError
 from aifx.core.lifecycle import exit_code_of
 from aifx.core.parsing import parse_json
-from aifx.core.processes import Child, Ended, pump
+from aifx.core.processes import Child, Ended, aifx_command, pump
 from aifx.core.project import Project, RunDirectory
 from aifx.kinds import load_config
 from aifx.runs.lock import holder, is_held
@@ -172,10 +171,8 @@ class Runner:
         argv = ["train", "--run", trial.run, "--json", *(() if file is None else ("--config", str(file)))]
         argv += [part for setting in settings for part in ("--set", setting)]
         # If this process is killed, the kernel stops its trials.
-        program = f"from aifx.core.lifecycle import end_with; end_with({os.getpid()}); {PROGRAM}"
-        child = Child(
-            (sys.executable, "-P", "-c", program, *argv), env={**os.environ, **self.slots[slot]}, grace_s=KILL_S
-        )
+        command = aifx_command(*argv, ends_with=os.getpid())
+        child = Child(command, env={**os.environ, **self.slots[slot]}, grace_s=KILL_S)
         num_steps = load_config(self.project, settings, file=file).train.num_steps
         self.running.append(Running(trial, self.stack.enter_context(child), slot, num_steps))
         logger.info(f"{trial.run}: {shown_values(trial.values)}")

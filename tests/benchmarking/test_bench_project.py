@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import sys
 
 import jax
 import pytest
@@ -15,6 +14,7 @@ from tiny_projects import make_tiny_project
 from aifx.benchmarking import checkpoint, data, startup
 from aifx.benchmarking.suites import SUITES, Bench
 from aifx.checkpoint.checkpoints import Checkpoints
+from aifx.core import processes
 from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.core.progress import Reporter
 
@@ -128,7 +128,7 @@ main()
 @pytest.mark.representative("a benchmark")
 def test_startup_runs_a_copy_of_the_project(project, tmp_path, monkeypatch):
     (project / "runs").mkdir()
-    monkeypatch.setattr(startup, "AIFX", [sys.executable, "-P", "-c", STARTED])
+    monkeypatch.setattr(processes, "PROGRAM", STARTED)
     monkeypatch.setenv("TOLD", str(tmp_path / "told"))
     found = measured("startup", startup, project)
     assert set(found) == {"help", "first", "cold", "warm"}

@@ -25,6 +25,7 @@ from aifx.benchmarking.serve.figures import MOST_SAMPLES, notes, results, thinne
 from aifx.benchmarking.serve.lengths import BLOCK, Lengths, check_lengths, read_trace
 from aifx.benchmarking.serve.load import Level, LoadOptions, Planned, PromptWriter, levels, parse_slo, plan
 from aifx.benchmarking.suites import SUITES, Bench
+from aifx.core import processes
 from aifx.core.errors import DataError, EnvironmentFault, UsageError
 
 ONE = Level("concurrency", 1)
@@ -441,10 +442,8 @@ def test_servers_that_cannot_be_measured_say_why(
 
 
 def test_a_run_that_cannot_be_served_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import sys
-
     program = "import sys; print('error: no such port', file=sys.stderr); sys.exit(2)"
-    monkeypatch.setattr(target, "AIFX", [sys.executable, "-c", program])
+    monkeypatch.setattr(processes, "PROGRAM", program)
     with (
         pytest.raises(EnvironmentFault, match="aifx serve ended") as raised,
         target.served(LoadOptions(run="main"), tmp_path),
@@ -461,7 +460,7 @@ def test_a_run_that_cannot_be_served_says_why(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(target, "pump", pump_at_its_end)
     error = {"what": "no run 'mian'", "why": "did you mean 'main'?", "hint": "aifx runs ls", "exit_code": 2}
     program = f"import json; print(json.dumps({{'error': {error}}}, indent=2)); raise SystemExit(2)"
-    monkeypatch.setattr(target, "AIFX", [sys.executable, "-c", program])
+    monkeypatch.setattr(processes, "PROGRAM", program)
     with (
         pytest.raises(EnvironmentFault, match="no run 'mian'") as failed,
         target.served(LoadOptions(run="mian"), tmp_path),

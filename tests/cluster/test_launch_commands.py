@@ -229,7 +229,7 @@ def test_a_record_cannot_name_an_option(launch: Run, submitted: Path, project: P
 def test_the_supervisor_of_a_node(launch: Run, submitted: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     show = "print(os.environ['AIFX_PROCESS_ID'], os.environ['AIFX_NUM_PROCESSES'], file=sys.stderr)"
     program = f"import os, sys; {show}; sys.exit(75)"
-    monkeypatch.setattr("aifx.cluster.local.PROGRAM", program)
+    monkeypatch.setattr("aifx.core.processes.PROGRAM", program)
     second = {"AIFX_COORDINATOR": "n1:20000", "AIFX_NUM_PROCESSES": "2", "AIFX_PROCESS_ID": "1"}
     node = ("node", "--id", submitted.name, "-n", "2", "train", "--run", "wide")
     done = launch(*node, **second)

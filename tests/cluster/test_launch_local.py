@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import inprocess
 import pytest
@@ -143,7 +144,7 @@ def test_a_process_that_the_others_gave_up_is_named(launch: Launch, monkeypatch:
         "n == 0 and (wait_for('stops'), sys.exit(75))\n"
         "print('here', file=sys.stderr, flush=True); Path('stops').touch(); os.kill(os.getpid(), 19); time.sleep(600)"
     )
-    monkeypatch.setattr("aifx.cluster.local.PROGRAM", NUMBER + stopped)
+    monkeypatch.setattr("aifx.core.processes.PROGRAM", NUMBER + stopped)
     code, _, err = launch("-n", "2", "train")
     assert code == 75
     assert lines_behind(err, "process 1 failed first")[0] == "    here"
@@ -167,6 +168,24 @@ def test_signals_are_forwarded_to_all(is_stopped: bool) -> None:
         attempt, _ = run(program, came=came)
     assert came == [signal.SIGTERM]
     assert [(ended.code, ended.cut) for ended in attempt.ended] == [(75, "")] * 3
+    assert attempt.code == 75
+
+
+def test_a_signal_that_comes_while_another_is_forwarded_is_forwarded_too() -> None:
+    class Came(list[int]):
+        """SIGINT when the process is ready, and SIGTERM just after that was read."""
+
+        def __getitem__(self, key: Any) -> Any:
+            if not self and list(Path().glob("ready-*")):
+                self.append(signal.SIGINT)
+                found = super().__getitem__(key)
+                self.append(signal.SIGTERM)
+                return found
+            return super().__getitem__(key)
+
+    program = f"signal.signal(2, lambda *_: None); signal.signal(15, lambda *_: sys.exit(75))\n{READY}"
+    program += "while True: time.sleep(600)"
+    attempt, _ = run(program, count=1, came=Came())
     assert attempt.code == 75
 
 
@@ -199,7 +218,7 @@ def test_a_job_that_lost_a_process_is_started_again(launch: Launch, monkeypatch:
         "print('[Gloo] Rank 1 is connected', file=sys.stderr, flush=True)\n"
         "n == 1 and attempt == 0 and os.kill(os.getpid(), 9)\nattempt == 0 and sys.exit(75)\nprint('answer', attempt)"
     )
-    monkeypatch.setattr("aifx.cluster.local.PROGRAM", ATTEMPT + lost)
+    monkeypatch.setattr("aifx.core.processes.PROGRAM", ATTEMPT + lost)
     code, out, err = launch(*RESTARTS)
     assert (code, out) == (0, "answer 1\n")
     last, then, *_ = lines_behind(err, "process 1 failed first: signal 9")
@@ -214,13 +233,13 @@ def test_a_job_that_lost_a_process_is_started_again(launch: Launch, monkeypatch:
 def test_a_job_is_started_again_while_restarts_are_left(
     launch: Launch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: str, code: int, attempts: int
 ) -> None:
-    monkeypatch.setattr("aifx.cluster.local.PROGRAM", ATTEMPT + ends)
+    monkeypatch.setattr("aifx.core.processes.PROGRAM", ATTEMPT + ends)
     assert launch(*RESTARTS)[0] == code
     assert [len((tmp_path / f"attempts-{n}").read_text()) for n in range(2)] == [attempts] * 2
 
 
 def test_a_bad_verdict_is_an_answer_and_no_failure(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aifx.cluster.local.PROGRAM", ATTEMPT + "n or print('a gate failed')\nsys.exit(1)")
+    monkeypatch.setattr("aifx.core.processes.PROGRAM", ATTEMPT + "n or print('a gate failed')\nsys.exit(1)")
     code, out, err = launch(*RESTARTS)
     assert (code, out) == (1, "a gate failed\n")
     assert sorted(err.splitlines()) == ["[0] attempt 0 begins", "[1] attempt 0 begins"]
@@ -231,7 +250,7 @@ def test_a_job_that_was_stopped_is_not_started_again(
     launch: Launch, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
     stopped = f"signal.signal({int(number)}, lambda *_: (os.write(1, b'stopped\\n'), sys.exit({code})))\n{READY}"
-    monkeypatch.setattr("aifx.cluster.local.PROGRAM", ATTEMPT + stopped + "time.sleep(600)")
+    monkeypatch.setattr("aifx.core.processes.PROGRAM", ATTEMPT + stopped + "time.sleep(600)")
     signal_when_ready(number, 2)
     ended, out, err = launch(*RESTARTS)
     assert (ended, out) == (code, "stopped\n")

@@ -14,7 +14,7 @@ import pytest
 
 from aifx.core import processes
 from aifx.core.errors import Terminated
-from aifx.core.processes import Child, pump, run, run_many
+from aifx.core.processes import Child, aifx_command, pump, run, run_many
 
 EVENTS = "import json, os, signal, subprocess, sys, time\ndef emit(**e): print(json.dumps(e), flush=True)\n"
 SLEEPER = 'subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])'
@@ -295,3 +295,13 @@ def test_what_libraries_print_is_no_event(tmp_path, monkeypatch):
         [sys.executable, "-m", "child_of_a_test", tmp_path / "left"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
     )
     assert [list(json.loads(line)) for line in done.stdout.splitlines()] == [["pid"], ["left"]]
+
+
+def test_a_command_of_ours_runs_beside_modules_of_any_name_and_ends_with_its_parent(tmp_path, monkeypatch):
+    (tmp_path / "aifx.py").write_text("raise SystemExit('the wrong aifx')")
+    monkeypatch.chdir(tmp_path)
+    ended = run(aifx_command("--version"))
+    assert ended.succeeded, ended.why
+    assert ended.output.startswith(b"aifx ")
+    ended = run(aifx_command("--version", ends_with=1))  # which is not its parent: that one has ended
+    assert ended.signal == signal.SIGTERM

@@ -127,7 +127,7 @@ class Drilled:
 
     def start(self, *args: str) -> subprocess.Popen[str]:
         """`aifx drill args` in a process of its own, with TRAINER."""
-        lines = ["import aifx.drills.trainer", f"aifx.drills.trainer.PROGRAM = {TRAINER!r}"]
+        lines = ["from aifx.core import processes", f"processes.PROGRAM = {TRAINER!r}"]
         lines += ["from aifx.commands.main import main", "main()"]
         words = [sys.executable, "-P", "-c", "\n".join(lines), "drill", *args]
         pipe = subprocess.PIPE
@@ -149,7 +149,7 @@ def tiny_project(tmp_path: Path) -> Drilled:
 @pytest.fixture
 def drilled(tiny_project: Drilled, monkeypatch: pytest.MonkeyPatch) -> Drilled:
     """The same project, trained by TRAINER."""
-    monkeypatch.setattr("aifx.drills.trainer.PROGRAM", TRAINER)
+    monkeypatch.setattr("aifx.core.processes.PROGRAM", TRAINER)
     return tiny_project
 
 

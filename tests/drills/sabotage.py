@@ -16,7 +16,7 @@ PROGRAM = "import sys; sys.path.append({tests!r}); import sabotage; sabotage.{na
 
 def program(name: str) -> str:
     """The program of a training that function `name` of this module sabotages."""
-    from aifx.cluster.local import PROGRAM as WHOLE
+    from aifx.core.processes import PROGRAM as WHOLE
 
     return PROGRAM.format(tests=str(Path(__file__).parent), name=name, program=WHOLE)
 
@@ -186,9 +186,9 @@ def reread_batch() -> None:
 def fresh_start() -> None:
     """In the processes of a job."""
     from aifx.checkpoint.checkpoints import Checkpoints
-    from aifx.cluster import local
+    from aifx.core import processes
 
-    local.PROGRAM = program("fresh_start")
+    processes.PROGRAM = program("fresh_start")
     Checkpoints.latest_good = lambda *_: None  # type: ignore[method-assign]
 
 

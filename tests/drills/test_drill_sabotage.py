@@ -15,7 +15,7 @@ def sabotaged(tiny_project, monkeypatch: pytest.MonkeyPatch):
     """`sabotaged(name, "kill", ...)`: the exit code and the results of drills of a sabotaged aifx."""
 
     def drill(name: str, *args: str):
-        monkeypatch.setattr("aifx.drills.trainer.PROGRAM", sabotage.program(name))
+        monkeypatch.setattr("aifx.core.processes.PROGRAM", sabotage.program(name))
         monkeypatch.setattr("aifx.drills.course.PACE_S", 0.2)  # no run is over before its fault
         return tiny_project.results(*args)
 

@@ -108,7 +108,7 @@ def read_lists(path: Path) -> list[Any]:
 @pytest.fixture
 def swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Swept:
     """A project whose trials are trained by TRAINER."""
-    monkeypatch.setattr("aifx.sweeps.running.PROGRAM", TRAINER)
+    monkeypatch.setattr("aifx.core.processes.PROGRAM", TRAINER)
     (tmp_path / "aifx.toml").write_text(TOML)
     return Swept(Project(tmp_path))
 

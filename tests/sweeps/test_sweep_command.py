@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from aifx.cluster.local import PROGRAM
 from aifx.commands.console.completion import complete_sweep
 from aifx.core.errors import RunBusy, UsageError
+from aifx.core.processes import aifx_command
 from aifx.core.project import RunDirectory
 from aifx.kinds import load_config
 from aifx.runs.lock import hold_run, holder
@@ -296,7 +295,7 @@ def test_a_sweep_that_was_killed_continues_and_ends_in_the_same_states(tiny_swee
     args = ["sweep", "--set", "optimizer.learning_rate=1e-2,2e-2", "--parallel", "2"]
     held = tiny_sweep.root / "held"
     held.write_text("6")  # so that no trial is over before the sweep is killed
-    program = (sys.executable, "-P", "-c", PROGRAM, *args)
+    program = aifx_command(*args)
     killed = subprocess.Popen(program, cwd=tiny_sweep.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     runs = [tiny_sweep.project.run(f"sweep-{n:03}") for n in (1, 2)]
     while not all(run.metrics.exists() and run.metrics.read_text().count("\n") >= 2 for run in runs):

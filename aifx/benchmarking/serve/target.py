@@ -14,10 +14,9 @@ import httpx
 
 from aifx.benchmarking.serve.client import Answered, Api, Client
 from aifx.benchmarking.serve.load import WORDS, LoadOptions, Planned
-from aifx.benchmarking.startup import AIFX
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError
 from aifx.core.parsing import parse_json
-from aifx.core.processes import Child, Ended, pump
+from aifx.core.processes import Child, Ended, aifx_command, pump
 
 START_S = 540.0
 """For a server to take requests: less than a launch may be silent (`runner.SILENCE_S`)."""
@@ -53,7 +52,7 @@ def served(options: LoadOptions, folder: Path) -> Iterator[Server]:
     assert options.run is not None
     # All requests come from one address.
     settings = [part for setting in ("serve.max_client_requests=0", *options.set) for part in ("--set", setting)]
-    command = [*AIFX, "serve", "--run", options.run, "--host", "127.0.0.1", "--port", "0", "--json", *settings]
+    command = aifx_command("serve", "--run", options.run, "--host", "127.0.0.1", "--port", "0", "--json", *settings)
     began = time.perf_counter()
     printed: list[bytes] = []
     with Child(command, cwd=folder, grace_s=GRACE_S) as child:
