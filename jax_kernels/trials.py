@@ -1,4 +1,7 @@
-"""Work that may crash or hang, such as a kernel on a device that it was never tried on, in a process of its own."""
+"""Work that may crash or hang, such as a kernel on a device that it was never tried on, in a process of its own.
+
+`jax_kernels` imports nothing of aifx, whose `core/calls.py` and `core/lifecycle.py` do the same.
+"""
 
 from __future__ import annotations
 

@@ -320,13 +320,15 @@ def end_with(parent: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def follow(wait: Callable[[], object]) -> None:
-    """End this process as SIGTERM does when `wait`, in a thread, returns: its parent is gone. After FOLLOW_S, kill its
-    group, of which it is the leader."""
+def follow(wait: Callable[[], object], *, at_once: bool = False) -> None:
+    """End this process when `wait`, in a thread, returns: its parent is gone. It gets SIGTERM, and after FOLLOW_S its
+    group is killed, or `at_once`."""
     import threading
 
     def end() -> None:
         wait()
+        if at_once:
+            os.killpg(0, signal.SIGKILL)
         atexit.register(os.killpg, 0, signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(FOLLOW_S)

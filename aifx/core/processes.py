@@ -350,14 +350,18 @@ def connect() -> Callable[[Mapping[str, Any]], None]:
     return emit
 
 
-def begin_child(read: Callable[[], object]) -> BinaryIO:
-    """As `connect`, for a child that is sent something: `read`, in a thread, takes that from descriptor 0 and returns
-    at its end. Returns what stdout was."""
+def begin_child(read: Callable[[], object], *, at_once: bool = False) -> BinaryIO:
+    """As `connect`, for a child that is sent something. Returns what stdout was.
+
+    Args:
+        read: takes, in a thread, what comes from descriptor 0, and returns at its end: the parent has ended.
+        at_once: the child is killed then.
+    """
     global _is_child
     channel = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     if stat.S_ISFIFO(os.fstat(0).st_mode):  # a person may have started it, too
         _is_child = True
         leave_on_sigterm()
-        follow(read)
+        follow(read, at_once=at_once)
     return channel

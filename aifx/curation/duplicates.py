@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from aifx.core.calls import call_each
 from aifx.core.progress import report_progress
 from aifx.curation.decisions import first_rows, write_decisions
 from aifx.curation.near import Bands, join_near
-from aifx.curation.processes import call_each
-from aifx.curation.shards import read_parts
+from aifx.curation.shards import read_parts, return_memory
 from aifx.curation.shared_keys import Keys, write_keys
 from aifx.curation.sketches import sketching
 from aifx.curation.sql import identifier
@@ -117,7 +117,9 @@ def _read_shards(shards: Shards, near: float | None, work: Path, sketches: Path,
     bands = Bands.at(near) if near is not None else None
     activity = f"{'sketching' if bands else 'reading'} {shards.name}"
     with report_progress(activity, sum(file.bytes for file in shards.files), "bytes") as progress:
-        for index, _ in call_each(partial(_read_one, shards.kind, bands, sketches), items, limits.workers):
+        for index, _ in call_each(
+            partial(_read_one, shards.kind, bands, sketches), items, limits.workers, begin=return_memory
+        ):
             progress.advance(shards.files[index].bytes)
 
 

@@ -27,6 +27,7 @@ from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter
 
+from aifx.core.calls import call_each
 from aifx.core.errors import DataError
 from aifx.core.files import read_file
 from aifx.core.json_files import sync_directory, write_json
@@ -38,10 +39,9 @@ from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import cache_path
 from aifx.core.version import __version__
 from aifx.curation.lineage import record_run
-from aifx.curation.processes import call_each, return_memory
 from aifx.curation.profile import PartialProfile, ProfileSum, complete_profile, merge_profiles, profile_rows
 from aifx.curation.publishing import describe
-from aifx.curation.shards import ShardWriter, columns_of
+from aifx.curation.shards import ShardWriter, columns_of, return_memory
 from aifx.curation.step import Limits, Step
 from aifx.data.datasets import check_own_rows
 from aifx.data.verification import check_shards, mark_checked
@@ -281,7 +281,8 @@ def in_processes(
     """
     tasks = step.tasks()
     sizes = [tasks[task][1] for task in missing]
-    for index, result in call_each(partial(run_task, step, work, limits), missing, limits.workers, sizes, report):
+    run = partial(run_task, step, work, limits)
+    for index, result in call_each(run, missing, limits.workers, sizes, report, begin=return_memory):
         yield missing[index], result
 
 

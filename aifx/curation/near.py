@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aifx.core.calls import call_each
 from aifx.core.progress import report_progress
 from aifx.curation.decisions import first_rows
-from aifx.curation.processes import call_each
-from aifx.curation.shards import read_parts
+from aifx.curation.shards import read_parts, return_memory
 from aifx.curation.shared_keys import Keys
 from aifx.curation.sketches import NO_WORDS, PERMUTATIONS, SHINGLE_WORDS, sketching
 from aifx.curation.step import Limits
@@ -191,7 +191,9 @@ def _read_texts(
     (work / "shingles").mkdir()
     sizes: dict[int, I64] = {}
     with report_progress("reading candidates", sum(file.bytes for _, _, file, _ in items), "bytes") as progress:
-        for index, size in call_each(partial(_write_shingles, work, sketches), items, limits.workers):
+        for index, size in call_each(
+            partial(_write_shingles, work, sketches), items, limits.workers, begin=return_memory
+        ):
             sizes[index] = size
             progress.advance(items[index][2].bytes)
     for name in ("u64", "u32"):

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aifx.core.calls import call_each
 from aifx.core.errors import EnvironmentFault
 from aifx.core.json_files import readable_bytes
 from aifx.core.progress import report_progress
-from aifx.curation.processes import call_each
-from aifx.curation.shards import read_parts, read_shard
+from aifx.curation.shards import read_parts, read_shard, return_memory
 from aifx.curation.step import Limits
 from aifx.curation.words import I64, U64, Words, find_words, split_words, text_buffer, word_runs
 from aifx.data.base import Split
@@ -241,7 +241,7 @@ def find_overlaps(
     columns = [name for name in (ROW, SOURCE, "text") if name in version.manifest.columns]
     scan = partial(_scan, work, [*columns, SPLIT] if skip_held_out else columns)
     with report_progress(f"comparing {version.reference}", version.manifest.bytes, "bytes") as progress:
-        for shard, found in call_each(scan, version.shards, limits.workers):
+        for shard, found in call_each(scan, version.shards, limits.workers, begin=return_memory):
             yield shard, found
             progress.advance(files[shard].bytes)
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aifx.core.calls import generated
 from aifx.core.environment import environment
 from aifx.core.errors import UsageError
 from aifx.core.files import replacing
 from aifx.core.limits import limit_memory
-from aifx.curation.processes import generated
-from aifx.curation.shards import records_of
+from aifx.curation.shards import records_of, return_memory
 from aifx.curation.sql import not_enough_memory, open_selection
 from aifx.data.csv_rows import escape_formula
 from aifx.data.datasets import check_own_rows
@@ -115,7 +115,7 @@ def _apart(function: Callable[..., Iterator[Any]], *arguments: Any, memory_bytes
     with (
         tempfile.TemporaryDirectory(prefix="aifx-query-") as folder,
         environment({"TMPDIR": folder}),
-        generated(_within_memory, function, arguments, memory_bytes - PARENT_BYTES) as found,
+        generated(_within_memory, function, arguments, memory_bytes - PARENT_BYTES, begin=return_memory) as found,
     ):
         yield found
 

@@ -32,6 +32,13 @@ BULK = ("text", "image")
 a third of the bytes."""
 
 
+def return_memory() -> None:
+    """Let Arrow return memory to the system at once. Its own allocator keeps what it may need again."""
+    import pyarrow as pa
+
+    pa.set_memory_pool(pa.system_memory_pool())
+
+
 def dropped_rows(rows: Any, rules: Sequence[str] | Any, twins: Any = None) -> Table:
     """The table of an `Outcome` for dropped rows: their ids, the rule that dropped each, and its twin or null."""
     import pyarrow as pa

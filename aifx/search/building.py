@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aifx.core.calls import call_each
 from aifx.core.errors import DataError, EnvironmentFault, UsageError, did_you_mean
 from aifx.core.files import replacing
 from aifx.core.json_files import readable_bytes
@@ -28,7 +29,7 @@ from aifx.core.plurals import counted
 from aifx.core.progress import Reporter, report_progress
 from aifx.curation.execution import WORK, holding_work
 from aifx.curation.lineage import record_index
-from aifx.curation.processes import call_each
+from aifx.curation.shards import return_memory
 from aifx.curation.step import Limits
 from aifx.data.datasets import check_own_rows
 from aifx.data.parquet import open_parquet
@@ -189,7 +190,9 @@ def _embed_shards(version: Version, column: str, embedder: Embedder, work: Path,
             for number, path in shards:
                 _embed_shard(column, embedder, work, (number, path), progress, sizes[number])
             return
-        for number, _ in call_each(partial(_embed_shard, column, embedder, work), shards, limits.workers):
+        for number, _ in call_each(
+            partial(_embed_shard, column, embedder, work), shards, limits.workers, begin=return_memory
+        ):
             progress.advance(sizes[number])
 
 

@@ -7,18 +7,16 @@ a text again and again.
 
 from __future__ import annotations
 
-import os
-import pickle
 import signal
-import subprocess
-import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
-from aifx.core.errors import AifxError, DataError
+from aifx.core.calls import CallProcess
+from aifx.core.errors import AifxError, DataError, EnvironmentFault
 from aifx.core.lifecycle import killed_after
 from aifx.core.limits import limit_memory
+from aifx.core.processes import pump
 from aifx.data.chat.rendering import PromptWriter
 from aifx.data.chat.rows import Message
 
@@ -32,85 +30,62 @@ class TemplateProcess:
     def __init__(self, writer: PromptWriter, limit_s: float) -> None:
         """`limit_s`: that the template may take for a conversation."""
         self._writer, self._limit_s = writer, limit_s
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: CallProcess[str] | None = None
 
-    def start(self) -> None:
+    def start(self) -> CallProcess[str]:
         """Start the process if none runs. It is ready some tenths of a second later; requests wait for that."""
-        if self._process is not None and self._process.poll() is None:
-            return
+        if self._process is not None:
+            pump([self._process.child], 0.0)
+            if self._process.child.ended is None:
+                return self._process
         self.close()
-        # -P, since the working directory may hold a module of the same name.
-        argv = [sys.executable, "-P", "-m", "aifx.serving.template_process"]
-        # A session of its own, so that Ctrl-C reaches only the server, which drains.
-        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-        _send(self._process.stdin, (self._writer, self._limit_s, MEMORY_BYTES))
+        write = partial(_write, self._writer, self._limit_s, MEMORY_BYTES)
+        self._process = CallProcess(write, partial(limit_memory, MEMORY_BYTES))
+        return self._process
 
     def prompt_text(self, messages: Sequence[Message], place: str, tools: Sequence[Any]) -> str:
         """As `PromptWriter.prompt_text`. Also raises DataError if the template takes more time or memory."""
-        self.start()
-        assert self._process is not None
+        process = self.start()
         try:
-            _send(self._process.stdin, (messages, place, tools))
-            assert self._process.stdout is not None
-            found: str | AifxError = pickle.load(self._process.stdout)
-        except (EOFError, OSError, pickle.UnpicklingError):
-            raise self._failure(place) from None
-        if isinstance(found, AifxError):
-            raise found
-        return found
+            (text,) = process.values(messages, place, tools)
+        except EnvironmentFault:
+            ended = process.child.wait()
+            if ended.signal == signal.SIGALRM:
+                what, why = "takes too long", f"longer than serve.template_s = {self._limit_s:g}"
+            else:
+                what, why = "fails", f"its process ended with {ended.how}"
+            raise self._failure(place, what, why) from None
+        except AifxError:
+            raise
+        except Exception as error:
+            raise self._failure(place, "fails", f"{type(error).__name__}: {error}") from error
+        return text
 
     def close(self) -> None:
         """End the process."""
-        if self._process is None:
-            return
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None
-            with suppress(OSError):  # of what it no longer reads
-                stream.close()
-        self._process = None
+        if self._process is not None:
+            self._process.end()
+            self._process = None
 
-    def _failure(self, place: str) -> DataError:
-        assert self._process is not None
-        ended = self._process.wait()
-        self.close()
-        name = self._writer.template.name
-        if ended == -signal.SIGALRM:
-            what, why = "takes too long", f"longer than serve.template_s = {self._limit_s:g}"
-        else:
-            what, why = "fails", f"its process ended with {ended}"
-        return DataError(f"{place}: the chat template {what}", f"{why}; template: {name}", "shorten the conversation")
+    def _failure(self, place: str, what: str, why: str) -> DataError:
+        why = f"{why}; template: {self._writer.template.name}"
+        return DataError(f"{place}: the chat template {what}", why, "shorten the conversation")
 
 
-def _send(stream: Any, value: Any) -> None:
-    pickle.dump(value, stream, pickle.HIGHEST_PROTOCOL)
-    stream.flush()
-
-
-def main() -> None:
-    """Write the conversations that come from stdin to stdout, until stdin ends."""
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
-    writer, limit_s, memory_bytes = pickle.load(requests)
-    limit_memory(memory_bytes)
-    while True:
-        try:
-            messages, place, tools = pickle.load(requests)
-        except EOFError:
-            return
-        found: str | AifxError
-        try:
-            with killed_after(limit_s):
-                found = writer.prompt_text(messages, place, tools=tools)
-        except AifxError as error:
-            found = error
-        except MemoryError:
-            what = f"{place}: the chat template takes too much memory"
-            why = f"more than {memory_bytes >> 20} MiB; template: {writer.template.name}"
-            found = DataError(what, why, "shorten the conversation")
-        _send(answers, found)
-
-
-if __name__ == "__main__":
-    main()
+def _write(
+    writer: PromptWriter,
+    limit_s: float,
+    memory_bytes: int,
+    messages: Sequence[Message],
+    place: str,
+    tools: Sequence[Any],
+) -> Iterator[str]:
+    """In the process: the text of a conversation."""
+    try:
+        with killed_after(limit_s):
+            text = writer.prompt_text(messages, place, tools=tools)
+    except MemoryError:
+        what = f"{place}: the chat template takes too much memory"
+        why = f"more than {memory_bytes >> 20} MiB; template: {writer.template.name}"
+        raise DataError(what, why, "shorten the conversation") from None
+    yield text

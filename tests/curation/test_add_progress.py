@@ -11,8 +11,8 @@ from adding import add, quarantine_of
 from pyarrow import parquet, table
 
 from aifx.core import progress
+from aifx.core.calls import advance, call_each
 from aifx.core.progress import Progress
-from aifx.curation.processes import advance, call_each
 from aifx.curation.readers import parquet as parquet_reader
 from aifx.curation.row_history import explain_row
 from aifx.data.versions import open_catalog

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from aifx.core.calls import advance
 from aifx.core.errors import DataError
 from aifx.core.os_errors import naming
-from aifx.curation.processes import advance
 from aifx.curation.readers import streams
 from aifx.curation.readers.base import BLOCK_BYTES, ROW_BYTES, Batch, DamagedFile, ReadOptions, batch_of, split_valid
 from aifx.curation.readers.streams import open_bytes

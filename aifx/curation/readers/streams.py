@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import IO, Any
 
-from aifx.curation.processes import advance
+from aifx.core.calls import advance
 from aifx.curation.readers.base import BLOCK_BYTES, DamagedFile, ReadOptions
 from aifx.data.likely_encodings import AUTO, BOMS, SAMPLE_BYTES, likely_encodings
 
