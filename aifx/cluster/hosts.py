@@ -1,20 +1,29 @@
-"""The names of nodes: a file of them, or the nodes of a Slurm allocation. ClusterShell expands `n[001-128,200]`."""
+"""Hosts: lists of them, and the programs that reach them, which are ssh and those of Slurm and Kubernetes.
+
+A list is a file, or the nodes of a Slurm allocation. ClusterShell expands `n[001-128,200]`. Each program is a child of
+`core/processes.py`, found by its absolute path and ended at its limit.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 import re
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from aifx.core.errors import EnvironmentFault, UsageError
+from aifx.core.executables import need_program
+from aifx.core.processes import Ended, run
 
 NAME = re.compile(r"(?:[\w.-]+@)?[\w:.][\w.:%-]*")
 """A name that begins with "-" would be an option of ssh."""
 EXAMPLES = "one or more per line: n1, me@n1, n[001-128], http://n1:9470"
 MAX_NODES = 100_000
+LIMIT_S = 60.0
+"""For a scheduler to answer."""
 
 
 def is_address(target: str) -> bool:
@@ -72,9 +81,46 @@ def expand(nodes: str) -> list[str]:
     return list(names)
 
 
-def first_of(nodes: str) -> str:
-    """Return the first node of a Slurm list, where rank 0 runs. ClusterShell would sort `n[3,1]`."""
-    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", _words(nodes)[0])
+def ssh_command(host: str, words: Sequence[str], *, connect_s: float) -> list[str]:
+    """Return the command that runs `words` on a host. Keys, ports and jump hosts come from ~/.ssh/config.
+
+    Raises EnvironmentFault if there is no ssh.
+    """
+    options = ["-T", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", f"ConnectTimeout={max(int(connect_s), 1)}"]
+    return [need_program("ssh", "other hosts are reached by it"), *options, "--", host, shlex.join(words)]
+
+
+def srun_command(hosts: Sequence[str], words: Sequence[str], *options: str) -> list[str]:
+    """Return the command that runs `words` once on each of these nodes of the allocation. Raises EnvironmentFault."""
+    where = [f"--nodes={len(hosts)}", f"--nodelist={','.join(hosts)}"]
+    program = need_program("srun", "the nodes of an allocation are reached by it")
+    return [program, "--overlap", "--ntasks-per-node=1", *options, *where, *words]
+
+
+def ask_slurm(
+    program: str,
+    *arguments: str,
+    cwd: Path | None = None,
+    without: Collection[str] = (),
+    folders: Sequence[str] = (),
+    limit_s: float = LIMIT_S,
+) -> Ended:
+    """Run a program of Slurm to its end, in English. Raises EnvironmentFault if there is none.
+
+    Args:
+        without: variables that it does not get.
+        folders: searched after those of PATH.
+    """
+    why = "this machine is not one of a Slurm cluster, or its programs are not in PATH"
+    path = need_program(program, " or ".join([why, *folders]), folders)
+    environ = {name: value for name, value in os.environ.items() if name not in without}
+    return run([path, *arguments], cwd=cwd, env={**environ, "LC_ALL": "C"}, limit_s=limit_s)
+
+
+def ask_kubernetes(*arguments: str) -> Ended:
+    """Run kubectl to its end. Raises EnvironmentFault if there is none."""
+    path = need_program("kubectl", "aifx asks Kubernetes by it")
+    return run([path, f"--request-timeout={LIMIT_S / 2:g}s", *arguments], limit_s=LIMIT_S)
 
 
 def _most(nodes: str) -> int:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from aifx.cluster.hosts import ask_kubernetes
 from aifx.cluster.jobset import CONTAINER
 from aifx.cluster.launched import POLL_S, JobStatus, LaunchRecord
 from aifx.core.errors import AifxError, EnvironmentFault
-from aifx.core.executables import need_program
 from aifx.core.parsing import parse_json
-from aifx.core.processes import Ended, run
+from aifx.core.processes import Ended
 
-LIMIT_S = 60.0
 FIRST_POD = "jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
 """Labels of the pod of process 0, which writes what a run reports."""
 
@@ -36,13 +35,13 @@ def apply(manifest: Path) -> str:
     Raises EnvironmentFault if the server refuses it.
     """
     _apply(manifest)
-    context = _ask("config", "current-context")
-    view = _ask("config", "view", "--minify", "--output=jsonpath={..namespace}")
+    context = ask_kubernetes("config", "current-context")
+    view = ask_kubernetes("config", "view", "--minify", "--output=jsonpath={..namespace}")
     return "/".join(ended.output.decode("utf-8", "replace").strip() for ended in (context, view))
 
 
 def _apply(manifest: Path, *options: str) -> None:
-    ended = _ask("apply", f"--filename={manifest}", *options)
+    ended = ask_kubernetes("apply", f"--filename={manifest}", *options)
     if not ended.succeeded:
         hint = "kubectl get crd jobsets.jobset.x-k8s.io shows whether JobSet is installed"
         raise EnvironmentFault("Kubernetes did not take the JobSet", _why(ended), hint)
@@ -52,7 +51,7 @@ class Kubernetes:
     """The API server that kubectl reaches."""
 
     def status(self, record: LaunchRecord, folder: Path) -> JobStatus:
-        ended = _ask(*_place(record), "get", "jobset", _job(record), "--output=json", "--ignore-not-found")
+        ended = ask_kubernetes(*_place(record), "get", "jobset", _job(record), "--output=json", "--ignore-not-found")
         if not ended.succeeded:
             return JobStatus("unknown", _why(ended))
         if not ended.output.strip():
@@ -77,7 +76,7 @@ class Kubernetes:
         last = b""
         while True:
             since = [f"--since-time={last.decode('ascii', 'replace')}"] if last else []
-            ended = _ask(*_place(record), *options, *since)
+            ended = ask_kubernetes(*_place(record), *options, *since)
             for line in ended.output.splitlines():
                 stamp, _, text = line.partition(b" ")
                 if stamp > last:  # all of the same length; the server rounds --since-time down
@@ -129,7 +128,7 @@ def _damaged(record: LaunchRecord) -> AifxError:
 
 
 def _need(record: LaunchRecord, *arguments: str) -> None:
-    ended = _ask(*_place(record), *arguments)
+    ended = ask_kubernetes(*_place(record), *arguments)
     if not ended.succeeded:
         hint = "kubectl get jobsets --all-namespaces"
         raise EnvironmentFault(f"Kubernetes did not stop JobSet {record.job}", _why(ended), hint)
@@ -137,10 +136,3 @@ def _need(record: LaunchRecord, *arguments: str) -> None:
 
 def _why(ended: Ended) -> str:
     return ended.last_line.removeprefix("error: ") or ended.how
-
-
-def _ask(*arguments: str) -> Ended:
-    """Run kubectl. Raises EnvironmentFault if there is none."""
-    path = need_program("kubectl", "aifx asks Kubernetes by it")
-    command: Sequence[str] = [path, f"--request-timeout={LIMIT_S / 2:g}s", *arguments]
-    return run(command, limit_s=LIMIT_S)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from aifx.cluster.hosts import ask_slurm
 from aifx.cluster.launched import JobStatus, LaunchRecord, State, read_events
 from aifx.cluster.slurm_script import job_name
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode
-from aifx.core.executables import need_program
 from aifx.core.files import open_file
-from aifx.core.processes import Ended, run
 
-LIMIT_S = 60.0
 CHUNK = 1 << 16
 
 STATES: dict[str, State] = {
@@ -42,7 +40,7 @@ def submit(script: Path, root: Path) -> tuple[str, str]:
 
     Raises EnvironmentFault if Slurm refuses it.
     """
-    ended = ask("sbatch", "--parsable", str(script), cwd=root, without=_variables_over(script.read_text()))
+    ended = ask_slurm("sbatch", "--parsable", str(script), cwd=root, without=_variables_over(script.read_text()))
     number, _, place = ended.output.decode("utf-8", "replace").strip().partition(";")
     if not ended.succeeded or not re.fullmatch("[0-9]+", number):
         why = ended.last_line.removeprefix("sbatch: error: ") or ended.how
@@ -56,7 +54,7 @@ class Slurm:
     def status(self, record: LaunchRecord, folder: Path) -> JobStatus:
         ended = _end_of(folder)
         try:
-            shown = ask("scontrol", "show", "job", "--oneliner", *_job(record))
+            shown = ask_slurm("scontrol", "show", "job", "--oneliner", *_job(record))
         except EnvironmentFault as error:
             return ended or JobStatus("unknown", error.what)
         text = shown.output.decode("utf-8", "replace")
@@ -68,7 +66,7 @@ class Slurm:
     def stop(self, record: LaunchRecord, status: JobStatus, *, now: bool) -> None:
         # The script passes SIGINT on to its processes, and does not go back to the queue.
         how = [] if now or status.state != "running" else ["--batch", "--signal=INT"]
-        done = ask("scancel", *how, *_job(record))
+        done = ask_slurm("scancel", *how, *_job(record))
         if not done.succeeded:
             raise EnvironmentFault(f"Slurm did not stop job {record.job}", done.last_line or done.how, "squeue --me")
 
@@ -129,13 +127,6 @@ def _variables_over(script: str) -> set[str]:
     options = re.findall(r"^#SBATCH --([a-z-]+)", script, re.MULTILINE)
     named = {"no-requeue": "REQUEUE", "requeue": "NO_REQUEUE", "time": "TIMELIMIT"}
     return {f"SBATCH_{name}" for option in options for name in (option.upper().replace("-", "_"), named.get(option))}
-
-
-def ask(program: str, *arguments: str, cwd: Path | None = None, without: Collection[str] = ()) -> Ended:
-    """Run a program of Slurm, without some variables. Raises EnvironmentFault if there is none."""
-    path = need_program(program, "this machine is not one of a Slurm cluster, or its programs are not in PATH")
-    environ = {name: value for name, value in os.environ.items() if name not in without}
-    return run([path, *arguments], cwd=cwd, env={**environ, "LC_ALL": "C"}, limit_s=LIMIT_S)
 
 
 def _read_from(path: Path, position: int) -> bytes:

@@ -16,9 +16,9 @@ def find_program(name: str, more: Sequence[str] = ()) -> str | None:
     return shutil.which(name, path=os.pathsep.join([*_folders(), *more]))
 
 
-def need_program(name: str, why: str) -> str:
-    """The absolute path of the program `name`. Raises EnvironmentFault, with `why` it is needed, if there is none."""
-    found = find_program(name)
+def need_program(name: str, why: str, more: Sequence[str] = ()) -> str:
+    """As `find_program`. Raises EnvironmentFault, with `why` it is needed, if there is none."""
+    found = find_program(name, more)
     if found is None:
         raise EnvironmentFault(f"there is no {name} here", why, f"install {name}")
     return found

@@ -15,7 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from aifx.cluster.slurm import ask, submit
+from aifx.cluster.hosts import ask_slurm
+from aifx.cluster.slurm import submit
 from aifx.cluster.slurm_script import charging, environment, program, quoted, srun
 from aifx.config.launch_section import LaunchSection, SlurmSection
 from aifx.core.errors import AifxError, EnvironmentFault
@@ -132,13 +133,13 @@ def _cancel_job_of(work: Path) -> None:
     with suppress(FileNotFoundError):
         job = read_file(work / JOB).decode().split()
         with suppress(AifxError):
-            ask("scancel", *job)
+            ask_slurm("scancel", *job)
         (work / JOB).unlink()
 
 
 def _is_queued(job: list[str]) -> bool:
     *cluster, number = job
-    shown = ask("squeue", "--noheader", *cluster, f"--jobs={number}", "--format=%T")
+    shown = ask_slurm("squeue", "--noheader", *cluster, f"--jobs={number}", "--format=%T")
     return bool(shown.output.strip()) if shown.succeeded else "Invalid job id" not in "".join(shown.last_lines)
 
 

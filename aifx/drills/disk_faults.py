@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import resource
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from aifx.core.processes import run
 from aifx.drills.course import Course, end_text, expected_of, measure, reach, recovered, since
 from aifx.drills.guarantees import DrillResult, judged
 from aifx.drills.seam import DataFault
@@ -66,17 +66,18 @@ def _small_disk(place: Path, size_bytes: int) -> Iterator[None]:
     place.mkdir(parents=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(place)]
     try:
-        mounted = subprocess.run(command, capture_output=True, text=True)
+        mounted = run(command)
     except OSError as error:
         raise Missed(f"mount cannot be run here: {error}") from None
-    if mounted.returncode:
-        raise Missed(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    if not mounted.succeeded:
+        raise Missed(f"a small disk cannot be mounted here: {mounted.why}")
     copy = place.with_name(f"{place.name}.kept")
     try:
         yield
         shutil.copytree(place, copy)
     finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
+        unmounted = run(["umount", "-l", str(place)])
+        assert unmounted.succeeded, unmounted.why
     place.rmdir()
     copy.rename(place)
 

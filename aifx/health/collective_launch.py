@@ -6,20 +6,19 @@ import json
 import math
 import re
 import secrets
-import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
-from aifx.core.executables import need_program
+from aifx.cluster.hosts import srun_command, ssh_command
 from aifx.core.parsing import parse_json
 from aifx.core.processes import Child, run_many
 from aifx.health.bisect import Verdict
 
-SSH = ("-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "LogLevel=ERROR", "--")
-SRUN = ("--overlap", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--wait=5")
+CONNECT_S = 10.0
+SRUN = ("--kill-on-bad-exit=1", "--wait=5")
 PORTS = range(20_000, 30_000)
 """Below the ports that Linux assigns by itself (net.ipv4.ip_local_port_range begins at 32768)."""
 PORT_TAKEN = "Address already in use"
@@ -51,16 +50,14 @@ class Options:
 
 def run_test(group: Sequence[str], limit_s: float, options: Options) -> Verdict:
     """Run a test among hosts. Another port is tried if something else listens there."""
-    program = need_program("srun" if options.over_slurm else "ssh", "the ranks are started with it")
     limit_s = min(limit_s, options.limit_s)
     for _ in range(TRIES):
         port, word = PORTS[secrets.randbelow(len(PORTS))], secrets.token_hex(8)
         ranks = [rank_command(rank, group, port, word, limit_s, options) for rank in range(len(group))]
         if options.over_slurm:
-            where = [f"--nodes={len(group)}", f"--nodelist={','.join(group)}"]
-            commands = [[program, *SRUN, *where, *ranks[0]]]
+            commands = [srun_command(group, ranks[0], *SRUN)]
         else:
-            commands = [[program, *SSH, host, shlex.join(rank)] for host, rank in zip(group, ranks, strict=True)]
+            commands = [ssh_command(host, rank, connect_s=CONNECT_S) for host, rank in zip(group, ranks, strict=True)]
         verdict = _run(commands, group, limit_s)
         if PORT_TAKEN not in verdict.why:
             break

@@ -19,6 +19,7 @@ from typing import Any
 from aifx.core.lifecycle import exit_after
 from aifx.health import collective_tcp
 from aifx.health.collective_tcp import CollectiveError, RankRequest
+from aifx.parallel.processes import first_host
 
 NO_ANSWER = 124
 LATE_S = 2.0
@@ -53,10 +54,8 @@ def main(text: str) -> int:
 
 def _slurm_place(request: RankRequest) -> RankRequest:
     """Return the request with the rank, the size and rank 0's host of a task of srun."""
-    from aifx.health.fleet.hosts import first_of
-
     rank, size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
-    return replace(request, rank=rank, size=size, host=first_of(os.environ["SLURM_STEP_NODELIST"]))
+    return replace(request, rank=rank, size=size, host=first_host(os.environ["SLURM_STEP_NODELIST"]))
 
 
 def _measured(request: RankRequest) -> dict[str, Any]:

@@ -15,9 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from aifx.cluster.hosts import ask_slurm
 from aifx.core.errors import EnvironmentFault
-from aifx.core.executables import find_program
-from aifx.core.processes import run
 from aifx.core.sanitize import one_line
 from aifx.health.report import headline
 from aifx.health.rules import fits
@@ -158,11 +157,8 @@ def parse_node(text: str) -> Node:
 def scontrol(arguments: list[str]) -> str:
     """Run scontrol and return its output. Raises EnvironmentFault if it is missing, fails or takes too long."""
     command = f"scontrol {' '.join(arguments[:2])}"
-    program = find_program("scontrol", FOLDERS)
-    if program is None:
-        raise EnvironmentFault("scontrol is not installed", f"it is neither on PATH nor in {', '.join(FOLDERS)}")
     try:
-        ended = run([program, *arguments], env=os.environ | {"LC_ALL": "C"}, limit_s=SCONTROL_LIMIT_S)
+        ended = ask_slurm("scontrol", *arguments, folders=FOLDERS, limit_s=SCONTROL_LIMIT_S)
     except OSError as error:
         raise EnvironmentFault(f"{command} could not be started", error.strerror or str(error)) from None
     output = ended.output.decode("utf-8", "replace")

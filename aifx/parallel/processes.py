@@ -211,10 +211,8 @@ def _indexed_job(environ: Mapping[str, str], fqdn: str, num_gpus: int) -> Member
 
 def first_host(nodes: str) -> str:
     """The first host of a Slurm node list: `node[001-004,007],login` -> `node001`."""
-    from ClusterShell.NodeSet import NodeSet  # a tenth of a second
-
-    head = re.match(r"[^,\[]+(\[[^\]]*\][^,\[]*)*", nodes)  # NodeSet would sort the groups
-    return str(NodeSet(head[0] if head else nodes)[0])
+    head = re.match(r"[^,\[]+(\[[^\]]*\][^,\[]*)*", nodes)  # not by ClusterShell, which would sort `n[3,1]`
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", head[0] if head else nodes)
 
 
 def _tasks_here(tasks_per_node: str, node: int) -> int:

@@ -281,7 +281,7 @@ def test_slurm_that_does_not_answer(
     monkeypatch.setattr("aifx.health.slurm.FOLDERS", ("/nowhere",))
     monkeypatch.setenv("PATH", "/nowhere")
     assert check(*recorded["broken"]) == 0
-    assert "scontrol is not installed" in capfd.readouterr().err
+    assert "there is no scontrol here" in capfd.readouterr().err
     assert slurm.node() == ("IDLE", "")
 
 

@@ -16,8 +16,8 @@ import pytest
 from fleets import AIFX, environ, run
 from published_schemas import check_document
 
+from aifx.cluster.hosts import expand, read_hosts, slurm_hosts
 from aifx.core.errors import UsageError
-from aifx.health.fleet.hosts import expand, first_of, read_hosts, slurm_hosts
 
 AGENTS = Path(__file__).with_name("fleet_agents.py")
 BENCHMARK = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "fleet.py"))
@@ -293,8 +293,6 @@ def test_a_list_of_hosts(tmp_path):
     assert expand("a[1-2],b,c[3,5]") == ["a1", "a2", "b", "c3", "c5"]
     assert expand("fe80::1%eth0") == ["fe80::1%eth0"]
     assert slurm_hosts({"SLURM_JOB_NODELIST": "n[1-3]"}) == ["n1", "n2", "n3"]
-    # Slurm ranks the tasks of a step in its own order.
-    assert [first_of(nodes) for nodes in ("n[3,1-2],m1", "m1,n[1-2]", "r[02-03]n[1-2]")] == ["n3", "m1", "r02n1"]
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from aifx.cluster.hosts import expand, read_hosts
 from aifx.core.errors import UsageError
 from aifx.health.agent_token import read_token
 from aifx.health.fleet import transports
-from aifx.health.fleet.hosts import expand, read_hosts
 from aifx.health.fleet.record import Recorder, read_record
 from aifx.health.fleet.report import Node
 from aifx.health.fleet.transports import Inquiry, ask_agents, ask_slurm

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aifx.cluster.hosts import is_address, read_hosts, slurm_hosts
 from aifx.core.errors import EnvironmentFault, UsageError
 from aifx.core.lifecycle import on_signals_in_loop
 from aifx.core.progress import report_progress
-from aifx.health.fleet.hosts import is_address, read_hosts, slurm_hosts
 from aifx.health.fleet.record import Recorder
 from aifx.health.fleet.report import Node
 from aifx.health.fleet.transports import Heard, Inquiry, ask_agents, ask_slurm, ask_ssh

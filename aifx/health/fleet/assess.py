@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import date
 
+from aifx.cluster.hosts import is_address
 from aifx.health.fleet.compare import compare
-from aifx.health.fleet.hosts import is_address
 from aifx.health.fleet.rank import rank
 from aifx.health.fleet.report import FleetReport, Node
 from aifx.health.report import SEVERITIES, Finding

@@ -21,8 +21,8 @@ from typing import Any, Literal
 
 import httpx
 
+from aifx.cluster.hosts import srun_command, ssh_command
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError
-from aifx.core.executables import need_program
 from aifx.core.parsing import parse_json
 from aifx.core.processes import MAX_BYTES, Child, Ended, pump, run_many
 from aifx.health.agent_token import is_private
@@ -41,9 +41,7 @@ SET_UP = (
 )  # fmt: skip
 """Messages of ssh, TLS and name resolution that do not concern the health of a node."""
 AGENT_PATH = "/v1/report"
-WHY = "the nodes are asked through it"
-SSH = ("-T", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR")
-SRUN = ("--overlap", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--no-kill", "--wait=0", "--label")
+SRUN = ("--kill-on-bad-exit=0", "--no-kill", "--wait=0", "--label")
 START_S = 15.0
 """The time for Slurm to start a step, in addition to the time of a node."""
 
@@ -182,10 +180,12 @@ def _unpacked(packed: bytes) -> bytes:
 
 async def ask_ssh(hosts: Sequence[str], inquiry: Inquiry, heard: Heard) -> None:
     """Ask with one `ssh` per node; keys, ports and jump hosts come from ~/.ssh/config."""
-    limit = ("-o", f"ConnectTimeout={max(int(inquiry.limit_s), 1)}")
-    words, command = [need_program("ssh", WHY), *SSH, *limit, "--"], shlex.join(inquiry.command())
-    nodes = (Child([*words, host, command], name=host, limit_s=inquiry.limit_s, grace_s=GRACE_S) for host in hosts)
-    with closing(run_many(nodes, inquiry.at_once or AT_ONCE, 0.0)) as ended:
+
+    def asked(host: str) -> Child:
+        command = ssh_command(host, inquiry.command(), connect_s=inquiry.limit_s)
+        return Child(command, name=host, limit_s=inquiry.limit_s, grace_s=GRACE_S)
+
+    with closing(run_many(map(asked, hosts), inquiry.at_once or AT_ONCE, 0.0)) as ended:
         for child in ended:
             if child is None:
                 await asyncio.sleep(POLL_S)
@@ -217,8 +217,7 @@ async def ask_slurm(hosts: Sequence[str], inquiry: Inquiry, heard: Heard) -> Non
     Tasks share one stream, in which slurmstepd breaks lines after 1,024 bytes (SLURM_IO_MAX_MSG_LEN). A task therefore
     sends the name of its node, its report compressed in lines of 76 bytes, and an end mark.
     """
-    where = [f"--nodes={len(hosts)}", f"--nodelist={','.join(hosts)}"]
-    command = [need_program("srun", WHY), *SRUN, *where, "sh", "-c", _packed(inquiry)]
+    command = srun_command(hosts, ["sh", "-c", _packed(inquiry)], *SRUN)
     waiting, tasks = dict.fromkeys(hosts), dict[str, _Task]()
     limit_s = inquiry.limit_s + START_S
     began = time.monotonic()

@@ -1,11 +1,13 @@
 """`aifx serve ARGUMENTS` over a toy engine: all but the model is the command's own.
 
-AIFX_TEST_STEP_S and AIFX_TEST_DRAIN_S: seconds of a step, and of serve.drain_s.
+AIFX_TEST_STEP_S and AIFX_TEST_DRAIN_S: seconds of a step, and of serve.drain_s. AIFX_TEST_BUSY: the event loop is busy
+from the first signal on.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,7 +39,15 @@ def prepare(*_: Any) -> command.Prepared:
     return command.Prepared(open_server(state, bound), listening, None)
 
 
+async def be_busy(_: HttpServer) -> int:
+    Path("busy").touch()
+    time.sleep(600)
+    return 0
+
+
 if __name__ == "__main__":
+    if "AIFX_TEST_BUSY" in os.environ:
+        HttpServer._drain = be_busy  # type: ignore[method-assign]
     command.prepare = prepare
     command.find_project = lambda: SimpleNamespace(existing_run=lambda run: None)  # type: ignore[assignment,return-value]
     main()

@@ -114,3 +114,22 @@ def test_how_a_server_ends(processes: dict[str, Process]) -> None:
     code, rest, stderr = processes["interrupted"].ended()
     assert (code, rest) == (130, "")
     assert processes["interrupted"].text.endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_a_server_whose_event_loop_is_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIFX_TEST_BUSY", "1")
+    one = Process(tmp_path / "a", ["--json"], 0.1, 600)
+    try:
+        one.started()
+        one.process.send_signal(signal.SIGTERM)
+        end = time.monotonic() + WAIT_S
+        while not (tmp_path / "a" / "busy").exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        one.process.send_signal(signal.SIGINT)
+        assert one.ended()[0] == 130
+    finally:
+        one.process.kill()
