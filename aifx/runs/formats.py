@@ -408,5 +408,5 @@ class ManifestFile(Manifest):
     """checkpoints/STEP/manifest/manifest.json. `host` belongs to the training loop."""
 
     run: RunBinding
-    format: Literal[3]
+    format: Literal[4]
     checksum: str
