@@ -46,10 +46,11 @@ class CallProcess(Generic[R]):
             function: returns what the call yields, one value after another.
             begin: called first of all.
         """
+        program = _frame((begin, function))  # before the process, which it would leave behind if it cannot be pickled
         self.child = Child.of_module(WORK_MODULE)
         self._read = bytearray()
         self._send(sys.path)
-        self._send((begin, function))
+        self._write(program)
 
     def __enter__(self) -> CallProcess[R]:
         return self
@@ -100,8 +101,11 @@ class CallProcess(Generic[R]):
         self.child.wait()
 
     def _send(self, value: Any) -> None:
+        self._write(_frame(value))
+
+    def _write(self, frame: bytes) -> None:
         with suppress(BrokenPipeError):  # it has ended, which `answers` reports
-            self.child.write(_frame(value))
+            self.child.write(frame)
 
 
 def call_each(
@@ -241,9 +245,10 @@ class _Server:
                 if (call := pickle.loads(request)) is None:
                     return
                 if function is None:
-                    begin, function = pickle.loads(program)
+                    begin, called = pickle.loads(program)
                     if begin is not None:
                         begin()
+                    function = called
                 self._call(function, *call)
                 self._answer("end", None)
             except Exception as error:

@@ -139,12 +139,14 @@ class Listener:
         self._thread.join()
 
     def _listen(self, reader: int) -> None:
-        with suppress(OSError):
-            while data := os.read(reader, 1):
-                if data[0] == MARK:
-                    self._marked += 1
-                else:
-                    self._act(data[0])
+        while data := os.read(reader, 1):
+            if data[0] == MARK:
+                self._marked += 1
+                continue
+            try:
+                self._act(data[0])
+            except Exception:  # the next signal is heard all the same
+                sys.excepthook(*sys.exc_info())
         os.close(reader)
 
 
@@ -177,10 +179,10 @@ def on_signals(act: Act, numbers: Collection[int] = SIGNALS) -> Iterator[None]:
     heard = _Announced(act)
     before = {number: signal.getsignal(number) for number in numbers if not _stays_ignored(number)}
     with hear_signals(heard.by_listener, before):
-        for number in before:
-            signal.signal(number, heard.by_handler)
-            signal.siginterrupt(number, False)
         try:
+            for number in before:
+                signal.signal(number, heard.by_handler)
+                signal.siginterrupt(number, False)
             yield
         finally:
             _restore(before)

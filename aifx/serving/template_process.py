@@ -49,7 +49,8 @@ class TemplateProcess:
         try:
             (text,) = process.values(messages, place, tools)
         except EnvironmentFault:
-            ended = process.child.wait()
+            if (ended := process.child.ended) is None:  # what the template raised
+                raise
             if ended.signal == signal.SIGALRM:
                 what, why = "takes too long", f"longer than serve.template_s = {self._limit_s:g}"
             else:

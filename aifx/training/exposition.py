@@ -75,7 +75,7 @@ class MetricsServer(Observer):
             listen=True,
         )
         self.url = f"{url_of(bound)}/metrics"
-        policy = Policy(own_names_only=is_loopback(host), hints={404: "the metrics are at /metrics"})
+        policy = Policy(own_names_only=is_loopback(bound.getsockname()[0]), hints={404: "the metrics are at /metrics"})
         app = make_app([Route("/metrics", metrics_endpoint(registry))], policy)
         self._server = HttpServer(app, bound, limits=SCRAPE_LIMITS)
         self._thread = self._server.start()

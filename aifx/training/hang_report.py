@@ -110,7 +110,7 @@ def _devices() -> str:
 
 
 def _driver() -> str:
-    ended = run_program([sys.executable, "-m", "aifx.machine.nvml"], limit_s=DRIVER_S)
+    ended = run_program([sys.executable, "-P", "-m", "aifx.machine.nvml"], limit_s=DRIVER_S)
     return ended.output.decode("utf-8", "replace") if ended.succeeded else ended.cut or ended.why
 
 

@@ -18,6 +18,20 @@ def begin() -> None:
     begun += 1
 
 
+attempts = 0
+
+
+def fail_once() -> None:
+    global attempts
+    attempts += 1
+    if attempts == 1:
+        raise OSError("not yet")
+
+
+def begun_or_not() -> Iterator[str]:
+    yield "after the second attempt" if attempts == 2 else "without a beginning"
+
+
 def double(number: int) -> tuple[int, int, int]:
     """The process, how often `begin` was called there, and twice the number."""
     advance(number)

@@ -9,7 +9,7 @@ import called
 import pytest
 from test_processes import is_gone
 
-from aifx.core.calls import call_each, generated
+from aifx.core.calls import CallProcess, call_each, generated
 from aifx.core.errors import DataError, EnvironmentFault
 
 
@@ -42,6 +42,13 @@ def test_a_process_that_is_killed_is_an_error():
     with pytest.raises(EnvironmentFault) as raised:
         dict(call_each(called.die, [1, 2], 2))
     assert "signal 9" in raised.value.why
+
+
+def test_no_call_runs_without_what_comes_first():
+    with CallProcess(called.begun_or_not, called.fail_once) as process:
+        with pytest.raises(OSError, match="not yet"):
+            list(process.values())
+        assert list(process.values()) == ["after the second attempt"]
 
 
 def test_large_values_one_after_another(caplog):

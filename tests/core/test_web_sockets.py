@@ -7,6 +7,9 @@ import socket
 import pytest
 
 from aifx.core.errors import EnvironmentFault
+from aifx.core.web.app import make_app
+from aifx.core.web.policy import Policy
+from aifx.core.web.server import HttpServer
 from aifx.core.web.sockets import bind, url_of
 
 
@@ -18,6 +21,20 @@ def test_a_port_at_which_a_server_listens_is_taken() -> None:
         with pytest.raises(EnvironmentFault, match=f"cannot listen at 127.0.0.1:{port}") as refused:
             bind("127.0.0.1", port, port_hint="another port", host_hint="another host")
     assert refused.value.hint == "another port"
+
+
+def test_a_port_that_another_takes_before_the_server_listens() -> None:
+    """In a thread, too, the failure is known to who starts the server."""
+    with bind("127.0.0.1", 0, port_hint="") as bound:
+        port = bound.getsockname()[1]
+        with bind("127.0.0.1", port, port_hint="", listen=True):
+            server = HttpServer(make_app([], Policy()), bound)
+            listening: list[bool] = []
+            with pytest.raises(EnvironmentFault, match=f"cannot listen at 127.0.0.1:{port}"):
+                server.run(lambda: listening.append(True))
+            assert not listening
+            with pytest.raises(EnvironmentFault):
+                HttpServer(make_app([], Policy()), bound).start()
 
 
 @pytest.mark.parametrize("host", ["nosuch.invalid", "a" * 64])

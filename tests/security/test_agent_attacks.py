@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import ssl
@@ -197,6 +198,36 @@ def test_handshakes_that_stall_are_limited_and_end(start: Callable[..., Agent], 
     with connect(agent) as client:
         assert client.recv(1) == b""
         assert connected(agent, 0)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl to make a certificate")
+def test_a_refused_handshake_leaves_nothing_behind(start: Callable[..., Agent], tmp_path: Path) -> None:
+    """Refused because all connections of its network are being answered."""
+    may_end = threading.Event()
+
+    def check() -> dict[str, Any]:
+        assert may_end.wait(END_S)
+        return REPORT
+
+    certificate, key = make_certificate(tmp_path)
+    agent = start(replace(PATIENT, max_per_client=1), check, server_tls(certificate, key))
+    context = ssl.create_default_context(cafile=certificate)
+    loop = agent.server._loop
+    assert loop is not None
+    with closing(context.wrap_socket(connect(agent), server_hostname="127.0.0.1")) as waiting:
+        waiting.sendall(b"GET /v1/report HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        until = time.monotonic() + END_S
+        while not any(one._is_busy for one in agent.server.connections):  # type: ignore[attr-defined]
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        for _ in range(20):
+            with connect(agent) as refused:
+                assert refused.recv(1) == b""
+        while [task for task in asyncio.all_tasks(loop) if "_shake_hands" in repr(task)]:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        may_end.set()
+        assert waiting.makefile("rb").readline().startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/metrics", "/v1/report"])

@@ -110,6 +110,8 @@ class Connection(H11Protocol):
             self._handshake = self.loop.create_task(self._shake_hands(transport, self.tls))
 
     async def _shake_hands(self, plain: asyncio.Transport, tls: ssl.SSLContext) -> None:
+        if plain.is_closing():  # it was refused: asyncio would wait for its handshake for ever
+            return
         encrypted = None
         with contextlib.suppress(OSError):  # a client that does not trust us, or speaks no TLS
             encrypted = await self.loop.start_tls(plain, self, tls, server_side=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from starlette.applications import Starlette
 
+from aifx.core.errors import EnvironmentFault
 from aifx.core.lifecycle import exit_code_of, exit_now, on_signals
 from aifx.core.web.connections import Limits, connection_class
 from aifx.core.web.sockets import LAST_ANSWERS_S, quiet_uvicorn, uvicorn_server
@@ -79,11 +80,25 @@ class HttpServer:
                 self._traffic.close()
 
     def start(self) -> threading.Thread:
-        """Serve in a thread of its own until `stop`. Returns when it listens."""
-        listening = threading.Event()
-        thread = threading.Thread(target=self.run, args=(listening.set,), name="http", daemon=True)
+        """Serve in a thread of its own until `stop`. Returns when it listens, and raises why it cannot."""
+        begun = threading.Event()
+        failures: list[Exception] = []
+
+        def run() -> None:
+            try:
+                self.run(begun.set)
+            except Exception as error:
+                if begun.is_set():
+                    logger.exception("the server has failed")
+                failures.append(error)
+            finally:
+                begun.set()
+
+        thread = threading.Thread(target=run, name="http", daemon=True)
         thread.start()
-        listening.wait()
+        begun.wait()
+        if failures:
+            raise failures[0]
         return thread
 
     def stop(self) -> None:
@@ -103,6 +118,8 @@ class HttpServer:
         stopped = self._loop.create_task(self._stopped.wait())
         while not self._uvicorn.started and not serving.done():
             await asyncio.sleep(POLL_S / 4)
+        if serving.done():
+            await self._end_of(serving)
         on_listening()
         await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
@@ -110,6 +127,15 @@ class HttpServer:
         self._uvicorn.end()
         await serving
         return Ending(self._signum, cut)
+
+    async def _end_of(self, serving: asyncio.Task[None]) -> None:
+        """Raises EnvironmentFault if the server could not listen: another process has taken the port since."""
+        try:
+            await serving
+        except OSError as error:
+            host, port = self._socket.getsockname()[:2]
+            what = f"cannot listen at {host}:{port}"
+            raise EnvironmentFault(what, error.strerror or str(error), "choose another port") from None
 
     async def _drain(self) -> int:
         """Take no more requests, and wait for those that run. Returns how many were cut."""
@@ -127,7 +153,10 @@ class HttpServer:
     def _signal(self, number: int) -> None:
         """Act on a signal, in a thread: the event loop may be busy."""
         if self._signum is not None:
-            logger.warning("stopped at once by a second signal")
+            # In a thread: the reader of stderr may have stalled.
+            told = threading.Thread(target=logger.warning, args=("stopped at once by a second signal",), daemon=True)
+            told.start()
+            told.join(1.0)
             exit_now(exit_code_of(number))
         self._signum = number
         self.stop()

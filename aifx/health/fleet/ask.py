@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aifx.cluster.hosts import is_address, read_hosts, slurm_hosts
-from aifx.core.errors import EnvironmentFault, UsageError
+from aifx.core.errors import EnvironmentFault, Terminated, UsageError
 from aifx.core.lifecycle import on_signals_in_loop
 from aifx.core.progress import report_progress
 from aifx.health.fleet.record import Recorder
@@ -119,8 +119,8 @@ def ask(targets: Targets, inquiry: Inquiry, record: Path | None) -> Answers:
             asyncio.run(_ask(targets, inquiry, take, came))
     except asyncio.CancelledError:
         pass  # by a signal that came
-    except KeyboardInterrupt:  # before `_ask` began
-        came.append(signal.SIGINT)
+    except KeyboardInterrupt as error:  # before `_ask` began
+        came.append(signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
     if recorder is not None:
         recorder.close()
     return Answers(

@@ -1,1 +1,1 @@
-"""HTTP in front of a serving engine: OpenAI's API. Imports starlette and uvicorn, which come with the extra `serve`."""
+"""HTTP in front of a serving engine: OpenAI's API. Imports starlette and uvicorn."""
