@@ -122,12 +122,12 @@ def aifx_batches(text: Any) -> Iterator[dict[str, np.ndarray]]:
 def grain_batches(text: Any, options: dict[str, int]) -> Iterator[dict[str, np.ndarray]]:
     import grain
 
-    from aifx.data.order import derived_seed
+    from aifx.core.digests import hash32
 
     split = text.store.splits["train"]
     ring = len(split.tokens) - bool(split.closed)
-    windows = Windows(split.tokens.values, ring, derived_seed("phase", SEED, 0) * ring >> 32, not split.closed)
-    dataset = grain.MapDataset.source(windows).shuffle(seed=derived_seed("shuffle", SEED, 0))
+    windows = Windows(split.tokens.values, ring, hash32("phase", SEED, 0) * ring >> 32, not split.closed)
+    dataset = grain.MapDataset.source(windows).shuffle(seed=hash32("shuffle", SEED, 0))
     return iter(dataset.batch(ROWS).to_iter_dataset(grain.ReadOptions(**options)))
 
 

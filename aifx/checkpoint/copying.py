@@ -8,7 +8,6 @@ that was interrupted goes on: files that are there with the right bytes are not 
 from __future__ import annotations
 
 import errno
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from aifx.checkpoint import folders
 from aifx.checkpoint.faults import check_room
 from aifx.checkpoint.inventory import INVENTORY, Files, UnreadableInventory, parse_inventory, sync_file, sync_folders
 from aifx.checkpoint.manifest import FILE, ITEM, Damaged, Manifest, parse_manifest
+from aifx.core.digests import Sha256
 from aifx.core.errors import CheckpointError, EnvironmentFault
 from aifx.core.files import check_folder, check_tree
 from aifx.core.json_files import disk_full
@@ -132,7 +132,7 @@ def _copy_file(source: Stored, target: Store, name: str, progress: Reporter) -> 
     if target.size(name) == size and target.sha256(name) == sha:
         progress.advance(size)
         return 0
-    digest = hashlib.sha256()
+    digest = Sha256()
 
     def passing() -> Iterator[bytes]:
         if source.store.size(name) is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -10,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from aifx.checkpoint.manifest import ITEM, json_digest
+from aifx.checkpoint.manifest import ITEM
+from aifx.core.digests import sha256_of_json, size_and_sha256
 from aifx.core.files import UnsafeFile, read_file
 from aifx.core.json_files import sync_directory
 from aifx.core.os_errors import naming
@@ -124,7 +124,7 @@ def parse_inventory(data: bytes) -> Files:
 def _encoded(files: Mapping[str, Any]) -> bytes:
     """The one form in which a list of files is written, so that no byte can differ unnoticed."""
     body = {"files": dict(sorted(files.items()))}
-    return json.dumps({**body, "checksum": json_digest(body)}, indent=1).encode()
+    return json.dumps({**body, "checksum": sha256_of_json(body)}, indent=1).encode()
 
 
 def _wrong_size(folder: Path, name: str, size: int) -> str | None:
@@ -137,4 +137,4 @@ def _wrong_size(folder: Path, name: str, size: int) -> str | None:
 
 def _summary(path: Path) -> tuple[int, str]:
     with path.open("rb") as file:
-        return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+        return size_and_sha256(file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -10,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from aifx.checkpoint.manifest import step_directories
+from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError, CheckpointError, EnvironmentFault
 from aifx.core.files import check_folder
 
@@ -18,7 +18,7 @@ def local_folder(local_dir: str, run: Path, run_id: str) -> Path:
     """The folder of a run's local checkpoints. A copy of the run's folder has the same id, and another one of these."""
     if not re.fullmatch(r"[0-9a-f]{32}", run_id):
         raise CheckpointError(f"the run's id in {run / 'digests.json'} is not one that aifx made", repr(run_id))
-    place = hashlib.sha256(os.fsencode(run.resolve())).hexdigest()[:8]
+    place = sha256_of(os.fsencode(run.resolve()))[:8]
     return Path(local_dir) / f"aifx-{run_id}-{place}"
 
 

@@ -5,8 +5,6 @@ Reading it needs neither jax nor TensorStore, so that listing checkpoints is qui
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from aifx.config.best_by import Score
+from aifx.core.digests import Sha256, sha256_of_json
 from aifx.core.errors import CheckpointError
 from aifx.core.files import UnsafeFile, check_folder, read_file
 from aifx.core.json_values import plain
@@ -72,7 +71,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         body = {"format": FORMAT, **plain(self)}
-        return {**body, "checksum": json_digest(body)}
+        return {**body, "checksum": sha256_of_json(body)}
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -99,7 +98,7 @@ def parse_manifest(data: bytes, place: str) -> Manifest:
         doc = parse_json(data)
         checksum = doc.pop("checksum")
         # The checksum comes first, whatever the format: a flipped bit must not pass for a newer one.
-        if checksum != json_digest(doc):
+        if checksum != sha256_of_json(doc):
             raise ValueError("its checksum does not match its content")
         if doc["format"] != FORMAT:
             what = f"checkpoint {place} has format {doc['format']}"
@@ -125,14 +124,9 @@ def step_directories(directory: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def json_digest(value: Any) -> str:
-    """SHA-256 of a value as JSON with sorted keys, separators `,` and `:`, ASCII only."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
 def digest_of(arrays: Iterable[tuple[str, str, Sequence[int], str]]) -> str:
     """The digest of a state from the name, dtype, shape and digest of each of its arrays, in any order."""
-    digest = hashlib.sha256()
+    digest = Sha256()
     for name, dtype, shape, lanes in sorted(arrays, key=lambda array: array[0].encode()):
         digest.update(f"{name}\0{dtype}\0{','.join(str(n) for n in shape)}\0{lanes}\n".encode())
     return digest.hexdigest()

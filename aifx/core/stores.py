@@ -5,16 +5,17 @@ A store is whatever fsspec knows by the URL: a folder, `s3://`, `gs://`, `memory
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aifx.core.digests import sha256_of_blocks
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError
 from aifx.core.extras import install_command
 from aifx.core.os_errors import FULL, first_line, refusal_in
+from aifx.core.progress import Reporter
 from aifx.core.redaction import redact
 
 BLOCK_BYTES = 8 << 20
@@ -97,11 +98,8 @@ class Store:
             except FileNotFoundError:
                 return
 
-    def sha256(self, name: str) -> str:
-        digest = hashlib.sha256()
-        for block in self.blocks(name):
-            digest.update(block)
-        return digest.hexdigest()
+    def sha256(self, name: str, progress: Reporter | None = None) -> str:
+        return sha256_of_blocks(self.blocks(name), progress)
 
 
 _INSTALLS = {

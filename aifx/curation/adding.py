@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aifx.core.digests import sha256_of
 from aifx.core.files import read_file
 from aifx.core.json_files import write_json
 from aifx.core.json_values import encode_json, plain
@@ -59,7 +59,7 @@ class Add(Step):
     def settings(self) -> Mapping[str, Any]:
         files = [[file.name, file.sha256 or file.stamp] for file in self.files]
         content = encode_json([files, dict(self.relicensed), READING_VERSION])
-        digest = hashlib.sha256(content.encode()).hexdigest()
+        digest = sha256_of(content)
         return {"license": self.license, **plain(self.options), "files_sha256": digest}
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from aifx.core.digests import Hash64
 from aifx.core.errors import DataError, UsageError
 from aifx.core.plurals import counted
 from aifx.core.progress import report_progress
@@ -125,7 +125,7 @@ def _sample(version: Version, count: int, seed: int) -> list[str]:
         for path, shard in zip(version.shards, version.manifest.shards, strict=True):
             for rows in read_parts(path, [ROW, "text"]):
                 ids = rows[ROW].to_pylist()
-                keys = [hashlib.blake2b(f"{seed} {row}".encode(), digest_size=8).digest() for row in ids]
+                keys = [Hash64(f"{seed} {row}".encode()).digest() for row in ids]
                 for place in (place for place, key in enumerate(keys) if key <= limit):
                     text = rows["text"][place].as_py() or ""
                     if len(split_words(text)) >= LEAST_WORDS:

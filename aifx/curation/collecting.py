@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError
 from aifx.core.redaction import redact
 from aifx.curation.readers.base import TEXT, BadRow, Batch, DamagedFile, ReadOptions, joined
@@ -32,7 +32,7 @@ DECODED: tuple[Format, ...] = ("text", "jsonl", "csv")
 
 def row_prefix(name: str, sha256: str) -> str:
     """The beginning of the `_row` of each row of a file."""
-    return hashlib.sha256(f"{name}\0{sha256}".encode()).hexdigest()[:ID_DIGITS]
+    return sha256_of(f"{name}\0{sha256}")[:ID_DIGITS]
 
 
 def conformed(schema: Schema, name: str, format_: Format, options: ReadOptions) -> Schema:

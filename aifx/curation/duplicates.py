@@ -11,7 +11,6 @@ files.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aifx.core.calls import call_each
+from aifx.core.digests import Sha256
 from aifx.core.progress import report_progress
 from aifx.curation.decisions import first_rows, write_decisions
 from aifx.curation.near import Bands, join_near
@@ -145,7 +145,7 @@ def row_digests(rows: Table, kind: Kind) -> list[U64]:
     column = rows["text" if kind == "text" else "image"] if kind != "table" else _row_texts(rows)
     data, offsets = text_buffer(column)
     view, ends = memoryview(data), offsets.tolist()
-    digests = b"".join([hashlib.sha256(view[begin:end]).digest()[:16] for begin, end in pairwise(ends)])
+    digests = b"".join([Sha256(view[begin:end]).digest()[:16] for begin, end in pairwise(ends)])
     return list(np.frombuffer(digests, np.uint64).reshape(-1, 2).T)
 
 

@@ -5,7 +5,6 @@ The condition is written nowhere: the manifest has the number of the rows and a 
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError, UsageError
 from aifx.core.locks import FolderBusy, remove_folder
 from aifx.core.project import Project, cache_path
@@ -78,7 +78,7 @@ class Erase(ShardStep):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        return {"rows": len(self.rows), "sha256": hashlib.sha256("\n".join(self.rows).encode()).hexdigest()}
+        return {"rows": len(self.rows), "sha256": sha256_of("\n".join(self.rows))}
 
     @cached_property
     def _ids(self) -> Any:

@@ -14,7 +14,6 @@ Each process that works in the folder holds it, together with the others, so tha
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections import Counter
@@ -28,6 +27,7 @@ from typing import Any, TypeAlias
 from pydantic import TypeAdapter
 
 from aifx.core.calls import call_each
+from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError
 from aifx.core.files import read_file
 from aifx.core.json_files import sync_directory, write_json
@@ -167,7 +167,7 @@ def step_key(step: Step) -> str:
     """Names all that the result of a step depends on."""
     parents = [parent.manifest.sha256 for parent in step.parents]
     parts = [step.name, step.version, plain(step.settings), parents]
-    return hashlib.sha256(encode_json([*parts, __version__]).encode()).hexdigest()[:16]
+    return sha256_of(encode_json([*parts, __version__]))[:16]
 
 
 def _find_version(step: Step, name: str, catalog: Catalog) -> Version | None:

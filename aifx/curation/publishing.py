@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from aifx.core.digests import sha256_of
 from aifx.core.files import replace_file
 from aifx.core.json_files import encode
 from aifx.core.json_values import encode_json, plain
@@ -23,7 +23,7 @@ def describe(folder: Path, manifest: Manifest, profile: Profile) -> None:
         PROFILE: _document(plain(profile)),
         MANIFEST: _document(plain(manifest)),
     }
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in documents.items()}
+    digests = {name: sha256_of(data) for name, data in documents.items()}
     digests |= {file.name: file.sha256 for file in manifest.files}
     for name in (CROISSANT, PROFILE):
         replace_file(folder / name, documents[name])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aifx.config.sections import Section
+from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError, UsageError
 from aifx.core.json_values import encode_json
 from aifx.core.project import Project
@@ -59,7 +59,7 @@ class ReferenceFiles:
             why = f"{bad[0].source}: {bad[0].reason}" if bad else problem
             raise DataError(f"--against {name} cannot be read as a test", why, "repair the file, or name another")
         contents = sorted([source.sha256, source.reading] for source in version.manifest.sources)
-        digest = hashlib.sha256(encode_json(contents).encode()).hexdigest()
+        digest = sha256_of(encode_json(contents))
         return Reference(name, version, digest, is_held_out=False, has_ids=False)
 
     def held_out(self, corpus: TextCorpus, splits: Sequence[Split], name: str) -> Reference:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from aifx.core.digests import Sha256
 from aifx.core.files import replacing
 from aifx.core.os_errors import naming
 from aifx.data.parquet import open_parquet
@@ -195,7 +195,7 @@ class _Hashing:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self.digest = hashlib.sha256()
+        self.digest = Sha256()
         self.bytes = 0
 
     def write(self, data: Any) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import stat
 import tempfile
@@ -14,13 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
+from aifx.core.digests import Sha256, sha256_of, sha256_of_file
 from aifx.core.errors import AifxError, DataError, EnvironmentFault, UsageError
 from aifx.core.os_errors import FULL, first_line, naming
 from aifx.core.progress import Reporter
 from aifx.core.redaction import redact
 from aifx.core.stores import BLOCK_BYTES, open_store
 from aifx.curation.readers.formats import PICKLES, SUFFIXES, Format, split_name
-from aifx.data.versions import sha256_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class SourceFile:
         if self.is_remote:
             return self
         with _reading(self.name):
-            return replace(self, sha256=sha256_of(Path(self.location), progress))
+            return replace(self, sha256=sha256_of_file(Path(self.location), progress))
 
     @contextmanager
     def on_disk(self) -> Iterator[tuple[str, str]]:
@@ -87,7 +86,7 @@ class SourceFile:
             )
 
     def _copy(self, target: Any) -> str:
-        digest = hashlib.sha256()
+        digest = Sha256()
         store = open_store(self.location)
         with _asking(f"read {self.name}"), store.fs.open(store.path, "rb", cache_type="none") as file:
             while block := file.read(BLOCK_BYTES):
@@ -312,7 +311,7 @@ def _remote(url: str, follow_links: bool) -> Iterator[_Found]:
         if _leads_out(path, inside):
             yield _Found(without_secrets(location), location, 0, 0, "", is_given, is_outside=True)
             continue
-        stamp = hashlib.sha256(repr(sorted(_stamp(info).items())).encode()).hexdigest()
+        stamp = sha256_of(repr(sorted(_stamp(info).items())))
         yield _Found(without_secrets(location), location, int(info["size"] or 0), 0, stamp, is_given)
 
 

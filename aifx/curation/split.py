@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aifx.core.digests import Hash64, fraction_of
 from aifx.core.errors import DataError
 from aifx.core.plurals import counted
 from aifx.curation.decisions import DecidedStep, decisions_about, first_rows, read_decisions, write_decisions
@@ -92,8 +92,7 @@ class Split(DecidedStep):
 
     def split_of(self, cluster: str) -> str:
         """The split of a cluster. It does not depend on the other rows, so that it stays if rows are added."""
-        digest = hashlib.blake2b(f"{self.seed} {cluster}".encode(), digest_size=8).digest()
-        share = int.from_bytes(digest, "big") / 2**64
+        share = fraction_of(Hash64(f"{self.seed} {cluster}".encode()).digest())
         return "test" if share < self.test else "validation" if share < self.test + self.validation else "train"
 
 

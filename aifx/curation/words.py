@@ -6,7 +6,6 @@ that write no spaces between words (Chinese, Japanese, Thai, Lao, Burmese, Khmer
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from aifx.core.digests import Hash64
 from aifx.core.errors import DataError
 
 HASHES = 1
@@ -215,7 +215,7 @@ def _hashed(data: NDArray[np.uint8], begins: I64, ends: I64) -> U64:
             break
         hashes[rest] = _absorb(hashes[rest], blocks[begins[rest] + place], sizes[rest] - place)
     for word in np.flatnonzero(sizes > _LONG):
-        digest = hashlib.blake2b(data[begins[word] : ends[word]].tobytes(), digest_size=8).digest()
+        digest = Hash64(data[begins[word] : ends[word]].tobytes()).digest()
         hashes[word] = int.from_bytes(digest, "little")
     return hashes
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from pydantic import Field as Setting
 
 from aifx.config import Config
 from aifx.config.sections import Conflict, DataSection, Fraction
+from aifx.core.digests import Hash64, Sha256, fraction_of
 from aifx.core.errors import AifxError, ConfigError, DataError
 from aifx.core.project import Project
 from aifx.data.base import Batch, DataFormat, Split, undefined
@@ -118,7 +118,7 @@ def array_dataset(
     that does not hold 32-bit numbers.
     """
     fields: dict[str, Field] = {}
-    digest = hashlib.sha256(repr(how).encode())
+    digest = Sha256(repr(how).encode())
     splits = {split: {key: _narrow(key, values) for key, values in arrays.items()} for split, arrays in splits.items()}
     for split, arrays in splits.items():
         _num_examples(arrays)  # raises if they differ
@@ -284,7 +284,7 @@ def _num_examples(arrays: Arrays) -> int:
 
 def hash_fraction(*example: np.ndarray) -> float:
     """A number in [0, 1) that depends on the bytes of an example alone."""
-    digest = hashlib.blake2b(digest_size=8)
+    digest = Hash64()
     for values in example:
         digest.update(np.ascontiguousarray(values))
-    return int.from_bytes(digest.digest(), "big") / 2**64
+    return fraction_of(digest.digest())

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from aifx.config.sections import AugmentSection
+from aifx.core.digests import hash32
 from aifx.core.errors import ConfigError
 from aifx.data.base import Batch, BatchSource
-from aifx.data.order import derived_seed
 from aifx.data.spec import DataSpec
 from aifx.machine.cpu import usable_cpus
 
@@ -88,7 +88,7 @@ class AugmentedSource:
 
 def generator(name: str, seed: int, place: int) -> np.random.Generator:
     """Random numbers of one place in the order of training, whatever was drawn for others."""
-    return np.random.Generator(np.random.Philox(key=derived_seed(name, seed), counter=[0, place, 0, 0]))
+    return np.random.Generator(np.random.Philox(key=hash32(name, seed), counter=[0, place, 0, 0]))
 
 
 def change(image: np.ndarray, section: AugmentSection, draw: np.random.Generator) -> np.ndarray:

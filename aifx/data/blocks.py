@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import threading
@@ -12,16 +11,12 @@ from typing import TypeVar
 
 import numpy as np
 
+from aifx.core.digests import BLOCK_BYTES, DIGEST_BYTES, Sha256
 from aifx.core.files import replace_file
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-BLOCK_BYTES = 1 << 16
-"""A sequence of a few thousand tokens touches one or two blocks; their digests take 0.05 % of the array's size."""
-
-DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def write_checked(path: Path, data: bytes) -> None:
@@ -31,13 +26,13 @@ def write_checked(path: Path, data: bytes) -> None:
 
 def with_digest(data: bytes) -> bytes:
     """The data with its SHA-256 at the end, as `read_checked` takes it."""
-    return data + hashlib.sha256(data).digest()
+    return data + Sha256(data).digest()
 
 
 def read_checked(path: Path) -> memoryview:
     """What `write_checked` wrote, memory-mapped. Raises OSError, and ValueError if it is damaged."""
     content = memoryview(np.memmap(path, np.uint8, "r"))
-    if hashlib.sha256(content[:-DIGEST_BYTES]).digest() != content[-DIGEST_BYTES:]:
+    if Sha256(content[:-DIGEST_BYTES]).digest() != content[-DIGEST_BYTES:]:
         raise ValueError(f"{path} is damaged")
     return content[:-DIGEST_BYTES]
 
@@ -64,24 +59,6 @@ def read_cached(read: Callable[[Path], T], path: Path, what: str) -> T | None:
     except (OSError, ValueError, EOFError):
         logger.warning(f"the {what} {path} is damaged; making it again")
         return None
-
-
-class BlockDigests:
-    """SHA-256 of each BLOCK_BYTES of what is written, in the order in which it comes."""
-
-    def __init__(self) -> None:
-        self._done = bytearray()
-        self._rest = bytearray()  # of a block that is not full
-
-    def update(self, data: bytes) -> None:
-        self._rest += data
-        while len(self._rest) >= BLOCK_BYTES:
-            self._done += hashlib.sha256(self._rest[:BLOCK_BYTES]).digest()
-            del self._rest[:BLOCK_BYTES]
-
-    def finish(self) -> bytes:
-        """The digests of all blocks, one after the other."""
-        return bytes(self._done) + (hashlib.sha256(self._rest).digest() if self._rest else b"")
 
 
 class BlockArray:
@@ -131,4 +108,4 @@ class BlockArray:
 
     def _is_whole(self, block: int) -> bool:
         data = memoryview(self.values.view(np.uint8))[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
-        return hashlib.sha256(data).digest() == self.digests[block * DIGEST_BYTES : (block + 1) * DIGEST_BYTES]
+        return Sha256(data).digest() == self.digests[block * DIGEST_BYTES : (block + 1) * DIGEST_BYTES]

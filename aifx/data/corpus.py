@@ -6,7 +6,6 @@ each document to a split by a hash of its content, so that copies of a document 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+from aifx.core.digests import Hash64, Sha256, fraction_of
 from aifx.core.errors import DataError
 from aifx.core.project import Project, cache_path
 from aifx.data.base import SPLITS, Split
@@ -68,7 +68,7 @@ class Corpus:
         """SHA-256 over the content of the files and how it is divided."""
         section = self.section
         how = f"{section.split} {self.fractions} {section.text_field} {section.errors}"
-        digest = hashlib.sha256(f"corpus 2 {how}\n".encode())
+        digest = Sha256(f"corpus 2 {how}\n".encode())
         for split in SPLITS:
             for file, scan in self.files[split].items():
                 digest.update(f"{split} {file.format} {scan.digest}\n".encode())
@@ -122,12 +122,12 @@ class Corpus:
     def _assignment(self) -> bytearray:
         """The split of each document of the training files, as an index into SPLITS: one byte a document."""
         assignment = bytearray()
-        digest = hashlib.blake2b(digest_size=8)
+        digest = Hash64()
         for piece in self._read("train", whole=False):
             digest.update(piece.text.encode())
             if piece.closes:
                 assignment.append(split_of(digest.digest(), self.fractions))
-                digest = hashlib.blake2b(digest_size=8)
+                digest = Hash64()
         return assignment
 
     def tokens_folder(self, name: str) -> Path:
@@ -203,8 +203,8 @@ def _check_apart(scans: Files) -> None:
 
 
 def split_of(digest: bytes, fractions: Mapping[Split, float]) -> int:
-    """The split of a document or a group of them by its BLAKE2b digest of 8 bytes, as an index into SPLITS."""
-    held_out = int.from_bytes(digest, "big") / 2**64 - fractions["test"]
+    """The split of a document or a group of them by the digest of a `Hash64`, as an index into SPLITS."""
+    held_out = fraction_of(digest) - fractions["test"]
     return 2 if held_out < 0 else 1 if held_out < fractions["validation"] else 0
 
 

@@ -6,7 +6,6 @@ python -m aifx.data.decoding FOLDER START STRIDE
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import math
 import os
@@ -17,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from io import BufferedReader, BytesIO
 from pathlib import Path
 
+from aifx.core.digests import sha256_of, sha256_of_file
 from aifx.core.errors import DataError, EnvironmentFault
 from aifx.core.files import replace_file
 from aifx.core.processes import Child, connect, pump
@@ -141,13 +141,13 @@ def decode_one(picture: Picture, geometry: Geometry, index: int = 0) -> tuple[De
     """A picture with its pixels, empty if it cannot be used."""
     try:
         with picture.open() as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = sha256_of_file(file)
             file.seek(0)
             pixels = decode(file, geometry).tobytes()
     except (BadPicture, OSError) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
         return Decoded(index, why=why), b""
-    return Decoded(index, digest, hashlib.sha256(pixels).hexdigest()), pixels
+    return Decoded(index, digest, sha256_of(pixels)), pixels
 
 
 def write_row(file: int, index: int, pixels: bytes) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import gzip
-import hashlib
 import re
 import shlex
 import zlib
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
 
+from aifx.core.digests import Sha256
 from aifx.core.errors import DataError
 from aifx.data.likely_encodings import SAMPLE_BYTES, likely_encodings, listed
 
@@ -118,7 +118,7 @@ def scan_text(file: TextFile) -> FileScan:
 
     UTF-16 without a byte-order mark counts as such bytes, although much of it is valid.
     """
-    digest = hashlib.sha256()
+    digest = Sha256()
     decoder = codecs.getincrementaldecoder("utf-8")()
     num_bytes = num_lines = num_bad = 0
     where = why = ""

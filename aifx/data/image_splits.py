@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from aifx.core.digests import Sha256
 from aifx.core.errors import ConfigError, DataError
 from aifx.core.plurals import some_names
 from aifx.data.arrays import WEIGHTS, ArrayDataset, Arrays, target_units
@@ -65,7 +65,7 @@ def open_pictures(listing: Listing, section: ImagesSection, *, test_for: DataSpe
             mean, scale = float(known.mean()), scale_of(known)
         targets = ((targets - mean) / scale).astype(np.float32)
     spec = replace(pictures_spec(listing, store.geometry.shape), target_mean=mean, target_scale=scale)
-    digest = hashlib.sha256(repr((store.geometry, listing.target, listing.classes)).encode())
+    digest = Sha256(repr((store.geometry, listing.target, listing.classes)).encode())
     arrays: dict[Split, Arrays] = {}
     for split, indices in splits.items():
         rows = np.array(indices, np.int64)
@@ -129,7 +129,7 @@ def _list_left_out(listed: Sequence[str], count: int, why: str) -> None:
 
 def _group(cluster: str | None, digest: bytes) -> bytes:
     """What pictures of one split have in common: their cluster of near-duplicates, otherwise their digest."""
-    return digest if cluster is None else hashlib.sha256(cluster.encode()).digest()
+    return digest if cluster is None else Sha256(cluster.encode()).digest()
 
 
 def divide(listing: Listing, digests: Mapping[int, bytes], section: ImagesSection) -> dict[Split, list[int]]:
@@ -154,7 +154,7 @@ def divide(listing: Listing, digests: Mapping[int, bytes], section: ImagesSectio
     if listing.target == "labels":
         strata = _with_pooled(strata, 1 / min((share for share in taken.values() if share), default=1))
     for pictures in strata.values():
-        order = sorted(pictures, key=lambda digest: hashlib.sha256(b"%d " % section.split_seed + digest).digest())
+        order = sorted(pictures, key=lambda digest: Sha256(b"%d " % section.split_seed + digest).digest())
         parts: dict[Split, list[bytes]] = {}
         for split, share in taken.items():
             count = max(round(share * len(pictures)), 1 if share and len(pictures) > len(taken) else 0)

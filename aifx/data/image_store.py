@@ -13,7 +13,6 @@ when it is first read. A damaged row is decoded again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -27,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 
+from aifx.core.digests import sha256_of, sha256_of_values
 from aifx.core.errors import DataError, EnvironmentFault
 from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
@@ -83,7 +83,7 @@ class StoredImages:
         """
         store = self._store
         expected = bytes(store.digests[row, 1]).hex()
-        if hashlib.sha256(store.pixels[row]).hexdigest() == expected:
+        if sha256_of(store.pixels[row]) == expected:
             return
         picture = store.files[row]
         logger.warning(f"the cached pixels of {picture.name} are damaged; decoding it again")
@@ -109,8 +109,7 @@ def open_images(
     Raises OSError, EnvironmentFault if the cache cannot be written.
     """
     state = [_state(picture) for picture in files]
-    key = hashlib.sha256(repr((FORMAT, PIL.__version__, size, channels, fit, state)).encode("utf-8", "replace"))
-    path = cache_path("images") / key.hexdigest()
+    path = cache_path("images") / sha256_of_values(FORMAT, PIL.__version__, size, channels, fit, state)
     if (store := read_cached(partial(_open, files=files), path / "meta.json", "image store")) is not None:
         return store
     with building(path) as folder:

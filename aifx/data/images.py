@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from aifx.core.digests import sha256_of_values
 from aifx.core.errors import ConfigError, DataError
 from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset, array_dataset, target_units
@@ -143,7 +143,7 @@ def _balanced(data: ArrayDataset, section: ImagesSection) -> ArrayDataset:
     shares = len(targets) / (len(members) * np.maximum(counts, 1))
     return replace(
         data,
-        digest=hashlib.sha256(repr((data.digest, how)).encode()).hexdigest(),
+        digest=sha256_of_values(data.digest, how),
         order=BalancedOrder(members) if section.sampling == "balanced" else None,
         emphasis=shares[targets].astype(np.float32) if section.class_weights == "balanced" else None,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import threading
 from collections.abc import Generator, Sequence
@@ -11,16 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from aifx.core.digests import hash32
 from aifx.core.errors import DataError
 from aifx.data.base import Batch, BatchSource
 
 READ_ENDS_S = 1.0
 """How long closing a reader waits for the read under way, lest Python's exit cuts into a library of C++."""
-
-
-def derived_seed(*parts: object) -> int:
-    """A 32-bit number that is a function of `parts`, unrelated for parts that differ."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "big")
 
 
 def shuffled(place: int, length: int, seed: int) -> tuple[int, int]:
@@ -30,7 +25,7 @@ def shuffled(place: int, length: int, seed: int) -> tuple[int, int]:
 
     assert 0 < length < 2**32
     epoch, within = divmod(place, length)
-    epoch_seed = derived_seed("shuffle", seed, epoch)
+    epoch_seed = hash32("shuffle", seed, epoch)
     return epoch, index_shuffle(within, max_index=length - 1, seed=epoch_seed, rounds=4)
 
 
@@ -44,9 +39,9 @@ class BalancedOrder:
         """The example at each place, int64 `[places]`."""
         picked = []
         for place in places:
-            turn, which = shuffled(place, len(self.members), derived_seed("classes", seed))
+            turn, which = shuffled(place, len(self.members), hash32("classes", seed))
             members = self.members[which]
-            picked.append(members[shuffled(turn, len(members), derived_seed("class", seed, which))[1]])
+            picked.append(members[shuffled(turn, len(members), hash32("class", seed, which))[1]])
         return np.array(picked, np.int64)
 
 

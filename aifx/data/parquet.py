@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
+from aifx.core.digests import size_and_sha256
 from aifx.core.errors import DataError, did_you_mean
 from aifx.core.os_errors import first_line
 from aifx.data.encoding import DECODE_HANDLERS, DecodeErrors, FileScan, TextFile, reading, undecodable
@@ -76,8 +76,7 @@ def _column_index(table: Any, name: str, column: str) -> int:
 def scan_column(file: TextFile, text_field: str) -> FileScan:
     """Read a file once: the digest of its bytes, and the bytes in texts that are not UTF-8."""
     with reading(file), open(file.path, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        num_bytes = stream.tell()
+        num_bytes, digest = size_and_sha256(stream)
     count = row = 0
     where = why = ""
     for column in _columns(file, text_field):

@@ -11,10 +11,10 @@ from typing import Protocol
 
 import numpy as np
 
+from aifx.core.digests import hash32
 from aifx.core.os_errors import errno_of
 from aifx.data.base import TEXT_BYTES, Batch
 from aifx.data.blocks import read_array, read_cached, write_array
-from aifx.data.order import derived_seed
 from aifx.data.store import SplitTokens
 
 
@@ -60,7 +60,7 @@ class StreamSequences:
     def write(self, index: int, epoch: int, batch: Batch, row: int) -> None:
         """Write example `index` of `epoch` into `row` of a batch that `empty_batch` made."""
         tokens, ring = self.split.tokens, self._ring
-        phase = derived_seed("phase", self.seed, epoch) * ring >> 32
+        phase = hash32("phase", self.seed, epoch) * ring >> 32
         start = (phase + index * self.seq_len) % ring
         stop = start + self.seq_len + 1
         window = tokens[start : min(stop, ring)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from aifx.core.digests import Sha256
 from aifx.core.errors import ConfigError, DataError
 from aifx.core.files import read_file
 from aifx.core.json_files import write_json
@@ -205,7 +205,7 @@ def _open(section: SeriesSection, file: RowsOf, facts: SeriesFacts | None, *, is
         steps = int(ends[is_trained].max() - grid_starts.min())
         facts = SeriesFacts(calendar_of(grid, steps), _means(np.concatenate(trained)))
     bounds = [(split, first.tolist(), end.tolist()) for split, (first, end) in cuts.items()]
-    digest = hashlib.sha256(repr((plain(facts), bounds)).encode())
+    digest = Sha256(repr((plain(facts), bounds)).encode())
     digest.update(repr([(one.name, int(start)) for one, start in zip(series, grid_starts, strict=True)]).encode())
     digest.update(numbers)
     return SeriesData(

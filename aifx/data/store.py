@@ -16,7 +16,6 @@ meta.json is. A block of tokens or sizes is verified when it is first read. A da
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -37,12 +36,13 @@ from typing import IO, Any, Protocol
 import numpy as np
 from tokenizers import Encoding
 
+from aifx.core.digests import BlockDigests, sha256_of
 from aifx.core.errors import EnvironmentFault
 from aifx.core.files import replace_file
 from aifx.core.os_errors import errno_of, naming
 from aifx.core.progress import report_progress
 from aifx.data.base import SPLITS, Split
-from aifx.data.blocks import BlockArray, BlockDigests, read_array, read_checked, write_array, write_checked
+from aifx.data.blocks import BlockArray, read_array, read_checked, write_array, write_checked
 from aifx.data.cache import BUILDING, building
 from aifx.data.corpus import TextCorpus
 from aifx.data.files import Piece
@@ -130,7 +130,7 @@ def open_store(path: Path) -> TokenStore | None:
     try:
         meta = json.loads((path / "meta.json").read_bytes())
         digest = meta.pop("sha256")
-        if digest != hashlib.sha256(json.dumps(meta).encode()).hexdigest() or meta["format"] != FORMAT:
+        if digest != sha256_of(json.dumps(meta)) or meta["format"] != FORMAT:
             return None
         for split in SPLITS:
             arrays: dict[str, BlockArray] = {}
@@ -189,7 +189,7 @@ def build_store(path: Path, corpus: TextCorpus, tokenizer: Tokenizer) -> TokenSt
         corpus.check_unchanged()
         meta: dict[str, Any] = {"format": FORMAT, "splits": splits}
         meta["arrays"] = {split: writer.arrays for split, writer in writers.items()}
-        meta["sha256"] = hashlib.sha256(json.dumps(meta).encode()).hexdigest()
+        meta["sha256"] = sha256_of(json.dumps(meta))
         replace_file(folder / "meta.json", json.dumps(meta, indent=1).encode())
         return _put(folder, path)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from aifx.core.digests import hash32, sha256_of_values
 from aifx.core.errors import ConfigError, DataError
 from aifx.core.files import remove_temporary, replace_file
 from aifx.core.progress import Reporter, report_progress
@@ -21,7 +21,6 @@ from aifx.data.blocks import read_cached, read_checked, write_checked
 from aifx.data.cache import cache_folder
 from aifx.data.corpus import TextCorpus, file_corpus, open_corpus, split_corpus
 from aifx.data.mixing import Turns
-from aifx.data.order import derived_seed
 from aifx.data.rows import InputFile, Row, field, read_rows
 from aifx.data.sections import OWN_TOKENIZERS, TextSection
 from aifx.data.sequences import Sequences, StreamSequences, packed_documents, stream_windows
@@ -103,8 +102,7 @@ class MixedText:
             sources = [part.source(split, batch_size, seed=None) for part in parts]
             return replace(sources[0], sequences=JoinedSequences(tuple(source.sequences for source in sources)))
         sources = [
-            part.source(split, batch_size, seed=derived_seed("part", seed, number))
-            for number, part in enumerate(self.parts)
+            part.source(split, batch_size, seed=hash32("part", seed, number)) for number, part in enumerate(self.parts)
         ]
         sizes = [len(source.sequences) for source in sources]
         limits = [
@@ -123,7 +121,7 @@ class MixedText:
 def mixed_text(name: str, parts: tuple[TextData, ...], how: Sequence[tuple[float, float | None]]) -> MixedText:
     """The mix `name` of these parts, with the weight and the epochs of each."""
     weights, epochs = tuple(weight for weight, _ in how), tuple(most for _, most in how)
-    digest = _hexdigest("mix", *(part.digest for part in parts), weights, epochs)
+    digest = sha256_of_values("mix", *(part.digest for part in parts), weights, epochs)
     return MixedText(parts[0].spec, digest, parts, weights, epochs, name)
 
 
@@ -213,7 +211,7 @@ class TextFormat(TokenFormat):
 
     def _open(self, corpus: TextCorpus) -> TextData:
         section, tokenizer = self.section, self.tokenizer
-        digest = _hexdigest("tokens", TOKENS_VERSION, corpus.digest, tokenizer.data, *section.end_tokens[:1])
+        digest = sha256_of_values("tokens", TOKENS_VERSION, corpus.digest, tokenizer.data, *section.end_tokens[:1])
         name = f"{digest}-{FORMAT}"
         path = corpus.tokens_folder(name) / name
         build = partial(build_store, path, corpus, tokenizer)
@@ -223,7 +221,7 @@ class TextFormat(TokenFormat):
         store = store or build()
         guard(store, build)
         how = (section.seq_len, section.packing, section.eval_stride)
-        return TextData(self.spec, _hexdigest("text", digest, *how), tokenizer, section, corpus, store)
+        return TextData(self.spec, sha256_of_values("text", digest, *how), tokenizer, section, corpus, store)
 
 
 def text_spec(section: TextSection, tokenizer: Tokenizer | None = None) -> DataSpec:
@@ -276,7 +274,7 @@ def _trained(section: TextSection, corpora: Sequence[TextCorpus]) -> Tokenizer:
         return Tokenizer(train_tokenizer((), BYTE_TOKENS), "bytes")
     has_characters, vocab_size = section.tokenizer == "char", section.vocab_size or VOCAB_SIZES["bpe"]
     how = (section.vocab_size, CHARACTER) if has_characters else (vocab_size, WORDS)
-    digest = _hexdigest("tokenizer", 1, *(corpus.digest for corpus in corpora), *how)
+    digest = sha256_of_values("tokenizer", 1, *(corpus.digest for corpus in corpora), *how)
     cached = cache_path("tokenizers") / digest
     if (data := read_cached(read_checked, cached, "cached tokenizer")) is not None:
         return Tokenizer(bytes(data), str(cached))
@@ -316,7 +314,3 @@ def _check_length(split: Split, tokens: SplitTokens, section: TextSection, corpu
         raise DataError(what, f"{why}; whole documents are held out", "aifx train --set data.split=block")
     more_text = "add text" if split == "train" else f"add text, or change data.{split}_fraction"
     raise DataError(what, why, f"aifx train --set data.seq_len={count}" if count >= 2 else more_text)
-
-
-def _hexdigest(*parts: object) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()

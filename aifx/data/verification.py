@@ -6,7 +6,6 @@ line, a comment to sha256sum, has the SHA-256 of the rest.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from aifx.core.digests import sha256_of, sha256_of_values
 from aifx.core.errors import DataError
-from aifx.core.progress import Reporter, report_progress
+from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
 from aifx.core.stores import Store
 from aifx.data.cache import cache_folder
@@ -41,7 +41,7 @@ class CheckedFiles:
 def sums_text(digests: Mapping[str, str]) -> str:
     """The content of SHA256SUMS."""
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
-    return f"{_HEADER}{hashlib.sha256(lines.encode()).hexdigest()}\n{lines}"
+    return f"{_HEADER}{sha256_of(lines)}\n{lines}"
 
 
 def check_files(store: Store, name: str, version: str) -> CheckedFiles:
@@ -73,7 +73,7 @@ def check_files(store: Store, name: str, version: str) -> CheckedFiles:
                 return "is missing"
             if found != written.get(file, found):
                 return f"has {found:,} bytes instead of {written[file]:,}"
-            is_same = _sha256(store, file, progress) == digests[file]
+            is_same = store.sha256(file, progress) == digests[file]
             return "" if is_same else "has other bytes than were written"
 
         damages += [f"{file} {why}" for file, why in zip(sizes, pool.map(problem_of, sizes), strict=True) if why]
@@ -110,7 +110,7 @@ def _mark(version: Version) -> Path | None:
         state = [(str(path), found.st_size, found.st_mtime_ns) for path in version.shards if (found := path.stat())]
     except OSError:
         return None
-    return cache_path("verified") / hashlib.sha256(repr((version.manifest.sha256, state)).encode()).hexdigest()
+    return cache_path("verified") / sha256_of_values(version.manifest.sha256, state)
 
 
 def _read_sums(store: Store) -> tuple[dict[str, str], str]:
@@ -135,11 +135,3 @@ def _read_manifest(store: Store, name: str, version: str) -> Manifest | str:
     except DataError as e:
         return f"is damaged: {e.why}"
     return manifest if manifest.name == name else f"is that of {manifest.name!r}"
-
-
-def _sha256(store: Store, file: str, progress: Reporter) -> str:
-    digest = hashlib.sha256()
-    for block in store.blocks(file):
-        digest.update(block)
-        progress.advance(len(block))
-    return digest.hexdigest()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from aifx.core.digests import Hash64, sha256_of
 from aifx.core.errors import DataError
 from aifx.core.project import Project
 from aifx.data.base import SPLITS, Split
@@ -49,7 +49,7 @@ class VersionCorpus:
     def digest(self) -> str:
         fractions = None if self.division == "column" else self.fractions
         how = f"{self.division} {fractions} {self.section.text_field}"
-        return hashlib.sha256(f"version 1 {self.part.manifest.sha256} {how}\n".encode()).hexdigest()
+        return sha256_of(f"version 1 {self.part.manifest.sha256} {how}\n")
 
     def names(self, split: Split) -> str:
         return self.part.reference
@@ -104,7 +104,7 @@ class VersionCorpus:
         fractions = self.fractions
 
         def by_hash(text: str) -> Split:
-            return SPLITS[split_of(hashlib.blake2b(text.encode(), digest_size=8).digest(), fractions)]
+            return SPLITS[split_of(Hash64(text.encode()).digest(), fractions)]
 
         if self.division == "column":
             return SPLIT, lambda text, split: self.part.split_of(split)

@@ -16,7 +16,6 @@ a folder or any URL that fsspec knows. A version of a remote root is copied into
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
+from aifx.core.digests import sha256_of, sha256_of_file
 from aifx.core.errors import DataError, EnvironmentFault, UsageError, did_you_mean
 from aifx.core.files import replacing
 from aifx.core.json_values import encode_json, plain
@@ -159,7 +159,7 @@ class Manifest:
     def content_digest(self) -> str:
         """SHA-256 of all but the name and this digest."""
         content = {key: value for key, value in plain(self).items() if key not in ("name", "sha256")}
-        return hashlib.sha256(encode_json(dict(sorted(content.items()))).encode()).hexdigest()
+        return sha256_of(encode_json(dict(sorted(content.items()))))
 
 
 _MANIFEST = TypeAdapter(Manifest)
@@ -366,24 +366,13 @@ def _can_name(name: str) -> bool:
     return bool(DATASET_NAME.fullmatch(name)) and name != LATEST
 
 
-def sha256_of(path: Path, progress: Reporter | None = None) -> str:
-    """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            if progress is not None:
-                progress.advance(len(block))
-    return digest.hexdigest()
-
-
 def _problem(path: Path, shard: ShardFile, progress: Reporter | None = None) -> str:
     """The difference of a file from the manifest: "" if there is none."""
     try:
         size = os.path.getsize(path)
         if size != shard.bytes:
             return f"has {size:,} bytes instead of {shard.bytes:,}"
-        if sha256_of(path, progress) != shard.sha256:
+        if sha256_of_file(path, progress) != shard.sha256:
             return "has other bytes than were written"
     except FileNotFoundError:
         return "is missing"

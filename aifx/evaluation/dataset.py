@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any
 
 from aifx.config.gates import GateResult, parse_gate
 from aifx.config.sections import Quantization
+from aifx.core.digests import sha256_of_file
 from aifx.core.errors import DataError
 from aifx.core.json_values import plain
 from aifx.core.project import Project, RunDirectory
@@ -118,8 +118,7 @@ def digest_of(path: Path, option: str = "--data") -> str:
     """SHA-256 of the file. Raises DataError for what is no file that can be read."""
     try:
         check_regular(path, f"{option} {path}", "a data set is a file", "aifx eval --data FILE")
-        with open(path, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return sha256_of_file(path)
     except OSError as error:
         raise DataError(f"{option} {path} cannot be read", error.strerror or str(error), f"ls -l {path}") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -10,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.core.private_folders import make_private
 from aifx.core.project import cache_path
@@ -99,5 +99,5 @@ def repeatable_check(only: Iterable[str], skip: Iterable[str], site: Path | None
 
 def last_path(probes: Iterable[Probe]) -> Path:
     """Return the path of the last reading by these probes, for rates."""
-    names = hashlib.sha256(" ".join(sorted(probe.name for probe in probes)).encode()).hexdigest()[:12]
+    names = sha256_of(" ".join(sorted(probe.name for probe in probes)))[:12]
     return cache_path("health") / f"last-{names}.json"

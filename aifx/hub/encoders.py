@@ -5,7 +5,6 @@ Source: `modules.json` and the modules Transformer, Pooling and Normalize of sen
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 from aifx.checkpoint.naming import nest
 from aifx.config.parts import resolve
 from aifx.config.sections import ModelSection
+from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError
 from aifx.core.parsing import parse_json
 from aifx.data.spec import DataSpec
@@ -146,6 +146,6 @@ def _token(value: Any, default: str) -> str:
 def _digest(folder: ModelFolder, weights: StoredWeights) -> str:
     """SHA-256 over the files' names and digests."""
     names = (CONFIG, SENTENCES, MODULES, POOLING, TOKENIZER, TOKENIZER_CONFIG)
-    files = {name: hashlib.sha256(folder.read(name)).hexdigest() for name in names if folder.has(name)}
+    files = {name: sha256_of(folder.read(name)) for name in names if folder.has(name)}
     files |= {name: digest for name, _, digest in weights.file_digests()}
-    return hashlib.sha256("".join(f"{files[name]}  {name}\n" for name in sorted(files)).encode()).hexdigest()
+    return sha256_of("".join(f"{files[name]}  {name}\n" for name in sorted(files)))

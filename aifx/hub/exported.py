@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Literal
 from pydantic import TypeAdapter
 
 from aifx.checkpoint.inventory import files_below, seal_files, sync_folders
+from aifx.core.digests import size_and_sha256
 from aifx.core.errors import UsageError
 from aifx.core.files import UnsafeFile, open_file, read_file
 from aifx.core.json_files import sync_directory, write_json
@@ -153,7 +153,7 @@ def _made_before(dest: Path, record: ExportFile) -> ExportFile:
 
 def _exported_file(folder: Path, name: str) -> ExportedFile:
     with open(open_file(folder / name, below=folder), "rb") as file:
-        return ExportedFile(name, os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+        return ExportedFile(name, *size_and_sha256(file))
 
 
 def _exists(dest: Path, why: str) -> UsageError:

@@ -13,11 +13,12 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from aifx.checkpoint.manifest import Manifest, json_digest, read_manifest
+from aifx.checkpoint.manifest import Manifest, read_manifest
 from aifx.checkpoint.naming import nest
 from aifx.config import Config
 from aifx.config.parts import resolve
 from aifx.config.sections import ModelSection
+from aifx.core.digests import sha256_of_json
 from aifx.core.errors import ConfigError, DataError, UsageError
 from aifx.core.json_files import write_json
 from aifx.core.progress import Reporter, report_progress
@@ -104,7 +105,7 @@ class Export:
             run=self.run.name,
             step=self.step,
             state_digest=self.manifest.state_digest,
-            binding_digest=json_digest(self.manifest.run),
+            binding_digest=sha256_of_json(self.manifest.run),
             dtype=self.dtype.name,
             shard_bytes=shard_bytes,
             scan_layers=self.scan_layers,

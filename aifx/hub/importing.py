@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import time
@@ -17,6 +16,7 @@ from aifx.checkpoint.streaming import write_checkpoint
 from aifx.config import Config
 from aifx.config.config import compare
 from aifx.config.parts import resolve
+from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError
 from aifx.core.files import replace_file
 from aifx.core.json_files import JsonLines, write_json, write_text
@@ -242,7 +242,7 @@ def _source_files(model: _Model, progress: Reporter) -> list[SourceFile]:
     files = []
     for name in (CONFIG, *(name for name in model.assets.files if model.folder.has(name))):
         data = model.folder.read(name)
-        files.append(SourceFile(name=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
+        files.append(SourceFile(name=name, bytes=len(data), sha256=sha256_of(data)))
     for name, size, sha256 in model.weights.file_digests():
         files.append(SourceFile(name=name, bytes=size, sha256=sha256))
         progress.advance(size)

@@ -5,8 +5,6 @@ The library checks each header: its size, offsets and overlaps.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from aifx.core.digests import sha256_of, size_and_sha256
 from aifx.core.errors import DataError
 from aifx.core.files import open_file
 from aifx.core.parsing import parse_json
@@ -219,9 +218,9 @@ def check_finite(path: Path, key: str, value: Array) -> None:
 def file_digest(path: Path) -> tuple[int, str]:
     """The bytes of a file, and their SHA-256."""
     with open(open_file(path, follow=True), "rb") as file:
-        return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+        return size_and_sha256(file)
 
 
 def tensor_digest(value: Array) -> str:
     """SHA-256 of a tensor's bytes as safetensors stores them."""
-    return hashlib.sha256(np.ascontiguousarray(value).reshape(-1).view(np.uint8)).hexdigest()
+    return sha256_of(np.ascontiguousarray(value).reshape(-1).view(np.uint8))

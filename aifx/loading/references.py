@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from aifx.checkpoint.manifest import json_digest
 from aifx.config.config import number_settings
+from aifx.core.digests import sha256_of_json
 from aifx.core.errors import CheckpointError
 from aifx.core.progress import report_progress
 from aifx.core.project import RunDirectory, cache_path
@@ -65,7 +65,7 @@ def _key(programs: Programs, dataset: PreferenceData, run: RunDirectory) -> str:
     others = ("train.precision", "train.parameter_dtype", "finetune.base_quantize")
     values = number_settings(programs.config)
     settings = {key: value for key, value in values.items() if key.startswith("model.") or key in others}
-    return json_digest([dataset.digest, base["digest"], settings])
+    return sha256_of_json([dataset.digest, base["digest"], settings])
 
 
 def _find(key: str, run: RunDirectory) -> References | None:

@@ -18,7 +18,6 @@ rises: a later, slower measurement is a finding of `aifx doctor`, not a lower ce
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import re
 import socket
@@ -29,6 +28,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from aifx.core.digests import sha256_of
 from aifx.core.json_files import write_json
 from aifx.core.project import state_path
 from aifx.machine.catalogue import Peak
@@ -95,7 +95,7 @@ def measured_peak(device_kind: str, platform: str, num_devices: int, dtype: str)
 
 def _path(ceilings: Ceilings) -> Path:
     """By host, since many share a home directory, and by hardware, since a host may have several kinds."""
-    digest = hashlib.sha256(json.dumps(ceilings.hardware, sort_keys=True).encode()).hexdigest()[:8]
+    digest = sha256_of(json.dumps(ceilings.hardware, sort_keys=True))[:8]
     host = re.sub(r"[^\w.-]", "_", ceilings.host) or "host"
     return state_path() / "ceilings" / f"{host}-{digest}.json"
 

@@ -5,11 +5,11 @@ The address of process 0 is the only thing that processes must know of each othe
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from aifx.core.digests import hash32
 from aifx.core.errors import ConfigError
 
 OURS = ("AIFX_COORDINATOR", "AIFX_NUM_PROCESSES", "AIFX_PROCESS_ID")
@@ -244,7 +244,7 @@ def _share_of_gpus(local_id: int, local_size: int, visible: int, num_gpus: int) 
 
 def _port(*job: str) -> int:
     """The same for all processes of a job, and most likely another for another job."""
-    return PORTS[int.from_bytes(hashlib.blake2b(repr(job).encode(), digest_size=4).digest(), "big") % len(PORTS)]
+    return PORTS[hash32(*job) % len(PORTS)]
 
 
 def _checked(found: Membership | None) -> Membership | None:

@@ -6,7 +6,6 @@ so.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import secrets
@@ -21,6 +20,7 @@ import jax
 
 import jax_kernels
 from aifx.config import Config
+from aifx.core.digests import Sha256, sha256_of
 from aifx.core.files import open_file
 from aifx.core.project import Project
 from aifx.machine.host import versions
@@ -155,13 +155,13 @@ def facts_of_program(lowered: jax.stages.Lowered, kernels: Choices | None) -> Fa
     """What is known when the step is traced: the implementation of each op's call, and the program."""
     made = kernels.made if kernels is not None else {}
     chosen = {f"kernel of {key}": choice.implementation for key, choice in made.items()}
-    program = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+    program = sha256_of(lowered.as_text())
     return {**chosen, "digest of the program": program[:16]}
 
 
 def digest_of_files(paths: list[Path], root: Path | None = None) -> str:
     """SHA-256 over the content of files, and over their names below `root` (by default below their package)."""
-    digest = hashlib.sha256()
+    digest = Sha256()
     for name, path in sorted((str(path.relative_to(root)) if root else path.name, path) for path in paths):
-        digest.update(f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+        digest.update(f"{name}\0".encode() + Sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]

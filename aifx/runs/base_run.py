@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from aifx.checkpoint.manifest import ArrayEntry, Manifest, digest_of, json_digest, read_manifest, step_directories
+from aifx.checkpoint.manifest import ArrayEntry, Manifest, digest_of, read_manifest, step_directories
+from aifx.core.digests import sha256_of_json
 from aifx.core.errors import AifxError, CheckpointError
 from aifx.core.project import RunDirectory
 
@@ -34,7 +35,7 @@ def weights_digest(manifest: Manifest) -> str:
     """SHA-256 over the weights of a checkpoint, and those of its own base if they are adapters."""
     own = digest_of((name, e.dtype, e.shape, e.digest) for name, e in weights_of(manifest).items())
     base = manifest.run.get("base")
-    return json_digest([own, base["digest"]]) if base else own
+    return sha256_of_json([own, base["digest"]]) if base else own
 
 
 def base_manifest(run: RunDirectory, base: BaseRun) -> Manifest:

@@ -6,7 +6,6 @@ compare the files with the manifest, so that a file that has changed is found be
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -15,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aifx.checkpoint.manifest import json_digest
 from aifx.config import Config
 from aifx.config.config import number_settings
+from aifx.core.digests import sha256_of_file, sha256_of_json
 from aifx.core.errors import CheckpointError
 from aifx.core.files import open_file, read_file
 from aifx.core.json_files import write_json
@@ -41,14 +40,14 @@ class RunDigests:
         """What a checkpoint that is saved now names in its manifest."""
         return {
             "id": self.run_id,
-            "settings": json_digest(self.settings),
+            "settings": sha256_of_json(self.settings),
             "assets": self.assets,
             "kernels": self.kernels,
             "base": self.base,
         }
 
     def write(self, run: RunDirectory) -> None:
-        settings = {"sha256": json_digest(self.settings), "values": self.settings}
+        settings = {"sha256": sha256_of_json(self.settings), "values": self.settings}
         document = {"schema_version": 1, "run_id": self.run_id, "settings": settings}
         write_json(run.digests, {**document, "assets": self.assets, "kernels": self.kernels, "base": self.base})
 
@@ -97,7 +96,7 @@ def binding_errors(run: RunDirectory, config: Config, step: int, bound: Mapping[
     if digests.run_id != bound.get("id"):
         yield foreign_checkpoint(run, step)
         return
-    if json_digest(digests.settings) != bound.get("settings"):
+    if sha256_of_json(digests.settings) != bound.get("settings"):
         yield _changed(run, run.digests, step, "its settings are not those that the checkpoint names")
     elif changes := list(_changed_settings(digests.settings, config)):
         more = f"; {len(changes) - 3} more" if len(changes) > 3 else ""
@@ -138,7 +137,7 @@ def kernel_digest(choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Later choices are added at the end, so the first `count` of them are what an earlier checkpoint names.
     """
     rows = [[c.get("call"), c.get("implementation"), c.get("config")] for c in choices]
-    return {"count": len(rows), "sha256": json_digest(rows)}
+    return {"count": len(rows), "sha256": sha256_of_json(rows)}
 
 
 def _changed_settings(recorded: Mapping[str, Any], config: Config) -> Iterator[str]:
@@ -158,5 +157,5 @@ def _asset_digests(folder: Path) -> dict[str, str]:
         folders.sort()
         for path in (Path(root, name) for name in sorted(names) if not name.startswith(".")):
             with open(open_file(path, below=folder), "rb") as file:
-                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+                found[path.relative_to(folder).as_posix()] = sha256_of_file(file)
     return found

@@ -6,7 +6,6 @@ the vectors, and `out` becomes the index. Each file appears by rename.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aifx.core.calls import call_each
+from aifx.core.digests import DIGEST_BYTES, Sha256, sha256_of_file
 from aifx.core.errors import DataError, EnvironmentFault, UsageError, did_you_mean
 from aifx.core.files import replacing
 from aifx.core.json_files import readable_bytes
@@ -34,7 +34,7 @@ from aifx.curation.step import Limits
 from aifx.data.datasets import check_own_rows
 from aifx.data.parquet import open_parquet
 from aifx.data.verification import check_shards
-from aifx.data.versions import TEXT_TYPES, Catalog, ShardFile, Version, sha256_of
+from aifx.data.versions import TEXT_TYPES, Catalog, ShardFile, Version
 from aifx.search.embedders import F32, Embedder
 from aifx.search.indexes import (
     INDEX_FILE,
@@ -50,7 +50,6 @@ from aifx.search.indexes import (
 from aifx.search.kinds import LEAST_ROWS, MadeIndex, make_index
 
 PIECE_ROWS = 1 << 10
-DIGEST_BYTES = 32
 OUT = "out"
 
 
@@ -179,7 +178,7 @@ def _write(made: MadeIndex, out: Path, rows: int) -> ShardFile:
         faiss.write_index(made.index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
         file.flush()
         os.fsync(file.fileno())
-    return ShardFile(INDEX_FILE, sha256_of(path), rows, path.stat().st_size)
+    return ShardFile(INDEX_FILE, sha256_of_file(path), rows, path.stat().st_size)
 
 
 def _embed_shards(version: Version, column: str, embedder: Embedder, work: Path, limits: Limits) -> None:
@@ -227,7 +226,7 @@ def _write_piece(path: Path, vectors: F32, place: str) -> None:
         raise DataError(what, "the embedder computes infinities or NaN", "--embedder ngrams, or another model")
     data = np.ascontiguousarray(vectors).data
     with replacing(path) as stream:
-        stream.write(hashlib.sha256(data).digest())
+        stream.write(Sha256(data).digest())
         stream.write(data)
 
 
@@ -236,7 +235,7 @@ def _is_whole(path: Path, rows: int, dims: int) -> bool:
     if not path.exists() or path.stat().st_size != DIGEST_BYTES + rows * dims * 4:
         return False
     data = path.read_bytes()
-    return hashlib.sha256(memoryview(data)[DIGEST_BYTES:]).digest() == data[:DIGEST_BYTES]
+    return Sha256(memoryview(data)[DIGEST_BYTES:]).digest() == data[:DIGEST_BYTES]
 
 
 def _pieces(version: Version, work: Path, dims: int) -> Iterator[tuple[int, Any]]:

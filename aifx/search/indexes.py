@@ -10,7 +10,6 @@ An index's name is the beginning of a SHA-256 over its version and all that its 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -23,6 +22,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from aifx.core.digests import sha256_of, sha256_of_file, sha256_of_values
 from aifx.core.errors import DataError, UsageError, did_you_mean
 from aifx.core.files import replace_file
 from aifx.core.json_files import encode
@@ -32,7 +32,7 @@ from aifx.core.parsing import parse_json
 from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
 from aifx.data.cache import cache_folder
-from aifx.data.versions import INDEXES, LATEST, MANIFEST, Catalog, Manifest, ShardFile, fetch_file, send_file, sha256_of
+from aifx.data.versions import INDEXES, LATEST, MANIFEST, Catalog, Manifest, ShardFile, fetch_file, send_file
 from aifx.search.embedders import EmbedderRecord
 from aifx.search.hashed_ngrams import HashedNgrams
 from aifx.search.kinds import IndexKind, Recall
@@ -69,7 +69,7 @@ class IndexSettings:
         ]
         if self.kind != "exact":
             chosen += [self.effort, self.least_recall]
-        return hashlib.sha256(encode_json([FORMAT, version_sha256, *chosen]).encode()).hexdigest()[:NAME_DIGITS]
+        return sha256_of(encode_json([FORMAT, version_sha256, *chosen]))[:NAME_DIGITS]
 
 
 @dataclass(frozen=True)
@@ -288,12 +288,11 @@ def _is_whole(path: Path, file: ShardFile) -> bool:
         return False
     if found.st_size != file.bytes:
         return False
-    state = repr((str(path), file.sha256, found.st_ino, found.st_mtime_ns))
-    seen = cache_path("verified") / hashlib.sha256(state.encode()).hexdigest()
+    seen = cache_path("verified") / sha256_of_values(str(path), file.sha256, found.st_ino, found.st_mtime_ns)
     if seen.exists():
         return True
     with report_progress(f"verifying {path.name}", file.bytes, "bytes") as progress:
-        if sha256_of(path, progress) != file.sha256:
+        if sha256_of_file(path, progress) != file.sha256:
             return False
     with suppress(OSError), cache_folder(seen.parent):
         seen.touch()

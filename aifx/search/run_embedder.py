@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cached_property, partial
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from aifx.checkpoint.manifest import read_manifest
+from aifx.core.digests import sha256_of
 from aifx.core.errors import UsageError
 from aifx.core.project import Project
 from aifx.core.steps import parse_step
@@ -54,7 +54,7 @@ class RunEmbedder(Embedder):
             "algorithm": ALGORITHM,
             "step": trained.step,
             "state_digest": manifest.state_digest,
-            "tokenizer": hashlib.sha256(self._tokenizer.data).hexdigest(),
+            "tokenizer": sha256_of(self._tokenizer.data),
             "pooling": self._pooling,
         }
         return EmbedderRecord(RUN, f"{trained.run.name}@{trained.step}", self._dims, settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from aifx.core.digests import sha256_of
 from aifx.programs.serving import MAX_LOGIT_BIAS, Drawn, Draws, Prefilled, ServingPrograms
 from aifx.serving.rows import Row
 
@@ -28,7 +28,7 @@ class Device:
         lowered = {size: programs.decode(size, block).lower() for size in self.slots}
         prefill = programs.prefill(chunk).lower()
         texts = "".join(x.as_text() for x in (*lowered.values(), prefill))
-        self.digest = hashlib.sha256(texts.encode()).hexdigest()
+        self.digest = sha256_of(texts)
         self._decode = {size: x.compile() for size, x in lowered.items()}
         self._prefill = prefill.compile()
         self._pool = programs.init_pool()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+
+from aifx.core.digests import Sha256
 
 
 class PageAllocator:
@@ -114,5 +115,5 @@ def _chain(root: bytes, tokens: Sequence[int], chunk: int) -> Iterator[bytes]:
     name = root
     for start in range(0, len(tokens) - chunk + 1, chunk):
         part = np.asarray(tokens[start : start + chunk], np.int32)
-        name = hashlib.sha256(name + part.tobytes()).digest()
+        name = Sha256(name + part.tobytes()).digest()
         yield name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import queue
 import time
@@ -13,6 +12,7 @@ import psutil
 
 from aifx.checkpoint.manifest import read_manifest
 from aifx.config.serve_section import ServeSection
+from aifx.core.digests import sha256_of
 from aifx.core.errors import CheckpointError, UsageError
 from aifx.core.json_files import readable_bytes
 from aifx.core.parsing import parse_size
@@ -53,7 +53,7 @@ class ServedModel:
 
     def weights(self, device: Device) -> Weights:
         """The arrays as the engine takes them, with the fingerprint of these weights and the device's programs."""
-        fingerprint = hashlib.sha256(f"{self.digest} {self.adapters} {device.digest}".encode()).hexdigest()[:32]
+        fingerprint = sha256_of(f"{self.digest} {self.adapters} {device.digest}")[:32]
         return Weights(self.params, f"fp_{fingerprint}", fingerprint.encode(), tuple(self.adapters))
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 
-from aifx.checkpoint.manifest import json_digest, read_manifest
+from aifx.checkpoint.manifest import read_manifest
 from aifx.config.serve_section import ServeSection
+from aifx.core.digests import sha256_of, sha256_of_json
 from aifx.core.errors import CheckpointError, UsageError
 from aifx.data.base import DataFormat, undefined
 from aifx.loading.restore import RestoredRun
@@ -34,7 +34,7 @@ def start_predictor(trained: RestoredRun, serve: ServeSection) -> Predictor:
     with project_errors(trained.config.parts, trained.project):
         programs, _, _ = trained.programs("none")
         fields = fields_of_spec(programs.task.data)
-        program_digest = hashlib.sha256(lower_prediction(programs, fields).as_text().encode()).hexdigest()
+        program_digest = sha256_of(lower_prediction(programs, fields).as_text())
         weights = load_weights(trained, program_digest)
         shares = Shares(PowerMeter(programs.layout.devices, serve.power_w), serve.price_per_hour)
         predictor = Predictor(programs, weights, program_digest, queue=serve.queue, shares=shares)
@@ -52,7 +52,7 @@ def load_weights(trained: RestoredRun, program_digest: str) -> PredictorWeights:
     objective = trained.task.objective
     manifest = read_manifest(trained.run.checkpoints / str(trained.step))
     known = [weights_digest(manifest), program_digest, objective.decides_by(trained.task.data)]
-    return PredictorWeights(trained.params, trained.frozen, objective, f"fp_{json_digest(known)[:32]}")
+    return PredictorWeights(trained.params, trained.frozen, objective, f"fp_{sha256_of_json(known)[:32]}")
 
 
 def check_settings(serve: ServeSection) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
@@ -10,6 +9,7 @@ from typing import ClassVar, Self
 from aifx.config import Config
 from aifx.config.config import number_settings
 from aifx.config.sections import DataSection, ModelSection, ObjectiveSection
+from aifx.core.digests import sha256_of_values
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 from aifx.data.augment import augmented
@@ -82,7 +82,7 @@ def evaluation_source(task: Task, config: Config, split: Split) -> BatchSource:
 
 def data_digest(task: Task, config: Config) -> str:
     """SHA-256 over the data and everything that decides how it becomes batches."""
-    return hashlib.sha256(repr((dataset_of(task).digest, *data_settings(config))).encode()).hexdigest()
+    return sha256_of_values(dataset_of(task).digest, *data_settings(config))
 
 
 def data_settings(config: Config) -> tuple[object, ...]:

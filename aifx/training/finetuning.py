@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 
 from aifx.checkpoint.manifest import read_manifest
 from aifx.config import Config
 from aifx.config.sections import FinetuneSection
+from aifx.core.digests import sha256_of
 from aifx.core.errors import ConfigError
 from aifx.core.files import read_file
 from aifx.core.project import Project, RunDirectory
@@ -74,7 +74,7 @@ def _check_tokenizer(run: RunDirectory, base: RunDirectory, theirs: str | None) 
     ours = run.assets / TOKENIZER_FILE
     if theirs is None or not ours.exists():
         return
-    if hashlib.sha256(read_file(ours, below=run.path)).hexdigest() != theirs:
+    if sha256_of(read_file(ours, below=run.path)) != theirs:
         raise ConfigError(
             f"the tokenizer is not that of run {base.name}, which finetune.base_run names",
             "its weights know other tokens",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-
+from aifx.core.digests import sha256_of
 from aifx.core.files import replace_file
 from aifx.core.project import RunDirectory
 from aifx.data.chat.preferences import PreferenceData
@@ -20,7 +19,7 @@ def with_kept_references(programs: Programs, frozen: Params, run: RunDirectory, 
     if digests is not None and isinstance(dataset, PreferenceData):
         assert dataset.references is not None
         data = dataset.references.as_file()
-        found = {run.reference.name: hashlib.sha256(data).hexdigest()}
+        found = {run.reference.name: sha256_of(data)}
         if not found.items() <= digests.assets.items():
             replace_file(run.reference, data)
             digests.assets = {**digests.assets, **found}

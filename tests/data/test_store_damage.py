@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prose import prose
 
+from aifx.core.digests import BLOCK_BYTES, BlockDigests
 from aifx.core.errors import DataError, EnvironmentFault
 from aifx.core.project import cache_path
-from aifx.data.blocks import BLOCK_BYTES, BlockArray, BlockDigests
+from aifx.data.blocks import BlockArray
 from aifx.data.order import prefetch
 from aifx.data.store import build_store, open_store
 from aifx.data.text import TextData

@@ -12,6 +12,7 @@ from stopping import StopAt
 
 from aifx.checkpoint.listing import list_bindings
 from aifx.checkpoint.manifest import read_manifest
+from aifx.core.digests import sha256_of_json
 from aifx.core.errors import CheckpointError
 from aifx.loading.restore import restore_run
 
@@ -115,7 +116,7 @@ def test_a_setting_that_a_newer_version_brings_changes_nothing(trained) -> None:
     body = json.loads(path.read_text())
     body["run"] = old.binding()
     del body["checksum"]
-    path.write_text(json.dumps({**body, "checksum": manifest.json_digest(body)}))
+    path.write_text(json.dumps({**body, "checksum": sha256_of_json(body)}))
     edit(run.config, r"salt = 0", "salt = 1")
     assert re.fullmatch(r"data\.salt = 1\b.* 0", refused(trained, run.config, "data.salt=1").why)
     edit(run.config, r"salt = 1", "salt = 0")

@@ -13,7 +13,8 @@ import pytest
 from stopping import StopAt
 
 from aifx.checkpoint.local_folder import local_folder
-from aifx.checkpoint.manifest import json_digest, step_directories
+from aifx.checkpoint.manifest import step_directories
+from aifx.core.digests import sha256_of_json
 from aifx.core.errors import CheckpointError, ConfigError
 from aifx.core.project import Project
 
@@ -115,7 +116,7 @@ def test_those_of_another_run_are_not_taken(killed, whole, logged: list[str]) ->
         document = json.loads(path.read_text())
         document["run"]["id"] = "0" * 32
         del document["checksum"]
-        path.write_text(json.dumps({**document, "checksum": json_digest(document)}))
+        path.write_text(json.dumps({**document, "checksum": sha256_of_json(document)}))
     resumed(killed, whole, 8)
     assert any("is of another run" in line for line in logged)
 

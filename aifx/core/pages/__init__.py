@@ -6,13 +6,13 @@ Each room has its templates in a folder `pages` of its own, which extend base.ht
 from __future__ import annotations
 
 import base64
-import hashlib
 import re
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aifx.core.digests import Sha256
 from aifx.core.errors import EnvironmentFault
 from aifx.core.files import write_output
 from aifx.core.sanitize import escape_controls
@@ -67,7 +67,7 @@ def render_live(
 
 
 def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return "sha256-" + base64.b64encode(Sha256(text.encode()).digest()).decode()
 
 
 def write_page(text: str, path: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from aifx.core.digests import sha256_of
 from aifx.core.errors import UsageError
 from aifx.curation.databases.urls import DatabaseUrl
 
@@ -33,7 +33,7 @@ class Query:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(self.sql.encode()).hexdigest()[:12]
+        return sha256_of(self.sql)[:12]
 
     @property
     def name(self) -> str:

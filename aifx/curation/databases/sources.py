@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
+from aifx.core.digests import sha256_of
 from aifx.core.errors import UsageError
 from aifx.core.json_values import encode_json
 from aifx.core.locks import holding
@@ -66,7 +66,7 @@ class QueryFetch:
 
     def __init__(self, query: Query, catalog: Catalog, name: str) -> None:
         self._query, self._name, self._catalog = query, name, catalog
-        digest = hashlib.sha256(encode_json([query.name, query.key]).encode()).hexdigest()[:16]
+        digest = sha256_of(encode_json([query.name, query.key]))[:16]
         self._folder = steps_folder(name, catalog) / f"{READ}{digest}"
         self._spool = Spool(self._folder, query)
         self._held = ExitStack()

@@ -10,7 +10,6 @@ whose bytes are undamaged, and reads on behind it. So all rows are those of one 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from aifx.core.digests import Sha256
 from aifx.core.errors import DataError
 from aifx.core.files import read_file
 from aifx.core.json_files import write_json
@@ -134,7 +134,7 @@ class Spool:
         """The parts before the first damaged one."""
         with open(self._path, "rb") as file:
             for written in parts:
-                digest = hashlib.sha256(file.read(max(written.end - file.tell(), 0)))
+                digest = Sha256(file.read(max(written.end - file.tell(), 0)))
                 digest.update(_as_bytes(written.part))
                 if file.tell() != written.end or digest.hexdigest() != written.sha256:
                     return
@@ -204,7 +204,7 @@ class _Growing:
         self.last_key = last_key
         self.rows = self.bytes = self.digest = 0
         self.can_end = False
-        self.sha256 = hashlib.sha256()
+        self.sha256 = Sha256()
 
     def write(self, file: IO[bytes], data: Any) -> None:
         file.write(data)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import io
 import logging
 import os
@@ -24,6 +23,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from aifx.core.digests import Sha256, sha256_of
 from aifx.core.errors import AifxError
 from aifx.core.files import read_file
 from aifx.core.json_values import plain
@@ -79,7 +79,7 @@ def token_of(label_file: Path) -> str:
     """The token of a label file's server: the same each time, so that an open page goes on after a restart."""
     folder = cache_path(TOKEN_FILES)
     make_private(folder)
-    path = folder / hashlib.sha256(str(label_file.resolve()).encode()).hexdigest()[:32]
+    path = folder / sha256_of(str(label_file.resolve()))[:32]
     with contextlib.suppress(FileExistsError):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(handle, "w") as file:
@@ -123,7 +123,7 @@ async def _session(request: Request) -> Response:
     manifest = labelling.version.manifest
     return JSONResponse(
         {
-            "scope": hashlib.sha256(f"{labelling.log.path}".encode()).hexdigest()[:16],
+            "scope": sha256_of(f"{labelling.log.path}")[:16],
             "dataset": manifest.reference,
             "column": labelling.column,
             "kind": labelling.shown.kind,
@@ -162,7 +162,7 @@ def _queued(request: Request) -> QueuedRow:
 def _shown_row(labelling: Labelling, row: QueuedRow) -> dict[str, Any]:
     """A row as the page has it. The texts of a pair are in an order that depends on the row alone."""
     columns: Sequence[str] = labelling.shown.columns
-    if labelling.shown.kind == "pairs" and hashlib.sha256(row.row.encode()).digest()[0] % 2:
+    if labelling.shown.kind == "pairs" and Sha256(row.row.encode()).digest()[0] % 2:
         columns = columns[::-1]
     context = _texts(row, labelling.shown.context)
     return {"row": row.row, "source": row.source, "fields": _texts(row, columns), "context": context}

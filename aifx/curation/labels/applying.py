@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aifx.core.digests import sha256_of
 from aifx.core.errors import UsageError
 from aifx.core.json_values import encode_json
 from aifx.curation.labels.store import LabelState, label_file, read_entries
@@ -67,7 +67,7 @@ class ApplyLabels(ShardStep):
 
     @cached_property
     def _digest(self) -> str:
-        return hashlib.sha256(encode_json(sorted(self.labels.items())).encode()).hexdigest()
+        return sha256_of(encode_json(sorted(self.labels.items())))
 
     def apply(self, rows: Table, work: Path) -> Outcome:
         import pyarrow as pa

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from aifx.core.digests import Sha256
 from aifx.core.errors import UsageError
 from aifx.curation.labels.store import LabelKind
 from aifx.curation.shards import read_shard, records_of
@@ -190,7 +190,7 @@ def _url_data(url: str) -> bytes:
 
 
 def _digest(values: Sequence[Any]) -> bytes:
-    digest = hashlib.sha256()
+    digest = Sha256()
     for value in values:
         data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value or b""
         digest.update(len(data).to_bytes(8, "big") + data)

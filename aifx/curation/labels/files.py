@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 from collections import Counter
@@ -13,6 +12,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError, UsageError
 from aifx.core.files import RECORDS_LIMIT, read_input, replacing
 from aifx.core.json_files import encode
@@ -225,7 +225,7 @@ def _entry(
     who = label.labeller or labeller
     name = json.dumps([row, value, who, label.time, label.note])
     entry = Entry(
-        id=hashlib.sha256(name.encode()).hexdigest()[:32],
+        id=sha256_of(name)[:32],
         row=row,
         action="label" if value is not None else "skip",
         label=value,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from aifx.core.digests import sha256_of_values
 from aifx.core.errors import DataError
 from aifx.core.project import Project
 from aifx.data.base import TEXT_BYTES, Batch, Split
@@ -207,7 +207,7 @@ class ChatFormat(TokenFormat):
                 splits[split].append(make(fitted))
         _report(truncation, section)
         how = (section.seq_len, section.packing, section.truncate, section.mix)
-        whole = hashlib.sha256(repr(("chat", digest, *how)).encode()).hexdigest()
+        whole = sha256_of_values("chat", digest, *how)
         return ChatData(self.spec, whole, self.tokenizer, section, files, splits, truncation)
 
     def _check_lengths(self, tokens: ChatTokens, files: ChatFiles) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -11,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from aifx.core.digests import sha256_of_values
 from aifx.core.errors import DataError, UsageError
 from aifx.core.files import replace_file
 from aifx.core.project import Project
@@ -127,7 +127,7 @@ class PreferenceFormat(ChatFormat):
                     continue
                 pairs = tokens.numbers(split, entry)[::2] // 2
                 splits[split].append(_pair_rows(tokens, pairs[lengths[pairs] <= section.seq_len]))
-        whole = hashlib.sha256(repr(("preferences", digest, section.seq_len, section.mix)).encode()).hexdigest()
+        whole = sha256_of_values("preferences", digest, section.seq_len, section.mix)
         cut = Truncation(len(lengths), int((lengths > section.seq_len).sum()))
         return PreferenceData(self.spec, whole, self.tokenizer, section, files, splits, cut, len(lengths))
 

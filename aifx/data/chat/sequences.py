@@ -10,10 +10,11 @@ from typing import Literal
 
 import numpy as np
 
+from aifx.core.digests import hash32
 from aifx.data.base import Batch
 from aifx.data.chat.store import ChatTokens
 from aifx.data.mixing import CYCLE, cycle_stops
-from aifx.data.order import derived_seed, shuffled
+from aifx.data.order import shuffled
 from aifx.data.sequences import best_fit, empty_batch
 
 
@@ -138,12 +139,12 @@ class Mix:
             stops = np.cumsum(self.sizes).tolist()
             entry = bisect_right(stops, index)
             return entry, index - (stops[entry - 1] if entry else 0)
-        cycle, within = shuffled(place, CYCLE, derived_seed("mix", seed))
+        cycle, within = shuffled(place, CYCLE, hash32("mix", seed))
         stops = self._stops
         entry = bisect_right(stops, within)
         first = stops[entry - 1] if entry else 0
         turn = cycle * (stops[entry] - first) + within - first
-        return entry, shuffled(turn, self.sizes[entry], derived_seed("entry", seed, entry))[1]
+        return entry, shuffled(turn, self.sizes[entry], hash32("entry", seed, entry))[1]
 
     @cached_property
     def _stops(self) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from aifx.core.digests import Hash64, Sha256, fraction_of, sha256_of, sha256_of_file, sha256_of_values
 from aifx.core.errors import DataError
 from aifx.core.files import remove_temporary
 from aifx.core.progress import report_progress
@@ -87,8 +87,7 @@ class ChatFiles:
             return self.part.split_of(conversation.split)
         in_cluster = self.part is not None and conversation.cluster is not None
         group = str(conversation.cluster).encode() if in_cluster else conversation.key
-        digest = hashlib.blake2b(group, digest_size=8).digest()
-        held_out = int.from_bytes(digest, "big") / 2**64 - self.fractions["test"]
+        held_out = fraction_of(Hash64(group).digest()) - self.fractions["test"]
         return "test" if held_out < 0 else "validation" if held_out < self.fractions["validation"] else "train"
 
 
@@ -147,7 +146,7 @@ def _files_of_version(reference: str, section: ChatSection, project: Project) ->
     if not part.has_column(SPLIT):
         fractions |= {"validation": section.validation_fraction, "test": section.test_fraction}
     how = f"{part.manifest.sha256} {sorted(fractions.items())}"
-    digest = hashlib.sha256(f"version {how}".encode()).hexdigest()
+    digest = sha256_of(f"version {how}")
     return ChatFiles([("train", shards)], fractions, digest, part)
 
 
@@ -166,12 +165,11 @@ def tokens_digest(files: ChatFiles, renderer: ChatRenderer, *kind: str) -> str:
     """
     tokenizer, template = renderer.tokenizer, renderer.template
     kept = [FORMAT, *kind, files.digest, template.source, sorted(renderer.variables.items())]
-    made_with = repr([*kept, tokenizer.data, sorted(tokenizer.end_ids), str(renderer.today)])
-    return hashlib.sha256(made_with.encode()).hexdigest()
+    return sha256_of_values(*kept, tokenizer.data, sorted(tokenizer.end_ids), str(renderer.today))
 
 
 def _with_digest(entries: Entries, fractions: Mapping[Split, float]) -> ChatFiles:
-    digest = hashlib.sha256(repr(sorted(fractions.items())).encode())
+    digest = Sha256(repr(sorted(fractions.items())).encode())
     seen: dict[str, tuple[Split, TextFile]] = {}
     for entry, (split, files) in enumerate(entries):
         for file in files:
@@ -186,8 +184,8 @@ def _with_digest(entries: Entries, fractions: Mapping[Split, float]) -> ChatFile
 
 
 def _digest_of(file: TextFile) -> str:
-    with reading(file), open(file.path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    with reading(file):
+        return sha256_of_file(file.path)
 
 
 def tokenize(files: ChatFiles, renderer: ChatRenderer, digest: str, read: ReadChats = read_conversations) -> ChatTokens:

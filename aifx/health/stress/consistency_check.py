@@ -7,7 +7,6 @@ with NumPy, which checks a device without an equal one. This imports JAX, so onl
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import re
 import time
@@ -23,6 +22,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from packaging.utils import canonicalize_name
 
+from aifx.core.digests import sha256_of
 from aifx.health.host import Host
 from aifx.health.probes import text_of
 from aifx.machine.cpu import cpu_flags, cpu_model, usable_cpus
@@ -151,7 +151,7 @@ def made_by(devices: list[Any]) -> str:
     words += [f"{name} {version}" for name, version in sorted(found.items()) if COMPUTES.match(name)]
     words += [f"{name}={value}" for name, value in sorted(os.environ.items()) if value and SWITCHES.fullmatch(name)]
     if devices[0].platform == "cpu":  # XLA's programs depend on its features and threads
-        digest = hashlib.sha256(" ".join(sorted(cpu_flags())).encode()).hexdigest()[:8]
+        digest = sha256_of(" ".join(sorted(cpu_flags())))[:8]
         return "; ".join([*words, f"{len(usable_cpus())} threads of {cpu_model()} ({digest})"])
     driver = re.findall(r"Kernel Module.*?\s(\d[\d.]+)\s", text_of(Host(), "/proc/driver/nvidia/version"))
     return "; ".join([*words, *driver[:1]])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from aifx.core.digests import sha256_of
 from aifx.core.facts import Absent, from_document
 from aifx.health.probes import counted
 from aifx.health.stress import sensors
@@ -149,7 +149,7 @@ def compare(
 def _digest(programs: Mapping[str, Sequence[str]]) -> str:
     """Return one digest of all hashes of a device, to compare it with equal devices of other nodes."""
     words = (f"{name}={_usual(runs)}" for name, runs in sorted(programs.items()) if runs)
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+    return sha256_of("\n".join(words))[:16]
 
 
 def _usual(runs: Sequence[str]) -> str:
