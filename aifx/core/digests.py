@@ -96,5 +96,5 @@ def hash32(*values: object) -> int:
 
 
 def fraction_of(hash64: bytes) -> float:
-    """The number in [0, 1) that the digest of a `Hash64` stands for, by which shares are drawn."""
+    """The digest of a `Hash64` as a number in [0, 1), by which shares are drawn."""
     return int.from_bytes(hash64, "big") / 2**64

@@ -145,7 +145,7 @@ async def _metrics(request: Request) -> Response:
 
 
 async def _awaited(due: Future[CheckResult]) -> CheckResult:
-    """Wait for a check, which others wait for, too: whoever is cut does not cancel it."""
+    """Wait for a check that others wait for, too: a caller that is cancelled does not cancel it."""
     return await asyncio.shield(asyncio.wrap_future(due))
 
 

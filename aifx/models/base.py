@@ -40,7 +40,7 @@ class Head:
 
 @runtime_checkable
 class Model(Protocol):
-    """Knows nothing of losses or data. Its functions run inside jit and take `merge_frozen(params, frozen)`.
+    """It is independent of losses and data. Its functions run inside jit and take `merge_frozen(params, frozen)`.
 
     Every model derives from it, or from `Decodes` or `Serves`.
 

@@ -1,4 +1,4 @@
-"""`aifx train --metrics-port`: what Prometheus is told while a run goes."""
+"""`aifx train --metrics-port`: what Prometheus gets while a run goes."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class Asks(Observer):
 
     def __init__(self) -> None:
         self.server: MetricsServer
-        self.told, self.records, self.began = list[dict[str, Any]](), list[Record](), time.time()
+        self.scrapes, self.records, self.began = list[dict[str, Any]](), list[Record](), time.time()
 
     def record(self, record: Record) -> None:
-        self.told.append(scrape(self.server.url))
+        self.scrapes.append(scrape(self.server.url))
         self.records.append(record)
 
 
 @pytest.fixture
-def told(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Asks:
+def asked(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Asks:
     """A run of twelve steps that was scraped after each."""
     asks = Asks()
     begin = MetricsServer.start
@@ -57,26 +57,26 @@ def told(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Asks:
     return asks
 
 
-def test_a_scrape_has_the_last_step(told: Asks) -> None:
-    assert [one["aifx_train_step"] for one in told.told] == list(range(1, 13))
-    for one, record in zip(told.told, told.records, strict=True):
+def test_a_scrape_has_the_last_step(asked: Asks) -> None:
+    assert [one["aifx_train_step"] for one in asked.scrapes] == list(range(1, 13))
+    for one, record in zip(asked.scrapes, asked.records, strict=True):
         assert one["aifx_train_loss"] == record.loss
         assert one["aifx_train_units_per_second"] == record.units_per_s
         assert one["aifx_train_steps"] == 12
         assert ("aifx_train_validation_loss" in one) == (record.step >= 4)
-    saved = [one.get("aifx_train_checkpoint_step") for one in told.told]
+    saved = [one.get("aifx_train_checkpoint_step") for one in asked.scrapes]
     assert saved[0] is None
     assert saved[-1] == 8
-    assert 0 <= told.told[-1]["aifx_train_checkpoint_age_seconds"] <= time.time() - told.began
+    assert 0 <= asked.scrapes[-1]["aifx_train_checkpoint_age_seconds"] <= time.time() - asked.began
     with pytest.raises(httpx.ConnectError):  # it ends with the run
-        scrape(told.server.url)
+        scrape(asked.server.url)
 
 
-def test_the_alerts_name_metrics_that_exist(told: Asks) -> None:
+def test_the_alerts_name_metrics_that_exist(asked: Asks) -> None:
     text = (EXAMPLES / "alerts.yml").read_text()
     used = set(re.findall(r"aifx_train_\w+", text))
     assert len(used) > 5
-    assert used <= set().union(*told.told)
+    assert used <= set().union(*asked.scrapes)
     assert all({"alert", "expr"} <= set(rule) for group in yaml.safe_load(text)["groups"] for rule in group["rules"])
 
 

@@ -154,9 +154,9 @@ class HttpServer:
         """Act on a signal, in a thread: the event loop may be busy."""
         if self._signum is not None:
             # In a thread: the reader of stderr may have stalled.
-            told = threading.Thread(target=logger.warning, args=("stopped at once by a second signal",), daemon=True)
-            told.start()
-            told.join(1.0)
+            warn = threading.Thread(target=logger.warning, args=("stopped at once by a second signal",), daemon=True)
+            warn.start()
+            warn.join(1.0)
             exit_now(exit_code_of(number))
         self._signum = number
         self.stop()
