@@ -21,11 +21,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from aifx.core.artifact import UNFINISHED
 from aifx.core.files import held_temporary, is_temporary
 from aifx.core.locks import LOCK, REMOVED, FolderBusy, holding, remove_folder
 from aifx.curation.databases.sources import READ
 from aifx.curation.execution import WORK, steps_root
-from aifx.data.cache import BUILDING
 from aifx.data.datasets import TOKENS
 from aifx.data.versions import DATASET_NAME, INDEXES, LATEST, Catalog
 
@@ -138,7 +138,7 @@ def _kind_of(folder: Path) -> LeftoverKind | None:
     if found := _UNFINISHED.fullmatch(folder.name):
         kind = _KINDS[found[1]]
         return "index" if kind == "step" and folder.parent.parent.name == INDEXES else kind
-    return "tokens" if BUILDING in folder.name and folder.parent.parent.name == TOKENS else None
+    return "tokens" if UNFINISHED in folder.name and folder.parent.parent.name == TOKENS else None
 
 
 def _is_dataset(folder: Path) -> bool:

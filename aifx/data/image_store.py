@@ -26,12 +26,12 @@ from pathlib import Path
 import numpy as np
 import PIL
 
+from aifx.core.artifact import unfinished
 from aifx.core.digests import sha256_of, sha256_of_values
 from aifx.core.errors import DataError, EnvironmentFault
 from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
 from aifx.data.blocks import read_array, read_cached, read_checked, write_array, write_checked
-from aifx.data.cache import building
 from aifx.data.decoding import PIXELS, Decoded, Picture, decode_all, decode_one, write_row
 from aifx.data.pictures import BadPicture, Fit, Geometry, is_grey, open_picture
 from aifx.machine.cpu import usable_cpus
@@ -112,7 +112,7 @@ def open_images(
     path = cache_path("images") / sha256_of_values(FORMAT, PIL.__version__, size, channels, fit, state)
     if (store := read_cached(partial(_open, files=files), path / "meta.json", "image store")) is not None:
         return store
-    with building(path) as folder:
+    with unfinished(path) as folder:
         geometry = Geometry(*size, channels or _channels(files), fit)
         _build(folder, files, geometry, len(usable_cpus()) if workers is None else workers, what)
         for _ in range(2):

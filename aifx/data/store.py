@@ -36,6 +36,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 from tokenizers import Encoding
 
+from aifx.core.artifact import UNFINISHED, unfinished
 from aifx.core.digests import BlockDigests, sha256_of
 from aifx.core.errors import EnvironmentFault
 from aifx.core.files import replace_file
@@ -43,7 +44,6 @@ from aifx.core.os_errors import errno_of, naming
 from aifx.core.progress import report_progress
 from aifx.data.base import SPLITS, Split
 from aifx.data.blocks import BlockArray, read_array, read_checked, write_array, write_checked
-from aifx.data.cache import BUILDING, building
 from aifx.data.corpus import TextCorpus
 from aifx.data.files import Piece
 from aifx.data.tokenizer import Tokenizer, text_sizes
@@ -173,7 +173,7 @@ def guard(store: TokenStore, build: Callable[[], TokenStore]) -> None:
 def build_store(path: Path, corpus: TextCorpus, tokenizer: Tokenizer) -> TokenStore:
     """Encode `corpus` into a store at `path`. Another process may build the same store at the same time."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    with building(path) as folder, ExitStack() as opened:
+    with unfinished(path) as folder, ExitStack() as opened:
         writers: dict[Split, _SplitWriter] = {}
         for split in SPLITS:
             has_sizes = _has_sizes(split, tokenizer)
@@ -207,7 +207,7 @@ def _put(folder: Path, path: Path) -> TokenStore:
         if store is not None and store.is_whole():
             return store
         # Something damaged is in the way.
-        aside = tempfile.mkdtemp(prefix=f"{path.name}{BUILDING}damaged-", dir=path.parent)
+        aside = tempfile.mkdtemp(prefix=f"{path.name}{UNFINISHED}damaged-", dir=path.parent)
         with suppress(OSError):
             os.rename(path, aside)
         shutil.rmtree(aside, ignore_errors=True)

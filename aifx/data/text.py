@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from aifx.core.artifact import writable_folder
 from aifx.core.digests import hash32, sha256_of_values
 from aifx.core.errors import ConfigError, DataError
 from aifx.core.files import remove_temporary, replace_file
@@ -18,7 +19,6 @@ from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import Project, cache_path
 from aifx.data.base import SPLITS, TEXT_BYTES, Batch, DataFormat, Split
 from aifx.data.blocks import read_cached, read_checked, write_checked
-from aifx.data.cache import cache_folder
 from aifx.data.corpus import TextCorpus, file_corpus, open_corpus, split_corpus
 from aifx.data.mixing import Turns
 from aifx.data.rows import InputFile, Row, field, read_rows
@@ -288,7 +288,7 @@ def _trained(section: TextSection, corpora: Sequence[TextCorpus]) -> Tokenizer:
         tokenizer = Tokenizer(made, str(cached))
     for corpus in corpora:
         corpus.check_unchanged()
-    with cache_folder(cached.parent):
+    with writable_folder(cached.parent):
         remove_temporary(cached.parent)
         write_checked(cached, tokenizer.data)
     return tokenizer

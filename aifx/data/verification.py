@@ -13,12 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from aifx.core.artifact import writable_folder
 from aifx.core.digests import sha256_of, sha256_of_values
 from aifx.core.errors import DataError
 from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
 from aifx.core.stores import Store
-from aifx.data.cache import cache_folder
 from aifx.data.versions import DROPPED, MANIFEST, QUARANTINE, SHARDS, SUMS, Manifest, Version, parse_manifest
 
 _HEADER = "# SHA-256 of the lines below: "
@@ -100,7 +100,7 @@ def check_shards(version: Version) -> None:
 def mark_checked(version: Version) -> None:
     """Record in the cache that the shards, as they are now, are those of the manifest."""
     if (mark := _mark(version)) is not None:
-        with suppress(OSError), cache_folder(mark.parent):
+        with suppress(OSError), writable_folder(mark.parent):
             mark.touch()
 
 

@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
+from aifx.core.artifact import writable_folder
 from aifx.core.digests import sha256_of, sha256_of_file
 from aifx.core.errors import DataError, EnvironmentFault, UsageError, did_you_mean
 from aifx.core.files import replacing
@@ -34,7 +35,6 @@ from aifx.core.parsing import parse_json
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import Project, cache_path
 from aifx.core.stores import Store, open_store
-from aifx.data.cache import cache_folder
 
 MANIFEST, CROISSANT, PROFILE, SUMS, LATEST, LINEAGE = (
     "manifest.json", "croissant.json", "profile.json", "SHA256SUMS", "latest", "lineage.jsonl"
@@ -297,7 +297,7 @@ class Catalog:
         folder = cache_path("datasets") / manifest.sha256
         shards = manifest.files
         with (
-            cache_folder(folder),
+            writable_folder(folder),
             report_progress(f"copying {store.url}", sum(shard.bytes for shard in shards), "bytes") as progress,
             ThreadPoolExecutor(4) as pool,
         ):

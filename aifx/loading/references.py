@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 
 from aifx.config.config import number_settings
+from aifx.core.artifact import writable_folder
 from aifx.core.digests import sha256_of_json
 from aifx.core.errors import CheckpointError
 from aifx.core.progress import report_progress
 from aifx.core.project import RunDirectory, cache_path
 from aifx.data.blocks import read_cached
-from aifx.data.cache import cache_folder
 from aifx.data.chat.preferences import PreferenceData, References
 from aifx.data.chat.store import SPLITS
 from aifx.loading.base_weights import with_base_params
@@ -49,7 +49,7 @@ def with_references(programs: Programs, frozen: Params, run: RunDirectory) -> Pr
         found = References(key, _compute(programs, frozen, dataset, run))
         if group.is_first:
             path = cache_path("references") / key
-            with cache_folder(path.parent):
+            with writable_folder(path.parent):
                 found.write(path)
     elif found is None:
         found = References(key, np.frombuffer(b64decode(sent), np.float32).reshape(-1, 2))

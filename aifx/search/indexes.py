@@ -22,6 +22,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from aifx.core.artifact import writable_folder
 from aifx.core.digests import sha256_of, sha256_of_file, sha256_of_values
 from aifx.core.errors import DataError, UsageError, did_you_mean
 from aifx.core.files import replace_file
@@ -31,7 +32,6 @@ from aifx.core.os_errors import first_line
 from aifx.core.parsing import parse_json
 from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
-from aifx.data.cache import cache_folder
 from aifx.data.versions import INDEXES, LATEST, MANIFEST, Catalog, Manifest, ShardFile, fetch_file, send_file
 from aifx.search.embedders import EmbedderRecord
 from aifx.search.hashed_ngrams import HashedNgrams
@@ -216,7 +216,7 @@ def open_index(catalog: Catalog, version: Manifest, name: str) -> Index:
         return Index(catalog.local / _folder(version) / name, manifest)
     store = catalog.store.below(f"{_folder(version)}/{name}")
     folder = cache_path("datasets") / version.sha256 / INDEXES / manifest.file.sha256
-    with cache_folder(folder), report_progress(f"copying {store.url}", manifest.file.bytes, "bytes") as progress:
+    with writable_folder(folder), report_progress(f"copying {store.url}", manifest.file.bytes, "bytes") as progress:
         fetch_file(store, folder, manifest.file, progress)
     return Index(folder, manifest)
 
@@ -294,6 +294,6 @@ def _is_whole(path: Path, file: ShardFile) -> bool:
     with report_progress(f"verifying {path.name}", file.bytes, "bytes") as progress:
         if sha256_of_file(path, progress) != file.sha256:
             return False
-    with suppress(OSError), cache_folder(seen.parent):
+    with suppress(OSError), writable_folder(seen.parent):
         seen.touch()
     return True

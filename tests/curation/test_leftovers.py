@@ -17,13 +17,13 @@ import inprocess
 import pytest
 from toy_steps import Rows
 
+from aifx.core.artifact import unfinished
 from aifx.core.files import replacing
 from aifx.core.locks import holding
 from aifx.curation.databases.sources import QueryFetch, parse_query
 from aifx.curation.execution import DONE, execute, holding_work, run_task, work_folder
 from aifx.curation.leftovers import Leftover, collect_garbage, delete_leftover, leftovers_in
 from aifx.curation.step import Limits, Outcome
-from aifx.data.cache import building
 from aifx.data.versions import Catalog, Version, open_catalog
 
 LIMITS = Limits(1 << 30, 1)
@@ -171,7 +171,7 @@ def test_what_a_process_uses_stays(tmp_path: Path, catalog: Catalog, version: Ve
         used.enter_context(holding_work(root / "pets" / ".work-0123456789abcdef"))
         used.enter_context(holding(root / "pets" / ".query-456789abcdef0123", "a read", "adds its rows"))
         tokens.mkdir(parents=True)
-        used.enter_context(building(tokens / "digest"))
+        used.enter_context(unfinished(tokens / "digest"))
         used.enter_context(replacing(root / "pets" / "latest")).write(version.manifest.version.encode())
         used_now = [path for path in root.rglob("*") if path.name.startswith(".") or ".tmp" in path.name]
         for args in (["--dry-run"], []):

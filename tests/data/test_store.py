@@ -19,12 +19,12 @@ from faulty_files import failing
 from prose import prose
 
 from aifx.commands.console.failures import as_error
+from aifx.core.artifact import UNFINISHED, unfinished
 from aifx.core.errors import DataError, EnvironmentFault, ExitCode
 from aifx.core.files import remove_temporary
 from aifx.core.project import Project, cache_path
 from aifx.data import encoding, files, store
 from aifx.data.base import SPLITS, Split
-from aifx.data.cache import BUILDING, building
 from aifx.data.corpus import Corpus, open_corpus
 from aifx.data.sections import TextSection
 from aifx.data.store import build_store, open_store
@@ -241,10 +241,10 @@ def test_a_builder_that_is_killed_leaves_no_half_store(
 def test_what_killed_builders_left_is_swept(write: Write, open_: Open) -> None:
     """Not what a builder writes that lives, however long it takes."""
     folder = cache_path() / "tokens"
-    with building(folder / "slow") as slow:
+    with unfinished(folder / "slow") as slow:
         (slow / "train.tokens.npy").write_bytes(b"half")
         os.utime(slow, (0, 0))
-        killed = folder / f"killed{BUILDING}1"
+        killed = folder / f"killed{UNFINISHED}1"
         killed.mkdir()
         (killed / "train.tokens.npy").write_bytes(b"half")
         write("a.txt", prose(3000))

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import pytest
 
+from aifx.core.artifact import writable_folder
 from aifx.core.errors import EnvironmentFault
 from aifx.core.private_folders import make_private
 from aifx.core.project import cache_path
-from aifx.data.cache import cache_folder
 from aifx.health.check import last_path
 from aifx.health.probes import disk
 from aifx.health.probes import jax as jax_probe
@@ -37,7 +37,7 @@ def test_caches_are_private_whatever_the_umask(cache: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         enable_compilation_cache()
-        with cache_folder(cache_path("tokens")):
+        with writable_folder(cache_path("tokens")):
             pass
     finally:
         os.umask(before)

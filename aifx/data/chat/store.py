@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from aifx.core.artifact import writable_folder
 from aifx.core.digests import Hash64, Sha256, fraction_of, sha256_of, sha256_of_file, sha256_of_values
 from aifx.core.errors import DataError
 from aifx.core.files import remove_temporary
@@ -18,7 +19,6 @@ from aifx.core.progress import report_progress
 from aifx.core.project import Project, cache_path
 from aifx.data.base import Split
 from aifx.data.blocks import read_cached, read_checked, write_checked
-from aifx.data.cache import cache_folder
 from aifx.data.chat.rendering import ChatRenderer
 from aifx.data.chat.rows import Conversation, check_chat_file, find_chats, read_conversations
 from aifx.data.chat.section import ChatSection
@@ -202,7 +202,7 @@ def tokenize(files: ChatFiles, renderer: ChatRenderer, digest: str, read: ReadCh
     np.savez(stream, **vars(made))
     if files.part is None and files.digest != _with_digest(files.entries, files.fractions).digest:
         raise DataError(f"{files.names('train')} changed while it was read", "", "run it again when it is written")
-    with cache_folder(path.parent):
+    with writable_folder(path.parent):
         remove_temporary(path.parent)
         write_checked(path, stream.getvalue())
     return made

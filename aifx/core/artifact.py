@@ -1,0 +1,463 @@
+"""An artefact: a folder that is sealed when it is whole, and never changes afterwards.
+
+    <folder>/
+        manifest.json    what the artefact is, each file with its size and SHA-256, and the digest of all that
+        ...              the files
+        <file>.blocks    SHA-256 of each 64 KiB of a file that is read in parts, one after the other; a file, too
+
+It is written in a folder beside its place (`unfinished`), also by several processes. Each process seals what it wrote
+(`seal_files`), one writes the manifest (`seal`), and a rename puts the folder in its place (`publish`). A folder
+without a manifest is no artefact. `aifx.core.artifact_copies` takes artefacts to stores and back.
+
+References between artefacts are whole digests. Twelve digits (`short`) are for people and for names of folders.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from aifx.core.digests import BlockDigests, Sha256, sha256_of, sha256_of_file, sha256_of_json, sha256_of_values
+from aifx.core.errors import AifxError, EnvironmentFault
+from aifx.core.files import UnsafeFile, open_file, read_file, remove_temporary, replace_file
+from aifx.core.json_files import encode, sync_directory
+from aifx.core.json_values import plain
+from aifx.core.locks import REMOVED, FolderBusy, holding, remove_folder
+from aifx.core.os_errors import UNREADABLE, naming
+from aifx.core.parsing import parse_json
+from aifx.core.private_folders import make_private
+from aifx.core.progress import Reporter
+from aifx.core.project import cache_location, cache_path
+
+MANIFEST = "manifest.json"
+BLOCKS = ".blocks"
+"""What the name of a file ends in that holds the digests of another one's blocks."""
+
+FORMAT = 1
+SHORT_DIGITS = 12
+THREADS = 4
+UNFINISHED = ".tmp-"
+"""In the name of a folder that is being written, after the name that it gets."""
+
+_READ_BYTES = 1 << 18
+
+T = TypeVar("T")
+
+
+class DamagedArtifact(AifxError):
+    """An artefact is not as it was sealed: a file is missing, torn or altered. `why` says which, and how."""
+
+    def __init__(self, place: object, why: str) -> None:
+        super().__init__(f"{place} is damaged", why)
+        self.why: str = why
+
+
+@dataclass(frozen=True)
+class SealedFile:
+    """A file of an artefact.
+
+    Attributes:
+        sha256: of all its bytes, 64 hexadecimal digits.
+    """
+
+    bytes: int
+    sha256: str
+
+
+Files = Mapping[str, SealedFile]
+"""By path within the artefact, with "/" between its parts."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """The content of a manifest.
+
+    Attributes:
+        kind: "checkpoint", "dataset".
+        version: of the kind's content.
+        content: what the artefact is, as JSON has it.
+        descriptions: files that say the same in other forms, and can be made again: not part of the digest.
+        notes: what is not part of the digest, such as a name.
+        digest: SHA-256 of kind, version, content and files.
+    """
+
+    kind: str
+    version: int
+    content: Mapping[str, Any]
+    files: Files
+    descriptions: Files = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        return sha256_of_json(self._identity())
+
+    @cached_property
+    def every_file(self) -> Files:
+        """All but the manifest."""
+        return {**self.files, **self.descriptions}
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files but the manifest."""
+        return sum(file.bytes for file in self.every_file.values())
+
+    def encode(self) -> bytes:
+        """The bytes of the manifest: always the same for the same artefact."""
+        identity = self._identity()
+        rest = {"digest": sha256_of_json(identity), "descriptions": _entries(self.descriptions)}
+        document = {**identity, **rest, "notes": plain(self.notes)}
+        document["checksum"] = sha256_of_json(document)
+        return encode(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def _identity(self) -> dict[str, Any]:
+        named = {"format": FORMAT, "kind": self.kind, "version": self.version}
+        return {**named, "content": plain(self.content), "files": _entries(self.files)}
+
+
+def short(digest: str) -> str:
+    """The beginning of a digest, for people."""
+    return digest[:SHORT_DIGITS]
+
+
+def parse_artifact(data: bytes, place: object, kind: str, version: int) -> Artifact:
+    """The artefact whose manifest has these bytes.
+
+    Args:
+        place: for messages.
+        version: of the kind's content that the caller reads.
+
+    Raises DamagedArtifact for one that is not as it was written, AifxError for another kind or version.
+    """
+    try:
+        doc = parse_json(data)
+        checksum = doc.pop("checksum")
+        # The checksum comes first, whatever the format: a flipped bit must not pass for a newer one.
+        if checksum != sha256_of_json(doc):
+            raise ValueError("its checksum does not match its content")
+        found = (doc["format"], doc["kind"], doc["version"])
+        if found != (FORMAT, kind, version):
+            hint = "use the aifx that made it, or make it again"
+            what, why = f"{place} is a {kind} of another format", f"{found} instead of {(FORMAT, kind, version)}"
+            if found[1] != kind:
+                what, why = f"{place} is no {kind}", f"its {MANIFEST} is of a {found[1]}"
+            raise AifxError(what, why, hint)
+        files, descriptions = _files(doc["files"]), _files(doc["descriptions"])
+        artifact = Artifact(kind, version, doc["content"], files, descriptions, doc["notes"])
+        if data != artifact.encode():
+            raise ValueError("its bytes are not those that were written")
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise DamagedArtifact(place, f"{MANIFEST}: {e}") from e
+    return artifact
+
+
+def read_artifact(folder: Path, kind: str, version: int) -> Artifact:
+    """The artefact in a folder of this machine, of which only the manifest is read.
+
+    Raises FileNotFoundError if there is no manifest, OSError if the machine refuses to read it, and as
+    `parse_artifact`.
+    """
+    try:
+        data = read_file(folder / MANIFEST, below=folder)
+    except UnsafeFile as e:
+        raise DamagedArtifact(folder, f"{MANIFEST}: {e.what}") from e
+    except NotADirectoryError as e:
+        raise FileNotFoundError(*e.args) from e
+    except OSError as e:
+        if isinstance(e, FileNotFoundError) or e.errno in UNREADABLE:
+            raise
+        raise DamagedArtifact(folder, f"{MANIFEST}: {e}") from e
+    return parse_artifact(data, folder, kind, version)
+
+
+# Writing
+
+
+@contextmanager
+def writable_folder(folder: Path) -> Iterator[None]:
+    """Make a folder of the cache, or one beside data that others may share. Raises EnvironmentFault if it cannot be
+    written."""
+    try:
+        if folder.is_relative_to(cache_location()):
+            make_private(folder)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        hint = "AIFX_CACHE_DIR=/path/to/write/to aifx train"
+        raise EnvironmentFault(f"{folder} cannot be written", error.strerror or "", hint) from error
+
+
+@contextmanager
+def unfinished(place: Path) -> Iterator[Path]:
+    """A new folder beside `place`, to be renamed to it. It is deleted when the block ends, unless it was renamed.
+
+    This process holds it, so that others know it from what killed ones left, which is deleted first. Raises as
+    `writable_folder` does.
+    """
+    held = ExitStack()
+    with writable_folder(place.parent):
+        sweep(place.parent)
+        folder = _held_folder(place, held)
+    try:
+        yield folder
+    finally:
+        held.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _held_folder(place: Path, held: ExitStack) -> Path:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f"{place.name}{UNFINISHED}", dir=place.parent))
+        try:
+            held.enter_context(holding(folder, str(folder), "builds it"))
+        except FolderBusy:
+            continue  # another process sweeps it
+        except OSError:
+            pass  # a file system without locks, on which nobody sweeps
+        return folder
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed writers left in a folder, as far as the disk allows."""
+    for stray in (*folder.glob(f"*{UNFINISHED}*"), *folder.glob(f"{REMOVED}*")):
+        with suppress(OSError, FolderBusy):
+            remove_folder(stray, str(stray))
+    remove_temporary(folder)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and in its folders, in order, but its manifest and locks."""
+    found = sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    return [path for path in found if path != folder / MANIFEST and path.name != ".lock"]
+
+
+def seal_files(folder: Path, paths: Iterable[Path], *, blocks: bool = False) -> dict[str, SealedFile]:
+    """Make files of the artefact in `folder` survive a loss of power. Returns them with their sizes and SHA-256.
+
+    While the disk takes one file, the processor digests another.
+
+    Args:
+        blocks: write beside each file the digests of its blocks, for readers of parts of it.
+    """
+
+    def seal_one(path: Path) -> list[tuple[str, SealedFile]]:
+        sync_file(path)
+        name = path.relative_to(folder).as_posix()
+        if not blocks:
+            return [(name, _summary(path))]
+        digests = BlockDigests()
+        summary = _summary(path, digests)
+        beside = path.with_name(f"{path.name}{BLOCKS}")
+        data = digests.finish()
+        with naming(beside):
+            beside.write_bytes(data)
+        sync_file(beside)
+        return [(name, summary), (f"{name}{BLOCKS}", SealedFile(len(data), sha256_of(data)))]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return {name: file for found in pool.map(seal_one, paths) for name, file in found}
+
+
+def seal(folder: Path, artifact: Artifact) -> None:
+    """Write the manifest of the artefact in `folder`, after which nothing in it may change. It survives a loss of power
+    if its files do (`seal_files`)."""
+    for parent, _, _ in os.walk(folder):
+        sync_directory(Path(parent))
+    replace_file(folder / MANIFEST, artifact.encode())
+
+
+def publish(folder: Path, place: Path) -> None:
+    """Put a sealed folder in its place. Raises OSError if something is there."""
+    os.rename(folder, place)
+    sync_directory(place.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file survive a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with naming(path):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def cached(
+    place: Path,
+    kind: str,
+    version: int,
+    make: Callable[[Path], tuple[Mapping[str, Any], Files]],
+    open_it: Callable[[Path, Artifact], T],
+    warn: Callable[[str], None],
+) -> T:
+    """What `open_it` makes of the artefact at `place`, which is made first if it is missing or damaged.
+
+    Several processes may make it at the same time; the first one's stays.
+
+    Args:
+        make: writes the files into the folder that it is given; returns the content, and what `seal_files` returned.
+        open_it: raises DamagedArtifact for files that it finds damaged.
+        warn: called with a sentence if it is there and damaged.
+
+    Raises EnvironmentFault if it cannot be put in place, and what `make` raises.
+    """
+    found = _opened(place, kind, version, open_it, warn)
+    if found is not None:
+        return found
+    with unfinished(place) as folder:
+        content, files = make(folder)
+        seal(folder, Artifact(kind, version, content, files))
+        folder.chmod(stat.S_IMODE(place.parent.stat().st_mode))  # beside shared data it is shared as well
+        why = "something else writes there"
+        for _ in range(10):
+            try:
+                publish(folder, place)
+            except OSError as e:  # another process was first, or something damaged is in the way
+                why = str(e)
+            if (found := _opened(place, kind, version, open_it, lambda _: None)) is not None:
+                return found
+            _set_aside(place)
+        raise EnvironmentFault(f"{place} cannot be put in place", why, f"rm -r {place}")
+
+
+def _opened(
+    place: Path, kind: str, version: int, open_it: Callable[[Path, Artifact], T], warn: Callable[[str], None]
+) -> T | None:
+    try:
+        artifact = read_artifact(place, kind, version)
+        if why := missing_file(place, artifact):
+            raise DamagedArtifact(place, why)
+        return open_it(place, artifact)
+    except FileNotFoundError:
+        if os.path.lexists(place):
+            warn(f"the {kind} {place} has no {MANIFEST}; making it again")
+    except (DamagedArtifact, OSError) as e:
+        warn(f"the {kind} {place} is damaged ({e.why if isinstance(e, DamagedArtifact) else e}); making it again")
+    return None
+
+
+def _set_aside(place: Path) -> None:
+    aside = Path(tempfile.mkdtemp(prefix=f"{place.name}{UNFINISHED}damaged-", dir=place.parent))
+    with suppress(OSError):
+        os.rename(place, aside / place.name)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+# Verifying
+
+
+def missing_file(folder: Path, artifact: Artifact) -> str | None:
+    """The first file that is missing or has another size, found without reading any; None if there is none."""
+    return next((why for name, file in artifact.every_file.items() if (why := _wrong_size(folder, name, file))), None)
+
+
+def damaged_files(
+    folder: Path, artifact: Artifact, names: Iterable[str] | None = None, progress: Reporter | None = None
+) -> list[str]:
+    """What is wrong with the files of the artefact in `folder`, one line per file. Reads all of them.
+
+    Args:
+        names: of the files to read; by default all.
+
+    Raises OSError if the machine refuses to read one.
+    """
+
+    def wrong(name: str) -> str | None:
+        file = artifact.every_file[name]
+        if why := _wrong_size(folder, name, file):
+            return why
+        try:
+            with open(open_file(folder / name, below=folder), "rb") as stream:
+                is_same = sha256_of_file(stream, progress) == file.sha256
+        except UnsafeFile as e:
+            return e.what
+        return None if is_same else f"{name} has other bytes than were written"
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [why for why in pool.map(wrong, artifact.every_file if names is None else names) if why]
+
+
+def check_once(folder: Path, artifact: Artifact, names: Iterable[str], progress: Reporter | None = None) -> None:
+    """Compare files with their digests, unless they are as they were when they were last compared or written.
+
+    Raises DamagedArtifact.
+    """
+    names = list(names)
+    mark = _mark(folder, artifact, names)
+    if mark is not None and mark.exists():
+        return
+    if damaged := damaged_files(folder, artifact, names, progress):
+        raise DamagedArtifact(folder, damaged[0])
+    mark_checked(folder, artifact, names)
+
+
+def mark_checked(folder: Path, artifact: Artifact, names: Iterable[str]) -> None:
+    """Record in the cache that files, as they are now, are those of the manifest."""
+    if (mark := _mark(folder, artifact, names)) is not None:
+        with suppress(OSError), writable_folder(mark.parent):
+            mark.touch()
+
+
+def _mark(folder: Path, artifact: Artifact, names: Iterable[str]) -> Path | None:
+    """The file that records a comparison, named by the size and time of each file; None if one is missing."""
+    try:
+        found = [(name, (folder / name).stat()) for name in names]
+    except OSError:
+        return None
+    state = [(name, one.st_size, one.st_ino, one.st_mtime_ns) for name, one in found]
+    return cache_path("verified") / sha256_of_values(artifact.digest, str(folder), state)
+
+
+def read_sealed(folder: Path, artifact: Artifact, name: str) -> bytes:
+    """The content of a small file, compared with its digest. Raises DamagedArtifact, OSError."""
+    try:
+        data = read_file(folder / name, below=folder)
+    except (FileNotFoundError, NotADirectoryError, UnsafeFile) as e:
+        why = e.what if isinstance(e, UnsafeFile) else f"{name} is missing"
+        raise DamagedArtifact(folder, why) from e
+    if sha256_of(data) != artifact.every_file[name].sha256:
+        raise DamagedArtifact(folder, f"{name} has other bytes than were written")
+    return data
+
+
+def _wrong_size(folder: Path, name: str, file: SealedFile) -> str | None:
+    path = folder / name
+    if not path.is_file():
+        return f"{name} is missing"
+    found = path.stat().st_size
+    return None if found == file.bytes else f"{name} has {found:,} bytes and had {file.bytes:,}"
+
+
+def _summary(path: Path, blocks: BlockDigests | None = None) -> SealedFile:
+    digest, size = Sha256(), 0
+    with path.open("rb") as file:
+        for data in iter(partial(file.read, _READ_BYTES), b""):
+            digest.update(data)
+            size += len(data)
+            if blocks is not None:
+                blocks.update(data)
+    return SealedFile(size, digest.hexdigest())
+
+
+def _entries(files: Files) -> dict[str, Any]:
+    return {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in sorted(files.items())}
+
+
+def _files(entries: Mapping[str, Any]) -> dict[str, SealedFile]:
+    """Raises ValueError for a file outside of the artefact: the manifest may be a stranger's."""
+    for name in entries:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or str(path) in (".", MANIFEST):
+            raise ValueError(f"it names {name!r}, which is outside of it")
+    return {name: SealedFile(entry["bytes"], entry["sha256"]) for name, entry in entries.items()}
