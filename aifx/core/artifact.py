@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -32,7 +33,7 @@ from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.core.files import UnsafeFile, open_file, read_file, remove_temporary, replace_file
 from aifx.core.json_files import encode, sync_directory
 from aifx.core.json_values import plain
-from aifx.core.locks import REMOVED, FolderBusy, holding, remove_folder
+from aifx.core.locks import LOCK, REMOVED, FolderBusy, holding, remove_folder
 from aifx.core.os_errors import UNREADABLE, naming
 from aifx.core.parsing import parse_json
 from aifx.core.private_folders import make_private
@@ -48,6 +49,9 @@ SHORT_DIGITS = 12
 THREADS = 4
 UNFINISHED = ".tmp-"
 """In the name of a folder that is being written, after the name that it gets."""
+
+_STRAY = re.compile(rf".+{re.escape(UNFINISHED)}[0-9a-f]{{16}}|{re.escape(REMOVED)}[0-9a-f]{{12}}")
+"""Names of folders that killed writers leave: exactly, because other folders beside them can be the user's."""
 
 _READ_BYTES = 1 << 18
 
@@ -194,7 +198,8 @@ def writable_folder(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
         yield
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        hint = "AIFX_CACHE_DIR=/path/to/write/to aifx train"
+        is_cache = folder.is_relative_to(cache_location())
+        hint = "AIFX_CACHE_DIR=/path/to/write/to aifx train" if is_cache else f"ls -ld {folder}"
         raise EnvironmentFault(f"{folder} cannot be written", error.strerror or "", hint) from error
 
 
@@ -202,8 +207,8 @@ def writable_folder(folder: Path) -> Iterator[None]:
 def unfinished(place: Path) -> Iterator[Path]:
     """A new folder beside `place`, to be renamed to it. It is deleted when the block ends, unless it was renamed.
 
-    This process holds it, so that others know it from what killed ones left, which is deleted first. Raises as
-    `writable_folder` does.
+    This process holds it, so that others know it from what killed ones left, which is deleted first. Its mode is that
+    of any new folder. Raises as `writable_folder` does.
     """
     held = ExitStack()
     with writable_folder(place.parent):
@@ -218,7 +223,7 @@ def unfinished(place: Path) -> Iterator[Path]:
 
 def _held_folder(place: Path, held: ExitStack) -> Path:
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=f"{place.name}{UNFINISHED}", dir=place.parent))
+        folder = _new_folder(place)
         try:
             held.enter_context(holding(folder, str(folder), "builds it"))
         except FolderBusy:
@@ -228,18 +233,26 @@ def _held_folder(place: Path, held: ExitStack) -> Path:
         return folder
 
 
+def _new_folder(place: Path) -> Path:
+    folder = place.with_name(f"{place.name}{UNFINISHED}{secrets.token_hex(8)}")
+    folder.mkdir()
+    folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_IRWXU)  # whatever the umask
+    return folder
+
+
 def sweep(folder: Path) -> None:
     """Delete what killed writers left in a folder, as far as the disk allows."""
-    for stray in (*folder.glob(f"*{UNFINISHED}*"), *folder.glob(f"{REMOVED}*")):
-        with suppress(OSError, FolderBusy):
-            remove_folder(stray, str(stray))
+    with suppress(OSError):
+        for name in filter(_STRAY.fullmatch, os.listdir(folder)):
+            with suppress(OSError, FolderBusy):
+                remove_folder(folder / name, name)
     remove_temporary(folder)
 
 
 def files_below(folder: Path) -> list[Path]:
     """All files in a folder and in its folders, in order, but its manifest and locks."""
     found = sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
-    return [path for path in found if path != folder / MANIFEST and path.name != ".lock"]
+    return [path for path in found if path != folder / MANIFEST and path.name != LOCK]
 
 
 def seal_files(folder: Path, paths: Iterable[Path], *, blocks: bool = False) -> dict[str, SealedFile]:
@@ -278,8 +291,9 @@ def seal(folder: Path, artifact: Artifact) -> None:
 
 
 def publish(folder: Path, place: Path) -> None:
-    """Put a sealed folder in its place. Raises OSError if something is there."""
+    """Put a sealed folder in its place, and no lock with it. Raises OSError if something is there."""
     os.rename(folder, place)
+    (place / LOCK).unlink(missing_ok=True)  # only now: without it, another process would sweep the folder
     sync_directory(place.parent)
 
 
@@ -348,7 +362,7 @@ def _opened(
 
 
 def _set_aside(place: Path) -> None:
-    aside = Path(tempfile.mkdtemp(prefix=f"{place.name}{UNFINISHED}damaged-", dir=place.parent))
+    aside = _new_folder(place)
     with suppress(OSError):
         os.rename(place, aside / place.name)
     shutil.rmtree(aside, ignore_errors=True)

@@ -11,6 +11,7 @@ import pytest
 from aifx.core.artifact import (
     BLOCKS,
     MANIFEST,
+    UNFINISHED,
     Artifact,
     DamagedArtifact,
     cached,
@@ -24,10 +25,12 @@ from aifx.core.artifact import (
     seal,
     seal_files,
     unfinished,
+    writable_folder,
 )
 from aifx.core.artifact_copies import copy_artifact, damaged_in_store, stored_artifact
 from aifx.core.digests import BLOCK_BYTES, sha256_of
-from aifx.core.errors import AifxError
+from aifx.core.errors import AifxError, EnvironmentFault
+from aifx.core.project import cache_path
 from aifx.core.stores import open_store
 
 KIND, VERSION = "toy", 3
@@ -65,6 +68,43 @@ def test_it_is_read_as_it_was_sealed(tmp_path: Path) -> None:
 
 def test_names_and_descriptions_are_not_in_the_digest(tmp_path: Path) -> None:
     assert make(tmp_path / "a", name="a").digest == make(tmp_path / "b", name="b").digest
+
+
+def test_what_killed_writers_left_is_swept_and_nothing_of_the_users(tmp_path: Path) -> None:
+    names = (f"it{UNFINISHED}", f"it{UNFINISHED}20241130", f"it{UNFINISHED}20241130093000", ".removed-pictures")
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("")
+    killed = tmp_path / f"other{UNFINISHED}{'0' * 16}", tmp_path / f".removed-{'0' * 12}"
+    for folder in killed:
+        folder.mkdir()
+        (folder / "half").write_text("")
+    with unfinished(tmp_path / "slow") as slow:
+        make(tmp_path / "it")
+        assert slow.is_dir()
+    assert sorted(os.listdir(tmp_path)) == sorted([*names, "it"])
+    assert all((tmp_path / name / "mine").exists() for name in names)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o077, 0o700), (0o177, 0o700)])
+def test_it_has_the_mode_of_a_new_folder_and_no_lock(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        make(tmp_path / "it")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "it").stat().st_mode & 0o777 == mode
+    assert ".lock" not in os.listdir(tmp_path / "it")
+
+
+def test_the_cache_can_be_elsewhere_and_another_folder_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "cache").write_text("")
+    for folder, hint in ((tmp_path / "file", f"ls -ld {tmp_path}/file"), (cache_path("x"), "AIFX_CACHE_DIR=")):
+        with pytest.raises(EnvironmentFault) as refused, writable_folder(folder):
+            pass
+        assert refused.value.hint.startswith(hint)
 
 
 def test_any_other_byte_of_the_manifest_is_found(tmp_path: Path) -> None:

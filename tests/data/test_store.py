@@ -244,7 +244,7 @@ def test_what_killed_builders_left_is_swept(write: Write, open_: Open) -> None:
     with unfinished(folder / "slow") as slow:
         (slow / "train.tokens.npy").write_bytes(b"half")
         os.utime(slow, (0, 0))
-        killed = folder / f"killed{UNFINISHED}1"
+        killed = folder / f"killed{UNFINISHED}{'0' * 16}"
         killed.mkdir()
         (killed / "train.tokens.npy").write_bytes(b"half")
         write("a.txt", prose(3000))
