@@ -166,7 +166,7 @@ def file_types() -> dict[str, Any]:
     from aifx.curation.profile import Profile
     from aifx.data import versions
     from aifx.health import documents as health
-    from aifx.hub.exported import ExportFile
+    from aifx.hub.exported import ExportContent
     from aifx.hub.importing import ImportFile
     from aifx.machine.measured_peaks import Ceilings
     from aifx.planning.planner import PlanFile
@@ -183,7 +183,7 @@ def file_types() -> dict[str, Any]:
         "digests": formats.DigestsFile,
         "tags": formats.TagsFile,
         "import": ImportFile,
-        "export": ExportFile,
+        "export": ExportContent,
         "lock": Holder,
         "sweep": SweepLine,
         "eval": formats.EvaluationFile,

@@ -15,6 +15,7 @@ from aifx.runs.provenance import read_provenance
 from aifx.runs.reading import read_evaluations
 from aifx.runs.status import read_settings
 
+CARD = "README.md"
 UNKNOWN = "unknown"
 
 
@@ -53,7 +54,7 @@ def write_card(
         lines = [f"| {name} | {_cell(value)} |" for name, value in rows]
         parts.append("\n".join([f"## {title}", "", "| | |", "| --- | --- |", *lines]))
     text = f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
-    write_text(folder / "README.md", str(ModelCard(text)))
+    write_text(folder / CARD, str(ModelCard(text)))
 
 
 def _cell(value: Any) -> str:

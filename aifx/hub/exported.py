@@ -1,9 +1,9 @@
-"""The folder that `aifx export` makes: written aside, renamed when it is whole, and recognized when asked for again."""
+"""The folder that `aifx export` makes: an artefact, which is recognized when asked for again and verified by import."""
 
 from __future__ import annotations
 
 import os
-import shutil
+import stat
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,14 +11,33 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from aifx.checkpoint.inventory import files_below, seal_files, sync_folders
-from aifx.core.digests import size_and_sha256
-from aifx.core.errors import UsageError
-from aifx.core.files import UnsafeFile, open_file, read_file
-from aifx.core.json_files import sync_directory, write_json
+from aifx.core.artifact import (
+    MANIFEST,
+    Artifact,
+    DamagedArtifact,
+    damaged_files,
+    files_below,
+    parse_artifact,
+    publish,
+    read_artifact,
+    seal,
+    seal_files,
+    unfinished,
+)
+from aifx.core.digests import sha256_of
+from aifx.core.errors import AifxError, DataError, UsageError
+from aifx.core.files import read_input
+from aifx.core.locks import LOCK
+from aifx.core.progress import report_progress
+from aifx.hub.card import CARD
 from aifx.hub.comparison import LogitComparison
+from aifx.hub.folder import ModelFolder
+from aifx.hub.weights import file_digest
 
-RECORD = "export.json"
+KIND, VERSION = "export", 1
+
+_MARKS = (f'"kind": "{KIND}"'.encode(), b'"binding_digest"')
+"""One of them is in the manifest of an export, whatever byte of it was changed. Other programs' files have neither."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +71,9 @@ class ExportedModel:
 
 
 @dataclass(frozen=True)
-class ExportFile:
-    """export.json in a folder of `aifx export`: what it was made of, by which the same command recognizes it.
+class ExportContent:
+    """The `content` of manifest.json in a folder of `aifx export`: what it was made of, by which the same command
+    recognizes it.
 
     Attributes:
         aifx: version of aifx.
@@ -62,10 +82,8 @@ class ExportFile:
         shard_bytes: with the format hf.
         scan_layers: with the format orbax.
         merged: how far merging moved the logits.
-        files: all others of the folder.
     """
 
-    schema_version: Literal[1]
     aifx: str
     format: Literal["hf", "peft", "orbax"]
     run: str
@@ -77,7 +95,6 @@ class ExportFile:
     scan_layers: bool | None
     merge: bool
     merged: LogitComparison | None = None
-    files: tuple[ExportedFile, ...] = ()
 
 
 def folder_path(dest: Path) -> Path:
@@ -91,69 +108,98 @@ def folder_path(dest: Path) -> Path:
 
 
 def make_folder(
-    made: ExportedModel, record: ExportFile, write: Callable[[Path], LogitComparison | None]
+    made: ExportedModel, content: ExportContent, write: Callable[[Path], LogitComparison | None]
 ) -> ExportedModel:
-    """Make the folder `made.path` of what `write` writes, unless it is there already and has the same record.
+    """Make the folder `made.path` of what `write` writes, unless it is there already and has the same content.
 
     The folder is removed if `write` raises.
 
     Args:
         made: without the folder's files.
-        record: without the folder's files.
+        content: without the comparison of merged logits.
         write: writes files into the folder that it is given, and returns the comparison of merged logits.
 
     Raises UsageError if anything else is there.
     """
     dest = Path(made.path)
-    if os.path.lexists(dest):
-        record, is_new = _made_before(dest, record), False
-    else:
-        record, is_new = _make(dest, record, write), True
-    files = sorted([*record.files, _exported_file(dest, RECORD)], key=lambda file: file.name)
-    return replace(made, files=files, merged=record.merged, is_new=is_new)
+    artifact = None if os.path.lexists(dest) else _make(dest, content, write)
+    is_new = artifact is not None
+    artifact = artifact or _made_before(dest, content)
+    manifest = artifact.encode()
+    files = [ExportedFile(name, file.bytes, file.sha256) for name, file in artifact.every_file.items()]
+    files.append(ExportedFile(MANIFEST, len(manifest), sha256_of(manifest)))
+    files.sort(key=lambda file: file.name)
+    return replace(made, files=files, merged=_content(artifact).merged, is_new=is_new)
 
 
-def _make(dest: Path, record: ExportFile, write: Callable[[Path], LogitComparison | None]) -> ExportFile:
-    staged = dest.parent / f".{dest.name}.exporting"
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir()
+def check_export(folder: ModelFolder) -> None:
+    """Compare a folder that `aifx export` made with its manifest. Any other passes.
+
+    Files may be links, as in the Hub's cache, and the model card may differ. Raises DataError for a file that is
+    missing or changed.
+    """
+    root = folder.sealed
     try:
-        merged = write(staged)
-        sealed = seal_files(staged, sorted(files_below(staged)))
-        files = tuple(ExportedFile(name, size, sha) for name, (size, sha) in sealed.items())
-        record = replace(record, merged=merged, files=files)
-        write_json(staged / RECORD, asdict(record))
-        sync_folders(staged)
-        staged.rename(dest)
-        sync_directory(dest.parent)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
-    return record
-
-
-def _made_before(dest: Path, record: ExportFile) -> ExportFile:
-    """The record in a folder that was made before of the same. Raises UsageError for any other."""
+        data = read_input(root / MANIFEST)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return
+    if not any(mark in data for mark in _MARKS):
+        return
+    hint = f"copy or export it again    (or, to import it as it is: rm {root / MANIFEST})"
     try:
-        found = TypeAdapter(ExportFile).validate_json(read_file(dest / RECORD))
-    except (OSError, ValueError, UnsafeFile):
-        raise _exists(dest, f"it has no {RECORD} of aifx export") from None
-    wanted = asdict(replace(record, merged=found.merged, files=found.files))
-    if others := [key for key, value in asdict(found).items() if value != wanted[key]]:
-        raise _exists(dest, f"its {RECORD} has another {' and another '.join(others)}")
-    for file in found.files:
+        artifact = parse_artifact(data, root, KIND, VERSION)
+    except DamagedArtifact as e:
+        raise DataError(e.what, e.why, hint) from e
+    with report_progress(f"verifying {folder.source}", artifact.size_bytes, "bytes") as progress:
+        for name, file in artifact.files.items():
+            try:
+                is_same = file_digest(root / name) == (file.bytes, file.sha256)
+            except (FileNotFoundError, NotADirectoryError):
+                raise DataError(f"{root} is damaged", f"{name} is missing", hint) from None
+            if not is_same:
+                raise DataError(f"{root} is damaged", f"{name} has other bytes than were written", hint)
+            progress.advance(file.bytes)
+
+
+def _make(dest: Path, content: ExportContent, write: Callable[[Path], LogitComparison | None]) -> Artifact | None:
+    """None if another process made the folder meanwhile."""
+    with unfinished(dest) as folder:
+        content = replace(content, merged=write(folder))
+        card, paths = folder / CARD, files_below(folder)
+        for path in paths:  # safetensors writes files that their owner alone can read
+            path.chmod(stat.S_IMODE(card.stat().st_mode))
+        files = seal_files(folder, [path for path in paths if path != card])
+        artifact = Artifact(KIND, VERSION, asdict(content), files, seal_files(folder, [card]))
+        seal(folder, artifact)
         try:
-            is_same = _exported_file(dest, file.name) == file
-        except (OSError, ValueError, UnsafeFile):
-            is_same = False
-        if not is_same:
-            raise _exists(dest, f"{file.name} is not what aifx wrote")
-    return found
+            publish(folder, dest)
+        except OSError:
+            if not os.path.lexists(dest):
+                raise
+            return None
+    return artifact
 
 
-def _exported_file(folder: Path, name: str) -> ExportedFile:
-    with open(open_file(folder / name, below=folder), "rb") as file:
-        return ExportedFile(name, *size_and_sha256(file))
+def _made_before(dest: Path, content: ExportContent) -> Artifact:
+    """The artefact in a folder that was made before of the same. Raises UsageError for any other."""
+    try:
+        artifact = read_artifact(dest, KIND, VERSION)
+        found = _content(artifact)
+    except (OSError, ValueError, AifxError) as e:
+        raise _exists(dest, f"it has no whole {MANIFEST} of aifx export") from e
+    wanted = asdict(replace(content, merged=found.merged))
+    if others := [key for key, value in asdict(found).items() if value != wanted[key]]:
+        raise _exists(dest, f"its {MANIFEST} has another {' and another '.join(others)}")
+    with report_progress(f"comparing {dest}", artifact.size_bytes, "bytes") as progress:
+        if damaged := damaged_files(dest, artifact, progress=progress):
+            raise _exists(dest, damaged[0])
+    (dest / LOCK).unlink(missing_ok=True)  # of a process that was killed just after it published the folder
+    return artifact
+
+
+def _content(artifact: Artifact) -> ExportContent:
+    """Raises ValueError."""
+    return TypeAdapter(ExportContent).validate_python(artifact.content)
 
 
 def _exists(dest: Path, why: str) -> UsageError:

@@ -29,7 +29,7 @@ from aifx.data.text import TOKENIZER_FILE, TokenFormat
 from aifx.hub.architectures import expressed_by, map_tensors, named_specs, read_arrays
 from aifx.hub.card import write_card
 from aifx.hub.comparison import LogitComparison, compare_merged
-from aifx.hub.exported import ExportedModel, ExportFile, folder_path, make_folder
+from aifx.hub.exported import ExportContent, ExportedModel, folder_path, make_folder
 from aifx.hub.folder import (
     CHAT_TEMPLATE,
     CONFIG,
@@ -94,12 +94,11 @@ class Export:
             is_new=True,
         )
 
-    def record(
+    def content(
         self, form: Literal["hf", "peft", "orbax"], shard_bytes: int | None = None, *, merge: bool = False
-    ) -> ExportFile:
+    ) -> ExportContent:
         """What the folder is made of."""
-        return ExportFile(
-            schema_version=1,
+        return ExportContent(
             aifx=__version__,
             format=form,
             run=self.run.name,
@@ -159,8 +158,8 @@ def export_model(
     is_rounded = export.dtype != stored and export.dtype != np.float32
     made = export.exported(dest, parameters, is_rounded=is_rounded)
     if scan_layers is None:
-        return make_folder(made, export.record("hf", shard_bytes, merge=merge), write)
-    return make_folder(made, export.record("orbax", merge=merge), write)
+        return make_folder(made, export.content("hf", shard_bytes, merge=merge), write)
+    return make_folder(made, export.content("orbax", merge=merge), write)
 
 
 def _check_merge(export: Export, merge: bool, dest: Path) -> None:

@@ -37,6 +37,11 @@ class ModelFolder:
         """The one that imports it."""
         return f"aifx import {self.source}"
 
+    @property
+    def sealed(self) -> Path:
+        """The folder that has a manifest if `aifx export` made it."""
+        return self.path
+
     def place(self, name: str) -> Path:
         """Where its file of this name is."""
         return self.path / name

@@ -26,6 +26,7 @@ from aifx.core.project import Project, RunDirectory
 from aifx.data.spec import keep_spec
 from aifx.hub.architectures import TensorMap, architecture_of, check_keys, map_tensors, read_arrays
 from aifx.hub.assets import HubAssets, read_text_assets
+from aifx.hub.exported import check_export
 from aifx.hub.folder import CONFIG, ModelFolder, open_folder
 from aifx.hub.orbax import OrbaxFolder, OrbaxWeights, in_maxtext
 from aifx.hub.origin import read_imported
@@ -126,7 +127,8 @@ def import_model(
 ) -> ImportedRun:
     """Make a run of the model in a folder, or in the Hub's cache.
 
-    Nothing is written if anything is refused, or if the run is there already and was made of the same.
+    Nothing is written if anything is refused, or if the run is there already and was made of the same. A folder that
+    `aifx export` made is compared with its manifest first.
 
     Args:
         source: a path or repository, as `open_folder` takes it, or a folder that is open already.
@@ -138,6 +140,7 @@ def import_model(
     """
     folder = open_folder(source) if isinstance(source, str) else source
     run = project.run(name or default_name(folder.source))
+    check_export(folder)
     model = _read(folder, project, dtype, tuple(ignored))
     hint = f"{folder.command} --name ANOTHER    (or: aifx runs rm {run.name})"
     found = manifest = run_made_before(project, run, 0, _differences(model, project, run), hint)

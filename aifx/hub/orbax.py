@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from aifx.checkpoint.inventory import files_below
 from aifx.checkpoint.orbax import OrbaxArray, OrbaxItem, read_orbax, restore_orbax, save_orbax
+from aifx.core.artifact import files_below
 from aifx.core.errors import DataError, UsageError
 from aifx.hub.folder import CONFIG, TOKENIZER, ModelFolder
 from aifx.hub.weights import DIGESTS, DTYPES, StoredTensor, check_finite, file_digest, tensor_digest
@@ -36,6 +36,11 @@ class OrbaxFolder(ModelFolder):
     def command(self) -> str:
         files = f"--config {self.config} --tokenizer {self.tokenizer}"
         return f"aifx import {self.source} --format orbax {files}"
+
+    @property
+    def sealed(self) -> Path:
+        path = self.path.absolute()
+        return path.parent if path.name == ITEM else path
 
     def place(self, name: str) -> Path:
         return {CONFIG: self.config, TOKENIZER: self.tokenizer}.get(name, self.tokenizer.parent / name)
@@ -133,7 +138,7 @@ class OrbaxWeights:
             yield group
 
     def _files(self) -> list[Path]:
-        return sorted(files_below(Path(self._item.path)))
+        return files_below(Path(self._item.path))
 
 
 def in_maxtext(architecture: Architecture, *, is_scanned: bool) -> Architecture:

@@ -63,7 +63,7 @@ def export_adapter(
                 raise DataError(f"{staged}: {key} is not what was written", "the disk changed it", f"df -h {staged}")
 
     made = export.exported(dest, parameters, is_rounded=export.dtype.itemsize < 4)
-    return make_folder(made, export.record("peft"), write)
+    return make_folder(made, export.content("peft"), write)
 
 
 def base_source(export: Export) -> str | None:

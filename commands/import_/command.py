@@ -84,7 +84,8 @@ def import_(
 
     Outside a project, aifx starts one in the working directory, whose aifx.toml fine-tunes the model. aifx reads
     safetensors files and checkpoints of Orbax, and opens no pickle. Code in the model's folder does not run. If the run
-    is what the same command made before, aifx says so and exits 0.
+    is what the same command made before, aifx says so and exits 0. A folder that aifx export wrote is first compared
+    with its manifest.json.
     """
     with terminal(json) as out, sigterm_as_ctrl_c():
         refuse_job("import")

@@ -77,14 +77,15 @@ def content(root: Path) -> dict[str, Any]:
     """Each file that a run or an exported folder consists of, without what no two runs have in common.
 
     Files of arrays have random names, and are left to `aifx ckpt verify` and the digests in the manifest. Those of an
-    exported tree are left to `export.json`, which aifx compares with them when it is asked again.
+    exported tree are left to `manifest.json`, which aifx compares with them when it is asked again.
     """
     found: dict[str, Any] = {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
         in_checkpoint = "checkpoints" in path.parts and path.name != "manifest.json"
-        if "items" in path.parts or (path.name == "export.json" and sys.argv[1] == "orbax"):
-            found[path.name if path.name == "export.json" else "items"] = None
+        is_tree = sys.argv[1] == "orbax" and name == "made/manifest.json"
+        if "items" in path.parts or is_tree:
+            found[name if is_tree else "items"] = None
         elif path.is_dir() or path.name == "lock" or in_checkpoint:
             found[name if path.is_dir() and not in_checkpoint else "checkpoints"] = None
         elif path.suffix in (".json", ".jsonl") and "runs" in path.parts:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import inprocess
 import ml_dtypes
@@ -12,9 +14,11 @@ import peer_models
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from aifx.core.errors import AifxError, ConfigError
+from aifx.core.artifact import Artifact, read_artifact
+from aifx.core.errors import AifxError, ConfigError, DataError
 from aifx.hub import exporting
 from aifx.hub.architectures import expressed_by
+from aifx.hub.exported import KIND, VERSION
 from aifx.hub.exporting import export_model
 from aifx.hub.importing import import_model
 from aifx.kinds import bundled
@@ -139,6 +143,9 @@ def test_asked_again_it_says_that_the_folder_is_there(hub_models, empty_project,
     first = export_command(empty_project, "../out", "--json")
     assert first["is_new"]
     assert {file["name"] for file in first["files"]} == {path.name for path in (tmp_path / "out").iterdir()}
+    for file in first["files"]:
+        data = (tmp_path / "out" / file["name"]).read_bytes()
+        assert (file["bytes"], file["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
     before = {path: path.stat() for path in (tmp_path / "out").iterdir()}
     assert export_command(empty_project, "../out", "--json") == {**first, "is_new": False}
     text = export_command(empty_project, "../out")
@@ -157,8 +164,10 @@ def test_a_folder_of_other_content_is_not_taken_for_the_export(hub_models, empty
         return error["why"]
 
     out.mkdir()
-    assert "export.json" in refused()
-    out.rmdir()
+    assert "manifest.json" in refused()
+    (out / "manifest.json").write_text("{}")
+    assert "manifest.json" in refused()
+    shutil.rmtree(out)
     export_model(out, run, empty_project)
     assert "dtype" in refused("--dtype", "float16")
     assert "shard_bytes" in refused("--shard-size", "1MB")
@@ -166,11 +175,110 @@ def test_a_folder_of_other_content_is_not_taken_for_the_export(hub_models, empty
     (out / "README.md").write_text(card + "mine\n")
     assert "README.md" in refused()
     (out / "README.md").write_text(card)
-    record = json.loads((out / "export.json").read_text())
-    (out / "export.json").write_text(json.dumps({**record, "state_digest": "0"}))
+    made = read_artifact(out, KIND, VERSION)
+    other = replace(made, content={**made.content, "state_digest": "0"})
+    (out / "manifest.json").write_bytes(other.encode())
     assert "state_digest" in refused()
+    (out / "manifest.json").write_bytes(made.encode().replace(made.content["run"].encode(), b"other"))
+    assert "manifest.json" in refused()
     (tmp_path / "link").symlink_to(out)
     assert "link" in export_command(empty_project, "../link", "--json", code=2)["error"]["why"]
+
+
+def test_what_the_user_has_beside_it_stays_and_all_can_read_it_who_can_read_a_new_folder(
+    hub_models, empty_project, tmp_path
+):
+    run = imported(hub_models("llama"), empty_project)
+    names = ("out.tmp-20241130", ".out.exporting", ".removed-pictures")
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("")
+    export_model(tmp_path / "out", run, empty_project)
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    (tmp_path / "plain" / "file").write_text("")
+    assert {path.stat().st_mode for path in (tmp_path / "out").iterdir()} == {
+        (tmp_path / "plain" / "file").stat().st_mode
+    }
+    assert all((tmp_path / name / "mine").exists() for name in names)
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {*names, "out", "plain", "project"}
+
+
+def test_of_two_at_the_same_time_the_first_stays(hub_models, empty_project, tmp_path, monkeypatch):
+    run, write_card = imported(hub_models("llama"), empty_project), exporting.write_card
+    first = []
+
+    def meanwhile(folder, *args, **kwargs):
+        if not first:
+            first.append(None)
+            first.append(export_model(tmp_path / "out", run, empty_project))
+        write_card(folder, *args, **kwargs)
+
+    monkeypatch.setattr(exporting, "write_card", meanwhile)
+    second = export_model(tmp_path / "out", run, empty_project)
+    assert second == replace(first[1], is_new=False)
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out"]
+
+
+@pytest.fixture
+def exported(hub_models, empty_project, tmp_path):
+    """An exported folder of several files of weights."""
+    run = imported(hub_models("llama"), empty_project)
+    export_model(tmp_path / "out", run, empty_project, shard_bytes=4000)
+    return tmp_path / "out"
+
+
+def test_a_damaged_export_is_not_imported(exported, empty_project):
+    """Each file, and each 97th byte of the manifest."""
+
+    def refused() -> DataError:
+        with pytest.raises(DataError) as caught:
+            import_model(str(exported), empty_project, name="again")
+        assert str(exported / "manifest.json") in caught.value.hint
+        return caught.value
+
+    names = [path.name for path in exported.iterdir() if path.name not in ("README.md", "manifest.json")]
+    assert len(names) > 6
+    for name in names:
+        whole = (exported / name).read_bytes()
+        for data in (whole[:-1] + bytes([whole[-1] ^ 1]), whole + b" ", None):
+            (exported / name).unlink() if data is None else (exported / name).write_bytes(data)
+            if data is not None or name != "config.json":  # without which a folder is no model's
+                assert name in refused().why
+        (exported / name).write_bytes(whole)
+    whole = (exported / "manifest.json").read_bytes()
+    for at in [*range(0, len(whole), 97), whole.index(b"export") + 1]:
+        (exported / "manifest.json").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert "manifest.json" in refused().why
+    assert not (empty_project.runs_path / "again").exists()
+    (exported / "manifest.json").write_bytes(whole)
+    (exported / "README.md").write_text("a card of one's own")
+    assert import_model(str(exported), empty_project, name="again").is_new
+
+
+def test_an_export_in_the_hubs_cache_is_verified_and_another_folder_is_not(exported, empty_project, tmp_path):
+    cached = tmp_path / "cached"
+    cached.mkdir()
+    for path in exported.iterdir():
+        (cached / path.name).symlink_to(path)
+    assert import_model(str(cached), empty_project).is_new
+    (exported / "tokenizer.json").write_bytes((exported / "tokenizer.json").read_bytes() + b" ")
+    with pytest.raises(DataError) as caught:
+        import_model(str(cached), empty_project, "again")
+    assert "tokenizer.json" in caught.value.why
+    for data in (None, b'{"name": "an application of the web"}', b"\xff"):
+        (exported / "manifest.json").unlink() if data is None else (exported / "manifest.json").write_bytes(data)
+        assert import_model(str(cached), empty_project, f"run-{data and len(data)}").is_new
+
+
+def test_a_manifest_of_a_stranger_names_no_file_outside(exported, empty_project, tmp_path):
+    made = read_artifact(exported, KIND, VERSION)
+    (tmp_path / "secret").write_text("")
+    other = Artifact(KIND, VERSION, made.content, {"../secret": made.files["config.json"]})
+    (exported / "manifest.json").write_bytes(other.encode())
+    with pytest.raises(DataError) as caught:
+        import_model(str(exported), empty_project, "again")
+    assert "../secret" in caught.value.why
 
 
 def decoder():

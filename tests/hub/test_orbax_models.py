@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from aifx.checkpoint.naming import flat_names, nest
 from aifx.checkpoint.orbax import read_orbax, restore_orbax, save_orbax
-from aifx.core.errors import AifxError, ConfigError, UsageError
+from aifx.core.errors import AifxError, ConfigError, DataError, UsageError
 from aifx.core.project import Project, RunDirectory
 from aifx.hub import orbax
 from aifx.hub.architectures import architectures, named_specs
@@ -272,6 +272,10 @@ def test_what_changes_after_the_export_is_named(llama, empty_project, tmp_path):
     with pytest.raises(AifxError, match="exists already") as refused:
         export_model(out, run, empty_project, scan_layers=True)
     assert str(file.relative_to(out)) in refused.value.why
+    for source in (out, out / "items"):
+        with pytest.raises(DataError) as damaged:
+            again(source, folder, empty_project, "damaged")
+        assert str(file.relative_to(out)) in damaged.value.why
 
 
 @pytest.mark.parametrize(
