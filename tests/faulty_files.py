@@ -126,7 +126,7 @@ def _watched(calls: Calls) -> Iterator[Calls]:
 
     places = {"open": 0, "write": 0, "fsync": 0, "rename": 1, "replace": 1, "mkdir": 0}
     if are_changes:
-        places |= {"unlink": 0, "rmdir": 0, "ftruncate": 0}
+        places |= {"link": 1, "unlink": 0, "rmdir": 0, "ftruncate": 0}
     patches = [mock.patch.object(os, name, counted(name, place)) for name, place in places.items()]
     patches += [mock.patch.object(builtins, "open", opened), mock.patch.object(io, "open", opened)]
     for patch in patches:

@@ -2,8 +2,8 @@
 
 A run can be a copy of a stranger's, and a temporary folder can hold names that others planted. Functions here open
 regular files only. They follow no link below the folder that the caller trusts (`below`), they never wait for a FIFO,
-and they read no more than a limit. Files that must be whole or absent are written under an unpredictable name and
-renamed.
+and they read no more than a limit. Files that must be whole or absent are written under an unpredictable name, and
+then renamed or, if nothing may be replaced, linked.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias
 
 from aifx.core.errors import EnvironmentFault
 from aifx.core.os_errors import naming
@@ -29,7 +29,13 @@ RECORDS_LIMIT = 2**30
 """Bytes that aifx reads of a file of JSON lines, which grows with a run."""
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
-"""Names of the files that `replace_file` renames once they are whole."""
+"""Names of the files that `replace_file` renames, and `create_file` links, once they are whole."""
+
+_Publish: TypeAlias = Callable[[str, Path, int], None]
+"""From a temporary name, the path that gets its file, and the descriptor of the folder of both."""
+
+_NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+"""How file systems without hard links refuse to make one: FAT with EPERM, CIFS and FUSE with any of these."""
 
 _STREAMS = ("/dev/stdin", "/dev/stdout", "/dev/stderr", "/dev/null", "/dev/full", "/dev/tty")
 _STREAM_FOLDERS = ("/dev/fd", "/proc/self/fd")
@@ -130,17 +136,63 @@ def check_tree(path: Path, *, deep: bool = True) -> None:
 
 def replace_file(path: Path, data: bytes, *, below: Path | None = None) -> None:
     """Put `data` at `path`, as `replacing` does."""
-    with naming(path), replacing(path, below=below) as file:
+    with naming(path), _publishing(path, below, _rename) as file:
         file.write(data)
 
 
-@contextmanager
-def replacing(path: Path, *, below: Path | None = None) -> Iterator[IO[bytes]]:
+def replacing(path: Path, *, below: Path | None = None) -> AbstractContextManager[IO[bytes]]:
     """A stream whose content is put at `path` when the block ends, or not at all if it raises.
 
     The content goes to a new file beside it: fsync, rename, fsync of the folder. A link at `path` is replaced; nothing
     is written through it. Raises UnsafeFile for a link above it or a folder at `path`, OSError.
     """
+    return _publishing(path, below, _rename)
+
+
+def create_file(path: Path, data: bytes, *, below: Path | None = None) -> bool:
+    """Put `data` at `path` if nothing is there. Returns whether this call did, among any number of machines.
+
+    The data goes to a new file beside it: fsync, a hard link at `path`, unlink, fsync of the folder, which also makes
+    durable what another call put there. Raises UnsafeFile for a link above it, or a link, folder or device at `path`;
+    EnvironmentFault for a file system without hard links; OSError.
+    """
+    is_new = False
+
+    def link(temporary: str, path: Path, folder: int) -> None:
+        nonlocal is_new
+        try:
+            os.link(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+            is_new = True
+        except FileExistsError:
+            with suppress(FileNotFoundError):  # deleted just now
+                there, mine = (os.stat(name, dir_fd=folder, follow_symlinks=False) for name in (path.name, temporary))
+                _check_regular(path, there.st_mode, is_named=False)
+                # A client of NFS that got no answer asks again, and what it made refuses it.
+                is_new = os.path.samestat(there, mine)
+        except OSError as e:
+            if e.errno not in _NO_HARD_LINKS:
+                raise
+            why = f"its file system refused a hard link: {e.strerror}"
+            hint = f"move {path.parent} to a file system with hard links, such as ext4, XFS, Lustre or NFS"
+            raise EnvironmentFault(f"aifx cannot create {path} exclusively", why, hint) from e
+        os.unlink(temporary, dir_fd=folder)
+
+    with naming(path), _publishing(path, below, link) as file:
+        file.write(data)
+    return is_new
+
+
+def _rename(temporary: str, path: Path, folder: int) -> None:
+    """Move a file to `path`, in place of one that may be there."""
+    try:
+        os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+    except IsADirectoryError as e:
+        raise _not_regular(path, stat.S_IFDIR) from e
+
+
+@contextmanager
+def _publishing(path: Path, below: Path | None, publish: _Publish) -> Iterator[IO[bytes]]:
+    """A stream into a temporary file beside `path`, which `publish` moves there when the block ends."""
     with _folder_of(path, below) as folder:
         with naming(path):
             handle, temporary = _create_locked(folder, path.name)
@@ -150,10 +202,7 @@ def replacing(path: Path, *, below: Path | None = None) -> Iterator[IO[bytes]]:
             with naming(path):
                 file.flush()
                 os.fsync(handle)
-                try:
-                    os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-                except IsADirectoryError as e:
-                    raise _not_regular(path, stat.S_IFDIR) from e
+                publish(temporary, path, folder)
                 file.close()
         except BaseException:
             with suppress(OSError):
@@ -161,6 +210,7 @@ def replacing(path: Path, *, below: Path | None = None) -> Iterator[IO[bytes]]:
             with suppress(OSError):
                 os.unlink(temporary, dir_fd=folder)
             raise
+        # Also if the name was taken: the call that took it may have been killed before it came here.
         with naming(path):
             os.fsync(folder)
 
@@ -179,7 +229,7 @@ def _create_locked(folder: int, name: str) -> tuple[int, str]:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove what `replace_file` left in `folder` when its process was killed, as far as the disk allows."""
+    """Remove temporary files that killed processes left in `folder`, as far as the disk allows."""
     with suppress(OSError):
         for path in folder.iterdir():
             if is_temporary(path.name):
@@ -188,7 +238,7 @@ def remove_temporary(folder: Path) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file of this name is one that `replace_file` renames once it is whole."""
+    """Whether a file of this name is one that `replace_file` or `create_file` publishes once it is whole."""
     return _TEMPORARY.fullmatch(name) is not None
 
 

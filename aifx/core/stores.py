@@ -5,6 +5,10 @@ A store is whatever fsspec knows by the URL: a folder, `s3://`, `gs://`, `memory
 
 from __future__ import annotations
 
+import itertools
+import logging
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +18,26 @@ from typing import Any
 from aifx.core.digests import sha256_of_blocks
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError
 from aifx.core.extras import install_command
-from aifx.core.os_errors import FULL, first_line, refusal_in
+from aifx.core.files import create_file, make_folders
+from aifx.core.os_errors import FULL, causes, first_line, in_brief, refusal_in
 from aifx.core.progress import Reporter
 from aifx.core.redaction import redact
 
+logger = logging.getLogger(__name__)
+
 BLOCK_BYTES = 8 << 20
+
+_CONDITIONAL = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"})
+"""Schemes whose clients let the store refuse a name that is taken, by `If-None-Match: *` or `ifGenerationMatch=0`.
+
+Other clients of fsspec ask whether the name is taken, and then write: two of them can both find it free.
+"""
+
+_CONFLICT_TRIES = 6
+"""How often aifx sends a file that S3 answers with 409, which says that another request for the name is under way."""
+
+_PROBED: dict[tuple[int, str], Any] = {}
+"""File systems that create exclusively, by identity and bucket. Holding them here keeps the identities theirs."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +51,11 @@ class Store:
     @property
     def folder(self) -> Path | None:
         """The folder, if it is on a disk."""
-        protocols = (self.fs.protocol,) if isinstance(self.fs.protocol, str) else self.fs.protocol
-        return Path(self.path) if "file" in protocols else None
+        return Path(self.path) if "file" in self._schemes else None
+
+    @property
+    def _schemes(self) -> frozenset[str]:
+        return frozenset((self.fs.protocol,) if isinstance(self.fs.protocol, str) else self.fs.protocol)
 
     def below(self, name: str) -> Store:
         return Store(f"{self.url}/{name}", self.fs, f"{self.path}/{name}")
@@ -90,6 +112,77 @@ class Store:
                 for block in blocks:
                     file.write(block)
 
+    def create(self, name: str, data: bytes) -> bool:
+        """Put a small file there if nothing is there. Returns whether this call did, among any number of machines.
+
+        The file is whole and durable when this returns, with either answer. A call that was killed, or that raised
+        EnvironmentFault, may have put it there. Asked again, a folder on a disk answers False: `read` tells whether the
+        file is the caller's. A remote store answers True if the file is `data`, because its client sends again what got
+        no answer, and what it had put there then refuses it. So competing callers put something of their own, such as
+        a random id, into `data`.
+
+        Args:
+            data: at most BLOCK_BYTES, which each store takes in one request.
+
+        Raises UsageError for more, UnsafeFile if a link, folder or device is in the way on a disk, and EnvironmentFault
+        for a store that cannot create exclusively: the first call for a bucket in a process tries that in the folder.
+        """
+        if len(data) > BLOCK_BYTES:
+            why = f"it has {len(data)} bytes, and aifx creates files of at most {BLOCK_BYTES} exclusively"
+            raise UsageError(f"{self.url}/{name} is too large", why, "keep the data elsewhere, and its digest here")
+        with _naming(f"create {self.url}/{name}"):
+            if (folder := self.folder) is not None:
+                make_folders((folder / name).parent, below=folder)
+                return create_file(folder / name, data, below=folder)
+            self._check_exclusive()
+            return self._create_object(name, data)
+
+    def _create_object(self, name: str, data: bytes) -> bool:
+        for attempt in itertools.count(1):
+            try:
+                self.fs.pipe_file(f"{self.path}/{name}", data, mode="create")
+                return True
+            except Exception as e:  # of any type
+                status = _status_of(e)
+                if isinstance(e, FileExistsError) or status == 412:
+                    return self.read(name) == data
+                if status != 409 or attempt == _CONFLICT_TRIES:
+                    raise
+            time.sleep(0.05 * 2**attempt)
+        raise AssertionError
+
+    def _check_exclusive(self) -> None:
+        """Raise EnvironmentFault unless the store refuses to create what is there. A success counts for its bucket.
+
+        Servers that ignore the condition answer as if they had obeyed it, so a name is created twice, and read. A kill
+        meanwhile leaves an object of 16 bytes, of whose name `is_temporary` is true.
+        """
+        place = (id(self.fs), self.path.lstrip("/").partition("/")[0])
+        if place in _PROBED:
+            return
+        what = f"{self.url} cannot create a file exclusively"
+        hint = "use a folder on a disk, or a store with conditional writes, such as Amazon S3 or Google Cloud Storage"
+        if not self._schemes & _CONDITIONAL:
+            raise EnvironmentFault(what, "its client checks whether a file is there before it writes", hint)
+        name, first, second = f".probe.{secrets.token_hex(6)}.tmp", secrets.token_bytes(16), secrets.token_bytes(16)
+        try:
+            self._create_object(name, first)
+        except Exception as e:  # of any type
+            if _status_of(e) != 501:
+                raise
+            raise EnvironmentFault(what, f"it does not know conditional writes: {first_line(e)}", hint) from e
+        try:
+            is_kept = not self._create_object(name, second) and self.read(name) == first
+        finally:
+            try:
+                self.remove(name)
+            except EnvironmentFault as e:  # a store may allow no deletion
+                logger.warning(f"{in_brief(e)}; it holds 16 random bytes, and nothing uses it")
+        if not is_kept:
+            why = "it ignored the condition that the name is free (If-None-Match: *), and replaced the file"
+            raise EnvironmentFault(what, why, f"{hint}; if this is one, pip install --upgrade its client, such as s3fs")
+        _PROBED[place] = self.fs
+
     def remove(self, name: str) -> None:
         """Delete a file or folder, if it is there."""
         with _naming(f"delete {self.url}/{name}"):
@@ -143,3 +236,12 @@ def _naming(what: str) -> Iterator[None]:
         again = "run the same command again: what arrived stays"
         hint = f"make room there, then {again}" if refusal_in(e) in FULL else again
         raise EnvironmentFault(f"could not {what}", why, hint) from e
+
+
+def _status_of(error: BaseException) -> int | None:
+    """The HTTP status of the answer that botocore reports by this error."""
+    for cause in causes(error):
+        if isinstance(response := getattr(cause, "response", None), dict):
+            status: int | None = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            return status
+    return None
