@@ -14,6 +14,7 @@ References between artefacts are whole digests. Twelve digits (`short`) are for 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -26,15 +27,15 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import IO, Any, NoReturn, TypeVar
 
 from aifx.core.digests import BlockDigests, Sha256, sha256_of, sha256_of_file, sha256_of_json, sha256_of_values
 from aifx.core.errors import AifxError, EnvironmentFault
-from aifx.core.files import UnsafeFile, open_file, read_file, remove_temporary, replace_file
+from aifx.core.files import DOCUMENT_LIMIT, UnsafeFile, open_file, read_file, remove_temporary, replace_file
 from aifx.core.json_files import encode, sync_directory
 from aifx.core.json_values import plain
 from aifx.core.locks import LOCK, REMOVED, FolderBusy, holding, remove_folder
-from aifx.core.os_errors import UNREADABLE, naming
+from aifx.core.os_errors import PASSING, TRANSIENT, UNREADABLE, naming
 from aifx.core.parsing import parse_json
 from aifx.core.private_folders import make_private
 from aifx.core.progress import Reporter
@@ -48,10 +49,12 @@ FORMAT = 1
 SHORT_DIGITS = 12
 THREADS = 4
 UNFINISHED = ".tmp-"
-"""In the name of a folder that is being written, after the name that it gets."""
+"""In the name of a folder that is being written, between the name that it gets and 16 digits."""
 
-_STRAY = re.compile(rf".+{re.escape(UNFINISHED)}[0-9a-f]{{16}}|{re.escape(REMOVED)}[0-9a-f]{{12}}")
+_STRAY = re.compile(rf".+{re.escape(UNFINISHED)}[0-9a-f]{{16}}|{re.escape(REMOVED)}[0-9a-f]{{12}}", re.DOTALL)
 """Names of folders that killed writers leave: exactly, because other folders beside them can be the user's."""
+
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 _READ_BYTES = 1 << 18
 
@@ -119,7 +122,7 @@ class Artifact:
     def encode(self) -> bytes:
         """The bytes of the manifest: always the same for the same artefact."""
         identity = self._identity()
-        rest = {"digest": sha256_of_json(identity), "descriptions": _entries(self.descriptions)}
+        rest = {"digest": self.digest, "descriptions": _entries(self.descriptions)}
         document = {**identity, **rest, "notes": plain(self.notes)}
         document["checksum"] = sha256_of_json(document)
         return encode(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -157,6 +160,10 @@ def parse_artifact(data: bytes, place: object, kind: str, version: int) -> Artif
                 what, why = f"{place} is no {kind}", f"its {MANIFEST} is of a {found[1]}"
             raise AifxError(what, why, hint)
         files, descriptions = _files(doc["files"]), _files(doc["descriptions"])
+        if both := sorted(files.keys() & descriptions.keys()):
+            raise ValueError(f"it has {both[0]!r} twice")  # one of them is not in the digest
+        if not isinstance(doc["content"], dict) or not isinstance(doc["notes"], dict):
+            raise ValueError("its content is no object")
         artifact = Artifact(kind, version, doc["content"], files, descriptions, doc["notes"])
         if data != artifact.encode():
             raise ValueError("its bytes are not those that were written")
@@ -176,7 +183,7 @@ def read_artifact(folder: Path, kind: str, version: int) -> Artifact:
     except UnsafeFile as e:
         raise DamagedArtifact(folder, f"{MANIFEST}: {e.what}") from e
     except NotADirectoryError as e:
-        raise FileNotFoundError(*e.args) from e
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder / MANIFEST)) from e
     except OSError as e:
         if isinstance(e, FileNotFoundError) or e.errno in UNREADABLE:
             raise
@@ -189,16 +196,21 @@ def read_artifact(folder: Path, kind: str, version: int) -> Artifact:
 
 @contextmanager
 def writable_folder(folder: Path) -> Iterator[None]:
-    """Make a folder of the cache, or one beside data that others may share. Raises EnvironmentFault if it cannot be
-    written."""
+    """Make a folder of the cache, or one beside data that others may share. Its name survives a loss of power.
+
+    Raises EnvironmentFault if it cannot be written.
+    """
+    is_cache = folder.is_relative_to(cache_location())
     try:
-        if folder.is_relative_to(cache_location()):
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        if is_cache:
             make_private(folder)
         else:
             folder.mkdir(parents=True, exist_ok=True)
+        for made in missing:
+            sync_directory(made.parent)
         yield
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        is_cache = folder.is_relative_to(cache_location())
         hint = "AIFX_CACHE_DIR=/path/to/write/to aifx train" if is_cache else f"ls -ld {folder}"
         raise EnvironmentFault(f"{folder} cannot be written", error.strerror or "", hint) from error
 
@@ -208,7 +220,7 @@ def unfinished(place: Path) -> Iterator[Path]:
     """A new folder beside `place`, to be renamed to it. It is deleted when the block ends, unless it was renamed.
 
     This process holds it, so that others know it from what killed ones left, which is deleted first. Its mode is that
-    of any new folder. Raises as `writable_folder` does.
+    of any new folder. Raises as `writable_folder` does, OSError.
     """
     held = ExitStack()
     with writable_folder(place.parent):
@@ -223,36 +235,41 @@ def unfinished(place: Path) -> Iterator[Path]:
 
 def _held_folder(place: Path, held: ExitStack) -> Path:
     while True:
-        folder = _new_folder(place)
+        folder = place.with_name(f"{place.name}{UNFINISHED}{secrets.token_hex(8)}")
+        folder.mkdir()
+        folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_IRWXU)  # whatever the umask
         try:
             held.enter_context(holding(folder, str(folder), "builds it"))
         except FolderBusy:
             continue  # another process sweeps it
-        except OSError:
-            pass  # a file system without locks, on which nobody sweeps
+        except OSError as e:
+            if e.errno in PASSING:  # a full disk
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            # otherwise a file system without locks, on which nobody sweeps
         return folder
 
 
-def _new_folder(place: Path) -> Path:
-    folder = place.with_name(f"{place.name}{UNFINISHED}{secrets.token_hex(8)}")
-    folder.mkdir()
-    folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_IRWXU)  # whatever the umask
-    return folder
-
-
 def sweep(folder: Path) -> None:
-    """Delete what killed writers left in a folder, as far as the disk allows."""
+    """Delete what killed writers left in a folder, as far as the disk allows, and nothing of anybody else's."""
     with suppress(OSError):
-        for name in filter(_STRAY.fullmatch, os.listdir(folder)):
+        for entry in [entry for entry in os.scandir(folder) if _STRAY.fullmatch(entry.name)]:
             with suppress(OSError, FolderBusy):
-                remove_folder(folder / name, name)
+                if entry.is_dir(follow_symlinks=False):
+                    remove_folder(Path(entry.path), entry.path)
     remove_temporary(folder)
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files in a folder and in its folders, in order, but its manifest and locks."""
-    found = sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
-    return [path for path in found if path != folder / MANIFEST and path.name != LOCK]
+    """All files in a folder and in its folders, in order, but its manifest and locks. Raises OSError.
+
+    A link to a folder is among them, so that `seal_files` refuses it.
+    """
+    found = []
+    for parent, folders, names in os.walk(folder, onerror=_raise):
+        found += [Path(parent, name) for name in names]
+        found += [path for name in folders if (path := Path(parent, name)).is_symlink()]
+    return sorted(path for path in found if path != folder / MANIFEST and path.name != LOCK)
 
 
 def seal_files(folder: Path, paths: Iterable[Path], *, blocks: bool = False) -> dict[str, SealedFile]:
@@ -261,22 +278,24 @@ def seal_files(folder: Path, paths: Iterable[Path], *, blocks: bool = False) -> 
     While the disk takes one file, the processor digests another.
 
     Args:
-        blocks: write beside each file the digests of its blocks, for readers of parts of it.
+        blocks: write the digests of its blocks beside each file, as `<file>.blocks`, for readers of parts of it.
+
+    Raises UnsafeFile for a link, a FIFO or a device, OSError.
     """
 
     def seal_one(path: Path) -> list[tuple[str, SealedFile]]:
-        sync_file(path)
         name = path.relative_to(folder).as_posix()
-        if not blocks:
-            return [(name, _summary(path))]
-        digests = BlockDigests()
-        summary = _summary(path, digests)
-        beside = path.with_name(f"{path.name}{BLOCKS}")
-        data = digests.finish()
-        with naming(beside):
-            beside.write_bytes(data)
-        sync_file(beside)
-        return [(name, summary), (f"{name}{BLOCKS}", SealedFile(len(data), sha256_of(data)))]
+        digests = BlockDigests() if blocks else None
+        with naming(path), open(open_file(path, below=folder), "rb") as file:
+            os.fsync(file.fileno())
+            sealed = [(name, _summary(file, digests))]
+        if digests is not None:
+            beside, data = path.with_name(f"{path.name}{BLOCKS}"), digests.finish()
+            with naming(beside):
+                beside.write_bytes(data)
+                sync_file(beside)
+            sealed.append((f"{name}{BLOCKS}", SealedFile(len(data), sha256_of(data))))
+        return sealed
 
     with ThreadPoolExecutor(THREADS) as pool:
         return {name: file for found in pool.map(seal_one, paths) for name, file in found}
@@ -284,27 +303,43 @@ def seal_files(folder: Path, paths: Iterable[Path], *, blocks: bool = False) -> 
 
 def seal(folder: Path, artifact: Artifact) -> None:
     """Write the manifest of the artefact in `folder`, after which nothing in it may change. It survives a loss of power
-    if its files do (`seal_files`)."""
-    for parent, _, _ in os.walk(folder):
-        sync_directory(Path(parent))
-    replace_file(folder / MANIFEST, artifact.encode())
+    if its files do (`seal_files`).
+
+    Raises DamagedArtifact if a file has another size than when it was sealed, AifxError for more files than a manifest
+    can name, OSError.
+    """
+    if why := missing_file(folder, artifact):
+        raise DamagedArtifact(folder, why)
+    data = artifact.encode()
+    if len(data) > DOCUMENT_LIMIT:
+        why = f"its {MANIFEST} would have {len(data) >> 20} MiB, and aifx reads {DOCUMENT_LIMIT >> 20} MiB"
+        raise AifxError(f"{folder} has too many files: {len(artifact.every_file):,}", why, "make fewer and larger ones")
+    sync_folders(folder)
+    replace_file(folder / MANIFEST, data)
 
 
 def publish(folder: Path, place: Path) -> None:
-    """Put a sealed folder in its place, and no lock with it. Raises OSError if something is there."""
+    """Put a sealed folder in its place, without its lock. Raises OSError if something is there but an empty folder."""
     os.rename(folder, place)
-    (place / LOCK).unlink(missing_ok=True)  # only now: without it, another process would sweep the folder
+    with suppress(OSError):
+        (place / LOCK).unlink()  # not before: nobody may sweep it
     sync_directory(place.parent)
 
 
 def sync_file(path: Path) -> None:
     """Make the content of a file survive a loss of power."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        with naming(path):
-            os.fsync(handle)
-    finally:
-        os.close(handle)
+    with naming(path), open(open_file(path), "rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folders(folder: Path) -> None:
+    """Make the names of all files in a folder and in its folders survive a loss of power."""
+    for parent, _, _ in os.walk(folder, onerror=_raise):
+        sync_directory(Path(parent))
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
 
 
 def cached(
@@ -332,40 +367,70 @@ def cached(
     with unfinished(place) as folder:
         content, files = make(folder)
         seal(folder, Artifact(kind, version, content, files))
-        folder.chmod(stat.S_IMODE(place.parent.stat().st_mode))  # beside shared data it is shared as well
+        folder.chmod(stat.S_IMODE(place.parent.stat().st_mode) & ~stat.S_ISVTX)  # beside shared data it is shared, too
         why = "something else writes there"
         for _ in range(10):
+            in_the_way = _identity(place)
             try:
                 publish(folder, place)
             except OSError as e:  # another process was first, or something damaged is in the way
                 why = str(e)
+            else:
+                return open_it(place, read_artifact(place, kind, version))
             if (found := _opened(place, kind, version, open_it, lambda _: None)) is not None:
                 return found
-            _set_aside(place)
+            _remove(place, in_the_way)
         raise EnvironmentFault(f"{place} cannot be put in place", why, f"rm -r {place}")
 
 
 def _opened(
     place: Path, kind: str, version: int, open_it: Callable[[Path, Artifact], T], warn: Callable[[str], None]
 ) -> T | None:
+    """What `open_it` makes of the artefact at `place`; None if there is none, or none that can be used."""
     try:
-        artifact = read_artifact(place, kind, version)
-        if why := missing_file(place, artifact):
-            raise DamagedArtifact(place, why)
+        try:
+            artifact = read_artifact(place, kind, version)
+        except FileNotFoundError as e:
+            if not os.path.lexists(place):
+                return None
+            raise DamagedArtifact(place, f"it has no {MANIFEST}") from e
+        except AifxError as e:  # also one of another format
+            raise DamagedArtifact(place, e.why) from e
+        if missing := missing_file(place, artifact):
+            raise DamagedArtifact(place, missing)
         return open_it(place, artifact)
-    except FileNotFoundError:
-        if os.path.lexists(place):
-            warn(f"the {kind} {place} has no {MANIFEST}; making it again")
-    except (DamagedArtifact, OSError) as e:
-        warn(f"the {kind} {place} is damaged ({e.why if isinstance(e, DamagedArtifact) else e}); making it again")
+    except DamagedArtifact as e:
+        why = e.why
+    except OSError as e:
+        if e.errno in UNREADABLE - TRANSIENT:  # says nothing about the artefact
+            raise
+        why = str(e)
+    warn(f"the {kind} {place} is damaged ({why}); making it again")
     return None
 
 
-def _set_aside(place: Path) -> None:
-    aside = _new_folder(place)
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _remove(place: Path, found: tuple[int, int] | None) -> None:
+    """Delete what is at `place`, unless another process has put something else there since it was `found`."""
+    hidden = place.with_name(f"{REMOVED}{secrets.token_hex(6)}")
     with suppress(OSError):
-        os.rename(place, aside / place.name)
-    shutil.rmtree(aside, ignore_errors=True)
+        if _identity(place) != found:
+            return
+        if not stat.S_ISDIR(place.lstat().st_mode):
+            place.unlink()
+            return
+        os.rename(place, hidden)
+        if _identity(hidden) == found:
+            shutil.rmtree(hidden)
+        else:
+            os.rename(hidden, place)
 
 
 # Verifying
@@ -387,23 +452,39 @@ def damaged_files(
     Raises OSError if the machine refuses to read one.
     """
 
-    def wrong(name: str) -> str | None:
-        file = artifact.every_file[name]
-        if why := _wrong_size(folder, name, file):
-            return why
-        try:
-            with open(open_file(folder / name, below=folder), "rb") as stream:
-                is_same = sha256_of_file(stream, progress) == file.sha256
-        except UnsafeFile as e:
-            return e.what
-        return None if is_same else f"{name} has other bytes than were written"
-
     with ThreadPoolExecutor(THREADS) as pool:
-        return [why for why in pool.map(wrong, artifact.every_file if names is None else names) if why]
+        found = pool.map(
+            lambda name: damage(folder, name, artifact.every_file[name], progress),
+            artifact.every_file if names is None else names,
+        )
+        return [why for why in found if why]
+
+
+def damage(folder: Path, name: str, file: SealedFile, progress: Reporter | None = None) -> str | None:
+    """What is wrong with a file of the artefact in `folder`, which is read whole; None if it is as it was sealed.
+
+    Raises OSError if the machine refuses to read it.
+    """
+    path = folder / name
+    try:
+        with naming(path), open(open_file(path, below=folder), "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size != file.bytes:
+                return _other_size(name, size, file)
+            is_same = sha256_of_file(stream, progress) == file.sha256
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{name} is missing"
+    except UnsafeFile as e:
+        return e.what
+    return None if is_same else f"{name} has other bytes than were written"
 
 
 def check_once(folder: Path, artifact: Artifact, names: Iterable[str], progress: Reporter | None = None) -> None:
     """Compare files with their digests, unless they are as they were when they were last compared or written.
+
+    That is: their sizes, inodes, and times of the last change of the content (mtime) and of the inode (ctime), which no
+    program can set. It does not see what changes without the file system: bits that decay on the disk, writes to the
+    device, a change of the same size while the machine's clock is set back. `damaged_files` reads every byte.
 
     Raises DamagedArtifact.
     """
@@ -413,30 +494,35 @@ def check_once(folder: Path, artifact: Artifact, names: Iterable[str], progress:
         return
     if damaged := damaged_files(folder, artifact, names, progress):
         raise DamagedArtifact(folder, damaged[0])
-    mark_checked(folder, artifact, names)
+    _touch(mark)  # of the files as they were before they were read
 
 
 def mark_checked(folder: Path, artifact: Artifact, names: Iterable[str]) -> None:
     """Record in the cache that files, as they are now, are those of the manifest."""
-    if (mark := _mark(folder, artifact, names)) is not None:
-        with suppress(OSError), writable_folder(mark.parent):
+    _touch(_mark(folder, artifact, names))
+
+
+def _touch(mark: Path | None) -> None:
+    if mark is not None:
+        with suppress(OSError, EnvironmentFault), writable_folder(mark.parent):
             mark.touch()
 
 
 def _mark(folder: Path, artifact: Artifact, names: Iterable[str]) -> Path | None:
-    """The file that records a comparison, named by the size and time of each file; None if one is missing."""
+    """The file that records a comparison, named by the size and times of each file; None if one is missing."""
     try:
-        found = [(name, (folder / name).stat()) for name in names]
+        found = [(name, (folder / name).lstat()) for name in names]
     except OSError:
         return None
-    state = [(name, one.st_size, one.st_ino, one.st_mtime_ns) for name, one in found]
+    state = [(name, one.st_size, one.st_ino, one.st_mtime_ns, one.st_ctime_ns) for name, one in found]
     return cache_path("verified") / sha256_of_values(artifact.digest, str(folder), state)
 
 
 def read_sealed(folder: Path, artifact: Artifact, name: str) -> bytes:
     """The content of a small file, compared with its digest. Raises DamagedArtifact, OSError."""
     try:
-        data = read_file(folder / name, below=folder)
+        with naming(folder / name):
+            data = read_file(folder / name, below=folder)
     except (FileNotFoundError, NotADirectoryError, UnsafeFile) as e:
         why = e.what if isinstance(e, UnsafeFile) else f"{name} is missing"
         raise DamagedArtifact(folder, why) from e
@@ -446,21 +532,26 @@ def read_sealed(folder: Path, artifact: Artifact, name: str) -> bytes:
 
 
 def _wrong_size(folder: Path, name: str, file: SealedFile) -> str | None:
-    path = folder / name
-    if not path.is_file():
+    try:
+        found = (folder / name).lstat()
+    except (FileNotFoundError, NotADirectoryError):
         return f"{name} is missing"
-    found = path.stat().st_size
-    return None if found == file.bytes else f"{name} has {found:,} bytes and had {file.bytes:,}"
+    if not stat.S_ISREG(found.st_mode):
+        return f"{name} is no regular file"
+    return None if found.st_size == file.bytes else _other_size(name, found.st_size, file)
 
 
-def _summary(path: Path, blocks: BlockDigests | None = None) -> SealedFile:
+def _other_size(name: str, found: int, file: SealedFile) -> str:
+    return f"{name} has {found:,} bytes and had {file.bytes:,}"
+
+
+def _summary(file: IO[bytes], blocks: BlockDigests | None) -> SealedFile:
     digest, size = Sha256(), 0
-    with path.open("rb") as file:
-        for data in iter(partial(file.read, _READ_BYTES), b""):
-            digest.update(data)
-            size += len(data)
-            if blocks is not None:
-                blocks.update(data)
+    for data in iter(partial(file.read, _READ_BYTES), b""):
+        digest.update(data)
+        size += len(data)
+        if blocks is not None:
+            blocks.update(data)
     return SealedFile(size, digest.hexdigest())
 
 
@@ -469,9 +560,14 @@ def _entries(files: Files) -> dict[str, Any]:
 
 
 def _files(entries: Mapping[str, Any]) -> dict[str, SealedFile]:
-    """Raises ValueError for a file outside of the artefact: the manifest may be a stranger's."""
-    for name in entries:
+    """Raises ValueError for what names no file in the artefact: the manifest may be a stranger's."""
+    files = {}
+    for name, entry in entries.items():
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or str(path) in (".", MANIFEST):
-            raise ValueError(f"it names {name!r}, which is outside of it")
-    return {name: SealedFile(entry["bytes"], entry["sha256"]) for name, entry in entries.items()}
+        if path.is_absolute() or ".." in path.parts or "\0" in name or name in (".", MANIFEST) or str(path) != name:
+            raise ValueError(f"it names {name!r}, which is no file in it")
+        size, sha256 = entry["bytes"], entry["sha256"]
+        if type(size) is not int or size < 0 or not _DIGEST.fullmatch(sha256):
+            raise ValueError(f"the size or SHA-256 of {name!r} is none")
+        files[name] = SealedFile(size, sha256)
+    return files
