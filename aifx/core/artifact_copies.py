@@ -6,9 +6,13 @@ with the right bytes are not copied again.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 from aifx.core.artifact import (
     MANIFEST,
@@ -16,14 +20,20 @@ from aifx.core.artifact import (
     Artifact,
     DamagedArtifact,
     SealedFile,
+    damage,
     parse_artifact,
+    read_artifact,
     sync_file,
+    sync_folders,
+    writable_folder,
 )
 from aifx.core.digests import Sha256
 from aifx.core.errors import EnvironmentFault
-from aifx.core.json_files import sync_directory
+from aifx.core.files import UnsafeFile, make_folders, open_file, read_file, remove_temporary, replacing
+from aifx.core.json_files import cannot_write
+from aifx.core.os_errors import could_not
 from aifx.core.progress import Reporter, report_progress
-from aifx.core.stores import Store
+from aifx.core.stores import BLOCK_BYTES, Store
 
 
 def stored_artifact(store: Store, kind: str, version: int) -> Artifact | None:
@@ -31,78 +41,152 @@ def stored_artifact(store: Store, kind: str, version: int) -> Artifact | None:
 
     Raises as `parse_artifact`, EnvironmentFault if the store fails.
     """
-    data = store.read(MANIFEST)
-    return None if data is None else parse_artifact(data, store.url, kind, version)
+    if store.folder is None:
+        data = store.read(MANIFEST)
+        return None if data is None else parse_artifact(data, store.url, kind, version)
+    with _reading(store.folder / MANIFEST):
+        try:
+            return read_artifact(store.folder, kind, version)
+        except FileNotFoundError:
+            return None
 
 
 def copy_artifact(source: Store, artifact: Artifact, target: Store) -> int:
     """Copy an artefact to the folder `target` and read it there again. Returns the bytes that were copied.
 
-    Raises DamagedArtifact if a byte of the source is not as it was written, EnvironmentFault if one did not arrive.
-    What arrived stays for the next call.
+    Another artefact that is there is replaced: it loses its manifest first. Raises DamagedArtifact if a byte of the
+    source is not as it was written, EnvironmentFault if one did not arrive. What arrived stays for the next call.
     """
+    manifest = artifact.encode()
+    if _manifest_in(target) not in (None, manifest):
+        target.remove(MANIFEST)
     with report_progress(f"copying {source.url}", artifact.size_bytes, "bytes") as progress:
         copied = copy_files(source, artifact, target, progress)
-    target.write(MANIFEST, iter([artifact.encode()]))
-    if target.folder is not None:
-        sync_file(target.folder / MANIFEST)
-        sync_directory(target.folder)
+    _write(target, MANIFEST, iter([manifest]), len(manifest))
     return copied
 
 
 def copy_files(source: Store, artifact: Artifact, target: Store, progress: Reporter) -> int:
     """Copy the files of an artefact without its manifest, as `copy_artifact` does."""
+    folder = target.folder
+    if folder is not None:
+        with _writing(folder), writable_folder(folder):
+            for parent, _, _ in os.walk(folder):
+                remove_temporary(Path(parent))  # of a killed copy
     one = partial(_copy_file, source, target, progress=progress)
     files = artifact.every_file
     with ThreadPoolExecutor(THREADS) as pool:
         copied = sum(pool.map(one, files, files.values()))
-    if target.folder is not None:
-        for name in files:
-            sync_file(target.folder / name)
-        for folder in {(target.folder / name).parent for name in files}:
-            sync_directory(folder)
+    if folder is not None:
+        with _writing(folder):
+            sync_folders(folder)
     return copied
 
 
 def damaged_in_store(store: Store, artifact: Artifact, progress: Reporter | None = None) -> list[str]:
-    """What is wrong with the files of an artefact in a store, one line per file. Reads all of them."""
+    """What is wrong with the files of an artefact in a store, one line per file. Reads all of them.
 
-    def wrong(name: str, file: SealedFile) -> str | None:
-        size = store.size(name)
-        if size is None:
-            return f"{name} is missing"
-        if size != file.bytes:
-            return f"{name} has {size:,} bytes and had {file.bytes:,}"
-        return None if store.sha256(name, progress) == file.sha256 else f"{name} has other bytes than were written"
-
+    Raises EnvironmentFault if the store fails.
+    """
     files = artifact.every_file
     with ThreadPoolExecutor(THREADS) as pool:
-        return [why for why in pool.map(wrong, files, files.values()) if why]
+        found = pool.map(lambda name: _damage(store, name, files[name], progress), files)
+        return [why for why in found if why]
+
+
+def _damage(store: Store, name: str, file: SealedFile, progress: Reporter | None = None) -> str | None:
+    if store.folder is not None:
+        with _reading(store.folder / name):
+            return damage(store.folder, name, file, progress)
+    size = store.size(name)
+    if size is None:
+        return f"{name} is missing"
+    if size != file.bytes:
+        return f"{name} has {size:,} bytes and had {file.bytes:,}"
+    return None if store.sha256(name, progress) == file.sha256 else f"{name} has other bytes than were written"
 
 
 def _copy_file(source: Store, target: Store, name: str, file: SealedFile, *, progress: Reporter) -> int:
     """Copy a file unless it is there with the right bytes, and compare what arrived. Returns the bytes copied."""
-    if _is_there(target, name, file):
+    if _damage(target, name, file) is None:
+        if target.folder is not None:
+            with _writing(target.folder / name):
+                sync_file(target.folder / name)
         progress.advance(file.bytes)
         return 0
     digest = Sha256()
 
     def passing() -> Iterator[bytes]:
-        if source.size(name) is None:
-            raise DamagedArtifact(source.url, f"{name} is missing")
-        for block in source.blocks(name):
+        for block in _blocks(source, name):
             digest.update(block)
             progress.advance(len(block))
             yield block
+        if digest.hexdigest() != file.sha256:
+            raise DamagedArtifact(source.url, f"{name} has other bytes than were written")
 
-    target.write(name, passing())
-    if digest.hexdigest() != file.sha256:
-        raise DamagedArtifact(source.url, f"{name} has other bytes than were written")
-    if not _is_there(target, name, file):
+    _write(target, name, passing(), file.bytes)
+    if _damage(target, name, file) is not None:
         what = f"{target.url}/{name} was changed on the way"
         raise EnvironmentFault(what, "its SHA-256 differs after it was written", "run the same command again")
     return file.bytes
 
 
-def _is_there(store: Store, name: str, file: SealedFile) -> bool:
-    return store.size(name) == file.bytes and store.sha256(name) == file.sha256
+# A store that is a folder of this machine may hold links, FIFOs and devices, which fsspec would follow.
+
+
+def _manifest_in(store: Store) -> bytes | None:
+    if store.folder is None:
+        return store.read(MANIFEST)
+    with _reading(store.folder / MANIFEST):
+        try:
+            return read_file(store.folder / MANIFEST, below=store.folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+def _blocks(store: Store, name: str) -> Iterator[bytes]:
+    """The content of a file. Raises DamagedArtifact for none, or a link; EnvironmentFault if the store fails."""
+    if store.folder is None:
+        if store.size(name) is None:
+            raise DamagedArtifact(store.url, f"{name} is missing")
+        yield from store.blocks(name)
+        return
+    path = store.folder / name
+    try:
+        with _reading(path), open(open_file(path, below=store.folder), "rb") as file:
+            yield from iter(partial(file.read, BLOCK_BYTES), b"")
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise DamagedArtifact(store.url, f"{name} is missing") from e
+    except UnsafeFile as e:
+        raise DamagedArtifact(store.url, e.what) from e
+
+
+def _write(store: Store, name: str, blocks: Iterator[bytes], size: int) -> None:
+    """Write a file of a store. In a folder of this machine it is whole or absent, and survives a loss of power."""
+    if store.folder is None:
+        store.write(name, blocks)
+        return
+    path = store.folder / name
+    with _writing(path, size):
+        make_folders(path.parent, below=store.folder)
+        with replacing(path, below=store.folder) as file:
+            for block in blocks:
+                file.write(block)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as e:
+        raise could_not(f"could not read {path}", e, e.errno or errno.EIO, str(path)) from e
+
+
+@contextmanager
+def _writing(path: Path, size: int = 0) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise cannot_write(path, e, size) from e
