@@ -148,7 +148,7 @@ def parse_artifact(data: bytes, place: object, kind: str, version: int) -> Artif
     """
     try:
         doc = parse_json(data)
-        checksum = doc.pop("checksum")
+        checksum = doc.pop("checksum", None)
         # The checksum comes first, whatever the format: a flipped bit must not pass for a newer one.
         if checksum != sha256_of_json(doc):
             raise ValueError("its checksum does not match its content")
@@ -179,7 +179,8 @@ def read_artifact(folder: Path, kind: str, version: int) -> Artifact:
     `parse_artifact`.
     """
     try:
-        data = read_file(folder / MANIFEST, below=folder)
+        with naming(folder / MANIFEST):
+            data = read_file(folder / MANIFEST, below=folder)
     except UnsafeFile as e:
         raise DamagedArtifact(folder, f"{MANIFEST}: {e.what}") from e
     except NotADirectoryError as e:
@@ -421,8 +422,6 @@ def _remove(place: Path, found: tuple[int, int] | None) -> None:
     """Delete what is at `place`, unless another process has put something else there since it was `found`."""
     hidden = place.with_name(f"{REMOVED}{secrets.token_hex(6)}")
     with suppress(OSError):
-        if _identity(place) != found:
-            return
         if not stat.S_ISDIR(place.lstat().st_mode):
             place.unlink()
             return
