@@ -351,7 +351,7 @@ def cached(
     open_it: Callable[[Path, Artifact], T],
     warn: Callable[[str], None],
 ) -> T:
-    """What `open_it` makes of the artefact at `place`, which is made first if it is missing or damaged.
+    """The artefact at `place`, as `open_it` returns it; it is made first if it is missing or damaged.
 
     Several processes may make it at the same time; the first one's stays.
 
@@ -387,7 +387,7 @@ def cached(
 def _opened(
     place: Path, kind: str, version: int, open_it: Callable[[Path, Artifact], T], warn: Callable[[str], None]
 ) -> T | None:
-    """What `open_it` makes of the artefact at `place`; None if there is none, or none that can be used."""
+    """The artefact at `place`, as `open_it` returns it; None if there is none that can be used."""
     try:
         try:
             artifact = read_artifact(place, kind, version)
@@ -443,7 +443,7 @@ def missing_file(folder: Path, artifact: Artifact) -> str | None:
 def damaged_files(
     folder: Path, artifact: Artifact, names: Iterable[str] | None = None, progress: Reporter | None = None
 ) -> list[str]:
-    """What is wrong with the files of the artefact in `folder`, one line per file. Reads all of them.
+    """The damage of the files of the artefact in `folder`, one line per file. Reads all of them.
 
     Args:
         names: of the files to read; by default all.
@@ -460,7 +460,7 @@ def damaged_files(
 
 
 def damage(folder: Path, name: str, file: SealedFile, progress: Reporter | None = None) -> str | None:
-    """What is wrong with a file of the artefact in `folder`, which is read whole; None if it is as it was sealed.
+    """The damage of a file of the artefact in `folder`, which is read whole; None if it is as it was sealed.
 
     Raises OSError if the machine refuses to read it.
     """
@@ -481,9 +481,9 @@ def damage(folder: Path, name: str, file: SealedFile, progress: Reporter | None 
 def check_once(folder: Path, artifact: Artifact, names: Iterable[str], progress: Reporter | None = None) -> None:
     """Compare files with their digests, unless they are as they were when they were last compared or written.
 
-    That is: their sizes, inodes, and times of the last change of the content (mtime) and of the inode (ctime), which no
-    program can set. It does not see what changes without the file system: bits that decay on the disk, writes to the
-    device, a change of the same size while the machine's clock is set back. `damaged_files` reads every byte.
+    That is: their sizes, inodes, mtimes, and ctimes, which no program can set. A change of the same size is not seen
+    that leaves the ctime: bits that decay on the disk, writes to the device or through an open mapping of the file, a
+    write within the same few milliseconds as the one before, a clock that was set back. `damaged_files` sees all.
 
     Raises DamagedArtifact.
     """
@@ -559,7 +559,7 @@ def _entries(files: Files) -> dict[str, Any]:
 
 
 def _files(entries: Mapping[str, Any]) -> dict[str, SealedFile]:
-    """Raises ValueError for what names no file in the artefact: the manifest may be a stranger's."""
+    """The files in a list of a manifest, which may be a stranger's. Raises ValueError for names outside of it."""
     files = {}
     for name, entry in entries.items():
         path = PurePosixPath(name)

@@ -84,7 +84,7 @@ def copy_files(source: Store, artifact: Artifact, target: Store, progress: Repor
 
 
 def damaged_in_store(store: Store, artifact: Artifact, progress: Reporter | None = None) -> list[str]:
-    """What is wrong with the files of an artefact in a store, one line per file. Reads all of them.
+    """The damage of the files of an artefact in a store, one line per file. Reads all of them.
 
     Raises EnvironmentFault if the store fails.
     """

@@ -150,6 +150,18 @@ def test_a_full_disk_is_not_a_file_system_without_locks(place: Path) -> None:
     assert not os.listdir(place.parent)
 
 
+def test_nobody_sweeps_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(handle: int, kind: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    with unfinished(tmp_path / "it") as folder:
+        sweep(tmp_path)
+        assert folder.is_dir()
+    make(tmp_path / "it")
+    assert os.listdir(tmp_path) == ["it"]
+
+
 # Writing
 
 
@@ -322,10 +334,19 @@ def test_a_copy_goes_through_no_link(place: Path, tmp_path: Path, name: str) -> 
 # Comparing once
 
 
+def wait_for_a_later_time(path: Path) -> None:
+    """File systems count time in steps of milliseconds."""
+    probe = path.with_name("probe")
+    while not probe.exists() or probe.stat().st_ctime_ns == path.stat().st_ctime_ns:
+        probe.write_text("")
+    probe.unlink()
+
+
 def test_a_change_whose_time_was_set_back_is_found(place: Path) -> None:
     made = make(place)
     check_once(place, made, made.files)
     before = (place / "a").stat()
+    wait_for_a_later_time(place / "a")
     with (place / "a").open("r+b") as file:
         file.write(b"b")
     os.utime(place / "a", ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -340,6 +361,7 @@ def test_a_change_while_it_is_compared_is_found_next_time(place: Path) -> None:
 
     class Writes:
         def advance(self, amount: float) -> None:
+            wait_for_a_later_time(place / "a")
             (place / "a").write_bytes(b"b")
 
     check_once(place, made, ["a"], Writes())  # type: ignore[arg-type]
