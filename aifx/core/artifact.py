@@ -517,11 +517,12 @@ def _mark(folder: Path, artifact: Artifact, names: Iterable[str]) -> Path | None
     return cache_path("verified") / sha256_of_values(artifact.digest, str(folder), state)
 
 
-def read_sealed(folder: Path, artifact: Artifact, name: str) -> bytes:
-    """The content of a small file, compared with its digest. Raises DamagedArtifact, OSError."""
+def read_sealed(folder: Path, artifact: Artifact, name: str, *, limit: int = DOCUMENT_LIMIT) -> bytes:
+    """The content of a file, compared with its digest. Raises DamagedArtifact, also for more than `limit` bytes, and
+    OSError."""
     try:
         with naming(folder / name):
-            data = read_file(folder / name, below=folder)
+            data = read_file(folder / name, below=folder, limit=limit)
     except (FileNotFoundError, NotADirectoryError, UnsafeFile) as e:
         why = e.what if isinstance(e, UnsafeFile) else f"{name} is missing"
         raise DamagedArtifact(folder, why) from e

@@ -64,6 +64,9 @@ def test_it_is_read_as_it_was_sealed(tmp_path: Path) -> None:
     assert [path.name for path in files_below(place)] == ["about.md", "big", f"big{BLOCKS}", "small.txt"]
     assert missing_file(place, found) is None
     assert damaged_files(place, found) == []
+    assert read_sealed(place, found, "parts/big", limit=len(BIG)) == BIG
+    with pytest.raises(DamagedArtifact):
+        read_sealed(place, found, "parts/big", limit=len(BIG) - 1)
 
 
 def test_names_and_descriptions_are_not_in_the_digest(tmp_path: Path) -> None:
