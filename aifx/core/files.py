@@ -88,9 +88,11 @@ def read_input(path: Path, *, limit: int = DOCUMENT_LIMIT) -> bytes:
 
 
 def _read(file: IO[bytes], path: Path, limit: int) -> bytes:
-    is_too_large = os.fstat(file.fileno()).st_size > limit
-    data = b"" if is_too_large else file.read(limit + 1)  # a file may grow, and files in /proc have no size
-    if is_too_large or len(data) > limit:
+    size = os.fstat(file.fileno()).st_size
+    data = b"" if size > limit else file.read(size + 1)
+    if len(data) > size:  # it grows, or it is in /proc and has no size. Python makes room for all that may be read.
+        data += file.read(limit + 1 - len(data))
+    if max(size, len(data)) > limit:
         what, why = f"{path} is too large", f"aifx reads {limit // 2**20} MiB of such a file"
         raise UnsafeFile(what, why, f"ls -l {path}")
     return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +99,23 @@ def test_a_huge_file_is_not_read(run: Path) -> None:
         file.truncate(2**40)
     with pytest.raises(UnsafeFile, match="too large"):
         read_file(run / "file")
+
+
+def test_reading_takes_the_memory_of_the_file(run: Path) -> None:
+    """Not that of the limit. A file without a size, as in /proc, is read to its end."""
+    (run / "file").write_bytes(PRECIOUS)
+    tracemalloc.start()
+    try:
+        assert read_file(run / "file") == PRECIOUS
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    status = Path("/proc/self/status")
+    assert status.stat().st_size == 0
+    assert read_file(status).startswith(b"Name:")
+    assert len(read_file(status)) > 500
+    with pytest.raises(UnsafeFile, match="too large"):
+        read_file(status, limit=500)
 
 
 def test_a_file_is_replaced_and_not_written_through(run: Path, precious: Path) -> None:
