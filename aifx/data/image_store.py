@@ -1,44 +1,49 @@
 """The image store: pictures that were decoded once, in one memory-mapped array.
 
-A store is a folder of the cache, named by a digest of the names, sizes and times of its pictures and of what they were
-made to be. It holds
+A store is an artefact (`aifx.core.artifact`) in the cache, in a folder that is named by a digest of the names, sizes
+and times of its pictures and of what they were made to be. Its manifest has the geometry, and for each picture that
+cannot be used the reason. It holds
 
     pixels        uint8 [pictures, height, width, channels]
     digests.npy   uint8 [pictures, 2, 32]: SHA-256 of each picture's file, and of its row of pixels
-    meta.json     the geometry, and for each picture that cannot be used the reason
 
-The last two end with a SHA-256 of their own, which is verified when the store is opened. A row of pixels is verified
-when it is first read. A damaged row is decoded again.
+The digests are the only file in the manifest. Those of the rows stand for the pixels, in place of a SHA-256 of the
+whole file and of its blocks: a picture is what is read at once, and what is decoded again, into the same bytes. A row
+is verified when it is first read, and one that is damaged is decoded again. If anything else is damaged, all pictures
+are.
 """
 
 from __future__ import annotations
 
-import json
+import io
 import logging
-import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
 
-from aifx.core.artifact import unfinished
+from aifx.core.artifact import Artifact, DamagedArtifact, Files, cached, read_sealed, seal_files
 from aifx.core.digests import sha256_of, sha256_of_values
-from aifx.core.errors import DataError, EnvironmentFault
+from aifx.core.errors import DataError
+from aifx.core.files import UnsafeFile, open_file
+from aifx.core.os_errors import naming
 from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
-from aifx.data.blocks import read_array, read_cached, read_checked, write_array, write_checked
 from aifx.data.decoding import PIXELS, Decoded, Picture, decode_all, decode_one, write_row
 from aifx.data.pictures import BadPicture, Fit, Geometry, is_grey, open_picture
 from aifx.machine.cpu import usable_cpus
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+KIND, FORMAT = "image store", 2
+"""The artefact's kind, and the version of its content: a part of the digest in the folder's name."""
+
+DIGESTS = "digests.npy"
 
 
 @dataclass(frozen=True)
@@ -110,21 +115,17 @@ def open_images(
     """
     state = [_state(picture) for picture in files]
     path = cache_path("images") / sha256_of_values(FORMAT, PIL.__version__, size, channels, fit, state)
-    if (store := read_cached(partial(_open, files=files), path / "meta.json", "image store")) is not None:
-        return store
-    with unfinished(path) as folder:
+
+    def build(folder: Path) -> tuple[Mapping[str, Any], Files]:
         geometry = Geometry(*size, channels or _channels(files), fit)
-        _build(folder, files, geometry, len(usable_cpus()) if workers is None else workers, what)
-        for _ in range(2):
-            with suppress(OSError):  # something is there: another process was first, or it is damaged
-                os.rename(folder, path)
-            if (store := read_cached(partial(_open, files=files), path / "meta.json", "image store")) is not None:
-                return store
-            shutil.rmtree(path, ignore_errors=True)
-        raise EnvironmentFault(f"{path} cannot be put in place", "something else writes there", f"rm -r {path}")
+        return _build(files, geometry, len(usable_cpus()) if workers is None else workers, what, folder)
+
+    return cached(path, KIND, FORMAT, build, partial(_open, files), logger.warning)
 
 
-def _build(folder: Path, files: Sequence[Picture], geometry: Geometry, workers: int, what: str) -> None:
+def _build(
+    files: Sequence[Picture], geometry: Geometry, workers: int, what: str, folder: Path
+) -> tuple[Mapping[str, Any], Files]:
     digests = np.zeros((len(files), 2, 32), np.uint8)
     problems: dict[int, str] = {}
     activity = f"decoding {what}"
@@ -140,19 +141,26 @@ def _build(folder: Path, files: Sequence[Picture], geometry: Geometry, workers: 
             progress.advance(1)
 
         decode_all(folder, files, geometry, workers, done)
-    write_array(folder / "digests.npy", digests)
-    meta = {"geometry": asdict(geometry), "problems": dict(sorted(problems.items()))}
-    write_checked(folder / "meta.json", json.dumps(meta).encode())
+    stream = io.BytesIO()
+    np.save(stream, digests)
+    with naming(folder / DIGESTS):
+        (folder / DIGESTS).write_bytes(stream.getvalue())
+    content = {"geometry": asdict(geometry), "problems": {str(row): why for row, why in sorted(problems.items())}}
+    return content, seal_files(folder, [folder / DIGESTS])
 
 
-def _open(meta_path: Path, files: Sequence[Picture]) -> ImageStore:
-    """Raises OSError, and ValueError if the store is damaged."""
-    meta = json.loads(bytes(read_checked(meta_path)))
-    geometry, path = Geometry(**meta["geometry"]), meta_path.parent
+def _open(files: Sequence[Picture], folder: Path, artifact: Artifact) -> ImageStore:
+    """Raises DamagedArtifact, OSError."""
+    geometry = Geometry(**artifact.content["geometry"])
+    problems = {int(row): why for row, why in artifact.content["problems"].items()}
+    digests = np.load(io.BytesIO(read_sealed(folder, artifact, DIGESTS, limit=artifact.files[DIGESTS].bytes)))
     shape = (len(files), *geometry.shape)
-    pixels: np.ndarray = np.memmap(path / PIXELS, np.uint8, "r", shape=shape) if files else np.zeros(shape, np.uint8)
-    problems = {int(index): why for index, why in meta["problems"].items()}
-    return ImageStore(files, path, geometry, pixels, read_array(path / "digests.npy"), problems)
+    try:
+        with open(open_file(folder / PIXELS, below=folder), "rb") as file:
+            pixels: np.ndarray = np.memmap(file, np.uint8, "r", shape=shape) if files else np.zeros(shape, np.uint8)
+    except (FileNotFoundError, UnsafeFile, ValueError) as e:
+        raise DamagedArtifact(folder, f"{PIXELS}: {e}") from e
+    return ImageStore(files, folder, geometry, pixels, digests, problems)
 
 
 def _channels(files: Sequence[Picture]) -> int:

@@ -21,6 +21,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from aifx.core.artifact import MANIFEST
 from aifx.core.errors import AifxError, ConfigError, DataError
 from aifx.core.project import Project
 from aifx.data import decoding
@@ -304,9 +305,18 @@ def test_a_damaged_cache_is_repaired(
     name = message.partition("pixels of ")[2].partition(" are damaged")[0]
     content[5 * 12 * 16 * 3] ^= 1
     assert (stored / "pixels").read_bytes() == content
-    for damaged in ("meta.json", "digests.npy"):
+    for damaged in (MANIFEST, "digests.npy"):
         (stored / damaged).write_bytes((stored / damaged).read_bytes()[:-3] + b"abc")
         assert np.array_equal(open_(project).source("train", 42, seed=None).read(0, ALL)["inputs"], expected["inputs"])
+    for change in ("short", "linked", "gone"):
+        (stored / "pixels").unlink()
+        if change == "short":
+            (stored / "pixels").write_bytes(content[:-1])
+        elif change == "linked":
+            (tmp_path / "pixels").write_bytes(content)
+            (stored / "pixels").symlink_to(tmp_path / "pixels")
+        assert np.array_equal(open_(project).source("train", 42, seed=None).read(0, ALL)["inputs"], expected["inputs"])
+        assert not (stored / "pixels").is_symlink()
     content[5 * 12 * 16 * 3] ^= 1
     data = open_(project)
     (stored / "pixels").write_bytes(content)
