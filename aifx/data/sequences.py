@@ -14,7 +14,7 @@ import numpy as np
 from aifx.core.digests import hash32
 from aifx.core.os_errors import errno_of
 from aifx.data.base import TEXT_BYTES, Batch
-from aifx.data.blocks import read_array, read_cached, write_array
+from aifx.data.blocks import read_cached, read_checked, write_checked
 from aifx.data.store import SplitTokens
 
 
@@ -124,7 +124,7 @@ def packed_documents(split: SplitTokens, seq_len: int, stride: int | None, index
     The packing is kept in the file `index`, next to the tokens, and read from there the next time. A damaged one is
     made again, with a warning.
     """
-    spans = read_cached(read_array, index, "index")
+    spans = read_cached(_read_spans, index, "index")
     if spans is None:
         # A document cut by the next split has no target after its last token.
         stops = np.minimum(split.documents[1:], split.num_targets)
@@ -133,11 +133,15 @@ def packed_documents(split: SplitTokens, seq_len: int, stride: int | None, index
         order = np.lexsort((pieces[:, 0], rows))
         spans = np.concatenate([rows[order, None], pieces[order]], axis=1)
         try:
-            write_array(index, spans)
+            write_checked(index, spans.tobytes())
         except OSError as error:
             if errno_of(error) not in (errno.EACCES, errno.EPERM, errno.EROFS):  # beside a data set of somebody else
                 raise
     return PackedSequences(split, spans, documents=True)
+
+
+def _read_spans(index: Path) -> np.ndarray:
+    return np.frombuffer(read_checked(index), np.int64).reshape(-1, 4)
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:

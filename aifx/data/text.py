@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +24,7 @@ from aifx.data.rows import InputFile, Row, field, read_rows
 from aifx.data.sections import OWN_TOKENIZERS, TextSection
 from aifx.data.sequences import Sequences, StreamSequences, packed_documents, stream_windows
 from aifx.data.spec import DataSpec, Field
-from aifx.data.store import FORMAT, TOKENS_VERSION, SizesById, SplitTokens, TokenStore, build_store, guard, open_store
+from aifx.data.store import FORMAT, TOKENS_VERSION, SizesById, SplitTokens, TokenStore, stored_tokens
 from aifx.data.text_source import JoinedSequences, MixedSource, TextSource
 from aifx.data.tokenizer import BYTE_TOKENS, CHARACTER, WORDS, Tokenizer, character_tokenizer, train_tokenizer
 from aifx.data.version_corpus import open_versions
@@ -60,7 +59,7 @@ class TextData:
         sequences: Sequences
         if documents:
             cut = "training" if seed is not None else stride
-            index = self.store.path / f"{split}.packing-{seq_len}-{cut}.npy"
+            index = self.store.path / f"{split}.packing-{seq_len}-{cut}"
             sequences = packed_documents(tokens, seq_len, stride if seed is None else None, index)
         elif seed is not None:
             sequences = StreamSequences(tokens, seq_len, seed)
@@ -213,13 +212,7 @@ class TextFormat(TokenFormat):
         section, tokenizer = self.section, self.tokenizer
         digest = sha256_of_values("tokens", TOKENS_VERSION, corpus.digest, tokenizer.data, *section.end_tokens[:1])
         name = f"{digest}-{FORMAT}"
-        path = corpus.tokens_folder(name) / name
-        build = partial(build_store, path, corpus, tokenizer)
-        store = open_store(path)
-        if store is None and path.exists():
-            logger.warning(f"the token store {path} is damaged; building it again")
-        store = store or build()
-        guard(store, build)
+        store = stored_tokens(corpus.tokens_folder(name) / name, corpus, tokenizer)
         how = (section.seq_len, section.packing, section.eval_stride)
         return TextData(self.spec, sha256_of_values("text", digest, *how), tokenizer, section, corpus, store)
 

@@ -69,7 +69,7 @@ def stay(root: Path, version: Version) -> dict[Path, bytes]:
     indexes = root / "pets" / "indexes" / version.manifest.version
     others = [
         indexes / "index" / "manifest.json",
-        root / ".tokens" / version.manifest.version / "digest" / "meta.json",
+        root / ".tokens" / version.manifest.version / "digest" / "manifest.json",
         root / "pets" / "labels" / "label.jsonl",
         root / "pets" / "sketches" / "0123.npy",
         root / "runs" / ".removed-main" / "config.toml",

@@ -19,7 +19,7 @@ from faulty_files import failing
 from prose import prose
 
 from aifx.commands.console.failures import as_error
-from aifx.core.artifact import UNFINISHED, unfinished
+from aifx.core.artifact import BLOCKS, MANIFEST, UNFINISHED, DamagedArtifact, damaged_files, read_artifact, unfinished
 from aifx.core.errors import DataError, EnvironmentFault, ExitCode
 from aifx.core.files import remove_temporary
 from aifx.core.project import Project, cache_path
@@ -27,7 +27,7 @@ from aifx.data import encoding, files, store
 from aifx.data.base import SPLITS, Split
 from aifx.data.corpus import Corpus, open_corpus
 from aifx.data.sections import TextSection
-from aifx.data.store import build_store, open_store
+from aifx.data.store import FORMAT, KIND, stored_tokens
 from aifx.data.text import TextData
 from aifx.data.tokenizer import Tokenizer, train_tokenizer
 
@@ -38,6 +38,12 @@ SPLITS_OF_DATA: list[Split] = ["train", "validation", "test"]
 
 def stores() -> list[Path]:
     return sorted((cache_path() / "tokens").iterdir())
+
+
+def check(folder: Path) -> None:
+    """Raises DamagedArtifact for a store that is not whole."""
+    if damaged := damaged_files(folder, read_artifact(folder, KIND, FORMAT)):
+        raise DamagedArtifact(folder, damaged[0])
 
 
 def text_of(data: TextData, split: Split) -> list[str]:
@@ -59,7 +65,7 @@ def test_it_holds_the_documents_between_ends(write: Write, open_: Open) -> None:
         tokens, eos = data.store.splits[split], data.tokenizer.eos_id
         assert tokens.tokens[:].dtype == np.uint16
         assert tokens.closed
-        assert np.flatnonzero(tokens.tokens[:] == eos).tolist() == tokens.documents.tolist()
+        assert np.flatnonzero(tokens.tokens[:] == eos).tolist() == tokens.documents[:].tolist()
         assert data.store.splits[split].num_targets == len(tokens.tokens) - 1
         assert data.store.splits[split].num_bytes == sum(len(text.encode()) for text in text_of(data, split))
         found += text_of(data, split)
@@ -85,7 +91,7 @@ def test_pieces_and_batches_leave_no_trace(
     monkeypatch.setattr(files, "PIECE_CHARACTERS", 50)
     monkeypatch.setattr(encoding, "BLOCK_BYTES", 70)
     monkeypatch.setattr(store, "BATCH_CHARACTERS", 90)
-    again = build_store(project.root / "again", whole.corpus, whole.tokenizer)
+    again = stored_tokens(project.root / "again", whole.corpus, whole.tokenizer)
     assert {split: again.splits[split].tokens[:].tobytes() for split in SPLITS} == kept
 
 
@@ -95,7 +101,7 @@ def test_large_vocabularies_take_four_bytes(project: Project, write: Write) -> N
     description["model"]["vocab"] |= {f"unused {index}": index for index in range(300, 70_000)}
     tokenizer = Tokenizer(json.dumps(description).encode(), "large")
     corpus = open_corpus(TextSection(), project)
-    built = build_store(project.root / "store", corpus, tokenizer)
+    built = stored_tokens(project.root / "store", corpus, tokenizer)
     assert built.splits["train"].tokens[:].dtype == np.uint32
 
 
@@ -142,21 +148,14 @@ def test_what_the_digest_covers(write: Write, open_: Open) -> None:
     assert len(set(digests)) == len(changes)
 
 
-def damaged(folder: Path, name: str) -> None:
-    path = folder / name
-    if name == "meta.json":
-        path.write_bytes(path.read_bytes()[:-30])
-    else:
-        os.truncate(path, path.stat().st_size - 3)
-
-
-@pytest.mark.parametrize("name", ["meta.json", "train.tokens.npy", "train.tokens.sha256", "test.documents.npy"])
+@pytest.mark.parametrize("name", [MANIFEST, "train.tokens.npy", f"train.tokens.npy{BLOCKS}", "test.documents.npy"])
 def test_a_torn_store_is_built_again(name: str, write: Write, open_: Open) -> None:
     write("a.txt", prose(3000))
     whole = text_of(open_(), "train")
     (folder,) = stores()
-    damaged(folder, name)
-    assert open_store(folder) is None
+    os.truncate(folder / name, (folder / name).stat().st_size - 3)
+    with pytest.raises(DamagedArtifact):
+        check(folder)
     assert text_of(open_(), "train") == whole
     assert stores() == [folder]
     (folder / name).unlink()
@@ -231,7 +230,8 @@ def test_a_builder_that_is_killed_leaves_no_half_store(
         process.send_signal(signal.SIGKILL)
         process.communicate()
         for path in (cache_path() / "tokens").glob("*"):
-            assert ".tmp-" in path.name or open_store(path)
+            if UNFINISHED not in path.name:
+                check(path)
     data = open_(vocab_size=1024)
     assert sum(data.store.splits[split].num_bytes for split in SPLITS_OF_DATA) == len(
         (project.root / "data/a.txt").read_bytes()
@@ -273,13 +273,13 @@ def test_a_disk_that_refuses_while_a_store_is_written_is_named(
     tokenizer = Tokenizer(train_tokenizer([prose(300)], 300), "test")
     folder = cache_path() / "tokens"
     with failing(folder) as counted:
-        build_store(folder / "whole", corpus, tokenizer)
+        stored_tokens(folder / "whole", corpus, tokenizer)
     assert len(counted.made) > 20
     for at in range(len(counted.made)):
         name = f"refused-{at}"
         with failing(folder, at, lasting=True) as calls:
             try:
-                built = build_store(folder / name, corpus, tokenizer)
+                built = stored_tokens(folder / name, corpus, tokenizer)
             except (OSError, EnvironmentFault) as caught:
                 error = as_error(caught)
                 assert error.exit_code == ExitCode.UNABLE, calls.failed
@@ -307,5 +307,5 @@ def test_text_that_changes_while_it_is_read_is_refused(project: Project, write: 
 
     edited = Edited(corpus.files, corpus.section, corpus.fractions)
     with pytest.raises(DataError, match=r"data/a.txt changed"):
-        build_store(project.root / "store", edited, tokenizer)
+        stored_tokens(project.root / "store", edited, tokenizer)
     assert sorted(path.name for path in project.root.iterdir()) == ["data"]

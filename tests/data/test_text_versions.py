@@ -14,6 +14,7 @@ import pytest
 from prose import prose
 from stored_versions import make_version
 
+from aifx.core.artifact import MANIFEST
 from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
 from aifx.data.base import SPLITS
@@ -58,9 +59,9 @@ def test_the_token_store_is_beside_the_data_set(project: Project, open_: Callabl
     version = make_version(project, "corpus", {"text": TEXTS})
     store = open_(dataset="corpus").store.path
     assert store.parent == project.root / "datasets" / TOKENS / version.manifest.version
-    written = (store / "meta.json").stat().st_mtime_ns
+    written = (store / MANIFEST).stat().st_mtime_ns
     assert open_("other", dataset="corpus").store.path == store
-    assert (store / "meta.json").stat().st_mtime_ns == written
+    assert (store / MANIFEST).stat().st_mtime_ns == written
 
 
 def test_a_store_that_is_there_needs_no_rows(project: Project, open_: Callable[..., TextData]) -> None:

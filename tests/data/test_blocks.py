@@ -1,0 +1,89 @@
+"""Arrays of the cache: made once, mapped, and made again if a byte of them changes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aifx.core.digests import BLOCK_BYTES
+from aifx.core.errors import EnvironmentFault
+from aifx.data.blocks import ArrayWriter, cached_arrays, write_array
+
+VALUES = np.arange(BLOCK_BYTES, dtype=np.int32)
+
+
+def write(folder: Path) -> Mapping[str, Any]:
+    write_array(folder / "values.npy", VALUES)
+    write_array(folder / "none.npy", VALUES[:0])
+    return {"count": len(VALUES)}
+
+
+def flip_last_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_they_are_read_as_they_were_written(tmp_path: Path) -> None:
+    for _ in range(2):
+        content, arrays = cached_arrays(tmp_path / "it", "toy", 1, write)
+        assert content == {"count": len(VALUES)}
+        assert (arrays["none"][:].dtype, len(arrays["none"])) == (VALUES.dtype, 0)
+        for part in (slice(None), slice(5), slice(-5, None), slice(20_000, 40_000)):
+            assert np.array_equal(arrays["values"][part], VALUES[part])
+
+
+def test_what_came_there_first_is_compared(tmp_path: Path) -> None:
+    """Another process puts a damaged one in place while this one writes."""
+    cached_arrays(tmp_path / "other", "toy", 1, write)
+    flip_last_byte(tmp_path / "other/values.npy")
+
+    def write_late(folder: Path) -> Mapping[str, Any]:
+        if not (tmp_path / "it").exists():
+            (tmp_path / "other").rename(tmp_path / "it")
+        return write(folder)
+
+    _, arrays = cached_arrays(tmp_path / "it", "toy", 1, write_late)
+    assert np.load(tmp_path / "it/values.npy")[-1] == VALUES[-1]
+    assert np.array_equal(arrays["values"][:], VALUES)
+
+
+@pytest.mark.parametrize("name", ["values.npy", "values.npy.blocks"])
+def test_links_and_pipes_are_not_followed(name: str, tmp_path: Path, logged: list[str]) -> None:
+    cached_arrays(tmp_path / "it", "toy", 1, write)
+    path, elsewhere = tmp_path / "it" / name, tmp_path / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    cached_arrays(tmp_path / "it", "toy", 1, write)
+    assert not path.is_symlink()
+    path.unlink()
+    os.mkfifo(path)
+    cached_arrays(tmp_path / "it", "toy", 1, write)
+    assert path.is_file()
+    assert [line.startswith(f"warning: the toy {tmp_path / 'it'} is damaged") for line in logged] == [True, True]
+
+
+def test_other_values_than_before_are_no_repair(tmp_path: Path) -> None:
+    def write_again(folder: Path) -> Mapping[str, Any]:
+        values = VALUES if not (tmp_path / "it").exists() else VALUES + 1
+        write_array(folder / "values.npy", values)
+        return {}
+
+    _, arrays = cached_arrays(tmp_path / "it", "toy", 1, write_again)
+    flip_last_byte(tmp_path / "it/values.npy")
+    assert np.array_equal(arrays["values"][:5], VALUES[:5])
+    with pytest.raises(EnvironmentFault):
+        arrays["values"][-5:]
+
+
+def test_an_array_grows_by_parts(tmp_path: Path) -> None:
+    writer = ArrayWriter(tmp_path / "values.npy", VALUES.dtype)
+    for part in np.split(VALUES, [3, 3, 1000]):
+        writer.append(part)
+    writer.finish()
+    assert np.array_equal(np.load(tmp_path / "values.npy"), VALUES)
