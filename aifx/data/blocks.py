@@ -131,9 +131,8 @@ class ArrayWriter:
         self._header()
 
     def append(self, values: np.ndarray) -> None:
-        data = values.astype(self.dtype, copy=False).tobytes()
         with naming(self._path):
-            self._file.write(data)
+            self._file.write(np.ascontiguousarray(values, self.dtype))
         self.length += len(values)
 
     def finish(self) -> None:
@@ -191,10 +190,10 @@ def cached_arrays(
         names = (name.removesuffix(SUFFIX) for name in artifact.files if name.endswith(SUFFIX))
         return artifact.content, {name: _open_array(folder, artifact, name) for name in names}
 
-    def made_again(name: str, _: int) -> BlockArray:
+    def made_again(name: str, digests: bytes, _: int) -> BlockArray:
         with lock:  # another thread, or another process, may have made it meanwhile
             again = cached_arrays(place, kind, version, write, whole=True)[1][name]
-        if again.digests != arrays[name].digests:
+        if again.digests != digests:
             why = "aifx made it again, and it is not what it was"
             raise EnvironmentFault(f"the {kind} {place} is damaged", why, f"rm -r {place}")
         return again
@@ -202,7 +201,7 @@ def cached_arrays(
     lock = threading.Lock()
     content, arrays = cached(place, kind, version, make, open_all, logger.warning)
     for name, values in arrays.items():
-        values.repair = partial(made_again, name)
+        values.repair = partial(made_again, name, values.digests)
     return content, arrays
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aifx.core.artifact import MANIFEST
 from aifx.core.errors import DataError
 from aifx.core.project import Project
 from aifx.data.chat.format import ChatData, ChatFormat
@@ -188,6 +189,24 @@ def test_packed_rows_hold_what_single_rows_hold(write: Write, open_chats: Open) 
     assert again.digest == packed.digest
     one, other = (data.source("train", 3, seed=1).read(5, ALL) for data in (packed, again))
     assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("name", ["ids.npy", "starts.npy", MANIFEST])
+def test_a_damaged_cache_is_made_again(
+    name: str, write: Write, open_chats: Open, logged: list[str], tmp_path: Path
+) -> None:
+    """When it is opened, or when a block of the tokens is read."""
+    write("a.jsonl", pairs(600))
+    whole = conversations(open_chats("a"))
+    (path,) = (folder / name for folder in (tmp_path / "cache/chats").iterdir())
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    logged.clear()
+    data = open_chats("b")
+    assert bool(logged) == (name != "ids.npy"), "training starts without reading the tokens"
+    assert conversations(data) == whole
+    assert f"{path.parent} is damaged" in logged[0]
+    assert path.read_bytes() == content
 
 
 def test_too_long_conversations(write: Write, open_chats: Open, logged: list[str]) -> None:

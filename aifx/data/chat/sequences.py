@@ -65,7 +65,7 @@ def fit(
 
 def _last_ends(tokens: ChatTokens) -> np.ndarray:
     """The index of the assistant's last token in each conversation: a trained end token."""
-    written = np.flatnonzero(tokens.writers)
+    written = np.flatnonzero(tokens.writers[:])
     last: np.ndarray = written[np.searchsorted(written, tokens.starts[1:]) - 1]
     return last
 

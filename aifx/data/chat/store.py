@@ -1,24 +1,23 @@
-"""Conversations as tokens, kept in the cache: one file, named by a digest of all that its content depends on."""
+"""Conversations as tokens, kept in the cache: an artefact (`aifx.core.artifact`) in a folder that is named by a digest
+of all that its content depends on. Each array of `ChatTokens` is a file of it; a block of those with an element per
+token is verified when it is first read."""
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from aifx.core.artifact import writable_folder
 from aifx.core.digests import Hash64, Sha256, fraction_of, sha256_of, sha256_of_file, sha256_of_values
 from aifx.core.errors import DataError
-from aifx.core.files import remove_temporary
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, cache_path
 from aifx.data.base import Split
-from aifx.data.blocks import read_cached, read_checked, write_checked
+from aifx.data.blocks import SUFFIX, BlockArray, cached_arrays, write_array
 from aifx.data.chat.rendering import ChatRenderer
 from aifx.data.chat.rows import Conversation, check_chat_file, find_chats, read_conversations
 from aifx.data.chat.section import ChatSection
@@ -29,7 +28,12 @@ from aifx.data.versions import SPLIT
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+KIND, FORMAT = "chat store", 1
+"""The artefact's kind, and the version of its content: a part of the folder's name."""
+
+TOKENS_VERSION = 1
+"""Version of the tokens in it: a part of the digest of a run's data, which a resume compares."""
+
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 ReadChats: TypeAlias = Callable[[TextFile], Iterator[Conversation]]
@@ -105,8 +109,8 @@ class ChatTokens:
         rows: int64 [conversations], the line or row in the file, from 1.
     """
 
-    ids: np.ndarray
-    writers: np.ndarray
+    ids: np.ndarray | BlockArray
+    writers: np.ndarray | BlockArray
     starts: np.ndarray
     splits: np.ndarray
     entries: np.ndarray
@@ -164,7 +168,7 @@ def tokens_digest(files: ChatFiles, renderer: ChatRenderer, *kind: str) -> str:
         kind: what else than conversations is read from the files.
     """
     tokenizer, template = renderer.tokenizer, renderer.template
-    kept = [FORMAT, *kind, files.digest, template.source, sorted(renderer.variables.items())]
+    kept = [TOKENS_VERSION, *kind, files.digest, template.source, sorted(renderer.variables.items())]
     return sha256_of_values(*kept, tokenizer.data, sorted(tokenizer.end_ids), str(renderer.today))
 
 
@@ -193,24 +197,18 @@ def tokenize(files: ChatFiles, renderer: ChatRenderer, digest: str, read: ReadCh
 
     Raises DataError.
     """
-    path = cache_path("chats") / digest
-    found = read_cached(_read, path, "cached conversations")
-    if found is not None:
-        return found
-    made = _tokenize(files, renderer, read)
-    stream = io.BytesIO()
-    np.savez(stream, **vars(made))
-    if files.part is None and files.digest != _with_digest(files.entries, files.fractions).digest:
-        raise DataError(f"{files.names('train')} changed while it was read", "", "run it again when it is written")
-    with writable_folder(path.parent):
-        remove_temporary(path.parent)
-        write_checked(path, stream.getvalue())
-    return made
 
+    def write(folder: Path) -> Mapping[str, Any]:
+        made = _tokenize(files, renderer, read)
+        if files.part is None and files.digest != _with_digest(files.entries, files.fractions).digest:
+            raise DataError(f"{files.names('train')} changed while it was read", "", "run it again when it is written")
+        for name, values in vars(made).items():
+            write_array(folder / f"{name}{SUFFIX}", values)
+        return {}
 
-def _read(path: Path) -> ChatTokens:
-    with np.load(io.BytesIO(read_checked(path))) as arrays:
-        return ChatTokens(**arrays)
+    _, arrays = cached_arrays(cache_path("chats") / f"{digest}-{FORMAT}", KIND, FORMAT, write)
+    by_conversation = {name: array[:] for name, array in arrays.items() if name not in ("ids", "writers")}
+    return ChatTokens(arrays["ids"], arrays["writers"], **by_conversation)
 
 
 def _tokenize(files: ChatFiles, renderer: ChatRenderer, read: ReadChats) -> ChatTokens:
