@@ -39,8 +39,10 @@ def with_digest(data: bytes) -> bytes:
 
 
 def read_checked(path: Path) -> memoryview:
-    """What `write_checked` wrote, memory-mapped. Raises OSError, and ValueError if it is damaged."""
-    content = memoryview(np.memmap(path, np.uint8, "r"))
+    """What `write_checked` wrote, memory-mapped. Raises OSError, UnsafeFile for a link or a FIFO, and ValueError if it
+    is damaged."""
+    with open(open_file(path), "rb") as file:
+        content = memoryview(np.memmap(file, np.uint8, "r"))
     if Sha256(content[:-DIGEST_BYTES]).digest() != content[-DIGEST_BYTES:]:
         raise ValueError(f"{path} is damaged")
     return content[:-DIGEST_BYTES]
@@ -52,7 +54,7 @@ def read_cached(read: Callable[[Path], T], path: Path, what: str) -> T | None:
         return read(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, UnsafeFile):
         logger.warning(f"the {what} {path} is damaged; making it again")
         return None
 

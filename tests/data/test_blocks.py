@@ -12,7 +12,7 @@ import pytest
 
 from aifx.core.digests import BLOCK_BYTES
 from aifx.core.errors import EnvironmentFault
-from aifx.data.blocks import ArrayWriter, cached_arrays, write_array
+from aifx.data.blocks import ArrayWriter, cached_arrays, read_cached, read_checked, write_array, write_checked
 
 VALUES = np.arange(BLOCK_BYTES, dtype=np.int32)
 
@@ -87,3 +87,19 @@ def test_an_array_grows_by_parts(tmp_path: Path) -> None:
         writer.append(part)
     writer.finish()
     assert np.array_equal(np.load(tmp_path / "values.npy"), VALUES)
+
+
+@pytest.mark.timeout(60)
+def test_a_link_or_a_pipe_in_place_of_a_file_is_not_read(tmp_path: Path, logged: list[str]) -> None:
+    path = tmp_path / "file"
+    write_checked(path, b"what it holds")
+    assert read_cached(read_checked, path, "file") == b"what it holds"
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert read_cached(read_checked, path, "file") is None
+    path.unlink()
+    os.mkfifo(path)
+    assert read_cached(read_checked, path, "file") is None
+    assert len(logged) == 2
+    write_checked(path, b"what it holds")
+    assert read_cached(read_checked, path, "file") == b"what it holds"
