@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
+from array import array
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +33,7 @@ from tokenizers import Encoding
 
 from aifx.core.progress import report_progress
 from aifx.data.base import SPLITS, Split
-from aifx.data.blocks import SUFFIX, ArrayWriter, BlockArray, cached_arrays
+from aifx.data.blocks import SUFFIX, ArrayWriter, BlockArray, cached_arrays, write_array
 from aifx.data.corpus import TextCorpus
 from aifx.data.files import Piece
 from aifx.data.tokenizer import Tokenizer, text_sizes
@@ -212,17 +213,18 @@ class _SplitWriter:
         def writer(name: str, dtype: np.dtype[Any]) -> ArrayWriter:
             return opened.enter_context(closing(ArrayWriter(folder / f"{split}.{name}{SUFFIX}", dtype)))
 
+        self._documents_path = folder / f"{split}.documents{SUFFIX}"
         self._tokens = writer("tokens", dtype)
-        self._documents = writer("documents", np.dtype(np.int64))
         self._sizes = writer("sizes", np.dtype(np.uint32)) if has_sizes else None
         self._eos_id = eos_id
+        self._documents = array("q")
         self._num_bytes = 0
         self._without_token = 0  # bytes of text of which the tokenizer made nothing
         self._open = False  # inside a document
 
     def write(self, piece: Piece, encoding: Encoding) -> None:
         if not self._open:
-            self._documents.append(np.array([self._tokens.length]))
+            self._documents.append(self._tokens.length)
             self._end()
         ids = encoding.ids
         self._tokens.append(np.fromiter(ids, self._tokens.dtype, len(ids)))
@@ -235,11 +237,12 @@ class _SplitWriter:
 
     def finish(self) -> dict[str, Any]:
         closed = not self._open and self._tokens.length > 0
-        self._documents.append(np.array([self._tokens.length]))
+        self._documents.append(self._tokens.length)
         if closed:
             self._end()
-        for writer in filter(None, (self._tokens, self._documents, self._sizes)):
+        for writer in filter(None, (self._tokens, self._sizes)):
             writer.finish()
+        write_array(self._documents_path, np.frombuffer(self._documents, np.int64))
         return {"closed": closed, "num_bytes": self._num_bytes - self._without_token}
 
     def _end(self) -> None:
