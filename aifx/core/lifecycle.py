@@ -211,6 +211,11 @@ def collect_signals(numbers: Collection[int] = STOPS) -> Iterator[list[int]]:
         yield came
 
 
+def num_acted_on() -> int:
+    """The number of signals that `on_signals` has acted on so far, for code that waits: nothing interrupts it."""
+    return _num_acted_on
+
+
 class _Announced:
     """Signals that are announced twice, by the thread that listens and by their handler, and acted on once.
 
@@ -235,11 +240,13 @@ class _Announced:
             _thread.start_new_thread(self._act_once, (number,))
 
     def _act_once(self, number: int) -> None:
+        global _num_acted_on
         with self._lock:
             acted = self._acted.get(number, 0)
             if max(self._listened.get(number, 0), self._handled.get(number, 0)) <= acted:
                 return
             self._acted[number] = acted + 1
+            _num_acted_on += 1
         self._act(number)
 
 
@@ -482,6 +489,7 @@ class _Entry:
 
 
 _entry: _Entry | None = None
+_num_acted_on = 0
 _abort_handler: Any = None
 
 

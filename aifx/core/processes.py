@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal
 
-from aifx.core.lifecycle import follow, leave_on_sigterm
+from aifx.core.lifecycle import follow, leave_on_sigterm, num_acted_on
 from aifx.core.parsing import parse_json
 from aifx.core.redaction import redact
 
@@ -321,17 +321,25 @@ def pump(children: Iterable[Child], wait_s: float = math.inf) -> None:
 
 
 def _end(children: Sequence[Child]) -> None:
-    """End those that run, and wait for it: a second Ctrl-C kills them at once."""
+    """End those that run, and wait for it: a second Ctrl-C kills them at once, also where it raises no exception."""
     running = [child for child in children if child.ended is None]
+    acted_on = num_acted_on()
     try:
         for child in running:
             child._stop("stopped")
-        while any(child.ended is None for child in running):
+        while running:
             pump(running)
+            running = [child for child in running if child.ended is None]
+            if num_acted_on() > acted_on:
+                _kill(running)
     except BaseException:
-        for child in running:
-            child._kill()
+        _kill(running)
         raise
+
+
+def _kill(children: Iterable[Child]) -> None:
+    for child in children:
+        child._kill()
 
 
 def connect() -> Callable[[Mapping[str, Any]], None]:

@@ -14,6 +14,7 @@ import pytest
 
 from aifx.core import processes
 from aifx.core.errors import Terminated
+from aifx.core.lifecycle import on_signals
 from aifx.core.processes import Child, aifx_command, pump, run, run_many
 
 EVENTS = "import json, os, signal, subprocess, sys, time\ndef emit(**e): print(json.dumps(e), flush=True)\n"
@@ -185,6 +186,15 @@ def test_an_interrupt_ends_it(interrupt):
         raise interrupt
     assert child.ended.signal == signal.SIGTERM
     assert is_gone(event["pid"])
+
+
+def test_a_signal_that_comes_while_it_ends_kills_it_although_nothing_is_raised():
+    """This one sends it itself when it is asked to end, and would end by itself within the grace."""
+    body = "signal.signal(15, lambda *_: os.kill(os.getppid(), signal.SIGINT)); emit(); time.sleep(60)"
+    came = []
+    with on_signals(came.append), Child(python(body), grace_s=600) as child:
+        next(child.events())
+    assert (child.ended.cut, child.ended.signal, came) == ("stopped", signal.SIGKILL, [signal.SIGINT])
 
 
 def test_ctrl_c_reaches_only_the_parent(tmp_path):

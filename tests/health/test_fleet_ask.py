@@ -31,6 +31,7 @@ while [ "$1" != -- ]; do shift; done
 host=$2; shift 2
 case $host in
   dead*) exec sleep 600;;
+  deaf*) trap 'kill -INT $PPID' TERM; touch asked; sleep 60 & wait; wait; touch left;;
   down*) echo "ssh: connect to host $host port 22: No route to host" >&2; exit 255;;
   shut*) echo "me@$host: Permission denied (publickey)." >&2; exit 255;;
   bare*) echo "sh: 1: aifx: not found" >&2; exit 127;;
@@ -173,6 +174,22 @@ def test_what_has_arrived_is_kept(tmp_path, env, number, code):
     again = run("doctor", "fleet", "--replay", str(tmp_path / "record"), "--json", env=env)
     assert document_of(again)["nodes"] == report["nodes"]
     assert again.returncode == 2
+
+
+def test_a_second_ctrl_c_kills_what_does_not_end(tmp_path, env):
+    """This host's command sends it when the first one asks the command to end, and would leave within the grace."""
+    (tmp_path / "hosts").write_text("deaf1\n")
+    patient = "from aifx.health.fleet import transports; transports.GRACE_S = 600; "
+    command = [*AIFX[:-1], patient + AIFX[-1], "doctor", "fleet", "--hosts", str(tmp_path / "hosts"), "--json"]
+    with subprocess.Popen(command, env=env, cwd=tmp_path, stdout=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "asked").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        report = json.loads(process.communicate(timeout=120)[0])
+    assert (process.returncode, report["not_heard"]) == (130, ["deaf1"])
+    assert not (tmp_path / "left").exists()
 
 
 def test_a_record_that_was_cut_off_is_read(tmp_path, env):
