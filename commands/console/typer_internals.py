@@ -11,10 +11,8 @@ import importlib
 import inspect
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -27,8 +25,7 @@ OTHER_NAMES = {"delete": "rm", "remove": "rm", "list": "ls"}
 _EXAMPLES = re.compile(r"^Examples?:[ \t]*\n((?:[ \t]+\S.*\n?|[ \t]*\n)+)", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class HelpText:
+class HelpText(NamedTuple):
     """The first paragraph of a docstring, the lines of `Examples:`, and what is left."""
 
     summary: str
@@ -134,8 +131,7 @@ class Group(_Page, TyperGroup):
             formatter.write_dl([(command.name, parse_help(command.help or "").summary) for command in commands])
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A command in the table of a `LazyGroup`: `attribute` of `aifx.commands.<module>`, a function or a `typer.Typer`.
 
     Attributes:
@@ -314,6 +310,8 @@ def _as_option(context: Any, words: str) -> str:
     option = next((one for one in ("--prompt", "--hardware", "--run") if one in known), "")
     if not option or (" " in words and option != "--prompt"):
         return ""
+    import shlex  # here, since every command imports this module
+
     return f"{context.command_path} {option} {shlex.quote(words)}"
 
 

@@ -88,10 +88,10 @@ def test_nothing_heavy_is_imported(args: list[str], tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1] == "[]"
 
 
-def test_help_imports_neither_configuration_nor_rich(tmp_path: Path) -> None:
+def test_help_imports_neither_configuration_nor_rich_nor_shlex(tmp_path: Path) -> None:
     code = (
         "import sys; from aifx.commands.main import run; run(['--help']); "
-        "print({'pydantic', 'rich.console'} & set(sys.modules))"
+        "print({'pydantic', 'rich.console', 'shlex'} & set(sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=environ(tmp_path), capture_output=True, text=True, check=True
