@@ -5,6 +5,7 @@
     with sigterm_as_ctrl_c() as stop:    SIGTERM raises Terminated, as Ctrl-C raises KeyboardInterrupt
     with exit_after(60.0, 124, "..."):   a block that hangs ends the process
     exit_now(code)                       end the process here, without unwinding
+    exit_soon(code)                      end it in a moment, however long what it still writes takes
     end_with(parent)                     end with the parent
 
 Nothing else in aifx installs handlers, sets the wake-up descriptor or calls os._exit; `core/processes.py` supervises
@@ -54,7 +55,7 @@ PATIENCE_S = 5.0
 """How long SIGTERM waits for the main thread, which may be in a compiler and hears no signal there."""
 
 ENDING_S = 3.0
-"""How long the answer may still take after a signal: its reader may have stalled."""
+"""How long the answer, or the last words, may still take after a signal: their reader may have stalled."""
 
 FOLLOW_S = 5.0
 """For a child of aifx to clean up if its parent is gone."""
@@ -78,12 +79,23 @@ def exit_now(code: int) -> NoReturn:
     os._exit(code)
 
 
+def exit_soon(code: int) -> None:
+    """End the process in ENDING_S: the reader of what is written until then may have stalled."""
+
+    def end() -> None:
+        time.sleep(ENDING_S)
+        exit_now(code)
+
+    _thread.start_new_thread(end, ())
+
+
 @contextmanager
 def exit_after(limit_s: float, code: int, why: str) -> Iterator[None]:
     """End the process with `code` if the block takes longer, wherever it hangs, and write `why` to stderr."""
     import threading
 
     def end() -> None:
+        exit_soon(code)
         os.write(2, f"{why}\n".encode())
         exit_now(code)
 
@@ -466,13 +478,9 @@ class _Entry:
             return
         self.seen = self.seen or signum
         if self.phase == ENDING:
-            _thread.start_new_thread(self._await_answer, (signum,))
+            exit_soon(exit_code_of(signum))
         elif signum == signal.SIGTERM and signal.getsignal(signum) == self._handle:
             _thread.start_new_thread(self._await_main, (signum,))
-
-    def _await_answer(self, signum: int) -> None:
-        time.sleep(ENDING_S)
-        exit_now(exit_code_of(signum))
 
     def _await_main(self, signum: int) -> None:
         time.sleep(PATIENCE_S)
@@ -483,6 +491,7 @@ class _Entry:
     def _leave(self, signum: int) -> NoReturn:
         """End the process at once, with its one document or its error."""
         code = int(exit_code_of(signum))
+        exit_soon(code)
         with suppress(BaseException):
             code = self.answer(signum)
         exit_now(code)

@@ -11,17 +11,15 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 from aifx.core.errors import ExitCode
-from aifx.core.lifecycle import STOPS, exit_code_of, exit_now, on_signals
+from aifx.core.lifecycle import STOPS, exit_code_of, exit_now, exit_soon, on_signals
 from aifx.core.statuses import ProcessStatus
-
-LAST_WORDS_S = 2.0
-"""Limit of the callbacks that run right before the process ends."""
 
 ECHO_S = 1.0
 """Schedulers signal all processes of a job, and so does the one that started this one: a signal comes twice."""
 
 BeforeExit = Callable[[ProcessStatus | None, str], None]
-"""Called with the run's status (None: failed) and a line on why, right before the process ends without unwinding."""
+"""Called with the run's status (None: failed) and a line on why, right before the process ends without unwinding. All
+callbacks together may take `lifecycle.ENDING_S`."""
 
 
 def status_of(signum: int) -> ProcessStatus:
@@ -118,13 +116,8 @@ class StopSignals:
         self._exit(status_of(signum), why, exit_code_of(signum))
 
     def _exit(self, status: ProcessStatus | None, why: str, code: ExitCode) -> None:
-        def call_back() -> None:
-            for callback in reversed(self.before_exit):
-                with suppress(Exception):  # whatever it is, the process ends, and with this code
-                    callback(status, why)
-
-        # In a thread, for two seconds at most: a reader that stalled at our stderr must not hold the process.
-        caller = threading.Thread(target=call_back, daemon=True)
-        caller.start()
-        caller.join(LAST_WORDS_S)
+        exit_soon(code)
+        for callback in reversed(self.before_exit):
+            with suppress(Exception):  # whatever it is, the process ends, and with this code
+                callback(status, why)
         exit_now(code)

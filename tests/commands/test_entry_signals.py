@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -174,6 +176,51 @@ for after_s in (0.3, 0.6):
 out.document({{"answer": "x" * {1 << 20}}})
 """
     assert probe(tmp_path, body, "--json").returncode == 75
+
+
+SERVER = """
+from aifx.core.web.access_log import AccessLog, AccessRecord
+from aifx.core.web.app import make_app
+from aifx.core.web.policy import Policy
+from aifx.core.web.server import HttpServer
+from aifx.core.web.sockets import bind
+def terminate(): os.kill(os.getpid(), signal.SIGTERM)
+server = HttpServer(make_app([], Policy()), bind("127.0.0.1", 0, port_hint=""))
+"""
+STALLED = {
+    "with an access log": (
+        0,
+        f"{SERVER}log = AccessLog(None); log.write(AccessRecord('id', 'client', 'GET', '/'))\n"
+        "assert server.run(terminate).signum == signal.SIGTERM\nlog.close()",
+    ),
+    "by a second signal": (
+        75,
+        f"{SERVER}async def drain(server):\n    terminate(); time.sleep(600)\n"
+        "HttpServer._drain = drain\nserver.run(terminate)",
+    ),
+    "in the body": (
+        75,
+        "try:\n    os.kill(os.getpid(), 15); time.sleep(600)\n"
+        "except KeyboardInterrupt:\n    os.kill(os.getpid(), 15); time.sleep(600)",
+    ),
+    "at its limit": (124, "with lifecycle.exit_after(0.01, 124, 'too late'):\n    time.sleep(600)"),
+}
+
+
+@pytest.mark.parametrize("case", STALLED)
+def test_a_process_ends_although_the_reader_of_stderr_has_stalled(tmp_path: Path, case: str) -> None:
+    code, body = STALLED[case]
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while os.write(writer, b"x" * 4096):
+            pass
+    os.set_blocking(writer, True)
+    body = f"import signal, time\nfrom aifx.core import lifecycle\nlifecycle.ENDING_S = 0.1\n{body}"
+    done = probe(tmp_path, body, env={"PYTHONUNBUFFERED": ""}, stderr=writer)
+    os.close(reader)
+    os.close(writer)
+    assert done.returncode == code
 
 
 def test_a_forked_child_ends_as_any_process_does(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from aifx.config.sections import RESUME_SAFE, ROUNDING, DataSection, ModelSection
+from aifx.core import lifecycle
 from aifx.data.spec import DataSpec
 from aifx.data.spec import Field as DataField
 from aifx.models.base import Head, Model
@@ -22,9 +23,8 @@ from aifx.nn.initializers import normal, ones, zeros
 from aifx.objectives.base import Objective
 from aifx.specs import ArraySpec, stack_layer_specs
 from aifx.tasks.base import Task
-from aifx.training import signals
 
-signals.LAST_WORDS_S = 60.0  # on a slow machine as well, a process that ends at once says why
+lifecycle.ENDING_S = 60.0  # on a slow machine as well, a process that ends at once says why
 
 
 def is_held(step: int) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import sys
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from aifx.core.errors import UsageError
 
@@ -38,12 +38,15 @@ class AccessRecord:
 
 
 class AccessLog:
-    """Writes lines in a thread of its own, since a reader of stderr may stall."""
+    """Writes lines in a thread of its own, since a reader of stderr may stall.
+
+    It writes past `sys.stderr`: a thread that waits in there holds a lock, without which the process cannot end.
+    """
 
     def __init__(self, path: Path | None, hint: str = "") -> None:
         """`path`: a file to append to; stderr if None. `hint`: how to name another. Raises UsageError."""
         try:
-            self._stream: TextIO = sys.stderr if path is None else path.open("a", encoding="utf-8", buffering=1)
+            self._file = open(os.dup(sys.stderr.fileno()) if path is None else path, "ab", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise UsageError(f"{path} cannot be written", error.strerror or str(error), hint) from None
         self._lines: queue.Queue[str | None] = queue.Queue(MAX_WAITING)
@@ -66,10 +69,11 @@ class AccessLog:
     def _write(self) -> None:
         while (line := self._lines.get()) is not None:
             lost, self._lost = self._lost, 0
-            with contextlib.suppress(OSError, ValueError):
-                self._stream.write(line + "\n")
-                if lost:
-                    self._stream.write(json.dumps({"time": round(time.time(), 3), "lines_lost": lost}) + "\n")
-                self._stream.flush()
-        if self._stream is not sys.stderr:
-            self._stream.close()
+            text = f"{line}\n"
+            if lost:
+                text += json.dumps({"time": round(time.time(), 3), "lines_lost": lost}) + "\n"
+            rest = text.encode()
+            with contextlib.suppress(OSError):
+                while rest:
+                    rest = rest[os.write(self._file.fileno(), rest) :]
+        self._file.close()

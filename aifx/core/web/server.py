@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from starlette.applications import Starlette
 
 from aifx.core.errors import EnvironmentFault
-from aifx.core.lifecycle import exit_code_of, exit_now, on_signals
+from aifx.core.lifecycle import exit_code_of, exit_now, exit_soon, on_signals
 from aifx.core.web.connections import Limits, connection_class
 from aifx.core.web.sockets import LAST_ANSWERS_S, quiet_uvicorn, uvicorn_server
 from aifx.core.web.traffic import Traffic
@@ -153,10 +153,8 @@ class HttpServer:
     def _signal(self, number: int) -> None:
         """Act on a signal, in a thread: the event loop may be busy."""
         if self._signum is not None:
-            # In a thread: the reader of stderr may have stalled.
-            warn = threading.Thread(target=logger.warning, args=("stopped at once by a second signal",), daemon=True)
-            warn.start()
-            warn.join(1.0)
+            exit_soon(exit_code_of(number))
+            logger.warning("stopped at once by a second signal")
             exit_now(exit_code_of(number))
         self._signum = number
         self.stop()
