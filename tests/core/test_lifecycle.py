@@ -96,6 +96,22 @@ def test_a_signal_is_acted_on_once_although_it_is_announced_twice():
     assert acted == [signal.SIGTERM, signal.SIGINT]
 
 
+def test_an_act_that_fails_is_reported_and_the_next_signal_is_heard():
+    body = f"""
+    import threading
+    def act(number):
+        if number == signal.SIGINT:
+            raise OSError("failed")
+        lifecycle.exit_now(7)
+    def reported(*what):
+        os.write(2, b"reported")
+        ready()
+    sys.excepthook = threading.excepthook = reported
+    with lifecycle.on_signals(act):{STUCK.replace("    ", "        ")}"""
+    done = ended(body, signal.SIGINT, signal.SIGTERM)
+    assert (done.returncode, done.stderr) == (7, "reported")
+
+
 def test_in_an_event_loop_a_signal_cancels():
     body = """
         import asyncio

@@ -37,6 +37,18 @@ def test_a_port_that_another_takes_before_the_server_listens() -> None:
                 HttpServer(make_app([], Policy()), bound).start()
 
 
+def test_a_server_that_fails_while_it_serves_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with bind("127.0.0.1", 0, port_hint="") as bound:
+        server = HttpServer(make_app([], Policy()), bound)
+        thread = server.start()
+        assert server._loop is not None
+        server._loop.call_soon_threadsafe(server._loop.stop)
+        thread.join(60)
+        assert not thread.is_alive()
+    (record,) = [record for record in caplog.records if record.name == "aifx.core.web.server"]
+    assert record.exc_info is not None
+
+
 @pytest.mark.parametrize("host", ["nosuch.invalid", "a" * 64])
 def test_the_way_out_of_a_host_that_is_not_there(host: str) -> None:
     with pytest.raises(EnvironmentFault) as refused:

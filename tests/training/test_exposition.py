@@ -120,9 +120,10 @@ def test_a_port_in_use_is_refused(tiny: Any) -> None:
     assert open_metrics_server(tiny.config().log, tiny.run()) == []
 
 
-def test_who_is_refused(tiny: Any) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1"])
+def test_who_is_refused(tiny: Any, host: str) -> None:
     """A page whose host name points at this machine reads nothing, and nothing but metrics is there."""
-    server = MetricsServer("127.0.0.1", 0, tiny.run())
+    server = MetricsServer(host, 0, tiny.run())
     try:
         with httpx.Client(timeout=120, trust_env=False) as client:
             assert client.get(server.url, headers={"Host": "evil.example"}).status_code == 421
