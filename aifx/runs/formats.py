@@ -200,7 +200,8 @@ class RunEnd:
     best_step: int | None = None
     best_validation_loss: float | None = None  # at best_step
     best_by: str | None = None  # "max accuracy"
-    best_value: float | None = None
+    best_value: float | None = None  # at best_step: the mean over best_over validations
+    best_over: int | None = None
     duration_s: float | None = None
     resumed_from: int | None = None
     peak_memory_bytes: int | None = None  # of a device; on a CPU that of the process

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from aifx.checkpoint.listing import list_checkpoints
+from aifx.config.best_by import mean_of
 from aifx.core.json_files import read_jsonl, readable_bytes
 from aifx.core.pages import date, render
 from aifx.core.project import Project, RunDirectory
@@ -73,7 +74,8 @@ def _tiles(status: RunStatus, records: Sequence[Mapping[str, Any]]) -> Iterator[
     if status.loss is not None:
         yield "training loss", figure(status.loss)
     if status.best_value is not None:
-        yield f"{status.best_by} on validation, at step {status.best_step:,}", figure(status.best_value)
+        at = f"at step {status.best_step:,}{mean_of(status.best_over)}"
+        yield f"{status.best_by} on validation, {at}", figure(status.best_value)
     if status.units_per_s is not None:
         yield f"{status.unit} per second", f"{status.units_per_s:,.0f}"
     if used := utilization(number(last.get("mfu")), number(last.get("ceiling_fraction"))):

@@ -37,7 +37,8 @@ class RunStatus:
     best_validation_loss: float | None  # at best_step
     best_step: int | None
     best_by: str | None  # "max accuracy"
-    best_value: float | None
+    best_value: float | None  # at best_step: the mean over best_over validations
+    best_over: int | None
     unit: str | None  # what `units_per_s` counts: "tokens", "images"
     units_per_s: float | None
     started: float | None
@@ -85,7 +86,7 @@ def run_status(run: RunDirectory) -> RunStatus:
     last, validated = _read_metrics(run)
     losses = [loss for record in validated if (loss := validation_loss(record)) is not None]
     scored = _scored(validated, best_by, settings.get("checkpoint.best_over"))
-    best = min(scored, key=lambda pair: pair[0].cost, default=None)
+    best = min(scored, key=lambda one: one[0].cost, default=None)
     process = _last_process(events)
     steps = [int(found["step"]) for found in (last, *process) if is_step(found.get("step"))]
     return RunStatus(
@@ -99,6 +100,7 @@ def run_status(run: RunDirectory) -> RunStatus:
         best_step=best[1]["step"] if best else None,
         best_by=str(best_by),
         best_value=best[0].value if best else None,
+        best_over=best[2] if best else None,
         unit=str(last["unit"]) if "unit" in last else None,
         units_per_s=number(last.get("units_per_s")),
         started=next((t for e in events if (t := number(e.get("time"))) is not None), None) or _written(run.config),
@@ -112,15 +114,16 @@ def run_status(run: RunDirectory) -> RunStatus:
 
 def _scored(
     validated: Iterable[Mapping[str, Any]], best_by: BestBy, best_over: object
-) -> list[tuple[Score, Mapping[str, Any]]]:
-    """The records with a finite metric, each with the score of its checkpoint."""
+) -> list[tuple[Score, Mapping[str, Any], int]]:
+    """The score of the checkpoint of each record with a finite metric, the record, and the number of values whose mean
+    the score is."""
     num_values = best_over if isinstance(best_over, int) and best_over > 0 else 1
     recent: list[float] = []
     scored = []
     for record in validated:
         if (value := best_by.value(record["validation"])) is not None:
             recent = [*recent, value][-num_values:]
-            scored.append((best_by.score(recent), record))
+            scored.append((best_by.score(recent), record, len(recent)))
     return scored
 
 

@@ -354,6 +354,7 @@ def _result(ending: LoopResult, loop: Loop, resumed_from: int, info: RunInfo, du
         best_validation_loss=loop.progress.best_loss,
         best_by=str(best_by_of(info.config)),
         best_value=loop.progress.best_value,
+        best_over=loop.progress.best_over,
         duration_s=duration_s,
         resumed_from=resumed_from or None,
         peak_memory_bytes=peak_memory(loop.programs.layout.devices),

@@ -116,7 +116,7 @@ def _print_metrics(out: Output, run: RunDetails, records: Sequence[Mapping[str, 
     shown = {
         "loss": figure(run.loss),
         "validation": figure(run.validation_loss),
-        "best": best(run.best_by, run.best_value, run.best_step),
+        "best": best(run.best_by, run.best_value, run.best_step, run.best_over),
         "speed": rate(run.units_per_s, run.unit),
         "MFU": used.removeprefix("MFU ") or None,
     }

@@ -62,7 +62,8 @@ def _rows(watched: WatchedRun, width: int, ascii_only: bool) -> Iterator[Text]:
         yield progress_bar(s.step, s.num_steps, f"ETA {to_go}" if s.alive else s.status, width, ascii_only)
     else:
         yield Text(f"step {s.step:,}   {s.status}")
-    yield loss_row(figure(s.loss) or "-", figure(s.validation_loss), best(s.best_by, s.best_value, s.best_step))
+    best_so_far = best(s.best_by, s.best_value, s.best_step, s.best_over)
+    yield loss_row(figure(s.loss) or "-", figure(s.validation_loss), best_so_far)
     used = utilization(number(last.get("mfu")), number(last.get("ceiling_fraction")))
     yield speed_row(rate(s.units_per_s, s.unit) or "", used)
     for line in line_chart(watched.losses, width, CHART_HEIGHT, ascii_only=ascii_only):

@@ -218,7 +218,7 @@ def _show(
     if out.json:
         return
     loss = "" if result.loss is None else f", loss {result.loss:.4f}"
-    best_so_far = best(result.best_by, result.best_value, result.best_step)
+    best_so_far = best(result.best_by, result.best_value, result.best_step, result.best_over)
     validation = f", best validation {best_so_far}" if best_so_far else ""
     already = "already " if result.already else ""
     ended = f"{already}{result.status.replace('_', ' ')} at step {result.step} of {result.num_steps}"

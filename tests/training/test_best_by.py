@@ -54,11 +54,11 @@ def test_progress_follows_the_metric() -> None:
     progress = Progress()
     for step, loss, accuracy in ((1, 3.0, 0.5), (2, 2.0, 0.7), (3, 1.0, 0.6), (4, 0.5, float("nan"))):
         progress = progress.after(step, {"loss": loss, "accuracy": accuracy}, ACCURACY)
-    assert progress == Progress(2.0, 2, 2, 0.5, 0.7, recent=[0.6])
+    assert progress == Progress(2.0, 2, 2, 0.5, 0.7, 1, recent=[0.6])
     by_loss = Progress()
     for step, loss in ((1, 3.0), (2, 2.0), (3, float("nan"))):
         by_loss = by_loss.after(step, {"loss": loss}, LOSS)
-    assert by_loss == Progress(2.0, 2, 1, None, 2.0, recent=[2.0])
+    assert by_loss == Progress(2.0, 2, 1, None, 2.0, 1, recent=[2.0])
     assert Progress(**json.loads(json.dumps(asdict(progress)))) == progress
 
 
@@ -124,6 +124,17 @@ def test_a_run_keeps_what_is_best_over_several_validations(scored) -> None:
     assert scores == {8: pytest.approx(0.7), 12: pytest.approx(0.6)}
     document = json.loads(aifx(scored, "runs", "show", "main", "--json"))
     assert (document["best_step"], document["best_value"]) == (12, pytest.approx(0.6))
+    assert (result.best_over, document["best_over"]) == (2, 2)
+    assert scored.events()[-1]["best_over"] == 2
+    best = "accuracy 0.6000 at step 12 (mean of 2)"
+    assert best in " ".join(aifx(scored, "runs", "show", "main").split())
+    assert f"best validation {best}" in aifx(scored, "train", "--set", "checkpoint.best_over=2")
+
+
+def test_the_first_validation_is_its_own_mean(scored) -> None:
+    result = scored.train("checkpoint.best_by=max accuracy", "checkpoint.best_over=2")
+    assert (result.best_step, result.best_value, result.best_over) == (4, 0.9, 1)
+    assert "mean of" not in aifx(scored, "runs", "show", "main")
 
 
 def test_the_last_one_that_beats_the_best_is_remarked(scored) -> None:
