@@ -66,10 +66,10 @@ def test_the_token_is_asked_for_by_all_but_healthz(tmp_path):
     token.write_text("s3cret\n")
     with served(tmp_path, "--token-file", str(token), AIFX_DOCTOR_TOKEN="another") as (_, url):
         assert get(f"{url}/healthz").status_code == 200
-        for path in ("/v1/report", "/metrics"):
+        for path, status in (("/v1/report", 200), ("/metrics", 200), ("/nothing", 404)):
             assert get(url + path).status_code == 401
             assert get(url + path, headers={"Authorization": "Bearer another"}).status_code == 401
-            assert get(url + path, headers={"Authorization": "Bearer s3cret"}).status_code == 200
+            assert get(url + path, headers={"Authorization": "Bearer s3cret"}).status_code == status
 
 
 def test_others_are_let_in_only_with_a_token(tmp_path):
