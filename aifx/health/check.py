@@ -15,7 +15,8 @@ from aifx.core.private_folders import make_private
 from aifx.core.project import cache_path
 from aifx.health.evaluate_rules import evaluate_rules
 from aifx.health.host import Host
-from aifx.health.probes import Probe, all_probes
+from aifx.health.probes import all_probes
+from aifx.health.probing import Probe
 from aifx.health.report import SCHEMA_VERSION, Report
 from aifx.health.rules import Rule, Site, load_rules, read_site, select
 from aifx.health.snapshot import Snapshot, read, take, write

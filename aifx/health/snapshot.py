@@ -18,7 +18,7 @@ from aifx.core.parsing import parse_json
 from aifx.core.redaction import redact
 from aifx.core.version import __version__
 from aifx.health.host import Host, within
-from aifx.health.probes import Probe
+from aifx.health.probing import Probe
 from aifx.health.scope import Scope
 
 SCHEMA_VERSION = 1

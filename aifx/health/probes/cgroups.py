@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
-from aifx.health.probes import search_file, text_of
+from aifx.health.probing import search_file, text_of
 
 CGROUPS = "/sys/fs/cgroup"
 NO_LIMIT = 1 << 60

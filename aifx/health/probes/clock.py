@@ -7,7 +7,7 @@ from typing import Any
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
-from aifx.health.probes import probe
+from aifx.health.probing import probe
 
 SOURCE = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
 UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "min": 6e4, "h": 3.6e6, "d": 8.64e7}

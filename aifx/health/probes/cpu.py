@@ -9,7 +9,7 @@ from ClusterShell.RangeSet import RangeSet, RangeSetParseError
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
-from aifx.health.probes import listed, probe, search_file, text_of
+from aifx.health.probing import listed, probe, search_file, text_of
 
 CPUS = "/sys/devices/system/cpu"
 THROTTLE_COUNT = "thermal_throttle/package_throttle_count"

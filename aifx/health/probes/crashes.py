@@ -10,7 +10,7 @@ from aifx.core.facts import Absent, Unknown
 from aifx.health import kernel_events
 from aifx.health.host import Host
 from aifx.health.kernel_log import parse
-from aifx.health.probes import probe
+from aifx.health.probing import probe
 from aifx.health.xids import excerpt
 
 PSTORE = "/sys/fs/pstore"

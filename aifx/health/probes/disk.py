@@ -21,7 +21,7 @@ from aifx.core.parsing import parse_json
 from aifx.core.private_folders import make_private
 from aifx.core.project import cache_location
 from aifx.health.host import Host, within
-from aifx.health.probes import listed, probe, text_of
+from aifx.health.probing import listed, probe, text_of
 
 LIMIT_S = 1.5
 ON_DISK = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs"}

@@ -8,7 +8,7 @@ from typing import Any
 
 from aifx.core.facts import Absent
 from aifx.health.host import CAPTURED, Host
-from aifx.health.probes import listed, probe
+from aifx.health.probing import listed, probe
 
 ON = "(?i:1|true|yes|on|y|t)"
 UNWANTED = {

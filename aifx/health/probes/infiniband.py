@@ -10,9 +10,9 @@ from typing import Any
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
 from aifx.health.kernel_log import Log
-from aifx.health.probes import listed, probe, search_file, text_of
 from aifx.health.probes.kernel_log import read_log
 from aifx.health.probes.network import agreed
+from aifx.health.probing import listed, probe, search_file, text_of
 from aifx.machine.catalogue import find_accelerator, has_rails
 
 CARDS = "/sys/class/infiniband"

@@ -20,8 +20,8 @@ from aifx.core.private_folders import check_private
 from aifx.core.project import cache_location
 from aifx.core.version import DISTRIBUTION
 from aifx.health.host import Host
-from aifx.health.probes import counted, probe
 from aifx.health.probes.tpu import find_chips
+from aifx.health.probing import counted, probe
 
 DEVICES_LIMIT_S = 10.0
 DRIVERS = {"cuda12": 525, "cuda13": 580}

@@ -13,7 +13,7 @@ from aifx.core.facts import Absent, Unknown
 from aifx.health import kernel_events, xids
 from aifx.health.host import CAPTURED, Host
 from aifx.health.kernel_log import Log, parse
-from aifx.health.probes import probe, search_file, text_of
+from aifx.health.probing import probe, search_file, text_of
 from aifx.health.xids import DAY_S, excerpt
 
 GIVES = ("kernel_log", "xids", "xid_gpus", "sxids", "kernel_events")

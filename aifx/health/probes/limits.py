@@ -9,8 +9,9 @@ from typing import Any
 
 from aifx.core.facts import Absent
 from aifx.health.host import Host
-from aifx.health.probes import cgroups, first_missing, listed, probe, search_file, text_of
+from aifx.health.probes import cgroups
 from aifx.health.probes.disk import space
+from aifx.health.probing import first_missing, listed, probe, search_file, text_of
 
 LOOKS = 5
 LOOK_EVERY_S = 0.1

@@ -7,8 +7,9 @@ from typing import Any
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
-from aifx.health.probes import cgroups, first_missing, listed, probe, search_file, text_of
+from aifx.health.probes import cgroups
 from aifx.health.probes.cgroups import entry, table
+from aifx.health.probing import first_missing, listed, probe, search_file, text_of
 
 EDAC = "/sys/devices/system/edac/mc"
 NODES = "/sys/devices/system/node"

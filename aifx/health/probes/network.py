@@ -8,7 +8,7 @@ from typing import Any
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host, within
-from aifx.health.probes import first_missing, probe, text_of
+from aifx.health.probing import first_missing, probe, text_of
 
 NET = "/sys/class/net"
 IFF_UP = 1

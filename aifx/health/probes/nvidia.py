@@ -9,7 +9,7 @@ from typing import Any
 
 from aifx.core.facts import Absent, Facts, Unknown, from_document
 from aifx.health.host import Host
-from aifx.health.probes import counted, first_missing, listed, probe, text_of
+from aifx.health.probing import counted, first_missing, listed, probe, text_of
 from aifx.machine.catalogue import Accelerator, find_accelerator
 
 PCI = "/sys/bus/pci/devices"

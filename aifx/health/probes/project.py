@@ -8,9 +8,9 @@ from aifx.core.errors import AifxError
 from aifx.core.facts import Absent, from_document
 from aifx.core.project import UntrustedProject, find_project
 from aifx.health.host import Host
-from aifx.health.probes import probe
 from aifx.health.probes.cgroups import entry, table
 from aifx.health.probes.memory import MEMINFO
+from aifx.health.probing import probe
 from aifx.health.project_probe import IMPORT_TASK
 
 LIMIT_S = 15.0

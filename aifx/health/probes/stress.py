@@ -6,7 +6,7 @@ from typing import Any
 
 from aifx.core.facts import Absent, from_document
 from aifx.health.host import CAPTURED, Host
-from aifx.health.probes import probe
+from aifx.health.probing import probe
 
 
 @probe("stress")

@@ -7,8 +7,8 @@ from typing import Any
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
-from aifx.health.probes import probe, text_of
 from aifx.health.probes.disk import mounts
+from aifx.health.probing import probe, text_of
 
 DMI = "/sys/class/dmi/id"
 CARDS = "/sys/class/infiniband"

@@ -10,8 +10,8 @@ from typing import Any
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
-from aifx.health.probes import listed, probe, text_of
 from aifx.health.probes.memory import transparent_huge_pages
+from aifx.health.probing import listed, probe, text_of
 from aifx.machine.catalogue import TPU_GENERATIONS
 
 PCI = "/sys/bus/pci/devices"

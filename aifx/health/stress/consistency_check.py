@@ -24,7 +24,7 @@ from packaging.utils import canonicalize_name
 
 from aifx.core.digests import sha256_of
 from aifx.health.host import Host
-from aifx.health.probes import text_of
+from aifx.health.probing import text_of
 from aifx.machine.cpu import cpu_flags, cpu_model, usable_cpus
 from aifx.machine.microbenchmarks import name_of
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from aifx.core.facts import Absent
-from aifx.health.probes import counted
+from aifx.health.probing import counted
 from aifx.machine import microbenchmarks
 from aifx.machine.catalogue import find_accelerator, peak_of
 from aifx.machine.device_memory import BEYOND, cache_bytes, room

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from aifx.core.digests import sha256_of
 from aifx.core.facts import Absent, from_document
-from aifx.health.probes import counted
+from aifx.health.probing import counted
 from aifx.health.stress import sensors
 
 Ended = Literal["finished", "out of time", "interrupted", "held", "hung", "died"]
