@@ -53,6 +53,7 @@ class Root(LazyGroup):
     """`aifx` itself."""
 
     table = COMMANDS
+    package = "aifx.commands"
 
 
 app = typer.Typer(

@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from aifx.cluster.hosts import ask_kubernetes
+from aifx.cluster.jobs import POLL_S, JobStatus, LaunchRecord
 from aifx.cluster.jobset import CONTAINER
-from aifx.cluster.launched import POLL_S, JobStatus, LaunchRecord
 from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.core.parsing import parse_json
 from aifx.core.processes import Ended

@@ -10,69 +10,23 @@ import importlib
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
+from aifx.cluster.jobs import OVER, POLL_S, Backend, JobStatus, LaunchRecord, read_events
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
 from aifx.core.files import make_folders, read_file
-from aifx.core.json_files import read_jsonl, write_json
+from aifx.core.json_files import write_json
 from aifx.core.os_errors import first_line
 from aifx.core.project import Project
 
-State: TypeAlias = Literal["pending", "running", "ending", "completed", "failed", "stopped", "unknown"]
-"""Of a job. "ending": its processes save and leave. "unknown": the scheduler does not know it, or does not answer."""
-
-OVER = ("completed", "failed", "stopped")
-POLL_S = 2.0  # between questions to a scheduler, which has other users
 IDLE_S = 0.2
 
 BACKENDS: Mapping[str, str] = {"slurm": "aifx.cluster.slurm", "kubernetes": "aifx.cluster.kubernetes"}
 """The module of each scheduler, which has a `BACKEND`. They are imported when they are asked."""
-
-
-@dataclass(frozen=True)
-class LaunchRecord:
-    """What was handed to a scheduler.
-
-    Attributes:
-        id: of the launch, also the name of its folder.
-        backend: "slurm" or another name of BACKENDS.
-        job: what the scheduler calls it.
-        place: where the scheduler has it: a cluster, or a context and a namespace; empty for its default.
-        run: name of the run; empty for a command that takes the newest.
-        arguments: of aifx.
-        time: Unix time in seconds.
-    """
-
-    id: str
-    backend: str
-    job: str
-    place: str
-    run: str
-    arguments: tuple[str, ...]
-    nodes: int
-    processes_per_node: int
-    time: float
-
-
-@dataclass(frozen=True)
-class JobStatus:
-    """The state of a job, by its scheduler.
-
-    Attributes:
-        why: the reason of a state, such as what a pending job waits for; may be empty.
-        nodes: that it runs on; may be empty.
-        exit_code: of a job that is over; None if it is not known.
-    """
-
-    state: State
-    why: str = ""
-    nodes: str = ""
-    exit_code: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,19 +47,6 @@ class LaunchList:
     """What `aifx launch ls --json` prints, the newest launch last."""
 
     launches: list[Launched]
-
-
-class Backend(Protocol):
-    """A scheduler. Its methods raise EnvironmentFault if it does not answer."""
-
-    def status(self, record: LaunchRecord, folder: Path) -> JobStatus:
-        """The status of a job by the scheduler, or by the job's folder once the scheduler has forgotten it."""
-
-    def stop(self, record: LaunchRecord, status: JobStatus, *, now: bool) -> None:
-        """End a job. Its run saves first, except with `now`."""
-
-    def lines(self, record: LaunchRecord, folder: Path) -> Iterator[bytes | None]:
-        """Lines that the job writes, without their ends, and None each time that there is nothing new."""
 
 
 def backend_of(record: LaunchRecord) -> Backend:
@@ -193,11 +134,6 @@ def list_launches(project: Project, on_error: Callable[[AifxError], None] = lamb
         starts = sum(event.get("event") == "start" for event in read_events(folder))
         found.append(Launched(record, status, starts))
     return LaunchList(found)
-
-
-def read_events(folder: Path) -> list[dict[str, Any]]:
-    """The events of a launch: `begin`, `start`, `signal`, `requeue`, `stop` and `end`, each with its time."""
-    return read_jsonl(folder / "events.jsonl")
 
 
 _RECORD = TypeAdapter(LaunchRecord)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from aifx.cluster.hosts import ask_slurm
-from aifx.cluster.launched import JobStatus, LaunchRecord, State, read_events
+from aifx.cluster.jobs import JobStatus, LaunchRecord, State, read_events
 from aifx.cluster.slurm_script import job_name
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode
 from aifx.core.files import open_file

@@ -136,10 +136,6 @@ class DataSection(Section):
         """
         return None
 
-    def summary(self, project: Project) -> list[str]:
-        """Lines about the data that `aifx config check` prints. Raises AifxError."""
-        return []
-
 
 class AugmentSection(Section):
     """How training images are changed at random, each time they are read."""

@@ -111,6 +111,11 @@ class DataFormat(ABC):
     def load(cls, section: Any, spec: DataSpec, assets: Path) -> DataFormat:
         """The format of a trained run, whose model was made for `spec`. Raises DataError."""
 
+    @classmethod
+    def summary(cls, section: Any, project: Project) -> list[str]:
+        """Lines about the data of a project, which `aifx config check` prints. By default none. Raises AifxError."""
+        return []
+
     def open_file(self, path: Path) -> Dataset:
         """The file at `path` as a test split: what `aifx eval --data` measures."""
         raise undefined(type(self), "open_file", "measure other data")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from aifx.config import Config
-from aifx.config.parts import resolve
 from aifx.config.sections import (
     INT_MAX,
     RESUME_SAFE,
@@ -331,10 +330,6 @@ class SeriesSection(DatasetSection):
             break
         return 1
 
-    def summary(self, project: Project) -> list[str]:
-        lines: list[str] = resolve("aifx.data.series:series_summary")(self, project)
-        return lines
-
 
 class TableSection(DatasetSection):
     """Rows of a table: a column to predict from the others."""
@@ -384,10 +379,6 @@ class TableSection(DatasetSection):
             return num_shards(self.dataset, project, "table")
         next(read_rows(input_file(str(project.root / self.path))), None)
         return 1
-
-    def summary(self, project: Project) -> list[str]:
-        lines: list[str] = resolve("aifx.data.table:table_summary")(self, project)
-        return lines
 
 
 def held_out_conflicts(train: TrainSection, validation: float | None, test: float) -> Iterator[Conflict]:

@@ -54,6 +54,12 @@ class SeriesFormat(DataFormat):
         raise ConfigError("data.kind = 'series' is described by its data", why, "aifx train")
 
     @classmethod
+    def summary(cls, section: SeriesSection, project: Project) -> list[str]:
+        """Lines about the series of `data.path` and their splits. Raises DataError."""
+        data = _open(section, _rows_of(section, project), None)
+        return [*_described(data), *_left_out(data)]
+
+    @classmethod
     def open(cls, section: SeriesSection, project: Project, assets: Path) -> tuple[SeriesFormat, SeriesData]:
         """Infers the step of time and divides each series in order, the test last. Reports what it found."""
         kept = assets / FACTS_FILE
@@ -156,12 +162,6 @@ class SeriesFormat(DataFormat):
         times = np.array([read_time(step, by_time) for step in steps], "M8[us]")
         order = np.argsort(times, kind="stable")
         return times[order], np.array([read_numbers(step, section) for step in steps], np.float64)[order]
-
-
-def series_summary(section: SeriesSection, project: Project) -> list[str]:
-    """Lines about the series of `data.path` and their splits. Raises DataError."""
-    data = _open(section, _rows_of(section, project), None)
-    return [*_described(data), *_left_out(data)]
 
 
 def _rows_of(section: SeriesSection, project: Project) -> RowsOf:

@@ -73,6 +73,12 @@ class TableFormat(ArrayFormat):
     spec: DataSpec
 
     @classmethod
+    def summary(cls, section: TableSection, project: Project) -> list[str]:
+        """Lines about the columns of `data.path`. Raises DataError, ConfigError."""
+        table, splits = read_splits(section, project)
+        return infer_spec(table, splits["train"], section)[1]
+
+    @classmethod
     def open(cls, section: TableSection, project: Project, assets: Path) -> tuple[TableFormat, ArrayDataset]:
         """The rows of `data.path`. Columns are inferred from the training split, unless `assets` has them."""
         return cls.open_folds(section, project, assets)
@@ -159,12 +165,6 @@ def _places(table: Table, splits: Mapping[Split, np.ndarray]) -> Places:
     """Where the rows of each split are from. It keeps their numbers, not their values."""
     file, numbers = table.file, {split: table.numbers[which] for split, which in splits.items()}
     return lambda split, rows: places_of(file, numbers[split][list(rows)])
-
-
-def table_summary(section: TableSection, project: Project) -> list[str]:
-    """Lines about the columns of `data.path`. Raises DataError, ConfigError."""
-    table, splits = read_splits(section, project)
-    return infer_spec(table, splits["train"], section)[1]
 
 
 def read_splits(section: TableSection, project: Project) -> tuple[Table, dict[Split, np.ndarray]]:

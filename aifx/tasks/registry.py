@@ -86,6 +86,15 @@ def describe_task(config: Config, project: Project) -> Task:
         return _joined(config, project, _make(config.parts, "data", project).describe(config.data, project), None)
 
 
+def data_summary(parts: TaskParts, data: DataSection, project: Project) -> list[str]:
+    """Lines about the data of a project. Raises AifxError."""
+    if parts.task is not None:
+        return []
+    with project_errors(parts, project):
+        form = _make(parts, "data", project)
+        return form.summary(data, project) if isinstance(form, type) and issubclass(form, DataFormat) else []
+
+
 def describe_or_open_task(config: Config, project: Project, assets: Path) -> Task:
     """`describe_task`, or `open_task` if the configuration does not say all that a model must know of the data."""
     try:

@@ -101,12 +101,13 @@ def check(set_: SetOption = None, json: JsonOption = False) -> None:
     with terminal(json) as out:
         from aifx.config.checks import warn_of_warmup
         from aifx.tasks.preflight import check_project
+        from aifx.tasks.registry import data_summary
 
         config = _load(out, None, set_ or ())
         project = find_project()
         check_project(config, project)
         warn_of_warmup(config.schedule, config.train.num_steps)
-        path, data = project.config_path, config.data.summary(config.apply_to(project))
+        path, data = project.config_path, data_summary(config.parts, config.data, config.apply_to(project))
         out.document(CheckedConfig(True, str(path), config.task.kind, data))
         out.print(f"{path}: valid")
         for line in data:

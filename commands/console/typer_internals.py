@@ -132,7 +132,7 @@ class Group(_Page, TyperGroup):
 
 
 class Entry(NamedTuple):
-    """A command in the table of a `LazyGroup`: `attribute` of `aifx.commands.<module>`, a function or a `typer.Typer`.
+    """A command in the table of a `LazyGroup`: `attribute` of a module of its package, a function or a `typer.Typer`.
 
     Attributes:
         group: the heading in the help under which the command is listed.
@@ -147,9 +147,14 @@ class Entry(NamedTuple):
 
 
 class LazyGroup(Group):
-    """Commands of a table, each of which is loaded when it is called."""
+    """Commands of a table, each of which is loaded when it is called.
+
+    Attributes:
+        package: the one whose modules the table names.
+    """
 
     table: ClassVar[Mapping[str, Entry]]
+    package: ClassVar[str]
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.table)
@@ -159,7 +164,7 @@ class LazyGroup(Group):
             return None
         if cmd_name not in self.commands:
             entry = self.table[cmd_name]
-            target = getattr(importlib.import_module(f"aifx.commands.{entry.module}"), entry.attribute)
+            target = getattr(importlib.import_module(f"{self.package}.{entry.module}"), entry.attribute)
             self.commands[cmd_name] = _make_command(cmd_name, target, entry.default)
         return self.commands[cmd_name]
 

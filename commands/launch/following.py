@@ -15,7 +15,7 @@ from aifx.core.errors import ExitCode, UsageError
 from aifx.core.project import Project, find_project
 
 if TYPE_CHECKING:
-    from aifx.cluster.launched import JobStatus, LaunchRecord
+    from aifx.cluster.jobs import JobStatus, LaunchRecord
 
 LaunchArgument = Annotated[
     str | None,
@@ -96,7 +96,8 @@ def stop(
         aifx launch stop wide --now
     """
     with terminal() as out:
-        from aifx.cluster.launched import OVER, backend_of, find_record, folder_of
+        from aifx.cluster.jobs import OVER
+        from aifx.cluster.launched import backend_of, find_record, folder_of
 
         project = find_project()
         record = find_record(project, launch)

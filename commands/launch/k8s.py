@@ -17,7 +17,7 @@ from aifx.commands.launch.running import CommandArgument, command_to_start
 from aifx.core.project import Project, find_project
 
 if TYPE_CHECKING:
-    from aifx.cluster.launched import LaunchRecord
+    from aifx.cluster.jobs import LaunchRecord
     from aifx.config import Config
 
 
@@ -116,8 +116,9 @@ def _submit(
     project: Project, processes_per_node: int, run: str, arguments: list[str], jobset: dict[str, Any], text: str
 ) -> LaunchRecord:
     """Hand a JobSet to Kubernetes, and keep a record of it."""
+    from aifx.cluster.jobs import LaunchRecord
     from aifx.cluster.kubernetes import apply
-    from aifx.cluster.launched import LaunchRecord, make_folder, new_id, write_record
+    from aifx.cluster.launched import make_folder, new_id, write_record
     from aifx.core.json_files import write_text
 
     launch, metadata = new_id(run), jobset["metadata"]

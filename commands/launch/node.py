@@ -65,7 +65,8 @@ def _begin(arguments: Sequence[str], launch: str) -> int | None:
     Raises AifxError if the last starts brought the run no further.
     """
     from aifx.cluster.attempts import check_progress, newest_step
-    from aifx.cluster.launched import make_folder, read_events
+    from aifx.cluster.jobs import read_events
+    from aifx.cluster.launched import make_folder
     from aifx.commands.launch.arguments import run_of
     from aifx.core.json_files import JsonLines
 

@@ -19,7 +19,7 @@ from aifx.core.json_files import write_text
 from aifx.core.project import Project, find_project
 
 if TYPE_CHECKING:
-    from aifx.cluster.launched import LaunchRecord
+    from aifx.cluster.jobs import LaunchRecord
     from aifx.cluster.slurm_script import SlurmJob
     from aifx.config import Config
 
@@ -148,7 +148,8 @@ def _config(project: Project, given: SlurmOptions) -> Config:
 
 def _submit(project: Project, job: SlurmJob, run: str, script: str) -> LaunchRecord:
     """Hand the script to Slurm, and keep a record of it."""
-    from aifx.cluster.launched import LaunchRecord, make_folder, write_record
+    from aifx.cluster.jobs import LaunchRecord
+    from aifx.cluster.launched import make_folder, write_record
     from aifx.cluster.slurm import submit
 
     path = make_folder(project, job.id) / "script.sh"

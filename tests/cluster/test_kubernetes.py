@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from aifx.cluster import kubernetes
+from aifx.cluster.jobs import JobStatus, LaunchRecord
 from aifx.cluster.kubernetes import BACKEND, status_of
-from aifx.cluster.launched import JobStatus, LaunchRecord, read_records
+from aifx.cluster.launched import read_records
 from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.core.project import Project
 

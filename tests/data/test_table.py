@@ -19,7 +19,7 @@ from aifx.data.arrays import ArrayDataset
 from aifx.data.columns import encoder, infer_columns, infer_kind, shown_columns
 from aifx.data.sections import TableSection
 from aifx.data.spec import DataSpec, keep_spec, need_spec
-from aifx.data.table import TableFormat, table_summary
+from aifx.data.table import TableFormat
 from aifx.data.table_baselines import L2, table_baselines
 
 ROWS = [
@@ -256,7 +256,7 @@ def test_the_summary_says_what_is_read_and_what_is_not(tmp_path: Path) -> None:
     ]
     write(tmp_path / "t.csv", rows)
     section = TableSection(path="t.csv", target="label", ignore=("day",), columns={"size": "categorical"})
-    head, *lines = table_summary(section, Project(tmp_path))
+    head, *lines = TableFormat.summary(section, Project(tmp_path))
     assert "t.csv" in head
     assert "training rows of 300" in head
     said = {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
@@ -300,7 +300,7 @@ def test_mistakes_name_the_key_or_the_line(
 def test_a_column_in_which_each_row_has_a_text_of_its_own_tells_nothing(tmp_path: Path) -> None:
     rows = [row | {"name": f"x{n}"} for n, row in enumerate(ROWS[:60])]
     write(tmp_path / "t.csv", rows)
-    lines = table_summary(TableSection(path="t.csv", target="label"), Project(tmp_path))
+    lines = TableFormat.summary(TableSection(path="t.csv", target="label"), Project(tmp_path))
     assert any("left out" in line for line in lines if " name " in line)
     (column,) = infer_columns("name", "categorical", [*(f"x{n}" for n in range(50)), ""], bins=8)
     assert (column.categories, column.num_categories) == ((), 2)  # whether there is a name says something
@@ -355,7 +355,7 @@ def test_rows_without_a_target_are_left_out_and_counted(tmp_path: Path, caplog: 
 def test_dates_with_the_day_first_are_left_out_with_a_word(tmp_path: Path, mark: str) -> None:
     rows = [row | {"seen": f"{n % 28 + 1}{mark}12{mark}2024"} for n, row in enumerate(ROWS)]
     open_table(tmp_path, rows)
-    lines = table_summary(TableSection(path="t.csv", target="label"), Project(tmp_path))
+    lines = TableFormat.summary(TableSection(path="t.csv", target="label"), Project(tmp_path))
     (line,) = [line for line in lines if line.split()[0] == "seen"]
     assert "left out" in line
     assert "write 2024-12-31" in line
