@@ -202,7 +202,7 @@ def safetensors_side(project: Path, state: State, repeats: int) -> Told:
 
 def both(state: State, save: Save, restore: Restore) -> dict[str, tuple[Save, Restore]]:
     """A peer as it comes, with its files flushed and hashed, and with what ours guarantees."""
-    from aifx.checkpoint.inventory import files_below, sync_file, sync_folders
+    from aifx.core.artifact import files_below, sync_file, sync_folders
     from aifx.core.json_files import sync_directory
 
     kept: dict[str, str] = {}

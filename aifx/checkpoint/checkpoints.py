@@ -179,9 +179,8 @@ class Checkpoints:
         leaves = flat_names(state)
         arrays = self._copies.take(leaves, is_first=self._peers.is_first)
         entries = {name: ArrayEntry(array.dtype.name, array.shape, "") for name, array in arrays.items()}
-        size = sum(array.num_bytes for array in arrays.values())
         run = dict(self._binding())
-        manifest = Manifest(step, time.time(), validation_loss, size, entries, dict(host), score, run)
+        manifest = Manifest(step, time.time(), validation_loss, entries, dict(host), score, run)
         self._background.start(partial(self._write, manifest, arrays))
         if not self.section.asynchronous:
             self.wait()
@@ -251,7 +250,7 @@ class Checkpoints:
 
         In one process, whatever number of them saved the checkpoint.
         """
-        return verify_stored(*self._open(step))
+        return verify_stored(self._folder(step))
 
     def _read(self, step: int, wanted: Mapping[str, Any], *, must_fit: bool) -> tuple[dict[str, Any], Manifest]:
         """Arrays of a checkpoint by name, verified, in all processes together."""
@@ -273,14 +272,18 @@ class Checkpoints:
 
     def _open(self, step: int) -> tuple[Path, Manifest]:
         """The folder of a checkpoint and its manifest. Raises CheckpointError."""
+        folder = self._folder(step)
+        try:
+            return folder, read_manifest(folder)
+        except OSError as e:
+            raise while_reading(e, folder) from e
+
+    def _folder(self, step: int) -> Path:
         there = step_directories(self.directory)
         if step not in there:
             have = f"there is {', '.join(map(str, there))}" if there else "there is none"
             raise CheckpointError(f"no checkpoint of step {step} in {self.directory}", have, "aifx ckpt ls")
-        try:
-            return there[step], read_manifest(there[step])
-        except OSError as e:
-            raise while_reading(e, there[step]) from e
+        return there[step]
 
     def _together(self, run: Callable[[], Result]) -> Result:
         """The result of `run` in this process. Raises in all processes what it raises in one."""

@@ -12,7 +12,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from aifx.checkpoint.manifest import DAMAGED_SUFFIX, ITEM, STATE, TEMPORARY_SUFFIX
+from aifx.checkpoint.manifest import DAMAGED_SUFFIX, STATE, TEMPORARY_SUFFIX
+from aifx.core.artifact import publish
 from aifx.core.files import check_folder
 from aifx.core.json_files import sync_directory
 
@@ -30,22 +31,20 @@ def temporary_place(directory: Path, step: int, attempt: int = 0) -> Path:
 
 
 def prepare(place: Path) -> None:
-    """Make the temporary `place`, with the empty folders of a checkpoint."""
+    """Make the temporary `place`, with the empty folder of a checkpoint's arrays."""
     check_folder(place.parent.parent)
     _delete(place.parent)
-    for name in (ITEM, STATE):
-        (place / name).mkdir(parents=True)
+    (place / STATE).mkdir(parents=True)
 
 
 def commit(place: Path) -> None:
     """Make the prepared step at `place` a checkpoint, in place of one that may be there."""
-    temporary, directory = place.parent, place.parent.parent
-    final = directory / place.name
+    temporary = place.parent
+    final = temporary.parent / place.name
     if final.exists():
         # If the process is killed between the two renames, `clean` puts the old one back.
         final.rename(temporary / _REPLACED)
-    place.rename(final)
-    sync_directory(directory)
+    publish(place, final)
     shutil.rmtree(temporary, ignore_errors=True)  # what stays is removed by the next process
 
 

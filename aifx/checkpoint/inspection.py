@@ -81,6 +81,7 @@ class VerifiedCheckpoint(CheckpointInfo):
         damaged_files: what is wrong with the files, one line per file.
         damaged_arrays: names of arrays whose bytes are not what was saved.
         unusable: why the run cannot use a whole checkpoint: files of the run that are missing or have changed.
+        changed: what has changed that the checkpoint names and the run can do without: where it came from, its data.
         replay: None unless it was asked for.
     """
 
@@ -89,6 +90,7 @@ class VerifiedCheckpoint(CheckpointInfo):
     damaged_files: list[str]
     damaged_arrays: list[str]
     unusable: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
     replay: Replay | None = None
 
     @property
@@ -97,8 +99,9 @@ class VerifiedCheckpoint(CheckpointInfo):
 
     @property
     def passed(self) -> bool:
-        """Whether the checkpoint is whole and usable, and steps that were trained again gave the same state."""
-        return self.is_whole and not self.unusable and not (self.replay and self.replay.different_arrays)
+        """Whether the checkpoint is whole, all that it names is the same, and so are steps that were trained again."""
+        is_bound = not self.unusable and not self.changed
+        return self.is_whole and is_bound and not (self.replay and self.replay.different_arrays)
 
 
 @dataclass(frozen=True)

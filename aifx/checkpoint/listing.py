@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aifx.checkpoint.inventory import missing_files
-from aifx.checkpoint.manifest import Damaged, Manifest, read_manifest, step_directories
+from aifx.checkpoint.manifest import Damaged, Manifest, read_checkpoint, read_manifest, step_directories
 from aifx.config.best_by import Score
+from aifx.core.artifact import missing_file
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ def read_info(folder: Path) -> CheckpointInfo:
     """The summary of the checkpoint in `folder`. Only the whole list shows whether it is the best."""
     step = int(folder.name)
     try:
-        info = checkpoint_info(read_manifest(folder))
+        artifact, manifest = read_checkpoint(folder)
     except Damaged as e:
         return CheckpointInfo(step, damaged=e.why)
-    damage = missing_files(folder)
-    return CheckpointInfo(step, damaged=damage) if damage else info
+    damage = missing_file(folder, artifact)
+    return CheckpointInfo(step, damaged=damage) if damage else checkpoint_info(manifest)
 
 
 def checkpoint_info(m: Manifest) -> CheckpointInfo:

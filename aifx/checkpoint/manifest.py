@@ -1,4 +1,4 @@
-"""`manifest.json` of a checkpoint: what it holds, the digest of every array, and what the host kept.
+"""What a checkpoint holds: the content of its artefact (`aifx.core.artifact`), beside the files of its arrays.
 
 Reading it needs neither jax nor TensorStore, so that listing checkpoints is quick.
 """
@@ -6,25 +6,26 @@ Reading it needs neither jax nor TensorStore, so that listing checkpoints is qui
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from aifx.config.best_by import Score
-from aifx.core.digests import Sha256, sha256_of_json
+from aifx.core.artifact import MANIFEST, Artifact, DamagedArtifact, Files, read_artifact
+from aifx.core.digests import Sha256
 from aifx.core.errors import CheckpointError
-from aifx.core.files import UnsafeFile, check_folder, read_file
+from aifx.core.files import check_folder
 from aifx.core.json_values import plain
-from aifx.core.os_errors import UNREADABLE
-from aifx.core.parsing import parse_json
 
-FORMAT = 4
-ITEM = "manifest"
+KIND = "checkpoint"
+VERSION = 5
+
 STATE = "state"
 """The folder of the checkpoint that holds the arrays."""
 
-FILE = "manifest.json"
 TEMPORARY_SUFFIX = ".unfinished"
 DAMAGED_SUFFIX = ".damaged"
 
@@ -45,19 +46,29 @@ class ArrayEntry:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of its elements, each of which has the width that the dtype's name ends in, and at least a byte."""
+        bits = re.search(r"\d+", self.dtype)
+        return self.size * max(int(bits[0]) // 8 if bits else 1, 1)
+
 
 @dataclass(frozen=True)
 class Manifest:
-    """The description of a checkpoint."""
+    """The description of a checkpoint: the content of its artefact."""
 
     step: int
     saved_at: float  # Unix time
     validation_loss: float | None
-    size_bytes: int  # of the arrays
     arrays: Mapping[str, ArrayEntry]  # by name
     host: Mapping[str, Any]  # JSON of the training loop: early stopping, tokens seen
     score: Score | None  # what ranks it; None if it was not validated
-    run: Mapping[str, Any]  # id of the run, and digests of its files that its numbers depend on (aifx.runs.binding)
+    run: Mapping[str, Any]  # id of the run, and digests of what its numbers depend on (aifx.runs.binding)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the arrays."""
+        return sum(entry.num_bytes for entry in self.arrays.values())
 
     @property
     def num_parameters(self) -> int:
@@ -69,49 +80,53 @@ class Manifest:
         """The digest of the state that was saved."""
         return digest_of((name, entry.dtype, entry.shape, entry.digest) for name, entry in self.arrays.items())
 
-    def to_json(self) -> dict[str, Any]:
-        body = {"format": FORMAT, **plain(self)}
-        return {**body, "checksum": sha256_of_json(body)}
+    def artifact(self, files: Files) -> Artifact:
+        """The checkpoint with these files."""
+        return Artifact(KIND, VERSION, plain(self), files)
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest of the checkpoint at `directory`, a folder named after its step.
+    """The manifest of the checkpoint at `directory`, a folder named after its step. Raises as `read_checkpoint`."""
+    return read_checkpoint(directory)[1]
+
+
+def read_checkpoint(directory: Path) -> tuple[Artifact, Manifest]:
+    """The checkpoint at `directory`, a folder named after its step, of which only the manifest is read.
 
     A folder that was renamed, or copied over another, is damaged: training would resume from a wrong state.
 
-    Raises Damaged if it is not as written, OSError if the machine refuses to read it.
+    Raises Damaged if it is not as written, AifxError if another aifx wrote it, OSError if the machine refuses to read
+    it.
     """
-    try:
-        return parse_manifest(read_file(directory / ITEM / FILE, below=directory), str(directory))
-    except (OSError, UnsafeFile) as e:
-        if isinstance(e, OSError) and e.errno in UNREADABLE:
-            raise
-        why = f"{FILE}: {e.what if isinstance(e, UnsafeFile) else e}"
-        if isinstance(e, FileNotFoundError | NotADirectoryError):
-            why = f"{FILE} is missing"
-        raise Damaged(f"checkpoint {directory} is damaged", why) from e
+    with as_damaged(str(directory)):
+        try:
+            artifact = read_artifact(directory, KIND, VERSION)
+            return artifact, manifest_of(artifact, str(directory))
+        except FileNotFoundError as e:
+            raise DamagedArtifact(directory, f"{MANIFEST} is missing") from e
 
 
-def parse_manifest(data: bytes, place: str) -> Manifest:
-    """The manifest of the checkpoint at `place`, a path or URL that ends in its step. Raises Damaged."""
+@contextmanager
+def as_damaged(place: str, hint: str = "") -> Iterator[None]:
+    """Raise Damaged instead of DamagedArtifact."""
     try:
-        doc = parse_json(data)
-        checksum = doc.pop("checksum")
-        # The checksum comes first, whatever the format: a flipped bit must not pass for a newer one.
-        if checksum != sha256_of_json(doc):
-            raise ValueError("its checksum does not match its content")
-        if doc["format"] != FORMAT:
-            what = f"checkpoint {place} has format {doc['format']}"
-            raise CheckpointError(what, f"this aifx reads format {FORMAT}")
+        yield
+    except DamagedArtifact as e:
+        raise Damaged(f"checkpoint {place} is damaged", e.why, hint) from e
+
+
+def manifest_of(artifact: Artifact, place: str) -> Manifest:
+    """The manifest of the checkpoint at `place`, a path or URL that ends in its step. Raises DamagedArtifact."""
+    try:
+        doc = artifact.content
         if str(doc["step"]) != PurePosixPath(place).name:
             raise ValueError(f"it was saved as the checkpoint of step {doc['step']}")
         arrays = {n: ArrayEntry(a["dtype"], tuple(a["shape"]), a["digest"]) for n, a in doc["arrays"].items()}
-        loss = doc["validation_loss"]
         score = None if doc["score"] is None else Score(**doc["score"])
-        size = doc["size_bytes"]
-        return Manifest(doc["step"], doc["saved_at"], loss, size, arrays, doc["host"], score, dict(doc["run"]))
+        run = dict(doc["run"])
+        return Manifest(doc["step"], doc["saved_at"], doc["validation_loss"], arrays, doc["host"], score, run)
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise Damaged(f"checkpoint {place} is damaged", f"{FILE}: {e}") from e
+        raise DamagedArtifact(place, f"{MANIFEST}: {e}") from e
 
 
 def step_directories(directory: Path) -> dict[int, Path]:

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from aifx.checkpoint.manifest import FILE, ITEM
+from aifx.checkpoint.manifest import STATE
 from aifx.checkpoint.naming import nest
+from aifx.core.artifact import MANIFEST
 from aifx.core.errors import DataError, UsageError
 from aifx.core.logs import at_level
 
@@ -145,7 +146,7 @@ def _quiet() -> Any:
 
 def _no_checkpoint(folder: Path, within: list[Path]) -> UsageError:
     what = f"{folder} is no checkpoint of Orbax"
-    if (folder / ITEM / FILE).exists():
+    if (folder / MANIFEST).is_file() and (folder / STATE).is_dir():
         return UsageError(what, "aifx wrote it, as that of a run", f"aifx ckpt show {folder.name} --run RUN")
     if steps := [int(path.name) for path in within if path.name.isdecimal()]:
         return UsageError(what, "it has checkpoints, one per step", f"aifx ckpt show {folder}/{max(steps)}")

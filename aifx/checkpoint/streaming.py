@@ -43,7 +43,7 @@ def write_checkpoint(
 
     Raises EnvironmentFault if the disk does not take it.
     """
-    size = sum(entry.size * np.dtype(entry.dtype).itemsize for entry in entries.values())
+    size = sum(entry.num_bytes for entry in entries.values())
     place = folders.temporary_place(directory, step)
     found = dict(entries)
     try:
@@ -55,7 +55,7 @@ def write_checkpoint(
                 found[name] = replace(entries[name], digest=shown(host_lanes(array)))
             write_arrays(place / STATE, {name: _whole(array) for name, array in batch.items()})
         assert all(entry.digest for entry in found.values()), "each array came"
-        manifest = Manifest(step, time.time(), None, size, found, dict(host or {}), None, dict(run))
+        manifest = Manifest(step, time.time(), None, found, dict(host or {}), None, dict(run))
         finish(place, manifest, {})
         folders.commit(place)
     except BaseException as error:

@@ -11,9 +11,9 @@ import jax
 
 from aifx.checkpoint.digest import NOTHING, Lanes, add, host_lanes, shard_lanes, shown, starts_of
 from aifx.checkpoint.faults import while_reading
-from aifx.checkpoint.inventory import damaged_files
-from aifx.checkpoint.manifest import ArrayEntry, Damaged, Manifest, digest_of
+from aifx.checkpoint.manifest import ArrayEntry, Damaged, Manifest, digest_of, read_checkpoint
 from aifx.checkpoint.storage import StoredArrays
+from aifx.core.artifact import damaged_files
 from aifx.core.files import UnsafeFile, check_tree
 from aifx.parallel.group import Group
 
@@ -33,11 +33,15 @@ class Verification:
     files: tuple[str, ...]
 
 
-def verify_stored(folder: Path, manifest: Manifest) -> Verification:
-    """Read every byte of the checkpoint in `folder`. Raises EnvironmentFault if the machine refuses to read it."""
+def verify_stored(folder: Path) -> Verification:
+    """Read every byte of the checkpoint in `folder`.
+
+    Raises Damaged if its manifest cannot be read, EnvironmentFault if the machine refuses to read it.
+    """
     try:
+        artifact, manifest = read_checkpoint(folder)
         check_tree(folder)
-        files = damaged_files(folder)
+        files = damaged_files(folder, artifact)
     except UnsafeFile as e:
         raise Damaged(f"checkpoint {folder} is damaged", e.what) from e
     except OSError as e:

@@ -11,10 +11,11 @@ from typing import Any
 
 from aifx.checkpoint.capture import HostArray
 from aifx.checkpoint.digest import NOTHING, add, shown
-from aifx.checkpoint.inventory import Files, files_below, seal_files, sync_folders, write_inventory
-from aifx.checkpoint.manifest import FILE, ITEM, STATE, Manifest
+from aifx.checkpoint.manifest import STATE, Manifest
 from aifx.checkpoint.storage import merge, process_folder, write_arrays
+from aifx.core.artifact import Files, SealedFile, files_below, seal, seal_files, sync_folders
 from aifx.core.errors import EnvironmentFault
+from aifx.core.json_values import plain
 from aifx.parallel.group import Group
 
 
@@ -41,7 +42,7 @@ def write_part(place: Path, arrays: Mapping[str, HostArray], peers: Group) -> No
         }
         for name, array in arrays.items()
     }
-    document = {"files": files, "parts": parts}
+    document = {"files": plain(files), "parts": parts}
     _report(place, peers.index).write_text(json.dumps(document))
 
 
@@ -51,14 +52,12 @@ def complete(place: Path, manifest: Manifest, peers: Group) -> None:
     Args:
         manifest: with everything but the digests.
     """
-    files: Files = {}
+    files: dict[str, SealedFile] = {}
     lanes = dict.fromkeys(manifest.arrays, NOTHING)
     sizes = dict.fromkeys(manifest.arrays, 0)
     for index in range(peers.size):
-        report = _report(place, index)
-        document: dict[str, Any] = json.loads(report.read_text())
-        report.unlink()
-        files |= {name: (size, sha) for name, (size, sha) in document["files"].items()}
+        document: dict[str, Any] = json.loads(_report(place, index).read_text())
+        files |= {name: SealedFile(**file) for name, file in document["files"].items()}
         for name, part in document["parts"].items():
             lanes[name] = add([lanes[name], part["lanes"]])
             sizes[name] += part["size"]
@@ -69,16 +68,15 @@ def complete(place: Path, manifest: Manifest, peers: Group) -> None:
 
 
 def finish(place: Path, manifest: Manifest, files: Files) -> None:
-    """Describe the checkpoint in `place`, whose arrays are there, and make it survive a loss of power.
+    """Seal the checkpoint in `place`, whose arrays are there.
 
     Args:
-        files: the listed files, which survive it already.
+        files: those that are sealed already.
     """
-    (place / ITEM / FILE).write_text(json.dumps(manifest.to_json()))
-    rest = [path for path in files_below(place) if str(path.relative_to(place)) not in files]
-    write_inventory(place, files | seal_files(place, rest))
-    sync_folders(place)
+    rest = [path for path in files_below(place) if path.relative_to(place).as_posix() not in files]
+    seal(place, manifest.artifact({**files, **seal_files(place, rest)}))
 
 
 def _report(place: Path, index: int) -> Path:
-    return place / ITEM / f"process_{index}.json"
+    """Beside the checkpoint, in its temporary folder."""
+    return place.with_name(f"process_{index}.json")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aifx.checkpoint.inventory import damaged_files
-from aifx.checkpoint.manifest import step_directories
+from aifx.checkpoint.manifest import Damaged, read_checkpoint, step_directories
+from aifx.core.artifact import damaged_files
 from aifx.core.errors import AifxError
 from aifx.core.files import UnsafeFile, check_tree
 from aifx.core.project import RunDirectory
@@ -32,9 +32,10 @@ def check_progress(run: RunDirectory, starts: Sequence[int]) -> None:
             break
         try:
             check_tree(folder)
-            if not damaged_files(folder):
+            artifact, _ = read_checkpoint(folder)
+            if not damaged_files(folder, artifact):
                 return
-        except (OSError, UnsafeFile):
+        except (OSError, UnsafeFile, Damaged):
             continue
     where = f"step {before}" if before else "its beginning"
     what = f"run {run.name} was started {STARTS} times from {where}, and saved no newer checkpoint"

@@ -214,7 +214,6 @@ def _write(model: _Model, staged: RunDirectory) -> Manifest:
     for name, data in model.assets.files.items():
         replace_file(staged.assets / name, data)
     keep_spec(staged.assets, model.assets.data_spec(model.config.data))
-    digests = open_digests(staged, model.config, is_fresh=True)
     write_text(staged.config, model.config.to_toml())
     entries = {
         f"params/{name}": ArrayEntry(np.dtype(spec.dtype).name, spec.shape, "")
@@ -223,10 +222,10 @@ def _write(model: _Model, staged: RunDirectory) -> Manifest:
     staged.checkpoints.mkdir()
     activity, total = f"importing {model.folder.source}", 2 * model.weights.num_bytes
     with report_progress(activity, total, "bytes") as progress:
+        write_json(staged.imported, dict(_record(model, _source_files(model, progress))))
+        digests = open_digests(staged, model.config, is_fresh=True)
         arrays = _arrays(model, progress)
         manifest = write_checkpoint(staged.checkpoints, 0, entries, arrays, run=digests.binding())
-        files = _source_files(model, progress)
-    write_json(staged.imported, dict(_record(model, files)))
     ended = RunEnd(status="completed", step=0, state_digest=manifest.state_digest)
     JsonLines(staged.events).append({"time": time.time(), "event": "stop", **asdict(ended)})
     return manifest

@@ -22,7 +22,7 @@ from aifx.core.json_files import JsonLines, write_json
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
 from aifx.kinds import read_config
-from aifx.runs.binding import binding_errors, read_digests
+from aifx.runs.binding import binding_errors, read_digests, record_digests
 from aifx.runs.formats import AveragedFrom, RunEnd
 from aifx.runs.provenance import read_provenance
 from aifx.runs.staging import run_made_before, staged_run
@@ -106,12 +106,13 @@ def _write(
                 shutil.copyfile(file, staged.path / file.name)
         check_tree(run.assets)
         shutil.copytree(run.assets, staged.assets)
+        write_json(staged.provenance, {**read_provenance(run), "time": time.time(), "averaged_from": origin})
+        digests = replace(digests, records=record_digests(staged))
         digests.write(staged)
         staged.checkpoints.mkdir()
         manifest = write_checkpoint(
             staged.checkpoints, newest.step, entries, _means(run, manifests, entries), run=digests.binding(), host=host
         )
-        write_json(staged.provenance, {**read_provenance(run), "time": time.time(), "averaged_from": origin})
         ended = RunEnd(status="completed", step=newest.step, state_digest=manifest.state_digest)
         JsonLines(staged.events).append({"time": time.time(), "event": "stop", **asdict(ended)})
     return manifest
@@ -141,7 +142,7 @@ def _means(
     for folder in folders:
         check_tree(folder)
     stored = [StoredArrays(folder, m.arrays) for folder, m in zip(folders, manifests, strict=True)]
-    total = len(manifests) * sum(e.size * np.dtype(e.dtype).itemsize for e in entries.values())
+    total = len(manifests) * sum(e.num_bytes for e in entries.values())
     with report_progress(f"averaging {len(manifests)} checkpoints of run {run.name}", total, "bytes") as progress:
         for name, entry in entries.items():
             mean: np.ndarray[Any, Any] | None = None

@@ -1,7 +1,8 @@
-"""SHA-256 digests of the files, other than its checkpoints, that a run's numbers depend on.
+"""SHA-256 digests of the files, other than its checkpoints, that a run's numbers depend on, and of its data.
 
 `digests.json` of a run holds them, and the manifest of each checkpoint names them. Training, evaluation and generation
-compare the files with the manifest, so that a file that has changed is found before it changes a number.
+compare the files with the manifest, so that a file that has changed is found before it changes a number
+(`binding_errors`). `aifx ckpt verify` also compares what only says where the run came from (`record_errors`).
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from typing import Any
 
 from aifx.config import Config
 from aifx.config.config import number_settings
-from aifx.core.digests import sha256_of_file, sha256_of_json
-from aifx.core.errors import CheckpointError
+from aifx.core.digests import sha256_of, sha256_of_file, sha256_of_json
+from aifx.core.errors import AifxError, CheckpointError, DataError, EnvironmentFault, UsageError
 from aifx.core.files import open_file, read_file
 from aifx.core.json_files import write_json
 from aifx.core.parsing import parse_json
-from aifx.core.project import RunDirectory
+from aifx.core.project import Project, RunDirectory
 from aifx.kernels.choices_file import read_kernel_choices
 from aifx.runs.base_run import base_error
+from aifx.runs.provenance import read_provenance
 
 
 @dataclass
@@ -34,7 +36,9 @@ class RunDigests:
     settings: Mapping[str, Any]  # the values that change numbers, by key (`model.rope_theta`)
     assets: Mapping[str, str]  # SHA-256 of each file in `assets/`, by its path in there
     kernels: Mapping[str, Mapping[str, Any]]  # digest of the kernel choices in `kernels.json` by kind of device
-    base: Mapping[str, Any] | None = None  # with adapters, the document of their BaseRun
+    base: Mapping[str, Any] | None  # with adapters, the document of their BaseRun
+    records: Mapping[str, str]  # SHA-256 of provenance.json or import.json, by name
+    data: Mapping[str, Any] | None  # digest of the batches, and of each version of a data set by its reference
 
     def binding(self) -> dict[str, Any]:
         """What a checkpoint that is saved now names in its manifest."""
@@ -44,18 +48,21 @@ class RunDigests:
             "assets": self.assets,
             "kernels": self.kernels,
             "base": self.base,
+            "records": self.records,
+            "data": self.data,
         }
 
     def write(self, run: RunDirectory) -> None:
         settings = {"sha256": sha256_of_json(self.settings), "values": self.settings}
-        document = {"schema_version": 1, "run_id": self.run_id, "settings": settings}
-        write_json(run.digests, {**document, "assets": self.assets, "kernels": self.kernels, "base": self.base})
+        write_json(run.digests, {"schema_version": 2, **vars(self), "settings": settings})
 
 
 def open_digests(
     run: RunDirectory, config: Config, *, is_fresh: bool, base: Mapping[str, Any] | None = None
 ) -> RunDigests:
-    """The digests of a run. Those of a new run are written, under a new id; its assets must be complete.
+    """The digests of a run. Those of a new run are written, under a new id.
+
+    Its assets must be complete, and the record of where it came from be written.
 
     Raises CheckpointError.
     """
@@ -63,7 +70,8 @@ def open_digests(
     # damaged, the run begins with the choices that it has.
     kernels = {kind: kernel_digest(choices) for kind, choices in read_kernel_choices(run).items()}
     if is_fresh:
-        digests = RunDigests(secrets.token_hex(16), number_settings(config), _asset_digests(run.assets), kernels, base)
+        new_id, settings, assets = secrets.token_hex(16), number_settings(config), _asset_digests(run.assets)
+        digests = RunDigests(new_id, settings, assets, kernels, base, record_digests(run), _data_of(run))
         digests.write(run)
         return digests
     return replace(read_digests(run), kernels=kernels)
@@ -73,8 +81,9 @@ def read_digests(run: RunDirectory) -> RunDigests:
     """The digests of a run. Raises CheckpointError if they are missing or cannot be read."""
     try:
         doc = parse_json(read_file(run.digests))
-        values, assets, kernels = doc["settings"]["values"], doc["assets"], doc["kernels"]
-        return RunDigests(str(doc["run_id"]), dict(values), dict(assets), dict(kernels), doc["base"])
+        values, assets, kernels = doc["settings"]["values"], dict(doc["assets"]), dict(doc["kernels"])
+        records, data = dict(doc["records"]), doc["data"]
+        return RunDigests(str(doc["run_id"]), dict(values), assets, kernels, doc["base"], records, data)
     except (OSError, ValueError, KeyError, TypeError) as e:
         why = "it is missing" if isinstance(e, FileNotFoundError) else f"it cannot be read: {e}"
         what = f"run {run.name!r} has checkpoints and no usable {run.digests.name}"
@@ -105,6 +114,9 @@ def binding_errors(run: RunDirectory, config: Config, step: int, bound: Mapping[
         yield _changed(run, run.digests, step, "its base run is not the one that the checkpoint names")
     elif (error := base_error(run, bound)) is not None:
         yield error
+    for key, named in (("records", digests.records), ("data", digests.data)):
+        if named != bound.get(key):
+            yield _changed(run, run.digests, step, f"its {key} are not those that the checkpoint names")
     found = _asset_digests(run.assets)
     for name, digest in bound.get("assets", {}).items():
         if found.get(name) != digest:
@@ -113,6 +125,34 @@ def binding_errors(run: RunDirectory, config: Config, step: int, bound: Mapping[
     for kind, named in bound.get("kernels", {}).items():
         if kernel_digest(choices.get(kind, [])[: named["count"]]) != named:
             yield _changed(run, run.kernels, step, f"its choices for {kind} have changed")
+
+
+def record_errors(run: RunDirectory, project: Project, step: int, bound: Mapping[str, Any]) -> Iterator[AifxError]:
+    """An error for each record of a run's origin, and for each version of its data, that is not as a checkpoint names.
+
+    A version that is not there, or whose store does not answer, is left out.
+
+    Args:
+        project: with the folder of data sets that the run's configuration names.
+        bound: the `run` entry of the checkpoint's manifest.
+    """
+    from aifx.data.datasets import dataset_record  # reads parquet
+
+    found = record_digests(run)
+    for name, digest in bound.get("records", {}).items():
+        if found.get(name) != digest:
+            what = f"{run.path / name} is not what the checkpoint of step {step} names"
+            why = "its SHA-256 differs" if name in found else "it is missing"
+            yield CheckpointError(what, why, f"restore {run.path / name}")
+    for reference, digest in (bound.get("data") or {}).get("versions", {}).items():
+        try:
+            if (sha256 := dataset_record(reference, project)["sha256"]) != digest:
+                what = f"data set {reference} is not what the checkpoint of step {step} was trained with"
+                yield CheckpointError(what, f"its digest was {digest}, and is {sha256}", f"aifx data ls {reference}")
+        except DataError as error:
+            yield error
+        except (UsageError, EnvironmentFault):
+            continue
 
 
 def foreign_checkpoint(run: RunDirectory, step: int) -> CheckpointError:
@@ -148,6 +188,21 @@ def _changed_settings(recorded: Mapping[str, Any], config: Config) -> Iterator[s
         before = recorded.get(key, defaults[section].get(name))
         if value != before:
             yield f"{key} = {json.dumps(value)}, and was {json.dumps(before)}"
+
+
+def record_digests(run: RunDirectory) -> dict[str, str]:
+    """SHA-256 of the files that say where a run came from, by name. Raises UnsafeFile for a link, FIFO or device."""
+    return {path.name: sha256_of(read_file(path)) for path in (run.provenance, run.imported) if path.exists()}
+
+
+def _data_of(run: RunDirectory) -> dict[str, Any] | None:
+    """The data that a run's provenance names; None if it names none."""
+    record = read_provenance(run)
+    if "data_digest" not in record:
+        return None
+    dataset = record.get("dataset")
+    versions = [dataset, *dataset.get("parts", ())] if dataset else []
+    return {"digest": record["data_digest"], "versions": {one["reference"]: one["sha256"] for one in versions}}
 
 
 def _asset_digests(folder: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ from aifx.checkpoint.manifest import Manifest
 from aifx.config.config import Difference
 from aifx.config.gates import GateResult
 from aifx.config.sections import Quantization
+from aifx.core.artifact import SealedFile
 from aifx.core.statuses import ProcessStatus
 from aifx.machine.energy import EnergyBasis
 from aifx.runs.time_account import Activity
@@ -348,15 +349,24 @@ class SettingsDigest(TypedDict):
     values: dict[str, Any]
 
 
+class DataDigests(TypedDict):
+    """The digest of a run's batches, and the SHA-256 of each version of a data set by "name@version"."""
+
+    digest: str
+    versions: dict[str, str]
+
+
 class DigestsFile(TypedDict):
     """digests.json."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     run_id: str
     settings: SettingsDigest
     assets: dict[str, str]
     kernels: dict[str, KernelsDigest]
     base: FinetunedFrom | None
+    records: dict[str, str]
+    data: DataDigests | None
 
 
 class TagsFile(TypedDict):
@@ -395,19 +405,34 @@ class EvaluationFile(TypedDict):
 
 
 class RunBinding(TypedDict):
-    """The run that saved a checkpoint, and digests of its files that its numbers depend on."""
+    """The run that saved a checkpoint, and digests of its files that its numbers depend on, and of its data."""
 
     id: str
     settings: str
     assets: dict[str, str]
     kernels: dict[str, KernelsDigest]
     base: FinetunedFrom | None
+    records: dict[str, str]
+    data: DataDigests | None
 
 
 @dataclass(frozen=True)
-class ManifestFile(Manifest):
-    """checkpoints/STEP/manifest/manifest.json. `host` belongs to the training loop."""
+class CheckpointContent(Manifest):
+    """`host` belongs to the training loop."""
 
     run: RunBinding
-    format: Literal[4]
+
+
+@dataclass(frozen=True)
+class ManifestFile:
+    """checkpoints/STEP/manifest.json."""
+
+    format: Literal[1]
+    kind: Literal["checkpoint"]
+    version: Literal[5]
+    content: CheckpointContent
+    files: dict[str, SealedFile]
+    digest: str
+    descriptions: dict[str, SealedFile]
+    notes: dict[str, Any]
     checksum: str

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from aifx.checkpoint.inventory import missing_files
+from aifx.checkpoint.listing import read_info
 from aifx.checkpoint.manifest import Manifest, read_manifest
 from aifx.core.errors import AifxError, UsageError
 from aifx.core.json_files import sync_directory
@@ -32,7 +32,7 @@ def run_made_before(
         return None
     folder = run.checkpoints / str(step)
     try:
-        why = next(iter(differences), None) or missing_files(folder)
+        why = next(iter(differences), None) or read_info(folder).damaged
         if why is None:
             manifest = read_manifest(folder)
             errors = binding_errors(run, read_config(run.config, project, environ={}), step, manifest.run)

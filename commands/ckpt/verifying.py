@@ -44,7 +44,7 @@ def verify(
         aifx ckpt verify --all --json
         aifx ckpt verify 400 --replay 100
 
-    Exits 1 if the checkpoint is damaged, if a file of the run that it needs is missing or has changed, or if --replay
+    Exits 1 if the checkpoint is damaged, if a file of the run or the data that it names has changed, or if --replay
     gives another state. --replay compares with the run's checkpoint N steps later; without one it trains twice.
     """
     with terminal(json) as out:
@@ -81,13 +81,15 @@ def _verify(run: RunDirectory, project: Project, step: StepChoice, num_steps: in
     from aifx.checkpoint.inspection import verify_checkpoint
     from aifx.checkpoint.manifest import read_manifest
     from aifx.kinds import read_config
-    from aifx.runs.binding import binding_errors
+    from aifx.runs.binding import binding_errors, record_errors
 
     checkpoint = verify_checkpoint(run, step)
     if checkpoint.is_whole and (bound := read_manifest(run.checkpoints / str(checkpoint.step)).run):
-        errors = binding_errors(run, read_config(run.config, project), checkpoint.step, bound)
-        checkpoint = replace(checkpoint, unusable=[str(error) for error in errors])
-    if num_steps and checkpoint.passed:
+        config = read_config(run.config, project)
+        unusable = [str(error) for error in binding_errors(run, config, checkpoint.step, bound)]
+        changed = [str(error) for error in record_errors(run, config.apply_to(project), checkpoint.step, bound)]
+        checkpoint = replace(checkpoint, unusable=unusable, changed=changed)
+    if num_steps and checkpoint.is_whole and not checkpoint.unusable:
         from aifx.training.replay import replay
 
         checkpoint = replace(checkpoint, replay=replay(run, project, checkpoint.step, num_steps))
@@ -112,6 +114,8 @@ def _print(out: Output, run: RunDirectory, checkpoint: VerifiedCheckpoint) -> No
         out.print(f"damaged array: {name}")
     for error in checkpoint.unusable:
         out.print(f"unusable: {error}")
+    for error in checkpoint.changed:
+        out.print(f"changed: {error}")
     if replay is not None and replay.different_arrays:
         for name in replay.different_arrays:
             out.print(f"different array: {name}")

@@ -17,11 +17,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from aifx.checkpoint import folders, inventory, storage
+from aifx.checkpoint import folders, storage
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.digest import state_digest
 from aifx.checkpoint.peers import JaxPeers
 from aifx.config.checkpoint_section import CheckpointSection
+from aifx.core import artifact
 from aifx.core.errors import AifxError
 from aifx.core.logs import log_lines
 
@@ -116,6 +117,7 @@ def full_disk(checkpoints: Checkpoints, index: int, step: int) -> None:
     def write(folder: Path, arrays: Any) -> None:
         if index == 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        storage.write_arrays(folder, arrays)
 
     patch("write_arrays", write)
     save(checkpoints, index, step)
@@ -123,7 +125,7 @@ def full_disk(checkpoints: Checkpoints, index: int, step: int) -> None:
 
 def killed_writing(checkpoints: Checkpoints, index: int, step: int) -> None:
     """Process 1 is killed once its arrays are on the disk."""
-    real, peers = inventory.seal_files, checkpoints._peers
+    real, peers = artifact.seal_files, checkpoints._peers
     assert isinstance(peers, JaxPeers)
 
     def seal(folder: Path, paths: Any) -> Any:

@@ -68,6 +68,8 @@ def test_round_trip_of_every_dtype(tmp_path: Path) -> None:
     assert {k: v.dtype for k, v in restored["params"].items()} == {k: v.dtype for k, v in params.items()}
     assert host == {"best": 0.1 + 0.2, "nested": {"list": [1, None]}}
     assert checkpoints.verify(1).state_digest == state_digest(state)
+    (info,) = checkpoints.infos()
+    assert info.size_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])

@@ -15,10 +15,11 @@ import inprocess
 import jax.numpy as jnp
 import pytest
 
-from aifx.checkpoint import copying
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.copying import copy_checkpoint, open_stored
 from aifx.config.checkpoint_section import CheckpointSection
+from aifx.core import artifact_copies
+from aifx.core.artifact import MANIFEST, SealedFile
 from aifx.core.errors import CheckpointError, EnvironmentFault, UsageError
 from aifx.core.json_files import write_json
 from aifx.core.project import Project, RunDirectory
@@ -37,7 +38,7 @@ def run(tmp_path: Path) -> RunDirectory:
     checkpoints.bind(lambda: {"id": "1"})
     checkpoints.save(7, STATE, host={})
     digests = {"settings": {"sha256": "", "values": {}}, "assets": {}, "kernels": {}, "base": None}
-    write_json(run.digests, {"schema_version": 1, "run_id": "1", **digests})
+    write_json(run.digests, {"schema_version": 2, "run_id": "1", **digests, "records": {}, "data": None})
     return run
 
 
@@ -91,26 +92,26 @@ def test_an_interrupted_copy_is_none_and_goes_on(
         open_stored(str(run.checkpoints / "7")),
         open_store(remote if is_remote else str(tmp_path / "disk")),
     )
-    monkeypatch.setattr(copying, "THREADS", 1)
+    monkeypatch.setattr(artifact_copies, "THREADS", 1)
     written: list[str] = []
-    real = Store.write
+    real = artifact_copies._write
 
-    def write(store: Store, name: str, blocks: Iterator[bytes]) -> None:
-        if len(written) == 3:
+    def write(store: Store, name: str, blocks: Iterator[bytes], size: int) -> None:
+        if len(written) == 2:
             raise EnvironmentFault("the network is gone")
         written.append(name)
-        real(store, name, blocks)
+        real(store, name, blocks, size)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "write", write)
+        patch.setattr(artifact_copies, "_write", write)
         with pytest.raises(EnvironmentFault, match="network"):
             copy_checkpoint(source, target)
     with pytest.raises(CheckpointError):
         open_stored(target.below("7").url)
     done = copy_checkpoint(source, target)
-    assert done.copied_bytes == source.size_bytes - sum(source.files[name][0] for name in written)
+    assert done.copied_bytes == done.size_bytes - sum(source.artifact.files[name].bytes for name in written)
     assert done.copied_bytes > 0
-    assert open_stored(target.below("7").url).files == source.files
+    assert open_stored(target.below("7").url).artifact == source.artifact
     assert is_remote or is_whole(tmp_path / "disk")
 
 
@@ -123,7 +124,7 @@ def test_what_arrives_is_read_again(run: RunDirectory, remote: str, monkeypatch:
     monkeypatch.setattr(Store, "write", flipping)
     error = aifx(run, "7", remote, code=2)["error"]
     assert "changed on the way" in error["what"]
-    assert not fsspec.filesystem("memory").exists(f"{remote}/7/manifest/files.json")
+    assert not fsspec.filesystem("memory").exists(f"{remote}/7/{MANIFEST}")
 
 
 def test_a_damaged_source_is_refused(run: RunDirectory, remote: str) -> None:
@@ -161,9 +162,8 @@ def test_places_that_fsspec_does_not_know() -> None:
 
 
 def test_names_outside_of_the_checkpoint(run: RunDirectory, remote: str, tmp_path: Path) -> None:
-    """A list of files from a stranger cannot name a file beside the checkpoint."""
-    from aifx.checkpoint.inventory import write_inventory
-
+    """A manifest from a stranger cannot name a file beside the checkpoint."""
     folder = run.checkpoints / "7"
-    write_inventory(folder, {"../../outside": (1, "0")})
-    assert "outside of it" in aifx(run, "7", str(tmp_path / "disk"), code=2)["error"]["why"]
+    manifest = open_stored(str(folder)).manifest
+    (folder / MANIFEST).write_bytes(manifest.artifact({"../../outside": SealedFile(1, "0")}).encode())
+    assert "../../outside" in aifx(run, "7", str(tmp_path / "disk"), code=2)["error"]["why"]

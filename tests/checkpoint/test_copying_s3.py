@@ -29,15 +29,16 @@ def test_there_and_back(s3: Any, tmp_path: Path) -> None:
     large = jnp.arange(5_000_000, dtype=jnp.float32)  # more than one part of an upload
     checkpoints.save(7, {"params": {"large": large, "small": jnp.ones(3)}}, host={})
     source, target = open_stored(str(tmp_path / "checkpoints" / "7")), open_store("s3://bucket/main")
-    assert copy_checkpoint(source, target).copied_bytes == source.size_bytes
+    assert copy_checkpoint(source, target).copied_bytes == source.artifact.size_bytes
     assert copy_checkpoint(source, target).copied_bytes == 0
 
-    s3.rm("bucket/main/7/manifest/files.json")
-    with pytest.raises(CheckpointError, match="damaged"):
+    s3.rm("bucket/main/7/manifest.json")
+    with pytest.raises(CheckpointError, match="no checkpoint"):
         open_stored("s3://bucket/main/7")
-    largest = max(source.files, key=lambda name: source.files[name][0])
+    files = source.artifact.files
+    largest = max(files, key=lambda name: files[name].bytes)
     s3.pipe_file(f"bucket/main/7/{largest}", b"torn")
-    assert copy_checkpoint(source, target).copied_bytes == source.files[largest][0]
+    assert copy_checkpoint(source, target).copied_bytes == files[largest].bytes
 
     copy_checkpoint(open_stored("s3://bucket/main/7"), open_store(str(tmp_path / "back")))
     found = Checkpoints(tmp_path / "back", CheckpointSection()).verify(7)

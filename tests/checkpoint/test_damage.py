@@ -111,7 +111,7 @@ def test_missing_and_torn_files(directory: Path, how: str) -> None:
     largest = max(files_of(folder), key=lambda p: p.stat().st_size)
     match how:
         case "manifest":
-            (folder / "manifest" / "manifest.json").unlink()
+            (folder / "manifest.json").unlink()
         case "arrays":
             largest.unlink()
         case "truncated":
@@ -159,21 +159,21 @@ def test_a_folder_with_a_padded_number_is_no_checkpoint(directory: Path) -> None
 
 def test_all_damaged_is_none_and_said(directory: Path, logged: list[str]) -> None:
     for step in (1, 2, 3):
-        (directory / str(step) / "manifest" / "manifest.json").write_text("{}")
+        (directory / str(step) / "manifest.json").write_text("{}")
     assert Checkpoints(directory, SECTION).latest_good(ABSTRACT) is None
     assert len(logged) == 3
 
 
 def test_a_second_damage_of_a_step_finds_a_name(directory: Path) -> None:
     shutil.copytree(directory / "3", directory / "3.damaged")
-    (directory / "3" / "manifest" / "manifest.json").unlink()
+    (directory / "3" / "manifest.json").unlink()
     found = Checkpoints(directory, SECTION).latest_good(ABSTRACT)
     assert found is not None
     assert (directory / "3.damaged-2").is_dir()
 
 
 def test_a_reader_sets_nothing_aside(directory: Path) -> None:
-    (directory / "3" / "manifest" / "manifest.json").unlink()
+    (directory / "3" / "manifest.json").unlink()
     with pytest.raises(Damaged):
         Checkpoints(directory, SECTION).restore(3, ABSTRACT)
     assert (directory / "3").is_dir()
@@ -186,5 +186,5 @@ def test_a_step_that_is_a_link_leaves_and_its_target_stays(directory: Path, tmp_
     for step in (4, 5):
         checkpoints.save(step, state_of(step), host={})
     assert checkpoints.steps() == [3, 4, 5]
-    assert (tmp_path / "elsewhere/manifest/manifest.json").is_file()
+    assert (tmp_path / "elsewhere/manifest.json").is_file()
     assert not list(directory.glob("*.unfinished"))

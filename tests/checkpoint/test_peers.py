@@ -108,7 +108,7 @@ def test_no_byte_of_any_process_changes_unnoticed(directory: Path) -> None:
     checkpoints = Checkpoints(directory, CheckpointSection())
     dice = np.random.default_rng(0)
     files = sorted(p for p in (directory / "3").rglob("*") if p.is_file())
-    assert {"process_0", "process_1", "manifest"} <= {part for p in files for part in p.parts}
+    assert {"process_0", "process_1", "manifest.json"} <= {part for p in files for part in p.parts}
     found: set[str] = set()
     for path in files:
         original = path.read_bytes()

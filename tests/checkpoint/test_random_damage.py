@@ -17,7 +17,7 @@ import pytest
 from effort import parts, seed_of_commit
 
 from aifx.checkpoint.checkpoints import Checkpoints
-from aifx.checkpoint.manifest import Damaged, read_manifest
+from aifx.checkpoint.manifest import Damaged
 from aifx.checkpoint.verification import verify_stored
 from aifx.config.checkpoint_section import CheckpointSection
 
@@ -63,8 +63,7 @@ def damage(folder: Path, dice: random.Random) -> str:
 
 def is_whole(folder: Path) -> bool:
     try:
-        manifest = read_manifest(folder)
-        found = verify_stored(folder, manifest)
+        found = verify_stored(folder)
     except Damaged:
         return False
     return not found.damaged and not found.files

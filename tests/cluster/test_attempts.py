@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from aifx.checkpoint.inventory import seal_files, write_inventory
-from aifx.checkpoint.manifest import ITEM
+from aifx.checkpoint.manifest import STATE, Manifest
 from aifx.cluster.attempts import check_progress, newest_step
+from aifx.core.artifact import seal, seal_files
 from aifx.core.errors import AifxError, ExitCode
 from aifx.core.project import RunDirectory
 
 
 def save(run: RunDirectory, step: int) -> Path:
-    """A file of a checkpoint with its inventory: as much of one as is read here."""
+    """A file of a checkpoint with its manifest: as much of one as is read here."""
     folder = run.checkpoints / str(step)
-    (folder / ITEM).mkdir(parents=True)
-    file = folder / ITEM / "array"
+    (folder / STATE).mkdir(parents=True)
+    file = folder / STATE / "array"
     file.write_bytes(b"numbers")
-    write_inventory(folder, seal_files(folder, [file]))
+    seal(folder, Manifest(step, 0.0, None, {}, {}, None, {}).artifact(seal_files(folder, [file])))
     return file
 
 

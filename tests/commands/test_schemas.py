@@ -116,7 +116,7 @@ every = 2
         check_document(f"files/{name}", json.loads((main / f"{name}.json").read_text()))
     check_document("files/lock", json.loads((main / "lock").read_text()))
     check_document("files/eval", json.loads((main / "eval" / "4.json").read_text()))
-    manifest = main / "checkpoints" / "4" / "manifest" / "manifest.json"
+    manifest = main / "checkpoints" / "4" / "manifest.json"
     check_document("files/manifest", json.loads(manifest.read_text()))
     for name in ("metrics", "events"):
         for line in (main / f"{name}.jsonl").read_text().splitlines():

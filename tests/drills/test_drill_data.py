@@ -160,6 +160,7 @@ def test_local_checkpoints_count_and_go_with_the_copy(tmp_path: Path) -> None:
     (tmp_path / "aifx.toml").write_text("")
     run_id = "0" * 32
     digests = {"run_id": run_id, "settings": {"values": {}}, "assets": {}, "kernels": {}, "base": None}
+    digests |= {"records": {}, "data": None}
 
     def saved_locally(run: RunDirectory) -> Path:
         run.path.mkdir(parents=True)

@@ -80,7 +80,7 @@ def test_an_evaluation_writes_nothing_that_a_checkpoint_is_bound_to(project: Pat
 def test_each_checkpoint_names_the_kernel_choices_until_then(project: Path) -> None:
     """Validation, the first time at step 4, adds choices: step 4 and later name them, and each of them is whole."""
     run = Project(project).run("main")
-    manifests = [json.loads((run.checkpoints / str(s) / "manifest/manifest.json").read_text()) for s in (4, 8, 12)]
+    manifests = [json.loads((run.checkpoints / str(s) / "manifest.json").read_text())["content"] for s in (4, 8, 12)]
     ((kind, choices),) = json.loads(run.kernels.read_text())["devices"].items()
     assert [m["run"]["kernels"][kind]["count"] for m in manifests] == [len(choices)] * 3
     assert len({json.dumps(m["run"]) for m in manifests}) == 1

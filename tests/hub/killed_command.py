@@ -23,6 +23,7 @@ from faulty_files import kill_at_each_change
 from aifx.checkpoint.manifest import read_manifest
 from aifx.checkpoint.storage import StoredArrays
 from aifx.checkpoint.streaming import write_checkpoint
+from aifx.core.artifact import MANIFEST
 from aifx.core.project import Project
 from aifx.hub.importing import import_model
 
@@ -35,7 +36,7 @@ ARGUMENTS, MADE = {
     "average": (["ckpt", "average", "0", "1", "--run", "base", "--name", "made"], "project/runs/made"),
 }[sys.argv[1]]
 
-VOLATILE = {"time", "saved_at", "run_id", "id", "checksum", "hash"}
+VOLATILE = {"time", "saved_at", "run_id", "id", "hash", "records"}
 """Keys of files that differ between two runs of the same content."""
 
 
@@ -88,6 +89,8 @@ def content(root: Path) -> dict[str, Any]:
             found[name if is_tree else "items"] = None
         elif path.is_dir() or path.name == "lock" or in_checkpoint:
             found[name if path.is_dir() and not in_checkpoint else "checkpoints"] = None
+        elif path.name == MANIFEST and "checkpoints" in path.parts:
+            found[name] = _lasting(json.loads(path.read_text())["content"])
         elif path.suffix in (".json", ".jsonl") and "runs" in path.parts:
             found[name] = [_lasting(json.loads(line)) for line in _documents(path)]
         else:

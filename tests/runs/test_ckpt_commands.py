@@ -122,7 +122,7 @@ def test_prune_keeps_what_is_damaged_or_needed(run: RunDirectory) -> None:
     user.path.mkdir()
     user.config.write_text("")
     write_json(user.provenance, {"finetuned_from": {"run": "a", "step": 10, "digest": "0"}})
-    (run.checkpoints / "40" / "manifest" / "manifest.json").write_text("{}")
+    (run.checkpoints / "40" / "manifest.json").write_text("{}")
     done = answer(run, "prune", "--run", "a", "--keep-last", "1", "--keep-best", "0", "--yes")
     assert {kept["step"]: kept["reasons"] for kept in done["kept"]} == {
         10: ["run tuned needs it"],

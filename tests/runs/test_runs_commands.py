@@ -241,7 +241,7 @@ def test_a_damaged_checkpoint_is_a_verdict(project: Project, here: Here) -> None
     assert f"damaged file: {name}" in page
     assert "damaged array: params/w" in page
     assert here.answer("ckpt", "show")["state_digest"] == state_digest(state_of(40))  # which reads no array
-    (run.checkpoints / "20" / "manifest" / "manifest.json").write_text("{}")
+    (run.checkpoints / "20" / "manifest.json").write_text("{}")
     assert here.answer("ckpt", "show", "20", code=1)["state_digest"] is None
     assert "manifest.json" in here.answer("ckpt", "verify", "20", code=1)["damaged_files"][0]
     assert "damaged" in here("ckpt", "ls")

@@ -138,7 +138,7 @@ def test_a_linked_manifest_is_damage(run: RunDirectory, outside: Path) -> None:
     checkpoints = Checkpoints(run.checkpoints, CheckpointSection())
     checkpoints.save(10, {"params": {"w": np.arange(4.0)}}, host={})
     checkpoints.wait()
-    manifest = run.checkpoints / "10/manifest/manifest.json"
+    manifest = run.checkpoints / "10/manifest.json"
     manifest.rename(outside / "manifest.json")
     manifest.symlink_to(outside / "manifest.json")
     (found,) = checkpoints.infos()

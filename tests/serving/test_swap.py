@@ -224,7 +224,7 @@ def test_a_checkpoint_that_cannot_be_the_best_is_reported_once(
     )  # fmt: skip
     for step in (2, 3):
         arrive(step)
-        (project.root / f"runs/main/checkpoints/{step}/manifest/manifest.json").write_text("{")
+        (project.root / f"runs/main/checkpoints/{step}/manifest.json").write_text("{")
         for _ in range(3):
             assert not watcher.look()
         assert sum(f"the checkpoint of step {step} is damaged" in line for line in logged) == 1

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stopping import StopAt
 
 from aifx.checkpoint.listing import list_bindings
-from aifx.checkpoint.manifest import read_manifest
-from aifx.core.digests import sha256_of_json
+from aifx.checkpoint.manifest import read_checkpoint, read_manifest
+from aifx.core.artifact import MANIFEST
+from aifx.core.digests import sha256_of
 from aifx.core.errors import CheckpointError
 from aifx.loading.restore import restore_run
+from aifx.runs.binding import read_digests
 
 
 @pytest.fixture
@@ -61,7 +65,7 @@ def test_a_setting_that_was_changed_in_the_run_and_the_project_is_refused(traine
     assert trained.train("data.noise=0.5", run="fork").already
 
 
-@pytest.mark.parametrize("how", ["missing", "torn", "values"])
+@pytest.mark.parametrize("how", ["missing", "torn", "values", "records", "data"])
 def test_digests_that_are_not_those_of_the_run_are_refused(trained, how: str) -> None:
     path = trained.run().digests
     match how:
@@ -71,8 +75,49 @@ def test_digests_that_are_not_those_of_the_run_are_refused(trained, how: str) ->
             path.write_text(path.read_text()[:40])
         case "values":
             edit(path, r'"data.noise": 0.1', '"data.noise": 0.5')
+        case "records":
+            edit(path, r'"provenance.json": "....', '"provenance.json": "0000')
+        case "data":
+            edit(path, r'"digest": "....', '"digest": "0000')
     error = refused(trained, path)
-    assert {"missing": "is missing", "torn": "cannot be read", "values": "settings"}[how] in error.why
+    assert {"missing": "is missing", "torn": "cannot be read", "values": "settings"}.get(how, how) in error.why
+    assert str(path) in verified(trained, 1)["unusable"][0]
+
+
+def verified(tiny, code: int) -> Any:
+    found, out, err = tiny.command("ckpt", "verify", "8", "--json")
+    assert found == code, out + err
+    return json.loads(out)
+
+
+def test_what_a_checkpoint_names_has_whole_digests(trained) -> None:
+    run = trained.run()
+    provenance = run.provenance.read_bytes()
+    bound = read_manifest(run.checkpoints / "8").run
+    assert bound == read_digests(run).binding()
+    assert bound["records"] == {"provenance.json": sha256_of(provenance)}
+    assert bound["data"] == {"digest": json.loads(provenance)["data_digest"], "versions": {}}
+    digests = re.findall(r'"([0-9a-f]{12,})"', json.dumps({**bound, "id": ""}))
+    assert {len(digest) for digest in digests} == {64}
+
+
+@pytest.mark.parametrize("how", ["changed", "missing"])
+def test_another_record_of_its_origin_is_named(trained, how: str) -> None:
+    path = trained.run().provenance
+    assert verified(trained, 0)["changed"] == []
+    if how == "missing":
+        path.unlink()
+    else:
+        edit(path, r'"cores": \d+', '"cores": 1')
+    (changed,) = verified(trained, 1)["changed"]
+    assert str(path) in changed
+    assert f"changed: {path}" in trained.command("ckpt", "verify", "8")[1]
+
+
+@pytest.mark.slow
+def test_another_record_of_its_origin_stops_no_training(trained) -> None:
+    edit(trained.run().provenance, r'"cores": \d+', '"cores": 1')
+    assert trained.train("checkpoint.keep_best=0").resumed_from == 8
 
 
 def test_a_checkpoint_of_another_run_is_refused(trained, ended: Path) -> None:
@@ -105,18 +150,15 @@ def test_settings_that_may_change_are_reported(trained, logged: list[str]) -> No
 
 def test_a_setting_that_a_newer_version_brings_changes_nothing(trained) -> None:
     """Digests that an older version of aifx wrote lack it: it must be as if it was there."""
-    from aifx.checkpoint import manifest
     from aifx.runs import binding
 
     run = trained.run()
     old = binding.read_digests(run)
     old.settings = {key: value for key, value in old.settings.items() if key not in ("data.salt", "data.tags")}
     old.write(run)
-    path = run.checkpoints / "8" / manifest.ITEM / manifest.FILE
-    body = json.loads(path.read_text())
-    body["run"] = old.binding()
-    del body["checksum"]
-    path.write_text(json.dumps({**body, "checksum": sha256_of_json(body)}))
+    artifact, manifest = read_checkpoint(run.checkpoints / "8")
+    bound = replace(manifest, run=old.binding())
+    (run.checkpoints / "8" / MANIFEST).write_bytes(bound.artifact(artifact.files).encode())
     edit(run.config, r"salt = 0", "salt = 1")
     assert re.fullmatch(r"data\.salt = 1\b.* 0", refused(trained, run.config, "data.salt=1").why)
     edit(run.config, r"salt = 1", "salt = 0")
@@ -130,7 +172,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_begins_with_its_kernels_bound(t
         "devices": {"another kind": [{"call": "{}", "implementation": "xla", "config": {}}]},
     }
     run.kernels.write_text(json.dumps(kernels))
-    for manifest in run.checkpoints.glob("*/manifest/manifest.json"):
+    for manifest in run.checkpoints.glob("*/manifest.json"):
         manifest.write_text("{}")
     trained.train()
     assert json.loads(run.digests.read_text())["kernels"].keys() >= {"another kind"}

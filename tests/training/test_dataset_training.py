@@ -12,12 +12,14 @@ from stored_versions import LIMITS, make_version
 from test_forks import TEXT
 from test_training import stopped
 
+from aifx.checkpoint.manifest import read_manifest
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 from aifx.curation.execution import execute
 from aifx.curation.mix import mix_of, parse_sets
 from aifx.data.versions import open_catalog
 from aifx.kinds import load_config, read_config
+from aifx.runs.binding import record_errors
 
 TOML = """\
 [data]
@@ -69,6 +71,27 @@ def test_the_run_names_its_version(trained: Any) -> None:
     provenance = json.loads(run.provenance.read_text())
     assert provenance["dataset"] == {"reference": reference, "sha256": manifest["sha256"]}
     assert read_config(run.config, trained.project).data.dataset == reference
+
+
+def test_its_checkpoint_names_its_version_and_another_is_found(copy: Any) -> None:
+    run, project = copy.run(), copy.project
+    version = open_catalog(project.datasets, project).manifest("corpus")
+    bound = read_manifest(run.checkpoints / "6").run
+    assert bound["data"]["versions"] == {version.reference: version.sha256}
+    assert list(record_errors(run, project, 6, bound)) == []
+    other = {**bound, "data": {**bound["data"], "versions": {version.reference: "0" * 64}}}
+    (error,) = record_errors(run, project, 6, other)
+    assert version.reference in error.what
+    (path,) = (copy.root / "datasets/corpus").glob("*/manifest.json")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
+    code, out, err = copy.command("ckpt", "verify", "6", "--json")
+    assert code == 1, out + err
+    (changed,) = json.loads(out)["changed"]
+    assert str(path) in changed
+    shutil.rmtree(path.parent)
+    code, out, err = copy.command("ckpt", "verify", "6", "--json")
+    assert (code, json.loads(out)["changed"]) == (0, []), err
 
 
 @pytest.mark.representative("a run on a version of a data set")
@@ -132,6 +155,9 @@ def test_a_mix_is_streamed_and_resumed_bit_for_bit(copy: Any) -> None:
         ("corpus", 0.75, None),
         ("books", 0.25, 2.0),
     ]
+    bound = read_manifest(copy.run("whole").checkpoints / "6").run["data"]
+    assert bound["versions"] == {one["reference"]: one["sha256"] for one in (recorded, *recorded["parts"])}
+    assert list(record_errors(copy.run("whole"), copy.project, 6, {"data": bound})) == []
 
 
 def test_a_run_longer_than_the_epochs_of_its_mix_is_refused(copy: Any) -> None:

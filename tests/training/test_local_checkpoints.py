@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,7 @@ import pytest
 from stopping import StopAt
 
 from aifx.checkpoint.local_folder import local_folder
-from aifx.checkpoint.manifest import step_directories
-from aifx.core.digests import sha256_of_json
+from aifx.checkpoint.manifest import read_checkpoint, step_directories
 from aifx.core.errors import CheckpointError, ConfigError
 from aifx.core.project import Project
 
@@ -112,11 +112,10 @@ def test_a_disk_that_is_gone_is_done_without(killed, whole, logged: list[str]) -
 
 def test_those_of_another_run_are_not_taken(killed, whole, logged: list[str]) -> None:
     (folder,) = local_dir(killed).iterdir()
-    for path in folder.glob("*/manifest/manifest.json"):
-        document = json.loads(path.read_text())
-        document["run"]["id"] = "0" * 32
-        del document["checksum"]
-        path.write_text(json.dumps({**document, "checksum": sha256_of_json(document)}))
+    for path in folder.glob("*/manifest.json"):
+        artifact, manifest = read_checkpoint(path.parent)
+        other = replace(manifest, run={**manifest.run, "id": "0" * 32})
+        path.write_bytes(other.artifact(artifact.files).encode())
     resumed(killed, whole, 8)
     assert any("is of another run" in line for line in logged)
 

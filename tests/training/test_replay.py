@@ -120,6 +120,6 @@ def test_average(trained: Any) -> None:
     average = ("ckpt", "average", "--run", "main", "4")
     assert "exists already" in answer(trained, *average, "8", "--name", "mean", code=2)["error"]["what"]
     assert "two checkpoints" in answer(trained, *average, "4", "--name", "x", code=2)["error"]["what"]
-    (trained.run().checkpoints / "4" / "manifest" / "manifest.json").write_text("{}")
+    (trained.run().checkpoints / "4" / "manifest.json").write_text("{}")
     answer(trained, *average, "8", "--name", "x", code=2)
     assert not list(trained.project.runs_path.glob("*x*"))

@@ -354,7 +354,7 @@ def test_batches_that_do_not_fit(tiny) -> None:
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny, whole, logged: list[str]) -> None:
     first = stopped(tiny, 9)
     newest: Path = tiny.run().checkpoints / str(first.step)
-    (newest / "manifest" / "manifest.json").write_text("{}")
+    (newest / "manifest.json").write_text("{}")
     second = tiny.train()
     assert second.resumed_from < first.step
     assert any("damaged" in line for line in logged)

@@ -1,0 +1,80 @@
+"""A checkpoint is an artefact: each file is sealed once, by whoever wrote it, and a fact stands once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aifx.checkpoint.checkpoints import Checkpoints
+from aifx.checkpoint.copying import copy_checkpoint, open_stored
+from aifx.checkpoint.manifest import ArrayEntry, Damaged, read_checkpoint, read_manifest
+from aifx.checkpoint.streaming import write_checkpoint
+from aifx.config.checkpoint_section import CheckpointSection
+from aifx.core.artifact import MANIFEST
+from aifx.core.digests import sha256_of
+from aifx.core.errors import AifxError
+from aifx.core.stores import open_store
+
+ARRAYS = {"params/w": np.arange(300, dtype=np.float32).reshape(30, 10), "step": np.int32(7) * np.ones((), np.int32)}
+
+
+def saved(directory: Path) -> Path:
+    checkpoints = Checkpoints(directory, CheckpointSection(asynchronous=False))
+    checkpoints.save(7, {"params": {"w": ARRAYS["params/w"]}, "step": ARRAYS["step"]}, host={"tokens": 3})
+    return directory / "7"
+
+
+def streamed(directory: Path) -> Path:
+    directory.mkdir()
+    entries = {name: ArrayEntry(array.dtype.name, array.shape, "") for name, array in ARRAYS.items()}
+    write_checkpoint(directory, 7, entries, ARRAYS.items(), run={}, host={"tokens": 3})
+    return directory / "7"
+
+
+@pytest.mark.parametrize("write", [saved, streamed])
+def test_each_file_is_sealed_once_and_each_fact_stands_once(tmp_path: Path, write) -> None:
+    folder = write(tmp_path / "checkpoints")
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    document = json.loads(found.pop(MANIFEST).read_bytes())
+    assert (document["kind"], document["version"], document["descriptions"]) == ("checkpoint", 5, {})
+    assert document["files"] == {
+        name: {"bytes": path.stat().st_size, "sha256": sha256_of(path.read_bytes())} for name, path in found.items()
+    }
+    assert all(name.startswith("state/") for name in found)
+    assert document["content"].keys() == {"step", "saved_at", "validation_loss", "arrays", "host", "score", "run"}
+    artifact, manifest = read_checkpoint(folder)
+    assert (len(artifact.digest), artifact.digest) == (64, document["digest"])
+    assert manifest.size_bytes == sum(array.nbytes for array in ARRAYS.values())
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["7"]
+
+
+def test_both_writers_give_the_same_state(tmp_path: Path) -> None:
+    one, other = saved(tmp_path / "one"), streamed(tmp_path / "other")
+    assert read_manifest(one).state_digest == read_manifest(other).state_digest
+
+
+def test_another_kind_of_artefact_and_another_version_are_no_damage(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "checkpoints")
+    path = folder / MANIFEST
+    for change in ({"kind": "dataset"}, {"version": 4}):
+        document = json.loads(path.read_bytes())
+        del document["checksum"]
+        document |= change
+        document["checksum"] = sha256_of(json.dumps(document, sort_keys=True, separators=(",", ":")))
+        path.write_text(json.dumps(document))
+        with pytest.raises(AifxError) as refused:
+            read_manifest(folder)
+        assert not isinstance(refused.value, Damaged)
+
+
+def test_a_damaged_copy_is_repaired(tmp_path: Path) -> None:
+    source, target = open_stored(str(saved(tmp_path / "checkpoints"))), open_store(str(tmp_path / "copy"))
+    copy_checkpoint(source, target)
+    name, file = max(source.artifact.files.items(), key=lambda item: item[1].bytes)
+    (tmp_path / "copy" / "7" / name).write_bytes(b"x")
+    assert copy_checkpoint(source, target).copied_bytes == file.bytes
+    found = Checkpoints(tmp_path / "copy", CheckpointSection()).verify(7)
+    assert (found.files, found.damaged) == ((), ())
