@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aifx.checkpoint.manifest import Damaged, read_checkpoint, step_directories
+from aifx.checkpoint.manifest import read_checkpoint, step_directories
 from aifx.core.artifact import damaged_files
 from aifx.core.errors import AifxError
-from aifx.core.files import UnsafeFile, check_tree
+from aifx.core.files import check_tree
 from aifx.core.project import RunDirectory
 
 STARTS = 3
@@ -35,7 +35,7 @@ def check_progress(run: RunDirectory, starts: Sequence[int]) -> None:
             artifact, _ = read_checkpoint(folder)
             if not damaged_files(folder, artifact):
                 return
-        except (OSError, UnsafeFile, Damaged):
+        except (OSError, AifxError):
             continue
     where = f"step {before}" if before else "its beginning"
     what = f"run {run.name} was started {STARTS} times from {where}, and saved no newer checkpoint"

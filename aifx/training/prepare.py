@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -238,8 +239,8 @@ def _record_origin(job: Job, task: Task, layout: Layout, is_fresh: bool) -> Base
         write_json(job.run.provenance, now | origins | ({"refitted_from": job.refit.origin} if job.refit else {}))
     else:
         before = read_provenance(job.run)
-        if before.get("data_digest") not in (None, digest):
-            name, was = job.run.name, before["data_digest"]
+        if others := {before.get("data_digest"), _bound_data(job.run)} - {None, digest}:
+            name, was = job.run.name, others.pop()
             what = f"the data of run {name!r} has changed since it was started"
             why = f"its digest was {was[:12]}..., and is {digest[:12]}... now"
             raise ConfigError(what, why, f"restore the data, or: aifx train --run {name} --fork NAME")
@@ -250,6 +251,13 @@ def _record_origin(job: Job, task: Task, layout: Layout, is_fresh: bool) -> Base
     if job.fork is None:  # a fork is a run once its first checkpoint is there
         write_text(job.run.config, job.config.to_toml())
     return base
+
+
+def _bound_data(run: RunDirectory) -> Any:
+    """The digest of the data that the checkpoints of a run name, if it is known."""
+    with suppress(CheckpointError):  # of digests.json, which a run whose checkpoints are all damaged makes again
+        return (read_digests(run).data or {}).get("digest")
+    return None
 
 
 def _warn_of_origin(fork: Fork, project: Project, digest: str) -> None:

@@ -175,6 +175,14 @@ def test_changed_data_is_refused(halted) -> None:
         halted.train()
 
 
+def test_data_that_changed_with_its_provenance_is_refused(halted) -> None:
+    """By the digest that the checkpoints name."""
+    (halted.root / "data.txt").write_text("other rows")
+    halted.run().provenance.unlink()
+    with pytest.raises(ConfigError, match="data of run 'main' has changed"):
+        halted.train()
+
+
 def test_a_changed_environment_is_said(halted, logged: list[str]) -> None:
     provenance = json.loads(halted.run().provenance.read_text())
     provenance["versions"]["jax"] = "0.0.1"
