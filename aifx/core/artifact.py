@@ -107,7 +107,7 @@ class Artifact:
 
     @cached_property
     def digest(self) -> str:
-        return sha256_of_json(self._identity())
+        return sha256_of_json(self._identity(plain(self.content)))
 
     @cached_property
     def every_file(self) -> Files:
@@ -121,15 +121,18 @@ class Artifact:
 
     def encode(self) -> bytes:
         """The bytes of the manifest: always the same for the same artefact."""
-        identity = self._identity()
-        rest = {"digest": self.digest, "descriptions": _entries(self.descriptions)}
-        document = {**identity, **rest, "notes": plain(self.notes)}
-        document["checksum"] = sha256_of_json(document)
-        return encode(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        document = self._document(plain(self.content), plain(self.notes))
+        return _encoded(document, sha256_of_json(document))
 
-    def _identity(self) -> dict[str, Any]:
+    def _document(self, content: Any, notes: Any) -> dict[str, Any]:
+        """The manifest but its checksum, with the content and the notes as JSON has them."""
+        identity = self._identity(content)
+        rest = {"digest": sha256_of_json(identity), "descriptions": _entries(self.descriptions)}
+        return {**identity, **rest, "notes": notes}
+
+    def _identity(self, content: Any) -> dict[str, Any]:
         named = {"format": FORMAT, "kind": self.kind, "version": self.version}
-        return {**named, "content": plain(self.content), "files": _entries(self.files)}
+        return {**named, "content": content, "files": _entries(self.files)}
 
 
 def short(digest: str) -> str:
@@ -165,7 +168,7 @@ def parse_artifact(data: bytes, place: object, kind: str, version: int) -> Artif
         if not isinstance(doc["content"], dict) or not isinstance(doc["notes"], dict):
             raise ValueError("its content is no object")
         artifact = Artifact(kind, version, doc["content"], files, descriptions, doc["notes"])
-        if data != artifact.encode():
+        if data != _encoded(artifact._document(doc["content"], doc["notes"]), checksum):
             raise ValueError("its bytes are not those that were written")
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise DamagedArtifact(place, f"{MANIFEST}: {e}") from e
@@ -553,6 +556,11 @@ def _summary(file: IO[bytes], blocks: BlockDigests | None) -> SealedFile:
         if blocks is not None:
             blocks.update(data)
     return SealedFile(size, digest.hexdigest())
+
+
+def _encoded(document: Mapping[str, Any], checksum: str) -> bytes:
+    whole = {**document, "checksum": checksum}
+    return encode(json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _entries(files: Files) -> dict[str, Any]:
