@@ -18,7 +18,7 @@ from typing import Any
 from aifx.core.digests import sha256_of_blocks
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError
 from aifx.core.extras import install_command
-from aifx.core.files import create_file, make_folders
+from aifx.core.files import create_file, make_folders, replacing
 from aifx.core.os_errors import FULL, causes, first_line, in_brief, refusal_in
 from aifx.core.progress import Reporter
 from aifx.core.redaction import redact
@@ -104,11 +104,15 @@ class Store:
                 yield block
 
     def write(self, name: str, blocks: Iterator[bytes]) -> None:
-        """Put a file there, in place of one that may be there. What `blocks` raises is raised."""
+        """Put a file there, in place of one that may be there. What `blocks` raises is raised.
+
+        On a disk it appears whole: another process may have the file open that it replaces, or write the same one.
+        """
         path = f"{self.path}/{name}"
         with _naming(f"write {self.url}/{name}"):
             self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            with self.fs.open(path, "wb", block_size=BLOCK_BYTES) as file:
+            is_on_disk = self.folder is not None
+            with replacing(Path(path)) if is_on_disk else self.fs.open(path, "wb", block_size=BLOCK_BYTES) as file:
                 for block in blocks:
                     file.write(block)
 
