@@ -27,7 +27,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NoReturn, TypeVar
+from typing import IO, Any, Literal, NoReturn, TypedDict, TypeVar
 
 from aifx.core.digests import BlockDigests, Sha256, sha256_of, sha256_of_file, sha256_of_json, sha256_of_values
 from aifx.core.errors import AifxError, EnvironmentFault
@@ -135,9 +135,26 @@ class Artifact:
         return {**named, "content": content, "files": _entries(self.files)}
 
 
+class ManifestFile(TypedDict):
+    """manifest.json as JSON has it. That of a kind also has `kind`, `content` and `notes`; see docs/schemas."""
+
+    format: Literal[1]
+    version: int
+    files: dict[str, SealedFile]
+    digest: str
+    descriptions: dict[str, SealedFile]
+    checksum: str
+
+
 def short(digest: str) -> str:
     """The beginning of a digest, for people."""
     return digest[:SHORT_DIGITS]
+
+
+def short_reference(reference: str) -> str:
+    """ "name@digest" with the beginning of its digest, for people."""
+    name, at, digest = reference.partition("@")
+    return f"{name}{at}{short(digest)}"
 
 
 def parse_artifact(data: bytes, place: object, kind: str, version: int) -> Artifact:
@@ -152,6 +169,8 @@ def parse_artifact(data: bytes, place: object, kind: str, version: int) -> Artif
     try:
         doc = parse_json(data)
         checksum = doc.pop("checksum", None)
+        if checksum is None:
+            raise ValueError("it has no checksum: aifx wrote it in an older format, or not at all")
         # The checksum comes first, whatever the format: a flipped bit must not pass for a newer one.
         if checksum != sha256_of_json(doc):
             raise ValueError("its checksum does not match its content")
