@@ -172,7 +172,7 @@ def file_types() -> dict[str, Any]:
     from aifx.planning.planner import PlanFile
     from aifx.runs import formats
     from aifx.runs.lock import Holder
-    from aifx.search.indexes import IndexManifest
+    from aifx.search.indexes import IndexFile
     from aifx.sweeps.record import SweepLine
 
     return {
@@ -190,9 +190,9 @@ def file_types() -> dict[str, Any]:
         "plan": PlanFile,
         "manifest": formats.ManifestFile,
         "measured-peaks": Ceilings,
-        "dataset-manifest": versions.Manifest,
+        "dataset-manifest": versions.VersionFile,
         "dataset-profile": Profile,
-        "dataset-index": IndexManifest,
+        "dataset-index": IndexFile,
         "snapshot": health.SnapshotDocument,
         "fleet-record": health.FleetRecordLine,
     }

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from aifx.core.artifact import short_reference
 from aifx.core.errors import UsageError
 from aifx.core.json_files import readable_bytes
 from aifx.core.parsing import check_utf8
@@ -123,7 +124,8 @@ def added_version(catalog: Catalog, name: str) -> Version | None:
             return catalog.open(reference)
         own = [parent for parent in manifest.parents if parent.startswith(f"{name}@")]
         if not own:
-            why = f"`aifx data {manifest.step.name}` made {reference} from {', '.join(manifest.parents) or 'nothing'}"
+            parents = ", ".join(map(short_reference, manifest.parents))
+            why = f"`aifx data {manifest.step.name}` made {manifest.reference} from {parents or 'nothing'}"
             raise UsageError(f"no files can be added to {name}", why, "add them under another name")
         reference = own[0]
 

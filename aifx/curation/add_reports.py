@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from aifx.core.artifact import short_reference
 from aifx.core.plurals import counted
 from aifx.curation.add_plan import AddPlan
 from aifx.curation.collecting import decided_encoding
@@ -105,7 +106,7 @@ def added_files(plan: AddPlan, made: Made, listing: Listing) -> AddedFiles:
     bad = BadRows.of(manifest)
     return AddedFiles(
         reference=manifest.reference,
-        parents=manifest.parents,
+        parents=tuple(map(short_reference, manifest.parents)),
         rows=manifest.rows,
         size_bytes=manifest.bytes,
         files_read=len(plan.step.files) if plan.step else 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from aifx.core.artifact import short_reference
 from aifx.data.versions import SHARDS, Manifest
 
 CONTEXT: dict[str, Any] = {
@@ -72,7 +73,7 @@ def croissant_of(manifest: Manifest) -> dict[str, Any]:
         for shard in manifest.shards
     ]
     step = manifest.step
-    made_from = f" from {', '.join(manifest.parents)}" if manifest.parents else ""
+    made_from = f" from {', '.join(map(short_reference, manifest.parents))}" if manifest.parents else ""
     licenses = [_license(name) for name in manifest.licenses]
     return {
         "@context": CONTEXT,

@@ -125,7 +125,7 @@ def read_report(catalog: Catalog, reference: str, examples: int | None, against:
     version = catalog.open(reference)
     manifest = version.manifest
     check_own_rows(manifest, "aifx data report")
-    chain = ancestors(catalog, version.reference)
+    chain = ancestors(catalog, manifest.whole_reference)
     hidden_by = next((one.step.name for one in chain if one.step.name in REMOVES_PERSONAL_DATA), None)
     if examples is not None:
         hidden_by = None
@@ -171,7 +171,7 @@ def _step(catalog: Catalog, manifest: Manifest, examples: int) -> ReportedStep:
         except (UsageError, DataError):
             parent = None
         if parent is not None:
-            found = _examples(catalog.open(manifest.reference), parent, examples)
+            found = _examples(catalog.open(manifest.whole_reference), parent, examples)
     return ReportedStep(
         reference=manifest.reference,
         step=manifest.step.name,

@@ -71,9 +71,9 @@ def compare_versions(catalog: Catalog, first: str, second: str) -> VersionDiffer
     a, b = catalog.open(first), catalog.open(second)
     for version in (a, b):
         check_own_rows(version.manifest, "aifx data diff")
-    between = {one.reference: one for one in ancestors(catalog, b.reference) if one.dropped}
-    for one in ancestors(catalog, a.reference):
-        between.pop(one.reference, None)
+    between = {one.whole_reference: one for one in ancestors(catalog, b.manifest.whole_reference) if one.dropped}
+    for one in ancestors(catalog, a.manifest.whole_reference):
+        between.pop(one.whole_reference, None)
     tables = {"a": RowTable(a), "b": RowTable(b)}
     tables |= {f"dropped_{n}": RowTable(catalog.open(one), "dropped") for n, one in enumerate(between)}
     with open_tables(tables) as connection:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aifx.core.artifact import short_reference
 from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError, UsageError
 from aifx.core.locks import FolderBusy, remove_folder
@@ -125,15 +126,16 @@ def plan_erasure(
             rows |= set(_find_rows(catalog.open(f"{name}@{other}"), where, memory_bytes))
         except (UsageError, DataError):  # it lacks a column, or is damaged
             unsearched.append(f"{name}@{other}")
-    held_by = tuple(_holding_versions(catalog, sorted(rows), memory_bytes)) if rows else ()
-    holders = {one.reference: one.rows for one in held_by}
+    held_by = _holding_versions(catalog, sorted(rows), memory_bytes) if rows else {}
+    holders = [short_reference(one) for one in held_by]
     purged = tuple(one for one in holders if purge and one.partition("@")[0] == name)
+    runs = [] if project is None else [run for run in trained_runs(project) if run.reference in held_by]
     plan = Erasure(
         reference=latest.reference,
         rows=len(rows),
-        held_by=held_by,
+        held_by=tuple(held_by.values()),
         unsearched=tuple(unsearched),
-        runs=tuple(run for run in trained_runs(project) if run.reference in holders) if project is not None else (),
+        runs=tuple(replace(run, reference=short_reference(run.reference)) for run in runs),
         made=None,
         purged=purged,
         remaining=tuple(one for one in holders if one not in purged),
@@ -159,7 +161,7 @@ def erase(catalog: Catalog, plan: Erasure, step: Erase, limits: Limits) -> Erasu
             for manifest in removed:
                 _delete(catalog, manifest.name, manifest.version, manifest.sha256)
             holders = _holding_versions(catalog, step.rows, limits.memory_bytes)  # also those made since the plan
-        return replace(plan, made=made, remaining=tuple(one.reference for one in holders))
+        return replace(plan, made=made, remaining=tuple(one.reference for one in holders.values()))
     return replace(plan, made=made)
 
 
@@ -170,20 +172,21 @@ def _find_rows(version: Version, where: str, memory_bytes: int) -> list[str]:
         return [row for (row,) in relation.fetchall()]
 
 
-def _holding_versions(catalog: Catalog, rows: Sequence[str], memory_bytes: int) -> list[HoldingVersion]:
+def _holding_versions(catalog: Catalog, rows: Sequence[str], memory_bytes: int) -> dict[str, HoldingVersion]:
+    """The versions of any data set that have some of the rows, by "name@<64 digits>"."""
     import pyarrow as pa
 
     ids = pa.table({ROW: pa.array(rows, pa.string())})
-    found = []
+    found = {}
     for name in catalog.names():
         for version in catalog.versions(name):
             if (manifest := find_manifest(catalog, f"{name}@{version}")) is None:
                 continue
-            with open_tables({"data": RowTable(catalog.open(manifest.reference))}, memory_bytes) as connection:
+            with open_tables({"data": RowTable(catalog.open(manifest.whole_reference))}, memory_bytes) as connection:
                 connection.register("erased", ids)
                 (count,) = connection.execute(f"SELECT count(*) FROM data SEMI JOIN erased USING ({ROW})").fetchone()
             if count:
-                found.append(HoldingVersion(manifest.reference, count, manifest.bytes))
+                found[manifest.whole_reference] = HoldingVersion(manifest.reference, count, manifest.bytes)
     return found
 
 

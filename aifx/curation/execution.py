@@ -26,11 +26,12 @@ from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter
 
+from aifx.core.artifact import MANIFEST, mark_checked, publish
 from aifx.core.calls import call_each
 from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError
-from aifx.core.files import read_file
-from aifx.core.json_files import sync_directory, write_json
+from aifx.core.files import read_file, remove_temporary
+from aifx.core.json_files import write_json
 from aifx.core.json_values import encode_json, plain
 from aifx.core.locks import holding
 from aifx.core.os_errors import naming
@@ -40,19 +41,15 @@ from aifx.core.project import cache_path
 from aifx.core.version import __version__
 from aifx.curation.lineage import record_run
 from aifx.curation.profile import PartialProfile, ProfileSum, complete_profile, merge_profiles, profile_rows
-from aifx.curation.publishing import describe
+from aifx.curation.publishing import seal_version
 from aifx.curation.shards import ShardWriter, columns_of, return_memory
 from aifx.curation.step import Limits, Step
 from aifx.data.datasets import check_own_rows
-from aifx.data.verification import check_shards, mark_checked
+from aifx.data.verification import check_shards
 from aifx.data.versions import (
-    CROISSANT,
     DROPPED,
-    MANIFEST,
-    PROFILE,
     QUARANTINE,
     SHARDS,
-    SUMS,
     Catalog,
     Manifest,
     ShardFile,
@@ -179,7 +176,7 @@ def _find_version(step: Step, name: str, catalog: Catalog) -> Version | None:
     record = plain(_step_record(step))
     if len(step.parents) == 1 and plain(step.parents[0].manifest.step) == record:
         return step.parents[0]
-    parents = [parent.reference for parent in step.parents]
+    parents = [parent.manifest.whole_reference for parent in step.parents]
     for version in catalog.versions(name):
         reference = f"{name}@{version}"
         try:
@@ -203,28 +200,26 @@ def _make_version(
     with report_progress(f"{step.name} {name}", sum(size for _, size in tasks), "bytes") as progress:
         results = _run_tasks(step, work, limits, progress, run_tasks)
     manifest = _manifest(step, name, results, facts)
-    out, whole = work / OUT, work / WHOLE
-    for folder in (out, whole / SHARDS):
-        folder.mkdir(parents=True, exist_ok=True)
-    _move([file.name for file in manifest.files], out, whole)
-    describe(out, manifest, complete_profile(merge_profiles(result.profile for result in results), manifest, whole))
-    _move([CROISSANT, PROFILE, SUMS, MANIFEST], out, whole)
+    whole = work / WHOLE
+    (whole / SHARDS).mkdir(parents=True, exist_ok=True)
+    remove_temporary(whole)  # of a call that was killed
+    _move([file.name for file in manifest.files], work / OUT, whole)
+    profile = complete_profile(merge_profiles(result.profile for result in results), manifest, whole)
+    artifact = seal_version(whole, manifest, profile)
     if catalog.local is None:
         catalog.publish(Version(whole, manifest))
-        return catalog.open(manifest.reference)
+        return catalog.open(manifest.whole_reference)
     target = catalog.local / name / manifest.version
     if (target / MANIFEST).exists():
-        return catalog.open(manifest.reference)
+        return catalog.open(manifest.whole_reference)
     shutil.rmtree(target, ignore_errors=True)  # a folder without a manifest is no version
-    os.rename(whole, target)
-    made = Version(target, manifest)
-    mark_checked(made)
-    return made
+    publish(whole, target)
+    mark_checked(target, artifact, [shard.name for shard in manifest.shards])
+    return Version(target, manifest)
 
 
 def _move(files: Iterable[str], source: Path, target: Path) -> None:
     """Move files of a version to the folder that gets its name, unless a call that was killed has done so."""
-    changed = {target}
     for file in files:
         path = target / file
         path.parent.mkdir(exist_ok=True)
@@ -233,9 +228,6 @@ def _move(files: Iterable[str], source: Path, target: Path) -> None:
         except FileNotFoundError:
             if not path.exists():
                 raise
-        changed.add(path.parent)
-    for folder in sorted(changed):
-        sync_directory(folder)
 
 
 def _prepare(step: Step, work: Path, limits: Limits) -> Mapping[str, Any]:
@@ -373,10 +365,10 @@ def _manifest(step: Step, name: str, results: list[TaskResult], facts: Mapping[s
         shards=shards,
         dropped=dropped,
         dropped_by=dict(sorted(rules.items())),
-        parents=tuple(parent.reference for parent in step.parents),
+        parents=tuple(parent.manifest.whole_reference for parent in step.parents),
         step=_step_record(step),
         sources=tuple(sources[name] for name in sorted(sources)),
         facts=dict(sorted({**facts, **counts}.items())),
         quarantine=tuple(shard for result in results for shard in result.quarantine),
     )
-    return replace(manifest, sha256=manifest.content_digest())
+    return replace(manifest, sha256=manifest.artifact().digest)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from aifx.core.artifact import short_reference
 from aifx.core.errors import DataError, UsageError
 from aifx.core.json_values import encode_json
 from aifx.core.project import Project
@@ -26,7 +27,7 @@ class TrainedRun:
     """A run whose provenance names a version."""
 
     run: str
-    reference: str
+    reference: str  # "name@<64 digits>"
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,12 @@ class Lineage:
 
 def lineage_of(catalog: Catalog, reference: str, project: Project | None) -> Lineage:
     """The versions that one was made from. Raises UsageError if there is none of that name."""
-    whole = "@".join(catalog.find(reference))
+    asked = catalog.manifest(reference)
     runs = list(trained_runs(project)) if project is not None else []
     recorded = read_lineage(catalog)
     events, outputs = _events(recorded), _outputs(recorded)
     found: dict[str, LineageVersion] = {}
-    waiting = [whole]
+    waiting = [asked.whole_reference]
     while waiting:
         one = waiting.pop(0)
         if one in found:
@@ -101,13 +102,18 @@ def lineage_of(catalog: Catalog, reference: str, project: Project | None) -> Lin
         else:
             found[one] = _deleted(one, events.get(one), names, outputs[one])
         waiting += found[one].parents
-    return Lineage(whole, tuple(found.values()))
+    return Lineage(asked.reference, tuple(map(_for_people, found.values())))
+
+
+def _for_people(version: LineageVersion) -> LineageVersion:
+    parents = tuple(map(short_reference, version.parents))
+    return replace(version, reference=short_reference(version.reference), parents=parents)
 
 
 def ancestors(catalog: Catalog, reference: str) -> list[Manifest]:
     """The manifests of a version and of its ancestors that still exist, each after its parents."""
     found: dict[str, Manifest] = {}
-    waiting = ["@".join(catalog.find(reference))]
+    waiting = [catalog.manifest(reference).whole_reference]
     while waiting:
         one = waiting.pop(0)
         manifest = find_manifest(catalog, one)
@@ -157,7 +163,7 @@ def _existing(
     is_known = None not in parents
     rows, size_bytes = rows_and_bytes(manifest)
     return LineageVersion(
-        reference=manifest.reference,
+        reference=manifest.whole_reference,
         parents=manifest.parents,
         step=manifest.step.name,
         settings=manifest.step.settings,

@@ -146,7 +146,7 @@ def _dataset(manifest: Manifest, namespace: str) -> dict[str, Any]:
         "namespace": _namespace(namespace),
         "name": manifest.name,
         "facets": {
-            "version": {**_facet(VERSION_FACET), "datasetVersion": manifest.version},
+            "version": {**_facet(VERSION_FACET), "datasetVersion": manifest.sha256},
             "schema": {**_facet(SCHEMA_FACET), "fields": fields},
         },
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aifx.core.artifact import short_reference
 from aifx.core.errors import UsageError
 from aifx.curation.step import Limits, Outcome, Step
 from aifx.data.datasets import MIX
@@ -96,7 +97,8 @@ def mix_of(sets: Sequence[MixedSet], catalog: Catalog) -> Mix:
         manifest = parent.manifest
         if manifest.step.name == MIX:
             why = "a mix is made of data sets that have rows"
-            raise UsageError(f"{one.reference} is a mix itself", why, f"name its sets: {', '.join(manifest.parents)}")
+            names = ", ".join(map(short_reference, manifest.parents))
+            raise UsageError(f"{one.reference} is a mix itself", why, f"name its sets: {names}")
         if manifest.kind != "text":
             why = f"it holds {manifest.kind}, and training reads mixes of text"
             raise UsageError(f"{one.reference} cannot be mixed", why, "aifx data ls")

@@ -1,4 +1,4 @@
-"""The files of a version beside its shards: the manifest, and descriptions for other programs."""
+"""The files of a version beside its shards: descriptions for other programs, and the manifest that seals it."""
 
 from __future__ import annotations
 
@@ -6,29 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from aifx.core.artifact import Artifact, SealedFile, seal
 from aifx.core.digests import sha256_of
 from aifx.core.files import replace_file
 from aifx.core.json_files import encode
 from aifx.core.json_values import encode_json, plain
 from aifx.curation.croissant import croissant_of
 from aifx.curation.profile import Profile
-from aifx.data.verification import sums_text
-from aifx.data.versions import CROISSANT, MANIFEST, PROFILE, SUMS, Manifest
+from aifx.data.versions import CROISSANT, PROFILE, SUMS, Manifest, sums_of
 
 
-def describe(folder: Path, manifest: Manifest, profile: Profile) -> None:
+def seal_version(folder: Path, manifest: Manifest, profile: Profile) -> Artifact:
     """Write croissant.json, profile.json, SHA256SUMS and, last, manifest.json into the folder that holds the shards."""
-    documents = {
-        CROISSANT: _document(croissant_of(manifest)),
-        PROFILE: _document(plain(profile)),
-        MANIFEST: _document(plain(manifest)),
-    }
-    digests = {name: sha256_of(data) for name, data in documents.items()}
-    digests |= {file.name: file.sha256 for file in manifest.files}
-    for name in (CROISSANT, PROFILE):
-        replace_file(folder / name, documents[name])
-    replace_file(folder / SUMS, sums_text(digests).encode())
-    replace_file(folder / MANIFEST, documents[MANIFEST])
+    documents = {CROISSANT: _document(croissant_of(manifest)), PROFILE: _document(plain(profile))}
+    for name, data in documents.items():
+        replace_file(folder / name, data)
+    artifact = manifest.artifact({name: SealedFile(len(data), sha256_of(data)) for name, data in documents.items()})
+    replace_file(folder / SUMS, sums_of(artifact))
+    seal(folder, artifact)
+    return artifact
 
 
 def _document(document: Mapping[str, Any]) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from aifx.core.artifact import short_reference
 from aifx.core.errors import DataError
 from aifx.core.os_errors import first_line
 from aifx.core.parsing import parse_json
@@ -50,7 +51,7 @@ def made_version(made: Made) -> MadeVersion:
     rows, size_bytes = rows_and_bytes(manifest)
     return MadeVersion(
         reference=manifest.reference,
-        parents=manifest.parents,
+        parents=tuple(map(short_reference, manifest.parents)),
         rows=rows,
         size_bytes=size_bytes,
         dropped=sum(manifest.dropped_by.values()),
@@ -114,7 +115,7 @@ def list_versions(catalog: Catalog, name: str | None = None) -> VersionList:
                     rows=rows,
                     size_bytes=size_bytes,
                     step=manifest.step.name,
-                    parents=manifest.parents,
+                    parents=tuple(map(short_reference, manifest.parents)),
                     licenses=manifest.licenses,
                     is_latest=version == latest,
                 )

@@ -141,7 +141,7 @@ class _Search:
         self._catalog, self._manifests = catalog, manifests
         self._tables: dict[str, RowTable] = {}
         for number, manifest in enumerate(manifests):
-            version = catalog.open(manifest.reference)
+            version = catalog.open(manifest.whole_reference)
             self._tables |= {f"rows_{number}": RowTable(version)}
             self._tables |= {f"dropped_{number}": RowTable(version, "dropped")} if version.dropped else {}
             self._tables |= {f"quarantine_{number}": RowTable(version, "quarantine")} if version.quarantine else {}

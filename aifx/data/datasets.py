@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from aifx.core.artifact import short_reference
 from aifx.core.errors import AifxError, DataError, UsageError
 from aifx.core.project import Project, cache_path
 from aifx.data.base import SPLITS, Split
@@ -51,7 +52,7 @@ class DatasetPart:
 
         Raises DataError for a damaged one.
         """
-        version = self.catalog.open(self.reference)
+        version = self.catalog.open(self.manifest.whole_reference)
         if self.catalog.local is None:  # what comes from elsewhere is compared when it is copied
             return version
         check_shards(version)
@@ -109,8 +110,9 @@ def rows_and_bytes(manifest: Manifest) -> tuple[int, int]:
 def check_own_rows(manifest: Manifest, command: str) -> None:
     """Raise UsageError for a mix, whose rows are those of its parents. `command`: to use with one of them."""
     if manifest.step.name == MIX:
+        parents = [short_reference(parent) for parent in manifest.parents]
         what = f"{manifest.reference} is a mix, which has no rows of its own"
-        raise UsageError(what, f"it is made of {', '.join(manifest.parents)}", f"{command} {manifest.parents[0]}")
+        raise UsageError(what, f"it is made of {', '.join(parents)}", f"{command} {parents[0]}")
 
 
 def open_parts(reference: str, project: Project, kind: Kind) -> tuple[DatasetPart, ...]:
@@ -151,7 +153,7 @@ def check_dataset(reference: str, project: Project, kind: Kind) -> Iterator[tupl
 
 
 def whole_reference(reference: str, project: Project, before: str | None = None) -> str:
-    """ "name@version" with the whole version. `before`, if `reference` can mean it; otherwise the latest that it means.
+    """ "name@<64 digits>". `before`, if `reference` can mean it; otherwise the latest that it means.
 
     Raises UsageError.
     """
@@ -160,17 +162,16 @@ def whole_reference(reference: str, project: Project, before: str | None = None)
         known, _, version = before.partition("@")
         if known == name and version.startswith(beginning):
             return before
-    return "@".join(open_catalog(project.datasets, project).find(reference))
+    return open_catalog(project.datasets, project).manifest(reference).whole_reference
 
 
 def dataset_record(reference: str, project: Project) -> Mapping[str, Any]:
-    """The record of a data set in provenance.json: the version with the SHA-256 of its manifest, and those of a mix."""
+    """The record of a data set in provenance.json: the version, "name@<64 digits>", and those of a mix."""
     manifest = open_catalog(project.datasets, project).manifest(reference)
-    record: dict[str, Any] = {"reference": manifest.reference, "sha256": manifest.sha256}
+    record: dict[str, Any] = {"reference": manifest.whole_reference}
     if manifest.step.name == MIX:
         parts = open_parts(reference, project, manifest.kind)
         record["parts"] = [
-            {"reference": p.reference, "sha256": p.manifest.sha256, "weight": p.weight, "epochs": p.epochs}
-            for p in parts
+            {"reference": p.manifest.whole_reference, "weight": p.weight, "epochs": p.epochs} for p in parts
         ]
     return record

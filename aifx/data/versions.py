@@ -2,42 +2,54 @@
 
     datasets/<name>/latest              the version that `<name>` alone means
     datasets/<name>/<version>/
-        manifest.json                   written last: a folder without it is no version
-        SHA256SUMS                      of every file, as sha256sum writes and checks it
+        manifest.json                   that of an artefact, of the kind "dataset": a folder without it is no version
+        SHA256SUMS                      of every file, as sha256sum writes and checks it; made of the manifest
         croissant.json
         shards/*.parquet                the rows
         dropped/*.parquet               the rows that the step left out: row, step, rule, twin
         quarantine/*.parquet            what could not be read of the sources: source, line, reason, value
         profile.json
 
-A version's name is the beginning of a SHA-256 over its manifest, which holds the SHA-256 of each shard. The root may be
-a folder or any URL that fsspec knows. A version of a remote root is copied into the cache before it is read.
+A version is an artefact (`aifx.core.artifact`), and its name the beginning of the artefact's digest. Documents on disk
+name versions with whole digests, "name@<64 digits>". The root may be a folder or any URL that fsspec knows. A version
+of a remote root is copied into the cache before it is read.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from aifx.core.artifact import writable_folder
-from aifx.core.digests import sha256_of, sha256_of_file
-from aifx.core.errors import DataError, EnvironmentFault, UsageError, did_you_mean
-from aifx.core.files import replacing
-from aifx.core.json_values import encode_json, plain
-from aifx.core.parsing import parse_json
-from aifx.core.progress import Reporter, report_progress
+from aifx.core.artifact import (
+    MANIFEST,
+    Artifact,
+    DamagedArtifact,
+    Files,
+    ManifestFile,
+    SealedFile,
+    check_once,
+    mark_checked,
+    parse_artifact,
+    read_artifact,
+    short,
+    writable_folder,
+)
+from aifx.core.artifact_copies import copy_artifact
+from aifx.core.digests import sha256_of
+from aifx.core.errors import AifxError, DataError, UsageError, did_you_mean
+from aifx.core.json_values import plain
+from aifx.core.os_errors import first_line
 from aifx.core.project import Project, cache_path
 from aifx.core.stores import Store, open_store
 
-MANIFEST, CROISSANT, PROFILE, SUMS, LATEST, LINEAGE = (
-    "manifest.json", "croissant.json", "profile.json", "SHA256SUMS", "latest", "lineage.jsonl"
+CROISSANT, PROFILE, SUMS, LATEST, LINEAGE = (
+    "croissant.json", "profile.json", "SHA256SUMS", "latest", "lineage.jsonl"
 )  # fmt: skip
 SHARDS, DROPPED, QUARANTINE = "shards", "dropped", "quarantine"
 INDEXES = "indexes"
@@ -50,12 +62,16 @@ RESERVED = (ROW, SOURCE, SPLIT, CLUSTER)
 TEXT_TYPES = ("string", "large_string")
 """Types of columns with texts, as manifests name them."""
 
-FORMAT = 1
-VERSION_DIGITS = 12
+DATASET, FORMAT = "dataset", 1
+"""The kind of a version as an artefact, and the version of its content."""
+
 DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+LEAST_DIGITS = 4
 _VERSION = re.compile(r"[0-9a-f]{4,64}")
+SUMS_HEADER = "# SHA-256 of the lines below: "
 
 Kind: TypeAlias = Literal["text", "table", "images"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -112,14 +128,15 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of `manifest.json`. It has no time and no path of a machine: the same rows give the same bytes.
+    """A version as its `manifest.json` describes it. It has no time and no path of a machine: the same rows give the
+    same bytes.
 
     Attributes:
-        name: of the data set; not part of the version's name.
+        name: of the data set; not part of the digest.
         columns: Arrow type by column.
-        parents: versions that this one was made from, as "name@version".
+        parents: versions that this one was made from, as "name@<64 digits>".
         dropped_by: number of dropped rows by rule.
-        sha256: of the rest of the manifest without `name`; its beginning is the version's name.
+        sha256: the artefact's digest; its beginning is the version's name.
     """
 
     name: str
@@ -135,7 +152,6 @@ class Manifest:
     sources: tuple[Source, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)  # that the step found, such as a threshold
     quarantine: tuple[ShardFile, ...] = ()
-    format: int = FORMAT
     sha256: str = ""
 
     @property
@@ -145,21 +161,75 @@ class Manifest:
 
     @property
     def version(self) -> str:
-        return self.sha256[:VERSION_DIGITS]
+        return short(self.sha256)
 
     @property
     def reference(self) -> str:
-        """ "name@version", as the command line and `data.dataset` take it."""
+        """ "name@version", for people, as the command line and `data.dataset` take it."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def whole_reference(self) -> str:
+        """ "name@<64 digits>", for documents on disk."""
+        return f"{self.name}@{self.sha256}"
 
     @property
     def licenses(self) -> tuple[str, ...]:
         return tuple(sorted({source.license for source in self.sources}))
 
-    def content_digest(self) -> str:
-        """SHA-256 of all but the name and this digest."""
-        content = {key: value for key, value in plain(self).items() if key not in ("name", "sha256")}
-        return sha256_of(encode_json(dict(sorted(content.items()))))
+    def artifact(self, descriptions: Files | None = None) -> Artifact:
+        """The artefact. Its digest does not depend on the descriptions."""
+        content = plain(self)
+        for key in ("name", "rows", "bytes", "sha256"):
+            del content[key]
+        for part in (SHARDS, DROPPED, QUARANTINE):
+            content[part] = [{"name": file["name"], "rows": file["rows"]} for file in content[part]]
+        files = {file.name: SealedFile(file.bytes, file.sha256) for file in self.files}
+        return Artifact(DATASET, FORMAT, content, files, descriptions or {}, {"name": self.name})
+
+
+class StoredFile(TypedDict):
+    """A Parquet file. Its size and SHA-256 are in `files`."""
+
+    name: str
+    rows: int
+
+
+class VersionContent(TypedDict):
+    """What `manifest.json` says of a version.
+
+    Attributes:
+        columns: Arrow type by column.
+        shards: the rows, in order.
+        dropped: the rows that the step left out.
+        dropped_by: number of dropped rows by rule.
+        parents: versions that this one was made from, as "name@<64 digits>".
+        facts: that the step found, such as a threshold.
+        quarantine: what could not be read of the sources.
+    """
+
+    kind: Kind
+    columns: dict[str, str]
+    shards: list[StoredFile]
+    dropped: list[StoredFile]
+    dropped_by: dict[str, int]
+    parents: list[str]
+    step: StepRecord
+    sources: list[Source]
+    facts: dict[str, Any]
+    quarantine: list[StoredFile]
+
+
+class VersionNotes(TypedDict):
+    name: str
+
+
+class VersionFile(ManifestFile):
+    """manifest.json of a version."""
+
+    kind: Literal["dataset"]
+    content: VersionContent
+    notes: VersionNotes
 
 
 _MANIFEST = TypeAdapter(Manifest)
@@ -192,14 +262,6 @@ class Version:
     @property
     def quarantine(self) -> tuple[Path, ...]:
         return tuple(self.path / shard.name for shard in self.manifest.quarantine)
-
-    def damaged_shards(self) -> Iterator[str]:
-        """Each shard that differs from the manifest, and how."""
-        shards = self.manifest.shards
-        with report_progress(f"verifying {self.reference}", sum(shard.bytes for shard in shards), "bytes") as progress:
-            for shard in shards:
-                if problem := _problem(self.path / shard.name, shard, progress):
-                    yield f"{shard.name} {problem}"
 
 
 @dataclass(frozen=True)
@@ -238,10 +300,20 @@ class Catalog:
 
     def set_latest(self, name: str, version: str) -> None:
         """Let the name alone mean a version."""
-        self._put(f"{name}/{LATEST}", f"{version}\n".encode())
+        self.store.write(f"{name}/{LATEST}", iter([f"{version}\n".encode()]))
 
     def find(self, reference: str) -> tuple[str, str]:
-        """The name and whole version that "name" or "name@3f2a" means. Raises UsageError."""
+        """The name and the folder that "name" or "name@3f2a" means, with 4 to 64 digits. Raises UsageError.
+
+        Digits beyond those of the folder's name are compared with the manifest. Raises DataError if that is damaged.
+        """
+        name, version, digits = self._find_folder(reference)
+        if len(digits) > len(version):
+            self._read(name, version, digits)
+        return name, version
+
+    def _find_folder(self, reference: str) -> tuple[str, str, str]:
+        """The name and the folder, and the digits that are given. Raises UsageError."""
         name, at, beginning = reference.partition("@")
         check_dataset_name(name)
         if not at:
@@ -251,17 +323,22 @@ class Catalog:
             if not _VERSION.fullmatch(version) or self.store.size(f"{name}/{version}/{MANIFEST}") is None:
                 what, why = f"{self.store.url}/{name}/{LATEST} is damaged", f"there is no version {version[:20]!r}"
                 raise DataError(what, why, f"aifx data ls {name}, and write the version that you want into that file")
-            return name, version
-        matching = [version for version in self.versions(name) if version.startswith(beginning)]
-        if len(matching) != 1 or len(beginning) < 4:
-            known = self.versions(name)
+            return name, version, ""
+        known = self.versions(name)
+        matching = [version for version in known if version.startswith(short(beginning))]
+        if len(matching) != 1 or len(beginning) < LEAST_DIGITS:
             if not known:
                 raise self._unknown(name)
-            why = f"{len(matching)} versions begin with {beginning!r}" if matching else did_you_mean(beginning, known)
-            if len(beginning) < 4:
+            digits = short(beginning)
+            why = f"{len(matching)} versions begin with {digits!r}" if matching else did_you_mean(digits, known)
+            if len(beginning) < LEAST_DIGITS:
                 why = "a version is named by 4 hexadecimal digits or more"
-            raise UsageError(f"{reference!r} names no version in {self.store.url}", why, f"aifx data ls {name}")
-        return name, matching[0]
+            raise self._no_version(name, digits, why)
+        return name, matching[0], beginning
+
+    def _no_version(self, name: str, digits: str, why: str) -> UsageError:
+        reference = f"{name}@{digits}"
+        return UsageError(f"{reference!r} names no version in {self.store.url}", why, f"aifx data ls {name}")
 
     def _unknown(self, name: str) -> UsageError:
         names = self.names()
@@ -272,58 +349,53 @@ class Catalog:
 
     def manifest(self, reference: str) -> Manifest:
         """Of the version that `reference` means. Raises UsageError, DataError if it is damaged."""
-        return self._read_manifest(*self.find(reference))
+        return self._read(*self._find_folder(reference))[1]
 
     def open(self, reference: str) -> Version:
         """The version that `reference` means, copied into the cache if the root is remote.
 
         A copied file is compared with its SHA-256; `verification.check_files` compares those of a local root.
-        Raises UsageError, DataError if its manifest is damaged, EnvironmentFault if the store fails.
+        Raises UsageError, DataError if it is damaged, EnvironmentFault if the store fails.
         """
-        name, version = self.find(reference)
-        manifest = self._read_manifest(name, version)
+        name, version, digits = self._find_folder(reference)
+        artifact, manifest = self._read(name, version, digits)
         if self.local is not None:
             return Version(self.local / name / version, manifest)
-        return self._fetched(self.store.below(f"{name}/{version}"), manifest)
+        folder = cache_path("datasets") / artifact.digest
+        return Version(fetch(self.store.below(f"{name}/{version}"), artifact, folder), manifest)
 
-    def _read_manifest(self, name: str, version: str) -> Manifest:
-        url = f"{self.store.url}/{name}/{version}/{MANIFEST}"
-        data = self.store.read(f"{name}/{version}/{MANIFEST}")
+    def _read(self, name: str, version: str, digits: str) -> tuple[Artifact, Manifest]:
+        """The version in a folder. Raises UsageError if its digest does not begin with these digits, DataError."""
+        store = self.store.below(f"{name}/{version}")
+        data = store.read(MANIFEST)
         if data is None:
-            raise DataError(f"no {url}", "the version is not complete", f"aifx data ls {name}")
-        return parse_manifest(data, url, version)
-
-    def _fetched(self, store: Store, manifest: Manifest) -> Version:
-        folder = cache_path("datasets") / manifest.sha256
-        shards = manifest.files
-        with (
-            writable_folder(folder),
-            report_progress(f"copying {store.url}", sum(shard.bytes for shard in shards), "bytes") as progress,
-            ThreadPoolExecutor(4) as pool,
-        ):
-            list(pool.map(lambda shard: fetch_file(store, folder, shard, progress), shards))
-            for name in (CROISSANT, PROFILE, SUMS, MANIFEST):
-                if (data := store.read(name)) is not None:
-                    _replace(folder / name, iter([data]))
-        return Version(folder, manifest)
+            raise DataError(f"no {store.url}/{MANIFEST}", "the version is not complete", f"aifx data ls {name}")
+        artifact, manifest = parse_manifest(data, store.url, version)
+        if not manifest.sha256.startswith(digits):
+            raise self._no_version(name, digits, f"{manifest.reference} is {manifest.whole_reference}")
+        return artifact, manifest
 
     def publish(self, version: Version) -> None:
         """Copy a version from a folder of this machine to a remote root; its manifest goes last."""
         target = self.store.below(f"{version.manifest.name}/{version.manifest.version}")
-        shards = version.manifest.files
-        with (
-            report_progress(f"copying to {target.url}", sum(shard.bytes for shard in shards), "bytes") as progress,
-            ThreadPoolExecutor(4) as pool,
-        ):
-            list(pool.map(lambda shard: send_file(version.path, target, shard, progress), shards))
-        for name in (CROISSANT, PROFILE, SUMS, MANIFEST):
-            target.write(name, iter([(version.path / name).read_bytes()]))
+        artifact = read_artifact(version.path, DATASET, FORMAT)
+        target.write(SUMS, iter([sums_of(artifact)]))
+        with _damaged_data():
+            copy_artifact(open_store(str(version.path)), artifact, target)
 
-    def _put(self, name: str, data: bytes) -> None:
-        if self.local is None:
-            self.store.write(name, iter([data]))
-        else:
-            _replace(self.local / name, iter([data]))
+
+def fetch(store: Store, artifact: Artifact, folder: Path) -> Path:
+    """`folder` of the cache with the artefact of a store, of which only what is missing or damaged is copied.
+
+    Raises DataError if it is damaged in the store, EnvironmentFault if the store fails.
+    """
+    with _damaged_data(), writable_folder(folder):
+        try:
+            check_once(folder, artifact, artifact.every_file)
+        except DamagedArtifact:  # or not there yet
+            copy_artifact(store, artifact, open_store(str(folder)))
+            mark_checked(folder, artifact, artifact.every_file)
+    return folder
 
 
 def open_catalog(root: str, project: Project | None = None) -> Catalog:
@@ -334,24 +406,77 @@ def open_catalog(root: str, project: Project | None = None) -> Catalog:
     return Catalog(open_store(str(folder)))
 
 
-def parse_manifest(data: bytes, name: str, version: str | None = None) -> Manifest:
-    """Raises DataError for one that is damaged, or of another version of the format than aifx reads."""
-    hint = "restore it from a copy, or make the version again"
+@contextmanager
+def _damaged_data() -> Iterator[None]:
+    """Raise DataError for an artefact that is damaged."""
     try:
-        document = parse_json(data)
-        if isinstance(document, dict) and document.get("format", FORMAT) != FORMAT:
-            why = f"its format is {document['format']}, and this aifx reads {FORMAT}"
-            raise DataError(f"{name} cannot be read", why, "use the aifx that made it, or make the version again")
-        manifest: Manifest = _MANIFEST.validate_python(document)
-    except ValidationError as e:
-        first = e.errors()[0]
-        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise DataError(f"{name} is damaged", why, hint) from None
-    except ValueError as e:
-        raise DataError(f"{name} is damaged", str(e), hint) from None
-    if manifest.sha256 != manifest.content_digest() or (version is not None and manifest.version != version):
-        raise DataError(f"{name} is damaged", "its SHA-256 is not that of its content", hint)
-    return manifest
+        yield
+    except DamagedArtifact as e:
+        raise DataError(e.what, e.why, "aifx data verify") from e
+
+
+def parse_manifest(data: bytes, place: str, version: str) -> tuple[Artifact, Manifest]:
+    """The version whose `manifest.json` has these bytes.
+
+    Args:
+        place: for messages.
+        version: the name of its folder.
+
+    Raises DataError for one that is damaged, or of another format than aifx reads.
+    """
+
+    def typed(artifact: Artifact) -> Manifest:
+        manifest = _manifest_of(artifact)
+        if manifest.version != version:
+            raise ValueError(f"its digest {artifact.digest} does not begin with the folder's name")
+        return manifest
+
+    hint = "restore it from a copy, or delete that folder and make the version again"
+    return parse_typed(data, place, DATASET, FORMAT, typed, hint)
+
+
+def parse_typed(
+    data: bytes, place: str, kind: str, version: int, typed: Callable[[Artifact], T], hint: str
+) -> tuple[Artifact, T]:
+    """The artefact whose manifest has these bytes, and what `typed` makes of it.
+
+    Args:
+        typed: raises ValueError, KeyError or TypeError for content that no such artefact has.
+
+    Raises DataError, with `hint`, for one that is damaged, or of another kind or format.
+    """
+    try:
+        artifact = parse_artifact(data, place, kind, version)
+        return artifact, typed(artifact)
+    except AifxError as e:
+        raise DataError(e.what, e.why, e.hint or hint) from e
+    except (ValueError, KeyError, TypeError) as e:
+        why = first_line(e)
+        if isinstance(e, ValidationError):
+            why = f"{'.'.join(map(str, e.errors()[0]['loc']))}: {e.errors()[0]['msg']}"
+        raise DataError(f"{place} is damaged", f"{MANIFEST}: {why}", hint) from e
+
+
+def _manifest_of(artifact: Artifact) -> Manifest:
+    """Raises ValueError, KeyError or TypeError for content that is no version's."""
+    fields = {**artifact.content, "name": artifact.notes["name"], "sha256": artifact.digest}
+    for part in (SHARDS, DROPPED, QUARANTINE):
+        fields[part] = [{**file, **asdict(artifact.files[file["name"]])} for file in fields[part]]
+    for number in ("rows", "bytes"):
+        fields[number] = sum(shard[number] for shard in fields[SHARDS])
+    return _MANIFEST.validate_python(fields)
+
+
+def sums_of(artifact: Artifact) -> bytes:
+    """The content of a version's SHA256SUMS."""
+    files = {name: file.sha256 for name, file in artifact.every_file.items()}
+    return sums_text({**files, MANIFEST: sha256_of(artifact.encode())}).encode()
+
+
+def sums_text(digests: Mapping[str, str]) -> str:
+    """Lines as sha256sum writes and checks them, below the SHA-256 of all of them."""
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+    return f"{SUMS_HEADER}{sha256_of(lines)}\n{lines}"
 
 
 def check_dataset_name(name: str) -> str:
@@ -364,55 +489,3 @@ def check_dataset_name(name: str) -> str:
 
 def _can_name(name: str) -> bool:
     return bool(DATASET_NAME.fullmatch(name)) and name != LATEST
-
-
-def _problem(path: Path, shard: ShardFile, progress: Reporter | None = None) -> str:
-    """The difference of a file from the manifest: "" if there is none."""
-    try:
-        size = os.path.getsize(path)
-        if size != shard.bytes:
-            return f"has {size:,} bytes instead of {shard.bytes:,}"
-        if sha256_of_file(path, progress) != shard.sha256:
-            return "has other bytes than were written"
-    except FileNotFoundError:
-        return "is missing"
-    except OSError as e:
-        return f"cannot be read: {e.strerror or e}"
-    return ""
-
-
-def fetch_file(store: Store, folder: Path, shard: ShardFile, progress: Reporter) -> None:
-    """Copy a file of a store to a folder of this machine, unless it is there. Raises DataError if it is damaged."""
-    path = folder / shard.name
-    if _problem(path, shard) == "":
-        progress.advance(shard.bytes)
-        return
-    _replace(path, _counted(store.blocks(shard.name), progress))
-    if problem := _problem(path, shard):
-        hint = "aifx data verify"
-        raise DataError(f"{store.url}/{shard.name} is damaged", f"it {problem}", hint)
-
-
-def send_file(source: Path, target: Store, shard: ShardFile, progress: Reporter) -> None:
-    """Copy a file to a store, unless it is there. Raises EnvironmentFault if the store has other bytes then."""
-    if target.size(shard.name) == shard.bytes and target.sha256(shard.name) == shard.sha256:
-        progress.advance(shard.bytes)
-        return
-    with open(source / shard.name, "rb") as file:
-        target.write(shard.name, _counted(iter(lambda: file.read(8 << 20), b""), progress))
-    if target.sha256(shard.name) != shard.sha256:
-        what = f"{target.url}/{shard.name} is not what was sent"
-        raise EnvironmentFault(what, "its SHA-256 differs after it was written", "run the same command again")
-
-
-def _counted(blocks: Iterator[bytes], progress: Reporter) -> Iterator[bytes]:
-    for block in blocks:
-        progress.advance(len(block))
-        yield block
-
-
-def _replace(path: Path, blocks: Iterator[bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        for block in blocks:
-            file.write(block)

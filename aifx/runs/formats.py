@@ -297,16 +297,14 @@ class DatasetPartRecord(TypedDict):
     """A data set of a mix."""
 
     reference: str
-    sha256: str
     weight: float
     epochs: float | None
 
 
 class DatasetRecord(TypedDict):
-    """The version of a data set that a run trains on: "name@version", and the SHA-256 of its manifest."""
+    """The version of a data set that a run trains on: "name@<64 digits>"."""
 
     reference: str
-    sha256: str
     parts: NotRequired[list[DatasetPartRecord]]
 
 

@@ -1,7 +1,7 @@
 """Building an index: the vectors of a version a few thousand rows at a time, so that a restart embeds the rest.
 
-It works in `indexes/<version>/.work-<index>/`: `<shard>-<piece>.f32` has the SHA-256 of the vectors of a piece and then
-the vectors, and `out` becomes the index. Each file appears by rename.
+It works in `indexes/<version>/.work-<index>/`: `<shard>-<piece>.f32` has the vectors of a piece (`write_checked`), and
+`out` becomes the index. Each file appears by rename.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aifx.core.artifact import seal_files
 from aifx.core.calls import call_each
-from aifx.core.digests import DIGEST_BYTES, Sha256, sha256_of_file
 from aifx.core.errors import DataError, EnvironmentFault, UsageError, did_you_mean
-from aifx.core.files import replacing
 from aifx.core.json_files import readable_bytes
 from aifx.core.json_values import plain
 from aifx.core.locks import holding
@@ -31,6 +30,7 @@ from aifx.curation.execution import WORK, holding_work
 from aifx.curation.lineage import record_index
 from aifx.curation.shards import return_memory
 from aifx.curation.step import Limits
+from aifx.data.blocks import read_checked, write_checked
 from aifx.data.datasets import check_own_rows
 from aifx.data.parquet import open_parquet
 from aifx.data.verification import check_shards
@@ -177,8 +177,8 @@ def _write(made: MadeIndex, out: Path, rows: int) -> ShardFile:
     with naming(path), open(path, "wb") as file:
         faiss.write_index(made.index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
         file.flush()
-        os.fsync(file.fileno())
-    return ShardFile(INDEX_FILE, sha256_of_file(path), rows, path.stat().st_size)
+    (sealed,) = seal_files(out, [path]).values()
+    return ShardFile(INDEX_FILE, sealed.sha256, rows, sealed.bytes)
 
 
 def _embed_shards(version: Version, column: str, embedder: Embedder, work: Path, limits: Limits) -> None:
@@ -224,18 +224,15 @@ def _write_piece(path: Path, vectors: F32, place: str) -> None:
     if not np.isfinite(vectors).all():
         what = f"the vectors of {place} are not finite"
         raise DataError(what, "the embedder computes infinities or NaN", "--embedder ngrams, or another model")
-    data = np.ascontiguousarray(vectors).data
-    with replacing(path) as stream:
-        stream.write(Sha256(data).digest())
-        stream.write(data)
+    write_checked(path, vectors.tobytes())
 
 
 def _is_whole(path: Path, rows: int, dims: int) -> bool:
     """Whether a call before has written the vectors of a piece, and nothing has damaged them."""
-    if not path.exists() or path.stat().st_size != DIGEST_BYTES + rows * dims * 4:
+    try:
+        return read_checked(path).nbytes == rows * dims * 4
+    except (FileNotFoundError, ValueError):
         return False
-    data = path.read_bytes()
-    return Sha256(memoryview(data)[DIGEST_BYTES:]).digest() == data[:DIGEST_BYTES]
 
 
 def _pieces(version: Version, work: Path, dims: int) -> Iterator[tuple[int, Any]]:
@@ -243,8 +240,8 @@ def _pieces(version: Version, work: Path, dims: int) -> Iterator[tuple[int, Any]
     first = 0
     for number, shard in enumerate(version.manifest.shards):
         for piece, begin in enumerate(range(0, shard.rows, PIECE_ROWS)):
-            numbers = np.memmap(_piece(work, number, piece), np.float32, "r", DIGEST_BYTES)
-            yield first + begin, numbers.reshape(-1, dims)
+            rows = min(PIECE_ROWS, shard.rows - begin)
+            yield first + begin, np.memmap(_piece(work, number, piece), np.float32, "r", shape=(rows, dims))
         first += shard.rows
 
 

@@ -2,44 +2,55 @@
 
     datasets/<name>/indexes/<version>/latest          the index that a search takes
     datasets/<name>/indexes/<version>/<index>/
-        manifest.json                                 written last: a folder without it is no index
+        manifest.json                                 that of an artefact, of the kind "index"
         index.faiss                                   the vectors; the id of each is its row's number in the version
 
-An index's name is the beginning of a SHA-256 over its version and all that its vectors and its search depend on.
+An index's name is the beginning of a SHA-256 over its version and all that its vectors and its search depend on. Its
+artefact's digest also covers the vectors.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, Literal, TypedDict
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from aifx.core.artifact import writable_folder
-from aifx.core.digests import sha256_of, sha256_of_file, sha256_of_values
+from aifx.core.artifact import (
+    MANIFEST,
+    Artifact,
+    DamagedArtifact,
+    ManifestFile,
+    SealedFile,
+    check_once,
+    publish,
+    seal,
+    short,
+    short_reference,
+)
+from aifx.core.artifact_copies import copy_artifact
+from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError, UsageError, did_you_mean
-from aifx.core.files import replace_file
-from aifx.core.json_files import encode
 from aifx.core.json_values import encode_json, plain
+from aifx.core.locks import remove_folder
 from aifx.core.os_errors import first_line
-from aifx.core.parsing import parse_json
 from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
-from aifx.data.versions import INDEXES, LATEST, MANIFEST, Catalog, Manifest, ShardFile, fetch_file, send_file
+from aifx.core.stores import open_store
+from aifx.data.versions import INDEXES, LATEST, Catalog, Manifest, ShardFile, fetch, parse_typed
 from aifx.search.embedders import EmbedderRecord
 from aifx.search.hashed_ngrams import HashedNgrams
 from aifx.search.kinds import IndexKind, Recall
 
 INDEX_FILE = "index.faiss"
-FORMAT = 1
-NAME_DIGITS = 12
+INDEX, FORMAT = "index", 1
+"""The kind of an index as an artefact, and the version of its content."""
+
 _NAME = re.compile(r"[0-9a-f]{12}")
 
 
@@ -69,16 +80,16 @@ class IndexSettings:
         ]
         if self.kind != "exact":
             chosen += [self.effort, self.least_recall]
-        return sha256_of(encode_json([FORMAT, version_sha256, *chosen]))[:NAME_DIGITS]
+        return short(sha256_of(encode_json([FORMAT, version_sha256, *chosen])))
 
 
 @dataclass(frozen=True)
 class IndexManifest:
-    """The content of an index's `manifest.json`.
+    """An index as its `manifest.json` describes it.
 
     Attributes:
         reference: the version, "name@version".
-        version_sha256: of the version's manifest.
+        version_sha256: the version's digest.
         file: the index; its rows are the vectors in it.
         skipped: rows without a text, or whose text has no content.
         effort: how much of it a search looks at; None if it is exact.
@@ -127,6 +138,46 @@ class IndexManifest:
         settings = IndexSettings(self.column, self.embedder, self.kind, self.effort, least)
         return {one.name(self.version_sha256) for one in (settings, replace(settings, effort=None))}
 
+    def artifact(self) -> Artifact:
+        """The artefact. The folder has the name, and `files` the size and SHA-256."""
+        content = plain(self)
+        for key in ("name", "reference", "version_sha256", "file", "format"):
+            del content[key]
+        content["version"] = f"{self.reference.partition('@')[0]}@{self.version_sha256}"
+        content["vectors"] = self.file.rows
+        return Artifact(INDEX, FORMAT, content, {self.file.name: SealedFile(self.file.bytes, self.file.sha256)})
+
+
+class IndexContent(TypedDict):
+    """What `manifest.json` says of an index.
+
+    Attributes:
+        skipped: rows without a text, or whose text has no content.
+        effort: how much of it a search looks at; null if it is exact.
+        recall: of an approximate index.
+        faiss: version of the library that wrote it.
+        version: that it is of, "name@<64 digits>".
+        vectors: in index.faiss; the id of each is its row's number in the version.
+    """
+
+    column: str
+    embedder: EmbedderRecord
+    kind: IndexKind
+    skipped: int
+    effort: int | None
+    recall: Recall | None
+    faiss: str
+    version: str
+    vectors: int
+
+
+class IndexFile(ManifestFile):
+    """manifest.json of an index."""
+
+    kind: Literal["index"]
+    content: IndexContent
+    notes: dict[str, str]
+
 
 _MANIFEST = TypeAdapter(IndexManifest)
 
@@ -147,8 +198,11 @@ class Index:
         hint = f"{self.manifest.command()} --rebuild"
         path = self.path / INDEX_FILE
         what = f"{path} is damaged"
-        if not _is_whole(path, self.manifest.file):
-            raise DataError(what, "its SHA-256 is not that of the manifest", hint)
+        try:
+            with report_progress(f"verifying {path.name}", self.manifest.file.bytes, "bytes") as progress:
+                check_once(self.path, self.manifest.artifact(), [INDEX_FILE], progress)
+        except DamagedArtifact as e:
+            raise DataError(what, e.why, hint) from e
         try:
             found = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as e:
@@ -195,7 +249,7 @@ def find_index(catalog: Catalog, manifest: Manifest, beginning: str | None = Non
 
 def _first_accepted(catalog: Catalog, version: Manifest, names: Sequence[str]) -> str:
     """The first index whose recall is enough. Raises UsageError if there is none."""
-    found = [_read_manifest(catalog, version, name) for name in names]
+    found = [_read_manifest(catalog, version, name)[1] for name in names]
     accepted = [one.name for one in found if one.is_accepted]
     if accepted:
         return accepted[0]
@@ -211,52 +265,45 @@ def open_index(catalog: Catalog, version: Manifest, name: str) -> Index:
 
     Raises DataError if it is damaged or of other rows.
     """
-    manifest = _read_manifest(catalog, version, name)
+    artifact, manifest = _read_manifest(catalog, version, name)
     if catalog.local is not None:
         return Index(catalog.local / _folder(version) / name, manifest)
-    store = catalog.store.below(f"{_folder(version)}/{name}")
-    folder = cache_path("datasets") / version.sha256 / INDEXES / manifest.file.sha256
-    with writable_folder(folder), report_progress(f"copying {store.url}", manifest.file.bytes, "bytes") as progress:
-        fetch_file(store, folder, manifest.file, progress)
-    return Index(folder, manifest)
+    folder = cache_path("datasets") / version.sha256 / INDEXES / artifact.digest
+    return Index(fetch(catalog.store.below(f"{_folder(version)}/{name}"), artifact, folder), manifest)
 
 
-def _read_manifest(catalog: Catalog, version: Manifest, name: str) -> IndexManifest:
+def _read_manifest(catalog: Catalog, version: Manifest, name: str) -> tuple[Artifact, IndexManifest]:
     store = catalog.store.below(f"{_folder(version)}/{name}")
-    url, hint = f"{store.url}/{MANIFEST}", f"aifx data index {version.reference} --rebuild"
-    try:
-        document = parse_json(store.read(MANIFEST) or b"")
-        if isinstance(document, dict) and document.get("format") != FORMAT:
-            why = f"its format is {document.get('format')}, and this aifx reads {FORMAT}"
-            raise DataError(f"{url} cannot be read", why, hint)
-        manifest: IndexManifest = _MANIFEST.validate_python(document)
-    except ValidationError as e:
-        raise DataError(
-            f"{url} is damaged", f"{'.'.join(map(str, e.errors()[0]['loc']))}: {e.errors()[0]['msg']}", hint
-        ) from None
-    except ValueError as e:
-        raise DataError(f"{url} is damaged", str(e), hint) from None
+    hint = f"aifx data index {version.reference} --rebuild"
+
+    def typed(artifact: Artifact) -> IndexManifest:
+        fields = dict(artifact.content)
+        whole = fields.pop("version")
+        fields |= {"name": name, "reference": short_reference(whole), "version_sha256": whole.partition("@")[2]}
+        fields["file"] = {"name": INDEX_FILE, "rows": fields.pop("vectors"), **asdict(artifact.files[INDEX_FILE])}
+        manifest: IndexManifest = _MANIFEST.validate_python(fields)
+        if manifest.version_sha256 == version.sha256 and name not in manifest.possible_names:
+            raise ValueError("the index's name is not that of its settings")
+        return manifest
+
+    artifact, manifest = parse_typed(store.read(MANIFEST) or b"", store.url, INDEX, FORMAT, typed, hint)
     if manifest.version_sha256 != version.sha256:
         why = f"it is of {manifest.reference}, and {version.reference} has other rows"
         raise DataError(f"{store.url} is not an index of {version.reference}", why, hint)
-    if name not in manifest.possible_names:
-        raise DataError(f"{url} is damaged", "the index's name is not that of its settings", hint)
-    return manifest
+    return artifact, manifest
 
 
 def publish_index(catalog: Catalog, version: Manifest, out: Path, manifest: IndexManifest) -> Index:
     """Give the folder that holds the index its name, or copy it to a remote root; a search takes it if accepted."""
     target = f"{_folder(version)}/{manifest.name}"
-    document = encode(encode_json(plain(manifest), indent=2, ensure_ascii=False) + "\n")
+    seal(out, manifest.artifact())
     if catalog.local is None:
-        store = catalog.store.below(target)
-        with report_progress(f"copying to {store.url}", manifest.file.bytes, "bytes") as progress:
-            send_file(out, store, manifest.file, progress)
-        store.write(MANIFEST, iter([document]))
+        copy_artifact(open_store(str(out)), manifest.artifact(), catalog.store.below(target))
     else:
-        replace_file(out / MANIFEST, document)
-        shutil.rmtree(catalog.local / target, ignore_errors=True)
-        os.rename(out, catalog.local / target)
+        place = catalog.local / target
+        with suppress(FileNotFoundError):
+            remove_folder(place, str(place))
+        publish(out, place)
     if manifest.is_accepted:
         set_latest_index(catalog, version, manifest.name)
     return open_index(catalog, version, manifest.name)
@@ -264,11 +311,7 @@ def publish_index(catalog: Catalog, version: Manifest, out: Path, manifest: Inde
 
 def set_latest_index(catalog: Catalog, version: Manifest, name: str) -> None:
     """Let searches of a version take this index."""
-    data = f"{name}\n".encode()
-    if catalog.local is None:
-        catalog.store.write(f"{_folder(version)}/{LATEST}", iter([data]))
-    else:
-        replace_file(catalog.local / _folder(version) / LATEST, data)
+    catalog.store.write(f"{_folder(version)}/{LATEST}", iter([f"{name}\n".encode()]))
 
 
 def indexes_folder(catalog: Catalog, version: Manifest) -> Path:
@@ -278,22 +321,3 @@ def indexes_folder(catalog: Catalog, version: Manifest) -> Path:
 
 def _folder(version: Manifest) -> str:
     return f"{version.name}/{INDEXES}/{version.version}"
-
-
-def _is_whole(path: Path, file: ShardFile) -> bool:
-    """Whether the index has the bytes that were written. Its SHA-256 is compared once for each state of the file."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return False
-    if found.st_size != file.bytes:
-        return False
-    seen = cache_path("verified") / sha256_of_values(str(path), file.sha256, found.st_ino, found.st_mtime_ns)
-    if seen.exists():
-        return True
-    with report_progress(f"verifying {path.name}", file.bytes, "bytes") as progress:
-        if sha256_of_file(path, progress) != file.sha256:
-            return False
-    with suppress(OSError), writable_folder(seen.parent):
-        seen.touch()
-    return True

@@ -11,6 +11,7 @@ from aifx.commands.console.chart import line_chart
 from aifx.commands.console.format import age, best, count, date, figure, literal, rate, signed
 from aifx.commands.console.output import Output
 from aifx.commands.runs.goodput import print_bill
+from aifx.core.artifact import short_reference
 from aifx.core.json_files import readable_bytes
 from aifx.core.project import Project, RunDirectory
 from aifx.machine.catalogue import utilization
@@ -173,7 +174,7 @@ def _print_provenance(out: Output, provenance: Mapping[str, Any]) -> None:
     rows = [
         ("command", " ".join(map(str, provenance.get("command") or ())) or None),
         ("code", f"{str(git.get('commit'))[:12]}{changed}" if git.get("commit") else None),
-        ("data set", (provenance.get("dataset") or {}).get("reference")),
+        ("data set", short_reference((provenance.get("dataset") or {}).get("reference") or "") or None),
         ("data", str(provenance.get("data_digest") or "")[:12] or None),
         ("devices", f"{hardware.get('num_devices')} x {hardware.get('device_kind')} on {hardware.get('host')}"),
         ("cpu", f"{hardware.get('cpu')}, {hardware.get('cores')} cores"),

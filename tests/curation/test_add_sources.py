@@ -74,7 +74,7 @@ def test_only_new_and_changed_files_are_read(corpus: Path, monkeypatch: pytest.M
     write_lines(corpus / "b.jsonl", {"text": "b 1", "n": 1})
     changed = add(corpus, "corpus", "b.jsonl", "a.txt", "c.jsonl").version
     assert read == ["a.txt", "b.jsonl", "b.jsonl", "c.jsonl"]
-    assert changed.manifest.parents == (first.reference,)
+    assert changed.manifest.parents == (first.manifest.whole_reference,)
     assert {(row["_source"], row["text"]) for row in rows_of(changed)} == {
         ("a.txt", "a text\n"),
         ("b.jsonl", "b 1"),

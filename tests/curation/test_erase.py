@@ -53,7 +53,7 @@ def test_a_version_without_the_rows(catalog: Catalog, chain: list[Version], tmp_
     run = tmp_path / "runs" / "main"
     run.mkdir(parents=True)
     (run / "config.toml").touch()
-    (run / "provenance.json").write_text(json.dumps({"dataset": {"reference": chain[0].reference, "sha256": ""}}))
+    (run / "provenance.json").write_text(json.dumps({"dataset": {"reference": chain[0].manifest.whole_reference}}))
     code, plan, _ = erase(tmp_path, "--dry-run")
     assert (code, plan["rows"], plan["made"]) == (0, 2, None)
     assert catalog.manifest("pets") == chain[1].manifest
@@ -63,7 +63,7 @@ def test_a_version_without_the_rows(catalog: Catalog, chain: list[Version], tmp_
     held = {one["reference"]: one["rows"] for one in found["held_by"]}  # type: ignore[attr-defined]
     assert held == {chain[0].reference: 2, chain[1].reference: 1}
     latest = catalog.manifest("pets")
-    assert (latest.rows, latest.dropped_by, latest.parents) == (2, {"erased": 1}, (chain[1].reference,))
+    assert (latest.rows, latest.dropped_by, latest.parents) == (2, {"erased": 1}, (chain[1].manifest.whole_reference,))
     records = [path for path in (tmp_path / "datasets").rglob("*") if path.suffix in (".json", ".jsonl")]
     assert all(SECRET not in path.read_text() for path in records if latest.version in str(path))
 

@@ -79,11 +79,13 @@ def test_a_changed_row(catalog: Catalog) -> None:
 
 def test_a_lineage_with_its_runs(catalog: Catalog, chain: list[Version], tmp_path: Path) -> None:
     (tmp_path / "aifx.toml").touch()
-    for run, reference in (("main", chain[1].reference), ("other", "pets@000000000000")):
+    version = chain[1].manifest
+    others = f"{version.reference}{'0' * 52}"  # another version, whose digest begins alike
+    for run, reference in (("main", version.whole_reference), ("other", others)):
         folder = tmp_path / "runs" / run
         folder.mkdir(parents=True)
         (folder / "config.toml").touch()
-        (folder / "provenance.json").write_text(json.dumps({"dataset": {"reference": reference, "sha256": ""}}))
+        (folder / "provenance.json").write_text(json.dumps({"dataset": {"reference": reference}}))
     found = lineage_of(catalog, "pets", Project(tmp_path))
     assert [one.reference for one in found.versions] == [version.reference for version in reversed(chain)]
     assert [one.step for one in found.versions] == ["lower", "without-letter", "rows"]

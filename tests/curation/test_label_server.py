@@ -109,7 +109,7 @@ def test_a_label_that_comes_twice_is_one_line(catalog: Catalog, serve: Callable[
     assert served.label(0, note="so-so").status_code == 200
     (entry,) = entries_of(catalog)
     assert (entry.row, entry.label, entry.labeller, entry.note) == ("f-0", "good", "ann", "so-so")
-    assert (entry.kind, entry.version) == ("text", version.reference)
+    assert (entry.kind, entry.version) == ("text", version.manifest.whole_reference)
     assert entry.time.endswith("Z")
     assert served.rows("ann")[0] == "f-1"
 

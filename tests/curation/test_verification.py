@@ -15,7 +15,7 @@ from aifx.curation.execution import execute
 from aifx.curation.reports import list_versions
 from aifx.curation.step import Limits
 from aifx.data.verification import check_files
-from aifx.data.versions import Catalog, Version, open_catalog
+from aifx.data.versions import Catalog, Version, open_catalog, sums_text
 
 LIMITS = Limits(1 << 30, 1)
 REGIONS = 23
@@ -70,6 +70,12 @@ def test_what_is_missing_or_too_much(made: Version) -> None:
     assert "SHA256SUMS is missing" in damages(catalog, made)
 
 
+def test_sums_that_are_not_those_of_the_manifest(made: Version) -> None:
+    """Their first line fits them, and a shard is not among them."""
+    (made.path / "SHA256SUMS").write_text(sums_text({"profile.json": "0" * 64}))
+    assert damages(catalog_of(made), made) == ("SHA256SUMS has other bytes than were written",)
+
+
 def test_sha256sum_agrees(made: Version) -> None:
     command = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]
     assert subprocess.run(command, cwd=made.path, check=False).returncode == 0
@@ -98,7 +104,7 @@ def test_a_remote_root(made: Version, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_damaged_manifest_hides_no_other_version(made: Version, tmp_path: Path) -> None:
     catalog = catalog_of(made)
     manifest = made.path / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"rows": 3', '"rows": 4', 1))
+    manifest.write_text(manifest.read_text().replace('"rows": 2', '"rows": 4', 1))
     listed = list_versions(catalog)
     assert listed.damaged == (made.reference,)
     assert len(listed.versions) == 1

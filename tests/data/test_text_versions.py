@@ -175,8 +175,8 @@ def test_a_version_that_is_not_there(project: Project, open_: Callable[..., Text
 
 
 def test_a_reference_means_what_it_meant(project: Project) -> None:
-    old = make_version(project, "corpus", {"text": TEXTS}).reference
-    new = make_version(project, "corpus", {"text": TEXTS[1:]}).reference
+    old = make_version(project, "corpus", {"text": TEXTS}).manifest.whole_reference
+    new = make_version(project, "corpus", {"text": TEXTS[1:]}).manifest.whole_reference
     assert whole_reference("corpus", project) == new
     assert whole_reference("corpus", project, old) == old
     assert whole_reference(old[:11], project, new) == old

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -18,10 +19,12 @@ import pytest
 from inprocess import run
 from pyarrow import parquet
 
+from aifx.core.artifact import read_artifact
 from aifx.curation.words import split_words
 from aifx.data.versions import Version, open_catalog
 from aifx.search import building
 from aifx.search.hashed_ngrams import HashedNgrams
+from aifx.search.indexes import FORMAT, INDEX
 
 BOOK = Path(__file__).parents[2] / "templates/language-model/data/moby_dick.txt"
 
@@ -201,11 +204,19 @@ def test_a_damaged_index_is_refused_and_made_again(project: Path, version: Versi
     assert f"hint: aifx data index {version.reference} --dims 32 --rebuild" in refused.stderr
     assert aifx(project, "index", version.reference, "--dims", "32", "--rebuild").returncode == 0
     assert path.read_bytes() == good
-    manifest = path.with_name("manifest.json")
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 9'))
-    assert "its format is 9" in aifx(project, "search", "corpus", "whale").stderr
-    manifest.write_text(manifest.read_text().replace('"format": 9', '"format": 1').replace('"text"', '"tezt"'))
-    assert "its settings" in aifx(project, "search", "corpus", "whale").stderr
+    index = read_artifact(path.parent, INDEX, FORMAT)
+    for changed, why in (
+        (replace(index, version=9), "of another format"),
+        (replace(index, content={**index.content, "column": "tezt"}), "its settings"),
+    ):
+        path.with_name("manifest.json").write_bytes(changed.encode())
+        assert why in aifx(project, "search", "corpus", "whale").stderr
+    path.with_name("manifest.json").write_bytes(index.encode()[:-2])
+    refused = aifx(project, "search", "corpus", "whale")
+    assert refused.returncode == 2
+    assert "is damaged" in refused.stderr
+    assert aifx(project, "index", version.reference, "--dims", "32", "--rebuild").returncode == 0
+    assert read_artifact(path.parent, INDEX, FORMAT).digest == index.digest
     aifx(project, "index", "corpus")
 
 

@@ -66,10 +66,10 @@ def digest(tiny: Any, run: str = "main") -> Any:
 def test_the_run_names_its_version(trained: Any) -> None:
     root = trained.project.root
     manifest = json.loads(next((root / "datasets/corpus").glob("*/manifest.json")).read_text())
-    reference = f"corpus@{manifest['sha256'][:12]}"
+    reference = f"corpus@{manifest['digest']}"
     run = trained.project.run("main")
     provenance = json.loads(run.provenance.read_text())
-    assert provenance["dataset"] == {"reference": reference, "sha256": manifest["sha256"]}
+    assert provenance["dataset"] == {"reference": reference}
     assert read_config(run.config, trained.project).data.dataset == reference
 
 
@@ -143,7 +143,7 @@ def test_a_mix_is_streamed_and_resumed_bit_for_bit(copy: Any) -> None:
     make_version(copy.project, "books", {"text": [text.upper() for text in TEXTS[:40]]})
     catalog = open_catalog(copy.project.datasets, copy.project)
     step = mix_of(parse_sets(["corpus:0.75", "books:0.25"], ["books:2"]), catalog)
-    reference = execute(step, "blend", catalog, LIMITS).version.reference
+    reference = execute(step, "blend", catalog, LIMITS).version.manifest.whole_reference
     mixed = "data.dataset=blend"
     copy.train(mixed, run="whole")
     stopped(copy, 3, mixed, run="stopped")

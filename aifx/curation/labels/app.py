@@ -248,7 +248,7 @@ def _entry(labelling: Labelling, body: Any) -> Entry:
         labeller=_labeller(body.get("labeller")),
         time=now(),
         kind=labelling.shown.kind,
-        version=labelling.version.reference,
+        version=labelling.version.manifest.whole_reference,
         note=body.get("note", ""),
     )
     try:

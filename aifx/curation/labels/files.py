@@ -232,7 +232,7 @@ def _entry(
         labeller=who,
         time=label.time or time,
         kind=shown.kind,
-        version=version.reference,
+        version=version.manifest.whole_reference,
         note=label.note,
     )
     try:

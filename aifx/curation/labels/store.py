@@ -47,7 +47,7 @@ class Entry:
         label: None unless `action` is "label".
         time: in UTC, such as "2026-11-28T06:30:00.123Z".
         kind: of the shown row.
-        version: that was shown, as "name@version".
+        version: that was shown, as "name@<64 digits>".
     """
 
     id: str
