@@ -431,7 +431,7 @@ def parse_manifest(data: bytes, place: str, version: str) -> tuple[Artifact, Man
             raise ValueError(f"its digest {artifact.digest} does not begin with the folder's name")
         return manifest
 
-    hint = "restore it from a copy, or delete that folder and make the version again"
+    hint = "restore it from a copy, or make the version again in another root"
     return parse_typed(data, place, DATASET, FORMAT, typed, hint)
 
 

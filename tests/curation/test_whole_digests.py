@@ -96,7 +96,7 @@ def test_a_manifest_of_an_older_format_says_so(catalog: Catalog, chain: list[Ver
     with pytest.raises(DataError) as refused:
         catalog.open("pets")
     assert "older format" in refused.value.why
-    assert refused.value.hint == "restore it from a copy, or delete that folder and make the version again"
+    assert refused.value.hint == "restore it from a copy, or make the version again in another root"
     assert list_versions(catalog).damaged == (chain[1].reference,)
 
 
