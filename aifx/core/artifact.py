@@ -107,7 +107,7 @@ class Artifact:
 
     @cached_property
     def digest(self) -> str:
-        return sha256_of_json(self._identity(plain(self.content)))
+        return sha256_of_json(self._identity)
 
     @cached_property
     def every_file(self) -> Files:
@@ -121,18 +121,14 @@ class Artifact:
 
     def encode(self) -> bytes:
         """The bytes of the manifest: always the same for the same artefact."""
-        document = self._document(plain(self.content), plain(self.notes))
-        return _encoded(document, sha256_of_json(document))
+        rest = {"digest": self.digest, "descriptions": _entries(self.descriptions), "notes": plain(self.notes)}
+        document = {**self._identity, **rest, "checksum": sha256_of_json(rest)}
+        return encode(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
-    def _document(self, content: Any, notes: Any) -> dict[str, Any]:
-        """The manifest but its checksum, with the content and the notes as JSON has them."""
-        identity = self._identity(content)
-        rest = {"digest": sha256_of_json(identity), "descriptions": _entries(self.descriptions)}
-        return {**identity, **rest, "notes": notes}
-
-    def _identity(self, content: Any) -> dict[str, Any]:
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
         named = {"format": FORMAT, "kind": self.kind, "version": self.version}
-        return {**named, "content": content, "files": _entries(self.files)}
+        return {**named, "content": plain(self.content), "files": _entries(self.files)}
 
 
 class ManifestFile(TypedDict):
@@ -168,26 +164,26 @@ def parse_artifact(data: bytes, place: object, kind: str, version: int) -> Artif
     """
     try:
         doc = parse_json(data)
-        checksum = doc.pop("checksum", None)
-        if checksum is None:
+        if "checksum" not in doc:
             raise ValueError("it has no checksum: aifx wrote it in an older format, or not at all")
-        # The checksum comes first, whatever the format: a flipped bit must not pass for a newer one.
-        if checksum != sha256_of_json(doc):
+        checksum, rest = doc.pop("checksum"), {name: doc.pop(name) for name in ("digest", "descriptions", "notes")}
+        if checksum != sha256_of_json(rest):
             raise ValueError("its checksum does not match its content")
         found = (doc["format"], doc["kind"], doc["version"])
-        if found != (FORMAT, kind, version):
+        # A flipped bit must not pass for another format.
+        if found != (FORMAT, kind, version) and rest["digest"] == sha256_of_json(doc):
             hint = "use the aifx that made it, or make it again"
             what, why = f"{place} is a {kind} of another format", f"{found} instead of {(FORMAT, kind, version)}"
             if found[1] != kind:
                 what, why = f"{place} is no {kind}", f"its {MANIFEST} is of a {found[1]}"
             raise AifxError(what, why, hint)
-        files, descriptions = _files(doc["files"]), _files(doc["descriptions"])
+        files, descriptions = _files(doc["files"]), _files(rest["descriptions"])
         if both := sorted(files.keys() & descriptions.keys()):
             raise ValueError(f"it has {both[0]!r} twice")  # one of them is not in the digest
-        if not isinstance(doc["content"], dict) or not isinstance(doc["notes"], dict):
+        if not isinstance(doc["content"], dict) or not isinstance(rest["notes"], dict):
             raise ValueError("its content is no object")
-        artifact = Artifact(kind, version, doc["content"], files, descriptions, doc["notes"])
-        if data != _encoded(artifact._document(doc["content"], doc["notes"]), checksum):
+        artifact = Artifact(kind, version, doc["content"], files, descriptions, rest["notes"])
+        if data != artifact.encode():
             raise ValueError("its bytes are not those that were written")
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise DamagedArtifact(place, f"{MANIFEST}: {e}") from e
@@ -324,18 +320,21 @@ def seal_files(folder: Path, paths: Iterable[Path], *, blocks: bool = False) -> 
         return {name: file for found in pool.map(seal_one, paths) for name, file in found}
 
 
-def seal(folder: Path, artifact: Artifact) -> None:
+def seal(folder: Path, artifact: Artifact, *, limit: int | None = None) -> None:
     """Write the manifest of the artefact in `folder`, after which nothing in it may change. It survives a loss of power
     if its files do (`seal_files`).
+
+    Args:
+        limit: bytes of a manifest that the readers of this kind take; by default DOCUMENT_LIMIT, as `read_artifact`.
 
     Raises DamagedArtifact if a file has another size than when it was sealed, AifxError for more files than a manifest
     can name, OSError.
     """
     if why := missing_file(folder, artifact):
         raise DamagedArtifact(folder, why)
-    data = artifact.encode()
-    if len(data) > DOCUMENT_LIMIT:
-        why = f"its {MANIFEST} would have {len(data) >> 20} MiB, and aifx reads {DOCUMENT_LIMIT >> 20} MiB"
+    data, limit = artifact.encode(), DOCUMENT_LIMIT if limit is None else limit
+    if len(data) > limit:
+        why = f"its {MANIFEST} would have {len(data) >> 20} MiB, and aifx reads {limit >> 20} MiB"
         raise AifxError(f"{folder} has too many files: {len(artifact.every_file):,}", why, "make fewer and larger ones")
     sync_folders(folder)
     replace_file(folder / MANIFEST, data)
@@ -575,11 +574,6 @@ def _summary(file: IO[bytes], blocks: BlockDigests | None) -> SealedFile:
         if blocks is not None:
             blocks.update(data)
     return SealedFile(size, digest.hexdigest())
-
-
-def _encoded(document: Mapping[str, Any], checksum: str) -> bytes:
-    whole = {**document, "checksum": checksum}
-    return encode(json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _entries(files: Files) -> dict[str, Any]:

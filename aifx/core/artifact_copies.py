@@ -29,7 +29,7 @@ from aifx.core.artifact import (
 )
 from aifx.core.digests import Sha256
 from aifx.core.errors import EnvironmentFault
-from aifx.core.files import UnsafeFile, make_folders, open_file, read_file, remove_temporary, replacing
+from aifx.core.files import DOCUMENT_LIMIT, UnsafeFile, make_folders, open_file, read_file, remove_temporary, replacing
 from aifx.core.json_files import cannot_write
 from aifx.core.os_errors import could_not
 from aifx.core.progress import Reporter, report_progress
@@ -58,7 +58,7 @@ def copy_artifact(source: Store, artifact: Artifact, target: Store) -> int:
     source is not as it was written, EnvironmentFault if one did not arrive. What arrived stays for the next call.
     """
     manifest = artifact.encode()
-    if _manifest_in(target) not in (None, manifest):
+    if _manifest_in(target, max(len(manifest), DOCUMENT_LIMIT)) not in (None, manifest):
         target.remove(MANIFEST)
     with report_progress(f"copying {source.url}", artifact.size_bytes, "bytes") as progress:
         copied = copy_files(source, artifact, target, progress)
@@ -134,12 +134,12 @@ def _copy_file(source: Store, target: Store, name: str, file: SealedFile, *, pro
 # A store that is a folder of this machine may hold links, FIFOs and devices, which fsspec would follow.
 
 
-def _manifest_in(store: Store) -> bytes | None:
+def _manifest_in(store: Store, limit: int) -> bytes | None:
     if store.folder is None:
         return store.read(MANIFEST)
     with _reading(store.folder / MANIFEST):
         try:
-            return read_file(store.folder / MANIFEST, below=store.folder)
+            return read_file(store.folder / MANIFEST, below=store.folder, limit=limit)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
