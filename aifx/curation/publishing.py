@@ -8,7 +8,7 @@ from typing import Any
 
 from aifx.core.artifact import Artifact, SealedFile, seal
 from aifx.core.digests import sha256_of
-from aifx.core.files import replace_file
+from aifx.core.files import RECORDS_LIMIT, replace_file
 from aifx.core.json_files import encode
 from aifx.core.json_values import encode_json, plain
 from aifx.curation.croissant import croissant_of
@@ -23,7 +23,7 @@ def seal_version(folder: Path, manifest: Manifest, profile: Profile) -> Artifact
         replace_file(folder / name, data)
     artifact = manifest.artifact({name: SealedFile(len(data), sha256_of(data)) for name, data in documents.items()})
     replace_file(folder / SUMS, sums_of(artifact))
-    seal(folder, artifact)
+    seal(folder, artifact, limit=RECORDS_LIMIT)  # a manifest has each source, such as a picture
     return artifact
 
 

@@ -36,7 +36,6 @@ from aifx.core.artifact import (
     check_once,
     mark_checked,
     parse_artifact,
-    read_artifact,
     short,
     writable_folder,
 )
@@ -377,11 +376,11 @@ class Catalog:
 
     def publish(self, version: Version) -> None:
         """Copy a version from a folder of this machine to a remote root; its manifest goes last."""
-        target = self.store.below(f"{version.manifest.name}/{version.manifest.version}")
-        artifact = read_artifact(version.path, DATASET, FORMAT)
+        source, target = open_store(str(version.path)), self.store.below(version.reference.replace("@", "/"))
+        artifact, _ = parse_manifest(source.read(MANIFEST) or b"", source.url, version.manifest.version)
         target.write(SUMS, iter([sums_of(artifact)]))
         with _damaged_data():
-            copy_artifact(open_store(str(version.path)), artifact, target)
+            copy_artifact(source, artifact, target)
 
 
 def fetch(store: Store, artifact: Artifact, folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from aifx.core.errors import DataError
 from aifx.curation.execution import execute
 from aifx.curation.reports import list_versions
 from aifx.curation.step import Limits
-from aifx.data.verification import check_files
+from aifx.data.verification import check_files, check_shards
 from aifx.data.versions import Catalog, Version, open_catalog, sums_text
 
 LIMITS = Limits(1 << 30, 1)
@@ -162,6 +163,18 @@ def test_no_step_reads_a_damaged_shard(made: Version, tmp_path: Path, damage: st
         assert len(found.stderr.splitlines()) == 3
     assert catalog.versions("pets") == before
     assert catalog.names() == ["pets"]
+
+
+@pytest.mark.parametrize("planted", ["link", "FIFO"])
+def test_a_shard_is_a_file(made: Version, tmp_path: Path, planted: str) -> None:
+    """Not a link, which may lead to a file that changes, and not a FIFO, which nobody writes to."""
+    made.shards[0].rename(tmp_path / "elsewhere")
+    if planted == "link":
+        made.shards[0].symlink_to(tmp_path / "elsewhere")
+    else:
+        os.mkfifo(made.shards[0])
+    with pytest.raises(DataError, match=r"00000-000\.parquet"):
+        check_shards(made)
 
 
 def test_no_search_reads_a_damaged_shard(made: Version, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from toy_steps import Rows, WithoutLetter
 
+from aifx.core import artifact, artifact_copies, files
 from aifx.core.artifact import MANIFEST, read_artifact, short
 from aifx.core.errors import DataError, UsageError
 from aifx.core.stores import open_store
@@ -41,12 +42,12 @@ def other_digits(digest: str, first: int) -> str:
 
 def test_a_version_is_the_artefact_of_its_manifest(chain: list[Version]) -> None:
     for version in chain:
-        artifact = read_artifact(version.path, DATASET, FORMAT)
-        assert artifact.digest == version.manifest.sha256 == version.manifest.artifact().digest
-        assert version.path.name == short(artifact.digest)
-        assert artifact.notes == {"name": "pets"}
+        found = read_artifact(version.path, DATASET, FORMAT)
+        assert found.digest == version.manifest.sha256 == version.manifest.artifact().digest
+        assert version.path.name == short(found.digest)
+        assert found.notes == {"name": "pets"}
         assert {path.name for path in version.shards} == {
-            name.removeprefix("shards/") for name in artifact.files if name.startswith("shards/")
+            name.removeprefix("shards/") for name in found.files if name.startswith("shards/")
         }
 
 
@@ -120,6 +121,21 @@ def test_a_copy_in_the_cache_is_compared_and_only_what_is_damaged_is_copied_agai
     copy.shards[0].unlink()
     with pytest.raises(DataError, match="is damaged"):
         remote.open("pets")
+
+
+def test_a_manifest_may_be_longer_than_other_documents(
+    catalog: Catalog, chain: list[Version], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has each picture of a data set as a source."""
+    for module in (artifact, artifact_copies):
+        monkeypatch.setattr(module, "DOCUMENT_LIMIT", 500)
+    monkeypatch.setattr(files.read_file, "__kwdefaults__", {**files.read_file.__kwdefaults__, "limit": 500})
+    made = execute(WithoutLetter((chain[0],), "x"), "pets", catalog, LIMITS).version
+    remote = open_catalog(f"memory://{tmp_path.name}")
+    remote.publish(made)
+    copy = remote.open(made.manifest.whole_reference)
+    copy.shards[0].write_bytes(b"")
+    assert remote.open(made.manifest.whole_reference).shards[0].read_bytes() == made.shards[0].read_bytes()
 
 
 def test_a_copy_that_breaks_off_leaves_the_file_that_was_there(tmp_path: Path) -> None:
