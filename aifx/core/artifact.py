@@ -398,7 +398,11 @@ def cached(
             except OSError as e:  # another process was first, or something damaged is in the way
                 why = str(e)
             else:
-                return open_it(place, read_artifact(place, kind, version))
+                try:
+                    return open_it(place, read_artifact(place, kind, version))
+                except DamagedArtifact as e:
+                    what = f"{place} is damaged at once: {e.why}"
+                    raise EnvironmentFault(what, "aifx reads back other bytes than it wrote", "aifx doctor") from e
             if (found := _opened(place, kind, version, open_it, lambda _: None)) is not None:
                 return found
             _remove(place, in_the_way)
