@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 import threading
 from collections.abc import Awaitable, Callable
+from socket import SO_LINGER, SOL_SOCKET
 from typing import Any
 
 Write = Callable[[Any], Awaitable[None]]
@@ -26,6 +28,7 @@ class SseServer:
     bodies: of the requests that were sent.
     at_once: the largest number of requests that ran together.
     closes_reused: whether a connection takes one request, which its client cannot know.
+    resets: whether it closes such a connection with a reset, as the system does if bytes of a request were not read.
     """
 
     def __init__(self, answer: Answer, tokens: list[int] | None = None) -> None:
@@ -33,7 +36,7 @@ class SseServer:
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.running = self.at_once = 0
-        self.closes_reused = False
+        self.closes_reused = self.resets = False
         self._used = set[asyncio.StreamWriter]()
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
@@ -56,6 +59,8 @@ class SseServer:
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 if self.closes_reused and writer in self._used:
+                    if self.resets:
+                        writer.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
                     return
                 self._used.add(writer)
                 path = head.split()[1].decode()

@@ -385,11 +385,12 @@ def test_failures_are_counted_by_kind(
     assert len(found["latency"].samples_s) == 2
 
 
+@pytest.mark.parametrize("resets", [False, True])
 def test_a_connection_that_the_server_has_closed_is_opened_again(
-    servers: Callable[..., SseServer], caplog: pytest.LogCaptureFixture
+    servers: Callable[..., SseServer], caplog: pytest.LogCaptureFixture, resets: bool
 ) -> None:
     server = servers(plain)
-    server.closes_reused = True
+    server.closes_reused, server.resets = True, resets
     found = measured(server, caplog, requests=5, output_tokens="2")
     assert found["throughput"].figures["failed_requests"] == 0
 

@@ -173,7 +173,7 @@ class Client:
             async with asyncio.timeout(self._timeout_s):
                 try:
                     await self._read(body, answered)
-                except httpx.RemoteProtocolError:
+                except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
                     if answered.status is not None:
                         raise
                     await self._read(body, answered)  # the server had closed a connection that was not in use
