@@ -348,10 +348,10 @@ class SettingsDigest(TypedDict):
 
 
 class DataDigests(TypedDict):
-    """The digest of a run's batches, and the SHA-256 of each version of a data set by "name@version"."""
+    """The digest of a run's batches, and each version of a data set, "name@<64 digits>"."""
 
     digest: str
-    versions: dict[str, str]
+    versions: list[str]
 
 
 class DigestsFile(TypedDict):

@@ -96,7 +96,7 @@ def test_what_a_checkpoint_names_has_whole_digests(trained) -> None:
     bound = read_manifest(run.checkpoints / "8").run
     assert bound == read_digests(run).binding()
     assert bound["records"] == {"provenance.json": sha256_of(provenance)}
-    assert bound["data"] == {"digest": json.loads(provenance)["data_digest"], "versions": {}}
+    assert bound["data"] == {"digest": json.loads(provenance)["data_digest"], "versions": []}
     digests = re.findall(r'"([0-9a-f]{12,})"', json.dumps({**bound, "id": ""}))
     assert {len(digest) for digest in digests} == {64}
 

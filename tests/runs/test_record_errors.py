@@ -1,0 +1,49 @@
+"""What a checkpoint names of where its run came from, compared with what is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stored_versions import LIMITS, make_version
+
+from aifx.core.project import Project, RunDirectory
+from aifx.curation.execution import execute
+from aifx.curation.mix import mix_of, parse_sets
+from aifx.data.datasets import dataset_record
+from aifx.data.versions import open_catalog
+from aifx.kinds import load_config
+from aifx.runs.binding import open_digests, record_errors
+from aifx.runs.provenance import provenance
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    (tmp_path / "aifx.toml").write_text("")
+    return Project(tmp_path)
+
+
+def begun(project: Project, dataset: str | None = None) -> tuple[RunDirectory, dict[str, Any]]:
+    """A run whose training began, and what a checkpoint of it names."""
+    run = project.run("main")
+    run.path.mkdir(parents=True)
+    record = None if dataset is None else dataset_record(dataset, project)
+    run.provenance.write_text(json.dumps(provenance(project.root, data_digest="0" * 64, devices=[], dataset=record)))
+    return run, open_digests(run, load_config(project, []), is_fresh=True).binding()
+
+
+def test_the_versions_of_a_mix(project: Project) -> None:
+    one, other = (make_version(project, name, {"text": [name] * 4}) for name in ("books", "web"))
+    catalog = open_catalog(project.datasets, project)
+    mix = execute(mix_of(parse_sets(["books:1", "web:1"], []), catalog), "mix", catalog, LIMITS).version
+    run, bound = begun(project, "mix")
+    assert bound["data"]["versions"] == [version.manifest.whole_reference for version in (mix, one, other)]
+    assert list(record_errors(run, project, 1, bound)) == []
+    manifest = one.path / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:-9])
+    (error,) = record_errors(run, project, 1, bound)
+    assert str(manifest.parent) in error.what
+    manifest.unlink()
+    assert list(record_errors(run, project, 1, bound)) == []
