@@ -19,7 +19,7 @@ from aifx.config import Config
 from aifx.config.config import number_settings
 from aifx.core.digests import sha256_of, sha256_of_file, sha256_of_json
 from aifx.core.errors import AifxError, CheckpointError, DataError, EnvironmentFault, UsageError
-from aifx.core.files import open_file, read_file
+from aifx.core.files import UnsafeFile, open_file, read_file
 from aifx.core.json_files import write_json
 from aifx.core.parsing import parse_json
 from aifx.core.project import Project, RunDirectory
@@ -138,19 +138,29 @@ def record_errors(run: RunDirectory, project: Project, step: int, bound: Mapping
     """
     from aifx.data.versions import open_catalog  # reads parquet
 
-    found = record_digests(run)
     for name, digest in bound.get("records", {}).items():
-        if found.get(name) != digest:
+        if (why := _record_change(run.path / name, digest)) is not None:
             what = f"{run.path / name} is not what the checkpoint of step {step} names"
-            why = "its SHA-256 differs" if name in found else "it is missing"
             yield CheckpointError(what, why, f"restore {run.path / name}")
     for reference in (bound.get("data") or {}).get("versions", ()):
         try:
             open_catalog(project.datasets, project).manifest(reference)
-        except DataError as error:
+        except (DataError, UnsafeFile) as error:
             yield error
         except (UsageError, EnvironmentFault):
             continue
+
+
+def _record_change(path: Path, digest: str) -> str | None:
+    """How the file at `path` differs from the one with this SHA-256; None if it is that one."""
+    try:
+        return None if sha256_of(read_file(path)) == digest else "its SHA-256 differs"
+    except FileNotFoundError:
+        return "it is missing"
+    except UnsafeFile as e:
+        return e.what
+    except OSError as e:
+        return str(e)
 
 
 def foreign_checkpoint(run: RunDirectory, step: int) -> CheckpointError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +48,21 @@ def test_the_versions_of_a_mix(project: Project) -> None:
     assert str(manifest.parent) in error.what
     manifest.unlink()
     assert list(record_errors(run, project, 1, bound)) == []
+
+
+@pytest.mark.parametrize("how", ["link", "dangling", "fifo", "folder", "missing", "changed"])
+def test_a_record_that_is_no_file_has_changed(project: Project, how: str) -> None:
+    run, bound = begun(project)
+    assert list(record_errors(run, project, 1, bound)) == []
+    moved = run.provenance.rename(run.path / "elsewhere.json")
+    match how:
+        case "link" | "dangling":
+            run.provenance.symlink_to(moved if how == "link" else run.path / "nothing")
+        case "fifo":
+            os.mkfifo(run.provenance)
+        case "folder":
+            run.provenance.mkdir()
+        case "changed":
+            run.provenance.write_bytes(moved.read_bytes()[:-1])
+    (error,) = record_errors(run, project, 1, bound)
+    assert str(run.provenance) in error.what
