@@ -9,7 +9,7 @@ from pathlib import Path
 from aifx.checkpoint import folders
 from aifx.checkpoint.faults import check_room
 from aifx.checkpoint.manifest import KIND, VERSION, Manifest, as_damaged, manifest_of
-from aifx.core.artifact import MANIFEST, Artifact
+from aifx.core.artifact import MANIFEST, Artifact, stray_files
 from aifx.core.artifact_copies import copy_artifact, stored_artifact
 from aifx.core.errors import CheckpointError
 from aifx.core.files import check_folder, check_tree
@@ -86,6 +86,7 @@ def copy_checkpoint(source: Stored, target: Store) -> CopiedCheckpoint:
     with as_damaged(source.store.url, "copy another checkpoint"):
         copied = copy_artifact(source.store, artifact, arriving)
     if place is not None:
+        _remove_strays(place, artifact)
         folders.commit(place)
     return CopiedCheckpoint(
         source=source.store.url,
@@ -96,6 +97,15 @@ def copy_checkpoint(source: Stored, target: Store) -> CopiedCheckpoint:
         size_bytes=artifact.size_bytes,
         copied_bytes=copied,
     )
+
+
+def _remove_strays(place: Path, artifact: Artifact) -> None:
+    """Delete what an interrupted copy of another checkpoint left in `place`."""
+    try:
+        for path in stray_files(place, artifact):
+            path.unlink()
+    except OSError as e:
+        raise could_not(f"could not delete what is in {place}", e, e.errno or errno.EIO, str(place)) from e
 
 
 def _check_space(source: Stored, arriving: Store, directory: Path) -> None:

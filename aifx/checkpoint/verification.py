@@ -13,7 +13,7 @@ from aifx.checkpoint.digest import NOTHING, Lanes, add, host_lanes, shard_lanes,
 from aifx.checkpoint.faults import while_reading
 from aifx.checkpoint.manifest import ArrayEntry, Damaged, Manifest, digest_of, read_checkpoint
 from aifx.checkpoint.storage import StoredArrays
-from aifx.core.artifact import damaged_files
+from aifx.core.artifact import MANIFEST, damaged_files, stray_files
 from aifx.core.files import UnsafeFile, check_tree
 from aifx.parallel.group import Group
 
@@ -25,7 +25,7 @@ class Verification:
     Attributes:
         state_digest: of the arrays on the disk; None if one of them cannot be read.
         damaged: names of arrays whose bytes are not those that were saved.
-        files: what is wrong with files, one line per file.
+        files: what is wrong with files, one line per file; also those that the manifest does not name.
     """
 
     state_digest: str | None
@@ -42,6 +42,7 @@ def verify_stored(folder: Path) -> Verification:
         artifact, manifest = read_checkpoint(folder)
         check_tree(folder)
         files = damaged_files(folder, artifact)
+        strays = [f"{path.relative_to(folder)} is not in {MANIFEST}" for path in stray_files(folder, artifact)]
     except UnsafeFile as e:
         raise Damaged(f"checkpoint {folder} is damaged", e.what) from e
     except OSError as e:
@@ -51,7 +52,7 @@ def verify_stored(folder: Path) -> Verification:
     damaged = tuple(name for name, entry in manifest.arrays.items() if found[name] != entry.digest)
     readable = [(n, e.dtype, e.shape, digest) for n, e in manifest.arrays.items() if (digest := found[n]) is not None]
     whole = digest_of(readable) if len(readable) == len(found) else None
-    return Verification(whole, damaged, tuple(files))
+    return Verification(whole, damaged, (*files, *strays))
 
 
 class DeviceDigests:

@@ -465,6 +465,11 @@ def missing_file(folder: Path, artifact: Artifact) -> str | None:
     return next((why for name, file in artifact.every_file.items() if (why := _wrong_size(folder, name, file))), None)
 
 
+def stray_files(folder: Path, artifact: Artifact) -> list[Path]:
+    """The files below `folder` that its manifest does not name. Raises OSError."""
+    return [path for path in files_below(folder) if path.relative_to(folder).as_posix() not in artifact.every_file]
+
+
 def damaged_files(
     folder: Path, artifact: Artifact, names: Iterable[str] | None = None, progress: Reporter | None = None
 ) -> list[str]:

@@ -13,6 +13,7 @@ from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.copying import copy_checkpoint, open_stored
 from aifx.checkpoint.manifest import ArrayEntry, Damaged, read_checkpoint, read_manifest
 from aifx.checkpoint.streaming import write_checkpoint
+from aifx.checkpoint.verification import verify_stored
 from aifx.config.checkpoint_section import CheckpointSection
 from aifx.core.artifact import MANIFEST
 from aifx.core.digests import sha256_of
@@ -65,6 +66,29 @@ def test_another_kind_of_artefact_and_another_version_are_no_damage(tmp_path: Pa
         with pytest.raises(AifxError) as refused:
             read_manifest(folder)
         assert not isinstance(refused.value, Damaged)
+
+
+def test_a_copy_holds_nothing_of_an_interrupted_copy_of_another_checkpoint(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "checkpoints")
+    for name in ("stray", "state/d/stray", "state/process_1/d/stray"):
+        stray = tmp_path / "copy" / "7.unfinished" / "7" / name
+        stray.parent.mkdir(parents=True, exist_ok=True)
+        stray.write_bytes(b"x")
+    copy_checkpoint(open_stored(str(folder)), open_store(str(tmp_path / "copy")))
+    names = [
+        {p.relative_to(at).as_posix() for p in at.rglob("*") if p.is_file()} for at in (folder, tmp_path / "copy/7")
+    ]
+    assert names[0] == names[1]
+
+
+def test_a_file_that_the_manifest_does_not_name_is_found(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "checkpoints")
+    assert verify_stored(folder).files == ()
+    (folder / "state" / "d" / "stray").write_bytes(b"x")
+    found = verify_stored(folder)
+    assert found.damaged == ()
+    (line,) = found.files
+    assert "state/d/stray" in line
 
 
 def test_a_damaged_copy_is_repaired(tmp_path: Path) -> None:
