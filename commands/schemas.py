@@ -188,7 +188,7 @@ def file_types() -> dict[str, Any]:
         "sweep": SweepLine,
         "eval": formats.EvaluationFile,
         "plan": PlanFile,
-        "manifest": formats.ManifestFile,
+        "manifest": formats.CheckpointFile,
         "measured-peaks": Ceilings,
         "dataset-manifest": versions.VersionFile,
         "dataset-profile": Profile,

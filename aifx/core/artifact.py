@@ -132,10 +132,9 @@ class Artifact:
 
 
 class ManifestFile(TypedDict):
-    """manifest.json as JSON has it. That of a kind also has `kind`, `content` and `notes`; see docs/schemas."""
+    """manifest.json as JSON has it; that of a kind also has `kind`, `version`, `content` and `notes` (docs/schemas)."""
 
     format: Literal[1]
-    version: int
     files: dict[str, SealedFile]
     digest: str
     descriptions: dict[str, SealedFile]

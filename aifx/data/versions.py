@@ -227,6 +227,7 @@ class VersionFile(ManifestFile):
     """manifest.json of a version."""
 
     kind: Literal["dataset"]
+    version: Literal[1]
     content: VersionContent
     notes: VersionNotes
 

@@ -9,7 +9,7 @@ from aifx.checkpoint.manifest import Manifest
 from aifx.config.config import Difference
 from aifx.config.gates import GateResult
 from aifx.config.sections import Quantization
-from aifx.core.artifact import SealedFile
+from aifx.core.artifact import ManifestFile
 from aifx.core.statuses import ProcessStatus
 from aifx.machine.energy import EnergyBasis
 from aifx.runs.time_account import Activity
@@ -421,16 +421,10 @@ class CheckpointContent(Manifest):
     run: RunBinding
 
 
-@dataclass(frozen=True)
-class ManifestFile:
+class CheckpointFile(ManifestFile):
     """checkpoints/STEP/manifest.json."""
 
-    format: Literal[1]
     kind: Literal["checkpoint"]
     version: Literal[5]
     content: CheckpointContent
-    files: dict[str, SealedFile]
-    digest: str
-    descriptions: dict[str, SealedFile]
     notes: dict[str, Any]
-    checksum: str

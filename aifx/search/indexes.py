@@ -175,6 +175,7 @@ class IndexFile(ManifestFile):
     """manifest.json of an index."""
 
     kind: Literal["index"]
+    version: Literal[1]
     content: IndexContent
     notes: dict[str, str]
 
