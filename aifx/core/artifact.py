@@ -255,13 +255,13 @@ def _held_folder(place: Path, held: ExitStack) -> Path:
     while True:
         folder = place.with_name(f"{place.name}{UNFINISHED}{secrets.token_hex(8)}")
         folder.mkdir()
-        folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_IRWXU)  # whatever the umask
         try:
-            held.enter_context(holding(folder, str(folder), "builds it"))
-        except FolderBusy:
-            continue  # another process sweeps it
+            folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_IRWXU)  # whatever the umask
+            held.enter_context(holding(folder, str(folder), "builds it", makes=False))
+        except (FolderBusy, FileNotFoundError):
+            continue  # another process sweeps it, or has done so
         except OSError as e:
-            if e.errno in PASSING:  # a full disk
+            if e.errno in PASSING | UNREADABLE:  # a full disk, too many open files
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             # otherwise a file system without locks, on which nobody sweeps

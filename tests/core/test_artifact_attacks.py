@@ -121,6 +121,25 @@ def test_a_sweep_leaves_what_a_process_writes(tmp_path: Path) -> None:
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize("call", ["mkdir", "chmod"])
+def test_a_new_folder_that_another_process_sweeps_is_made_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    real, swept = getattr(Path, call), list[Path]()
+
+    def sweep_after(path: Path, *arguments: Any, **settings: Any) -> None:
+        real(path, *arguments, **settings)
+        if UNFINISHED in path.name and not swept:
+            swept.append(path)
+            sweep(path.parent)
+            assert not path.exists()
+
+    monkeypatch.setattr(Path, call, sweep_after)
+    with unfinished(place) as folder:
+        assert swept not in ([], [folder])
+        assert (folder / LOCK).exists()
+
+
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o077, 0o700), (0o002, 0o775)])
 def test_the_folder_has_the_mode_of_any_folder_and_no_lock(place: Path, umask: int, mode: int) -> None:
     place.parent.mkdir()
@@ -136,13 +155,14 @@ def test_the_folder_has_the_mode_of_any_folder_and_no_lock(place: Path, umask: i
     assert not [path for path in files_below(place) if path.name == LOCK]
 
 
-def test_a_full_disk_is_not_a_file_system_without_locks(place: Path) -> None:
-    with failing(place.parent, number=errno.ENOSPC) as calls, unfinished(place):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
+def test_a_full_disk_is_not_a_file_system_without_locks(place: Path, number: int) -> None:
+    with failing(place.parent, number=number) as calls, unfinished(place):
         pass
     lock = next(at for at, call in enumerate(calls.made) if call.startswith("open") and call.endswith(LOCK))
     with (
-        failing(place.parent, lock, number=errno.ENOSPC),
-        pytest.raises(OSError, match="No space") as refused,
+        failing(place.parent, lock, number=number),
+        pytest.raises(OSError, match=os.strerror(number)) as refused,
         unfinished(place),
     ):
         pass
