@@ -3,7 +3,7 @@
     python benchmarks/tokenizing.py [--file TEXT] [--megabytes 32] [--rounds 7]
 
 The baseline is one call of `encode_batch_fast` on the same text, cut into the same pieces, held in memory, ids never
-looked at. Ours is all that `build_store` does: hashing, reading and decoding the files, dividing them into splits,
+looked at. Ours is all that `stored_tokens` does: hashing, reading and decoding the files, dividing them into splits,
 encoding, taking the ids, writing and syncing the arrays. Each timing is a process of its own, as a run builds its
 store once.
 """
@@ -22,7 +22,7 @@ from side_by_side import Side, Told, Work
 from aifx.core.project import Project
 from aifx.data.corpus import Corpus, open_corpus
 from aifx.data.sections import TextSection
-from aifx.data.store import build_store
+from aifx.data.store import stored_tokens
 from aifx.data.tokenizer import Tokenizer, train_tokenizer
 
 MOBY_DICK = Path(__file__).parent.parent / "templates" / "language-model" / "data" / "moby_dick.txt"
@@ -79,7 +79,7 @@ def tokenizers_side(project: Project, corpus: Corpus, tokenizer: Tokenizer) -> C
 def aifx_side(project: Project, corpus: Corpus, tokenizer: Tokenizer) -> Callable[[], object]:
     with tempfile.TemporaryDirectory(dir=project.root) as folder:
         pass
-    return lambda: build_store(Path(folder), corpus, tokenizer)
+    return lambda: stored_tokens(Path(folder), corpus, tokenizer)
 
 
 SIDES = {"aifx": aifx_side, "tokenizers": tokenizers_side}

@@ -76,6 +76,36 @@ def test_nothing_is_left_to_do() -> None:
         assert match is None, f"{path.relative_to(ROOT)}: {match.group()}"
 
 
+@pytest.mark.slow
+def test_benchmarks_import_what_aifx_has() -> None:
+    """mypy does not read them."""
+    imports = [
+        (path.name, str(node.module), {alias.name for alias in node.names})
+        for path in modules("benchmarks")
+        for node in ast.walk(ast.parse(path.read_text(), str(path)))
+        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "aifx"
+    ]
+    bound = {module: bound_names(module) for _, module, _ in imports}
+    assert imports
+    assert not [(path, module, missing) for path, module, names in imports if (missing := names - bound[module])]
+
+
+def bound_names(module: str) -> set[str]:
+    """The names that a module of aifx binds anywhere, and its submodules. Empty if there is no such module."""
+    name = module.replace(".", "/")
+    places = [ROOT / name, ROOT / name.removeprefix("aifx/")]  # commands/ and templates/ install under aifx
+    names = {path.stem for place in places for path in place.glob("*.py")}
+    for path in [path for place in places for path in (place.with_suffix(".py"), place / "__init__.py")]:
+        for node in ast.walk(ast.parse(path.read_text() if path.exists() else "")):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+            elif isinstance(node, ast.alias):
+                names.add(node.asname or node.name)
+    return names
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["config", "--help"]])
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     heavy = ("jax", "jaxlib", "orbax", "grain", "optax", "tokenizers", "scipy", "copier", "numpy")
