@@ -52,7 +52,7 @@ UNFINISHED = ".tmp-"
 """In the name of a folder that is being written, between the name that it gets and 16 digits."""
 
 _STRAY = re.compile(rf".+{re.escape(UNFINISHED)}[0-9a-f]{{16}}|{re.escape(REMOVED)}[0-9a-f]{{12}}", re.DOTALL)
-"""Names of folders that killed writers leave: exactly, because other folders beside them can be the user's."""
+"""Names of folders that killed writers leave."""
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -237,12 +237,13 @@ def writable_folder(folder: Path) -> Iterator[None]:
 def unfinished(place: Path) -> Iterator[Path]:
     """A new folder beside `place`, to be renamed to it. It is deleted when the block ends, unless it was renamed.
 
-    This process holds it, so that others know it from what killed ones left, which is deleted first. Its mode is that
-    of any new folder. Raises as `writable_folder` does, OSError.
+    This process holds it, so that others know it from what killed ones left. What those left of the same place is
+    deleted first; what is beside it can be the user's. Its mode is that of any new folder. Raises as `writable_folder`
+    does, OSError.
     """
     held = ExitStack()
     with writable_folder(place.parent):
-        sweep(place.parent)
+        _remove_strays(place.parent, re.compile(f"{re.escape(place.name + UNFINISHED)}[0-9a-f]{{16}}"))
         folder = _held_folder(place, held)
     try:
         yield folder
@@ -269,13 +270,19 @@ def _held_folder(place: Path, held: ExitStack) -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what killed writers left in a folder, as far as the disk allows, and nothing of anybody else's."""
+    """Delete what killed writers left in a folder of aifx's own, such as one of caches, as far as the disk allows."""
+    _remove_strays(folder, _STRAY)
+    remove_temporary(folder)
+
+
+def _remove_strays(folder: Path, names: re.Pattern[str]) -> None:
     with suppress(OSError):
-        for entry in [entry for entry in os.scandir(folder) if _STRAY.fullmatch(entry.name)]:
+        for entry in [entry for entry in os.scandir(folder) if names.fullmatch(entry.name)]:
             with suppress(OSError, FolderBusy):
                 if entry.is_dir(follow_symlinks=False):
-                    remove_folder(Path(entry.path), entry.path)
-    remove_temporary(folder)
+                    # With other digits it is still of the same place, whose next writer deletes it if this is killed.
+                    hidden = Path(folder, f"{entry.name[:-16]}{secrets.token_hex(8)}")
+                    remove_folder(Path(entry.path), entry.path, hidden)
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -385,6 +392,7 @@ def cached(
     found = _opened(place, kind, version, open_it, warn)
     if found is not None:
         return found
+    sweep(place.parent)
     with unfinished(place) as folder:
         content, files = make(folder)
         seal(folder, Artifact(kind, version, content, files))

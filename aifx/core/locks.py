@@ -74,16 +74,17 @@ def _lock(folder: Path, what: str, kind: int, makes: bool) -> int:
         os.close(handle)  # the holder before has removed the folder
 
 
-def remove_folder(folder: Path, what: str) -> None:
+def remove_folder(folder: Path, what: str, hidden: Path | None = None) -> None:
     """Delete a folder, which is whole or gone whenever this is interrupted, unless a process holds it.
 
     Args:
         what: the folder in messages.
+        hidden: a new path that it gets before it is deleted; by default one beside it that begins with REMOVED.
 
     Raises FolderBusy, OSError; FileNotFoundError if it is not there.
     """
     if not folder.name.startswith(REMOVED):
-        hidden = folder.with_name(f"{REMOVED}{secrets.token_hex(6)}")
+        hidden = hidden or folder.with_name(f"{REMOVED}{secrets.token_hex(6)}")
         with holding(folder, what, "deletes it", makes=False):
             os.rename(folder, hidden)
         folder = hidden

@@ -23,6 +23,7 @@ from faulty_files import forked, kill_at_each_change
 
 from aifx.core.artifact import (
     MANIFEST,
+    UNFINISHED,
     Artifact,
     Files,
     SealedFile,
@@ -65,6 +66,11 @@ def make_at(place: Path, tail: str = "") -> None:
 
 
 def one(root: Path) -> None:
+    make_at(root / PLACE)
+
+
+def after_a_kill(root: Path) -> None:
+    """A killed writer of the same place left its folder."""
     make_at(root / PLACE)
 
 
@@ -138,6 +144,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     writer.__name__: writer
     for writer in (
         one,
+        after_a_kill,
         parts_of_several,
         whole_of_several,
         cache,
@@ -154,6 +161,11 @@ def prepare(writer: str, root: Path) -> None:
     root.mkdir()
     if "copy" in writer:
         make_at(root / SOURCE)
+    if writer == "after_a_kill":
+        left = place.with_name(f"{place.name}{UNFINISHED}{'0' * 16}")
+        left.mkdir(parents=True)
+        for name in ("a", "b", LOCK):
+            (left / name).touch()
     if writer == "damaged_cache":
         cache(root)
         (place / "a").write_text("x")

@@ -73,20 +73,28 @@ def test_names_and_descriptions_are_not_in_the_digest(tmp_path: Path) -> None:
     assert make(tmp_path / "a", name="a").digest == make(tmp_path / "b", name="b").digest
 
 
-def test_what_killed_writers_left_is_swept_and_nothing_of_the_users(tmp_path: Path) -> None:
-    names = (f"it{UNFINISHED}", f"it{UNFINISHED}20241130", f"it{UNFINISHED}20241130093000", ".removed-pictures")
-    for name in names:
+def test_what_killed_writers_of_the_same_place_left_is_deleted_and_nothing_beside_it(tmp_path: Path) -> None:
+    digits = "0" * 16
+    names = [f"it{UNFINISHED}", f"it{UNFINISHED}20241130", f"it{UNFINISHED}20241130093000", ".removed-pictures"]
+    names += [f"other{UNFINISHED}{digits}", f"an it{UNFINISHED}{digits}", f".removed-{digits[:12]}"]
+    killed = f"it{UNFINISHED}{digits}"
+    for name in (*names, killed):
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine").write_text("")
-    killed = tmp_path / f"other{UNFINISHED}{'0' * 16}", tmp_path / f".removed-{'0' * 12}"
-    for folder in killed:
-        folder.mkdir()
-        (folder / "half").write_text("")
-    with unfinished(tmp_path / "slow") as slow:
+    file = f".mine.{digits[:12]}.tmp"
+    (tmp_path / file).write_text("")
+    with unfinished(tmp_path / "it") as slow:
         make(tmp_path / "it")
         assert slow.is_dir()
-    assert sorted(os.listdir(tmp_path)) == sorted([*names, "it"])
+    assert sorted(os.listdir(tmp_path)) == sorted([*names, file, "it"])
     assert all((tmp_path / name / "mine").exists() for name in names)
+
+
+def test_caches_delete_what_killed_writers_of_others_left(tmp_path: Path) -> None:
+    for name in (f"other{UNFINISHED}{'0' * 16}", f".removed-{'0' * 12}"):
+        (tmp_path / name).mkdir()
+    assert cached(tmp_path / "it", KIND, VERSION, lambda _: ({}, {}), lambda *_: 1, lambda _: None) == 1
+    assert os.listdir(tmp_path) == ["it"]
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o077, 0o700), (0o177, 0o700)])

@@ -26,7 +26,7 @@ from aifx.core.locks import REMOVED
 
 HERE = Path(__file__).parent
 PATHS = os.pathsep.join([str(HERE), str(HERE.parent)])
-IN_ONE_PROCESS = [writer for writer in WRITERS if "several" not in writer]
+IN_ONE_PROCESS = [writer for writer in WRITERS if "several" not in writer and writer != "after_a_kill"]
 
 
 def run(program: str, *arguments: object, cache: Path) -> int:
