@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -26,7 +27,7 @@ from aifx.core.artifact import (
 )
 from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError, DataError, UsageError
-from aifx.core.files import read_input
+from aifx.core.files import UnsafeFile, read_input
 from aifx.core.locks import LOCK
 from aifx.core.progress import report_progress
 from aifx.hub.card import CARD
@@ -156,6 +157,8 @@ def check_export(folder: ModelFolder) -> None:
                 is_same = file_digest(root / name) == (file.bytes, file.sha256)
             except (FileNotFoundError, NotADirectoryError):
                 raise DataError(f"{root} is damaged", f"{name} is missing", hint) from None
+            except (IsADirectoryError, UnsafeFile):
+                raise DataError(f"{root} is damaged", f"{name} is not a regular file", hint) from None
             if not is_same:
                 raise DataError(f"{root} is damaged", f"{name} has other bytes than were written", hint)
             progress.advance(file.bytes)
@@ -193,12 +196,13 @@ def _made_before(dest: Path, content: ExportContent) -> Artifact:
     with report_progress(f"comparing {dest}", artifact.size_bytes, "bytes") as progress:
         if damaged := damaged_files(dest, artifact, progress=progress):
             raise _exists(dest, damaged[0])
-    (dest / LOCK).unlink(missing_ok=True)  # of a process that was killed just after it published the folder
+    with suppress(OSError):  # such as on a disk that can only be read
+        (dest / LOCK).unlink()  # of a process that was killed just after it published the folder
     return artifact
 
 
 def _content(artifact: Artifact) -> ExportContent:
-    """Raises ValueError."""
+    """What the folder was made of, as its manifest says. Raises ValueError."""
     return TypeAdapter(ExportContent).validate_python(artifact.content)
 
 

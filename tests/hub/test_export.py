@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -154,6 +155,20 @@ def test_asked_again_it_says_that_the_folder_is_there(hub_models, empty_project,
     assert {path: path.stat() for path in (tmp_path / "out").iterdir()} == before
 
 
+def test_asked_again_on_a_disk_that_can_only_be_read(hub_models, empty_project, tmp_path, monkeypatch):
+    run, out = imported(hub_models("llama"), empty_project), tmp_path / "out"
+    export_model(out, run, empty_project)
+    real = os.unlink
+
+    def unlink(path, *args, **kwargs):
+        if str(path).startswith(str(out)):  # also of a file that is not there
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    assert not export_model(out, run, empty_project).is_new
+
+
 def test_a_folder_of_other_content_is_not_taken_for_the_export(hub_models, empty_project, tmp_path):
     run = imported(hub_models("llama"), empty_project)
     out = tmp_path / "out"
@@ -256,6 +271,12 @@ def test_a_damaged_export_is_not_imported(exported, empty_project):
             (exported / name).unlink() if data is None else (exported / name).write_bytes(data)
             if data is not None or name != "config.json":  # without which a folder is no model's
                 assert name in refused().why
+        if name != "config.json":
+            for put in (os.mkdir, os.mkfifo):
+                (exported / name).unlink(missing_ok=True)
+                put(exported / name)
+                assert name in refused().why
+                (exported / name).rmdir() if (exported / name).is_dir() else (exported / name).unlink()
         (exported / name).write_bytes(whole)
     whole = (exported / "manifest.json").read_bytes()
     for at in [*range(0, len(whole), 97), whole.index(b"export") + 1]:
