@@ -172,15 +172,15 @@ def parse_artifact(data: bytes, place: object, kind: str, version: int) -> Artif
         # A flipped bit must not pass for another format.
         if found != (FORMAT, kind, version) and rest["digest"] == sha256_of_json(doc):
             hint = "use the aifx that made it, or make it again"
-            what, why = f"{place} is a {kind} of another format", f"{found} instead of {(FORMAT, kind, version)}"
+            what, why = f"{place} is of another format", f"{found} instead of {(FORMAT, kind, version)}"
             if found[1] != kind:
-                what, why = f"{place} is no {kind}", f"its {MANIFEST} is of a {found[1]}"
+                what, why = f"{place} is of another kind", f"its {MANIFEST} has the kind {found[1]!r} and not {kind!r}"
             raise AifxError(what, why, hint)
         files, descriptions = _files(doc["files"]), _files(rest["descriptions"])
         if both := sorted(files.keys() & descriptions.keys()):
             raise ValueError(f"it has {both[0]!r} twice")  # one of them is not in the digest
         if not isinstance(doc["content"], dict) or not isinstance(rest["notes"], dict):
-            raise ValueError("its content is no object")
+            raise ValueError("its content or its notes are not an object")
         artifact = Artifact(kind, version, doc["content"], files, descriptions, rest["notes"])
         if data != artifact.encode():
             raise ValueError("its bytes are not those that were written")
@@ -199,7 +199,7 @@ def read_artifact(folder: Path, kind: str, version: int) -> Artifact:
         with naming(folder / MANIFEST):
             data = read_file(folder / MANIFEST, below=folder)
     except UnsafeFile as e:
-        raise DamagedArtifact(folder, f"{MANIFEST}: {e.what}") from e
+        raise DamagedArtifact(folder, unsafe_file(folder, e)) from e
     except NotADirectoryError as e:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder / MANIFEST)) from e
     except OSError as e:
@@ -511,7 +511,7 @@ def damage(folder: Path, name: str, file: SealedFile, progress: Reporter | None 
     except (FileNotFoundError, NotADirectoryError):
         return f"{name} is missing"
     except UnsafeFile as e:
-        return e.what
+        return unsafe_file(folder, e)
     return None if is_same else f"{name} has other bytes than were written"
 
 
@@ -561,7 +561,7 @@ def read_sealed(folder: Path, artifact: Artifact, name: str, *, limit: int = DOC
         with naming(folder / name):
             data = read_file(folder / name, below=folder, limit=limit)
     except (FileNotFoundError, NotADirectoryError, UnsafeFile) as e:
-        why = e.what if isinstance(e, UnsafeFile) else f"{name} is missing"
+        why = unsafe_file(folder, e) if isinstance(e, UnsafeFile) else f"{name} is missing"
         raise DamagedArtifact(folder, why) from e
     if sha256_of(data) != artifact.every_file[name].sha256:
         raise DamagedArtifact(folder, f"{name} has other bytes than were written")
@@ -574,8 +574,13 @@ def _wrong_size(folder: Path, name: str, file: SealedFile) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return f"{name} is missing"
     if not stat.S_ISREG(found.st_mode):
-        return f"{name} is no regular file"
+        return f"{name} is not a regular file"
     return None if found.st_size == file.bytes else _other_size(name, found.st_size, file)
+
+
+def unsafe_file(folder: Path, error: UnsafeFile) -> str:
+    """The damage of a file that is a link or a FIFO, or is below a link, with its name in the artefact."""
+    return error.what.removeprefix(f"{folder}/")
 
 
 def _other_size(name: str, found: int, file: SealedFile) -> str:
@@ -602,9 +607,9 @@ def _files(entries: Mapping[str, Any]) -> dict[str, SealedFile]:
     for name, entry in entries.items():
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\0" in name or name in (".", MANIFEST) or str(path) != name:
-            raise ValueError(f"it names {name!r}, which is no file in it")
+            raise ValueError(f"it names {name!r}, which is not a path of a file in the folder")
         size, sha256 = entry["bytes"], entry["sha256"]
         if type(size) is not int or size < 0 or not _DIGEST.fullmatch(sha256):
-            raise ValueError(f"the size or SHA-256 of {name!r} is none")
+            raise ValueError(f"the size or SHA-256 of {name!r} is not valid")
         files[name] = SealedFile(size, sha256)
     return files

@@ -25,6 +25,7 @@ from aifx.core.artifact import (
     read_artifact,
     sync_file,
     sync_folders,
+    unsafe_file,
     writable_folder,
 )
 from aifx.core.digests import Sha256
@@ -158,7 +159,7 @@ def _blocks(store: Store, name: str) -> Iterator[bytes]:
     except (FileNotFoundError, NotADirectoryError) as e:
         raise DamagedArtifact(store.url, f"{name} is missing") from e
     except UnsafeFile as e:
-        raise DamagedArtifact(store.url, e.what) from e
+        raise DamagedArtifact(store.url, unsafe_file(store.folder, e)) from e
 
 
 def _write(store: Store, name: str, blocks: Iterator[bytes], size: int) -> None:

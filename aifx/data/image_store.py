@@ -150,7 +150,7 @@ def _build(
 
 
 def _open(files: Sequence[Picture], folder: Path, artifact: Artifact) -> ImageStore:
-    """Raises DamagedArtifact, OSError."""
+    """The store in a folder, of these files. Raises DamagedArtifact, OSError."""
     geometry = Geometry(**artifact.content["geometry"])
     problems = {int(row): why for row, why in artifact.content["problems"].items()}
     digests = np.load(io.BytesIO(read_sealed(folder, artifact, DIGESTS, limit=artifact.files[DIGESTS].bytes)))

@@ -309,12 +309,14 @@ def test_what_is_no_file_is_damaged(place: Path, tmp_path: Path, swap: Callable[
     made = make(place)
     source = open_store(str(place))
     swap(place / "empty")
-    assert missing_file(place, made) == "empty is no regular file"
+    assert missing_file(place, made) == "empty is not a regular file"
     assert len(damaged_files(place, made)) == len(damaged_in_store(source, made)) == 1
+    assert damaged_files(place, made)[0].startswith("empty is a ")
     with pytest.raises(DamagedArtifact):
         check_once(place, made, made.files)
-    with pytest.raises(DamagedArtifact):
+    with pytest.raises(DamagedArtifact) as found:
         read_sealed(place, made, "empty")
+    assert found.value.why.startswith("empty is a ")
     with pytest.raises(DamagedArtifact):
         copy_artifact(source, made, open_store(str(tmp_path / "there")))
     assert not (tmp_path / "there" / MANIFEST).exists()
@@ -328,7 +330,7 @@ def test_what_is_no_file_is_damaged(place: Path, tmp_path: Path, swap: Callable[
 def test_a_link_in_place_of_a_folder_is_damage(place: Path) -> None:
     made = make(place)
     swap_for_link(place / "parts")
-    assert len(damaged_files(place, made)) == 2
+    assert damaged_files(place, made) == ["parts is a link to elsewhere"] * 2
     with pytest.raises(DamagedArtifact):
         read_sealed(place, made, "parts/b")
 
