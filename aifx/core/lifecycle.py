@@ -80,13 +80,19 @@ def exit_now(code: int) -> NoReturn:
 
 
 def exit_soon(code: int) -> None:
-    """End the process in ENDING_S: the reader of what is written until then may have stalled."""
+    """End the process in ENDING_S: the reader of what is written until then may have stalled.
+
+    If no thread can start, for lack of memory or as Python finalizes, the kernel ends it then by SIGALRM.
+    """
 
     def end() -> None:
         time.sleep(ENDING_S)
         exit_now(code)
 
-    _thread.start_new_thread(end, ())
+    try:
+        _thread.start_new_thread(end, ())
+    except RuntimeError:
+        signal.setitimer(signal.ITIMER_REAL, ENDING_S)
 
 
 @contextmanager

@@ -55,6 +55,27 @@ def test_while_a_module_is_imported(number, code, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (code, "answered\n", "")
 
 
+@pytest.mark.parametrize(("last", "code"), [("pass", 75), ("time.sleep(600)", -signal.SIGALRM)])
+def test_it_ends_although_no_thread_can_start(last, code):
+    """With its answer, also if the reader of that has stalled."""
+    body = f"""
+        import resource, threading
+        def answer(number):
+            os.write(1, b"answered\\n")
+            {last}
+            return lifecycle.exit_code_of(number)
+        lifecycle.enter(lambda: answer)
+        threading.stack_size(256 << 20)
+        pages = int(open("/proc/self/statm").read().split()[0])
+        limit = pages * resource.getpagesize() + (64 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        ready()
+        time.sleep(600)
+        """
+    done = ended(body, signal.SIGTERM)
+    assert (done.returncode, done.stdout) == (code, "answered\n"), done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_acted_on_although_the_main_thread_is_stuck(number):
     done = ended(f"with lifecycle.on_signals(lifecycle.exit_now, lifecycle.STOPS):{STUCK}", number)
