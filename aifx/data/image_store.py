@@ -40,7 +40,7 @@ from aifx.machine.cpu import usable_cpus
 
 logger = logging.getLogger(__name__)
 
-KIND, FORMAT = "image store", 2
+KIND, VERSION = "image store", 2
 """The artefact's kind, and the version of its content: a part of the digest in the folder's name."""
 
 DIGESTS = "digests.npy"
@@ -114,13 +114,13 @@ def open_images(
     Raises OSError, EnvironmentFault if the cache cannot be written.
     """
     state = [_state(picture) for picture in files]
-    path = cache_path("images") / sha256_of_values(FORMAT, PIL.__version__, size, channels, fit, state)
+    path = cache_path("images") / sha256_of_values(VERSION, PIL.__version__, size, channels, fit, state)
 
     def build(folder: Path) -> tuple[Mapping[str, Any], Files]:
         geometry = Geometry(*size, channels or _channels(files), fit)
         return _build(files, geometry, len(usable_cpus()) if workers is None else workers, what, folder)
 
-    return cached(path, KIND, FORMAT, build, partial(_open, files), logger.warning)
+    return cached(path, KIND, VERSION, build, partial(_open, files), logger.warning)
 
 
 def _build(

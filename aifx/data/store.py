@@ -1,6 +1,6 @@
 """The token store: a split's tokens in one memory-mapped array, with an index of its documents.
 
-A store is an artefact (`aifx.core.artifact`) in a folder that is named by FORMAT and a digest of all that its content
+A store is an artefact (`aifx.core.artifact`) in a folder that is named by VERSION and a digest of all that its content
 depends on. That of files is in the cache, that of a data set beside it. Its manifest says of each split whether it is
 closed, and its bytes. For each split it holds
 
@@ -40,7 +40,7 @@ from aifx.data.tokenizer import Tokenizer, text_sizes
 
 logger = logging.getLogger(__name__)
 
-KIND, FORMAT = "token store", 5
+KIND, VERSION = "token store", 5
 """The artefact's kind, and the version of its content: a part of the folder's name."""
 
 TOKENS_VERSION = 3
@@ -115,7 +115,7 @@ def stored_tokens(path: Path, corpus: TextCorpus, tokenizer: Tokenizer, *, whole
 
     Raises DataError if the text changes meanwhile, EnvironmentFault if the store cannot be put in place.
     """
-    content, arrays = cached_arrays(path, KIND, FORMAT, partial(_build, corpus, tokenizer), whole=whole)
+    content, arrays = cached_arrays(path, KIND, VERSION, partial(_build, corpus, tokenizer), whole=whole)
     splits: dict[Split, SplitTokens] = {}
     for split in SPLITS:
         tokens, documents = arrays[f"{split}.tokens"], arrays[f"{split}.documents"]

@@ -24,7 +24,7 @@ from aifx.data.rows import InputFile, Row, field, read_rows
 from aifx.data.sections import OWN_TOKENIZERS, TextSection
 from aifx.data.sequences import Sequences, StreamSequences, packed_documents, stream_windows
 from aifx.data.spec import DataSpec, Field
-from aifx.data.store import FORMAT, TOKENS_VERSION, SizesById, SplitTokens, TokenStore, stored_tokens
+from aifx.data.store import TOKENS_VERSION, VERSION, SizesById, SplitTokens, TokenStore, stored_tokens
 from aifx.data.text_source import JoinedSequences, MixedSource, TextSource
 from aifx.data.tokenizer import BYTE_TOKENS, CHARACTER, WORDS, Tokenizer, character_tokenizer, train_tokenizer
 from aifx.data.version_corpus import open_versions
@@ -211,7 +211,7 @@ class TextFormat(TokenFormat):
     def _open(self, corpus: TextCorpus) -> TextData:
         section, tokenizer = self.section, self.tokenizer
         digest = sha256_of_values("tokens", TOKENS_VERSION, corpus.digest, tokenizer.data, *section.end_tokens[:1])
-        name = f"{digest}-{FORMAT}"
+        name = f"{digest}-{VERSION}"
         store = stored_tokens(corpus.tokens_folder(name) / name, corpus, tokenizer)
         how = (section.seq_len, section.packing, section.eval_stride)
         return TextData(self.spec, sha256_of_values("text", digest, *how), tokenizer, section, corpus, store)

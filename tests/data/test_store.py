@@ -27,7 +27,7 @@ from aifx.data import encoding, files, store
 from aifx.data.base import SPLITS, Split
 from aifx.data.corpus import Corpus, open_corpus
 from aifx.data.sections import TextSection
-from aifx.data.store import FORMAT, KIND, stored_tokens
+from aifx.data.store import KIND, VERSION, stored_tokens
 from aifx.data.text import TextData
 from aifx.data.tokenizer import Tokenizer, train_tokenizer
 
@@ -42,7 +42,7 @@ def stores() -> list[Path]:
 
 def check(folder: Path) -> None:
     """Raises DamagedArtifact for a store that is not whole."""
-    if damaged := damaged_files(folder, read_artifact(folder, KIND, FORMAT)):
+    if damaged := damaged_files(folder, read_artifact(folder, KIND, VERSION)):
         raise DamagedArtifact(folder, damaged[0])
 
 

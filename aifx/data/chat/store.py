@@ -28,7 +28,7 @@ from aifx.data.versions import SPLIT
 
 logger = logging.getLogger(__name__)
 
-KIND, FORMAT = "chat store", 1
+KIND, VERSION = "chat store", 1
 """The artefact's kind, and the version of its content: a part of the folder's name."""
 
 TOKENS_VERSION = 1
@@ -206,7 +206,7 @@ def tokenize(files: ChatFiles, renderer: ChatRenderer, digest: str, read: ReadCh
             write_array(folder / f"{name}{SUFFIX}", values)
         return {}
 
-    _, arrays = cached_arrays(cache_path("chats") / f"{digest}-{FORMAT}", KIND, FORMAT, write)
+    _, arrays = cached_arrays(cache_path("chats") / f"{digest}-{VERSION}", KIND, VERSION, write)
     by_conversation = {name: array[:] for name, array in arrays.items() if name not in ("ids", "writers")}
     return ChatTokens(arrays["ids"], arrays["writers"], **by_conversation)
 
