@@ -176,7 +176,7 @@ def parse_artifact(data: bytes, place: object, kind: str, version: int) -> Artif
             if found[1] != kind:
                 what, why = f"{place} is of another kind", f"its {MANIFEST} has the kind {found[1]!r} and not {kind!r}"
             raise AifxError(what, why, hint)
-        files, descriptions = _files(doc["files"]), _files(rest["descriptions"])
+        files, descriptions = parse_files(doc["files"]), parse_files(rest["descriptions"])
         if both := sorted(files.keys() & descriptions.keys()):
             raise ValueError(f"it has {both[0]!r} twice")  # one of them is not in the digest
         if not isinstance(doc["content"], dict) or not isinstance(rest["notes"], dict):
@@ -601,8 +601,8 @@ def _entries(files: Files) -> dict[str, Any]:
     return {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in sorted(files.items())}
 
 
-def _files(entries: Mapping[str, Any]) -> dict[str, SealedFile]:
-    """The files in a list of a manifest, which may be a stranger's. Raises ValueError for names outside of it."""
+def parse_files(entries: Mapping[str, Any]) -> dict[str, SealedFile]:
+    """The files in a list, which may be a stranger's. Raises ValueError for names outside of the artefact."""
     files = {}
     for name, entry in entries.items():
         path = PurePosixPath(name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from aifx.core.artifact import MANIFEST, Artifact, DamagedArtifact, SealedFile, check_once
+from aifx.core.artifact import MANIFEST, Artifact, DamagedArtifact, SealedFile, check_once, parse_files
 from aifx.core.artifact_copies import damaged_in_store
 from aifx.core.errors import DataError
 from aifx.core.progress import report_progress
@@ -84,12 +84,17 @@ def check_shards(version: Version) -> None:
 
 
 def _listed_files(store: Store, sums: bytes) -> dict[str, SealedFile]:
-    """The files in SHA256SUMS but the manifest; none if it is damaged."""
+    """The files in SHA256SUMS but the manifest; none if it is damaged, or names one outside of the version."""
     text = sums.decode("utf-8", "replace")
     digests = {name: digest for digest, name in _LINE.findall(text)}
     if text != sums_text(digests):
         return {}
-    return {name: SealedFile(store.size(name) or 0, digest) for name, digest in digests.items() if name != MANIFEST}
+    digests.pop(MANIFEST, None)
+    try:
+        files = parse_files({name: {"bytes": 0, "sha256": digest} for name, digest in digests.items()})
+    except ValueError:
+        return {}
+    return {name: SealedFile(store.size(name) or 0, file.sha256) for name, file in files.items()}
 
 
 def _read_manifest(store: Store, name: str, version: str) -> Artifact | str:

@@ -77,6 +77,16 @@ def test_sums_that_are_not_those_of_the_manifest(made: Version) -> None:
     assert damages(catalog_of(made), made) == ("SHA256SUMS has other bytes than were written",)
 
 
+@pytest.mark.parametrize("name", ["../latest", "/etc/passwd", "shards/../../latest", "a\0b"])
+def test_sums_that_name_a_file_elsewhere(made: Version, tmp_path: Path, name: str) -> None:
+    """A stranger's, beside a damaged manifest."""
+    (made.path / "manifest.json").write_text("{}")
+    (made.path / "SHA256SUMS").write_text(sums_text({name: "0" * 64}))
+    assert [damage.split()[0] for damage in damages(catalog_of(made), made)][:2] == ["manifest.json", "SHA256SUMS"]
+    root = str(made.path.parents[1])
+    assert inprocess.run(["data", "verify", made.reference, "--root", root], tmp_path, {}).returncode == 1
+
+
 def test_sha256sum_agrees(made: Version) -> None:
     command = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]
     assert subprocess.run(command, cwd=made.path, check=False).returncode == 0
