@@ -269,6 +269,11 @@ def _held_folder(place: Path, held: ExitStack) -> Path:
         return folder
 
 
+def is_unfinished(name: str) -> bool:
+    """Whether a folder of this name is one that `unfinished` makes, or that was being deleted."""
+    return _STRAY.fullmatch(name) is not None
+
+
 def sweep(folder: Path) -> None:
     """Delete what killed writers left in a folder of aifx's own, such as one of caches, as far as the disk allows."""
     _remove_strays(folder, _STRAY)

@@ -18,7 +18,7 @@ from typing import Any
 from aifx.core.digests import sha256_of_blocks
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError
 from aifx.core.extras import install_command
-from aifx.core.files import create_file, make_folders, replacing
+from aifx.core.files import RECORDS_LIMIT, UnsafeFile, create_file, make_folders, read_file, replacing
 from aifx.core.os_errors import FULL, causes, first_line, in_brief, refusal_in
 from aifx.core.progress import Reporter
 from aifx.core.redaction import redact
@@ -61,8 +61,13 @@ class Store:
         return Store(f"{self.url}/{name}", self.fs, f"{self.path}/{name}")
 
     def read(self, name: str) -> bytes | None:
-        """The content of a small file; None if there is none, or a folder of that name."""
+        """The content of a small file; None if there is none, or a folder of that name.
+
+        Raises UnsafeFile for a link, a FIFO or a device in a folder on a disk, EnvironmentFault if the store fails.
+        """
         with _naming(f"read {self.url}/{name}"):
+            if (folder := self.folder) is not None:
+                return _read_on_disk(folder / name)
             try:
                 data: bytes = self.fs.cat_file(f"{self.path}/{name}")
             except (FileNotFoundError, IsADirectoryError):
@@ -240,6 +245,17 @@ def _naming(what: str) -> Iterator[None]:
         again = "run the same command again: what arrived stays"
         hint = f"make room there, then {again}" if refusal_in(e) in FULL else again
         raise EnvironmentFault(f"could not {what}", why, hint) from e
+
+
+def _read_on_disk(path: Path) -> bytes | None:
+    try:
+        return read_file(path, limit=RECORDS_LIMIT)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except UnsafeFile:
+        if path.is_dir() and not path.is_symlink():
+            return None
+        raise
 
 
 def _status_of(error: BaseException) -> int | None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from aifx.core.artifact import UNFINISHED
+from aifx.core.artifact import is_unfinished
 from aifx.core.files import held_temporary, is_temporary
 from aifx.core.locks import LOCK, REMOVED, FolderBusy, holding, remove_folder
 from aifx.curation.databases.sources import READ
@@ -138,7 +138,7 @@ def _kind_of(folder: Path) -> LeftoverKind | None:
     if found := _UNFINISHED.fullmatch(folder.name):
         kind = _KINDS[found[1]]
         return "index" if kind == "step" and folder.parent.parent.name == INDEXES else kind
-    return "tokens" if UNFINISHED in folder.name and folder.parent.parent.name == TOKENS else None
+    return "tokens" if is_unfinished(folder.name) and folder.parent.parent.name == TOKENS else None
 
 
 def _is_dataset(folder: Path) -> bool:

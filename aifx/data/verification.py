@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from aifx.core.artifact import MANIFEST, Artifact, DamagedArtifact, SealedFile, check_once, parse_files
 from aifx.core.artifact_copies import damaged_in_store
 from aifx.core.errors import DataError
+from aifx.core.files import UnsafeFile
 from aifx.core.progress import report_progress
 from aifx.core.stores import Store
 from aifx.data.versions import (
@@ -24,6 +25,7 @@ from aifx.data.versions import (
     SUMS,
     Version,
     parse_manifest,
+    read_manifest,
     sums_of,
     sums_text,
 )
@@ -51,7 +53,11 @@ def check_files(store: Store, name: str, version: str) -> CheckedFiles:
         store: the version's folder.
         name: of the data set.
     """
-    artifact, sums, damages = _read_manifest(store, name, version), store.read(SUMS), []
+    artifact, damages = _read_manifest(store, name, version), []
+    try:
+        sums = store.read(SUMS)
+    except UnsafeFile:  # a link or a FIFO
+        sums = b""
     if isinstance(artifact, Artifact):
         is_same = sums == sums_of(artifact)
     else:
@@ -99,10 +105,10 @@ def _listed_files(store: Store, sums: bytes) -> dict[str, SealedFile]:
 
 def _read_manifest(store: Store, name: str, version: str) -> Artifact | str:
     """The version, or the reason why its manifest cannot be used."""
-    data = store.read(MANIFEST)
-    if data is None:
-        return "is missing"
     try:
+        data = read_manifest(store)
+        if data is None:
+            return "is missing"
         artifact, manifest = parse_manifest(data, MANIFEST, version)
     except DataError as e:
         return f"is damaged: {e.why.removeprefix(f'{MANIFEST}: ')}"

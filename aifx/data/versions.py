@@ -17,6 +17,7 @@ of a remote root is copied into the cache before it is read.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,13 +38,13 @@ from aifx.core.artifact import (
     mark_checked,
     parse_artifact,
     short,
-    writable_folder,
 )
 from aifx.core.artifact_copies import copy_artifact
 from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError, DataError, UsageError, did_you_mean
+from aifx.core.files import UnsafeFile
 from aifx.core.json_values import plain
-from aifx.core.os_errors import first_line
+from aifx.core.os_errors import could_not, first_line
 from aifx.core.project import Project, cache_path
 from aifx.core.stores import Store, open_store
 
@@ -367,7 +368,7 @@ class Catalog:
     def _read(self, name: str, version: str, digits: str) -> tuple[Artifact, Manifest]:
         """The version in a folder. Raises UsageError if its digest does not begin with these digits, DataError."""
         store = self.store.below(f"{name}/{version}")
-        data = store.read(MANIFEST)
+        data = read_manifest(store)
         if data is None:
             raise DataError(f"no {store.url}/{MANIFEST}", "the version is not complete", f"aifx data ls {name}")
         artifact, manifest = parse_manifest(data, store.url, version)
@@ -378,7 +379,7 @@ class Catalog:
     def publish(self, version: Version) -> None:
         """Copy a version from a folder of this machine to a remote root; its manifest goes last."""
         source, target = open_store(str(version.path)), self.store.below(version.reference.replace("@", "/"))
-        artifact, _ = parse_manifest(source.read(MANIFEST) or b"", source.url, version.manifest.version)
+        artifact, _ = parse_manifest(read_manifest(source) or b"", source.url, version.manifest.version)
         target.write(SUMS, iter([sums_of(artifact)]))
         with _damaged_data():
             copy_artifact(source, artifact, target)
@@ -389,12 +390,14 @@ def fetch(store: Store, artifact: Artifact, folder: Path) -> Path:
 
     Raises DataError if it is damaged in the store, EnvironmentFault if the store fails.
     """
-    with _damaged_data(), writable_folder(folder):
+    with _damaged_data():
         try:
             check_once(folder, artifact, artifact.every_file)
         except DamagedArtifact:  # or not there yet
             copy_artifact(store, artifact, open_store(str(folder)))
             mark_checked(folder, artifact, artifact.every_file)
+        except OSError as e:
+            raise could_not(f"could not read {folder}", e, e.errno or errno.EIO, str(folder)) from e
     return folder
 
 
@@ -413,6 +416,17 @@ def _damaged_data() -> Iterator[None]:
         yield
     except DamagedArtifact as e:
         raise DataError(e.what, e.why, "aifx data verify") from e
+
+
+def read_manifest(store: Store) -> bytes | None:
+    """The bytes of the manifest of an artefact in a store; None if there is none.
+
+    Raises DataError for a link, a FIFO or a device in its place, EnvironmentFault if the store fails.
+    """
+    try:
+        return store.read(MANIFEST)
+    except UnsafeFile as e:
+        raise DataError(f"{store.url} is damaged", e.what, e.hint) from e
 
 
 def parse_manifest(data: bytes, place: str, version: str) -> tuple[Artifact, Manifest]:
@@ -458,7 +472,7 @@ def parse_typed(
 
 
 def _manifest_of(artifact: Artifact) -> Manifest:
-    """Raises ValueError, KeyError or TypeError for content that is no version's."""
+    """The version that an artefact holds. Raises ValueError, KeyError or TypeError for content of anything else."""
     fields = {**artifact.content, "name": artifact.notes["name"], "sha256": artifact.digest}
     for part in (SHARDS, DROPPED, QUARANTINE):
         fields[part] = [{**file, **asdict(artifact.files[file["name"]])} for file in fields[part]]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aifx.core.artifact import seal_files
+from aifx.core.artifact import seal_files, short
 from aifx.core.calls import call_each
 from aifx.core.errors import DataError, EnvironmentFault, UsageError, did_you_mean
 from aifx.core.json_files import readable_bytes
@@ -88,11 +88,14 @@ def build_index(
     need more memory than allowed.
     """
     _check(version, settings, limits)
-    name = settings.name(version.manifest.sha256)
+    digest = settings.digest(version.manifest.sha256)
+    name = short(digest)
     folder = indexes_folder(catalog, version.manifest)
     with holding(folder, f"version {version.reference}", "makes an index of it"):
-        if not rebuild and name in indexes_of(catalog, version.manifest):
-            found, is_new = open_index(catalog, version.manifest, name), False
+        known = indexes_of(catalog, version.manifest)
+        there = open_index(catalog, version.manifest, name) if name in known and not rebuild else None
+        if there is not None and digest in there.manifest.settings_digests:
+            found, is_new = there, False
             if found.manifest.is_accepted:
                 set_latest_index(catalog, version.manifest, name)
         else:

@@ -42,7 +42,7 @@ from aifx.core.os_errors import first_line
 from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
 from aifx.core.stores import open_store
-from aifx.data.versions import INDEXES, LATEST, Catalog, Manifest, ShardFile, fetch, parse_typed
+from aifx.data.versions import INDEXES, LATEST, Catalog, Manifest, ShardFile, fetch, parse_typed, read_manifest
 from aifx.search.embedders import EmbedderRecord
 from aifx.search.hashed_ngrams import HashedNgrams
 from aifx.search.kinds import IndexKind, Recall
@@ -69,8 +69,8 @@ class IndexSettings:
     effort: int | None = None
     least_recall: float = 0.95
 
-    def name(self, version_sha256: str) -> str:
-        """The name of the index of a version with these settings."""
+    def digest(self, version_sha256: str) -> str:
+        """SHA-256 of the version and of all that the index depends on; its beginning is the index's name."""
         chosen: list[Any] = [
             self.column,
             self.embedder.kind,
@@ -80,7 +80,7 @@ class IndexSettings:
         ]
         if self.kind != "exact":
             chosen += [self.effort, self.least_recall]
-        return short(sha256_of(encode_json([FORMAT, version_sha256, *chosen])))
+        return sha256_of(encode_json([FORMAT, version_sha256, *chosen]))
 
 
 @dataclass(frozen=True)
@@ -127,16 +127,16 @@ class IndexManifest:
         if self.recall is not None:
             parts += ["--kind", self.kind, "--min-recall", f"{self.recall.least:g}"]
             chosen = IndexSettings(self.column, self.embedder, self.kind, None, self.recall.least)
-            if chosen.name(self.version_sha256) != self.name:
+            if short(chosen.digest(self.version_sha256)) != self.name:
                 parts += ["--effort", str(self.effort)]
         return " ".join(parts)
 
     @property
-    def possible_names(self) -> set[str]:
-        """The names that `IndexSettings` gives it, for an effort that was given or found."""
+    def settings_digests(self) -> set[str]:
+        """Those of the settings that it can have been made with: its effort was given or found."""
         least = self.recall.least if self.recall is not None else 0.0
         settings = IndexSettings(self.column, self.embedder, self.kind, self.effort, least)
-        return {one.name(self.version_sha256) for one in (settings, replace(settings, effort=None))}
+        return {one.digest(self.version_sha256) for one in (settings, replace(settings, effort=None))}
 
     def artifact(self) -> Artifact:
         """The artefact. The folder has the name, and `files` the size and SHA-256."""
@@ -283,11 +283,11 @@ def _read_manifest(catalog: Catalog, version: Manifest, name: str) -> tuple[Arti
         fields |= {"name": name, "reference": short_reference(whole), "version_sha256": whole.partition("@")[2]}
         fields["file"] = {"name": INDEX_FILE, "rows": fields.pop("vectors"), **asdict(artifact.files[INDEX_FILE])}
         manifest: IndexManifest = _MANIFEST.validate_python(fields)
-        if manifest.version_sha256 == version.sha256 and name not in manifest.possible_names:
+        if manifest.version_sha256 == version.sha256 and name not in map(short, manifest.settings_digests):
             raise ValueError("the index's name is not that of its settings")
         return manifest
 
-    artifact, manifest = parse_typed(store.read(MANIFEST) or b"", store.url, INDEX, FORMAT, typed, hint)
+    artifact, manifest = parse_typed(read_manifest(store) or b"", store.url, INDEX, FORMAT, typed, hint)
     if manifest.version_sha256 != version.sha256:
         why = f"it is of {manifest.reference}, and {version.reference} has other rows"
         raise DataError(f"{store.url} is not an index of {version.reference}", why, hint)

@@ -48,7 +48,7 @@ def leave(root: Path, version: Version) -> dict[str, tuple[str, int]]:
         own / ".query-456789abcdef0123": "read",
         own / ".removed-89abcdef0123": "removal",
         indexes / ".work-cdef01234567": "index",
-        root / ".tokens" / version.manifest.version / "digest.tmp-x": "tokens",
+        root / ".tokens" / version.manifest.version / "digest.tmp-0123456789abcdef": "tokens",
         root / ".tokens" / ".removed-0123456789ab": "removal",
         root / "killed-before-its-first-version" / ".work-0123456789abcdef": "step",
     }

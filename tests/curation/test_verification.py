@@ -195,3 +195,21 @@ def test_no_search_reads_a_damaged_shard(made: Version, tmp_path: Path) -> None:
         found = inprocess.run(["data", "search", "pets", *args, *root], tmp_path, {})
         assert (found.returncode, found.stdout) == (2, ""), found.stderr
         assert "00000-000.parquet" in found.stderr
+
+
+@pytest.mark.parametrize("planted", ["link", "fifo"])
+@pytest.mark.parametrize("name", ["manifest.json", "SHA256SUMS"])
+def test_what_is_no_file_is_neither_followed_nor_waited_for(
+    made: Version, tmp_path: Path, name: str, planted: str
+) -> None:
+    path = made.path / name
+    if planted == "link":
+        path.rename(tmp_path / name)
+        path.symlink_to(tmp_path / name)
+    else:
+        path.unlink()
+        os.mkfifo(path)
+    catalog = catalog_of(made)
+    assert [damage.split()[0] for damage in damages(catalog, made)] == [name]
+    if name == "manifest.json":
+        assert list_versions(catalog).damaged == (made.reference,)
