@@ -43,7 +43,7 @@ from aifx.core.project import cache_location, cache_path
 
 MANIFEST = "manifest.json"
 BLOCKS = ".blocks"
-"""What the name of a file ends in that holds the digests of another one's blocks."""
+"""The file `X.blocks` has the digests of the blocks of the file `X`."""
 
 FORMAT = 1
 SHORT_DIGITS = 12
@@ -62,7 +62,7 @@ T = TypeVar("T")
 
 
 class DamagedArtifact(AifxError):
-    """An artefact is not as it was sealed: a file is missing, torn or altered. `why` says which, and how."""
+    """A file of an artefact is missing or differs from its digest. `why` names the file and the difference."""
 
     def __init__(self, place: object, why: str) -> None:
         super().__init__(f"{place} is damaged", why)
@@ -502,7 +502,7 @@ def damaged_files(
 
 
 def damage(folder: Path, name: str, file: SealedFile, progress: Reporter | None = None) -> str | None:
-    """The damage of a file of the artefact in `folder`, which is read whole; None if it is as it was sealed.
+    """How a file of the artefact in `folder` differs from its digest; None if it does not. Reads all of it.
 
     Raises OSError if the machine refuses to read it.
     """

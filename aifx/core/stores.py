@@ -125,8 +125,8 @@ class Store:
         """Put a small file there if nothing is there. Returns whether this call did, among any number of machines.
 
         The file is whole and durable when this returns, with either answer. A call that was killed, or that raised
-        EnvironmentFault, may have put it there. Asked again, a folder on a disk answers False: `read` tells whether the
-        file is the caller's. A remote store answers True if the file is `data`, because its client sends again what got
+        EnvironmentFault, may have put it there. Called again, a folder on a disk answers False: compare what `read`
+        returns with `data`. A remote store answers True if the file is `data`, because its client sends again what got
         no answer, and what it had put there then refuses it. So competing callers put something of their own, such as
         a random id, into `data`.
 

@@ -1,4 +1,4 @@
-"""A checkpoint is an artefact: each file is sealed once, by whoever wrote it, and a fact stands once."""
+"""A checkpoint is an artefact: the process that writes a file seals it, and its manifest has each fact once."""
 
 from __future__ import annotations
 
