@@ -14,8 +14,8 @@ from aifx.core.steps import parse_step
 
 if TYPE_CHECKING:
     from aifx.benchmarking.results import Report as BenchReport
-    from aifx.data.base import Split
     from aifx.data.frames import Rows
+    from aifx.data.splits import Split
     from aifx.evaluation.dataset import DatasetReports
     from aifx.evaluation.held_out import Report as Evaluation
     from aifx.generation.generator import GeneratedText

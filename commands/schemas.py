@@ -164,7 +164,7 @@ def command_types() -> dict[str, Any]:
 def file_types() -> dict[str, Any]:
     """The type of each file that other programs may read."""
     from aifx.curation.profile import Profile
-    from aifx.data import versions
+    from aifx.data.versions.manifest import VersionFile
     from aifx.health import documents as health
     from aifx.hub.exported import ExportContent
     from aifx.hub.importing import ImportFile
@@ -190,7 +190,7 @@ def file_types() -> dict[str, Any]:
         "plan": PlanFile,
         "manifest": formats.CheckpointFile,
         "measured-peaks": Ceilings,
-        "dataset-manifest": versions.VersionFile,
+        "dataset-manifest": VersionFile,
         "dataset-profile": Profile,
         "dataset-index": IndexFile,
         "snapshot": health.SnapshotDocument,

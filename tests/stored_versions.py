@@ -12,7 +12,9 @@ import pyarrow as pa
 from aifx.core.project import Project
 from aifx.curation.execution import execute
 from aifx.curation.step import Limits, Outcome, Step
-from aifx.data.versions import ROW, SOURCE, Kind, Source, Version, open_catalog
+from aifx.data.names import ROW, SOURCE, Kind
+from aifx.data.versions.catalog import open_catalog
+from aifx.data.versions.manifest import Source, Version
 
 LIMITS = Limits(1 << 30, 1)
 

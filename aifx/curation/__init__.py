@@ -1,1 +1,1 @@
-"""From raw files to immutable, explained versions of data sets. `aifx.data.versions` reads them."""
+"""From raw files to immutable, explained versions of data sets. training reads them by `aifx.data.versions`."""

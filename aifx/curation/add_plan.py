@@ -17,12 +17,14 @@ from aifx.core.progress import report_progress
 from aifx.curation.adding import Add
 from aifx.curation.collecting import decided_encoding, options_of, reading_of
 from aifx.curation.execution import Made, Runner, execute, work_folder
-from aifx.curation.readers.base import ColumnsChanged, DamagedFile, ReadOptions
-from aifx.curation.readers.formats import KINDS, READERS
-from aifx.curation.source_files import Listing, SourceFile
 from aifx.curation.step import Limits
-from aifx.data.likely_encodings import AUTO
-from aifx.data.versions import Catalog, Kind, Manifest, Source, Version
+from aifx.data.names import Kind
+from aifx.data.readers.base import ColumnsChanged, DamagedFile, ReadOptions
+from aifx.data.readers.formats import KINDS, READERS
+from aifx.data.readers.likely_encodings import AUTO
+from aifx.data.readers.sources import Listing, SourceFile
+from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.manifest import Manifest, Source, Version
 
 SLOW = ("html", "warc", "image")
 CSV_MEMORY = 400 << 20

@@ -10,11 +10,12 @@ from aifx.core.plurals import counted
 from aifx.curation.add_plan import AddPlan
 from aifx.curation.collecting import decided_encoding
 from aifx.curation.execution import Made
-from aifx.curation.shards import read_shard
-from aifx.curation.source_files import Listing
-from aifx.data.likely_encodings import SAMPLE_BYTES, likely_encodings
-from aifx.data.likely_encodings import SHOWN as LIKELY
-from aifx.data.versions import Kind, Manifest, Version
+from aifx.data.names import Kind
+from aifx.data.readers.likely_encodings import SAMPLE_BYTES, likely_encodings
+from aifx.data.readers.likely_encodings import SHOWN as LIKELY
+from aifx.data.readers.sources import Listing
+from aifx.data.versions.manifest import Manifest, Version
+from aifx.data.versions.shards import read_shard
 
 SHOWN = 10
 """Bad rows that the command shows."""

@@ -14,15 +14,16 @@ from aifx.core.json_files import write_json
 from aifx.core.json_values import encode_json, plain
 from aifx.core.parsing import parse_json
 from aifx.curation.collecting import Collector, conformed, merged, options_of
-from aifx.curation.readers.base import TEXT, ColumnsChanged, DamagedFile, ReadOptions
-from aifx.curation.readers.formats import READERS
-from aifx.curation.readers.images import IMAGE, LABEL
-from aifx.curation.readers.text import read_documents
-from aifx.curation.readers.web import check_installed
-from aifx.curation.shards import read_parts
-from aifx.curation.source_files import SourceFile
 from aifx.curation.step import Limits, Outcome, Step
-from aifx.data.versions import RESERVED, SOURCE, Kind, Source
+from aifx.data.names import RESERVED, SOURCE, Kind
+from aifx.data.readers.base import TEXT, ColumnsChanged, DamagedFile, ReadOptions
+from aifx.data.readers.formats import READERS
+from aifx.data.readers.images import IMAGE, LABEL
+from aifx.data.readers.sources import SourceFile
+from aifx.data.readers.text import read_documents
+from aifx.data.readers.web import check_installed
+from aifx.data.versions.manifest import Source
+from aifx.data.versions.shards import read_parts
 
 if TYPE_CHECKING:
     from pyarrow import Schema, Table

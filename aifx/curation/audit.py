@@ -17,12 +17,13 @@ from aifx.core.progress import report_progress
 from aifx.curation.decisions import read_decisions
 from aifx.curation.duplicates import Shards, find_duplicates
 from aifx.curation.near import JOINED
-from aifx.curation.shards import read_parts, write_shard
 from aifx.curation.sketches import SHINGLE_WORDS
 from aifx.curation.step import Limits
 from aifx.curation.words import split_words
-from aifx.data.verification import check_shards
-from aifx.data.versions import ROW, ShardFile, Version
+from aifx.data.names import ROW
+from aifx.data.versions.manifest import ShardFile, Version
+from aifx.data.versions.shards import read_parts, write_shard
+from aifx.data.versions.verification import check_shards
 
 LEAST_WORDS = 20
 """Of a row of which a copy is planted: in a shorter one, an edit leaves too little."""

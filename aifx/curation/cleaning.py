@@ -12,11 +12,12 @@ from aifx.core.errors import UsageError
 from aifx.curation.languages import identify
 from aifx.curation.measures import Texts
 from aifx.curation.rules import Rule
-from aifx.curation.shards import dropped_rows
 from aifx.curation.step import Outcome, ShardStep
 from aifx.curation.text_repair import UnicodeForm, repaired
-from aifx.data.datasets import check_own_rows
-from aifx.data.versions import ROW, TEXT_TYPES, Manifest
+from aifx.data.names import ROW
+from aifx.data.versions.manifest import TEXT_TYPES, Manifest
+from aifx.data.versions.parts import check_own_rows
+from aifx.data.versions.shards import dropped_rows
 
 if TYPE_CHECKING:
     from pyarrow import Table

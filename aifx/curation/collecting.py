@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError
 from aifx.core.redaction import redact
-from aifx.curation.readers.base import TEXT, BadRow, Batch, DamagedFile, ReadOptions, joined
-from aifx.curation.readers.fitting import fitted, storable_columns
-from aifx.curation.readers.formats import KINDS, Format
-from aifx.curation.readers.images import LABEL
-from aifx.curation.readers.streams import decided
-from aifx.curation.readers.text import LARGE_BYTES, strings
-from aifx.curation.shards import PART_BYTES
-from aifx.curation.source_files import SourceFile
 from aifx.curation.step import Outcome
-from aifx.data.likely_encodings import AUTO
-from aifx.data.versions import RESERVED, ROW, SOURCE, Source
+from aifx.data.names import RESERVED, ROW, SOURCE
+from aifx.data.readers.base import TEXT, BadRow, Batch, DamagedFile, ReadOptions, joined
+from aifx.data.readers.fitting import fitted, storable_columns
+from aifx.data.readers.formats import KINDS, Format
+from aifx.data.readers.images import LABEL
+from aifx.data.readers.likely_encodings import AUTO
+from aifx.data.readers.sources import SourceFile
+from aifx.data.readers.streams import decided
+from aifx.data.readers.text import LARGE_BYTES, strings
+from aifx.data.versions.manifest import Source
+from aifx.data.versions.shards import PART_BYTES
 
 if TYPE_CHECKING:
     from pyarrow import Schema, Table

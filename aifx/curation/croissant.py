@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from aifx.core.artifact import short_reference
-from aifx.data.versions import SHARDS, Manifest
+from aifx.data.versions.manifest import SHARDS, Manifest
 
 CONTEXT: dict[str, Any] = {
     "@language": "en",

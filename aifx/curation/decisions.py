@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aifx.curation.shards import dropped_rows, read_parts
 from aifx.curation.step import Limits, Outcome, Step
 from aifx.curation.words import I64
-from aifx.data.versions import ROW
+from aifx.data.names import ROW
+from aifx.data.versions.shards import dropped_rows, read_parts
 
 if TYPE_CHECKING:
     from pyarrow import Table
 
-    from aifx.data.versions import ShardFile
+    from aifx.data.versions.manifest import ShardFile
 
 DECISIONS = "decisions"
 """The folder of the decisions that `prepare` writes."""

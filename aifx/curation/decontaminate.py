@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from aifx.curation.decisions import DecidedStep, first_rows, without_dropped, write_decisions
 from aifx.curation.overlap import RUN_WORDS, Overlap, Reference, ReferenceTexts, build_index, find_overlaps
 from aifx.curation.step import Limits, Outcome
-from aifx.data.verification import check_shards
-from aifx.data.versions import Version
+from aifx.data.versions.manifest import Version
+from aifx.data.versions.verification import check_shards
 
 if TYPE_CHECKING:
     from pyarrow import Table

@@ -13,7 +13,9 @@ from aifx.curation.duplicates import DuplicateCounts, find_duplicates, shards_of
 from aifx.curation.execution import steps_folder
 from aifx.curation.sketches import open_sketches
 from aifx.curation.step import Limits, Outcome
-from aifx.data.versions import CLUSTER, ROW, Catalog, Version
+from aifx.data.names import CLUSTER, ROW
+from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.manifest import Version
 
 if TYPE_CHECKING:
     from pyarrow import Table

@@ -16,7 +16,8 @@ import numpy as np
 
 from aifx.curation.profile import Profile
 from aifx.curation.sql import RowTable, identifier, open_tables
-from aifx.data.versions import RESERVED, ROW, SPLIT, Version
+from aifx.data.names import RESERVED, ROW, SPLIT
+from aifx.data.versions.manifest import Version
 
 SAMPLE_ROWS = 100_000
 BINS = 10

@@ -21,11 +21,13 @@ from aifx.curation.execution import execute, holding_dataset, steps_folder
 from aifx.curation.history import TrainedRun, find_manifest, trained_runs
 from aifx.curation.leftovers import delete_leftover, leftovers_in
 from aifx.curation.lineage import record_removal
-from aifx.curation.shards import dropped_rows
 from aifx.curation.sql import RowTable, open_selection, open_tables
 from aifx.curation.step import Limits, Outcome, ShardStep
-from aifx.data.datasets import TOKENS
-from aifx.data.versions import INDEXES, ROW, Catalog, Version
+from aifx.data.names import ROW
+from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.manifest import INDEXES, Version
+from aifx.data.versions.parts import TOKENS
+from aifx.data.versions.shards import dropped_rows
 
 if TYPE_CHECKING:
     from pyarrow import Table

@@ -39,25 +39,27 @@ from aifx.core.parsing import parse_json
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import cache_path
 from aifx.core.version import __version__
+from aifx.curation.croissant import croissant_of
 from aifx.curation.lineage import record_run
 from aifx.curation.profile import PartialProfile, ProfileSum, complete_profile, merge_profiles, profile_rows
-from aifx.curation.publishing import seal_version
-from aifx.curation.shards import ShardWriter, columns_of, return_memory
 from aifx.curation.step import Limits, Step
-from aifx.data.datasets import check_own_rows
-from aifx.data.verification import check_shards
-from aifx.data.versions import (
+from aifx.data.versions.catalog import Catalog, check_dataset_name
+from aifx.data.versions.manifest import (
+    CROISSANT,
     DROPPED,
+    PROFILE,
     QUARANTINE,
     SHARDS,
-    Catalog,
     Manifest,
     ShardFile,
     Source,
     StepRecord,
     Version,
-    check_dataset_name,
 )
+from aifx.data.versions.parts import check_own_rows
+from aifx.data.versions.sealing import seal_version
+from aifx.data.versions.shards import ShardWriter, columns_of, return_memory
+from aifx.data.versions.verification import check_shards
 
 OUT, DONE, PREPARED, WHOLE = "out", "done", "prepared", "version"
 WORK = ".work-"
@@ -205,7 +207,7 @@ def _make_version(
     remove_temporary(whole)  # of a call that was killed
     _move([file.name for file in manifest.files], work / OUT, whole)
     profile = complete_profile(merge_profiles(result.profile for result in results), manifest, whole)
-    artifact = seal_version(whole, manifest, profile)
+    artifact = seal_version(whole, manifest, {CROISSANT: croissant_of(manifest), PROFILE: plain(profile)})
     if catalog.local is None:
         catalog.publish(Version(whole, manifest))
         return catalog.open(manifest.whole_reference)

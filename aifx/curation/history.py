@@ -14,8 +14,9 @@ from aifx.core.json_values import encode_json
 from aifx.core.project import Project
 from aifx.core.sanitize import shorten
 from aifx.curation.lineage import STEP_FACET, is_removal, new_sources, read_lineage
-from aifx.data.datasets import rows_and_bytes
-from aifx.data.versions import Catalog, Manifest
+from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.manifest import Manifest
+from aifx.data.versions.parts import rows_and_bytes
 from aifx.runs.provenance import read_provenance
 
 SETTINGS_CHARACTERS = 200

@@ -11,7 +11,8 @@ from typing import Any
 from aifx.core.json_files import JsonLines
 from aifx.core.json_values import plain
 from aifx.core.version import DISTRIBUTION, __version__
-from aifx.data.versions import INDEXES, LINEAGE, Catalog, Manifest, Source, Version
+from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.manifest import INDEXES, LINEAGE, Manifest, Source, Version
 from aifx.runs.lock import exclusive
 
 SCHEMA = "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent"

@@ -11,8 +11,8 @@ from typing import Any
 from aifx.core.artifact import short_reference
 from aifx.core.errors import UsageError
 from aifx.curation.step import Limits, Outcome, Step
-from aifx.data.datasets import MIX
-from aifx.data.versions import Catalog
+from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.parts import MIX
 
 LEAST_SHARE = 0.002
 """Training takes rows in cycles of 1,000, which hold at least one of a set with this share."""

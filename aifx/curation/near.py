@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from aifx.core.calls import call_each
 from aifx.core.progress import report_progress
 from aifx.curation.decisions import first_rows
-from aifx.curation.shards import read_parts, return_memory
 from aifx.curation.shared_keys import Keys
 from aifx.curation.sketches import NO_WORDS, PERMUTATIONS, SHINGLE_WORDS, sketching
 from aifx.curation.step import Limits
 from aifx.curation.union_find import Clusters
 from aifx.curation.words import I64, U64, find_words, mix, spread, word_runs
-from aifx.data.versions import ShardFile
+from aifx.data.versions.manifest import ShardFile
+from aifx.data.versions.shards import read_parts, return_memory
 
 RECALL = 0.999
 """Least probability that two texts share a band if they are as similar as the threshold."""

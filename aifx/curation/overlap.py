@@ -19,11 +19,12 @@ from aifx.core.calls import call_each
 from aifx.core.errors import EnvironmentFault
 from aifx.core.json_files import readable_bytes
 from aifx.core.progress import report_progress
-from aifx.curation.shards import read_parts, read_shard, return_memory
 from aifx.curation.step import Limits
 from aifx.curation.words import I64, U64, Words, find_words, split_words, text_buffer, word_runs
-from aifx.data.base import Split
-from aifx.data.versions import ROW, SOURCE, SPLIT, Version
+from aifx.data.names import ROW, SOURCE, SPLIT
+from aifx.data.splits import Split
+from aifx.data.versions.manifest import Version
+from aifx.data.versions.shards import read_parts, read_shard, return_memory
 
 if TYPE_CHECKING:
     from pyarrow import Table

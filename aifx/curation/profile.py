@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from aifx.curation.shards import BULK, read_parts, repeats
 from aifx.curation.sketches import hash_bytes
 from aifx.curation.words import mix
-from aifx.data.versions import CLUSTER, ROW, SOURCE, Manifest, Version
+from aifx.data.names import CLUSTER, ROW, SOURCE
+from aifx.data.versions.manifest import Manifest, Version
+from aifx.data.versions.shards import BULK, read_parts, repeats
 
 if TYPE_CHECKING:
     from pyarrow import ChunkedArray, Table

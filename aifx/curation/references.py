@@ -16,16 +16,18 @@ from aifx.core.project import Project
 from aifx.curation.add_plan import check_options, plan_add, run_add
 from aifx.curation.add_reports import BadRows, first_quarantined
 from aifx.curation.overlap import HELD_OUT, Reference
-from aifx.curation.readers.base import ReadOptions
-from aifx.curation.source_files import list_sources, name_of, without_secrets
 from aifx.curation.step import Limits
-from aifx.data.base import Split
 from aifx.data.corpus import TextCorpus, open_corpus
-from aifx.data.files import find_files
+from aifx.data.names import SPLIT
+from aifx.data.readers.base import ReadOptions
+from aifx.data.readers.documents import find_files
+from aifx.data.readers.sources import list_sources, name_of, without_secrets
 from aifx.data.sections import TextSection
-from aifx.data.verification import check_shards
+from aifx.data.splits import Split
 from aifx.data.version_corpus import open_versions
-from aifx.data.versions import DATASET_NAME, SPLIT, Catalog, Version, open_catalog
+from aifx.data.versions.catalog import DATASET_NAME, Catalog, open_catalog
+from aifx.data.versions.manifest import Version
+from aifx.data.versions.verification import check_shards
 
 
 @dataclass(frozen=True)

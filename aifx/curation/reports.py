@@ -14,9 +14,11 @@ from aifx.core.os_errors import first_line
 from aifx.core.parsing import parse_json
 from aifx.curation.execution import Made
 from aifx.curation.profile import Profile
-from aifx.data.datasets import check_own_rows, rows_and_bytes
-from aifx.data.verification import check_files
-from aifx.data.versions import PROFILE, Catalog, Kind
+from aifx.data.names import Kind
+from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.manifest import PROFILE
+from aifx.data.versions.parts import check_own_rows, rows_and_bytes
+from aifx.data.versions.verification import check_files
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from aifx.core.files import read_file, replacing
 from aifx.core.json_files import write_json
 from aifx.core.parsing import parse_json
 from aifx.curation.words import HASHES, find_words, word_runs
-from aifx.data.versions import ShardFile
+from aifx.data.versions.manifest import ShardFile
 
 SHINGLE_WORDS = 5
 PERMUTATIONS = 96

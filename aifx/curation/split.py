@@ -13,9 +13,10 @@ from aifx.core.errors import DataError
 from aifx.core.plurals import counted
 from aifx.curation.decisions import DecidedStep, decisions_about, first_rows, read_decisions, write_decisions
 from aifx.curation.dedupe import find_clusters, set_column, with_clusters
-from aifx.curation.shards import read_parts
 from aifx.curation.step import Limits, Outcome
-from aifx.data.versions import CLUSTER, ROW, SPLIT, Version
+from aifx.data.names import CLUSTER, ROW, SPLIT
+from aifx.data.versions.manifest import Version
+from aifx.data.versions.shards import read_parts
 
 if TYPE_CHECKING:
     from pyarrow import Table

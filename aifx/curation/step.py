@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from aifx.curation.shards import read_parts
-from aifx.data.versions import Kind, Source, Version
+from aifx.data.names import Kind
+from aifx.data.versions.manifest import Source, Version
+from aifx.data.versions.shards import read_parts
 
 if TYPE_CHECKING:
     from pyarrow import Table

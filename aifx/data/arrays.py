@@ -17,11 +17,12 @@ from aifx.config.sections import Conflict, DataSection, Fraction
 from aifx.core.digests import Hash64, Sha256, fraction_of
 from aifx.core.errors import AifxError, ConfigError, DataError
 from aifx.core.project import Project
-from aifx.data.base import Batch, DataFormat, Split, undefined
+from aifx.data.base import Batch, DataFormat, undefined
 from aifx.data.order import shuffled
-from aifx.data.rows import FORMATS, input_file, read_rows
+from aifx.data.readers.rows import FORMATS, input_file, read_rows
 from aifx.data.sections import held_out_conflicts, missing_file
 from aifx.data.spec import DataSpec, Field
+from aifx.data.splits import Split
 
 WEIGHTS = "weights"
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from aifx.core.errors import UsageError
 from aifx.core.project import Project
-from aifx.data.rows import InputFile, Row, read_rows
+from aifx.data.names import ROW
+from aifx.data.readers.rows import InputFile, Row, read_rows
 from aifx.data.spec import DataSpec
-from aifx.data.versions import ROW
+from aifx.data.splits import Split
 
-Split: TypeAlias = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Batch: TypeAlias = dict[str, np.ndarray]  # each array [rows, ...]
 
 TEXT_BYTES = "num_bytes"

@@ -13,13 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-from aifx.core.digests import Hash64, Sha256, fraction_of
+from aifx.core.digests import Hash64, Sha256
 from aifx.core.errors import DataError
 from aifx.core.project import Project, cache_path
-from aifx.data.base import SPLITS, Split
-from aifx.data.encoding import SUFFIXES, FileScan, TextFile, report_bad_bytes, undecodable
-from aifx.data.files import Piece, check_regular, find_files, read_documents, scan_file
+from aifx.data.readers.documents import Piece, check_regular, find_files, read_documents, scan_file
+from aifx.data.readers.encodings import SUFFIXES, FileScan, TextFile, report_bad_bytes, undecodable
 from aifx.data.sections import TextSection
+from aifx.data.splits import SPLITS, Split, split_of
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class Corpus:
         for piece in self._read("train", whole=False):
             digest.update(piece.text.encode())
             if piece.closes:
-                assignment.append(split_of(digest.digest(), self.fractions))
+                assignment.append(SPLITS.index(split_of(digest.digest(), self.fractions)))
                 digest = Hash64()
         return assignment
 
@@ -200,12 +200,6 @@ def _check_apart(scans: Files) -> None:
                     what = f"{file.name} is named for both data.{other} and data.{split}"
                 hint = f"name the files of data.{other} so that they leave it out"
                 raise DataError(what, "what is trained on must not be measured on", hint)
-
-
-def split_of(digest: bytes, fractions: Mapping[Split, float]) -> int:
-    """The split of a document or a group of them by the digest of a `Hash64`, as an index into SPLITS."""
-    held_out = fraction_of(digest) - fractions["test"]
-    return 2 if held_out < 0 else 1 if held_out < fractions["validation"] else 0
 
 
 def by_block(pieces: Iterator[Piece], total: int, fractions: Mapping[Split, float]) -> Iterator[tuple[Split, Piece]]:

@@ -12,10 +12,10 @@ import numpy as np
 
 from aifx.core.errors import DataError
 from aifx.data.arrays import Arrays, hash_fraction
-from aifx.data.base import Split
-from aifx.data.files import check_regular
 from aifx.data.image_rows import TRAINING_ARRAYS, image_arrays
+from aifx.data.readers.documents import check_regular
 from aifx.data.sections import ImagesSection
+from aifx.data.splits import Split
 
 HINT = "the file holds train_images, train_labels, test_images and test_labels, written by numpy.savez"
 

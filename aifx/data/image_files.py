@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from aifx.core.errors import DataError, did_you_mean
-from aifx.data.base import Split
-from aifx.data.decoding import Picture
-from aifx.data.files import files_below
-from aifx.data.pictures import SUFFIXES
-from aifx.data.rows import input_file, read_rows
+from aifx.data.readers.decoding import Picture
+from aifx.data.readers.documents import files_below
+from aifx.data.readers.pictures import SUFFIXES
+from aifx.data.readers.rows import input_file, read_rows
+from aifx.data.splits import Split
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from typing import IO
 import numpy as np
 
 from aifx.core.errors import DataError, UsageError
-from aifx.data.files import files_below
-from aifx.data.pictures import MODES, SUFFIXES, BadPicture, Geometry, decode
-from aifx.data.rows import FORMATS, InputFile, Row, input_file, read_rows, unknown_format
+from aifx.data.readers.documents import files_below
+from aifx.data.readers.pictures import MODES, SUFFIXES, BadPicture, Geometry, decode
+from aifx.data.readers.rows import FORMATS, InputFile, Row, input_file, read_rows, unknown_format
 
 logger = logging.getLogger(__name__)
 

@@ -34,8 +34,8 @@ from aifx.core.files import UnsafeFile, open_file
 from aifx.core.os_errors import naming
 from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
-from aifx.data.decoding import PIXELS, Decoded, Picture, decode_all, decode_one, write_row
-from aifx.data.pictures import BadPicture, Fit, Geometry, is_grey, open_picture
+from aifx.data.readers.decoding import PIXELS, Decoded, Picture, decode_all, decode_one, write_row
+from aifx.data.readers.pictures import BadPicture, Fit, Geometry, is_grey, open_picture
 from aifx.machine.cpu import usable_cpus
 
 logger = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ import logging
 from aifx.core.errors import DataError
 from aifx.core.plurals import counted
 from aifx.core.project import Project
-from aifx.data.datasets import DatasetPart, open_single
 from aifx.data.image_files import Example, Listing, find_classes, list_pictures
+from aifx.data.names import CLUSTER, ROW, SPLIT
 from aifx.data.sections import ImagesSection
-from aifx.data.versions import CLUSTER, ROW, SPLIT
+from aifx.data.versions.parts import DatasetPart, open_single
 
 logger = logging.getLogger(__name__)
 

@@ -14,17 +14,18 @@ from aifx.core.digests import sha256_of_values
 from aifx.core.errors import ConfigError, DataError
 from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset, array_dataset, target_units
-from aifx.data.base import Batch, DataFormat, Split
+from aifx.data.base import Batch, DataFormat
 from aifx.data.image_archive import HINT, labelled, read_archive, read_arrays
 from aifx.data.image_files import Listing, list_pictures
 from aifx.data.image_rows import IMAGE_FIELD, read_images
 from aifx.data.image_splits import AXES, DEFAULT_SIZE, open_pictures, pictures_spec
 from aifx.data.image_versions import list_images
 from aifx.data.order import BalancedOrder
-from aifx.data.pictures import MEDIA_TYPES, MODES, Geometry, decode
-from aifx.data.rows import InputFile, Row, field
+from aifx.data.readers.pictures import MEDIA_TYPES, MODES, Geometry, decode
+from aifx.data.readers.rows import InputFile, Row, field
 from aifx.data.sections import ImagesSection
 from aifx.data.spec import DataSpec
+from aifx.data.splits import Split
 
 
 @dataclass(frozen=True)

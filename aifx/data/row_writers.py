@@ -13,7 +13,7 @@ from typing import IO, Any
 from aifx.core.errors import DataError, UsageError
 from aifx.core.files import replacing
 from aifx.core.json_values import encode_json
-from aifx.data.csv_rows import CsvText
+from aifx.data.readers.csv_rows import CsvText
 
 Record = Mapping[str, Any]
 

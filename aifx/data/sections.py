@@ -27,7 +27,7 @@ from aifx.core.project import CONFIG_NAME, Project
 from aifx.data.spec import ColumnKind
 
 if TYPE_CHECKING:
-    from aifx.data.versions import Kind
+    from aifx.data.names import Kind
 
 
 MOST_FILES = 64
@@ -100,7 +100,7 @@ class TokenSection(DataSection):
         return path
 
     def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
-        from aifx.data.files import find_files
+        from aifx.data.readers.documents import find_files
 
         for key in ("train", "validation", "test"):
             try:
@@ -179,7 +179,7 @@ class TextSection(DatasetSection, TokenSection):
         yield from self.check_tokenizer(project)
 
     def read_beginnings(self, project: Project) -> int:
-        from aifx.data.files import find_files, read_documents
+        from aifx.data.readers.documents import find_files, read_documents
 
         if self.dataset is not None:
             return num_shards(self.dataset, project, "text")
@@ -250,7 +250,7 @@ class ImagesSection(DatasetSection):
         """The archive's directory, or the headers of pictures; the rest is read when training begins."""
         from aifx.data.image_files import list_pictures
         from aifx.data.image_rows import check_archive
-        from aifx.data.pictures import open_picture
+        from aifx.data.readers.pictures import open_picture
 
         if self.dataset is not None:
             return num_shards(self.dataset, project, "images")
@@ -318,7 +318,7 @@ class SeriesSection(DatasetSection):
 
     def read_beginnings(self, project: Project) -> int:
         """The first row of the file."""
-        from aifx.data.rows import field, input_file, read_rows
+        from aifx.data.readers.rows import field, input_file, read_rows
 
         if self.dataset is not None:
             return num_shards(self.dataset, project, "table")
@@ -373,7 +373,7 @@ class TableSection(DatasetSection):
             yield from missing_file(project, "data.path", self.path)
 
     def read_beginnings(self, project: Project) -> int:
-        from aifx.data.rows import input_file, read_rows
+        from aifx.data.readers.rows import input_file, read_rows
 
         if self.dataset is not None:
             return num_shards(self.dataset, project, "table")
@@ -414,13 +414,13 @@ def missing_file(project: Project, key: str, name: str) -> Iterator[tuple[str, A
 
 def missing_dataset(reference: str, project: Project, kind: Kind) -> Iterator[tuple[str, AifxError]]:
     """The error of a version that is not there, or cannot be read. Reads its manifest."""
-    from aifx.data.datasets import check_dataset
+    from aifx.data.versions.parts import check_dataset
 
     yield from check_dataset(reference, project, kind)
 
 
 def num_shards(reference: str, project: Project, kind: Kind) -> int:
     """The number of files of a version. Raises UsageError, DataError."""
-    from aifx.data.datasets import open_parts
+    from aifx.data.versions.parts import open_parts
 
     return sum(len(part.manifest.shards) for part in open_parts(reference, project, kind))

@@ -21,18 +21,19 @@ from aifx.core.parsing import parse_json
 from aifx.core.plurals import counted, some_names
 from aifx.core.project import Project
 from aifx.data.arrays import WEIGHTS
-from aifx.data.base import SPLITS, Batch, DataFormat, Split
+from aifx.data.base import Batch, DataFormat
 from aifx.data.columns import is_missing, scale_of
-from aifx.data.datasets import open_single
-from aifx.data.rows import InputFile, Row, field, input_file
+from aifx.data.names import SPLIT
+from aifx.data.readers.rows import InputFile, Row, field, input_file
 from aifx.data.sections import SeriesSection
 from aifx.data.series_baselines import series_baselines
 from aifx.data.series_rows import check_places, read_numbers, read_series, read_time
 from aifx.data.series_windows import SeriesData, SeriesFacts, series_spec, window_batch
 from aifx.data.spec import DataSpec
+from aifx.data.splits import SPLITS, Split
 from aifx.data.table_file import RowsOf, VersionRows
 from aifx.data.time_grid import calendar_of, infer_grid, time_texts
-from aifx.data.versions import SPLIT
+from aifx.data.versions.parts import open_single
 
 logger = logging.getLogger(__name__)
 

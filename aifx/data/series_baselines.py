@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from aifx.data.arrays import WEIGHTS
-from aifx.data.base import Batch, Split
+from aifx.data.base import Batch
 from aifx.data.series_windows import SeriesData
+from aifx.data.splits import Split
 
 MOST_EXAMPLES = 20_000
 """Steps that the trees learn from, evenly spaced over the training split."""

@@ -14,8 +14,8 @@ import numpy as np
 
 from aifx.core.errors import DataError
 from aifx.data.columns import as_number, is_missing
-from aifx.data.rows import FORMATS, InputFile, unknown_format
-from aifx.data.rows import field as value_of
+from aifx.data.readers.rows import FORMATS, InputFile, unknown_format
+from aifx.data.readers.rows import field as value_of
 from aifx.data.sections import SeriesSection
 from aifx.data.table_file import RowsOf, rows_of
 from aifx.data.time_grid import TimeGrid, parse_parts, parse_time

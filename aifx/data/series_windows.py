@@ -10,10 +10,11 @@ import numpy as np
 
 from aifx.core.errors import DataError
 from aifx.data.arrays import WEIGHTS
-from aifx.data.base import Batch, Split
+from aifx.data.base import Batch
 from aifx.data.order import shuffled
 from aifx.data.sections import SeriesSection
 from aifx.data.spec import DataSpec, Field
+from aifx.data.splits import Split
 from aifx.data.time_grid import Calendar
 
 SMALLEST_SCALE = 1e-6

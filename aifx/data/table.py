@@ -27,7 +27,7 @@ from aifx.data.arrays import (
     take,
     target_units,
 )
-from aifx.data.base import SPLITS, Batch, Split
+from aifx.data.base import Batch
 from aifx.data.columns import (
     CALENDAR,
     CONVERSIONS,
@@ -45,13 +45,14 @@ from aifx.data.columns import (
     shown_columns,
     shown_value,
 )
-from aifx.data.datasets import open_single
-from aifx.data.rows import Row, field
+from aifx.data.names import CLUSTER, SPLIT
+from aifx.data.readers.rows import Row, field
 from aifx.data.sections import TableSection
 from aifx.data.spec import SPEC_FILE, Column, ColumnKind, DataSpec, need_spec
+from aifx.data.splits import SPLITS, Split
 from aifx.data.table_baselines import table_baselines
 from aifx.data.table_file import Table, VersionRows, places_of, read_table, table_of
-from aifx.data.versions import CLUSTER, SPLIT
+from aifx.data.versions.parts import open_single
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from aifx.core.errors import DataError, did_you_mean
 from aifx.data.columns import is_missing
-from aifx.data.datasets import DatasetPart
-from aifx.data.rows import InputFile, Row, input_file, read_rows
-from aifx.data.versions import RESERVED, ROW
+from aifx.data.names import RESERVED, ROW
+from aifx.data.readers.rows import InputFile, Row, input_file, read_rows
+from aifx.data.versions.parts import DatasetPart
 
 logger = logging.getLogger(__name__)
 

@@ -16,14 +16,15 @@ from aifx.core.errors import ConfigError, DataError
 from aifx.core.files import remove_temporary, replace_file
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import Project, cache_path
-from aifx.data.base import SPLITS, TEXT_BYTES, Batch, DataFormat, Split
+from aifx.data.base import TEXT_BYTES, Batch, DataFormat
 from aifx.data.blocks import read_cached, read_checked, write_checked
 from aifx.data.corpus import TextCorpus, file_corpus, open_corpus, split_corpus
 from aifx.data.mixing import Turns
-from aifx.data.rows import InputFile, Row, field, read_rows
+from aifx.data.readers.rows import InputFile, Row, field, read_rows
 from aifx.data.sections import OWN_TOKENIZERS, TextSection
 from aifx.data.sequences import Sequences, StreamSequences, packed_documents, stream_windows
 from aifx.data.spec import DataSpec, Field
+from aifx.data.splits import SPLITS, Split
 from aifx.data.store import TOKENS_VERSION, VERSION, SizesById, SplitTokens, TokenStore, stored_tokens
 from aifx.data.text_source import JoinedSequences, MixedSource, TextSource
 from aifx.data.tokenizer import BYTE_TOKENS, CHARACTER, WORDS, Tokenizer, character_tokenizer, train_tokenizer

@@ -11,13 +11,13 @@ from typing import Any, Literal, TypeAlias
 from aifx.core.digests import Hash64, sha256_of
 from aifx.core.errors import DataError
 from aifx.core.project import Project
-from aifx.data.base import SPLITS, Split
-from aifx.data.corpus import by_block, split_of
-from aifx.data.datasets import DatasetPart, open_parts
-from aifx.data.files import Piece, in_pieces
-from aifx.data.parquet import column_bytes
+from aifx.data.corpus import by_block
+from aifx.data.names import CLUSTER, ROW, SPLIT
+from aifx.data.readers.documents import Piece, in_pieces
+from aifx.data.readers.parquet_columns import column_bytes
 from aifx.data.sections import TextSection
-from aifx.data.versions import CLUSTER, ROW, SPLIT
+from aifx.data.splits import SPLITS, Split, split_of
+from aifx.data.versions.parts import DatasetPart, open_parts
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class VersionCorpus:
         fractions = self.fractions
 
         def by_hash(text: str) -> Split:
-            return SPLITS[split_of(Hash64(text.encode()).digest(), fractions)]
+            return split_of(Hash64(text.encode()).digest(), fractions)
 
         if self.division == "column":
             return SPLIT, lambda text, split: self.part.split_of(split)

@@ -23,8 +23,9 @@ from aifx.config.project_code import import_object
 from aifx.core.errors import DataError
 from aifx.core.json_files import write_json
 from aifx.core.project import Project
-from aifx.data.base import Batch, BatchSource, Split
+from aifx.data.base import Batch, BatchSource
 from aifx.data.kinds import DataKind
+from aifx.data.splits import Split
 from aifx.kinds import find_kind
 
 VARIABLE = "DRILL_FAULT"

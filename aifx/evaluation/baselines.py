@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from aifx.data.base import Batch, BatchSource, Dataset, Split
+from aifx.data.base import Batch, BatchSource, Dataset
 from aifx.data.spec import DataSpec, Field
+from aifx.data.splits import Split
 from aifx.models.base import Head, Model
 from aifx.parallel.context import ForwardContext
 from aifx.programs.build import Programs

@@ -17,7 +17,7 @@ from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
 from aifx.data.base import TEXT_BYTES, Batch
 from aifx.data.chat.rendering import COMPLETION, ChatRenderer
-from aifx.data.rows import Row
+from aifx.data.readers.rows import Row
 from aifx.data.text import TokenFormat
 from aifx.data.tokenizer import Tokenizer
 from aifx.evaluation.dataset import DATASET_READING, DatasetReport, DatasetReports, digest_of, keep_report, shown_name

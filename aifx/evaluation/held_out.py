@@ -27,7 +27,8 @@ from aifx.core.parsing import parse_json
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
-from aifx.data.base import TEXT_BYTES, Batch, Split
+from aifx.data.base import TEXT_BYTES, Batch
+from aifx.data.splits import Split
 from aifx.evaluation.baselines import baseline_programs
 from aifx.kinds import read_config
 from aifx.loading.references import with_references

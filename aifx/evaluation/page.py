@@ -13,7 +13,7 @@ from PIL import Image
 
 from aifx.core.pages import render
 from aifx.data.base import BatchSource
-from aifx.data.pictures import MODES
+from aifx.data.readers.pictures import MODES
 from aifx.data.spec import DataSpec
 from aifx.evaluation.dataset import DatasetReports
 from aifx.evaluation.held_out import Part, Report

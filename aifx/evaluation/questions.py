@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from aifx.core.errors import DataError
-from aifx.data.files import check_regular
-from aifx.data.rows import InputFile, Row, read_rows
+from aifx.data.readers.documents import check_regular
+from aifx.data.readers.rows import InputFile, Row, read_rows
 
 TEXTS = ("query", "question", "ctx", "prompt", "text", "doc_to_text", "question_stem", "goal")
 CHOICES = ("choices", "endings", "doc_to_choice")

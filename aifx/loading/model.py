@@ -10,7 +10,7 @@ from typing import Any
 
 from aifx.data.base import DataFormat, undefined
 from aifx.data.frames import Rows, rows_of
-from aifx.data.rows import InputFile, Row, input_file
+from aifx.data.readers.rows import InputFile, Row, input_file
 from aifx.loading.prediction import predict_rows
 from aifx.loading.restore import RestoredRun
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from aifx.core.errors import AifxError, ConfigError, DataError
 from aifx.data.base import Batch, DataFormat, undefined
-from aifx.data.rows import Row
+from aifx.data.readers.rows import Row
 from aifx.loading.restore import RestoredRun
 from aifx.objectives.base import Objective
 from aifx.tasks.project_errors import project_errors

@@ -136,7 +136,7 @@ def record_errors(run: RunDirectory, project: Project, step: int, bound: Mapping
         project: with the folder of data sets that the run's configuration names.
         bound: the `run` entry of the checkpoint's manifest.
     """
-    from aifx.data.versions import open_catalog  # reads parquet
+    from aifx.data.versions.catalog import open_catalog  # reads parquet
 
     for name, digest in bound.get("records", {}).items():
         if (why := _record_change(run.path / name, digest)) is not None:

@@ -170,7 +170,7 @@ class Sample:
 
 def _sample(examples: Sequence[Example]) -> Sample:
     """Every n-th picture that can be read. Raises DataError if none can."""
-    from aifx.data.pictures import BadPicture, Geometry, decode, is_grey, open_picture
+    from aifx.data.readers.pictures import BadPicture, Geometry, decode, is_grey, open_picture
 
     opened, sizes, all_grey = [], [], True
     for example in examples[:: -(-len(examples) // MOST_OPENED)]:

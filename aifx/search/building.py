@@ -28,13 +28,14 @@ from aifx.core.plurals import counted
 from aifx.core.progress import Reporter, report_progress
 from aifx.curation.execution import WORK, holding_work
 from aifx.curation.lineage import record_index
-from aifx.curation.shards import return_memory
 from aifx.curation.step import Limits
 from aifx.data.blocks import read_checked, write_checked
-from aifx.data.datasets import check_own_rows
-from aifx.data.parquet import open_parquet
-from aifx.data.verification import check_shards
-from aifx.data.versions import TEXT_TYPES, Catalog, ShardFile, Version
+from aifx.data.readers.parquet_columns import open_parquet
+from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.manifest import TEXT_TYPES, ShardFile, Version
+from aifx.data.versions.parts import check_own_rows
+from aifx.data.versions.shards import return_memory
+from aifx.data.versions.verification import check_shards
 from aifx.search.embedders import F32, Embedder
 from aifx.search.indexes import (
     INDEX_FILE,

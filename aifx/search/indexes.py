@@ -42,7 +42,8 @@ from aifx.core.os_errors import first_line
 from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
 from aifx.core.stores import open_store
-from aifx.data.versions import INDEXES, LATEST, Catalog, Manifest, ShardFile, fetch, parse_typed, read_manifest
+from aifx.data.versions.catalog import Catalog, fetch
+from aifx.data.versions.manifest import INDEXES, LATEST, Manifest, ShardFile, parse_typed, read_manifest
 from aifx.search.embedders import EmbedderRecord
 from aifx.search.hashed_ngrams import HashedNgrams
 from aifx.search.kinds import IndexKind, Recall

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from aifx.core.errors import DataError, UsageError
 from aifx.core.json_values import plain
-from aifx.data.parquet import open_parquet
-from aifx.data.rows import input_file, read_rows
-from aifx.data.verification import check_shards
-from aifx.data.versions import ROW, Version
+from aifx.data.names import ROW
+from aifx.data.readers.parquet_columns import open_parquet
+from aifx.data.readers.rows import input_file, read_rows
+from aifx.data.versions.manifest import Version
+from aifx.data.versions.verification import check_shards
 from aifx.search.embedders import F32, Embedder
 from aifx.search.indexes import Index
 from aifx.search.kinds import search_index

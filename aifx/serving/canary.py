@@ -13,7 +13,7 @@ import numpy as np
 
 from aifx.core.errors import DataError, UsageError
 from aifx.core.processes import Child, aifx_command
-from aifx.data.rows import InputFile, read_rows
+from aifx.data.readers.rows import InputFile, read_rows
 from aifx.loading.restore import RestoredRun
 from aifx.serving.engine import Engine
 from aifx.serving.requests import (

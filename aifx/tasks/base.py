@@ -13,8 +13,9 @@ from aifx.core.digests import sha256_of_values
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 from aifx.data.augment import augmented
-from aifx.data.base import BatchSource, DataFormat, Dataset, Split, undefined
+from aifx.data.base import BatchSource, DataFormat, Dataset, undefined
 from aifx.data.spec import DataSpec
+from aifx.data.splits import Split
 from aifx.models.base import Model
 from aifx.objectives.base import Objective
 

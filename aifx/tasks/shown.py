@@ -11,8 +11,9 @@ import numpy as np
 
 from aifx.config import Config
 from aifx.core.errors import UsageError
-from aifx.data.base import Batch, Split, not_finite_input
+from aifx.data.base import Batch, not_finite_input
 from aifx.data.order import batch_number
+from aifx.data.splits import Split
 from aifx.data.text import TokenFormat
 from aifx.data.tokenizer import Tokenizer
 from aifx.tasks.base import Task, dataset_of, training_source

@@ -26,8 +26,8 @@ from aifx.core.files import check_tree, make_folders
 from aifx.core.json_files import write_json, write_text
 from aifx.core.os_errors import in_brief
 from aifx.core.project import Project, RunDirectory
-from aifx.data.datasets import dataset_record
 from aifx.data.spec import keep_spec, need_spec
+from aifx.data.versions.parts import dataset_record
 from aifx.evaluation.held_out import metric_names
 from aifx.generation.generator import unable_to_write
 from aifx.kernels.choice import run_choices

@@ -20,8 +20,8 @@ from aifx.core.json_files import read_jsonl
 from aifx.core.project import Project, RunDirectory
 from aifx.core.statuses import FINISHED, ProcessStatus
 from aifx.core.steps import StepChoice
-from aifx.data.datasets import whole_reference
 from aifx.data.sections import OWN_TOKENIZERS, TokenSection
+from aifx.data.versions.parts import whole_reference
 from aifx.kinds import read_config
 from aifx.parallel.group import Group
 from aifx.runs.binding import binding_errors, foreign_checkpoint

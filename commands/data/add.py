@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from aifx.curation.add_reports import AddedFiles
     from aifx.curation.databases.sources import QueryFetch
     from aifx.curation.databases.spool import Fetched
-    from aifx.curation.source_files import Listing
-    from aifx.data.versions import Catalog, Manifest
+    from aifx.data.readers.sources import Listing
+    from aifx.data.versions.catalog import Catalog
+    from aifx.data.versions.manifest import Manifest
 
 
 @option_group
@@ -116,9 +117,9 @@ def add(
         from aifx.curation.add_reports import BadRows, added_files, listed_files
         from aifx.curation.databases.sources import interrupted_reads
         from aifx.curation.licenses import check_license
-        from aifx.curation.readers.base import ReadOptions
-        from aifx.curation.source_files import list_sources
-        from aifx.data.versions import check_dataset_name
+        from aifx.data.readers.base import ReadOptions
+        from aifx.data.readers.sources import list_sources
+        from aifx.data.versions.catalog import check_dataset_name
 
         check_dataset_name(name)
         expression = check_license(license_)
@@ -210,7 +211,7 @@ def _log_left_out(out: Output, listing: Listing, kind: str) -> None:
 def _print(out: Output, found: AddedFiles) -> None:
     from aifx.core.json_files import readable_bytes
     from aifx.curation.add_reports import SHOWN
-    from aifx.data.likely_encodings import listed
+    from aifx.data.readers.likely_encodings import listed
 
     there = "" if found.is_new else ", which was there already"
     out.print(f"{found.reference}: {counted(found.rows, 'row')}, {readable_bytes(found.size_bytes)}{there}")

@@ -19,7 +19,7 @@ from aifx.core.plurals import counted
 if TYPE_CHECKING:
     from aifx.curation.audit import Audit
     from aifx.curation.step import Limits
-    from aifx.data.versions import Version
+    from aifx.data.versions.manifest import Version
 
 DEFAULT_NEAR = 0.8
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from aifx.commands.data.options import find_catalog
-from aifx.data.verification import check_shards
+from aifx.data.versions.verification import check_shards
 
 if TYPE_CHECKING:
     from aifx.curation.labels.contents import Shown
-    from aifx.data.versions import Catalog, Version
+    from aifx.data.versions.catalog import Catalog
+    from aifx.data.versions.manifest import Version
 
 ColumnOption = Annotated[
     str, typer.Option("--column", metavar="NAME", help="Column that the labels are for. Each has its own labels.")

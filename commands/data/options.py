@@ -18,7 +18,7 @@ from aifx.core.project import CONFIG_NAME, Project, find_project
 if TYPE_CHECKING:
     from aifx.curation.execution import Made, Runner
     from aifx.curation.step import Limits
-    from aifx.data.versions import Catalog
+    from aifx.data.versions.catalog import Catalog
 
 DatasetArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="Data set: NAME for its latest version, or NAME@VERSION.")
@@ -107,7 +107,7 @@ class StepOptions:
 
 def find_catalog(root: str | None) -> tuple[Catalog, Project | None]:
     """The data sets below `root`, or those of the project around the working directory, and that project."""
-    from aifx.data.versions import open_catalog
+    from aifx.data.versions.catalog import open_catalog
 
     if root is not None:
         return open_catalog(root), None

@@ -42,7 +42,7 @@ def push(
     """
     with terminal(json) as out:
         from aifx.curation.databases.push import parse_target, push
-        from aifx.data.datasets import check_own_rows
+        from aifx.data.versions.parts import check_own_rows
 
         target = parse_target(table)
         catalog, _ = find_catalog(root)

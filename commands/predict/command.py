@@ -19,8 +19,8 @@ from aifx.core.lifecycle import sigterm_as_ctrl_c
 from aifx.core.limits import check_limits
 from aifx.core.project import find_project
 from aifx.core.steps import parse_step
+from aifx.data.readers.rows import input_files
 from aifx.data.row_writers import json_line, open_writer, output_format
-from aifx.data.rows import input_files
 
 InputArgument = Annotated[
     list[str], typer.Argument(metavar="INPUT", help="Files of rows, texts or images. - reads JSON Lines from stdin.")

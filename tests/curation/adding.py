@@ -9,10 +9,11 @@ from pyarrow import parquet
 
 from aifx.curation.add_plan import plan_add, run_add
 from aifx.curation.execution import Made
-from aifx.curation.readers.base import ReadOptions
-from aifx.curation.source_files import list_sources
 from aifx.curation.step import Limits
-from aifx.data.versions import Version, open_catalog
+from aifx.data.readers.base import ReadOptions
+from aifx.data.readers.sources import list_sources
+from aifx.data.versions.catalog import open_catalog
+from aifx.data.versions.manifest import Version
 
 LIMITS = Limits(1 << 30, 1)
 

@@ -32,8 +32,8 @@ from aifx.curation.leftovers import collect_garbage
 from aifx.curation.step import Limits
 from aifx.data.sections import TextSection
 from aifx.data.text import TextFormat
-from aifx.data.verification import check_files
-from aifx.data.versions import Catalog, open_catalog
+from aifx.data.versions.catalog import Catalog, open_catalog
+from aifx.data.versions.verification import check_files
 from aifx.search.building import build_index
 from aifx.search.hashed_ngrams import HashedNgrams
 from aifx.search.indexes import IndexSettings

@@ -13,7 +13,9 @@ from PIL import Image
 
 from aifx.curation.execution import execute
 from aifx.curation.labels.store import Entry, label_file, open_log, read_entries, read_state
-from aifx.data.versions import ROW, SOURCE, Catalog, Kind, Version
+from aifx.data.names import ROW, SOURCE, Kind
+from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.manifest import Version
 
 TEXTS = ("Opossums are great", "The cable broke <b>twice</b>", "No opinion", "It never starts", "Ω fits & works")
 

@@ -14,7 +14,8 @@ from aifx.curation.labels.app import Labelling, open_server, token_of
 from aifx.curation.labels.contents import shown_of
 from aifx.curation.labels.queue import LabelQueue, queued_rows, sample_rows
 from aifx.curation.labels.store import open_log
-from aifx.data.versions import Catalog, Version
+from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.manifest import Version
 
 
 class ServedLabels:

@@ -15,7 +15,9 @@ from pyarrow import parquet
 
 from aifx.curation.execution import execute
 from aifx.curation.step import Limits, Outcome, Step
-from aifx.data.versions import ROW, SOURCE, Catalog, Kind, Source, Version
+from aifx.data.names import ROW, SOURCE, Kind
+from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.manifest import Source, Version
 
 LIMITS = Limits(1 << 30, 1)
 PREFIX = "0123456789ab"

@@ -14,7 +14,7 @@ from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
 from aifx.curation.reports import verify_version
-from aifx.data.versions import open_catalog
+from aifx.data.versions.catalog import open_catalog
 
 RECORDS = [{"text": f'the "{n}"th line, é\nand more', "n": n, "share": n / 4} for n in range(1, 300)]
 

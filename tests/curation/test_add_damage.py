@@ -20,11 +20,11 @@ from aifx.commands.console.failures import as_error
 from aifx.core.errors import DataError
 from aifx.core.files import replacing
 from aifx.core.os_errors import errno_of
-from aifx.curation import shards
-from aifx.curation.readers import parquet as parquet_reader
-from aifx.curation.readers.base import DamagedFile, ReadOptions
-from aifx.curation.shards import read_shard, write_shard
-from aifx.data.versions import open_catalog
+from aifx.data.readers import parquet as parquet_reader
+from aifx.data.readers.base import DamagedFile, ReadOptions
+from aifx.data.versions import shards
+from aifx.data.versions.catalog import open_catalog
+from aifx.data.versions.shards import read_shard, write_shard
 
 
 @pytest.mark.parametrize("null", ["null", " \t null", "null null", 'null {"n": 1}'])

@@ -12,10 +12,10 @@ from adding import add, environ_of, quarantine_of, rows_of
 
 from aifx.curation.add_plan import plan_add
 from aifx.curation.collecting import decided_encoding
-from aifx.curation.readers.base import ReadOptions
-from aifx.curation.source_files import list_sources
-from aifx.data.likely_encodings import SAMPLE_BYTES
-from aifx.data.versions import open_catalog
+from aifx.data.readers.base import ReadOptions
+from aifx.data.readers.likely_encodings import SAMPLE_BYTES
+from aifx.data.readers.sources import list_sources
+from aifx.data.versions.catalog import open_catalog
 
 GERMAN = "Ein schöner Tag für die Bäume. Die Vögel grüßen den frühen Morgen über den Wäldern."
 RUSSIAN = "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему."

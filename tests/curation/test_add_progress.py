@@ -13,9 +13,9 @@ from pyarrow import parquet, table
 from aifx.core import progress
 from aifx.core.calls import advance, call_each
 from aifx.core.progress import Progress
-from aifx.curation.readers import parquet as parquet_reader
 from aifx.curation.row_history import explain_row
-from aifx.data.versions import open_catalog
+from aifx.data.readers import parquet as parquet_reader
+from aifx.data.versions.catalog import open_catalog
 
 
 @pytest.mark.parametrize("suffix", ["jsonl.gz", "parquet"])

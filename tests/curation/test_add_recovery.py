@@ -17,8 +17,8 @@ import pytest
 from adding import add, quarantine_of, rows_of
 from pyarrow import parquet
 
-from aifx.curation.readers import parquet as parquet_reader
-from aifx.curation.readers import streams
+from aifx.data.readers import parquet as parquet_reader
+from aifx.data.readers import streams
 
 ROWS = [f"{number} {random.Random(number).random()}" for number in range(9_000)]
 

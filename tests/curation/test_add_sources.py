@@ -26,10 +26,11 @@ from aifx.core.errors import DataError, UsageError
 from aifx.curation.add_plan import plan_add, run_add
 from aifx.curation.add_reports import BadRows
 from aifx.curation.adding import Add
-from aifx.curation.readers import streams
-from aifx.curation.readers.base import ReadOptions
-from aifx.curation.source_files import list_sources
-from aifx.data.versions import Version, open_catalog
+from aifx.data.readers import streams
+from aifx.data.readers.base import ReadOptions
+from aifx.data.readers.sources import list_sources
+from aifx.data.versions.catalog import open_catalog
+from aifx.data.versions.manifest import Version
 
 
 def write_lines(path: Path, *records: dict[str, Any]) -> None:
@@ -170,7 +171,7 @@ def test_what_is_not_in_the_encoding_is_in_quarantine(tmp_path: Path) -> None:
 
 
 def test_a_large_document_becomes_several_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from aifx.curation.readers import text
+    from aifx.data.readers import text
 
     monkeypatch.setattr(text, "DOCUMENT_BYTES", 100)
     content = "".join(f"line {n} é\n" for n in range(100)) + "é" * 333

@@ -9,8 +9,8 @@ from adding import add, quarantine_of, rows_of
 
 from aifx.core.errors import UsageError
 from aifx.curation.add_plan import check_options
-from aifx.curation.readers import text as reader
-from aifx.curation.readers.base import ReadOptions
+from aifx.data.readers import text as reader
+from aifx.data.readers.base import ReadOptions
 
 CHAPTERS = [f"CHAPTER {n}. Of é\n\n" + f"Words of chapter {n}.\n" * n for n in range(1, 30)]
 BOOK = "Title\n\n" + "".join(CHAPTERS)

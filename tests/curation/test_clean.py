@@ -26,7 +26,8 @@ from aifx.curation.languages import SAMPLE, identify
 from aifx.curation.rules import Rule, load_rules, parse_rules
 from aifx.curation.step import Limits
 from aifx.curation.text_repair import repaired
-from aifx.data.versions import Version, open_catalog
+from aifx.data.versions.catalog import open_catalog
+from aifx.data.versions.manifest import Version
 
 ENGLISH = (
     "The quick brown fox jumps over the lazy dog, and that is all there is to know about it. We have seen many foxes "

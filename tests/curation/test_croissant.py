@@ -17,7 +17,9 @@ from toy_steps import Rows
 
 from aifx.curation.execution import execute
 from aifx.curation.step import Limits, Outcome, Step
-from aifx.data.versions import Kind, Source, Version, open_catalog
+from aifx.data.names import Kind
+from aifx.data.versions.catalog import open_catalog
+from aifx.data.versions.manifest import Source, Version
 
 mlcroissant = pytest.importorskip("mlcroissant")
 

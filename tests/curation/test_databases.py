@@ -15,7 +15,8 @@ from postgresql_server import PASSWORD, Server, postgresql_server
 from aifx.core.errors import UsageError
 from aifx.curation.databases import postgresql
 from aifx.curation.databases.urls import parse_database_url
-from aifx.data.versions import Version, open_catalog
+from aifx.data.versions.catalog import open_catalog
+from aifx.data.versions.manifest import Version
 
 MOOD = "CREATE TYPE mood AS ENUM ('sad', 'ok')"
 POINT = "CREATE TYPE pair AS (x int, y text)"

@@ -15,7 +15,8 @@ from adding import environ_of, rows_of
 from postgresql_server import Server, postgresql_server
 
 from aifx.curation.databases import postgresql, spool
-from aifx.data.versions import Version, open_catalog
+from aifx.data.versions.catalog import open_catalog
+from aifx.data.versions.manifest import Version
 
 ROWS = 120_000
 SQL = "SELECT * FROM long"

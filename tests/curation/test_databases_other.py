@@ -12,7 +12,7 @@ import pytest
 from adding import environ_of, rows_of
 
 from aifx.curation.databases import other
-from aifx.data.versions import open_catalog
+from aifx.data.versions.catalog import open_catalog
 
 ROWS = [(1, None, "é", b"\x00"), (2, 2.5, "it's 12:30", None), (3, 3.0, "", b"x")]
 

@@ -20,9 +20,9 @@ from aifx.curation.dataset_report import DatasetReport, read_report
 from aifx.curation.drift import ks, psi
 from aifx.curation.execution import execute
 from aifx.curation.page import dataset_page
-from aifx.curation.shards import dropped_rows
 from aifx.curation.step import Limits, Outcome, ShardStep
-from aifx.data.versions import Catalog, open_catalog
+from aifx.data.versions.catalog import Catalog, open_catalog
+from aifx.data.versions.shards import dropped_rows
 
 LIMITS = Limits(1 << 30, 1)
 NASTY = "</p><script>alert(1)</script><img src=http://evil.example/x.png>"

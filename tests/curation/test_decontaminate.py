@@ -25,7 +25,9 @@ from aifx.curation.execution import execute
 from aifx.curation.overlap import Reference, build_index
 from aifx.curation.split import Split
 from aifx.curation.step import Limits
-from aifx.data.versions import ROW, SPLIT, Version, open_catalog
+from aifx.data.names import ROW, SPLIT
+from aifx.data.versions.catalog import open_catalog
+from aifx.data.versions.manifest import Version
 
 
 def overlapping(texts: list[tuple[str, str]], tests: list[str]) -> dict[str, int]:

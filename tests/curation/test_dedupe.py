@@ -33,7 +33,9 @@ from aifx.curation.near import Bands, distinct_shingles
 from aifx.curation.sketches import SketchesOutdated
 from aifx.curation.step import Limits
 from aifx.curation.union_find import Clusters
-from aifx.data.versions import CLUSTER, ROW, Catalog, Version, open_catalog
+from aifx.data.names import CLUSTER, ROW
+from aifx.data.versions.catalog import Catalog, open_catalog
+from aifx.data.versions.manifest import Version
 
 
 @pytest.fixture

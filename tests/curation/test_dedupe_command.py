@@ -13,7 +13,8 @@ from inprocess import run
 from made_rows import edited, rows_of, some_texts
 
 from aifx.curation import near as near_module
-from aifx.data.versions import SPLIT, open_catalog
+from aifx.data.names import SPLIT
+from aifx.data.versions.catalog import open_catalog
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from made_rows import LIMITS, edited, jaccard, numbered, rows_of, texts_version
 
 from aifx.curation.dedupe import Dedupe
 from aifx.curation.execution import execute
-from aifx.data.versions import CLUSTER, ROW, open_catalog
+from aifx.data.names import CLUSTER, ROW
+from aifx.data.versions.catalog import open_catalog
 
 DOCUMENTS = Path("/usr/share/doc")
 MOST_BYTES = 6 << 20

@@ -17,7 +17,8 @@ from aifx.curation.erasure import erase as erase_rows
 from aifx.curation.erasure import plan_erasure
 from aifx.curation.execution import execute, holding_work
 from aifx.curation.step import Limits
-from aifx.data.versions import Catalog, Version, open_catalog
+from aifx.data.versions.catalog import Catalog, open_catalog
+from aifx.data.versions.manifest import Version
 
 LIMITS = Limits(1 << 30, 1)
 SECRET = "jane@example.org"

@@ -20,8 +20,9 @@ from aifx.core.stores import open_store
 from aifx.curation import execution
 from aifx.curation.execution import OUT, TaskResult, execute, holding_dataset, in_processes
 from aifx.curation.step import Limits, Step
-from aifx.data.verification import check_files
-from aifx.data.versions import SHARDS, Catalog, Version, open_catalog
+from aifx.data.versions.catalog import Catalog, open_catalog
+from aifx.data.versions.manifest import SHARDS, Version
+from aifx.data.versions.verification import check_files
 
 TEXTS = (("a cat", "a dog"), ("a bird", "no fish"), ("an ox",))
 LIMITS = Limits(1 << 30, 1)

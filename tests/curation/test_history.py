@@ -15,9 +15,10 @@ from aifx.curation.difference import SourceDifference, compare_versions
 from aifx.curation.execution import execute
 from aifx.curation.history import lineage_of
 from aifx.curation.row_history import explain_row
-from aifx.curation.shards import dropped_rows
 from aifx.curation.step import Limits, Outcome, ShardStep
-from aifx.data.versions import Catalog, Version, open_catalog
+from aifx.data.versions.catalog import Catalog, open_catalog
+from aifx.data.versions.manifest import Version
+from aifx.data.versions.shards import dropped_rows
 
 LIMITS = Limits(1 << 30, 1)
 TEXTS = (("a cat", "a dog", "A CAT"), ("an ox", "hi there"))

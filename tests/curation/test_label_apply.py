@@ -12,7 +12,7 @@ from label_rows import add_labels, entry, rows_version, texts_version
 from pyarrow import parquet
 
 from aifx.curation.labels.applying import decide
-from aifx.data.versions import Catalog, open_catalog
+from aifx.data.versions.catalog import Catalog, open_catalog
 
 
 @pytest.fixture

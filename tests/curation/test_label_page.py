@@ -12,7 +12,7 @@ from held_port import held_port
 from label_rows import entries_of, labels_of, png, rows_version, texts_version
 from label_server import ServedLabels
 
-from aifx.data.versions import Catalog, open_catalog
+from aifx.data.versions.catalog import Catalog, open_catalog
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
 

@@ -32,7 +32,7 @@ from aifx.curation.labels.contents import shown_of
 from aifx.curation.labels.queue import sample_rows
 from aifx.curation.labels.store import label_file
 from aifx.curation.labels.uncertain import certainty_of, least_certain
-from aifx.data.versions import Catalog, open_catalog
+from aifx.data.versions.catalog import Catalog, open_catalog
 
 KILLS = 100 if IS_LONG else 5
 

@@ -15,7 +15,7 @@ from label_rows import add_labels, entry, png, rows_version, texts_version
 from aifx.curation.labels.contents import shown_of
 from aifx.curation.labels.store import LabelState
 from aifx.curation.labels.suspects import find_suspects
-from aifx.data.versions import Catalog, open_catalog
+from aifx.data.versions.catalog import Catalog, open_catalog
 
 FASHION = Path(__file__).parents[2] / "templates/vision-inspection/data/fashion_mnist_small.npz"
 

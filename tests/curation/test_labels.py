@@ -20,7 +20,7 @@ from aifx.core.locks import FolderBusy
 from aifx.core.parsing import parse_json
 from aifx.curation.labels.agreement import agreement_of, krippendorff_alpha
 from aifx.curation.labels.store import Entry, label_file, open_log, read_entries, read_state
-from aifx.data.versions import Catalog, open_catalog
+from aifx.data.versions.catalog import Catalog, open_catalog
 
 
 @pytest.fixture

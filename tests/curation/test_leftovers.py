@@ -24,7 +24,8 @@ from aifx.curation.databases.sources import QueryFetch, parse_query
 from aifx.curation.execution import DONE, execute, holding_work, run_task, work_folder
 from aifx.curation.leftovers import Leftover, collect_garbage, delete_leftover, leftovers_in
 from aifx.curation.step import Limits, Outcome
-from aifx.data.versions import Catalog, Version, open_catalog
+from aifx.data.versions.catalog import Catalog, open_catalog
+from aifx.data.versions.manifest import Version
 
 LIMITS = Limits(1 << 30, 1)
 TEMPORARY = ".00000-000.parquet.0123456789ab.tmp"

@@ -26,7 +26,8 @@ from aifx.curation import on_ray
 from aifx.curation.execution import execute
 from aifx.curation.on_ray import OnRay
 from aifx.curation.step import Limits
-from aifx.data.versions import Version, open_catalog
+from aifx.data.versions.catalog import open_catalog
+from aifx.data.versions.manifest import Version
 
 TEXTS = tuple((f"a cat {n}", f"a dog {n}") for n in range(6))
 LIMITS = Limits(4 << 30, 2)

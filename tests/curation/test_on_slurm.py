@@ -24,7 +24,8 @@ from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.curation.execution import execute
 from aifx.curation.on_slurm import OnSlurm, run_share
 from aifx.curation.step import Limits
-from aifx.data.versions import Version, open_catalog
+from aifx.data.versions.catalog import open_catalog
+from aifx.data.versions.manifest import Version
 
 TEXTS = tuple((f"a cat {n}", f"a dog {n}") for n in range(6))
 LIMITS = Limits(1 << 30, 1)

@@ -15,12 +15,12 @@ from label_rows import texts_version
 from aifx.core.errors import DataError
 from aifx.curation.labels.contents import shown_of
 from aifx.curation.labels.files import read_labels
-from aifx.curation.readers import csv as csv_reader
-from aifx.curation.readers.base import ReadOptions
-from aifx.data import csv_rows as csv_rows_module
-from aifx.data.csv_rows import NotCsv, csv_rows
-from aifx.data.rows import input_file, read_rows
-from aifx.data.versions import open_catalog
+from aifx.data.readers import csv as csv_reader
+from aifx.data.readers import csv_rows as csv_rows_module
+from aifx.data.readers.base import ReadOptions
+from aifx.data.readers.csv_rows import NotCsv, csv_rows
+from aifx.data.readers.rows import input_file, read_rows
+from aifx.data.versions.catalog import open_catalog
 
 PARAGRAPH = "word " * 20
 

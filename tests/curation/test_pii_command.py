@@ -22,7 +22,8 @@ from aifx.curation.execution import execute
 from aifx.curation.pii.detector import Detector
 from aifx.curation.pii.steps import RemovePii, text_columns, unsearched_columns
 from aifx.curation.step import Limits
-from aifx.data.versions import Version, open_catalog
+from aifx.data.versions.catalog import open_catalog
+from aifx.data.versions.manifest import Version
 
 TEXTS = (
     ("Write to jane.roe@example.org or joe@example.com.", "Nothing here.", "Tel. (212) 555-0199, jane.roe@example.org"),

@@ -13,9 +13,9 @@ from toy_steps import Rows
 from aifx.core.json_values import plain
 from aifx.curation.execution import execute
 from aifx.curation.profile import HASHES, merge_profiles, profile_rows
-from aifx.curation.shards import repeats
 from aifx.curation.step import Limits
-from aifx.data.versions import open_catalog
+from aifx.data.versions.catalog import open_catalog
+from aifx.data.versions.shards import repeats
 
 LIMITS = Limits(1 << 30, 1)
 
@@ -97,8 +97,8 @@ def test_what_a_version_has(tmp_path: Path) -> None:
 
 def test_numbers_have_histograms(tmp_path: Path) -> None:
     from aifx.curation.profile import complete_profile
-    from aifx.curation.shards import columns_of, write_shard
-    from aifx.data.versions import Manifest, StepRecord
+    from aifx.data.versions.manifest import Manifest, StepRecord
+    from aifx.data.versions.shards import columns_of, write_shard
 
     parts, shards = [], []
     for number in range(3):

@@ -15,10 +15,11 @@ from toy_steps import Rows
 from aifx.core.errors import DataError, UsageError
 from aifx.curation.execution import execute
 from aifx.curation.query import QueryResult, file_parts, query_rows, query_to_file, selected_rows
-from aifx.curation.shards import read_shard
 from aifx.curation.step import Limits
-from aifx.data.csv_rows import unescape_formula
-from aifx.data.versions import Version, open_catalog
+from aifx.data.readers.csv_rows import unescape_formula
+from aifx.data.versions.catalog import open_catalog
+from aifx.data.versions.manifest import Version
+from aifx.data.versions.shards import read_shard
 
 MEMORY = 256 << 20
 

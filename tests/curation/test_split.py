@@ -16,7 +16,9 @@ from aifx.curation import split as split_module
 from aifx.curation.dedupe import Dedupe
 from aifx.curation.execution import execute
 from aifx.curation.split import Split
-from aifx.data.versions import CLUSTER, ROW, SPLIT, Catalog, Version, open_catalog
+from aifx.data.names import CLUSTER, ROW, SPLIT
+from aifx.data.versions.catalog import Catalog, open_catalog
+from aifx.data.versions.manifest import Version
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from aifx.curation.databases import spool
 from aifx.curation.databases.query import Part, Query, Snapshot
 from aifx.curation.databases.urls import parse_database_url
-from aifx.curation.readers.query import CHECK
+from aifx.data.readers.query import CHECK
 
 ROWS, BATCH = 60, 10
 QUERY = Query(parse_database_url("postgresql://127.0.0.1/shop"), "SELECT * FROM t", "id")

@@ -15,8 +15,9 @@ from aifx.core.errors import DataError
 from aifx.curation.execution import execute
 from aifx.curation.reports import list_versions
 from aifx.curation.step import Limits
-from aifx.data.verification import check_files, check_shards
-from aifx.data.versions import Catalog, Version, open_catalog, sums_text
+from aifx.data.versions.catalog import Catalog, open_catalog
+from aifx.data.versions.manifest import Version, sums_text
+from aifx.data.versions.verification import check_files, check_shards
 
 LIMITS = Limits(1 << 30, 1)
 REGIONS = 23

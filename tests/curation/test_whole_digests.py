@@ -18,7 +18,8 @@ from aifx.curation.execution import execute
 from aifx.curation.history import lineage_of
 from aifx.curation.reports import list_versions
 from aifx.curation.step import Limits
-from aifx.data.versions import CROISSANT, DATASET, FORMAT, LINEAGE, Catalog, Version, open_catalog
+from aifx.data.versions.catalog import Catalog, open_catalog
+from aifx.data.versions.manifest import CROISSANT, DATASET, FORMAT, LINEAGE, Version
 
 LIMITS = Limits(1 << 30, 1)
 

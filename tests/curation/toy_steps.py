@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute
 
 from aifx.core.errors import EnvironmentFault
-from aifx.curation.shards import dropped_rows
 from aifx.curation.step import Limits, Outcome, ShardStep, Step
-from aifx.data.versions import ROW, SOURCE, Kind, Source
+from aifx.data.names import ROW, SOURCE, Kind
+from aifx.data.versions.manifest import Source
+from aifx.data.versions.shards import dropped_rows
 
 
 @dataclass(frozen=True)

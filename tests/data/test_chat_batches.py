@@ -18,7 +18,7 @@ from aifx.data.chat.format import ChatData, ChatFormat
 from aifx.data.chat.rows import Conversation, Preference, read_chats
 from aifx.data.chat.section import ChatSection
 from aifx.data.chat.sequences import Mix
-from aifx.data.encoding import TextFile
+from aifx.data.readers.encodings import TextFile
 
 Write = Callable[..., Path]
 Open = Callable[..., ChatData]

@@ -14,12 +14,12 @@ from stored_versions import make_version
 
 from aifx.core.errors import DataError
 from aifx.core.project import Project
-from aifx.data.base import SPLITS
 from aifx.data.chat.format import ChatData, ChatFormat
 from aifx.data.chat.preferences import PreferenceFormat
 from aifx.data.chat.section import ChatSection, PreferenceSection
 from aifx.data.sections import SeriesSection
 from aifx.data.series import SeriesFormat
+from aifx.data.splits import SPLITS
 
 HELD_OUT = {"validation_fraction": 0.2, "test_fraction": 0.3}
 COUNT = 60

@@ -14,10 +14,10 @@ from prose import prose
 
 from aifx.core.errors import DataError
 from aifx.core.project import Project
-from aifx.data import files
-from aifx.data.base import SPLITS
 from aifx.data.corpus import open_corpus
+from aifx.data.readers import documents
 from aifx.data.sections import TextSection
+from aifx.data.splits import SPLITS
 from aifx.data.text import TextData
 
 Write = Callable[..., Path]
@@ -64,8 +64,8 @@ def test_the_test_is_the_last_tenth_to_the_byte(
     start = round(len(whole) * 0.9)
     while whole[start] & 0xC0 == 0x80:
         start -= 1
-    for size in (files.PIECE_CHARACTERS, 100):
-        monkeypatch.setattr(files, "PIECE_CHARACTERS", size)
+    for size in (documents.PIECE_CHARACTERS, 100):
+        monkeypatch.setattr(documents, "PIECE_CHARACTERS", size)
         assert divide(project)["test"] == [whole[start:].decode()]
 
 
@@ -109,7 +109,7 @@ def test_a_long_document_is_hashed_whole(project: Project, write: Write, monkeyp
     keys = {"split": "document", "validation_fraction": 0.3, "test_fraction": 0.3}
     parts = divide(project, **keys)
     assert sum(map(len, parts.values())) == 12
-    monkeypatch.setattr(files, "PIECE_CHARACTERS", 200)
+    monkeypatch.setattr(documents, "PIECE_CHARACTERS", 200)
     assert divide(project, **keys) == parts
 
 

@@ -15,8 +15,8 @@ from prose import prose
 
 from aifx.core.errors import AifxError, DataError
 from aifx.core.project import Project
-from aifx.data.encoding import DecodeErrors, TextFile, scan_text
-from aifx.data.files import find_files, read_documents
+from aifx.data.readers.documents import find_files, read_documents
+from aifx.data.readers.encodings import DecodeErrors, TextFile, scan_text
 from aifx.data.text import TextData
 
 Write = Callable[..., Path]

@@ -20,9 +20,9 @@ from tokenizers import models, pre_tokenizers
 
 from aifx.core.errors import AifxError, DataError
 from aifx.core.project import Project
-from aifx.data import encoding, files
-from aifx.data.encoding import TextFile
-from aifx.data.files import find_cut, find_files, read_documents
+from aifx.data.readers import encodings
+from aifx.data.readers.documents import PIECE_CHARACTERS, find_cut, find_files, read_documents
+from aifx.data.readers.encodings import TextFile
 from aifx.data.text import TextData
 from aifx.data.tokenizer import WORDS, Tokenizer, train_tokenizer
 
@@ -145,7 +145,7 @@ def test_an_unreadable_file_is_named(project: Project, write: Write) -> None:
     path = write("secret.txt", "text")
     path.chmod(0)
     script = (
-        "import os; from pathlib import Path; from aifx.data.files import *\n"
+        "import os; from pathlib import Path; from aifx.data.readers.documents import *\n"
         "os.getuid() or os.setuid(65534)\n"
         "try: scan_file(TextFile(Path('secret.txt'), 'data/secret.txt'), 'text')\n"
         "except DataError as error: print(error)"
@@ -168,7 +168,7 @@ def not_utf8(data: bytes) -> int | None:
 def test_decoding_in_blocks_is_decoding(tmp_path_factory: pytest.TempPathFactory, data: bytes, block: int) -> None:
     path = tmp_path_factory.mktemp("blocks") / "a.txt"
     path.write_bytes(data)
-    usual, encoding.BLOCK_BYTES = encoding.BLOCK_BYTES, block
+    usual, encodings.BLOCK_BYTES = encodings.BLOCK_BYTES, block
     try:
         if (wrong := not_utf8(data)) is None:
             text = "".join(piece.text for piece in read_documents(TextFile(path, "a.txt"), "text"))
@@ -179,7 +179,7 @@ def test_decoding_in_blocks_is_decoding(tmp_path_factory: pytest.TempPathFactory
         assert caught.value.what == f"a.txt:{data[:wrong].count(10) + 1}: not UTF-8"
         assert caught.value.why.startswith(f"byte {wrong} is 0x{data[wrong]:02x}")
     finally:
-        encoding.BLOCK_BYTES = usual
+        encodings.BLOCK_BYTES = usual
 
 
 def byte_level(pre_tokenizer: Any) -> Tokenizer:
@@ -230,7 +230,7 @@ def test_long_documents_come_in_pieces(write: Write) -> None:
     assert "".join(piece.text for piece in pieces) == text
     assert [piece.closes for piece in pieces] == [False] * (len(pieces) - 1) + [True]
     assert len(pieces) > 5
-    assert max(len(piece.text) for piece in pieces) <= 2 * files.PIECE_CHARACTERS
+    assert max(len(piece.text) for piece in pieces) <= 2 * PIECE_CHARACTERS
     assert [token for piece in pieces for token in OURS.encode(piece.text)] == OURS.encode(text)
 
 

@@ -24,14 +24,14 @@ from PIL import Image
 from aifx.core.artifact import MANIFEST
 from aifx.core.errors import AifxError, ConfigError, DataError
 from aifx.core.project import Project
-from aifx.data import decoding
 from aifx.data.arrays import ArrayDataset, ArraySource
-from aifx.data.base import Split
 from aifx.data.image_files import list_pictures
 from aifx.data.image_store import Picture, StoredImages, open_images
 from aifx.data.images import ImageFormat
-from aifx.data.rows import input_file
+from aifx.data.readers import decoding
+from aifx.data.readers.rows import input_file
 from aifx.data.sections import ImagesSection
+from aifx.data.splits import Split
 
 SPLITS: list[Split] = ["train", "validation", "test"]
 ALL = slice(None)
@@ -252,7 +252,7 @@ def test_a_picture_that_kills_its_worker_is_named(
     project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(decoding, "FEW", 0)
-    code = "import os,sys\nfrom aifx.data import decoding\nreal=decoding.decode\n"
+    code = "import os,sys\nfrom aifx.data.readers import decoding\nreal=decoding.decode\n"
     code += "decoding.decode=lambda s,g: os.abort() if s.name.endswith('11.png') else real(s,g)\ndecoding.main()\n"
     (tmp_path / "crashing.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -359,7 +359,7 @@ def test_an_interrupt_while_decoding_leaves_nothing(tmp_path: Path) -> None:
     copies(tmp_path / "pictures", 300, (16, 16))
     held = """
     import time
-    from aifx.data import decoding
+    from aifx.data.readers import decoding
     decode, decoded = decoding.decode, []
     def decode_five(stream, geometry):
         decoded.append(stream)
@@ -373,7 +373,7 @@ def test_an_interrupt_while_decoding_leaves_nothing(tmp_path: Path) -> None:
     code = """
     import sys
     from pathlib import Path
-    from aifx.data import decoding
+    from aifx.data.readers import decoding
     from aifx.data.image_store import Picture, open_images
     start = decoding.Child.of_module
     decoding.Child.of_module = lambda module, *args, **keys: start("held", *args, **keys)

@@ -13,9 +13,9 @@ from stored_versions import make_version
 
 from aifx.core.errors import DataError
 from aifx.core.project import Project
-from aifx.data import decoding
 from aifx.data.arrays import ArrayDataset
 from aifx.data.images import ImageFormat
+from aifx.data.readers import decoding
 from aifx.data.sections import ImagesSection
 
 HELD_OUT = {"validation_fraction": 0.2, "test_fraction": 0.2, "image_size": (8, 8)}

@@ -14,9 +14,9 @@ import pytest
 from aifx.core.errors import DataError
 from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset
-from aifx.data.base import Split
 from aifx.data.images import ImageFormat
 from aifx.data.sections import ImagesSection
+from aifx.data.splits import Split
 
 Write = Callable[..., Path]
 SPLITS: list[Split] = ["train", "validation", "test"]

@@ -6,7 +6,7 @@ import codecs
 
 import pytest
 
-from aifx.data.likely_encodings import likely_encodings, listed
+from aifx.data.readers.likely_encodings import likely_encodings, listed
 
 SENTENCES = {
     "German": "Ein schöner Tag für die Bäume. Über den Wäldern zieht der Nebel, und die Vögel grüßen den Morgen.\n",

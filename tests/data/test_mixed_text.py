@@ -18,10 +18,10 @@ from aifx.core.project import Project
 from aifx.curation.execution import execute
 from aifx.curation.mix import mix_of, parse_sets
 from aifx.curation.step import Outcome, ShardStep
-from aifx.data.datasets import open_single
 from aifx.data.mixing import CYCLE, Turns
 from aifx.data.text import MixedText
-from aifx.data.versions import open_catalog
+from aifx.data.versions.catalog import open_catalog
+from aifx.data.versions.parts import open_single
 
 # Each set has a letter that no other has.
 MARKS = {"web": "W", "books": "B", "code": "C"}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aifx.data.pictures import BadPicture, Geometry, decode
+from aifx.data.readers.pictures import BadPicture, Geometry, decode
 
 GREY = np.add.outer(np.arange(40), 2 * np.arange(60)).astype(np.uint8)  # brighter to the right and to the bottom
 COLOUR = np.stack([GREY, GREY[::-1], 255 - GREY], axis=-1)

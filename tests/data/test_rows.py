@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from aifx.core.errors import AifxError, DataError
-from aifx.data import rows as reading
+from aifx.data.readers import rows as reading
+from aifx.data.readers.rows import Row, input_file, read_rows
 from aifx.data.row_writers import flat, json_line, open_writer
-from aifx.data.rows import Row, input_file, read_rows
 
 
 def read(path: Path) -> list[Row]:

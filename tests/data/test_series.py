@@ -11,11 +11,11 @@ import pytest
 
 from aifx.core.errors import AifxError, DataError
 from aifx.core.project import Project
-from aifx.data.base import Split
-from aifx.data.rows import Row, input_file
+from aifx.data.readers.rows import Row, input_file
 from aifx.data.sections import SeriesSection
 from aifx.data.series import SeriesFormat
 from aifx.data.series_windows import SeriesData
+from aifx.data.splits import Split
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 LENGTHS = {"a": (0, 60), "b": (10, 45), "c": (52, 8)}

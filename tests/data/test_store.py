@@ -23,10 +23,11 @@ from aifx.core.artifact import BLOCKS, MANIFEST, UNFINISHED, DamagedArtifact, da
 from aifx.core.errors import DataError, EnvironmentFault, ExitCode
 from aifx.core.files import remove_temporary
 from aifx.core.project import Project, cache_path
-from aifx.data import encoding, files, store
-from aifx.data.base import SPLITS, Split
+from aifx.data import store
 from aifx.data.corpus import Corpus, open_corpus
+from aifx.data.readers import documents, encodings
 from aifx.data.sections import TextSection
+from aifx.data.splits import SPLITS, Split
 from aifx.data.store import KIND, VERSION, stored_tokens
 from aifx.data.text import TextData
 from aifx.data.tokenizer import Tokenizer, train_tokenizer
@@ -88,8 +89,8 @@ def test_pieces_and_batches_leave_no_trace(
     write("b.txt", prose(100, 1))
     whole = open_(train=("data/a.txt", "data/b.txt"))
     kept = {split: whole.store.splits[split].tokens[:].tobytes() for split in SPLITS}
-    monkeypatch.setattr(files, "PIECE_CHARACTERS", 50)
-    monkeypatch.setattr(encoding, "BLOCK_BYTES", 70)
+    monkeypatch.setattr(documents, "PIECE_CHARACTERS", 50)
+    monkeypatch.setattr(encodings, "BLOCK_BYTES", 70)
     monkeypatch.setattr(store, "BATCH_CHARACTERS", 90)
     again = stored_tokens(project.root / "again", whole.corpus, whole.tokenizer)
     assert {split: again.splits[split].tokens[:].tobytes() for split in SPLITS} == kept

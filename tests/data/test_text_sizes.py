@@ -14,7 +14,7 @@ from prose import prose
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from aifx.core.project import Project
-from aifx.data.base import Split
+from aifx.data.splits import Split
 from aifx.data.text import TextData, TextFormat
 from aifx.data.tokenizer import END_OF_TEXT, Tokenizer, character_tokenizer, text_sizes, train_tokenizer
 

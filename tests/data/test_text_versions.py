@@ -17,11 +17,11 @@ from stored_versions import make_version
 from aifx.core.artifact import MANIFEST
 from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
-from aifx.data.base import SPLITS
-from aifx.data.datasets import TOKENS, whole_reference
 from aifx.data.sections import TextSection
+from aifx.data.splits import SPLITS
 from aifx.data.text import TextData, TextFormat
 from aifx.data.version_corpus import open_versions
+from aifx.data.versions.parts import TOKENS, whole_reference
 
 TEXTS = [prose(120, seed) for seed in range(40)]
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aifx.core.errors import ConfigError, DataError
-from aifx.data.rows import Row
+from aifx.data.readers.rows import Row
 from aifx.data.spec import DataSpec
 from aifx.loading.prediction import checked_predictions, encoded_rows, in_batches, record
 

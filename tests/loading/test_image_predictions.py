@@ -17,7 +17,7 @@ from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.core.errors import DataError, UsageError
 from aifx.core.json_files import write_text
 from aifx.core.project import Project
-from aifx.data.rows import input_file
+from aifx.data.readers.rows import input_file
 from aifx.data.spec import keep_spec
 from aifx.evaluation.dataset import evaluate_files
 from aifx.evaluation.held_out import evaluate

@@ -13,8 +13,8 @@ from stored_versions import LIMITS, make_version
 from aifx.core.project import Project, RunDirectory
 from aifx.curation.execution import execute
 from aifx.curation.mix import mix_of, parse_sets
-from aifx.data.datasets import dataset_record
-from aifx.data.versions import open_catalog
+from aifx.data.versions.catalog import open_catalog
+from aifx.data.versions.parts import dataset_record
 from aifx.kinds import load_config
 from aifx.runs.binding import open_digests, record_errors
 from aifx.runs.provenance import provenance

@@ -21,7 +21,8 @@ from pyarrow import parquet
 
 from aifx.core.artifact import read_artifact
 from aifx.curation.words import split_words
-from aifx.data.versions import Version, open_catalog
+from aifx.data.versions.catalog import open_catalog
+from aifx.data.versions.manifest import Version
 from aifx.search import building
 from aifx.search.hashed_ngrams import HashedNgrams
 from aifx.search.indexes import FORMAT, INDEX

@@ -11,10 +11,10 @@ import inprocess
 import pytest
 
 from aifx.core.errors import DataError
-from aifx.curation.shards import read_shard
-from aifx.curation.source_files import Listing, list_sources
 from aifx.data.image_files import list_pictures
-from aifx.data.versions import open_catalog
+from aifx.data.readers.sources import Listing, list_sources
+from aifx.data.versions.catalog import open_catalog
+from aifx.data.versions.shards import read_shard
 
 SECRET = "root:x:0:0"
 

@@ -17,7 +17,7 @@ from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 from aifx.curation.execution import execute
 from aifx.curation.mix import mix_of, parse_sets
-from aifx.data.versions import open_catalog
+from aifx.data.versions.catalog import open_catalog
 from aifx.kinds import load_config, read_config
 from aifx.runs.binding import record_errors
 

@@ -17,7 +17,7 @@ import numpy as np
 from aifx.core.errors import DataError, UsageError
 from aifx.core.files import RECORDS_LIMIT, read_input
 from aifx.core.parsing import parse_json
-from aifx.data.csv_rows import NotCsv, csv_rows
+from aifx.data.readers.csv_rows import NotCsv, csv_rows
 
 MAX_TOKENS = 1 << 20
 BLOCK = 512

@@ -18,9 +18,11 @@ from aifx.curation.databases.sent_rows import SentRows, check_copied
 from aifx.curation.databases.urls import DatabaseUrl, parse_database_url
 from aifx.curation.lineage import record_push
 from aifx.curation.sql import identifier
-from aifx.data.parquet import open_parquet
-from aifx.data.verification import check_shards
-from aifx.data.versions import RESERVED, Catalog, Version
+from aifx.data.names import RESERVED
+from aifx.data.readers.parquet_columns import open_parquet
+from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.manifest import Version
+from aifx.data.versions.verification import check_shards
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch, Schema

@@ -18,8 +18,8 @@ from aifx.curation.databases.query import Query, Snapshot
 from aifx.curation.databases.spool import Fetched, Spool, source_in
 from aifx.curation.databases.urls import parse_database_url
 from aifx.curation.execution import holding_dataset, steps_folder
-from aifx.curation.source_files import Listing, SourceFile
-from aifx.data.versions import Catalog
+from aifx.data.readers.sources import Listing, SourceFile
+from aifx.data.versions.catalog import Catalog
 
 DATABASES = ("postgresql", "postgres", "sqlite", "duckdb", "mysql", "mariadb", "oracle", "mssql", "snowflake")
 """Schemes whose URL is no file's."""

@@ -28,7 +28,7 @@ from aifx.core.parsing import parse_json
 from aifx.core.plurals import counted
 from aifx.core.progress import Reporter, report_progress
 from aifx.curation.databases.query import Part, Query, Snapshot
-from aifx.curation.readers.query import CHECK
+from aifx.data.readers.query import CHECK
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch, Schema

@@ -38,7 +38,7 @@ from aifx.curation.labels.contents import Shown, has_row, image_type
 from aifx.curation.labels.label_studio import TIE
 from aifx.curation.labels.queue import LabelQueue, QueuedRow
 from aifx.curation.labels.store import MOST_CHARACTERS, Entry, LabelLog, is_name, now
-from aifx.data.versions import Version
+from aifx.data.versions.manifest import Version
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ async def _image(request: Request) -> Response:
 
 
 def _as_png(data: bytes) -> bytes:
-    from aifx.data.pictures import BadPicture, open_picture
+    from aifx.data.readers.pictures import BadPicture, open_picture
 
     file = io.BytesIO()
     try:

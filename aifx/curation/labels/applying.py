@@ -14,7 +14,9 @@ from aifx.core.errors import UsageError
 from aifx.core.json_values import encode_json
 from aifx.curation.labels.store import LabelState, label_file, read_entries
 from aifx.curation.step import Outcome, ShardStep
-from aifx.data.versions import ROW, TEXT_TYPES, Catalog, Manifest, Version
+from aifx.data.names import ROW
+from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.manifest import TEXT_TYPES, Manifest, Version
 
 if TYPE_CHECKING:
     from pyarrow import Table

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from aifx.core.digests import Sha256
 from aifx.core.errors import UsageError
 from aifx.curation.labels.store import LabelKind
-from aifx.curation.shards import read_shard, records_of
-from aifx.data.versions import RESERVED, ROW, SOURCE, TEXT_TYPES, Version
+from aifx.data.names import RESERVED, ROW, SOURCE
+from aifx.data.versions.manifest import TEXT_TYPES, Version
+from aifx.data.versions.shards import read_shard, records_of
 
 if TYPE_CHECKING:
     from pyarrow import Table

@@ -21,8 +21,9 @@ from aifx.core.parsing import parse_json
 from aifx.curation.labels.contents import FileLabel, RowFinder, Shown, contents_of, select_rows
 from aifx.curation.labels.label_studio import read_tasks, task_of
 from aifx.curation.labels.store import Entry, LabelLog, LabelState, now
-from aifx.data.csv_rows import CsvText, NotCsv, csv_rows, escape_formula, unescape_formula
-from aifx.data.versions import ROW, Version
+from aifx.data.names import ROW
+from aifx.data.readers.csv_rows import CsvText, NotCsv, csv_rows, escape_formula, unescape_formula
+from aifx.data.versions.manifest import Version
 
 LabelFormat: TypeAlias = Literal["label-studio", "jsonl", "csv"]
 SUFFIXES: Mapping[str, LabelFormat] = {".json": "label-studio", ".jsonl": "jsonl", ".csv": "csv"}

@@ -10,7 +10,7 @@ from xml.sax.saxutils import quoteattr
 from aifx.core.errors import DataError
 from aifx.curation.labels.contents import FileLabel, Shown, data_url
 from aifx.curation.labels.store import Entry
-from aifx.data.versions import ROW, SOURCE
+from aifx.data.names import ROW, SOURCE
 
 TIE = "tie"
 """The label of a pair neither of whose texts is better."""

@@ -11,7 +11,8 @@ from aifx.core.errors import UsageError
 from aifx.curation.labels.contents import Shown, contents_of, select_rows
 from aifx.curation.labels.store import LabelState
 from aifx.curation.sql import RowTable, identifier, open_tables
-from aifx.data.versions import ROW, Version
+from aifx.data.names import ROW
+from aifx.data.versions.manifest import Version
 
 LEASE_S = 600.0
 """How long a row that a labeller got is kept for them."""

@@ -24,7 +24,8 @@ from aifx.core.json_values import plain
 from aifx.core.locks import holding
 from aifx.core.parsing import parse_json
 from aifx.core.sanitize import escape_controls
-from aifx.data.versions import DATASET_NAME, RESERVED, Catalog
+from aifx.data.names import RESERVED
+from aifx.data.versions.catalog import DATASET_NAME, Catalog
 
 FOLDER = "labels"
 

@@ -23,8 +23,9 @@ from aifx.curation.labels.applying import decide
 from aifx.curation.labels.contents import Shown, contents_of, read_columns
 from aifx.curation.labels.store import LabelState
 from aifx.curation.labels.uncertain import read_predictions
-from aifx.curation.shards import read_shard
-from aifx.data.versions import ROW, Version
+from aifx.data.names import ROW
+from aifx.data.versions.manifest import Version
+from aifx.data.versions.shards import read_shard
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -180,7 +181,7 @@ def _contents(version: Version, shown: Shown) -> Iterator[tuple[str, Any]]:
     """The text, or the pixels [SIDE * SIDE * 3] from -1 to 1, of each row. Images that are none are left out."""
     from PIL import Image
 
-    from aifx.data.pictures import BadPicture, open_picture
+    from aifx.data.readers.pictures import BadPicture, open_picture
 
     for table in read_columns(version, shown.columns):
         for row, _, content in contents_of(table, shown):

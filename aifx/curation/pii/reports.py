@@ -16,10 +16,10 @@ from aifx.curation.execution import DONE, OUT, Made, TaskResult, in_processes
 from aifx.curation.pii.detector import SEARCHES
 from aifx.curation.pii.steps import FindPii, text_columns, unsearched_columns
 from aifx.curation.reports import MadeVersion, made_version
-from aifx.curation.shards import read_shard
 from aifx.curation.step import Limits
-from aifx.data.verification import check_shards
-from aifx.data.versions import Version
+from aifx.data.versions.manifest import Version
+from aifx.data.versions.shards import read_shard
+from aifx.data.versions.verification import check_shards
 
 SHAPES = 3
 """Of each kind, so many of the shapes of its values are shown."""

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from aifx.core.errors import UsageError
 from aifx.curation.pii.detector import Detector
 from aifx.curation.pii.findings import shape_of
-from aifx.curation.shards import dropped_rows
 from aifx.curation.step import Outcome, ShardStep
-from aifx.data.datasets import check_own_rows
-from aifx.data.versions import RESERVED, ROW, TEXT_TYPES, Manifest
+from aifx.data.names import RESERVED, ROW
+from aifx.data.versions.manifest import TEXT_TYPES, Manifest
+from aifx.data.versions.parts import check_own_rows
+from aifx.data.versions.shards import dropped_rows
 
 if TYPE_CHECKING:
     from pyarrow import Table

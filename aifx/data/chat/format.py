@@ -14,17 +14,18 @@ import numpy as np
 from aifx.core.digests import sha256_of_values
 from aifx.core.errors import DataError
 from aifx.core.project import Project
-from aifx.data.base import TEXT_BYTES, Batch, Split
+from aifx.data.base import TEXT_BYTES, Batch
 from aifx.data.chat.assets import chat_tokenizer, open_renderer, own_vocab_size
 from aifx.data.chat.rendering import ChatRenderer
 from aifx.data.chat.rows import Preference, find_chats, parse_row
 from aifx.data.chat.section import ChatSection
 from aifx.data.chat.sequences import ChatRows, Mix, Truncation, empty_chats, fit
 from aifx.data.chat.store import SPLITS, ChatFiles, ChatTokens, files_of_split, open_files, tokenize, tokens_digest
-from aifx.data.encoding import TextFile
-from aifx.data.rows import Row
+from aifx.data.readers.encodings import TextFile
+from aifx.data.readers.rows import Row
 from aifx.data.sections import OWN_TOKENIZERS
 from aifx.data.spec import DataSpec, Field
+from aifx.data.splits import Split
 from aifx.data.text import TOKENIZER_FILE, TokenFormat, check_vocab_size
 from aifx.data.tokenizer import Tokenizer
 

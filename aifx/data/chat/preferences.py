@@ -14,7 +14,7 @@ from aifx.core.digests import sha256_of_values
 from aifx.core.errors import DataError, UsageError
 from aifx.core.files import replace_file
 from aifx.core.project import Project
-from aifx.data.base import Batch, Split
+from aifx.data.base import Batch
 from aifx.data.blocks import read_checked, with_digest
 from aifx.data.chat.format import ChatData, ChatFormat, ChatSource, chat_spec
 from aifx.data.chat.rows import read_pairs
@@ -22,6 +22,7 @@ from aifx.data.chat.section import ChatSection
 from aifx.data.chat.sequences import ChatRows, Fitted, Truncation
 from aifx.data.chat.store import SPLITS, ChatFiles, ChatTokens, tokenize, tokens_digest
 from aifx.data.spec import DataSpec, Field
+from aifx.data.splits import Split
 
 CHOSEN, REJECTED = 1, 2
 """Segments of a row."""

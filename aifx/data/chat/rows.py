@@ -22,10 +22,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 from aifx.core.errors import DataError, did_you_mean
 from aifx.core.project import Project
-from aifx.data.encoding import TextFile
-from aifx.data.files import find_files
-from aifx.data.rows import InputFile, Row, read_rows
-from aifx.data.versions import CLUSTER, SPLIT
+from aifx.data.names import CLUSTER, SPLIT
+from aifx.data.readers.documents import find_files
+from aifx.data.readers.encodings import TextFile
+from aifx.data.readers.rows import InputFile, Row, read_rows
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Fixed, since a template may make a role part of a special token."""

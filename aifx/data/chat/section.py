@@ -22,7 +22,7 @@ from aifx.data.sections import (
 )
 
 if TYPE_CHECKING:
-    from aifx.data.encoding import TextFile
+    from aifx.data.readers.encodings import TextFile
 
 
 class ChatSection(DatasetSection, TokenSection):

@@ -12,19 +12,19 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from aifx.core.digests import Hash64, Sha256, fraction_of, sha256_of, sha256_of_file, sha256_of_values
+from aifx.core.digests import Hash64, Sha256, sha256_of, sha256_of_file, sha256_of_values
 from aifx.core.errors import DataError
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, cache_path
-from aifx.data.base import Split
 from aifx.data.blocks import SUFFIX, BlockArray, cached_arrays, write_array
 from aifx.data.chat.rendering import ChatRenderer
 from aifx.data.chat.rows import Conversation, check_chat_file, find_chats, read_conversations
 from aifx.data.chat.section import ChatSection
-from aifx.data.datasets import DatasetPart, open_single
-from aifx.data.encoding import TextFile, reading
-from aifx.data.files import check_regular
-from aifx.data.versions import SPLIT
+from aifx.data.names import SPLIT
+from aifx.data.readers.documents import check_regular
+from aifx.data.readers.encodings import TextFile, reading
+from aifx.data.splits import SPLITS, Split, split_of
+from aifx.data.versions.parts import DatasetPart, open_single
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,6 @@ KIND, VERSION = "chat store", 1
 
 TOKENS_VERSION = 1
 """Version of the tokens in it: a part of the digest of a run's data, which a resume compares."""
-
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 ReadChats: TypeAlias = Callable[[TextFile], Iterator[Conversation]]
 
@@ -91,8 +89,7 @@ class ChatFiles:
             return self.part.split_of(conversation.split)
         in_cluster = self.part is not None and conversation.cluster is not None
         group = str(conversation.cluster).encode() if in_cluster else conversation.key
-        held_out = fraction_of(Hash64(group).digest()) - self.fractions["test"]
-        return "test" if held_out < 0 else "validation" if held_out < self.fractions["validation"] else "train"
+        return split_of(Hash64(group).digest(), self.fractions)
 
 
 @dataclass(frozen=True)

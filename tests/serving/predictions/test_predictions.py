@@ -37,7 +37,7 @@ def rows(count: int, seed: int = 0) -> list[dict[str, float]]:
 
 
 def batch_of(served: Any, values: list[dict[str, float]]) -> dict[str, np.ndarray]:
-    from aifx.data.rows import Row
+    from aifx.data.readers.rows import Row
 
     encoder = RowEncoder(served.state.form)
     batches = [encoder.encode(Row("-", 1, "row", row)) for row in values]

@@ -10,8 +10,9 @@ import numpy as np
 
 from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset, ArrayFormat, array_dataset, split_arrays
-from aifx.data.base import Batch, Split
+from aifx.data.base import Batch
 from aifx.data.spec import DataSpec, Field
+from aifx.data.splits import Split
 
 READINGS = 8
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from aifx.data.versions import Kind
+from aifx.data.names import Kind
 
 if TYPE_CHECKING:
     from pyarrow import Array, Schema, Table

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from aifx.curation.readers.base import BadRow, Batch, ReadOptions, batch_of, split_valid
+from aifx.data.readers.base import BadRow, Batch, ReadOptions, batch_of, split_valid
 
 if TYPE_CHECKING:
     from pyarrow import Field, RecordBatch, Schema

@@ -11,7 +11,7 @@ from typing import IO, Any
 from aifx.core.digests import size_and_sha256
 from aifx.core.errors import DataError, did_you_mean
 from aifx.core.os_errors import first_line
-from aifx.data.encoding import DECODE_HANDLERS, DecodeErrors, FileScan, TextFile, reading, undecodable
+from aifx.data.readers.encodings import DECODE_HANDLERS, DecodeErrors, FileScan, TextFile, reading, undecodable
 
 BUFFER_BYTES = 1 << 20
 """Of a column that are read at a time; otherwise a whole row group of it is, as large as its writer made it."""

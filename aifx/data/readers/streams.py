@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import IO, Any
 
 from aifx.core.calls import advance
-from aifx.curation.readers.base import BLOCK_BYTES, DamagedFile, ReadOptions
-from aifx.data.likely_encodings import AUTO, BOMS, SAMPLE_BYTES, likely_encodings
+from aifx.data.readers.base import BLOCK_BYTES, DamagedFile, ReadOptions
+from aifx.data.readers.likely_encodings import AUTO, BOMS, SAMPLE_BYTES, likely_encodings
 
 SMALL_EXPANSION = 1 << 30
 """A compressed file may always expand to this size."""

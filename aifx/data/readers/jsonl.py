@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aifx.curation.readers.base import (
+from aifx.data.readers.base import (
     BLOCK_BYTES,
     SAMPLE_BYTES,
     BadRow,
@@ -25,8 +25,8 @@ from aifx.curation.readers.base import (
     joined,
     split_valid,
 )
-from aifx.curation.readers.lines import line_blocks
-from aifx.curation.readers.streams import open_utf8
+from aifx.data.readers.lines import line_blocks
+from aifx.data.readers.streams import open_utf8
 
 if TYPE_CHECKING:
     from pyarrow import Schema, Table

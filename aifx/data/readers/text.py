@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from aifx.curation.readers.base import BadRow, DamagedFile, ReadOptions
-from aifx.curation.readers.streams import open_utf8
+from aifx.data.readers.base import BadRow, DamagedFile, ReadOptions
+from aifx.data.readers.streams import open_utf8
 
 LARGE_BYTES = 1 << 16
 DOCUMENT_BYTES = 32 << 20

@@ -16,7 +16,7 @@ from aifx.core.errors import DataError
 from aifx.core.files import UnsafeFile
 from aifx.core.progress import report_progress
 from aifx.core.stores import Store
-from aifx.data.versions import (
+from aifx.data.versions.manifest import (
     DATASET,
     DROPPED,
     FORMAT,

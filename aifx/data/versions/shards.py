@@ -10,8 +10,9 @@ from typing import IO, TYPE_CHECKING, Any
 from aifx.core.digests import Sha256
 from aifx.core.files import replacing
 from aifx.core.os_errors import naming
-from aifx.data.parquet import open_parquet
-from aifx.data.versions import ROW, ShardFile
+from aifx.data.names import ROW
+from aifx.data.readers.parquet_columns import open_parquet
+from aifx.data.versions.manifest import ShardFile
 
 if TYPE_CHECKING:
     from pyarrow import ChunkedArray, RecordBatch, Table

@@ -1,6 +1,6 @@
 """Decoding many pictures into one file, in worker processes. As a program, it is such a worker.
 
-python -m aifx.data.decoding FOLDER START STRIDE
+python -m aifx.data.readers.decoding FOLDER START STRIDE
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from aifx.core.digests import sha256_of, sha256_of_file
 from aifx.core.errors import DataError, EnvironmentFault
 from aifx.core.files import replace_file
 from aifx.core.processes import Child, connect, pump
-from aifx.data.parquet import read_cell
-from aifx.data.pictures import BadPicture, Geometry, check_file, decode
+from aifx.data.readers.parquet_columns import read_cell
+from aifx.data.readers.pictures import BadPicture, Geometry, check_file, decode
 
 PIXELS = "pixels"
 IMAGE_COLUMN = "image"
@@ -109,7 +109,7 @@ class _Share:
         self._started = False
         arguments = (str(self._folder), str(self._next), str(self._stride))
         return self._stack.enter_context(
-            Child.of_module("aifx.data.decoding", *arguments, silence_s=SILENCE_S, name=str(self._next))
+            Child.of_module("aifx.data.readers.decoding", *arguments, silence_s=SILENCE_S, name=str(self._next))
         )
 
     def advance(self, count: int, done: Callable[[Decoded], None]) -> bool:

@@ -14,10 +14,10 @@ from typing import IO, TYPE_CHECKING, Any
 from aifx.core.calls import advance
 from aifx.core.errors import DataError
 from aifx.core.os_errors import naming
-from aifx.curation.readers import streams
-from aifx.curation.readers.base import BLOCK_BYTES, ROW_BYTES, Batch, DamagedFile, ReadOptions, batch_of, split_valid
-from aifx.curation.readers.streams import open_bytes
-from aifx.data.parquet import open_parquet
+from aifx.data.readers import streams
+from aifx.data.readers.base import BLOCK_BYTES, ROW_BYTES, Batch, DamagedFile, ReadOptions, batch_of, split_valid
+from aifx.data.readers.parquet_columns import open_parquet
+from aifx.data.readers.streams import open_bytes
 
 if TYPE_CHECKING:
     from pyarrow import DataType, Schema

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from aifx.core.errors import DataError, UsageError, nearest
-from aifx.data.csv_rows import NotCsv, csv_rows
-from aifx.data.encoding import TextFile, conversion, open_content
-from aifx.data.files import check_regular, parse_records
-from aifx.data.likely_encodings import SAMPLE_BYTES, likely_encodings, listed
-from aifx.data.parquet import open_parquet
+from aifx.data.readers.csv_rows import NotCsv, csv_rows
+from aifx.data.readers.documents import check_regular, parse_records
+from aifx.data.readers.encodings import TextFile, conversion, open_content
+from aifx.data.readers.likely_encodings import SAMPLE_BYTES, likely_encodings, listed
+from aifx.data.readers.parquet_columns import open_parquet
 
 FORMATS = ("jsonl", "csv", "parquet", "txt")
 """Formats whose rows have named fields; tasks may read more."""

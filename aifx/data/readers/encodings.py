@@ -15,7 +15,7 @@ from typing import IO, Any, Literal, TypeAlias
 
 from aifx.core.digests import Sha256
 from aifx.core.errors import DataError
-from aifx.data.likely_encodings import SAMPLE_BYTES, likely_encodings, listed
+from aifx.data.readers.likely_encodings import SAMPLE_BYTES, likely_encodings, listed
 
 COMPRESSIONS = (".gz", ".zst")
 COMPRESSIBLE = (".txt", ".jsonl")

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from aifx.curation.readers import csv, images, jsonl, parquet, query, web
-from aifx.curation.readers.base import Batch, ReadOptions
-from aifx.data.versions import Kind
+from aifx.data.names import Kind
+from aifx.data.readers import csv, images, jsonl, parquet, query, web
+from aifx.data.readers.base import Batch, ReadOptions
 
 if TYPE_CHECKING:
     from pyarrow import Schema

@@ -19,7 +19,7 @@ from aifx.core.os_errors import FULL, first_line, naming
 from aifx.core.progress import Reporter
 from aifx.core.redaction import redact
 from aifx.core.stores import BLOCK_BYTES, open_store
-from aifx.curation.readers.formats import PICKLES, SUFFIXES, Format, split_name
+from aifx.data.readers.formats import PICKLES, SUFFIXES, Format, split_name
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from aifx.curation.readers.base import ROW_BYTES, BadRow, Batch, ReadOptions, batch_of
-from aifx.curation.readers.streams import open_bytes, read_whole
+from aifx.data.readers.base import ROW_BYTES, BadRow, Batch, ReadOptions, batch_of
+from aifx.data.readers.streams import open_bytes, read_whole
 
 if TYPE_CHECKING:
     from pyarrow import Schema
@@ -26,7 +26,7 @@ def read(path: str, compression: str, schema: Schema, options: ReadOptions) -> I
     """The picture, if it can be decoded and has no more pixels than Pillow allows."""
     import pyarrow as pa
 
-    from aifx.data.pictures import BadPicture, open_picture
+    from aifx.data.readers.pictures import BadPicture, open_picture
 
     with open_bytes(path, compression, options) as stream:
         data = read_whole(stream, ROW_BYTES + 1)

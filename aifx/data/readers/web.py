@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import EnvironmentFault
 from aifx.core.extras import install_command
-from aifx.curation.readers.base import TEXT, BadRow, Batch, DamagedFile, ReadOptions, batch_of
-from aifx.curation.readers.streams import open_bytes, read_whole
+from aifx.data.readers.base import TEXT, BadRow, Batch, DamagedFile, ReadOptions, batch_of
+from aifx.data.readers.streams import open_bytes, read_whole
 
 if TYPE_CHECKING:
     from pyarrow import Schema

@@ -14,10 +14,12 @@ from typing import Any
 from aifx.core.artifact import short_reference
 from aifx.core.errors import AifxError, DataError, UsageError
 from aifx.core.project import Project, cache_path
-from aifx.data.base import SPLITS, Split
-from aifx.data.parquet import read_batches
-from aifx.data.verification import check_shards
-from aifx.data.versions import CLUSTER, SPLIT, Catalog, Kind, Manifest, Version, open_catalog
+from aifx.data.names import CLUSTER, SPLIT, Kind
+from aifx.data.readers.parquet_columns import read_batches
+from aifx.data.splits import SPLITS, Split
+from aifx.data.versions.catalog import Catalog, open_catalog
+from aifx.data.versions.manifest import Manifest, Version
+from aifx.data.versions.verification import check_shards
 
 logger = logging.getLogger(__name__)
 

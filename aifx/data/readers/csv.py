@@ -14,18 +14,10 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from aifx.curation.readers.base import (
-    SAMPLE_BYTES,
-    BadRow,
-    Batch,
-    ColumnsChanged,
-    DamagedFile,
-    ReadOptions,
-    split_valid,
-)
-from aifx.curation.readers.lines import line_blocks
-from aifx.curation.readers.streams import MARKS, Begun, Ended, Marking, open_utf8, unmarked
-from aifx.data.csv_rows import CsvText, NotCsv, csv_rows
+from aifx.data.readers.base import SAMPLE_BYTES, BadRow, Batch, ColumnsChanged, DamagedFile, ReadOptions, split_valid
+from aifx.data.readers.csv_rows import CsvText, NotCsv, csv_rows
+from aifx.data.readers.lines import line_blocks
+from aifx.data.readers.streams import MARKS, Begun, Ended, Marking, open_utf8, unmarked
 
 if TYPE_CHECKING:
     from pyarrow import DataType, Schema, Table

@@ -18,8 +18,16 @@ from typing import Any
 from aifx.core.errors import DataError, did_you_mean
 from aifx.core.parsing import parse_json
 from aifx.core.project import Project
-from aifx.data.encoding import SUFFIXES, DecodeErrors, FileScan, TextFile, decode_blocks, decode_lines, scan_text
-from aifx.data.parquet import read_column, scan_column
+from aifx.data.readers.encodings import (
+    SUFFIXES,
+    DecodeErrors,
+    FileScan,
+    TextFile,
+    decode_blocks,
+    decode_lines,
+    scan_text,
+)
+from aifx.data.readers.parquet_columns import read_column, scan_column
 
 PIECE_CHARACTERS = 1 << 15
 # Before a single space between two marks, a newline between a letter or digit and a mark, a stop between two letters.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from aifx.curation.readers.base import BLOCK_BYTES, ROW_BYTES, DamagedFile
+from aifx.data.readers.base import BLOCK_BYTES, ROW_BYTES, DamagedFile
 
 
 def line_blocks(stream: Any, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:

@@ -1,0 +1,12 @@
+"""The kinds of data sets, and the columns that aifx adds to their rows."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+ROW, SOURCE, SPLIT, CLUSTER = "_row", "_source", "_split", "_cluster"
+"""Columns that aifx adds: the row's id; the source that it came from; the split and the duplicate cluster it is in."""
+
+RESERVED = (ROW, SOURCE, SPLIT, CLUSTER)
+
+Kind: TypeAlias = Literal["text", "table", "images"]

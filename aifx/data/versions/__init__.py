@@ -1,0 +1,1 @@
+"""Versions of data sets: their manifests, shards and catalogs."""

@@ -1,0 +1,31 @@
+"""The files of a version beside its shards: descriptions for other programs, and the manifest that seals it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aifx.core.artifact import Artifact, SealedFile, seal
+from aifx.core.digests import sha256_of
+from aifx.core.files import RECORDS_LIMIT, replace_file
+from aifx.core.json_files import encode
+from aifx.core.json_values import encode_json
+from aifx.data.versions.manifest import SUMS, Manifest, sums_of
+
+
+def seal_version(folder: Path, manifest: Manifest, documents: Mapping[str, Mapping[str, Any]]) -> Artifact:
+    """Write the documents, SHA256SUMS and, last, manifest.json into the folder that holds the shards.
+
+    Args:
+        documents: what describes the version to other programs, by file name. They are no part of its digest.
+    """
+    descriptions = {}
+    for name, document in documents.items():
+        data = encode(encode_json(document, indent=2, ensure_ascii=False) + "\n")
+        replace_file(folder / name, data)
+        descriptions[name] = SealedFile(len(data), sha256_of(data))
+    artifact = manifest.artifact(descriptions)
+    replace_file(folder / SUMS, sums_of(artifact))
+    seal(folder, artifact, limit=RECORDS_LIMIT)  # a manifest has each source, such as a picture
+    return artifact
