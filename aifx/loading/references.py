@@ -15,7 +15,7 @@ from aifx.core.progress import report_progress
 from aifx.core.project import RunDirectory, cache_path
 from aifx.data.blocks import read_cached
 from aifx.data.chat.preferences import PreferenceData, References
-from aifx.data.chat.store import SPLITS
+from aifx.data.splits import SPLITS
 from aifx.loading.base_weights import with_base_params
 from aifx.models.adapted import AdaptedModel
 from aifx.parallel.joining import current_group

@@ -20,12 +20,12 @@ from aifx.data.chat.rendering import ChatRenderer
 from aifx.data.chat.rows import Preference, find_chats, parse_row
 from aifx.data.chat.section import ChatSection
 from aifx.data.chat.sequences import ChatRows, Mix, Truncation, empty_chats, fit
-from aifx.data.chat.store import SPLITS, ChatFiles, ChatTokens, files_of_split, open_files, tokenize, tokens_digest
+from aifx.data.chat.store import ChatFiles, ChatTokens, files_of_split, open_files, tokenize, tokens_digest
 from aifx.data.readers.encodings import TextFile
 from aifx.data.readers.rows import Row
 from aifx.data.sections import OWN_TOKENIZERS
 from aifx.data.spec import DataSpec, Field
-from aifx.data.splits import Split
+from aifx.data.splits import SPLITS, Split
 from aifx.data.text import TOKENIZER_FILE, TokenFormat, check_vocab_size
 from aifx.data.tokenizer import Tokenizer
 

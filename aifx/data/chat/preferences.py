@@ -20,9 +20,9 @@ from aifx.data.chat.format import ChatData, ChatFormat, ChatSource, chat_spec
 from aifx.data.chat.rows import read_pairs
 from aifx.data.chat.section import ChatSection
 from aifx.data.chat.sequences import ChatRows, Fitted, Truncation
-from aifx.data.chat.store import SPLITS, ChatFiles, ChatTokens, tokenize, tokens_digest
+from aifx.data.chat.store import ChatFiles, ChatTokens, tokenize, tokens_digest
 from aifx.data.spec import DataSpec, Field
-from aifx.data.splits import Split
+from aifx.data.splits import SPLITS, Split
 
 CHOSEN, REJECTED = 1, 2
 """Segments of a row."""
