@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,9 @@ BATCH_PAGES = 64
 
 def check_installed() -> None:
     """Raises EnvironmentFault if the packages of the extra `html` are missing."""
-    _package("trafilatura")
-    _package("warcio")
+    with _from_extra():
+        import trafilatura  # noqa: F401
+        import warcio  # noqa: F401
 
 
 def find_page_schema(path: str, compression: str, options: ReadOptions, *, is_whole: bool) -> Schema:
@@ -60,7 +61,9 @@ def read_archive(path: str, compression: str, schema: Schema, options: ReadOptio
     """
     import pyarrow as pa
 
-    exceptions = importlib.import_module("warcio.exceptions")
+    with _from_extra():
+        from warcio.exceptions import ArchiveLoadFailed
+
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
     bad: list[BadRow] = []
@@ -91,7 +94,7 @@ def read_archive(path: str, compression: str, schema: Schema, options: ReadOptio
                 if len(rows) + len(bad) == BATCH_PAGES:
                     yield batch()
                     rows, numbers, bad = [], [], []
-        except (exceptions.ArchiveLoadFailed, OverflowError, DamagedFile) as e:  # too long for an address
+        except (ArchiveLoadFailed, OverflowError, DamagedFile) as e:  # too long for an address
             if rows or bad:
                 yield batch()
             if isinstance(e, DamagedFile):
@@ -102,7 +105,10 @@ def read_archive(path: str, compression: str, schema: Schema, options: ReadOptio
 
 def _records(stream: Any) -> Iterator[Any]:
     """The records of an archive. Raises DamagedFile for one whose end is not known or not there."""
-    archive = _package("warcio.archiveiterator").ArchiveIterator(stream, arc2warc=True)
+    with _from_extra():
+        from warcio.archiveiterator import ArchiveIterator
+
+    archive = ArchiveIterator(stream, arc2warc=True)
     load = archive.loader.load_http_headers
     # warcio fails on a record without a target.
     archive.loader.load_http_headers = lambda kind, target, *rest: load(kind, target or "", *rest)
@@ -131,7 +137,9 @@ def _is_page(record: Any) -> bool:
 
 def _text_of(data: bytes) -> tuple[str, str, bytes]:
     """The text of a page; otherwise why there is none, and the page."""
-    trafilatura = _package("trafilatura")
+    with _from_extra():
+        import trafilatura
+
     logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
     if len(data) > PAGE_BYTES:
         return "", f"it has more than {PAGE_BYTES >> 20} MiB", data
@@ -139,11 +147,13 @@ def _text_of(data: bytes) -> tuple[str, str, bytes]:
     return (text, "", b"") if text and text.strip() else ("", "no text", data)
 
 
-def _package(name: str) -> Any:
+@contextmanager
+def _from_extra() -> Iterator[None]:
+    """Raise EnvironmentFault for a package of the extra `html` that is missing."""
     try:
-        return importlib.import_module(name)
-    except ImportError:
-        package = name.partition(".")[0]
+        yield
+    except ImportError as e:
+        package = (e.name or "one").partition(".")[0]
         raise EnvironmentFault(
             f"web pages need {package}", f"{package} is not installed", install_command("html")
         ) from None
