@@ -28,7 +28,6 @@ class Given(Step):
     num_shards: int = 1
 
     name = "given"
-    version = 1
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 TASK_BYTES = 64 << 20
 """Of source files that one task reads, unless one file is larger."""
 
-READING_VERSION = 1
-"""Of all readers; it rises if the same bytes would give other rows."""
-
 COLUMNS = "columns.json"
 
 
@@ -54,12 +51,11 @@ class Add(Step):
     scanned: bool = False
 
     name = "add"
-    version = 1
 
     @property
     def settings(self) -> Mapping[str, Any]:
         files = [[file.name, file.sha256 or file.stamp] for file in self.files]
-        content = encode_json([files, dict(self.relicensed), READING_VERSION])
+        content = encode_json([files, dict(self.relicensed)])
         digest = sha256_of(content)
         return {"license": self.license, **plain(self.options), "files_sha256": digest}
 

@@ -47,7 +47,6 @@ class Clean(ShardStep):
     encoding: bool = True
 
     name = "clean"
-    version = 1
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -44,7 +44,6 @@ class Decontaminate(DecidedStep):
     references: tuple[Reference, ...]
 
     name = "decontaminate"
-    version = 1
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from aifx.core.errors import UsageError
 from aifx.curation.decisions import DecidedStep, without_dropped
 from aifx.curation.duplicates import DuplicateCounts, find_duplicates, shards_of
-from aifx.curation.execution import steps_folder
 from aifx.curation.sketches import open_sketches
 from aifx.curation.step import Limits, Outcome
+from aifx.curation.work_folders import steps_folder
 from aifx.data.names import CLUSTER, ROW
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import Version
@@ -36,7 +36,6 @@ class Dedupe(DecidedStep):
     mark: bool = False
 
     name = "dedupe"
-    version = 1
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -6,33 +6,26 @@ The condition is written nowhere: the manifest has the number of the rows and a 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from aifx.core.artifact import short_reference
-from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError, UsageError
 from aifx.core.locks import FolderBusy, remove_folder
 from aifx.core.project import Project, cache_path
-from aifx.curation.execution import execute, holding_dataset, steps_folder
+from aifx.curation.erase import Erase
+from aifx.curation.execution import execute
 from aifx.curation.history import TrainedRun, find_manifest, trained_runs
 from aifx.curation.leftovers import delete_leftover, leftovers_in
 from aifx.curation.lineage import record_removal
 from aifx.curation.sql import RowTable, open_selection, open_tables
-from aifx.curation.step import Limits, Outcome, ShardStep
+from aifx.curation.step import Limits
+from aifx.curation.work_folders import holding_dataset, steps_folder
 from aifx.data.names import ROW
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import INDEXES, Version
 from aifx.data.versions.parts import TOKENS
-from aifx.data.versions.shards import dropped_rows
-
-if TYPE_CHECKING:
-    from pyarrow import Table
-
-RULE = "erased"
 
 
 @dataclass(frozen=True)
@@ -68,33 +61,6 @@ class Erasure:
     purged: tuple[str, ...]
     remaining: tuple[str, ...]
     dry_run: bool
-
-
-@dataclass(frozen=True)
-class Erase(ShardStep):
-    """Drops rows by their ids."""
-
-    rows: tuple[str, ...]
-
-    name = "erase"
-    version = 1
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        return {"rows": len(self.rows), "sha256": sha256_of("\n".join(self.rows))}
-
-    @cached_property
-    def _ids(self) -> Any:
-        import pyarrow as pa
-
-        return pa.array(self.rows, pa.string())
-
-    def apply(self, rows: Table, work: Any) -> Outcome:
-        import pyarrow.compute as pc
-
-        is_erased = pc.is_in(rows.column(ROW), value_set=self._ids)
-        dropped = rows.column(ROW).filter(is_erased)
-        return Outcome(rows.filter(pc.invert(is_erased)), dropped_rows(dropped, [RULE] * len(dropped)))
 
 
 def plan_erasure(

@@ -1,6 +1,6 @@
 """Running a step: its tasks in processes, each shard by rename, and a restart that does only what is missing.
 
-A step works in a folder that is named by all that its result depends on, `<root>/<name>/.work-<key>`:
+A step works in a folder that is named by a digest of all that its result depends on, `<root>/<name>/.work-<key>`:
 
     prepared/          what `Step.prepare` wrote; prepared.json is written after it
     out/               files of the version, and temporary ones of processes that were killed or still write
@@ -17,8 +17,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,21 +27,21 @@ from pydantic import TypeAdapter
 
 from aifx.core.artifact import MANIFEST, mark_checked, publish
 from aifx.core.calls import call_each
-from aifx.core.digests import sha256_of
+from aifx.core.code_digest import Code, code_digest
+from aifx.core.digests import sha256_of_json
 from aifx.core.errors import DataError
 from aifx.core.files import read_file, remove_temporary
 from aifx.core.json_files import write_json
-from aifx.core.json_values import encode_json, plain
-from aifx.core.locks import holding
+from aifx.core.json_values import plain
 from aifx.core.os_errors import naming
 from aifx.core.parsing import parse_json
 from aifx.core.progress import Reporter, report_progress
-from aifx.core.project import cache_path
 from aifx.core.version import __version__
 from aifx.curation.croissant import croissant_of
-from aifx.curation.lineage import record_run
+from aifx.curation.lineage import is_recorded, record_run
 from aifx.curation.profile import PartialProfile, ProfileSum, complete_profile, merge_profiles, profile_rows
 from aifx.curation.step import Limits, Step
+from aifx.curation.work_folders import WORK, holding_dataset, holding_work, steps_folder
 from aifx.data.versions.catalog import Catalog, check_dataset_name
 from aifx.data.versions.manifest import (
     CROISSANT,
@@ -62,8 +61,6 @@ from aifx.data.versions.shards import ShardWriter, columns_of, return_memory
 from aifx.data.versions.verification import check_shards
 
 OUT, DONE, PREPARED, WHOLE = "out", "done", "prepared", "version"
-WORK = ".work-"
-"""The beginning of the name of a folder in which a step works."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,6 @@ def execute(
     return_memory()
     for parent in step.parents:
         check_own_rows(parent.manifest, f"aifx data {step.name}")
-    key = step_key(step)
     work = work_folder(step, name, catalog)
     with holding_dataset(name, catalog, "makes a version of it"), naming(work, keeps_names=True):
         found = _find_version(step, name, catalog)
@@ -137,7 +133,9 @@ def execute(
         is_accepted = accepts(found.manifest)
         if is_accepted:
             catalog.set_latest(name, found.manifest.version)
-        record_run(catalog, found, step.parents, key)
+        if found not in step.parents:
+            made = replace(found.manifest, code=code_of(step), aifx=__version__)  # by this code, too
+            record_run(catalog, made, [parent.manifest for parent in step.parents], step_key(step))
         shutil.rmtree(work, ignore_errors=True)
     return Made(found, is_new, is_accepted)
 
@@ -147,26 +145,22 @@ def work_folder(step: Step, name: str, catalog: Catalog) -> Path:
     return steps_folder(name, catalog) / f"{WORK}{step_key(step)}"
 
 
-def steps_folder(name: str, catalog: Catalog) -> Path:
-    """The folder on this machine where the steps of a data set work, and which they hold."""
-    return steps_root(catalog) / name
-
-
-def steps_root(catalog: Catalog) -> Path:
-    """The folder on this machine with the folders where steps work. All remote roots have the same."""
-    return catalog.local if catalog.local is not None else cache_path("datasets") / "work"
-
-
-def holding_dataset(name: str, catalog: Catalog, purpose: str) -> AbstractContextManager[None]:
-    """Hold a data set on this machine, as `core.locks.holding` does."""
-    return holding(steps_folder(name, catalog), f"data set {name}", purpose)
-
-
 def step_key(step: Step) -> str:
-    """Names all that the result of a step depends on."""
-    parents = [parent.manifest.sha256 for parent in step.parents]
-    parts = [step.name, step.version, plain(step.settings), parents]
-    return sha256_of(encode_json([*parts, __version__]))[:16]
+    """A digest of all that the result of a step depends on."""
+    return _key(_step_record(step), [parent.manifest.sha256 for parent in step.parents], code_of(step))
+
+
+def code_of(step: Step) -> Code:
+    """The code of a step, with all that it imports of aifx."""
+    return code_digest(type(step).__module__)
+
+
+def _key(step: StepRecord, parents: Sequence[str], code: Code) -> str:
+    return sha256_of_json(plain([step, parents, code]))
+
+
+def _step_record(step: Step) -> StepRecord:
+    return StepRecord(step.name, plain(step.settings))
 
 
 def _find_version(step: Step, name: str, catalog: Catalog) -> Version | None:
@@ -175,23 +169,27 @@ def _find_version(step: Step, name: str, catalog: Catalog) -> Version | None:
     Its parent, if that is what the step made: a step changes nothing in its own result, and a command that is repeated
     after it was killed at its end finds its result under the data set's name.
     """
-    record = plain(_step_record(step))
-    if len(step.parents) == 1 and plain(step.parents[0].manifest.step) == record:
+    record, code = _step_record(step), code_of(step)
+
+    def is_result(manifest: Manifest) -> bool:
+        """Whether the step made it, with the code that it has now. Other code may have made the same rows before."""
+        if plain(manifest.step) != plain(record):
+            return False
+        parents = [parent.partition("@")[2] for parent in manifest.parents]
+        return manifest.code == code or is_recorded(catalog, manifest, _key(record, parents, code))
+
+    if len(step.parents) == 1 and is_result(step.parents[0].manifest):
         return step.parents[0]
-    parents = [parent.manifest.whole_reference for parent in step.parents]
+    parents = tuple(parent.manifest.whole_reference for parent in step.parents)
     for version in catalog.versions(name):
         reference = f"{name}@{version}"
         try:
             manifest = catalog.manifest(reference)
         except DataError:
             continue
-        if plain(manifest.step) == record and list(manifest.parents) == parents:
+        if manifest.parents == parents and is_result(manifest):
             return catalog.open(reference)
     return None
-
-
-def _step_record(step: Step) -> StepRecord:
-    return StepRecord(step.name, step.version, plain(step.settings), __version__)
 
 
 def _make_version(
@@ -208,12 +206,12 @@ def _make_version(
     _move([file.name for file in manifest.files], work / OUT, whole)
     profile = complete_profile(merge_profiles(result.profile for result in results), manifest, whole)
     artifact = seal_version(whole, manifest, {CROISSANT: croissant_of(manifest), PROFILE: plain(profile)})
-    if catalog.local is None:
-        catalog.publish(Version(whole, manifest))
+    is_there = catalog.store.size(f"{name}/{manifest.version}/{MANIFEST}") is not None  # other code made the same rows
+    if is_there or catalog.local is None:
+        if not is_there:
+            catalog.publish(Version(whole, manifest))
         return catalog.open(manifest.whole_reference)
     target = catalog.local / name / manifest.version
-    if (target / MANIFEST).exists():
-        return catalog.open(manifest.whole_reference)
     shutil.rmtree(target, ignore_errors=True)  # a folder without a manifest is no version
     publish(whole, target)
     mark_checked(target, artifact, [shard.name for shard in manifest.shards])
@@ -323,11 +321,6 @@ def _make_shards(step: Step, work: Path, limits: Limits, task: int) -> TaskResul
     )
 
 
-def holding_work(work: Path) -> AbstractContextManager[None]:
-    """Hold the folder of a step together with others that work in it."""
-    return holding(work, str(work), "works in it", shared=True)
-
-
 def _result_path(work: Path, task: int) -> Path:
     return work / DONE / f"{task:05d}.json"
 
@@ -370,6 +363,8 @@ def _manifest(step: Step, name: str, results: list[TaskResult], facts: Mapping[s
         parents=tuple(parent.manifest.whole_reference for parent in step.parents),
         step=_step_record(step),
         sources=tuple(sources[name] for name in sorted(sources)),
+        code=code_of(step),
+        aifx=__version__,
         facts=dict(sorted({**facts, **counts}.items())),
         quarantine=tuple(shard for result in results for shard in result.quarantine),
     )

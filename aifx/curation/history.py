@@ -50,7 +50,8 @@ class LineageVersion:
 
     Attributes:
         step: that made it, with `settings`.
-        code: version of aifx.
+        aifx: version that made it.
+        code: SHA-256 of the code of the step.
         rows, size_bytes: of a mix, those of its parents; None if the version was deleted.
         sources: files that were read for it, and are no sources of its parents.
         runs: of the project that trained on it.
@@ -61,6 +62,7 @@ class LineageVersion:
     parents: tuple[str, ...]
     step: str
     settings: Mapping[str, Any]
+    aifx: str
     code: str
     rows: int | None
     size_bytes: int | None
@@ -168,7 +170,8 @@ def _existing(
         parents=manifest.parents,
         step=manifest.step.name,
         settings=manifest.step.settings,
-        code=manifest.step.code,
+        aifx=manifest.aifx,
+        code=manifest.code.sha256,
         rows=rows,
         size_bytes=size_bytes,
         dropped_by=manifest.dropped_by,
@@ -191,7 +194,8 @@ def _deleted(
         parents=tuple(f"{one.get('name')}@{version}" for one, version in inputs if version),
         step=str(step.get("name", "unknown")),
         settings=step.get("settings", {}),
-        code=str(step.get("code", "unknown")),
+        aifx=str(step.get("aifx", "unknown")),
+        code=str(step.get("code", {}).get("sha256", "unknown")),
         rows=None,
         size_bytes=None,
         dropped_by={},

@@ -25,7 +25,7 @@ from aifx.core.artifact import is_unfinished
 from aifx.core.files import held_temporary, is_temporary
 from aifx.core.locks import LOCK, REMOVED, FolderBusy, holding, remove_folder
 from aifx.curation.databases.sources import READ
-from aifx.curation.execution import WORK, steps_root
+from aifx.curation.work_folders import WORK, steps_root
 from aifx.data.versions.catalog import DATASET_NAME, Catalog
 from aifx.data.versions.manifest import INDEXES, LATEST
 from aifx.data.versions.parts import TOKENS

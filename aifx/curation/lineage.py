@@ -12,7 +12,7 @@ from aifx.core.json_files import JsonLines
 from aifx.core.json_values import plain
 from aifx.core.version import DISTRIBUTION, __version__
 from aifx.data.versions.catalog import Catalog
-from aifx.data.versions.manifest import INDEXES, LINEAGE, Manifest, Source, Version
+from aifx.data.versions.manifest import INDEXES, LINEAGE, Manifest, Source
 from aifx.runs.lock import exclusive
 
 SCHEMA = "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent"
@@ -29,10 +29,18 @@ STEP_FACET = "aifx_step"
 PRODUCER = f"urn:{DISTRIBUTION}:{__version__}"
 
 
-def record_run(catalog: Catalog, made: Version, parents: Sequence[Version], key: str) -> None:
-    """Append that a step made a version, unless that is recorded already."""
-    run_id = _run_id(key, made.manifest)
-    _append_once(catalog, run_event(made.manifest, [one.manifest for one in parents], run_id, catalog.store.url))
+def record_run(catalog: Catalog, made: Manifest, parents: Sequence[Manifest], key: str) -> None:
+    """Append that a step made a version, unless that is recorded already.
+
+    Args:
+        key: of the step.
+    """
+    _append_once(catalog, run_event(made, parents, key, catalog.store.url))
+
+
+def is_recorded(catalog: Catalog, made: Manifest, key: str) -> bool:
+    """Whether the step with this key made a version."""
+    return _has_run(catalog, _run_id(key, made))
 
 
 def record_index(catalog: Catalog, indexed: Manifest, index: str, settings: Mapping[str, Any]) -> None:
@@ -43,7 +51,7 @@ def record_index(catalog: Catalog, indexed: Manifest, index: str, settings: Mapp
         settings: all that it depends on.
     """
     made = {"namespace": _namespace(catalog.store.url), "name": f"{indexed.name}/{INDEXES}/{indexed.version}/{index}"}
-    step = {STEP_FACET: {**_facet(JOB_FACET), "name": "index", "settings": plain(settings), "code": __version__}}
+    step = {STEP_FACET: {**_facet(JOB_FACET), "name": "index", "settings": plain(settings), "aifx": __version__}}
     inputs = [_dataset(indexed, catalog.store.url)]
     _append_once(catalog, _event(_run_id(index, indexed), "index", step, inputs, [made]))
 
@@ -74,8 +82,12 @@ def _run_id(key: str, version: Manifest) -> str:
 
 
 def _append_once(catalog: Catalog, event: Mapping[str, Any]) -> None:
-    if not any(one.get("run", {}).get("runId") == event["run"]["runId"] for one in read_lineage(catalog)):
+    if not _has_run(catalog, event["run"]["runId"]):
         _append(catalog, event)
+
+
+def _has_run(catalog: Catalog, run_id: str) -> bool:
+    return any(one.get("run", {}).get("runId") == run_id for one in read_lineage(catalog))
 
 
 def _append(catalog: Catalog, event: Mapping[str, Any]) -> None:
@@ -100,14 +112,15 @@ def read_lineage(catalog: Catalog) -> list[dict[str, Any]]:
     return parse_lines(catalog.store.read(LINEAGE) or b"")
 
 
-def run_event(made: Manifest, parents: Sequence[Manifest], run_id: str, namespace: str) -> dict[str, Any]:
-    """The RunEvent of the step that made a version."""
+def run_event(made: Manifest, parents: Sequence[Manifest], key: str, namespace: str) -> dict[str, Any]:
+    """The RunEvent of the step that made a version, with its key."""
     facts = {"rowCount": made.rows, "size": made.bytes, "fileCount": len(made.shards)}
     files = new_sources(made, parents)
     output = _dataset(made, namespace) | {"outputFacets": {"outputStatistics": {**_facet(STATISTICS_FACET), **facts}}}
-    step = {STEP_FACET: {**_facet(JOB_FACET), **plain(made.step), "sources": len(files)}}
+    code = {"key": key, "code": plain(made.code), "aifx": made.aifx}
+    step = {STEP_FACET: {**_facet(JOB_FACET), **plain(made.step), **code, "sources": len(files)}}
     inputs = [*(_dataset(parent, namespace) for parent in parents), *(_file(one.name) for one in files[:MOST_FILES])]
-    return _event(run_id, made.step.name, step, inputs, [output])
+    return _event(_run_id(key, made), made.step.name, step, inputs, [output])
 
 
 def new_sources(made: Manifest, parents: Sequence[Manifest]) -> list[Source]:

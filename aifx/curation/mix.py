@@ -33,7 +33,6 @@ class Mix(Step):
     epochs: tuple[float | None, ...]
 
     name = MIX
-    version = 1
 
     @property
     def settings(self) -> Mapping[str, Any]:

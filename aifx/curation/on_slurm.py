@@ -23,8 +23,9 @@ from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.core.files import read_file, replace_file
 from aifx.core.json_files import write_json, write_text
 from aifx.core.parsing import parse_json
-from aifx.curation.execution import TaskResult, holding_work, read_result, run_task
+from aifx.curation.execution import TaskResult, read_result, run_task
 from aifx.curation.step import Limits, Step
+from aifx.curation.work_folders import holding_work
 
 TASKS, SCRIPT, OUTPUT, FAILED, JOB = "tasks.pickle", "job.sh", "output.log", "failed.json", "job"
 BYTES_PER_ELEMENT = 256 << 20  # an element takes a second or two to start

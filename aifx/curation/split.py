@@ -39,7 +39,6 @@ class Split(DecidedStep):
     seed: int = 0
 
     name = "split"
-    version = 1
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -65,20 +65,18 @@ class Step(ABC):
     Attributes:
         parents: the versions that it reads.
         name: the subcommand of `aifx data`.
-        version: of its algorithm; raise it if the same settings would keep other rows.
     """
 
     parents: tuple[Version, ...]
 
     name: ClassVar[str]
-    version: ClassVar[int]
 
     @property
     @abstractmethod
     def settings(self) -> Mapping[str, Any]:
         """The user's choices in types of JSON, and a digest of the files that the step reads, if any.
 
-        The manifest records it. A step with the settings and parents of a version is not run again.
+        The manifest records it. A step with the settings, the parents and the code of a version is not run again.
         """
 
     @property

@@ -26,9 +26,9 @@ from aifx.core.locks import holding
 from aifx.core.os_errors import naming
 from aifx.core.plurals import counted
 from aifx.core.progress import Reporter, report_progress
-from aifx.curation.execution import WORK, holding_work
 from aifx.curation.lineage import record_index
 from aifx.curation.step import Limits
+from aifx.curation.work_folders import WORK, holding_work
 from aifx.data.blocks import read_checked, write_checked
 from aifx.data.readers.parquet_columns import open_parquet
 from aifx.data.versions.catalog import Catalog

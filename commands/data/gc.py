@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Annotated
 
@@ -40,6 +41,7 @@ def gc(
     version. On a terminal, it asks first. A script must use --yes.
     """
     with terminal(json) as out:
+        from aifx.core.artifact import short
         from aifx.core.json_files import readable_bytes
         from aifx.curation.leftovers import collect_garbage
 
@@ -52,7 +54,7 @@ def gc(
         out.document(found)
         verb = "would delete" if dry_run else "deleted"
         for one in (*found.deleted, *found.kept):
-            path = one.path.removeprefix(f"{found.root}/")
+            path = re.sub("[0-9a-f]{64}", lambda digest: short(digest[0]), one.path.removeprefix(f"{found.root}/"))
             reason = f": {one.kept}" if one.kept else ""
             size = readable_bytes(one.bytes)
             out.print(f"{'kept' if one.kept else verb} {path} ({DESCRIPTIONS[one.kind]}, {size}){reason}")

@@ -31,7 +31,6 @@ class Made(Step):
     what: Kind = "text"
 
     name = "made"
-    version = 1
 
     @property
     def settings(self) -> Mapping[str, Any]:

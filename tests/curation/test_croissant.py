@@ -35,7 +35,6 @@ class Table(Step):
     of: Kind
 
     name = "add"
-    version = 1
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -48,7 +48,6 @@ class Pii(ShardStep):
     """Finds something in each row that has a q, and drops the row."""
 
     name = "pii"
-    version = 1
     settings = property(lambda self: {"action": "drop"})  # type: ignore[assignment]
 
     def apply(self, rows, work):  # type: ignore[no-untyped-def]
@@ -61,7 +60,6 @@ class Dedupe(ShardStep):
     """Drops the second row as a copy of the first, and leaves one cluster of two rows."""
 
     name = "dedupe"
-    version = 1
     settings = property(lambda self: {})  # type: ignore[assignment]
 
     def apply(self, rows, work):  # type: ignore[no-untyped-def]

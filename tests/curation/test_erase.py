@@ -15,8 +15,9 @@ from toy_steps import Rows, WithoutLetter
 from aifx.core.locks import FolderBusy
 from aifx.curation.erasure import erase as erase_rows
 from aifx.curation.erasure import plan_erasure
-from aifx.curation.execution import execute, holding_work
+from aifx.curation.execution import execute
 from aifx.curation.step import Limits
+from aifx.curation.work_folders import holding_work
 from aifx.data.versions.catalog import Catalog, open_catalog
 from aifx.data.versions.manifest import Version
 

@@ -18,8 +18,9 @@ from aifx.core.files import replacing
 from aifx.core.locks import FolderBusy
 from aifx.core.stores import open_store
 from aifx.curation import execution
-from aifx.curation.execution import OUT, TaskResult, execute, holding_dataset, in_processes
+from aifx.curation.execution import OUT, TaskResult, execute, in_processes
 from aifx.curation.step import Limits, Step
+from aifx.curation.work_folders import holding_dataset
 from aifx.data.versions.catalog import Catalog, open_catalog
 from aifx.data.versions.manifest import SHARDS, Version
 from aifx.data.versions.verification import check_files

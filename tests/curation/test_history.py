@@ -28,7 +28,6 @@ class Lower(ShardStep):
     """Lowers the texts, then drops the duplicates of the first shard's first row."""
 
     name = "lower"
-    version = 1
     settings = property(lambda self: {"case": "lower", "longest": None})  # type: ignore[assignment]
 
     def apply(self, rows, work):  # type: ignore[no-untyped-def]

@@ -21,9 +21,10 @@ from aifx.core.artifact import unfinished
 from aifx.core.files import replacing
 from aifx.core.locks import holding
 from aifx.curation.databases.sources import QueryFetch, parse_query
-from aifx.curation.execution import DONE, execute, holding_work, run_task, work_folder
+from aifx.curation.execution import DONE, execute, run_task, work_folder
 from aifx.curation.leftovers import Leftover, collect_garbage, delete_leftover, leftovers_in
 from aifx.curation.step import Limits, Outcome
+from aifx.curation.work_folders import holding_work
 from aifx.data.versions.catalog import Catalog, open_catalog
 from aifx.data.versions.manifest import Version
 

@@ -105,7 +105,7 @@ def test_numbers_have_histograms(tmp_path: Path) -> None:
         rows = table(500, number)
         shards += write_shard(tmp_path, f"shards/{number}", rows)
         parts.append(profile_rows(rows))
-    step = StepRecord("add", 1, {}, "0")
+    step = StepRecord("add", {})
     size = sum(shard.bytes for shard in shards)
     manifest = Manifest("t", "table", columns_of(table(1)), 1500, size, tuple(shards), (), {}, (), step, ())
     profile = complete_profile(merge_profiles(parts), manifest, tmp_path)

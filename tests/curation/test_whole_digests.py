@@ -46,7 +46,7 @@ def test_a_version_is_the_artefact_of_its_manifest(chain: list[Version]) -> None
         found = read_artifact(version.path, DATASET, FORMAT)
         assert found.digest == version.manifest.sha256 == version.manifest.artifact().digest
         assert version.path.name == short(found.digest)
-        assert found.notes == {"name": "pets"}
+        assert found.notes["name"] == "pets"
         assert {path.name for path in version.shards} == {
             name.removeprefix("shards/") for name in found.files if name.startswith("shards/")
         }

@@ -27,7 +27,6 @@ class Rows(Step):
     texts: tuple[tuple[str, ...], ...]
 
     name = "rows"
-    version = 1
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -54,7 +53,6 @@ class WithoutLetter(ShardStep):
     letter: str
 
     name = "without-letter"
-    version = 1
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ from aifx.curation.databases.postgresql import open_snapshot
 from aifx.curation.databases.query import Query, Snapshot
 from aifx.curation.databases.spool import Fetched, Spool, source_in
 from aifx.curation.databases.urls import parse_database_url
-from aifx.curation.execution import holding_dataset, steps_folder
+from aifx.curation.work_folders import holding_dataset, steps_folder
 from aifx.data.readers.sources import Listing, SourceFile
 from aifx.data.versions.catalog import Catalog
 
@@ -66,7 +66,7 @@ class QueryFetch:
 
     def __init__(self, query: Query, catalog: Catalog, name: str) -> None:
         self._query, self._name, self._catalog = query, name, catalog
-        digest = sha256_of(encode_json([query.name, query.key]))[:16]
+        digest = sha256_of(encode_json([query.name, query.key]))
         self._folder = steps_folder(name, catalog) / f"{READ}{digest}"
         self._spool = Spool(self._folder, query)
         self._held = ExitStack()

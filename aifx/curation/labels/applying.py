@@ -61,7 +61,6 @@ class ApplyLabels(ShardStep):
     labels: Mapping[str, str]
 
     name = "label"
-    version = 1
 
     @property
     def settings(self) -> Mapping[str, Any]:

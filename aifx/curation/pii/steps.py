@@ -47,7 +47,6 @@ class FindPii(ShardStep):
     detector: Detector
 
     name = "pii"
-    version = 1
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -33,6 +33,7 @@ from aifx.core.artifact import (
     parse_artifact,
     short,
 )
+from aifx.core.code_digest import Code
 from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError, DataError
 from aifx.core.files import UnsafeFile
@@ -50,7 +51,7 @@ INDEXES = "indexes"
 TEXT_TYPES = ("string", "large_string")
 """Types of columns with texts, as manifests name them."""
 
-DATASET, FORMAT = "dataset", 1
+DATASET, FORMAT = "dataset", 2
 """The kind of a version as an artefact, and the version of its content."""
 SUMS_HEADER = "# SHA-256 of the lines below: "
 T = TypeVar("T")
@@ -95,17 +96,10 @@ class Source:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """The step that made a version: enough to run it again.
-
-    Attributes:
-        version: of the step's algorithm; it rises if the same settings would keep other rows.
-        code: version of aifx.
-    """
+    """The step that made a version: enough to run it again."""
 
     name: str
-    version: int
     settings: Mapping[str, Any]
-    code: str
 
 
 @dataclass(frozen=True)
@@ -114,10 +108,12 @@ class Manifest:
     same bytes.
 
     Attributes:
-        name: of the data set; not part of the digest.
+        name: of the data set; not part of the digest, as are `code` and `aifx`.
         columns: Arrow type by column.
         parents: versions that this one was made from, as "name@<64 digits>".
         dropped_by: number of dropped rows by rule.
+        code: of the step when it made the version first. Other code may have made the same rows since.
+        aifx: the version of aifx that made it first.
         sha256: the artefact's digest; its beginning is the version's name.
     """
 
@@ -132,6 +128,8 @@ class Manifest:
     parents: tuple[str, ...]
     step: StepRecord
     sources: tuple[Source, ...]
+    code: Code = field(default_factory=lambda: Code("", {}))
+    aifx: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)  # that the step found, such as a threshold
     quarantine: tuple[ShardFile, ...] = ()
     sha256: str = ""
@@ -162,12 +160,13 @@ class Manifest:
     def artifact(self, descriptions: Files | None = None) -> Artifact:
         """The artefact. Its digest does not depend on the descriptions."""
         content = plain(self)
-        for key in ("name", "rows", "bytes", "sha256"):
+        for key in ("name", "code", "aifx", "rows", "bytes", "sha256"):
             del content[key]
         for part in (SHARDS, DROPPED, QUARANTINE):
             content[part] = [{"name": file["name"], "rows": file["rows"]} for file in content[part]]
         files = {file.name: SealedFile(file.bytes, file.sha256) for file in self.files}
-        return Artifact(DATASET, FORMAT, content, files, descriptions or {}, {"name": self.name})
+        notes = {"name": self.name, "code": plain(self.code), "aifx": self.aifx}
+        return Artifact(DATASET, FORMAT, content, files, descriptions or {}, notes)
 
 
 class StoredFile(TypedDict):
@@ -203,14 +202,24 @@ class VersionContent(TypedDict):
 
 
 class VersionNotes(TypedDict):
+    """What is not part of the digest.
+
+    Attributes:
+        name: of the data set.
+        code: of the step when it made the version first.
+        aifx: the version of aifx that made it first.
+    """
+
     name: str
+    code: Code
+    aifx: str
 
 
 class VersionFile(ManifestFile):
     """manifest.json of a version."""
 
     kind: Literal["dataset"]
-    version: Literal[1]
+    version: Literal[2]
     content: VersionContent
     notes: VersionNotes
 
@@ -302,7 +311,7 @@ def parse_typed(
 
 def _manifest_of(artifact: Artifact) -> Manifest:
     """The version that an artefact holds. Raises ValueError, KeyError or TypeError for content of anything else."""
-    fields = {**artifact.content, "name": artifact.notes["name"], "sha256": artifact.digest}
+    fields = {**artifact.content, **artifact.notes, "sha256": artifact.digest}
     for part in (SHARDS, DROPPED, QUARANTINE):
         fields[part] = [{**file, **asdict(artifact.files[file["name"]])} for file in fields[part]]
     for number in ("rows", "bytes"):

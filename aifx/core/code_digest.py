@@ -1,0 +1,282 @@
+"""The digest of the code that makes a result: a module with all that it imports of aifx, and the libraries of these.
+
+A result that is kept under this digest is made again if its code changes, and not because aifx has another version.
+Nothing is imported: modules are found by their names, and parsed. Comments, docstrings and blank lines do not count.
+Python 3.11 and 3.13 find the same digest. Not seen are modules whose names a program puts together.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import os
+import re
+import sys
+import time
+import tokenize
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from aifx.core.artifact import writable_folder
+from aifx.core.digests import sha256_of, sha256_of_file, sha256_of_json, sha256_of_values
+from aifx.core.errors import EnvironmentFault, UsageError
+from aifx.core.files import UnsafeFile, read_file
+from aifx.core.json_files import write_json
+from aifx.core.json_values import plain
+from aifx.core.parsing import parse_json
+from aifx.core.project import cache_path
+
+AIFX = Path(__file__).parents[2]
+PACKAGES = ("aifx", "jax_kernels")
+"""The packages of aifx, in the folder AIFX."""
+
+UNCOUNTED = ("aifx", "aifx.core.version")
+"""The first refers to all modules for the public functions, and the second changes with each release."""
+
+CORE = "aifx.core."
+"""The libraries that these modules import do not count: they open files and start processes."""
+
+RACY_NS = 2_000_000_000
+"""A file that is younger may be written again without another time."""
+
+METADATA = ".dist-info"
+
+_REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+(:\w+)?")
+"""A module, or a name in it, as strings refer to it: `DATA_KINDS` does, and `Child.of_module`."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """The code that makes a result.
+
+    Attributes:
+        sha256: of the modules, and of the files beside those of aifx that they name.
+        libraries: versions of the distributions that the modules import, by name.
+    """
+
+    sha256: str
+    libraries: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A digest in the cache. It holds while `_state` of the files is the same."""
+
+    files: tuple[str, ...]
+    state: str
+    code: Code
+
+
+_KNOWN = TypeAdapter(_Known)
+
+
+@cache
+def code_digest(module: str) -> Code:
+    """The code of a module that is imported or can be. Raises UsageError if it has no file."""
+    start = _file_of(module)
+    place = cache_path("code") / sha256_of_values(module, str(start))
+    with suppress(OSError, ValueError, UnsafeFile):
+        known: _Known = _KNOWN.validate_python(parse_json(read_file(place)))
+        if known.state == _state(known.files):
+            return known.code
+    begun = time.time_ns()
+    search = _Search(start.stem if module == "__main__" else module, start)
+    code = Code(sha256_of_json(search.digests), search.libraries())
+    files = tuple(sorted(map(str, search.files)))
+    with suppress(OSError, EnvironmentFault):
+        newest = max(max(found.st_mtime_ns, found.st_ctime_ns) for found in map(os.stat, files))
+        if newest < begun - RACY_NS:
+            with writable_folder(place.parent):
+                write_json(place, plain(_Known(files, _state(files), code)))
+    return code
+
+
+def _file_of(module: str) -> Path:
+    if module in sys.modules:
+        found = getattr(sys.modules[module], "__file__", None)
+    else:
+        found = spec.origin if (spec := find_spec(module)) is not None else None
+    if found is None or not os.path.isfile(found):
+        raise UsageError(f"the module {module} has no file", "the digest of its code is not known", "python FILE.py")
+    return Path(found).absolute()
+
+
+def _state(files: tuple[str, ...]) -> str:
+    """A digest of the sizes and times of files and of their folders, and of what is installed. Raises OSError."""
+    found = [(path, os.stat(path)) for path in sorted({*files, *map(os.path.dirname, files)})]
+    times = [(path, one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino) for path, one in found]
+    return sha256_of_values(times, sorted(map(str, _installed().values())))
+
+
+class _Search:
+    """Finds all that a module imports, transitively.
+
+    Attributes:
+        files: that were read.
+        digests: SHA-256 of each module by its name, and of each other file by its package's name and its own.
+    """
+
+    def __init__(self, module: str, start: Path) -> None:
+        self.files: set[Path] = set()
+        self.digests: dict[str, str] = {}
+        self._foreign: set[str] = set()
+        self._names_in = cache(_names_in)
+        self._root = start.parents[module.count(".") + (start.name == "__init__.py")]
+        top = module.partition(".")[0]
+        self._own = {top, *PACKAGES}
+        beside = self._names_in(self._root)
+        if top not in PACKAGES and not any(name.endswith(METADATA) for name in beside):  # beside which are libraries
+            self._own.update(name.removesuffix(".py") for name in beside)
+        waiting = [(module, start)]
+        while waiting:
+            name, path = waiting.pop()
+            if name not in self.digests and name not in UNCOUNTED:
+                waiting += self._read(name, path)
+
+    def libraries(self) -> dict[str, str]:
+        """The versions of the installed distributions that have the modules which are not ours, by name."""
+        installed = _installed()
+        names = {name for name in self._foreign if name.partition(".")[0] not in sys.stdlib_module_names}
+        direct = {name for name in names if _normal(name) in installed}
+        others = {name.partition(".")[0] for name in names} - {name.partition(".")[0] for name in direct}
+        found = {*map(_normal, direct), *_owners(others, installed)}
+        return {name: installed[name].name.removesuffix(METADATA).partition("-")[2] for name in sorted(found)}
+
+    def _read(self, name: str, path: Path) -> Iterator[tuple[str, Path]]:
+        """Take a module. Returns the modules that it imports, and where they are."""
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        module = _parsed(path, package)
+        self.files.add(path)
+        self.digests[name] = module.sha256
+        for imported in module.imports:
+            yield from self._find(imported)
+            if imported.partition(".")[0] not in self._own and not name.startswith(CORE):
+                self._foreign |= {imported.partition(".")[0], ".".join(imported.split(".")[:2])}
+        for text in module.strings:
+            if _REFERENCE.fullmatch(text):
+                yield from self._find(text.partition(":")[0])
+        if name.partition(".")[0] in PACKAGES:
+            for beside in self._files_beside(path.parent, module.strings):
+                self.files.add(beside)
+                self.digests[f"{package}:{beside.relative_to(path.parent).as_posix()}"] = sha256_of_file(beside)
+
+    def _find(self, name: str) -> Iterator[tuple[str, Path]]:
+        """The packages and the module of a name, which may also be one in a module."""
+        parts = name.split(".")
+        folder = AIFX if parts[0] in PACKAGES else self._root
+        for count, part in enumerate(parts if parts[0] in self._own else [], 1):
+            if f"{part}.py" in self._names_in(folder):
+                yield ".".join(parts[:count]), folder / f"{part}.py"
+                return
+            if part not in self._names_in(folder):
+                return
+            folder /= part
+            if "__init__.py" in self._names_in(folder):
+                yield ".".join(parts[:count]), folder / "__init__.py"
+
+    def _files_beside(self, folder: Path, strings: frozenset[str]) -> Iterator[Path]:
+        """The files in a module's folder that its strings name, and those in a folder that they name."""
+        for path in (folder / name for name in strings & self._names_in(folder) if not name.endswith(".py")):
+            if path.is_file():
+                yield path
+            elif "__init__.py" not in self._names_in(path):
+                yield from (path / name for name in self._names_in(path) if (path / name).is_file())
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A module as its source has it.
+
+    Attributes:
+        sha256: of its source without comments, docstrings, and blank lines between statements.
+        imports: names that it imports, in functions too, but not those for type checkers alone.
+    """
+
+    sha256: str
+    imports: frozenset[str]
+    strings: frozenset[str]
+
+
+@cache
+def _parsed(path: Path, package: str) -> _Module:
+    with tokenize.open(path) as file:
+        source = file.read()
+    imports: set[str] = set()
+    strings: set[str] = set()
+    docstrings: list[ast.Constant] = []
+    waiting: list[ast.AST] = [ast.parse(source)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Constant):
+            strings |= {node.value} if isinstance(node.value, str) else set()
+            continue
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            waiting += node.orelse
+            continue
+        waiting += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            imports.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            around = package.split(".")
+            base = around[: len(around) - node.level + 1] if node.level else []
+            whole = ".".join([*base, *([node.module] if node.module else [])])
+            imports.update(f"{whole}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            docstrings.append(node.value)
+    code = _without_comments(source, docstrings)
+    return _Module(sha256_of(code), frozenset(imports), frozenset(strings))
+
+
+def _without_comments(source: str, docstrings: Iterable[ast.Constant]) -> str:
+    """The source without comments, docstrings, and blank lines between statements."""
+    lines = source.split("\n")
+    left_out = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE):
+            row, column = token.start
+            line = lines[row - 1][:column] if token.type == tokenize.COMMENT else lines[row - 1]
+            lines[row - 1] = line.rstrip()
+            left_out |= set() if lines[row - 1] else {row}
+    for text in docstrings:
+        first, last = text.lineno, text.end_lineno or text.lineno
+        if not (lines[first - 1].encode()[: text.col_offset] + lines[last - 1].encode()[text.end_col_offset :]).strip():
+            left_out.update(range(first, last + 1))
+    return "\n".join(line for row, line in enumerate(lines, 1) if row not in left_out).rstrip("\n")
+
+
+def _names_in(folder: Path) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return frozenset()
+
+
+def _normal(distribution: str) -> str:
+    """The name of a distribution in the form in which PEP 503 compares names."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def _installed() -> dict[str, Path]:
+    """The folder with the metadata of each installed distribution, by normal name."""
+    found: dict[str, Path] = {}
+    for place in sys.path:
+        for name in _names_in(Path(place)):
+            if name.endswith(METADATA):
+                found.setdefault(_normal(name.partition("-")[0]), Path(place, name))
+    return found
+
+
+def _owners(packages: set[str], installed: Mapping[str, Path]) -> Iterator[str]:
+    """The distributions that have packages of another name, as pillow has `PIL`."""
+    begins = [f"\n{package}{end}".encode() for package in packages for end in ("/", ".")]
+    for name, folder in installed.items() if packages else ():
+        with suppress(OSError):
+            record = b"\n" + (folder / "RECORD").read_bytes()
+            if any(begin in record for begin in begins):
+                yield name

@@ -1,0 +1,45 @@
+"""The step that drops rows by their ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aifx.core.digests import sha256_of
+from aifx.curation.step import Outcome, ShardStep
+from aifx.data.names import ROW
+from aifx.data.versions.shards import dropped_rows
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+
+RULE = "erased"
+
+
+@dataclass(frozen=True)
+class Erase(ShardStep):
+    """Drops rows by their ids."""
+
+    rows: tuple[str, ...]
+
+    name = "erase"
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {"rows": len(self.rows), "sha256": sha256_of("\n".join(self.rows))}
+
+    @cached_property
+    def _ids(self) -> Any:
+        import pyarrow as pa
+
+        return pa.array(self.rows, pa.string())
+
+    def apply(self, rows: Table, work: Path) -> Outcome:
+        import pyarrow.compute as pc
+
+        is_erased = pc.is_in(rows.column(ROW), value_set=self._ids)
+        dropped = rows.column(ROW).filter(is_erased)
+        return Outcome(rows.filter(pc.invert(is_erased)), dropped_rows(dropped, [RULE] * len(dropped)))
