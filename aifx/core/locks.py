@@ -1,4 +1,4 @@
-"""Folders that several processes use, and their removal while nobody does.
+"""Folders and files that several processes use, and the removal of folders while nobody does.
 
 A process that uses a folder locks the file `.lock` in it. The kernel releases the lock when the process ends, however
 it ends.
@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from aifx.core.errors import AifxError
+from aifx.core.files import open_file
 
 LOCK = ".lock"
 REMOVED = ".removed-"
@@ -45,6 +46,17 @@ def holding(folder: Path, what: str, purpose: str, *, shared: bool = False, make
         if not shared:
             with suppress(OSError):
                 os.ftruncate(handle, 0)
+        os.close(handle)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Wait until nobody else holds the lock file `path`, then hold it alone. The file stays."""
+    handle = open_file(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
         os.close(handle)
 
 

@@ -12,11 +12,11 @@ from aifx.curation.drift import ColumnDrift, measure_drift
 from aifx.curation.history import ancestors
 from aifx.curation.profile import Profile
 from aifx.curation.reports import read_profile
-from aifx.curation.sql import RowTable, identifier, open_tables, quoted
 from aifx.data.names import CLUSTER, RESERVED, ROW, SOURCE, Kind
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import Manifest, Version
 from aifx.data.versions.parts import check_own_rows
+from aifx.data.versions.sql import RowTable, identifier, open_tables, quoted
 
 EXAMPLES = 3
 EXAMPLE_CHARACTERS = 300

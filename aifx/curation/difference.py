@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from aifx.curation.history import ancestors
-from aifx.curation.sql import RowTable, identifier, open_tables
 from aifx.data.names import CLUSTER, ROW, SOURCE
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import Manifest
 from aifx.data.versions.parts import check_own_rows
+from aifx.data.versions.sql import RowTable, identifier, open_tables
 
 MOST_SOURCES = 1000
 

@@ -15,9 +15,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from aifx.curation.profile import Profile
-from aifx.curation.sql import RowTable, identifier, open_tables
 from aifx.data.names import RESERVED, ROW, SPLIT
 from aifx.data.versions.manifest import Version
+from aifx.data.versions.sql import RowTable, identifier, open_tables
 
 SAMPLE_ROWS = 100_000
 BINS = 10

@@ -28,13 +28,13 @@ from aifx.curation.decisions import first_rows, write_decisions
 from aifx.curation.near import Bands, join_near
 from aifx.curation.shared_keys import Keys, write_keys
 from aifx.curation.sketches import sketching
-from aifx.curation.sql import identifier
 from aifx.curation.step import Limits
 from aifx.curation.union_find import Clusters
 from aifx.curation.words import I64, U64, text_buffer
 from aifx.data.names import RESERVED, ROW, Kind
 from aifx.data.versions.manifest import ShardFile, Version
 from aifx.data.versions.shards import read_parts, return_memory
+from aifx.data.versions.sql import identifier
 
 if TYPE_CHECKING:
     from pyarrow import Table

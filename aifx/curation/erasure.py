@@ -18,14 +18,14 @@ from aifx.curation.erase import Erase
 from aifx.curation.execution import execute
 from aifx.curation.history import TrainedRun, find_manifest, trained_runs
 from aifx.curation.leftovers import delete_leftover, leftovers_in
-from aifx.curation.lineage import record_removal
-from aifx.curation.sql import RowTable, open_selection, open_tables
 from aifx.curation.step import Limits
 from aifx.curation.work_folders import holding_dataset, steps_folder
 from aifx.data.names import ROW
 from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.lineage import record_removal
 from aifx.data.versions.manifest import INDEXES, Version
 from aifx.data.versions.parts import TOKENS
+from aifx.data.versions.sql import RowTable, open_selection, open_tables
 
 
 @dataclass(frozen=True)

@@ -37,16 +37,13 @@ from aifx.core.os_errors import naming
 from aifx.core.parsing import parse_json
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.version import __version__
-from aifx.curation.croissant import croissant_of
-from aifx.curation.lineage import is_recorded, record_run
 from aifx.curation.profile import PartialProfile, ProfileSum, complete_profile, merge_profiles, profile_rows
 from aifx.curation.step import Limits, Step
 from aifx.curation.work_folders import WORK, holding_dataset, holding_work, steps_folder
 from aifx.data.versions.catalog import Catalog, check_dataset_name
+from aifx.data.versions.lineage import is_recorded, record_run
 from aifx.data.versions.manifest import (
-    CROISSANT,
     DROPPED,
-    PROFILE,
     QUARANTINE,
     SHARDS,
     Manifest,
@@ -205,7 +202,7 @@ def _make_version(
     remove_temporary(whole)  # of a call that was killed
     _move([file.name for file in manifest.files], work / OUT, whole)
     profile = complete_profile(merge_profiles(result.profile for result in results), manifest, whole)
-    artifact = seal_version(whole, manifest, {CROISSANT: croissant_of(manifest), PROFILE: plain(profile)})
+    artifact = seal_version(whole, manifest, plain(profile))
     is_there = catalog.store.size(f"{name}/{manifest.version}/{MANIFEST}") is not None  # other code made the same rows
     if is_there or catalog.local is None:
         if not is_there:

@@ -13,8 +13,8 @@ from aifx.core.errors import DataError, UsageError
 from aifx.core.json_values import encode_json
 from aifx.core.project import Project
 from aifx.core.sanitize import shorten
-from aifx.curation.lineage import STEP_FACET, is_removal, new_sources, read_lineage
 from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.lineage import STEP_FACET, is_removal, new_sources, read_lineage
 from aifx.data.versions.manifest import Manifest
 from aifx.data.versions.parts import rows_and_bytes
 from aifx.runs.provenance import read_provenance

@@ -20,12 +20,12 @@ from aifx.core.environment import environment
 from aifx.core.errors import UsageError
 from aifx.core.files import replacing
 from aifx.core.limits import limit_memory
-from aifx.curation.sql import not_enough_memory, open_selection
 from aifx.data.readers.csv_rows import escape_formula
 from aifx.data.row_writers import WRITERS, flat
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.parts import check_own_rows
 from aifx.data.versions.shards import records_of, return_memory
+from aifx.data.versions.sql import not_enough_memory, open_selection
 
 BATCH_ROWS = 1 << 11
 GROUP_BYTES = 16 << 20

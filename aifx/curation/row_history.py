@@ -9,10 +9,10 @@ from typing import Any, Literal, TypeAlias
 from aifx.core.errors import UsageError
 from aifx.curation.history import ancestors
 from aifx.curation.labels.applying import ApplyLabels, RowLabel, labels_behind
-from aifx.curation.sql import RowTable, identifier, open_tables, quoted
 from aifx.data.names import CLUSTER, ROW, SOURCE
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import Manifest
+from aifx.data.versions.sql import RowTable, identifier, open_tables, quoted
 
 BEGINNING = 200
 """Characters of a text that are shown."""

@@ -23,6 +23,7 @@ from aifx.config.sections import Quantization
 from aifx.core.errors import DataError, UsageError
 from aifx.core.files import make_folders, read_file, remove_temporary
 from aifx.core.json_files import read_jsonl, write_json
+from aifx.core.locks import exclusive
 from aifx.core.parsing import parse_json
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
@@ -39,7 +40,6 @@ from aifx.parallel.joining import current_group
 from aifx.parallel.layout import Layout
 from aifx.programs.build import Programs
 from aifx.runs.agreement import agree, facts_of_data
-from aifx.runs.lock import exclusive
 from aifx.runs.provenance import read_provenance
 from aifx.specs import Params
 from aifx.tasks.base import Task, data_digest, data_settings, dataset_of, evaluation_source

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from aifx.core.errors import RunBusy
@@ -100,17 +99,6 @@ def _is_named(who: Holder | None) -> bool:
     import psutil  # here, since most processes find the run free
 
     return who is not None and (who.host != socket.gethostname() or psutil.pid_exists(who.pid))
-
-
-@contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Wait until nobody else holds the lock file `path`, then hold it alone. The file stays."""
-    handle = open_file(path, os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _try_lock(handle: int, kind: int) -> bool:

@@ -26,12 +26,12 @@ from aifx.core.locks import holding
 from aifx.core.os_errors import naming
 from aifx.core.plurals import counted
 from aifx.core.progress import Reporter, report_progress
-from aifx.curation.lineage import record_index
 from aifx.curation.step import Limits
 from aifx.curation.work_folders import WORK, holding_work
 from aifx.data.blocks import read_checked, write_checked
 from aifx.data.readers.parquet_columns import open_parquet
 from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.lineage import record_index
 from aifx.data.versions.manifest import TEXT_TYPES, ShardFile, Version
 from aifx.data.versions.parts import check_own_rows
 from aifx.data.versions.shards import return_memory

@@ -116,10 +116,10 @@ def add(
         from aifx.curation.add_plan import check_options, infer_kind, of_kind, plan_add, run_add
         from aifx.curation.add_reports import BadRows, added_files, listed_files
         from aifx.curation.databases.sources import interrupted_reads
-        from aifx.curation.licenses import check_license
         from aifx.data.readers.base import ReadOptions
         from aifx.data.readers.sources import list_sources
         from aifx.data.versions.catalog import check_dataset_name
+        from aifx.data.versions.licenses import check_license
 
         check_dataset_name(name)
         expression = check_license(license_)

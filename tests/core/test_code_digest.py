@@ -216,7 +216,7 @@ def test_the_steps_of_aifx(step: str) -> None:
     module = f"aifx.curation.{step}"
     search = subject._Search(module, Path(str(importlib.import_module(module).__file__)))
     assert {"aifx.curation.step", "aifx.data.versions.shards"} <= search.digests.keys()
-    others = ("aifx.curation.execution", "aifx.curation.lineage", "aifx.core.version", "aifx.runs", "aifx.tasks")
+    others = ("aifx.curation.execution", "aifx.data.versions.lineage", "aifx.core.version", "aifx.runs", "aifx.tasks")
     assert not [name for name in search.digests if name.startswith(others)]
     assert "pyarrow" in search.libraries()
     if step == "pii.steps":

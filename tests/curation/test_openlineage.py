@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from toy_steps import Rows, WithoutLetter
 
+from aifx.core.locks import exclusive
 from aifx.curation.execution import execute
-from aifx.curation.lineage import STEP_FACET, read_lineage, record_index, record_push, record_removal, run_event
 from aifx.curation.step import Limits
 from aifx.data.versions.catalog import Catalog, open_catalog
+from aifx.data.versions.lineage import STEP_FACET, read_lineage, record_index, record_push, record_removal, run_event
 from aifx.data.versions.manifest import LINEAGE
-from aifx.runs.lock import exclusive
 
 event_v2 = pytest.importorskip("openlineage.client.event_v2")
 

@@ -18,8 +18,8 @@ from postgresql_server import PASSWORD, Server, postgresql_server
 from pyarrow import parquet
 
 from aifx.curation.databases import push
-from aifx.curation.lineage import read_lineage
 from aifx.data.versions.catalog import open_catalog
+from aifx.data.versions.lineage import read_lineage
 
 QUERY = """SELECT id, (id * 1.25)::numeric(9, 2) AS price, id % 2 = 0 AS even, ('row ' || id)::text AS note,
     ARRAY[id, NULL] AS numbers, now()::date AS day, to_timestamp(id) AS at, id::float4 AS share,

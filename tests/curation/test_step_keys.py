@@ -15,11 +15,12 @@ from toy_steps import Rows, WithoutLetter
 from aifx.core import version
 from aifx.core.code_digest import _parsed, code_digest
 from aifx.core.stores import open_store
-from aifx.curation import execution, history, lineage
+from aifx.curation import execution, history
 from aifx.curation.execution import execute, step_key, work_folder
-from aifx.curation.lineage import STEP_FACET
 from aifx.curation.step import Limits
+from aifx.data.versions import lineage
 from aifx.data.versions.catalog import Catalog, open_catalog
+from aifx.data.versions.lineage import STEP_FACET
 from aifx.data.versions.manifest import LINEAGE
 from aifx.data.versions.verification import check_files
 

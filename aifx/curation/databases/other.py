@@ -12,7 +12,7 @@ from aifx.core.errors import AifxError, EnvironmentFault, UsageError, did_you_me
 from aifx.core.os_errors import first_line
 from aifx.curation.databases.query import Query, Snapshot, check_column_names
 from aifx.curation.databases.urls import PASSWORD, hide_secrets, missing_extra
-from aifx.curation.sql import check_selection
+from aifx.data.versions.sql import check_selection
 
 if TYPE_CHECKING:
     from pyarrow import Array, Field, RecordBatch, Schema

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from aifx.core.errors import AifxError, DataError, EnvironmentFault, UsageError, did_you_mean
 from aifx.curation.databases.query import ROW_BYTES, Part, Query, Snapshot, check_column_names
 from aifx.curation.databases.urls import PASSWORD, DatabaseUrl, hide_secrets, missing_extra, password_for_libpq
-from aifx.curation.sql import identifier, quoted
 from aifx.data.readers.query import CHECK, KEY, REASONS, TYPE
+from aifx.data.versions.sql import identifier, quoted
 
 if TYPE_CHECKING:
     from pyarrow import Field, RecordBatch

@@ -16,12 +16,12 @@ from aifx.curation.databases.columns import sql_type, storage_type, stored
 from aifx.curation.databases.postgresql import asking, connection_to
 from aifx.curation.databases.sent_rows import SentRows, check_copied
 from aifx.curation.databases.urls import DatabaseUrl, parse_database_url
-from aifx.curation.lineage import record_push
-from aifx.curation.sql import identifier
 from aifx.data.names import RESERVED
 from aifx.data.readers.parquet_columns import open_parquet
 from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.lineage import record_push
 from aifx.data.versions.manifest import Version
+from aifx.data.versions.sql import identifier
 from aifx.data.versions.verification import check_shards
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import DataError
-from aifx.curation.sql import identifier
+from aifx.data.versions.sql import identifier
 
 if TYPE_CHECKING:
     from pyarrow import Array, RecordBatch, Schema

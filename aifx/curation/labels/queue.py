@@ -10,9 +10,9 @@ from typing import Any
 from aifx.core.errors import UsageError
 from aifx.curation.labels.contents import Shown, contents_of, select_rows
 from aifx.curation.labels.store import LabelState
-from aifx.curation.sql import RowTable, identifier, open_tables
 from aifx.data.names import ROW
 from aifx.data.versions.manifest import Version
+from aifx.data.versions.sql import RowTable, identifier, open_tables
 
 LEASE_S = 600.0
 """How long a row that a labeller got is kept for them."""

@@ -13,11 +13,11 @@ from aifx.core.plurals import counted
 from aifx.core.project import RUN_NAME, find_project
 from aifx.curation.labels.contents import Shown
 from aifx.curation.labels.queue import no_rows, unlabelled_rows
-from aifx.curation.sql import RowTable, open_tables
 from aifx.data.names import ROW
 from aifx.data.readers.rows import input_file, read_rows
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.shards import read_shard
+from aifx.data.versions.sql import RowTable, open_tables
 
 logger = logging.getLogger(__name__)
 

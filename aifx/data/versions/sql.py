@@ -13,8 +13,8 @@ from typing import Any, Literal
 from aifx.core.errors import DataError, EnvironmentFault, UsageError
 from aifx.core.os_errors import first_line
 from aifx.core.parsing import check_utf8
-from aifx.curation.engine import duckdb_config, stopped_by_signals
 from aifx.data.names import ROW, SOURCE
+from aifx.data.versions.engine import duckdb_config, stopped_by_signals
 from aifx.data.versions.manifest import Version
 
 MEMORY_BYTES = 2 << 30

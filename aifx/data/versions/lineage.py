@@ -10,10 +10,10 @@ from typing import Any
 
 from aifx.core.json_files import JsonLines
 from aifx.core.json_values import plain
+from aifx.core.locks import exclusive
 from aifx.core.version import DISTRIBUTION, __version__
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import INDEXES, LINEAGE, Manifest, Source
-from aifx.runs.lock import exclusive
 
 SCHEMA = "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent"
 FACETS = "https://openlineage.io/spec/facets"
