@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,16 @@ DECODED: tuple[Format, ...] = ("text", "jsonl", "csv")
 def row_prefix(name: str, sha256: str) -> str:
     """The beginning of the `_row` of each row of a file."""
     return sha256_of(f"{name}\0{sha256}")[:ID_DIGITS]
+
+
+def check_row_ids(sources: Iterable[Source]) -> None:
+    """Raise DataError for two sources whose rows would have the same ids: twelve digits may agree."""
+    seen: dict[str, str] = {}
+    for source in sources:
+        other = seen.setdefault(row_prefix(source.name, source.sha256), source.name)
+        if other != source.name:
+            why = "the digests of their names and contents begin alike, and so would the ids of their rows"
+            raise DataError(f"{source.name} cannot be added beside {other}", why, f"rename {source.name}")
 
 
 def conformed(schema: Schema, name: str, format_: Format, options: ReadOptions) -> Schema:

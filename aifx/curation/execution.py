@@ -37,6 +37,7 @@ from aifx.core.os_errors import naming
 from aifx.core.parsing import parse_json
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.version import __version__
+from aifx.curation.collecting import check_row_ids
 from aifx.curation.profile import PartialProfile, ProfileSum, complete_profile, merge_profiles, profile_rows
 from aifx.curation.step import Limits, Step
 from aifx.curation.work_folders import WORK, holding_dataset, holding_work, steps_folder
@@ -346,6 +347,8 @@ def _manifest(step: Step, name: str, results: list[TaskResult], facts: Mapping[s
                 what, f"{dict(result.columns)} instead of {columns}", "give all of its files the same columns"
             )
         columns = columns or dict(result.columns)
+    if any(result.sources for result in results):
+        check_row_ids(sources.values())
     shards = tuple(shard for result in results for shard in result.shards)
     dropped = tuple(shard for result in results for shard in result.dropped)
     manifest = Manifest(

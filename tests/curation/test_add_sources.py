@@ -341,3 +341,17 @@ def test_objects_without_fields(tmp_path: Path) -> None:
     write_lines(tmp_path / "b.jsonl", {"text": "b", "meta": {"k": 1}, "deep": {"x": {"z": 2}}, "list": [{"w": 3}]})
     row = rows_of(add(tmp_path, "corpus", "b.jsonl").version)[1]
     assert (row["meta"], row["deep"], row["list"]) == ({"k": 1}, {"x": {"z": 2}, "y": None}, [{"w": 3}])
+
+
+def test_files_whose_rows_would_have_the_same_ids(tmp_path: Path) -> None:
+    """The first 12 digits of these two names' digests, with this content, are the same."""
+    names = ("18014383.txt", "31316016.txt")
+    for name in (*names, "other.txt"):
+        (tmp_path / name).write_text("a\n")
+    first = add(tmp_path, "pets", names[0], "other.txt").version
+    with pytest.raises(DataError, match=r"31316016\.txt cannot be added beside 18014383\.txt"):
+        add(tmp_path, "pets", names[1])
+    assert open_catalog(str(tmp_path / "datasets")).manifest("pets") == first.manifest
+    (tmp_path / names[1]).rename(tmp_path / "renamed.txt")
+    ids = [row["_row"] for row in rows_of(add(tmp_path, "pets", "renamed.txt").version)]
+    assert (ids[0], len(set(ids))) == ("284853d9346e-0", 3)
