@@ -14,14 +14,13 @@ import re
 import sys
 import time
 import tokenize
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-
-from pydantic import TypeAdapter
+from typing import Any
 
 from aifx.core.artifact import writable_folder
 from aifx.core.digests import sha256_of, sha256_of_file, sha256_of_json, sha256_of_values
@@ -64,36 +63,23 @@ class Code:
     libraries: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class _Known:
-    """A digest in the cache. It holds while `_state` of the files is the same."""
-
-    files: tuple[str, ...]
-    state: str
-    code: Code
-
-
-_KNOWN = TypeAdapter(_Known)
-
-
 @cache
 def code_digest(module: str) -> Code:
     """The code of a module that is imported or can be. Raises UsageError if it has no file."""
     start = _file_of(module)
     place = cache_path("code") / sha256_of_values(module, str(start))
-    with suppress(OSError, ValueError, UnsafeFile):
-        known: _Known = _KNOWN.validate_python(parse_json(read_file(place)))
-        if known.state == _state(known.files):
-            return known.code
-    begun = time.time_ns()
+    with suppress(OSError, ValueError, UnsafeFile, LookupError, TypeError):
+        known: Any = parse_json(read_file(place))
+        if known["state"] == _state(known["files"]):
+            return Code(**known["code"])
     search = _Search(start.stem if module == "__main__" else module, start)
     code = Code(sha256_of_json(search.digests), search.libraries())
-    files = tuple(sorted(map(str, search.files)))
+    files = sorted(map(str, search.files))
     with suppress(OSError, EnvironmentFault):
         newest = max(max(found.st_mtime_ns, found.st_ctime_ns) for found in map(os.stat, files))
-        if newest < begun - RACY_NS:
+        if newest < search.begun_ns - RACY_NS:
             with writable_folder(place.parent):
-                write_json(place, plain(_Known(files, _state(files), code)))
+                write_json(place, {"files": files, "state": _state(files), "code": plain(code)})
     return code
 
 
@@ -107,7 +93,7 @@ def _file_of(module: str) -> Path:
     return Path(found).absolute()
 
 
-def _state(files: tuple[str, ...]) -> str:
+def _state(files: Sequence[str]) -> str:
     """A digest of the sizes and times of files and of their folders, and of what is installed. Raises OSError."""
     found = [(path, os.stat(path)) for path in sorted({*files, *map(os.path.dirname, files)})]
     times = [(path, one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino) for path, one in found]
@@ -119,11 +105,13 @@ class _Search:
 
     Attributes:
         files: that were read.
+        begun_ns: when the first of them was read.
         digests: SHA-256 of each module by its name, and of each other file by its package's name and its own.
     """
 
     def __init__(self, module: str, start: Path) -> None:
         self.files: set[Path] = set()
+        self.begun_ns = time.time_ns()
         self.digests: dict[str, str] = {}
         self._foreign: set[str] = set()
         self._names_in = cache(_names_in)
@@ -153,6 +141,7 @@ class _Search:
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         module = _parsed(path, package)
         self.files.add(path)
+        self.begun_ns = min(self.begun_ns, module.read_ns)
         self.digests[name] = module.sha256
         for imported in module.imports:
             yield from self._find(imported)
@@ -198,6 +187,7 @@ class _Module:
         imports: names that it imports, in functions too, but not those for type checkers alone.
     """
 
+    read_ns: int
     sha256: str
     imports: frozenset[str]
     strings: frozenset[str]
@@ -205,6 +195,7 @@ class _Module:
 
 @cache
 def _parsed(path: Path, package: str) -> _Module:
+    read_ns = time.time_ns()
     with tokenize.open(path) as file:
         source = file.read()
     imports: set[str] = set()
@@ -230,7 +221,7 @@ def _parsed(path: Path, package: str) -> _Module:
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             docstrings.append(node.value)
     code = _without_comments(source, docstrings)
-    return _Module(sha256_of(code), frozenset(imports), frozenset(strings))
+    return _Module(read_ns, sha256_of(code), frozenset(imports), frozenset(strings))
 
 
 def _without_comments(source: str, docstrings: Iterable[ast.Constant]) -> str:

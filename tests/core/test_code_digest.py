@@ -201,6 +201,17 @@ def test_a_digest_is_kept_until_a_file_or_a_library_changes(
         assert (found(), len(searched)) == (found(), 1)
 
 
+def test_a_process_keeps_no_digest_of_files_that_have_changed_since_it_read_them(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = found()
+    monkeypatch.setattr(subject, "RACY_NS", 0)
+    write("own/parts/far.py", 'far = "for"\n')
+    code_digest.cache_clear()
+    assert code_digest("own.start") == before, "what this process has imported"
+    assert found() != before
+
+
 def test_code_without_a_file(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "typed_in", ModuleType("typed_in"))
     with pytest.raises(UsageError, match="typed_in"):
