@@ -1,7 +1,7 @@
 """Building an index: the vectors of a version a few thousand rows at a time, so that a restart embeds the rest.
 
-It works in `indexes/<version>/.work-<index>/`: `<shard>-<piece>.f32` has the vectors of a piece (`write_checked`), and
-`out` becomes the index. Each file appears by rename.
+It works in `indexes/<version>/.work-<digest of the settings>/`: `<shard>-<piece>.f32` has the vectors of a piece
+(`write_checked`), and `out` becomes the index. Each file appears by rename.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def build_index(
             if found.manifest.is_accepted:
                 set_latest_index(catalog, version.manifest, name)
         else:
-            work = folder / f"{WORK}{name}"
+            work = folder / f"{WORK}{digest}"
             check_shards(version)
             with holding_work(work):
                 _embed_shards(version, settings.column, embedder, work, limits)

@@ -260,6 +260,7 @@ def test_a_damaged_piece_is_embedded_again(project: Path, monkeypatch: pytest.Mo
         patch.setattr(building, "_publish", stopped)
         assert aifx(project, *command).returncode == 130
     (piece,) = (project / "datasets/corpus/indexes").rglob(".work-*/00000-00000.*")
+    assert len(piece.parent.name.removeprefix(".work-")) == 64
     data = bytearray(piece.read_bytes())
     data[5000] ^= 1
     piece.write_bytes(data if size < 0 else data[:size])
