@@ -104,8 +104,8 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A version as its `manifest.json` describes it. It has no time and no path of a machine: the same rows give the
-    same bytes.
+    """A version as its `manifest.json` describes it. It has no time and no path of a machine: the same rows, made
+    by the same code, give the same bytes.
 
     Attributes:
         name: of the data set; not part of the digest, as are `code` and `aifx`.
