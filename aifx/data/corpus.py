@@ -7,16 +7,18 @@ each document to a split by a hash of its content, so that copies of a document 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from aifx.core.digests import Hash64, Sha256
 from aifx.core.errors import DataError
 from aifx.core.project import Project, cache_path
-from aifx.data.readers.documents import Piece, check_regular, find_files, read_documents, scan_file
+from aifx.data.file_index import changed_file, scans_of
+from aifx.data.readers.documents import Piece, check_regular, find_files, read_documents
 from aifx.data.readers.encodings import SUFFIXES, FileScan, TextFile, report_bad_bytes, undecodable
 from aifx.data.sections import TextSection
 from aifx.data.splits import SPLITS, Split, split_of
@@ -103,7 +105,7 @@ class Corpus:
 
     def check_unchanged(self) -> None:
         """Raises DataError if the files no longer hold what the digest was made of."""
-        if _scan(self.files, self.section) != self.files:
+        if any(changed_file(scans, self.section.text_field) for scans in self.files.values()):
             raise DataError(f"{self.names('train')} changed while it was read", "", "run it again when it is written")
 
     def _read(self, split: Split, whole: bool) -> Iterator[Piece]:
@@ -116,8 +118,14 @@ class Corpus:
             return (("train", piece) for piece in pieces)
         if self.section.split == "document":
             return _by_document(pieces, self._assignment())
-        total = sum(piece.num_bytes for piece in self._read("train", whole))
-        return by_block(pieces, total, self.fractions)
+        return by_block(pieces, self._training_bytes(), self.fractions)
+
+    def _training_bytes(self) -> int:
+        """Of the text of the training files, UTF-8."""
+        files = self.files["train"]
+        if all(file.format == ".txt" and not scan.num_bad for file, scan in files.items()):
+            return sum(scan.num_bytes for scan in files.values())
+        return sum(piece.num_bytes for piece in self._read("train", whole=False))
 
     def _assignment(self) -> bytearray:
         """The split of each document of the training files, as an index into SPLITS: one byte a document."""
@@ -139,7 +147,7 @@ def open_corpus(section: TextSection, project: Project) -> Corpus:
     files = {split: find_files(getattr(section, split), project, f"data.{split}") for split in SPLITS}
     held_out = {"train": 0.0, "validation": section.validation_fraction, "test": section.test_fraction}
     fractions = {split: 0.0 if files[split] else held_out[split] for split in SPLITS}
-    return _opened(files, section, fractions)
+    return _opened(files, section, fractions, project)
 
 
 def file_corpus(path: Path, section: TextSection) -> Corpus:
@@ -155,14 +163,20 @@ def file_corpus(path: Path, section: TextSection) -> Corpus:
 def split_corpus(split: Split, section: TextSection, project: Project) -> Corpus | None:
     """A corpus of the files that the project names for `split`, or None if it names none. Raises DataError."""
     patterns = () if split == "train" else getattr(section, split)
-    return _opened({split: find_files(patterns, project, f"data.{split}")}, section) if patterns else None
+    if not patterns:
+        return None
+    return _opened({split: find_files(patterns, project, f"data.{split}")}, section, project=project)
 
 
 def _opened(
-    files: Mapping[Split, Collection[TextFile]], section: TextSection, fractions: Mapping[Split, float] | None = None
+    files: Mapping[Split, Collection[TextFile]],
+    section: TextSection,
+    fractions: Mapping[Split, float] | None = None,
+    project: Project | None = None,
 ) -> Corpus:
     """The corpus of these files. Logs which hold no text, or bytes that are not UTF-8. Raises DataError."""
-    scans = _scan(files, section)
+    found = scans_of(chain.from_iterable(files.values()), section.text_field, project)
+    scans = {split: {file: found[file] for file in files.get(split, ())} for split in SPLITS}
     everything = {file: scan for found in scans.values() for file, scan in found.items()}
     filled = {split: {file: scan for file, scan in scans[split].items() if scan.num_bytes} for split in SPLITS}
     for split in SPLITS:
@@ -177,10 +191,6 @@ def _opened(
     for line in report_bad_bytes(everything, section.errors):
         logger.info(line)
     return Corpus(filled, section, fractions or dict.fromkeys(SPLITS, 0.0))
-
-
-def _scan(files: Mapping[Split, Iterable[TextFile]], section: TextSection) -> Files:
-    return {split: {file: scan_file(file, section.text_field) for file in files.get(split, ())} for split in SPLITS}
 
 
 def _listed(files: Collection[TextFile]) -> str:

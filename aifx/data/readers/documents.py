@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,11 +53,22 @@ class Piece:
 
 def find_files(patterns: Sequence[str], project: Project, key: str) -> list[TextFile]:
     """The files that `patterns` of the configuration key `key` name, those of one pattern sorted, each once."""
-    found: dict[Path, TextFile] = {}
+    found: dict[str, TextFile] = {}
+    folders: dict[str, str] = {}
     for pattern in patterns:
         for file in _find(pattern, project, key):
-            found.setdefault(file.path.resolve(), file)
+            found.setdefault(_real_path(str(file.path), folders), file)
     return list(found.values())
+
+
+def _real_path(path: str, folders: dict[str, str]) -> str:
+    """The path without links. `folders` has those of folders asked for before: one may hold 100,000 files."""
+    if os.path.islink(path):
+        return os.path.realpath(path)
+    folder, name = os.path.split(path)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    return os.path.join(folders[folder], name)
 
 
 def _find(pattern: str, project: Project, key: str) -> list[TextFile]:
@@ -68,10 +80,15 @@ def _find(pattern: str, project: Project, key: str) -> list[TextFile]:
     files = []
     for name in names:
         file = TextFile(project.root / name, name, is_matched=is_glob)
-        if is_glob and file.path.is_dir():
+        try:
+            mode = os.stat(file.path).st_mode
+        except OSError:  # opening it gives the reason
+            mode = stat.S_IFREG
+        if is_glob and stat.S_ISDIR(mode):
             continue
-        hint = f'{key} = ["{name}/*.txt"]' if file.path.is_dir() else "copy its text to a .txt file"
-        check_regular(file.path, name, f"{key} takes files and globs", hint)
+        if not stat.S_ISREG(mode):
+            hint = f'{key} = ["{name}/*.txt"]' if stat.S_ISDIR(mode) else "copy its text to a .txt file"
+            check_regular(file.path, name, f"{key} takes files and globs", hint)
         if not file.has_reader:
             what = f"{name}: no reader for {''.join(file.path.suffixes[-2:]) or 'a file without suffix'}"
             hint = f'name the files by suffix: {key} = ["data/*.txt"]'

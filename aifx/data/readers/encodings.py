@@ -9,12 +9,13 @@ import shlex
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
 
 from aifx.core.digests import Sha256
 from aifx.core.errors import DataError
+from aifx.core.file_states import FileState
 from aifx.data.readers.likely_encodings import SAMPLE_BYTES, likely_encodings, listed
 
 COMPRESSIONS = (".gz", ".zst")
@@ -64,6 +65,7 @@ class FileScan:
     where: str = ""  # the first of them, as a message goes on after the file's name: ":3" for a line, ": row 3"
     why: str = ""  # its offset and value
     encodings: tuple[str, ...] = ()  # of such a file, it seems, the likeliest first
+    state: FileState | None = field(default=None, compare=False)  # of the file before it was read
 
 
 @contextmanager
