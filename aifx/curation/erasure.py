@@ -6,26 +6,35 @@ The condition is written nowhere: the manifest has the number of the rows and a 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from aifx.config.sections import Section
 from aifx.core.artifact import short_reference
-from aifx.core.errors import DataError, UsageError
+from aifx.core.errors import AifxError, DataError, UsageError
 from aifx.core.locks import FolderBusy, remove_folder
 from aifx.core.project import Project, cache_path
+from aifx.curation.collecting import row_prefix
 from aifx.curation.erase import Erase
 from aifx.curation.execution import execute
 from aifx.curation.history import TrainedRun, find_manifest, trained_runs
 from aifx.curation.leftovers import delete_leftover, leftovers_in
+from aifx.curation.named_files import added_files
 from aifx.curation.step import Limits
 from aifx.curation.work_folders import holding_dataset, steps_folder
+from aifx.data.implicit import find_implicit
 from aifx.data.names import ROW
+from aifx.data.readers.rows import input_file, read_rows
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.lineage import record_removal
 from aifx.data.versions.manifest import INDEXES, Version
 from aifx.data.versions.parts import TOKENS
 from aifx.data.versions.sql import RowTable, open_selection, open_tables
+
+TEXT_CACHES = ("tokens", "chats", "tokenizers")
+"""Folders of the cache with what was made of text."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +55,12 @@ class Erasure:
         rows: number of rows to erase, of all versions of the data set.
         held_by: versions of any data set that hold some of them.
         unsearched: versions of the data set that cannot evaluate the condition. Rows that others have too are found.
-        runs: of the project that trained on one of these versions, or on a mix with one.
+        places: the file and the line or row of each of the rows, if these are in files that the configuration names.
+            aifx changes no file of the user.
+        runs: of the project that trained on one of these versions, or on a mix with one; for files, all that trained
+            on those of the same key, whatever was in them.
         made: the version without the rows; None before it is made, or if the latest has none of them.
-        purged: versions that were deleted, or that would be.
+        purged: versions that were deleted, or that would be; for files, folders of caches.
         remaining: versions that hold some of the rows still.
     """
 
@@ -61,6 +73,7 @@ class Erasure:
     purged: tuple[str, ...]
     remaining: tuple[str, ...]
     dry_run: bool
+    places: tuple[str, ...] = ()
 
 
 def plan_erasure(
@@ -131,6 +144,80 @@ def erase(catalog: Catalog, plan: Erasure, step: Erase, limits: Limits) -> Erasu
             holders = _holding_versions(catalog, step.rows, limits.memory_bytes)  # also those made since the plan
         return replace(plan, made=made, remaining=tuple(one.reference for one in holders.values()))
     return replace(plan, made=made)
+
+
+def plan_file_erasure(
+    reference: str,
+    section: Section,
+    project: Project,
+    catalog: Catalog,
+    where: str,
+    *,
+    purge: bool,
+    dry_run: bool,
+    limits: Limits,
+) -> Erasure:
+    """Find the rows that meet a condition in the files that "data.train" or another key names.
+
+    Args:
+        catalog: of the data sets, which may have rows of these files, too.
+
+    Raises UsageError for a condition that is empty or that the rows cannot evaluate, DataError.
+    """
+    if not where.strip():
+        raise UsageError("--where is empty", "it is the condition of the rows to erase", f"{reference} --where SQL")
+    version = find_implicit(reference, section, project)
+    with added_files(reference, section, project, limits) as (key, files):
+        rows = sorted(_find_rows(files.open(key), where, limits.memory_bytes))
+        names = {row_prefix(one.name, one.sha256): one.name for one in files.manifest(key).sources}
+    held_by = tuple(_holding_versions(catalog, rows, limits.memory_bytes).values()) if rows else ()
+    runs = [run for run in trained_runs(project) if run.reference.partition("@")[0] == version.key]
+    return Erasure(
+        reference=version.reference,
+        rows=len(rows),
+        held_by=held_by,
+        unsearched=(),
+        runs=tuple(replace(run, reference=short_reference(run.reference)) for run in runs),
+        made=None,
+        purged=tuple(str(folder) for folder in _text_caches()) if purge and rows else (),
+        remaining=tuple(one.reference for one in held_by),
+        dry_run=dry_run,
+        places=tuple(_places(rows, names, project)),
+    )
+
+
+def purge_caches() -> None:
+    """Delete the tokens and tokenizers of all files: they do not say whose text they hold, and can be made again.
+
+    Raises FolderBusy if a process makes one of them.
+    """
+    for folder in _text_caches():
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and not path.is_symlink():
+                remove_folder(path, str(path))
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _text_caches() -> list[Path]:
+    return [folder for name in TEXT_CACHES if (folder := cache_path(name)).is_dir()]
+
+
+def _places(rows: Sequence[str], names: Mapping[str, str], project: Project) -> Iterator[str]:
+    """The file and the line of rows, as messages of training have them, or the row's number in its file."""
+    by_file: dict[str, set[int]] = {}
+    for row in rows:
+        prefix, _, number = row.rpartition("-")
+        by_file.setdefault(names[prefix], set()).add(int(number) + 1)
+    for name, numbers in sorted(by_file.items()):
+        found = {}
+        with suppress(AifxError):
+            for row in read_rows(replace(input_file(str(project.root / name)), name=name)):
+                if row.number in numbers:
+                    found[row.number] = row.place
+                if row.number >= max(numbers):
+                    break
+        yield from (found.get(number, f"{name}: row {number}") for number in sorted(numbers))
 
 
 def _find_rows(version: Version, where: str, memory_bytes: int) -> list[str]:

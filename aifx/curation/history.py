@@ -25,7 +25,7 @@ _DIGEST = re.compile(r"[0-9a-f]{40,}")
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run whose provenance names a version."""
+    """A run whose provenance names a version, or the files that a key such as "data.train" named."""
 
     run: str
     reference: str  # "name@<64 digits>"
@@ -136,14 +136,17 @@ def find_manifest(catalog: Catalog, reference: str) -> Manifest | None:
 
 
 def trained_runs(project: Project) -> Iterator[TrainedRun]:
-    """The runs of a project with each version that they trained on."""
+    """The runs of a project with each version that they trained on, or each key whose files they did."""
     for run in project.runs():
-        record = read_provenance(run).get("dataset")
-        if not isinstance(record, Mapping):
-            continue
-        for one in (record, *(record.get("parts") or ())):
-            if isinstance(one, Mapping) and isinstance(one.get("reference"), str):
-                yield TrainedRun(run.name, one["reference"])
+        provenance = read_provenance(run)
+        if isinstance(record := provenance.get("dataset"), Mapping):
+            for one in (record, *(record.get("parts") or ())):
+                if isinstance(one, Mapping) and isinstance(one.get("reference"), str):
+                    yield TrainedRun(run.name, one["reference"])
+        if isinstance(sources := provenance.get("sources"), Mapping):
+            for key, found in sources.items():
+                if isinstance(found, Mapping) and isinstance(found.get("sha256"), str):
+                    yield TrainedRun(run.name, f"{key}@{found['sha256']}")
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:

@@ -7,6 +7,8 @@
     .removed-*                          an unfinished removal, in any of these folders
     .*.tmp                              a file that is not whole, in any of these folders and in versions
 
+In the cache, an index of a project's files (`aifx.data.file_index`) may have entries of files that are gone.
+
 A process holds the folder or the file in which it works, so what nobody holds was left. No version refers to any of it.
 """
 
@@ -26,13 +28,14 @@ from aifx.core.files import held_temporary, is_temporary
 from aifx.core.locks import LOCK, REMOVED, FolderBusy, holding, remove_folder
 from aifx.curation.databases.sources import READ
 from aifx.curation.work_folders import WORK, steps_root
+from aifx.data.file_index import prune_indexes
 from aifx.data.versions.catalog import DATASET_NAME, Catalog
 from aifx.data.versions.manifest import INDEXES, LATEST
 from aifx.data.versions.parts import TOKENS
 
 logger = logging.getLogger(__name__)
 
-LeftoverKind: TypeAlias = Literal["step", "read", "index", "tokens", "removal", "file", "version"]
+LeftoverKind: TypeAlias = Literal["step", "read", "index", "tokens", "removal", "file", "version", "entries"]
 
 _KINDS: Mapping[str, LeftoverKind] = {WORK: "step", READ: "read", REMOVED: "removal"}
 _UNFINISHED = re.compile(rf"({'|'.join(map(re.escape, _KINDS))})[0-9a-f]{{12,}}")
@@ -45,7 +48,8 @@ class Leftover:
 
     Attributes:
         path: on this machine, or the URL of a "version".
-        kind: of the work that is unfinished; "version" is a folder without a manifest.
+        kind: of the work that is unfinished; "version" is a folder without a manifest, "entries" those of an index of
+            files that are gone.
         kept: why it stays; "" if it is deleted.
     """
 
@@ -86,6 +90,7 @@ def collect_garbage(catalog: Catalog, *, dry_run: bool) -> CollectedGarbage:
         if (ended := delete_leftover(leftover, dry_run=dry_run)) is not None
     ]
     found += _incomplete_versions(catalog)
+    found += [Leftover(str(path), "entries", size) for path, size in prune_indexes(dry_run=dry_run)]
     deleted = tuple(one for one in found if not one.kept)
     kept = tuple(one for one in found if one.kept)
     return CollectedGarbage(catalog.store.url, deleted, kept, sum(one.bytes for one in deleted), dry_run)

@@ -8,12 +8,15 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from aifx.config.sections import Section
 from aifx.core.artifact import short_reference
 from aifx.core.errors import DataError
 from aifx.core.os_errors import first_line
 from aifx.core.parsing import parse_json
+from aifx.core.project import Project
 from aifx.curation.execution import Made
 from aifx.curation.profile import Profile
+from aifx.data.implicit import find_implicit
 from aifx.data.names import Kind
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import PROFILE
@@ -158,6 +161,28 @@ def verify_version(catalog: Catalog, reference: str) -> VerifiedVersion:
         return VerifiedVersion(reference, 0, 0, (f"{e.what}: {e.why}",))
     found = check_files(catalog.store.below(f"{name}/{version}"), name, version)
     return VerifiedVersion(f"{name}@{version}", found.files, found.bytes, found.damages)
+
+
+def verify_files(reference: str, section: Section, project: Project) -> VerifiedVersion:
+    """Read each file that a key of `[data]` names, and compare it with what training last read of it.
+
+    Args:
+        reference: "data.train", or "data.train@<digits>" to compare the files with those of a run's provenance.
+
+    Raises DataError for a file that cannot be read, UsageError if the key names none.
+    """
+    key, _, digits = reference.partition("@")
+    known = find_implicit(key, section, project)
+    found = find_implicit(key, section, project, again=True)
+    damages = [
+        f"{file.name} has other bytes than were read before, and the same size and times"
+        for file, scan in found.files.items()
+        if known.files[file].state == scan.state and known.files[file] != scan
+    ]
+    if not found.sha256.startswith(digits):
+        damages.append(f"the files are not {short_reference(reference)}")
+    size = sum(scan.state.bytes for scan in found.files.values() if scan.state)
+    return VerifiedVersion(found.reference, len(found.files), size, tuple(damages))
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,8 @@ def explain_row(catalog: Catalog, row: str | None, text: str | None, references:
     if not rows and not bad:
         what = f"no row {row!r}" if row is not None else f"no row with the text {text!r}"
         why = f"searched {', '.join(chains)} and what they were made from" if chains else "there is no data set"
-        raise UsageError(what, why, "aifx data query NAME 'SELECT _row, _source FROM data LIMIT 10'")
+        hint = "aifx data query NAME 'SELECT _row, _source FROM data LIMIT 10'"
+        raise UsageError(what, why, hint if chains else "search the files of the project: --dataset data.train")
     histories: list[RowHistory] = []
     if len(rows) == 1:
         (one,) = rows.values()

@@ -7,19 +7,20 @@ file before it was read. It counts as long as that state does (`FileState.is_sti
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from aifx.core.artifact import writable_folder
-from aifx.core.digests import sha256_of
+from aifx.core.digests import sha256_of, size_and_sha256
 from aifx.core.errors import EnvironmentFault
 from aifx.core.file_states import FileState
-from aifx.core.files import remove_temporary
+from aifx.core.files import is_temporary, remove_temporary
 from aifx.core.project import Project, cache_path
-from aifx.data.blocks import read_cached, read_checked, write_checked
+from aifx.data.blocks import read_cached, read_checked, with_digest, write_checked
 from aifx.data.readers.documents import scan_file
 from aifx.data.readers.encodings import FileScan, TextFile, reading
 
@@ -30,42 +31,79 @@ Entries: TypeAlias = dict[tuple[str, str], list[Any]]
 """By path and way of reading, as `_row` makes them."""
 
 
-def scans_of(files: Iterable[TextFile], text_field: str, project: Project | None = None) -> dict[TextFile, FileScan]:
-    """What `scan_file` finds in each file, from the index of `project` where it is there. Raises DataError."""
-    how = {".parquet": f"column {text_field}"}
-    return _indexed(files, lambda file: how.get(file.format, "text"), lambda file: scan_file(file, text_field), project)
-
-
-def changed_file(scans: Mapping[TextFile, FileScan], text_field: str) -> TextFile | None:
-    """The first of the files that `scans_of` has read whose content is no longer what it was. Raises DataError."""
-    for file, scan in scans.items():
-        if not _is_still(scan, _state_of(file)) and scan_file(file, text_field) != scan:
-            return file
-    return None
-
-
-def _indexed(
-    files: Iterable[TextFile],
-    how: Callable[[TextFile], str],
-    scan: Callable[[TextFile], FileScan],
-    project: Project | None,
+def scans_of(
+    files: Iterable[TextFile], text_field: str | None, project: Project | None = None, *, again: bool = False
 ) -> dict[TextFile, FileScan]:
-    """The scan of each file. Empty files are not in the index, since only reading tells whether that is an error."""
+    """What reading finds in each file, from the index of `project` where that has it. Raises DataError.
+
+    Empty files are not in the index, since only `scan_file` knows whether that is an error.
+
+    Args:
+        text_field: that holds the text; None for files that are not read as text, of which the digest is that of the
+            bytes on disk.
+        again: read all files, whatever the index says.
+    """
     path = None if project is None else _index_path(project)
-    entries = {} if path is None else _read(path)
+    entries = {} if path is None or again else _read(path)
     scans: dict[TextFile, FileScan] = {}
     made: Entries = {}
     for file in files:
-        key, now = (str(file.path), how(file)), _state_of(file)
+        key, now = (str(file.path), _way(file, text_field)), _state_of(file)
         known = _parsed(entries[key]) if key in entries else None
         if known is None or not _is_still(known, now):
-            known = replace(scan(file), state=now)
+            known = replace(_scan(file, text_field), state=now)
             if known.num_bytes:
                 made[key] = _row(*key, known)
         scans[file] = known
     if path is not None and made:
-        _write(path, entries | made)
+        _write(path, (entries or _read(path)) | made)
     return scans
+
+
+def changed_file(scans: Mapping[TextFile, FileScan], text_field: str | None) -> TextFile | None:
+    """The first of the files that `scans_of` has read whose content is no longer what it was. Raises DataError."""
+    for file, scan in scans.items():
+        if not _is_still(scan, _state_of(file)) and _scan(file, text_field) != scan:
+            return file
+    return None
+
+
+def prune_indexes(*, dry_run: bool) -> list[tuple[Path, int]]:
+    """Remove the entries of files that are gone from the indexes of all projects, and an index without any other.
+
+    Returns the indexes with such entries, and the bytes by which each becomes smaller.
+    """
+    pruned: list[tuple[Path, int]] = []
+    folder = cache_path("files")
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if is_temporary(path.name):
+            continue
+        entries = _read(path)
+        kept = {key: row for key, row in entries.items() if os.path.lexists(key[0])}
+        if kept and len(kept) == len(entries):
+            continue
+        size = path.stat().st_size
+        pruned.append((path, size - len(with_digest(_encoded(kept))) if kept else size))
+        if not dry_run and kept:
+            _write(path, kept)
+        elif not dry_run:
+            path.unlink(missing_ok=True)
+    return pruned
+
+
+def _way(file: TextFile, text_field: str | None) -> str:
+    """The name of the way to read a file: what is found depends on it."""
+    if text_field is None:
+        return "bytes"
+    return f"column {text_field}" if file.format == ".parquet" else "text"
+
+
+def _scan(file: TextFile, text_field: str | None) -> FileScan:
+    if text_field is not None:
+        return scan_file(file, text_field)
+    with reading(file), open(file.path, "rb") as stream:
+        num_bytes, digest = size_and_sha256(stream)
+    return FileScan(digest, num_bytes)
 
 
 def _is_still(scan: FileScan, now: FileState) -> bool:
@@ -90,7 +128,11 @@ def _write(path: Path, entries: Entries) -> None:
     """Replace the index. Without it all files are read again, so that a cache that cannot be written stops nothing."""
     with suppress(OSError, EnvironmentFault), writable_folder(path.parent):
         remove_temporary(path.parent)
-        write_checked(path, json.dumps([*entries.values()]).encode())
+        write_checked(path, _encoded(entries))
+
+
+def _encoded(entries: Entries) -> bytes:
+    return json.dumps([*entries.values()]).encode()
 
 
 def _row(path: str, how: str, scan: FileScan) -> list[Any]:

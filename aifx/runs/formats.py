@@ -308,6 +308,18 @@ class DatasetRecord(TypedDict):
     parts: NotRequired[list[DatasetPartRecord]]
 
 
+class FilesRecord(TypedDict):
+    """The files that a key of the configuration names.
+
+    Attributes:
+        sha256: of their names and digests.
+        files: their number.
+    """
+
+    sha256: str
+    files: int
+
+
 class Provenance(TypedDict):
     """provenance.json."""
 
@@ -317,6 +329,7 @@ class Provenance(TypedDict):
     git: GitState | None
     data_digest: str
     dataset: NotRequired[DatasetRecord | None]
+    sources: NotRequired[dict[str, FilesRecord]]
     hardware: Hardware
     command: list[str]
     environment: dict[str, str]

@@ -47,7 +47,12 @@ class ProvenanceDifference:
 
 
 def provenance(
-    root: Path, *, data_digest: str, devices: Sequence[Device], dataset: Mapping[str, Any] | None = None
+    root: Path,
+    *,
+    data_digest: str,
+    devices: Sequence[Device],
+    dataset: Mapping[str, Any] | None = None,
+    sources: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The document of `provenance.json`.
 
@@ -56,6 +61,7 @@ def provenance(
         data_digest: of the task's data.
         devices: that the run trains on.
         dataset: the version of a data set that it trains on (see `dataset_record`).
+        sources: the files that it trains on, by the key that names them (see `ImplicitVersion.record`).
     """
     return {
         "schema_version": 1,
@@ -64,6 +70,7 @@ def provenance(
         "git": git_state(root),
         "data_digest": data_digest,
         "dataset": dataset,
+        "sources": sources or {},
         "hardware": hardware(devices),
         "command": redact_arguments(sys.argv),
         "environment": flags(os.environ),

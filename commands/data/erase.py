@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,11 +13,12 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.options import (
     DEFAULT_MEMORY,
-    DatasetArgument,
+    FILES_HELP,
     MemoryOption,
     RootOption,
     WorkersOption,
     find_catalog,
+    implicit_section,
     limits_of,
     project_around,
 )
@@ -27,12 +29,16 @@ if TYPE_CHECKING:
 
 
 def erase(
-    name: DatasetArgument,
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"Data set, whose latest version is meant. {FILES_HELP}")],
     where: Annotated[
         str, typer.Option("--where", metavar="SQL", help="Condition of the rows to erase, in SQL over their columns.")
     ],
     purge: Annotated[
-        bool, typer.Option("--purge", help="Also delete all versions of the data set that hold the rows.")
+        bool,
+        typer.Option(
+            "--purge",
+            help="Also delete all versions of the data set that hold the rows; for files, the caches of text.",
+        ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
     dry_run: DryRunOption = False,
@@ -47,9 +53,12 @@ def erase(
         aifx data erase corpus --where "_source = 'letters.jsonl'" --dry-run
         aifx data erase corpus --where "author = 'A. Smith'"
         aifx data erase corpus --where "author = 'A. Smith'" --purge --yes
+        aifx data erase data.train --where "contains(text, 'A. Smith')" --purge
 
     Earlier versions still hold the rows until --purge deletes them. On a terminal, aifx asks first; a script must use
     --yes. No record has the condition or the rows, only their number and a digest of their ids.
+
+    aifx changes no file that the configuration names. Of these, it lists the file and the line of each row.
     """
     with terminal(json) as out:
         from aifx.core.json_files import readable_bytes
@@ -57,6 +66,19 @@ def erase(
 
         limits = limits_of(memory, workers)
         catalog, project = find_catalog(root)
+        if (section := implicit_section(name, catalog, project)) is not None and project is not None:
+            plan = erasure.plan_file_erasure(
+                name, section, project, catalog, where, purge=purge, dry_run=dry_run, limits=limits
+            )
+            if plan.purged and not dry_run:
+                if not yes:
+                    size = sum(file.stat().st_size for one in plan.purged for file in Path(one).rglob("*"))
+                    hint = f"aifx data erase {name} --where SQL --purge --yes"
+                    confirm_deletion(out, ", ".join(plan.purged), readable_bytes(size), hint)
+                erasure.purge_caches()
+            out.document(plan)
+            _print_erasure(out, plan, dry_run)
+            return
         around = project or project_around()
         plan, step = erasure.plan_erasure(
             catalog, around, name, where, purge=purge, dry_run=dry_run, memory_bytes=limits.memory_bytes
@@ -82,6 +104,10 @@ def _print_erasure(out: Output, plan: Erasure, dry_run: bool) -> None:
     if plan.made is not None:
         out.print(f"{plan.made}, without them, is the latest version now")
     would = "would be" if dry_run else "is"
+    for place in plan.places:
+        out.print(f"remove {place}")
+    for folder in plan.purged if plan.places else ():
+        out.print(f"{folder} {would} deleted")
     for one in plan.held_by:
         fate = f", and {would} deleted" if one.reference in plan.purged else ""
         out.print(f"{one.reference} has {one.rows:,} of them{fate}")

@@ -22,6 +22,7 @@ DESCRIPTIONS = {
     "removal": "unfinished removal",
     "file": "unfinished file",
     "version": "version without a manifest",
+    "entries": "index entries of files that are gone",
 }
 
 

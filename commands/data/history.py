@@ -10,7 +10,16 @@ import typer
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import DatasetArgument, RootOption, find_catalog, project_around
+from aifx.commands.data.options import (
+    DEFAULT_MEMORY,
+    FILES_HELP,
+    DatasetArgument,
+    RootOption,
+    find_catalog,
+    implicit_section,
+    limits_of,
+    project_around,
+)
 from aifx.core.errors import UsageError
 from aifx.core.plurals import counted
 
@@ -133,7 +142,11 @@ def why(
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option("--dataset", metavar="NAME", help="Data set or version to search. By default the latest of each."),
+        typer.Option(
+            "--dataset",
+            metavar="NAME",
+            help=f"Data set or version to search. By default the latest of each. {FILES_HELP}",
+        ),
     ] = None,
     root: RootOption = None,
     json: JsonOption = False,
@@ -144,6 +157,7 @@ def why(
         aifx data why 3f2a91c07be4-12
         aifx data why books/moby.txt:12 --dataset corpus
         aifx data why --text "call me Ishmael"
+        aifx data why --text "call me Ishmael" --dataset data.train
 
     The rows of earlier versions are searched too, so that dropped rows are found.
     """
@@ -153,8 +167,15 @@ def why(
         if (row is None) == (text is None):
             hint = 'aifx data why --text "call me Ishmael"'
             raise UsageError("aifx data why takes either ROW or --text", "they name a row", hint)
-        catalog, _ = find_catalog(root)
-        found = explain_row(catalog, row, text, [dataset] if dataset is not None else catalog.names())
+        catalog, project = find_catalog(root)
+        section = implicit_section(dataset, catalog, project)
+        if dataset is not None and section is not None and project is not None:
+            from aifx.curation.named_files import added_files
+
+            with added_files(dataset, section, project, limits_of(DEFAULT_MEMORY, None)) as (name, files):
+                found = explain_row(files, row, text, [name])
+        else:
+            found = explain_row(catalog, row, text, [dataset] if dataset is not None else catalog.names())
         out.document(found)
         _print_explanation(out, found)
 

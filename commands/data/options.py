@@ -16,6 +16,7 @@ from aifx.core.plurals import counted
 from aifx.core.project import CONFIG_NAME, Project, find_project
 
 if TYPE_CHECKING:
+    from aifx.config.sections import DataSection
     from aifx.curation.execution import Made, Runner
     from aifx.curation.step import Limits
     from aifx.data.versions.catalog import Catalog
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 DatasetArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="Data set: NAME for its latest version, or NAME@VERSION.")
 ]
+
+FILES_HELP = "Also data.train, data.validation, data.test or data.path: the files that aifx.toml names."
 
 RootOption = Annotated[
     str | None,
@@ -117,6 +120,20 @@ def find_catalog(root: str | None) -> tuple[Catalog, Project | None]:
         why = f"no {CONFIG_NAME} in {os.getcwd()} or above it names their folder"
         raise UsageError("the data sets' folder is not known", why, "--root FOLDER, or aifx init my-project")
     return open_catalog(load_config(project).datasets.root, project), project
+
+
+def implicit_section(reference: str | None, catalog: Catalog, project: Project | None) -> DataSection | None:
+    """`[data]` of the project if `reference` is a key of it that names files, such as "data.train"; otherwise None.
+
+    A data set of that name is meant first.
+    """
+    from aifx.data.implicit import KEYS
+    from aifx.kinds import load_config
+
+    name = (reference or "").partition("@")[0]
+    if project is None or name not in KEYS or catalog.latest(name) is not None:
+        return None
+    return load_config(project).data
 
 
 def project_around() -> Project | None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import RootOption, find_catalog
+from aifx.commands.data.options import FILES_HELP, RootOption, find_catalog, implicit_section
 from aifx.core.errors import ExitCode, UsageError
 from aifx.core.plurals import counted
+
+if TYPE_CHECKING:
+    from aifx.curation.reports import VerifiedVersion
 
 
 def ls(
@@ -54,7 +57,8 @@ def ls(
 
 def verify(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME…]", help="Versions to verify. By default the latest of each.")
+        list[str] | None,
+        typer.Argument(metavar="[NAME…]", help=f"Versions to verify. By default the latest of each. {FILES_HELP}"),
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Verify every version of every data set.")] = False,
     root: RootOption = None,
@@ -66,20 +70,28 @@ def verify(
         aifx data verify corpus
         aifx data verify corpus@3f2a --json
         aifx data verify --all
+        aifx data verify data.train     read the files that training reads
 
     Exits 1 if a file is damaged or missing.
     """
     with terminal(json) as out:
         from aifx.core.json_files import readable_bytes
-        from aifx.curation.reports import Verification, verify_version
+        from aifx.curation.reports import Verification, verify_files, verify_version
 
         if all_ and names:
             raise UsageError("--all cannot be used with a name", "it verifies all data sets", "aifx data verify --all")
-        catalog, _ = find_catalog(root)
+        catalog, project = find_catalog(root)
         references = names or catalog.names()
         if all_:
             references = [f"{name}@{version}" for name in catalog.names() for version in catalog.versions(name)]
-        found = Verification(tuple(verify_version(catalog, reference) for reference in references))
+
+        def verified(reference: str) -> VerifiedVersion:
+            section = implicit_section(reference, catalog, project)
+            if section is None or project is None:
+                return verify_version(catalog, reference)
+            return verify_files(reference, section, project)
+
+        found = Verification(tuple(map(verified, references)))
         out.document(found)
         if not found.versions:
             out.log(f"no data set in {catalog.store.url}: aifx data add NAME FILES makes one")

@@ -217,3 +217,26 @@ def test_text_without_bad_bytes_is_divided_in_one_reading(
     started.clear()
     assert sum(shares(open_corpus(TextSection(errors="replace"), project)).values()) == total - 1000 + 1500
     assert started == ["data/a.txt", "data/b.txt"] * 2
+
+
+@pytest.mark.usefixtures("settled")
+def test_entries_of_files_that_are_gone_are_pruned(
+    write: Write, digests: Callable[..., list[str]], read: list[str]
+) -> None:
+    for name in ("a.txt", "b.txt"):
+        write(name, TEXT)
+    digests()
+    assert file_index.prune_indexes(dry_run=False) == []
+    gone = write("a.txt", TEXT)
+    gone.unlink()
+    size = index().stat().st_size
+    ((path, smaller),) = file_index.prune_indexes(dry_run=True)
+    assert (path, path.stat().st_size) == (index(), size)
+    assert file_index.prune_indexes(dry_run=False) == [(path, smaller)]
+    assert size - path.stat().st_size == smaller
+    read.clear()
+    assert digests() == [sha256_of(TEXT)]
+    assert read == []
+    write("b.txt", "").unlink()
+    file_index.prune_indexes(dry_run=False)
+    assert not path.exists(), "an index of no file"

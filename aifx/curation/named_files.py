@@ -1,0 +1,38 @@
+"""The files that a project's configuration names, as a version of a data set for as long as a command looks at its
+rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from aifx.config.sections import Section
+from aifx.core.artifact import unfinished
+from aifx.core.project import Project, cache_path
+from aifx.curation.add_plan import plan_add, run_add
+from aifx.curation.step import Limits
+from aifx.data.implicit import find_implicit
+from aifx.data.names import Kind
+from aifx.data.readers.base import ReadOptions
+from aifx.data.readers.sources import list_sources
+from aifx.data.sections import TextSection
+from aifx.data.versions.catalog import Catalog, open_catalog
+
+
+@contextmanager
+def added_files(reference: str, section: Section, project: Project, limits: Limits) -> Iterator[tuple[str, Catalog]]:
+    """The name and the catalog of a data set of the files that "data.train" or another key names; deleted at the end.
+
+    Its rows have the ids that they get from `aifx data add` of these files.
+
+    Raises UsageError if the key names no files, DataError, EnvironmentFault.
+    """
+    files = find_implicit(reference, section, project)
+    is_text = isinstance(section, TextSection)
+    kind: Kind = "text" if is_text else "table"
+    options = ReadOptions(kind, section.text_field) if is_text else ReadOptions(kind)
+    listing = list_sources([str(file.path) for file in files.files], project.root, follow_links=True)
+    with unfinished(cache_path("named-files") / files.key) as folder:
+        catalog = open_catalog(str(folder))
+        run_add(plan_add(catalog, files.key, listing, options, "unknown"), files.key, catalog, limits)
+        yield files.key, catalog

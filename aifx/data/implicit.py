@@ -1,0 +1,99 @@
+"""Implicit versions: the files that a key of `[data]` names, such as `data.train`, as a version without a copy of them.
+
+Training reads the files. What names their content, for provenance and for `aifx data verify`, is the SHA-256 of each as
+the index of the project has it (`aifx.data.file_index`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from aifx.config.sections import Section
+from aifx.core.artifact import short
+from aifx.core.digests import sha256_of_json
+from aifx.core.errors import UsageError
+from aifx.core.project import Project
+from aifx.data.file_index import scans_of
+from aifx.data.readers.documents import find_files
+from aifx.data.readers.encodings import FileScan, TextFile
+from aifx.data.sections import DatasetSection, ImagesSection, TextSection, TokenSection
+from aifx.data.splits import SPLITS
+
+KEYS = (*(f"data.{split}" for split in SPLITS), "data.path")
+"""The keys of `[data]` that name files."""
+
+
+@dataclass(frozen=True)
+class ImplicitVersion:
+    """The files that a key names, and what reading found in each.
+
+    Attributes:
+        key: such as "data.train".
+    """
+
+    key: str
+    files: Mapping[TextFile, FileScan]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Over the name and the digest of each file that is not empty: those of text decompressed, as `FileScan` has
+        them, others as they are on disk."""
+        return sha256_of_json([[file.name, scan.digest] for file, scan in self.files.items() if scan.num_bytes])
+
+    @property
+    def reference(self) -> str:
+        """ "data.train@<12 digits>"."""
+        return f"{self.key}@{short(self.sha256)}"
+
+    def record(self) -> dict[str, Any]:
+        """Its record in provenance.json."""
+        return {"sha256": self.sha256, "files": len(self.files)}
+
+
+def named_files(section: Section, project: Project) -> dict[str, list[TextFile]]:
+    """The files that the keys of `[data]` name, by key: none if `data.dataset` is set or the data is pictures.
+
+    Raises DataError.
+    """
+    if not isinstance(section, DatasetSection) or section.dataset is not None or isinstance(section, ImagesSection):
+        return {}
+    if isinstance(section, TokenSection):
+        found = {f"data.{split}": find_files(getattr(section, split), project, f"data.{split}") for split in SPLITS}
+        return {key: files for key, files in found.items() if files}
+    path = getattr(section, "path", None)
+    return {"data.path": [TextFile(project.root / path, path)]} if path else {}
+
+
+def implicit_versions(section: Section, project: Project) -> dict[str, ImplicitVersion]:
+    """The files that the keys of `[data]` name, by key. Files that have not changed are not read. Raises DataError."""
+    return {key: _version(key, files, section, project) for key, files in named_files(section, project).items()}
+
+
+def find_implicit(reference: str, section: Section, project: Project, *, again: bool = False) -> ImplicitVersion:
+    """The version that "data.train" means, or "data.train@3f2a".
+
+    Args:
+        again: read all files.
+
+    Raises UsageError if the key names no files or others, DataError.
+    """
+    key, _, digits = reference.partition("@")
+    named = named_files(section, project)
+    if key not in named:
+        why = f"files are named by {', '.join(named)}" if named else "it names data.dataset, or pictures"
+        raise UsageError(f"the configuration has no files of {key}", why, "aifx config show")
+    version = _version(key, named[key], section, project, again=again)
+    if not version.sha256.startswith(digits):
+        what, why = f"the files are not {key}@{short(digits)}", f"they are {version.reference} now"
+        raise UsageError(what, why, "restore them from a copy")
+    return version
+
+
+def _version(
+    key: str, files: list[TextFile], section: Section, project: Project, *, again: bool = False
+) -> ImplicitVersion:
+    text_field = section.text_field if isinstance(section, TextSection) else None
+    return ImplicitVersion(key, scans_of(files, text_field, project, again=again))

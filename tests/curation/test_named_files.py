@@ -1,0 +1,180 @@
+"""Files that aifx.toml names, as `aifx data verify`, `why`, `erase` and `gc` reach them: implicit versions."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import inprocess
+import pytest
+from adding import LIMITS, add
+from prose import prose
+
+from aifx.core import file_states
+from aifx.core.digests import sha256_of_json
+from aifx.core.errors import UsageError
+from aifx.core.file_states import FileState
+from aifx.core.project import Project, cache_path
+from aifx.curation.erasure import plan_file_erasure, purge_caches
+from aifx.curation.named_files import added_files
+from aifx.curation.reports import verify_files
+from aifx.curation.row_history import explain_row
+from aifx.data import file_index
+from aifx.data.blocks import read_checked, write_checked
+from aifx.data.implicit import find_implicit, implicit_versions
+from aifx.data.readers.documents import scan_file
+from aifx.data.sections import ImagesSection, TableSection, TextSection
+from aifx.data.text import TextFormat
+from aifx.data.versions.catalog import Catalog, open_catalog
+
+SECRET = "jane@example.org"
+SECTION = TextSection(train=("texts/*",), test=("held-out.jsonl",), seq_len=16, vocab_size=300)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """Files of text, one of them with the secret in line 3, its second row."""
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))
+    root = tmp_path / "project"
+    (root / "texts").mkdir(parents=True)
+    (root / "aifx.toml").write_text('[data]\nkind = "text"\ntrain = ["texts/*"]\n')
+    (root / "texts/a.txt").write_text(prose(3000))
+    lines = [json.dumps({"text": prose(300, seed)}) for seed in (1, 2)]
+    lines[1:1] = ["", json.dumps({"text": f"write to {SECRET}"})]
+    (root / "texts/b.jsonl").write_text("\n".join(lines))
+    (root / "held-out.jsonl").write_text(json.dumps({"text": prose(300, 3)}))
+    return Project(root)
+
+
+def catalog_of(project: Project) -> Catalog:
+    return open_catalog(str(project.root / "datasets"))
+
+
+def files_with(folder: Path, text: str) -> list[str]:
+    return [path.name for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+
+
+def test_versions_of_the_keys_that_name_files(project: Project) -> None:
+    found = implicit_versions(SECTION, project)
+    assert {key: [file.name for file in version.files] for key, version in found.items()} == {
+        "data.train": ["texts/a.txt", "texts/b.jsonl"],
+        "data.test": ["held-out.jsonl"],
+    }
+    train = found["data.train"]
+    assert train.record() == {"sha256": train.sha256, "files": 2}
+    assert train.sha256 == sha256_of_json([[file.name, scan_file(file, "text").digest] for file in train.files])
+    (project.root / "texts/a.txt").write_text(prose(3000, 9))
+    assert implicit_versions(SECTION, project)["data.train"].sha256 != train.sha256
+    (project.root / "table.csv").write_text("x,target\n1,2\n")
+    assert implicit_versions(TableSection(path="table.csv"), project).keys() == {"data.path"}
+    assert not implicit_versions(TextSection(dataset="corpus"), project)
+    assert not implicit_versions(ImagesSection(path="table.csv"), project)
+    with pytest.raises(UsageError, match=r"data\.validation"):
+        find_implicit("data.validation", SECTION, project)
+
+
+def test_verify_compares_files_with_a_version_of_them(project: Project) -> None:
+    whole = verify_files("data.train", SECTION, project)
+    assert (whole.files, whole.damages) == (2, ())
+    assert whole.size_bytes == sum(path.stat().st_size for path in (project.root / "texts").iterdir())
+    assert not verify_files(whole.reference, SECTION, project).damages
+    (project.root / "texts/a.txt").write_text("others")
+    assert not verify_files("data.train", SECTION, project).damages, "the user may edit it"
+    assert verify_files(whole.reference, SECTION, project).damages
+
+
+def test_verify_finds_what_size_and_times_do_not_show(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as bits that decay on the disk. Afterwards, training reads what is there."""
+    monkeypatch.setattr(file_states, "SETTLED_NS", -(10**15))
+    before = find_implicit("data.train", SECTION, project)
+    path = project.root / "texts/a.txt"
+    path.write_text(prose(3000, 9))
+    (index,) = cache_path("files").iterdir()
+    rows = json.loads(bytes(read_checked(index)))
+    state = FileState.of(path)
+    for row in rows:
+        if row[0] == str(path):
+            row[2:7] = state.bytes, state.inode, state.mtime_ns, state.ctime_ns, state.seen_ns
+    write_checked(index, json.dumps(rows).encode())
+    assert find_implicit("data.train", SECTION, project).sha256 == before.sha256, "the index is believed"
+    (damage,) = verify_files("data.train", SECTION, project).damages
+    assert damage.startswith("texts/a.txt ")
+    assert find_implicit("data.train", SECTION, project).sha256 != before.sha256
+    assert not verify_files("data.train", SECTION, project).damages
+
+
+def test_why_finds_a_row_of_the_files(project: Project) -> None:
+    with added_files("data.train", SECTION, project, LIMITS) as (name, files):
+        (by_place,) = explain_row(files, "texts/b.jsonl:2", None, [name]).histories
+        (by_text,) = explain_row(files, None, SECRET.upper(), [name]).histories
+    assert by_place == by_text
+    assert (by_place.source, by_place.number) == ("texts/b.jsonl", 2)
+    added = add(project.root, "corpus", "texts").version
+    assert by_place.row in {row["_row"] for row in read_rows(added.shards[0])}, "the id of `aifx data add`"
+    assert not list((cache_path() / "named-files").iterdir())
+
+
+def read_rows(path: Path) -> list[dict[str, object]]:
+    from pyarrow import parquet
+
+    rows: list[dict[str, object]] = parquet.read_table(path).to_pylist()
+    return rows
+
+
+def test_erase_names_the_lines_and_purges_what_was_made_of_them(project: Project) -> None:
+    added = add(project.root, "corpus", "texts").version
+    TextFormat.open(SECTION, project, project.root / "assets")
+    sha256 = find_implicit("data.train", SECTION, project).sha256
+    run = project.root / "runs/main"
+    run.mkdir(parents=True)
+    (run / "config.toml").touch()
+    (run / "provenance.json").write_text(json.dumps({"sources": {"data.train": {"sha256": sha256, "files": 2}}}))
+    where = f"contains(text, '{SECRET}')"
+    how = {"purge": True, "dry_run": False, "limits": LIMITS}
+    plan = plan_file_erasure("data.train", SECTION, project, catalog_of(project), where, **how)  # type: ignore[arg-type]
+    assert (plan.rows, plan.places) == (1, ("texts/b.jsonl:3",))
+    assert [one.reference for one in plan.held_by] == [added.reference]
+    assert [(one.run, one.reference) for one in plan.runs] == [("main", plan.reference)]
+    assert {Path(folder).name for folder in plan.purged} == {"tokens", "tokenizers"}
+    purge_caches()
+    assert not any(path.is_file() for folder in plan.purged for path in Path(folder).rglob("*"))
+    assert not files_with(cache_path(), SECRET)
+    with pytest.raises(UsageError):
+        plan_file_erasure("data.train", SECTION, project, catalog_of(project), " ", **how)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_the_commands(project: Project) -> None:
+    def aifx(*args: str) -> tuple[int, dict[str, object]]:
+        found = inprocess.run(["data", *args, "--json"], project.root, dict(os.environ))
+        return found.returncode, json.loads(found.stdout or "{}")
+
+    code, found = aifx("verify", "data.train")
+    assert (code, found["versions"][0]["files"]) == (0, 2)  # type: ignore[index]
+    assert aifx("verify", "data.train@0000")[0] == 1
+    assert aifx("verify", "data.path")[0] == 2
+    code, found = aifx("why", "--text", SECRET, "--dataset", "data.train")
+    assert (code, found["rows"][0]["source"]) == (0, "texts/b.jsonl")  # type: ignore[index]
+    code, found = aifx("erase", "data.train", "--where", f"contains(text, '{SECRET}')", "--dry-run")
+    assert (code, found["places"]) == (0, ["texts/b.jsonl:3"])
+    (project.root / "texts/a.txt").unlink()
+    code, found = aifx("gc", "--yes")
+    assert [one["kind"] for one in found["deleted"]] == ["entries"]  # type: ignore[attr-defined]
+    assert file_index.prune_indexes(dry_run=True) == []
+    add(project.root, "data.train", "texts")
+    code, found = aifx("verify", "data.train")
+    assert found["versions"][0]["files"] == 4, "a data set of that name is meant first"  # type: ignore[index]
+
+
+@pytest.mark.slow
+def test_a_run_names_its_files(project: Project) -> None:
+    small = ("model.num_layers=1", "model.embed_dim=16", "data.seq_len=32", "data.vocab_size=300")
+    settings = (*small, "train.global_batch_size=2", "train.num_steps=1", "train.validate_every=0")
+    options = [part for setting in settings for part in ("--set", setting)]
+    trained = inprocess.run(["train", "--run", "main", *options], project.root, dict(os.environ))
+    assert trained.returncode == 0, trained.stderr
+    version = find_implicit("data.train", SECTION, project)
+    sources = json.loads(project.run("main").provenance.read_text())["sources"]
+    assert sources == {"data.train": version.record()}
+    assert not verify_files(f"data.train@{sources['data.train']['sha256']}", SECTION, project).damages
