@@ -96,11 +96,12 @@ def test_a_file_that_just_changed_is_read_again(
 
 @pytest.mark.parametrize(("age_ns", "is_settled"), [(0, False), (1_999_999_999, False), (2_000_000_000, True)])
 def test_the_age_from_which_times_tell(age_ns: int, is_settled: bool) -> None:
-    seen = 10**18
-    for times in ((seen - age_ns, 0), (0, seen - age_ns)):
+    seen = 10**18 + 1
+    for times in ((seen - age_ns, 1), (0, seen - age_ns)):
         state = FileState(1, 2, *times, seen_ns=seen)
         assert state.is_still(FileState(1, 2, *times, seen_ns=seen + 10**12)) == is_settled
-    assert not FileState(1, 2, seen + 1, 0, seen_ns=seen).is_settled, "a time to come"
+    assert not FileState(1, 2, seen + 1, 1, seen_ns=seen).is_settled, "a time to come"
+    assert not FileState(1, 2, 0, 10**9, seen_ns=seen).is_settled, "a time that somebody has set, as in an image"
 
 
 @pytest.mark.usefixtures("settled")
