@@ -47,8 +47,8 @@ class FileState:
         """Whether any later change gives the file another time. What is not settled must be read again (as Git does
         with "racily clean" files: https://git-scm.com/docs/racy-git).
 
-        A ctime of whole seconds is none that a kernel made: images (squashfs, ISO 9660) and stores that are mounted give
-        the time that somebody set, which other content can have, too.
+        A ctime of whole seconds is none that a kernel made: images (squashfs, ISO 9660) and stores that are mounted
+        give the time that somebody set, which other content can have, too.
         """
         is_real = self.ctime_ns % 10**9 != 0
         return is_real and max(self.mtime_ns, self.ctime_ns) + SETTLED_NS <= self.seen_ns

@@ -24,7 +24,7 @@ from aifx.curation.leftovers import delete_leftover, leftovers_in
 from aifx.curation.named_files import added_files
 from aifx.curation.step import Limits
 from aifx.curation.work_folders import holding_dataset, steps_folder
-from aifx.data.implicit import find_implicit
+from aifx.data.implicit import ROWS_FOLDER, find_implicit
 from aifx.data.names import ROW
 from aifx.data.readers.rows import input_file, read_rows
 from aifx.data.versions.catalog import Catalog
@@ -33,7 +33,7 @@ from aifx.data.versions.manifest import INDEXES, Version
 from aifx.data.versions.parts import TOKENS
 from aifx.data.versions.sql import RowTable, open_selection, open_tables
 
-TEXT_CACHES = ("tokens", "chats", "tokenizers")
+TEXT_CACHES = ("tokens", "chats", "tokenizers", ROWS_FOLDER)
 """Folders of the cache with what was made of text."""
 
 
@@ -200,7 +200,7 @@ def purge_caches() -> None:
 
 
 def _text_caches() -> list[Path]:
-    return [folder for name in TEXT_CACHES if (folder := cache_path(name)).is_dir()]
+    return [folder for name in TEXT_CACHES if (folder := cache_path(name)).is_dir() and any(folder.iterdir())]
 
 
 def _places(rows: Sequence[str], names: Mapping[str, str], project: Project) -> Iterator[str]:

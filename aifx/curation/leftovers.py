@@ -7,7 +7,10 @@
     .removed-*                          an unfinished removal, in any of these folders
     .*.tmp                              a file that is not whole, in any of these folders and in versions
 
-In the cache, an index of a project's files (`aifx.data.file_index`) may have entries of files that are gone.
+and in the cache
+
+    named-files/*.tmp-*                 the rows of files that a command looked at
+    files/*                             an index of a project's files, if it has entries of files that are gone
 
 A process holds the folder or the file in which it works, so what nobody holds was left. No version refers to any of it.
 """
@@ -26,16 +29,18 @@ from typing import Literal, TypeAlias
 from aifx.core.artifact import is_unfinished
 from aifx.core.files import held_temporary, is_temporary
 from aifx.core.locks import LOCK, REMOVED, FolderBusy, holding, remove_folder
+from aifx.core.project import cache_path
 from aifx.curation.databases.sources import READ
 from aifx.curation.work_folders import WORK, steps_root
 from aifx.data.file_index import prune_indexes
+from aifx.data.implicit import ROWS_FOLDER
 from aifx.data.versions.catalog import DATASET_NAME, Catalog
 from aifx.data.versions.manifest import INDEXES, LATEST
 from aifx.data.versions.parts import TOKENS
 
 logger = logging.getLogger(__name__)
 
-LeftoverKind: TypeAlias = Literal["step", "read", "index", "tokens", "removal", "file", "version", "entries"]
+LeftoverKind: TypeAlias = Literal["step", "read", "index", "tokens", "removal", "file", "version", "files", "entries"]
 
 _KINDS: Mapping[str, LeftoverKind] = {WORK: "step", READ: "read", REMOVED: "removal"}
 _UNFINISHED = re.compile(rf"({'|'.join(map(re.escape, _KINDS))})[0-9a-f]{{12,}}")
@@ -48,8 +53,8 @@ class Leftover:
 
     Attributes:
         path: on this machine, or the URL of a "version".
-        kind: of the work that is unfinished; "version" is a folder without a manifest, "entries" those of an index of
-            files that are gone.
+        kind: of the work that is unfinished; "version" is a folder without a manifest, "files" the rows of files that
+            `why` or `erase` looked at, "entries" those of an index of files that are gone.
         kept: why it stays; "" if it is deleted.
     """
 
@@ -85,7 +90,7 @@ def collect_garbage(catalog: Catalog, *, dry_run: bool) -> CollectedGarbage:
     datasets = [root / name for name in _names_in(root) if _is_dataset(root / name)]
     found = [
         ended
-        for folder in (*datasets, root / TOKENS)
+        for folder in (*datasets, root / TOKENS, cache_path(ROWS_FOLDER))
         for leftover in leftovers_in(folder)
         if (ended := delete_leftover(leftover, dry_run=dry_run)) is not None
     ]
@@ -144,7 +149,9 @@ def _kind_of(folder: Path) -> LeftoverKind | None:
     if found := _UNFINISHED.fullmatch(folder.name):
         kind = _KINDS[found[1]]
         return "index" if kind == "step" and folder.parent.parent.name == INDEXES else kind
-    return "tokens" if is_unfinished(folder.name) and folder.parent.parent.name == TOKENS else None
+    if not is_unfinished(folder.name):
+        return None
+    return "tokens" if folder.parent.parent.name == TOKENS else "files" if folder.parent.name == ROWS_FOLDER else None
 
 
 def _is_dataset(folder: Path) -> bool:

@@ -11,7 +11,7 @@ from aifx.core.artifact import unfinished
 from aifx.core.project import Project, cache_path
 from aifx.curation.add_plan import plan_add, run_add
 from aifx.curation.step import Limits
-from aifx.data.implicit import find_implicit
+from aifx.data.implicit import ROWS_FOLDER, find_implicit
 from aifx.data.names import Kind
 from aifx.data.readers.base import ReadOptions
 from aifx.data.readers.sources import list_sources
@@ -32,7 +32,7 @@ def added_files(reference: str, section: Section, project: Project, limits: Limi
     kind: Kind = "text" if is_text else "table"
     options = ReadOptions(kind, section.text_field) if is_text else ReadOptions(kind)
     listing = list_sources([str(file.path) for file in files.files], project.root, follow_links=True)
-    with unfinished(cache_path("named-files") / files.key) as folder:
+    with unfinished(cache_path(ROWS_FOLDER) / files.key) as folder:
         catalog = open_catalog(str(folder))
         run_add(plan_add(catalog, files.key, listing, options, "unknown"), files.key, catalog, limits)
         yield files.key, catalog

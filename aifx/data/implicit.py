@@ -25,6 +25,9 @@ from aifx.data.splits import SPLITS
 KEYS = (*(f"data.{split}" for split in SPLITS), "data.path")
 """The keys of `[data]` that name files."""
 
+ROWS_FOLDER = "named-files"
+"""The folder of the cache for the rows of such files, while a command looks at them."""
+
 
 @dataclass(frozen=True)
 class ImplicitVersion:

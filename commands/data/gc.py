@@ -22,6 +22,7 @@ DESCRIPTIONS = {
     "removal": "unfinished removal",
     "file": "unfinished file",
     "version": "version without a manifest",
+    "files": "rows of files that a command looked at",
     "entries": "index entries of files that are gone",
 }
 

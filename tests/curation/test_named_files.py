@@ -12,6 +12,7 @@ from adding import LIMITS, add
 from prose import prose
 
 from aifx.core import file_states
+from aifx.core.artifact import UNFINISHED
 from aifx.core.digests import sha256_of_json
 from aifx.core.errors import UsageError
 from aifx.core.file_states import FileState
@@ -159,8 +160,12 @@ def test_the_commands(project: Project) -> None:
     code, found = aifx("erase", "data.train", "--where", f"contains(text, '{SECRET}')", "--dry-run")
     assert (code, found["places"]) == (0, ["texts/b.jsonl:3"])
     (project.root / "texts/a.txt").unlink()
+    killed = cache_path("named-files") / f"data.train{UNFINISHED}0123456789abcdef"
+    killed.mkdir()
+    (killed / "rows").write_text(SECRET)
     code, found = aifx("gc", "--yes")
-    assert [one["kind"] for one in found["deleted"]] == ["entries"]  # type: ignore[attr-defined]
+    assert [one["kind"] for one in found["deleted"]] == ["files", "entries"]  # type: ignore[attr-defined]
+    assert not killed.exists()
     assert file_index.prune_indexes(dry_run=True) == []
     add(project.root, "data.train", "texts")
     code, found = aifx("verify", "data.train")
