@@ -9,6 +9,7 @@ from typing import Any
 
 from aifx.core.errors import UsageError
 from aifx.core.project import Project, RunDirectory
+from aifx.core.stores import open_store
 
 TEMPLATE, QUESTION, BASE_RUN = "fine-tune", "base", "base"
 """The template, its question, and the name of the run that its projects begin with."""
@@ -56,7 +57,11 @@ def move_base_run(staging: Path, rendered: Path) -> None:
 
 
 def _copy(origin: RunDirectory, run: RunDirectory) -> None:
-    """Copy the files of a run that generation and fine-tuning need, with its best checkpoint alone."""
+    """Copy the files of a run that generation and fine-tuning need, with its best checkpoint alone.
+
+    Raises Damaged if a byte of the checkpoint is not as it was saved.
+    """
+    from aifx.checkpoint.copying import copy_checkpoint, open_stored
     from aifx.kinds import read_config
     from aifx.loading.restore import choose_step
 
@@ -67,7 +72,7 @@ def _copy(origin: RunDirectory, run: RunDirectory) -> None:
         if path.exists():
             shutil.copyfile(path, run.path / path.name)
     shutil.copytree(origin.assets, run.assets)
-    shutil.copytree(origin.checkpoints / str(step), run.checkpoints / str(step))
+    copy_checkpoint(open_stored(str(origin.checkpoints / str(step))), open_store(str(run.checkpoints)))
 
 
 def _answers(source: str, run: RunDirectory, project: Project) -> dict[str, Any]:

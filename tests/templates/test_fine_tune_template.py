@@ -9,7 +9,12 @@ import subprocess
 from pathlib import Path
 
 import inprocess
+import jax.numpy as jnp
 import pytest
+
+from aifx.checkpoint.checkpoints import Checkpoints
+from aifx.config.checkpoint_section import CheckpointSection
+from aifx.core.project import Project
 
 BASE = """\
 [data]
@@ -150,6 +155,20 @@ def test_a_base_that_is_no_language_model(tmp_path: Path) -> None:
 def test_a_project_as_the_base_names_its_run(whale: Path, tmp_path: Path) -> None:
     failed = aifx(tmp_path, "init", "talk", "-t", "fine-tune", "-a", f"base={whale}", "--yes", code=2)
     assert f"--answer base={whale / 'runs/main'}" in failed.stderr
+
+
+def test_a_damaged_checkpoint_is_no_base(tmp_path: Path) -> None:
+    (tmp_path / "aifx.toml").write_text("")
+    run = Project(tmp_path).run("main")
+    Checkpoints(run.checkpoints, CheckpointSection(asynchronous=False)).save(7, {"params": jnp.ones(3000)}, host={})
+    run.config.write_text("[task]\nkind = 'language'\n")
+    run.assets.mkdir()
+    largest = max((p for p in run.checkpoints.rglob("*") if p.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(b"x" + largest.read_bytes()[1:])
+    failed = aifx(tmp_path, "init", "talk", "-t", "fine-tune", "-a", f"base={run.path}", "--yes", code=2)
+    assert str(largest.relative_to(run.checkpoints / "7")) in failed.stderr
+    assert "has other bytes" in failed.stderr
+    assert not (tmp_path / "talk").exists()
 
 
 def test_the_bases_text_has_no_answer() -> None:
