@@ -84,8 +84,9 @@ def read_digests(run: RunDirectory) -> RunDigests:
         values, assets, kernels = doc["settings"]["values"], dict(doc["assets"]), dict(doc["kernels"])
         records, data = dict(doc["records"]), doc["data"]
         return RunDigests(str(doc["run_id"]), dict(values), assets, kernels, doc["base"], records, data)
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        why = "it is missing" if isinstance(e, FileNotFoundError) else f"it cannot be read: {e}"
+    except (OSError, UnsafeFile, ValueError, KeyError, TypeError) as e:
+        found = e.what if isinstance(e, UnsafeFile) else e
+        why = "it is missing" if isinstance(e, FileNotFoundError) else f"it cannot be read: {found}"
         what = f"run {run.name!r} has checkpoints and no usable {run.digests.name}"
         raise CheckpointError(what, why, _way_out(run, run.digests)) from e
 

@@ -16,7 +16,7 @@ from aifx.curation.mix import mix_of, parse_sets
 from aifx.data.versions.catalog import open_catalog
 from aifx.data.versions.parts import dataset_record
 from aifx.kinds import load_config
-from aifx.runs.binding import open_digests, record_errors
+from aifx.runs.binding import binding_errors, open_digests, record_errors
 from aifx.runs.provenance import provenance
 
 
@@ -66,3 +66,14 @@ def test_a_record_that_is_no_file_has_changed(project: Project, how: str) -> Non
             run.provenance.write_bytes(moved.read_bytes()[:-1])
     (error,) = record_errors(run, project, 1, bound)
     assert str(run.provenance) in error.what
+
+
+@pytest.mark.parametrize("how", ["link", "fifo"])
+def test_digests_that_are_no_file_are_an_error_of_the_checkpoint(project: Project, how: str) -> None:
+    run, bound = begun(project)
+    config = load_config(project, [])
+    moved = run.digests.rename(run.path / "elsewhere.json")
+    run.digests.symlink_to(moved) if how == "link" else os.mkfifo(run.digests)
+    (error,) = binding_errors(run, config, 1, bound)
+    assert str(run.digests) in error.why
+    assert str(run.digests) in error.hint
