@@ -164,7 +164,8 @@ def parse_artifact(data: bytes, place: object, kind: str, version: int) -> Artif
     try:
         doc = parse_json(data)
         if "checksum" not in doc:
-            raise ValueError("it has no checksum: aifx wrote it in an older format, or not at all")
+            named = f"format {doc['format']!r}" if "format" in doc else "an unknown format"
+            raise ValueError(f"it is in {named} without a checksum; this aifx reads format {FORMAT} with a checksum")
         checksum, rest = doc.pop("checksum"), {name: doc.pop(name) for name in ("digest", "descriptions", "notes")}
         if checksum != sha256_of_json(rest):
             raise ValueError("its checksum does not match its content")
@@ -172,7 +173,9 @@ def parse_artifact(data: bytes, place: object, kind: str, version: int) -> Artif
         # A flipped bit must not pass for another format.
         if found != (FORMAT, kind, version) and rest["digest"] == sha256_of_json(doc):
             hint = "use the aifx that made it, or make it again"
-            what, why = f"{place} is of another format", f"{found} instead of {(FORMAT, kind, version)}"
+            what = f"{place} is of another format"
+            read = f"this aifx reads version {version} in format {FORMAT}"
+            why = f"it is version {found[2]!r} in format {found[0]!r}; {read}"
             if found[1] != kind:
                 what, why = f"{place} is of another kind", f"its {MANIFEST} has the kind {found[1]!r} and not {kind!r}"
             raise AifxError(what, why, hint)

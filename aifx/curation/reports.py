@@ -88,29 +88,38 @@ class ListedVersion:
 
 
 @dataclass(frozen=True)
-class VersionList:
-    """The document of `aifx data ls --json`.
+class UnreadableVersion:
+    """A version whose manifest cannot be read.
 
     Attributes:
-        damaged: versions whose manifests cannot be read.
+        why: it is damaged, or of a format that this aifx does not read.
     """
+
+    reference: str
+    why: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class VersionList:
+    """The document of `aifx data ls --json`."""
 
     root: str
     versions: tuple[ListedVersion, ...]
-    damaged: tuple[str, ...]
+    unreadable: tuple[UnreadableVersion, ...]
 
 
 def list_versions(catalog: Catalog, name: str | None = None) -> VersionList:
     """The versions of all data sets, or of one. Raises UsageError if there is none of that name."""
     names = catalog.names() if name is None else [catalog.find(name)[0]]
-    listed, damaged = [], []
+    listed, unreadable = [], []
     for name in names:
         latest = catalog.latest(name)
         for version in catalog.versions(name):
             try:
                 manifest = catalog.manifest(f"{name}@{version}")
-            except DataError:
-                damaged.append(f"{name}@{version}")
+            except DataError as e:
+                unreadable.append(UnreadableVersion(f"{name}@{version}", e.why, e.hint))
                 continue
             rows, size_bytes = rows_and_bytes(manifest)
             listed.append(
@@ -125,7 +134,7 @@ def list_versions(catalog: Catalog, name: str | None = None) -> VersionList:
                     is_latest=version == latest,
                 )
             )
-    return VersionList(catalog.store.url, tuple(listed), tuple(damaged))
+    return VersionList(catalog.store.url, tuple(listed), tuple(unreadable))
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ from aifx.search.hashed_ngrams import HashedNgrams
 from aifx.search.kinds import IndexKind, Recall
 
 INDEX_FILE = "index.faiss"
-INDEX, FORMAT = "index", 1
+KIND, VERSION = "index", 1
 """The kind of an index as an artefact, and the version of its content."""
 
 _NAME = re.compile(r"[0-9a-f]{12}")
@@ -81,7 +81,7 @@ class IndexSettings:
         ]
         if self.kind != "exact":
             chosen += [self.effort, self.least_recall]
-        return sha256_of(encode_json([FORMAT, version_sha256, *chosen]))
+        return sha256_of(encode_json([VERSION, version_sha256, *chosen]))
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class IndexManifest:
     effort: int | None
     recall: Recall | None
     faiss: str
-    format: int = FORMAT
+    format: int = VERSION
 
     @property
     def is_accepted(self) -> bool:
@@ -146,7 +146,7 @@ class IndexManifest:
             del content[key]
         content["version"] = f"{self.reference.partition('@')[0]}@{self.version_sha256}"
         content["vectors"] = self.file.rows
-        return Artifact(INDEX, FORMAT, content, {self.file.name: SealedFile(self.file.bytes, self.file.sha256)})
+        return Artifact(KIND, VERSION, content, {self.file.name: SealedFile(self.file.bytes, self.file.sha256)})
 
 
 class IndexContent(TypedDict):
@@ -288,7 +288,7 @@ def _read_manifest(catalog: Catalog, version: Manifest, name: str) -> tuple[Arti
             raise ValueError("the index's name is not that of its settings")
         return manifest
 
-    artifact, manifest = parse_typed(read_manifest(store) or b"", store.url, INDEX, FORMAT, typed, hint)
+    artifact, manifest = parse_typed(read_manifest(store) or b"", store.url, KIND, VERSION, typed, hint)
     if manifest.version_sha256 != version.sha256:
         why = f"it is of {manifest.reference}, and {version.reference} has other rows"
         raise DataError(f"{store.url} is not an index of {version.reference}", why, hint)

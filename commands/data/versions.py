@@ -36,10 +36,12 @@ def ls(
         catalog, _ = find_catalog(root)
         found = list_versions(catalog, name)
         out.document(found)
-        for reference in found.damaged:
-            out.log(f"the manifest of {reference} is damaged: aifx data verify {reference}")
+        for one in found.unreadable:
+            out.log(f"{one.reference} cannot be read: {one.why}")
+        for hint in dict.fromkeys(one.hint for one in found.unreadable):
+            out.log(f"hint: {hint}")
         if not found.versions:
-            if not found.damaged:
+            if not found.unreadable:
                 out.log(f"no data set in {found.root}: aifx data add NAME FILES makes one")
             return
         rows = [

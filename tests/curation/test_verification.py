@@ -118,7 +118,7 @@ def test_a_damaged_manifest_hides_no_other_version(made: Version, tmp_path: Path
     manifest = made.path / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"rows": 2', '"rows": 4', 1))
     listed = list_versions(catalog)
-    assert listed.damaged == (made.reference,)
+    assert [one.reference for one in listed.unreadable] == [made.reference]
     assert len(listed.versions) == 1
     found = inprocess.run(["data", "verify", "--all", "--root", catalog.store.url], tmp_path, {})
     assert found.returncode == 1
@@ -213,4 +213,4 @@ def test_what_is_no_file_is_neither_followed_nor_waited_for(
     catalog = catalog_of(made)
     assert [damage.split()[0] for damage in damages(catalog, made)] == [name]
     if name == "manifest.json":
-        assert list_versions(catalog).damaged == (made.reference,)
+        assert [one.reference for one in list_versions(catalog).unreadable] == [made.reference]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import inprocess
 import pytest
 from toy_steps import Rows, WithoutLetter
 
@@ -19,7 +21,7 @@ from aifx.curation.history import lineage_of
 from aifx.curation.reports import list_versions
 from aifx.curation.step import Limits
 from aifx.data.versions.catalog import Catalog, open_catalog
-from aifx.data.versions.manifest import CROISSANT, DATASET, FORMAT, LINEAGE, Version
+from aifx.data.versions.manifest import CROISSANT, KIND, LINEAGE, VERSION, Version
 
 LIMITS = Limits(1 << 30, 1)
 
@@ -43,7 +45,7 @@ def other_digits(digest: str, first: int) -> str:
 
 def test_a_version_is_the_artefact_of_its_manifest(chain: list[Version]) -> None:
     for version in chain:
-        found = read_artifact(version.path, DATASET, FORMAT)
+        found = read_artifact(version.path, KIND, VERSION)
         assert found.digest == version.manifest.sha256 == version.manifest.artifact().digest
         assert version.path.name == short(found.digest)
         assert found.notes["name"] == "pets"
@@ -88,18 +90,35 @@ def test_a_parent_with_the_same_beginning_is_no_parent(catalog: Catalog, chain: 
     for reference in (parent.reference, parent.manifest.whole_reference):
         with pytest.raises(DataError, match="is damaged"):
             catalog.open(reference)
-    assert list_versions(catalog).damaged == (parent.reference,)
+    assert [one.reference for one in list_versions(catalog).unreadable] == [parent.reference]
 
 
-def test_a_manifest_of_an_older_format_says_so(catalog: Catalog, chain: list[Version]) -> None:
-    document = json.loads((chain[1].path / MANIFEST).read_text())
-    older = {"name": "pets", "format": 1, "sha256": document["digest"], **document["content"]}
-    (chain[1].path / MANIFEST).write_text(json.dumps(older))
+@pytest.mark.parametrize("made_by", ["an older aifx", "a later aifx"])
+def test_a_listing_says_which_format_a_manifest_has(
+    catalog: Catalog, chain: list[Version], tmp_path: Path, made_by: str
+) -> None:
+    manifest = chain[1].path / MANIFEST
+    found = read_artifact(chain[1].path, KIND, VERSION)
+    if made_by == "an older aifx":
+        older = {"name": "pets", "format": 7, "sha256": found.digest, **found.content}
+        manifest.write_text(json.dumps(older))
+        words = ["format 7", f"reads format {artifact.FORMAT}"]
+    else:
+        manifest.write_bytes(replace(found, version=9).encode())
+        words = ["version 9", f"reads version {VERSION}"]
     with pytest.raises(DataError) as refused:
         catalog.open("pets")
-    assert "older format" in refused.value.why
-    assert refused.value.hint == "restore it from a copy, or make the version again in another root"
-    assert list_versions(catalog).damaged == (chain[1].reference,)
+    assert all(word in refused.value.why for word in words), refused.value.why
+    (unreadable,) = list_versions(catalog).unreadable
+    assert (unreadable.reference, unreadable.why, unreadable.hint) == (
+        chain[1].reference,
+        refused.value.why,
+        refused.value.hint,
+    )
+    shown = inprocess.run(["data", "ls", "--root", catalog.store.url], tmp_path, {})
+    assert shown.returncode == 0
+    assert refused.value.why in shown.stderr
+    assert chain[0].reference in shown.stdout
 
 
 def test_a_copy_in_the_cache_is_compared_and_only_what_is_damaged_is_copied_again(

@@ -25,7 +25,7 @@ from aifx.data.versions.catalog import open_catalog
 from aifx.data.versions.manifest import Version
 from aifx.search import building
 from aifx.search.hashed_ngrams import HashedNgrams
-from aifx.search.indexes import FORMAT, INDEX
+from aifx.search.indexes import KIND, VERSION
 
 BOOK = Path(__file__).parents[2] / "templates/language-model/data/moby_dick.txt"
 
@@ -205,7 +205,7 @@ def test_a_damaged_index_is_refused_and_made_again(project: Path, version: Versi
     assert f"hint: aifx data index {version.reference} --dims 32 --rebuild" in refused.stderr
     assert aifx(project, "index", version.reference, "--dims", "32", "--rebuild").returncode == 0
     assert path.read_bytes() == good
-    index = read_artifact(path.parent, INDEX, FORMAT)
+    index = read_artifact(path.parent, KIND, VERSION)
     for changed, why in (
         (replace(index, version=9), "of another format"),
         (replace(index, content={**index.content, "column": "tezt"}), "its settings"),
@@ -217,7 +217,7 @@ def test_a_damaged_index_is_refused_and_made_again(project: Path, version: Versi
     assert refused.returncode == 2
     assert "is damaged" in refused.stderr
     assert aifx(project, "index", version.reference, "--dims", "32", "--rebuild").returncode == 0
-    assert read_artifact(path.parent, INDEX, FORMAT).digest == index.digest
+    assert read_artifact(path.parent, KIND, VERSION).digest == index.digest
     aifx(project, "index", "corpus")
 
 

@@ -51,7 +51,7 @@ INDEXES = "indexes"
 TEXT_TYPES = ("string", "large_string")
 """Types of columns with texts, as manifests name them."""
 
-DATASET, FORMAT = "dataset", 2
+KIND, VERSION = "dataset", 2
 """The kind of a version as an artefact, and the version of its content."""
 SUMS_HEADER = "# SHA-256 of the lines below: "
 T = TypeVar("T")
@@ -166,7 +166,7 @@ class Manifest:
             content[part] = [{"name": file["name"], "rows": file["rows"]} for file in content[part]]
         files = {file.name: SealedFile(file.bytes, file.sha256) for file in self.files}
         notes = {"name": self.name, "code": plain(self.code), "aifx": self.aifx}
-        return Artifact(DATASET, FORMAT, content, files, descriptions or {}, notes)
+        return Artifact(KIND, VERSION, content, files, descriptions or {}, notes)
 
 
 class StoredFile(TypedDict):
@@ -284,7 +284,7 @@ def parse_manifest(data: bytes, place: str, version: str) -> tuple[Artifact, Man
         return manifest
 
     hint = "restore it from a copy, or make the version again in another root"
-    return parse_typed(data, place, DATASET, FORMAT, typed, hint)
+    return parse_typed(data, place, KIND, VERSION, typed, hint)
 
 
 def parse_typed(

@@ -17,12 +17,12 @@ from aifx.core.files import UnsafeFile
 from aifx.core.progress import report_progress
 from aifx.core.stores import Store
 from aifx.data.versions.manifest import (
-    DATASET,
     DROPPED,
-    FORMAT,
+    KIND,
     QUARANTINE,
     SHARDS,
     SUMS,
+    VERSION,
     Version,
     parse_manifest,
     read_manifest,
@@ -62,7 +62,7 @@ def check_files(store: Store, name: str, version: str) -> CheckedFiles:
         is_same = sums == sums_of(artifact)
     else:
         damages.append(f"{MANIFEST} {artifact}")
-        artifact = Artifact(DATASET, FORMAT, {}, _listed_files(store, sums or b""))
+        artifact = Artifact(KIND, VERSION, {}, _listed_files(store, sums or b""))
         is_same = bool(artifact.files)
     if not is_same:
         damages.append(f"{SUMS} {'is missing' if sums is None else 'has other bytes than were written'}")
