@@ -9,4 +9,9 @@ ROW, SOURCE, SPLIT, CLUSTER = "_row", "_source", "_split", "_cluster"
 
 RESERVED = (ROW, SOURCE, SPLIT, CLUSTER)
 
-Kind: TypeAlias = Literal["text", "table", "images"]
+CHAT = "chat"
+"""The one column of a version of kind "chat": each row's JSON, a conversation or a preference, as it is in its file.
+
+Columns of Arrow's structs would give each tool call the keys of all others, with null."""
+
+Kind: TypeAlias = Literal["text", "table", "images", "chat"]

@@ -52,13 +52,18 @@ def numbers(data: ChatData) -> dict[str, list[int]]:
 def test_the_batches_are_those_of_the_file(project: Project, write: Callable[..., Path]) -> None:
     chats = [messages(number) for number in range(COUNT)]
     write("chats.jsonl", "".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
-    make_version(project, "chats", {"messages": chats}, "table", shards=3)
-    of_file, of_version = (open_chats(project, **keys) for keys in ({"train": ["data/*.jsonl"]}, {"dataset": "chats"}))
-    assert all(numbers(of_version).values())
+    make_version(project, "table", {"messages": chats}, "table", shards=3)
+    make_version(project, "chats", {"chat": [json.dumps({"messages": chat}) for chat in chats]}, "chat", shards=3)
+    of_file, *of_versions = (
+        open_chats(project, **keys)
+        for keys in ({"train": ["data/*.jsonl"]}, {"dataset": "table"}, {"dataset": "chats"})
+    )
+    assert all(numbers(of_versions[1]).values())
     for split, seed in (("train", 3), ("validation", None), ("test", None)):
-        one, other = (data.source(split, 4, seed=seed).read(1, slice(None)) for data in (of_file, of_version))
+        one, *others = (data.source(split, 4, seed=seed).read(1, slice(None)) for data in (of_file, *of_versions))
         for name, values in one.items():
-            np.testing.assert_array_equal(values, other[name])
+            for other in others:
+                np.testing.assert_array_equal(values, other[name])
 
 
 def test_a_cluster_is_in_one_split(project: Project, caplog: pytest.LogCaptureFixture) -> None:
@@ -99,8 +104,12 @@ def test_equal_prompts_are_in_one_split(project: Project, caplog: pytest.LogCapt
 
 def test_what_cannot_be_read_is_an_error(project: Project) -> None:
     make_version(project, "corpus", {"text": ["a", "b"]}, "text")
-    with pytest.raises(DataError, match=r"holds text.*table"):
+    with pytest.raises(DataError, match=r"holds text.*chat"):
         open_chats(project, dataset="corpus")
+    for name, line in (("empty", "{}"), ("words", "{a")):
+        make_version(project, name, {"chat": [line]}, "chat")
+        with pytest.raises(DataError, match=rf"{name}@.*: row 1: not a conversation"):
+            open_chats(project, dataset=name)
     make_version(project, "points", {"x": [1, 2]}, "table")
     with pytest.raises(DataError, match=r"points@.*: row 1: "):
         open_chats(project, dataset="points")

@@ -21,8 +21,9 @@ from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 from aifx.core.errors import DataError, did_you_mean
+from aifx.core.parsing import parse_json
 from aifx.core.project import Project
-from aifx.data.names import CLUSTER, SPLIT
+from aifx.data.names import CHAT, CLUSTER, ROW, SPLIT
 from aifx.data.readers.documents import find_files
 from aifx.data.readers.encodings import TextFile
 from aifx.data.readers.rows import InputFile, Row, read_rows
@@ -32,6 +33,9 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 WRITERS = {"human": "user", "gpt": "assistant"} | {role: role for role in ROLES}
 """Roles by `from` of ShareGPT's data."""
+
+FIELDS = ("messages", "prompt", "completion", "chosen", "rejected", "conversations", "instruction", "output")
+"""Of a conversation or preference, one or more of which a row has."""
 
 FORMATS = (".jsonl", ".parquet")
 
@@ -90,11 +94,23 @@ def check_chat_file(file: TextFile) -> TextFile:
 def read_chats(file: TextFile) -> Iterator[Conversation | Preference]:
     """The rows of a file in order. Raises DataError that names the file and the line."""
     for row in read_rows(InputFile(file.name, file.path, file.format.removeprefix("."))):
-        found, split, cluster = parse_row(row), row.values.get(SPLIT), row.values.get(CLUSTER)
+        found, split, cluster = parse_row(_unpacked(row)), row.values.get(SPLIT), row.values.get(CLUSTER)
         if isinstance(found, Preference):
             yield Preference(*(replace(answer, split=split, cluster=cluster) for answer in found))
         else:
             yield replace(found, split=split, cluster=cluster)
+
+
+def _unpacked(row: Row) -> Row:
+    """The row of a version of chats with the values of its JSON; any other row as it is."""
+    text = row.values.get(CHAT)
+    if ROW not in row.values or not isinstance(text, str):
+        return row
+    try:
+        values = parse_json(text)
+    except ValueError:  # a table has a column of this name
+        return row
+    return replace(row, values=values) if isinstance(values, dict) else row
 
 
 def read_conversations(file: TextFile) -> Iterator[Conversation]:
@@ -146,9 +162,8 @@ def parse_row(row: Row) -> Conversation | Preference:
     if "prompt" in values and "completion" in values:
         return _completed(values, "completion", row.place, tools)
     if "chosen" not in values or "rejected" not in values:
-        known = ("messages", "prompt", "completion", "chosen", "rejected", "conversations", "instruction", "output")
-        odd = [name for name in values if name not in known and name != "tools"]
-        why = did_you_mean(odd[0], known) if odd else f"it has {', '.join(values) or 'nothing'}"
+        odd = [name for name in values if name not in FIELDS and name != "tools"]
+        why = did_you_mean(odd[0], FIELDS) if odd else f"it has {', '.join(values) or 'nothing'}"
         hint = 'a row is {"messages": [...]}, or {"prompt": "...", "completion": "..."}'
         raise DataError(f"{row.place}: not a conversation", why, hint)
     if "prompt" in values:

@@ -78,7 +78,7 @@ class ChatSection(DatasetSection, TokenSection):
 
     def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
         if self.dataset is not None:
-            yield from missing_dataset(self.dataset, project, "table")
+            yield from missing_dataset(self.dataset, project, "chat")
             yield from self.check_tokenizer(project)
         else:
             yield from super().check_files(project)
@@ -95,7 +95,7 @@ class ChatSection(DatasetSection, TokenSection):
         from aifx.data.chat.rows import find_chats
 
         if self.dataset is not None:
-            return num_shards(self.dataset, project, "table")
+            return num_shards(self.dataset, project, "chat")
         keys = ("train", "validation", "test")
         files = [file for key in keys for file in find_chats(getattr(self, key), project, f"data.{key}")]
         for file in files:

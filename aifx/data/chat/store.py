@@ -141,7 +141,7 @@ def open_files(section: ChatSection, project: Project) -> ChatFiles:
 
 def _files_of_version(reference: str, section: ChatSection, project: Project) -> ChatFiles:
     """The shards of a version, each row of which is a conversation or a pair. Raises UsageError, DataError."""
-    part = open_single(reference, project, "table")
+    part = open_single(reference, project, "chat")
     shards = [TextFile(path, f"{part.reference}/{path.name}") for path in part.version.shards]
     fractions: dict[Split, float] = dict.fromkeys(SPLITS, 0.0)
     if not part.has_column(SPLIT):

@@ -124,7 +124,7 @@ def open_parts(reference: str, project: Project, kind: Kind) -> tuple[DatasetPar
     """
     catalog = open_catalog(project.datasets, project)
     manifest = catalog.manifest(reference)
-    if manifest.kind != kind:
+    if manifest.kind not in (kind, "table" if kind == "chat" else kind):  # the rows of a table may be chats
         what = f"{manifest.reference} holds {manifest.kind}, and the task reads {kind}"
         raise DataError(what, "data.dataset names it", "aifx data ls")
     if manifest.step.name != MIX:
