@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import tomli
@@ -18,10 +19,14 @@ TOO_DEEP = f"it is nested more than {MAX_DEPTH} levels deep"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?", re.IGNORECASE)
 
 
-def parse_json(data: bytes | str) -> Any:
-    """The value of a JSON document. Raises ValueError, also for one that is nested too deeply."""
+def parse_json(data: bytes | str, make_object: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The value of a JSON document. Raises ValueError, also for one that is nested too deeply.
+
+    Args:
+        make_object: makes each object from its keys and values; by default a dict with the last value of each key.
+    """
     try:
-        value = json.loads(data)
+        value = json.loads(data, object_pairs_hook=make_object)
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
     text = data.decode("latin-1") if isinstance(data, bytes) else data

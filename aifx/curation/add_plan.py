@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from aifx.core.artifact import short_reference
 from aifx.core.errors import UsageError
@@ -18,6 +19,7 @@ from aifx.curation.adding import Add
 from aifx.curation.collecting import decided_encoding, options_of, reading_of
 from aifx.curation.execution import Made, Runner, execute, work_folder
 from aifx.curation.step import Limits
+from aifx.data.chat.lines import has_messages
 from aifx.data.names import Kind
 from aifx.data.readers.base import ColumnsChanged, DamagedFile, ReadOptions
 from aifx.data.readers.formats import KINDS, READERS
@@ -25,6 +27,9 @@ from aifx.data.readers.likely_encodings import AUTO
 from aifx.data.readers.sources import Listing, SourceFile
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import Manifest, Source, Version
+
+if TYPE_CHECKING:
+    from pyarrow import Schema
 
 SLOW = ("html", "warc", "image")
 CSV_MEMORY = 400 << 20
@@ -133,7 +138,8 @@ def added_version(catalog: Catalog, name: str) -> Version | None:
 
 
 def infer_kind(listing: Listing, options: ReadOptions) -> Kind:
-    """Images if all files are pictures; text if they are texts, or the first has the field with the text.
+    """Images if all files are pictures; text if they are texts, or the first has the field with the text; chat if it
+    has lists of messages.
 
     Raises UsageError for files of several kinds.
     """
@@ -148,24 +154,26 @@ def infer_kind(listing: Listing, options: ReadOptions) -> Kind:
     texts = [file for file in listing.files if file.format not in KINDS["table"]]
     if not tables:
         return "text"
-    columns = _columns_of(tables[0], options)
-    if options.text_field in columns:
+    schema = _columns_of(tables[0], options)
+    columns = [] if schema is None else schema.names
+    if options.text_field in columns or not columns:  # if no row can be read, its task says why
         return "text"
     if texts:
         what = f"{tables[0].name} has no column {options.text_field!r}, and {texts[0].name} is text"
         hint = f"--text-field {columns[0] if columns else 'NAME'}"
         raise UsageError(what, f"its columns are {', '.join(columns[:8])}", hint)
-    return "table"
+    assert schema is not None
+    return "chat" if tables[0].format in KINDS["chat"] and has_messages(schema) else "table"
 
 
-def _columns_of(file: SourceFile, options: ReadOptions) -> list[str]:
+def _columns_of(file: SourceFile, options: ReadOptions) -> Schema | None:
+    """The columns of a file, None if it cannot be read."""
     with file.on_disk() as (path, _):
         as_table = replace(options_of(file, path, options), kind="table")
         try:
-            schema = READERS[file.format].find_schema(path, file.compression, as_table, is_whole=False)
+            return READERS[file.format].find_schema(path, file.compression, as_table, is_whole=False)
         except DamagedFile:
-            return [options.text_field]
-    return list(schema.names) or [options.text_field]  # no row can be read: its task says why
+            return None
 
 
 def of_kind(listing: Listing, kind: Kind) -> Listing:

@@ -15,9 +15,10 @@ from aifx.core.json_values import encode_json, plain
 from aifx.core.parsing import parse_json
 from aifx.curation.collecting import Collector, conformed, merged, options_of
 from aifx.curation.step import Limits, Outcome, Step
-from aifx.data.names import RESERVED, SOURCE, Kind
+from aifx.data.chat.lines import CHAT_READERS
+from aifx.data.names import CHAT, RESERVED, SOURCE, Kind
 from aifx.data.readers.base import TEXT, ColumnsChanged, DamagedFile, ReadOptions
-from aifx.data.readers.formats import READERS
+from aifx.data.readers.formats import READERS, Format, Reader
 from aifx.data.readers.images import IMAGE, LABEL
 from aifx.data.readers.sources import SourceFile
 from aifx.data.readers.text import read_documents
@@ -63,6 +64,9 @@ class Add(Step):
     def kind(self) -> Kind:
         return self.options.kind
 
+    def _reader(self, format_: Format) -> Reader:
+        return (CHAT_READERS if self.kind == "chat" else READERS)[format_]
+
     @cached_property
     def _replaced(self) -> frozenset[str]:
         return frozenset(file.name for file in self.files)
@@ -101,7 +105,7 @@ class Add(Step):
         """Find the columns of each file and of all of them."""
         import pyarrow as pa
 
-        first = {"text": [TEXT], "images": [IMAGE, LABEL], "table": []}[self.kind]
+        first = {"text": [TEXT], "images": [IMAGE, LABEL], "table": [], "chat": [CHAT]}[self.kind]
         found = pa.schema([(name, pa.binary() if name == IMAGE else pa.string()) for name in first])
         if self.parents and self._kept:
             parent = next(read_parts(self._kept[0][0])).schema
@@ -114,7 +118,7 @@ class Add(Step):
                 check_installed()
             with file.on_disk() as (path, _):
                 try:
-                    find = READERS[file.format].find_schema
+                    find = self._reader(file.format).find_schema
                     options = options_of(file, path, self.options)
                     schema = find(path, file.compression, options, is_whole=self.scanned)
                 except DamagedFile:
@@ -172,11 +176,11 @@ class Add(Step):
                         collector.add_document(document)
                         yield from collector.flush()
                 elif columns is not None or file.bytes == 0:
-                    for batch in READERS[file.format].read(path, file.compression, columns, options):
+                    for batch in self._reader(file.format).read(path, file.compression, columns, options):
                         collector.add(batch)
                         yield from collector.flush()
                 else:
-                    READERS[file.format].find_schema(path, file.compression, options, is_whole=False)
+                    self._reader(file.format).find_schema(path, file.compression, options, is_whole=False)
             except DamagedFile as e:
                 collector.add_damage(e)
             except ColumnsChanged:

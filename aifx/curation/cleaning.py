@@ -68,6 +68,10 @@ class Clean(ShardStep):
 def check_text(manifest: Manifest) -> None:
     """Raise UsageError if a version has no column of texts."""
     check_own_rows(manifest, "aifx data clean")
+    if manifest.kind == "chat":
+        why = "rules judge one text per row, and a chat has several"
+        hint = f"aifx data pii {manifest.name} --mask    (reaches the texts in chats)"
+        raise UsageError(f"{manifest.reference} holds chats, which aifx data clean does not read", why, hint)
     found = manifest.columns.get(TEXT)
     if found not in TEXT_TYPES:
         why = f"its column 'text' is {found}" if found else f"its columns are {', '.join(manifest.columns)}"

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from aifx.curation.profile import Profile
-from aifx.data.names import RESERVED, ROW, SPLIT
+from aifx.data.names import CHAT, RESERVED, ROW, SPLIT
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.sql import RowTable, identifier, open_tables
 
@@ -62,8 +62,8 @@ def _numbers(before: Version, after: Version) -> list[ColumnDrift]:
             continue
         if kind.startswith(_NUMBERS):
             columns[name] = (f"{identifier(name)}::DOUBLE", "numbers")
-        elif name == "text":
-            columns[name] = ("length(text)::DOUBLE", "lengths")
+        elif name == (CHAT if before.manifest.kind == "chat" else "text"):
+            columns[name] = (f"length({name})::DOUBLE", "lengths")
     if not columns:
         return []
     samples = [_sample(version, [sql for sql, _ in columns.values()]) for version in (before, after)]

@@ -31,7 +31,8 @@ from aifx.curation.sketches import sketching
 from aifx.curation.step import Limits
 from aifx.curation.union_find import Clusters
 from aifx.curation.words import I64, U64, text_buffer
-from aifx.data.names import RESERVED, ROW, Kind
+from aifx.data.chat.lines import equal_content
+from aifx.data.names import CHAT, RESERVED, ROW, Kind
 from aifx.data.versions.manifest import ShardFile, Version
 from aifx.data.versions.shards import read_parts, return_memory
 from aifx.data.versions.sql import identifier
@@ -127,7 +128,7 @@ def _read_shards(shards: Shards, near: float | None, work: Path, sketches: Path,
 def _read_one(kind: Kind, bands: Bands | None, sketches: Path, item: tuple[Path, ShardFile, Path, Path]) -> None:
     """Write the digests of a shard's rows and, for near duplicates, the bands of their sketches."""
     path, file, digest_path, band_path = item
-    columns = {"text": ["text"], "images": ["image"], "table": None}[kind]
+    columns = {"text": ["text"], "images": ["image"], "table": None, "chat": [CHAT]}[kind]
     with ExitStack() as stack:
         digest_file = stack.enter_context(open(digest_path, "wb"))
         if bands is not None:
@@ -142,12 +143,20 @@ def _read_one(kind: Kind, bands: Bands | None, sketches: Path, item: tuple[Path,
 
 
 def row_digests(rows: Table, kind: Kind) -> list[U64]:
-    """128 bits of a SHA-256 for each row, in two halves: of its text, its image's file, or a table's own columns."""
-    column = rows["text" if kind == "text" else "image"] if kind != "table" else _row_texts(rows)
-    data, offsets = text_buffer(column)
+    """128 bits of a SHA-256 for each row, in two halves: of its text, its image's file, a table's own columns, or the
+    values in a chat's JSON."""
+    data, offsets = text_buffer(_contents(rows, kind))
     view, ends = memoryview(data), offsets.tolist()
     digests = b"".join([Sha256(view[begin:end]).digest()[:16] for begin, end in pairwise(ends)])
     return list(np.frombuffer(digests, np.uint64).reshape(-1, 2).T)
+
+
+def _contents(rows: Table, kind: Kind) -> Any:
+    if kind == "chat":
+        import pyarrow as pa
+
+        return pa.chunked_array([pa.array(map(equal_content, rows[CHAT].to_pylist()), pa.string())])
+    return _row_texts(rows) if kind == "table" else rows["text" if kind == "text" else "image"]
 
 
 def _row_texts(rows: Table) -> Any:

@@ -299,7 +299,7 @@ def _make_shards(step: Step, work: Path, limits: Limits, task: int) -> TaskResul
             if outcome.kept is not None:
                 columns = columns or columns_of(outcome.kept)
                 shards.add(outcome.kept)
-                profile.add(profile_rows(outcome.kept))
+                profile.add(profile_rows(outcome.kept, step.kind))
             if outcome.dropped is not None and len(outcome.dropped):
                 dropped.add(outcome.dropped)
                 rules.update(outcome.dropped.column("rule").to_pylist())

@@ -21,7 +21,8 @@ import numpy as np
 
 from aifx.curation.sketches import hash_bytes
 from aifx.curation.words import mix
-from aifx.data.names import CLUSTER, ROW, SOURCE
+from aifx.data.chat.lines import messages_of
+from aifx.data.names import CHAT, CLUSTER, ROW, SOURCE, Kind
 from aifx.data.versions.manifest import Manifest, Version
 from aifx.data.versions.shards import BULK, read_parts, repeats
 
@@ -102,7 +103,7 @@ class PartialProfile:
     """The profile of some rows.
 
     Attributes:
-        lengths: by unit, of the texts or images.
+        lengths: by unit, of the texts, images or chats.
     """
 
     rows: int = 0
@@ -153,7 +154,7 @@ class Profile:
 
     Attributes:
         bytes: of the shards.
-        lengths: of the texts in characters and words, or of the images in bytes.
+        lengths: of the texts in characters and words, of the images in bytes, of the chats in messages and characters.
     """
 
     rows: int
@@ -179,11 +180,13 @@ class ProfileSum:
         return merge_profiles(self._parts)
 
 
-def profile_rows(rows: Table) -> PartialProfile:
-    """The profile of some rows."""
+def profile_rows(rows: Table, kind: Kind) -> PartialProfile:
+    """The profile of some rows of a version of a kind."""
     hashes = _hashes(rows)
-    columns = {name: _column(name, rows.column(name), hashes.get(name)) for name in rows.column_names}
-    return PartialProfile(len(rows), columns, _lengths(rows))
+    is_chat = kind == "chat" and CHAT in rows.column_names  # not a step's table of findings
+    texts = ("text", CHAT) if is_chat else ("text",)
+    columns = {name: _column(name, rows.column(name), hashes.get(name), texts) for name in rows.column_names}
+    return PartialProfile(len(rows), columns, _chat_lengths(rows) if is_chat else _lengths(rows))
 
 
 def merge_profiles(parts: Iterable[PartialProfile]) -> PartialProfile:
@@ -274,7 +277,8 @@ def _hashes_of_duckdb(values: ChunkedArray) -> Any:
         cursor.close()
 
 
-def _column(name: str, column: ChunkedArray, hashes: Any) -> PartialColumn:
+def _column(name: str, column: ChunkedArray, hashes: Any, texts: Sequence[str]) -> PartialColumn:
+    """The profile of a column. Those in `texts` have no least value and no frequent ones."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -284,11 +288,11 @@ def _column(name: str, column: ChunkedArray, hashes: Any) -> PartialColumn:
         smallest = tuple(ordered[np.diff(ordered, prepend=ordered[:1] + 1) != 0][:HASHES].tolist())
     low = high = values = None
     is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    if name != "text" and (is_text or pa.types.is_primitive(column.type)):
+    if name not in texts and (is_text or pa.types.is_primitive(column.type)):
         with suppress(pa.ArrowNotImplementedError):  # of a duration or a 16-bit float
             found = pc.min_max(column)
             low, high = _scalar(found["min"]), _scalar(found["max"])
-    is_counted = name not in (ROW, CLUSTER, "text") and (is_text or pa.types.is_boolean(column.type))
+    is_counted = name not in (ROW, CLUSTER, *texts) and (is_text or pa.types.is_boolean(column.type))
     if is_counted and smallest is not None and (name == SOURCE or len(smallest) <= MOST_VALUES):
         counts = pc.value_counts(column.drop_null())
         values = dict(zip(map(str, counts.field(0).to_pylist()), counts.field(1).to_pylist(), strict=True))
@@ -345,6 +349,16 @@ def _lengths(rows: Table) -> dict[str, Lengths]:
     if "image" in rows.column_names and pa.types.is_binary(rows.schema.field("image").type):
         return {"bytes": _measured(numbers(pc.binary_length(rows.column("image"))))}
     return {}
+
+
+def _chat_lengths(rows: Table) -> dict[str, Lengths]:
+    """Of the chats in messages, and in characters of what they say."""
+    chats = [messages_of(chat) for chat in rows.column(CHAT).to_pylist()]
+    characters = [sum(map(len, chat)) for chat in chats]
+    return {
+        unit: _measured(np.array(lengths, np.int64))
+        for unit, lengths in (("messages", [*map(len, chats)]), ("characters", characters))
+    }
 
 
 def _words(text: Any) -> int:

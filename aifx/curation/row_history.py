@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 from aifx.core.errors import UsageError
 from aifx.curation.history import ancestors
 from aifx.curation.labels.applying import ApplyLabels, RowLabel, labels_behind
-from aifx.data.names import CLUSTER, ROW, SOURCE
+from aifx.data.names import CHAT, CLUSTER, ROW, SOURCE
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import Manifest
 from aifx.data.versions.sql import RowTable, identifier, open_tables, quoted
@@ -159,10 +159,8 @@ class _Search:
 
     def rows(self, row: str | None, text: str | None) -> list[FoundRow]:
         """Of any version, each once."""
-        if text is not None:
-            condition = f"contains(lower(text), lower({quoted(text)}))"
-        else:
-            assert row is not None
+        condition = ""
+        if row is not None:
             source, _, place = row.rpartition(":")
             condition = f"(starts_with({ROW}, {quoted(row)})"
             if source and place.isdecimal():
@@ -170,8 +168,11 @@ class _Search:
             condition += ")"
         found: dict[str, FoundRow] = {}
         for number, manifest in enumerate(self._manifests):
-            if text is None or "text" in manifest.columns:
-                found |= {one.row: one for one in self._select(number, condition) if one.row not in found}
+            if text is not None:
+                if (column := _text_of(manifest)) is None:
+                    continue
+                condition = f"contains(lower({column}), lower({quoted(text)}))"
+            found |= {one.row: one for one in self._select(number, condition) if one.row not in found}
             if row in found:
                 return [found[str(row)]]
         return list(found.values())[:MOST_FOUND]
@@ -261,10 +262,18 @@ class _Search:
 
     def _select(self, number: int, condition: str) -> list[FoundRow]:
         manifest = self._manifests[number]
-        text = f"left(text, {BEGINNING})" if "text" in manifest.columns else "NULL"
+        column = _text_of(manifest)
+        text = f"left({column}, {BEGINNING})" if column is not None else "NULL"
         source = SOURCE if SOURCE in manifest.columns else "NULL"
         sql = (
             f"SELECT {ROW}, {source}, {text} FROM rows_{number} WHERE {condition} ORDER BY {ROW} LIMIT {MOST_FOUND + 1}"
         )
         found = self._connection.execute(sql).fetchall()
         return [FoundRow(row, source, text, manifest.reference) for row, source, text in found]
+
+
+def _text_of(manifest: Manifest) -> str | None:
+    """SQL for the text of a row: of a chat its JSON, with characters in place of their escapes. None without texts."""
+    if manifest.kind == "chat":
+        return f"coalesce(TRY(json({CHAT}))::VARCHAR, {CHAT})"
+    return "text" if "text" in manifest.columns else None

@@ -51,11 +51,12 @@ def add(
         ),
     ] = None,
     kind: Annotated[
-        Literal["text", "table", "images"] | None,
+        Literal["text", "table", "images", "chat"] | None,
         typer.Option(
             "--kind",
-            metavar="text|table|images",
-            help="What rows are. By default images for pictures, text for texts and files with the text field.",
+            metavar="text|table|images|chat",
+            help="What rows are. By default images for pictures, text for texts and files with the text field, chat "
+            "for lists of messages.",
         ),
     ] = None,
     text_field: Annotated[

@@ -57,7 +57,7 @@ class LabelServerStarted:
     url: str
     reference: str
     column: str
-    kind: Literal["text", "images", "table", "pairs"]
+    kind: Literal["text", "images", "table", "chat", "pairs"]
     rows: int
     labels: tuple[str, ...]
     file: str

@@ -41,7 +41,7 @@ def profile(name: DatasetArgument, root: RootOption = None, json: JsonOption = F
         out.print(f"{found.reference}: {counted(one.rows, 'row')}, {readable_bytes(one.bytes)}")
         _print_columns(out, one)
         for unit, lengths in one.lengths.items():
-            what = "texts" if unit != "bytes" else "images"
+            what = {"bytes": "images", "messages": "chats"}.get(unit, "texts")
             title = f"{unit} of {lengths.rows:,} {what}: mean {lengths.mean:,.0f}, median {lengths.quantile(0.5):,}"
             out.print(f"\n{title}, at most {lengths.max:,}")
             _print_bars(out, {f"{edge:,}": count for edge, count in folded(lengths.bins)})

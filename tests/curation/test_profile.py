@@ -36,7 +36,7 @@ def table(rows: int, seed: int = 0) -> pa.Table:
 
 def test_the_profile_of_rows() -> None:
     rows = table(1000)
-    part = profile_rows(rows)
+    part = profile_rows(rows, "table")
     assert part.rows == 1000
     language, score = part.columns["language"], part.columns["score"]
     languages = rows["language"].to_pylist()
@@ -72,8 +72,8 @@ def test_columns_that_repeat_their_values(values: pa.Array, expected: bool) -> N
 def test_parts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aifx.curation.profile.WORDS_BYTES", 1 << 30)  # words of all texts
     rows = table(9000)
-    whole = profile_rows(rows)
-    divided = merge_profiles(profile_rows(rows.slice(start, 700)) for start in range(0, 9000, 700))
+    whole = profile_rows(rows, "table")
+    divided = merge_profiles(profile_rows(rows.slice(start, 700), "table") for start in range(0, 9000, 700))
     assert {**plain(divided), "columns": None} == {**plain(whole), "columns": None}
     for name in rows.column_names:
         ours, theirs = plain(divided.columns[name]), plain(whole.columns[name])
@@ -104,7 +104,7 @@ def test_numbers_have_histograms(tmp_path: Path) -> None:
     for number in range(3):
         rows = table(500, number)
         shards += write_shard(tmp_path, f"shards/{number}", rows)
-        parts.append(profile_rows(rows))
+        parts.append(profile_rows(rows, "table"))
     step = StepRecord("add", {})
     size = sum(shard.bytes for shard in shards)
     manifest = Manifest("t", "table", columns_of(table(1)), 1500, size, tuple(shards), (), {}, (), step, ())

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from aifx.core.digests import Sha256
 from aifx.core.errors import UsageError
 from aifx.curation.labels.store import LabelKind
-from aifx.data.names import RESERVED, ROW, SOURCE
+from aifx.data.chat.lines import messages_of
+from aifx.data.names import CHAT, RESERVED, ROW, SOURCE
 from aifx.data.versions.manifest import TEXT_TYPES, Version
 from aifx.data.versions.shards import read_shard, records_of
 
@@ -27,13 +28,16 @@ IMAGE_TYPES = {
 }
 """Media types by the beginning of a file."""
 
+BY_ID: tuple[LabelKind, ...] = ("table", "chat")
+"""Kinds whose rows are found by their ids alone, for labels that other programs kept."""
+
 
 @dataclass(frozen=True)
 class Shown:
     """The columns of a row that labellers see.
 
     Attributes:
-        columns: one for texts and images, two for pairs, in the order of the command line.
+        columns: one for texts, images and chats, two for pairs, in the order of the command line.
         context: further columns of a pair, such as the question that both texts answer.
     """
 
@@ -62,7 +66,7 @@ def shown_of(version: Version, column: str, pair: str | None = None) -> Shown:
         others = (name for name in known if name not in (*names, *RESERVED, column))
         return Shown("pairs", names, tuple(others))
     if manifest.kind != "table":
-        return Shown(manifest.kind, ("text" if manifest.kind == "text" else "image",))
+        return Shown(manifest.kind, ({"text": "text", "images": "image", "chat": CHAT}[manifest.kind],))
     columns = tuple(name for name in manifest.columns if name not in RESERVED and name != column)
     if not columns:
         what = f"{version.reference} has no column to show"
@@ -135,13 +139,13 @@ class RowFinder:
         self._rows: set[str] = set()
         self._by_content: dict[bytes, tuple[str, bool]] = {}
         self._by_name: dict[str, str | None] = {}
-        for table in read_columns(version, shown.columns if shown.kind != "table" else ()):
+        for table in read_columns(version, () if shown.kind in BY_ID else shown.columns):
             self._add(table)
 
     def _add(self, table: Table) -> None:
         ids = table[ROW].to_pylist()
         self._rows.update(ids)
-        if self._shown.kind == "table":
+        if self._shown.kind in BY_ID:
             return
         contents = zip(*(table[name].to_pylist() for name in self._shown.columns), strict=True)
         for row, content in zip(ids, contents, strict=True):
@@ -199,7 +203,9 @@ def _digest(values: Sequence[Any]) -> bytes:
 
 
 def contents_of(table: Table, shown: Shown) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """The id, the source and the shown columns of each row."""
+    """The id, the source and the shown columns of each row; of a chat, its messages as people read them."""
     columns = [*shown.columns, *(name for name in shown.context if name in table.column_names)]
     for record in records_of(table):
+        if shown.kind == "chat" and CHAT in columns:
+            record[CHAT] = "\n\n".join(messages_of(record[CHAT]))
         yield record[ROW], record.get(SOURCE) or "", {name: record[name] for name in columns}

@@ -30,7 +30,7 @@ from aifx.data.versions.catalog import DATASET_NAME, Catalog
 FOLDER = "labels"
 
 Action: TypeAlias = Literal["label", "skip", "undo"]
-LabelKind: TypeAlias = Literal["text", "images", "table", "pairs"]
+LabelKind: TypeAlias = Literal["text", "images", "table", "chat", "pairs"]
 
 MOST_CHARACTERS = 200
 """Of a label, of a labeller's name, of a line's id and of its time."""

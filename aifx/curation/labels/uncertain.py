@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from aifx.core.errors import DataError, UsageError
+from aifx.core.parsing import parse_json
 from aifx.core.plurals import counted
 from aifx.core.project import RUN_NAME, find_project
 from aifx.curation.labels.contents import Shown
 from aifx.curation.labels.queue import no_rows, unlabelled_rows
-from aifx.data.names import ROW
+from aifx.data.names import CHAT, ROW
 from aifx.data.readers.rows import input_file, read_rows
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.shards import read_shard
@@ -135,6 +136,7 @@ def _predict(version: Version, shown: Shown, run: str) -> Iterator[tuple[str, fl
                 row = record.pop(ROW)
                 try:
                     values = model.decode(record["image"]) if shown.kind == "images" else record
+                    values = parse_json(record[CHAT]) if shown.kind == "chat" else values
                 except ValueError as e:
                     logger.warning(f"row {row} is left out: {e}")
                     continue

@@ -31,7 +31,8 @@ class PiiSpan:
 
     Attributes:
         row: its `_row`.
-        start, end: in characters of the value in the column.
+        column: of a chat, the place of a text in it, such as "messages[1].content".
+        start, end: in characters of the text.
         check: why it is taken for this kind.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -12,7 +12,8 @@ from aifx.core.errors import UsageError
 from aifx.curation.pii.detector import Detector
 from aifx.curation.pii.findings import shape_of
 from aifx.curation.step import Outcome, ShardStep
-from aifx.data.names import RESERVED, ROW
+from aifx.data.chat.lines import texts_of, with_texts
+from aifx.data.names import CHAT, RESERVED, ROW
 from aifx.data.versions.manifest import TEXT_TYPES, Manifest
 from aifx.data.versions.parts import check_own_rows
 from aifx.data.versions.shards import dropped_rows
@@ -40,6 +41,47 @@ def unsearched_columns(manifest: Manifest) -> tuple[str, ...]:
     return tuple(name for name, type_ in manifest.columns.items() if type_.partition("<")[0].strip() in NESTED)
 
 
+class _Texts:
+    """The texts of a column: its values, or all texts in the JSON of chats.
+
+    Attributes:
+        values: Arrow array of the texts.
+        rows: the row of each, int64 [texts].
+        places: what each is called: the column, or a place such as "messages[1].content".
+    """
+
+    def __init__(self, column: str, values: Any, *, is_chat: bool) -> None:
+        import numpy as np
+        import pyarrow as pa
+
+        self._column, self._is_chat = values, is_chat
+        if not is_chat:
+            self.values, self.rows = values, np.arange(len(values))
+            self.places: Sequence[str] = [column] * len(values)
+            return
+        found = [texts_of(chat) for chat in values.to_pylist()]
+        self.rows = np.repeat(np.arange(len(found)), [*map(len, found)])
+        self.places = [place for texts in found for place, _ in texts]
+        self.values = pa.array([text for texts in found for _, text in texts], pa.string())
+
+    def replaced(self, texts: Mapping[int, str]) -> Any:
+        """The column with other texts, by their number."""
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        by_row: dict[int, str] = {}
+        for row in dict.fromkeys(int(self.rows[number]) for number in texts) if self._is_chat else ():
+            first, stop = np.searchsorted(self.rows, (row, row + 1)).tolist()
+            by_row[row] = with_texts(
+                self._column[row].as_py(), {n - first: texts[n] for n in range(first, stop) if n in texts}
+            )
+        changed = by_row if self._is_chat else texts
+        mask = np.zeros(len(self._column), bool)
+        mask[list(changed)] = True
+        return pc.replace_with_mask(self._column, pa.array(mask), pa.array(list(changed.values()), self._column.type))
+
+
 @dataclass(frozen=True)
 class FindPii(ShardStep):
     """Makes tables of spans, with the shape of each value."""
@@ -52,17 +94,24 @@ class FindPii(ShardStep):
     def settings(self) -> Mapping[str, Any]:
         return {"kinds": self.detector.kinds, "regions": self.detector.regions}
 
+    def _texts(self, rows: Table) -> Iterator[tuple[str, _Texts]]:
+        """The columns that are searched, with their texts."""
+        manifest = self.parents[0].manifest
+        for column in text_columns(manifest):
+            is_chat = manifest.kind == "chat" and column == CHAT
+            yield column, _Texts(column, rows[column].combine_chunks(), is_chat=is_chat)
+
     def apply(self, rows: Table, work: Path) -> Outcome:
         import pyarrow as pa
 
         ids = rows[ROW].combine_chunks()
         spans = [
             {
-                "row": ids[place].as_py(), "column": column, "kind": one.kind, "start": one.start, "end": one.end,
-                "check": one.check, "shape": shape_of(text[one.start : one.end]),
+                "row": ids[int(texts.rows[number])].as_py(), "column": texts.places[number], "kind": one.kind,
+                "start": one.start, "end": one.end, "check": one.check, "shape": shape_of(text[one.start : one.end]),
             }
-            for column in text_columns(self.parents[0].manifest)
-            for place, text, found in self.detector.find_in(rows[column].combine_chunks())
+            for _, texts in self._texts(rows)
+            for number, text, found in self.detector.find_in(texts.values)
             for one in found
         ]  # fmt: skip
         text, number = pa.string(), pa.int64()
@@ -84,23 +133,18 @@ class RemovePii(FindPii):
     def apply(self, rows: Table, work: Path) -> Outcome:
         import numpy as np
         import pyarrow as pa
-        import pyarrow.compute as pc
 
         facts: Counter[str] = Counter({"rows_found": 0})
         kinds: dict[int, set[str]] = {}
-        for column in text_columns(self.parents[0].manifest):
-            values = rows[column].combine_chunks()
-            masked = np.zeros(len(values), bool)
-            texts = []
-            for place, text, found in self.detector.find_in(values):
-                kinds.setdefault(place, set()).update(one.kind for one in found)
+        for column, texts in self._texts(rows):
+            masked: dict[int, str] = {}
+            for number, text, found in self.detector.find_in(texts.values):
+                kinds.setdefault(int(texts.rows[number]), set()).update(one.kind for one in found)
                 facts.update(f"found.{one.kind}.{one.check}" for one in found)
                 if self.action == "mask":
-                    masked[place] = True
-                    texts.append(self.detector.mask(text, found))
-            if texts:
-                values = pc.replace_with_mask(values, pa.array(masked), pa.array(texts, values.type))
-                rows = rows.set_column(rows.column_names.index(column), column, values)
+                    masked[number] = self.detector.mask(text, found)
+            if masked:
+                rows = rows.set_column(rows.column_names.index(column), column, texts.replaced(masked))
         facts["rows_found"] = len(kinds)
         facts.update(f"rows_found.{kind}" for found_kinds in kinds.values() for kind in found_kinds)
         counts = dict(sorted(facts.items()))

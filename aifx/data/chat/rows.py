@@ -94,23 +94,11 @@ def check_chat_file(file: TextFile) -> TextFile:
 def read_chats(file: TextFile) -> Iterator[Conversation | Preference]:
     """The rows of a file in order. Raises DataError that names the file and the line."""
     for row in read_rows(InputFile(file.name, file.path, file.format.removeprefix("."))):
-        found, split, cluster = parse_row(_unpacked(row)), row.values.get(SPLIT), row.values.get(CLUSTER)
+        found, split, cluster = parse_row(row), row.values.get(SPLIT), row.values.get(CLUSTER)
         if isinstance(found, Preference):
             yield Preference(*(replace(answer, split=split, cluster=cluster) for answer in found))
         else:
             yield replace(found, split=split, cluster=cluster)
-
-
-def _unpacked(row: Row) -> Row:
-    """The row of a version of chats with the values of its JSON; any other row as it is."""
-    text = row.values.get(CHAT)
-    if ROW not in row.values or not isinstance(text, str):
-        return row
-    try:
-        values = parse_json(text)
-    except ValueError:  # a table has a column of this name
-        return row
-    return replace(row, values=values) if isinstance(values, dict) else row
 
 
 def read_conversations(file: TextFile) -> Iterator[Conversation]:
@@ -148,8 +136,8 @@ def read_pairs(file: TextFile) -> Iterator[Conversation]:
 
 
 def parse_row(row: Row) -> Conversation | Preference:
-    """The conversation or preference in a row. Raises DataError that names its place."""
-    values = {name: value for name, value in row.values.items() if value is not None}
+    """The conversation or preference in a row, also of a version of chats. Raises DataError that names its place."""
+    values = {name: value for name, value in _values(row).items() if value is not None}
     tools = _tools(values.get("tools"), row.place)
     if "conversations" in values and "messages" not in values:
         values["messages"] = _shared_messages(values["conversations"], f"{row.place}: conversations")
@@ -177,6 +165,19 @@ def parse_row(row: Row) -> Conversation | Preference:
         why = "both begin with the same messages, and each ends with an answer of its own"
         raise DataError(f"{row.place}: chosen and rejected are no pair", why, "leave the row out")
     return Preference(*(Conversation(one, shared, row.place, tools) for one in (chosen, rejected)))
+
+
+def _values(row: Row) -> Mapping[str, Any]:
+    """The fields of a row: in a version of chats, those in its JSON."""
+    text = row.values.get(CHAT)
+    if ROW in row.values and isinstance(text, str):
+        try:
+            values = parse_json(text)
+        except ValueError:  # a table has a column of this name
+            return row.values
+        if isinstance(values, dict):
+            return values
+    return row.values
 
 
 def _completed(values: Mapping[str, Any], name: str, place: str, tools: tuple[Any, ...] | None) -> Conversation:

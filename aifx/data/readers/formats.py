@@ -32,6 +32,7 @@ KINDS: Mapping[Kind, frozenset[Format]] = {
     "text": frozenset({"text", "html", "warc", "jsonl", "csv", "parquet", "query"}),
     "table": frozenset({"jsonl", "csv", "parquet", "query"}),
     "images": frozenset({"image"}),
+    "chat": frozenset({"jsonl", "parquet", "query"}),
 }
 """The formats whose files can be of a kind."""
 
