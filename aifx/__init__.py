@@ -1,7 +1,8 @@
 """aifx: the toolkit of people who operate AI factories.
 
 `import aifx` loads nothing else: the functions below come from `aifx.api` when they are first used. docs/api.md
-documents them. Everything else is private, and may change without notice. `aifx.commands` is the terminal.
+documents them. `aifx.extend` has the names for tasks of a project's own. Everything else is private, and may change
+without notice. `aifx.commands` is the terminal.
 """
 
 from __future__ import annotations

@@ -87,11 +87,11 @@ def find_kind(part: Part, name: str, project: Project) -> Kind:
         return known[name]
     found, kind = import_object(part.path, name, project), TYPES[part.section]
     if not isinstance(found, kind):
-        why = f"it is {found!r:.200}, not an {kind.__module__}.{kind.__name__}"
+        why = f"it is {found!r:.200}, not an aifx.extend.{kind.__name__}"
         raise ConfigError(f"{part.path} = {name!r} cannot be used", why, "docs/tasks.md has an example")
     if not (isinstance(found.section, type) and issubclass(found.section, part.base)):
         why = f"aifx reads [{part.section}] as that class says"
-        hint = f"derive {found.section!r} from aifx.config.sections.{part.base.__name__}"
+        hint = f"derive {found.section!r} from aifx.extend.{part.base.__name__}"
         raise ConfigError(f"{part.path} = {name!r}: its section is not a {part.base.__name__}", why, hint)
     return found
 
@@ -109,8 +109,8 @@ def _own_task(task: str, project: Project) -> TaskParts:
         if not (isinstance(section, type) and issubclass(section, part.base)):
             raise ConfigError(
                 f"task.kind = {task!r} has no {attribute}",
-                f"a class attribute, a subclass of aifx.config.sections.{base}, defines the section's keys",
-                f"{attribute} = MySection, or derive the class from aifx.tasks.Task",
+                f"a class attribute, a subclass of aifx.extend.{base}, defines the section's keys",
+                f"{attribute} = MySection, or derive the class from aifx.extend.Task",
             )
         sections[part.section] = section
     return TaskParts(task, cls, {}, {}, sections)

@@ -148,6 +148,6 @@ def head_of(model: Model, params: Params, ctx: ForwardContext) -> Head:
     head: Any = model.head(params, ctx)
     if not isinstance(head, Head):
         what = f"{type(model).__name__}.head returned what aifx cannot use"
-        why = f"it returned {type(head).__name__}, not an aifx.models.base.Head"
+        why = f"it returned {type(head).__name__}, not an aifx.extend.Head"
         raise ConfigError(what, why, "docs/tasks.md has an example")
     return head

@@ -130,7 +130,7 @@ def _joined(config: Config, project: Project, spec: DataSpec, form: DataFormat |
 def _own(method: str, config: Config, project: Project, *assets: Path) -> Task:
     cls: Any = config.parts.task
     if not issubclass(cls, Task):
-        raise _wrong_part(config.parts, "model", f"{cls.__name__} is not an aifx.tasks.Task")
+        raise _wrong_part(config.parts, "model", f"{cls.__name__} is not an aifx.extend.Task")
     with project_errors(config.parts, project, f"{cls.__name__}.{method}"):
         task = getattr(cls, method)(config, project, *assets)
     if not isinstance(task, Task):
@@ -150,7 +150,7 @@ def _checked(config: Config, task: Task) -> Task:
             raise _wrong_part(config.parts, section, f"{type(part).__name__} lacks {', '.join(lacking)}")
     name = type(task.model).__name__
     if not isinstance(task.model, Model):
-        raise _wrong_part(config.parts, "model", f"{name} does not derive from aifx.models.base.Model")
+        raise _wrong_part(config.parts, "model", f"{name} does not derive from aifx.extend.Model")
     if odd := _odd_spec(task.model.specs()):
         raise _wrong_part(config.parts, "model", f"{name}.specs returned {odd}; it returns nested dicts of ArraySpec")
     if isinstance(flops := task.model.flops(1), bool) or not isinstance(flops, int | float):

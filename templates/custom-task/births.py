@@ -4,13 +4,8 @@ import jax
 import numpy as np
 from pydantic import Field
 
-from aifx.config.sections import ModelSection, PositiveInt
-from aifx.data.arrays import ArrayFormat, ArraysSection, read_examples
-from aifx.data.kinds import DataKind
-from aifx.models import Family
-from aifx.models.base import Head, Model
-from aifx.nn.initializers import normal, zeros
-from aifx.specs import ArraySpec
+from aifx.extend import ArrayFormat, ArraysSection, DataKind, read_examples
+from aifx.extend import ArraySpec, Family, Head, Model, ModelSection, PositiveInt, normal, zeros
 
 
 class MlpSection(ModelSection):

@@ -19,7 +19,7 @@ def documented(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs/tasks.md").read_text(), re.DOTALL)
 
 
-PARTS, OBJECTIVE, _, TASK = documented("python")
+PARTS, OBJECTIVE, SCALED, TASK = documented("python")
 TOML, *_ = documented("toml")
 """The project that names its parts."""
 

@@ -48,7 +48,7 @@ IMPORTS = [
     [
         *IMPORTS,
         ("class Births(Task)", "class Birth(Task)", ["did you mean 'Birth'?"]),
-        ("class Births(Task)", "class Births", ["Births is not an aifx.tasks.Task"]),
+        ("class Births(Task)", "class Births", ["Births is not an aifx.extend.Task"]),
         ("    def flops(", "    def flop(", ["Mlp lacks flops"]),
         ("normal(0.5)", "normal()", ["specs failed", "TypeError", PLACE]),
         ("Regression(), days.spec, days, d", "object(), days.spec, days, d", ["object lacks sums, metrics, unit"]),
@@ -70,14 +70,14 @@ FAMILY, DATA = "model.family = 'births:FAMILY'", "data.kind = 'births:DATA'"
     [
         *((old, new, [FAMILY, *words]) for old, new, words in IMPORTS),
         ("FAMILY = Family(", "FAMILIES = Family(", [FAMILY, "did you mean 'FAMILIES'?"]),
-        ("FAMILY = Family(", "FAMILY = (", [FAMILY, "not an aifx.models.Family"]),
+        ("FAMILY = Family(", "FAMILY = (", [FAMILY, "not an aifx.extend.Family"]),
         ("MlpSection, Mlp)", "ArraysSection, Mlp)", [FAMILY, "its section", "ModelSection"]),
         ("MlpSection, Mlp)", 'MlpSection, "births:Mpl")', [FAMILY, "did you mean 'Mlp'?"]),
         ("    def flops(", "    def flop(", [FAMILY, "Mlp lacks flops"]),
-        ("class Mlp(Model)", "class Mlp", [FAMILY, "Mlp does not derive from aifx.models.base.Model"]),
+        ("class Mlp(Model)", "class Mlp", [FAMILY, "Mlp does not derive from aifx.extend.Model"]),
         (
             "class Mlp(Model)",
-            "from aifx.models.base import Serves\n\n\nclass Mlp(Serves)",
+            "from aifx.extend import Serves\n\n\nclass Mlp(Serves)",
             [FAMILY, "Mlp lacks vocab_size, max_seq_len, cache_specs, prefill"],
         ),
         ('"output": output}', '"output": 3}', [FAMILY, "Mlp.specs returned int at /output"]),
@@ -208,7 +208,7 @@ def test_a_source_without_end_is_not_measured(tmp_path: Path) -> None:
         ("decoder", ["a decoder cannot be trained on this data", "inputs of this data is float32 [15]"]),
         ("births", ["model.family = 'births' is not known", "One of your own is `module:NAME`"]),
         ("decodr", ["did you mean 'decoder'?"]),
-        ("births:Mlp", ["model.family = 'births:Mlp' cannot be used", "not an aifx.models.Family"]),
+        ("births:Mlp", ["model.family = 'births:Mlp' cannot be used", "not an aifx.extend.Family"]),
     ],
 )
 def test_a_family_that_does_not_fit(tmp_path: Path, model: str, words: list[str]) -> None:

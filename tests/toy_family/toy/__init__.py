@@ -5,10 +5,17 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from aifx.config.sections import DataSection, Fraction, ModelSection, ObjectiveSection, PositiveFloat, PositiveInt
-from aifx.data.kinds import DataKind
-from aifx.models import Family
-from aifx.objectives import ObjectiveKind
+from aifx.extend import (
+    DataKind,
+    DataSection,
+    Family,
+    Fraction,
+    ModelSection,
+    ObjectiveKind,
+    ObjectiveSection,
+    PositiveFloat,
+    PositiveInt,
+)
 
 
 class ToySection(ModelSection):

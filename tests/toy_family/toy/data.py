@@ -8,11 +8,17 @@ from typing import Any, Self
 
 import numpy as np
 
-from aifx.core.project import Project
-from aifx.data.arrays import ArrayDataset, ArrayFormat, array_dataset, split_arrays
-from aifx.data.base import Batch
-from aifx.data.spec import DataSpec, Field
-from aifx.data.splits import Split
+from aifx.extend import (
+    ArrayDataset,
+    ArrayFormat,
+    Batch,
+    DataSpec,
+    Field,
+    Project,
+    Split,
+    array_dataset,
+    split_arrays,
+)
 
 READINGS = 8
 

@@ -9,12 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from aifx.data.spec import DataSpec
-from aifx.models.base import Head, Model
-from aifx.nn import initializers
-from aifx.nn.layers import dropout
-from aifx.parallel.context import ForwardContext
-from aifx.specs import ArraySpec, Params, Specs
+from aifx.extend import ArraySpec, DataSpec, ForwardContext, Head, Model, Params, Specs, dropout, normal, zeros
 
 
 class Toy(Model):
@@ -24,12 +19,12 @@ class Toy(Model):
         self.outputs = len(data.classes) or data.target_size
 
     def specs(self) -> Specs:
-        width, init = self.section.width, initializers.normal(self.inputs**-0.5)
+        width, init = self.section.width, normal(self.inputs**-0.5)
         return {
             "first": ArraySpec((self.inputs, width), (None, "mlp"), init, matrix=((0,), (1,)), decay=True),
-            "scale": ArraySpec((width,), ("mlp",), initializers.normal(1.0), kind="frozen"),
-            "output": ArraySpec((width, self.outputs), ("mlp", None), initializers.zeros, decay=True),
-            "bias": ArraySpec((self.outputs,), (None,), initializers.zeros),
+            "scale": ArraySpec((width,), ("mlp",), normal(1.0), kind="frozen"),
+            "output": ArraySpec((width, self.outputs), ("mlp", None), zeros, decay=True),
+            "bias": ArraySpec((self.outputs,), (None,), zeros),
         }
 
     def hidden(self, params: Params, batch: Mapping[str, jax.Array], ctx: ForwardContext) -> jax.Array:

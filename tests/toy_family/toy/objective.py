@@ -6,10 +6,7 @@ from typing import Any
 
 import optax
 
-from aifx.models.base import Model
-from aifx.objectives.base import DeviceBatch, Objective, Predictions, Sums, outputs
-from aifx.parallel.context import ForwardContext
-from aifx.specs import Params
+from aifx.extend import DeviceBatch, ForwardContext, Model, Objective, Params, Predictions, Sums, outputs
 
 
 class Huber(Objective):
