@@ -106,6 +106,7 @@ def add(
         aifx data add corpus book.txt --split-at '^CHAPTER ' --license CC0-1.0
         aifx data add corpus 'dump/*.jsonl.zst' --text-field body --license unknown
         aifx data add prices s3://bucket/prices.parquet --license CC0-1.0
+        aifx data add talks chats.jsonl --kind chat --license unknown
         aifx data add corpus texts/ --license CC-BY-4.0 --encoding auto
         aifx data add corpus texts/ --license CC-BY-4.0 --dry-run
         aifx data add orders postgresql://me@db/shop --query 'SELECT * FROM orders' --key id --license unknown

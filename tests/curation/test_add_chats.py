@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from adding import LIMITS, add, quarantine_of, rows_of
@@ -123,6 +124,16 @@ def test_preferences(tmp_path: Path, project: Project) -> None:
         tokens = data.splits["train"][0].tokens
         found.append((tokens.ids[:].tolist(), tokens.splits.tolist()))
     assert found[0] == found[1]
+
+
+def test_a_prediction_for_a_row(tmp_path: Path, project: Project) -> None:
+    version = add_chats(tmp_path, *(chat(f"{number}?", f"{number}") for number in range(20)))
+    form, _ = ChatFormat.open(ChatSection(seq_len=64, tokenizer="byte", dataset="chats"), project, tmp_path / "assets")
+    (row, *_) = rows_of(version)
+    batch = form.encode(row)
+    assert batch.keys() == form.encode(json.loads(row["chat"])).keys()
+    for name, values in form.encode(json.loads(row["chat"])).items():
+        np.testing.assert_array_equal(batch[name], values)
 
 
 def test_rows_of_columns_become_json(tmp_path: Path, project: Project) -> None:
