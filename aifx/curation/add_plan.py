@@ -22,7 +22,8 @@ from aifx.curation.step import Limits
 from aifx.data.chat.lines import has_messages
 from aifx.data.names import Kind
 from aifx.data.readers.base import ColumnsChanged, DamagedFile, ReadOptions
-from aifx.data.readers.formats import KINDS, READERS
+from aifx.data.readers.columnar import READERS
+from aifx.data.readers.formats import KINDS
 from aifx.data.readers.likely_encodings import AUTO
 from aifx.data.readers.sources import Listing, SourceFile
 from aifx.data.versions.catalog import Catalog

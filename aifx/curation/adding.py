@@ -18,7 +18,7 @@ from aifx.curation.step import Limits, Outcome, Step
 from aifx.data.chat.lines import CHAT_READERS
 from aifx.data.names import CHAT, RESERVED, SOURCE, Kind
 from aifx.data.readers.base import TEXT, ColumnsChanged, DamagedFile, ReadOptions
-from aifx.data.readers.formats import READERS, Format, Reader
+from aifx.data.readers.columnar import READERS, Reader
 from aifx.data.readers.images import IMAGE, LABEL
 from aifx.data.readers.sources import SourceFile
 from aifx.data.readers.text import read_documents
@@ -64,7 +64,7 @@ class Add(Step):
     def kind(self) -> Kind:
         return self.options.kind
 
-    def _reader(self, format_: Format) -> Reader:
+    def _reader(self, format_: str) -> Reader:
         return (CHAT_READERS if self.kind == "chat" else READERS)[format_]
 
     @cached_property

@@ -46,7 +46,7 @@ def check_row_ids(sources: Iterable[Source]) -> None:
             raise DataError(f"{source.name} cannot be added beside {other}", why, f"rename {source.name}")
 
 
-def conformed(schema: Schema, name: str, format_: Format, options: ReadOptions) -> Schema:
+def conformed(schema: Schema, name: str, format_: str, options: ReadOptions) -> Schema:
     """The columns of a file as the version calls them. Raises DataError if it lacks the text, or names are taken."""
     schema = storable_columns(schema)
     reserved = sorted(set(schema.names) & set(RESERVED))

@@ -12,7 +12,8 @@ import numpy as np
 from aifx.core.errors import UsageError
 from aifx.core.project import Project
 from aifx.data.names import ROW
-from aifx.data.readers.rows import InputFile, Row, read_rows
+from aifx.data.readers.rows import Row, read_rows
+from aifx.data.readers.sources import SourceFile
 from aifx.data.spec import DataSpec
 from aifx.data.splits import Split
 
@@ -145,7 +146,7 @@ class DataFormat(ABC):
         """The fields of an example as people read them. By default empty, and its arrays are shown."""
         return {}
 
-    def read_rows(self, file: InputFile) -> Iterator[Row]:
+    def read_rows(self, file: SourceFile) -> Iterator[Row]:
         """The rows of a file that `aifx predict` reads. By default of .jsonl, .csv, .parquet and .txt."""
         return read_rows(file)
 

@@ -18,14 +18,15 @@ from aifx.core.digests import Hash64, Sha256
 from aifx.core.errors import DataError
 from aifx.core.project import Project, cache_path
 from aifx.data.file_index import changed_file, scans_of
-from aifx.data.readers.documents import Piece, check_regular, find_files, read_documents
-from aifx.data.readers.encodings import SUFFIXES, FileScan, TextFile, report_bad_bytes, undecodable
+from aifx.data.readers.documents import SUFFIXES, Piece, find_files, has_reader, read_documents
+from aifx.data.readers.encodings import FileScan, report_bad_bytes, undecodable
+from aifx.data.readers.sources import SourceFile, check_regular, local_file
 from aifx.data.sections import TextSection
 from aifx.data.splits import SPLITS, Split, split_of
 
 logger = logging.getLogger(__name__)
 
-Files: TypeAlias = Mapping[Split, Mapping[TextFile, FileScan]]
+Files: TypeAlias = Mapping[Split, Mapping[SourceFile, FileScan]]
 
 
 class TextCorpus(Protocol):
@@ -73,7 +74,7 @@ class Corpus:
         digest = Sha256(f"corpus 2 {how}\n".encode())
         for split in SPLITS:
             for file, scan in self.files[split].items():
-                digest.update(f"{split} {file.format} {scan.digest}\n".encode())
+                digest.update(f"{split} {file.suffix} {scan.digest}\n".encode())
         return digest.hexdigest()
 
     def names(self, split: Split) -> str:
@@ -82,7 +83,7 @@ class Corpus:
 
     def expected_bytes(self, *splits: Split) -> int | None:
         """Return an estimate of the text in the splits, to show progress; None if it is unknown before reading."""
-        if any(file.format == ".parquet" for split in ("train", *splits) for file in self.files[split]):
+        if any(file.format == "parquet" for split in ("train", *splits) for file in self.files[split]):
             return None
         sizes = {split: sum(scan.num_bytes for scan in self.files[split].values()) for split in SPLITS}
         shares = {**self.fractions, "train": -sum(self.fractions.values())}
@@ -123,7 +124,7 @@ class Corpus:
     def _training_bytes(self) -> int:
         """Of the text of the training files, UTF-8."""
         files = self.files["train"]
-        if all(file.format == ".txt" and not scan.num_bad for file, scan in files.items()):
+        if all(file.format == "text" and not scan.num_bad for file, scan in files.items()):
             return sum(scan.num_bytes for scan in files.values())
         return sum(piece.num_bytes for piece in self._read("train", whole=False))
 
@@ -152,9 +153,9 @@ def open_corpus(section: TextSection, project: Project) -> Corpus:
 
 def file_corpus(path: Path, section: TextSection) -> Corpus:
     """A corpus whose only split is "test", all of the file at `path`. Raises DataError."""
-    file = TextFile(path, str(path))
+    file = local_file(path)
     check_regular(path, file.name, "a data set is a file", "aifx eval --data FILE")
-    if not file.has_reader:
+    if not has_reader(file):
         what = f"{file.name}: no reader for {path.suffix or 'a file without suffix'}"
         raise DataError(what, f"a data set of text is {', '.join(SUFFIXES)}", "aifx eval --data FILE.jsonl")
     return _opened({"test": [file]}, section)
@@ -169,7 +170,7 @@ def split_corpus(split: Split, section: TextSection, project: Project) -> Corpus
 
 
 def _opened(
-    files: Mapping[Split, Collection[TextFile]],
+    files: Mapping[Split, Collection[SourceFile]],
     section: TextSection,
     fractions: Mapping[Split, float] | None = None,
     project: Project | None = None,
@@ -193,14 +194,14 @@ def _opened(
     return Corpus(filled, section, fractions or dict.fromkeys(SPLITS, 0.0))
 
 
-def _listed(files: Collection[TextFile]) -> str:
+def _listed(files: Collection[SourceFile]) -> str:
     """The names of the first files, and how many more there are."""
     return ", ".join(file.name for file in list(files)[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
 
 
 def _check_apart(scans: Files) -> None:
     """Raises DataError for a file, or a copy of one under another name, in two splits."""
-    seen: dict[str, tuple[Split, TextFile]] = {}
+    seen: dict[str, tuple[Split, SourceFile]] = {}
     for split in SPLITS:
         for file, scan in scans[split].items():
             other, first = seen.setdefault(scan.digest, (split, file))

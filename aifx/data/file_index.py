@@ -22,7 +22,8 @@ from aifx.core.files import is_temporary, remove_temporary
 from aifx.core.project import Project, cache_path
 from aifx.data.blocks import read_cached, read_checked, with_digest, write_checked
 from aifx.data.readers.documents import scan_file
-from aifx.data.readers.encodings import FileScan, TextFile, reading
+from aifx.data.readers.encodings import FileScan
+from aifx.data.readers.sources import SourceFile, reading
 
 VERSION = 1
 """Of the index and of what reading finds in a file: a part of the index's name."""
@@ -32,8 +33,8 @@ Entries: TypeAlias = dict[tuple[str, str], list[Any]]
 
 
 def scans_of(
-    files: Iterable[TextFile], text_field: str | None, project: Project | None = None, *, again: bool = False
-) -> dict[TextFile, FileScan]:
+    files: Iterable[SourceFile], text_field: str | None, project: Project | None = None, *, again: bool = False
+) -> dict[SourceFile, FileScan]:
     """What reading finds in each file, from the index of `project` where that has it. Raises DataError.
 
     Empty files are not in the index, since only `scan_file` knows whether that is an error.
@@ -45,7 +46,7 @@ def scans_of(
     """
     path = None if project is None else _index_path(project)
     entries = {} if path is None or again else _read(path)
-    scans: dict[TextFile, FileScan] = {}
+    scans: dict[SourceFile, FileScan] = {}
     made: Entries = {}
     for file in files:
         key, now = (str(file.path), _way(file, text_field)), _state_of(file)
@@ -60,7 +61,7 @@ def scans_of(
     return scans
 
 
-def changed_file(scans: Mapping[TextFile, FileScan], text_field: str | None) -> TextFile | None:
+def changed_file(scans: Mapping[SourceFile, FileScan], text_field: str | None) -> SourceFile | None:
     """The first of the files that `scans_of` has read whose content is no longer what it was. Raises DataError."""
     for file, scan in scans.items():
         if not _is_still(scan, _state_of(file)) and _scan(file, text_field) != scan:
@@ -91,14 +92,14 @@ def prune_indexes(*, dry_run: bool) -> list[tuple[Path, int]]:
     return pruned
 
 
-def _way(file: TextFile, text_field: str | None) -> str:
+def _way(file: SourceFile, text_field: str | None) -> str:
     """The name of the way to read a file: what is found depends on it."""
     if text_field is None:
         return "bytes"
-    return f"column {text_field}" if file.format == ".parquet" else "text"
+    return f"column {text_field}" if file.format == "parquet" else "text"
 
 
-def _scan(file: TextFile, text_field: str | None) -> FileScan:
+def _scan(file: SourceFile, text_field: str | None) -> FileScan:
     if text_field is not None:
         return scan_file(file, text_field)
     with reading(file), open(file.path, "rb") as stream:
@@ -110,7 +111,7 @@ def _is_still(scan: FileScan, now: FileState) -> bool:
     return scan.state is not None and scan.state.is_still(now)
 
 
-def _state_of(file: TextFile) -> FileState:
+def _state_of(file: SourceFile) -> FileState:
     with reading(file):
         return FileState.of(file.path)
 

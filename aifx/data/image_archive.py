@@ -13,7 +13,7 @@ import numpy as np
 from aifx.core.errors import DataError
 from aifx.data.arrays import Arrays, hash_fraction
 from aifx.data.image_rows import TRAINING_ARRAYS, image_arrays
-from aifx.data.readers.documents import check_regular
+from aifx.data.readers.sources import check_regular
 from aifx.data.sections import ImagesSection
 from aifx.data.splits import Split
 

@@ -17,7 +17,8 @@ import numpy as np
 from aifx.core.errors import DataError, UsageError
 from aifx.data.readers.documents import files_below
 from aifx.data.readers.pictures import MODES, SUFFIXES, BadPicture, Geometry, decode
-from aifx.data.readers.rows import FORMATS, InputFile, Row, input_file, read_rows, unknown_format
+from aifx.data.readers.rows import FORMATS, Row, input_file, read_rows, unknown_format
+from aifx.data.readers.sources import SourceFile
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ HINT = "numpy.savez(path, images=values), with uint8 values [n, height, width] o
 DAMAGED = "write it again, or leave it out"
 
 
-def read_images(file: InputFile, geometry: Geometry, *, skips: bool = False) -> Iterator[Row]:
+def read_images(file: SourceFile, geometry: Geometry, *, skips: bool = False) -> Iterator[Row]:
     """The images of a file, in order: of .npz its array images (or else test_images), of .npy the one array, of a
     picture the picture, made to be as `geometry` says; the other formats hold them as nested lists in "image", .parquet
     also as the bytes of a picture file, or name pictures in "file". Of a folder, the pictures in it and in its folders,
@@ -40,7 +41,7 @@ def read_images(file: InputFile, geometry: Geometry, *, skips: bool = False) -> 
 
     Raises DataError naming the file.
     """
-    if file.path is not None and file.path.is_dir():
+    if file.path.is_dir():
         for picture in _pictures(file.path):
             try:
                 rows = list(read_images(input_file(str(picture)), geometry))
@@ -55,9 +56,9 @@ def read_images(file: InputFile, geometry: Geometry, *, skips: bool = False) -> 
     elif file.format == "npy":
         with file.open() as stream:
             yield from _numbered(file, _array_rows(stream, file.name))
-    elif file.format in PICTURES:
+    elif file.format == "image":
         yield Row(file.name, 1, file.name, {IMAGE_FIELD: _picture(file, geometry)})
-    elif file.format in FORMATS and file.format != "txt":
+    elif file.format in FORMATS:
         for row in read_rows(file):
             if isinstance(data := row.values.get(IMAGE_FIELD), bytes):  # of a version of a data set
                 yield replace(row, values={**row.values, IMAGE_FIELD: _decoded(data, row.place, geometry, DAMAGED)})
@@ -69,9 +70,9 @@ def read_images(file: InputFile, geometry: Geometry, *, skips: bool = False) -> 
         raise unknown_format(file, (*PICTURES, "npz", "npy", "csv", "jsonl", "parquet"))
 
 
-def _listed(file: InputFile, row: Row, geometry: Geometry) -> Row:
+def _listed(file: SourceFile, row: Row, geometry: Geometry) -> Row:
     """A row with the picture that it names, relative to the file of the row."""
-    path = (file.path.parent if file.path else Path()) / str(row.values[FILE_FIELD])
+    path = file.path.parent / str(row.values[FILE_FIELD])
     return replace(row, values={**row.values, IMAGE_FIELD: _picture(input_file(str(path)), geometry)})
 
 
@@ -83,13 +84,13 @@ def _pictures(folder: Path) -> list[Path]:
     return found
 
 
-def _numbered(file: InputFile, images: Iterator[np.ndarray]) -> Iterator[Row]:
+def _numbered(file: SourceFile, images: Iterator[np.ndarray]) -> Iterator[Row]:
     for number, image in enumerate(images, 1):
         yield Row(file.name, number, f"{file.name}: image {number}", {IMAGE_FIELD: image})
 
 
-def _archive(file: InputFile) -> Iterator[Row]:
-    if file.path is None:
+def _archive(file: SourceFile) -> Iterator[Row]:
+    if file.is_stdin:
         raise UsageError("an .npz archive cannot be read from stdin", "its index is at the end", "name the file")
     try:
         with file.open() as stream, zipfile.ZipFile(stream) as archive:
@@ -127,7 +128,7 @@ def _array_rows(stream: IO[bytes], where: str) -> Iterator[np.ndarray]:
         yield np.frombuffer(data, np.uint8).reshape(shape[1:])
 
 
-def _picture(file: InputFile, geometry: Geometry) -> np.ndarray:
+def _picture(file: SourceFile, geometry: Geometry) -> np.ndarray:
     """A picture file as the model takes it."""
     with file.open() as stream:
         return _decoded(stream.read(), file.name, geometry, f"file {file.name}")

@@ -22,7 +22,8 @@ from aifx.data.image_splits import AXES, DEFAULT_SIZE, open_pictures, pictures_s
 from aifx.data.image_versions import list_images
 from aifx.data.order import BalancedOrder
 from aifx.data.readers.pictures import MEDIA_TYPES, MODES, Geometry, decode
-from aifx.data.readers.rows import InputFile, Row, field
+from aifx.data.readers.rows import Row, field
+from aifx.data.readers.sources import SourceFile
 from aifx.data.sections import ImagesSection
 from aifx.data.spec import DataSpec
 from aifx.data.splits import Split
@@ -87,7 +88,7 @@ class ImageFormat(DataFormat):
     def places(self, dataset: ArrayDataset, split: Split, rows: Sequence[int]) -> list[str]:
         return dataset.places(split, rows) if dataset.places else []
 
-    def read_rows(self, file: InputFile) -> Iterator[Row]:
+    def read_rows(self, file: SourceFile) -> Iterator[Row]:
         """Images of .npz, .npy and picture files, and rows with a field "image"."""
         return read_images(file, self.geometry, skips=self.section.errors == "skip")
 

@@ -18,7 +18,8 @@ from aifx.core.errors import UsageError
 from aifx.core.project import Project
 from aifx.data.file_index import scans_of
 from aifx.data.readers.documents import find_files
-from aifx.data.readers.encodings import FileScan, TextFile
+from aifx.data.readers.encodings import FileScan
+from aifx.data.readers.sources import SourceFile, local_file
 from aifx.data.sections import DatasetSection, ImagesSection, TextSection, TokenSection
 from aifx.data.splits import SPLITS
 
@@ -38,7 +39,7 @@ class ImplicitVersion:
     """
 
     key: str
-    files: Mapping[TextFile, FileScan]
+    files: Mapping[SourceFile, FileScan]
 
     @cached_property
     def sha256(self) -> str:
@@ -56,7 +57,7 @@ class ImplicitVersion:
         return {"sha256": self.sha256, "files": len(self.files)}
 
 
-def named_files(section: Section, project: Project) -> dict[str, list[TextFile]]:
+def named_files(section: Section, project: Project) -> dict[str, list[SourceFile]]:
     """The files that the keys of `[data]` name, by key: none if `data.dataset` is set or the data is pictures.
 
     Raises DataError.
@@ -67,7 +68,7 @@ def named_files(section: Section, project: Project) -> dict[str, list[TextFile]]
         found = {f"data.{split}": find_files(getattr(section, split), project, f"data.{split}") for split in SPLITS}
         return {key: files for key, files in found.items() if files}
     path = getattr(section, "path", None)
-    return {"data.path": [TextFile(project.root / path, path)]} if path else {}
+    return {"data.path": [local_file(project.root / path, path)]} if path else {}
 
 
 def implicit_versions(section: Section, project: Project) -> dict[str, ImplicitVersion]:
@@ -96,7 +97,7 @@ def find_implicit(reference: str, section: Section, project: Project, *, again: 
 
 
 def _version(
-    key: str, files: list[TextFile], section: Section, project: Project, *, again: bool = False
+    key: str, files: list[SourceFile], section: Section, project: Project, *, again: bool = False
 ) -> ImplicitVersion:
     text_field = section.text_field if isinstance(section, TextSection) else None
     return ImplicitVersion(key, scans_of(files, text_field, project, again=again))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from aifx.data.arrays import WEIGHTS
 from aifx.data.base import Batch, DataFormat
 from aifx.data.columns import is_missing, scale_of
 from aifx.data.names import SPLIT
-from aifx.data.readers.rows import InputFile, Row, field, input_file
+from aifx.data.readers.rows import Row, field, input_file
+from aifx.data.readers.sources import SourceFile, local_file
 from aifx.data.sections import SeriesSection
 from aifx.data.series_baselines import series_baselines
 from aifx.data.series_rows import check_places, read_numbers, read_series, read_time
@@ -88,7 +89,7 @@ class SeriesFormat(DataFormat):
     def baselines(self, dataset: SeriesData, split: Split) -> Iterator[tuple[str, np.ndarray]]:
         return series_baselines(dataset, split)
 
-    def read_rows(self, file: InputFile) -> Iterator[Row]:
+    def read_rows(self, file: SourceFile) -> Iterator[Row]:
         """One row per series, with a list per column."""
         section = self.section
         for series in read_series(file, section):
@@ -168,7 +169,7 @@ class SeriesFormat(DataFormat):
 def _rows_of(section: SeriesSection, project: Project) -> RowsOf:
     """The file or version that `[data]` names. Raises UsageError, DataError."""
     if section.dataset is None:
-        return replace(input_file(str(project.root / section.path)), name=section.path)
+        return local_file(project.root / section.path, section.path)
     part = open_single(section.dataset, project, "table")
     if part.has_column(SPLIT):
         parent = part.manifest.parents[0] if part.manifest.parents else "NAME@VERSION"

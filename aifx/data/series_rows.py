@@ -14,8 +14,9 @@ import numpy as np
 
 from aifx.core.errors import DataError
 from aifx.data.columns import as_number, is_missing
-from aifx.data.readers.rows import FORMATS, InputFile, unknown_format
+from aifx.data.readers.rows import FORMATS, unknown_format
 from aifx.data.readers.rows import field as value_of
+from aifx.data.readers.sources import SourceFile
 from aifx.data.sections import SeriesSection
 from aifx.data.table_file import RowsOf, rows_of
 from aifx.data.time_grid import TimeGrid, parse_parts, parse_time
@@ -49,8 +50,8 @@ class _Collected:
 
 def read_series(file: RowsOf, section: SeriesSection) -> list[SeriesRows]:
     """The series of a .csv, .jsonl or .parquet file or a version, by name. Raises DataError naming file and line."""
-    if isinstance(file, InputFile) and (file.format not in FORMATS or file.format == "txt"):
-        raise unknown_format(file, [name for name in FORMATS if name != "txt"])
+    if isinstance(file, SourceFile) and file.format not in FORMATS:
+        raise unknown_format(file, FORMATS)
     collected: dict[str, _Collected] = {}
     for row in rows_of(file):
         try:
@@ -119,6 +120,6 @@ def _number(values: Mapping[str, Any], column: str) -> float:
 
 def _place(file: RowsOf, number: int) -> str:
     """The place of a row by its number, for errors: the file is read again."""
-    if isinstance(file, InputFile) and file.path is None:
+    if isinstance(file, SourceFile) and file.is_stdin:
         return f"{file.name}: row {number}"
     return next(row.place for row in islice(rows_of(file), number - 1, None))

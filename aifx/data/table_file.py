@@ -15,12 +15,11 @@ import numpy as np
 from aifx.core.errors import DataError, did_you_mean
 from aifx.data.columns import is_missing
 from aifx.data.names import RESERVED, ROW
-from aifx.data.readers.rows import InputFile, Row, input_file, read_rows
+from aifx.data.readers.rows import FORMATS, Row, read_rows
+from aifx.data.readers.sources import SourceFile, local_file
 from aifx.data.versions.parts import DatasetPart
 
 logger = logging.getLogger(__name__)
-
-FORMATS = ("csv", "parquet", "jsonl")
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class VersionRows:
         return [value for _, batch in self.part.batches([name]) for value in batch.column(0).to_pylist()]
 
 
-RowsOf: TypeAlias = InputFile | VersionRows
+RowsOf: TypeAlias = SourceFile | VersionRows
 """What the rows of a table are read from."""
 
 
@@ -124,7 +123,7 @@ def places_of(file: RowsOf, numbers: np.ndarray) -> list[str]:
 
 def read_table(path: Path, name: str) -> Table:
     """The table at `path`, as `table_of` reads it. Raises DataError."""
-    file = replace(input_file(str(path)), name=name)
+    file = local_file(path, name)
     if file.format not in FORMATS:
         why = f"a table is a file of {', '.join(f'.{format}' for format in FORMATS)}"
         raise DataError(f"{name} cannot be read as a table", why, f"ls -l {name}")

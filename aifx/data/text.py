@@ -20,7 +20,8 @@ from aifx.data.base import TEXT_BYTES, Batch, DataFormat
 from aifx.data.blocks import read_cached, read_checked, write_checked
 from aifx.data.corpus import TextCorpus, file_corpus, open_corpus, split_corpus
 from aifx.data.mixing import Turns
-from aifx.data.readers.rows import InputFile, Row, field, read_rows
+from aifx.data.readers.rows import Row, field, read_rows
+from aifx.data.readers.sources import SourceFile
 from aifx.data.sections import OWN_TOKENIZERS, TextSection
 from aifx.data.sequences import Sequences, StreamSequences, packed_documents, stream_windows
 from aifx.data.spec import DataSpec, Field
@@ -193,7 +194,7 @@ class TextFormat(TokenFormat):
         corpus = split_corpus(split, self.section, project)
         return None if corpus is None else self._open(corpus)
 
-    def read_rows(self, file: InputFile) -> Iterator[Row]:
+    def read_rows(self, file: SourceFile) -> Iterator[Row]:
         """A .txt file is one text, as it is in training."""
         return read_rows(file, text_field=self.section.text_field)
 

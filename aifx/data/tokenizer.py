@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from aifx.core.errors import DataError
-from aifx.data.readers.documents import check_regular
+from aifx.data.readers.sources import check_regular
 from aifx.data.tokenizer_checks import check_description, check_vocabulary, library_errors, most_bytes_of_token
 
 END_OF_TEXT = "<|endoftext|>"

@@ -14,7 +14,7 @@ from aifx.core.project import Project
 from aifx.data.corpus import by_block
 from aifx.data.names import CLUSTER, ROW, SPLIT
 from aifx.data.readers.documents import Piece, in_pieces
-from aifx.data.readers.parquet_columns import column_bytes
+from aifx.data.readers.parquet import column_bytes
 from aifx.data.sections import TextSection
 from aifx.data.splits import SPLITS, Split, split_of
 from aifx.data.versions.parts import DatasetPart, open_parts

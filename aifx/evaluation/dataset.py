@@ -17,7 +17,7 @@ from aifx.core.json_values import plain
 from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
 from aifx.data.base import undefined
-from aifx.data.readers.documents import check_regular
+from aifx.data.readers.sources import check_regular
 from aifx.evaluation.held_out import SAFE_OVERRIDES, Part, check_overrides, measure_part, reports_of_step
 from aifx.loading.references import with_references
 from aifx.loading.restore import restore_run

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from aifx.core.errors import DataError
-from aifx.data.readers.documents import check_regular
-from aifx.data.readers.rows import InputFile, Row, read_rows
+from aifx.data.readers.rows import Row, read_rows
+from aifx.data.readers.sources import check_regular, local_file
 
 TEXTS = ("query", "question", "ctx", "prompt", "text", "doc_to_text", "question_stem", "goal")
 CHOICES = ("choices", "endings", "doc_to_choice")
@@ -55,12 +55,12 @@ def read_questions(path: Path) -> list[Question]:
     """The questions of a .jsonl or .parquet file. Raises DataError that names the file and the line."""
     name = str(path)
     check_regular(path, name, "a benchmark is a file", "aifx eval --benchmark FILE.jsonl")
-    format = path.suffix.lower().removeprefix(".")
-    if format not in ("jsonl", "parquet"):
+    file = local_file(path)
+    if file.format not in ("jsonl", "parquet"):
         raise DataError(
             f"{name}: no reader for questions", "they are rows of .jsonl or .parquet", "write a .jsonl file"
         )
-    questions = [_question(row) for row in read_rows(InputFile(name, path, format))]
+    questions = [_question(row) for row in read_rows(file)]
     if not questions:
         raise DataError(f"{name} has no question", "it is empty", "put rows into it")
     if len({bool(question.choices) for question in questions}) > 1:

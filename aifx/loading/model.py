@@ -10,7 +10,8 @@ from typing import Any
 
 from aifx.data.base import DataFormat, undefined
 from aifx.data.frames import Rows, rows_of
-from aifx.data.readers.rows import InputFile, Row, input_file
+from aifx.data.readers.rows import Row, input_file
+from aifx.data.readers.sources import SourceFile
 from aifx.loading.prediction import predict_rows
 from aifx.loading.restore import RestoredRun
 
@@ -61,13 +62,13 @@ class LoadedModel:
         rows = self.read([input_file(str(path)) for path in paths])
         return (prediction for _, prediction in predict_rows(self.trained, rows))
 
-    def read(self, files: Iterable[InputFile]) -> Iterator[Row]:
+    def read(self, files: Iterable[SourceFile]) -> Iterator[Row]:
         """The rows of files as the task reads them. Raises DataError naming the file and the line."""
         for file in files:
             yield from self._format.read_rows(file)
 
     def write_predictions(
-        self, files: Iterable[InputFile], write: Callable[[list[dict[str, Any]]], None]
+        self, files: Iterable[SourceFile], write: Callable[[list[dict[str, Any]]], None]
     ) -> tuple[int, list[str]]:
         """Predict each row of the files, and call `write` with records in chunks.
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from aifx.core.errors import DataError, UsageError
 from aifx.core.json_values import plain
 from aifx.data.names import ROW
-from aifx.data.readers.parquet_columns import open_parquet
+from aifx.data.readers.parquet import open_parquet
 from aifx.data.readers.rows import input_file, read_rows
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.verification import check_shards
@@ -107,7 +107,7 @@ def read_queries(name: str, text_field: str = "text") -> list[str]:
             texts = [field for field, value in row.values.items() if isinstance(value, str)]
             hint = f"--text-field {texts[0]}" if texts else f"head -{row.number} {name}"
             raise DataError(f"{row.place}: no text in the field {text_field!r}", "each row is a query", hint)
-        found += [line for line in text.splitlines() if line.strip()] if file.format == "txt" else [text]
+        found += [line for line in text.splitlines() if line.strip()] if file.format == "text" else [text]
     if not found:
         raise UsageError(f"{name} has no query", "it has no text", f"head {name}")
     return found

@@ -13,7 +13,8 @@ import numpy as np
 
 from aifx.core.errors import DataError, UsageError
 from aifx.core.processes import Child, aifx_command
-from aifx.data.readers.rows import InputFile, read_rows
+from aifx.data.readers.rows import read_rows
+from aifx.data.readers.sources import local_file
 from aifx.loading.restore import RestoredRun
 from aifx.serving.engine import Engine
 from aifx.serving.requests import (
@@ -73,7 +74,7 @@ class Check:
 def read_canary(path: Path) -> list[Prompt]:
     """The prompts of a .jsonl file: objects with "prompt", and "answer", "contains" or both. Raises DataError."""
     prompts = []
-    for row in read_rows(InputFile(str(path), path, "jsonl")):
+    for row in read_rows(local_file(path, format="jsonl")):
         values = {key: row.values.get(key, "") for key in ("prompt", "answer", "contains")}
         if unknown := sorted(set(row.values) - set(values)):
             raise DataError(

@@ -18,7 +18,7 @@ from aifx.data.chat.format import ChatData, ChatFormat
 from aifx.data.chat.rows import Conversation, Preference, read_chats
 from aifx.data.chat.section import ChatSection
 from aifx.data.chat.sequences import Mix
-from aifx.data.readers.encodings import TextFile
+from aifx.data.readers.sources import local_file
 
 Write = Callable[..., Path]
 Open = Callable[..., ChatData]
@@ -63,7 +63,7 @@ def conversations(data: ChatData, split: str = "train") -> list[str]:
 def parsed(tmp_path: Path, row: dict[str, Any]) -> Conversation | Preference:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n" + json.dumps(row) + "\n")
-    (found,) = read_chats(TextFile(path, "rows.jsonl"))
+    (found,) = read_chats(local_file(path, "rows.jsonl"))
     return found
 
 

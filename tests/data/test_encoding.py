@@ -16,7 +16,8 @@ from prose import prose
 from aifx.core.errors import AifxError, DataError
 from aifx.core.project import Project
 from aifx.data.readers.documents import find_files, read_documents
-from aifx.data.readers.encodings import DecodeErrors, TextFile, scan_text
+from aifx.data.readers.encodings import DecodeErrors, scan_text
+from aifx.data.readers.sources import local_file
 from aifx.data.text import TextData
 
 Write = Callable[..., Path]
@@ -27,7 +28,7 @@ GERMAN = "Ein schöner Tag für die Bäume. " * 50
 
 
 def read(path: Path, errors: DecodeErrors = "strict") -> str:
-    return "".join(piece.text for piece in read_documents(TextFile(path, path.name), "text", errors=errors))
+    return "".join(piece.text for piece in read_documents(local_file(path, path.name), "text", errors=errors))
 
 
 def refusal(open_: Open, *train: str) -> AifxError:
@@ -82,7 +83,7 @@ def test_bytes_are_dropped_or_replaced_as_python_does(tmp_path_factory: pytest.T
     content = data.removeprefix(MARK)
     assert read(path, "replace") == content.decode(errors="replace")
     assert read(path, "skip") == content.decode(errors="ignore")
-    assert scan_text(TextFile(path, "a.txt")).num_bad == len(content) - len(content.decode(errors="ignore").encode())
+    assert scan_text(local_file(path, "a.txt")).num_bad == len(content) - len(content.decode(errors="ignore").encode())
 
 
 def test_replaced_and_dropped_bytes_are_reported_per_file(write: Write, open_: Open, logged: list[str]) -> None:

@@ -46,7 +46,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are read."""
     names: list[str] = []
 
-    def spy(file: file_index.TextFile, text_field: str) -> file_index.FileScan:
+    def spy(file: file_index.SourceFile, text_field: str) -> file_index.FileScan:
         names.append(file.name)
         return scan_file(file, text_field)
 
@@ -197,7 +197,7 @@ def test_text_without_bad_bytes_is_divided_in_one_reading(
     started: list[str] = []
     read_documents = corpus.read_documents
 
-    def spy(file: file_index.TextFile, *args: object, **how: object) -> object:
+    def spy(file: file_index.SourceFile, *args: object, **how: object) -> object:
         started.append(file.name)
         return read_documents(file, *args, **how)  # type: ignore[arg-type]
 

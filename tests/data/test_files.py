@@ -22,7 +22,7 @@ from aifx.core.errors import AifxError, DataError
 from aifx.core.project import Project
 from aifx.data.readers import encodings
 from aifx.data.readers.documents import PIECE_CHARACTERS, find_cut, find_files, read_documents
-from aifx.data.readers.encodings import TextFile
+from aifx.data.readers.sources import local_file
 from aifx.data.text import TextData
 from aifx.data.tokenizer import WORDS, Tokenizer, train_tokenizer
 
@@ -34,7 +34,7 @@ LINE = json.dumps({"text": TEXT}).encode() + b"\n"
 def documents(path: Path, field: str = "text") -> list[str]:
     """The documents of a file, put together again."""
     found, parts = [], []
-    for piece in read_documents(TextFile(path, path.name), field):
+    for piece in read_documents(local_file(path, path.name), field):
         parts.append(piece.text)
         if piece.closes:
             found.append("".join(parts))
@@ -147,7 +147,7 @@ def test_an_unreadable_file_is_named(project: Project, write: Write) -> None:
     script = (
         "import os; from pathlib import Path; from aifx.data.readers.documents import *\n"
         "os.getuid() or os.setuid(65534)\n"
-        "try: scan_file(TextFile(Path('secret.txt'), 'data/secret.txt'), 'text')\n"
+        "try: scan_file(local_file(Path('secret.txt'), 'data/secret.txt'), 'text')\n"
         "except DataError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=path.parent, capture_output=True, text=True)
@@ -171,11 +171,11 @@ def test_decoding_in_blocks_is_decoding(tmp_path_factory: pytest.TempPathFactory
     usual, encodings.BLOCK_BYTES = encodings.BLOCK_BYTES, block
     try:
         if (wrong := not_utf8(data)) is None:
-            text = "".join(piece.text for piece in read_documents(TextFile(path, "a.txt"), "text"))
+            text = "".join(piece.text for piece in read_documents(local_file(path, "a.txt"), "text"))
             assert text.encode() == data.removeprefix(codecs.BOM_UTF8)
             return
         with pytest.raises(DataError) as caught:
-            list(read_documents(TextFile(path, "a.txt"), "text"))
+            list(read_documents(local_file(path, "a.txt"), "text"))
         assert caught.value.what == f"a.txt:{data[:wrong].count(10) + 1}: not UTF-8"
         assert caught.value.why.startswith(f"byte {wrong} is 0x{data[wrong]:02x}")
     finally:
@@ -226,7 +226,7 @@ def test_cut_text_has_the_tokens_of_the_whole(tokenizer: Tokenizer, text: str) -
 
 def test_long_documents_come_in_pieces(write: Write) -> None:
     text = prose(60_000)
-    pieces = list(read_documents(TextFile(write("long.txt", text), "long.txt"), "text"))
+    pieces = list(read_documents(local_file(write("long.txt", text), "long.txt"), "text"))
     assert "".join(piece.text for piece in pieces) == text
     assert [piece.closes for piece in pieces] == [False] * (len(pieces) - 1) + [True]
     assert len(pieces) > 5
@@ -236,7 +236,7 @@ def test_long_documents_come_in_pieces(write: Write) -> None:
 
 def test_text_without_a_place_to_cut_is_one_piece(write: Write) -> None:
     text = "字" * 200_000
-    pieces = list(read_documents(TextFile(write("long.txt", text), "long.txt"), "text"))
+    pieces = list(read_documents(local_file(write("long.txt", text), "long.txt"), "text"))
     assert [piece.text for piece in pieces] == [text]
 
 

@@ -6,13 +6,14 @@ import gzip
 import io
 import json
 import math
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aifx.core.errors import AifxError, DataError
-from aifx.data.readers import rows as reading
 from aifx.data.readers.rows import Row, input_file, read_rows
 from aifx.data.row_writers import flat, json_line, open_writer
 
@@ -25,6 +26,44 @@ def test_cells_between_semicolons_or_tabs(tmp_path: Path) -> None:
     for mark in ";\t":
         (tmp_path / "a.csv").write_text(f'\ufeffname{mark}x\n"a{mark}b"{mark}1.5\n')
         assert [row.values for row in read(tmp_path / "a.csv")] == [{"name": f"a{mark}b", "x": "1.5"}]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.txt", "a.jsonl"])
+def test_one_byte_order_mark_is_no_content(tmp_path: Path, name: str) -> None:
+    """Training on text removed the first of two, and reading rows both."""
+    content = '{"x": 1}' if name.endswith("l") else "x\n1\n"
+    (tmp_path / name).write_text(f"\ufeff\ufeff{content}")
+    if name == "a.jsonl":
+        with pytest.raises(DataError, match=r"a\.jsonl:1: not JSON"):
+            read(tmp_path / name)
+        return
+    (row,) = read(tmp_path / name)
+    assert list(row.values.items()) == [("\ufeffx", "1")] if name == "a.csv" else [("text", "\ufeffx\n1\n")]
+
+
+def test_the_bad_bytes_of_a_table_are_counted_and_not_replaced(tmp_path: Path) -> None:
+    """`data.errors` is for text alone, so the hint converts the file."""
+    (tmp_path / "a.csv").write_bytes("x\nschöne Bäume\n".encode() * 9 + b"\xe9\n1\n\xff\n")
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "a.csv")
+    assert caught.value.what == f"{tmp_path}/a.csv:19: not UTF-8"
+    assert "2 bad bytes in this file" in caught.value.why
+    assert caught.value.hint.startswith("iconv -c -f UTF-8 -t UTF-8 ")
+
+
+def test_rows_of_a_stream_of_the_process() -> None:
+    """As the shell passes `<(command)`. A stream cannot be read again to count what is wrong in it."""
+    for data, expected in ((b"\xef\xbb\xbfx\n1\n", {"x": "1"}), (b"x\n\xff\n", None)):
+        reader, writer = os.pipe()
+        os.write(writer, data)
+        os.close(writer)
+        file = input_file(f"/dev/fd/{reader}", "csv")
+        if expected:
+            assert [row.values for row in read_rows(file)] == [expected]
+        else:
+            with pytest.raises(DataError, match=rf"/dev/fd/{reader}:2: not UTF-8"):
+                list(read_rows(file))
+        os.close(reader)
 
 
 def test_rows_of_csv(tmp_path: Path) -> None:
@@ -100,7 +139,7 @@ def test_files_are_read_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyP
     class Stdin:
         buffer = Endless()
 
-    monkeypatch.setattr(reading.sys, "stdin", Stdin)
+    monkeypatch.setattr(sys, "stdin", Stdin)
     found = read_rows(input_file("-"))
     assert [next(found).number for _ in range(1000)][-1] == 1000
     assert Stdin.buffer.lines == 1000

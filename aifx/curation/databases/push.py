@@ -17,7 +17,7 @@ from aifx.curation.databases.postgresql import asking, connection_to
 from aifx.curation.databases.sent_rows import SentRows, check_copied
 from aifx.curation.databases.urls import DatabaseUrl, parse_database_url
 from aifx.data.names import RESERVED
-from aifx.data.readers.parquet_columns import open_parquet
+from aifx.data.readers.parquet import open_parquet
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.lineage import record_push
 from aifx.data.versions.manifest import Version

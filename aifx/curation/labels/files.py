@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,6 +22,8 @@ from aifx.curation.labels.label_studio import read_tasks, task_of
 from aifx.curation.labels.store import Entry, LabelLog, LabelState, now
 from aifx.data.names import ROW
 from aifx.data.readers.csv_rows import CsvText, NotCsv, csv_rows, escape_formula, unescape_formula
+from aifx.data.readers.lines import read_lines
+from aifx.data.readers.sources import local_file
 from aifx.data.versions.manifest import Version
 
 LabelFormat: TypeAlias = Literal["label-studio", "jsonl", "csv"]
@@ -138,21 +139,22 @@ def read_labels(
 ) -> Iterator[FileLabel]:
     """The labels of a file. Raises DataError for one that cannot be read, or not in the format."""
     try:
-        data = read_input(path, limit=RECORDS_LIMIT)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read", error.strerror or str(error), f"ls -l {path}") from None
-    try:
         if format == "label-studio":
+            data = read_input(path, limit=RECORDS_LIMIT)
             yield from read_tasks(parse_json(data), str(path), shown, column, predictions=predictions)
-        elif format == "jsonl":
-            lines = ((number, line) for number, line in enumerate(data.splitlines(), 1) if line.strip())
-            for number, line in lines:
-                yield _from_record(parse_json(line), f"{path}:{number}")
+            return
+        lines = read_lines(local_file(path))
+        if format == "jsonl":
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _from_record(parse_json(line), f"{path}:{number}")
         else:
-            rows = csv_rows(io.StringIO(data.decode("utf-8-sig"), newline=""))
+            rows = csv_rows(lines)
             _, names = next(rows, (0, []))
             for number, cells in filter(itemgetter(1), rows):
                 yield _from_record(dict(zip(names, map(unescape_formula, cells), strict=False)), f"{path}:{number}")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read", error.strerror or str(error), f"ls -l {path}") from None
     except NotCsv as e:
         raise DataError(f"{path}:{e.line}: not CSV", str(e), f"sed -n {e.line}p {path}") from None
     except ValueError as e:

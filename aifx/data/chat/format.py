@@ -21,8 +21,8 @@ from aifx.data.chat.rows import Preference, find_chats, parse_row
 from aifx.data.chat.section import ChatSection
 from aifx.data.chat.sequences import ChatRows, Mix, Truncation, empty_chats, fit
 from aifx.data.chat.store import ChatFiles, ChatTokens, files_of_split, open_files, tokenize, tokens_digest
-from aifx.data.readers.encodings import TextFile
 from aifx.data.readers.rows import Row
+from aifx.data.readers.sources import local_file
 from aifx.data.sections import OWN_TOKENIZERS
 from aifx.data.spec import DataSpec, Field
 from aifx.data.splits import SPLITS, Split
@@ -153,7 +153,7 @@ class ChatFormat(TokenFormat):
         return cls(section, chat_spec(section, size), tokenizer, renderer)
 
     def open_file(self, path: Path) -> ChatData:
-        return self._open(files_of_split([TextFile(path, str(path))], "test"))
+        return self._open(files_of_split([local_file(path)], "test"))
 
     def open_split(self, split: Split, project: Project) -> ChatData | None:
         patterns = () if split == "train" or self.section.dataset is not None else getattr(self.section, split)

@@ -17,7 +17,7 @@ from aifx.core.parsing import parse_json
 from aifx.data.chat.rows import FIELDS, Message, Preference, parse_row
 from aifx.data.names import CHAT, RESERVED
 from aifx.data.readers.base import BadRow, Batch, ReadOptions
-from aifx.data.readers.formats import READERS, Format, Reader
+from aifx.data.readers.columnar import READERS, Reader
 from aifx.data.readers.lines import line_blocks
 from aifx.data.readers.rows import Row
 from aifx.data.readers.streams import open_utf8
@@ -60,7 +60,7 @@ def _of_columns(reader: Reader) -> Reader:
     return Reader(_find_schema, read)
 
 
-CHAT_READERS: Mapping[Format, Reader] = {
+CHAT_READERS: Mapping[str, Reader] = {
     "jsonl": Reader(_find_schema, _read_lines),
     "parquet": _of_columns(READERS["parquet"]),
     "query": _of_columns(READERS["query"]),

@@ -25,8 +25,8 @@ from aifx.core.parsing import parse_json
 from aifx.core.project import Project
 from aifx.data.names import CHAT, CLUSTER, ROW, SPLIT
 from aifx.data.readers.documents import find_files
-from aifx.data.readers.encodings import TextFile
-from aifx.data.readers.rows import InputFile, Row, read_rows
+from aifx.data.readers.rows import Row, read_rows
+from aifx.data.readers.sources import SourceFile
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Fixed, since a template may make a role part of a special token."""
@@ -37,7 +37,7 @@ WRITERS = {"human": "user", "gpt": "assistant"} | {role: role for role in ROLES}
 FIELDS = ("messages", "prompt", "completion", "chosen", "rejected", "conversations", "instruction", "output")
 """Of a conversation or preference, one or more of which a row has."""
 
-FORMATS = (".jsonl", ".parquet")
+FORMATS = ("jsonl", "parquet")
 
 Message: TypeAlias = Mapping[str, Any]
 
@@ -78,12 +78,12 @@ class Preference(NamedTuple):
     rejected: Conversation
 
 
-def find_chats(patterns: Sequence[str], project: Project, key: str) -> list[TextFile]:
+def find_chats(patterns: Sequence[str], project: Project, key: str) -> list[SourceFile]:
     """The files that the configuration key `key` names. Raises DataError for one whose rows have no fields."""
     return [check_chat_file(file) for file in find_files(patterns, project, key)]
 
 
-def check_chat_file(file: TextFile) -> TextFile:
+def check_chat_file(file: SourceFile) -> SourceFile:
     """The file. Raises DataError if its format has no rows with fields."""
     if file.format not in FORMATS:
         why = "conversations are rows of .jsonl or .parquet"
@@ -91,9 +91,9 @@ def check_chat_file(file: TextFile) -> TextFile:
     return file
 
 
-def read_chats(file: TextFile) -> Iterator[Conversation | Preference]:
+def read_chats(file: SourceFile) -> Iterator[Conversation | Preference]:
     """The rows of a file in order. Raises DataError that names the file and the line."""
-    for row in read_rows(InputFile(file.name, file.path, file.format.removeprefix("."))):
+    for row in read_rows(file):
         found, split, cluster = parse_row(row), row.values.get(SPLIT), row.values.get(CLUSTER)
         if isinstance(found, Preference):
             yield Preference(*(replace(answer, split=split, cluster=cluster) for answer in found))
@@ -101,7 +101,7 @@ def read_chats(file: TextFile) -> Iterator[Conversation | Preference]:
             yield replace(found, split=split, cluster=cluster)
 
 
-def read_conversations(file: TextFile) -> Iterator[Conversation]:
+def read_conversations(file: SourceFile) -> Iterator[Conversation]:
     """The rows of a file, each a conversation. Raises DataError for a preference, too."""
     for found in read_chats(file):
         if isinstance(found, Preference):
@@ -121,7 +121,7 @@ class _Answer(Conversation):
         return Conversation(self.messages[: self.prompt_length], 0, self.place, self.tools).key
 
 
-def read_pairs(file: TextFile) -> Iterator[Conversation]:
+def read_pairs(file: SourceFile) -> Iterator[Conversation]:
     """The chosen and the rejected answer of each row in turn. Raises DataError for a row without two answers."""
     for found in read_chats(file):
         if not isinstance(found, Preference):

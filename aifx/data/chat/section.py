@@ -22,7 +22,7 @@ from aifx.data.sections import (
 )
 
 if TYPE_CHECKING:
-    from aifx.data.readers.encodings import TextFile
+    from aifx.data.readers.sources import SourceFile
 
 
 class ChatSection(DatasetSection, TokenSection):
@@ -90,7 +90,7 @@ class ChatSection(DatasetSection, TokenSection):
 
         return self._read_first_rows(project, read_chats)
 
-    def _read_first_rows(self, project: Project, read: Callable[[TextFile], Iterator[object]]) -> int:
+    def _read_first_rows(self, project: Project, read: Callable[[SourceFile], Iterator[object]]) -> int:
         """Read a row of each file, and return the number of files. Raises DataError."""
         from aifx.data.chat.rows import find_chats
 

@@ -21,8 +21,7 @@ from aifx.data.chat.rendering import ChatRenderer
 from aifx.data.chat.rows import Conversation, check_chat_file, find_chats, read_conversations
 from aifx.data.chat.section import ChatSection
 from aifx.data.names import SPLIT
-from aifx.data.readers.documents import check_regular
-from aifx.data.readers.encodings import TextFile, reading
+from aifx.data.readers.sources import SourceFile, check_regular, local_file, reading
 from aifx.data.splits import SPLITS, Split, split_of
 from aifx.data.versions.parts import DatasetPart, open_single
 
@@ -34,9 +33,9 @@ KIND, VERSION = "chat store", 1
 TOKENS_VERSION = 1
 """Version of the tokens in it: a part of the digest of a run's data, which a resume compares."""
 
-ReadChats: TypeAlias = Callable[[TextFile], Iterator[Conversation]]
+ReadChats: TypeAlias = Callable[[SourceFile], Iterator[Conversation]]
 
-Entries: TypeAlias = Sequence[tuple[Split, Sequence[TextFile]]]
+Entries: TypeAlias = Sequence[tuple[Split, Sequence[SourceFile]]]
 """The files of each split; those of `data.train` separately for each of its entries."""
 
 
@@ -55,7 +54,7 @@ class ChatFiles:
     part: DatasetPart | None = None
 
     @property
-    def files(self) -> list[TextFile]:
+    def files(self) -> list[SourceFile]:
         return [file for _, files in self.entries for file in files]
 
     def names(self, split: Split) -> str:
@@ -79,7 +78,7 @@ class ChatFiles:
     def place(self, tokens: ChatTokens, number: int) -> str:
         """The file and line of a conversation, for messages."""
         file, row = self.files[int(tokens.files[number])], int(tokens.rows[number])
-        return f"{file.name}: row {row}" if file.format == ".parquet" else f"{file.name}:{row}"
+        return f"{file.name}: row {row}" if file.format == "parquet" else f"{file.name}:{row}"
 
     def split_of(self, conversation: Conversation, split: Split) -> Split:
         """Where a conversation of a file goes; equal ones of the training files stay together."""
@@ -123,7 +122,7 @@ def open_files(section: ChatSection, project: Project) -> ChatFiles:
     """The project's files. Raises DataError for what is missing, in two splits, or no .jsonl or .parquet."""
     if section.dataset is not None:
         return _files_of_version(section.dataset, section, project)
-    entries: list[tuple[Split, list[TextFile]]] = []
+    entries: list[tuple[Split, list[SourceFile]]] = []
     seen: set[Path] = set()
     for pattern in section.train:
         found = find_chats((pattern,), project, "data.train")
@@ -142,7 +141,7 @@ def open_files(section: ChatSection, project: Project) -> ChatFiles:
 def _files_of_version(reference: str, section: ChatSection, project: Project) -> ChatFiles:
     """The shards of a version, each row of which is a conversation or a pair. Raises UsageError, DataError."""
     part = open_single(reference, project, "chat")
-    shards = [TextFile(path, f"{part.reference}/{path.name}") for path in part.version.shards]
+    shards = [local_file(path, f"{part.reference}/{path.name}") for path in part.version.shards]
     fractions: dict[Split, float] = dict.fromkeys(SPLITS, 0.0)
     if not part.has_column(SPLIT):
         fractions |= {"validation": section.validation_fraction, "test": section.test_fraction}
@@ -151,7 +150,7 @@ def _files_of_version(reference: str, section: ChatSection, project: Project) ->
     return ChatFiles([("train", shards)], fractions, digest, part)
 
 
-def files_of_split(files: Sequence[TextFile], split: Split) -> ChatFiles:
+def files_of_split(files: Sequence[SourceFile], split: Split) -> ChatFiles:
     """Files that are one split. Raises DataError."""
     for file in files:
         check_regular(check_chat_file(file).path, file.name, "a data set is a file", "aifx eval --data FILE")
@@ -171,11 +170,11 @@ def tokens_digest(files: ChatFiles, renderer: ChatRenderer, *kind: str) -> str:
 
 def _with_digest(entries: Entries, fractions: Mapping[Split, float]) -> ChatFiles:
     digest = Sha256(repr(sorted(fractions.items())).encode())
-    seen: dict[str, tuple[Split, TextFile]] = {}
+    seen: dict[str, tuple[Split, SourceFile]] = {}
     for entry, (split, files) in enumerate(entries):
         for file in files:
             content = _digest_of(file)
-            digest.update(f"{entry} {split} {file.format} {file.compression} {content}\n".encode())
+            digest.update(f"{entry} {split} {file.suffix} {file.compression} {content}\n".encode())
             other, first = seen.setdefault(content, (split, file))
             if other != split:
                 what = f"{first.name} of data.{other} and {file.name} of data.{split} are the same, byte for byte"
@@ -184,7 +183,7 @@ def _with_digest(entries: Entries, fractions: Mapping[Split, float]) -> ChatFile
     return ChatFiles(entries, fractions, digest.hexdigest())
 
 
-def _digest_of(file: TextFile) -> str:
+def _digest_of(file: SourceFile) -> str:
     with reading(file):
         return sha256_of_file(file.path)
 

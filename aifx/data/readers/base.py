@@ -115,11 +115,8 @@ def split_valid(
 
     reasons = dict(known or {})
     for name, column in zip(batch.rows.column_names, batch.rows.columns, strict=True):
-        try:
-            column.validate(full=True)
-        except pa.ArrowInvalid:
-            for index in _undecodable(column):
-                reasons.setdefault(index, f"column {name!r} is not UTF-8")
+        for index in rows_not_utf8(column):
+            reasons.setdefault(index, f"column {name!r} is not UTF-8")
     if text_field is not None:
         for index in _without_text(batch.rows.column(text_field), set(reasons)):
             reasons[index] = f"no text in {text_field!r}"
@@ -131,14 +128,21 @@ def split_valid(
     return Batch(batch.rows.filter(keep), batch.numbers.filter(keep), in_order)
 
 
-def _undecodable(column: Any) -> list[int]:
-    found = []
-    for index in range(len(column)):
-        try:
-            column.slice(index, 1).validate(full=True)
-        except ValueError:  # ArrowInvalid
-            found.append(index)
-    return found
+def rows_not_utf8(column: Any) -> list[int]:
+    """The rows with a string that is not UTF-8, which Arrow does not check when it reads.
+
+    Args:
+        column: an array, or a chunked one.
+    """
+    return [] if _is_valid(column) else [row for row in range(len(column)) if not _is_valid(column.slice(row, 1))]
+
+
+def _is_valid(column: Any) -> bool:
+    try:
+        column.validate(full=True)
+    except ValueError:  # ArrowInvalid
+        return False
+    return True
 
 
 def _without_text(column: Any, known: set[int]) -> list[int]:

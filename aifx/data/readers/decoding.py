@@ -20,7 +20,7 @@ from aifx.core.digests import sha256_of, sha256_of_file
 from aifx.core.errors import DataError, EnvironmentFault
 from aifx.core.files import replace_file
 from aifx.core.processes import Child, connect, pump
-from aifx.data.readers.parquet_columns import read_cell
+from aifx.data.readers.parquet import read_cell
 from aifx.data.readers.pictures import BadPicture, Geometry, check_file, decode
 
 PIXELS = "pixels"

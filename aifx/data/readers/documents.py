@@ -10,25 +10,19 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from aifx.core.errors import DataError, did_you_mean
-from aifx.core.parsing import parse_json
 from aifx.core.project import Project
-from aifx.data.readers.encodings import (
-    SUFFIXES,
-    DecodeErrors,
-    FileScan,
-    TextFile,
-    decode_blocks,
-    decode_lines,
-    scan_text,
-)
-from aifx.data.readers.parquet_columns import read_column, scan_column
+from aifx.data.readers.encodings import DecodeErrors, FileScan, decode_blocks, scan_text
+from aifx.data.readers.parquet import read_texts, scan_texts
+from aifx.data.readers.rows import read_rows
+from aifx.data.readers.sources import SourceFile, check_regular, local_file
+
+SUFFIXES = (".txt", ".jsonl", ".parquet", ".txt.gz", ".txt.zst", ".jsonl.gz", ".jsonl.zst")
 
 PIECE_CHARACTERS = 1 << 15
 # Before a single space between two marks, a newline between a letter or digit and a mark, a stop between two letters.
@@ -51,9 +45,14 @@ class Piece:
         return len(self.text) if self.text.isascii() else len(self.text.encode())
 
 
-def find_files(patterns: Sequence[str], project: Project, key: str) -> list[TextFile]:
+def has_reader(file: SourceFile) -> bool:
+    """Whether `read_documents` reads the file."""
+    return file.suffix + file.compression in SUFFIXES
+
+
+def find_files(patterns: Sequence[str], project: Project, key: str) -> list[SourceFile]:
     """The files that `patterns` of the configuration key `key` name, those of one pattern sorted, each once."""
-    found: dict[str, TextFile] = {}
+    found: dict[str, SourceFile] = {}
     folders: dict[str, str] = {}
     for pattern in patterns:
         for file in _find(pattern, project, key):
@@ -71,7 +70,7 @@ def _real_path(path: str, folders: dict[str, str]) -> str:
     return os.path.join(folders[folder], name)
 
 
-def _find(pattern: str, project: Project, key: str) -> list[TextFile]:
+def _find(pattern: str, project: Project, key: str) -> list[SourceFile]:
     is_glob = glob.has_magic(pattern)
     names = sorted(glob.glob(pattern, root_dir=project.root, recursive=True))
     if not names:
@@ -79,7 +78,7 @@ def _find(pattern: str, project: Project, key: str) -> list[TextFile]:
         raise DataError(what, f"looked in {project.root}", f"change {key} in aifx.toml, then: aifx config check")
     files = []
     for name in names:
-        file = TextFile(project.root / name, name, is_matched=is_glob)
+        file = local_file(project.root / name, name, is_matched=is_glob)
         try:
             mode = os.stat(file.path).st_mode
         except OSError:  # opening it gives the reason
@@ -89,7 +88,7 @@ def _find(pattern: str, project: Project, key: str) -> list[TextFile]:
         if not stat.S_ISREG(mode):
             hint = f'{key} = ["{name}/*.txt"]' if stat.S_ISDIR(mode) else "copy its text to a .txt file"
             check_regular(file.path, name, f"{key} takes files and globs", hint)
-        if not file.has_reader:
+        if not has_reader(file):
             what = f"{name}: no reader for {''.join(file.path.suffixes[-2:]) or 'a file without suffix'}"
             hint = f'name the files by suffix: {key} = ["data/*.txt"]'
             raise DataError(what, f"{key} takes {', '.join(SUFFIXES)}", hint)
@@ -99,39 +98,28 @@ def _find(pattern: str, project: Project, key: str) -> list[TextFile]:
     return files
 
 
-def check_regular(path: Path, name: str, why: str, hint: str) -> None:
-    """Raises DataError for a directory, and for a pipe, socket or device, whose reading may never end.
-
-    A path that does not exist passes: opening it gives the reason.
-    """
-    if path.is_dir():
-        raise DataError(f"{name} is a directory", why, hint)
-    if path.exists() and not path.is_file():
-        raise DataError(f"{name} is not a regular file", why, hint)
-
-
-def scan_file(file: TextFile, text_field: str) -> FileScan:
+def scan_file(file: SourceFile, text_field: str) -> FileScan:
     """Read a file once: its digest, its size and the bytes that are not UTF-8. Raises DataError if it is unreadable.
 
     A file that is empty is an error unless a glob matched it.
     """
-    scan = scan_column(file, text_field) if file.format == ".parquet" else scan_text(file)
+    scan = scan_texts(file, text_field) if file.format == "parquet" else scan_text(file)
     if not scan.num_bytes and not file.is_matched:
         raise DataError(f"{file.name} is empty", "there is no text to learn from", "put text into it or leave it out")
     return scan
 
 
 def read_documents(
-    file: TextFile, text_field: str, *, errors: DecodeErrors = "strict", whole: bool = False
+    file: SourceFile, text_field: str, *, errors: DecodeErrors = "strict", whole: bool = False
 ) -> Iterator[Piece]:
     """The documents of a file, in order, in pieces, or each as one piece if `whole`. Empty documents are left out.
 
     Raises DataError naming the file and the place in it.
     """
-    if file.format == ".txt":
+    if file.format == "text":
         yield from in_pieces(decode_blocks(file, errors), whole)
         return
-    for text in _jsonl(file, text_field, errors) if file.format == ".jsonl" else _parquet(file, text_field, errors):
+    for text in _texts(file, text_field, errors):
         if text:
             yield from in_pieces(iter((text,)), whole)
 
@@ -171,33 +159,17 @@ def in_pieces(blocks: Iterator[str], whole: bool) -> Iterator[Piece]:
         yield Piece(rest, closes=True)
 
 
-def _jsonl(file: TextFile, text_field: str, errors: DecodeErrors) -> Iterator[str]:
-    hint = "each line is one JSON object; data.text_field names the field with the text"
-    for place, record in parse_records(decode_lines(file, errors), file.name, hint):
-        if text_field not in record:
-            why = did_you_mean(text_field, record)
-            raise DataError(f"{place}: no field {text_field!r}", why, "aifx train --set data.text_field=NAME")
-        yield _checked(record[text_field], f"{place}: field {text_field!r}")
-
-
-def parse_records(lines: Iterable[str], name: str, hint: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The JSON objects of the lines of the file `name`, each with its place. Raises DataError."""
-    for number, line in enumerate(lines, 1):
-        if not line or line.isspace():
-            continue
-        place = f"{name}:{number}"
-        try:
-            record = parse_json(line)
-        except ValueError as error:
-            raise DataError(f"{place}: not JSON", str(error), hint) from None
-        if not isinstance(record, dict):
-            raise DataError(f"{place}: not a JSON object", f"it is {type(record).__name__}", hint)
-        yield place, record
-
-
-def _parquet(file: TextFile, text_field: str, errors: DecodeErrors) -> Iterator[str]:
-    for row, value in enumerate(read_column(file, text_field, errors), 1):
-        yield _checked(value, f"{file.name}: row {row} of column {text_field!r}")
+def _texts(file: SourceFile, text_field: str, errors: DecodeErrors) -> Iterator[str]:
+    """The text of each row."""
+    if file.format == "parquet":
+        for number, value in enumerate(read_texts(file, text_field, errors), 1):
+            yield _checked(value, f"{file.name}: row {number} of column {text_field!r}")
+        return
+    for row in read_rows(file, errors=errors):
+        if text_field not in row.values:
+            why = did_you_mean(text_field, row.values)
+            raise DataError(f"{row.place}: no field {text_field!r}", why, "aifx train --set data.text_field=NAME")
+        yield _checked(row.values[text_field], f"{row.place}: field {text_field!r}")
 
 
 def _checked(text: object, where: str) -> str:

@@ -1,27 +1,20 @@
-"""Files of text: their formats, compression and byte-order marks, and bytes that are not UTF-8."""
+"""Files of text: their byte order marks, and bytes that are not UTF-8."""
 
 from __future__ import annotations
 
 import codecs
-import gzip
 import re
 import shlex
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from aifx.core.digests import Sha256
 from aifx.core.errors import DataError
 from aifx.core.file_states import FileState
 from aifx.data.readers.likely_encodings import SAMPLE_BYTES, likely_encodings, listed
-
-COMPRESSIONS = (".gz", ".zst")
-COMPRESSIBLE = (".txt", ".jsonl")
-FORMATS = (*COMPRESSIBLE, ".parquet")
-SUFFIXES = (*FORMATS, *(f"{name}{compression}" for name in COMPRESSIBLE for compression in COMPRESSIONS))
+from aifx.data.readers.sources import SourceFile
 
 DecodeErrors: TypeAlias = Literal["strict", "replace", "skip"]
 
@@ -29,30 +22,6 @@ BLOCK_BYTES = 1 << 20
 DECODE_HANDLERS = {"strict": "strict", "replace": "replace", "skip": "ignore"}
 _UNDECODABLE = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is not UTF-8
 _ICONV = {"utf-16-le": "UTF-16LE", "utf-16-be": "UTF-16BE", "mac-roman": "MACINTOSH"}
-
-
-@dataclass(frozen=True)
-class TextFile:
-    """A file that holds documents."""
-
-    path: Path
-    name: str  # for messages: relative to the project if it lies inside
-    is_matched: bool = False  # by a glob, so that it may be empty
-
-    @property
-    def compression(self) -> str:
-        """ ".gz", ".zst" or ""."""
-        suffix = self.path.suffix.lower()
-        return suffix if suffix in COMPRESSIONS else ""
-
-    @property
-    def format(self) -> str:
-        """The suffix without that of a compression, one of FORMATS."""
-        return Path(self.path.stem if self.compression else self.path.name).suffix.lower()
-
-    @property
-    def has_reader(self) -> bool:
-        return self.format in (COMPRESSIBLE if self.compression else FORMATS)
 
 
 @dataclass(frozen=True)
@@ -69,35 +38,17 @@ class FileScan:
 
 
 @contextmanager
-def reading(file: TextFile) -> Iterator[None]:
-    """Turn the refusal to read or decompress `file` into a DataError."""
-    damaged: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
-    if file.compression == ".zst":
-        from backports.zstd import ZstdError
-
-        damaged += (ZstdError,)
-    try:
-        yield
-    except damaged as error:
-        hint = "copy it again, or leave it out"
-        raise DataError(f"{file.name} cannot be decompressed", str(error), hint) from error
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise DataError(f"{file.name} cannot be read", why, f"ls -l {shlex.quote(file.name)}") from error
-
-
-@contextmanager
-def open_content(file: TextFile) -> Iterator[IO[bytes]]:
-    """The file's decompressed bytes, after a UTF-8 byte-order mark. Raises DataError if it cannot be read."""
-    with reading(file), _open(file) as stream:
-        if stream.peek(3)[:3] == codecs.BOM_UTF8:
-            stream.read(3)
+def open_text(file: SourceFile) -> Iterator[Any]:
+    """The decompressed bytes of a file after a byte order mark of UTF-8. Raises DataError if it cannot be read."""
+    with file.open() as stream:
+        if stream.peek(len(codecs.BOM_UTF8)).startswith(codecs.BOM_UTF8):
+            stream.read(len(codecs.BOM_UTF8))
         yield stream
 
 
-def decode_blocks(file: TextFile, errors: DecodeErrors) -> Iterator[str]:
+def decode_blocks(file: SourceFile, errors: DecodeErrors) -> Iterator[str]:
     """The text of a file in blocks, newlines kept. Raises DataError if it is not UTF-8 and `errors` is strict."""
-    with open_content(file) as stream:
+    with open_text(file) as stream:
         blocks = iter(lambda: stream.read(BLOCK_BYTES), b"")
         try:
             yield from codecs.iterdecode(blocks, "utf-8", DECODE_HANDLERS[errors])
@@ -105,17 +56,7 @@ def decode_blocks(file: TextFile, errors: DecodeErrors) -> Iterator[str]:
             raise undecodable({file: scan_text(file)}) from None
 
 
-def decode_lines(file: TextFile, errors: DecodeErrors) -> Iterator[str]:
-    """The lines of a file, as `decode_blocks` decodes them."""
-    with open_content(file) as stream:
-        try:
-            for line in stream:
-                yield line.decode("utf-8", DECODE_HANDLERS[errors])
-        except UnicodeDecodeError:
-            raise undecodable({file: scan_text(file)}) from None
-
-
-def scan_text(file: TextFile) -> FileScan:
+def scan_text(file: SourceFile) -> FileScan:
     """Read a text file once: its digest, and the bytes that are not UTF-8.
 
     UTF-16 without a byte-order mark counts as such bytes, although much of it is valid.
@@ -126,7 +67,7 @@ def scan_text(file: TextFile) -> FileScan:
     where = why = ""
     encodings: list[str] = []
     head = b""
-    with open_content(file) as stream:
+    with open_text(file) as stream:
         start = stream.tell()
         while True:
             block = stream.read(BLOCK_BYTES)
@@ -158,8 +99,12 @@ def scan_text(file: TextFile) -> FileScan:
                 return FileScan(digest.hexdigest(), num_bytes, num_bad, where, why, tuple(encodings))
 
 
-def undecodable(scans: dict[TextFile, FileScan]) -> DataError:
-    """The error for files that hold bytes that are not UTF-8: the first place, all counts, and the way out."""
+def undecodable(scans: dict[SourceFile, FileScan], *, is_replaceable: bool = True) -> DataError:
+    """The error for files that hold bytes that are not UTF-8: the first place, all counts, and the way out.
+
+    Args:
+        is_replaceable: whether training with `data.errors` may replace the bytes.
+    """
     bad = {file: scan for file, scan in scans.items() if scan.where}
     file, first = next(iter(bad.items()))
     total = sum(scan.num_bad for scan in bad.values())
@@ -174,13 +119,13 @@ def undecodable(scans: dict[TextFile, FileScan]) -> DataError:
         parts.append(f"it seems to be {listed(first.encodings)}")
     if total:
         parts.append(f"{total:,} bad byte{'s' * (total > 1)} in {place}")
-    hint = "aifx train --set data.errors=replace  # most of it is UTF-8"
-    return DataError(
-        f"{file.name}{first.where}: not UTF-8", "; ".join(parts), hint if is_utf8 else conversion(file, first.encodings)
-    )
+    hint = conversion(file, first.encodings)
+    if is_utf8 and is_replaceable:
+        hint = "aifx train --set data.errors=replace  # most of it is UTF-8"
+    return DataError(f"{file.name}{first.where}: not UTF-8", "; ".join(parts), hint)
 
 
-def report_bad_bytes(scans: dict[TextFile, FileScan], errors: DecodeErrors) -> list[str]:
+def report_bad_bytes(scans: dict[SourceFile, FileScan], errors: DecodeErrors) -> list[str]:
     """A line per file with bytes that are not UTF-8 and were dropped or replaced; five at most."""
     done = "dropped" if errors == "skip" else "replaced by U+FFFD"
     bad = [(file.name, scan.num_bad) for file, scan in scans.items() if scan.num_bad]
@@ -189,7 +134,7 @@ def report_bad_bytes(scans: dict[TextFile, FileScan], errors: DecodeErrors) -> l
     return [f"{name}: {count:,} bytes are not UTF-8; {done}" for name, count in bad]
 
 
-def conversion(file: TextFile, encodings: Sequence[str]) -> str:
+def conversion(file: SourceFile, encodings: Sequence[str]) -> str:
     """A command that converts a file to UTF-8, from the likeliest of `encodings`."""
     name = shlex.quote(file.name)
     if not encodings:
@@ -199,15 +144,4 @@ def conversion(file: TextFile, encodings: Sequence[str]) -> str:
     if encoding == "utf-8":
         convert = "iconv -c -f UTF-8 -t UTF-8"
     reader = {".gz": "zcat", ".zst": "zstdcat"}.get(file.compression)
-    return f"{reader} {name} | {convert} > fixed{file.format}" if reader else f"{convert} {name} > fixed{file.format}"
-
-
-def _open(file: TextFile) -> Any:
-    """A buffered reader of the decompressed bytes."""
-    if file.compression == ".gz":
-        return gzip.open(file.path, "rb")
-    if file.compression == ".zst":
-        from backports import zstd
-
-        return zstd.open(file.path, "rb")
-    return open(file.path, "rb")
+    return f"{reader} {name} | {convert} > fixed{file.suffix}" if reader else f"{convert} {name} > fixed{file.suffix}"

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
 
 from aifx.data.names import Kind
-from aifx.data.readers import csv, images, jsonl, parquet, query, web
-from aifx.data.readers.base import Batch, ReadOptions
-
-if TYPE_CHECKING:
-    from pyarrow import Schema
 
 Format: TypeAlias = Literal["text", "jsonl", "csv", "parquet", "html", "warc", "image", "query"]
 
@@ -41,33 +35,14 @@ PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".npy", ".npz", ".joblib")
 """Files that may run code when they are read, or hold what does."""
 
 
-@dataclass(frozen=True)
-class Reader:
-    """Reads a format with columns.
-
-    Attributes:
-        find_schema: the columns of a file, by path, compression and options.
-        read: the rows of a file with these columns.
-    """
-
-    find_schema: Callable[..., Schema]
-    read: Callable[[str, str, Schema, ReadOptions], Iterator[Batch]]
-
-
-READERS: Mapping[Format, Reader] = {
-    "jsonl": Reader(jsonl.find_schema, jsonl.read),
-    "csv": Reader(csv.find_schema, csv.read),
-    "parquet": Reader(parquet.find_schema, parquet.read),
-    "html": Reader(web.find_page_schema, web.read_page),
-    "warc": Reader(web.find_archive_schema, web.read_archive),
-    "query": Reader(query.find_schema, query.read),
-    "image": Reader(images.find_schema, images.read),
-}
-
-
 def split_name(name: str) -> tuple[str, str]:
     """The suffix and the compression that a file's name ends with, both in lower case; "" for none."""
     lower = name.lower()
     compression = next((suffix for suffix in COMPRESSIONS if lower.endswith(suffix)), "")
     stem = lower.removesuffix(compression).rpartition("/")[2]
     return (f".{stem.rpartition('.')[2]}" if "." in stem[1:] else ""), compression
+
+
+def format_of(suffix: str) -> str:
+    """The format of files with a suffix; the suffix itself, without its dot, if it is none of SUFFIXES."""
+    return SUFFIXES.get(suffix, suffix.removeprefix("."))

@@ -53,6 +53,11 @@ _PUNCTUATION = frozenset("“”„‘’‚–—…«»€°§\xa0")  # of all
 _CONTROL = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f]")
 
 
+def mark_of(data: bytes) -> tuple[bytes, str]:
+    """The byte order mark that a text begins with, and its encoding; both are empty if there is none."""
+    return next(((mark, encoding) for mark, encoding in BOMS if data.startswith(mark)), (b"", ""))
+
+
 def likely_encodings(sample: bytes) -> list[str]:
     """The encodings that a text may have, as Python calls them, the likeliest first. None if it seems to be no text.
 
@@ -62,9 +67,8 @@ def likely_encodings(sample: bytes) -> list[str]:
     Args:
         sample: from the first byte of a character on. Its last character may be cut.
     """
-    for mark, encoding in BOMS:
-        if sample.startswith(mark):
-            return [encoding if mark == codecs.BOM_UTF8 else encoding[:6]]  # "utf-16" takes the mark away
+    if marked := mark_of(sample)[1]:
+        return [marked if marked == "utf-8" else marked[:6]]  # "utf-16" takes the mark away
     text = sample.decode("utf-8", "surrogateescape")
     is_utf8 = _is_mostly_utf8(sample, text)
     if controls := len(_CONTROL.findall(text)):

@@ -1,4 +1,4 @@
-"""Parquet files: their columns as they are."""
+"""Parquet files: their columns as they are, and the texts in one of them."""
 
 from __future__ import annotations
 
@@ -6,25 +6,167 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from aifx.core.calls import advance
-from aifx.core.errors import DataError
-from aifx.core.os_errors import naming
+from aifx.core.digests import size_and_sha256
+from aifx.core.errors import DataError, did_you_mean
+from aifx.core.os_errors import first_line, naming
 from aifx.data.readers import streams
-from aifx.data.readers.base import BLOCK_BYTES, ROW_BYTES, Batch, DamagedFile, ReadOptions, batch_of, split_valid
-from aifx.data.readers.parquet_columns import open_parquet
+from aifx.data.readers.base import (
+    BLOCK_BYTES,
+    ROW_BYTES,
+    Batch,
+    DamagedFile,
+    ReadOptions,
+    batch_of,
+    rows_not_utf8,
+    split_valid,
+)
+from aifx.data.readers.encodings import DECODE_HANDLERS, DecodeErrors, FileScan, undecodable
+from aifx.data.readers.sources import SourceFile, reading
 from aifx.data.readers.streams import open_bytes
 
 if TYPE_CHECKING:
     from pyarrow import DataType, Schema
 
+BUFFER_BYTES = 1 << 20
+"""Of a column that are read at a time; otherwise a whole row group of it is, as large as its writer made it."""
+
 MOST_ROWS = 1 << 16
 MOST_BYTES = 4 * ROW_BYTES
 """Of a batch."""
+
+
+@contextmanager
+def open_parquet(source: Path | IO[bytes], name: str) -> Iterator[Any]:
+    """The pyarrow.parquet.ParquetFile of `source`. Raises DataError, also for what is read of it in the block."""
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    try:
+        yield parquet.ParquetFile(source, buffer_size=BUFFER_BYTES, pre_buffer=False)
+    except FileNotFoundError:
+        raise DataError(f"{name} is missing", "no such file", "restore it from a copy, or make it again") from None
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the file system; pyarrow also has OSErrors for damaged pages, without a number
+        what = f"{name}: not a Parquet file that can be read"
+        raise DataError(what, first_line(error), "write it again, or leave it out") from None
+
+
+@contextmanager
+def seekable(stream: Any, compression: str) -> Iterator[IO[bytes]]:
+    """The bytes of a stream, in a temporary file if they are decompressed, which takes too long for each place."""
+    if not compression:
+        yield stream
+        return
+    with tempfile.TemporaryFile() as unpacked:
+        while data := stream.read(BLOCK_BYTES):
+            with naming(Path(tempfile.gettempdir())):
+                unpacked.write(data)
+        unpacked.seek(0)
+        yield unpacked
+
+
+def batches_of(file: SourceFile, columns: Sequence[str] | None = None, rows: int = 1024) -> Iterator[Any]:
+    """As `read_batches`, also of a compressed file."""
+    with file.open() as stream, seekable(stream, file.compression) as content:
+        yield from read_batches(content, file.name, columns, rows)
+
+
+def read_batches(
+    source: Path | IO[bytes], name: str, columns: Sequence[str] | None = None, rows: int = 1024
+) -> Iterator[Any]:
+    """Columns of a file in pyarrow.RecordBatches of so many rows, so that memory holds one row group at a time.
+
+    Args:
+        columns: by default all.
+
+    Raises DataError if the file cannot be read or lacks a column.
+    """
+    with open_parquet(source, name) as table:
+        for column in columns or ():
+            _column_index(table, name, column)
+        chosen = None if columns is None else list(columns)
+        yield from table.iter_batches(batch_size=rows, columns=chosen, use_threads=False)
+
+
+def column_bytes(path: Path, name: str, column: str) -> int:
+    """Bytes of a column, uncompressed, as the file's index has them. Raises DataError."""
+    with open_parquet(path, name) as table:
+        index = _column_index(table, name, column)
+        groups = (table.metadata.row_group(group) for group in range(table.metadata.num_row_groups))
+        return sum(group.column(index).total_uncompressed_size for group in groups)
+
+
+@lru_cache(maxsize=1)
+def _whole_column(path: Path, column: str) -> Any:
+    with open_parquet(path, str(path)) as table:
+        return table.read(columns=[column], use_threads=False).column(0)
+
+
+def read_cell(path: Path, column: str, row: int) -> Any:
+    """A value of a file. The column of the file that was read last is kept, so that values in order cost little.
+
+    Raises DataError.
+    """
+    return _whole_column(path, column)[row].as_py()
+
+
+def _column_index(table: Any, name: str, column: str) -> int:
+    names: list[str] = table.schema_arrow.names
+    if column not in names:
+        raise DataError(f"{name}: no column {column!r}", did_you_mean(column, names), "aifx config keys data")
+    return names.index(column)
+
+
+def read_texts(file: SourceFile, text_field: str, errors: DecodeErrors) -> Iterator[object]:
+    """The values of the column `text_field`, in order.
+
+    Raises DataError if the file or the column cannot be read, or a text is not UTF-8 and `errors` is strict.
+    """
+    for batch in batches_of(file, [text_field]):
+        column = batch.column(0)
+        if not rows_not_utf8(column):
+            yield from column.to_pylist()
+            continue
+        try:
+            handler = DECODE_HANDLERS[errors]
+            yield from [value if value is None else value.decode("utf-8", handler) for value in _encoded(column)]
+        except UnicodeDecodeError:
+            raise undecodable({file: scan_texts(file, text_field)}) from None
+
+
+def scan_texts(file: SourceFile, text_field: str) -> FileScan:
+    """Read a file once: the digest of its bytes, and the bytes in texts that are not UTF-8."""
+    with reading(file), open(file.path, "rb") as stream:
+        num_bytes, digest = size_and_sha256(stream)
+    count = first = 0
+    where = why = ""
+    for batch in batches_of(file, [text_field]):
+        column = batch.column(0)
+        encoded = _encoded(column) if (rows := rows_not_utf8(column)) else []
+        for row in rows:
+            try:
+                (encoded[row] or b"").decode()
+            except UnicodeDecodeError as error:
+                if not count:
+                    where = f": row {first + row + 1} of column {text_field!r}"
+                    why = f"byte {error.start} of it is 0x{error.object[error.start]:02x} ({error.reason})"
+                count += len(error.object) - len(error.object.decode("utf-8", "ignore").encode())
+        first += len(column)
+    return FileScan(digest, num_bytes, count, where, why, ("utf-8",))
+
+
+def _encoded(column: Any) -> list[bytes | None]:
+    """The bytes of its texts."""
+    values: list[bytes | None] = column.cast("large_binary").to_pylist()
+    return values
 
 
 def find_schema(path: str, compression: str, options: ReadOptions, *, is_whole: bool) -> Schema:
@@ -136,15 +278,12 @@ def _longest_text(array: Any) -> int:
 
 @contextmanager
 def _opened(path: str, compression: str, options: ReadOptions) -> Iterator[tuple[Any, IO[bytes]]]:
-    with open(path, "rb") as packed, tempfile.TemporaryFile() as unpacked:  # pyarrow opens no path but UTF-8
-        if compression:
-            with open_bytes(path, compression, options) as stream:
-                while data := stream.read(BLOCK_BYTES):
-                    with naming(Path(tempfile.gettempdir())):
-                        unpacked.write(data)
-            unpacked.seek(0)
+    # pyarrow opens no path but UTF-8. Bytes of a file that is not compressed count as progress when rows are read.
+    with (
+        open_bytes(path, compression, options, is_counted=bool(compression)) as stream,
+        seekable(stream, compression) as content,
+    ):
         try:
-            content: IO[bytes] = unpacked if compression else packed
             with open_parquet(content, path) as file:
                 yield file, content
         except DataError as e:

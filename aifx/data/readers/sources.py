@@ -1,10 +1,12 @@
-"""The files that the arguments of `aifx data add` name: on this machine, or in a store that fsspec knows."""
+"""Source files: on this machine, in a store that fsspec knows, or standard input; and those that arguments name."""
 
 from __future__ import annotations
 
 import glob
 import os
+import shlex
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,43 +17,83 @@ from urllib.parse import urlsplit, urlunsplit
 
 from aifx.core.digests import Sha256, sha256_of, sha256_of_file
 from aifx.core.errors import AifxError, DataError, EnvironmentFault, UsageError
+from aifx.core.files import is_stream
 from aifx.core.os_errors import FULL, first_line, naming
 from aifx.core.progress import Reporter
 from aifx.core.redaction import redact
 from aifx.core.stores import BLOCK_BYTES, open_store
-from aifx.data.readers.formats import PICKLES, SUFFIXES, Format, split_name
+from aifx.data.readers.formats import PICKLES, SUFFIXES, Format, format_of, split_name
+from aifx.data.readers.streams import damages, decompressed
+
+STDIN = "-"
+"""The name and location of standard input."""
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to collect rows from.
+    """A file of text, rows or a picture.
 
     Attributes:
-        name: what `_source` of its rows holds: a path relative to the project if it is below it, or a URL without
-            credentials and query.
-        location: where this machine finds it: an absolute path, or the URL that the user gave.
+        name: what messages call it and `_source` of its rows holds: a path relative to the project if it is below it,
+            or a URL without credentials and query.
+        location: where this machine finds it: a path, the URL that the user gave, or STDIN.
+        format: a `Format`, or the suffix of a file that has no reader.
         compression: ".gz", ".zst" or "".
+        bytes: 0 if it is not known, as `changed` and `sha256`.
         changed: time of its last change, in ns; 0 for a remote file.
         stamp: what a store records with the content of a remote file, such as its ETag and time.
         sha256: "" for a remote file that was not read yet.
         label: class of a picture: the folder that it is in below the folder that an argument names.
         query: SQL whose rows are in the file.
+        is_matched: whether a glob of the configuration matched it, so that it may be empty.
     """
 
     name: str
     location: str
-    format: Format
-    compression: str
-    bytes: int
+    format: str
+    compression: str = ""
+    bytes: int = 0
     changed: int = 0
     stamp: str = ""
     sha256: str = ""
     label: str | None = None
     query: str = ""
+    is_matched: bool = False
 
     @property
     def is_remote(self) -> bool:
         return bool(self.stamp)
+
+    @property
+    def is_stdin(self) -> bool:
+        return self.location == STDIN
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it can be read only once: standard input, or a stream such as the shell passes for `<(command)`."""
+        return self.is_stdin or is_stream(self.path)
+
+    @property
+    def path(self) -> Path:
+        """Where a file on this machine is."""
+        return Path(self.location)
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of the name, in lower case, without that of a compression; "" if it has none."""
+        return split_name(self.location)[0]
+
+    @contextmanager
+    def open(self) -> Iterator[Any]:
+        """A buffered reader of its bytes, decompressed. Raises DataError if it is no regular file or cannot be read."""
+        if self.is_stdin:
+            yield sys.stdin.buffer
+            return
+        if not self.is_stream:
+            hint = f"ls -l {shlex.quote(self.name)}"
+            check_regular(self.path, self.name, "an input is a file, or - for stdin", hint)
+        with reading(self), open(self.location, "rb") as file:
+            yield decompressed(file, self.compression)
 
     def with_digest(self, progress: Reporter | None = None) -> SourceFile:
         """The same with the SHA-256 of its bytes, if it is on this machine. Raises DataError if it is not readable."""
@@ -94,6 +136,44 @@ class SourceFile:
                 with naming(Path(target.name)):
                     target.write(block)
         return digest.hexdigest()
+
+
+def local_file(path: Path, name: str = "", format: str | None = None, *, is_matched: bool = False) -> SourceFile:
+    """The file at a path of this machine.
+
+    Args:
+        name: what messages call it, by default its path.
+        format: its suffix without the dot, or a `Format`; by default what its name says.
+    """
+    suffix, compression = split_name(str(path))
+    found = format_of(suffix if format is None else f".{format}")
+    return SourceFile(name or str(path), str(path), found, compression, is_matched=is_matched)
+
+
+def check_regular(path: Path, name: str, why: str, hint: str) -> None:
+    """Raises DataError for a directory, and for a pipe, socket or device, whose reading may never end.
+
+    A path that does not exist passes: opening it gives the reason.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{name} is {'a directory' if stat.S_ISDIR(mode) else 'not a regular file'}", why, hint)
+
+
+@contextmanager
+def reading(file: SourceFile) -> Iterator[None]:
+    """Turn the refusal to read or decompress `file` into a DataError."""
+    try:
+        yield
+    except damages(file.compression) as error:
+        hint = "copy it again, or leave it out"
+        raise DataError(f"{file.name} cannot be decompressed", str(error), hint) from error
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise DataError(f"{file.name} cannot be read", why, f"ls -l {shlex.quote(file.name)}") from error
 
 
 @dataclass(frozen=True)

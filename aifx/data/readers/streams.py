@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import gzip
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -11,18 +13,38 @@ from typing import IO, Any
 
 from aifx.core.calls import advance
 from aifx.data.readers.base import BLOCK_BYTES, DamagedFile, ReadOptions
-from aifx.data.readers.likely_encodings import AUTO, BOMS, SAMPLE_BYTES, likely_encodings
+from aifx.data.readers.likely_encodings import AUTO, SAMPLE_BYTES, likely_encodings, mark_of
 
 SMALL_EXPANSION = 1 << 30
 """A compressed file may always expand to this size."""
 
-COMPRESSED_BLOCK = 1 << 16
-"""Bytes that pyarrow reads of a compressed file at a time."""
+COMPRESSED_BLOCK = 1 << 17
+"""Bytes of a compressed file that its decompressor reads at a time, at most."""
 
 HEAD_BYTES = 1 << 12
 """Of a file, in which a byte order mark or its absence shows."""
 
 CODECS = {".gz": "gzip", ".zst": "zstd"}
+
+
+def decompressed(file: Any, compression: str) -> Any:
+    """A buffered reader of the decompressed bytes of an open file: `file` itself if `compression` is ""."""
+    if compression == ".gz":
+        return gzip.GzipFile(fileobj=file, mode="rb")
+    if compression == ".zst":
+        from backports.zstd import ZstdFile
+
+        return ZstdFile(file)
+    return file
+
+
+def damages(compression: str) -> tuple[type[Exception], ...]:
+    """The errors of `decompressed` for bytes that cannot be decompressed."""
+    if compression == ".zst":
+        from backports.zstd import ZstdError
+
+        return EOFError, ZstdError
+    return EOFError, zlib.error, gzip.BadGzipFile
 
 
 class Stream:
@@ -50,28 +72,22 @@ class Counted(Stream):
 class Expanding(Stream):
     """The decompressed bytes of a stream. Raises DamagedFile beyond the limit, and where they are damaged."""
 
-    def __init__(self, file: IO[bytes], codec: str, compressed_bytes: int, max_expansion: float) -> None:
-        self._file, self._codec = file, codec
-        self._stream = self._begin(file)
+    def __init__(self, file: IO[bytes], compression: str, compressed_bytes: int, max_expansion: float) -> None:
+        self._file, self._compression = file, compression
+        self._damages = damages(compression)
+        self._stream = decompressed(file, compression)
         self._limit = max(SMALL_EXPANSION, compressed_bytes * max_expansion)
         self._max_expansion = max_expansion
         self._read = 0
         self._damage: DamagedFile | None = None
         self._rest = b""  # before the damage
 
-    def _begin(self, file: Any) -> Any:
-        import pyarrow as pa
-
-        return pa.CompressedInputStream(pa.PythonFile(file, "r"), self._codec)
-
     def read(self, size: int) -> bytes:
         if self._damage is None:
             try:
                 self._rest = self._stream.read(size)
-            except OSError as e:
-                if e.errno is not None:
-                    raise
-                self._damage = DamagedFile(f"{self._codec}: {str(e).rstrip('.')}")
+            except self._damages as e:
+                self._damage = DamagedFile(f"{CODECS[self._compression]}: {str(e).rstrip('.')}")
                 self._rest = self._before_damage()
         data, self._rest = self._rest[:size], self._rest[size:]
         if self._damage is not None and not data:
@@ -87,19 +103,16 @@ class Expanding(Stream):
         A read that fails gives nothing, so they are read again: compressed and decompressed ones in ever smaller parts.
         """
         found, last = b"", COMPRESSED_BLOCK
-        for compressed, decompressed in ((COMPRESSED_BLOCK >> 6, COMPRESSED_BLOCK), (1, COMPRESSED_BLOCK), (1, 1)):
+        for read_bytes, found_bytes in ((COMPRESSED_BLOCK >> 6, COMPRESSED_BLOCK), (1, COMPRESSED_BLOCK), (1, 1)):
             near = self._file.tell() - 2 * last
             self._file.seek(0)
-            stream, last = self._begin(Dripping(self._file, near, compressed)), compressed
+            stream, last = decompressed(Dripping(self._file, near, read_bytes), self._compression), read_bytes
             skipped, parts = self._read + len(found), []
-            try:
+            with suppress(*self._damages):
                 while skipped:
-                    skipped -= len(stream.read(min(skipped, BLOCK_BYTES)))
-                while data := stream.read(decompressed):
+                    skipped -= len(stream.read1(min(skipped, BLOCK_BYTES)))
+                while data := stream.read1(found_bytes):
                     parts.append(data)
-            except OSError as e:
-                if e.errno is not None:
-                    raise
             found += b"".join(parts)
         return found
 
@@ -249,7 +262,7 @@ def open_bytes(path: str, compression: str, options: ReadOptions, *, is_counted:
     with open(path, "rb") as opened:
         file: Any = Counted(opened) if is_counted else opened
         if compression:
-            yield Expanding(file, CODECS[compression], os.fstat(file.fileno()).st_size, options.max_expansion)
+            yield Expanding(file, compression, os.fstat(file.fileno()).st_size, options.max_expansion)
         else:
             yield file
 
@@ -259,9 +272,9 @@ def open_utf8(path: str, compression: str, options: ReadOptions) -> Iterator[Any
     """The same in UTF-8, without a byte order mark, which goes before `options.encoding`."""
     with open_bytes(path, compression, options) as stream:
         begun = stream.read(HEAD_BYTES)
-        marks = [(mark, encoding) for mark, encoding in BOMS if begun.startswith(mark)]
-        mark, encoding = marks[0] if marks else (b"", codecs.lookup(options.encoding).name)
-        if not marks and encoding == "utf-8" and b"\0" in begun:
+        mark, encoding = mark_of(begun)
+        encoding = encoding or codecs.lookup(options.encoding).name
+        if not mark and encoding == "utf-8" and b"\0" in begun:
             likely = likely_encodings(begun)
             if likely and likely[0] != encoding:
                 raise DamagedFile(f"it seems to be {likely[0]}, not UTF-8; --encoding {likely[0]} reads it")

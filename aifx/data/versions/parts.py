@@ -15,7 +15,7 @@ from aifx.core.artifact import short_reference
 from aifx.core.errors import AifxError, DataError, UsageError
 from aifx.core.project import Project, cache_path
 from aifx.data.names import CLUSTER, SPLIT, Kind
-from aifx.data.readers.parquet_columns import read_batches
+from aifx.data.readers.parquet import read_batches
 from aifx.data.splits import SPLITS, Split
 from aifx.data.versions.catalog import Catalog, open_catalog
 from aifx.data.versions.manifest import Manifest, Version

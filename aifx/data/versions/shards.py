@@ -11,7 +11,7 @@ from aifx.core.digests import Sha256
 from aifx.core.files import replacing
 from aifx.core.os_errors import naming
 from aifx.data.names import ROW
-from aifx.data.readers.parquet_columns import open_parquet
+from aifx.data.readers.parquet import open_parquet
 from aifx.data.versions.manifest import ShardFile
 
 if TYPE_CHECKING:

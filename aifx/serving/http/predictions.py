@@ -19,7 +19,8 @@ from starlette.responses import Response
 from aifx.core.errors import DataError
 from aifx.core.web.errors import ClientGone
 from aifx.data.base import Batch, DataFormat
-from aifx.data.readers.rows import STDIN, Row
+from aifx.data.readers.rows import Row
+from aifx.data.readers.sources import STDIN
 from aifx.data.spec import DataSpec
 from aifx.loading.prediction import RowEncoder, record
 from aifx.serving.http.answers import json_response
