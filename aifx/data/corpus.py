@@ -18,7 +18,7 @@ from aifx.core.digests import Hash64, Sha256
 from aifx.core.errors import DataError
 from aifx.core.project import Project, cache_path
 from aifx.data.file_index import changed_file, scans_of
-from aifx.data.readers.documents import SUFFIXES, Piece, find_files, has_reader, read_documents
+from aifx.data.readers.documents import READABLE, Piece, find_files, has_reader, read_documents
 from aifx.data.readers.encodings import FileScan, report_bad_bytes, undecodable
 from aifx.data.readers.sources import SourceFile, check_regular, local_file
 from aifx.data.sections import TextSection
@@ -157,7 +157,7 @@ def file_corpus(path: Path, section: TextSection) -> Corpus:
     check_regular(path, file.name, "a data set is a file", "aifx eval --data FILE")
     if not has_reader(file):
         what = f"{file.name}: no reader for {path.suffix or 'a file without suffix'}"
-        raise DataError(what, f"a data set of text is {', '.join(SUFFIXES)}", "aifx eval --data FILE.jsonl")
+        raise DataError(what, f"a data set of text is {READABLE}", "aifx eval --data FILE.jsonl")
     return _opened({"test": [file]}, section)
 
 

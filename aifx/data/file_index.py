@@ -24,6 +24,7 @@ from aifx.data.blocks import read_cached, read_checked, with_digest, write_check
 from aifx.data.readers.documents import scan_file
 from aifx.data.readers.encodings import FileScan
 from aifx.data.readers.sources import SourceFile, reading
+from aifx.data.readers.web import texts_version
 
 VERSION = 1
 """Of the index and of what reading finds in a file: a part of the index's name."""
@@ -53,7 +54,7 @@ def scans_of(
         known = _parsed(entries[key]) if key in entries else None
         if known is None or not _is_still(known, now):
             known = replace(_scan(file, text_field), state=now)
-            if known.num_bytes:
+            if known.num_bytes and now is not None:
                 made[key] = _row(*key, known)
         scans[file] = known
     if path is not None and made:
@@ -96,22 +97,27 @@ def _way(file: SourceFile, text_field: str | None) -> str:
     """The name of the way to read a file: what is found depends on it."""
     if text_field is None:
         return "bytes"
+    if file.format in ("html", "warc"):
+        return f"pages {texts_version()}"
     return f"column {text_field}" if file.format == "parquet" else "text"
 
 
 def _scan(file: SourceFile, text_field: str | None) -> FileScan:
     if text_field is not None:
         return scan_file(file, text_field)
-    with reading(file), open(file.path, "rb") as stream:
+    with reading(file), file.open() if file.is_remote else open(file.path, "rb") as stream:
         num_bytes, digest = size_and_sha256(stream)
     return FileScan(digest, num_bytes)
 
 
-def _is_still(scan: FileScan, now: FileState) -> bool:
-    return scan.state is not None and scan.state.is_still(now)
+def _is_still(scan: FileScan, now: FileState | None) -> bool:
+    return scan.state is not None and now is not None and scan.state.is_still(now)
 
 
-def _state_of(file: SourceFile) -> FileState:
+def _state_of(file: SourceFile) -> FileState | None:
+    """The state of a file; None for one of a store, which is read again whenever its content matters."""
+    if file.is_remote:
+        return None
     with reading(file):
         return FileState.of(file.path)
 

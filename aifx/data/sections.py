@@ -124,13 +124,13 @@ class TextSection(DatasetSection, TokenSection):
 
     train: tuple[str, ...] = Field(
         ("data/*.txt",),
-        description="Files or globs (.txt, .jsonl, .parquet; .txt and .jsonl also as .gz or .zst), "
-        "relative to the project.",
+        description="Files, globs or URLs (.txt, .md, .jsonl, .csv, .tsv, .parquet, .html, .warc; also as .gz or "
+        ".zst), relative to the project.",
         min_length=1,
     )
     validation: tuple[str, ...] = Field((), description="Files for validation; if none, a part of `train` is held out.")
     test: tuple[str, ...] = Field((), description="Files for the test; if none, a part of `train` is held out.")
-    text_field: str = Field("text", description="Field of .jsonl records and .parquet columns that holds the text.")
+    text_field: str = Field("text", description="Field of .jsonl, .csv and .parquet rows that holds the text.")
     errors: Literal["strict", "replace", "skip"] = Field(
         "strict",
         description="Bytes that are not UTF-8. strict: an error. replace: U+FFFD instead. skip: left out.",
@@ -336,7 +336,10 @@ class TableSection(DatasetSection):
 
     can_train_on_validation = True
 
-    path: str = Field("data/table.csv", description="Table (.csv, .parquet, .jsonl), relative to the project.")
+    path: str = Field(
+        "data/table.csv",
+        description="Table (.csv, .tsv, .parquet, .jsonl; also as .gz or .zst), relative to the project.",
+    )
     target: str = Field("target", description="Column to predict.")
     columns: dict[str, ColumnKind] = Field(
         {},

@@ -97,7 +97,7 @@ BAD: list[tuple[str, bytes, str, str]] = [
     ("blank.jsonl", b"\n\n\n", "data/blank.jsonl: the train split is shorter", "0 tokens"),
     ("hollow.jsonl", b'{"text": ""}\n' * 9, "data/hollow.jsonl: the train split is shorter", "0 tokens"),
     ("short.txt", b"Call me", "data/short.txt: the train split is shorter", "data.seq_len is 16"),
-    ("picture.png", b"\x89PNG", "data/picture.png: no reader for .png", ".txt, .jsonl, .parquet"),
+    ("picture.png", b"\x89PNG", "data/picture.png: no reader for .png", ".txt, .md, .jsonl, "),
     ("README", b"text", "data/README: no reader for a file without suffix", ""),
 ]
 

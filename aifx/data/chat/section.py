@@ -32,7 +32,7 @@ class ChatSection(DatasetSection, TokenSection):
 
     train: tuple[str, ...] = Field(
         ("data/*.jsonl",),
-        description="Files or globs (.jsonl, also as .gz or .zst, and .parquet), relative to the project.",
+        description="Files, globs or URLs (.jsonl or .parquet, also as .gz or .zst), relative to the project.",
         min_length=1,
     )
     mix: tuple[PositiveFloat, ...] = Field(

@@ -184,6 +184,9 @@ def _with_digest(entries: Entries, fractions: Mapping[Split, float]) -> ChatFile
 
 
 def _digest_of(file: SourceFile) -> str:
+    if file.is_remote:
+        with file.open() as stream:
+            return sha256_of_file(stream)
     with reading(file):
         return sha256_of_file(file.path)
 

@@ -1,7 +1,7 @@
 """Text on disk: which files a project names, and the documents in them.
 
-A document is text that belongs together: a .txt file, a record of a .jsonl file, a row of a .parquet file. Documents
-come in pieces so that one of any length needs little memory; `find_cut` says where a piece may end.
+A document is text that belongs together: a .txt or .md file, a row of a .jsonl, .csv or .parquet file, a web page.
+Documents come in pieces so that one of any length needs little memory; `find_cut` says where a piece may end.
 """
 
 from __future__ import annotations
@@ -11,18 +11,22 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from aifx.core.errors import DataError, did_you_mean
+from aifx.core.errors import DataError, UsageError, did_you_mean
 from aifx.core.project import Project
+from aifx.data.readers import web
 from aifx.data.readers.encodings import DecodeErrors, FileScan, decode_blocks, scan_text
+from aifx.data.readers.formats import KINDS, SUFFIXES
 from aifx.data.readers.parquet import read_texts, scan_texts
 from aifx.data.readers.rows import read_rows
-from aifx.data.readers.sources import SourceFile, check_regular, local_file
+from aifx.data.readers.sources import SourceFile, check_regular, list_sources, local_file
 
-SUFFIXES = (".txt", ".jsonl", ".parquet", ".txt.gz", ".txt.zst", ".jsonl.gz", ".jsonl.zst")
+READABLE = ", ".join(suffix for suffix, format in SUFFIXES.items() if format in KINDS["text"])
+READABLE += ", also with .gz and .zst"
+"""The files that hold documents, for messages."""
 
 PIECE_CHARACTERS = 1 << 15
 # Before a single space between two marks, a newline between a letter or digit and a mark, a stop between two letters.
@@ -47,7 +51,7 @@ class Piece:
 
 def has_reader(file: SourceFile) -> bool:
     """Whether `read_documents` reads the file."""
-    return file.suffix + file.compression in SUFFIXES
+    return file.format in KINDS["text"]
 
 
 def find_files(patterns: Sequence[str], project: Project, key: str) -> list[SourceFile]:
@@ -71,6 +75,8 @@ def _real_path(path: str, folders: dict[str, str]) -> str:
 
 
 def _find(pattern: str, project: Project, key: str) -> list[SourceFile]:
+    if "://" in pattern:
+        return _find_remote(pattern, project, key)
     is_glob = glob.has_magic(pattern)
     names = sorted(glob.glob(pattern, root_dir=project.root, recursive=True))
     if not names:
@@ -89,13 +95,27 @@ def _find(pattern: str, project: Project, key: str) -> list[SourceFile]:
             hint = f'{key} = ["{name}/*.txt"]' if stat.S_ISDIR(mode) else "copy its text to a .txt file"
             check_regular(file.path, name, f"{key} takes files and globs", hint)
         if not has_reader(file):
-            what = f"{name}: no reader for {''.join(file.path.suffixes[-2:]) or 'a file without suffix'}"
-            hint = f'name the files by suffix: {key} = ["data/*.txt"]'
-            raise DataError(what, f"{key} takes {', '.join(SUFFIXES)}", hint)
+            raise _without_reader(name, key)
         files.append(file)
     if not files:
         raise DataError(f"{pattern!r} of {key} matches directories only", "", f'{key} = ["{pattern}/*.txt"]')
     return files
+
+
+def _find_remote(url: str, project: Project, key: str) -> list[SourceFile]:
+    """The files of a store. Raises DataError, EnvironmentFault."""
+    try:
+        listing = list_sources([url], project.root)
+    except UsageError as error:
+        raise DataError(f"{key}: {error.what}", error.why, error.hint) from None
+    if others := [*listing.left_out, *(file.name for file in listing.files if not has_reader(file))]:
+        raise _without_reader(others[0], key)
+    return [replace(file, is_matched=file.location != url) for file in listing.files]
+
+
+def _without_reader(name: str, key: str) -> DataError:
+    what = f"{name}: no reader for {''.join(Path(name).suffixes[-2:]) or 'a file without suffix'}"
+    return DataError(what, f"{key} takes {READABLE}", f'name the files by suffix: {key} = ["data/*.txt"]')
 
 
 def scan_file(file: SourceFile, text_field: str) -> FileScan:
@@ -103,7 +123,10 @@ def scan_file(file: SourceFile, text_field: str) -> FileScan:
 
     A file that is empty is an error unless a glob matched it.
     """
-    scan = scan_texts(file, text_field) if file.format == "parquet" else scan_text(file)
+    if file.format in ("html", "warc"):
+        scan = web.scan_pages(file)
+    else:
+        scan = scan_texts(file, text_field) if file.format == "parquet" else scan_text(file)
     if not scan.num_bytes and not file.is_matched:
         raise DataError(f"{file.name} is empty", "there is no text to learn from", "put text into it or leave it out")
     return scan
@@ -160,7 +183,10 @@ def in_pieces(blocks: Iterator[str], whole: bool) -> Iterator[Piece]:
 
 
 def _texts(file: SourceFile, text_field: str, errors: DecodeErrors) -> Iterator[str]:
-    """The text of each row."""
+    """The text of each row or page."""
+    if file.format in ("html", "warc"):
+        yield from web.read_texts(file)
+        return
     if file.format == "parquet":
         for number, value in enumerate(read_texts(file, text_field, errors), 1):
             yield _checked(value, f"{file.name}: row {number} of column {text_field!r}")

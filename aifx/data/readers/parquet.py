@@ -28,7 +28,7 @@ from aifx.data.readers.base import (
     split_valid,
 )
 from aifx.data.readers.encodings import DECODE_HANDLERS, DecodeErrors, FileScan, undecodable
-from aifx.data.readers.sources import SourceFile, reading
+from aifx.data.readers.sources import SourceFile
 from aifx.data.readers.streams import open_bytes
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ def read_cell(path: Path, column: str, row: int) -> Any:
 def _column_index(table: Any, name: str, column: str) -> int:
     names: list[str] = table.schema_arrow.names
     if column not in names:
-        raise DataError(f"{name}: no column {column!r}", did_you_mean(column, names), "aifx config keys data")
+        hint = "aifx config keys data    (data.text_field names the column of texts)"
+        raise DataError(f"{name}: no column {column!r}", did_you_mean(column, names), hint)
     return names.index(column)
 
 
@@ -144,7 +145,7 @@ def read_texts(file: SourceFile, text_field: str, errors: DecodeErrors) -> Itera
 
 def scan_texts(file: SourceFile, text_field: str) -> FileScan:
     """Read a file once: the digest of its bytes, and the bytes in texts that are not UTF-8."""
-    with reading(file), open(file.path, "rb") as stream:
+    with file.open() as stream:
         num_bytes, digest = size_and_sha256(stream)
     count = first = 0
     where = why = ""

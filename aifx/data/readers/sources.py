@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
 import shlex
 import stat
@@ -85,9 +86,18 @@ class SourceFile:
 
     @contextmanager
     def open(self) -> Iterator[Any]:
-        """A buffered reader of its bytes, decompressed. Raises DataError if it is no regular file or cannot be read."""
+        """A buffered reader of its bytes, decompressed. A remote file is read as it comes, without a copy.
+
+        Raises DataError if it is no regular file or cannot be read, EnvironmentFault if a store fails.
+        """
         if self.is_stdin:
             yield sys.stdin.buffer
+            return
+        if self.is_remote:
+            store = open_store(self.location)
+            how = {"cache_type": "readahead", "block_size": BLOCK_BYTES}
+            with _asking(f"read {self.name}"), reading(self), store.fs.open(store.path, "rb", **how) as file:
+                yield decompressed(file, self.compression) if self.compression else io.BufferedReader(file, 1 << 20)
             return
         if not self.is_stream:
             hint = f"ls -l {shlex.quote(self.name)}"
@@ -172,6 +182,8 @@ def reading(file: SourceFile) -> Iterator[None]:
         hint = "copy it again, or leave it out"
         raise DataError(f"{file.name} cannot be decompressed", str(error), hint) from error
     except OSError as error:
+        if file.is_remote:
+            raise
         why = error.strerror or str(error)
         raise DataError(f"{file.name} cannot be read", why, f"ls -l {shlex.quote(file.name)}") from error
 
