@@ -212,10 +212,10 @@ def _places(rows: Sequence[str], names: Mapping[str, str], project: Project) -> 
     for name, numbers in sorted(by_file.items()):
         found = {}
         with suppress(AifxError):
-            for row in read_rows(replace(input_file(str(project.root / name)), name=name)):
-                if row.number in numbers:
-                    found[row.number] = row.place
-                if row.number >= max(numbers):
+            for one in read_rows(replace(input_file(str(project.root / name)), name=name)):
+                if one.number in numbers:
+                    found[one.number] = one.place
+                if one.number >= max(numbers):
                     break
         yield from (found.get(number, f"{name}: row {number}") for number in sorted(numbers))
 

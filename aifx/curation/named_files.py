@@ -11,8 +11,8 @@ from aifx.core.artifact import unfinished
 from aifx.core.project import Project, cache_path
 from aifx.curation.add_plan import plan_add, run_add
 from aifx.curation.step import Limits
+from aifx.data.chat.section import ChatSection
 from aifx.data.implicit import ROWS_FOLDER, find_implicit
-from aifx.data.names import Kind
 from aifx.data.readers.base import ReadOptions
 from aifx.data.readers.sources import list_sources
 from aifx.data.sections import TextSection
@@ -28,9 +28,10 @@ def added_files(reference: str, section: Section, project: Project, limits: Limi
     Raises UsageError if the key names no files, DataError, EnvironmentFault.
     """
     files = find_implicit(reference, section, project)
-    is_text = isinstance(section, TextSection)
-    kind: Kind = "text" if is_text else "table"
-    options = ReadOptions(kind, section.text_field) if is_text else ReadOptions(kind)
+    if isinstance(section, TextSection):
+        options = ReadOptions("text", section.text_field)
+    else:
+        options = ReadOptions("chat" if isinstance(section, ChatSection) else "table")
     listing = list_sources([str(file.path) for file in files.files], project.root, follow_links=True)
     with unfinished(cache_path(ROWS_FOLDER) / files.key) as folder:
         catalog = open_catalog(str(folder))

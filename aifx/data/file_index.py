@@ -151,5 +151,5 @@ def _row(path: str, how: str, scan: FileScan) -> list[Any]:
 
 
 def _parsed(row: list[Any]) -> FileScan:
-    *found, encodings = row[7:]
-    return FileScan(*found, tuple(encodings), state=FileState(*row[2:7]))
+    digest, num_bytes, num_bad, where, why, encodings = row[7:]
+    return FileScan(digest, num_bytes, num_bad, where, why, tuple(encodings), FileState(*row[2:7]))

@@ -23,6 +23,7 @@ from aifx.curation.reports import verify_files
 from aifx.curation.row_history import explain_row
 from aifx.data import file_index
 from aifx.data.blocks import read_checked, write_checked
+from aifx.data.chat.section import ChatSection
 from aifx.data.implicit import find_implicit, implicit_versions
 from aifx.data.readers.documents import scan_file
 from aifx.data.sections import ImagesSection, TableSection, TextSection
@@ -114,6 +115,21 @@ def test_why_finds_a_row_of_the_files(project: Project) -> None:
     added = add(project.root, "corpus", "texts").version
     assert by_place.row in {row["_row"] for row in read_rows(added.shards[0])}, "the id of `aifx data add`"
     assert not list((cache_path() / "named-files").iterdir())
+
+
+def test_why_finds_a_conversation_of_the_files(project: Project) -> None:
+    chat = {"messages": [{"role": "user", "content": f"write to {SECRET}"}, {"role": "assistant", "content": "done"}]}
+    (project.root / "chats.jsonl").write_text(json.dumps(chat))
+    section = ChatSection(train=("chats.jsonl",))
+    with added_files("data.train", section, project, LIMITS) as (name, files):
+        assert files.manifest(name).kind == "chat"
+        (row,) = explain_row(files, None, SECRET, [name]).rows
+    assert row.source == "chats.jsonl"
+    where = f"contains(chat, '{SECRET}')"
+    plan = plan_file_erasure(
+        "data.train", section, project, catalog_of(project), where, purge=False, dry_run=False, limits=LIMITS
+    )
+    assert (plan.places, plan.purged) == (("chats.jsonl:1",), ())
 
 
 def read_rows(path: Path) -> list[dict[str, object]]:
