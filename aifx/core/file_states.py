@@ -11,7 +11,7 @@ SETTLED_NS = 2 * 10**9
 """Age of a change after which the next one has another time: kernels count time in ticks of up to 10 ms, FAT in 2 s."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileState:
     """What the file system says of a file, read before the file itself is.
 

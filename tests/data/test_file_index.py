@@ -241,3 +241,18 @@ def test_entries_of_files_that_are_gone_are_pruned(
     write("b.txt", "").unlink()
     file_index.prune_indexes(dry_run=False)
     assert not path.exists(), "an index of no file"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("settled")
+def test_a_folder_of_many_small_files(project: Project, write: Write, read: list[str]) -> None:
+    for number in range(20_000):
+        write(f"{number // 1000}/{number:05}.txt", TEXT[: 50 + number % 100])
+    section = TextSection(train=("data/**/*.txt",))
+    opened = open_corpus(section, project)
+    assert len(opened.files["train"]) == len(set(read)) == len(read) == 20_000
+    rewrite(project.root / "data/7/07001.txt", OTHER)
+    assert open_corpus(section, project).digest != opened.digest
+    assert read[20_000:] == ["data/7/07001.txt"]
+    with pytest.raises(DataError, match="changed"):
+        opened.check_unchanged()
