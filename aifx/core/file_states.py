@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 SETTLED_NS = 2 * 10**9
 """Age of a change after which the next one has another time: kernels count time in ticks of up to 10 ms, FAT in 2 s."""
@@ -29,7 +28,7 @@ class FileState:
     seen_ns: int = field(compare=False)
 
     @classmethod
-    def of(cls, path: Path) -> FileState:
+    def of(cls, path: str) -> FileState:
         """The state of the file at `path` now. Raises OSError if it cannot be opened.
 
         It is opened because a network file system then asks its server, and else may answer from memory.

@@ -33,7 +33,7 @@ from aifx.data.versions.manifest import INDEXES, Version
 from aifx.data.versions.parts import TOKENS
 from aifx.data.versions.sql import RowTable, open_selection, open_tables
 
-TEXT_CACHES = ("tokens", "chats", "tokenizers", ROWS_FOLDER)
+TEXT_CACHES = ("tokens", "chats", "tokenizers", "pages", ROWS_FOLDER)
 """Folders of the cache with what was made of text."""
 
 

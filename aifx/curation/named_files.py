@@ -32,7 +32,7 @@ def added_files(reference: str, section: Section, project: Project, limits: Limi
         options = ReadOptions("text", section.text_field)
     else:
         options = ReadOptions("chat" if isinstance(section, ChatSection) else "table")
-    listing = list_sources([str(file.path) for file in files.files], project.root, follow_links=True)
+    listing = list_sources([file.location for file in files.files], project.root, follow_links=True)
     with unfinished(cache_path(ROWS_FOLDER) / files.key) as folder:
         catalog = open_catalog(str(folder))
         run_add(plan_add(catalog, files.key, listing, options, "unknown"), files.key, catalog, limits)

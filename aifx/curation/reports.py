@@ -190,7 +190,7 @@ def verify_files(reference: str, section: Section, project: Project) -> Verified
     ]
     if not found.sha256.startswith(digits):
         damages.append(f"the files are not {short_reference(reference)}")
-    size = sum(scan.state.bytes for scan in found.files.values() if scan.state)
+    size = sum(scan.state.bytes if scan.state else file.bytes for file, scan in found.files.items())
     return VerifiedVersion(found.reference, len(found.files), size, tuple(damages))
 
 

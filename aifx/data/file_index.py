@@ -50,7 +50,7 @@ def scans_of(
     scans: dict[SourceFile, FileScan] = {}
     made: Entries = {}
     for file in files:
-        key, now = (str(file.path), _way(file, text_field)), _state_of(file)
+        key, now = (file.location, _way(file, text_field)), _state_of(file)
         known = _parsed(entries[key]) if key in entries else None
         if known is None or not _is_still(known, now):
             known = replace(_scan(file, text_field), state=now)
@@ -119,7 +119,7 @@ def _state_of(file: SourceFile) -> FileState | None:
     if file.is_remote:
         return None
     with reading(file):
-        return FileState.of(file.path)
+        return FileState.of(file.location)
 
 
 def _index_path(project: Project) -> Path:

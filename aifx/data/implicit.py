@@ -44,7 +44,7 @@ class ImplicitVersion:
     @cached_property
     def sha256(self) -> str:
         """Over the name and the digest of each file that is not empty: those of text decompressed, as `FileScan` has
-        them, others as they are on disk."""
+        them, others as they are on disk. Of a file in a store it is that of what the store records with its content."""
         return sha256_of_json([[file.name, scan.digest] for file, scan in self.files.items() if scan.num_bytes])
 
     @property
@@ -100,4 +100,5 @@ def _version(
     key: str, files: list[SourceFile], section: Section, project: Project, *, again: bool = False
 ) -> ImplicitVersion:
     text_field = section.text_field if isinstance(section, TextSection) else None
-    return ImplicitVersion(key, scans_of(files, text_field, project, again=again))
+    scans = scans_of((file for file in files if not file.is_remote), text_field, project, again=again)
+    return ImplicitVersion(key, {file: scans.get(file) or FileScan(file.stamp, file.bytes) for file in files})

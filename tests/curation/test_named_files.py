@@ -94,7 +94,7 @@ def test_verify_finds_what_size_and_times_do_not_show(project: Project, monkeypa
     path.write_text(prose(3000, 9))
     (index,) = cache_path("files").iterdir()
     rows = json.loads(bytes(read_checked(index)))
-    state = FileState.of(path)
+    state = FileState.of(str(path))
     for row in rows:
         if row[0] == str(path):
             row[2:7] = state.bytes, state.inode, state.mtime_ns, state.ctime_ns, state.seen_ns
@@ -130,6 +130,27 @@ def test_why_finds_a_conversation_of_the_files(project: Project) -> None:
         "data.train", section, project, catalog_of(project), where, purge=False, dry_run=False, limits=LIMITS
     )
     assert (plan.places, plan.purged) == (("chats.jsonl:1",), ())
+
+
+def test_files_of_a_store_are_named_by_its_records(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    section = TextSection(train=("memory://named/*.txt", "texts/*"))
+    try:
+        store.pipe_file("/named/a.txt", f"write to {SECRET}".encode())
+        before = find_implicit("data.train", section, project)
+        assert next(file.name for file in before.files) == "memory://named/a.txt"
+        assert not verify_files(before.reference, section, project).damages
+        with added_files("data.train", section, project, LIMITS) as (name, files):
+            found = {row.source for row in explain_row(files, None, SECRET, [name]).rows}
+        assert found == {"memory://named/a.txt", "texts/b.jsonl"}
+        store.pipe_file("/named/a.txt", b"others")
+        with monkeypatch.context() as patched:
+            patched.setattr(type(store), "_open", lambda *_, **__: pytest.fail("it is read"))
+            assert verify_files(before.reference, section, project).damages
+    finally:
+        store.rm("/named", recursive=True)
 
 
 def read_rows(path: Path) -> list[dict[str, object]]:

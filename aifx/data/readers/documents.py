@@ -60,7 +60,7 @@ def find_files(patterns: Sequence[str], project: Project, key: str) -> list[Sour
     folders: dict[str, str] = {}
     for pattern in patterns:
         for file in _find(pattern, project, key):
-            found.setdefault(_real_path(str(file.path), folders), file)
+            found.setdefault(_real_path(file.location, folders), file)
     return list(found.values())
 
 
@@ -86,7 +86,7 @@ def _find(pattern: str, project: Project, key: str) -> list[SourceFile]:
     for name in names:
         file = local_file(project.root / name, name, is_matched=is_glob)
         try:
-            mode = os.stat(file.path).st_mode
+            mode = os.stat(file.location).st_mode
         except OSError:  # opening it gives the reason
             mode = stat.S_IFREG
         if is_glob and stat.S_ISDIR(mode):
