@@ -29,7 +29,15 @@ from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal, NoReturn, TypedDict, TypeVar
 
-from aifx.core.digests import BlockDigests, Sha256, sha256_of, sha256_of_file, sha256_of_json, sha256_of_values
+from aifx.core.digests import (
+    READ_BYTES,
+    BlockDigests,
+    Sha256,
+    sha256_of,
+    sha256_of_file,
+    sha256_of_json,
+    sha256_of_values,
+)
 from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.core.files import DOCUMENT_LIMIT, UnsafeFile, open_file, read_file, remove_temporary, replace_file
 from aifx.core.json_files import encode, sync_directory
@@ -55,8 +63,6 @@ _STRAY = re.compile(rf".+{re.escape(UNFINISHED)}[0-9a-f]{{16}}|{re.escape(REMOVE
 """Names of folders that killed writers leave."""
 
 _DIGEST = re.compile("[0-9a-f]{64}")
-
-_READ_BYTES = 1 << 18
 
 T = TypeVar("T")
 
@@ -597,7 +603,7 @@ def _other_size(name: str, found: int, file: SealedFile) -> str:
 
 def _summary(file: IO[bytes], blocks: BlockDigests | None) -> SealedFile:
     digest, size = Sha256(), 0
-    for data in iter(partial(file.read, _READ_BYTES), b""):
+    for data in iter(partial(file.read, READ_BYTES), b""):
         digest.update(data)
         size += len(data)
         if blocks is not None:

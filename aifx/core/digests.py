@@ -24,7 +24,7 @@ BLOCK_BYTES = 1 << 16
 Sha256 = hashlib.sha256
 """A hasher with `update`, `digest` and `hexdigest`. Hashlib's own, since rows are hashed by the million."""
 
-_READ_BYTES = 1 << 18
+READ_BYTES = 1 << 18
 """Of a file at a time: larger blocks take longer to allocate than they save in calls."""
 
 DIGEST_BYTES = Sha256().digest_size
@@ -63,7 +63,7 @@ def sha256_of_file(file: Path | IO[bytes], progress: Reporter | None = None) -> 
     if isinstance(file, Path):
         with open(file, "rb") as stream:
             return sha256_of_file(stream, progress)
-    return sha256_of_blocks(iter(partial(file.read, _READ_BYTES), b""), progress)
+    return sha256_of_blocks(iter(partial(file.read, READ_BYTES), b""), progress)
 
 
 def size_and_sha256(file: IO[bytes]) -> tuple[int, str]:
