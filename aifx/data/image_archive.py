@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from aifx.core.errors import DataError
 from aifx.data.arrays import Arrays, hash_fraction
-from aifx.data.image_rows import TRAINING_ARRAYS, image_arrays
-from aifx.data.readers.sources import check_regular
+from aifx.data.readers.archives import HINT, TRAINING_ARRAYS, read_arrays
+from aifx.data.readers.sources import SourceFile
 from aifx.data.sections import ImagesSection
 from aifx.data.splits import Split
-
-HINT = "the file holds train_images, train_labels, test_images and test_labels, written by numpy.savez"
 
 
 def read_archive(path: Path, section: ImagesSection) -> tuple[dict[Split, Arrays], tuple[str, ...]]:
@@ -26,7 +21,7 @@ def read_archive(path: Path, section: ImagesSection) -> tuple[dict[Split, Arrays
     Copies of a training image are all trained on or all held out.
     """
     name, fraction = section.path, section.validation_fraction
-    arrays = read_arrays(path, name, TRAINING_ARRAYS)
+    arrays = read_arrays(SourceFile(name, str(path), "npz"), TRAINING_ARRAYS)
     limit = len(section.classes) or 2**15
     train, test = (labelled(arrays, f"{split}_", name, limit, section) for split in ("train", "test"))
     if train["inputs"].shape[1:] != test["inputs"].shape[1:]:
@@ -47,39 +42,6 @@ def read_archive(path: Path, section: ImagesSection) -> tuple[dict[Split, Arrays
         "test": test,
     }
     return splits, section.classes or tuple(str(label) for label in range(largest + 1))
-
-
-def read_arrays(path: Path, name: str, wanted: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """The arrays of the archive that are `wanted`, by default those of `image_arrays`."""
-    check_regular(path, name, "images are in one .npz file", HINT)
-    try:
-        with open(path, "rb") as stream:
-            if not zipfile.is_zipfile(stream):
-                why = f"{path.stat().st_size:,} bytes that are no zip file"
-                raise DataError(f"{name}: not an .npz archive", why, HINT)
-            stream.seek(0)
-            archive = np.load(stream, allow_pickle=False)
-            wanted = wanted or image_arrays(archive.files)
-            for key in wanted:
-                if key not in archive.files:
-                    has = ", ".join(archive.files) or "nothing"
-                    raise DataError(f"{name}: no array {key!r}", f"it holds {has}", HINT)
-            return {key: _array(archive, key, name) for key in wanted}
-    except OSError as error:
-        raise DataError(f"{name} cannot be read", error.strerror or str(error), f"ls -l {name}") from error
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{name}: a damaged archive", str(error), "copy it again") from None
-
-
-def _array(archive: Any, key: str, name: str) -> np.ndarray:
-    try:
-        values = archive[key]
-    except (ValueError, EOFError, zipfile.BadZipFile, RuntimeError, zlib.error) as error:
-        why = "it holds Python objects" if "pickle" in str(error) else str(error)
-        raise DataError(f"{name}: array {key!r} cannot be read", why, HINT) from None
-    if not isinstance(values, np.ndarray):
-        raise DataError(f"{name}: {key!r} is not a NumPy array", "", HINT)
-    return values
 
 
 def labelled(

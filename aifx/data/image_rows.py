@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import io
 import logging
-import math
-import zipfile
-import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
-from aifx.core.errors import DataError, UsageError
+from aifx.core.errors import DataError
+from aifx.data.readers import archives
 from aifx.data.readers.documents import files_below
 from aifx.data.readers.pictures import MODES, SUFFIXES, BadPicture, Geometry, decode
 from aifx.data.readers.rows import FORMATS, Row, input_file, read_rows, unknown_format
@@ -24,9 +21,7 @@ logger = logging.getLogger(__name__)
 
 IMAGE_FIELD = "image"
 FILE_FIELD = "file"
-TRAINING_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 PICTURES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
-HINT = "numpy.savez(path, images=values), with uint8 values [n, height, width] or [n, height, width, channels]"
 DAMAGED = "write it again, or leave it out"
 
 
@@ -51,11 +46,9 @@ def read_images(file: SourceFile, geometry: Geometry, *, skips: bool = False) ->
                 logger.warning(f"{error.what} ({error.why}): left out")
                 continue
             yield from rows
-    elif file.format == "npz":
-        yield from _archive(file)
-    elif file.format == "npy":
-        with file.open() as stream:
-            yield from _numbered(file, _array_rows(stream, file.name))
+    elif file.format in ("npz", "npy"):
+        for number, image in enumerate(archives.read_images(file), 1):
+            yield Row(file.name, number, f"{file.name}: image {number}", {IMAGE_FIELD: image})
     elif file.format == "image":
         yield Row(file.name, 1, file.name, {IMAGE_FIELD: _picture(file, geometry)})
     elif file.format in FORMATS:
@@ -84,50 +77,6 @@ def _pictures(folder: Path) -> list[Path]:
     return found
 
 
-def _numbered(file: SourceFile, images: Iterator[np.ndarray]) -> Iterator[Row]:
-    for number, image in enumerate(images, 1):
-        yield Row(file.name, number, f"{file.name}: image {number}", {IMAGE_FIELD: image})
-
-
-def _archive(file: SourceFile) -> Iterator[Row]:
-    if file.is_stdin:
-        raise UsageError("an .npz archive cannot be read from stdin", "its index is at the end", "name the file")
-    try:
-        with file.open() as stream, zipfile.ZipFile(stream) as archive:
-            members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-            array, _ = image_arrays(members)
-            if array not in members:
-                raise DataError(f"{file.name}: no array {array!r}", f"it holds {', '.join(members) or 'nothing'}", HINT)
-            with archive.open(members[array]) as values:
-                yield from _numbered(file, _array_rows(values, f"{file.name}: {array}"))
-    except (zipfile.BadZipFile, RuntimeError) as error:  # RuntimeError: encrypted, or an unknown compression
-        raise DataError(f"{file.name}: not an .npz archive that can be read", str(error), HINT) from None
-
-
-def _array_rows(stream: IO[bytes], where: str) -> Iterator[np.ndarray]:
-    """The rows of an array in the .npy format, read one at a time."""
-    try:
-        is_first_version = np.lib.format.read_magic(stream) == (1, 0)
-        read_header = np.lib.format.read_array_header_1_0 if is_first_version else np.lib.format.read_array_header_2_0
-        shape, fortran_order, dtype = read_header(stream)
-    except (ValueError, EOFError, OverflowError) as error:
-        raise DataError(f"{where} is not a NumPy array", str(error).splitlines()[0], HINT) from None
-    if dtype != np.uint8 or len(shape) not in (3, 4) or fortran_order:
-        order = " in Fortran order" if fortran_order else ""
-        why = "images are uint8 in C order, [n, height, width] or [n, height, width, channels]"
-        raise DataError(f"{where} is {dtype} of shape {list(shape)}{order}", why, HINT)
-    size = math.prod(shape[1:])
-    for number in range(1, shape[0] + 1):
-        try:
-            data = stream.read(size)
-        except (zlib.error, zipfile.BadZipFile, EOFError) as error:
-            raise DataError(f"{where} is damaged at image {number}", str(error), "copy it again") from None
-        if len(data) < size:
-            why = f"its header promises {shape[0]} images"
-            raise DataError(f"{where} is cut off at image {number}", why, "copy it again")
-        yield np.frombuffer(data, np.uint8).reshape(shape[1:])
-
-
 def _picture(file: SourceFile, geometry: Geometry) -> np.ndarray:
     """A picture file as the model takes it."""
     with file.open() as stream:
@@ -138,22 +87,8 @@ def _decoded(data: bytes, place: str, geometry: Geometry, hint: str) -> np.ndarr
     """The bytes of a picture file as the model takes it. Raises DataError naming the place."""
     if geometry.channels not in MODES:
         what = f"{place}: a picture cannot have {geometry.channels} channels"
-        raise DataError(what, "the model takes so many", HINT)
+        raise DataError(what, "the model takes so many", archives.HINT)
     try:
         return decode(io.BytesIO(data), geometry)
     except BadPicture as error:
         raise DataError(f"{place} cannot be used", str(error), hint) from None
-
-
-def image_arrays(names: Collection[str]) -> list[str]:
-    """The arrays with a data set's images and labels, of those that an archive holds."""
-    return ["test_images", "test_labels"] if "images" not in names and "test_images" in names else ["images", "labels"]
-
-
-def check_archive(path: Path) -> None:
-    """Raise OSError or ValueError if `data.path` lacks an array; only the archive's directory is read."""
-    if not path.is_file():
-        raise OSError(f"no file {path}, which data.path names")
-    with np.load(path, allow_pickle=False) as archive:
-        if missing := set(TRAINING_ARRAYS) - set(archive.files):
-            raise ValueError(f"{path} has no {', '.join(sorted(missing))}")

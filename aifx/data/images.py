@@ -15,12 +15,13 @@ from aifx.core.errors import ConfigError, DataError
 from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset, array_dataset, target_units
 from aifx.data.base import Batch, DataFormat
-from aifx.data.image_archive import HINT, labelled, read_archive, read_arrays
+from aifx.data.image_archive import labelled, read_archive
 from aifx.data.image_files import Listing, list_pictures
 from aifx.data.image_rows import IMAGE_FIELD, read_images
 from aifx.data.image_splits import AXES, DEFAULT_SIZE, open_pictures, pictures_spec
 from aifx.data.image_versions import list_images
 from aifx.data.order import BalancedOrder
+from aifx.data.readers.archives import HINT, read_arrays
 from aifx.data.readers.pictures import MEDIA_TYPES, MODES, Geometry, decode
 from aifx.data.readers.rows import Row, field
 from aifx.data.readers.sources import SourceFile
@@ -77,7 +78,7 @@ class ImageFormat(DataFormat):
         name, shape = str(path), self.spec.fields["inputs"].shape
         if path.suffix != ".npz":
             return self._open_pictures(path)
-        arrays = read_arrays(path, name)
+        arrays = read_arrays(SourceFile(name, str(path), "npz"))
         prefix = next(iter(arrays)).removesuffix("images")
         examples = labelled(arrays, prefix, name, len(self.spec.classes), self.section)
         if (found := examples["inputs"].shape[1:]) != shape:

@@ -249,14 +249,15 @@ class ImagesSection(DatasetSection):
     def read_beginnings(self, project: Project) -> int:
         """The archive's directory, or the headers of pictures; the rest is read when training begins."""
         from aifx.data.image_files import list_pictures
-        from aifx.data.image_rows import check_archive
+        from aifx.data.readers.archives import check_archive
         from aifx.data.readers.pictures import open_picture
+        from aifx.data.readers.sources import SourceFile
 
         if self.dataset is not None:
             return num_shards(self.dataset, project, "images")
         path = project.root / self.path
         if self.is_archive:
-            check_archive(path)
+            check_archive(SourceFile(self.path, str(path), "npz"))
             return 1
         pictures = list_pictures(path, self.path, self.classes).examples
         for picture in pictures[: MOST_FILES if self.errors == "strict" else 0]:

@@ -182,6 +182,7 @@ def bad(name: str, content: bytes, what: str, why: str = "", **keys: Any) -> Any
 BAD = [
     bad("empty", b"", ": not an .npz archive", "0 bytes"),
     bad("text", b"no archive", ": not an .npz archive", "10 bytes"),
+    bad("something before it", b"#!/bin/sh\n" + archive(**GOOD), ": a damaged archive"),
     bad("npy", archive(**GOOD)[:-200], ": not an .npz archive", "no zip file"),
     bad("nothing", archive(), ": no array 'train_images'", "it holds nothing"),
     bad("names", archive(x=IMAGES, y=LABELS), ": no array 'train_images'", "x, y"),
