@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import codecs
+import os
 import re
 import shutil
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aifx.core.artifact import short_reference
-from aifx.core.errors import UsageError
+from aifx.core.errors import DataError, UsageError
 from aifx.core.json_files import readable_bytes
 from aifx.core.parsing import check_utf8
 from aifx.core.progress import report_progress
@@ -23,9 +26,9 @@ from aifx.data.chat.lines import has_messages
 from aifx.data.names import Kind
 from aifx.data.readers.base import ColumnsChanged, DamagedFile, ReadOptions
 from aifx.data.readers.columnar import READERS
-from aifx.data.readers.formats import KINDS
+from aifx.data.readers.formats import KINDS, split_name
 from aifx.data.readers.likely_encodings import AUTO
-from aifx.data.readers.sources import Listing, SourceFile
+from aifx.data.readers.sources import Listing, SourceFile, leads_out, name_of
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import Manifest, Source, Version
 
@@ -182,6 +185,44 @@ def of_kind(listing: Listing, kind: Kind) -> Listing:
     others = [file.name for file in listing.files if file.format not in KINDS[kind]]
     files = tuple(file for file in listing.files if file.format in KINDS[kind])
     return replace(listing, files=files, left_out=tuple(sorted([*listing.left_out, *others])))
+
+
+def with_listed(listing: Listing, arguments: Sequence[str], base: Path, *, follow_links: bool = False) -> Listing:
+    """The listing of pictures with those that lists name in place of the lists: .csv files that are arguments.
+
+    A picture that is not below the folder of its list is among the links that are not followed.
+
+    Args:
+        base, follow_links: as `list_sources` takes them.
+
+    Raises DataError for a list that cannot be read, a file that it names, and a picture that shows two things.
+    """
+    from aifx.data.picture_lists import read_list
+
+    given = {os.path.abspath(os.path.expanduser(argument)) for argument in arguments}
+    lists = [file for file in listing.files if file.location in given and split_name(file.name)[0] == ".csv"]
+    found = {file.name: file for file in listing.files if file not in lists}
+    links = set(listing.links)
+    for one in lists:
+        inside = None if follow_links else os.path.realpath(os.path.dirname(one.location))
+        for example in read_list(Path(one.location), one.name)[1]:
+            path = os.path.abspath(example.path)
+            name, hint = name_of(path, base), f"correct {one.name}"
+            if leads_out(path, inside):
+                links.add(name)
+                continue
+            try:
+                state = os.stat(path)
+            except OSError as e:
+                raise DataError(f"{example.name} cannot be read", e.strerror or str(e), hint) from None
+            if not stat.S_ISREG(state.st_mode):
+                raise DataError(f"{example.name} is not a regular file", "a picture is one", hint)
+            file = SourceFile(name, path, "image", split_name(name)[1], state.st_size, state.st_mtime_ns)
+            file = replace(file, target=example.target, split=example.split)
+            if name in found and found[name].target is not None and found[name] != file:
+                raise DataError(f"{example.name} shows two things", "another row or its folder says otherwise", hint)
+            found[name] = file
+    return replace(listing, files=tuple(found[name] for name in sorted(found)), links=tuple(sorted(links)))
 
 
 def _is_same(file: SourceFile, source: Source | None, options: ReadOptions) -> bool:

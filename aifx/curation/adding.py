@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.digests import sha256_of
+from aifx.core.errors import DataError
 from aifx.core.files import read_file
 from aifx.core.json_files import write_json
 from aifx.core.json_values import encode_json, plain
 from aifx.core.parsing import parse_json
-from aifx.curation.collecting import Collector, conformed, merged, options_of
+from aifx.curation.collecting import Collector, conformed, known_columns, merged, options_of
 from aifx.curation.step import Limits, Outcome, Step
 from aifx.data.chat.lines import CHAT_READERS
-from aifx.data.names import CHAT, RESERVED, SOURCE, Kind
+from aifx.data.names import CHAT, ROW, SOURCE, Kind
 from aifx.data.readers.base import TEXT, ColumnsChanged, DamagedFile, ReadOptions
 from aifx.data.readers.columnar import READERS, Reader
-from aifx.data.readers.images import IMAGE, LABEL
+from aifx.data.readers.images import IMAGE, TARGETS, target_field
 from aifx.data.readers.sources import SourceFile
 from aifx.data.readers.text import read_documents
 from aifx.data.readers.web import check_installed
@@ -55,7 +56,10 @@ class Add(Step):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        files = [[file.name, file.sha256 or file.stamp] for file in self.files]
+        files = [
+            [file.name, file.sha256 or file.stamp, *([file.target, file.split] if file.format == "image" else [])]
+            for file in self.files
+        ]
         content = encode_json([files, dict(self.relicensed)])
         digest = sha256_of(content)
         return {"license": self.license, **plain(self.options), "files_sha256": digest}
@@ -105,11 +109,13 @@ class Add(Step):
         """Find the columns of each file and of all of them."""
         import pyarrow as pa
 
-        first = {"text": [TEXT], "images": [IMAGE, LABEL], "table": [], "chat": [CHAT]}[self.kind]
+        first = {"text": [TEXT], "images": [IMAGE], "table": [], "chat": [CHAT]}[self.kind]
         found = pa.schema([(name, pa.binary() if name == IMAGE else pa.string()) for name in first])
         if self.parents and self._kept:
             parent = next(read_parts(self._kept[0][0])).schema
-            found = merged(found, pa.schema([each for each in parent if each.name not in RESERVED]), "the rows before")
+            found = merged(
+                found, pa.schema([each for each in parent if each.name not in (ROW, SOURCE)]), "the rows before"
+            )
         columns: dict[str, str] = {}
         for file in self.files:
             if file.format == "text":
@@ -124,7 +130,10 @@ class Add(Step):
                 except DamagedFile:
                     continue  # its task reports it
             columns[file.name] = schema.serialize().to_pybytes().hex()
-            found = merged(found, conformed(schema, file.name, file.format, self.options), file.name)
+            schema = conformed(schema, file.name, file.format, self.options)
+            found = merged(found, pa.schema([*schema, *(each for each, _ in known_columns(file))]), file.name)
+        if self.kind == "images":
+            found = _with_target(found)
         write_json(work / COLUMNS, {"all": found.serialize().to_pybytes().hex(), "files": columns})
         return {}
 
@@ -187,6 +196,15 @@ class Add(Step):
                 assert not self.scanned, f"{file.name} does not fit its own columns"
                 raise
         collector.end()
+
+
+def _with_target(columns: Schema) -> Schema:
+    """The columns of pictures with one of TARGETS, `label` if no file has any. Raises DataError for several."""
+    found = [name for name in columns.names if name in TARGETS]
+    if len(found) > 1:
+        why, hint = f"the pictures have {' and '.join(found)}", "add those of each under a name of their own"
+        raise DataError("a data set of pictures has one of label, labels and value", why, hint)
+    return columns if found else columns.append(target_field(""))
 
 
 def _schema(text: str) -> Schema:

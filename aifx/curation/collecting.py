@@ -11,11 +11,11 @@ from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError
 from aifx.core.redaction import redact
 from aifx.curation.step import Outcome
-from aifx.data.names import RESERVED, ROW, SOURCE
+from aifx.data.names import RESERVED, ROW, SOURCE, SPLIT
 from aifx.data.readers.base import TEXT, BadRow, Batch, DamagedFile, ReadOptions, joined
 from aifx.data.readers.fitting import fitted, storable_columns
 from aifx.data.readers.formats import KINDS, Format
-from aifx.data.readers.images import LABEL
+from aifx.data.readers.images import target_field
 from aifx.data.readers.likely_encodings import AUTO
 from aifx.data.readers.sources import SourceFile
 from aifx.data.readers.streams import decided
@@ -24,7 +24,7 @@ from aifx.data.versions.manifest import Source
 from aifx.data.versions.shards import PART_BYTES
 
 if TYPE_CHECKING:
-    from pyarrow import Schema, Table
+    from pyarrow import Field, Schema, Table
 
 ID_DIGITS = 12
 DECODED: tuple[Format, ...] = ("text", "jsonl", "csv")
@@ -87,6 +87,14 @@ def merged(schema: Schema, more: Schema, name: str) -> Schema:
                 hint = "write the column in one type, or add the file under another name"
                 raise DataError(f"{name}: column {column!r} is {here}", f"it is {there} in other files", hint) from None
     raise AssertionError(f"{schema} and {more} do not join")
+
+
+def known_columns(file: SourceFile) -> list[tuple[Field, Any]]:
+    """The columns of a picture, with their values, that its folder or its row of a list gives it."""
+    import pyarrow as pa
+
+    found: list[tuple[Field, Any]] = [] if file.target is None else [(target_field(file.target), file.target)]
+    return found if file.split is None else [*found, (pa.field(SPLIT, pa.string()), file.split)]
 
 
 class Collector:
@@ -153,9 +161,8 @@ class Collector:
         self._flush_documents()
         if self._options.kind == "text" and self._file.format in KINDS["table"]:
             rows = rows.rename_columns([TEXT if n == self._options.text_field else n for n in rows.column_names])
-        if self._file.label is not None:
-            label = pa.array([self._file.label] * len(rows), pa.string())
-            rows = rows.set_column(rows.column_names.index(LABEL), LABEL, label)
+        for each, value in known_columns(self._file):
+            rows = rows.append_column(each, pa.array([value] * len(rows), each.type))
         ids = pc.binary_join_element_wise(self._prefix, batch.numbers.cast(pa.string()), "-")
         rows = rows.add_column(0, SOURCE, pa.repeat(pa.scalar(self._file.name), len(rows))).add_column(0, ROW, ids)
         if any(pa.types.is_nested(kind) for kind in rows.schema.types):
@@ -256,8 +263,10 @@ def reading_of(file: SourceFile, options: ReadOptions, encoding: str) -> str:
         parts.append(f"encoding={options.encoding}" + (f":{encoding}" if options.encoding == AUTO else ""))
     if file.format == "text" and options.split_at is not None:
         parts.append(f"split_at={options.split_at}")
-    if file.label is not None:
-        parts.append(f"label={file.label}")
+    if file.split is not None:
+        parts.append(f"split={file.split}")
+    if file.target is not None:
+        parts.append(f"{target_field(file.target).name}={file.target}")
     if file.query:
         parts.append(f"sql={redact(file.query)}")
     return " ".join(parts)

@@ -13,8 +13,8 @@ from aifx.core.errors import ConfigError, DataError
 from aifx.core.plurals import some_names
 from aifx.data.arrays import WEIGHTS, ArrayDataset, Arrays, target_units
 from aifx.data.columns import scale_of
-from aifx.data.image_files import Listing
 from aifx.data.image_store import StoredImages, open_images
+from aifx.data.picture_lists import Listing
 from aifx.data.readers.pictures import MODES
 from aifx.data.sections import ImagesSection
 from aifx.data.spec import DataSpec, Field

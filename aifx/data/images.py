@@ -16,11 +16,10 @@ from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset, array_dataset, target_units
 from aifx.data.base import Batch, DataFormat
 from aifx.data.image_archive import labelled, read_archive
-from aifx.data.image_files import Listing, list_pictures
 from aifx.data.image_rows import IMAGE_FIELD, read_images
 from aifx.data.image_splits import AXES, DEFAULT_SIZE, open_pictures, pictures_spec
-from aifx.data.image_versions import list_images
 from aifx.data.order import BalancedOrder
+from aifx.data.picture_lists import Listing, list_pictures, list_version
 from aifx.data.readers.archives import HINT, read_arrays
 from aifx.data.readers.pictures import MEDIA_TYPES, MODES, Geometry, decode
 from aifx.data.readers.rows import Row, field
@@ -28,6 +27,7 @@ from aifx.data.readers.sources import SourceFile
 from aifx.data.sections import ImagesSection
 from aifx.data.spec import DataSpec
 from aifx.data.splits import Split
+from aifx.data.versions.parts import open_single
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ImageFormat(DataFormat):
             listing = Listing(section.path, [], "label", section.classes)
             needed = {"image_size": section.image_size, "channels": section.channels, "classes": section.classes}
         else:
-            listing = list_images(section, project)
+            listing = _list(section, project)
             needed = {"channels": section.channels}
         for key, value in needed.items():
             if not value:
@@ -65,7 +65,7 @@ class ImageFormat(DataFormat):
                 splits, classes=classes, axes={"inputs": AXES}, name=section.path, hints={"validation": hint}
             )
         else:
-            data = open_pictures(list_images(section, project), section)
+            data = open_pictures(_list(section, project), section)
         return cls(section, data.spec), _balanced(data, section)
 
     @classmethod
@@ -129,6 +129,13 @@ class ImageFormat(DataFormat):
             why = f"its pictures have a {listing.target}, and the model predicts {targets.dtype} {list(targets.shape)}"
             raise DataError(f"{path} does not fit the model", why, "docs/tasks.md")
         return open_pictures(replace(listing, examples=tests or listing.examples), section, test_for=self.spec)
+
+
+def _list(section: ImagesSection, project: Project) -> Listing:
+    """The pictures that `[data]` names: those of a version, or of files. Raises UsageError, DataError."""
+    if section.dataset is not None:
+        return list_version(open_single(section.dataset, project, "images"), section.classes)
+    return list_pictures(project.root / section.path, section.path, section.classes)
 
 
 def _balanced(data: ArrayDataset, section: ImagesSection) -> ArrayDataset:

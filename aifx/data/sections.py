@@ -248,7 +248,7 @@ class ImagesSection(DatasetSection):
 
     def read_beginnings(self, project: Project) -> int:
         """The archive's directory, or the headers of pictures; the rest is read when training begins."""
-        from aifx.data.image_files import list_pictures
+        from aifx.data.picture_lists import list_pictures
         from aifx.data.readers.archives import check_archive
         from aifx.data.readers.pictures import open_picture
         from aifx.data.readers.sources import SourceFile

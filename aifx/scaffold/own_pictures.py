@@ -16,7 +16,7 @@ import numpy as np
 from aifx.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from aifx.data.image_files import Example, Listing
+    from aifx.data.picture_lists import Example, Listing
 
 Flip: TypeAlias = Literal["none", "horizontal", "vertical", "both"]
 
@@ -87,7 +87,7 @@ def picture_answers(path: Path, answers: Mapping[str, Any], margin: float) -> di
 
     Raises UsageError, DataError.
     """
-    from aifx.data.image_files import list_pictures
+    from aifx.data.picture_lists import list_pictures
 
     minutes = _asked_minutes(answers)
     listing = list_pictures(path, str(path))

@@ -56,7 +56,7 @@ def add(
             "--kind",
             metavar="text|table|images|chat",
             help="What rows are. By default images for pictures, text for texts and files with the text field, chat "
-            "for lists of messages.",
+            "for lists of messages. With images, a .csv is a list of pictures.",
         ),
     ] = None,
     text_field: Annotated[
@@ -109,13 +109,14 @@ def add(
         aifx data add talks chats.jsonl --kind chat --license unknown
         aifx data add corpus texts/ --license CC-BY-4.0 --encoding auto
         aifx data add corpus texts/ --license CC-BY-4.0 --dry-run
+        aifx data add parts list.csv --kind images --license CC0-1.0
         aifx data add orders postgresql://me@db/shop --query 'SELECT * FROM orders' --key id --license unknown
 
     Reads only files that are new or changed; rows of other files stay. Bad rows go to quarantine with file and line.
     Exits 1 if there are more than --max-bad, or a file is damaged: then NAME still means the version before.
     """
     with terminal(given.json) as out, ExitStack() as opened:
-        from aifx.curation.add_plan import check_options, infer_kind, of_kind, plan_add, run_add
+        from aifx.curation.add_plan import check_options, infer_kind, of_kind, plan_add, run_add, with_listed
         from aifx.curation.add_reports import BadRows, added_files, listed_files
         from aifx.curation.databases.sources import interrupted_reads
         from aifx.data.readers.base import ReadOptions
@@ -130,7 +131,10 @@ def add(
         runner = given.runner(catalog)
         fetch = _fetch_of(sources, query, key, catalog, name)
         if fetch is None:
-            listing = list_sources(sources, project.root if project else Path.cwd(), follow_links=follow_links)
+            base = project.root if project else Path.cwd()
+            listing = list_sources(sources, base, follow_links=follow_links)
+            if kind == "images":
+                listing = with_listed(listing, sources, base, follow_links=follow_links)
         elif dry_run:
             listing = opened.enter_context(fetch.described())
         else:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pyarrow import parquet
 
-from aifx.curation.add_plan import plan_add, run_add
+from aifx.curation.add_plan import plan_add, run_add, with_listed
 from aifx.curation.execution import Made
 from aifx.curation.step import Limits
 from aifx.data.readers.base import ReadOptions
@@ -26,8 +26,11 @@ def environ_of(folder: Path) -> dict[str, str]:
 def add(folder: Path, name: str, *sources: str, **options: Any) -> Made:
     """Add files of a folder to the data set below it."""
     catalog = open_catalog(str(folder / "datasets"))
-    listing = list_sources([str(folder / source) for source in sources], folder)
+    named = [str(folder / source) for source in sources]
+    listing = list_sources(named, folder)
     chosen = ReadOptions(options.pop("kind", "text"), **options)
+    if chosen.kind == "images":
+        listing = with_listed(listing, named, folder)
     return run_add(plan_add(catalog, name, listing, chosen, "MIT"), name, catalog, LIMITS)
 
 

@@ -25,9 +25,9 @@ from aifx.core.artifact import MANIFEST
 from aifx.core.errors import AifxError, ConfigError, DataError
 from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset, ArraySource
-from aifx.data.image_files import list_pictures
 from aifx.data.image_store import Picture, StoredImages, open_images
 from aifx.data.images import ImageFormat
+from aifx.data.picture_lists import list_pictures
 from aifx.data.readers import decoding
 from aifx.data.readers.rows import input_file
 from aifx.data.sections import ImagesSection

@@ -11,7 +11,7 @@ import inprocess
 import pytest
 
 from aifx.core.errors import DataError
-from aifx.data.image_files import list_pictures
+from aifx.data.picture_lists import list_pictures
 from aifx.data.readers.sources import Listing, list_sources
 from aifx.data.versions.catalog import open_catalog
 from aifx.data.versions.shards import read_shard

@@ -1,25 +1,41 @@
-"""Pictures: each file is a row, with its bytes unchanged."""
+"""Pictures: each file is a row, with its bytes unchanged, and what it shows."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from aifx.data.readers.base import ROW_BYTES, BadRow, Batch, ReadOptions, batch_of
 from aifx.data.readers.streams import open_bytes, read_whole
 
 if TYPE_CHECKING:
-    from pyarrow import Schema
+    from pyarrow import Field, Schema
 
-IMAGE, LABEL = "image", "label"
+IMAGE = "image"
+
+Target: TypeAlias = str | tuple[str, ...] | float
+"""What a picture shows: a class, several, or a number."""
+
+TargetKind: TypeAlias = Literal["label", "labels", "value"]
+TARGETS: tuple[TargetKind, ...] = get_args(TargetKind)
+"""The columns of targets: a version has one of them."""
+
+
+def target_field(target: Target) -> Field:
+    """The column of a target."""
+    import pyarrow as pa
+
+    if isinstance(target, str):
+        return pa.field("label", pa.string())
+    return pa.field("labels", pa.list_(pa.string())) if isinstance(target, tuple) else pa.field("value", pa.float64())
 
 
 def find_schema(path: str, compression: str, options: ReadOptions, *, is_whole: bool) -> Schema:
-    """The columns of pictures, the same for every file."""
+    """The column of pictures, the same for every file."""
     import pyarrow as pa
 
-    return pa.schema([(IMAGE, pa.binary()), (LABEL, pa.string())])
+    return pa.schema([(IMAGE, pa.binary())])
 
 
 def read(path: str, compression: str, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
@@ -38,6 +54,4 @@ def read(path: str, compression: str, schema: Schema, options: ReadOptions) -> I
             picture.load()
     except BadPicture as e:
         bad = [BadRow(1, str(e), data)]
-    images = [] if bad else [data]
-    labels = pa.nulls(len(images), pa.string())
-    yield batch_of(pa.table([pa.array(images, pa.binary()), labels], schema=schema), 0, bad)
+    yield batch_of(pa.table([pa.array([] if bad else [data], pa.binary())], schema=schema), 0, bad)

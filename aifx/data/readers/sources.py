@@ -24,7 +24,9 @@ from aifx.core.progress import Reporter
 from aifx.core.redaction import redact
 from aifx.core.stores import BLOCK_BYTES, open_store
 from aifx.data.readers.formats import PICKLES, SUFFIXES, Format, format_of, split_name
+from aifx.data.readers.images import Target
 from aifx.data.readers.streams import damages, decompressed
+from aifx.data.splits import Split, split_folders
 
 STDIN = "-"
 """The name and location of standard input."""
@@ -44,7 +46,8 @@ class SourceFile:
         changed: time of its last change, in ns; 0 for a remote file.
         stamp: what a store records with the content of a remote file, such as its ETag and time.
         sha256: "" for a remote file that was not read yet.
-        label: class of a picture: the folder that it is in below the folder that an argument names.
+        target: what a picture shows, by its folder or its row of a list; None if that is not known.
+        split: that its folder or its row names.
         query: SQL whose rows are in the file.
         is_matched: whether a glob of the configuration matched it, so that it may be empty.
     """
@@ -57,7 +60,8 @@ class SourceFile:
     changed: int = 0
     stamp: str = ""
     sha256: str = ""
-    label: str | None = None
+    target: Target | None = None
+    split: Split | None = None
     query: str = ""
     is_matched: bool = False
 
@@ -218,6 +222,7 @@ def list_sources(arguments: Sequence[str], base: Path, *, follow_links: bool = F
     links: set[str] = set()
     for argument in arguments:
         listed = _remote(argument, follow_links) if "://" in argument else _local(argument, base, follow_links)
+        pictures: dict[str, list[str]] = {}
         for one in listed:
             if one.is_outside:
                 links.add(one.name)
@@ -226,25 +231,34 @@ def list_sources(arguments: Sequence[str], base: Path, *, follow_links: bool = F
             if format_ is None:
                 left_out.add(one.name)
                 continue
-            label = _label(argument, one.location) if format_ == "image" else None
-            known = (one.name, one.location, format_, compression, one.bytes, one.changed, one.stamp)
-            file = SourceFile(*known, label=label)
+            if format_ == "image" and one.name not in found:
+                pictures[one.name] = _folders(argument, one.location)
+            file = SourceFile(one.name, one.location, format_, compression, one.bytes, one.changed, one.stamp)
             before = found.setdefault(one.name, file)
             if before.location != one.location:
                 why = "both would be recorded under this name"
                 raise UsageError(f"two sources are called {one.name}", why, "add one of them under another path")
+        splits = split_folders(folders[0] for folders in pictures.values() if len(folders) > 1)
+        for name, folders in pictures.items():
+            if splits and (not folders or folders[0] not in splits):  # training does not read it, either
+                left_out.add(name)
+                del found[name]
+                continue
+            split = splits[folders.pop(0)] if splits else None
+            found[name] = replace(found[name], target=folders[0] if folders else None, split=split)
     return Listing(tuple(found[name] for name in sorted(found)), tuple(sorted(left_out)), tuple(sorted(links)))
 
 
-def _label(argument: str, location: str) -> str | None:
-    """The name of the folder that a picture is in, if that is below the folder that the argument names."""
-    top = _fixed_part(argument)
+def _folders(argument: str, location: str) -> list[str]:
+    """The folders that a file is in, from the one below the folder, or the part without wildcards, of an argument."""
     if "://" in argument:
-        top, location = urlsplit(top).path.strip("/"), urlsplit(location).path.strip("/")
+        top, location = urlsplit(argument).path, urlsplit(location).path
+        top = _fixed_part(top) if "*" in top else top
     else:
-        top = os.path.abspath(os.path.expanduser(top))
-    folder, _, _ = location.rpartition("/")
-    return folder.rpartition("/")[2] if folder.startswith(f"{top}/") else None
+        top = os.path.abspath(os.path.expanduser(argument))
+        top = top if os.path.lexists(top) else _fixed_part(top)
+    above, path = top.strip("/").split("/") if top.strip("/") else [], location.strip("/").split("/")
+    return path[len(above) : -1] if path[: len(above)] == above else []
 
 
 def _fixed_part(pattern: str) -> str:
@@ -295,7 +309,7 @@ def _local(argument: str, base: Path, follow_links: bool) -> Iterator[_Found]:
     for each in paths:
         is_given = each == path
         if not is_given:
-            if _leads_out(each, inside):
+            if leads_out(each, inside):
                 yield _outside(each, base)
                 continue
             if not all(_enters(folder, entered) for folder in (os.path.dirname(each), each) if os.path.isdir(folder)):
@@ -316,7 +330,7 @@ def _local(argument: str, base: Path, follow_links: bool) -> Iterator[_Found]:
             yield _irregular(each, base)
 
 
-def _leads_out(path: str, inside: str | None) -> bool:
+def leads_out(path: str, inside: str | None) -> bool:
     """Whether links in `path` end outside of the real path `inside`, if there is one."""
     return inside is not None and not Path(os.path.realpath(path)).is_relative_to(inside)
 
@@ -346,14 +360,14 @@ def _folder(folder: str, base: Path, inside: str | None, entered: dict[str, str]
         chosen = []
         for name in sorted(name for name in folders if not name.startswith(".")):
             full = os.path.join(path, name)
-            if _leads_out(full, inside):
+            if leads_out(full, inside):
                 yield _outside(full, base)
             elif _enters(full, entered):
                 chosen.append(name)
         folders[:] = chosen
         for name in sorted(name for name in names if not name.startswith(".")):
             full = os.path.join(path, name)
-            if os.path.islink(full) and _leads_out(full, inside):
+            if os.path.islink(full) and leads_out(full, inside):
                 yield _outside(full, base)
                 continue
             try:
@@ -400,7 +414,7 @@ def _remote(url: str, follow_links: bool) -> Iterator[_Found]:
         raise UsageError(f"no file matches {secret_free}", "the store has none", "name a file or folder")
     for path, (info, is_given) in sorted(found.items()):
         location = url if is_given else _with_path(url, store.path, path)
-        if _leads_out(path, inside):
+        if leads_out(path, inside):
             yield _Found(without_secrets(location), location, 0, 0, "", is_given, is_outside=True)
             continue
         stamp = sha256_of(repr(sorted(_stamp(info).items())))

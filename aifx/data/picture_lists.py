@@ -1,38 +1,29 @@
-"""Which pictures a project names, and what each shows."""
+"""Which pictures a project or a data set names, and what each shows: in folders, in lists, in versions."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
 
 from aifx.core.errors import DataError, did_you_mean
+from aifx.core.plurals import counted
+from aifx.data.names import CLUSTER, ROW, SPLIT
 from aifx.data.readers.decoding import Picture
 from aifx.data.readers.documents import files_below
+from aifx.data.readers.images import TARGETS, Target, TargetKind
 from aifx.data.readers.pictures import SUFFIXES
 from aifx.data.readers.rows import input_file, read_rows
-from aifx.data.splits import Split
+from aifx.data.splits import SPLIT_FOLDERS, Split, split_folders
+from aifx.data.versions.parts import DatasetPart
 
 logger = logging.getLogger(__name__)
 
-SPLIT_FOLDERS: Mapping[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-    "testing": "test",
-}
 SEPARATOR = ";"
 """Between the names in a cell of the column `labels`."""
-
-TargetKind: TypeAlias = Literal["label", "labels", "value"]
-TARGETS: tuple[TargetKind, ...] = get_args(TargetKind)
 
 
 @dataclass(frozen=True)
@@ -43,7 +34,7 @@ class Example(Picture):
         cluster: of near-duplicates, which are in one split; None if it is not known.
     """
 
-    target: str | tuple[str, ...] | float
+    target: Target
     split: Split | None
     cluster: str | None = field(default=None, kw_only=True)
 
@@ -57,7 +48,7 @@ class Example(Picture):
 
 @dataclass(frozen=True)
 class Listing:
-    """The pictures that `data.path` names. `target` says what is known of each: a class, several, or a number."""
+    """The pictures that `[data]` names. `target` says what is known of each: a class, several, or a number."""
 
     name: str
     examples: Sequence[Example]
@@ -77,20 +68,44 @@ def list_pictures(path: Path, name: str, classes: tuple[str, ...] = (), *, has_a
     if path.is_dir():
         examples = list(_folder(path, name))
     elif path.suffix.lower() == ".csv":
-        target, examples = _csv(path, name)
+        target, examples = read_list(path, name)
     else:
         why = "it takes a folder of pictures, a .csv file that lists them, or an .npz file"
         raise DataError(f"data.path = {name!r} cannot be used", why, f"ls -l {name}")
     if not examples:
         raise DataError(f"{name} has no pictures", f"they are {', '.join(SUFFIXES)}", f"ls {name}")
-    return Listing(name, examples, target, () if target == "value" else find_classes(name, examples, classes, has_all))
+    return Listing(name, examples, target, _classes(name, examples, target, classes, has_all))
+
+
+def list_version(part: DatasetPart, classes: tuple[str, ...] = ()) -> Listing:
+    """The pictures of a version of a data set. Rows without a label are left out, with a warning. Raises DataError."""
+    target = _target_column(part.manifest.columns, part.reference)
+    columns = [target, *(name for name in (ROW, SPLIT, CLUSTER) if part.has_column(name))]
+    examples, unlabelled, path, row = [], [], None, 0
+    for shard, batch in part.batches(columns):
+        row = row if shard == path else 0
+        path = shard
+        for values in batch.to_pylist():
+            name = f"{part.reference}: row {values.get(ROW, row)}"
+            if values[target] is None:
+                unlabelled.append(name)
+            else:
+                split = None if values.get(SPLIT) is None else part.split_of(values[SPLIT])
+                shown = _target(values[target], target, name)
+                examples.append(Example(shard, name, shown, split, row=row, cluster=values.get(CLUSTER)))
+            row += 1
+    if unlabelled:
+        logger.warning(f"left out {counted(len(unlabelled), 'row')} without a label, such as {unlabelled[0]}")
+    if not examples:
+        raise DataError(f"{part.reference} has no pictures with a label", "", f"aifx data profile {part.reference}")
+    return Listing(part.reference, examples, target, _classes(part.reference, examples, target, classes, True))
 
 
 def _folder(path: Path, name: str) -> Iterator[Example]:
     """The pictures below folders of classes, which may be in folders of splits."""
     folders = [child.name for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith(".")]
-    splits = {folder: SPLIT_FOLDERS[folder.lower()] for folder in folders if folder.lower() in SPLIT_FOLDERS}
-    if "train" not in splits.values():
+    splits = split_folders(folders)
+    if not splits:
         yield from _classes_of(path, name, None)
         return
     if others := sorted(set(folders) - set(splits)):
@@ -121,24 +136,30 @@ def _classes_of(path: Path, name: str, split: Split | None) -> Iterator[Example]
         logger.info(f"{name}: {len(others)} files are no pictures, such as {others[0]}")
 
 
-def _csv(path: Path, name: str) -> tuple[TargetKind, list[Example]]:
-    """The pictures of a list with the columns `file`, one of TARGETS and perhaps `split`."""
+def read_list(path: Path, name: str) -> tuple[TargetKind, list[Example]]:
+    """The pictures of a .csv list with the columns `file`, one of TARGETS and perhaps `split`. Raises DataError."""
     examples: list[Example] = []
-    target: TargetKind | None = None
+    target: TargetKind = "label"
     for row in read_rows(input_file(str(path))):
         place = f"{name}{row.place.removeprefix(str(path))}"
-        found = [column for column in TARGETS if column in row.values]
-        if "file" not in row.values or len(found) != 1:
-            why = f"it has the columns {', '.join(row.values)}"
-            hint = "name the columns file and label, labels (such as a;b) or value: docs/tasks.md"
-            raise DataError(f"{name} does not say what its pictures show", why, hint)
-        target = found[0]
-        file, text = str(row.values["file"]), str(row.values[target])
+        target = _target_column(row.values, name, is_list=True)
+        file = str(row.values["file"])
         if not file:
             raise DataError(f"{place}: no file", "the column file is empty", "name a picture")
         split = _split(str(row.values.get("split", "")), place)
-        examples.append(Example(path.parent / file, f"{place}: {file}", _target(text, target, place), split))
-    return target or "label", examples
+        shown = _target(row.values[target], target, place)
+        examples.append(Example(path.parent / file, f"{place}: {file}", shown, split))
+    return target, examples
+
+
+def _target_column(columns: Collection[str], name: str, *, is_list: bool = False) -> TargetKind:
+    """The one of TARGETS that a list or a version has. Raises DataError if there is none, or several."""
+    found = [target for target in TARGETS if target in columns]
+    if len(found) != 1 or (is_list and "file" not in columns):
+        why = f"it has the columns {', '.join(columns)}"
+        hint = "name the columns file and label, labels (such as a;b) or value: docs/tasks.md"
+        raise DataError(f"{name} does not say what its pictures show", why, hint)
+    return found[0]
 
 
 def _split(text: str, place: str) -> Split | None:
@@ -149,24 +170,32 @@ def _split(text: str, place: str) -> Split | None:
     return SPLIT_FOLDERS[text.lower()]
 
 
-def _target(text: str, target: TargetKind, place: str) -> str | tuple[str, ...] | float:
+def _target(value: object, target: TargetKind, place: str) -> Target:
+    """What a picture shows, by the text in a cell of a list or the value in a row of a version."""
     if target == "labels":
-        return tuple(sorted({part.strip() for part in text.split(SEPARATOR)} - {""}))
+        names = value if isinstance(value, list) else str(value).split(SEPARATOR)
+        return tuple(sorted({str(name).strip() for name in names} - {""}))
+    text = str(value).strip()
     if target == "label":
-        if not text.strip():
+        if not text:
             raise DataError(f"{place}: no label", "the column label is empty", "name a class")
-        return text.strip()
+        return text
     try:
-        value = float(text)
+        number = float(text)
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+        number = math.nan
+    if not math.isfinite(number):
         raise DataError(f"{place}: {text!r} is not a number", "the column value holds numbers", "label, for classes")
-    return value
+    return number
 
 
-def find_classes(name: str, examples: Iterable[Example], classes: tuple[str, ...], has_all: bool) -> tuple[str, ...]:
-    """The names of the classes. Raises DataError for one that `classes` lacks or that has no picture."""
+def _classes(
+    name: str, examples: Iterable[Example], target: TargetKind, classes: tuple[str, ...], has_all: bool
+) -> tuple[str, ...]:
+    """The names of the classes; none for numbers. Raises DataError for one that `classes` lacks or that has no
+    picture."""
+    if target == "value":
+        return ()
     found = Counter(label for example in examples for label in example.labels)
     known = classes or tuple(sorted(found, key=_in_order))
     if unknown := sorted(set(found) - set(known)):
