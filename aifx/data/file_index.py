@@ -20,7 +20,7 @@ from aifx.core.errors import EnvironmentFault
 from aifx.core.file_states import FileState
 from aifx.core.files import is_temporary, remove_temporary
 from aifx.core.project import Project, cache_path
-from aifx.data.blocks import read_cached, read_checked, with_digest, write_checked
+from aifx.data.checked_files import read_cached, read_checked, with_digest, write_checked
 from aifx.data.readers.documents import scan_file
 from aifx.data.readers.encodings import FileScan
 from aifx.data.readers.sources import SourceFile, reading

@@ -1,49 +1,55 @@
-"""The image store: pictures that were decoded once, in one memory-mapped array.
+"""The image store: pictures that were decoded once, as rows of one shape in the row cache (`aifx.data.row_cache`).
 
 A store is an artefact (`aifx.core.artifact`) in the cache, in a folder that is named by a digest of the names, sizes
 and times of its pictures and of what they were made to be. Its manifest has the geometry, and for each picture that
 cannot be used the reason. It holds
 
-    pixels        uint8 [pictures, height, width, channels]
-    digests.npy   uint8 [pictures, 2, 32]: SHA-256 of each picture's file, and of its row of pixels
+    pixels          uint8 [pictures, height, width, channels]
+    digests.npy     uint8 [pictures, 2, 32]: SHA-256 of each picture's file, and of its row of pixels
+    pictures.json   of each picture the path, the size and the time of its file, and its row in a file of many
 
-The digests are the only file in the manifest. Those of the rows stand for the pixels, in place of a SHA-256 of the
-whole file and of its blocks: a picture is what is read at once, and what is decoded again, into the same bytes. A row
-is verified when it is first read, and one that is damaged is decoded again. If anything else is damaged, all pictures
-are.
+The digests of the rows stand for the pixels, which the manifest does not list, in place of a SHA-256 of the whole file
+and of its blocks: a picture is what is read at once, and what is decoded again, into the same bytes. If anything else
+is damaged, all pictures are decoded again.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import PIL
 
-from aifx.core.artifact import Artifact, DamagedArtifact, Files, cached, read_sealed, seal_files
-from aifx.core.digests import sha256_of, sha256_of_values
+from aifx.core.artifact import Artifact, Files, cached, read_artifact, read_sealed, seal_files
+from aifx.core.digests import sha256_of_values
 from aifx.core.errors import DataError
-from aifx.core.files import UnsafeFile, open_file
 from aifx.core.os_errors import naming
 from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
 from aifx.data.readers.decoding import PIXELS, Decoded, Picture, decode_all, decode_one, write_row
 from aifx.data.readers.pictures import BadPicture, Fit, Geometry, is_grey, open_picture
+from aifx.data.row_cache import FixedRows, open_mapped
 from aifx.machine.cpu import usable_cpus
 
 logger = logging.getLogger(__name__)
 
-KIND, VERSION = "image store", 2
+KIND, VERSION = "image store", 3
 """The artefact's kind, and the version of its content: a part of the digest in the folder's name."""
 
-DIGESTS = "digests.npy"
+DIGESTS, PICTURES = "digests.npy", "pictures.json"
+
+State: TypeAlias = tuple[str, int, int, int | None]
+"""The path, the size in bytes and the time in ns of a file, which change when its content does; and the row of the
+picture in it, None if the file is the picture."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +57,8 @@ class ImageStore:
     """An opened store of the pictures `files`."""
 
     files: Sequence[Picture]
-    path: Path
     geometry: Geometry
-    pixels: np.ndarray  # uint8 [pictures, height, width, channels], memory-mapped
+    pixels: FixedRows  # uint8 [pictures, height, width, channels]
     digests: np.ndarray  # uint8 [pictures, 2, 32]
     problems: dict[int, str]  # why a picture cannot be used
 
@@ -67,37 +72,27 @@ class StoredImages:
     dtype = np.dtype(np.uint8)
 
     def __init__(self, store: ImageStore, rows: np.ndarray) -> None:
-        self._store, self._rows = store, rows
-        self._checked = np.zeros(len(rows), bool)
+        self._pixels, self._rows = store.pixels, rows
         self.shape = (len(rows), *store.geometry.shape)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, which: np.ndarray) -> np.ndarray:
-        for index in np.unique(which[~self._checked[which]]).tolist():
-            self._check(int(self._rows[index]))
-            self._checked[index] = True
-        images: np.ndarray = self._store.pixels[self._rows[which]]
-        return images
+        return self._pixels[self._rows[which]]
 
-    def _check(self, row: int) -> None:
-        """Compare a row with its digest; if it is damaged, decode it again. Raises DataError if its file changed.
 
-        Threads that find the same damage write the same bytes.
-        """
-        store = self._store
-        expected = bytes(store.digests[row, 1]).hex()
-        if sha256_of(store.pixels[row]) == expected:
-            return
-        picture = store.files[row]
-        logger.warning(f"the cached pixels of {picture.name} are damaged; decoding it again")
-        decoded, pixels = decode_one(picture, store.geometry)
-        if decoded.pixels != expected:
-            why = decoded.why or "its bytes are others than when the training began"
-            raise DataError(f"{picture.name} has changed", why, "run the command again")
-        with open(store.path / PIXELS, "r+b") as file:
-            write_row(file.fileno(), row, pixels)
+@dataclass(frozen=True)
+class IndexedPicture:
+    """A picture of a store as it was when it was decoded.
+
+    Attributes:
+        state: of its file.
+        sha256: of its encoded bytes; "" if it could not be used.
+    """
+
+    state: State
+    sha256: str
 
 
 def open_images(
@@ -113,14 +108,26 @@ def open_images(
 
     Raises OSError, EnvironmentFault if the cache cannot be written.
     """
-    state = [_state(picture) for picture in files]
-    path = cache_path("images") / sha256_of_values(VERSION, PIL.__version__, size, channels, fit, state)
+    states = [_state(picture) for picture in files]
+    path = cache_path("images") / sha256_of_values(VERSION, PIL.__version__, size, channels, fit, states)
 
     def build(folder: Path) -> tuple[Mapping[str, Any], Files]:
         geometry = Geometry(*size, channels or _channels(files), fit)
+        _write(folder / PICTURES, json.dumps(states).encode())
         return _build(files, geometry, len(usable_cpus()) if workers is None else workers, what, folder)
 
     return cached(path, KIND, VERSION, build, partial(_open, files), logger.warning)
+
+
+def read_index(folder: Path) -> list[IndexedPicture]:
+    """The pictures of the store in a folder. Raises OSError, DamagedArtifact, AifxError for another format."""
+    artifact = read_artifact(folder, KIND, VERSION)
+    states = json.loads(read_sealed(folder, artifact, PICTURES, limit=artifact.files[PICTURES].bytes))
+    unusable = artifact.content["problems"]
+    return [
+        IndexedPicture((*state,), "" if str(row) in unusable else digest.tobytes().hex())
+        for row, (state, digest) in enumerate(zip(states, _read_digests(folder, artifact)[:, 0], strict=True))
+    ]
 
 
 def _build(
@@ -143,24 +150,43 @@ def _build(
         decode_all(folder, files, geometry, workers, done)
     stream = io.BytesIO()
     np.save(stream, digests)
-    with naming(folder / DIGESTS):
-        (folder / DIGESTS).write_bytes(stream.getvalue())
+    _write(folder / DIGESTS, stream.getvalue())
     content = {"geometry": asdict(geometry), "problems": {str(row): why for row, why in sorted(problems.items())}}
-    return content, seal_files(folder, [folder / DIGESTS])
+    return content, seal_files(folder, [folder / DIGESTS, folder / PICTURES])
+
+
+def _write(path: Path, data: bytes) -> None:
+    with naming(path):
+        path.write_bytes(data)
+
+
+def _read_digests(folder: Path, artifact: Artifact) -> np.ndarray:
+    data = read_sealed(folder, artifact, DIGESTS, limit=artifact.files[DIGESTS].bytes)
+    digests: np.ndarray = np.load(io.BytesIO(data))
+    return digests
 
 
 def _open(files: Sequence[Picture], folder: Path, artifact: Artifact) -> ImageStore:
     """The store in a folder, of these files. Raises DamagedArtifact, OSError."""
     geometry = Geometry(**artifact.content["geometry"])
     problems = {int(row): why for row, why in artifact.content["problems"].items()}
-    digests = np.load(io.BytesIO(read_sealed(folder, artifact, DIGESTS, limit=artifact.files[DIGESTS].bytes)))
-    shape = (len(files), *geometry.shape)
-    try:
-        with open(open_file(folder / PIXELS, below=folder), "rb") as file:
-            pixels: np.ndarray = np.memmap(file, np.uint8, "r", shape=shape) if files else np.zeros(shape, np.uint8)
-    except (FileNotFoundError, UnsafeFile, ValueError) as e:
-        raise DamagedArtifact(folder, f"{PIXELS}: {e}") from e
-    return ImageStore(files, folder, geometry, pixels, digests, problems)
+    digests = _read_digests(folder, artifact)
+    of_rows = digests[:, 1].tobytes()
+    pixels = open_mapped(folder / PIXELS, lambda file: FixedRows(file, of_rows, geometry.shape))
+
+    def decode_again(row: int) -> np.ndarray:
+        picture = files[row]
+        logger.warning(f"the cached pixels of {picture.name} are damaged; decoding it again")
+        decoded, data = decode_one(picture, geometry)
+        if decoded.pixels != digests[row, 1].tobytes().hex():
+            why = decoded.why or "its bytes are others than when the training began"
+            raise DataError(f"{picture.name} has changed", why, "run the command again")
+        with open(folder / PIXELS, "r+b") as file:
+            write_row(file.fileno(), row, data)
+        return pixels.file  # a map of the file that was written
+
+    pixels.repair = decode_again
+    return ImageStore(files, geometry, pixels, digests, problems)
 
 
 def _channels(files: Sequence[Picture]) -> int:
@@ -172,11 +198,10 @@ def _channels(files: Sequence[Picture]) -> int:
     return 1
 
 
-def _state(picture: Picture) -> tuple[str | int, ...]:
-    """The name, size and time of a file, which change when its content does, and the row of a picture in it."""
-    row = () if picture.row is None else (picture.row,)
+def _state(picture: Picture) -> State:
+    path = str(picture.path)
     try:
-        found = picture.path.stat()
+        found = os.stat(path)
     except OSError:
-        return str(picture.path), -1, -1, *row
-    return str(picture.path), found.st_size, found.st_mtime_ns, *row
+        return path, -1, -1, picture.row
+    return path, found.st_size, found.st_mtime_ns, picture.row

@@ -14,7 +14,7 @@ import numpy as np
 from aifx.core.digests import hash32
 from aifx.core.os_errors import errno_of
 from aifx.data.base import TEXT_BYTES, Batch
-from aifx.data.blocks import read_cached, read_checked, write_checked
+from aifx.data.checked_files import read_cached, read_checked, write_checked
 from aifx.data.store import SplitTokens
 
 

@@ -32,9 +32,9 @@ import numpy as np
 from tokenizers import Encoding
 
 from aifx.core.progress import report_progress
-from aifx.data.blocks import SUFFIX, ArrayWriter, BlockArray, cached_arrays, write_array
 from aifx.data.corpus import TextCorpus
 from aifx.data.readers.documents import Piece
+from aifx.data.row_cache import SUFFIX, ArrayWriter, BlockArray, cached_arrays, write_array
 from aifx.data.splits import SPLITS, Split
 from aifx.data.tokenizer import Tokenizer, text_sizes
 

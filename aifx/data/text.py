@@ -17,7 +17,7 @@ from aifx.core.files import remove_temporary, replace_file
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import Project, cache_path
 from aifx.data.base import TEXT_BYTES, Batch, DataFormat
-from aifx.data.blocks import read_cached, read_checked, write_checked
+from aifx.data.checked_files import read_cached, read_checked, write_checked
 from aifx.data.corpus import TextCorpus, file_corpus, open_corpus, split_corpus
 from aifx.data.mixing import Turns
 from aifx.data.readers.rows import Row, field, read_rows

@@ -28,7 +28,7 @@ from aifx.core.plurals import counted
 from aifx.core.progress import Reporter, report_progress
 from aifx.curation.step import Limits
 from aifx.curation.work_folders import WORK, holding_work
-from aifx.data.blocks import read_checked, write_checked
+from aifx.data.checked_files import read_checked, write_checked
 from aifx.data.readers.parquet import open_parquet
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.lineage import record_index

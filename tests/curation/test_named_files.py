@@ -22,8 +22,8 @@ from aifx.curation.named_files import added_files
 from aifx.curation.reports import verify_files
 from aifx.curation.row_history import explain_row
 from aifx.data import file_index
-from aifx.data.blocks import read_checked, write_checked
 from aifx.data.chat.section import ChatSection
+from aifx.data.checked_files import read_checked, write_checked
 from aifx.data.implicit import find_implicit, implicit_versions
 from aifx.data.readers.documents import scan_file
 from aifx.data.sections import ImagesSection, TableSection, TextSection

@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 from stored_versions import make_version
 
+from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError
 from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset
+from aifx.data.image_store import read_index
 from aifx.data.images import ImageFormat
 from aifx.data.readers import decoding
 from aifx.data.sections import ImagesSection
@@ -101,3 +103,14 @@ def test_damaged_pixels_are_decoded_again(project: Project, caplog: pytest.LogCa
     again = open_images(project, dataset="parts").source("test", 4, seed=None).read(0, slice(None))["inputs"]
     np.testing.assert_array_equal(again, before)
     assert "damaged; decoding it again" in caplog.text
+
+
+def test_the_store_names_its_pictures(project: Project) -> None:
+    version = make_version(project, "parts", {"image": [*PICTURES[:-1], None], "label": LABELS}, "images", shards=2)
+    open_images(project, dataset="parts", errors="skip")
+    (store,) = Path(project.root.parent / "cache/images").iterdir()
+    found = read_index(store)
+    states = {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in version.shards}
+    rows = [(str(path), *states[str(path)], row) for path in version.shards for row in range(25)]
+    assert [picture.state for picture in found] == rows
+    assert [picture.sha256 for picture in found] == [*map(sha256_of, PICTURES[:-1]), ""]

@@ -15,12 +15,12 @@ from aifx.core.errors import DataError, UsageError
 from aifx.core.files import replace_file
 from aifx.core.project import Project
 from aifx.data.base import Batch
-from aifx.data.blocks import read_checked, with_digest
 from aifx.data.chat.format import ChatData, ChatFormat, ChatSource, chat_spec
 from aifx.data.chat.rows import read_pairs
 from aifx.data.chat.section import ChatSection
 from aifx.data.chat.sequences import ChatRows, Fitted, Truncation
 from aifx.data.chat.store import ChatFiles, ChatTokens, tokenize, tokens_digest
+from aifx.data.checked_files import read_checked, with_digest
 from aifx.data.spec import DataSpec, Field
 from aifx.data.splits import SPLITS, Split
 

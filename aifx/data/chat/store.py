@@ -16,12 +16,12 @@ from aifx.core.digests import Hash64, Sha256, sha256_of, sha256_of_file, sha256_
 from aifx.core.errors import DataError
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, cache_path
-from aifx.data.blocks import SUFFIX, BlockArray, cached_arrays, write_array
 from aifx.data.chat.rendering import ChatRenderer
 from aifx.data.chat.rows import Conversation, check_chat_file, find_chats, read_conversations
 from aifx.data.chat.section import ChatSection
 from aifx.data.names import SPLIT
 from aifx.data.readers.sources import SourceFile, check_regular, local_file, reading
+from aifx.data.row_cache import SUFFIX, BlockArray, cached_arrays, write_array
 from aifx.data.splits import SPLITS, Split, split_of
 from aifx.data.versions.parts import DatasetPart, open_single
 

@@ -1,4 +1,4 @@
-"""Arrays of the cache: made once, mapped, and made again if a byte of them changes."""
+"""Arrays and rows of the cache: made once, mapped, and made again if a byte of them changes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aifx.core.digests import BLOCK_BYTES
+from aifx.core.digests import BLOCK_BYTES, Sha256
 from aifx.core.errors import EnvironmentFault
-from aifx.data.blocks import ArrayWriter, cached_arrays, read_cached, read_checked, write_array, write_checked
+from aifx.data.checked_files import read_cached, read_checked, write_checked
+from aifx.data.row_cache import ArrayWriter, FixedRows, cached_arrays, write_array
 
 VALUES = np.arange(BLOCK_BYTES, dtype=np.int32)
 
@@ -103,3 +104,27 @@ def test_a_link_or_a_pipe_in_place_of_a_file_is_not_read(tmp_path: Path, logged:
     assert len(logged) == 2
     write_checked(path, b"what it holds")
     assert read_cached(read_checked, path, "file") == b"what it holds"
+
+
+def test_rows_of_one_shape_are_compared_one_by_one(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (5, 3, 4), np.uint8)
+    digests = b"".join(Sha256(row).digest() for row in rows)
+    damaged = rows.copy()
+    damaged[3, 1, 2] ^= 1
+    found = FixedRows(damaged.reshape(-1), digests, (3, 4))
+    assert found.shape == rows.shape
+    assert np.array_equal(found[np.array([4, 0, 4])], rows[[4, 0, 4]])
+    with pytest.raises(ValueError, match="block 3"):
+        found[np.array([1, 3])]
+    asked: list[int] = []
+
+    def repair(row: int) -> np.ndarray:
+        asked.append(row)
+        return rows.reshape(-1)
+
+    found.repair = repair
+    for _ in range(2):
+        assert np.array_equal(found[np.array([3, 2])], rows[[3, 2]])
+    assert asked == [3]
+    with pytest.raises(ValueError, match="5 rows"):
+        FixedRows(rows.reshape(-1)[:-1], digests, (3, 4))

@@ -1,13 +1,19 @@
-"""Arrays of the cache, whose blocks are compared with their digests when each is first read, and single files that end
-with the digest of their bytes."""
+"""The row cache: rows that were made once, in arrays of artefacts (`aifx.core.artifact`) that are memory-mapped.
+
+Rows of varied lengths, such as texts or conversations as tokens, are one after another in a `BlockArray`, whose blocks
+have the size of a disk's reads; an array beside it says where each begins. Rows of one shape, such as pictures, are
+`FixedRows`, whose blocks are the rows. A block is compared with its digest when it is first read, and made again if it
+is damaged.
+"""
 
 from __future__ import annotations
 
 import io
 import logging
+import math
 import mmap
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -18,7 +24,7 @@ import numpy as np
 from aifx.core.artifact import BLOCKS, Artifact, DamagedArtifact, Files, cached, damaged_files, read_sealed, seal_files
 from aifx.core.digests import BLOCK_BYTES, DIGEST_BYTES, Sha256
 from aifx.core.errors import EnvironmentFault
-from aifx.core.files import UnsafeFile, open_file, replace_file
+from aifx.core.files import UnsafeFile, open_file
 from aifx.core.os_errors import naming
 
 logger = logging.getLogger(__name__)
@@ -28,94 +34,89 @@ SUFFIX = ".npy"
 T = TypeVar("T")
 
 
-def write_checked(path: Path, data: bytes) -> None:
-    """Write a file with the SHA-256 of its bytes behind them: whole or not at all, whatever stops the machine."""
-    replace_file(path, with_digest(data))
-
-
-def with_digest(data: bytes) -> bytes:
-    """The data with its SHA-256 at the end, as `read_checked` takes it."""
-    return data + Sha256(data).digest()
-
-
-def read_checked(path: Path) -> memoryview:
-    """What `write_checked` wrote, memory-mapped. Raises OSError, UnsafeFile for a link or a FIFO, and ValueError if it
-    is damaged."""
-    with open(open_file(path), "rb") as file:
-        content = memoryview(np.memmap(file, np.uint8, "r"))
-    if Sha256(content[:-DIGEST_BYTES]).digest() != content[-DIGEST_BYTES:]:
-        raise ValueError(f"{path} is damaged")
-    return content[:-DIGEST_BYTES]
-
-
-def read_cached(read: Callable[[Path], T], path: Path, what: str) -> T | None:
-    """What `read` makes of a file of the cache. None if there is none, and with a warning if it is damaged."""
-    try:
-        return read(path)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, EOFError, UnsafeFile):
-        logger.warning(f"the {what} {path} is damaged; making it again")
-        return None
-
-
-class BlockArray:
-    """A one-dimensional array in a .npy file, read by slices.
+class CheckedFile:
+    """A memory-mapped file whose blocks are compared with their digests when each is first read.
 
     Args:
-        file: uint8, the bytes of the file, memory-mapped.
-        digests: of its blocks, as `BlockDigests` makes them.
+        file: uint8, its bytes.
+        digests: SHA-256 of its blocks, one after the other.
 
     Attributes:
-        repair: called with the number of a damaged block; returns the array in a file that was written again, or
+        repair: called with the number of a damaged block; returns the bytes of the file in which the block is whole, or
             raises. Without it a damaged block raises ValueError.
+    """
+
+    def __init__(self, file: np.ndarray, digests: bytes, block_bytes: int = BLOCK_BYTES) -> None:
+        if len(digests) != -(-len(file) // block_bytes) * DIGEST_BYTES:
+            raise ValueError(f"{len(digests)} bytes of digests for {len(file)} bytes")
+        self.file, self.digests = file, digests
+        self.repair: Callable[[int], np.ndarray] | None = None
+        self._block_bytes = block_bytes
+        self._checked = bytearray(len(digests) // DIGEST_BYTES)
+        self._lock = threading.Lock()
+
+    def _check(self, blocks: Iterable[int]) -> None:
+        for block in blocks:
+            if not self._checked[block]:
+                with self._lock:
+                    if not self._is_whole(block):
+                        self._replace(block)
+                    self._checked[block] = 1
+
+    def _replace(self, block: int) -> None:
+        if self.repair is None:
+            raise ValueError(f"block {block} is damaged")
+        self.file = self.repair(block)
+
+    def _is_whole(self, block: int) -> bool:
+        data = self.file[block * self._block_bytes : (block + 1) * self._block_bytes]
+        return Sha256(data).digest() == self.digests[block * DIGEST_BYTES : (block + 1) * DIGEST_BYTES]
+
+
+class BlockArray(CheckedFile):
+    """A one-dimensional array in a .npy file, read by slices: rows of varied lengths, one after another.
 
     Raises ValueError if the block with the header is damaged. What else is in it is compared again when it is read.
     """
 
     def __init__(self, file: np.ndarray, digests: bytes) -> None:
-        if len(digests) != -(-len(file) // BLOCK_BYTES) * DIGEST_BYTES:
-            raise ValueError(f"{len(digests)} bytes of digests for {len(file)} bytes")
-        self.digests = digests
-        self.repair: Callable[[int], BlockArray] | None = None
-        self._file = file
-        self._checked = bytearray(len(digests) // DIGEST_BYTES)
-        self._lock = threading.Lock()
+        super().__init__(file, digests)
         if not self._is_whole(0):
             raise ValueError("the block of its header is damaged")
         header = io.BytesIO(file[:BLOCK_BYTES].tobytes())
         np.lib.format.read_magic(header)
-        _, _, dtype = np.lib.format.read_array_header_1_0(header)
+        _, _, self._dtype = np.lib.format.read_array_header_1_0(header)
         self._start = header.tell()
-        self._values: np.ndarray = file[self._start :].view(dtype)
+        self._length = len(file[self._start :].view(self._dtype))
 
     def __len__(self) -> int:
-        return len(self._values)
+        return self._length
 
     def __getitem__(self, part: slice) -> np.ndarray:
-        start, stop, step = part.indices(len(self))
+        start, stop, step = part.indices(self._length)
         assert step == 1
-        size, head = self._values.itemsize, self._start
-        for block in range((head + start * size) // BLOCK_BYTES, -(-(head + stop * size) // BLOCK_BYTES)):
-            if not self._checked[block]:
-                self._check(block)
-        return self._values[start:stop]
+        first, last = (self._start + place * self._dtype.itemsize for place in (start, max(start, stop)))
+        self._check(range(first // BLOCK_BYTES, -(-last // BLOCK_BYTES)))
+        return self.file[first:last].view(self._dtype)
 
-    def _check(self, block: int) -> None:
-        with self._lock:
-            if not self._is_whole(block):
-                self._replace(block)
-            self._checked[block] = 1
 
-    def _replace(self, block: int) -> None:
-        if self.repair is None:
-            raise ValueError(f"block {block} is damaged")
-        again = self.repair(block)
-        self._file, self._values = again._file, again._values
+class FixedRows(CheckedFile):
+    """Rows uint8 `[rows, ...]` of one shape in a file without a header, each a block, read by arrays of their numbers.
 
-    def _is_whole(self, block: int) -> bool:
-        data = self._file[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
-        return Sha256(data).digest() == self.digests[block * DIGEST_BYTES : (block + 1) * DIGEST_BYTES]
+    Raises ValueError for a file of another size.
+    """
+
+    def __init__(self, file: np.ndarray, digests: bytes, shape: tuple[int, ...]) -> None:
+        super().__init__(file, digests, math.prod(shape))
+        self.shape = (len(digests) // DIGEST_BYTES, *shape)
+        if len(file) != math.prod(self.shape):
+            raise ValueError(f"{len(file)} bytes for {self.shape[0]} rows")
+
+    def __getitem__(self, which: np.ndarray) -> np.ndarray:
+        is_checked = np.frombuffer(self._checked, np.bool_)
+        self._check(np.unique(which[~is_checked[which]]).tolist())
+        found: np.ndarray = self.file.reshape(self.shape)[which]
+        return found
 
 
 class ArrayWriter:
@@ -192,13 +193,13 @@ def cached_arrays(
         names = (name.removesuffix(SUFFIX) for name in artifact.files if name.endswith(SUFFIX))
         return artifact.content, {name: _open_array(folder, artifact, name) for name in names}
 
-    def made_again(name: str, digests: bytes, _: int) -> BlockArray:
+    def made_again(name: str, digests: bytes, _: int) -> np.ndarray:
         with lock:  # another thread, or another process, may have made it meanwhile
             again = cached_arrays(place, kind, version, write, whole=True)[1][name]
         if again.digests != digests:
             why = "aifx made it again, and it is not what it was"
             raise EnvironmentFault(f"the {kind} {place} is damaged", why, f"rm -r {place}")
-        return again
+        return again.file
 
     lock = threading.Lock()
     content, arrays = cached(place, kind, version, make, open_all, logger.warning)
@@ -211,9 +212,18 @@ def _open_array(folder: Path, artifact: Artifact, name: str) -> BlockArray:
     """An array of an artefact that was sealed with the digests of its blocks. Raises DamagedArtifact, OSError."""
     path, beside = folder / f"{name}{SUFFIX}", f"{name}{SUFFIX}{BLOCKS}"
     digests = read_sealed(folder, artifact, beside, limit=artifact.files[beside].bytes)
+    return open_mapped(path, lambda file: BlockArray(file, digests))
+
+
+def open_mapped(path: Path, open_it: Callable[[np.ndarray], T]) -> T:
+    """A file of an artefact, as `open_it` returns its bytes, uint8, memory-mapped.
+
+    Raises DamagedArtifact for one that is missing, a link or empty, or for which `open_it` raises ValueError; OSError.
+    """
     try:
-        with open(open_file(path, below=folder), "rb") as file:
+        with open(open_file(path, below=path.parent), "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return BlockArray(np.frombuffer(data, np.uint8), digests)
-    except (UnsafeFile, ValueError) as e:
-        raise DamagedArtifact(folder, e.what if isinstance(e, UnsafeFile) else f"{path.name}: {e}") from e
+        return open_it(np.frombuffer(data, np.uint8))
+    except (FileNotFoundError, UnsafeFile, ValueError) as e:
+        why = e.what if isinstance(e, UnsafeFile) else f"{path.name}: {e}"
+        raise DamagedArtifact(path.parent, why) from e

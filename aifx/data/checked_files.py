@@ -1,0 +1,48 @@
+"""Files of the cache that end with the SHA-256 of their bytes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from aifx.core.digests import DIGEST_BYTES, Sha256
+from aifx.core.files import UnsafeFile, open_file, replace_file
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def write_checked(path: Path, data: bytes) -> None:
+    """Write a file with the SHA-256 of its bytes behind them: whole or not at all, whatever stops the machine."""
+    replace_file(path, with_digest(data))
+
+
+def with_digest(data: bytes) -> bytes:
+    """The data with its SHA-256 at the end, as `read_checked` takes it."""
+    return data + Sha256(data).digest()
+
+
+def read_checked(path: Path) -> memoryview:
+    """What `write_checked` wrote, memory-mapped. Raises OSError, UnsafeFile for a link or a FIFO, and ValueError if it
+    is damaged."""
+    with open(open_file(path), "rb") as file:
+        content = memoryview(np.memmap(file, np.uint8, "r"))
+    if Sha256(content[:-DIGEST_BYTES]).digest() != content[-DIGEST_BYTES:]:
+        raise ValueError(f"{path} is damaged")
+    return content[:-DIGEST_BYTES]
+
+
+def read_cached(read: Callable[[Path], T], path: Path, what: str) -> T | None:
+    """What `read` makes of a file of the cache. None if there is none, and with a warning if it is damaged."""
+    try:
+        return read(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError, UnsafeFile):
+        logger.warning(f"the {what} {path} is damaged; making it again")
+        return None
