@@ -13,13 +13,13 @@ import numpy as np
 from aifx.core.errors import DataError
 from aifx.data.readers import archives
 from aifx.data.readers.documents import files_below
-from aifx.data.readers.pictures import MODES, SUFFIXES, BadPicture, Geometry, decode
+from aifx.data.readers.images import IMAGE, SUFFIXES
+from aifx.data.readers.pictures import MODES, BadPicture, Geometry, decode
 from aifx.data.readers.rows import FORMATS, Row, input_file, read_rows, unknown_format
 from aifx.data.readers.sources import SourceFile
 
 logger = logging.getLogger(__name__)
 
-IMAGE_FIELD = "image"
 FILE_FIELD = "file"
 PICTURES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 DAMAGED = "write it again, or leave it out"
@@ -48,14 +48,14 @@ def read_images(file: SourceFile, geometry: Geometry, *, skips: bool = False) ->
             yield from rows
     elif file.format in ("npz", "npy"):
         for number, image in enumerate(archives.read_images(file), 1):
-            yield Row(file.name, number, f"{file.name}: image {number}", {IMAGE_FIELD: image})
+            yield Row(file.name, number, f"{file.name}: image {number}", {IMAGE: image})
     elif file.format == "image":
-        yield Row(file.name, 1, file.name, {IMAGE_FIELD: _picture(file, geometry)})
+        yield Row(file.name, 1, file.name, {IMAGE: _picture(file, geometry)})
     elif file.format in FORMATS:
         for row in read_rows(file):
-            if isinstance(data := row.values.get(IMAGE_FIELD), bytes):  # of a version of a data set
-                yield replace(row, values={**row.values, IMAGE_FIELD: _decoded(data, row.place, geometry, DAMAGED)})
-            elif FILE_FIELD in row.values and IMAGE_FIELD not in row.values:
+            if isinstance(data := row.values.get(IMAGE), bytes):  # of a version of a data set
+                yield replace(row, values={**row.values, IMAGE: _decoded(data, row.place, geometry, DAMAGED)})
+            elif FILE_FIELD in row.values and IMAGE not in row.values:
                 yield _listed(file, row, geometry)
             else:
                 yield row
@@ -66,7 +66,7 @@ def read_images(file: SourceFile, geometry: Geometry, *, skips: bool = False) ->
 def _listed(file: SourceFile, row: Row, geometry: Geometry) -> Row:
     """A row with the picture that it names, relative to the file of the row."""
     path = file.path.parent / str(row.values[FILE_FIELD])
-    return replace(row, values={**row.values, IMAGE_FIELD: _picture(input_file(str(path)), geometry)})
+    return replace(row, values={**row.values, IMAGE: _picture(input_file(str(path)), geometry)})
 
 
 def _pictures(folder: Path) -> list[Path]:

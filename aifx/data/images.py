@@ -16,11 +16,12 @@ from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset, array_dataset, target_units
 from aifx.data.base import Batch, DataFormat
 from aifx.data.image_archive import labelled, read_archive
-from aifx.data.image_rows import IMAGE_FIELD, read_images
+from aifx.data.image_rows import read_images
 from aifx.data.image_splits import AXES, DEFAULT_SIZE, open_pictures, pictures_spec
 from aifx.data.order import BalancedOrder
 from aifx.data.picture_lists import Listing, list_pictures, list_version
 from aifx.data.readers.archives import HINT, read_arrays
+from aifx.data.readers.images import IMAGE
 from aifx.data.readers.pictures import MEDIA_TYPES, MODES, Geometry, decode
 from aifx.data.readers.rows import Row, field
 from aifx.data.readers.sources import SourceFile
@@ -98,10 +99,10 @@ class ImageFormat(DataFormat):
         return MEDIA_TYPES if self.geometry.channels in MODES else ()
 
     def decode(self, data: bytes) -> Mapping[str, Any]:
-        return {IMAGE_FIELD: decode(io.BytesIO(data), self.geometry)}
+        return {IMAGE: decode(io.BytesIO(data), self.geometry)}
 
     def encode(self, row: Mapping[str, Any]) -> Batch:
-        image, shape = np.asarray(field(row, IMAGE_FIELD)), self.geometry.shape
+        image, shape = np.asarray(field(row, IMAGE)), self.geometry.shape
         if image.dtype.kind not in "iu" or image.size == 0 or image.min() < 0 or image.max() > 255:
             raise ValueError("an image is whole numbers from 0 to 255")
         if image.shape != shape and (image.shape, shape[2]) != (shape[:2], 1):

@@ -14,8 +14,7 @@ from aifx.core.plurals import counted
 from aifx.data.names import CLUSTER, ROW, SPLIT
 from aifx.data.readers.decoding import Picture
 from aifx.data.readers.documents import files_below
-from aifx.data.readers.images import TARGETS, Target, TargetKind
-from aifx.data.readers.pictures import SUFFIXES
+from aifx.data.readers.images import SUFFIXES, TARGETS, Target, TargetKind
 from aifx.data.readers.rows import input_file, read_rows
 from aifx.data.splits import SPLIT_FOLDERS, Split, split_folders
 from aifx.data.versions.parts import DatasetPart

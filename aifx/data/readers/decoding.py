@@ -20,13 +20,11 @@ from aifx.core.digests import sha256_of, sha256_of_file
 from aifx.core.errors import DataError, EnvironmentFault
 from aifx.core.files import replace_file
 from aifx.core.processes import Child, connect, pump
+from aifx.data.readers.images import IMAGE
 from aifx.data.readers.parquet import read_cell
 from aifx.data.readers.pictures import BadPicture, Geometry, check_file, decode
 
 PIXELS = "pixels"
-IMAGE_COLUMN = "image"
-"""The column of a version of a data set that holds encoded pictures."""
-
 REQUEST = "request.json"
 
 FEW = 256
@@ -64,7 +62,7 @@ class Picture:
             check_file(self.path)
             return open(self.path, "rb")
         try:
-            data = read_cell(self.path, IMAGE_COLUMN, self.row)
+            data = read_cell(self.path, IMAGE, self.row)
         except DataError as error:
             raise BadPicture(f"{error.what}: {error.why}") from None
         if not isinstance(data, bytes) or not data:

@@ -20,7 +20,7 @@ SUFFIXES: Mapping[str, Format] = {
     ".html": "html",
     ".htm": "html",
     ".warc": "warc",
-    **dict.fromkeys((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"), "image"),
+    **dict.fromkeys(images.SUFFIXES, "image"),
 }
 KINDS: Mapping[Kind, frozenset[Format]] = {
     "text": frozenset({"text", "html", "warc", "jsonl", "csv", "parquet", "query"}),

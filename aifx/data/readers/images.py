@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from aifx.data.readers.base import ROW_BYTES, BadRow, Batch, ReadOptions, batch_of
-from aifx.data.readers.streams import open_bytes, read_whole
 
 if TYPE_CHECKING:
     from pyarrow import Field, Schema
 
 IMAGE = "image"
+"""The column of encoded pictures, and the field of a row with one to predict from."""
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+"""Of files of pictures."""
 
 Target: TypeAlias = str | tuple[str, ...] | float
 """What a picture shows: a class, several, or a number."""
@@ -43,6 +46,7 @@ def read(path: str, compression: str, schema: Schema, options: ReadOptions) -> I
     import pyarrow as pa
 
     from aifx.data.readers.pictures import BadPicture, open_picture
+    from aifx.data.readers.streams import open_bytes, read_whole
 
     with open_bytes(path, compression, options) as stream:
         data = read_whole(stream, ROW_BYTES + 1)
