@@ -58,11 +58,12 @@ class ImplicitVersion:
 
 
 def named_files(section: Section, project: Project) -> dict[str, list[SourceFile]]:
-    """The files that the keys of `[data]` name, by key: none if `data.dataset` is set or the data is pictures.
+    """The files that the keys of `[data]` name, by key: none if `data.dataset` is set or the data is files of pictures.
 
     Raises DataError.
     """
-    if not isinstance(section, DatasetSection) or section.dataset is not None or isinstance(section, ImagesSection):
+    is_pictures = isinstance(section, ImagesSection) and not section.is_archive
+    if not isinstance(section, DatasetSection) or section.dataset is not None or is_pictures:
         return {}
     if isinstance(section, TokenSection):
         found = {f"data.{split}": find_files(getattr(section, split), project, f"data.{split}") for split in SPLITS}
@@ -87,7 +88,7 @@ def find_implicit(reference: str, section: Section, project: Project, *, again: 
     key, _, digits = reference.partition("@")
     named = named_files(section, project)
     if key not in named:
-        why = f"files are named by {', '.join(named)}" if named else "it names data.dataset, or pictures"
+        why = f"files are named by {', '.join(named)}" if named else "it names data.dataset, or files of pictures"
         raise UsageError(f"the configuration has no files of {key}", why, "aifx config show")
     version = _version(key, named[key], section, project, again=again)
     if not version.sha256.startswith(digits):

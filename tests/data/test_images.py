@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aifx.core.errors import DataError
+from aifx.core.digests import sha256_of
+from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset
 from aifx.data.images import ImageFormat
+from aifx.data.implicit import find_implicit, implicit_versions
 from aifx.data.sections import ImagesSection
 from aifx.data.splits import Split
 
@@ -129,6 +131,17 @@ def test_rows_may_be_divided_among_hosts(split: Split, project: Project, write: 
         parts = [source.read(step, rows) for rows in (slice(0, 3), slice(3, 3), slice(3, 8))]
         for name in whole:
             assert np.array_equal(np.concatenate([part[name] for part in parts]), whole[name])
+
+
+def test_an_archive_is_an_implicit_version(project: Project, write: Write) -> None:
+    content = archive(**arrays())
+    path = write("images.npz", content)
+    section = ImagesSection()
+    found = implicit_versions(section, project)["data.path"]
+    assert [scan.digest for scan in found.files.values()] == [sha256_of(content)]
+    path.write_bytes(content[:-1])
+    with pytest.raises(UsageError, match=found.reference):
+        find_implicit(found.reference, section, project)
 
 
 def test_no_validation_when_none_is_asked_for(project: Project, write: Write) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 from aifx.data.names import Kind
+from aifx.data.readers import images
 
 Format: TypeAlias = Literal["text", "jsonl", "csv", "parquet", "html", "warc", "image", "query"]
 
