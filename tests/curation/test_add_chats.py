@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import inprocess
 import numpy as np
 import pyarrow as pa
 import pytest
-from adding import LIMITS, add, quarantine_of, rows_of
+from adding import LIMITS, add, environ_of, quarantine_of, rows_of
 from pyarrow import parquet
 
 from aifx.core.errors import UsageError
@@ -21,6 +22,7 @@ from aifx.curation.execution import execute
 from aifx.curation.labels.applying import ApplyLabels
 from aifx.curation.labels.contents import shown_of
 from aifx.curation.labels.queue import queued_rows
+from aifx.curation.labels.uncertain import least_certain
 from aifx.curation.mix import mix_of, parse_sets
 from aifx.curation.pii.detector import Detector
 from aifx.curation.pii.reports import search
@@ -225,6 +227,26 @@ def test_labels_are_a_column_beside_the_chat(tmp_path: Path) -> None:
     step = ApplyLabels((version,), "label", {ids[0]: "good"})
     labelled = execute(step, "chats", catalog, LIMITS).version
     assert [row["label"] for row in rows_of(labelled)] == ["good", None, None]
+
+
+@pytest.mark.slow
+def test_the_least_certain_chats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a run, and by what it predicted for the shards."""
+    version = add_chats(tmp_path, *(chat(f"{number}?", f"{number} " * (1 + number % 3)) for number in range(12)))
+    (tmp_path / "aifx.toml").write_text(
+        '[task]\nkind = "chat"\n[model]\nnum_layers = 1\nembed_dim = 16\nnum_heads = 2\n'
+        '[data]\ndataset = "chats"\ntokenizer = "byte"\nseq_len = 64\nvalidation_fraction = 0.2\ntest_fraction = 0\n'
+        "[train]\nnum_steps = 2\nglobal_batch_size = 4\nvalidate_every = 0\n"
+    )
+    shards = [str(path) for path in version.shards]
+    for command in (["train"], ["predict", *shards, "--output", "found.jsonl"]):
+        done = inprocess.run(command, tmp_path, environ_of(tmp_path))
+        assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    shown = shown_of(version, "label")
+    by_run, by_file = (least_certain(version, shown, "label", given, 5) for given in ("main", "found.jsonl"))
+    assert by_run == by_file
+    assert len(by_run) == 5
 
 
 def test_rows_are_found_by_sql_and_text(tmp_path: Path) -> None:
