@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from aifx.config.sections import Section
 from aifx.core.artifact import unfinished
+from aifx.core.errors import AifxError
 from aifx.core.project import Project, cache_path
 from aifx.curation.add_plan import plan_add, run_add
 from aifx.curation.step import Limits
@@ -36,4 +37,8 @@ def added_files(reference: str, section: Section, project: Project, limits: Limi
     with unfinished(cache_path(ROWS_FOLDER) / files.key) as folder:
         catalog = open_catalog(str(folder))
         run_add(plan_add(catalog, files.key, listing, options, "unknown"), files.key, catalog, limits)
-        yield files.key, catalog
+        try:
+            yield files.key, catalog
+        except AifxError as error:  # its hints name a version that will be gone
+            error.hint = error.hint.replace(catalog.manifest(files.key).reference, files.key)
+            raise

@@ -11,13 +11,11 @@ from aifx.commands.console.options import JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.options import (
-    DEFAULT_MEMORY,
     FILES_HELP,
     DatasetArgument,
     RootOption,
     find_catalog,
-    implicit_section,
-    limits_of,
+    opened_rows,
     project_around,
 )
 from aifx.core.errors import UsageError
@@ -167,15 +165,12 @@ def why(
         if (row is None) == (text is None):
             hint = 'aifx data why --text "call me Ishmael"'
             raise UsageError("aifx data why takes either ROW or --text", "they name a row", hint)
-        catalog, project = find_catalog(root)
-        section = implicit_section(dataset, catalog, project)
-        if dataset is not None and section is not None and project is not None:
-            from aifx.curation.named_files import added_files
-
-            with added_files(dataset, section, project, limits_of(DEFAULT_MEMORY, None)) as (name, files):
-                found = explain_row(files, row, text, [name])
+        if dataset is not None:
+            with opened_rows(dataset, root) as (name, catalog):
+                found = explain_row(catalog, row, text, [name])
         else:
-            found = explain_row(catalog, row, text, [dataset] if dataset is not None else catalog.names())
+            catalog, _ = find_catalog(root)
+            found = explain_row(catalog, row, text, catalog.names())
         out.document(found)
         _print_explanation(out, found)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -134,6 +136,23 @@ def implicit_section(reference: str | None, catalog: Catalog, project: Project |
     if project is None or name not in KEYS or catalog.latest(name) is not None:
         return None
     return load_config(project).data
+
+
+@contextmanager
+def opened_rows(reference: str, root: str | None) -> Iterator[tuple[str, Catalog]]:
+    """The data set that `reference` names, or one of the files that a key of aifx.toml names; and its catalog.
+
+    Of files, both are there as long as the context is open.
+    """
+    catalog, project = find_catalog(root)
+    section = implicit_section(reference, catalog, project)
+    if section is None or project is None:
+        yield reference, catalog
+        return
+    from aifx.curation.named_files import added_files
+
+    with added_files(reference, section, project, limits_of(DEFAULT_MEMORY, None)) as found:
+        yield found
 
 
 def project_around() -> Project | None:

@@ -11,11 +11,11 @@ from aifx.commands.console.options import JsonOption
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.options import (
     DEFAULT_MEMORY,
-    DatasetArgument,
+    FILES_HELP,
     MemoryOption,
     RootOption,
-    find_catalog,
     limits_of,
+    opened_rows,
 )
 from aifx.core.plurals import counted
 from aifx.core.sanitize import shorten
@@ -24,7 +24,10 @@ CELL_WIDTH = 100
 
 
 def query(
-    name: DatasetArgument,
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help=f"Data set: NAME for its latest version, or NAME@VERSION. {FILES_HELP}"),
+    ],
     sql: Annotated[str, typer.Argument(metavar="SQL", help="A SELECT over the table data.")],
     output: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="Write all rows to a .csv, .jsonl or .parquet file.")
@@ -39,6 +42,7 @@ def query(
     Examples:
         aifx data query corpus "SELECT count(*) FROM data"
         aifx data query corpus "DESCRIBE data"
+        aifx data query data.train "SELECT count(*) FROM data"
         aifx data query corpus "SELECT _source, count(*) FROM data GROUP BY 1 ORDER BY 2 DESC"
         aifx data query corpus "SELECT text FROM data WHERE text LIKE '%whale%'" --output whales.jsonl
 
@@ -52,14 +56,14 @@ def query(
         size = limits_of(memory, None).memory_bytes
         if output is not None:
             output_format(output)
-        catalog, _ = find_catalog(root)
-        version = catalog.open(name)
-        if output is not None:
-            written = query_to_file(version, sql, output, size)
-            out.document(written)
-            out.print(f"{output}: {counted(written.rows, 'row')}, {readable_bytes(written.size_bytes)}")
-            return
-        found = query_rows(version, sql, rows, size)
+        with opened_rows(name, root) as (found_name, catalog):
+            version = catalog.open(found_name)
+            if output is not None:
+                written = query_to_file(version, sql, output, size)
+                out.document(written)
+                out.print(f"{output}: {counted(written.rows, 'row')}, {readable_bytes(written.size_bytes)}")
+                return
+            found = query_rows(version, sql, rows, size)
         out.document(found)
         numbers = [name for name, kind in found.columns.items() if _is_number(kind)]
         out.table(list(found.columns), [tuple(map(_cell, row)) for row in found.rows], right=numbers)

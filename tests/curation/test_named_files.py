@@ -196,6 +196,10 @@ def test_the_commands(project: Project) -> None:
     assert (code, found["rows"][0]["source"]) == (0, "texts/b.jsonl")  # type: ignore[index]
     code, found = aifx("erase", "data.train", "--where", f"contains(text, '{SECRET}')", "--dry-run")
     assert (code, found["places"]) == (0, ["texts/b.jsonl:3"])
+    code, found = aifx("query", "data.train", "SELECT count(*) AS n FROM data")
+    assert (code, found["rows"]) == (0, [[4]])
+    _, found = aifx("query", "data.train", "nonsense(")
+    assert "aifx data query data.train 'DESCRIBE data'" in str(found["error"])
     (project.root / "texts/a.txt").unlink()
     killed = cache_path("named-files") / f"data.train{UNFINISHED}0123456789abcdef"
     killed.mkdir()
