@@ -12,9 +12,8 @@ import io
 import os
 import re
 import sys
-import time
 import tokenize
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +24,7 @@ from typing import Any
 from aifx.core.artifact import writable_folder
 from aifx.core.digests import sha256_of, sha256_of_file, sha256_of_json, sha256_of_values
 from aifx.core.errors import EnvironmentFault, UsageError
+from aifx.core.file_states import FileState
 from aifx.core.files import UnsafeFile, read_file
 from aifx.core.json_files import write_json
 from aifx.core.json_values import plain
@@ -40,9 +40,6 @@ UNCOUNTED = ("aifx", "aifx.core.version")
 
 CORE = "aifx.core."
 """The libraries that these modules import do not count: they open files and start processes."""
-
-RACY_NS = 2_000_000_000
-"""A file that is younger may be written again without another time."""
 
 METADATA = ".dist-info"
 
@@ -70,16 +67,15 @@ def code_digest(module: str) -> Code:
     place = cache_path("code") / sha256_of_values(module, str(start))
     with suppress(OSError, ValueError, UnsafeFile, LookupError, TypeError):
         known: Any = parse_json(read_file(place))
-        if known["state"] == _state(known["files"]):
+        before = {Path(path): FileState(**state) for path, state in known["states"].items()}
+        is_still = all(state.is_still(FileState.of(path)) for path, state in before.items())
+        if is_still and known["installed"] == _installed():
             return Code(**known["code"])
     search = _Search(start.stem if module == "__main__" else module, start)
     code = Code(sha256_of_json(search.digests), search.libraries())
-    files = sorted(map(str, search.files))
-    with suppress(OSError, EnvironmentFault):
-        newest = max(max(found.st_mtime_ns, found.st_ctime_ns) for found in map(os.stat, files))
-        if newest < search.begun_ns - RACY_NS:
-            with writable_folder(place.parent):
-                write_json(place, {"files": files, "state": _state(files), "code": plain(code)})
+    if all(state.is_settled for state in search.states.values()):
+        with suppress(OSError, EnvironmentFault), writable_folder(place.parent):
+            write_json(place, plain({"states": search.states, "installed": search.installed, "code": code}))
     return code
 
 
@@ -93,28 +89,21 @@ def _file_of(module: str) -> Path:
     return Path(found).absolute()
 
 
-def _state(files: Sequence[str]) -> str:
-    """A digest of the sizes and times of files and of their folders, and of what is installed. Raises OSError."""
-    found = [(path, os.stat(path)) for path in sorted({*files, *map(os.path.dirname, files)})]
-    times = [(path, one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino) for path, one in found]
-    return sha256_of_values(times, sorted(map(str, _installed().values())))
-
-
 class _Search:
     """Finds all that a module imports, transitively.
 
     Attributes:
-        files: that were read.
-        begun_ns: when the first of them was read.
         digests: SHA-256 of each module by its name, and of each other file by its package's name and its own.
+        states: of the files, and of the folders in which they were found, before they were read.
+        installed: see `_installed`.
     """
 
     def __init__(self, module: str, start: Path) -> None:
-        self.files: set[Path] = set()
-        self.begun_ns = time.time_ns()
         self.digests: dict[str, str] = {}
+        self.states: dict[Path, FileState] = {}
+        self.installed = _installed()
         self._foreign: set[str] = set()
-        self._names_in = cache(_names_in)
+        self._names_in = cache(self._list)
         self._root = start.parents[module.count(".") + (start.name == "__init__.py")]
         top = module.partition(".")[0]
         self._own = {top, *PACKAGES}
@@ -129,20 +118,21 @@ class _Search:
 
     def libraries(self) -> dict[str, str]:
         """The versions of the installed distributions that have the modules which are not ours, by name."""
-        installed = _installed()
         names = {name for name in self._foreign if name.partition(".")[0] not in sys.stdlib_module_names}
-        direct = {name for name in names if _normal(name) in installed}
+        direct = {name for name in names if _normal(name) in self.installed}
         others = {name.partition(".")[0] for name in names} - {name.partition(".")[0] for name in direct}
-        found = {*map(_normal, direct), *_owners(others, installed)}
-        return {name: installed[name].name.removesuffix(METADATA).partition("-")[2] for name in sorted(found)}
+        found = {*map(_normal, direct), *_owners(others, self.installed)}
+        return {
+            name: os.path.basename(self.installed[name]).removesuffix(METADATA).partition("-")[2]
+            for name in sorted(found)
+        }
 
     def _read(self, name: str, path: Path) -> Iterator[tuple[str, Path]]:
         """Take a module. Returns the modules that it imports, and where they are."""
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         module = _parsed(path, package)
-        self.files.add(path)
-        self.begun_ns = min(self.begun_ns, module.read_ns)
         self.digests[name] = module.sha256
+        self.states[path] = module.state
         for imported in module.imports:
             yield from self._find(imported)
             if imported.partition(".")[0] not in self._own and not name.startswith(CORE):
@@ -152,8 +142,13 @@ class _Search:
                 yield from self._find(text.partition(":")[0])
         if name.partition(".")[0] in PACKAGES:
             for beside in self._files_beside(path.parent, module.strings):
-                self.files.add(beside)
+                self.states[beside] = FileState.of(beside)
                 self.digests[f"{package}:{beside.relative_to(path.parent).as_posix()}"] = sha256_of_file(beside)
+
+    def _list(self, folder: Path) -> frozenset[str]:
+        with suppress(OSError):
+            self.states[folder] = FileState.of(folder)
+        return _names_in(folder)
 
     def _find(self, name: str) -> Iterator[tuple[str, Path]]:
         """The packages and the module of a name, which may also be one in a module."""
@@ -187,7 +182,7 @@ class _Module:
         imports: names that it imports, in functions too, but not those for type checkers alone.
     """
 
-    read_ns: int
+    state: FileState
     sha256: str
     imports: frozenset[str]
     strings: frozenset[str]
@@ -195,7 +190,7 @@ class _Module:
 
 @cache
 def _parsed(path: Path, package: str) -> _Module:
-    read_ns = time.time_ns()
+    state = FileState.of(path)
     with tokenize.open(path) as file:
         source = file.read()
     imports: set[str] = set()
@@ -221,7 +216,7 @@ def _parsed(path: Path, package: str) -> _Module:
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             docstrings.append(node.value)
     code = _without_comments(source, docstrings)
-    return _Module(read_ns, sha256_of(code), frozenset(imports), frozenset(strings))
+    return _Module(state, sha256_of(code), frozenset(imports), frozenset(strings))
 
 
 def _without_comments(source: str, docstrings: Iterable[ast.Constant]) -> str:
@@ -253,21 +248,21 @@ def _normal(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def _installed() -> dict[str, Path]:
+def _installed() -> dict[str, str]:
     """The folder with the metadata of each installed distribution, by normal name."""
-    found: dict[str, Path] = {}
+    found: dict[str, str] = {}
     for place in sys.path:
         for name in _names_in(Path(place)):
             if name.endswith(METADATA):
-                found.setdefault(_normal(name.partition("-")[0]), Path(place, name))
+                found.setdefault(_normal(name.partition("-")[0]), os.path.join(place, name))
     return found
 
 
-def _owners(packages: set[str], installed: Mapping[str, Path]) -> Iterator[str]:
+def _owners(packages: set[str], installed: Mapping[str, str]) -> Iterator[str]:
     """The distributions that have packages of another name, as pillow has `PIL`."""
     begins = [f"\n{package}{end}".encode() for package in packages for end in ("/", ".")]
     for name, folder in installed.items() if packages else ():
         with suppress(OSError):
-            record = b"\n" + (folder / "RECORD").read_bytes()
+            record = b"\n" + Path(folder, "RECORD").read_bytes()
             if any(begin in record for begin in begins):
                 yield name

@@ -11,8 +11,10 @@ from types import ModuleType
 import pytest
 
 from aifx.core import code_digest as subject
+from aifx.core import file_states
 from aifx.core.code_digest import Code, code_digest
 from aifx.core.errors import UsageError
+from aifx.core.project import cache_path
 
 Write = Callable[[str, str], None]
 
@@ -72,9 +74,9 @@ def near() -> str:
 
 
 @pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+def write(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Write:
     """Writes a file of a package that is to the digest what aifx is. Its libraries are toylib and toyimage."""
-    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setattr(subject, "AIFX", tmp_path)
     monkeypatch.setattr(subject, "PACKAGES", ("own",))
     monkeypatch.setattr(subject, "UNCOUNTED", ("own", "own.version"))
@@ -188,13 +190,13 @@ def test_a_digest_is_kept_until_a_file_or_a_library_changes(
     monkeypatch.setattr(subject, "_Search", lambda *args: searched.append(args) or real(*args))
     before = found()
     assert (found(), len(searched)) == (before, 2), "files that were written just now may change again unseen"
-    monkeypatch.setattr(subject, "RACY_NS", -(1 << 60))
+    monkeypatch.setattr(file_states, "SETTLED_NS", -(10**15))
     assert [found(), found(), len(searched)] == [before, before, 3]
     for change in (
         lambda: write("own/parts/far.py", 'far = "for"\n'),
         lambda: write("own/tables/second.json", "{}\n"),
         lambda: (tmp_path / "site/more-1.dist-info").mkdir(),
-        lambda: next((tmp_path / "cache/code").iterdir()).write_text("{"),
+        lambda: next(cache_path("code").iterdir()).write_text("{"),
     ):
         change()
         searched.clear()
@@ -205,7 +207,7 @@ def test_a_process_keeps_no_digest_of_files_that_have_changed_since_it_read_them
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = found()
-    monkeypatch.setattr(subject, "RACY_NS", 0)
+    monkeypatch.setattr(file_states, "SETTLED_NS", -(10**15))
     write("own/parts/far.py", 'far = "for"\n')
     code_digest.cache_clear()
     assert code_digest("own.start") == before, "what this process has imported"
@@ -230,6 +232,8 @@ def test_the_steps_of_aifx(step: str) -> None:
     others = ("aifx.curation.execution", "aifx.data.versions.lineage", "aifx.core.version", "aifx.runs", "aifx.tasks")
     assert not [name for name in search.digests if name.startswith(others)]
     assert "pyarrow" in search.libraries()
+    if step == "erase":
+        assert "aifx.data.readers.sources" not in search.digests, "it reads shards and no files of a user"
     if step == "pii.steps":
         assert {"aifx.curation.pii:api_keys.toml", "aifx.curation.pii:national_ids.toml"} <= search.digests.keys()
         assert {"phonenumbers", "python-stdnum"} <= search.libraries().keys()

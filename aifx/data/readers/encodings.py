@@ -8,13 +8,15 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from aifx.core.digests import Sha256
 from aifx.core.errors import DataError
 from aifx.core.file_states import FileState
 from aifx.data.readers.likely_encodings import SAMPLE_BYTES, likely_encodings, listed
-from aifx.data.readers.sources import SourceFile
+
+if TYPE_CHECKING:
+    from aifx.data.readers.sources import SourceFile
 
 DecodeErrors: TypeAlias = Literal["strict", "replace", "skip"]
 

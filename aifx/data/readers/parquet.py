@@ -28,11 +28,12 @@ from aifx.data.readers.base import (
     split_valid,
 )
 from aifx.data.readers.encodings import DECODE_HANDLERS, DecodeErrors, FileScan, undecodable
-from aifx.data.readers.sources import SourceFile
 from aifx.data.readers.streams import open_bytes
 
 if TYPE_CHECKING:
     from pyarrow import DataType, Schema
+
+    from aifx.data.readers.sources import SourceFile
 
 BUFFER_BYTES = 1 << 20
 """Of a column that are read at a time; otherwise a whole row group of it is, as large as its writer made it."""
