@@ -113,7 +113,7 @@ class SourceFile:
         """The same with the SHA-256 of its bytes, if it is on this machine. Raises DataError if it is not readable."""
         if self.is_remote:
             return self
-        with _reading(self.name):
+        with reading(self):
             return replace(self, sha256=sha256_of_file(Path(self.location), progress))
 
     @contextmanager
@@ -129,7 +129,7 @@ class SourceFile:
                 copy.flush()
                 yield copy.name, digest
             return
-        with _reading(self.name):
+        with reading(self):
             self._check_unchanged()
             yield self.location, self.sha256
             self._check_unchanged()
@@ -179,14 +179,14 @@ def check_regular(path: Path, name: str, why: str, hint: str) -> None:
 
 @contextmanager
 def reading(file: SourceFile) -> Iterator[None]:
-    """Turn the refusal to read or decompress `file` into a DataError."""
+    """Turn the refusal to read or decompress `file` into a DataError. A disk that is full is another matter."""
     try:
         yield
     except damages(file.compression) as error:
         hint = "copy it again, or leave it out"
         raise DataError(f"{file.name} cannot be decompressed", str(error), hint) from error
     except OSError as error:
-        if file.is_remote:
+        if file.is_remote or error.errno in FULL:
             raise
         why = error.strerror or str(error)
         raise DataError(f"{file.name} cannot be read", why, f"ls -l {shlex.quote(file.name)}") from error
@@ -458,13 +458,3 @@ def _asking(what: str) -> Iterator[None]:
             raise
         why = redact(f"{type(e).__name__}: {first_line(e)}")
         raise EnvironmentFault(f"could not {what}", why, "run the same command again") from e
-
-
-@contextmanager
-def _reading(name: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as e:
-        if e.filename is None or e.errno in FULL:
-            raise
-        raise DataError(f"{name} cannot be read", e.strerror or str(e), f"ls -l {name}") from None

@@ -24,6 +24,7 @@ from aifx.core.artifact import (
 from aifx.core.digests import sha256_of_values, size_and_sha256
 from aifx.core.errors import DataError, EnvironmentFault
 from aifx.core.extras import install_command
+from aifx.core.plurals import counted
 from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
 from aifx.data.readers.base import TEXT, BadRow, Batch, DamagedFile, ReadOptions
@@ -122,7 +123,7 @@ def _make_texts(file: SourceFile, place: Path) -> None:
                     lines.write(json.dumps({TEXT: page[TEXT]}) + "\n")
                 progress.advance(1)
         for reason, count in left_out.items():
-            logger.info(f"{file.name}: {count:,} pages are left out: {reason}")
+            logger.info(f"{file.name}: left out {counted(count, 'page')}: {reason}")
         return {}, seal_files(folder, [folder / TEXTS])
 
     def check(folder: Path, artifact: Artifact) -> Path:
