@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from aifx.core.errors import AifxError, DataError
@@ -64,6 +65,20 @@ def test_rows_of_a_stream_of_the_process() -> None:
             with pytest.raises(DataError, match=rf"/dev/fd/{reader}:2: not UTF-8"):
                 list(read_rows(file))
         os.close(reader)
+
+
+def test_rows_of_a_store(tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    store.pipe({"/rows/a.csv.gz": gzip.compress(b"x\n1\n"), "/rows/b.jsonl": b'{"x": 2}\n'})
+    try:
+        (row,) = read_rows(input_file("memory://rows/a.csv.gz"))
+        assert (row.place, row.values) == ("memory://rows/a.csv.gz:2", {"x": "1"})
+        (row,) = read_rows(input_file("memory://rows/b.jsonl", "txt"))
+        assert row.values == {"text": '{"x": 2}\n'}
+        with pytest.raises(AifxError, match=r"memory://rows/\* is not one file"):
+            input_file("memory://rows/*")
+    finally:
+        store.rm("/rows", recursive=True)
 
 
 def test_rows_of_csv(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from aifx.data.readers.encodings import DecodeErrors
 from aifx.data.readers.formats import format_of
 from aifx.data.readers.lines import parse_records, read_lines
 from aifx.data.readers.parquet import batches_of
-from aifx.data.readers.sources import STDIN, SourceFile, local_file
+from aifx.data.readers.sources import SourceFile, named_file
 
 FORMATS = ("csv", "parquet", "jsonl")
 """Formats whose rows have named fields; tasks may read more."""
@@ -40,11 +40,14 @@ class Row:
 
 
 def input_file(name: str, format: str | None = None) -> SourceFile:
-    """The input that a command line names: a path, or `-` for standard input.
+    """The input that a command line names: a path, a URL, or `-` for standard input.
 
     By default its format is what the suffix says, and JSON Lines on standard input.
     """
-    return local_file(Path(name), name, format or ("jsonl" if name == STDIN else None))
+    file = named_file(name, Path())
+    if format is None and not file.is_stdin:
+        return file
+    return replace(file, format=format_of(f".{format or 'jsonl'}"))
 
 
 def input_files(names: Iterable[str], format: str | None, output: Path | None) -> list[SourceFile]:

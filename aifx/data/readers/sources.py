@@ -164,6 +164,21 @@ def local_file(path: Path, name: str = "", format: str | None = None, *, is_matc
     return SourceFile(name or str(path), str(path), found, compression, is_matched=is_matched)
 
 
+def named_file(name: str, root: Path) -> SourceFile:
+    """The file that a setting or an argument names: a path, relative to `root`, a URL, or STDIN.
+
+    Raises UsageError for a URL that names no file, several, or one without a reader.
+    """
+    if name == STDIN:
+        return local_file(Path(name))
+    if "://" not in name:
+        return local_file(root / name, name)
+    files = list_sources([name], root).files
+    if len(files) != 1:
+        raise UsageError(f"{without_secrets(name)} is not one file", f"it names {len(files)}", "name one file")
+    return files[0]
+
+
 def check_regular(path: Path, name: str, why: str, hint: str) -> None:
     """Raises DataError for a directory, and for a pipe, socket or device, whose reading may never end.
 
