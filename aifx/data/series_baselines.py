@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from aifx.core.plurals import counted
 from aifx.data.arrays import WEIGHTS
 from aifx.data.base import Batch
 from aifx.data.series_windows import SeriesData
@@ -26,7 +27,7 @@ def series_baselines(data: SeriesData, split: Split) -> Iterator[tuple[str, np.n
     """
     seasons = [season for season in data.facts.calendar.grid.seasons if season < data.lengths.max()]
     for season in seasons or [1]:
-        yield f"{season} step{'s' * (season != 1)} before", data.naive(split, season)
+        yield f"{counted(season, 'step')} before", data.naive(split, season)
     if "train" in data.cuts and importlib.util.find_spec("sklearn") is not None:
         yield "boosted trees", boosted_trees(data, split)
 

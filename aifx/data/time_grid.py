@@ -9,10 +9,13 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Any, Literal
 
 import numpy as np
+
+from aifx.core.plurals import counted
+from aifx.data.columns import as_date, as_text
 
 SECOND = 1_000_000  # microseconds
 MONTH = np.timedelta64(1, "M")
@@ -56,10 +59,10 @@ class TimeGrid:
 
     def __str__(self) -> str:
         if self.unit == "months":
-            return _counted(self.step, "month")
+            return counted(self.step, "month")
         names = {DAY: "day", HOUR: "hour", MINUTE: "minute", SECOND: "second", 1: "microsecond"}
         size = next(size for size in names if self.step % size == 0)
-        return _counted(self.step // size, names[size])
+        return counted(self.step // size, names[size])
 
     @property
     def seasons(self) -> tuple[int, ...]:
@@ -152,25 +155,15 @@ def parse_time(value: Any) -> datetime:
 
     Raises ValueError for anything else.
     """
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if isinstance(value, str):
-        text = value.strip().replace("/", "-")
-        if _MONTH.fullmatch(text):
-            text = f"{text}-01" if "-" in text else f"{text}-01-01"
-        elif quarter := _QUARTER.fullmatch(text):
-            text = f"{quarter[1]}-{3 * int(quarter[2]) - 2:02}-01"
-        try:
-            time = datetime.fromisoformat(text)
-        except ValueError:
-            raise ValueError(f"{value!r} is not a time; times are ISO 8601, such as 1988-12-31T23:00") from None
-    elif isinstance(value, datetime):
-        time = value
-    elif isinstance(value, date):
-        time = datetime(value.year, value.month, value.day)
-    else:
-        raise ValueError(f"{value!r} is {type(value).__name__}, not a time")
-    return time.astimezone(UTC).replace(tzinfo=None) if time.tzinfo else time
+    text = "" if isinstance(value, date) else as_text(value).replace("/", "-")
+    if _MONTH.fullmatch(text):
+        text += "-01" if "-" in text else "-01-01"
+    elif quarter := _QUARTER.fullmatch(text):
+        text = f"{quarter[1]}-{3 * int(quarter[2]) - 2:02}-01"
+    try:
+        return as_date(text or value)
+    except ValueError:
+        raise ValueError(f"{value!r} is not a time; times are ISO 8601, such as 1988-12-31T23:00") from None
 
 
 def time_texts(times: np.ndarray) -> list[str]:
@@ -227,7 +220,3 @@ _FEATURES: dict[str, tuple[int, Callable[[dict[str, np.ndarray]], np.ndarray]]] 
     "weekday_of_month": (12 * 6 * 7, _weekday_of_month),
 }
 """By name: how many numbers there are, and the number of a time."""
-
-
-def _counted(count: int, unit: str) -> str:
-    return f"{count} {unit}{'s' * (count != 1)}"
