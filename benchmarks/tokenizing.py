@@ -20,7 +20,7 @@ import side_by_side
 from side_by_side import Side, Told, Work
 
 from aifx.core.project import Project
-from aifx.data.corpus import Corpus, open_corpus
+from aifx.data.corpus import Corpus, open_corpora
 from aifx.data.sections import TextSection
 from aifx.data.store import stored_tokens
 from aifx.data.tokenizer import Tokenizer, train_tokenizer
@@ -63,7 +63,7 @@ def write_project(folder: Path, arguments: argparse.Namespace) -> float:
 
 def measure(side: str, folder: Path) -> Told:
     project = Project(folder)
-    corpus = open_corpus(TextSection(train=("*.txt",)), project)
+    (corpus,) = open_corpora(TextSection(train=("*.txt",)), project)
     work = SIDES[side](project, corpus, Tokenizer.load(folder / "tokenizer.json"))
     started = time.perf_counter()
     work()

@@ -17,14 +17,13 @@ from aifx.curation.add_plan import check_options, plan_add, run_add
 from aifx.curation.add_reports import BadRows, first_quarantined
 from aifx.curation.overlap import HELD_OUT, Reference
 from aifx.curation.step import Limits
-from aifx.data.corpus import TextCorpus, open_corpus
+from aifx.data.corpus import Corpus, open_corpora, version_corpus
 from aifx.data.names import SPLIT
 from aifx.data.readers.base import ReadOptions
 from aifx.data.readers.documents import find_files
 from aifx.data.readers.sources import list_sources, name_of, without_secrets
 from aifx.data.sections import TextSection
 from aifx.data.splits import Split
-from aifx.data.version_corpus import open_versions
 from aifx.data.versions.catalog import DATASET_NAME, Catalog, open_catalog
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.verification import check_shards
@@ -64,7 +63,7 @@ class ReferenceFiles:
         digest = sha256_of(encode_json(contents))
         return Reference(name, version, digest, is_held_out=False, has_ids=False)
 
-    def held_out(self, corpus: TextCorpus, splits: Sequence[Split], name: str) -> Reference:
+    def held_out(self, corpus: Corpus, splits: Sequence[Split], name: str) -> Reference:
         """The texts of some splits of a corpus."""
         self.work.mkdir(exist_ok=True)
         path = self.work / "held-out.jsonl"
@@ -117,7 +116,7 @@ def held_out_references(
     references = [_of_version(version)] if is_split else []
     if project is not None and section is not None:
         if isinstance(section, TextSection) and section.dataset is not None:
-            references += _of_dataset(section.dataset, version, section, project, files)
+            references += _of_dataset(version, section, project, files)
         else:
             field = getattr(section, "text_field", "text")
             named = [file for split in HELD_OUT for file in getattr(section, split, ())]
@@ -130,18 +129,16 @@ def held_out_references(
     return tuple(references)
 
 
-def _of_dataset(
-    reference: str, version: Version, section: TextSection, project: Project, files: ReferenceFiles
-) -> Iterator[Reference]:
+def _of_dataset(version: Version, section: TextSection, project: Project, files: ReferenceFiles) -> Iterator[Reference]:
     """The rows that training on `data.dataset` holds out."""
-    for corpus in open_versions(reference, section, project):
-        manifest = corpus.part.manifest
+    for part in section.open_parts(project):
+        corpus, manifest = version_corpus(part, section), part.manifest
         if manifest.name == version.manifest.name:
             if SPLIT not in version.manifest.columns:
                 why = f"data.dataset names it, and training holds out a share of its rows: it has no column {SPLIT}"
                 raise _nothing_to_compare(version, why, f"aifx data split {manifest.name}")
         elif corpus.division == "column":
-            yield _of_version(corpus.part.version)
+            yield _of_version(part.version)
         elif splits := [split for split in HELD_OUT if corpus.has(split)]:
             yield files.held_out(corpus, splits, f"{' and '.join(splits)} share of {manifest.reference}")
 
@@ -165,7 +162,8 @@ def _of_training_files(
         hint = f"aifx data split {version.manifest.name}, and train on it: data.dataset"
         raise _nothing_to_compare(version, why, hint)
     name = f"{' and '.join(splits)} share of data.train"
-    yield files.held_out(open_corpus(section, project), splits, name)
+    (corpus,) = open_corpora(section, project)
+    yield files.held_out(corpus, splits, name)
 
 
 def _of_version(version: Version) -> Reference:

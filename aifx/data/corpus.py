@@ -1,75 +1,124 @@
-"""The text of a project, divided into splits that share nothing.
+"""What a project trains on, divided into splits that share nothing: files, or a version of a data set.
 
 `block` takes the documents as one long text and cuts it by bytes: train, then validation, then test. `document` sends
-each document to a split by a hash of its content, so that copies of a document always stay together.
+each document to a split by a hash of its content, so that copies of a document always stay together. Rows of a version
+go where its column `_split` says, if it has one; with `document`, those of a duplicate cluster stay together.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from aifx.core.digests import Hash64, Sha256
+from aifx.core.digests import Hash64, Sha256, sha256_of
 from aifx.core.errors import DataError
+from aifx.core.plurals import counted, some_names
 from aifx.core.project import Project, cache_path
 from aifx.data.file_index import changed_file, scans_of
-from aifx.data.readers.documents import READABLE, Piece, find_files, has_reader, read_documents
+from aifx.data.names import CLUSTER, SPLIT
+from aifx.data.readers.documents import Piece, in_pieces
 from aifx.data.readers.encodings import FileScan, report_bad_bytes, undecodable
-from aifx.data.readers.sources import SourceFile, check_regular, local_file
-from aifx.data.sections import TextSection
+from aifx.data.readers.parquet import column_bytes
+from aifx.data.readers.sources import SourceFile
+from aifx.data.sections import DocumentSection, TextSection
 from aifx.data.splits import SPLITS, Split, split_of
+from aifx.data.versions.parts import DatasetPart
 
 logger = logging.getLogger(__name__)
 
 Files: TypeAlias = Mapping[Split, Mapping[SourceFile, FileScan]]
+NO_FILES: Files = {split: {} for split in SPLITS}
 
-
-class TextCorpus(Protocol):
-    """Text, divided into splits."""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over the text and how it is divided."""
-
-    def names(self, split: Split) -> str:
-        """Where `split` comes from, for messages."""
-
-    def expected_bytes(self, *splits: Split) -> int | None:
-        """Return an estimate of the text in the splits, to show progress; None if it is unknown before reading."""
-
-    def has(self, split: Split) -> bool:
-        """Whether the project asks for this split."""
-
-    def why_missing(self, split: Split) -> tuple[str, str]:
-        """Why there is no text in a split, and a command that gives it some."""
-
-    def pieces(self, *, whole: bool = False) -> Iterator[tuple[Split, Piece]]:
-        """All text, the pieces of each split in order. With `whole`, documents are cut between splits only."""
-
-    def check_unchanged(self) -> None:
-        """Raises DataError if the text is no longer what the digest was made of."""
-
-    def tokens_folder(self, name: str) -> Path:
-        """The folder for the token store `name`."""
+Division: TypeAlias = Literal["column", "block", "cluster", "content"]
+"""The way to decide the split of a document: by the column `_split`, its place, its duplicate cluster, or its text."""
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """Text in files by split; those of "train" may hold parts of the others."""
+class Sources:
+    """Files by split, or a version of a data set, and what is held out of the training files or the rows.
+
+    Attributes:
+        files: with what a pass over each found; none of a version.
+        fractions: shares that are held out, 0 for a split that has files, or if the rows of a version name theirs.
+    """
 
     files: Files
+    section: DocumentSection
+    fractions: Mapping[Split, float]
+    part: DatasetPart | None = None
+
+    def has_column(self, name: str) -> bool:
+        """Whether it is a version with this column."""
+        return self.part is not None and self.part.has_column(name)
+
+    def names(self, split: Split) -> str:
+        """Where `split` comes from, for messages."""
+        if self.part is not None:
+            return self.part.reference
+        files = self.files[split] or next(filter(None, self.files.values()), {})
+        return some_names([file.name for file in files])
+
+    def has(self, split: Split) -> bool:
+        """Whether the project asks for this split at all."""
+        return split == "train" or bool(self.files[split]) or self.fractions[split] > 0
+
+    def no_split(self, split: Split) -> DataError:
+        """The error for a split that has nothing, with a command that gives it something."""
+        what = f"{self.names('train')}: no {split} split"
+        if self.part is not None and self.has_column(SPLIT):
+            hint = f"aifx data split {self.part.manifest.name}"
+            return DataError(what, f"its column {SPLIT} names no row for it", hint)
+        why = f"data.{split}_fraction {'holds nothing out' if self.fractions[split] else 'is 0'}"
+        if self.part is None:
+            why += f" and data.{split} names no files"
+        return DataError(what, why, f"aifx train --set data.{split}_fraction=0.1")
+
+    def split_of(self, content: bytes, row: Mapping[str, Any]) -> Split:
+        """Where a document of the training files or a row of the version goes: equal ones, or a cluster, together."""
+        if self.part is not None and self.has_column(SPLIT):
+            return self.part.split_of(row[SPLIT])
+        cluster = row[CLUSTER] if self.has_column(CLUSTER) else None
+        return split_of(Hash64(str(cluster).encode() if cluster else content).digest(), self.fractions)
+
+    def warn_of_duplicates(self) -> None:
+        """Log a warning if near-duplicates of training rows may be held out."""
+        if self.part is not None:
+            self.part.warn_of_duplicates(*self.fractions.values())
+
+    def check_unchanged(self) -> None:
+        """Raises DataError if the files no longer hold what the digest was made of. A version never changes."""
+        field = _text_field(self.section)
+        if any(changed_file(scans, field) for scans in self.files.values()):
+            raise DataError(f"{self.names('train')} changed while it was read", "", "run it again when it is written")
+
+
+@dataclass(frozen=True)
+class Corpus(Sources):
+    """Text."""
+
     section: TextSection
-    fractions: Mapping[Split, float]  # what is held out of the training files
+
+    @property
+    def division(self) -> Division:
+        if self.has_column(SPLIT):
+            return "column"
+        if self.section.split == "block":
+            return "block"
+        return "cluster" if self.has_column(CLUSTER) else "content"
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the content of the files and how it is divided."""
+        """SHA-256 over the text and how it is divided."""
         section = self.section
+        if self.part is not None:
+            fractions = None if self.division == "column" else self.fractions
+            how = f"{self.division} {fractions} {section.text_field}"
+            return sha256_of(f"version 1 {self.part.manifest.sha256} {how}\n")
         how = f"{section.split} {self.fractions} {section.text_field} {section.errors}"
         digest = Sha256(f"corpus 2 {how}\n".encode())
         for split in SPLITS:
@@ -77,25 +126,17 @@ class Corpus:
                 digest.update(f"{split} {file.suffix} {scan.digest}\n".encode())
         return digest.hexdigest()
 
-    def names(self, split: Split) -> str:
-        """The files that `split` comes from, for messages."""
-        return _listed(self.files[split] or next(filter(None, self.files.values()), {}))
-
     def expected_bytes(self, *splits: Split) -> int | None:
         """Return an estimate of the text in the splits, to show progress; None if it is unknown before reading."""
-        if any(file.format == "parquet" for split in ("train", *splits) for file in self.files[split]):
-            return None
         sizes = {split: sum(scan.num_bytes for scan in self.files[split].values()) for split in SPLITS}
+        if self.part is not None:
+            shards, field = self.part.version.shards, self.section.text_field
+            sizes["train"] = sum(column_bytes(path, str(path), field) for path in shards)
+        read = [file for split in ("train", *splits) for file in self.files[split]]
+        if (self.division == "column" and len(splits) < len(SPLITS)) or any(file.format == "parquet" for file in read):
+            return None
         shares = {**self.fractions, "train": -sum(self.fractions.values())}
         return round(sum(sizes[split] + sizes["train"] * shares[split] for split in splits))
-
-    def has(self, split: Split) -> bool:
-        """Whether the project asks for this split at all."""
-        return split == "train" or bool(self.files[split]) or self.fractions[split] > 0
-
-    def why_missing(self, split: Split) -> tuple[str, str]:
-        why = f"data.{split}_fraction is 0 and data.{split} names no files"
-        return why, f"aifx train --set data.{split}_fraction=0.1"
 
     def pieces(self, *, whole: bool = False) -> Iterator[tuple[Split, Piece]]:
         """All text: train, validation, test. With `whole`, documents are cut between splits only."""
@@ -104,102 +145,141 @@ class Corpus:
             for piece in self._read(split, whole):
                 yield split, piece
 
-    def check_unchanged(self) -> None:
-        """Raises DataError if the files no longer hold what the digest was made of."""
-        if any(changed_file(scans, self.section.text_field) for scans in self.files.values()):
-            raise DataError(f"{self.names('train')} changed while it was read", "", "run it again when it is written")
+    def warn_of_duplicates(self) -> None:
+        if self.part is None or self.division != "block":
+            super().warn_of_duplicates()
+        elif any(self.fractions.values()) and (rows := self.part.manifest.rows) > 1:
+            logger.warning(
+                f'{self.part.reference}: data.split = "block" divides {rows:,} rows by their place, so copies of '
+                'training rows may be in the held-out splits; data.split = "document" keeps copies together'
+            )
+
+    def tokens_folder(self, name: str) -> Path:
+        """The folder for the token store `name`."""
+        return cache_path("tokens") if self.part is None else self.part.tokens_folder(name)
 
     def _read(self, split: Split, whole: bool) -> Iterator[Piece]:
         for file in self.files[split]:
-            yield from read_documents(file, self.section.text_field, errors=self.section.errors, whole=whole)
+            yield from self.section.read(file, whole=whole)
+        for text, _ in self._rows() if split == "train" else ():
+            yield from in_pieces(iter((text,)), whole)
 
     def _divided(self, whole: bool) -> Iterator[tuple[Split, Piece]]:
+        is_held_out = any(self.fractions.values())
+        if self.division == "column" or (is_held_out and self.section.split == "document"):
+            return self._by_document(whole)
         pieces = self._read("train", whole)
-        if not any(self.fractions.values()):
+        if not is_held_out:
             return (("train", piece) for piece in pieces)
-        if self.section.split == "document":
-            return _by_document(pieces, self._assignment())
         return by_block(pieces, self._training_bytes(), self.fractions)
 
     def _training_bytes(self) -> int:
-        """Of the text of the training files, UTF-8."""
+        """Of the text that is divided, UTF-8."""
         files = self.files["train"]
-        if all(file.format == "text" and not scan.num_bad for file, scan in files.items()):
+        if self.part is None and all(file.format == "text" and not scan.num_bad for file, scan in files.items()):
             return sum(scan.num_bytes for scan in files.values())
         return sum(piece.num_bytes for piece in self._read("train", whole=False))
 
-    def _assignment(self) -> bytearray:
-        """The split of each document of the training files, as an index into SPLITS: one byte a document."""
-        assignment = bytearray()
-        digest = Hash64()
-        for piece in self._read("train", whole=False):
-            digest.update(piece.text.encode())
-            if piece.closes:
-                assignment.append(SPLITS.index(split_of(digest.digest(), self.fractions)))
+    def _by_document(self, whole: bool) -> Iterator[tuple[Split, Piece]]:
+        for file in self.files["train"]:
+            if file.format == "text":  # one document, of any size: it is read once for its hash
                 digest = Hash64()
-        return assignment
+                for piece in self.section.read(file):
+                    digest.update(piece.text.encode())
+                split = split_of(digest.digest(), self.fractions)
+                yield from ((split, piece) for piece in self.section.read(file, whole=whole))
+            else:
+                yield from self._sent(((piece.text, {}) for piece in self.section.read(file, whole=True)), whole)
+        yield from self._sent(self._rows(), whole)
 
-    def tokens_folder(self, name: str) -> Path:
-        return cache_path("tokens")
+    def _sent(self, texts: Iterable[tuple[str, Mapping[str, Any]]], whole: bool) -> Iterator[tuple[Split, Piece]]:
+        """Texts and the rows that they are of, each as pieces in its split."""
+        for text, row in texts:
+            split = self.split_of(text.encode(), row)
+            for piece in in_pieces(iter((text,)), whole):
+                yield split, piece
+
+    def _rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Each row of the version that has a text: the text, and its split and cluster. Raises DataError."""
+        if self.part is None:
+            return
+        field = self.section.text_field
+        for path, batch in self.part.batches([field, *filter(self.part.has_column, (SPLIT, CLUSTER))]):
+            what = f"{self.part.reference}: {path.name}: column {field!r}"
+            try:
+                rows = batch.to_pylist()
+            except UnicodeDecodeError as error:
+                raise DataError(f"{what} is not UTF-8", str(error), "aifx data clean") from None
+            for row in rows:
+                if (text := row[field]) is None or text == "":
+                    continue
+                if not isinstance(text, str):
+                    hint = "name a column of text: data.text_field"
+                    raise DataError(f"{what} is not text", f"it holds {type(text).__name__}", hint)
+                yield text, row
 
 
-def open_corpus(section: TextSection, project: Project) -> Corpus:
-    """Find and hash the project's text. Raises DataError for what is missing, empty, not UTF-8 or in two splits."""
-    files = {split: find_files(getattr(section, split), project, f"data.{split}") for split in SPLITS}
-    held_out = {"train": 0.0, "validation": section.validation_fraction, "test": section.test_fraction}
-    fractions = {split: 0.0 if files[split] else held_out[split] for split in SPLITS}
-    return _opened(files, section, fractions, project)
+def open_corpora(section: TextSection, project: Project) -> list[Corpus]:
+    """The corpus of the project's files, that of a version, or those of the parts of a mix.
+
+    Raises DataError for text that is missing, empty, not UTF-8 or in two splits, UsageError for a missing version.
+    """
+    if parts := section.open_parts(project):
+        return [version_corpus(part, section) for part in parts]
+    return [corpus_of({split: section.find(split, project) for split in SPLITS}, section, project)]
 
 
-def file_corpus(path: Path, section: TextSection) -> Corpus:
-    """A corpus whose only split is "test", all of the file at `path`. Raises DataError."""
-    file = local_file(path)
-    check_regular(path, file.name, "a data set is a file", "aifx eval --data FILE")
-    if not has_reader(file):
-        what = f"{file.name}: no reader for {path.suffix or 'a file without suffix'}"
-        raise DataError(what, f"a data set of text is {READABLE}", "aifx eval --data FILE.jsonl")
-    return _opened({"test": [file]}, section)
+def version_corpus(part: DatasetPart, section: TextSection) -> Corpus:
+    """The rows of a version, each of which is a document."""
+    return Corpus(NO_FILES, section, held_out(section, NO_FILES, part), part)
 
 
-def split_corpus(split: Split, section: TextSection, project: Project) -> Corpus | None:
-    """A corpus of the files that the project names for `split`, or None if it names none. Raises DataError."""
-    patterns = () if split == "train" else getattr(section, split)
-    if not patterns:
-        return None
-    return _opened({split: find_files(patterns, project, f"data.{split}")}, section, project=project)
+def held_out(
+    section: DocumentSection, files: Mapping[Split, Collection[SourceFile]], part: DatasetPart | None = None
+) -> dict[Split, float]:
+    """The shares of the training files, or of the rows of a version, for splits that have no files of their own."""
+    fractions: dict[Split, float] = dict.fromkeys(SPLITS, 0.0)
+    if files.get("train") or (part is not None and not part.has_column(SPLIT)):
+        fractions |= {"validation": section.validation_fraction, "test": section.test_fraction}
+    return {split: 0.0 if files.get(split) else fraction for split, fraction in fractions.items()}
 
 
-def _opened(
-    files: Mapping[Split, Collection[SourceFile]],
-    section: TextSection,
-    fractions: Mapping[Split, float] | None = None,
-    project: Project | None = None,
+def corpus_of(
+    files: Mapping[Split, Collection[SourceFile]], section: TextSection, project: Project | None = None
 ) -> Corpus:
     """The corpus of these files. Logs which hold no text, or bytes that are not UTF-8. Raises DataError."""
-    found = scans_of(chain.from_iterable(files.values()), section.text_field, project)
-    scans = {split: {file: found[file] for file in files.get(split, ())} for split in SPLITS}
+    scans = scans_by_split(files, section, project)
     everything = {file: scan for found in scans.values() for file, scan in found.items()}
     filled = {split: {file: scan for file, scan in scans[split].items() if scan.num_bytes} for split in SPLITS}
     for split in SPLITS:
         if scans[split] and not filled[split]:
             what = f"{', '.join(map(repr, getattr(section, split)))} of data.{split} matches empty files only"
             raise DataError(what, f"the first of them is {next(iter(scans[split])).name}", "put text into them")
-    _check_apart(filled)
+    check_apart(filled)
     if section.errors == "strict" and any(scan.where for scan in everything.values()):
         raise undecodable(everything)
     if empty := [file for file, scan in everything.items() if not scan.num_bytes]:
-        logger.info(f"skipped {len(empty)} empty file{'s' * (len(empty) > 1)}: {_listed(empty)}")
+        names = some_names([file.name for file in empty])
+        logger.info(f"skipped {counted(len(empty), 'empty file')}: {names}")
     for line in report_bad_bytes(everything, section.errors):
         logger.info(line)
-    return Corpus(filled, section, fractions or dict.fromkeys(SPLITS, 0.0))
+    return Corpus(filled, section, held_out(section, files))
 
 
-def _listed(files: Collection[SourceFile]) -> str:
-    """The names of the first files, and how many more there are."""
-    return ", ".join(file.name for file in list(files)[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+def scans_by_split(
+    files: Mapping[Split, Collection[SourceFile]], section: DocumentSection, project: Project | None
+) -> Files:
+    """What the last reading found in each file, from the index of a project. Raises DataError."""
+    found = scans_of(chain.from_iterable(files.values()), _text_field(section), project)
+    return {split: {file: found[file] for file in files.get(split, ())} for split in SPLITS}
 
 
-def _check_apart(scans: Files) -> None:
+def _text_field(section: DocumentSection) -> str | None:
+    """The field that holds the text; None for chats, whose digest is that of the bytes of their files."""
+    return section.text_field if isinstance(section, TextSection) else None
+
+
+def check_apart(scans: Files) -> None:
     """Raises DataError for a file, or a copy of one under another name, in two splits."""
     seen: dict[str, tuple[Split, SourceFile]] = {}
     for split in SPLITS:
@@ -235,10 +315,3 @@ def by_block(pieces: Iterator[Piece], total: int, fractions: Mapping[Split, floa
             split, end = next(remaining)
         yield split, piece
         position += size
-
-
-def _by_document(pieces: Iterator[Piece], assignment: bytearray) -> Iterator[tuple[Split, Piece]]:
-    document = 0
-    for piece in pieces:
-        yield SPLITS[assignment[document]], piece
-        document += piece.closes

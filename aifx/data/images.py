@@ -28,7 +28,6 @@ from aifx.data.readers.sources import SourceFile
 from aifx.data.sections import ImagesSection
 from aifx.data.spec import DataSpec
 from aifx.data.splits import Split
-from aifx.data.versions.parts import open_single
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,8 @@ class ImageFormat(DataFormat):
 
 def _list(section: ImagesSection, project: Project) -> Listing:
     """The pictures that `[data]` names: those of a version, or of files. Raises UsageError, DataError."""
-    if section.dataset is not None:
-        return list_version(open_single(section.dataset, project, "images"), section.classes)
+    if (part := section.open_part(project)) is not None:
+        return list_version(part, section.classes)
     return list_pictures(project.root / section.path, section.path, section.classes)
 
 

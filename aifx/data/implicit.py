@@ -17,10 +17,9 @@ from aifx.core.digests import sha256_of_json
 from aifx.core.errors import UsageError
 from aifx.core.project import Project
 from aifx.data.file_index import scans_of
-from aifx.data.readers.documents import find_files
 from aifx.data.readers.encodings import FileScan
 from aifx.data.readers.sources import SourceFile, local_file
-from aifx.data.sections import DatasetSection, ImagesSection, TextSection, TokenSection
+from aifx.data.sections import DatasetSection, DocumentSection, ImagesSection, TextSection
 from aifx.data.splits import SPLITS
 
 KEYS = (*(f"data.{split}" for split in SPLITS), "data.path")
@@ -65,8 +64,8 @@ def named_files(section: Section, project: Project) -> dict[str, list[SourceFile
     is_pictures = isinstance(section, ImagesSection) and not section.is_archive
     if not isinstance(section, DatasetSection) or section.dataset is not None or is_pictures:
         return {}
-    if isinstance(section, TokenSection):
-        found = {f"data.{split}": find_files(getattr(section, split), project, f"data.{split}") for split in SPLITS}
+    if isinstance(section, DocumentSection):
+        found = {f"data.{split}": section.find(split, project) for split in SPLITS}
         return {key: files for key, files in found.items() if files}
     path = getattr(section, "path", None)
     return {"data.path": [local_file(project.root / path, path)]} if path else {}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -22,12 +24,16 @@ from aifx.config.sections import (
     TrainSection,
     setting,
 )
-from aifx.core.errors import AifxError, DataError
+from aifx.core.errors import AifxError, DataError, UsageError
 from aifx.core.project import CONFIG_NAME, Project
 from aifx.data.spec import ColumnKind
+from aifx.data.splits import SPLITS, Split
 
 if TYPE_CHECKING:
     from aifx.data.names import Kind
+    from aifx.data.readers.documents import Piece
+    from aifx.data.readers.sources import SourceFile
+    from aifx.data.versions.parts import DatasetPart
 
 
 MOST_FILES = 64
@@ -39,7 +45,10 @@ OWN_TOKENIZERS = ("bpe", "char", "byte")
 
 
 class DatasetSection(DataSection):
-    """What all data has that may be a version of a data set."""
+    """What all data has that is a version of a data set, or files that its kind checks and reads."""
+
+    version_kind: ClassVar[Kind] = "table"
+    """The kind of the version."""
 
     excluded: ClassVar[tuple[str, ...]] = ("path",)
     """Keys that name files, which cannot be set beside `dataset`."""
@@ -59,6 +68,72 @@ class DatasetSection(DataSection):
                     f"data.dataset and data.{key} cannot be used together",
                     "each names the data to train on",
                 )
+        yield from held_out_conflicts(config.train, *self.shares)
+
+    @property
+    @abstractmethod
+    def shares(self) -> tuple[float | None, float]:
+        """Of the training data: that for validation, None if it has data of its own, and that for the test."""
+
+    def open_parts(self, project: Project) -> tuple[DatasetPart, ...]:
+        """The version that `dataset` names, or the parts of a mix; none if the data is files. Reads manifests alone.
+
+        Raises UsageError if there is no such version, DataError if it is damaged or of another kind.
+        """
+        from aifx.data.versions.parts import open_parts
+
+        return () if self.dataset is None else open_parts(self.dataset, project, self.version_kind)
+
+    def open_part(self, project: Project) -> DatasetPart | None:
+        """The version that `dataset` names; None if the data is files. Raises as `open_parts`, also for a mix."""
+        parts = self.open_parts(project)
+        if len(parts) > 1:
+            why = f"training on {self.version_kind} reads one data set"
+            raise DataError(f"{self.dataset} is a mix of {len(parts)} data sets", why, f"aifx data ls {self.dataset}")
+        return next(iter(parts), None)
+
+    def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
+        try:
+            parts = self.open_parts(project)
+        except (UsageError, DataError) as error:
+            yield "data.dataset", error
+        else:
+            yield from () if parts else self.check_own_files(project)
+
+    def read_beginnings(self, project: Project) -> int:
+        parts = self.open_parts(project)
+        return sum(len(part.manifest.shards) for part in parts) if parts else self.read_own_beginnings(project)
+
+    @abstractmethod
+    def check_own_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
+        """`check_files` of data that is files."""
+
+    @abstractmethod
+    def read_own_beginnings(self, project: Project) -> int:
+        """`read_beginnings` of data that is files."""
+
+
+class PathSection(DatasetSection):
+    """What all data has whose files one path names."""
+
+    path: str
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Columns that the file must have."""
+        return ()
+
+    def check_own_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
+        yield from missing_file(project, "data.path", self.path)
+
+    def read_own_beginnings(self, project: Project) -> int:
+        """The first row of the file."""
+        from aifx.data.readers.rows import field, input_file, read_rows
+
+        for row in islice(read_rows(input_file(str(project.root / self.path))), 1):
+            for name in self.needed:
+                field(row.values, name)
+        return 1
 
 
 class TokenSection(DataSection):
@@ -99,28 +174,68 @@ class TokenSection(DataSection):
             project.base_run(parts[1])
         return path
 
-    def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
+
+class DocumentSection(DatasetSection, TokenSection):
+    """What text and chats have: files by split, or a part of the training files held out."""
+
+    excluded: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
+
+    if TYPE_CHECKING:  # each kind has these fields, in an order that is part of the digest of a run's data
+        train: tuple[str, ...]
+        validation: tuple[str, ...]
+        test: tuple[str, ...]
+        validation_fraction: float
+        test_fraction: float
+
+    @property
+    def shares(self) -> tuple[float | None, float]:
+        return None if self.validation else self.validation_fraction, 0.0 if self.test else self.test_fraction
+
+    def find(self, split: Split, project: Project, patterns: Sequence[str] | None = None) -> list[SourceFile]:
+        """The files that it names for a split, or that `patterns` of it name; none of a data set. Raises DataError."""
         from aifx.data.readers.documents import find_files
 
-        for key in ("train", "validation", "test"):
-            try:
-                find_files(getattr(self, key), project, f"data.{key}")
-            except DataError as error:
-                yield f"data.{key}", error
-        yield from self.check_tokenizer(project)
+        named = getattr(self, split) if patterns is None else patterns
+        return find_files(named, project, f"data.{split}") if self.dataset is None else []
 
-    def check_tokenizer(self, project: Project) -> Iterator[tuple[str, AifxError]]:
-        """The error of a tokenizer that is a missing file, by its key."""
+    def check(self, file: SourceFile) -> SourceFile:
+        """The file. Raises DataError if its format has no reader."""
+        from aifx.data.readers.documents import READABLE, has_reader
+
+        if not has_reader(file):
+            what = f"{file.name}: no reader for {''.join(file.path.suffixes[-2:]) or 'a file without suffix'}"
+            raise DataError(what, f"a data set of text is {READABLE}", "aifx eval --data FILE.jsonl")
+        return file
+
+    @abstractmethod
+    def read(self, file: SourceFile) -> Iterator[Any]:
+        """The documents of a file in order, or parts of them. Raises DataError."""
+
+    def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
+        yield from super().check_files(project)
         if self.tokenizer not in OWN_TOKENIZERS:
             for key, missing in missing_file(project, "data.tokenizer", self.tokenizer):
                 missing.why += '; it may also be "bpe", "char" or "byte"'
                 yield key, missing
 
+    def check_own_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
+        for split in SPLITS:
+            try:
+                self.find(split, project)
+            except DataError as error:
+                yield f"data.{split}", error
 
-class TextSection(DatasetSection, TokenSection):
+    def read_own_beginnings(self, project: Project) -> int:
+        files = [file for split in SPLITS for file in self.find(split, project)]
+        for file in files[:MOST_FILES]:
+            next(self.read(file), None)
+        return len(files)
+
+
+class TextSection(DocumentSection):
     """Text, how it is split, and how it becomes sequences."""
 
-    excluded = ("train", "validation", "test")
+    version_kind = "text"
 
     train: tuple[str, ...] = Field(
         ("data/*.txt",),
@@ -160,8 +275,6 @@ class TextSection(DatasetSection, TokenSection):
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:
         yield from super().conflicts(config)
-        validation = None if self.validation else self.validation_fraction
-        yield from held_out_conflicts(config.train, validation, 0.0 if self.test else self.test_fraction)
         # Sequences cut short for a trial are read with the stride cut to them.
         is_asked = config.precedence("data.eval_stride") >= config.precedence("data.seq_len")
         if self.eval_stride > self.seq_len and is_asked:
@@ -171,27 +284,16 @@ class TextSection(DatasetSection, TokenSection):
                 "windows would step over tokens that none of them scores",
             )
 
-    def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
-        if self.dataset is None:
-            yield from super().check_files(project)
-            return
-        yield from missing_dataset(self.dataset, project, "text")
-        yield from self.check_tokenizer(project)
+    def read(self, file: SourceFile, *, whole: bool = False) -> Iterator[Piece]:
+        from aifx.data.readers.documents import read_documents
 
-    def read_beginnings(self, project: Project) -> int:
-        from aifx.data.readers.documents import find_files, read_documents
-
-        if self.dataset is not None:
-            return num_shards(self.dataset, project, "text")
-        keys = ("train", "validation", "test")
-        files = [file for key in keys for file in find_files(getattr(self, key), project, f"data.{key}")]
-        for file in files[:MOST_FILES]:
-            next(read_documents(file, self.text_field, errors=self.errors), None)
-        return len(files)
+        return read_documents(file, self.text_field, errors=self.errors, whole=whole)
 
 
-class ImagesSection(DatasetSection):
+class ImagesSection(PathSection):
     """Images with labels or numbers: a folder, a list, or a NumPy archive."""
+
+    version_kind = "images"
 
     path: str = Field(
         "data/images.npz",
@@ -234,27 +336,21 @@ class ImagesSection(DatasetSection):
     def is_archive(self) -> bool:
         return self.dataset is None and self.path.endswith(".npz")
 
-    def conflicts(self, config: Config) -> Iterator[Conflict]:
-        yield from super().conflicts(config)
-        yield from held_out_conflicts(
-            config.train, self.validation_fraction, 0.0 if self.is_archive else self.test_fraction
-        )
+    @property
+    def shares(self) -> tuple[float | None, float]:
+        return self.validation_fraction, 0.0 if self.is_archive else self.test_fraction
 
-    def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
-        if self.dataset is not None:
-            yield from missing_dataset(self.dataset, project, "images")
-        elif self.is_archive or not (project.root / self.path).is_dir():
-            yield from missing_file(project, "data.path", self.path)
+    def check_own_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
+        if self.is_archive or not (project.root / self.path).is_dir():
+            yield from super().check_own_files(project)
 
-    def read_beginnings(self, project: Project) -> int:
+    def read_own_beginnings(self, project: Project) -> int:
         """The archive's directory, or the headers of pictures; the rest is read when training begins."""
         from aifx.data.picture_lists import list_pictures
         from aifx.data.readers.archives import check_archive
         from aifx.data.readers.pictures import open_picture
         from aifx.data.readers.sources import SourceFile
 
-        if self.dataset is not None:
-            return num_shards(self.dataset, project, "images")
         path = project.root / self.path
         if self.is_archive:
             check_archive(SourceFile(self.path, str(path), "npz"))
@@ -269,7 +365,7 @@ class ImagesSection(DatasetSection):
         return len(pictures)
 
 
-class SeriesSection(DatasetSection):
+class SeriesSection(PathSection):
     """One or many series of numbers over time."""
 
     path: str = Field("data/series.csv", description=".csv, .jsonl or .parquet with a row per time of each series.")
@@ -297,10 +393,13 @@ class SeriesSection(DatasetSection):
         None, description='Steps for the test, in place of the fraction; `horizon` by default if split = "last".'
     )
 
+    @property
+    def shares(self) -> tuple[float | None, float]:
+        validation = None if self.validation_steps else self.validation_fraction
+        return validation, 0.0 if self.test_steps else self.test_fraction
+
     def conflicts(self, config: Config) -> Iterator[Conflict]:
         yield from super().conflicts(config)
-        validation = None if self.validation_steps else self.validation_fraction
-        yield from held_out_conflicts(config.train, validation, 0.0 if self.test_steps else self.test_fraction)
         for key in ("validation_fraction", "test_fraction") if self.split == "last" else ():
             if getattr(self, key) and config.precedence(f"data.{key}"):
                 steps = key.replace("fraction", "steps")
@@ -311,28 +410,13 @@ class SeriesSection(DatasetSection):
             problem = f"data.{key} names the column {self.value!r}, which is data.value"
             yield Conflict((f"data.{key}", "data.value"), problem, "the model reads the past values of it anyway")
 
-    def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
-        if self.dataset is not None:
-            yield from missing_dataset(self.dataset, project, "table")
-        else:
-            yield from missing_file(project, "data.path", self.path)
-
-    def read_beginnings(self, project: Project) -> int:
-        """The first row of the file."""
-        from aifx.data.readers.rows import field, input_file, read_rows
-
-        if self.dataset is not None:
-            return num_shards(self.dataset, project, "table")
+    @property
+    def needed(self) -> tuple[str, ...]:
         times = (self.time,) if isinstance(self.time, str) else self.time
-        names = (*times, self.value, *([self.series] if self.series else []), *self.known, *self.past)
-        for row in read_rows(input_file(str(project.root / self.path))):
-            for name in names:
-                field(row.values, name)
-            break
-        return 1
+        return (*times, self.value, *([self.series] if self.series else []), *self.known, *self.past)
 
 
-class TableSection(DatasetSection):
+class TableSection(PathSection):
     """Rows of a table: a column to predict from the others."""
 
     can_train_on_validation = True
@@ -356,9 +440,12 @@ class TableSection(DatasetSection):
     test_fraction: Fraction = Field(0.2, description="Share of the rows held out for the test.")
     bins: PositiveInt = Field(32, description="Most bins of a numeric column, at quantiles of the training rows.")
 
+    @property
+    def shares(self) -> tuple[float | None, float]:
+        return self.validation_fraction, self.test_fraction
+
     def conflicts(self, config: Config) -> Iterator[Conflict]:
         yield from super().conflicts(config)
-        yield from held_out_conflicts(config.train, self.validation_fraction, self.test_fraction)
         if self.group_column is not None and self.time_column is not None:
             reason = "a group would be in several parts of the time"
             problem = "data.group_column and data.time_column cannot be used together"
@@ -370,19 +457,9 @@ class TableSection(DatasetSection):
                 problem = f"data.ignore leaves out {name!r}, which data.{key} names"
                 yield Conflict(("data.ignore", f"data.{key}"), problem, "an ignored column is not read")
 
-    def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
-        if self.dataset is not None:
-            yield from missing_dataset(self.dataset, project, "table")
-        else:
-            yield from missing_file(project, "data.path", self.path)
-
-    def read_beginnings(self, project: Project) -> int:
-        from aifx.data.readers.rows import input_file, read_rows
-
-        if self.dataset is not None:
-            return num_shards(self.dataset, project, "table")
-        next(read_rows(input_file(str(project.root / self.path))), None)
-        return 1
+    @property
+    def needed(self) -> tuple[str, ...]:
+        return (self.target,)
 
 
 def held_out_conflicts(train: TrainSection, validation: float | None, test: float) -> Iterator[Conflict]:
@@ -414,17 +491,3 @@ def missing_file(project: Project, key: str, name: str) -> Iterator[tuple[str, A
     beside = sorted(p.name for p in path.parent.glob(f"*{glob.escape(path.suffix)}") if p.is_file())[:3]
     why = f"in {path.parent} there is {', '.join(beside)}" if beside else f"there is no {path}"
     yield key, DataError(problem, why, f"change {key} in {CONFIG_NAME}, or put the file there")
-
-
-def missing_dataset(reference: str, project: Project, kind: Kind) -> Iterator[tuple[str, AifxError]]:
-    """The error of a version that is not there, or cannot be read. Reads its manifest."""
-    from aifx.data.versions.parts import check_dataset
-
-    yield from check_dataset(reference, project, kind)
-
-
-def num_shards(reference: str, project: Project, kind: Kind) -> int:
-    """The number of files of a version. Raises UsageError, DataError."""
-    from aifx.data.versions.parts import open_parts
-
-    return sum(len(part.manifest.shards) for part in open_parts(reference, project, kind))

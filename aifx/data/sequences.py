@@ -86,12 +86,15 @@ class PackedSequences:
     def __len__(self) -> int:
         return int(self.spans[-1, 0]) + 1 if len(self.spans) else 0
 
+    def members(self, index: int) -> slice:
+        """The spans in example `index`."""
+        rows = self.spans[:, 0]  # searched in place: NumPy would copy all of it
+        return slice(bisect_left(rows, index), bisect_left(rows, index + 1))
+
     def write(self, index: int, epoch: int, batch: Batch, row: int) -> None:
         """Write example `index`, the same in each epoch, into `row` of a batch that `empty_batch` made."""
-        rows = self.spans[:, 0]  # searched in place: NumPy would copy all of it
-        first, last = bisect_left(rows, index), bisect_left(rows, index + 1)
         column = 0
-        for segment, (_, start, length, skip) in enumerate(self.spans[first:last].tolist(), 1):
+        for segment, (_, start, length, skip) in enumerate(self.spans[self.members(index)].tolist(), 1):
             stop = start + length + 1
             window = self.split.tokens[start:stop]
             span = slice(column, column + length)

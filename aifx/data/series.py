@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,24 +26,120 @@ from aifx.core.plurals import counted, some_names
 from aifx.core.project import Project
 from aifx.data.arrays import WEIGHTS
 from aifx.data.base import Batch, DataFormat
-from aifx.data.columns import is_missing, scale_of
+from aifx.data.columns import as_number, is_missing, scale_of
 from aifx.data.names import SPLIT
-from aifx.data.readers.rows import Row, field, input_file
-from aifx.data.readers.sources import SourceFile, local_file
+from aifx.data.readers.rows import FORMATS, Row, field, input_file, unknown_format
+from aifx.data.readers.sources import SourceFile
 from aifx.data.sections import SeriesSection
 from aifx.data.series_baselines import series_baselines
-from aifx.data.series_rows import check_places, read_numbers, read_series, read_time
 from aifx.data.series_windows import SeriesData, SeriesFacts, series_spec, window_batch
 from aifx.data.spec import DataSpec
 from aifx.data.splits import SPLITS, Split
-from aifx.data.table_file import RowsOf, VersionRows
-from aifx.data.time_grid import calendar_of, infer_grid, time_texts
-from aifx.data.versions.parts import open_single
+from aifx.data.table_file import Source, open_source
+from aifx.data.time_grid import TimeGrid, calendar_of, infer_grid, parse_parts, parse_time, time_texts
 
 logger = logging.getLogger(__name__)
 
 FACTS_FILE = "series.json"
 """In a run's assets: the `SeriesFacts` of its data."""
+
+
+EPOCH = datetime(1970, 1, 1)
+MICROSECOND = timedelta(microseconds=1)
+TRUTH = {"true": 1.0, "false": 0.0}
+
+
+@dataclass(frozen=True)
+class SeriesRows:
+    """The rows of one series, by time."""
+
+    name: str
+    times: np.ndarray  # datetime64[us] [rows]
+    numbers: np.ndarray  # float64 [rows, 1 + covariates]: the value and `known` and `past`, NaN where missing
+    rows: np.ndarray  # int64 [rows]: the number of each in the file
+
+    def until_last_value(self) -> SeriesRows:
+        """Without the rows after the last value, which hold covariates of a time to come."""
+        end = 1 + max(np.flatnonzero(np.isfinite(self.numbers[:, 0])), default=0)
+        return SeriesRows(self.name, self.times[:end], self.numbers[:end], self.rows[:end])
+
+
+@dataclass
+class _Collected:
+    times: array[int] = dataclasses.field(default_factory=lambda: array("q"))
+    numbers: array[float] = dataclasses.field(default_factory=lambda: array("d"))
+    rows: array[int] = dataclasses.field(default_factory=lambda: array("q"))
+
+
+def read_series(source: Source, section: SeriesSection) -> list[SeriesRows]:
+    """The series of a .csv, .jsonl or .parquet file or a version, by name. Raises DataError naming file and line."""
+    if source.part is None and source.file.format not in FORMATS:
+        raise unknown_format(source.file, FORMATS)
+    collected: dict[str, _Collected] = {}
+    for row in source.rows():
+        try:
+            name = "" if section.series is None else str(field(row.values, section.series))
+            time, numbers = read_time(row.values, section), read_numbers(row.values, section)
+        except (ValueError, TypeError, OverflowError) as error:
+            why = str(error)
+            hint = "correct the row (the cell of a missing number is empty), or change [data]"
+            raise DataError(f"{row.place}: the row cannot be used", why, hint) from None
+        found = collected.setdefault(name, _Collected())
+        found.times.append((time - EPOCH) // MICROSECOND)
+        found.numbers.extend(numbers)
+        found.rows.append(row.number)
+    if not collected:
+        raise DataError(f"{source.name}: no rows", "a series has a row per time", f"head {source.name}")
+    return [_ordered(name, collected[name]) for name in sorted(collected)]
+
+
+def read_time(values: Mapping[str, Any], section: SeriesSection) -> datetime:
+    """The time of a row. Raises ValueError."""
+    if isinstance(section.time, str):
+        return parse_time(field(values, section.time))
+    return parse_parts(field(values, column) for column in section.time)
+
+
+def read_numbers(values: Mapping[str, Any], section: SeriesSection) -> list[float]:
+    """The value and the covariates of a row, NaN where they are missing. Raises ValueError."""
+    return [_number(values, column) for column in (section.value, *section.known, *section.past)]
+
+
+def check_places(source: Source, series: SeriesRows, grid: TimeGrid) -> np.ndarray:
+    """The places of the rows on the grid, each once. Raises DataError naming the line."""
+    places, is_on = grid.places(series.times)
+    if not is_on.all():
+        row = int(np.flatnonzero(~is_on)[0])
+        (place,) = source.places(series.rows[[row]] - 1)
+        what = f"{place}: a time between two steps"
+        why = f"{series.times[row]} is no whole number of steps of {grid} from {grid.origin}"
+        raise DataError(what, why, "round the times, or add up the values of each step")
+    if (twice := np.flatnonzero(np.diff(places) == 0)).size:
+        first, second = source.places(series.rows[twice[0] : twice[0] + 2] - 1)
+        named = f" of series {series.name!r}" if series.name else ""
+        what = f"{second}: the time{named} is also that of {first}"
+        hint = 'series = "COLUMN" below [data], if a column names several series; otherwise remove a row'
+        raise DataError(what, f"{series.times[int(twice[0]) + 1]}, and a step is {grid}", hint)
+    return places
+
+
+def _ordered(name: str, found: _Collected) -> SeriesRows:
+    times = np.array(found.times, np.int64).astype("M8[us]")
+    order = np.argsort(times, kind="stable")
+    numbers = np.array(found.numbers).reshape(len(times), -1)
+    return SeriesRows(name, times[order], numbers[order], np.array(found.rows, np.int64)[order])
+
+
+def _number(values: Mapping[str, Any], column: str) -> float:
+    value = field(values, column)
+    if is_missing(value):
+        return math.nan
+    if isinstance(value, str):
+        value = TRUTH.get(value.strip().lower(), value)
+    try:
+        return as_number(value)
+    except ValueError as error:
+        raise ValueError(f"column {column!r}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -58,14 +158,14 @@ class SeriesFormat(DataFormat):
     @classmethod
     def summary(cls, section: SeriesSection, project: Project) -> list[str]:
         """Lines about the series of `data.path` and their splits. Raises DataError."""
-        data = _open(section, _rows_of(section, project), None)
+        data = _open(section, _source_of(section, project), None)
         return [*_described(data), *_left_out(data)]
 
     @classmethod
     def open(cls, section: SeriesSection, project: Project, assets: Path) -> tuple[SeriesFormat, SeriesData]:
         """Infers the step of time and divides each series in order, the test last. Reports what it found."""
         kept = assets / FACTS_FILE
-        data = _open(section, _rows_of(section, project), _facts(kept) if kept.exists() else None)
+        data = _open(section, _source_of(section, project), _facts(kept) if kept.exists() else None)
         if not kept.exists():
             write_json(kept, plain(data.facts))
         for line in _described(data):
@@ -81,7 +181,7 @@ class SeriesFormat(DataFormat):
 
     def open_file(self, path: Path) -> SeriesData:
         """All steps of a file after a context of its first steps, or of the first steps of each series."""
-        data = _open(self.section, input_file(str(path)), self.facts, is_split=False)
+        data = _open(self.section, Source(input_file(str(path))), self.facts, is_split=False)
         for line in _left_out(data):
             logger.warning(line)
         return data
@@ -91,9 +191,9 @@ class SeriesFormat(DataFormat):
 
     def read_rows(self, file: SourceFile) -> Iterator[Row]:
         """One row per series, with a list per column."""
-        section = self.section
-        for series in read_series(file, section):
-            check_places(file, series, self.facts.calendar.grid)
+        section, source = self.section, Source(file)
+        for series in read_series(source, section):
+            check_places(source, series, self.facts.calendar.grid)
             columns = (section.value, *section.known, *section.past)
             values: dict[str, Any] = {column: series.numbers[:, i] for i, column in enumerate(columns)}
             place = f"{file.name}: series {series.name!r}" if section.series else file.name
@@ -166,28 +266,26 @@ class SeriesFormat(DataFormat):
         return times[order], np.array([read_numbers(step, section) for step in steps], np.float64)[order]
 
 
-def _rows_of(section: SeriesSection, project: Project) -> RowsOf:
+def _source_of(section: SeriesSection, project: Project) -> Source:
     """The file or version that `[data]` names. Raises UsageError, DataError."""
-    if section.dataset is None:
-        return local_file(project.root / section.path, section.path)
-    part = open_single(section.dataset, project, "table")
-    if part.has_column(SPLIT):
+    source = open_source(section, project)
+    if (part := source.part) is not None and part.has_column(SPLIT):
         parent = part.manifest.parents[0] if part.manifest.parents else "NAME@VERSION"
         why = "series are split by time, so that a forecast is measured on times after those of training"
         what = f"{part.reference} has a column {SPLIT}, which series cannot follow"
         raise DataError(what, why, f"aifx train --set data.dataset={parent}")
-    return VersionRows(part)
+    return source
 
 
-def _open(section: SeriesSection, file: RowsOf, facts: SeriesFacts | None, *, is_split: bool = True) -> SeriesData:
+def _open(section: SeriesSection, source: Source, facts: SeriesFacts | None, *, is_split: bool = True) -> SeriesData:
     """The data set of a file or version: divided into splits, or all of it the test. Raises DataError."""
-    name = file.name
-    series = [one.until_last_value() for one in read_series(file, section)]
+    name = source.name
+    series = [one.until_last_value() for one in read_series(source, section)]
     try:
         grid = facts.calendar.grid if facts else infer_grid([one.times for one in series])
     except ValueError as error:
         raise DataError(f"{name}: too few rows", str(error), 'series = "COLUMN" below [data] names several') from None
-    places = [check_places(file, one, grid) for one in series]
+    places = [check_places(source, one, grid) for one in series]
     lengths = np.array([found[-1] - found[0] + 1 for found in places])
     rows = sum(map(len, places))
     if lengths.sum() > 100 * rows + 10_000:

@@ -32,7 +32,7 @@ import numpy as np
 from tokenizers import Encoding
 
 from aifx.core.progress import report_progress
-from aifx.data.corpus import TextCorpus
+from aifx.data.corpus import Corpus
 from aifx.data.readers.documents import Piece
 from aifx.data.row_cache import SUFFIX, ArrayWriter, BlockArray, cached_arrays, write_array
 from aifx.data.splits import SPLITS, Split
@@ -105,7 +105,7 @@ class TokenStore:
     splits: dict[Split, SplitTokens]
 
 
-def stored_tokens(path: Path, corpus: TextCorpus, tokenizer: Tokenizer, *, whole: bool = False) -> TokenStore:
+def stored_tokens(path: Path, corpus: Corpus, tokenizer: Tokenizer, *, whole: bool = False) -> TokenStore:
     """The tokens of `corpus` from the store at `path`, which is built if it is missing or damaged.
 
     Another process may build the same store at the same time.
@@ -123,7 +123,7 @@ def stored_tokens(path: Path, corpus: TextCorpus, tokenizer: Tokenizer, *, whole
     return TokenStore(path, splits)
 
 
-def _build(corpus: TextCorpus, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
+def _build(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     """Encode `corpus` into the arrays of a store. Returns what its manifest says of each split."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     with ExitStack() as opened:
@@ -142,7 +142,7 @@ def _build(corpus: TextCorpus, tokenizer: Tokenizer, folder: Path) -> dict[str, 
         return splits
 
 
-def _encoded(corpus: TextCorpus, tokenizer: Tokenizer) -> Iterator[tuple[Split, Piece, Encoding]]:
+def _encoded(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[tuple[Split, Piece, Encoding]]:
     """Each piece with its encoding, which has offsets if its split has sizes.
 
     Threads keep the encoder, which works outside the interpreter's lock, busy with the batches ahead while this one

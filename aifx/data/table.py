@@ -51,8 +51,7 @@ from aifx.data.sections import TableSection
 from aifx.data.spec import SPEC_FILE, Column, ColumnKind, DataSpec, need_spec
 from aifx.data.splits import SPLITS, Split
 from aifx.data.table_baselines import table_baselines
-from aifx.data.table_file import Table, VersionRows, places_of, read_table, table_of
-from aifx.data.versions.parts import open_single
+from aifx.data.table_file import Table, open_source, read_table, table_of
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +98,9 @@ class TableFormat(ArrayFormat):
             spec = need_spec(assets)
             _check_kept(spec, section)
         else:
-            if isinstance(table.file, VersionRows) and section.group_column is None and section.time_column is None:
-                table.file.part.warn_of_duplicates(section.validation_fraction, section.test_fraction)
+            part = table.source.part
+            if part is not None and section.group_column is None and section.time_column is None:
+                part.warn_of_duplicates(section.validation_fraction, section.test_fraction)
             spec, lines = infer_spec(table, splits["train"], section)
             logger.info("\n".join(lines))
         arrays = encode_table(table, spec, section.target)
@@ -164,13 +164,13 @@ class TableFormat(ArrayFormat):
 
 def _places(table: Table, splits: Mapping[Split, np.ndarray]) -> Places:
     """Where the rows of each split are from. It keeps their numbers, not their values."""
-    file, numbers = table.file, {split: table.numbers[which] for split, which in splits.items()}
-    return lambda split, rows: places_of(file, numbers[split][list(rows)])
+    source, numbers = table.source, {split: table.numbers[which] for split, which in splits.items()}
+    return lambda split, rows: source.places(numbers[split][list(rows)])
 
 
 def read_splits(section: TableSection, project: Project) -> tuple[Table, dict[Split, np.ndarray]]:
     """The rows of `data.path` with a known target, and which of them are in each split. Raises DataError."""
-    table = _open_table(section, project)
+    table = table_of(open_source(section, project))
     keys = {"target": [section.target], "columns": section.columns, "ignore": section.ignore}
     keys |= {key: [name] for key in ("group_column", "time_column") if (name := getattr(section, key)) is not None}
     for key, names in keys.items():
@@ -187,20 +187,14 @@ def read_splits(section: TableSection, project: Project) -> tuple[Table, dict[Sp
     return table, splits
 
 
-def _open_table(section: TableSection, project: Project) -> Table:
-    if section.dataset is None:
-        return read_table(project.root / section.path, section.path)
-    return table_of(VersionRows(open_single(section.dataset, project, "table")))
-
-
 def _divided(table: Table, section: TableSection) -> dict[Split, np.ndarray]:
     """Which rows are in each split, bool `[rows]`: by the column `_split`, if a version has it. Raises DataError.
 
     With a `validation_fraction` of 0, the rows that `_split` names for validation are training rows.
     """
-    if isinstance(table.file, VersionRows) and table.file.part.has_column(SPLIT):
-        found = [table.file.part.split_of(value) for value in table.file.column(SPLIT)]
-        named = np.array(found)[table.numbers]
+    part = table.source.part
+    if part is not None and part.has_column(SPLIT):
+        named = np.array([part.split_of(value) for value in part.column(SPLIT)])[table.numbers]
         if not section.validation_fraction:
             named = np.where(named == "validation", "train", named)
         return {split: named == split for split in SPLITS}
@@ -223,8 +217,8 @@ def row_places(table: Table, section: TableSection) -> np.ndarray:
         times = table.convert(name, lambda value: CONVERSIONS[kind]("" if is_missing(value) else value))
         first = {at: index for index, at in reversed(list(enumerate(sorted(times))))}
         return np.array([first[at] for at in times]) / len(times)
-    if isinstance(table.file, VersionRows) and table.file.part.has_column(CLUSTER):
-        clusters = table.file.column(CLUSTER)
+    if (part := table.source.part) is not None and part.has_column(CLUSTER):
+        clusters = part.column(CLUSTER)
         return np.array([_text_fraction(as_text(clusters[number])) for number in table.numbers])
     rows = zip(*table.values.values(), strict=True)  # with ignored columns: a number of its own makes a row another
     return np.array([_text_fraction("\x1f".join(map(as_text, row))) for row in rows])

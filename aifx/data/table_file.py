@@ -8,63 +8,78 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress, islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from aifx.core.errors import DataError, did_you_mean
+from aifx.core.project import Project
 from aifx.data.columns import is_missing
 from aifx.data.names import RESERVED, ROW
 from aifx.data.readers.rows import FORMATS, Row, read_rows
 from aifx.data.readers.sources import SourceFile, local_file
+from aifx.data.sections import PathSection
 from aifx.data.versions.parts import DatasetPart
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class VersionRows:
-    """The rows of a version of a data set, without the columns that aifx adds."""
+class Source:
+    """The rows of a file, or of a version of a data set.
 
-    part: DatasetPart
+    Attributes:
+        file: of a version, its reference alone.
+    """
 
-    format = "dataset"
+    file: SourceFile
+    part: DatasetPart | None = None
 
     @property
     def name(self) -> str:
-        return self.part.reference
+        """What messages call it."""
+        return self.file.name
 
-    def __iter__(self) -> Iterator[Row]:
-        batches = (batch for _, batch in self.part.batches(list(self.part.manifest.columns)))
-        for number, values in enumerate((values for batch in batches for values in batch.to_pylist()), 1):
-            kept = {name: value for name, value in values.items() if name not in RESERVED}
-            yield Row(self.name, number, f"{self.name}: row {values.get(ROW) or number}", kept)
+    def rows(self) -> Iterator[Row]:
+        """The rows in order, without the columns that aifx adds. Raises DataError."""
+        return read_rows(self.file) if self.part is None else _rows_of(self.part)
 
-    def column(self, name: str) -> list[Any]:
-        """The values of one column, also of one that aifx adds."""
-        return [value for _, batch in self.part.batches([name]) for value in batch.column(0).to_pylist()]
+    def places(self, numbers: np.ndarray) -> list[str]:
+        """The file and the line of rows by their numbers, from 0, in one more reading: places take no memory."""
+        if self.part is None and self.file.is_stdin:
+            return [f"{self.name}: row {number + 1}" for number in numbers.tolist()]  # of stdin, which was read
+        rows = islice(self.rows(), int(numbers.max(initial=-1)) + 1)
+        wanted = set(numbers.tolist())
+        places = {number: row.place for number, row in enumerate(rows) if number in wanted}
+        return [places[number] for number in numbers.tolist()]
 
 
-RowsOf: TypeAlias = SourceFile | VersionRows
-"""What the rows of a table are read from."""
+def open_source(section: PathSection, project: Project) -> Source:
+    """The file or the version that `[data]` names. Raises UsageError, DataError."""
+    if (part := section.open_part(project)) is not None:
+        return Source(SourceFile(part.reference, part.reference, "dataset"), part)
+    return Source(local_file(project.root / section.path, section.path))
 
 
-def rows_of(source: RowsOf) -> Iterator[Row]:
-    return iter(source) if isinstance(source, VersionRows) else read_rows(source)
+def _rows_of(part: DatasetPart) -> Iterator[Row]:
+    batches = (batch for _, batch in part.batches(list(part.manifest.columns)))
+    for number, values in enumerate((values for batch in batches for values in batch.to_pylist()), 1):
+        kept = {name: value for name, value in values.items() if name not in RESERVED}
+        yield Row(part.reference, number, f"{part.reference}: row {values.get(ROW) or number}", kept)
 
 
 @dataclass(frozen=True)
 class Table:
     """Rows of a file or a version, their values by column."""
 
-    file: RowsOf
+    source: Source
     values: Mapping[str, Sequence[Any]]
     numbers: np.ndarray  # of the rows in the file, from 0 [rows]
 
     @property
     def name(self) -> str:
-        """What messages call the file."""
-        return self.file.name
+        """What messages call it."""
+        return self.source.name
 
     @property
     def num_rows(self) -> int:
@@ -75,7 +90,7 @@ class Table:
         if name in self.values:
             return self.values[name]
         what = f"{self.name}: no column {name!r}" + (f", which {key} names" if key else "")
-        hint = f"head -n 1 {shlex.quote(self.name)}" if self.file.format == "csv" else ""
+        hint = f"head -n 1 {shlex.quote(self.name)}" if self.source.file.format == "csv" else ""
         raise DataError(what, did_you_mean(name, self.values), hint)
 
     def rows_where(self, which: np.ndarray) -> Table:
@@ -108,33 +123,23 @@ class Table:
         return converted
 
     def place(self, row: int) -> str:
-        """The file and the line of a row: read again, so that places take no memory."""
-        return places_of(self.file, self.numbers[[row]])[0]
-
-
-def places_of(file: RowsOf, numbers: np.ndarray) -> list[str]:
-    """The file and the line of rows by their numbers in the file, from 0, in one reading."""
-    places: dict[int, str] = {}
-    for number, row in enumerate(islice(rows_of(file), int(numbers.max(initial=-1)) + 1)):
-        if number in numbers:
-            places[number] = row.place
-    return [places[number] for number in numbers.tolist()]
+        """The file and the line of a row."""
+        return self.source.places(self.numbers[[row]])[0]
 
 
 def read_table(path: Path, name: str) -> Table:
     """The table at `path`, as `table_of` reads it. Raises DataError."""
-    file = local_file(path, name)
-    if file.format not in FORMATS:
-        why = f"a table is a file of {', '.join(f'.{format}' for format in FORMATS)}"
-        raise DataError(f"{name} cannot be read as a table", why, f"ls -l {name}")
-    return table_of(file)
+    return table_of(Source(local_file(path, name)))
 
 
-def table_of(file: RowsOf) -> Table:
+def table_of(source: Source) -> Table:
     """Its rows. Raises DataError, also for a row that lacks a column of the first."""
+    if source.part is None and source.file.format not in FORMATS:
+        why = f"a table is a file of {', '.join(f'.{format}' for format in FORMATS)}"
+        raise DataError(f"{source.name} cannot be read as a table", why, f"ls -l {source.name}")
     values: dict[str, list[Any]] = {}
     count = 0
-    for row in rows_of(file):
+    for row in source.rows():
         if not count:
             values = {column: [] for column in row.values}
         if odd := sorted(row.values.keys() ^ values.keys()):
@@ -144,5 +149,5 @@ def table_of(file: RowsOf) -> Table:
             cells.append(row.values[column])
         count += 1
     if not count:
-        raise DataError(f"{file.name}: no rows", "a table has a header and rows below it", f"head {file.name}")
-    return Table(file, values, np.arange(count))
+        raise DataError(f"{source.name}: no rows", "a table has a header and rows below it", f"head {source.name}")
+    return Table(source, values, np.arange(count))

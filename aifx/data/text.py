@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from abc import abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,20 +20,28 @@ from aifx.core.errors import ConfigError, DataError
 from aifx.core.files import remove_temporary, replace_file
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import Project, cache_path
-from aifx.data.base import TEXT_BYTES, Batch, DataFormat
+from aifx.data.base import TEXT_BYTES, Batch, DataFormat, Dataset
 from aifx.data.checked_files import read_cached, read_checked, write_checked
-from aifx.data.corpus import TextCorpus, file_corpus, open_corpus, split_corpus
+from aifx.data.corpus import Corpus, corpus_of, open_corpora
 from aifx.data.mixing import Turns
+from aifx.data.order import shuffled
 from aifx.data.readers.rows import Row, field, read_rows
-from aifx.data.readers.sources import SourceFile
-from aifx.data.sections import OWN_TOKENIZERS, TextSection
-from aifx.data.sequences import Sequences, StreamSequences, packed_documents, stream_windows
+from aifx.data.readers.sources import SourceFile, check_regular, local_file
+from aifx.data.sections import OWN_TOKENIZERS, DocumentSection, TextSection, TokenSection
+from aifx.data.sequences import Sequences, StreamSequences, empty_batch, packed_documents, stream_windows
 from aifx.data.spec import DataSpec, Field
 from aifx.data.splits import SPLITS, Split
 from aifx.data.store import TOKENS_VERSION, VERSION, SizesById, SplitTokens, TokenStore, stored_tokens
-from aifx.data.text_source import JoinedSequences, MixedSource, TextSource
-from aifx.data.tokenizer import BYTE_TOKENS, CHARACTER, WORDS, Tokenizer, character_tokenizer, train_tokenizer
-from aifx.data.version_corpus import open_versions
+from aifx.data.tokenizer import (
+    BYTE_TOKENS,
+    CHARACTER,
+    END_OF_TEXT,
+    NUM_BYTES,
+    WORDS,
+    Tokenizer,
+    character_tokenizer,
+    train_tokenizer,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +52,101 @@ VOCAB_SIZES = {"bpe": 1024, "byte": BYTE_TOKENS}
 
 
 @dataclass(frozen=True)
+class TextSource:
+    """Batches {"inputs", "targets": int32 [rows, seq_len], "weights": float32 [rows, seq_len]}.
+
+    A weight is 1 where the target counts and 0 on padding. With packing "documents" also "segment_ids" (1, 2, ... by
+    document, 0 on padding) and "positions" (within the document), int32 [rows, seq_len]. Without a seed also
+    "num_bytes", the bytes of the text of the targets that count, int32 [rows].
+    """
+
+    sequences: Sequences
+    seed: int | None
+    batch_size: int
+    seq_len: int
+    eos_id: int
+    documents: bool
+
+    @property
+    def num_batches(self) -> int | None:
+        return -(-len(self.sequences) // self.batch_size) if self.seed is None else None
+
+    def read(self, step: int, rows: slice) -> Batch:
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+        batch = self.empty_batch(len(places))
+        for row, place in enumerate(places):
+            self.write(place, batch, row)
+        return batch
+
+    def empty_batch(self, rows: int) -> Batch:
+        batch = empty_batch(rows, self.seq_len, self.eos_id, documents=self.documents)
+        return batch if self.seed is not None else {**batch, TEXT_BYTES: np.zeros(rows, np.int32)}
+
+    def write(self, place: int, batch: Batch, row: int) -> None:
+        """Write the sequence at a place of the order into a row of a batch; nothing behind the last one."""
+        count = len(self.sequences)
+        epoch, index = (0, place) if self.seed is None else shuffled(place, count, self.seed)
+        if index < count:
+            self.sequences.write(index, epoch, batch, row)
+
+
+@dataclass(frozen=True)
+class MixedSource:
+    """Training batches of several data sets, each in its share.
+
+    Attributes:
+        sources: of the training split of each, with a seed of its own.
+        most_rows: that can be read; without a bound if None.
+    """
+
+    sources: tuple[TextSource, ...]
+    turns: Turns
+    name: str  # for errors: the version of the mix
+
+    num_batches = None
+
+    @property
+    def batch_size(self) -> int:
+        return self.sources[0].batch_size
+
+    @property
+    def most_rows(self) -> int | None:
+        return self.turns.num_places
+
+    def read(self, step: int, rows: slice) -> Batch:
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+        batch = self.sources[0].empty_batch(len(places))
+        for row, place in enumerate(places):
+            try:
+                part, turn = self.turns(place)
+            except IndexError:
+                what = f"{self.name} has no row left for training batch {step}"
+                why = f"its epochs allow {self.most_rows:,} rows"
+                raise DataError(what, why, "aifx data mix with more --epochs") from None
+            self.sources[part].write(turn, batch, row)
+        return batch
+
+
+@dataclass(frozen=True)
+class JoinedSequences:
+    """The sequences of several data sets, one after another: what an evaluation reads."""
+
+    parts: tuple[Sequences, ...]
+
+    def __len__(self) -> int:
+        return self._stops[-1]
+
+    def write(self, index: int, epoch: int, batch: Batch, row: int) -> None:
+        part = bisect_right(self._stops, index)
+        first = self._stops[part - 1] if part else 0
+        self.parts[part].write(index - first, epoch, batch, row)
+
+    @cached_property
+    def _stops(self) -> list[int]:
+        return list(accumulate(map(len, self.parts)))
+
+
+@dataclass(frozen=True)
 class TextData:
     """A data set of text: its tokenizer and its token store."""
 
@@ -47,13 +154,13 @@ class TextData:
     digest: str
     tokenizer: Tokenizer
     section: TextSection
-    corpus: TextCorpus
+    corpus: Corpus
     store: TokenStore
 
     def source(self, split: Split, batch_size: int, *, seed: int | None) -> TextSource:
         """Without a seed, each token is a target once."""
         if not self.has(split):
-            raise DataError(f"{self.corpus.names('train')}: no {split} split", *self.corpus.why_missing(split))
+            raise self.corpus.no_split(split)
         tokens, seq_len, stride = self.store.splits[split], self.section.seq_len, _stride(self.section)
         if self.tokenizer.is_byte_level:
             tokens = replace(tokens, sizes=SizesById(tokens.tokens, self.tokenizer.token_bytes()))
@@ -135,11 +242,25 @@ class TokenFormat(DataFormat):
 
     example_names: ClassVar[tuple[str, ...]] = ()
 
+    section: DocumentSection
     tokenizer: Tokenizer
 
     def sample_prompt(self, text: str) -> list[int]:
         """What a model reads before it writes a sample during training: by default `text`, which it continues."""
         return self.tokenizer.encode_prompt(text)
+
+    def open_file(self, path: Path) -> Dataset:
+        file = local_file(path)
+        check_regular(path, file.name, "a data set is a file", "aifx eval --data FILE")
+        return self._open_files({"test": [self.section.check(file)]}, None)
+
+    def open_split(self, split: Split, project: Project) -> Dataset | None:
+        files = self.section.find(split, project) if split != "train" else []
+        return self._open_files({split: files}, project) if files else None
+
+    @abstractmethod
+    def _open_files(self, files: Mapping[Split, Sequence[SourceFile]], project: Project | None) -> Dataset:
+        """The data set of these files, which may be of a project; nothing of them is held out. Raises DataError."""
 
 
 @dataclass(frozen=True)
@@ -159,15 +280,7 @@ class TextFormat(TokenFormat):
     @classmethod
     def open(cls, section: TextSection, project: Project, assets: Path) -> tuple[TextFormat, TextData | MixedText]:
         """Reuses what was tokenized before, unless its files have changed."""
-        corpora: list[TextCorpus] = []
-        if section.dataset is None:
-            corpora.append(open_corpus(section, project))
-        else:
-            versions = open_versions(section.dataset, section, project)
-            if not (assets / TOKENIZER_FILE).exists():  # once, as the run begins
-                for version in versions:
-                    version.warn_of_duplicates()
-            corpora += versions
+        corpora = open_corpora(section, project)
         tokenizer = _tokenizer(section, project, corpora, assets)
         form = cls(section, text_spec(section, tokenizer), tokenizer)
         parts = tuple(map(form._open, corpora))
@@ -178,21 +291,16 @@ class TextFormat(TokenFormat):
                     _check_length(split, part.store.splits[split], section, part.corpus)
         if len(parts) == 1:
             return form, parts[0]
-        return form, mixed_text(str(section.dataset), parts, [(v.part.weight, v.part.epochs) for v in versions])
+        how = [(corpus.part.weight, corpus.part.epochs) for corpus in corpora if corpus.part]
+        return form, mixed_text(str(section.dataset), parts, how)
 
     @classmethod
     def load(cls, section: TextSection, spec: DataSpec, assets: Path) -> TextFormat:
         tokenizer = _load_tokenizer(assets / TOKENIZER_FILE, section)
         return cls(section, text_spec(section, tokenizer), tokenizer)
 
-    def open_file(self, path: Path) -> TextData:
-        return self._open(file_corpus(path, self.section))
-
-    def open_split(self, split: Split, project: Project) -> TextData | None:
-        if self.section.dataset is not None:
-            return None
-        corpus = split_corpus(split, self.section, project)
-        return None if corpus is None else self._open(corpus)
+    def _open_files(self, files: Mapping[Split, Sequence[SourceFile]], project: Project | None) -> TextData:
+        return self._open(corpus_of(files, self.section, project))
 
     def read_rows(self, file: SourceFile) -> Iterator[Row]:
         """A .txt file is one text, as it is in training."""
@@ -210,7 +318,7 @@ class TextFormat(TokenFormat):
         windows = stream_windows(document, section.seq_len, _stride(section))
         return TextSource(windows, None, len(windows), section.seq_len, eos_id, documents=False).read(0, slice(None))
 
-    def _open(self, corpus: TextCorpus) -> TextData:
+    def _open(self, corpus: Corpus) -> TextData:
         section, tokenizer = self.section, self.tokenizer
         digest = sha256_of_values("tokens", TOKENS_VERSION, corpus.digest, tokenizer.data, *section.end_tokens[:1])
         name = f"{digest}-{VERSION}"
@@ -248,10 +356,12 @@ def _stride(section: TextSection) -> int:
     return min(section.eval_stride or section.seq_len, section.seq_len)
 
 
-def _tokenizer(section: TextSection, project: Project, corpora: Sequence[TextCorpus], assets: Path) -> Tokenizer:
+def _tokenizer(section: TextSection, project: Project, corpora: Sequence[Corpus], assets: Path) -> Tokenizer:
     kept = assets / TOKENIZER_FILE
     if kept.exists():
         return _load_tokenizer(kept, section)
+    for corpus in corpora:
+        corpus.warn_of_duplicates()  # once, as the run begins
     is_own = section.tokenizer in OWN_TOKENIZERS
     tokenizer = _trained(section, corpora) if is_own else _load_tokenizer(section.tokenizer_path(project), section)
     assets.mkdir(parents=True, exist_ok=True)
@@ -263,12 +373,21 @@ def _load_tokenizer(path: Path, section: TextSection) -> Tokenizer:
     return Tokenizer.load(path, ends=section.end_tokens, begin=section.begin_token)
 
 
-def _trained(section: TextSection, corpora: Sequence[TextCorpus]) -> Tokenizer:
+def made_tokenizer(section: TokenSection, texts: Iterable[str], special: Sequence[str] = (END_OF_TEXT,)) -> bytes:
+    """The tokenizer.json of one of OWN_TOKENIZERS with these special tokens, which is made of `texts`."""
+    if section.tokenizer == "byte":
+        return train_tokenizer((), NUM_BYTES + len(special), special)
+    if section.tokenizer == "char":
+        return character_tokenizer(texts, section.vocab_size, special)
+    return train_tokenizer(texts, section.vocab_size or VOCAB_SIZES["bpe"], special)
+
+
+def _trained(section: TextSection, corpora: Sequence[Corpus]) -> Tokenizer:
     """A tokenizer of the training splits, from the cache where it was trained on the same text before."""
     if section.tokenizer == "byte":
-        return Tokenizer(train_tokenizer((), BYTE_TOKENS), "bytes")
-    has_characters, vocab_size = section.tokenizer == "char", section.vocab_size or VOCAB_SIZES["bpe"]
-    how = (section.vocab_size, CHARACTER) if has_characters else (vocab_size, WORDS)
+        return Tokenizer(made_tokenizer(section, ()), "bytes")
+    is_bpe = section.tokenizer == "bpe"
+    how = (section.vocab_size or VOCAB_SIZES["bpe"], WORDS) if is_bpe else (section.vocab_size, CHARACTER)
     digest = sha256_of_values("tokenizer", 1, *(corpus.digest for corpus in corpora), *how)
     cached = cache_path("tokenizers") / digest
     if (data := read_cached(read_checked, cached, "cached tokenizer")) is not None:
@@ -278,9 +397,7 @@ def _trained(section: TextSection, corpora: Sequence[TextCorpus]) -> Tokenizer:
     expected = [corpus.expected_bytes("train") for corpus in corpora]
     size = None if None in expected else sum(filter(None, expected))
     with report_progress(activity, size, "bytes") as progress:
-        texts = _training_texts(corpora, progress)
-        made = character_tokenizer(texts, section.vocab_size) if has_characters else train_tokenizer(texts, vocab_size)
-        tokenizer = Tokenizer(made, str(cached))
+        tokenizer = Tokenizer(made_tokenizer(section, _training_texts(corpora, progress)), str(cached))
     for corpus in corpora:
         corpus.check_unchanged()
     with writable_folder(cached.parent):
@@ -289,7 +406,7 @@ def _trained(section: TextSection, corpora: Sequence[TextCorpus]) -> Tokenizer:
     return tokenizer
 
 
-def _training_texts(corpora: Sequence[TextCorpus], progress: Reporter) -> Iterator[str]:
+def _training_texts(corpora: Sequence[Corpus], progress: Reporter) -> Iterator[str]:
     for corpus in corpora:
         for split, piece in corpus.pieces():
             if split == "train":
@@ -298,14 +415,14 @@ def _training_texts(corpora: Sequence[TextCorpus], progress: Reporter) -> Iterat
     progress.enter("merging pairs of tokens")
 
 
-def _check_length(split: Split, tokens: SplitTokens, section: TextSection, corpus: TextCorpus) -> None:
+def _check_length(split: Split, tokens: SplitTokens, section: TextSection, corpus: Corpus) -> None:
     """Raises DataError for a split that is shorter than one sequence."""
     count = tokens.num_targets
     if count >= section.seq_len:
         return
     what = f"{corpus.names(split)}: the {split} split is shorter than one sequence"
     why = f"it has {count:,} tokens ({tokens.num_bytes:,} bytes) and data.seq_len is {section.seq_len:,}"
-    if section.dataset is not None and section.split == "document" and corpus.has(split):
+    if corpus.part is not None and section.split == "document" and corpus.has(split):
         raise DataError(what, f"{why}; whole documents are held out", "aifx train --set data.split=block")
     more_text = "add text" if split == "train" else f"add text, or change data.{split}_fraction"
     raise DataError(what, why, f"aifx train --set data.seq_len={count}" if count >= 2 else more_text)

@@ -157,8 +157,8 @@ def test_parquet_gives_what_json_lines_give(write: Write, project: Project, open
     parquet.write_table(arrow.Table.from_pylist(rows), project.root / "data/a.parquet")
     one, other = open_chats("a"), open_chats("b", train=["data/a.parquet"])
     assert conversations(one) == conversations(other)
-    assert one.place(one.splits["train"][0], 0).startswith("data/a.jsonl:")
-    assert other.place(other.splits["train"][0], 0).startswith("data/a.parquet: row ")
+    assert one.corpus.place(one.splits["train"][0].tokens, 0).startswith("data/a.jsonl:")
+    assert other.corpus.place(other.splits["train"][0].tokens, 0).startswith("data/a.parquet: row ")
 
 
 def test_splits_are_disjoint_and_whole(write: Write, open_chats: Open) -> None:
@@ -273,3 +273,14 @@ def test_predictions_take_a_row(write: Write, project: Project) -> None:
     ):
         with pytest.raises((ValueError, DataError)):
             form.encode(wrong)
+
+
+def test_a_file_without_rows_of_chats_is_named_with_its_key(project: Project, write: Write) -> None:
+    write("a.jsonl", pairs(3))
+    write("b.txt", "text")
+    section = ChatSection(validation=("data/b.txt",))
+    ((key, error),) = section.check_files(project)
+    assert (key, error.what) == ("data.validation", "data/b.txt: no reader for chat data")
+    with pytest.raises(DataError, match=r"data/b.txt"):
+        section.read_beginnings(project)
+    assert ChatSection().read_beginnings(project) == 1

@@ -14,7 +14,9 @@ from prose import prose
 
 from aifx.core.errors import DataError
 from aifx.core.project import Project
-from aifx.data.corpus import open_corpus
+from aifx.data.chat.section import ChatSection
+from aifx.data.chat.store import open_chats
+from aifx.data.corpus import open_corpora
 from aifx.data.readers import documents
 from aifx.data.sections import TextSection
 from aifx.data.splits import SPLITS
@@ -28,7 +30,8 @@ DOCUMENT = st.text(st.sampled_from("ab é字😀\n"), min_size=1, max_size=40)
 def divide(project: Project, **keys: object) -> dict[str, list[str]]:
     """The documents, or parts of them, of each split."""
     parts: dict[str, list[str]] = {split: [""] for split in SPLITS}
-    for split, piece in open_corpus(TextSection(**keys), project).pieces():
+    (corpus,) = open_corpora(TextSection(**keys), project)
+    for split, piece in corpus.pieces():
         parts[split][-1] += piece.text
         if piece.closes:
             parts[split].append("")
@@ -179,3 +182,22 @@ def test_a_split_that_was_not_asked_for(write: Write, open_: Open) -> None:
     with pytest.raises(DataError, match="no validation split") as caught:
         data.source("validation", batch_size=2, seed=None)
     assert "data.validation_fraction" in caught.value.hint
+
+
+def test_digests_that_a_resume_compares_stay(project: Project, write: Write) -> None:
+    """A run that an older aifx began goes on if its data is what it was."""
+    write("a.txt", "Call me Ishmael.\n" * 9)
+    write("b.jsonl", '{"text": "Some years ago"}\n')
+    write("c.jsonl", '{"prompt": "Who?", "completion": "Ahab."}\n')
+    held = TextSection(train=("data/b.jsonl",), validation=("data/a.txt",), split="document", errors="skip")
+    texts = [open_corpora(section, project)[0].digest for section in (TextSection(), held)]
+    assert texts == [
+        "87f3283d41c3783df5fbde4fa81066055c54fd39e01c16598a2ca0352fe2f304",
+        "360675af32997dff016dcc14d470fdca2f4df89140919764fa9df032fbfd64d3",
+    ]
+    entries = ChatSection(train=("data/c.jsonl", "data/*.jsonl"))
+    tested = ChatSection(train=("data/b.jsonl",), test=("data/c.jsonl",))
+    assert [open_chats(section, project).digest for section in (entries, tested)] == [
+        "70253d79fdeef6efceb5dc8764d25b13785eb3449e369fa71ff34a64ad528ff2",
+        "25425b2edcc792d51d1fe5c247c268dbb6ab02f0236ca78539ea43a5115110c8",
+    ]

@@ -15,8 +15,9 @@ from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError
 from aifx.core.file_states import FileState
 from aifx.core.project import Project, cache_path
-from aifx.data import corpus, file_index
-from aifx.data.corpus import Corpus, open_corpus
+from aifx.data import file_index
+from aifx.data.corpus import Corpus, open_corpora
+from aifx.data.readers import documents
 from aifx.data.readers.documents import find_files, scan_file
 from aifx.data.sections import TextSection
 
@@ -169,7 +170,7 @@ def test_runs_at_the_same_time(project: Project, write: Write) -> None:
 def test_an_edit_between_the_index_and_the_tokens_is_refused(project: Project, write: Write) -> None:
     path = write("a.txt", TEXT)
     write("b.txt", TEXT + ".")
-    opened = open_corpus(TextSection(), project)
+    opened = open_corpora(TextSection(), project)[0]
     opened.check_unchanged()
     os.utime(path)
     opened.check_unchanged()
@@ -195,13 +196,13 @@ def test_text_without_bad_bytes_is_divided_in_one_reading(
 ) -> None:
     """Its size is known from the index."""
     started: list[str] = []
-    read_documents = corpus.read_documents
+    read_documents = documents.read_documents
 
     def spy(file: file_index.SourceFile, *args: object, **how: object) -> object:
         started.append(file.name)
         return read_documents(file, *args, **how)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(corpus, "read_documents", spy)
+    monkeypatch.setattr(documents, "read_documents", spy)
     write("a.txt", b"\xef\xbb\xbf" + prose(2000).encode())
     write("b.txt", "é" * 500)
 
@@ -212,11 +213,11 @@ def test_text_without_bad_bytes_is_divided_in_one_reading(
         return found
 
     total = len(prose(2000).encode()) + 1000
-    assert shares(open_corpus(TextSection(), project))["train"] == pytest.approx(0.85 * total, abs=2)
+    assert shares(open_corpora(TextSection(), project)[0])["train"] == pytest.approx(0.85 * total, abs=2)
     assert started == ["data/a.txt", "data/b.txt"]
     write("b.txt", b"\xff" * 500)
     started.clear()
-    assert sum(shares(open_corpus(TextSection(errors="replace"), project)).values()) == total - 1000 + 1500
+    assert sum(shares(open_corpora(TextSection(errors="replace"), project)[0]).values()) == total - 1000 + 1500
     assert started == ["data/a.txt", "data/b.txt"] * 2
 
 
@@ -249,10 +250,10 @@ def test_a_folder_of_many_small_files(project: Project, write: Write, read: list
     for number in range(20_000):
         write(f"{number // 1000}/{number:05}.txt", TEXT[: 50 + number % 100])
     section = TextSection(train=("data/**/*.txt",))
-    opened = open_corpus(section, project)
+    opened = open_corpora(section, project)[0]
     assert len(opened.files["train"]) == len(set(read)) == len(read) == 20_000
     rewrite(project.root / "data/7/07001.txt", OTHER)
-    assert open_corpus(section, project).digest != opened.digest
+    assert open_corpora(section, project)[0].digest != opened.digest
     assert read[20_000:] == ["data/7/07001.txt"]
     with pytest.raises(DataError, match="changed"):
         opened.check_unchanged()

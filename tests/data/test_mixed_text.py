@@ -19,9 +19,9 @@ from aifx.curation.execution import execute
 from aifx.curation.mix import mix_of, parse_sets
 from aifx.curation.step import Outcome, ShardStep
 from aifx.data.mixing import CYCLE, Turns
+from aifx.data.sections import TextSection
 from aifx.data.text import MixedText
 from aifx.data.versions.catalog import open_catalog
-from aifx.data.versions.parts import open_single
 
 # Each set has a letter that no other has.
 MARKS = {"web": "W", "books": "B", "code": "C"}
@@ -181,7 +181,7 @@ def test_what_cannot_be_mixed(sets: Project) -> None:
         make_mix(sets, "points:1", "code:1")
     assert "cannot be mixed" in refused.value.what
     with pytest.raises(DataError, match="mix of 2"):
-        open_single(mix, sets, "text")
+        TextSection(dataset=mix).open_part(sets)
 
 
 def test_the_version_has_no_rows_and_names_its_parents(sets: Project) -> None:

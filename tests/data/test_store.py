@@ -24,7 +24,7 @@ from aifx.core.errors import DataError, EnvironmentFault, ExitCode
 from aifx.core.files import remove_temporary
 from aifx.core.project import Project, cache_path
 from aifx.data import store
-from aifx.data.corpus import Corpus, open_corpus
+from aifx.data.corpus import Corpus, open_corpora
 from aifx.data.readers import documents, encodings
 from aifx.data.sections import TextSection
 from aifx.data.splits import SPLITS, Split
@@ -101,7 +101,7 @@ def test_large_vocabularies_take_four_bytes(project: Project, write: Write) -> N
     description = json.loads(train_tokenizer([prose(3000)], 300))
     description["model"]["vocab"] |= {f"unused {index}": index for index in range(300, 70_000)}
     tokenizer = Tokenizer(json.dumps(description).encode(), "large")
-    corpus = open_corpus(TextSection(), project)
+    (corpus,) = open_corpora(TextSection(), project)
     built = stored_tokens(project.root / "store", corpus, tokenizer)
     assert built.splits["train"].tokens[:].dtype == np.uint32
 
@@ -270,7 +270,7 @@ def test_a_disk_that_refuses_while_a_store_is_written_is_named(
 ) -> None:
     """Each call once, from then on all: the path and the reason, no traceback of a buffered file, nothing left."""
     write("a.txt", prose(3000))
-    corpus = open_corpus(TextSection(), project)
+    (corpus,) = open_corpora(TextSection(), project)
     tokenizer = Tokenizer(train_tokenizer([prose(300)], 300), "test")
     folder = cache_path() / "tokens"
     with failing(folder) as counted:
@@ -296,7 +296,7 @@ def test_a_disk_that_refuses_while_a_store_is_written_is_named(
 
 def test_text_that_changes_while_it_is_read_is_refused(project: Project, write: Write) -> None:
     path = write("a.txt", prose(3000))
-    corpus = open_corpus(TextSection(), project)
+    (corpus,) = open_corpora(TextSection(), project)
     tokenizer = Tokenizer(train_tokenizer([prose(300)], 300), "test")
 
     class Edited(Corpus):

@@ -17,10 +17,10 @@ from stored_versions import make_version
 from aifx.core.artifact import MANIFEST
 from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
+from aifx.data.corpus import open_corpora
 from aifx.data.sections import TextSection
 from aifx.data.splits import SPLITS
 from aifx.data.text import TextData, TextFormat
-from aifx.data.version_corpus import open_versions
 from aifx.data.versions.parts import TOKENS, whole_reference
 
 TEXTS = [prose(120, seed) for seed in range(40)]
@@ -28,7 +28,7 @@ TEXTS = [prose(120, seed) for seed in range(40)]
 
 def texts_of(project: Project, reference: str, **keys: object) -> dict[str, list[str]]:
     """The documents of each split."""
-    (corpus,) = open_versions(reference, TextSection(dataset=reference, **keys), project)
+    (corpus,) = open_corpora(TextSection(dataset=reference, **keys), project)
     found: dict[str, list[str]] = {split: [""] for split in SPLITS}
     for split, piece in corpus.pieces():
         found[split][-1] += piece.text
@@ -188,7 +188,7 @@ def test_a_row_group_is_in_memory_at_a_time(project: Project) -> None:
     """A data set may be larger than memory: its text is read in parts, and the tokens are on disk."""
     texts = ["".join(np.random.default_rng(n).choice(list("abcdef gh"), 4000)) for n in range(2000)]
     make_version(project, "corpus", {"text": texts}, shards=20)
-    (corpus,) = open_versions("corpus", TextSection(dataset="corpus"), project)
+    (corpus,) = open_corpora(TextSection(dataset="corpus"), project)
     before, most, seen = pa.total_allocated_bytes(), 0, 0
     for _, piece in corpus.pieces():
         most = max(most, pa.total_allocated_bytes() - before)

@@ -16,20 +16,17 @@ from aifx.core.json_files import write_json
 from aifx.core.parsing import parse_json
 from aifx.core.project import Project
 from aifx.data.chat.rendering import ChatRenderer
-from aifx.data.chat.rows import read_conversations
 from aifx.data.chat.section import ChatSection
 from aifx.data.chat.special_tokens import SpecialTokens
-from aifx.data.chat.store import ChatFiles
+from aifx.data.chat.store import ChatCorpus
 from aifx.data.chat.template import CHATML, PLAIN, ChatTemplate, load_template
 from aifx.data.sections import OWN_TOKENIZERS, TokenSection
-from aifx.data.text import TOKENIZER_FILE, VOCAB_SIZES
+from aifx.data.text import TOKENIZER_FILE, VOCAB_SIZES, made_tokenizer
 from aifx.data.tokenizer import (
     END_OF_TEXT,
     KNOWN_ENDS,
     NUM_BYTES,
     Tokenizer,
-    character_tokenizer,
-    train_tokenizer,
 )
 
 logger = logging.getLogger(__name__)
@@ -52,17 +49,20 @@ def own_vocab_size(section: ChatSection) -> int | None:
     return section.vocab_size or sizes.get(section.tokenizer)
 
 
-def open_renderer(section: ChatSection, project: Project | None, assets: Path, files: ChatFiles | None) -> ChatRenderer:
+def open_renderer(
+    section: ChatSection, project: Project | None, assets: Path, corpus: ChatCorpus | None
+) -> ChatRenderer:
     """The renderer of a run. Missing assets are made from the project and written to the run. Raises DataError.
 
     Args:
         project: None for a trained run, whose assets are whole.
-        files: whose conversations a tokenizer is trained on.
+        corpus: whose conversations a tokenizer is trained on.
     """
     if project is not None and not (assets / TOKENIZER_FILE).exists():
-        assert files is not None
+        assert corpus is not None
+        corpus.warn_of_duplicates()  # once, as the run begins
         assets.mkdir(parents=True, exist_ok=True)
-        _make_assets(section, project, assets, files)
+        _make_assets(section, project, assets, corpus)
     tokenizer = chat_tokenizer(section, assets / TOKENIZER_FILE)
     today = date.fromisoformat(section.template_date) if section.template_date else None
     template = _template(assets / TEMPLATE_FILE)
@@ -106,12 +106,12 @@ def _ends(path: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found or first_other))
 
 
-def _make_assets(section: ChatSection, project: Project, assets: Path, files: ChatFiles) -> None:
+def _make_assets(section: ChatSection, project: Project, assets: Path, corpus: ChatCorpus) -> None:
     """Write the assets of a run, the tokenizer last: a run that has it has all."""
     is_own = section.tokenizer in OWN_TOKENIZERS
     path = section.tokenizer_path(project)
     folder = path.parent
-    data = _train_own_tokenizer(section, files) if is_own else chat_tokenizer(section, path).data
+    data = made_tokenizer(section, _texts(corpus), OWN_SPECIAL) if is_own else chat_tokenizer(section, path).data
     template = _chosen_template(section, project, None if is_own else folder)
     if template is None:
         has_chatml = all(f'"{token}"' in data.decode("utf-8", "replace") for token in CHATML_TOKENS)
@@ -175,23 +175,11 @@ def _content(token: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _train_own_tokenizer(section: ChatSection, files: ChatFiles) -> bytes:
-    """A tokenizer.json made from the training split's messages, with ChatML's tokens."""
-    if section.tokenizer == "byte":
-        return train_tokenizer((), NUM_BYTES + len(OWN_SPECIAL), OWN_SPECIAL)
-    logger.info(f"training the tokenizer on {files.names('train')}")
-    texts = _texts(files)
-    if section.tokenizer == "char":
-        return character_tokenizer(texts, section.vocab_size, OWN_SPECIAL)
-    return train_tokenizer(texts, section.vocab_size or VOCAB_SIZES["bpe"], OWN_SPECIAL)
-
-
-def _texts(files: ChatFiles) -> Iterator[str]:
-    for split, of_entry in files.entries:
-        for file in of_entry:
-            for conversation in read_conversations(file):
-                if files.split_of(conversation, split) == "train":
-                    for message in conversation.messages:
-                        content = message.get("content")
-                        parts = content if isinstance(content, list) else [{"text": content or ""}]
-                        yield from (str(part["text"]) for part in parts)
+def _texts(corpus: ChatCorpus) -> Iterator[str]:
+    """Those of the training split's messages."""
+    logger.info(f"training the tokenizer on {corpus.names('train')}")
+    for split, _, _, conversation in corpus.conversations():
+        for message in conversation.messages if split == "train" else ():
+            content = message.get("content")
+            parts = content if isinstance(content, list) else [{"text": content or ""}]
+            yield from (str(part["text"]) for part in parts)

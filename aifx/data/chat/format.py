@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,16 +17,17 @@ from aifx.core.project import Project
 from aifx.data.base import TEXT_BYTES, Batch
 from aifx.data.chat.assets import chat_tokenizer, open_renderer, own_vocab_size
 from aifx.data.chat.rendering import ChatRenderer
-from aifx.data.chat.rows import Preference, find_chats, parse_row
+from aifx.data.chat.rows import Preference, parse_row
 from aifx.data.chat.section import ChatSection
 from aifx.data.chat.sequences import ChatRows, Mix, Truncation, empty_chats, fit
-from aifx.data.chat.store import ChatFiles, ChatTokens, files_of_split, open_files, tokenize, tokens_digest
+from aifx.data.chat.store import ChatCorpus, ChatTokens, chats_of, open_chats, tokenize, tokens_digest
 from aifx.data.readers.rows import Row
-from aifx.data.readers.sources import local_file
+from aifx.data.readers.sources import SourceFile
 from aifx.data.sections import OWN_TOKENIZERS
+from aifx.data.sequences import best_fit
 from aifx.data.spec import DataSpec, Field
 from aifx.data.splits import SPLITS, Split
-from aifx.data.text import TOKENIZER_FILE, TokenFormat, check_vocab_size
+from aifx.data.text import TokenFormat, check_vocab_size
 from aifx.data.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class ChatData:
     digest: str
     tokenizer: Tokenizer
     section: ChatSection
-    files: ChatFiles
+    corpus: ChatCorpus
     splits: Mapping[Split, Sequence[ChatRows]]
     truncation: Truncation
 
@@ -94,22 +95,18 @@ class ChatData:
         """Without a seed, each conversation once."""
         entries = self.splits[split]
         if not any(map(len, entries)):
-            raise DataError(f"{self.files.names('train')}: no {split} split", *self.files.why_missing(split))
+            raise self.corpus.no_split(split)
         sizes = [len(entry) for entry in entries]
         shares = self.section.mix if split == "train" and seed is not None else ()
         mix = Mix(sizes, shares if len(shares) == len(sizes) else ())
         if any(share and not size for size, share in zip(sizes, mix.shares, strict=False)):
-            what = f"{self.files.names('train')}: an entry of data.train has no conversation for training"
+            what = f"{self.corpus.names('train')}: an entry of data.train has no conversation for training"
             raise DataError(what, "data.mix gives it a share", "change data.train and data.mix")
         return ChatSource(entries, mix, seed, batch_size, self.section.seq_len, self.tokenizer.eos_id)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Tokens of conversations, trained or not."""
         return {"tokens": int(np.count_nonzero(batch["weights"]))}
-
-    def place(self, rows: ChatRows, member: int) -> str:
-        """The file and line of a conversation in `rows.fitted`."""
-        return self.files.place(rows.tokens, int(rows.fitted.numbers[member]))
 
 
 @dataclass(frozen=True)
@@ -132,12 +129,10 @@ class ChatFormat(TokenFormat):
     @classmethod
     def open(cls, section: ChatSection, project: Project, assets: Path) -> tuple[ChatFormat, ChatData]:
         """Reuses what was tokenized before, unless its files have changed."""
-        files = open_files(section, project)
-        if files.part is not None and not (assets / TOKENIZER_FILE).exists():  # once, as the run begins
-            files.part.warn_of_duplicates(*files.fractions.values())
-        form = cls._with(section, open_renderer(section, project, assets, files))
-        data = form._open(files)
-        for split in filter(files.has, SPLITS):
+        corpus = open_chats(section, project)
+        form = cls._with(section, open_renderer(section, project, assets, corpus))
+        data = form._open(corpus)
+        for split in filter(corpus.has, SPLITS):
             data.source(split, 1, seed=None)
         return form, data
 
@@ -152,19 +147,14 @@ class ChatFormat(TokenFormat):
         check_vocab_size(size, tokenizer)
         return cls(section, chat_spec(section, size), tokenizer, renderer)
 
-    def open_file(self, path: Path) -> ChatData:
-        return self._open(files_of_split([local_file(path)], "test"))
-
-    def open_split(self, split: Split, project: Project) -> ChatData | None:
-        patterns = () if split == "train" or self.section.dataset is not None else getattr(self.section, split)
-        files = find_chats(patterns, project, f"data.{split}")
-        return self._open(files_of_split(files, split)) if files else None
+    def _open_files(self, files: Mapping[Split, Sequence[SourceFile]], project: Project | None) -> ChatData:
+        return self._open(chats_of(list(files.items()), self.section, project))
 
     def places(self, dataset: Any, split: Split, rows: Sequence[int]) -> list[str]:
         source = dataset.source(split, 1, seed=None)
-        found = [source.find(row) for row in rows]
+        found, place = [source.find(row) for row in rows], dataset.corpus.place
         # Both answers of a pair are on one line.
-        return [", ".join({dataset.place(of, m): None for m in of.members(at)}) for of, at in filter(None, found)]
+        return [", ".join({place(of.tokens, n): None for n in of.members(at)}) for of, at in filter(None, found)]
 
     def sample_prompt(self, text: str) -> list[int]:
         """The text is a user's message, which the model answers."""
@@ -186,42 +176,29 @@ class ChatFormat(TokenFormat):
         tokens = ChatTokens(example.ids, example.writers, starts, zeros, zeros, zeros, zeros)
         fitted, _ = fit(tokens, zeros, self.section.seq_len, "error")
         batch = empty_chats(1, self.section.seq_len, self.tokenizer.eos_id)
-        ChatRows.make(tokens, fitted, self.section.seq_len, is_packed=False).write(0, batch, 0)
+        ChatRows.make(tokens, fitted, zeros).write(0, batch, 0)
         num_bytes = sum(len(str(message.get("content") or "").encode()) for message in conversation.messages)
         return {**batch, TEXT_BYTES: np.array([num_bytes], np.int32)}
 
-    def _open(self, files: ChatFiles) -> ChatData:
-        section, renderer = self.section, self.renderer
-        digest = tokens_digest(files, renderer)
-        tokens = tokenize(files, renderer, digest)
-        self._check_lengths(tokens, files)
-        make = partial(ChatRows.make, tokens, seq_len=section.seq_len, is_packed=section.packing == "examples")
-        splits: dict[Split, list[ChatRows]] = {}
-        truncation = Truncation()
-        for split in SPLITS:
-            splits[split] = []
-            for entry, (of, _) in enumerate(files.entries):
-                if of not in (split, "train"):
-                    continue
-                fitted, cut = fit(tokens, tokens.numbers(split, entry), section.seq_len, section.truncate)
-                truncation += cut
-                splits[split].append(make(fitted))
+    def _open(self, corpus: ChatCorpus) -> ChatData:
+        section, digest = self.section, tokens_digest(corpus, self.renderer)
+        tokens = tokenize(corpus, self.renderer, digest)
+        check_lengths(np.diff(tokens.starts) - 1, section, "conversation", partial(corpus.place, tokens))
+        cuts: list[Truncation] = []
+
+        def rows_of(numbers: np.ndarray) -> ChatRows:
+            fitted, cut = fit(tokens, numbers, section.seq_len, section.truncate)
+            cuts.append(cut)
+            if section.packing == "examples":
+                return ChatRows.make(tokens, fitted, best_fit(fitted.lengths, section.seq_len))
+            return ChatRows.make(tokens, fitted, np.arange(len(fitted.lengths)))
+
+        splits = corpus.by_split(tokens, rows_of)
+        truncation = Truncation(*map(sum, zip(*cuts, strict=True)))
         _report(truncation, section)
         how = (section.seq_len, section.packing, section.truncate, section.mix)
         whole = sha256_of_values("chat", digest, *how)
-        return ChatData(self.spec, whole, self.tokenizer, section, files, splits, truncation)
-
-    def _check_lengths(self, tokens: ChatTokens, files: ChatFiles) -> None:
-        """Raises DataError for a conversation that is too long, if that is to be an error."""
-        lengths = np.diff(tokens.starts) - 1
-        too_long = np.flatnonzero(lengths > self.section.seq_len)
-        if self.section.truncate != "error" or not len(too_long):
-            return
-        first = int(too_long[0])
-        place = files.place(tokens, first)
-        what = f"{place}: the conversation has {lengths[first]:,} tokens, and data.seq_len is {self.section.seq_len:,}"
-        why = f"{len(too_long):,} of {len(lengths):,} are too long; the longest has {lengths.max():,}"
-        raise DataError(what, why, f"aifx train --set data.seq_len={lengths.max()}    (or data.truncate: docs/chat.md)")
+        return ChatData(self.spec, whole, self.tokenizer, section, corpus, splits, truncation)
 
 
 def chat_spec(section: ChatSection, vocab_size: int | None) -> DataSpec:
@@ -230,6 +207,23 @@ def chat_spec(section: ChatSection, vocab_size: int | None) -> DataSpec:
     fields = {name: Field((section.seq_len,), "int32", ("seq",)) for name in names}
     fields["weights"] = Field((section.seq_len,), "float32", ("seq",))
     return DataSpec(fields, section.vocab_size or vocab_size)
+
+
+def check_lengths(lengths: np.ndarray, section: ChatSection, what: str, place: Callable[[int], str]) -> None:
+    """Raise DataError for an example that is too long, if that is to be an error.
+
+    Args:
+        lengths: targets of each example.
+        what: an example is, such as "conversation".
+        place: of an example by its number, for the message.
+    """
+    too_long = np.flatnonzero(lengths > section.seq_len)
+    if section.truncate != "error" or not len(too_long):
+        return
+    first = int(too_long[0])
+    problem = f"{place(first)}: the {what} has {lengths[first]:,} tokens, and data.seq_len is {section.seq_len:,}"
+    why = f"{len(too_long):,} of {len(lengths):,} are too long; the longest has {lengths.max():,}"
+    raise DataError(problem, why, f"aifx train --set data.seq_len={lengths.max()}    (or data.truncate: docs/chat.md)")
 
 
 def _report(truncation: Truncation, section: ChatSection) -> None:

@@ -11,18 +11,17 @@ from typing import Any, ClassVar
 import numpy as np
 
 from aifx.core.digests import sha256_of_values
-from aifx.core.errors import DataError, UsageError
+from aifx.core.errors import UsageError
 from aifx.core.files import replace_file
 from aifx.core.project import Project
 from aifx.data.base import Batch
-from aifx.data.chat.format import ChatData, ChatFormat, ChatSource, chat_spec
-from aifx.data.chat.rows import read_pairs
+from aifx.data.chat.format import ChatData, ChatFormat, ChatSource, chat_spec, check_lengths
 from aifx.data.chat.section import ChatSection
-from aifx.data.chat.sequences import ChatRows, Fitted, Truncation
-from aifx.data.chat.store import ChatFiles, ChatTokens, tokenize, tokens_digest
+from aifx.data.chat.sequences import ChatRows, Truncation, fit
+from aifx.data.chat.store import ChatCorpus, tokenize, tokens_digest
 from aifx.data.checked_files import read_checked, with_digest
 from aifx.data.spec import DataSpec, Field
-from aifx.data.splits import SPLITS, Split
+from aifx.data.splits import Split
 
 CHOSEN, REJECTED = 1, 2
 """Segments of a row."""
@@ -74,7 +73,7 @@ class PreferenceSource(ChatSource):
     def pair(self, place: int) -> int | None:
         """The number of the pair at a place, in the order of the files; None after the last."""
         found = self.find(place)
-        return None if found is None else int(found[0].fitted.numbers[found[0].members(found[1])[0]]) // 2
+        return None if found is None else found[0].members(found[1])[0] // 2
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class PreferenceData(ChatData):
     def place_of(self, pair: int) -> str:
         """The file and line of a pair."""
         entries = (rows for rows in chain(*self.splits.values()) if len(rows))
-        return self.files.place(next(entries).tokens, 2 * pair)
+        return self.corpus.place(next(entries).tokens, 2 * pair)
 
 
 @dataclass(frozen=True)
@@ -113,43 +112,21 @@ class PreferenceFormat(ChatFormat):
         why = "it compares the answers of a pair, from the weights that its training started from"
         raise UsageError("a model of preferences makes no predictions", why, "aifx eval --data FILE")
 
-    def _open(self, files: ChatFiles) -> ChatData:
-        section, renderer = self.section, self.renderer
-        digest = tokens_digest(files, renderer, "preferences")
-        tokens = tokenize(files, renderer, digest, read_pairs)
+    def _open(self, corpus: ChatCorpus) -> ChatData:
+        section, digest = self.section, tokens_digest(corpus, self.renderer, "preferences")
+        tokens = tokenize(corpus, self.renderer, digest)
         lengths = (np.diff(tokens.starts) - 1).reshape(-1, 2).sum(1)
-        if section.truncate != "drop":
-            _check_lengths(lengths, tokens, files, section)
-        splits: dict[Split, list[ChatRows]] = {}
-        for split in SPLITS:
-            splits[split] = []
-            for entry, (of, _) in enumerate(files.entries):
-                if of not in (split, "train"):
-                    continue
-                pairs = tokens.numbers(split, entry)[::2] // 2
-                splits[split].append(_pair_rows(tokens, pairs[lengths[pairs] <= section.seq_len]))
+        check_lengths(lengths, section, "pair of answers", lambda pair: corpus.place(tokens, 2 * pair))
+
+        def rows_of(numbers: np.ndarray) -> ChatRows:
+            kept = numbers[np.repeat(lengths[numbers[::2] // 2] <= section.seq_len, 2)]
+            fitted, _ = fit(tokens, kept, section.seq_len, "drop")
+            return ChatRows.make(tokens, fitted, np.arange(len(kept)) // 2)  # a pair in each row
+
+        splits = corpus.by_split(tokens, rows_of)
         whole = sha256_of_values("preferences", digest, section.seq_len, section.mix)
         cut = Truncation(len(lengths), int((lengths > section.seq_len).sum()))
-        return PreferenceData(self.spec, whole, self.tokenizer, section, files, splits, cut, len(lengths))
-
-
-def _pair_rows(tokens: ChatTokens, pairs: np.ndarray) -> ChatRows:
-    """One pair in each row: the conversations 2 * pair and 2 * pair + 1, int64 `[pairs]`."""
-    numbers = (2 * pairs[:, None] + np.arange(2)).reshape(-1)
-    starts, stops = tokens.starts[numbers], tokens.starts[numbers + 1] - 1
-    rows = np.repeat(np.arange(len(pairs)), 2)
-    return ChatRows(tokens, Fitted(numbers, starts, stops - starts), rows, np.arange(len(rows)))
-
-
-def _check_lengths(lengths: np.ndarray, tokens: ChatTokens, files: ChatFiles, section: ChatSection) -> None:
-    """Raise DataError if a pair is too long for a row. `lengths`: targets of both answers, `[pairs]`."""
-    too_long = np.flatnonzero(lengths > section.seq_len)
-    if not len(too_long):
-        return
-    place = files.place(tokens, 2 * int(too_long[0]))
-    what = f"{place}: both answers have {lengths[too_long[0]]:,} tokens, and data.seq_len is {section.seq_len:,}"
-    why = f"{len(too_long):,} of {len(lengths):,} pairs are too long for a row; the longest has {lengths.max():,}"
-    raise DataError(what, why, f"aifx train --set data.seq_len={lengths.max()}    (or data.truncate=drop)")
+        return PreferenceData(self.spec, whole, self.tokenizer, section, corpus, splits, cut, len(lengths))
 
 
 def _with_reference(spec: DataSpec) -> DataSpec:

@@ -22,9 +22,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from aifx.core.errors import DataError, did_you_mean
 from aifx.core.parsing import parse_json
-from aifx.core.project import Project
 from aifx.data.names import CHAT, CLUSTER, ROW, SPLIT
-from aifx.data.readers.documents import find_files
 from aifx.data.readers.rows import Row, read_rows
 from aifx.data.readers.sources import SourceFile
 
@@ -36,8 +34,6 @@ WRITERS = {"human": "user", "gpt": "assistant"} | {role: role for role in ROLES}
 
 FIELDS = ("messages", "prompt", "completion", "chosen", "rejected", "conversations", "instruction", "output")
 """Of a conversation or preference, one or more of which a row has."""
-
-FORMATS = ("jsonl", "parquet")
 
 Message: TypeAlias = Mapping[str, Any]
 
@@ -76,19 +72,6 @@ class Preference(NamedTuple):
 
     chosen: Conversation
     rejected: Conversation
-
-
-def find_chats(patterns: Sequence[str], project: Project, key: str) -> list[SourceFile]:
-    """The files that the configuration key `key` names. Raises DataError for one whose rows have no fields."""
-    return [check_chat_file(file) for file in find_files(patterns, project, key)]
-
-
-def check_chat_file(file: SourceFile) -> SourceFile:
-    """The file. Raises DataError if its format has no rows with fields."""
-    if file.format not in FORMATS:
-        why = "conversations are rows of .jsonl or .parquet"
-        raise DataError(f"{file.name}: no reader for chat data", why, 'train = ["data/*.jsonl"]    (below [data])')
-    return file
 
 
 def read_chats(file: SourceFile) -> Iterator[Conversation | Preference]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
 from typing import TYPE_CHECKING, Literal
 
@@ -10,24 +10,20 @@ from pydantic import Field, field_validator
 
 from aifx.config import Config
 from aifx.config.sections import Conflict, Fraction, PositiveFloat
-from aifx.core.errors import AifxError
+from aifx.core.errors import AifxError, DataError
 from aifx.core.project import Project
-from aifx.data.sections import (
-    DatasetSection,
-    TokenSection,
-    held_out_conflicts,
-    missing_dataset,
-    missing_file,
-    num_shards,
-)
+from aifx.data.sections import DocumentSection, missing_file
+from aifx.data.splits import Split
 
 if TYPE_CHECKING:
+    from aifx.data.chat.rows import Conversation
     from aifx.data.readers.sources import SourceFile
 
 
-class ChatSection(DatasetSection, TokenSection):
+class ChatSection(DocumentSection):
     """Conversations, how they are split, and how they become sequences."""
 
+    version_kind = "chat"
     excluded = ("train", "validation", "test", "mix")
 
     train: tuple[str, ...] = Field(
@@ -67,8 +63,6 @@ class ChatSection(DatasetSection, TokenSection):
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:
         yield from super().conflicts(config)
-        validation = None if self.validation else self.validation_fraction
-        yield from held_out_conflicts(config.train, validation, 0.0 if self.test else self.test_fraction)
         if self.mix and len(self.mix) != len(self.train):
             yield Conflict(
                 ("data.mix", "data.train"),
@@ -76,31 +70,24 @@ class ChatSection(DatasetSection, TokenSection):
                 "each entry of data.train needs one share",
             )
 
+    def find(self, split: Split, project: Project, patterns: Sequence[str] | None = None) -> list[SourceFile]:
+        return [self.check(file) for file in super().find(split, project, patterns)]
+
+    def check(self, file: SourceFile) -> SourceFile:
+        if file.format not in ("jsonl", "parquet"):
+            why = "conversations are rows of .jsonl or .parquet"
+            raise DataError(f"{file.name}: no reader for chat data", why, 'train = ["data/*.jsonl"]    (below [data])')
+        return super().check(file)
+
+    def read(self, file: SourceFile) -> Iterator[Conversation]:
+        from aifx.data.chat.rows import read_conversations
+
+        return read_conversations(file)
+
     def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
-        if self.dataset is not None:
-            yield from missing_dataset(self.dataset, project, "chat")
-            yield from self.check_tokenizer(project)
-        else:
-            yield from super().check_files(project)
+        yield from super().check_files(project)
         if self.chat_template is not None:
             yield from missing_file(project, "data.chat_template", self.chat_template)
-
-    def read_beginnings(self, project: Project) -> int:
-        from aifx.data.chat.rows import read_chats
-
-        return self._read_first_rows(project, read_chats)
-
-    def _read_first_rows(self, project: Project, read: Callable[[SourceFile], Iterator[object]]) -> int:
-        """Read a row of each file, and return the number of files. Raises DataError."""
-        from aifx.data.chat.rows import find_chats
-
-        if self.dataset is not None:
-            return num_shards(self.dataset, project, "chat")
-        keys = ("train", "validation", "test")
-        files = [file for key in keys for file in find_chats(getattr(self, key), project, f"data.{key}")]
-        for file in files:
-            next(read(file), None)
-        return len(files)
 
 
 class PreferenceSection(ChatSection):
@@ -120,7 +107,7 @@ class PreferenceSection(ChatSection):
                 "the loss compares log-probabilities with those of that run's model",
             )
 
-    def read_beginnings(self, project: Project) -> int:
+    def read(self, file: SourceFile) -> Iterator[Conversation]:
         from aifx.data.chat.rows import read_pairs
 
-        return self._read_first_rows(project, read_pairs)
+        return read_pairs(file)

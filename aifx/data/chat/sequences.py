@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -15,21 +15,16 @@ from aifx.data.base import Batch
 from aifx.data.chat.store import ChatTokens
 from aifx.data.mixing import CYCLE, cycle_stops
 from aifx.data.order import shuffled
-from aifx.data.sequences import best_fit, empty_batch
+from aifx.data.sequences import PackedSequences, empty_batch
+from aifx.data.store import SplitTokens
 
 
-@dataclass(frozen=True)
-class Truncation:
+class Truncation(NamedTuple):
     """Numbers of conversations that are longer than a sequence."""
 
     examples: int = 0  # of all splits
     truncated: int = 0  # longer than data.seq_len: cut, or left out
     without_end: int = 0  # cut so that their last answer has lost the token that ends it
-
-    def __add__(self, other: Truncation) -> Truncation:
-        return Truncation(
-            self.examples + other.examples, self.truncated + other.truncated, self.without_end + other.without_end
-        )
 
 
 @dataclass(frozen=True)
@@ -72,45 +67,39 @@ def _last_ends(tokens: ChatTokens) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ChatRows:
-    """Rows that hold whole conversations, one after another."""
+    """Rows that hold whole conversations, one after another.
+
+    Attributes:
+        numbers: of the conversations in `tokens`, by row, int64 `[conversations]`.
+        packed: the rows, with a span for each conversation.
+    """
 
     tokens: ChatTokens
-    fitted: Fitted
-    rows: np.ndarray  # int64 [conversations], the row of each
-    order: np.ndarray  # the conversations by row
+    numbers: np.ndarray
+    packed: PackedSequences
 
     @classmethod
-    def make(cls, tokens: ChatTokens, fitted: Fitted, seq_len: int, *, is_packed: bool) -> ChatRows:
-        """Packed by best fit, longest first, or one conversation in a row."""
-        count = len(fitted.lengths)
-        rows = best_fit(fitted.lengths, seq_len) if is_packed else np.arange(count)
-        return cls(tokens, fitted, rows, np.argsort(rows, kind="stable"))
-
-    @cached_property
-    def _by_row(self) -> np.ndarray:
-        rows: np.ndarray = self.rows[self.order]
-        return rows
+    def make(cls, tokens: ChatTokens, fitted: Fitted, rows: np.ndarray) -> ChatRows:
+        """`rows`: the row of each conversation, int64 `[conversations]`."""
+        order = np.argsort(rows, kind="stable")
+        spans = np.stack([rows, fitted.starts, fitted.lengths, np.zeros_like(rows)], axis=1)[order]
+        split = SplitTokens(tokens.ids, tokens.starts, closed=True, num_bytes=0)
+        return cls(tokens, fitted.numbers[order], PackedSequences(split, spans, documents=True))
 
     def __len__(self) -> int:
-        return int(self._by_row[-1]) + 1 if len(self.order) else 0
+        return len(self.packed)
 
     def members(self, row: int) -> list[int]:
-        """The conversations in a row, as places in `fitted`."""
-        places = self.order[bisect_left(self._by_row, row) : bisect_right(self._by_row, row)]
-        return [int(place) for place in places]
+        """The conversations in a row: their numbers in `tokens`."""
+        found: list[int] = self.numbers[self.packed.members(row)].tolist()
+        return found
 
     def write(self, index: int, batch: Batch, row: int) -> None:
         """Write row `index` into `row` of a batch that `empty_chats` made."""
+        self.packed.write(index, 0, batch, row)
         column = 0
-        for segment, member in enumerate(self.members(index), 1):
-            start, length = int(self.fitted.starts[member]), int(self.fitted.lengths[member])
-            span = slice(column, column + length)
-            batch["inputs"][row, span] = self.tokens.ids[start : start + length]
-            batch["targets"][row, span] = self.tokens.ids[start + 1 : start + length + 1]
-            batch["writers"][row, span] = self.tokens.writers[start + 1 : start + length + 1]
-            batch["weights"][row, span] = 1
-            batch["segment_ids"][row, span] = segment
-            batch["positions"][row, span] = np.arange(length, dtype=np.int32)
+        for _, start, length, _ in self.packed.spans[self.packed.members(index)].tolist():
+            batch["writers"][row, column : column + length] = self.tokens.writers[start + 1 : start + length + 1]
             column += length
 
 

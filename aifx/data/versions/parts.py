@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aifx.core.artifact import short_reference
-from aifx.core.errors import AifxError, DataError, UsageError
+from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project, cache_path
 from aifx.data.names import CLUSTER, SPLIT, Kind
 from aifx.data.readers.parquet import read_batches
@@ -77,6 +77,10 @@ class DatasetPart:
             for batch in read_batches(path, f"{self.reference}: {path.name}", columns):
                 yield path, batch
 
+    def column(self, name: str) -> list[Any]:
+        """The values of a column. Raises DataError."""
+        return [value for _, batch in self.batches([name]) for value in batch.column(0).to_pylist()]
+
     @property
     def separates_duplicates(self) -> bool:
         """Whether near-duplicates are known to be in one split: `aifx data split` or a clustering made sure."""
@@ -135,23 +139,6 @@ def open_parts(reference: str, project: Project, kind: Kind) -> tuple[DatasetPar
     settings = manifest.step.settings
     parts = zip(manifest.parents, settings["weights"], settings["epochs"], strict=True)
     return tuple(DatasetPart(catalog, catalog.manifest(parent), *how) for parent, *how in parts)
-
-
-def open_single(reference: str, project: Project, kind: Kind) -> DatasetPart:
-    """The version that `data.dataset` names, which is no mix. Raises UsageError, DataError."""
-    parts = open_parts(reference, project, kind)
-    if len(parts) > 1:
-        why = f"training on {kind} reads one data set"
-        raise DataError(f"{reference} is a mix of {len(parts)} data sets", why, f"aifx data ls {reference}")
-    return parts[0]
-
-
-def check_dataset(reference: str, project: Project, kind: Kind) -> Iterator[tuple[str, AifxError]]:
-    """The error of a `data.dataset` that training could not read, by its key."""
-    try:
-        open_parts(reference, project, kind)
-    except (UsageError, DataError) as error:
-        yield "data.dataset", error
 
 
 def whole_reference(reference: str, project: Project, before: str | None = None) -> str:
