@@ -76,8 +76,12 @@ def as_number(value: Any) -> float:
 
 
 def scale_of(numbers: np.ndarray) -> float:
-    """The standard deviation; 1 for numbers that are all equal, of which rounding would make a tiny one."""
-    return float(numbers.std()) if np.ptp(numbers) > 0 else 1.0
+    """The standard deviation; 1 for numbers that are all equal, of which rounding would make a tiny one.
+
+    If the squares of the differences are less than the smallest float64, it is the range.
+    """
+    spread = np.ptp(numbers)
+    return float(numbers.std() or spread) if spread > 0 else 1.0
 
 
 def as_boolean(value: Any) -> str:

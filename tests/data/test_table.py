@@ -103,6 +103,23 @@ def test_a_number_far_from_training_is_finite_in_float32() -> None:
         encoder(column)("1e37")
 
 
+@pytest.mark.parametrize("unit", [1e-300, 5e-324])
+def test_numbers_whose_squares_are_zero_have_a_scale(unit: float) -> None:
+    values = [number * unit for number in range(100)]
+    (column,) = infer_columns("x", "numeric", [*map(str, values)], bins=8)
+    found = [encoder(column)(value) for value in values]
+    assert found == sorted(set(found))
+    assert np.ptp(found) == pytest.approx(1)
+    assert next(shown_columns([column]))[2] == f"0 to {99 * unit:.5g}, 8 bins"
+
+
+def test_the_project_probe_reads_the_columns_that_the_table_needs(tmp_path: Path) -> None:
+    write(tmp_path / "t.csv")
+    assert TableSection(path="t.csv", target="label").read_beginnings(Project(tmp_path)) == 1
+    with pytest.raises(ValueError, match="no field 'lable'"):
+        TableSection(path="t.csv", target="lable").read_beginnings(Project(tmp_path))
+
+
 def test_categories_are_numbered_after_unknown_and_missing() -> None:
     (column,) = infer_columns("x", "categorical", ["b", "a", "a", "b", "once", None], bins=8)
     encode = encoder(column)
