@@ -28,7 +28,7 @@ class FileState:
     seen_ns: int = field(compare=False)
 
     @classmethod
-    def of(cls, path: str) -> FileState:
+    def of(cls, path: str | os.PathLike[str]) -> FileState:
         """The state of the file at `path` now. Raises OSError if it cannot be opened.
 
         It is opened because a network file system then asks its server, and else may answer from memory.

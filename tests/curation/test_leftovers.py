@@ -32,6 +32,12 @@ LIMITS = Limits(1 << 30, 1)
 TEMPORARY = ".00000-000.parquet.0123456789ab.tmp"
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gc also looks into the cache, which other tests fill."""
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def catalog(tmp_path: Path) -> Catalog:
     return open_catalog(str(tmp_path / "datasets"))
