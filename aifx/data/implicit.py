@@ -18,7 +18,7 @@ from aifx.core.errors import UsageError
 from aifx.core.project import Project
 from aifx.data.file_index import scans_of
 from aifx.data.readers.encodings import FileScan
-from aifx.data.readers.sources import SourceFile, local_file
+from aifx.data.readers.sources import SourceFile, named_file
 from aifx.data.sections import DatasetSection, DocumentSection, ImagesSection, TextSection
 from aifx.data.splits import SPLITS
 
@@ -68,7 +68,7 @@ def named_files(section: Section, project: Project) -> dict[str, list[SourceFile
         found = {f"data.{split}": section.find(split, project) for split in SPLITS}
         return {key: files for key, files in found.items() if files}
     path = getattr(section, "path", None)
-    return {"data.path": [local_file(project.root / path, path)]} if path else {}
+    return {"data.path": [named_file(path, project.root)]} if path else {}
 
 
 def implicit_versions(section: Section, project: Project) -> dict[str, ImplicitVersion]:

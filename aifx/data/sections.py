@@ -124,13 +124,22 @@ class PathSection(DatasetSection):
         return ()
 
     def check_own_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
-        yield from missing_file(project, "data.path", self.path)
+        from aifx.data.readers.sources import named_file
+
+        if "://" not in self.path:
+            yield from missing_file(project, "data.path", self.path)
+            return
+        try:
+            named_file(self.path, project.root)
+        except AifxError as error:
+            yield "data.path", error
 
     def read_own_beginnings(self, project: Project) -> int:
         """The first row of the file."""
-        from aifx.data.readers.rows import field, input_file, read_rows
+        from aifx.data.readers.rows import field, read_rows
+        from aifx.data.readers.sources import named_file
 
-        for row in islice(read_rows(input_file(str(project.root / self.path))), 1):
+        for row in islice(read_rows(named_file(self.path, project.root)), 1):
             for name in self.needed:
                 field(row.values, name)
         return 1
@@ -368,7 +377,10 @@ class ImagesSection(PathSection):
 class SeriesSection(PathSection):
     """One or many series of numbers over time."""
 
-    path: str = Field("data/series.csv", description=".csv, .jsonl or .parquet with a row per time of each series.")
+    path: str = Field(
+        "data/series.csv",
+        description=".csv, .tsv, .jsonl or .parquet, or a URL of one, with a row per time of each series.",
+    )
     time: str | tuple[str, ...] = Field(
         "time", description="Column of the times (ISO 8601), or columns of the year, the month and further parts."
     )
@@ -423,7 +435,7 @@ class TableSection(PathSection):
 
     path: str = Field(
         "data/table.csv",
-        description="Table (.csv, .tsv, .parquet, .jsonl; also as .gz or .zst), relative to the project.",
+        description="Table (.csv, .tsv, .parquet, .jsonl; also as .gz or .zst), relative to the project, or its URL.",
     )
     target: str = Field("target", description="Column to predict.")
     columns: dict[str, ColumnKind] = Field(

@@ -17,7 +17,7 @@ from aifx.core.project import Project
 from aifx.data.columns import is_missing
 from aifx.data.names import RESERVED, ROW
 from aifx.data.readers.rows import FORMATS, Row, read_rows
-from aifx.data.readers.sources import SourceFile, local_file
+from aifx.data.readers.sources import SourceFile, local_file, named_file
 from aifx.data.sections import PathSection
 from aifx.data.versions.parts import DatasetPart
 
@@ -46,8 +46,8 @@ class Source:
 
     def places(self, numbers: np.ndarray) -> list[str]:
         """The file and the line of rows by their numbers, from 0, in one more reading: places take no memory."""
-        if self.part is None and self.file.is_stdin:
-            return [f"{self.name}: row {number + 1}" for number in numbers.tolist()]  # of stdin, which was read
+        if self.part is None and self.file.is_stream:
+            return [f"{self.name}: row {number + 1}" for number in numbers.tolist()]  # they were read
         rows = islice(self.rows(), int(numbers.max(initial=-1)) + 1)
         wanted = set(numbers.tolist())
         places = {number: row.place for number, row in enumerate(rows) if number in wanted}
@@ -58,7 +58,7 @@ def open_source(section: PathSection, project: Project) -> Source:
     """The file or the version that `[data]` names. Raises UsageError, DataError."""
     if (part := section.open_part(project)) is not None:
         return Source(SourceFile(part.reference, part.reference, "dataset"), part)
-    return Source(local_file(project.root / section.path, section.path))
+    return Source(named_file(section.path, project.root))
 
 
 def _rows_of(part: DatasetPart) -> Iterator[Row]:

@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from scipy.special import softmax
@@ -17,6 +18,7 @@ from aifx.core.errors import AifxError, DataError
 from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset
 from aifx.data.columns import encoder, infer_columns, infer_kind, shown_columns
+from aifx.data.implicit import implicit_versions
 from aifx.data.sections import TableSection
 from aifx.data.spec import DataSpec, keep_spec, need_spec
 from aifx.data.table import TableFormat
@@ -48,6 +50,25 @@ def open_table(folder: Path, rows: list[dict[str, str]] = ROWS, **settings: Any)
     section = TableSection(**({"path": "t.csv", "target": "label"} | settings))
     (folder / "assets").mkdir(exist_ok=True)
     return TableFormat.open(section, Project(folder), folder / "assets")
+
+
+def test_a_table_in_a_store_is_the_table_of_the_file(tmp_path: Path) -> None:
+    project, store = Project(tmp_path), fsspec.filesystem("memory")
+    _, local = open_table(tmp_path)
+    store.put(str(tmp_path / "t.csv"), "/tables/t.csv")
+    try:
+        url = "memory://tables/t.csv"
+        form, remote = open_table(tmp_path, path=url)
+        assert remote.digest == local.digest
+        assert form.places(remote, "test", [0])[0].startswith(f"{url}:")
+        section = TableSection(path=url, target="label")
+        assert not list(section.check_files(project))
+        assert section.read_beginnings(project) == 1
+        assert implicit_versions(section, project)["data.path"].record()["files"] == 1
+        ((key, error),) = TableSection(path="memory://tables/none.csv", target="label").check_files(project)
+        assert (key, "memory://tables/none.csv" in error.what) == ("data.path", True)
+    finally:
+        store.rm("/tables", recursive=True)
 
 
 @pytest.mark.parametrize(
