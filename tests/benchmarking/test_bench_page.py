@@ -151,6 +151,7 @@ def browser(tmp_path_factory):
     opened.close()
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_readable_and_asks_for_nothing(name, width, pages, browser, tmp_path):

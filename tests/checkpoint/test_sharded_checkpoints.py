@@ -29,6 +29,7 @@ def run(directory: Path, seed: int, rounds: int) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.representative("checkpoints of several processes")
 def test_random_meshes(tmp_path: Path) -> None:
     run(tmp_path, seed_of_commit(), 12)
 

@@ -224,6 +224,7 @@ def test_a_gate_can_not_be_passed_by_measuring_too_little(bench, saved, tmp_path
         assert_three_lines(done.stderr)
 
 
+@pytest.mark.representative("a benchmark")
 def test_a_gate_measures_what_the_baseline_measured(bench, tmp_path, here):
     before = report(here, thing("hardware.first", 0.5), thing("hardware.second", 0.1), quick=True)
     write_report(before, tmp_path / "main.json")
@@ -255,6 +256,7 @@ def test_a_gate_whose_disk_is_full_or_whose_launch_dies_keeps_what_it_measured(b
     assert read_report(tmp_path / "now.json").failure.what.startswith("hardware ended")
 
 
+@pytest.mark.representative("a benchmark")
 def test_a_gate_that_so_few_launches_cannot_decide_names_its_own_option(bench, tmp_path, here):
     before = report(here, *(thing("hardware.x", 0.1, case=case) for case in range(30)), quick=True)
     write_report(before, tmp_path / "main.json")
@@ -329,6 +331,7 @@ def test_a_baseline_that_is_too_noisy_is_launched_again_before_it_is_refused(ben
     assert len(count.read_text()) == 5
 
 
+@pytest.mark.representative("a benchmark")
 def test_a_launch_that_dies_in_a_later_round_keeps_what_all_rounds_measured(bench, tmp_path):
     (tmp_path / "launches").touch()
     body = f"""

@@ -17,6 +17,8 @@ from aifx.kinds import load_config
 from aifx.loading.restore import restore_run
 from aifx.training.run import train
 
+pytestmark = pytest.mark.representative("an evaluation")  # they share a training that costs seconds
+
 
 def swap_tokens(run: RunDirectory) -> Path:
     path = run.assets / "tokenizer.json"

@@ -40,7 +40,7 @@ def dark() -> dict[str, str]:
     return machines()[SYSTEM]() | never_up(*range(8)) | {"sys/devices/system/cpu/online": "0-3,5-15\n"}
 
 
-@pytest.mark.parametrize("columns", [60, 80, 200])
+@pytest.mark.parametrize("columns", [60, pytest.param(80, marks=pytest.mark.slow), 200])
 def test_a_report_is_at_most_80_columns_wide(screen, dark, columns):
     for options in ((), ("--list-skipped",)):
         lines = screen(dark, *options, columns=columns).splitlines()

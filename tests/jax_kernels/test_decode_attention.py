@@ -184,6 +184,7 @@ drawn = given(
 )
 
 
+@pytest.mark.slow
 @examples(4)
 @drawn
 def test_any_call(lengths, heads, page, window, cap, dtype):
@@ -205,7 +206,13 @@ def check_drawn(implementation, lengths, heads, page, window, cap, dtype):
         agree(run(case, implementation, operands), defined(case, *operands), dtype)
 
 
-@pytest.mark.parametrize("implementation", [*EVERYWHERE, *KERNELS])
+@pytest.mark.parametrize(
+    "implementation",
+    [
+        pytest.param(name, marks=pytest.mark.representative("an answer in company")) if name == "pallas_tpu" else name
+        for name in (*EVERYWHERE, *KERNELS)
+    ],
+)
 def test_what_no_query_sees_changes_no_bit(implementation):
     case = named("window over pages")
     lengths = [capacity(case) - 20, 0]

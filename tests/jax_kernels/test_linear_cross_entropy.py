@@ -73,7 +73,23 @@ def float64():
         yield
 
 
-@pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
+# Together each option, reduction, chunk and block; the others have one of them alone.
+CORNERS = (
+    "one token",
+    "chunks, the last one short",
+    "chunks, their sum",
+    "ignored labels of the mean",
+    "everything, its mean",
+    "blocks of tokens and of the vocabulary",
+    "blocks of the embedding",
+)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case if case.name in CORNERS else pytest.param(case, marks=pytest.mark.slow) for case in SMALL_CASES],
+    ids=[case.name for case in SMALL_CASES],
+)
 def test_values_and_gradients(float64, case):
     x, weight, labels = arrays(case)
     given_arrays = [jnp.asarray(y) for y in (x, weight, labels)]

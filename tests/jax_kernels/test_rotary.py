@@ -137,6 +137,7 @@ def test_any_shape_by_a_kernel(implementation, batch, length, heads, head_dim, i
         in_small_blocks(implementation, case, dtype)
 
 
+@pytest.mark.slow
 @examples(5)
 @given(
     batch=st.integers(0, 3),

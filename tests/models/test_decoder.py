@@ -171,7 +171,9 @@ def test_gradients_are_finite_differences(family, scan):
         assert_gradients(loss, params)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [name if name in ("gpt2", "windows") else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
 def test_a_token_changes_nothing_before_itself(family):
     model = decoder(**FAMILIES[family])
     params, inputs = params_of(model), tokens()
@@ -270,6 +272,7 @@ def test_every_array_says_how_it_trains():
                 assert sorted(spec.matrix[0] + spec.matrix[1]) == list(range(len(spec.shape))), name
 
 
+@pytest.mark.representative("values of a new model")
 def test_first_values_are_gpt2s():
     model = decoder(**{**FAMILIES["gpt2"], "embed_dim": 128, "num_layers": 8})
     layer = jit(lambda: init_params(model.specs(), jax.random.key(0))["layers"]["3"])()

@@ -99,6 +99,7 @@ def test_fsdp_divides_the_state_and_gathers_layers_in_the_loop(project: Project)
     assert sum(one.size for one in data.collectives if one.kind == "all-reduce") >= one.gradients
 
 
+@pytest.mark.representative("a plan")
 def test_narrow_types_take_half_the_memory(project: Project) -> None:
     settings = ["train.parameter_dtype=bfloat16", "optimizer.moment_dtype=bfloat16"]
     whole, narrow = (counted(project, load_config(project, given)) for given in ([], settings))

@@ -15,6 +15,7 @@ from aifx.curation.execution import execute
 from aifx.curation.mix import mix_of, parse_sets
 from aifx.data.versions.catalog import open_catalog
 from aifx.data.versions.parts import dataset_record
+from aifx.kernels.choices_file import write_kernel_choices
 from aifx.kinds import load_config
 from aifx.runs.binding import binding_errors, open_digests, record_errors
 from aifx.runs.provenance import provenance
@@ -29,7 +30,7 @@ def project(tmp_path: Path) -> Project:
 def begun(project: Project, dataset: str | None = None) -> tuple[RunDirectory, dict[str, Any]]:
     """A run whose training began, and what a checkpoint of it names."""
     run = project.run("main")
-    run.path.mkdir(parents=True)
+    run.path.mkdir(parents=True, exist_ok=True)
     record = None if dataset is None else dataset_record(dataset, project)
     run.provenance.write_text(json.dumps(provenance(project.root, data_digest="0" * 64, devices=[], dataset=record)))
     return run, open_digests(run, load_config(project, []), is_fresh=True).binding()
@@ -77,3 +78,30 @@ def test_digests_that_are_no_file_are_an_error_of_the_checkpoint(project: Projec
     (error,) = binding_errors(run, config, 1, bound)
     assert str(run.digests) in error.why
     assert str(run.digests) in error.hint
+
+
+@pytest.mark.parametrize("change", ["asset", "missing asset", "setting", "kernel", "missing kernels"])
+def test_a_changed_file_that_numbers_depend_on(project: Project, change: str) -> None:
+    run, config = project.run("main"), load_config(project, [])
+    run.assets.mkdir(parents=True)
+    tokenizer = run.assets / "tokenizer.json"
+    tokenizer.write_text("{}")
+    choice = {"call": "attention", "implementation": "xla", "config": []}
+    write_kernel_choices(run, {"cpu": [choice]})
+    run, bound = begun(project)
+    assert list(binding_errors(run, config, 1, bound)) == []
+    match change:
+        case "asset":
+            tokenizer.write_text("[]")
+        case "missing asset":
+            tokenizer.unlink()
+        case "setting":
+            config = load_config(project, ["optimizer.learning_rate=0.5"])
+        case "kernel":
+            write_kernel_choices(run, {"cpu": [choice | {"implementation": "reference"}]})
+        case "missing kernels":
+            run.kernels.unlink()
+    (error,) = binding_errors(run, config, 1, bound)
+    path = tokenizer if "asset" in change else run.config if change == "setting" else run.kernels
+    assert str(path) in error.what
+    assert str(path) in error.hint

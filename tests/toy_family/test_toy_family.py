@@ -164,6 +164,7 @@ def test_a_toy_has_programs_without_data_or_devices(own: Path) -> None:
     assert not programs.can_decode
 
 
+@pytest.mark.representative("a family of one's own")
 def test_a_family_that_does_not_write(own: Path) -> None:
     command(own, "train")
     failed = command(own, "generate", code=2)

@@ -44,12 +44,15 @@ TEXTS = [TEXT[start : start + 400] for start in range(0, len(TEXT), 400)]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_type: Any) -> Any:
     """A project whose run "main" was trained on the only version of "corpus". Not to be changed."""
-    root = tmp_path_factory.mktemp("dataset")
-    (root / "aifx.toml").write_text(TOML)
-    make_version(Project(root), "corpus", {"text": TEXTS}, shards=2)
-    tiny = tiny_type(Project(root))
+    tiny = tiny_type(made(tmp_path_factory.mktemp("dataset")))
     tiny.train()
     return tiny
+
+
+def made(root: Path) -> Project:
+    (root / "aifx.toml").write_text(TOML)
+    make_version(Project(root), "corpus", {"text": TEXTS}, shards=2)
+    return Project(root)
 
 
 @pytest.fixture
@@ -73,6 +76,7 @@ def test_the_run_names_its_version(trained: Any) -> None:
     assert read_config(run.config, trained.project).data.dataset == reference
 
 
+@pytest.mark.representative("a run on a version of a data set")
 def test_its_checkpoint_names_its_version_and_a_damaged_one_is_found(copy: Any) -> None:
     run, project = copy.run(), copy.project
     version = open_catalog(project.datasets, project).manifest("corpus")
@@ -114,11 +118,13 @@ def test_another_version_is_another_configuration(copy: Any) -> None:
 
 
 @pytest.mark.parametrize("key", ["train", "validation", "test"])
-def test_files_beside_it_are_refused(copy: Any, key: str) -> None:
+def test_files_beside_it_are_refused(tmp_path: Path, key: str) -> None:
+    (tmp_path / "aifx.toml").write_text(TOML)
     with pytest.raises(ConfigError, match=f"data.dataset and data.{key} cannot be used together"):
-        load_config(copy.project, [f'data.{key}=["data/a.txt"]'])
+        load_config(Project(tmp_path), [f'data.{key}=["data/a.txt"]'])
 
 
+@pytest.mark.representative("a run on a version of a data set")
 def test_a_root_elsewhere(trained: Any, tmp_path: Path, tiny_type: Any) -> None:
     project = Project(tmp_path / "project", str(tmp_path / "store"))
     project.root.mkdir()
@@ -130,6 +136,7 @@ def test_a_root_elsewhere(trained: Any, tmp_path: Path, tiny_type: Any) -> None:
     assert not (project.root / "datasets").exists()
 
 
+@pytest.mark.representative("a run on a version of a data set")
 def test_a_version_of_other_rows_gives_other_batches(copy: Any, trained: Any) -> None:
     make_version(copy.project, "corpus", {"text": TEXTS[len(TEXTS) // 4 :]})
     copy.train(run="other")
@@ -158,11 +165,12 @@ def test_a_mix_is_streamed_and_resumed_bit_for_bit(copy: Any) -> None:
     assert list(record_errors(copy.run("whole"), copy.project, 6, {"data": bound})) == []
 
 
-def test_a_run_longer_than_the_epochs_of_its_mix_is_refused(copy: Any) -> None:
-    make_version(copy.project, "books", {"text": TEXTS[:40]})
-    catalog = open_catalog(copy.project.datasets, copy.project)
+def test_a_run_longer_than_the_epochs_of_its_mix_is_refused(tmp_path: Path, tiny_type: Any) -> None:
+    project = made(tmp_path)
+    make_version(project, "books", {"text": TEXTS[:40]})
+    catalog = open_catalog(project.datasets, project)
     step = mix_of(parse_sets(["corpus:1", "books:1"], ["1"]), catalog)
     execute(step, "blend", catalog, LIMITS)
     with pytest.raises(ConfigError, match="too few rows") as refused:
-        copy.train("data.dataset=blend", "train.num_steps=100000", run="long")
+        tiny_type(project).train("data.dataset=blend", "train.num_steps=100000", run="long")
     assert "train.num_steps=" in refused.value.hint

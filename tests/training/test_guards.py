@@ -150,6 +150,7 @@ def test_so_many_in_a_row_end_the_run(tiny) -> None:
     assert of_kind(tiny, "nan")[0]["step"] == 7
 
 
+@pytest.mark.representative("a step that is not finite")
 def test_a_checkpoint_waits_for_a_step_that_is_not_skipped(tiny) -> None:
     assert tiny.train(bad_at(3, 4, 11), *EVERY_2, "train.validate_every=0").status == "completed"
     assert [e["step"] for e in of_kind(tiny, "checkpoint")] == [2, 6, 8, 10, 12]
@@ -157,6 +158,7 @@ def test_a_checkpoint_waits_for_a_step_that_is_not_skipped(tiny) -> None:
     assert [e["step"] for e in tiny.events("other") if e["event"] == "checkpoint"] == [2, 5, 6, 8, 10, 12]
 
 
+@pytest.mark.representative("a step that is not finite")
 def test_a_resumed_run_skips_the_same_steps(tiny) -> None:
     whole = tiny.train(bad_at(3, 5), *EVERY_2, run="whole")
     with pytest.raises(RuntimeError, match="gone"):
@@ -165,6 +167,7 @@ def test_a_resumed_run_skips_the_same_steps(tiny) -> None:
     assert tiny.records() == tiny.records("whole")
 
 
+@pytest.mark.representative("a step that is not finite")
 def test_a_stop_among_skipped_steps_counts_on(tiny) -> None:
     settings = (bad_at(4, 5, 6), *EVERY_2)
     observer = StopAt(5)
@@ -297,6 +300,7 @@ def test_the_checkpoint_that_it_went_back_to_keeps_its_validation(tiny) -> None:
     assert before.host["guards"]["left_out"] == after.host["guards"]["left_out"] == [4, 5]
 
 
+@pytest.mark.representative("a step that is not finite")
 def test_going_back_ends(tiny) -> None:
     result = tiny.train(bad_at(*range(4, 60)), *ROLL_BACK)
     assert (result.status, result.exit_code) == ("diverged", 1)
@@ -304,6 +308,7 @@ def test_going_back_ends(tiny) -> None:
     assert tiny.train(bad_at(*range(4, 60)), *ROLL_BACK).status == "diverged", "also in the next process"
 
 
+@pytest.mark.representative("a step that is not finite")
 def test_a_run_without_a_checkpoint_goes_back_to_its_beginning(tiny) -> None:
     result = tiny.train(bad_at(0, 1), "guards.non_finite=roll_back", "guards.max_in_a_row=2")
     assert of_kind(tiny, "rollback")[0]["to_step"] == 0

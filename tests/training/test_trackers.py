@@ -63,7 +63,7 @@ def test_tensorboard(tiny) -> None:
     assert {step for tag, step in found if tag == "loss"} == set(range(1, 13))
 
 
-@pytest.mark.parametrize("kept", [4, 0])
+@pytest.mark.parametrize("kept", [4, pytest.param(0, marks=pytest.mark.representative("an interrupted training"))])
 def test_tensorboard_shows_steps_that_were_taken_again_once(tiny, kept: int) -> None:
     """As SIGKILL leaves it: beyond its checkpoint, or before its first, a run has told of steps that it takes again."""
     trackers = 'log.trackers=["tensorboard"]'
