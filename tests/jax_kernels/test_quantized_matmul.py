@@ -132,7 +132,6 @@ def cases(draw, unit):
     return Case("drawn", m, k, n, k // x_blocks, weight_block, draw(st.sampled_from(sorted(UNIT))))
 
 
-@pytest.mark.slow
 @examples(8)
 @given(case=cases(unit=1), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99))
 def test_any_call(case, dtype, seed):
@@ -140,7 +139,6 @@ def test_any_call(case, dtype, seed):
     assert_within(product(case, dtype, "xla", operands), *defined(case.call(dtype), *operands))
 
 
-@pytest.mark.slow
 @examples(2)
 @given(case=cases(unit=1), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99))
 def test_any_call_of_the_gpu_kernel(case, dtype, seed):
@@ -148,7 +146,7 @@ def test_any_call_of_the_gpu_kernel(case, dtype, seed):
     assert_within(product(case, dtype, "pallas_triton", operands), *defined(case.call(dtype), *operands))
 
 
-@pytest.mark.slow
+@pytest.mark.representative("a kernel")
 @examples(2)
 @given(case=cases(unit=128), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99))
 def test_any_call_of_the_tpu_kernel(case, dtype, seed):
