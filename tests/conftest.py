@@ -142,6 +142,12 @@ def pytest_collection() -> Iterator[object]:
         gc.enable()
 
 
+def pytest_sessionfinish() -> None:
+    """Collect once what is garbage at the end: pytest does it five times, for all that the tests have kept."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[pytest.CollectReport]:
     """Let every other worker import the files from the last one on.

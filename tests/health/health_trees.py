@@ -138,10 +138,6 @@ def _rules() -> dict[str, Rule]:
     return load_rules()
 
 
-def report_of_case(case: Case, folder: Path) -> Report:
-    return report_of(snapshot_of_case(case, MachineFolder(folder / "now"), MachineFolder(folder / "before")), case.site)
-
-
 def snapshot_of_case(case: Case, now: MachineFolder, before: MachineFolder) -> Snapshot:
     healthy = machines()[case.machine]()
     snapshot = now.snapshot(changed(healthy, case.changes))

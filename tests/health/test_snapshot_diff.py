@@ -9,7 +9,7 @@ from pathlib import Path
 
 import health_trees
 import pytest
-from health_trees import Case, cases, machines, report_of_case, snapshot_of
+from health_trees import Case, cases, machines, report_of, snapshot_of
 from test_health_mutations import mutated, paths
 
 from aifx.commands.main import run
@@ -49,7 +49,7 @@ def test_a_fault_came_and_after_its_repair_went(case, tmp_path):
     healthy = machines()[case.machine]()
     good = snapshot_of(healthy, tmp_path / "good")
     bad = snapshot_of(health_trees.changed(healthy, case.changes), tmp_path / "bad")
-    first = report_of_case(case, tmp_path / "report").findings[0]
+    first = report_of(bad, case.site).findings[0]
     found = diff(good, bad, RULES.values())
     assert found.came[0] == first
     assert found.new_critical == (first.severity == "critical")

@@ -93,8 +93,15 @@ def assert_right(case, got, operands, tolerance=TOLERANCE):
             assert relative_error(a, b) < tolerance[a.dtype.name]
 
 
-@pytest.mark.covering(1)
-@by_name
+# Each option. The others differ in blocks, which kernels alone have.
+CORNERS = ("no residual", "odd sizes", "no bias")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case if case.name in CORNERS else pytest.param(case, marks=pytest.mark.slow) for case in SMALL_CASES],
+    ids=[f"{case.op}, {case.name}" for case in SMALL_CASES],
+)
 @pytest.mark.parametrize("implementation", EVERYWHERE)
 def test_values_and_gradients(implementation, case):
     with jax.enable_x64(True):
