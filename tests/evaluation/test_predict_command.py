@@ -25,6 +25,10 @@ from aifx.tasks.base import evaluation_source
 TEXTS = ["It was the whiteness", "", SENTENCE * 9, "Æ🐋", "of the whale"]
 
 
+an_evaluation = pytest.mark.representative("an evaluation")
+"""Of tests that share a training, which costs seconds."""
+
+
 @pytest.fixture
 def alone(project: Path) -> Path:
     """The project without the text that its model learnt from."""
@@ -37,6 +41,7 @@ def records(text: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+@an_evaluation
 def test_predictions_add_up_to_what_eval_reports(alone: Path) -> None:
     predicted = aifx(alone, "predict", "new.jsonl")
     assert predicted.returncode == 0, predicted.stderr
@@ -54,6 +59,7 @@ def test_predictions_add_up_to_what_eval_reports(alone: Path) -> None:
     assert data["metrics"]["loss"] * data["metrics"]["tokens"] == pytest.approx(nats, rel=1e-5)
 
 
+@an_evaluation
 def test_each_output_holds_the_same_and_is_named(alone: Path) -> None:
     pytest.importorskip("pyarrow")
     import pyarrow.parquet
@@ -73,6 +79,7 @@ def test_each_output_holds_the_same_and_is_named(alone: Path) -> None:
     assert table.column("row").to_pylist() == [1, 2, 3, 4, 5]
 
 
+@an_evaluation
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -95,6 +102,7 @@ def test_a_bad_row_is_named_and_leaves_no_output(alone: Path, content: str, word
     assert not list(alone.glob(".o.jsonl*"))
 
 
+@an_evaluation
 @pytest.mark.parametrize(
     ("args", "word"),
     [
@@ -123,6 +131,7 @@ def test_import_aifx_is_light() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@an_evaluation
 def test_a_run_is_loaded_from_python(alone: Path) -> None:
     model = library.load(alone / "runs/main")
     rows = records(aifx(alone, "predict", "new.jsonl").stdout)
@@ -137,6 +146,7 @@ def test_a_run_is_loaded_from_python(alone: Path) -> None:
         library.load(alone / "runs/mian")
 
 
+@an_evaluation
 def test_other_data_is_measured_by_name_and_digest(alone: Path) -> None:
     (alone / "b.txt").write_text(SENTENCE * 20)
     failed = aifx(alone, "eval", "--data", "new.jsonl", "--data", "b.txt", "--gate", "loss < 0.1", "--json")
@@ -158,6 +168,7 @@ def test_other_data_is_measured_by_name_and_digest(alone: Path) -> None:
     assert changed["digest"][:12] in people.stdout
 
 
+@an_evaluation
 def test_a_split_keeps_its_report_beside_those_of_data_sets(project: Path) -> None:
     (project / "b.txt").write_text(SENTENCE * 20)
     for args in (["--data", "b.txt"], []):
@@ -189,6 +200,7 @@ def test_a_split_with_files_of_its_own_needs_no_training_text(tmp_path: Path) ->
     assert loaded.format.open_split("validation", project) is None
 
 
+@an_evaluation
 def test_eval_without_the_training_text(project: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> None:
     """The run's split is a part of the missing text, which stays the error, unless the split has files."""
     (project / "data/whale.txt").rename(project / "held.txt")
@@ -202,6 +214,7 @@ def test_eval_without_the_training_text(project: Path, monkeypatch: pytest.Monke
     assert [line for line in logged if "trained on" in line]
 
 
+@an_evaluation
 @pytest.mark.parametrize(
     ("args", "word"),
     [

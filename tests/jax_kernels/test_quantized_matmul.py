@@ -292,6 +292,7 @@ def test_what_is_not_finite_shows():
     np.testing.assert_array_equal(np.isfinite(out), [[False] * 3, [True] * 3, [False] * 3])
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("source", ["float32", "bfloat16"])
 def test_quantized_linear(dtype, source):

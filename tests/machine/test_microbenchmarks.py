@@ -31,6 +31,7 @@ print(json.dumps(told))
 """
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("dtype", CPU_DTYPES)
 @pytest.mark.parametrize(("chain", "options"), [(1, None), (1, EIGEN), (3, None)])
 def test_a_product_is_what_numpy_says(dtype, chain, options):

@@ -63,6 +63,7 @@ def test_gradients_are_finite_differences():
         assert_gradients(loss, params, rtol=1e-4)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("size", [(1, 1), (2, 31), (33, 30)])
 @pytest.mark.parametrize("stem", ["7x7", "3x3"])
 def test_images_of_any_size(size, stem):

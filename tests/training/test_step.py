@@ -200,6 +200,7 @@ def test_the_record_has_the_norm_before_clipping(tiny) -> None:
     assert float(numbers[1]) > 1e-2
 
 
+@pytest.mark.representative("a type of parameters")
 def test_bfloat16_computes_and_keeps_float32_parameters(tiny) -> None:
     wide, _ = losses(tiny.programs("data.noise=0"))
     narrow, state = losses(tiny.programs("data.noise=0", "train.precision=bfloat16"))

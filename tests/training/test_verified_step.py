@@ -27,6 +27,7 @@ def test_it_changes_nothing(tiny, whole, logged: list[str]) -> None:
     assert " kB more memory" in line
 
 
+@pytest.mark.representative("a processor that computes something else")
 def test_a_fault_ends_the_run_without_a_checkpoint(tiny) -> None:
     settings = (
         "guards.verify_every=3",
