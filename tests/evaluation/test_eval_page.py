@@ -100,6 +100,7 @@ def test_the_worst_errors_of_several_labels_and_of_numbers() -> None:
     ]
 
 
+@pytest.mark.representative("an evaluation")
 def test_a_report_without_classes_has_a_page(project: Path, tmp_path: Path) -> None:
     page = tmp_path / "text.html"
     done = aifx(project, "eval", "--html", str(page))

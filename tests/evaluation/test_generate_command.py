@@ -55,6 +55,7 @@ def test_settings_come_from_the_run_and_from_the_call(project: Path) -> None:
     assert (told["prompt"], told["max_tokens"], told["temperature"]) == ("Sea", 3, 0.8)
 
 
+@pytest.mark.representative("an evaluation")
 @pytest.mark.parametrize(
     ("args", "word"),
     [

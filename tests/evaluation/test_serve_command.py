@@ -28,6 +28,7 @@ def refused(project: Path, *args: str) -> str:
     return done.stderr
 
 
+@pytest.mark.representative("a served run")
 def test_what_is_refused_before_a_model_is_loaded(
     project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
