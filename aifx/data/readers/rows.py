@@ -21,7 +21,7 @@ from aifx.data.readers.lines import parse_records, read_lines
 from aifx.data.readers.parquet import batches_of
 from aifx.data.readers.sources import SourceFile, named_file
 
-FORMATS = ("csv", "parquet", "jsonl")
+FORMATS = ("jsonl", "csv", "parquet")
 """Formats whose rows have named fields; tasks may read more."""
 
 PARQUET_ROWS = 256  # read at a time
