@@ -119,6 +119,11 @@ def test_rows_of_sharegpt_and_alpaca(tmp_path: Path) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "it is image"),
         ({"messages": [{"role": "user", "content": []}]}, "an empty list"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "surrogate"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"arguments": {"\ud800": 1}}]}]},
+            "calls is not Unicode",
+        ),
+        ({"messages": [{"role": "user", "content": "b"}], "tools": [{"name": "\ud800"}]}, "tools is not Unicode"),
         ({"messages": ["hi"]}, "messages[0] is not a message"),
         ({"chosen": [{"role": "user", "content": "x"}], "rejected": [{"role": "user", "content": "x"}]}, "no pair"),
         ({"prompt": "x", "completion": 3}, "completion is not a list"),

@@ -209,6 +209,7 @@ def _tools(value: Any, place: str) -> tuple[Any, ...] | None:
         except ValueError as error:
             raise DataError(f"{place}: tools is not JSON", str(error), "leave the row out") from None
     if value is None or isinstance(value, list):
+        _check_unicode(json.dumps(value, ensure_ascii=False, default=str), f"{place}: tools", "leave the row out")
         return tuple(value) if value else None
     raise DataError(f"{place}: tools is not a list", f"it is {type(value).__name__}", "leave the row out")
 
@@ -230,6 +231,8 @@ def _messages(value: Any, where: str) -> tuple[Message, ...]:
         # A column of Parquet gives each message all fields that any has.
         kept = {key: part for key, part in message.items() if part is not None or key == "content"}
         _check_content(kept, place, hint)
+        for key in kept.keys() - {"role", "content"}:  # such as the arguments of tool calls
+            _check_unicode(json.dumps({key: kept[key]}, ensure_ascii=False, default=str), f"{place}.{key}", hint)
         messages.append(kept)
     return tuple(messages)
 
@@ -248,8 +251,13 @@ def _check_content(message: Mapping[str, Any], place: str, hint: str) -> None:
         text = part.get("text")
         if not isinstance(text, str):
             raise DataError(f"{place}.content is not text", f"it is {type(text).__name__}", hint)
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            why = f"half a surrogate pair at character {error.start}"
-            raise DataError(f"{place}.content is not Unicode text", why, hint) from None
+        _check_unicode(text, f"{place}.content", hint)
+
+
+def _check_unicode(text: str, what: str, hint: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{what} is not Unicode text", f"half a surrogate pair at character {error.start}", hint
+        ) from None
