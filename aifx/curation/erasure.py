@@ -6,27 +6,24 @@ The condition is written nowhere: the manifest has the number of the rows and a 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aifx.config.sections import Section
 from aifx.core.artifact import short_reference
-from aifx.core.errors import AifxError, DataError, UsageError
+from aifx.core.errors import DataError, UsageError
 from aifx.core.locks import FolderBusy, remove_folder
 from aifx.core.project import Project, cache_path
-from aifx.curation.collecting import row_prefix
 from aifx.curation.erase import Erase
 from aifx.curation.execution import execute
 from aifx.curation.history import TrainedRun, find_manifest, trained_runs
 from aifx.curation.leftovers import delete_leftover, leftovers_in
-from aifx.curation.named_files import added_files
+from aifx.curation.named_files import PLACE, named_rows
 from aifx.curation.step import Limits
 from aifx.curation.work_folders import holding_dataset, steps_folder
 from aifx.data.implicit import ROWS_FOLDER, find_implicit
 from aifx.data.names import ROW
-from aifx.data.readers.rows import input_file, read_rows
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.lineage import record_removal
 from aifx.data.versions.manifest import INDEXES, Version
@@ -100,11 +97,11 @@ def plan_erasure(
         what, hint = f"{name}@{version} is not the latest version of {name}", f"aifx data erase {name} --where SQL"
         raise UsageError(what, why, hint)
     latest = catalog.open(f"{name}@{version}")
-    rows = set(_find_rows(latest, where, memory_bytes))
+    rows = {row for row, _ in _find_rows(latest, where, memory_bytes)}
     unsearched = []
     for other in catalog.versions(name):
         try:
-            rows |= set(_find_rows(catalog.open(f"{name}@{other}"), where, memory_bytes))
+            rows |= {row for row, _ in _find_rows(catalog.open(f"{name}@{other}"), where, memory_bytes)}
         except (UsageError, DataError):  # it lacks a column, or is damaged
             unsearched.append(f"{name}@{other}")
     held_by = _holding_versions(catalog, sorted(rows), memory_bytes) if rows else {}
@@ -155,7 +152,7 @@ def plan_file_erasure(
     *,
     purge: bool,
     dry_run: bool,
-    limits: Limits,
+    memory_bytes: int,
 ) -> Erasure:
     """Find the rows that meet a condition in the files that "data.train" or another key names.
 
@@ -165,12 +162,14 @@ def plan_file_erasure(
     Raises UsageError for a condition that is empty or that the rows cannot evaluate, DataError.
     """
     if not where.strip():
-        raise UsageError("--where is empty", "it is the condition of the rows to erase", f"{reference} --where SQL")
+        raise UsageError(
+            "--where is empty", "it is the condition of the rows to erase", f"aifx data erase {reference} --where SQL"
+        )
     version = find_implicit(reference, section, project)
-    with added_files(reference, section, project, limits) as (key, files):
-        rows = sorted(_find_rows(files.open(key), where, limits.memory_bytes))
-        names = {row_prefix(one.name, one.sha256): one.name for one in files.manifest(key).sources}
-    held_by = tuple(_holding_versions(catalog, rows, limits.memory_bytes).values()) if rows else ()
+    with named_rows(reference, section, project) as (key, files):
+        found = _find_rows(files.open(key), where, memory_bytes, PLACE)
+    rows = sorted(row for row, _ in found)
+    held_by = tuple(_holding_versions(catalog, rows, memory_bytes).values()) if rows else ()
     runs = [run for run in trained_runs(project) if run.reference.partition("@")[0] == version.key]
     return Erasure(
         reference=version.reference,
@@ -179,10 +178,10 @@ def plan_file_erasure(
         unsearched=(),
         runs=tuple(replace(run, reference=short_reference(run.reference)) for run in runs),
         made=None,
-        purged=tuple(str(folder) for folder in _text_caches()) if purge and rows else (),
+        purged=tuple(str(folder) for folder in _text_caches()) if purge else (),  # also of rows that were in them
         remaining=tuple(one.reference for one in held_by),
         dry_run=dry_run,
-        places=tuple(_places(rows, names, project)),
+        places=tuple(place for _, place in found),
     )
 
 
@@ -203,28 +202,11 @@ def _text_caches() -> list[Path]:
     return [folder for name in TEXT_CACHES if (folder := cache_path(name)).is_dir() and any(folder.iterdir())]
 
 
-def _places(rows: Sequence[str], names: Mapping[str, str], project: Project) -> Iterator[str]:
-    """The file and the line of rows, as messages of training have them, or the row's number in its file."""
-    by_file: dict[str, set[int]] = {}
-    for row in rows:
-        prefix, _, number = row.rpartition("-")
-        by_file.setdefault(names[prefix], set()).add(int(number) + 1)
-    for name, numbers in sorted(by_file.items()):
-        found = {}
-        with suppress(AifxError):
-            for one in read_rows(replace(input_file(str(project.root / name)), name=name)):
-                if one.number in numbers:
-                    found[one.number] = one.place
-                if one.number >= max(numbers):
-                    break
-        yield from (found.get(number, f"{name}: row {number}") for number in sorted(numbers))
-
-
-def _find_rows(version: Version, where: str, memory_bytes: int) -> list[str]:
-    """The ids of the rows for which a condition in SQL is true."""
-    sql = f"SELECT {ROW} FROM data WHERE ({where}\n)"  # a comment in the condition ends with its line
+def _find_rows(version: Version, where: str, memory_bytes: int, column: str = ROW) -> list[tuple[str, str]]:
+    """The ids of the rows for which a condition in SQL is true, in order, each with its value in a column."""
+    sql = f"SELECT {ROW}, {column} FROM data WHERE ({where}\n)"  # a comment in the condition ends with its line
     with open_selection(version, sql, memory_bytes, hides_values=True) as relation:
-        return [row for (row,) in relation.fetchall()]
+        return relation.fetchall()  # type: ignore[no-any-return]
 
 
 def _holding_versions(catalog: Catalog, rows: Sequence[str], memory_bytes: int) -> dict[str, HoldingVersion]:

@@ -87,7 +87,10 @@ def find_implicit(reference: str, section: Section, project: Project, *, again: 
     key, _, digits = reference.partition("@")
     named = named_files(section, project)
     if key not in named:
-        why = f"files are named by {', '.join(named)}" if named else "it names data.dataset, or files of pictures"
+        if isinstance(section, ImagesSection) and section.dataset is None and not named:
+            why, hint = "they have no rows until they are a data set", f"aifx data add pictures {section.path}"
+            raise UsageError(f"{key} names files of pictures", why, hint)
+        why = f"files are named by {', '.join(named)}" if named else "it names data.dataset"
         raise UsageError(f"the configuration has no files of {key}", why, "aifx config show")
     version = _version(key, named[key], section, project, again=again)
     if not version.sha256.startswith(digits):

@@ -23,6 +23,7 @@ from aifx.commands.data.options import (
     project_around,
 )
 from aifx.core.plurals import counted
+from aifx.core.sanitize import one_line
 
 if TYPE_CHECKING:
     from aifx.curation.erasure import Erasure
@@ -68,7 +69,7 @@ def erase(
         catalog, project = find_catalog(root)
         if (section := implicit_section(name, catalog, project)) is not None and project is not None:
             plan = erasure.plan_file_erasure(
-                name, section, project, catalog, where, purge=purge, dry_run=dry_run, limits=limits
+                name, section, project, catalog, where, purge=purge, dry_run=dry_run, memory_bytes=limits.memory_bytes
             )
             if plan.purged and not dry_run:
                 if not yes:
@@ -99,14 +100,16 @@ def _print_erasure(out: Output, plan: Erasure, dry_run: bool) -> None:
         out.log(f"{reference} was not searched: it cannot evaluate the condition")
     if not plan.rows:
         out.print(f"no row of {name} meets the condition")
-        return
-    out.print(f"the condition holds for {counted(plan.rows, 'row')} of {name}")
+        if not plan.purged:
+            return
+    else:
+        out.print(f"the condition holds for {counted(plan.rows, 'row')} of {name}")
     if plan.made is not None:
         out.print(f"{plan.made}, without them, is the latest version now")
     would = "would be" if dry_run else "is"
     for place in plan.places:
-        out.print(f"remove {place}")
-    for folder in plan.purged if plan.places else ():
+        out.print(f"remove {one_line(place)}")
+    for folder in sorted({*plan.purged} - {one.reference for one in plan.held_by}):
         out.print(f"{folder} {would} deleted")
     for one in plan.held_by:
         fate = f", and {would} deleted" if one.reference in plan.purged else ""

@@ -149,9 +149,9 @@ def opened_rows(reference: str, root: str | None) -> Iterator[tuple[str, Catalog
     if section is None or project is None:
         yield reference, catalog
         return
-    from aifx.curation.named_files import added_files
+    from aifx.curation.named_files import named_rows
 
-    with added_files(reference, section, project, limits_of(DEFAULT_MEMORY, None)) as found:
+    with named_rows(reference, section, project) as found:
         yield found
 
 

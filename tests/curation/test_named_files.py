@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
 
 import inprocess
+import numpy as np
 import pytest
 from adding import LIMITS, add
 from prose import prose
@@ -14,11 +16,11 @@ from prose import prose
 from aifx.core import file_states
 from aifx.core.artifact import UNFINISHED
 from aifx.core.digests import sha256_of_json
-from aifx.core.errors import UsageError
+from aifx.core.errors import DataError, UsageError
 from aifx.core.file_states import FileState
 from aifx.core.project import Project, cache_path
-from aifx.curation.erasure import plan_file_erasure, purge_caches
-from aifx.curation.named_files import added_files
+from aifx.curation.erasure import Erasure, plan_file_erasure, purge_caches
+from aifx.curation.named_files import named_rows
 from aifx.curation.reports import verify_files
 from aifx.curation.row_history import explain_row
 from aifx.data import file_index
@@ -26,7 +28,7 @@ from aifx.data.chat.section import ChatSection
 from aifx.data.checked_files import read_checked, write_checked
 from aifx.data.implicit import find_implicit, implicit_versions
 from aifx.data.readers.documents import scan_file
-from aifx.data.sections import ImagesSection, TableSection, TextSection
+from aifx.data.sections import DatasetSection, ImagesSection, TableSection, TextSection
 from aifx.data.text import TextFormat
 from aifx.data.versions.catalog import Catalog, open_catalog
 
@@ -107,7 +109,7 @@ def test_verify_finds_what_size_and_times_do_not_show(project: Project, monkeypa
 
 
 def test_why_finds_a_row_of_the_files(project: Project) -> None:
-    with added_files("data.train", SECTION, project, LIMITS) as (name, files):
+    with named_rows("data.train", SECTION, project) as (name, files):
         (by_place,) = explain_row(files, "texts/b.jsonl:2", None, [name]).histories
         (by_text,) = explain_row(files, None, SECRET.upper(), [name]).histories
     assert by_place == by_text
@@ -121,15 +123,123 @@ def test_why_finds_a_conversation_of_the_files(project: Project) -> None:
     chat = {"messages": [{"role": "user", "content": f"write to {SECRET}"}, {"role": "assistant", "content": "done"}]}
     (project.root / "chats.jsonl").write_text(json.dumps(chat))
     section = ChatSection(train=("chats.jsonl",))
-    with added_files("data.train", section, project, LIMITS) as (name, files):
+    with named_rows("data.train", section, project) as (name, files):
         assert files.manifest(name).kind == "chat"
         (row,) = explain_row(files, None, SECRET, [name]).rows
     assert row.source == "chats.jsonl"
     where = f"contains(chat, '{SECRET}')"
     plan = plan_file_erasure(
-        "data.train", section, project, catalog_of(project), where, purge=False, dry_run=False, limits=LIMITS
+        "data.train",
+        section,
+        project,
+        catalog_of(project),
+        where,
+        purge=False,
+        dry_run=False,
+        memory_bytes=LIMITS.memory_bytes,
     )
     assert (plan.places, plan.purged) == (("chats.jsonl:1",), ())
+
+
+def erasure(project: Project, section: DatasetSection, where: str, *, purge: bool = False) -> Erasure:
+    key = "data.path" if isinstance(section, TableSection | ImagesSection) else "data.train"
+    how = {"purge": purge, "dry_run": False, "memory_bytes": LIMITS.memory_bytes}
+    return plan_file_erasure(key, section, project, catalog_of(project), where, **how)  # type: ignore[arg-type]
+
+
+BAD_ROWS = b"""{"text": "one", "id": 7, "_row": "x"}
+{"text": "Smith h\xffre", "id": 8}
+
+{"text": "Smith", "id": "letter-7", "text_1": "\\udc00"}
+{"text": "Smith", "id": 1, "id": 1}
+{"text": "Smith", "score": 1e999}
+{"text": ""}
+{"text": "Smith", "nested": {"by": "J\\u00fcrgen"}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "where", "places"),
+    [
+        ("a.jsonl", BAD_ROWS, "contains(text, 'Smith')", [":2", ":4", ":5", ":6", ":8"]),
+        ("a.jsonl", BAD_ROWS, "id = '8' OR id = 'letter-7' OR nested->>'by' = 'J\u00fcrgen'", [":2", ":4", ":8"]),
+        ("a.jsonl", BAD_ROWS, "_row_1 = 'x' OR score > 9", [":1", ":6"]),
+        ("a.csv", b'text,n\nAnna,1\n\n"Smith\ntwo lines",2\nBob,3\nSmith solo,4\n', "text ^@ 'Smith'", [":5", ":7"]),
+        ("a.csv", b"text;n\nSmith;1\ntwo;\nthree;1.5\n", "n >= 1.5 OR n IS NULL", [":3", ":4"]),
+        ("a.tsv", b"text\tn\nSmith\t007\n", "n = '007'", [":2"]),
+        ("a.txt", b"caf\xe9 Smith", "contains(text, 'Smith')", [""]),
+    ],
+    ids=["bad rows", "mixed types", "names and numbers", "blank line", "semicolons", "leading zeros", "not UTF-8"],
+)
+def test_erase_finds_each_row_that_training_reads(
+    project: Project, name: str, content: bytes, where: str, places: list[str]
+) -> None:
+    (project.root / name).write_bytes(content)
+    section = TextSection(train=(name,), errors="replace")
+    found = erasure(project, section, where)
+    assert found.places == tuple(f"{name}{place}" for place in places)
+    assert found.rows == len(places)
+
+
+def test_erase_reads_parquet_as_training_does(project: Project) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    by = pa.array([b"J\xfcrgen", b"Smith"]).view(pa.string())
+    texts = pa.array([b"Smith h\xffre", b"other"]).view(pa.string())
+    parquet.write_table(pa.table({"body": texts, "author": by, "n": [1, 2]}), project.root / "a.parquet")
+    section = TextSection(train=("a.parquet",), text_field="body", errors="replace")
+    where = "contains(text, 'Smith') OR (author = 'Smith' AND n = 2)"
+    assert erasure(project, section, where).places == ("a.parquet: row 1", "a.parquet: row 2")
+
+
+def test_erase_finds_each_conversation_that_training_reads(project: Project) -> None:
+    rows = [
+        '{"prompt": "hi", "completion": "J\\u00fcrgen", "completion": "J\\u00fcrgen"}',
+        '{"prompt": "hi", "completion": "J\\u00fcrgen", "_row": 1, "other": "\\udc00"}',
+        '{"prompt": "hi", "completion": "Anna"}',
+    ]
+    (project.root / "chats.jsonl").write_text("\n\n".join(rows))
+    found = erasure(project, ChatSection(train=("chats.jsonl",)), "contains(chat, 'J\u00fcrgen')")
+    assert found.places == ("chats.jsonl:1", "chats.jsonl:3")
+
+
+def test_erase_reads_tables_as_training_does(project: Project) -> None:
+    (project.root / "table.csv").write_text("name;label\nA;0\n\nB;1\nC;0\n")
+    assert erasure(project, TableSection(path="table.csv"), "label = 0").places == ("table.csv:2", "table.csv:5")
+
+
+def test_what_training_cannot_read_is_an_error(project: Project) -> None:
+    packed = gzip.compress(json.dumps({"text": SECRET}).encode() * 1000)
+    (project.root / "a.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    (project.root / "a.txt").write_bytes(b"caf\xe9")
+    (project.root / "a.jsonl").write_text('{"text": 1}')
+    for name in ("a.jsonl.gz", "a.txt", "a.jsonl"):
+        with pytest.raises(DataError, match=name):
+            erasure(project, TextSection(train=(name,)), "true")
+
+
+def test_arrays_and_pictures_are_refused(project: Project) -> None:
+    np.savez(project.root / "a.npz", train_images=np.zeros((1, 2, 2)))
+    with pytest.raises(UsageError, match=r"a\.npz"):
+        erasure(project, ImagesSection(path="a.npz"), "true")
+    with pytest.raises(UsageError) as raised:
+        erasure(project, ImagesSection(path="pictures"), "true")
+    assert raised.value.hint.startswith("aifx data add pictures pictures")
+
+
+def test_purge_deletes_the_caches_also_if_the_rows_are_gone_from_the_files(project: Project) -> None:
+    TextFormat.open(SECTION, project, project.root / "assets")
+    (project.root / "texts/b.jsonl").unlink()
+    found = erasure(project, SECTION, f"contains(text, '{SECRET}')", purge=True)
+    assert found.rows == 0
+    assert {Path(folder).name for folder in found.purged} == {"tokens", "tokenizers"}
+
+
+@pytest.mark.slow
+def test_a_large_text_is_one_row(project: Project) -> None:
+    (project.root / "a.txt").write_text("x" * ((32 << 20) - 3) + SECRET)
+    assert erasure(project, TextSection(train=("a.txt",)), f"contains(text, '{SECRET}')").places == ("a.txt",)
 
 
 def test_files_of_a_store_are_named_by_its_records(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +252,7 @@ def test_files_of_a_store_are_named_by_its_records(project: Project, monkeypatch
         before = find_implicit("data.train", section, project)
         assert next(file.name for file in before.files) == "memory://named/a.txt"
         assert not verify_files(before.reference, section, project).damages
-        with added_files("data.train", section, project, LIMITS) as (name, files):
+        with named_rows("data.train", section, project) as (name, files):
             found = {row.source for row in explain_row(files, None, SECRET, [name]).rows}
         assert found == {"memory://named/a.txt", "texts/b.jsonl"}
         store.pipe_file("/named/a.txt", b"others")
@@ -168,9 +278,7 @@ def test_erase_names_the_lines_and_purges_what_was_made_of_them(project: Project
     run.mkdir(parents=True)
     (run / "config.toml").touch()
     (run / "provenance.json").write_text(json.dumps({"sources": {"data.train": {"sha256": sha256, "files": 2}}}))
-    where = f"contains(text, '{SECRET}')"
-    how = {"purge": True, "dry_run": False, "limits": LIMITS}
-    plan = plan_file_erasure("data.train", SECTION, project, catalog_of(project), where, **how)  # type: ignore[arg-type]
+    plan = erasure(project, SECTION, f"contains(text, '{SECRET}')", purge=True)
     assert (plan.rows, plan.places) == (1, ("texts/b.jsonl:3",))
     assert [one.reference for one in plan.held_by] == [added.reference]
     assert [(one.run, one.reference) for one in plan.runs] == [("main", plan.reference)]
@@ -179,7 +287,7 @@ def test_erase_names_the_lines_and_purges_what_was_made_of_them(project: Project
     assert not any(path.is_file() for folder in plan.purged for path in Path(folder).rglob("*"))
     assert not files_with(cache_path(), SECRET)
     with pytest.raises(UsageError):
-        plan_file_erasure("data.train", SECTION, project, catalog_of(project), " ", **how)  # type: ignore[arg-type]
+        erasure(project, SECTION, " ")
 
 
 @pytest.mark.slow

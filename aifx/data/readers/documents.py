@@ -21,7 +21,7 @@ from aifx.data.readers import web
 from aifx.data.readers.encodings import DecodeErrors, FileScan, decode_blocks, scan_text
 from aifx.data.readers.formats import KINDS, SUFFIXES
 from aifx.data.readers.parquet import read_texts, scan_texts
-from aifx.data.readers.rows import read_rows
+from aifx.data.readers.rows import Row, read_rows
 from aifx.data.readers.sources import SourceFile, check_regular, list_sources, local_file
 
 READABLE = ", ".join(suffix for suffix, format in SUFFIXES.items() if format in KINDS["text"])
@@ -142,8 +142,8 @@ def read_documents(
     if file.format == "text":
         yield from in_pieces(decode_blocks(file, errors), whole)
         return
-    for text in _texts(file, text_field, errors):
-        if text:
+    for row in read_text_rows(file, text_field, errors):
+        if text := row.values[text_field]:
             yield from in_pieces(iter((text,)), whole)
 
 
@@ -182,31 +182,37 @@ def in_pieces(blocks: Iterator[str], whole: bool) -> Iterator[Piece]:
         yield Piece(rest, closes=True)
 
 
-def _texts(file: SourceFile, text_field: str, errors: DecodeErrors) -> Iterator[str]:
-    """The text of each row or page."""
+def read_text_rows(file: SourceFile, text_field: str, errors: DecodeErrors) -> Iterator[Row]:
+    """The rows or pages of a file that is not one text, each with its text in `text_field`, which may be empty.
+
+    The other fields of a row are those of .jsonl and .csv; of .parquet they are not read. Raises as `read_documents`.
+    """
     if file.format in ("html", "warc"):
-        yield from web.read_texts(file)
+        for number, text in enumerate(web.read_texts(file), 1):
+            yield Row(file.name, number, f"{file.name}: page {number}", {text_field: text})
         return
     if file.format == "parquet":
         for number, value in enumerate(read_texts(file, text_field, errors), 1):
-            yield _checked(value, f"{file.name}: row {number} of column {text_field!r}")
+            place = f"{file.name}: row {number}"
+            yield _checked(Row(file.name, number, place, {text_field: value}), text_field, " of column ")
         return
     for row in read_rows(file, errors=errors):
         if text_field not in row.values:
             why = did_you_mean(text_field, row.values)
             raise DataError(f"{row.place}: no field {text_field!r}", why, "aifx train --set data.text_field=NAME")
-        yield _checked(row.values[text_field], f"{row.place}: field {text_field!r}")
+        yield _checked(row, text_field)
 
 
-def _checked(text: object, where: str) -> str:
-    """`text` if it is text that UTF-8 can hold."""
+def _checked(row: Row, text_field: str, kind: str = ": field ") -> Row:
+    """`row` if its text is one that UTF-8 can hold."""
+    text, where = row.values[text_field], f"{row.place}{kind}{text_field!r}"
     if not isinstance(text, str):
         raise DataError(f"{where} is not text", f"it is {type(text).__name__}", "leave the record out or make it text")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(f"{where} is not Unicode text", f"half a surrogate pair at character {error.start}") from None
-    return text
+    return row
 
 
 def files_below(folder: Path) -> Iterator[Path]:
