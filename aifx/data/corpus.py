@@ -93,8 +93,9 @@ class Sources:
     def check_unchanged(self) -> None:
         """Raises DataError if the files no longer hold what the digest was made of. A version never changes."""
         field = _text_field(self.section)
-        if any(changed_file(scans, field) for scans in self.files.values()):
-            raise DataError(f"{self.names('train')} changed while it was read", "", "run it again when it is written")
+        for scans in self.files.values():
+            if (file := changed_file(scans, field)) is not None:
+                raise DataError(f"{file.name} changed while it was read", "", "run it again when it is written")
 
 
 @dataclass(frozen=True)
