@@ -75,7 +75,7 @@ def test_the_shapes_of_a_row(tmp_path: Path) -> None:
     assert prompt.messages == (user, first)
     assert parsed(tmp_path, {"messages": [user, first]}) == prompt
     assert parsed(tmp_path, {"prompt": [user], "completion": [first]}) == prompt
-    assert prompt.place == "rows.jsonl:2"
+    assert (prompt.place, prompt.number) == ("rows.jsonl:2", 2)
     for row in (
         {"prompt": "a", "chosen": "b", "rejected": "c"},
         {"prompt": [user], "chosen": [first], "rejected": [other]},
@@ -162,6 +162,7 @@ def test_parquet_gives_what_json_lines_give(write: Write, project: Project, open
     parquet.write_table(arrow.Table.from_pylist(rows), project.root / "data/a.parquet")
     one, other = open_chats("a"), open_chats("b", train=["data/a.parquet"])
     assert conversations(one) == conversations(other)
+    assert [[chat.number for *_, chat in data.corpus.conversations()] for data in (one, other)] == [[*range(1, 21)]] * 2
     assert one.corpus.place(one.splits["train"][0].tokens, 0).startswith("data/a.jsonl:")
     assert other.corpus.place(other.splits["train"][0].tokens, 0).startswith("data/a.parquet: row ")
 

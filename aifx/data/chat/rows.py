@@ -47,6 +47,7 @@ class Conversation:
         prompt_length: number of messages in the prompt; the assistant's messages after them are the completion.
         place: the file and line, for error messages.
         split, cluster: those that the row has in a version of a data set.
+        number: of the line, in a file without lines of the row, from 1; 0 if it is of no file.
     """
 
     messages: tuple[Message, ...]
@@ -55,6 +56,7 @@ class Conversation:
     tools: tuple[Any, ...] | None = None
     split: Any = None
     cluster: Any = None
+    number: int = 0
 
     @property
     def answers(self) -> list[int]:
@@ -77,11 +79,12 @@ class Preference(NamedTuple):
 def read_chats(file: SourceFile) -> Iterator[Conversation | Preference]:
     """The rows of a file in order. Raises DataError that names the file and the line."""
     for row in read_rows(file):
-        found, split, cluster = parse_row(row), row.values.get(SPLIT), row.values.get(CLUSTER)
+        found, number = parse_row(row), row.line or row.number
+        known: dict[str, Any] = {"split": row.values.get(SPLIT), "cluster": row.values.get(CLUSTER), "number": number}
         if isinstance(found, Preference):
-            yield Preference(*(replace(answer, split=split, cluster=cluster) for answer in found))
+            yield Preference(*(replace(answer, **known) for answer in found))
         else:
-            yield replace(found, split=split, cluster=cluster)
+            yield replace(found, **known)
 
 
 def read_conversations(file: SourceFile) -> Iterator[Conversation]:

@@ -177,8 +177,7 @@ def _tokenize(corpus: ChatCorpus, renderer: ChatRenderer) -> ChatTokens:
             example = renderer.example(conversation)
             ids.append(example.ids)
             writers.append(example.writers)
-            row = int(conversation.place.rpartition(":")[2].removeprefix(" row "))
-            places.append((SPLITS.index(split), entry, file, row))
+            places.append((SPLITS.index(split), entry, file, conversation.number))
             progress.advance(1)
     if not ids:
         raise DataError(f"{corpus.names('train')}: no conversation", "the files are empty", "put rows into them")

@@ -49,8 +49,8 @@ def _not_utf8(file: SourceFile, number: int, why: str, sample: bytes, errors: De
     return undecodable({file: scan}, is_replaceable=errors is not None)
 
 
-def parse_records(lines: Iterable[str], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The JSON objects of the lines of the file `name`, each with its place. Raises DataError."""
+def parse_records(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The JSON objects of the lines of the file `name`, each with the number of its line, from 1. Raises DataError."""
     hint = 'each line is one JSON object, such as {"text": "Call me Ishmael."}'
     for number, line in enumerate(lines, 1):
         if not line or line.isspace():
@@ -62,7 +62,7 @@ def parse_records(lines: Iterable[str], name: str) -> Iterator[tuple[str, dict[s
             raise DataError(f"{place}: not JSON", str(error), hint) from None
         if not isinstance(record, dict):
             raise DataError(f"{place}: not a JSON object", f"it is {type(record).__name__}", hint)
-        yield place, record
+        yield number, record
 
 
 def line_blocks(stream: Any, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:

@@ -37,6 +37,7 @@ class Row:
     number: int  # in the file, from 1
     place: str  # for messages: the file with the line
     values: Mapping[str, Any]
+    line: int | None = None  # of a file of lines: that it ends on, from 1
 
 
 def input_file(name: str, format: str | None = None) -> SourceFile:
@@ -72,8 +73,8 @@ def read_rows(file: SourceFile, *, text_field: str = "text", errors: DecodeError
     Raises DataError naming the file and the line.
     """
     if file.format == "jsonl":
-        for number, (place, values) in enumerate(parse_records(read_lines(file, errors), file.name), 1):
-            yield Row(file.name, number, place, values)
+        for number, (line, values) in enumerate(parse_records(read_lines(file, errors), file.name), 1):
+            yield Row(file.name, number, f"{file.name}:{line}", values, line)
     elif file.format == "csv":
         yield from _csv(file, read_lines(file, errors))
     elif file.format == "parquet":
@@ -135,7 +136,7 @@ def _csv(file: SourceFile, lines: Iterator[str]) -> Iterator[Row]:
                 hint = f"sed 's/\\([0-9]\\),\\([0-9]\\)/\\1.\\2/g' {shlex.quote(file.name)} > points.csv"
                 raise DataError(what, "numbers have a decimal point", hint)
             count += 1
-            yield Row(file.name, count, place, dict(zip(names, cells, strict=True)))
+            yield Row(file.name, count, place, dict(zip(names, cells, strict=True)), line)
     except NotCsv as error:
         what = f"{file.name}:{error.line}: not CSV"
         raise DataError(what, str(error), f"sed -n {error.line}p {file.name}") from None
