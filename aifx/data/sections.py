@@ -205,15 +205,15 @@ class DocumentSection(DatasetSection, TokenSection):
         from aifx.data.readers.documents import find_files
 
         named = getattr(self, split) if patterns is None else patterns
-        return find_files(named, project, f"data.{split}") if self.dataset is None else []
+        return find_files(named, project, f"data.{split}", self.version_kind) if self.dataset is None else []
 
     def check(self, file: SourceFile) -> SourceFile:
-        """The file. Raises DataError if its format has no reader."""
-        from aifx.data.readers.documents import READABLE, has_reader
+        """The file, which a command line names. Raises DataError if its kind of data does not take its format."""
+        from aifx.data.readers.documents import without_reader
+        from aifx.data.readers.formats import KINDS
 
-        if not has_reader(file):
-            what = f"{file.name}: no reader for {''.join(file.path.suffixes[-2:]) or 'a file without suffix'}"
-            raise DataError(what, f"a data set of text is {READABLE}", "aifx eval --data FILE.jsonl")
+        if file.format not in KINDS[self.version_kind]:
+            raise without_reader(file.name, self.version_kind, "--data", "aifx eval --data FILE.jsonl")
         return file
 
     @abstractmethod

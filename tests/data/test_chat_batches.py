@@ -286,7 +286,18 @@ def test_a_file_without_rows_of_chats_is_named_with_its_key(project: Project, wr
     write("b.txt", "text")
     section = ChatSection(validation=("data/b.txt",))
     ((key, error),) = section.check_files(project)
-    assert (key, error.what) == ("data.validation", "data/b.txt: no reader for chat data")
+    assert (key, error.what) == ("data.validation", "data/b.txt: no reader for .txt")
+    assert error.why.split(" takes ")[1].startswith(".jsonl, .ndjson, .parquet,"), "and not those of text"
+    assert "data/*.jsonl" in error.hint
+    write("rows.json", "[]")
+    with pytest.raises(DataError, match=r"data/rows.json") as refused:
+        section.find("validation", project, ["data/*.json"])
+    assert ".txt" not in f"{refused.value.why} {refused.value.hint}"
+    with pytest.raises(DataError, match=r"is a directory") as refused:
+        section.find("validation", project, ["data"])
+    assert "data/*.jsonl" in refused.value.hint
+    with pytest.raises(DataError, match=r"b.txt: no reader"):
+        section.check(local_file(project.root / "data/b.txt"))
     with pytest.raises(DataError, match=r"data/b.txt"):
         section.read_beginnings(project)
     assert ChatSection().read_beginnings(project) == 1

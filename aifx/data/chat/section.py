@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import date
 from typing import TYPE_CHECKING, Literal
 
@@ -10,10 +10,9 @@ from pydantic import Field, field_validator
 
 from aifx.config import Config
 from aifx.config.sections import Conflict, Fraction, PositiveFloat
-from aifx.core.errors import AifxError, DataError
+from aifx.core.errors import AifxError
 from aifx.core.project import Project
 from aifx.data.sections import DocumentSection, missing_file
-from aifx.data.splits import Split
 
 if TYPE_CHECKING:
     from aifx.data.chat.rows import Conversation
@@ -69,15 +68,6 @@ class ChatSection(DocumentSection):
                 f"data.mix has {len(self.mix)} shares, and data.train {len(self.train)} entries",
                 "each entry of data.train needs one share",
             )
-
-    def find(self, split: Split, project: Project, patterns: Sequence[str] | None = None) -> list[SourceFile]:
-        return [self.check(file) for file in super().find(split, project, patterns)]
-
-    def check(self, file: SourceFile) -> SourceFile:
-        if file.format not in ("jsonl", "parquet"):
-            why = "conversations are rows of .jsonl or .parquet"
-            raise DataError(f"{file.name}: no reader for chat data", why, 'train = ["data/*.jsonl"]    (below [data])')
-        return super().check(file)
 
     def read(self, file: SourceFile) -> Iterator[Conversation]:
         from aifx.data.chat.rows import read_conversations

@@ -17,16 +17,13 @@ from pathlib import Path
 
 from aifx.core.errors import DataError, UsageError, did_you_mean
 from aifx.core.project import Project
+from aifx.data.names import Kind
 from aifx.data.readers import web
 from aifx.data.readers.encodings import DecodeErrors, FileScan, decode_blocks, scan_text
 from aifx.data.readers.formats import KINDS, SUFFIXES
 from aifx.data.readers.parquet import read_texts, scan_texts
 from aifx.data.readers.rows import Row, read_rows
 from aifx.data.readers.sources import SourceFile, check_regular, list_sources, local_file
-
-READABLE = ", ".join(suffix for suffix, format in SUFFIXES.items() if format in KINDS["text"])
-READABLE += ", also with .gz and .zst"
-"""The files that hold documents, for messages."""
 
 PIECE_CHARACTERS = 1 << 15
 # Before a single space between two marks, a newline between a letter or digit and a mark, a stop between two letters.
@@ -49,17 +46,15 @@ class Piece:
         return len(self.text) if self.text.isascii() else len(self.text.encode())
 
 
-def has_reader(file: SourceFile) -> bool:
-    """Whether `read_documents` reads the file."""
-    return file.format in KINDS["text"]
+def find_files(patterns: Sequence[str], project: Project, key: str, kind: Kind = "text") -> list[SourceFile]:
+    """The files that `patterns` of the configuration key `key` name, those of one pattern sorted, each once.
 
-
-def find_files(patterns: Sequence[str], project: Project, key: str) -> list[SourceFile]:
-    """The files that `patterns` of the configuration key `key` name, those of one pattern sorted, each once."""
+    Raises DataError for a pattern that names none, a folder, or a file of a format that the kind of data does not take.
+    """
     found: dict[str, SourceFile] = {}
     folders: dict[str, str] = {}
     for pattern in patterns:
-        for file in _find(pattern, project, key):
+        for file in _find(pattern, project, key, kind):
             found.setdefault(_real_path(file.location, folders), file)
     return list(found.values())
 
@@ -74,9 +69,10 @@ def _real_path(path: str, folders: dict[str, str]) -> str:
     return os.path.join(folders[folder], name)
 
 
-def _find(pattern: str, project: Project, key: str) -> list[SourceFile]:
+def _find(pattern: str, project: Project, key: str, kind: Kind) -> list[SourceFile]:
     if "://" in pattern:
-        return _find_remote(pattern, project, key)
+        return _find_remote(pattern, project, key, kind)
+    suffix = _suffixes(kind)[0]
     is_glob = glob.has_magic(pattern)
     names = sorted(glob.glob(pattern, root_dir=project.root, recursive=True))
     if not names:
@@ -92,30 +88,43 @@ def _find(pattern: str, project: Project, key: str) -> list[SourceFile]:
         if is_glob and stat.S_ISDIR(mode):
             continue
         if not stat.S_ISREG(mode):
-            hint = f'{key} = ["{name}/*.txt"]' if stat.S_ISDIR(mode) else "copy its text to a .txt file"
+            hint = f'{key} = ["{name}/*{suffix}"]' if stat.S_ISDIR(mode) else f"copy it to a {suffix} file"
             check_regular(file.path, name, f"{key} takes files and globs", hint)
-        if not has_reader(file):
-            raise _without_reader(name, key)
+        if file.format not in KINDS[kind]:
+            raise _unreadable(name, key, kind)
         files.append(file)
     if not files:
-        raise DataError(f"{pattern!r} of {key} matches directories only", "", f'{key} = ["{pattern}/*.txt"]')
+        raise DataError(f"{pattern!r} of {key} matches directories only", "", f'{key} = ["{pattern}/*{suffix}"]')
     return files
 
 
-def _find_remote(url: str, project: Project, key: str) -> list[SourceFile]:
+def _find_remote(url: str, project: Project, key: str, kind: Kind) -> list[SourceFile]:
     """The files of a store. Raises DataError, EnvironmentFault."""
     try:
         listing = list_sources([url], project.root)
     except UsageError as error:
         raise DataError(f"{key}: {error.what}", error.why, error.hint) from None
-    if others := [*listing.left_out, *(file.name for file in listing.files if not has_reader(file))]:
-        raise _without_reader(others[0], key)
+    if others := [*listing.left_out, *(file.name for file in listing.files if file.format not in KINDS[kind])]:
+        raise _unreadable(others[0], key, kind)
     return [replace(file, is_matched=file.location != url) for file in listing.files]
 
 
-def _without_reader(name: str, key: str) -> DataError:
+def _unreadable(name: str, key: str, kind: Kind) -> DataError:
+    return without_reader(name, kind, key, f'name the files by suffix: {key} = ["data/*{_suffixes(kind)[0]}"]')
+
+
+def without_reader(name: str, kind: Kind, taker: str, hint: str) -> DataError:
+    """The error for a file of a format that a kind of data does not take.
+
+    Args:
+        taker: what takes files of the kind: a key of the configuration, or an option.
+    """
     what = f"{name}: no reader for {''.join(Path(name).suffixes[-2:]) or 'a file without suffix'}"
-    return DataError(what, f"{key} takes {READABLE}", f'name the files by suffix: {key} = ["data/*.txt"]')
+    return DataError(what, f"{taker} takes {', '.join(_suffixes(kind))}, also with .gz and .zst", hint)
+
+
+def _suffixes(kind: Kind) -> list[str]:
+    return [suffix for suffix, format in SUFFIXES.items() if format in KINDS[kind]]
 
 
 def scan_file(file: SourceFile, text_field: str) -> FileScan:
