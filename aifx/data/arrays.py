@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import numpy as np
 from pydantic import Field as Setting
@@ -23,6 +23,9 @@ from aifx.data.readers.rows import FORMATS, input_file, read_rows
 from aifx.data.sections import held_out_conflicts, missing_file
 from aifx.data.spec import DataSpec, Field
 from aifx.data.splits import Split
+
+if TYPE_CHECKING:
+    from aifx.data.implicit import ImplicitVersion
 
 WEIGHTS = "weights"
 
@@ -83,6 +86,7 @@ class ArrayDataset:
     order: Order | None = None  # of the training split, as in ArraySource
     emphasis: np.ndarray | None = None  # of the training split, as in ArraySource
     places: Places | None = None
+    file_versions: Mapping[str, ImplicitVersion] = field(default_factory=dict)  # that it was made of, by key
 
     def source(self, split: Split, batch_size: int, *, seed: int | None) -> ArraySource:
         arrays = self.splits.get(split)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -20,6 +20,7 @@ from aifx.core.errors import DataError
 from aifx.core.plurals import counted, some_names
 from aifx.core.project import Project, cache_path
 from aifx.data.file_index import changed_file, scans_of
+from aifx.data.implicit import ImplicitVersion
 from aifx.data.names import CLUSTER, SPLIT
 from aifx.data.readers.documents import Piece, in_pieces
 from aifx.data.readers.encodings import FileScan, report_bad_bytes, undecodable
@@ -45,12 +46,14 @@ class Sources:
     Attributes:
         files: with what a pass over each found; none of a version.
         fractions: shares that are held out, 0 for a split that has files, or if the rows of a version name theirs.
+        file_versions: the files by the key that names them, those that are empty too.
     """
 
     files: Files
     section: DocumentSection
     fractions: Mapping[Split, float]
     part: DatasetPart | None = None
+    file_versions: Mapping[str, ImplicitVersion] = field(default_factory=dict)
 
     def has_column(self, name: str) -> bool:
         """Whether it is a version with this column."""
@@ -264,7 +267,7 @@ def corpus_of(
         logger.info(f"skipped {counted(len(empty), 'empty file')}: {names}")
     for line in report_bad_bytes(everything, section.errors):
         logger.info(line)
-    return Corpus(filled, section, held_out(section, files))
+    return Corpus(filled, section, held_out(section, files), file_versions=file_versions_of(scans))
 
 
 def scans_by_split(
@@ -273,6 +276,12 @@ def scans_by_split(
     """What the last reading found in each file, from the index of a project. Raises DataError."""
     found = scans_of(chain.from_iterable(files.values()), _text_field(section), project)
     return {split: {file: found[file] for file in files.get(split, ())} for split in SPLITS}
+
+
+def file_versions_of(scans: Files) -> dict[str, ImplicitVersion]:
+    """The files by the key that names them."""
+    keys = {f"data.{split}": found for split, found in scans.items() if found}
+    return {key: ImplicitVersion(key, found) for key, found in keys.items()}
 
 
 def _text_field(section: DocumentSection) -> str | None:

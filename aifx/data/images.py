@@ -18,13 +18,14 @@ from aifx.data.base import Batch, DataFormat
 from aifx.data.image_archive import labelled, read_archive
 from aifx.data.image_rows import read_images
 from aifx.data.image_splits import AXES, DEFAULT_SIZE, open_pictures, pictures_spec
+from aifx.data.implicit import version_of_path
 from aifx.data.order import BalancedOrder
 from aifx.data.picture_lists import Listing, list_pictures, list_version
 from aifx.data.readers.archives import HINT, read_arrays
 from aifx.data.readers.images import IMAGE
 from aifx.data.readers.pictures import MEDIA_TYPES, MODES, Geometry, decode
 from aifx.data.readers.rows import Row, field
-from aifx.data.readers.sources import SourceFile
+from aifx.data.readers.sources import SourceFile, local_file
 from aifx.data.sections import ImagesSection
 from aifx.data.spec import DataSpec
 from aifx.data.splits import Split
@@ -59,11 +60,15 @@ class ImageFormat(DataFormat):
     def open(cls, section: ImagesSection, project: Project, assets: Path) -> tuple[ImageFormat, ArrayDataset]:
         """Decodes pictures that were not decoded before. Copies of an image are in one split."""
         if section.is_archive:
+            versions = version_of_path(local_file(project.root / section.path, section.path), project)
             splits, classes = read_archive(project.root / section.path, section)
+            for version in versions.values():
+                version.check_unchanged()
             hint = "aifx train --set data.validation_fraction=0.1"
             data = array_dataset(
                 splits, classes=classes, axes={"inputs": AXES}, name=section.path, hints={"validation": hint}
             )
+            data = replace(data, file_versions=versions)
         else:
             data = open_pictures(_list(section, project), section)
         return cls(section, data.spec), _balanced(data, section)

@@ -1,7 +1,8 @@
 """Implicit versions: the files that a key of `[data]` names, such as `data.train`, as a version without a copy of them.
 
 Training reads the files. What names their content, for provenance and for `aifx data verify`, is the SHA-256 of each as
-the index of the project has it (`aifx.data.file_index`).
+the index of the project has it (`aifx.data.file_index`). A data set has the versions of the files that it was made of
+(`file_versions`): files may change while it is made, and provenance names what was read.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Any
 from aifx.config.sections import Section
 from aifx.core.artifact import short
 from aifx.core.digests import sha256_of_json
-from aifx.core.errors import UsageError
+from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
-from aifx.data.file_index import scans_of
+from aifx.data.file_index import changed_file, scans_of
 from aifx.data.readers.encodings import FileScan
 from aifx.data.readers.sources import SourceFile, named_file
 from aifx.data.sections import DatasetSection, DocumentSection, ImagesSection, TextSection
@@ -43,13 +44,20 @@ class ImplicitVersion:
     @cached_property
     def sha256(self) -> str:
         """Over the name and the digest of each file that is not empty: those of text decompressed, as `FileScan` has
-        them, others as they are on disk. Of a file in a store it is that of what the store records with its content."""
-        return sha256_of_json([[file.name, scan.digest] for file, scan in self.files.items() if scan.num_bytes])
+        them, others as they are on disk. Of each file in a store it is that of what the store records with it."""
+        filled = ((file, scan) for file, scan in self.files.items() if file.is_remote or scan.num_bytes)
+        return sha256_of_json([[file.name, file.stamp or scan.digest] for file, scan in filled])
 
     @property
     def reference(self) -> str:
         """ "data.train@<12 digits>"."""
         return f"{self.key}@{short(self.sha256)}"
+
+    def check_unchanged(self) -> None:
+        """Raises DataError for a file of this machine, not read as text, that no longer has the content it had."""
+        local = {file: scan for file, scan in self.files.items() if not file.is_remote}
+        if (file := changed_file(local, None)) is not None:
+            raise DataError(f"{file.name} changed while it was read", "", "run it again when it is written")
 
     def record(self) -> dict[str, Any]:
         """Its record in provenance.json."""
@@ -71,9 +79,14 @@ def named_files(section: Section, project: Project) -> dict[str, list[SourceFile
     return {"data.path": [named_file(path, project.root)]} if path else {}
 
 
-def implicit_versions(section: Section, project: Project) -> dict[str, ImplicitVersion]:
-    """The files that the keys of `[data]` name, by key. Files that have not changed are not read. Raises DataError."""
-    return {key: _version(key, files, section, project) for key, files in named_files(section, project).items()}
+def version_of_path(file: SourceFile, project: Project) -> dict[str, ImplicitVersion]:
+    """The file of `data.path` by its key, before it is read; none if it is a stream, which can be read only once.
+
+    Raises DataError if it cannot be read.
+    """
+    if not file.is_remote and not file.path.is_file():
+        return {}  # reading it gives the error if it is not there
+    return {"data.path": _version("data.path", [file], None, project)}
 
 
 def find_implicit(reference: str, section: Section, project: Project, *, again: bool = False) -> ImplicitVersion:
@@ -92,7 +105,8 @@ def find_implicit(reference: str, section: Section, project: Project, *, again: 
             raise UsageError(f"{key} names files of pictures", why, hint)
         why = f"files are named by {', '.join(named)}" if named else "it names data.dataset"
         raise UsageError(f"the configuration has no files of {key}", why, "aifx config show")
-    version = _version(key, named[key], section, project, again=again)
+    text_field = section.text_field if isinstance(section, TextSection) else None
+    version = _version(key, named[key], text_field, project, again=again)
     if not version.sha256.startswith(digits):
         what, why = f"the files are not {key}@{short(digits)}", f"they are {version.reference} now"
         raise UsageError(what, why, "restore them from a copy")
@@ -100,8 +114,7 @@ def find_implicit(reference: str, section: Section, project: Project, *, again: 
 
 
 def _version(
-    key: str, files: list[SourceFile], section: Section, project: Project, *, again: bool = False
+    key: str, files: list[SourceFile], text_field: str | None, project: Project, *, again: bool = False
 ) -> ImplicitVersion:
-    text_field = section.text_field if isinstance(section, TextSection) else None
     scans = scans_of((file for file in files if not file.is_remote), text_field, project, again=again)
     return ImplicitVersion(key, {file: scans.get(file) or FileScan(file.stamp, file.bytes) for file in files})

@@ -321,6 +321,7 @@ def _open(section: SeriesSection, source: Source, facts: SeriesFacts | None, *, 
         lengths,
         grid_starts,
         cuts,
+        source.file_versions,
     )
 
 

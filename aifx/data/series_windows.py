@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from aifx.data.sections import SeriesSection
 from aifx.data.spec import DataSpec, Field
 from aifx.data.splits import Split
 from aifx.data.time_grid import Calendar
+
+if TYPE_CHECKING:
+    from aifx.data.implicit import ImplicitVersion
 
 SMALLEST_SCALE = 1e-6
 """A window that varies by less than this share of its mean is taken as constant."""
@@ -98,6 +102,7 @@ class SeriesData:
     grid_starts: np.ndarray  # place on the grid of each series' first step
     cuts: Mapping[Split, tuple[np.ndarray, np.ndarray]]
     """Of each series, in steps from its first: the first target of a split, and its end."""
+    file_versions: Mapping[str, ImplicitVersion]  # the file that it was made of, by the key that names it
 
     def source(self, split: Split, batch_size: int, *, seed: int | None) -> SeriesSource:
         if split not in self.cuts or not len(windows := self.windows(split)):

@@ -114,7 +114,8 @@ class TableFormat(ArrayFormat):
             hints={split: f"raise data.{split}_fraction, or add rows" for split in held_out},
         )
         spec = replace(spec, fields=data.spec.fields)
-        return cls(section, spec), replace(data, spec=spec, places=_places(table, splits))
+        data = replace(data, spec=spec, places=_places(table, splits), file_versions=table.source.file_versions)
+        return cls(section, spec), data
 
     def open_file(self, path: Path) -> ArrayDataset:
         table = read_table(path, str(path)).known(self.section.target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import compress, islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from aifx.core.errors import DataError, did_you_mean
 from aifx.core.project import Project
 from aifx.data.columns import is_missing
+from aifx.data.implicit import ImplicitVersion, version_of_path
 from aifx.data.names import RESERVED, ROW
 from aifx.data.readers.rows import FORMATS, Row, read_rows
 from aifx.data.readers.sources import SourceFile, local_file, named_file
@@ -30,10 +31,12 @@ class Source:
 
     Attributes:
         file: of a version, its reference alone.
+        file_versions: the file by the key that names it.
     """
 
     file: SourceFile
     part: DatasetPart | None = None
+    file_versions: Mapping[str, ImplicitVersion] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -41,8 +44,10 @@ class Source:
         return self.file.name
 
     def rows(self) -> Iterator[Row]:
-        """The rows in order, without the columns that aifx adds. Raises DataError."""
-        return read_rows(self.file) if self.part is None else _rows_of(self.part)
+        """The rows in order, without the columns that aifx adds. Raises DataError, also if the file has changed."""
+        yield from read_rows(self.file) if self.part is None else _rows_of(self.part)
+        for version in self.file_versions.values():
+            version.check_unchanged()
 
     def places(self, numbers: np.ndarray) -> list[str]:
         """The file and the line of rows by their numbers, from 0, in one more reading: places take no memory."""
@@ -58,7 +63,8 @@ def open_source(section: PathSection, project: Project) -> Source:
     """The file or the version that `[data]` names. Raises UsageError, DataError."""
     if (part := section.open_part(project)) is not None:
         return Source(SourceFile(part.reference, part.reference, "dataset"), part)
-    return Source(named_file(section.path, project.root))
+    file = named_file(section.path, project.root)
+    return Source(file, file_versions=version_of_path(file, project))
 
 
 def _rows_of(part: DatasetPart) -> Iterator[Row]:

@@ -23,6 +23,7 @@ from aifx.core.project import Project, cache_path
 from aifx.data.base import TEXT_BYTES, Batch, DataFormat, Dataset
 from aifx.data.checked_files import read_cached, read_checked, write_checked
 from aifx.data.corpus import Corpus, corpus_of, open_corpora
+from aifx.data.implicit import ImplicitVersion
 from aifx.data.mixing import Turns
 from aifx.data.order import shuffled
 from aifx.data.readers.rows import Row, field, read_rows
@@ -156,6 +157,11 @@ class TextData:
     section: TextSection
     corpus: Corpus
     store: TokenStore
+
+    @property
+    def file_versions(self) -> Mapping[str, ImplicitVersion]:
+        """The files that it was made of, by the key that names them."""
+        return self.corpus.file_versions
 
     def source(self, split: Split, batch_size: int, *, seed: int | None) -> TextSource:
         """Without a seed, each token is a target once."""

@@ -26,7 +26,7 @@ from aifx.core.files import check_tree, make_folders
 from aifx.core.json_files import write_json, write_text
 from aifx.core.os_errors import in_brief
 from aifx.core.project import Project, RunDirectory
-from aifx.data.implicit import implicit_versions
+from aifx.data.implicit import ImplicitVersion
 from aifx.data.spec import keep_spec, need_spec
 from aifx.data.versions.parts import dataset_record
 from aifx.evaluation.held_out import metric_names
@@ -227,7 +227,7 @@ def _record_origin(job: Job, task: Task, layout: Layout, is_fresh: bool) -> Base
     digest = data_digest(task, job.config)
     reference = getattr(job.config.data, "dataset", None)
     dataset = None if reference is None else dataset_record(reference, job.config.apply_to(job.project))
-    files = implicit_versions(job.config.data, job.project) if is_fresh else {}
+    files: Mapping[str, ImplicitVersion] = getattr(task.dataset, "file_versions", {})  # none of data of its own
     sources = {key: version.record() for key, version in files.items()}
     now = provenance(job.project.root, data_digest=digest, devices=layout.devices, dataset=dataset, sources=sources)
     if job.fork is not None:

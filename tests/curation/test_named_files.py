@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import inprocess
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from adding import LIMITS, add
 from prose import prose
 
+from aifx.config.sections import Section
 from aifx.core import file_states
 from aifx.core.artifact import UNFINISHED
 from aifx.core.digests import sha256_of_json
@@ -23,14 +26,24 @@ from aifx.curation.erasure import Erasure, plan_file_erasure, purge_caches
 from aifx.curation.named_files import named_rows
 from aifx.curation.reports import verify_files
 from aifx.curation.row_history import explain_row
-from aifx.data import file_index
+from aifx.data import corpus, file_index, implicit, table_file
+from aifx.data.base import DataFormat
+from aifx.data.chat.format import ChatFormat
 from aifx.data.chat.section import ChatSection
 from aifx.data.checked_files import read_checked, write_checked
-from aifx.data.implicit import find_implicit, implicit_versions
+from aifx.data.implicit import find_implicit, named_files
 from aifx.data.readers.documents import scan_file
-from aifx.data.sections import DatasetSection, ImagesSection, TableSection, TextSection
+from aifx.data.readers.encodings import FileScan
+from aifx.data.readers.rows import Row
+from aifx.data.readers.sources import SourceFile
+from aifx.data.sections import DatasetSection, ImagesSection, SeriesSection, TableSection, TextSection
+from aifx.data.series import SeriesFormat
+from aifx.data.table import TableFormat
 from aifx.data.text import TextFormat
 from aifx.data.versions.catalog import Catalog, open_catalog
+from aifx.tasks.base import Task
+from aifx.tasks.registry import open_task
+from aifx.training import prepare
 
 SECRET = "jane@example.org"
 SECTION = TextSection(train=("texts/*",), test=("held-out.jsonl",), seq_len=16, vocab_size=300)
@@ -51,6 +64,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     return Project(root)
 
 
+def made_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
 def catalog_of(project: Project) -> Catalog:
     return open_catalog(str(project.root / "datasets"))
 
@@ -60,22 +78,71 @@ def files_with(folder: Path, text: str) -> list[str]:
 
 
 def test_versions_of_the_keys_that_name_files(project: Project) -> None:
-    found = implicit_versions(SECTION, project)
-    assert {key: [file.name for file in version.files] for key, version in found.items()} == {
+    found = named_files(SECTION, project)
+    assert {key: [file.name for file in files] for key, files in found.items()} == {
         "data.train": ["texts/a.txt", "texts/b.jsonl"],
         "data.test": ["held-out.jsonl"],
     }
-    train = found["data.train"]
+    train = find_implicit("data.train", SECTION, project)
     assert train.record() == {"sha256": train.sha256, "files": 2}
     assert train.sha256 == sha256_of_json([[file.name, scan_file(file, "text").digest] for file in train.files])
     (project.root / "texts/a.txt").write_text(prose(3000, 9))
-    assert implicit_versions(SECTION, project)["data.train"].sha256 != train.sha256
+    assert find_implicit("data.train", SECTION, project).sha256 != train.sha256
     (project.root / "table.csv").write_text("x,target\n1,2\n")
-    assert implicit_versions(TableSection(path="table.csv"), project).keys() == {"data.path"}
-    assert not implicit_versions(TextSection(dataset="corpus"), project)
-    assert not implicit_versions(ImagesSection(path="table.csv"), project)
+    assert named_files(TableSection(path="table.csv"), project).keys() == {"data.path"}
+    assert not named_files(TextSection(dataset="corpus"), project)
+    assert not named_files(ImagesSection(path="table.csv"), project)
     with pytest.raises(UsageError, match=r"data\.validation"):
         find_implicit("data.validation", SECTION, project)
+
+
+def test_a_data_set_names_the_files_as_they_were_read(project: Project) -> None:
+    """Provenance has them. Later changes are not what the run has learned from."""
+    (project.root / "texts/empty.txt").touch()
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (project.root / "chats.jsonl").write_text("\n".join([json.dumps({"messages": chat})] * 9))
+    (project.root / "table.csv").write_text("x,target\n" + "".join(f"{x},{x % 2}\n" for x in range(50)))
+    days = (f"2024-{month:02}-{day:02},{day}\n" for month in range(1, 9) for day in range(1, 29))
+    (project.root / "series.csv").write_text("time,value\n" + "".join(days))
+    chats = ChatSection(train=("chats.jsonl",), tokenizer="byte", validation_fraction=0.0, test_fraction=0.0)
+    table, series = TableSection(path="table.csv", target="target"), SeriesSection(path="series.csv", horizon=2)
+    kinds: dict[type[DataFormat], Section] = {
+        TextFormat: SECTION,
+        ChatFormat: chats,
+        TableFormat: table,
+        SeriesFormat: series,
+    }
+    opened: list[Any] = [
+        form.open(section, project, made_folder(project.root / form.__name__))[1] for form, section in kinds.items()
+    ]
+    versions = [
+        {key: find_implicit(key, section, project) for key in named_files(section, project)}
+        for section in kinds.values()
+    ]
+    for path in (*(project.root / "texts").iterdir(), *project.root.glob("*.*")):
+        path.write_text("others")
+    assert [data.file_versions for data in opened] == versions
+    assert versions[0].keys() == {"data.train", "data.test"}
+
+
+@pytest.mark.parametrize("form", [TableFormat, SeriesFormat])
+def test_a_table_that_changes_while_it_is_read_is_refused(
+    project: Project, form: type[DataFormat], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = TableSection(path="a.csv", target="value") if form is TableFormat else SeriesSection(path="a.csv")
+    lines = "".join(f"2024-01-{day:02},{day}\n" for day in range(1, 29))
+    path = project.root / "a.csv"
+    path.write_text(f"time,value\n{lines}")
+    read_rows = table_file.read_rows
+
+    def edited(file: SourceFile) -> Iterator[Row]:
+        for row in read_rows(file):
+            yield row
+            path.write_text(f"time,value\n{lines}2024-02-01,1\n")
+
+    monkeypatch.setattr(table_file, "read_rows", edited)
+    with pytest.raises(DataError, match=r"^a\.csv changed"):
+        form.open(section, project, made_folder(project.root / "assets"))
 
 
 def test_verify_compares_files_with_a_version_of_them(project: Project) -> None:
@@ -249,9 +316,12 @@ def test_files_of_a_store_are_named_by_its_records(project: Project, monkeypatch
     section = TextSection(train=("memory://named/*.txt", "texts/*"))
     try:
         store.pipe_file("/named/a.txt", f"write to {SECRET}".encode())
+        store.pipe_file("/named/empty.txt", b"")
         before = find_implicit("data.train", section, project)
         assert next(file.name for file in before.files) == "memory://named/a.txt"
         assert not verify_files(before.reference, section, project).damages
+        data = TextFormat.open(section.model_copy(update={"tokenizer": "byte"}), project, project.root / "assets")[1]
+        assert data.file_versions["data.train"].record() == before.record()
         with named_rows("data.train", section, project) as (name, files):
             found = {row.source for row in explain_row(files, None, SECRET, [name]).rows}
         assert found == {"memory://named/a.txt", "texts/b.jsonl"}
@@ -322,13 +392,34 @@ def test_the_commands(project: Project) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_names_its_files(project: Project) -> None:
+def test_a_run_names_the_files_that_it_has_read(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     small = ("model.num_layers=1", "model.embed_dim=16", "data.seq_len=32", "data.vocab_size=300")
     settings = (*small, "train.global_batch_size=2", "train.num_steps=1", "train.validate_every=0")
     options = [part for setting in settings for part in ("--set", setting)]
-    trained = inprocess.run(["train", "--run", "main", *options], project.root, dict(os.environ))
+    version, text = find_implicit("data.train", SECTION, project), (project.root / "texts/a.txt").read_text()
+    scanned: list[str] = []
+
+    def edited(*args: Any) -> Task:
+        task = open_task(*args)
+        (project.root / "texts/a.txt").write_text("others")
+        return task
+
+    def scans_of(files: Iterable[SourceFile], *args: Any, **how: Any) -> dict[SourceFile, FileScan]:
+        found = real_scans_of(files, *args, **how)
+        scanned.extend(file.name for file in found)
+        return found
+
+    real_scans_of = file_index.scans_of
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare, "open_task", edited)
+        for module in (corpus, implicit):
+            patched.setattr(module, "scans_of", scans_of)
+        trained = inprocess.run(["train", "--run", "main", *options], project.root, dict(os.environ))
     assert trained.returncode == 0, trained.stderr
-    version = find_implicit("data.train", SECTION, project)
     sources = json.loads(project.run("main").provenance.read_text())["sources"]
     assert sources == {"data.train": version.record()}
-    assert not verify_files(f"data.train@{sources['data.train']['sha256']}", SECTION, project).damages
+    assert scanned == ["texts/a.txt", "texts/b.jsonl"], "one look at the files"
+    reference = f"data.train@{sources['data.train']['sha256']}"
+    assert verify_files(reference, SECTION, project).damages
+    (project.root / "texts/a.txt").write_text(text)
+    assert not verify_files(reference, SECTION, project).damages

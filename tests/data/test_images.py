@@ -16,7 +16,7 @@ from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset
 from aifx.data.images import ImageFormat
-from aifx.data.implicit import find_implicit, implicit_versions
+from aifx.data.implicit import find_implicit
 from aifx.data.sections import ImagesSection
 from aifx.data.splits import Split
 
@@ -137,7 +137,8 @@ def test_an_archive_is_an_implicit_version(project: Project, write: Write) -> No
     content = archive(**arrays())
     path = write("images.npz", content)
     section = ImagesSection()
-    found = implicit_versions(section, project)["data.path"]
+    found = find_implicit("data.path", section, project)
+    assert open_(project).file_versions == {"data.path": found}
     assert [scan.digest for scan in found.files.values()] == [sha256_of(content)]
     path.write_bytes(content[:-1])
     with pytest.raises(UsageError, match=found.reference):

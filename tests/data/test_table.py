@@ -18,7 +18,7 @@ from aifx.core.errors import AifxError, DataError
 from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset
 from aifx.data.columns import encoder, infer_columns, infer_kind, shown_columns
-from aifx.data.implicit import implicit_versions
+from aifx.data.implicit import find_implicit
 from aifx.data.sections import TableSection
 from aifx.data.spec import DataSpec, keep_spec, need_spec
 from aifx.data.table import TableFormat
@@ -64,7 +64,7 @@ def test_a_table_in_a_store_is_the_table_of_the_file(tmp_path: Path) -> None:
         section = TableSection(path=url, target="label")
         assert not list(section.check_files(project))
         assert section.read_beginnings(project) == 1
-        assert implicit_versions(section, project)["data.path"].record()["files"] == 1
+        assert remote.file_versions["data.path"].record() == find_implicit("data.path", section, project).record()
         ((key, error),) = TableSection(path="memory://tables/none.csv", target="label").check_files(project)
         assert (key, "memory://tables/none.csv" in error.what) == ("data.path", True)
     finally:

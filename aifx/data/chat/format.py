@@ -21,6 +21,7 @@ from aifx.data.chat.rows import Preference, parse_row
 from aifx.data.chat.section import ChatSection
 from aifx.data.chat.sequences import ChatRows, Mix, Truncation, empty_chats, fit
 from aifx.data.chat.store import ChatCorpus, ChatTokens, chats_of, open_chats, tokenize, tokens_digest
+from aifx.data.implicit import ImplicitVersion
 from aifx.data.readers.rows import Row
 from aifx.data.readers.sources import SourceFile
 from aifx.data.sections import OWN_TOKENIZERS
@@ -90,6 +91,11 @@ class ChatData:
     corpus: ChatCorpus
     splits: Mapping[Split, Sequence[ChatRows]]
     truncation: Truncation
+
+    @property
+    def file_versions(self) -> Mapping[str, ImplicitVersion]:
+        """The files that it was made of, by the key that names them."""
+        return self.corpus.file_versions
 
     def source(self, split: Split, batch_size: int, *, seed: int | None) -> ChatSource:
         """Without a seed, each conversation once."""

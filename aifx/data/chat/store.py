@@ -20,7 +20,7 @@ from aifx.core.project import Project, cache_path
 from aifx.data.chat.rendering import ChatRenderer
 from aifx.data.chat.rows import Conversation
 from aifx.data.chat.section import ChatSection
-from aifx.data.corpus import NO_FILES, Sources, check_apart, held_out, scans_by_split
+from aifx.data.corpus import NO_FILES, Sources, check_apart, file_versions_of, held_out, scans_by_split
 from aifx.data.names import CLUSTER, SPLIT
 from aifx.data.readers.sources import SourceFile, local_file
 from aifx.data.row_cache import SUFFIX, BlockArray, cached_arrays, write_array
@@ -120,8 +120,7 @@ def open_chats(section: ChatSection, project: Project) -> ChatCorpus:
     """The project's conversations. Raises UsageError, DataError for what is missing, in two splits, or unreadable."""
     if (part := section.open_part(project)) is not None:
         shards = [local_file(path, f"{part.reference}/{path.name}") for path in part.version.shards]
-
-        return ChatCorpus(NO_FILES, section, held_out(section, NO_FILES, part), part, [("train", shards)])
+        return ChatCorpus(NO_FILES, section, held_out(section, NO_FILES, part), part, entries=[("train", shards)])
     seen: set[Path] = set()
     entries: list[tuple[Split, list[SourceFile]]] = []
     for pattern in section.train:
@@ -137,7 +136,7 @@ def chats_of(entries: Entries, section: ChatSection, project: Project | None = N
     files = {of: [file for split, found in entries if split == of for file in found] for of in SPLITS}
     scans = scans_by_split(files, section, project)
     check_apart(scans)
-    return ChatCorpus(scans, section, held_out(section, files), entries=entries)
+    return ChatCorpus(scans, section, held_out(section, files), file_versions=file_versions_of(scans), entries=entries)
 
 
 def tokens_digest(corpus: ChatCorpus, renderer: ChatRenderer, *kind: str) -> str:
