@@ -143,12 +143,15 @@ class VerifiedVersion:
 
     Attributes:
         damages: each damaged or missing file, and why.
+        unread: number of the files that are in a store and are named by a key of `[data]`: they were not read, and
+            stand for what the store records of them, their ETags or times.
     """
 
     reference: str
     files: int
     size_bytes: int
     damages: tuple[str, ...]
+    unread: int = 0
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,7 @@ def verify_version(catalog: Catalog, reference: str) -> VerifiedVersion:
 
 
 def verify_files(reference: str, section: Section, project: Project) -> VerifiedVersion:
-    """Read each file that a key of `[data]` names, and compare it with what training last read of it.
+    """Read each file of this machine that a key of `[data]` names, and compare it with what training last read of it.
 
     Args:
         reference: "data.train", or "data.train@<digits>" to compare the files with those of a run's provenance.
@@ -191,7 +194,8 @@ def verify_files(reference: str, section: Section, project: Project) -> Verified
     if not found.sha256.startswith(digits):
         damages.append(f"the files are not {short_reference(reference)}")
     size = sum(scan.state.bytes if scan.state else file.bytes for file, scan in found.files.items())
-    return VerifiedVersion(found.reference, len(found.files), size, tuple(damages))
+    unread = sum(file.is_remote for file in found.files)
+    return VerifiedVersion(found.reference, len(found.files), size, tuple(damages), unread)
 
 
 @dataclass(frozen=True)

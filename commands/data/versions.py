@@ -72,7 +72,7 @@ def verify(
         aifx data verify corpus
         aifx data verify corpus@3f2a --json
         aifx data verify --all
-        aifx data verify data.train     read the files that training reads
+        aifx data verify data.train     read the files that training reads, except those of stores
 
     Exits 1 if a file is damaged or missing.
     """
@@ -104,5 +104,7 @@ def verify(
             )
             for damage in version.damages:
                 out.print(f"  {damage}")
+            if version.unread:
+                out.print(f"  {counted(version.unread, 'file')} of a store: compared by ETag or time, not read")
         if not found.is_whole:
             raise SystemExit(ExitCode.VERDICT)

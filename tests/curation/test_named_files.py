@@ -147,7 +147,7 @@ def test_a_table_that_changes_while_it_is_read_is_refused(
 
 def test_verify_compares_files_with_a_version_of_them(project: Project) -> None:
     whole = verify_files("data.train", SECTION, project)
-    assert (whole.files, whole.damages) == (2, ())
+    assert (whole.files, whole.unread, whole.damages) == (2, 0, ())
     assert whole.size_bytes == sum(path.stat().st_size for path in (project.root / "texts").iterdir())
     assert not verify_files(whole.reference, SECTION, project).damages
     (project.root / "texts/a.txt").write_text("others")
@@ -319,7 +319,8 @@ def test_files_of_a_store_are_named_by_its_records(project: Project, monkeypatch
         store.pipe_file("/named/empty.txt", b"")
         before = find_implicit("data.train", section, project)
         assert next(file.name for file in before.files) == "memory://named/a.txt"
-        assert not verify_files(before.reference, section, project).damages
+        verified = verify_files(before.reference, section, project)
+        assert (verified.files, verified.unread, verified.damages) == (4, 2, ())
         data = TextFormat.open(section.model_copy(update={"tokenizer": "byte"}), project, project.root / "assets")[1]
         assert data.file_versions["data.train"].record() == before.record()
         with named_rows("data.train", section, project) as (name, files):
