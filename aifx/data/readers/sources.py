@@ -306,10 +306,10 @@ class _Found(NamedTuple):
 
     name: str
     location: str
-    bytes: int
-    changed: int
-    stamp: str
-    is_given: bool
+    bytes: int = 0
+    changed: int = 0
+    stamp: str = ""
+    is_given: bool = False
     is_outside: bool = False
     is_regular: bool = True
 
@@ -325,7 +325,7 @@ def _local(argument: str, base: Path, follow_links: bool) -> Iterator[_Found]:
         is_given = each == path
         if not is_given:
             if leads_out(each, inside):
-                yield _outside(each, base)
+                yield _Found(name_of(each, base), each, is_outside=True)
                 continue
             if not all(_enters(folder, entered) for folder in (os.path.dirname(each), each) if os.path.isdir(folder)):
                 continue
@@ -337,25 +337,17 @@ def _local(argument: str, base: Path, follow_links: bool) -> Iterator[_Found]:
         if stat.S_ISDIR(found.st_mode):
             yield from _folder(each, base, inside, entered)
         elif stat.S_ISREG(found.st_mode):
-            yield _Found(name_of(each, base), each, found.st_size, found.st_mtime_ns, "", is_given)
+            yield _Found(name_of(each, base), each, found.st_size, found.st_mtime_ns, is_given=is_given)
         elif is_given:
             hint = "copy what it gives to a file"
             raise UsageError(f"{argument} is not a regular file", "it is a pipe, socket or device", hint)
         else:
-            yield _irregular(each, base)
+            yield _Found(name_of(each, base), each, is_regular=False)
 
 
 def leads_out(path: str, inside: str | None) -> bool:
     """Whether links in `path` end outside of the real path `inside`, if there is one."""
     return inside is not None and not Path(os.path.realpath(path)).is_relative_to(inside)
-
-
-def _outside(path: str, base: Path) -> _Found:
-    return _Found(name_of(path, base), path, 0, 0, "", is_given=False, is_outside=True)
-
-
-def _irregular(path: str, base: Path) -> _Found:
-    return _Found(name_of(path, base), path, 0, 0, "", is_given=False, is_regular=False)
 
 
 def _matches(pattern: str) -> list[str]:
@@ -376,23 +368,23 @@ def _folder(folder: str, base: Path, inside: str | None, entered: dict[str, str]
         for name in sorted(name for name in folders if not name.startswith(".")):
             full = os.path.join(path, name)
             if leads_out(full, inside):
-                yield _outside(full, base)
+                yield _Found(name_of(full, base), full, is_outside=True)
             elif _enters(full, entered):
                 chosen.append(name)
         folders[:] = chosen
         for name in sorted(name for name in names if not name.startswith(".")):
             full = os.path.join(path, name)
             if os.path.islink(full) and leads_out(full, inside):
-                yield _outside(full, base)
+                yield _Found(name_of(full, base), full, is_outside=True)
                 continue
             try:
                 found = os.stat(full)
             except OSError as e:
                 raise DataError(f"{full} cannot be read", e.strerror or str(e), "remove it, or name files") from None
             if stat.S_ISREG(found.st_mode):
-                yield _Found(name_of(full, base), full, found.st_size, found.st_mtime_ns, "", is_given=False)
+                yield _Found(name_of(full, base), full, found.st_size, found.st_mtime_ns)
             else:
-                yield _irregular(full, base)
+                yield _Found(name_of(full, base), full, is_regular=False)
 
 
 def _fail(error: OSError) -> None:
@@ -430,7 +422,7 @@ def _remote(url: str, follow_links: bool) -> Iterator[_Found]:
     for path, (info, is_given) in sorted(found.items()):
         location = url if is_given else _with_path(url, store.path, path)
         if leads_out(path, inside):
-            yield _Found(without_secrets(location), location, 0, 0, "", is_given, is_outside=True)
+            yield _Found(without_secrets(location), location, is_outside=True)
             continue
         stamp = sha256_of(repr(sorted(_stamp(info).items())))
         yield _Found(without_secrets(location), location, int(info["size"] or 0), 0, stamp, is_given)
