@@ -369,7 +369,7 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
     with pytest.raises(AifxError, match="column 'label' is empty"):
         open_table(tmp_path, [row | {"label": ""} for row in ROWS])
     for name, text, words in (
-        ("a.txt", "x", "a table is a file of .csv, .parquet, .jsonl"),
+        ("a.txt", "x", "a table is a file of .jsonl, .csv, .parquet"),
         ("b.csv", "x,label\n", "b.csv: no rows"),
         ("c.csv", "x,label\n1,a\n2\n", "c.csv:3: the row does not fit the header"),
         ("d.jsonl", '{"x": 1, "label": "a"}\n{"x": 1}\n', "d.jsonl:2: the row has other columns\n.*label"),
