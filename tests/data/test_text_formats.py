@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from backports import zstd
 from prose import prose
 
-from aifx.core.errors import DataError
+from aifx.core.errors import DataError, EnvironmentFault
 from aifx.core.project import Project, cache_path
 from aifx.data.readers import web
 from aifx.data.readers.documents import find_files, read_documents
@@ -84,6 +85,14 @@ def test_the_text_of_pages_is_found_once(
     monkeypatch.setattr(web, "PAGES_VERSION", 2)
     assert open_("new", train=("data/*.htm*",)).digest != data.digest, "another text needs other tokens"
     assert len(found) == 8
+
+
+def test_pages_without_the_extra(write: Write, open_: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("a.html", page(ONE))
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(EnvironmentFault) as raised:
+        open_(train=("data/*.html",))
+    assert raised.value.hint.startswith("pip install 'trafilatura")
 
 
 def test_a_damaged_text_of_pages_is_made_again(project: Project, write: Write, open_: Open) -> None:

@@ -136,8 +136,9 @@ def _make_texts(file: SourceFile, place: Path) -> None:
 
 
 def texts_version() -> str:
-    """The version of all that finds the text of a page."""
-    return f"{PAGES_VERSION} {version('trafilatura')} {version('warcio')}"
+    """The version of all that finds the text of a page. Raises EnvironmentFault if the extra `html` is missing."""
+    with _from_extra():
+        return f"{PAGES_VERSION} {version('trafilatura')} {version('warcio')}"
 
 
 def _texts_of(file: SourceFile) -> tuple[Path, int]:
