@@ -1,12 +1,13 @@
 """The image store: pictures that were decoded once, as rows of one shape in the row cache (`aifx.data.row_cache`).
 
-A store is an artefact (`aifx.core.artifact`) in the cache, in a folder that is named by a digest of the names, sizes
-and times of its pictures and of what they were made to be. Its manifest has the geometry, and for each picture that
-cannot be used the reason. It holds
+A store is an artefact (`aifx.core.artifact`) in the cache, in a folder that is named by a digest of the states of its
+pictures' files and of what they were made to be. If states change, pictures whose bytes are the same are not decoded
+again: their SHA-256 are compared, and the new store shares the file of pixels of the old one. Its manifest has the
+geometry, and for each picture that cannot be used the reason. It holds
 
     pixels          uint8 [pictures, height, width, channels]
     digests.npy     uint8 [pictures, 2, 32]: SHA-256 of each picture's file, and of its row of pixels
-    pictures.json   of each picture the path, the size and the time of its file, and its row in a file of many
+    pictures.json   of each picture the path and the state of its file (`State`), and its row in a file of many
 
 The digests of the rows stand for the pixels, which the manifest does not list, in place of a SHA-256 of the whole file
 and of its blocks: a picture is what is read at once, and what is decoded again, into the same bytes. If anything else
@@ -30,8 +31,9 @@ import numpy as np
 import PIL
 
 from aifx.core.artifact import Artifact, Files, cached, read_artifact, read_sealed, seal_files
-from aifx.core.digests import sha256_of_values
-from aifx.core.errors import DataError
+from aifx.core.digests import DIGEST_BYTES, sha256_of_file, sha256_of_values
+from aifx.core.errors import AifxError, DataError
+from aifx.core.file_states import SETTLED_NS, FileState
 from aifx.core.os_errors import naming
 from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
@@ -42,14 +44,15 @@ from aifx.machine.cpu import usable_cpus
 
 logger = logging.getLogger(__name__)
 
-KIND, VERSION = "image store", 3
+KIND, VERSION = "image store", 4
 """The artefact's kind, and the version of its content: a part of the digest in the folder's name."""
 
 DIGESTS, PICTURES = "digests.npy", "pictures.json"
 
-State: TypeAlias = tuple[str, int, int, int | None]
-"""The path, the size in bytes and the time in ns of a file, which change when its content does; and the row of the
-picture in it, None if the file is the picture."""
+State: TypeAlias = tuple[str, int | None, tuple[int, ...], int | None]
+"""The path and the size in bytes of a file, and what else of it changes with its content: its inode, mtime and ctime
+in ns, and the clock if it has just changed, so that a later change may have the same times. The last is the row of the
+picture in the file, None if the file is the picture."""
 
 
 @dataclass(frozen=True)
@@ -82,19 +85,6 @@ class StoredImages:
         return self._pixels[self._rows[which]]
 
 
-@dataclass(frozen=True)
-class IndexedPicture:
-    """A picture of a store as it was when it was decoded.
-
-    Attributes:
-        state: of its file.
-        sha256: of its encoded bytes; "" if it could not be used.
-    """
-
-    state: State
-    sha256: str
-
-
 def open_images(
     files: Sequence[Picture], size: tuple[int, int], channels: int | None, fit: Fit, *, workers: int | None, what: str
 ) -> ImageStore:
@@ -108,31 +98,60 @@ def open_images(
 
     Raises OSError, EnvironmentFault if the cache cannot be written.
     """
-    states = [_state(picture) for picture in files]
-    path = cache_path("images") / sha256_of_values(VERSION, PIL.__version__, size, channels, fit, states)
+    states = _states(files)
+    made_to_be = (VERSION, PIL.__version__, size, channels, fit)
+    path = cache_path("images") / sha256_of_values(*made_to_be, states)
+    like = sha256_of_values(*made_to_be, [(num_bytes, row) for _, num_bytes, _, row in states])
 
     def build(folder: Path) -> tuple[Mapping[str, Any], Files]:
-        geometry = Geometry(*size, channels or _channels(files), fit)
         _write(folder / PICTURES, json.dumps(states).encode())
-        return _build(files, geometry, len(usable_cpus()) if workers is None else workers, what, folder)
+        content = _share(files, like, path, folder)
+        if content is None:
+            geometry = Geometry(*size, channels or _channels(files), fit)
+            decoded = _decode(files, geometry, len(usable_cpus()) if workers is None else workers, what, folder)
+            content = {**decoded, "like": like}
+        return content, seal_files(folder, [folder / DIGESTS, folder / PICTURES])
 
     return cached(path, KIND, VERSION, build, partial(_open, files), logger.warning)
 
 
-def read_index(folder: Path) -> list[IndexedPicture]:
-    """The pictures of the store in a folder. Raises OSError, DamagedArtifact, AifxError for another format."""
-    artifact = read_artifact(folder, KIND, VERSION)
-    states = json.loads(read_sealed(folder, artifact, PICTURES, limit=artifact.files[PICTURES].bytes))
-    unusable = artifact.content["problems"]
-    return [
-        IndexedPicture((*state,), "" if str(row) in unusable else digest.tobytes().hex())
-        for row, (state, digest) in enumerate(zip(states, _read_digests(folder, artifact)[:, 0], strict=True))
-    ]
+def _share(files: Sequence[Picture], like: str, place: Path, folder: Path) -> Mapping[str, Any] | None:
+    """Take the pixels and digests of a store other than that at `place`, if it has pictures of the same bytes, into the
+    store in `folder`. Returns its content, None if there is none.
+
+    Args:
+        like: what stores have in common whose pictures may be the same: the sizes of the files, among others.
+    """
+    found: dict[int, bytes] = {}
+
+    def is_same(row: int, digest: bytes) -> bool:
+        if row not in found:
+            found[row] = _file_digest(files[row])
+        return found[row] == digest
+
+    for other in sorted(place.parent.iterdir()):
+        with suppress(OSError, AifxError):
+            artifact = read_artifact(other, KIND, VERSION)
+            if other == place or artifact.content["like"] != like:
+                continue
+            store = _open(files, other, artifact)
+            if all(is_same(row, store.file_digest(row)) for row in range(len(files))):
+                os.link(other / PIXELS, folder / PIXELS)
+                _write(folder / DIGESTS, read_sealed(other, artifact, DIGESTS, limit=artifact.files[DIGESTS].bytes))
+                return artifact.content
+    return None
 
 
-def _build(
-    files: Sequence[Picture], geometry: Geometry, workers: int, what: str, folder: Path
-) -> tuple[Mapping[str, Any], Files]:
+def _file_digest(picture: Picture) -> bytes:
+    """SHA-256 of the encoded bytes of a picture; zeros if they cannot be read."""
+    try:
+        with picture.open() as file:
+            return bytes.fromhex(sha256_of_file(file))
+    except (BadPicture, OSError):
+        return bytes(DIGEST_BYTES)
+
+
+def _decode(files: Sequence[Picture], geometry: Geometry, workers: int, what: str, folder: Path) -> Mapping[str, Any]:
     digests = np.zeros((len(files), 2, 32), np.uint8)
     problems: dict[int, str] = {}
     activity = f"decoding {what}"
@@ -142,8 +161,8 @@ def _build(
         def done(decoded: Decoded) -> None:
             if decoded.why:
                 problems[decoded.index] = decoded.why
-            else:
-                for part, digest in enumerate((decoded.file, decoded.pixels)):
+            for part, digest in enumerate((decoded.file, decoded.pixels)):
+                if digest:
                     digests[decoded.index, part] = np.frombuffer(bytes.fromhex(digest), np.uint8)
             progress.advance(1)
 
@@ -151,8 +170,7 @@ def _build(
     stream = io.BytesIO()
     np.save(stream, digests)
     _write(folder / DIGESTS, stream.getvalue())
-    content = {"geometry": asdict(geometry), "problems": {str(row): why for row, why in sorted(problems.items())}}
-    return content, seal_files(folder, [folder / DIGESTS, folder / PICTURES])
+    return {"geometry": asdict(geometry), "problems": {str(row): why for row, why in sorted(problems.items())}}
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -198,10 +216,16 @@ def _channels(files: Sequence[Picture]) -> int:
     return 1
 
 
-def _state(picture: Picture) -> State:
-    path = str(picture.path)
-    try:
-        found = os.stat(path)
-    except OSError:
-        return path, -1, -1, picture.row
-    return path, found.st_size, found.st_mtime_ns, picture.row
+def _states(pictures: Sequence[Picture]) -> list[State]:
+    found: dict[str, tuple[int | None, tuple[int, ...]]] = {}
+    for path in {str(picture.path) for picture in pictures}:
+        try:
+            state = FileState.of(path)
+        except OSError:
+            found[path] = None, ()
+            continue
+        # Not `is_settled`: the times of an image such as squashfs stay, and its pictures would be read at each start.
+        has_just_changed = state.ctime_ns + SETTLED_NS > state.seen_ns
+        times = (state.inode, state.mtime_ns, state.ctime_ns, *[state.seen_ns][:has_just_changed])
+        found[path] = state.bytes, times
+    return [(path := str(picture.path), *found[path], picture.row) for picture in pictures]

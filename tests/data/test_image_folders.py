@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from PIL import Image
 from aifx.core.artifact import MANIFEST
 from aifx.core.errors import AifxError, ConfigError, DataError
 from aifx.core.project import Project
+from aifx.data import image_store
 from aifx.data.arrays import ArrayDataset, ArraySource
 from aifx.data.image_store import Picture, StoredImages, open_images
 from aifx.data.images import ImageFormat
@@ -266,8 +268,9 @@ def test_a_picture_that_kills_its_worker_is_named(
     assert sorted(seed for split in SPLITS for seed in seeds(data, split)) == [seed for seed in range(52) if seed != 11]
 
 
-@pytest.mark.usefixtures("folder")
-def test_pictures_are_decoded_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How many pictures were decoded."""
     counted = Counter[str]()
     real = decoding.decode
 
@@ -276,13 +279,18 @@ def test_pictures_are_decoded_once(project: Project, monkeypatch: pytest.MonkeyP
         return real(*args)
 
     monkeypatch.setattr(decoding, "decode", decode)
+    return counted
+
+
+@pytest.mark.usefixtures("folder")
+def test_pictures_are_decoded_once(project: Project, decoded: Counter[str]) -> None:
     first = open_(project)
-    assert counted["decoded"] == 52
+    assert decoded["decoded"] == 52
     for keys in ({}, {"validation_fraction": 0.3}, {"sampling": "balanced"}, {"workers": 1}):
         open_(project, **keys)
-    assert counted["decoded"] == 52
+    assert decoded["decoded"] == 52
     assert open_(project, image_size=(6, 8)).spec.fields["inputs"].shape == (6, 8, 3)
-    assert counted["decoded"] == 104
+    assert decoded["decoded"] == 104
     path = project.root / "data/parts/good/07.png"
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
     assert open_(project).digest == first.digest
@@ -290,10 +298,49 @@ def test_pictures_are_decoded_once(project: Project, monkeypatch: pytest.MonkeyP
     assert open_(project).digest != first.digest
 
 
+def test_a_picture_of_the_same_size_and_time_is_decoded_again(project: Project, paint: Paint) -> None:
+    paths = [paint(f"parts/{seed % 2}/{seed}.bmp", seed) for seed in range(8)]
+    first = open_(project, validation_fraction=0)
+    before = paths[3].stat()
+    while paths[3].stat().st_ctime_ns == before.st_ctime_ns:
+        paint("parts/1/3.bmp", 59)
+        os.utime(paths[3], ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert paths[3].stat().st_size == before.st_size
+    assert 59 in seeds(open_(project, validation_fraction=0), "train")
+    assert 59 not in seeds(first, "train")
+
+
+@pytest.mark.usefixtures("folder")
+def test_pictures_of_the_same_bytes_are_not_decoded_again(
+    project: Project, tmp_path: Path, decoded: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_store, "SETTLED_NS", -(10**15))
+    (project.root / "data/parts/good/07.png").write_bytes(b"torn")
+    first = open_(project, errors="skip")
+    assert len(list((tmp_path / "cache/images").iterdir())) == 1
+    for path in (project.root / "data/parts").glob("*/*.png"):
+        path.chmod(0o600)
+    assert open_(project, errors="skip").digest == first.digest
+    shutil.copytree(project.root, tmp_path / "copy")
+    copy = Project(tmp_path / "copy")
+    data = open_(copy, errors="skip")
+    assert (data.digest, decoded["decoded"]) == (first.digest, 52)
+    assert seeds(data, "train") == seeds(first, "train")
+    stores = list((tmp_path / "cache/images").iterdir())
+    assert len(stores) == 3
+    assert len({(store / "pixels").stat().st_ino for store in stores}) == 1
+    for store in stores:  # damaged ones are not shared
+        (store / "pixels").unlink()
+    os.utime(copy.root / "data/parts/good/08.png")
+    assert seeds(open_(copy, errors="skip"), "train") == seeds(first, "train")
+    assert decoded["decoded"] == 2 * 52
+
+
 @pytest.mark.usefixtures("folder")
 def test_a_damaged_cache_is_repaired(
     project: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(image_store, "SETTLED_NS", -(10**15))
     expected = open_(project).source("train", 42, seed=None).read(0, ALL)
     (stored,) = (tmp_path / "cache/images").iterdir()
     content = bytearray((stored / "pixels").read_bytes())

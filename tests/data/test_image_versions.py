@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError
 from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset
-from aifx.data.image_store import read_index
 from aifx.data.images import ImageFormat
 from aifx.data.readers import decoding
 from aifx.data.sections import ImagesSection
@@ -109,8 +109,9 @@ def test_the_store_names_its_pictures(project: Project) -> None:
     version = make_version(project, "parts", {"image": [*PICTURES[:-1], None], "label": LABELS}, "images", shards=2)
     open_images(project, dataset="parts", errors="skip")
     (store,) = Path(project.root.parent / "cache/images").iterdir()
-    found = read_index(store)
-    states = {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in version.shards}
-    rows = [(str(path), *states[str(path)], row) for path in version.shards for row in range(25)]
-    assert [picture.state for picture in found] == rows
-    assert [picture.sha256 for picture in found] == [*map(sha256_of, PICTURES[:-1]), ""]
+    states = {str(path): (path.stat().st_size, path.stat().st_ino, path.stat().st_mtime_ns) for path in version.shards}
+    pictures = json.loads((store / "pictures.json").read_bytes())
+    found = [(path, size, *times[:2], row) for path, size, times, row in pictures]
+    assert found == [(str(path), *states[str(path)], row) for path in version.shards for row in range(25)]
+    digests = np.load(store / "digests.npy")[:, 0]
+    assert [digest.tobytes().hex() for digest in digests] == [*map(sha256_of, PICTURES[:-1]), "00" * 32]

@@ -39,7 +39,7 @@ class Decoded:
     """A picture that was decoded, or `why` it could not be. Digests are SHA-256, in hexadecimal."""
 
     index: int
-    file: str = ""  # of the file's bytes
+    file: str = ""  # of the file's bytes, if they could be read
     pixels: str = ""  # of the row that was written
     why: str = ""
 
@@ -137,6 +137,7 @@ class _Share:
 
 def decode_one(picture: Picture, geometry: Geometry, index: int = 0) -> tuple[Decoded, bytes]:
     """A picture with its pixels, empty if it cannot be used."""
+    digest = ""
     try:
         with picture.open() as file:
             digest = sha256_of_file(file)
@@ -144,7 +145,7 @@ def decode_one(picture: Picture, geometry: Geometry, index: int = 0) -> tuple[De
             pixels = decode(file, geometry).tobytes()
     except (BadPicture, OSError) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        return Decoded(index, why=why), b""
+        return Decoded(index, digest, why=why), b""
     return Decoded(index, digest, sha256_of(pixels)), pixels
 
 
