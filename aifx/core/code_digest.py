@@ -1,7 +1,8 @@
 """The digest of the code that makes a result: a module with all that it imports of aifx, and the libraries of these.
 
 A result that is kept under this digest is made again if its code changes, and not because aifx has another version.
-Nothing is imported: modules are found by their names, and parsed. Comments, docstrings and blank lines do not count.
+Modules on the path of Python that no installed distribution has count as those beside the module do. Nothing is
+imported: modules are found by their names, and parsed. Comments, docstrings and blank lines do not count.
 Python 3.11 and 3.13 find the same digest. Not seen are modules whose names a program puts together.
 """
 
@@ -13,7 +14,7 @@ import os
 import re
 import sys
 import tokenize
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -69,13 +70,16 @@ def code_digest(module: str) -> Code:
         known: Any = parse_json(read_file(place))
         before = {Path(path): FileState(**state) for path, state in known["states"].items()}
         is_still = all(state.is_still(FileState.of(path)) for path, state in before.items())
+        listed = cache(_names_in)
+        is_still = is_still and all(_place_of(top, listed) == place for top, place in known["places"].items())
         if is_still and known["installed"] == _installed():
             return Code(**known["code"])
     search = _Search(start.stem if module == "__main__" else module, start)
     code = Code(sha256_of_json(search.digests), search.libraries())
     if all(state.is_settled for state in search.states.values()):
         with suppress(OSError, EnvironmentFault), writable_folder(place.parent):
-            write_json(place, plain({"states": search.states, "installed": search.installed, "code": code}))
+            found = {"states": search.states, "places": search.places, "installed": search.installed, "code": code}
+            write_json(place, plain(found))
     return code
 
 
@@ -95,21 +99,24 @@ class _Search:
     Attributes:
         digests: SHA-256 of each module by its name, and of each other file by its package's name and its own.
         states: of the files, and of the folders in which they were found, before they were read.
+        places: where on the path of Python the packages and modules are that are not beside the first (`_place_of`).
         installed: see `_installed`.
     """
 
     def __init__(self, module: str, start: Path) -> None:
         self.digests: dict[str, str] = {}
         self.states: dict[Path, FileState] = {}
+        self.places: dict[str, str | None] = {}
         self.installed = _installed()
         self._foreign: set[str] = set()
         self._names_in = cache(self._list)
+        self._listed = cache(_names_in)
+        self._folder_of = cache(self._find_folder)
         self._root = start.parents[module.count(".") + (start.name == "__init__.py")]
         top = module.partition(".")[0]
-        self._own = {top, *PACKAGES}
-        beside = self._names_in(self._root)
-        if top not in PACKAGES and not any(name.endswith(METADATA) for name in beside):  # beside which are libraries
-            self._own.update(name.removesuffix(".py") for name in beside)
+        self._beside = {top}
+        if top not in PACKAGES and not _has_libraries(self._names_in(self._root)):
+            self._beside.update(name.removesuffix(".py") for name in self._names_in(self._root))
         waiting = [(module, start)]
         while waiting:
             name, path = waiting.pop()
@@ -135,10 +142,10 @@ class _Search:
         self.states[path] = module.state
         for imported in module.imports:
             yield from self._find(imported)
-            if imported.partition(".")[0] not in self._own and not name.startswith(CORE):
+            if self._folder_of(imported.partition(".")[0]) is None and not name.startswith(CORE):
                 self._foreign |= {imported.partition(".")[0], ".".join(imported.split(".")[:2])}
         for text in module.strings:
-            if _REFERENCE.fullmatch(text):
+            if _REFERENCE.fullmatch(text) and text.partition(".")[0] in (*PACKAGES, *self._beside):
                 yield from self._find(text.partition(":")[0])
         if name.partition(".")[0] in PACKAGES:
             for beside in self._files_beside(path.parent, module.strings):
@@ -153,8 +160,10 @@ class _Search:
     def _find(self, name: str) -> Iterator[tuple[str, Path]]:
         """The packages and the module of a name, which may also be one in a module."""
         parts = name.split(".")
-        folder = AIFX if parts[0] in PACKAGES else self._root
-        for count, part in enumerate(parts if parts[0] in self._own else [], 1):
+        folder = self._folder_of(parts[0])
+        for count, part in enumerate(parts, 1):
+            if folder is None:
+                return
             if f"{part}.py" in self._names_in(folder):
                 yield ".".join(parts[:count]), folder / f"{part}.py"
                 return
@@ -163,6 +172,17 @@ class _Search:
             folder /= part
             if "__init__.py" in self._names_in(folder):
                 yield ".".join(parts[:count]), folder / "__init__.py"
+
+    def _find_folder(self, top: str) -> Path | None:
+        """The folder with a package or module of the first part of a name; None for a library, or if there is none."""
+        if top in PACKAGES:
+            return AIFX
+        if top in self._beside:
+            return self._root
+        if top in sys.stdlib_module_names or not top.isidentifier():
+            return None
+        place = self.places[top] = _place_of(top, self._listed)
+        return None if place is None else Path(place)
 
     def _files_beside(self, folder: Path, strings: frozenset[str]) -> Iterator[Path]:
         """The files in a module's folder that its strings name, and those in a folder that they name."""
@@ -241,6 +261,31 @@ def _names_in(folder: Path) -> frozenset[str]:
         return frozenset(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return frozenset()
+
+
+def _has_libraries(names: frozenset[str]) -> bool:
+    """Whether a folder with these names is one in which distributions are installed."""
+    return any(name.endswith(METADATA) for name in names)
+
+
+def _place_of(top: str, names_in: Callable[[Path], frozenset[str]]) -> str | None:
+    """The folder on the path of Python with a package or module; None if it is of a library, or if there is none.
+
+    An editable installation may have a finder in place of a folder on the path.
+    """
+    parts = []
+    for folder in (Path(place).absolute() for place in sys.path):
+        names = names_in(folder)
+        if f"{top}.py" in names or (top in names and "__init__.py" in names_in(folder / top)):
+            return None if _has_libraries(names) else str(folder)
+        if top in names and not _has_libraries(names) and (folder / top).is_dir():
+            parts.append(folder)
+    with suppress(ImportError, ValueError):
+        spec = find_spec(top)
+        if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
+            folder = Path(spec.origin).parents[spec.submodule_search_locations is not None]
+            return None if _has_libraries(names_in(folder)) else str(folder)
+    return str(parts[0]) if parts else None  # without __init__.py
 
 
 def _normal(distribution: str) -> str:

@@ -173,6 +173,27 @@ def test_a_module_of_a_project_counts_with_the_files_beside_it(
         before = found("mine")
 
 
+def test_a_module_on_the_path_of_python_counts(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("project/mine.py", "import shared.deep\nimport single\nimport spread.part\nimport toylib\n")
+    write("team/shared/__init__.py", "")
+    write("team/shared/deep.py", "from shared import far\n")
+    write("team/shared/far.py", "x = 1\n")
+    write("team/spread/part.py", "x = 1\n")
+    write("others/single.py", "x = 1\n")
+    write("others/unrelated.py", "x = 1\n")
+    for folder in ("site", "others", "team", "project"):
+        monkeypatch.syspath_prepend(str(tmp_path / folder))
+    monkeypatch.setattr(file_states, "SETTLED_NS", -(10**15))
+    before = found("mine")
+    assert before.libraries == {"toylib": "1.2"}
+    write("others/unrelated.py", "x = 2\n")
+    assert found("mine") == before
+    for name in ("team/shared/far.py", "team/spread/part.py", "others/single.py", "team/single.py"):
+        write(name, f"x = {name!r}\n")
+        assert found("mine").sha256 != before.sha256, name
+        before = found("mine")
+
+
 def test_relative_imports(write: Write) -> None:
     write("own/start.py", "from . import late\nfrom .parts import near\n")
     before = found()
