@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from aifx.config.sections import Section
 from aifx.core.artifact import short_reference
 from aifx.core.errors import DataError
+from aifx.core.file_states import FileState
 from aifx.core.os_errors import first_line
 from aifx.core.parsing import parse_json
 from aifx.core.project import Project
@@ -193,7 +194,9 @@ def verify_files(reference: str, section: Section, project: Project) -> Verified
     ]
     if not found.sha256.startswith(digits):
         damages.append(f"the files are not {short_reference(reference)}")
-    size = sum(scan.state.bytes if scan.state else file.bytes for file, scan in found.files.items())
+    size = 0
+    for file, scan in found.files.items():
+        size += scan.state.bytes if isinstance(scan.state, FileState) else file.bytes
     unread = sum(file.is_remote for file in found.files)
     return VerifiedVersion(found.reference, len(found.files), size, tuple(damages), unread)
 

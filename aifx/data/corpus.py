@@ -175,8 +175,9 @@ class Corpus(Sources):
         pieces = self._read("train", whole)
         if not is_held_out:
             return (("train", piece) for piece in pieces)
-        return by_block(pieces, self._training_bytes(), self.fractions)
+        return by_block(pieces, self._training_bytes, self.fractions)
 
+    @cached_property
     def _training_bytes(self) -> int:
         """Of the text that is divided, UTF-8."""
         files = self.files["train"]

@@ -2,6 +2,7 @@
 
 It is one file in the cache per project. An entry is the result of one way of reading one file, and the state of the
 file before it was read. It counts as long as that state does (`FileState.is_still`); otherwise the file is read again.
+The state of a file of a store is the tag, such as an ETag, that the store gives it. Without one it is always read.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,7 +27,7 @@ from aifx.data.readers.encodings import FileScan
 from aifx.data.readers.sources import SourceFile, reading
 from aifx.data.readers.web import texts_version
 
-VERSION = 1
+VERSION = 2
 """Of the index and of what reading finds in a file: a part of the index's name."""
 
 Entries: TypeAlias = dict[tuple[str, str], list[Any]]
@@ -50,11 +51,14 @@ def scans_of(
     scans: dict[SourceFile, FileScan] = {}
     made: Entries = {}
     for file in files:
-        key, now = (file.location, _way(file, text_field)), _state_of(file)
+        key = (file.name if file.is_remote else file.location, _way(file, text_field))  # a URL may hold secrets
+        now = file.tag or None if file.is_remote else _state_of(file)
         known = _parsed(entries[key]) if key in entries else None
         if known is None or not _is_still(known, now):
             known = replace(_scan(file, text_field), state=now)
-            if known.num_bytes and now is not None:
+            if file.tag and _state_of(file) != now:
+                known = replace(known, state=None)
+            if known.num_bytes and known.state is not None:
                 made[key] = _row(*key, known)
         scans[file] = known
     if path is not None and made:
@@ -81,7 +85,7 @@ def prune_indexes(*, dry_run: bool) -> list[tuple[Path, int]]:
         if is_temporary(path.name):
             continue
         entries = _read(path)
-        kept = {key: row for key, row in entries.items() if os.path.lexists(key[0])}
+        kept = {key: row for key, row in entries.items() if "://" in key[0] or os.path.lexists(key[0])}
         if kept and len(kept) == len(entries):
             continue
         size = path.stat().st_size
@@ -110,14 +114,16 @@ def _scan(file: SourceFile, text_field: str | None) -> FileScan:
     return FileScan(digest, num_bytes)
 
 
-def _is_still(scan: FileScan, now: FileState | None) -> bool:
-    return scan.state is not None and now is not None and scan.state.is_still(now)
+def _is_still(scan: FileScan, now: FileState | str | None) -> bool:
+    if isinstance(scan.state, FileState) and isinstance(now, FileState):
+        return scan.state.is_still(now)
+    return scan.state is not None and scan.state == now
 
 
-def _state_of(file: SourceFile) -> FileState | None:
-    """The state of a file; None for one of a store, which is read again whenever its content matters."""
+def _state_of(file: SourceFile) -> FileState | str | None:
+    """The state of a file; None for one of a store without tags, which is read again whenever its content matters."""
     if file.is_remote:
-        return None
+        return file.tag_now() if file.tag else None
     with reading(file):
         return FileState.of(file.location)
 
@@ -144,12 +150,11 @@ def _encoded(entries: Entries) -> bytes:
 
 def _row(path: str, how: str, scan: FileScan) -> list[Any]:
     """One entry as JSON has it; `_parsed` is its inverse."""
-    state = scan.state
-    assert state is not None
-    times = (state.bytes, state.inode, state.mtime_ns, state.ctime_ns, state.seen_ns)
-    return [path, how, *times, scan.digest, scan.num_bytes, scan.num_bad, scan.where, scan.why, scan.encodings]
+    state = [*astuple(scan.state)] if isinstance(scan.state, FileState) else scan.state
+    return [path, how, state, scan.digest, scan.num_bytes, scan.num_bad, scan.where, scan.why, scan.encodings]
 
 
 def _parsed(row: list[Any]) -> FileScan:
-    digest, num_bytes, num_bad, where, why, encodings = row[7:]
-    return FileScan(digest, num_bytes, num_bad, where, why, tuple(encodings), FileState(*row[2:7]))
+    state, digest, num_bytes, num_bad, where, why, encodings = row[2:]
+    read_state = state if isinstance(state, str) else FileState(*state)
+    return FileScan(digest, num_bytes, num_bad, where, why, tuple(encodings), read_state)

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def test_verify_finds_what_size_and_times_do_not_show(project: Project, monkeypa
     state = FileState.of(str(path))
     for row in rows:
         if row[0] == str(path):
-            row[2:7] = state.bytes, state.inode, state.mtime_ns, state.ctime_ns, state.seen_ns
+            row[2] = astuple(state)
     write_checked(index, json.dumps(rows).encode())
     assert find_implicit("data.train", SECTION, project).sha256 == before.sha256, "the index is believed"
     (damage,) = verify_files("data.train", SECTION, project).damages

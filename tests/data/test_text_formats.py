@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from backports import zstd
 from prose import prose
+from s3_server import s3_server
 
 from aifx.core.errors import DataError, EnvironmentFault
 from aifx.core.project import Project, cache_path
+from aifx.data.file_index import changed_file, prune_indexes, scans_of
 from aifx.data.readers import web
 from aifx.data.readers.documents import find_files, read_documents
 from aifx.data.text import TextData
@@ -155,3 +157,35 @@ def test_text_in_a_store_is_read_without_a_copy(
             documents(project, "memory://raw/e.txt.gz")
     finally:
         store.rm("/raw", recursive=True)
+
+
+@pytest.mark.slow
+def test_text_of_a_store_with_tags_is_read_when_it_is_needed(
+    open_: Open, monkeypatch: pytest.MonkeyPatch, project: Project
+) -> None:
+    with s3_server(monkeypatch) as store:
+        text, later = (lines(*({"text": prose(200, number)} for number in range(n, n + 30))) for n in (0, 30))
+        store.pipe_file("bucket/a.jsonl", text.encode())
+        opened: list[str] = []
+        real = type(store).open
+
+        def count(self: object, path: str, *args: object, **keys: object) -> object:
+            opened.append(path)
+            return real(self, path, *args, **keys)
+
+        monkeypatch.setattr(type(store), "open", count)
+        # Its digest, the bytes to divide, the tokenizer and the tokens.
+        first = open_("one", train=("s3://bucket/a.jsonl",), tokenizer="bpe", vocab_size=300, validation_fraction=0.1)
+        assert len(opened) == 4
+        (index,) = cache_path("files").iterdir()
+        assert b"s3://bucket/a.jsonl" in index.read_bytes()
+        again = open_("two", train=("s3://bucket/a.jsonl",), tokenizer="bpe", vocab_size=300, validation_fraction=0.1)
+        assert (again.digest, len(opened)) == (first.digest, 4)
+        prune_indexes(dry_run=False)
+        (file,) = find_files(("s3://bucket/a.jsonl",), project, "data.train")
+        scans = scans_of([file], "text", project)
+        assert (changed_file(scans, "text"), len(opened)) == (None, 4)
+        store.pipe_file("bucket/a.jsonl", later.encode())
+        assert changed_file(scans, "text") == file
+        other = open_("three", train=("s3://bucket/a.jsonl",), tokenizer="bpe", vocab_size=300, validation_fraction=0.1)
+        assert other.digest != first.digest

@@ -36,7 +36,8 @@ class FileScan:
     where: str = ""  # the first of them, as a message goes on after the file's name: ":3" for a line, ": row 3"
     why: str = ""  # its offset and value
     encodings: tuple[str, ...] = ()  # of such a file, it seems, the likeliest first
-    state: FileState | None = field(default=None, compare=False)  # of the file before it was read
+    # Of the file before it was read; for one of a store the tag that the store gave it.
+    state: FileState | str | None = field(default=None, compare=False)
 
 
 @contextmanager

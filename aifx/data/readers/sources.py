@@ -45,6 +45,7 @@ class SourceFile:
         bytes: 0 if it is not known, as `changed` and `sha256`.
         changed: time of its last change, in ns; 0 for a remote file.
         stamp: what a store records with the content of a remote file, such as its ETag and time.
+        tag: that of these which is another for any other content, as an ETag is; "" if the store has none.
         sha256: "" for a remote file that was not read yet.
         target: what a picture shows, by its folder or its row of a list; None if that is not known.
         split: that its folder or its row names.
@@ -59,6 +60,7 @@ class SourceFile:
     bytes: int = 0
     changed: int = 0
     stamp: str = ""
+    tag: str = ""
     sha256: str = ""
     target: Target | None = None
     split: Split | None = None
@@ -140,6 +142,13 @@ class SourceFile:
             raise DataError(
                 f"{self.name} changed while it was read", "its size or time differs", "run the same command again"
             )
+
+    def tag_now(self) -> str:
+        """The tag that the store gives a remote file now. Raises EnvironmentFault if the store fails."""
+        store = open_store(self.location)
+        with _asking(f"read {self.name}"):
+            store.fs.invalidate_cache()
+            return _tag(store.fs.info(store.path))
 
     def _copy(self, target: Any) -> str:
         digest = Sha256()
@@ -248,7 +257,7 @@ def list_sources(arguments: Sequence[str], base: Path, *, follow_links: bool = F
                 continue
             if format_ == "image" and one.name not in found:
                 pictures[one.name] = _folders(argument, one.location)
-            file = SourceFile(one.name, one.location, format_, compression, one.bytes, one.changed, one.stamp)
+            file = SourceFile(one.name, one.location, format_, compression, one.bytes, one.changed, one.stamp, one.tag)
             before = found.setdefault(one.name, file)
             if before.location != one.location:
                 why = "both would be recorded under this name"
@@ -312,6 +321,7 @@ class _Found(NamedTuple):
     is_given: bool = False
     is_outside: bool = False
     is_regular: bool = True
+    tag: str = ""
 
 
 def _local(argument: str, base: Path, follow_links: bool) -> Iterator[_Found]:
@@ -425,13 +435,20 @@ def _remote(url: str, follow_links: bool) -> Iterator[_Found]:
             yield _Found(without_secrets(location), location, is_outside=True)
             continue
         stamp = sha256_of(repr(sorted(_stamp(info).items())))
-        yield _Found(without_secrets(location), location, int(info["size"] or 0), 0, stamp, is_given)
+        size, tag = int(info["size"] or 0), _tag(info)
+        yield _Found(without_secrets(location), location, size, 0, stamp, is_given, tag=tag)
 
 
 def _stamp(info: dict[str, Any]) -> dict[str, str]:
     """Size, and what changes with the content."""
     keys = ("size", "ETag", "etag", "md5Hash", "content_md5", "generation", "LastModified", "last_modified", "mtime")
     return {key: str(info[key]) for key in keys if info.get(key) is not None}
+
+
+def _tag(info: dict[str, Any]) -> str:
+    return next(
+        (str(info[key]) for key in ("ETag", "etag", "md5Hash", "content_md5", "generation") if info.get(key)), ""
+    )
 
 
 def _with_path(url: str, top: str, path: str) -> str:
