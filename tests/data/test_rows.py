@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,28 @@ def test_one_byte_order_mark_is_no_content(tmp_path: Path, name: str) -> None:
 
 
 def test_the_bad_bytes_of_a_table_are_counted_and_not_replaced(tmp_path: Path) -> None:
-    """`data.errors` is for text alone, so the hint converts the file."""
-    (tmp_path / "a.csv").write_bytes("x\nschöne Bäume\n".encode() * 9 + b"\xe9\n1\n\xff\n")
+    """`data.errors` is for text alone. A byte that is half a character of UTF-8 is left out."""
+    (tmp_path / "a.csv").write_bytes(
+        "x\nschöne Bäume\n".encode() * 9 + "schöne Bäume\n".encode()[:-2] + b"\xc3\n1\n\xff\n"
+    )
     with pytest.raises(DataError) as caught:
         read(tmp_path / "a.csv")
     assert caught.value.what == f"{tmp_path}/a.csv:19: not UTF-8"
     assert "2 bad bytes in this file" in caught.value.why
     assert caught.value.hint.startswith("iconv -c -f UTF-8 -t UTF-8 ")
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_one_line_of_another_encoding_is_shown_in_it(tmp_path: Path, suffix: str) -> None:
+    """To convert the whole file would damage its other lines, and to leave the byte out would change the word."""
+    data = '{"x": "schöne Bäume"}\n'.encode() * 9 + b'{"x": "caf\xe9"}\n' + b'{"x": "B\xc3\xa4ume"}\n'
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix else data)
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert "the line seems to be cp1252" in caught.value.why
+    shell = subprocess.run(caught.value.hint, shell=True, capture_output=True, check=True, timeout=60)
+    assert shell.stdout.decode() == '{"x": "café"}\n'
 
 
 def test_rows_of_a_stream_of_the_process() -> None:

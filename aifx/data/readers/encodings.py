@@ -102,11 +102,14 @@ def scan_text(file: SourceFile) -> FileScan:
                 return FileScan(digest.hexdigest(), num_bytes, num_bad, where, why, tuple(encodings))
 
 
-def undecodable(scans: dict[SourceFile, FileScan], *, is_replaceable: bool = True) -> DataError:
+def undecodable(
+    scans: dict[SourceFile, FileScan], *, is_replaceable: bool = True, line_encodings: Sequence[str] = ("utf-8",)
+) -> DataError:
     """The error for files that hold bytes that are not UTF-8: the first place, all counts, and the way out.
 
     Args:
         is_replaceable: whether training with `data.errors` may replace the bytes.
+        line_encodings: that the first line with such bytes may have, in a file most of which is UTF-8.
     """
     bad = {file: scan for file, scan in scans.items() if scan.where}
     file, first = next(iter(bad.items()))
@@ -123,6 +126,9 @@ def undecodable(scans: dict[SourceFile, FileScan], *, is_replaceable: bool = Tru
     if total:
         parts.append(f"{total:,} bad byte{'s' * (total > 1)} in {place}")
     hint = conversion(file, first.encodings)
+    if is_utf8 and line_encodings and line_encodings[0] != "utf-8":
+        parts.insert(1, f"the line seems to be {listed(line_encodings)}")
+        hint = conversion(file, line_encodings, first.where.removeprefix(":"))
     if is_utf8 and is_replaceable:
         hint = "aifx train --set data.errors=replace  # most of it is UTF-8"
     return DataError(f"{file.name}{first.where}: not UTF-8", "; ".join(parts), hint)
@@ -137,8 +143,8 @@ def report_bad_bytes(scans: dict[SourceFile, FileScan], errors: DecodeErrors) ->
     return [f"{name}: {count:,} bytes are not UTF-8; {done}" for name, count in bad]
 
 
-def conversion(file: SourceFile, encodings: Sequence[str]) -> str:
-    """A command that converts a file to UTF-8, from the likeliest of `encodings`."""
+def conversion(file: SourceFile, encodings: Sequence[str], line: str = "") -> str:
+    """A command that converts a file to UTF-8, or shows a line of it in UTF-8, from the likeliest of `encodings`."""
     name = shlex.quote(file.name)
     if not encodings:
         return f"file -i {name}  # it seems to be no text: leave it out"
@@ -147,4 +153,6 @@ def conversion(file: SourceFile, encodings: Sequence[str]) -> str:
     if encoding == "utf-8":
         convert = "iconv -c -f UTF-8 -t UTF-8"
     reader = {".gz": "zcat", ".zst": "zstdcat"}.get(file.compression)
+    if line:
+        return f"{reader} {name} | sed -n {line}p | {convert}" if reader else f"sed -n {line}p {name} | {convert}"
     return f"{reader} {name} | {convert} > fixed{file.suffix}" if reader else f"{convert} {name} > fixed{file.suffix}"

@@ -46,7 +46,8 @@ def _not_utf8(file: SourceFile, number: int, why: str, sample: bytes, errors: De
     scan = None if file.is_stream else scan_text(file)
     if scan is None or not scan.where:
         scan = FileScan("", 0, 0, f":{number}", why, tuple(likely_encodings(sample)))
-    return undecodable({file: scan}, is_replaceable=errors is not None)
+    line = likely_encodings(sample.partition(b"\n")[0])
+    return undecodable({file: scan}, is_replaceable=errors is not None, line_encodings=line)
 
 
 def parse_records(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
