@@ -30,6 +30,9 @@ from aifx.data.readers.web import texts_version
 VERSION = 2
 """Of the index and of what reading finds in a file: a part of the index's name."""
 
+COLUMNS = 9
+"""Of an entry (`_row`)."""
+
 Entries: TypeAlias = dict[tuple[str, str], list[Any]]
 """By path and way of reading, as `_row` makes them."""
 
@@ -82,7 +85,7 @@ def prune_indexes(*, dry_run: bool) -> list[tuple[Path, int]]:
     pruned: list[tuple[Path, int]] = []
     folder = cache_path("files")
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if is_temporary(path.name):
+        if is_temporary(path.name) or not path.is_file():
             continue
         entries = _read(path)
         kept = {key: row for key, row in entries.items() if "://" in key[0] or os.path.lexists(key[0])}
@@ -133,8 +136,18 @@ def _index_path(project: Project) -> Path:
 
 
 def _read(path: Path) -> Entries:
-    data = read_cached(read_checked, path, "index of files")
-    return {} if data is None else {(row[0], row[1]): row for row in json.loads(bytes(data))}
+    return read_cached(_entries, path, "index of files") or {}
+
+
+def _entries(path: Path) -> Entries:
+    """Raises OSError, UnsafeFile, ValueError."""
+    try:
+        rows = json.loads(bytes(read_checked(path)))
+        if all(len(row) == COLUMNS for row in rows):
+            return {(row[0], row[1]): row for row in rows}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not an index of files") from error
+    raise ValueError(f"{path} is not an index of files")
 
 
 def _write(path: Path, entries: Entries) -> None:

@@ -16,6 +16,7 @@ from aifx.core.errors import DataError
 from aifx.core.file_states import FileState
 from aifx.core.project import Project, cache_path
 from aifx.data import file_index
+from aifx.data.checked_files import with_digest
 from aifx.data.corpus import Corpus, open_corpora
 from aifx.data.readers import documents
 from aifx.data.readers.documents import find_files, scan_file
@@ -64,7 +65,7 @@ def rewrite(path: Path, text: str) -> None:
 
 
 def index() -> Path:
-    (found,) = (cache_path() / "files").iterdir()
+    (found,) = (path for path in (cache_path() / "files").iterdir() if path.is_file())
     return found
 
 
@@ -118,6 +119,24 @@ def test_a_damaged_index_is_made_again(
     assert len(read) == 2
     digests()
     assert len(read) == 2
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("content", [b'[["a"]]', b"[1]", b'{"a": 1}', b"{", b'[{"012345678": 1}]', b"null"])
+def test_an_index_with_other_content_is_made_again(
+    content: bytes, write: Write, digests: Callable[..., list[str]], read: list[str]
+) -> None:
+    write("a.txt", TEXT)
+    digests()
+    index().write_bytes(with_digest(content))
+    (index().parent / "folder").mkdir()
+    file_index.prune_indexes(dry_run=True)
+    (index().parent / "folder").rmdir()
+    assert digests() == digests() == [sha256_of(TEXT)]
+    assert len(read) == 2
+    (index().parent / "folder").mkdir()
+    file_index.prune_indexes(dry_run=False)
+    assert (index().parent / "folder").is_dir()
 
 
 @pytest.mark.usefixtures("settled")
