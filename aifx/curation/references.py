@@ -120,7 +120,7 @@ def held_out_references(
         else:
             field = getattr(section, "text_field", "text")
             named = [file for split in HELD_OUT for file in getattr(section, split, ())]
-            references += [files.read(str(project.root / file), field) for file in named]
+            references += [files.read(file if "://" in file else str(project.root / file), field) for file in named]
             if isinstance(section, TextSection) and not is_split:
                 references += _of_training_files(version, section, project, files)
     if not references:

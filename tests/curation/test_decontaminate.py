@@ -19,13 +19,16 @@ from inprocess import run
 from made_rows import LIMITS, Made, numbered, rows_of, some_texts, texts_version, words_of
 
 from aifx.core.errors import EnvironmentFault
+from aifx.core.project import Project
 from aifx.curation import overlap as overlap_module
 from aifx.curation.decontaminate import find_contamination
 from aifx.curation.execution import execute
 from aifx.curation.overlap import Reference, build_index
+from aifx.curation.references import ReferenceFiles, held_out_references
 from aifx.curation.split import Split
 from aifx.curation.step import Limits
 from aifx.data.names import ROW, SPLIT
+from aifx.data.sections import TextSection
 from aifx.data.versions.catalog import open_catalog
 from aifx.data.versions.manifest import Version
 
@@ -215,6 +218,17 @@ def test_the_held_out_share_of_the_training_files_is_the_default(project: Path) 
     refused = refusal(project)
     assert "f.txt" in refused
     assert "data.validation_fraction" in refused
+
+
+def test_held_out_files_may_be_in_a_store(tmp_path: Path) -> None:
+    version = texts_version(open_catalog(str(tmp_path / "datasets")), numbered(some_texts(3, 1)), 9, "corpus")
+    url = (tmp_path / "validation.jsonl").as_uri()
+    (tmp_path / "validation.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    (tmp_path / "test.txt").write_text("three")
+    section = TextSection(train=("test.txt",), validation=(url,), test=("test.txt",))
+    files = ReferenceFiles(tmp_path, tmp_path / "work", LIMITS)
+    found = held_out_references(version, section, Project(tmp_path), files)
+    assert {one.name: one.version.manifest.rows for one in found} == {url: 2, "test.txt": 1}
 
 
 @pytest.mark.slow
