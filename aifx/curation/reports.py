@@ -17,7 +17,7 @@ from aifx.core.parsing import parse_json
 from aifx.core.project import Project
 from aifx.curation.execution import Made
 from aifx.curation.profile import Profile
-from aifx.data.implicit import find_implicit
+from aifx.data.implicit import find_implicit, split_reference
 from aifx.data.names import Kind
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import PROFILE
@@ -182,9 +182,9 @@ def verify_files(reference: str, section: Section, project: Project) -> Verified
     Args:
         reference: "data.train", or "data.train@<digits>" to compare the files with those of a run's provenance.
 
-    Raises DataError for a file that cannot be read, UsageError if the key names none.
+    Raises DataError for a file that cannot be read, UsageError if the key names none or the digits are no digest.
     """
-    key, _, digits = reference.partition("@")
+    key, digits = split_reference(reference)
     known = find_implicit(key, section, project)
     found = find_implicit(key, section, project, again=True)
     damages = [

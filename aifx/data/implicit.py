@@ -7,6 +7,7 @@ the index of the project has it (`aifx.data.file_index`). A data set has the ver
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,8 @@ from aifx.data.readers.encodings import FileScan
 from aifx.data.readers.sources import SourceFile, named_file
 from aifx.data.sections import DatasetSection, DocumentSection, ImagesSection, TextSection
 from aifx.data.splits import SPLITS
+
+_DIGITS = re.compile("[0-9a-f]{1,64}")
 
 KEYS = (*(f"data.{split}" for split in SPLITS), "data.path")
 """The keys of `[data]` that name files."""
@@ -89,6 +92,15 @@ def version_of_path(file: SourceFile, project: Project) -> dict[str, ImplicitVer
     return {"data.path": _version("data.path", [file], None, project)}
 
 
+def split_reference(reference: str) -> tuple[str, str]:
+    """The key and the digits of "data.train@3f2a"; "" for the digits of "data.train". Raises UsageError for others."""
+    key, at, digits = reference.partition("@")
+    if at and not _DIGITS.fullmatch(digits):
+        why = "after @ is the beginning of a SHA-256, of 64 hexadecimal digits at most"
+        raise UsageError(f"{reference!r} names no version", why, f"aifx data verify {key}")
+    return key, digits
+
+
 def find_implicit(reference: str, section: Section, project: Project, *, again: bool = False) -> ImplicitVersion:
     """The version that "data.train" means, or "data.train@3f2a".
 
@@ -97,7 +109,7 @@ def find_implicit(reference: str, section: Section, project: Project, *, again: 
 
     Raises UsageError if the key names no files or others, DataError.
     """
-    key, _, digits = reference.partition("@")
+    key, digits = split_reference(reference)
     named = named_files(section, project)
     if key not in named:
         if isinstance(section, ImagesSection) and section.dataset is None and not named:

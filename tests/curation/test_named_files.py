@@ -151,6 +151,9 @@ def test_verify_compares_files_with_a_version_of_them(project: Project) -> None:
     assert (whole.files, whole.unread, whole.damages) == (2, 0, ())
     assert whole.size_bytes == sum(path.stat().st_size for path in (project.root / "texts").iterdir())
     assert not verify_files(whole.reference, SECTION, project).damages
+    for digits in ("", "xyz", "0" * 65):
+        with pytest.raises(UsageError, match="names no version"):
+            verify_files(f"data.train@{digits}", SECTION, project)
     (project.root / "texts/a.txt").write_text("others")
     assert not verify_files("data.train", SECTION, project).damages, "the user may edit it"
     assert verify_files(whole.reference, SECTION, project).damages
