@@ -148,6 +148,10 @@ def read_list(path: Path, name: str) -> tuple[TargetKind, list[Example]]:
         split = _split(str(row.values.get("split", "")), place)
         shown = _target(row.values[target], target, place)
         examples.append(Example(path.parent / file, f"{place}: {file}", shown, split))
+    if not examples:
+        raise DataError(
+            f"{name} has no pictures", "no row names a file", "name the pictures below a header: docs/tasks.md"
+        )
     return target, examples
 
 

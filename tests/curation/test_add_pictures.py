@@ -140,6 +140,8 @@ def test_a_list_does_not_leave_its_folder(project: Project) -> None:
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
+        (["file,label"], ["list.csv has no pictures"]),
+        ([], ["list.csv has no pictures"]),
         (["file,label", "pictures/00.png,a", "pictures/none.png,b"], ["list.csv:3", "none.png"]),
         (["file,label", "pictures/00.png,a", "pictures/00.png,b"], ["list.csv:3", "00.png"]),
         (["file,label", "pictures,a"], ["list.csv:2", "pictures"]),
