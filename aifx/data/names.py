@@ -10,7 +10,7 @@ ROW, SOURCE, SPLIT, CLUSTER = "_row", "_source", "_split", "_cluster"
 RESERVED = (ROW, SOURCE, SPLIT, CLUSTER)
 
 CHAT = "chat"
-"""The one column of a version of kind "chat": each row's JSON, a conversation or a preference, as it is in its file.
+"""The one column of a version of kind "chat": the JSON of a conversation or a preference, unchanged.
 
 Columns of Arrow's structs would give each tool call the keys of all others, with null."""
 

@@ -266,7 +266,7 @@ class TokenFormat(DataFormat):
 
     @abstractmethod
     def _open_files(self, files: Mapping[Split, Sequence[SourceFile]], project: Project | None) -> Dataset:
-        """The data set of these files, which may be of a project; nothing of them is held out. Raises DataError."""
+        """The data set of these files, without held-out splits; they may be of a project. Raises DataError."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def move_base_run(staging: Path, rendered: Path) -> None:
 def _copy(origin: RunDirectory, run: RunDirectory) -> None:
     """Copy the files of a run that generation and fine-tuning need, with its best checkpoint alone.
 
-    Raises Damaged if a byte of the checkpoint is not as it was saved.
+    Raises Damaged if a byte of the checkpoint has changed since it was saved.
     """
     from aifx.checkpoint.copying import copy_checkpoint, open_stored
     from aifx.kinds import read_config

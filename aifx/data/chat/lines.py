@@ -1,4 +1,4 @@
-"""Chats as versions of data sets keep them: a row is a line of JSON, as it is in its file.
+"""Chats as versions of data sets keep them: each row is an unchanged line of JSON.
 
 `CHAT_READERS` read source files for `aifx data add`. The other functions reach the texts in a row.
 """
