@@ -13,7 +13,7 @@ import logging
 import math
 import mmap
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -55,13 +55,11 @@ class CheckedFile:
         self._checked = bytearray(len(digests) // DIGEST_BYTES)
         self._lock = threading.Lock()
 
-    def _check(self, blocks: Iterable[int]) -> None:
-        for block in blocks:
-            if not self._checked[block]:
-                with self._lock:
-                    if not self._is_whole(block):
-                        self._replace(block)
-                    self._checked[block] = 1
+    def _check(self, block: int) -> None:
+        with self._lock:
+            if not self._is_whole(block):
+                self._replace(block)
+            self._checked[block] = 1
 
     def _replace(self, block: int) -> None:
         if self.repair is None:
@@ -85,19 +83,25 @@ class BlockArray(CheckedFile):
             raise ValueError("the block of its header is damaged")
         header = io.BytesIO(file[:BLOCK_BYTES].tobytes())
         np.lib.format.read_magic(header)
-        _, _, self._dtype = np.lib.format.read_array_header_1_0(header)
+        _, _, dtype = np.lib.format.read_array_header_1_0(header)
         self._start = header.tell()
-        self._length = len(file[self._start :].view(self._dtype))
+        self._values: np.ndarray = file[self._start :].view(dtype)
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._values)
 
     def __getitem__(self, part: slice) -> np.ndarray:
-        start, stop, step = part.indices(self._length)
+        start, stop, step = part.indices(len(self._values))
         assert step == 1
-        first, last = (self._start + place * self._dtype.itemsize for place in (start, max(start, stop)))
-        self._check(range(first // BLOCK_BYTES, -(-last // BLOCK_BYTES)))
-        return self.file[first:last].view(self._dtype)
+        head, size = self._start, self._values.itemsize
+        for block in range((head + start * size) // BLOCK_BYTES, -(-(head + stop * size) // BLOCK_BYTES)):
+            if not self._checked[block]:
+                self._check(block)
+        return self._values[start:stop]
+
+    def _replace(self, block: int) -> None:
+        super()._replace(block)
+        self._values = self.file[self._start :].view(self._values.dtype)
 
 
 class FixedRows(CheckedFile):
@@ -114,7 +118,8 @@ class FixedRows(CheckedFile):
 
     def __getitem__(self, which: np.ndarray) -> np.ndarray:
         is_checked = np.frombuffer(self._checked, np.bool_)
-        self._check(np.unique(which[~is_checked[which]]).tolist())
+        for row in np.unique(which[~is_checked[which]]).tolist():
+            self._check(row)
         found: np.ndarray = self.file.reshape(self.shape)[which]
         return found
 
