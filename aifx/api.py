@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from aifx.data.splits import Split
     from aifx.evaluation.dataset import DatasetReports
     from aifx.evaluation.held_out import Report as Evaluation
-    from aifx.generation.generator import GeneratedText
     from aifx.health.report import Report as HealthReport
     from aifx.loading.model import LoadedModel
     from aifx.scaffold.projects import Scaffolded
+    from aifx.serving.generate import GeneratedText
     from aifx.training.records import TrainResult
 
 __all__ = ["bench", "doctor", "evaluate", "generate", "init", "load", "predict", "train"]
@@ -190,8 +190,8 @@ def generate(
         chat: whether the prompt is a user's message, which the model answers.
         system: with `chat`, a system message before it.
     """
-    from aifx.generation.generator import Chat, GeneratedText, write_text
     from aifx.loading.restore import restore_run
+    from aifx.serving.generate import Chat, GeneratedText, write_text
 
     directory, project = open_run(run)
     trained = restore_run(directory, project, step=parse_step(step))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from aifx.data.spec import DataSpec, Field, need_spec
     from aifx.data.splits import Split
     from aifx.models import Family
-    from aifx.models.base import Decodes, Head, Model, Serves
+    from aifx.models.base import Decodes, Head, Model
     from aifx.nn.initializers import normal, ones, zeros
     from aifx.nn.layers import dropout, linear
     from aifx.objectives import ObjectiveKind
@@ -48,7 +48,7 @@ _NAMES = {
     "aifx.data.spec": "DataSpec Field need_spec",
     "aifx.data.splits": "Split",
     "aifx.models": "Family",
-    "aifx.models.base": "Decodes Head Model Serves",
+    "aifx.models.base": "Decodes Head Model",
     "aifx.nn.initializers": "normal ones zeros",
     "aifx.nn.layers": "dropout linear",
     "aifx.objectives": "ObjectiveKind",

@@ -56,7 +56,7 @@ def timed(step: Callable[[], Any]) -> list[float]:
 
 
 def aifx_side(rows: list[int], sampling: str) -> Told:
-    """The program of `DecodingPrograms.decode`."""
+    """The program of `ServingPrograms.decode`, without rules."""
     import jax
     import jax.numpy as jnp
 
@@ -67,6 +67,7 @@ def aifx_side(rows: list[int], sampling: str) -> Told:
     from aifx.parallel.layout import local_layout
     from aifx.programs.decoding import DecodingPrograms
     from aifx.programs.sampling import Sampling
+    from aifx.programs.serving import ServingPrograms
     from aifx.specs import init_params
 
     section = DecoderSection(
@@ -82,15 +83,17 @@ def aifx_side(rows: list[int], sampling: str) -> Told:
         params = quantize_matrices(cast_floating(drawn, dtype), specs, "int8" if kind == "int8" else "none")
         params = programs.prepare(params)
         for count in rows:
-            cache = init_params(model.cache_specs(count, CAPACITY, dtype), jax.random.key(1))
-            cache["lengths"] += HELD
-            tokens, draw = jnp.zeros(count, jnp.int32), Sampling.of(**SAMPLING[sampling], rows=count)
-            keys, decode = jax.random.split(jax.random.key(2), count), programs.decode(count, CAPACITY)
+            pages = CAPACITY // model.page_size
+            writing = ServingPrograms(programs, params, count * pages, CAPACITY, has_rules=False)
+            pool, decode = writing.init_pool(), writing.decode(count).compiled
+            table = np.arange(count * pages, dtype=np.int32).reshape(count, pages)
+            draws = writing.draws(count)._replace(sampling=Sampling.of(**SAMPLING[sampling], rows=count))
+            tokens, lengths = jnp.zeros(count, jnp.int32), np.full(count, HELD, np.int32)
 
             def step() -> None:
-                nonlocal cache, tokens
-                cache, tokens = decode(params, cache, tokens, keys, draw)  # noqa: B023
-                tokens.block_until_ready()
+                nonlocal pool, tokens, lengths
+                pool, drawn = decode(params, pool, tokens, lengths, table, draws)  # noqa: B023
+                tokens, lengths = drawn.token.block_until_ready(), lengths + 1
 
             found[f"{kind} {count}"] = timed(step)
     return {"seconds": found, "versions": {"jax": jax.__version__}}

@@ -32,6 +32,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import side_by_side
@@ -186,7 +187,7 @@ def full_rows(engine: Any, count: int) -> list[Any]:
             GenerationRequest(list(range(2000, 2000 + PROMPT + 32)), ANSWER),
             lambda delta: None,
             engine.tokenizer,
-            engine._weights,
+            engine.weights,
         )
         per_row = CONTEXT // engine.page_size
         row.pages, row.held = list(range(number * per_row, (number + 1) * per_row)), PROMPT + 31
@@ -209,7 +210,7 @@ def program_s(engine: Any, rows: int) -> list[float]:
     chosen, seconds = full_rows(engine, rows), []
     for number in range(STEPS + 5):
         began = time.perf_counter()
-        jax.block_until_ready(engine.device.decode(engine._weights.params, chosen))
+        jax.block_until_ready(engine.device.decode(engine.weights.params, chosen))
         if number >= 5:
             seconds.append(time.perf_counter() - began)
     return seconds
@@ -218,8 +219,8 @@ def program_s(engine: Any, rows: int) -> list[float]:
 def generate_side() -> Told:
     """`aifx generate`, from token to token."""
     from aifx.core.project import find_project
-    from aifx.generation.generator import write_text
     from aifx.loading.restore import restore_run
+    from aifx.serving.generate import write_text
 
     project = find_project()
     trained = restore_run(project.existing_run("base"), project, step=None)
@@ -246,7 +247,7 @@ def overhead_side() -> Told:
     engine = state.engine
     steps: list[tuple[float, float, int]] = []  # begin, end, and how many rows ran
     programs, read = engine.device._decode, engine.device.prefill
-    program = programs[STREAMS]
+    program = programs[STREAMS].compiled
 
     def timed(*arguments: Any) -> Any:
         began = time.perf_counter()
@@ -258,7 +259,7 @@ def overhead_side() -> Told:
         steps.append((0.0, 0.0, 0))
         return read(*arguments, **options)
 
-    programs[STREAMS], engine.device.prefill = timed, reading
+    programs[STREAMS], engine.device.prefill = SimpleNamespace(compiled=timed), reading
     bound = bind("127.0.0.1", 0, port_hint="")
     server, ready = open_server(state, bound), threading.Event()
     thread = threading.Thread(target=server.run, args=(ready.set,), daemon=True)

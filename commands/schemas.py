@@ -64,7 +64,6 @@ def command_types() -> dict[str, Any]:
     from aifx.curation.row_history import Explanation
     from aifx.drills.guarantees import DrillReport
     from aifx.evaluation import dataset, held_out
-    from aifx.generation.generator import GeneratedText
     from aifx.health import documents as health
     from aifx.health.diff import Difference
     from aifx.hub.documents import ImportDocument
@@ -78,6 +77,7 @@ def command_types() -> dict[str, Any]:
     from aifx.scaffold import projects
     from aifx.search.building import BuiltIndex
     from aifx.search.searching import SearchResult
+    from aifx.serving.generate import GeneratedText
     from aifx.serving.record import ReplayReport
     from aifx.sweeps.ranking import SweepReport
     from aifx.sweeps.starting import PlannedSweep

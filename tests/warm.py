@@ -30,7 +30,7 @@ IMPORTS = [
     "aifx.training.loop",
     "aifx.training.run",
     "aifx.evaluation.held_out",
-    "aifx.generation.generator",
+    "aifx.serving.generate",
 ]
 READ_AT_IMPORT = ("JAX_", "PYTHON")
 COMPILED = "JAX_COMPILATION_CACHE_DIR"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,14 +22,13 @@ from aifx.data.tokenizer import Tokenizer
 from aifx.evaluation.dataset import DATASET_READING, DatasetReport, DatasetReports, digest_of, keep_report, shown_name
 from aifx.evaluation.held_out import Part, check_overrides
 from aifx.evaluation.questions import Question, read_questions
-from aifx.generation.chat import chat_renderer
-from aifx.generation.generator import generate, unable_to_write
-from aifx.generation.text import stream_text
 from aifx.loading.prediction import in_batches
 from aifx.loading.restore import restore_run
 from aifx.objectives.next_token import NextToken
 from aifx.parallel.joining import current_group
 from aifx.programs.build import Programs
+from aifx.serving.generate import chat_renderer, one_row_engine, unable_to_write, write
+from aifx.serving.requests import GenerationRequest, SamplingSettings
 from aifx.specs import Params
 from aifx.tasks.project_errors import project_errors
 
@@ -209,18 +207,13 @@ def _texts_compared(
     """Whether the model's text, without space around it, is a target. It takes the likeliest token each time."""
     if (why := unable_to_write(programs)) is not None:
         raise UsageError("the model cannot answer in text", why, "aifx eval")
-    programs, params, frozen = programs.one_copy(params, frozen)
-    form = programs.task.format
+    asked = [(question, encode(question, None)[1]) for question in questions]
+    form, longest = programs.task.format, max(len(prompt) for _, prompt in asked)
     assert isinstance(form, TokenFormat)
-    arrays = programs.decoding.prepare(programs.merged(params, frozen) if programs.casts else params)
-    write = partial(generate, programs.decoding, arrays, max_tokens=MOST_TOKENS, temperature=0.0)
-    for question in questions:
-        _, prompt = encode(question, None)
-        written = ""
-        for piece in stream_text(form.tokenizer, prompt, write(prompt, end_ids=form.tokenizer.end_ids)):
-            written += piece
-            if any(end in written for end in question.until):
-                break
-        for end in question.until:
-            written = written.partition(end)[0]
+    decoding, params = programs.as_decoding(params, frozen)
+    engine = one_row_engine(decoding, params, form.tokenizer, longest, MOST_TOKENS)
+    likeliest = SamplingSettings(temperature=0)
+    for question, prompt in asked:
+        request = GenerationRequest(prompt, MOST_TOKENS, likeliest, stop=tuple(question.until), forgets=True)
+        written = "".join(write(engine, request))
         yield {"exact_match": written.strip() in {target.strip() for target in question.targets}}

@@ -8,6 +8,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from aifx.kernels.choices_file import read_kernel_choices, write_kernel_choices
 from aifx.parallel.layout import Layout, local_layout
 from aifx.programs.build import Programs, build
 from aifx.programs.program import Program
+from aifx.programs.serving import SMALLEST_BUCKET, bucket, one_row
 from aifx.tasks.project_errors import project_errors
 from aifx.tasks.registry import describe_or_open_task
 from jax_kernels.dispatch import Choices
@@ -144,9 +146,15 @@ def project_calls(project: Project, config: Config) -> list[ProjectCall]:
         trace("training", layout, lambda programs: [programs.train_step])
         trace("evaluation", alone, lambda programs: [programs.eval_step])
         if build(config, task, alone).can_decode:
-            max_tokens = config.generate.max_tokens
-            trace("generation", alone, lambda programs: programs.decoding.for_generation(max_tokens))
+            trace("generation", alone, partial(_generation, max_tokens=config.generate.max_tokens))
     return list(found.values())
+
+
+def _generation(programs: Programs, max_tokens: int) -> Sequence[Program]:
+    """The programs that `aifx generate` runs for a short prompt."""
+    decoding = programs.decoding
+    writing = one_row(decoding, decoding.params, bucket(1 + max_tokens, decoding.model.max_seq_len))
+    return writing.prefill(SMALLEST_BUCKET), writing.decode(1)
 
 
 def winners_path() -> Path:

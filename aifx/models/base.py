@@ -42,7 +42,7 @@ class Head:
 class Model(Protocol):
     """It is independent of losses and data. Its functions run inside jit and take `merge_frozen(params, frozen)`.
 
-    Every model derives from it, or from `Decodes` or `Serves`.
+    Every model derives from it, or from `Decodes`.
 
     Attributes:
         gathers: nodes of the parameters that it gathers itself: a device passes these in parts, the others whole.
@@ -69,36 +69,7 @@ class Model(Protocol):
 
 @runtime_checkable
 class Decodes(Model, Protocol):
-    """A model that writes token by token, with a cache of what it has read."""
-
-    vocab_size: int
-    max_seq_len: int
-
-    def for_decoding(self, params: Params) -> Params:
-        """The params as these functions read them fastest, on one device."""
-        return params
-
-    def cache_specs(self, batch: int, length: int, dtype: Any = jnp.float32) -> Specs:
-        """An empty cache for `length` tokens of each of `batch` rows."""
-        ...
-
-    def prefill(
-        self, params: Params, inputs: jax.Array, lengths: jax.Array, cache: Any, ctx: ForwardContext
-    ) -> tuple[jax.Array, Any]:
-        """`[batch, seq, embed]` of prompts, and the cache with them in place of what it held.
-
-        `inputs` `[batch, seq]`, of which the first `lengths` `[batch]` of each row are its prompt.
-        """
-        ...
-
-    def decode(self, params: Params, tokens: jax.Array, cache: Any, ctx: ForwardContext) -> tuple[jax.Array, Any]:
-        """`[batch, embed]` of the token that follows each row, `tokens` `[batch]`, and the cache with it."""
-        ...
-
-
-@runtime_checkable
-class Serves(Decodes, Protocol):
-    """A model that an inference server can run: rows share the pages of one cache.
+    """A model that writes token by token, with a cache of what it has read: rows share its pages.
 
     Its cache has "page_table" `[batch, pages_per_row]`, "lengths" `[batch]`, and beside these the pages, whose number
     follows from `cache_specs(1, length)`. Rows may name the same page; an entry of the table below 0 names none.
@@ -108,9 +79,23 @@ class Serves(Decodes, Protocol):
         num_kv_heads: heads of keys and values, which devices along `tensor` divide; None if it has none.
     """
 
+    vocab_size: int
+    max_seq_len: int
     page_size: int
     num_kv_heads: int | None = None
 
+    def for_decoding(self, params: Params) -> Params:
+        """The params as these functions read them fastest, on one device."""
+        return params
+
+    def cache_specs(self, batch: int, length: int, dtype: Any = jnp.float32) -> Specs:
+        """An empty cache for `length` tokens of each of `batch` rows."""
+        ...
+
     def extend(self, params: Params, inputs: jax.Array, cache: Any, ctx: ForwardContext) -> tuple[jax.Array, Any]:
         """`[batch, seq, embed]` of more tokens of each row, `inputs` `[batch, seq]`, and the cache with them."""
+        ...
+
+    def decode(self, params: Params, tokens: jax.Array, cache: Any, ctx: ForwardContext) -> tuple[jax.Array, Any]:
+        """`[batch, embed]` of the token that follows each row, `tokens` `[batch]`, and the cache with it."""
         ...

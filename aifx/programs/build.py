@@ -234,13 +234,22 @@ class Programs:
 
     def one_copy(self, params: Params, frozen: Params) -> tuple[Programs, Params, Params]:
         """The programs on the fewest devices that hold the parameters once, and the arrays there."""
-        layout = self.layout.one_copy
-        if layout.num_devices == self.layout.num_devices:
+        programs = self._on_one_copy
+        if programs.layout.num_devices == self.layout.num_devices:
             return self, params, frozen
-        programs = replace(self, layout=layout)
         state, of_frozen = programs.abstract
         places = jax.tree.map(lambda x: x.sharding, (state.params, of_frozen))
         return programs, *jax.device_put((params, frozen), places)
+
+    def as_decoding(self, params: Params, frozen: Params) -> tuple[DecodingPrograms, Params]:
+        """`decoding` on the fewest devices that hold the parameters once, and the arrays as it takes them."""
+        programs, params, frozen = self.one_copy(params, frozen)
+        params = programs.merged(params, frozen) if programs.casts else params
+        return programs.decoding, programs.decoding.prepare(params)
+
+    @functools.cached_property
+    def _on_one_copy(self) -> Programs:
+        return replace(self, layout=self.layout.one_copy)
 
     @property
     def can_decode(self) -> bool:

@@ -40,6 +40,11 @@ class Program:
             lowered: jax.stages.Lowered = self.jitted.trace(*self.arguments).lower(lowering_platforms=platforms)
             return lowered
 
+    @functools.cached_property
+    def compiled(self) -> jax.stages.Compiled:
+        """The executable for its arguments, which takes no others."""
+        return self.lower().compile()
+
     def jaxpr(self) -> Any:
         """What it computes, traced for its arguments; nothing is lowered."""
         with self._with_kernels():

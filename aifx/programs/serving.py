@@ -1,4 +1,4 @@
-"""The programs of an inference server: one prefills a chunk of a prompt, others write one token for each of many rows.
+"""The programs that write: one prefills a chunk of a prompt, others write one token for each of many rows.
 
 All rows share the pages of one pool. Settings of a row are arguments, so no request compiles anything. A row's bits
 depend on that row alone, as long as the shapes stay the same: there is one program for each number of rows.
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from aifx.models.base import Serves
+from aifx.models.base import Decodes
 from aifx.nn.lora import choose_adapters
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
@@ -37,6 +37,9 @@ MAX_TOP_LOGPROBS = 20
 
 MAX_LOGIT_BIAS = 300
 """Tokens of a row that can have a bias, as in OpenAI's API."""
+
+
+SMALLEST_BUCKET = 16
 
 
 class Rules(NamedTuple):
@@ -68,6 +71,8 @@ class Rules(NamedTuple):
 class Draws(NamedTuple):
     """How each row's token is drawn: arrays `[rows]`, and those of `rules`.
 
+    The last three are None in programs without rules.
+
     Attributes:
         sampling: temperature, top_k, top_p.
         seeds: uint32.
@@ -79,9 +84,9 @@ class Draws(NamedTuple):
     sampling: Sampling
     seeds: Any
     positions: Any
-    num_top: Any
-    adapters: Any
-    rules: Rules
+    num_top: Any = None
+    adapters: Any = None
+    rules: Rules | None = None
 
 
 class Drawn(NamedTuple):
@@ -96,9 +101,9 @@ class Drawn(NamedTuple):
 
     token: jax.Array
     is_finite: jax.Array
-    logprob: jax.Array
-    top_tokens: jax.Array
-    top_logprobs: jax.Array
+    logprob: jax.Array | None = None
+    top_tokens: jax.Array | None = None
+    top_logprobs: jax.Array | None = None
 
 
 class Prefilled(NamedTuple):
@@ -109,31 +114,42 @@ class Prefilled(NamedTuple):
         logprobs: float32 `[chunk]`; of each of `targets`, if they were wanted.
         top_tokens, top_logprobs: `[chunk, MAX_TOP_LOGPROBS]`; the likeliest instead of each target.
         hidden_sum, hidden_last: float32 `[embed]`; of the chunk's tokens, and of its last.
+
+    All but the first are None in programs without rules.
     """
 
     drawn: Drawn
-    logprobs: jax.Array
-    top_tokens: jax.Array
-    top_logprobs: jax.Array
-    hidden_sum: jax.Array
-    hidden_last: jax.Array
+    logprobs: jax.Array | None = None
+    top_tokens: jax.Array | None = None
+    top_logprobs: jax.Array | None = None
+    hidden_sum: jax.Array | None = None
+    hidden_last: jax.Array | None = None
 
 
 class ServingPrograms:
     """The programs of a model that serves, for a pool of pages. Each is made once."""
 
     def __init__(
-        self, decoding: DecodingPrograms, params: Any, num_pages: int, max_len: int, layout: Layout | None = None
+        self,
+        decoding: DecodingPrograms,
+        params: Any,
+        num_pages: int,
+        max_len: int,
+        layout: Layout | None = None,
+        *,
+        has_rules: bool = True,
     ) -> None:
         """
         Args:
             params: those of `DecodingPrograms.prepare`, or their shapes.
             layout: on which the model can divide its heads and its vocabulary, if there are several devices. Devices
                 along `tensor` have a part of each product and of the pool; those along `fsdp` gather each layer.
+                By default, each device computes the same.
             max_len: tokens of a prompt with its answer, at the most.
+            has_rules: whether rows can have rules, scores and adapters. Without, there is less to compile.
         """
-        assert isinstance(decoding.model, Serves)
         self.decoding, self.model, self.params = decoding, decoding.model, structs(params)
+        self.has_rules = has_rules
         self.vocab_size, self.num_pages, self.max_len = self.model.vocab_size, num_pages, max_len
         self.layout = tensor_layout(layout or decoding.layout, self.model)
         self._context = ForwardContext(self.layout)
@@ -177,7 +193,8 @@ class ServingPrograms:
             params: Any, pool: Pool, tokens: jax.Array, lengths: jax.Array, table: jax.Array, draws: Draws
         ) -> tuple[Pool, Drawn]:
             cache = {**pool, PAGE_TABLE: table, LENGTHS: lengths}
-            params = choose_adapters(params, draws.adapters)
+            if self.has_rules:
+                params = choose_adapters(params, draws.adapters)
             hidden, cache = self.model.decode(params, tokens, cache, self._context)
             return _pool_of(cache), self._draw(params, hidden, draws, block)
 
@@ -202,10 +219,13 @@ class ServingPrograms:
         ) -> tuple[Pool, Prefilled]:
             start, count, is_last, wants_targets = facts
             cache = {**pool, PAGE_TABLE: table, LENGTHS: start[None]}
-            params = choose_adapters(params, jnp.broadcast_to(draws.adapters, chunk))
+            if self.has_rules:
+                params = choose_adapters(params, jnp.broadcast_to(draws.adapters, chunk))
             hidden, cache = self.model.extend(params, tokens, cache, self._context)
             last = jax.lax.dynamic_slice_in_dim(hidden[0], count - 1, 1)
             drawn = compute_if(is_last > 0, lambda: self._draw(params, last, draws))
+            if not self.has_rules:
+                return _pool_of(cache), Prefilled(drawn)
             scores = compute_if(wants_targets > 0, lambda: self._scores_of(params, hidden[0], targets[0]))
             wide = hidden[0].astype(jnp.float32)
             own = jnp.where((jnp.arange(chunk) < count)[:, None], wide, 0.0)
@@ -221,6 +241,9 @@ class ServingPrograms:
     def draws(self, rows: int) -> Draws:
         """Draws of rows that are not used, as NumPy arrays to be changed: greedy, without rules."""
         zeros, counts = np.zeros(rows, np.float32), np.zeros(rows, np.int32)
+        sampling = Sampling(zeros.copy(), counts.copy(), np.ones(rows, np.float32))
+        if not self.has_rules:
+            return Draws(sampling, np.zeros(rows, np.uint32), counts)
         words = -(-self.vocab_size // 32)
         rules = Rules(
             zeros.copy(),
@@ -234,7 +257,6 @@ class ServingPrograms:
             np.zeros((rows, words), np.uint32),
             np.zeros(rows, bool),
         )
-        sampling = Sampling(zeros.copy(), counts.copy(), np.ones(rows, np.float32))
         return Draws(
             sampling,
             np.zeros(rows, np.uint32),
@@ -277,13 +299,27 @@ class ServingPrograms:
         return jax.lax.all_gather(logits, head.axes, axis=1, tiled=True) if head.axes else logits
 
 
+def one_row(decoding: DecodingPrograms, params: Any, max_len: int) -> ServingPrograms:
+    """The programs of one row without rules, of up to `max_len` tokens: made once for params of the same shapes."""
+    leaves, tree = jax.tree.flatten(structs(params))
+    return _one_row(decoding, tree, tuple(leaves), max_len)
+
+
+@functools.lru_cache(maxsize=4)
+def _one_row(decoding: DecodingPrograms, tree: Any, leaves: tuple[Any, ...], max_len: int) -> ServingPrograms:
+    num_pages = -(-max_len // decoding.model.page_size)
+    return ServingPrograms(decoding, jax.tree.unflatten(tree, leaves), num_pages, max_len, has_rules=False)
+
+
 def draw(logits: jax.Array, draws: Draws) -> Drawn:
     """A token of each row of logits `[rows, vocab]`."""
-    ruled = apply_rules(logits, draws.sampling.temperature, draws.rules)
+    ruled = logits if draws.rules is None else apply_rules(logits, draws.sampling.temperature, draws.rules)
     keys = jax.vmap(lambda seed, at: jax.random.fold_in(jax.random.key(seed), at))(draws.seeds, draws.positions)
     token = sample(ruled, keys, draws.sampling)
-    scores = compute_if(jnp.any(draws.num_top >= 0), lambda: scores_of(logits, token))
-    return Drawn(token, jnp.isfinite(jnp.max(logits, axis=1)), *scores)
+    is_finite = jnp.isfinite(jnp.max(logits, axis=1))
+    if draws.num_top is None:
+        return Drawn(token, is_finite)
+    return Drawn(token, is_finite, *compute_if(jnp.any(draws.num_top >= 0), lambda: scores_of(logits, token)))
 
 
 def compute_if(condition: jax.Array, compute: Callable[[], Any]) -> Any:
@@ -292,7 +328,7 @@ def compute_if(condition: jax.Array, compute: Callable[[], Any]) -> Any:
     return jax.lax.cond(condition, compute, lambda: empty)
 
 
-def tensor_layout(layout: Layout, model: Serves) -> Layout:
+def tensor_layout(layout: Layout, model: Decodes) -> Layout:
     """The layout of which devices along `tensor` divide a layer, and all have the same rows."""
     divided = set(model.divides) - {"batch", "seq"}
     return replace(layout, computation={name: axes for name, axes in layout.computation.items() if name in divided})
@@ -352,18 +388,23 @@ def apply_rules(logits: jax.Array, temperature: jax.Array, rules: Rules) -> jax.
     return where(rules.min_p > 0, without_unlikely, logits)
 
 
+def bucket(count: int, most: int) -> int:
+    """The power of two that holds `count`, so that few shapes are compiled."""
+    return min(max(SMALLEST_BUCKET, 1 << (count - 1).bit_length()), most)
+
+
 def structs(tree: Any) -> Any:
     """Shapes, dtypes and, of arrays that devices divide, shardings."""
 
     def struct(x: Any) -> jax.ShapeDtypeStruct:
         place = getattr(x, "sharding", None)
-        divided = place if place is not None and len(place.device_set) > 1 else None
+        divided = place if place is not None and place.num_devices > 1 else None
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=divided)
 
     return jax.tree.map(struct, tree)
 
 
-def page_bytes(model: Serves, dtype: Any) -> int:
+def page_bytes(model: Decodes, dtype: Any) -> int:
     """Bytes of a page in all layers."""
     leaves = jax.tree.leaves(
         map_specs(lambda spec: spec.struct, _pool_of(model.cache_specs(1, model.page_size, dtype)))

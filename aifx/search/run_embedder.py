@@ -5,22 +5,18 @@ from __future__ import annotations
 from functools import cached_property, partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from aifx.checkpoint.manifest import read_manifest
 from aifx.core.digests import sha256_of
 from aifx.core.errors import UsageError
 from aifx.core.project import Project
 from aifx.core.steps import parse_step
 from aifx.data.text import TokenFormat
-from aifx.generation.generator import unable_to_write
 from aifx.loading.restore import restore_run
 from aifx.search.embedders import F32, RUN, Embedder, EmbedderRecord
-from aifx.search.token_batches import embed_texts, pool
-from aifx.specs import Params, init_params
+from aifx.search.token_batches import embed_texts
+from aifx.serving.generate import unable_to_write
 
-ALGORITHM = 1
+ALGORITHM = 2
 """Version of the vectors. Raise it if a text would get another one."""
 
 
@@ -37,14 +33,12 @@ class RunEmbedder(Embedder):
         programs, params, frozen = self._trained.programs("none")
         if (why := unable_to_write(programs)) is not None:
             raise UsageError(f"run {run} cannot embed texts", why, "--embedder ngrams")
-        programs, params, frozen = programs.one_copy(params, frozen)
-        self._decoding = programs.decoding
-        self._params = self._decoding.prepare(programs.merged(params, frozen) if programs.casts else params)
+        self._decoding, self._params = programs.as_decoding(params, frozen)
         form = programs.task.format
         assert isinstance(form, TokenFormat)
         self._tokenizer = form.tokenizer
         self._pooling = self._trained.config.serve.pooling
-        self._pooled = jax.jit(self._decoding.per_device(self._pool))
+        self._program = self._decoding.embed(self._pooling)
 
     @cached_property
     def record(self) -> EmbedderRecord:
@@ -61,21 +55,11 @@ class RunEmbedder(Embedder):
 
     @cached_property
     def _dims(self) -> int:
-        shapes = jax.ShapeDtypeStruct((1, 16), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
-        found: int = jax.eval_shape(self._pooled, self._params, *shapes).shape[1]
-        return found
+        return int(self._program.trace().shape[1])
 
     def embed(self, texts: Any) -> F32:
-        most, call = self._decoding.model.max_seq_len, partial(self._pooled, self._params)
+        most, call = self._decoding.model.max_seq_len, partial(self._program, self._params)
         return embed_texts(texts, self._encode, most, self._dims, call)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return [self._tokenizer.encode_prompt(text) for text in texts]
-
-    def _pool(self, params: Params, inputs: jax.Array, counts: jax.Array) -> jax.Array:
-        """`[rows, embed]` of tokens `[rows, seq]`, of which the first `counts` `[rows]` of each row are its text."""
-        decoding = self._decoding
-        rows, length = inputs.shape
-        cache = init_params(decoding.model.cache_specs(rows, length, decoding.dtype), jax.random.key(0))
-        hidden, _ = decoding.model.prefill(params, inputs, counts, cache, decoding.context)
-        return pool(hidden.astype(jnp.float32), counts, self._pooling)

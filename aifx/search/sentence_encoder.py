@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from aifx.hub.encoders import Pooling, load_encoder
+from aifx.hub.encoders import load_encoder
 from aifx.hub.folder import open_folder
-from aifx.models.bert.model import Bert
+from aifx.programs.embedding import embedding_program
+from aifx.programs.program import Program
 from aifx.search.embedders import ENCODER, F32, Embedder, EmbedderRecord
-from aifx.search.token_batches import embed_texts, pool
+from aifx.search.token_batches import embed_texts
 from aifx.specs import Params
 
 ALGORITHM = 1
@@ -32,16 +33,16 @@ class SentenceEmbedder(Embedder):
         settings = {"algorithm": ALGORITHM, "sha256": self._encoder.sha256}
         return EmbedderRecord(ENCODER, str(self._folder.path), self._encoder.model.section.embed_dim, settings)
 
-    def embed(self, texts: Any) -> F32:
+    @cached_property
+    def _program(self) -> Program:
         encoder = self._encoder
-        call = partial(_pooled, encoder.model, encoder.pooling, encoder.params)
+
+        def hidden(params: Params, tokens: jax.Array, counts: jax.Array) -> jax.Array:
+            with jax.default_matmul_precision("highest"):
+                return encoder.model.encode(params, tokens, jnp.arange(tokens.shape[1]) < counts[:, None])
+
+        return embedding_program(hidden, encoder.params, encoder.pooling)
+
+    def embed(self, texts: Any) -> F32:
+        encoder, call = self._encoder, partial(self._program, self._encoder.params)
         return embed_texts(texts, encoder.encode, encoder.max_tokens, self.record.dims, call)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _pooled(model: Bert, pooling: Pooling, params: Params, inputs: jax.Array, counts: jax.Array) -> jax.Array:
-    """`[rows, embed]` of tokens `[rows, seq]`, of which the first `counts` `[rows]` of each row are its text."""
-    with jax.default_matmul_precision("highest"):
-        is_token = jnp.arange(inputs.shape[1]) < counts[:, None]
-        hidden = model.encode(params, inputs, is_token)
-    return pool(hidden, counts, pooling)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,20 +37,6 @@ def embed_texts(
     vectors = np.zeros((len(values), dims), np.float32)
     vectors[list(tokens)] = pooled_in_batches(list(tokens.values()), most, dims, call)
     return normalized(vectors)
-
-
-def pool(hidden: jax.Array, counts: jax.Array, pooling: Literal["mean", "first", "last"]) -> jax.Array:
-    """Vectors `[rows, embed]` of hidden states `[rows, seq, embed]`: the mean of a row's tokens, or one of them.
-
-    Args:
-        counts: `[rows]`; the first `counts` of a row's places are its tokens, the others are padding.
-    """
-    if pooling == "first":
-        return hidden[:, 0]
-    if pooling == "last":
-        return jnp.take_along_axis(hidden, (counts - 1)[:, None, None], axis=1)[:, 0]
-    is_token = jnp.arange(hidden.shape[1]) < counts[:, None]
-    return jnp.sum(jnp.where(is_token[..., None], hidden, 0), axis=1) / counts[:, None]
 
 
 def pooled_in_batches(

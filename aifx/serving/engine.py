@@ -6,44 +6,43 @@ computes, the engine delivers the results of the turn before.
 
 from __future__ import annotations
 
-import logging
-import math
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from aifx.data.tokenizer import Tokenizer
-from aifx.serving.compilations import CompilationCounter
+from aifx.programs.serving import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS
 from aifx.serving.device import Device
 from aifx.serving.energy import Shares
 from aifx.serving.pages import PageAllocator, PrefixCache
 from aifx.serving.record import Recorder
-from aifx.serving.request_checks import check_request
 from aifx.serving.requests import (
+    SEEDS,
     Deliver,
     Delta,
-    Draining,
     Embedded,
     EngineStats,
     GenerationRequest,
-    QueueFull,
+    RequestError,
+    SamplingSettings,
     TokenScore,
 )
 from aifx.serving.rows import Counts, EmbeddingRow, Row, Weights
-
-logger = logging.getLogger(__name__)
+from aifx.serving.worker import Worker
 
 CHUNKS_PER_TURN = 4
 """Chunks of prompts to prefill between two tokens of the running rows: more delay these, fewer leave slots empty."""
 
 
-class Engine:
-    """See `aifx.serving.requests.ServingEngine`, which it is."""
+class Engine(Worker[Weights, Row]):
+    """See `aifx.serving.requests.ServingEngine`, which it is.
+
+    It answers in a thread of its own once it is started, or in that of the caller of `write`.
+    """
 
     def __init__(
         self,
@@ -54,7 +53,6 @@ class Engine:
         queue: int,
         prefix_cache: bool = True,
         pooling: str = "mean",
-        is_reproducible: bool = True,
         shares: Shares | None = None,
         recorder: Recorder | None = None,
     ) -> None:
@@ -63,80 +61,73 @@ class Engine:
             queue: requests that may wait for a slot.
             prefix_cache: whether pages of prompts are kept.
             pooling: of embeddings, "mean" or "last".
-            is_reproducible: whether an answer's bits were shown not to depend on other requests.
             shares: of energy and price; by default, neither is known.
             recorder: keeps what was asked and answered.
         """
-        self.is_reproducible = is_reproducible
-        self._shares, self._recorder = shares or Shares(), recorder
+        super().__init__(weights, queue=queue, shares=shares)
         self.device, self.tokenizer = device, tokenizer
         programs = device.programs
         self.vocab_size, self.max_model_len = programs.vocab_size, programs.max_len
         self.page_size = programs.model.page_size
         self.max_rows = max(device.slots)
-        self._weights, self._queue, self._pooling = weights, queue, pooling
+        self._pooling, self._recorder = pooling, recorder
         self._allocator = PageAllocator(programs.num_pages)
         self._prefixes = PrefixCache(self._allocator, device.chunk)
         self._keeps_prefixes = prefix_cache
-        self._arrived: deque[Row] = deque()
         self._waiting: deque[Row] = deque()
         self._prefilling: list[Row] = []
         self._running: list[Row] = []
         self._outbox: list[tuple[Deliver, Delta]] = []
         self._counts = Counts()
-        self._unfinished = 0  # requests that were taken and have not ended
-        self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self._is_draining = self._is_stopping = False
-        self.failure: str | None = None  # why the engine's thread ended, if it did by itself
-        self._compilations = CompilationCounter()
-        self._thread = threading.Thread(target=self._run, name="aifx-engine", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    @property
-    def weights(self) -> Weights:
-        """Of new requests."""
-        return self._weights
-
-    @property
-    def fingerprint(self) -> str:
-        return self._weights.fingerprint
 
     @property
     def adapters(self) -> Sequence[str]:
-        return self._weights.adapters
+        return self.weights.adapters
 
     def submit(self, request: GenerationRequest, deliver: Deliver, *, beside: Row | None = None) -> Row:
         """See `ServingEngine`."""
         self._check(request)
-        weights = self._weights if beside is None else beside.weights
+        weights = self.weights if beside is None else beside.weights
         if self._recorder is not None:
             request, deliver = self._recorder.recorded(request, deliver, weights.fingerprint)
-        return self._take(Row(request, deliver, self.tokenizer, weights), self._queue)
+        return self._take(self._row(request, deliver, weights))
 
     def submit_own(self, request: GenerationRequest, deliver: Deliver, weights: Weights) -> Row:
         """A request of the server itself, to any weights: it is not recorded, and no queue is too full for it."""
         self._check(request)
-        return self._take(Row(request, deliver, self.tokenizer, weights))
+        return self._take(self._row(request, deliver, weights), is_own=True)
 
-    def swap(self, weights: Weights) -> None:
-        """New requests are answered by these weights. From any thread; rows that are there keep theirs."""
-        self._weights = weights
+    def write(self, request: GenerationRequest) -> Iterator[Delta]:
+        """The answer, computed in the caller's thread while it is read, by an engine that is not started.
+
+        Raises RequestError, QueueFull.
+        """
+        deltas = deque[Delta]()
+        row = self.submit(request, deltas.append)
+
+        def read() -> Iterator[Delta]:
+            try:
+                while row in self._unfinished:
+                    self._turn()
+                    while deltas:
+                        yield deltas.popleft()
+            finally:
+                row.cancel()  # if it was not read to its end: the next turn frees its pages
+
+        return read()
 
     def embed(
         self, prompt_ids: Sequence[int], deliver: Callable[[Embedded | None], None], *, adapter: str | None = None
     ) -> Row:
         self._check(request := GenerationRequest(prompt_ids, 0, adapter=adapter))
-        return self._take(EmbeddingRow(request, deliver, self.tokenizer, self._weights), self._queue)
+        return self._take(EmbeddingRow(request, deliver, self.tokenizer, self.weights))
 
     def stats(self) -> EngineStats:
         counts, cached = self._counts, self._prefixes.num_unused
         running = len(self._running) + len(self._prefilling)
         return EngineStats(
             running=running,
-            waiting=max(self._unfinished - running, 0),
+            waiting=max(len(self._unfinished) - running, 0),
             pages_total=self._allocator.num_pages,
             pages_used=self._allocator.num_pages - self._allocator.num_free - cached,
             pages_cached=cached,
@@ -149,54 +140,36 @@ class Engine:
             compilations=self._compilations.count,
         )
 
-    def drain(self) -> None:
-        self._is_draining = True
-
     def stop(self) -> None:
-        self._is_draining = self._is_stopping = True
-        self._wake.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        super().stop()
         if self._recorder is not None:
             self._recorder.close()
 
+    @property
+    def _room(self) -> int:
+        """Tokens of a prompt with its answer, at the most."""
+        return min(self.max_model_len, self._allocator.num_pages * self.page_size)
+
     def _check(self, request: GenerationRequest) -> None:
         """Raises RequestError."""
-        capacity = self._allocator.num_pages * self.page_size
-        check_request(request, self.vocab_size, min(self.max_model_len, capacity), self.adapters)
+        check_request(request, self.vocab_size, self._room, self.adapters)
 
-    def _take(self, row: Row, queue: float = math.inf) -> Row:
-        with self._lock:
-            if self._is_draining or self.failure is not None:
-                raise Draining(self.failure or "")
-            waiting = self._unfinished - self.max_rows
-            if waiting >= queue:
-                mean = self._counts.seconds / self._counts.finished if self._counts.finished else 1.0
-                raise QueueFull(waiting, max(1.0, mean * (waiting + 1) / self.max_rows))
-            self._unfinished += 1
-            self._arrived.append(row)
-        self._wake.set()
+    def _row(self, request: GenerationRequest, deliver: Deliver, weights: Weights) -> Row:
+        row = Row(request, deliver, self.tokenizer, weights)
+        if request.forgets:
+            row.forget(self._room)
         return row
+
+    def _num_waiting(self) -> int:
+        return max(len(self._unfinished) - self.max_rows, 0)
+
+    def _retry_after_s(self, waiting: int) -> float:
+        mean = self._counts.seconds / self._counts.finished if self._counts.finished else 1.0
+        return mean * (waiting + 1) / self.max_rows
 
     # What follows runs in the engine's thread.
 
-    def _run(self) -> None:
-        self._compilations.start()
-        try:
-            while not self._is_stopping:
-                if not self._turn():
-                    self._shares.pause()
-                    self._wake.wait()
-                    self._wake.clear()
-                    self._shares.begin()
-            self._end_all("cancelled", None)
-        except Exception as error:  # the rows must hear of it, and the server must not look healthy
-            logger.exception("the engine has failed")
-            self.failure = f"{type(error).__name__}: {error}"
-            self._end_all("error", self.failure)
-
     def _turn(self) -> bool:
-        """Whether there was anything to do."""
         while self._arrived:
             self._waiting.append(self._arrived.popleft())
         for row in [r for rows in (self._waiting, self._prefilling, self._running) for r in rows if r.is_cancelled]:
@@ -238,7 +211,8 @@ class Engine:
     def _prefill_chunk(self, row: Row) -> None:
         start = row.held
         is_last = start + self.device.chunk >= row.prompt_len
-        draws = is_last and row.request.max_tokens > 0 and row.num_written == 0
+        # A row that was preempted writes again what it had.
+        draws = is_last and row.request.max_tokens > 0 and len(row.tokens) == row.prompt_len
         scores = row.request.prompt_logprobs and row.num_written == 0
         if draws and not self._set_mask(row):
             return
@@ -338,17 +312,25 @@ class Engine:
 
     def _give_page(self, row: Row) -> None:
         """A page for the row's next token, if it needs one: if none is free, the youngest row waits again."""
+        if row.held == self._room:  # it forgets: other rows end before
+            self._preempt(row)
+            row.forget(self._room)
+            return
         if row.held < len(row.pages) * self.page_size:
             return
         while not self._make_free(1):
             youngest = (self._running + self._prefilling)[-1]
-            self._remove(youngest)
-            self._allocator.release(youngest.preempted())
-            self._waiting.appendleft(youngest)
+            self._preempt(youngest)
             self._counts.preemptions += 1
             if youngest is row:
                 return
         row.pages += self._allocator.take(1)
+
+    def _preempt(self, row: Row) -> None:
+        """The row waits, before the others, to be prefilled again."""
+        self._remove(row)
+        self._allocator.release(row.preempted())
+        self._waiting.appendleft(row)
 
     def _make_free(self, count: int) -> bool:
         self._prefixes.evict(count)
@@ -364,8 +346,7 @@ class Engine:
         self._allocator.release(row.pages)
         row.pages = []
         self._counts.row_ended(row)
-        with self._lock:
-            self._unfinished -= 1
+        super()._forget(row)
 
     def _remove(self, row: Row) -> None:
         for rows in (self._waiting, self._prefilling, self._running):
@@ -377,10 +358,47 @@ class Engine:
         for deliver, delta in out:
             deliver(delta)
 
-    def _end_all(self, reason: Any, error: str | None) -> None:
-        with self._lock:
-            rows = [*self._arrived, *self._waiting, *self._prefilling, *self._running]
-            self._arrived.clear()
-        for row in rows:
-            self._end(row, row.end(reason, error))
+    def _end_all(self, requests: Collection[Row], error: str | None) -> None:
+        for row in requests:
+            self._end(row, row.end("cancelled") if error is None else row.end("error", error))
         self._hand_out()
+
+
+def check_request(request: GenerationRequest, vocab_size: int, room: int, adapters: Collection[str]) -> None:
+    """Raises RequestError.
+
+    Args:
+        room: tokens of a prompt with its answer, at the most.
+    """
+    prompt, bias = request.prompt_ids, request.sampling.logit_bias
+    if not prompt:
+        raise RequestError("prompt_ids", "the prompt is empty")
+    for field, tokens in (("prompt_ids", prompt), ("logit_bias", bias)):
+        if outside := [token for token in tokens if not 0 <= token < vocab_size]:
+            raise RequestError(field, f"token {outside[0]} is not one of 0 to {vocab_size - 1}")
+    if request.max_tokens < 0:
+        raise RequestError("max_tokens", f"expected 0 or more, got {request.max_tokens}")
+    if (total := len(prompt) + request.max_tokens) > room and not request.forgets:
+        why = f"{len(prompt)} tokens of the prompt and max_tokens = {request.max_tokens} are {total}, and {room} fit"
+        raise RequestError("max_tokens" if len(prompt) < room else "prompt_ids", why)
+    if request.adapter is not None and request.adapter not in adapters:
+        raise RequestError("adapter", f"there is no adapter {request.adapter}")
+    if request.logprobs is not None and not 0 <= request.logprobs <= MAX_TOP_LOGPROBS:
+        raise RequestError("logprobs", f"expected 0 to {MAX_TOP_LOGPROBS}, got {request.logprobs}")
+    if len(bias) > MAX_LOGIT_BIAS:
+        raise RequestError("logit_bias", f"expected {MAX_LOGIT_BIAS} tokens at most, got {len(bias)}")
+    for name, is_valid, expected in _limits(request.sampling):
+        if not is_valid:
+            raise RequestError(name, f"expected {expected}, got {getattr(request.sampling, name)}")
+
+
+def _limits(s: SamplingSettings) -> Iterator[tuple[str, bool, str]]:
+    """For each setting: its name, whether its value is valid, and the valid range."""
+    yield "temperature", 0 <= s.temperature <= 100, "0 to 100"
+    yield "top_p", 0 < s.top_p <= 1, "more than 0 and 1 at most"
+    yield "min_p", 0 <= s.min_p <= 1, "0 to 1"
+    yield "top_k", 0 <= s.top_k < 2**31, "0 or more"
+    yield "seed", 0 <= s.seed < SEEDS, "0 to 2^32 - 1"
+    yield "repetition_penalty", 0 < s.repetition_penalty <= 100, "more than 0 and 100 at most"
+    yield "presence_penalty", abs(s.presence_penalty) <= 100, "-100 to 100"
+    yield "frequency_penalty", abs(s.frequency_penalty) <= 100, "-100 to 100"

@@ -6,11 +6,9 @@ that wait take turns, so that a request of many does not delay the others.
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,12 +21,10 @@ from aifx.data.spec import DataSpec
 from aifx.loading.prediction import checked_predictions
 from aifx.objectives.base import Objective
 from aifx.programs.build import Programs
-from aifx.serving.compilations import CompilationCounter
 from aifx.serving.energy import Shares
-from aifx.serving.requests import Draining, EnergyBasis, QueueFull
+from aifx.serving.requests import EnergyBasis
+from aifx.serving.worker import RequestState, Worker
 from aifx.specs import Params
-
-logger = logging.getLogger(__name__)
 
 Outputs = Mapping[str, np.ndarray]
 """Predictions by name, `[examples, ...]`."""
@@ -65,8 +61,13 @@ class NotNumbers(PredictionFailed):
     """The model gave no numbers for the rows of a request, such as some that are far too large."""
 
 
-class Prediction:
-    """A request on its way."""
+class Prediction(RequestState[PredictorWeights]):
+    """A request on its way.
+
+    Attributes:
+        started: examples that were given to the device.
+        outputs: of the examples that are done, in their order.
+    """
 
     def __init__(
         self,
@@ -75,23 +76,12 @@ class Prediction:
         weights: PredictorWeights,
         on_begun: Callable[[float], None],
     ) -> None:
-        self.batch, self.deliver, self.weights, self.on_begun = batch, deliver, weights, on_begun
+        super().__init__(weights)
+        self.batch, self.deliver, self.on_begun = batch, deliver, on_begun
         self.fields = fields_of(batch)
         self.count = len(next(iter(batch.values())))
-        self.taken = 0  # examples that were given to the device
-        self.outputs: list[Outputs] = []  # of the examples that are done, in their order
-        self.is_cancelled = False
-        self.submitted = time.monotonic()
-        self.joules: float | None = None
-        self.energy_basis: EnergyBasis | None = None
-        self.cost: float | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        return self.weights.fingerprint
-
-    def cancel(self) -> None:
-        self.is_cancelled = True
+        self.started = 0
+        self.outputs: list[Outputs] = []
 
 
 @dataclass(frozen=True)
@@ -105,13 +95,8 @@ class PredictorStats:
     compilations: int  # after the start: 0, or a program was missing
 
 
-class Predictor:
-    """Predicts in a thread of its own.
-
-    Attributes:
-        is_reproducible: whether an example's bits were shown not to depend on its place and on others.
-        failure: why the thread ended by itself, or None.
-    """
+class Predictor(Worker[PredictorWeights, Prediction]):
+    """Predicts in a thread of its own."""
 
     def __init__(
         self,
@@ -130,38 +115,19 @@ class Predictor:
             shares: of energy and price; by default, neither is known.
             on_batch: called with the number of examples of each call of the program.
         """
-        self.programs, self.weights, self.program_digest = programs, weights, program_digest
-        self.rows_per_batch = programs.eval_rows
-        self._queue, self.on_batch, self._shares = queue, on_batch, shares or Shares()
+        super().__init__(weights, queue=queue, shares=shares)
+        self.programs, self.program_digest = programs, program_digest
+        self.rows_per_batch, self.on_batch = programs.eval_rows, on_batch
         self._waiting: deque[Prediction] = deque()  # some of whose examples were not given to the device
-        self._at_device: list[Prediction] = []
-        self._unfinished = self._rows = self._batches = 0
+        self._rows = self._batches = 0
         self._batch_s = 0.0  # of the last call
-        self._wake = threading.Condition()
-        self._is_draining = self._is_stopping = False
-        self.failure: str | None = None
         self._compiled: dict[Fields, Any] = {}
         self._program(self.spec_fields)
-        self.is_reproducible = (difference := self._find_difference()) is None
-        if difference is None:
-            logger.info("the bits of a prediction do not depend on other rows: checked on this device")
-        else:
-            logger.warning(f"the bits of a prediction depend on other rows on this device: {difference}")
-        self._compilations = CompilationCounter()
-        self._thread = threading.Thread(target=self._run, name="aifx-predictor", daemon=True)
 
     @property
     def spec_fields(self) -> Fields:
         """The fields of an example, by the data's spec."""
         return fields_of_spec(self.programs.task.data)
-
-    @property
-    def fingerprint(self) -> str:
-        """Of new requests' weights and program."""
-        return self.weights.fingerprint
-
-    def start(self) -> None:
-        self._thread.start()
 
     def submit(
         self,
@@ -180,37 +146,19 @@ class Predictor:
             weights: those that answer, if not those of now.
             on_begun: called with how long the request waited for the device.
         """
-        request = Prediction(batch, deliver, weights or self.weights, on_begun)
-        with self._wake:
-            if self._is_draining or self.failure is not None:
-                raise Draining(self.failure or "")
-            if len(self._waiting) > self._queue:
-                calls = sum(waiting.count - waiting.taken for waiting in self._waiting) / self.rows_per_batch
-                raise QueueFull(len(self._waiting), max(1.0, calls * self._batch_s))
-            self._unfinished += 1
-            self._waiting.append(request)
-            self._wake.notify()
-        return request
+        return self._take(Prediction(batch, deliver, weights or self.weights, on_begun))
 
-    def swap(self, weights: PredictorWeights) -> None:
-        """New requests are answered by these weights. From any thread; requests that are there keep theirs."""
-        self.weights = weights
+    def _num_waiting(self) -> int:
+        return max(self.stats().waiting - 1, 0)  # the first one is taken with the next call
+
+    def _retry_after_s(self, waiting: int) -> float:
+        examples = sum(request.count - request.started for request in [*self._waiting, *self._arrived])
+        return examples / self.rows_per_batch * self._batch_s
 
     def stats(self) -> PredictorStats:
-        waiting = len(self._waiting)
-        running = max(self._unfinished - waiting, 0)
+        waiting = len(self._waiting) + len(self._arrived)
+        running = max(len(self._unfinished) - waiting, 0)
         return PredictorStats(running, waiting, self._rows, self._batches, self._compilations.count)
-
-    def drain(self) -> None:
-        self._is_draining = True
-
-    def stop(self) -> None:
-        """End all requests and the thread. Waits for it."""
-        with self._wake:
-            self._is_draining = self._is_stopping = True
-            self._wake.notify()
-        if self._thread.ident is not None:
-            self._thread.join()
 
     def predict(self, batch: Batch, weights: PredictorWeights) -> Outputs:
         """Predict up to `rows_per_batch` examples in one call: `[rows_per_batch, ...]`, the last of them from zeros."""
@@ -238,7 +186,7 @@ class Predictor:
             self._compiled[fields] = lower_prediction(self.programs, fields).compile()
         return self._compiled[fields]
 
-    def _find_difference(self) -> str | None:
+    def find_difference(self) -> str | None:
         """Describe the place in a batch at which an example has other bits than alone, or return None."""
         rows, batch = self.rows_per_batch, self._examples()
         alone = self.predict({name: values[:1] for name, values in batch.items()}, self.weights)
@@ -251,32 +199,23 @@ class Predictor:
 
     # What follows runs in the predictor's thread.
 
-    def _run(self) -> None:
-        self._compilations.start()
-        try:
-            while self._turn():
-                pass
-            self._end_all(None)
-        except Exception as error:  # the requests must hear of it, and the server must not look healthy
-            logger.exception("the predictor has failed")
-            self.failure = f"{type(error).__name__}: {error}"
-            self._end_all(PredictionFailed(self.failure))
-
     def _turn(self) -> bool:
-        """Predict one batch, as soon as there is an example. False if the predictor is to stop."""
-        with self._wake:
-            if not self._waiting:
-                self._shares.pause()
-            self._wake.wait_for(lambda: self._waiting or self._is_stopping)
-            if self._is_stopping:
-                return False
-            self._end_cancelled()
-            taken = self._take()
-        if not taken:
-            return True
-        self._at_device = [request for request, _ in taken]
+        with self._lock:  # other threads count the requests that wait
+            self._waiting.extend(self._arrived)
+            self._arrived.clear()
+            cancelled = [request for request in self._waiting if request.is_cancelled]
+            for request in cancelled:
+                self._waiting.remove(request)
+            taken = self._examples_of_call()
+        for request in cancelled:
+            self._end(request, None)
+        if taken:
+            self._predict(taken)
+        return bool(self._waiting or self._arrived)
+
+    def _predict(self, taken: Sequence[tuple[Prediction, int]]) -> None:
+        """Predict some examples, and end the requests of which they are the last."""
         start = time.monotonic()
-        self._shares.begin()
         names = [name for name, _, _ in taken[0][0].fields]
         batch = {name: np.stack([request.batch[name][index] for request, index in taken]) for name in names}
         outputs = self.predict(batch, taken[0][0].weights)
@@ -293,10 +232,8 @@ class Predictor:
                 joined = _joined(request.outputs)
                 cost = request.joules, request.energy_basis, request.cost
                 self._end(request, joined if isinstance(joined, PredictionFailed) else Predicted(joined, *cost))
-        self._at_device = []
-        return True
 
-    def _take(self) -> list[tuple[Prediction, int]]:
+    def _examples_of_call(self) -> list[tuple[Prediction, int]]:
         """Examples for a call, one of each request in turn; of one kind and one set of weights."""
         taken: list[tuple[Prediction, int]] = []
         others: list[Prediction] = []
@@ -306,33 +243,24 @@ class Predictor:
             if request.fields != first.fields or request.weights is not first.weights:
                 others.append(request)
                 continue
-            if request.taken == 0:
-                request.on_begun(time.monotonic() - request.submitted)
-            taken.append((request, request.taken))
-            request.taken += 1
-            if request.taken < request.count:
+            if request.begun is None:
+                request.begun = time.monotonic()
+                request.on_begun(request.begun - request.taken)
+            taken.append((request, request.started))
+            request.started += 1
+            if request.started < request.count:
                 self._waiting.append(request)
         self._waiting.extendleft(reversed(others))
         return taken
 
-    def _end_cancelled(self) -> None:
-        for request in [request for request in self._waiting if request.is_cancelled]:
-            self._waiting.remove(request)
-            self._end(request, None)
-
     def _end(self, request: Prediction, result: Predicted | PredictionFailed | None) -> None:
-        with self._wake:
-            self._unfinished -= 1
+        self._forget(request)
         request.deliver(result)
 
-    def _end_all(self, result: PredictionFailed | None) -> None:
-        with self._wake:
-            self._is_draining = True
-            # A request that is at the device may also have rows that wait.
-            unfinished = dict.fromkeys([*self._at_device, *self._waiting])
-            self._waiting.clear()  # first: a caller may read `stats` when its request ends
-            for request in unfinished:
-                self._end(request, result)
+    def _end_all(self, requests: Collection[Prediction], error: str | None) -> None:
+        self._waiting.clear()  # first: a caller may read `stats` when its request ends
+        for request in requests:
+            self._end(request, None if error is None else PredictionFailed(error))
 
 
 def fields_of(batch: Batch) -> Fields:

@@ -77,6 +77,8 @@ class GenerationRequest:
         prompt_logprobs: those of the prompt's tokens too.
         adapter: the name of a loaded adapter.
         grammar: a grammar of this request's own.
+        forgets: if the context is full, its older part is forgotten and the rest is read again: as much stays as leaves
+            room for what is still to be written, at least half. Otherwise prompt and answer must fit.
     """
 
     prompt_ids: Sequence[int]
@@ -89,6 +91,7 @@ class GenerationRequest:
     prompt_logprobs: bool = False
     adapter: str | None = None
     grammar: Grammar | None = None
+    forgets: bool = False
 
 
 class TokenScore(NamedTuple):

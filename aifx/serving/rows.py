@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from aifx.data.tokenizer import Tokenizer
-from aifx.generation.text import StopTexts, TextStream
-from aifx.serving.requests import (
-    Deliver,
-    Delta,
-    Embedded,
-    EnergyBasis,
-    FinishReason,
-    GenerationRequest,
-    TokenScore,
-    Usage,
-)
+from aifx.serving.requests import Deliver, Delta, Embedded, FinishReason, GenerationRequest, TokenScore, Usage
+from aifx.serving.worker import RequestState
+
+CONTEXT_TOKENS = 8
+"""A token's text may depend on so many before it (a space that begins a word)."""
+
+MAX_PENDING = 16
+"""Tokens that may wait for the last byte of a character: more have bytes among them that no other completes."""
+
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,37 +38,32 @@ class Weights:
     adapters: tuple[str, ...] = ()
 
 
-class Row:
-    """A request and its state. Only the engine's thread changes it, except for `cancel`."""
+class Row(RequestState[Weights]):
+    """A request and its state.
+
+    Attributes:
+        tokens: of prompt and answer, without the first `forgotten` of them.
+        prompt_len: how many of `tokens` are prefilled; the others are written one at a time.
+        held: tokens that the pages hold.
+        chunks: the names of the prompt's full chunks.
+        mask: of the grammar, for the next draw.
+    """
 
     def __init__(self, request: GenerationRequest, deliver: Deliver, tokenizer: Tokenizer, weights: Weights) -> None:
-        self.request, self.deliver, self.weights = request, deliver, weights
+        super().__init__(weights)
+        self.request, self.deliver = request, deliver
         self.adapter = -1 if request.adapter is None else weights.adapters.index(request.adapter)
-        self.tokens = list(request.prompt_ids)  # of prompt and answer
+        self.tokens = list(request.prompt_ids)
         self.prompt_len = len(self.tokens)
-        self.held = 0  # tokens that the pages hold
+        self.forgotten = self.held = self.cached_tokens = 0
         self.pages: list[int] = []
-        self.chunks: list[bytes] = []  # the names of the prompt's full chunks
-        self.cached_tokens = 0
+        self.chunks: list[bytes] = []
         self.prompt_scores: list[TokenScore] = []
         self.finish: FinishReason | None = None
-        self.is_cancelled = False
-        self.joules: float | None = None
-        self.energy_basis: EnergyBasis | None = None
-        self.cost: float | None = None
-        self.taken = time.monotonic()
-        self.begun: float | None = None
-        self.mask: Any = None  # of the grammar, for the next draw
+        self.mask: Any = None
         self._tokenizer = tokenizer
         self._stream = TextStream(tokenizer, self.tokens)
         self._stops = StopTexts(request.stop)
-
-    @property
-    def fingerprint(self) -> str:
-        return self.weights.fingerprint
-
-    def cancel(self) -> None:
-        self.is_cancelled = True
 
     @property
     def root(self) -> bytes:
@@ -77,8 +71,13 @@ class Row:
         return self.weights.root + f" {self.adapter}".encode()
 
     @property
+    def answer_start(self) -> int:
+        """Where the answer begins in `tokens`; below 0 if its beginning is forgotten."""
+        return len(self.request.prompt_ids) - self.forgotten
+
+    @property
     def num_written(self) -> int:
-        return len(self.tokens) - self.prompt_len
+        return len(self.tokens) - self.answer_start
 
     @property
     def is_prefilled(self) -> bool:
@@ -119,9 +118,16 @@ class Row:
         return Delta(finish_reason=reason, usage=self.usage(), error=error, field=field)
 
     def usage(self) -> Usage:
-        waited = None if self.begun is None else self.begun - self.taken
-        counts = self.prompt_len, self.num_written, self.cached_tokens
-        return Usage(*counts, waited, self.joules, self.energy_basis, self.cost)
+        counts = len(self.request.prompt_ids), self.num_written, self.cached_tokens
+        return Usage(*counts, self.queue_s, self.joules, self.energy_basis, self.cost)
+
+    def forget(self, max_len: int) -> None:
+        """Drop the oldest tokens, so that the rest of the answer fits into `max_len`; at least half of that stays."""
+        kept = max_len - min(self.request.max_tokens - self.num_written, max_len // 2)
+        if (excess := len(self.tokens) - kept) > 0:
+            self.tokens = self.tokens[excess:]
+            self.forgotten += excess
+            self.prompt_len, self.chunks = kept, []
 
     def preempted(self) -> list[int]:
         """The pages, which the row lets go: it will read its prompt again, and its answer token by token."""
@@ -178,3 +184,69 @@ class Counts:
         self.finished += 1
         if row.begun is not None:
             self.seconds += time.monotonic() - row.begun
+
+
+class TextStream:
+    """The text that follows a prompt, token by token: whole characters, so one that spans tokens waits for its last."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        marks = {*tokenizer.end_ids, *tokenizer.begin_ids}
+        self._window = [i for i in prompt_ids[-CONTEXT_TOKENS:] if i not in marks]
+        self._written = tokenizer.decode(self._window)
+
+    def push(self, token: int) -> str:
+        """The text that is whole with one more token."""
+        self._window.append(token)
+        text = self._tokenizer.decode(self._window)
+        is_pending = len(text) <= len(self._written) or text.endswith(UNKNOWN)
+        if is_pending and len(self._window) <= CONTEXT_TOKENS + MAX_PENDING:
+            return ""
+        end = max(len(text) - _open_characters(text), len(self._written))
+        new = text[len(self._written) : end]
+        self._window = self._window[-CONTEXT_TOKENS:]
+        written = self._tokenizer.decode(self._window)
+        self._written = written[: len(written) - min(len(text) - end, _open_characters(written))]
+        return new
+
+    def rest(self) -> str:
+        """What has not become whole, with U+FFFD for its bytes."""
+        return self._tokenizer.decode(self._window)[len(self._written) :]
+
+
+def _open_characters(text: str) -> int:
+    """How many characters at the end may be one that lacks its last byte: it has four at most."""
+    end = text[-3:]
+    return len(end) - len(end.rstrip(UNKNOWN))
+
+
+class StopTexts:
+    """Ends a text before the first of some texts; what may be the beginning of one waits."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = [text for text in stop if text]
+        self._held = ""
+        self.is_found = False
+
+    def push(self, text: str) -> str:
+        """The text that no stop text can take back. After one is found, nothing."""
+        if not self._stop or self.is_found:
+            return "" if self.is_found else text
+        self._held += text
+        found = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            self.is_found = True
+            keep = min(found)
+        else:
+            keep = len(self._held) - max(map(self._overlap, self._stop))
+        out, self._held = self._held[:keep], self._held[keep:]
+        return out
+
+    def rest(self) -> str:
+        """What waited, if no stop text was found."""
+        return "" if self.is_found else self._held
+
+    def _overlap(self, stop: str) -> int:
+        """How many characters at the end of the held text begin `stop`."""
+        longest = min(len(stop) - 1, len(self._held))
+        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)

@@ -1,4 +1,4 @@
-"""Start an engine from a run and the settings of `[serve]`."""
+"""Start the engine or the predictor of a run, by the settings of `[serve]`."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ import queue
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import jax
+import numpy as np
 import psutil
 
 from aifx.checkpoint.manifest import read_manifest
 from aifx.config.serve_section import ServeSection
-from aifx.core.digests import sha256_of
+from aifx.core.digests import sha256_of, sha256_of_json
 from aifx.core.errors import CheckpointError, UsageError
 from aifx.core.json_files import readable_bytes
 from aifx.core.parsing import parse_size
+from aifx.data.base import DataFormat, undefined
 from aifx.data.text import TokenFormat
 from aifx.data.tokenizer import Tokenizer
-from aifx.generation.generator import unable_to_write
 from aifx.loading.restore import RestoredRun
-from aifx.models.base import Serves
 from aifx.parallel.layout import Layout
 from aifx.programs.decoding import DecodingPrograms
 from aifx.programs.serving import ServingPrograms, page_bytes
@@ -29,15 +31,27 @@ from aifx.serving.adapters import read_adapters, with_banks
 from aifx.serving.device import Device
 from aifx.serving.energy import PowerMeter, Shares
 from aifx.serving.engine import Engine
+from aifx.serving.generate import unable_to_write
+from aifx.serving.predictor import Predictor, PredictorWeights, fields_of_spec, lower_prediction
 from aifx.serving.record import Recorder
-from aifx.serving.reproducibility import LEAST_LEN, find_difference
 from aifx.serving.requests import Delta, GenerationRequest, SamplingSettings, complete_answer
-from aifx.serving.rows import Weights
+from aifx.serving.rows import Row, Weights
+from aifx.serving.worker import Worker
 from aifx.specs import Params
+from aifx.tasks.project_errors import project_errors
 
 logger = logging.getLogger(__name__)
 
 CHUNK_ON_CPU, CHUNK = 64, 256
+
+STEPS = 3
+"""Tokens that `find_difference` writes each time: what a step leaves in the cache decides the next."""
+
+LEAST_LEN = STEPS + 2
+"""Tokens of the shortest request that shows whether bits depend on other requests."""
+
+PREFILLED = 4
+"""Rows whose prompts it prefills."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +79,6 @@ def start_engine(trained: RestoredRun, serve: ServeSection) -> Engine:
     started = time.monotonic()
     served = open_model(trained, serve)
     model = served.decoding.model
-    assert isinstance(model, Serves)
     max_len = min(serve.max_model_len or model.max_seq_len, model.max_seq_len)
     if serve.max_model_len and serve.max_model_len > model.max_seq_len:
         why = f"the model's context has {model.max_seq_len} tokens"
@@ -89,11 +102,8 @@ def start_engine(trained: RestoredRun, serve: ServeSection) -> Engine:
     programs = ServingPrograms(served.decoding, served.params, num_pages, max_len, served.layout)
     meter = PowerMeter(served.decoding.layout.devices, serve.power_w)
     device = Device(programs, slots, chunk)
+    device.compile()
     weights = served.weights(device)
-    if (difference := find_difference(device, weights, served.tokenizer)) is None:
-        logger.info("the bits of an answer do not depend on other requests: checked on this device")
-    else:
-        logger.warning(f"the bits of an answer depend on other requests on this device: {difference}")
     engine = Engine(
         device,
         weights,
@@ -101,10 +111,10 @@ def start_engine(trained: RestoredRun, serve: ServeSection) -> Engine:
         queue=serve.queue,
         prefix_cache=serve.prefix_cache,
         pooling=serve.pooling,
-        is_reproducible=difference is None,
         shares=Shares(meter, serve.price_per_hour),
         recorder=Recorder(trained.run.path / "serve.jsonl") if serve.log_requests else None,
     )
+    _report_bits(engine, "an answer", "requests", find_difference(device, weights, served.tokenizer))
     pool = readable_bytes(num_pages * page_bytes(model, served.decoding.dtype))
     logger.info(
         f"{num_pages * model.page_size} tokens fit into the pool of {pool}; requests: at most {max(slots)} at once, "
@@ -113,6 +123,15 @@ def start_engine(trained: RestoredRun, serve: ServeSection) -> Engine:
     engine.start()
     _write_once(engine)
     return engine
+
+
+def _report_bits(worker: Worker[Any, Any], answer: str, others: str, difference: str | None) -> None:
+    """Keep whether the bits of an answer were shown not to depend on others."""
+    worker.is_reproducible = difference is None
+    if difference is None:
+        logger.info(f"the bits of {answer} do not depend on other {others}: checked on this device")
+    else:
+        logger.warning(f"the bits of {answer} depend on other {others} on this device: {difference}")
 
 
 def _write_once(engine: Engine) -> None:
@@ -133,7 +152,6 @@ def check_layout(served: ServedModel, slots: Sequence[int], chunk: int) -> None:
         if odd := [size for size in sizes if size % count]:
             why = f"mesh.tensor = {count} devices divide the rows of a program"
             raise UsageError(f"{name} = {odd[0]}", why, f"aifx serve --set {name}={count * -(-odd[0] // count)}")
-    assert isinstance(served.decoding.model, Serves)
     kv_heads = served.decoding.model.num_kv_heads
     if kv_heads is not None and kv_heads % count:
         why = f"{kv_heads} heads of keys and values, and {count} devices divide them"
@@ -143,10 +161,7 @@ def check_layout(served: ServedModel, slots: Sequence[int], chunk: int) -> None:
 def open_model(trained: RestoredRun, serve: ServeSection) -> ServedModel:
     """Raises UsageError if the run's model cannot be served."""
     programs, params, frozen = trained.programs(serve.quantize)
-    why = unable_to_write(programs)
-    if why is None and not isinstance(programs.decoding.model, Serves):
-        why = f"{type(programs.decoding.model).__name__} does not define extend, which reads a prompt in parts"
-    if why is not None:
+    if (why := unable_to_write(programs)) is not None:
         raise UsageError(f"run {trained.run.name} cannot serve text", why, f"aifx eval --run {trained.run.name}")
     programs, params, frozen = programs.one_copy(params, frozen)
     params = programs.merged(params, frozen) if programs.casts else params
@@ -172,7 +187,6 @@ def pool_pages(decoding: DecodingPrograms, serve: ServeSection, rows: int, max_l
     Raises UsageError if not one request of `max_len` tokens fits, or the pool does not fit into memory.
     """
     model = decoding.model
-    assert isinstance(model, Serves)
     size = page_bytes(model, decoding.dtype)
     for_one = -(-max_len // model.page_size)
     free = free_memory(decoding.layout.platform)
@@ -200,7 +214,120 @@ def free_memory(platform: str) -> int:
     """Bytes of memory that can still be used, of the CPU or of the first device."""
     if platform == "cpu":
         return int(psutil.virtual_memory().available)
-    import jax
-
     stats = jax.local_devices()[0].memory_stats() or {}
     return int(stats.get("bytes_limit", 0)) - int(stats.get("bytes_in_use", 0))
+
+
+def start_predictor(trained: RestoredRun, serve: ServeSection) -> Predictor:
+    """A predictor whose program is compiled, and which has predicted.
+
+    Raises UsageError for a task that does not predict, or settings of `[serve]` that are for text.
+    """
+    started = time.monotonic()
+    check_settings(serve)
+    form = trained.task.format
+    if form is None:
+        raise undefined(type(trained.task), "format", "make predictions")
+    if type(form).encode is DataFormat.encode:
+        raise undefined(type(form), "encode", "make predictions")
+    with project_errors(trained.config.parts, trained.project):
+        programs, _, _ = trained.programs("none")
+        fields = fields_of_spec(programs.task.data)
+        program_digest = sha256_of(lower_prediction(programs, fields).as_text())
+        weights = load_weights(trained, program_digest)
+        shares = Shares(PowerMeter(programs.layout.devices, serve.power_w), serve.price_per_hour)
+        predictor = Predictor(programs, weights, program_digest, queue=serve.queue, shares=shares)
+        _report_bits(predictor, "a prediction", "rows", predictor.find_difference())
+    if (why := predictor.probe(weights)) is not None:
+        raise CheckpointError("the model cannot predict", why, "aifx eval, for a first look")
+    logger.info(
+        f"{predictor.rows_per_batch} rows in one call of the program; ready in {time.monotonic() - started:.1f} s"
+    )
+    predictor.start()
+    return predictor
+
+
+def load_weights(trained: RestoredRun, program_digest: str) -> PredictorWeights:
+    """A run's arrays, with the fingerprint of what they predict by a program."""
+    objective = trained.task.objective
+    manifest = read_manifest(trained.run.checkpoints / str(trained.step))
+    known = [weights_digest(manifest), program_digest, objective.decides_by(trained.task.data)]
+    return PredictorWeights(trained.params, trained.frozen, objective, f"fp_{sha256_of_json(known)[:32]}")
+
+
+def check_settings(serve: ServeSection) -> None:
+    """Raises UsageError for what only a model that writes text has."""
+    given = {
+        "adapters": serve.adapters,
+        "quantize": serve.quantize != "none",
+        "memory": serve.memory,
+        "max_model_len": serve.max_model_len,
+        "log_requests": serve.log_requests,
+    }
+    if wrong := next((key for key, value in given.items() if value), None):
+        why = "it is for models that write text, and this run predicts"
+        raise UsageError(f"serve.{wrong} cannot be used", why, f"aifx serve, without serve.{wrong}")
+
+
+def find_difference(device: Device, weights: Weights, tokenizer: Tokenizer) -> str | None:
+    """Describe the company in which a row has other bits than alone, or return None.
+
+    Call it before the first request, since it writes into the pool.
+    """
+    rng = np.random.default_rng(0)
+    programs = device.programs
+    page = programs.model.page_size
+    longest = min(device.chunk + page // 2, programs.max_len - STEPS - 1)
+    # In a small pool, short rows: company matters more than length.
+    least, enough = (-(-(length + STEPS + 1) // page) for length in (1, longest))
+    pages_each = max(least, min(enough, programs.num_pages // max(device.slots)))
+    longest = min(longest, pages_each * page - STEPS - 1)
+    most = min(max(device.slots), programs.num_pages // pages_each)
+
+    def new_row(number: int, length: int) -> Row:
+        prompt = rng.integers(0, programs.vocab_size, length).tolist()
+        sampling = SamplingSettings(
+            temperature=0.0 if number % 2 else 1.0, top_p=0.9 if number % 3 else 1.0, seed=number
+        )
+        adapter = (None, *weights.adapters)[number % (1 + len(weights.adapters))]
+        request = GenerationRequest(prompt, STEPS, sampling, logprobs=1, adapter=adapter)
+        row = Row(request, lambda _: None, tokenizer, weights)
+        row.pages = list(range(number * pages_each, (number + 1) * pages_each))
+        return row
+
+    rows = [new_row(number, longest if number == 0 else int(rng.integers(1, longest + 1))) for number in range(most)]
+    for row in rows:
+        # Only a few, to save time: the other rows see pages of zeros.
+        while not row.is_prefilled and row in rows[:PREFILLED]:
+            last = row.held + device.chunk >= row.prompt_len
+            found = device.prefill(weights.params, row, draws=last, scores=False)
+            row.held = min(row.held + device.chunk, row.prompt_len)
+        row.tokens.append(int(found.drawn.token[0]) if row in rows[:PREFILLED] else 0)
+
+    def bits_of(company: list[Row]) -> dict[int, list[bytes]]:
+        """The bits that these rows write together, by the number of the row."""
+        for row in company:
+            row.held, row.tokens = row.prompt_len, row.tokens[: row.prompt_len + 1]
+        bits: dict[int, list[bytes]] = {rows.index(row): [] for row in company}
+        for _ in range(STEPS):
+            drawn = device.decode(weights.params, company)
+            for place, (number, row) in enumerate(zip(bits, company, strict=True)):
+                bits[number].append(_bits(drawn, place))
+                row.held += 1
+                row.tokens.append(int(drawn.token[place]))
+        return bits
+
+    smallest = min(device.slots)
+    expected: dict[int, list[bytes]] = {}
+    for start in range(0, most, smallest):
+        expected |= bits_of(rows[start : start + smallest])
+    trials = [rows[:1], *(rows[: min(size, most)][::-1] for size in device.slots)]
+    for company in trials:
+        for number, bits in bits_of(company).items():
+            if bits != expected[number]:
+                return f"a row of {len(company)} has other bits than among others in {smallest} slots"
+    return None
+
+
+def _bits(drawn: Any, place: int) -> bytes:
+    return b"".join(np.asarray(x)[place].tobytes() for x in (drawn.token, drawn.logprob, drawn.top_logprobs))

@@ -3,29 +3,54 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeAlias
+
+import numpy as np
 
 from aifx.config.serve_section import ServeSection
-from aifx.core.errors import AifxError, UsageError
+from aifx.core.errors import AifxError, DataError, UsageError
 from aifx.core.json_files import readable_bytes
+from aifx.core.processes import Child, aifx_command
 from aifx.core.steps import StepChoice
+from aifx.data.readers.rows import read_rows
+from aifx.data.readers.sources import local_file
 from aifx.loading.restore import RestoredRun, choose_step, restore_run
 from aifx.programs.build import tree_bytes
-from aifx.serving.canary import Canary, Check, Prompt, check_gates, computes_in, read_canary
 from aifx.serving.engine import Engine
 from aifx.serving.predictor import Predictor, PredictorWeights
-from aifx.serving.requests import Draining
+from aifx.serving.requests import (
+    Delta,
+    Draining,
+    GenerationRequest,
+    SamplingSettings,
+    TokenScore,
+    complete_answer,
+)
 from aifx.serving.rows import Weights
-from aifx.serving.start import free_memory, open_model
-from aifx.serving.start_predictor import load_weights
+from aifx.serving.start import free_memory, load_weights, open_model
+from aifx.serving.worker import W, Worker
 
 logger = logging.getLogger(__name__)
 
-W = TypeVar("W")
+PARITY = {"float32": 1e-4, "bfloat16": 0.1, "int8": 0.01}
+"""Most difference in log-probability between serving and the training forward, by what the model computes in."""
+
+WORSE = 0.5
+"""Most nats per token by which a pinned answer may become less likely than under the weights that serve."""
+
+PARITY_PROMPTS = 4
+"""Prompts of the canary file that parity is measured on: each length compiles the training forward once."""
+
+MOST_TOKENS = 256
+"""Tokens of an answer that must contain a text."""
+
+GATES_S = 3600.0
+"""Time limit of `aifx eval`."""
 
 FIXED_TEXT = "The quick brown fox jumps over the lazy dog. 0123456789"
 """The text on which parity is measured without a canary file."""
@@ -34,8 +59,14 @@ SHARE_OF_COPY = 1.5
 """Memory for a second set of weights, in units of its size: matrices are copied while they are joined."""
 
 
-Files = tuple[tuple[str, int, int], ...]
+Files: TypeAlias = tuple[tuple[str, int, int], ...]
 """Path, size and time of each file of a checkpoint."""
+
+Load: TypeAlias = Callable[[RestoredRun], W]
+"""A checkpoint's weights as the engine takes them."""
+
+Judge: TypeAlias = "Callable[[W, W], Iterator[Check]]"
+"""Checks of new weights, beside those that serve."""
 
 
 @dataclass
@@ -46,24 +77,12 @@ class SwapCounts:
     refused: int = 0
 
 
-class Swaps(Protocol[W]):
-    """An engine whose weights can be exchanged while it runs."""
-
-    @property
-    def weights(self) -> W: ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def swap(self, weights: W) -> None: ...
-
-
 class Watcher(Generic[W]):
     """Looks for another checkpoint in a thread of its own, and swaps to it if it passes all checks."""
 
     def __init__(
         self,
-        engine: Swaps[W],
+        engine: Worker[W, Any],
         trained: RestoredRun,
         choice: StepChoice | None,
         load: Callable[[RestoredRun], W],
@@ -183,7 +202,7 @@ def check_memory(arrays: Any, platform: str) -> None:
 
 
 def watch(
-    engine: Engine,
+    engine: Engine | Predictor,
     trained: RestoredRun,
     serve: ServeSection,
     *,
@@ -191,59 +210,184 @@ def watch(
     canary: Path | None,
     overrides: Sequence[str] = (),
     counts: SwapCounts | None = None,
-) -> Watcher[Weights]:
-    """Start a watcher of text. Raises UsageError for what cannot be watched, DataError for a canary file."""
-    if engine.adapters:
-        why = "adapters belong to one set of weights"
-        raise UsageError("--watch with --adapter", why, "aifx serve --adapter, without --watch")
-    check_memory(engine.weights.params, engine.device.programs.decoding.layout.platform)
-    prompts = [Prompt("a fixed text", FIXED_TEXT)] if canary is None else read_canary(canary)
-    key = computes_in(engine.device.programs.decoding.dtype_name, serve.quantize)
-    found = Watcher(
-        engine,
-        trained,
-        choice,
-        lambda opened: open_model(opened, serve).weights(engine.device),
-        Canary(engine, prompts, key).checks,
-        overrides=overrides,
-        every_s=serve.watch_every_s,
-        counts=counts,
-    )
+) -> Watcher[Any]:
+    """Start a watcher of a run. Raises UsageError for what cannot be watched, DataError for a canary file."""
+    load: Load[Any]
+    judge: Judge[Any]
+    if isinstance(engine, Engine):
+        load, judge = _for_text(engine, serve, canary)
+    else:
+        load, judge = _for_predictions(engine, canary)
+
+    def checks(opened: RestoredRun, weights: Any, old: Any) -> Iterator[Check]:
+        """In the order of their price; the caller stops at the first that fails."""
+        yield from judge(weights, old)
+        if opened.config.eval.gates:
+            yield check_gates(opened)
+
+    options: dict[str, Any] = {"overrides": overrides, "every_s": serve.watch_every_s, "counts": counts}
+    worker: Worker[Any, Any] = engine
+    found = Watcher(worker, trained, choice, load, checks, **options)
     found.start()
     return found
 
 
-def watch_predictor(
-    predictor: Predictor,
-    trained: RestoredRun,
-    serve: ServeSection,
-    *,
-    choice: StepChoice | None,
-    canary: Path | None,
-    overrides: Sequence[str] = (),
-    counts: SwapCounts | None = None,
-) -> Watcher[PredictorWeights]:
-    """Start a watcher of predictions, whose program is the training forward. Raises UsageError."""
+def _for_text(engine: Engine, serve: ServeSection, canary: Path | None) -> tuple[Load[Weights], Judge[Weights]]:
+    if engine.adapters:
+        why = "adapters belong to one set of weights"
+        raise UsageError("--watch with --adapter", why, "aifx serve --adapter, without --watch")
+    decoding = engine.device.programs.decoding
+    check_memory(engine.weights.params, decoding.layout.platform)
+    prompts = [Prompt("a fixed text", FIXED_TEXT)] if canary is None else read_canary(canary)
+    judge = Canary(engine, prompts, computes_in(decoding.dtype_name, serve.quantize)).checks
+    return lambda opened: open_model(opened, serve).weights(engine.device), judge
+
+
+def _for_predictions(
+    predictor: Predictor, canary: Path | None
+) -> tuple[Load[PredictorWeights], Judge[PredictorWeights]]:
+    """The program of predictions is the training forward, so that parity is not in question."""
     if canary is not None:
         why = "its lines are prompts; predictions are judged by the gates of [eval]"
         raise UsageError("--canary, for a model that writes no text", why, "aifx serve --watch")
     check_memory((predictor.weights.params, predictor.weights.frozen), predictor.programs.layout.platform)
 
-    def checks(opened: RestoredRun, weights: PredictorWeights, old: PredictorWeights) -> Iterator[Check]:
+    def judge(weights: PredictorWeights, old: PredictorWeights) -> Iterator[Check]:
         found = predictor.probe(weights)
         yield Check("predictions", found is None, found or "numbers")
-        if opened.config.eval.gates:
-            yield check_gates(opened)
 
-    found = Watcher(
-        predictor,
-        trained,
-        choice,
-        lambda opened: load_weights(opened, predictor.program_digest),
-        checks,
-        overrides=overrides,
-        every_s=serve.watch_every_s,
-        counts=counts,
-    )
-    found.start()
-    return found
+    return lambda opened: load_weights(opened, predictor.program_digest), judge
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A line of the canary file.
+
+    Attributes:
+        place: file and line.
+        answer: pinned; it may not become much less likely.
+        contains: what the likeliest answer must contain.
+    """
+
+    place: str
+    prompt: str
+    answer: str = ""
+    contains: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition, and what was found."""
+
+    name: str
+    passed: bool
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.found}"
+
+
+def read_canary(path: Path) -> list[Prompt]:
+    """The prompts of a .jsonl file: objects with "prompt", and "answer", "contains" or both. Raises DataError."""
+    prompts = []
+    for row in read_rows(local_file(path, format="jsonl")):
+        values = {key: row.values.get(key, "") for key in ("prompt", "answer", "contains")}
+        if unknown := sorted(set(row.values) - set(values)):
+            raise DataError(
+                f"{row.place}: unknown field {unknown[0]!r}", "a prompt, an answer, contains", "docs/serve.md"
+            )
+        if not all(isinstance(value, str) for value in values.values()) or not values["prompt"]:
+            raise DataError(f"{row.place}: no prompt", 'it is {"prompt": TEXT, "answer": TEXT}', "docs/serve.md")
+        prompts.append(Prompt(row.place, **values))
+    if not prompts:
+        raise DataError(f"{path} has no prompt", "it is empty", "docs/serve.md")
+    return prompts
+
+
+class Canary:
+    """Judges weights by an engine that serves with others at the same time."""
+
+    def __init__(self, engine: Engine, prompts: Sequence[Prompt], computes_in: str) -> None:
+        """
+        Args:
+            computes_in: a key of PARITY.
+        """
+        self._engine, self._prompts, self._bound = engine, prompts, PARITY[computes_in]
+        self._log_probs = engine.device.programs.decoding.log_probs
+
+    def checks(self, weights: Weights, old: Weights) -> Iterator[Check]:
+        yield self._parity(weights)
+        yield from self._pinned(weights, old)
+
+    def _parity(self, weights: Weights) -> Check:
+        worst = 0.0
+        for prompt in self._prompts[:PARITY_PROMPTS]:
+            ids = self._ids(prompt.prompt + prompt.answer)
+            scores = self._scores(ids, weights)
+            expected = np.asarray(self._log_probs(weights.params, np.array([ids], np.int32)))
+            own = expected[np.arange(len(ids) - 1), ids[1:]]
+            found = np.array([score.logprob for score in scores[1:]], np.float32)
+            worst = max(worst, float(np.max(np.abs(found - own), initial=0.0)))
+            if not np.isfinite(found).all():
+                worst = float("inf")
+        return Check("parity with training", worst <= self._bound, f"{worst:.2g} nats of at most {self._bound:g}")
+
+    def _pinned(self, weights: Weights, old: Weights) -> Iterator[Check]:
+        for prompt in self._prompts:
+            if prompt.answer:
+                before, after = (self._nats(prompt, w) for w in (old, weights))
+                found = f"{after:.3f} nats per token, {before:.3f} before"
+                yield Check(f"{prompt.place}, its answer", after <= before + WORSE, found)
+            if prompt.contains:
+                text = self._text(prompt.prompt, weights)
+                yield Check(f"{prompt.place}, its text", prompt.contains in text, f"{text[:80]!r}")
+
+    def _nats(self, prompt: Prompt, weights: Weights) -> float:
+        """The mean negative log-probability of the tokens of the pinned answer."""
+        ids, start = self._ids(prompt.prompt + prompt.answer), len(self._ids(prompt.prompt))
+        scores = self._scores(ids, weights)[min(start, len(ids) - 1) :]
+        return -float(np.mean([score.logprob for score in scores]))
+
+    def _ids(self, text: str) -> list[int]:
+        return self._engine.tokenizer.encode_prompt(text)[: self._engine.max_model_len - 1]
+
+    def _scores(self, ids: list[int], weights: Weights) -> list[TokenScore]:
+        request = GenerationRequest(ids, 0, SamplingSettings(temperature=0), prompt_logprobs=True)
+        return [score for delta in self._ask(request, weights) for score in delta.prompt_scores]
+
+    def _text(self, prompt: str, weights: Weights) -> str:
+        ids = self._ids(prompt)
+        most = min(MOST_TOKENS, self._engine.max_model_len - len(ids))
+        request = GenerationRequest(ids, most, SamplingSettings(temperature=0))
+        return "".join(delta.text for delta in self._ask(request, weights))
+
+    def _ask(self, request: GenerationRequest, weights: Weights) -> list[Delta]:
+        """Raises Draining if the engine stops meanwhile, RuntimeError if it fails."""
+        deltas: queue.Queue[Delta] = queue.Queue()
+        self._engine.submit_own(request, deltas.put, weights)
+        found = complete_answer(deltas)
+        if found[-1].finish_reason == "cancelled":
+            raise Draining
+        if found[-1].finish_reason == "error":
+            raise RuntimeError(found[-1].error)
+        return found
+
+
+def check_gates(trained: RestoredRun) -> Check:
+    """The project's evaluation with its gates, by a process of its own."""
+    arguments = ("eval", "--run", trained.run.name, "--step", str(trained.step))
+    options: Any = {"cwd": trained.project.root, "limit_s": GATES_S}
+    with Child(aifx_command(*arguments), **options) as child:
+        ended = child.wait()
+    found = "passed" if ended.succeeded else f"aifx eval ended with {ended.how}: {ended.last_line}"
+    return Check(f"the gates {', '.join(trained.config.eval.gates)}", ended.succeeded, found)
+
+
+def computes_in(dtype_name: str, quantize: str) -> str:
+    """The key of PARITY. Raises UsageError for what has none."""
+    key = dtype_name if quantize == "none" else quantize
+    if key not in PARITY:
+        raise UsageError(
+            f"--watch with {key}", f"parity is known for {', '.join(PARITY)}", "aifx serve, without --watch"
+        )
+    return key

@@ -16,18 +16,15 @@ from aifx.core.project import CONFIG_NAME, Project
 from aifx.data.base import DataFormat
 from aifx.data.spec import DataSpec, need_spec
 from aifx.models.adapted import adapted_model
-from aifx.models.base import Decodes, Model, Serves
+from aifx.models.base import Decodes, Model
 from aifx.objectives.base import Objective
 from aifx.specs import ArraySpec
 from aifx.tasks.base import Task
 from aifx.tasks.ensemble import Ensemble
 from aifx.tasks.project_errors import project_errors
 
-WRITING: tuple[tuple[type[Model], tuple[str, ...]], ...] = (
-    (Decodes, ("vocab_size", "max_seq_len", "cache_specs", "prefill", "decode")),
-    (Serves, ("page_size", "extend")),
-)
-"""What a model that derives from one of these must define in addition to what every model does."""
+WRITING = ("vocab_size", "max_seq_len", "page_size", "cache_specs", "extend", "decode")
+"""What a model that derives from `Decodes` must define in addition to what every model does."""
 
 REQUIRED: tuple[tuple[str, PartName, tuple[str, ...]], ...] = (
     ("model", "model", ("specs", "hidden", "head", "flops")),
@@ -145,7 +142,7 @@ def _checked(config: Config, task: Task) -> Task:
         part = getattr(task, attribute)
         if part is None and attribute in ("format", "dataset"):
             continue
-        names += tuple(name for kind, own in WRITING if kind in type(part).__mro__ for name in own)
+        names += WRITING if Decodes in type(part).__mro__ else ()
         if lacking := [name for name in names if not _defines(part, name)]:
             raise _wrong_part(config.parts, section, f"{type(part).__name__} lacks {', '.join(lacking)}")
     name = type(task.model).__name__
@@ -173,7 +170,7 @@ def _odd_spec(specs: Any, path: str = "") -> str:
 def _defines(part: Any, name: str) -> bool:
     """Whether a part has `name` of its own: what it inherits from a protocol does nothing, `Objective.sums` raises."""
     found = getattr(type(part), name, None)
-    declared = [vars(kind).get(name) for kind in (Model, Decodes, Serves)]
+    declared = [vars(kind).get(name) for kind in (Model, Decodes)]
     return hasattr(part, name) and (found is None or found not in (*declared, Objective.sums))
 
 

@@ -30,7 +30,6 @@ from aifx.data.implicit import ImplicitVersion
 from aifx.data.spec import keep_spec, need_spec
 from aifx.data.versions.parts import dataset_record
 from aifx.evaluation.held_out import metric_names
-from aifx.generation.generator import unable_to_write
 from aifx.kernels.choice import run_choices
 from aifx.kernels.choices_file import write_kernel_choices
 from aifx.kernels.verification import verify_kernels
@@ -46,6 +45,7 @@ from aifx.runs.agreement import agree, check_shared, facts_of_data
 from aifx.runs.base_run import BaseRun
 from aifx.runs.binding import RunDigests, binding_errors, kernel_digest, open_digests, read_digests
 from aifx.runs.provenance import differences, provenance, read_provenance
+from aifx.serving.generate import unable_to_write
 from aifx.tasks.base import Task, data_digest, evaluation_source, training_source
 from aifx.tasks.preflight import declared_metrics
 from aifx.tasks.registry import open_task

@@ -108,8 +108,8 @@ def generate(
         directory = project.existing_run(run)
         if prompt == "-":
             given["prompt"] = _read_stdin()
-        from aifx.generation.generator import Chat, GeneratedText, write_text
         from aifx.loading.restore import restore_run
+        from aifx.serving.generate import Chat, GeneratedText, write_text
 
         trained = restore_run(directory, project, step=at, overrides=set_ or ())
         settings = trained.config.generate.model_copy(update={k: v for k, v in given.items() if v is not None})

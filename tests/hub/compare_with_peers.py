@@ -12,9 +12,9 @@ import pytest
 from adapter_runs import logits_of, make_adapter_run
 from picture_runs import assert_same_logits
 from safetensors.numpy import load_file
+from written import write_tokens
 
 from aifx.core.project import Project
-from aifx.generation.generator import generate
 from aifx.hub.exporting import export_model
 from aifx.hub.importing import import_model
 from aifx.hub.peft import ADAPTER, export_adapter
@@ -41,10 +41,11 @@ def test_logits_and_greedy_text(folder, project):
     hidden = model.hidden(trained.params, {"inputs": jnp.asarray(want["inputs"], jnp.int32)}, ctx)
     got = np.asarray(model.head(trained.params, ctx)(hidden)).reshape(want["logits"].shape)
     np.testing.assert_allclose(got, want["logits"], atol=5e-4)
-    programs, params, _ = trained.programs("none")
+    programs, *arrays = trained.programs("none")
+    decoding = programs.as_decoding(*arrays)
     for row, greedy, gaps in zip(want["inputs"], want["greedy"], want["gaps"], strict=True):
         count = int(np.logical_and.accumulate(gaps > 1e-3).sum())  # after a near tie the texts may differ
-        written = list(generate(programs.decoding, params, row.tolist(), max_tokens=len(gaps), temperature=0.0))
+        written = list(write_tokens(*decoding, row.tolist(), max_tokens=len(gaps), temperature=0.0))
         assert written[:count] == greedy[:count].tolist()
     exported = FOLDER / "exported" / folder.name
     exported.parent.mkdir(exist_ok=True)

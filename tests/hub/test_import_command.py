@@ -14,13 +14,13 @@ import peer_models
 import pytest
 import tokenizers
 from safetensors.numpy import load_file, save_file
+from written import stream_text
 
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.manifest import read_manifest
 from aifx.core.errors import AifxError
 from aifx.core.project import Project
 from aifx.data.tokenizer import Tokenizer, train_tokenizer
-from aifx.generation.text import stream_text
 from aifx.hub.architectures import architectures
 from aifx.hub.assets import begin_token
 from aifx.hub.importing import default_name, import_model

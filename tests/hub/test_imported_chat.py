@@ -15,12 +15,12 @@ from aifx.config.toml import to_toml
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 from aifx.data.tokenizer import train_tokenizer
-from aifx.generation.generator import Chat, write_text
 from aifx.hub.exporting import export_model
 from aifx.hub.importing import import_model
 from aifx.hub.starting import changed_values
 from aifx.kinds import load_config, read_config
 from aifx.loading.restore import restore_run
+from aifx.serving.generate import Chat, write_text
 from aifx.training.run import train
 
 SPECIAL = ("<|endoftext|>", "<s>", "<|im_start|>", "<|im_end|>")

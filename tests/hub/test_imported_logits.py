@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import peer_models
 import pytest
+from written import write_tokens
 
 from aifx.core.errors import ConfigError
-from aifx.generation.generator import generate
 from aifx.hub.architectures import architectures, expressed_by
 from aifx.hub.importing import import_model
 from aifx.loading.restore import restore_run
@@ -94,8 +94,9 @@ def test_logits_of_a_gemma_3_with_that_cap_are_those_without(hub_models, tmp_pat
 def test_greedy_text_from_the_cache(hub_models, empty_project, stored_logits):
     """Past its window, with rotary positions that are scaled for some layers: the cache reads as far back."""
     trained = restored(hub_models("qwen2-windows"), empty_project)
-    programs, params, _ = trained.programs("none")
+    programs, *arrays = trained.programs("none")
+    decoding = programs.as_decoding(*arrays)
     prompt = peer_models.inputs()[0].tolist()
-    written = list(generate(programs.decoding, params, prompt, max_tokens=peer_models.NEW, temperature=0.0))
+    written = list(write_tokens(*decoding, prompt, max_tokens=peer_models.NEW, temperature=0.0))
     assert stored_logits["qwen2-windows/gaps"][0].min() > CLEAR
     assert written == stored_logits["qwen2-windows/greedy"][0].tolist()

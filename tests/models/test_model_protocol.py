@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 import aifx
-from aifx.models.base import Decodes, Head, Model, Serves
+from aifx.models.base import Decodes, Head, Model
 from aifx.parallel.context import ForwardContext
 from aifx.specs import Params, Specs
 
@@ -33,7 +33,7 @@ def test_a_model_that_declares_nothing_has_no_capability() -> None:
     model = Least()
     assert (model.gathers, model.divides, model.adapts) == ((), (), ())
     assert isinstance(model, Model)
-    assert not isinstance(model, Decodes | Serves)
+    assert not isinstance(model, Decodes)
 
 
 def test_no_code_asks_a_model_for_what_it_does_not_declare() -> None:

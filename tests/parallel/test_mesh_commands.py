@@ -21,7 +21,7 @@ from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.core.project import Project
 from aifx.loading.restore import restore_run
 from aifx.evaluation.held_out import evaluate
-from aifx.generation.generator import write_text
+from aifx.serving.generate import write_text
 from aifx.loading.model import LoadedModel
 from aifx.kinds import load_config
 from aifx.training import restore

@@ -15,6 +15,7 @@ from aifx.core.project import Project
 from aifx.kinds import load_config
 from aifx.parallel.layout import Layout, abstract_layout, local_layout
 from aifx.programs.build import Programs, build, tree_bytes
+from aifx.programs.serving import one_row
 from aifx.tasks import describe_task
 from jax_kernels.dispatch import Choices, using
 
@@ -44,8 +45,8 @@ def test_neither_data_nor_devices_are_needed(tmp_path: Path, num_devices: int) -
     assert jax.tree.map(lambda x: x.shape, state) == jax.tree.map(lambda x: x.shape, programs.abstract[0])
     assert programs.dtype_name == "bfloat16"
     assert set(programs.eval_step.trace()) == {"loss"}
-    prefill, decode = programs.decoding.for_generation(max_tokens=20)
-    assert prefill.trace()[1].shape == decode.trace()[1].shape == (1,)
+    writing = one_row(programs.decoding, programs.decoding.params, 32)
+    assert writing.prefill(16).trace()[1].drawn.token.shape == writing.decode(1).trace()[1].token.shape == (1,)
     assert list(tmp_path.iterdir()) == [tmp_path / "aifx.toml"]
 
 

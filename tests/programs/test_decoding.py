@@ -14,6 +14,7 @@ from aifx.models.decoder.section import DecoderSection
 from aifx.nn.quantized import quantize_matrices
 from aifx.parallel.layout import local_layout
 from aifx.programs.decoding import DecodingPrograms
+from aifx.programs.serving import one_row
 from aifx.specs import init_params
 
 PRODUCT = re.compile(r"stablehlo\.dot_general .* : \(tensor<(\d+)x\d+x([a-z]\w+)>, tensor<\d+x\d+x[a-z]\w+>\)")
@@ -29,7 +30,6 @@ def test_one_row_is_multiplied_as_two(dtype: str, quantization: Quantization, ki
     programs = DecodingPrograms(model, model.specs(), local_layout(1), jnp.dtype(dtype))
     drawn = jax.tree.map(lambda x: x.astype(dtype), init_params(model.specs(), jax.random.key(0)))
     params = programs.prepare(quantize_matrices(drawn, model.specs(), quantization))
-    decode = programs.decode(1, 16)
-    text = jax.jit(decode.function).lower(params, *decode.arguments[1:]).as_text()
+    text = one_row(programs, params, 16).decode(1).lower().as_text()
     # Queries with keys and values, the output, up with gate, down, and the scores of all tokens.
     assert PRODUCT.findall(text) == [("2", kind)] * 5

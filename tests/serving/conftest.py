@@ -84,6 +84,7 @@ def devices(decoding: DecodingPrograms, params: Any) -> Callable[..., Device]:
     def device(slots: tuple[int, ...] = (2, 4), pages: int = 24) -> Device:
         if (slots, pages) not in made:
             made[slots, pages] = Device(ServingPrograms(decoding, params, pages, MAX_LEN), slots, 64)
+            made[slots, pages].compile()
         return made[slots, pages]
 
     return device

@@ -64,6 +64,7 @@ def test_an_answer_with_an_adapter_is_its_own_in_any_company(tokenizer: Tokenize
     answers = []
     for slots in ((2, 4), (4, 8)):
         device = Device(ServingPrograms(decoding, banked, 48, LENGTH), slots, 64)
+        device.compile()
         engine = Engine(device, Weights(banked, "weights", b"weights", NAMES), tokenizer, queue=1000)
         engine.start()
         try:

@@ -50,6 +50,28 @@ def test_a_row_that_was_driven_out_writes_the_same(engines: Engines) -> None:
     assert cramped.stats().preemptions > 0
 
 
+@pytest.mark.slow
+def test_rows_that_forget_write_the_same_in_company_and_after_preemption(engines: Engines) -> None:
+    rng = np.random.default_rng(5)
+    requests = [
+        GenerationRequest(
+            rng.integers(1, 257, length).tolist(), 300, SamplingSettings(seed=length), ignore_end=True, forgets=True
+        )
+        for length in (20, 240, 400)  # and 256 fit
+    ]
+    others = [GenerationRequest([9] * 100, 90, ignore_end=True) for _ in range(3)]
+    alone, cramped = engines(), engines(pages=4)
+    expected = [ask(alone, request) for request in requests]
+    answers = [send(cramped, request) for request in (others[0], *requests, *others[1:])]
+    assert [bits(Whole.of(answer.all())) for answer in answers[1:4]] == [bits(whole) for whole in expected]
+    assert cramped.stats().preemptions > 0
+    assert [len(whole.tokens) for whole in expected] == [300] * 3
+    usage = expected[2].last.usage
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.completion_tokens) == (400, 300)
+    assert alone.stats().pages_used == 0
+
+
 @pytest.mark.representative("an answer in company")
 def test_a_long_prompt_does_not_stop_the_rows_that_write(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aifx.serving.engine.CHUNKS_PER_TURN", 1)

@@ -77,8 +77,8 @@ FAMILY, DATA = "model.family = 'births:FAMILY'", "data.kind = 'births:DATA'"
         ("class Mlp(Model)", "class Mlp", [FAMILY, "Mlp does not derive from aifx.extend.Model"]),
         (
             "class Mlp(Model)",
-            "from aifx.extend import Serves\n\n\nclass Mlp(Serves)",
-            [FAMILY, "Mlp lacks vocab_size, max_seq_len, cache_specs, prefill"],
+            "from aifx.extend import Decodes\n\n\nclass Mlp(Decodes)",
+            [FAMILY, "Mlp lacks vocab_size, max_seq_len, page_size, cache_specs, extend, decode"],
         ),
         ('"output": output}', '"output": 3}', [FAMILY, "Mlp.specs returned int at /output"]),
         ("return 6 * rows", 'return "6" * rows', [FAMILY, "Mlp.flops returned str"]),

@@ -188,9 +188,8 @@ class Decoder(Writes):
         cached = sequences.cached
         if cache is not None and cached is not None:
             cache = paged_cache.write(cache, cached.page_table, cached.held, k, v)
-        if cache is not None and cached is not None and cached.reads != "nothing":
             pages = cache["key"], cache["value"], cached.page_table
-            if cached.reads == "one":
+            if cached.new == "one":
                 out = decode_attention(q[:, 0], *pages, cached.held + 1, window=window, **self.scores)
             else:
                 out = attend_pages(q, *pages, cached.held, window=window, **self.scores)

@@ -17,8 +17,7 @@ class Cached:
 
     page_table: jax.Array  # the pages of each sequence
     held: jax.Array  # how many tokens each holds already, [batch]
-    reads: Literal["nothing", "one", "many"] = "nothing"
-    """Whether new tokens attend to what is held: not, since nothing is; one new token of each sequence; or many."""
+    new: Literal["one", "many"]  # tokens of each sequence, which attend to what it holds
 
 
 @dataclass(frozen=True)

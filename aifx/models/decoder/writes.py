@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from aifx.models.base import Serves
+from aifx.models.base import Decodes
 from aifx.models.decoder import paged_cache
 from aifx.models.decoder.paged_cache import Cache
 from aifx.models.decoder.section import DecoderSection
@@ -17,8 +17,8 @@ from aifx.parallel.context import ForwardContext
 from aifx.specs import LAYERS, Params, Specs
 
 
-class Writes(Serves, Protocol):
-    """The part of a decoder that `Serves` asks for, over its forward pass."""
+class Writes(Decodes, Protocol):
+    """The part of a decoder that `Decodes` asks for, over its forward pass."""
 
     page_size: int = paged_cache.PAGE_SIZE
     section: DecoderSection
@@ -34,24 +34,6 @@ class Writes(Serves, Protocol):
         layer = paged_cache.layer_specs(batch, length, self.num_kv_heads, self.head_dim, dtype)
         return {**paged_cache.table_specs(batch, length), LAYERS: repeat_layer(layer, self.section)}
 
-    def prefill(
-        self, params: Params, inputs: jax.Array, lengths: jax.Array, cache: Cache, ctx: ForwardContext
-    ) -> tuple[jax.Array, Cache]:
-        """What the head reads of prompts, `[batch, seq, embed]`, and the cache with them in place of what it held.
-
-        `inputs` `[batch, seq]`, of which the first `lengths` `[batch]` of each row are its prompt; the rest is padding.
-        """
-        sequences = Sequences(inputs.shape, cached=Cached(cache["page_table"], jnp.zeros_like(lengths)))
-        x, kept = self.forward(params, inputs, sequences, cache[LAYERS], ctx)
-        return _of_all(x, ctx).reshape(*inputs.shape, -1), {**cache, "lengths": lengths, LAYERS: kept}
-
-    def decode(self, params: Params, tokens: jax.Array, cache: Cache, ctx: ForwardContext) -> tuple[jax.Array, Cache]:
-        """What the head reads, `[batch, embed]`, of one more token per row, `[batch]`, and the cache with it."""
-        held = cache["lengths"]
-        sequences = Sequences((tokens.size, 1), held[:, None], cached=Cached(cache["page_table"], held, "one"))
-        x, kept = self.forward(params, tokens[:, None], sequences, cache[LAYERS], ctx)
-        return _of_all(x, ctx), {**cache, "lengths": held + 1, LAYERS: kept}
-
     def extend(self, params: Params, inputs: jax.Array, cache: Cache, ctx: ForwardContext) -> tuple[jax.Array, Cache]:
         """What the head reads, `[batch, seq, embed]`, of more tokens of each row, `[batch, seq]`, and the cache with
         them. They see each other and what the row holds already."""
@@ -61,6 +43,13 @@ class Writes(Serves, Protocol):
         x, kept = self.forward(params, inputs, sequences, cache[LAYERS], ctx)
         kept_cache = {**cache, "lengths": held + inputs.shape[1], LAYERS: kept}
         return _of_all(x, ctx).reshape(*inputs.shape, -1), kept_cache
+
+    def decode(self, params: Params, tokens: jax.Array, cache: Cache, ctx: ForwardContext) -> tuple[jax.Array, Cache]:
+        """What the head reads, `[batch, embed]`, of one more token per row, `[batch]`, and the cache with it."""
+        held = cache["lengths"]
+        sequences = Sequences((tokens.size, 1), held[:, None], cached=Cached(cache["page_table"], held, "one"))
+        x, kept = self.forward(params, tokens[:, None], sequences, cache[LAYERS], ctx)
+        return _of_all(x, ctx), {**cache, "lengths": held + 1, LAYERS: kept}
 
 
 def _of_all(x: jax.Array, ctx: ForwardContext) -> jax.Array:

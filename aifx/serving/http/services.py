@@ -9,9 +9,10 @@ from typing import Any
 
 from aifx.core.steps import StepChoice
 from aifx.data.base import DataFormat
-from aifx.generation.generator import unable_to_write
 from aifx.loading.restore import RestoredRun
 from aifx.programs.build import build
+from aifx.serving.engine import Engine
+from aifx.serving.generate import unable_to_write
 from aifx.serving.http import documents, protocol
 from aifx.serving.http.chat import chat_completions
 from aifx.serving.http.completions import completions
@@ -20,9 +21,9 @@ from aifx.serving.http.predictions import PredictionState, classify, predict
 from aifx.serving.http.state import ServerState
 from aifx.serving.http.text import TextState, renderer_of
 from aifx.serving.http.tokens import detokenize, embeddings, tokenize, tokenizer_info
-from aifx.serving.start import start_engine
-from aifx.serving.start_predictor import start_predictor
-from aifx.serving.swap import Watcher, watch, watch_predictor
+from aifx.serving.predictor import Predictor
+from aifx.serving.start import start_engine, start_predictor
+from aifx.serving.swap import Watcher, watch
 
 TEXT_OPERATIONS = (
     Operation("POST", "/v1/completions", protocol.CompletionRequest, documents.Completion, completions),
@@ -60,13 +61,20 @@ def open_service(trained: RestoredRun, **common: Any) -> Service:
     Raises AifxError for what cannot be served.
     """
     programs = build(trained.config, trained.task, trained.layout)
-    writes = unable_to_write(programs) is None
-    return _text(trained, **common) if writes else _predictions(trained, **common)
+    is_text = unable_to_write(programs) is None
+    state, fits = _text(trained, **common) if is_text else _predictions(trained, **common)
+    trained, engine = _without_arrays(trained), state.engine
+
+    def start_watch(choice: StepChoice | None, canary: Path | None, overrides: Sequence[str]) -> Watcher[Any]:
+        options: dict[str, Any] = {"overrides": overrides, "counts": state.swaps}
+        assert isinstance(engine, Engine | Predictor)
+        return watch(engine, trained, state.settings, choice=choice, canary=canary, **options)
+
+    return Service(state, fits, start_watch)
 
 
-def _text(trained: RestoredRun, **common: Any) -> Service:
-    serve = common["settings"]
-    engine = start_engine(trained, serve)
+def _text(trained: RestoredRun, **common: Any) -> tuple[TextState, Mapping[str, Any]]:
+    engine = start_engine(trained, common["settings"])
     state = TextState(
         engine=engine,
         tokenizer=engine.tokenizer,
@@ -76,35 +84,22 @@ def _text(trained: RestoredRun, **common: Any) -> Service:
     )
     if state.templates is not None:
         state.templates.start()
-    trained = _without_arrays(trained)
     fits = {
         "adapters": list(engine.adapters),
         "slots": list(engine.device.slots),
         "pool_tokens": engine.stats().pages_total * engine.page_size,
         "max_model_len": engine.max_model_len,
     }
-
-    def start_watch(choice: StepChoice | None, canary: Path | None, overrides: Sequence[str]) -> Watcher[Any]:
-        return watch(engine, trained, serve, choice=choice, canary=canary, overrides=overrides, counts=state.swaps)
-
-    return Service(state, fits, start_watch)
+    return state, fits
 
 
-def _predictions(trained: RestoredRun, **common: Any) -> Service:
-    serve, form, data = common["settings"], trained.task.format, trained.task.data
-    predictor = start_predictor(trained, serve)
+def _predictions(trained: RestoredRun, **common: Any) -> tuple[PredictionState, Mapping[str, Any]]:
+    form, data = trained.task.format, trained.task.data
+    predictor = start_predictor(trained, common["settings"])
     assert form is not None
-    trained = _without_arrays(trained)
-    state = PredictionState(
-        engine=predictor, form=form, data=data, operations=(prediction_operation(form, data.classes),), **common
-    )
-
-    def start_watch(choice: StepChoice | None, canary: Path | None, overrides: Sequence[str]) -> Watcher[Any]:
-        return watch_predictor(
-            predictor, trained, serve, choice=choice, canary=canary, overrides=overrides, counts=state.swaps
-        )
-
-    return Service(state, {"rows_per_batch": predictor.rows_per_batch}, start_watch)
+    operations = (prediction_operation(form, data.classes),)
+    state = PredictionState(engine=predictor, form=form, data=data, operations=operations, **common)
+    return state, {"rows_per_batch": predictor.rows_per_batch}
 
 
 def _without_arrays(trained: RestoredRun) -> RestoredRun:

@@ -15,8 +15,8 @@ from aifx.core.errors import DataError
 from aifx.data.chat.assets import kept_template
 from aifx.data.chat.rendering import ChatRenderer
 from aifx.data.tokenizer import Tokenizer
-from aifx.generation.chat import chat_renderer
 from aifx.loading.restore import RestoredRun
+from aifx.serving.generate import chat_renderer
 from aifx.serving.grammar import GrammarError, Grammars
 from aifx.serving.http.answers import Answers
 from aifx.serving.http.documents import ModelCard, PagesUsed

@@ -7,13 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from forward import outputs_of
+from written import byte_tokenizer, write_tokens
 
-from aifx.generation.generator import generate
+from aifx.core.errors import CheckpointError
 from aifx.models.decoder.model import Decoder
 from aifx.models.decoder.section import DecoderSection
 from aifx.parallel.layout import local_layout
 from aifx.programs.decoding import DecodingPrograms
-from aifx.programs.sampling import Sampling
+from aifx.serving.generate import one_row_engine, write
+from aifx.serving.requests import GenerationRequest
+from aifx.serving.worker import CompilationCounter
 from aifx.specs import init_params
 
 VOCAB = 50
@@ -37,7 +40,7 @@ def whole(model):
 
 
 def read_whole(model, params, prompt, max_tokens):
-    """Greedy, the whole context read for every token; the context slides as `generate` says."""
+    """Greedy, the whole context read for every token; the context slides as `GenerationRequest.forgets` says."""
     tokens, start, written = list(prompt), 0, []
     forward = whole(model)
     if len(tokens) + max_tokens > model.max_seq_len:
@@ -60,7 +63,7 @@ def read_whole(model, params, prompt, max_tokens):
 def test_cached_generation_is_the_whole_models(family, prompt_len, max_tokens):
     programs, params = decoder(**family)
     prompt = np.random.default_rng(prompt_len).integers(0, VOCAB, prompt_len).tolist()
-    assert list(generate(programs, params, prompt, max_tokens=max_tokens, temperature=0.0)) == read_whole(
+    assert list(write_tokens(programs, params, prompt, max_tokens=max_tokens, temperature=0.0)) == read_whole(
         programs.model, params, prompt, max_tokens
     )
 
@@ -68,34 +71,62 @@ def test_cached_generation_is_the_whole_models(family, prompt_len, max_tokens):
 @pytest.mark.slow
 def test_the_seed_decides():
     programs, params = decoder()
-    one, again, other = (list(generate(programs, params, [1, 2], max_tokens=30, seed=s)) for s in (3, 3, 4))
+    one, again, other = (list(write_tokens(programs, params, [1, 2], max_tokens=30, seed=s)) for s in (3, 3, 4))
     assert one == again
     assert one != other
     assert all(0 <= t < VOCAB for t in one)
 
 
 @pytest.mark.slow
-def test_ends_before_the_end_of_text():
+def test_ends_at_an_end_of_text():
     programs, params = decoder()
-    free = list(generate(programs, params, [1], max_tokens=30, temperature=0.0))
+    free = list(write_tokens(programs, params, [1], max_tokens=30, temperature=0.0))
     eos = free[-1]
-    assert (
-        list(generate(programs, params, [1], max_tokens=30, temperature=0.0, end_ids={eos})) == free[: free.index(eos)]
-    )
+    found = list(write_tokens(programs, params, [1], max_tokens=30, temperature=0.0, end_ids={eos}))
+    assert found == free[: free.index(eos) + 1]
 
 
 @pytest.mark.slow
 def test_streams():
     programs, params = decoder()
-    stream = generate(programs, params, [1], max_tokens=10**9)
+    stream = write_tokens(programs, params, [1], max_tokens=10**9)
     assert len([next(stream) for _ in range(3)]) == 3
+
+
+@pytest.mark.slow
+def test_an_answer_that_is_not_read_to_its_end_leaves_the_next_one_alone():
+    programs, params = decoder()
+    engine = one_row_engine(programs, params, byte_tokenizer(), 1, 30)
+    request = GenerationRequest([1], 30, ignore_end=True)
+    whole = [token for delta in engine.write(request) for token in delta.token_ids]
+    begun = engine.write(request)
+    next(begun)
+    begun.close()
+    assert [token for delta in engine.write(request) for token in delta.token_ids] == whole
+    stats = engine.stats()
+    assert stats.pages_used == stats.running == 0
+    assert stats.generation_tokens < 30 + 10 + 30, "the rest of it was written"
+
+
+@pytest.mark.slow
+def test_scores_that_are_no_numbers_end_the_text_with_an_error():
+    programs, params = decoder()
+    broken = jax.tree.map(lambda x: x * np.nan, params)
+    engine = one_row_engine(programs, broken, byte_tokenizer(), 1, 3)
+    with pytest.raises(CheckpointError, match="not numbers"):
+        list(write(engine, GenerationRequest([1], 3)))
 
 
 def test_a_prompt_that_loses_its_beginning_is_reported(caplog):
     programs, params = decoder()
-    generate(programs, params, [1] * 20, max_tokens=12)
+
+    def ask(length, max_tokens):
+        engine = one_row_engine(programs, params, byte_tokenizer(), length, max_tokens)
+        write(engine, GenerationRequest([1] * length, max_tokens, forgets=True))
+
+    ask(20, 12)
     assert not caplog.records
-    generate(programs, params, [1] * 31, max_tokens=40)
+    ask(31, 40)
     assert "31 tokens" in caplog.text
     assert "context is 32" in caplog.text
     assert "last 16" in caplog.text
@@ -115,7 +146,7 @@ def test_a_prompt_that_loses_its_beginning_is_reported(caplog):
 def test_bad_values_are_named(arguments, named):
     programs, params = decoder()
     with pytest.raises(ValueError, match=named):
-        generate(programs, params, arguments.pop("prompt_ids", [1]), max_tokens=1, **arguments)
+        write_tokens(programs, params, arguments.pop("prompt_ids", [1]), max_tokens=1, **arguments)
 
 
 @pytest.mark.slow
@@ -124,32 +155,15 @@ def test_prepared_params_write_the_same():
     programs, params = decoder(**LLAMA)
     prepared = programs.prepare(params)
     assert jax.tree.structure(prepared) != jax.tree.structure(params)
-    written = [list(generate(programs, p, [1, 2, 3], max_tokens=20, temperature=0.0)) for p in (params, prepared)]
+    written = [list(write_tokens(programs, p, [1, 2, 3], max_tokens=20, temperature=0.0)) for p in (params, prepared)]
     assert written[0] == written[1]
 
 
 @pytest.mark.slow
 def test_other_sampling_values_compile_nothing():
     programs, params = decoder()
-    list(generate(programs, params, [1], max_tokens=4))
-    sizes = [p.jitted._cache_size() for p in programs.for_generation(4)]
-    list(generate(programs, params, [1], max_tokens=4, temperature=0.3, top_k=7, top_p=0.9))
-    assert [p.jitted._cache_size() for p in programs.for_generation(4)] == sizes == [1, 1]
-
-
-@pytest.mark.slow
-def test_rows_are_written_together_as_each_is_alone():
-    programs, params = decoder(**LLAMA)
-    prompts, length = [[1], [7, 8, 9], [4] * 10], 64
-    alone = [list(generate(programs, params, prompt, max_tokens=12, temperature=0.0)) for prompt in prompts]
-    padded = np.zeros((3, 16), np.int32)
-    for row, prompt in zip(padded, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    keys, sampling = jax.random.split(jax.random.key(0), 3), Sampling.of(temperature=0.0, rows=3)
-    counts = np.array([len(prompt) for prompt in prompts], np.int32)
-    cache, tokens = programs.prefill(3, 16, length)(params, padded, counts, keys, sampling)
-    written = [np.asarray(tokens)]
-    for _ in range(11):
-        cache, tokens = programs.decode(3, length)(params, cache, tokens, keys, sampling)
-        written.append(np.asarray(tokens))
-    assert np.stack(written, axis=1).tolist() == alone
+    list(write_tokens(programs, params, [1], max_tokens=4))
+    counter = CompilationCounter()
+    counter.start()
+    list(write_tokens(programs, params, [1], max_tokens=4, temperature=0.3, top_k=7, top_p=0.9, seed=5))
+    assert counter.count == 0

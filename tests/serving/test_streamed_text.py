@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from written import stream_text
 
 from aifx.data.tokenizer import Tokenizer, train_tokenizer
-from aifx.generation.text import stream_text
 
 
 @pytest.fixture(scope="module")

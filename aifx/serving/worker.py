@@ -1,0 +1,185 @@
+"""The thread that answers requests, which the engine of text and the predictor share."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Collection
+from typing import Any, Generic, Protocol, TypeVar
+
+import jax
+
+from aifx.serving.energy import Shares
+from aifx.serving.requests import Draining, EnergyBasis, QueueFull
+
+logger = logging.getLogger(__name__)
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+class ServedWeights(Protocol):
+    """A model's arrays as a worker's programs take them."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The digest of these arrays and the programs."""
+        ...
+
+
+W = TypeVar("W", bound=ServedWeights)
+
+
+class RequestState(Generic[W]):
+    """A request and its state. Only the worker's thread changes it, except for `cancel`.
+
+    Attributes:
+        weights: those with which it began; it keeps them.
+        joules, energy_basis, cost: its share of what the worker used; None if that is not known.
+    """
+
+    def __init__(self, weights: W) -> None:
+        self.weights = weights
+        self.is_cancelled = False
+        self.taken = time.monotonic()
+        self.begun: float | None = None
+        self.joules: float | None = None
+        self.energy_basis: EnergyBasis | None = None
+        self.cost: float | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        return self.weights.fingerprint
+
+    @property
+    def queue_s(self) -> float | None:
+        """How long it waited."""
+        return None if self.begun is None else self.begun - self.taken
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+R = TypeVar("R", bound=RequestState[Any])
+
+
+class Worker(ABC, Generic[W, R]):
+    """Takes requests from any thread, and answers them in a thread of its own.
+
+    Attributes:
+        weights: of new requests.
+        is_reproducible: whether an answer's bits were shown not to depend on other requests.
+        failure: why the thread ended by itself, or None.
+    """
+
+    def __init__(self, weights: W, *, queue: int, shares: Shares | None = None) -> None:
+        """
+        Args:
+            queue: requests that may wait.
+            shares: of energy and price; by default, neither is known.
+        """
+        self.weights = weights
+        self.is_reproducible = True
+        self.failure: str | None = None
+        self._queue, self._shares = queue, shares or Shares()
+        self._arrived: deque[R] = deque()
+        self._unfinished: dict[R, None] = {}  # in the order in which they came
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._is_draining = self._is_stopping = False
+        self._compilations = CompilationCounter()
+        self._thread = threading.Thread(target=self._run, name=f"aifx-{type(self).__name__.lower()}", daemon=True)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.weights.fingerprint
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def swap(self, weights: W) -> None:
+        """New requests are answered by these weights. From any thread; requests that are there keep theirs."""
+        self.weights = weights
+
+    def drain(self) -> None:
+        self._is_draining = True
+
+    def stop(self) -> None:
+        """End all requests and the thread. Waits for it."""
+        self._is_draining = self._is_stopping = True
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _take(self, request: R, *, is_own: bool = False) -> R:
+        """Queue a request. Raises Draining, QueueFull.
+
+        Args:
+            is_own: whether the server itself asks: no queue is too full for it.
+        """
+        with self._lock:
+            if self._is_draining or self.failure is not None:
+                raise Draining(self.failure or "")
+            waiting = self._num_waiting()
+            if not is_own and waiting >= self._queue:
+                raise QueueFull(waiting, max(1.0, self._retry_after_s(waiting)))
+            self._unfinished[request] = None
+            self._arrived.append(request)
+        self._wake.set()
+        return request
+
+    @abstractmethod
+    def _num_waiting(self) -> int:
+        """How many requests would be before a new one."""
+
+    @abstractmethod
+    def _retry_after_s(self, waiting: int) -> float:
+        """Estimate when one of so many requests that wait begins."""
+
+    @abstractmethod
+    def _turn(self) -> bool:
+        """Take what arrived, and let the device compute once. False if no request is left."""
+
+    @abstractmethod
+    def _end_all(self, requests: Collection[R], error: str | None) -> None:
+        """End requests as cancelled, or with an error."""
+
+    def _forget(self, request: R) -> None:
+        """A request has ended."""
+        with self._lock:
+            self._unfinished.pop(request)
+
+    def _run(self) -> None:
+        self._compilations.start()
+        try:
+            while not self._is_stopping:
+                if not self._turn():
+                    self._shares.pause()
+                    self._wake.wait()
+                    self._wake.clear()
+                    self._shares.begin()
+        except Exception as error:  # the requests must hear of it, and the server must not look healthy
+            logger.exception(f"the {type(self).__name__.lower()} has failed")
+            self.failure = f"{type(error).__name__}: {error}"
+        with self._lock:
+            self._arrived.clear()
+            unfinished = list(self._unfinished)
+        self._end_all(unfinished, self.failure)
+
+
+class CompilationCounter:
+    """Counts compilations of the thread that called `start`: after the start of a worker, there are none."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._thread: int | None = None
+
+    def start(self) -> None:
+        self._thread = threading.get_ident()
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+
+    def _heard(self, event: str, duration_secs: float, **_: Any) -> None:
+        if event == _COMPILED and threading.get_ident() == self._thread:
+            self.count += 1
