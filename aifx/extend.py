@@ -1,4 +1,4 @@
-"""The names that a project's own task, family of models, objective and data are made of. docs/tasks.md documents them.
+"""The names that a project's own tasks, models, objectives, data and hooks are made of. docs/tasks.md lists them.
 
 A name comes from its module when it is first used: a file that only defines settings imports no JAX.
 """
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from aifx.parallel.context import ForwardContext
     from aifx.specs import ArraySpec, Params, Specs
     from aifx.tasks import Task
+    from aifx.training.hook import Hook, Stop, TakeStep
+    from aifx.training.records import Record, RunInfo, TrainResult
 
 _NAMES = {
     "aifx.config.sections": "RESUME_SAFE DataSection Fraction ModelSection ObjectiveSection PositiveFloat PositiveInt",
@@ -57,6 +59,8 @@ _NAMES = {
     "aifx.parallel.context": "ForwardContext",
     "aifx.specs": "ArraySpec Params Specs",
     "aifx.tasks": "Task",
+    "aifx.training.hook": "Hook Stop TakeStep",
+    "aifx.training.records": "Record RunInfo TrainResult",
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from aifx.training.observers import RunInfo
-from aifx.training.records import Record, TrainResult
+from aifx.training.hook import Hook
+from aifx.training.records import Record
 from aifx.training.signals import StopSignals
 
 
-class StopAt:
-    """An observer that asks the run to stop at a step."""
+class StopAt(Hook):
+    """A hook that asks the run to stop at a step."""
 
     def __init__(self, step: int) -> None:
         self.step, self.signals = step, StopSignals()
 
-    def start(self, info: RunInfo) -> None: ...
-
-    def record(self, record: Record) -> None:
+    def on_record(self, record: Record) -> None:
         if record.step == self.step:
             self.signals.requested = 15
-
-    def event(self, name: str, fields: object) -> None: ...
-
-    def stop(self, result: TrainResult | None) -> None: ...

@@ -221,6 +221,9 @@ class TrainSection(Section):
     folds: PositiveInt = setting(
         1, "Members of an ensemble for a table. Each is trained without one fold of the rows, and validated on it."
     )
+    hooks: tuple[str, ...] = setting(
+        (), "Code of the project that runs around the steps, each as `module:Hook`: docs/hooks.md.", RESUME_SAFE
+    )
 
 
 class OptimizerSection(Section):

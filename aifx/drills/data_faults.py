@@ -128,7 +128,7 @@ def spike(course: Course, phase: str) -> DrillResult:
 
 def _is_spike(course: Course, run: RunDirectory, step: int) -> bool:
     """Whether the loss of a step that stands in the records is one for which the run should have gone back."""
-    from aifx.training.guards import START, spike_score  # which imports jax, and only a broken guarantee needs it
+    from aifx.training.hooks.guard import START, spike_score  # which imports jax, and only a broken guarantee needs it
 
     losses = [record["loss"] for record in computed_records(run) if record["step"] <= step]
     window = losses[-1 - WINDOW :]

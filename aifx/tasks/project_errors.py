@@ -14,10 +14,12 @@ from aifx.core.project import CONFIG_NAME, Project
 
 
 @contextmanager
-def project_errors(parts: TaskParts, project: Project, what: str = "") -> Iterator[None]:
+def project_errors(parts: TaskParts | str, project: Project, what: str = "") -> Iterator[None]:
     """In this block, an exception that left code in the project's folder becomes a ConfigError with its place.
 
-    `what` failed, if the whole block is the project's code; by default the innermost of its functions.
+    Args:
+        parts: of the task; or the key that names the code, with its value.
+        what: failed, if the whole block is the project's code; by default the innermost of its functions.
     """
     try:
         yield
@@ -45,8 +47,10 @@ def _own_frame(error: BaseException, project: Project) -> traceback.FrameSummary
     return None
 
 
-def _named(parts: TaskParts, frame: traceback.FrameSummary | None, project: Project) -> str:
+def _named(parts: TaskParts | str, frame: traceback.FrameSummary | None, project: Project) -> str:
     """The keys that name the project's own code: those of the module that failed, or all."""
+    if isinstance(parts, str):
+        return parts
     keys = {"task.kind": parts.kind}
     keys |= {part.path: parts.names.get(part.section, "") for part in PARTS}
     own = {key: value for key, value in keys.items() if ":" in value}

@@ -11,7 +11,7 @@ from aifx.core.errors import AifxError, ExitCode
 from aifx.core.files import replacing
 from aifx.data.base import Batch, not_finite_input
 from aifx.data.order import batch_number
-from aifx.training.observers import EventDispatcher
+from aifx.training.dispatcher import EventDispatcher
 from aifx.training.records import RunInfo, TrainResult
 
 
@@ -38,7 +38,7 @@ class NotFinite(Exception):
 def report_divergence(
     found: NotFinite, info: RunInfo, checkpoints: Sequence[int], dispatcher: EventDispatcher, *, is_first: bool = True
 ) -> TrainResult:
-    """Keeps the batch in the run's folder, tells the ledger, and returns the result with the error to show.
+    """Keeps the batch in the run's folder, records that, and returns the result with the error to show.
 
     Args:
         checkpoints: their steps, in order. None holds an update that was not finite.
@@ -73,7 +73,7 @@ def report_divergence(
 
 
 def _way_out(step: int, run: str, checkpoints: Sequence[int]) -> tuple[str, str]:
-    """What is kept of a run whose `step` was not finite, and the command that goes on, to be told what to change.
+    """What is kept of a run whose `step` was not finite, and the command that goes on, without the change.
 
     The same run would come to the same step again. The checkpoint just before it holds the parameters that it was
     computed from, which may be the ones that are wrong.

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from aifx.data.base import Batch
-from aifx.parallel.tally import Sums
+from aifx.parallel.reduce import Sums
 from aifx.training.records import Record, RunInfo
 
 

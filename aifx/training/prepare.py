@@ -6,7 +6,8 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -24,7 +25,7 @@ from aifx.config.sections import RESUME_SAFE, ROUNDING
 from aifx.core.errors import CheckpointError, ConfigError
 from aifx.core.files import check_tree, make_folders
 from aifx.core.json_files import write_json, write_text
-from aifx.core.os_errors import in_brief
+from aifx.core.os_errors import PASSING, in_brief, refusal_in
 from aifx.core.project import Project, RunDirectory
 from aifx.data.implicit import ImplicitVersion
 from aifx.data.spec import keep_spec, need_spec
@@ -49,12 +50,13 @@ from aifx.serving.generate import unable_to_write
 from aifx.tasks.base import Task, data_digest, evaluation_source, training_source
 from aifx.tasks.preflight import declared_metrics
 from aifx.tasks.registry import open_task
-from aifx.training.deferred_writes import DeferredWrites
+from aifx.training.dispatcher import EventDispatcher
 from aifx.training.finetuning import base_of_fork, choose_base, find_base
-from aifx.training.observers import EventDispatcher, MetricsFile
+from aifx.training.hook import Hook
+from aifx.training.hooks.run_files import MetricsFile
+from aifx.training.hooks.watchdog import Watchdog
 from aifx.training.resume_checks import Fork, Refit
 from aifx.training.signals import StopSignals
-from aifx.training.watchdog import Watchdog
 from jax_kernels.dispatch import Choices
 
 if TYPE_CHECKING:
@@ -70,6 +72,38 @@ MUCH_FASTER = 2.0
 """How many times as fast as float32 bfloat16 must be for a run to mention it."""
 
 
+class DeferredWrites:
+    """Writes files at once, or before the next checkpoint counts if the disk refuses them now.
+
+    Args:
+        warn: called with a line for people if files wait.
+    """
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self._writes: tuple[Callable[[], None], ...] = ()
+        self._lock = threading.Lock()  # a thread saves while another one traces a program
+
+    def __call__(self, *writes: Callable[[], None]) -> None:
+        """Call `writes` in order, in place of those that still wait. Raises errors that do not pass by themselves."""
+        with self._lock:
+            self._writes = writes
+        try:
+            self.finish()
+        except Exception as error:
+            if refusal_in(error) not in PASSING:
+                raise
+            reason = in_brief(error)
+            self._warn(f"{reason}; training goes on, and aifx writes it before the next checkpoint")
+
+    def finish(self) -> None:
+        """Call the writes that wait. Raises what they raise; then all of them wait on."""
+        with self._lock:
+            for write in self._writes:
+                write()
+            self._writes = ()
+
+
 @dataclass(frozen=True)
 class Job:
     """One process's part of a run."""
@@ -83,6 +117,7 @@ class Job:
     metrics: MetricsFile
     group: Group = field(default_factory=Group)
     watch: Watchdog | None = None
+    own_hooks: Sequence[Hook] = ()
     refit: Refit | None = None
 
     @cached_property
@@ -271,7 +306,7 @@ def _warn_of_origin(fork: Fork, project: Project, digest: str) -> None:
             logger.warning(f"{error.what} ({error.why}); the fork uses it unchanged")
     if read_provenance(fork.run).get("data_digest") not in (None, digest):
         logger.warning(
-            f"its data, or how that is divided, is not what run {fork.run.name} was trained on: "
+            f"its data, or how it is split, is not what run {fork.run.name} was trained on: "
             "what is held out now may be what it learnt from"
         )
 

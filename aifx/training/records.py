@@ -1,11 +1,11 @@
-"""What a run tells while it goes: one record a step, a few events, a result; and who listens."""
+"""What a run reports: one record per step, and a result."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from aifx.config import Config
 from aifx.core.errors import AifxError, ErrorDocument, ExitCode
@@ -21,7 +21,7 @@ class RunInfo:
     run: RunDirectory
     config: Config
     first_step: int  # updates done before this process began
-    recorded_step: int  # whose record stands: first_step, or the one before where its validation is to be made up
+    recorded_step: int  # up to which records are kept: first_step, or the one before if its validation is pending
     num_steps: int
     unit: str  # "tokens", "images"
     num_parameters: int
@@ -93,7 +93,7 @@ class TrainDocument(RunEnd):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult(RunEnd):
-    """How a run ended, or stands."""
+    """How a run ended, or how far it is."""
 
     run: RunDirectory
     num_steps: int | None
@@ -113,27 +113,6 @@ class TrainResult(RunEnd):
     def end(self) -> dict[str, Any]:
         """The fields of `RunEnd`: what the `stop` event says."""
         return {f.name: getattr(self, f.name) for f in fields(RunEnd)}
-
-
-class Observer(Protocol):
-    """Told what a run does, in order, from the training thread: quick, or handing on to a thread of its own.
-
-    Events are those of the ledger (docs/run-directory.md), "stop" excepted; "checkpoint" comes from another thread.
-    A class that inherits it ignores what it doesn't define.
-    """
-
-    def start(self, info: RunInfo) -> None:
-        return
-
-    def record(self, record: Record) -> None:
-        return
-
-    def event(self, name: str, fields: Mapping[str, Any]) -> None:
-        return
-
-    def stop(self, result: TrainResult | None) -> None:
-        """The run's end; None when it failed."""
-        return
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

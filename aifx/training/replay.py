@@ -25,7 +25,7 @@ from aifx.runs.provenance import differences, provenance, read_provenance
 from aifx.tasks.base import data_digest, training_source
 from aifx.tasks.project_errors import project_errors
 from aifx.tasks.registry import open_task
-from aifx.training.guards import GuardState
+from aifx.training.hooks.guard import GuardState
 from aifx.training.loop import StepFn
 from aifx.training.references import with_kept_references
 from aifx.training.restore import begin_at
@@ -95,16 +95,16 @@ def _digests_after(
     left_out: Sequence[int],
 ) -> dict[str, str]:
     """The digests of the state's arrays, by name, `num_steps` after the checkpoint of `step`."""
-    begun = begin_at(step, programs, run)
-    programs = with_kept_references(programs, begun.frozen, run, None)
+    initial = begin_at(step, programs, run)
+    programs = with_kept_references(programs, initial.frozen, run, None)
     rows = programs.config.train.global_batch_size
     source, local = training_source(programs.task, programs.config), programs.layout.local_rows(rows)
-    state = begun.state
+    state = initial.state
     with (
         closing(prefetch(source, range(step, step + num_steps), local, left_out=left_out)) as batches,
         report_progress(f"training again from step {step}", num_steps, "steps") as progress,
     ):
         for batch in batches:
-            state, _ = compiled(state, begun.frozen, programs.place(batch, rows))
+            state, _ = compiled(state, initial.frozen, programs.place(batch, rows))
             progress.advance(1)
     return array_digests(to_tree(state, stacked=programs.is_stacked))

@@ -17,8 +17,8 @@ from aifx.programs.state import TrainState, first_average
 from aifx.runs.status import number
 from aifx.specs import Params
 from aifx.training.finetuning import with_base_weights
-from aifx.training.guards import GuardState
-from aifx.training.progress import Progress
+from aifx.training.hooks.guard import GuardState
+from aifx.training.hooks.validation import Progress
 from aifx.training.records import Record
 from aifx.training.resume_checks import Fork
 from aifx.training.state import from_tree, to_tree
@@ -123,9 +123,9 @@ def begin_from(fork: Fork, programs: Programs, run: RunDirectory) -> InitialStat
         tree["opt_state"] = to_tree(programs.init_state(), stacked=programs.is_stacked)["opt_state"]
     if programs.has_ema:
         tree |= restored_if_fit("ema") or {"ema": first_average(tree["params"])}
-    begun = _restored(fork.step, tree, host, programs, fork.run, run)
+    initial = _restored(fork.step, tree, host, programs, fork.run, run)
     # What was best on the way here was measured under another configuration.
-    return replace(begun, progress=Progress(), pending_validation=None, guards=GuardState())
+    return replace(initial, progress=Progress(), pending_validation=None, guards=GuardState())
 
 
 def _restored(

@@ -1,4 +1,4 @@
-"""How a run stands on disk, and whether it may go on: read before anything heavy is imported."""
+"""What a run has on disk, and whether it may go on: read before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -151,13 +151,13 @@ def check_configuration(run: RunDirectory, before: Config, config: Config) -> No
     """
     _check_has_state(run)
     if found := compare(before, config):
-        shown = [str(d) for d in found[:8]]
+        changes = [str(d) for d in found[:8]]
         more = [f"and {len(found) - 8} more"] if len(found) > 8 else []
         what = f"run {run.name!r} was started with another configuration"
         hint = f"aifx train --run {run.name} --fork NAME    (continues as a new run; --run NAME starts from step 0)"
         if (origin := read_provenance(run).get("refitted_from")) is not None:
             hint = f"aifx train --run {origin['run']} --refit    (continues the refit)"
-        raise ConfigError(what, "\n".join([*shown, *more]), hint)
+        raise ConfigError(what, "\n".join([*changes, *more]), hint)
 
 
 def _check_has_state(run: RunDirectory) -> None:
@@ -274,7 +274,7 @@ def _check_tokenizer(origin: RunDirectory, data: DataSection, project: Project, 
 
 
 def latest_result(run: RunDirectory, status: ProcessStatus) -> TrainResult:
-    """What a process that ends before its first step, or where it stands, leaves: the latest checkpoint's figures."""
+    """What a process leaves that ends before its first step, or at once: the latest checkpoint's figures."""
     steps = step_directories(run.checkpoints)
     step = max(steps, default=0)
     host: Mapping[str, Any] = {}

@@ -37,18 +37,24 @@ from aifx.runs.agreement import agree, check_shared, facts_of_program, facts_of_
 from aifx.runs.lock import hold_run
 from aifx.runs.status import ending_before
 from aifx.runs.time_account import TimeAccount
+from aifx.specs import Params
 from aifx.tasks.base import training_source
 from aifx.tasks.preflight import check_best_by
 from aifx.tasks.project_errors import project_errors
+from aifx.training.assembly import Assembled, assemble
+from aifx.training.dispatcher import EventDispatcher
 from aifx.training.divergence import NotFinite, report_divergence
-from aifx.training.exposition import open_metrics_server
-from aifx.training.guards import Guard, Rollback
-from aifx.training.hang_report import report_hang
+from aifx.training.hook import Hook
+from aifx.training.hooks.guard import Rollback
+from aifx.training.hooks.metrics_server import open_metrics_server
+from aifx.training.hooks.project import open_hooks
+from aifx.training.hooks.run_files import LogFile, MetricsFile, Trace
+from aifx.training.hooks.trackers import open_trackers
+from aifx.training.hooks.validation import Progress
+from aifx.training.hooks.watchdog import Hang, Watchdog, report_hang
 from aifx.training.loop import Loop, LoopResult, StepFn
-from aifx.training.meter import Meter
-from aifx.training.observers import EventDispatcher, LogFile, MetricsFile, Trace
 from aifx.training.prepare import Job, prepare
-from aifx.training.records import Observer, RunInfo, TrainResult
+from aifx.training.records import RunInfo, TrainResult
 from aifx.training.references import with_kept_references
 from aifx.training.restore import InitialState, begin, begin_from
 from aifx.training.resume_checks import (
@@ -62,14 +68,9 @@ from aifx.training.resume_checks import (
     saved_config,
     with_whole_version,
 )
-from aifx.training.rollback import roll_back
-from aifx.training.sampling import TextSampler
-from aifx.training.saving import save, save_again
 from aifx.training.signals import StopSignals
 from aifx.training.state import to_tree
 from aifx.training.timing import compilations_counted
-from aifx.training.trackers import open_trackers
-from aifx.training.watchdog import Hang, Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def train(
     fork_from: str | None = None,
     fork_at: StepChoice = "last",
     refit: Refit | None = None,
-    observers: Sequence[Observer] = (),
+    hooks: Sequence[Hook] = (),
     stop: StopSignals | None = None,
     profile: bool = False,
     started_at: float | None = None,
@@ -93,6 +94,7 @@ def train(
         fork_from: begin as a new run, from a checkpoint of the run of this name.
         fork_at: which checkpoint, by its step or as "best" or "last".
         refit: the one that this run is, whose configuration `config` is.
+        hooks: called in addition to those of the configuration.
         stop: entered by the caller, who decides what happens to a process that must end at once.
         profile: trace a few steps into the run's `profile` folder.
         started_at: `time.perf_counter()` when a process began whose only work is this run; by default now.
@@ -118,20 +120,19 @@ def train(
                 config, fork = _check(run, project, config, origin, fork_at, group)
             if (result := finished(run, config, group)) is not None:
                 return result
-            metrics = MetricsFile(run)
+            metrics, own_hooks = MetricsFile(run), open_hooks(config.train.hooks, project, group)
+
+            def supervised(dispatcher: EventDispatcher) -> TrainResult:
+                job = Job(project, config, run, fork, dispatcher, stop, metrics, group, watch, own_hooks, refit)
+                return _supervised(job)
+
             if not group.is_first:
-                dispatcher = EventDispatcher(None, [])
-                return _supervised(
-                    Job(project, config, run, fork, dispatcher, stop, metrics, group, watch, refit=refit)
-                )
+                return supervised(EventDispatcher(None, own_hooks))
             log = LogFile(run)
             with log_lines(log.write), compilations_counted(account):
                 asked = [*open_trackers(config.log.trackers, run), *open_metrics_server(config.log, run)]
-                more = [*([Trace(run)] if profile else []), *asked, *observers]
-                dispatcher = EventDispatcher(run, [metrics, log, *more], account)
-                return _supervised(
-                    Job(project, config, run, fork, dispatcher, stop, metrics, group, watch, refit=refit)
-                )
+                more = [*([Trace(run)] if profile else []), *asked, *hooks]
+                return supervised(EventDispatcher(run, [metrics, log, *more, *own_hooks], account))
 
 
 def _check(
@@ -229,13 +230,13 @@ def _train(job: Job) -> TrainResult:
     """One process's part of a run, between taking hold of it and its last event."""
     started = time.perf_counter()
     programs, digests = prepare(job)
-    step_fn, begun = _restore(job, programs)
-    programs = with_kept_references(programs, begun.frozen, job.run, digests)
-    recorded = begun.step - 1 if begun.pending_validation else begun.step
-    info = run_info(job.run, programs, first_step=begun.step, recorded_step=recorded)
-    loop = _make_loop(job, programs, step_fn, begun, info)
+    step_fn, initial = _restore(job, programs)
+    programs = with_kept_references(programs, initial.frozen, job.run, digests)
+    recorded = initial.step - 1 if initial.pending_validation else initial.step
+    info = run_info(job.run, programs, first_step=initial.step, recorded_step=recorded)
+    loop, validation, saving = _assemble(job, programs, step_fn, initial, info)
     if job.fork is not None:  # its first checkpoint, then its configuration: from then on it is a run of its own
-        save(loop, begun.state, begun.step, force=True)
+        saving.save(initial.state, initial.step, force=True)
         job.checkpoints.wait()
         if job.group.is_first:
             write_text(job.run.config, job.config.to_toml())
@@ -247,51 +248,70 @@ def _train(job: Job) -> TrainResult:
             f"{size} more memory over all devices"
         )
     job.stop.guard(job.config.checkpoint.stop_timeout_s)
-    resumed_from = begun.step
+    resumed_from = initial.step
     while True:
         try:
-            ending = _run(loop, begun, job.config)
+            ending = _run(loop, initial, job.config)
             break
         except NotFinite as error:
             _wait_for_checkpoints(job)
             return report_divergence(error, info, job.checkpoints.steps(), job.dispatcher, is_first=job.group.is_first)
         except Rollback as error:
             fault = error.with_traceback(None)  # which would keep the state that is given up
-        begun = roll_back(fault, job, programs, begun.frozen)
-        loop = _make_loop(job, programs, step_fn, begun, info)
-        save_again(loop, begun.state, begun.step)
+        initial = _roll_back(fault, job, programs, initial.frozen)
+        loop, validation, saving = _assemble(job, programs, step_fn, initial, info)
+        saving.save_again(initial.state, initial.step)
     _wait_for_checkpoints(job)
-    return _result(ending, loop, resumed_from, info, time.perf_counter() - started)
+    return _result(ending, loop, validation.progress, resumed_from, info, time.perf_counter() - started)
 
 
-def _make_loop(job: Job, programs: Programs, step_fn: StepFn, begun: InitialState, info: RunInfo) -> Loop:
-    rows = programs.layout.rows_by_process(job.config.train.global_batch_size)
-    progress = replace(begun.progress, thresholds=job.refit.thresholds) if job.refit else begun.progress
-    return Loop(
-        programs=programs,
-        step_fn=step_fn,
-        frozen=begun.frozen,
-        meter=Meter(info, begun.units, begun.loss),
-        checkpoints=job.checkpoints,
-        dispatcher=job.dispatcher,
-        stop=job.stop,
-        progress=progress,
-        guard=Guard(job.config.guards, job.dispatcher, rows, begun.guards),
-        sampler=None if job.config.log.sample is None else TextSampler(job.run, programs, job.stop),
-        pending_validation=begun.pending_validation,
-        frozen_digest=digest_of_frozen(programs, begun.frozen),
+def _assemble(job: Job, programs: Programs, step_fn: StepFn, initial: InitialState, info: RunInfo) -> Assembled:
+    if job.refit is not None:
+        initial = replace(initial, progress=replace(initial.progress, thresholds=job.refit.thresholds))
+    return assemble(
+        info,
+        programs,
+        step_fn,
+        initial,
+        job.checkpoints,
+        job.dispatcher,
+        job.stop,
         group=job.group,
         watch=job.watch,
+        own_hooks=job.own_hooks,
+        frozen_digest=digest_of_frozen(programs, initial.frozen),
     )
 
 
-def _run(loop: Loop, begun: InitialState, config: Config) -> LoopResult:
-    """The loop from `begun` on, over the batches that the guards do not leave out."""
-    programs, left_out = loop.programs, begun.guards.left_out
-    steps, rows = range(begun.step, config.train.num_steps), programs.layout.local_rows(config.train.global_batch_size)
+def _run(loop: Loop, initial: InitialState, config: Config) -> LoopResult:
+    """The loop from `initial` on, over the batches that the guards do not leave out."""
+    programs, left_out = loop.programs, initial.guards.left_out
+    steps = range(initial.step, config.train.num_steps)
+    rows = programs.layout.local_rows(config.train.global_batch_size)
     source = training_source(programs.task, config)
     loop.meter.resume_clock()
-    return loop.run(begun.state, prefetch(source, steps, rows, left_out=left_out), begun.step)
+    batches = prefetch(source, steps, rows, left_out=left_out)
+    return loop.run(initial.state, batches, initial.step, initial.pending_validation)
+
+
+def _roll_back(fault: Rollback, job: Job, programs: Programs, frozen: Params) -> InitialState:
+    """The newest checkpoint before the fault that is whole, or else the initial state, with the batches left out.
+
+    Later checkpoints are removed: the next process would resume from them. If this one is killed on the way, the next
+    one resumes from a checkpoint that is there, comes to the same fault, and goes back as this one does.
+    """
+    job.group.mark("going back", "start")
+    job.checkpoints.wait()
+    job.checkpoints.remove_from(fault.below)
+    initial = begin(programs, job.checkpoints, job.run, frozen)
+    initial = replace(initial, guards=initial.guards.after_rollback(fault, initial.step))
+    batches = list(fault.batches)
+    job.dispatcher.event(
+        "rollback", from_step=fault.last, to_step=initial.step, reason=fault.reason, batches=batches, step=fault.first
+    )
+    which = f"batch {batches[0]}" if len(batches) == 1 else f"batches {batches[0]} to {batches[-1]}"
+    job.dispatcher.warn(f"the run went back from step {fault.last} to step {initial.step}, and leaves out {which}")
+    return initial
 
 
 def _wait_for_checkpoints(job: Job) -> None:
@@ -306,21 +326,21 @@ def _restore(job: Job, programs: Programs) -> tuple[StepFn, InitialState]:
     """The compiled step, and the state that it starts from, which is made or restored while the step compiles."""
     with ThreadPoolExecutor(1, thread_name_prefix="aifx-begin") as pool:
         if job.fork is not None:
-            begun = pool.submit(begin_from, job.fork, programs, job.run)
+            initial = pool.submit(begin_from, job.fork, programs, job.run)
         else:
-            begun = pool.submit(begin, programs, job.checkpoints, job.run)
+            initial = pool.submit(begin, programs, job.checkpoints, job.run)
         job.dispatcher.event("compile")
         started = time.perf_counter()
         with job.dispatcher.account.spending("compilation"):
             job.group.mark("the program")
             lowered = _lower(job, programs)
-            if begun.done():
-                begun.result()  # what is refused would be compiled for nothing
+            if initial.done():
+                initial.result()  # what is refused would be compiled for nothing
             job.group.mark("compilation", "compilation")
             step_fn: StepFn = lowered.compile()
         job.dispatcher.event("compiled", duration_s=time.perf_counter() - started)
         job.group.mark("the restored state", "start")
-        found = begun.result()
+        found = initial.result()
     job.group.barrier()  # Gloo waits 30 s for a process that is still compiling
     return step_fn, found
 
@@ -337,7 +357,9 @@ def _lower(job: Job, programs: Programs) -> jax.stages.Lowered:
     return step
 
 
-def _result(ending: LoopResult, loop: Loop, resumed_from: int, info: RunInfo, duration_s: float) -> TrainResult:
+def _result(
+    ending: LoopResult, loop: Loop, progress: Progress, resumed_from: int, info: RunInfo, duration_s: float
+) -> TrainResult:
     from aifx.checkpoint.digest import state_digest
 
     return TrainResult(
@@ -349,12 +371,12 @@ def _result(ending: LoopResult, loop: Loop, resumed_from: int, info: RunInfo, du
         unit=info.unit,
         units_per_s=loop.meter.units_per_s,
         state_digest=state_digest(to_tree(ending.state, stacked=loop.programs.is_stacked)),
-        validation_loss=loop.progress.last_loss,
-        best_step=loop.progress.best_step,
-        best_validation_loss=loop.progress.best_loss,
+        validation_loss=progress.last_loss,
+        best_step=progress.best_step,
+        best_validation_loss=progress.best_loss,
         best_by=str(best_by_of(info.config)),
-        best_value=loop.progress.best_value,
-        best_over=loop.progress.best_over,
+        best_value=progress.best_value,
+        best_over=progress.best_over,
         duration_s=duration_s,
         resumed_from=resumed_from or None,
         peak_memory_bytes=peak_memory(loop.programs.layout.devices),
@@ -362,7 +384,7 @@ def _result(ending: LoopResult, loop: Loop, resumed_from: int, info: RunInfo, du
 
 
 def run_info(run: RunDirectory, programs: Programs, *, first_step: int = 0, recorded_step: int = 0) -> RunInfo:
-    """What observers are given when a run starts."""
+    """What hooks are given when a run starts."""
     layout, dtype = programs.layout, programs.dtype_name
     return RunInfo(
         run=run,

@@ -1,4 +1,4 @@
-"""Stopping: a signal is heard at once (`core/lifecycle.py`), acted on where it is safe, and never waited for beyond a
+"""Stopping: a signal is read at once (`core/lifecycle.py`), acted on where it is safe, and never waited for beyond a
 bound."""
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def status_of(signum: int) -> ProcessStatus:
 
 
 class StopSignals:
-    """Listens to SIGINT, SIGTERM and SIGHUP while entered; to be entered in the main thread, before the heavy imports.
+    """Handles SIGINT, SIGTERM and SIGHUP while entered; to be entered in the main thread, before the heavy imports.
 
     Until `guard` is called there is nothing to save: the first signal ends the process. From then on the first one sets
     `requested`, for the loop to see between two steps, and starts a clock; the second one, or the clock, ends it. Under
@@ -46,15 +46,15 @@ class StopSignals:
         self._lock = threading.Lock()
         self._count = 0
         self._first_at = 0.0
-        self._hearing = ExitStack()
+        self._handling = ExitStack()
 
     def __enter__(self) -> StopSignals:
-        self._hearing.enter_context(on_signals(self._act, STOPS))
+        self._handling.enter_context(on_signals(self._act, STOPS))
         return self
 
     def __exit__(self, *_: object) -> None:
         self.finish()
-        self._hearing.close()
+        self._handling.close()
 
     def guard(self, timeout_s: float) -> None:
         """There is something to save from now on, and saving it may take `timeout_s`."""
@@ -74,7 +74,7 @@ class StopSignals:
             threading.Event().wait()
 
     def leave(self, code: ExitCode, why: str) -> None:
-        """End the process where it stands, as a second signal would. Called from a thread that found it cannot go on.
+        """End the process at once, as a second signal would. Called from a thread that found it cannot go on.
 
         Returns if a signal is ending the process already, or if it has finished.
         """

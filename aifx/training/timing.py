@@ -46,7 +46,7 @@ class DataWait:
     def _watch(self) -> None:
         while (watched := self._watched.get()) is not None:
             computing, span = watched
-            with suppress(Exception):  # the loop meets it as well, and tells it
+            with suppress(Exception):  # the loop meets it as well, and reports it
                 jax.block_until_ready(computing)
             self._account.change(span, "data_wait")
 
@@ -56,12 +56,12 @@ def compilations_counted(account: TimeAccount) -> Iterator[None]:
     """What this thread compiles in the block goes to "compilation", also amid an evaluation."""
     thread = threading.get_ident()
 
-    def heard(event: str, duration_secs: float, **_: Any) -> None:
+    def compiled(event: str, duration_secs: float, **_: Any) -> None:
         if event == _COMPILED and threading.get_ident() == thread:
             account.shift("compilation", duration_secs)
 
-    jax.monitoring.register_event_duration_secs_listener(heard)
+    jax.monitoring.register_event_duration_secs_listener(compiled)
     try:
         yield
     finally:
-        jax.monitoring.unregister_event_duration_listener(heard)
+        jax.monitoring.unregister_event_duration_listener(compiled)

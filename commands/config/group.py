@@ -106,6 +106,11 @@ def check(set_: SetOption = None, json: JsonOption = False) -> None:
         config = _load(out, None, set_ or ())
         project = find_project()
         check_project(config, project)
+        for name in config.train.hooks:
+            from aifx.training.hooks.project import find_hook  # here, since few projects have any
+
+            out.log(f"importing {name} from {project.root}")
+            find_hook(name, project)
         warn_of_warmup(config.schedule, config.train.num_steps)
         path, data = project.config_path, data_summary(config.parts, config.data, config.apply_to(project))
         out.document(CheckedConfig(True, str(path), config.task.kind, data))

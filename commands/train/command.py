@@ -181,7 +181,7 @@ def _train(
 
     stop.before_exit[:] = [write_latest_result]
     with listen(progress.activity):
-        return begin(observers=[progress])
+        return begin(hooks=[progress])
 
 
 def _is_first() -> bool:

@@ -24,6 +24,7 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.progress import ProgressDisplay, progress_line
 from aifx.core.sanitize import one_line
 from aifx.machine.catalogue import utilization
+from aifx.training.hook import Hook
 
 if TYPE_CHECKING:
     from aifx.core.progress import Progress as Activity
@@ -36,7 +37,7 @@ MAX_WIDTH = 100
 SAMPLE_LINES = 2
 
 
-class Lines:
+class Lines(Hook):
     """Plain lines on stderr: the first steps, then one every ten seconds, validations, checkpoints and the end."""
 
     FIRST = 3
@@ -56,23 +57,21 @@ class Lines:
         self._out.log(f"{info.devices}, {info.dtype} computation")
         self._out.log(info.mfu_formula)
 
-    def record(self, record: Record) -> None:
+    def on_record(self, record: Record) -> None:
         now = time.monotonic()
         is_early = record.step - self._first_step <= self.FIRST
         is_due = now - self._last >= self.EVERY_S
         if is_early or is_due or record.validation is not None or record.step == self._num_steps:
-            from aifx.training.observers import line_of
+            from aifx.training.hooks.run_files import line_of
 
             self._last = now
             self._out.log(line_of(record))
 
-    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+    def on_event(self, name: str, fields: Mapping[str, Any]) -> None:
         if name == "sample":
             self._out.log(f"sample at step {fields['step']}: {one_line(fields['prompt'] + fields['text'])}")
         elif name == "checkpoint" and time.monotonic() - self._last >= 1.0:
             self._out.log(f"checkpoint of step {fields['step']} saved")
-
-    def stop(self, result: TrainResult | None) -> None: ...
 
     def abandon(self) -> None: ...
 
@@ -97,7 +96,7 @@ class Curve:
             self._stride *= 2
 
 
-class Panel:
+class Panel(Hook):
     """A panel on a terminal that a thread of rich's redraws; the training thread only leaves its latest record here."""
 
     def __init__(self, console: Console) -> None:
@@ -123,14 +122,14 @@ class Panel:
         for line in (f"{info.devices}, {info.dtype} computation, {info.num_parameters:,} parameters", info.mfu_formula):
             self._console.print(line, style="dim", soft_wrap=True)
 
-    def record(self, record: Record) -> None:
+    def on_record(self, record: Record) -> None:
         if math.isfinite(record.loss):
             self._curve.add(record.loss)
         before = self._units_per_s
         self._units_per_s = 0.9 * before + 0.1 * record.units_per_s if before else record.units_per_s
         self._latest = record
 
-    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+    def on_event(self, name: str, fields: Mapping[str, Any]) -> None:
         if name in ("start", "resume"):
             self._live = LiveDisplay(self._console, self.render, REFRESH_PER_SECOND)
             self._live.start()

@@ -59,13 +59,13 @@ def frame(panel: Panel, width: int, encoding: str = "utf-8") -> list[str]:
 
 def filled(info: RunInfo) -> Panel:
     panel = Panel(Console(file=io.StringIO(), width=80))
-    panel.event("compile", {})
+    panel.on_event("compile", {})
     panel.start(info)
     for step in range(1, 421):
-        panel.record(record(step))
-    panel.event("validation", {"step": 400, "loss": 5.1234, "improved": True, "duration_s": 1.0})
-    panel.event("sample", {"step": 400, "prompt": "Call me", "text": " Ahab,\x1b[31m\nsaid 鲸 " + "the whale " * 40})
-    panel.event("checkpoint", {"step": 400, "validation_loss": 5.1234, "size_bytes": 12})
+        panel.on_record(record(step))
+    panel.on_event("validation", {"step": 400, "loss": 5.1234, "improved": True, "duration_s": 1.0})
+    panel.on_event("sample", {"step": 400, "prompt": "Call me", "text": " Ahab,\x1b[31m\nsaid 鲸 " + "the whale " * 40})
+    panel.on_event("checkpoint", {"step": 400, "validation_loss": 5.1234, "size_bytes": 12})
     return panel
 
 
@@ -94,7 +94,7 @@ def test_a_terminal_without_unicode(info: RunInfo) -> None:
 def test_before_the_first_step(info: RunInfo) -> None:
     panel = Panel(Console(file=io.StringIO(), width=80))
     assert "starting" in "".join(frame(panel, 80))
-    panel.event("compile", {})
+    panel.on_event("compile", {})
     assert "compiling" in "".join(frame(panel, 80))
     panel._console = Console(file=io.StringIO(), width=80)
     panel.start(info)
@@ -107,7 +107,7 @@ def test_a_record_costs_little(info: RunInfo) -> None:
     calls = []
     sys.setprofile(lambda _, event, function: calls.append(function) if event.endswith("call") else None)
     try:
-        panel.record(one)
+        panel.on_record(one)
     finally:
         sys.setprofile(None)
     assert len(calls) < 20, "nothing is drawn"
@@ -141,9 +141,9 @@ def test_lines_come_now_and_then(info: RunInfo) -> None:
     assert any("MFU = " in line and "a peak" in line for line in said.lines)
     before = len(said.lines)
     for step in range(1, 701):
-        lines.record(record(step, validation={"loss": 5.0} if step == 400 else None))
+        lines.on_record(record(step, validation={"loss": 5.0} if step == 400 else None))
     shown = [line.split()[1] for line in said.lines[before:]]
     assert shown == ["1", "2", "3", "400", "700"]
     assert "validation 5.0000" in said.lines[before + 3]
-    lines.event("sample", {"step": 400, "prompt": "Call me", "text": " Ahab,\nsaid"})
+    lines.on_event("sample", {"step": 400, "prompt": "Call me", "text": " Ahab,\nsaid"})
     assert said.lines[-1].endswith(" 400: Call me Ahab, said")

@@ -39,7 +39,7 @@ def scaled_state() -> None:
 
 
 def lost_record() -> None:
-    from aifx.training.observers import MetricsFile
+    from aifx.training.hooks.run_files import MetricsFile
 
     start = MetricsFile.start
 
@@ -62,15 +62,15 @@ def repeated_batch() -> None:
 
 
 def unsaved_stop() -> None:
-    from aifx.training import loop
+    from aifx.training.hooks.saving import Saving
 
-    save, saves = loop.save, loop.saves
+    save = Saving.save
 
-    def save_what_is_due(of: Any, state: Any, step: int, *args: Any, **options: Any) -> None:
-        if saves(of, step):
-            save(of, state, step, *args, **options)
+    def save_what_is_due(saving: Any, state: Any, step: int, *args: Any, **options: Any) -> None:
+        if saving.is_due(step):
+            save(saving, state, step, *args, **options)
 
-    loop.save = save_what_is_due
+    Saving.save = save_what_is_due  # type: ignore[method-assign]
 
 
 def taken_damage() -> None:
@@ -93,7 +93,7 @@ def taken_damage() -> None:
 
 
 def left_out_rollback() -> None:
-    from aifx.training.guards import Guard
+    from aifx.training.hooks.guard import Guard
 
     Guard._rollback = lambda *_: None  # type: ignore[method-assign]
 
@@ -114,7 +114,7 @@ def applied_nan() -> None:
 
 def unseen_hang() -> None:
     """The reader goes on once the hang should have been seen."""
-    from aifx.training.watchdog import Watchdog
+    from aifx.training.hooks.watchdog import Watchdog
 
     init = Watchdog.__init__
     released = Path(os.environ["DRILL_FAULT"]).with_suffix(".released")
@@ -128,7 +128,7 @@ def unseen_hang() -> None:
 def impatient_watchdog() -> None:
     """The watchdog counts the time in which the process was stopped, and looks before the step goes on."""
     from aifx.parallel.progress import Progress
-    from aifx.training import watchdog
+    from aifx.training.hooks import watchdog
 
     watchdog.AWAKE_S, watchdog.SLOWER = math.inf, 0.0
     move = Progress.move

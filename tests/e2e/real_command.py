@@ -32,9 +32,9 @@ HELD = """
 import time
 from pathlib import Path
 
-from aifx.training.observers import MetricsFile
+from aifx.training.hooks.run_files import MetricsFile
 
-record = MetricsFile.record
+record = MetricsFile.on_record
 
 
 def is_held(step):
@@ -51,7 +51,7 @@ def record_and_wait(self, one):
         time.sleep(0.01)
 
 
-MetricsFile.record = record_and_wait
+MetricsFile.on_record = record_and_wait
 """
 """Runs before `aifx`: while there is a file "held" with the number of a step, this step is the last one."""
 

@@ -25,22 +25,19 @@ from aifx.serving.generate import write_text
 from aifx.loading.model import LoadedModel
 from aifx.kinds import load_config
 from aifx.training import restore
+from aifx.training.hook import Hook
 from aifx.training.run import train
 from aifx.training.signals import StopSignals
 
-class StopAt4:
+class StopAt4(Hook):
     signals = StopSignals()
 
-    def record(self, record):
+    def on_record(self, record):
         self.signals.requested = 15 if record.step == 4 else self.signals.requested
-
-    def start(self, info): ...
-    def event(self, name, fields): ...
-    def stop(self, result): ...
 
 project, found = Project(Path.cwd()), {}
 observer = StopAt4()
-first = train(project, load_config(project, [], {}), "main", observers=[observer], stop=observer.signals)
+first = train(project, load_config(project, [], {}), "main", hooks=[observer], stop=observer.signals)
 result = train(project, load_config(project, ["mesh.fsdp=8", "mesh.tensor=1"], {}), "main")
 run = project.run("main")
 for name, overrides in json.load(sys.stdin).items():

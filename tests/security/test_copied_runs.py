@@ -22,7 +22,7 @@ from aifx.runs.lock import hold_run, holder, is_held
 from aifx.runs.provenance import read_provenance
 from aifx.runs.reading import MetricsTail, read_evaluations
 from aifx.runs.status import read_settings, run_status
-from aifx.training.observers import LogFile
+from aifx.training.hooks.run_files import LogFile
 
 PRECIOUS = "what the link points to\n"
 

@@ -29,7 +29,7 @@ def test_the_page_lists_the_names() -> None:
     assert sorted(listed) == extend.__all__
 
 
-@pytest.mark.parametrize("path", ["docs/tasks.md", "templates/custom-task/births.py"])
+@pytest.mark.parametrize("path", ["docs/tasks.md", "docs/hooks.md", "templates/custom-task/births.py"])
 def test_a_task_of_ones_own_needs_no_other_module(path: str) -> None:
     modules = set(re.findall(r"\baifx\.[a-z_]+(?:\.\w+)*", (ROOT / path).read_text())) - {"aifx.toml"}
     assert modules == {"aifx.extend"}

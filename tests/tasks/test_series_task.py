@@ -180,7 +180,7 @@ def test_a_run_of_series_resumes_bit_for_bit(project: Path) -> None:
     config = load_config(found, ["train.num_steps=20", "train.gradient_accumulation=2"], {})
     whole = train(found, config, "whole")
     observer = StopAt(7)
-    assert train(found, config, "halved", observers=[observer], stop=observer.signals).status == "preempted"
+    assert train(found, config, "halved", hooks=[observer], stop=observer.signals).status == "preempted"
     second = train(found, config, "halved")
     assert second.state_digest == whole.state_digest
     assert second.best_validation_loss == whole.best_validation_loss

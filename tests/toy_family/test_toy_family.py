@@ -144,7 +144,7 @@ def test_a_toy_run_resumes_bit_for_bit(own: Path) -> None:
     config = load_config(project, [], {})
     whole = train(project, config, "whole")
     observer = StopAt(5)
-    first = train(project, config, "halved", observers=[observer], stop=observer.signals)
+    first = train(project, config, "halved", hooks=[observer], stop=observer.signals)
     assert first.status == "preempted"
     second = train(project, config, "halved")
     assert second.resumed_from == first.step

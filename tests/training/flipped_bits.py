@@ -18,12 +18,13 @@ from aifx.parallel.layout import local_layout
 from aifx.programs.build import build
 from aifx.tasks.base import training_source
 from aifx.tasks.registry import open_task
-from aifx.training.verified_step import Corrupted, VerifiedStep
+from aifx.training.hooks.verification import Corrupted, Verification
 
 project = Project(Path())
 config = load_config(project, (), {})
 programs = build(config, open_task(config, project, Path()), local_layout(2))
 compiled = programs.train_step.lower().compile()
+frozen = programs.init()[1]
 batch = programs.place(training_source(programs.task, programs.config).read(0, slice(0, 8)))
 
 
@@ -42,7 +43,7 @@ def faulty(of_call: int, devices: set[int]) -> Callable[..., Any]:
     """The step as one whose result of a call has a bit flipped."""
     calls = 0
 
-    def step(state: Any, frozen: Any, batch: Any) -> Any:
+    def step(number: int, state: Any, batch: Any) -> Any:
         nonlocal calls
         calls += 1
         state, numbers = compiled(state, frozen, batch)
@@ -54,12 +55,12 @@ def faulty(of_call: int, devices: set[int]) -> Callable[..., Any]:
 
 
 def found(of_call: int, devices: set[int], before: frozenset[int] = frozenset()) -> dict[str, str] | None:
-    state, frozen = programs.init()
+    state, _ = programs.init()
     if before:  # of ones: what is added to a zero would hide it
         layer = state.params["layers"]["0"]
         layer["scale"] = flipped(layer["scale"], set(before))
     try:
-        VerifiedStep(faulty(of_call, devices), Group(), 1)(1, state, frozen, batch)
+        Verification(Group(), 1).around_step(faulty(of_call, devices))(1, state, batch)
     except Corrupted as error:
         return {"what": error.what, "why": error.why}
     return None

@@ -52,7 +52,7 @@ def test_augmented_pictures_resume_bit_for_bit(tmp_path: Path, monkeypatch: pyte
     config = load_config(project, [], {})
     whole = train(project, config, "whole")
     observer = StopAt(3)
-    first = train(project, config, "halved", observers=[observer], stop=observer.signals)
+    first = train(project, config, "halved", hooks=[observer], stop=observer.signals)
     assert first.status == "preempted"
     second = train(project, load_config(project, ["data.workers=0"], {}), "halved")
     assert second.resumed_from == first.step

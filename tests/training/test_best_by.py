@@ -15,7 +15,7 @@ from aifx.config.best_by import LOSS, BestBy, Score, best_by_of, parse_best_by, 
 from aifx.config.gates import parse_gate
 from aifx.core.errors import ConfigError
 from aifx.evaluation.held_out import better_last
-from aifx.training.progress import Progress
+from aifx.training.hooks.validation import Progress
 
 ACCURACY = BestBy("accuracy", "max")
 TASK = """\

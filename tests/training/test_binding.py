@@ -193,7 +193,7 @@ def test_frozen_arrays_are_the_same_bits_when_a_run_resumes(tiny, width: int) ->
     """Although the first start has a program that makes all arrays at once, which may round otherwise."""
     settings = (f"model.width={width}", "train.validate_every=0")
     stop = StopAt(5)
-    assert tiny.train(*settings, observers=[stop], stop=stop.signals).status == "preempted"
+    assert tiny.train(*settings, hooks=[stop], stop=stop.signals).status == "preempted"
     assert tiny.train(*settings).status == "completed"
 
 

@@ -111,7 +111,7 @@ def test_chats_resume_bit_for_bit(project: Project) -> None:
     config = load_config(project, [], {})
     whole = train(project, config, "whole")
     observer = StopAt(3)
-    first = train(project, config, "halved", observers=[observer], stop=observer.signals)
+    first = train(project, config, "halved", hooks=[observer], stop=observer.signals)
     assert first.status == "preempted"
     second = train(project, config, "halved")
     assert second.resumed_from == first.step

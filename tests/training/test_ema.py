@@ -17,7 +17,8 @@ from aifx.loading.restore import restore_run
 from aifx.optim import select_weights
 from aifx.programs.build import tree_bytes
 from aifx.tasks.base import training_source
-from aifx.training.records import Observer, Record
+from aifx.training.hook import Hook
+from aifx.training.records import Record
 
 EMA = "optimizer.ema_decay=0.9"
 
@@ -26,13 +27,13 @@ class Killed(BaseException):
     pass
 
 
-class KillAt(Observer):
+class KillAt(Hook):
     """Ends the process's part of the run where it stands: nothing is saved."""
 
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def record(self, record: Record) -> None:
+    def on_record(self, record: Record) -> None:
         if record.step == self.step:
             raise Killed
 
@@ -70,7 +71,7 @@ def test_a_run_goes_on_bit_for_bit_after_a_stop_and_a_kill(tiny) -> None:
     whole = tiny.train(*settings, run="whole")
     stopped(tiny, 5, *settings, run="stopped")
     with pytest.raises(Killed):
-        tiny.train(*settings, run="killed", observers=[KillAt(7)])
+        tiny.train(*settings, run="killed", hooks=[KillAt(7)])
     for run in ("stopped", "killed"):
         again = tiny.train(*settings, run=run)
         assert again.resumed_from in (4, 5, 6, 7)

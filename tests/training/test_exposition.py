@@ -16,8 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from aifx.checkpoint.listing import read_info
 from aifx.checkpoint.manifest import step_directories
 from aifx.core.errors import EnvironmentFault
-from aifx.training.exposition import MetricsServer, open_metrics_server
-from aifx.training.records import Observer, Record
+from aifx.training.hook import Hook
+from aifx.training.hooks.metrics_server import MetricsServer, open_metrics_server
+from aifx.training.records import Record
 
 EXAMPLES = Path(__file__).parents[2] / "examples/train"
 
@@ -30,14 +31,14 @@ def scrape(url: str) -> dict[str, Any]:
     return {sample.name: sample.value for sample in samples}
 
 
-class Asks(Observer):
+class Asks(Hook):
     """Scrapes after each record."""
 
     def __init__(self) -> None:
         self.server: MetricsServer
         self.scrapes, self.records, self.began = list[dict[str, Any]](), list[Record](), time.time()
 
-    def record(self, record: Record) -> None:
+    def on_record(self, record: Record) -> None:
         self.scrapes.append(scrape(self.server.url))
         self.records.append(record)
 
@@ -53,7 +54,7 @@ def asked(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Asks:
         begin(self, info)
 
     monkeypatch.setattr(MetricsServer, "start", start)
-    tiny.train("log.metrics_port=0", "checkpoint.asynchronous=false", observers=[asks])
+    tiny.train("log.metrics_port=0", "checkpoint.asynchronous=false", hooks=[asks])
     return asks
 
 

@@ -110,7 +110,7 @@ def test_a_frozen_backbone_is_that_of_the_base_run(project: Project, kind: str, 
 def test_a_stopped_run_goes_on_bit_for_bit(project: Project) -> None:
     events = [json.loads(line) for line in project.run("whole").events.read_text().splitlines()]
     stop = StopAt(2)  # is heard of during step 3
-    finetune(project, *FROZEN, observers=[stop], stop=stop.signals)
+    finetune(project, *FROZEN, hooks=[stop], stop=stop.signals)
     shutil.rmtree(project.run("base").path)  # a run that began needs its base no longer
     resumed = finetune(project, *FROZEN)
     assert (resumed.resumed_from, resumed.state_digest) == (3, events[-1]["state_digest"])

@@ -264,16 +264,16 @@ import os, signal, sys
 from pathlib import Path
 from aifx.kinds import load_config
 from aifx.core.project import Project
-from aifx.training.records import Observer
+from aifx.training.hook import Hook
 from aifx.training.run import train
 
-class Kill(Observer):
-    def record(self, record):
+class Kill(Hook):
+    def on_record(self, record):
         if record.step == {KILLED_AT}:
             os.kill(os.getpid(), signal.SIGKILL)
 
 project = Project(Path(sys.argv[1]))
-train(project, load_config(project, ["train.folds={FOLDS}"], {{}}), "main", observers=[Kill()])
+train(project, load_config(project, ["train.folds={FOLDS}"], {{}}), "main", hooks=[Kill()])
 """
 
 

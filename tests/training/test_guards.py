@@ -19,9 +19,10 @@ from aifx.checkpoint.manifest import read_manifest
 from aifx.config.guards_section import GuardsSection
 from aifx.data.order import batch_number
 from aifx.tasks.base import training_source
-from aifx.training.guards import Guard, GuardState, Rollback, spike_score
-from aifx.training.observers import EventDispatcher
-from aifx.training.records import Observer, Record
+from aifx.training.dispatcher import EventDispatcher
+from aifx.training.hook import Hook
+from aifx.training.hooks.guard import Guard, GuardState, Rollback, spike_score
+from aifx.training.records import Record
 from aifx.training.replay import replay
 from aifx.training.state import to_tree
 
@@ -50,17 +51,17 @@ def digest_by_hand(tiny: Any, numbers: list[int | None]) -> str:
     return state_digest(to_tree(state, stacked=False))
 
 
-class CrashAt(Observer):
+class CrashAt(Hook):
     """Ends the process, as far as the run can tell, at a record of a step or at an event."""
 
     def __init__(self, step: int = 0, event: str = "") -> None:
         self.step, self.name = step, event
 
-    def record(self, record: Any) -> None:
+    def on_record(self, record: Any) -> None:
         if record.step == self.step:
             raise RuntimeError("the machine is gone")
 
-    def event(self, name: str, fields: Any) -> None:
+    def on_event(self, name: str, fields: Any) -> None:
         if name == self.name:
             raise RuntimeError("the machine is gone")
 
@@ -162,7 +163,7 @@ def test_a_checkpoint_waits_for_a_step_that_is_not_skipped(tiny) -> None:
 def test_a_resumed_run_skips_the_same_steps(tiny) -> None:
     whole = tiny.train(bad_at(3, 5), *EVERY_2, run="whole")
     with pytest.raises(RuntimeError, match="gone"):
-        tiny.train(bad_at(3, 5), *EVERY_2, observers=[CrashAt(7)])
+        tiny.train(bad_at(3, 5), *EVERY_2, hooks=[CrashAt(7)])
     assert tiny.train(bad_at(3, 5), *EVERY_2).state_digest == whole.state_digest
     assert tiny.records() == tiny.records("whole")
 
@@ -171,7 +172,7 @@ def test_a_resumed_run_skips_the_same_steps(tiny) -> None:
 def test_a_stop_among_skipped_steps_counts_on(tiny) -> None:
     settings = (bad_at(4, 5, 6), *EVERY_2)
     observer = StopAt(5)
-    first = tiny.train(*settings, observers=[observer], stop=observer.signals)
+    first = tiny.train(*settings, hooks=[observer], stop=observer.signals)
     saved = tiny.run().checkpoints / str(first.step)
     assert read_manifest(saved).host["guards"]["in_a_row"] == first.step - 4 > 0
     result = tiny.train(*settings)
@@ -208,7 +209,7 @@ def judged(losses: list[float]) -> Guard:
     """A guard that has seen these losses."""
     guard = Guard(GuardsSection(spike="roll_back"), EventDispatcher(None, []), {})
     for step, loss in enumerate(losses, 1):
-        guard.judge(Record(step, loss, 1.0, 0.01, "images", 32 * step, 1.0, 1.0, None, None, 0.0, 0.0), {})
+        guard.after_step(Record(step, loss, 1.0, 0.01, "images", 32 * step, 1.0, 1.0, None, None, 0.0, 0.0), {})
     return guard
 
 
@@ -287,7 +288,7 @@ def test_a_run_that_was_killed_leaves_out_the_same_batches(tiny, crash: CrashAt)
     settings = (bad_at(2, 6, 7), *ROLL_BACK)
     whole = tiny.train(*settings, run="whole")
     with pytest.raises(RuntimeError, match="gone"):
-        tiny.train(*settings, observers=[crash])
+        tiny.train(*settings, hooks=[crash])
     assert tiny.train(*settings).state_digest == whole.state_digest
     assert tiny.records() == tiny.records("whole")
     assert len(of_kind(tiny, "rollback")) == (2 if crash.name else 1), "the checkpoint that it went back to has them"

@@ -63,7 +63,7 @@ def digest(tiny: Any, run: str = "main") -> Any:
 def test_it_goes_on_bit_for_bit_after_a_stop_and_a_kill(writer: Any) -> None:
     stopped(writer, 3, SAMPLE, run="stopped")
     with pytest.raises(Killed):
-        writer.train(SAMPLE, run="killed", observers=[KillAt(5)])
+        writer.train(SAMPLE, run="killed", hooks=[KillAt(5)])
     for run in ("stopped", "killed"):
         assert writer.train(SAMPLE, run=run).resumed_from in (3, 4, 5)
         assert digest(writer, run) == digest(writer)

@@ -24,7 +24,7 @@ class Killed(BaseException):
 
 
 class KillAt(StopAt):
-    def record(self, record: Any) -> None:
+    def on_record(self, record: Any) -> None:
         if record.step == self.step:
             raise Killed
 
@@ -41,7 +41,7 @@ def killed_once(tmp_path_factory: pytest.TempPathFactory, whole) -> Any:
     shutil.copytree(whole.tiny.root, tiny.root, ignore=shutil.ignore_patterns("runs"))
     (root / "local").mkdir()
     with pytest.raises(Killed):
-        tiny.train(*settings(root / "local"), observers=[KillAt(11)])
+        tiny.train(*settings(root / "local"), hooks=[KillAt(11)])
     return tiny
 
 
@@ -155,7 +155,7 @@ def test_a_run_goes_back_to_a_local_checkpoint(tiny, tmp_path: Path) -> None:
 def test_one_of_a_host_that_the_run_has_left_is_not_taken(killed, whole, logged: list[str]) -> None:
     away = local_dir(killed).rename(local_dir(killed).with_name("away"))
     with pytest.raises(Killed):  # on another host, which comes less far than the first had
-        killed.train("checkpoint.every=100", observers=[KillAt(9)])
+        killed.train("checkpoint.every=100", hooks=[KillAt(9)])
     away.rename(local_dir(killed))
     resumed(killed, whole, 8)
     assert any("done again since" in line for line in logged)

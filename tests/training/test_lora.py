@@ -149,7 +149,7 @@ def test_a_checkpoint_holds_adapters_alone(made: Path) -> None:
 @pytest.mark.representative("adapters")
 def test_a_stopped_run_goes_on_bit_for_bit(project: Project) -> None:
     stop = StopAt(2)
-    tune(project, *HARDER, run="stopped", observers=[stop], stop=stop.signals)
+    tune(project, *HARDER, run="stopped", hooks=[stop], stop=stop.signals)
     resumed = tune(project, *HARDER, "model.scan_layers=false", run="stopped")
     assert (resumed.resumed_from, resumed.state_digest) == (3, last(project, "tuned")["state_digest"])
 

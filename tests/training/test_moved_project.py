@@ -66,7 +66,7 @@ def test_the_error_names_the_key_and_the_file(project: Project, tmp_path: Path) 
 @pytest.mark.slow
 def test_a_stopped_run_stays_stopped_and_resumes(project: Project) -> None:
     observer = StopAt(3)
-    first = train(project, load_config(project, [], {}), "main", observers=[observer], stop=observer.signals)
+    first = train(project, load_config(project, [], {}), "main", hooks=[observer], stop=observer.signals)
     there = moved(project)
     for _ in range(2):
         with pytest.raises(DataError) as error:

@@ -168,7 +168,7 @@ def test_five_steps_are_those_of_the_paper(made: Path, normalize: str) -> None:
 def test_a_stopped_run_goes_on_bit_for_bit(project: Project, settings: tuple[str, ...]) -> None:
     digest = last(project, "adapted")["state_digest"] if settings else prefer(project, run="whole").state_digest
     stop = StopAt(2)
-    prefer(project, *settings, run="stopped", observers=[stop], stop=stop.signals)
+    prefer(project, *settings, run="stopped", hooks=[stop], stop=stop.signals)
     resumed = prefer(project, *settings, run="stopped")
     assert (resumed.resumed_from, resumed.state_digest) == (3, digest)
 

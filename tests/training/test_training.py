@@ -24,13 +24,14 @@ from aifx.core.errors import ConfigError, EnvironmentFault, UsageError
 from aifx.core.project import Project
 from aifx.runs.status import run_status
 from aifx.tasks.base import training_source
-from aifx.training.records import Observer, Record, TrainResult
+from aifx.training.hook import Hook
+from aifx.training.records import Record, TrainResult
 from aifx.training.state import to_tree
 
 
 def stopped(tiny, step: int, *settings: str, run: str = "main") -> TrainResult:
     observer = StopAt(step)
-    return tiny.train(*settings, run=run, observers=[observer], stop=observer.signals)
+    return tiny.train(*settings, run=run, hooks=[observer], stop=observer.signals)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +142,7 @@ def test_what_was_written_beyond_the_checkpoint_is_written_again(halted, whole) 
 def test_scan_layers_may_change_in_the_middle(halted, whole, logged: list[str]) -> None:
     observer = StopAt(8)
     scanned = ["model.scan_layers=true", "log.every=2"]
-    halted.train(*scanned, observers=[observer], stop=observer.signals)
+    halted.train(*scanned, hooks=[observer], stop=observer.signals)
     (line,) = [line for line in logged if "last bits" in line]
     assert line.startswith("model.scan_layers")
     assert "log.every" not in line
@@ -307,13 +308,13 @@ def test_a_full_disk_is_no_bug(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_whose_folder_is_deleted_does_not_end_as_completed(tiny) -> None:
-    class Deletes(Observer):
-        def record(self, record: Record) -> None:
+    class Deletes(Hook):
+        def on_record(self, record: Record) -> None:
             if record.step == 2:
                 shutil.rmtree(tiny.run().path)
 
     with pytest.raises(EnvironmentFault, match=r"metrics\.jsonl is gone"):
-        tiny.train(observers=[Deletes()])
+        tiny.train(hooks=[Deletes()])
 
 
 def test_a_disk_that_refuses_a_checkpoint_is_told_until_it_takes_one(tiny, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from aifx.core.errors import ExitCode
-from aifx.training.verified_step import Corrupted, device_digests, judge
+from aifx.training.hooks.verification import Corrupted, device_digests, judge
 
 
 def test_it_changes_nothing(tiny, whole, logged: list[str]) -> None:

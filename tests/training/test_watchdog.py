@@ -18,7 +18,8 @@ from aifx.core.errors import DataError
 from aifx.core.progress import publish
 from aifx.data.order import prefetch
 from aifx.parallel.group import Group
-from aifx.training.watchdog import SLOWER, Hang, Watchdog
+from aifx.training.hooks.watchdog import SLOWER, Hang, Watchdog
+from aifx.training.records import Record
 
 Start = Callable[..., warm.Process]
 END_S = 300
@@ -29,9 +30,9 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seconds, self._looks, self._looked = 1000.0, 0, threading.Condition()
-        for module in ("aifx.parallel.progress", "aifx.training.watchdog"):
+        for module in ("aifx.parallel.progress", "aifx.training.hooks.watchdog"):
             monkeypatch.setattr(f"{module}.time", self)
-        monkeypatch.setattr("aifx.training.watchdog.TICK_S", 0.01)
+        monkeypatch.setattr("aifx.training.hooks.watchdog.TICK_S", 0.01)
 
     def monotonic(self) -> float:
         with self._looked:
@@ -58,6 +59,10 @@ class Watched:
     def _hung(self, hang: Hang) -> None:
         self.found.append(hang)
         self._has_hung.set()
+
+    def take_step(self, seconds: float) -> None:
+        record = Record(1, 1.0, 1.0, 0.01, "rows", 8, 8 / seconds, seconds, None, None, 0.0, 0.0)
+        self.dog.after_step(record, {})
 
     def has_hung(self) -> bool:
         return self._has_hung.wait(END_S)
@@ -99,9 +104,9 @@ def test_what_goes_on_does_not_hang(clock: Clock, go_on: Callable[[Group], objec
 def test_the_first_step_does_not_count_as_usual() -> None:
     watched = Watched(step_timeout_s=5.0, hang_timeout_s=70.0)
     watched.group.mark("step 1", "step")
-    watched.dog.step_took(60.0)
+    watched.take_step(60.0)
     assert watched.dog.limit()[0] == SLOWER * 60.0, "nothing else is known yet"
-    watched.dog.step_took(0.1)
+    watched.take_step(0.1)
     assert watched.dog.limit()[0] == 5.0
 
 
@@ -110,17 +115,17 @@ def test_the_limit_of_a_step_follows_its_time() -> None:
     dog, group = watched.dog, watched.group
     group.mark("step 1", "step")
     assert dog.limit() == (70.0, "guards.hang_timeout_s"), "the first step of a process loads and tunes"
-    dog.step_took(0.1)
+    watched.take_step(0.1)
     assert dog.limit() == (5.0, "guards.step_timeout_s")
     for _ in range(200):
-        dog.step_took(2.0)
+        watched.take_step(2.0)
     assert dog.limit()[0] == pytest.approx(SLOWER * 2.0, rel=0.01)
     group.mark("the checkpoint of step 1", "checkpoint")
     assert dog.limit()[0] == 70.0
     unlimited = Watched(step_timeout_s=0, hang_timeout_s=0)
     assert unlimited.dog.limit()[0] == float("inf")
     unlimited.group.mark("step 2", "step")
-    unlimited.dog.step_took(1.0)
+    unlimited.take_step(1.0)
     assert unlimited.dog.limit()[0] == float("inf")
 
 
@@ -147,10 +152,10 @@ LONG = ("train", "--set", "train.num_steps=60", "--set", "data.read_s=0.02", "--
         "--set", "guards.step_timeout_s=1.5", "--set", "data.stuck_step=8")  # fmt: skip
 
 PATIENT = """
-from aifx.training import hang_report
-from aifx.training.watchdog import Watchdog
+from aifx.training.hooks import watchdog
+from aifx.training.hooks.watchdog import Watchdog
 
-hang_report.PART_S = hang_report.WRITE_S = 60.0
+watchdog.PART_S = watchdog.WRITE_S = 60.0
 limit = Watchdog.limit
 
 

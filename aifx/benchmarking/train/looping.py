@@ -18,12 +18,13 @@ from aifx.data.base import Batch
 from aifx.data.order import prefetch
 from aifx.programs.state import TrainState
 from aifx.programs.train_step import STEP_METRICS
-from aifx.training.guards import Guard
-from aifx.training.loop import Loop, StepFn
-from aifx.training.meter import Meter
-from aifx.training.observers import EventDispatcher, LogFile, MetricsFile
-from aifx.training.progress import Progress
-from aifx.training.records import Observer, Record
+from aifx.training.assembly import assemble
+from aifx.training.dispatcher import EventDispatcher
+from aifx.training.hook import Hook
+from aifx.training.hooks.run_files import LogFile, MetricsFile
+from aifx.training.loop import StepFn
+from aifx.training.records import Record
+from aifx.training.restore import InitialState
 from aifx.training.run import run_info
 from aifx.training.signals import StopSignals
 
@@ -33,10 +34,10 @@ EDGE = 3
 
 class Looping:
     """The loop as `aifx train` runs it, its files in a run's folder, without validation; with checkpoints only if
-    `save_every` is not 0. Observers are called in addition to metrics.jsonl and train.log."""
+    `save_every` is not 0. `hooks` are called in addition to its own."""
 
-    def __init__(self, subject: Subject, observers: Sequence[Observer] = (), *, save_every: int = 0) -> None:
-        self._subject, self._observers, self._save_every = subject, observers, save_every
+    def __init__(self, subject: Subject, hooks: Sequence[Hook] = (), *, save_every: int = 0) -> None:
+        self._subject, self._hooks, self._save_every = subject, hooks, save_every
         self._read = 0
 
     def block(self, steps: int) -> list[Record]:
@@ -85,19 +86,10 @@ class Looping:
         programs = replace(subject.programs, config=config)
         info = run_info(run, programs)
         log = RecordingLog(run)
-        dispatcher = EventDispatcher(run, [MetricsFile(run), log, *self._observers])
+        dispatcher = EventDispatcher(run, [MetricsFile(run), log, *self._hooks])
         checkpoints: Any = Checkpoints(run.checkpoints, config.checkpoint) if self._save_every else Unsaved()
-        loop = Loop(
-            programs=programs,
-            step_fn=step_fn,
-            frozen=subject.frozen,
-            meter=Meter(info, 0, None),
-            checkpoints=checkpoints,
-            dispatcher=dispatcher,
-            stop=StopSignals(),
-            progress=Progress(),
-            guard=Guard(config.guards, dispatcher, {}),
-        )
+        initial = InitialState(0, subject.state, subject.frozen)
+        loop = assemble(info, programs, step_fn, initial, checkpoints, dispatcher, StopSignals()).loop
         dispatcher.event("start", step=0)
         dispatcher.start(info)
         loop.meter.resume_clock()
@@ -117,8 +109,8 @@ class RecordingLog(LogFile):
         super().__init__(run)
         self.records: list[Record] = []
 
-    def record(self, record: Record) -> None:
-        super().record(record)
+    def on_record(self, record: Record) -> None:
+        super().on_record(record)
         self.records.append(record)
 
 

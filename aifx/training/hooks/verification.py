@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeAlias
 
@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from aifx.checkpoint.digest import Lanes, key_data, shard_lanes, starts_of
 from aifx.checkpoint.naming import flat_names
 from aifx.core.errors import AifxError, ExitCode
+from aifx.data.base import Batch
 from aifx.parallel.group import Group
 from aifx.programs.state import TrainState
-from aifx.specs import Params
+from aifx.training.hook import Hook, TakeStep
 
-Step: TypeAlias = Callable[[TrainState, Params, Any], tuple[TrainState, jax.Array]]
 Digests: TypeAlias = dict[str, dict[str, Lanes]]
 """Of this process's devices: by device and array, the digest of the shard there."""
 
@@ -29,25 +29,30 @@ class Corrupted(AifxError):
     exit_code = ExitCode.PREEMPTED
 
 
-class VerifiedStep:
-    """Takes steps, of which it computes each `every`th twice and compares the digests of each device's shards.
+class Verification(Hook):
+    """Computes each `every`th step twice, and compares the digests of each device's shards.
 
-    The first result is given up, so the devices need memory for one more state meanwhile. All processes of a job call
-    it for the same steps. With `every` 0, no step is computed twice.
+    The first result is given up, so the devices need memory for one more state meanwhile. With `every` 0, no step is
+    computed twice.
     """
 
-    def __init__(self, step_fn: Step, group: Group, every: int) -> None:
-        self._step_fn = step_fn
+    all_processes = True
+
+    def __init__(self, group: Group, every: int) -> None:
         self._group = group
         self._every = every
         self._copier: Any = None
 
-    def __call__(self, step: int, state: TrainState, frozen: Params, batch: Any) -> tuple[TrainState, jax.Array]:
+    def around_step(self, take_step: TakeStep) -> TakeStep:
+        def verified(step: int, state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
+            return take_step(step, state, batch) if step % self._every else self._verify(take_step, step, state, batch)
+
+        return verified if self._every else take_step
+
+    def _verify(self, take_step: TakeStep, step: int, state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
         """The next state and STEP_METRICS. Raises Corrupted in all processes if one finds it."""
-        if not self._every or step % self._every:
-            return self._step_fn(state, frozen, batch)
-        first = device_digests(*self._step_fn(self._copy(state), frozen, batch))
-        state, numbers = self._step_fn(state, frozen, batch)
+        first = device_digests(*take_step(step, self._copy(state), batch))
+        state, numbers = take_step(step, state, batch)
         second = device_digests(state, numbers)
         host = socket.gethostname()
         own = {

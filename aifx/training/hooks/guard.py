@@ -10,8 +10,9 @@ from typing import Any
 from aifx.config.guards_section import GuardsSection
 from aifx.data.base import Batch, not_finite_input
 from aifx.data.order import batch_number
+from aifx.training.dispatcher import EventDispatcher
 from aifx.training.divergence import NotFinite
-from aifx.training.observers import EventDispatcher
+from aifx.training.hook import Hook
 from aifx.training.records import Record
 
 LEAST_SPREAD = 0.01
@@ -89,7 +90,7 @@ class Rollback(Exception):
         return f"steps {self.first} to {self.last}"
 
 
-class Guard:
+class Guard(Hook):
     """Judges each step of a run once its numbers are known, one step late.
 
     All processes of a job judge alike: the numbers that they judge by are the same in all of them.
@@ -97,6 +98,8 @@ class Guard:
     Args:
         rows: of a batch, by the process that reads them.
     """
+
+    all_processes = True
 
     def __init__(
         self,
@@ -111,7 +114,7 @@ class Guard:
         self._rows = [(part.start, part.stop) for part in rows.values()]
         self._was_spike = False
 
-    def judge(self, record: Record, batch: Batch) -> None:
+    def after_step(self, record: Record, batch: Batch) -> None:
         """Report a step that went wrong. Raises NotFinite or Rollback if the run cannot go on from there."""
         if record.is_skipped:
             self._judge_skipped(record, batch)

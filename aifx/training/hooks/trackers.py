@@ -1,7 +1,7 @@
 """Trackers that get each logged record, in addition to metrics.jsonl: TensorBoard, Weights & Biases, MLflow.
 
 Each writes in a thread of its own, so that a slow tracker never holds a step. A run that is resumed goes on in the same
-tracked run; steps that a tracker has already are not sent twice where the tracker can tell.
+tracked run; steps that a tracker has already are not sent twice if the tracker knows them.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from aifx.core.extras import install_command
 from aifx.core.files import check_tree, make_folders, read_file, replace_file
 from aifx.core.project import RunDirectory
 from aifx.core.statuses import FINISHED, STOPPED
-from aifx.training.records import Observer, Record, RunInfo, TrainResult, flatten
+from aifx.training.hook import Hook
+from aifx.training.records import Record, RunInfo, TrainResult, flatten
 
 logger = logging.getLogger(__name__)
 
 
-def open_trackers(names: Sequence[str], run: RunDirectory) -> list[Observer]:
-    """Observers for `log.trackers`. Raises EnvironmentFault if the package of one is missing."""
-    trackers: list[Observer] = []
+def open_trackers(names: Sequence[str], run: RunDirectory) -> list[Hook]:
+    """Hooks for `log.trackers`. Raises EnvironmentFault if the package of one is missing."""
+    trackers: list[Hook] = []
     for name in dict.fromkeys(names):
         package, tracker = TRACKERS[name]
         if importlib.util.find_spec(package) is None:
@@ -38,7 +39,7 @@ def open_trackers(names: Sequence[str], run: RunDirectory) -> list[Observer]:
     return trackers
 
 
-class Tracker(Observer):
+class Tracker(Hook):
     """A tracker with a thread of its own, which calls `open`, then `write` for each record, then `close`.
 
     aifx drops a tracker that fails, with a warning, and training goes on.
@@ -61,7 +62,7 @@ class Tracker(Observer):
         self._thread = threading.Thread(target=self._work, name=f"aifx-{self.name}", daemon=True)
         self._thread.start()
 
-    def record(self, record: Record) -> None:
+    def on_record(self, record: Record) -> None:
         if not self._failed and self._info.is_logged(record):
             values = {k: v for k, v in flatten(record.document()) if k not in ("step", "time")}
             self._queue.put((record.step, values))
@@ -91,7 +92,7 @@ class TensorBoard(Tracker):
 
         # TensorBoard forgets what a process that was cut off wrote from this step on.
         purge = info.recorded_step + 1
-        # The step keeps apart the files of two processes that began within a second: their names tell no more.
+        # The step keeps apart the files of two processes that began within a second: their names have nothing else.
         suffix = f".{info.first_step:09}"
         folder = _folder(self.run, "tensorboard")
         self._writer = SummaryWriter(str(folder), purge_step=purge, flush_secs=5, filename_suffix=suffix)

@@ -12,7 +12,8 @@ from aifx.checkpoint.manifest import step_directories
 from aifx.config.sections import LogSection
 from aifx.core.addresses import is_loopback
 from aifx.core.project import RunDirectory
-from aifx.training.records import Observer, Record, RunInfo, TrainResult
+from aifx.training.hook import Hook
+from aifx.training.records import Record, RunInfo, TrainResult
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -38,12 +39,12 @@ UNIT_GAUGES = {
 """The same, labelled with the unit."""
 
 
-def open_metrics_server(settings: LogSection, run: RunDirectory) -> list[Observer]:
+def open_metrics_server(settings: LogSection, run: RunDirectory) -> list[Hook]:
     """The server that answers Prometheus, if `log.metrics_port` is set. Raises EnvironmentFault if it cannot listen."""
     return [] if settings.metrics_port is None else [MetricsServer(settings.metrics_host, settings.metrics_port, run)]
 
 
-class MetricsServer(Observer):
+class MetricsServer(Hook):
     """Answers GET /metrics from a thread of its own, with the last record; a scrape never holds a step."""
 
     def __init__(self, host: str, port: int, run: RunDirectory) -> None:
@@ -85,12 +86,12 @@ class MetricsServer(Observer):
         self._num_steps = info.num_steps
         self._saved = _newest_checkpoint(info.run) or (None, time.time())
 
-    def record(self, record: Record) -> None:
+    def on_record(self, record: Record) -> None:
         self._record = record
         if record.validation is not None:
             self._validation_loss = record.validation.get("loss")
 
-    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+    def on_event(self, name: str, fields: Mapping[str, Any]) -> None:
         if name == "checkpoint":
             self._saved = fields["step"], time.time()
 

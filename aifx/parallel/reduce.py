@@ -17,8 +17,8 @@ Sums: TypeAlias = "np.ndarray[Any, Any] | jax.Array"
 """Of int32. Those of one process are a NumPy array, known at once."""
 
 
-class Tally:
-    """Adds up numbers over the processes whose devices a layout has. All of them make the same calls."""
+class SumReducer:
+    """Adds up integers over the processes whose devices a layout has. All of them make the same calls."""
 
     def __init__(self, layout: Layout, count: int) -> None:
         self._count = count

@@ -1,113 +1,26 @@
-"""The observers of every run (metrics.jsonl, the log file, an optional trace), and the dispatcher that calls them."""
+"""What every run writes of its steps: metrics.jsonl, the log file, an optional trace."""
 
 from __future__ import annotations
 
-import logging
 import os
-import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, TextIO
 
 import jax
 
-from aifx.core.errors import EnvironmentFault
 from aifx.core.files import make_folders, open_file
 from aifx.core.project import RunDirectory
 from aifx.core.sanitize import one_line
-from aifx.core.statuses import ProcessStatus
 from aifx.machine.catalogue import utilization
-from aifx.runs.records import Ledger, MetricsWriter, last_record
-from aifx.runs.time_account import TimeAccount
-from aifx.training.records import Observer, Record, RunInfo, TrainResult
-
-logger = logging.getLogger(__name__)
+from aifx.runs.records import MetricsWriter, last_record
+from aifx.training.hook import Hook
+from aifx.training.records import Record, RunInfo, TrainResult
 
 
-class EventDispatcher:
-    """The ledger and the observers of a run. What an observer raises ends the run: its record is not lost unseen.
-
-    Of the processes of a job one keeps the ledger; the others have no `run` here.
-    """
-
-    def __init__(
-        self, run: RunDirectory | None, observers: Sequence[Observer], account: TimeAccount | None = None
-    ) -> None:
-        self.account = account or TimeAccount()
-        self._ledger = None if run is None else Ledger(run.events, self.account)
-        self._observers = list(observers)
-        self._lock = threading.RLock()
-        self._ended = False
-        self.has_started = False
-        """Whether training began, so that the process can have changed the run."""
-
-    def start(self, info: RunInfo) -> None:
-        self.has_started = True
-        for observer in self._observers:
-            observer.start(info)
-
-    def record(self, record: Record) -> None:
-        """Give the observers a record. Now and then, the ledger tells what the time goes to."""
-        with self._lock:
-            self.account.step_done(record.step)
-            for observer in self._observers:
-                observer.record(record)
-            if self._ledger is not None and self.account.is_due:
-                self._ledger.write("progress")
-
-    def event(self, name: str, **fields: Any) -> None:
-        """In the ledger when this returns."""
-        with self._lock:
-            if self._ledger is not None:
-                self._ledger.write(name, **fields)
-            for observer in self._observers:
-                observer.event(name, fields)
-
-    def warn(self, text: str) -> None:
-        """Log a warning, and tell it as an event."""
-        logger.warning(text)
-        self.event("warning", text=text)
-
-    def ended_abruptly(self, status: ProcessStatus | None, why: str) -> None:
-        """The process is about to end where it stands. Called from another thread, which must not wait for ours."""
-        if not self._ended and self._ledger is not None:
-            ended = {"status": status, "why": why} if status else {"status": "failed", "error": why}
-            with suppress(EnvironmentFault, OSError):
-                self._ledger.write("stop", **ended)
-
-    def end(self, result: TrainResult | None, error: str | None = None, *, status: ProcessStatus | None = None) -> None:
-        """Record the result, or what failed. The ledger has it before any observer may fail.
-
-        Every observer is stopped, also one that was never started. The first error of an observer is raised, unless the
-        run itself failed: then its own error counts.
-
-        Args:
-            status: of a run that failed and can go on when it is started again; by default it is "failed".
-        """
-        if self._ended:
-            return
-        self._ended = True
-        failed: Exception | None = None
-        if self._ledger is not None:
-            failure = {"status": status, "why": error} if status else {"status": "failed", "error": error}
-            ended = failure if result is None else result.end()
-            try:
-                self._ledger.write("stop", **ended)
-                self._ledger.close()
-            except (EnvironmentFault, OSError) as e:  # the disk may be what failed
-                failed = e
-        for observer in reversed(self._observers):  # the log file hears what the others say at last
-            try:
-                observer.stop(result)
-            except Exception as e:  # the others are stopped all the same
-                failed = failed or e
-        if failed is not None and result is not None:
-            raise failed
-
-
-class MetricsFile(Observer):
-    """Writes metrics.jsonl. A record is in the file when `record` returns: before its step's checkpoint is saved."""
+class MetricsFile(Hook):
+    """Writes metrics.jsonl. A record is in the file when `on_record` returns: before its step's checkpoint is saved."""
 
     def __init__(self, run: RunDirectory) -> None:
         self._run = run
@@ -128,14 +41,14 @@ class MetricsFile(Observer):
         self._info = info
         self._writer = MetricsWriter(self._run.metrics, info.recorded_step)
 
-    def record(self, record: Record) -> None:
+    def on_record(self, record: Record) -> None:
         assert self._writer is not None
         if self._info.is_logged(record):
             document = record.document()
             self._writer.write(document)
             self._last = [document["step"], document["time"]]
 
-    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+    def on_event(self, name: str, fields: Mapping[str, Any]) -> None:
         if name == "rollback" and self._writer is not None:  # the records of what was given up are cut
             self._writer.close()
             self._writer = MetricsWriter(self._run.metrics, fields["to_step"])
@@ -146,7 +59,7 @@ class MetricsFile(Observer):
             self._writer.close()
 
 
-class LogFile(Observer):
+class LogFile(Hook):
     """Writes train.log: the story of the run in lines for people, with times."""
 
     EVERY_S = 10.0
@@ -168,13 +81,13 @@ class LogFile(Observer):
         self.write(f"{info.devices}, {info.dtype} computation")
         self.write(info.mfu_formula)
 
-    def record(self, record: Record) -> None:
+    def on_record(self, record: Record) -> None:
         if record.validation is None and record.time - self._last < self.EVERY_S:
             return
         self._last = record.time
         self.write(line_of(record))
 
-    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+    def on_event(self, name: str, fields: Mapping[str, Any]) -> None:
         if name == "warning":  # `log_lines` wrote it
             return
         values: list[str] = []
@@ -193,7 +106,7 @@ class LogFile(Observer):
             self._file.close()
 
 
-class Trace(Observer):
+class Trace(Hook):
     """Traces a few steps with jax.profiler into the run's `profile` folder, once the first ones have warmed up."""
 
     WARM_UP = 3
@@ -204,7 +117,7 @@ class Trace(Observer):
         self._first: int | None = None
         self._active = False
 
-    def record(self, record: Record) -> None:
+    def on_record(self, record: Record) -> None:
         self._first = self._first if self._first is not None else record.step
         if record.step == self._first + self.WARM_UP:
             make_folders(self._run.profile, below=self._run.path)

@@ -1,0 +1,146 @@
+"""Hooks of a project's own, which `train.hooks` names."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import jax
+
+from aifx.config.project_code import import_object
+from aifx.core.errors import ConfigError
+from aifx.core.project import CONFIG_NAME, Project
+from aifx.data.base import Batch
+from aifx.parallel.group import Group
+from aifx.programs.state import TrainState
+from aifx.tasks.project_errors import project_errors
+from aifx.training.hook import Hook, Stop, TakeStep
+from aifx.training.records import Record, RunInfo, TrainResult
+
+logger = logging.getLogger(__name__)
+
+KEY = "train.hooks"
+
+
+def find_hook(name: str, project: Project) -> type[Hook]:
+    """The class that `train.hooks` names. Raises ConfigError."""
+    found = import_object(KEY, name, project)
+    if not (isinstance(found, type) and issubclass(found, Hook)):
+        raise _unusable(name, "it is not a class that derives from aifx.extend.Hook")
+    return found
+
+
+def open_hooks(names: Sequence[str], project: Project, group: Group) -> list[ProjectHook]:
+    """The hooks that `train.hooks` names. Raises ConfigError for one that cannot be imported or made."""
+    return [ProjectHook(name, project, group) for name in names]
+
+
+class ProjectHook(Hook):
+    """A hook of the project: calls it in the processes that it is for, and turns what it raises into a ConfigError.
+
+    Each process has it, since all of them pause after the same steps and agree on what `at_pause` decided in any.
+    """
+
+    all_processes = True
+
+    def __init__(self, name: str, project: Project, group: Group) -> None:
+        self._name = name
+        self._project = project
+        self._group = group
+        self._type = find_hook(name, project)
+        with self._errors("__init__"):
+            self._hook = self._type()
+        self._is_called = group.is_first or self._type.all_processes
+
+    def start(self, info: RunInfo) -> None:
+        self._call("start", info)
+
+    def pauses(self, step: int) -> bool:
+        with self._errors("pauses"):
+            return bool(self._hook.pauses(step))
+
+    def around_step(self, take_step: TakeStep) -> TakeStep:
+        below: list[tuple[Exception, TracebackType | None]] = []
+
+        def inner(step: int, state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
+            try:
+                return take_step(step, state, batch)
+            except Exception as error:
+                below.append((error, error.__traceback__))
+                raise
+
+        def outer(step: int, state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
+            below.clear()
+            try:
+                with self._errors("around_step"):
+                    taken: tuple[TrainState, jax.Array] = around(step, state, batch)
+                    return taken
+            except Exception:
+                if below:  # the step failed, and the hook is not to blame: without its frames in the traceback
+                    error, where = below[-1]
+                    raise error.with_traceback(where) from error.__cause__
+                raise
+
+        around = self._call("around_step", inner)
+        if around is None or around is inner:
+            return take_step
+        if not callable(around):
+            raise _unusable(
+                self._name, f"around_step returned {type(around).__name__}, not a function that takes a step"
+            )
+        return outer
+
+    def after_step(self, record: Record, batch: Batch) -> None:
+        self._call("after_step", record, batch)
+
+    def at_pause(self, state: TrainState, record: Record) -> Record | Stop | None:
+        if self._type.at_pause is Hook.at_pause:
+            return None
+        found = self._call("at_pause", state, record)
+        if not isinstance(found, Record | Stop | None):
+            raise _unusable(self._name, f"at_pause returned {type(found).__name__}, not a Record, Stop or None")
+        reasons = self._group.gather(found.why if isinstance(found, Stop) else None)
+        why = self._group.broadcast(next((reason for reason in reasons if reason is not None), None))
+        if why is not None:
+            logger.info(f"{self._name} ends the run after step {record.step}" + (f": {why}" if why else ""))
+            return Stop(why)
+        if isinstance(found, Record):
+            self._check_record(found, record)
+            return found
+        return None
+
+    def on_record(self, record: Record) -> None:
+        self._call("on_record", record)
+
+    def on_event(self, name: str, fields: Mapping[str, Any]) -> None:
+        self._call("on_event", name, fields)
+
+    def stop(self, result: TrainResult | None) -> None:
+        self._call("stop", result)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        if not self._is_called:
+            return None
+        with self._errors(method):
+            return getattr(self._hook, method)(*arguments)
+
+    def _errors(self, method: str) -> AbstractContextManager[None]:
+        return project_errors(f"{KEY} = {self._name!r}", self._project, f"{self._type.__name__}.{method}")
+
+    def _check_record(self, found: Record, record: Record) -> None:
+        """Raise ConfigError unless `found` is `record`, or has more numbers in its validation."""
+        before, after = record.validation, found.validation
+        more = {} if after is None else {key: value for key, value in after.items() if key not in (before or {})}
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in more.values())
+        is_kept = replace(found, validation=before) == record and (before is None) == (after is None)
+        if not (is_kept and numbers and {**(after or {}), **(before or {})} == (after or {})):
+            why = "at_pause returned a record that differs in more than new numbers in its validation"
+            raise _unusable(self._name, why)
+
+
+def _unusable(name: str, why: str) -> ConfigError:
+    return ConfigError(f"{CONFIG_NAME}: {KEY} = {name!r} cannot be used", why, "docs/hooks.md has an example")

@@ -1,0 +1,89 @@
+"""How the processes of a job agree to stop, and count what each of them reads."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+import numpy as np
+
+from aifx.core.statuses import ProcessStatus
+from aifx.data.base import Batch
+from aifx.evaluation.held_out import own_parts
+from aifx.parallel.reduce import SumReducer, Sums
+from aifx.programs.build import Programs
+from aifx.programs.state import TrainState
+from aifx.tasks.base import dataset_of
+from aifx.training.hook import Hook
+from aifx.training.records import Record
+from aifx.training.signals import StopSignals, status_of
+
+
+class Interrupted(Exception):
+    """Validation gave way to a signal; the state is as it was."""
+
+
+class StopVote(Hook):
+    """Adds up beside the program what the processes read and whether they were asked to stop, so that all stop alike.
+
+    Attributes:
+        status: with which the run ends before its last step; None while it goes on.
+    """
+
+    all_processes = True
+
+    def __init__(self, programs: Programs, signals: StopSignals) -> None:
+        self.status: ProcessStatus | None = None
+        self._programs = programs
+        self._signals = signals
+        self._sum = SumReducer(programs.layout, count=3)
+
+    def count(self, batch: Batch) -> Sums:
+        """Units ("tokens") of a batch, SIGINTs and other signals, over all processes. They are not waited for."""
+        rows = self._programs.config.train.global_batch_size
+        count, unit = dataset_of(self._programs.task).counts, self._programs.objective.unit
+        return self._votes(sum(count(part)[unit] for part in own_parts(self._programs.layout, batch, rows)))
+
+    def at_pause(self, state: TrainState, record: Record) -> None:
+        """A run that has taken its last step is complete, whatever was asked."""
+        if record.step < self._programs.config.train.num_steps:
+            self.decide()
+
+    def decide(self) -> None:
+        """Wait for the votes of all processes, and take the status that they give."""
+        requested = requested_by(self._votes())
+        self.status = None if requested is None else status_of(requested)
+
+    def stop_early(self, step: int) -> None:
+        """End the run after `step` as early_stopped, unless that is its last or a signal ends it."""
+        if step < self._programs.config.train.num_steps:
+            self.status = self.status or "early_stopped"
+
+    def interruption(self) -> Callable[[], None]:
+        """A function to call before each batch of a validation. It raises Interrupted once a process is to stop.
+
+        Several processes learn it one batch late, since they do not wait for the sum.
+        """
+        before: Sums | None = None
+
+        def vote() -> None:
+            nonlocal before
+            votes = self._votes()
+            known = votes if isinstance(votes, np.ndarray) else before
+            if known is not None and requested_by(known) is not None:
+                raise Interrupted
+            before = votes
+
+        return vote
+
+    def _votes(self, units: int = 0) -> Sums:
+        requested = self._signals.requested
+        return self._sum((units, requested == signal.SIGINT, requested in (signal.SIGTERM, signal.SIGHUP)))
+
+
+def requested_by(sums: Sums) -> signal.Signals | None:
+    """Why the processes of a job stop, from the sums of `StopVote`; None if none is to. A person comes first."""
+    _, interrupts, terminations = np.asarray(sums)
+    if interrupts:
+        return signal.SIGINT
+    return signal.SIGTERM if terminations else None
