@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from pii_sentences import sentences
 
 from aifx.core.errors import EnvironmentFault, UsageError
-from aifx.curation.pii import names
+from aifx.curation.pii import finders
 from aifx.curation.pii.detector import KINDS, Detector, make_detector
-from aifx.curation.pii.findings import shape_of
-from aifx.curation.pii.numbers import known_ids
+from aifx.curation.pii.finders import known_ids, shape_of
 
 DETECTOR = Detector()
 WALLET = "1A1zP1eP5QGefi2DMPTfTL5SLmv7DivfNa"
@@ -166,7 +165,7 @@ def test_kinds_and_regions() -> None:
 
 def test_names_need_presidio_and_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     there: set[str] = set()
-    monkeypatch.setattr(names.importlib.util, "find_spec", lambda name: name if name in there else None)
+    monkeypatch.setattr(finders.importlib.util, "find_spec", lambda name: name if name in there else None)
     with pytest.raises(EnvironmentFault) as raised:
         make_detector(["name"], ["US"])
     assert "presidio-analyzer" in raised.value.hint

@@ -8,11 +8,22 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from aifx.core.errors import UsageError, did_you_mean
-from aifx.curation.pii.contacts import emails, ip_addresses, mac_addresses, phones
-from aifx.curation.pii.findings import Finding
-from aifx.curation.pii.names import check_names, names
-from aifx.curation.pii.numbers import credit_cards, ibans, national_ids
-from aifx.curation.pii.secrets import api_keys, private_keys, tokens, wallets
+from aifx.curation.pii.finders import (
+    Finding,
+    api_keys,
+    check_names,
+    credit_cards,
+    emails,
+    ibans,
+    ip_addresses,
+    mac_addresses,
+    names,
+    national_ids,
+    phones,
+    private_keys,
+    tokens,
+    wallets,
+)
 
 NAME = "name"
 

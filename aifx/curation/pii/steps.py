@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from aifx.core.errors import UsageError
 from aifx.curation.pii.detector import Detector
-from aifx.curation.pii.findings import shape_of
+from aifx.curation.pii.finders import shape_of
 from aifx.curation.step import Outcome, ShardStep
 from aifx.data.chat.lines import texts_of, with_texts
 from aifx.data.names import CHAT, RESERVED, ROW

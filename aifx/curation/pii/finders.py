@@ -1,0 +1,381 @@
+"""Personal data of each kind in a text: addresses, numbers of accounts and people, secrets, names.
+
+Each function yields all that it finds, in any order; `detector` decides what counts.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import importlib.util
+import ipaddress
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, NamedTuple
+
+from aifx.core.errors import EnvironmentFault
+from aifx.core.extras import install_command
+from aifx.core.parsing import parse_toml
+
+BEFORE, AFTER = 48, 24
+"""Characters around a number in which a word may say what it is, such as "SSN"."""
+
+
+class Finding(NamedTuple):
+    """Personal data in a text. It holds where the data is and never the data.
+
+    Attributes:
+        start, end: in characters (Unicode code points).
+        check: why it is taken for this: "checksum", "format", "numbering plan" or "context", perhaps with what it is.
+    """
+
+    start: int
+    end: int
+    kind: str
+    check: str
+
+    def overlaps(self, other: Finding) -> bool:
+        return self.start < other.end and other.start < self.end
+
+
+def word_pattern(words: str) -> re.Pattern[str]:
+    """Matches one of the words or phrases, which are separated by commas, in upper or lower case."""
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words.split(', ')))})(?!\w)", re.IGNORECASE)
+
+
+def has_beside(text: str, start: int, end: int, words: re.Pattern[str]) -> bool:
+    """Whether one of the words is near a place of a text, on the same line."""
+    before = text[max(0, start - BEFORE) : start].rpartition("\n")[2]
+    after = text[end : end + AFTER].partition("\n")[0]
+    return words.search(before) is not None or words.search(after) is not None
+
+
+def shape_of(value: str, longest: int = 32) -> str:
+    """A value without its letters and digits, to see what kind of thing it is: "aaaa@aaa.aa" """
+    letters = (("0" if c.isdigit() else "A" if c.isupper() else "a" if c.isalpha() else c) for c in value[:longest])
+    return re.sub(r"\s", " ", "".join(letters)) + ("…" if len(value) > longest else "")
+
+
+# Addresses of people and their devices
+
+_LOCAL = re.compile(r"[\w.+%'-]{1,64}$")
+_DOMAIN = re.compile(r"(?:[^\W_](?:[^\W_]|-){0,62}\.){1,8}[^\W\d_]{2,24}(?![\w-])")
+_FILE_LABEL = re.compile(r"[\d.]*\d+x?|x\d*", re.IGNORECASE)  # of logo@2x.png and package@1.2.3.tgz
+
+_PHONE = re.compile(r"(?<![\w+.,:#-])(?<![\w]/)[+(]?[0-9][0-9 ().\-/\u00a0\u2010-\u2015]{5,22}[0-9](?![\w@])")
+_PHONE_WORDS = word_pattern(
+    "phone, telephone, tel, mobile, cell, fax, call, calling, dial, whatsapp, hotline, sms, reach me, reach us, "
+    "my number, our number, telefon, mobil, fon, telefono, teléfono, móvil, téléphone, telefoon, gsm"
+)
+_OTHER_NUMBER = re.compile(
+    r"(?i)(?<!\w)(?:isbn|issn|doi|order|invoice|ticket|tracking|sku|part|serial|version|build|ref|reference|rfc|id|"
+    r"case|model|issue|pages?|lines?|rows?|nhs|ssn|account|article|item|batch|lot)\W{0,3}(?:no|nr|number|num)?\W{0,4}$"
+)
+
+_IPV4 = re.compile(r"(?<![\w.-])(?<![A-Za-z]/)(?:\d{1,3}\.){3}\d{1,3}(?!\w|[.-]\d|/\d)", re.ASCII)
+_IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:]|\.\d)", re.ASCII)
+_IP_WORDS = word_pattern(
+    "ip, ipv4, host, hosts, server, address, addresses, client, gateway, router, dns, ping, ssh, login, logged, "
+    "connected, connection, connecting, request, requests, remote, peer, visitor, from"
+)
+_VERSION = re.compile(
+    r"(?i)(?:(?<!\w)(?:v|ver|version|versions|release|released|build|firmware|section|chapter|clause|upgraded?|updated?|"
+    r"driver|kernel|rev|revision|figure|table)\W{0,3}|(?<!\w)v|§ ?)$"
+)
+_SMALL_PART = 32  # all parts of a version or of the number of a section are below
+
+_MAC = re.compile(r"(?<![\w:.-])[0-9A-Fa-f]{2}([:-])(?:[0-9A-Fa-f]{2}\1){4}[0-9A-Fa-f]{2}(?![\w-]|[:.]\w)", re.ASCII)
+_MAC_WORDS = word_pattern("mac, bssid, hwaddr, ethernet, hardware, address")
+
+
+def emails(text: str) -> Iterator[Finding]:
+    """Addresses of the form local@domain, except remotes of Git and names of files such as logo@2x.png."""
+    at = text.find("@")
+    while at >= 0:
+        local, domain = _LOCAL.search(text[max(0, at - 64) : at]), _DOMAIN.match(text, at + 1)
+        if local is not None and domain is not None:
+            name = local[0].lstrip(".'%")
+            is_remote = name == "git" and text[domain.end() : domain.end() + 1] == ":"
+            is_file = _FILE_LABEL.fullmatch(domain[0].rpartition(".")[0]) is not None
+            if name and not name.endswith(".") and ".." not in name and not is_remote and not is_file:
+                yield Finding(at - len(name), domain.end(), "email", "format")
+        at = text.find("@", at + 1)
+
+
+def phones(text: str, regions: Sequence[str]) -> Iterator[Finding]:
+    """Numbers that the numbering plan of their country has. Those without "+" are looked for in `regions`."""
+    from phonenumbers import Leniency, PhoneNumberMatcher
+
+    for candidate in _PHONE.finditer(text):
+        start, window = candidate.start(), candidate[0]
+        is_international = window.startswith("+")
+        is_other = not is_international and _OTHER_NUMBER.search(text[max(0, start - 24) : start])
+        if is_other or sum(map(str.isdigit, window)) < 7:
+            continue
+        is_called = has_beside(text, *candidate.span(), _PHONE_WORDS)
+        leniency = Leniency.VALID if is_called or is_international else Leniency.STRICT_GROUPING
+        matches = (
+            match
+            for region in ((None,) if is_international else regions)
+            for match in PhoneNumberMatcher(window, region, leniency=leniency)
+            if is_called or not match.raw_string.isdigit()
+        )
+        if (first := next(matches, None)) is not None:
+            yield Finding(start + first.start, start + first.end, "phone", "numbering plan")
+
+
+def ip_addresses(text: str) -> Iterator[Finding]:
+    """IPv4 and IPv6 addresses that can be somebody's: no loopback, no multicast, no number of a version."""
+    for match in _IPV4.finditer(text):
+        parts = [int(part) for part in match[0].split(".")]
+        is_version = _VERSION.search(text[max(0, match.start() - 24) : match.start()]) is not None
+        if parts[0] in (0, 255) or is_version or not _is_somebodys(match[0]):
+            continue
+        if max(parts) >= _SMALL_PART or has_beside(text, *match.span(), _IP_WORDS):
+            yield Finding(*match.span(), "ip_address", "format: IPv4")
+    for match in _IPV6.finditer(text):
+        groups = [group for group in match[0].split(":") if group]
+        if len(groups) >= 3 and any(map(str.isdigit, match[0])) and _is_somebodys(match[0]):
+            yield Finding(*match.span(), "ip_address", "format: IPv6")
+
+
+def _is_somebodys(text: str) -> bool:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return not (address.is_loopback or address.is_multicast or address.is_unspecified or address.is_link_local)
+
+
+def mac_addresses(text: str) -> Iterator[Finding]:
+    """MAC addresses, except placeholders, times and dates."""
+    for match in _MAC.finditer(text):
+        value = match[0].lower()
+        if len(set(value)) <= 2 or (
+            value.replace(match[1], "").isdigit() and not has_beside(text, *match.span(), _MAC_WORDS)
+        ):
+            continue  # a placeholder; a time or a date
+        yield Finding(*match.span(), "mac_address", "format")
+
+
+# Numbers of accounts and people, which mostly have a check digit
+
+_NUMBER = re.compile(r"(?<![A-Z0-9])[A-Z]{0,6} ?[0-9][A-Z0-9 ./+-]{6,}", re.ASCII)
+"""Characters of a number of a person: longer than a year, and in upper case."""
+
+_DIGITS = re.compile(r"(?<![\w.,/+-])\d(?:[ -]?\d){11,30}(?!\w|[.,]\d)", re.ASCII)
+_CARD_GROUPS = ((4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 4, 3), (4, 4, 4, 1))
+
+# First digits and lengths of card numbers: ISO/IEC 7812, and the ranges that the networks publish.
+_CARD = re.compile(
+    r"4\d{12}(?:\d{3}){0,2}|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}|3[47]\d{13}|"
+    r"3(?:0[0-5]|[689]\d)\d{11}|6(?:011|4[4-9]\d|5\d\d)\d{12}|35(?:2[89]|[3-8]\d)\d{12}|62\d{14,17}",
+    re.ASCII,
+)
+
+_IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]){11,30}", re.ASCII)
+_SHORTEST_IBAN = 15
+
+
+def credit_cards(text: str) -> Iterator[Finding]:
+    """Card numbers of a known network, in usual groups, with Luhn's check digit."""
+    from stdnum import luhn
+
+    for match in _DIGITS.finditer(text):
+        groups = [(part.start(), part.end()) for part in re.finditer(r"\d+", match[0])]
+        for first, last in _card_windows([end - start for start, end in groups]):
+            start, end = groups[first][0], groups[last][1]
+            value = match[0][start:end]
+            digits = value.replace(" ", "").replace("-", "")
+            one_separator = not (" " in value and "-" in value)
+            if one_separator and _CARD.fullmatch(digits) and luhn.is_valid(digits):
+                yield Finding(match.start() + start, match.start() + end, "credit_card", "checksum: Luhn")
+
+
+def _card_windows(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """The first and last of neighbouring groups of digits that are written as a card number is."""
+    for first, length in enumerate(lengths):
+        if length >= 13:
+            yield first, first
+        for groups in _CARD_GROUPS:
+            if tuple(lengths[first : first + len(groups)]) == groups:
+                yield first, first + len(groups) - 1
+
+
+def ibans(text: str) -> Iterator[Finding]:
+    """IBANs with their check digits (ISO 7064), of any country."""
+    from stdnum import iban
+
+    for match in _IBAN.finditer(text):
+        ends = [place + 1 for place, character in enumerate(match[0]) if character not in " -"]
+        for end in reversed(ends[_SHORTEST_IBAN - 1 :]):
+            following = text[match.start() + end : match.start() + end + 1]
+            if not following.isalnum() and iban.is_valid(match[0][:end].replace("-", ""), check_country=False):
+                yield Finding(match.start(), match.start() + end, "iban", "checksum: ISO 7064 mod 97")
+                break
+
+
+def national_ids(text: str) -> Iterator[Finding]:
+    """Numbers that match a pattern and check of national_ids.toml, near a word for them if the entry requires one."""
+    for area in _NUMBER.finditer(text):
+        begin, end = area.start(), min(len(text), area.end() + 2)  # to see what follows a number
+        for known in known_ids():
+            if known.pattern is not None:
+                for match in known.pattern.finditer(text, begin, end):
+                    if known.is_valid(match[0]):
+                        yield Finding(*match.span(), "national_id", known.check)
+            if known.near is not None and known.words is not None:
+                for match in known.near.finditer(text, begin, end):
+                    if has_beside(text, *match.span(), known.words) and known.is_valid(match[0]):
+                        yield Finding(*match.span(), "national_id", f"{known.check}, context")
+
+
+@dataclass(frozen=True)
+class NationalId:
+    """An entry of national_ids.toml.
+
+    Attributes:
+        module: of python-stdnum, which checks the number; None if the pattern is all.
+        pattern: needs nothing else.
+        near: needs one of `words` beside it.
+    """
+
+    id: str
+    module: Any
+    pattern: re.Pattern[str] | None
+    near: re.Pattern[str] | None
+    words: re.Pattern[str] | None
+    check: str
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> NationalId:
+        alone = r"(?<![\w./+-])(?:{})(?!\w|[-/+.,]\d)"  # not within a longer number or word
+        pattern, near = (
+            re.compile(alone.format(entry[name]), re.ASCII) if name in entry else None for name in ("pattern", "near")
+        )
+        words = word_pattern(entry["words"]) if "words" in entry else None
+        module = importlib.import_module(f"stdnum.{entry['module']}") if "module" in entry else None
+        check = f"{'checksum' if entry.get('checksum', True) else 'format'}: {entry['id']}"
+        return cls(entry["id"], module, pattern, near, words, check)
+
+    def is_valid(self, value: str) -> bool:
+        return self.module is None or bool(self.module.is_valid(value.replace(" ", "")))
+
+
+@cache
+def known_ids() -> tuple[NationalId, ...]:
+    """The national ids that are looked for."""
+    text = resources.files("aifx.curation.pii").joinpath("national_ids.toml").read_text("utf-8")
+    return tuple(map(NationalId.of, parse_toml(text)["id"]))
+
+
+# Secrets: private keys, keys of services, tokens, wallets
+
+_LABEL = r"(?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----"
+_PRIVATE_KEY = re.compile(
+    rf"-----BEGIN {_LABEL}(?:(?:(?!-----BEGIN)[\s\S]){{0,20000}}?-----END {_LABEL}|(?:\s*[A-Za-z0-9+/=]{{40,}})*)"
+)
+_JWT = re.compile(r"(?<![\w.-])(eyJ[\w-]{8,})\.eyJ[\w-]{8,}\.[\w-]{16,}", re.ASCII)
+
+_ASSIGNED = re.compile(
+    r"""(?i)(?:(?:api[_-]?key|api[_-]?secret|secret[_-]?key|access[_-]?key|access[_-]?token|auth[_-]?token|client[_-]?secret|"""
+    r"""password|passwd)["']?\s*[:=]\s*["']?|bearer\s+)([\w+/=.~!@#$%^&*-]{12,200})(?![\w])"""
+)
+_LEAST_BITS = 3.2  # of entropy per character: words and placeholders have less, random letters and digits more
+
+_BITCOIN = re.compile(r"(?<!\w)(?:[13][1-9A-HJ-NP-Za-km-z]{25,34}|bc1[02-9ac-hj-np-z]{11,71})(?!\w)", re.ASCII)
+_ETHEREUM = re.compile(r"(?<!\w)0x[0-9a-fA-F]{40}(?!\w)", re.ASCII)
+
+
+def private_keys(text: str) -> Iterator[Finding]:
+    """Private keys in PEM, whole or cut off."""
+    if "PRIVATE KEY" in text:
+        yield from (Finding(*match.span(), "private_key", "format: PEM") for match in _PRIVATE_KEY.finditer(text))
+
+
+def tokens(text: str) -> Iterator[Finding]:
+    """JSON Web Tokens."""
+    for match in _JWT.finditer(text):
+        try:
+            header = json.loads(base64.urlsafe_b64decode(match[1] + "=" * (-len(match[1]) % 4)))
+        except ValueError:
+            continue
+        if isinstance(header, dict) and "alg" in header:
+            yield Finding(*match.span(), "jwt", "format: header")
+
+
+def api_keys(text: str) -> Iterator[Finding]:
+    """Keys in the format of an issuer (api_keys.toml), and random values of names such as password."""
+    pattern, least = _issued()
+    for match in pattern.finditer(text):
+        issuer = str(match.lastgroup).replace("_", "-")
+        if len(match[0]) >= least[issuer]:
+            yield Finding(*match.span(), "api_key", f"format: {issuer}")
+    for match in _ASSIGNED.finditer(text):
+        value = match[1]
+        has_both = any(map(str.isdigit, value)) and any(map(str.isalpha, value))
+        if has_both and _entropy(value) >= _LEAST_BITS:
+            yield Finding(*match.span(1), "api_key", "context")
+
+
+def wallets(text: str) -> Iterator[Finding]:
+    """Bitcoin addresses with a valid check sum, and Ethereum addresses."""
+    from stdnum import bitcoin
+
+    for match in _BITCOIN.finditer(text):
+        if bitcoin.is_valid(match[0]):
+            yield Finding(*match.span(), "crypto_wallet", "checksum: Bitcoin")
+    yield from (Finding(*match.span(), "crypto_wallet", "format: Ethereum") for match in _ETHEREUM.finditer(text))
+
+
+@cache
+def _issued() -> tuple[re.Pattern[str], dict[str, int]]:
+    """A pattern with a group per issuer, and the least length of each one's keys."""
+    text = resources.files("aifx.curation.pii").joinpath("api_keys.toml").read_text("utf-8")
+    tables = parse_toml(text)["key"]
+    groups = "|".join(f"(?P<{table['id'].replace('-', '_')}>{table['pattern']})" for table in tables)
+    return re.compile(rf"(?<![\w.-])(?:{groups})(?![\w])", re.ASCII), {t["id"]: t.get("least", 0) for t in tables}
+
+
+def _entropy(value: str) -> float:
+    """Bits per character."""
+    counts = Counter(value).values()
+    return -sum(count / len(value) * math.log2(count / len(value)) for count in counts)
+
+
+# Names of people, by Presidio and a model of spaCy: the extra `pii-names`. Nothing is fetched
+
+MODEL = "en_core_web_lg"
+"""Presidio's own choice for English."""
+
+
+def names(text: str) -> Iterator[Finding]:
+    """Names of people, as the model finds them in English."""
+    for found in _analyzer().analyze(text=text, language="en", entities=["PERSON"]):
+        yield Finding(found.start, found.end, "name", f"model: {MODEL}")
+
+
+def check_names() -> None:
+    """Raise EnvironmentFault if what finds names is not installed."""
+    if importlib.util.find_spec("presidio_analyzer") is None:
+        why = "names are found by presidio-analyzer, which is not installed"
+        raise EnvironmentFault("--kinds name cannot be searched", why, install_command("pii-names"))
+    if importlib.util.find_spec(MODEL) is None:
+        why = f"the model {MODEL} of spaCy is not installed, and aifx fetches nothing"
+        raise EnvironmentFault("--kinds name cannot be searched", why, f"python -m spacy download {MODEL}")
+
+
+@cache
+def _analyzer() -> Any:
+    from presidio_analyzer import AnalyzerEngine
+    from presidio_analyzer.nlp_engine import NlpEngineProvider
+
+    models = [{"lang_code": "en", "model_name": MODEL}]
+    engine = NlpEngineProvider(nlp_configuration={"nlp_engine_name": "spacy", "models": models}).create_engine()
+    return AnalyzerEngine(nlp_engine=engine, supported_languages=["en"])
