@@ -25,7 +25,7 @@ from aifx.core.errors import EnvironmentFault
 from aifx.core.extras import install_command
 from aifx.core.lifecycle import own_handlers
 from aifx.core.os_errors import first_line
-from aifx.curation.databases.urls import SECRETS
+from aifx.curation.databases.query import SECRETS
 from aifx.curation.execution import TaskResult, run_task
 from aifx.curation.step import Limits, Step
 

@@ -19,8 +19,7 @@ from aifx.core.plurals import counted
 
 if TYPE_CHECKING:
     from aifx.curation.add_reports import AddedFiles
-    from aifx.curation.databases.sources import QueryFetch
-    from aifx.curation.databases.spool import Fetched
+    from aifx.curation.databases.sources import Fetched, QueryFetch
     from aifx.data.readers.sources import Listing
     from aifx.data.versions.catalog import Catalog
     from aifx.data.versions.manifest import Manifest

@@ -14,7 +14,7 @@ from postgresql_server import PASSWORD, Server, postgresql_server
 
 from aifx.core.errors import UsageError
 from aifx.curation.databases import postgresql
-from aifx.curation.databases.urls import parse_database_url
+from aifx.curation.databases.query import parse_database_url
 from aifx.data.versions.catalog import open_catalog
 from aifx.data.versions.manifest import Version
 

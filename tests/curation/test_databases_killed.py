@@ -14,27 +14,27 @@ import pytest
 from adding import environ_of, rows_of
 from postgresql_server import Server, postgresql_server
 
-from aifx.curation.databases import postgresql, spool
+from aifx.curation.databases import postgresql, sources
 from aifx.data.versions.catalog import open_catalog
 from aifx.data.versions.manifest import Version
 
 ROWS = 120_000
 SQL = "SELECT * FROM long"
-SMALL = {(postgresql, "BATCH_BYTES"): 1 << 19, (spool, "PART_BYTES"): 1 << 21}
+SMALL = {(postgresql, "BATCH_BYTES"): 1 << 19, (sources, "PART_BYTES"): 1 << 21}
 """A dozen parts of several batches, more in all than the buffers of a connection hold."""
 
 PROGRAM = """
 import os, signal, sys
 from aifx.commands.main import run
-from aifx.curation.databases import postgresql, spool
-postgresql.BATCH_BYTES, spool.PART_BYTES = 1 << 19, 1 << 21
-end, parts = spool.Spool._end, []
+from aifx.curation.databases import postgresql, sources
+postgresql.BATCH_BYTES, sources.PART_BYTES = 1 << 19, 1 << 21
+end, parts = sources.Spool._end, []
 def killing(*args):
     end(*args)
     parts.append(args)
     if len(parts) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-spool.Spool._end = killing
+sources.Spool._end = killing
 run(sys.argv[1:])
 """
 
@@ -92,7 +92,7 @@ def test_a_killed_reader_goes_on(tmp_path: Path, server: Server) -> None:
 def test_a_killed_server(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, is_keyed: bool) -> None:
     """With a key, a read goes on, and never mixes two times: rows that changed meanwhile are read again."""
     options = ("--key", "id") if is_keyed else ("--kind", "table")
-    take, batches = spool._Growing.add, []
+    take, batches = sources._Growing.add, []
 
     def killing(*args: Any) -> None:
         take(*args)
@@ -101,7 +101,7 @@ def test_a_killed_server(tmp_path: Path, server: Server, monkeypatch: pytest.Mon
             server.kill()
 
     with monkeypatch.context() as patched:
-        patched.setattr(spool._Growing, "add", killing)
+        patched.setattr(sources._Growing, "add", killing)
         lost = add(tmp_path, server, "d", *options)
     assert (lost.returncode, "when the server answers" in lost.stderr) == (2, True), lost.stderr
     gone = add(tmp_path, server, "d", *options)

@@ -263,7 +263,7 @@ def test_values_without_a_type_of_postgresql(tmp_path: Path, server: Server, mon
     def interrupted(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(push, "stored", interrupted)
+    monkeypatch.setattr(push, "_stored", interrupted)
     done = run(tmp_path, server, "push", "t", f"{server.url}/never", "--columns", "half")
     assert (done.returncode, "interrupted" in done.stderr) == (130, True), done.stderr
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from aifx.curation.databases import spool
-from aifx.curation.databases.query import Part, Query, Snapshot
-from aifx.curation.databases.urls import parse_database_url
+from aifx.curation.databases import sources
+from aifx.curation.databases.query import Part, Query, Snapshot, parse_database_url
 from aifx.data.readers.query import CHECK
 
 ROWS, BATCH = 60, 10
@@ -31,12 +30,12 @@ class Numbers(Snapshot):
         return True  # a database cannot compare a key that is damaged
 
 
-@pytest.mark.parametrize("name", [spool.ROWS, spool.PARTS])
+@pytest.mark.parametrize("name", [sources.ROWS, sources.PARTS])
 def test_damaged_rows_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(spool, "PART_BYTES", 1)  # each batch is a part
-    spool.Spool(tmp_path, QUERY).fetch(Numbers())
-    files = {path: path.read_bytes() for path in (tmp_path / spool.ROWS, tmp_path / spool.PARTS)}
-    whole = spool.Spool(tmp_path, QUERY).fetch(Numbers())
+    monkeypatch.setattr(sources, "PART_BYTES", 1)  # each batch is a part
+    sources.Spool(tmp_path, QUERY).fetch(Numbers())
+    files = {path: path.read_bytes() for path in (tmp_path / sources.ROWS, tmp_path / sources.PARTS)}
+    whole = sources.Spool(tmp_path, QUERY).fetch(Numbers())
     assert (whole.rows, whole.kept) == (ROWS, ROWS)
     good, kept = files[tmp_path / name], set()
     damaged = [good[:size] for size in range(0, len(good), 211)]
@@ -45,8 +44,8 @@ def test_damaged_rows_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
         for path, content in files.items():
             path.write_bytes(content)
         (tmp_path / name).write_bytes(data)
-        found = spool.Spool(tmp_path, QUERY).fetch(Numbers())
+        found = sources.Spool(tmp_path, QUERY).fetch(Numbers())
         assert found.rows == ROWS
-        assert found.path.read_bytes() == files[tmp_path / spool.ROWS]
+        assert found.path.read_bytes() == files[tmp_path / sources.ROWS]
         kept.add(found.kept)
     assert len(kept) > 3  # what is before the damage stays

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
 from aifx.core.os_errors import first_line
-from aifx.curation.databases.query import Query, Snapshot, check_column_names
-from aifx.curation.databases.urls import PASSWORD, hide_secrets, missing_extra
+from aifx.curation.databases.query import PASSWORD, Query, Snapshot, check_column_names, hide_secrets, missing_extra
 from aifx.data.versions.sql import check_selection
 
 if TYPE_CHECKING:
-    from pyarrow import Array, Field, RecordBatch, Schema
+    from pyarrow import Array, Field, RecordBatch
 
 PIECE_ROWS = 10_000
 DRIVERS = {"mysql": "pymysql", "mariadb": "pymysql", "duckdb": "duckdb-engine", "oracle": "oracledb", "mssql": "pyodbc"}
@@ -26,16 +26,20 @@ class OtherSnapshot(Snapshot):
     """The result of a query, which is read twice: once for its columns, and once for its rows, in one transaction."""
 
     def __init__(self, connection: Any, query: Query) -> None:
-        self._connection, self._query = connection, query
-        schema: Schema | None = None
-        for names, rows in self._pieces():
-            found = _table(names, rows, query).schema
-            schema = found if schema is None else _joined(schema, found)
-        assert schema is not None
-        self.schema = schema
+        import pyarrow as pa
 
-    def _pieces(self) -> Iterator[tuple[list[str], Sequence[Any]]]:
-        """Column names and rows; at least once."""
+        self._connection, self._query = connection, query
+        self.schema = pa.schema([])
+        for names, columns in self._pieces():
+            found = pa.table(columns, names=names).schema
+            try:
+                self.schema = pa.unify_schemas([self.schema, found], promote_options="permissive")
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as e:
+                hint = "CAST the column to one type in the query"
+                raise UsageError("a column of --query has values of several types", first_line(e), hint) from None
+
+    def _pieces(self) -> Iterator[tuple[list[str], list[Array]]]:
+        """Column names and columns; at least once."""
         import sqlalchemy
 
         with _asking(self._query):
@@ -45,18 +49,17 @@ class OtherSnapshot(Snapshot):
                     raise UsageError("--query gives no rows", "aifx reads and changes nothing", "--query 'SELECT …'")
                 names = list(result.keys())
                 check_column_names(names)
-                yield names, []
-                for rows in result.partitions(PIECE_ROWS):
-                    yield names, rows
+                for rows in itertools.chain([[]], result.partitions(PIECE_ROWS)):
+                    yield names, [_column(name, [row[i] for row in rows], self._query) for i, name in enumerate(names)]
 
     def read(self, after: str | None) -> Iterator[RecordBatch]:
         import pyarrow as pa
 
-        for names, rows in self._pieces():
-            columns = [_column(name, [row[i] for row in rows], self._query) for i, name in enumerate(names)]
+        for _, columns in self._pieces():
             fitted = [_fitted(column, field) for column, field in zip(columns, self.schema, strict=True)]
-            if rows:
-                yield pa.RecordBatch.from_arrays(fitted, schema=self.schema)
+            batch = pa.RecordBatch.from_arrays(fitted, schema=self.schema)
+            if len(batch):
+                yield batch
 
 
 @contextmanager
@@ -129,12 +132,6 @@ def _begin_reading(connection: Any, query: Query) -> None:
             ) from None
 
 
-def _table(names: list[str], rows: Sequence[Any], query: Query) -> Any:
-    import pyarrow as pa
-
-    return pa.table([_column(name, [row[i] for row in rows], query) for i, name in enumerate(names)], names=names)
-
-
 def _column(name: str, values: list[Any], query: Query) -> Any:
     """Values in the type that Arrow finds for them; those of no type of Arrow's, and decimals, as text."""
     import decimal
@@ -163,16 +160,6 @@ def _fitted(column: Array, field: Field) -> Array:
         raise UsageError(f"column {field.name!r} of --query has values of several types", first_line(e), hint) from None
 
 
-def _joined(schema: Schema, more: Schema) -> Schema:
-    import pyarrow as pa
-
-    try:
-        return pa.unify_schemas([schema, more], promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as e:
-        hint = "CAST the column to one type in the query"
-        raise UsageError("a column of --query has values of several types", first_line(e), hint) from None
-
-
 @contextmanager
 def _asking(query: Query) -> Iterator[None]:
     import sqlalchemy
@@ -193,5 +180,5 @@ def _asking(query: Query) -> Iterator[None]:
 
 def _not_installed(query: Query, package: str | None) -> EnvironmentFault:
     needed = DRIVERS.get(query.url.dialect, package or query.url.dialect)
-    why = f"{package or needed} is not installed"
-    return EnvironmentFault(f"aifx cannot read {query.url.name}", why, f"pip install {needed}")
+    what, why = f"aifx cannot read {query.url.name}", f"{package or needed} is not installed"
+    return EnvironmentFault(what, why, f"pip install {needed}")

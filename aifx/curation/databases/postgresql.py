@@ -8,15 +8,26 @@ cannot hold with null and marks its row in a column of its own. https://arrow.ap
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from aifx.core.environment import environment
 from aifx.core.errors import AifxError, DataError, EnvironmentFault, UsageError, did_you_mean
-from aifx.curation.databases.query import ROW_BYTES, Part, Query, Snapshot, check_column_names
-from aifx.curation.databases.urls import PASSWORD, DatabaseUrl, hide_secrets, missing_extra, password_for_libpq
+from aifx.curation.databases.query import (
+    PASSWORD,
+    ROW_BYTES,
+    DatabaseUrl,
+    Part,
+    Query,
+    Snapshot,
+    check_column_names,
+    hide_secrets,
+    missing_extra,
+)
 from aifx.data.readers.query import CHECK, KEY, REASONS, TYPE
 from aifx.data.versions.sql import identifier, quoted
 
@@ -192,9 +203,12 @@ class PostgresSnapshot(Snapshot):
             outer.append(f"(CASE {numbers} ELSE {value} END)::bigint AS {CHECK}")
         elif self._query.key is not None:
             outer.append(f"{value} AS {CHECK}")
-        where, order = self._where(after, last), ""
+        where = order = ""
         if self._query.key is not None:
-            order = f"ORDER BY q.{identifier(self._query.key)}"
+            key = f"q.{identifier(self._query.key)}"
+            bounds = [f"{key} {sign} {quoted(text)}::{self._key.type}"
+                      for sign, text in ((">", after), ("<=", last)) if text is not None]  # fmt: skip
+            where, order = f"WHERE {' AND '.join(bounds)}" if bounds else "", f"ORDER BY {key}"
         # OFFSET 0 keeps PostgreSQL from computing an expression of the inner query each time that it is used.
         inside = f"SELECT {inner} FROM (\n{self._query.sql}\n) AS q {where} {order} OFFSET 0"
         return f"SELECT {', '.join(outer)} FROM ({inside}) AS r"
@@ -202,21 +216,11 @@ class PostgresSnapshot(Snapshot):
     def _field(self, field: Field) -> Field:
         import pyarrow as pa
 
-        kind = field.type.storage_type if isinstance(field.type, pa.BaseExtensionType) else field.type
+        kind = getattr(field.type, "storage_type", field.type)
+        kind = pa.list_(kind.value_type) if pa.types.is_list(kind) else kind  # without its metadata
         decimal = next((c.decimal for c in self._columns if c.name == field.name), None)
         metadata = {TYPE: f"decimal128({decimal[0]}, {decimal[1]})"} if decimal else None
-        return pa.field(field.name, _without_metadata(kind), metadata=metadata)
-
-    def _where(self, after: str | None, last: str | None) -> str:
-        if self._query.key is None or (after is None and last is None):
-            return ""
-        name = f"q.{identifier(self._query.key)}"
-        bounds = [
-            f"{name} {sign} {quoted(key)}::{self._key.type}"
-            for sign, key in ((">", after), ("<=", last))
-            if key is not None
-        ]
-        return f"WHERE {' AND '.join(bounds)}"
+        return pa.field(field.name, kind, metadata=metadata)
 
     def read(self, after: str | None) -> Iterator[RecordBatch]:
         import pyarrow as pa
@@ -227,7 +231,8 @@ class PostgresSnapshot(Snapshot):
             cursor.adbc_statement.set_options(**hint)
             cursor.execute(self._statement(after))
             for batch in cursor.fetch_record_batch():
-                columns = [_plain(column, field.type) for column, field in zip(batch, self.schema, strict=True)]
+                plain = (getattr(column, "storage", column) for column in batch)  # of a type of Arrow's own
+                columns = [column.cast(field.type) for column, field in zip(plain, self.schema, strict=True)]
                 yield pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def has_part(self, part: Part) -> bool:
@@ -237,10 +242,8 @@ class PostgresSnapshot(Snapshot):
             count, total = cursor.fetchone()
         return (count, int(total) % 2**64) == (part.rows, part.digest)
 
-    @contextmanager
-    def _asking(self) -> Iterator[None]:
-        with asking(f"read {self._query.url.name}", "--query"):
-            yield
+    def _asking(self) -> AbstractContextManager[None]:
+        return asking(f"read {self._query.url.name}", "--query")
 
 
 @contextmanager
@@ -258,7 +261,8 @@ def connection_to(url: DatabaseUrl, what: str) -> Iterator[Any]:
     except ImportError as e:
         raise missing_extra(e) from None
     scheme, _, rest = url.given.partition("://")
-    with asking(what, "the URL"), password_for_libpq():
+    password = os.environ.get(PASSWORD)
+    with asking(what, "the URL"), environment({} if password is None else {"PGPASSWORD": password}):
         connection = dbapi.connect(f"{scheme.partition('+')[0]}://{rest}")
     try:
         yield connection
@@ -311,23 +315,9 @@ def translated(error: Exception, what: str, statement: str) -> AifxError:
             return UsageError(f"{statement} fails", why, "try it with psql")
         if state[:2] in ("23", "44", "P0"):
             return DataError(f"could not {what}: the table refuses a row", why, "aifx has written nothing")
-        return DataError(
-            f"could not {what}", why, "aifx data query NAME SQL shows the values; aifx data push --columns"
-        )
+        hint = "aifx data query NAME SQL shows the values; aifx data push --columns"
+        return DataError(f"could not {what}", why, hint)
     if state[:2] in ("54", "53") or NO_ROOM.search(why):
         hint = "select fewer columns or rows, or parts of long values"
         return DataError(f"could not {what}: the server has no room for a row", why, hint)
     return EnvironmentFault(f"could not {what}", why, "run the same command again")
-
-
-def _plain(column: Any, kind: Any) -> Any:
-    import pyarrow as pa
-
-    column = column.storage if isinstance(column, pa.ExtensionArray) else column
-    return column.cast(kind) if column.type != kind else column
-
-
-def _without_metadata(kind: Any) -> Any:
-    import pyarrow as pa
-
-    return pa.list_(kind.value_type) if pa.types.is_list(kind) else kind

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from aifx.core.errors import UsageError, did_you_mean
+from aifx.core.errors import DataError, UsageError, did_you_mean
+from aifx.core.json_values import encode_json
+from aifx.core.os_errors import first_line
 from aifx.core.plurals import counted
 from aifx.core.progress import Reporter, report_progress
-from aifx.curation.databases.columns import sql_type, storage_type, stored
 from aifx.curation.databases.postgresql import asking, connection_to
-from aifx.curation.databases.sent_rows import SentRows, check_copied
-from aifx.curation.databases.urls import DatabaseUrl, parse_database_url
+from aifx.curation.databases.query import DatabaseUrl, parse_database_url
 from aifx.data.names import RESERVED
 from aifx.data.readers.parquet import open_parquet
 from aifx.data.versions.catalog import Catalog
@@ -25,7 +24,7 @@ from aifx.data.versions.sql import identifier
 from aifx.data.versions.verification import check_shards
 
 if TYPE_CHECKING:
-    from pyarrow import RecordBatch, Schema
+    from pyarrow import Array, DataType, RecordBatch, Schema
 
 BATCH_ROWS = 1 << 16
 MOST_NAME_BYTES = 63
@@ -126,7 +125,7 @@ def push(
     schema = _columns_of(version, columns)
     with (
         connection_to(target.url, f"write {target.name}") as connection,
-        _asking(target),
+        asking(f"write {target.name}", ""),
         connection.cursor() as cursor,
     ):
         before = _Table.find(cursor, target)
@@ -136,23 +135,14 @@ def push(
         replaced = None if before is None else before.rows
         shown = tuple(PushedColumn(one.name, types.get(one.name) or sql_type(one.type)) for one in schema)
         if not dry_run:
-            written = before.target if before is not None else _in_first_schema(cursor, target)
+            written = before.target if before is not None else target
+            if written.schema is None:  # the first of the connection's search path
+                cursor.execute("SELECT current_schema()::text")
+                written = replace(written, schema=cursor.fetchone()[0])
             replaced = _write(cursor, version, written, schema, before)
             connection.commit()
             record_push(catalog, version.manifest, *written.openlineage)
     return Pushed(version.reference, target.name, version.manifest.rows, shown, replaced, not dry_run)
-
-
-def _in_first_schema(cursor: Any, target: Target) -> Target:
-    """The table with its schema: by default the first of the connection's search path."""
-    if target.schema is not None:
-        return target
-    cursor.execute("SELECT current_schema()::text")
-    return replace(target, schema=cursor.fetchone()[0])
-
-
-def _asking(target: Target) -> AbstractContextManager[None]:
-    return asking(f"write {target.name}", "")
 
 
 @dataclass(frozen=True)
@@ -203,13 +193,12 @@ def _columns_of(version: Version, names: Sequence[str] | None) -> Schema:
     if not version.shards:
         raise UsageError(f"{version.reference} has no rows of its own", "nothing can be written", "aifx data ls")
     schema = parquet.read_schema(version.shards[0])
-    chosen = [name for name in schema.names if name not in RESERVED] if names is None else list(names)
+    own = [name for name in schema.names if name not in RESERVED]
+    chosen = own if names is None else list(names)
     for name in chosen:
         if name not in schema.names:
-            known = [one for one in schema.names if one not in RESERVED]
-            hint = f"--columns {','.join(known)}"
-            raise UsageError(f"{version.reference} has no column {name!r}", did_you_mean(name, schema.names), hint)
-    for name in chosen:
+            what, hint = f"{version.reference} has no column {name!r}", f"--columns {','.join(own)}"
+            raise UsageError(what, did_you_mean(name, schema.names), hint)
         _check_length(name, "the column", "aifx data query NAME 'SELECT … AS shorter' --output FILE renames it")
     return pa.schema([(name, storage_type(schema.field(name).type)) for name in chosen])
 
@@ -245,8 +234,7 @@ def _write(cursor: Any, version: Version, target: Target, schema: Schema, before
     sent = SentRows(schema)
     with report_progress(f"writing {target.url.name}", version.manifest.rows, "rows") as progress:
         failures: list[BaseException] = []
-        batches = _keeping_errors(failures, _batches(version, schema, sent, progress))
-        rows = pa.RecordBatchReader.from_batches(schema, batches)
+        rows = pa.RecordBatchReader.from_batches(schema, _batches(version, schema, sent, progress, failures))
         try:
             cursor.adbc_ingest(name, rows, mode="append", db_schema_name=target.schema)
         except Exception:
@@ -267,15 +255,23 @@ def _write(cursor: Any, version: Version, target: Target, schema: Schema, before
     cursor.execute(f"TRUNCATE {target.quoted()}")
     cursor.execute(f"INSERT INTO {target.quoted()} ({', '.join(names)}) SELECT {', '.join(values)} FROM {staging}")
     expected = [f"{identifier(column)}::{before.types[column]}" for column in schema.names]
-    check_copied(cursor, staging, expected, target.quoted(), names)
+    _check_copied(cursor, staging, expected, target.quoted(), names)
     cursor.execute(f"DROP TABLE {staging}")
     return replaced
 
 
-def _keeping_errors(failures: list[BaseException], batches: Iterator[RecordBatch]) -> Iterator[RecordBatch]:
-    """Yield the batches, and add an exception that they raise, such as that of Ctrl-C, to `failures`."""
+def _batches(
+    version: Version, schema: Schema, sent: SentRows, progress: Reporter, failures: list[BaseException]
+) -> Iterator[RecordBatch]:
+    """The rows in their storage types. An exception, such as that of Ctrl-C, is added to `failures`, too."""
     try:
-        yield from batches
+        for shard in version.shards:
+            with open_parquet(shard, str(shard)) as file:
+                for batch in file.iter_batches(BATCH_ROWS, columns=schema.names, use_threads=False):
+                    rows = _stored(batch, schema)
+                    sent.add(rows)
+                    yield rows
+                    progress.advance(len(batch))
     except GeneratorExit:
         raise
     except BaseException as e:
@@ -283,11 +279,145 @@ def _keeping_errors(failures: list[BaseException], batches: Iterator[RecordBatch
         raise
 
 
-def _batches(version: Version, schema: Schema, sent: SentRows, progress: Reporter) -> Iterator[RecordBatch]:
-    for shard in version.shards:
-        with open_parquet(shard, str(shard)) as file:
-            for batch in file.iter_batches(BATCH_ROWS, columns=schema.names, use_threads=False):
-                rows = stored(batch, schema)
-                sent.add(rows)
-                yield rows
-                progress.advance(len(batch))
+def storage_type(kind: DataType) -> DataType:
+    """The Arrow type in which the values of a type are sent: one that the driver writes and PostgreSQL has."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        return storage_type(kind.value_type)
+    widened = {pa.uint8(): pa.int16(), pa.int8(): pa.int16(), pa.uint16(): pa.int32(), pa.uint32(): pa.int64()}
+    widened |= {pa.uint64(): pa.decimal128(20, 0), pa.float16(): pa.float32()}
+    if kind in widened:
+        return widened[kind]
+    if types.is_timestamp(kind):
+        return pa.timestamp("us", kind.tz and "UTC")
+    if types.is_date(kind):
+        return pa.date32()
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+        return pa.binary()
+    if types.is_list(kind) and not types.is_nested(kind.value_type):
+        return pa.list_(storage_type(kind.value_type))
+    is_kept = types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_decimal128(kind)
+    return kind if is_kept else pa.string()
+
+
+def sql_type(kind: DataType) -> str:
+    """PostgreSQL's name of a storage type."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    names = {
+        pa.bool_(): "boolean",
+        pa.int16(): "smallint",
+        pa.int32(): "integer",
+        pa.int64(): "bigint",
+        pa.float32(): "real",
+        pa.float64(): "double precision",
+        pa.date32(): "date",
+        pa.binary(): "bytea",
+    }
+    if types.is_decimal(kind):
+        return f"numeric({kind.precision}, {kind.scale})"
+    if types.is_timestamp(kind):
+        return "timestamptz" if kind.tz else "timestamp"
+    return f"{sql_type(kind.value_type)}[]" if types.is_list(kind) else names.get(kind, "text")
+
+
+def _stored(batch: RecordBatch, schema: Schema) -> RecordBatch:
+    """The rows in their storage types. Values of other types, such as objects, become JSON.
+
+    Raises DataError for a value that its storage type does not have.
+    """
+    import pyarrow as pa
+
+    columns = []
+    for field in schema:
+        column = batch.column(field.name)
+        try:
+            columns.append(column if column.type == field.type else _as_stored(column, field.type))
+        except (pa.ArrowException, ValueError, OverflowError) as e:
+            what = f"column {field.name!r} of type {column.type} does not fit into {sql_type(field.type)}"
+            raise DataError(what, first_line(e), "aifx data push --columns leaves it out") from None
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _as_stored(column: Array, kind: DataType) -> Array:
+    import pyarrow as pa
+
+    if not pa.types.is_nested(column.type) or not pa.types.is_string(kind):
+        return column.cast(kind)
+    values = column.to_pylist()
+    texts = [None if value is None else encode_json(value, ensure_ascii=False) for value in values]
+    return pa.array(texts, pa.string())
+
+
+class SentRows:
+    """Rows that were sent: their number, and of each column the number of its values and a sum.
+
+    The sum is that of whole numbers, or of the bytes of texts and binary values; 0 for other types.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self._facts = [0]
+        self._expressions, self._nouns = ["count(*)"], [("it has", " rows")]
+        for field in schema:
+            name, about = identifier(field.name), f"column {field.name!r}"
+            self._expressions += [f"count({name})", f"coalesce(sum({_summed(field.type, name)}), 0)"]
+            self._nouns += [(f"{about} has", " values"), (f"the sum of {about} is", "")]
+            self._facts += [0, 0]
+
+    def add(self, batch: RecordBatch) -> None:
+        facts = [len(batch)]
+        for column in batch.columns:
+            facts += [len(column) - column.null_count, _sum(column)]
+        self._facts = [one + more for one, more in zip(self._facts, facts, strict=True)]
+
+    def check(self, cursor: Any, table: str) -> None:
+        """Raise DataError if a table, named as in SQL, has other rows."""
+        cursor.execute(f"SELECT ARRAY[{', '.join(self._expressions)}]::text[] FROM {table}")
+        for (noun, unit), sent, got in zip(self._nouns, self._facts, map(int, cursor.fetchone()[0]), strict=True):
+            if got != sent:
+                why = f"{noun} {got:,}{unit} instead of {sent:,}"
+                hint = "aifx has written nothing; run the same command again"
+                raise DataError("the database has other rows than aifx sent", why, hint)
+
+
+def _check_copied(cursor: Any, source: str, values: Sequence[str], target: str, names: Sequence[str]) -> None:
+    """Raise DataError if the columns `names` of a table differ from the expressions `values` over another one.
+
+    The sum of the rows' hashes is compared, so their order does not count.
+    """
+    hashes = []
+    for table, columns in ((source, values), (target, names)):
+        row_hash = f"hashtextextended(ROW({', '.join(columns)})::text, 0)"
+        cursor.execute(f"SELECT count(*), coalesce(sum({row_hash}), 0)::text FROM {table}")
+        hashes.append(cursor.fetchone())
+    (rows, sent), (kept, found) = hashes
+    hint = "aifx has written nothing; name another table"
+    if kept != rows:
+        why = f"it has {kept:,} rows instead of {rows:,}, perhaps because of a trigger or rule"
+        raise DataError(f"the table {target} does not take all rows", why, hint)
+    if found != sent:
+        raise DataError(f"the table {target} changes rows", "perhaps by a trigger or rule", hint)
+
+
+def _summed(kind: DataType, name: str) -> str:
+    """The SQL expression of the whole numbers that are summed of a column."""
+    import pyarrow as pa
+
+    if pa.types.is_string(kind) or pa.types.is_binary(kind):
+        return f"octet_length({name})"
+    return name if pa.types.is_integer(kind) else "0"
+
+
+def _sum(column: Array) -> int:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
+        column = pc.binary_length(column)
+    if not pa.types.is_integer(column.type):
+        return 0
+    numbers = column.fill_null(0).cast(pa.int64()).to_numpy()
+    return (int((numbers >> 32).sum()) << 32) + int((numbers & 0xFFFFFFFF).sum())  # a sum of int64 may overflow
