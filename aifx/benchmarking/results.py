@@ -16,6 +16,7 @@ from aifx.core.errors import AifxError, EnvironmentFault, ExitCode, UsageError
 from aifx.core.files import RECORDS_LIMIT, read_input, write_output
 from aifx.core.json_files import encode
 from aifx.core.json_values import encode_json
+from aifx.core.parsing import fault_in
 
 Param = str | int | float | bool
 
@@ -217,9 +218,8 @@ def read_report(path: Path) -> Report:
     except OSError as error:
         raise EnvironmentFault(f"{path} cannot be read", error.strerror or str(error)) from None
     except ValidationError as error:
-        first = error.errors()[0]
-        why = f"{'.'.join(map(str, first['loc'])) or 'the document'}: {first['msg']}"
-        raise UsageError(f"{path} is no report of aifx bench", why, "aifx bench train --output FILE") from None
+        hint = "aifx bench train --output FILE"
+        raise UsageError(f"{path} is no report of aifx bench", fault_in(error), hint) from None
 
 
 def write_report(report: Report, path: Path) -> None:

@@ -57,7 +57,7 @@ def read_info(folder: Path) -> CheckpointInfo:
         artifact, manifest = read_checkpoint(folder)
     except Damaged as e:
         return CheckpointInfo(step, damaged=e.why)
-    damage = missing_file(folder, artifact)
+    damage = missing_file(folder, artifact.every_file)
     return CheckpointInfo(step, damaged=damage) if damage else checkpoint_info(manifest)
 
 

@@ -350,7 +350,7 @@ def seal(folder: Path, artifact: Artifact, *, limit: int | None = None) -> None:
     Raises DamagedArtifact if a file has another size than when it was sealed, AifxError for more files than a manifest
     can name, OSError.
     """
-    if why := missing_file(folder, artifact):
+    if why := missing_file(folder, artifact.every_file):
         raise DamagedArtifact(folder, why)
     data, limit = artifact.encode(), DOCUMENT_LIMIT if limit is None else limit
     if len(data) > limit:
@@ -443,7 +443,7 @@ def _opened(
             raise DamagedArtifact(place, f"it has no {MANIFEST}") from e
         except AifxError as e:  # also one of another format
             raise DamagedArtifact(place, e.why) from e
-        if missing := missing_file(place, artifact):
+        if missing := missing_file(place, artifact.every_file):
             raise DamagedArtifact(place, missing)
         return open_it(place, artifact)
     except DamagedArtifact as e:
@@ -481,9 +481,18 @@ def _remove(place: Path, found: tuple[int, int] | None) -> None:
 # Verifying
 
 
-def missing_file(folder: Path, artifact: Artifact) -> str | None:
+def missing_file(folder: Path, files: Files) -> str | None:
     """The first file that is missing or has another size, found without reading any; None if there is none."""
-    return next((why for name, file in artifact.every_file.items() if (why := _wrong_size(folder, name, file))), None)
+    for name, file in files.items():
+        try:
+            found = (folder / name).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return f"{name} is missing"
+        if not stat.S_ISREG(found.st_mode):
+            return f"{name} is not a regular file"
+        if found.st_size != file.bytes:
+            return other_size(name, found.st_size, file)
+    return None
 
 
 def stray_files(folder: Path, artifact: Artifact) -> list[Path]:
@@ -520,7 +529,7 @@ def damage(folder: Path, name: str, file: SealedFile, progress: Reporter | None 
         with naming(path), open(open_file(path, below=folder), "rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             if size != file.bytes:
-                return _other_size(name, size, file)
+                return other_size(name, size, file)
             is_same = sha256_of_file(stream, progress) == file.sha256
     except (FileNotFoundError, NotADirectoryError):
         return f"{name} is missing"
@@ -582,22 +591,12 @@ def read_sealed(folder: Path, artifact: Artifact, name: str, *, limit: int = DOC
     return data
 
 
-def _wrong_size(folder: Path, name: str, file: SealedFile) -> str | None:
-    try:
-        found = (folder / name).lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return f"{name} is missing"
-    if not stat.S_ISREG(found.st_mode):
-        return f"{name} is not a regular file"
-    return None if found.st_size == file.bytes else _other_size(name, found.st_size, file)
-
-
 def unsafe_file(folder: Path, error: UnsafeFile) -> str:
     """The damage of a file that is a link or a FIFO, or is below a link, with its name in the artefact."""
     return error.what.removeprefix(f"{folder}/")
 
 
-def _other_size(name: str, found: int, file: SealedFile) -> str:
+def other_size(name: str, found: int, file: SealedFile) -> str:
     return f"{name} has {found:,} bytes and had {file.bytes:,}"
 
 

@@ -21,8 +21,8 @@ from aifx.core.artifact import (
     DamagedArtifact,
     SealedFile,
     damage,
+    other_size,
     parse_artifact,
-    read_artifact,
     sync_file,
     sync_folders,
     unsafe_file,
@@ -30,11 +30,11 @@ from aifx.core.artifact import (
 )
 from aifx.core.digests import Sha256
 from aifx.core.errors import EnvironmentFault
-from aifx.core.files import DOCUMENT_LIMIT, UnsafeFile, make_folders, open_file, read_file, remove_temporary, replacing
+from aifx.core.files import UnsafeFile, make_folders, remove_temporary, replacing
 from aifx.core.json_files import cannot_write
 from aifx.core.os_errors import could_not
 from aifx.core.progress import Reporter, report_progress
-from aifx.core.stores import BLOCK_BYTES, Store
+from aifx.core.stores import Store
 
 
 def stored_artifact(store: Store, kind: str, version: int) -> Artifact | None:
@@ -42,14 +42,15 @@ def stored_artifact(store: Store, kind: str, version: int) -> Artifact | None:
 
     Raises as `parse_artifact`, EnvironmentFault if the store fails.
     """
-    if store.folder is None:
+    try:
         data = store.read(MANIFEST)
-        return None if data is None else parse_artifact(data, store.url, kind, version)
-    with _reading(store.folder / MANIFEST):
-        try:
-            return read_artifact(store.folder, kind, version)
-        except FileNotFoundError:
-            return None
+    except UnsafeFile as e:
+        raise _damaged(store, e) from e
+    if data is not None:
+        return parse_artifact(data, store.url, kind, version)
+    if store.folder is not None and os.path.lexists(store.folder / MANIFEST):
+        raise DamagedArtifact(store.url, f"{MANIFEST} is a folder")
+    return None
 
 
 def copy_artifact(source: Store, artifact: Artifact, target: Store) -> int:
@@ -58,29 +59,22 @@ def copy_artifact(source: Store, artifact: Artifact, target: Store) -> int:
     Another artefact that is there is replaced: it loses its manifest first. Raises DamagedArtifact if a byte of the
     source is not as it was written, EnvironmentFault if one did not arrive. What arrived stays for the next call.
     """
-    manifest = artifact.encode()
-    if _manifest_in(target, max(len(manifest), DOCUMENT_LIMIT)) not in (None, manifest):
+    manifest, folder = artifact.encode(), target.folder
+    if target.read(MANIFEST) not in (None, manifest):
         target.remove(MANIFEST)
-    with report_progress(f"copying {source.url}", artifact.size_bytes, "bytes") as progress:
-        copied = copy_files(source, artifact, target, progress)
-    _write(target, MANIFEST, iter([manifest]), len(manifest))
-    return copied
-
-
-def copy_files(source: Store, artifact: Artifact, target: Store, progress: Reporter) -> int:
-    """Copy the files of an artefact without its manifest, as `copy_artifact` does."""
-    folder = target.folder
     if folder is not None:
         with _writing(folder), writable_folder(folder):
             for parent, _, _ in os.walk(folder):
                 remove_temporary(Path(parent))  # of a killed copy
-    one = partial(_copy_file, source, target, progress=progress)
     files = artifact.every_file
-    with ThreadPoolExecutor(THREADS) as pool:
-        copied = sum(pool.map(one, files, files.values()))
+    with report_progress(f"copying {source.url}", artifact.size_bytes, "bytes") as progress:
+        one = partial(_copy_file, source, target, progress=progress)
+        with ThreadPoolExecutor(THREADS) as pool:
+            copied = sum(pool.map(one, files, files.values()))
     if folder is not None:
         with _writing(folder):
             sync_folders(folder)
+    _write(target, MANIFEST, iter([manifest]), len(manifest))
     return copied
 
 
@@ -97,13 +91,15 @@ def damaged_in_store(store: Store, artifact: Artifact, progress: Reporter | None
 
 def _damage(store: Store, name: str, file: SealedFile, progress: Reporter | None = None) -> str | None:
     if store.folder is not None:
-        with _reading(store.folder / name):
+        try:
             return damage(store.folder, name, file, progress)
+        except OSError as e:
+            raise could_not(f"could not read {store.folder / name}", e, e.errno or errno.EIO, str(store.folder)) from e
     size = store.size(name)
     if size is None:
         return f"{name} is missing"
     if size != file.bytes:
-        return f"{name} has {size:,} bytes and had {file.bytes:,}"
+        return other_size(name, size, file)
     return None if store.sha256(name, progress) == file.sha256 else f"{name} has other bytes than were written"
 
 
@@ -118,10 +114,15 @@ def _copy_file(source: Store, target: Store, name: str, file: SealedFile, *, pro
     digest = Sha256()
 
     def passing() -> Iterator[bytes]:
-        for block in _blocks(source, name):
-            digest.update(block)
-            progress.advance(len(block))
-            yield block
+        if source.size(name) is None:
+            raise DamagedArtifact(source.url, f"{name} is missing")
+        try:
+            for block in source.blocks(name):
+                digest.update(block)
+                progress.advance(len(block))
+                yield block
+        except UnsafeFile as e:
+            raise _damaged(source, e) from e
         if digest.hexdigest() != file.sha256:
             raise DamagedArtifact(source.url, f"{name} has other bytes than were written")
 
@@ -132,34 +133,9 @@ def _copy_file(source: Store, target: Store, name: str, file: SealedFile, *, pro
     return file.bytes
 
 
-# A store that is a folder of this machine may hold links, FIFOs and devices, which fsspec would follow.
-
-
-def _manifest_in(store: Store, limit: int) -> bytes | None:
-    if store.folder is None:
-        return store.read(MANIFEST)
-    with _reading(store.folder / MANIFEST):
-        try:
-            return read_file(store.folder / MANIFEST, below=store.folder, limit=limit)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-
-def _blocks(store: Store, name: str) -> Iterator[bytes]:
-    """The content of a file. Raises DamagedArtifact for none, or a link; EnvironmentFault if the store fails."""
-    if store.folder is None:
-        if store.size(name) is None:
-            raise DamagedArtifact(store.url, f"{name} is missing")
-        yield from store.blocks(name)
-        return
-    path = store.folder / name
-    try:
-        with _reading(path), open(open_file(path, below=store.folder), "rb") as file:
-            yield from iter(partial(file.read, BLOCK_BYTES), b"")
-    except (FileNotFoundError, NotADirectoryError) as e:
-        raise DamagedArtifact(store.url, f"{name} is missing") from e
-    except UnsafeFile as e:
-        raise DamagedArtifact(store.url, unsafe_file(store.folder, e)) from e
+def _damaged(store: Store, error: UnsafeFile) -> DamagedArtifact:
+    """A link, a FIFO or a device in a folder on a disk."""
+    return DamagedArtifact(store.url, unsafe_file(Path(store.path), error))
 
 
 def _write(store: Store, name: str, blocks: Iterator[bytes], size: int) -> None:
@@ -173,16 +149,6 @@ def _write(store: Store, name: str, blocks: Iterator[bytes], size: int) -> None:
         with replacing(path, below=store.folder) as file:
             for block in blocks:
                 file.write(block)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except OSError as e:
-        raise could_not(f"could not read {path}", e, e.errno or errno.EIO, str(path)) from e
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 import tomli
 
 from aifx.core.errors import UsageError
+from aifx.core.os_errors import first_line
 
 MAX_DEPTH = 64
 """Levels of a document: deeper ones would break code that walks them. Documents of aifx have fewer than ten."""
@@ -33,6 +34,16 @@ def parse_json(data: bytes | str, make_object: Callable[[list[tuple[str, Any]]],
     if text.count("[") + text.count("{") > MAX_DEPTH:  # walking each line of a long file would take long
         _check_depth(value)
     return value
+
+
+def fault_in(error: Exception) -> str:
+    """What is wrong with a document, in a line: of pydantic's errors the first, as "step.name: Field required"."""
+    from pydantic_core import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return first_line(error)
+    first = error.errors()[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, "))))
 
 
 def check_utf8(name: str, text: str) -> None:

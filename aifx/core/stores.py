@@ -18,7 +18,7 @@ from typing import Any
 from aifx.core.digests import sha256_of_blocks
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError
 from aifx.core.extras import install_command
-from aifx.core.files import RECORDS_LIMIT, UnsafeFile, create_file, make_folders, read_file, replacing
+from aifx.core.files import RECORDS_LIMIT, UnsafeFile, create_file, make_folders, open_file, read_file, replacing
 from aifx.core.os_errors import FULL, causes, first_line, in_brief, refusal_in
 from aifx.core.progress import Reporter
 from aifx.core.redaction import redact
@@ -104,9 +104,15 @@ class Store:
             return int(self.fs.du(f"{self.path}/{name}"))
 
     def blocks(self, name: str) -> Iterator[bytes]:
-        with _naming(f"read {self.url}/{name}"), self.fs.open(f"{self.path}/{name}", "rb", cache_type="none") as file:
+        """The content of a file. Raises as `read`, also for a link above it in a folder on a disk."""
+        with _naming(f"read {self.url}/{name}"), self._opened(name) as file:
             while block := file.read(BLOCK_BYTES):
                 yield block
+
+    def _opened(self, name: str) -> Any:
+        if (folder := self.folder) is not None:
+            return open(open_file(folder / name, below=folder), "rb")
+        return self.fs.open(f"{self.path}/{name}", "rb", cache_type="none")
 
     def write(self, name: str, blocks: Iterator[bytes]) -> None:
         """Put a file there, in place of one that may be there. What `blocks` raises is raised.

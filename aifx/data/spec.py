@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from aifx.core.errors import DataError
 from aifx.core.files import read_file
 from aifx.core.json_files import write_json
 from aifx.core.json_values import plain
-from aifx.core.parsing import parse_json
+from aifx.core.parsing import fault_in, parse_json
 
 SPEC_FILE = "data.json"
 """In a run's assets: the DataSpec that its model was made for."""
@@ -90,6 +90,4 @@ def need_spec(assets: Path) -> DataSpec:
     except OSError as error:
         raise DataError(f"{path} cannot be read", error.strerror or str(error), f"ls -l {path}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
-        raise DataError(f"{path} does not describe data", why, f"restore {path}") from None
+        raise DataError(f"{path} does not describe data", fault_in(error), f"restore {path}") from None

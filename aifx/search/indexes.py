@@ -43,7 +43,7 @@ from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
 from aifx.core.stores import open_store
 from aifx.data.versions.catalog import Catalog, fetch
-from aifx.data.versions.manifest import INDEXES, LATEST, Manifest, ShardFile, parse_typed, read_manifest
+from aifx.data.versions.manifest import INDEXES, LATEST, Manifest, ShardFile, read_typed
 from aifx.search.embedders import EmbedderRecord
 from aifx.search.hashed_ngrams import HashedNgrams
 from aifx.search.kinds import IndexKind, Recall
@@ -288,7 +288,10 @@ def _read_manifest(catalog: Catalog, version: Manifest, name: str) -> tuple[Arti
             raise ValueError("the index's name is not that of its settings")
         return manifest
 
-    artifact, manifest = parse_typed(read_manifest(store) or b"", store.url, KIND, VERSION, typed, hint)
+    found = read_typed(store, KIND, VERSION, typed, hint)
+    if found is None:
+        raise DataError(f"no {store.url}/{MANIFEST}", "the index is not complete", hint)
+    artifact, manifest = found
     if manifest.version_sha256 != version.sha256:
         why = f"it is of {manifest.reference}, and {version.reference} has other rows"
         raise DataError(f"{store.url} is not an index of {version.reference}", why, hint)

@@ -62,7 +62,7 @@ def test_it_is_read_as_it_was_sealed(tmp_path: Path) -> None:
     blocks = read_sealed(place, found, f"parts/big{BLOCKS}")
     assert blocks.hex() == "".join(sha256_of(BIG[at : at + BLOCK_BYTES]) for at in range(0, len(BIG), BLOCK_BYTES))
     assert [path.name for path in files_below(place)] == ["about.md", "big", f"big{BLOCKS}", "small.txt"]
-    assert missing_file(place, found) is None
+    assert missing_file(place, found.every_file) is None
     assert damaged_files(place, found) == []
     assert read_sealed(place, found, "parts/big", limit=len(BIG)) == BIG
     with pytest.raises(DamagedArtifact):
@@ -145,7 +145,7 @@ def test_a_changed_file_is_found(tmp_path: Path) -> None:
     check_once(place, made, made.files)
     big = place / "parts" / "big"
     big.write_bytes(BIG[:-1] + bytes([BIG[-1] ^ 1]))
-    assert missing_file(place, made) is None
+    assert missing_file(place, made.every_file) is None
     assert damaged_files(place, made) == ["parts/big has other bytes than were written"]
     with pytest.raises(DamagedArtifact):
         check_once(place, made, made.files)
@@ -153,7 +153,7 @@ def test_a_changed_file_is_found(tmp_path: Path) -> None:
     big.symlink_to(place / "small.txt")
     assert len(damaged_files(place, made)) == 1
     big.unlink()
-    assert missing_file(place, made) == "parts/big is missing"
+    assert missing_file(place, made.every_file) == "parts/big is missing"
 
 
 def test_a_manifest_names_no_file_outside(tmp_path: Path) -> None:

@@ -309,7 +309,7 @@ def test_what_is_no_file_is_damaged(place: Path, tmp_path: Path, swap: Callable[
     made = make(place)
     source = open_store(str(place))
     swap(place / "empty")
-    assert missing_file(place, made) == "empty is not a regular file"
+    assert missing_file(place, made.every_file) == "empty is not a regular file"
     assert len(damaged_files(place, made)) == len(damaged_in_store(source, made)) == 1
     assert damaged_files(place, made)[0].startswith("empty is a ")
     with pytest.raises(DamagedArtifact):

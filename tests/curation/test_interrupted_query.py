@@ -18,7 +18,7 @@ from toy_steps import Rows
 from aifx.curation.execution import execute
 from aifx.curation.step import Limits
 from aifx.data.versions.catalog import open_catalog
-from aifx.data.versions.engine import stopped_by_signals
+from aifx.data.versions.sql import stopped_by_signals
 
 ENDLESS = "SELECT levenshtein(repeat('a', 3000000), repeat('b', 3000000)) FROM data"
 """One call of a function, which looks for no interrupt: hours."""

@@ -12,7 +12,7 @@ import inprocess
 import pytest
 from toy_steps import Rows, WithoutLetter
 
-from aifx.core import artifact, artifact_copies, files
+from aifx.core import artifact, files
 from aifx.core.artifact import MANIFEST, read_artifact, short
 from aifx.core.errors import DataError, UsageError
 from aifx.core.stores import open_store
@@ -147,8 +147,7 @@ def test_a_manifest_may_be_longer_than_other_documents(
     catalog: Catalog, chain: list[Version], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has each picture of a data set as a source."""
-    for module in (artifact, artifact_copies):
-        monkeypatch.setattr(module, "DOCUMENT_LIMIT", 500)
+    monkeypatch.setattr(artifact, "DOCUMENT_LIMIT", 500)
     monkeypatch.setattr(files.read_file, "__kwdefaults__", {**files.read_file.__kwdefaults__, "limit": 500})
     made = execute(WithoutLetter((chain[0],), "x"), "pets", catalog, LIMITS).version
     remote = open_catalog(f"memory://{tmp_path.name}")

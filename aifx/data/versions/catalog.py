@@ -22,7 +22,7 @@ from aifx.core.errors import DataError, UsageError, did_you_mean
 from aifx.core.os_errors import could_not
 from aifx.core.project import Project, cache_path
 from aifx.core.stores import Store, open_store
-from aifx.data.versions.manifest import LATEST, SUMS, Manifest, Version, parse_manifest, read_manifest, sums_of
+from aifx.data.versions.manifest import LATEST, SUMS, Manifest, Version, read_version, sums_of
 
 DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LEAST_DIGITS = 4
@@ -89,15 +89,14 @@ class Catalog:
                 what, why = f"{self.store.url}/{name}/{LATEST} is damaged", f"there is no version {version[:20]!r}"
                 raise DataError(what, why, f"aifx data ls {name}, and write the version that you want into that file")
             return name, version, ""
-        known = self.versions(name)
-        matching = [version for version in known if version.startswith(short(beginning))]
-        if len(matching) != 1 or len(beginning) < LEAST_DIGITS:
-            if not known:
-                raise self._unknown(name)
-            digits = short(beginning)
+        known, digits = self.versions(name), short(beginning)
+        if not known:
+            raise self._unknown(name)
+        if len(beginning) < LEAST_DIGITS:
+            raise self._no_version(name, digits, f"a version is named by {LEAST_DIGITS} hexadecimal digits or more")
+        matching = [version for version in known if version.startswith(digits)]
+        if len(matching) != 1:
             why = f"{len(matching)} versions begin with {digits!r}" if matching else did_you_mean(digits, known)
-            if len(beginning) < LEAST_DIGITS:
-                why = "a version is named by 4 hexadecimal digits or more"
             raise self._no_version(name, digits, why)
         return name, matching[0], beginning
 
@@ -106,11 +105,10 @@ class Catalog:
         return UsageError(f"{reference!r} names no version in {self.store.url}", why, f"aifx data ls {name}")
 
     def _unknown(self, name: str) -> UsageError:
-        names = self.names()
-        if not names:
-            hint = f"aifx data add {name} FILES --license SPDX"
-            return UsageError(f"no data set {name!r} in {self.store.url}", "there is no data set yet", hint)
-        return UsageError(f"no data set {name!r} in {self.store.url}", did_you_mean(name, names), "aifx data ls")
+        why, hint = "there is no data set yet", f"aifx data add {name} FILES --license SPDX"
+        if names := self.names():
+            why, hint = did_you_mean(name, names), "aifx data ls"
+        return UsageError(f"no data set {name!r} in {self.store.url}", why, hint)
 
     def manifest(self, reference: str) -> Manifest:
         """Of the version that `reference` means. Raises UsageError, DataError if it is damaged."""
@@ -132,10 +130,10 @@ class Catalog:
     def _read(self, name: str, version: str, digits: str) -> tuple[Artifact, Manifest]:
         """The version in a folder. Raises UsageError if its digest does not begin with these digits, DataError."""
         store = self.store.below(f"{name}/{version}")
-        data = read_manifest(store)
-        if data is None:
+        found = read_version(store, version)
+        if found is None:
             raise DataError(f"no {store.url}/{MANIFEST}", "the version is not complete", f"aifx data ls {name}")
-        artifact, manifest = parse_manifest(data, store.url, version)
+        artifact, manifest = found
         if not manifest.sha256.startswith(digits):
             raise self._no_version(name, digits, f"{manifest.reference} is {manifest.whole_reference}")
         return artifact, manifest
@@ -143,7 +141,9 @@ class Catalog:
     def publish(self, version: Version) -> None:
         """Copy a version from a folder of this machine to a remote root; its manifest goes last."""
         source, target = open_store(str(version.path)), self.store.below(version.reference.replace("@", "/"))
-        artifact, _ = parse_manifest(read_manifest(source) or b"", source.url, version.manifest.version)
+        found = read_version(source, version.manifest.version)
+        assert found is not None
+        artifact, _ = found
         target.write(SUMS, iter([sums_of(artifact)]))
         with _damaged_data():
             copy_artifact(source, artifact, target)

@@ -20,23 +20,17 @@ def check_license(expression: str) -> str:
     from license_expression import ExpressionError, Licensing, get_spdx_licensing
 
     spdx: Licensing = get_spdx_licensing()
+    what = f"--license {expression!r} is not an SPDX expression"
     try:
         parsed = spdx.parse(expression)
     except ExpressionError as e:
-        parsed, why = None, str(e)
-    else:
-        why = "it is empty"
+        raise UsageError(what, str(e), "--license MIT") from None
     if parsed is None:
-        raise _unknown(expression, why, "--license MIT")
+        raise UsageError(what, "it is empty", "--license MIT")
     unknown = [key for key in spdx.unknown_license_keys(parsed) if not _OWN.fullmatch(key)]
     if unknown:
-        known = [key for key in spdx.known_symbols if not key.startswith("LicenseRef-")]
-        near = nearest(unknown[0], known)
+        near = nearest(unknown[0], [key for key in spdx.known_symbols if not key.startswith("LicenseRef-")])
         meant = expression.replace(unknown[0], near) if near else UNKNOWN
         quoted = f"'{meant}'" if " " in meant else meant
-        raise _unknown(expression, f"SPDX lists no licence {unknown[0]!r}", f"--license {quoted}")
+        raise UsageError(what, f"SPDX lists no licence {unknown[0]!r}", f"--license {quoted}")
     return str(parsed)
-
-
-def _unknown(expression: str, why: str, hint: str) -> UsageError:
-    return UsageError(f"--license {expression!r} is not an SPDX expression", why, hint)

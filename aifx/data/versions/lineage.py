@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
-from aifx.core.json_files import JsonLines
+from aifx.core.json_files import JsonLines, parse_lines
 from aifx.core.json_values import plain
 from aifx.core.locks import exclusive
 from aifx.core.version import DISTRIBUTION, __version__
@@ -35,12 +36,14 @@ def record_run(catalog: Catalog, made: Manifest, parents: Sequence[Manifest], ke
     Args:
         key: of the step.
     """
-    _append_once(catalog, run_event(made, parents, key, catalog.store.url))
+    if not is_recorded(catalog, made, key):
+        _append(catalog, run_event(made, parents, key, catalog.store.url))
 
 
 def is_recorded(catalog: Catalog, made: Manifest, key: str) -> bool:
-    """Whether the step with this key made a version."""
-    return _has_run(catalog, _run_id(key, made))
+    """Whether the step with this key made a version, or its index of this name."""
+    run_id = _run_id(key, made)
+    return any(one.get("run", {}).get("runId") == run_id for one in read_lineage(catalog))
 
 
 def record_index(catalog: Catalog, indexed: Manifest, index: str, settings: Mapping[str, Any]) -> None:
@@ -50,10 +53,12 @@ def record_index(catalog: Catalog, indexed: Manifest, index: str, settings: Mapp
         index: its name.
         settings: all that it depends on.
     """
+    if is_recorded(catalog, indexed, index):
+        return
     made = {"namespace": _namespace(catalog.store.url), "name": f"{indexed.name}/{INDEXES}/{indexed.version}/{index}"}
     step = {STEP_FACET: {**_facet(JOB_FACET), "name": "index", "settings": plain(settings), "aifx": __version__}}
     inputs = [_dataset(indexed, catalog.store.url)]
-    _append_once(catalog, _event(_run_id(index, indexed), "index", step, inputs, [made]))
+    _append(catalog, _event(_run_id(index, indexed), "index", step, inputs, [made]))
 
 
 def record_removal(catalog: Catalog, removed: Sequence[Manifest]) -> None:
@@ -81,25 +86,13 @@ def _run_id(key: str, version: Manifest) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"aifx:{key}:{version.sha256}"))
 
 
-def _append_once(catalog: Catalog, event: Mapping[str, Any]) -> None:
-    if not _has_run(catalog, event["run"]["runId"]):
-        _append(catalog, event)
-
-
-def _has_run(catalog: Catalog, run_id: str) -> bool:
-    return any(one.get("run", {}).get("runId") == run_id for one in read_lineage(catalog))
-
-
 def _append(catalog: Catalog, event: Mapping[str, Any]) -> None:
     if catalog.local is not None:
         path = catalog.local / LINEAGE
-        with exclusive(path):  # a process that opens the file cuts a line that another one is writing
-            lines = JsonLines(path)
-            try:
-                lines.append(event)
-                lines.sync()
-            finally:
-                lines.close()
+        # A process that opens the file cuts a line that another one is writing.
+        with exclusive(path), closing(JsonLines(path)) as lines:
+            lines.append(event)
+            lines.sync()
     else:
         before = catalog.store.read(LINEAGE) or b""
         catalog.store.write(LINEAGE, iter([before + json.dumps(event).encode() + b"\n"]))
@@ -107,8 +100,6 @@ def _append(catalog: Catalog, event: Mapping[str, Any]) -> None:
 
 def read_lineage(catalog: Catalog) -> list[dict[str, Any]]:
     """The events in the order in which they were recorded."""
-    from aifx.core.json_files import parse_lines
-
     return parse_lines(catalog.store.read(LINEAGE) or b"")
 
 

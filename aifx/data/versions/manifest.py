@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from aifx.core.artifact import (
     MANIFEST,
@@ -30,15 +30,14 @@ from aifx.core.artifact import (
     Files,
     ManifestFile,
     SealedFile,
-    parse_artifact,
     short,
 )
+from aifx.core.artifact_copies import stored_artifact
 from aifx.core.code_digest import Code
 from aifx.core.digests import sha256_of
-from aifx.core.errors import AifxError, DataError
-from aifx.core.files import UnsafeFile
+from aifx.core.errors import AifxError, DataError, EnvironmentFault
 from aifx.core.json_values import plain
-from aifx.core.os_errors import first_line
+from aifx.core.parsing import fault_in
 from aifx.core.stores import Store
 from aifx.data.names import Kind
 
@@ -104,16 +103,11 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A version as its `manifest.json` describes it. It has no time and no path of a machine: the same rows, made
-    by the same code, give the same bytes.
+    """A version as its `manifest.json` describes it (`VersionContent`, `VersionNotes`). It has no time and no path of
+    a machine: the same rows, made by the same code, give the same bytes.
 
     Attributes:
-        name: of the data set; not part of the digest, as are `code` and `aifx`.
-        columns: Arrow type by column.
-        parents: versions that this one was made from, as "name@<64 digits>".
-        dropped_by: number of dropped rows by rule.
-        code: of the step when it made the version first. Other code may have made the same rows since.
-        aifx: the version of aifx that made it first.
+        rows, bytes: of its shards.
         sha256: the artefact's digest; its beginning is the version's name.
     """
 
@@ -130,7 +124,7 @@ class Manifest:
     sources: tuple[Source, ...]
     code: Code = field(default_factory=lambda: Code("", {}))
     aifx: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict)  # that the step found, such as a threshold
+    facts: Mapping[str, Any] = field(default_factory=dict)
     quarantine: tuple[ShardFile, ...] = ()
     sha256: str = ""
 
@@ -206,7 +200,7 @@ class VersionNotes(TypedDict):
 
     Attributes:
         name: of the data set.
-        code: of the step when it made the version first.
+        code: of the step when it made the version first. Other code may have made the same rows since.
         aifx: the version of aifx that made it first.
     """
 
@@ -256,25 +250,13 @@ class Version:
         return tuple(self.path / shard.name for shard in self.manifest.quarantine)
 
 
-def read_manifest(store: Store) -> bytes | None:
-    """The bytes of the manifest of an artefact in a store; None if there is none.
-
-    Raises DataError for a link, a FIFO or a device in its place, EnvironmentFault if the store fails.
-    """
-    try:
-        return store.read(MANIFEST)
-    except UnsafeFile as e:
-        raise DataError(f"{store.url} is damaged", e.what, e.hint) from e
-
-
-def parse_manifest(data: bytes, place: str, version: str) -> tuple[Artifact, Manifest]:
-    """The version whose `manifest.json` has these bytes.
+def read_version(store: Store, version: str) -> tuple[Artifact, Manifest] | None:
+    """The version in a store; None if it has no manifest.
 
     Args:
-        place: for messages.
         version: the name of its folder.
 
-    Raises DataError for one that is damaged, or of another format than aifx reads.
+    Raises as `read_typed`.
     """
 
     def typed(artifact: Artifact) -> Manifest:
@@ -284,29 +266,29 @@ def parse_manifest(data: bytes, place: str, version: str) -> tuple[Artifact, Man
         return manifest
 
     hint = "restore it from a copy, or make the version again in another root"
-    return parse_typed(data, place, KIND, VERSION, typed, hint)
+    return read_typed(store, KIND, VERSION, typed, hint)
 
 
-def parse_typed(
-    data: bytes, place: str, kind: str, version: int, typed: Callable[[Artifact], T], hint: str
-) -> tuple[Artifact, T]:
-    """The artefact whose manifest has these bytes, and what `typed` makes of it.
+def read_typed(
+    store: Store, kind: str, version: int, typed: Callable[[Artifact], T], hint: str
+) -> tuple[Artifact, T] | None:
+    """The artefact in a store, of which only the manifest is read, and what `typed` makes of it; None if it has none.
 
     Args:
         typed: raises ValueError, KeyError or TypeError for content that no such artefact has.
 
-    Raises DataError, with `hint`, for one that is damaged, or of another kind or format.
+    Raises DataError, with `hint`, for a manifest that is damaged, of another kind or format, or no regular file;
+    EnvironmentFault if the store fails.
     """
     try:
-        artifact = parse_artifact(data, place, kind, version)
-        return artifact, typed(artifact)
+        artifact = stored_artifact(store, kind, version)
+        return None if artifact is None else (artifact, typed(artifact))
+    except EnvironmentFault:
+        raise
     except AifxError as e:
         raise DataError(e.what, e.why, e.hint or hint) from e
     except (ValueError, KeyError, TypeError) as e:
-        why = first_line(e)
-        if isinstance(e, ValidationError):
-            why = f"{'.'.join(map(str, e.errors()[0]['loc']))}: {e.errors()[0]['msg']}"
-        raise DataError(f"{place} is damaged", f"{MANIFEST}: {why}", hint) from e
+        raise DataError(f"{store.url} is damaged", f"{MANIFEST}: {fault_in(e)}", hint) from e
 
 
 def _manifest_of(artifact: Artifact) -> Manifest:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from aifx.core.artifact import short_reference
 from aifx.core.errors import DataError, UsageError
@@ -55,9 +55,8 @@ class DatasetPart:
         Raises DataError for a damaged one.
         """
         version = self.catalog.open(self.manifest.whole_reference)
-        if self.catalog.local is None:  # what comes from elsewhere is compared when it is copied
-            return version
-        check_shards(version)
+        if self.catalog.local is not None:  # what comes from elsewhere is compared when it is copied
+            check_shards(version)
         return version
 
     def has_column(self, name: str) -> bool:
@@ -68,8 +67,7 @@ class DatasetPart:
         if value not in SPLITS:
             what = f"{self.reference}: {value!r} in column {SPLIT} is no split"
             raise DataError(what, f"splits are {', '.join(SPLITS)}", f"aifx data split {self.manifest.name}")
-        found: Split = value
-        return found
+        return cast(Split, value)
 
     def batches(self, columns: Sequence[str]) -> Iterator[tuple[Path, Any]]:
         """Columns of its rows in pyarrow.RecordBatches, each with the file that it is from. Raises DataError."""
@@ -81,14 +79,10 @@ class DatasetPart:
         """The values of a column. Raises DataError."""
         return [value for _, batch in self.batches([name]) for value in batch.column(0).to_pylist()]
 
-    @property
-    def separates_duplicates(self) -> bool:
-        """Whether near-duplicates are known to be in one split: `aifx data split` or a clustering made sure."""
-        return self.has_column(SPLIT) or self.has_column(CLUSTER)
-
     def warn_of_duplicates(self, *held_out: float) -> None:
         """Log a warning if near-duplicates of training rows may be in the shares that training itself holds out."""
-        if any(held_out) and self.manifest.rows > 1 and not self.separates_duplicates:
+        is_clustered = self.has_column(SPLIT) or self.has_column(CLUSTER)
+        if any(held_out) and self.manifest.rows > 1 and not is_clustered:
             logger.warning(
                 f"{self.reference} has no column {SPLIT} or {CLUSTER}: near-duplicates of training rows may be in "
                 f"the held-out splits; this keeps them apart: aifx data split {self.manifest.name}"
@@ -159,8 +153,7 @@ def dataset_record(reference: str, project: Project) -> Mapping[str, Any]:
     manifest = open_catalog(project.datasets, project).manifest(reference)
     record: dict[str, Any] = {"reference": manifest.whole_reference}
     if manifest.step.name == MIX:
-        parts = open_parts(reference, project, manifest.kind)
-        record["parts"] = [
-            {"reference": p.manifest.whole_reference, "weight": p.weight, "epochs": p.epochs} for p in parts
-        ]
+        settings = manifest.step.settings
+        parts = zip(manifest.parents, settings["weights"], settings["epochs"], strict=True)
+        record["parts"] = [{"reference": one, "weight": weight, "epochs": epochs} for one, weight, epochs in parts]
     return record

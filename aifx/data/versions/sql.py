@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from aifx.core.artifact import SealedFile, missing_file
 from aifx.core.errors import DataError, EnvironmentFault, UsageError
+from aifx.core.lifecycle import hear_signals, interrupt_of
 from aifx.core.os_errors import first_line
 from aifx.core.parsing import check_utf8
 from aifx.data.names import ROW, SOURCE
-from aifx.data.versions.engine import duckdb_config, stopped_by_signals
 from aifx.data.versions.manifest import Version
 
 MEMORY_BYTES = 2 << 30
 THREAD_BYTES = 32 << 20
 """Of a thread of DuckDB, for its buffers."""
+
+INTERRUPT_EVERY_S = 0.1
 
 DROPPED_COLUMNS = ("_row", "rule", "twin")
 QUARANTINE_COLUMNS = ("source", "line", "reason", "value")
@@ -30,24 +34,19 @@ class RowTable:
     """A table of a connection: the rows of a version, or those that it left out or could not read."""
 
     version: Version
-    part: Literal["rows", "dropped", "quarantine"] = "rows"
+    part: Literal["shards", "dropped", "quarantine"] = "shards"
 
     @property
     def files(self) -> tuple[Path, ...]:
-        parts = {"rows": self.version.shards, "dropped": self.version.dropped, "quarantine": self.version.quarantine}
-        return parts[self.part]
+        found: tuple[Path, ...] = getattr(self.version, self.part)
+        return found
 
     def check_sizes(self) -> None:
         """Raise DataError for a file that is missing or has not the size that the manifest has."""
-        reference = self.version.reference
-        sizes = {file.name: file.bytes for file in self.version.manifest.files}
-        for path in self.files:
-            why, size = f"{reference} lists it", sizes[f"{path.parent.name}/{path.name}"]
-            if not path.exists():
-                raise DataError(f"{path} is missing", why, f"aifx data verify {reference}")
-            if (found := path.stat().st_size) != size:
-                what = f"{path} has {found:,} bytes instead of {size:,}"
-                raise DataError(what, why, f"aifx data verify {reference}")
+        files = {file.name: SealedFile(file.bytes, file.sha256) for file in getattr(self.version.manifest, self.part)}
+        if why := missing_file(self.version.path, files):
+            reference = self.version.reference
+            raise DataError(f"{self.version.path}/{why}", f"{reference} lists it", f"aifx data verify {reference}")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -67,7 +66,13 @@ def open_tables(tables: Mapping[str, RowTable], memory_bytes: int = MEMORY_BYTES
         table.check_sizes()
     with tempfile.TemporaryDirectory(prefix="aifx-sql-") as spill:
         threads = max(1, min(len(os.sched_getaffinity(0)), memory_bytes // THREAD_BYTES))
-        config = duckdb_config(memory_bytes, Path(spill), threads)
+        config: dict[str, Any] = {
+            "memory_limit": f"{memory_bytes >> 20}MiB",
+            "temp_directory": spill,
+            "threads": threads,
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+        }
         with duckdb.connect(":memory:", config=config) as connection, stopped_by_signals(connection):
             try:
                 files = [str(file) for table in tables.values() for file in table.files]
@@ -89,6 +94,30 @@ def open_tables(tables: Mapping[str, RowTable], memory_bytes: int = MEMORY_BYTES
                 references = sorted({table.version.reference for table in tables.values()})
                 what, hint = f"the rows of {', '.join(references)} cannot be read", f"aifx data verify {references[0]}"
                 raise DataError(what, first_line(e), hint) from None
+
+
+@contextmanager
+def stopped_by_signals(connection: Any) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM stop a query: Python handles signals between its own instructions, and a query is one of
+    them, however long it takes."""
+    received: list[int] = []
+    is_over = threading.Event()
+
+    def stop(number: int) -> None:
+        received.append(number)
+        connection.interrupt()
+        while not is_over.wait(INTERRUPT_EVERY_S):  # DuckDB forgets an interrupt when a query starts
+            connection.interrupt()
+
+    with hear_signals(stop):
+        try:
+            yield
+        except Exception:  # DuckDB raises more than one type for a query that is interrupted
+            if received:
+                raise interrupt_of(received[0]) from None
+            raise
+        finally:
+            is_over.set()
 
 
 def not_enough_memory(error: Exception) -> EnvironmentFault:

@@ -24,8 +24,7 @@ from aifx.data.versions.manifest import (
     SUMS,
     VERSION,
     Version,
-    parse_manifest,
-    read_manifest,
+    read_version,
     sums_of,
     sums_text,
 )
@@ -106,10 +105,10 @@ def _listed_files(store: Store, sums: bytes) -> dict[str, SealedFile]:
 def _read_manifest(store: Store, name: str, version: str) -> Artifact | str:
     """The version, or the reason why its manifest cannot be used."""
     try:
-        data = read_manifest(store)
-        if data is None:
-            return "is missing"
-        artifact, manifest = parse_manifest(data, MANIFEST, version)
+        found = read_version(store, version)
     except DataError as e:
         return f"is damaged: {e.why.removeprefix(f'{MANIFEST}: ')}"
+    if found is None:
+        return "is missing"
+    artifact, manifest = found
     return artifact if manifest.name == name else f"is that of {manifest.name!r}"
