@@ -15,7 +15,7 @@ class DataKind(Kind):
 DATA_KINDS = {
     "text": DataKind("text", TextSection, "aifx.data.text:TextFormat"),
     "chat": DataKind("chat", ChatSection, "aifx.data.chat.format:ChatFormat"),
-    "preferences": DataKind("preferences", PreferenceSection, "aifx.data.chat.preferences:PreferenceFormat"),
+    "preferences": DataKind("preferences", PreferenceSection, "aifx.data.chat.format:PreferenceFormat"),
     "images": DataKind("images", ImagesSection, "aifx.data.images:ImageFormat"),
     "series": DataKind("series", SeriesSection, "aifx.data.series:SeriesFormat"),
     "table": DataKind("table", TableSection, "aifx.data.table:TableFormat"),

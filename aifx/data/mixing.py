@@ -19,6 +19,12 @@ def cycle_stops(shares: Sequence[float], length: int) -> list[int]:
     return [round(length * share) for share in sums.tolist()]
 
 
+def part_at(place: int, stops: Sequence[int]) -> tuple[int, int]:
+    """The part that has a place of several parts in succession, which end at `stops`, and the place in it."""
+    part = bisect_right(stops, place)
+    return part, place - (stops[part - 1] if part else 0)
+
+
 @dataclass(frozen=True, eq=False)
 class _Phase:
     """A time during which the same parts are read.

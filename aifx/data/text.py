@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +23,7 @@ from aifx.data.base import TEXT_BYTES, Batch, DataFormat, Dataset
 from aifx.data.checked_files import read_cached, read_checked, write_checked
 from aifx.data.corpus import Corpus, corpus_of, open_corpora
 from aifx.data.implicit import ImplicitVersion
-from aifx.data.mixing import Turns
+from aifx.data.mixing import Turns, part_at
 from aifx.data.order import shuffled
 from aifx.data.readers.rows import Row, field, read_rows
 from aifx.data.readers.sources import SourceFile, check_regular, local_file
@@ -138,9 +137,8 @@ class JoinedSequences:
         return self._stops[-1]
 
     def write(self, index: int, epoch: int, batch: Batch, row: int) -> None:
-        part = bisect_right(self._stops, index)
-        first = self._stops[part - 1] if part else 0
-        self.parts[part].write(index - first, epoch, batch, row)
+        part, place = part_at(index, self._stops)
+        self.parts[part].write(place, epoch, batch, row)
 
     @cached_property
     def _stops(self) -> list[int]:

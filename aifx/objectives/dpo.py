@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from aifx.data.chat.preferences import CHOSEN, REJECTED
+from aifx.data.chat.format import CHOSEN, REJECTED
 from aifx.data.chat.rendering import COMPLETION
 from aifx.data.spec import DataSpec
 from aifx.models.base import Model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from aifx.core.digests import sha256_of
 from aifx.core.files import replace_file
 from aifx.core.project import RunDirectory
-from aifx.data.chat.preferences import PreferenceData
+from aifx.data.chat.format import PreferenceData
 from aifx.loading.references import with_references
 from aifx.programs.build import Programs
 from aifx.runs.binding import RunDigests

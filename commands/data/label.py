@@ -121,7 +121,7 @@ def serve(
             if uncertain is None:
                 rows = sample_rows(version, column, sample, seed, relabel=relabel)
             else:
-                from aifx.curation.labels.uncertain import least_certain
+                from aifx.curation.labels.queue import least_certain
 
                 rows = least_certain(version, shown, column, uncertain, sample, relabel=relabel)
             queue = LabelQueue(queued_rows(version, shown, rows), log.state, overlap)
@@ -188,8 +188,7 @@ def export(
     The latest label of each labeller is written.
     """
     with terminal(json) as out:
-        from aifx.curation.labels.files import export_labels, format_of
-        from aifx.curation.labels.label_studio import labeling_config
+        from aifx.curation.labels.files import export_labels, format_of, labeling_config
         from aifx.curation.labels.store import read_state
 
         written_as = format_of(file, format)

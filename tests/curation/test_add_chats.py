@@ -21,8 +21,7 @@ from aifx.curation.dedupe import Dedupe, find_clusters
 from aifx.curation.execution import execute
 from aifx.curation.labels.applying import ApplyLabels
 from aifx.curation.labels.contents import shown_of
-from aifx.curation.labels.queue import queued_rows
-from aifx.curation.labels.uncertain import least_certain
+from aifx.curation.labels.queue import least_certain, queued_rows
 from aifx.curation.mix import mix_of, parse_sets
 from aifx.curation.pii.detector import Detector
 from aifx.curation.pii.reports import search
@@ -30,8 +29,7 @@ from aifx.curation.pii.steps import FindPii, RemovePii
 from aifx.curation.query import selected_rows
 from aifx.curation.row_history import explain_row
 from aifx.curation.split import Split
-from aifx.data.chat.format import ChatFormat
-from aifx.data.chat.preferences import PreferenceFormat
+from aifx.data.chat.format import ChatFormat, PreferenceFormat
 from aifx.data.chat.section import ChatSection, PreferenceSection
 from aifx.data.readers.base import ReadOptions
 from aifx.data.readers.sources import list_sources

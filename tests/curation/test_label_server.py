@@ -26,12 +26,11 @@ from label_server import ServedLabels
 from PIL import Image
 
 from aifx.core.errors import UsageError
-from aifx.curation.labels import uncertain
+from aifx.curation.labels import queue
 from aifx.curation.labels.app import token_of
 from aifx.curation.labels.contents import shown_of
-from aifx.curation.labels.queue import sample_rows
+from aifx.curation.labels.queue import certainty_of, least_certain, sample_rows
 from aifx.curation.labels.store import label_file
-from aifx.curation.labels.uncertain import certainty_of, least_certain
 from aifx.data.versions.catalog import Catalog, open_catalog
 
 KILLS = 100 if IS_LONG else 5
@@ -118,24 +117,24 @@ def test_a_label_that_comes_twice_is_one_line(catalog: Catalog, serve: Callable[
     ("body", "why"),
     [
         ({"row": "f-9"}, "no such row"),
-        ({"row": ["f-0"]}, "no such row"),
-        ({"row": "f-\ud800"}, "no such row"),
+        ({"row": ["f-0"]}, "row: "),
+        ({"row": "f-\ud800"}, "row: "),
         ({"label": "\ud800"}, "label is one of"),
         ({"labeller": "\ud800"}, "labeller has at most"),
-        ({"id": "\ud800"}, "id has at most"),
-        ({"action": "\ud800"}, "unknown action"),
+        ({"id": "\ud800"}, "id: "),
+        ({"action": "\ud800"}, "action: "),
         ({"\ud800": "f-0"}, "a label is an object"),
         ({"label": "other"}, "label is one of good, bad"),
         ({"label": ["good"]}, "label is one of"),
         ({"labeller": " "}, "labeller is missing"),
         ({"labeller": "a\nb"}, "labeller has at most"),
         ({"labeller": "a" * 201}, "labeller has at most"),
-        ({"id": ""}, "id is a text"),
-        ({"id": 3}, "id is a text"),
-        ({"action": "delete"}, "unknown action"),
+        ({"id": ""}, "id: "),
+        ({"id": 3}, "id: "),
+        ({"action": "delete"}, "action: "),
         ({"action": "skip"}, "label is given with the action"),
         ({"label": None}, "label is given with the action"),
-        ({"note": "x" * 2001}, "note has at most"),
+        ({"note": "x" * 2001}, "note: "),
         ({"time": "2020"}, "a label is an object"),
     ],
 )
@@ -307,7 +306,7 @@ def test_a_run_whose_name_has_a_dot_is_no_file(
     (tmp_path / "runs/main.2").mkdir(parents=True)
     (tmp_path / "runs/main.2/config.toml").touch()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(uncertain, "_predict", lambda *_: [("f-2", 0.3), ("f-0", 0.2), ("f-1", 0.9)])
+    monkeypatch.setattr(queue, "_predict", lambda *_: [("f-2", 0.3), ("f-0", 0.2), ("f-1", 0.9)])
     assert least_certain(version, shown_of(version, "label"), "label", "main.2", 2) == ["f-0", "f-2"]
 
 

@@ -101,8 +101,8 @@ def test_names_of_all_scripts_are_taken_and_control_characters_are_not(catalog: 
     add_labels(catalog, entry(0, "خیلی\u200cخوب", "Zoé\u00a0B."), entry(1, "bon\u202f!"))
     assert labels_of(catalog) == {"f-0": {"Zoé\u00a0B.": "خیلی\u200cخوب"}, "f-1": {"ann": "bon\u202f!"}}
     for more in ({"label": "a\x1b[31m"}, {"labeller": "a\u202eb"}, {"time": "\x1b]0;x\x07"}, {"labeller": "\ud800"}):
-        with pytest.raises(ValueError, match="no control characters"):
-            replace(entry(2, "x"), **more).check()
+        with pytest.raises(ValueError, match=r"no control characters|unicode string"):
+            replace(entry(2, "x"), **more)
 
 
 def test_one_process_writes_at_a_time(catalog: Catalog) -> None:
@@ -349,7 +349,7 @@ def test_a_file_that_is_missing(catalog: Catalog, tmp_path: Path) -> None:
         ("a.json", '[{"text": "min"}]', "task 1 is no task of Label Studio"),
         ("a.json", "{", "is not JSON"),
         ("a.jsonl", '{"label": "x"}\n', "a.jsonl:1 names no row"),
-        ("a.jsonl", '{"row": "f-0", "label": "x"}\n[\n', "is not JSON Lines"),
+        ("a.jsonl", '{"row": "f-0", "label": "x"}\n[\n', "a.jsonl:2: not JSON"),
         ("a.csv", "row,label\n,x\n", "a.csv:2 names no row"),
         ("a.txt", "", "has no known format"),
     ],

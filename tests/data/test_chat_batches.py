@@ -14,10 +14,9 @@ import pytest
 from aifx.core.artifact import MANIFEST
 from aifx.core.errors import DataError
 from aifx.core.project import Project
-from aifx.data.chat.format import ChatData, ChatFormat
+from aifx.data.chat.format import ChatData, ChatFormat, Mix
 from aifx.data.chat.rows import Conversation, Preference, read_chats
 from aifx.data.chat.section import ChatSection
-from aifx.data.chat.sequences import Mix
 from aifx.data.readers.sources import local_file
 
 Write = Callable[..., Path]
@@ -237,7 +236,7 @@ def test_too_long_conversations(write: Write, open_chats: Open, logged: list[str
 @pytest.fixture
 def short_cycle(monkeypatch: pytest.MonkeyPatch) -> int:
     """A permutation takes a millisecond for each of its rows."""
-    monkeypatch.setattr("aifx.data.chat.sequences.CYCLE", 100)
+    monkeypatch.setattr("aifx.data.chat.format.CYCLE", 100)
     return 100
 
 

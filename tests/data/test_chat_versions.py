@@ -14,8 +14,7 @@ from stored_versions import make_version
 
 from aifx.core.errors import DataError
 from aifx.core.project import Project
-from aifx.data.chat.format import ChatData, ChatFormat
-from aifx.data.chat.preferences import PreferenceFormat
+from aifx.data.chat.format import ChatData, ChatFormat, PreferenceFormat
 from aifx.data.chat.section import ChatSection, PreferenceSection
 from aifx.data.sections import SeriesSection
 from aifx.data.series import SeriesFormat

@@ -12,7 +12,7 @@ import pytest
 from test_several_processes import DEVICES, Trainer
 
 from aifx.core.project import Project
-from aifx.data.chat.preferences import References
+from aifx.data.chat.format import References
 
 TOML = """\
 [task]

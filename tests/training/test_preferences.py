@@ -19,7 +19,7 @@ from stopping import StopAt
 
 from aifx.core.errors import CheckpointError, ConfigError, DataError
 from aifx.core.project import Project
-from aifx.data.chat.preferences import References
+from aifx.data.chat.format import References
 from aifx.evaluation.dataset import evaluate_files
 from aifx.evaluation.held_out import evaluate
 from aifx.kinds import load_config

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,13 @@ def agreement_of(
     """The agreement of label by labeller, by row."""
     shared = {row: of_row for row, of_row in labels.items() if len(of_row) > 1}
     different = {row: of_row for row, of_row in shared.items() if len(set(of_row.values())) > 1}
-    counts: dict[str, int] = {}
+    counts = Counter(labeller for of_row in labels.values() for labeller in of_row)
     pairs: dict[tuple[str, str], list[bool]] = {}
     for of_row in labels.values():
-        for labeller in of_row:
-            counts[labeller] = counts.get(labeller, 0) + 1
         for one, two in combinations(sorted(of_row), 2):
             pairs.setdefault((one, two), []).append(of_row[one] == of_row[two])
     alpha = krippendorff_alpha([list(of_row.values()) for of_row in shared.values()])
+    first = islice(different.items(), MOST_DISAGREEMENTS)
     return Agreement(
         reference=reference,
         column=column,
@@ -82,9 +81,7 @@ def agreement_of(
         labels=dict(sorted(counts.items())),
         pairs=tuple(LabellerPair(two, len(same), sum(same) / len(same)) for two, same in sorted(pairs.items())),
         different=len(different),
-        disagreements=tuple(
-            Disagreement(row, by_label(of_row)) for row, of_row in list(different.items())[:MOST_DISAGREEMENTS]
-        ),
+        disagreements=tuple(Disagreement(row, by_label(of_row)) for row, of_row in first),
         min_agreement=min_agreement,
         accepted=min_agreement is None or (alpha is not None and alpha >= min_agreement),
     )
@@ -92,10 +89,8 @@ def agreement_of(
 
 def by_label(of_row: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """The labellers of each label of a row, the most frequent label first."""
-    found: dict[str, tuple[str, ...]] = {}
-    for labeller, label in sorted(of_row.items()):
-        found[label] = (*found.get(label, ()), labeller)
-    return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
+    found = [(label, tuple(sorted(who for who in of_row if of_row[who] == label))) for label in set(of_row.values())]
+    return dict(sorted(found, key=lambda item: (-len(item[1]), item[0])))
 
 
 def krippendorff_alpha(units: Sequence[Sequence[str]]) -> float | None:
@@ -107,9 +102,7 @@ def krippendorff_alpha(units: Sequence[Sequence[str]]) -> float | None:
     None if it is not defined: no row has two labels, or all labels are the same.
     """
     counts = [Counter(unit) for unit in units if len(unit) > 1]
-    totals: Counter[str] = Counter()
-    for unit in counts:
-        totals.update(unit)
+    totals = sum(counts, Counter[str]())
     total = totals.total()
     if len(totals) < 2:
         return None

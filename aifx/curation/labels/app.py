@@ -15,7 +15,7 @@ import re
 import secrets
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +26,22 @@ from starlette.routing import Route
 from aifx.core.digests import Sha256, sha256_of
 from aifx.core.errors import AifxError
 from aifx.core.files import read_file
-from aifx.core.json_values import plain
-from aifx.core.parsing import parse_json
+from aifx.core.parsing import fault_in, parse_json
 from aifx.core.private_folders import make_private
 from aifx.core.project import cache_path
 from aifx.core.web.app import make_app, page_response, read_body
 from aifx.core.web.errors import WebError
 from aifx.core.web.policy import Policy
 from aifx.core.web.server import HttpServer
-from aifx.curation.labels.contents import Shown, has_row, image_type
-from aifx.curation.labels.label_studio import TIE
-from aifx.curation.labels.queue import LabelQueue, QueuedRow
+from aifx.curation.labels.contents import Shown, ShownRow, has_row, image_type
+from aifx.curation.labels.queue import LabelQueue
 from aifx.curation.labels.store import MOST_CHARACTERS, Entry, LabelLog, is_name, now
 from aifx.data.versions.manifest import Version
 
 logger = logging.getLogger(__name__)
+
+TIE = "tie"
+"""The label of a pair neither of whose texts is better."""
 
 MAX_BODY_BYTES = 64 << 10
 BODY_S = 30.0
@@ -55,11 +56,12 @@ SHOWN_IMAGES = ("image/png", "image/jpeg", "image/webp")
 
 @dataclass(frozen=True)
 class Labelling:
-    """The rows, labels and log of a server.
+    """The rows, labels and log of a server, and its answers.
 
     Attributes:
         labels: to choose from; empty for pairs, whose choices are their columns and a tie.
         labeller: the name that the page uses; "" if it asks.
+        lock: of the queue and the log: another thread appends.
     """
 
     version: Version
@@ -69,10 +71,90 @@ class Labelling:
     queue: LabelQueue
     log: LabelLog
     labeller: str = ""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def choices(self) -> tuple[str, ...]:
         return (*self.shown.columns, TIE) if self.shown.kind == "pairs" else self.labels
+
+    async def session(self, request: Request) -> Response:
+        """The data set and its labels. `scope` names the label file, below which the page keeps unsent labels."""
+        return JSONResponse(
+            {
+                "scope": sha256_of(f"{self.log.path}")[:16],
+                "dataset": self.version.reference,
+                "column": self.column,
+                "kind": self.shown.kind,
+                "labels": self.choices,
+                "labeller": self.labeller,
+                "overlap": self.queue.overlap,
+            }
+        )
+
+    async def rows(self, request: Request) -> Response:
+        """The next rows of a labeller, and how far they are."""
+        labeller = _labeller(request.query_params.get("labeller"))
+        count = request.query_params.get("count", "10")
+        if not re.fullmatch("[0-9]{1,9}", count) or not 0 < int(count) <= MOST_ROWS:
+            raise WebError(400, f"count is a number from 1 to {MOST_ROWS}")
+        async with self.lock:
+            rows = [self._as_shown(row) for row in self.queue.take(labeller, int(count))]
+            return JSONResponse({"rows": rows, **self.queue.progress(labeller, HISTORY)})
+
+    async def row(self, request: Request) -> Response:
+        return JSONResponse(self._as_shown(self._queued(request)))
+
+    async def image(self, request: Request) -> Response:
+        """The image of a row, as PNG if browsers do not show its format."""
+        data = self._queued(request).content.get(self.shown.columns[0])
+        if not isinstance(data, bytes):
+            raise WebError(404, "the row has no image")
+        kind = image_type(data)
+        if kind not in SHOWN_IMAGES:
+            kind, data = "image/png", await asyncio.to_thread(_as_png, data)
+        return Response(data, media_type=kind)
+
+    async def label(self, request: Request) -> Response:
+        """Append a line. The answer comes after it is on the disk; the same line again is answered as the first was."""
+        body = await _body(request)
+        entry = self._entry(body)
+        # A page that was open keeps labels of rows that the server showed before it was started with others.
+        if entry.row not in self.queue.rows and not await asyncio.to_thread(has_row, self.version, entry.row):
+            raise WebError(400, f"{self.version.reference} has no such row")
+        async with self.lock:
+            try:
+                await asyncio.shield(asyncio.to_thread(self.log.append, [entry]))
+            except AifxError as error:  # a disk that is full or fails: the page keeps its labels and tries again
+                logger.error(str(error))
+                raise WebError(503, f"{error.what}: {error.why}") from None
+            return JSONResponse({"saved": entry.id, **self.queue.progress(entry.labeller, HISTORY)})
+
+    def _queued(self, request: Request) -> ShownRow:
+        found = self.queue.rows.get(request.path_params["row"])
+        if found is None:
+            raise WebError(404, "the queue has no such row")
+        return found
+
+    def _as_shown(self, row: ShownRow) -> dict[str, Any]:
+        """A row as the page has it. The texts of a pair are in an order that depends on the row alone."""
+        columns: Sequence[str] = self.shown.columns
+        if self.shown.kind == "pairs" and Sha256(row.row.encode()).digest()[0] % 2:
+            columns = columns[::-1]
+        context = _texts(row, self.shown.context)
+        return {"row": row.row, "source": row.source, "fields": _texts(row, columns), "context": context}
+
+    def _entry(self, body: Any) -> Entry:
+        fields = ("id", "row", "action", "label", "labeller", "note")
+        if not isinstance(body, dict) or not set(body) <= set(fields):
+            raise WebError(400, f"a label is an object with {', '.join(fields)}")
+        if body.get("label") is not None and body["label"] not in self.choices:
+            raise WebError(400, f"label is one of {', '.join(self.choices)}")
+        whose = {"time": now(), "kind": self.shown.kind, "version": self.version.manifest.whole_reference}
+        given: dict[str, Any] = {"id": "", "row": "", "action": "label", "label": None, **body}
+        try:
+            return Entry(**given | whose | {"labeller": _labeller(body.get("labeller"))})
+        except ValueError as e:
+            raise WebError(400, fault_in(e)) from None
 
 
 def token_of(label_file: Path) -> str:
@@ -99,16 +181,14 @@ def open_server(labelling: Labelling, bound: socket.socket, token: str) -> HttpS
     """
     routes = [
         Route("/", _page),
-        Route("/session", _session),
-        Route("/rows", _rows),
-        Route("/rows/{row:path}", _row),
-        Route("/image/{row:path}", _image),
-        Route("/labels", _label, methods=["POST"]),
+        Route("/session", labelling.session),
+        Route("/rows", labelling.rows),
+        Route("/rows/{row:path}", labelling.row),
+        Route("/image/{row:path}", labelling.image),
+        Route("/labels", labelling.label, methods=["POST"]),
     ]
     hints = {401: "open the URL that aifx data label serve printed"}
     app = make_app(routes, Policy(key=token, open_paths=("/",), hints=hints))
-    app.state.labelling = labelling
-    app.state.lock = asyncio.Lock()  # of the queue and the log: another thread appends
     return HttpServer(app, bound)
 
 
@@ -117,78 +197,10 @@ async def _page(request: Request) -> Response:
     return page_response("aifx.curation.labels", "page.html", "page.js", command=command, allowed=images)
 
 
-async def _session(request: Request) -> Response:
-    """The data set and its labels. `scope` names the label file, below which the page keeps unsent labels."""
-    labelling: Labelling = request.app.state.labelling
-    manifest = labelling.version.manifest
-    return JSONResponse(
-        {
-            "scope": sha256_of(f"{labelling.log.path}")[:16],
-            "dataset": manifest.reference,
-            "column": labelling.column,
-            "kind": labelling.shown.kind,
-            "labels": labelling.choices,
-            "labeller": labelling.labeller,
-            "overlap": labelling.queue.overlap,
-        }
-    )
-
-
-async def _rows(request: Request) -> Response:
-    """The next rows of a labeller, and how far they are."""
-    labelling: Labelling = request.app.state.labelling
-    labeller = _labeller(request.query_params.get("labeller"))
-    count = request.query_params.get("count", "10")
-    if not re.fullmatch("[0-9]{1,9}", count) or not 0 < int(count) <= MOST_ROWS:
-        raise WebError(400, f"count is a number from 1 to {MOST_ROWS}")
-    async with request.app.state.lock:
-        rows = [_shown_row(labelling, row) for row in labelling.queue.take(labeller, int(count))]
-        return JSONResponse({"rows": rows, **_progress(labelling, labeller)})
-
-
-async def _row(request: Request) -> Response:
-    labelling: Labelling = request.app.state.labelling
-    return JSONResponse(_shown_row(labelling, _queued(request)))
-
-
-def _queued(request: Request) -> QueuedRow:
-    labelling: Labelling = request.app.state.labelling
-    found = labelling.queue.rows.get(request.path_params["row"])
-    if found is None:
-        raise WebError(404, "the queue has no such row")
-    return found
-
-
-def _shown_row(labelling: Labelling, row: QueuedRow) -> dict[str, Any]:
-    """A row as the page has it. The texts of a pair are in an order that depends on the row alone."""
-    columns: Sequence[str] = labelling.shown.columns
-    if labelling.shown.kind == "pairs" and Sha256(row.row.encode()).digest()[0] % 2:
-        columns = columns[::-1]
-    context = _texts(row, labelling.shown.context)
-    return {"row": row.row, "source": row.source, "fields": _texts(row, columns), "context": context}
-
-
-def _texts(row: QueuedRow, columns: Sequence[str]) -> list[dict[str, str]]:
+def _texts(row: ShownRow, columns: Sequence[str]) -> list[dict[str, str]]:
     values = ((name, row.content[name]) for name in columns)
     return [{"name": name, "text": "" if value is None else str(value)}
             for name, value in values if not isinstance(value, bytes)]  # fmt: skip
-
-
-def _progress(labelling: Labelling, labeller: str) -> dict[str, Any]:
-    queue = labelling.queue
-    return {"progress": plain(queue.progress(labeller)), "history": queue.history(labeller, HISTORY)}
-
-
-async def _image(request: Request) -> Response:
-    """The image of a row, as PNG if browsers do not show its format."""
-    labelling: Labelling = request.app.state.labelling
-    data = _queued(request).content.get(labelling.shown.columns[0])
-    if not isinstance(data, bytes):
-        raise WebError(404, "the row has no image")
-    kind = image_type(data)
-    if kind not in SHOWN_IMAGES:
-        kind, data = "image/png", await asyncio.to_thread(_as_png, data)
-    return Response(data, media_type=kind)
 
 
 def _as_png(data: bytes) -> bytes:
@@ -203,25 +215,6 @@ def _as_png(data: bytes) -> bytes:
     return file.getvalue()
 
 
-async def _label(request: Request) -> Response:
-    """Append a line. The answer comes after it is on the disk; the same line again is answered as the first was."""
-    labelling: Labelling = request.app.state.labelling
-    body = await _body(request)
-    row: Any = body.get("row") if isinstance(body, dict) else None
-    # A page that was open keeps labels of rows that the server showed before it was started with others.
-    is_other = isinstance(row, str) and row not in labelling.queue.rows
-    if is_other and not await asyncio.to_thread(has_row, labelling.version, row):
-        raise WebError(400, f"{labelling.version.reference} has no such row")
-    entry = _entry(labelling, body)
-    async with request.app.state.lock:
-        try:
-            await asyncio.shield(asyncio.to_thread(labelling.log.append, [entry]))
-        except AifxError as error:  # a disk that is full or fails: the page keeps its labels and tries again
-            logger.error(str(error))
-            raise WebError(503, f"{error.what}: {error.why}") from None
-        return JSONResponse({"saved": entry.id, **_progress(labelling, entry.labeller)})
-
-
 async def _body(request: Request) -> Any:
     too_large = WebError(413, f"a label has at most {MAX_BODY_BYTES >> 10} KiB")
     try:
@@ -230,32 +223,6 @@ async def _body(request: Request) -> Any:
         raise WebError(408, f"the label took longer than {BODY_S:g} s", headers={"Connection": "close"}) from None
     except ValueError as e:
         raise WebError(400, f"the body is not JSON: {e}") from None
-
-
-def _entry(labelling: Labelling, body: Any) -> Entry:
-    fields = ("id", "row", "action", "label", "labeller", "note")
-    if not isinstance(body, dict) or not set(body) <= set(fields):
-        raise WebError(400, f"a label is an object with {', '.join(fields)}")
-    if not isinstance(body.get("row"), str):
-        raise WebError(400, "there is no such row")
-    if body.get("label") is not None and body["label"] not in labelling.choices:
-        raise WebError(400, f"label is one of {', '.join(labelling.choices)}")
-    entry = Entry(
-        id=body.get("id", ""),
-        row=body["row"],
-        action=body.get("action", "label"),
-        label=body.get("label"),
-        labeller=_labeller(body.get("labeller")),
-        time=now(),
-        kind=labelling.shown.kind,
-        version=labelling.version.manifest.whole_reference,
-        note=body.get("note", ""),
-    )
-    try:
-        entry.check()
-    except ValueError as e:
-        raise WebError(400, str(e)) from None
-    return entry
 
 
 def _labeller(name: Any) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import multimode
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.digests import sha256_of
@@ -28,12 +28,7 @@ def decide(labels: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     Args:
         labels: label by labeller, by row.
     """
-    found = {}
-    for row, of_row in labels.items():
-        counts = Counter(of_row.values()).most_common(2)
-        if len(counts) == 1 or counts[0][1] > counts[1][1]:
-            found[row] = counts[0][0]
-    return found
+    return {row: found[0] for row, of_row in labels.items() if len(found := multimode(of_row.values())) == 1}
 
 
 def check_labels(version: Version, column: str, labels: Mapping[str, str]) -> None:
@@ -73,14 +68,11 @@ class ApplyLabels(ShardStep):
     def apply(self, rows: Table, work: Path) -> Outcome:
         import pyarrow as pa
 
-        before = rows[self.column].to_pylist() if self.column in rows.column_names else [None] * len(rows)
-        ids = rows[ROW].to_pylist()
-        values = [self.labels.get(row, value) for row, value in zip(ids, before, strict=True)]
-        column = pa.array(values, pa.string())
-        if self.column in rows.column_names:
-            kept = rows.set_column(rows.column_names.index(self.column), self.column, column)
-        else:
-            kept = rows.append_column(self.column, column)
+        if self.column not in rows.column_names:
+            rows = rows.append_column(self.column, pa.nulls(len(rows), pa.string()))
+        before = rows[self.column].to_pylist()
+        values = [self.labels.get(row, value) for row, value in zip(rows[ROW].to_pylist(), before, strict=True)]
+        kept = rows.set_column(rows.column_names.index(self.column), self.column, pa.array(values, pa.string()))
         changed = sum(value != old for value, old in zip(values, before, strict=True))
         return Outcome(kept, None, {"rows_labelled": len(values) - values.count(None), "rows_changed": changed})
 
@@ -105,8 +97,5 @@ def labels_behind(catalog: Catalog, manifest: Manifest, row: str) -> tuple[RowLa
         return ()
     entries = read_entries(label_file(catalog, manifest.name, manifest.step.settings["column"]))
     of_row = LabelState(entry for entry in entries if entry.row == row).by_row.get(row, {})
-    return tuple(
-        RowLabel(entry.label, entry.labeller, entry.time, entry.note)
-        for entry in of_row.values()
-        if entry.label is not None
-    )
+    labelled = (entry for entry in of_row.values() if entry.label is not None)
+    return tuple(RowLabel(str(one.label), one.labeller, one.time, one.note) for one in labelled)

@@ -1,39 +1,44 @@
-"""Labels in files: out of a data set and into it, as Label Studio's JSON, JSON Lines or CSV."""
+"""Labels in files: out of a data set and into it, as JSON of Label Studio, JSON Lines or CSV.
+
+The tasks of Label Studio hold choices of one value, and pairs: https://labelstud.io/guide/task_format.
+"""
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from operator import itemgetter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from xml.sax.saxutils import quoteattr
 
-from aifx.core.digests import sha256_of
+from aifx.core.digests import Sha256, sha256_of
 from aifx.core.errors import DataError, UsageError
 from aifx.core.files import RECORDS_LIMIT, read_input, replacing
 from aifx.core.json_files import encode
 from aifx.core.os_errors import naming
-from aifx.core.parsing import parse_json
-from aifx.curation.labels.contents import FileLabel, RowFinder, Shown, contents_of, select_rows
-from aifx.curation.labels.label_studio import read_tasks, task_of
+from aifx.core.parsing import fault_in, parse_json
+from aifx.curation.labels.contents import Shown, ShownRow, image_type, shown_rows
 from aifx.curation.labels.store import Entry, LabelLog, LabelState, now
-from aifx.data.names import ROW
-from aifx.data.readers.csv_rows import CsvText, NotCsv, csv_rows, escape_formula, unescape_formula
-from aifx.data.readers.lines import read_lines
+from aifx.data.names import ROW, SOURCE
+from aifx.data.readers.csv_rows import CsvText, escape_formula, unescape_formula
+from aifx.data.readers.rows import read_rows
 from aifx.data.readers.sources import local_file
 from aifx.data.versions.manifest import Version
 
 LabelFormat: TypeAlias = Literal["label-studio", "jsonl", "csv"]
 SUFFIXES: Mapping[str, LabelFormat] = {".json": "label-studio", ".jsonl": "jsonl", ".csv": "csv"}
-LabelledRow: TypeAlias = tuple[str, str, Mapping[str, Any], list[Entry]]
-"""The id, the source and the shown columns of a row, and its labels."""
+FIELDS = ("row", "label", "labeller", "time", "note")
+MOST_EXAMPLES = 20
+
+LabelledRow: TypeAlias = tuple[ShownRow, list[Entry]]
+"""A row and its labels."""
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
-
-FIELDS = ("row", "label", "labeller", "time", "note")
 
 
 @dataclass(frozen=True)
@@ -87,16 +92,15 @@ def export_labels(
 ) -> ExportedLabels:
     """Write the labels that count of the rows of a version. Raises EnvironmentFault if the file cannot be written."""
     absent = {row: len(of_row) for row, of_row in state.by_row.items()}
-    needed = shown if format == "label-studio" else replace(shown, columns=())
+    needed = shown if format == "label-studio" else Shown(shown.kind, ())
 
-    def tasks() -> Iterator[LabelledRow]:
-        for table in select_rows(version, needed, set(absent)):
-            for row, source, content in contents_of(table, needed):
-                del absent[row]
-                yield row, source, content, list(state.by_row[row].values())
+    def labelled() -> Iterator[LabelledRow]:
+        for row in shown_rows(version, needed, set(absent)):
+            del absent[row.row]
+            yield row, list(state.by_row[row.row].values())
 
     with naming(path), replacing(path) as file:
-        for text in _ENCODERS[format](tasks(), shown, column):
+        for text in _ENCODERS[format](labelled(), shown, column):
             file.write(encode(text))
     found = [of_row for row, of_row in state.by_row.items() if row not in absent]
     labels = sum(entry.label is not None for of_row in found for entry in of_row.values())
@@ -105,86 +109,262 @@ def export_labels(
 
 def _tasks(rows: Iterable[LabelledRow], shown: Shown, column: str) -> Iterator[str]:
     before = "[\n"
-    for row, source, content, entries in rows:
-        yield before + _JSON.encode(task_of(row, source, content, shown, column, entries))
+    for row, entries in rows:
+        data = {name: _as_json(value) for name, value in row.content.items()} | {ROW: row.row, SOURCE: row.source}
+        annotations = [_annotation(entry, shown, column) for entry in entries]
+        yield before + _JSON.encode({"data": data, "annotations": annotations})
         before = ",\n"
     yield "[]\n" if before == "[\n" else "\n]\n"
 
 
+def _as_json(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return f"data:{image_type(value)};base64,{base64.b64encode(value).decode()}"
+    is_json = value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    return value if is_json else str(value)
+
+
+def _annotation(entry: Entry, shown: Shown, column: str) -> dict[str, Any]:
+    meta = {"labeller": entry.labeller, **({"text": [entry.note]} if entry.note else {})}
+    annotation: dict[str, Any] = {"was_cancelled": entry.label is None, "created_at": entry.time, "result": []}
+    if "@" in entry.labeller:  # it knows annotators by their address
+        annotation["completed_by"] = {"email": entry.labeller}
+    if entry.label is None:
+        return {**annotation, "meta": meta}
+    value: dict[str, Any] = {"choices": [entry.label]}
+    kind, to_name = "choices", shown.columns[0]
+    if shown.kind == "pairs" and entry.label in shown.columns:
+        kind, value = "pairwise", {"selected": "left" if entry.label == shown.columns[0] else "right"}
+        to_name = ",".join(shown.columns)
+    result = {"id": entry.id[:10], "from_name": column, "to_name": to_name, "type": kind, "value": value, "meta": meta}
+    return {**annotation, "result": [result]}
+
+
+def labeling_config(shown: Shown, column: str, labels: Iterable[str]) -> str:
+    """The configuration of a project of Label Studio into which exported tasks can be imported."""
+    tag = "Image" if shown.kind == "images" else "Text"
+    objects = "".join(f"<{tag} name={quoteattr(name)} value={quoteattr(f'${name}')}/>" for name in shown.columns)
+    if shown.kind == "pairs":
+        return f"<View><Pairwise name={quoteattr(column)} toName={quoteattr(','.join(shown.columns))}/>{objects}</View>"
+    choices = "".join(f"<Choice value={quoteattr(label)}/>" for label in labels)
+    to_name = quoteattr(shown.columns[0])
+    return (
+        f'<View>{objects}<Choices name={quoteattr(column)} toName={to_name} choice="single">{choices}</Choices></View>'
+    )
+
+
 def _lines(rows: Iterable[LabelledRow], shown: Shown, column: str) -> Iterator[str]:
-    for *_, entries in rows:
-        for entry in entries:
-            yield _JSON.encode(_record(entry)) + "\n"
+    for record in _records(rows):
+        yield _JSON.encode(record) + "\n"
 
 
 def _cells(rows: Iterable[LabelledRow], shown: Shown, column: str) -> Iterator[str]:
     text = CsvText()
     writer = csv.DictWriter(text, FIELDS)
     writer.writeheader()
-    for *_, entries in rows:
-        writer.writerows({name: escape_formula(value) for name, value in _record(entry).items()} for entry in entries)
+    writer.writerows({name: escape_formula(value) for name, value in record.items()} for record in _records(rows))
     yield text.getvalue()
 
 
-def _record(entry: Entry) -> dict[str, Any]:
-    return {name: getattr(entry, name) for name in FIELDS}
+def _records(rows: Iterable[LabelledRow]) -> Iterator[dict[str, Any]]:
+    return ({name: getattr(entry, name) for name in FIELDS} for _, entries in rows for entry in entries)
 
 
 _ENCODERS: Mapping[LabelFormat, Callable[[Iterable[LabelledRow], Shown, str], Iterator[str]]]
 _ENCODERS = {"label-studio": _tasks, "jsonl": _lines, "csv": _cells}
 
 
+class FileLabel(NamedTuple):
+    """A label in a file, before its row is found.
+
+    Attributes:
+        place: the file and the line or task.
+        row: id of the row, if the file has it.
+        content: values among which is the row's content, to find it by; empty if it can be found by its id alone.
+        label: None for a row that the labeller skipped, or if there is a fault.
+        fault: why it cannot be used; "" if it can.
+    """
+
+    place: str
+    row: object
+    content: tuple[object, ...] = ()
+    label: str | None = None
+    fault: str = ""
+    labeller: str | None = None
+    time: str | None = None
+    note: str = ""
+
+
 def read_labels(
     path: Path, format: LabelFormat, shown: Shown, column: str, *, predictions: bool = False
 ) -> Iterator[FileLabel]:
     """The labels of a file. Raises DataError for one that cannot be read, or not in the format."""
+    if format != "label-studio":
+        for row in read_rows(local_file(path, format=format)):
+            values = row.values
+            if format == "csv":
+                values = {name: unescape_formula(cell) for name, cell in values.items()}
+            yield _from_record(values, row.place)
+        return
     try:
-        if format == "label-studio":
-            data = read_input(path, limit=RECORDS_LIMIT)
-            yield from read_tasks(parse_json(data), str(path), shown, column, predictions=predictions)
-            return
-        lines = read_lines(local_file(path))
-        if format == "jsonl":
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _from_record(parse_json(line), f"{path}:{number}")
-        else:
-            rows = csv_rows(lines)
-            _, names = next(rows, (0, []))
-            for number, cells in filter(itemgetter(1), rows):
-                yield _from_record(dict(zip(names, map(unescape_formula, cells), strict=False)), f"{path}:{number}")
+        document = parse_json(read_input(path, limit=RECORDS_LIMIT))
     except OSError as error:
         raise DataError(f"{path} cannot be read", error.strerror or str(error), f"ls -l {path}") from None
-    except NotCsv as e:
-        raise DataError(f"{path}:{e.line}: not CSV", str(e), f"sed -n {e.line}p {path}") from None
     except ValueError as e:
-        raise DataError(
-            f"{path} is not {_NAMES[format]}", str(e), f"--format {'|'.join(get_args(LabelFormat))}"
-        ) from None
+        raise DataError(f"{path} is not JSON", str(e), f"--format {'|'.join(get_args(LabelFormat))}") from None
+    yield from _read_tasks(document, str(path), shown, column, predictions=predictions)
 
 
-_NAMES = {"label-studio": "JSON", "jsonl": "JSON Lines", "csv": "CSV"}
-
-
-def _from_record(record: Any, place: str) -> FileLabel:
-    if not isinstance(record, Mapping) or not (record.get("row") or record.get(ROW)):
+def _from_record(record: Mapping[str, Any], place: str) -> FileLabel:
+    row = record.get("row") or record.get(ROW)
+    if not row:
         hint = 'give each label its row: {"row": ..., "label": ...}'
         raise DataError(f"{place} names no row", f'a label has the fields "row" (or "{ROW}") and "label"', hint)
-    given = {name: record.get(name) or None for name in ("label", "labeller", "time", "note")}
-    wrong = next((name for name, value in given.items() if not isinstance(value, str | None)), None)
+    label, labeller, time, note = (record.get(name) or None for name in FIELDS[1:])
+    for name, value in zip(FIELDS[1:], (label, labeller, time, note), strict=True):
+        if not isinstance(value, str | None):
+            return FileLabel(place, row, fault=f"its {name} is not a text")
+    return FileLabel(place, row, label=label, labeller=labeller, time=time, note=note or "")
+
+
+def _read_tasks(document: Any, place: str, shown: Shown, column: str, *, predictions: bool) -> Iterator[FileLabel]:
+    """The labels of tasks.
+
+    Args:
+        document: a task, or a list of tasks.
+        predictions: also take those of models, as labels by "model:" and the model's version.
+
+    Raises DataError if the document has something else.
+    """
+    for number, task in enumerate(document if isinstance(document, list) else [document], 1):
+        where = f"{place}: task {number}"
+        data = task.get("data") if isinstance(task, dict) else None
+        if not isinstance(data, dict):
+            why = 'a task is an object with "data"; the export format is JSON, not JSON-MIN or CSV'
+            raise DataError(f"{where} is no task of Label Studio", why, "export the project as JSON")
+        for annotation in _objects(task.get("annotations", task.get("completions"))):
+            yield _from_annotation(annotation, None, where, data, shown, column)
+        for prediction in _objects(task.get("predictions")) if predictions else ():
+            model = f"model:{prediction.get('model_version') or 'unknown'}"
+            yield _from_annotation(prediction, model, where, data, shown, column)
+
+
+def _from_annotation(
+    annotation: Mapping[str, Any], model: str | None, where: str, data: Mapping[str, Any], shown: Shown, column: str
+) -> FileLabel:
+    results = [one for one in _objects(annotation.get("result")) if one.get("type") in ("choices", "pairwise")]
+    # That of another control only if there is none of ours.
+    results.sort(key=lambda one: one.get("from_name") != column)
+    result = results[0] if results else {}
+    meta = next((one for one in (result.get("meta"), annotation.get("meta")) if isinstance(one, dict)), {})
+    text = meta.get("text")
+    time = annotation.get("created_at")
+    label, fault = _value(result, shown)
+    is_skipped = annotation.get("was_cancelled") is True or annotation.get("skipped") is True
     return FileLabel(
-        place=place,
-        row=record.get("row") or record.get(ROW),
-        content=(),
-        label=given["label"] if wrong is None else None,
-        fault="" if wrong is None else f"its {wrong} is not a text",
-        labeller=given["labeller"] if wrong is None else None,
-        time=given["time"] if wrong is None else None,
-        note=(given["note"] or "") if wrong is None else "",
+        place=where,
+        row=data.get(ROW),
+        content=tuple(data.values()),
+        label=None if is_skipped else label,
+        fault="" if is_skipped else fault,
+        labeller=model or meta.get("labeller") or _annotator(annotation.get("completed_by")),
+        time=time if isinstance(time, str) else None,
+        note=" ".join(map(str, text)) if isinstance(text, list) else "",
     )
 
 
-MOST_EXAMPLES = 20
+def _value(result: Mapping[str, Any], shown: Shown) -> tuple[str | None, str]:
+    """The label of a result, and why it has none."""
+    value = result.get("value")
+    if not isinstance(value, dict):
+        return None, "it has no choice" + (" of one of two" if shown.kind == "pairs" else "")
+    if result["type"] == "pairwise":
+        selected = value.get("selected")
+        if shown.kind != "pairs":
+            return None, "it compares a pair: --pair A,B names the columns"
+        if selected not in ("left", "right"):
+            return None, f"it selects {selected!r}"
+        return shown.columns[selected == "right"], ""
+    choices = value.get("choices")
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], str):
+        return None, f"it has {len(choices) if isinstance(choices, list) else 'no'} choices instead of one"
+    return choices[0], ""
+
+
+def _annotator(completed_by: Any) -> str | None:
+    if isinstance(completed_by, dict):
+        completed_by = completed_by.get("email") or completed_by.get("id")
+    if isinstance(completed_by, int):
+        return f"annotator-{completed_by}"
+    return completed_by if isinstance(completed_by, str) else None
+
+
+def _objects(values: Any) -> list[dict[str, Any]]:
+    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
+
+
+class RowFinder:
+    """Finds rows of a version by their ids or, of other kinds than tables and chats, by their content."""
+
+    def __init__(self, version: Version, shown: Shown) -> None:
+        self._kind = shown.kind
+        self._rows: set[str] = set()
+        self._by_content: dict[bytes, tuple[str, bool]] = {}
+        self._by_name: dict[str, str | None] = {}
+        columns = () if shown.kind in ("table", "chat") else shown.columns
+        for row, source, content in shown_rows(version, Shown(shown.kind, columns)):
+            self._rows.add(row)
+            if columns:
+                values = tuple(content.values())
+                self._by_content.setdefault(_digest(values), (row, False))
+                if shown.kind == "pairs":
+                    self._by_content.setdefault(_digest(values[::-1]), (row, True))
+            if shown.kind == "images" and source:
+                name = source.rpartition("/")[2]
+                self._by_name[name] = None if name in self._by_name else row
+
+    def find(self, label: FileLabel) -> tuple[str, bool] | None:
+        """The row with the id of a label or, if it has none, the first whose content is among its values.
+
+        And whether a pair of it is the other way round. An image is found by its bytes in a data: URL, or by the name
+        of its file.
+        """
+        if label.row is not None:
+            return (label.row, False) if isinstance(label.row, str) and label.row in self._rows else None
+        texts = [value for value in label.content if isinstance(value, str)]
+        if self._kind == "pairs":
+            candidates = [_digest((one, two)) for at, one in enumerate(texts) for two in texts[at + 1 :]]
+        elif self._kind == "images":
+            candidates = [_digest((_url_data(text),)) for text in texts if text.startswith("data:")]
+        else:
+            candidates = [_digest((text,)) for text in texts]
+        found = next((self._by_content[one] for one in candidates if one in self._by_content), None)
+        if found is None and self._kind == "images":
+            names = (text.rpartition("/")[2] for text in texts if not text.startswith("data:"))
+            row = next((row for name in names if (row := self._by_file(name)) is not None), None)
+            return None if row is None else (row, False)
+        return found
+
+    def _by_file(self, name: str) -> str | None:
+        """Label Studio puts 8 hexadecimal digits before the names of uploaded files."""
+        uploaded = len(name) > 9 and name[8] == "-" and all(digit in "0123456789abcdef" for digit in name[:8])
+        return self._by_name.get(name) or (self._by_name.get(name[9:]) if uploaded else None)
+
+
+def _url_data(url: str) -> bytes:
+    head, _, data = url.partition(",")
+    try:
+        return base64.b64decode(data, validate=True) if head.endswith(";base64") else b""
+    except ValueError:
+        return b""
+
+
+def _digest(values: Sequence[Any]) -> bytes:
+    digest = Sha256()
+    for value in values:
+        data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value or b""
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.digest()[:16]
 
 
 def import_labels(
@@ -217,29 +397,25 @@ def _entry(
     """A label with its row, or why it cannot be used."""
     if label.fault:
         return label.fault
-    row, is_swapped = finder.find(label.row), False
-    if row is None and label.row is None:
-        row, is_swapped = finder.find_content(label.content) or (None, False)
-    if row is None:
-        return "no row of the version has its id" if label.row is not None else "no row of the version has its content"
-    value = label.label
+    found = finder.find(label)
+    if found is None:
+        return f"no row of the version has its {'content' if label.row is None else 'id'}"
+    row, is_swapped = found
+    value, who = label.label, label.labeller or labeller
     if is_swapped and value in shown.columns:
         value = shown.columns[value == shown.columns[0]]
-    who = label.labeller or labeller
     name = json.dumps([row, value, who, label.time, label.note])
-    entry = Entry(
-        id=sha256_of(name)[:32],
-        row=row,
-        action="label" if value is not None else "skip",
-        label=value,
-        labeller=who,
-        time=label.time or time,
-        kind=shown.kind,
-        version=version.manifest.whole_reference,
-        note=label.note,
-    )
     try:
-        entry.check()
+        return Entry(
+            id=sha256_of(name)[:32],
+            row=row,
+            action="label" if value is not None else "skip",
+            label=value,
+            labeller=who,
+            time=label.time or time,
+            kind=shown.kind,
+            version=version.manifest.whole_reference,
+            note=label.note,
+        )
     except ValueError as e:
-        return str(e)
-    return entry
+        return fault_in(e)

@@ -2,84 +2,179 @@
 
 from __future__ import annotations
 
+import heapq
+import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from aifx.core.errors import UsageError
-from aifx.curation.labels.contents import Shown, contents_of, select_rows
-from aifx.curation.labels.store import LabelState
-from aifx.data.names import ROW
+from aifx.core.errors import DataError, UsageError
+from aifx.core.parsing import parse_json
+from aifx.core.plurals import counted
+from aifx.core.project import RUN_NAME, find_project
+from aifx.curation.labels.contents import Shown, ShownRow, shown_rows
+from aifx.curation.labels.store import Entry, LabelState
+from aifx.data.names import CHAT, ROW
+from aifx.data.readers.rows import input_file, read_rows
 from aifx.data.versions.manifest import Version
+from aifx.data.versions.shards import read_shard
 from aifx.data.versions.sql import RowTable, identifier, open_tables
+
+logger = logging.getLogger(__name__)
 
 LEASE_S = 600.0
 """How long a row that a labeller got is kept for them."""
 
 
-@dataclass(frozen=True)
-class QueuedRow:
-    """A row to label."""
-
-    row: str
-    source: str
-    content: Mapping[str, Any]
-
-
-def unlabelled_rows(version: Version, column: str, *, relabel: bool = False) -> str:
-    """SQL of the rows of a version that have no value in the column. Their ids are `_row` of table `data`."""
-    if relabel or column not in version.manifest.columns:
-        return "SELECT * FROM data"
-    return f"SELECT * FROM data WHERE {identifier(column)} IS NULL"
-
-
 def sample_rows(version: Version, column: str, count: int, seed: int, *, relabel: bool = False) -> list[str]:
     """Ids of a random sample of the rows without a label in the version: the same for the same seed."""
-    rows = unlabelled_rows(version, column, relabel=relabel)
-    sql = f"SELECT {ROW} FROM ({rows}) ORDER BY md5({ROW} || '-{seed}'), {ROW} LIMIT {count}"
+    return _unlabelled(version, column, f"ORDER BY md5({ROW} || '-{seed}'), {ROW} LIMIT {count}", relabel=relabel)
+
+
+def _unlabelled(version: Version, column: str, order: str, *, relabel: bool) -> list[str]:
+    """Ids of the rows of a version that have no value in the column. Raises UsageError if there is none."""
+    is_free = "true" if relabel or column not in version.manifest.columns else f"{identifier(column)} IS NULL"
     with open_tables({"data": RowTable(version)}) as connection:
-        found = [row for (row,) in connection.execute(sql).fetchall()]
-    if not found:
-        raise no_rows(version, column)
+        found = connection.execute(f"SELECT {ROW} FROM data WHERE {is_free} {order}").fetchall()
+    if found:
+        return [row for (row,) in found]
+    if not version.manifest.rows:
+        raise UsageError(f"{version.reference} has no rows", "there is nothing to label", "aifx data ls")
+    what, why = f"all rows of {version.reference} have a value in column {column}", "only rows without one are labelled"
+    raise UsageError(what, why, "--relabel shows them too; --column NAME asks another question")
+
+
+def least_certain(
+    version: Version, shown: Shown, column: str, given: str, count: int, *, relabel: bool = False
+) -> list[str]:
+    """Ids of the rows without a label of which a model is least certain, the least certain first.
+
+    Args:
+        given: a run of the project, otherwise a file that `aifx predict` wrote for the version's shards.
+
+    Raises UsageError, DataError.
+    """
+    wanted = set(_unlabelled(version, column, "", relabel=relabel))
+    found: Iterator[tuple[str, float]]
+    if Path(given).suffix and not _is_run(given):
+        predicted = read_predictions(version, Path(given))
+        found = ((row, _certainty(values, place)) for row, place, values in predicted)
+    else:
+        found = _predict(version, shown, given)
+    certain = {row: certainty for row, certainty in found if row in wanted}
+    if not certain:
+        what = f"{given} predicts no row of {version.reference} that has no label"
+        why = f"{counted(len(wanted), 'row')} without a label have other ids"
+        raise UsageError(what, why, f"aifx predict {version.path}/shards/*.parquet --output predictions.jsonl")
+    if len(certain) < len(wanted):
+        logger.warning(
+            f"{given} predicts {len(certain):,} of the {counted(len(wanted), 'row')}; the others are left out"
+        )
+    return heapq.nsmallest(count, certain, key=lambda row: (certain[row], row))
+
+
+def probabilities_of(prediction: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The probability of each class in a prediction: a table has a column for each. Empty if it has none."""
+    found = next((value for name, value in prediction.items() if name.endswith("probabilities")), None)
+    if isinstance(found, Mapping):
+        return found
+    names = ((name.partition("probabilities.")[2], value) for name, value in prediction.items())
+    return {name: value for name, value in names if name}
+
+
+def certainty_of(prediction: Mapping[str, Any]) -> float | None:
+    """The certainty of a prediction: the probability of the likeliest class; of several yes-or-no answers that of the
+    least certain; of a text minus its loss. None if it has none of them."""
+    values = [float(value) for value in probabilities_of(prediction).values() if value not in (None, "")]
+    if values and "labels" in prediction:
+        return min(max(value, 1 - value) for value in values)
+    if values:
+        return max(values)
+    for name, sign in (("probability", 1), ("prediction.probability", 1), ("loss", -1)):
+        if prediction.get(name) not in (None, ""):
+            return sign * float(prediction[name])
+    return None
+
+
+def read_predictions(version: Version, path: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """The row, the place and the fields of each prediction in a file of `aifx predict`.
+
+    Its row is that of the field `_row`, otherwise that of the shard and the number in it. Raises DataError.
+    """
+    rows_of: dict[str, list[str]] = {}
+    shards = {f"{version.path.name}/{file.name}": version.path / file.name for file in version.manifest.shards}
+    for record in read_rows(input_file(str(path))):
+        values = record.values
+        row = values.get(ROW)
+        if row is None:
+            name = "/".join(Path(str(values.get("file"))).parts[-3:])
+            if name not in shards:
+                what = f"{record.place} is no prediction for a row of {version.reference}"
+                why = f"it has no {ROW}, and its file is {values.get('file')!r} instead of a shard of the version"
+                raise DataError(what, why, f"aifx predict {version.path}/shards/*.parquet --output {path}")
+            if name not in rows_of:
+                rows_of[name] = read_shard(shards[name], [ROW])[ROW].to_pylist()
+            number = str(values.get("row"))
+            if not number.isdecimal() or not 0 < int(number) <= len(rows_of[name]):
+                why = f"{name} has the rows 1 to {len(rows_of[name]):,}"
+                raise DataError(f"{record.place}: no row {number}", why, "predict the version again")
+            row = rows_of[name][int(number) - 1]
+        yield str(row), record.place, values
+
+
+def _certainty(prediction: Mapping[str, Any], place: str) -> float:
+    try:
+        found = certainty_of(prediction)
+    except (TypeError, ValueError) as e:
+        raise DataError(
+            f"{place} has a certainty that is no number", str(e), "aifx predict writes such files"
+        ) from None
+    if found is None:
+        why = "it has neither probabilities nor a loss"
+        raise DataError(f"{place} does not show how certain the model is", why, "predict classes, or score texts")
     return found
 
 
-def no_rows(version: Version, column: str) -> UsageError:
-    """The error if there is nothing to label."""
-    if not version.manifest.rows:
-        return UsageError(f"{version.reference} has no rows", "there is nothing to label", "aifx data ls")
-    what = f"all rows of {version.reference} have a value in column {column}"
-    return UsageError(
-        what, "only rows without one are labelled", "--relabel shows them too; --column NAME asks another question"
-    )
+def _is_run(name: str) -> bool:
+    try:
+        project = find_project()
+    except UsageError:
+        return False
+    return RUN_NAME.fullmatch(name) is not None and project.run(name).exists()
 
 
-def queued_rows(version: Version, shown: Shown, rows: Sequence[str]) -> list[QueuedRow]:
+def _predict(version: Version, shown: Shown, run: str) -> Iterator[tuple[str, float]]:
+    """The certainty of a run of the project for each row."""
+    from aifx.loading.model import LoadedModel
+    from aifx.loading.restore import restore_run
+
+    project = find_project()
+    model = LoadedModel(restore_run(project.existing_run(run), project))
+    text_field = getattr(model.trained.config.data, "text_field", "text")
+    ids: list[str] = []
+
+    def rows() -> Iterator[Mapping[str, Any]]:
+        for shard in version.shards:
+            for record in read_shard(shard, [ROW, *shown.columns]).to_pylist():
+                row = record.pop(ROW)
+                try:
+                    values = model.decode(record["image"]) if shown.kind == "images" else record
+                    values = parse_json(record[CHAT]) if shown.kind == "chat" else values
+                except ValueError as e:
+                    logger.warning(f"row {row} is left out: {e}")
+                    continue
+                ids.append(row)
+                yield {text_field: values["text"]} if shown.kind == "text" else values
+
+    for number, prediction in enumerate(model.predict(rows())):
+        yield ids[number], _certainty(prediction, f"run {run}, row {ids[number]}")
+
+
+def queued_rows(version: Version, shown: Shown, rows: Sequence[str]) -> list[ShownRow]:
     """The rows with these ids, in their order."""
-    found = {
-        row: QueuedRow(row, source, content)
-        for table in select_rows(version, shown, rows)
-        for row, source, content in contents_of(table, shown)
-    }
+    found = {row.row: row for row in shown_rows(version, shown, rows)}
     return [found[row] for row in rows]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far the labelling is.
-
-    Attributes:
-        rows: of the queue.
-        done: rows that have as many labels as asked for.
-        labelled: rows that one labeller has labelled.
-        skipped: rows that they have skipped.
-    """
-
-    rows: int
-    done: int
-    labelled: int
-    skipped: int
 
 
 class LabelQueue:
@@ -89,13 +184,13 @@ class LabelQueue:
         overlap: labels per row, each by another labeller.
     """
 
-    def __init__(self, rows: Iterable[QueuedRow], state: LabelState, overlap: int = 1) -> None:
+    def __init__(self, rows: Iterable[ShownRow], state: LabelState, overlap: int = 1) -> None:
         self.rows = {row.row: row for row in rows}
         self.overlap = overlap
         self._state = state
         self._leases: dict[str, dict[str, float]] = {}  # the ends, by labeller, by row
 
-    def take(self, labeller: str, count: int) -> list[QueuedRow]:
+    def take(self, labeller: str, count: int) -> list[ShownRow]:
         """Rows for a labeller: first those that they have got already."""
         now = time.monotonic()
         leased, free = [], []
@@ -116,21 +211,16 @@ class LabelQueue:
         return [self.rows[row] for row in taken]
 
     @staticmethod
-    def _count(entries: Iterable[Any]) -> int:
+    def _count(entries: Iterable[Entry]) -> int:
         """Labels: a row that somebody skipped is left to others."""
         return sum(entry.label is not None for entry in entries)
 
-    def progress(self, labeller: str) -> Progress:
-        done = labelled = skipped = 0
-        for row in self.rows:
-            of_row = self._state.by_row.get(row, {})
-            done += self._count(of_row.values()) >= self.overlap
-            if (own := of_row.get(labeller)) is not None:
-                labelled += own.label is not None
-                skipped += own.label is None
-        return Progress(len(self.rows), done, labelled, skipped)
-
-    def history(self, labeller: str, most: int) -> list[str]:
-        """Rows that a labeller labelled or skipped, the latest last."""
-        own = [of_row[labeller] for row in self.rows if labeller in (of_row := self._state.by_row.get(row, {}))]
-        return [entry.row for entry in sorted(own, key=lambda entry: self._state.ids[entry.id])[-most:]]
+    def progress(self, labeller: str, most: int) -> dict[str, Any]:
+        """How far the labelling is, for the page: rows of the queue, those that have as many labels as asked for, and
+        those that a labeller labelled or skipped, of which the ids of the last `most` follow, the latest last."""
+        states = [self._state.by_row.get(row, {}) for row in self.rows]
+        own = [of_row[labeller] for of_row in states if labeller in of_row]
+        done, labelled = sum(self._count(of_row.values()) >= self.overlap for of_row in states), self._count(own)
+        counts = {"rows": len(states), "done": done, "labelled": labelled, "skipped": len(own) - labelled}
+        own.sort(key=lambda entry: self._state.ids[entry.id])
+        return {"progress": counts, "history": [entry.row for entry in own[-most:]]}

@@ -11,18 +11,20 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic.dataclasses import dataclass
 
 from aifx.core.errors import DataError, UsageError
 from aifx.core.files import RECORDS_LIMIT, open_file, read_file
 from aifx.core.json_files import JsonLines, parse_line, sync_directory
 from aifx.core.json_values import plain
 from aifx.core.locks import holding
-from aifx.core.parsing import parse_json
+from aifx.core.parsing import fault_in
 from aifx.core.sanitize import escape_controls
 from aifx.data.names import RESERVED
 from aifx.data.versions.catalog import DATASET_NAME, Catalog
@@ -38,9 +40,24 @@ MOST_CHARACTERS = 200
 MOST_NOTE = 2000
 
 
-@dataclass(frozen=True)
+def is_name(text: str) -> bool:
+    """Whether a text can be a label or the name of a labeller."""
+    return len(text) <= MOST_CHARACTERS and escape_controls(text, keep="") == text
+
+
+def _checked(text: str) -> str:
+    if not is_name(text):
+        raise ValueError(f"it has at most {MOST_CHARACTERS} characters, and no control characters")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1)]
+Name = Annotated[Text, AfterValidator(_checked)]
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Entry:
-    """A line: what a labeller did to a row.
+    """A line: what a labeller did to a row. Raises ValueError for values that the file may not have.
 
     Attributes:
         id: of the line, chosen by its sender; a second line with the same id is ignored.
@@ -51,41 +68,24 @@ class Entry:
         version: that was shown, as "name@<64 digits>".
     """
 
-    id: str
-    row: str
+    id: Name
+    row: Text
     action: Action
-    label: str | None
-    labeller: str
-    time: str
+    label: Name | None
+    labeller: Name
+    time: Name
     kind: LabelKind
-    version: str
-    note: str = ""
+    version: Text
+    note: Annotated[str, Field(max_length=MOST_NOTE)] = ""
 
-    def check(self) -> None:
-        """Raise ValueError for a line that the file may not have."""
-        if fault := next(_faults(self), None):
-            raise ValueError(fault)
-
-
-def _faults(entry: Entry) -> Iterator[str]:
-    for name in ("id", "row", "labeller", "time", "version"):
-        if not isinstance(getattr(entry, name), str) or not getattr(entry, name):
-            yield f"{name} is a text that is not empty"
-    for name in ("id", "label", "labeller", "time"):
-        value = getattr(entry, name) or ""
-        if not isinstance(value, str) or not is_name(value):
-            yield f"{name} has at most {MOST_CHARACTERS} characters, and no control characters"
-    if entry.action not in get_args(Action) or entry.kind not in get_args(LabelKind):
-        yield f"unknown action {entry.action!r} or kind {entry.kind!r}"
-    if not (entry.label if entry.action == "label" else entry.label is None):
-        yield 'label is given with the action "label" alone'
-    if not isinstance(entry.note, str) or len(entry.note) > MOST_NOTE:
-        yield f"note has at most {MOST_NOTE:,} characters"
+    @model_validator(mode="after")
+    def _check_label(self) -> Entry:
+        if (self.label is not None) != (self.action == "label"):
+            raise ValueError('label is given with the action "label" alone')
+        return self
 
 
-def is_name(text: str) -> bool:
-    """Whether a text can be a label or the name of a labeller."""
-    return len(text) <= MOST_CHARACTERS and escape_controls(text, keep="") == text
+_ENTRY = TypeAdapter(Entry)
 
 
 def now() -> str:
@@ -113,11 +113,12 @@ class LabelState:
 
     def labels(self) -> dict[str, dict[str, str]]:
         """Label by labeller, by row."""
-        found = {
-            row: {labeller: entry.label for labeller, entry in of_row.items() if entry.label is not None}
-            for row, of_row in self.by_row.items()
-        }
-        return {row: labels for row, labels in found.items() if labels}
+        found: dict[str, dict[str, str]] = {}
+        for row, of_row in self.by_row.items():
+            for labeller, entry in of_row.items():
+                if entry.label is not None:
+                    found.setdefault(row, {})[labeller] = entry.label
+        return found
 
 
 def label_file(catalog: Catalog, name: str, column: str) -> Path:
@@ -148,72 +149,36 @@ def read_entries(path: Path) -> list[Entry]:
     lines = data.split(b"\n")
     if parse_line(lines[-1]) is None:
         lines.pop()
-    try:
-        records = parse_json(b"[%s]" % b",".join(lines))  # much faster than one by one
-    except ValueError:
-        records = []
-    is_whole = len(records) == len(lines)
     entries = []
     for number, line in enumerate(lines, 1):
         try:
-            record: Any = records[number - 1] if is_whole else parse_json(line)
-            entry = Entry(**record)
-            if not _has_types(entry):
-                entry.check()
-            entries.append(entry)
-        except (TypeError, ValueError) as e:
+            entries.append(_ENTRY.validate_json(line))
+        except ValueError as e:
             what = f"{path}:{number} is not a line of labels"
-            raise DataError(what, str(e), "restore the file from a copy, or remove this line") from None
+            raise DataError(what, fault_in(e), "restore the file from a copy, or remove this line") from None
     return entries
-
-
-def _has_types(entry: Entry) -> bool:
-    """Whether all values of an entry have their types. `Entry.check` takes four times as long."""
-    texts = (entry.id, entry.row, entry.action, entry.labeller, entry.time, entry.kind, entry.version, entry.note)
-    if {*map(type, texts)} != {str} or entry.action not in _ACTIONS:
-        return False
-    return type(entry.label) is str if entry.action == "label" else entry.label is None
-
-
-_ACTIONS = frozenset(get_args(Action))
-
-
-def _end_last_line(path: Path) -> None:
-    """Give a whole last line its end, which an editor may leave out: the file's writer cuts a line without one."""
-    with suppress(FileNotFoundError):
-        data = read_file(path, limit=RECORDS_LIMIT)
-        if parse_line(data[data.rfind(b"\n") + 1 :]) is not None:
-            with open(open_file(path, os.O_WRONLY | os.O_APPEND), "wb") as file:
-                file.write(b"\n")
 
 
 class LabelLog:
     """The file of a column's labels, open for appending. From one thread at a time."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        _end_last_line(path)
-        self._lines = JsonLines(path)  # cuts what a killed process left of a line
-        sync_directory(path.parent)
+    def __init__(self, path: Path, lines: JsonLines) -> None:
+        self.path, self._lines = path, lines
         self.state = LabelState(read_entries(path))
 
     def append(self, entries: Sequence[Entry]) -> int:
         """Add entries whose ids are new. When it returns, they survive a loss of power. Returns how many are new.
 
-        Raises ValueError for an entry that is none, EnvironmentFault if the disk refuses one; those before it count.
+        Raises EnvironmentFault if the disk refuses one; those before it count.
         """
         count = 0
         for entry in entries:
             if entry.id not in self.state.ids:
-                entry.check()
                 self._lines.append(plain(entry))
                 self.state.add(entry)
                 count += 1
         self._lines.sync()
         return count
-
-    def close(self) -> None:
-        self._lines.close()
 
 
 @contextmanager
@@ -221,8 +186,11 @@ def open_log(catalog: Catalog, name: str, column: str) -> Iterator[LabelLog]:
     """The log of a column, which no other process writes meanwhile. Raises FolderBusy, UsageError, DataError."""
     path = label_file(catalog, name, column)
     with holding(path.parent, f"the label file of {name}", "writes it"):
-        log = LabelLog(path)
-        try:
-            yield log
-        finally:
-            log.close()
+        with suppress(FileNotFoundError):
+            data = read_file(path, limit=RECORDS_LIMIT)
+            if parse_line(data[data.rfind(b"\n") + 1 :]) is not None:  # an editor may leave out the last line's end
+                with open(open_file(path, os.O_WRONLY | os.O_APPEND), "wb") as file:
+                    file.write(b"\n")
+        with closing(JsonLines(path)) as lines:  # cuts a line without end, which a killed process left
+            sync_directory(path.parent)
+            yield LabelLog(path, lines)

@@ -20,9 +20,9 @@ from aifx.core.errors import DataError, EnvironmentFault, UsageError
 from aifx.core.extras import install_command
 from aifx.core.plurals import counted
 from aifx.curation.labels.applying import decide
-from aifx.curation.labels.contents import Shown, contents_of, read_columns
+from aifx.curation.labels.contents import Shown, shown_rows
+from aifx.curation.labels.queue import probabilities_of, read_predictions
 from aifx.curation.labels.store import LabelState
-from aifx.curation.labels.uncertain import read_predictions
 from aifx.data.names import ROW
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.shards import read_shard
@@ -127,10 +127,7 @@ def _predicted(
     """The labelled rows that a file predicts, its classes, and the probabilities [rows, classes]."""
     found: dict[str, Mapping[str, float]] = {}
     for row, place, values in read_predictions(version, path):
-        nested = values.get("probabilities")
-        if not isinstance(nested, Mapping):
-            nested = {name.partition("probabilities.")[2]: value for name, value in values.items()
-                      if "probabilities." in name}  # fmt: skip
+        nested = probabilities_of(values)
         if not nested:
             why = "the probability of each class is compared with the label"
             raise DataError(f"{place} has no probabilities", why, "aifx predict of a model of classes writes them")
@@ -183,16 +180,15 @@ def _contents(version: Version, shown: Shown) -> Iterator[tuple[str, Any]]:
 
     from aifx.data.readers.pictures import BadPicture, open_picture
 
-    for table in read_columns(version, shown.columns):
-        for row, _, content in contents_of(table, shown):
-            value = content[shown.columns[0]]
-            if shown.kind == "text":
-                yield row, value or ""
-                continue
-            try:
-                with open_picture(io.BytesIO(value)) as picture:
-                    small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-            except BadPicture as e:
-                logger.warning(f"row {row} is left out: {e}")
-                continue
-            yield row, np.asarray(small, np.float32).ravel() / 127.5 - 1
+    for row, _, content in shown_rows(version, shown):
+        value = content[shown.columns[0]]
+        if shown.kind == "text":
+            yield row, value or ""
+            continue
+        try:
+            with open_picture(io.BytesIO(value)) as picture:
+                small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        except BadPicture as e:
+            logger.warning(f"row {row} is left out: {e}")
+            continue
+        yield row, np.asarray(small, np.float32).ravel() / 127.5 - 1

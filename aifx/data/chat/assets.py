@@ -15,9 +15,8 @@ from aifx.core.files import read_file, replace_file
 from aifx.core.json_files import write_json
 from aifx.core.parsing import parse_json
 from aifx.core.project import Project
-from aifx.data.chat.rendering import ChatRenderer
+from aifx.data.chat.rendering import ChatRenderer, SpecialTokens
 from aifx.data.chat.section import ChatSection
-from aifx.data.chat.special_tokens import SpecialTokens
 from aifx.data.chat.store import ChatCorpus
 from aifx.data.chat.template import CHATML, PLAIN, ChatTemplate, load_template
 from aifx.data.sections import OWN_TOKENIZERS, TokenSection

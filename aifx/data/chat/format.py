@@ -1,37 +1,153 @@
-"""A project's conversations as batches of sequences."""
+"""A project's conversations, or pairs of answers of which one is preferred, as batches of sequences."""
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from aifx.core.digests import sha256_of_values
-from aifx.core.errors import DataError
+from aifx.core.digests import hash32, sha256_of_values
+from aifx.core.errors import DataError, UsageError
+from aifx.core.files import replace_file
 from aifx.core.project import Project
 from aifx.data.base import TEXT_BYTES, Batch
 from aifx.data.chat.assets import chat_tokenizer, open_renderer, own_vocab_size
 from aifx.data.chat.rendering import ChatRenderer
-from aifx.data.chat.rows import Preference, parse_row
+from aifx.data.chat.rows import Preference, content_text, parse_row
 from aifx.data.chat.section import ChatSection
-from aifx.data.chat.sequences import ChatRows, Mix, Truncation, empty_chats, fit
 from aifx.data.chat.store import ChatCorpus, ChatTokens, chats_of, open_chats, tokenize, tokens_digest
+from aifx.data.checked_files import read_checked, with_digest
 from aifx.data.implicit import ImplicitVersion
+from aifx.data.mixing import CYCLE, cycle_stops, part_at
+from aifx.data.order import shuffled
 from aifx.data.readers.rows import Row
 from aifx.data.readers.sources import SourceFile
 from aifx.data.sections import OWN_TOKENIZERS
-from aifx.data.sequences import best_fit
+from aifx.data.sequences import PackedSequences, best_fit, empty_batch
 from aifx.data.spec import DataSpec, Field
 from aifx.data.splits import SPLITS, Split
+from aifx.data.store import SplitTokens
 from aifx.data.text import TokenFormat, check_vocab_size
 from aifx.data.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
+
+CHOSEN, REJECTED = 1, 2
+"""Segments of a row that holds a pair."""
+
+
+class Truncation(NamedTuple):
+    """Numbers of conversations that are longer than a sequence."""
+
+    examples: int = 0  # of all splits
+    truncated: int = 0  # longer than data.seq_len: cut, or left out
+    without_end: int = 0  # cut so that their last answer has lost the token that ends it
+
+
+@dataclass(frozen=True)
+class ChatRows:
+    """Rows that hold whole conversations, one after another.
+
+    Attributes:
+        numbers: of the conversations in `tokens`, by row, int64 `[conversations]`.
+        packed: the rows, with a span for each conversation.
+    """
+
+    tokens: ChatTokens
+    numbers: np.ndarray
+    packed: PackedSequences
+
+    @classmethod
+    def fit(
+        cls,
+        tokens: ChatTokens,
+        numbers: np.ndarray,
+        seq_len: int,
+        how: Literal["error", "drop", "left", "right"],
+        rows_of: Callable[[np.ndarray], np.ndarray],
+    ) -> tuple[ChatRows, Truncation]:
+        """Cut the conversations `numbers` to `seq_len` targets, or leave longer ones out.
+
+        Args:
+            numbers: int64 `[conversations]`, indices into `tokens`.
+            how: `data.truncate`; with "error", the caller has checked that none is longer.
+            rows_of: from the lengths of those that stay to the row of each, int64 `[conversations]`.
+        """
+        starts, stops = tokens.starts[numbers], tokens.starts[numbers + 1] - 1
+        too_long = stops - starts > seq_len
+        written = np.flatnonzero(tokens.writers[:])
+        ends = written[np.searchsorted(written, tokens.starts[numbers + 1]) - 1]  # the assistant's last tokens
+        if how == "left":
+            starts = np.maximum(starts, stops - seq_len)
+        elif how == "right":
+            stops = np.minimum(stops, starts + seq_len)
+        kept = ~too_long if how == "drop" else np.ones(len(numbers), bool)
+        lost = kept & ((ends > stops) | (ends <= starts))
+        numbers, starts, lengths = numbers[kept], starts[kept], (stops - starts)[kept]
+        rows = rows_of(lengths)
+        order = np.argsort(rows, kind="stable")
+        spans = np.stack([rows, starts, lengths, np.zeros_like(rows)], axis=1)[order]
+        split = SplitTokens(tokens.ids, tokens.starts, closed=True, num_bytes=0)
+        found = cls(tokens, numbers[order], PackedSequences(split, spans, documents=True))
+        return found, Truncation(len(too_long), int(too_long.sum()), int(lost.sum()))
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def members(self, row: int) -> list[int]:
+        """The conversations in a row: their numbers in `tokens`."""
+        found: list[int] = self.numbers[self.packed.members(row)].tolist()
+        return found
+
+    def write(self, index: int, batch: Batch, row: int) -> None:
+        """Write row `index` into `row` of a batch that `empty_chats` made."""
+        self.packed.write(index, 0, batch, row)
+        column = 0
+        for _, start, length, _ in self.packed.spans[self.packed.members(index)].tolist():
+            batch["writers"][row, column : column + length] = self.tokens.writers[start + 1 : start + length + 1]
+            column += length
+
+
+def empty_chats(rows: int, seq_len: int, eos_id: int) -> Batch:
+    """Rows of padding, as `empty_batch` makes them, with the writer OTHERS (0)."""
+    batch = empty_batch(rows, seq_len, eos_id, documents=True)
+    batch["writers"] = np.zeros((rows, seq_len), np.int32)
+    return batch
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The entry and the row at each place of training: a function of (seed, place).
+
+    Attributes:
+        sizes: rows of each entry.
+        shares: of each in what training reads; in proportion to `sizes` if there are none.
+    """
+
+    sizes: Sequence[int]
+    shares: Sequence[float] = ()
+
+    def __call__(self, place: int, seed: int | None) -> tuple[int, int]:
+        """Without a seed the rows are in order; behind the last is an entry after the last."""
+        if seed is None or not self.shares:
+            index = place if seed is None else shuffled(place, sum(self.sizes), seed)[1]
+            return part_at(index, self._stops)
+        cycle, within = shuffled(place, CYCLE, hash32("mix", seed))
+        entry, nth = part_at(within, self._stops)
+        turn = cycle * (self._stops[entry] - within + nth) + nth
+        return entry, shuffled(turn, self.sizes[entry], hash32("entry", seed, entry))[1]
+
+    @cached_property
+    def _stops(self) -> list[int]:
+        """Where the rows of each entry end: in a cycle if there are shares, otherwise in all."""
+        return cycle_stops(self.shares, CYCLE) if self.shares else list(accumulate(self.sizes))
 
 
 @dataclass(frozen=True)
@@ -65,14 +181,8 @@ class ChatSource:
 
     def find(self, place: int) -> tuple[ChatRows, int] | None:
         """The row at a place; without a seed they are in order, and there is none after the last."""
-        if self.seed is not None:
-            entry, index = self.mix(place, self.seed)
-            return self.entries[entry], index
-        for rows in self.entries:
-            if place < len(rows):
-                return rows, place
-            place -= len(rows)
-        return None
+        entry, index = self.mix(place, self.seed)
+        return (self.entries[entry], index) if entry < len(self.entries) else None
 
 
 @dataclass(frozen=True)
@@ -126,11 +236,10 @@ class ChatFormat(TokenFormat):
 
     @classmethod
     def describe(cls, section: ChatSection, project: Project) -> DataSpec:
-        if (size := own_vocab_size(section)) is not None:
-            return chat_spec(section, size)
-        if section.tokenizer in OWN_TOKENIZERS:
-            return chat_spec(section, None)
-        return chat_spec(section, chat_tokenizer(section, section.tokenizer_path(project)).vocab_size)
+        size = own_vocab_size(section)
+        if size is None and section.tokenizer not in OWN_TOKENIZERS:
+            size = chat_tokenizer(section, section.tokenizer_path(project)).vocab_size
+        return chat_spec(section, size)
 
     @classmethod
     def open(cls, section: ChatSection, project: Project, assets: Path) -> tuple[ChatFormat, ChatData]:
@@ -180,10 +289,10 @@ class ChatFormat(TokenFormat):
         starts = np.array([0, len(example.ids)])
         zeros = np.zeros(1, np.int64)
         tokens = ChatTokens(example.ids, example.writers, starts, zeros, zeros, zeros, zeros)
-        fitted, _ = fit(tokens, zeros, self.section.seq_len, "error")
+        rows, _ = ChatRows.fit(tokens, zeros, self.section.seq_len, "error", np.zeros_like)
         batch = empty_chats(1, self.section.seq_len, self.tokenizer.eos_id)
-        ChatRows.make(tokens, fitted, zeros).write(0, batch, 0)
-        num_bytes = sum(len(str(message.get("content") or "").encode()) for message in conversation.messages)
+        rows.write(0, batch, 0)
+        num_bytes = sum(len(content_text(message).encode()) for message in conversation.messages)
         return {**batch, TEXT_BYTES: np.array([num_bytes], np.int32)}
 
     def _open(self, corpus: ChatCorpus) -> ChatData:
@@ -191,15 +300,17 @@ class ChatFormat(TokenFormat):
         tokens = tokenize(corpus, self.renderer, digest)
         check_lengths(np.diff(tokens.starts) - 1, section, "conversation", partial(corpus.place, tokens))
         cuts: list[Truncation] = []
+        is_packed = section.packing == "examples"
 
-        def rows_of(numbers: np.ndarray) -> ChatRows:
-            fitted, cut = fit(tokens, numbers, section.seq_len, section.truncate)
+        def rows_of(lengths: np.ndarray) -> np.ndarray:
+            return best_fit(lengths, section.seq_len) if is_packed else np.arange(len(lengths))
+
+        def fit(numbers: np.ndarray) -> ChatRows:
+            rows, cut = ChatRows.fit(tokens, numbers, section.seq_len, section.truncate, rows_of)
             cuts.append(cut)
-            if section.packing == "examples":
-                return ChatRows.make(tokens, fitted, best_fit(fitted.lengths, section.seq_len))
-            return ChatRows.make(tokens, fitted, np.arange(len(fitted.lengths)))
+            return rows
 
-        splits = corpus.by_split(tokens, rows_of)
+        splits = corpus.by_split(tokens, fit)
         truncation = Truncation(*map(sum, zip(*cuts, strict=True)))
         _report(truncation, section)
         how = (section.seq_len, section.packing, section.truncate, section.mix)
@@ -241,3 +352,112 @@ def _report(truncation: Truncation, section: ChatSection) -> None:
         f"{truncation.truncated:,} of {truncation.examples:,} conversations have more than data.seq_len = "
         f"{section.seq_len:,} tokens: {done}{lost if truncation.without_end else ''}"
     )
+
+
+# Pairs of answers: a row holds both, each a segment of its own
+
+
+@dataclass(frozen=True)
+class References:
+    """Log-probabilities of the answers under the model that training started from.
+
+    Attributes:
+        key: digest of the data and the weights that they are of.
+        values: float32 `[pairs, 2]`, of the chosen and the rejected answer.
+    """
+
+    key: str
+    values: np.ndarray
+
+    def as_file(self) -> bytes:
+        """The content of `reference.npz`, with the SHA-256 of it at its end."""
+        stream = io.BytesIO()
+        np.savez(stream, key=np.array(self.key), values=self.values)
+        return with_digest(stream.getvalue())
+
+    def write(self, path: Path) -> None:
+        replace_file(path, self.as_file())
+
+    @classmethod
+    def read(cls, path: Path) -> References:
+        with np.load(io.BytesIO(read_checked(path))) as arrays:
+            return cls(str(arrays["key"]), arrays["values"])
+
+
+@dataclass(frozen=True)
+class PreferenceSource(ChatSource):
+    """Batches of `ChatSource` with one pair in a row, and "reference" float32 `[rows, 2]`."""
+
+    references: References | None = None
+
+    def read(self, step: int, rows: slice) -> Batch:
+        batch = super().read(step, rows)
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+        batch["reference"] = np.zeros((len(places), 2), np.float32)
+        for row, place in enumerate(places):
+            if (pair := self.pair(place)) is not None:
+                # NaN, so that a loss without references cannot look like one with them.
+                batch["reference"][row] = np.nan if self.references is None else self.references.values[pair]
+        return batch
+
+    def pair(self, place: int) -> int | None:
+        """The number of the pair at a place, in the order of the files; None after the last."""
+        found = self.find(place)
+        return None if found is None else found[0].members(found[1])[0] // 2
+
+
+@dataclass(frozen=True)
+class PreferenceData(ChatData):
+    """A data set of pairs."""
+
+    num_pairs: int = 0
+    references: References | None = None
+
+    def source(self, split: Split, batch_size: int, *, seed: int | None) -> PreferenceSource:
+        made = super().source(split, batch_size, seed=seed)
+        return PreferenceSource(**vars(made), references=self.references)
+
+    def place_of(self, pair: int) -> str:
+        """The file and line of a pair."""
+        entries = (rows for rows in chain(*self.splits.values()) if len(rows))
+        return self.corpus.place(next(entries).tokens, 2 * pair)
+
+
+@dataclass(frozen=True)
+class PreferenceFormat(ChatFormat):
+    """Pairs of answers, a tokenizer with a chat template, rows of `data.seq_len` tokens that hold a pair."""
+
+    example_names: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
+
+    @classmethod
+    def describe(cls, section: ChatSection, project: Project) -> DataSpec:
+        return _with_reference(super().describe(section, project))
+
+    @classmethod
+    def _with(cls, section: ChatSection, renderer: Any) -> PreferenceFormat:
+        made = super()._with(section, renderer)
+        return cls(section, _with_reference(chat_spec(section, made.spec.vocab_size)), made.tokenizer, made.renderer)
+
+    def encode(self, row: Any) -> Batch:
+        why = "it compares the answers of a pair, from the weights that its training started from"
+        raise UsageError("a model of preferences makes no predictions", why, "aifx eval --data FILE")
+
+    def _open(self, corpus: ChatCorpus) -> ChatData:
+        section, digest = self.section, tokens_digest(corpus, self.renderer, "preferences")
+        tokens = tokenize(corpus, self.renderer, digest)
+        lengths = (np.diff(tokens.starts) - 1).reshape(-1, 2).sum(1)
+        check_lengths(lengths, section, "pair of answers", lambda pair: corpus.place(tokens, 2 * pair))
+
+        def rows_of(numbers: np.ndarray) -> ChatRows:
+            kept = numbers[np.repeat(lengths[numbers[::2] // 2] <= section.seq_len, 2)]
+            # A pair in each row.
+            return ChatRows.fit(tokens, kept, section.seq_len, "drop", lambda lengths: np.arange(len(lengths)) // 2)[0]
+
+        splits = corpus.by_split(tokens, rows_of)
+        whole = sha256_of_values("preferences", digest, section.seq_len, section.mix)
+        cut = Truncation(len(lengths), int((lengths > section.seq_len).sum()))
+        return PreferenceData(self.spec, whole, self.tokenizer, section, corpus, splits, cut, len(lengths))
+
+
+def _with_reference(spec: DataSpec) -> DataSpec:
+    return replace(spec, fields={**spec.fields, "reference": Field((2,), "float32")})

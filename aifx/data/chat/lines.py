@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from aifx.core.errors import DataError
 from aifx.core.json_values import encode_json
 from aifx.core.parsing import parse_json
-from aifx.data.chat.rows import FIELDS, Message, Preference, parse_row
+from aifx.data.chat.rows import FIELDS, Message, Preference, content_text, parse_row
 from aifx.data.names import CHAT, RESERVED
 from aifx.data.readers.base import BadRow, Batch, ReadOptions
 from aifx.data.readers.columnar import READERS, Reader
@@ -175,7 +175,6 @@ def messages_of(chat: str) -> list[str]:
 
 
 def _as_read(message: Message) -> str:
-    content = message.get("content") or ""
-    text = content if isinstance(content, str) else "".join(part["text"] for part in content)
     others = {name: value for name, value in message.items() if name not in ("role", "content")}
-    return f"{message['role']}: {text}" + (f"\n{json.dumps(others, ensure_ascii=False)}" if others else "")
+    text = f"{message['role']}: {content_text(message)}"
+    return text + (f"\n{json.dumps(others, ensure_ascii=False)}" if others else "")

@@ -48,6 +48,7 @@ class Conversation:
         place: the file and line, for error messages.
         split, cluster: those that the row has in a version of a data set.
         number: of the line, in a file without lines of the row, from 1; 0 if it is of no file.
+        key_length: number of messages in the key; all if None.
     """
 
     messages: tuple[Message, ...]
@@ -57,6 +58,7 @@ class Conversation:
     split: Any = None
     cluster: Any = None
     number: int = 0
+    key_length: int | None = None
 
     @property
     def answers(self) -> list[int]:
@@ -66,7 +68,13 @@ class Conversation:
     @cached_property
     def key(self) -> bytes:
         """Equal for equal conversations, whatever their files and lines."""
-        return json.dumps([self.messages, self.tools], sort_keys=True, default=str).encode()
+        return json.dumps([self.messages[: self.key_length], self.tools], sort_keys=True, default=str).encode()
+
+
+def content_text(message: Message) -> str:
+    """The text of a message, of all its parts."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 class Preference(NamedTuple):
@@ -99,14 +107,6 @@ def read_conversations(file: SourceFile) -> Iterator[Conversation]:
         yield found
 
 
-class _Answer(Conversation):
-    """One of two answers to a prompt. The key is that of the prompt, so both answers are in the same split."""
-
-    @cached_property
-    def key(self) -> bytes:
-        return Conversation(self.messages[: self.prompt_length], 0, self.place, self.tools).key
-
-
 def read_pairs(file: SourceFile) -> Iterator[Conversation]:
     """The chosen and the rejected answer of each row in turn. Raises DataError for a row without two answers."""
     for found in read_chats(file):
@@ -118,7 +118,7 @@ def read_pairs(file: SourceFile) -> Iterator[Conversation]:
             if len(answer.messages) == answer.prompt_length or answer.messages[-1]["role"] != "assistant":
                 why = "both answers end with a message of the assistant"
                 raise DataError(f"{answer.place}: no answer to compare", why, "leave the row out")
-            yield _Answer(**vars(answer))
+            yield replace(answer, key_length=answer.prompt_length)  # both answers are in the same split
 
 
 def parse_row(row: Row) -> Conversation | Preference:

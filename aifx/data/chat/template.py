@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from functools import partial, wraps
 from typing import Any, NoReturn
@@ -194,14 +194,10 @@ def _internals(tree: nodes.Template) -> list[tuple[int, str]]:
     """Lines and names of attributes that only Python's internals have, also in branches that never run."""
     names = [(node.lineno, node.attr) for node in tree.find_all(nodes.Getattr)]
     names += [(node.lineno, key.value) for node in tree.find_all(nodes.Getitem) for key in node.find_all(nodes.Const)]
-    names += [(node.lineno, key.value) for node in tree.find_all(nodes.Filter) for key in _arguments(node)]
+    for node in tree.find_all(nodes.Filter):
+        arguments = (*node.args, *(pair.value for pair in node.kwargs))
+        names += [(node.lineno, part.value) for part in arguments if isinstance(part, nodes.Const)]
     return sorted((line, name) for line, name in names if isinstance(name, str) and name.startswith("__"))
-
-
-def _arguments(node: nodes.Filter) -> Iterator[nodes.Const]:
-    for part in (*node.args, *(pair.value for pair in node.kwargs)):
-        if isinstance(part, nodes.Const):
-            yield part
 
 
 def _unsafe(place: str, why: str) -> DataError:
