@@ -172,10 +172,10 @@ def infer_kind(listing: Listing, options: ReadOptions) -> Kind:
 
 def _columns_of(file: SourceFile, options: ReadOptions) -> Schema | None:
     """The columns of a file, None if it cannot be read."""
-    with file.on_disk() as (path, _):
-        as_table = replace(options_of(file, path, options), kind="table")
+    with file.on_disk() as local:
+        as_table = replace(options_of(local, options), kind="table")
         try:
-            return READERS[file.format].find_schema(path, file.compression, as_table, is_whole=False)
+            return READERS[file.format].find_schema(local, as_table, is_whole=False)
         except DamagedFile:
             return None
 

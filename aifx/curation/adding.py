@@ -20,6 +20,7 @@ from aifx.data.chat.lines import CHAT_READERS
 from aifx.data.names import CHAT, ROW, SOURCE, Kind
 from aifx.data.readers.base import TEXT, ColumnsChanged, DamagedFile, ReadOptions
 from aifx.data.readers.columnar import READERS, Reader
+from aifx.data.readers.formats import PAGES
 from aifx.data.readers.images import IMAGE, TARGETS, target_field
 from aifx.data.readers.sources import SourceFile
 from aifx.data.readers.text import read_documents
@@ -120,13 +121,12 @@ class Add(Step):
         for file in self.files:
             if file.format == "text":
                 continue
-            if file.format in ("html", "warc"):
+            if file.format in PAGES:
                 check_installed()
-            with file.on_disk() as (path, _):
+            with file.on_disk() as local:
                 try:
-                    find = self._reader(file.format).find_schema
-                    options = options_of(file, path, self.options)
-                    schema = find(path, file.compression, options, is_whole=self.scanned)
+                    options = options_of(local, self.options)
+                    schema = self._reader(file.format).find_schema(local, options, is_whole=self.scanned)
                 except DamagedFile:
                     continue  # its task reports it
             columns[file.name] = schema.serialize().to_pybytes().hex()
@@ -176,20 +176,20 @@ class Add(Step):
         return Outcome(collector.with_all_columns(rows))
 
     def _read(self, file: SourceFile, columns: Schema | None, collector: Collector) -> Iterator[Outcome]:
-        with file.on_disk() as (path, digest):
-            options = options_of(file, path, self.options)
-            collector.opened(digest, options.encoding)
+        with file.on_disk() as local:
+            options = options_of(local, self.options)
+            collector.opened(local.sha256, options.encoding)
             try:
                 if file.format == "text":
-                    for document in read_documents(path, file.compression, options):
+                    for document in read_documents(local, options):
                         collector.add_document(document)
                         yield from collector.flush()
                 elif columns is not None or file.bytes == 0:
-                    for batch in self._reader(file.format).read(path, file.compression, columns, options):
+                    for batch in self._reader(file.format).read(local, columns, options):
                         collector.add(batch)
                         yield from collector.flush()
                 else:
-                    self._reader(file.format).find_schema(path, file.compression, options, is_whole=False)
+                    self._reader(file.format).find_schema(local, options, is_whole=False)
             except DamagedFile as e:
                 collector.add_damage(e)
             except ColumnsChanged:

@@ -13,8 +13,7 @@ from aifx.core.redaction import redact
 from aifx.curation.step import Outcome
 from aifx.data.names import RESERVED, ROW, SOURCE, SPLIT
 from aifx.data.readers.base import TEXT, BadRow, Batch, DamagedFile, ReadOptions, joined
-from aifx.data.readers.fitting import fitted, storable_columns
-from aifx.data.readers.formats import KINDS, Format
+from aifx.data.readers.formats import KINDS, PAGES, Format
 from aifx.data.readers.images import target_field
 from aifx.data.readers.likely_encodings import AUTO
 from aifx.data.readers.sources import SourceFile
@@ -24,7 +23,7 @@ from aifx.data.versions.manifest import Source
 from aifx.data.versions.shards import PART_BYTES
 
 if TYPE_CHECKING:
-    from pyarrow import Field, Schema, Table
+    from pyarrow import DataType, Field, Schema, Table
 
 ID_DIGITS = 12
 DECODED: tuple[Format, ...] = ("text", "jsonl", "csv")
@@ -48,11 +47,11 @@ def check_row_ids(sources: Iterable[Source]) -> None:
 
 def conformed(schema: Schema, name: str, format_: str, options: ReadOptions) -> Schema:
     """The columns of a file as the version calls them. Raises DataError if it lacks the text, or names are taken."""
-    schema = storable_columns(schema)
+    schema = _storable_columns(schema)
     reserved = sorted(set(schema.names) & set(RESERVED))
     if reserved:
         raise DataError(f"{name} has a column {reserved[0]}", "aifx adds columns of this name", "rename it in the file")
-    if options.kind != "text" or format_ in ("html", "warc"):
+    if options.kind != "text" or format_ in PAGES:
         return schema
     import pyarrow as pa
 
@@ -166,8 +165,8 @@ class Collector:
         ids = pc.binary_join_element_wise(self._prefix, batch.numbers.cast(pa.string()), "-")
         rows = rows.add_column(0, SOURCE, pa.repeat(pa.scalar(self._file.name), len(rows))).add_column(0, ROW, ids)
         if any(pa.types.is_nested(kind) for kind in rows.schema.types):
-            own = storable_columns(rows.schema)
-            rows = pa.table([fitted(rows.column(each.name), each.type) for each in own], schema=own)
+            own = _storable_columns(rows.schema)
+            rows = pa.table([_fitted_column(rows.column(each.name), each.type) for each in own], schema=own)
         rows = self.with_all_columns(rows)
         self._tables.append(rows)
         self._bytes += rows.nbytes
@@ -192,7 +191,7 @@ class Collector:
         if rows.schema.equals(self._schema):
             return rows
         columns = [
-            fitted(rows.column(each.name), each.type)
+            _fitted_column(rows.column(each.name), each.type)
             if each.name in rows.column_names
             else pa.nulls(len(rows), each.type)
             for each in self._schema
@@ -239,9 +238,9 @@ class Collector:
         )
 
 
-def options_of(file: SourceFile, path: str, options: ReadOptions) -> ReadOptions:
-    """The options with the encoding of a file, which is on this machine at `path`."""
-    return decided(path, file.compression, options) if file.format in DECODED else options
+def options_of(file: SourceFile, options: ReadOptions) -> ReadOptions:
+    """The options with the encoding of a file on this machine."""
+    return decided(file, options) if file.format in DECODED else options
 
 
 def decided_encoding(source: Source) -> str:
@@ -270,3 +269,51 @@ def reading_of(file: SourceFile, options: ReadOptions, encoding: str) -> str:
     if file.query:
         parts.append(f"sql={redact(file.query)}")
     return " ".join(parts)
+
+
+def _storable(kind: DataType) -> DataType:
+    """The type with null in place of an object without fields, which Parquet cannot hold."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _storable(field.type)) for field in kind]) if kind.num_fields else pa.null()
+    return pa.list_(_storable(kind.value_type)) if pa.types.is_list(kind) else kind
+
+
+def _storable_columns(schema: Schema) -> Schema:
+    """The schema with types that Parquet can hold."""
+    import pyarrow as pa
+
+    return pa.schema([(field.name, _storable(field.type)) for field in schema])
+
+
+def _fitted_column(column: Any, kind: DataType) -> Any:
+    """The values of a chunked column in a wider type, or in its storable one."""
+    import pyarrow as pa
+
+    if column.type == kind:
+        return column
+    return pa.chunked_array([_fitted(chunk, kind) for chunk in column.chunks], kind)
+
+
+def _fitted(values: Any, kind: DataType) -> Any:
+    import pyarrow as pa
+
+    if values.type == kind:
+        return values
+    if pa.types.is_null(kind) or pa.types.is_null(values.type):
+        return pa.nulls(len(values), kind)
+    if pa.types.is_struct(kind) and pa.types.is_struct(values.type):
+        names = [field.name for field in values.type]
+        children = [
+            _fitted(values.field(names.index(field.name)), field.type)
+            if field.name in names
+            else pa.nulls(len(values), field.type)
+            for field in kind
+        ]
+        return pa.StructArray.from_arrays(children, fields=list(kind), mask=values.is_null())
+    if pa.types.is_list(kind) and pa.types.is_list(values.type):
+        whole = values if values.offset == 0 else pa.concat_arrays([values, values[:0]])
+        items = _fitted(whole.values, kind.value_type)
+        return pa.ListArray.from_arrays(whole.offsets, items, type=kind, mask=whole.is_null())
+    return values.cast(kind)

@@ -11,7 +11,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -70,12 +70,12 @@ def named_rows(reference: str, section: Section, project: Project) -> Iterator[t
             shards.add(columns.table([], ""))
             types = columns_of(columns.table([], ""))
             for file in files.files:
-                with _on_disk(file) as (local, sha256):
+                with file.on_disk() if file.is_remote else nullcontext(file.with_digest()) as local:
                     count = 0
                     for rows in _parts(reader.read(local)):
-                        shards.add(columns.table(rows, row_prefix(file.name, sha256)))
+                        shards.add(columns.table(rows, row_prefix(file.name, local.sha256)))
                         count += len(rows)
-                sources.append(Source(file.name, sha256, file.bytes, count, "unknown"))
+                sources.append(Source(file.name, local.sha256, file.bytes, count, "unknown"))
         rows, size = (sum(getattr(shard, name) for shard in shards.files) for name in ("rows", "bytes"))
         step, shard_files = StepRecord("add", {}), tuple(shards.files)
         manifest = Manifest(files.key, reader.kind, types, rows, size, shard_files, (), {}, (), step, tuple(sources))
@@ -175,16 +175,6 @@ class _Columns:
             what = f"{rows[0].file} changed while it was read"
             raise DataError(what, str(error), "run the same command again") from None
         return pa.table(found)
-
-
-@contextmanager
-def _on_disk(file: SourceFile) -> Iterator[tuple[SourceFile, str]]:
-    """The file on this machine, and the SHA-256 of its bytes."""
-    if not file.is_remote:
-        yield file, file.with_digest().sha256
-        return
-    with file.on_disk() as (path, sha256):
-        yield replace(file, location=path, stamp=""), sha256
 
 
 def _whole_text(file: SourceFile, section: TextSection) -> str:

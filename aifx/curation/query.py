@@ -20,8 +20,7 @@ from aifx.core.environment import environment
 from aifx.core.errors import UsageError
 from aifx.core.files import replacing
 from aifx.core.limits import limit_memory
-from aifx.data.readers.csv_rows import escape_formula
-from aifx.data.row_writers import WRITERS, flat
+from aifx.data.row_writers import WRITERS, escape_formula, flat
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.parts import check_own_rows
 from aifx.data.versions.shards import records_of, return_memory

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from aifx.core.digests import DIGEST_BYTES, Sha256
-from aifx.core.files import UnsafeFile, open_file, replace_file
+from aifx.core.files import UnsafeFile, open_file, replace_file, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +21,20 @@ T = TypeVar("T")
 def write_checked(path: Path, data: bytes) -> None:
     """Write a file with the SHA-256 of its bytes behind them: whole or not at all, whatever stops the machine."""
     replace_file(path, with_digest(data))
+
+
+@contextmanager
+def writing_checked(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """A function that appends to such a file, which is at `path` when the block ends."""
+    digest = Sha256()
+    with replacing(path) as file:
+
+        def write(data: bytes) -> None:
+            digest.update(data)
+            file.write(data)
+
+        yield write
+        file.write(digest.digest())
 
 
 def with_digest(data: bytes) -> bytes:

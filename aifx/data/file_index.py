@@ -24,6 +24,7 @@ from aifx.core.project import Project, cache_path
 from aifx.data.checked_files import read_cached, read_checked, with_digest, write_checked
 from aifx.data.readers.documents import scan_file
 from aifx.data.readers.encodings import FileScan
+from aifx.data.readers.formats import PAGES
 from aifx.data.readers.sources import SourceFile, reading
 from aifx.data.readers.web import texts_version
 
@@ -46,7 +47,7 @@ def scans_of(
 
     Args:
         text_field: that holds the text; None for files that are not read as text, of which the digest is that of the
-            bytes on disk.
+            bytes, decompressed.
         again: read all files, whatever the index says.
     """
     path = None if project is None else _index_path(project)
@@ -103,8 +104,8 @@ def prune_indexes(*, dry_run: bool) -> list[tuple[Path, int]]:
 def _way(file: SourceFile, text_field: str | None) -> str:
     """The name of the way to read a file: what is found depends on it."""
     if text_field is None:
-        return "bytes"
-    if file.format in ("html", "warc"):
+        return "content"
+    if file.format in PAGES:
         return f"pages {texts_version()}"
     return f"column {text_field}" if file.format == "parquet" else "text"
 
@@ -112,7 +113,7 @@ def _way(file: SourceFile, text_field: str | None) -> str:
 def _scan(file: SourceFile, text_field: str | None) -> FileScan:
     if text_field is not None:
         return scan_file(file, text_field)
-    with reading(file), file.open() if file.is_remote else open(file.path, "rb") as stream:
+    with file.open() as stream:
         num_bytes, digest = size_and_sha256(stream)
     return FileScan(digest, num_bytes)
 

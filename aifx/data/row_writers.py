@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -13,7 +15,6 @@ from typing import IO, Any
 from aifx.core.errors import DataError, UsageError
 from aifx.core.files import replacing
 from aifx.core.json_values import encode_json
-from aifx.data.readers.csv_rows import CsvText
 
 Record = Mapping[str, Any]
 
@@ -51,6 +52,37 @@ def flat(record: Record, prefix: str = "") -> dict[str, Any]:
         else:
             columns[f"{prefix}{name}"] = encode_json(value) if isinstance(value, (list, tuple)) else value
     return columns
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
+def escape_formula(value: Any) -> Any:
+    """A text as a cell that no spreadsheet takes for a formula: with an apostrophe before it, as they write it."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) and not _is_number(value) else value
+
+
+def unescape_formula(cell: Any) -> Any:
+    """The text that `escape_formula` made a cell of."""
+    is_escaped = isinstance(cell, str) and cell.startswith("'") and _FORMULA.match(cell)
+    return cell[1:] if is_escaped else cell
+
+
+class CsvText(io.StringIO):
+    """What `csv.writer` writes rows to, with its own `lineterminator`: each ends with a line feed alone.
+
+    Python 3.11 leaves a carriage return in a value without quotes if the end of a line has none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(newline="")
+
+    def write(self, row: str) -> int:
+        return super().write(row.removesuffix("\r\n") + "\n")
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[+-]?\d+(\.\d+)?", text) is not None
 
 
 class RowWriter(ABC):

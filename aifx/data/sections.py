@@ -24,7 +24,7 @@ from aifx.config.sections import (
     TrainSection,
     setting,
 )
-from aifx.core.errors import AifxError, DataError, UsageError
+from aifx.core.errors import AifxError, DataError, EnvironmentFault, UsageError
 from aifx.core.project import CONFIG_NAME, Project
 from aifx.data.spec import ColumnKind
 from aifx.data.splits import SPLITS, Split
@@ -228,10 +228,15 @@ class DocumentSection(DatasetSection, TokenSection):
                 yield key, missing
 
     def check_own_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
+        from aifx.data.readers.formats import PAGES
+
         for split in SPLITS:
             try:
-                self.find(split, project)
-            except DataError as error:
+                if any(file.format in PAGES for file in self.find(split, project)):
+                    from aifx.data.readers.web import check_installed
+
+                    check_installed()
+            except (DataError, EnvironmentFault) as error:
                 yield f"data.{split}", error
 
     def read_own_beginnings(self, project: Project) -> int:

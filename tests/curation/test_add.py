@@ -14,6 +14,9 @@ from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
 from aifx.curation.reports import verify_version
+from aifx.data.readers import csv
+from aifx.data.readers.rows import read_rows
+from aifx.data.readers.sources import local_file
 from aifx.data.versions.catalog import open_catalog
 
 RECORDS = [{"text": f'the "{n}"th line, é\nand more', "n": n, "share": n / 4} for n in range(1, 300)]
@@ -90,3 +93,40 @@ def test_bad_rows_are_in_quarantine(tmp_path: Path) -> None:
     damaged = version.quarantine[0]
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert len(verify_version(open_catalog(str(tmp_path / "datasets")), version.reference).damages) == 1
+
+
+TABLE = 'text,n\n\na,1\n"two\nlines",2\n\n,3\n,\n"5"" pipe",4\n5" pipe,5\n\nlast,6'
+
+
+@pytest.mark.parametrize("block", [1 << 20, 12])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_rows_of_csv_have_the_places_that_training_gives_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str, line_end: str, block: int
+) -> None:
+    """Whatever separates values and lines, and in whatever blocks the file is read."""
+    monkeypatch.setattr(csv, "BLOCK_BYTES", block)
+    monkeypatch.setattr(csv, "SAMPLE_BYTES", block)
+    text = TABLE.replace(",", mark).replace("\n", line_end)
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    rows = list(read_rows(local_file(tmp_path / "a.csv")))
+    assert [row.line for row in rows] == [3, 4, 7, 8, 9, 10, 12]
+    places = {str(row.number - 1): (row.line, row.values) for row in rows}
+    version = add(tmp_path, "corpus", "a.csv").version
+    found = rows_of(version)
+    ids = [row["_row"].partition("-")[2] for row in found]
+    assert ids == ["0", "1", "4", "5", "6"]
+    assert [(row["text"], str(row["n"])) for row in found] == [tuple(places[number][1].values()) for number in ids]
+    ((line, reason),) = [(row["line"], row["reason"]) for row in quarantine_of(version)]
+    assert (line, "no text" in reason) == (7, True)
+
+
+def test_rows_of_json_have_the_places_that_training_gives_them(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '\ufeff\n{"text": "a"}\n\n \t\r\n{"text": " "}\n{"text": "b"}\n\x0b\n{"text": "c"}'
+    )
+    rows = list(read_rows(local_file(tmp_path / "a.jsonl")))
+    assert [(row.number, row.line) for row in rows] == [(1, 2), (2, 5), (3, 6), (4, 8)]
+    version = add(tmp_path, "corpus", "a.jsonl").version
+    assert [row["_row"].partition("-")[2] for row in rows_of(version)] == ["0", "2", "3"]
+    assert [row["line"] for row in quarantine_of(version)] == [5]

@@ -22,6 +22,7 @@ from aifx.core.files import replacing
 from aifx.core.os_errors import errno_of
 from aifx.data.readers import parquet as parquet_reader
 from aifx.data.readers.base import DamagedFile, ReadOptions
+from aifx.data.readers.sources import local_file
 from aifx.data.versions import shards
 from aifx.data.versions.catalog import open_catalog
 from aifx.data.versions.shards import read_shard, write_shard
@@ -48,8 +49,8 @@ def test_a_flipped_byte_of_parquet_is_damage(tmp_path: Path) -> None:
         data[rng.randrange(max(0, len(data) - rng.choice((2000, len(data)))), len(data))] = rng.randrange(256)
         path.write_bytes(data)
         try:
-            schema = parquet_reader.find_schema(str(path), "", options, is_whole=False)
-            list(parquet_reader.read(str(path), "", schema, options))
+            schema = parquet_reader.find_schema(local_file(path), options, is_whole=False)
+            list(parquet_reader.read(local_file(path), schema, options))
         except DamagedFile:
             damaged += 1
         with suppress(DataError):

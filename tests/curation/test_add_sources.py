@@ -23,11 +23,13 @@ from s3_server import s3_server
 
 from aifx.core import stores
 from aifx.core.errors import DataError, UsageError
+from aifx.core.project import Project
 from aifx.curation.add_plan import plan_add, run_add
 from aifx.curation.add_reports import BadRows
 from aifx.curation.adding import Add
-from aifx.data.readers import streams
+from aifx.data.readers import streams, text
 from aifx.data.readers.base import ReadOptions
+from aifx.data.readers.documents import find_files
 from aifx.data.readers.sources import list_sources
 from aifx.data.versions.catalog import open_catalog
 from aifx.data.versions.manifest import Version
@@ -170,16 +172,23 @@ def test_what_is_not_in_the_encoding_is_in_quarantine(tmp_path: Path) -> None:
     assert (bad["line"], bad["value"]) == (2, b"one\ntwo\x81")
 
 
-def test_a_large_document_becomes_several_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from aifx.data.readers import text
-
-    monkeypatch.setattr(text, "DOCUMENT_BYTES", 100)
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_document_of_any_size_is_a_row_as_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """It was cut into rows of 32 MiB. One beyond the limit of a row is refused, and never cut."""
+    monkeypatch.setattr(text, "FILL_BYTES", 100)
     content = "".join(f"line {n} é\n" for n in range(100)) + "é" * 333
-    (tmp_path / "a.txt").write_text(content)
-    found = rows_of(add(tmp_path, "corpus", "a.txt").version)
-    assert len(found) > 10
-    assert "".join(row["text"] for row in found) == content
-    assert [row["_row"].rpartition("-")[2] for row in found] == [str(n) for n in range(len(found))]
+    data = content.encode()
+    (tmp_path / f"a.txt{suffix}").write_bytes(gzip.compress(data) if suffix else data)
+    (row,) = rows_of(add(tmp_path, "corpus", f"a.txt{suffix}").version)
+    assert row["text"] == content
+    monkeypatch.setattr(text, "ROW_BYTES", len(data) - 1)
+    version = add(tmp_path, "large", f"a.txt{suffix}").version
+    (damage,) = quarantine_of(version)
+    assert (version.manifest.rows, version.manifest.facts["damaged_files"], damage["line"]) == (0, 1, 1)
+    assert "--split-at" in damage["reason"]
+    assert len(rows_of(add(tmp_path, "parts", f"a.txt{suffix}", split_at="^line").version)) == 100
 
 
 @pytest.mark.parametrize("name", ["model.pkl", "weights.pt", "array.npy", "text.pdf", "noname"])
@@ -245,6 +254,23 @@ def test_odd_files_of_folders(tmp_path: Path) -> None:
     for missing in ("nothing.txt", "*.nothing"):
         with pytest.raises(UsageError):
             list_sources([str(tmp_path / missing)], tmp_path)
+
+
+def test_links_that_make_loops(tmp_path: Path) -> None:
+    """glob.glob goes round two of them for ever. A folder has the name that is nearest to the top."""
+    folders = [tmp_path / "data" / name for name in ("a", "b/c")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "text.txt").write_text(folder.name)
+        for name in ("up", "again", "once more"):
+            (folder / name).symlink_to(tmp_path / "data", target_is_directory=True)
+    names = ["data/a/text.txt", "data/b/c/text.txt"]
+    for pattern in ("data/**/*.txt", "**/*.txt", "data/**", "**/c/**/*.txt", "data/*/**/text.txt"):
+        expected = ["data/b/c/again/a/text.txt", names[1]] if "/c/" in pattern else names
+        listed = list_sources([str(tmp_path / pattern)], tmp_path).files
+        assert [file.name for file in listed] == expected, pattern
+        found = find_files([pattern], Project(tmp_path), "data.train")
+        assert [file.name for file in found] == expected, pattern
 
 
 def test_columns_that_do_not_fit(tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ BAD_ROWS = b"""{"text": "one", "id": 7, "_row": "x"}
         ("a.jsonl", BAD_ROWS, "contains(text, 'Smith')", [":2", ":4", ":5", ":6", ":8"]),
         ("a.jsonl", BAD_ROWS, "id = '8' OR id = 'letter-7' OR nested->>'by' = 'J\u00fcrgen'", [":2", ":4", ":8"]),
         ("a.jsonl", BAD_ROWS, "_row_1 = 'x' OR score > 9", [":1", ":6"]),
-        ("a.csv", b'text,n\nAnna,1\n\n"Smith\ntwo lines",2\nBob,3\nSmith solo,4\n', "text ^@ 'Smith'", [":5", ":7"]),
+        ("a.csv", b'text,n\nAnna,1\n\n"Smith\ntwo lines",2\nBob,3\nSmith solo,4\n', "text ^@ 'Smith'", [":4", ":7"]),
         ("a.csv", b"text;n\nSmith;1\ntwo;\nthree;1.5\n", "n >= 1.5 OR n IS NULL", [":3", ":4"]),
         ("a.tsv", b"text\tn\nSmith\t007\n", "n = '007'", [":2"]),
         ("a.txt", b"caf\xe9 Smith", "contains(text, 'Smith')", [""]),

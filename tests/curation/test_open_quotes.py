@@ -16,10 +16,10 @@ from aifx.core.errors import DataError
 from aifx.curation.labels.contents import shown_of
 from aifx.curation.labels.files import read_labels
 from aifx.data.readers import csv as csv_reader
-from aifx.data.readers import csv_rows as csv_rows_module
-from aifx.data.readers.base import ReadOptions
-from aifx.data.readers.csv_rows import NotCsv, csv_rows
+from aifx.data.readers.base import DamagedFile, ReadOptions
+from aifx.data.readers.csv import NotCsv, csv_rows
 from aifx.data.readers.rows import input_file, read_rows
+from aifx.data.readers.sources import local_file
 from aifx.data.versions.catalog import open_catalog
 
 PARAGRAPH = "word " * 20
@@ -84,17 +84,18 @@ def test_any_quote_that_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (tmp_path / "a.csv").write_text(text, newline="")
         expected, line = [], None
         try:
-            for _, cells in csv_rows(io.StringIO(text, newline="")):
+            for _, cells, _ in csv_rows(io.StringIO(text, newline="")):
                 expected += [cells] if len(cells) == 3 and cells[0] != "number" else []
         except NotCsv as e:
             line = e.line
         options = ReadOptions("table")
-        schema = csv_reader.find_schema(str(tmp_path / "a.csv"), "", options, is_whole=True)
+        file = local_file(tmp_path / "a.csv")
+        schema = csv_reader.find_schema(file, options, is_whole=True)
         read, damage = [], None
         try:
-            for batch in csv_reader.read(str(tmp_path / "a.csv"), "", schema, options):
+            for batch in csv_reader.read(file, schema, options):
                 read += batch.rows.to_pylist()
-        except csv_reader.DamagedFile as e:
+        except DamagedFile as e:
             damage = e.line
         assert damage == line, text
         assert [["" if value is None else str(value) for value in row.values()] for row in read] == expected, text
@@ -112,10 +113,11 @@ def test_a_quote_that_goes_on_for_longer_than_a_block(tmp_path: Path, monkeypatc
     assert [row["text"] for row in rows_of(version)] == [PARAGRAPH] * 100
     (damage,) = quarantine_of(version)
     assert (damage["line"], "quote" in damage["reason"]) == (103, True)
-    (tmp_path / "b.csv").write_text("\n".join(["n,text", *before, f"1,{'x' * 9000}", *after]))
-    version = add(tmp_path, "other", "b.csv").version
-    (damage,) = quarantine_of(version)
-    assert (version.manifest.rows, damage["line"], "quote" in damage["reason"]) == (100, 102, False)
+    for long in ("x" * 9000, f'"{"x" * 9000}"', f'"{"line" * 40}\n{"x" * 9000}"', f'5" {"x" * 9000}'):
+        (tmp_path / "b.csv").write_text("\n".join(["n,text", *before, f"1,{long}", *after]))
+        version = add(tmp_path, "other", "b.csv").version
+        assert (version.manifest.rows, quarantine_of(version)) == (201, [])
+        assert {len(row["text"]) for row in rows_of(version)} == {len(PARAGRAPH), len(long.strip('"'))}
 
 
 def test_the_first_row_may_be_larger_than_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +139,7 @@ def test_empty_lines_before_the_header_are_no_rows(tmp_path: Path) -> None:
 def test_training_reads_no_more_of_a_quote_than_fits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
-    monkeypatch.setattr(csv_rows_module, "QUOTE_CHARACTERS", 2000)
+    monkeypatch.setattr(csv_reader, "QUOTE_CHARACTERS", 2000)
     path = tmp_path / f"a{suffix}"
 
     def write(text: str) -> None:

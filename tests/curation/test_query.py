@@ -16,7 +16,7 @@ from aifx.core.errors import DataError, UsageError
 from aifx.curation.execution import execute
 from aifx.curation.query import QueryResult, file_parts, query_rows, query_to_file, selected_rows
 from aifx.curation.step import Limits
-from aifx.data.readers.csv_rows import unescape_formula
+from aifx.data.row_writers import unescape_formula
 from aifx.data.versions.catalog import open_catalog
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.shards import read_shard

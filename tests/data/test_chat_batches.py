@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -180,8 +181,10 @@ def test_splits_are_disjoint_and_whole(write: Write, open_chats: Open) -> None:
 def test_a_copied_file_is_not_held_out(write: Write, open_chats: Open) -> None:
     write("a.jsonl", pairs(5))
     write("b.jsonl", pairs(5))
-    with pytest.raises(DataError, match="byte for byte"):
-        open_chats(train=["data/a.jsonl"], test=["data/b.jsonl"])
+    write("c.jsonl.gz", gzip.compress(pairs(5).encode()))
+    for copy in ("b.jsonl", "c.jsonl.gz"):
+        with pytest.raises(DataError, match="byte for byte"):
+            open_chats(train=["data/a.jsonl"], test=[f"data/{copy}"])
 
 
 def test_packed_rows_hold_what_single_rows_hold(write: Write, open_chats: Open) -> None:

@@ -20,6 +20,7 @@ from aifx.core.project import Project, cache_path
 from aifx.data.file_index import changed_file, prune_indexes, scans_of
 from aifx.data.readers import web
 from aifx.data.readers.documents import find_files, read_documents
+from aifx.data.sections import TextSection
 from aifx.data.text import TextData
 
 Write = Callable[..., Path]
@@ -79,6 +80,7 @@ def test_the_text_of_pages_is_found_once(
     monkeypatch.setattr(web, "_text_of", lambda data: found.append(data) or text_of(data))
     data = open_(train=("data/*.htm*",))
     assert len(found) == 4
+    assert {path.is_file() for path in cache_path("pages").iterdir()} == {True}, "a folder takes more than a page"
     assert data.store.splits["train"].num_bytes > 1000
     assert any(line.startswith("data/empty.htm: left out 1 page:") for line in logged)
     texts = documents(project, "data/*.htm*")
@@ -97,11 +99,19 @@ def test_pages_without_the_extra(write: Write, open_: Open, monkeypatch: pytest.
     assert raised.value.hint.startswith("pip install 'trafilatura")
 
 
+def test_config_check_names_the_extra_of_pages(project: Project, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("a.html", page(ONE))
+    monkeypatch.setitem(sys.modules, "trafilatura", None)
+    section = TextSection(train=("data/*.html",))
+    ((key, error),) = section.check_files(project)
+    assert (key, "trafilatura" in error.what, error.hint[:11]) == ("data.train", True, "pip install")
+
+
 def test_a_damaged_text_of_pages_is_made_again(project: Project, write: Write, open_: Open) -> None:
     pytest.importorskip("trafilatura")
     write("a.html", page(prose(900)))
     data = open_(train=("data/*.html",))
-    (path,) = cache_path("pages").glob("*/texts.jsonl")
+    (path,) = cache_path("pages").iterdir()
     whole = path.read_bytes()
     texts = documents(project, "data/*.html")
     for read in (lambda: documents(project, "data/*.html"), lambda: open_("again", train=("data/*.html",))):

@@ -17,7 +17,7 @@ import numpy as np
 from aifx.core.errors import DataError, UsageError
 from aifx.core.files import RECORDS_LIMIT, read_input
 from aifx.core.parsing import parse_json
-from aifx.data.readers.csv_rows import NotCsv, csv_rows
+from aifx.data.readers.csv import CsvRow, NotCsv, csv_rows
 
 MAX_TOKENS = 1 << 20
 BLOCK = 512
@@ -137,13 +137,12 @@ def _read_csv(path: Path, text: str) -> list[TraceRow]:
 
 
 def _records(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Each row below the header with the line that it ends on."""
+    """Each row below the header with the line that it begins on."""
     try:
-        lines = csv_rows(io.StringIO(text, newline=""))
-        _, names = next(lines)
-        for number, cells in lines:
-            if cells:
-                yield number, dict(zip(names, cells, strict=False))
+        rows = csv_rows(io.StringIO(text, newline=""))
+        names = next(rows, CsvRow(1, [], "")).cells
+        for number, cells, _ in rows:
+            yield number, dict(zip(names, cells, strict=False))
     except NotCsv as error:
         raise _wrong(path, error.line, str(error)) from None
 

@@ -25,9 +25,9 @@ from aifx.core.parsing import fault_in, parse_json
 from aifx.curation.labels.contents import Shown, ShownRow, image_type, shown_rows
 from aifx.curation.labels.store import Entry, LabelLog, LabelState, now
 from aifx.data.names import ROW, SOURCE
-from aifx.data.readers.csv_rows import CsvText, escape_formula, unescape_formula
 from aifx.data.readers.rows import read_rows
 from aifx.data.readers.sources import local_file
+from aifx.data.row_writers import CsvText, escape_formula, unescape_formula
 from aifx.data.versions.manifest import Version
 
 LabelFormat: TypeAlias = Literal["label-studio", "jsonl", "csv"]

@@ -20,6 +20,7 @@ from aifx.data.readers.base import BadRow, Batch, ReadOptions
 from aifx.data.readers.columnar import READERS, Reader
 from aifx.data.readers.lines import line_blocks
 from aifx.data.readers.rows import Row
+from aifx.data.readers.sources import SourceFile
 from aifx.data.readers.streams import open_utf8
 from aifx.data.versions.shards import records_of
 
@@ -27,16 +28,16 @@ if TYPE_CHECKING:
     from pyarrow import Schema
 
 
-def _find_schema(path: str, compression: str, options: ReadOptions, *, is_whole: bool) -> Schema:
+def _find_schema(file: SourceFile, options: ReadOptions, *, is_whole: bool) -> Schema:
     import pyarrow as pa
 
     return pa.schema([(CHAT, pa.string())])
 
 
-def _read_lines(path: str, compression: str, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
+def _read_lines(file: SourceFile, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
     """The lines of a file of JSON lines."""
     first_row, first_line = 0, 1
-    with open_utf8(path, compression, options) as stream:
+    with open_utf8(file, options) as stream:
         for block in line_blocks(stream):
             lines = block.removesuffix(b"\n").split(b"\n")
             given = [(line, text) for line, each in enumerate(lines, first_line) if (text := each.strip())]
@@ -48,10 +49,10 @@ def _read_lines(path: str, compression: str, schema: Schema, options: ReadOption
 def _of_columns(reader: Reader) -> Reader:
     """Reads a format with columns: each row becomes a line of JSON."""
 
-    def read(path: str, compression: str, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
+    def read(file: SourceFile, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
         as_table = replace(options, kind="table")
-        columns = reader.find_schema(path, compression, as_table, is_whole=False)
-        for batch in reader.read(path, compression, columns, as_table):
+        columns = reader.find_schema(file, as_table, is_whole=False)
+        for batch in reader.read(file, columns, as_table):
             lines = (encode_json(record, ensure_ascii=False).encode() for record in records_of(batch.rows))
             numbers = batch.numbers.to_pylist()
             found = _batch((row, row + 1, line) for row, line in zip(numbers, lines, strict=True))

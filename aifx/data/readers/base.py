@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -98,22 +98,16 @@ def batch_of(rows: Table, first: int, bad: Sequence[BadRow] = ()) -> Batch:
     return Batch(rows, pa.array(np.arange(first, first + len(rows))), bad)
 
 
-def split_valid(
-    batch: Batch,
-    text_field: str | None,
-    raw: Callable[[int], tuple[int, bytes]],
-    known: Mapping[int, str] | None = None,
-) -> Batch:
+def split_valid(batch: Batch, text_field: str | None, raw: Callable[[int], tuple[int, bytes]]) -> Batch:
     """The batch without rows whose strings are not UTF-8 or that have no text; they are added to its bad rows.
 
     Args:
-        known: why other rows are bad, by index.
         text_field: the column that must have a text; None if there is none.
         raw: gives line and bytes of the row with an index in the batch.
     """
     import pyarrow as pa
 
-    reasons = dict(known or {})
+    reasons: dict[int, str] = {}
     for name, column in zip(batch.rows.column_names, batch.rows.columns, strict=True):
         for index in rows_not_utf8(column):
             reasons.setdefault(index, f"column {name!r} is not UTF-8")

@@ -1,45 +1,145 @@
-"""CSV: the first row names the columns, and each value is a number or a text.
+"""CSV: the first row names the columns.
 
-pyarrow splits the file into values of bytes; a column whose values all are whole numbers becomes int64, one of other
-numbers double, and any other a string. A number is only what is written as JSON writes it, so that "007" stays text.
+`csv_rows` splits lines into rows with Python's module. For `aifx data add`, pyarrow splits blocks of rows whose quotes
+are only where values begin and end, so that both agree; `csv_rows` splits the other blocks. A value is a number or a
+text: a column whose values all are whole numbers becomes int64, one of other numbers double, and any other a string. A
+number is only what is written as JSON writes it, so that "007" stays text.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
-from collections.abc import Iterator
-from contextlib import suppress
-from functools import partial
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aifx.data.readers.base import SAMPLE_BYTES, BadRow, Batch, ColumnsChanged, DamagedFile, ReadOptions, split_valid
-from aifx.data.readers.csv_rows import CsvText, NotCsv, csv_rows
+import numpy as np
+
+from aifx.data.readers.base import (
+    BLOCK_BYTES,
+    SAMPLE_BYTES,
+    BadRow,
+    Batch,
+    ColumnsChanged,
+    DamagedFile,
+    ReadOptions,
+    split_valid,
+)
 from aifx.data.readers.lines import line_blocks
-from aifx.data.readers.streams import MARKS, Begun, Ended, Marking, open_utf8, unmarked
+from aifx.data.readers.streams import open_utf8
 
 if TYPE_CHECKING:
     from pyarrow import DataType, Schema, Table
 
-BLOCK_BYTES = 8 << 20
-"""That are parsed at a time. A row must fit into them."""
+    from aifx.data.readers.sources import SourceFile
+
+csv.field_size_limit(2**31 - 1)  # Python's own limit of 131,072 characters is less than a document
+
+QUOTE_CHARACTERS = 1 << 26
+"""After which a quote counts as one that does not end: the rest of a file may be larger than the memory."""
 
 WHOLE = r"^(?:0|-?[1-9][0-9]{0,17})$"
 NUMBER = r"^-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$"
 """Of 18 digits at most, so that an identifier of more digits stays text."""
 
 
-def find_schema(path: str, compression: str, options: ReadOptions, *, is_whole: bool) -> Schema:
+class NotCsv(ValueError):
+    """Text that is not CSV.
+
+    Attributes:
+        line: at fault, from 1: that of the quote, if one does not end.
+    """
+
+    def __init__(self, line: int, why: str) -> None:
+        super().__init__(why)
+        self.line = line
+
+
+class CsvRow(NamedTuple):
+    """A row that is not empty.
+
+    Attributes:
+        line: on which it begins, from 1.
+        text: its lines.
+    """
+
+    line: int
+    cells: list[str]
+    text: str
+
+
+def delimiter_of(text: str) -> str:
+    """What separates the values of a first line: commas, or semicolons or tabs if it has no comma."""
+    first = text.lstrip("\r\n").partition("\n")[0]
+    return next((mark for mark in ",;\t" if mark in first), ",")
+
+
+def csv_rows(lines: Iterable[str], delimiter: str = "", *, strict: bool = False) -> Iterator[CsvRow]:
+    """The rows of lines, without empty ones.
+
+    Args:
+        lines: with their ends.
+        delimiter: by default that of the first row.
+        strict: whether text behind a quote that has ended is an error.
+
+    Raises NotCsv.
+    """
+    row: list[str] = []  # the lines of the row that is being read
+    size = 0  # of them, in characters
+    has_ended = False
+    given = iter(lines)
+    begin: list[str] = []
+    for line in given if not delimiter else ():
+        begin.append(line)
+        if line.strip("\r\n"):
+            break
+    delimiter = delimiter or delimiter_of("".join(begin))
+
+    def noted() -> Iterator[str]:
+        nonlocal size, has_ended
+        for line in chain(begin, given):
+            row.append(line)
+            size += len(line)
+            yield line
+            if size > QUOTE_CHARACTERS:  # and the reader asks for more of the row
+                break
+        has_ended = True
+
+    reader = csv.reader(noted(), delimiter=delimiter, strict=strict)
+    while True:
+        first = reader.line_num + 1
+        row.clear()
+        size = 0
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if not has_ended:
+                where = f" in the row that begins on line {first}" if first < reader.line_num else ""
+                raise NotCsv(reader.line_num, f"{error}{where}") from None
+            cells = next(csv.reader(row, delimiter=delimiter))
+        if has_ended:  # the reader asked for more, so it is within a quote: that of the last cell
+            at = first + sum(cell.count("\n") for cell in cells[:-1])
+            within = f" within {QUOTE_CHARACTERS:,} characters" if size > QUOTE_CHARACTERS else ""
+            raise NotCsv(at, f"the quote that begins on this line does not end{within}")
+        if cells:
+            yield CsvRow(first, cells, "".join(row))
+
+
+def find_schema(file: SourceFile, options: ReadOptions, *, is_whole: bool) -> Schema:
     """The columns of a file, with the types of all of its values or of those at its beginning."""
     import pyarrow as pa
 
-    block_bytes = BLOCK_BYTES if is_whole else SAMPLE_BYTES
-    with _Rows(path, compression, options, block_bytes) as rows, suppress(DamagedFile):
+    with _opened(file, options, BLOCK_BYTES if is_whole else SAMPLE_BYTES) as rows, suppress(DamagedFile):
         types = {name: pa.null() for name in rows.names}
-        for index, table in enumerate(rows):
+        for index, part in enumerate(rows):
             for name in rows.names:
-                column = table.column(name)
+                column = part.table.column(name)
                 if index == 0:
                     types[name] = _type_of(column)
                 else:
@@ -51,217 +151,227 @@ def find_schema(path: str, compression: str, options: ReadOptions, *, is_whole: 
     return pa.schema(list(types.items()))
 
 
-def read(path: str, compression: str, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
+def read(file: SourceFile, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
     """The rows of a file. Raises ColumnsChanged if a value is not of the type of its column."""
     import pyarrow as pa
 
-    damage: DamagedFile | None = None
-    with _Rows(path, compression, options, BLOCK_BYTES) as rows:
-        try:
-            for table in rows:
-                columns = []
-                for field in schema:
-                    column = _converted(table.column(field.name), field.type)
-                    if column is None:
-                        raise ColumnsChanged
-                    columns.append(column)
-                batch = Batch(pa.table(columns, schema=schema), pa.array(rows.numbers), rows.take_bad())
-                yield split_valid(batch, options.text_column, rows.raw(table), rows.undecodable(table))
-        except DamagedFile as found:
-            damage = found
-        if bad := rows.take_bad(is_end=True):
-            yield Batch(schema.empty_table(), pa.array([], pa.int64()), bad)
-    if damage is not None:
-        raise damage
+    with _opened(file, options, BLOCK_BYTES) as rows:
+        for part in rows:
+            columns = []
+            for field in schema:
+                column = _converted(part.table.column(field.name), field.type)
+                if column is None:
+                    raise ColumnsChanged
+                columns.append(column)
+            batch = Batch(pa.table(columns, schema=schema), pa.array(part.numbers), part.bad)
+            yield split_valid(batch, options.text_column, part.raw)
+
+
+class _Part(NamedTuple):
+    """Rows as bytes, in the columns of the header, and the bad rows between them.
+
+    Attributes:
+        numbers: of the rows, from 0.
+        raw: gives the line and the bytes of the row with an index in the table.
+    """
+
+    table: Table
+    numbers: np.ndarray
+    raw: Callable[[int], tuple[int, bytes]]
+    bad: Sequence[BadRow] = ()
+
+    def with_values(self) -> _Part:
+        """Without the rows of which all values are empty."""
+        from pyarrow import compute as pc
+
+        filled = np.zeros(len(self.table), bool)
+        for column in self.table.columns:
+            filled |= pc.greater(pc.binary_length(column), 0).to_numpy()
+        if filled.all():
+            return self
+        kept, raw = np.flatnonzero(filled), self.raw
+        return _Part(self.table.take(kept), self.numbers[kept], lambda index: raw(kept[index]), self.bad)
+
+
+class _Lines:
+    """The lines of blocks as text, in which a lone surrogate stands for each byte that is not UTF-8.
+
+    Attributes:
+        number: of the last one, from 1.
+        is_in_first: whether the first block has more.
+    """
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks, self._text = blocks, io.StringIO()
+        self.number = self._end = 0
+        self.is_in_first = True
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline()
+        if not line:
+            self.is_in_first = not self.number
+            text = next(self._blocks).decode("utf-8", "surrogateescape")
+            self._text, self._end = io.StringIO(text, newline=""), len(text)
+            line = self._text.readline()
+        self.number += 1
+        self.is_in_first &= self._text.tell() < self._end
+        return line
+
+    def rest(self) -> bytes:
+        """The bytes of the lines of the block that were not taken."""
+        return self._text.read().encode("utf-8", "surrogateescape")
 
 
 class _Rows:
-    """The rows of a file as tables of binary columns, without its header, empty lines and rows of other lengths.
+    """The rows of a file below its header, a block at a time. Iterating raises DamagedFile after the rows before it.
 
     Attributes:
         names: of the columns.
-        numbers: of the rows of the last table, from 0 after the header.
     """
 
-    def __init__(self, path: str, compression: str, options: ReadOptions, block_bytes: int) -> None:
-        self._delimiter = "\t" if path.lower().removesuffix(compression).endswith(".tsv") else ","
-        self._open = partial(open_utf8, path, compression, options)
-        self._opening = self._open()
-        self._block_bytes = block_bytes
-        self._bad: list[Any] = []  # InvalidRow, of rows that no table was after yet
-        self._next, self._embedded = 0, 0  # the next row's number, and line ends within the values before it
-        self._lines: list[BadRow] = []
-
-    def __enter__(self) -> _Rows:
-        stream = self._opening.__enter__()
-        begun = b""
+    def __init__(self, stream: Any, delimiter: str, block_bytes: int) -> None:
+        self._blocks = line_blocks(stream, block_bytes)
+        self._damage: DamagedFile | None = None
+        lines = _Lines(self._blocks)
         try:
-            while data := stream.read(SAMPLE_BYTES - len(begun)):
-                begun += data
-        except DamagedFile:
-            if not begun:
-                raise
-        rows = csv_rows(io.StringIO(begun.decode(errors="replace"), newline=""), self._delimiter)
-        try:
-            header = next((cells for _, cells in rows if cells), [])
+            header = next(csv_rows(lines, delimiter), CsvRow(1, [], ""))
         except NotCsv as e:
             raise DamagedFile(f"its first row cannot be read: {e}", e.line) from None
-        twice = sorted({name for name in header if header.count(name) > 1})
-        if twice:
+        self.names = [name.encode("utf-8", "surrogateescape").decode(errors="replace") for name in header.cells]
+        if twice := sorted({name for name in self.names if self.names.count(name) > 1}):
             raise DamagedFile(f"its first row names {twice[0]!r} twice")
-        self.names = header
-        first = len(begun) - len(begun.lstrip(b"\r\n"))  # of the header, behind empty lines
-        self._embedded = begun.count(b"\n", 0, first) + sum(name.count("\n") for name in header)
-        self._stream = Marking(Begun(stream, begun[first:]))
-        return self
+        self._delimiter = delimiter or delimiter_of(header.text)
+        self._rest = lines.rest()
+        self._line, self._number = lines.number + 1, 0  # of the next row
 
-    def __exit__(self, *error: Any) -> None:
-        self._opening.__exit__(*error)
+    def __iter__(self) -> Iterator[_Part]:
+        while self.names and self._damage is None:
+            try:
+                block = self._rest + next(self._blocks, b"")
+            except DamagedFile as e:
+                self._damage, block = e, self._rest
+            if not block:
+                break
+            yield (self._parsed(block) or self._split(block)).with_values()
+        if self._damage is not None:
+            raise self._damage
 
-    def __iter__(self) -> Iterator[Table]:
-        import pyarrow as pa
-
-        if not self.names:
-            return
-        last: Any = None
-        is_whole = is_large = False
-        try:
-            for rows in self._parsed():
-                if last is not None:
-                    yield self._numbered(last)
-                last = pa.Table.from_batches([rows.slice(1) if last is None else rows])
-            last, is_whole = self._without_end(last)
-        except pa.ArrowInvalid:  # a row does not fit into a block
-            is_large = True
-        if last is not None:
-            yield self._numbered(last)
-        if self._stream.damage is not None:
-            raise self._stream.damage
-        if not is_whole:
-            raise self._unended(is_large)
-
-    def _without_end(self, table: Table) -> tuple[Table, bool]:
-        """The last table without the row behind the end of the file, and whether that is a row of its own.
-
-        The row has no value. In a quote that does not end, its bytes are a part of the last row, which then goes
-        instead. So does the last row if damage cuts it.
-        """
-        rows = len(table) + len(self._bad)
-        is_bad = bool(self._bad) and self._bad[-1].number - 2 == self._next + rows - 1
-        is_own = not is_bad and not any(len(column[-1].as_py()) for column in table.columns)
-        end = self._next + rows - (2 if is_own and self._stream.damage and self._stream.is_within_line else 1)
-        self._bad = [row for row in self._bad if row.number - 2 < end]
-        return table.slice(0, end - self._next - len(self._bad)), is_own
-
-    def _unended(self, is_large: bool) -> DamagedFile:
-        """The damage if the row after the last does not end, or not within a block: with the line of its quote."""
-        number = self._bad[-1].number - 1 if self._bad else self._next
-        line = 2 + number + self._embedded + sum(row.text.count("\n") for row in self._bad)
-        seen, row = 1, b""
-        with self._open() as stream, suppress(DamagedFile):
-            for block in line_blocks(stream):
-                after = seen + block.count(b"\n")
-                if after >= line:
-                    row += b"".join(islice(io.BytesIO(block), max(line - seen, 0), None))
-                seen = after
-                if len(row) > self._block_bytes:
-                    break
-        within = f" within {self._block_bytes >> 20} MiB" if is_large else ""
-        try:
-            next(csv_rows(io.StringIO(row.decode(errors="replace"), newline=""), self._delimiter), None)
-        except NotCsv as e:
-            return DamagedFile(f"{e}{within}", line + e.line - 1)
-        return DamagedFile(f"the row that begins on this line does not end{within}", line)
-
-    def _parsed(self) -> Iterator[Any]:
+    def _parsed(self, block: bytes) -> _Part | None:
+        """The whole rows of a block by pyarrow; None unless its quotes are where values begin and end."""
         import pyarrow as pa
         from pyarrow import csv as arrow_csv
 
-        def skip(row: Any) -> str:
-            self._bad.append(row)
-            return "skip"
+        data = np.frombuffer(block, np.uint8)
+        line_ends = np.flatnonzero(data == LINE_FEED) + 1
+        ends = _row_ends(data, line_ends, ord(self._delimiter))
+        # pyarrow takes a byte order mark away from the beginning of what it reads.
+        if not len(ends) or block.count(b"\r") != block.count(b"\r\n") or block.startswith(codecs.BOM_UTF8):
+            return None
+        starts = np.append(0, ends[:-1])
+        is_empty = (data[starts] == LINE_FEED) | ((data[starts] == RETURN) & (ends - starts == 2))
+        starts, stops = starts[~is_empty], ends[~is_empty]
+        end = int(ends[-1])
+        try:
+            table = arrow_csv.read_csv(
+                pa.BufferReader(pa.py_buffer(block).slice(0, end)),
+                read_options=arrow_csv.ReadOptions(use_threads=False, block_size=end + 1, column_names=self.names),
+                parse_options=arrow_csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
+                convert_options=arrow_csv.ConvertOptions(
+                    check_utf8=False,
+                    column_types=dict.fromkeys(self.names, pa.binary()),
+                    strings_can_be_null=False,
+                    quoted_strings_can_be_null=False,
+                ),
+            )
+        except pa.ArrowInvalid:  # a row of another length
+            return None
+        if len(table) != len(starts):
+            return None
+        line = self._line
+        numbers = np.arange(self._number, self._number + len(table))
+        self._rest = block[end:]
+        self._line += int(np.searchsorted(line_ends, end, "right"))
+        self._number += len(table)
 
-        yield from arrow_csv.open_csv(
-            pa.PythonFile(Ended(self._stream, f"\n{self._delimiter * (len(self.names) - 1)}\n".encode()), "r"),
-            read_options=arrow_csv.ReadOptions(
-                use_threads=False, block_size=self._block_bytes, column_names=[str(n) for n in range(len(self.names))]
-            ),
-            parse_options=arrow_csv.ParseOptions(
-                delimiter=self._delimiter, newlines_in_values=True, ignore_empty_lines=False, invalid_row_handler=skip
-            ),
-            convert_options=arrow_csv.ConvertOptions(
-                check_utf8=False,
-                column_types={str(n): pa.binary() for n in range(len(self.names))},
-                strings_can_be_null=False,
-                quoted_strings_can_be_null=False,
-            ),
-        )
+        @cache
+        def lines() -> np.ndarray:
+            return line + np.searchsorted(line_ends, starts, "right")
 
-    def _numbered(self, table: Table) -> Table:
-        """Number the rows of a table, leave out its empty rows, and find the lines of the bad rows before its end."""
-        import numpy as np
-        from pyarrow import compute as pc
+        def raw(index: int) -> tuple[int, bytes]:
+            return int(lines()[index]), _without_end(block[starts[index] : stops[index]])
 
-        table = table.rename_columns(self.names)
-        bad = np.array([row.number - 2 for row in self._bad], np.int64)
-        numbers = np.setdiff1d(np.arange(self._next, self._next + len(table) + len(bad)), bad)[: len(table)]
-        embedded = np.zeros(len(table), np.int64)
-        filled = np.zeros(len(table), bool)
-        for column in table.columns:
-            embedded += pc.count_substring(column, "\n").to_numpy()
-            filled |= pc.greater(pc.binary_length(column), 0).to_numpy()
-        self._line_numbers = 2 + numbers + self._embedded + np.cumsum(embedded) - embedded
-        end = int(numbers[-1]) + 1 if len(numbers) else self._next
-        while self._bad and self._bad[0].number - 2 < end:
-            row = self._bad.pop(0)
-            before = int(embedded[numbers < row.number - 2].sum())
-            self._add_bad(row, self._embedded + before)
-            more = row.text.count("\n")
-            self._embedded += more
-            self._line_numbers[numbers > row.number - 2] += more
-        self._next = end
-        self._embedded += int(embedded.sum())
-        self.numbers = numbers[filled]
-        self._line_numbers = self._line_numbers[filled]
-        return table if filled.all() else table.filter(filled)
+        return _Part(table, numbers, raw)
 
-    def _add_bad(self, row: Any, embedded: int) -> None:
-        if row.text.strip():
-            reason = f"{row.actual_columns} values instead of {row.expected_columns}"
-            self._lines.append(BadRow(row.number + embedded, reason, unmarked(row.text)))
+    def _split(self, block: bytes) -> _Part:
+        """The rows that begin in a block, of which the last may end further on, by `csv_rows`."""
+        import pyarrow as pa
 
-    def take_bad(self, *, is_end: bool = False) -> list[BadRow]:
-        """The bad rows before the end of the last table, or of the file."""
-        while is_end and self._bad:
-            row = self._bad.pop(0)
-            self._add_bad(row, self._embedded)
-            self._embedded += row.text.count("\n")
-        found, self._lines = self._lines, []
-        return found
+        rows: list[CsvRow] = []
+        numbers, bad = [], []
+        line = self._line
+        lines = _Lines(chain([block], self._blocks))
 
-    def undecodable(self, table: Table) -> dict[int, str]:
-        """Why rows are bad that have bytes that are not UTF-8."""
-        from pyarrow import compute as pc
+        def raw(row: CsvRow) -> tuple[int, bytes]:
+            return line + row.line - 1, _without_end(row.text.encode("utf-8", "surrogateescape"))
 
-        if not self._stream.has_marks:
-            return {}
-        return {
-            index: f"column {name!r} is not UTF-8"
-            for name, column in zip(table.column_names, table.columns, strict=True)
-            for index in pc.indices_nonzero(pc.match_substring_regex(column, MARKS)).to_pylist()
+        try:
+            for row in csv_rows(lines, self._delimiter):
+                if len(row.cells) == len(self.names):
+                    rows.append(row)
+                    numbers.append(self._number)
+                elif row.text.strip():
+                    at, text = raw(row)
+                    bad.append(BadRow(at, f"{len(row.cells)} values instead of {len(self.names)}", text))
+                self._number += 1
+                if not lines.is_in_first:
+                    break
+        except NotCsv as e:
+            self._damage = self._damage or DamagedFile(str(e), line + e.line - 1)
+        except DamagedFile as e:
+            self._damage = e
+        self._rest = lines.rest()
+        self._line += lines.number
+        columns = {
+            name: pa.array([row.cells[index].encode("utf-8", "surrogateescape") for row in rows], pa.binary())
+            for index, name in enumerate(self.names)
         }
+        return _Part(pa.table(columns), np.array(numbers, np.int64), lambda index: raw(rows[index]), bad)
 
-    def raw(self, table: Table) -> Any:
-        """A function that gives line and bytes of a row of `table`."""
-        lines = self._line_numbers
 
-        def row(index: int) -> tuple[int, bytes]:
-            text = CsvText()
-            values = [column[index].as_py().decode() for column in table.columns]
-            csv.writer(text, delimiter=self._delimiter).writerow(values)
-            return int(lines[index]), unmarked(text.getvalue().removesuffix("\n"))
+LINE_FEED, RETURN, QUOTE = b'\n\r"'
 
-        return row
+
+def _row_ends(data: np.ndarray, line_ends: np.ndarray, delimiter: int) -> np.ndarray:
+    """Where the rows end in bytes that begin with a row. None, if a quote is not where a value begins or ends.
+
+    Args:
+        line_ends: the places after each line feed.
+    """
+    if data[-1] != LINE_FEED:  # the end of the file
+        line_ends = np.append(line_ends, len(data))
+    quotes = np.flatnonzero(data == QUOTE)
+    if not len(quotes):
+        return line_ends
+    around = np.zeros(256, bool)
+    around[[LINE_FEED, RETURN, QUOTE, delimiter]] = True
+    padded = np.concatenate([[LINE_FEED], data, [LINE_FEED]])
+    # Two quotes within a value end one and begin the next.
+    if not (around[padded[quotes[::2]]].all() and around[padded[quotes[1::2] + 2]].all()):
+        return line_ends[:0]
+    return line_ends[np.searchsorted(quotes, line_ends) % 2 == 0]
+
+
+def _without_end(row: bytes) -> bytes:
+    return row.removesuffix(b"\n").removesuffix(b"\r")
+
+
+@contextmanager
+def _opened(file: SourceFile, options: ReadOptions, block_bytes: int) -> Iterator[_Rows]:
+    with open_utf8(file, options) as stream:
+        yield _Rows(stream, "\t" if file.suffix == ".tsv" else "", block_bytes)
 
 
 def _type_of(column: Any) -> DataType:

@@ -20,10 +20,10 @@ from aifx.core.project import Project
 from aifx.data.names import Kind
 from aifx.data.readers import web
 from aifx.data.readers.encodings import DecodeErrors, FileScan, decode_blocks, scan_text
-from aifx.data.readers.formats import KINDS, SUFFIXES
+from aifx.data.readers.formats import KINDS, PAGES, SUFFIXES
 from aifx.data.readers.parquet import read_texts, scan_texts
 from aifx.data.readers.rows import Row, read_rows
-from aifx.data.readers.sources import SourceFile, check_regular, list_sources, local_file
+from aifx.data.readers.sources import SourceFile, check_regular, glob_paths, list_sources, local_file
 
 PIECE_CHARACTERS = 1 << 15
 # Before a single space between two marks, a newline between a letter or digit and a mark, a stop between two letters.
@@ -74,7 +74,7 @@ def _find(pattern: str, project: Project, key: str, kind: Kind) -> list[SourceFi
         return _find_remote(pattern, project, key, kind)
     suffix = _suffixes(kind)[0]
     is_glob = glob.has_magic(pattern)
-    names = sorted(glob.glob(pattern, root_dir=project.root, recursive=True))
+    names = sorted(glob_paths(pattern, project.root))
     if not names:
         what = f"no file matches {pattern!r} of {key}" if is_glob else f"no file {pattern!r}, which {key} names"
         raise DataError(what, f"looked in {project.root}", f"change {key} in aifx.toml, then: aifx config check")
@@ -132,7 +132,7 @@ def scan_file(file: SourceFile, text_field: str) -> FileScan:
 
     A file that is empty is an error unless a glob matched it.
     """
-    if file.format in ("html", "warc"):
+    if file.format in PAGES:
         scan = web.scan_pages(file)
     else:
         scan = scan_texts(file, text_field) if file.format == "parquet" else scan_text(file)
@@ -196,7 +196,7 @@ def read_text_rows(file: SourceFile, text_field: str, errors: DecodeErrors) -> I
 
     The other fields of a row are those of .jsonl and .csv; of .parquet they are not read. Raises as `read_documents`.
     """
-    if file.format in ("html", "warc"):
+    if file.format in PAGES:
         for number, text in enumerate(web.read_texts(file), 1):
             yield Row(file.name, number, f"{file.name}: page {number}", {text_field: text})
         return

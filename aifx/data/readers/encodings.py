@@ -6,14 +6,14 @@ import codecs
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from aifx.core.digests import Sha256
 from aifx.core.errors import DataError
 from aifx.core.file_states import FileState
 from aifx.data.readers.likely_encodings import SAMPLE_BYTES, likely_encodings, listed
+from aifx.data.readers.streams import Utf8
 
 if TYPE_CHECKING:
     from aifx.data.readers.sources import SourceFile
@@ -40,19 +40,11 @@ class FileScan:
     state: FileState | str | None = field(default=None, compare=False)
 
 
-@contextmanager
-def open_text(file: SourceFile) -> Iterator[Any]:
-    """The decompressed bytes of a file after a byte order mark of UTF-8. Raises DataError if it cannot be read."""
-    with file.open() as stream:
-        if stream.peek(len(codecs.BOM_UTF8)).startswith(codecs.BOM_UTF8):
-            stream.read(len(codecs.BOM_UTF8))
-        yield stream
-
-
 def decode_blocks(file: SourceFile, errors: DecodeErrors) -> Iterator[str]:
     """The text of a file in blocks, newlines kept. Raises DataError if it is not UTF-8 and `errors` is strict."""
-    with open_text(file) as stream:
-        blocks = iter(lambda: stream.read(BLOCK_BYTES), b"")
+    with file.open() as opened:
+        stream = Utf8(opened)
+        blocks = iter(lambda: stream.read1(BLOCK_BYTES), b"")
         try:
             yield from codecs.iterdecode(blocks, "utf-8", DECODE_HANDLERS[errors])
         except UnicodeDecodeError:
@@ -70,10 +62,11 @@ def scan_text(file: SourceFile) -> FileScan:
     where = why = ""
     encodings: list[str] = []
     head = b""
-    with open_text(file) as stream:
-        start = stream.tell()
+    with file.open() as opened:
+        stream = Utf8(opened)
+        start = stream.mark_bytes
         while True:
-            block = stream.read(BLOCK_BYTES)
+            block = stream.read1(BLOCK_BYTES)
             digest.update(block)
             if not head and (head := block[:SAMPLE_BYTES]) and b"\0" in head:
                 encodings = likely_encodings(head)

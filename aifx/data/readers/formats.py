@@ -31,6 +31,9 @@ KINDS: Mapping[Kind, frozenset[Format]] = {
 }
 """The formats whose files can be of a kind."""
 
+PAGES: tuple[Format, ...] = ("html", "warc")
+"""The formats of web pages."""
+
 COMPRESSIONS = (".gz", ".zst")
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".npy", ".npz", ".joblib")
 """Files that may run code when they are read, or hold what does."""

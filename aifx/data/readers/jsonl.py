@@ -1,7 +1,8 @@
 """JSON lines: each line is an object.
 
-pyarrow parses a block of lines at once, with the types that the file's columns have. If it refuses a block, the halves
-are parsed, and so on, until the lines at fault are alone. So pyarrow alone decides which line is good.
+Training parses each line with Python, whose values are exact. For `aifx data add`, pyarrow parses a block of lines at
+once, with the types that the file's columns have. If it refuses a block, the halves are parsed, and so on, until the
+lines at fault are alone. So pyarrow alone decides which line is good.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from string import whitespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from aifx.core.errors import DataError
+from aifx.core.parsing import parse_json
 from aifx.data.readers.base import (
     BLOCK_BYTES,
     SAMPLE_BYTES,
@@ -31,6 +35,8 @@ from aifx.data.readers.streams import open_utf8
 if TYPE_CHECKING:
     from pyarrow import Schema, Table
 
+    from aifx.data.readers.sources import SourceFile
+
 NULL = re.compile(rb"[ \t\r\n]*null")
 """A line that pyarrow must not see: it crashes on a block that begins with a null, and takes a later one for a row."""
 
@@ -38,12 +44,28 @@ DEEPEST = 32
 """Levels of nested values."""
 
 
-def find_schema(path: str, compression: str, options: ReadOptions, *, is_whole: bool) -> Schema:
+def parse_records(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The JSON objects of the lines of the file `name`, each with the number of its line, from 1. Raises DataError."""
+    hint = 'each line is one JSON object, such as {"text": "Call me Ishmael."}'
+    for number, line in enumerate(lines, 1):
+        if not line.strip(whitespace):
+            continue
+        place = f"{name}:{number}"
+        try:
+            record = parse_json(line)
+        except ValueError as error:
+            raise DataError(f"{place}: not JSON", str(error), hint) from None
+        if not isinstance(record, dict):
+            raise DataError(f"{place}: not a JSON object", f"it is {type(record).__name__}", hint)
+        yield number, record
+
+
+def find_schema(file: SourceFile, options: ReadOptions, *, is_whole: bool) -> Schema:
     """The columns of a file: of all of it, or of its beginning."""
     import pyarrow as pa
 
     schema = pa.schema([])
-    with open_utf8(path, compression, options) as stream:
+    with open_utf8(file, options) as stream:
         try:
             for block in line_blocks(stream, BLOCK_BYTES if is_whole else SAMPLE_BYTES):
                 for line in block.splitlines():
@@ -58,10 +80,10 @@ def find_schema(path: str, compression: str, options: ReadOptions, *, is_whole: 
     return schema
 
 
-def read(path: str, compression: str, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
+def read(file: SourceFile, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
     """The rows of a file. Raises ColumnsChanged if a row has more columns or wider types than `schema`."""
     first_row, first_line = 0, 1
-    with open_utf8(path, compression, options) as stream:
+    with open_utf8(file, options) as stream:
         for block in line_blocks(stream):
             reader = _Block(block, schema, options, first_line)
             batch = reader.batch(first_row)

@@ -1,40 +1,47 @@
-"""Lines of files: as text with their numbers, as JSON, and in blocks of bytes."""
+"""Lines of files: as text, and in blocks of bytes."""
 
 from __future__ import annotations
 
-import codecs
-from collections.abc import Iterable, Iterator
+import io
+from collections.abc import Iterator
 from typing import Any
 
 from aifx.core.errors import DataError
-from aifx.core.parsing import parse_json
 from aifx.data.readers.base import BLOCK_BYTES, ROW_BYTES, DamagedFile
 from aifx.data.readers.encodings import DECODE_HANDLERS, DecodeErrors, FileScan, scan_text, undecodable
-from aifx.data.readers.likely_encodings import SAMPLE_BYTES, likely_encodings
+from aifx.data.readers.likely_encodings import likely_encodings
 from aifx.data.readers.sources import SourceFile
+from aifx.data.readers.streams import Utf8
 
 
-def read_lines(file: SourceFile, errors: DecodeErrors | None = None) -> Iterator[str]:
+def read_lines(file: SourceFile, errors: DecodeErrors | None = None, *, newline: str = "\n") -> Iterator[str]:
     """The lines of a file in UTF-8, each with its end, without a byte order mark.
 
     Args:
         errors: what becomes of bytes that are not UTF-8; None if training cannot replace them, so that they are errors.
+        newline: "" if a carriage return ends a line, too.
 
     Raises DataError naming the file and the line.
     """
     handler = DECODE_HANDLERS[errors or "strict"]
-    with file.open() as stream:
-        for number, line in enumerate(stream, 1):
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-                if handler == "strict" and b"\0" in line and likely_encodings(line)[:1] not in ([], ["utf-8"]):
-                    why = f"byte {line.index(0) + 1} of the line is 0x00"
-                    raise _not_utf8(file, number, why, line, errors)
+    with file.open() as opened:
+        stream = Utf8(opened)
+        first = stream.head[: stream.head.find(b"\n") + 1] or stream.head
+        if handler == "strict" and b"\0" in first and likely_encodings(first)[:1] not in ([], ["utf-8"]):
+            raise _not_utf8(file, 1, f"byte {first.index(0) + 1} of the line is 0x00", first, errors)
+        number = 1
+        for block in line_blocks(stream):
             try:
-                yield line.decode("utf-8", handler)
+                text = block.decode("utf-8", handler)
             except UnicodeDecodeError as error:
-                why = f"byte {error.start + 1} of the line is 0x{line[error.start]:02x} ({error.reason})"
-                raise _not_utf8(file, number, why, line + stream.read(SAMPLE_BYTES), errors) from None
+                start = block.rfind(b"\n", 0, error.start) + 1
+                yield from io.StringIO(block[:start].decode(), newline=newline)
+                at = error.start - start + 1
+                why = f"byte {at} of the line is 0x{block[error.start]:02x} ({error.reason})"
+                number += block.count(b"\n", 0, start)
+                raise _not_utf8(file, number, why, block[start:], errors) from None
+            yield from io.StringIO(text, newline=newline)
+            number += block.count(b"\n")
 
 
 def _not_utf8(file: SourceFile, number: int, why: str, sample: bytes, errors: DecodeErrors | None) -> DataError:
@@ -50,33 +57,20 @@ def _not_utf8(file: SourceFile, number: int, why: str, sample: bytes, errors: De
     return undecodable({file: scan}, is_replaceable=errors is not None, line_encodings=line)
 
 
-def parse_records(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of the lines of the file `name`, each with the number of its line, from 1. Raises DataError."""
-    hint = 'each line is one JSON object, such as {"text": "Call me Ishmael."}'
-    for number, line in enumerate(lines, 1):
-        if not line or line.isspace():
-            continue
-        place = f"{name}:{number}"
-        try:
-            record = parse_json(line)
-        except ValueError as error:
-            raise DataError(f"{place}: not JSON", str(error), hint) from None
-        if not isinstance(record, dict):
-            raise DataError(f"{place}: not a JSON object", f"it is {type(record).__name__}", hint)
-        yield number, record
-
-
 def line_blocks(stream: Any, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
     """The bytes of a stream in blocks that end after a line. Raises DamagedFile for a line beyond ROW_BYTES."""
     parts: list[bytes] = []
-    while data := stream.read(block_bytes):
+    number = 1
+    while data := stream.read1(block_bytes):
         cut = data.rfind(b"\n") + 1
         if cut:
-            yield b"".join([*parts, data[:cut]])
+            block = b"".join([*parts, data[:cut]])
+            yield block
+            number += block.count(b"\n")
             parts = [data[cut:]] if cut < len(data) else []
         else:
             parts.append(data)
             if sum(map(len, parts)) > ROW_BYTES:
-                raise DamagedFile(f"it has a line of more than {ROW_BYTES >> 20} MiB")
+                raise DamagedFile(f"the line has more than {ROW_BYTES >> 20} MiB", number)
     if parts:
         yield b"".join(parts)

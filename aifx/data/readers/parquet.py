@@ -67,7 +67,7 @@ def seekable(stream: Any, compression: str) -> Iterator[IO[bytes]]:
         yield stream
         return
     with tempfile.TemporaryFile() as unpacked:
-        while data := stream.read(BLOCK_BYTES):
+        while data := stream.read1(BLOCK_BYTES):
             with naming(Path(tempfile.gettempdir())):
                 unpacked.write(data)
         unpacked.seek(0)
@@ -171,31 +171,32 @@ def _encoded(column: Any) -> list[bytes | None]:
     return values
 
 
-def find_schema(path: str, compression: str, options: ReadOptions, *, is_whole: bool) -> Schema:
+def find_schema(file: SourceFile, options: ReadOptions, *, is_whole: bool) -> Schema:
     """The columns of a file, with plain types in place of dictionaries and large ones. Raises DamagedFile."""
     import pyarrow as pa
 
-    with _opened(path, compression, options) as (file, _):
-        names = Counter(file.schema_arrow.names)
+    with _opened(file, options) as (table, _):
+        names = Counter(table.schema_arrow.names)
         if twice := [name for name, count in names.items() if count > 1]:
             raise DamagedFile(f"it has two columns {twice[0]!r}")
-        return pa.schema([(field.name, _plain(field.type)) for field in file.schema_arrow])
+        return pa.schema([(field.name, _plain(field.type)) for field in table.schema_arrow])
 
 
-def read(path: str, compression: str, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
+def read(file: SourceFile, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
     """The rows of a file. Raises DamagedFile, also for a file that expands beyond the limit."""
     import pyarrow as pa
 
-    with _opened(path, compression, options) as (file, content):
-        limit = max(streams.SMALL_EXPANSION, os.stat(path).st_size * options.max_expansion)
-        if _group_bytes(file.metadata) > limit:
+    with _opened(file, options) as (opened, content):
+        file_bytes = os.stat(file.location).st_size
+        limit = max(streams.SMALL_EXPANSION, file_bytes * options.max_expansion)
+        if _group_bytes(opened.metadata) > limit:
             raise streams.expanded(options.max_expansion)
         first = size = 0
-        for rows in file.iter_batches(batch_size=_batch_rows(file, content), use_threads=False):
+        for rows in opened.iter_batches(batch_size=_batch_rows(opened, content), use_threads=False):
             table = pa.Table.from_batches([rows]).cast(schema)
             size += table.nbytes
-            if not compression:  # a compressed one was read when it was unpacked
-                advance(os.stat(path).st_size * len(rows) // max(file.metadata.num_rows, 1))
+            if not file.compression:  # a compressed one was read when it was unpacked
+                advance(file_bytes * len(rows) // max(opened.metadata.num_rows, 1))
             if size > limit:
                 raise streams.expanded(options.max_expansion)
 
@@ -279,15 +280,15 @@ def _longest_text(array: Any) -> int:
 
 
 @contextmanager
-def _opened(path: str, compression: str, options: ReadOptions) -> Iterator[tuple[Any, IO[bytes]]]:
+def _opened(file: SourceFile, options: ReadOptions) -> Iterator[tuple[Any, IO[bytes]]]:
     # pyarrow opens no path but UTF-8. Bytes of a file that is not compressed count as progress when rows are read.
     with (
-        open_bytes(path, compression, options, is_counted=bool(compression)) as stream,
-        seekable(stream, compression) as content,
+        open_bytes(file, options, is_counted=bool(file.compression)) as stream,
+        seekable(stream, file.compression) as content,
     ):
         try:
-            with open_parquet(content, path) as file:
-                yield file, content
+            with open_parquet(content, file.name) as table:
+                yield table, content
         except DataError as e:
             raise DamagedFile(f"not a Parquet file that can be read: {e.why}") from None
 

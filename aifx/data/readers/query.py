@@ -12,6 +12,8 @@ from aifx.data.readers.base import BadRow, Batch, ReadOptions, batch_of, split_v
 if TYPE_CHECKING:
     from pyarrow import Field, RecordBatch, Schema
 
+    from aifx.data.readers.sources import SourceFile
+
 CHECK = "_check"
 """A column of the rows on their way: a hash of the row, or a negative number for a row that cannot be taken."""
 
@@ -25,19 +27,19 @@ TYPE = b"aifx:type"
 """Key of a text column's metadata: the type of Arrow that its values become."""
 
 
-def find_schema(path: str, compression: str, options: ReadOptions, *, is_whole: bool) -> Schema:
+def find_schema(file: SourceFile, options: ReadOptions, *, is_whole: bool) -> Schema:
     """The columns of the query."""
     import pyarrow as pa
 
-    with open(path, "rb") as file, pa.ipc.open_stream(file) as stream:
+    with open(file.location, "rb") as opened, pa.ipc.open_stream(opened) as stream:
         return pa.schema([_as_stored(field) for field in stream.schema if field.name != CHECK])
 
 
-def read(path: str, compression: str, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
+def read(file: SourceFile, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
     """The rows; one that PostgreSQL could not give is bad, and has its number."""
     import pyarrow as pa
 
-    with open(path, "rb") as opened, pa.memory_map(opened.name) as file, pa.ipc.open_stream(file) as stream:
+    with pa.memory_map(file.location) as mapped, pa.ipc.open_stream(mapped) as stream:
         first = 0
         for batch in stream:
             columns = [batch.column(field.name).cast(field.type) for field in schema]

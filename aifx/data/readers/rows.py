@@ -9,15 +9,15 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from aifx.core.errors import DataError, UsageError, nearest
-from aifx.data.readers.csv_rows import NotCsv, csv_rows
+from aifx.data.readers.csv import CsvRow, NotCsv, csv_rows, delimiter_of
 from aifx.data.readers.encodings import DecodeErrors
 from aifx.data.readers.formats import format_of
-from aifx.data.readers.lines import parse_records, read_lines
+from aifx.data.readers.jsonl import parse_records
+from aifx.data.readers.lines import read_lines
 from aifx.data.readers.parquet import batches_of
 from aifx.data.readers.sources import SourceFile, named_file
 
@@ -37,7 +37,7 @@ class Row:
     number: int  # in the file, from 1
     place: str  # for messages: the file with the line
     values: Mapping[str, Any]
-    line: int | None = None  # of a file of lines: that it ends on, from 1
+    line: int | None = None  # of a file of lines: that it begins on, from 1
 
 
 def input_file(name: str, format: str | None = None) -> SourceFile:
@@ -76,7 +76,11 @@ def read_rows(file: SourceFile, *, text_field: str = "text", errors: DecodeError
         for number, (line, values) in enumerate(parse_records(read_lines(file, errors), file.name), 1):
             yield Row(file.name, number, f"{file.name}:{line}", values, line)
     elif file.format == "csv":
-        yield from _csv(file, read_lines(file, errors))
+        try:
+            yield from _csv(file, errors)
+        except NotCsv as error:
+            what = f"{file.name}:{error.line}: not CSV"
+            raise DataError(what, str(error), f"sed -n {error.line}p {file.name}") from None
     elif file.format == "parquet":
         yield from _parquet(file)
     elif file.format == "text":
@@ -108,38 +112,27 @@ def field(values: Mapping[str, Any], name: str) -> Any:
     return values[name]
 
 
-def _csv(file: SourceFile, lines: Iterator[str]) -> Iterator[Row]:
-    """Rows below a header. A row may span lines; its place is the line that it ends on.
-
-    Cells are separated by commas, or by semicolons or tabs if the first line has no comma.
-    """
-    first = next(lines, "")
-    delimiter = "\t" if file.suffix == ".tsv" else next((mark for mark in ",;\t" if mark in first), ",")
-    count, names = 0, None
-    try:
-        for line, cells in csv_rows(chain([first], lines), delimiter, strict=True):
-            place = f"{file.name}:{line}"
-            if not cells:
-                continue
-            if names is None:
-                names = cells
-                if twice := [name for name in names if names.count(name) > 1]:
-                    what = f"{place}: the header has {twice[0]!r} twice"
-                    raise DataError(what, "each column has its own name", "rename one")
-                continue
-            if len(cells) != len(names):
-                why = f"it has {len(cells)} cells and the header has {len(names)}"
-                hint = f"sed -n {line}p {file.name}"
-                raise DataError(f"{place}: the row does not fit the header", why, hint)
-            if delimiter == ";" and (odd := next(filter(_DECIMAL_COMMA.fullmatch, cells), None)) is not None:
-                what = f"{place}: column {names[cells.index(odd)]!r} has decimal commas, such as {odd!r}"
-                hint = f"sed 's/\\([0-9]\\),\\([0-9]\\)/\\1.\\2/g' {shlex.quote(file.name)} > points.csv"
-                raise DataError(what, "numbers have a decimal point", hint)
-            count += 1
-            yield Row(file.name, count, place, dict(zip(names, cells, strict=True)), line)
-    except NotCsv as error:
-        what = f"{file.name}:{error.line}: not CSV"
-        raise DataError(what, str(error), f"sed -n {error.line}p {file.name}") from None
+def _csv(file: SourceFile, errors: DecodeErrors | None) -> Iterator[Row]:
+    """Rows below a header. A row may span lines; its place is the line that it begins on."""
+    lines = read_lines(file, errors, newline="")
+    rows = csv_rows(lines, "\t" if file.suffix == ".tsv" else "", strict=True)
+    header = next(rows, CsvRow(1, [], ""))
+    names = header.cells
+    if twice := [name for name in names if names.count(name) > 1]:
+        what = f"{file.name}:{header.line}: the header has {twice[0]!r} twice"
+        raise DataError(what, "each column has its own name", "rename one")
+    has_semicolons = file.suffix != ".tsv" and delimiter_of(header.text) == ";"
+    for number, (line, cells, _) in enumerate(rows, 1):
+        place = f"{file.name}:{line}"
+        if len(cells) != len(names):
+            why = f"it has {len(cells)} cells and the header has {len(names)}"
+            hint = f"sed -n {line}p {file.name}"
+            raise DataError(f"{place}: the row does not fit the header", why, hint)
+        if has_semicolons and (odd := next(filter(_DECIMAL_COMMA.fullmatch, cells), None)) is not None:
+            what = f"{place}: column {names[cells.index(odd)]!r} has decimal commas, such as {odd!r}"
+            hint = f"sed 's/\\([0-9]\\),\\([0-9]\\)/\\1.\\2/g' {shlex.quote(file.name)} > points.csv"
+            raise DataError(what, "numbers have a decimal point", hint)
+        yield Row(file.name, number, place, dict(zip(names, cells, strict=True)), line)
 
 
 def _parquet(file: SourceFile) -> Iterator[Row]:

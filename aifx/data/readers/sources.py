@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import glob
+import gzip
 import io
 import os
 import shlex
 import stat
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
 from aifx.core.digests import Sha256, sha256_of, sha256_of_file
@@ -23,13 +25,33 @@ from aifx.core.os_errors import FULL, first_line, naming
 from aifx.core.progress import Reporter
 from aifx.core.redaction import redact
 from aifx.core.stores import BLOCK_BYTES, open_store
+from aifx.data.readers.base import DamagedFile
 from aifx.data.readers.formats import PICKLES, SUFFIXES, Format, format_of, split_name
 from aifx.data.readers.images import Target
-from aifx.data.readers.streams import damages, decompressed
 from aifx.data.splits import Split, split_folders
 
 STDIN = "-"
 """The name and location of standard input."""
+
+
+def decompressed(file: Any, compression: str) -> Any:
+    """A buffered reader of the decompressed bytes of an open file: `file` itself if `compression` is ""."""
+    if compression == ".gz":
+        return gzip.GzipFile(fileobj=file, mode="rb")
+    if compression == ".zst":
+        from backports.zstd import ZstdFile
+
+        return ZstdFile(file)
+    return file
+
+
+def damages(compression: str) -> tuple[type[Exception], ...]:
+    """The errors of `decompressed` for bytes that cannot be decompressed."""
+    if compression == ".zst":
+        from backports.zstd import ZstdError
+
+        return EOFError, ZstdError
+    return EOFError, zlib.error, gzip.BadGzipFile
 
 
 @dataclass(frozen=True)
@@ -97,7 +119,8 @@ class SourceFile:
         Raises DataError if it is no regular file or cannot be read, EnvironmentFault if a store fails.
         """
         if self.is_stdin:
-            yield sys.stdin.buffer
+            with reading(self):
+                yield sys.stdin.buffer
             return
         if self.is_remote:
             store = open_store(self.location)
@@ -119,8 +142,8 @@ class SourceFile:
             return replace(self, sha256=sha256_of_file(Path(self.location), progress))
 
     @contextmanager
-    def on_disk(self) -> Iterator[tuple[str, str]]:
-        """A path on this machine, and the SHA-256 of the bytes there. A remote file is copied for as long as needed.
+    def on_disk(self) -> Iterator[SourceFile]:
+        """The file on this machine, with its SHA-256. A remote file is copied for as long as needed.
 
         Raises DataError if the file is not the one that was listed.
         """
@@ -129,11 +152,11 @@ class SourceFile:
             with tempfile.NamedTemporaryFile(suffix=suffix) as copy:
                 digest = self._copy(copy)
                 copy.flush()
-                yield copy.name, digest
+                yield replace(self, location=copy.name, stamp="", sha256=digest)
             return
         with reading(self):
             self._check_unchanged()
-            yield self.location, self.sha256
+            yield self
             self._check_unchanged()
 
     def _check_unchanged(self) -> None:
@@ -204,10 +227,13 @@ def check_regular(path: Path, name: str, why: str, hint: str) -> None:
 @contextmanager
 def reading(file: SourceFile) -> Iterator[None]:
     """Turn the refusal to read or decompress `file` into a DataError. A disk that is full is another matter."""
+    hint = "copy it again, or leave it out"
     try:
         yield
+    except DamagedFile as error:
+        place = file.name if error.line is None else f"{file.name}:{error.line}"
+        raise DataError(f"{place} cannot be read", str(error), hint) from error
     except damages(file.compression) as error:
-        hint = "copy it again, or leave it out"
         raise DataError(f"{file.name} cannot be decompressed", str(error), hint) from error
     except OSError as error:
         if file.is_remote or error.errno in FULL:
@@ -247,21 +273,20 @@ def list_sources(arguments: Sequence[str], base: Path, *, follow_links: bool = F
     for argument in arguments:
         listed = _remote(argument, follow_links) if "://" in argument else _local(argument, base, follow_links)
         pictures: dict[str, list[str]] = {}
-        for one in listed:
-            if one.is_outside:
-                links.add(one.name)
+        for file, how in listed:
+            if how == "outside":
+                links.add(file.name)
                 continue
-            format_, compression = _format_of(one.name, one.is_given) if one.is_regular else (None, "")
+            format_, compression = _format_of(file.name, how == "given") if how != "irregular" else (None, "")
             if format_ is None:
-                left_out.add(one.name)
+                left_out.add(file.name)
                 continue
-            if format_ == "image" and one.name not in found:
-                pictures[one.name] = _folders(argument, one.location)
-            file = SourceFile(one.name, one.location, format_, compression, one.bytes, one.changed, one.stamp, one.tag)
-            before = found.setdefault(one.name, file)
-            if before.location != one.location:
+            if format_ == "image" and file.name not in found:
+                pictures[file.name] = _folders(argument, file.location)
+            before = found.setdefault(file.name, replace(file, format=format_, compression=compression))
+            if before.location != file.location:
                 why = "both would be recorded under this name"
-                raise UsageError(f"two sources are called {one.name}", why, "add one of them under another path")
+                raise UsageError(f"two sources are called {file.name}", why, "add one of them under another path")
         splits = split_folders(folders[0] for folders in pictures.values() if len(folders) > 1)
         for name, folders in pictures.items():
             if splits and (not folders or folders[0] not in splits):  # training does not read it, either
@@ -304,27 +329,12 @@ def _format_of(name: str, is_given: bool) -> tuple[Format | None, str]:
     return format_, compression
 
 
-class _Found(NamedTuple):
-    """A file that an argument names. The rest as in `SourceFile`.
-
-    Attributes:
-        is_given: whether the argument is the file itself.
-        is_outside: whether it is a link that is not followed.
-        is_regular: whether it is no pipe, socket or device.
-    """
-
-    name: str
-    location: str
-    bytes: int = 0
-    changed: int = 0
-    stamp: str = ""
-    is_given: bool = False
-    is_outside: bool = False
-    is_regular: bool = True
-    tag: str = ""
+Found: TypeAlias = tuple[SourceFile, Literal["given", "below", "outside", "irregular"]]
+"""A file without its format, and whether it is an argument itself or below one, a link that is not followed, or a pipe,
+a socket or a device."""
 
 
-def _local(argument: str, base: Path, follow_links: bool) -> Iterator[_Found]:
+def _local(argument: str, base: Path, follow_links: bool) -> Iterator[Found]:
     path = os.path.abspath(os.path.expanduser(argument))
     paths = [path] if os.path.lexists(path) or not glob.has_magic(argument) else _matches(path)
     if not paths:
@@ -335,7 +345,7 @@ def _local(argument: str, base: Path, follow_links: bool) -> Iterator[_Found]:
         is_given = each == path
         if not is_given:
             if leads_out(each, inside):
-                yield _Found(name_of(each, base), each, is_outside=True)
+                yield _local_source(each, base), "outside"
                 continue
             if not all(_enters(folder, entered) for folder in (os.path.dirname(each), each) if os.path.isdir(folder)):
                 continue
@@ -347,12 +357,17 @@ def _local(argument: str, base: Path, follow_links: bool) -> Iterator[_Found]:
         if stat.S_ISDIR(found.st_mode):
             yield from _folder(each, base, inside, entered)
         elif stat.S_ISREG(found.st_mode):
-            yield _Found(name_of(each, base), each, found.st_size, found.st_mtime_ns, is_given=is_given)
+            yield _local_source(each, base, found), "given" if is_given else "below"
         elif is_given:
             hint = "copy what it gives to a file"
             raise UsageError(f"{argument} is not a regular file", "it is a pipe, socket or device", hint)
         else:
-            yield _Found(name_of(each, base), each, is_regular=False)
+            yield _local_source(each, base), "irregular"
+
+
+def _local_source(path: str, base: Path, state: os.stat_result | None = None) -> SourceFile:
+    size, changed = (state.st_size, state.st_mtime_ns) if state else (0, 0)
+    return SourceFile(name_of(path, base), path, "", bytes=size, changed=changed)
 
 
 def leads_out(path: str, inside: str | None) -> bool:
@@ -362,7 +377,30 @@ def leads_out(path: str, inside: str | None) -> bool:
 
 def _matches(pattern: str) -> list[str]:
     """The paths that match, those near the top first, before what a link repeats further down."""
-    return sorted(glob.glob(pattern, recursive=True), key=lambda path: (path.count("/"), path))
+    return sorted(glob_paths(pattern), key=lambda path: (path.count("/"), path))
+
+
+def glob_paths(pattern: str, root: Path | None = None) -> set[str]:
+    """The paths that match, relative to `root` as the pattern is.
+
+    `**` enters each folder under one name, that nearest to the top. Links may make loops, in which glob.glob goes
+    round as often as a name can hold: of two, for ever.
+    """
+    pattern = f"{pattern}/*" if f"/{pattern}".endswith("/**") else pattern
+    head, stars, tail = f"/{pattern}".partition("/**/")
+    if not stars:
+        return set(glob.glob(pattern, root_dir=root, recursive=True))
+    found: set[str] = set()
+    entered: dict[str, str] = {}
+    folders = sorted(glob.glob(f"{head[1:]}/", root_dir=root)) if head else [""]
+    while folders:
+        within: list[str] = []
+        for folder in folders:
+            if _enters(os.path.join(root or "", folder), entered):
+                found |= glob_paths(f"{glob.escape(folder)}{tail}", root)
+                within += sorted(glob.glob(f"{glob.escape(folder)}*/", root_dir=root))
+        folders = within
+    return found
 
 
 def _enters(folder: str, entered: dict[str, str]) -> bool:
@@ -370,7 +408,7 @@ def _enters(folder: str, entered: dict[str, str]) -> bool:
     return entered.setdefault(os.path.realpath(folder), folder) == folder
 
 
-def _folder(folder: str, base: Path, inside: str | None, entered: dict[str, str]) -> Iterator[_Found]:
+def _folder(folder: str, base: Path, inside: str | None, entered: dict[str, str]) -> Iterator[Found]:
     """The files below a folder, without hidden ones. Each folder is entered under one name."""
     _enters(folder, entered)
     for path, folders, names in os.walk(folder, onerror=_fail, followlinks=True):
@@ -378,23 +416,21 @@ def _folder(folder: str, base: Path, inside: str | None, entered: dict[str, str]
         for name in sorted(name for name in folders if not name.startswith(".")):
             full = os.path.join(path, name)
             if leads_out(full, inside):
-                yield _Found(name_of(full, base), full, is_outside=True)
+                yield _local_source(full, base), "outside"
             elif _enters(full, entered):
                 chosen.append(name)
         folders[:] = chosen
         for name in sorted(name for name in names if not name.startswith(".")):
             full = os.path.join(path, name)
             if os.path.islink(full) and leads_out(full, inside):
-                yield _Found(name_of(full, base), full, is_outside=True)
+                yield _local_source(full, base), "outside"
                 continue
             try:
                 found = os.stat(full)
             except OSError as e:
                 raise DataError(f"{full} cannot be read", e.strerror or str(e), "remove it, or name files") from None
-            if stat.S_ISREG(found.st_mode):
-                yield _Found(name_of(full, base), full, found.st_size, found.st_mtime_ns)
-            else:
-                yield _Found(name_of(full, base), full, is_regular=False)
+            is_regular = stat.S_ISREG(found.st_mode)
+            yield _local_source(full, base, found), "below" if is_regular else "irregular"
 
 
 def _fail(error: OSError) -> None:
@@ -407,7 +443,7 @@ def name_of(path: str, base: Path) -> str:
     return os.fsencode(name).decode(errors="backslashreplace")  # Parquet and JSON hold UTF-8 alone
 
 
-def _remote(url: str, follow_links: bool) -> Iterator[_Found]:
+def _remote(url: str, follow_links: bool) -> Iterator[Found]:
     from fsspec.implementations.local import LocalFileSystem
 
     store = open_store(url)
@@ -431,12 +467,12 @@ def _remote(url: str, follow_links: bool) -> Iterator[_Found]:
         raise UsageError(f"no file matches {secret_free}", "the store has none", "name a file or folder")
     for path, (info, is_given) in sorted(found.items()):
         location = url if is_given else _with_path(url, store.path, path)
+        file = SourceFile(without_secrets(location), location, "", bytes=int(info["size"] or 0), tag=_tag(info))
         if leads_out(path, inside):
-            yield _Found(without_secrets(location), location, is_outside=True)
-            continue
-        stamp = sha256_of(repr(sorted(_stamp(info).items())))
-        size, tag = int(info["size"] or 0), _tag(info)
-        yield _Found(without_secrets(location), location, size, 0, stamp, is_given, tag=tag)
+            yield file, "outside"
+        else:
+            stamp = sha256_of(repr(sorted(_stamp(info).items())))
+            yield replace(file, stamp=stamp), "given" if is_given else "below"
 
 
 def _stamp(info: dict[str, Any]) -> dict[str, str]:

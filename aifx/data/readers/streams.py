@@ -1,11 +1,14 @@
-"""Opening source files: decompressed within limits, and in UTF-8."""
+"""The bytes of source files: decompressed, and in UTF-8.
+
+A stream has `read1(size)` as `io.BufferedReader` has it: some bytes, `size` at most, and none at the end. So the rows
+of standard input are read as they come.
+"""
 
 from __future__ import annotations
 
 import codecs
-import gzip
+import io
 import os
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -14,6 +17,7 @@ from typing import IO, Any
 from aifx.core.calls import advance
 from aifx.data.readers.base import BLOCK_BYTES, DamagedFile, ReadOptions
 from aifx.data.readers.likely_encodings import AUTO, SAMPLE_BYTES, likely_encodings, mark_of
+from aifx.data.readers.sources import SourceFile, damages, decompressed
 
 SMALL_EXPANSION = 1 << 30
 """A compressed file may always expand to this size."""
@@ -22,67 +26,34 @@ COMPRESSED_BLOCK = 1 << 17
 """Bytes of a compressed file that its decompressor reads at a time, at most."""
 
 HEAD_BYTES = 1 << 12
-"""Of a file, in which a byte order mark or its absence shows."""
+"""Of a file, in which UTF-16 without a byte order mark shows."""
 
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 
-def decompressed(file: Any, compression: str) -> Any:
-    """A buffered reader of the decompressed bytes of an open file: `file` itself if `compression` is ""."""
-    if compression == ".gz":
-        return gzip.GzipFile(fileobj=file, mode="rb")
-    if compression == ".zst":
-        from backports.zstd import ZstdFile
-
-        return ZstdFile(file)
-    return file
-
-
-def damages(compression: str) -> tuple[type[Exception], ...]:
-    """The errors of `decompressed` for bytes that cannot be decompressed."""
-    if compression == ".zst":
-        from backports.zstd import ZstdError
-
-        return EOFError, ZstdError
-    return EOFError, zlib.error, gzip.BadGzipFile
-
-
-class Stream:
-    """The base of the streams that pyarrow reads. `read(size)` gives `size` bytes or fewer, and none at the end."""
-
-    closed = False
-
-    def close(self) -> None:
-        """Leave the file open for `open_bytes`, which closes it."""
-
-
-class Counted(Stream):
+class CountedFile(io.FileIO):
     """A file whose bytes are progress of the step that reads it."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.tell, self.seek, self.fileno = file.tell, file.seek, file.fileno
-
-    def read(self, size: int) -> bytes:
-        data = self._file.read(size)
-        advance(len(data))
-        return data
+    def readinto(self, buffer: Any, /) -> int:
+        count = super().readinto(buffer)
+        advance(count)
+        return count
 
 
-class Expanding(Stream):
-    """The decompressed bytes of a stream. Raises DamagedFile beyond the limit, and where they are damaged."""
+class Expanding:
+    """The decompressed bytes of a file. Raises DamagedFile beyond the limit, and after all bytes before damage."""
 
-    def __init__(self, file: IO[bytes], compression: str, compressed_bytes: int, max_expansion: float) -> None:
+    def __init__(self, file: IO[bytes], compression: str, max_expansion: float) -> None:
         self._file, self._compression = file, compression
         self._damages = damages(compression)
         self._stream = decompressed(file, compression)
-        self._limit = max(SMALL_EXPANSION, compressed_bytes * max_expansion)
+        self._limit = max(SMALL_EXPANSION, os.fstat(file.fileno()).st_size * max_expansion)
         self._max_expansion = max_expansion
         self._read = 0
         self._damage: DamagedFile | None = None
         self._rest = b""  # before the damage
 
-    def read(self, size: int) -> bytes:
+    def read1(self, size: int) -> bytes:
         if self._damage is None:
             try:
                 self._rest = self._stream.read(size)
@@ -96,6 +67,8 @@ class Expanding(Stream):
         if self._read > self._limit:
             raise expanded(self._max_expansion)
         return data
+
+    read = read1
 
     def _before_damage(self) -> bytes:
         """The bytes that can be decompressed after those that were read.
@@ -117,7 +90,7 @@ class Expanding(Stream):
         return found
 
 
-class Dripping(Stream):
+class Dripping:
     """A file that gives few bytes at a time from a place on: a decompressor loses the rest of what it fails on."""
 
     def __init__(self, file: IO[bytes], place: int, size: int) -> None:
@@ -136,153 +109,84 @@ def expanded(max_expansion: float) -> DamagedFile:
 def read_whole(stream: Any, size: int) -> bytes:
     """`size` bytes of a stream, or fewer at its end. Raises DamagedFile."""
     parts: list[bytes] = []
-    while size and (data := stream.read(size)):
+    while size and (data := stream.read1(size)):
         parts.append(data)
         size -= len(data)
     return b"".join(parts) if len(parts) != 1 else parts[0]
 
 
-class Decoding(Stream):
-    """The bytes of a stream in UTF-8. Bytes that cannot be decoded stay as they are, so that their row is bad."""
+class Utf8:
+    """The bytes of a stream in UTF-8, after a byte order mark. Bytes that cannot be decoded stay as they are.
 
-    def __init__(self, stream: Any, encoding: str, begun: bytes) -> None:
-        is_wide = encoding.startswith(("utf-16", "utf-32"))
-        self._errors = "surrogatepass" if is_wide else "surrogateescape"
-        self._stream, self._begun = stream, begun
-        self._decoder = codecs.getincrementaldecoder(encoding)(self._errors)
-        self._rest = b""
+    Attributes:
+        head: its first bytes, after the mark.
+        mark_bytes: 0 if it has no mark.
+    """
 
-    def read(self, size: int) -> bytes:
-        while not self._rest:
-            data = self._begun or self._stream.read(size)
-            self._begun = b""
-            try:
-                self._rest += self._decoder.decode(data, final=not data).encode("utf-8", self._errors)
-            except UnicodeError:
-                self._rest += b"\xff"  # half a character at the end, or one that does not exist
-                self._decoder.reset()
-            if not data:
-                break
+    def __init__(self, stream: Any, encoding: str | None = None) -> None:
+        """Read the mark.
+
+        Args:
+            encoding: of a stream without a mark. If it is None, only the mark of UTF-8 is one.
+        """
+        head = stream.read1(BLOCK_BYTES)
+        while 0 < len(head) < len(codecs.BOM_UTF32_LE) and (more := stream.read1(BLOCK_BYTES)):
+            head += more
+        mark, marked = mark_of(head)
+        if encoding is None and marked != "utf-8":
+            mark, marked = b"", ""
+        self._stream, self.mark_bytes = stream, len(mark)
+        self.head = self._rest = head[len(mark) :]
+        self.encoding = marked or codecs.lookup(encoding or "utf-8").name
+        self._decoder: Any = None
+        if self.encoding != "utf-8":
+            is_wide = self.encoding.startswith(("utf-16", "utf-32"))
+            self._errors = "surrogatepass" if is_wide else "surrogateescape"
+            self._decoder = codecs.getincrementaldecoder(self.encoding)(self._errors)
+            self._rest = self._decoded(self.head)
+
+    def read1(self, size: int) -> bytes:
+        while not self._rest and (data := self._stream.read1(size)):
+            self._rest = data if self._decoder is None else self._decoded(data)
+        if not self._rest and self._decoder is not None:
+            self._rest, self._decoder = self._decoded(b""), None
         found, self._rest = self._rest[:size], self._rest[size:]
         return found
 
-
-class Ended(Stream):
-    """A stream with more bytes after its end, in one piece with the last of its own."""
-
-    def __init__(self, stream: Any, end: bytes) -> None:
-        self._stream, self._end = stream, end
-        self._next: bytes | None = None
-
-    def read(self, size: int) -> bytes:
-        size -= len(self._end)
-        data = self._stream.read(size) if self._next is None else self._next
-        self._next = self._stream.read(size) if data else b""
-        return data + self._end if data and not self._next else data
-
-
-class Begun(Stream):
-    """A stream of which some bytes were read already."""
-
-    def __init__(self, stream: Any, begun: bytes) -> None:
-        self._stream, self._begun = stream, begun
-
-    def read(self, size: int) -> bytes:
-        found, self._begun = self._begun[:size], self._begun[size:]
-        return found or self._stream.read(size)
-
-
-class Marking(Stream):
-    """The bytes of a stream in UTF-8, with a mark instead of each byte that is none.
-
-    The marks are at the end of a private area of Unicode. The stream ends before the line that is damaged.
-
-    Attributes:
-        has_marks: whether there was one.
-        damage: that ended the stream.
-        is_within_line: whether the line goes on after the bytes that were read.
-    """
-
-    has_marks = False
-    is_within_line = False
-    damage: DamagedFile | None = None
-
-    def __init__(self, stream: Any) -> None:
-        self._stream, self._rest = stream, b""
-        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-
-    def read(self, size: int) -> bytes:
-        data = self._lines(size) if self.damage is None else b""
-        if data.isascii() and data and not self._decoder.getstate()[0]:
-            return data
-        text = self._decoder.decode(data, final=not data)
+    def _decoded(self, data: bytes) -> bytes:
         try:
-            return text.encode()
-        except UnicodeEncodeError:
-            self.has_marks = True
-            return text.translate(_TO_MARK).encode()
-
-    def _lines(self, size: int) -> bytes:
-        """Whole lines of `size` bytes at most, or a part of a longer line; at the end the rest."""
-        is_end = False
-        try:
-            while len(self._rest) < size and not is_end:
-                data = self._stream.read(size - len(self._rest))
-                self._rest += data
-                is_end = not data
-        except DamagedFile as e:
-            self.damage = e
-            self._rest = self._rest[: self._rest.rfind(b"\n") + 1]
-            is_end = True
-        cut = len(self._rest) if is_end else self._rest.rfind(b"\n") + 1 or size
-        found, self._rest = self._rest[:cut], self._rest[cut:]
-        if found:
-            self.is_within_line = not found.endswith(b"\n")
-        return found
-
-
-_TO_MARK = {0xDC00 + byte: 0x10FF00 + byte for byte in range(0x80, 0x100)}
-_FROM_MARK = {mark: surrogate for surrogate, mark in _TO_MARK.items()}
-MARKS = f"[{chr(0x10FF80)}-{chr(0x10FFFF)}]"
-"""A pattern of the marks."""
-
-
-def unmarked(text: str) -> bytes:
-    """The bytes of a text with marks."""
-    return text.translate(_FROM_MARK).encode("utf-8", "surrogateescape")
+            text: str = self._decoder.decode(data, final=not data)
+            return text.encode("utf-8", self._errors)
+        except UnicodeError:
+            self._decoder.reset()
+            return b"\xff"  # half a character at the end, or one that does not exist
 
 
 @contextmanager
-def open_bytes(path: str, compression: str, options: ReadOptions, *, is_counted: bool = True) -> Iterator[Any]:
-    """The bytes of a local file, decompressed: `.read(size)` gives `size` bytes, or fewer at the end.
+def open_bytes(file: SourceFile, options: ReadOptions, *, is_counted: bool = True) -> Iterator[Any]:
+    """The bytes of a file on this machine, decompressed within limits. Raises DamagedFile.
 
     Args:
         is_counted: whether they are progress of the step.
     """
-    with open(path, "rb") as opened:
-        file: Any = Counted(opened) if is_counted else opened
-        if compression:
-            yield Expanding(file, compression, os.fstat(file.fileno()).st_size, options.max_expansion)
-        else:
-            yield file
+    with io.BufferedReader((CountedFile if is_counted else io.FileIO)(file.location)) as opened:
+        yield Expanding(opened, file.compression, options.max_expansion) if file.compression else opened
 
 
 @contextmanager
-def open_utf8(path: str, compression: str, options: ReadOptions) -> Iterator[Any]:
+def open_utf8(file: SourceFile, options: ReadOptions) -> Iterator[Utf8]:
     """The same in UTF-8, without a byte order mark, which goes before `options.encoding`."""
-    with open_bytes(path, compression, options) as stream:
-        begun = stream.read(HEAD_BYTES)
-        mark, encoding = mark_of(begun)
-        encoding = encoding or codecs.lookup(options.encoding).name
-        if not mark and encoding == "utf-8" and b"\0" in begun:
-            likely = likely_encodings(begun)
-            if likely and likely[0] != encoding:
+    with open_bytes(file, options) as opened:
+        stream = Utf8(opened, options.encoding)
+        head = stream.head[:HEAD_BYTES]
+        if stream.encoding == "utf-8" and not stream.mark_bytes and b"\0" in head:
+            likely = likely_encodings(head)
+            if likely and likely[0] != "utf-8":
                 raise DamagedFile(f"it seems to be {likely[0]}, not UTF-8; --encoding {likely[0]} reads it")
-        begun = begun[len(mark) :]
-        yield Begun(stream, begun) if encoding == "utf-8" else Decoding(stream, encoding, begun)
+        yield stream
 
 
-def decided(path: str, compression: str, options: ReadOptions) -> ReadOptions:
+def decided(file: SourceFile, options: ReadOptions) -> ReadOptions:
     """The options with the encoding that the beginning of a file seems to have, if they leave it to the file.
 
     It is UTF-8 if no other is likely, so that the bytes at fault are found where they are.
@@ -290,8 +194,8 @@ def decided(path: str, compression: str, options: ReadOptions) -> ReadOptions:
     if options.encoding != AUTO:
         return options
     sample = b""
-    with open_bytes(path, compression, options, is_counted=False) as stream, suppress(DamagedFile):
-        while data := stream.read(SAMPLE_BYTES - len(sample)):
+    with open_bytes(file, options, is_counted=False) as stream, suppress(DamagedFile):
+        while data := stream.read1(SAMPLE_BYTES - len(sample)):
             sample += data
     if len(sample) == SAMPLE_BYTES:
         sample = sample[: sample.rfind(b"\n") + 1] or sample

@@ -5,65 +5,64 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aifx.data.readers.base import BadRow, DamagedFile, ReadOptions
+from aifx.data.readers.base import ROW_BYTES, BadRow, DamagedFile, ReadOptions
 from aifx.data.readers.streams import open_utf8
 
+if TYPE_CHECKING:
+    from aifx.data.readers.sources import SourceFile
+
 LARGE_BYTES = 1 << 16
-DOCUMENT_BYTES = 32 << 20
-"""A file that is larger becomes several rows, cut after a line."""
+FILL_BYTES = 32 << 20
+"""That are read at a time."""
 
 
-def read_documents(path: str, compression: str, options: ReadOptions) -> Iterator[bytes | BadRow]:
-    """The documents of a file, in UTF-8: one, unless `options.split_at` cuts it or it is larger than DOCUMENT_BYTES."""
+def read_documents(file: SourceFile, options: ReadOptions) -> Iterator[bytes | BadRow]:
+    """The documents of a file, in UTF-8: one, or each part of it that begins where `options.split_at` matches.
+
+    Raises DamagedFile for one that is larger than ROW_BYTES, and the damage that ends one.
+    """
     starts = re.compile(options.split_at.encode(), re.MULTILINE) if options.split_at is not None else None
-    with open_utf8(path, compression, options) as stream:
-        rest, line, found = b"", 1, False
-        while True:
-            data, damage = _filled(stream, rest)
-            is_last = damage is not None or len(data) < DOCUMENT_BYTES
+    with open_utf8(file, options) as stream:
+        data, line, found = b"", 1, False
+        is_last = False
+        while not is_last:
+            size = len(data)
+            data, damage = _filled(stream, data)
+            is_last = damage is not None or len(data) < size + FILL_BYTES
             places = [match.start() for match in starts.finditer(data) if match.start()] if starts is not None else []
-            end = len(data) if is_last else places.pop() if places else _cut(data)
-            for first, stop in pairwise([0, *places, end]):
+            for first, stop in pairwise([0, *places, len(data)]):
+                if stop - first > ROW_BYTES:
+                    why = f"the text has more than {ROW_BYTES >> 20} MiB; --split-at cuts a file into rows"
+                    raise DamagedFile(why, line)
+                if stop == len(data) and not is_last:
+                    break
                 document = data[first:stop] if stop - first < len(data) else data
                 if document and not (starts is not None and document.isspace()):
                     found = True
                     yield _checked(document, line)
-                if not is_last or stop < end:  # counting takes as long as hashing
+                if stop < len(data):  # counting takes as long as hashing
                     line += document.count(b"\n")
             if damage is not None:
                 raise damage
-            if is_last:
-                if not found:
-                    yield BadRow(1, "no text", data)
-                return
-            rest = data[end:]
+            if is_last and not found:
+                yield BadRow(1, "no text", data)
+            data = data[places[-1] if places else 0 :]
 
 
-def _filled(stream: Any, rest: bytes) -> tuple[bytes, DamagedFile | None]:
-    """`rest` and the bytes after it, DOCUMENT_BYTES in all; fewer at the end, and whole lines before damage."""
-    parts, size = [rest] if rest else [], len(rest)
+def _filled(stream: Any, begun: bytes) -> tuple[bytes, DamagedFile | None]:
+    """`begun` with FILL_BYTES after it; with fewer at the end, and with whole lines before damage."""
+    parts, left = [begun] if begun else [], FILL_BYTES
     damage = None
     try:
-        while size < DOCUMENT_BYTES and (data := stream.read(DOCUMENT_BYTES - size)):
+        while left and (data := stream.read1(left)):
             parts.append(data)
-            size += len(data)
+            left -= len(data)
     except DamagedFile as e:
         damage = e
     data = parts[0] if len(parts) == 1 else b"".join(parts)
     return (data if damage is None else data[: data.rfind(b"\n") + 1]), damage
-
-
-def _cut(data: bytes) -> int:
-    """The end of a document that is too large: after its last line, otherwise before a character."""
-    cut = data.rfind(b"\n") + 1
-    if cut:
-        return cut
-    cut = len(data) - 1
-    while cut > len(data) - 4 and data[cut] & 0xC0 == 0x80:
-        cut -= 1
-    return cut
 
 
 def _checked(document: bytes, line: int) -> bytes | BadRow:

@@ -5,28 +5,21 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aifx.core.artifact import (
-    Artifact,
-    DamagedArtifact,
-    SealedFile,
-    cached,
-    damaged_files,
-    seal_files,
-    writable_folder,
-)
+from aifx.core.artifact import writable_folder
 from aifx.core.digests import sha256_of_values, size_and_sha256
 from aifx.core.errors import DataError, EnvironmentFault
 from aifx.core.extras import install_command
 from aifx.core.plurals import counted
 from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
+from aifx.data.checked_files import read_cached, read_checked, writing_checked
 from aifx.data.readers.base import TEXT, BadRow, Batch, DamagedFile, ReadOptions
 from aifx.data.readers.encodings import FileScan
 from aifx.data.readers.sources import SourceFile
@@ -40,12 +33,10 @@ logger = logging.getLogger(__name__)
 PAGE_BYTES = 32 << 20
 """Of the largest page that is parsed."""
 
-PAGES = ("text/html", "application/xhtml+xml")
+MEDIA_TYPES = ("text/html", "application/xhtml+xml")
 BATCH_PAGES = 64
 PAGES_VERSION = 1
 """Of this module; it rises if the same page would give another text."""
-
-TEXTS = "texts.jsonl"
 
 
 def check_installed() -> None:
@@ -55,33 +46,34 @@ def check_installed() -> None:
         import warcio  # noqa: F401
 
 
-def find_page_schema(path: str, compression: str, options: ReadOptions, *, is_whole: bool) -> Schema:
-    """The one column of a page."""
+def texts_version() -> str:
+    """The version of all that finds the text of a page. Raises EnvironmentFault if the extra `html` is missing."""
+    with _from_extra():
+        return f"{PAGES_VERSION} {version('trafilatura')} {version('warcio')}"
+
+
+@contextmanager
+def _from_extra() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as e:
+        package = (e.name or "one").partition(".")[0]
+        raise EnvironmentFault(
+            f"web pages need {package}", f"{package} is not installed", install_command("html")
+        ) from None
+
+
+def find_schema(file: SourceFile, options: ReadOptions, *, is_whole: bool) -> Schema:
+    """The text of a page; of one in an archive also the URL and the date of its record."""
     import pyarrow as pa
 
-    return pa.schema([(TEXT, pa.string())])
+    return pa.schema([(name, pa.string()) for name in ([TEXT] if file.format == "html" else [TEXT, "url", "date"])])
 
 
-def read_page(path: str, compression: str, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
-    """The main text of a page."""
-    with open_bytes(path, compression, options) as stream:
-        yield from _batches(_page(stream), schema)
-
-
-def find_archive_schema(path: str, compression: str, options: ReadOptions, *, is_whole: bool) -> Schema:
-    """The columns of an archive."""
-    import pyarrow as pa
-
-    return pa.schema([(TEXT, pa.string()), ("url", pa.string()), ("date", pa.string())])
-
-
-def read_archive(path: str, compression: str, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
-    """The main texts of the pages that an archive holds as responses; `url` and `date` are those of the record.
-
-    The number of a row is the number of its record in the archive.
-    """
-    with open_bytes(path, compression, options) as stream:
-        yield from _batches(_archive(stream), schema)
+def read(file: SourceFile, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
+    """The main texts of pages. The number of one in an archive is that of its record."""
+    with open_bytes(file, options) as stream:
+        yield from _batches(_pages(file, stream), schema)
 
 
 def scan_pages(file: SourceFile) -> FileScan:
@@ -89,9 +81,9 @@ def scan_pages(file: SourceFile) -> FileScan:
 
     Raises DataError for a damaged archive.
     """
-    place, num_bytes = _texts_of(file)
-    _make_texts(file, place)
-    return FileScan(place.name, num_bytes)
+    digest, num_bytes = _texts_of(file)
+    _kept_bytes(file, _place(digest))
+    return FileScan(digest, num_bytes)
 
 
 def read_texts(file: SourceFile) -> Iterator[str]:
@@ -99,63 +91,72 @@ def read_texts(file: SourceFile) -> Iterator[str]:
 
     Pages without text are left out. Raises DataError for a damaged archive.
     """
-    place, _ = _texts_of(file)
-    if place.is_dir():
-        _make_texts(file, place)
-        with open(place / TEXTS, encoding="utf-8") as lines:
-            yield from (json.loads(line)[TEXT] for line in lines)
-    else:
-        yield from (page[TEXT] for page in _pages(file) if not isinstance(page, BadRow))
+    place = _place(_texts_of(file)[0])
+    if not place.exists():
+        yield from (text for text in _texts(file) if not isinstance(text, BadRow))
+        return
+    left = _kept_bytes(file, place)
+    with open(place, "rb") as lines:
+        while left:
+            line = lines.readline()
+            left -= len(line)
+            yield json.loads(line)
 
 
-def _make_texts(file: SourceFile, place: Path) -> None:
-    """Write the texts of a file to `place`, unless they are there and not damaged."""
-
-    def make(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, SealedFile]]:
-        activity = f"extracting the text of {file.name}"
-        logger.info(activity)
-        left_out: Counter[str] = Counter()
-        with open(folder / TEXTS, "w", encoding="utf-8") as lines, report_progress(activity, None, "pages") as progress:
-            for page in _pages(file):
-                if isinstance(page, BadRow):
-                    left_out[page.reason] += 1
-                else:
-                    lines.write(json.dumps({TEXT: page[TEXT]}) + "\n")
-                progress.advance(1)
-        for reason, count in left_out.items():
-            logger.info(f"{file.name}: left out {counted(count, 'page')}: {reason}")
-        return {}, seal_files(folder, [folder / TEXTS])
-
-    def check(folder: Path, artifact: Artifact) -> Path:
-        if damaged := damaged_files(folder, artifact):
-            raise DamagedArtifact(folder, damaged[0])
-        return folder
-
-    with writable_folder(place.parent):
-        cached(place, "texts of pages", 1, make, check, logger.warning)
+def _kept_bytes(file: SourceFile, place: Path) -> int:
+    """The bytes of texts at `place`, a line of JSON each. They are made if they are not there, or damaged."""
+    if (kept := read_cached(read_checked, place, "text of pages")) is not None:
+        return len(kept)
+    activity = f"extracting the text of {file.name}"
+    logger.info(activity)
+    left_out: Counter[str] = Counter()
+    with (
+        writable_folder(place.parent),
+        writing_checked(place) as write,
+        report_progress(activity, None, "pages") as progress,
+    ):
+        for text in _texts(file):
+            if isinstance(text, BadRow):
+                left_out[text.reason] += 1
+            else:
+                write(json.dumps(text).encode() + b"\n")
+            progress.advance(1)
+    for reason, count in left_out.items():
+        logger.info(f"{file.name}: left out {counted(count, 'page')}: {reason}")
+    return len(read_checked(place))
 
 
-def texts_version() -> str:
-    """The version of all that finds the text of a page. Raises EnvironmentFault if the extra `html` is missing."""
-    with _from_extra():
-        return f"{PAGES_VERSION} {version('trafilatura')} {version('warcio')}"
-
-
-def _texts_of(file: SourceFile) -> tuple[Path, int]:
-    """The artefact with the texts of a file, named by all that they depend on, and the bytes of the file."""
-    check_installed()
+def _texts_of(file: SourceFile) -> tuple[str, int]:
+    """The digest of all that the texts of a file depend on, and the bytes of the file."""
     with file.open() as stream:
         num_bytes, digest = size_and_sha256(stream)
-    return cache_path("pages") / sha256_of_values(file.format, digest, texts_version()), num_bytes
+    return sha256_of_values(file.format, digest, texts_version()), num_bytes
 
 
-def _pages(file: SourceFile) -> Iterator[dict[str, Any] | BadRow]:
+def _place(digest: str) -> Path:
+    """The file of the cache for texts: one for each page, since a folder would take more of the disk than the page."""
+    return cache_path("pages") / f"{digest}.jsonl"
+
+
+def _texts(file: SourceFile) -> Iterator[str | BadRow]:
+    """The texts of pages, as training reads them: damage is an error."""
     with file.open() as stream:
         try:
-            yield from (page for _, page in (_page if file.format == "html" else _archive)(stream))
+            for _, page in _pages(file, stream):
+                yield page if isinstance(page, BadRow) else page[TEXT]
         except DamagedFile as e:
             at = f"record {e.line}: " if e.line else ""
             raise DataError(f"{file.name} cannot be read", f"{at}{e}", "copy it again, or leave it out") from None
+
+
+def _pages(file: SourceFile, stream: Any) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
+    """The pages of a file, each with its number from 0. Raises DamagedFile, and EnvironmentFault without the extra."""
+    check_installed()
+    if file.format == "warc":
+        yield from _archive(stream)
+        return
+    text, reason, value = _text_of(read_whole(stream, PAGE_BYTES + 1))
+    yield 0, BadRow(1, reason, value) if reason else {TEXT: text}
 
 
 def _batches(pages: Iterator[tuple[int, dict[str, Any] | BadRow]], schema: Schema) -> Iterator[Batch]:
@@ -185,15 +186,9 @@ def _batches(pages: Iterator[tuple[int, dict[str, Any] | BadRow]], schema: Schem
     yield batch()
 
 
-def _page(stream: Any) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
-    text, reason, value = _text_of(read_whole(stream, PAGE_BYTES + 1))
-    yield 0, BadRow(1, reason, value) if reason else {TEXT: text}
-
-
 def _archive(stream: Any) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
     """The pages of an archive, each with the number of its record. Raises DamagedFile."""
-    with _from_extra():
-        from warcio.exceptions import ArchiveLoadFailed
+    from warcio.exceptions import ArchiveLoadFailed
 
     number = -1
     try:
@@ -216,8 +211,7 @@ def _archive(stream: Any) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
 
 def _records(stream: Any) -> Iterator[Any]:
     """The records of an archive. Raises DamagedFile for one whose end is not known or not there."""
-    with _from_extra():
-        from warcio.archiveiterator import ArchiveIterator
+    from warcio.archiveiterator import ArchiveIterator
 
     archive = ArchiveIterator(stream, arc2warc=True)
     load = archive.loader.load_http_headers
@@ -243,28 +237,15 @@ def _is_page(record: Any) -> bool:
     if record.rec_type != "response" or record.http_headers is None:
         return False
     kind = (record.http_headers.get_header("Content-Type") or "").partition(";")[0].strip().lower()
-    return kind in PAGES and record.http_headers.get_statuscode() == "200"
+    return kind in MEDIA_TYPES and record.http_headers.get_statuscode() == "200"
 
 
 def _text_of(data: bytes) -> tuple[str, str, bytes]:
     """The text of a page; otherwise why there is none, and the page."""
-    with _from_extra():
-        import trafilatura
+    import trafilatura
 
     logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
     if len(data) > PAGE_BYTES:
         return "", f"it has more than {PAGE_BYTES >> 20} MiB", data
     text = trafilatura.extract(data, include_comments=False) if data.strip() else None
     return (text, "", b"") if text and text.strip() else ("", "no text", data)
-
-
-@contextmanager
-def _from_extra() -> Iterator[None]:
-    """Raise EnvironmentFault for a package of the extra `html` that is missing."""
-    try:
-        yield
-    except ImportError as e:
-        package = (e.name or "one").partition(".")[0]
-        raise EnvironmentFault(
-            f"web pages need {package}", f"{package} is not installed", install_command("html")
-        ) from None
