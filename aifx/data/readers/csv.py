@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from aifx.data.readers.base import (
-    BLOCK_BYTES,
     SAMPLE_BYTES,
     BadRow,
     Batch,
@@ -38,6 +37,9 @@ if TYPE_CHECKING:
     from aifx.data.readers.sources import SourceFile
 
 csv.field_size_limit(2**31 - 1)  # Python's own limit of 131,072 characters is less than a document
+
+BLOCK_BYTES = 8 << 20
+"""That are parsed at a time."""
 
 QUOTE_CHARACTERS = 1 << 26
 """After which a quote counts as one that does not end: the rest of a file may be larger than the memory."""
@@ -264,16 +266,11 @@ class _Rows:
         import pyarrow as pa
         from pyarrow import csv as arrow_csv
 
-        data = np.frombuffer(block, np.uint8)
-        line_ends = np.flatnonzero(data == LINE_FEED) + 1
-        ends = _row_ends(data, line_ends, ord(self._delimiter))
+        quotes = _quotes(block, ord(self._delimiter))
         # pyarrow takes a byte order mark away from the beginning of what it reads.
-        if not len(ends) or block.count(b"\r") != block.count(b"\r\n") or block.startswith(codecs.BOM_UTF8):
+        if quotes is None or _has_lone_return(block) or block.startswith(codecs.BOM_UTF8):
             return None
-        starts = np.append(0, ends[:-1])
-        is_empty = (data[starts] == LINE_FEED) | ((data[starts] == RETURN) & (ends - starts == 2))
-        starts, stops = starts[~is_empty], ends[~is_empty]
-        end = int(ends[-1])
+        end = _end_of_rows(block, quotes)
         try:
             table = arrow_csv.read_csv(
                 pa.BufferReader(pa.py_buffer(block).slice(0, end)),
@@ -286,22 +283,29 @@ class _Rows:
                     quoted_strings_can_be_null=False,
                 ),
             )
-        except pa.ArrowInvalid:  # a row of another length
-            return None
-        if len(table) != len(starts):
+        except pa.ArrowInvalid:  # no row, or one of another length
             return None
         line = self._line
         numbers = np.arange(self._number, self._number + len(table))
         self._rest = block[end:]
-        self._line += int(np.searchsorted(line_ends, end, "right"))
+        self._line += block.count(b"\n", 0, end)
         self._number += len(table)
 
         @cache
-        def lines() -> np.ndarray:
-            return line + np.searchsorted(line_ends, starts, "right")
+        def rows() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            """Where each row begins and ends, and its line."""
+            data = np.frombuffer(block, np.uint8, end)
+            line_ends = np.flatnonzero(data == LINE_FEED) + 1
+            ends = line_ends if data[-1] == LINE_FEED else np.append(line_ends, end)
+            ends = ends[np.searchsorted(quotes, ends) % 2 == 0]
+            starts = np.append(0, ends[:-1])
+            is_empty = (data[starts] == LINE_FEED) | ((data[starts] == RETURN) & (ends - starts == 2))
+            starts, ends = starts[~is_empty], ends[~is_empty]
+            return starts, ends, np.searchsorted(line_ends, starts, "right") + line
 
         def raw(index: int) -> tuple[int, bytes]:
-            return int(lines()[index]), _without_end(block[starts[index] : stops[index]])
+            start, stop, at = (int(values[index]) for values in rows())
+            return at, _without_end(block[start:stop])
 
         return _Part(table, numbers, raw)
 
@@ -344,24 +348,30 @@ class _Rows:
 LINE_FEED, RETURN, QUOTE = b'\n\r"'
 
 
-def _row_ends(data: np.ndarray, line_ends: np.ndarray, delimiter: int) -> np.ndarray:
-    """Where the rows end in bytes that begin with a row. None, if a quote is not where a value begins or ends.
-
-    Args:
-        line_ends: the places after each line feed.
-    """
-    if data[-1] != LINE_FEED:  # the end of the file
-        line_ends = np.append(line_ends, len(data))
+def _quotes(block: bytes, delimiter: int) -> np.ndarray | None:
+    """The places of the quotes in bytes that begin with a row; None if one is not where a value begins or ends."""
+    data = np.frombuffer(block, np.uint8)
     quotes = np.flatnonzero(data == QUOTE)
-    if not len(quotes):
-        return line_ends
+    opening, closing = quotes[::2], quotes[1::2]  # two within a value end one and begin the next
     around = np.zeros(256, bool)
     around[[LINE_FEED, RETURN, QUOTE, delimiter]] = True
-    padded = np.concatenate([[LINE_FEED], data, [LINE_FEED]])
-    # Two quotes within a value end one and begin the next.
-    if not (around[padded[quotes[::2]]].all() and around[padded[quotes[1::2] + 2]].all()):
-        return line_ends[:0]
-    return line_ends[np.searchsorted(quotes, line_ends) % 2 == 0]
+    before, after = opening[opening > 0] - 1, closing[closing + 1 < len(data)] + 1
+    return quotes if around[data[before]].all() and around[data[after]].all() else None
+
+
+def _end_of_rows(block: bytes, quotes: np.ndarray) -> int:
+    """Where the last whole row of a block ends: that before a quote that is open at the end, if there is one."""
+    if len(quotes) % 2 == 0:
+        return len(block)
+    for opening in range(len(quotes) - 1, -1, -2):
+        start = int(quotes[opening - 1]) if opening else 0  # where the value before it ends
+        if (at := block.rfind(b"\n", start, int(quotes[opening]))) >= 0:
+            return at + 1
+    return 0
+
+
+def _has_lone_return(block: bytes) -> bool:
+    return b"\r" in block and block.count(b"\r") != block.count(b"\r\n")
 
 
 def _without_end(row: bytes) -> bytes:

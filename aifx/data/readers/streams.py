@@ -26,7 +26,7 @@ COMPRESSED_BLOCK = 1 << 17
 """Bytes of a compressed file that its decompressor reads at a time, at most."""
 
 HEAD_BYTES = 1 << 12
-"""Of a file, in which UTF-16 without a byte order mark shows."""
+"""Of a file, in which a byte order mark shows, or UTF-16 without one."""
 
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 
@@ -129,14 +129,15 @@ class Utf8:
         Args:
             encoding: of a stream without a mark. If it is None, only the mark of UTF-8 is one.
         """
-        head = stream.read1(BLOCK_BYTES)
-        while 0 < len(head) < len(codecs.BOM_UTF32_LE) and (more := stream.read1(BLOCK_BYTES)):
+        head = stream.read1(HEAD_BYTES)
+        while 0 < len(head) < len(codecs.BOM_UTF32_LE) and (more := stream.read1(HEAD_BYTES)):
             head += more
         mark, marked = mark_of(head)
         if encoding is None and marked != "utf-8":
             mark, marked = b"", ""
         self._stream, self.mark_bytes = stream, len(mark)
-        self.head = self._rest = head[len(mark) :]
+        self.head: bytes = head[len(mark) :]
+        self._rest = self.head
         self.encoding = marked or codecs.lookup(encoding or "utf-8").name
         self._decoder: Any = None
         if self.encoding != "utf-8":
@@ -178,9 +179,8 @@ def open_utf8(file: SourceFile, options: ReadOptions) -> Iterator[Utf8]:
     """The same in UTF-8, without a byte order mark, which goes before `options.encoding`."""
     with open_bytes(file, options) as opened:
         stream = Utf8(opened, options.encoding)
-        head = stream.head[:HEAD_BYTES]
-        if stream.encoding == "utf-8" and not stream.mark_bytes and b"\0" in head:
-            likely = likely_encodings(head)
+        if stream.encoding == "utf-8" and not stream.mark_bytes and b"\0" in stream.head:
+            likely = likely_encodings(stream.head)
             if likely and likely[0] != "utf-8":
                 raise DamagedFile(f"it seems to be {likely[0]}, not UTF-8; --encoding {likely[0]} reads it")
         yield stream
