@@ -151,7 +151,8 @@ class Utf8:
             self._rest = data if self._decoder is None else self._decoded(data)
         if not self._rest and self._decoder is not None:
             self._rest, self._decoder = self._decoded(b""), None
-        found, self._rest = self._rest[:size], self._rest[size:]
+        found: bytes = self._rest[:size]
+        self._rest = self._rest[size:]
         return found
 
     def _decoded(self, data: bytes) -> bytes:
