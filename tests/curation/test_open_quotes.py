@@ -164,7 +164,11 @@ def test_labels_are_damaged_too(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(DataError, match=rf"labels\.csv:{line}\b"):
             list(read_labels(path, "csv", shown_of(version, "label"), "label"))
-    path.write_text('row,label\n\nf-0,"x"\n"f-1",y,more\nf-2\n', encoding="utf-8-sig")
+    path.write_text('row,label\n\nf-0,"x"\n"f-1",y\nf-2\n', encoding="utf-8-sig")
+    with pytest.raises(DataError, match=r"labels\.csv:5\b") as refused:
+        list(read_labels(path, "csv", shown_of(version, "label"), "label"))
+    assert "1 cells" in refused.value.why
+    path.write_text('row,label\n\nf-0,"x"\n"f-1",y\nf-2,\n', encoding="utf-8-sig")
     found = list(read_labels(path, "csv", shown_of(version, "label"), "label"))
     assert [(one.row, one.label, one.place.rpartition(":")[2]) for one in found] == [
         ("f-0", "x", "3"), ("f-1", "y", "4"), ("f-2", None, "5"),
