@@ -37,7 +37,6 @@ from aifx.loading.restore import restore_run
 from aifx.objectives.base import Rows, Sums, Totals
 from aifx.objectives.checks import check_metrics
 from aifx.parallel.joining import current_group
-from aifx.parallel.layout import Layout
 from aifx.programs.build import Programs
 from aifx.runs.agreement import agree, facts_of_data
 from aifx.runs.provenance import read_provenance
@@ -79,20 +78,14 @@ def evaluate_split(
         before_batch()
         placed = programs.place({name: values for name, values in batch.items() if name != TEXT_BYTES}, size)
         following = programs.eval_step(params, frozen, placed)  # runs while the last is added up
-        for part in own_parts(layout, batch, size):
-            counts.update(dataset.counts(part))
+        for own in layout.own_rows(size):
+            counts.update(dataset.counts({name: values[own] for name, values in batch.items()}))
         _add(totals, rows, pending, num_rows)
         pending, num_rows = following, size
     _add(totals, rows, pending, num_rows)
     for name, parts in rows.items():
         totals[name] = Rows(*(np.concatenate(column) for column in zip(*parts, strict=True)))  # type: ignore[arg-type]
     return _metrics(programs, totals, current_group().total(counts))
-
-
-def own_parts(layout: Layout, batch: Batch, rows: int) -> Iterator[Batch]:
-    """The parts of a batch that this process counts; `batch` has its `local_rows` of all `rows`."""
-    for own in layout.own_rows(rows):
-        yield {name: values[own] for name, values in batch.items()}
 
 
 def _batches(programs: Programs, split: Split, num_batches: int | None) -> Iterator[tuple[Batch, int]]:

@@ -264,6 +264,7 @@ def test_what_is_no_hook_is_refused(tiny) -> None:
     assert code == 2
     assert "did you mean 'Plain'" in err
     (tiny.root / "failing_hooks.py").write_text(AROUND)
+    del sys.modules["failing_hooks"]
     code, out, err = tiny.command("config", "check", "--json", "--set", "train.hooks=['failing_hooks:Fails']")
     assert json.loads(out)["valid"] is True
     assert "importing failing_hooks:Fails" in err

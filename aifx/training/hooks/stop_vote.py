@@ -9,7 +9,6 @@ import numpy as np
 
 from aifx.core.statuses import ProcessStatus
 from aifx.data.base import Batch
-from aifx.evaluation.held_out import own_parts
 from aifx.parallel.reduce import SumReducer, Sums
 from aifx.programs.build import Programs
 from aifx.programs.state import TrainState
@@ -34,19 +33,21 @@ class StopVote(Hook):
 
     def __init__(self, programs: Programs, signals: StopSignals) -> None:
         self.status: ProcessStatus | None = None
-        self._programs = programs
+        self._num_steps = programs.config.train.num_steps
+        self._own_rows = programs.layout.own_rows(programs.config.train.global_batch_size)
+        self._count = dataset_of(programs.task).counts
+        self._unit = programs.objective.unit
         self._signals = signals
         self._sum = SumReducer(programs.layout, count=3)
 
     def count(self, batch: Batch) -> Sums:
         """Units ("tokens") of a batch, SIGINTs and other signals, over all processes. They are not waited for."""
-        rows = self._programs.config.train.global_batch_size
-        count, unit = dataset_of(self._programs.task).counts, self._programs.objective.unit
-        return self._votes(sum(count(part)[unit] for part in own_parts(self._programs.layout, batch, rows)))
+        parts = ({name: values[rows] for name, values in batch.items()} for rows in self._own_rows)
+        return self._votes(sum(self._count(part)[self._unit] for part in parts))
 
     def at_pause(self, state: TrainState, record: Record) -> None:
         """A run that has taken its last step is complete, whatever was asked."""
-        if record.step < self._programs.config.train.num_steps:
+        if record.step < self._num_steps:
             self.decide()
 
     def decide(self) -> None:
@@ -56,7 +57,7 @@ class StopVote(Hook):
 
     def stop_early(self, step: int) -> None:
         """End the run after `step` as early_stopped, unless that is its last or a signal ends it."""
-        if step < self._programs.config.train.num_steps:
+        if step < self._num_steps:
             self.status = self.status or "early_stopped"
 
     def interruption(self) -> Callable[[], None]:
