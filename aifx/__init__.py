@@ -1,6 +1,6 @@
 """aifx: the toolkit of people who operate AI factories.
 
-`import aifx` loads nothing else: the functions below come from `aifx.api` when they are first used. docs/api.md
+`import aifx` loads nothing else: a function comes from its module in `aifx.verbs` when it is first used. docs/api.md
 documents them. `aifx.extend` has the names for tasks of a project's own. Everything else is private, and may change
 without notice. `aifx.commands` is the terminal.
 """
@@ -12,17 +12,133 @@ from typing import TYPE_CHECKING, Any
 from aifx.core.version import __version__
 
 if TYPE_CHECKING:
-    from aifx.api import bench, doctor, evaluate, generate, init, load, predict, train
+    from aifx.verbs.benchmarks import bench
+    from aifx.verbs.checkpoints import (
+        ckpt_average,
+        ckpt_cp,
+        ckpt_diff,
+        ckpt_ls,
+        ckpt_prune,
+        ckpt_show,
+        ckpt_show_orbax,
+        ckpt_verify,
+        ckpt_verify_all,
+    )
+    from aifx.verbs.configuration import config_check, config_keys, config_schema, config_show, config_toml
+    from aifx.verbs.data_add import data_add, data_add_plan
+    from aifx.verbs.data_labels import (
+        data_label_agreement,
+        data_label_apply,
+        data_label_export,
+        data_label_import,
+        data_label_serve,
+        data_label_suspects,
+    )
+    from aifx.verbs.data_search import data_index, data_search
+    from aifx.verbs.data_show import data_show, data_show_batch
+    from aifx.verbs.data_steps import (
+        data_clean,
+        data_contamination,
+        data_decontaminate,
+        data_dedupe,
+        data_dedupe_audit,
+        data_mix,
+        data_pii,
+        data_split,
+    )
+    from aifx.verbs.data_versions import (
+        data_diff,
+        data_erase,
+        data_gc,
+        data_lineage,
+        data_ls,
+        data_profile,
+        data_push,
+        data_query,
+        data_query_to_file,
+        data_report,
+        data_verify,
+        data_why,
+    )
+    from aifx.verbs.drills import drill
+    from aifx.verbs.evaluation import evaluate, evaluate_benchmark
+    from aifx.verbs.exchange import export_model, import_model
+    from aifx.verbs.generation import generate
+    from aifx.verbs.health import doctor
+    from aifx.verbs.kernels import kernels_clear, kernels_explain, kernels_ls, kernels_tune
+    from aifx.verbs.launching import (
+        launch_follow,
+        launch_k8s,
+        launch_k8s_check,
+        launch_k8s_manifest,
+        launch_local,
+        launch_local_plan,
+        launch_logs,
+        launch_ls,
+        launch_node,
+        launch_slurm,
+        launch_slurm_script,
+        launch_stop,
+    )
+    from aifx.verbs.planning import plan, plan_hardware
+    from aifx.verbs.prediction import load, predict, predict_files
+    from aifx.verbs.projects import init, init_templates
+    from aifx.verbs.runs import (
+        runs_compare,
+        runs_ls,
+        runs_metrics,
+        runs_rename,
+        runs_report,
+        runs_rm,
+        runs_show,
+        runs_tag,
+        runs_watch,
+    )
+    from aifx.verbs.serving import serve, serve_replay
+    from aifx.verbs.sweeps import sweep, sweep_plan, sweep_show
+    from aifx.verbs.training import train
 
-__all__ = ["__version__", "bench", "doctor", "evaluate", "generate", "init", "load", "predict", "train"]
+_NAMES = {
+    "projects": "init init_templates",
+    "data_show": "data_show data_show_batch",
+    "data_add": "data_add_plan data_add",
+    "data_versions": "data_ls data_verify data_profile data_query data_query_to_file data_diff data_lineage data_why "
+    "data_report data_push data_erase data_gc",
+    "data_steps": "data_clean data_dedupe_audit data_dedupe data_split data_contamination data_decontaminate data_pii "
+    "data_mix",
+    "data_search": "data_index data_search",
+    "data_labels": "data_label_serve data_label_import data_label_export data_label_agreement data_label_suspects "
+    "data_label_apply",
+    "configuration": "config_show config_toml config_check config_keys config_schema",
+    "training": "train",
+    "runs": "runs_ls runs_show runs_metrics runs_compare runs_watch runs_report runs_tag runs_rename runs_rm",
+    "checkpoints": "ckpt_ls ckpt_show ckpt_show_orbax ckpt_verify ckpt_verify_all ckpt_diff ckpt_cp ckpt_average "
+    "ckpt_prune",
+    "evaluation": "evaluate evaluate_benchmark",
+    "prediction": "load predict predict_files",
+    "generation": "generate",
+    "health": "doctor",
+    "exchange": "export_model import_model",
+    "serving": "serve serve_replay",
+    "sweeps": "sweep_plan sweep sweep_show",
+    "drills": "drill",
+    "launching": "launch_local launch_local_plan launch_node launch_slurm launch_slurm_script launch_k8s "
+    "launch_k8s_manifest launch_k8s_check launch_ls launch_logs launch_follow launch_stop",
+    "planning": "plan plan_hardware",
+    "kernels": "kernels_explain kernels_tune kernels_ls kernels_clear",
+    "benchmarks": "bench",
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from aifx import api
+    import importlib
 
-    return getattr(api, name)
+    return getattr(importlib.import_module(f"aifx.verbs.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -4,12 +4,16 @@ A page includes the reference of a command with such a line:
 
     <!-- reference: aifx bench gate -->
 
-The reference is generated from the command when the site is built, so it equals `--help`.
+The reference is generated from the command when the site is built, so it equals `--help`. That of a function of Python
+comes from its signature and docstring:
+
+    <!-- reference: aifx.data_add -->
 """
 
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKER = re.compile(r"^<!-- reference: (aifx(?: [\w-]+)*) -->$", re.MULTILINE)
+PYTHON_MARKER = re.compile(r"^<!-- reference: aifx\.(\w+) -->$", re.MULTILINE)
 ROOT_FILES = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "LICENSE")
 ROOT_PAGES = {"README.md": "index.md"} | {name: name for name in ROOT_FILES}
 EXTERNAL = re.compile(
@@ -66,6 +71,45 @@ def reference(name: str, command: Any) -> str:
     return "\n\n".join(parts)
 
 
+def python_reference(name: str) -> str:
+    """Return the signature, description, arguments and example of a function of aifx, as Markdown."""
+    import inspect
+
+    import aifx
+    from aifx.verbs.catalogs import StepOptions
+
+    function = getattr(aifx, name)
+    given = inspect.signature(function).parameters
+    bare = [one.replace(annotation=inspect.Parameter.empty) for one in given.values()]
+    parts = [f"```python\naifx.{name}{str(inspect.Signature(bare)).replace(chr(39), chr(34))}\n```"]
+    text, sections = split_docstring(inspect.getdoc(function) or "")
+    rows = named_lines(sections.get("Args", ""))
+    if any(one.kind is one.VAR_KEYWORD for one in given.values()):
+        rows += named_lines(split_docstring(inspect.getdoc(StepOptions) or "")[1]["Attributes"])
+    parts += [text, table(("argument", "meaning"), rows) if rows else ""]
+    if example := sections.get("Example"):
+        parts.append(f"```pycon\n{example}\n```")
+    return "\n\n".join(filter(None, parts))
+
+
+def split_docstring(text: str) -> tuple[str, dict[str, str]]:
+    """Return what a docstring says, and the content of its sections: Args, Attributes, Example."""
+    sections = {}
+
+    def take(section: re.Match[str]) -> str:
+        sections[section[1]] = textwrap.dedent(section[2]).strip("\n")
+        return ""
+
+    rest = re.sub(r"^(Args|Attributes|Example):\n((?: {4}.*\n|\n)+)", take, f"{text}\n", flags=re.MULTILINE)
+    return re.sub(r"\n{3,}", "\n\n", rest).strip(), sections
+
+
+def named_lines(section: str) -> list[tuple[str, str]]:
+    """Return the names and meanings of a section of a docstring."""
+    found = re.findall(r"^([\w*]+): (.+(?:\n {4}.+)*)", section, re.MULTILINE)
+    return [(name, " ".join(meaning.split())) for name, meaning in found]
+
+
 def split_notes(text: str) -> tuple[str, str]:
     """Return an option's help without the brackets at its end, and their content: its default and limits."""
     match = re.search(r"\s*\[([^\[\]]*)\]$", text)
@@ -85,7 +129,8 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def with_references(markdown: str) -> str:
-    """Replace each marker by the reference of its command. Raises KeyError if there is no such command."""
+    """Replace each marker by its reference. Raises KeyError for an unknown command, AttributeError for a function."""
+    markdown = PYTHON_MARKER.sub(lambda marker: python_reference(marker[1]), markdown)
     if not MARKER.search(markdown):
         return markdown
     known = dict(commands())

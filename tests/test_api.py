@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import os
@@ -74,11 +75,23 @@ def test_the_page_has_every_name() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in aifx.__all__ if name != "__version__"])
-def test_the_page_has_the_signature(name: str) -> None:
-    signature = inspect.signature(getattr(aifx, name))
-    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
-    text = str(inspect.Signature(bare)).replace("'", '"')
-    assert f"`{name}{text}`" in PAGE.read_text()
+def test_each_function_documents_its_arguments_with_an_example(name: str) -> None:
+    function = getattr(aifx, name)
+    text, first = inspect.getdoc(function) or "", (inspect.getdoc(function) or " ").split()[0]
+    assert re.search(r"^Example:\n    >>> ", text, re.M)
+    assert not first.endswith("s"), "a function's first word is an imperative"
+    documented = set(re.findall(r"^    (\w+): ", text, re.M))
+    given = inspect.signature(function).parameters.values()
+    named = {one.name for one in given if one.kind is not one.VAR_KEYWORD}
+    assert documented <= named
+    assert documented == named or re.search(r"^The (other )?arguments are those of `(\w+)`", text, re.M)
+
+
+def test_the_names_that_type_checkers_see_are_those_that_python_finds() -> None:
+    tree = ast.parse(Path(aifx.__file__).read_text())
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name: node.module for node in checked.body for alias in node.names}  # type: ignore[attr-defined]
+    assert seen == {name: getattr(aifx, name).__module__ for name in aifx.__all__ if name != "__version__"}
 
 
 def train(project: Path) -> None:
@@ -160,7 +173,7 @@ OPS: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*(f"aifx.{name}" for name in AIFX), *(f"jax_kernels.{name}" for name in OPS)])
 def test_every_name_works_after_every_module_was_imported(name: str, project: Path) -> None:
     package, _, function = name.partition(".")
     if package == "aifx":

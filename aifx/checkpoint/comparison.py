@@ -17,6 +17,7 @@ from aifx.checkpoint.manifest import ArrayEntry, Damaged, read_manifest
 from aifx.checkpoint.storage import StoredArrays
 from aifx.core.files import check_tree
 from aifx.core.project import RunDirectory
+from aifx.core.results import Result
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class PartDifference:
 
 
 @dataclass(frozen=True)
-class CheckpointDifference:
+class CheckpointDifference(Result):
     """What `aifx ckpt diff --json` prints.
 
     Attributes:

@@ -15,11 +15,12 @@ from aifx.core.errors import CheckpointError
 from aifx.core.files import check_folder, check_tree
 from aifx.core.json_files import disk_full
 from aifx.core.os_errors import could_not
+from aifx.core.results import Result
 from aifx.core.stores import Store, open_store
 
 
 @dataclass(frozen=True)
-class CopiedCheckpoint:
+class CopiedCheckpoint(Result):
     """What `aifx ckpt cp --json` prints.
 
     Attributes:

@@ -8,8 +8,9 @@ from typing import Literal
 from aifx.checkpoint.listing import CheckpointInfo, list_checkpoints
 from aifx.checkpoint.manifest import DAMAGED_SUFFIX, ArrayEntry, Damaged, read_manifest
 from aifx.config.checkpoint_section import CheckpointSection
-from aifx.core.errors import CheckpointError
+from aifx.core.errors import CheckpointError, ExitCode
 from aifx.core.project import RunDirectory
+from aifx.core.results import Result
 from aifx.core.steps import StepChoice
 
 
@@ -25,7 +26,7 @@ class CheckpointName:
 
 
 @dataclass(frozen=True)
-class CheckpointList:
+class CheckpointList(Result):
     """What `aifx ckpt ls --json` prints. `set_aside` names folders of checkpoints that were found damaged."""
 
     run: str
@@ -41,7 +42,7 @@ class NamedArray(ArrayEntry):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShownCheckpoint(CheckpointInfo):
+class ShownCheckpoint(CheckpointInfo, Result):
     """A checkpoint by its manifest: what `aifx ckpt show --json` prints.
 
     Attributes:
@@ -52,6 +53,10 @@ class ShownCheckpoint(CheckpointInfo):
     run: str
     state_digest: str | None
     arrays: list[NamedArray] | None
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.VERDICT if self.damaged else ExitCode.OK
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Replay:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifiedCheckpoint(CheckpointInfo):
+class VerifiedCheckpoint(CheckpointInfo, Result):
     """A checkpoint, read in full: what `aifx ckpt verify --json` prints.
 
     Attributes:
@@ -103,14 +108,22 @@ class VerifiedCheckpoint(CheckpointInfo):
         is_bound = not self.unusable and not self.changed
         return self.is_whole and is_bound and not (self.replay and self.replay.different_arrays)
 
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.OK if self.passed else ExitCode.VERDICT
+
 
 @dataclass(frozen=True)
-class VerifiedCheckpoints:
+class VerifiedCheckpoints(Result):
     """All checkpoints of a run: what `aifx ckpt verify --all --json` prints."""
 
     run: str
     passed: bool
     checkpoints: list[VerifiedCheckpoint]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.OK if self.passed else ExitCode.VERDICT
 
 
 def checkpoint_list(run: RunDirectory) -> CheckpointList:

@@ -19,6 +19,7 @@ from aifx.checkpoint.naming import nest
 from aifx.core.artifact import MANIFEST
 from aifx.core.errors import DataError, UsageError
 from aifx.core.logs import at_level
+from aifx.core.results import Result
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class OrbaxItem:
 
 
 @dataclass(frozen=True)
-class OrbaxCheckpoint:
+class OrbaxCheckpoint(Result):
     """A checkpoint of Orbax, without its arrays: what `aifx ckpt show FOLDER --json` prints."""
 
     path: str

@@ -59,6 +59,13 @@ class JobStatus:
     nodes: str = ""
     exit_code: int | None = None
 
+    def __str__(self) -> str:
+        """`pending (Priority)`, `running on n[1-2]`, `failed (exit 2)`."""
+        where = f" on {self.nodes}" if self.nodes else ""
+        code = f"exit {self.exit_code}" if self.exit_code else ""
+        more = ", ".join(part for part in (self.why, code) if part)
+        return f"{self.state}{where}{f' ({more})' if more else ''}"
+
 
 class Backend(Protocol):
     """A scheduler. Its methods raise EnvironmentFault if it does not answer."""

@@ -22,6 +22,7 @@ from aifx.core.files import make_folders, read_file
 from aifx.core.json_files import write_json
 from aifx.core.os_errors import first_line
 from aifx.core.project import Project
+from aifx.core.results import Result
 
 IDLE_S = 0.2
 
@@ -43,7 +44,7 @@ class Launched:
 
 
 @dataclass(frozen=True)
-class LaunchList:
+class LaunchList(Result):
     """What `aifx launch ls --json` prints, the newest launch last."""
 
     launches: list[Launched]

@@ -67,11 +67,6 @@ def score_of(best_by: BestBy, metrics: Mapping[str, Any] | None, before: Sequenc
     return None if value is None else best_by.score([*before, value])
 
 
-def mean_of(best_over: int | None) -> str:
-    """The words after a value that is the mean over so many validations; none after that of one."""
-    return f" (mean of {best_over})" if best_over is not None and best_over > 1 else ""
-
-
 def parse_best_by(text: str) -> BestBy:
     """Raises UsageError for anything but `min METRIC` and `max METRIC`."""
     direction, _, metric = text.strip().partition(" ")

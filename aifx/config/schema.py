@@ -14,6 +14,8 @@ from aifx.config.diagnostics import expectation
 from aifx.config.kinds import Kinds
 from aifx.config.parts import PART_NAMES, PARTS, Kind, Part
 from aifx.config.sections import RESUME_SAFE, Section, is_marked
+from aifx.config.toml import literal
+from aifx.core.results import Result
 
 Own: TypeAlias = Mapping[str, Mapping[str, type[Section]]]
 """The sections that a project's own code brings: by section, then by the `module:NAME` that selects it."""
@@ -31,9 +33,14 @@ class Setting:
     description: str
     is_resume_safe: bool
 
+    @property
+    def default_text(self) -> str:
+        """The default as TOML."""
+        return "(not set)" if self.default is None else literal(self.default)
+
 
 @dataclass(frozen=True)
-class SettingList:
+class SettingList(Result):
     """What `aifx config keys --json` prints."""
 
     keys: list[Setting]

@@ -37,3 +37,14 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return plain(value.tolist())
     return str(value)
+
+
+def number(value: Any) -> float | None:
+    """`value` as a finite float, otherwise None."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:  # JSON has integers of any size
+        return None
+    return found if math.isfinite(found) else None

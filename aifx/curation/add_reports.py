@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from aifx.core.artifact import short_reference
+from aifx.core.errors import ExitCode
 from aifx.core.plurals import counted
+from aifx.core.results import Result
 from aifx.curation.add_plan import AddPlan
 from aifx.curation.collecting import decided_encoding
 from aifx.curation.execution import Made
@@ -65,7 +67,7 @@ class QuarantinedRow:
 
 
 @dataclass(frozen=True)
-class AddedFiles:
+class AddedFiles(Result):
     """The document of `aifx data add --json`.
 
     Attributes:
@@ -99,6 +101,10 @@ class AddedFiles:
     is_accepted: bool
     left_out: tuple[str, ...]
     links: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.OK if self.is_accepted else ExitCode.VERDICT
 
 
 def added_files(plan: AddPlan, made: Made, listing: Listing) -> AddedFiles:
@@ -169,7 +175,7 @@ class ListedFile:
 
 
 @dataclass(frozen=True)
-class ListedFiles:
+class ListedFiles(Result):
     """The document of `aifx data add --dry-run --json`.
 
     Attributes:

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from aifx.core.digests import Hash64
-from aifx.core.errors import DataError, UsageError
+from aifx.core.errors import DataError, ExitCode, UsageError
 from aifx.core.plurals import counted
 from aifx.core.progress import report_progress
+from aifx.core.results import Result
 from aifx.curation.decisions import read_decisions
 from aifx.curation.duplicates import Shards, find_duplicates
 from aifx.curation.near import JOINED
@@ -51,7 +52,7 @@ class AuditBucket:
 
 
 @dataclass(frozen=True)
-class Audit:
+class Audit(Result):
     """The document of `aifx data dedupe --audit --json`.
 
     Attributes:
@@ -74,6 +75,10 @@ class Audit:
     @property
     def is_passed(self) -> bool:
         return self.recall >= self.min_recall and self.wrong_merges == 0
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.OK if self.is_passed else ExitCode.VERDICT
 
 
 def audit(version: Version, near: float, pairs: int, min_recall: float, seed: int, work: Path, limits: Limits) -> Audit:

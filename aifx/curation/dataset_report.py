@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aifx.core.errors import DataError, UsageError
+from aifx.core.results import Result
 from aifx.curation.drift import ColumnDrift, measure_drift
 from aifx.curation.history import ancestors
 from aifx.curation.profile import Profile
@@ -88,7 +89,7 @@ class Duplicates:
 
 
 @dataclass(frozen=True)
-class DatasetReport:
+class DatasetReport(Result):
     """The document of `aifx data report --json`.
 
     Attributes:
@@ -113,6 +114,11 @@ class DatasetReport:
     examples_hidden_by: str | None
     against: str | None
     drift: tuple[ColumnDrift, ...]
+
+    @property
+    def page_name(self) -> str:
+        """The name of the file with the report, unless another is given."""
+        return f"{self.reference.replace('@', '-')}.html"
 
 
 def read_report(catalog: Catalog, reference: str, examples: int | None, against: str | None) -> DatasetReport:

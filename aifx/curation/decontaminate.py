@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aifx.core.errors import ExitCode
+from aifx.core.results import Result
 from aifx.curation.decisions import DecidedStep, first_rows, without_dropped, write_decisions
 from aifx.curation.overlap import RUN_WORDS, Overlap, Reference, ReferenceTexts, build_index, find_overlaps
 from aifx.curation.step import Limits, Outcome
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Contamination:
+class Contamination(Result):
     """The document of `aifx data decontaminate --json` without --drop.
 
     Attributes:
@@ -35,6 +37,10 @@ class Contamination:
     overlapping: int
     by_reference: Mapping[str, int]
     overlaps: tuple[Overlap, ...]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.VERDICT if self.overlapping else ExitCode.OK
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from aifx.core.results import Result
 from aifx.curation.history import ancestors
 from aifx.data.names import CLUSTER, ROW, SOURCE
 from aifx.data.versions.catalog import Catalog
@@ -37,7 +38,7 @@ class RemovedBy:
 
 
 @dataclass(frozen=True)
-class VersionDifference:
+class VersionDifference(Result):
     """The document of `aifx data diff --json`.
 
     Attributes:

@@ -15,6 +15,7 @@ from aifx.core.artifact import short_reference
 from aifx.core.errors import DataError, UsageError
 from aifx.core.locks import FolderBusy, remove_folder
 from aifx.core.project import Project, cache_path
+from aifx.core.results import Result
 from aifx.curation.erase import Erase
 from aifx.curation.execution import execute
 from aifx.curation.history import TrainedRun, find_manifest, trained_runs
@@ -44,7 +45,7 @@ class HoldingVersion:
 
 
 @dataclass(frozen=True)
-class Erasure:
+class Erasure(Result):
     """The findings and effects of an erasure: the document of `aifx data erase --json`.
 
     Attributes:

@@ -12,6 +12,7 @@ from aifx.core.artifact import short_reference
 from aifx.core.errors import DataError, UsageError
 from aifx.core.json_values import encode_json
 from aifx.core.project import Project
+from aifx.core.results import Result
 from aifx.core.sanitize import shorten
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.lineage import STEP_FACET, is_removal, new_sources, read_lineage
@@ -73,9 +74,13 @@ class LineageVersion:
     outputs: tuple[LineageOutput, ...]
     is_deleted: bool = False
 
+    @property
+    def settings_text(self) -> str:
+        return settings_text(self.settings)
+
 
 @dataclass(frozen=True)
-class Lineage:
+class Lineage(Result):
     """The document of `aifx data lineage --json`.
 
     Attributes:

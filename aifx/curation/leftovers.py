@@ -30,6 +30,7 @@ from aifx.core.artifact import is_unfinished
 from aifx.core.files import held_temporary, is_temporary
 from aifx.core.locks import LOCK, REMOVED, FolderBusy, holding, remove_folder
 from aifx.core.project import cache_path
+from aifx.core.results import Result
 from aifx.curation.databases.sources import READ
 from aifx.curation.work_folders import WORK, steps_root
 from aifx.data.file_index import prune_indexes
@@ -65,7 +66,7 @@ class Leftover:
 
 
 @dataclass(frozen=True)
-class CollectedGarbage:
+class CollectedGarbage(Result):
     """The document of `aifx data gc --json`.
 
     Attributes:

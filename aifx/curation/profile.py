@@ -80,6 +80,15 @@ class Lengths:
                 return edge
         return 0
 
+    def folded(self, most: int) -> list[tuple[int, int]]:
+        """Neighbouring bins together, so that at most `most` are left: the lower end of each, and its rows."""
+        if not self.bins:
+            return []
+        used = [edge for edge in EDGES if min(self.bins) <= edge <= max(self.bins)]
+        every = -(-len(used) // most)
+        groups = [used[start : start + every] for start in range(0, len(used), every)]
+        return [(group[0], sum(self.bins.get(edge, 0) for edge in group)) for group in groups]
+
 
 @dataclass(frozen=True)
 class PartialColumn:

@@ -20,6 +20,7 @@ from aifx.core.environment import environment
 from aifx.core.errors import UsageError
 from aifx.core.files import replacing
 from aifx.core.limits import limit_memory
+from aifx.core.results import Result
 from aifx.data.row_writers import WRITERS, escape_formula, flat
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.parts import check_own_rows
@@ -40,7 +41,7 @@ FORMATS = ("csv", "jsonl", "parquet")
 
 
 @dataclass(frozen=True)
-class QueryResult:
+class QueryResult(Result):
     """The document of `aifx data query --json`.
 
     Attributes:
@@ -56,7 +57,7 @@ class QueryResult:
 
 
 @dataclass(frozen=True)
-class QueryFile:
+class QueryFile(Result):
     """The document of `aifx data query --output --json`."""
 
     reference: str

@@ -10,11 +10,12 @@ from pydantic import TypeAdapter
 
 from aifx.config.sections import Section
 from aifx.core.artifact import short_reference
-from aifx.core.errors import DataError
+from aifx.core.errors import DataError, ExitCode
 from aifx.core.file_states import FileState
 from aifx.core.os_errors import first_line
 from aifx.core.parsing import parse_json
 from aifx.core.project import Project
+from aifx.core.results import Result
 from aifx.curation.execution import Made
 from aifx.curation.profile import Profile
 from aifx.data.implicit import find_implicit, split_reference
@@ -26,7 +27,7 @@ from aifx.data.versions.verification import check_files
 
 
 @dataclass(frozen=True)
-class MadeVersion:
+class MadeVersion(Result):
     """The document, with --json, of a command that makes a version.
 
     Attributes:
@@ -49,6 +50,10 @@ class MadeVersion:
     facts: Mapping[str, Any]
     is_new: bool
     is_accepted: bool
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.OK if self.is_accepted else ExitCode.VERDICT
 
 
 def made_version(made: Made) -> MadeVersion:
@@ -102,7 +107,7 @@ class UnreadableVersion:
 
 
 @dataclass(frozen=True)
-class VersionList:
+class VersionList(Result):
     """The document of `aifx data ls --json`."""
 
     root: str
@@ -156,7 +161,7 @@ class VerifiedVersion:
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Result):
     """The document of `aifx data verify --json`."""
 
     versions: tuple[VerifiedVersion, ...]
@@ -164,6 +169,10 @@ class Verification:
     @property
     def is_whole(self) -> bool:
         return not any(version.damages for version in self.versions)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.OK if self.is_whole else ExitCode.VERDICT
 
 
 def verify_version(catalog: Catalog, reference: str) -> VerifiedVersion:
@@ -202,7 +211,7 @@ def verify_files(reference: str, section: Section, project: Project) -> Verified
 
 
 @dataclass(frozen=True)
-class VersionProfile:
+class VersionProfile(Result):
     """The document of `aifx data profile --json`."""
 
     reference: str

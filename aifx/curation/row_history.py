@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from aifx.core.errors import UsageError
+from aifx.core.results import Result
 from aifx.curation.history import ancestors
 from aifx.curation.labels.applying import ApplyLabels, RowLabel, labels_behind
 from aifx.data.names import CHAT, CLUSTER, ROW, SOURCE
@@ -93,7 +94,7 @@ class BadInput:
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(Result):
     """The document of `aifx data why --json`.
 
     Attributes:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
+
+from aifx.core.errors import ExitCode
+from aifx.core.lifecycle import exit_code_of
+from aifx.core.results import Result
 
 DrillName: TypeAlias = Literal[
     "kill",
@@ -188,7 +193,7 @@ class DrillResult:
 
 
 @dataclass(frozen=True)
-class DrillReport:
+class DrillReport(Result):
     """What `aifx drill --json` prints.
 
     Attributes:
@@ -205,6 +210,15 @@ class DrillReport:
     folder: str | None
     interrupted: Interrupt | None = None
     results: list[DrillResult] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        if self.interrupted is not None:
+            return exit_code_of(signal.Signals[self.interrupted])
+        if self.passed:
+            return ExitCode.OK
+        is_verdict = any(result.verdict in ("broken", "not shown") for result in self.results)
+        return ExitCode.VERDICT if is_verdict else ExitCode.UNABLE
 
 
 def judge(expected: Expected, measured: Measured) -> list[str]:

@@ -12,9 +12,10 @@ from typing import Any
 from aifx.config.gates import GateResult, parse_gate
 from aifx.config.sections import Quantization
 from aifx.core.digests import sha256_of_file
-from aifx.core.errors import DataError
+from aifx.core.errors import DataError, ExitCode
 from aifx.core.json_values import plain
 from aifx.core.project import Project, RunDirectory
+from aifx.core.results import Result
 from aifx.core.steps import StepChoice
 from aifx.data.base import undefined
 from aifx.data.readers.sources import check_regular
@@ -45,7 +46,7 @@ class DatasetReport:
 
 
 @dataclass(frozen=True)
-class DatasetReports:
+class DatasetReports(Result):
     """The reports of one checkpoint, one per data set: what `aifx eval --data --json` prints."""
 
     run: str
@@ -56,6 +57,19 @@ class DatasetReports:
     @property
     def passed(self) -> bool:
         return all(report.passed for report in self.datasets)
+
+    @property
+    def parts(self) -> Sequence[tuple[str, DatasetReport]]:
+        """What was measured, in words, and the metrics of each."""
+        return [(f"{one.name} ({one.digest[:12]})", one) for one in self.datasets]
+
+    @property
+    def better_last(self) -> None:
+        """Nothing: files were not measured during the training."""
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.OK if self.passed else ExitCode.VERDICT
 
 
 def evaluate_files(

@@ -20,13 +20,14 @@ from aifx.config import Config, compare
 from aifx.config.best_by import first_of
 from aifx.config.gates import Gate, GateResult, check_names, evaluate_gates, parse_gate, scalars
 from aifx.config.sections import Quantization
-from aifx.core.errors import DataError, UsageError
+from aifx.core.errors import DataError, ExitCode, UsageError
 from aifx.core.files import make_folders, read_file, remove_temporary
 from aifx.core.json_files import read_jsonl, write_json
 from aifx.core.locks import exclusive
 from aifx.core.parsing import parse_json
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
+from aifx.core.results import Result
 from aifx.core.steps import StepChoice
 from aifx.data.base import TEXT_BYTES, Batch
 from aifx.data.splits import Split
@@ -147,7 +148,7 @@ class BetterLast:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Result):
     """What a checkpoint reached, and whether that is enough: what `aifx eval --json` prints."""
 
     run: str
@@ -162,6 +163,15 @@ class Report:
     @property
     def passed(self) -> bool:
         return all(g.passed for g in self.gates)
+
+    @property
+    def parts(self) -> Sequence[tuple[str, Report]]:
+        """What was measured, in words, and the metrics of each."""
+        return [(f"{self.split} split", self)]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.OK if self.passed else ExitCode.VERDICT
 
 
 @dataclass(frozen=True)

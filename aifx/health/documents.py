@@ -1,4 +1,4 @@
-"""The documents of `aifx doctor`, as types: `python -m aifx.commands.schemas` makes docs/schemas from them."""
+"""The documents of `aifx doctor`, as types: `python -m aifx.verbs.schemas` makes docs/schemas from them."""
 
 from __future__ import annotations
 

@@ -26,10 +26,11 @@ from aifx.core.artifact import (
     unfinished,
 )
 from aifx.core.digests import sha256_of
-from aifx.core.errors import AifxError, DataError, UsageError
+from aifx.core.errors import AifxError, DataError, ExitCode, UsageError
 from aifx.core.files import UnsafeFile, read_input
 from aifx.core.locks import LOCK
 from aifx.core.progress import report_progress
+from aifx.core.results import Result
 from aifx.hub.card import CARD
 from aifx.hub.comparison import LogitComparison
 from aifx.hub.folder import ModelFolder
@@ -49,7 +50,7 @@ class ExportedFile:
 
 
 @dataclass(frozen=True)
-class ExportedModel:
+class ExportedModel(Result):
     """What `aifx export --json` prints.
 
     Attributes:
@@ -69,6 +70,10 @@ class ExportedModel:
     files: list[ExportedFile]
     merged: LogitComparison | None
     is_new: bool
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.OK if self.merged is None or self.merged.passed else ExitCode.VERDICT
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 from aifx.config import Config
 from aifx.core.private_folders import make_private
 from aifx.core.project import Project
+from aifx.core.results import Result
 from aifx.kernels import choice
 from aifx.machine.compilation_cache import enable_compilation_cache
 from jax_kernels.implementations import current_device
@@ -58,7 +59,7 @@ class Limit:
 
 
 @dataclass(frozen=True)
-class ExplainedKernels:
+class ExplainedKernels(Result):
     """What `aifx kernels explain --json` prints."""
 
     device: str
@@ -85,7 +86,7 @@ class TunedCall(ChosenCall):
 
 
 @dataclass(frozen=True)
-class TunedKernels:
+class TunedKernels(Result):
     """What `aifx kernels tune --json` prints."""
 
     device: str
@@ -94,7 +95,7 @@ class TunedKernels:
 
 
 @dataclass(frozen=True)
-class MeasuredKernels:
+class MeasuredKernels(Result):
     """What `aifx kernels ls --json` prints."""
 
     device: str
@@ -103,7 +104,7 @@ class MeasuredKernels:
 
 
 @dataclass(frozen=True)
-class ClearedKernels:
+class ClearedKernels(Result):
     """What `aifx kernels clear --json` prints: the files that were removed."""
 
     removed: list[str]

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import ConfigError, EnvironmentFault, UsageError
+from aifx.core.results import Result
 from aifx.machine.catalogue import ACCELERATORS, Accelerator, find_accelerator
 from aifx.machine.nvml import open_gpus
 from aifx.machine.present import tpu_generations
@@ -133,7 +134,7 @@ class HardwareName:
 
 
 @dataclass(frozen=True)
-class HardwareList:
+class HardwareList(Result):
     """What `aifx plan --list --json` prints."""
 
     hardware: list[HardwareName]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from aifx.config import Config
-from aifx.core.errors import AifxError, EnvironmentFault
+from aifx.core.errors import AifxError, EnvironmentFault, ExitCode
 from aifx.core.json_files import write_json
 from aifx.core.json_values import plain
 from aifx.core.limits import address_space_limit
@@ -20,6 +20,7 @@ from aifx.core.os_errors import FULL, errno_of, first_line
 from aifx.core.processes import Child, run_many
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
+from aifx.core.results import Result
 from aifx.parallel.processes import started_by
 from aifx.planning.fit import smallest_machine
 from aifx.planning.hardware import Hardware, hardware_of_layout
@@ -58,10 +59,14 @@ class PlanFailure:
 
 
 @dataclass(frozen=True)
-class PlanList:
+class PlanList(Result):
     """What `aifx plan --json` prints: a plan or a failure for each hardware, in the order asked for."""
 
     plans: list[Plan | PlanFailure]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.OK if any(isinstance(one, Plan) and one.fits for one in self.plans) else ExitCode.VERDICT
 
 
 @dataclass(frozen=True)

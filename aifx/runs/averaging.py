@@ -21,6 +21,7 @@ from aifx.core.files import check_tree
 from aifx.core.json_files import JsonLines, write_json
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
+from aifx.core.results import Result
 from aifx.kinds import read_config
 from aifx.runs.binding import binding_errors, read_digests, record_digests
 from aifx.runs.formats import AveragedFrom, RunEnd
@@ -32,7 +33,7 @@ PARTS = ("params", "ema")
 
 
 @dataclass(frozen=True)
-class AveragedRun:
+class AveragedRun(Result):
     """What `aifx ckpt average --json` prints.
 
     Attributes:

@@ -13,6 +13,7 @@ from aifx.config.costs_section import CostsSection
 from aifx.core.errors import ConfigError
 from aifx.core.files import read_file
 from aifx.core.json_files import read_jsonl
+from aifx.core.json_values import number
 from aifx.core.os_errors import first_line
 from aifx.core.parsing import parse_toml
 from aifx.core.project import Project, RunDirectory
@@ -20,7 +21,7 @@ from aifx.machine.energy import EnergyBasis
 from aifx.runs.goodput import Category, Goodput, read_goodput
 from aifx.runs.lock import is_held
 from aifx.runs.provenance import read_provenance
-from aifx.runs.status import number, read_settings
+from aifx.runs.status import read_settings
 
 DEVICE_MTBF_HOURS = 50_000
 """Hours of a device between failures that end a job, for a run that has seen none.

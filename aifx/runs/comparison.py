@@ -9,9 +9,11 @@ from statistics import fmean
 from typing import Any, TypeAlias
 
 from aifx.core.json_files import read_jsonl
+from aifx.core.json_values import number
 from aifx.core.project import RunDirectory
+from aifx.core.results import Result
 from aifx.runs.reading import read_evaluations
-from aifx.runs.status import RunStatus, number, read_settings, run_status, validation_loss
+from aifx.runs.status import RunStatus, read_settings, run_status, validation_loss
 
 SMOOTHING_FRACTION = 0.05
 """Steps that a smoothed loss averages, as a fraction of those that both runs have done."""
@@ -51,7 +53,7 @@ class StepRow:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Result):
     """Two runs side by side: what `aifx runs compare --json` prints.
 
     Attributes:

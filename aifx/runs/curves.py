@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from aifx.core.json_values import number
 from aifx.core.pages.canvas import Canvas, Picture, canvas, ticks
-from aifx.runs.status import is_step, number
+from aifx.runs.status import is_step
 
 MOST_POINTS = 300
 """Points of a line: more would make a page of megabytes and show nothing more."""

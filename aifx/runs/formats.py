@@ -1,4 +1,4 @@
-"""The documents in a run directory, as types: `python -m aifx.commands.schemas` makes docs/schemas/files from them."""
+"""The documents in a run directory, as types: `python -m aifx.verbs.schemas` makes docs/schemas/files from them."""
 
 from __future__ import annotations
 

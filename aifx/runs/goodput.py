@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias, cast, get_args
 
+from aifx.core.json_values import number
 from aifx.machine.energy import EnergyBasis
-from aifx.runs.status import BEGINNINGS, is_step, number
+from aifx.runs.status import BEGINNINGS, is_step
 from aifx.runs.time_account import Activity
 
 Category: TypeAlias = Literal[Activity, "repeated", "skipped", "down", "unknown"]

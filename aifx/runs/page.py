@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from aifx.checkpoint.listing import list_checkpoints
-from aifx.config.best_by import mean_of
 from aifx.core.json_files import read_jsonl, readable_bytes
+from aifx.core.json_values import number
 from aifx.core.pages import date, render
+from aifx.core.plurals import mean_of
 from aifx.core.project import Project, RunDirectory
 from aifx.machine.catalogue import utilization
 from aifx.runs.bill import read_bill
@@ -16,7 +17,7 @@ from aifx.runs.bill_words import headline, remarks, spent
 from aifx.runs.curves import curves
 from aifx.runs.provenance import read_provenance
 from aifx.runs.reading import Evaluation, Prediction, changed_settings, read_evaluations, read_predictions
-from aifx.runs.status import RunStatus, number, run_status
+from aifx.runs.status import RunStatus, run_status
 
 MOST_CONFUSED = 40
 """Classes up to which the confusion matrix is shown."""

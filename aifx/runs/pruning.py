@@ -10,6 +10,7 @@ from aifx.checkpoint.folders import clean, remove
 from aifx.checkpoint.listing import CheckpointInfo, list_bindings, list_checkpoints, ranked
 from aifx.core.errors import AifxError
 from aifx.core.project import Project, RunDirectory
+from aifx.core.results import Result
 from aifx.runs.binding import read_digests
 from aifx.runs.lock import hold_run
 from aifx.runs.provenance import read_provenance
@@ -32,7 +33,7 @@ class PrunedCheckpoint:
 
 
 @dataclass(frozen=True)
-class PrunedCheckpoints:
+class PrunedCheckpoints(Result):
     """What `aifx ckpt prune --json` prints."""
 
     run: str

@@ -11,9 +11,10 @@ from typing import Any, Literal, TypeAlias
 
 from aifx.core.files import open_file, read_file
 from aifx.core.json_files import parse_lines, read_jsonl
+from aifx.core.json_values import number
 from aifx.core.parsing import parse_json
 from aifx.core.project import RunDirectory
-from aifx.runs.status import number, read_settings
+from aifx.runs.status import read_settings
 
 Quantity: TypeAlias = Literal["step_time_s", "units_per_s", "mfu", "memory_bytes"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,10 @@ from aifx.config.best_by import LOSS, BestBy, Score, parse_best_by
 from aifx.core.errors import AifxError, UsageError
 from aifx.core.files import RECORDS_LIMIT, UnsafeFile, read_file
 from aifx.core.json_files import parse_line, read_jsonl
+from aifx.core.json_values import number
 from aifx.core.parsing import parse_toml
 from aifx.core.project import Project, RunDirectory
+from aifx.core.results import Result
 from aifx.core.statuses import Status, stop_status
 from aifx.runs.lock import holder, is_held
 from aifx.runs.manage import read_tags
@@ -25,7 +26,7 @@ BEGINNINGS = ("start", "resume")
 
 
 @dataclass(frozen=True)
-class RunStatus:
+class RunStatus(Result):
     """A run in one line: what `aifx runs watch --json` prints. Times are Unix times; None is not known yet."""
 
     run: str
@@ -54,7 +55,7 @@ class RunStatus:
 
 
 @dataclass(frozen=True)
-class RunList:
+class RunList(Result):
     """What `aifx runs ls --json` prints."""
 
     runs: list[RunStatus]
@@ -160,17 +161,6 @@ def validation_loss(record: Mapping[str, Any]) -> float | None:
     """The validation loss of a record of `metrics.jsonl`; None if that step did not validate."""
     validation = record.get("validation")
     return number(validation.get("loss")) if isinstance(validation, Mapping) else None
-
-
-def number(value: Any) -> float | None:
-    """`value` as a finite float, otherwise None."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return None
-    try:
-        found = float(value)
-    except OverflowError:  # JSON has integers of any size
-        return None
-    return found if math.isfinite(found) else None
 
 
 def is_step(value: Any) -> bool:

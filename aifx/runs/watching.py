@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from aifx.checkpoint.manifest import step_directories
+from aifx.core.json_values import number
 from aifx.core.project import RunDirectory
+from aifx.machine.catalogue import utilization
 from aifx.runs.reading import MetricsTail
-from aifx.runs.status import number, run_status
+from aifx.runs.status import run_status
 
 
 class WatchedRun:
@@ -30,6 +32,11 @@ class WatchedRun:
         self.losses += [number(record.get("loss")) for record in records]
         self.last = records[-1] if records else self.last
         return self.status.alive
+
+    @property
+    def utilization(self) -> str:
+        """ "MFU 31.0% (52.4%)" of the last step; empty if it is not known."""
+        return utilization(number(self.last.get("mfu")), number(self.last.get("ceiling_fraction")))
 
     @property
     def saved_step(self) -> int | None:

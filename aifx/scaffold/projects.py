@@ -22,6 +22,7 @@ from urllib.request import url2pathname
 import aifx.templates
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
 from aifx.core.executables import find_program, with_safe_path
+from aifx.core.results import Result
 from aifx.core.sanitize import escape_controls
 from aifx.scaffold.own_base import BASE_CONFIG, BASE_RUN, make_base_run, move_base_run
 from aifx.scaffold.own_data import answers_from_data
@@ -46,14 +47,14 @@ class BundledTemplate:
 
 
 @dataclass(frozen=True)
-class TemplateList:
+class TemplateList(Result):
     """What `aifx init --list --json` prints."""
 
     templates: list[BundledTemplate]
 
 
 @dataclass(frozen=True)
-class Scaffolded:
+class Scaffolded(Result):
     """What `scaffold` made: what `aifx init --json` prints.
 
     Attributes:

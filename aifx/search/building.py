@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from aifx.core.artifact import seal_files, short
 from aifx.core.calls import call_each
-from aifx.core.errors import DataError, EnvironmentFault, UsageError, did_you_mean
+from aifx.core.errors import DataError, EnvironmentFault, ExitCode, UsageError, did_you_mean
 from aifx.core.json_files import readable_bytes
 from aifx.core.json_values import plain
 from aifx.core.locks import holding
 from aifx.core.os_errors import naming
 from aifx.core.plurals import counted
 from aifx.core.progress import Reporter, report_progress
+from aifx.core.results import Result
 from aifx.curation.step import Limits
 from aifx.curation.work_folders import WORK, holding_work
 from aifx.data.checked_files import read_checked, write_checked
@@ -55,7 +56,7 @@ OUT = "out"
 
 
 @dataclass(frozen=True)
-class BuiltIndex:
+class BuiltIndex(Result):
     """The document of `aifx data index --json`.
 
     Attributes:
@@ -69,6 +70,10 @@ class BuiltIndex:
     size_bytes: int
     is_new: bool
     is_accepted: bool
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.OK if self.is_accepted else ExitCode.VERDICT
 
 
 def build_index(

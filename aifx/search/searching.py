@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from aifx.core.errors import DataError, UsageError
 from aifx.core.json_values import plain
+from aifx.core.results import Result
 from aifx.data.names import ROW
 from aifx.data.readers.parquet import open_parquet
 from aifx.data.readers.rows import input_file, read_rows
@@ -48,7 +49,7 @@ class QueryHits:
 
 
 @dataclass(frozen=True)
-class SearchResult:
+class SearchResult(Result):
     """The document of `aifx data search --json`.
 
     Attributes:

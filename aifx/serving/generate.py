@@ -9,6 +9,7 @@ from datetime import date
 
 from aifx.config.sections import GenerateSection, Quantization
 from aifx.core.errors import CheckpointError, UsageError
+from aifx.core.results import Result
 from aifx.data.chat.assets import kept_template, make_renderer
 from aifx.data.chat.rendering import ChatRenderer
 from aifx.data.text import TokenFormat
@@ -30,7 +31,7 @@ MOST_CHUNK = 512
 
 
 @dataclass(frozen=True)
-class GeneratedText:
+class GeneratedText(Result):
     """What `aifx generate --json` prints. `text` is what follows the prompt, or answers it in a chat."""
 
     run: str

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from aifx.config.serve_section import ServeSection
-from aifx.core.errors import AifxError, DataError, UsageError
+from aifx.core.errors import AifxError, DataError, ExitCode, UsageError
 from aifx.core.json_files import JsonLines, parse_line
+from aifx.core.results import Result
 from aifx.serving.requests import (
     Deliver,
     Delta,
@@ -112,7 +113,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class ReplayReport:
+class ReplayReport(Result):
     """The document of `aifx serve replay`."""
 
     fingerprint: str
@@ -124,6 +125,10 @@ class ReplayReport:
     @property
     def passed(self) -> bool:
         return self.difference is None
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.OK if self.passed else ExitCode.VERDICT
 
 
 def replay_settings(serve: ServeSection) -> ServeSection:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias, cast
 from aifx.config.best_by import Score, parse_best_by
 from aifx.config.toml import literal, literal_key
 from aifx.core.project import Project
+from aifx.core.results import Result
 from aifx.core.statuses import Status
 from aifx.runs.status import run_status
 from aifx.sweeps.record import End, Sweep, Trial
@@ -80,7 +81,7 @@ class Importance:
 
 
 @dataclass(frozen=True)
-class SweepReport:
+class SweepReport(Result):
     """What `aifx sweep --json` and `aifx sweep show --json` print.
 
     Attributes:

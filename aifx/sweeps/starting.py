@@ -12,6 +12,7 @@ from aifx.config.best_by import best_by_of, parse_best_by
 from aifx.config.config import Config, Difference, number_settings
 from aifx.core.errors import ConfigError, UsageError, did_you_mean
 from aifx.core.project import Project
+from aifx.core.results import Result
 from aifx.kinds import load_config
 from aifx.sweeps.record import Design, End, Sweep, Trial, is_sweep, read_sweep, sweep_folder, trial_name
 from aifx.sweeps.samplers import (
@@ -53,7 +54,7 @@ class PlannedTrial:
 
 
 @dataclass(frozen=True)
-class PlannedSweep:
+class PlannedSweep(Result):
     """What `aifx sweep --dry-run --json` prints: the trials whose values depend on no result, and how many follow."""
 
     sweep: str

@@ -11,6 +11,7 @@ import numpy as np
 
 from aifx.config import Config
 from aifx.core.errors import UsageError
+from aifx.core.results import Result
 from aifx.data.base import Batch, not_finite_input
 from aifx.data.order import batch_number
 from aifx.data.splits import Split
@@ -85,7 +86,7 @@ class ShownValues:
 
 
 @dataclass(frozen=True)
-class ShownData:
+class ShownData(Result):
     """What `aifx data show --json` prints.
 
     Attributes:
@@ -101,7 +102,7 @@ class ShownData:
 
 
 @dataclass(frozen=True)
-class ShownBatch:
+class ShownBatch(Result):
     """What `aifx data show --step` and `--batch` print.
 
     Attributes:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import CheckpointError
+from aifx.core.json_values import number
 from aifx.core.project import RunDirectory
 from aifx.loading.base_weights import frozen_arrays
 from aifx.loading.restore import check_frozen
 from aifx.models.adapted import AdaptedModel
 from aifx.programs.build import Programs
 from aifx.programs.state import TrainState, first_average
-from aifx.runs.status import number
 from aifx.specs import Params
 from aifx.training.finetuning import with_base_weights
 from aifx.training.hooks.guard import GuardState

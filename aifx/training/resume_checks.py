@@ -17,6 +17,7 @@ from aifx.config.toml import Origin
 from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.core.files import read_file
 from aifx.core.json_files import read_jsonl
+from aifx.core.json_values import number
 from aifx.core.project import Project, RunDirectory
 from aifx.core.statuses import FINISHED, ProcessStatus
 from aifx.core.steps import StepChoice
@@ -27,7 +28,7 @@ from aifx.parallel.group import Group
 from aifx.runs.binding import binding_errors, foreign_checkpoint
 from aifx.runs.formats import RefittedFrom, RunEnd
 from aifx.runs.provenance import read_provenance
-from aifx.runs.status import BEGINNINGS, number
+from aifx.runs.status import BEGINNINGS
 from aifx.training.records import TrainResult
 
 

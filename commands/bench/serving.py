@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from aifx.commands.bench.measuring import Measuring, bench
-from aifx.commands.console.completion import complete_run
 from aifx.commands.console.options import SetOption
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import UsageError
+from aifx.verbs.completion import complete_run
 
 QUICK_REQUESTS = 16
 

@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.ckpt.page import find_checkpoint
-from aifx.commands.console.completion import complete_checkpoint
 from aifx.commands.console.options import JsonOption, RunOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.core.project import find_project
+from aifx.verbs.completion import complete_checkpoint
 
 if TYPE_CHECKING:
-    from aifx.checkpoint.comparison import ArrayDifference, CheckpointDifference
+    from aifx.verbs.checkpoints import ArrayDifference, CheckpointDifference
 
 SHOWN = 10
 COLUMNS = ["", "norm A", "norm B", "norm of B-A", "largest change", "non-finite"]
@@ -41,12 +39,10 @@ def diff(
     A step can also be best or last. Every array is compared with its digest while it is read.
     """
     with terminal(json) as out:
-        project = find_project()
-        pair = [find_checkpoint(text, project, run) for text in (first, second)]
-        from aifx.checkpoint.comparison import compare_checkpoints
+        from aifx.verbs.checkpoints import ckpt_diff
 
-        found = compare_checkpoints(*pair)
-        out.document(found)
+        found = ckpt_diff(first, second, run=run)
+        out.result(found)
         if not json:
             _print(out, found, all_arrays=arrays)
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from aifx.commands.ckpt.comparing import diff
 from aifx.commands.ckpt.keeping import average, cp, prune
-from aifx.commands.ckpt.page import print_checkpoint, summary
+from aifx.commands.ckpt.page import folder_of, print_checkpoint, summary
 from aifx.commands.ckpt.verifying import verify
 from aifx.commands.console.options import JsonOption, RunOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.core.errors import ExitCode
 from aifx.core.json_files import readable_bytes
-from aifx.core.project import find_project
-from aifx.core.steps import parse_step
 
 app = typer.Typer(
     help="""List, show, verify, compare, delete and average checkpoints.
@@ -42,18 +38,17 @@ def ls(run: RunOption = None, json: JsonOption = False) -> None:
         aifx ckpt ls --run main --json
     """
     with terminal(json) as out:
-        from aifx.checkpoint.inspection import checkpoint_list
         from aifx.commands.runs.page import print_checkpoints
+        from aifx.verbs.checkpoints import ckpt_ls
 
-        directory = find_project().existing_run(run)
-        found = checkpoint_list(directory)
-        out.document(found)
+        found = ckpt_ls(run)
+        out.result(found)
         if found.checkpoints:
             print_checkpoints(out, found.checkpoints)
         else:
             out.log(f"run {found.run} has no checkpoint")
         for name in found.set_aside:
-            out.print(f"set aside as damaged: {directory.checkpoints / name}")
+            out.print(f"set aside as damaged: {folder_of(found.run) / name}")
 
 
 ShownArgument = Annotated[
@@ -85,31 +80,28 @@ def show(
     """
     with terminal(json) as out:
         if step is not None and "/" in step:
-            _show_orbax(out, Path(step))
+            _show_orbax(out, step)
             return
-        from aifx.checkpoint.inspection import show_checkpoint
+        from aifx.verbs.checkpoints import ckpt_show
 
-        directory = find_project().existing_run(run)
-        checkpoint = show_checkpoint(directory, parse_step(step), with_arrays=arrays)
-        out.document(checkpoint)
+        checkpoint = ckpt_show(step, run=run, arrays=arrays)
+        out.result(checkpoint)
         if not json:
             rows = [*summary(checkpoint, checkpoint.run), ("state digest", checkpoint.state_digest)]
             if checkpoint.damaged:
                 rows.append(("damaged", checkpoint.damaged))
-            print_checkpoint(out, directory.checkpoints / str(checkpoint.step), rows)
+            print_checkpoint(out, checkpoint, rows)
             if checkpoint.arrays:
                 out.print("")
                 found = [(a.name, f"{a.dtype}[{', '.join(map(str, a.shape))}]", a.digest) for a in checkpoint.arrays]
                 out.table(["array", "", "digest"], found)
-        if checkpoint.damaged:
-            raise SystemExit(ExitCode.VERDICT)
 
 
-def _show_orbax(out: Output, folder: Path) -> None:
-    from aifx.checkpoint.orbax import read_orbax
+def _show_orbax(out: Output, folder: str) -> None:
+    from aifx.verbs.checkpoints import ckpt_show_orbax
 
-    found = read_orbax(folder.expanduser())
-    out.document(found)
+    found = ckpt_show_orbax(folder)
+    out.result(found)
     out.print(f"{found.path}: a checkpoint of Orbax, {readable_bytes(found.size_bytes)}")
     for item in found.items:
         size = readable_bytes(sum(array.size_bytes or 0 for array in item.arrays))

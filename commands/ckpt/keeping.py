@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.ckpt.page import find_checkpoint
-from aifx.commands.console.completion import complete_checkpoint
 from aifx.commands.console.confirming import confirm_deletion
 from aifx.commands.console.options import DryRunOption, JsonOption, RunOption
 from aifx.commands.console.terminal import terminal
 from aifx.core.json_files import readable_bytes
-from aifx.core.project import find_project
-from aifx.core.steps import parse_step
+from aifx.verbs.completion import complete_checkpoint
+
+if TYPE_CHECKING:
+    from aifx.verbs.checkpoints import PrunedCheckpoints
 
 
 def prune(
@@ -48,27 +48,33 @@ def prune(
     A script must use --yes. The run must not be training.
     """
     with terminal(json) as out:
-        from aifx.kinds import read_config
-        from aifx.runs.pruning import Policy, plan_pruning, prune
+        from aifx.verbs.checkpoints import ckpt_prune
 
-        project = find_project()
-        directory = project.existing_run(run)
-        section = read_config(directory.config, project).checkpoint
-        last = section.keep_last if keep_last is None else keep_last
-        policy = Policy(last, section.keep_best if keep_best is None else keep_best, keep_every)
-        plan = plan_pruning(project, directory, policy)
-        steps = ", ".join(str(checkpoint.step) for checkpoint in plan.removed)
-        size = readable_bytes(sum(checkpoint.size_bytes for checkpoint in plan.removed))
-        if plan.removed and not dry_run:
-            if not yes:
-                what = f"the checkpoints of steps {steps} of run {plan.run}"
-                confirm_deletion(out, what, size, f"aifx ckpt prune --run {plan.run} --yes")
-            plan = prune(project, directory, policy)
-        out.document(plan)
+        def confirm(plan: PrunedCheckpoints) -> None:
+            steps, size = _removed(plan)
+            what = f"the checkpoints of steps {steps} of run {plan.run}"
+            confirm_deletion(out, what, size, f"aifx ckpt prune --run {plan.run} --yes")
+
+        plan = ckpt_prune(
+            run,
+            keep_last=keep_last,
+            keep_best=keep_best,
+            keep_every=keep_every,
+            dry_run=dry_run,
+            confirm=None if yes else confirm,
+        )
+        out.result(plan)
+        steps, size = _removed(plan)
         for kept in plan.kept:
             out.print(f"kept {kept.step}: {', '.join(kept.reasons)}")
         verb = "would delete" if dry_run else "deleted"
         out.print(f"{verb} {steps}: {size}" if plan.removed else "nothing to delete")
+
+
+def _removed(plan: PrunedCheckpoints) -> tuple[str, str]:
+    """The steps of the checkpoints that are deleted, and their size."""
+    steps = ", ".join(str(checkpoint.step) for checkpoint in plan.removed)
+    return steps, readable_bytes(sum(checkpoint.size_bytes for checkpoint in plan.removed))
 
 
 def average(
@@ -88,14 +94,10 @@ def average(
     the same command made before, aifx says so and exits 0.
     """
     with terminal(json) as out:
-        from aifx.checkpoint.inspection import choose_checkpoint
-        from aifx.runs.averaging import average_checkpoints
+        from aifx.verbs.checkpoints import ckpt_average
 
-        project = find_project()
-        directory = project.existing_run(run)
-        chosen = [choose_checkpoint(directory, parse_step(step), "show").step for step in steps]
-        made = average_checkpoints(project, directory, chosen, name)
-        out.document(made)
+        made = ckpt_average(*steps, name=name, run=run)
+        out.result(made)
         if not json:
             listed = ", ".join(map(str, made.steps))
             there = "" if made.is_new else ", which was there already"
@@ -127,21 +129,10 @@ def cp(
     install s3fs, for gs:// gcsfs.
     """
     with terminal(json) as out:
-        from aifx.checkpoint.copying import copy_checkpoint, open_stored
-        from aifx.core.stores import open_store
+        from aifx.verbs.checkpoints import ckpt_cp
 
-        if "/" in source:
-            stored = open_stored(source)
-        else:
-            directory, step = find_checkpoint(source, find_project(), run)
-            stored = open_stored(str(directory.checkpoints / str(step)))
-        if target.endswith(":") and "/" not in target:
-            from aifx.runs.copying import copy_into_run
-
-            copied = copy_into_run(stored, find_project().existing_run(target[:-1]))
-        else:
-            copied = copy_checkpoint(stored, open_store(target))
-        out.document(copied)
+        copied = ckpt_cp(source, target, run=run)
+        out.result(copied)
         new = readable_bytes(copied.copied_bytes)
         out.print(
             f"{copied.target}: {copied.files} files, {readable_bytes(copied.size_bytes)}, verified; {new} copied now"

@@ -10,24 +10,19 @@ import typer
 from aifx.commands.console.format import date, figure
 from aifx.commands.console.output import Output
 from aifx.core.json_files import readable_bytes
-from aifx.core.project import Project, RunDirectory
-from aifx.core.steps import parse_step
+from aifx.core.project import find_project
 
 if TYPE_CHECKING:
-    from aifx.checkpoint.listing import CheckpointInfo
+    from aifx.verbs.checkpoints import CheckpointInfo, ShownCheckpoint, VerifiedCheckpoint
 
 StepArgument = Annotated[
     str | None, typer.Argument(metavar="[STEP|best|last]", help="Checkpoint to read. By default the last.")
 ]
 
 
-def find_checkpoint(text: str, project: Project, run: str | None) -> tuple[RunDirectory, int]:
-    """The checkpoint that `STEP` or `RUN:STEP` names. Raises UsageError, CheckpointError."""
-    from aifx.checkpoint.inspection import choose_checkpoint
-
-    name, colon, step = text.rpartition(":")
-    directory = project.existing_run(name if colon else run)
-    return directory, choose_checkpoint(directory, parse_step(step), "show").step
+def folder_of(run: str) -> Path:
+    """The folder with the checkpoints of a run of the project."""
+    return find_project().run(run).checkpoints
 
 
 def summary(info: CheckpointInfo, run: str) -> list[tuple[str, str | None]]:
@@ -44,6 +39,9 @@ def summary(info: CheckpointInfo, run: str) -> list[tuple[str, str | None]]:
     ]
 
 
-def print_checkpoint(out: Output, folder: Path, rows: list[tuple[str, str | None]]) -> None:
+def print_checkpoint(
+    out: Output, checkpoint: ShownCheckpoint | VerifiedCheckpoint, rows: list[tuple[str, str | None]]
+) -> None:
     """Print a checkpoint as a table."""
+    folder = folder_of(checkpoint.run) / str(checkpoint.step)
     out.table(["checkpoint", str(folder)], [row for row in rows if row[1] is not None])

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.console.completion import complete_run, complete_section
 from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.terminal import terminal
 from aifx.commands.console.writing import to_json
+from aifx.verbs.completion import complete_run, complete_section
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from aifx.commands.console.output import Output
-    from aifx.config import Config
-    from aifx.config.schema import Own, Setting
+    from aifx.verbs.configuration import Setting
 
 ShownRunOption = Annotated[
     str | None,
@@ -42,24 +39,6 @@ app = typer.Typer(
 )
 
 
-@dataclass(frozen=True)
-class ShownConfig:
-    """What `aifx config show --json` prints: values and, with --origin, who set them, by section and key."""
-
-    config: dict[str, dict[str, Any]]
-    origins: dict[str, dict[str, str]] | None
-
-
-@dataclass(frozen=True)
-class CheckedConfig:
-    """What `aifx config check --json` prints if there is no mistake."""
-
-    valid: Literal[True]
-    path: str
-    task: str
-    data: list[str]  # lines about the data: the columns of a table
-
-
 @app.command()
 def show(
     origin: Annotated[bool, typer.Option("--origin", help="Also print the origin of each value.")] = False,
@@ -77,14 +56,12 @@ def show(
     aifx imports a task of the project's own, which runs its code.
     """
     with terminal(json) as out:
-        config = _load(out, run, set_ or ())
-        values = config.values()
-        origins = {
-            section: {key: config.origin(f"{section}.{key}").where for key in keys} for section, keys in values.items()
-        }
-        out.document(ShownConfig(values, origins if origin else None))
-        if not json:
-            out.print(_painted(config.to_toml(origins=origin)), soft_wrap=True)
+        from aifx.verbs.configuration import config_show, config_toml
+
+        if json:
+            out.result(config_show(run=run, settings=set_, origin=origin))
+        else:
+            out.print(_painted(config_toml(run=run, settings=set_, origin=origin)), soft_wrap=True)
 
 
 @app.command()
@@ -96,26 +73,13 @@ def check(set_: SetOption = None, json: JsonOption = False) -> None:
         aifx config check --set model.num_heads=6
         aifx config check --json
     """
-    from aifx.core.project import find_project
-
     with terminal(json) as out:
-        from aifx.config.checks import warn_of_warmup
-        from aifx.tasks.preflight import check_project
-        from aifx.tasks.registry import data_summary
+        from aifx.verbs.configuration import config_check
 
-        config = _load(out, None, set_ or ())
-        project = find_project()
-        check_project(config, project)
-        for name in config.train.hooks:
-            from aifx.training.hooks.project import find_hook  # here, since few projects have any
-
-            out.log(f"importing {name} from {project.root}")
-            find_hook(name, project)
-        warn_of_warmup(config.schedule, config.train.num_steps)
-        path, data = project.config_path, data_summary(config.parts, config.data, config.apply_to(project))
-        out.document(CheckedConfig(True, str(path), config.task.kind, data))
-        out.print(f"{path}: valid")
-        for line in data:
+        found = config_check(settings=set_)
+        out.result(found)
+        out.print(f"{found.path}: valid")
+        for line in found.data:
             out.print(line)
 
 
@@ -129,10 +93,10 @@ def schema() -> None:
     Examples:
         aifx config schema > aifx.schema.json
     """
-    from aifx.kinds import json_schema
-
     with terminal() as out:
-        out.write(to_json(json_schema(_own_sections(out))) + "\n")
+        from aifx.verbs.configuration import config_schema
+
+        out.write(to_json(config_schema()) + "\n")
 
 
 @app.command()
@@ -158,24 +122,17 @@ def keys(
     Inside a project with a task, family, objective or data of its own, it includes their keys.
     This imports their modules.
     """
-    from aifx.config.config import SECTION_NAMES
-    from aifx.config.parts import PART_NAMES
-    from aifx.config.schema import SettingList
-    from aifx.core.errors import UsageError, did_you_mean
-    from aifx.kinds import settings
-
     with terminal(json) as out:
-        if section is not None and section not in SECTION_NAMES:
-            raise UsageError(f"no section [{section}]", did_you_mean(section, SECTION_NAMES), "aifx config keys")
-        own = _own_sections(out) if section in (None, *PART_NAMES) else None
-        found = [setting for setting in settings(own) if section in (None, setting.section)]
-        out.document(SettingList(found))
+        from aifx.verbs.configuration import config_keys
+
+        found = config_keys(section)
+        out.result(found)
         if markdown and not json:
-            out.write(settings_table(found))
+            out.write(settings_table(found.keys))
             return
-        for setting in found:
+        for setting in found.keys:
             variant = f" ({setting.variant})" if setting.variant else ""
-            out.print(f"{setting.section}.{setting.key}{variant} = {_default(setting)}")
+            out.print(f"{setting.section}.{setting.key}{variant} = {setting.default_text}")
             out.print(f"    {setting.description}")
             out.print(f"    {setting.expected}")
 
@@ -187,42 +144,10 @@ def settings_table(found: Iterable[Setting]) -> str:
         title = f"### `[{setting.section}]`" + (f", `{setting.variant}`" if setting.variant else "")
         rows = blocks.setdefault(title, ["| key | values | default | meaning |", "| --- | --- | --- | --- |"])
         meaning = f"{setting.description} *" if setting.is_resume_safe else setting.description
-        cells = (setting.key, setting.expected, _default(setting), meaning)
+        cells = (setting.key, setting.expected, setting.default_text, meaning)
         key, expected, default, meaning = (cell.replace("|", "\\|") for cell in cells)
         rows.append(f"| `{key}` | {expected} | `{default}` | {meaning} |")
     return "\n\n".join("\n".join([title, "", *rows]) for title, rows in blocks.items()) + "\n"
-
-
-def _own_sections(out: Output) -> Own | None:
-    """The sections of the project's own code. Outside of a project there are none; code that fails is reported."""
-    from aifx.core.errors import AifxError, UsageError
-    from aifx.core.project import find_project
-    from aifx.kinds import project_code, project_sections
-
-    try:
-        project = find_project()
-    except UsageError:
-        return None
-    try:
-        for name in project_code(project.config_path):
-            out.log(f"importing {name} from {project.root}")
-        return project_sections(project)
-    except AifxError as error:
-        out.log(f"without the keys of the project's own code: {error.what}: {error.why}")
-        return None
-
-
-def _load(out: Output, run: str | None, overrides: list[str] | tuple[str, ...]) -> Config:
-    from aifx.core.project import find_project
-    from aifx.kinds import load_config, project_code, read_config
-
-    project = find_project()
-    path = project.config_path if run is None else project.existing_run(run).config
-    for name in project_code(path, overrides):
-        out.log(f"importing {name} from {project.root}")
-    if run is None:
-        return load_config(project, overrides)
-    return read_config(project.existing_run(run).config, project, overrides)
 
 
 def _painted(toml: str) -> Text:
@@ -239,9 +164,3 @@ def _painted(toml: str) -> Text:
         else:
             lines.append(Text(value).append(mark + comment, "dim" if mark else ""))
     return Text("\n").join(lines)
-
-
-def _default(setting: Setting) -> str:
-    from aifx.config.toml import literal
-
-    return "(not set)" if setting.default is None else literal(setting.default)

@@ -6,6 +6,8 @@ import json
 import time
 from typing import Any
 
+from aifx.core.plurals import mean_of
+
 
 def figure(value: float | None) -> str | None:
     """A loss or another metric, to four places or digits; a count in full."""
@@ -18,8 +20,6 @@ def figure(value: float | None) -> str | None:
 
 def best(best_by: str | None, value: float | None, step: int | None, over: int | None) -> str | None:
     """The best validation of a run: "3.5197 at step 700", "accuracy 0.9120 at step 700 (mean of 3)"."""
-    from aifx.config.best_by import mean_of  # here, since --help imports this module
-
     if value is None:
         return None
     metric = (best_by or "").partition(" ")[2]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from aifx.commands.console.completion import complete_run, complete_setting
+from aifx.verbs.completion import complete_run, complete_setting
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 

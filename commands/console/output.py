@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from aifx.commands.console.writing import SCHEMA_VERSION, failure_text, is_colored, to_json, write_all
-from aifx.core.errors import AifxError
+from aifx.commands.console.writing import failure_text, is_colored, to_json, write_all
+from aifx.core.errors import AifxError, ExitCode
 from aifx.core.json_values import plain
+from aifx.core.results import SCHEMA_VERSION, Result
 from aifx.core.sanitize import escape_controls, one_line
 
 if TYPE_CHECKING:
@@ -24,12 +25,14 @@ class Output:
     Attributes:
         json: whether stdout carries one JSON document and nothing else.
         stdout: the stream that the command began with.
+        exit_code: with which the command ends if nothing fails.
     """
 
     def __init__(self, json: bool = False) -> None:
         self.json = json
         self._document: str | None = None
         self.stdout = sys.stdout
+        self.exit_code = ExitCode.OK
 
     @functools.cached_property
     def out(self) -> Console:
@@ -50,14 +53,23 @@ class Output:
         """Whether stderr is a terminal on which something may move."""
         return self.err.is_terminal and not self.err.is_dumb_terminal
 
+    def result(self, result: Result) -> None:
+        """The result of a verb: its document is the answer for programs, its exit code that of the command."""
+        self.exit_code = result.exit_code
+        if self.json:
+            self._answer(result.document())
+
     def document(self, document: object) -> None:
         """The answer for programs: with --json the one document on stdout, written when the command ends in order.
 
         Adds `schema_version`; a number that is not finite becomes null. docs/schemas/ has the schema of each document.
         """
         if self.json:
-            assert self._document is None, "a command answers with one document"
-            self._document = to_json({"schema_version": SCHEMA_VERSION, **plain(document)})
+            self._answer({"schema_version": SCHEMA_VERSION, **plain(document)})
+
+    def _answer(self, document: Mapping[str, Any]) -> None:
+        assert self._document is None, "a command answers with one document"
+        self._document = to_json(document)
 
     def print(self, *parts: RenderableType, soft_wrap: bool | None = None) -> None:
         """The answer for people: a line of text or a rich object on stdout. Nothing with --json.

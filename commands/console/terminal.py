@@ -3,11 +3,12 @@
     def ls(json: JsonOption = False) -> None:
         with terminal(json) as out:
             ...
+            found = runs_ls()                       # a verb
+            out.result(found)                       # programs; nothing without --json. Also the exit code of a verdict
             out.table(["run", "step"], rows)        # people; nothing with --json
-            out.document({"runs": [...]})           # programs; nothing without --json
 
-The answer goes to stdout, everything else to stderr (`out.log`, `out.err`). A failure is raised as an `AifxError`; a
-verdict is `raise SystemExit(1)`. Nothing here imports more than it needs: `aifx --help` must be quick.
+The answer goes to stdout, everything else to stderr (`out.log`, `out.err`). A failure is raised as an `AifxError`.
+Nothing here imports more than it needs: `aifx --help` must be quick.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from aifx.commands.console.failures import as_error, is_of_typer, print_traceback
 from aifx.commands.console.output import Output
 from aifx.commands.console.progress import ProgressDisplay
-from aifx.commands.console.writing import SCHEMA_VERSION, failure_text, is_colored, to_json, write_all
+from aifx.commands.console.writing import failure_text, is_colored, to_json, write_all
 from aifx.core import lifecycle
 from aifx.core.errors import ExitCode
 from aifx.core.logs import log_lines, python_warnings
 from aifx.core.progress import listen
+from aifx.core.results import SCHEMA_VERSION
 
 
 @contextmanager
@@ -54,6 +56,8 @@ def terminal(json: bool = False, *, streams: bool = False) -> Iterator[Output]:
     except BaseException as error:
         lifecycle.end_body()
         raise SystemExit(report(lifecycle.cause_of(error), json=json)) from None
+    if out.exit_code != ExitCode.OK:
+        raise SystemExit(out.exit_code)
 
 
 def report(error: BaseException, *, json: bool) -> int:

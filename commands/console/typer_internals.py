@@ -296,14 +296,13 @@ def _unknown_option(command: str, option: str, known: list[str]) -> UsageError:
     names = [name.removeprefix("--") for name in known if name.startswith("--")]
     begun = [name for name in names if name.startswith(word)]
     if len(begun) != 1 and "set" in names:
-        from aifx.config.foreign_keys import suggestion
-        from aifx.kinds import KINDS
+        from aifx.verbs.completion import settings_meant, settings_named
 
-        keys = KINDS.settings_named(word)
+        keys = settings_named(word)
         if command in _OF_TRAINED_MODELS:
             keys = [key for key in keys if key.partition(".")[0] in ("data", "eval", "generate")]
         if keys:
-            return UsageError(what, suggestion(word, " or ".join(keys)), f"{command} --set {keys[0]}=VALUE")
+            return UsageError(what, settings_meant(word, keys), f"{command} --set {keys[0]}=VALUE")
     match = begun[0] if len(begun) == 1 else nearest(word, names)
     why = f"did you mean '--{match}'?" if match else f"one of: {', '.join(sorted(known))}"
     return UsageError(what, why, f"{command} --help")

@@ -10,8 +10,6 @@ from aifx.core.errors import AifxError
 from aifx.core.json_values import encode_json
 from aifx.core.sanitize import escape_in_json, one_line
 
-SCHEMA_VERSION = 1
-
 
 def write_all(stream: TextIO, text: str) -> bool:
     """Whether `text` could be written. True also if the reader has gone: it needs no other message."""

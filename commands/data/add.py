@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import ExitStack
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -13,16 +10,15 @@ import typer
 from aifx.commands.console.options import option_group
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import StepOptions, find_catalog
-from aifx.core.errors import ExitCode, UsageError
-from aifx.core.plurals import counted
+from aifx.commands.data.options import StepOptions
+from aifx.core.json_files import readable_bytes
+from aifx.core.plurals import counted, either
 
 if TYPE_CHECKING:
-    from aifx.curation.add_reports import AddedFiles
-    from aifx.curation.databases.sources import Fetched, QueryFetch
-    from aifx.data.readers.sources import Listing
-    from aifx.data.versions.catalog import Catalog
-    from aifx.data.versions.manifest import Manifest
+    from aifx.verbs.data_add import AddedFiles, ListedFiles
+
+SHOWN = 10
+"""Files whose encoding the command prints."""
 
 
 @option_group
@@ -114,110 +110,53 @@ def add(
     Reads only files that are new or changed; rows of other files stay. Bad rows go to quarantine with file and line.
     Exits 1 if there are more than --max-bad, or a file is damaged: then NAME still means the version before.
     """
-    with terminal(given.json) as out, ExitStack() as opened:
-        from aifx.curation.add_plan import check_options, infer_kind, of_kind, plan_add, run_add, with_listed
-        from aifx.curation.add_reports import BadRows, added_files, listed_files
-        from aifx.curation.databases.sources import interrupted_reads
-        from aifx.data.readers.base import ReadOptions
-        from aifx.data.readers.sources import list_sources
-        from aifx.data.versions.catalog import check_dataset_name
-        from aifx.data.versions.licenses import check_license
+    with terminal(given.json) as out:
+        from aifx.verbs.data_add import data_add, data_add_plan
 
-        check_dataset_name(name)
-        expression = check_license(license_)
-        catalog, project = find_catalog(given.root)
-        limits = given.limits
-        runner = given.runner(catalog)
-        fetch = _fetch_of(sources, query, key, catalog, name)
-        if fetch is None:
-            base = project.root if project else Path.cwd()
-            listing = list_sources(sources, base, follow_links=follow_links)
-            if kind == "images":
-                listing = with_listed(listing, sources, base, follow_links=follow_links)
-        elif dry_run:
-            listing = opened.enter_context(fetch.described())
-        else:
-            listing, fetched = opened.enter_context(fetch.fetched())
-            _log_fetched(out, fetched)
-        options = ReadOptions(kind or "text", text_field, encoding, max_expansion, split_at)
-        check_options(options)
-        if kind is None and listing.files:
-            options = replace(options, kind=infer_kind(listing, options))
-        listing = of_kind(listing, options.kind)
-        _log_left_out(out, listing, options.kind)
         if dry_run:
-            listed = listed_files(name, options.kind, listing)
-            out.document(listed)
-            sizes = ("-" if one.size_bytes is None else f"{one.size_bytes:,}" for one in listed.files)
-            files = [(one.name, f"{one.format}{one.compression}", size)
-                     for one, size in zip(listed.files, sizes, strict=True)]  # fmt: skip
-            out.table(["file", "format", "bytes"], files, right=["bytes"])
+            listed = data_add_plan(
+                name,
+                *sources,
+                license=license_,
+                query=query,
+                key=key,
+                kind=kind,
+                text_field=text_field,
+                encoding=encoding,
+                split_at=split_at,
+                follow_links=follow_links,
+                root=given.root,
+            )
+            out.result(listed)
+            _print_listed(out, listed)
             return
-
-        def refusal(manifest: Manifest) -> str:
-            return BadRows.of(manifest).refusal(max_bad, allows_damaged=allow_damaged)
-
-        plan = plan_add(catalog, name, listing, options, expression)
-        made = run_add(plan, name, catalog, limits, runner, accepts=lambda manifest: not refusal(manifest))
-        if fetch is not None:
-            fetch.remove()
-        found = added_files(plan, made, listing)
-        out.document(found)
-        _print(out, found)
-        for folder, source in interrupted_reads(catalog, name).items():
-            out.log(f"an interrupted read of {source} left rows in {folder}: run it again, or aifx data gc")
-        if not made.is_accepted:
-            meaning = "means no version" if catalog.latest(name) is None else "still means the version before"
-            out.log(f"{refusal(made.version.manifest)}. {name} {meaning}")
-            raise SystemExit(ExitCode.VERDICT)
-
-
-def _fetch_of(sources: list[str], query: str | None, key: str | None, catalog: Catalog, name: str) -> QueryFetch | None:
-    """The read of a database; None if the sources are files. Raises UsageError."""
-    from aifx.curation.databases.sources import QueryFetch, check_no_database, parse_query
-
-    if query is not None:
-        return QueryFetch(parse_query(sources, query, key), catalog, name)
-    if key is not None:
-        raise UsageError("--key can only be used with --query", "it is a column of a query", "leave it out")
-    check_no_database(sources)
-    return None
+        added = data_add(
+            name,
+            *sources,
+            license=license_,
+            query=query,
+            key=key,
+            kind=kind,
+            text_field=text_field,
+            encoding=encoding,
+            split_at=split_at,
+            max_bad=max_bad,
+            allow_damaged=allow_damaged,
+            max_expansion=max_expansion,
+            follow_links=follow_links,
+            **given.of_step(),
+        )
+        out.result(added)
+        _print(out, added)
 
 
-def _log_fetched(out: Output, fetched: Fetched) -> None:
-    if fetched.kept:
-        out.log(f"kept {counted(fetched.kept, 'row')} of the interrupted read: the database still has them")
-    if fetched.again:
-        out.log(f"read {counted(fetched.again, 'row')} of the interrupted read again: the database has changed")
-
-
-def _log_left_out(out: Output, listing: Listing, kind: str) -> None:
-    if listing.left_out:
-        more = f" and {len(listing.left_out) - 1:,} more files" if len(listing.left_out) > 1 else ""
-        out.log(f"left out, because they are no {kind} that aifx reads: {listing.left_out[0]}{more}")
-    if listing.links:
-        from aifx.curation.add_reports import SHOWN
-
-        out.log(f"left out, because they lead out of their folder: {counted(len(listing.links), 'link')}")
-        for link in listing.links[:SHOWN]:
-            out.log(f"  {link}")
-        if len(listing.links) > SHOWN:
-            out.log(f"  and {len(listing.links) - SHOWN:,} more, which --json lists")
-        out.log("--follow-links reads them")
-    if not listing.files:
-        why, hint = "the folders are empty", "aifx data add --help lists what can be read"
-        if listing.left_out:
-            why = f"aifx reads no {kind} from {counted(len(listing.left_out), 'file')}"
-        elif listing.links:
-            why, hint = "all files are links that lead out of their folder", "--follow-links"
-        raise UsageError("there is nothing to add", why, hint)
+def _print_listed(out: Output, found: ListedFiles) -> None:
+    sizes = ["-" if one.size_bytes is None else f"{one.size_bytes:,}" for one in found.files]
+    files = [(one.name, f"{one.format}{one.compression}", size) for one, size in zip(found.files, sizes, strict=True)]
+    out.table(["file", "format", "bytes"], files, right=["bytes"])
 
 
 def _print(out: Output, found: AddedFiles) -> None:
-    from aifx.core.json_files import readable_bytes
-    from aifx.curation.add_reports import SHOWN
-    from aifx.data.readers.likely_encodings import listed
-
     there = "" if found.is_new else ", which was there already"
     out.print(f"{found.reference}: {counted(found.rows, 'row')}, {readable_bytes(found.size_bytes)}{there}")
     out.print(f"{counted(found.files_read, 'file')} read, {found.files_unchanged:,} unchanged")
@@ -230,7 +169,7 @@ def _print(out: Output, found: AddedFiles) -> None:
         if found.quarantined + found.damaged_files > len(found.bad_rows):
             out.print(f"  and {found.quarantined + found.damaged_files - len(found.bad_rows):,} more")
         for source, likely in found.likely_encodings.items():
-            out.print(f"{source} seems to be {listed(likely)}: run it again with --encoding {likely[0]}")
+            out.print(f"{source} seems to be {either(likely)}: run it again with --encoding {likely[0]}")
     if found.encodings:
         counts = Counter(found.encodings.values())
         shares = [f"{name} {counted(count, 'file')}" for name, count in counts.most_common()]

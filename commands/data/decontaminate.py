@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,12 +9,11 @@ import typer
 from aifx.commands.console.options import option_group
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import DatasetArgument, StepOptions, find_catalog, print_made
-from aifx.core.errors import ExitCode, UsageError
+from aifx.commands.data.options import DatasetArgument, StepOptions, print_made
 from aifx.core.plurals import counted
 
 if TYPE_CHECKING:
-    from aifx.curation.decontaminate import Contamination
+    from aifx.verbs.data_steps import Contamination
 
 
 @option_group
@@ -47,36 +44,16 @@ def decontaminate(
 
     Exits 1 if a row overlaps, unless --drop makes a version without it.
     """
-    with terminal(given.json) as out, tempfile.TemporaryDirectory() as folder:
-        from aifx.curation.decontaminate import Decontaminate, find_contamination
-        from aifx.curation.execution import execute
-        from aifx.curation.references import ReferenceFiles, held_out_references, open_references
-        from aifx.kinds import load_config
+    with terminal(given.json) as out:
+        from aifx.verbs.data_steps import data_contamination, data_decontaminate
 
-        catalog, project = find_catalog(given.root)
-        version = catalog.open(name)
-        if version.manifest.kind != "text":
-            why = f"{version.reference} holds {version.manifest.kind}"
-            raise UsageError("decontaminate is for text", why, "aifx data ls")
-        limits = given.limits
-        runner = given.runner(catalog)
-        files = ReferenceFiles(project.root if project else Path.cwd(), Path(folder, "texts"), limits)
-        if against:
-            references = open_references(against, catalog, files, text_field)
-        else:
-            section = load_config(project).data if project is not None else None
-            references = held_out_references(version, section, project, files)
         if drop:
-            step = Decontaminate((version,), references)
-            print_made(out, execute(step, version.manifest.name, catalog, limits, runner))
+            made = data_decontaminate(name, against=against or (), text_field=text_field, **given.of_step())
+            print_made(out, made)
             return
-        work = Path(folder, "index")
-        work.mkdir()
-        found = find_contamination(version, references, work, limits, show)
-        out.document(found)
+        found = data_contamination(name, against=against or (), text_field=text_field, show=show, **given.of_step())
+        out.result(found)
         _print(out, found)
-        if found.overlapping:
-            raise SystemExit(ExitCode.VERDICT)
 
 
 def _print(out: Output, found: Contamination) -> None:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aifx.commands.console.options import option_group
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import DatasetArgument, StepOptions, find_catalog, print_made
-from aifx.core.errors import ExitCode, UsageError
+from aifx.commands.data.options import DatasetArgument, StepOptions, print_made
+from aifx.core.errors import UsageError
 from aifx.core.plurals import counted
 
 if TYPE_CHECKING:
-    from aifx.curation.audit import Audit
-    from aifx.curation.step import Limits
-    from aifx.data.versions.manifest import Version
-
-DEFAULT_NEAR = 0.8
+    from aifx.verbs.data_steps import Audit
 
 NearOption = Annotated[
     float | None,
@@ -74,41 +67,26 @@ def dedupe(
     Exits 1 if --audit finds less than --min-recall, or a pair that was joined wrongly.
     """
     with terminal(given.json) as out:
-        from aifx.curation.dedupe import Dedupe, sketches_of
-        from aifx.curation.execution import execute
+        from aifx.verbs.data_steps import data_dedupe, data_dedupe_audit
 
-        check_similarity(near)
-        for option, value in (("--pairs", pairs), ("--min-recall", min_recall), ("--seed", seed)):
-            if value is not None and not audit:
-                why = "it is a setting of the audit"
-                raise UsageError(f"{option} can only be used with --audit", why, f"aifx data dedupe {name} --audit")
-        catalog, _ = find_catalog(given.root)
-        version = catalog.open(name)
-        limits = given.limits
-        if rebuild_sketches:
-            shutil.rmtree(sketches_of(catalog, version.manifest.name), ignore_errors=True)
-        if audit:
-            if mark:
-                why = "--audit makes no version"
-                raise UsageError("--audit and --mark cannot be used together", why, "leave one of them out")
-            recall = 0.98 if min_recall is None else min_recall
-            _audit(out, version, DEFAULT_NEAR if near is None else near, pairs or 1000, recall, seed or 0, limits)
+        of_audit: dict[str, Any] = {"pairs": pairs, "min_recall": min_recall, "seed": seed}
+        asked = {option: value for option, value in of_audit.items() if value is not None}
+        if not audit:
+            if asked:
+                why, hint = "it is a setting of the audit", f"aifx data dedupe {name} --audit"
+                option = next(iter(asked)).replace("_", "-")
+                raise UsageError(f"--{option} can only be used with --audit", why, hint)
+            made = data_dedupe(name, near=near, mark=mark, rebuild_sketches=rebuild_sketches, **given.of_step())
+            print_made(out, made)
             return
-        step = Dedupe((version,), near, mark)
-        print_made(out, execute(step, version.manifest.name, catalog, limits, given.runner(catalog)))
-
-
-def _audit(
-    out: Output, version: Version, near: float, pairs: int, min_recall: float, seed: int, limits: Limits
-) -> None:
-    from aifx.curation.audit import audit
-
-    with tempfile.TemporaryDirectory() as folder:
-        found = audit(version, near, pairs, min_recall, seed, Path(folder), limits)
-    out.document(found)
-    _print_audit(out, found)
-    if not found.is_passed:
-        raise SystemExit(ExitCode.VERDICT)
+        if mark:
+            why = "--audit makes no version"
+            raise UsageError("--audit and --mark cannot be used together", why, "leave one of them out")
+        if near is not None:
+            asked["near"] = near
+        found = data_dedupe_audit(name, rebuild_sketches=rebuild_sketches, **asked, **given.of_step())
+        out.result(found)
+        _print_audit(out, found)
 
 
 def _print_audit(out: Output, found: Audit) -> None:
@@ -159,33 +137,9 @@ def split(
     The column _split holds the split. It depends on the row's duplicate cluster and the seed alone.
     """
     with terminal(given.json) as out:
-        from aifx.curation.execution import execute
-        from aifx.curation.split import Split
+        from aifx.verbs.data_steps import data_split
 
-        check_similarity(near)
-        if validation + test >= 1:
-            why = f"--validation {validation:g} and --test {test:g} leave nothing for training"
-            raise UsageError("the shares are too large", why, f"aifx data split {name} --validation 0.05 --test 0.1")
-        catalog, _ = find_catalog(given.root)
-        version = catalog.open(name)
-        if near is None and version.manifest.kind == "text":
-            near = DEFAULT_NEAR
-        made = execute(
-            Split((version,), validation, test, near, seed),
-            version.manifest.name,
-            catalog,
-            given.limits,
-            given.runner(catalog),
-        )
+        made = data_split(name, validation=validation, test=test, near=near, seed=seed, **given.of_step())
         print_made(out, made)
-        counts = made.version.manifest.facts
-        out.print(
-            ", ".join(f"{split} {counted(counts.get(split, 0), 'row')}" for split in ("train", "validation", "test"))
-        )
-
-
-def check_similarity(near: float | None) -> None:
-    """Raises UsageError if it is no Jaccard similarity that can be searched for."""
-    if near is not None and not 0.2 <= near <= 1:
-        why = "a Jaccard similarity below 0.2 makes almost every row a candidate, and none exceeds 1"
-        raise UsageError(f"--near {near:g} is not between 0.2 and 1", why, f"--near {DEFAULT_NEAR}")
+        splits = ("train", "validation", "test")
+        out.print(", ".join(f"{split} {counted(made.facts.get(split, 0), 'row')}" for split in splits))

@@ -11,22 +11,14 @@ from aifx.commands.console.confirming import confirm_deletion
 from aifx.commands.console.options import DryRunOption, JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import (
-    DEFAULT_MEMORY,
-    FILES_HELP,
-    MemoryOption,
-    RootOption,
-    WorkersOption,
-    find_catalog,
-    implicit_section,
-    limits_of,
-    project_around,
-)
+from aifx.commands.data.options import FILES_HELP, MemoryOption, RootOption, WorkersOption
+from aifx.core.json_files import readable_bytes
 from aifx.core.plurals import counted
 from aifx.core.sanitize import one_line
+from aifx.verbs.catalogs import DEFAULT_MEMORY
 
 if TYPE_CHECKING:
-    from aifx.curation.erasure import Erasure
+    from aifx.verbs.data_versions import Erasure
 
 
 def erase(
@@ -62,36 +54,30 @@ def erase(
     aifx changes no file that the configuration names. Of these, it lists the file and the line of each row.
     """
     with terminal(json) as out:
-        from aifx.core.json_files import readable_bytes
-        from aifx.curation import erasure
+        from aifx.verbs.data_versions import data_erase
 
-        limits = limits_of(memory, workers)
-        catalog, project = find_catalog(root)
-        if (section := implicit_section(name, catalog, project)) is not None and project is not None:
-            plan = erasure.plan_file_erasure(
-                name, section, project, catalog, where, purge=purge, dry_run=dry_run, memory_bytes=limits.memory_bytes
-            )
-            if plan.purged and not dry_run:
-                if not yes:
-                    size = sum(file.stat().st_size for one in plan.purged for file in Path(one).rglob("*"))
-                    hint = f"aifx data erase {name} --where SQL --purge --yes"
-                    confirm_deletion(out, ", ".join(plan.purged), readable_bytes(size), hint)
-                erasure.purge_caches()
-            out.document(plan)
-            _print_erasure(out, plan, dry_run)
-            return
-        around = project or project_around()
-        plan, step = erasure.plan_erasure(
-            catalog, around, name, where, purge=purge, dry_run=dry_run, memory_bytes=limits.memory_bytes
+        def confirm(plan: Erasure) -> None:
+            sizes = {one.reference: one.size_bytes for one in plan.held_by}
+            size = sum(sizes.get(one, 0) or _bytes_in(Path(one)) for one in plan.purged)
+            hint = f"aifx data erase {name} --where SQL --purge --yes"
+            confirm_deletion(out, ", ".join(plan.purged), readable_bytes(size), hint)
+
+        plan = data_erase(
+            name,
+            where,
+            purge=purge,
+            dry_run=dry_run,
+            confirm=None if yes else confirm,
+            memory=memory,
+            workers=workers,
+            root=root,
         )
-        if plan.rows and not dry_run:
-            if plan.purged and not yes:
-                size = sum(one.size_bytes for one in plan.held_by if one.reference in plan.purged)
-                hint = f"aifx data erase {name} --where SQL --purge --yes"
-                confirm_deletion(out, ", ".join(plan.purged), readable_bytes(size), hint)
-            plan = erasure.erase(catalog, plan, step, limits)
-        out.document(plan)
+        out.result(plan)
         _print_erasure(out, plan, dry_run)
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*"))
 
 
 def _print_erasure(out: Output, plan: Erasure, dry_run: bool) -> None:

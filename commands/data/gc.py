@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 import shlex
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aifx.commands.console.confirming import confirm_deletion
 from aifx.commands.console.options import DryRunOption, JsonOption
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import RootOption, find_catalog
+from aifx.commands.data.options import RootOption
+from aifx.core.json_files import readable_bytes
 from aifx.core.plurals import counted
+
+if TYPE_CHECKING:
+    from aifx.verbs.data_versions import CollectedGarbage
 
 DESCRIPTIONS = {
     "step": "unfinished step",
@@ -44,16 +48,15 @@ def gc(
     """
     with terminal(json) as out:
         from aifx.core.artifact import short
-        from aifx.core.json_files import readable_bytes
-        from aifx.curation.leftovers import collect_garbage
+        from aifx.verbs.data_versions import data_gc
 
-        catalog, _ = find_catalog(root)
-        if not dry_run and not yes and (planned := collect_garbage(catalog, dry_run=True)).deleted:
+        def confirm(planned: CollectedGarbage) -> None:
             what = f"{counted(len(planned.deleted), 'leftover')} in {planned.root}"
             hint = f"aifx data gc {f'--root {shlex.quote(root)} ' if root else ''}--yes"
             confirm_deletion(out, what, readable_bytes(planned.bytes), hint)
-        found = collect_garbage(catalog, dry_run=dry_run)
-        out.document(found)
+
+        found = data_gc(dry_run=dry_run, confirm=None if yes else confirm, root=root)
+        out.result(found)
         verb = "would delete" if dry_run else "deleted"
         for one in (*found.deleted, *found.kept):
             path = re.sub("[0-9a-f]{64}", lambda digest: short(digest[0]), one.path.removeprefix(f"{found.root}/"))

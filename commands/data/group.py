@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from aifx.commands.console.completion import complete_run
 from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
@@ -31,10 +28,10 @@ from aifx.commands.data.tasks import run_tasks
 from aifx.commands.data.versions import ls, verify
 from aifx.core.errors import UsageError
 from aifx.core.plurals import counted
-from aifx.core.project import find_project
+from aifx.verbs.completion import complete_run
 
 if TYPE_CHECKING:
-    from aifx.tasks.shown import ShownBatch, ShownData, ShownRow, ShownValues
+    from aifx.verbs.data_show import ShownBatch, ShownData, ShownRow, ShownValues
 
 app = typer.Typer(
     help="""Collect, clean and version data, and look at the data of a project.
@@ -102,42 +99,22 @@ def show(
     Trained tokens are green and special tokens bold. Without colour, trained tokens are between {+ and +}.
     """
     with terminal(json) as out:
-        from aifx.core.json_files import read_jsonl
-        from aifx.kinds import load_config, read_config
-        from aifx.runs.skips import find_skips
-        from aifx.tasks.registry import open_task
-        from aifx.tasks.shown import show_batch, show_rows
+        from aifx.verbs.data_show import data_show, data_show_batch
 
-        if step is not None and batch is not None:
-            raise UsageError(
-                "--step and --batch cannot be used together", "each names a batch", "leave one of them out"
-            )
-        if (step is not None or batch is not None) and split != "train":
+        if step is None and batch is None:
+            data = data_show(split, rows=rows, first=first, run=run, settings=set_)
+            out.result(data)
+            _print(out, data)
+            return
+        if split != "train":
             raise UsageError(f"--split {split} has no steps", "steps take batches of the train split", "leave it out")
-        project = find_project()
-        directory = project.existing_run(run) if run is not None else None
-        config = read_config(directory.config, project, set_ or ()) if directory else load_config(project, set_ or ())
-        if step is not None and step > config.train.num_steps:
-            why = f"train.num_steps = {config.train.num_steps}"
-            hint = f"aifx data show --batch {step - 1}    (of any number)"
-            raise UsageError(f"--step {step} is after the last step", why, hint)
-        skips = find_skips(read_jsonl(directory.events) if directory else ())
-        with tempfile.TemporaryDirectory() as folder:
-            task = open_task(config, project, directory.assets if directory else Path(folder))
-            if step is None and batch is None:
-                data = show_rows(task, split, first, rows)
-                _print(out, data)
-                out.document(data)
-                return
-            shown = show_batch(
-                task, config, first, rows, step=step, batch=batch or 0, left_out=skips.left_out, reasons=skips.reasons
-            )
-        _print_batch(out, shown)
-        out.document(shown)
+        found = data_show_batch(step, batch=batch, rows=rows, first=first, run=run, settings=set_)
+        out.result(found)
+        _print_batch(out, found)
 
 
 def _print_batch(out: Output, found: ShownBatch) -> None:
-    from aifx.tasks.shown import ShownRow
+    from aifx.verbs.data_show import ShownRow
 
     taken = f"step {found.step} takes it" if found.step is not None else "no step takes it"
     out.print(f"training batch {found.batch} of {counted(found.num_rows, 'row')}: {taken}")
@@ -162,7 +139,7 @@ def _print_values(out: Output, row: ShownValues) -> None:
 
 
 def _print(out: Output, found: ShownData) -> None:
-    from aifx.tasks.shown import ShownRow
+    from aifx.verbs.data_show import ShownRow
 
     for row in found.rows:
         if row is not found.rows[0]:

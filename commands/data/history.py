@@ -10,21 +10,12 @@ import typer
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import (
-    FILES_HELP,
-    DatasetArgument,
-    RootOption,
-    find_catalog,
-    opened_rows,
-    project_around,
-)
-from aifx.core.errors import UsageError
+from aifx.commands.data.options import FILES_HELP, DatasetArgument, RootOption
+from aifx.core.json_files import readable_bytes
 from aifx.core.plurals import counted
 
 if TYPE_CHECKING:
-    from aifx.curation.difference import VersionDifference
-    from aifx.curation.history import LineageVersion
-    from aifx.curation.row_history import Explanation, RowHistory
+    from aifx.verbs.data_versions import Explanation, LineageVersion, RowHistory, VersionDifference
 
 MOST_SOURCES = 20
 
@@ -47,18 +38,10 @@ def diff(
     Rows are the same if they have the same id (_row) and the same content.
     """
     with terminal(json) as out:
-        from aifx.core.json_files import readable_bytes
-        from aifx.curation.difference import compare_versions
+        from aifx.verbs.data_versions import data_diff
 
-        catalog, _ = find_catalog(root)
-        if second is None:
-            manifest = catalog.manifest(first)
-            if not manifest.parents:
-                what = f"{manifest.reference} has no parent"
-                raise UsageError(what, f"`data {manifest.step.name}` made it from files", f"aifx data diff {first} B")
-            first, second = manifest.parents[0], manifest.reference
-        found = compare_versions(catalog, first, second)
-        out.document(found)
+        found = data_diff(first, second, root=root)
+        out.result(found)
         for reference, rows, size in zip(found.references, found.rows, found.size_bytes, strict=True):
             out.print(f"{reference}: {counted(rows, 'row')}, {readable_bytes(size)}")
         if not found.is_different:
@@ -97,24 +80,21 @@ def lineage(name: DatasetArgument, root: RootOption = None, json: JsonOption = F
         aifx data lineage corpus@3f2a --json
     """
     with terminal(json) as out:
-        from aifx.curation.history import lineage_of
+        from aifx.verbs.data_versions import data_lineage
 
-        catalog, project = find_catalog(root)
-        found = lineage_of(catalog, name, project or project_around())
-        out.document(found)
+        found = data_lineage(name, root=root)
+        out.result(found)
         by_reference = {one.reference: one for one in found.versions}
         for line in _tree(found.reference, by_reference, "", ""):
             out.print(line)
 
 
 def _tree(reference: str, versions: Mapping[str, LineageVersion], first: str, rest: str) -> Iterator[str]:
-    from aifx.curation.history import settings_text
-
     one = versions[reference]
     size = "deleted" if one.rows is None else counted(one.rows, "row")
     yield f"{first}{one.reference}  {size}"
     branch = "│ " if one.parents else "  "
-    yield f"{rest}{branch}{one.step} {settings_text(one.settings)}".rstrip()
+    yield f"{rest}{branch}{one.step} {one.settings_text}".rstrip()
     if one.dropped_by:
         dropped = ", ".join(f"{rule} {count:,}" for rule, count in one.dropped_by.items())
         yield f"{rest}{branch}dropped: {dropped}"
@@ -160,18 +140,10 @@ def why(
     The rows of earlier versions are searched too, so that dropped rows are found.
     """
     with terminal(json) as out:
-        from aifx.curation.row_history import explain_row
+        from aifx.verbs.data_versions import data_why
 
-        if (row is None) == (text is None):
-            hint = 'aifx data why --text "call me Ishmael"'
-            raise UsageError("aifx data why takes either ROW or --text", "they name a row", hint)
-        if dataset is not None:
-            with opened_rows(dataset, root) as (name, catalog):
-                found = explain_row(catalog, row, text, [name])
-        else:
-            catalog, _ = find_catalog(root)
-            found = explain_row(catalog, row, text, catalog.names())
-        out.document(found)
+        found = data_why(row, text=text, dataset=dataset, root=root)
+        out.result(found)
         _print_explanation(out, found)
 
 

@@ -9,22 +9,14 @@ import typer
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import (
-    DEFAULT_MEMORY,
-    DatasetArgument,
-    RootOption,
-    WorkersOption,
-    find_catalog,
-    limits_of,
-    project_around,
-)
-from aifx.core.errors import ExitCode, UsageError
+from aifx.commands.data.options import DatasetArgument, RootOption, WorkersOption
+from aifx.core.json_files import readable_bytes
 from aifx.core.plurals import counted
 from aifx.core.sanitize import shorten
+from aifx.verbs.catalogs import DEFAULT_MEMORY
 
 if TYPE_CHECKING:
-    from aifx.search.building import BuiltIndex
-    from aifx.search.searching import SearchResult
+    from aifx.verbs.data_search import BuiltIndex, SearchResult
 
 SHOWN = 100
 """Characters of a text in the table of a search."""
@@ -91,32 +83,26 @@ def index(
     The index belongs to this version. Exits 1 if an approximate index finds less than --min-recall.
     """
     with terminal(json) as out:
-        from aifx.search.building import build_index
-        from aifx.search.indexes import IndexSettings
-        from aifx.search.opening import open_embedder
+        from aifx.verbs.data_search import data_index
 
-        for option, value in (("--min-recall", min_recall), ("--effort", effort)):
-            if value is not None and kind == "exact":
-                why = "an exact index finds the nearest rows"
-                raise UsageError(
-                    f"{option} can only be used with --kind hnsw or ivf", why, f"{option} {value} --kind hnsw"
-                )
-        limits = limits_of(memory, workers)
-        catalog, project = find_catalog(root)
-        version = catalog.open(name)
-        opened = open_embedder(embedder, dims, project or project_around())
-        least = 0.95 if min_recall is None else min_recall
-        settings = IndexSettings(column, opened.record, kind, effort, least)
-        found = build_index(version, settings, opened, catalog, limits, rebuild=rebuild)
-        out.document(found)
+        found = data_index(
+            name,
+            column=column,
+            embedder=embedder,
+            dims=dims,
+            kind=kind,
+            min_recall=min_recall,
+            effort=effort,
+            rebuild=rebuild,
+            memory=memory,
+            workers=workers,
+            root=root,
+        )
+        out.result(found)
         _print_index(out, found)
-        if not found.is_accepted:
-            raise SystemExit(ExitCode.VERDICT)
 
 
 def _print_index(out: Output, found: BuiltIndex) -> None:
-    from aifx.core.json_files import readable_bytes
-
     made = found.index
     there = "" if found.is_new else ", which was there already"
     out.print(
@@ -176,30 +162,20 @@ def search(
     The score is the cosine of the angle between the vectors of the query and the row, at most 1.
     """
     with terminal(json) as out:
-        from aifx.search import searching
-        from aifx.search.indexes import find_index
-        from aifx.search.opening import open_embedder
+        from aifx.verbs.data_search import data_search
 
-        given = [
-            option for option, value in (("QUERY", query), ("--file", file), ("--like", like)) if value is not None
-        ]
-        if len(given) != 1:
-            what = f"{' and '.join(given)} cannot be used together" if given else "there is nothing to search for"
-            raise UsageError(
-                what, "a search takes a QUERY, a --file or a row --like it", f"aifx data search {name} 'whale'"
-            )
-        catalog, project = find_catalog(root)
-        version = catalog.open(name)
-        chosen = find_index(catalog, version.manifest, index)
-        record = chosen.manifest.embedder
-        opened = open_embedder(embedder or record.name, record.dims, project or project_around())
-        searching.check_embedder(chosen, opened)
-        if like is not None:
-            found = searching.search_like(version, chosen, opened, like, top)
-        else:
-            queries = searching.read_queries(file, text_field) if file is not None else [query or ""]
-            found = searching.search(version, chosen, opened, queries, top)
-        out.document(found)
+        found = data_search(
+            name,
+            query,
+            file=file,
+            text_field=text_field,
+            like=like,
+            top=top,
+            index=index,
+            embedder=embedder,
+            root=root,
+        )
+        out.result(found)
         _print_hits(out, found)
 
 

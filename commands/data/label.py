@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.label_options import ColumnOption, FileFormatOption, PairOption, open_shown
+from aifx.commands.data.label_options import ColumnOption, FileFormatOption, PairOption
 from aifx.commands.data.label_quality import agreement, suspects
-from aifx.commands.data.options import (
-    DEFAULT_MEMORY,
-    DatasetArgument,
-    MemoryOption,
-    RootOption,
-    WorkersOption,
-    limits_of,
-    names_of,
-    print_made,
-)
-from aifx.core.errors import UsageError
-from aifx.core.json_values import encode_json, plain
+from aifx.commands.data.options import DatasetArgument, MemoryOption, RootOption, WorkersOption, names_of, print_made
+from aifx.core.json_values import encode_json
 from aifx.core.plurals import counted
+from aifx.verbs.catalogs import DEFAULT_MEMORY
 
 app = typer.Typer(
     help="""Label rows of a data set on a page in a browser, and use the labels.
@@ -41,26 +30,6 @@ app = typer.Typer(
     Labels are kept beside the versions of the data set. A line that was written is never changed.
     """
 )
-
-
-@dataclass(frozen=True)
-class LabelServerStarted:
-    """The line that `aifx data label serve --json` prints when the page can be opened.
-
-    Attributes:
-        url: with the token.
-        rows: to label.
-        labels: that can be chosen.
-        file: that has the labels.
-    """
-
-    url: str
-    reference: str
-    column: str
-    kind: Literal["text", "images", "table", "chat", "pairs"]
-    rows: int
-    labels: tuple[str, ...]
-    file: str
 
 
 @app.command("serve")
@@ -107,65 +76,34 @@ def serve(
     The page listens on loopback alone. The same command resumes where it stopped. Ctrl-C ends it.
     """
     with terminal(json, streams=True) as out:
-        from aifx.core.web.sockets import bind, url_of
-        from aifx.curation.labels.app import Labelling, open_server, token_of
-        from aifx.curation.labels.queue import LabelQueue, queued_rows, sample_rows
-        from aifx.curation.labels.store import open_log
+        from aifx.verbs.data_labels import data_label_serve
 
-        chosen = _choices(name, labels, pair)
-        catalog, version, shown = open_shown(name, root, column, pair)
-        _check_names("--labels", chosen)
-        _check_names("--pair", shown.columns if pair is not None else ())
-        _check_names("--labeller", [labeller])
-        with open_log(catalog, version.manifest.name, column) as log:
-            if uncertain is None:
-                rows = sample_rows(version, column, sample, seed, relabel=relabel)
-            else:
-                from aifx.curation.labels.queue import least_certain
+        chosen = (
+            names_of(labels, "--labels", f"aifx data label serve {name} --labels yes,no") if labels is not None else ()
+        )
+        server = data_label_serve(
+            name,
+            chosen,
+            pair=pair,
+            sample=sample,
+            seed=seed,
+            uncertain=uncertain,
+            relabel=relabel,
+            overlap=overlap,
+            labeller=labeller,
+            port=port,
+            column=column,
+            root=root,
+        )
+        started = server.listening
 
-                rows = least_certain(version, shown, column, uncertain, sample, relabel=relabel)
-            queue = LabelQueue(queued_rows(version, shown, rows), log.state, overlap)
-            labelling = Labelling(version, shown, column, chosen, queue, log, labeller)
-            bound = bind("127.0.0.1", port, port_hint=f"aifx data label serve {name} --port 0")
-            token = token_of(log.path)
-            server = open_server(labelling, bound, token)
-            url = f"{url_of(bound)}/#token={token}"
-            started = LabelServerStarted(
-                url, version.reference, column, shown.kind, len(rows), labelling.choices, str(log.path)
-            )
+        def report() -> None:
+            rows = counted(started.rows, "row")
+            out.log(f"label {rows} of {started.reference} at {started.url}. Ctrl-C stops it")
+            if json:
+                out.write(encode_json(started.document()) + "\n")
 
-            def report() -> None:
-                out.log(f"label {counted(len(rows), 'row')} of {version.reference} at {url}. Ctrl-C stops it")
-                if json:
-                    out.write(encode_json({"schema_version": 1, **plain(started)}) + "\n")
-
-            server.run(report).check()
-
-
-def _check_names(option: str, names: Iterable[str]) -> None:
-    """Raise UsageError for a name that the file of labels does not take: the page would lose each label."""
-    from aifx.curation.labels.store import MOST_CHARACTERS, is_name
-
-    for name in names:
-        if not is_name(name):
-            why = f"it has at most {MOST_CHARACTERS} characters, and no control characters"
-            raise UsageError(f"{option} has {name[:50]!r}", why, "give it a plain name")
-
-
-def _choices(name: str, labels: str | None, pair: str | None) -> tuple[str, ...]:
-    """The labels of --labels. Raises UsageError."""
-    hint = f"aifx data label serve {name} --labels yes,no"
-    if pair is not None:
-        if labels is not None:
-            why = "the labels of a pair are its columns and a tie"
-            raise UsageError("--labels cannot be used with --pair", why, "leave one of them out")
-        return ()
-    if labels is None:
-        raise UsageError("--labels is missing", "labellers choose one of them", hint)
-    chosen = names_of(labels, "--labels", hint)
-    if len(chosen) < 2 or len(set(chosen)) < len(chosen):
-        raise UsageError(f"--labels {labels} is no choice", "it takes two different labels or more", hint)
-    return tuple(chosen)
+        server.wait(report)
 
 
 @app.command("export")
@@ -188,22 +126,13 @@ def export(
     The latest label of each labeller is written.
     """
     with terminal(json) as out:
-        from aifx.curation.labels.files import export_labels, format_of, labeling_config
-        from aifx.curation.labels.store import read_state
+        from aifx.verbs.data_labels import data_label_export
 
-        written_as = format_of(file, format)
-        catalog, version, shown = open_shown(name, root, column, pair)
-        state = read_state(catalog, version.manifest.name, column)
-        found = export_labels(version, shown, column, state, file, written_as)
-        out.document(found)
+        found = data_label_export(name, file, format=format, column=column, pair=pair, root=root)
+        out.result(found)
         out.print(f"{counted(found.labels, 'label')} of {counted(found.rows, 'row')} in {file}")
-        if not state.labels():
-            out.log(f"column {column} of {name} has no labels yet: aifx data label serve {name}")
         if found.absent:
             out.log(f"left out {counted(found.absent, 'label')} of rows that {found.reference} does not have")
-        if written_as == "label-studio" and found.labels:
-            values = sorted({label for of_row in state.labels().values() for label in of_row.values()})
-            out.log(f"a project that imports it needs this configuration: {labeling_config(shown, column, values)}")
 
 
 @app.command("import")
@@ -234,17 +163,23 @@ def import_(
     changes nothing.
     """
     with terminal(json) as out:
-        from aifx.curation.labels.files import format_of, import_labels, read_labels
-        from aifx.curation.labels.store import open_log
+        from aifx.verbs.data_labels import data_label_import
 
-        read_as = format_of(file, format)
-        catalog, version, shown = open_shown(name, root, column, pair)
-        with open_log(catalog, version.manifest.name, column) as log:
-            labels = read_labels(file, read_as, shown, column, predictions=predictions)
-            found = import_labels(log, version, shown, column, labels, labeller)
-        out.document(found)
+        found = data_label_import(
+            name,
+            file,
+            format=format,
+            labeller=labeller,
+            predictions=predictions,
+            column=column,
+            pair=pair,
+            root=root,
+        )
+        out.result(found)
         known = f", {found.known:,} were there already" if found.known else ""
-        out.print(f"{counted(found.added, 'label')} added to column {column} of {version.manifest.name}{known}")
+        out.print(
+            f"{counted(found.added, 'label')} added to column {column} of {found.reference.partition('@')[0]}{known}"
+        )
         for reason, count in found.unused.items():
             out.log(f"{count:,} not used: {reason}")
         if found.examples:
@@ -270,22 +205,12 @@ def apply(
     A row gets the label that most of its labellers gave. Without a majority it keeps its value.
     """
     with terminal(json) as out:
-        from aifx.curation.execution import execute
-        from aifx.curation.labels.applying import ApplyLabels, check_labels, decide
-        from aifx.curation.labels.store import read_state
+        from aifx.verbs.data_labels import data_label_apply
 
-        catalog, version, _ = open_shown(name, root, column, None)
-        state = read_state(catalog, version.manifest.name, column)
-        labels = decide(state.labels())
-        check_labels(version, column, labels)
-        made = execute(
-            ApplyLabels((version,), column, labels), version.manifest.name, catalog, limits_of(memory, workers)
-        )
+        made = data_label_apply(name, column=column, root=root, memory=memory, workers=workers)
         print_made(out, made)
-        facts = made.version.manifest.facts
+        facts = made.facts
         out.print(f"{facts['rows_labelled']:,} of its rows have a label, {facts['rows_changed']:,} another than before")
-        if undecided := len(state.labels()) - len(labels):
-            out.log(f"no majority for {counted(undecided, 'row')}: aifx data label agreement {version.manifest.name}")
 
 
 app.command("agreement")(agreement)

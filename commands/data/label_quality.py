@@ -10,14 +10,12 @@ import typer
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.label_options import ColumnOption, open_shown
-from aifx.commands.data.options import DatasetArgument, RootOption, find_catalog
-from aifx.core.errors import ExitCode
-from aifx.core.json_values import encode_json
+from aifx.commands.data.label_options import ColumnOption
+from aifx.commands.data.options import DatasetArgument, RootOption
 from aifx.core.plurals import counted
 
 if TYPE_CHECKING:
-    from aifx.curation.labels.agreement import Agreement
+    from aifx.verbs.data_labels import Agreement
 
 SHOWN_DISAGREEMENTS = 10
 SHOWN_SUSPECTS = 20
@@ -43,17 +41,11 @@ def agreement(
     or more.
     """
     with terminal(json) as out:
-        from aifx.curation.labels.agreement import agreement_of
-        from aifx.curation.labels.store import read_state
+        from aifx.verbs.data_labels import data_label_agreement
 
-        catalog, _ = find_catalog(root)
-        reference = "@".join(catalog.find(name))
-        labels = read_state(catalog, reference.partition("@")[0], column).labels()
-        found = agreement_of(reference, column, labels, min_agreement)
-        out.document(found)
+        found = data_label_agreement(name, min_agreement=min_agreement, column=column, root=root)
+        out.result(found)
         _print_agreement(out, found)
-        if not found.accepted:
-            raise SystemExit(ExitCode.VERDICT)
 
 
 def suspects(
@@ -84,18 +76,10 @@ def suspects(
     Without --predictions, a logistic regression on words or pixels judges each row in cross-validation.
     """
     with terminal(json) as out:
-        from aifx.core.json_files import write_text
-        from aifx.curation.labels.store import read_state
-        from aifx.curation.labels.suspects import find_suspects
+        from aifx.verbs.data_labels import data_label_suspects
 
-        catalog, version, shown = open_shown(name, root, column, None)
-        state = read_state(catalog, version.manifest.name, column)
-        found = find_suspects(version, shown, column, state, predictions, seed)
-        if output is not None:
-            lines = ({"_row": one.row, "label": one.label, "likelier": one.likelier, "probability": one.probability}
-                     for one in found.suspects)  # fmt: skip
-            write_text(output, "".join(encode_json(line, ensure_ascii=False) + "\n" for line in lines))
-        out.document(found)
+        found = data_label_suspects(name, predictions=predictions, output=output, column=column, seed=seed, root=root)
+        out.result(found)
         where = f", in {output}" if output is not None else ""
         out.print(f"suspects: {len(found.suspects):,} of {counted(found.rows, 'label')}{where}")
         if found.unjudged:

@@ -8,7 +8,8 @@ import typer
 
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import RootOption, find_catalog
+from aifx.commands.data.options import RootOption
+from aifx.core.json_files import readable_bytes
 from aifx.core.plurals import counted
 
 
@@ -41,31 +42,21 @@ def mix(
     When training has read a set as often as --epochs allows, it reads the others in proportion to their weights.
     """
     with terminal(json) as out:
-        from aifx.core.json_files import readable_bytes
-        from aifx.curation.execution import execute
-        from aifx.curation.mix import mix_of, parse_sets
-        from aifx.curation.reports import made_version
-        from aifx.curation.step import Limits
+        from aifx.verbs.data_steps import data_mix
 
-        asked = parse_sets(sets, epochs or ())
-        catalog, _ = find_catalog(root)
-        step = mix_of(asked, catalog)
-        made = execute(step, name, catalog, Limits(1 << 30, 1))
-        found = made_version(made)
-        out.document(found)
-        size, there = found.facts["mixed_bytes"], "" if found.is_new else ", which was there already"
-        out.print(
-            f"{found.reference}: {counted(found.facts['mixed_rows'], 'row')}, {readable_bytes(size)}, not copied{there}"
-        )
-        whole = sum(step.weights)
+        made = data_mix(name, *sets, epochs=epochs or (), root=root)
+        out.result(made)
+        there = "" if made.is_new else ", which was there already"
+        size = readable_bytes(made.size_bytes)
+        out.print(f"{made.reference}: {counted(made.rows, 'row')}, {size}, not copied{there}")
         rows = [
             (
-                parent.reference,
-                f"{weight / whole:.1%}",
-                "-" if most is None else f"{most:g}",
-                f"{parent.manifest.rows:,}",
-                readable_bytes(parent.manifest.bytes),
+                one.reference,
+                f"{one.share:.1%}",
+                "-" if one.epochs is None else f"{one.epochs:g}",
+                f"{one.rows:,}",
+                readable_bytes(one.size_bytes),
             )
-            for parent, weight, most in zip(step.parents, step.weights, step.epochs, strict=True)
+            for one in made.mixed
         ]
         out.table(["mixed", "share", "epochs", "rows", "size"], rows, right=["share", "epochs", "rows", "size"])

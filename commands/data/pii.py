@@ -10,12 +10,11 @@ import typer
 from aifx.commands.console.options import option_group
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import DatasetArgument, StepOptions, find_catalog, names_of
-from aifx.core.errors import ExitCode, UsageError
+from aifx.commands.data.options import DatasetArgument, StepOptions, names_of
 from aifx.core.plurals import counted
 
 if TYPE_CHECKING:
-    from aifx.curation.pii.reports import PiiReport
+    from aifx.verbs.data_steps import PiiReport
 
 KINDS_HELP = (
     "Kinds to look for: email, phone, credit_card, iban, national_id, ip_address, mac_address, api_key, private_key, "
@@ -50,44 +49,20 @@ def pii(
     Exits 1 if something is found and neither --mask nor --drop is given. The data itself is never printed or written.
     """
     with terminal(given.json) as out:
-        from aifx.curation.execution import execute
-        from aifx.curation.pii.detector import KINDS, make_detector
-        from aifx.curation.pii.reports import report_made, search
-        from aifx.curation.pii.steps import FindPii, RemovePii, text_columns
+        from aifx.verbs.data_steps import data_pii
 
-        _check_options(mask, drop, output, given.on)
-        wanted = names_of(kinds, "--kinds", "leave it out") if kinds is not None else KINDS
-        detector = make_detector(wanted, names_of(region, "--region", "leave it out"))
-        catalog, _ = find_catalog(given.root)
-        limits = given.limits
-        runner = given.runner(catalog)
-        version = catalog.open(name)
-        text_columns(version.manifest)
-        if mask or drop:
-            step = RemovePii((version,), detector, "mask" if mask else "drop")
-            report = report_made(version, execute(step, version.manifest.name, catalog, limits, runner))
-        else:
-            report = search(FindPii((version,), detector), limits, spans, output)
-        out.document(report)
-        _print(out, report, drop)
-        if report.made is None and report.rows_found:
-            out.log(
-                f"{report.rows_found:,} of {counted(report.rows, 'row')} have personal data: "
-                "--mask or --drop removes it"
-            )
-            raise SystemExit(ExitCode.VERDICT)
-
-
-def _check_options(mask: bool, drop: bool, output: Path | None, on: str) -> None:
-    if mask and drop:
-        raise UsageError(
-            "--mask and --drop cannot be used together", "a dropped row has no mask", "leave one of them out"
+        report = data_pii(
+            name,
+            mask=mask,
+            drop=drop,
+            kinds=names_of(kinds, "--kinds", "leave it out") if kinds is not None else None,
+            region=names_of(region, "--region", "leave it out"),
+            spans=spans,
+            output=output,
+            **given.of_step(),
         )
-    if output is not None and (mask or drop):
-        why = "places are those of the version that is searched"
-        raise UsageError("--output cannot be used with --mask or --drop", why, "run it first without them")
-    if on != "local" and not (mask or drop):
-        raise UsageError("--on slurm requires --mask or --drop", "without them no version is made", "leave it out")
+        out.result(report)
+        _print(out, report, drop)
 
 
 def _print(out: Output, report: PiiReport, is_drop: bool) -> None:

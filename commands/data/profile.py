@@ -9,12 +9,13 @@ from aifx.commands.console.chart import bar
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import DatasetArgument, RootOption, find_catalog
+from aifx.commands.data.options import DatasetArgument, RootOption
+from aifx.core.json_files import readable_bytes
 from aifx.core.plurals import counted
 from aifx.core.sanitize import shorten
 
 if TYPE_CHECKING:
-    from aifx.curation.profile import ColumnProfile, Profile
+    from aifx.verbs.data_versions import ColumnProfile, Profile
 
 BAR = 36
 MOST_BARS = 12
@@ -31,12 +32,10 @@ def profile(name: DatasetArgument, root: RootOption = None, json: JsonOption = F
     aifx makes the profile when it makes the version, and reads no row here.
     """
     with terminal(json) as out:
-        from aifx.core.json_files import readable_bytes
-        from aifx.curation.reports import read_profile
+        from aifx.verbs.data_versions import data_profile
 
-        catalog, _ = find_catalog(root)
-        found = read_profile(catalog, name)
-        out.document(found)
+        found = data_profile(name, root=root)
+        out.result(found)
         one = found.profile
         out.print(f"{found.reference}: {counted(one.rows, 'row')}, {readable_bytes(one.bytes)}")
         _print_columns(out, one)
@@ -44,21 +43,9 @@ def profile(name: DatasetArgument, root: RootOption = None, json: JsonOption = F
             what = {"bytes": "images", "messages": "chats"}.get(unit, "texts")
             title = f"{unit} of {lengths.rows:,} {what}: mean {lengths.mean:,.0f}, median {lengths.quantile(0.5):,}"
             out.print(f"\n{title}, at most {lengths.max:,}")
-            _print_bars(out, {f"{edge:,}": count for edge, count in folded(lengths.bins)})
+            _print_bars(out, {f"{edge:,}": count for edge, count in lengths.folded(MOST_BARS)})
         for name, column in one.columns.items():
             _print_values(out, name, column)
-
-
-def folded(bins: Mapping[int, int], most: int = MOST_BARS) -> list[tuple[int, int]]:
-    """Neighbouring bins together, so that at most `most` are left: the lower end of each, and its rows."""
-    from aifx.curation.profile import EDGES
-
-    if not bins:
-        return []
-    used = [edge for edge in EDGES if min(bins) <= edge <= max(bins)]
-    every = -(-len(used) // most)
-    groups = [used[start : start + every] for start in range(0, len(used), every)]
-    return [(group[0], sum(bins.get(edge, 0) for edge in group)) for group in groups]
 
 
 def _print_columns(out: Output, one: Profile) -> None:

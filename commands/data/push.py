@@ -8,7 +8,7 @@ import typer
 
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import DatasetArgument, RootOption, find_catalog, names_of
+from aifx.commands.data.options import DatasetArgument, RootOption, names_of
 from aifx.core.plurals import counted
 
 
@@ -41,16 +41,11 @@ def push(
     killed, the table is unchanged.
     """
     with terminal(json) as out:
-        from aifx.curation.databases.push import parse_target, push
-        from aifx.data.versions.parts import check_own_rows
+        from aifx.verbs.data_versions import data_push
 
-        target = parse_target(table)
-        catalog, _ = find_catalog(root)
-        version = catalog.open(name)
         chosen = names_of(columns, "--columns", "--columns id,text") if columns is not None else None
-        check_own_rows(version.manifest, "aifx data push")
-        found = push(catalog, version, target, chosen, yes=yes, dry_run=dry_run)
-        out.document(found)
+        found = data_push(name, table, columns=chosen, replace=yes, dry_run=dry_run, root=root)
+        out.result(found)
         verb = "written to" if found.is_written else "would be written to"
         out.print(f"{found.reference}: {counted(found.rows, 'row')} {verb} {found.table}")
         if found.replaced_rows is not None:

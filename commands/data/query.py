@@ -9,16 +9,11 @@ import typer
 
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import (
-    DEFAULT_MEMORY,
-    FILES_HELP,
-    MemoryOption,
-    RootOption,
-    limits_of,
-    opened_rows,
-)
+from aifx.commands.data.options import FILES_HELP, MemoryOption, RootOption
+from aifx.core.json_files import readable_bytes
 from aifx.core.plurals import counted
 from aifx.core.sanitize import shorten
+from aifx.verbs.catalogs import DEFAULT_MEMORY
 
 CELL_WIDTH = 100
 
@@ -50,21 +45,15 @@ def query(
     an apostrophe before a cell keeps spreadsheets from taking it for a formula.
     """
     with terminal(json) as out:
-        from aifx.core.json_files import readable_bytes
-        from aifx.curation.query import output_format, query_rows, query_to_file
+        from aifx.verbs.data_versions import data_query, data_query_to_file
 
-        size = limits_of(memory, None).memory_bytes
         if output is not None:
-            output_format(output)
-        with opened_rows(name, root) as (found_name, catalog):
-            version = catalog.open(found_name)
-            if output is not None:
-                written = query_to_file(version, sql, output, size)
-                out.document(written)
-                out.print(f"{output}: {counted(written.rows, 'row')}, {readable_bytes(written.size_bytes)}")
-                return
-            found = query_rows(version, sql, rows, size)
-        out.document(found)
+            written = data_query_to_file(name, sql, output, memory=memory, root=root)
+            out.result(written)
+            out.print(f"{output}: {counted(written.rows, 'row')}, {readable_bytes(written.size_bytes)}")
+            return
+        found = data_query(name, sql, rows=rows, memory=memory, root=root)
+        out.result(found)
         numbers = [name for name, kind in found.columns.items() if _is_number(kind)]
         out.table(list(found.columns), [tuple(map(_cell, row)) for row in found.rows], right=numbers)
         if found.is_cut:

@@ -9,7 +9,7 @@ import typer
 
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import DatasetArgument, RootOption, find_catalog
+from aifx.commands.data.options import DatasetArgument, RootOption
 
 
 def report(
@@ -44,13 +44,8 @@ def report(
     The page is one file, which loads nothing and runs nothing.
     """
     with terminal(json) as out:
-        from aifx.core.pages import write_page
-        from aifx.curation.dataset_report import read_report
-        from aifx.curation.page import dataset_page
+        from aifx.verbs.data_versions import data_report
 
-        catalog, _ = find_catalog(root)
-        found = read_report(catalog, name, examples, against)
-        path = html or Path(f"{found.reference.replace('@', '-')}.html")
-        write_page(dataset_page(found), path)
-        out.document(found)
-        out.print(str(path))
+        found = data_report(name, html=html, against=against, examples=examples, root=root)
+        out.result(found)
+        out.print(str(html or found.page_name))

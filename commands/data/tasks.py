@@ -15,7 +15,7 @@ from aifx.core.errors import UsageError
 def run_tasks(work: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder in which the step works.")]) -> None:
     """Run this element's share of the tasks of a step."""
     with terminal():
-        from aifx.curation.on_slurm import run_share
+        from aifx.verbs.data_versions import run_data_tasks
 
         element, elements = (os.environ.get(f"SLURM_ARRAY_TASK_{name}", "") for name in ("ID", "COUNT"))
         if not element.isdecimal() or not elements.isdecimal():
@@ -23,4 +23,4 @@ def run_tasks(work: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folde
             raise UsageError(
                 "aifx data run-tasks runs in an array job of Slurm only", why, "aifx data dedupe --on slurm"
             )
-        run_share(work, int(element), int(elements))
+        run_data_tasks(work, int(element), int(elements))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import FILES_HELP, RootOption, find_catalog, implicit_section
-from aifx.core.errors import ExitCode, UsageError
+from aifx.commands.data.options import FILES_HELP, RootOption
+from aifx.core.json_files import readable_bytes
 from aifx.core.plurals import counted
-
-if TYPE_CHECKING:
-    from aifx.curation.reports import VerifiedVersion
 
 
 def ls(
@@ -30,12 +27,10 @@ def ls(
         aifx data ls corpus --json
     """
     with terminal(json) as out:
-        from aifx.core.json_files import readable_bytes
-        from aifx.curation.reports import list_versions
+        from aifx.verbs.data_versions import data_ls
 
-        catalog, _ = find_catalog(root)
-        found = list_versions(catalog, name)
-        out.document(found)
+        found = data_ls(name, root=root)
+        out.result(found)
         for one in found.unreadable:
             out.log(f"{one.reference} cannot be read: {one.why}")
         for hint in dict.fromkeys(one.hint for one in found.unreadable):
@@ -77,26 +72,10 @@ def verify(
     Exits 1 if a file is damaged or missing.
     """
     with terminal(json) as out:
-        from aifx.core.json_files import readable_bytes
-        from aifx.curation.reports import Verification, verify_files, verify_version
+        from aifx.verbs.data_versions import data_verify
 
-        if all_ and names:
-            raise UsageError("--all cannot be used with a name", "it verifies all data sets", "aifx data verify --all")
-        catalog, project = find_catalog(root)
-        references = names or catalog.names()
-        if all_:
-            references = [f"{name}@{version}" for name in catalog.names() for version in catalog.versions(name)]
-
-        def verified(reference: str) -> VerifiedVersion:
-            section = implicit_section(reference, catalog, project)
-            if section is None or project is None:
-                return verify_version(catalog, reference)
-            return verify_files(reference, section, project)
-
-        found = Verification(tuple(map(verified, references)))
-        out.document(found)
-        if not found.versions:
-            out.log(f"no data set in {catalog.store.url}: aifx data add NAME FILES makes one")
+        found = data_verify(*(names or ()), all=all_, root=root)
+        out.result(found)
         for version in found.versions:
             state = "damaged" if version.damages else "whole"
             out.print(
@@ -106,5 +85,3 @@ def verify(
                 out.print(f"  {damage}")
             if version.unread:
                 out.print(f"  {counted(version.unread, 'file')} of a store: compared by ETag or time, not read")
-        if not found.is_whole:
-            raise SystemExit(ExitCode.VERDICT)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.console.completion import complete_drill
-from aifx.commands.console.jobs import refuse_job
 from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.core.errors import ExitCode
-from aifx.core.lifecycle import exit_code_of
 from aifx.core.limits import check_limits
-from aifx.core.project import find_project
+from aifx.verbs.completion import complete_drill
+from aifx.verbs.jobs import refuse_job
 
 if TYPE_CHECKING:
-    from aifx.drills.guarantees import DrillReport, DrillResult
+    from aifx.verbs.drills import DrillReport, DrillResult
 
 NamesArgument = Annotated[
     list[str],
@@ -71,19 +67,11 @@ def drill(
     with terminal(json) as out:
         refuse_job("drill")
         check_limits()
-        from aifx.drills.guarantees import ALL
-        from aifx.drills.running import chosen, run_drills
+        from aifx.verbs.drills import drill
 
-        drills = chosen(names, phase or ())
-        is_all = ALL in names
-        report = run_drills(find_project(), drills, set_ or (), config, is_all=is_all, every=every, keep=keep)
-        out.document(report)
+        report = drill(*names, phases=phase or (), every=every, settings=set_, config=config, keep=keep)
+        out.result(report)
         _print(out, report)
-        if report.interrupted is not None:
-            raise SystemExit(exit_code_of(signal.Signals[report.interrupted]))
-        if not report.passed:
-            is_verdict = any(result.verdict in ("broken", "not shown") for result in report.results)
-            raise SystemExit(ExitCode.VERDICT if is_verdict else ExitCode.UNABLE)
 
 
 def _print(out: Output, report: DrillReport) -> None:

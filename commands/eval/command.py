@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from aifx.commands.console.jobs import joined_command
+from aifx.commands.console.jobs import report_lost
 from aifx.commands.console.options import JsonOption, RunOption, SetOption, StepOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.core.errors import ExitCode, UsageError
+from aifx.core.errors import UsageError
 from aifx.core.limits import check_limits
-from aifx.core.project import Project, RunDirectory, find_project
-from aifx.core.steps import parse_step
+from aifx.core.project import find_project
 
 if TYPE_CHECKING:
-    from aifx.evaluation.dataset import DatasetReports
-    from aifx.evaluation.held_out import BetterLast, Part, Report
+    from aifx.verbs.evaluation import BetterLast, DatasetReport, DatasetReports, Evaluation
 
 Split: TypeAlias = Literal["test", "validation", "train"]
 
@@ -83,38 +81,39 @@ def eval_(
     not read the data that the run was trained on.
     """
     with terminal(json) as out:
-        at = parse_step(step)
         check_limits()
-        if data and split is not None:
-            why = "a data set is measured whole"
-            raise UsageError("--split cannot be used with --data", why, f"aifx eval --data {data[0]}")
+        from aifx.verbs.evaluation import evaluate, evaluate_benchmark
+        from aifx.verbs.jobs import is_first_of_job
+
         _check_benchmark(benchmark, {"--split": split, "--data": data, "--html": html})
         if chat and not benchmark:
             raise UsageError(
                 "--chat requires --benchmark", "it is how questions are asked", "aifx eval --benchmark FILE"
             )
-        from aifx.config.gates import parse_gate
-
-        for expr in gate or ():
-            parse_gate(expr)  # refused before jax is loaded
-        project = find_project()
-        directory = project.existing_run(run)
-        how: dict[str, Any] = {"gates": gate or (), "step": at, "overrides": set_ or ()}
-        asked = {
-            "--split": split,
-            "--benchmark": [str(path) for path in benchmark or ()],
-            "--data": [str(path) for path in data or ()],
-            "--step": step,
-            "--gate": gate,
-        }
-        with joined_command("eval", out, directory, project, set_ or (), **asked) as is_first:
-            if benchmark:
-                how["chat"] = chat
-            report, parts, better = _measure(directory, project, split, data, benchmark, how)
-        if is_first:
-            _answer(out, report, parts, better, html)
-        if not report.passed:
-            raise SystemExit(ExitCode.VERDICT)
+        run_path, gates = find_project().existing_run(run).path, gate or ()
+        lost = report_lost(out)
+        report: Evaluation | DatasetReports
+        if benchmark:
+            report = evaluate_benchmark(
+                run_path, *benchmark, chat=chat, gates=gates, step=step, settings=set_, on_lost=lost
+            )
+        else:
+            report = evaluate(
+                run_path,
+                split=split,
+                data=data or (),
+                gates=gates,
+                step=step,
+                settings=set_,
+                html=html,
+                on_lost=lost,
+            )
+        if not is_first_of_job():
+            raise SystemExit(report.exit_code)
+        out.result(report)
+        _show(out, report)
+        if html is not None:
+            out.log(f"written to {html}")
 
 
 def _check_benchmark(benchmark: Sequence[Path] | None, others: Mapping[str, object]) -> None:
@@ -123,57 +122,19 @@ def _check_benchmark(benchmark: Sequence[Path] | None, others: Mapping[str, obje
         raise UsageError(f"{given[0]} cannot be used with --benchmark", "it has questions of its own", hint)
 
 
-def _measure(
-    run: RunDirectory,
-    project: Project,
-    split: Split | None,
-    data: Sequence[Path] | None,
-    benchmark: Sequence[Path] | None,
-    how: dict[str, Any],
-) -> tuple[Report | DatasetReports, Sequence[Part], BetterLast | None]:
-    if benchmark:
-        from aifx.evaluation.benchmark import measure_benchmarks
-
-        return *measure_benchmarks(run, project, benchmark, **how), None
-    if data:
-        from aifx.evaluation.dataset import measure_files
-
-        return *measure_files(run, project, data, **how), None
-    from aifx.evaluation.held_out import measure
-
-    report, part = measure(run, project, split=split, **how)
-    return report, [part], report.better_last
-
-
-def _answer(
-    out: Output,
-    report: Report | DatasetReports,
-    parts: Sequence[Part],
-    better: BetterLast | None,
-    html: Path | None,
-) -> None:
-    _show(out, report, parts)
-    if better is not None:
-        out.print(f"\n{better_last_text(report.run, better)}")
-    if html is not None:
-        from aifx.core.pages import write_page
-        from aifx.evaluation.page import report_page
-
-        write_page(report_page(report, parts), html)
-        out.log(f"written to {html}")
-    out.document(report)
-
-
-def _show(out: Output, report: Report | DatasetReports, parts: Sequence[Part]) -> None:
-    for part in parts:
-        if part is not parts[0]:
+def _show(out: Output, report: Evaluation | DatasetReports) -> None:
+    matrices = "" if report.quantize == "none" else f", matrices as {report.quantize}"
+    parts: Sequence[tuple[str, Evaluation | DatasetReport]] = report.parts
+    for number, (data, part) in enumerate(parts):
+        if number:
             out.print("")
-        matrices = "" if report.quantize == "none" else f", matrices as {report.quantize}"
-        out.print(f"run {report.run}, step {report.step}, {part.data}{matrices}")
+        out.print(f"run {report.run}, step {report.step}, {data}{matrices}")
         _show_part(out, part)
+    if report.better_last is not None:
+        out.print(f"\n{better_last_text(report.run, report.better_last)}")
 
 
-def _show_part(out: Output, part: Part) -> None:
+def _show_part(out: Output, part: Evaluation | DatasetReport) -> None:
     numbers = {name: value for name, value in part.metrics.items() if isinstance(value, (int, float))}
     columns = ["model", *part.baselines] if part.baselines else ["value"]
     rows = [(name, _number(value), *_beside(name, value, part.baselines)) for name, value in numbers.items()]

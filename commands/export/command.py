@@ -7,16 +7,13 @@ from typing import Annotated
 
 import typer
 
-from aifx.commands.console.jobs import refuse_job
 from aifx.commands.console.options import JsonOption, RunOption, StepOption
 from aifx.commands.console.terminal import terminal
-from aifx.core.errors import ExitCode, UsageError
 from aifx.core.json_files import readable_bytes
 from aifx.core.lifecycle import sigterm_as_ctrl_c
 from aifx.core.limits import check_limits
-from aifx.core.parsing import parse_size
 from aifx.core.project import find_project
-from aifx.core.steps import parse_step
+from aifx.verbs.jobs import refuse_job
 
 DestArgument = Annotated[Path, typer.Argument(metavar="DEST", help="Folder to make.")]
 
@@ -84,37 +81,21 @@ def export(
     With --merge, exit 1 means that the merged model's logits differ from those of the run by more than rounding.
     """
     with terminal(json) as out, sigterm_as_ctrl_c():
-        at = parse_step(step)
         refuse_job("export")
         check_limits()
-        if format not in ("hf", "peft", "orbax"):
-            why = "aifx writes hf, peft and orbax"
-            raise UsageError(f"--format {format} is not a format", why, f"aifx export {dest} --format hf")
-        if format == "peft" and merge:
-            why = "a folder of PEFT has the adapters alone"
-            raise UsageError("--merge cannot be used with --format peft", why, f"aifx export {dest} --merge")
-        if scan_layers is not None and format != "orbax":
-            option = "--scan-layers" if scan_layers else "--no-scan-layers"
-            hint = f"aifx export {dest} --format orbax {option}"
-            raise UsageError(f"{option} requires --format orbax", "other formats have each layer in its own", hint)
-        if dtype not in (None, "float32", "bfloat16", "float16"):
-            why = "weights are float32, bfloat16 or float16"
-            raise UsageError(f"--dtype {dtype} is not a type of weights", why, f"aifx export {dest} --dtype bfloat16")
-        project = find_project()
-        directory = project.existing_run(run)
-        from aifx.hub.exporting import export_model
+        from aifx.verbs.exchange import export_model
 
-        size = _bytes(shard_size)
-        options: dict[str, object] = {"step": at, "dtype": dtype}
-        if format == "peft":
-            from aifx.hub.peft import export_adapter
-
-            made = export_adapter(dest, directory, project, **options)  # type: ignore[arg-type]
-        else:
-            scanned = scan_layers is not False if format == "orbax" else None
-            options |= {"shard_bytes": size, "scan_layers": scanned, "merge": merge}
-            made = export_model(dest, directory, project, **options)  # type: ignore[arg-type]
-        out.document(made)
+        made = export_model(
+            find_project().existing_run(run).path,
+            dest,
+            step=step,
+            format=format,
+            scan_layers=scan_layers,
+            merge=merge,
+            dtype=dtype,
+            shard_size=shard_size,
+        )
+        out.result(made)
         rounded = ", rounded" if made.rounded else ""
         total = readable_bytes(sum(file.bytes for file in made.files))
         there = "" if made.is_new else ", which was there already"
@@ -125,14 +106,3 @@ def export(
                 f"largest difference of merged logits: {merged.largest_difference:.2g} of {merged.largest_logit:.3g}, "
                 f"at most {merged.bound:.2g}"
             )
-            if not merged.passed:
-                raise SystemExit(ExitCode.VERDICT)
-
-
-def _bytes(shard_size: str) -> int:
-    """Raises UsageError."""
-    try:
-        return parse_size(shard_size)
-    except ValueError:
-        why = "it is a number with MB or GB"
-        raise UsageError(f"--shard-size {shard_size} is not a size", why, "--shard-size 5GB") from None

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from typing import Annotated, Any
 
 import typer
 
-from aifx.commands.console.jobs import refuse_job
 from aifx.commands.console.options import JsonOption, RunOption, SetOption, StepOption
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import UsageError
 from aifx.core.limits import check_limits
-from aifx.core.parsing import check_utf8
 from aifx.core.project import find_project
-from aifx.core.steps import parse_step
+from aifx.verbs.jobs import refuse_job
 
 PromptOption = Annotated[
     str | None,
@@ -95,34 +92,30 @@ def generate(
     Options that are not given come from [generate] of aifx.toml, otherwise from the run's configuration.
     """
     with terminal(json, streams=True) as out:
-        at = parse_step(step)
         refuse_job("generate")
         check_limits()
-        given = {"prompt": prompt, "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        if top_p is not None and not 0.0 < top_p <= 1.0:
-            why = "it must be more than 0 and at most 1"
-            raise UsageError(f"--top-p {top_p} is not a probability", why, "aifx generate --top-p 0.95")
-        if system is not None and not chat:
-            raise UsageError("--system requires --chat", "it is a message of a conversation", "aifx generate --chat")
-        project = find_project()
-        directory = project.existing_run(run)
-        if prompt == "-":
-            given["prompt"] = _read_stdin()
-        from aifx.loading.restore import restore_run
-        from aifx.serving.generate import Chat, GeneratedText, write_text
+        from aifx.verbs.generation import generate
 
-        trained = restore_run(directory, project, step=at, overrides=set_ or ())
-        settings = trained.config.generate.model_copy(update={k: v for k, v in given.items() if v is not None})
-        check_utf8("prompt", settings.prompt)
-        check_utf8("message of the system", system or "")
-        conversation = Chat(system) if chat else None
-        written = write_text(trained, settings, seed=seed, chat=conversation)
-        pieces = []
-        for piece in itertools.chain(["" if chat else settings.prompt], written, ["\n"]):
-            pieces.append(piece)
+        def write(piece: str) -> None:
             if not json:
                 out.write(piece, exact=not out.stdout.isatty())
-        out.document(GeneratedText.of(trained, settings, seed, "".join(pieces[1:-1]), conversation))
+
+        written = generate(
+            find_project().existing_run(run).path,
+            _read_stdin() if prompt == "-" else prompt,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            step=step,
+            chat=chat,
+            system=system,
+            settings=set_,
+            on_text=write,
+        )
+        write("\n")
+        out.result(written)
 
 
 def _read_stdin() -> str:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.console.completion import complete_template
 from aifx.commands.console.options import DryRunOption, JsonOption, YesOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
+from aifx.verbs.completion import complete_template
 
 if TYPE_CHECKING:
-    from aifx.scaffold.projects import Scaffolded
+    from aifx.verbs.projects import BundledTemplate, Scaffolded
 
 
 DirectoryArgument = Annotated[
@@ -84,38 +86,40 @@ def init(
     of aifx need no network. --template also accepts copier templates (https://copier.readthedocs.io) that run no code.
     """
     with terminal(json) as out:
-        from aifx.scaffold.projects import TemplateList, bundled_templates, check_destination, parse_answers, scaffold
+        from aifx.verbs.projects import init, init_templates
 
         if list_:
-            templates = bundled_templates()
-            out.document(TemplateList(templates))
-            out.table(["template", "what it is"], [(t.name, t.summary) for t in templates])
+            found = init_templates()
+            out.result(found)
+            out.table(["template", "what it is"], [(t.name, t.summary) for t in found.templates])
             return
-        destination, data = directory or Path(), parse_answers(answer or ())
         ask = not yes and sys.stdin.isatty() and out.err.is_terminal
-        if template is None:
-            check_destination(destination, force=force)  # before anything is asked
-            template = _choose(out, ask=ask)
-        made = scaffold(destination, template, data=data, ask=ask, force=force, vcs_ref=vcs_ref, dry_run=dry_run)
-        out.document(made)
+        made = init(
+            directory or Path(),
+            template,
+            answers=answer or (),
+            force=force,
+            vcs_ref=vcs_ref,
+            dry_run=dry_run,
+            ask=ask,
+            choose=partial(_choose, out, ask),
+        )
+        out.result(made)
         _show(out, made)
         if force and not made.set_beside:
             out.log("--force was not needed: no file was in the way")
 
 
-def _choose(out: Output, *, ask: bool) -> str:
+def _choose(out: Output, ask: bool, templates: Sequence[BundledTemplate], default: str) -> str:
     """The template when none was named: asked for on a terminal, else the first that people want."""
-    from aifx.scaffold.projects import DEFAULT_TEMPLATE, bundled_templates
-
     if not ask:
-        out.log(f"template: {DEFAULT_TEMPLATE} (--template takes another; aifx init --list)")
-        return DEFAULT_TEMPLATE
+        out.log(f"template: {default} (--template takes another; aifx init --list)")
+        return default
     from rich.prompt import Prompt
 
-    templates = bundled_templates()
     for known in templates:
         out.log(f"{known.name}: {known.summary}")
-    return Prompt.ask("Which template?", choices=[t.name for t in templates], default=DEFAULT_TEMPLATE, console=out.err)
+    return Prompt.ask("Which template?", choices=[t.name for t in templates], default=default, console=out.err)
 
 
 def _show(out: Output, made: Scaffolded) -> None:

@@ -11,10 +11,9 @@ from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import UsageError
-from aifx.core.project import find_project
 
 if TYPE_CHECKING:
-    from aifx.kernels.report import CandidateTiming, ChosenCall, TunedCall
+    from aifx.verbs.kernels import CandidateTiming, ChosenCall, ClearedKernels, TunedCall
 
 NO_CALLS = "this project's programs call no op of jax_kernels"
 
@@ -40,12 +39,10 @@ def explain(set_: SetOption = None, json: JsonOption = False) -> None:
         aifx kernels explain --set kernels.attention=reference
     """
     with terminal(json) as out:
-        from aifx.kernels.report import explain
-        from aifx.kinds import load_config
+        from aifx.verbs.kernels import kernels_explain
 
-        project = find_project()
-        found = explain(project, load_config(project, set_ or ()))
-        out.document(found)
+        found = kernels_explain(settings=set_)
+        out.result(found)
         _table(out, found.ops, NO_CALLS)
         for limit in found.jax_cannot:
             out.log(f"{limit.implementation}: {limit.reason}")
@@ -62,13 +59,10 @@ def tune(set_: SetOption = None, json: JsonOption = False) -> None:
         aifx kernels tune --set train.global_batch_size=16
     """
     with terminal(json) as out:
-        from aifx.kernels.report import tune_project
-        from aifx.kinds import load_config
+        from aifx.verbs.kernels import kernels_tune
 
-        project = find_project()
-        config = load_config(project, set_ or ())
-        tuned = tune_project(project, config, on_call=lambda call: _print_timings(out, call))
-        out.document(tuned)
+        tuned = kernels_tune(settings=set_, on_call=lambda call: _print_timings(out, call))
+        out.result(tuned)
         out.log(f"kept in {tuned.kept_in}" if tuned.ops else NO_CALLS)
 
 
@@ -81,10 +75,10 @@ def ls(json: JsonOption = False) -> None:
         aifx kernels ls --json
     """
     with terminal(json) as out:
-        from aifx.kernels.report import measured
+        from aifx.verbs.kernels import kernels_ls
 
-        found = measured()
-        out.document(found)
+        found = kernels_ls()
+        out.result(found)
         _table(out, found.winners, "nothing was measured here yet: aifx kernels tune")
 
 
@@ -100,16 +94,15 @@ def clear(
         aifx kernels clear --yes
     """
     with terminal(json) as out:
-        from aifx.kernels.report import ClearedKernels, measurements
+        from aifx.verbs.kernels import kernels_clear
 
-        files = measurements()
-        if files and not yes:
-            names = ", ".join(map(str, files))
+        def confirm(cleared: ClearedKernels) -> None:
+            names = ", ".join(cleared.removed)
             raise UsageError("deleting measurements requires --yes", names, "aifx kernels clear --yes")
-        for path in files:
-            path.unlink(missing_ok=True)
-        out.document(ClearedKernels(list(map(str, files))))
-        out.log("".join(f"removed {path}\n" for path in files).rstrip() or "nothing was measured here")
+
+        found = kernels_clear(confirm=None if yes else confirm)
+        out.result(found)
+        out.log("\n".join(f"removed {path}" for path in found.removed) or "nothing was measured here")
 
 
 def _table(out: Output, calls: Sequence[ChosenCall], otherwise: str) -> None:

@@ -6,16 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.console.completion import complete_launch
 from aifx.commands.console.format import date
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.core.errors import ExitCode, UsageError
-from aifx.core.project import Project, find_project
+from aifx.verbs.completion import complete_launch
 
 if TYPE_CHECKING:
-    from aifx.cluster.jobs import JobStatus, LaunchRecord
+    from aifx.verbs.launching import JobStatus, LaunchRecord
 
 LaunchArgument = Annotated[
     str | None,
@@ -35,15 +33,15 @@ def ls(json: JsonOption = False) -> None:
         aifx launch ls --json
     """
     with terminal(json) as out:
-        from aifx.cluster.launched import list_launches
+        from aifx.verbs.launching import launch_ls
 
-        found = list_launches(find_project(), lambda error: out.report([error]))
-        out.document(found)
+        found = launch_ls(on_error=lambda error: out.report([error]))
+        out.result(found)
         rows = [
             (
                 one.record.id,
                 f"{one.record.backend} {one.record.job}",
-                describe(one.status),
+                str(one.status),
                 str(one.starts),
                 date(one.record.time),
                 " ".join(one.record.arguments),
@@ -68,21 +66,13 @@ def logs(
 
     With --follow, exits as the job does.
     """
-    code = 0
     with terminal() as out:
-        from aifx.cluster.launched import backend_of, find_record, folder_of
+        from aifx.verbs.launching import launch_logs
 
-        project = find_project()
-        record = find_record(project, launch)
         if follow:
-            code = follow_job(out, project, record)
+            follow_job(out, launch)
         else:
-            for line in backend_of(record).lines(record, folder_of(project, record.id)):
-                if line is None:
-                    break
-                _write_line(out, line)
-    if code:
-        raise SystemExit(code)
+            launch_logs(launch, on_line=lambda line: _write_line(out, line))
 
 
 def stop(
@@ -96,41 +86,20 @@ def stop(
         aifx launch stop wide --now
     """
     with terminal() as out:
-        from aifx.cluster.jobs import OVER
-        from aifx.cluster.launched import backend_of, find_record, folder_of
+        from aifx.verbs.launching import launch_stop
 
-        project = find_project()
-        record = find_record(project, launch)
-        backend = backend_of(record)
-        status = backend.status(record, folder_of(project, record.id))
-        if status.state in OVER:
-            raise UsageError(f"launch {record.id} is over: {describe(status)}", "", "aifx launch ls")
-        backend.stop(record, status, now=now)
+        record = launch_stop(launch, now=now)
         out.print(f"launch {record.id}: job {record.job} is asked to stop")
 
 
-def follow_job(out: Output, project: Project, record: LaunchRecord) -> int:
-    """Show what a job writes and how it fares until it is over. Returns its exit code."""
-    from aifx.cluster.launched import folder_of, follow
+def follow_job(out: Output, launch: str | None) -> None:
+    """Show what a job writes and how it fares until it is over. The command ends as the job does."""
+    from aifx.verbs.launching import launch_follow
 
-    def on_status(status: JobStatus) -> None:
-        out.log(f"job {record.job}: {describe(status)}")
+    def on_status(record: LaunchRecord, status: JobStatus) -> None:
+        out.log(f"job {record.job}: {status}")
 
-    try:
-        status = follow(record, folder_of(project, record.id), lambda line: _write_line(out, line), on_status)
-    except KeyboardInterrupt:
-        out.log(f"job {record.job} goes on; aifx launch logs {record.id} --follow shows it, aifx launch stop ends it")
-        raise
-    unknown = {"completed": ExitCode.OK, "stopped": ExitCode.INTERRUPTED}.get(status.state, ExitCode.UNABLE)
-    return int(status.exit_code or unknown)
-
-
-def describe(status: JobStatus) -> str:
-    """`pending (Priority)`, `running on n[1-2]`, `failed (exit 2)`."""
-    where = f" on {status.nodes}" if status.nodes else ""
-    code = f"exit {status.exit_code}" if status.exit_code else ""
-    more = ", ".join(part for part in (status.why, code) if part)
-    return f"{status.state}{where}{f' ({more})' if more else ''}"
+    out.result(launch_follow(launch, on_line=lambda line: _write_line(out, line), on_status=on_status))
 
 
 def _write_line(out: Output, line: bytes) -> None:

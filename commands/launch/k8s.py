@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from aifx.commands.console.options import SetOption, option_group
 from aifx.commands.console.terminal import terminal
-from aifx.commands.launch.arguments import check_command, overrides_of, run_of
 from aifx.commands.launch.following import follow_job
-from aifx.commands.launch.running import CommandArgument, command_to_start
-from aifx.core.project import Project, find_project
+from aifx.commands.launch.running import CommandArgument, check_options, given_settings
+from aifx.verbs.arguments import overrides
 
-if TYPE_CHECKING:
-    from aifx.cluster.jobs import LaunchRecord
-    from aifx.config import Config
+SECTIONS = {"launch": ("nodes", "gpus_per_node", "image"), "k8s": ("namespace", "queue")}
+"""Settings that have an option."""
 
 
 @dataclass(frozen=True)
@@ -70,73 +66,18 @@ def k8s(
         aifx launch k8s --set k8s.tpu=tpu-v6e-slice --set k8s.tpu_topology=4x4 train
     """
     with terminal() as out:
-        from aifx.cluster.jobset import render
-        from aifx.core.yaml_text import to_yaml
+        from aifx.verbs.launching import launch_k8s, launch_k8s_check, launch_k8s_manifest
 
-        arguments = command_to_start(command, "aifx launch k8s train")
-        project = find_project()
-        # The runs are on a volume of the cluster, so a run to measure need not be here.
-        run = check_command(arguments, project) if arguments[0] == "train" else run_of(arguments)
-        config = _config(project, given, set_ or (), arguments)
-        jobset = render(config, name if name is not None else run or "main", arguments)
-        text = to_yaml(jobset)
+        check_options(command)
+        settings = [*(set_ or ()), *overrides(given_settings(SECTIONS, given))]
         if not apply:
-            out.write(text)
+            out.write(launch_k8s_manifest(command, name=name, settings=settings))
             return
         if dry_run:
-            from aifx.cluster.kubernetes import check
-
-            check(text)
-            out.print(f"Kubernetes takes JobSet {jobset['metadata']['name']}; nothing was created")
+            checked = launch_k8s_check(command, name=name, settings=settings)
+            out.print(f"Kubernetes takes JobSet {checked}; nothing was created")
             return
-        record = _submit(project, config.launch.processes_per_node, run, arguments, jobset, text)
+        record = launch_k8s(command, name=name, settings=settings)
         out.log(f"launch {record.id}: JobSet {record.job}")
-        code = follow_job(out, project, record) if follow else 0
-    if code:
-        raise SystemExit(code)
-
-
-def _config(
-    project: Project, given: KubernetesOptions, overrides: list[str] | tuple[str, ...], arguments: list[str]
-) -> Config:
-    """The configuration with the settings of the command and the options. Raises ConfigError."""
-    from aifx.kinds import load_config
-
-    keys = {"launch": ("nodes", "gpus_per_node", "image"), "k8s": ("namespace", "queue")}
-    options = [
-        f"{section}.{key}={json.dumps(value, ensure_ascii=False)}"
-        for section, names in keys.items()
-        for key in names
-        if (value := getattr(given, key)) is not None
-    ]
-    return load_config(project, [*overrides_of(arguments), *overrides, *options])
-
-
-def _submit(
-    project: Project, processes_per_node: int, run: str, arguments: list[str], jobset: dict[str, Any], text: str
-) -> LaunchRecord:
-    """Hand a JobSet to Kubernetes, and keep a record of it."""
-    from aifx.cluster.jobs import LaunchRecord
-    from aifx.cluster.kubernetes import apply
-    from aifx.cluster.launched import make_folder, new_id, write_record
-    from aifx.core.json_files import write_text
-
-    launch, metadata = new_id(run), jobset["metadata"]
-    manifest = make_folder(project, launch) / "jobset.yaml"
-    write_text(manifest, text)
-    context, _, namespace = apply(manifest).rpartition("/")
-    place = f"{context}/{metadata.get('namespace', namespace)}"
-    pods = sum(job["replicas"] * job["template"]["spec"]["completions"] for job in jobset["spec"]["replicatedJobs"])
-    record = LaunchRecord(
-        launch,
-        "kubernetes",
-        metadata["name"],
-        place,
-        run,
-        tuple(arguments),
-        pods,
-        processes_per_node,
-        time.time(),
-    )
-    write_record(project, record)
-    return record
+        if follow:
+            follow_job(out, record.id)

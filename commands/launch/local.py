@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.commands.launch.running import CommandArgument, command_to_start, run_attempt, write_answer
-from aifx.core.errors import ExitCode
+from aifx.commands.launch.running import CommandArgument, line_writer, write_answer
 from aifx.core.lifecycle import collect_signals
-
-UNSHOWN = ("AIFX_LAUNCHER", "GLIBC_TUNABLES")
 
 
 def local(
@@ -47,29 +40,15 @@ def local(
         aifx launch local -n 2 eval --run wide
         aifx launch local -n 2 --dry-run train
     """
-    arguments = command_to_start(command, f"aifx launch local -n {num_processes} train")
     with terminal() as out:
-        from aifx.cluster.local import processes
+        from aifx.verbs.launching import launch_local, launch_local_plan
 
         if dry_run:
-            for one in processes(arguments, num_processes, os.environ):
-                variables = " ".join(f"{name}={value}" for name, value in one.variables.items() if name not in UNSHOWN)
-                out.print(f"{variables} {shlex.join(['aifx', *arguments])}")
+            for line in launch_local_plan(command, num_processes=num_processes):
+                out.print(line)
             return
-        code = _run(out, arguments, num_processes, restarts)
-    if code:
-        raise SystemExit(code)
-
-
-def _run(out: Output, arguments: Sequence[str], num_processes: int, restarts: int) -> int:
-    """Run the processes, again if they were preempted. Returns the exit code of the last attempt."""
-    from aifx.cluster.local import processes
-
-    with collect_signals() as came:
-        for restart in range(restarts + 1):
-            attempt = run_attempt(out, processes(arguments, num_processes, os.environ), came)
-            if attempt.code != ExitCode.PREEMPTED or came or restart == restarts:
-                break
-            out.log(f"restart {restart + 1} of {restarts}")
-    write_answer(out, attempt)
-    return attempt.code
+        with collect_signals() as came:
+            ended = launch_local(
+                command, num_processes=num_processes, restarts=restarts, on_line=line_writer(out), stop=came
+            )
+        write_answer(out, ended)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from aifx.commands.console.options import option_group
 from aifx.commands.console.terminal import terminal
-from aifx.commands.launch.arguments import check_command
 from aifx.commands.launch.following import follow_job
-from aifx.commands.launch.running import CommandArgument, command_to_start
-from aifx.core.errors import ConfigError
-from aifx.core.json_files import write_text
-from aifx.core.project import Project, find_project
+from aifx.commands.launch.running import CommandArgument, check_options, given_settings
 
-if TYPE_CHECKING:
-    from aifx.cluster.jobs import LaunchRecord
-    from aifx.cluster.slurm_script import SlurmJob
-    from aifx.config import Config
+SECTIONS = {
+    "launch": ("nodes", "processes_per_node", "gpus_per_node", "image"),
+    "slurm": ("account", "partition", "qos", "time_limit", "requeue", "setup_script"),
+}
+"""Settings that have an option."""
 
 
 @dataclass(frozen=True)
@@ -98,65 +93,14 @@ def slurm(
         aifx launch slurm --no-follow train && aifx launch logs --follow
     """
     with terminal() as out:
-        from aifx.cluster.launched import folder_of, new_id
-        from aifx.cluster.slurm_script import SlurmJob, render
+        from aifx.verbs.launching import launch_slurm, launch_slurm_script
 
-        arguments = command_to_start(command, "aifx launch slurm train")
-        project = find_project()
-        config = _config(project, given)
-        run = check_command(arguments, project)
-        launch = new_id(run)
-        folder = folder_of(project, launch).relative_to(project.root)
-        job = SlurmJob(launch, project.root, folder, tuple(arguments), config.launch, config.slurm)
-        script = render(job)
+        check_options(command)
+        settings, more = given_settings(SECTIONS, given), given.options or ()
         if dry_run:
-            out.write(script)
+            out.write(launch_slurm_script(command, settings=settings, options=more))
             return
-        record = _submit(project, job, run, script)
-        out.log(f"launch {launch}: job {record.job}")
-        code = follow_job(out, project, record) if follow else 0
-    if code:
-        raise SystemExit(code)
-
-
-def _config(project: Project, given: SlurmOptions) -> Config:
-    """The configuration with the options in place of its settings. Raises ConfigError."""
-    from aifx.config.checks import refuse_conflicts
-    from aifx.kinds import load_config
-
-    keys = {
-        "launch": ("nodes", "processes_per_node", "gpus_per_node", "image"),
-        "slurm": ("account", "partition", "qos", "time_limit", "requeue", "setup_script"),
-    }
-    overrides = [
-        f"{section}.{name}={json.dumps(value, ensure_ascii=False)}"
-        for section, names in keys.items()
-        for name in names
-        if (value := getattr(given, name)) is not None
-    ]
-    config = load_config(project, overrides)
-    if given.options:
-        more = [*config.slurm.options, *given.options]
-        config = load_config(project, [*overrides, f"slurm.options={json.dumps(more, ensure_ascii=False)}"])
-    refuse_conflicts(config, config.slurm.job_conflicts(config))
-    setup = config.slurm.setup_script
-    if setup and not (project.root / setup).is_file():
-        why = f"there is no such file in {project.root}"
-        raise ConfigError(f"slurm.setup_script = {setup!r} cannot be used", why, "aifx config keys slurm")
-    return config
-
-
-def _submit(project: Project, job: SlurmJob, run: str, script: str) -> LaunchRecord:
-    """Hand the script to Slurm, and keep a record of it."""
-    from aifx.cluster.jobs import LaunchRecord
-    from aifx.cluster.launched import make_folder, write_record
-    from aifx.cluster.slurm import submit
-
-    path = make_folder(project, job.id) / "script.sh"
-    write_text(path, script)
-    number, place = submit(path, project.root)
-    launch = job.launch
-    sizes = launch.nodes, launch.processes_per_node
-    record = LaunchRecord(job.id, "slurm", number, place, run, job.arguments, *sizes, time.time())
-    write_record(project, record)
-    return record
+        record = launch_slurm(command, settings=settings, options=more)
+        out.log(f"launch {record.id}: job {record.job}")
+        if follow:
+            follow_job(out, record.id)

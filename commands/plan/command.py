@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from aifx.commands.console.completion import complete_run
 from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.core.errors import ExitCode, UsageError
-
-if TYPE_CHECKING:
-    from aifx.planning.planner import PlanList
+from aifx.verbs.completion import complete_run
 
 HardwareOption = Annotated[
     list[str] | None,
@@ -76,51 +72,29 @@ def plan(
             _list(out)
             return
         from aifx.commands.plan.page import print_plan, print_table
-        from aifx.core.project import find_project
-        from aifx.kinds import load_config, read_config
-        from aifx.planning.hardware import find_hardware
-        from aifx.planning.planner import keep_plan, make_plans
-        from aifx.planning.step_time import Assumptions
+        from aifx.verbs.planning import plan
 
-        names = hardware or ["this"]
-        if run is not None and (overrides or fit or len(names) > 1):
-            why = "the plan of a run has the settings that it was started with"
-            raise UsageError(
-                "--run can't be used with --set, --fit or several --hardware", why, f"aifx plan --run {run}"
-            )
-        project = find_project()
-        directory = project.existing_run(run) if run is not None else None
-        config = load_config(project, overrides or ()) if directory is None else read_config(directory.config, project)
-        assets = directory.assets if directory is not None else None
-        found = make_plans(
-            project,
-            config,
-            [find_hardware(name, config.train.devices) for name in dict.fromkeys(names)],
-            Assumptions(price, power),
-            assets=assets,
-            with_compiler=compile_,
+        found = plan(
+            *(hardware or ()),
+            settings=overrides,
+            run=run,
             fit=fit,
+            price=price,
+            power=power,
+            compile=compile_,
         )
-        if directory is not None:
-            keep_plan(directory, found)
-        out.document(found)
+        out.result(found)
         if len(found.plans) == 1:
             print_plan(out, found.plans[0])
         else:
             print_table(out, found.plans)
-        if not _any_fits(found):
-            raise SystemExit(int(ExitCode.VERDICT))
 
 
 def _list(out: Output) -> None:
-    from aifx.planning.hardware import list_hardware
+    from aifx.verbs.planning import plan_hardware
 
-    found = list_hardware()
-    out.document(found)
+    found = plan_hardware()
+    out.result(found)
     out.table(
         ["name", "hardware", "chips"], [(one.name, one.chip, one.num_chips) for one in found.hardware], right=["chips"]
     )
-
-
-def _any_fits(found: PlanList) -> bool:
-    return any(getattr(one, "fits", False) for one in found.plans)

@@ -11,14 +11,12 @@ from aifx.commands.console.output import Output
 from aifx.core.json_files import readable_bytes
 
 if TYPE_CHECKING:
-    from aifx.planning.figures import Figure
-    from aifx.planning.plan import Memory, Plan
-    from aifx.planning.planner import PlanFailure
+    from aifx.verbs.planning import Figure, Memory, Plan, PlanFailure
 
 
 def print_plan(out: Output, plan: Plan | PlanFailure) -> None:
     """One plan: memory, step, run and disk, each number with its source."""
-    from aifx.planning.plan import Plan
+    from aifx.verbs.planning import Plan
 
     assert isinstance(plan, Plan)
     how = f"compiled in {plan.compile_s:.0f} s" if plan.compile_s is not None else f"not compiled: {plan.not_compiled}"
@@ -49,7 +47,7 @@ def print_plan(out: Output, plan: Plan | PlanFailure) -> None:
 
 def print_table(out: Output, plans: Sequence[Plan | PlanFailure]) -> None:
     """Several plans, a row each."""
-    from aifx.planning.plan import Plan
+    from aifx.verbs.planning import Plan
 
     columns = [
         "hardware", "fits", "memory", "of", "step", "bound by", "links", "MFU", "speed", "per device", "time", "energy",

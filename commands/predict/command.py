@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from aifx.commands.console.jobs import refuse_job
 from aifx.commands.console.options import JsonOption, RunOption, SetOption, StepOption
-from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.core.errors import ExitCode, UsageError
+from aifx.core.errors import UsageError
+from aifx.core.json_values import encode_json
 from aifx.core.lifecycle import sigterm_as_ctrl_c
 from aifx.core.limits import check_limits
+from aifx.core.plurals import counted
 from aifx.core.project import find_project
-from aifx.core.steps import parse_step
-from aifx.data.readers.rows import input_files
-from aifx.data.row_writers import json_line, open_writer, output_format
+from aifx.verbs.jobs import refuse_job
 
 InputArgument = Annotated[
     list[str], typer.Argument(metavar="INPUT", help="Files of rows, texts or images. - reads JSON Lines from stdin.")
@@ -46,23 +41,6 @@ FormatOption = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """What `aifx predict --json` prints.
-
-    Attributes:
-        predictions: how many there are.
-        skipped: series without values, which have no forecast.
-        output: the file that has them.
-    """
-
-    run: str
-    step: int
-    predictions: int
-    skipped: tuple[str, ...]
-    output: str
-
-
 def predict(
     inputs: InputArgument,
     output: OutputOption = None,
@@ -84,39 +62,29 @@ def predict(
     Exits 1 if a series has no values: its record has the reason instead of a forecast.
     """
     with terminal(json, streams=output is None) as out, sigterm_as_ctrl_c():
-        at = parse_step(step)
         refuse_job("predict")
         check_limits()
         if json and output is None:
             hint = f"aifx predict {inputs[0]} --output predictions.jsonl --json"
             raise UsageError("--json requires --output", "otherwise the predictions are on stdout, too", hint)
-        if output is not None:
-            output_format(output)  # refused before jax is loaded
-        files = input_files(inputs, input_format, output)
-        project = find_project()
-        directory = project.existing_run(run)
-        from aifx.loading.model import LoadedModel
-        from aifx.loading.restore import restore_run
+        from aifx.verbs.prediction import predict_files
 
-        model = LoadedModel(restore_run(directory, project, step=at, overrides=set_ or ()))
-        with _writing(out, output) as write:
-            count, skipped = model.write_predictions(files, write)
-        count -= len(skipped)
-        out.document(Predictions(model.run, model.step, count, tuple(skipped), str(output)))
-        where = f" in {output}" if output is not None else ""
-        summary = f"{count:,} prediction{'s' * (count != 1)}{where}, by run {model.run}, step {model.step}"
-        (out.log if output is None else out.print)(summary)
-        if skipped:
-            raise SystemExit(ExitCode.VERDICT)
-
-
-@contextmanager
-def _writing(out: Output, output: Path | None) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
-    """Where predictions go: a file, which is there when all are written, or stdout."""
-    if output is None:
         # Letters as they are only where nothing can mistake them for commands of a terminal.
         ascii = out.stdout.isatty() or not (out.stdout.encoding or "").lower().startswith("utf")
-        yield lambda records: out.write("".join(json_line(record, ascii=ascii) for record in records))
-        return
-    with open_writer(output) as writer:
-        yield writer.write
+
+        def write(records: list[dict[str, Any]]) -> None:
+            out.write("".join(encode_json(record, ensure_ascii=ascii) + "\n" for record in records))
+
+        made = predict_files(
+            find_project().existing_run(run).path,
+            *inputs,
+            output=output,
+            write=write if output is None else None,
+            input_format=input_format,
+            step=step,
+            settings=set_,
+        )
+        out.result(made)
+        where = f" in {output}" if output is not None else ""
+        summary = f"{counted(made.predictions, 'prediction')}{where}, by run {made.run}, step {made.step}"
+        (out.log if output is None else out.print)(summary)

@@ -8,28 +8,30 @@ from aifx.commands.console.chart import bar
 from aifx.commands.console.output import Output
 
 if TYPE_CHECKING:
-    from aifx.runs.bill import Bill
+    from aifx.verbs.runs import RunDetails
 
 BAR_WIDTH = 24
 
 
-def print_bill(out: Output, bill: Bill) -> None:
-    from aifx.runs.bill_words import headline, remarks, spent
-
+def print_bill(out: Output, run: RunDetails) -> None:
+    if run.bill is None or (words := run.bill_in_words()) is None:
+        return
+    headline, spent, remarks = words
+    has_cost = run.bill.cost is not None
     out.print("")
-    out.print(headline(bill))
+    out.print(headline)
     ascii_only = not out.out.encoding.lower().startswith("utf")
     rows = [
         (
             one.label,
             one.time,
             f"{one.share:.1%}",
-            *(() if bill.cost is None else (one.cost,)),
+            *((one.cost,) if has_cost else ()),
             bar(one.share, BAR_WIDTH, ascii_only=ascii_only),
         )
-        for one in spent(bill)
+        for one in spent
     ]
-    columns = ["where the time went", "time", "share", *([] if bill.cost is None else ["cost"]), ""]
+    columns = ["where the time went", "time", "share", *(["cost"] if has_cost else []), ""]
     out.table(columns, rows, right=columns[1:-1])
-    for line in remarks(bill):
+    for line in remarks:
         out.print(line)

@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.console.completion import complete_run, complete_tag
 from aifx.commands.console.failures import as_error
 from aifx.commands.console.format import age, count, figure, rate
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.runs.manage import rename, rm, tag
-from aifx.core.errors import ExitCode, UsageError
-from aifx.core.json_files import read_jsonl
-from aifx.core.project import find_project
+from aifx.core.errors import ExitCode
+from aifx.verbs.completion import complete_run, complete_tag
 
 if TYPE_CHECKING:
-    from aifx.runs.status import RunStatus
+    from aifx.verbs.runs import RunStatus
 
 app = typer.Typer(
     help="""List, show, compare, watch, report, tag, rename and delete runs.
@@ -56,15 +54,12 @@ def ls(
         aifx runs ls --json
     """
     with terminal(json) as out:
-        from aifx.runs.status import list_runs
+        from aifx.verbs.runs import runs_ls
 
-        project = find_project()
-        found = list_runs(project, tag, lambda error: out.report([as_error(error)]))
-        out.document(found)
+        found = runs_ls(tag, on_error=lambda error: out.report([as_error(error)]))
+        out.result(found)
         if found.runs:
             _print_runs(out, found.runs)
-        else:
-            out.log(f"no run has the tag {tag}" if tag else f"no runs in {project.runs_path}: `aifx train` makes one")
 
 
 def _print_runs(out: Output, runs: list[RunStatus]) -> None:
@@ -100,15 +95,13 @@ def show(name: NameArgument = None, json: JsonOption = False) -> None:
         aifx runs show main --json
     """
     with terminal(json) as out:
-        from aifx.commands.runs.page import print_run, read_details
+        from aifx.commands.runs.page import print_run
+        from aifx.verbs.runs import runs_metrics, runs_show
 
-        project = find_project()
-        run = project.existing_run(name)
-        records = read_jsonl(run.metrics)
-        details = read_details(run, project, records)
-        out.document(details)
+        details = runs_show(name)
+        out.result(details)
         if not json:
-            print_run(out, details, records)
+            print_run(out, details, runs_metrics(details.run))
 
 
 @app.command()
@@ -125,13 +118,10 @@ def compare(
     """
     with terminal(json) as out:
         from aifx.commands.runs.page import print_comparison
-        from aifx.runs.comparison import compare_runs
+        from aifx.verbs.runs import runs_compare
 
-        if first == second:
-            raise UsageError(f"cannot compare {first!r} with itself", "a comparison needs two runs", "aifx runs ls")
-        project = find_project()
-        comparison = compare_runs(project.existing_run(first), project.existing_run(second))
-        out.document(comparison)
+        comparison = runs_compare(first, second)
+        out.result(comparison)
         print_comparison(out, comparison)
 
 
@@ -155,9 +145,9 @@ def watch(
     """
     with terminal(json) as out:
         from aifx.commands.runs.watching import follow, picture
-        from aifx.runs.watching import WatchedRun
+        from aifx.verbs.runs import runs_watch
 
-        watched = WatchedRun(find_project().existing_run(name))
+        watched = runs_watch(name)
         try:
             if not once:
                 follow(out, watched, interval)
@@ -165,7 +155,7 @@ def watch(
                 out.print(picture(out.out, watched))
         except KeyboardInterrupt:
             raise SystemExit(ExitCode.INTERRUPTED) from None
-        out.document(watched.status)
+        out.result(watched.status)
 
 
 @app.command()
@@ -184,14 +174,9 @@ def report(
     The page is one file, which loads nothing and runs nothing.
     """
     with terminal() as out:
-        from aifx.core.pages import write_page
-        from aifx.runs.page import run_page
+        from aifx.verbs.runs import runs_report
 
-        project = find_project()
-        run = project.existing_run(name)
-        path = html or Path(f"{run.name}.html")
-        write_page(run_page(run, project), path)
-        out.print(str(path))
+        out.print(str(runs_report(name, html=html)))
 
 
 app.command()(tag)

@@ -2,50 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.console.completion import complete_run, complete_tag
 from aifx.commands.console.confirming import confirm_deletion
 from aifx.commands.console.options import DryRunOption, JsonOption
 from aifx.commands.console.terminal import terminal
-from aifx.core.errors import AifxError
 from aifx.core.json_files import readable_bytes
-from aifx.core.project import find_project
+from aifx.verbs.completion import complete_run, complete_tag
+
+if TYPE_CHECKING:
+    from aifx.verbs.runs import RemovedRuns
 
 RunArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the run.", autocompletion=complete_run)]
-
-
-@dataclass(frozen=True)
-class RemovedRun:
-    run: str
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class RemovedRuns:
-    """What `aifx runs rm --json` prints."""
-
-    removed: list[RemovedRun]
-    dry_run: bool
-
-
-@dataclass(frozen=True)
-class RenamedRun:
-    """What `aifx runs rename --json` prints."""
-
-    run: str
-    renamed_from: str
-
-
-@dataclass(frozen=True)
-class TaggedRun:
-    """What `aifx runs tag --json` prints: the tags that the run has now."""
-
-    run: str
-    tags: tuple[str, ...]
 
 
 def rm(
@@ -64,24 +34,18 @@ def rm(
     On a terminal, aifx asks first. A script must use --yes. A run that is being trained cannot be deleted.
     """
     with terminal(json) as out:
-        from aifx.runs.lock import is_held
-        from aifx.runs.manage import remove_run, size_of
+        from aifx.verbs.runs import runs_rm
 
-        project = find_project()
-        runs = [project.existing_run(name) for name in dict.fromkeys(names)]
-        sizes = {run.name: size_of(run) for run in runs}
-        for run in runs:
-            if is_held(run):
-                raise AifxError(f"run {run.name!r} is being trained", "stop it first", f"aifx runs watch {run.name}")
-        if not dry_run and not yes:
-            hint = f"aifx runs rm {' '.join(sizes)} --yes"
-            confirm_deletion(out, ", ".join(sizes), readable_bytes(sum(sizes.values())), hint)
-        for run in runs:
-            if not dry_run:
-                remove_run(project, run)
-            verb = "would delete" if dry_run else "deleted"
-            out.print(f"{verb} {run.name}: {readable_bytes(sizes[run.name])}")
-        out.document(RemovedRuns([RemovedRun(name, size) for name, size in sizes.items()], dry_run))
+        def confirm(removed: RemovedRuns) -> None:
+            listed = [one.run for one in removed.removed]
+            size = readable_bytes(sum(one.size_bytes for one in removed.removed))
+            confirm_deletion(out, ", ".join(listed), size, f"aifx runs rm {' '.join(listed)} --yes")
+
+        found = runs_rm(*names, dry_run=dry_run, confirm=None if yes else confirm)
+        out.result(found)
+        verb = "would delete" if dry_run else "deleted"
+        for one in found.removed:
+            out.print(f"{verb} {one.run}: {readable_bytes(one.size_bytes)}")
 
 
 def rename(
@@ -97,12 +61,11 @@ def rename(
     A run that is being trained cannot be renamed. Trackers keep the old name.
     """
     with terminal(json) as out:
-        from aifx.runs.manage import rename_run
+        from aifx.verbs.runs import runs_rename
 
-        project = find_project()
-        run = rename_run(project, project.existing_run(old), new)
-        out.document(RenamedRun(run.name, old))
-        out.print(f"renamed {old} to {run.name}")
+        renamed = runs_rename(old, new)
+        out.result(renamed)
+        out.print(f"renamed {old} to {renamed.run}")
 
 
 def tag(
@@ -125,9 +88,8 @@ def tag(
         aifx runs ls --tag baseline               list the runs with a tag
     """
     with terminal(json) as out:
-        from aifx.runs.manage import change_tags
+        from aifx.verbs.runs import runs_tag
 
-        run = find_project().existing_run(name)
-        after = change_tags(run, tags or (), remove or ())
-        out.document(TaggedRun(run.name, after))
-        out.print(f"{run.name}: {', '.join(after) or 'no tag'}")
+        tagged = runs_tag(name, *(tags or ()), remove=remove or ())
+        out.result(tagged)
+        out.print(f"{tagged.run}: {', '.join(tagged.tags) or 'no tag'}")

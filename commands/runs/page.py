@@ -3,60 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aifx.checkpoint.listing import CheckpointInfo, list_checkpoints
 from aifx.commands.console.chart import line_chart
 from aifx.commands.console.format import age, best, count, date, figure, literal, rate, signed
 from aifx.commands.console.output import Output
 from aifx.commands.runs.goodput import print_bill
 from aifx.core.artifact import short_reference
 from aifx.core.json_files import readable_bytes
-from aifx.core.project import Project, RunDirectory
-from aifx.machine.catalogue import utilization
-from aifx.runs.bill import Bill, read_bill
-from aifx.runs.comparison import Comparison, Pair
-from aifx.runs.provenance import read_provenance
-from aifx.runs.reading import Evaluation, Prediction, Setting, changed_settings, read_evaluations, read_predictions
-from aifx.runs.status import RunStatus, number, run_status
+from aifx.core.json_values import number
+
+if TYPE_CHECKING:
+    from aifx.verbs.runs import CheckpointInfo, Comparison, Evaluation, Pair, Prediction, RunDetails
 
 CHART_WIDTH = 76
 CHART_HEIGHT = 8
 SHOWN = {"step_time_s": "step time", "units_per_s": "speed", "mfu": "MFU", "memory_bytes": "peak memory"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunDetails(RunStatus):
-    """A run in full: what `aifx runs show --json` prints.
-
-    Attributes:
-        config: settings that are not the default.
-        last: the last record of metrics.jsonl.
-        bill: where the time went; None for a run without events.
-        predictions: of `aifx plan --run`, beside what the run measured.
-    """
-
-    config: list[Setting]
-    last: Mapping[str, Any] | None
-    bill: Bill | None
-    predictions: list[Prediction]
-    checkpoints: list[CheckpointInfo]
-    evaluations: list[Evaluation]
-    provenance: Mapping[str, Any]
-
-
-def read_details(run: RunDirectory, project: Project, records: Sequence[Mapping[str, Any]]) -> RunDetails:
-    return RunDetails(
-        **vars(run_status(run)),
-        config=changed_settings(run),
-        last=records[-1] if records else None,
-        bill=read_bill(run, project, records),
-        predictions=read_predictions(run, records),
-        checkpoints=list_checkpoints(run.checkpoints),
-        evaluations=read_evaluations(run),
-        provenance=read_provenance(run),
-    )
 
 
 def print_run(out: Output, run: RunDetails, records: Sequence[Mapping[str, Any]]) -> None:
@@ -71,8 +33,7 @@ def print_run(out: Output, run: RunDetails, records: Sequence[Mapping[str, Any]]
         out.print(f"damaged: {run.damage}")
     _print_metrics(out, run, records)
     _print_predictions(out, run)
-    if run.bill is not None:
-        print_bill(out, run.bill)
+    print_bill(out, run)
     if run.config:
         out.print("")
         out.table(["setting", "value", "from"], [(s.key, literal(s.value), s.origin) for s in run.config])
@@ -108,18 +69,16 @@ def _print_metrics(out: Output, run: RunDetails, records: Sequence[Mapping[str, 
     if not records:
         out.print("no step has a record yet")
         return
-    last = records[-1]
     ascii_only = not out.out.encoding.lower().startswith("utf")
     losses = [number(r.get("loss")) for r in records]
     chart = line_chart(losses, CHART_WIDTH, CHART_HEIGHT, ascii_only=ascii_only)
     out.print("\n".join(["", *chart, ""]))
-    used = utilization(number(last.get("mfu")), number(last.get("ceiling_fraction")))
     shown = {
         "loss": figure(run.loss),
         "validation": figure(run.validation_loss),
         "best": best(run.best_by, run.best_value, run.best_step, run.best_over),
         "speed": rate(run.units_per_s, run.unit),
-        "MFU": used.removeprefix("MFU ") or None,
+        "MFU": run.utilization.removeprefix("MFU ") or None,
     }
     out.print("   ".join(f"{name} {value}" for name, value in shown.items() if value is not None))
 

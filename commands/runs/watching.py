@@ -7,6 +7,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
 from rich.text import Text
@@ -16,9 +17,9 @@ from aifx.commands.console.format import age, best, clock, count, figure, rate
 from aifx.commands.console.live import LiveDisplay
 from aifx.commands.console.output import Output
 from aifx.commands.train.panel import loss_row, progress_bar, run_frame, speed_row
-from aifx.machine.catalogue import utilization
-from aifx.runs.status import RunStatus, number
-from aifx.runs.watching import WatchedRun
+
+if TYPE_CHECKING:
+    from aifx.verbs.runs import RunStatus, WatchedRun
 
 CHART_HEIGHT = 8
 EVERY_S = 10.0
@@ -56,7 +57,7 @@ def _line(s: RunStatus) -> str:
 
 
 def _rows(watched: WatchedRun, width: int, ascii_only: bool) -> Iterator[Text]:
-    s, last = watched.status, watched.last
+    s = watched.status
     if s.num_steps:
         to_go = "--:--" if watched.time_to_go_s is None else clock(watched.time_to_go_s)
         yield progress_bar(s.step, s.num_steps, f"ETA {to_go}" if s.alive else s.status, width, ascii_only)
@@ -64,8 +65,7 @@ def _rows(watched: WatchedRun, width: int, ascii_only: bool) -> Iterator[Text]:
         yield Text(f"step {s.step:,}   {s.status}")
     best_so_far = best(s.best_by, s.best_value, s.best_step, s.best_over)
     yield loss_row(figure(s.loss) or "-", figure(s.validation_loss), best_so_far)
-    used = utilization(number(last.get("mfu")), number(last.get("ceiling_fraction")))
-    yield speed_row(rate(s.units_per_s, s.unit) or "", used)
+    yield speed_row(rate(s.units_per_s, s.unit) or "", watched.utilization)
     for line in line_chart(watched.losses, width, CHART_HEIGHT, ascii_only=ascii_only):
         yield Text(line, style="cyan")
     saved = "no checkpoint yet" if watched.saved_step is None else f"checkpoint of step {watched.saved_step}"

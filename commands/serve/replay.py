@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from aifx.commands.console.jobs import refuse_job
 from aifx.commands.console.options import JsonOption, RunOption, SetOption, StepOption
 from aifx.commands.console.terminal import terminal
-from aifx.commands.serve.command import check_packages
-from aifx.core.errors import ExitCode
 from aifx.core.limits import check_limits
 from aifx.core.project import find_project
-from aifx.core.steps import parse_step
+from aifx.verbs.jobs import refuse_job
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The serve.jsonl of a server.")]
 
@@ -38,25 +33,12 @@ def replay(
     that server. It counts the answers of others and skips them.
     """
     with terminal(json) as out:
-        at = parse_step(step)
         refuse_job("serve replay")
         check_limits()
-        check_packages()
-        project = find_project()
-        directory = project.existing_run(run)
-        from aifx.loading.restore import restore_run
-        from aifx.serving import record
-        from aifx.serving.grammar import Grammars
-        from aifx.serving.start import start_engine
+        from aifx.verbs.serving import serve_replay
 
-        records = record.read_records(file)  # a wrong file is reported before minutes of loading
-        trained = restore_run(directory, project, step=at, overrides=set_ or ())
-        engine = start_engine(trained, record.replay_settings(trained.config.serve))
-        grammars = cache(lambda: Grammars(engine.tokenizer, engine.vocab_size))
-        try:
-            report = record.replay(file, records, engine, lambda source: grammars().new(source))
-        finally:
-            engine.stop()
+        report = serve_replay(file, find_project().existing_run(run).path, step=step, settings=set_)
+        out.result(report)
         found = report.difference
         if found is None:
             out.print(f"{report.replayed} answers of {report.tokens} tokens came again, bit by bit")
@@ -64,6 +46,3 @@ def replay(
             out.print(f"{file}:{found.line}, token {found.token}: recorded {found.recorded}, replayed {found.replayed}")
         if report.skipped:
             out.print(f"{report.skipped} answers of other weights, settings or programs were skipped")
-        out.document(asdict(report))
-        if found is not None:
-            raise SystemExit(int(ExitCode.VERDICT))

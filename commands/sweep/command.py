@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.console.completion import complete_setting, complete_sweep
 from aifx.commands.console.format import figure, literal
-from aifx.commands.console.jobs import refuse_job
 from aifx.commands.console.options import DryRunOption, JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import AifxError
 from aifx.core.lifecycle import collect_signals
 from aifx.core.limits import check_limits
-from aifx.core.project import Project, find_project
+from aifx.verbs.completion import complete_setting, complete_sweep
+from aifx.verbs.jobs import refuse_job
 
 if TYPE_CHECKING:
-    from aifx.sweeps.ranking import RankedSetting, SweepReport
-    from aifx.sweeps.starting import Options, PlannedSweep
+    from aifx.verbs.sweeps import PlannedSweep, RankedSetting, SweepReport
 
 NameOption = Annotated[
     str,
@@ -115,52 +111,39 @@ def start(
     with terminal(json) as out:
         refuse_job("sweep")
         check_limits()
-        from aifx.sweeps.running import slots
-        from aifx.sweeps.starting import Options, open_sweep, plan
+        from aifx.verbs.sweeps import sweep, sweep_plan
 
-        project = find_project()
-        options = Options(set_ or (), sampler, trials, seed, prune, config)
+        settings = set_ or ()
         if dry_run:
-            sweep = open_sweep(project, name, options)
-            _list(out, plan(sweep, name), sweep.design.space.keys)
+            planned, keys = sweep_plan(
+                name, settings, sampler=sampler, trials=trials, prune=prune, seed=seed, config=config
+            )
+            out.result(planned)
+            _list(out, planned, keys)
             return
-        code = _run(out, project, name, options, slots(parallel, os.environ))
-    if code:
-        raise SystemExit(code)
-
-
-def _run(out: Output, project: Project, name: str, options: Options, slots: list[dict[str, str]]) -> int:
-    from aifx.sweeps.ranking import report
-    from aifx.sweeps.record import SweepFile, hold_sweep, sweep_folder
-    from aifx.sweeps.running import Runner
-    from aifx.sweeps.starting import open_sweep
-
-    folder = sweep_folder(project, name)
-    open_sweep(project, name, options)  # before anything is written
-    with ExitStack() as stack:
-        stack.enter_context(hold_sweep(folder))
-        sweep = open_sweep(project, name, options)
-        file = SweepFile(folder, sweep)
-        stack.callback(file.close)
-        file.append("sweep", design=sweep.design, num_trials=sweep.num_trials, prune=sweep.prune)
-        came = stack.enter_context(collect_signals())
-        runner = Runner(project, file, slots, stack)
-        code = runner.run(came)
-        found = report(project, name, sweep)
-    out.document(found)
-    _show(out, found)
-    if runner.failed:
-        names = ", ".join(trial.run for trial in runner.failed)
-        hint = f"aifx sweep --name {name}    (once the cause is gone: it starts them again)"
-        out.report([AifxError(f"{len(runner.failed)} of the trials failed", names, hint)])
-    elif code:
-        out.log(f"continue with: aifx sweep --name {name}")
-    return int(code)
+        with collect_signals() as came:
+            swept = sweep(
+                name,
+                settings,
+                sampler=sampler,
+                trials=trials,
+                parallel=parallel,
+                prune=prune,
+                seed=seed,
+                config=config,
+                stop=came,
+            )
+        out.result(swept)
+        _show(out, swept.report)
+        if swept.failed:
+            hint = f"aifx sweep --name {name}    (once the cause is gone: it starts them again)"
+            out.report([AifxError(f"{len(swept.failed)} of the trials failed", ", ".join(swept.failed), hint)])
+        elif swept.exit_code:
+            out.log(f"continue with: aifx sweep --name {name}")
 
 
 def _list(out: Output, found: PlannedSweep, keys: list[str]) -> None:
     """Print the trials that there are and those to come, as far as they are known."""
-    out.document(found)
     rows = [(t.run, *(literal(t.values[key]) for key in keys), t.status or "to do") for t in found.trials]
     out.table(["run", *keys, "status"], rows, right=keys)
     if left := found.num_trials - len(found.trials):
@@ -176,24 +159,18 @@ def show(name: SweepArgument = None, html: HtmlOption = None, json: JsonOption =
         aifx sweep show lr --json
     """
     with terminal(json) as out:
-        from aifx.sweeps.ranking import report
-        from aifx.sweeps.record import existing_sweep
+        from aifx.verbs.sweeps import sweep_show
 
-        project = find_project()
-        found = report(project, *existing_sweep(project, name))
+        found = sweep_show(name, html=html)
         if html is not None:
-            from aifx.core.pages import write_page
-            from aifx.sweeps.page import report_page
-
-            write_page(report_page(found), html)
             out.log(f"written to {html}")
-        out.document(found)
+        out.result(found)
         _show(out, found)
 
 
 def _show(out: Output, found: SweepReport) -> None:
     """The report for people."""
-    from aifx.sweeps.space import SEED
+    from aifx.verbs.sweeps import SEED
 
     out.print(f"sweep {found.sweep}: {found.num_ended} of {found.num_trials} trials have ended; by {found.best_by}")
     keys = list(dict.fromkeys(key for one in found.settings for key in one.values))

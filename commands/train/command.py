@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.console.completion import complete_run
 from aifx.commands.console.format import best
 from aifx.commands.console.interrupted import write_interrupted
 from aifx.commands.console.options import JsonOption, SetOption
@@ -28,6 +27,7 @@ from aifx.core.project import find_project
 from aifx.core.statuses import STOPPED
 from aifx.core.steps import parse_step
 from aifx.parallel.processes import AGAIN, lone_warning, started_by
+from aifx.verbs.completion import complete_run
 
 if TYPE_CHECKING:
     from aifx.core.statuses import ProcessStatus

@@ -17,10 +17,10 @@ DOCS = FOLDER.parent
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="pydantic reads typing.TypedDict since Python 3.12")
 def test_the_committed_schemas_are_those_of_the_types() -> None:
-    from aifx.commands.schemas import schemas
+    from aifx.verbs.schemas import schemas
 
     committed = {str(path.relative_to(FOLDER)): json.loads(path.read_text()) for path in FOLDER.rglob("*.json")}
-    assert schemas() == committed, "python -m aifx.commands.schemas"
+    assert schemas() == committed, "python -m aifx.verbs.schemas"
 
 
 @pytest.mark.parametrize("page", ["json.md", "bench.md", "doctor.md", "doctor-fleet.md", "doctor-diff.md"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from program import PROGRAM
 
-from aifx.commands.console.completion import complete_setting
+from aifx.verbs.completion import complete_setting
 
 
 def complete(cwd: Path, line: str, shell: str = "bash") -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aifx.commands.console.completion import complete_drill
+from aifx.verbs.completion import complete_drill
 
 KILL = ("kill", "--phase", "step")
 PREEMPT = ("preempt", "--phase", "step")

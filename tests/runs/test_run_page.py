@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import aifx
 from aifx.commands.console import format
 from aifx.commands.main import run as run_command
-from aifx.commands.runs.page import read_details
 from aifx.core import pages
 from aifx.core.project import Project, RunDirectory
 from aifx.runs.page import figure, run_page
@@ -130,7 +130,7 @@ def test_a_damaged_line_of_the_ledger_breaks_no_page(tmp_path: Path, event: dict
     text = run.events.read_text()
     run.events.write_text(json.dumps(event) + "\n" + text + json.dumps(event) + "\n")
     assert "completed" in run_page(run, Project(tmp_path))
-    read_details(run, Project(tmp_path), [])
+    aifx.runs_show(run.name, project=tmp_path)
 
 
 @pytest.mark.filterwarnings("error")
@@ -151,7 +151,7 @@ def test_a_damaged_record_breaks_no_page(tmp_path: Path, record: dict[str, objec
     text = run.metrics.read_text()
     run.metrics.write_text(json.dumps(record) + "\n" + text + json.dumps(record) + "\n")
     assert "<b>Loss</b>" in run_page(run, Project(tmp_path))
-    read_details(run, Project(tmp_path), [])
+    aifx.runs_show(run.name, project=tmp_path)
 
 
 def test_times_that_no_calendar_has(tmp_path: Path) -> None:

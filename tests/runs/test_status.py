@@ -5,13 +5,14 @@ from typing import get_args
 
 import pytest
 
+from aifx.core.json_values import number
 from aifx.core.project import RunDirectory
 from aifx.core.statuses import ProcessStatus
 from aifx.runs.comparison import MetricPair, SettingPair, StepRow, compare_runs
 from aifx.runs.lock import hold_run
 from aifx.runs.reading import changed_settings, read_evaluations
 from aifx.runs.records import Ledger, MetricsWriter
-from aifx.runs.status import number, run_status
+from aifx.runs.status import run_status
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from aifx.checkpoint.checkpoints import Checkpoints
-from aifx.commands.console.completion import complete_run, complete_setting
 from aifx.commands.main import run as run_command
 from aifx.config.checkpoint_section import CheckpointSection
 from aifx.core.facts import Absent
@@ -19,6 +18,7 @@ from aifx.core.project import Project, UntrustedProject, find_project
 from aifx.health.host import Host
 from aifx.health.probes import project as project_probe
 from aifx.health.project_probe import look_at
+from aifx.verbs.completion import complete_run, complete_setting
 
 CONFIG = '[task]\nkind = "their_task:Task"\n'
 STRANGER = 54321

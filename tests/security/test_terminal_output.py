@@ -12,13 +12,13 @@ import inprocess
 import pytest
 from rich.text import Text
 
-from aifx.commands.console.completion import complete_run
 from aifx.commands.console.consoles import make_console
 from aifx.commands.console.output import Output
 from aifx.commands.console.writing import to_json
 from aifx.config.toml import literal
 from aifx.core.errors import ConfigError
 from aifx.core.sanitize import escape_controls, one_line
+from aifx.verbs.completion import complete_run
 
 ATTACK = "\x1b]52;c;Y3VybA==\x07\x1b[2J\x9b31m\x9d0;title\x9c\u202egnp.exe\x08\x00"
 HARMLESS = {"\n", "\t"}

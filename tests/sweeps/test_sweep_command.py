@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from aifx.commands.console.completion import complete_sweep
 from aifx.core.errors import RunBusy, UsageError
 from aifx.core.processes import aifx_command
 from aifx.core.project import RunDirectory
@@ -25,6 +24,7 @@ from aifx.runs.manage import read_tags
 from aifx.runs.status import run_status
 from aifx.sweeps.record import hold_sweep
 from aifx.sweeps.running import slots
+from aifx.verbs.completion import complete_sweep
 
 Behave = Callable[..., None]
 END_S = 300

@@ -65,6 +65,9 @@ class HttpServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._signum: int | None = None
         self._stopped = asyncio.Event()
+        self._thread: threading.Thread | None = None
+        self._ending: Ending | None = None
+        self._failure: Exception | None = None
 
     @property
     def connections(self) -> Collection[object]:
@@ -82,24 +85,40 @@ class HttpServer:
     def start(self) -> threading.Thread:
         """Serve in a thread of its own until `stop`. Returns when it listens, and raises why it cannot."""
         begun = threading.Event()
-        failures: list[Exception] = []
 
         def run() -> None:
             try:
-                self.run(begun.set)
+                self._ending = self.run(begun.set)
             except Exception as error:
                 if begun.is_set():
                     logger.exception("the server has failed")
-                failures.append(error)
+                self._failure = error
             finally:
                 begun.set()
 
-        thread = threading.Thread(target=run, name="http", daemon=True)
-        thread.start()
+        self._thread = threading.Thread(target=run, name="http", daemon=True)
+        self._thread.start()
         begun.wait()
-        if failures:
-            raise failures[0]
-        return thread
+        if self._failure is not None:
+            raise self._failure
+        return self._thread
+
+    def wait(self, on_heard: Callable[[], None] = lambda: None) -> Ending:
+        """Wait for the end of a server that `start` has started. Raises what ended it.
+
+        In the main thread, SIGTERM and Ctrl-C stop it; a second signal ends the process at once.
+
+        Args:
+            on_heard: called as soon as signals do so.
+        """
+        assert self._thread is not None
+        with on_signals(self._signal):
+            on_heard()
+            self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+        assert self._ending is not None
+        return self._ending
 
     def stop(self) -> None:
         """As SIGTERM does. From any thread."""

@@ -13,6 +13,7 @@ from aifx.core.json_values import encode_json
 from aifx.core.os_errors import first_line
 from aifx.core.plurals import counted
 from aifx.core.progress import Reporter, report_progress
+from aifx.core.results import Result
 from aifx.curation.databases.postgresql import asking, connection_to
 from aifx.curation.databases.query import DatabaseUrl, parse_database_url
 from aifx.data.names import RESERVED
@@ -91,7 +92,7 @@ class PushedColumn:
 
 
 @dataclass(frozen=True)
-class Pushed:
+class Pushed(Result):
     """The document of `aifx data push --json`.
 
     Attributes:

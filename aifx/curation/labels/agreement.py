@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
 
+from aifx.core.errors import ExitCode
+from aifx.core.results import Result
+
 
 @dataclass(frozen=True)
 class LabellerPair:
@@ -29,7 +32,7 @@ class Disagreement:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Agreement(Result):
     """The document of `aifx data label agreement --json`.
 
     Attributes:
@@ -54,6 +57,10 @@ class Agreement:
     disagreements: tuple[Disagreement, ...]
     min_agreement: float | None
     accepted: bool
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.OK if self.accepted else ExitCode.VERDICT
 
 
 MOST_DISAGREEMENTS = 1000

@@ -22,6 +22,7 @@ from aifx.core.files import RECORDS_LIMIT, read_input, replacing
 from aifx.core.json_files import encode
 from aifx.core.os_errors import naming
 from aifx.core.parsing import fault_in, parse_json
+from aifx.core.results import Result
 from aifx.curation.labels.contents import Shown, ShownRow, image_type, shown_rows
 from aifx.curation.labels.store import Entry, LabelLog, LabelState, now
 from aifx.data.names import ROW, SOURCE
@@ -42,7 +43,7 @@ _JSON = json.JSONEncoder(ensure_ascii=False)
 
 
 @dataclass(frozen=True)
-class ExportedLabels:
+class ExportedLabels(Result):
     """The document of `aifx data label export --json`.
 
     Attributes:
@@ -61,7 +62,7 @@ class ExportedLabels:
 
 
 @dataclass(frozen=True)
-class ImportedLabels:
+class ImportedLabels(Result):
     """The document of `aifx data label import --json`.
 
     Attributes:

@@ -19,6 +19,7 @@ import numpy as np
 from aifx.core.errors import DataError, EnvironmentFault, UsageError
 from aifx.core.extras import install_command
 from aifx.core.plurals import counted
+from aifx.core.results import Result
 from aifx.curation.labels.applying import decide
 from aifx.curation.labels.contents import Shown, shown_rows
 from aifx.curation.labels.queue import probabilities_of, read_predictions
@@ -53,7 +54,7 @@ class Suspect:
 
 
 @dataclass(frozen=True)
-class Suspects:
+class Suspects(Result):
     """The document of `aifx data label suspects --json`.
 
     Attributes:

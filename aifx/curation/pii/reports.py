@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
+from aifx.core.errors import ExitCode
 from aifx.core.files import replacing
 from aifx.core.json_values import encode_json
 from aifx.core.progress import report_progress
+from aifx.core.results import Result
 from aifx.curation.execution import DONE, OUT, Made, TaskResult, in_processes
 from aifx.curation.pii.detector import SEARCHES
 from aifx.curation.pii.steps import FindPii, text_columns, unsearched_columns
@@ -61,7 +63,7 @@ class PiiKind:
 
 
 @dataclass(frozen=True)
-class PiiReport:
+class PiiReport(Result):
     """The document of `aifx data pii --json`.
 
     Attributes:
@@ -81,6 +83,10 @@ class PiiReport:
     kinds: tuple[PiiKind, ...]
     spans: tuple[PiiSpan, ...] = ()
     made: MadeVersion | None = None
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.VERDICT if self.made is None and self.rows_found else ExitCode.OK
 
 
 def search(step: FindPii, limits: Limits, most_spans: int = 0, output: Path | None = None) -> PiiReport:

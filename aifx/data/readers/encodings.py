@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from aifx.core.digests import Sha256
 from aifx.core.errors import DataError
 from aifx.core.file_states import FileState
-from aifx.data.readers.likely_encodings import SAMPLE_BYTES, likely_encodings, listed
+from aifx.core.plurals import either
+from aifx.data.readers.likely_encodings import SAMPLE_BYTES, SHOWN, likely_encodings
 from aifx.data.readers.streams import Utf8
 
 if TYPE_CHECKING:
@@ -115,12 +116,12 @@ def undecodable(
     is_utf8 = first.encodings[:1] == ("utf-8",)
     parts = [first.why]
     if first.encodings and not is_utf8:
-        parts.append(f"it seems to be {listed(first.encodings)}")
+        parts.append(f"it seems to be {either(first.encodings[:SHOWN])}")
     if total:
         parts.append(f"{total:,} bad byte{'s' * (total > 1)} in {place}")
     hint = conversion(file, first.encodings)
     if is_utf8 and line_encodings and line_encodings[0] != "utf-8":
-        parts.insert(1, f"the line seems to be {listed(line_encodings)}")
+        parts.insert(1, f"the line seems to be {either(line_encodings[:SHOWN])}")
         hint = conversion(file, line_encodings, first.where.removeprefix(":"))
     if is_utf8 and is_replaceable:
         hint = "aifx train --set data.errors=replace  # most of it is UTF-8"

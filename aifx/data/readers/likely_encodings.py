@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Sequence
 
 BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -84,12 +83,6 @@ def likely_encodings(sample: bytes) -> list[str]:
     if names and names[0] in LATIN:
         names = _latin(excerpt)
     return [codecs.lookup(name).name for name in dict.fromkeys(names)]
-
-
-def listed(encodings: Sequence[str]) -> str:
-    """The first encodings, as a message names them: "cp1252, cp1250 or mac-roman"."""
-    shown = encodings[:SHOWN]
-    return " or ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
 
 
 def _wide(sample: bytes) -> list[str]:

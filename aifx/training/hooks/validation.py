@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aifx.config import Config
-from aifx.config.best_by import LOSS, BestBy, best_by_of, mean_of, score_of
+from aifx.config.best_by import LOSS, BestBy, best_by_of, score_of
+from aifx.core.plurals import mean_of
 from aifx.evaluation.held_out import evaluate_split
 from aifx.parallel.group import Group
 from aifx.programs.build import Programs

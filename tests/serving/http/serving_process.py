@@ -23,9 +23,10 @@ from aifx.core.web.sockets import bind, url_of
 from aifx.serving.http.app import open_server
 from aifx.serving.http.services import TEXT_OPERATIONS
 from aifx.serving.http.text import TextState
+from aifx.verbs import serving
 
 
-def prepare(*_: Any) -> command.Prepared:
+def prepare(*_: Any) -> serving.Prepared:
     engine = ToyEngine(step_s=float(os.environ["AIFX_TEST_STEP_S"]))
     settings = ServeSection(drain_s=float(os.environ["AIFX_TEST_DRAIN_S"]))
     bound = bind("127.0.0.1", 0, port_hint="")
@@ -33,11 +34,11 @@ def prepare(*_: Any) -> command.Prepared:
         engine=engine, tokenizer=engine.tokenizer, renderer=None, name="toy", settings=settings,
         log=AccessLog(Path("access.jsonl")), operations=TEXT_OPERATIONS,
     )  # fmt: skip
-    listening = command.Listening(
+    listening = serving.Listening(
         url=url_of(bound), run="main", step=3, model="toy", routes=[], adapters=[], system_fingerprint="toy",
         slots=[8], pool_tokens=1, max_model_len=4096, is_reproducible=True,
     )  # fmt: skip
-    return command.Prepared(open_server(state, bound), listening, None)
+    return serving.Prepared(open_server(state, bound), listening, None)
 
 
 async def be_busy(_: HttpServer) -> int:
@@ -49,6 +50,7 @@ async def be_busy(_: HttpServer) -> int:
 if __name__ == "__main__":
     if "AIFX_TEST_BUSY" in os.environ:
         HttpServer._drain = be_busy  # type: ignore[method-assign]
-    command.prepare = prepare
-    command.find_project = lambda: SimpleNamespace(existing_run=lambda run: None)  # type: ignore[assignment,return-value]
+    serving.prepare = prepare
+    serving.open_run = lambda run: (None, None)  # type: ignore[assignment,return-value]
+    command.find_project = lambda: SimpleNamespace(existing_run=lambda run: SimpleNamespace(path="main"))  # type: ignore[assignment,return-value]
     main()

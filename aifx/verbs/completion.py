@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 
 from aifx.core.errors import AifxError
@@ -118,3 +119,17 @@ def _values(name: str) -> list[str]:
     elif not words:
         words = [str(default) for default in defaults if isinstance(default, int | float | str)]
     return [f"{name}{word}" for word in dict.fromkeys(words) if re.fullmatch(r"[A-Za-z0-9._-]+", word)]
+
+
+def settings_named(word: str) -> list[str]:
+    """The settings that a word may mean, which other programs have as an option: "lr"."""
+    from aifx.kinds import KINDS
+
+    return list(KINDS.settings_named(word))
+
+
+def settings_meant(word: str, keys: Sequence[str]) -> str:
+    """The suggestion to use one of these settings instead of a word."""
+    from aifx.config.foreign_keys import suggestion
+
+    return suggestion(word, " or ".join(keys))

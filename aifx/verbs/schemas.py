@@ -1,6 +1,6 @@
 """The JSON Schemas in docs/schemas, from the types of what aifx prints and writes.
 
-`python -m aifx.commands.schemas` writes them. Needs Python 3.12 or newer.
+`python -m aifx.verbs.schemas` writes them. Needs Python 3.12 or newer.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, TypedDict
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from aifx.commands.console.writing import SCHEMA_VERSION
 from aifx.core.errors import ErrorDocument
+from aifx.core.results import SCHEMA_VERSION
 
 
 class FailedCommand(TypedDict):
@@ -40,11 +40,6 @@ def command_types() -> dict[str, Any]:
     from aifx.checkpoint.copying import CopiedCheckpoint
     from aifx.checkpoint.orbax import OrbaxCheckpoint
     from aifx.cluster.launched import LaunchList
-    from aifx.commands.config import group as config
-    from aifx.commands.data.label import LabelServerStarted
-    from aifx.commands.predict.command import Predictions
-    from aifx.commands.runs import manage, page
-    from aifx.commands.serve.command import Listening
     from aifx.config.schema import SettingList
     from aifx.curation import query
     from aifx.curation.add_reports import AddedFiles, ListedFiles
@@ -83,6 +78,11 @@ def command_types() -> dict[str, Any]:
     from aifx.sweeps.starting import PlannedSweep
     from aifx.tasks.shown import ShownBatch, ShownData
     from aifx.training.records import TrainDocument
+    from aifx.verbs import configuration, runs
+    from aifx.verbs.data_labels import LabelServerStarted
+    from aifx.verbs.data_steps import MadeMix
+    from aifx.verbs.prediction import Predictions
+    from aifx.verbs.serving import Listening
 
     return {
         "version": Version,
@@ -100,12 +100,12 @@ def command_types() -> dict[str, Any]:
         "serve-replay": ReplayReport,
         "export": ExportedModel,
         "runs-ls": status.RunList,
-        "runs-show": page.RunDetails,
+        "runs-show": runs.RunDetails,
         "runs-compare": comparison.Comparison,
         "runs-watch": status.RunStatus,
-        "runs-rm": manage.RemovedRuns,
-        "runs-rename": manage.RenamedRun,
-        "runs-tag": manage.TaggedRun,
+        "runs-rm": runs.RemovedRuns,
+        "runs-rename": runs.RenamedRun,
+        "runs-tag": runs.TaggedRun,
         "ckpt-ls": inspection.CheckpointList,
         "ckpt-show": inspection.ShownCheckpoint | OrbaxCheckpoint,
         "ckpt-verify": inspection.VerifiedCheckpoint | inspection.VerifiedCheckpoints,
@@ -120,7 +120,7 @@ def command_types() -> dict[str, Any]:
         "data-add": AddedFiles | ListedFiles,
         "data-ls": VersionList,
         "data-clean": MadeVersion,
-        "data-mix": MadeVersion,
+        "data-mix": MadeMix,
         "data-pii": PiiReport,
         "data-verify": Verification,
         "data-profile": VersionProfile,
@@ -140,8 +140,8 @@ def command_types() -> dict[str, Any]:
         "data-label-agreement": Agreement,
         "data-label-apply": MadeVersion,
         "data-report": DatasetReport,
-        "config-show": config.ShownConfig,
-        "config-check": config.CheckedConfig,
+        "config-show": configuration.ShownConfig,
+        "config-check": configuration.CheckedConfig,
         "config-keys": SettingList,
         "kernels-explain": kernels.ExplainedKernels,
         "kernels-tune": kernels.TunedKernels,
@@ -262,7 +262,7 @@ def schemas() -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    folder = Path(__file__).resolve().parents[1] / "docs" / "schemas"  # of a checkout, in which commands/ lies
+    folder = Path(__file__).resolve().parents[2] / "docs" / "schemas"  # of a checkout
     shutil.rmtree(folder)
     for name, schema in schemas().items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

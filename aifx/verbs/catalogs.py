@@ -1,0 +1,168 @@
+"""The data sets that the arguments of a verb name, and what its step may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
+
+from aifx.core import parsing
+from aifx.core.errors import UsageError
+from aifx.core.project import CONFIG_NAME, Project, find_project
+from aifx.verbs.arguments import StrPath
+
+if TYPE_CHECKING:
+    from aifx.config.sections import DataSection
+    from aifx.curation.execution import Made, Runner
+    from aifx.curation.step import Limits, Step
+    from aifx.data.versions.catalog import Catalog
+    from aifx.data.versions.manifest import Manifest
+
+DEFAULT_MEMORY = "2GB"
+LEAST_MEMORY = 256 << 20
+
+
+class StepOptions(TypedDict, total=False):
+    """Arguments of the verbs that run a step on a data set.
+
+    Attributes:
+        project: a folder in the project whose data sets are meant.
+        root: folder or URL with the data sets; by default `datasets.root` of the project.
+        memory: most memory to use, such as "4GB". What exceeds it goes to disk.
+        workers: number of processes; by default one per core.
+        on: run tasks in local processes, as a job of Slurm, or by Ray.
+        jobs: elements of Slurm's array job.
+        ray_address: a running cluster of Ray; by default RAY_ADDRESS, and without it Ray starts on this machine.
+    """
+
+    project: StrPath
+    root: str | None
+    memory: str
+    workers: int | None
+    on: Literal["local", "slurm", "ray"]
+    jobs: int | None
+    ray_address: str | None
+
+
+@dataclass(frozen=True)
+class StepPlace:
+    """Where a step finds its data sets, and what it may use."""
+
+    catalog: Catalog
+    project: Project | None
+    limits: Limits
+    runner: Runner | None
+
+    def execute(self, step: Step, name: str, accepts: Callable[[Manifest], bool] = lambda _: True) -> Made:
+        """Make the version of the data set `name` that `step` describes."""
+        from aifx.curation.execution import execute
+
+        return execute(step, name, self.catalog, self.limits, self.runner, accepts)
+
+
+def open_place(**options: Unpack[StepOptions]) -> StepPlace:
+    """The place that a verb's options name. Raises UsageError."""
+    folder = options.get("project", ".")
+    catalog, project = find_catalog(options.get("root"), folder)
+    limits = limits_of(options.get("memory", DEFAULT_MEMORY), options.get("workers"))
+    return StepPlace(catalog, project, limits, _runner(catalog, options))
+
+
+def _runner(catalog: Catalog, options: StepOptions) -> Runner | None:
+    """The runner of the tasks; None for processes of this machine.
+
+    Raises UsageError for options of another runner, and for a remote root if other machines run tasks.
+    """
+    on, jobs, address = options.get("on", "local"), options.get("jobs"), options.get("ray_address")
+    if jobs is not None and on != "slurm":
+        raise UsageError("--jobs can only be used with --on slurm", "it is the size of an array job", "--workers N")
+    if address is not None and on != "ray":
+        raise UsageError("--ray-address can only be used with --on ray", f"this is --on {on}", "--on ray")
+    if on == "local":
+        return None
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if catalog.local is None and (on == "slurm" or address != "local"):
+        why = f"its nodes work in a folder that all of them see, and {catalog.store.url} is none"
+        raise UsageError(f"--on {on} needs a root on a shared disk", why, "--root /shared/datasets")
+    if on == "ray":
+        from aifx.curation.on_ray import OnRay
+
+        return OnRay(address, options.get("workers"))
+    from aifx.curation.on_slurm import OnSlurm
+    from aifx.kinds import load_config
+
+    project = find_project(Path(options.get("project", ".")))
+    config = load_config(project)
+    return OnSlurm(config.launch, config.slurm, project.root, jobs)
+
+
+def find_catalog(root: str | None, folder: StrPath = ".") -> tuple[Catalog, Project | None]:
+    """The data sets below `root`, or those of the project around a folder, and that project."""
+    from aifx.data.versions.catalog import open_catalog
+
+    if root is not None:
+        return open_catalog(root), None
+    from aifx.kinds import load_config  # takes a quarter of a second
+
+    if (project := project_around(folder)) is None:
+        why = f"no {CONFIG_NAME} in {os.path.abspath(folder)} or above it names their folder"
+        raise UsageError("the data sets' folder is not known", why, "--root FOLDER, or aifx init my-project")
+    return open_catalog(load_config(project).datasets.root, project), project
+
+
+def project_around(folder: StrPath = ".") -> Project | None:
+    """The project around a folder, if there is one."""
+    try:
+        return find_project(Path(folder))
+    except UsageError:
+        return None
+
+
+def implicit_section(reference: str | None, catalog: Catalog, project: Project | None) -> DataSection | None:
+    """`[data]` of the project if `reference` is a key of it that names files, such as "data.train"; otherwise None.
+
+    A data set of that name is meant first.
+    """
+    from aifx.data.implicit import KEYS
+    from aifx.kinds import load_config
+
+    name = (reference or "").partition("@")[0]
+    if project is None or name not in KEYS or catalog.latest(name) is not None:
+        return None
+    return load_config(project).data
+
+
+@contextmanager
+def opened_rows(reference: str, root: str | None, folder: StrPath) -> Iterator[tuple[str, Catalog]]:
+    """The data set that `reference` names, or one of the files that a key of aifx.toml names; and its catalog.
+
+    Of files, both are there as long as the context is open.
+    """
+    catalog, project = find_catalog(root, folder)
+    section = implicit_section(reference, catalog, project)
+    if section is None or project is None:
+        yield reference, catalog
+        return
+    from aifx.curation.named_files import named_rows
+
+    with named_rows(reference, section, project) as found:
+        yield found
+
+
+def limits_of(memory: str, workers: int | None) -> Limits:
+    """Raises UsageError for a size that cannot be read or is too small."""
+    from aifx.curation.step import Limits
+
+    try:
+        size = parsing.parse_size(memory)
+    except ValueError:
+        why = "sizes are numbers with KB, MB, GB or TB"
+        raise UsageError(f"--memory {memory!r} is not a size", why, "--memory 4GB") from None
+    if size < LEAST_MEMORY:
+        raise UsageError(f"--memory {memory} is too little", "a process needs 256 MiB", "--memory 256MiB")
+    count = workers or len(os.sched_getaffinity(0))
+    # Several processes have a parent beside them; one worker runs in the parent itself.
+    return Limits(size, max(1, min(count, size // LEAST_MEMORY - 1)))

@@ -1,0 +1,405 @@
+"""Steps that make a version of a data set from one of its versions, or from other data sets."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Unpack
+
+from aifx.core.errors import ExitCode, UsageError
+from aifx.core.plurals import counted
+from aifx.curation.execution import execute
+from aifx.curation.reports import MadeVersion, made_version
+from aifx.curation.step import Limits
+from aifx.verbs.arguments import StrPath
+from aifx.verbs.catalogs import StepOptions, StepPlace, find_catalog, open_place
+
+if TYPE_CHECKING:
+    from aifx.curation.audit import Audit
+    from aifx.curation.decontaminate import Contamination
+    from aifx.curation.overlap import Reference
+    from aifx.curation.pii.reports import PiiReport
+    from aifx.data.versions.manifest import Version
+
+log = logging.getLogger(__name__)
+
+DEFAULT_NEAR = 0.8
+
+
+def data_clean(
+    name: str,
+    *,
+    rules: Sequence[str] = ("gopher",),
+    languages: Sequence[str] | None = (),
+    unicode: Literal["NFC", "NFKC", "none"] = "NFC",
+    repair: bool = True,
+    max_dropped: float = 0.5,
+    **options: Unpack[StepOptions],
+) -> MadeVersion:
+    """Repair texts, and drop rows by language, length and repetition.
+
+    If more rows are dropped than allowed, the result is not accepted, and the name still means the version before.
+
+    Args:
+        name: data set: "NAME" for its latest version, or "NAME@VERSION".
+        rules: sets of rules to apply: "gopher", "c4", "fineweb", or paths to .toml files.
+        languages: keep rows in these languages, such as "en"; by default in all. None identifies no language.
+        unicode: Unicode form of the texts.
+        repair: repair wrongly decoded text, and remove control characters.
+        max_dropped: most rows that may be dropped, as a share.
+
+    Example:
+        >>> cleaned = aifx.data_clean("corpus", rules=[], languages=["en"])
+        >>> cleaned.reference.startswith("corpus@"), cleaned.is_accepted
+        (True, True)
+    """
+    from aifx.curation.cleaning import Clean, check_text, dropped_share
+    from aifx.curation.rules import load_rules
+
+    place = open_place(**options)
+    kept = None if languages is None else _known_languages(languages)
+    chosen = load_rules(rules, Path.cwd())
+    parent = place.catalog.open(name)
+    check_text(parent.manifest)
+    if kept is None and (bound := [rule.id for rule in chosen if rule.languages]):
+        log.info("--languages none: %s judges no row, because it is for some languages", ", ".join(bound))
+    step = Clean((parent,), chosen, kept, unicode, repair)
+    made = place.execute(step, parent.manifest.name, lambda manifest: dropped_share(manifest) <= max_dropped)
+    if not made.is_accepted:
+        share, what = dropped_share(made.version.manifest), parent.manifest.name
+        more = f"{share:.1%} of the rows are dropped, more than --max-dropped {max_dropped:g}"
+        log.info("%s: %s still means the version before", more, what)
+    return made_version(made)
+
+
+def _known_languages(codes: Sequence[str]) -> tuple[str, ...]:
+    """Raises UsageError for a code that is not known."""
+    if not codes:
+        return ()
+    from aifx.curation.languages import code_of, known_languages
+
+    known = known_languages()
+    for code in codes:
+        if code not in known:
+            meant = code_of(code)
+            why = f"did you mean {meant!r}?" if meant in known else "languages have codes of ISO 639, such as en, de"
+            raise UsageError(f"--languages: no language {code!r}", why, "--languages en,de")
+    return tuple(dict.fromkeys(codes))
+
+
+def data_dedupe(
+    name: str,
+    *,
+    near: float | None = None,
+    mark: bool = False,
+    rebuild_sketches: bool = False,
+    **options: Unpack[StepOptions],
+) -> MadeVersion:
+    """Drop duplicates: rows that are copies of another, and texts that are nearly the same.
+
+    Args:
+        name: data set: "NAME" for its latest version, or "NAME@VERSION".
+        near: least Jaccard similarity of near duplicates, such as 0.8; by default only exact copies.
+        mark: keep all rows, and only write the cluster of each to the column "_cluster".
+        rebuild_sketches: delete the sketches that the data set keeps, and make others.
+
+    Example:
+        >>> aifx.data_dedupe("corpus").dropped
+        1
+    """
+    from aifx.curation.dedupe import Dedupe
+
+    _check_similarity(near)
+    place = open_place(**options)
+    version = place.catalog.open(name)
+    if rebuild_sketches:
+        _delete_sketches(place, version)
+    return made_version(place.execute(Dedupe((version,), near, mark), version.manifest.name))
+
+
+def data_dedupe_audit(
+    name: str,
+    *,
+    near: float = DEFAULT_NEAR,
+    pairs: int = 1000,
+    min_recall: float = 0.98,
+    seed: int = 0,
+    rebuild_sketches: bool = False,
+    **options: Unpack[StepOptions],
+) -> Audit:
+    """Plant edited copies of rows, and report which of them `data_dedupe` finds. Makes no version.
+
+    The audit fails if it finds too few, or joins a pair wrongly.
+
+    Args:
+        name: data set: "NAME" for its latest version, or "NAME@VERSION".
+        near: least Jaccard similarity of near duplicates.
+        pairs: copies to plant.
+        min_recall: least share of the copies to find.
+        seed: of the copies.
+        rebuild_sketches: delete the sketches that the data set keeps, and make others.
+
+    Example:
+        >>> aifx.data_dedupe_audit("corpus", pairs=20).wrong_merges
+        0
+    """
+    from aifx.curation.audit import audit
+
+    _check_similarity(near)
+    place = open_place(**options)
+    version = place.catalog.open(name)
+    if rebuild_sketches:
+        _delete_sketches(place, version)
+    with tempfile.TemporaryDirectory() as folder:
+        return audit(version, near, pairs, min_recall, seed, Path(folder), place.limits)
+
+
+def _delete_sketches(place: StepPlace, version: Version) -> None:
+    from aifx.curation.dedupe import sketches_of
+
+    shutil.rmtree(sketches_of(place.catalog, version.manifest.name), ignore_errors=True)
+
+
+def _check_similarity(near: float | None) -> None:
+    """Raises UsageError if it is no Jaccard similarity that can be searched for."""
+    if near is not None and not 0.2 <= near <= 1:
+        why = "a Jaccard similarity below 0.2 makes almost every row a candidate, and none exceeds 1"
+        raise UsageError(f"--near {near:g} is not between 0.2 and 1", why, f"--near {DEFAULT_NEAR}")
+
+
+def data_split(
+    name: str,
+    *,
+    validation: float = 0.05,
+    test: float = 0.1,
+    near: float | None = None,
+    seed: int = 0,
+    **options: Unpack[StepOptions],
+) -> MadeVersion:
+    """Send each row to training, validation or test, so that near duplicates are in one split.
+
+    The column "_split" holds the split. It depends on the row's duplicate cluster and the seed alone.
+
+    Args:
+        name: data set: "NAME" for its latest version, or "NAME@VERSION".
+        validation: share of the clusters for validation.
+        test: share of the clusters for the test.
+        near: least Jaccard similarity of texts that stay together; by default 0.8 for text, otherwise copies do.
+        seed: of the hash that chooses the split.
+
+    Example:
+        >>> splits = aifx.data_split("corpus", validation=0.2, test=0.2).facts
+        >>> sum(splits[split] for split in ("train", "validation", "test") if split in splits)
+        3
+    """
+    from aifx.curation.split import Split
+
+    _check_similarity(near)
+    if validation + test >= 1:
+        why = f"--validation {validation:g} and --test {test:g} leave nothing for training"
+        raise UsageError("the shares are too large", why, f"aifx data split {name} --validation 0.05 --test 0.1")
+    place = open_place(**options)
+    version = place.catalog.open(name)
+    if near is None and version.manifest.kind == "text":
+        near = DEFAULT_NEAR
+    return made_version(place.execute(Split((version,), validation, test, near, seed), version.manifest.name))
+
+
+def data_decontaminate(
+    name: str, *, against: Sequence[StrPath] = (), text_field: str = "text", **options: Unpack[StepOptions]
+) -> MadeVersion:
+    """Make a version without the rows that share 13 words in a row with the texts of a test.
+
+    Args:
+        name: data set: "NAME" for its latest version, or "NAME@VERSION".
+        against: data sets or files with texts that must not be in it; by default its own validation and test rows,
+            and the validation and test splits of the project.
+        text_field: field with the text in these files.
+
+    Example:
+        >>> aifx.data_decontaminate("corpus", against=["benchmark.jsonl"]).dropped
+        1
+    """
+    from aifx.curation.decontaminate import Decontaminate
+
+    place = open_place(**options)
+    version = place.catalog.open(name)
+    with tempfile.TemporaryDirectory() as folder:
+        references = _references(place, version, against, text_field, Path(folder))
+        return made_version(place.execute(Decontaminate((version,), references), version.manifest.name))
+
+
+def data_contamination(
+    name: str,
+    *,
+    against: Sequence[StrPath] = (),
+    text_field: str = "text",
+    show: int = 20,
+    **options: Unpack[StepOptions],
+) -> Contamination:
+    """Find the rows that `data_decontaminate` drops. The verdict is bad if there is one.
+
+    Args:
+        show: number of these rows to list.
+
+    The other arguments are those of `data_decontaminate`.
+
+    Example:
+        >>> aifx.data_contamination("corpus", against=["benchmark.jsonl"]).overlapping
+        0
+    """
+    from aifx.curation.decontaminate import find_contamination
+
+    place = open_place(**options)
+    version = place.catalog.open(name)
+    with tempfile.TemporaryDirectory() as folder:
+        references = _references(place, version, against, text_field, Path(folder))
+        work = Path(folder, "index")
+        work.mkdir()
+        return find_contamination(version, references, work, place.limits, show)
+
+
+def _references(
+    place: StepPlace, version: Version, against: Sequence[StrPath], text_field: str, folder: Path
+) -> tuple[Reference, ...]:
+    """The texts to compare with; those of files are written into a folder. Raises UsageError, DataError."""
+    from aifx.curation.references import ReferenceFiles, held_out_references, open_references
+    from aifx.kinds import load_config
+
+    if version.manifest.kind != "text":
+        why = f"{version.reference} holds {version.manifest.kind}"
+        raise UsageError("decontaminate is for text", why, "aifx data ls")
+    files = ReferenceFiles(place.project.root if place.project else Path.cwd(), folder / "texts", place.limits)
+    if against:
+        return open_references([os.fspath(each) for each in against], place.catalog, files, text_field)
+    section = load_config(place.project).data if place.project is not None else None
+    return held_out_references(version, section, place.project, files)
+
+
+def data_pii(
+    name: str,
+    *,
+    mask: bool = False,
+    drop: bool = False,
+    kinds: Sequence[str] | None = None,
+    region: Sequence[str] = ("US",),
+    spans: int = 10,
+    output: StrPath | None = None,
+    **options: Unpack[StepOptions],
+) -> PiiReport:
+    """Find personal data and secrets in texts; mask them, or drop their rows.
+
+    The verdict is bad if something is found and neither masked nor dropped. The report never has the data itself.
+
+    Args:
+        name: data set: "NAME" for its latest version, or "NAME@VERSION".
+        mask: make a version with "[EMAIL]" and so on instead.
+        drop: make a version without the rows that have any.
+        kinds: to look for: "email", "phone", "credit_card", "iban", "national_id", "ip_address", "mac_address",
+            "api_key", "private_key", "jwt", "crypto_wallet", and "name" with the extra pii-names. By default all
+            except "name".
+        region: countries whose telephone numbers are found without "+".
+        spans: number of places to list.
+        output: file for all places, as lines of JSON.
+
+    Example:
+        >>> [(kind.kind, kind.rows) for kind in aifx.data_pii("corpus", mask=True).kinds]
+        [('email', 1)]
+    """
+    from aifx.curation.pii.detector import KINDS, make_detector
+    from aifx.curation.pii.reports import report_made, search
+    from aifx.curation.pii.steps import FindPii, RemovePii, text_columns
+
+    if mask and drop:
+        why = "a dropped row has no mask"
+        raise UsageError("--mask and --drop cannot be used together", why, "leave one of them out")
+    if output is not None and (mask or drop):
+        why = "places are those of the version that is searched"
+        raise UsageError("--output cannot be used with --mask or --drop", why, "run it first without them")
+    if options.get("on", "local") != "local" and not (mask or drop):
+        raise UsageError("--on slurm requires --mask or --drop", "without them no version is made", "leave it out")
+    detector = make_detector(KINDS if kinds is None else kinds, region)
+    place = open_place(**options)
+    version = place.catalog.open(name)
+    text_columns(version.manifest)
+    if mask or drop:
+        step = RemovePii((version,), detector, "mask" if mask else "drop")
+        return report_made(version, place.execute(step, version.manifest.name))
+    report = search(FindPii((version,), detector), place.limits, spans, None if output is None else Path(output))
+    if report.exit_code == ExitCode.VERDICT:
+        rows = counted(report.rows, "row")
+        log.info("%s of %s have personal data: --mask or --drop removes it", f"{report.rows_found:,}", rows)
+    return report
+
+
+@dataclass(frozen=True)
+class MixedVersion:
+    """A version in a mix.
+
+    Attributes:
+        share: of the training tokens.
+        epochs: most times that training reads each row; None without a bound.
+    """
+
+    reference: str
+    share: float
+    epochs: float | None
+    rows: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class MadeMix(MadeVersion):
+    """The document of `aifx data mix --json`.
+
+    Attributes:
+        reference: "name@version".
+        parents: versions that it was made from.
+        rows, size_bytes: those of its parents.
+        dropped: rows that the step left out: none.
+        dropped_by: the same by rule.
+        facts: what the step found.
+        is_new: False if the same version was there already.
+        is_accepted: whether the name alone means this version: always.
+        mixed: the versions in the mix.
+    """
+
+    mixed: tuple[MixedVersion, ...]
+
+
+def data_mix(
+    name: str, *sets: str, epochs: Sequence[str] = (), root: str | None = None, project: StrPath = "."
+) -> MadeMix:
+    """Mix data sets of text into one, which training streams without a copy of their rows.
+
+    When training has read a set as often as `epochs` allows, it reads the others in proportion to their weights.
+
+    Args:
+        name: data set to make.
+        sets: "SET:WEIGHT" each: data sets with their shares of the training tokens, which need not sum to 1.
+        epochs: "SET:N", or "N" for all sets: most times that training reads each row; by default without a bound.
+        root: folder or URL with the data sets; by default `datasets.root` of the project.
+        project: a folder in the project whose data sets are meant.
+
+    Example:
+        >>> blend = aifx.data_mix("blend", "corpus:3", "letters:1", epochs=["letters:2"])
+        >>> [round(one.share, 2) for one in blend.mixed]
+        [0.75, 0.25]
+    """
+    from aifx.curation.mix import mix_of, parse_sets
+
+    asked = parse_sets(sets, epochs)
+    catalog, _ = find_catalog(root, project)
+    step = mix_of(asked, catalog)
+    made = made_version(execute(step, name, catalog, Limits(1 << 30, 1)))
+    whole = sum(step.weights)
+    mixed = tuple(
+        MixedVersion(parent.reference, weight / whole, epochs, parent.manifest.rows, parent.manifest.bytes)
+        for parent, weight, epochs in zip(step.parents, step.weights, step.epochs, strict=True)
+    )
+    return MadeMix(**vars(made), mixed=mixed)

@@ -1,0 +1,166 @@
+"""Measuring models on held-out data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from aifx.core.errors import UsageError
+from aifx.core.project import open_run
+from aifx.core.steps import parse_step
+from aifx.verbs.arguments import Settings, Step, StrPath, overrides
+from aifx.verbs.jobs import OnLost, is_first_of_job, joined_job
+
+if TYPE_CHECKING:
+    from aifx.data.splits import Split
+    from aifx.evaluation.dataset import DatasetReport, DatasetReports
+    from aifx.evaluation.held_out import BetterLast, Part
+    from aifx.evaluation.held_out import Report as Evaluation
+
+
+@overload
+def evaluate(
+    run: StrPath,
+    *,
+    split: Split | None = ...,
+    gates: Sequence[str] = ...,
+    step: Step = ...,
+    settings: Settings = ...,
+    html: StrPath | None = ...,
+    on_lost: OnLost = ...,
+) -> Evaluation: ...
+
+
+@overload
+def evaluate(
+    run: StrPath,
+    *,
+    data: Sequence[StrPath],
+    gates: Sequence[str] = ...,
+    step: Step = ...,
+    settings: Settings = ...,
+    html: StrPath | None = ...,
+    on_lost: OnLost = ...,
+) -> DatasetReports: ...
+
+
+@overload
+def evaluate(
+    run: StrPath,
+    *,
+    split: Split | None = ...,
+    data: Sequence[StrPath] = ...,
+    gates: Sequence[str] = ...,
+    step: Step = ...,
+    settings: Settings = ...,
+    html: StrPath | None = ...,
+    on_lost: OnLost = ...,
+) -> Evaluation | DatasetReports: ...
+
+
+def evaluate(
+    run: StrPath,
+    *,
+    split: Split | None = None,
+    data: Sequence[StrPath] = (),
+    gates: Sequence[str] = (),
+    step: Step = None,
+    settings: Settings = None,
+    html: StrPath | None = None,
+    on_lost: OnLost = lambda _: None,
+) -> Evaluation | DatasetReports:
+    """Measure a checkpoint on a held-out split, or on files of other data, and compare it with gates.
+
+    The report is also kept in the run. The verdict is bad if a gate fails. With `data`, each file has a report of its
+    own, and the data that the run was trained on is not read.
+
+    Args:
+        run: the run's folder.
+        split: "test", "validation" or "train"; `eval.split` by default.
+        data: files to measure instead of a split.
+        gates: conditions in addition to `eval.gates`: "loss <= 3.5".
+        step: a step that has a checkpoint, "best" or "last"; by default `eval.checkpoint`.
+        settings: values over those of the run's configuration, by key.
+        html: file to write the report to, too, as a page with the worst errors.
+        on_lost: called in a job of several processes if another one is lost, before this one ends.
+
+    Example:
+        >>> report = aifx.evaluate("runs/main", gates=["loss <= 99"])
+        >>> report.passed
+        True
+        >>> [one.passed for one in aifx.evaluate("runs/main", data=["texts/times.txt"]).datasets]
+        [True]
+    """
+    files = [Path(path) for path in data]
+    if files and split is not None:
+        why = "a data set is measured whole"
+        raise UsageError("--split cannot be used with --data", why, f"aifx eval --data {files[0]}")
+    _check_gates(gates)
+    directory, project = open_run(run)
+    asked = {"--split": split, "--data": list(map(str, files)), "--step": step, "--gate": list(gates)}
+    how: dict[str, Any] = {"gates": gates, "step": parse_step(step), "overrides": overrides(settings)}
+    with joined_job("eval", directory, project, settings, on_lost, **asked):
+        report: Evaluation | DatasetReports
+        parts: Sequence[Part]
+        if files:
+            from aifx.evaluation.dataset import measure_files
+
+            report, parts = measure_files(directory, project, files, **how)
+        else:
+            from aifx.evaluation.held_out import measure
+
+            report, part = measure(directory, project, split=split, **how)
+            parts = [part]
+    if html is not None and is_first_of_job():
+        from aifx.core.pages import write_page
+        from aifx.evaluation.page import report_page
+
+        write_page(report_page(report, parts), Path(html))
+    return report
+
+
+def evaluate_benchmark(
+    run: StrPath,
+    *files: StrPath,
+    chat: bool = False,
+    gates: Sequence[str] = (),
+    step: Step = None,
+    settings: Settings = None,
+    on_lost: OnLost = lambda _: None,
+) -> DatasetReports:
+    """Ask a language model the questions of files, and compare its answers with gates.
+
+    The report is also kept in the run. The verdict is bad if a gate fails.
+
+    Args:
+        run: the run's folder.
+        files: with questions.
+        chat: ask each question as a user's message in a chat.
+        gates: conditions: "acc_norm_low >= 0.3".
+        step: a step that has a checkpoint, "best" or "last"; by default `eval.checkpoint`.
+        settings: values over those of the run's configuration, by key.
+        on_lost: called in a job of several processes if another one is lost, before this one ends.
+
+    Example:
+        >>> measured = aifx.evaluate_benchmark("runs/main", "questions.jsonl").datasets[0]
+        >>> measured.metrics["questions"]
+        2
+    """
+    from aifx.evaluation.benchmark import measure_benchmarks
+
+    _check_gates(gates)
+    directory, project = open_run(run)
+    paths = [Path(file) for file in files]
+    asked = {"--benchmark": list(map(str, paths)), "--step": step, "--gate": list(gates)}
+    how: dict[str, Any] = {"gates": gates, "step": parse_step(step), "overrides": overrides(settings)}
+    with joined_job("eval", directory, project, settings, on_lost, **asked):
+        return measure_benchmarks(directory, project, paths, chat=chat, **how)[0]
+
+
+def _check_gates(gates: Sequence[str]) -> None:
+    """Refuse malformed gates before JAX is loaded. Raises UsageError."""
+    from aifx.config.gates import parse_gate
+
+    for gate in gates:
+        parse_gate(gate)

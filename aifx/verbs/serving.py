@@ -1,0 +1,191 @@
+"""Serving a trained model over HTTP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aifx.core.errors import AifxError, EnvironmentFault, UsageError
+from aifx.core.project import Project, RunDirectory, open_run
+from aifx.core.results import Result
+from aifx.core.steps import StepChoice, parse_step
+from aifx.verbs.arguments import Settings, Step, StrPath, overrides
+from aifx.verbs.servers import RunningServer
+
+if TYPE_CHECKING:
+    from aifx.core.web.server import HttpServer
+    from aifx.serving.http.services import Service
+    from aifx.serving.record import ReplayReport
+
+
+@dataclass(frozen=True)
+class Listening(Result):
+    """The line that `aifx serve --json` prints when the server takes requests.
+
+    Attributes:
+        model: its name in the API.
+        system_fingerprint: the digest of weights and programs, which each answer has.
+        routes: those of the run's task, such as "/v1/completions", without those that every server has.
+        pool_tokens: capacity of the page pool, in tokens of running requests and cached prompts.
+        max_model_len: most tokens of a request with its answer.
+        rows_per_batch: rows that one call of the program predicts; null for text. `adapters`, `slots`, `pool_tokens`
+            and `max_model_len` are null for predictions.
+        is_reproducible: whether a check on this device showed that an answer's bits do not depend on other requests.
+    """
+
+    url: str
+    run: str
+    step: int
+    model: str
+    routes: list[str]
+    system_fingerprint: str
+    is_reproducible: bool
+    adapters: list[str] | None = None
+    slots: list[int] | None = None
+    pool_tokens: int | None = None
+    max_model_len: int | None = None
+    rows_per_batch: int | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A server whose model has answered once."""
+
+    server: HttpServer
+    listening: Listening
+    service: Service
+
+    def watch(self, choice: StepChoice | None, canary: Path | None, overrides: Sequence[str]) -> None:
+        """Let new checkpoints take over. Raises UsageError, DataError; the engine has stopped then."""
+        try:
+            self.service.watch(choice, canary, overrides)
+        except AifxError:
+            self.service.state.engine.stop()
+            raise
+
+
+def serve(
+    run: StrPath,
+    *,
+    step: Step = None,
+    settings: Settings = None,
+    watch: bool = False,
+    canary: StrPath | None = None,
+) -> RunningServer[Listening]:
+    """Serve a trained model over HTTP: text with OpenAI's API, or predictions.
+
+    The server answers in a thread of its own, until `close()` or the end of a `with` block. It has a `url`, and
+    `listening` says what it serves. Settings that are not given come from `[serve]` of the project.
+
+    Args:
+        run: the run's folder.
+        step: a step that has a checkpoint, "best" or "last"; by default `eval.checkpoint`.
+        settings: values over those of the run's configuration, by key, such as `{"serve.port": 8080}`.
+        watch: serve new checkpoints of the run, once they pass the canary.
+        canary: file with prompts that new weights must pass.
+
+    Example:
+        >>> with aifx.serve("runs/main", settings={"serve.port": 0, "serve.slots": [1]}) as server:
+        ...     server.url.startswith("http://127.0.0.1:"), server.listening.model
+        (True, 'main')
+    """
+    at, given = parse_step(step), overrides(settings)
+    _check_packages()
+    if canary is not None and not watch:
+        hint = "aifx serve --watch --canary FILE"
+        raise UsageError("--canary requires --watch", "it judges new checkpoints", hint)
+    directory, project = open_run(run)
+    from aifx.serving.http.app import check_ending
+
+    prepared = prepare(directory, project, at, given)
+    if watch:
+        prepared.watch(at, None if canary is None else Path(canary), given)
+    check = partial(check_ending, drain_s=prepared.server.drain_s)
+    return RunningServer(prepared.server, prepared.listening, ExitStack(), check)
+
+
+def prepare(directory: RunDirectory, project: Project, step: StepChoice | None, overrides: Sequence[str]) -> Prepared:
+    """Load a run and start its engine. Raises AifxError for what cannot be served."""
+    from aifx.core.web.access_log import AccessLog
+    from aifx.core.web.sockets import bind, url_of
+    from aifx.kinds import read_config
+    from aifx.loading.restore import CURRENT, restore_run
+    from aifx.serving.http.app import open_server
+    from aifx.serving.http.policy import read_key
+    from aifx.serving.http.services import open_service
+    from aifx.serving.http.tracing import open_tracer
+
+    # A port that is taken, or a key that is missing, is reported before minutes of loading.
+    settings = read_config(directory.config, project, overrides, current=CURRENT).serve
+    key = read_key(settings.host, dict(os.environ))
+    tracer = open_tracer(os.environ)
+    log_file = Path(settings.access_log) if settings.access_log else None
+    log = AccessLog(log_file, "aifx serve --set serve.access_log=FILE")
+    bound = bind(settings.host, settings.port, port_hint="aifx serve --port 0", host_hint="aifx serve --host 127.0.0.1")
+    trained = restore_run(directory, project, step=step, overrides=overrides)
+    name = settings.served_model_name or directory.name
+    service = open_service(trained, name=name, settings=settings, log=log, key=key)
+    state = service.state
+    state.tracer = tracer
+    listening = Listening(
+        url=url_of(bound),
+        run=directory.name,
+        step=trained.step,
+        model=state.name,
+        routes=[operation.path for operation in state.operations],
+        system_fingerprint=state.engine.fingerprint,
+        is_reproducible=state.engine.is_reproducible,
+        **service.fits,
+    )
+    return Prepared(open_server(state, bound), listening, service)
+
+
+def serve_replay(file: StrPath, run: StrPath, *, step: Step = None, settings: Settings = None) -> ReplayReport:
+    """Write answers that a server recorded again, many at once. The verdict is bad if a token or a bit differs.
+
+    A server writes the records with `serve.log_requests`. Replay needs the weights and the `[serve]` settings of that
+    server. It counts the answers of others and skips them.
+
+    Args:
+        file: the serve.jsonl of a server.
+        run: the run's folder.
+        step: a step that has a checkpoint, "best" or "last"; by default `eval.checkpoint`.
+        settings: values over those of the run's configuration, by key.
+
+    Example:
+        >>> aifx.serve_replay("runs/main/serve.jsonl", "runs/main", settings={"serve.slots": [1]})
+        Traceback (most recent call last):
+        ...
+        aifx.core.errors.DataError: ...
+    """
+    at, path = parse_step(step), Path(file)
+    _check_packages()
+    directory, project = open_run(run)
+    from aifx.loading.restore import restore_run
+    from aifx.serving import record
+    from aifx.serving.grammar import Grammars
+    from aifx.serving.start import start_engine
+
+    records = record.read_records(path)  # a wrong file is reported before minutes of loading
+    trained = restore_run(directory, project, step=at, overrides=overrides(settings))
+    engine = start_engine(trained, record.replay_settings(trained.config.serve))
+    grammars = cache(lambda: Grammars(engine.tokenizer, engine.vocab_size))
+    try:
+        return record.replay(path, records, engine, lambda source: grammars().new(source))
+    finally:
+        engine.stop()
+
+
+def _check_packages() -> None:
+    """Raise EnvironmentFault if the package of the extra is missing."""
+    from importlib.util import find_spec
+
+    from aifx.core.extras import install_command
+
+    if find_spec("llguidance") is None:
+        raise EnvironmentFault("llguidance is not installed", "aifx serve needs it", install_command("serve"))

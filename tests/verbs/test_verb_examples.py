@@ -1,0 +1,67 @@
+"""The examples of docs/api.md, in one project: those of one function after those of another."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import aifx
+
+TINY = """
+[model]
+num_layers = 1
+embed_dim = 16
+num_heads = 2
+[data]
+train = ["data/*.txt"]
+vocab_size = 300
+seq_len = 16
+[train]
+num_steps = 3
+global_batch_size = 2
+validate_every = 3
+validation_batches = 1
+"""
+FLAGS = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
+NAMES = [name for name in aifx.__all__ if name != "__version__"]
+ORDER = sorted(NAMES, key=lambda name: (name.startswith(("runs_", "ckpt_")), name == "runs_rename", name == "runs_rm"))
+"""Runs are trained first, and deleted last."""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    (tmp_path / "aifx.toml").write_text(TINY)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "text.txt").write_text(
+        "Call me Ishmael. Some years ago, never mind how long precisely.\n" * 400
+    )
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "moby.txt").write_text("Call me Ishmael.")
+    (tmp_path / "texts" / "copy.txt").write_text("Call me Ishmael.")
+    (tmp_path / "texts" / "notes.txt").write_text("Write to ann@example.com about the white whale of the book.")
+    words = "it was the best of times and it was the worst of times it was the age of wisdom"
+    (tmp_path / "texts" / "times.txt").write_text(words)
+    (tmp_path / "benchmark.jsonl").write_text(f'{{"text": "{words}"}}\n')
+    (tmp_path / "letter.txt").write_text("Dear Mrs Smith, the parcel came.")
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    os.chdir("/")
+
+
+@pytest.mark.slow
+@pytest.mark.representative("examples of Python")
+def test_every_example_is_true(project: Path) -> None:
+    aifx.data_add("letters", "letter.txt", license="CC0-1.0")
+    runner = doctest.DocTestRunner(optionflags=FLAGS)
+    failures: list[str] = []
+    for name in ORDER:
+        example = inspect.getdoc(getattr(aifx, name)) or ""
+        found = doctest.DocTestParser().get_doctest(example, {"aifx": aifx}, f"aifx.{name}", None, 0)
+        assert found.examples, name
+        runner.run(found, out=failures.append)
+    assert not failures, "\n".join(failures)
