@@ -386,6 +386,31 @@ def test_a_signal_to_one_stops_all_after_one_step(trainer: Trainer) -> None:
     assert (job.run / "checkpoints" / str(document["step"])).is_dir()
 
 
+STOPS = """\
+import os
+
+from aifx.extend import Hook, Stop
+
+
+class Stops(Hook):
+    all_processes = True
+
+    def pauses(self, step):
+        return step == 7
+
+    def at_pause(self, state, record):
+        return Stop("as asked") if (record.step, os.environ["AIFX_PROCESS_ID"]) == (7, "1") else None
+"""
+
+
+@pytest.mark.slow
+def test_a_hook_of_one_process_stops_all(trainer: Trainer) -> None:
+    (trainer.root / "stops.py").write_text(STOPS)
+    document = trainer.train("main", 2, "--set", "train.hooks=['stops:Stops']", **ONE_DEVICE)
+    assert (document["status"], document["step"]) == ("early_stopped", 7)
+    assert (trainer.root / "runs/main/checkpoints/7").is_dir()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("own", "named"),

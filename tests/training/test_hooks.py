@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from stopping import StopAt
 
-from aifx.core.errors import AifxError, ConfigError
+from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 from aifx.parallel.group import Group
 from aifx.training.assembly import assemble
@@ -354,12 +354,3 @@ def test_each_process_has_the_hooks_that_all_processes_call(tiny) -> None:
     assert first[-4:] == ["ProjectHook", "EventDispatcher", "Recorder", "Saving"], "a checkpoint's record is written"
     assert second == [name for name in first if name not in ("EventDispatcher", "Recorder")]
     assert first.index("Guard") < first.index("StopVote") < first.index("Validation") < first.index("EarlyStopping")
-
-
-def test_an_error_of_aifx_stays_as_it_is(tmp_path: Path) -> None:
-    def damaged(step: int, state: Any, batch: Any) -> Any:
-        raise AifxError("the disk is gone")
-
-    take_step = project_hook(tmp_path, AROUND).around_step(damaged)
-    with pytest.raises(AifxError, match="the disk is gone"):
-        take_step(1, None, {})  # type: ignore[arg-type]

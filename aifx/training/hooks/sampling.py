@@ -6,8 +6,6 @@ import logging
 from dataclasses import replace
 from itertools import takewhile
 
-import jax
-
 from aifx.core.errors import CheckpointError
 from aifx.core.project import RunDirectory
 from aifx.data.text import TokenFormat
@@ -49,17 +47,14 @@ class Sampling(Hook):
                 self._dispatcher.event("sample", step=record.step, prompt=self._prompt, text=text)
 
     def _sample(self, params: Params) -> str:
-        """The text that follows the prompt, cut short if a stop is requested meanwhile.
-
-        Several processes write it together: none of them may leave.
-        """
+        """The text that follows the prompt, cut short if a stop is requested meanwhile."""
         programs = self._programs
         token_format, seed = programs.task.format, programs.config.train.seed
         assert isinstance(token_format, TokenFormat)
         prompt = token_format.sample_prompt(self._prompt)
         pieces = continue_prompt(programs, params, self._frozen, self._settings, seed=seed, prompt_ids=prompt)
         try:
-            return "".join(takewhile(lambda _: jax.process_count() > 1 or not self._signals.requested, pieces))
+            return "".join(takewhile(lambda _: not self._signals.requested, pieces))
         except CheckpointError as error:  # what to do about it is for `[guards]`
             logger.warning(f"no sample: {error.why}")
             return ""
