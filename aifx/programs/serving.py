@@ -223,9 +223,9 @@ class ServingPrograms:
                 params = choose_adapters(params, jnp.broadcast_to(draws.adapters, chunk))
             hidden, cache = self.model.extend(params, tokens, cache, self._context)
             last = jax.lax.dynamic_slice_in_dim(hidden[0], count - 1, 1)
+            if not self.has_rules:  # whose prompts have few chunks but the last
+                return _pool_of(cache), Prefilled(self._draw(params, last, draws))
             drawn = compute_if(is_last > 0, lambda: self._draw(params, last, draws))
-            if not self.has_rules:
-                return _pool_of(cache), Prefilled(drawn)
             scores = compute_if(wants_targets > 0, lambda: self._scores_of(params, hidden[0], targets[0]))
             wide = hidden[0].astype(jnp.float32)
             own = jnp.where((jnp.arange(chunk) < count)[:, None], wide, 0.0)

@@ -1,14 +1,13 @@
-"""The energy and price of a request: its share, by tokens or rows, of each turn of the engine."""
+"""The power of the devices that answer requests."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from aifx.machine.energy import SHORTEST_S, Counter, Power, Unreadable, open_counters, stated_power
-from aifx.serving.requests import EnergyBasis
 
 logger = logging.getLogger(__name__)
 
@@ -67,51 +66,3 @@ class PowerMeter:
             logger.warning(f"energy is no longer known: {error}")
             self._counters, self._power = (), None
             return []
-
-
-class Consumer(Protocol):
-    """A request, and what it used so far; None if that is not known."""
-
-    joules: float | None
-    energy_basis: EnergyBasis | None
-    cost: float | None
-
-
-class Shares:
-    """Gives requests their share of the energy and price of the time that the engine works."""
-
-    def __init__(self, meter: PowerMeter | None = None, price_per_hour: float | None = None) -> None:
-        self._meter, self._price_per_hour = meter, price_per_hour
-        self._parts: list[tuple[Consumer, int]] = []
-        self._since = time.monotonic()
-
-    def pause(self) -> None:
-        """Idle time begins, which lasts until `begin`."""
-        if self._meter is not None:
-            self._meter.pause()
-
-    def begin(self) -> None:
-        """Restart the clock after idle time. What cancelled requests used just before it is nobody's."""
-        if self._meter is not None:
-            self._meter.resume()
-        self._since = time.monotonic()
-        self._parts.clear()
-
-    def add(self, request: Consumer, count: int) -> None:
-        """Tokens that were read or written, or rows that were predicted, since the last `settle`."""
-        self._parts.append((request, count))
-
-    def settle(self) -> None:
-        """Divide what was used since the last call among the parts since then."""
-        now = time.monotonic()
-        seconds, self._since = now - self._since, now
-        parts, self._parts = self._parts, []
-        total = sum(count for _, count in parts)
-        power = self._meter.power if self._meter is not None else None
-        for request, count in parts:
-            share = seconds * count / total
-            if power is not None:
-                request.joules = (request.joules or 0.0) + power.watts * share
-                request.energy_basis = power.basis
-            if self._price_per_hour is not None:
-                request.cost = (request.cost or 0.0) + self._price_per_hour / 3600 * share

@@ -17,7 +17,6 @@ import numpy as np
 from aifx.data.tokenizer import Tokenizer
 from aifx.programs.serving import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS
 from aifx.serving.device import Device
-from aifx.serving.energy import Shares
 from aifx.serving.pages import PageAllocator, PrefixCache
 from aifx.serving.record import Recorder
 from aifx.serving.requests import (
@@ -32,7 +31,7 @@ from aifx.serving.requests import (
     TokenScore,
 )
 from aifx.serving.rows import Counts, EmbeddingRow, Row, Weights
-from aifx.serving.worker import Worker
+from aifx.serving.worker import Shares, Worker
 
 CHUNKS_PER_TURN = 4
 """Chunks of prompts to prefill between two tokens of the running rows: more delay these, fewer leave slots empty."""

@@ -21,9 +21,8 @@ from aifx.data.spec import DataSpec
 from aifx.loading.prediction import checked_predictions
 from aifx.objectives.base import Objective
 from aifx.programs.build import Programs
-from aifx.serving.energy import Shares
 from aifx.serving.requests import EnergyBasis
-from aifx.serving.worker import RequestState, Worker
+from aifx.serving.worker import RequestState, Shares, Worker
 from aifx.specs import Params
 
 Outputs = Mapping[str, np.ndarray]

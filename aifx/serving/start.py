@@ -29,14 +29,14 @@ from aifx.programs.serving import ServingPrograms, page_bytes
 from aifx.runs.base_run import weights_digest
 from aifx.serving.adapters import read_adapters, with_banks
 from aifx.serving.device import Device
-from aifx.serving.energy import PowerMeter, Shares
+from aifx.serving.energy import PowerMeter
 from aifx.serving.engine import Engine
 from aifx.serving.generate import unable_to_write
 from aifx.serving.predictor import Predictor, PredictorWeights, fields_of_spec, lower_prediction
 from aifx.serving.record import Recorder
 from aifx.serving.requests import Delta, GenerationRequest, SamplingSettings, complete_answer
 from aifx.serving.rows import Row, Weights
-from aifx.serving.worker import Worker
+from aifx.serving.worker import Shares, Worker
 from aifx.specs import Params
 from aifx.tasks.project_errors import project_errors
 

@@ -8,12 +8,14 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Collection
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import jax
 
-from aifx.serving.energy import Shares
 from aifx.serving.requests import Draining, EnergyBasis, QueueFull
+
+if TYPE_CHECKING:  # it opens NVML, which `aifx generate` does not need
+    from aifx.serving.energy import PowerMeter
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,46 @@ class RequestState(Generic[W]):
 
     def cancel(self) -> None:
         self.is_cancelled = True
+
+
+class Shares:
+    """Gives requests their share of the energy and price of the time that the engine works."""
+
+    def __init__(self, meter: PowerMeter | None = None, price_per_hour: float | None = None) -> None:
+        self._meter, self._price_per_hour = meter, price_per_hour
+        self._parts: list[tuple[RequestState[Any], int]] = []
+        self._since = time.monotonic()
+
+    def pause(self) -> None:
+        """Idle time begins, which lasts until `begin`."""
+        if self._meter is not None:
+            self._meter.pause()
+
+    def begin(self) -> None:
+        """Restart the clock after idle time. What cancelled requests used just before it is nobody's."""
+        if self._meter is not None:
+            self._meter.resume()
+        self._since = time.monotonic()
+        self._parts.clear()
+
+    def add(self, request: RequestState[Any], count: int) -> None:
+        """Tokens that were read or written, or rows that were predicted, since the last `settle`."""
+        self._parts.append((request, count))
+
+    def settle(self) -> None:
+        """Divide what was used since the last call among the parts since then."""
+        now = time.monotonic()
+        seconds, self._since = now - self._since, now
+        parts, self._parts = self._parts, []
+        total = sum(count for _, count in parts)
+        power = self._meter.power if self._meter is not None else None
+        for request, count in parts:
+            share = seconds * count / total
+            if power is not None:
+                request.joules = (request.joules or 0.0) + power.watts * share
+                request.energy_basis = power.basis
+            if self._price_per_hour is not None:
+                request.cost = (request.cost or 0.0) + self._price_per_hour / 3600 * share
 
 
 R = TypeVar("R", bound=RequestState[Any])

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from aifx.machine.energy import Counter, Unreadable
-from aifx.serving import energy
-from aifx.serving.energy import PowerMeter, Shares
+from aifx.serving import energy, worker
+from aifx.serving.energy import PowerMeter
 from aifx.serving.http.completions import usage_answer
 from aifx.serving.http.text import total_usage
 from aifx.serving.requests import Usage
+from aifx.serving.worker import Shares
 
 CPU = SimpleNamespace(device_kind="cpu")
 
@@ -21,7 +22,8 @@ CPU = SimpleNamespace(device_kind="cpu")
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A clock that tests advance."""
     made = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(energy, "time", SimpleNamespace(monotonic=lambda: made.now))
+    for module in (energy, worker):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: made.now))
     return made
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from answers import Answer, Whole, ask, bits, random_request, send
 
-from aifx.serving.energy import Shares
 from aifx.serving.engine import Engine
 from aifx.serving.requests import Delta, Draining, GenerationRequest, QueueFull, RequestError, SamplingSettings
 from aifx.serving.rows import Weights
+from aifx.serving.worker import Shares
 
 Engines = Callable[..., Engine]
 
