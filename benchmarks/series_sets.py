@@ -52,7 +52,7 @@ from side_by_side import aifx
 from aifx.core.project import Project
 from aifx.data.sections import SeriesSection
 from aifx.data.series import SeriesFormat
-from aifx.data.series_baselines import boosted_trees
+from aifx.data.series_windows import boosted_trees
 from aifx.kinds import load_config
 
 SETS = {"m3": ("m3_data.json", "monthly"), "tourism": ("tcomp_data.json", "quarterly")}

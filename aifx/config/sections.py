@@ -8,7 +8,7 @@ other field differs, `aifx train` refuses (see `aifx.config.compare`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -128,6 +128,13 @@ class DataSection(Section):
     def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
         """Keys of this section that name a missing or unusable file, each with its error. Reads no file."""
         return iter(())
+
+    def named_files(self, project: Project) -> Mapping[str, Sequence[Any]]:
+        """The files (`SourceFile`) by the key that names them, such as "data.train"; none if only the task knows them.
+
+        Raises DataError.
+        """
+        return {}
 
     def read_beginnings(self, project: Project) -> int | None:
         """Read the beginning of each file, and count them; None if only the task knows its files.

@@ -61,11 +61,35 @@ class Code:
     libraries: Mapping[str, str]
 
 
-@cache
-def code_digest(module: str) -> Code:
-    """The code of a module that is imported or can be. Raises UsageError if it has no file."""
-    start = _file_of(module)
-    place = cache_path("code") / sha256_of_values(module, str(start))
+def code_digest(module: str, without: tuple[str, ...] = ()) -> Code:
+    """The code of a module that is imported or can be. Raises UsageError if it has no file.
+
+    It is what this process has imported: a file that changes afterwards counts from `importlib.reload` on.
+
+    Args:
+        without: beginnings of the names of modules that do not count, such as "aifx.core.".
+    """
+    known = _found.get((module, without))
+    if known is None or any(_spec(name) is not spec for name, spec in known[1].items()):
+        start = _file_of(module)
+        code, files = _find_code(module, start, without)
+        loaded = {name: _spec(name) for name, one in list(sys.modules.items()) if getattr(one, "__file__", "") in files}
+        known = _found[module, without] = code, loaded
+    return known[0]
+
+
+_found: dict[tuple[str, tuple[str, ...]], tuple[Code, dict[str, object]]] = {}
+"""By the arguments of `code_digest`: the code, and the specs of its modules that were imported. A reload makes
+another spec."""
+
+
+def _spec(module: str) -> object:
+    return getattr(sys.modules.get(module), "__spec__", None)
+
+
+def _find_code(module: str, start: Path, without: tuple[str, ...]) -> tuple[Code, set[str]]:
+    """The code of a module in the file `start`, and the paths of all its files."""
+    place = cache_path("code") / sha256_of_values(module, str(start), without)
     with suppress(OSError, ValueError, UnsafeFile, LookupError, TypeError):
         known: Any = parse_json(read_file(place))
         before = {Path(path): FileState(**state) for path, state in known["states"].items()}
@@ -73,14 +97,14 @@ def code_digest(module: str) -> Code:
         listed = cache(_names_in)
         is_still = is_still and all(_place_of(top, listed) == place for top, place in known["places"].items())
         if is_still and known["installed"] == _installed():
-            return Code(**known["code"])
-    search = _Search(start.stem if module == "__main__" else module, start)
+            return Code(**known["code"]), {*known["states"]}
+    search = _Search(start.stem if module == "__main__" else module, start, without)
     code = Code(sha256_of_json(search.digests), search.libraries())
     if all(state.is_settled for state in search.states.values()):
         with suppress(OSError, EnvironmentFault), writable_folder(place.parent):
             found = {"states": search.states, "places": search.places, "installed": search.installed, "code": code}
             write_json(place, plain(found))
-    return code
+    return code, {*map(str, search.states)}
 
 
 def _file_of(module: str) -> Path:
@@ -103,7 +127,7 @@ class _Search:
         installed: see `_installed`.
     """
 
-    def __init__(self, module: str, start: Path) -> None:
+    def __init__(self, module: str, start: Path, without: tuple[str, ...] = ()) -> None:
         self.digests: dict[str, str] = {}
         self.states: dict[Path, FileState] = {}
         self.places: dict[str, str | None] = {}
@@ -120,7 +144,7 @@ class _Search:
         waiting = [(module, start)]
         while waiting:
             name, path = waiting.pop()
-            if name not in self.digests and name not in UNCOUNTED:
+            if name not in self.digests and name not in UNCOUNTED and not name.startswith(without):
                 waiting += self._read(name, path)
 
     def libraries(self) -> dict[str, str]:
@@ -137,7 +161,7 @@ class _Search:
     def _read(self, name: str, path: Path) -> Iterator[tuple[str, Path]]:
         """Take a module. Returns the modules that it imports, and where they are."""
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        module = _parsed(path, package)
+        module = _parsed(path, package, _spec(name))
         self.digests[name] = module.sha256
         self.states[path] = module.state
         for imported in module.imports:
@@ -208,8 +232,17 @@ class _Module:
     strings: frozenset[str]
 
 
-@cache
-def _parsed(path: Path, package: str) -> _Module:
+_read_modules: dict[Path, tuple[object, _Module]] = {}
+"""By file: its module as it was read, and the spec that it had then."""
+
+
+def _parsed(path: Path, package: str, spec: object) -> _Module:
+    if (known := _read_modules.get(path)) is None or known[0] is not spec:
+        known = _read_modules[path] = spec, _parse(path, package)
+    return known[1]
+
+
+def _parse(path: Path, package: str) -> _Module:
     state = FileState.of(path)
     with tokenize.open(path) as file:
         source = file.read()

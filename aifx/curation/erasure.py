@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from aifx.config.sections import Section
+from aifx.config.sections import DataSection
 from aifx.core.artifact import short_reference
 from aifx.core.errors import DataError, UsageError
 from aifx.core.locks import FolderBusy, remove_folder
@@ -22,8 +22,8 @@ from aifx.curation.history import TrainedRun, find_manifest, trained_runs
 from aifx.curation.leftovers import delete_leftover, leftovers_in
 from aifx.curation.named_files import PLACE, named_rows
 from aifx.curation.step import Limits
-from aifx.curation.work_folders import holding_dataset, steps_folder
-from aifx.data.implicit import ROWS_FOLDER, find_implicit
+from aifx.curation.work_folders import ROWS_FOLDER, holding_dataset, steps_folder
+from aifx.data.file_index import find_implicit
 from aifx.data.names import ROW
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.lineage import record_removal
@@ -31,8 +31,8 @@ from aifx.data.versions.manifest import INDEXES, Version
 from aifx.data.versions.parts import TOKENS
 from aifx.data.versions.sql import RowTable, open_selection, open_tables
 
-TEXT_CACHES = ("tokens", "chats", "tokenizers", "pages", ROWS_FOLDER)
-"""Folders of the cache with what was made of text."""
+CACHES = ("tokens", "chats", "tokenizers", "pages", "images", ROWS_FOLDER)
+"""Folders of the cache with what was made of texts and pictures."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def erase(catalog: Catalog, plan: Erasure, step: Erase, limits: Limits) -> Erasu
 
 def plan_file_erasure(
     reference: str,
-    section: Section,
+    section: DataSection,
     project: Project,
     catalog: Catalog,
     where: str,
@@ -179,7 +179,7 @@ def plan_file_erasure(
         unsearched=(),
         runs=tuple(replace(run, reference=short_reference(run.reference)) for run in runs),
         made=None,
-        purged=tuple(str(folder) for folder in _text_caches()) if purge else (),  # also of rows that were in them
+        purged=tuple(str(folder) for folder in _caches()) if purge else (),  # also of rows that were in them
         remaining=tuple(one.reference for one in held_by),
         dry_run=dry_run,
         places=tuple(place for _, place in found),
@@ -187,11 +187,11 @@ def plan_file_erasure(
 
 
 def purge_caches() -> None:
-    """Delete the tokens and tokenizers of all files: they do not say whose text they hold, and can be made again.
+    """Delete the tokens, tokenizers and pixels of all files: they do not say whose they are, and can be made again.
 
     Raises FolderBusy if a process makes one of them.
     """
-    for folder in _text_caches():
+    for folder in _caches():
         for path in sorted(folder.iterdir()):
             if path.is_dir() and not path.is_symlink():
                 remove_folder(path, str(path))
@@ -199,8 +199,8 @@ def purge_caches() -> None:
                 path.unlink(missing_ok=True)
 
 
-def _text_caches() -> list[Path]:
-    return [folder for name in TEXT_CACHES if (folder := cache_path(name)).is_dir() and any(folder.iterdir())]
+def _caches() -> list[Path]:
+    return [folder for name in CACHES if (folder := cache_path(name)).is_dir() and any(folder.iterdir())]
 
 
 def _find_rows(version: Version, where: str, memory_bytes: int, column: str = ROW) -> list[tuple[str, str]]:

@@ -32,9 +32,8 @@ from aifx.core.locks import LOCK, REMOVED, FolderBusy, holding, remove_folder
 from aifx.core.project import cache_path
 from aifx.core.results import Result
 from aifx.curation.databases.sources import READ
-from aifx.curation.work_folders import WORK, steps_root
+from aifx.curation.work_folders import ROWS_FOLDER, WORK, steps_root
 from aifx.data.file_index import prune_indexes
-from aifx.data.implicit import ROWS_FOLDER
 from aifx.data.versions.catalog import DATASET_NAME, Catalog
 from aifx.data.versions.manifest import INDEXES, LATEST
 from aifx.data.versions.parts import TOKENS

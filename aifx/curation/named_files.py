@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,24 +14,27 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from aifx.config.sections import Section
+from aifx.config.sections import DataSection
 from aifx.core.artifact import unfinished
-from aifx.core.errors import AifxError, DataError, UsageError
+from aifx.core.errors import DataError, UsageError
+from aifx.core.plurals import some_names
 from aifx.core.project import Project, cache_path
+from aifx.core.stores import open_store
 from aifx.curation.collecting import row_prefix
+from aifx.curation.work_folders import ROWS_FOLDER
 from aifx.data.chat.section import ChatSection
-from aifx.data.implicit import ROWS_FOLDER, find_implicit
-from aifx.data.names import CHAT, ROW, SOURCE, Kind
+from aifx.data.file_index import ImplicitVersion, find_implicit
+from aifx.data.names import CHAT, ROW, SOURCE, SPLIT, Kind
 from aifx.data.readers.base import TEXT, rows_not_utf8
 from aifx.data.readers.documents import read_text_rows
-from aifx.data.readers.encodings import decode_blocks
+from aifx.data.readers.encodings import FileScan, decode_blocks
+from aifx.data.readers.images import target_field
 from aifx.data.readers.parquet import batches_of
 from aifx.data.readers.rows import FORMATS, Row, read_rows
 from aifx.data.readers.sources import SourceFile
-from aifx.data.sections import TextSection
-from aifx.data.versions.catalog import Catalog, open_catalog
-from aifx.data.versions.manifest import SHARDS, Manifest, Source, StepRecord
-from aifx.data.versions.sealing import seal_version
+from aifx.data.sections import DatasetSection, ImagesSection, TextSection
+from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.manifest import SHARDS, Manifest, Source, StepRecord, Version
 from aifx.data.versions.shards import PART_BYTES, ShardWriter, columns_of, records_of, return_memory
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
 PLACE = "_place"
 """The column with the place of a row as messages of training have it, such as "data/a.csv:6"."""
+
+_OWN = (ROW, SOURCE, PLACE)
 
 LARGEST_TEXT = 1 << 30
 """Characters of a document that a row can hold."""
@@ -50,56 +54,87 @@ _NUMBER = re.compile(_WHOLE.pattern + r"(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 
 @contextmanager
-def named_rows(reference: str, section: Section, project: Project) -> Iterator[tuple[str, Catalog]]:
+def named_rows(reference: str, section: DataSection, project: Project) -> Iterator[tuple[str, Catalog]]:
     """The name and the catalog of a data set of the rows that training reads of the files that "data.train" or another
     key names; deleted at the end.
 
-    A text is in the column `text`, and a conversation is JSON in `chat`. Any other column holds numbers or truth values
-    if all of its values are such, and otherwise texts: JSON of lists and objects. One whose name is taken ends in "_1".
+    A text is in the column `text`, and a conversation is JSON in `chat`; of a picture there is what it shows. Any other
+    column holds numbers or truth values if all of its values are such, and otherwise texts: JSON of lists and objects.
+    One whose name is taken ends in "_1".
 
     Raises UsageError if the key names no files or an archive of arrays, DataError for what training cannot read.
     """
-    files = find_implicit(reference, section, project)
+    version = find_implicit(reference, section, project)
     reader = _Reader(section)
     return_memory()
-    with unfinished(cache_path(ROWS_FOLDER) / files.key) as folder:
-        catalog = open_catalog(str(folder))
-        columns = reader.find_columns(files.files)
-        sources = []
-        with ShardWriter(folder / "rows", f"{SHARDS}/00000") as shards:
-            shards.add(columns.table([], ""))
-            types = columns_of(columns.table([], ""))
-            for file in files.files:
-                with file.on_disk() if file.is_remote else nullcontext(file.with_digest()) as local:
-                    count = 0
-                    for rows in _parts(reader.read(local)):
-                        shards.add(columns.table(rows, row_prefix(file.name, local.sha256)))
-                        count += len(rows)
-                sources.append(Source(file.name, local.sha256, file.bytes, count, "unknown"))
-        rows, size = (sum(getattr(shard, name) for shard in shards.files) for name in ("rows", "bytes"))
-        step, shard_files = StepRecord("add", {}), tuple(shards.files)
-        manifest = Manifest(files.key, reader.kind, types, rows, size, shard_files, (), {}, (), step, tuple(sources))
-        manifest = replace(manifest, sha256=manifest.artifact().digest)
-        (folder / files.key).mkdir()
-        os.rename(folder / "rows", folder / files.key / manifest.version)
-        seal_version(folder / files.key / manifest.version, manifest, {})
-        catalog.set_latest(files.key, manifest.version)
-        try:
-            yield files.key, catalog
-        except AifxError as error:  # its hints name a version that will be gone
-            error.hint = error.hint.replace(manifest.reference, files.key)
-            raise
+    with unfinished(cache_path(ROWS_FOLDER) / version.key) as folder:
+        columns = reader.find_columns(version.files)
+        types = columns_of(columns.table([]))
+        sources: list[Source] = []
+        with ShardWriter(folder, f"{SHARDS}/00000") as shards:
+            shards.add(columns.table([]))
+            for rows in _parts(reader.read_all(version, sources)):
+                shards.add(columns.table(rows))
+        files, step = tuple(shards.files), StepRecord("add", {})
+        num_rows, size = (sum(getattr(file, name) for file in files) for name in ("rows", "bytes"))
+        manifest = Manifest(version.key, reader.kind, types, num_rows, size, files, (), {}, (), step, tuple(sources))
+        manifest = replace(manifest, sha256=version.sha256)
+        yield version.key, _NamedCatalog(open_store(str(folder)), Version(folder, manifest))
+
+
+@dataclass(frozen=True)
+class _NamedCatalog(Catalog):
+    """A catalog of one version, which is called as the files are whose rows it has."""
+
+    version: Version
+
+    def manifest(self, reference: str) -> Manifest:
+        return self.version.manifest
+
+    def open(self, reference: str) -> Version:
+        return self.version
+
+
+@dataclass(frozen=True)
+class NamedRows:
+    """What reading finds in the files of an implicit version.
+
+    Attributes:
+        columns: Arrow type by column; none of arrays, or if there are files of stores.
+        rows: of each file; None if it has none with fields, or is in a store, from which nothing is read.
+    """
+
+    kind: Kind
+    columns: Mapping[str, str]
+    rows: Mapping[SourceFile, int | None]
+
+
+def count_rows(version: ImplicitVersion, section: DataSection) -> NamedRows:
+    """The rows that training reads of files, without a copy of them. Raises DataError for what it cannot read."""
+    reader = _Reader(section)
+    rows: dict[SourceFile, int | None] = {}
+    for file, scan in version.files.items():
+        if file.is_remote or not reader.can_read(file):
+            rows[file] = None
+        elif isinstance(section, TextSection) and file.format == "text":  # of any size
+            rows[file] = int(scan.num_bytes > 0)
+        else:
+            rows[file] = sum(1 for _ in reader.read(file))
+    if None in rows.values():
+        return NamedRows(reader.kind, {}, rows)
+    types = columns_of(reader.find_columns(version.files).table([]))
+    return NamedRows(reader.kind, {name: kind for name, kind in types.items() if name not in _OWN}, rows)
 
 
 @dataclass(frozen=True)
 class _Reader:
     """Reads files as training does with a section of the configuration."""
 
-    section: Section
+    section: DataSection
 
     @property
     def kind(self) -> Kind:
-        return self.section.version_kind if isinstance(self.section, TextSection | ChatSection) else "table"
+        return self.section.version_kind if isinstance(self.section, DatasetSection) else "table"
 
     @property
     def main(self) -> dict[str, str]:
@@ -108,17 +143,43 @@ class _Reader:
             return {self.section.text_field: TEXT}
         return {CHAT: CHAT} if self.kind == "chat" else {}
 
+    def can_read(self, file: SourceFile) -> bool:
+        """Whether the file has rows with fields."""
+        return isinstance(self.section, TextSection) or file.format in (*FORMATS, "image")
+
+    def read_all(self, version: ImplicitVersion, sources: list[Source]) -> Iterator[tuple[str, Row]]:
+        """The rows of all files with their ids. Appends each file to `sources` after its rows. Raises as `read`."""
+        for file, scan in version.files.items():
+            with self._on_disk(file, scan) as (local, sha256):
+                prefix, count = row_prefix(file.name, sha256), 0
+                for row in self.read(local):
+                    yield f"{prefix}-{row.number - 1}", row
+                    count += 1
+            sources.append(Source(file.name, sha256, file.bytes, count, "unknown"))
+
+    @contextmanager
+    def _on_disk(self, file: SourceFile, scan: FileScan) -> Iterator[tuple[SourceFile, str]]:
+        """The file on this machine, and the SHA-256 of its bytes."""
+        if not file.is_remote:  # the index has the digest of text as it is decompressed
+            yield file, file.with_digest().sha256 if isinstance(self.section, TextSection) else scan.digest
+            return
+        with file.on_disk() as local:
+            yield local, local.sha256
+
     def read(self, file: SourceFile) -> Iterator[Row]:
         """The rows that training reads. Raises DataError, UsageError for a file that has no rows with fields."""
         if isinstance(self.section, ChatSection):
             for row in read_rows(file):
                 yield replace(row, values={CHAT: _as_text(dict(row.values))})
+        elif file.format == "image":
+            yield Row(file.name, 1, file.name, _shown(file))
         elif not isinstance(self.section, TextSection):
-            if file.format not in FORMATS:
+            if not self.can_read(file):
                 why = f"rows with fields are in {', '.join(f'.{format}' for format in FORMATS)}"
                 hint = "write it again without the examples: numpy.load, numpy.savez" if file.suffix == ".npz" else ""
                 raise UsageError(f"{file.name} has no rows to search", why, hint)
-            yield from read_rows(file)
+            if not isinstance(self.section, ImagesSection):  # a list has no rows beside those of its pictures
+                yield from read_rows(file)
         elif file.format == "text":
             if text := _whole_text(file, self.section):
                 yield Row(file.name, 1, file.name, {self.section.text_field: text})
@@ -134,13 +195,13 @@ class _Reader:
         """The columns of the rows of all files, in one reading of those whose rows may have any."""
         found: dict[str, set[ColumnType]] = defaultdict(set)
         for file in files if self.kind != "chat" else ():
-            for row in self.read(file) if file.format in FORMATS else ():
+            for row in self.read(file) if file.format in (*FORMATS, "image") else ():
                 for field, value in row.values.items():
                     kinds = found[field]
                     if field not in self.main and "string" not in kinds and (kind := _type_of(value, file)):
                         kinds.add(kind)
         columns: dict[str, tuple[str, ColumnType]] = {field: (name, "string") for field, name in self.main.items()}
-        names = {ROW, SOURCE, PLACE, *self.main.values()}
+        names = {*_OWN, *self.main.values()}
         for field in (field for field in found if field not in self.main):
             name = _escaped(field)
             while name.lower() in names:
@@ -156,12 +217,13 @@ class _Columns:
 
     columns: Mapping[str, tuple[str, ColumnType]]
 
-    def table(self, rows: list[Row], prefix: str) -> Table:
-        """Rows of one file, with ids that begin with `prefix`. Raises DataError for other fields than there were."""
+    def table(self, identified: list[tuple[str, Row]]) -> Table:
+        """Rows with their ids. Raises DataError for other fields than there were."""
         import pyarrow as pa
 
+        rows = [row for _, row in identified]
         found = {
-            ROW: pa.array([f"{prefix}-{row.number - 1}" for row in rows], pa.string()),
+            ROW: pa.array([row_id for row_id, _ in identified], pa.string()),
             SOURCE: pa.array([_escaped(row.file) for row in rows], pa.string()),
             PLACE: pa.array([_escaped(row.place) for row in rows], pa.string()),
         }
@@ -172,9 +234,16 @@ class _Columns:
             if odd := next((row for row in rows if row.values.keys() - self.columns.keys()), None):
                 raise ValueError(odd.place)
         except (TypeError, ValueError) as error:
-            what = f"{rows[0].file} changed while it was read"
+            what = f"{some_names(list(dict.fromkeys(row.file for row in rows)))} changed while it was read"
             raise DataError(what, str(error), "run the same command again") from None
         return pa.table(found)
+
+
+def _shown(file: SourceFile) -> dict[str, Any]:
+    """What a picture shows, and its split, by the columns that `aifx data add` gives them."""
+    target = file.target if file.target is not None else ""
+    shown = {target_field(target).name: list(target) if isinstance(target, tuple) else target}
+    return shown if file.split is None else {**shown, SPLIT: file.split}
 
 
 def _whole_text(file: SourceFile, section: TextSection) -> str:
@@ -207,13 +276,13 @@ def _other_values(file: SourceFile, text_field: str) -> Iterator[dict[str, Any]]
         count += len(batch)
 
 
-def _parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
+def _parts(rows: Iterable[tuple[str, Row]]) -> Iterator[list[tuple[str, Row]]]:
     """Rows in lists of a few megabytes."""
-    part: list[Row] = []
+    part: list[tuple[str, Row]] = []
     size = 0
-    for row in rows:
-        part.append(row)
-        size += sum(len(value) if isinstance(value, str) else 64 for value in row.values.values())
+    for one in rows:
+        part.append(one)
+        size += sum(len(value) if isinstance(value, str) else 64 for value in one[1].values.values())
         if size >= PART_BYTES:
             yield part
             part, size = [], 0

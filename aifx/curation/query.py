@@ -17,11 +17,10 @@ from typing import Any
 
 from aifx.core.calls import generated
 from aifx.core.environment import environment
-from aifx.core.errors import UsageError
 from aifx.core.files import replacing
 from aifx.core.limits import limit_memory
 from aifx.core.results import Result
-from aifx.data.row_writers import WRITERS, escape_formula, flat
+from aifx.data.row_writers import WRITERS, escape_formula, flat, output_format
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.parts import check_own_rows
 from aifx.data.versions.shards import records_of, return_memory
@@ -36,8 +35,6 @@ PARENT_BYTES = 64 << 20
 
 STACKS_BYTES = 64 << 20
 """Of memory that DuckDB's first threads and allocator reserve and do not use (56 MB measured, two threads)."""
-
-FORMATS = ("csv", "jsonl", "parquet")
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ def query_rows(version: Version, sql: str, most: int, memory_bytes: int) -> Quer
 
 def query_to_file(version: Version, sql: str, output: Path, memory_bytes: int) -> QueryFile:
     """Write all rows of a SELECT, some at a time. Raises UsageError, EnvironmentFault, OSError."""
-    format, count = output_format(output), 0
+    format, count = output_format(output, "rows"), 0
     with _apart(file_parts, version, sql, format, memory_bytes=memory_bytes) as parts, replacing(output) as stream:
         for rows, part in parts:
             stream.write(part)
@@ -130,23 +127,6 @@ def _within_memory(function: Callable[..., Iterator[Any]], arguments: tuple[Any,
         yield from function(*arguments, free * 3 // 4)
     except (MemoryError, duckdb.OutOfMemoryException) as e:
         raise not_enough_memory(e) from None
-
-
-def output_format(path: Path) -> str:
-    """The format that the file's extension names. Raises UsageError."""
-    format = path.suffix.lower().removeprefix(".")
-    if format not in FORMATS:
-        why = f"rows are written as {', '.join(f'.{one}' for one in FORMATS)}"
-        raise UsageError(
-            f"--output {path}: no writer for {path.suffix or 'a name without extension'}", why, "--output rows.jsonl"
-        )
-    if path.is_dir():
-        raise UsageError(
-            f"--output {path} is a directory", "rows are written to one file", f"--output {path}/rows.jsonl"
-        )
-    if not path.parent.is_dir():
-        raise UsageError(f"--output {path}: no folder {path.parent}", "", f"mkdir -p {path.parent}")
-    return format
 
 
 @contextmanager

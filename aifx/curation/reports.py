@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from aifx.config.sections import Section
+from aifx.config.sections import DataSection
 from aifx.core.artifact import short_reference
 from aifx.core.errors import DataError, ExitCode
 from aifx.core.file_states import FileState
@@ -17,9 +17,13 @@ from aifx.core.parsing import parse_json
 from aifx.core.project import Project
 from aifx.core.results import Result
 from aifx.curation.execution import Made
+from aifx.curation.history import trained_runs
+from aifx.curation.named_files import count_rows
 from aifx.curation.profile import Profile
-from aifx.data.implicit import find_implicit, split_reference
+from aifx.data.file_index import find_implicit, split_reference
 from aifx.data.names import Kind
+from aifx.data.readers.encodings import FileScan
+from aifx.data.readers.sources import SourceFile
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import PROFILE
 from aifx.data.versions.parts import check_own_rows, rows_and_bytes
@@ -185,7 +189,7 @@ def verify_version(catalog: Catalog, reference: str) -> VerifiedVersion:
     return VerifiedVersion(f"{name}@{version}", found.files, found.bytes, found.damages)
 
 
-def verify_files(reference: str, section: Section, project: Project) -> VerifiedVersion:
+def verify_files(reference: str, section: DataSection, project: Project) -> VerifiedVersion:
     """Read each file of this machine that a key of `[data]` names, and compare it with what training last read of it.
 
     Args:
@@ -203,11 +207,105 @@ def verify_files(reference: str, section: Section, project: Project) -> Verified
     ]
     if not found.sha256.startswith(digits):
         damages.append(f"the files are not {short_reference(reference)}")
-    size = 0
-    for file, scan in found.files.items():
-        size += scan.state.bytes if isinstance(scan.state, FileState) else file.bytes
+    size = sum(_size_of(file, scan) for file, scan in found.files.items())
     unread = sum(file.is_remote for file in found.files)
     return VerifiedVersion(found.reference, len(found.files), size, tuple(damages), unread)
+
+
+@dataclass(frozen=True)
+class PageSource:
+    """A file from which rows of a version came, or that a key of `[data]` names.
+
+    Attributes:
+        sha256: of text that a key names, as it is decompressed; of a file in a store that it names, of the store's
+            record.
+        rows: None if it has none with fields, or was not read.
+        license: an SPDX expression, or "unknown".
+    """
+
+    name: str
+    sha256: str
+    bytes: int
+    rows: int | None
+    license: str
+
+
+@dataclass(frozen=True)
+class VersionPage(Result):
+    """The document of `aifx data show NAME --json`.
+
+    Attributes:
+        reference: "name@version"; of files, the key and the beginning of their SHA-256, as provenance has it.
+        rows: None if they are not known: of arrays, and of files in a store.
+        columns: Arrow type by column.
+        step: that made the version, with `settings`; "" for files that a key of `[data]` names.
+        runs: of the project that trained on this version.
+    """
+
+    reference: str
+    kind: Kind
+    rows: int | None
+    size_bytes: int
+    columns: Mapping[str, str]
+    step: str
+    settings: Mapping[str, Any]
+    parents: tuple[str, ...]
+    sources: tuple[PageSource, ...]
+    runs: tuple[str, ...]
+
+
+def show_version(catalog: Catalog, reference: str, project: Project | None) -> VersionPage:
+    """A version on one page. Raises UsageError if there is none, DataError if it is damaged."""
+    manifest = catalog.manifest(reference)
+    rows, size_bytes = rows_and_bytes(manifest)
+    return VersionPage(
+        reference=manifest.reference,
+        kind=manifest.kind,
+        rows=rows,
+        size_bytes=size_bytes,
+        columns=manifest.columns,
+        step=manifest.step.name,
+        settings=manifest.step.settings,
+        parents=tuple(map(short_reference, manifest.parents)),
+        sources=tuple(PageSource(one.name, one.sha256, one.bytes, one.rows, one.license) for one in manifest.sources),
+        runs=_runs_on(manifest.whole_reference, project),
+    )
+
+
+def show_files(reference: str, section: DataSection, project: Project) -> VersionPage:
+    """The files that "data.train" or another key names, as `show_version` shows a version.
+
+    Raises UsageError if the key names none or others, DataError for what training cannot read.
+    """
+    version = find_implicit(reference, section, project)
+    found = count_rows(version, section)
+    sizes = {file: _size_of(file, scan) for file, scan in version.files.items()}
+    rows = [count for count in found.rows.values() if count is not None]
+    return VersionPage(
+        reference=version.reference,
+        kind=found.kind,
+        rows=sum(rows) if len(rows) == len(found.rows) else None,
+        size_bytes=sum(sizes.values()),
+        columns=found.columns,
+        step="",
+        settings={},
+        parents=(),
+        sources=tuple(
+            PageSource(file.name, file.stamp or scan.digest, sizes[file], found.rows[file], "unknown")
+            for file, scan in version.files.items()
+        ),
+        runs=_runs_on(f"{version.key}@{version.sha256}", project),
+    )
+
+
+def _runs_on(reference: str, project: Project | None) -> tuple[str, ...]:
+    runs = trained_runs(project) if project is not None else ()
+    return tuple(dict.fromkeys(run.run for run in runs if run.reference == reference))
+
+
+def _size_of(file: SourceFile, scan: FileScan) -> int:
+    """Bytes of a file as it is stored."""
+    return scan.state.bytes if isinstance(scan.state, FileState) else file.bytes
 
 
 @dataclass(frozen=True)

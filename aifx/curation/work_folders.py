@@ -12,6 +12,9 @@ from aifx.core.project import cache_path
 if TYPE_CHECKING:
     from aifx.data.versions.catalog import Catalog
 
+ROWS_FOLDER = "named-files"
+"""The folder of the cache for the rows of files that aifx.toml names, while a command looks at them."""
+
 WORK = ".work-"
 """The beginning of the name of a folder in which a step works."""
 

@@ -25,7 +25,7 @@ from aifx.data.spec import DataSpec, Field
 from aifx.data.splits import Split
 
 if TYPE_CHECKING:
-    from aifx.data.implicit import ImplicitVersion
+    from aifx.data.file_index import ImplicitVersion
 
 WEIGHTS = "weights"
 
@@ -43,35 +43,56 @@ Order: TypeAlias = Callable[[range, int], np.ndarray]
 
 
 @dataclass(frozen=True)
-class ArraySource:
-    """Batches of arrays, and "weights" float32 `[rows]`, 0 on the rows that fill the last batch."""
+class ExampleSource:
+    """Batches of numbered examples. Rows that fill the last batch are 0, also their "weights".
 
-    arrays: Arrays
+    Attributes:
+        gather: the arrays of the examples of these numbers.
+        order: of training; by default each example once per epoch.
+    """
+
+    num_examples: int
+    gather: Callable[[np.ndarray], Batch]
     seed: int | None
     batch_size: int
-    order: Order | None = None  # of training; by default each example once per epoch
-    emphasis: np.ndarray | None = None  # float32 [examples], by which training multiplies the weights
+    order: Order | None = None
 
     @property
     def num_batches(self) -> int | None:
-        return -(-_num_examples(self.arrays) // self.batch_size) if self.seed is None else None
+        return -(-self.num_examples // self.batch_size) if self.seed is None else None
 
     def read(self, step: int, rows: slice) -> Batch:
         places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
-        count, seed = _num_examples(self.arrays), self.seed
+        count, seed = self.num_examples, self.seed
         if seed is not None and self.order:
             which = self.order(places, seed)
         else:
             in_order = places if seed is None else [shuffled(place, count, seed)[1] for place in places]
             which = np.array(in_order, np.int64)
         is_real = which < count
-        batch = {name: values[np.where(is_real, which, 0)] for name, values in self.arrays.items()}
+        batch = self.gather(np.where(is_real, which, 0))
         for values in batch.values():
             values[~is_real] = 0
-        weights = batch.get(WEIGHTS, np.ones(len(places), np.float32))
-        if seed is not None and self.emphasis is not None:
-            weights = weights * self.emphasis[which]
-        return {**batch, WEIGHTS: np.where(is_real, weights, 0).astype(np.float32)}
+        return batch
+
+
+def array_source(
+    arrays: Arrays,
+    seed: int | None,
+    batch_size: int,
+    order: Order | None = None,
+    emphasis: np.ndarray | None = None,
+) -> ExampleSource:
+    """Batches of arrays with "weights" float32 `[rows]`, which training multiplies by `emphasis`, one per example."""
+
+    def gather(which: np.ndarray) -> Batch:
+        batch = {name: values[which] for name, values in arrays.items()}
+        weights = batch.get(WEIGHTS, np.ones(len(which), np.float32))
+        if seed is not None and emphasis is not None:
+            weights = weights * emphasis[which]
+        return {**batch, WEIGHTS: weights.astype(np.float32)}
+
+    return ExampleSource(_num_examples(arrays), gather, seed, batch_size, order)
 
 
 @dataclass(frozen=True)
@@ -83,20 +104,20 @@ class ArrayDataset:
     digest: str  # SHA-256 over the arrays, and over how training orders and weighs them
     name: str = "the data"  # for errors: the file that the arrays are from
     hints: Mapping[Split, str] = field(default_factory=dict)  # what helps if a split is empty
-    order: Order | None = None  # of the training split, as in ArraySource
-    emphasis: np.ndarray | None = None  # of the training split, as in ArraySource
+    order: Order | None = None  # of the training split, as in `array_source`
+    emphasis: np.ndarray | None = None  # of the training split, as in `array_source`
     places: Places | None = None
     file_versions: Mapping[str, ImplicitVersion] = field(default_factory=dict)  # that it was made of, by key
 
-    def source(self, split: Split, batch_size: int, *, seed: int | None) -> ArraySource:
+    def source(self, split: Split, batch_size: int, *, seed: int | None) -> ExampleSource:
         arrays = self.splits.get(split)
         if not arrays or not _num_examples(arrays):
             there = ", ".join(name for name, values in self.splits.items() if any(map(len, values.values())))
             why = f"it has examples for {there}" if there else "it is empty"
             raise DataError(f"{self.name}: no examples in the {split} split", why, self.hints.get(split, ""))
         if split == "train":
-            return ArraySource(arrays, seed, batch_size, self.order, self.emphasis)
-        return ArraySource(arrays, seed, batch_size)
+            return array_source(arrays, seed, batch_size, self.order, self.emphasis)
+        return array_source(arrays, seed, batch_size)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         return {"examples": int(np.count_nonzero(batch[WEIGHTS]))}

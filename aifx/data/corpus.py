@@ -13,22 +13,23 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from aifx.core.digests import Hash64, Sha256, sha256_of
 from aifx.core.errors import DataError
 from aifx.core.plurals import counted, some_names
 from aifx.core.project import Project, cache_path
-from aifx.data.file_index import changed_file, scans_of
-from aifx.data.implicit import ImplicitVersion
+from aifx.data.file_index import ImplicitVersion, changed_file, scans_of
 from aifx.data.names import CLUSTER, SPLIT
 from aifx.data.readers.documents import Piece, in_pieces
 from aifx.data.readers.encodings import FileScan, report_bad_bytes, undecodable
 from aifx.data.readers.parquet import column_bytes
 from aifx.data.readers.sources import SourceFile
-from aifx.data.sections import DocumentSection, TextSection
 from aifx.data.splits import SPLITS, Split, split_of
-from aifx.data.versions.parts import DatasetPart
+
+if TYPE_CHECKING:  # what these import decides no row, and a change of it makes no cache again
+    from aifx.data.sections import DocumentSection, TextSection
+    from aifx.data.versions.parts import DatasetPart
 
 logger = logging.getLogger(__name__)
 
@@ -287,7 +288,7 @@ def file_versions_of(scans: Files) -> dict[str, ImplicitVersion]:
 
 def _text_field(section: DocumentSection) -> str | None:
     """The field that holds the text; None for chats, whose digest is that of the bytes of their files."""
-    return section.text_field if isinstance(section, TextSection) else None
+    return getattr(section, "text_field", None)
 
 
 def check_apart(scans: Files) -> None:

@@ -1,4 +1,6 @@
-"""The index of a project's files: what the last reading found in each, so that only files that changed are read again.
+"""The files that a project names: their index, and the implicit versions that they are.
+
+The index has what the last reading found in each file, so that only files that changed are read again.
 
 It is one file in the cache per project. An entry is the result of one way of reading one file, and the state of the
 file before it was read. It counts as long as that state does (`FileState.is_still`); otherwise the file is read again.
@@ -9,15 +11,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from aifx.core.artifact import writable_folder
-from aifx.core.digests import sha256_of, size_and_sha256
-from aifx.core.errors import EnvironmentFault
+from aifx.core.artifact import short, writable_folder
+from aifx.core.digests import sha256_of, sha256_of_json, size_and_sha256
+from aifx.core.errors import DataError, EnvironmentFault, UsageError
 from aifx.core.file_states import FileState
 from aifx.core.files import is_temporary, remove_temporary
 from aifx.core.project import Project, cache_path
@@ -28,14 +33,107 @@ from aifx.data.readers.formats import PAGES
 from aifx.data.readers.sources import SourceFile, reading
 from aifx.data.readers.web import texts_version
 
-VERSION = 2
+if TYPE_CHECKING:
+    from aifx.config.sections import DataSection
+
+VERSION = 3
 """Of the index and of what reading finds in a file: a part of the index's name."""
+
+THREADS, AT_ONCE = 8, 1 << 12
+"""Threads that read files as bytes, and the files that wait for them."""
 
 COLUMNS = 9
 """Of an entry (`_row`)."""
 
+_DIGITS = re.compile("[0-9a-f]{1,64}")
+
 Entries: TypeAlias = dict[tuple[str, str], list[Any]]
 """By path and way of reading, as `_row` makes them."""
+
+
+@dataclass(frozen=True)
+class ImplicitVersion:
+    """The files that a key of `[data]` names, such as "data.train", as a version without a copy of them.
+
+    What names their content, for provenance and for `aifx data verify`, is the SHA-256 of each as the index has it.
+    A data set has the versions of the files that it was made of (`file_versions`): files may change while it is made.
+
+    Attributes:
+        key: such as "data.train".
+    """
+
+    key: str
+    files: Mapping[SourceFile, FileScan]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Over the name and the digest of each file that is not empty: those of text decompressed, as `FileScan` has
+        them, others as they are on disk. Of each file in a store it is that of what the store records with it."""
+        filled = ((file, scan) for file, scan in self.files.items() if file.is_remote or scan.num_bytes)
+        return sha256_of_json([[file.name, file.stamp or scan.digest] for file, scan in filled])
+
+    @property
+    def reference(self) -> str:
+        """ "data.train@<12 digits>"."""
+        return f"{self.key}@{short(self.sha256)}"
+
+    def check_unchanged(self) -> None:
+        """Raises DataError for a file of this machine, not read as text, that no longer has the content it had."""
+        local = {file: scan for file, scan in self.files.items() if not file.is_remote}
+        if (file := changed_file(local, None)) is not None:
+            raise DataError(f"{file.name} changed while it was read", "", "run it again when it is written")
+
+    def record(self) -> dict[str, Any]:
+        """Its record in provenance.json."""
+        return {"sha256": self.sha256, "files": len(self.files)}
+
+
+def split_reference(reference: str) -> tuple[str, str]:
+    """The key and the digits of "data.train@3f2a"; "" for the digits of "data.train". Raises UsageError for others."""
+    key, at, digits = reference.partition("@")
+    if at and not _DIGITS.fullmatch(digits):
+        why = "after @ is the beginning of a SHA-256, of 64 hexadecimal digits at most"
+        raise UsageError(f"{reference!r} names no version", why, f"aifx data verify {key}")
+    return key, digits
+
+
+def find_implicit(reference: str, section: DataSection, project: Project, *, again: bool = False) -> ImplicitVersion:
+    """The version that "data.train" means, or "data.train@3f2a".
+
+    Args:
+        again: read all files.
+
+    Raises UsageError if the key names no files or others, DataError.
+    """
+    key, digits = split_reference(reference)
+    named = section.named_files(project)
+    if key not in named:
+        why = f"files are named by {', '.join(named)}" if named else "its data is a data set, or of a kind of its own"
+        raise UsageError(f"the configuration has no files of {key}", why, "aifx config show")
+    version = version_of(key, named[key], getattr(section, "text_field", None), project, again=again)
+    if not version.sha256.startswith(digits):
+        what, why = f"the files are not {key}@{short(digits)}", f"they are {version.reference} now"
+        raise UsageError(what, why, "restore them from a copy")
+    return version
+
+
+def version_of(
+    key: str, files: Iterable[SourceFile], text_field: str | None, project: Project, *, again: bool = False
+) -> ImplicitVersion:
+    """The files that a key names, with what reading finds in each, as `scans_of`. Raises DataError."""
+    listed = list(files)
+    scans = scans_of((file for file in listed if not file.is_remote), text_field, project, again=again)
+    return ImplicitVersion(key, {file: scans.get(file) or FileScan(file.stamp, file.bytes) for file in listed})
+
+
+def version_of_path(file: SourceFile, project: Project) -> dict[str, ImplicitVersion]:
+    """The file of `data.path` by its key, before it is read; none if it is a stream, which can be read only once.
+
+    Raises DataError if it cannot be read.
+    """
+    if not file.is_remote and not file.path.is_file():
+        return {}  # reading it gives the error if it is not there
+    return {"data.path": version_of("data.path", [file], None, project)}
 
 
 def scans_of(
@@ -52,19 +150,31 @@ def scans_of(
     """
     path = None if project is None else _index_path(project)
     entries = {} if path is None or again else _read(path)
-    scans: dict[SourceFile, FileScan] = {}
     made: Entries = {}
-    for file in files:
+
+    def scan_one(file: SourceFile) -> FileScan:
         key = (file.name if file.is_remote else file.location, _way(file, text_field))  # a URL may hold secrets
-        now = file.tag or None if file.is_remote else _state_of(file)
-        known = _parsed(entries[key]) if key in entries else None
-        if known is None or not _is_still(known, now):
-            known = replace(_scan(file, text_field), state=now)
-            if file.tag and _state_of(file) != now:
-                known = replace(known, state=None)
-            if known.num_bytes and known.state is not None:
-                made[key] = _row(*key, known)
-        scans[file] = known
+        try:
+            now = file.tag or None if file.is_remote else _state_of(file)
+            if key in entries and _is_still(file, known := _parsed(entries[key]), now):
+                return known
+            found = replace(_scan(file, text_field), state=now)
+        except DataError:
+            if file.format != "image":
+                raise
+            return FileScan("", 0)  # decoding it says why
+        if file.tag and _state_of(file) != now:
+            found = replace(found, state=None)
+        if found.num_bytes and found.state is not None:
+            made[key] = _row(*key, found)
+        return found
+
+    scans: dict[SourceFile, FileScan] = {}
+    waiting = list(files)
+    with ThreadPoolExecutor(THREADS if text_field is None else 1, "scan") as pool:  # SHA-256 lets other threads run
+        for begin in range(0, len(waiting), AT_ONCE):
+            part = waiting[begin : begin + AT_ONCE]
+            scans |= zip(part, pool.map(scan_one, part), strict=True)
     if path is not None and made:
         _write(path, (entries or _read(path)) | made)
     return scans
@@ -73,7 +183,7 @@ def scans_of(
 def changed_file(scans: Mapping[SourceFile, FileScan], text_field: str | None) -> SourceFile | None:
     """The first of the files that `scans_of` has read whose content is no longer what it was. Raises DataError."""
     for file, scan in scans.items():
-        if not _is_still(scan, _state_of(file)) and _scan(file, text_field) != scan:
+        if not _is_still(file, scan, _state_of(file)) and _scan(file, text_field) != scan:
             return file
     return None
 
@@ -118,9 +228,10 @@ def _scan(file: SourceFile, text_field: str | None) -> FileScan:
     return FileScan(digest, num_bytes)
 
 
-def _is_still(scan: FileScan, now: FileState | str | None) -> bool:
+def _is_still(file: SourceFile, scan: FileScan, now: FileState | str | None) -> bool:
     if isinstance(scan.state, FileState) and isinstance(now, FileState):
-        return scan.state.is_still(now)
+        # Large data sets of pictures are in images such as squashfs, and would be read at each start.
+        return scan.state.is_still(now, trusts_images=file.format == "image")
     return scan.state is not None and scan.state == now
 
 

@@ -34,10 +34,13 @@ ORDER: tuple[Split, ...] = ("test", "validation", "train")
 """Which split keeps a picture that is in several."""
 
 
-def open_pictures(listing: Listing, section: ImagesSection, *, test_for: DataSpec | None = None) -> ArrayDataset:
+def open_pictures(
+    listing: Listing, contents: Mapping[str, str], section: ImagesSection, *, test_for: DataSpec | None = None
+) -> ArrayDataset:
     """The data set of these pictures. Raises DataError.
 
     Args:
+        contents: SHA-256 of the bytes of each file that can be read, by its path.
         test_for: what a trained model knows: all pictures are a test split for it, and nothing is divided.
     """
     if section.channels not in (None, *MODES):
@@ -45,12 +48,11 @@ def open_pictures(listing: Listing, section: ImagesSection, *, test_for: DataSpe
         raise ConfigError(f"data.channels = {section.channels} cannot be used with pictures", why, "data.channels = 3")
     size, fit = section.image_size or DEFAULT_SIZE, section.fit
     examples = listing.examples
-    store = open_images(
-        examples, size, section.channels, fit, workers=section.workers, what=f"pictures of {listing.name}"
-    )
+    what = f"pictures of {listing.name}"
+    store = open_images(examples, contents, size, section.channels, fit, workers=section.workers, what=what)
     _report(store.problems, listing, section)
     usable = [index for index in range(len(examples)) if index not in store.problems]
-    digests = {index: store.file_digest(index) for index in usable}
+    digests = {index: store.digests[index, 0].tobytes() for index in usable}
     if test_for:
         splits: dict[Split, list[int]] = {"test": usable}
     else:
@@ -72,7 +74,7 @@ def open_pictures(listing: Listing, section: ImagesSection, *, test_for: DataSpe
         images: np.ndarray = StoredImages(store, rows)  # type: ignore[assignment]  # of it, a source needs indexing
         arrays[split] = {"inputs": images, "targets": targets[rows], **target_units(spec, len(rows))}
         digest.update(f"{split} {len(indices)}".encode())
-        digest.update(store.digests[rows, 0].tobytes() + arrays[split]["targets"].tobytes())
+        digest.update(store.digests[rows, 1].tobytes() + arrays[split]["targets"].tobytes())
     hints: dict[Split, str] = {split: f"aifx train --set data.{split}_fraction=0.1" for split in ("validation", "test")}
 
     def places(split: Split, rows: Sequence[int]) -> list[str]:

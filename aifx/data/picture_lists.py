@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from aifx.data.readers.decoding import Picture
 from aifx.data.readers.documents import files_below
 from aifx.data.readers.images import SUFFIXES, TARGETS, Target, TargetKind
 from aifx.data.readers.rows import input_file, read_rows
+from aifx.data.readers.sources import SourceFile, name_of
 from aifx.data.splits import SPLIT_FOLDERS, Split, split_folders
 from aifx.data.versions.parts import DatasetPart
 
@@ -74,6 +76,17 @@ def list_pictures(path: Path, name: str, classes: tuple[str, ...] = (), *, has_a
     if not examples:
         raise DataError(f"{name} has no pictures", f"they are {', '.join(SUFFIXES)}", f"ls {name}")
     return Listing(name, examples, target, _classes(name, examples, target, classes, has_all))
+
+
+def picture_files(listing: Listing, base: Path) -> list[SourceFile]:
+    """The files of these pictures that are there, each once, with what it shows. `base`: as `name_of` takes it."""
+    top = Path(os.path.abspath(base))
+    pictures = (
+        SourceFile(name_of(os.path.abspath(one.path), top), str(one.path), "image", target=one.target, split=one.split)
+        for one in listing.examples
+        if one.path.is_file()
+    )
+    return list(dict.fromkeys(pictures))
 
 
 def list_version(part: DatasetPart, classes: tuple[str, ...] = ()) -> Listing:

@@ -4,6 +4,9 @@ Rows of varied lengths, such as texts or conversations as tokens, are one after 
 have the size of a disk's reads; an array beside it says where each begins. Rows of one shape, such as pictures, are
 `FixedRows`, whose blocks are the rows. A block is compared with its digest when it is first read, and made again if it
 is damaged.
+
+A row cache is named by all that its rows depend on, the code that makes them among it (`rows_key`). So other code makes
+the rows again. What a run is compared with when it resumes is the digest of the rows themselves (`Artifact.digest`).
 """
 
 from __future__ import annotations
@@ -22,16 +25,34 @@ from typing import IO, Any, TypeVar
 import numpy as np
 
 from aifx.core.artifact import BLOCKS, Artifact, DamagedArtifact, Files, cached, damaged_files, read_sealed, seal_files
-from aifx.core.digests import BLOCK_BYTES, DIGEST_BYTES, Sha256
+from aifx.core.code_digest import code_digest
+from aifx.core.digests import BLOCK_BYTES, DIGEST_BYTES, Sha256, sha256_of_json
 from aifx.core.errors import EnvironmentFault
 from aifx.core.files import UnsafeFile, open_file
+from aifx.core.json_values import plain
 from aifx.core.os_errors import naming
 
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".npy"
 
+VERSION = 1
+"""Of the content of all row caches: their keys say what they hold."""
+
+UNCOUNTED = ("aifx.core", "aifx.config")
+"""Modules that open files and read settings, and decide no row."""
+
 T = TypeVar("T")
+
+
+def rows_key(module: str, *depends_on: Any) -> str:
+    """A digest of all that rows depend on.
+
+    Args:
+        module: that makes them, with what it imports of `aifx.data`, and the versions of the libraries.
+        depends_on: what they are made of, as JSON can hold it.
+    """
+    return sha256_of_json(plain([code_digest(module, UNCOUNTED), *depends_on]))
 
 
 class CheckedFile:
@@ -170,9 +191,9 @@ def write_array(path: Path, values: np.ndarray) -> None:
 
 
 def cached_arrays(
-    place: Path, kind: str, version: int, write: Callable[[Path], Mapping[str, Any]], *, whole: bool = False
-) -> tuple[Mapping[str, Any], dict[str, BlockArray]]:
-    """The content of the artefact at `place` and its arrays by name, made first if it is missing or damaged.
+    place: Path, kind: str, write: Callable[[Path], Mapping[str, Any]], *, whole: bool = False
+) -> tuple[Artifact, dict[str, BlockArray]]:
+    """The artefact at `place` and its arrays by name, made first if it is missing or damaged.
 
     It is also made again, with a warning, if a block turns out to be damaged when it is read. Reading the block then
     raises what `write` raises, and EnvironmentFault if the artefact is not what it was.
@@ -192,25 +213,25 @@ def cached_arrays(
         content = write(folder)
         return content, seal_files(folder, sorted(folder.glob(f"*{SUFFIX}")), blocks=True)
 
-    def open_all(folder: Path, artifact: Artifact) -> tuple[Mapping[str, Any], dict[str, BlockArray]]:
+    def open_all(folder: Path, artifact: Artifact) -> tuple[Artifact, dict[str, BlockArray]]:
         if whole and (damaged := damaged_files(folder, artifact)):
             raise DamagedArtifact(folder, damaged[0])
         names = (name.removesuffix(SUFFIX) for name in artifact.files if name.endswith(SUFFIX))
-        return artifact.content, {name: _open_array(folder, artifact, name) for name in names}
+        return artifact, {name: _open_array(folder, artifact, name) for name in names}
 
     def made_again(name: str, digests: bytes, _: int) -> np.ndarray:
         with lock:  # another thread, or another process, may have made it meanwhile
-            again = cached_arrays(place, kind, version, write, whole=True)[1][name]
+            again = cached_arrays(place, kind, write, whole=True)[1][name]
         if again.digests != digests:
             why = "aifx made it again, and it is not what it was"
             raise EnvironmentFault(f"the {kind} {place} is damaged", why, f"rm -r {place}")
         return again.file
 
     lock = threading.Lock()
-    content, arrays = cached(place, kind, version, make, open_all, logger.warning)
+    artifact, arrays = cached(place, kind, VERSION, make, open_all, logger.warning)
     for name, values in arrays.items():
         values.repair = partial(made_again, name, values.digests)
-    return content, arrays
+    return artifact, arrays
 
 
 def _open_array(folder: Path, artifact: Artifact, name: str) -> BlockArray:

@@ -19,8 +19,11 @@ from aifx.core.json_values import encode_json
 Record = Mapping[str, Any]
 
 
-def output_format(path: Path) -> str:
+def output_format(path: Path, rows: str = "predictions") -> str:
     """The format that the file's extension names.
+
+    Args:
+        rows: what is written, for messages.
 
     Raises UsageError for another extension or a place where no file can be.
     """
@@ -28,11 +31,10 @@ def output_format(path: Path) -> str:
     if format not in WRITERS:
         what = f"--output {path}: no writer for {path.suffix or 'a name without extension'}"
         known = ", ".join(f".{known}" for known in WRITERS)
-        hint = f"aifx predict INPUT --output {path.with_suffix('.jsonl')}"
-        raise UsageError(what, f"predictions are written as {known}", hint)
+        raise UsageError(what, f"{rows} are written as {known}", f"--output {path.with_suffix('.jsonl')}")
     if path.is_dir():
-        hint = f"--output {path}/predictions.jsonl"
-        raise UsageError(f"--output {path} is a directory", "predictions are one file", hint)
+        hint = f"--output {path}/{rows}.jsonl"
+        raise UsageError(f"--output {path} is a directory", f"{rows} are written to one file", hint)
     if not path.parent.is_dir():
         raise UsageError(f"--output {path}: no folder {path.parent}", "", f"mkdir -p {path.parent}")
     return format

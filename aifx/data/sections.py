@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -123,6 +123,15 @@ class PathSection(DatasetSection):
         """Columns that the file must have."""
         return ()
 
+    def named_files(self, project: Project) -> Mapping[str, Sequence[SourceFile]]:
+        return {} if self.dataset is not None else {"data.path": self.find(project)}
+
+    def find(self, project: Project) -> list[SourceFile]:
+        """The file that the path names, or all files of pictures that it does. Raises DataError, UsageError."""
+        from aifx.data.readers.sources import named_file
+
+        return [named_file(self.path, project.root)]
+
     def check_own_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
         from aifx.data.readers.sources import named_file
 
@@ -206,6 +215,10 @@ class DocumentSection(DatasetSection, TokenSection):
 
         named = getattr(self, split) if patterns is None else patterns
         return find_files(named, project, f"data.{split}", self.version_kind) if self.dataset is None else []
+
+    def named_files(self, project: Project) -> Mapping[str, Sequence[SourceFile]]:
+        found = {f"data.{split}": self.find(split, project) for split in SPLITS}
+        return {key: files for key, files in found.items() if files}
 
     def check(self, file: SourceFile) -> SourceFile:
         """The file, which a command line names. Raises DataError if its kind of data does not take its format."""
@@ -353,6 +366,15 @@ class ImagesSection(PathSection):
     @property
     def shares(self) -> tuple[float | None, float]:
         return self.validation_fraction, 0.0 if self.is_archive else self.test_fraction
+
+    def find(self, project: Project) -> list[SourceFile]:
+        from aifx.data.picture_lists import list_pictures, picture_files
+
+        path = project.root / self.path
+        if self.is_archive:
+            return super().find(project)
+        pictures = picture_files(list_pictures(path, self.path, self.classes, has_all=False), project.root)
+        return pictures if path.is_dir() else [*super().find(project), *pictures]
 
     def check_own_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
         if self.is_archive or not (project.root / self.path).is_dir():

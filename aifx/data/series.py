@@ -31,8 +31,7 @@ from aifx.data.names import SPLIT
 from aifx.data.readers.rows import FORMATS, Row, field, input_file, unknown_format
 from aifx.data.readers.sources import SourceFile
 from aifx.data.sections import SeriesSection
-from aifx.data.series_baselines import series_baselines
-from aifx.data.series_windows import SeriesData, SeriesFacts, series_spec, window_batch
+from aifx.data.series_windows import SeriesData, SeriesFacts, series_baselines, series_spec, window_batch
 from aifx.data.spec import DataSpec
 from aifx.data.splits import SPLITS, Split
 from aifx.data.table_file import Source, open_source

@@ -1,30 +1,35 @@
-"""Windows over series: what went before, and what is to be forecast."""
+"""Windows over series: what went before, and what is to be forecast. Also simple predictors of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from aifx.core.errors import DataError
-from aifx.data.arrays import WEIGHTS
+from aifx.core.plurals import counted
+from aifx.data.arrays import WEIGHTS, ExampleSource
 from aifx.data.base import Batch
-from aifx.data.order import shuffled
 from aifx.data.sections import SeriesSection
 from aifx.data.spec import DataSpec, Field
 from aifx.data.splits import Split
 from aifx.data.time_grid import Calendar
 
 if TYPE_CHECKING:
-    from aifx.data.implicit import ImplicitVersion
+    from aifx.data.file_index import ImplicitVersion
 
 SMALLEST_SCALE = 1e-6
 """A window that varies by less than this share of its mean is taken as constant."""
 
-NAIVE_ROWS = 4096  # windows read at a time for a naive forecast
+ROWS = 4096
+"""Windows that baselines read at a time."""
+
+MOST_EXAMPLES = 20_000
+"""Steps that the trees learn from, evenly spaced over the training split."""
 
 
 @dataclass(frozen=True)
@@ -57,37 +62,14 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class SeriesSource:
-    """Batches of windows, each read from the series when it is needed.
-
-    "inputs" float32 `[rows, context]` and "targets" `[rows, horizon]`, less the window's "location" `[rows]` and over
-    its "scale" `[rows]`. "observed" `[rows, context]` and "weights" `[rows, horizon]` are 0 where a value is missing.
-    If there are any: "calendar" int32 and "known" float32 `[rows, context + horizon, features]`, and "past" float32
-    `[rows, context, features]`.
-    """
-
-    data: SeriesData
-    windows: Windows
-    seed: int | None
-    batch_size: int
-
-    @property
-    def num_batches(self) -> int | None:
-        return -(-len(self.windows) // self.batch_size) if self.seed is None else None
-
-    def read(self, step: int, rows: slice) -> Batch:
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
-        count, seed = len(self.windows), self.seed
-        which = np.array(places if seed is None else [shuffled(place, count, seed)[1] for place in places], np.int64)
-        batch = self.data.read(self.windows, np.minimum(which, count - 1))
-        for values in batch.values():
-            values[which >= count] = 0
-        return batch
-
-
-@dataclass(frozen=True)
 class SeriesData:
-    """A data set of series that lie behind each other in one array, with room for a window before and after each."""
+    """A data set of series that lie behind each other in one array, with room for a window before and after each.
+
+    Its batches are windows, each read from the series when it is needed: "inputs" float32 `[rows, context]` and
+    "targets" `[rows, horizon]`, less the window's "location" `[rows]` and over its "scale" `[rows]`. "observed" `[rows,
+    context]` and "weights" `[rows, horizon]` are 0 where a value is missing. If there are any: "calendar" int32 and
+    "known" float32 `[rows, context + horizon, features]`, and "past" float32 `[rows, context, features]`.
+    """
 
     section: SeriesSection
     spec: DataSpec
@@ -104,10 +86,15 @@ class SeriesData:
     """Of each series, in steps from its first: the first target of a split, and its end."""
     file_versions: Mapping[str, ImplicitVersion]  # the file that it was made of, by the key that names it
 
-    def source(self, split: Split, batch_size: int, *, seed: int | None) -> SeriesSource:
+    def source(self, split: Split, batch_size: int, *, seed: int | None) -> ExampleSource:
+        windows = self.some_windows(split)
+        return ExampleSource(len(windows), partial(self.read, windows), seed, batch_size)
+
+    def some_windows(self, split: Split) -> Windows:
+        """Windows over a split. Raises DataError if there are none."""
         if split not in self.cuts or not len(windows := self.windows(split)):
             raise self._no_windows(split)
-        return SeriesSource(self, windows, seed, batch_size)
+        return windows
 
     def _no_windows(self, split: Split) -> DataError:
         whole = self._end - self._begin
@@ -166,11 +153,11 @@ class SeriesData:
         It is the last such value that is known when the forecast is made. Where it is missing, it is the mean of the
         context, 0.
         """
-        windows = self.source(split, 1, seed=None).windows
+        windows = self.some_windows(split)
         ahead = np.arange(self.section.horizon)
         found = np.zeros((len(windows), len(ahead)), np.float32)
-        for begin in range(0, len(windows), NAIVE_ROWS):
-            numbers = np.arange(begin, min(begin + NAIVE_ROWS, len(windows)))
+        for begin in range(0, len(windows), ROWS):
+            numbers = np.arange(begin, min(begin + ROWS, len(windows)))
             places = windows.find(numbers)[0][:, None] + ahead - season * (ahead // season + 1)
             is_there = places >= self.starts[np.searchsorted(windows.last, numbers, side="right")][:, None]
             values = np.where(is_there, self.values[np.maximum(places, 0)], np.nan)
@@ -195,7 +182,7 @@ class SeriesData:
 
 
 def window_batch(section: SeriesSection, values: np.ndarray, tokens: np.ndarray, covariates: np.ndarray) -> Batch:
-    """Windows as `SeriesSource` describes them, each scaled by the mean and the standard deviation of its context.
+    """Windows as `SeriesData` describes them, each scaled by the mean and the standard deviation of its context.
 
     Args:
         values: float64 `[rows, context + horizon]`, NaN where missing.
@@ -246,3 +233,43 @@ def series_spec(section: SeriesSection, calendar: Calendar) -> DataSpec:
     }
     fields |= {name: found for name, found in optional.items() if found.shape[-1]}
     return DataSpec(fields, calendar.vocab_size or None, target_size=section.horizon)
+
+
+def series_baselines(data: SeriesData, split: Split) -> Iterator[tuple[str, np.ndarray]]:
+    """The name of each baseline, and its scaled forecasts float32 `[windows, horizon]`. Trees need a training split.
+
+    Seasons that no series is longer than have no values to forecast from.
+    """
+    seasons = [season for season in data.facts.calendar.grid.seasons if season < data.lengths.max()]
+    for season in seasons or [1]:
+        yield f"{counted(season, 'step')} before", data.naive(split, season)
+    if "train" in data.cuts and importlib.util.find_spec("sklearn") is not None:
+        yield "boosted trees", boosted_trees(data, split)
+
+
+def boosted_trees(data: SeriesData, split: Split, most_examples: int = MOST_EXAMPLES) -> np.ndarray:
+    """scikit-learn's histogram gradient boosting with its defaults: one model for all steps of the horizon."""
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    horizon = data.section.horizon
+    windows = data.windows("train")
+    count = min(len(windows), max(1, most_examples // horizon))
+    batch = data.read(windows, np.linspace(0, len(windows) - 1, count).astype(np.int64))
+    counts = batch[WEIGHTS].ravel() > 0
+    trees = HistGradientBoostingRegressor(random_state=0)
+    trees.fit(_design(batch, horizon)[counts], batch["targets"].ravel()[counts])
+    asked = data.some_windows(split)
+    numbers = [np.arange(begin, min(begin + ROWS, len(asked))) for begin in range(0, len(asked), ROWS)]
+    found = [trees.predict(_design(data.read(asked, which), horizon)) for which in numbers]
+    return np.concatenate(found).reshape(-1, horizon).astype(np.float32)
+
+
+def _design(batch: Batch, horizon: int) -> np.ndarray:
+    """The inputs of trees `[windows * horizon, features]`: the window, its last covariates, and the step's own."""
+    rows = len(batch["inputs"])
+    observed = np.where(batch["observed"], batch["inputs"], np.nan)
+    window = [observed] + ([batch["past"][:, -1]] if "past" in batch else [])
+    steps = [np.tile(np.arange(horizon)[:, None], (rows, 1, 1))]
+    steps += [batch[name][:, -horizon:] for name in ("calendar", "known") if name in batch]
+    parts = [np.repeat(part[:, None], horizon, axis=1) for part in window] + steps
+    return np.concatenate(parts, axis=2, dtype=np.float32).reshape(rows * horizon, -1)

@@ -1,8 +1,7 @@
 """The token store: a split's tokens in one memory-mapped array, with an index of its documents.
 
-A store is an artefact (`aifx.core.artifact`) in a folder that is named by VERSION and a digest of all that its content
-depends on. That of files is in the cache, that of a data set beside it. Its manifest says of each split whether it is
-closed, and its bytes. For each split it holds
+A store is a row cache (`aifx.data.row_cache`). That of files is in the cache, that of a data set beside it. Its
+manifest says of each split whether it is closed, and its bytes. For each split it holds
 
     <split>.tokens.npy      uint16 or uint32 [n]: eos, a document, eos, a document, ..., and eos if the last ends here
     <split>.documents.npy   int64 [documents + 1]: positions of the eos before each document, and of the end of the last
@@ -31,20 +30,15 @@ from typing import Any, Protocol
 import numpy as np
 from tokenizers import Encoding
 
+from aifx.core.digests import sha256_of
 from aifx.core.progress import report_progress
 from aifx.data.corpus import Corpus
 from aifx.data.readers.documents import Piece
-from aifx.data.row_cache import SUFFIX, ArrayWriter, BlockArray, cached_arrays, write_array
+from aifx.data.row_cache import SUFFIX, ArrayWriter, BlockArray, cached_arrays, rows_key, write_array
 from aifx.data.splits import SPLITS, Split
 from aifx.data.tokenizer import Tokenizer, text_sizes
 
 logger = logging.getLogger(__name__)
-
-KIND, VERSION = "token store", 5
-"""The artefact's kind, and the version of its content: a part of the folder's name."""
-
-TOKENS_VERSION = 3
-"""Version of the tokens in it: a part of the digest of a run's data, which a resume compares."""
 
 # A batch has enough pieces a core that its last ones cost little, and a bound on the memory of its encodings.
 BATCH_CHARACTERS = min(os.cpu_count() or 1, 32) << 20
@@ -99,10 +93,20 @@ class SplitTokens:
 
 @dataclass(frozen=True)
 class TokenStore:
-    """An opened store."""
+    """An opened store.
+
+    Attributes:
+        digest: of the tokens and the sizes of their texts.
+    """
 
     path: Path
+    digest: str
     splits: dict[Split, SplitTokens]
+
+
+def tokens_key(corpus: Corpus, tokenizer: Tokenizer) -> str:
+    """A digest of all that a store depends on."""
+    return rows_key(__name__, corpus.digest, sha256_of(tokenizer.data), tokenizer.eos_id)
 
 
 def stored_tokens(path: Path, corpus: Corpus, tokenizer: Tokenizer, *, whole: bool = False) -> TokenStore:
@@ -115,12 +119,12 @@ def stored_tokens(path: Path, corpus: Corpus, tokenizer: Tokenizer, *, whole: bo
 
     Raises DataError if the text changes meanwhile, EnvironmentFault if the store cannot be put in place.
     """
-    content, arrays = cached_arrays(path, KIND, VERSION, partial(_build, corpus, tokenizer), whole=whole)
+    artifact, arrays = cached_arrays(path, "token store", partial(_build, corpus, tokenizer), whole=whole)
     splits: dict[Split, SplitTokens] = {}
     for split in SPLITS:
         tokens, documents = arrays[f"{split}.tokens"], arrays[f"{split}.documents"]
-        splits[split] = SplitTokens(tokens, documents, sizes=arrays.get(f"{split}.sizes"), **content[split])
-    return TokenStore(path, splits)
+        splits[split] = SplitTokens(tokens, documents, sizes=arrays.get(f"{split}.sizes"), **artifact.content[split])
+    return TokenStore(path, artifact.digest, splits)
 
 
 def _build(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from aifx.core.errors import DataError, did_you_mean
 from aifx.core.project import Project
 from aifx.data.columns import is_missing
-from aifx.data.implicit import ImplicitVersion, version_of_path
+from aifx.data.file_index import ImplicitVersion, version_of_path
 from aifx.data.names import RESERVED, ROW
 from aifx.data.readers.rows import FORMATS, Row, read_rows
 from aifx.data.readers.sources import SourceFile, local_file, named_file
@@ -55,7 +55,7 @@ class Source:
             return [f"{self.name}: row {number + 1}" for number in numbers.tolist()]  # they were read
         rows = islice(self.rows(), int(numbers.max(initial=-1)) + 1)
         wanted = set(numbers.tolist())
-        places = {number: row.place for number, row in enumerate(rows) if number in wanted}
+        places = {row.number - 1: row.place for row in rows if row.number - 1 in wanted}
         return [places[number] for number in numbers.tolist()]
 
 
@@ -144,16 +144,16 @@ def table_of(source: Source) -> Table:
         why = f"a table is a file of {', '.join(f'.{format}' for format in FORMATS)}"
         raise DataError(f"{source.name} cannot be read as a table", why, f"ls -l {source.name}")
     values: dict[str, list[Any]] = {}
-    count = 0
+    numbers: list[int] = []
     for row in source.rows():
-        if not count:
+        if not numbers:
             values = {column: [] for column in row.values}
         if odd := sorted(row.values.keys() ^ values.keys()):
             why = f"it differs from the first in {', '.join(odd[:3])}"
             raise DataError(f"{row.place}: the row has other columns", why, "give each row the same fields")
         for column, cells in values.items():
             cells.append(row.values[column])
-        count += 1
-    if not count:
+        numbers.append(row.number - 1)
+    if not numbers:
         raise DataError(f"{source.name}: no rows", "a table has a header and rows below it", f"head {source.name}")
-    return Table(source, values, np.arange(count))
+    return Table(source, values, np.array(numbers))

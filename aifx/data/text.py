@@ -22,16 +22,17 @@ from aifx.core.project import Project, cache_path
 from aifx.data.base import TEXT_BYTES, Batch, DataFormat, Dataset
 from aifx.data.checked_files import read_cached, read_checked, write_checked
 from aifx.data.corpus import Corpus, corpus_of, open_corpora
-from aifx.data.implicit import ImplicitVersion
+from aifx.data.file_index import ImplicitVersion
 from aifx.data.mixing import Turns, part_at
 from aifx.data.order import shuffled
 from aifx.data.readers.rows import Row, field, read_rows
 from aifx.data.readers.sources import SourceFile, check_regular, local_file
+from aifx.data.row_cache import rows_key
 from aifx.data.sections import OWN_TOKENIZERS, DocumentSection, TextSection, TokenSection
 from aifx.data.sequences import Sequences, StreamSequences, empty_batch, packed_documents, stream_windows
 from aifx.data.spec import DataSpec, Field
 from aifx.data.splits import SPLITS, Split
-from aifx.data.store import TOKENS_VERSION, VERSION, SizesById, SplitTokens, TokenStore, stored_tokens
+from aifx.data.store import SizesById, SplitTokens, TokenStore, stored_tokens, tokens_key
 from aifx.data.tokenizer import (
     BYTE_TOKENS,
     CHARACTER,
@@ -324,11 +325,10 @@ class TextFormat(TokenFormat):
 
     def _open(self, corpus: Corpus) -> TextData:
         section, tokenizer = self.section, self.tokenizer
-        digest = sha256_of_values("tokens", TOKENS_VERSION, corpus.digest, tokenizer.data, *section.end_tokens[:1])
-        name = f"{digest}-{VERSION}"
-        store = stored_tokens(corpus.tokens_folder(name) / name, corpus, tokenizer)
+        key = tokens_key(corpus, tokenizer)
+        store = stored_tokens(corpus.tokens_folder(key) / key, corpus, tokenizer)
         how = (section.seq_len, section.packing, section.eval_stride)
-        return TextData(self.spec, sha256_of_values("text", digest, *how), tokenizer, section, corpus, store)
+        return TextData(self.spec, sha256_of_values("text", store.digest, *how), tokenizer, section, corpus, store)
 
 
 def text_spec(section: TextSection, tokenizer: Tokenizer | None = None) -> DataSpec:
@@ -392,8 +392,7 @@ def _trained(section: TextSection, corpora: Sequence[Corpus]) -> Tokenizer:
         return Tokenizer(made_tokenizer(section, ()), "bytes")
     is_bpe = section.tokenizer == "bpe"
     how = (section.vocab_size or VOCAB_SIZES["bpe"], WORDS) if is_bpe else (section.vocab_size, CHARACTER)
-    digest = sha256_of_values("tokenizer", 1, *(corpus.digest for corpus in corpora), *how)
-    cached = cache_path("tokenizers") / digest
+    cached = cache_path("tokenizers") / rows_key("aifx.data.store", *(corpus.digest for corpus in corpora), *how)
     if (data := read_cached(read_checked, cached, "cached tokenizer")) is not None:
         return Tokenizer(bytes(data), str(cached))
     activity = f"training the tokenizer on {', '.join(corpus.names('train') for corpus in corpora)}"

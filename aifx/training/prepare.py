@@ -27,7 +27,7 @@ from aifx.core.files import check_tree, make_folders
 from aifx.core.json_files import write_json, write_text
 from aifx.core.os_errors import PASSING, in_brief, refusal_in
 from aifx.core.project import Project, RunDirectory
-from aifx.data.implicit import ImplicitVersion
+from aifx.data.file_index import ImplicitVersion
 from aifx.data.spec import keep_spec, need_spec
 from aifx.data.versions.parts import dataset_record
 from aifx.evaluation.held_out import metric_names

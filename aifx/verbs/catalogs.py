@@ -126,11 +126,11 @@ def implicit_section(reference: str | None, catalog: Catalog, project: Project |
 
     A data set of that name is meant first.
     """
-    from aifx.data.implicit import KEYS
+    from aifx.data.names import FILE_KEYS
     from aifx.kinds import load_config
 
     name = (reference or "").partition("@")[0]
-    if project is None or name not in KEYS or catalog.latest(name) is not None:
+    if project is None or name not in FILE_KEYS or catalog.latest(name) is not None:
         return None
     return load_config(project).data
 

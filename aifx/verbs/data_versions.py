@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from aifx.curation.leftovers import CollectedGarbage
     from aifx.curation.profile import ColumnProfile, Profile
     from aifx.curation.query import QueryFile, QueryResult
-    from aifx.curation.reports import Verification, VerifiedVersion, VersionList, VersionProfile
+    from aifx.curation.reports import Verification, VerifiedVersion, VersionList, VersionPage, VersionProfile
     from aifx.curation.row_history import Explanation, RowHistory
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,27 @@ def data_ls(name: str | None = None, *, root: str | None = None, project: StrPat
 
     catalog, _ = find_catalog(root, project)
     return list_versions(catalog, name)
+
+
+def data_show_version(name: str, *, root: str | None = None, project: StrPath = ".") -> VersionPage:
+    """Describe a version: its rows, columns and sources, the step that made it, and the runs trained on it.
+
+    Args:
+        name: data set: "NAME" for its latest version, "NAME@VERSION", or a key of aifx.toml such as "data.train".
+        root: folder or URL with the data sets; by default `datasets.root` of the project.
+        project: a folder in the project whose data sets and runs are meant.
+
+    Example:
+        >>> aifx.data_show_version("letters").step
+        'add'
+    """
+    from aifx.curation.reports import show_files, show_version
+
+    catalog, found = find_catalog(root, project)
+    section = implicit_section(name, catalog, found)
+    if section is None or found is None:
+        return show_version(catalog, name, found or project_around(project))
+    return show_files(name, section, found)
 
 
 def data_verify(*names: str, all: bool = False, root: str | None = None, project: StrPath = ".") -> Verification:
@@ -223,10 +244,11 @@ def data_query_to_file(
         >>> aifx.data_query_to_file("letters", "SELECT text FROM data", "letters.csv").rows
         1
     """
-    from aifx.curation.query import output_format, query_to_file
+    from aifx.curation.query import query_to_file
+    from aifx.data.row_writers import output_format
 
     size, path = limits_of(memory, None).memory_bytes, Path(output)
-    output_format(path)
+    output_format(path, "rows")
     with opened_rows(name, root, project) as (found, catalog):
         return query_to_file(catalog.open(found), sql, path, size)
 

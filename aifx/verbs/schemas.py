@@ -55,7 +55,7 @@ def command_types() -> dict[str, Any]:
     from aifx.curation.labels.suspects import Suspects
     from aifx.curation.leftovers import CollectedGarbage
     from aifx.curation.pii.reports import PiiReport
-    from aifx.curation.reports import MadeVersion, Verification, VersionList, VersionProfile
+    from aifx.curation.reports import MadeVersion, Verification, VersionList, VersionPage, VersionProfile
     from aifx.curation.row_history import Explanation
     from aifx.drills.guarantees import DrillReport
     from aifx.evaluation import dataset, held_out
@@ -113,7 +113,7 @@ def command_types() -> dict[str, Any]:
         "ckpt-prune": PrunedCheckpoints,
         "ckpt-average": AveragedRun,
         "ckpt-cp": CopiedCheckpoint,
-        "data-show": ShownData | ShownBatch,
+        "data-show": ShownData | ShownBatch | VersionPage,
         "data-dedupe": MadeVersion | Audit,
         "data-split": MadeVersion,
         "data-decontaminate": Contamination | MadeVersion,

@@ -51,7 +51,9 @@ def gc(
         from aifx.verbs.data_versions import data_gc
 
         def confirm(planned: CollectedGarbage) -> None:
-            what = f"{counted(len(planned.deleted), 'leftover')} in {planned.root}"
+            are_below = {one.path.startswith(f"{planned.root}/") for one in planned.deleted}
+            places = [planned.root] * (True in are_below) + ["the cache"] * (False in are_below)
+            what = f"{counted(len(planned.deleted), 'leftover')} in {' and '.join(places)}"
             hint = f"aifx data gc {f'--root {shlex.quote(root)} ' if root else ''}--yes"
             confirm_deletion(out, what, readable_bytes(planned.bytes), hint)
 

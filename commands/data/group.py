@@ -19,13 +19,14 @@ from aifx.commands.data.gc import gc
 from aifx.commands.data.history import diff, lineage, why
 from aifx.commands.data.index import index, search
 from aifx.commands.data.mix import mix
+from aifx.commands.data.options import FILES_HELP, RootOption
 from aifx.commands.data.pii import pii
 from aifx.commands.data.profile import profile
 from aifx.commands.data.push import push
 from aifx.commands.data.query import query
 from aifx.commands.data.report import report
 from aifx.commands.data.tasks import run_tasks
-from aifx.commands.data.versions import ls, verify
+from aifx.commands.data.versions import ls, print_page, verify
 from aifx.core.errors import UsageError
 from aifx.core.plurals import counted
 from aifx.verbs.completion import complete_run
@@ -52,6 +53,7 @@ app = typer.Typer(
         aifx data index corpus         make an index of its texts
         aifx data search corpus QUERY  find the rows nearest to a text
         aifx data show                 print training rows as the model sees them
+        aifx data show data.train      print what the files are that training reads
         aifx data show --step 120      print rows of the batch of a step
     """
 )
@@ -70,6 +72,13 @@ RunOfDataOption = Annotated[
 
 @app.command()
 def show(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help=f"Data set or version to describe, instead of rows. {FILES_HELP}",
+        ),
+    ] = None,
     split: Annotated[
         Literal["train", "validation", "test"],
         typer.Option("--split", metavar="train|validation|test", help="Split to show."),
@@ -86,12 +95,17 @@ def show(
     ] = None,
     run: RunOfDataOption = None,
     set_: SetOption = None,
+    root: RootOption = None,
     json: JsonOption = False,
 ) -> None:
     """Print rows as the model sees them: tokens, and which of them the loss counts, or a table's values.
 
+    With NAME, print what a version is: its rows, columns and sources, what made it, and the runs trained on it.
+
     Examples:
         aifx data show
+        aifx data show corpus@3f2a
+        aifx data show data.train      what the files are that training reads
         aifx data show --split validation --rows 5
         aifx data show --run main --step 120 --rows 16
         aifx data show --set objective.loss_on=completion --json
@@ -99,6 +113,16 @@ def show(
     Trained tokens are green and special tokens bold. Without colour, trained tokens are between {+ and +}.
     """
     with terminal(json) as out:
+        if name is not None:
+            of_rows: dict[str, object] = {"--split": split != "train", "--rows": rows != 2, "--first": first}
+            of_rows |= {"--step": step, "--batch": batch is not None, "--run": run, "--set": set_}
+            for option in (option for option, given in of_rows.items() if given):
+                why = "it chooses rows, and a name shows what a version is"
+                raise UsageError(f"{option} cannot be used with a name", why, f"aifx data show {name}")
+            print_page(out, name, root)
+            return
+        if root is not None:
+            raise UsageError("--root can only be used with a name", "it is where data sets are", "leave it out")
         from aifx.verbs.data_show import data_show, data_show_batch
 
         if step is None and batch is None:

@@ -1,4 +1,4 @@
-"""`aifx data ls` and `verify`."""
+"""`aifx data ls` and `verify`, and the page of `aifx data show NAME`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from typing import Annotated
 import typer
 
 from aifx.commands.console.options import JsonOption
+from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.options import FILES_HELP, RootOption
 from aifx.core.json_files import readable_bytes
 from aifx.core.plurals import counted
+
+MOST_SOURCES = 20
+
 
 
 def ls(
@@ -85,3 +89,33 @@ def verify(
                 out.print(f"  {damage}")
             if version.unread:
                 out.print(f"  {counted(version.unread, 'file')} of a store: compared by ETag or time, not read")
+
+
+def print_page(out: Output, name: str, root: str | None) -> None:
+    """Print what a version is, or the files of a key of aifx.toml: rows, columns, sources, and runs trained on it."""
+    from aifx.curation.history import settings_text
+    from aifx.verbs.data_versions import data_show_version
+
+    page = data_show_version(name, root=root)
+    out.result(page)
+    rows = "" if page.rows is None else f", {counted(page.rows, 'row')}"
+    out.print(f"{page.reference}: {page.kind}{rows}, {readable_bytes(page.size_bytes)}")
+    if page.step:
+        made_from = f" from {', '.join(page.parents)}" if page.parents else ""
+        out.print(f"made by {page.step} {settings_text(page.settings)}".rstrip() + made_from)
+    if page.runs:
+        out.print(f"trained on it: {', '.join(page.runs)}")
+    if page.columns:
+        out.print("")
+        out.table(["column", "type"], list(page.columns.items()))
+    if page.sources:
+        out.print("")
+        licences = ["licence"] if page.step else []  # nobody has said so of files
+        shown = [
+            (one.name, None if one.rows is None else f"{one.rows:,}", readable_bytes(one.bytes), one.license)
+            for one in page.sources[:MOST_SOURCES]
+        ]
+        columns = ["file", "rows", "size", *licences]
+        out.table(columns, [row[: len(columns)] for row in shown], right=["rows", "size"])
+        if len(page.sources) > len(shown):
+            out.print(f"and {len(page.sources) - len(shown):,} more files")

@@ -101,9 +101,14 @@ def _module(path: Path) -> ModuleType:
     return module
 
 
+def forget() -> None:
+    """Forget what this process has found, as another process would not know it."""
+    subject._found.clear()
+    subject._read_modules.clear()
+
+
 def found(module: str = "own.start") -> Code:
-    code_digest.cache_clear()
-    subject._parsed.cache_clear()
+    forget()
     return code_digest(module)
 
 
@@ -230,9 +235,37 @@ def test_a_process_keeps_no_digest_of_files_that_have_changed_since_it_read_them
     before = found()
     monkeypatch.setattr(file_states, "SETTLED_NS", -(10**15))
     write("own/parts/far.py", 'far = "for"\n')
-    code_digest.cache_clear()
+    subject._found.clear()
     assert code_digest("own.start") == before, "what this process has imported"
     assert found() != before
+
+
+def test_a_module_that_was_imported_again_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "edited_step.py").write_text("import edited_part\n")
+    (tmp_path / "edited_part.py").write_text("x = 1\n")
+    for name in ("edited_part", "edited_step"):
+        monkeypatch.setitem(sys.modules, name, importlib.import_module(name))
+    before = code_digest("edited_step")
+    (tmp_path / "edited_part.py").write_text("x = 22\n")
+    assert code_digest("edited_step") == before, "it still runs the code that it has imported"
+    importlib.reload(sys.modules["edited_part"])
+    after = code_digest("edited_step")
+    assert after != before
+    (tmp_path / "edited_step.py").write_text("import edited_part, json\n")
+    assert code_digest("edited_step") == after
+
+
+def test_modules_can_be_left_out(write: Write) -> None:
+    forget()
+    whole, part = code_digest("own.start"), code_digest("own.start", ("own.parts.",))
+    assert part.sha256 != whole.sha256
+    write("own/parts/far.py", 'far = "for"\n')
+    forget()
+    assert code_digest("own.start", ("own.parts.",)) == part
+    assert code_digest("own.start") != whole
 
 
 def test_code_without_a_file(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,9 @@ import inprocess
 import numpy as np
 import pytest
 from adding import LIMITS, add
+from PIL import Image
 from prose import prose
 
-from aifx.config.sections import Section
 from aifx.core import file_states
 from aifx.core.artifact import UNFINISHED
 from aifx.core.digests import sha256_of_json
@@ -25,14 +25,15 @@ from aifx.core.file_states import FileState
 from aifx.core.project import Project, cache_path
 from aifx.curation.erasure import Erasure, plan_file_erasure, purge_caches
 from aifx.curation.named_files import named_rows
-from aifx.curation.reports import verify_files
+from aifx.curation.reports import show_files, show_version, verify_files
 from aifx.curation.row_history import explain_row
-from aifx.data import corpus, file_index, implicit, table_file
+from aifx.data import corpus, file_index, table_file
 from aifx.data.base import DataFormat
 from aifx.data.chat.format import ChatFormat
 from aifx.data.chat.section import ChatSection
 from aifx.data.checked_files import read_checked, write_checked
-from aifx.data.implicit import find_implicit, named_files
+from aifx.data.file_index import find_implicit
+from aifx.data.images import ImageFormat
 from aifx.data.readers.documents import scan_file
 from aifx.data.readers.encodings import FileScan
 from aifx.data.readers.rows import Row
@@ -79,7 +80,7 @@ def files_with(folder: Path, text: str) -> list[str]:
 
 
 def test_versions_of_the_keys_that_name_files(project: Project) -> None:
-    found = named_files(SECTION, project)
+    found = SECTION.named_files(project)
     assert {key: [file.name for file in files] for key, files in found.items()} == {
         "data.train": ["texts/a.txt", "texts/b.jsonl"],
         "data.test": ["held-out.jsonl"],
@@ -90,9 +91,9 @@ def test_versions_of_the_keys_that_name_files(project: Project) -> None:
     (project.root / "texts/a.txt").write_text(prose(3000, 9))
     assert find_implicit("data.train", SECTION, project).sha256 != train.sha256
     (project.root / "table.csv").write_text("x,target\n1,2\n")
-    assert named_files(TableSection(path="table.csv"), project).keys() == {"data.path"}
-    assert not named_files(TextSection(dataset="corpus"), project)
-    assert not named_files(ImagesSection(path="table.csv"), project)
+    assert TableSection(path="table.csv").named_files(project).keys() == {"data.path"}
+    assert not TextSection(dataset="corpus").named_files(project)
+    assert not ImagesSection(dataset="pictures").named_files(project)
     with pytest.raises(UsageError, match=r"data\.validation"):
         find_implicit("data.validation", SECTION, project)
 
@@ -107,7 +108,7 @@ def test_a_data_set_names_the_files_as_they_were_read(project: Project) -> None:
     (project.root / "series.csv").write_text("time,value\n" + "".join(days))
     chats = ChatSection(train=("chats.jsonl",), tokenizer="byte", validation_fraction=0.0, test_fraction=0.0)
     table, series = TableSection(path="table.csv", target="target"), SeriesSection(path="series.csv", horizon=2)
-    kinds: dict[type[DataFormat], Section] = {
+    kinds: dict[type[DataFormat], DatasetSection] = {
         TextFormat: SECTION,
         ChatFormat: chats,
         TableFormat: table,
@@ -117,7 +118,7 @@ def test_a_data_set_names_the_files_as_they_were_read(project: Project) -> None:
         form.open(section, project, made_folder(project.root / form.__name__))[1] for form, section in kinds.items()
     ]
     versions = [
-        {key: find_implicit(key, section, project) for key in named_files(section, project)}
+        {key: find_implicit(key, section, project) for key in section.named_files(project)}
         for section in kinds.values()
     ]
     for path in (*(project.root / "texts").iterdir(), *project.root.glob("*.*")):
@@ -187,7 +188,18 @@ def test_why_finds_a_row_of_the_files(project: Project) -> None:
     assert (by_place.source, by_place.number) == ("texts/b.jsonl", 2)
     added = add(project.root, "corpus", "texts").version
     assert by_place.row in {row["_row"] for row in read_rows(added.shards[0])}, "the id of `aifx data add`"
+    assert by_place.reference == find_implicit("data.train", SECTION, project).reference, "as `verify` names it"
     assert not list((cache_path() / "named-files").iterdir())
+
+
+def test_erase_finds_versions_that_hold_rows_behind_an_empty_line(project: Project) -> None:
+    (project.root / "table.csv").write_text("name,label\nA,0\n\nB,1\n\n\nC,0\n")
+    added = add(project.root, "table", "table.csv", kind="table").version
+    found = erasure(project, TableSection(path="table.csv"), "label = 0")
+    assert (found.places, [(one.reference, one.rows) for one in found.held_by]) == (
+        ("table.csv:2", "table.csv:7"),
+        [(added.reference, 2)],
+    )
 
 
 def test_why_finds_a_conversation_of_the_files(project: Project) -> None:
@@ -290,13 +302,78 @@ def test_what_training_cannot_read_is_an_error(project: Project) -> None:
             erasure(project, TextSection(train=(name,)), "true")
 
 
-def test_arrays_and_pictures_are_refused(project: Project) -> None:
+def test_arrays_are_refused(project: Project) -> None:
     np.savez(project.root / "a.npz", train_images=np.zeros((1, 2, 2)))
     with pytest.raises(UsageError, match=r"a\.npz"):
         erasure(project, ImagesSection(path="a.npz"), "true")
-    with pytest.raises(UsageError) as raised:
-        erasure(project, ImagesSection(path="pictures"), "true")
-    assert raised.value.hint.startswith("aifx data add pictures pictures")
+
+
+def paint(project: Project, name: str, colour: int) -> Path:
+    path = project.root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), (colour, 0, 0)).save(path)
+    return path
+
+
+PICTURES = [f"parts/{'bad' if number % 4 else 'good'}/{number}.png" for number in range(8)]
+
+
+def test_pictures_are_named_as_other_files_are(project: Project) -> None:
+    """Training on them names them in provenance, and `verify` and `why` find them."""
+    for number, name in enumerate(PICTURES):
+        paint(project, name, number)
+    section = ImagesSection(path="parts", image_size=(4, 4), workers=0)
+    data = ImageFormat.open(section, project, made_folder(project.root / "assets"))[1]
+    version = find_implicit("data.path", section, project)
+    assert data.file_versions["data.path"].record() == version.record() == {"sha256": version.sha256, "files": 8}
+    assert verify_files(version.reference, section, project).damages == ()
+    added = add(project.root, "parts", "parts", kind="images").version
+    with named_rows("data.path", section, project) as (name, files):
+        (history,) = explain_row(files, "parts/bad/1.png:1", None, [name]).histories
+    assert (history.reference, history.source, history.number) == (version.reference, "parts/bad/1.png", 1)
+    plan = erasure(project, section, "label = 'good'", purge=True)
+    assert plan.places == ("parts/good/0.png", "parts/good/4.png")
+    assert [(one.reference, one.rows) for one in plan.held_by] == [(added.reference, 2)], "the ids of `aifx data add`"
+    assert "images" in {Path(folder).name for folder in plan.purged}
+    paint(project, PICTURES[1], 99)
+    assert verify_files(version.reference, section, project).damages
+    assert not files_with(cache_path("files"), "IHDR"), "no copy"
+
+
+def test_a_list_of_pictures_is_a_file_of_them(project: Project) -> None:
+    for number, name in enumerate(PICTURES):
+        paint(project, name, number)
+    rows = [f"{name},{number / 2},{'test' if number > 5 else 'train'}" for number, name in enumerate(PICTURES)]
+    path = project.root / "list.csv"
+    path.write_text("\n".join(["file,value,split", *rows, "parts/none.png,1,train"]))
+    section = ImagesSection(path="list.csv", errors="skip")
+    version = find_implicit("data.path", section, project)
+    assert [file.name for file in version.files] == ["list.csv", *PICTURES], "those that are there"
+    assert erasure(project, section, "value >= 3 AND _split = 'test'").places == tuple(PICTURES[6:])
+    path.write_text(path.read_text().replace("1.5", "1.25"))
+    assert find_implicit("data.path", section, project).sha256 != version.sha256
+
+
+def test_a_page_shows_what_files_are(project: Project) -> None:
+    page = show_files("data.train", SECTION, project)
+    assert page.reference == find_implicit("data.train", SECTION, project).reference
+    assert (page.kind, page.rows, page.columns) == ("text", 4, {"text": "string"})
+    assert [(one.name, one.rows) for one in page.sources] == [("texts/a.txt", 1), ("texts/b.jsonl", 3)]
+    assert page.size_bytes == sum(path.stat().st_size for path in (project.root / "texts").iterdir())
+    (project.root / "table.csv").write_text("name;x\nA;0\n\nB;1.5\n")
+    table = show_files("data.path", TableSection(path="table.csv"), project)
+    assert (table.kind, table.rows, table.columns) == ("table", 2, {"name": "string", "x": "double"})
+    np.savez(project.root / "a.npz", train_images=np.zeros((1, 2, 2)))
+    assert show_files("data.path", ImagesSection(path="a.npz"), project).rows is None
+    for number, name in enumerate(PICTURES):
+        paint(project, name, number)
+    pictures = show_files("data.path", ImagesSection(path="parts"), project)
+    assert (pictures.kind, pictures.rows, pictures.columns) == ("images", 8, {"label": "string"})
+    assert not (cache_path() / "named-files").exists(), "no copy of the rows"
+    added = add(project.root, "corpus", "texts").version
+    made = show_version(catalog_of(project), "corpus", project)
+    assert (made.reference, made.kind, made.rows, made.step) == (added.reference, "text", 4, "add")
+    assert [(one.name, one.rows) for one in made.sources] == [(one.name, one.rows) for one in page.sources]
 
 
 def test_purge_deletes_the_caches_also_if_the_rows_are_gone_from_the_files(project: Project) -> None:
@@ -382,11 +459,22 @@ def test_the_commands(project: Project) -> None:
     code, found = aifx("query", "data.train", "SELECT count(*) AS n FROM data")
     assert (code, found["rows"]) == (0, [[4]])
     _, found = aifx("query", "data.train", "nonsense(")
-    assert "aifx data query data.train 'DESCRIBE data'" in str(found["error"])
+    digits = find_implicit("data.train", SECTION, project).reference
+    assert f"aifx data query {digits} 'DESCRIBE data'" in str(found["error"])
+    code, found = aifx("show", "data.train")
+    assert (code, found["reference"]) == (0, digits)
+    assert aifx("show", "data.train", "--rows", "3")[0] == 2
+    printed = inprocess.run(["data", "show", "data.train"], project.root, dict(os.environ)).stdout.splitlines()
+    assert printed[0].startswith(f"{digits}: text, 4 rows, ")
+    assert [line.split()[:2] for line in printed[-2:]] == [["texts/a.txt", "1"], ["texts/b.jsonl", "3"]]
+    code, found = aifx("profile", "data.train")
+    assert (code, found["error"]["hint"]) == (2, "aifx data show data.train")  # type: ignore[index]
     (project.root / "texts/a.txt").unlink()
     killed = cache_path("named-files") / f"data.train{UNFINISHED}0123456789abcdef"
     killed.mkdir()
     (killed / "rows").write_text(SECRET)
+    code, found = aifx("gc")
+    assert (code, "2 leftovers in the cache" in found["error"]["what"]) == (2, True)  # type: ignore[index]
     code, found = aifx("gc", "--yes")
     assert [one["kind"] for one in found["deleted"]] == ["files", "entries"]  # type: ignore[attr-defined]
     assert not killed.exists()
@@ -417,7 +505,7 @@ def test_a_run_names_the_files_that_it_has_read(project: Project, monkeypatch: p
     real_scans_of = file_index.scans_of
     with monkeypatch.context() as patched:
         patched.setattr(prepare, "open_task", edited)
-        for module in (corpus, implicit):
+        for module in (corpus, file_index):
             patched.setattr(module, "scans_of", scans_of)
         trained = inprocess.run(["train", "--run", "main", *options], project.root, dict(os.environ))
     assert trained.returncode == 0, trained.stderr

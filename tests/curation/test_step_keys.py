@@ -12,8 +12,9 @@ from types import ModuleType
 import pytest
 from toy_steps import Rows, WithoutLetter
 
+from aifx.core import code_digest as codes
 from aifx.core import version
-from aifx.core.code_digest import _parsed, code_digest
+from aifx.core.code_digest import code_digest
 from aifx.core.stores import open_store
 from aifx.curation import execution, history
 from aifx.curation.execution import execute, step_key, work_folder
@@ -64,8 +65,8 @@ def upper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Mo
         (folder / "upper_words.py").write_text(code)
         for name in ("upper_step", "upper_words"):
             monkeypatch.delitem(sys.modules, name, raising=False)
-        code_digest.cache_clear()
-        _parsed.cache_clear()
+        codes._found.clear()
+        codes._read_modules.clear()
         return importlib.import_module("upper_step")
 
     return imported
@@ -77,7 +78,7 @@ def test_another_version_of_aifx_remakes_nothing(catalog: Catalog, monkeypatch: 
     key, made = step_key(step), execute(step, "pets", catalog, LIMITS)
     for module in (version, execution, lineage):
         monkeypatch.setattr(module, "__version__", "99.0")
-    code_digest.cache_clear()
+    codes._found.clear()
     assert step_key(step) == key
     again = execute(step, "pets", catalog, LIMITS)
     assert (again.version.path, again.is_new) == (made.version.path, False)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prose import prose
@@ -103,7 +104,31 @@ def test_the_age_from_which_times_tell(age_ns: int, is_settled: bool) -> None:
         state = FileState(1, 2, *times, seen_ns=seen)
         assert state.is_still(FileState(1, 2, *times, seen_ns=seen + 10**12)) == is_settled
     assert not FileState(1, 2, seen + 1, 1, seen_ns=seen).is_settled, "a time to come"
-    assert not FileState(1, 2, 0, 10**9, seen_ns=seen).is_settled, "a time that somebody has set, as in an image"
+
+
+def test_whole_seconds_tell_on_file_systems_that_count_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others have them if somebody has set them, as in an image; only pictures are believed to be the same then."""
+    path = tmp_path / "a.txt"
+    path.touch()
+    real = os.fstat
+    whole = 10**18
+
+    def fstat(handle: int) -> os.stat_result | SimpleNamespace:
+        names = ("st_size", "st_ino", "st_dev")
+        found = {name: getattr(real(handle), name) for name in names}
+        return SimpleNamespace(**found, st_mtime_ns=whole, st_ctime_ns=whole)
+
+    monkeypatch.setattr(os, "fstat", fstat)
+    for name, is_settled in (("lustre", True), ("squashfs", False), ("fuse.s3fs", False), ("", False)):
+        monkeypatch.setattr(file_states, "_file_system", lambda _, name=name: name)
+        state = FileState.of(path)
+        assert (state.is_settled, state.is_still(state, trusts_images=True)) == (is_settled, True), name
+
+
+def test_the_type_of_a_file_system_is_known(tmp_path: Path) -> None:
+    found = file_states._file_system(tmp_path.stat().st_dev)
+    assert found in ("", *Path("/proc/filesystems").read_text().split()) or found.startswith(("fuse", "overlay"))
+    assert file_states._file_system(Path("/proc").stat().st_dev) == "proc"
 
 
 @pytest.mark.usefixtures("settled")

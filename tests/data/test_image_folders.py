@@ -22,11 +22,14 @@ import psutil
 import pytest
 from PIL import Image
 
+from aifx.core import file_states
 from aifx.core.artifact import MANIFEST
+from aifx.core.code_digest import Code
+from aifx.core.digests import sha256_of_file
 from aifx.core.errors import AifxError, ConfigError, DataError
 from aifx.core.project import Project
-from aifx.data import image_store
-from aifx.data.arrays import ArrayDataset, ArraySource
+from aifx.data import file_index, row_cache
+from aifx.data.arrays import ArrayDataset, array_source
 from aifx.data.image_store import Picture, StoredImages, open_images
 from aifx.data.images import ImageFormat
 from aifx.data.picture_lists import list_pictures
@@ -312,35 +315,70 @@ def test_a_picture_of_the_same_size_and_time_is_decoded_again(project: Project, 
 
 @pytest.mark.usefixtures("folder")
 def test_pictures_of_the_same_bytes_are_not_decoded_again(
-    project: Project, tmp_path: Path, decoded: Counter[str], monkeypatch: pytest.MonkeyPatch
+    project: Project, tmp_path: Path, decoded: Counter[str]
 ) -> None:
-    monkeypatch.setattr(image_store, "SETTLED_NS", -(10**15))
     (project.root / "data/parts/good/07.png").write_bytes(b"torn")
     first = open_(project, errors="skip")
-    assert len(list((tmp_path / "cache/images").iterdir())) == 1
     for path in (project.root / "data/parts").glob("*/*.png"):
         path.chmod(0o600)
     assert open_(project, errors="skip").digest == first.digest
     shutil.copytree(project.root, tmp_path / "copy")
-    copy = Project(tmp_path / "copy")
-    data = open_(copy, errors="skip")
+    data = open_(Project(tmp_path / "copy"), errors="skip")
     assert (data.digest, decoded["decoded"]) == (first.digest, 52)
     assert seeds(data, "train") == seeds(first, "train")
-    stores = list((tmp_path / "cache/images").iterdir())
-    assert len(stores) == 3
-    assert len({(store / "pixels").stat().st_ino for store in stores}) == 1
-    for store in stores:  # damaged ones are not shared
-        (store / "pixels").unlink()
-    os.utime(copy.root / "data/parts/good/08.png")
-    assert seeds(open_(copy, errors="skip"), "train") == seeds(first, "train")
+    (store,) = (tmp_path / "cache/images").iterdir()
+    (store / "pixels").unlink()
+    assert seeds(open_(project, errors="skip"), "train") == seeds(first, "train")
     assert decoded["decoded"] == 2 * 52
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_damaged_cache_is_repaired(
-    project: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_a_picture_that_changes_before_it_is_decoded_is_refused(
+    project: Project, paint: Paint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_store, "SETTLED_NS", -(10**15))
+    real = decoding.decode
+
+    def decode(*args: Any) -> np.ndarray:
+        paint("parts/good/39.png", 59)
+        return real(*args)
+
+    monkeypatch.setattr(decoding, "decode", decode)
+    with pytest.raises(DataError, match=r"data/parts/good/39\.png changed while it was read"):
+        open_(project)
+
+
+@pytest.mark.usefixtures("folder")
+def test_other_code_decodes_again_and_a_run_goes_on_with_the_same_pixels(
+    project: Project, decoded: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = open_(project)
+    monkeypatch.setattr(row_cache, "code_digest", lambda *_: Code("other", {}))
+    assert (open_(project).digest, decoded["decoded"]) == (first.digest, 2 * 52)
+    monkeypatch.setattr(row_cache, "code_digest", lambda *_: Code("brighter", {}))
+    real = decoding.decode
+    monkeypatch.setattr(decoding, "decode", lambda *args: real(*args) | 1)
+    assert open_(project).digest != first.digest
+
+
+def test_only_pictures_that_changed_are_read_for_their_digest(
+    project: Project, paint: Paint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_states, "SETTLED_NS", -(10**15))
+    read: list[str] = []
+    real = file_index.size_and_sha256
+    monkeypatch.setattr(file_index, "size_and_sha256", lambda file: read.append(Path(file.name).name) or real(file))
+    for seed in range(4):
+        paint(f"parts/{seed % 2}/{seed}.png", seed)
+    for _ in range(2):
+        open_(project, validation_fraction=0)
+    assert sorted(read) == ["0.png", "1.png", "2.png", "3.png"]
+    paint("parts/1/3.png", 59)
+    open_(project, validation_fraction=0)
+    assert read[4:] == ["3.png"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_damaged_cache_is_repaired(project: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     expected = open_(project).source("train", 42, seed=None).read(0, ALL)
     (stored,) = (tmp_path / "cache/images").iterdir()
     content = bytearray((stored / "pixels").read_bytes())
@@ -388,9 +426,10 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
     files = copies(tmp_path / "many", 1500, (64, 64))
     tracemalloc.start()
     try:
-        store = open_images(files, (64, 64), 3, "stretch", workers=0, what="pictures")
+        contents = dict.fromkeys((str(file.path) for file in files), sha256_of_file(files[0].path))
+        store = open_images(files, contents, (64, 64), 3, "stretch", workers=0, what="pictures")
         images = StoredImages(store, np.arange(len(files)))
-        source = ArraySource({"inputs": images}, None, 8)  # type: ignore[dict-item]  # as in open_pictures
+        source = array_source({"inputs": images}, None, 8)  # type: ignore[dict-item]  # as in open_pictures
         for step in range(len(files) // 8):
             source.read(step, ALL)
         peak = tracemalloc.get_traced_memory()[1]
@@ -420,12 +459,14 @@ def test_an_interrupt_while_decoding_leaves_nothing(tmp_path: Path) -> None:
     code = """
     import sys
     from pathlib import Path
+    from aifx.core.digests import sha256_of_file
     from aifx.data.readers import decoding
     from aifx.data.image_store import Picture, open_images
     start = decoding.Child.of_module
     decoding.Child.of_module = lambda module, *args, **keys: start("held", *args, **keys)
     files = [Picture(path, path.name) for path in Path(sys.argv[1]).iterdir()]
-    open_images(files, (64, 64), 3, "stretch", workers=2, what="pictures")
+    contents = {str(file.path): sha256_of_file(file.path) for file in files}
+    open_images(files, contents, (64, 64), 3, "stretch", workers=2, what="pictures")
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "pictures")]
     environ = {**os.environ, "PYTHONPATH": str(tmp_path)}

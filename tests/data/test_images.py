@@ -15,8 +15,8 @@ from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset
+from aifx.data.file_index import find_implicit
 from aifx.data.images import ImageFormat
-from aifx.data.implicit import find_implicit
 from aifx.data.sections import ImagesSection
 from aifx.data.splits import Split
 

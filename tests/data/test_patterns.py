@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from aifx.data.patterns import find_flaw
 from aifx.data.tokenizer import WORDS
+from aifx.data.tokenizer_checks import find_flaw
 
 SAFE = [
     WORDS,

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aifx.core import code_digest as codes
 from aifx.core.digests import BLOCK_BYTES, Sha256
 from aifx.core.errors import EnvironmentFault
+from aifx.data import row_cache
 from aifx.data.checked_files import read_cached, read_checked, write_checked
-from aifx.data.row_cache import ArrayWriter, FixedRows, cached_arrays, write_array
+from aifx.data.row_cache import UNCOUNTED, ArrayWriter, FixedRows, cached_arrays, rows_key, write_array
 
 VALUES = np.arange(BLOCK_BYTES, dtype=np.int32)
 
@@ -32,8 +34,8 @@ def flip_last_byte(path: Path) -> None:
 
 def test_they_are_read_as_they_were_written(tmp_path: Path) -> None:
     for _ in range(2):
-        content, arrays = cached_arrays(tmp_path / "it", "toy", 1, write)
-        assert content == {"count": len(VALUES)}
+        artifact, arrays = cached_arrays(tmp_path / "it", "toy", write)
+        assert artifact.content == {"count": len(VALUES)}
         assert (arrays["none"][:].dtype, len(arrays["none"])) == (VALUES.dtype, 0)
         for part in (slice(None), slice(5), slice(-5, None), slice(20_000, 40_000)):
             assert np.array_equal(arrays["values"][part], VALUES[part])
@@ -41,7 +43,7 @@ def test_they_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 def test_what_came_there_first_is_compared(tmp_path: Path) -> None:
     """Another process puts a damaged one in place while this one writes."""
-    cached_arrays(tmp_path / "other", "toy", 1, write)
+    cached_arrays(tmp_path / "other", "toy", write)
     flip_last_byte(tmp_path / "other/values.npy")
 
     def write_late(folder: Path) -> Mapping[str, Any]:
@@ -49,22 +51,22 @@ def test_what_came_there_first_is_compared(tmp_path: Path) -> None:
             (tmp_path / "other").rename(tmp_path / "it")
         return write(folder)
 
-    _, arrays = cached_arrays(tmp_path / "it", "toy", 1, write_late)
+    _, arrays = cached_arrays(tmp_path / "it", "toy", write_late)
     assert np.load(tmp_path / "it/values.npy")[-1] == VALUES[-1]
     assert np.array_equal(arrays["values"][:], VALUES)
 
 
 @pytest.mark.parametrize("name", ["values.npy", "values.npy.blocks"])
 def test_links_and_pipes_are_not_followed(name: str, tmp_path: Path, logged: list[str]) -> None:
-    cached_arrays(tmp_path / "it", "toy", 1, write)
+    cached_arrays(tmp_path / "it", "toy", write)
     path, elsewhere = tmp_path / "it" / name, tmp_path / "elsewhere"
     path.rename(elsewhere)
     path.symlink_to(elsewhere)
-    cached_arrays(tmp_path / "it", "toy", 1, write)
+    cached_arrays(tmp_path / "it", "toy", write)
     assert not path.is_symlink()
     path.unlink()
     os.mkfifo(path)
-    cached_arrays(tmp_path / "it", "toy", 1, write)
+    cached_arrays(tmp_path / "it", "toy", write)
     assert path.is_file()
     assert [line.startswith(f"warning: the toy {tmp_path / 'it'} is damaged") for line in logged] == [True, True]
 
@@ -75,7 +77,7 @@ def test_other_values_than_before_are_no_repair(tmp_path: Path) -> None:
         write_array(folder / "values.npy", values)
         return {}
 
-    _, arrays = cached_arrays(tmp_path / "it", "toy", 1, write_again)
+    _, arrays = cached_arrays(tmp_path / "it", "toy", write_again)
     flip_last_byte(tmp_path / "it/values.npy")
     assert np.array_equal(arrays["values"][:5], VALUES[:5])
     with pytest.raises(EnvironmentFault):
@@ -128,3 +130,24 @@ def test_rows_of_one_shape_are_compared_one_by_one(tmp_path: Path) -> None:
     assert asked == [3]
     with pytest.raises(ValueError, match="5 rows"):
         FixedRows(rows.reshape(-1)[:-1], digests, (3, 4))
+
+
+@pytest.mark.parametrize("module", ["aifx.data.store", "aifx.data.chat.store", "aifx.data.readers.decoding"])
+def test_the_code_that_makes_rows_is_small(module: str) -> None:
+    """Rows are made again if it changes: so what configures, opens and reports does not count."""
+    search = codes._Search(module, codes._file_of(module), UNCOUNTED)
+    assert module in search.digests
+    others = ("aifx.data.sections", "aifx.data.versions", "aifx.data.text", "aifx.config", "aifx.core", "aifx.machine")
+    assert not [name for name in search.digests if name.startswith(others)]
+    if module != "aifx.data.readers.decoding":
+        assert {"aifx.data.corpus", "aifx.data.tokenizer", "aifx.data.readers.rows"} <= search.digests.keys()
+        assert "tokenizers" in search.libraries()
+    else:
+        assert "pillow" in search.libraries()
+
+
+def test_rows_are_named_by_the_code_that_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = rows_key("aifx.data.store", "a")
+    assert key == rows_key("aifx.data.store", "a") != rows_key("aifx.data.store", "b")
+    monkeypatch.setattr(row_cache, "code_digest", lambda *_: codes.Code("other", {}))
+    assert rows_key("aifx.data.store", "a") != key

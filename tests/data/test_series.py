@@ -88,8 +88,8 @@ def test_the_last_steps_of_each_series_are_its_test(tmp_path: Path) -> None:
     assert days["test"] == {(name, end - ahead) for name, end in ends.items() for ahead in (1, 2, 3)}
     assert days["validation"] == {(name, end - ahead) for name, end in ends.items() for ahead in (4, 5, 6)}
     assert {name: max(day for which, day in days["train"] if which == name) for name in "ab"} == {"a": 53, "b": 48}
-    assert len(data.source("test", 1, seed=None).windows) == 3  # one forecast of the horizon for each series
-    assert len(write(tmp_path, **LAST | {"test_steps": 6})[1].source("test", 1, seed=None).windows) == 6
+    assert data.source("test", 1, seed=None).num_examples == 3  # one forecast of the horizon for each series
+    assert write(tmp_path, **LAST | {"test_steps": 6})[1].source("test", 1, seed=None).num_examples == 6
 
 
 @pytest.mark.parametrize("settings", [{}, LAST])
@@ -156,7 +156,7 @@ def test_batches_are_a_function_of_seed_step_and_rows(tmp_path: Path) -> None:
     assert any(
         not np.array_equal(whole[name], data.source("train", 8, seed=4).read(5, slice(0, 8))[name]) for name in whole
     )
-    num_windows = len(data.source("train", 1, seed=None).windows)
+    num_windows = data.source("train", 1, seed=None).num_examples
     epoch = [source.read(step, slice(0, 8))["location"] for step in range(num_windows // 8)]
     assert len(np.unique(np.concatenate(epoch))) > 0.9 * (num_windows // 8 * 8)
 
@@ -165,12 +165,12 @@ def test_rows_that_fill_the_last_batch_have_no_weight(tmp_path: Path) -> None:
     _, data = write(tmp_path)
     source = data.source("test", 100, seed=None)
     batch = source.read(0, slice(0, 100))
-    count = len(data.source("test", 1, seed=None).windows)
+    count = data.source("test", 1, seed=None).num_examples
     assert source.num_batches == 1
     assert not batch["weights"][count:].any()
     assert data.counts(batch) == {"examples": count}
     strided = write(tmp_path, stride=4)[1]
-    assert len(strided.source("train", 1, seed=None).windows) < len(data.source("train", 1, seed=None).windows) / 3
+    assert strided.source("train", 1, seed=None).num_examples < data.source("train", 1, seed=None).num_examples / 3
 
 
 def test_a_constant_window_and_one_without_values(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_a_file_has_the_naive_forecasts_alone(tmp_path: Path) -> None:
     other = form.open_file(tmp_path / "data/series.csv")
     found = dict(form.baselines(other, "test"))
     assert list(found) == ["7 steps before"]  # no series is 364 days long
-    assert len(found["7 steps before"]) == len(other.source("test", 1, seed=None).windows)
+    assert len(found["7 steps before"]) == other.source("test", 1, seed=None).num_examples
 
 
 @pytest.mark.slow

@@ -26,9 +26,10 @@ from aifx.core.project import Project, cache_path
 from aifx.data import store
 from aifx.data.corpus import Corpus, open_corpora
 from aifx.data.readers import documents, encodings
+from aifx.data.row_cache import VERSION
 from aifx.data.sections import TextSection
 from aifx.data.splits import SPLITS, Split
-from aifx.data.store import KIND, VERSION, stored_tokens
+from aifx.data.store import stored_tokens
 from aifx.data.text import TextData
 from aifx.data.tokenizer import Tokenizer, train_tokenizer
 
@@ -43,7 +44,7 @@ def stores() -> list[Path]:
 
 def check(folder: Path) -> None:
     """Raises DamagedArtifact for a store that is not whole."""
-    if damaged := damaged_files(folder, read_artifact(folder, KIND, VERSION)):
+    if damaged := damaged_files(folder, read_artifact(folder, "token store", VERSION)):
         raise DamagedArtifact(folder, damaged[0])
 
 

@@ -18,11 +18,10 @@ from aifx.core.errors import AifxError, DataError
 from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset
 from aifx.data.columns import encoder, infer_columns, infer_kind, shown_columns
-from aifx.data.implicit import find_implicit
+from aifx.data.file_index import find_implicit
 from aifx.data.sections import TableSection
 from aifx.data.spec import DataSpec, keep_spec, need_spec
-from aifx.data.table import TableFormat
-from aifx.data.table_baselines import L2, table_baselines
+from aifx.data.table import L2, TableFormat, table_baselines
 
 ROWS = [
     {

@@ -87,7 +87,7 @@ def test_the_text_of_pages_is_found_once(
     assert (len(found), len(texts), "Home" in "".join(texts)) == (4, 3, False)
     assert open_("others", train=("data/*.htm*",)).digest == data.digest
     monkeypatch.setattr(web, "PAGES_VERSION", 2)
-    assert open_("new", train=("data/*.htm*",)).digest != data.digest, "another text needs other tokens"
+    assert open_("new", train=("data/*.htm*",)).digest == data.digest, "the same text gives the same tokens"
     assert len(found) == 8
 
 

@@ -22,9 +22,9 @@ from aifx.data.chat.assets import chat_tokenizer, open_renderer, own_vocab_size
 from aifx.data.chat.rendering import ChatRenderer
 from aifx.data.chat.rows import Preference, content_text, parse_row
 from aifx.data.chat.section import ChatSection
-from aifx.data.chat.store import ChatCorpus, ChatTokens, chats_of, open_chats, tokenize, tokens_digest
+from aifx.data.chat.store import ChatCorpus, ChatTokens, chats_of, open_chats, tokenize
 from aifx.data.checked_files import read_checked, with_digest
-from aifx.data.implicit import ImplicitVersion
+from aifx.data.file_index import ImplicitVersion
 from aifx.data.mixing import CYCLE, cycle_stops, part_at
 from aifx.data.order import shuffled
 from aifx.data.readers.rows import Row
@@ -296,8 +296,8 @@ class ChatFormat(TokenFormat):
         return {**batch, TEXT_BYTES: np.array([num_bytes], np.int32)}
 
     def _open(self, corpus: ChatCorpus) -> ChatData:
-        section, digest = self.section, tokens_digest(corpus, self.renderer)
-        tokens = tokenize(corpus, self.renderer, digest)
+        section = self.section
+        digest, tokens = tokenize(corpus, self.renderer)
         check_lengths(np.diff(tokens.starts) - 1, section, "conversation", partial(corpus.place, tokens))
         cuts: list[Truncation] = []
         is_packed = section.packing == "examples"
@@ -443,8 +443,8 @@ class PreferenceFormat(ChatFormat):
         raise UsageError("a model of preferences makes no predictions", why, "aifx eval --data FILE")
 
     def _open(self, corpus: ChatCorpus) -> ChatData:
-        section, digest = self.section, tokens_digest(corpus, self.renderer, "preferences")
-        tokens = tokenize(corpus, self.renderer, digest)
+        section = self.section
+        digest, tokens = tokenize(corpus, self.renderer, "preferences")
         lengths = (np.diff(tokens.starts) - 1).reshape(-1, 2).sum(1)
         check_lengths(lengths, section, "pair of answers", lambda pair: corpus.place(tokens, 2 * pair))
 

@@ -1,6 +1,5 @@
-"""Conversations as tokens, kept in the cache: an artefact (`aifx.core.artifact`) in a folder that is named by a digest
-of all that its content depends on. Each array of `ChatTokens` is a file of it; a block of those with an element per
-token is verified when it is first read."""
+"""Conversations as tokens, kept in a row cache (`aifx.data.row_cache`). Each array of `ChatTokens` is a file of it; a
+block of those with an element per token is verified when it is first read."""
 
 from __future__ import annotations
 
@@ -9,30 +8,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from aifx.core.digests import Sha256, sha256_of, sha256_of_values
+from aifx.core.digests import Sha256, sha256_of
 from aifx.core.errors import DataError
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, cache_path
 from aifx.data.chat.rendering import ChatRenderer
 from aifx.data.chat.rows import Conversation
-from aifx.data.chat.section import ChatSection
 from aifx.data.corpus import NO_FILES, Sources, check_apart, file_versions_of, held_out, scans_by_split
 from aifx.data.names import CLUSTER, SPLIT
 from aifx.data.readers.sources import SourceFile, local_file
-from aifx.data.row_cache import SUFFIX, BlockArray, cached_arrays, write_array
+from aifx.data.row_cache import SUFFIX, BlockArray, cached_arrays, rows_key, write_array
 from aifx.data.splits import SPLITS, Split
 
+if TYPE_CHECKING:  # as in `aifx.data.corpus`
+    from aifx.data.chat.section import ChatSection
+
 logger = logging.getLogger(__name__)
-
-KIND, VERSION = "chat store", 1
-"""The artefact's kind, and the version of its content: a part of the folder's name."""
-
-TOKENS_VERSION = 1
-"""Version of the tokens in it: a part of the digest of a run's data, which a resume compares."""
 
 Rows = TypeVar("Rows")
 
@@ -139,19 +134,12 @@ def chats_of(entries: Entries, section: ChatSection, project: Project | None = N
     return ChatCorpus(scans, section, held_out(section, files), file_versions=file_versions_of(scans), entries=entries)
 
 
-def tokens_digest(corpus: ChatCorpus, renderer: ChatRenderer, *kind: str) -> str:
-    """SHA-256 over all that the tokens of conversations depend on.
+def tokenize(corpus: ChatCorpus, renderer: ChatRenderer, kind: str = "chat") -> tuple[str, ChatTokens]:
+    """The conversations as tokens, from the cache if they are there, and a digest of them. Raises DataError.
 
     Args:
-        kind: what else than conversations is read from the files.
+        kind: of what is read from the files.
     """
-    tokenizer, template = renderer.tokenizer, renderer.template
-    kept = [TOKENS_VERSION, *kind, corpus.digest, template.source, sorted(renderer.variables.items())]
-    return sha256_of_values(*kept, tokenizer.data, sorted(tokenizer.end_ids), str(renderer.today))
-
-
-def tokenize(corpus: ChatCorpus, renderer: ChatRenderer, digest: str) -> ChatTokens:
-    """The conversations as tokens, from the cache if `digest` is there. Raises DataError."""
 
     def write(folder: Path) -> Mapping[str, Any]:
         made = _tokenize(corpus, renderer)
@@ -160,9 +148,12 @@ def tokenize(corpus: ChatCorpus, renderer: ChatRenderer, digest: str) -> ChatTok
             write_array(folder / f"{name}{SUFFIX}", values)
         return {}
 
-    _, arrays = cached_arrays(cache_path("chats") / f"{digest}-{VERSION}", KIND, VERSION, write)
+    tokenizer, template = renderer.tokenizer, renderer.template
+    how = (template.source, sorted(renderer.variables.items()), sorted(tokenizer.end_ids), str(renderer.today))
+    key = rows_key(__name__, kind, corpus.digest, sha256_of(tokenizer.data), *how)
+    artifact, arrays = cached_arrays(cache_path("chats") / key, "chat store", write)
     by_conversation = {name: array[:] for name, array in arrays.items() if name not in ("ids", "writers")}
-    return ChatTokens(arrays["ids"], arrays["writers"], **by_conversation)
+    return artifact.digest, ChatTokens(arrays["ids"], arrays["writers"], **by_conversation)
 
 
 def _tokenize(corpus: ChatCorpus, renderer: ChatRenderer) -> ChatTokens:

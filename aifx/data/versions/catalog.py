@@ -22,6 +22,7 @@ from aifx.core.errors import DataError, UsageError, did_you_mean
 from aifx.core.os_errors import could_not
 from aifx.core.project import Project, cache_path
 from aifx.core.stores import Store, open_store
+from aifx.data.names import FILE_KEYS
 from aifx.data.versions.manifest import LATEST, SUMS, Manifest, Version, read_version, sums_of
 
 DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -106,7 +107,9 @@ class Catalog:
 
     def _unknown(self, name: str) -> UsageError:
         why, hint = "there is no data set yet", f"aifx data add {name} FILES --license SPDX"
-        if names := self.names():
+        if name in FILE_KEYS:
+            why, hint = "it is a key of aifx.toml, and its files are no data set", f"aifx data show {name}"
+        elif names := self.names():
             why, hint = did_you_mean(name, names), "aifx data ls"
         return UsageError(f"no data set {name!r} in {self.store.url}", why, hint)
 

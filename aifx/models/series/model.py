@@ -27,7 +27,7 @@ BLOCK_GAIN = 0.1
 
 
 class SeriesModel(Model):
-    """From windows, as `aifx.data.series_windows.SeriesSource` describes them, to outputs of each step of the horizon.
+    """From windows, as `aifx.data.series_windows.SeriesData` describes them, to outputs of each step of the horizon.
 
     Args:
         num_outputs: of each step, such as its quantiles.
