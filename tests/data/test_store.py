@@ -20,10 +20,11 @@ from prose import prose
 
 from aifx.commands.console.failures import as_error
 from aifx.core.artifact import BLOCKS, MANIFEST, UNFINISHED, DamagedArtifact, damaged_files, read_artifact, unfinished
+from aifx.core.code_digest import Code
 from aifx.core.errors import DataError, EnvironmentFault, ExitCode
 from aifx.core.files import remove_temporary
 from aifx.core.project import Project, cache_path
-from aifx.data import store
+from aifx.data import row_cache, store
 from aifx.data.corpus import Corpus, open_corpora
 from aifx.data.readers import documents, encodings
 from aifx.data.row_cache import VERSION
@@ -311,3 +312,20 @@ def test_text_that_changes_while_it_is_read_is_refused(project: Project, write: 
     with pytest.raises(DataError, match=r"data/a.txt changed"):
         stored_tokens(project.root / "store", edited, tokenizer)
     assert sorted(path.name for path in project.root.iterdir()) == ["data"]
+
+
+def test_other_code_tokenizes_again_and_a_run_goes_on_with_the_same_tokens(
+    write: Write, open_: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that resumes compares the tokens. Its tokenizer is its own."""
+    write("a.txt", prose(3000))
+    first = open_()
+    assert open_().store.path == first.store.path
+    monkeypatch.setattr(row_cache, "code_digest", lambda *_: Code("other", {}))
+    again = open_()
+    assert again.store.path != first.store.path
+    assert (again.digest, again.store.digest) == (first.digest, first.store.digest)
+    monkeypatch.setattr(row_cache, "code_digest", lambda *_: Code("wrong", {}))
+    real = Tokenizer.encode_batch
+    monkeypatch.setattr(Tokenizer, "encode_batch", lambda self, texts, **how: real(self, [t[1:] for t in texts], **how))
+    assert open_().digest != first.digest
