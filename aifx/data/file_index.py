@@ -40,7 +40,8 @@ VERSION = 3
 """Of the index and of what reading finds in a file: a part of the index's name."""
 
 THREADS, AT_ONCE = 8, 1 << 12
-"""Threads that read files as bytes, and the files that wait for them."""
+"""Threads that read pictures, and the pictures that wait for them. Other files may be so large that Ctrl-C would wait
+for a thread."""
 
 COLUMNS = 9
 """Of an entry (`_row`)."""
@@ -169,11 +170,12 @@ def scans_of(
             made[key] = _row(*key, found)
         return found
 
-    scans: dict[SourceFile, FileScan] = {}
-    waiting = list(files)
-    with ThreadPoolExecutor(THREADS if text_field is None else 1, "scan") as pool:  # SHA-256 lets other threads run
-        for begin in range(0, len(waiting), AT_ONCE):
-            part = waiting[begin : begin + AT_ONCE]
+    listed = list(files)
+    scans = {file: scan_one(file) for file in listed if file.format != "image"}
+    pictures = [file for file in listed if file.format == "image"]
+    with ThreadPoolExecutor(THREADS, "scan") as pool:
+        for begin in range(0, len(pictures), AT_ONCE):
+            part = pictures[begin : begin + AT_ONCE]
             scans |= zip(part, pool.map(scan_one, part), strict=True)
     if path is not None and made:
         _write(path, (entries or _read(path)) | made)
