@@ -193,11 +193,11 @@ def test_why_finds_a_row_of_the_files(project: Project) -> None:
 
 
 def test_erase_finds_versions_that_hold_rows_behind_an_empty_line(project: Project) -> None:
-    (project.root / "table.csv").write_text("name,label\nA,0\n\nB,1\n\n\nC,0\n")
+    (project.root / "table.csv").write_text("name,label\nA,0\nB,1\n\nC,0\n")
     added = add(project.root, "table", "table.csv", kind="table").version
     found = erasure(project, TableSection(path="table.csv"), "label = 0")
     assert (found.places, [(one.reference, one.rows) for one in found.held_by]) == (
-        ("table.csv:2", "table.csv:7"),
+        ("table.csv:2", "table.csv:5"),
         [(added.reference, 2)],
     )
 
