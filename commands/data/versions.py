@@ -16,7 +16,6 @@ from aifx.core.plurals import counted
 MOST_SOURCES = 20
 
 
-
 def ls(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="List the versions of this data set. By default of all.")
