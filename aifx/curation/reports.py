@@ -17,7 +17,7 @@ from aifx.core.parsing import parse_json
 from aifx.core.project import Project
 from aifx.core.results import Result
 from aifx.curation.execution import Made
-from aifx.curation.history import trained_runs
+from aifx.curation.history import settings_text, trained_runs
 from aifx.curation.named_files import count_rows
 from aifx.curation.profile import Profile
 from aifx.data.file_index import find_implicit, split_reference
@@ -252,6 +252,10 @@ class VersionPage(Result):
     parents: tuple[str, ...]
     sources: tuple[PageSource, ...]
     runs: tuple[str, ...]
+
+    @property
+    def settings_text(self) -> str:
+        return settings_text(self.settings)
 
 
 def show_version(catalog: Catalog, reference: str, project: Project | None) -> VersionPage:

@@ -92,7 +92,6 @@ def verify(
 
 def print_page(out: Output, name: str, root: str | None) -> None:
     """Print what a version is, or the files of a key of aifx.toml: rows, columns, sources, and runs trained on it."""
-    from aifx.curation.history import settings_text
     from aifx.verbs.data_versions import data_show_version
 
     page = data_show_version(name, root=root)
@@ -101,7 +100,7 @@ def print_page(out: Output, name: str, root: str | None) -> None:
     out.print(f"{page.reference}: {page.kind}{rows}, {readable_bytes(page.size_bytes)}")
     if page.step:
         made_from = f" from {', '.join(page.parents)}" if page.parents else ""
-        out.print(f"made by {page.step} {settings_text(page.settings)}".rstrip() + made_from)
+        out.print(f"made by {page.step} {page.settings_text}".rstrip() + made_from)
     if page.runs:
         out.print(f"trained on it: {', '.join(page.runs)}")
     if page.columns:
