@@ -98,16 +98,18 @@ def test_bad_rows_are_in_quarantine(tmp_path: Path) -> None:
 TABLE = 'text,n\n\na,1\n"two\nlines",2\n\n,3\n,\n"5"" pipe",4\n5" pipe,5\n\nlast,6'
 
 
+@pytest.mark.covering(2)
+@pytest.mark.parametrize("value", ['5" pipe', "5 inches"])
 @pytest.mark.parametrize("block", [1 << 20, 12])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
 def test_rows_of_csv_have_the_places_that_training_gives_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str, line_end: str, block: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str, line_end: str, block: int, value: str
 ) -> None:
-    """Whatever separates values and lines, and in whatever blocks the file is read."""
+    """Whatever separates values and lines, in whatever blocks the file is read, and by pyarrow or Python's module."""
     monkeypatch.setattr(csv, "BLOCK_BYTES", block)
     monkeypatch.setattr(csv, "SAMPLE_BYTES", block)
-    text = TABLE.replace(",", mark).replace("\n", line_end)
+    text = TABLE.replace('\n5" pipe', f"\n{value}").replace(",", mark).replace("\n", line_end)
     (tmp_path / "a.csv").write_bytes(text.encode())
     rows = list(read_rows(local_file(tmp_path / "a.csv")))
     assert [row.line for row in rows] == [3, 4, 7, 8, 9, 10, 12]
