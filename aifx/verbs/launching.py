@@ -80,7 +80,7 @@ def _read(command: _Command) -> _Command:
     if "--json" in arguments:
         raise UsageError("--json cannot be launched", "the answer goes to the job's log", "leave --json out")
     found: dict[str, list[str]] = {}
-    for word, following in zip(arguments[1:], (*arguments[2:], ""), strict=True):
+    for word, following in zip(arguments[1:], (*arguments[2:], ""), strict=False):
         option, equals, value = word.partition("=")
         if option in ("--run", "--fork", "--config", "--set"):
             found.setdefault(option, []).append(value if equals else following)
