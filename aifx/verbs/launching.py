@@ -85,9 +85,10 @@ def _read(command: _Command) -> _Command:
         if option in ("--run", "--fork", "--config", "--set"):
             found.setdefault(option, []).append(value if equals else following)
     run, fork, file = (found.get(option, [None])[-1] for option in ("--run", "--fork", "--config"))
-    return command._replace(
-        run=run, fork=fork, file=Path(file) if file else None, settings=tuple(found.get("--set", ()))
-    )
+    if arguments[0] == "train":
+        run = run or "main"
+    path, settings = Path(file) if file else None, tuple(found.get("--set", ()))
+    return command._replace(run=run, fork=fork, file=path, settings=settings)
 
 
 @dataclass(frozen=True)
