@@ -124,7 +124,7 @@ def test_wandb_offline(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_sink_that_fails_does_not_end_the_run(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    from aifx.training import trackers
+    from aifx.training.hooks import trackers
 
     def broken(self: object, info: object) -> None:
         raise OSError("no route to host")
