@@ -60,17 +60,14 @@ def _not_utf8(file: SourceFile, number: int, why: str, sample: bytes, errors: De
 def line_blocks(stream: Any, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
     """The bytes of a stream in blocks that end after a line. Raises DamagedFile for a line beyond ROW_BYTES."""
     parts: list[bytes] = []
-    number = 1
     while data := stream.read1(block_bytes):
         cut = data.rfind(b"\n") + 1
         if cut:
-            block = b"".join([*parts, data[:cut]])
-            yield block
-            number += block.count(b"\n")
+            yield b"".join([*parts, data[:cut]])
             parts = [data[cut:]] if cut < len(data) else []
         else:
             parts.append(data)
             if sum(map(len, parts)) > ROW_BYTES:
-                raise DamagedFile(f"the line has more than {ROW_BYTES >> 20} MiB", number)
+                raise DamagedFile(f"it has a line of more than {ROW_BYTES >> 20} MiB")
     if parts:
         yield b"".join(parts)
