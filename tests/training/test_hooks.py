@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from stopping import StopAt
 
+from aifx.checkpoint.manifest import read_manifest
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 from aifx.parallel.group import Group
@@ -118,6 +119,8 @@ def test_a_pending_validation_that_is_interrupted_again(tiny, whole) -> None:
     assert [record["step"] for record in tiny.records()] == [1, 2, 3, 4]
     assert tiny.train("checkpoint.keep_last=3").state_digest == whole.result.state_digest
     assert tiny.records() == whole.records
+    manifest = read_manifest(tiny.run().checkpoints / "4")
+    assert (manifest.score is None, manifest.host["pending_validation"]) == (False, None), "saved again, with its score"
 
 
 class StopsAt(Hook):
