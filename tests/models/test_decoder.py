@@ -90,6 +90,12 @@ def scores(model, params, hidden):
     return model.head(params, CONTEXT)(hidden.reshape(-1, hidden.shape[-1])).reshape(*hidden.shape[:-1], -1)
 
 
+def prefill(model, params, inputs, lengths, empty):
+    """What the head reads of the prompts, which begin the rows of `inputs`, and a cache that holds them."""
+    hidden, cached = model.extend(params, inputs, empty, CONTEXT)
+    return hidden, {**cached, "lengths": lengths}
+
+
 @cache
 def paged(family, scan):
     """A model over pages that are shorter than its rows, and its programs: they serve prompts of any length."""
@@ -98,15 +104,15 @@ def paged(family, scan):
         model = decoder(**FAMILIES[family], scan_layers=scan)
         params, rows = params_of(model), jnp.zeros(2, jnp.int32)
         empty = jit(lambda: init_params(model.cache_specs(2, SEQ), jax.random.key(0)))()
-        whole, prefill, decode = (
+        whole, read, decode = (
             jit(f).lower(*a).compile()
             for f, a in (
                 (outputs_of(model), (params, tokens())),
-                (partial(model.prefill, ctx=CONTEXT), (params, tokens(), rows, empty)),
+                (partial(prefill, model), (params, tokens(), rows, empty)),
                 (partial(model.decode, ctx=CONTEXT), (params, rows, empty)),
             )
         )
-    return model, params, empty, whole, prefill, decode
+    return model, params, empty, whole, read, decode
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -128,7 +134,7 @@ def test_layers_that_differ_are_numpys_and_decode_as_they_read(scaling):
     close = partial(np.testing.assert_allclose, atol=2e-5 * np.abs(want).max())
     close(jit(outputs_of(model))(params, inputs), want)
     empty = init_params(model.cache_specs(2, SEQ), jax.random.key(0))
-    hidden, cache = jit(partial(model.prefill, ctx=CONTEXT))(params, inputs, jnp.array([4, 20]), empty)
+    hidden, cache = jit(partial(prefill, model))(params, inputs, jnp.array([4, 20]), empty)
     step = jit(partial(model.decode, ctx=CONTEXT))
     for _ in range(3):
         held = np.asarray(cache["lengths"])
@@ -191,12 +197,12 @@ def test_a_token_changes_nothing_before_itself(family):
 @pytest.mark.parametrize("prompts", [(1, 1), (10, 17), (SEQ - 1, 3)], ids=str)
 def test_cached_decoding_is_the_full_forward(family, scan, prompts):
     """Rows of lengths of their own, over pages that are shorter than they are."""
-    model, params, empty, whole, prefill, decode = paged(family, scan)
+    model, params, empty, whole, read, decode = paged(family, scan)
     inputs = tokens()
     want = whole(params, inputs)
     close = partial(np.testing.assert_allclose, atol=2e-5 * np.abs(want).max())
     lengths = jnp.asarray(prompts, jnp.int32)
-    hidden, cache = prefill(params, inputs, lengths, empty)
+    hidden, cache = read(params, inputs, lengths, empty)
     close(scores(model, params, hidden), want)  # a causal mask: what fills up a row comes after its prompt
     for _ in range(SEQ - max(prompts)):
         held = np.asarray(cache["lengths"])
