@@ -1,4 +1,4 @@
-"""The plan of `aifx data add`: the files that are new or changed, and the version that they extend."""
+"""`aifx data add`: the plan (the files that are new or changed, and the version that they extend) and the documents."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+from pyarrow import Schema
 
 from aifx.core.artifact import short_reference
-from aifx.core.errors import DataError, UsageError
+from aifx.core.errors import DataError, ExitCode, UsageError
 from aifx.core.json_files import readable_bytes
 from aifx.core.parsing import check_utf8
+from aifx.core.plurals import counted
 from aifx.core.progress import report_progress
-from aifx.curation.adding import Add
-from aifx.curation.collecting import decided_encoding, options_of, reading_of
+from aifx.core.results import Result
+from aifx.curation.adding import Add, decided_encoding, options_of, reading_of
 from aifx.curation.execution import Made, Runner, execute, work_folder
 from aifx.curation.step import Limits
 from aifx.data.chat.lines import has_messages
@@ -27,13 +30,12 @@ from aifx.data.names import Kind
 from aifx.data.readers.base import ColumnsChanged, DamagedFile, ReadOptions
 from aifx.data.readers.columnar import READERS
 from aifx.data.readers.formats import KINDS, split_name
-from aifx.data.readers.likely_encodings import AUTO
+from aifx.data.readers.likely_encodings import AUTO, SAMPLE_BYTES, likely_encodings
+from aifx.data.readers.likely_encodings import SHOWN as LIKELY
 from aifx.data.readers.sources import Listing, SourceFile, leads_out, name_of
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import Manifest, Source, Version
-
-if TYPE_CHECKING:
-    from pyarrow import Schema
+from aifx.data.versions.shards import read_shard
 
 SLOW = ("html", "warc", "image")
 CSV_MEMORY = 400 << 20
@@ -41,6 +43,9 @@ CSV_MEMORY = 400 << 20
 
 BYTES_PER_WORKER = 256 << 20
 """Of files of other formats: a process reads so much in about the second that it takes to start."""
+
+SHOWN = 10
+"""Bad rows that the command shows."""
 
 
 @dataclass(frozen=True)
@@ -248,3 +253,167 @@ def check_options(options: ReadOptions) -> None:
     except (LookupError, UnicodeEncodeError):
         what = f"--encoding {options.encoding!r} is not an encoding of text"
         raise UsageError(what, "Python has no codec of this name", "--encoding auto") from None
+
+
+def refusal(manifest: Manifest, max_bad: float, *, allows_damaged: bool) -> str:
+    """Why too much of the files of a version could not be read; "" if it is not.
+
+    Args:
+        max_bad: the largest share of bad rows if below 1, otherwise their largest number.
+        allows_damaged: whether files may end before their end.
+    """
+    if (damaged := _damaged_files(manifest)) and not allows_damaged:
+        files = counted(damaged, "file")
+        return f"{files} cannot be read to the end; --allow-damaged takes the rows before the damage"
+    bad = manifest.quarantined_rows
+    rows = manifest.rows + bad
+    limit = int(max_bad * rows if max_bad < 1 else max_bad)
+    if bad > limit:
+        return f"{bad:,} of {counted(rows, 'row')} cannot be read, and --max-bad {max_bad:g} allows {limit:,}"
+    return "" if manifest.rows else "the files have no rows"
+
+
+def _damaged_files(manifest: Manifest) -> int:
+    return int(manifest.facts.get("damaged_files", 0))
+
+
+@dataclass(frozen=True)
+class QuarantinedRow:
+    """A row, or the rest of a file, that could not be read.
+
+    Attributes:
+        line: from 1; null if it is not known from which on a file cannot be read.
+    """
+
+    source: str
+    line: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class AddedFiles(Result):
+    """The document of `aifx data add --json`.
+
+    Attributes:
+        reference: "name@version".
+        rows: of the whole version.
+        files_read: files that were new or changed.
+        files_unchanged: files whose rows were taken from the version before.
+        quarantined: bad rows of the whole version.
+        damaged_files: that could not be read to their end.
+        bad_rows: the first rows in quarantine.
+        likely_encodings: of each file that has bytes that are not UTF-8, the likeliest first.
+        encodings: of each file, if `--encoding auto` decided it.
+        is_new: False if the same version was there already.
+        is_accepted: whether the name alone means this version.
+        left_out: files of folders that have no reader.
+        links: that lead out of their folder, and were not followed.
+    """
+
+    reference: str
+    parents: tuple[str, ...]
+    rows: int
+    size_bytes: int
+    files_read: int
+    files_unchanged: int
+    quarantined: int
+    damaged_files: int
+    bad_rows: tuple[QuarantinedRow, ...]
+    likely_encodings: Mapping[str, Sequence[str]]
+    encodings: Mapping[str, str]
+    is_new: bool
+    is_accepted: bool
+    left_out: tuple[str, ...]
+    links: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.OK if self.is_accepted else ExitCode.VERDICT
+
+
+def added_files(plan: AddPlan, made: Made, listing: Listing) -> AddedFiles:
+    """The document of `aifx data add`."""
+    manifest = made.version.manifest
+    bad = first_quarantined(made.version)
+    return AddedFiles(
+        reference=manifest.reference,
+        parents=tuple(map(short_reference, manifest.parents)),
+        rows=manifest.rows,
+        size_bytes=manifest.bytes,
+        files_read=len(plan.step.files) if plan.step else 0,
+        files_unchanged=len(plan.unchanged),
+        quarantined=manifest.quarantined_rows,
+        damaged_files=_damaged_files(manifest),
+        bad_rows=tuple(QuarantinedRow(row["source"], row["line"], row["reason"]) for row in bad),
+        likely_encodings=_likely_encodings(bad),
+        encodings={source.name: found for source in manifest.sources if (found := decided_encoding(source))},
+        is_new=made.is_new,
+        is_accepted=made.is_accepted,
+        left_out=listing.left_out,
+        links=listing.links,
+    )
+
+
+def first_quarantined(version: Version) -> list[dict[str, Any]]:
+    """The first rows in the quarantine of a version."""
+    found: list[dict[str, Any]] = []
+    for path in version.quarantine:
+        found += read_shard(path).slice(0, SHOWN - len(found)).to_pylist()
+        if len(found) == SHOWN:
+            break
+    return found
+
+
+def _likely_encodings(bad: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[str]]:
+    """Of the rows in quarantine that are not UTF-8, by file."""
+    samples: dict[str, bytes] = {}
+    for row in bad:
+        value = row["value"] or b""
+        try:
+            value.decode()
+        except UnicodeDecodeError as e:
+            line = value.rfind(b"\n", 0, e.start) + 1
+            samples[row["source"]] = samples.get(row["source"], b"") + value[line : line + SAMPLE_BYTES] + b"\n"
+    found = {source: likely_encodings(sample)[:LIKELY] for source, sample in samples.items()}
+    return {source: likely for source, likely in found.items() if likely and likely[0] != "utf-8"}
+
+
+@dataclass(frozen=True)
+class ListedFile:
+    """A file that would be read.
+
+    Attributes:
+        format: "jsonl", "parquet".
+        compression: ".gz", ".zst" or "".
+        size_bytes: None for a query: a dry run reads no row.
+    """
+
+    name: str
+    format: str
+    compression: str
+    size_bytes: int | None
+
+
+@dataclass(frozen=True)
+class ListedFiles(Result):
+    """The document of `aifx data add --dry-run --json`.
+
+    Attributes:
+        left_out: files of folders that have no reader.
+        links: that lead out of their folder, and are not followed.
+    """
+
+    name: str
+    kind: Kind
+    files: tuple[ListedFile, ...]
+    left_out: tuple[str, ...]
+    links: tuple[str, ...]
+
+
+def listed_files(name: str, kind: Kind, listing: Listing) -> ListedFiles:
+    """The document of `aifx data add --dry-run`."""
+    files = tuple(
+        ListedFile(file.name, file.format, file.compression, None if file.query else file.bytes)
+        for file in listing.files
+    )
+    return ListedFiles(name, kind, files, listing.left_out, listing.links)

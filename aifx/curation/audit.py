@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from aifx.core.digests import Hash64
 from aifx.core.errors import DataError, ExitCode, UsageError
 from aifx.core.plurals import counted
 from aifx.core.progress import report_progress
 from aifx.core.results import Result
-from aifx.curation.decisions import read_decisions
-from aifx.curation.duplicates import Shards, find_duplicates
+from aifx.curation.duplicates import find_duplicates
 from aifx.curation.near import JOINED
 from aifx.curation.sketches import SHINGLE_WORDS
-from aifx.curation.step import Limits
+from aifx.curation.step import Limits, read_decisions
 from aifx.curation.words import split_words
 from aifx.data.names import ROW
 from aifx.data.versions.manifest import ShardFile, Version
@@ -73,12 +73,12 @@ class Audit(Result):
     seed: int
 
     @property
-    def is_passed(self) -> bool:
-        return self.recall >= self.min_recall and self.wrong_merges == 0
-
-    @property
     def exit_code(self) -> ExitCode:
         return ExitCode.OK if self.is_passed else ExitCode.VERDICT
+
+    @property
+    def is_passed(self) -> bool:
+        return self.recall >= self.min_recall and self.wrong_merges == 0
 
 
 def audit(version: Version, near: float, pairs: int, min_recall: float, seed: int, work: Path, limits: Limits) -> Audit:
@@ -165,18 +165,16 @@ def _detect(
     version: Version, texts: Sequence[str], near: float, work: Path, limits: Limits
 ) -> tuple[dict[int, str], list[tuple[int, int]]]:
     """Clusters by number of the text, of texts that have duplicates, and the pairs that were joined directly."""
-    import pyarrow as pa
-
     files: list[ShardFile] = []
     for begin in range(0, len(texts), ROWS_PER_SHARD):
         part = texts[begin : begin + ROWS_PER_SHARD]
         ids = [f"planted-{begin + index}" for index in range(len(part))]
         rows = pa.table({ROW: ids, "text": pa.array(part, pa.string())})
         files += write_shard(work, f"{begin:09d}", rows)
-    shards = Shards(f"copies of {version.reference}", "text", tuple(work / file.name for file in files), tuple(files))
+    copies = replace(version.manifest, name=f"copies of {version.manifest.name}", shards=tuple(files))
     folder = work / "search"
     (work / "sketches").mkdir()
-    find_duplicates(shards, near, folder, work / "sketches", limits)
+    find_duplicates(Version(work, copies), near, folder, work / "sketches", limits)
     decisions = read_decisions(folder, 0, len(texts))
     clusters = dict(zip(decisions["row"].to_pylist(), decisions["cluster"].to_pylist(), strict=True))
     joined = np.fromfile(folder / JOINED, np.int64).reshape(-1, 2)

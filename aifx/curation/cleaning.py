@@ -1,26 +1,36 @@
-"""`aifx data clean`: repair texts, leave out lines and texts by rules, and keep the texts of some languages."""
+"""`aifx data clean`: repair texts, leave out lines and texts by rules, and keep the texts of some languages.
+
+A repaired text has one Unicode form, and the characters that were meant where it was decoded wrongly.
+"""
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, TypeAlias
+
+import ftfy
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from ftfy.fixes import fix_line_breaks
+from pyarrow import Table
 
 from aifx.core.errors import UsageError
 from aifx.curation.languages import identify
 from aifx.curation.measures import Texts
 from aifx.curation.rules import Rule
 from aifx.curation.step import Outcome, ShardStep
-from aifx.curation.text_repair import UnicodeForm, repaired
 from aifx.data.names import ROW
 from aifx.data.versions.manifest import TEXT_TYPES, Manifest
 from aifx.data.versions.parts import check_own_rows
 from aifx.data.versions.shards import dropped_rows
 
-if TYPE_CHECKING:
-    from pyarrow import Table
+UnicodeForm: TypeAlias = Literal["NFC", "NFKC", "none"]
 
 TEXT, LANGUAGE, PROBABILITY = "text", "language", "language_probability"
 
@@ -58,8 +68,6 @@ class Clean(ShardStep):
         }
 
     def apply(self, rows: Table, work: Path) -> Outcome:
-        import pyarrow as pa
-
         batch = _Batch(rows)
         batch.clean(self)
         return Outcome(batch.rows, pa.concat_tables(batch.dropped), dict(sorted(batch.facts.items())))
@@ -94,8 +102,6 @@ class _Batch:
     """
 
     def __init__(self, rows: Table) -> None:
-        import pyarrow.compute as pc
-
         self.rows = rows
         self.dropped: list[Table] = [dropped_rows([], [])]
         self.facts: Counter[str] = Counter({"rows_changed": 0})
@@ -104,8 +110,6 @@ class _Batch:
 
     def clean(self, step: Clean) -> None:
         """Do all that the step does."""
-        import pyarrow.compute as pc
-
         self._texts = Texts(repaired(self._texts.values, step.unicode, step.encoding))
         self._leave_out_lines([rule for rule in step.rules if rule.unit == "line"])
         self._keep(pc.match_substring_regex(self._texts.values, NOT_BLANK), EMPTY)
@@ -120,10 +124,6 @@ class _Batch:
         self.rows = self.rows.set_column(self.rows.column_names.index(TEXT), TEXT, self._texts.values)
 
     def _leave_out_lines(self, rules: list[Rule]) -> None:
-        import numpy as np
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         if not rules or not len(self._texts):
             return
         lists = pc.split_pattern(self._texts.values, "\n")
@@ -140,9 +140,6 @@ class _Batch:
         self._texts = Texts(pc.binary_join(left, "\n"))
 
     def _identify(self, keep: tuple[str, ...]) -> None:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         names, probabilities = identify(self._texts.values.to_pylist())
         found = {LANGUAGE: pa.array(names, pa.string()), PROBABILITY: pa.array(probabilities, pa.float32())}
         self.rows = self.rows.drop_columns([name for name in found if name in self.rows.column_names])
@@ -152,9 +149,6 @@ class _Batch:
             self._keep(pc.is_in(self.rows[LANGUAGE].combine_chunks(), pa.array(keep, pa.string())), LANGUAGE)
 
     def _judge_by_language(self, rules: list[Rule]) -> None:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         for rule in rules:
             languages = self.rows[LANGUAGE].combine_chunks()
             others = pc.invert(pc.is_in(languages, pa.array(rule.languages, pa.string())))
@@ -163,9 +157,6 @@ class _Batch:
 
     def _keep(self, kept: Any, rule: str) -> None:
         """Drop the other rows."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         mask = pa.array(kept) if not isinstance(kept, pa.Array) else kept
         left_out = pc.invert(mask)
         count = pc.sum(left_out).as_py()
@@ -173,3 +164,63 @@ class _Batch:
             self.dropped.append(dropped_rows(self.rows[ROW].filter(left_out), [rule] * count))
             self.rows, self._before = self.rows.filter(mask), self._before.filter(mask)
             self._texts = Texts(self._texts.values.filter(mask))
+
+
+MOST_ROUNDS = 8
+"""Texts decoded wrongly more often than this stay as they are."""
+
+_SUSPECT = re.compile(r"[^\x00-\x7f]{2}|[\xc0-\xff][ ?]|[\x00-\x08\x0b-\x1f\x7f-\xa0\u2028\u2029\ufeff\ufffd]")
+"""In lines that ftfy repairs: mojibake is two such characters together, or an accented letter before a space."""
+
+_REPAIRS = ftfy.TextFixerConfig(
+    unescape_html=False,
+    fix_latin_ligatures=False,
+    fix_character_width=False,
+    uncurl_quotes=False,
+    normalization=None,
+    explain=False,
+)
+"""Repairs alone: typographic quotes, ligatures, wide characters and HTML entities stay."""
+
+_ODD = r"[\x00-\x08\x0b-\x1f\x7f]|[^\x00-\x7f]"  # all that a repair may change
+
+
+def repaired(values: Any, form: UnicodeForm, encoding: bool) -> Any:
+    """Texts in a Unicode form, and without mojibake and control characters if `encoding`.
+
+    Repairing them again changes nothing.
+
+    Args:
+        values: Arrow array of strings.
+    """
+    if form == "none" and not encoding:
+        return values
+    odd = pc.match_substring_regex(values, _ODD)
+    if not pc.any(odd, min_count=0).as_py():
+        return values
+    old = values.filter(odd).to_pylist()
+    new = [_repaired_text(text, form, encoding) for text in old]
+    if old == new:
+        return values
+    return pc.replace_with_mask(values, odd, pa.array(new, values.type))
+
+
+def _repaired_text(text: str, form: UnicodeForm, encoding: bool) -> str:
+    if not encoding or not _SUSPECT.search(text):
+        return _normal(text, form)
+    found = text
+    for _ in range(MOST_ROUNDS):
+        before = found
+        # ftfy decides line by line: breaks first, so that the next look at the text finds the same lines.
+        found = "\n".join(_repaired_line(line, form) for line in fix_line_breaks(found).split("\n"))
+        if found == before:
+            return found
+    return _normal(text, form)
+
+
+def _repaired_line(line: str, form: UnicodeForm) -> str:
+    return _normal(ftfy.fix_text(line, _REPAIRS) if _SUSPECT.search(line) else line, form)
+
+
+def _normal(text: str, form: UnicodeForm) -> str:
+    return text if form == "none" else unicodedata.normalize(form, text)

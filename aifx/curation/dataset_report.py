@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
 
 from aifx.core.errors import DataError, UsageError
 from aifx.core.results import Result
-from aifx.curation.drift import ColumnDrift, measure_drift
 from aifx.curation.history import ancestors
-from aifx.curation.profile import Profile
-from aifx.curation.reports import read_profile
-from aifx.data.names import CLUSTER, RESERVED, ROW, SOURCE, Kind
+from aifx.curation.reports import Profile, most_frequent, read_profile
+from aifx.data.names import CHAT, CLUSTER, RESERVED, ROW, SOURCE, SPLIT, Kind
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import Manifest, Version
 from aifx.data.versions.parts import check_own_rows
@@ -24,6 +24,15 @@ EXAMPLE_CHARACTERS = 300
 MOST_RULES = 20
 REMOVES_PERSONAL_DATA = ("pii", "erase")
 """Steps that take out what must not be shown."""
+
+SAMPLE_ROWS = 100_000
+BINS = 10
+LEAST_ROWS = 100
+"""Of each version. The measures of fewer are noise."""
+
+Compared: TypeAlias = Literal["numbers", "lengths", "values"]
+
+_NUMBERS = ("int", "uint", "float", "double", "halffloat", "decimal")
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,26 @@ class Duplicates:
 
 
 @dataclass(frozen=True)
+class ColumnDrift:
+    """The distance of a column between two versions.
+
+    Attributes:
+        of: its numbers, the lengths of its texts in characters, or the shares of its values.
+        psi: population stability index.
+        ks: Kolmogorov-Smirnov distance; None for values.
+        rows: that were compared, of each version.
+        medians: None for values.
+    """
+
+    column: str
+    of: Compared
+    psi: float
+    ks: float | None
+    rows: tuple[int, int]
+    medians: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class DatasetReport(Result):
     """The document of `aifx data report --json`.
 
@@ -141,19 +170,21 @@ def read_report(catalog: Catalog, reference: str, examples: int | None, against:
     profile = read_profile(catalog, version.reference).profile
     other = _other(catalog, manifest, against)
     other_profile = read_profile(catalog, other.reference).profile if other is not None else None
+    with open_tables({"data": RowTable(version)}) as connection:
+        licenses, duplicates = _licenses(manifest, connection), _duplicates(manifest, chain, profile, connection)
     return DatasetReport(
         reference=version.reference,
         kind=manifest.kind,
         rows=manifest.rows,
         size_bytes=manifest.bytes,
         num_sources=len(manifest.sources),
-        quarantined=sum(source.quarantined for source in manifest.sources),
+        quarantined=manifest.quarantined_rows,
         profile=profile,
         parent_profile=other_profile,
         steps=tuple(_step(catalog, one, shown) for one in chain),
-        licenses=_licenses(version),
+        licenses=licenses,
         personal=_personal(chain),
-        duplicates=_duplicates(version, chain, profile),
+        duplicates=duplicates,
         examples_hidden_by=hidden_by,
         against=other.reference if other is not None else None,
         drift=measure_drift(other, version, (other_profile, profile)) if other and other_profile else (),
@@ -163,29 +194,26 @@ def read_report(catalog: Catalog, reference: str, examples: int | None, against:
 def _other(catalog: Catalog, manifest: Manifest, against: str | None) -> Version | None:
     if against is not None:
         return catalog.open(against)
-    for parent in manifest.parents[:1]:
-        try:
-            return catalog.open(parent)
-        except (UsageError, DataError):  # it was deleted
-            return None
-    return None
+    return _found(catalog, manifest.parents[0]) if manifest.parents else None
+
+
+def _found(catalog: Catalog, reference: str) -> Version | None:
+    try:
+        return catalog.open(reference)
+    except (UsageError, DataError):  # it was deleted
+        return None
 
 
 def _step(catalog: Catalog, manifest: Manifest, examples: int) -> ReportedStep:
     found: dict[str, list[DroppedRow]] = {}
-    if examples and manifest.dropped and len(manifest.parents) == 1:
-        try:
-            parent = catalog.open(manifest.parents[0])
-        except (UsageError, DataError):
-            parent = None
-        if parent is not None:
-            found = _examples(catalog.open(manifest.whole_reference), parent, examples)
+    if examples and manifest.dropped and len(manifest.parents) == 1 and (parent := _found(catalog, *manifest.parents)):
+        found = _examples(catalog.open(manifest.whole_reference), parent, examples)
     return ReportedStep(
         reference=manifest.reference,
         step=manifest.step.name,
         settings=manifest.step.settings,
         rows=manifest.rows,
-        dropped_by=dict(sorted(manifest.dropped_by.items(), key=lambda item: (-item[1], item[0]))),
+        dropped_by=most_frequent(manifest.dropped_by),
         facts=manifest.facts,
         examples=found,
     )
@@ -221,15 +249,12 @@ def _shown_text(manifest: Manifest, table: str) -> str:
     return f"left(concat_ws(', ', {', '.join(parts) or 'NULL'}), {EXAMPLE_CHARACTERS})"
 
 
-def _licenses(version: Version) -> tuple[LicensedRows, ...]:
-    manifest = version.manifest
+def _licenses(manifest: Manifest, connection: Any) -> tuple[LicensedRows, ...]:
     files = Counter(source.license for source in manifest.sources)
     rows: Counter[str] = Counter()
     if SOURCE in manifest.columns:
-        with open_tables({"data": RowTable(version)}) as connection:
-            by_source = connection.execute(f"SELECT {SOURCE}, count(*) FROM data GROUP BY 1").fetchall()
         licenses = {source.name: source.license for source in manifest.sources}
-        for source, count in by_source:
+        for source, count in connection.execute(f"SELECT {SOURCE}, count(*) FROM data GROUP BY 1").fetchall():
             rows[licenses.get(source, "unknown")] += count
     names = sorted({*files, *rows}, key=lambda name: (-rows[name], name))
     return tuple(LicensedRows(name, files[name], rows[name]) for name in names)
@@ -244,14 +269,12 @@ def _personal(chain: Sequence[Manifest]) -> dict[str, int]:
     return dict(found.most_common())
 
 
-def _duplicates(version: Version, chain: Sequence[Manifest], profile: Profile) -> Duplicates:
+def _duplicates(manifest: Manifest, chain: Sequence[Manifest], profile: Profile, connection: Any) -> Duplicates:
     clusters = clustered = None
-    if CLUSTER in version.manifest.columns:
-        with open_tables({"data": RowTable(version)}) as connection:
-            sizes = f"SELECT count(*) AS n FROM data WHERE {CLUSTER} IS NOT NULL GROUP BY {CLUSTER} HAVING n > 1"
-            clusters, clustered = connection.execute(
-                f"SELECT count(*), coalesce(sum(n), 0)::BIGINT FROM ({sizes})"
-            ).fetchone()
+    if CLUSTER in manifest.columns:
+        sizes = f"SELECT count(*) AS n FROM data WHERE {CLUSTER} IS NOT NULL GROUP BY {CLUSTER} HAVING n > 1"
+        counted = f"SELECT count(*), coalesce(sum(n), 0)::BIGINT FROM ({sizes})"
+        clusters, clustered = connection.execute(counted).fetchone()
     text = profile.columns.get("text")
     return Duplicates(
         dropped=sum(sum(one.dropped_by.values()) for one in chain if one.step.name == "dedupe"),
@@ -260,3 +283,78 @@ def _duplicates(version: Version, chain: Sequence[Manifest], profile: Profile) -
         distinct_texts=text.distinct if text is not None else None,
         is_estimate=text is not None and text.is_estimate,
     )
+
+
+def measure_drift(before: Version, after: Version, profiles: tuple[Profile, Profile]) -> tuple[ColumnDrift, ...]:
+    """The drift of each column that both versions have, the largest first; none of columns of fewer than 100 rows.
+
+    Two measures, neither of which is a verdict. PSI, the population stability index over ten bins with as many rows
+    each, misses small shifts: a shift of 0.2 standard deviations stays below the usual bound of 0.1. The
+    Kolmogorov-Smirnov distance D is the largest difference of the two distribution functions. Its p-value is not used:
+    with many rows, a difference of no importance is significant.
+    """
+    found = [*_numbers(before, after), *_values(profiles)]
+    return tuple(sorted(found, key=lambda one: -one.psi))
+
+
+def _numbers(before: Version, after: Version) -> list[ColumnDrift]:
+    columns: dict[str, tuple[str, Compared]] = {}
+    for name, kind in before.manifest.columns.items():
+        if name in RESERVED or after.manifest.columns.get(name) != kind:
+            continue
+        if kind.startswith(_NUMBERS):
+            columns[name] = (f"{identifier(name)}::DOUBLE", "numbers")
+        elif name == (CHAT if before.manifest.kind == "chat" else "text"):
+            columns[name] = (f"length({name})::DOUBLE", "lengths")
+    if not columns:
+        return []
+    samples = [_sample(version, [sql for sql, _ in columns.values()]) for version in (before, after)]
+    found = []
+    for (name, (_, of)), old, new in zip(columns.items(), *samples, strict=True):
+        if min(len(old), len(new)) >= LEAST_ROWS:
+            medians = (float(np.median(old)), float(np.median(new)))
+            edges = np.unique(np.quantile(old, np.linspace(0, 1, BINS + 1)[1:-1]))
+            counts = [np.bincount(np.searchsorted(edges, one, "right"), minlength=len(edges) + 1) for one in (old, new)]
+            found.append(ColumnDrift(name, of, psi(*counts), ks(old, new), (len(old), len(new)), medians))
+    return found
+
+
+def _sample(version: Version, expressions: Sequence[str]) -> list[Any]:
+    """The finite values of each expression, of the same rows in every version that has them."""
+    every = max(1, version.manifest.rows // SAMPLE_ROWS)
+    with open_tables({"data": RowTable(version)}) as connection:
+        sql = f"SELECT {', '.join(f'{sql} AS c{n}' for n, sql in enumerate(expressions))} FROM data"
+        table = connection.execute(f"{sql} WHERE hash({ROW}) % {every} = 0").fetchnumpy()
+    columns = [np.ma.compressed(table[f"c{n}"]) for n in range(len(expressions))]
+    return [column[np.isfinite(column)] for column in columns]
+
+
+def _values(profiles: tuple[Profile, Profile]) -> list[ColumnDrift]:
+    """From the profiles, for columns all of whose values they hold."""
+    found = []
+    before, after = profiles
+    for name in before.columns.keys() & after.columns.keys():
+        sides: list[Mapping[str, int]] = [profile.columns[name].values for profile in profiles]
+        is_whole = all(len(one.columns[name].values) == one.columns[name].distinct for one in profiles)
+        rows = (sum(sides[0].values()), sum(sides[1].values()))
+        if (name in RESERVED and name != SPLIT) or not is_whole or min(rows) < LEAST_ROWS:
+            continue
+        names = sorted({*sides[0], *sides[1]})
+        counts = [np.array([side.get(one, 0) for one in names]) for side in sides]
+        found.append(ColumnDrift(name, "values", psi(*counts), None, rows, None))
+    return found
+
+
+def psi(before: Any, after: Any) -> float:
+    """The population stability index of counts by bin; half a row is added to each bin, so that none is empty."""
+    old, new = before + 0.5, after + 0.5
+    old, new = old / old.sum(), new / new.sum()
+    return float(((new - old) * np.log(new / old)).sum())
+
+
+def ks(before: Any, after: Any) -> float:
+    """The largest difference of two empirical distribution functions."""
+    old, new = np.sort(before), np.sort(after)
+    both = np.concatenate([old, new])
+    shares = (np.searchsorted(one, both, "right") / len(one) for one in (old, new))
+    return float(np.abs(np.subtract(*shares)).max())

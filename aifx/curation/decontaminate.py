@@ -1,23 +1,316 @@
-"""The step that drops rows which share runs of words with the texts of a test, and the report of such rows."""
+"""The step that drops rows which share runs of 13 words with texts such as those of a test, and the report of them.
+
+The runs of the references are hashed into an index in a folder, which processes map. A run of a row whose hash is in
+the index is compared with the reference word by word, so that none is found by chance.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from aifx.core.errors import ExitCode
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pyarrow import Table, parquet
+
+from aifx.core.calls import call_each
+from aifx.core.errors import EnvironmentFault, ExitCode
+from aifx.core.json_files import readable_bytes
+from aifx.core.progress import report_progress
 from aifx.core.results import Result
-from aifx.curation.decisions import DecidedStep, first_rows, without_dropped, write_decisions
-from aifx.curation.overlap import RUN_WORDS, Overlap, Reference, ReferenceTexts, build_index, find_overlaps
-from aifx.curation.step import Limits, Outcome
+from aifx.curation.step import (
+    DecidedStep,
+    Limits,
+    Outcome,
+    first_rows,
+    numbered_parts,
+    without_dropped,
+    write_decisions,
+)
+from aifx.curation.words import I64, U64, find_words, split_words, text_buffer, word_runs
+from aifx.data.names import ROW, SOURCE, SPLIT
+from aifx.data.splits import Split
 from aifx.data.versions.manifest import Version
+from aifx.data.versions.shards import read_parts, read_shard, return_memory
 from aifx.data.versions.verification import check_shards
 
-if TYPE_CHECKING:
-    from pyarrow import Table
+RUN_WORDS = 13
+"""Words of a run. GPT-3 compares 13-grams (Brown et al. 2020, appendix C)."""
+
+HELD_OUT: tuple[Split, ...] = ("validation", "test")
+BYTES_PER_RUN = 96
+"""Of memory for each run while the index is made."""
+
+EXAMPLE_BYTES = 300
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Texts that training must not contain.
+
+    Attributes:
+        name: for messages and the rules of dropped rows: a data set, or a file, without a path of this machine.
+        version: holds the texts; for files, in a temporary catalog.
+        digest: of the texts, wherever their files are.
+        is_held_out: only rows whose `_split` is validation or test.
+        has_ids: whether `version` is not temporary, so that its `_row` still names a row later.
+    """
+
+    name: str
+    version: Version
+    digest: str
+    is_held_out: bool
+    has_ids: bool
+
+
+@dataclass(frozen=True)
+class ReferenceTexts:
+    """A reference, as rows are compared with it.
+
+    Attributes:
+        too_short: texts of fewer than 13 words, which cannot be found.
+    """
+
+    name: str
+    texts: int
+    too_short: int
+
+
+@dataclass(frozen=True)
+class Index:
+    """The runs of the references.
+
+    Attributes:
+        work: the folder of the index.
+        hashes: of the different runs, increasing.
+        begins: place of each run in `data`.
+        ends: place after it.
+        data: the reference texts, one after the other, in UTF-8.
+        bounds: [texts + 1] where each text begins.
+        is_possible: whether a run with these lowest bits of its hash is in the index.
+    """
+
+    work: Path
+    hashes: U64
+    begins: I64
+    ends: I64
+    data: NDArray[np.uint8]
+    bounds: I64
+    is_possible: NDArray[np.bool_]
+
+    def find(self, hashes: U64) -> tuple[I64, I64]:
+        """Which of the hashes are in the index, and where."""
+        if not len(self.hashes):
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        slots = (hashes & np.uint64(len(self.is_possible) - 1)).view(np.int64)
+        likely = np.flatnonzero(self.is_possible.take(slots))
+        entries = np.minimum(np.searchsorted(self.hashes, hashes[likely]), len(self.hashes) - 1)
+        is_there = self.hashes[entries] == hashes[likely]
+        return likely[is_there], entries[is_there]
+
+    def words_of(self, entry: int) -> list[str]:
+        return split_words(self.data[self.begins[entry] : self.ends[entry]].tobytes().decode())
+
+    def text_of(self, entry: int) -> Mapping[str, Any]:
+        """The reference text that a run is in: its `reference`, its `place` and its `_row`."""
+        number = int(np.searchsorted(self.bounds, self.begins[entry], "right")) - 1
+        return self._texts.slice(number, 1).to_pylist()[0]  # type: ignore[no-any-return]
+
+    @cached_property
+    def _texts(self) -> Table:
+        return read_shard(self.work / "texts.parquet")
+
+
+def build_index(references: Sequence[Reference], work: Path, limits: Limits) -> tuple[ReferenceTexts, ...]:
+    """Write the index of the references into the folder `work`.
+
+    Raises EnvironmentFault if it needs more memory than there is.
+    """
+    open_index.cache_clear()
+    parts: list[tuple[U64, I64, I64]] = [(np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.int64))]
+    bounds = [np.zeros(1, np.int64)]
+    names: dict[str, list[str | None]] = {"reference": [], "place": [], ROW: []}
+    found = []
+    size = runs = 0
+    with open(work / "data.bin", "wb") as data:
+        for reference in references:
+            texts = too_short = 0
+            for rows in _reference_rows(reference):
+                content, offsets = text_buffer(rows["text"])
+                data.write(content)
+                words = find_words(rows["text"])
+                found_runs = word_runs(words, RUN_WORDS, whole=False)
+                last = found_runs.words + RUN_WORDS - 1
+                parts.append((found_runs.hashes, words.begins[found_runs.words] + size, words.ends[last] + size))
+                bounds.append(offsets[1:] + size)
+                size += len(content)
+                runs += len(parts[-1][0])
+                too_short += int((words.counts < RUN_WORDS).sum())
+                _check_memory(runs, limits)
+                texts += len(rows)
+                ids: list[Any] = rows[ROW].to_pylist()
+                sources = rows[SOURCE].to_pylist() if SOURCE in rows.column_names else [reference.name] * len(ids)
+                names["reference"] += [reference.name] * len(ids)
+                places = (row.rpartition("-")[2] for row in ids)
+                names["place"] += [f"{source}, row {place}" for source, place in zip(sources, places, strict=True)]
+                names[ROW] += [row if reference.has_ids else None for row in ids]
+            found.append(ReferenceTexts(reference.name, texts, too_short))
+    hashes, begins, ends = (np.concatenate(column) for column in zip(*parts, strict=True))
+    hashes, first = np.unique(hashes, return_index=True)
+    arrays = {"hashes": hashes, "begins": begins[first], "ends": ends[first], "bounds": np.concatenate(bounds)}
+    for name, array in {**arrays, "is_possible": _slots(hashes)}.items():
+        np.save(work / f"{name}.npy", array)
+    named = pa.table({name: pa.array(column, pa.string()) for name, column in names.items()})
+    parquet.write_table(named, work / "texts.parquet")
+    return tuple(found)
+
+
+@lru_cache(maxsize=1)
+def open_index(work: Path) -> Index:
+    """The index in a folder, mapped."""
+    arrays = {
+        name: np.load(work / f"{name}.npy", mmap_mode="r")
+        for name in ("hashes", "begins", "ends", "bounds", "is_possible")
+    }
+    path = work / "data.bin"
+    data: Any = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+    return Index(work, data=data, **arrays)
+
+
+def _slots(hashes: U64) -> NDArray[np.bool_]:
+    """For the lowest bits of a hash, whether the index has such a hash: at most an eighth of them."""
+    found = np.zeros(1 << max((8 * len(hashes) - 1).bit_length(), 10), bool)
+    found[(hashes & np.uint64(len(found) - 1)).view(np.int64)] = True
+    return found
+
+
+def _reference_rows(reference: Reference) -> Iterator[Table]:
+    version = reference.version
+    with report_progress(f"reading {reference.name}", version.manifest.bytes, "bytes") as progress:
+        for path, shard in zip(version.shards, version.manifest.shards, strict=True):
+            columns = [ROW, SOURCE, "text", *([SPLIT] if reference.is_held_out else [])]
+            for rows in read_parts(path, [name for name in columns if name in version.manifest.columns]):
+                yield rows.filter(pc.is_in(rows[SPLIT], pa.array(HELD_OUT))) if reference.is_held_out else rows
+            progress.advance(shard.bytes)
+
+
+def _check_memory(runs: int, limits: Limits) -> None:
+    if runs * BYTES_PER_RUN > limits.spare_bytes:
+        why = f"an index of {runs:,} runs and more needs {readable_bytes(runs * BYTES_PER_RUN)}"
+        hint = "a larger --memory, or fewer references with --against"
+        raise EnvironmentFault(f"--memory {readable_bytes(limits.memory_bytes)} is too little", why, hint)
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """A row that shares runs of words with a reference text.
+
+    Attributes:
+        row: its `_row`.
+        runs: of 13 words that it shares with any reference.
+        words: of the longest fragment that it shares.
+        reference: name of the reference that the fragment is in.
+        place: of the fragment's text in the reference: file and number of the row, from 0.
+        twin: `_row` of that text; None if it is in a file.
+        text: the beginning of the fragment, as the row has it.
+    """
+
+    row: str
+    source: str
+    runs: int
+    words: int
+    reference: str
+    place: str
+    twin: str | None
+    text: str
+
+
+def find_overlaps(
+    version: Version, references: Sequence[Reference], work: Path, limits: Limits
+) -> Iterator[tuple[int, list[tuple[int, Overlap]]]]:
+    """For each shard of a version, as it is read, its number and its overlaps with the number of their row in it.
+
+    If its validation and test rows are among the references, they are not compared.
+
+    Args:
+        work: the folder with the index.
+    """
+    files, digest = version.manifest.shards, version.manifest.sha256
+    columns = [name for name in (ROW, SOURCE, "text") if name in version.manifest.columns]
+    is_own = any(each.is_held_out and each.version.manifest.sha256 == digest for each in references)
+    scan = partial(_scan, work, [*columns, SPLIT] if is_own else columns)
+    with report_progress(f"comparing {version.reference}", version.manifest.bytes, "bytes") as progress:
+        for shard, found in call_each(scan, version.shards, limits.workers, begin=return_memory):
+            yield shard, found
+            progress.advance(files[shard].bytes)
+
+
+def _scan(work: Path, columns: Sequence[str], path: Path) -> list[tuple[int, Overlap]]:
+    """The overlaps of a shard, of whose rows those that `_split` holds out are skipped if it is one of the columns."""
+    index = open_index(work)
+    found: list[tuple[int, Overlap]] = []
+    for first, rows in numbered_parts(path, columns):
+        held_out = np.isin(rows[SPLIT].to_numpy(), HELD_OUT) if SPLIT in columns else np.zeros(len(rows), bool)
+        for text, hits in _hits(index, rows["text"]):
+            if not held_out[text]:
+                found.append((first + text, _overlap(index, rows.slice(text, 1), hits)))
+    return found
+
+
+@dataclass(frozen=True)
+class _Hit:
+    """A run of a text that is in the index: its number in the text, its place in bytes, and the index's entry."""
+
+    run: int
+    begin: int
+    end: int
+    entry: int
+
+
+def _hits(index: Index, texts: Any) -> Iterator[tuple[int, list[_Hit]]]:
+    """The texts that have runs of the index, and these runs, verified word by word."""
+    words = find_words(texts)
+    runs = word_runs(words, RUN_WORDS, whole=False)
+    places, entries = index.find(runs.hashes)
+    numbers = np.searchsorted(runs.firsts, places, "right") - 1
+    data, offsets = text_buffer(texts)
+    by_text: dict[int, list[_Hit]] = {}
+    for number, place, entry in zip(numbers.tolist(), places.tolist(), entries.tolist(), strict=True):
+        begin, end = int(words.begins[runs.words[place]]), int(words.ends[runs.words[place] + RUN_WORDS - 1])
+        if split_words(data[begin:end].tobytes().decode()) == index.words_of(entry):
+            start = int(offsets[number])
+            hit = _Hit(place - int(runs.firsts[number]), begin - start, end - start, entry)
+            by_text.setdefault(number, []).append(hit)
+    yield from by_text.items()
+
+
+def _overlap(index: Index, row: Table, hits: Sequence[_Hit]) -> Overlap:
+    """The report of a row: its longest fragment is the longest series of runs that begin one word apart."""
+    begin = longest = 0
+    for at in range(len(hits)):
+        if at and hits[at].run != hits[at - 1].run + 1:
+            begin = at
+        if at - begin >= longest:
+            longest, first = at - begin + 1, hits[begin]
+    last = hits[hits.index(first) + longest - 1]
+    text = row["text"][0].as_py().encode()[first.begin : min(last.end, first.begin + EXAMPLE_BYTES)]
+    reference = index.text_of(first.entry)
+    return Overlap(
+        row=row[ROW][0].as_py(),
+        source=row[SOURCE][0].as_py() if SOURCE in row.column_names else "",
+        runs=len(hits),
+        words=longest + RUN_WORDS - 1,
+        reference=reference["reference"],
+        place=reference["place"],
+        twin=reference[ROW],
+        text=text.decode(errors="ignore"),
+    )
 
 
 @dataclass(frozen=True)
@@ -57,13 +350,11 @@ class Decontaminate(DecidedStep):
         return {"words": RUN_WORDS, "against": against}
 
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
-        import pyarrow as pa
-
         version = self.parents[0]
         against = build_index(self.references, work, limits)
         first = first_rows(version.manifest.shards)
         rows: dict[int, Overlap] = {}
-        for shard, found in find_overlaps(version, work, limits, skip_held_out=self._is_own):
+        for shard, found in find_overlaps(version, self.references, work, limits):
             rows.update({int(first[shard]) + place: overlap for place, overlap in found})
         numbers = sorted(rows)
         decisions = pa.table(
@@ -79,17 +370,8 @@ class Decontaminate(DecidedStep):
             "too_short": sum(each.too_short for each in against),
         }
 
-    @property
-    def _is_own(self) -> bool:
-        return compares_with_itself(self.parents[0], self.references)
-
     def apply(self, rows: Table, decisions: Table) -> Outcome:
         return without_dropped(rows, decisions, twin="twin")
-
-
-def compares_with_itself(version: Version, references: Sequence[Reference]) -> bool:
-    """Whether a reference holds the validation and test rows of the version, which are then not compared."""
-    return any(each.is_held_out and each.version.manifest.sha256 == version.manifest.sha256 for each in references)
 
 
 def find_contamination(
@@ -100,8 +382,7 @@ def find_contamination(
     against = build_index(references, work, limits)
     counts: Counter[str] = Counter()
     by_shard: dict[int, list[Overlap]] = {}
-    skip = compares_with_itself(version, references)
-    for shard, found in find_overlaps(version, work, limits, skip_held_out=skip):
+    for shard, found in find_overlaps(version, references, work, limits):
         counts.update(overlap.reference for _, overlap in found)
         by_shard[shard] = [overlap for _, overlap in found[:most]]
     overlaps = [overlap for shard in sorted(by_shard) for overlap in by_shard[shard]]

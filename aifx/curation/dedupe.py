@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import Table
 
 from aifx.core.errors import UsageError
-from aifx.curation.decisions import DecidedStep, without_dropped
-from aifx.curation.duplicates import DuplicateCounts, find_duplicates, shards_of
+from aifx.curation.duplicates import find_duplicates
 from aifx.curation.sketches import open_sketches
-from aifx.curation.step import Limits, Outcome
+from aifx.curation.step import DecidedStep, Limits, Outcome, without_dropped
 from aifx.curation.work_folders import steps_folder
 from aifx.data.names import CLUSTER, ROW
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import Version
-
-if TYPE_CHECKING:
-    from pyarrow import Table
 
 SKETCHES = "sketches"
 
@@ -42,7 +41,7 @@ class Dedupe(DecidedStep):
         return {"near": self.near, "mark": self.mark}
 
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
-        return asdict(find_clusters(self.parents[0], self.near, work, limits))
+        return find_clusters(self.parents[0], self.near, work, limits)
 
     def apply(self, rows: Table, decisions: Table) -> Outcome:
         rows = with_clusters(rows, decisions)
@@ -51,7 +50,7 @@ class Dedupe(DecidedStep):
         return without_dropped(rows, decisions, twin="cluster")
 
 
-def find_clusters(version: Version, near: float | None, work: Path, limits: Limits) -> DuplicateCounts:
+def find_clusters(version: Version, near: float | None, work: Path, limits: Limits) -> dict[str, int]:
     """Find the duplicates of a version, with the sketches that its data set keeps.
 
     Raises UsageError for near duplicates of what is not text, SketchesOutdated.
@@ -63,7 +62,7 @@ def find_clusters(version: Version, near: float | None, work: Path, limits: Limi
     sketches = work.parents[1] / SKETCHES  # work is <data set>/.work-<key>/prepared
     if near is not None:
         open_sketches(sketches, f"aifx data dedupe {version.reference} --near {near:g} --rebuild-sketches")
-    return find_duplicates(shards_of(version), near, work, sketches, limits)
+    return find_duplicates(version, near, work, sketches, limits)
 
 
 def sketches_of(catalog: Catalog, name: str) -> Path:
@@ -73,8 +72,6 @@ def sketches_of(catalog: Catalog, name: str) -> Path:
 
 def with_clusters(rows: Table, decisions: Table) -> Table:
     """The rows with the column `_cluster`: a row that has no duplicates is its own."""
-    import pyarrow as pa
-
     clusters = rows[ROW].cast(pa.string()).to_numpy(zero_copy_only=False).astype(object)
     clusters[decisions["row"].to_numpy()] = decisions["cluster"].to_numpy(zero_copy_only=False)
     return set_column(rows, CLUSTER, pa.array(clusters, pa.string()))

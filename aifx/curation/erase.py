@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import Table
 
 from aifx.core.digests import sha256_of
 from aifx.curation.step import Outcome, ShardStep
 from aifx.data.names import ROW
 from aifx.data.versions.shards import dropped_rows
-
-if TYPE_CHECKING:
-    from pyarrow import Table
 
 RULE = "erased"
 
@@ -33,13 +34,9 @@ class Erase(ShardStep):
 
     @cached_property
     def _ids(self) -> Any:
-        import pyarrow as pa
-
         return pa.array(self.rows, pa.string())
 
     def apply(self, rows: Table, work: Path) -> Outcome:
-        import pyarrow.compute as pc
-
         is_erased = pc.is_in(rows.column(ROW), value_set=self._ids)
         dropped = rows.column(ROW).filter(is_erased)
         return Outcome(rows.filter(pc.invert(is_erased)), dropped_rows(dropped, [RULE] * len(dropped)))

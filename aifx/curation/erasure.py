@@ -6,9 +6,11 @@ The condition is written nowhere: the manifest has the number of the rows and a 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import pyarrow as pa
 
 from aifx.config.sections import DataSection
 from aifx.core.artifact import short_reference
@@ -90,37 +92,48 @@ def plan_erasure(
     evaluate.
     """
     name, version = catalog.find(reference)
-    if not where.strip():
-        hint = f"aifx data erase {name} --where \"_source = 'letters.jsonl'\""
-        raise UsageError("--where is empty", "it is the condition of the rows to erase", hint)
+    _check_condition(where, name)
     if version != catalog.latest(name):
         why = "the version without the rows becomes the latest, and would miss what was done since"
         what, hint = f"{name}@{version} is not the latest version of {name}", f"aifx data erase {name} --where SQL"
         raise UsageError(what, why, hint)
     latest = catalog.open(f"{name}@{version}")
-    rows = {row for row, _ in _find_rows(latest, where, memory_bytes)}
+    rows: set[str] = set()
     unsearched = []
     for other in catalog.versions(name):
         try:
             rows |= {row for row, _ in _find_rows(catalog.open(f"{name}@{other}"), where, memory_bytes)}
         except (UsageError, DataError):  # it lacks a column, or is damaged
+            if other == version:
+                raise
             unsearched.append(f"{name}@{other}")
-    held_by = _holding_versions(catalog, sorted(rows), memory_bytes) if rows else {}
-    holders = [short_reference(one) for one in held_by]
-    purged = tuple(one for one in holders if purge and one.partition("@")[0] == name)
+    step = Erase((latest,), tuple(sorted(rows)))
+    held_by = _holding_versions(catalog, step.rows, memory_bytes)
+    purged = [one.reference for one in held_by.values() if purge and one.reference.partition("@")[0] == name]
     runs = [] if project is None else [run for run in trained_runs(project) if run.reference in held_by]
-    plan = Erasure(
-        reference=latest.reference,
+    plan = _plan(latest.reference, step.rows, held_by, runs, purged, dry_run)
+    return replace(plan, unsearched=tuple(unsearched)), step
+
+
+def _plan(
+    reference: str,
+    rows: Sequence[str],
+    held_by: Mapping[str, HoldingVersion],
+    runs: Sequence[TrainedRun],
+    purged: Sequence[str],
+    dry_run: bool,
+) -> Erasure:
+    return Erasure(
+        reference=reference,
         rows=len(rows),
         held_by=tuple(held_by.values()),
-        unsearched=tuple(unsearched),
+        unsearched=(),
         runs=tuple(replace(run, reference=short_reference(run.reference)) for run in runs),
         made=None,
-        purged=purged,
-        remaining=tuple(one for one in holders if one not in purged),
+        purged=tuple(purged),
+        remaining=tuple(one.reference for one in held_by.values() if one.reference not in purged),
         dry_run=dry_run,
     )
-    return plan, Erase((latest,), tuple(sorted(rows)))
 
 
 def erase(catalog: Catalog, plan: Erasure, step: Erase, limits: Limits) -> Erasure:
@@ -129,7 +142,7 @@ def erase(catalog: Catalog, plan: Erasure, step: Erase, limits: Limits) -> Erasu
     Raises FolderBusy, before a version is deleted, if a process works in the data set.
     """
     name = plan.reference.partition("@")[0]
-    made = None
+    made, remaining = None, plan.remaining
     if any(one.reference == plan.reference for one in plan.held_by):
         made = execute(step, name, catalog, limits).version.reference
     if plan.purged:
@@ -140,8 +153,8 @@ def erase(catalog: Catalog, plan: Erasure, step: Erase, limits: Limits) -> Erasu
             for manifest in removed:
                 _delete(catalog, manifest.name, manifest.version, manifest.sha256)
             holders = _holding_versions(catalog, step.rows, limits.memory_bytes)  # also those made since the plan
-        return replace(plan, made=made, remaining=tuple(one.reference for one in holders.values()))
-    return replace(plan, made=made)
+        remaining = tuple(one.reference for one in holders.values())
+    return replace(plan, made=made, remaining=remaining)
 
 
 def plan_file_erasure(
@@ -162,28 +175,22 @@ def plan_file_erasure(
 
     Raises UsageError for a condition that is empty or that the rows cannot evaluate, DataError.
     """
-    if not where.strip():
-        raise UsageError(
-            "--where is empty", "it is the condition of the rows to erase", f"aifx data erase {reference} --where SQL"
-        )
+    _check_condition(where, reference)
     version = find_implicit(reference, section, project)
     with named_rows(reference, section, project) as (key, files):
         found = _find_rows(files.open(key), where, memory_bytes, PLACE)
     rows = sorted(row for row, _ in found)
-    held_by = tuple(_holding_versions(catalog, rows, memory_bytes).values()) if rows else ()
+    held_by = _holding_versions(catalog, rows, memory_bytes)
     runs = [run for run in trained_runs(project) if run.reference.partition("@")[0] == version.key]
-    return Erasure(
-        reference=version.reference,
-        rows=len(rows),
-        held_by=held_by,
-        unsearched=(),
-        runs=tuple(replace(run, reference=short_reference(run.reference)) for run in runs),
-        made=None,
-        purged=tuple(str(folder) for folder in _caches()) if purge else (),  # also of rows that were in them
-        remaining=tuple(one.reference for one in held_by),
-        dry_run=dry_run,
-        places=tuple(place for _, place in found),
-    )
+    purged = [str(folder) for folder in _caches() if purge]  # also of rows that were in the files
+    plan = _plan(version.reference, rows, held_by, runs, purged, dry_run)
+    return replace(plan, places=tuple(place for _, place in found))
+
+
+def _check_condition(where: str, reference: str) -> None:
+    if not where.strip():
+        hint = f"aifx data erase {reference} --where \"_source = 'letters.jsonl'\""
+        raise UsageError("--where is empty", "it is the condition of the rows to erase", hint)
 
 
 def purge_caches() -> None:
@@ -212,11 +219,9 @@ def _find_rows(version: Version, where: str, memory_bytes: int, column: str = RO
 
 def _holding_versions(catalog: Catalog, rows: Sequence[str], memory_bytes: int) -> dict[str, HoldingVersion]:
     """The versions of any data set that have some of the rows, by "name@<64 digits>"."""
-    import pyarrow as pa
-
     ids = pa.table({ROW: pa.array(rows, pa.string())})
     found = {}
-    for name in catalog.names():
+    for name in catalog.names() if rows else ():
         for version in catalog.versions(name):
             if (manifest := find_manifest(catalog, f"{name}@{version}")) is None:
                 continue

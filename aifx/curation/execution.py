@@ -25,20 +25,21 @@ from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter
 
-from aifx.core.artifact import MANIFEST, mark_checked, publish
+from aifx.core.artifact import MANIFEST, mark_checked, publish, short_reference
 from aifx.core.calls import call_each
 from aifx.core.code_digest import Code, code_digest
 from aifx.core.digests import sha256_of_json
-from aifx.core.errors import DataError
+from aifx.core.errors import DataError, ExitCode
 from aifx.core.files import read_file, remove_temporary
 from aifx.core.json_files import write_json
 from aifx.core.json_values import plain
 from aifx.core.os_errors import naming
 from aifx.core.parsing import parse_json
 from aifx.core.progress import Reporter, report_progress
+from aifx.core.results import Result
 from aifx.core.version import __version__
-from aifx.curation.collecting import check_row_ids
-from aifx.curation.profile import PartialProfile, ProfileSum, complete_profile, merge_profiles, profile_rows
+from aifx.curation.adding import check_row_ids
+from aifx.curation.profile import MOST_PARTS, PartialProfile, complete_profile, merge_profiles, profile_rows
 from aifx.curation.step import Limits, Step
 from aifx.curation.work_folders import WORK, holding_dataset, holding_work, steps_folder
 from aifx.data.versions.catalog import Catalog, check_dataset_name
@@ -53,7 +54,7 @@ from aifx.data.versions.manifest import (
     StepRecord,
     Version,
 )
-from aifx.data.versions.parts import check_own_rows
+from aifx.data.versions.parts import check_own_rows, rows_and_bytes
 from aifx.data.versions.sealing import seal_version
 from aifx.data.versions.shards import ShardWriter, columns_of, return_memory
 from aifx.data.versions.verification import check_shards
@@ -93,6 +94,53 @@ class Made:
     is_accepted: bool = True
 
 
+@dataclass(frozen=True)
+class MadeVersion(Result):
+    """The document, with --json, of a command that makes a version.
+
+    Attributes:
+        reference: "name@version".
+        parents: versions that it was made from.
+        rows, size_bytes: of a mix, those of its parents.
+        dropped: rows that the step left out.
+        dropped_by: the same by rule.
+        facts: what the step found.
+        is_new: False if the same version was there already.
+        is_accepted: False if the command exits 1 and the name alone still means the version before.
+    """
+
+    reference: str
+    parents: tuple[str, ...]
+    rows: int
+    size_bytes: int
+    dropped: int
+    dropped_by: Mapping[str, int]
+    facts: Mapping[str, Any]
+    is_new: bool
+    is_accepted: bool
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.OK if self.is_accepted else ExitCode.VERDICT
+
+
+def made_version(made: Made) -> MadeVersion:
+    """The document of a command that made a version."""
+    manifest = made.version.manifest
+    rows, size_bytes = rows_and_bytes(manifest)
+    return MadeVersion(
+        reference=manifest.reference,
+        parents=tuple(map(short_reference, manifest.parents)),
+        rows=rows,
+        size_bytes=size_bytes,
+        dropped=sum(manifest.dropped_by.values()),
+        dropped_by=manifest.dropped_by,
+        facts=manifest.facts,
+        is_new=made.is_new,
+        is_accepted=made.is_accepted,
+    )
+
+
 Runner: TypeAlias = Callable[[Step, list[int], Path, Limits], Iterator[tuple[int, TaskResult]]]
 """Runs the given tasks of a step, which works in a folder, and gives the result of each."""
 
@@ -120,14 +168,12 @@ def execute(
     work = work_folder(step, name, catalog)
     with holding_dataset(name, catalog, "makes a version of it"), naming(work, keeps_names=True):
         found = _find_version(step, name, catalog)
+        is_new = found is None
         if found is None:
             for parent in step.parents:
                 check_shards(parent)
             with holding_work(work):
                 found = _make_version(step, name, catalog, work, limits, run_tasks)
-            is_new = True
-        else:
-            is_new = False
         is_accepted = accepts(found.manifest)
         if is_accepted:
             catalog.set_latest(name, found.manifest.version)
@@ -289,7 +335,7 @@ def _make_shards(step: Step, work: Path, limits: Limits, task: int) -> TaskResul
     facts: Counter[str] = Counter()
     sources: list[Source] = []
     columns: dict[str, str] = {}
-    profile = ProfileSum()
+    profiles: list[PartialProfile] = []
     with (
         ShardWriter(work / OUT, f"{SHARDS}/{task:05d}") as shards,
         ShardWriter(work / OUT, f"{DROPPED}/{task:05d}") as dropped,
@@ -299,7 +345,8 @@ def _make_shards(step: Step, work: Path, limits: Limits, task: int) -> TaskResul
             if outcome.kept is not None:
                 columns = columns or columns_of(outcome.kept)
                 shards.add(outcome.kept)
-                profile.add(profile_rows(outcome.kept, step.kind))
+                profiles.append(profile_rows(outcome.kept, step.kind))
+                profiles = profiles if len(profiles) < MOST_PARTS else [merge_profiles(profiles)]
             if outcome.dropped is not None and len(outcome.dropped):
                 dropped.add(outcome.dropped)
                 rules.update(outcome.dropped.column("rule").to_pylist())
@@ -315,7 +362,7 @@ def _make_shards(step: Step, work: Path, limits: Limits, task: int) -> TaskResul
         facts,
         tuple(sources),
         columns,
-        profile.total,
+        merge_profiles(profiles),
     )
 
 

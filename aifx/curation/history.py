@@ -1,4 +1,4 @@
-"""The ancestors of a version, and the runs that trained on it."""
+"""The ancestors of a version, the runs that trained on it, and its difference from another."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ from aifx.core.json_values import encode_json
 from aifx.core.project import Project
 from aifx.core.results import Result
 from aifx.core.sanitize import shorten
+from aifx.data.names import CLUSTER, ROW, SOURCE
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.lineage import STEP_FACET, is_removal, new_sources, read_lineage
 from aifx.data.versions.manifest import Manifest
-from aifx.data.versions.parts import rows_and_bytes
+from aifx.data.versions.parts import check_own_rows, rows_and_bytes
+from aifx.data.versions.sql import RowTable, identifier, open_tables
 from aifx.runs.provenance import read_provenance
 
 SETTINGS_CHARACTERS = 200
+MOST_SOURCES = 1000
+"""Of a difference."""
+
 _DIGEST = re.compile(r"[0-9a-f]{40,}")
 
 
@@ -106,16 +111,12 @@ def lineage_of(catalog: Catalog, reference: str, project: Project | None) -> Lin
         manifest = find_manifest(catalog, one)
         names = tuple(dict.fromkeys(run.run for run in runs if run.reference == one))
         if manifest is not None:
-            found[one] = _existing(catalog, manifest, names, outputs[one])
+            version = _existing(catalog, manifest, names, outputs[one])
         else:
-            found[one] = _deleted(one, events.get(one), names, outputs[one])
-        waiting += found[one].parents
-    return Lineage(asked.reference, tuple(map(_for_people, found.values())))
-
-
-def _for_people(version: LineageVersion) -> LineageVersion:
-    parents = tuple(map(short_reference, version.parents))
-    return replace(version, reference=short_reference(version.reference), parents=parents)
+            version = _deleted(one, events.get(one, {}), names, outputs[one])
+        waiting += version.parents
+        found[one] = replace(version, parents=tuple(map(short_reference, version.parents)))
+    return Lineage(asked.reference, tuple(found.values()))
 
 
 def ancestors(catalog: Catalog, reference: str) -> list[Manifest]:
@@ -174,7 +175,7 @@ def _existing(
     is_known = None not in parents
     rows, size_bytes = rows_and_bytes(manifest)
     return LineageVersion(
-        reference=manifest.whole_reference,
+        reference=manifest.reference,
         parents=manifest.parents,
         step=manifest.step.name,
         settings=manifest.step.settings,
@@ -191,14 +192,13 @@ def _existing(
 
 
 def _deleted(
-    reference: str, event: Mapping[str, Any] | None, runs: tuple[str, ...], outputs: Sequence[LineageOutput]
+    reference: str, event: Mapping[str, Any], runs: tuple[str, ...], outputs: Sequence[LineageOutput]
 ) -> LineageVersion:
     """A version that was deleted, from its event in lineage.jsonl."""
-    event = event or {}
     inputs = [(one, _version(one)) for one in event.get("inputs", ())]
     step = event.get("job", {}).get("facets", {}).get(STEP_FACET, {})
     return LineageVersion(
-        reference=reference,
+        reference=short_reference(reference),
         parents=tuple(f"{one.get('name')}@{version}" for one, version in inputs if version),
         step=str(step.get("name", "unknown")),
         settings=step.get("settings", {}),
@@ -242,3 +242,115 @@ def _events(events: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]
 def _version(dataset: Mapping[str, Any]) -> str | None:
     version = dataset.get("facets", {}).get("version", {}).get("datasetVersion")
     return version if isinstance(version, str) else None
+
+
+@dataclass(frozen=True)
+class SourceDifference:
+    """Rows of a source by what became of them."""
+
+    source: str
+    added: int
+    removed: int
+    changed: int
+
+
+@dataclass(frozen=True)
+class RemovedBy:
+    """Rows of the first version that a step between the two dropped."""
+
+    reference: str
+    step: str
+    rule: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class VersionDifference(Result):
+    """The document of `aifx data diff --json`.
+
+    Attributes:
+        references: the two versions.
+        rows: of each.
+        changed: rows of both that differ in a column of both. aifx's own columns do not count, except `_split`.
+        by_source: sources with a difference, those with the most first.
+        removed_by: removed rows by step and rule, if a step on the way to the second version dropped them.
+        columns_retyped: old and new type by column.
+    """
+
+    references: tuple[str, str]
+    rows: tuple[int, int]
+    size_bytes: tuple[int, int]
+    added: int
+    removed: int
+    changed: int
+    same: int
+    by_source: tuple[SourceDifference, ...]
+    removed_by: tuple[RemovedBy, ...]
+    columns_added: tuple[str, ...]
+    columns_removed: tuple[str, ...]
+    columns_retyped: Mapping[str, tuple[str, str]]
+
+    @property
+    def is_different(self) -> bool:
+        columns = self.columns_added or self.columns_removed or self.columns_retyped
+        return bool(self.added or self.removed or self.changed or columns)
+
+
+def compare_versions(catalog: Catalog, first: str, second: str) -> VersionDifference:
+    """Compare the rows of two versions by `_row` and by content. Raises UsageError, also for a mix, and DataError."""
+    a, b = catalog.open(first), catalog.open(second)
+    for version in (a, b):
+        check_own_rows(version.manifest, "aifx data diff")
+    between = {one.whole_reference: one for one in ancestors(catalog, b.manifest.whole_reference) if one.dropped}
+    for one in ancestors(catalog, a.manifest.whole_reference):
+        between.pop(one.whole_reference, None)
+    tables = {"a": RowTable(a), "b": RowTable(b)}
+    tables |= {f"dropped_{n}": RowTable(catalog.open(one), "dropped") for n, one in enumerate(between)}
+    with open_tables(tables) as connection:
+        columns = [name for name in a.manifest.columns if name in b.manifest.columns and name not in (ROW, CLUSTER)]
+        content = f"hash({', '.join(map(identifier, columns))})" if columns else "0"
+        connection.execute(
+            f"""CREATE TABLE pairs AS SELECT _row, coalesce(b._source, a._source) AS source,
+                a._row IS NULL AS is_added, b._row IS NULL AS is_removed, a.h IS DISTINCT FROM b.h AS differs
+            FROM (SELECT _row, {_source(a.manifest)}, {content} AS h FROM a) a
+            FULL JOIN (SELECT _row, {_source(b.manifest)}, {content} AS h FROM b) b USING (_row)"""
+        )
+        counts = """count(*) FILTER (is_added), count(*) FILTER (is_removed),
+            count(*) FILTER (differs AND NOT is_added AND NOT is_removed)"""
+        added, removed, changed, every = connection.execute(f"SELECT {counts}, count(*) FROM pairs").fetchone()
+        by_source = connection.execute(
+            f"""SELECT source, {counts} FROM pairs WHERE differs
+            GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT {MOST_SOURCES}"""
+        ).fetchall()
+        removed_by = [
+            RemovedBy(one.reference, one.step.name, rule, rows)
+            for number, one in enumerate(between.values())
+            for rule, rows in _rules(connection, f"dropped_{number}")
+        ]
+    ours, theirs = a.manifest.columns, b.manifest.columns
+    return VersionDifference(
+        references=(a.reference, b.reference),
+        rows=(a.manifest.rows, b.manifest.rows),
+        size_bytes=(a.manifest.bytes, b.manifest.bytes),
+        added=added,
+        removed=removed,
+        changed=changed,
+        same=every - added - removed - changed,
+        by_source=tuple(SourceDifference(*row) for row in by_source),
+        removed_by=tuple(removed_by),
+        columns_added=tuple(name for name in theirs if name not in ours),
+        columns_removed=tuple(name for name in ours if name not in theirs),
+        columns_retyped={n: (ours[n], theirs[n]) for n in ours if n in theirs and ours[n] != theirs[n]},
+    )
+
+
+def _source(manifest: Manifest) -> str:
+    return SOURCE if SOURCE in manifest.columns else f"NULL::VARCHAR AS {SOURCE}"
+
+
+def _rules(connection: Any, table: str) -> list[tuple[str, int]]:
+    found: list[tuple[str, int]] = connection.execute(
+        f"""SELECT rule, count(*) FROM {table} JOIN pairs USING (_row) WHERE is_removed
+        GROUP BY 1 ORDER BY 2 DESC, 1"""
+    ).fetchall()
+    return found

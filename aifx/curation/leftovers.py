@@ -87,7 +87,7 @@ def collect_garbage(catalog: Catalog, *, dry_run: bool) -> CollectedGarbage:
     Raises EnvironmentFault if a remote root cannot be read.
     """
     root = steps_root(catalog)
-    datasets = [root / name for name in _names_in(root) if _is_dataset(root / name)]
+    datasets = sorted(path for path in root.glob("*") if _is_dataset(path))
     found = [
         ended
         for folder in (*datasets, root / TOKENS, cache_path(ROWS_FOLDER))
@@ -169,13 +169,6 @@ def _incomplete_versions(catalog: Catalog) -> Iterator[Leftover]:
         for version in catalog.incomplete_versions(name):
             folder = f"{name}/{version}"
             yield Leftover(f"{catalog.store.url}/{folder}", "version", catalog.store.total_bytes(folder), why)
-
-
-def _names_in(folder: Path) -> list[str]:
-    try:
-        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
 
 
 def _bytes_in(folder: Path) -> int:

@@ -51,17 +51,15 @@ class Mix(Step):
         return iter(())
 
 
-@dataclass(frozen=True)
-class MixedSet:
-    """A data set of a mix, with the weight and epochs that the user asked for."""
+def parse_sets(sets: Sequence[str], epochs: Sequence[str]) -> dict[str, tuple[float, float | None]]:
+    """The weight and the epochs of each set of a command line.
 
-    reference: str
-    weight: float
-    epochs: float | None = None
+    Args:
+        sets: "NAME:WEIGHT" each.
+        epochs: "NAME:EPOCHS", or "EPOCHS" for all.
 
-
-def parse_sets(sets: Sequence[str], epochs: Sequence[str]) -> list[MixedSet]:
-    """The sets of a command line: "NAME:WEIGHT" each, and "NAME:EPOCHS", or "EPOCHS" for all. Raises UsageError."""
+    Raises UsageError.
+    """
     weights: dict[str, float] = {}
     for text in sets:
         reference, weight = _pair(text, "weight")
@@ -85,26 +83,26 @@ def parse_sets(sets: Sequence[str], epochs: Sequence[str]) -> list[MixedSet]:
             why = f"the mix has {', '.join(weights)}"
             raise UsageError(f"--epochs {text} names no data set of the mix", why, EXAMPLE)
         bounds[reference] = most
-    return [MixedSet(reference, weight, bounds[reference]) for reference, weight in weights.items()]
+    return {reference: (weight, bounds[reference]) for reference, weight in weights.items()}
 
 
-def mix_of(sets: Sequence[MixedSet], catalog: Catalog) -> Mix:
+def mix_of(sets: Mapping[str, tuple[float, float | None]], catalog: Catalog) -> Mix:
     """The step that mixes these versions. Raises UsageError, DataError."""
     parents = []
-    for one in sets:
-        parent = catalog.open(one.reference)
+    for reference in sets:
+        parent = catalog.open(reference)
         manifest = parent.manifest
         if manifest.step.name == MIX:
             why = "a mix is made of data sets that have rows"
             names = ", ".join(map(short_reference, manifest.parents))
-            raise UsageError(f"{one.reference} is a mix itself", why, f"name its sets: {names}")
+            raise UsageError(f"{reference} is a mix itself", why, f"name its sets: {names}")
         if manifest.kind != "text":
             why = f"it holds {manifest.kind}, and training reads mixes of text"
-            raise UsageError(f"{one.reference} cannot be mixed", why, "aifx data ls")
+            raise UsageError(f"{reference} cannot be mixed", why, "aifx data ls")
         parents.append(parent)
     if twice := {parent.reference for parent in parents if parents.count(parent) > 1}:
         raise UsageError(f"{min(twice)} is named twice", "each version has one weight", EXAMPLE)
-    return Mix(tuple(parents), tuple(one.weight for one in sets), tuple(one.epochs for one in sets))
+    return Mix(tuple(parents), *zip(*sets.values(), strict=True))
 
 
 def _pair(text: str, what: str) -> tuple[str, float]:

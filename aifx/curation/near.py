@@ -1,4 +1,7 @@
-"""Near duplicates: candidates that share a band of their sketches, each verified by the shingles of both texts."""
+"""Near duplicates: candidates that share a band of their sketches, each verified by the shingles of both texts.
+
+Rows that share a key, such as a band or the digest of a copy, are found by sorting within a limit of memory.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,19 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from aifx.core.calls import call_each
 from aifx.core.progress import report_progress
-from aifx.curation.decisions import first_rows
-from aifx.curation.shared_keys import Keys
 from aifx.curation.sketches import NO_WORDS, PERMUTATIONS, SHINGLE_WORDS, sketching
-from aifx.curation.step import Limits
-from aifx.curation.union_find import Clusters
+from aifx.curation.step import Limits, by_shard, first_rows, numbered_parts
 from aifx.curation.words import I64, U64, find_words, mix, spread, word_runs
-from aifx.data.versions.manifest import ShardFile
-from aifx.data.versions.shards import read_parts, return_memory
+from aifx.data.versions.manifest import ShardFile, Version
+from aifx.data.versions.shards import return_memory
 
 RECALL = 0.999
 """Least probability that two texts share a band if they are as similar as the threshold."""
@@ -37,6 +38,8 @@ MOST_COMPARED = 1024
 """Rows of a bucket with which each of its rows is compared. In a wider one they are those that are next by sketch."""
 
 PAIRS_AT_A_TIME = 1 << 12
+SORT_BYTES = 64
+"""Of memory for each key that is sorted."""
 
 JOINED = "joined.i64"
 """The pairs of rows that were found to be near duplicates: two numbers each."""
@@ -90,14 +93,7 @@ class Bands:
 
 
 def join_near(
-    keys: Keys,
-    paths: Sequence[Path],
-    files: Sequence[ShardFile],
-    near: float,
-    clusters: Clusters,
-    work: Path,
-    sketches: Path,
-    limits: Limits,
+    version: Version, keys: Keys, near: float, clusters: Clusters, work: Path, sketches: Path, limits: Limits
 ) -> tuple[int, int]:
     """Join the rows whose texts are near duplicates. Returns the verified pairs and the buckets too wide for all pairs.
 
@@ -121,7 +117,7 @@ def join_near(
             progress.advance(1)
     verified = 0
     with (
-        _read_texts(np.flatnonzero(needed), paths, files, work, sketches, limits) as texts,
+        _read_texts(version, np.flatnonzero(needed), work, sketches, limits) as texts,
         report_progress("verifying candidates", bands.count, "bands") as progress,
         open(work / JOINED, "wb") as joined,
     ):
@@ -177,23 +173,14 @@ class Texts:
 
 
 @contextmanager
-def _read_texts(
-    needed: I64, paths: Sequence[Path], files: Sequence[ShardFile], work: Path, sketches: Path, limits: Limits
-) -> Iterator[Texts]:
+def _read_texts(version: Version, needed: I64, work: Path, sketches: Path, limits: Limits) -> Iterator[Texts]:
     """Compute the shingles of the needed rows, which are numbers of rows over all shards."""
-    firsts = first_rows(files)
-    cuts = np.searchsorted(needed, firsts)
-    items = [
-        (index, path, file, needed[cuts[index] : cuts[index + 1]] - firsts[index])
-        for index, (path, file) in enumerate(zip(paths, files, strict=True))
-        if cuts[index + 1] > cuts[index]
-    ]
+    files = version.manifest.shards
+    items = [(index, version.shards[index], files[index], own) for index, own in by_shard(needed, files)]
     (work / "shingles").mkdir()
-    sizes: dict[int, I64] = {}
+    write, sizes = partial(_write_shingles, work, sketches), dict[int, I64]()
     with report_progress("reading candidates", sum(file.bytes for _, _, file, _ in items), "bytes") as progress:
-        for index, size in call_each(
-            partial(_write_shingles, work, sketches), items, limits.workers, begin=return_memory
-        ):
+        for index, size in call_each(write, items, limits.workers, begin=return_memory):
             sizes[index] = size
             progress.advance(items[index][2].bytes)
     for name in ("u64", "u32"):
@@ -211,24 +198,20 @@ def _read_texts(
 
 def _write_shingles(work: Path, sketches: Path, item: tuple[int, Path, ShardFile, I64]) -> I64:
     """Write the distinct shingles of rows of a shard, sorted, and their signatures. Returns how many each has."""
-    import pyarrow as pa
-
     index, path, shard, needed = item
     sizes = [np.zeros(0, np.int64)]
-    first = 0
     with (
         open(work / "shingles" / f"{index:05d}.u32", "wb") as signatures,
         open(work / "shingles" / f"{index:05d}.u64", "wb") as shingles,
         sketching(sketches, shard) as sketch,
     ):
-        for rows in read_parts(path, ["text"]):
+        for first, rows in numbered_parts(path, ["text"]):
             begin, end = np.searchsorted(needed, (first, first + len(rows)))
             own = needed[begin:end] - first
             signatures.write(np.ascontiguousarray(sketch(rows["text"])[own]).data)
             found, counts = distinct_shingles(rows["text"].take(pa.array(own)))
             shingles.write(found.data)
             sizes.append(counts)
-            first += len(rows)
     return np.concatenate(sizes)
 
 
@@ -299,3 +282,100 @@ def _all_pairs(rows: I64, bounds: I64) -> Iterator[tuple[I64, I64]]:
         counts = after[begin:end]
         yield np.repeat(rows[begin:end], counts), rows[spread(places[begin:end] + 1, counts)]
         begin = end
+
+
+class Clusters:
+    """Disjoint sets of the rows 0 to `rows` - 1. Each is named by the smallest number in it."""
+
+    def __init__(self, rows: int) -> None:
+        self._parents = np.arange(rows, dtype=np.int64)
+
+    def find(self, rows: I64) -> I64:
+        """The name of each row's set."""
+        names = self._parents[rows]
+        while True:
+            above = self._parents[names]
+            if np.array_equal(above, names):
+                self._parents[rows] = names
+                return names
+            names = above
+
+    def join(self, left: Any, right: Any) -> None:
+        """Join the sets of each pair of rows."""
+        while len(left):
+            left, right = self.find(left), self.find(right)
+            differ = left != right
+            left, right = left[differ], right[differ]
+            # Roots get smaller parents only, so there is no circle; of several parents for a root, the smallest stays.
+            np.minimum.at(self._parents, np.maximum(left, right), np.minimum(left, right))
+
+    def labels(self) -> I64:
+        """The name of the set of every row."""
+        return self.find(np.arange(len(self._parents)))
+
+
+def key_file(folder: Path, shard: int) -> Path:
+    """The file with the keys of the rows of a shard."""
+    return folder / f"{shard:05d}.u64"
+
+
+def write_keys(file: IO[bytes], rows: int, first: int, columns: Sequence[U64]) -> None:
+    """Write the keys of some rows of a shard of `rows` rows, from its row `first` on.
+
+    They are 64-bit numbers, one column after the other, so that each is read without the others. 0 is no key.
+    """
+    for index, keys in enumerate(columns):
+        file.seek(8 * (index * rows + first))
+        file.write(np.ascontiguousarray(keys).data)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of all rows of some shards, in a file for each of these."""
+
+    folder: Path
+    shards: Sequence[ShardFile]
+
+    def shared(self, column: int, tie: int, memory_bytes: int) -> Iterator[tuple[U64, I64, U64]]:
+        """Keys in a column that other rows have too, their rows, and the rows' keys in the column `tie`.
+
+        They are ordered by key, tie and row, and come in parts: all rows of a key are in one. The parts depend on the
+        memory, and their order does not.
+        """
+        bits = (sum(shard.rows for shard in self.shards) * SORT_BYTES // max(memory_bytes, 1)).bit_length()
+        for part in range(1 << bits):
+            keys, rows = self._part(column, part, bits)
+            order = np.argsort(keys)
+            keys = keys[order]
+            is_same = np.concatenate([[False], keys[1:] == keys[:-1], [False]])
+            is_shared = is_same[1:] | is_same[:-1]
+            keys, rows = keys[is_shared[: len(keys)]], rows[order[is_shared[: len(keys)]]]
+            ties = self._of(tie, rows)
+            order = np.lexsort((rows, ties, keys))
+            yield keys[order], rows[order], ties[order]
+
+    def _part(self, column: int, part: int, bits: int) -> tuple[U64, I64]:
+        """The keys of a column whose highest bits are the number `part`, and their rows."""
+        keys, rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+        for index, first in enumerate(first_rows(self.shards)[:-1]):
+            found = self._column(index, column)
+            is_own = found != 0
+            if bits:
+                is_own &= (found >> np.uint64(64 - bits)) == part
+            keys.append(found[is_own])
+            rows.append(np.flatnonzero(is_own) + first)
+        return np.concatenate(keys), np.concatenate(rows)
+
+    def _of(self, column: int, rows: I64) -> U64:
+        """The keys of some rows in a column."""
+        order = np.argsort(rows)
+        found = np.empty(len(rows), np.uint64)
+        begin = 0
+        for index, own in by_shard(rows[order], self.shards):
+            found[order[begin : begin + len(own)]] = self._column(index, column)[own]
+            begin += len(own)
+        return found
+
+    def _column(self, index: int, column: int) -> U64:
+        count = self.shards[index].rows
+        return np.fromfile(key_file(self.folder, index), np.uint64, count, offset=8 * column * count)

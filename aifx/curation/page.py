@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from matplotlib.ticker import FixedLocator, MaxNLocator
@@ -12,7 +13,7 @@ from aifx.core.pages.canvas import CARD, Picture, canvas, ticks
 from aifx.core.plurals import counted
 from aifx.curation.dataset_report import EXAMPLE_CHARACTERS, DatasetReport
 from aifx.curation.history import settings_text
-from aifx.curation.profile import EDGES, Histogram, Lengths
+from aifx.curation.reports import EDGES, Histogram, Lengths, most_frequent
 
 ROW = 22
 MOST_BARS = 12
@@ -20,6 +21,7 @@ MOST_COLUMNS = 6
 UNITS = {
     "characters": ("Length of the texts", "in characters"),
     "words": ("Words of the texts", "in words"),
+    "messages": ("Length of the chats", "in messages"),
     "bytes": ("Size of the pictures", "in bytes"),
 }
 
@@ -58,26 +60,23 @@ def _tiles(report: DatasetReport) -> Iterator[tuple[str, str]]:
 def _pictures(report: DatasetReport) -> Iterator[Picture]:
     if len(report.steps) > 1:
         rows = {f"{step.step} {step.reference.partition('@')[2][:4]}": step.rows for step in report.steps}
-        yield bars("steps", rows, "Rows after each step", "from the sources to this version", most=len(rows))
+        yield _bars("steps", rows, "Rows after each step", "from the sources to this version")
     for unit, lengths in report.profile.lengths.items():
         title, caption = UNITS[unit]
         before = report.parent_profile.lengths.get(unit) if report.parent_profile is not None else None
         if lengths.rows:
             yield _lengths(unit, lengths, before, title, f"{caption}, of {counted(lengths.rows, 'row')}")
-    rules = {f"{rule}": count for step in report.steps for rule, count in step.dropped_by.items()}
+    rules = sum((Counter(step.dropped_by) for step in report.steps), Counter[str]())
     if rules:
-        yield bars("rules", _most(rules), "Dropped rows", f"by rule{_rest(rules)}")
+        yield _bars("rules", most_frequent(rules, MOST_BARS), "Dropped rows", f"by rule{_rest(rules)}")
     for name, title in (("language", "Languages"), ("label", "Labels"), ("_split", "Splits"), ("_source", "Sources")):
         column = report.profile.columns.get(name)
         if column is not None and column.values:
-            yield bars(name, _most(column.values), title, f"rows{_rest(column.values, column.distinct)}")
+            shown = most_frequent(column.values, MOST_BARS)
+            yield _bars(name, shown, title, f"rows{_rest(column.values, column.distinct)}")
     numbers = [(name, one.histogram) for name, one in report.profile.columns.items() if one.histogram is not None]
     for name, histogram in numbers[:MOST_COLUMNS]:
         yield _histogram(name, histogram)
-
-
-def _most(values: Mapping[str, int]) -> dict[str, int]:
-    return dict(sorted(values.items(), key=lambda item: (-item[1], item[0]))[:MOST_BARS])
 
 
 def _rest(values: Mapping[str, int], distinct: int | None = None) -> str:
@@ -85,15 +84,14 @@ def _rest(values: Mapping[str, int], distinct: int | None = None) -> str:
     return f"; {more:,} more are not drawn" if more > 0 else ""
 
 
-def bars(name: str, values: Mapping[str, int], title: str, caption: str, most: int = MOST_BARS) -> Picture:
+def _bars(name: str, values: Mapping[str, int], title: str, caption: str) -> Picture:
     """A row for each value."""
-    shown = dict(list(values.items())[:most])
-    right = max([*shown.values(), 1])
-    with canvas(f"bars-{name}", height=34 + ROW * len(shown)) as on:
-        for row, (value, count) in enumerate(shown.items()):
+    right = max([*values.values(), 1])
+    with canvas(f"bars-{name}", height=34 + ROW * len(values)) as on:
+        for row, (value, count) in enumerate(values.items()):
             on.bar(row, 0, count, right, "C0", f"{count:,}", f"{value}: {count:,}")
-        on.rows([value or "(empty)" for value in shown])
-        on.axes.set_ylim(len(shown) - 0.4, -0.6)
+        on.rows([value or "(empty)" for value in values])
+        on.axes.set_ylim(len(values) - 0.4, -0.6)
         on.axes.set_xlim(0, right)
         ticks(on.axes.xaxis, MaxNLocator(4, integer=True), short)
         return on.picture(title, caption)

@@ -7,7 +7,6 @@ division into parts alone. Distinct values are counted with the K smallest of th
 
 from __future__ import annotations
 
-import itertools
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,21 +14,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import ChunkedArray, Table
 
+from aifx.curation.reports import EDGES, ColumnProfile, Histogram, Lengths, Profile, Scalar, most_frequent
 from aifx.curation.sketches import hash_bytes
 from aifx.curation.words import mix
 from aifx.data.chat.lines import messages_of
 from aifx.data.names import CHAT, CLUSTER, ROW, SOURCE, Kind
 from aifx.data.versions.manifest import Manifest, Version
 from aifx.data.versions.shards import BULK, read_parts, repeats
-
-if TYPE_CHECKING:
-    from pyarrow import ChunkedArray, Table
-
-Scalar: TypeAlias = str | int | float | bool
 
 HASHES = 2048
 MOST_VALUES = 1000
@@ -46,48 +44,6 @@ MOST_PARTS = 32
 BINS = 20
 HISTOGRAM_SHARDS = 64
 """Shards whose numbers are in the histograms of a version, evenly spaced."""
-
-EDGES = (0, 1, 2, 3, *itertools.chain.from_iterable((1 << n, 3 << (n - 1)) for n in range(2, 40)))
-"""Lower ends of the bins of lengths."""
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """How long the values of a column are.
-
-    Attributes:
-        rows: that were measured.
-        total: the sum of their lengths.
-        bins: rows by the lower end of their bin.
-    """
-
-    rows: int
-    total: int
-    min: int
-    max: int
-    bins: Mapping[int, int]
-
-    @property
-    def mean(self) -> float:
-        return self.total / self.rows if self.rows else 0.0
-
-    def quantile(self, share: float) -> int:
-        """The lower end of the bin that holds it."""
-        seen = 0
-        for edge, count in sorted(self.bins.items()):
-            seen += count
-            if seen >= share * self.rows:
-                return edge
-        return 0
-
-    def folded(self, most: int) -> list[tuple[int, int]]:
-        """Neighbouring bins together, so that at most `most` are left: the lower end of each, and its rows."""
-        if not self.bins:
-            return []
-        used = [edge for edge in EDGES if min(self.bins) <= edge <= max(self.bins)]
-        every = -(-len(used) // most)
-        groups = [used[start : start + every] for start in range(0, len(used), every)]
-        return [(group[0], sum(self.bins.get(edge, 0) for edge in group)) for group in groups]
 
 
 @dataclass(frozen=True)
@@ -120,81 +76,11 @@ class PartialProfile:
     lengths: Mapping[str, Lengths] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Histogram:
-    """Rows of a column of numbers by value.
-
-    Attributes:
-        edges: of the bins, one more than there are bins.
-    """
-
-    rows: int
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ColumnProfile:
-    """A column of a version.
-
-    Attributes:
-        type: Arrow's name of it.
-        bytes: in memory, uncompressed.
-        distinct: number of values; None if it was not counted.
-        is_estimate: whether `distinct` has a standard error of 2.2 %.
-        values: the most frequent values with their rows; empty if a column has too many values.
-        histogram: None unless the column holds numbers.
-    """
-
-    type: str
-    nulls: int
-    bytes: int
-    distinct: int | None
-    is_estimate: bool
-    min: Scalar | None
-    max: Scalar | None
-    values: Mapping[str, int]
-    histogram: Histogram | None
-
-
-@dataclass(frozen=True)
-class Profile:
-    """The content of `profile.json`.
-
-    Attributes:
-        bytes: of the shards.
-        lengths: of the texts in characters and words, of the images in bytes, of the chats in messages and characters.
-    """
-
-    rows: int
-    bytes: int
-    columns: Mapping[str, ColumnProfile]
-    lengths: Mapping[str, Lengths]
-    format: int = 1
-
-
-class ProfileSum:
-    """The profile of rows that come one part after the other."""
-
-    def __init__(self) -> None:
-        self._parts: list[PartialProfile] = []
-
-    def add(self, part: PartialProfile) -> None:
-        self._parts.append(part)
-        if len(self._parts) == MOST_PARTS:
-            self._parts = [self.total]
-
-    @property
-    def total(self) -> PartialProfile:
-        return merge_profiles(self._parts)
-
-
 def profile_rows(rows: Table, kind: Kind) -> PartialProfile:
     """The profile of some rows of a version of a kind."""
-    hashes = _hashes(rows)
     is_chat = kind == "chat" and CHAT in rows.column_names  # not a step's table of findings
     texts = ("text", CHAT) if is_chat else ("text",)
-    columns = {name: _column(name, rows.column(name), hashes.get(name), texts) for name in rows.column_names}
+    columns = {name: _column(name, rows.column(name), texts) for name in rows.column_names}
     return PartialProfile(len(rows), columns, _chat_lengths(rows) if is_chat else _lengths(rows))
 
 
@@ -223,14 +109,10 @@ def complete_profile(part: PartialProfile, manifest: Manifest, folder: Path) -> 
             is_estimate,
             one.min,
             one.max,
-            dict(_most(one.values or {}, SHOWN_VALUES)),
+            most_frequent(one.values or {}, SHOWN_VALUES),
             histograms.get(name),
         )
     return Profile(manifest.rows, manifest.bytes, columns, part.lengths)
-
-
-def _most(values: Mapping[str, int], count: int) -> list[tuple[str, int]]:
-    return sorted(values.items(), key=lambda item: (-item[1], item[0]))[:count]
 
 
 def _distinct(hashes: Sequence[int] | None, rows: int) -> tuple[int | None, bool]:
@@ -246,16 +128,8 @@ def _connection() -> Any:
     return duckdb.connect(config={"threads": 1})
 
 
-def _hashes(rows: Table) -> dict[str, Any]:
-    """The hashes of the values of each column but the row's id, without nulls."""
-    found = {name: _column_hashes(name, rows.column(name)) for name in rows.column_names if name != ROW}
-    return {name: hashes for name, hashes in found.items() if hashes is not None}
-
-
-def _column_hashes(name: str, column: ChunkedArray) -> Any:
+def _hashes(name: str, column: ChunkedArray) -> Any:
     """The hashes of the values of a column, without nulls; None if there is none for its type."""
-    import pyarrow as pa
-
     values = column.drop_null()
     if pa.types.is_string(values.type) or pa.types.is_binary(values.type):
         values = values.unique() if name not in BULK and repeats(values) else values
@@ -274,25 +148,17 @@ _NUMBER = np.uint64(0x9E3779B97F4A7C15)
 def _hashes_of_duckdb(values: ChunkedArray) -> Any:
     """Of lists and other types: loading DuckDB takes a fifth of a second and 60 MB."""
     import duckdb
-    import pyarrow as pa
 
-    cursor = _connection().cursor()
-    try:
+    with _connection().cursor() as cursor, suppress(duckdb.Error):  # a type of Arrow that DuckDB does not have
         cursor.register("found", pa.table({"value": values}))
         return cursor.execute("SELECT hash(value) AS hash FROM found").fetchnumpy()["hash"]
-    except duckdb.Error:  # a type of Arrow that DuckDB does not have
-        return None
-    finally:
-        cursor.close()
+    return None
 
 
-def _column(name: str, column: ChunkedArray, hashes: Any, texts: Sequence[str]) -> PartialColumn:
+def _column(name: str, column: ChunkedArray, texts: Sequence[str]) -> PartialColumn:
     """The profile of a column. Those in `texts` have no least value and no frequent ones."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     smallest = None
-    if hashes is not None:
+    if name != ROW and (hashes := _hashes(name, column)) is not None:
         ordered = np.sort(hashes)  # numpy.unique takes ten times as long
         smallest = tuple(ordered[np.diff(ordered, prepend=ordered[:1] + 1) != 0][:HASHES].tolist())
     low = high = values = None
@@ -309,8 +175,6 @@ def _column(name: str, column: ChunkedArray, hashes: Any, texts: Sequence[str]) 
 
 
 def _scalar(found: Any) -> Scalar | None:
-    import pyarrow as pa
-
     try:
         value = found.as_py()
     except (OverflowError, ValueError):  # a date that Python does not have
@@ -344,8 +208,6 @@ def _merged_column(name: str, parts: Sequence[PartialColumn]) -> PartialColumn:
 
 def _lengths(rows: Table) -> dict[str, Lengths]:
     """Of the texts in characters, and in words of as many of them as `WORDS_BYTES` hold; of images in bytes."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     def numbers(column: Any) -> Any:
         return column.drop_null().to_numpy()

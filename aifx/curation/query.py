@@ -28,7 +28,7 @@ from aifx.data.versions.sql import not_enough_memory, open_selection
 
 BATCH_ROWS = 1 << 11
 GROUP_BYTES = 16 << 20
-"""Of the rows that are written to a file together, if a batch has less."""
+"""Of the rows of a row group of Parquet."""
 
 PARENT_BYTES = 64 << 20
 """Of the command, which waits for the query, without the rows that it returns (50 MB measured)."""
@@ -86,7 +86,7 @@ def query_to_file(version: Version, sql: str, output: Path, memory_bytes: int) -
 
 def selected_rows(version: Version, sql: str, most: int, memory_bytes: int) -> Iterator[QueryResult]:
     """The one result of `query_rows`, in this process. `memory_bytes` are DuckDB's."""
-    with _selected(version, sql, memory_bytes) as relation:
+    with open_selection(version, sql, memory_bytes) as relation:
         rows = relation.limit(most + 1).fetchall()
         columns = dict(zip(relation.columns, map(str, relation.types), strict=True))
     shown = tuple(tuple(map(_shown, row)) for row in rows[:most])
@@ -95,24 +95,31 @@ def selected_rows(version: Version, sql: str, most: int, memory_bytes: int) -> I
 
 def file_parts(version: Version, sql: str, format: str, memory_bytes: int) -> Iterator[tuple[int, bytes]]:
     """The bytes of a file with all rows of a SELECT, in parts, with the number of rows that each part adds."""
+    from pyarrow import parquet
+
     sink = io.BytesIO()
-    with _selected(version, sql, memory_bytes) as relation:
+    with open_selection(version, sql, memory_bytes) as relation:
         reader = relation.to_arrow_reader(BATCH_ROWS)
-        write, close = _parquet_writer(reader, sink) if format == "parquet" else _record_writer(sink, format)
-        for batch in _batches(reader):
-            write(batch)
-            yield len(batch), _taken(sink)
-        close()
+        is_parquet = format == "parquet"
+        writer: Any = parquet.ParquetWriter(sink, reader.schema) if is_parquet else WRITERS[format](sink)
+        for rows in _parts(reader, GROUP_BYTES if is_parquet else 0):
+            writer.write(rows if is_parquet else _records(rows, format))
+            yield len(rows), _taken(sink)
+        writer.close()
         yield 0, _taken(sink)
 
 
 @contextmanager
-def _apart(function: Callable[..., Iterator[Any]], *arguments: Any, memory_bytes: int) -> Generator[Iterator[Any]]:
+def _apart(
+    function: Callable[..., Iterator[Any]], version: Version, *arguments: Any, memory_bytes: int
+) -> Generator[Iterator[Any]]:
     """Run a function in a process of its own, whose temporary files end with it."""
+    check_own_rows(version.manifest, "aifx data query")
+    call = function, (version, *arguments), memory_bytes - PARENT_BYTES
     with (
         tempfile.TemporaryDirectory(prefix="aifx-query-") as folder,
         environment({"TMPDIR": folder}),
-        generated(_within_memory, function, arguments, memory_bytes - PARENT_BYTES, begin=return_memory) as found,
+        generated(_within_memory, *call, begin=return_memory) as found,
     ):
         yield found
 
@@ -129,26 +136,27 @@ def _within_memory(function: Callable[..., Iterator[Any]], arguments: tuple[Any,
         raise not_enough_memory(e) from None
 
 
-@contextmanager
-def _selected(version: Version, sql: str, memory_bytes: int) -> Iterator[Any]:
-    check_own_rows(version.manifest, "aifx data query")
-    with open_selection(version, sql, memory_bytes) as relation:
-        yield relation
-
-
 def _shown(value: Any) -> Any:
     return f"<{len(value):,} bytes>" if isinstance(value, bytes | bytearray | memoryview) else value
 
 
-def _batches(reader: Any) -> Iterator[Any]:
-    """Raises duckdb.Error."""
+def _parts(reader: Any, least_bytes: int) -> Iterator[Any]:
+    """The batches of a reader as tables of as many bytes or more. Raises duckdb.Error."""
     import duckdb
+    import pyarrow as pa
 
+    batches: list[Any] = []
     try:
-        yield from reader
+        for batch in reader:
+            batches.append(batch)
+            if sum(each.nbytes for each in batches) >= least_bytes:
+                yield pa.Table.from_batches(batches)
+                batches = []
     except OSError as e:  # Arrow's stream carries the text of DuckDB's error alone
         kind = duckdb.OutOfMemoryException if str(e).startswith("Out of Memory Error") else duckdb.Error
         raise kind(str(e)) from None
+    if batches:
+        yield pa.Table.from_batches(batches)
 
 
 def _taken(sink: io.BytesIO) -> bytes:
@@ -158,46 +166,13 @@ def _taken(sink: io.BytesIO) -> bytes:
     return part
 
 
-def _parquet_writer(reader: Any, sink: io.BytesIO) -> tuple[Callable[[Any], None], Callable[[], None]]:
-    """Functions that write a batch and the end."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    writer, batches = parquet.ParquetWriter(sink, reader.schema), list[Any]()
-
-    def flush() -> None:
-        if batches:
-            writer.write_table(pa.Table.from_batches(batches))
-            batches.clear()
-
-    def write(batch: Any) -> None:
-        batches.append(batch)
-        if sum(each.nbytes for each in batches) >= GROUP_BYTES:
-            flush()
-
-    def close() -> None:
-        flush()
-        writer.close()
-
-    return write, close
+def _records(rows: Any, format: str) -> list[dict[str, Any]]:
+    """Rows for a writer. No cell of CSV is a formula, nor is a column's name."""
+    records = [{name: _plain(value) for name, value in record.items()} for record in records_of(rows)]
+    if format != "csv":
+        return records
+    return [{escape_formula(name): escape_formula(value) for name, value in flat(record).items()} for record in records]
 
 
-def _record_writer(sink: io.BytesIO, format: str) -> tuple[Callable[[Any], None], Callable[[], None]]:
-    """Functions that write a batch and the end. No cell of CSV is a formula, nor is a column's name."""
-    writer = WRITERS[format](sink)
-    shown: Callable[[Mapping[str, Any]], dict[str, Any]] = _cells if format == "csv" else dict
-
-    def write(batch: Any) -> None:
-        writer.write([shown(_plain(record)) for record in records_of(batch)])
-
-    return write, writer.close
-
-
-def _cells(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {escape_formula(name): escape_formula(value) for name, value in flat(record).items()}
-
-
-def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: base64.b64encode(value).decode() if isinstance(value, bytes) else value for name, value in record.items()
-    }
+def _plain(value: Any) -> Any:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else value

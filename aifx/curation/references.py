@@ -13,9 +13,8 @@ from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError, UsageError
 from aifx.core.json_values import encode_json
 from aifx.core.project import Project
-from aifx.curation.add_plan import check_options, plan_add, run_add
-from aifx.curation.add_reports import BadRows, first_quarantined
-from aifx.curation.overlap import HELD_OUT, Reference
+from aifx.curation.add_plan import check_options, first_quarantined, plan_add, refusal, run_add
+from aifx.curation.decontaminate import HELD_OUT, Reference
 from aifx.curation.step import Limits
 from aifx.data.corpus import Corpus, open_corpora, version_corpus
 from aifx.data.names import SPLIT
@@ -55,9 +54,9 @@ class ReferenceFiles:
         check_options(options)
         plan = plan_add(catalog, "reference", listing, options, "unknown")
         version = run_add(plan, "reference", catalog, self.limits).version
-        if problem := BadRows.of(version.manifest).refusal(0.01, allows_damaged=False):
-            bad = first_quarantined(version, 1)
-            why = f"{bad[0].source}: {bad[0].reason}" if bad else problem
+        if problem := refusal(version.manifest, 0.01, allows_damaged=False):
+            bad = first_quarantined(version)
+            why = f"{bad[0]['source']}: {bad[0]['reason']}" if bad else problem
             raise DataError(f"--against {name} cannot be read as a test", why, "repair the file, or name another")
         contents = sorted([source.sha256, source.reading] for source in version.manifest.sources)
         digest = sha256_of(encode_json(contents))

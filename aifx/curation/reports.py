@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter
 
@@ -16,10 +17,7 @@ from aifx.core.os_errors import first_line
 from aifx.core.parsing import parse_json
 from aifx.core.project import Project
 from aifx.core.results import Result
-from aifx.curation.execution import Made
 from aifx.curation.history import settings_text, trained_runs
-from aifx.curation.named_files import count_rows
-from aifx.curation.profile import Profile
 from aifx.data.file_index import find_implicit, split_reference
 from aifx.data.names import Kind
 from aifx.data.readers.encodings import FileScan
@@ -29,52 +27,14 @@ from aifx.data.versions.manifest import PROFILE
 from aifx.data.versions.parts import check_own_rows, rows_and_bytes
 from aifx.data.versions.verification import check_files
 
-
-@dataclass(frozen=True)
-class MadeVersion(Result):
-    """The document, with --json, of a command that makes a version.
-
-    Attributes:
-        reference: "name@version".
-        parents: versions that it was made from.
-        rows, size_bytes: of a mix, those of its parents.
-        dropped: rows that the step left out.
-        dropped_by: the same by rule.
-        facts: what the step found.
-        is_new: False if the same version was there already.
-        is_accepted: False if the command exits 1 and the name alone still means the version before.
-    """
-
-    reference: str
-    parents: tuple[str, ...]
-    rows: int
-    size_bytes: int
-    dropped: int
-    dropped_by: Mapping[str, int]
-    facts: Mapping[str, Any]
-    is_new: bool
-    is_accepted: bool
-
-    @property
-    def exit_code(self) -> ExitCode:
-        return ExitCode.OK if self.is_accepted else ExitCode.VERDICT
+Scalar: TypeAlias = str | int | float | bool
+EDGES = (0, 1, 2, 3, *itertools.chain.from_iterable((1 << n, 3 << (n - 1)) for n in range(2, 40)))
+"""Lower ends of the bins of lengths."""
 
 
-def made_version(made: Made) -> MadeVersion:
-    """The document of a command that made a version."""
-    manifest = made.version.manifest
-    rows, size_bytes = rows_and_bytes(manifest)
-    return MadeVersion(
-        reference=manifest.reference,
-        parents=tuple(map(short_reference, manifest.parents)),
-        rows=rows,
-        size_bytes=size_bytes,
-        dropped=sum(manifest.dropped_by.values()),
-        dropped_by=manifest.dropped_by,
-        facts=manifest.facts,
-        is_new=made.is_new,
-        is_accepted=made.is_accepted,
-    )
+def most_frequent(counts: Mapping[str, int], most: int | None = None) -> dict[str, int]:
+    """The largest counts, in order."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most])
 
 
 @dataclass(frozen=True)
@@ -171,12 +131,12 @@ class Verification(Result):
     versions: tuple[VerifiedVersion, ...]
 
     @property
-    def is_whole(self) -> bool:
-        return not any(version.damages for version in self.versions)
-
-    @property
     def exit_code(self) -> ExitCode:
         return ExitCode.OK if self.is_whole else ExitCode.VERDICT
+
+    @property
+    def is_whole(self) -> bool:
+        return not any(version.damages for version in self.versions)
 
 
 def verify_version(catalog: Catalog, reference: str) -> VerifiedVersion:
@@ -281,6 +241,8 @@ def show_files(reference: str, section: DataSection, project: Project) -> Versio
 
     Raises UsageError if the key names none or others, DataError for what training cannot read.
     """
+    from aifx.curation.named_files import count_rows  # reads rows, for which it imports pyarrow
+
     version = find_implicit(reference, section, project)
     found = count_rows(version, section)
     sizes = {file: _size_of(file, scan) for file, scan in version.files.items()}
@@ -310,6 +272,98 @@ def _runs_on(reference: str, project: Project | None) -> tuple[str, ...]:
 def _size_of(file: SourceFile, scan: FileScan) -> int:
     """Bytes of a file as it is stored."""
     return scan.state.bytes if isinstance(scan.state, FileState) else file.bytes
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long the values of a column are.
+
+    Attributes:
+        rows: that were measured.
+        total: the sum of their lengths.
+        bins: rows by the lower end of their bin.
+    """
+
+    rows: int
+    total: int
+    min: int
+    max: int
+    bins: Mapping[int, int]
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.rows if self.rows else 0.0
+
+    def quantile(self, share: float) -> int:
+        """The lower end of the bin that holds it."""
+        seen = 0
+        for edge, count in sorted(self.bins.items()):
+            seen += count
+            if seen >= share * self.rows:
+                return edge
+        return 0
+
+    def folded(self, most: int) -> list[tuple[int, int]]:
+        """Neighbouring bins together, so that at most `most` are left: the lower end of each, and its rows."""
+        if not self.bins:
+            return []
+        used = [edge for edge in EDGES if min(self.bins) <= edge <= max(self.bins)]
+        every = -(-len(used) // most)
+        groups = [used[start : start + every] for start in range(0, len(used), every)]
+        return [(group[0], sum(self.bins.get(edge, 0) for edge in group)) for group in groups]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Rows of a column of numbers by value.
+
+    Attributes:
+        edges: of the bins, one more than there are bins.
+    """
+
+    rows: int
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ColumnProfile:
+    """A column of a version.
+
+    Attributes:
+        type: Arrow's name of it.
+        bytes: in memory, uncompressed.
+        distinct: number of values; None if it was not counted.
+        is_estimate: whether `distinct` has a standard error of 2.2 %.
+        values: the most frequent values with their rows; empty if a column has too many values.
+        histogram: None unless the column holds numbers.
+    """
+
+    type: str
+    nulls: int
+    bytes: int
+    distinct: int | None
+    is_estimate: bool
+    min: Scalar | None
+    max: Scalar | None
+    values: Mapping[str, int]
+    histogram: Histogram | None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The content of `profile.json`.
+
+    Attributes:
+        bytes: of the shards.
+        lengths: of the texts in characters and words, of the images in bytes, of the chats in messages and characters.
+    """
+
+    rows: int
+    bytes: int
+    columns: Mapping[str, ColumnProfile]
+    lengths: Mapping[str, Lengths]
+    format: int = 1
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aifx.core.errors import ConfigError, UsageError, did_you_mean
 from aifx.core.parsing import parse_toml
 from aifx.curation.measures import MEASURES, Texts
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-BOUNDS = ("at_least", "at_most", "above", "below")
+BOUNDS = {"at_least": operator.ge, "at_most": operator.le, "above": operator.gt, "below": operator.lt}
 OPTIONS = ("phrases", "n", "length")
 REFERENCE = "docs/data-clean.md lists the measures and the keys of a rule"
 
@@ -78,19 +77,12 @@ class Rule(BaseModel):
 
     def keeps(self, texts: Texts) -> NDArray[np.bool_]:
         """Whether it keeps each text, of any language. A text is here what `unit` names."""
-        import numpy as np
-
         measure = MEASURES[self.measure]
         values = measure.of(texts, getattr(self, measure.option) if measure.option else None)
         kept = np.ones(len(values), bool)
-        if self.at_least is not None:
-            kept &= values >= self.at_least
-        if self.at_most is not None:
-            kept &= values <= self.at_most
-        if self.above is not None:
-            kept &= values > self.above
-        if self.below is not None:
-            kept &= values < self.below
+        for bound, keeps in BOUNDS.items():
+            if (limit := getattr(self, bound)) is not None:
+                kept &= keeps(values, limit)
         return kept | texts.is_unspaced if measure.counts_words else kept
 
 

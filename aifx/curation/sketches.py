@@ -66,18 +66,13 @@ def open_sketches(folder: Path, rebuild_command: str) -> None:
         raise SketchesOutdated(f"the sketches in {folder} are of another algorithm", why, rebuild_command)
 
 
-def sketch_path(folder: Path, shard: ShardFile) -> Path:
-    """The file with the sketches of a shard."""
-    return folder / f"{shard.sha256}.npy"
-
-
 @contextmanager
 def sketching(folder: Path, shard: ShardFile) -> Iterator[Callable[[Any], NDArray[np.uint32]]]:
     """A function for the texts of a shard, some at a time and all of them in order: it returns their signatures.
 
     It reads them from the shard's sketch; if there is none, it makes them, and the sketch is there when the block ends.
     """
-    path = sketch_path(folder, shard)
+    path = folder / f"{shard.sha256}.npy"
     if (begin := _begin_of(path, shard)) is not None:
         with open(path, "rb") as found:
             found.seek(begin)

@@ -6,20 +6,18 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import Table
 
 from aifx.core.digests import Hash64, fraction_of
 from aifx.core.errors import DataError
 from aifx.core.plurals import counted
-from aifx.curation.decisions import DecidedStep, decisions_about, first_rows, read_decisions, write_decisions
 from aifx.curation.dedupe import find_clusters, set_column, with_clusters
-from aifx.curation.step import Limits, Outcome
+from aifx.curation.step import DecidedStep, Limits, Outcome, write_decisions
 from aifx.data.names import CLUSTER, ROW, SPLIT
 from aifx.data.versions.manifest import Version
-from aifx.data.versions.shards import read_parts
-
-if TYPE_CHECKING:
-    from pyarrow import Table
 
 
 @dataclass(frozen=True)
@@ -45,13 +43,12 @@ class Split(DecidedStep):
         return {"validation": self.validation, "test": self.test, "near": self.near, "seed": self.seed}
 
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
-        import pyarrow as pa
-
         parent = self.parents[0]
         facts = {}
         if not has_clusters(parent, self.near):
             found = find_clusters(parent, self.near, work, limits)
-            facts = {"clusters": found.clusters, "clustered_rows": found.clusters + found.exact + found.near}
+            clustered = sum(found[name] for name in ("clusters", "exact", "near"))
+            facts = {"clusters": found["clusters"], "clustered_rows": clustered}
         else:
             nothing = pa.table({"row": pa.array([], pa.int64()), "cluster": pa.array([], pa.string())})
             write_decisions(work, nothing)
@@ -63,15 +60,11 @@ class Split(DecidedStep):
         parent, empty = self.parents[0], {"train", "validation", "test"}
         empty -= {name for name, share in (("validation", self.validation), ("test", self.test)) if not share}
         columns = [name for name in (ROW, CLUSTER) if name in parent.manifest.columns]
-        for path, shard, first in zip(
-            parent.shards, parent.manifest.shards, first_rows(parent.manifest.shards).tolist(), strict=False
-        ):
+        for task in range(len(parent.shards)):
             if not empty:
                 return
-            decisions, begin = read_decisions(work, first, shard.rows), 0
-            for rows in read_parts(path, columns):
-                empty -= set(self._splits(rows, decisions_about(decisions, begin, len(rows)))[1])
-                begin += len(rows)
+            for part, decisions in self.decided_rows(task, work, columns):
+                empty -= set(self._splits(part, decisions)[1])
         if empty:
             rows = counted(parent.manifest.rows, "row")
             why = f"a hash sends each cluster to a split, and none of {rows} is in this one"
@@ -79,8 +72,6 @@ class Split(DecidedStep):
             raise DataError(f"no row of {parent.reference} is for {', '.join(sorted(empty))}", why, hint)
 
     def apply(self, rows: Table, decisions: Table) -> Outcome:
-        import pyarrow as pa
-
         rows, splits = self._splits(rows, decisions)
         return Outcome(set_column(rows, SPLIT, pa.array(splits, pa.string())), facts=Counter(splits))
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from aifx.data.names import Kind
-from aifx.data.versions.manifest import Source, Version
-from aifx.data.versions.shards import read_parts
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import Table, parquet
 
-if TYPE_CHECKING:
-    from pyarrow import Table
-
+from aifx.curation.words import I64
+from aifx.data.names import ROW, Kind
+from aifx.data.versions.manifest import ShardFile, Source, Version
+from aifx.data.versions.shards import dropped_rows, read_parts
 
 PROCESS_BYTES = 160 << 20
 """Of a process that runs tasks: the interpreter with its packages, and a few parts of rows."""
@@ -95,9 +98,12 @@ class Step(ABC):
         """
         return {}
 
-    @abstractmethod
     def tasks(self) -> Sequence[tuple[str, int]]:
-        """The parts of the work, in order: for each, the name of its input, for messages, and the input's bytes."""
+        """The parts of the work, in order: for each, the name of its input, for messages, and the input's bytes.
+
+        By default the shards of the first parent.
+        """
+        return [(shard.name, shard.bytes) for shard in self.parents[0].manifest.shards]
 
     @abstractmethod
     def run(self, task: int, work: Path, limits: Limits) -> Iterator[Outcome]:
@@ -108,9 +114,6 @@ class Step(ABC):
 class ShardStep(Step):
     """A step that judges the rows of its parent a few megabytes at a time: those of a task are of one shard."""
 
-    def tasks(self) -> Sequence[tuple[str, int]]:
-        return [(shard.name, shard.bytes) for shard in self.parents[0].manifest.shards]
-
     def run(self, task: int, work: Path, limits: Limits) -> Iterator[Outcome]:
         for rows in read_parts(self.parents[0].shards[task]):
             yield self.apply(rows, work)
@@ -118,3 +121,85 @@ class ShardStep(Step):
     @abstractmethod
     def apply(self, rows: Table, work: Path) -> Outcome:
         """Sort some rows of a shard into kept and dropped ones."""
+
+
+DECISIONS = "decisions"
+"""The folder of the decisions that `prepare` writes."""
+
+
+@dataclass(frozen=True)
+class DecidedStep(Step):
+    """A step that decides about rows with all of them in view, and applies the decisions as a `ShardStep` judges."""
+
+    def run(self, task: int, work: Path, limits: Limits) -> Iterator[Outcome]:
+        for rows, decisions in self.decided_rows(task, work):
+            yield self.apply(rows, decisions)
+
+    def decided_rows(
+        self, task: int, work: Path, columns: Sequence[str] | None = None
+    ) -> Iterator[tuple[Table, Table]]:
+        """The rows of a shard, some at a time, with the decisions about them."""
+        shards = self.parents[0].manifest.shards
+        decisions = read_decisions(work, int(first_rows(shards)[task]), shards[task].rows)
+        for first, rows in numbered_parts(self.parents[0].shards[task], columns):
+            yield rows, _decisions_about(decisions, first, len(rows))
+
+    @abstractmethod
+    def apply(self, rows: Table, decisions: Table) -> Outcome:
+        """Sort some rows into kept and dropped ones. `row` of the decisions counts from the first of them."""
+
+
+def first_rows(shards: Sequence[ShardFile]) -> I64:
+    """[shards + 1] the number of each shard's first row, counted from the first shard, and the number of all rows."""
+    return np.cumsum([0, *(shard.rows for shard in shards)], dtype=np.int64)
+
+
+def by_shard(rows: I64, shards: Sequence[ShardFile]) -> Iterator[tuple[int, I64]]:
+    """Each shard that has some of the rows, which are increasing numbers over all shards, and their numbers in it."""
+    firsts = first_rows(shards)
+    for shard, (begin, end) in enumerate(pairwise(np.searchsorted(rows, firsts).tolist())):
+        if begin < end:
+            yield shard, rows[begin:end] - firsts[shard]
+
+
+def numbered_parts(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Table]]:
+    """The rows of a shard, some at a time, and the number of the first of them."""
+    first = 0
+    for rows in read_parts(path, columns):
+        yield first, rows
+        first += len(rows)
+
+
+def write_decisions(work: Path, decisions: Table, part: int = 0) -> None:
+    """Write decisions, or a part of them, ordered by `row`, the row's number over all shards from 0."""
+    (work / DECISIONS).mkdir(exist_ok=True)
+    parquet.write_table(decisions, work / DECISIONS / f"{part:05d}.parquet", row_group_size=10_000)
+
+
+def read_decisions(work: Path, first: int, rows: int) -> Table:
+    """The decisions about `rows` rows from the number `first`; `row` counts from there."""
+    is_about = (pc.field("row") >= first) & (pc.field("row") < first + rows)
+    found = parquet.read_table(work / DECISIONS, filters=is_about, partitioning=None, use_threads=False)
+    return _decisions_about(found.sort_by("row"), first, rows)
+
+
+def _decisions_about(decisions: Table, first: int, rows: int) -> Table:
+    """Those about `rows` rows from the number `first`; `row` counts from there."""
+    numbers = decisions["row"].to_numpy()
+    begin, end = np.searchsorted(numbers, (first, first + rows))
+    found = decisions.slice(begin, end - begin)
+    return found.set_column(0, "row", pa.array(numbers[begin:end] - first, pa.int64()))
+
+
+def without_dropped(rows: Table, decisions: Table, twin: str) -> Outcome:
+    """Some rows without those for which the decisions have a `rule`.
+
+    Args:
+        twin: the column of the decisions with the twin of a dropped row.
+    """
+    decisions = decisions.filter(decisions["rule"].is_valid())
+    places = decisions["row"].to_numpy()
+    keep = np.ones(len(rows), bool)
+    keep[places] = False
+    ids = rows[ROW].take(pa.array(places, pa.int64()))
+    return Outcome(rows.filter(pa.array(keep)), dropped_rows(ids, decisions["rule"], decisions[twin]))

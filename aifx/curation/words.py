@@ -105,12 +105,12 @@ def word_runs(words: Words, length: int, *, whole: bool) -> Runs:
     at = spread(words.firsts[:-1], per_text)
     hashes = hashes[at]
     if whole:
-        for text in np.flatnonzero(is_short):
-            run = 0
-            for place in range(length):
-                word = int(words.hashes[words.firsts[text] + place]) if place < counts[text] else 0
-                run = (run * int(_RUN) + word) & 0xFFFFFFFFFFFFFFFF
-            hashes[firsts[text]] = run
+        short = np.flatnonzero(is_short)
+        whole_texts = np.zeros(len(short), np.uint64)
+        for place in range(length):
+            whole_texts *= _RUN
+            whole_texts += padded[words.firsts[short] + place] * (counts[short] > place)
+        hashes[firsts[short]] = whole_texts
     return Runs(mix(hashes), firsts, at)
 
 

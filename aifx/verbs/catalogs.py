@@ -156,6 +156,14 @@ def limits_of(memory: str, workers: int | None) -> Limits:
     """Raises UsageError for a size that cannot be read or is too small."""
     from aifx.curation.step import Limits
 
+    size = memory_of(memory)
+    count = workers or len(os.sched_getaffinity(0))
+    # Several processes have a parent beside them; one worker runs in the parent itself.
+    return Limits(size, max(1, min(count, size // LEAST_MEMORY - 1)))
+
+
+def memory_of(memory: str) -> int:
+    """The bytes of --memory. Raises UsageError for a size that cannot be read or is too small."""
     try:
         size = parsing.parse_size(memory)
     except ValueError:
@@ -163,6 +171,4 @@ def limits_of(memory: str, workers: int | None) -> Limits:
         raise UsageError(f"--memory {memory!r} is not a size", why, "--memory 4GB") from None
     if size < LEAST_MEMORY:
         raise UsageError(f"--memory {memory} is too little", "a process needs 256 MiB", "--memory 256MiB")
-    count = workers or len(os.sched_getaffinity(0))
-    # Several processes have a parent beside them; one worker runs in the parent itself.
-    return Limits(size, max(1, min(count, size // LEAST_MEMORY - 1)))
+    return size

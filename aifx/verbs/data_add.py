@@ -12,8 +12,20 @@ from typing import TYPE_CHECKING, Unpack
 
 from aifx.core.errors import UsageError
 from aifx.core.plurals import counted
-from aifx.curation.add_plan import check_options, infer_kind, of_kind, plan_add, run_add, with_listed
-from aifx.curation.add_reports import SHOWN, AddedFiles, BadRows, ListedFiles, added_files, listed_files
+from aifx.curation import add_plan
+from aifx.curation.add_plan import (
+    SHOWN,
+    AddedFiles,
+    ListedFiles,
+    added_files,
+    check_options,
+    infer_kind,
+    listed_files,
+    of_kind,
+    plan_add,
+    run_add,
+    with_listed,
+)
 from aifx.curation.databases.sources import QueryFetch, check_no_database, interrupted_reads, parse_query
 from aifx.data.readers.base import ReadOptions
 from aifx.data.readers.sources import Listing, list_sources
@@ -77,7 +89,7 @@ def data_add(
     asked = ReadOptions(kind or "text", text_field, encoding, max_expansion, split_at)
 
     def refusal(manifest: Manifest) -> str:
-        return BadRows.of(manifest).refusal(max_bad, allows_damaged=allow_damaged)
+        return add_plan.refusal(manifest, max_bad, allows_damaged=allow_damaged)
 
     with _opened(place, name, sources, query, key, asked, kind, follow_links) as (listing, reading, fetch):
         plan = plan_add(place.catalog, name, listing, reading, expression)

@@ -18,11 +18,11 @@ from aifx.verbs.catalogs import StepOptions, find_catalog, open_place
 from aifx.verbs.servers import RunningServer
 
 if TYPE_CHECKING:
+    from aifx.curation.execution import MadeVersion
     from aifx.curation.labels.agreement import Agreement
     from aifx.curation.labels.contents import Shown
     from aifx.curation.labels.files import ExportedLabels, ImportedLabels, LabelFormat
     from aifx.curation.labels.suspects import Suspects
-    from aifx.curation.reports import MadeVersion
     from aifx.data.versions.catalog import Catalog
     from aifx.data.versions.manifest import Version
 
@@ -262,9 +262,9 @@ def data_label_apply(name: str, *, column: str = "label", **options: Unpack[Step
         >>> aifx.data_label_apply("letters").facts["rows_labelled"]
         1
     """
+    from aifx.curation.execution import made_version
     from aifx.curation.labels.applying import ApplyLabels, check_labels, decide
     from aifx.curation.labels.store import read_state
-    from aifx.curation.reports import made_version
 
     place = open_place(**options)
     _, version, _ = open_shown(name, column, None, options.get("root"), options.get("project", "."))

@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING, Literal, Unpack
 
 from aifx.core.errors import ExitCode, UsageError
 from aifx.core.plurals import counted
-from aifx.curation.execution import execute
-from aifx.curation.reports import MadeVersion, made_version
+from aifx.curation.execution import MadeVersion, execute, made_version
 from aifx.curation.step import Limits
 from aifx.verbs.arguments import StrPath
 from aifx.verbs.catalogs import StepOptions, StepPlace, find_catalog, open_place
 
 if TYPE_CHECKING:
     from aifx.curation.audit import Audit
-    from aifx.curation.decontaminate import Contamination
-    from aifx.curation.overlap import Reference
+    from aifx.curation.decontaminate import Contamination, Reference
     from aifx.curation.pii.reports import PiiReport
     from aifx.data.versions.manifest import Version
 

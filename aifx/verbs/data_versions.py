@@ -14,6 +14,7 @@ from aifx.verbs.catalogs import (
     find_catalog,
     implicit_section,
     limits_of,
+    memory_of,
     opened_rows,
     project_around,
 )
@@ -21,13 +22,19 @@ from aifx.verbs.catalogs import (
 if TYPE_CHECKING:
     from aifx.curation.databases.push import Pushed
     from aifx.curation.dataset_report import DatasetReport
-    from aifx.curation.difference import VersionDifference
     from aifx.curation.erasure import Erasure
-    from aifx.curation.history import Lineage, LineageVersion
+    from aifx.curation.history import Lineage, LineageVersion, VersionDifference
     from aifx.curation.leftovers import CollectedGarbage
-    from aifx.curation.profile import ColumnProfile, Profile
     from aifx.curation.query import QueryFile, QueryResult
-    from aifx.curation.reports import Verification, VerifiedVersion, VersionList, VersionPage, VersionProfile
+    from aifx.curation.reports import (
+        ColumnProfile,
+        Profile,
+        Verification,
+        VerifiedVersion,
+        VersionList,
+        VersionPage,
+        VersionProfile,
+    )
     from aifx.curation.row_history import Explanation, RowHistory
 
 log = logging.getLogger(__name__)
@@ -123,7 +130,7 @@ def data_diff(
         >>> aifx.data_diff("corpus").is_different
         True
     """
-    from aifx.curation.difference import compare_versions
+    from aifx.curation.history import compare_versions
 
     catalog, _ = find_catalog(root, project)
     if second is None:
@@ -217,7 +224,7 @@ def data_query(
     """
     from aifx.curation.query import query_rows
 
-    size = limits_of(memory, None).memory_bytes
+    size = memory_of(memory)
     with opened_rows(name, root, project) as (found, catalog):
         return query_rows(catalog.open(found), sql, rows, size)
 
@@ -247,7 +254,7 @@ def data_query_to_file(
     from aifx.curation.query import query_to_file
     from aifx.data.row_writers import output_format
 
-    size, path = limits_of(memory, None).memory_bytes, Path(output)
+    size, path = memory_of(memory), Path(output)
     output_format(path, "rows")
     with opened_rows(name, root, project) as (found, catalog):
         return query_to_file(catalog.open(found), sql, path, size)

@@ -42,20 +42,20 @@ def command_types() -> dict[str, Any]:
     from aifx.cluster.launched import LaunchList
     from aifx.config.schema import SettingList
     from aifx.curation import query
-    from aifx.curation.add_reports import AddedFiles, ListedFiles
+    from aifx.curation.add_plan import AddedFiles, ListedFiles
     from aifx.curation.audit import Audit
     from aifx.curation.databases.push import Pushed
     from aifx.curation.dataset_report import DatasetReport
     from aifx.curation.decontaminate import Contamination
-    from aifx.curation.difference import VersionDifference
     from aifx.curation.erasure import Erasure
-    from aifx.curation.history import Lineage
+    from aifx.curation.execution import MadeVersion
+    from aifx.curation.history import Lineage, VersionDifference
     from aifx.curation.labels.agreement import Agreement
     from aifx.curation.labels.files import ExportedLabels, ImportedLabels
     from aifx.curation.labels.suspects import Suspects
     from aifx.curation.leftovers import CollectedGarbage
     from aifx.curation.pii.reports import PiiReport
-    from aifx.curation.reports import MadeVersion, Verification, VersionList, VersionPage, VersionProfile
+    from aifx.curation.reports import Verification, VersionList, VersionPage, VersionProfile
     from aifx.curation.row_history import Explanation
     from aifx.drills.guarantees import DrillReport
     from aifx.evaluation import dataset, held_out
@@ -163,7 +163,7 @@ def command_types() -> dict[str, Any]:
 
 def file_types() -> dict[str, Any]:
     """The type of each file that other programs may read."""
-    from aifx.curation.profile import Profile
+    from aifx.curation.reports import Profile
     from aifx.data.versions.manifest import VersionFile
     from aifx.health import documents as health
     from aifx.hub.exported import ExportContent

@@ -17,12 +17,14 @@ from aifx.core.errors import UsageError
 from aifx.core.project import Project
 from aifx.curation.add_plan import infer_kind
 from aifx.curation.cleaning import check_text
+from aifx.curation.dataset_report import read_report
 from aifx.curation.dedupe import Dedupe, find_clusters
 from aifx.curation.execution import execute
 from aifx.curation.labels.applying import ApplyLabels
 from aifx.curation.labels.contents import shown_of
 from aifx.curation.labels.queue import least_certain, queued_rows
 from aifx.curation.mix import mix_of, parse_sets
+from aifx.curation.page import dataset_page
 from aifx.curation.pii.detector import Detector
 from aifx.curation.pii.reports import search
 from aifx.curation.pii.steps import FindPii, RemovePii
@@ -269,3 +271,10 @@ def test_a_profile_of_chats(tmp_path: Path) -> None:
     assert lengths["characters"]["min"] == len("user: a") + len("assistant: bc")
     column = profile["columns"]["chat"]
     assert (column["distinct"], column["min"], column["values"]) == (2, None, {})
+
+
+def test_a_report_of_chats(tmp_path: Path) -> None:
+    version = add_chats(tmp_path, chat("a", "bc"), chat("a", "b", "c", "d"))
+    page = dataset_page(read_report(open_catalog(str(tmp_path / "datasets")), version.reference, None, None))
+    assert "Length of the chats" in page
+    assert "in messages, of 2 rows" in page

@@ -13,7 +13,7 @@ from adding import add, environ_of, rows_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aifx.curation import collecting
+from aifx.curation import adding as adding_module
 
 
 def run(folder: Path, *args: str) -> Any:
@@ -130,7 +130,7 @@ def test_order_and_shard_size_do_not_matter(
     expected = sorted(json.dumps(row, sort_keys=True) for row in rows_of(whole))
     assert [row["text"] for row in rows_of(whole)] == [record["text"] for records in files for record in records]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collecting, "PART_BYTES", shard_bytes)
+        patch.setattr(adding_module, "PART_BYTES", shard_bytes)
         random.shuffle(names)
         for name in names:
             turns = add(folder, "turns", name).version

@@ -24,8 +24,7 @@ from s3_server import s3_server
 from aifx.core import stores
 from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
-from aifx.curation.add_plan import plan_add, run_add
-from aifx.curation.add_reports import BadRows
+from aifx.curation.add_plan import plan_add, refusal, run_add
 from aifx.curation.adding import Add
 from aifx.data.readers import streams, text
 from aifx.data.readers.base import ReadOptions
@@ -125,10 +124,9 @@ def test_damaged_compression_is_named(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"a.jsonl{suffix}").write_bytes(packed[:-100])
     (tmp_path / "b.txt").write_text("whole")
     version = add(tmp_path, "corpus", f"a.jsonl{suffix}", "b.txt").version
-    bad = BadRows.of(version.manifest)
-    assert bad.damaged_files == 1
-    assert "--allow-damaged" in bad.refusal(0.01, allows_damaged=False)
-    assert not bad.refusal(0.01, allows_damaged=True)
+    assert version.manifest.facts["damaged_files"] == 1
+    assert "--allow-damaged" in refusal(version.manifest, 0.01, allows_damaged=False)
+    assert not refusal(version.manifest, 0.01, allows_damaged=True)
     (row,) = quarantine_of(version)
     assert (row["source"], row["line"]) == (f"a.jsonl{suffix}", None)
     assert "b.txt" in {row["_source"] for row in rows_of(version)}

@@ -20,12 +20,11 @@ from toy_steps import Rows
 
 from aifx.core.errors import UsageError
 from aifx.curation import languages
-from aifx.curation.cleaning import Clean, check_text
+from aifx.curation.cleaning import Clean, check_text, repaired
 from aifx.curation.execution import execute
 from aifx.curation.languages import SAMPLE, identify
 from aifx.curation.rules import Rule, load_rules, parse_rules
 from aifx.curation.step import Limits
-from aifx.curation.text_repair import repaired
 from aifx.data.versions.catalog import open_catalog
 from aifx.data.versions.manifest import Version
 

@@ -16,8 +16,7 @@ from browser import CHROMIUM, Browser
 from test_croissant import Table, picture
 from toy_steps import WithoutLetter
 
-from aifx.curation.dataset_report import DatasetReport, read_report
-from aifx.curation.drift import ks, psi
+from aifx.curation.dataset_report import DatasetReport, ks, psi, read_report
 from aifx.curation.execution import execute
 from aifx.curation.page import dataset_page
 from aifx.curation.step import Limits, Outcome, ShardStep

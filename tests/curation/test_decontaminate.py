@@ -20,10 +20,9 @@ from made_rows import LIMITS, Made, numbered, rows_of, some_texts, texts_version
 
 from aifx.core.errors import EnvironmentFault
 from aifx.core.project import Project
-from aifx.curation import overlap as overlap_module
-from aifx.curation.decontaminate import find_contamination
+from aifx.curation import decontaminate as decontaminate_module
+from aifx.curation.decontaminate import Reference, build_index, find_contamination
 from aifx.curation.execution import execute
-from aifx.curation.overlap import Reference, build_index
 from aifx.curation.references import ReferenceFiles, held_out_references
 from aifx.curation.split import Split
 from aifx.curation.step import Limits
@@ -94,14 +93,14 @@ def test_all_planted_fragments_are_found_and_none_else(seed: int, per_shard: int
 
 
 def test_hashes_that_collide_are_compared_word_by_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = overlap_module.word_runs
+    real = decontaminate_module.word_runs
 
     def colliding(*args: object, **options: object) -> object:
         runs = real(*args, **options)  # type: ignore[arg-type]
         runs.hashes[:] &= np.uint64(3)
         return runs
 
-    monkeypatch.setattr(overlap_module, "word_runs", colliding)
+    monkeypatch.setattr(decontaminate_module, "word_runs", colliding)
     catalog = open_catalog(str(tmp_path))
     version = texts_version(catalog, numbered(some_texts(20, 1, vocabulary=5000)), 10)
     other = texts_version(catalog, numbered(some_texts(20, 2, vocabulary=5000)), 10, "tests")
@@ -110,7 +109,7 @@ def test_hashes_that_collide_are_compared_word_by_word(tmp_path: Path, monkeypat
 
 
 def test_an_index_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aifx.curation.overlap.BYTES_PER_RUN", 10**6)
+    monkeypatch.setattr("aifx.curation.decontaminate.BYTES_PER_RUN", 10**6)
     version = texts_version(open_catalog(str(tmp_path)), numbered(some_texts(50, 1)), 50)
     with pytest.raises(EnvironmentFault, match="is too little"):
         build_index(references(version), tmp_path, Limits(10_000, 1))

@@ -29,10 +29,9 @@ from aifx.curation import near as near_module
 from aifx.curation import sketches as sketches_module
 from aifx.curation.dedupe import Dedupe
 from aifx.curation.execution import execute
-from aifx.curation.near import Bands, distinct_shingles
+from aifx.curation.near import Bands, Clusters, distinct_shingles
 from aifx.curation.sketches import SketchesOutdated
 from aifx.curation.step import Limits
-from aifx.curation.union_find import Clusters
 from aifx.data.names import CLUSTER, ROW
 from aifx.data.versions.catalog import Catalog, open_catalog
 from aifx.data.versions.manifest import Version

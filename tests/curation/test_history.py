@@ -11,9 +11,8 @@ from toy_steps import Rows, WithoutLetter
 
 from aifx.core.errors import UsageError
 from aifx.core.project import Project
-from aifx.curation.difference import SourceDifference, compare_versions
 from aifx.curation.execution import execute
-from aifx.curation.history import lineage_of
+from aifx.curation.history import SourceDifference, compare_versions, lineage_of
 from aifx.curation.row_history import explain_row
 from aifx.curation.step import Limits, Outcome, ShardStep
 from aifx.data.versions.catalog import Catalog, open_catalog

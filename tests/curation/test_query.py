@@ -182,4 +182,4 @@ def test_a_version_without_columns(version: Version) -> None:
     step = replace(version.manifest.step, name="mix")
     mix = replace(empty, manifest=replace(empty.manifest, step=step, parents=("a@123456789abc",)))
     with pytest.raises(UsageError, match="is a mix"):
-        rows_of(mix, "FROM data", 9)
+        query_rows(mix, "FROM data", 9, MEMORY)

@@ -14,10 +14,9 @@ from aifx.core.files import replacing
 from aifx.core.json_values import encode_json
 from aifx.core.progress import report_progress
 from aifx.core.results import Result
-from aifx.curation.execution import DONE, OUT, Made, TaskResult, in_processes
+from aifx.curation.execution import DONE, OUT, Made, MadeVersion, TaskResult, in_processes, made_version
 from aifx.curation.pii.detector import SEARCHES
 from aifx.curation.pii.steps import FindPii, text_columns, unsearched_columns
-from aifx.curation.reports import MadeVersion, made_version
 from aifx.curation.step import Limits
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.shards import read_shard

@@ -148,6 +148,11 @@ class Manifest:
         return f"{self.name}@{self.sha256}"
 
     @property
+    def quarantined_rows(self) -> int:
+        """Rows of its sources that could not be read."""
+        return sum(source.quarantined for source in self.sources)
+
+    @property
     def licenses(self) -> tuple[str, ...]:
         return tuple(sorted({source.license for source in self.sources}))
 
