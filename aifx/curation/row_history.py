@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 from aifx.core.errors import UsageError
 from aifx.core.results import Result
 from aifx.curation.history import ancestors
-from aifx.curation.labels.applying import ApplyLabels, RowLabel, labels_behind
+from aifx.curation.labels.store import STEP, LabelState, label_file, read_entries
 from aifx.data.names import CHAT, CLUSTER, ROW, SOURCE
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import Manifest
@@ -36,6 +36,20 @@ class FoundRow:
     source: str | None
     text: str | None
     reference: str
+
+
+@dataclass(frozen=True)
+class RowLabel:
+    """A label that a labeller gave to a row.
+
+    Attributes:
+        time: in UTC.
+    """
+
+    label: str
+    labeller: str
+    time: str
+    note: str
 
 
 @dataclass(frozen=True)
@@ -213,10 +227,10 @@ class _Search:
                 past = dict(before or ())
                 is_changed = any(known.get(name, h) != h for name, h in past.items())
                 labels: tuple[RowLabel, ...] = ()
-                if manifest.step.name == ApplyLabels.name and before is not None:
+                if manifest.step.name == STEP and before is not None:
                     column = manifest.step.settings["column"]
                     is_changed |= past.get(column, self._null) != known[column]
-                    labels = labels_behind(self._catalog, manifest, row) if known[column] != self._null else ()
+                    labels = _labels_behind(self._catalog, manifest, row) if known[column] != self._null else ()
                 outcome: RowOutcome = "added" if before is None else "changed" if is_changed else "kept"
                 steps.append(RowStep(manifest.reference, manifest.step.name, outcome, None, None, labels))
                 before = tuple(known.items())
@@ -278,3 +292,13 @@ def _text_of(manifest: Manifest) -> str | None:
     if manifest.kind == "chat":
         return f"coalesce(TRY(json({CHAT}))::VARCHAR, {CHAT})"
     return "text" if "text" in manifest.columns else None
+
+
+def _labels_behind(catalog: Catalog, manifest: Manifest, row: str) -> tuple[RowLabel, ...]:
+    """The labels that people have given to a row, if `aifx data label apply` made the version; otherwise none."""
+    if manifest.step.name != STEP or catalog.local is None:
+        return ()
+    entries = read_entries(label_file(catalog, manifest.name, manifest.step.settings["column"]))
+    of_row = LabelState(entry for entry in entries if entry.row == row).by_row.get(row, {})
+    labelled = (entry for entry in of_row.values() if entry.label is not None)
+    return tuple(RowLabel(str(one.label), one.labeller, one.time, one.note) for one in labelled)

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 from aifx.core.digests import sha256_of
 from aifx.core.errors import UsageError
 from aifx.core.json_values import encode_json
-from aifx.curation.labels.store import LabelState, label_file, read_entries
+from aifx.curation.labels.store import STEP
 from aifx.curation.step import Outcome, ShardStep
 from aifx.data.names import ROW
-from aifx.data.versions.catalog import Catalog
-from aifx.data.versions.manifest import TEXT_TYPES, Manifest, Version
+from aifx.data.versions.manifest import TEXT_TYPES, Version
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -55,7 +54,7 @@ class ApplyLabels(ShardStep):
     column: str
     labels: Mapping[str, str]
 
-    name = "label"
+    name = STEP
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -75,27 +74,3 @@ class ApplyLabels(ShardStep):
         kept = rows.set_column(rows.column_names.index(self.column), self.column, pa.array(values, pa.string()))
         changed = sum(value != old for value, old in zip(values, before, strict=True))
         return Outcome(kept, None, {"rows_labelled": len(values) - values.count(None), "rows_changed": changed})
-
-
-@dataclass(frozen=True)
-class RowLabel:
-    """A label that a labeller gave to a row.
-
-    Attributes:
-        time: in UTC.
-    """
-
-    label: str
-    labeller: str
-    time: str
-    note: str
-
-
-def labels_behind(catalog: Catalog, manifest: Manifest, row: str) -> tuple[RowLabel, ...]:
-    """The labels that people have given to a row, if `aifx data label apply` made the version; otherwise none."""
-    if manifest.step.name != ApplyLabels.name or catalog.local is None:
-        return ()
-    entries = read_entries(label_file(catalog, manifest.name, manifest.step.settings["column"]))
-    of_row = LabelState(entry for entry in entries if entry.row == row).by_row.get(row, {})
-    labelled = (entry for entry in of_row.values() if entry.label is not None)
-    return tuple(RowLabel(str(one.label), one.labeller, one.time, one.note) for one in labelled)

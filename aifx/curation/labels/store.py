@@ -29,6 +29,9 @@ from aifx.core.sanitize import escape_controls
 from aifx.data.names import RESERVED
 from aifx.data.versions.catalog import DATASET_NAME, Catalog
 
+STEP = "label"
+"""The step that writes labels into a column."""
+
 FOLDER = "labels"
 
 Action: TypeAlias = Literal["label", "skip", "undo"]
