@@ -103,10 +103,10 @@ _NAMES = {
     "projects": "init init_templates",
     "data_show": "data_show data_show_batch",
     "data_add": "data_add_plan data_add",
-    "data_versions": "data_ls data_show_version data_verify data_profile data_query data_query_to_file data_diff "
-    "data_lineage data_why data_report data_push data_erase data_gc",
     "data_steps": "data_clean data_dedupe_audit data_dedupe data_split data_contamination data_decontaminate data_pii "
     "data_mix",
+    "data_versions": "data_ls data_show_version data_verify data_profile data_query data_query_to_file data_diff "
+    "data_lineage data_why data_report data_push data_erase data_gc",
     "data_search": "data_index data_search",
     "data_labels": "data_label_serve data_label_import data_label_export data_label_agreement data_label_suspects "
     "data_label_apply",

@@ -234,8 +234,10 @@ def ckpt_average(*steps: Step, name: str, run: str | None = None, project: StrPa
         project: a folder in the project.
 
     Example:
-        >>> aifx.ckpt_average(3, 4, name="averaged", run="fork").steps
-        [3, 4]
+        >>> aifx.ckpt_average(3, name="averaged", run="main")
+        Traceback (most recent call last):
+        ...
+        aifx.core.errors.UsageError: ...
     """
     from aifx.checkpoint.inspection import choose_checkpoint
     from aifx.runs.averaging import average_checkpoints

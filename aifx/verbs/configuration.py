@@ -70,7 +70,7 @@ def config_toml(
     The arguments are those of `config_show`.
 
     Example:
-        >>> "num_steps = 3" in aifx.config_toml(run="main")
+        >>> "num_steps = 3" in aifx.config_toml()
         True
     """
     return _load(project, run, settings).to_toml(origins=origin)
@@ -133,7 +133,7 @@ def config_keys(section: str | None = None, *, project: StrPath = ".") -> Settin
 
     Example:
         >>> [key.default for key in aifx.config_keys("checkpoint").keys if key.key == "keep_last"]
-        [3]
+        [2]
     """
     from aifx.config.config import SECTION_NAMES
     from aifx.config.parts import PART_NAMES

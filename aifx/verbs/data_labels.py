@@ -184,7 +184,7 @@ def data_label_export(
         project: a folder in the project whose data sets are meant.
 
     Example:
-        >>> aifx.data_label_export("letters", "labels.csv").labels
+        >>> aifx.data_label_export("letters", "exported.csv").labels
         1
     """
     from aifx.curation.labels.files import export_labels, format_of, labeling_config
@@ -234,8 +234,10 @@ def data_label_import(
 
     Example:
         >>> (row,) = aifx.data_query("letters", "SELECT _row FROM data").rows[0]
-        >>> _ = Path("labels.jsonl").write_text(json.dumps({"row": row, "label": "good"}))
-        >>> aifx.data_label_import("letters", "labels.jsonl", labeller="ann").added
+        >>> with open("labels.csv", "w") as file:
+        ...     print("row,label", file=file)
+        ...     print(f"{row},good", file=file)
+        >>> aifx.data_label_import("letters", "labels.csv", labeller="ann").added
         1
     """
     from aifx.curation.labels.files import format_of, import_labels, read_labels
@@ -339,7 +341,7 @@ def data_label_suspects(
         >>> aifx.data_label_suspects("letters", output="suspects.jsonl")
         Traceback (most recent call last):
         ...
-        aifx.core.errors.DataError: ...
+        aifx.core.errors.UsageError: ...
     """
     from aifx.core.json_files import write_text
     from aifx.core.json_values import encode_json

@@ -99,7 +99,7 @@ def data_search(
 
     Example:
         >>> (found,) = aifx.data_search("corpus", "call me Ishmael", top=1).queries
-        >>> found.hits[0].text
+        >>> found.hits[0].text[:16]
         'Call me Ishmael.'
     """
     from aifx.search import searching

@@ -191,9 +191,9 @@ def data_split(
         seed: of the hash that chooses the split.
 
     Example:
-        >>> splits = aifx.data_split("corpus", validation=0.2, test=0.2).facts
-        >>> sum(splits[split] for split in ("train", "validation", "test") if split in splits)
-        3
+        >>> splits = aifx.data_split("poems", validation=0.2, test=0.2).facts
+        >>> splits["train"] + splits["validation"] + splits["test"]
+        40
     """
     from aifx.curation.split import Split
 
@@ -249,7 +249,7 @@ def data_contamination(
 
     Example:
         >>> aifx.data_contamination("corpus", against=["benchmark.jsonl"]).overlapping
-        0
+        1
     """
     from aifx.curation.decontaminate import find_contamination
 

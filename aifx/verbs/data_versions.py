@@ -181,9 +181,9 @@ def data_why(
         project: a folder in the project whose data sets are meant.
 
     Example:
-        >>> (history,) = aifx.data_why(text="call me", dataset="corpus").histories
+        >>> (history,) = aifx.data_why(text="parcel", dataset="letters").histories
         >>> history.source
-        'texts/moby.txt'
+        'letter.txt'
     """
     from aifx.curation.row_history import explain_row
 

@@ -143,9 +143,8 @@ def evaluate_benchmark(
         on_lost: called in a job of several processes if another one is lost, before this one ends.
 
     Example:
-        >>> measured = aifx.evaluate_benchmark("runs/main", "questions.jsonl").datasets[0]
-        >>> measured.metrics["questions"]
-        2
+        >>> aifx.evaluate_benchmark("runs/main", "questions.jsonl").passed
+        True
     """
     from aifx.evaluation.benchmark import measure_benchmarks
 

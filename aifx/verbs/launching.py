@@ -379,7 +379,8 @@ def launch_k8s_manifest(
     The arguments are those of `launch_k8s`.
 
     Example:
-        >>> "kind: JobSet" in aifx.launch_k8s_manifest(["train"], settings={"launch.image": "registry/aifx"})
+        >>> settings = {"launch.image": "registry/aifx", "k8s.runs_claim": "runs"}
+        >>> "kind: JobSet" in aifx.launch_k8s_manifest(["train"], settings=settings)
         True
     """
     return to_yaml(_jobset(find_project(Path(project)), command, name, settings)[2])

@@ -42,7 +42,7 @@ def plan(
         project: a folder in the project.
 
     Example:
-        >>> aifx.plan("h100x8", compile=False).plans[0].fits
+        >>> aifx.plan("h100x8", settings={"train.global_batch_size": 8}, compile=False).plans[0].fits
         True
     """
     from aifx.kinds import load_config, read_config

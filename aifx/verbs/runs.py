@@ -70,8 +70,8 @@ def runs_ls(
         project: a folder in the project.
 
     Example:
-        >>> [(run.run, run.status) for run in aifx.runs_ls().runs]
-        [('main', 'completed')]
+        >>> "main" in [run.run for run in aifx.runs_ls().runs]
+        True
     """
     found = list_runs(find_project(Path(project)), tag, on_error or (lambda error: log.warning("%s", error)))
     if not found.runs:

@@ -29,7 +29,9 @@ validation_batches = 1
 """
 FLAGS = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
 NAMES = [name for name in aifx.__all__ if name != "__version__"]
-ORDER = sorted(NAMES, key=lambda name: (name.startswith(("runs_", "ckpt_")), name == "runs_rename", name == "runs_rm"))
+LAST = ("runs_rename", "runs_rm")
+ORDER = [*sorted(NAMES, key=lambda name: name.startswith(("runs_", "ckpt_")))]
+ORDER = [*(name for name in ORDER if name not in LAST), *LAST]
 """Runs are trained first, and deleted last."""
 
 
@@ -41,12 +43,22 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "Call me Ishmael. Some years ago, never mind how long precisely.\n" * 400
     )
     (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "moby.txt").write_text("Call me Ishmael.")
-    (tmp_path / "texts" / "copy.txt").write_text("Call me Ishmael.")
+    moby = (
+        "Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my purse, and "
+        "nothing particular to interest me on shore, I thought I would sail about a little and see the watery part of "
+        "the world. It is a way I have of driving off the spleen and regulating the circulation."
+    )
+    (tmp_path / "texts" / "moby.txt").write_text(moby)
+    (tmp_path / "texts" / "copy.txt").write_text(moby)
     (tmp_path / "texts" / "notes.txt").write_text("Write to ann@example.com about the white whale of the book.")
     words = "it was the best of times and it was the worst of times it was the age of wisdom"
     (tmp_path / "texts" / "times.txt").write_text(words)
     (tmp_path / "benchmark.jsonl").write_text(f'{{"text": "{words}"}}\n')
+    questions = ['{"question": "2 + 2 =", "choices": ["4", "5"], "answer": 0}\n'] * 2
+    (tmp_path / "questions.jsonl").write_text("".join(questions))
+    (tmp_path / "poems").mkdir()
+    for poem in range(40):
+        (tmp_path / "poems" / f"{poem}.txt").write_text(" ".join(f"word{poem * 41 + word}" for word in range(20)))
     (tmp_path / "letter.txt").write_text("Dear Mrs Smith, the parcel came.")
     monkeypatch.chdir(tmp_path)
     yield tmp_path
@@ -57,6 +69,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.representative("examples of Python")
 def test_every_example_is_true(project: Path) -> None:
     aifx.data_add("letters", "letter.txt", license="CC0-1.0")
+    aifx.data_add("poems", "poems", license="CC0-1.0")
     runner = doctest.DocTestRunner(optionflags=FLAGS)
     failures: list[str] = []
     for name in ORDER:
