@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import glob
-import gzip
 import io
 import os
 import shlex
 import stat
 import sys
 import tempfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,32 +24,13 @@ from aifx.core.progress import Reporter
 from aifx.core.redaction import redact
 from aifx.core.stores import BLOCK_BYTES, open_store
 from aifx.data.readers.base import DamagedFile
+from aifx.data.readers.compression import damages, decompressed
 from aifx.data.readers.formats import PICKLES, SUFFIXES, Format, format_of, split_name
 from aifx.data.readers.images import Target
 from aifx.data.splits import Split, split_folders
 
 STDIN = "-"
 """The name and location of standard input."""
-
-
-def decompressed(file: Any, compression: str) -> Any:
-    """A buffered reader of the decompressed bytes of an open file: `file` itself if `compression` is ""."""
-    if compression == ".gz":
-        return gzip.GzipFile(fileobj=file, mode="rb")
-    if compression == ".zst":
-        from backports.zstd import ZstdFile
-
-        return ZstdFile(file)
-    return file
-
-
-def damages(compression: str) -> tuple[type[Exception], ...]:
-    """The errors of `decompressed` for bytes that cannot be decompressed."""
-    if compression == ".zst":
-        from backports.zstd import ZstdError
-
-        return EOFError, ZstdError
-    return EOFError, zlib.error, gzip.BadGzipFile
 
 
 @dataclass(frozen=True)

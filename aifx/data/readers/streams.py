@@ -12,12 +12,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from aifx.core.calls import advance
 from aifx.data.readers.base import BLOCK_BYTES, DamagedFile, ReadOptions
+from aifx.data.readers.compression import CODECS, damages, decompressed
 from aifx.data.readers.likely_encodings import AUTO, SAMPLE_BYTES, likely_encodings, mark_of
-from aifx.data.readers.sources import SourceFile, damages, decompressed
+
+if TYPE_CHECKING:
+    from aifx.data.readers.sources import SourceFile
 
 SMALL_EXPANSION = 1 << 30
 """A compressed file may always expand to this size."""
@@ -27,8 +30,6 @@ COMPRESSED_BLOCK = 1 << 17
 
 HEAD_BYTES = 1 << 12
 """Of a file, in which a byte order mark shows, or UTF-16 without one."""
-
-CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 
 class CountedFile(io.FileIO):
