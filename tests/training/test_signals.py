@@ -110,9 +110,10 @@ def test_while_importing_the_process_ends_cleanly(tiny) -> None:
 
 
 def start_stuck(tiny, start: Start, *settings: str) -> warm.Process:
-    """A run that took a step and reads the second batch, which does not end."""
-    process = start(*LONG, "--set", "data.stuck_step=1", *settings)
+    """A run that reported a step, took another and waits for the third batch, whose reading does not end."""
+    process = start(*LONG, "--set", "data.stuck_step=2", *settings)
     wait_for((tiny.root / "stuck").exists, process)
+    wait_for(has_steps(tiny.run().path, 1), process)
     return process
 
 
@@ -155,7 +156,7 @@ def test_saving_is_bounded(tiny, start: Start) -> None:
     out, err = process.communicate(timeout=END_S)
     assert process.returncode == 75
     assert "stop_timeout_s" in err
-    assert json.loads(out)["step"] == 0
+    assert json.loads(out)["step"] == 0, "nothing was saved"
 
 
 def test_a_run_that_ends_does_not_wait_for_a_reader_that_is_stuck(tiny, start: Start) -> None:
