@@ -160,7 +160,7 @@ class Engine(Worker[Weights, Row]):
         return row
 
     def _num_waiting(self) -> int:
-        return max(len(self._unfinished) - self.max_rows, 0)
+        return len(self._unfinished) - self.max_rows
 
     def _retry_after_s(self, waiting: int) -> float:
         mean = self._counts.seconds / self._counts.finished if self._counts.finished else 1.0

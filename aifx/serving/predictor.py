@@ -148,7 +148,7 @@ class Predictor(Worker[PredictorWeights, Prediction]):
         return self._take(Prediction(batch, deliver, weights or self.weights, on_begun))
 
     def _num_waiting(self) -> int:
-        return max(self.stats().waiting - 1, 0)  # the first one is taken with the next call
+        return self.stats().waiting - 1  # the first one is taken with the next call
 
     def _retry_after_s(self, waiting: int) -> float:
         examples = sum(request.count - request.started for request in [*self._waiting, *self._arrived])

@@ -166,6 +166,7 @@ class Worker(ABC, Generic[W, R]):
                 raise Draining(self.failure or "")
             waiting = self._num_waiting()
             if not is_own and waiting >= self._queue:
+                waiting = max(waiting, 0)
                 raise QueueFull(waiting, max(1.0, self._retry_after_s(waiting)))
             self._unfinished[request] = None
             self._arrived.append(request)
@@ -174,7 +175,7 @@ class Worker(ABC, Generic[W, R]):
 
     @abstractmethod
     def _num_waiting(self) -> int:
-        """How many requests would be before a new one."""
+        """How many requests would wait before a new one; less than 0 if it would not wait itself."""
 
     @abstractmethod
     def _retry_after_s(self, waiting: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -280,6 +281,17 @@ def test_what_cannot_be_served_is_refused_by_name(engines: Engines, field: str, 
     with pytest.raises(RequestError) as caught:
         engines().submit(request_, lambda _: None)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(("held", "is_full"), [(0, False), (3, False), (4, True)])
+def test_a_queue_of_0_takes_as_many_requests_as_it_has_slots(
+    devices: Callable[..., Any], params: Any, tokenizer: Any, held: int, is_full: bool
+) -> None:
+    engine = Engine(devices(), Weights(params, "weights", b"weights"), tokenizer, queue=0)  # not started: none ends
+    for _ in range(held):
+        send(engine, GenerationRequest([1], 1))
+    with pytest.raises(QueueFull, match=r"^0 requests") if is_full else contextlib.nullcontext():
+        send(engine, GenerationRequest([1], 1))
 
 
 @pytest.mark.representative("an answer in company")

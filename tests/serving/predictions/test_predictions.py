@@ -24,7 +24,8 @@ from faulty_files import damage_arrays
 from aifx.core.errors import UsageError
 from aifx.core.project import Project
 from aifx.loading.prediction import RowEncoder
-from aifx.serving.predictor import NotNumbers, PredictorWeights
+from aifx.serving.predictor import NotNumbers, Predictor, PredictorWeights
+from aifx.serving.requests import QueueFull
 
 Serve = Callable[..., Any]
 WAIT_S = 120.0
@@ -222,6 +223,15 @@ def test_limits_key_and_end(table: Project, serve: Serve) -> None:
         assert cut.result() == 503
     served.thread.join(WAIT_S)
     assert served.ending.cut == 1
+
+
+def test_a_queue_of_0_takes_the_request_of_the_next_call(rows_served: Any) -> None:
+    served = rows_served.predictor
+    predictor = Predictor(served.programs, served.weights, served.program_digest, queue=0)  # not started: none ends
+    batch = batch_of(rows_served, rows(1))
+    predictor.submit(batch, lambda found: None)
+    with pytest.raises(QueueFull, match=r"^0 requests"):
+        predictor.submit(batch, lambda found: None)
 
 
 def test_numbers_that_are_none_are_a_failure(rows_served: Any) -> None:
