@@ -402,7 +402,9 @@ class GenerateSection(Section):
 
     prompt: str = setting("", "Text to continue.", RESUME_SAFE)
     max_tokens: PositiveInt = setting(200, "Tokens to write.", RESUME_SAFE)
-    temperature: NonNegativeFloat = setting(0.8, "0 takes the likeliest token each time.", RESUME_SAFE)
+    temperature: Annotated[float, Field(ge=0.0, le=100.0)] = setting(
+        0.8, "0 takes the likeliest token each time.", RESUME_SAFE
+    )
     top_k: NonNegativeInt = setting(0, "Sample among this many likeliest tokens; 0 among all.", RESUME_SAFE)
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = setting(
         0.95, "Sample among the likeliest tokens of this total probability.", RESUME_SAFE

@@ -32,6 +32,7 @@ TemperatureOption = Annotated[
         "--temperature",
         metavar="T",
         min=0.0,
+        max=100.0,
         help="Sampling temperature; 0 takes the likeliest token. By default generate.temperature.",
     ),
 ]

@@ -295,6 +295,12 @@ def test_overrides_of_a_run_are_checked_and_the_run_itself_is_not(project: Proje
         read_config(path, project, ['eval.gates=["x"]'])
 
 
+@pytest.mark.parametrize("setting", ["generate.temperature=101", "generate.top_k=2147483648"])
+def test_what_the_engine_would_refuse_is_no_setting(project: Project, setting: str) -> None:
+    with pytest.raises(ConfigError, match=setting.partition("=")[0]):
+        load_config(project, [setting], {})
+
+
 def test_some_sections_of_a_run_may_be_read_as_they_are_set_now(project: Project, tmp_path: Path) -> None:
     then = '[eval]\ngates = ["loss <= 3"]\n[generate]\ntop_k = 7\n[train]\nseed = 1\n'
     path = tmp_path / "config.toml"
