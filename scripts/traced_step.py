@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 STEPS = 2
-"""The record of the first step goes to the observers during the second one."""
+"""The record of the first step goes to the hooks during the second one."""
 
 SETTINGS = {
     "data.vocab_size": 300,

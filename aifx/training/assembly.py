@@ -76,13 +76,14 @@ def assemble(
         watch,
         stop,  # the processes agree before anything that takes long, and each hook after it knows how
         StepTiming(group, dispatcher),  # compares the processes while they are where the steps left them
-        Verification(group, config.guards.verify_every),
         validation,  # adds to the record, or gives way to a signal and votes again
         early_stopping,
         Sampling(info.run, programs, frozen, signals, dispatcher) if has_sample else None,
         *own_hooks,  # they see what validation found, and may add to it or stop the run before anything is written
         dispatcher,
         *(hook for hook in dispatcher.hooks if hook not in own_hooks),  # metrics.jsonl, the log, trackers, the panel
+        # Computes aifx's own step twice, not what other hooks do around it, which may differ each time.
+        Verification(group, config.guards.verify_every),
         saving,  # last: what a checkpoint has is in metrics.jsonl, and it is known whether the run stops here
     ]
     called = (hook for hook in in_order if hook is not None and (hook.all_processes or group.is_first))

@@ -30,6 +30,8 @@ class Stop:
 class Hook:
     """Methods that the loop calls around its steps, in the thread that trains; each does nothing by default.
 
+    `on_event` is also called from other threads, while other methods run.
+
     The host is one step ahead of the device. A method that waits for the device belongs into `at_pause`. What a method
     raises ends the run.
     """
@@ -65,7 +67,7 @@ class Hook:
         """A step is reported, with its validation if it has one: in step order, and before its checkpoint is saved."""
 
     def on_event(self, name: str, fields: Mapping[str, Any]) -> None:
-        """An event of events.jsonl other than "stop". "checkpoint" and its like come from another thread."""
+        """An event of events.jsonl other than "stop", in the thread that reports it."""
 
     def stop(self, result: TrainResult | None) -> None:
         """The run has ended; `result` is None if it failed. Also called if `start` was not."""

@@ -105,6 +105,27 @@ def test_the_order_of_the_calls(tiny) -> None:
     ]
 
 
+class Scales(Hook):
+    """Changes the batch to other numbers at each call."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def around_step(self, take_step: Any) -> Any:
+        def taken(step: int, state: Any, batch: Any) -> Any:
+            self.steps.append(step)
+            return take_step(step, state, {**batch, "weights": batch["weights"] * len(self.steps)})
+
+        return taken
+
+
+def test_a_step_that_is_computed_twice_calls_the_hooks_of_a_project_once(tiny) -> None:
+    hook = Scales()
+    settings = ("train.num_steps=2", "train.validate_every=0", "checkpoint.every=0", "guards.verify_every=1")
+    assert tiny.train(*settings, hooks=[hook]).status == "completed"
+    assert hook.steps == [1, 2]
+
+
 @pytest.mark.slow
 def test_a_pending_validation_that_is_interrupted_again(tiny, whole) -> None:
     first = StopAt(3)
@@ -354,6 +375,8 @@ def test_each_process_has_the_hooks_that_all_processes_call(tiny) -> None:
     (tiny.root / "failing_hooks.py").write_text(BOTH)
     make: Callable[[Group], list[Any]] = lambda group: [ProjectHook("failing_hooks:First", tiny.project, group)]  # noqa: E731
     first, second = (assembled(tiny, group, make(group)) for group in (Pair(0), Pair(1)))
-    assert first[-4:] == ["ProjectHook", "EventDispatcher", "Recorder", "Saving"], "a checkpoint's record is written"
+    assert first[-5:] == ["ProjectHook", "EventDispatcher", "Recorder", "Verification", "Saving"], (
+        "a checkpoint's record is written"
+    )
     assert second == [name for name in first if name not in ("EventDispatcher", "Recorder")]
     assert first.index("Guard") < first.index("StopVote") < first.index("Validation") < first.index("EarlyStopping")
