@@ -16,6 +16,8 @@ import fsspec
 import pytest
 
 from aifx.core.errors import AifxError, DataError
+from aifx.data.readers.base import DamagedFile
+from aifx.data.readers.lines import line_blocks
 from aifx.data.readers.rows import Row, input_file, read_rows
 from aifx.data.row_writers import flat, json_line, open_writer
 
@@ -53,6 +55,17 @@ def test_the_bad_bytes_of_a_table_are_counted_and_not_replaced(tmp_path: Path) -
     assert caught.value.what == f"{tmp_path}/a.csv:19: not UTF-8"
     assert "2 bad bytes in this file" in caught.value.why
     assert caught.value.hint.startswith("iconv -c -f UTF-8 -t UTF-8 ")
+
+
+def test_lines_have_no_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions have one: `data add` says that a longer line is damage. Training reads a document of any length."""
+    monkeypatch.setattr(line_blocks, "__defaults__", (4, 8))
+    with pytest.raises(DamagedFile, match="it has a line of more than"):
+        list(line_blocks(io.BufferedReader(io.BytesIO(b"a line of more than 8 bytes\n"))))
+    (tmp_path / "a.jsonl").write_text('{"x": "a line of more than 8 bytes"}\n')
+    (tmp_path / "a.txt").write_text("a line of more than 8 bytes\n")
+    assert [row.values for row in read(tmp_path / "a.jsonl")] == [{"x": "a line of more than 8 bytes"}]
+    assert [row.values for row in read(tmp_path / "a.txt")] == [{"text": "a line of more than 8 bytes\n"}]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])

@@ -30,7 +30,7 @@ def read_lines(file: SourceFile, errors: DecodeErrors | None = None, *, newline:
         if handler == "strict" and b"\0" in first and likely_encodings(first)[:1] not in ([], ["utf-8"]):
             raise _not_utf8(file, 1, f"byte {first.index(0) + 1} of the line is 0x00", first, errors)
         number = 1
-        for block in line_blocks(stream):
+        for block in line_blocks(stream, most=None):
             try:
                 text = block.decode("utf-8", handler)
             except UnicodeDecodeError as error:
@@ -57,8 +57,14 @@ def _not_utf8(file: SourceFile, number: int, why: str, sample: bytes, errors: De
     return undecodable({file: scan}, is_replaceable=errors is not None, line_encodings=line)
 
 
-def line_blocks(stream: Any, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """The bytes of a stream in blocks that end after a line. Raises DamagedFile for a line beyond ROW_BYTES."""
+def line_blocks(stream: Any, block_bytes: int = BLOCK_BYTES, most: int | None = ROW_BYTES) -> Iterator[bytes]:
+    """The bytes of a stream in blocks that end after a line.
+
+    Args:
+        most: bytes of a line; None if there is no limit.
+
+    Raises DamagedFile for a longer line.
+    """
     parts: list[bytes] = []
     while data := stream.read1(block_bytes):
         cut = data.rfind(b"\n") + 1
@@ -67,7 +73,7 @@ def line_blocks(stream: Any, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
             parts = [data[cut:]] if cut < len(data) else []
         else:
             parts.append(data)
-            if sum(map(len, parts)) > ROW_BYTES:
-                raise DamagedFile(f"it has a line of more than {ROW_BYTES >> 20} MiB")
+            if most is not None and sum(map(len, parts)) > most:
+                raise DamagedFile(f"it has a line of more than {most >> 20} MiB")
     if parts:
         yield b"".join(parts)
