@@ -148,6 +148,9 @@ def data_dedupe_audit(
     """
     from aifx.curation.audit import audit
 
+    if (on := options.get("on", "local")) != "local":
+        why = "no version is made: the audit runs in this process"
+        raise UsageError(f"--on {on} cannot be used with --audit", why, "leave it out")
     _check_similarity(near)
     place = open_place(**options)
     version = place.catalog.open(name)

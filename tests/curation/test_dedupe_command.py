@@ -82,6 +82,8 @@ def test_audit_of_a_detector_that_joins_too_much(folder: Path, monkeypatch: pyte
         (("dedupe", "corpus", "--near", "1.5"), "--near 1.5 is not between 0.2 and 1"),
         (("dedupe", "corpus", "--pairs", "5"), "--pairs can only be used with --audit"),
         (("dedupe", "corpus", "--audit", "--mark"), "--audit and --mark cannot be used together"),
+        (("dedupe", "corpus", "--audit", "--on", "slurm"), "--on slurm cannot be used with --audit"),
+        (("dedupe", "corpus", "--audit", "--on", "ray"), "--on ray cannot be used with --audit"),
         (("dedupe", "nothing"), "no data set 'nothing'"),
         (("dedupe", "corpus", "--memory", "1MB"), "--memory 1MB is too little"),
         (("split", "corpus", "--validation", "0.5", "--test", "0.5"), "the shares are too large"),
