@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from aifx.config.gates import check_names, evaluate_gates, parse_gate
-from aifx.core.errors import UsageError
+from aifx.core.errors import CheckpointError, UsageError
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
@@ -204,7 +204,10 @@ def _in_chats(renderer: ChatRenderer) -> Encode:
 def _texts_compared(
     questions: Sequence[Question], encode: Encode, programs: Programs, params: Params, frozen: Params
 ) -> Iterator[dict[str, bool]]:
-    """Whether the model's text, without space around it, is a target. It takes the likeliest token each time."""
+    """Whether the model's text, without space around it, is a target. It takes the likeliest token each time.
+
+    Where the model's scores are not numbers, it has no answer, which is wrong.
+    """
     if (why := unable_to_write(programs)) is not None:
         raise UsageError("the model cannot answer in text", why, "aifx eval")
     asked = [(question, encode(question, None)[1]) for question in questions]
@@ -215,5 +218,9 @@ def _texts_compared(
     likeliest = SamplingSettings(temperature=0)
     for question, prompt in asked:
         request = GenerationRequest(prompt, MOST_TOKENS, likeliest, stop=tuple(question.until), forgets=True)
-        written = "".join(write(engine, request))
-        yield {"exact_match": written.strip() in {target.strip() for target in question.targets}}
+        try:
+            written = "".join(write(engine, request)).strip()
+        except CheckpointError:
+            yield {"exact_match": False}
+        else:
+            yield {"exact_match": written in {target.strip() for target in question.targets}}

@@ -15,6 +15,7 @@ from trained_project import SENTENCE, aifx, document
 
 from aifx.core.errors import DataError
 from aifx.core.project import Project
+from aifx.evaluation import benchmark
 from aifx.evaluation.benchmark import interval
 from aifx.evaluation.questions import read_questions
 from aifx.loading.restore import restore_run
@@ -155,6 +156,18 @@ def test_answers_that_the_model_writes(project: Path) -> None:
     failed = aifx(project, "eval", "--benchmark", str(path), "--gate", "acc >= 0.5")
     assert failed.returncode == 2
     assert "no metric 'acc'" in failed.stderr
+
+
+@pytest.mark.slow
+def test_scores_that_are_not_numbers_are_wrong_answers(project: Path, tmp_path: Path) -> None:
+    """A run that diverged fails its gates. An empty answer would be the target of some questions."""
+    trained = restore_run(Project(project).run("main"), Project(project))
+    programs, params, frozen = trained.programs("none")
+    params = jax.tree.map(lambda leaf: leaf * math.nan, params)
+    path = written(tmp_path / "q.jsonl", {"query": "The", "target": "x"}, {"query": "A", "target": ""})
+    encode = benchmark._in_text(trained.task.format.tokenizer)
+    metrics, _ = benchmark._measure(read_questions(path), path, encode, programs, params, frozen)
+    assert (metrics["exact_match"], metrics["questions"]) == (0.0, 2)
 
 
 @pytest.mark.slow
