@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def generate(
     run: StrPath,
-    prompt: str | None = None,
+    prompt: str | Callable[[], str] | None = None,
     *,
     max_tokens: int | None = None,
     temperature: float | None = None,
@@ -36,7 +36,7 @@ def generate(
 
     Args:
         run: the run's folder.
-        prompt: the text to continue.
+        prompt: the text to continue, or a function that reads it, called once the other arguments are checked.
         max_tokens: most tokens to write.
         temperature: of the sampling; 0 takes the likeliest token.
         top_k: sample among so many of the likeliest tokens; 0 among all.
@@ -54,17 +54,19 @@ def generate(
         >>> written.prompt, written.max_tokens
         ('Call me', 4)
     """
-    given = {"prompt": prompt, "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     if top_p is not None and not 0.0 < top_p <= 1.0:
         why = "it must be more than 0 and at most 1"
         raise UsageError(f"--top-p {top_p} is not a probability", why, "aifx generate --top-p 0.95")
     if system is not None and not chat:
         raise UsageError("--system requires --chat", "it is a message of a conversation", "aifx generate --chat")
     directory, project = open_run(run)
+    at, changed = parse_step(step), overrides(settings)
+    text = prompt() if callable(prompt) else prompt
+    given = {"prompt": text, "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     from aifx.loading.restore import restore_run
     from aifx.serving.generate import Chat, GeneratedText, write_text
 
-    trained = restore_run(directory, project, step=parse_step(step), overrides=overrides(settings))
+    trained = restore_run(directory, project, step=at, overrides=changed)
     section = trained.config.generate.model_copy(update={k: v for k, v in given.items() if v is not None})
     check_utf8("prompt", section.prompt)
     check_utf8("message of the system", system or "")

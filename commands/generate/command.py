@@ -103,7 +103,7 @@ def generate(
 
         written = generate(
             find_project().existing_run(run).path,
-            _read_stdin() if prompt == "-" else prompt,
+            _read_stdin if prompt == "-" else prompt,
             max_tokens=max_tokens,
             temperature=temperature,
             top_k=top_k,

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from trained_project import aifx, document
 
+from aifx.commands.generate import command
+
 SHORT = ("--max-tokens", "12")
 
 
@@ -45,6 +47,27 @@ def test_zero_temperature_needs_no_seed(project: Path) -> None:
 def test_a_prompt_on_stdin(project: Path, typed: str, prompt: str) -> None:
     done = aifx(project, "generate", "--prompt", "-", "--max-tokens", "2", "--json", stdin=typed)
     assert document(done)["prompt"] == prompt
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        (["--top-p", "2"], "is not a probability"),
+        (["--system", "Be brief."], "requires --chat"),
+        (["--step", "newest"], "is not a step"),
+    ],
+)
+def test_a_wrong_option_is_told_before_stdin_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], word: str
+) -> None:
+    """At a terminal, stdin is what somebody still has to type."""
+    (run := tmp_path / "project/runs/main").mkdir(parents=True)
+    (tmp_path / "project/aifx.toml").touch()
+    (run / "config.toml").touch()
+    monkeypatch.setattr(command, "_read_stdin", lambda: pytest.fail("stdin is read"))
+    failed = aifx(tmp_path / "project", "generate", "--prompt", "-", *args)
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert word in failed.stderr
 
 
 @pytest.mark.slow
