@@ -80,11 +80,14 @@ def runs_ls(
     return found
 
 
-def runs_show(run: str | None = None, *, project: StrPath = ".") -> RunDetails:
+def runs_show(
+    run: str | None = None, *, records: Sequence[Mapping[str, Any]] | None = None, project: StrPath = "."
+) -> RunDetails:
     """Read one run: its settings, losses, checkpoints, evaluations and provenance.
 
     Args:
         run: name of the run; by default the run written last.
+        records: its `runs_metrics`, if they are read already.
         project: a folder in the project.
 
     Example:
@@ -94,7 +97,7 @@ def runs_show(run: str | None = None, *, project: StrPath = ".") -> RunDetails:
     """
     found = find_project(Path(project))
     directory = found.existing_run(run)
-    records = read_jsonl(directory.metrics)
+    records = read_jsonl(directory.metrics) if records is None else records
     return RunDetails(
         **vars(run_status(directory)),
         config=changed_settings(directory),

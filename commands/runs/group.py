@@ -14,6 +14,7 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.runs.manage import rename, rm, tag
 from aifx.core.errors import ExitCode
+from aifx.core.project import find_project
 from aifx.verbs.completion import complete_run, complete_tag
 
 if TYPE_CHECKING:
@@ -98,10 +99,11 @@ def show(name: NameArgument = None, json: JsonOption = False) -> None:
         from aifx.commands.runs.page import print_run
         from aifx.verbs.runs import runs_metrics, runs_show
 
-        details = runs_show(name)
+        name = find_project().existing_run(name).name
+        records = runs_metrics(name)
+        details = runs_show(name, records=records)
         out.result(details)
-        if not json:
-            print_run(out, details, runs_metrics(details.run))
+        print_run(out, details, records)
 
 
 @app.command()

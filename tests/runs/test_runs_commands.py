@@ -21,9 +21,11 @@ from aifx.checkpoint.digest import state_digest
 from aifx.commands.main import run as run_command
 from aifx.config.best_by import LOSS, score_of
 from aifx.config.checkpoint_section import CheckpointSection
+from aifx.core.json_files import read_jsonl
 from aifx.core.project import Project, RunDirectory
 from aifx.runs.lock import hold_run
 from aifx.runs.records import Ledger, MetricsWriter
+from aifx.verbs import runs as run_verbs
 
 CONFIG = "[task]\nkind = 'language'  # default\n\n[train]\nnum_steps = 40  # aifx.toml:2\nseed = {seed}  # --set\n"
 
@@ -122,6 +124,15 @@ def test_show(project: Project) -> None:
     people = aifx(project, "runs", "show", "a").stdout
     assert re.search("run a: completed .*40.*40", people)
     assert "┤" in people
+
+
+def test_show_reads_the_metrics_once(project: Project, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are long, and a run that trains adds to them: the chart and the last loss are of one reading."""
+    run = make_run(project, "a", 3)
+    read: list[Path] = []
+    monkeypatch.setattr(run_verbs, "read_jsonl", lambda path: (read.append(path), read_jsonl(path))[1])
+    assert "┤" in here("runs", "show")
+    assert read.count(run.metrics) == 1
 
 
 def test_show_tells_where_the_time_went(project: Project) -> None:
