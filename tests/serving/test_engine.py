@@ -283,6 +283,7 @@ def test_what_cannot_be_served_is_refused_by_name(engines: Engines, field: str, 
     assert caught.value.field == field
 
 
+@pytest.mark.representative("an answer in company")
 @pytest.mark.parametrize(("held", "is_full"), [(0, False), (3, False), (4, True)])
 def test_a_queue_of_0_takes_as_many_requests_as_it_has_slots(
     devices: Callable[..., Any], params: Any, tokenizer: Any, held: int, is_full: bool
