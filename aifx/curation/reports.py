@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import TypeAdapter
 
-from aifx.config.sections import DataSection
 from aifx.core.artifact import short_reference
 from aifx.core.errors import DataError, ExitCode
 from aifx.core.file_states import FileState
@@ -26,6 +25,9 @@ from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import PROFILE
 from aifx.data.versions.parts import check_own_rows, rows_and_bytes
 from aifx.data.versions.verification import check_files
+
+if TYPE_CHECKING:
+    from aifx.config.sections import DataSection
 
 Scalar: TypeAlias = str | int | float | bool
 EDGES = (0, 1, 2, 3, *itertools.chain.from_iterable((1 << n, 3 << (n - 1)) for n in range(2, 40)))
