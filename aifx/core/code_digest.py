@@ -233,7 +233,7 @@ class _Module:
 
 
 _read_modules: dict[Path, tuple[object, _Module]] = {}
-"""By file: its module as it was read, and the spec that it had then."""
+"""By file: the module that was read, and the spec that it had then."""
 
 
 def _parsed(path: Path, package: str, spec: object) -> _Module:

@@ -234,7 +234,7 @@ class Overlap:
 def find_overlaps(
     version: Version, references: Sequence[Reference], work: Path, limits: Limits
 ) -> Iterator[tuple[int, list[tuple[int, Overlap]]]]:
-    """For each shard of a version, as it is read, its number and its overlaps with the number of their row in it.
+    """Read a version, and yield for each shard its number and its overlaps, each with its row in the shard.
 
     If its validation and test rows are among the references, they are not compared.
 

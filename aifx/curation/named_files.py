@@ -160,7 +160,7 @@ class _Reader:
     @contextmanager
     def _on_disk(self, file: SourceFile, scan: FileScan) -> Iterator[tuple[SourceFile, str]]:
         """The file on this machine, and the SHA-256 of its bytes."""
-        if not file.is_remote:  # the index has the digest of text as it is decompressed
+        if not file.is_remote:  # the index has the digest of decompressed text
             yield file, file.with_digest().sha256 if isinstance(self.section, TextSection) else scan.digest
             return
         with file.on_disk() as local:

@@ -179,7 +179,7 @@ class PageSource:
     """A file from which rows of a version came, or that a key of `[data]` names.
 
     Attributes:
-        sha256: of text that a key names, as it is decompressed; of a file in a store that it names, of the store's
+        sha256: of the decompressed text that a key names; of a file in a store that it names, of the store's
             record.
         rows: None if it has none with fields, or was not read.
         license: an SPDX expression, or "unknown".
@@ -272,7 +272,7 @@ def _runs_on(reference: str, project: Project | None) -> tuple[str, ...]:
 
 
 def _size_of(file: SourceFile, scan: FileScan) -> int:
-    """Bytes of a file as it is stored."""
+    """The size of a file on the disk or in its store."""
     return scan.state.bytes if isinstance(scan.state, FileState) else file.bytes
 
 

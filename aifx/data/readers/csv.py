@@ -196,7 +196,7 @@ class _Part(NamedTuple):
 
 
 class _Lines:
-    """The lines of blocks as text, in which a lone surrogate stands for each byte that is not UTF-8.
+    """The lines of blocks as text, with a lone surrogate in place of each byte that is not UTF-8.
 
     Attributes:
         number: of the last one, from 1.

@@ -113,7 +113,7 @@ def croissant_of(manifest: Manifest) -> dict[str, Any]:
 
 
 def _license(name: str) -> str:
-    """SPDX's page of a licence; an expression or "unknown" as it is."""
+    """The address of SPDX's page of a licence; an expression or "unknown" is returned unchanged."""
     is_identifier = name != "unknown" and name.replace("-", "").replace(".", "").replace("+", "").isalnum()
     return f"https://spdx.org/licenses/{name}.html" if is_identifier else name
 

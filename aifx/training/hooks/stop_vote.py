@@ -19,7 +19,7 @@ from aifx.training.signals import StopSignals, status_of
 
 
 class Interrupted(Exception):
-    """Validation gave way to a signal; the state is as it was."""
+    """Validation gave way to a signal, and left the state unchanged."""
 
 
 class StopVote(Hook):
