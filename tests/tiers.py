@@ -37,7 +37,7 @@ from effort import IS_LONG, ROOT, commit
 
 MARKERS = ("quarantined", "representative", "slow")
 QUICK_CPU_S = 15.0
-"""An unmarked test that uses more fails `.ci/run`. Its own limit is a second; the rest is for slower processors and larger caches."""
+"""An unmarked test that uses more fails `.ci/run`. Its own limit is a second; the rest is for other processors."""
 EIGHTHS = 8
 SLOW_TIMEOUT_S = 3600
 
