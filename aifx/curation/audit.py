@@ -17,8 +17,7 @@ from aifx.core.plurals import counted
 from aifx.core.progress import report_progress
 from aifx.core.results import Result
 from aifx.curation.duplicates import find_duplicates
-from aifx.curation.near import JOINED
-from aifx.curation.sketches import SHINGLE_WORDS
+from aifx.curation.near import JOINED, SHINGLE_WORDS
 from aifx.curation.step import Limits, read_decisions
 from aifx.curation.words import split_words
 from aifx.data.names import ROW

@@ -22,8 +22,7 @@ from pyarrow import Table
 
 from aifx.core.errors import UsageError
 from aifx.curation.languages import identify
-from aifx.curation.measures import Texts
-from aifx.curation.rules import Rule
+from aifx.curation.rules import Rule, Texts
 from aifx.curation.step import Outcome, ShardStep
 from aifx.data.names import ROW
 from aifx.data.versions.manifest import TEXT_TYPES, Manifest

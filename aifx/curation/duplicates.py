@@ -1,4 +1,4 @@
-"""Clusters of duplicate rows: exact copies, and texts whose runs of words overlap.
+"""Clusters of duplicate rows, exact copies and texts whose runs of words overlap, and the steps that use them.
 
 1. Each shard is read once: a digest of each row, and for near duplicates its sketch, cut into bands.
 2. Rows with the same digest are copies.
@@ -6,13 +6,15 @@
 4. Pairs join clusters (union-find), so that a cluster may join two rows through a third.
 
 All of it works in a folder, and within the limits of memory: keys are sorted in parts, and shingles are read from
-files.
+files. `dedupe` then drops or marks all rows of a cluster but one, and `split` sends them to one split.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -24,14 +26,17 @@ import pyarrow.compute as pc
 from pyarrow import Table
 
 from aifx.core.calls import call_each
-from aifx.core.digests import Sha256
+from aifx.core.digests import Hash64, Sha256, fraction_of
+from aifx.core.errors import DataError, UsageError
+from aifx.core.plurals import counted
 from aifx.core.progress import report_progress
-from aifx.curation.near import Bands, Clusters, Keys, join_near, key_file, write_keys
-from aifx.curation.sketches import sketching
-from aifx.curation.step import Limits, by_shard, numbered_parts, write_decisions
-from aifx.curation.words import I64, U64, text_buffer
+from aifx.curation.near import Bands, Clusters, Keys, join_near, key_file, open_sketches, sketching, write_keys
+from aifx.curation.step import DecidedStep, Limits, Outcome, by_shard, numbered_parts, without_dropped, write_decisions
+from aifx.curation.words import I64, U64, group_starts, text_buffer
+from aifx.curation.work_folders import steps_folder
 from aifx.data.chat.lines import equal_content
-from aifx.data.names import CHAT, RESERVED, ROW, Kind
+from aifx.data.names import CHAT, CLUSTER, RESERVED, ROW, SPLIT, Kind
+from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import ShardFile, Version
 from aifx.data.versions.shards import return_memory
 from aifx.data.versions.sql import identifier
@@ -125,9 +130,8 @@ def _row_texts(rows: Table) -> Any:
 
 def _join_copies(digests: Keys, clusters: Clusters, limits: Limits) -> None:
     """Join the rows that have the same digest."""
-    for halves, rows, others in digests.shared(0, 1, limits.spare_bytes):
-        is_first = np.ones(len(rows), bool)
-        is_first[1:] = (halves[1:] != halves[:-1]) | (others[1:] != others[:-1])
+    for upper, rows, lower in digests.shared(0, 1, limits.spare_bytes):
+        is_first = group_starts(upper) | group_starts(lower)
         firsts = rows[is_first]
         clusters.join(firsts[np.cumsum(is_first) - 1], rows)
 
@@ -137,8 +141,7 @@ def _decide(version: Version, work: Path, labels: I64, copies: I64, limits: Limi
 
     Returns how often there is each rule.
     """
-    sizes = np.bincount(labels, minlength=len(labels)) if len(labels) else np.zeros(0, np.int64)
-    members = np.flatnonzero(sizes[labels] > 1)
+    members = np.flatnonzero(np.bincount(labels)[labels] > 1)
     parts = 1 + len(members) * MEMBER_BYTES // limits.spare_bytes
     counts: Counter[str | None] = Counter()
     for part in range(parts):
@@ -172,3 +175,144 @@ def _ids_of(rows: I64, version: Version) -> Any:
             begin, end = np.searchsorted(own, (first, first + len(part)))
             found += part[ROW].take(pa.array(own[begin:end] - first)).cast(pa.string()).chunks
     return pa.concat_arrays(found)
+
+
+SKETCHES = "sketches"
+
+
+@dataclass(frozen=True)
+class Dedupe(DecidedStep):
+    """Keeps one row of each cluster of duplicates, and writes the cluster of each row.
+
+    Attributes:
+        near: least Jaccard similarity of near duplicates; None for exact copies only.
+        mark: keep all rows.
+    """
+
+    near: float | None
+    mark: bool = False
+
+    name = "dedupe"
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {"near": self.near, "mark": self.mark}
+
+    def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
+        return find_clusters(self.parents[0], self.near, work, limits)
+
+    def apply(self, rows: Table, decisions: Table) -> Outcome:
+        rows = with_clusters(rows, decisions)
+        if self.mark:
+            return Outcome(rows)
+        return without_dropped(rows, decisions, twin="cluster")
+
+
+def find_clusters(version: Version, near: float | None, work: Path, limits: Limits) -> dict[str, int]:
+    """Find the duplicates of a version, with the sketches that its data set keeps.
+
+    Raises UsageError for near duplicates of what is not text, SketchesOutdated.
+    """
+    name = version.manifest.name
+    if near is not None and version.manifest.kind != "text":
+        why = f"{version.reference} holds {version.manifest.kind}, whose exact copies aifx finds"
+        raise UsageError("--near is for text", why, f"aifx data dedupe {name}")
+    sketches = work.parents[1] / SKETCHES  # work is <data set>/.work-<key>/prepared
+    if near is not None:
+        open_sketches(sketches, f"aifx data dedupe {version.reference} --near {near:g} --rebuild-sketches")
+    return find_duplicates(version, near, work, sketches, limits)
+
+
+def sketches_of(catalog: Catalog, name: str) -> Path:
+    """The folder that keeps the sketches of a data set."""
+    return steps_folder(name, catalog) / SKETCHES
+
+
+def with_clusters(rows: Table, decisions: Table) -> Table:
+    """The rows with the column `_cluster`: a row that has no duplicates is its own."""
+    clusters = rows[ROW].cast(pa.string()).to_numpy(zero_copy_only=False).astype(object)
+    clusters[decisions["row"].to_numpy()] = decisions["cluster"].to_numpy(zero_copy_only=False)
+    return set_column(rows, CLUSTER, pa.array(clusters, pa.string()))
+
+
+def set_column(rows: Table, name: str, values: Any) -> Table:
+    """The rows with a column added or replaced."""
+    if name in rows.column_names:
+        return rows.set_column(rows.column_names.index(name), name, values)
+    return rows.append_column(name, values)
+
+
+@dataclass(frozen=True)
+class Split(DecidedStep):
+    """Writes `_split`: a hash of a row's duplicate cluster decides, so that duplicates are in one split.
+
+    Attributes:
+        validation: share of the clusters.
+        test: share of the clusters.
+        near: least Jaccard similarity of near duplicates; None for exact copies only.
+        seed: of the hash.
+    """
+
+    validation: float
+    test: float
+    near: float | None
+    seed: int = 0
+
+    name = "split"
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {"validation": self.validation, "test": self.test, "near": self.near, "seed": self.seed}
+
+    def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
+        parent = self.parents[0]
+        facts = {}
+        if not has_clusters(parent, self.near):
+            found = find_clusters(parent, self.near, work, limits)
+            clustered = sum(found[name] for name in ("clusters", "exact", "near"))
+            facts = {"clusters": found["clusters"], "clustered_rows": clustered}
+        else:
+            nothing = pa.table({"row": pa.array([], pa.int64()), "cluster": pa.array([], pa.string())})
+            write_decisions(work, nothing)
+        self._check(work)
+        return facts
+
+    def _check(self, work: Path) -> None:
+        """Raise DataError if a split that has a share gets no row."""
+        parent, empty = self.parents[0], {"train", "validation", "test"}
+        empty -= {name for name, share in (("validation", self.validation), ("test", self.test)) if not share}
+        columns = [name for name in (ROW, CLUSTER) if name in parent.manifest.columns]
+        for task in range(len(parent.shards)):
+            if not empty:
+                return
+            for part, decisions in self.decided_rows(task, work, columns):
+                empty -= set(self._splits(part, decisions)[1])
+        if empty:
+            rows = counted(parent.manifest.rows, "row")
+            why = f"a hash sends each cluster to a split, and none of {rows} is in this one"
+            hint = f"aifx data split {parent.manifest.name} --seed {self.seed + 1}, or a larger share"
+            raise DataError(f"no row of {parent.reference} is for {', '.join(sorted(empty))}", why, hint)
+
+    def apply(self, rows: Table, decisions: Table) -> Outcome:
+        rows, splits = self._splits(rows, decisions)
+        return Outcome(set_column(rows, SPLIT, pa.array(splits, pa.string())), facts=Counter(splits))
+
+    def _splits(self, rows: Table, decisions: Table) -> tuple[Table, list[str]]:
+        """The rows with their clusters, and the split of each."""
+        if not has_clusters(self.parents[0], self.near):
+            rows = with_clusters(rows, decisions)
+        return rows, [self.split_of(cluster) for cluster in rows[CLUSTER].to_pylist()]
+
+    def split_of(self, cluster: str) -> str:
+        """The split of a cluster. It does not depend on the other rows, so that it stays if rows are added."""
+        share = fraction_of(Hash64(f"{self.seed} {cluster}".encode()).digest())
+        return "test" if share < self.test else "validation" if share < self.test + self.validation else "train"
+
+
+def has_clusters(version: Version, near: float | None) -> bool:
+    """Whether `_cluster` of a version holds the clusters at this similarity or a lower one."""
+    step = version.manifest.step
+    if CLUSTER not in version.manifest.columns or step.name not in ("dedupe", "split"):
+        return False
+    theirs = step.settings.get("near")
+    return near is None or (theirs is not None and theirs <= near)

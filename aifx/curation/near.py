@@ -1,5 +1,9 @@
 """Near duplicates: candidates that share a band of their sketches, each verified by the shingles of both texts.
 
+A sketch is a MinHash signature of a text's runs of words. Sketches are kept, so that a text is sketched once:
+`<data set>/sketches/` has a file for each shard, by the shard's SHA-256, and `algorithm.json`. Signatures of two
+versions of the algorithm have nothing in common, so aifx refuses to compare them.
+
 Rows that share a key, such as a band or the digest of a copy, are found by sorting within a limit of memory.
 """
 
@@ -8,8 +12,9 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -21,12 +26,120 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from aifx.core.calls import call_each
+from aifx.core.errors import DataError
+from aifx.core.files import read_file, replacing
+from aifx.core.json_files import write_json
+from aifx.core.parsing import parse_json
 from aifx.core.progress import report_progress
-from aifx.curation.sketches import NO_WORDS, PERMUTATIONS, SHINGLE_WORDS, sketching
 from aifx.curation.step import Limits, by_shard, first_rows, numbered_parts
-from aifx.curation.words import I64, U64, find_words, mix, spread, word_runs
+from aifx.curation.words import HASHES, I64, U64, find_words, group_starts, mix, spread, word_runs
 from aifx.data.versions.manifest import ShardFile, Version
 from aifx.data.versions.shards import return_memory
+
+SHINGLE_WORDS = 5
+PERMUTATIONS = 96
+SEED = 1
+NO_WORDS = 0xFFFFFFFF  # each value of the signature of a text without words
+ROWS_AT_A_TIME = 4096
+"""Whose signatures are lists of Python's integers at a time: of 4 kB each."""
+
+
+class SketchesOutdated(DataError):
+    """Sketches of another version of the algorithm."""
+
+
+def algorithm() -> Mapping[str, Any]:
+    """The settings that signatures depend on in addition to the text."""
+    return {
+        "method": "R-MinHash",
+        "version": int(_rensa().ALGORITHM_VERSION),
+        "permutations": PERMUTATIONS,
+        "seed": SEED,
+        "shingle_words": SHINGLE_WORDS,
+        "word_hashes": HASHES,
+    }
+
+
+def open_sketches(folder: Path, rebuild_command: str) -> None:
+    """Make the folder of sketches. Raises SketchesOutdated if it holds those of another version of the algorithm."""
+    path, ours = folder / "algorithm.json", algorithm()
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, ours)
+    found: Any = None
+    with suppress(ValueError):
+        found = parse_json(read_file(path))
+    if found != ours:
+        theirs = found if isinstance(found, dict) else {}
+        differ = [name for name in ours if theirs.get(name) != ours[name]]
+        why = "; ".join(f"{name} is {theirs.get(name)}, and this aifx has {ours[name]}" for name in differ)
+        raise SketchesOutdated(f"the sketches in {folder} are of another algorithm", why, rebuild_command)
+
+
+@contextmanager
+def sketching(folder: Path, shard: ShardFile) -> Iterator[Callable[[Any], NDArray[np.uint32]]]:
+    """A function for the texts of a shard, some at a time and all of them in order: it returns their signatures.
+
+    It reads them from the shard's sketch; if there is none, it makes them, and the sketch is there when the block ends.
+    """
+    path = folder / f"{shard.sha256}.npy"
+    if (begin := _begin_of(path, shard)) is not None:
+        with open(path, "rb") as found:
+            found.seek(begin)
+            yield lambda texts: _signatures(found.read(4 * PERMUTATIONS * len(texts)))
+        return
+    with replacing(path) as file:
+        header = {"descr": "<u4", "fortran_order": False, "shape": (shard.rows, PERMUTATIONS)}
+        np.lib.format.write_array_header_1_0(file, header)
+
+        def make(texts: Any) -> NDArray[np.uint32]:
+            signatures = sketch_texts(texts)
+            file.write(signatures.data)
+            return signatures
+
+        yield make
+
+
+def _begin_of(path: Path, shard: ShardFile) -> int | None:
+    """The place of the first signature in a sketch of NumPy's format; None if the sketch is missing or damaged."""
+    try:
+        found = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    is_whole = found.shape == (shard.rows, PERMUTATIONS) and found.dtype == np.uint32
+    return int(found.offset) if is_whole and isinstance(found, np.memmap) else None
+
+
+def sketch_texts(texts: Any) -> NDArray[np.uint32]:
+    """Signatures of texts, [texts, permutations]."""
+    runs = word_runs(find_words(texts), SHINGLE_WORDS, whole=True)
+    firsts = runs.firsts.astype(np.uint64)
+    parts = []
+    for begin in range(0, len(texts), ROWS_AT_A_TIME):
+        places = firsts[begin : begin + ROWS_AT_A_TIME + 1]
+        hashes = runs.hashes[int(places[0]) : int(places[-1])]
+        matrix = _rensa().digest_matrix_from_flat_token_hashes(hashes, places - places[0], PERMUTATIONS, SEED)
+        # Arrays convert lists of integers twice as fast as NumPy does.
+        parts += [array("I", row).tobytes() for row in matrix.to_rows()]
+    return _signatures(b"".join(parts))
+
+
+def _signatures(data: bytes) -> NDArray[np.uint32]:
+    return np.frombuffer(data, np.uint32).reshape(-1, PERMUTATIONS)
+
+
+def hash_bytes(values: Sequence[bytes]) -> list[int]:
+    """64-bit hashes of values, which another version of rensa may hash differently."""
+    hashes: list[int] = _rensa().hash_token_sets([values])[0]
+    return hashes
+
+
+def _rensa() -> Any:
+    os.environ.setdefault("RAYON_NUM_THREADS", "1")  # processes sketch shards, each with one thread
+    import rensa
+
+    return rensa.RMinHash
+
 
 RECALL = 0.999
 """Least probability that two texts share a band if they are as similar as the threshold."""
@@ -62,13 +175,8 @@ class Bands:
     @staticmethod
     def at(threshold: float) -> Bands:
         """The longest bands, so the fewest candidates, that find texts of this similarity with probability `RECALL`."""
-        found = Bands(1, PERMUTATIONS, threshold)
-        for rows in range(2, PERMUTATIONS + 1):
-            bands = Bands(rows, PERMUTATIONS // rows, threshold)
-            if bands.recall(threshold) < RECALL:
-                break
-            found = bands
-        return found
+        every = (Bands(rows, PERMUTATIONS // rows, threshold) for rows in range(PERMUTATIONS, 0, -1))
+        return next(bands for bands in every if bands.rows == 1 or bands.recall(threshold) >= RECALL)
 
     def recall(self, similarity: float) -> float:
         """Probability that two texts of this similarity share a band."""
@@ -76,14 +184,11 @@ class Bands:
 
     def keys(self, signatures: NDArray[np.uint32]) -> list[U64]:
         """Hashes of each band, [bands][rows]: 0 for texts without words."""
-        keys = []
-        has_words = ~(signatures == NO_WORDS).all(axis=1)
-        for band in range(self.count):
-            key = np.zeros(len(signatures), np.uint64)
-            for column in range(band * self.rows, (band + 1) * self.rows):
-                key = mix((key + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + signatures[:, column])
-            keys.append(key * has_words)
-        return keys
+        bands = signatures.T[: self.count * self.rows].reshape(self.count, self.rows, -1)
+        keys = np.zeros((self.count, len(signatures)), np.uint64)
+        for row in range(self.rows):
+            keys = mix((keys + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + bands[:, row])
+        return list(keys * (signatures != NO_WORDS).any(axis=1))
 
     @property
     def least_matches(self) -> int:
@@ -136,7 +241,7 @@ def _buckets(keys: Keys, band: int, tie: int, is_first: NDArray[np.bool_], limit
     rows, sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for found, numbers, _ in keys.shared(band, tie, limits.spare_bytes):
         found, numbers = found[is_first[numbers]], numbers[is_first[numbers]]
-        begins = np.flatnonzero(np.concatenate([[True], found[1:] != found[:-1]])) if len(found) else rows[0]
+        begins = np.flatnonzero(group_starts(found))
         counts = np.diff(np.append(begins, len(found)))
         is_shared = counts > 1
         rows.append(numbers[spread(begins[is_shared], counts[is_shared])])
@@ -169,7 +274,7 @@ class Texts:
         """The signatures of rows, [rows, permutations]."""
         size = 4 * PERMUTATIONS
         data = b"".join([os.pread(self.signatures, size, size * index) for index in indices.tolist()])
-        return np.frombuffer(data, np.uint32).reshape(-1, PERMUTATIONS)
+        return _signatures(data)
 
 
 @contextmanager
@@ -218,11 +323,9 @@ def _write_shingles(work: Path, sketches: Path, item: tuple[int, Path, ShardFile
 def distinct_shingles(texts: Any) -> tuple[U64, I64]:
     """The distinct shingles of texts, sorted in each, and how many each has."""
     runs = word_runs(find_words(texts), SHINGLE_WORDS, whole=True)
-    ends = runs.firsts.tolist()
-    for begin, end in pairwise(ends):
+    for begin, end in pairwise(runs.firsts.tolist()):
         runs.hashes[begin:end].sort()
-    is_new = np.ones(len(runs.hashes), bool)
-    is_new[1:] = runs.hashes[1:] != runs.hashes[:-1]
+    is_new = group_starts(runs.hashes)
     is_new[runs.firsts[:-1][runs.firsts[:-1] < len(is_new)]] = True
     counts = np.diff(np.concatenate([[0], np.cumsum(is_new)])[runs.firsts])
     return runs.hashes[is_new], counts
@@ -347,9 +450,9 @@ class Keys:
             keys, rows = self._part(column, part, bits)
             order = np.argsort(keys)
             keys = keys[order]
-            is_same = np.concatenate([[False], keys[1:] == keys[:-1], [False]])
-            is_shared = is_same[1:] | is_same[:-1]
-            keys, rows = keys[is_shared[: len(keys)]], rows[order[is_shared[: len(keys)]]]
+            is_start = np.append(group_starts(keys), True)
+            is_shared = ~(is_start[1:] & is_start[:-1])
+            keys, rows = keys[is_shared], rows[order[is_shared]]
             ties = self._of(tie, rows)
             order = np.lexsort((rows, ties, keys))
             yield keys[order], rows[order], ties[order]

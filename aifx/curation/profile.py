@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import ChunkedArray, Table
 
+from aifx.curation.near import hash_bytes
 from aifx.curation.reports import EDGES, ColumnProfile, Histogram, Lengths, Profile, Scalar, most_frequent
-from aifx.curation.sketches import hash_bytes
-from aifx.curation.words import mix
+from aifx.curation.words import group_starts, mix
 from aifx.data.chat.lines import messages_of
 from aifx.data.names import CHAT, CLUSTER, ROW, SOURCE, Kind
 from aifx.data.versions.manifest import Manifest, Version
@@ -160,7 +160,7 @@ def _column(name: str, column: ChunkedArray, texts: Sequence[str]) -> PartialCol
     smallest = None
     if name != ROW and (hashes := _hashes(name, column)) is not None:
         ordered = np.sort(hashes)  # numpy.unique takes ten times as long
-        smallest = tuple(ordered[np.diff(ordered, prepend=ordered[:1] + 1) != 0][:HASHES].tolist())
+        smallest = tuple(ordered[group_starts(ordered)][:HASHES].tolist())
     low = high = values = None
     is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     if name not in texts and (is_text or pa.types.is_primitive(column.type)):
@@ -234,8 +234,8 @@ def _chat_lengths(rows: Table) -> dict[str, Lengths]:
 
 def _words(text: Any) -> int:
     """Words of a text; those of a long one are estimated by its beginning."""
-    begun = len(text[:WORDS_BYTES].to_pybytes().decode(errors="ignore").split())
-    return round(begun * max(len(text) / WORDS_BYTES, 1))
+    counted = len(text[:WORDS_BYTES].to_pybytes().decode(errors="ignore").split())
+    return round(counted * max(len(text) / WORDS_BYTES, 1))
 
 
 def _measured(lengths: Any) -> Lengths:

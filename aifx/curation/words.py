@@ -116,15 +116,13 @@ def word_runs(words: Words, length: int, *, whole: bool) -> Runs:
 
 def spread(begins: I64, counts: I64) -> I64:
     """Places of the parts that begin at `begins` and have `counts` elements, one part after the other."""
-    total = int(counts.sum())
-    places = np.ones(total, np.int64)
-    used = counts > 0
-    heads = np.cumsum(counts[used]) - counts[used]
-    starts = begins[used]
-    if total:
-        places[heads[0]] = starts[0]
-        places[heads[1:]] = starts[1:] - (starts[:-1] + counts[used][:-1] - 1)
-    return np.cumsum(places)
+    before = np.cumsum(counts) - counts
+    return np.repeat(begins - before, counts) + np.arange(counts.sum())
+
+
+def group_starts(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether each value differs from the one before it. The first does."""
+    return np.concatenate([[True], values[1:] != values[:-1]])[: len(values)]
 
 
 def mix(values: U64) -> U64:

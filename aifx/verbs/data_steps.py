@@ -110,7 +110,7 @@ def data_dedupe(
         >>> aifx.data_dedupe("corpus").dropped
         1
     """
-    from aifx.curation.dedupe import Dedupe
+    from aifx.curation.duplicates import Dedupe
 
     _check_similarity(near)
     place = open_place(**options)
@@ -161,7 +161,7 @@ def data_dedupe_audit(
 
 
 def _delete_sketches(place: StepPlace, version: Version) -> None:
-    from aifx.curation.dedupe import sketches_of
+    from aifx.curation.duplicates import sketches_of
 
     shutil.rmtree(sketches_of(place.catalog, version.manifest.name), ignore_errors=True)
 
@@ -198,7 +198,7 @@ def data_split(
         >>> splits["train"] + splits["validation"] + splits["test"]
         40
     """
-    from aifx.curation.split import Split
+    from aifx.curation.duplicates import Split
 
     _check_similarity(near)
     if validation + test >= 1:

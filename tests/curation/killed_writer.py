@@ -25,7 +25,7 @@ from toy_steps import Rows, WithoutLetter
 from aifx.commands.main import run
 from aifx.core.project import Project
 from aifx.core.stores import open_store
-from aifx.curation.dedupe import Dedupe
+from aifx.curation.duplicates import Dedupe
 from aifx.curation.erasure import erase, plan_erasure
 from aifx.curation.execution import execute
 from aifx.curation.leftovers import collect_garbage

@@ -18,7 +18,7 @@ from aifx.core.project import Project
 from aifx.curation.add_plan import infer_kind
 from aifx.curation.cleaning import check_text
 from aifx.curation.dataset_report import read_report
-from aifx.curation.dedupe import Dedupe, find_clusters
+from aifx.curation.duplicates import Dedupe, Split, find_clusters
 from aifx.curation.execution import execute
 from aifx.curation.labels.applying import ApplyLabels
 from aifx.curation.labels.contents import shown_of
@@ -30,7 +30,6 @@ from aifx.curation.pii.reports import search
 from aifx.curation.pii.steps import FindPii, RemovePii
 from aifx.curation.query import selected_rows
 from aifx.curation.row_history import explain_row
-from aifx.curation.split import Split
 from aifx.data.chat.format import ChatFormat, PreferenceFormat
 from aifx.data.chat.section import ChatSection, PreferenceSection
 from aifx.data.readers.base import ReadOptions

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aifx.core.errors import ConfigError, UsageError
-from aifx.curation.measures import MEASURES, Texts
-from aifx.curation.rules import load_rules, parse_rules, rule_sets
+from aifx.curation.rules import MEASURES, Texts, load_rules, parse_rules, rule_sets
 
 
 def measured(measure: str, option: Any, *texts: str) -> list[float]:

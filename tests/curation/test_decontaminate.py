@@ -22,9 +22,9 @@ from aifx.core.errors import EnvironmentFault
 from aifx.core.project import Project
 from aifx.curation import decontaminate as decontaminate_module
 from aifx.curation.decontaminate import Reference, build_index, find_contamination
+from aifx.curation.duplicates import Split
 from aifx.curation.execution import execute
 from aifx.curation.references import ReferenceFiles, held_out_references
-from aifx.curation.split import Split
 from aifx.curation.step import Limits
 from aifx.data.names import ROW, SPLIT
 from aifx.data.sections import TextSection

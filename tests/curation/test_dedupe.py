@@ -26,11 +26,10 @@ from made_rows import (
 
 from aifx.core.errors import UsageError
 from aifx.curation import near as near_module
-from aifx.curation import sketches as sketches_module
-from aifx.curation.dedupe import Dedupe
+from aifx.curation import near as sketches_module
+from aifx.curation.duplicates import Dedupe
 from aifx.curation.execution import execute
-from aifx.curation.near import Bands, Clusters, distinct_shingles
-from aifx.curation.sketches import SketchesOutdated
+from aifx.curation.near import Bands, Clusters, SketchesOutdated, distinct_shingles
 from aifx.curation.step import Limits
 from aifx.data.names import CLUSTER, ROW
 from aifx.data.versions.catalog import Catalog, open_catalog
@@ -174,7 +173,7 @@ def test_sketches_are_kept_and_those_of_another_algorithm_refused(
     assert len(sketches) == len(version.shards)
     sketched: list[int] = []
     real = sketches_module.sketch_texts
-    monkeypatch.setattr("aifx.curation.sketches.sketch_texts", lambda texts: sketched.append(len(texts)) or real(texts))
+    monkeypatch.setattr("aifx.curation.near.sketch_texts", lambda texts: sketched.append(len(texts)) or real(texts))
     sketches[0].write_bytes(sketches[0].read_bytes()[:-4])
     again = dedupe(catalog, version, 0.7)
     assert len(sketched) == 1  # only the damaged sketch is made again

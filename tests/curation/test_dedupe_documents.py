@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from made_rows import LIMITS, edited, jaccard, numbered, rows_of, texts_version
 
-from aifx.curation.dedupe import Dedupe
+from aifx.curation.duplicates import Dedupe
 from aifx.curation.execution import execute
 from aifx.data.names import CLUSTER, ROW
 from aifx.data.versions.catalog import open_catalog
