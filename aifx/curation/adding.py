@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -21,7 +21,7 @@ from aifx.core.json_files import write_json
 from aifx.core.json_values import encode_json, plain
 from aifx.core.parsing import parse_json
 from aifx.core.redaction import redact
-from aifx.curation.step import Limits, Outcome, Step
+from aifx.curation.step import Limits, Outcome, Step, row_prefix
 from aifx.data.chat.lines import CHAT_READERS
 from aifx.data.names import CHAT, RESERVED, ROW, SOURCE, SPLIT, Kind
 from aifx.data.readers.base import TEXT, BadRow, Batch, ColumnsChanged, DamagedFile, ReadOptions, joined
@@ -40,7 +40,6 @@ TASK_BYTES = 64 << 20
 """Of source files that one task reads, unless one file is larger."""
 
 COLUMNS = "columns.json"
-ID_DIGITS = 12
 DECODED: tuple[Format, ...] = ("text", "jsonl", "csv")
 """The formats that have an encoding."""
 
@@ -202,21 +201,6 @@ def _with_target(columns: Schema) -> Schema:
 
 def _schema(text: str) -> Schema:
     return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(text)))
-
-
-def row_prefix(name: str, sha256: str) -> str:
-    """The beginning of the `_row` of each row of a file."""
-    return sha256_of(f"{name}\0{sha256}")[:ID_DIGITS]
-
-
-def check_row_ids(sources: Iterable[Source]) -> None:
-    """Raise DataError for two sources whose rows would have the same ids: twelve digits may agree."""
-    seen: dict[str, str] = {}
-    for source in sources:
-        other = seen.setdefault(row_prefix(source.name, source.sha256), source.name)
-        if other != source.name:
-            why = "the digests of their names and contents begin alike, and so would the ids of their rows"
-            raise DataError(f"{source.name} cannot be added beside {other}", why, f"rename {source.name}")
 
 
 def conformed(schema: Schema, name: str, format_: str, options: ReadOptions) -> Schema:

@@ -12,7 +12,7 @@ import numpy as np
 from aifx.core.errors import DataError, UsageError
 from aifx.core.results import Result
 from aifx.curation.history import ancestors
-from aifx.curation.reports import Profile, most_frequent, read_profile
+from aifx.curation.profile import Profile, most_frequent, read_profile
 from aifx.data.names import CHAT, CLUSTER, RESERVED, ROW, SOURCE, SPLIT, Kind
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import Manifest, Version

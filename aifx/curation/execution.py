@@ -38,9 +38,8 @@ from aifx.core.parsing import parse_json
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.results import Result
 from aifx.core.version import __version__
-from aifx.curation.adding import check_row_ids
 from aifx.curation.profile import MOST_PARTS, PartialProfile, complete_profile, merge_profiles, profile_rows
-from aifx.curation.step import Limits, Step
+from aifx.curation.step import Limits, Step, check_row_ids
 from aifx.curation.work_folders import WORK, holding_dataset, holding_work, steps_folder
 from aifx.data.versions.catalog import Catalog, check_dataset_name
 from aifx.data.versions.lineage import is_recorded, record_run

@@ -20,7 +20,7 @@ from aifx.core.errors import DataError, UsageError
 from aifx.core.plurals import some_names
 from aifx.core.project import Project, cache_path
 from aifx.core.stores import open_store
-from aifx.curation.adding import row_prefix
+from aifx.curation.step import row_prefix
 from aifx.curation.work_folders import ROWS_FOLDER
 from aifx.data.chat.section import ChatSection
 from aifx.data.file_index import ImplicitVersion, find_implicit

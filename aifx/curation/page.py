@@ -13,7 +13,7 @@ from aifx.core.pages.canvas import CARD, Picture, canvas, ticks
 from aifx.core.plurals import counted
 from aifx.curation.dataset_report import EXAMPLE_CHARACTERS, DatasetReport
 from aifx.curation.history import settings_text
-from aifx.curation.reports import EDGES, Histogram, Lengths, most_frequent
+from aifx.curation.profile import EDGES, Histogram, Lengths, most_frequent
 
 ROW = 22
 MOST_BARS = 12

@@ -7,6 +7,7 @@ division into parts alone. Distinct values are counted with the K smallest of th
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,19 +15,24 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import ChunkedArray, Table
+from pydantic import TypeAdapter
 
+from aifx.core.errors import DataError
+from aifx.core.os_errors import first_line
+from aifx.core.parsing import parse_json
+from aifx.core.results import Result
 from aifx.curation.near import hash_bytes
-from aifx.curation.reports import EDGES, ColumnProfile, Histogram, Lengths, Profile, Scalar, most_frequent
 from aifx.curation.words import group_starts, mix
-from aifx.data.chat.lines import messages_of
 from aifx.data.names import CHAT, CLUSTER, ROW, SOURCE, Kind
-from aifx.data.versions.manifest import Manifest, Version
+from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.manifest import PROFILE, Manifest, Version
+from aifx.data.versions.parts import check_own_rows
 from aifx.data.versions.shards import BULK, read_parts, repeats
 
 HASHES = 2048
@@ -44,6 +50,131 @@ MOST_PARTS = 32
 BINS = 20
 HISTOGRAM_SHARDS = 64
 """Shards whose numbers are in the histograms of a version, evenly spaced."""
+
+Scalar: TypeAlias = str | int | float | bool
+EDGES = (0, 1, 2, 3, *itertools.chain.from_iterable((1 << n, 3 << (n - 1)) for n in range(2, 40)))
+"""Lower ends of the bins of lengths."""
+
+
+def most_frequent(counts: Mapping[str, int], most: int | None = None) -> dict[str, int]:
+    """The largest counts, in order."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most])
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long the values of a column are.
+
+    Attributes:
+        rows: that were measured.
+        total: the sum of their lengths.
+        bins: rows by the lower end of their bin.
+    """
+
+    rows: int
+    total: int
+    min: int
+    max: int
+    bins: Mapping[int, int]
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.rows if self.rows else 0.0
+
+    def quantile(self, share: float) -> int:
+        """The lower end of the bin that holds it."""
+        seen = 0
+        for edge, count in sorted(self.bins.items()):
+            seen += count
+            if seen >= share * self.rows:
+                return edge
+        return 0
+
+    def folded(self, most: int) -> list[tuple[int, int]]:
+        """Neighbouring bins together, so that at most `most` are left: the lower end of each, and its rows."""
+        if not self.bins:
+            return []
+        used = [edge for edge in EDGES if min(self.bins) <= edge <= max(self.bins)]
+        every = -(-len(used) // most)
+        groups = [used[start : start + every] for start in range(0, len(used), every)]
+        return [(group[0], sum(self.bins.get(edge, 0) for edge in group)) for group in groups]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Rows of a column of numbers by value.
+
+    Attributes:
+        edges: of the bins, one more than there are bins.
+    """
+
+    rows: int
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ColumnProfile:
+    """A column of a version.
+
+    Attributes:
+        type: Arrow's name of it.
+        bytes: in memory, uncompressed.
+        distinct: number of values; None if it was not counted.
+        is_estimate: whether `distinct` has a standard error of 2.2 %.
+        values: the most frequent values with their rows; empty if a column has too many values.
+        histogram: None unless the column holds numbers.
+    """
+
+    type: str
+    nulls: int
+    bytes: int
+    distinct: int | None
+    is_estimate: bool
+    min: Scalar | None
+    max: Scalar | None
+    values: Mapping[str, int]
+    histogram: Histogram | None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The content of `profile.json`.
+
+    Attributes:
+        bytes: of the shards.
+        lengths: of the texts in characters and words, of the images in bytes, of the chats in messages and characters.
+    """
+
+    rows: int
+    bytes: int
+    columns: Mapping[str, ColumnProfile]
+    lengths: Mapping[str, Lengths]
+    format: int = 1
+
+
+@dataclass(frozen=True)
+class VersionProfile(Result):
+    """The document of `aifx data profile --json`."""
+
+    reference: str
+    profile: Profile
+
+
+def read_profile(catalog: Catalog, reference: str) -> VersionProfile:
+    """The profile of a version. Raises UsageError if there is none or it is a mix, DataError if it is damaged."""
+    name, version = catalog.find(reference)
+    check_own_rows(catalog.manifest(f"{name}@{version}"), "aifx data profile")
+    url = f"{catalog.store.url}/{name}/{version}/{PROFILE}"
+    data = catalog.store.read(f"{name}/{version}/{PROFILE}")
+    hint = f"aifx data verify {name}@{version}"
+    if data is None:
+        raise DataError(f"no {url}", "the version is not complete", hint)
+    try:
+        profile: Profile = TypeAdapter(Profile).validate_python(parse_json(data))
+    except ValueError as e:
+        raise DataError(f"{url} is damaged", first_line(e), hint) from None
+    return VersionProfile(f"{name}@{version}", profile)
 
 
 @dataclass(frozen=True)
@@ -224,6 +355,8 @@ def _lengths(rows: Table) -> dict[str, Lengths]:
 
 def _chat_lengths(rows: Table) -> dict[str, Lengths]:
     """Of the chats in messages, and in characters of what they say."""
+    from aifx.data.chat.lines import messages_of  # with all readers of files, for which other kinds must not pay
+
     chats = [messages_of(chat) for chat in rows.column(CHAT).to_pylist()]
     characters = [sum(map(len, chat)) for chat in chats]
     return {

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-from pydantic import TypeAdapter
+from typing import TYPE_CHECKING, Any
 
 from aifx.core.artifact import short_reference
 from aifx.core.errors import DataError, ExitCode
 from aifx.core.file_states import FileState
-from aifx.core.os_errors import first_line
-from aifx.core.parsing import parse_json
 from aifx.core.project import Project
 from aifx.core.results import Result
 from aifx.curation.history import settings_text, trained_runs
@@ -22,21 +17,11 @@ from aifx.data.names import Kind
 from aifx.data.readers.encodings import FileScan
 from aifx.data.readers.sources import SourceFile
 from aifx.data.versions.catalog import Catalog
-from aifx.data.versions.manifest import PROFILE
-from aifx.data.versions.parts import check_own_rows, rows_and_bytes
+from aifx.data.versions.parts import rows_and_bytes
 from aifx.data.versions.verification import check_files
 
 if TYPE_CHECKING:
     from aifx.config.sections import DataSection
-
-Scalar: TypeAlias = str | int | float | bool
-EDGES = (0, 1, 2, 3, *itertools.chain.from_iterable((1 << n, 3 << (n - 1)) for n in range(2, 40)))
-"""Lower ends of the bins of lengths."""
-
-
-def most_frequent(counts: Mapping[str, int], most: int | None = None) -> dict[str, int]:
-    """The largest counts, in order."""
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most])
 
 
 @dataclass(frozen=True)
@@ -274,119 +259,3 @@ def _runs_on(reference: str, project: Project | None) -> tuple[str, ...]:
 def _size_of(file: SourceFile, scan: FileScan) -> int:
     """The size of a file on the disk or in its store."""
     return scan.state.bytes if isinstance(scan.state, FileState) else file.bytes
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """How long the values of a column are.
-
-    Attributes:
-        rows: that were measured.
-        total: the sum of their lengths.
-        bins: rows by the lower end of their bin.
-    """
-
-    rows: int
-    total: int
-    min: int
-    max: int
-    bins: Mapping[int, int]
-
-    @property
-    def mean(self) -> float:
-        return self.total / self.rows if self.rows else 0.0
-
-    def quantile(self, share: float) -> int:
-        """The lower end of the bin that holds it."""
-        seen = 0
-        for edge, count in sorted(self.bins.items()):
-            seen += count
-            if seen >= share * self.rows:
-                return edge
-        return 0
-
-    def folded(self, most: int) -> list[tuple[int, int]]:
-        """Neighbouring bins together, so that at most `most` are left: the lower end of each, and its rows."""
-        if not self.bins:
-            return []
-        used = [edge for edge in EDGES if min(self.bins) <= edge <= max(self.bins)]
-        every = -(-len(used) // most)
-        groups = [used[start : start + every] for start in range(0, len(used), every)]
-        return [(group[0], sum(self.bins.get(edge, 0) for edge in group)) for group in groups]
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Rows of a column of numbers by value.
-
-    Attributes:
-        edges: of the bins, one more than there are bins.
-    """
-
-    rows: int
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ColumnProfile:
-    """A column of a version.
-
-    Attributes:
-        type: Arrow's name of it.
-        bytes: in memory, uncompressed.
-        distinct: number of values; None if it was not counted.
-        is_estimate: whether `distinct` has a standard error of 2.2 %.
-        values: the most frequent values with their rows; empty if a column has too many values.
-        histogram: None unless the column holds numbers.
-    """
-
-    type: str
-    nulls: int
-    bytes: int
-    distinct: int | None
-    is_estimate: bool
-    min: Scalar | None
-    max: Scalar | None
-    values: Mapping[str, int]
-    histogram: Histogram | None
-
-
-@dataclass(frozen=True)
-class Profile:
-    """The content of `profile.json`.
-
-    Attributes:
-        bytes: of the shards.
-        lengths: of the texts in characters and words, of the images in bytes, of the chats in messages and characters.
-    """
-
-    rows: int
-    bytes: int
-    columns: Mapping[str, ColumnProfile]
-    lengths: Mapping[str, Lengths]
-    format: int = 1
-
-
-@dataclass(frozen=True)
-class VersionProfile(Result):
-    """The document of `aifx data profile --json`."""
-
-    reference: str
-    profile: Profile
-
-
-def read_profile(catalog: Catalog, reference: str) -> VersionProfile:
-    """The profile of a version. Raises UsageError if there is none or it is a mix, DataError if it is damaged."""
-    name, version = catalog.find(reference)
-    check_own_rows(catalog.manifest(f"{name}@{version}"), "aifx data profile")
-    url = f"{catalog.store.url}/{name}/{version}/{PROFILE}"
-    data = catalog.store.read(f"{name}/{version}/{PROFILE}")
-    hint = f"aifx data verify {name}@{version}"
-    if data is None:
-        raise DataError(f"no {url}", "the version is not complete", hint)
-    try:
-        profile: Profile = TypeAdapter(Profile).validate_python(parse_json(data))
-    except ValueError as e:
-        raise DataError(f"{url} is damaged", first_line(e), hint) from None
-    return VersionProfile(f"{name}@{version}", profile)

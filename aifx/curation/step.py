@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import Table, parquet
 
+from aifx.core.digests import sha256_of
+from aifx.core.errors import DataError
 from aifx.curation.words import I64
 from aifx.data.names import ROW, Kind
 from aifx.data.versions.manifest import ShardFile, Source, Version
@@ -121,6 +123,24 @@ class ShardStep(Step):
     @abstractmethod
     def apply(self, rows: Table, work: Path) -> Outcome:
         """Sort some rows of a shard into kept and dropped ones."""
+
+
+ID_DIGITS = 12
+
+
+def row_prefix(name: str, sha256: str) -> str:
+    """The beginning of the `_row` of each row of a file."""
+    return sha256_of(f"{name}\0{sha256}")[:ID_DIGITS]
+
+
+def check_row_ids(sources: Iterable[Source]) -> None:
+    """Raise DataError for two sources whose rows would have the same ids: twelve digits may agree."""
+    seen: dict[str, str] = {}
+    for source in sources:
+        other = seen.setdefault(row_prefix(source.name, source.sha256), source.name)
+        if other != source.name:
+            why = "the digests of their names and contents begin alike, and so would the ids of their rows"
+            raise DataError(f"{source.name} cannot be added beside {other}", why, f"rename {source.name}")
 
 
 DECISIONS = "decisions"

@@ -25,16 +25,9 @@ if TYPE_CHECKING:
     from aifx.curation.erasure import Erasure
     from aifx.curation.history import Lineage, LineageVersion, VersionDifference
     from aifx.curation.leftovers import CollectedGarbage
+    from aifx.curation.profile import ColumnProfile, Profile, VersionProfile
     from aifx.curation.query import QueryFile, QueryResult
-    from aifx.curation.reports import (
-        ColumnProfile,
-        Profile,
-        Verification,
-        VerifiedVersion,
-        VersionList,
-        VersionPage,
-        VersionProfile,
-    )
+    from aifx.curation.reports import Verification, VerifiedVersion, VersionList, VersionPage
     from aifx.curation.row_history import Explanation, RowHistory
 
 log = logging.getLogger(__name__)
@@ -274,7 +267,7 @@ def data_profile(name: str, *, root: str | None = None, project: StrPath = ".") 
         >>> aifx.data_profile("letters").profile.rows
         1
     """
-    from aifx.curation.reports import read_profile
+    from aifx.curation.profile import read_profile
 
     catalog, _ = find_catalog(root, project)
     return read_profile(catalog, name)

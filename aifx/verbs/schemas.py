@@ -55,7 +55,8 @@ def command_types() -> dict[str, Any]:
     from aifx.curation.labels.suspects import Suspects
     from aifx.curation.leftovers import CollectedGarbage
     from aifx.curation.pii.reports import PiiReport
-    from aifx.curation.reports import Verification, VersionList, VersionPage, VersionProfile
+    from aifx.curation.profile import VersionProfile
+    from aifx.curation.reports import Verification, VersionList, VersionPage
     from aifx.curation.row_history import Explanation
     from aifx.drills.guarantees import DrillReport
     from aifx.evaluation import dataset, held_out
@@ -163,7 +164,7 @@ def command_types() -> dict[str, Any]:
 
 def file_types() -> dict[str, Any]:
     """The type of each file that other programs may read."""
-    from aifx.curation.reports import Profile
+    from aifx.curation.profile import Profile
     from aifx.data.versions.manifest import VersionFile
     from aifx.health import documents as health
     from aifx.hub.exported import ExportContent
