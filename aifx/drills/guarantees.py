@@ -1,4 +1,4 @@
-"""What aifx promises about faults, as data, and whether measurements keep it. Pure: it starts nothing."""
+"""Guarantees about faults, as data, and the check of measurements against them. Pure: it starts nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PREEMPTED = "exit 75"
 
 @dataclass(frozen=True)
 class Guarantee:
-    """What a drill expects.
+    """The promise that a drill tests.
 
     Attributes:
         text: the promise in a sentence.
@@ -153,7 +153,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Measured:
-    """What happened.
+    """Measurements of a run with one injected fault.
 
     Attributes:
         end: how the disturbed process ended.
@@ -194,7 +194,7 @@ class DrillResult:
 
 @dataclass(frozen=True)
 class DrillReport(Result):
-    """What `aifx drill --json` prints.
+    """The document of `aifx drill --json`.
 
     Attributes:
         passed: each drill shows its guarantee, and no signal stopped the command. Of `all`, those that were not run

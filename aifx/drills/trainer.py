@@ -14,7 +14,7 @@ from aifx.core.json_files import read_jsonl
 from aifx.core.parsing import parse_json
 from aifx.core.processes import Child, Ended, aifx_command, pump
 from aifx.core.project import RunDirectory
-from aifx.drills.seam import LOOK_S
+from aifx.drills.injection import LOOK_S
 
 LIMIT_S = 600.0
 """A training that takes so long is ended, and its drill has failed."""

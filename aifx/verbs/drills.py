@@ -42,7 +42,7 @@ def drill(
         True
     """
     from aifx.drills.guarantees import ALL
-    from aifx.drills.running import chosen, run_drills
+    from aifx.drills.scenarios import chosen, run_drills
 
     drills = chosen(names, phases)
     file = None if config is None else Path(config)

@@ -182,7 +182,7 @@ def test_a_signal_leaves_the_results_so_far(
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_drills_of_real_trainings(tiny_project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aifx.drills.course.PACE_S", 0.2)  # no run is over before its fault
+    monkeypatch.setattr("aifx.drills.session.PACE_S", 0.2)  # no run is over before its fault
     code, results = tiny_project.results(
         "nan", "corrupt-ckpt", "lost-host", "--phase", "evaluation", "--phase", "flip", "--phase", "data"
     )
@@ -197,7 +197,7 @@ def test_drills_of_real_trainings(tiny_project, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_drills_of_a_run_with_a_quick_disk(tiny_project, tmp_path_factory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aifx.drills.course.PACE_S", 0.2)
+    monkeypatch.setattr("aifx.drills.session.PACE_S", 0.2)
     local = tmp_path_factory.mktemp("local")
     settings = ("--set", f"checkpoint.local_dir={local}", "--set", "checkpoint.local_every=1")
     code, results = tiny_project.results("kill", "corrupt-ckpt", "--phase", "data", "--phase", "flip", *settings)

@@ -15,9 +15,8 @@ import pytest
 from aifx.checkpoint.local_folder import local_folder
 from aifx.core.errors import DataError
 from aifx.core.project import Project, RunDirectory
-from aifx.drills import seam
-from aifx.drills.course import newest_checkpoint
-from aifx.drills.workplace import copied
+from aifx.drills import injection
+from aifx.drills.session import newest_checkpoint, scratch_project
 from aifx.kinds import load_config
 
 
@@ -45,11 +44,11 @@ def disturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def make(of: str = "train", **fault: Any) -> Any:
         path = tmp_path / "fault.json"
-        seam.DataFault(**fault).write(path)
-        monkeypatch.setenv(seam.VARIABLE, str(path))
-        monkeypatch.setattr(seam, "_validations", 0)
+        injection.DataFault(**fault).write(path)
+        monkeypatch.setenv(injection.VARIABLE, str(path))
+        monkeypatch.setattr(injection, "_validations", 0)
         data: Any = Data()
-        seam.disturb(data)
+        injection.disturb(data)
         return data.source(of, 2, seed=0)
 
     return make
@@ -61,12 +60,12 @@ ALL = slice(None)
 def test_nan_and_noise_change_one_batch_and_no_weights(disturbed, tmp_path: Path) -> None:
     source = disturbed(action="nan", at=4)
     assert np.isfinite(source.read(3, ALL)["x"]).all()
-    assert not seam.reached(tmp_path / "fault.json").exists()
+    assert not injection.reached(tmp_path / "fault.json").exists()
     bad = source.read(4, ALL)
     assert np.isnan(bad["x"]).all()
     assert (bad["weights"] == 1).all()
     assert (bad["tokens"] == Source().read(4, ALL)["tokens"]).all()
-    assert seam.reached(tmp_path / "fault.json").exists()
+    assert injection.reached(tmp_path / "fault.json").exists()
     noise = disturbed(action="noise", at=4).read(4, ALL)
     assert np.abs(noise["x"]).max() > 50
     noise = noise["tokens"]
@@ -107,10 +106,10 @@ def test_a_reader_stops_until_it_is_released(disturbed, tmp_path: Path) -> None:
     source = disturbed(action="pause", at=4)
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(source.read, 4, ALL)
-        while not seam.reached(path).exists():
+        while not injection.reached(path).exists():
             time.sleep(0.001)
         assert not reading.done()
-        seam.released(path).touch()
+        injection.released(path).touch()
         assert reading.result()["x"][0, 0] == 4
 
 
@@ -124,14 +123,14 @@ def test_of_validation_it_is_the_pass_that_counts(disturbed) -> None:
 
 def test_other_splits_and_other_projects_are_not_disturbed(disturbed, monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.isfinite(disturbed("validation", action="nan", at=4).read(4, ALL)["x"]).all()
-    monkeypatch.delenv(seam.VARIABLE)
+    monkeypatch.delenv(injection.VARIABLE)
     data: Any = Data()
-    seam.disturb(data)
+    injection.disturb(data)
     assert type(data.source("train", 2, seed=0)) is Source
 
 
 @pytest.mark.parametrize("is_own_task", [True, False])
-def test_the_copy_of_a_project_is_read_through_the_seam(
+def test_the_copy_of_a_project_is_read_through_the_injection_point(
     tiny_project, tmp_path: Path, is_own_task: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from aifx.tasks.registry import open_task
@@ -141,18 +140,18 @@ def test_the_copy_of_a_project_is_read_through_the_seam(
         (tmp_path / "text.txt").write_text("Call me Ishmael. " * 4000)
         (tmp_path / "aifx.toml").write_text('[data]\ntrain = ["text.txt"]\nvocab_size = 300\nseq_len = 16\n')
         overrides = ["model.num_layers=1", "model.embed_dim=16", "model.num_heads=2"]
-    with copied(Project(tmp_path), 3, overrides, None, keep=False) as place:
-        fault = place.project.root / "fault.json"
-        seam.DataFault(action="raise", at=0).write(fault)
-        monkeypatch.setenv(seam.VARIABLE, str(fault))
-        config = load_config(place.project, place.settings, os.environ)
+    with scratch_project(Project(tmp_path), 3, overrides, None, keep=False) as scratch:
+        fault = scratch.project.root / "fault.json"
+        injection.DataFault(action="raise", at=0).write(fault)
+        monkeypatch.setenv(injection.VARIABLE, str(fault))
+        config = load_config(scratch.project, scratch.settings, os.environ)
         assert config.train.num_steps == 12
-        task = open_task(config, place.project, place.project.root / "assets")
+        task = open_task(config, scratch.project, scratch.project.root / "assets")
         source = task.dataset.source("train", 4, seed=0)
         with pytest.raises(DataError, match="batch 0"):
             source.read(0, ALL)
         assert source.read(0, ALL)
-    assert not place.project.root.exists()
+    assert not scratch.project.root.exists()
 
 
 def test_local_checkpoints_count_and_go_with_the_copy(tmp_path: Path) -> None:
@@ -171,10 +170,10 @@ def test_local_checkpoints_count_and_go_with_the_copy(tmp_path: Path) -> None:
         return folder
 
     own = saved_locally(Project(tmp_path).run("main"))
-    with copied(Project(tmp_path), 3, [], None, keep=False) as place:
-        run = place.project.run("kill-step")
+    with scratch_project(Project(tmp_path), 3, [], None, keep=False) as scratch:
+        run = scratch.project.run("kill-step")
         drilled = saved_locally(run)
         assert newest_checkpoint(run) == 8
-        assert place.project.run("main").config.exists()
+        assert scratch.project.run("main").config.exists()
     assert not drilled.exists()
     assert (own / "8").is_dir()

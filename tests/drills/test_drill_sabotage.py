@@ -16,7 +16,7 @@ def sabotaged(tiny_project, monkeypatch: pytest.MonkeyPatch):
 
     def drill(name: str, *args: str):
         monkeypatch.setattr("aifx.core.processes.PROGRAM", sabotage.program(name))
-        monkeypatch.setattr("aifx.drills.course.PACE_S", 0.2)  # no run is over before its fault
+        monkeypatch.setattr("aifx.drills.session.PACE_S", 0.2)  # no run is over before its fault
         return tiny_project.results(*args)
 
     return drill

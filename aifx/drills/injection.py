@@ -1,4 +1,4 @@
-"""Faults in the data of a run, through the source that every training reads.
+"""Fault injection into the data of a run, at the source that every training reads.
 
 The copy of a project that a drill trains names `drilled:DATA` as its kind of data, or `drilled:TASK` as its task: the
 project's own, whose batches `disturb` changes by the file that VARIABLE names. Imports no jax.
@@ -40,7 +40,7 @@ Action = Literal["none", "pause", "raise", "nan", "noise", "drop"]
 
 @dataclass(frozen=True)
 class DataFault:
-    """What happens to the batches of a run.
+    """The fault that is injected into the batches of a run.
 
     Attributes:
         action: pause: the reader stops until `released`, and raise: it raises, once; nan: the batch's numbers are NaN;
@@ -74,7 +74,7 @@ def released(path: Path) -> Path:
 def module_text(data: str | None, task: str | None) -> str:
     """The module MODULE of a project whose kind of data is `data`, or whose task is the class `task`."""
     name, function, made = ("TASK", "disturbed_task", task) if task else ("DATA", "disturbed_data", data)
-    return f"from aifx.drills.seam import {function}\n\n{name} = {function}({made!r}, __file__)\n"
+    return f"from aifx.drills.injection import {function}\n\n{name} = {function}({made!r}, __file__)\n"
 
 
 def disturbed_data(name: str, file: str) -> DataKind:
