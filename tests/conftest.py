@@ -1,4 +1,4 @@
-"""What all tests share: a settled environment, and no file of the person who runs them touched."""
+"""The fixtures and settings of all tests: a fixed environment, in which no test touches files of the user."""
 
 from __future__ import annotations
 

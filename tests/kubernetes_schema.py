@@ -1,4 +1,4 @@
-"""What the API server of Kubernetes would say of a manifest, by the schema of JobSet's CRD and its CEL rules.
+"""Validates manifests as the API server of Kubernetes does: by the schema of JobSet's CRD and its CEL rules.
 
 `cluster/jobset_schema.json` is from JobSet, licensed under Apache-2.0. Its schema of a pod is also that of other kinds.
 """

@@ -99,7 +99,7 @@ ODD = Op(
 
 
 spent_s = 0.0
-"""How far the clock of measurements is ahead."""
+"""Seconds by which the clock of measurements is ahead."""
 
 
 def spend(x: np.ndarray, seconds: float) -> np.ndarray:

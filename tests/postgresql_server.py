@@ -56,7 +56,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Of the database, without password."""
+        """The database, without its password."""
         return f"postgresql://{USER}@127.0.0.1:{self.port}/{DATABASE}"
 
     @property

@@ -11,7 +11,7 @@ def is_stopped(pid: int) -> bool:
     return psutil.Process(pid).status() == psutil.STATUS_STOPPED
 
 
-def has_heard(pid: int, signum: int) -> bool:
+def has_received(pid: int, signum: int) -> bool:
     """Whether no such signal is pending: a second one would be the same."""
     return not any(_masks(pid, name) >> (signum - 1) & 1 for name in ("SigPnd", "ShdPnd"))
 

@@ -55,7 +55,7 @@ PartitionName=all Nodes=n1,n2 Default=YES State=UP
 
 
 def missing() -> str:
-    """What keeps such a cluster from being started; empty when nothing does."""
+    """Return the reason why this machine cannot start such a cluster; "" if it can."""
     absent = [program for program in PROGRAMS if shutil.which(program, path=SBIN) is None]
     if absent:
         return f"no {', '.join(absent)} here: apt-get install munge slurmctld slurmd slurm-client"
@@ -63,10 +63,10 @@ def missing() -> str:
 
 
 class Cluster:
-    """Slurm, to ask.
+    """A running cluster of Slurm.
 
     Attributes:
-    folder: where all of it lies. `health-check` and `prolog` in it are what Slurm runs.
+        folder: of all its files, among them `health-check` and `prolog`, which Slurm runs.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -49,8 +49,8 @@ def test_full_disk(project: Command, trained: Command, small_disk: Path) -> None
 
     kept = project("ckpt", "ls", "--run", "main", "--json").json()["checkpoints"]
     assert kept, "nothing was saved before the disk was full"
-    shown = project("ckpt", "verify", str(kept[-1]["step"]), "--run", "main", "--json")
-    assert shown.returncode == 0, shown.stderr
+    verified = project("ckpt", "verify", str(kept[-1]["step"]), "--run", "main", "--json")
+    assert verified.returncode == 0, verified.stderr
 
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     assert project(*train, "--json").json()["status"] == "completed"

@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 TRAIN = ["train", "--json", *settings([*TINY, "train.num_steps=10", "checkpoint.disk_timeout_s=2"])]
 ERRORS = (errno.EIO, errno.ENOSPC, errno.ESTALE)
 WHILES = (1, 1, 3, 40)
-"""How many calls fail in a row."""
+"""Numbers of calls that fail in a row."""
 
 FEW = 20
 PARTS = 60
@@ -83,7 +83,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a training ended; `failed` is the first call that did, `made` how many there were."""
+    """The result of a training: `failed` is the first call that failed, `made` the number of calls."""
 
     code: int
     out: str

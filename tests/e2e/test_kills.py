@@ -60,7 +60,7 @@ class Aim:
 
 
 Aiming = Callable[[Path, Path, random.Random], Aim]
-"""From (run, cache, random numbers)."""
+"""A function of (run, cache, random numbers)."""
 Started = Callable[[subprocess.Popen[str]], subprocess.Popen[str]]
 
 
@@ -172,8 +172,8 @@ def kill_and_compare(project: Command, cache: Path, started: Started, seed: int)
     assert between_s / 2 < goodput.elapsed_s < 2 * between_s, f"seed {seed}"  # the wall clock is another one
     assert goodput.seconds["unknown"] < goodput.elapsed_s / 2, f"seed {seed}"
 
-    shown = hunted("ckpt", "verify", "--run", "killed", "--json").json()
-    assert shown["state_digest"] == whole.json()["state_digest"], f"seed {seed}"
+    verified = hunted("ckpt", "verify", "--run", "killed", "--json").json()
+    assert verified["state_digest"] == whole.json()["state_digest"], f"seed {seed}"
     return kills, {aiming.__name__: count for aiming, count in struck.items()}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from process_status import has_heard
+from process_status import has_received
 from real_command import HELD, TINY, Command, settings
 
 END_S = 300
@@ -100,7 +100,7 @@ def test_interrupt_and_resume(project: Command, started: Started) -> None:
     process = started(project.start(*arguments, "--run", "stopped", env=as_tests_do, before=HELD))
     wait_until((project.cwd / "holding").exists, process)
     process.send_signal(signal.SIGTERM)
-    wait_until(lambda: has_heard(process.pid, signal.SIGTERM), process)
+    wait_until(lambda: has_received(process.pid, signal.SIGTERM), process)
     held.unlink()
     out, err = process.communicate(timeout=END_S)
     assert process.returncode == 75, err

@@ -1,4 +1,4 @@
-"""What holds for the repository as a whole: nothing private in it, printing in one place."""
+"""Rules of the whole repository: nothing private is in it, and one package prints."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def test_no_python_at_all(bare: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What a set-up reads, in a folder of its own."""
+    """A folder with the files that a set-up reads."""
     folder = tmp_path / "check out"
     folder.mkdir()
     for name in ("pyproject.toml", "requirements.lock"):
@@ -122,8 +122,8 @@ def checkout(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_set_up_that_failed_is_begun_again(checkout: Path, bare: Path, tmp_path: Path) -> None:
-    """What one left behind that failed is made afresh, and one that fails leaves the same: a marker and no stamp."""
+def test_a_set_up_that_failed_starts_again(checkout: Path, bare: Path, tmp_path: Path) -> None:
+    """A failed set-up leaves a marker and no stamp, and the next one makes the environment again."""
     venv = checkout / ".venv"
     venv.mkdir()
     (venv / ".aifx-environment").touch()

@@ -86,9 +86,9 @@ def test_pip_gets_the_wheel_with_its_extras(
     subprocess.run(["sh", "-n", "-c", command], check=True)
     wheel = tmp_path / "aifx_toolkit-0.1.0-py3-none-any.whl"
     wheel.touch()
-    shown = command.replace("/wheels", str(tmp_path)).replace("python -m venv", "echo")
-    shown = shown.replace("/opt/aifx/bin/pip", "printf '%s\\n'")
-    done = subprocess.run(["sh", "-c", shown], env={"EXTRAS": extras}, capture_output=True, text=True, check=True)
+    script = command.replace("/wheels", str(tmp_path)).replace("python -m venv", "echo")
+    script = script.replace("/opt/aifx/bin/pip", "printf '%s\\n'")
+    done = subprocess.run(["sh", "-c", script], env={"EXTRAS": extras}, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == f"{wheel}{expected}"
     assert shlex.split(command)  # no quote is left open
 

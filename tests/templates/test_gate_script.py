@@ -156,8 +156,8 @@ def test_a_run_that_fails_is_kept_to_be_looked_at(tmp_path: Path) -> None:
     assert failed.returncode == 1, failed.stderr
     assert len(machine.runs()) == 1
     (advice,) = [line for line in failed.stderr.splitlines() if line.startswith("the run is kept: ")]
-    shown = machine.run(machine.project, *advice.partition(": ")[2].split())
-    assert shown.returncode == 0, shown.stderr
+    done = machine.run(machine.project, *advice.partition(": ")[2].split())
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(("verdict", "trains"), [(0, True), (1, False), (2, True)])

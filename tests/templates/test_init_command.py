@@ -165,9 +165,9 @@ def test_the_configuration_of_a_template_is_valid(tmp_path: Path, name: str) -> 
         assert json.loads(checked.stdout)["error"]["hint"] == "aifx train --config base.toml --run base"
     else:
         assert checked.returncode == 0, checked.stderr
-    shown = json.loads(aifx(tmp_path / "p", "config", "show", "--json").stdout)["config"]
-    assert shown["log"]["trackers"] == ["mlflow"]
-    assert shown["eval"]["gates"]
+    config = json.loads(aifx(tmp_path / "p", "config", "show", "--json").stdout)["config"]
+    assert config["log"]["trackers"] == ["mlflow"]
+    assert config["eval"]["gates"]
 
 
 def test_a_place_where_no_project_can_be_is_no_bug(tmp_path: Path) -> None:

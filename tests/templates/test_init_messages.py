@@ -1,4 +1,4 @@
-"""What `aifx init` says of templates from elsewhere: their messages, their required questions, --force."""
+"""Templates from elsewhere in `aifx init`: their messages, their required questions, --force."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def init(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> tuple
 
 
 @pytest.mark.parametrize("no_color", [True, False])
-def test_of_copier_only_the_templates_messages_are_shown(
+def test_only_the_messages_of_the_template_are_printed(
     template: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, no_color: bool
 ) -> None:
     monkeypatch.delenv("FORCE_COLOR", raising=False)

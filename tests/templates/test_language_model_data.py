@@ -78,6 +78,6 @@ def prepare(script: Path, folder: Path) -> list[list[str]]:
 
 def test_the_readme_shows_the_commands_of_the_script() -> None:
     template = ROOT / "templates/language-model"
-    shown = data_commands((template / "README.md.jinja").read_text())
-    assert shown == data_commands((template / "data/prepare.sh").read_text())
+    documented = data_commands((template / "README.md.jinja").read_text())
+    assert documented == data_commands((template / "data/prepare.sh").read_text())
     assert "run sh data/prepare.sh" in (ROOT / "scripts/demo.sh").read_text()

@@ -1,4 +1,4 @@
-"""From a folder of pictures to a prediction in four commands, and what `aifx init` reads of the pictures."""
+"""A folder of pictures leads to a prediction in four commands; `aifx init` reads the pictures for its settings."""
 
 from __future__ import annotations
 

@@ -62,8 +62,8 @@ def test_a_file_of_ones_own_in_four_commands(tmp_path: Path) -> None:
     assert "$ aifx predict '../my shop.csv' " in (project / "README.md").read_text()
     command(project, "config", "check")
     command(project, "train", *(word for setting in SMALL for word in ("--set", setting)))
-    shown = command(project, "eval")
-    assert "7 steps before" in shown.stdout
+    evaluated = command(project, "eval")
+    assert "7 steps before" in evaluated.stdout
     predicted = command(project, "predict", "../my shop.csv").stdout.splitlines()
     assert [json.loads(line)["day"] for line in predicted] == days(507)[-7:]
     other = command(project, "eval", "--data", "../my shop.csv")

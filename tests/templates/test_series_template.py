@@ -1,4 +1,4 @@
-"""What the template of series reaches with its own data."""
+"""The forecasts of the template `series` on its own data beat simple ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 
 def percentage_error(births: np.ndarray, lag: int) -> float:
-    """Of the number `lag` days before, over the last 365 days."""
+    """Mean error in percent over the last 365 days, if each is predicted by the number `lag` days before."""
     return float(100 * np.mean(np.abs(births[-365:] - births[-365 - lag : -lag]) / births[-365:]))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import warm
-from process_status import has_heard
+from process_status import has_received
 
 from aifx.runs.lock import hold_run
 
@@ -120,7 +120,7 @@ def start_stuck(tiny, start: Start, *settings: str) -> warm.Process:
 def test_a_second_signal_ends_it_at_once(tiny, start: Start) -> None:
     process = start_stuck(tiny, start)
     process.send_signal(signal.SIGINT)
-    wait_for(lambda: has_heard(process.pid, signal.SIGINT), process)
+    wait_for(lambda: has_received(process.pid, signal.SIGINT), process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=END_S)
     assert process.returncode == 130
