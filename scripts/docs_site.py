@@ -8,11 +8,16 @@ The reference is generated from the command when the site is built, so it equals
 comes from its signature and docstring:
 
     <!-- reference: aifx.data_add -->
+
+That of an interface comes from the source code, with the classes that implement it and the modules that call it:
+
+    <!-- interface: Model -->
 """
 
 from __future__ import annotations
 
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKER = re.compile(r"^<!-- reference: (aifx(?: [\w-]+)*) -->$", re.MULTILINE)
+INTERFACE_MARKER = re.compile(r"^<!-- interface: (\w+) -->$", re.MULTILINE)
 PYTHON_MARKER = re.compile(r"^<!-- reference: aifx\.(\w+) -->$", re.MULTILINE)
 ROOT_FILES = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "LICENSE")
 ROOT_PAGES = {"README.md": "index.md"} | {name: name for name in ROOT_FILES}
@@ -92,6 +98,30 @@ def python_reference(name: str) -> str:
     return "\n\n".join(filter(None, parts))
 
 
+def interface_reference(name: str) -> str:
+    """Return the description, members, implementations and callers of an interface, as Markdown."""
+    if str(ROOT / "scripts") not in sys.path:
+        sys.path.append(str(ROOT / "scripts"))
+    from interfaces import read_source
+
+    source = read_source(ROOT)
+    interface = source.interfaces[name]
+    rows = [(one.signature, one.summary, "yes" if one.is_required else "") for one in interface.members]
+    callers, implementations = source.callers(interface), source.implementations(interface)
+    parts = [
+        interface.description,
+        table(("member", "purpose", "required"), rows) if rows else "",
+        f"**Implemented by** {listed(implementations) or 'no class that names it'}.",
+        f"**Called by** {listed(callers)}." if callers else "",
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def listed(names: list[str]) -> str:
+    """Return names as code, with commas."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
 def split_docstring(text: str) -> tuple[str, dict[str, str]]:
     """Return what a docstring says, and the content of its sections: Args, Attributes, Example."""
     sections = {}
@@ -129,8 +159,9 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def with_references(markdown: str) -> str:
-    """Replace each marker by its reference. Raises KeyError for an unknown command, AttributeError for a function."""
+    """Replace each marker by its reference. Raises KeyError for an unknown command or interface."""
     markdown = PYTHON_MARKER.sub(lambda marker: python_reference(marker[1]), markdown)
+    markdown = INTERFACE_MARKER.sub(lambda marker: interface_reference(marker[1]), markdown)
     if not MARKER.search(markdown):
         return markdown
     known = dict(commands())

@@ -29,13 +29,38 @@ def test_each_command_is_on_one_page(site: ModuleType) -> None:
     assert sorted(documented) == sorted(name for name, _ in site.commands())
 
 
+def test_the_page_of_interfaces_has_each_of_them(site: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    names = importlib.import_module("interfaces").interface_names(ROOT)
+    page = (ROOT / "docs/interfaces.md").read_text()
+    assert sorted(site.INTERFACE_MARKER.findall(page)) == sorted(names)
+    assert re.findall(r"^### (\w+)\n\n<!-- interface: (\w+) -->$", page, re.M) == [
+        (name, name) for name in site.INTERFACE_MARKER.findall(page)
+    ]
+
+
+@pytest.mark.slow
+def test_the_reference_of_an_interface_comes_from_the_code(site: ModuleType) -> None:
+    page = site.with_references("<!-- interface: Hook -->\n")
+    assert "Class in `aifx.training.hook`." in page
+    assert "| `pauses(step: int) -> bool` | Whether the run pauses after `step`. |  |" in page
+    implemented, called = (re.findall(r"`(.*?)`", line) for line in page.splitlines() if line.startswith("**"))
+    assert "aifx.training.hooks.validation.Validation" in implemented, "it derives from the class"
+    assert "aifx.training.loop" in called
+    protocol = site.with_references("<!-- interface: Sequences -->\n")
+    assert re.search(r"^\| `write\(.*\) -> None` \| .* \| yes \|$", protocol, re.M)
+    assert "`aifx.data.sequences.StreamSequences`" in protocol, "it has the method"
+    with pytest.raises(KeyError):
+        site.with_references("<!-- interface: Nothing -->")
+
+
 @pytest.mark.slow
 def test_each_page_is_generated_with_the_options_of_its_commands(site: ModuleType) -> None:
     known = dict(site.commands())
     for page in PAGES:
         source = page.read_text()
         generated = site.with_references(source)
-        assert "<!-- reference:" not in generated, page.name
+        assert not re.search("<!-- (reference|interface):", generated), page.name
         for name in site.MARKER.findall(source):
             assert f"$ {name}" in generated
             for parameter in known[name].params:
