@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from aifx.verbs.planning import plan, plan_hardware
     from aifx.verbs.prediction import load, predict, predict_files
     from aifx.verbs.projects import init, init_templates
+    from aifx.verbs.recipes import data_make, data_make_plan
     from aifx.verbs.runs import (
         runs_compare,
         runs_ls,
@@ -105,6 +106,7 @@ _NAMES = {
     "data_add": "data_add_plan data_add",
     "data_steps": "data_clean data_dedupe_audit data_dedupe data_split data_contamination data_decontaminate data_pii "
     "data_mix",
+    "recipes": "data_make_plan data_make",
     "data_versions": "data_ls data_show_version data_verify data_profile data_query data_query_to_file data_diff "
     "data_lineage data_why data_report data_push data_erase data_gc",
     "data_search": "data_index data_search",

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from aifx.core.plurals import counted
 from aifx.core.progress import report_progress
 from aifx.core.results import Result
 from aifx.curation.adding import Add, decided_encoding, options_of, reading_of
-from aifx.curation.execution import Made, Runner, execute, work_folder
+from aifx.curation.execution import Made, NotMade, Runner, execute, work_folder
 from aifx.curation.step import Limits
 from aifx.data.chat.lines import has_messages
 from aifx.data.names import Kind
@@ -69,9 +70,21 @@ def plan_add(
     listing: Listing,
     options: ReadOptions,
     license_: str,
+    *,
+    only: bool = False,
 ) -> AddPlan:
-    """Compare files with those that the data set has. Raises UsageError, DataError."""
+    """Compare files with those that the data set has. Raises UsageError, DataError.
+
+    Args:
+        only: extend no version that has rows of other files.
+    """
     parent = added_version(catalog, name)
+    if (
+        only
+        and parent is not None
+        and {source.name for source in parent.manifest.sources} - {file.name for file in listing.files}
+    ):
+        parent = None
     before = {source.name: source for source in parent.manifest.sources} if parent else {}
     if parent is not None and parent.manifest.kind != options.kind:
         what = f"{name} holds {parent.manifest.kind}, and these files are read as {options.kind}"
@@ -104,12 +117,15 @@ def run_add(
     limits: Limits,
     run_tasks: Runner | None = None,
     accepts: Callable[[Manifest], bool] = lambda _: True,
+    *,
+    set_name: bool = True,
+    dry_run: bool = False,
 ) -> Made:
     """Do what is planned, and let `name` mean the version with the files. The rest goes to `execute`."""
     if plan.step is None:
         assert plan.parent is not None
         is_accepted = accepts(plan.parent.manifest)
-        if is_accepted:
+        if is_accepted and set_name:
             catalog.set_latest(name, plan.parent.manifest.version)
         return Made(plan.parent, is_new=False, is_accepted=is_accepted)
     if any(file.format == "csv" for file in plan.step.files):
@@ -120,12 +136,17 @@ def run_add(
     if not any(file.format in SLOW for file in plan.step.files):
         size = sum(size for _, size in plan.step.tasks())
         limits = replace(limits, workers=max(1, min(limits.workers, size // BYTES_PER_WORKER)))
+    run = partial(execute, name=name, catalog=catalog, limits=limits, run_tasks=run_tasks, accepts=accepts)
     try:
-        return execute(plan.step, name, catalog, limits, run_tasks, accepts)
+        return run(plan.step, set_name=set_name, dry_run=dry_run)
+    except NotMade as missing:
+        changed = f"{counted(len(plan.step.files), 'file')} of its sources are new or changed"
+        missing.note = changed if plan.step.parents else "it has rows of files that are no sources any more"
+        raise
     except ColumnsChanged:
         # A row further on has a column, or a wider number, that the beginning of its file does not have.
         shutil.rmtree(work_folder(plan.step, name, catalog), ignore_errors=True)
-        return execute(replace(plan.step, scanned=True), name, catalog, limits, run_tasks, accepts)
+        return run(replace(plan.step, scanned=True), set_name=set_name)
 
 
 def added_version(catalog: Catalog, name: str) -> Version | None:

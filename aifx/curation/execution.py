@@ -140,6 +140,22 @@ def made_version(made: Made) -> MadeVersion:
     )
 
 
+class NotMade(Exception):
+    """The version of a step is not there, and the step must not run.
+
+    Attributes:
+        step: its name.
+        settings, parents, code: as a manifest has them.
+        note: the reason, if the step knows it.
+    """
+
+    def __init__(self, step: Step, note: str = "") -> None:
+        super().__init__(f"no version is made by {step.name}")
+        self.step, self.settings, self.note = step.name, step.settings, note
+        self.parents = tuple(parent.manifest.whole_reference for parent in step.parents)
+        self.code = code_of(step)
+
+
 Runner: TypeAlias = Callable[[Step, list[int], Path, Limits], Iterator[tuple[int, TaskResult]]]
 """Runs the given tasks of a step, which works in a folder, and gives the result of each."""
 
@@ -151,12 +167,17 @@ def execute(
     limits: Limits,
     run_tasks: Runner | None = None,
     accepts: Callable[[Manifest], bool] = lambda _: True,
+    *,
+    set_name: bool = True,
+    dry_run: bool = False,
 ) -> Made:
     """Make the version of the data set `name` that `step` describes, and let `name` mean it.
 
     Args:
         run_tasks: by default, processes of this machine run them.
         accepts: if false for the manifest, the version is there, but `name` alone still means the version before.
+        set_name: False if `name` alone keeps its meaning in any case.
+        dry_run: raise NotMade instead of making the version.
 
     Raises what the step raises, FolderBusy, OSError. What is done stays for the next call with the same step.
     """
@@ -164,6 +185,10 @@ def execute(
     return_memory()
     for parent in step.parents:
         check_own_rows(parent.manifest, f"aifx data {step.name}")
+    if dry_run:
+        if (found := _find_version(step, name, catalog)) is None:
+            raise NotMade(step)
+        return Made(found, is_new=False, is_accepted=accepts(found.manifest))
     work = work_folder(step, name, catalog)
     with holding_dataset(name, catalog, "makes a version of it"), naming(work, keeps_names=True):
         found = _find_version(step, name, catalog)
@@ -174,7 +199,7 @@ def execute(
             with holding_work(work):
                 found = _make_version(step, name, catalog, work, limits, run_tasks)
         is_accepted = accepts(found.manifest)
-        if is_accepted:
+        if is_accepted and set_name:
             catalog.set_latest(name, found.manifest.version)
         if found not in step.parents:
             made = replace(found.manifest, code=code_of(step), aifx=__version__)  # by this code, too

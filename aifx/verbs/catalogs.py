@@ -36,6 +36,8 @@ class StepOptions(TypedDict, total=False):
         on: run tasks in local processes, as a job of Slurm, or by Ray.
         jobs: elements of Slurm's array job.
         ray_address: a running cluster of Ray; by default RAY_ADDRESS, and without it Ray starts on this machine.
+        set_name: let the name alone mean the new version.
+        dry_run: raise NotMade instead of running a step whose version is not there.
     """
 
     project: StrPath
@@ -45,6 +47,8 @@ class StepOptions(TypedDict, total=False):
     on: Literal["local", "slurm", "ray"]
     jobs: int | None
     ray_address: str | None
+    set_name: bool
+    dry_run: bool
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,16 @@ class StepPlace:
     project: Project | None
     limits: Limits
     runner: Runner | None
+    set_name: bool = True
+    dry_run: bool = False
 
     def execute(self, step: Step, name: str, accepts: Callable[[Manifest], bool] = lambda _: True) -> Made:
         """Make the version of the data set `name` that `step` describes."""
         from aifx.curation.execution import execute
 
-        return execute(step, name, self.catalog, self.limits, self.runner, accepts)
+        return execute(
+            step, name, self.catalog, self.limits, self.runner, accepts, set_name=self.set_name, dry_run=self.dry_run
+        )
 
 
 def open_place(**options: Unpack[StepOptions]) -> StepPlace:
@@ -68,7 +76,8 @@ def open_place(**options: Unpack[StepOptions]) -> StepPlace:
     folder = options.get("project", ".")
     catalog, project = find_catalog(options.get("root"), folder)
     limits = limits_of(options.get("memory", DEFAULT_MEMORY), options.get("workers"))
-    return StepPlace(catalog, project, limits, _runner(catalog, options))
+    runner = _runner(catalog, options)
+    return StepPlace(catalog, project, limits, runner, options.get("set_name", True), options.get("dry_run", False))
 
 
 def _runner(catalog: Catalog, options: StepOptions) -> Runner | None:

@@ -27,6 +27,7 @@ from aifx.curation.add_plan import (
     with_listed,
 )
 from aifx.curation.databases.sources import QueryFetch, check_no_database, interrupted_reads, parse_query
+from aifx.data.names import Kind
 from aifx.data.readers.base import ReadOptions
 from aifx.data.readers.sources import Listing, list_sources
 from aifx.data.versions.catalog import check_dataset_name
@@ -36,7 +37,6 @@ from aifx.verbs.catalogs import StepOptions, StepPlace, open_place
 
 if TYPE_CHECKING:
     from aifx.curation.databases.sources import Fetched
-    from aifx.data.names import Kind
     from aifx.data.versions.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ def data_add(
     allow_damaged: bool = False,
     max_expansion: float = 100.0,
     follow_links: bool = False,
+    only: bool = False,
     **options: Unpack[StepOptions],
 ) -> AddedFiles:
     """Collect the rows of files, or of a query, into a data set.
@@ -77,6 +78,7 @@ def data_add(
         allow_damaged: take the rows before the damage of files that are damaged.
         max_expansion: refuse files that expand to more than 1 GiB and so many times their size.
         follow_links: follow links that lead out of a folder.
+        only: leave out the rows of files that are not among these.
 
     Example:
         >>> added = aifx.data_add("corpus", "texts", license="CC-BY-4.0")
@@ -92,8 +94,17 @@ def data_add(
         return add_plan.refusal(manifest, max_bad, allows_damaged=allow_damaged)
 
     with _opened(place, name, sources, query, key, asked, kind, follow_links) as (listing, reading, fetch):
-        plan = plan_add(place.catalog, name, listing, reading, expression)
-        made = run_add(plan, name, place.catalog, place.limits, place.runner, lambda manifest: not refusal(manifest))
+        plan = plan_add(place.catalog, name, listing, reading, expression, only=only)
+        made = run_add(
+            plan,
+            name,
+            place.catalog,
+            place.limits,
+            place.runner,
+            lambda manifest: not refusal(manifest),
+            set_name=place.set_name,
+            dry_run=place.dry_run,
+        )
         if fetch is not None:
             fetch.remove()
         added = added_files(plan, made, listing)

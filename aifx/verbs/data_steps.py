@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Literal, Unpack
 
 from aifx.core.errors import ExitCode, UsageError
 from aifx.core.plurals import counted
-from aifx.curation.execution import MadeVersion, execute, made_version
-from aifx.curation.step import Limits
+from aifx.curation.execution import MadeVersion, made_version
 from aifx.verbs.arguments import StrPath
-from aifx.verbs.catalogs import StepOptions, StepPlace, find_catalog, open_place
+from aifx.verbs.catalogs import StepOptions, StepPlace, open_place
 
 if TYPE_CHECKING:
     from aifx.curation.audit import Audit
@@ -373,9 +372,7 @@ class MadeMix(MadeVersion):
     mixed: tuple[MixedVersion, ...]
 
 
-def data_mix(
-    name: str, *sets: str, epochs: Sequence[str] = (), root: str | None = None, project: StrPath = "."
-) -> MadeMix:
+def data_mix(name: str, *sets: str, epochs: Sequence[str] = (), **options: Unpack[StepOptions]) -> MadeMix:
     """Mix data sets of text into one, which training streams without a copy of their rows.
 
     When training has read a set as often as `epochs` allows, it reads the others in proportion to their weights.
@@ -384,8 +381,6 @@ def data_mix(
         name: data set to make.
         sets: "SET:WEIGHT" each: data sets with their shares of the training tokens, which need not sum to 1.
         epochs: "SET:N", or "N" for all sets: most times that training reads each row; by default without a bound.
-        root: folder or URL with the data sets; by default `datasets.root` of the project.
-        project: a folder in the project whose data sets are meant.
 
     Example:
         >>> blend = aifx.data_mix("blend", "corpus:3", "letters:1", epochs=["letters:2"])
@@ -395,9 +390,9 @@ def data_mix(
     from aifx.curation.mix import mix_of, parse_sets
 
     asked = parse_sets(sets, epochs)
-    catalog, _ = find_catalog(root, project)
-    step = mix_of(asked, catalog)
-    made = made_version(execute(step, name, catalog, Limits(1 << 30, 1)))
+    place = open_place(**options)
+    step = mix_of(asked, place.catalog)
+    made = made_version(place.execute(step, name))
     whole = sum(step.weights)
     mixed = tuple(
         MixedVersion(parent.reference, weight / whole, epochs, parent.manifest.rows, parent.manifest.bytes)

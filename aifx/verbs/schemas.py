@@ -83,6 +83,7 @@ def command_types() -> dict[str, Any]:
     from aifx.verbs.data_labels import LabelServerStarted
     from aifx.verbs.data_steps import MadeMix
     from aifx.verbs.prediction import Predictions
+    from aifx.verbs.recipes import MadeRecipes, PlannedRecipes
     from aifx.verbs.serving import Listening
 
     return {
@@ -122,6 +123,7 @@ def command_types() -> dict[str, Any]:
         "data-ls": VersionList,
         "data-clean": MadeVersion,
         "data-mix": MadeMix,
+        "data-make": MadeRecipes | PlannedRecipes,
         "data-pii": PiiReport,
         "data-verify": Verification,
         "data-profile": VersionProfile,

@@ -18,6 +18,7 @@ from aifx.commands.data.erase import erase
 from aifx.commands.data.gc import gc
 from aifx.commands.data.history import diff, lineage, why
 from aifx.commands.data.index import index, search
+from aifx.commands.data.make import make
 from aifx.commands.data.mix import mix
 from aifx.commands.data.options import FILES_HELP, RootOption
 from aifx.commands.data.pii import pii
@@ -39,6 +40,7 @@ app = typer.Typer(
 
     Examples:
         aifx data add corpus texts/ --license CC-BY-4.0
+        aifx data make                 do the missing steps of recipe.toml
         aifx data ls                   list data sets and their versions
         aifx data verify corpus        compare its files with their digests
         aifx data gc --dry-run         list what killed commands left
@@ -203,6 +205,7 @@ app.command()(dedupe)
 app.command()(split)
 app.command()(decontaminate)
 app.command()(verify)
+app.command()(make)
 app.command()(mix)
 app.command()(profile)
 app.command()(diff)

@@ -123,8 +123,50 @@ def check(calm: Path, seconds: list[float], root: Path, kills: int, seed: int) -
     return struck
 
 
+RECIPE = """
+[corpus]
+steps = [
+    { add = { sources = ["raw"], license = "CC0-1.0" } },
+    { clean = { max_dropped = 1.0 } },
+    { dedupe = { near = 0.8 } },
+    { decontaminate = { against = ["test.txt"] } },
+    { pii = { mask = true } },
+]
+"""
+
+
+def check_recipe(calm: Path, seconds: list[float], root: Path, kills: int, seed: int) -> int:
+    """Kill the making of a recipe of the same steps, and compare as `check` does."""
+    root.mkdir()
+    for name in ("raw", "test.txt"):
+        (root / name).symlink_to(calm / name)
+    (root / "recipe.toml").write_text(RECIPE)
+    command = ("make", "--recipe", "recipe.toml", "--workers", "2")
+    struck, dice, latest = 0, random.Random(seed), root / "datasets" / "corpus" / "latest"
+    for _ in range(kills):
+        process = run(root, *command)
+        try:
+            process.wait(dice.uniform(0.3, sum(seconds) / 2))
+        except subprocess.TimeoutExpired:
+            struck += not latest.exists()
+            workers = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
+            process.wait()
+            wait_for_end(workers)
+    process = run(root, *command)
+    assert process.wait() == 0, process.stderr.read().decode() if process.stderr else ""
+    assert content(root) == content(calm), f"seed {seed}"
+    return struck
+
+
 @pytest.mark.representative("a killed data step")
 @pytest.mark.parametrize("part", parts(20))
 def test_five_kills(tmp_path: Path, part: int, record_property: Callable[[str, object], None]) -> None:
     struck = check(*calm_run(tmp_path), tmp_path / "killed", KILLS, seed_of_commit() + part)
     record_property("kills of a running step", struck)
+
+
+@pytest.mark.representative("a killed data step")
+def test_a_recipe_that_is_killed(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    struck = check_recipe(*calm_run(tmp_path), tmp_path / "killed", 3, seed_of_commit())
+    record_property("kills before the name moved", struck)

@@ -59,6 +59,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "poems").mkdir()
     for poem in range(40):
         (tmp_path / "poems" / f"{poem}.txt").write_text(" ".join(f"word{poem * 41 + word}" for word in range(20)))
+    (tmp_path / "recipe.toml").write_text(
+        '[notes]\nsteps = [{ add = { sources = ["texts/*.txt"], license = "MIT" } }, { dedupe = {} }]\n'
+    )
     (tmp_path / "letter.txt").write_text("Dear Mrs Smith, the parcel came.")
     monkeypatch.chdir(tmp_path)
     yield tmp_path

@@ -1,0 +1,162 @@
+"""Recipes: the versions that separate commands make, only what is missing, and errors that name the place."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import aifx
+from aifx.core.errors import AifxError, ConfigError, ExitCode, UsageError
+
+RECIPE = """
+[corpus]
+steps = [
+    { add = { sources = ["texts/*.txt"], license = "CC0-1.0" } },
+    { dedupe = { near = 0.8 } },
+    { pii = { mask = true } },
+    { split = { validation = 0.2, test = 0.2 } },
+]
+
+[blend]
+steps = [{ mix = { sets = ["corpus:3", "letters:1"], epochs = ["letters:2"] } }]
+
+[[letters.steps]]
+add = { sources = ["letters"], license = "MIT" }
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "aifx.toml").write_text('[datasets]\nroot = "datasets"\n')
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    (tmp_path / "texts").mkdir()
+    for text in range(30):
+        words = " ".join(f"word{text * 30 + word}" for word in range(30))
+        (tmp_path / "texts" / f"{text}.txt").write_text(f"{words} ann{text}@example.com")
+    (tmp_path / "texts" / "copy.txt").write_text((tmp_path / "texts" / "3.txt").read_text())
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "a.txt").write_text("Dear Mrs Smith, the parcel came.")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def meanings(project: Path) -> dict[str, str]:
+    return {path.parent.name: path.read_text().strip() for path in (project / "datasets").glob("*/latest")}
+
+
+def steps_to_do(plan: object) -> dict[str, list[str]]:
+    assert isinstance(plan, aifx.verbs.recipes.PlannedRecipes)
+    return {one.name: [step.step for step in one.steps if step.reference is None] for one in plan.data_sets}
+
+
+def test_it_makes_what_the_separate_commands_make_and_nothing_twice(project: Path) -> None:
+    made = aifx.data_make()
+    assert [one.name for one in made.data_sets] == ["corpus", "letters", "blend"]
+    assert all(step.is_new for one in made.data_sets for step in one.steps)
+    assert made.exit_code == ExitCode.OK
+    again = aifx.data_make()
+    assert not any(step.is_new for one in again.data_sets for step in one.steps)
+    assert [one.reference for one in again.data_sets] == [one.reference for one in made.data_sets]
+
+    apart = str(project / "apart")
+    aifx.data_add("corpus", "texts/*.txt", license="CC0-1.0", root=apart)
+    aifx.data_dedupe("corpus", near=0.8, root=apart)
+    aifx.data_pii("corpus", mask=True, root=apart)
+    by_hand = aifx.data_split("corpus", validation=0.2, test=0.2, root=apart)
+    assert made.data_sets[0].reference == by_hand.reference
+    assert [step.dropped for step in made.data_sets[0].steps] == [0, 1, 0, 0]
+
+
+def test_a_plan_says_what_and_why_and_writes_nothing(project: Path) -> None:
+    plan = aifx.data_make_plan()
+    assert steps_to_do(plan) == {"corpus": ["add", "dedupe", "pii", "split"], "letters": ["add"], "blend": ["mix"]}
+    assert not (project / "datasets").exists()
+    aifx.data_make()
+    before = meanings(project)
+    assert not any(steps_to_do(aifx.data_make_plan()).values())
+
+    (project / "recipe.toml").write_text(RECIPE.replace("near = 0.8", "near = 0.7"))
+    plan = aifx.data_make_plan()
+    assert steps_to_do(plan) == {"corpus": ["dedupe", "pii", "split"], "letters": [], "blend": ["mix"]}
+    corpus, _, blend = plan.data_sets
+    assert corpus.steps[1].why == "near changed: 0.8 before, 0.7 now"
+    assert blend.steps[0].why == "corpus is made first"
+
+    (project / "recipe.toml").write_text(RECIPE)
+    (project / "texts" / "new.txt").write_text("another text")
+    assert aifx.data_make_plan("corpus").data_sets[0].steps[0].why == "1 file of its sources are new or changed"
+    assert meanings(project) == before
+
+
+def test_a_data_set_has_the_files_of_its_recipe_alone(project: Path) -> None:
+    aifx.data_make("corpus")
+    (project / "texts" / "7.txt").unlink()
+    why = aifx.data_make_plan("corpus").data_sets[0].steps[0].why
+    assert why == "it has rows of files that are no sources any more"
+    (made,) = aifx.data_make("corpus").data_sets
+    assert made.steps[0].rows == 30
+    (project / "texts" / "8.txt").write_text("changed")
+    assert aifx.data_make("corpus").data_sets[0].steps[0].rows == 30
+
+
+def test_what_is_read_is_made_first(project: Path) -> None:
+    made = aifx.data_make("blend")
+    assert [one.name for one in made.data_sets] == ["corpus", "letters", "blend"]
+
+
+def test_a_step_that_breaks_its_limit_ends_it_and_the_name_keeps_its_meaning(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "aifx")
+    aifx.data_make()
+    before = meanings(project)
+    rule = 'rule = [{ id = "none", measure = "words", above = 1000, source = "this test" }]'
+    (project / "rules.toml").write_text(rule)
+    clean = '{ clean = { rules = ["rules.toml"] } },\n    { pii'
+    (project / "recipe.toml").write_text(RECIPE.replace("{ pii", clean))
+    made = aifx.data_make()
+    assert made.exit_code == ExitCode.VERDICT
+    assert [step.step for step in made.data_sets[-1].steps] == ["add", "dedupe", "clean"]
+    assert meanings(project) == before
+    assert any("still means" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("[corpus", r"recipe.toml:1:\d+: not TOML"),
+        ("", "recipe.toml has no data set"),
+        ("corpus = 3", r"\[corpus\] cannot be used"),
+        ("[corpus]\nstep = []", "'step' is no key of a data set"),
+        ("[corpus]\nsteps = []", "has no step"),
+        ('["../corpus"]\nsteps = []', "cannot name a data set"),
+        ("[corpus]\nsteps = [{ dedup = {} }]", "step 1: no step 'dedup'\n.*'dedupe'"),
+        ("[corpus]\nsteps = [{ dedupe = {} }]", r"step 1 \(dedupe\) is out of place"),
+        ('[corpus]\nsteps = [{ add = { sources = ["texts"] } }]', r"step 1 \(add\): 'license' is missing"),
+        ('[corpus]\nsteps = [{ add = { license = "MIT" } }]', r"step 1 \(add\): 'sources' is missing"),
+        (RECIPE.replace("near = 0.8", "nera = 0.8"), r"step 2 \(dedupe\): no setting 'nera'\n.*'near'"),
+        (RECIPE.replace("near = 0.8", "root = '/'"), r"step 2 \(dedupe\): no setting 'root'"),
+        (RECIPE.replace("near = 0.8", "near = '0.8'"), r"step 2 \(dedupe\): near = '0.8' cannot be used"),
+        (RECIPE.replace("mask = true", ""), "neither mask nor drop"),
+        (RECIPE.replace("letters:1", "blend:1"), "blend reads itself"),
+    ],
+)
+def test_an_error_names_the_place(project: Path, text: str, error: str) -> None:
+    (project / "recipe.toml").write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        aifx.data_make()
+    assert re.search(error, str(raised.value)), raised.value
+    assert not (project / "datasets").exists()
+
+
+def test_errors_of_names_files_and_values(project: Path) -> None:
+    with pytest.raises(UsageError, match=r"no data set 'corpsu'(.|\n)*'corpus'"):
+        aifx.data_make("corpsu")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        aifx.data_make(recipe="other.toml")
+    (project / "recipe.toml").write_text(RECIPE.replace("near = 0.8", "near = 8.0"))
+    with pytest.raises(AifxError, match=r"corpus, step 2 \(dedupe\): --near 8 is not between"):
+        aifx.data_make("corpus")
+    assert meanings(project) == {}, "the name moves once, at the end"
