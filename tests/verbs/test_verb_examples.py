@@ -63,6 +63,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         '[notes]\nsteps = [{ add = { sources = ["texts/*.txt"], license = "MIT" } }, { dedupe = {} }]\n'
     )
     (tmp_path / "letter.txt").write_text("Dear Mrs Smith, the parcel came.")
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))  # data_gc deletes what other tests leave in theirs
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     os.chdir("/")
