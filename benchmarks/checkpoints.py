@@ -243,12 +243,12 @@ def both(state: State, save: Save, restore: Restore) -> dict[str, tuple[Save, Re
 
 def digests(tree: Any) -> dict[str, str]:
     """As ours makes them."""
-    from aifx.checkpoint.digest import host_lanes, key_data, shown
+    from aifx.checkpoint.digest import as_hex, host_lanes, key_data
     from aifx.checkpoint.naming import flat_names
 
     named = flat_names(tree)
     with ThreadPoolExecutor(4) as pool:
-        found = pool.map(lambda leaf: shown(host_lanes(np.asarray(key_data(leaf)))), named.values())
+        found = pool.map(lambda leaf: as_hex(host_lanes(np.asarray(key_data(leaf)))), named.values())
         return dict(zip(named, found, strict=True))
 
 

@@ -35,7 +35,7 @@ class Part:
 
 @dataclass(frozen=True)
 class HostArray:
-    """What this process saves of an array.
+    """The part of an array that this process saves.
 
     Attributes:
         shape: of the whole array.
@@ -50,7 +50,7 @@ class HostArray:
 
     @property
     def num_bytes(self) -> int:
-        """Of the whole array."""
+        """The size of the whole array."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 

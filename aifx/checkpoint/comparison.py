@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from aifx.checkpoint.digest import NOTHING, add, host_lanes, shown, starts_of
+from aifx.checkpoint.digest import NOTHING, add, as_hex, host_lanes, starts_of
 from aifx.checkpoint.faults import while_reading
 from aifx.checkpoint.inspection import CheckpointName
 from aifx.checkpoint.manifest import ArrayEntry, Damaged, read_manifest
@@ -67,7 +67,7 @@ class PartDifference:
 
 @dataclass(frozen=True)
 class CheckpointDifference(Result):
-    """What `aifx ckpt diff --json` prints.
+    """The result of a comparison, as `aifx ckpt diff --json` prints it.
 
     Attributes:
         equal: whether all arrays are equal bit for bit.
@@ -129,7 +129,7 @@ class _Sums:
 
     def finish(self) -> float:
         """The norm. Raises Damaged if other bytes were read than were saved."""
-        if shown(self.lanes) != self.entry.digest:
+        if as_hex(self.lanes) != self.entry.digest:
             what = f"checkpoint {self.side.folder} is damaged"
             raise Damaged(what, f"bytes differ from what was saved: {self.name}", "aifx ckpt verify")
         return math.sqrt(self.squares)

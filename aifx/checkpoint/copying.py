@@ -21,7 +21,7 @@ from aifx.core.stores import Store, open_store
 
 @dataclass(frozen=True)
 class CopiedCheckpoint(Result):
-    """What `aifx ckpt cp --json` prints.
+    """The result of a copy, as `aifx ckpt cp --json` prints it.
 
     Attributes:
         files: how many the checkpoint has.

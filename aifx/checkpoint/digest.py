@@ -53,7 +53,7 @@ def add(parts: Iterable[Lanes]) -> Lanes:
     return first & _MASK, second & _MASK
 
 
-def shown(lanes: Lanes) -> str:
+def as_hex(lanes: Lanes) -> str:
     """The digest as 16 hexadecimal digits."""
     return f"{lanes[0]:08x}{lanes[1]:08x}"
 
@@ -112,7 +112,7 @@ def state_digest(tree: Tree, peers: Group | None = None) -> str:
     found = peers.gather(own)
     if not peers.is_first:
         return str(peers.broadcast(None))
-    sums = {name: shown(add(lanes[name] for lanes in found)) for name in leaves}
+    sums = {name: as_hex(add(lanes[name] for lanes in found)) for name in leaves}
     return str(peers.broadcast(digest_of((n, leaf.dtype.name, leaf.shape, sums[n]) for n, leaf in leaves.items())))
 
 
@@ -121,7 +121,7 @@ def array_digests(tree: Tree) -> dict[str, str]:
     leaves = {name: key_data(leaf) for name, leaf in flat_names(tree).items()}
     shards = {name: list(own_shards(leaf, is_first=True)) for name, leaf in leaves.items()}
     futures = {n: [shard_lanes(data, starts, leaves[n].shape) for starts, data in own] for n, own in shards.items()}
-    return {name: shown(add(future.result() for future in parts)) for name, parts in futures.items()}
+    return {name: as_hex(add(future.result() for future in parts)) for name, parts in futures.items()}
 
 
 def own_shards(array: Any, *, is_first: bool) -> Iterator[tuple[tuple[int, ...], Any]]:
@@ -160,7 +160,7 @@ def _words(part: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], int]:
 
 
 def _contiguous(part: Sequence[int], shape: Sequence[int]) -> tuple[int, int]:
-    """How many leading axes of a part must be counted through, and the elements of its runs that have no gap."""
+    """The number of leading axes of a part to count through, and the elements of its runs that have no gap."""
     axis, columns = len(part), 1
     while axis:
         axis -= 1

@@ -27,7 +27,7 @@ class CheckpointName:
 
 @dataclass(frozen=True)
 class CheckpointList(Result):
-    """What `aifx ckpt ls --json` prints. `set_aside` names folders of checkpoints that were found damaged."""
+    """A run's checkpoints, as `aifx ckpt ls --json` prints them. `set_aside` names folders of damaged ones."""
 
     run: str
     checkpoints: list[CheckpointInfo]
@@ -132,7 +132,7 @@ def checkpoint_list(run: RunDirectory) -> CheckpointList:
 
 
 def show_checkpoint(run: RunDirectory, step: StepChoice | None, *, with_arrays: bool) -> ShownCheckpoint:
-    """What the manifest of a checkpoint says; reads no arrays.
+    """The contents of a checkpoint by its manifest; reads no arrays.
 
     Args:
         step: the last by default.

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: the content of its artefact (`aifx.core.artifact`), beside the files of its arrays.
+"""The manifest of a checkpoint: the content of its artefact (`aifx.core.artifact`), beside the files of its arrays.
 
 Reading it needs neither jax nor TensorStore, so that listing checkpoints is quick.
 """
@@ -48,7 +48,7 @@ class ArrayEntry:
 
     @property
     def num_bytes(self) -> int:
-        """Of its elements, each of which has the width that the dtype's name ends in, and at least a byte."""
+        """The bytes of its elements, each as wide as the number in the dtype's name says, and at least a byte."""
         bits = re.search(r"\d+", self.dtype)
         return self.size * max(int(bits[0]) // 8 if bits else 1, 1)
 
@@ -67,7 +67,7 @@ class Manifest:
 
     @property
     def size_bytes(self) -> int:
-        """Of the arrays."""
+        """The bytes of the arrays."""
         return sum(entry.num_bytes for entry in self.arrays.values())
 
     @property

@@ -1,4 +1,4 @@
-"""What happens to a checkpoint that the disk refuses: it is written again, given up for a newer one, or an error."""
+"""Retries of a checkpoint that the disk refuses: it is written again, given up for a newer one, or an error."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Patience:
         self._reason = None
 
     def decide(self, step: int, fault: BaseException, attempt: int) -> Literal["again", "drop", "fail"]:
-        """What to do after `fault`; waits before another attempt."""
+        """The decision after `fault`; waits before another attempt."""
         number = refusal_in(fault)
         if attempt == 0:
             if self._reason is None and number not in FULL:

@@ -19,7 +19,7 @@ from aifx.core.os_errors import first_line
 from aifx.parallel.group import Group
 
 WAIT_S = 1800.0
-"""How long a process waits for another: the slowest may be writing a large share to a slow disk."""
+"""Limit of the wait for another process: the slowest may be writing a large share to a slow disk."""
 
 Result = TypeVar("Result")
 

@@ -38,7 +38,7 @@ def check_fit(folder: Path, manifest: Manifest, wanted: Mapping[str, Any]) -> No
     wrong = [f"{n} is not in it" for n in asked.keys() - there.keys()]
     wrong += [f"{n} is in it only" for n in there.keys() - asked.keys()]
     both = asked.keys() & there.keys()
-    wrong += [f"{n} is {_shown(there[n])}, not {_shown(asked[n])}" for n in both if asked[n] != there[n]]
+    wrong += [f"{n} is {_formatted(there[n])}, not {_formatted(asked[n])}" for n in both if asked[n] != there[n]]
     if wrong:
         more = f"; {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(
@@ -108,7 +108,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How an array is read. Without a sharding it is put on the default device."""
+    """The plan by which an array is read. Without a sharding it is put on the default device."""
 
     shape: tuple[int, ...]
     sharding: Sharding | None
@@ -149,6 +149,6 @@ def _signature(leaf: Any) -> tuple[tuple[int, ...], str]:
     return tuple(data.shape), np.dtype(data.dtype).name
 
 
-def _shown(signature: tuple[tuple[int, ...], str]) -> str:
+def _formatted(signature: tuple[tuple[int, ...], str]) -> str:
     shape, dtype = signature
     return f"{dtype}[{', '.join(map(str, shape))}]"

@@ -59,13 +59,13 @@ def write_arrays(folder: Path, arrays: Mapping[str, HostArray]) -> None:
         kvstore = {**_kvstore(folder, will_write=True), "path": f"{name}/"}
         spec = {"driver": "zarr", "kvstore": kvstore, "metadata": metadata, "store_data_equal_to_fill_value": True}
         opened[name] = ts.open(spec, create=True, context=context, transaction=transaction)
-    writes = [
+    pending = [
         opened[name].result()[part.index].write(part.data, can_reference_source_data_indefinitely=True)
         for name, array in mine.items()
         for part in array.parts
     ]
     # Each one to its end, also after a failure: nothing may write into a folder that is being removed.
-    failures = [e for e in [write.copy.exception() for write in writes] if e is not None]
+    failures = [e for e in [write.copy.exception() for write in pending] if e is not None]
     if failures:
         transaction.abort()
         raise failures[0]

@@ -12,7 +12,7 @@ import numpy as np
 
 from aifx.checkpoint import folders
 from aifx.checkpoint.capture import HostArray, Part
-from aifx.checkpoint.digest import host_lanes, shown
+from aifx.checkpoint.digest import as_hex, host_lanes
 from aifx.checkpoint.faults import check_room, while_writing
 from aifx.checkpoint.manifest import STATE, ArrayEntry, Manifest
 from aifx.checkpoint.storage import write_arrays
@@ -52,7 +52,7 @@ def write_checkpoint(
         for batch in _batches(arrays):
             for name, array in batch.items():
                 assert (array.dtype.name, array.shape) == (entries[name].dtype, entries[name].shape), name
-                found[name] = replace(entries[name], digest=shown(host_lanes(array)))
+                found[name] = replace(entries[name], digest=as_hex(host_lanes(array)))
             write_arrays(place / STATE, {name: _whole(array) for name, array in batch.items()})
         assert all(entry.digest for entry in found.values()), "each array came"
         manifest = Manifest(step, time.time(), None, found, dict(host or {}), None, dict(run))

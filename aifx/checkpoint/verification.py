@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from aifx.checkpoint.digest import NOTHING, Lanes, add, host_lanes, shard_lanes, shown, starts_of
+from aifx.checkpoint.digest import NOTHING, Lanes, add, as_hex, host_lanes, shard_lanes, starts_of
 from aifx.checkpoint.faults import while_reading
 from aifx.checkpoint.manifest import ArrayEntry, Damaged, Manifest, digest_of, read_checkpoint
 from aifx.checkpoint.storage import StoredArrays
@@ -77,7 +77,7 @@ class DeviceDigests:
         """The names of the arrays whose bytes on the devices are not those that were saved, in all processes."""
         lanes = {copy: add(future.result() for future in found) for copy, found in self._futures.items()}
         whole = [copy for copy in lanes if not self._missing[copy]]
-        damaged = {name for name, replica in whole if shown(lanes[name, replica]) != manifest.arrays[name].digest}
+        damaged = {name for name, replica in whole if as_hex(lanes[name, replica]) != manifest.arrays[name].digest}
         shared = [(name, replica, lanes[name, replica]) for name, replica in lanes.keys() - set(whole)]
         return sorted({*damaged, *_damaged_across(shared, manifest, peers)})
 
@@ -88,7 +88,7 @@ def _damaged_across(shared: list[tuple[str, int, Lanes]], manifest: Manifest, pe
     for parts in peers.gather(shared):
         for name, replica, lanes in parts:
             sums[name, replica] = add([sums[name, replica], lanes])
-    wrong = sorted({name for (name, _), lanes in sums.items() if shown(lanes) != manifest.arrays[name].digest})
+    wrong = sorted({name for (name, _), lanes in sums.items() if as_hex(lanes) != manifest.arrays[name].digest})
     found: list[str] = peers.broadcast(wrong)
     return found
 
@@ -97,7 +97,7 @@ def _digest_on_disk(stored: StoredArrays, folder: Path, name: str, entry: ArrayE
     """The digest of an array as it is on the disk; None if it cannot be read."""
     try:
         blocks = ((starts_of(index, len(entry.shape)), stored.read(name, index)) for index in stored.blocks(name))
-        return shown(add(host_lanes(block.result(), starts, entry.shape) for starts, block in blocks))
+        return as_hex(add(host_lanes(block.result(), starts, entry.shape) for starts, block in blocks))
     except Exception as e:
         error = while_reading(e, folder)
         if isinstance(error, Damaged):

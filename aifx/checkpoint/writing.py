@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aifx.checkpoint.capture import HostArray
-from aifx.checkpoint.digest import NOTHING, add, shown
+from aifx.checkpoint.digest import NOTHING, add, as_hex
 from aifx.checkpoint.manifest import STATE, Manifest
 from aifx.checkpoint.storage import merge, process_folder, write_arrays
 from aifx.core.artifact import Files, SealedFile, files_below, seal, seal_files, sync_folders
@@ -62,7 +62,7 @@ def complete(place: Path, manifest: Manifest, peers: Group) -> None:
             lanes[name] = add([lanes[name], part["lanes"]])
             sizes[name] += part["size"]
     assert all(sizes[name] == e.size for name, e in manifest.arrays.items()), "one process saves each element"
-    entries = {name: replace(entry, digest=shown(lanes[name])) for name, entry in manifest.arrays.items()}
+    entries = {name: replace(entry, digest=as_hex(lanes[name])) for name, entry in manifest.arrays.items()}
     merge(place / STATE, peers.size)
     finish(place, replace(manifest, arrays=entries), files)
 

@@ -19,7 +19,7 @@ from aifx.data.chat.rendering import COMPLETION, ChatRenderer
 from aifx.data.readers.rows import Row
 from aifx.data.text import TokenFormat
 from aifx.data.tokenizer import Tokenizer
-from aifx.evaluation.dataset import DATASET_READING, DatasetReport, DatasetReports, digest_of, keep_report, shown_name
+from aifx.evaluation.dataset import DATASET_READING, DatasetReport, DatasetReports, digest_of, display_name, keep_report
 from aifx.evaluation.held_out import Part, check_overrides
 from aifx.evaluation.questions import Question, read_questions
 from aifx.loading.prediction import in_batches
@@ -35,7 +35,7 @@ from aifx.tasks.project_errors import project_errors
 RESAMPLES, CONFIDENCE = 10_000, 0.95
 
 Encode: TypeAlias = Callable[[Question, str | None], tuple[int, list[int]]]
-"""From a question and one of its choices, or None, to the number of tokens before the choice, and all tokens."""
+"""Encodes a question and one of its choices, or None: the number of tokens before the choice, and all tokens."""
 
 MOST_TOKENS = 256
 """Limit of tokens that a model writes for a question."""
@@ -77,7 +77,7 @@ def measure_benchmarks(
             raise UsageError(what, "it is not a language model", f"aifx eval --run {run.name}")
         encode = _in_chats(chat_renderer(trained)) if chat else _in_text(task.format.tokenizer)
         for path, found in questions.items():
-            name, digest = shown_name(path, project), digest_of(path, "--benchmark")
+            name, digest = display_name(path, project), digest_of(path, "--benchmark")
             name = f"{name} (chat)" if chat else name
             metrics, chance = _measure(found, path, encode, programs, params, frozen)
             results = evaluate_gates(asked, metrics)

@@ -27,12 +27,12 @@ from aifx.runs.agreement import agree, facts_of_data
 from aifx.tasks.project_errors import project_errors
 
 DATASET_READING = (*SAFE_OVERRIDES, "data.text_field", "data.errors")
-"""How a file is read. The model was not trained on it, so no setting moves text from one split to another."""
+"""Settings of how a file is read. The model was not trained on it, so none moves text from one split to another."""
 
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What a checkpoint reached on a data set. `digest` is the SHA-256 of the file, or of what a folder holds."""
+    """The metrics of a checkpoint on a data set. `digest` is the SHA-256 of the file, or of what a folder holds."""
 
     name: str
     digest: str
@@ -60,7 +60,7 @@ class DatasetReports(Result):
 
     @property
     def parts(self) -> Sequence[tuple[str, DatasetReport]]:
-        """What was measured, in words, and the metrics of each."""
+        """The name of each measured data set for people, and its report."""
         return [(f"{one.name} ({one.digest[:12]})", one) for one in self.datasets]
 
     @property
@@ -118,7 +118,7 @@ def measure_files(
             agree(current_group(), facts)
             of_file = replace(programs, task=replace(programs.task, dataset=dataset))
             of_file = with_references(of_file, frozen, run)
-            name, digest = shown_name(path, project), digest or dataset.digest
+            name, digest = display_name(path, project), digest or dataset.digest
             part = measure_part(f"{name} ({digest[:12]})", "test", all_gates, of_file, params, frozen)
             report = DatasetReport(name, digest, part.metrics, part.gates, part.baselines)
             if current_group().is_first:
@@ -137,7 +137,7 @@ def digest_of(path: Path, option: str = "--data") -> str:
         raise DataError(f"{option} {path} cannot be read", error.strerror or str(error), f"ls -l {path}") from error
 
 
-def shown_name(path: Path, project: Project) -> str:
+def display_name(path: Path, project: Project) -> str:
     """The path below the project, or as it was given."""
     whole = path.resolve()
     return str(whole.relative_to(project.root)) if whole.is_relative_to(project.root) else str(path)

@@ -49,7 +49,7 @@ from aifx.tasks.registry import load_task, open_task
 logger = logging.getLogger(__name__)
 
 SAFE_OVERRIDES = ("data.eval_stride", "data.seq_len", "data.packing")
-"""How a split is read; nothing moves from one split to another by these."""
+"""Settings of how a split is read; nothing moves from one split to another by these."""
 
 
 def evaluate_split(
@@ -149,7 +149,7 @@ class BetterLast:
 
 @dataclass(frozen=True)
 class Report(Result):
-    """What a checkpoint reached, and whether that is enough: what `aifx eval --json` prints."""
+    """The metrics of a checkpoint on a split and the verdict of the gates, as `aifx eval --json` prints them."""
 
     run: str
     step: int
@@ -166,7 +166,7 @@ class Report(Result):
 
     @property
     def parts(self) -> Sequence[tuple[str, Report]]:
-        """What was measured, in words, and the metrics of each."""
+        """The name of each measured part for people, and its report."""
         return [(f"{self.split} split", self)]
 
     @property
@@ -176,7 +176,7 @@ class Report(Result):
 
 @dataclass(frozen=True)
 class Part:
-    """What a checkpoint reached on a split or a file, with what that was formed from."""
+    """The metrics of a checkpoint on a split or a file, with what they were formed from."""
 
     data: str  # what people call it
     split: Split
@@ -300,7 +300,7 @@ def better_last(run: RunDirectory, gates: Iterable[Gate]) -> BetterLast | None:
 def check_overrides(
     run: RunDirectory, project: Project, overrides: Sequence[str], safe: Sequence[str] = SAFE_OVERRIDES
 ) -> None:
-    """Raises UsageError where overrides could put into the chosen split what the run was trained on."""
+    """Raise UsageError if overrides could put into the chosen split what the run was trained on."""
     if not overrides:
         return
     changed = compare(read_config(run.config, project), read_config(run.config, project, overrides))

@@ -25,7 +25,7 @@ MOST_CONFUSED = 40
 
 
 @dataclass(frozen=True)
-class Shown:
+class WorstErrorRow:
     """An example with what was predicted for it."""
 
     name: str  # "example 7", or the file that it is from
@@ -44,12 +44,12 @@ def report_page(report: Report | DatasetReports, parts: Sequence[Part]) -> str:
         command=f"aifx eval --run {report.run} --step {report.step}{split}",
         status=("passed" if report.passed else "failed") if any(part.gates for part in parts) else "",
         quantize=report.quantize,
-        parts=[_shown_part(part) for part in parts],
+        parts=[_page_part(part) for part in parts],
         number=number,
     )
 
 
-def _shown_part(part: Part) -> dict[str, Any]:
+def _page_part(part: Part) -> dict[str, Any]:
     classes, confusion = part.metrics.get("per_class") or {}, part.metrics.get("confusion") or []
     return {
         "name": part.data,
@@ -63,14 +63,14 @@ def _shown_part(part: Part) -> dict[str, Any]:
     }
 
 
-def _worst_errors(part: Part) -> list[Shown]:
+def _worst_errors(part: Part) -> list[WorstErrorRow]:
     programs, task = part.programs, part.programs.task
     errors = programs.objective.worst_errors(part.totals, task.data, MOST_ERRORS)
     rows = [error.row for error in errors]
     found = task.format.places(dataset_of(task), part.split, rows) if task.format and rows else []
     source = evaluation_source(task, programs.config, part.split)
     return [
-        Shown(name, _texts(error.facts), _picture(source, error.row, task.data))
+        WorstErrorRow(name, _texts(error.facts), _picture(source, error.row, task.data))
         for name, error in zip(found or [f"example {row + 1}" for row in rows], errors, strict=True)
     ]
 

@@ -1,4 +1,4 @@
-"""What is learned from a batch: losses, metrics and predictions. Importing this package imports no jax."""
+"""Objectives: losses, metrics and predictions. Importing this package imports no jax."""
 
 from dataclasses import dataclass
 

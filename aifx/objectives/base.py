@@ -1,4 +1,4 @@
-"""What an objective is: additive sums over a batch, and what is formed of them."""
+"""The base class of objectives: additive sums over a batch, and the metrics that are formed of them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class WorstError:
 
 
 class Objective:
-    """What a model is trained for. Derive from it."""
+    """The aim of a training: its loss, metrics and predictions. Derive from it."""
 
     unit: ClassVar[str] = "examples"  # what throughput counts, a name in `Dataset.counts`
     divides: ClassVar[tuple[str, ...]] = ()  # logical axes that devices may divide between hidden vectors and loss
@@ -112,7 +112,7 @@ class Objective:
         return outputs.mean(axis=0)
 
     def predictions(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Predictions:
-        """What the model predicts for each example of a batch of `DataFormat.encode`'s arrays: `[examples, ...]`.
+        """The model's predictions for each example of a batch of `DataFormat.encode`'s arrays: `[examples, ...]`.
 
         Runs inside jit, in the dtype of the params. The last batch ends with examples of zeros.
         """
@@ -139,7 +139,7 @@ def mean(pair: tuple[Any, Any]) -> float:
 
 
 def outputs(model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> jax.Array:
-    """What the head makes of the model's hidden vectors: `[tokens or rows, outputs]`, float32 or wider."""
+    """The head's outputs for the model's hidden vectors: `[tokens or rows, outputs]`, float32 or wider."""
     return head_of(model, params, ctx)(model.hidden(params, batch, ctx))
 
 

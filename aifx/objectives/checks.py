@@ -1,4 +1,4 @@
-"""What an objective may return, checked where it returns it: a project may bring its own."""
+"""Checks of what an objective returns, where it returns it: a project may bring its own."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ from aifx.specs import Params
 
 
 class Classifier(Objective):
-    """What classifiers share: a threshold for each class, chosen on the validation split and fixed from then on."""
+    """The base of classifiers: a threshold for each class, chosen on the validation split and fixed from then on."""
 
     section_type: ClassVar[type[ClassificationSection | MultilabelSection]]
 

@@ -66,7 +66,7 @@ class NextToken(Objective):
         return {"nats": nats, "tokens": tokens, "bytes": batch[TEXT_BYTES]}
 
     def decode(self, predictions: Mapping[str, np.ndarray], data: DataSpec) -> dict[str, Any]:
-        """How well the model predicts the text: what `metrics` reports of a split."""
+        """The metrics of a text, as `metrics` reports them of a split."""
         nats, tokens, num_bytes = (predictions[name].sum(dtype=np.float64) for name in ("nats", "tokens", "bytes"))
         return self.metrics({"loss": (nats, tokens), "bytes": (num_bytes, 1)}, data)
 
@@ -85,8 +85,8 @@ def cross_entropy(
         raise misfit("next-token prediction needs a model whose head has no bias", why)
     labels = jnp.where(weights > 0.0, targets, UNSCORED)
     if head.axes:
-        divided = cross_entropy_sum if reduction == "sum" else cross_entropies
-        return divided(hidden, head.weight, labels, head.axes, head.logit_softcap)
+        sharded = cross_entropy_sum if reduction == "sum" else cross_entropies
+        return sharded(hidden, head.weight, labels, head.axes, head.logit_softcap)
     return linear_cross_entropy(
         hidden, head.weight, labels, ignore_label=UNSCORED, logit_softcap=head.logit_softcap, reduction=reduction
     )

@@ -111,6 +111,6 @@ def _by_row(array: jax.Array) -> jax.Array:
 
 
 def _units(batch: DeviceBatch) -> tuple[jax.Array, jax.Array]:
-    """What is added to scaled targets, and by what they are multiplied: `[rows, 1]`, or `[1, 1]` without a scale."""
+    """The location and the scale that take scaled targets to their unit: `[rows, 1]`, or `[1, 1]` without a scale."""
     zero, one = jnp.zeros((1,)), jnp.ones((1,))
     return batch.get("location", zero)[:, None], batch.get("scale", one)[:, None]

@@ -72,7 +72,7 @@ def ranking(scores: np.ndarray, is_positive: np.ndarray, weights: np.ndarray) ->
 
 @dataclass(frozen=True)
 class ClassRankings:
-    """What the ranking of each class says, each `[classes]`."""
+    """The numbers that the ranking of each class gives, each `[classes]`."""
 
     auc: np.ndarray
     average_precision: np.ndarray

@@ -15,7 +15,7 @@ import optax
 from optax.contrib import muon
 
 from aifx.config.sections import OptimizerSection, ScheduleSection
-from aifx.optim.divided_muon import muon_dimensions, newton_schulz, scale_by_divided_muon
+from aifx.optim.sharded_muon import muon_dimensions, newton_schulz, scale_by_sharded_muon
 from aifx.parallel.layout import Layout
 from aifx.specs import ArraySpec, Params, Specs, is_spec, map_specs
 
@@ -40,7 +40,7 @@ def make_optimizer(
             mask=partial(_decays_of, specs=specs),
         )
     if layout is not None and layout.num_devices > 1:
-        return _divided_muon(section, specs, layout)
+        return _sharded_muon(section, specs, layout)
     dimensions = select_weights(map_specs(muon_dimensions, specs), specs)
     # Masks of muon's are trees over all weights; decays of its matrices alone must not name the others.
     return muon(
@@ -58,11 +58,11 @@ def make_optimizer(
     )
 
 
-def _divided_muon(section: OptimizerSection, specs: Specs, layout: Layout) -> optax.GradientTransformation:
+def _sharded_muon(section: OptimizerSection, specs: Specs, layout: Layout) -> optax.GradientTransformation:
     """The `muon` of `make_optimizer`, and its state, on a mesh."""
     labels = select_weights(map_specs(lambda s: "muon" if s.matrix else "adam", specs), specs)
     matrices = optax.chain(
-        scale_by_divided_muon(specs, layout, section),
+        scale_by_sharded_muon(specs, layout, section),
         optax.add_decayed_weights(section.weight_decay, partial(_decays_of, specs=specs)),
         optax.scale_by_learning_rate(section.learning_rate),
     )

@@ -1,4 +1,4 @@
-"""What a mesh must divide, compared with a model and its data before anything is traced."""
+"""Checks that a mesh can divide a model and its data, before anything is traced."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ REPEATED = ("kv_heads",)
 """Logical axes of which several devices may have the same part, if there are fewer parts than devices."""
 
 
-def check_model(layout: Layout, specs: Specs, fields: Mapping[str, Any], divided: Iterable[str], name: str) -> None:
-    """Raises ConfigError unless the mesh divides what the model computes.
+def check_model(layout: Layout, specs: Specs, fields: Mapping[str, Any], sharded: Iterable[str], name: str) -> None:
+    """Raise ConfigError unless the mesh divides what the model computes.
 
     Args:
         specs: of the model.
         fields: of its data, as `DataSpec.fields`.
-        divided: the logical axes that the model can divide.
+        sharded: the logical axes that the model can divide.
         name: of the model, for the error.
     """
     if layout.num_devices == 1:
         return
-    check_rules(layout, specs, divided)
-    can = {axis for logical in ("batch", *divided) for axis in layout.axes(logical)}
+    check_rules(layout, specs, sharded)
+    can = {axis for logical in ("batch", *sharded) for axis in layout.axes(logical)}
     if unable := [axis for axis in AXES if layout.mesh.shape.get(axis, 1) > 1 and axis not in can]:
         raise ConfigError(
             f"mesh.{unable[0]} = {layout.mesh.shape[unable[0]]}, and {name} cannot be divided along it",
@@ -57,19 +57,19 @@ def check_model(layout: Layout, specs: Specs, fields: Mapping[str, Any], divided
         Demand(f"{logical} of the data", size, (*needed(logical), *needed("tokens")), ring=ring)
         for field_spec in fields.values()
         for size, logical in zip(field_spec.shape, field_spec.axes, strict=False)
-        if logical in divided
+        if logical in sharded
     ]
     for spec in jax.tree.leaves(specs, is_leaf=is_spec):
         demands += [
             Demand(f"{logical} of the model", size, needed(logical), logical in REPEATED)
             for size, logical in zip(spec.shape, spec.axes, strict=True)
-            if logical in divided and logical != "vocab" and needed(logical)
+            if logical in sharded and logical != "vocab" and needed(logical)
         ]
     check_demands(layout.degrees, list(dict.fromkeys(demands)))
 
 
 def check_batch(layout: Layout, global_batch_size: int, gradient_accumulation: int) -> None:
-    """Raises ConfigError unless each device gets the same rows of each micro-batch."""
+    """Raise ConfigError unless each device gets the same number of rows of each micro-batch."""
     rows, sharers = global_batch_size // gradient_accumulation, layout.count("batch")
     if rows % sharers == 0:
         return
@@ -90,14 +90,14 @@ def check_batch(layout: Layout, global_batch_size: int, gradient_accumulation: i
     )
 
 
-def check_rules(layout: Layout, specs: Specs, divided: Iterable[str]) -> None:
-    """Raises ConfigError for rules by which devices would compute with other parts than they have."""
+def check_rules(layout: Layout, specs: Specs, sharded: Iterable[str]) -> None:
+    """Raise ConfigError for rules by which devices would compute with other parts than they have."""
     rows = layout.axes("batch")
     if whole := [axis for axis in ("data", "fsdp") if layout.mesh.shape.get(axis, 1) > 1 and axis not in rows]:
         why = f"devices along mesh.{whole[0]} take rows of their own: the rule of 'batch' names data and fsdp"
         raise ConfigError(f"the rules do not divide rows over mesh.{whole[0]}", why, WITHOUT_RULES)
-    inner = [name for name in INNER if name in divided]
-    for name in [*inner, *(name for name in divided if name == "vocab")]:
+    inner = [name for name in INNER if name in sharded]
+    for name in [*inner, *(name for name in sharded if name == "vocab")]:
         computed, stored = layout.axes(name), layout.axes(name, layout.parameters)
         if missing := [axis for axis in computed if axis not in stored]:
             what = f"the rules divide {name!r} over mesh.{missing[0]} in the computation, and not among the parameters"
@@ -118,7 +118,7 @@ def check_rules(layout: Layout, specs: Specs, divided: Iterable[str]) -> None:
 
 
 def _check_collision(layout: Layout, spec: ArraySpec) -> None:
-    """Raises ConfigError if the rules divide two dimensions of an array over one mesh axis."""
+    """Raise ConfigError if the rules divide two dimensions of an array over one mesh axis."""
     taken: dict[str, str] = {}
     for name in spec.axes:
         for axis in layout.axes(name, layout.parameters):

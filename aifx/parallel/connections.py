@@ -1,4 +1,7 @@
-"""How the processes of a job meet: process 0 listens, the others connect, and each says who it is. Imports no jax."""
+"""Connections between the processes of a job: process 0 listens, the others connect and say who they are.
+
+Imports no jax.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,9 @@ MAX_BYTES = 64 << 20
 CHUNK = 1 << 16
 RETRY_S = (0.02, 1.0)  # between attempts to connect: the first pause, which doubles, and the longest
 GOODBYE_S = 0.3
-"""How long a process that ends waits for the others to read its last message."""
+"""Limit of a process that ends and waits for the others to read its last message."""
 
-PATIENCE_S = 5.0
+GRACE_S = 5.0
 """Process 0 tells the others that not all have come. They wait so much longer, in case it does not."""
 
 Message = Mapping[str, Any]
@@ -173,13 +176,13 @@ def reach_first(me: Membership, address: str, limit_s: float) -> dict[int, Conne
     why = "nobody listens there"
     while (left_s := deadline - time.monotonic()) > 0:
         try:
-            with_timeout = socket.create_connection((address, me.port), timeout=min(left_s, PATIENCE_S))
+            with_timeout = socket.create_connection((address, me.port), timeout=min(left_s, GRACE_S))
         except OSError as error:
             why = error.strerror or str(error)
         else:
             connection = Connection(with_timeout)
             connection.put(_hello(me))
-            if _await_welcome(connection, deadline + PATIENCE_S):
+            if _await_welcome(connection, deadline + GRACE_S):
                 return {0: connection}
             why = "the connection closed before all processes were there"
             connection.socket.close()

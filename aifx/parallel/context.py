@@ -1,4 +1,4 @@
-"""What models and objectives receive in addition to parameters and a batch."""
+"""The argument of models and objectives beside parameters and a batch."""
 
 from __future__ import annotations
 

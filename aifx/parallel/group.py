@@ -27,7 +27,7 @@ class Disagreement(ConfigError):
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a process waits for the others.
+    """Limits of the waits of a process for the others.
 
     Attributes:
         connect_s: until all have started.
@@ -65,7 +65,7 @@ class Group:
 
     @functools.cached_property
     def progress(self) -> Progress:
-        """How far this process has come."""
+        """The progress of this process."""
         return Progress()
 
     def mark(self, phase: str, kind: Kind | None = None) -> None:

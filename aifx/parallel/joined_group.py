@@ -28,10 +28,10 @@ from aifx.parallel.progress import Progress, find_stuck
 
 LOSS_S = 2.0
 HOLD_S = 300.0
-"""How long the processes wait for what process 0 finds out about a failure."""
+"""Limit of the wait for what process 0 finds out about a failure."""
 
 LAST_MESSAGE_S = 10.0
-"""How long a process that ends waits for its thread to send the last message, which takes milliseconds as a rule."""
+"""Limit of a process that ends and waits for its thread to send the last message, usually for milliseconds."""
 
 OVER = "over"
 
@@ -119,7 +119,7 @@ class JoinedGroup(Group):
 
     @property
     def exit_code(self) -> ExitCode:
-        """Of this process if process 0 is gone: 75, unless a failure that process 0 knew of came before."""
+        """The exit code of this process if process 0 is gone: 75, unless process 0 knew of a failure before."""
         return ExitCode.PREEMPTED if self._loss is None else self._loss.exit_code
 
     def _failure(self, error: AifxError) -> PeerLost:
@@ -183,7 +183,7 @@ class JoinedGroup(Group):
             now = time.monotonic()
             if now - awake_at > self._limits.beat_s + AWAKE_S:  # this process was stopped itself: it cannot judge yet
                 for peer in self._peers.values():
-                    peer.heard_at = now
+                    peer.received_at = now
             awake_at = now
             if now >= beat_at:
                 beat_at = now + self._limits.beat_s
@@ -210,7 +210,7 @@ class JoinedGroup(Group):
             own = self.progress
             peer.connection.put({"position": own.position, "phase": own.phase, "work": own.work})
         for peer in self._peers.values():
-            if now - peer.heard_at > self._limits.silence_s and not self._is_over and self._held is None:
+            if now - peer.received_at > self._limits.silence_s and not self._is_over and self._held is None:
                 why = f"no sign of life for {self._limits.silence_s:g} s: it is stopped, or its machine is gone"
                 return self._lose(peer.index, peer.connection.host, why, peer.progress)
         if self.is_first:
@@ -246,7 +246,7 @@ class JoinedGroup(Group):
             connection.is_closed, messages = True, []
             why = why if isinstance(error, ConnectionError) else f"its connection broke: {error.strerror or error}"
         for message in messages:
-            peer.heard_at = time.monotonic()
+            peer.received_at = time.monotonic()
             if "lost" in message:
                 what, why, hint, code = (message["lost"][name] for name in ("what", "why", "hint", "exit_code"))
                 lost = PeerLost(what, why, hint, exit_code=ExitCode(code))
@@ -299,4 +299,4 @@ class _Peer:
     index: int
     connection: Connection
     progress: Progress = field(default_factory=Progress)
-    heard_at: float = field(default_factory=time.monotonic)
+    received_at: float = field(default_factory=time.monotonic)

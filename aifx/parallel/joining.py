@@ -1,4 +1,4 @@
-"""From a process of a job to JAX's own multi-process runtime, and out of it again."""
+"""Joining a job's processes with JAX's own multi-process runtime, and leaving it again."""
 
 from __future__ import annotations
 

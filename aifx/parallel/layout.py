@@ -92,9 +92,9 @@ class Layout:
         first = tuple(slice(None) if axis in ("fsdp", "tensor") else slice(1) for axis in self.mesh.axis_names)
         return replace(self, mesh=Mesh(self.mesh.devices[first], self.mesh.axis_names))
 
-    def computing(self, divided: Iterable[str]) -> Layout:
+    def computing(self, sharded: Iterable[str]) -> Layout:
         """The layout for a model that can divide these logical axes, in addition to the rows of a batch."""
-        kept = {"batch", *divided}
+        kept = {"batch", *sharded}
         return replace(self, computation={name: axes for name, axes in self.computation.items() if name in kept})
 
     # Where arrays live.
@@ -135,7 +135,7 @@ class Layout:
         return self._dividing(size, self.axes(name))
 
     def partition(self, spec: ArraySpec) -> PartitionSpec:
-        """Of a parameter."""
+        """The PartitionSpec of a parameter."""
         return PartitionSpec(*(axes or None for axes in self.stored(spec)))
 
     def partitions(self, specs: Specs) -> Any:
@@ -151,7 +151,7 @@ class Layout:
         return NamedSharding(self.mesh, PartitionSpec())
 
     def batch_partition(self, axes: Sequence[str | None] = ()) -> PartitionSpec:
-        """Of an array `[rows, ...]` of a batch, whose other dimensions have these logical axes."""
+        """The PartitionSpec of an array `[rows, ...]` of a batch, whose other dimensions have these logical axes."""
         return PartitionSpec(*(self.axes(axis) or None for axis in ("batch", *axes)))
 
     def of_batch(self, axes: Sequence[str | None] = ()) -> NamedSharding:
@@ -181,7 +181,7 @@ class Layout:
         return -(-rows // self.count("batch")) * self.count("batch")
 
     def local_rows(self, rows: int) -> slice:
-        """Of a batch of so many rows, those that this process reads: the rows of its devices, and any between them."""
+        """The rows of a batch of so many that this process reads: those of its devices, and any between them."""
         return self.rows_by_process(rows)[jax.process_index()]
 
     def rows_by_process(self, rows: int) -> dict[int, slice]:
@@ -194,7 +194,7 @@ class Layout:
         return {index: slice(min(b for b, _ in own), max(e for _, e in own)) for index, own in sorted(found.items())}
 
     def own_rows(self, rows: int) -> list[slice]:
-        """Of `local_rows`, counted from the first of them, those that are counted here. Each row is counted once."""
+        """The rows that this process counts, numbered from the first of its `local_rows`. Each row is counted once."""
         first: dict[tuple[int, int], jax.Device] = {}
         for device, part in self.of_batch().devices_indices_map((self.padded_rows(rows),)).items():
             if part is not None:
@@ -293,8 +293,8 @@ class Layout:
 
         def added(spec: ArraySpec, gradient: Any) -> Any:
             gradient = widened(gradient)
-            divided = {axis for axes in self.stored(spec) for axis in axes}
-            rest = tuple(axis for axis, size in self.mesh.shape.items() if size > 1 and axis not in divided)
+            sharded = {axis for axes in self.stored(spec) for axis in axes}
+            rest = tuple(axis for axis, size in self.mesh.shape.items() if size > 1 and axis not in sharded)
             return lax.psum(gradient, rest) if rest and gradient is not None else gradient
 
         return jax.tree.map(added, specs, gradients, is_leaf=is_spec)

@@ -29,7 +29,7 @@ PARAMETERS: Final[Rules] = {
     "kv_heads": "tensor",
     "mlp": "tensor",
 }
-"""How parameters and optimizer state are kept."""
+"""The rules by which parameters and optimizer state are sharded."""
 
 COMPUTATION: Final[Rules] = {
     "batch": ("data", "fsdp"),
@@ -40,8 +40,8 @@ COMPUTATION: Final[Rules] = {
     "mlp": "tensor",
     "vocab": ("fsdp", "tensor"),
 }
-"""How a program divides what it computes. "batch" is rows, "seq" the steps of a row. "tokens" are those of a device
-between the products: each device along `tensor` has a part of them."""
+"""The rules by which a program shards what it computes. "batch" is rows, "seq" the steps of a row. "tokens" are those
+of a device between the products: each device along `tensor` has a part of them."""
 
 
 def axes_of(name: str | None, rules: Rules) -> tuple[str, ...]:
@@ -56,7 +56,7 @@ YIELDS: Final = {"embed": "vocab"}
 
 @dataclass(frozen=True)
 class Degrees:
-    """How many devices a mesh has along each axis."""
+    """The number of devices of a mesh along each axis."""
 
     data: int = 1
     fsdp: int = 1
@@ -120,7 +120,7 @@ class Demand:
     ring: tuple[str, ...] = ()
 
     def conflict(self, degrees: Degrees) -> str | None:
-        """Why such a mesh cannot divide it; None if it can."""
+        """The reason why such a mesh cannot divide it; None if it can."""
         pairs = 2 if degrees.over(self.ring) > 1 else 1
         count = pairs * degrees.over(self.axes)
         if self.size % count == 0 or (self.may_repeat and count % self.size == 0):

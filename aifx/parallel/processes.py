@@ -24,7 +24,7 @@ Metadata = Callable[[str], str | None]
 """Looks up an attribute of a Google Compute Engine instance; None if there is no such attribute."""
 
 AGAIN = "run the same command again"
-"""What helps if a process was lost."""
+"""The hint if a process was lost."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def detect(
 
 
 def started_by(environ: Mapping[str, str]) -> list[str]:
-    """How a person starts what this process runs: `aifx`, `aifx launch local -n N`, `aifx launch slurm -N NODES`."""
+    """The command that starts this process: `aifx`, `aifx launch local -n N`, `aifx launch slurm -N NODES`."""
     if "AIFX_NODES" in environ and "SLURM_JOB_ID" in environ:
         return ["aifx", "launch", "slurm", "-N", environ["AIFX_NODES"]]
     launch = ["launch", "local", "-n", environ["AIFX_NUM_PROCESSES"]] if "AIFX_LAUNCHER" in environ else []
@@ -98,7 +98,7 @@ def started_by(environ: Mapping[str, str]) -> list[str]:
 
 
 def lone_warning(environ: Mapping[str, str]) -> str | None:
-    """Why a process that trains alone may be meant to be one of several. None if nothing hints at that."""
+    """A hint that a process that trains alone may be meant to be one of several; None if nothing suggests that."""
     if _int(environ, "SLURM_NTASKS", 1) > 1 and "SLURM_STEP_NUM_TASKS" not in environ:
         return f"Slurm reserved {environ['SLURM_NTASKS']} tasks; without srun, this process trains alone"
     if "JOB_COMPLETION_INDEX" in environ and "AIFX_NUM_PROCESSES" not in environ:

@@ -1,4 +1,4 @@
-"""How far a process has come, alone or among those of a job, and which of them is stuck. Imports no jax."""
+"""The progress of a process, alone or among those of a job, and which of them is stuck. Imports no jax."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 Kind: TypeAlias = Literal["start", "compilation", "data", "step", "evaluation", "checkpoint"]
-"""Of a phase: what is known of how long it may take without progress."""
+"""The kind of a phase, which decides how long it may go without progress."""
 
 
 @dataclass
 class Progress:
-    """How far a process has come.
+    """The progress of a process.
 
     Attributes:
         position: how many phases and calls of the group it has passed.

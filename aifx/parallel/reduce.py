@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from aifx.parallel.layout import Layout
 
 Sums: TypeAlias = "np.ndarray[Any, Any] | jax.Array"
-"""Of int32. Those of one process are a NumPy array, known at once."""
+"""Sums as int32. Those of one process are a NumPy array, known at once."""
 
 
 class SumReducer:

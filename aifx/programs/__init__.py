@@ -1,1 +1,1 @@
-"""From a configuration, a task and a layout to compiled programs."""
+"""Compiled programs of a configuration, a task and a layout."""

@@ -1,4 +1,4 @@
-"""From a configuration, a task and a layout to programs. Reads no file, needs no data and no device."""
+"""The programs of a configuration, a task and a layout. Reads no file, needs no data and no device."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from aifx.programs.program import Program
 from aifx.programs.state import TrainState, abstract_state, initial_state, typed_specs
 from aifx.programs.train_step import TrainStep
 from aifx.specs import Params, Specs, count_parameters, merge_frozen, split_frozen, widened
-from aifx.tasks.base import Task, divided_axes
+from aifx.tasks.base import Task, sharded_axes
 from jax_kernels.dispatch import Choices
 
 
@@ -43,14 +43,14 @@ def build(config: Config, task: Task, layout: Layout, *, kernels: Choices | None
 
     Raises ConfigError if the mesh of the layout cannot divide what the model computes.
     """
-    divided = divided_axes(task)
-    check_model(layout, task.model.specs(), task.data.fields, divided, type(plain_model(task.model)).__name__)
-    return Programs(config, task, layout.computing(divided), kernels)
+    sharded = sharded_axes(task)
+    check_model(layout, task.model.specs(), task.data.fields, sharded, type(plain_model(task.model)).__name__)
+    return Programs(config, task, layout.computing(sharded), kernels)
 
 
 @dataclass(frozen=True, eq=False)
 class Programs:
-    """What a project computes. A program is traced when it is used, not before."""
+    """The programs of a project. Each is traced when it is used, not before."""
 
     config: Config
     task: Task
@@ -68,7 +68,7 @@ class Programs:
 
     @functools.cached_property
     def specs(self) -> Specs:
-        """Of the whole model. With `finetune.freeze`, only what is trained takes gradients."""
+        """The specs of the whole model. With `finetune.freeze`, only what is trained takes gradients."""
         has_adapters = self.config.finetune.adapter != "none"
         specs = typed_specs(self.model, self.config.train.parameter_dtype, self.dtype, has_adapters=has_adapters)
         if self.config.finetune.freeze == "backbone":
@@ -77,7 +77,7 @@ class Programs:
 
     @functools.cached_property
     def trained_specs(self) -> Specs:
-        """Of weights and buffers."""
+        """The specs of weights and buffers."""
         return split_frozen(self.specs, self.specs)[0]  # type: ignore[no-any-return]
 
     @functools.cached_property
@@ -91,7 +91,7 @@ class Programs:
 
     @functools.cached_property
     def dtype(self) -> DTypeLike:
-        """Of the computation."""
+        """The type of the computation."""
         return compute_dtype(self.config.train.precision, self.layout.platform)
 
     @property
@@ -114,7 +114,7 @@ class Programs:
 
     @property
     def gradients(self) -> Any:
-        """Of the weights, as shapes, dtypes and shardings."""
+        """The gradients of the weights, as shapes, dtypes and shardings."""
         return widened(select_weights(self.abstract[0].params, self.trained_specs))
 
     @functools.cached_property
@@ -210,7 +210,7 @@ class Programs:
 
     @functools.cached_property
     def decoding(self) -> DecodingPrograms:
-        """Of a model that writes text: `can_decode`."""
+        """The programs of a model that writes text (`can_decode`)."""
         model = plain_model(self.model)
         assert isinstance(model, Decodes)
         return DecodingPrograms(model, self.plain.specs, self.layout, self.dtype, self.kernels)
@@ -277,7 +277,7 @@ class Programs:
 
     @property
     def flops_per_step(self) -> int:
-        """Of the model, forward and backward: not what the compiler makes of it."""
+        """The FLOPs of the model's formulas, forward and backward: not those of the compiled program."""
         flops = self.model.flops(self.config.train.global_batch_size)
         # The backward pass is two thirds, and a frozen backbone has none.
         return flops // 3 if self.config.finetune.freeze == "backbone" else flops
@@ -298,7 +298,7 @@ class Programs:
         compute: Callable[[Model, Params, DeviceBatch, ForwardContext], Mapping[str, Any]],
         is_rows: Callable[[Any], bool],
     ) -> Program:
-        """Of a batch, what `compute` finds: numbers of each row (`is_rows`), or sums."""
+        """The program that returns what `compute` finds of a batch: numbers of each row (`is_rows`), or sums."""
         layout, (trained, of_frozen) = self.layout, split_frozen(self.specs, self.specs)
 
         def program(params: Params, frozen: Params, batch: DeviceBatch, ids: jax.Array) -> Any:
@@ -322,5 +322,5 @@ class Programs:
 
 
 def tree_bytes(tree: Any) -> int:
-    """Of all arrays of a tree."""
+    """The bytes of all arrays of a tree."""
     return sum(math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))

@@ -1,4 +1,4 @@
-"""What one device of a mesh gets of the arguments of a program."""
+"""The parts of a program's arguments that one device of a mesh gets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def model_params(model: Model, params: Params, specs: Specs, layout: Layout, dty
 
 
 def batch_partitions(task: Task, layout: Layout, batch: Mapping[str, Any]) -> dict[str, P]:
-    """How a batch's fields are divided."""
+    """The PartitionSpec of each field of a batch."""
     fields = task.data.fields
     return {name: layout.batch_partition(fields[name].axes if name in fields else ()) for name in batch}
 

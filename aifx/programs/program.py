@@ -46,7 +46,7 @@ class Program:
         return self.lower().compile()
 
     def jaxpr(self) -> Any:
-        """What it computes, traced for its arguments; nothing is lowered."""
+        """The computation, traced for its arguments; nothing is lowered."""
         with self._with_kernels():
             return self.jitted.trace(*self.arguments).jaxpr
 

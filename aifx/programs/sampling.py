@@ -19,7 +19,7 @@ State: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 class Sampling(NamedTuple):
-    """How the next token of each row is drawn from its scores: arrays `[rows]`.
+    """Settings of the draw of each row's next token from its scores: arrays `[rows]`.
 
     Attributes:
         temperature: float32; divides the scores; 0 takes the likeliest token.
@@ -116,7 +116,7 @@ def top_tokens(logits: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _count(where: jax.Array) -> jax.Array:
-    """How many of each row are true, `[rows, 1]`. XLA's CPU backend adds up floats faster than integers."""
+    """The number of true elements of each row, `[rows, 1]`. XLA's CPU backend adds up floats faster than integers."""
     return jnp.sum(where.astype(jnp.float32), axis=1, keepdims=True).astype(jnp.int32)
 
 
@@ -139,7 +139,7 @@ def _kth_largest(scores: jax.Array, count: jax.Array, vocab: int) -> jax.Array:
         own = jnp.take_along_axis(blocks, chosen[:, :, None], axis=1).reshape(len(scores), -1)
         return jnp.take_along_axis(jax.lax.top_k(own, FEW)[0], jnp.minimum(count, FEW) - 1, axis=1)
 
-    def by_halves() -> jax.Array:
+    def by_bisection() -> jax.Array:
         # Bisection: the bits of float32 as integers have the same order, those of negative numbers turned over.
         bits = jax.lax.bitcast_convert_type(scores, jnp.int32)
         places = bits ^ (bits >> 31 & 0x7FFFFFFF)
@@ -157,7 +157,7 @@ def _kth_largest(scores: jax.Array, count: jax.Array, vocab: int) -> jax.Array:
         return jnp.min(jnp.where(places >= low, scores, jnp.inf), axis=1, keepdims=True)
 
     def found() -> jax.Array:
-        lowest: jax.Array = jax.lax.cond(jnp.all((count <= FEW) | ~is_cut), among_few, by_halves)
+        lowest: jax.Array = jax.lax.cond(jnp.all((count <= FEW) | ~is_cut), among_few, by_bisection)
         return lowest
 
     is_cut = count < vocab

@@ -69,7 +69,7 @@ class Rules(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """How each row's token is drawn: arrays `[rows]`, and those of `rules`.
+    """Settings of the draw of each row's token: arrays `[rows]`, and those of `rules`.
 
     The last three are None in programs without rules.
 
@@ -330,8 +330,8 @@ def compute_if(condition: jax.Array, compute: Callable[[], Any]) -> Any:
 
 def tensor_layout(layout: Layout, model: Decodes) -> Layout:
     """The layout of which devices along `tensor` divide a layer, and all have the same rows."""
-    divided = set(model.divides) - {"batch", "seq"}
-    return replace(layout, computation={name: axes for name, axes in layout.computation.items() if name in divided})
+    sharded = set(model.divides) - {"batch", "seq"}
+    return replace(layout, computation={name: axes for name, axes in layout.computation.items() if name in sharded})
 
 
 def scores_of(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -398,8 +398,8 @@ def structs(tree: Any) -> Any:
 
     def struct(x: Any) -> jax.ShapeDtypeStruct:
         place = getattr(x, "sharding", None)
-        divided = place if place is not None and place.num_devices > 1 else None
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=divided)
+        sharding = place if place is not None and place.num_devices > 1 else None
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return jax.tree.map(struct, tree)
 

@@ -1,4 +1,4 @@
-"""What a training step turns into the next: step count, parameters, optimizer state, averaged weights."""
+"""The state that a training step turns into the next: step count, parameters, optimizer state, averaged weights."""
 
 from __future__ import annotations
 

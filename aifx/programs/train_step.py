@@ -27,7 +27,7 @@ from aifx.tasks.base import Task
 from aifx.tasks.ensemble import Ensemble
 
 STEP_METRICS = ("loss", "grad_norm", "learning_rate")
-"""What a step reports, in this order, as one float32 array: one transfer to the host per step."""
+"""The numbers that a step reports, in this order, as one float32 array: one transfer to the host per step."""
 
 ROUNDING = 0x726F756E
 """Folded into the step's key for what the update draws, apart from the places of models."""

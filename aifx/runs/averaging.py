@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from aifx.checkpoint.digest import host_lanes, shown
+from aifx.checkpoint.digest import as_hex, host_lanes
 from aifx.checkpoint.faults import while_reading
 from aifx.checkpoint.manifest import ArrayEntry, Damaged, Manifest, read_manifest
 from aifx.checkpoint.storage import StoredArrays
@@ -152,7 +152,7 @@ def _means(
                     found = arrays.read(name, tuple(slice(0, size) for size in entry.shape)).result()
                 except Exception as e:
                     raise while_reading(e, folder) from e
-                if shown(host_lanes(found)) != manifest.arrays[name].digest:
+                if as_hex(host_lanes(found)) != manifest.arrays[name].digest:
                     why = f"bytes differ from what was saved: {name}"
                     raise Damaged(f"checkpoint {folder} is damaged", why, f"aifx ckpt verify --run {run.name}")
                 mean = _added(mean, found, name)

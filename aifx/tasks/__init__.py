@@ -1,4 +1,4 @@
-"""What a project trains: a model, an objective and data."""
+"""Tasks, which a project trains: a model, an objective and data."""
 
 from aifx.tasks.base import Task
 from aifx.tasks.registry import describe_task, load_task, open_task

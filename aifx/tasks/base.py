@@ -1,4 +1,4 @@
-"""What a project trains: a model, an objective and data."""
+"""The task of a project: a model, an objective and data."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def data_settings(config: Config) -> tuple[object, ...]:
     return settings, config.train.global_batch_size, config.eval.batch_size, config.train.seed
 
 
-def divided_axes(task: Task) -> tuple[str, ...]:
+def sharded_axes(task: Task) -> tuple[str, ...]:
     """The logical axes that a task's model and objective can both divide."""
     of_model, of_objective = task.model.divides, task.objective.divides
     inner = ("heads", "kv_heads", "mlp")  # no objective sees them, but tokens are divided between them

@@ -19,22 +19,22 @@ from aifx.objectives import ObjectiveKind
 from aifx.parallel.checks import check_rules
 from aifx.parallel.layout import abstract_layout
 from aifx.parallel.mesh import AXES, COMPUTATION, PARAMETERS, parse_rules
-from aifx.tasks.base import divided_axes
+from aifx.tasks.base import sharded_axes
 from aifx.tasks.registry import describe_task
 
 
 def check_project(config: Config, project: Project) -> None:
-    """Raises ConfigError that lists every unknown metric and every file that is missing."""
+    """Raise ConfigError that lists every unknown metric and every file that is missing."""
     refuse(_mistakes(config, project))
 
 
 def check_model(config: Config, base: RunDirectory, project: Project) -> None:
-    """Raises ConfigError if the model computes something else with its base run's weights than it did there."""
+    """Raise ConfigError if the model computes something else with its base run's weights than it did there."""
     refuse(_other_model(config, base, project))
 
 
 def check_best_by(config: Config) -> None:
-    """Raises ConfigError if `checkpoint.best_by` names a metric that the task does not report."""
+    """Raise ConfigError if `checkpoint.best_by` names a metric that the task does not report."""
     best_by = best_by_of(config)
     known = declared_metrics(config.parts, config.data)
     if known and config.train.validate_every and not _is_class_metric(best_by.metric, config.parts, config.data):
@@ -97,7 +97,7 @@ def _other_model(config: Config, base: RunDirectory, project: Project) -> Iterat
 
 
 def _wrong_rules(config: Config, project: Project) -> Iterator[Mistake]:
-    """What is wrong with the rules of `[mesh]` on the mesh of a run, with 2 devices along an axis of size -1.
+    """Mistakes in the rules of `[mesh]` on the mesh of a run, with 2 devices along an axis of size -1.
 
     Rules of a model that only opened data describes are read, and compared with the model when it trains.
     """
@@ -120,7 +120,7 @@ def _wrong_rules(config: Config, project: Project) -> Iterator[Mistake]:
         mesh = config.mesh.model_copy(update={**sizes, **others})
         layout = abstract_layout(math.prod(sizes.values()), "cpu", "cpu", mesh)
         try:
-            check_rules(layout, task.model.specs(), divided_axes(task))
+            check_rules(layout, task.model.specs(), sharded_axes(task))
         except ConfigError as error:
             return error
         return None

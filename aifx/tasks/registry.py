@@ -1,4 +1,4 @@
-"""From a configuration to a task: the parts that it names, or a class of the project's own."""
+"""The task of a configuration: the parts that it names, or a class of the project's own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from aifx.tasks.ensemble import Ensemble
 from aifx.tasks.project_errors import project_errors
 
 WRITING = ("vocab_size", "max_seq_len", "page_size", "cache_specs", "extend", "decode")
-"""What a model that derives from `Decodes` must define in addition to what every model does."""
+"""Attributes that a model that derives from `Decodes` must define in addition to those of every model."""
 
 REQUIRED: tuple[tuple[str, PartName, tuple[str, ...]], ...] = (
     ("model", "model", ("specs", "hidden", "head", "flops")),
@@ -159,7 +159,7 @@ def _checked(config: Config, task: Task) -> Task:
 
 
 def _odd_spec(specs: Any, path: str = "") -> str:
-    """What is neither a dict nor an ArraySpec in a tree of specs, with its place; empty if nothing is."""
+    """A description of a node that is neither a dict nor an ArraySpec in a tree of specs; empty if there is none."""
     if isinstance(specs, ArraySpec):
         return ""
     if isinstance(specs, Mapping):

@@ -1,4 +1,4 @@
-"""From the parts of a run to its loop: all hooks, in the order in which the loop calls them."""
+"""The loop of a run put together from its parts: all hooks, in the order in which the loop calls them."""
 
 from __future__ import annotations
 

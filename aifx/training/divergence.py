@@ -73,7 +73,7 @@ def report_divergence(
 
 
 def _way_out(step: int, run: str, checkpoints: Sequence[int]) -> tuple[str, str]:
-    """What is kept of a run whose `step` was not finite, and the command that goes on, without the change.
+    """A text on what is kept of a run whose `step` was not finite, and the command that goes on, without the change.
 
     The same run would come to the same step again. The checkpoint just before it holds the parameters that it was
     computed from, which may be the ones that are wrong.

@@ -70,7 +70,7 @@ def with_base_weights(state: TrainState, programs: Programs, run: RunDirectory) 
 
 
 def _check_tokenizer(run: RunDirectory, base: RunDirectory, theirs: str | None) -> None:
-    """Raises ConfigError if the token tables of the two runs number different tokens. `theirs`: SHA-256."""
+    """Raise ConfigError if the token tables of the two runs number different tokens. `theirs`: SHA-256."""
     ours = run.assets / TOKENIZER_FILE
     if theirs is None or not ours.exists():
         return

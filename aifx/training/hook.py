@@ -1,4 +1,4 @@
-"""What happens around the steps of a run: one protocol, for aifx's own hooks and for those of a project.
+"""Hooks around the steps of a run: one protocol, for aifx's own and for those of a project.
 
 Imports no jax.
 """
@@ -22,7 +22,7 @@ TakeStep: TypeAlias = "Callable[[int, TrainState, Batch], tuple[TrainState, jax.
 
 @dataclass(frozen=True)
 class Stop:
-    """What `Hook.at_pause` returns to end the run after this pause, with the status early_stopped."""
+    """The answer of `Hook.at_pause` that ends the run after this pause, with the status early_stopped."""
 
     why: str = ""
 

@@ -28,7 +28,7 @@ StepFn: TypeAlias = Callable[[TrainState, Params, Any], tuple[TrainState, jax.Ar
 
 @dataclass(frozen=True)
 class LoopResult:
-    """Why the loop ended (completed, early_stopped, interrupted, preempted), after which step, in what state."""
+    """The end of the loop: its status (completed, early_stopped, interrupted, preempted), last step and state."""
 
     status: ProcessStatus
     step: int
@@ -51,7 +51,7 @@ class Loop:
     def run(
         self, state: TrainState, batches: Generator[Batch, None, None], step: int, pending: Record | None = None
     ) -> LoopResult:
-        """From `state`, that of `step`, to the end of the run.
+        """Train from `state`, that of `step`, to the end of the run.
 
         The host is one step ahead of the device, and waits for it only if the run pauses. Raises what the hooks raise.
 

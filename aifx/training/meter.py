@@ -1,4 +1,4 @@
-"""From the numbers that a step leaves on the device to records on the host, one step late and without waiting."""
+"""Records on the host of the numbers that steps leave on the device, one step late and without waiting."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ logger = logging.getLogger(__name__)
 NOT_EXACT = "it goes on, and need not equal an uninterrupted run bit for bit"
 
 MUCH_FASTER = 2.0
-"""How many times as fast as float32 bfloat16 must be for a run to mention it."""
+"""The least speed of bfloat16, as a multiple of float32's, that a run mentions."""
 
 
 class DeferredWrites:
@@ -81,13 +81,13 @@ class DeferredWrites:
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
-        self._writes: tuple[Callable[[], None], ...] = ()
+        self._waiting: tuple[Callable[[], None], ...] = ()
         self._lock = threading.Lock()  # a thread saves while another one traces a program
 
-    def __call__(self, *writes: Callable[[], None]) -> None:
-        """Call `writes` in order, in place of those that still wait. Raises errors that do not pass by themselves."""
+    def __call__(self, *actions: Callable[[], None]) -> None:
+        """Call `actions` in order, in place of those that still wait. Raises errors that do not pass by themselves."""
         with self._lock:
-            self._writes = writes
+            self._waiting = actions
         try:
             self.finish()
         except Exception as error:
@@ -97,11 +97,11 @@ class DeferredWrites:
             self._warn(f"{reason}; training goes on, and aifx writes it before the next checkpoint")
 
     def finish(self) -> None:
-        """Call the writes that wait. Raises what they raise; then all of them wait on."""
+        """Call the actions that wait. Raises what they raise; then all of them wait on."""
         with self._lock:
-            for write in self._writes:
-                write()
-            self._writes = ()
+            for action in self._waiting:
+                action()
+            self._waiting = ()
 
 
 @dataclass(frozen=True)

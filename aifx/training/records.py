@@ -1,4 +1,4 @@
-"""What a run reports: one record per step, and a result."""
+"""Reports of a run: one record per step, and a result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aifx.runs.formats import MetricsRecord, RunEnd
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What is known when the first step is about to run."""
+    """The facts about a run that are known when its first step is about to be taken."""
 
     run: RunDirectory
     config: Config
@@ -33,7 +33,7 @@ class RunInfo:
 
     @property
     def mfu_formula(self) -> str:
-        """How `mfu` of a record is formed, in one line; in a second, the measured rate that is in brackets."""
+        """The formula of a record's `mfu`, in one line; in a second, that of the measured rate in brackets."""
         formula = f"MFU is unknown: the catalogue has no peak for {self.devices}"
         if self.peak is not None:
             formed = f"{self.flops_per_step:.4g} model FLOPs per step / step time / {self.peak.flops:.4g} FLOP/s"
@@ -84,7 +84,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainDocument(RunEnd):
-    """What `aifx train --json` prints. `error` says why a run diverged."""
+    """The result of a training as `aifx train --json` prints it. `error` says why a run diverged."""
 
     run: str
     num_steps: int | None
@@ -93,7 +93,7 @@ class TrainDocument(RunEnd):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult(RunEnd):
-    """How a run ended, or how far it is."""
+    """The end of a run, or its present state."""
 
     run: RunDirectory
     num_steps: int | None

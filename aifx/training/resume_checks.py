@@ -1,4 +1,4 @@
-"""What a run has on disk, and whether it may go on: read before anything heavy is imported."""
+"""Checks of a run on disk and of whether it may go on, before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def open_refit(run: RunDirectory, project: Project, overrides: Sequence[str] = (
 
 
 def check_new(run: RunDirectory, *, is_fork: bool) -> None:
-    """Raises UsageError for a fork into a run that exists, and for a run whose own fork was cut off before it began.
+    """Raise UsageError for a fork into a run that exists, and for a run whose own fork was cut off before it began.
 
     To be called by the holder of the run's lock.
     """
@@ -146,7 +146,7 @@ def with_whole_version(config: Config, before: Config | None, project: Project) 
 
 
 def check_configuration(run: RunDirectory, before: Config, config: Config) -> None:
-    """Raises ConfigError, with the differences, when the run got somewhere with another configuration.
+    """Raise ConfigError, with the differences, if the run was trained with another configuration.
 
     Raises UsageError for a run that cannot be resumed, since it has weights alone.
     """
@@ -162,7 +162,7 @@ def check_configuration(run: RunDirectory, before: Config, config: Config) -> No
 
 
 def _check_has_state(run: RunDirectory) -> None:
-    """Raises UsageError for a run that no training made, and which has no state of an optimizer."""
+    """Raise UsageError for a run that no training made, and which has no state of an optimizer."""
     if run.imported.exists() or "averaged_from" in read_provenance(run):
         origin = "imported" if run.imported.exists() else "made by aifx ckpt average"
         why = "it has weights alone, and no state of an optimizer to go on from"
@@ -171,7 +171,7 @@ def _check_has_state(run: RunDirectory) -> None:
 
 
 def check_files(run: RunDirectory, config: Config) -> None:
-    """Raises CheckpointError if a file of the run is not what its newest checkpoint was trained with.
+    """Raise CheckpointError if a file of the run is not what its newest checkpoint was trained with.
 
     A checkpoint that another run saved is also refused. Damaged ones are left to `Checkpoints.latest_good`.
 
@@ -247,7 +247,7 @@ def check_fork(origin: RunDirectory, run: RunDirectory, config: Config, project:
 
 
 def _check_model(origin: RunDirectory, old: ModelSection, new: ModelSection, changes: Sequence[Difference]) -> None:
-    """Raises ConfigError where a fork's model computes something else with the parameters that it takes over."""
+    """Raise ConfigError if a fork's model computes something else with the parameters that it takes over."""
     keys = {difference.key for difference in model_differences(old, new)}
     if changed := [str(d) for d in changes if d.key in keys]:
         what = f"a fork of run {origin.name!r} cannot have another model"
@@ -256,7 +256,7 @@ def _check_model(origin: RunDirectory, old: ModelSection, new: ModelSection, cha
 
 
 def _check_tokenizer(origin: RunDirectory, data: DataSection, project: Project, changes: Sequence[Difference]) -> None:
-    """Raises ConfigError where a fork asks for another tokenizer than the one that it takes over."""
+    """Raise ConfigError if a fork asks for another tokenizer than the one that it takes over."""
     if not isinstance(data, TokenSection):
         return
     is_trained = data.tokenizer in ("bpe", "char")
@@ -275,7 +275,7 @@ def _check_tokenizer(origin: RunDirectory, data: DataSection, project: Project, 
 
 
 def latest_result(run: RunDirectory, status: ProcessStatus) -> TrainResult:
-    """What a process leaves that ends before its first step, or at once: the latest checkpoint's figures."""
+    """The result of a process that ends before its first step, or at once: the latest checkpoint's figures."""
     steps = step_directories(run.checkpoints)
     step = max(steps, default=0)
     host: Mapping[str, Any] = {}

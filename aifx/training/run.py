@@ -1,4 +1,4 @@
-"""From a project and a configuration to a trained run: what comes before the loop, and what comes after it."""
+"""The training of a run, from a project and a configuration: the work before the loop and after it."""
 
 from __future__ import annotations
 
@@ -384,7 +384,7 @@ def _result(
 
 
 def run_info(run: RunDirectory, programs: Programs, *, first_step: int = 0, recorded_step: int = 0) -> RunInfo:
-    """What hooks are given when a run starts."""
+    """The facts about a run that its hooks get when it starts."""
     layout, dtype = programs.layout, programs.dtype_name
     return RunInfo(
         run=run,

@@ -1,4 +1,4 @@
-"""What only JAX knows of a training's time: when the device is done, and what compiles."""
+"""Times of a training that only JAX knows: when the device is done, and what compiles."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class DataWait:
 
 @contextmanager
 def compilations_counted(account: TimeAccount) -> Iterator[None]:
-    """What this thread compiles in the block goes to "compilation", also amid an evaluation."""
+    """Count what this thread compiles in the block as "compilation", also amid an evaluation."""
     thread = threading.get_ident()
 
     def compiled(event: str, duration_secs: float, **_: Any) -> None:

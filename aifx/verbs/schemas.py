@@ -77,7 +77,7 @@ def command_types() -> dict[str, Any]:
     from aifx.serving.record import ReplayReport
     from aifx.sweeps.ranking import SweepReport
     from aifx.sweeps.starting import PlannedSweep
-    from aifx.tasks.shown import ShownBatch, ShownData
+    from aifx.tasks.row_views import ShownBatch, ShownData
     from aifx.training.records import TrainDocument
     from aifx.verbs import configuration, runs
     from aifx.verbs.data_labels import LabelServerStarted

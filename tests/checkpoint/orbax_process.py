@@ -33,11 +33,11 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, resource.RLIM_INFINITY))
     place = NamedSharding(Mesh(np.array(jax.devices()), ("x",)), PartitionSpec("x"))
     values = np.random.default_rng(0).standard_normal((2, 1 << 20)).astype(np.float32)
-    divided = jax.make_array_from_callback(values.shape, place, lambda part: values[part])
+    sharded = jax.make_array_from_callback(values.shape, place, lambda part: values[part])
     checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), timeout_secs=LIMIT_S)
     error = None
     try:
-        checkpointer.save(folder / "divided", args=ocp.args.PyTreeSave({"divided": divided}))
+        checkpointer.save(folder / "divided", args=ocp.args.PyTreeSave({"divided": sharded}))
         checkpointer.wait_until_finished()
     except Exception as raised:
         error = f"{type(raised).__name__}: {raised}"

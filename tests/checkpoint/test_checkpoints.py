@@ -275,7 +275,7 @@ checkpoints.wait()
 
 @pytest.mark.slow
 def test_another_number_of_devices(tmp_path: Path) -> None:
-    """From one device to four, sharded and replicated, and back."""
+    """Restore from one device to four, sharded and replicated, and back."""
     checkpoints = Checkpoints(tmp_path, section(asynchronous=False, keep_last=3))
     params = {n: jnp.arange(96.0).reshape(8, 12) + i for i, n in enumerate(("w", "v", "b"))}
     checkpoints.save(1, {"params": params}, host={})

@@ -78,7 +78,7 @@ def test_no_flipped_bit_is_restored(directory: Path) -> None:
 
 
 def test_a_flipped_bit_in_an_array_is_silent_to_tensorstore(directory: Path) -> None:
-    """Why the digests are there. When this fails, TensorStore has learned to tell, and they may be reconsidered."""
+    """This is the reason for digests. When it fails, TensorStore finds such damage, and they may be reconsidered."""
     checkpoints = Checkpoints(directory, SECTION)
     path = max(files_of(directory / "3"), key=lambda p: p.stat().st_size)
     flip(path, path.stat().st_size * 4)

@@ -37,7 +37,7 @@ def cut_arrays(folder: Path) -> None:
         os.truncate(path, 100)
 
 
-def shown(folder: Path, *words: str, code: int = 0) -> dict[str, Any]:
+def document_of(folder: Path, *words: str, code: int = 0) -> dict[str, Any]:
     done = inprocess.run(["ckpt", "show", str(folder), "--json", *words], folder.parent, {**os.environ})
     assert done.returncode == code, done.stderr
     return json.loads(done.stdout)
@@ -47,7 +47,7 @@ def shown(folder: Path, *words: str, code: int = 0) -> dict[str, Any]:
 def test_a_tree_is_shown_without_reading_its_arrays(tmp_path: Path) -> None:
     save_orbax(tmp_path / "tree", values(), {"maker": "test"})
     cut_arrays(tmp_path / "tree")
-    found = shown(tmp_path / "tree")
+    found = document_of(tmp_path / "tree")
     assert (found["path"], found["size_bytes"]) == (str(tmp_path / "tree"), 64 * 256 * 4 + 12)
     (item,) = found["items"]
     assert (item["name"], item["metadata"]) == (".", {"maker": "test"})
@@ -58,8 +58,8 @@ def test_a_tree_is_shown_without_reading_its_arrays(tmp_path: Path) -> None:
     with pytest.raises(AifxError, match="cannot read"):
         restore_orbax(read_orbax(tmp_path / "tree").items[0], ["params/w"])
     (tmp_path / "other" / "folder").mkdir(parents=True)
-    assert "no checkpoint of Orbax" in shown(tmp_path / "other", code=2)["error"]["what"]
-    assert "no folder" in shown(tmp_path / "nowhere", code=2)["error"]["what"]
+    assert "no checkpoint of Orbax" in document_of(tmp_path / "other", code=2)["error"]["what"]
+    assert "no folder" in document_of(tmp_path / "nowhere", code=2)["error"]["what"]
 
 
 @pytest.mark.slow

@@ -124,7 +124,7 @@ def test_no_byte_of_any_process_changes_unnoticed(directory: Path) -> None:
 
 
 def damage(checkpoints: Checkpoints) -> tuple[str, set[str]]:
-    """What is said of the files of step 3, and the damaged arrays."""
+    """The report on the files of step 3, and the damaged arrays."""
     try:
         verification = checkpoints.verify(3)
     except Damaged as e:

@@ -1,4 +1,4 @@
-"""What fails in one process fails in all, and in the same way. The processes are threads here."""
+"""A failure of one process is one of all, and the same in each. The processes are threads here."""
 
 from __future__ import annotations
 

@@ -46,8 +46,8 @@ def test_the_page_shows_the_worst_errors_as_pictures(classified: Path, tmp_path:
     found = re.findall(r'src="data:image/png;base64,([^"]+)" alt="example (\d+)".*?<dt>is</dt><dd>(\w+)', text, re.S)
     assert found
     for picture, number, label in found:
-        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
-        np.testing.assert_array_equal(shown, arrays["test_images"][int(number) - 1])
+        picture_read = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
+        np.testing.assert_array_equal(picture_read, arrays["test_images"][int(number) - 1])
         assert ("other", "bag", "trousers")[arrays["test_labels"][int(number) - 1]] == label
 
 

@@ -26,7 +26,7 @@ TEXTS = ["It was the whiteness", "", SENTENCE * 9, "Æ🐋", "of the whale"]
 
 
 an_evaluation = pytest.mark.representative("an evaluation")
-"""Of tests that share a training, which costs seconds."""
+"""The mark of tests that share a training, which costs seconds."""
 
 
 @pytest.fixture
@@ -162,8 +162,8 @@ def test_other_data_is_measured_by_name_and_digest(alone: Path) -> None:
     assert [(d["name"], d["digest"]) for d in kept["datasets"]] == [
         (d["name"], d["digest"]) for d in [*report["datasets"], changed]
     ]
-    shown = document(aifx(alone, "runs", "show", "--json"))["evaluations"]
-    assert sorted(e["split"].split()[0] for e in shown) == ["b.txt", "b.txt", "new.jsonl"]
+    evaluations = document(aifx(alone, "runs", "show", "--json"))["evaluations"]
+    assert sorted(e["split"].split()[0] for e in evaluations) == ["b.txt", "b.txt", "new.jsonl"]
     people = aifx(alone, "eval", "--data", "b.txt")
     assert changed["digest"][:12] in people.stdout
 

@@ -1,4 +1,4 @@
-"""What an objective of a project's own returns: used, or refused by name with its place."""
+"""Results of a project's own objective: used, or refused by name with its place."""
 
 from __future__ import annotations
 

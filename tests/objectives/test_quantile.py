@@ -112,7 +112,7 @@ def test_a_target_of_zero_has_no_percentage() -> None:
 
 
 def test_a_target_of_zero_that_was_scaled_has_no_percentage() -> None:
-    """Of some, float32 leaves a small rest instead of 0, which no error is a percentage of."""
+    """Float32 leaves a small rest of some of them instead of 0, which no error is a percentage of."""
     rng = np.random.default_rng(0)
     location, scale = rng.normal(size=500) * 100, rng.random(500) * 10 + 1
     values = np.where(np.arange(500) % 5, 100 + rng.random(500), 0.0)

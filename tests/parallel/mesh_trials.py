@@ -143,7 +143,7 @@ BEGINNINGS: dict[str, Any] = {}
 
 
 def beginning(family: str, programs: Programs) -> Any:
-    """What `init` gives. A text model's is made once for all meshes, since that would be a third of a trial's time."""
+    """The result of `init`. A text model's is made once for all meshes: that would be a third of a trial's time."""
     if family != "text":
         return programs.init()
     shapes = str(jax.tree.map(lambda x: (x.shape, x.dtype), programs.abstract))
@@ -162,7 +162,7 @@ def held_by_device(state: Any) -> dict[int, int]:
 
 
 def max_layer_bytes(programs: Programs) -> int:
-    """Of the largest weight of a layer."""
+    """The bytes of the largest weight of a layer."""
     stacked = jax.tree.leaves(programs.abstract[0].params.get("layers", {}))
     return max((math.prod(x.shape[1:]) * x.dtype.itemsize for x in stacked), default=0)
 

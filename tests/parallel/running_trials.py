@@ -18,7 +18,7 @@ OF_INT8_NORMS, OF_INT8_CHANGES = 1e-5, 0.05
 
 
 def run_trials(requests: dict[str, tuple[str, list[str], int]]) -> dict[str, Any]:
-    """What each request found, in a process with eight devices."""
+    """The findings of each request, in a process with eight devices."""
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("mesh_trials.py"))],
@@ -34,7 +34,7 @@ def run_trials(requests: dict[str, tuple[str, list[str], int]]) -> dict[str, Any
 
 
 def changes_of(found: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    """What all steps changed of each array, by its name; averaged weights are below `ema`.
+    """The change of each array over all steps, by its name; averaged weights are below `ema`.
 
     Biases of keys are left out: the softmax ignores them, so that their gradients are nothing but rounding.
     """
@@ -43,7 +43,7 @@ def changes_of(found: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def differences(many: dict[str, Any], one: dict[str, Any]) -> dict[str, float]:
-    """How far each array's change is from what it is on one device, as a share of it."""
+    """The distance of each array's change from that on one device, as a share of it."""
     ours, theirs = changes_of(many), changes_of(one)
     assert ours.keys() == theirs.keys()
     norm = np.linalg.norm

@@ -87,7 +87,7 @@ def test_the_devices_of_all_processes() -> None:
 
 
 def trained(project: Project, devices: int, *args: str, size: int = 1) -> tuple[str, dict[str, int]]:
-    """What `aifx train` as `size` processes writes to stderr, and the sizes of the run's mesh."""
+    """The output of `aifx train` as `size` processes on stderr, and the sizes of the run's mesh."""
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     environ = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     if size > 1:

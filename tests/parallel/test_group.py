@@ -108,7 +108,7 @@ class Job:
         wait_until(lambda: len(self.losses) >= count)
         assert len(self.losses) == count, self.losses
 
-    def wait_until_heard(self, index: int) -> None:
+    def wait_until_received(self, index: int) -> None:
         """Wait until process 0 knows how far another process has come."""
         own = self.groups[index].progress
         wait_until(lambda: (found := self._found(index)).position == own.position and found.work == own.work)
@@ -335,7 +335,7 @@ def test_who_is_stuck() -> None:
 def test_a_process_that_is_stuck() -> None:
     job = Job(2)
     job.groups[1].mark("step 5")
-    job.wait_until_heard(1)
+    job.wait_until_received(1)
     for _ in range(3):
         job.groups[0].mark("step 7")
     job.limit(0, stuck_s=0.3)
@@ -352,7 +352,7 @@ def let_work(job: Job, clock: Clock, index: int, work_on: Callable[[Group], None
         clock.ahead_s += 0.7 * PATIENT.stuck_s
         job.groups[0].await_look()
         work_on(job.groups[index])
-        job.wait_until_heard(index)
+        job.wait_until_received(index)
 
 
 def test_a_process_that_goes_on_is_not_stuck(clock: Clock) -> None:

@@ -17,7 +17,7 @@ from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 from aifx.kinds import load_config
 from aifx.nn.initializers import zeros
-from aifx.optim.divided_muon import Matrix
+from aifx.optim.sharded_muon import Matrix
 from aifx.parallel.checks import check_batch
 from aifx.parallel.layout import abstract_layout
 from aifx.programs.build import build

@@ -14,7 +14,7 @@ from aifx.parallel.mesh import AXES, Degrees, make_mesh
 
 @dataclass(frozen=True)
 class Chip:
-    """What JAX knows of a chip of a TPU v5e."""
+    """A chip of a TPU v5e, as JAX describes it."""
 
     id: int
     slice_index: int

@@ -29,7 +29,7 @@ SMALL = [
 
 
 def programs_of(folder: Path, layout: Layout, *settings: str) -> Programs:
-    """Of a folder that holds a configuration and nothing else."""
+    """The programs of a folder that holds a configuration and nothing else."""
     (folder / "aifx.toml").touch()
     project = Project(folder)
     config = load_config(project, [*SMALL, *settings], {})

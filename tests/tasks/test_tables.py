@@ -84,9 +84,9 @@ def test_classes_from_a_file_to_predictions(project: Path) -> None:
     plain = json.loads(command(project, "eval", "--set", "objective.threshold_by=none", "--json").stdout)
     for name, metrics in plain["baselines"].items():  # the thresholds are those of the model
         assert metrics.items() <= others[name].items()
-    shown = command(project, "eval", "--gate", "per_class.True.recall >= 0.5").stdout
-    assert shown.splitlines()[1].split()[:4] == ["metric", "model", "majority", "logistic"]
-    assert [line.split() for line in shown.splitlines() if line.split()[:1] == ["examples"]] == [
+    printed = command(project, "eval", "--gate", "per_class.True.recall >= 0.5").stdout
+    assert printed.splitlines()[1].split()[:4] == ["metric", "model", "majority", "logistic"]
+    assert [line.split() for line in printed.splitlines() if line.split()[:1] == ["examples"]] == [
         ["examples", str(model["examples"])]
     ]
 
@@ -156,8 +156,8 @@ def test_an_objective_that_does_not_fit_the_target(project: Path) -> None:
 @pytest.mark.slow
 def test_columns_from_the_command_line(project: Path) -> None:
     write_toml(project, "label", "price", "classification", steps=3)
-    shown = command(project, "config", "check", "--set", 'data.columns={size = "categorical"}').stdout
-    assert "size   categorical" in shown
+    printed = command(project, "config", "check", "--set", 'data.columns={size = "categorical"}').stdout
+    assert "size   categorical" in printed
     wrong = command(project, "config", "check", "--set", 'data.columns={size = "number"}', code=2).stderr
     assert '"numeric", "categorical", "boolean", "date"' in wrong
     both = command(project, "config", "check", "--set", "data.ignore=['label']", code=2).stderr

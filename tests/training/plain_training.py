@@ -17,7 +17,7 @@ MATRICES = ("attention/query", "attention/key", "attention/value", "attention/ou
 
 
 def log_probabilities(weights: Mapping[str, Any], tokens: Any, num_layers: int, num_heads: int) -> jax.Array:
-    """Of each next token, `[batch, seq, vocab]`."""
+    """The logits of each next token, `[batch, seq, vocab]`."""
     x = jnp.asarray(weights["embedding/token"])[tokens]
     width = x.shape[-1] // num_heads
     for i in range(num_layers):

@@ -164,15 +164,15 @@ def test_a_metric_that_validation_does_not_report_is_refused_before_the_first_st
     assert scored.train("checkpoint.best_by=max acuracy", "train.validate_every=0").status == "completed"
 
 
-@pytest.mark.parametrize(("patience", "warnings"), [(0, 1), (4, 0), (20, 1)])
-def test_validations_without_improvement_are_reported_once(tiny, patience: int, warnings: int, logged) -> None:
+@pytest.mark.parametrize(("limit", "warnings"), [(0, 1), (4, 0), (20, 1)])
+def test_validations_without_improvement_are_reported_once(tiny, limit: int, warnings: int, logged) -> None:
     (tiny.root / "scored.py").write_text(TASK + "\n\nACCURACIES = [0.5]\n")
     path = tiny.root / "aifx.toml"
     path.write_text(path.read_text().replace("tiny:TinyTask", "scored:ScoredTask"))
-    tiny.train("checkpoint.best_by=max accuracy", "train.validate_every=1", f"train.early_stopping={patience}")
+    tiny.train("checkpoint.best_by=max accuracy", "train.validate_every=1", f"train.early_stopping={limit}")
     text = "4 validations in a row without a better accuracy: the best is 0.5000, of step 1"
     told = [event["text"] for event in tiny.events() if event["event"] == "warning"]
     assert [line.startswith(text) for line in told] == [True] * warnings
     assert [f"warning: {line}" for line in told] == [line for line in logged if text in line]
     assert tiny.run().log.read_text().count(text) == warnings
-    assert all(("train.early_stopping" in line) == (patience == 0) for line in told)
+    assert all(("train.early_stopping" in line) == (limit == 0) for line in told)

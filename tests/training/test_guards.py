@@ -38,7 +38,7 @@ def of_kind(tiny: Any, name: str) -> list[dict[str, Any]]:
 
 
 def digest_by_hand(tiny: Any, numbers: list[int | None]) -> str:
-    """Of the state after an update from each of these batches; None leaves out the update, and counts the step."""
+    """The digest of the state after an update from each of these batches; None leaves it out, and counts the step."""
     programs = tiny.programs()
     source = training_source(programs.task, programs.config)
     state, frozen = programs.init()
@@ -246,18 +246,18 @@ def test_a_run_goes_back_and_leaves_out_the_batches_at_fault(tiny) -> None:
     assert [r["step"] for r in records if "validation" in r] == [4, 8, 12]
     assert read_manifest(tiny.run().checkpoints / "12").host["guards"]["left_out"] == [6, 7]
 
-    def shown(*args: str) -> dict[str, Any]:
+    def show_batch(*args: str) -> dict[str, Any]:
         code, out, err = tiny.command("data", "show", "--run", "main", "--json", *args)
         assert code == 0, err
         return json.loads(out)
 
-    assert [shown("--step", str(step))["batch"] for step in (6, 7, 12)] == [5, 8, 13]
-    left_out = shown("--batch", "6")
+    assert [show_batch("--step", str(step))["batch"] for step in (6, 7, 12)] == [5, 8, 13]
+    left_out = show_batch("--batch", "6")
     assert (left_out["step"], left_out["left_out"]) == (None, [6, 7])
     assert re.search("step 8.*non_finite", left_out["skipped"])
     assert "'x', row 0" in left_out["fault"]
     assert "nan" in left_out["rows"][0]["fields"]["x"]
-    assert re.search("step 3.*non_finite", shown("--step", "3")["skipped"])
+    assert re.search("step 3.*non_finite", show_batch("--step", "3")["skipped"])
     code, _, err = tiny.command("data", "show", "--run", "main", "--step", "13")
     assert (code, "train.num_steps = 12" in err) == (2, True)
 

@@ -1,4 +1,4 @@
-"""What runs around the steps: the order of the calls, hooks of a project, their errors, and several processes."""
+"""Hooks around the steps: the order of the calls, hooks of a project, their errors, and several processes."""
 
 from __future__ import annotations
 

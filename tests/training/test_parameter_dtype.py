@@ -56,14 +56,14 @@ def test_small_updates_are_not_lost(tiny, kind: str) -> None:
     source = training_source(narrow.task, narrow.config)
     (state, frozen), (first, _) = narrow.init(), wide.init()
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(a.dtype)), state.params, first.params)
-    begun = jax.device_get(state.params)
+    initial = jax.device_get(state.params)
     for step in range(3):
         state, _ = narrow.train_step(state, frozen, narrow.place(source.read(step, slice(0, 8))))
     assert jax.tree.map(lambda x: x.dtype, state) == jax.tree.map(lambda x: x.dtype, narrow.abstract[0])
     moments = {x.dtype.name for x in jax.tree.leaves(state.opt_state) if x.ndim}
     assert moments == {"float32"}
     assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {"bfloat16"}
-    pairs = zip(jax.tree.leaves(state.params), jax.tree.leaves(begun), strict=True)
+    pairs = zip(jax.tree.leaves(state.params), jax.tree.leaves(initial), strict=True)
     moved = [np.mean(np.asarray(a) != b) for a, b in pairs if a.ndim > 1]
     assert 0 < max(moved) < 0.5
     size = narrow.state_bytes()

@@ -113,7 +113,7 @@ class Account(TimeAccount):
 
 
 def waited(computing: Any, in_wait: Callable[[Account], object]) -> set[str]:
-    """What the time of a wait for a batch goes to, in which `in_wait` is called."""
+    """The activities that the time of a wait for a batch goes to, in which `in_wait` is called."""
     account = Account()
     account.take()
     with DataWait(account) as waiting, account.spending("evaluation"), waiting(computing):

@@ -23,7 +23,7 @@ def join(tracker: str) -> None:
 
 
 def events(folder: Path) -> Iterator[Any]:
-    """Of each file in turn. TFRecord framing: length (8 bytes), its checksum (4), the message, its checksum (4)."""
+    """The events of each file in turn. TFRecord framing: length (8 bytes), checksum (4), message, checksum (4)."""
     from tensorboardX.proto.event_pb2 import Event
 
     for path in sorted(folder.rglob("events.out.tfevents.*")):

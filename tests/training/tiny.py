@@ -146,7 +146,7 @@ class TinyObjective(Objective):
         return {"loss": ((error * weights).sum(), weights.sum())}
 
     def disturbance(self):
-        """What a faulty processor adds, each time that the program runs."""
+        """The error that a faulty processor adds, each time that the program runs."""
         self.calls += 1
         return np.float32(1e-3 if self.calls == self.section.flaky_call else 0.0)
 

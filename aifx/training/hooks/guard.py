@@ -1,4 +1,4 @@
-"""What a run does about a step that went wrong: report it, and go on, go back, or end."""
+"""Guards of a run: a step that went wrong is reported, and the run goes on, goes back, or ends."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from aifx.training.hook import Hook
 from aifx.training.records import Record
 
 LEAST_SPREAD = 0.01
-"""Of a loss, relative to the median: losses that hardly differ would make a spike of each small change."""
+"""Least deviation of losses, relative to the median: if they hardly differ, each small change would be a spike."""
 
 LEAST_OF_START = 0.0025
-"""Of the loss with which the run began: near zero, a loss is many times the median before it undoes what was learned.
+"""Least deviation relative to the run's first loss: near zero, a loss of many times the median undoes nothing yet.
 
 A language model ends with about a quarter of its first loss. There it equals LEAST_SPREAD, and below it is larger.
 """
@@ -33,7 +33,7 @@ MAD_TO_SIGMA = 1.4826
 
 @dataclass(frozen=True)
 class GuardState:
-    """What the decisions about a step depend on. Part of each checkpoint, so that a resumed run decides alike.
+    """The facts that decisions about a step depend on. Part of each checkpoint, so that a resumed run decides alike.
 
     Attributes:
         in_a_row: steps up to this one whose update was not applied.
@@ -170,7 +170,7 @@ class Guard(Hook):
         self.state = replace(self.state, in_a_row=0, losses=kept, start=start)
 
     def _rollback(self, first: int, last: int, reason: str) -> Rollback | None:
-        """How to leave out the batches of some steps; None if going back has not helped so far."""
+        """The rollback that leaves out the batches of some steps; None if going back has not helped so far."""
         state = self.state
         if state.rollbacks >= self._section.max_rollbacks:
             return None
@@ -184,7 +184,7 @@ class Guard(Hook):
 
 
 def spike_score(loss: float, losses: Sequence[float], start: float = 0.0, *, least: float = 0.0) -> float:
-    """How many robust standard deviations `loss` is above the median of `losses`, one or more.
+    """The robust standard deviations by which `loss` exceeds the median of `losses`, of which there is at least one.
 
     The deviation is that of the median absolute deviation (Iglewicz and Hoaglin 1993), at least LEAST_SPREAD of the
     median and LEAST_OF_START of `start`.

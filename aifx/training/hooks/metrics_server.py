@@ -100,7 +100,7 @@ class MetricsServer(Hook):
         self._thread.join()
 
     def collect(self) -> Iterator[Metric]:
-        """What prometheus_client asks at each scrape. A number that is not known yet is left out."""
+        """The metrics of a scrape, as prometheus_client asks for them. A number that is not known yet is left out."""
         yield self._gauge("aifx_train_steps", "Steps of the whole run.", self._num_steps)
         yield self._gauge("aifx_train_validation_loss", "Loss of the last validation.", self._validation_loss)
         record, saved = self._record, self._saved

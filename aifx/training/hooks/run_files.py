@@ -1,4 +1,4 @@
-"""What every run writes of its steps: metrics.jsonl, the log file, an optional trace."""
+"""Files that every run writes of its steps: metrics.jsonl, the log file, an optional trace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the processes of a job agree to stop, and count what each of them reads."""
+"""The vote by which the processes of a job stop after the same step, and the count of what all of them read."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class StopVote(Hook):
 
 
 def requested_by(sums: Sums) -> signal.Signals | None:
-    """Why the processes of a job stop, from the sums of `StopVote`; None if none is to. A person comes first."""
+    """The signal that stops a job, from the sums of `StopVote`; None if no process got one. A person's comes first."""
     _, interrupts, terminations = np.asarray(sums)
     if interrupts:
         return signal.SIGINT

@@ -26,7 +26,7 @@ WARN_AFTER = 4
 
 @dataclass(frozen=True)
 class Progress:
-    """How validation went so far; part of each checkpoint, so that early stopping survives a stop."""
+    """The results of validation so far. Part of each checkpoint, so that early stopping survives a stop."""
 
     best_loss: float | None = None  # at the best step
     best_step: int | None = None
@@ -47,7 +47,7 @@ class Progress:
         return replace(self, since_best=self.since_best + 1, last_loss=loss, recent=recent)
 
     def warning(self, config: Config, before: Progress) -> str | None:
-        """What to warn of after this validation, if anything. `before` is the progress until then.
+        """The warning that this validation calls for, if any. `before` is the progress until then.
 
         aifx warns of the first loss in a row that is not finite, and once in a row of WARN_AFTER without improvement.
         """

@@ -20,7 +20,7 @@ from aifx.programs.state import TrainState
 from aifx.training.hook import Hook, TakeStep
 
 Digests: TypeAlias = dict[str, dict[str, Lanes]]
-"""Of this process's devices: by device and array, the digest of the shard there."""
+"""The digest of each shard on this process's devices, by device and array."""
 
 
 class Corrupted(AifxError):
@@ -77,7 +77,7 @@ class Verification(Hook):
 
 
 def device_digests(state: TrainState, numbers: jax.Array) -> Digests:
-    """Of each array's shards on this process's devices, those of arrays that other devices hold too included."""
+    """The digests of all shards on this process's devices, also of arrays that other devices hold too."""
     leaves = {name: key_data(leaf) for name, leaf in flat_names(state).items()} | {"numbers": numbers}
     queued: list[tuple[str, str, Future[Lanes]]] = []
     for name, leaf in leaves.items():
@@ -101,7 +101,7 @@ def _replicas(state: TrainState, digests: Digests) -> dict[str, list[list[int]]]
 
 
 def judge(found: list[dict[str, Any]]) -> tuple[str, str] | None:
-    """What is wrong, and where, from what each process found. None if all agree."""
+    """The fault and its place, from the findings of each process; None if all agree."""
     differing = {device: arrays for own in found for device, arrays in own["differing"].items()}
     wrong = {device: arrays for device, arrays in differing.items() if arrays}
     if wrong:

@@ -98,7 +98,7 @@ class Watchdog(Hook):
         self._step_s = record.step_time_s if usual_s is None else 0.9 * usual_s + 0.1 * record.step_time_s
 
     def limit(self) -> tuple[float, str]:
-        """Of the present phase in seconds, and the setting that it comes from; infinite if there is none.
+        """The limit of the present phase in seconds, and the setting that it comes from; infinite if there is none.
 
         The first step of a process also loads and tunes programs, so it has the limit of other phases.
         """
@@ -158,7 +158,7 @@ def _parts(hang: Hang, run: RunDirectory, group: Group) -> Iterator[str]:
 
 
 def _within(limit_s: float, read: Callable[[], Any], otherwise: Any) -> Any:
-    """What `read` returns, or `otherwise` if that takes longer; an error is described."""
+    """The result of `read`, or `otherwise` if it takes longer than `limit_s`; an error is described."""
     found: list[Any] = []
 
     def run() -> None:

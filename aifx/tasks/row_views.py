@@ -87,7 +87,7 @@ class ShownValues:
 
 @dataclass(frozen=True)
 class ShownData(Result):
-    """What `aifx data show --json` prints.
+    """Rows of a split, as `aifx data show --json` prints them.
 
     Attributes:
         num_rows: of the whole split.
@@ -103,7 +103,7 @@ class ShownData(Result):
 
 @dataclass(frozen=True)
 class ShownBatch(Result):
-    """What `aifx data show --step` and `--batch` print.
+    """Rows of a training batch, as `aifx data show --step` and `--batch` print them.
 
     Attributes:
         step: the step that takes the batch, from 1; None if no step does.
@@ -136,7 +136,7 @@ def show_rows(task: Task, split: Split, first: int, count: int) -> ShownData:
     numbers = range(first, min(first + count, num_rows))
     places = (form.places(dataset, split, numbers) if form else []) or [""] * len(numbers)
     batches = [source.read(number, slice(None)) for number in numbers]
-    rows = [_shown(task, *row) for row in zip(batches, numbers, places, strict=True)]
+    rows = [_row_view(task, *row) for row in zip(batches, numbers, places, strict=True)]
     return ShownData(
         split, dataset.digest, num_rows, batches[0]["inputs"].shape[1] if _has_tokens(task) else None, tuple(rows)
     )
@@ -169,7 +169,7 @@ def show_batch(
         raise UsageError(f"--first {first} is after the last row", f"a batch has {num_rows} rows, from 0", "")
     found = training_source(task, config).read(number, slice(0, num_rows))
     rows = [
-        _shown(task, {name: values[row : row + 1] for name, values in found.items()}, row, "")
+        _row_view(task, {name: values[row : row + 1] for name, values in found.items()}, row, "")
         for row in range(first, min(first + count, num_rows))
     ]
     skipped, fault = (reasons or {}).get(number), not_finite_input(found)
@@ -177,7 +177,7 @@ def show_batch(
 
 
 def _weigher(task: Task) -> Any:
-    """What gives each target's weight in the loss, of an objective over tokens."""
+    """The function that gives each target's weight in the loss, of an objective over tokens."""
     return getattr(task.objective, "target_weights", None)
 
 
@@ -185,16 +185,16 @@ def _has_tokens(task: Task) -> bool:
     return isinstance(task.format, TokenFormat) and _weigher(task) is not None
 
 
-def _shown(task: Task, batch: Batch, number: int, place: str) -> ShownRow | ShownValues:
+def _row_view(task: Task, batch: Batch, number: int, place: str) -> ShownRow | ShownValues:
     """The row of a batch that has one."""
     if _has_tokens(task):
-        return _shown_row(task, batch, number, place)
+        return _token_row(task, batch, number, place)
     example = {name: values[0] for name, values in batch.items()}
     fields = task.format.shown(example) if task.format else {}
     return ShownValues(number, place, fields or {name: _in_short(value) for name, value in example.items()})
 
 
-def _shown_row(task: Task, batch: Batch, number: int, place: str) -> ShownRow:
+def _token_row(task: Task, batch: Batch, number: int, place: str) -> ShownRow:
     form = task.format
     assert isinstance(form, TokenFormat)
     weights = np.asarray(_weigher(task)(batch))[0]

@@ -34,8 +34,8 @@ def newton_schulz(section: OptimizerSection) -> dict[str, Any]:
     return {"ns_steps": section.ns_steps, "preconditioning": "aol" if section.ns_steps < 5 else "frobenius"}
 
 
-def scale_by_divided_muon(specs: Specs, layout: Layout, section: OptimizerSection) -> optax.GradientTransformation:
-    """What `optax.contrib.muon` does before decay and learning rate, with its state, on a mesh."""
+def scale_by_sharded_muon(specs: Specs, layout: Layout, section: OptimizerSection) -> optax.GradientTransformation:
+    """The part of `optax.contrib.muon` before decay and learning rate, with the same state, on a mesh."""
     beta, moment_dtype = section.momentum, section.moment_dtype
     own = scale_by_muon(beta=beta, mu_dtype=moment_dtype, weight_dimension_numbers=lambda _: None)
     matrices = [spec for spec in jax.tree.leaves(specs, is_leaf=is_spec) if spec.kind == "weight" and spec.matrix]
@@ -60,7 +60,7 @@ def scale_by_divided_muon(specs: Specs, layout: Layout, section: OptimizerSectio
 
 
 def muon_dimensions(spec: ArraySpec) -> MuonDimensionNumbers | None:
-    """What Muon reduces and produces of an array; dimensions in neither count its matrices.
+    """The dimensions of an array that Muon reduces and produces; those in neither count its matrices.
 
     Each head of a query, key or value is a matrix of its own: heads do not share outputs, and Newton-Schulz iterations
     of narrow matrices cost a fraction of those of one wide matrix. Outputs of heads add up, so they share a matrix.
@@ -72,7 +72,7 @@ def muon_dimensions(spec: ArraySpec) -> MuonDimensionNumbers | None:
 
 
 def _scale(spec: ArraySpec) -> float:
-    """Of a matrix's update, by its width (https://github.com/KellerJordan/Muon)."""
+    """The factor of a matrix's update, by its width (https://github.com/KellerJordan/Muon)."""
     fan_in, fan_out = (math.prod(spec.shape[d] for d in dimensions) for dimensions in _rows_and_columns(spec))
     return math.sqrt(max(1.0, fan_out / fan_in))
 
@@ -84,7 +84,7 @@ def _rows_and_columns(spec: ArraySpec) -> tuple[tuple[int, ...], tuple[int, ...]
 
 @dataclass(frozen=True)
 class Matrix:
-    """How an array is a batch of matrices, of which this device has parts.
+    """An array as a batch of matrices, of which this device has parts.
 
     Attributes:
         order: the array's dimensions as batch, rows and columns.
@@ -154,12 +154,12 @@ def _on_whole(
     if shared:
         size = stack.shape[0] // layout.size(shared)
         stack = lax.dynamic_slice_in_dim(stack, layout.index(shared) * size, size)
-    divided = [(names, dimension) for dimension, names in enumerate(axes) if dimension and names]
+    sharded = [(names, dimension) for dimension, names in enumerate(axes) if dimension and names]
     # XLA would push the split of an exchange into what computed the parts, whose layouts then differ, and refuse them.
-    for names, dimension in divided:
+    for names, dimension in sharded:
         stack = lax.all_to_all(lax.optimization_barrier(stack), names, 0, dimension, tiled=True)
     stack = fn(stack)
-    for names, dimension in reversed(divided):
+    for names, dimension in reversed(sharded):
         stack = lax.all_to_all(lax.optimization_barrier(stack), names, dimension, 0, tiled=True)
     return (lax.all_gather(stack, shared, tiled=True) if shared else stack)[:count]
 

@@ -45,13 +45,13 @@ def chats(tmp_path: Path) -> Path:
 
 def test_what_is_trained_is_marked(chats: Path) -> None:
     before = sorted(chats.rglob("*"))
-    shown = aifx(chats, "data", "show", "--rows", "1")
-    assert shown.returncode == 0, shown.stderr
-    head, counts, *_ = shown.stdout.splitlines()
+    printed = aifx(chats, "data", "show", "--rows", "1")
+    assert printed.returncode == 0, printed.stderr
+    head, counts, *_ = printed.stdout.splitlines()
     assert head.startswith("row 0 of ")
     assert "data/a.jsonl:" in head
     assert " of 128 tokens, " in counts
-    assert shown.stdout.count("{+No. ") == shown.stdout.count("<|im_end|>+}") > 1
+    assert printed.stdout.count("{+No. ") == printed.stdout.count("<|im_end|>+}") > 1
     after = [path for path in sorted(chats.rglob("*")) if not path.is_relative_to(chats / "cache")]
     assert after == before
 
@@ -102,9 +102,9 @@ def test_a_table_shows_its_values(tmp_path: Path, objective: str, targets: list[
 
 
 def test_colours(chats: Path) -> None:
-    shown = aifx(chats, "data", "show", "--rows", "1", NO_COLOR="", FORCE_COLOR="1", TERM="xterm-256color")
-    assert "\x1b[32mNo. " in shown.stdout
-    assert "{+" not in shown.stdout
+    printed = aifx(chats, "data", "show", "--rows", "1", NO_COLOR="", FORCE_COLOR="1", TERM="xterm-256color")
+    assert "\x1b[32mNo. " in printed.stdout
+    assert "{+" not in printed.stdout
 
 
 def test_text_and_its_context(tmp_path: Path) -> None:
@@ -140,8 +140,8 @@ def test_the_batch_of_a_step_is_shown(chats: Path) -> None:
     from aifx.tasks.base import training_source
     from aifx.tasks.registry import open_task
 
-    shown = aifx(chats, "data", "show", "--step", "3", "--rows", "2", "--set", "train.global_batch_size=4", "--json")
-    found = json.loads(shown.stdout)
+    printed = aifx(chats, "data", "show", "--step", "3", "--rows", "2", "--set", "train.global_batch_size=4", "--json")
+    found = json.loads(printed.stdout)
     assert (found["step"], found["batch"], found["num_rows"], found["skipped"], found["fault"]) == (3, 2, 4, None, None)
     project = Project(chats)
     config = load_config(project, ["train.global_batch_size=4"], {})
