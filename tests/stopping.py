@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from aifx.core.stop_signals import StopSignals
 from aifx.training.hook import Hook
 from aifx.training.records import Record
-from aifx.training.signals import StopSignals
 
 
 class StopAt(Hook):

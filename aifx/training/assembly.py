@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from aifx.core.stop_signals import StopSignals
 from aifx.parallel.group import Group
 from aifx.programs.build import Programs
 from aifx.training.dispatcher import EventDispatcher
@@ -21,7 +22,6 @@ from aifx.training.loop import Loop, StepFn
 from aifx.training.meter import Meter
 from aifx.training.records import RunInfo
 from aifx.training.restore import InitialState
-from aifx.training.signals import StopSignals
 
 if TYPE_CHECKING:
     from aifx.checkpoint.checkpoints import Checkpoints

@@ -27,6 +27,7 @@ from aifx.core.files import check_tree, make_folders
 from aifx.core.json_files import write_json, write_text
 from aifx.core.os_errors import PASSING, in_brief, refusal_in
 from aifx.core.project import Project, RunDirectory
+from aifx.core.stop_signals import StopSignals
 from aifx.data.file_index import ImplicitVersion
 from aifx.data.spec import keep_spec, need_spec
 from aifx.data.versions.parts import dataset_record
@@ -56,7 +57,6 @@ from aifx.training.hook import Hook
 from aifx.training.hooks.run_files import MetricsFile
 from aifx.training.hooks.watchdog import Watchdog
 from aifx.training.resume_checks import Fork, Refit
-from aifx.training.signals import StopSignals
 from jax_kernels.dispatch import Choices
 
 if TYPE_CHECKING:

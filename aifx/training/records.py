@@ -10,7 +10,7 @@ from typing import Any, cast
 from aifx.config import Config
 from aifx.core.errors import AifxError, ErrorDocument, ExitCode
 from aifx.core.project import RunDirectory
-from aifx.machine.catalogue import Peak
+from aifx.machine.catalogue import Peak, utilization
 from aifx.runs.formats import MetricsRecord, RunEnd
 
 
@@ -66,6 +66,23 @@ class Record:
     time: float
     validation: Mapping[str, Any] | None = None
     is_skipped: bool = False  # the update was not applied: loss or gradient is not finite
+
+    @property
+    def utilization(self) -> str:
+        """MFU and, in brackets, the fraction of the measured ceiling; empty without either."""
+        return utilization(self.mfu, self.ceiling_fraction)
+
+    @property
+    def line(self) -> str:
+        """The record in one line of about 80 characters, for a log."""
+        used = self.utilization
+        line = (
+            f"step {self.step:>6}  loss {self.loss:.4f}  lr {self.learning_rate:.2e}  grad {self.grad_norm:.2f}"
+            f"  {self.units_per_s:,.0f} {self.unit}/s{used and '  ' + used.replace('MFU', 'mfu')}"
+        )
+        if self.validation is not None and isinstance(loss := self.validation.get("loss"), float):
+            line += f"  validation {loss:.4f}"
+        return line
 
     def document(self) -> MetricsRecord:
         """The line of metrics.jsonl."""

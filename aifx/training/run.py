@@ -23,6 +23,7 @@ from aifx.core.os_errors import FULL, first_line, refusal_in
 from aifx.core.project import Project, RunDirectory
 from aifx.core.statuses import ProcessStatus
 from aifx.core.steps import StepChoice
+from aifx.core.stop_signals import StopSignals
 from aifx.data.order import prefetch
 from aifx.kinds import read_config
 from aifx.loading.restore import digest_of_frozen
@@ -68,7 +69,6 @@ from aifx.training.resume_checks import (
     saved_config,
     with_whole_version,
 )
-from aifx.training.signals import StopSignals
 from aifx.training.state import to_tree
 from aifx.training.timing import compilations_counted
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -12,6 +13,7 @@ from aifx.core.lifecycle import exit_now
 from aifx.core.logs import at_level
 from aifx.core.progress import listen
 from aifx.core.project import Project, RunDirectory
+from aifx.parallel.processes import AGAIN
 from aifx.verbs.arguments import Settings, overrides
 
 OnLost = Callable[[AifxError], None]
@@ -35,6 +37,13 @@ def is_first_of_job() -> bool:
 
     me = detect_here()
     return me is None or me.process_id == 0
+
+
+def started_by() -> list[str]:
+    """How a person starts what this process runs: `aifx`, or `aifx launch local -n N`."""
+    from aifx.parallel import processes
+
+    return processes.started_by(os.environ)
 
 
 @contextmanager

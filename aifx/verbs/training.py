@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aifx.core import lifecycle
 from aifx.core.errors import UsageError
+from aifx.core.progress import listen
 from aifx.core.project import find_project
+from aifx.core.statuses import ProcessStatus
 from aifx.core.steps import parse_step
-from aifx.verbs.arguments import Settings, StrPath, overrides
+from aifx.training.hook import Hook
+from aifx.verbs.arguments import Settings, Step, StrPath, overrides
 
 if TYPE_CHECKING:
-    from aifx.training.records import TrainResult
+    from aifx.core.stop_signals import StopSignals
+    from aifx.training.records import Record, RunInfo, TrainResult
+
+OnExit = Callable[[ProcessStatus | None, str, Callable[[], "TrainResult"]], None]
+"""Called right before the process ends without unwinding: with the run's status (None: failed), a line on why, and a
+function that reads from the disk how far the run is."""
 
 
 def train(
@@ -21,8 +34,12 @@ def train(
     config: StrPath | None = None,
     settings: Settings = None,
     fork_from: str | None = None,
-    fork_at: int | str = "last",
+    fork_at: Step = None,
     refit: bool = False,
+    profile: bool = False,
+    hooks: Sequence[Hook] = (),
+    stop: StopSignals | None = None,
+    on_exit: OnExit | None = None,
 ) -> TrainResult:
     """Train a run to its end, from its last checkpoint if it has one.
 
@@ -35,8 +52,12 @@ def train(
         config: a file to read instead of the project's `aifx.toml`.
         settings: values over those of the file, by key: `{"train.num_steps": 100}`.
         fork_from: start the run from a checkpoint of this one.
-        fork_at: which checkpoint: a step, "best" or "last".
+        fork_at: which checkpoint: a step, "best" or "last"; by default the last.
         refit: train the settings of the finished run `run` on its training and validation rows, as the run `RUN-refit`.
+        profile: trace a few steps with JAX's profiler, into the run.
+        hooks: called for the run's records and events, in addition to `train.hooks`: `aifx.extend.Hook`.
+        stop: handles signals. By default none is handled.
+        on_exit: called if a second signal, or the loss of another process, ends this process at once.
 
     Example:
         >>> result = aifx.train(settings={"train.num_steps": 3})
@@ -46,18 +67,56 @@ def train(
         >>> forked.step
         4
     """
+    is_first, at = _is_first(), parse_step(fork_at)
+    if at is not None and fork_from is None:
+        why = "a run resumes from its latest checkpoint; only a fork starts from another one"
+        hint = f"aifx train --run {run} --fork NAME --step {fork_at}"
+        raise UsageError(f"--step {fork_at} can only be used with --fork", why, hint)
+    other = "--fork" if fork_from is not None else "--config" if config is not None else None
+    if refit and other is not None:
+        why = "a refit is a new run with the settings of its origin"
+        hint = f"aifx train --run {fork_from or run} --refit"
+        raise UsageError(f"--refit and {other} cannot be used together", why, hint)
     from aifx.kinds import load_config
+    from aifx.runs.time_account import process_started_at
+    from aifx.training.resume_checks import latest_result, open_refit
     from aifx.training.run import train as train_run
 
-    found = find_project(Path(project))
-    if refit:
-        from aifx.training.resume_checks import open_refit
+    found, given = find_project(Path(project)), overrides(settings)
+    refitted = open_refit(found.existing_run(run), found, given) if refit else None
+    file = None if config is None else Path(config)
+    name = f"{run}-refit" if refit else run
+    begin = partial(
+        train_run,
+        found,
+        refitted.config if refitted else load_config(found, given, file=file),
+        name,
+        fork_from=fork_from,
+        fork_at="last" if at is None else at,
+        refit=refitted,
+        hooks=hooks,
+        stop=stop,
+        profile=profile,
+        started_at=process_started_at() if lifecycle.is_entered() else None,
+    )
+    if stop is not None and on_exit is not None:
 
-        if (other := "config" if config is not None else "fork_from" if fork_from is not None else None) is not None:
-            why = "a refit is a new run with the settings of its origin"
-            raise UsageError(f"refit and {other} cannot be used together", why, f"remove {other}")
-        refitted = open_refit(found.existing_run(run), found, overrides(settings))
-        return train_run(found, refitted.config, f"{run}-refit", refit=refitted)
-    loaded = load_config(found, overrides(settings), file=None if config is None else Path(config))
-    at = parse_step(fork_at)
-    return train_run(found, loaded, run, fork_from=fork_from, fork_at="last" if at is None else at)
+        def end(status: ProcessStatus | None, why: str) -> None:
+            on_exit(status, why, lambda: latest_result(found.run(name), status or "interrupted"))
+
+        stop.before_exit[:] = [end]
+    if is_first:
+        return begin()
+    with listen(lambda _: None):  # one process of a job reports its progress
+        return begin()
+
+
+def _is_first() -> bool:
+    """Whether this process is the only one of its job, or process 0. Log a warning if it should be one of several."""
+    from aifx.parallel.location import detect_here
+    from aifx.parallel.processes import lone_warning
+
+    me = detect_here()
+    if me is None and (warning := lone_warning(os.environ)) is not None:
+        logging.getLogger(__name__).warning(warning)
+    return me is None or me.process_id == 0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import signal
+from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
@@ -18,21 +18,18 @@ from aifx.commands.console.interrupted import write_interrupted
 from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import report, terminal
-from aifx.core import lifecycle
-from aifx.core.errors import AifxError, UsageError
+from aifx.core.errors import AifxError
 from aifx.core.limits import check_limits
-from aifx.core.progress import Progress as Activity
 from aifx.core.progress import listen
-from aifx.core.project import find_project
 from aifx.core.statuses import STOPPED
-from aifx.core.steps import parse_step
-from aifx.parallel.processes import AGAIN, lone_warning, started_by
 from aifx.verbs.completion import complete_run
+from aifx.verbs.jobs import AGAIN, is_first_of_job, started_by
 
 if TYPE_CHECKING:
+    from aifx.commands.train.panel import Lines, Panel
     from aifx.core.statuses import ProcessStatus
-    from aifx.training.records import TrainResult
-    from aifx.training.signals import StopSignals
+    from aifx.core.stop_signals import StopSignals
+    from aifx.verbs.training import TrainResult
 
 NewRunOption = Annotated[
     str,
@@ -101,106 +98,68 @@ def train(
         aifx train --json                                  a JSON document at the end
     """
     with terminal(json) as out:
-        from aifx.training.signals import StopSignals
+        from aifx.core.stop_signals import StopSignals
 
-        # Before anything heavy is imported: a signal is heard from here on, whatever is being imported or compiled.
+        # Before anything heavy is imported: signals are handled from here on, during imports and compilations too.
         with StopSignals() as stop:
             stop.before_exit.append(partial(_write_interrupted, json))
-            is_first = _is_first()
-            overrides = [*(overrides or []), *([] if metrics_port is None else [f"log.metrics_port={metrics_port}"])]
-            result = _train(run, config, overrides, fork, step, refit, profile, out if is_first else None, stop)
-            stop.finish()  # also of a run that had ended before: a signal must not take its answer
+            check_limits()
+            from aifx.verbs import training
+
+            is_first = is_first_of_job()
+            settings = [*(overrides or []), *([] if metrics_port is None else [f"log.metrics_port={metrics_port}"])]
+            progress = _progress(out)
+            with listen(progress.activity):
+                result = training.train(
+                    run=run if fork is None else fork,
+                    config=config,
+                    settings=settings,
+                    fork_from=None if fork is None else run,
+                    fork_at=step,
+                    refit=refit,
+                    profile=profile,
+                    hooks=[progress],
+                    stop=stop,
+                    on_exit=partial(_write_latest_result, out, progress, stop) if is_first else _log_end,
+                )
+            stop.finish()  # also of a run that had ended before: a signal must not replace its answer
             if is_first:
                 out.document(result.document())
                 again = ["--run", run, "--refit"] if refit else ["--run", result.run.name]
-                _show(result, out, profile, config, overrides, again)
+                _show(result, out, profile, config, settings, again)
         if result.exit_code:
             raise SystemExit(int(result.exit_code))
 
 
-def _train(
-    run: str,
-    file: Path | None,
-    overrides: list[str],
-    fork: str | None,
-    step: str | None,
-    refit: bool,
-    profile: bool,
-    out: Output | None,
-    stop: StopSignals,
-) -> TrainResult:
-    """Train; `out` is None in all processes of a job but one."""
-    at = parse_step(step)
-    if step is not None and fork is None:
-        why = "a run resumes from its latest checkpoint; only a fork starts from another one"
-        hint = f"aifx train --run {run} --fork NAME --step {step}"
-        raise UsageError(f"--step {step} can only be used with --fork", why, hint)
-    if (option := "--fork" if fork is not None else "--config" if file is not None else None) and refit:
-        why = "a refit is a new run with the settings of its origin"
-        raise UsageError(f"--refit and {option} cannot be used together", why, f"aifx train --run {run} --refit")
-    check_limits()
+def _progress(out: Output) -> Panel | Lines:
     from aifx.commands.train.panel import Lines, Panel
-    from aifx.kinds import load_config
-    from aifx.runs.time_account import process_started_at
-    from aifx.training.resume_checks import latest_result, open_refit
-    from aifx.training.run import train as train_run
 
-    project = find_project()
-    refitted = open_refit(project.existing_run(run), project, overrides) if refit else None
-    config = refitted.config if refitted else load_config(project, overrides, file=file)
-    name = f"{run}-refit" if refit else run if fork is None else fork
-    begin = partial(
-        train_run,
-        project,
-        config,
-        name,
-        fork_from=None if fork is None else run,
-        fork_at="last" if at is None else at,
-        refit=refitted,
-        stop=stop,
-        profile=profile,
-        started_at=process_started_at() if lifecycle.is_entered() else None,
-    )
-    if out is None:
-        stop.before_exit[:] = [_log_end]
-        with listen(_ignore):
-            return begin()
-    progress: Panel | Lines = Panel(out.err) if out.animated else Lines(out)
-
-    def write_latest_result(status: ProcessStatus | None, why: str) -> None:
-        """What is on disk of the run; called by the thread that heard the signal, which must not wait for an import."""
-        progress.abandon()
-        with suppress(BrokenPipeError):
-            if status is None:
-                with redirect_stdout(out.stdout):  # instead of `terminal`, which sends to stderr what user code prints
-                    report(AifxError(why, "", stop.hint), json=out.json)
-                return
-            out.document(latest_result(project.run(name), status).document())
-            out.flush()
-            out.log(f"{status}: {why}\nhint: {stop.hint or AGAIN}")
-
-    stop.before_exit[:] = [write_latest_result]
-    with listen(progress.activity):
-        return begin(hooks=[progress])
+    return Panel(out.err) if out.animated else Lines(out)
 
 
-def _is_first() -> bool:
-    """Whether this process writes the answer: the only one, or process 0 of its job."""
-    from aifx.parallel.location import detect_here
+def _write_latest_result(
+    out: Output,
+    progress: Panel | Lines,
+    stop: StopSignals,
+    status: ProcessStatus | None,
+    why: str,
+    latest: Callable[[], TrainResult],
+) -> None:
+    """Write how far the run is. Called by the thread that received the signal, which must not wait for an import."""
+    progress.abandon()
+    with suppress(BrokenPipeError):
+        if status is None:
+            with redirect_stdout(out.stdout):  # instead of `terminal`, which sends to stderr what user code prints
+                report(AifxError(why, "", stop.hint), json=out.json)
+            return
+        out.document(latest().document())
+        out.flush()
+        out.log(f"{status}: {why}\nhint: {stop.hint or AGAIN}")
 
-    me = detect_here()
-    if me is None and (warning := lone_warning(os.environ)) is not None:
-        logging.getLogger(__name__).warning(warning)
-    return me is None or me.process_id == 0
 
-
-def _log_end(status: ProcessStatus | None, why: str) -> None:
+def _log_end(status: ProcessStatus | None, why: str, latest: Callable[[], TrainResult]) -> None:
     """Write why a process of a job ends that gives no answer."""
     os.write(2, f"{status or 'failed'}: {why}\n".encode())
-
-
-def _ignore(activity: Activity | None) -> None:
-    """One process of a job shows its progress."""
 
 
 def _write_interrupted(json: bool, status: ProcessStatus | None, why: str) -> None:
@@ -235,7 +194,7 @@ def _show(
         out.print(f"or: pip install xprof && xprof --logdir {result.run.profile}")
     if result.status in STOPPED:
         again = [
-            *started_by(os.environ),
+            *started_by(),
             "train",
             *run_options,
             *(() if config is None else ("--config", str(config))),

@@ -23,12 +23,11 @@ from aifx.commands.console.live import LiveDisplay
 from aifx.commands.console.output import Output
 from aifx.commands.console.progress import ProgressDisplay, progress_line
 from aifx.core.sanitize import one_line
-from aifx.machine.catalogue import utilization
-from aifx.training.hook import Hook
+from aifx.verbs.training import Hook
 
 if TYPE_CHECKING:
     from aifx.core.progress import Progress as Activity
-    from aifx.training.records import Record, RunInfo, TrainResult
+    from aifx.verbs.training import Record, RunInfo, TrainResult
 
 REFRESH_PER_SECOND = 2  # a frame takes a few milliseconds of the processor that trains
 CURVE_POINTS = 1024
@@ -62,10 +61,8 @@ class Lines(Hook):
         is_early = record.step - self._first_step <= self.FIRST
         is_due = now - self._last >= self.EVERY_S
         if is_early or is_due or record.validation is not None or record.step == self._num_steps:
-            from aifx.training.hooks.run_files import line_of
-
             self._last = now
-            self._out.log(line_of(record))
+            self._out.log(record.line)
 
     def on_event(self, name: str, fields: Mapping[str, Any]) -> None:
         if name == "sample":
@@ -178,7 +175,7 @@ class Panel(Hook):
         yield speed_row(
             f"{self._units_per_s:,.0f} {latest.unit}/s",
             f"{latest.step_time_s * 1e3:.0f} ms/step",
-            utilization(latest.mfu, latest.ceiling_fraction),
+            latest.utilization,
             f"lr {latest.learning_rate:.2e}",
             f"grad {latest.grad_norm:.2f}",
         )

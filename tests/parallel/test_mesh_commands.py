@@ -27,7 +27,7 @@ from aifx.kinds import load_config
 from aifx.training import restore
 from aifx.training.hook import Hook
 from aifx.training.run import train
-from aifx.training.signals import StopSignals
+from aifx.core.stop_signals import StopSignals
 
 class StopAt4(Hook):
     signals = StopSignals()

@@ -17,6 +17,7 @@ from stopping import StopAt
 from aifx.checkpoint.manifest import read_manifest
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
+from aifx.core.stop_signals import StopSignals
 from aifx.parallel.group import Group
 from aifx.training.assembly import assemble
 from aifx.training.dispatcher import EventDispatcher
@@ -26,7 +27,6 @@ from aifx.training.hooks.watchdog import Watchdog
 from aifx.training.records import Record, TrainResult
 from aifx.training.restore import InitialState
 from aifx.training.run import run_info
-from aifx.training.signals import StopSignals
 
 PAGE = (Path(__file__).parents[2] / "docs/hooks.md").read_text()
 TOML, CODE = (re.search(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)[1] for language in ("toml", "python"))  # type: ignore[index]

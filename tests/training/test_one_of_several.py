@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from aifx.checkpoint.checkpoints import Checkpoints
+from aifx.core.stop_signals import StopSignals
 from aifx.parallel.group import Group, PeerLost
 from aifx.planning import planner
 from aifx.training import run as run_module
 from aifx.training.restore import begin
-from aifx.training.signals import StopSignals
 
 
 class Second(Group):

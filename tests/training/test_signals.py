@@ -134,7 +134,7 @@ def test_a_second_signal_ends_it_at_once(tiny, start: Start) -> None:
 def test_under_a_launcher_the_same_signal_may_come_twice(launcher: str, second: str, code: int) -> None:
     program = f"""
 import os, signal, time
-from aifx.training import signals
+from aifx.core import stop_signals as signals
 signals.ECHO_S = 600.0
 with signals.StopSignals() as stop:
     stop.guard(600.0)
@@ -191,7 +191,7 @@ def test_an_interrupt_sent_to_a_background_process_is_heard(tiny, start: Start) 
 def test_children_inherit_nothing() -> None:
     program = """
 import signal, subprocess, sys
-from aifx.training.signals import StopSignals
+from aifx.core.stop_signals import StopSignals
 with StopSignals():
     child = "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, []), signal.getsignal(signal.SIGTERM))"
     print(subprocess.run([sys.executable, "-c", child], capture_output=True, text=True).stdout)

@@ -14,6 +14,7 @@ import jax
 from aifx.benchmarking.train.subject import Subject
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.core.project import RunDirectory
+from aifx.core.stop_signals import StopSignals
 from aifx.data.base import Batch
 from aifx.data.order import prefetch
 from aifx.programs.state import TrainState
@@ -26,7 +27,6 @@ from aifx.training.loop import StepFn
 from aifx.training.records import Record
 from aifx.training.restore import InitialState
 from aifx.training.run import run_info
-from aifx.training.signals import StopSignals
 
 EDGE = 3
 """Steps at either end of a loop that are no samples: the first fill what runs ahead, the last is waited for."""

@@ -13,7 +13,6 @@ import jax
 from aifx.core.files import make_folders, open_file
 from aifx.core.project import RunDirectory
 from aifx.core.sanitize import one_line
-from aifx.machine.catalogue import utilization
 from aifx.runs.records import MetricsWriter, last_record
 from aifx.training.hook import Hook
 from aifx.training.records import Record, RunInfo, TrainResult
@@ -85,7 +84,7 @@ class LogFile(Hook):
         if record.validation is None and record.time - self._last < self.EVERY_S:
             return
         self._last = record.time
-        self.write(line_of(record))
+        self.write(record.line)
 
     def on_event(self, name: str, fields: Mapping[str, Any]) -> None:
         if name == "warning":  # `log_lines` wrote it
@@ -130,15 +129,3 @@ class Trace(Hook):
         if self._active:
             self._active = False
             jax.profiler.stop_trace()
-
-
-def line_of(record: Record) -> str:
-    """A record in one line of about 80 characters."""
-    used = utilization(record.mfu, record.ceiling_fraction)
-    line = (
-        f"step {record.step:>6}  loss {record.loss:.4f}  lr {record.learning_rate:.2e}  grad {record.grad_norm:.2f}"
-        f"  {record.units_per_s:,.0f} {record.unit}/s{used and '  ' + used.replace('MFU', 'mfu')}"
-    )
-    if record.validation is not None and isinstance(loss := record.validation.get("loss"), float):
-        line += f"  validation {loss:.4f}"
-    return line

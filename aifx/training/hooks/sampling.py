@@ -8,6 +8,7 @@ from itertools import takewhile
 
 from aifx.core.errors import CheckpointError
 from aifx.core.project import RunDirectory
+from aifx.core.stop_signals import StopSignals
 from aifx.data.text import TokenFormat
 from aifx.kernels.choice import run_choices
 from aifx.programs.build import Programs
@@ -17,7 +18,6 @@ from aifx.specs import Params
 from aifx.training.dispatcher import EventDispatcher
 from aifx.training.hook import Hook
 from aifx.training.records import Record
-from aifx.training.signals import StopSignals
 
 logger = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from aifx.core.statuses import ProcessStatus
+from aifx.core.stop_signals import StopSignals, status_of
 from aifx.data.base import Batch
 from aifx.parallel.reduce import SumReducer, Sums
 from aifx.programs.build import Programs
@@ -15,7 +16,6 @@ from aifx.programs.state import TrainState
 from aifx.tasks.base import dataset_of
 from aifx.training.hook import Hook
 from aifx.training.records import Record
-from aifx.training.signals import StopSignals, status_of
 
 
 class Interrupted(Exception):

@@ -1,5 +1,4 @@
-"""Stopping: a signal is read at once (`core/lifecycle.py`), acted on where it is safe, and never waited for beyond a
-bound."""
+"""The stop that a command passes to a training: the first signal asks it to save, the second one ends the process."""
 
 from __future__ import annotations
 
