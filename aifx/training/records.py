@@ -75,11 +75,9 @@ class Record:
     @property
     def line(self) -> str:
         """The record in one line of about 80 characters, for a log."""
-        used = self.utilization
-        line = (
-            f"step {self.step:>6}  loss {self.loss:.4f}  lr {self.learning_rate:.2e}  grad {self.grad_norm:.2f}"
-            f"  {self.units_per_s:,.0f} {self.unit}/s{used and '  ' + used.replace('MFU', 'mfu')}"
-        )
+        used = utilization(self.mfu, self.ceiling_fraction).replace("MFU", "  mfu")
+        line = f"step {self.step:>6}  loss {self.loss:.4f}  lr {self.learning_rate:.2e}  grad {self.grad_norm:.2f}"
+        line += f"  {self.units_per_s:,.0f} {self.unit}/s{used}"
         if self.validation is not None and isinstance(loss := self.validation.get("loss"), float):
             line += f"  validation {loss:.4f}"
         return line
