@@ -26,7 +26,7 @@ IMPORTS = [
     "aifx.commands.train.panel",
     "aifx.commands.train.command",
     "aifx.checkpoint.checkpoints",
-    "aifx.training.divergence",
+    "aifx.training.hooks.guard",
     "aifx.training.loop",
     "aifx.training.run",
     "aifx.evaluation.held_out",

@@ -17,14 +17,21 @@ import jax
 
 from aifx.checkpoint import folders
 from aifx.checkpoint.capture import HostArray, HostCopies
-from aifx.checkpoint.faults import check_room, while_reading, while_writing
-from aifx.checkpoint.listing import CheckpointInfo, checkpoint_info, kept, list_checkpoints
-from aifx.checkpoint.manifest import ArrayEntry, Damaged, Manifest, read_manifest, step_directories
+from aifx.checkpoint.faults import WriteRetries, check_room, while_reading, while_writing
+from aifx.checkpoint.manifest import (
+    ArrayEntry,
+    CheckpointInfo,
+    Damaged,
+    Manifest,
+    checkpoint_info,
+    kept,
+    list_checkpoints,
+    read_manifest,
+    step_directories,
+)
 from aifx.checkpoint.naming import Tree, flat_names, from_named, nest
-from aifx.checkpoint.patience import Patience
 from aifx.checkpoint.peers import Failed, first, peers_of, together
-from aifx.checkpoint.placing import check_fit, read_placed, with_keys
-from aifx.checkpoint.storage import StoredArrays
+from aifx.checkpoint.storage import StoredArrays, check_fit, read_placed, with_keys
 from aifx.checkpoint.verification import DeviceDigests, Verification, verify_stored
 from aifx.checkpoint.writing import complete, write_part
 from aifx.config.best_by import Score
@@ -124,7 +131,7 @@ class Checkpoints:
         self._binding: Callable[[], Mapping[str, Any]] = dict
         self._peers = peers or peers_of("/".join(directory.parts[-2:]))
         self._background = _Background()
-        self._patience = Patience(section.disk_timeout_s, warn, on_refusal)
+        self._retries = WriteRetries(section.disk_timeout_s, warn, on_refusal)
         self._copies = HostCopies()
         self._cleaned = False
         if beside is not None:
@@ -170,9 +177,9 @@ class Checkpoints:
         and raises what that raised. If a disk that is full or fails keeps refusing the previous one, that is given up.
         A step that already has a checkpoint keeps it, unless `force` is set. Without a `score` it cannot be the best.
         """
-        self._patience.supersede()
+        self._retries.supersede()
         self._background.wait()
-        self._patience.begin()
+        self._retries.begin()
         self._own()
         if not force and self._in_first(lambda: step in step_directories(self.directory)):
             return
@@ -190,7 +197,7 @@ class Checkpoints:
 
         A disk that is full or fails is waited for, up to `checkpoint.disk_timeout_s`; then its error is raised.
         """
-        self._patience.limit()
+        self._retries.limit()
         return self._background.wait(timeout_s)
 
     @property
@@ -317,14 +324,14 @@ class Checkpoints:
         for attempt in itertools.count():
             fault, may_pass = self._attempt(manifest, arrays, attempt)
             if fault is None:
-                self._patience.written(manifest.step)
+                self._retries.written(manifest.step)
                 if self._peers.is_first:
                     self._retain()
                 self._on_commit(checkpoint_info(manifest))
                 return
             if not may_pass:
                 raise fault
-            decision = self._patience.decide(manifest.step, fault, attempt) if self._peers.is_first else None
+            decision = self._retries.decide(manifest.step, fault, attempt) if self._peers.is_first else None
             decision = self._peers.broadcast(decision)
             if decision == "fail":
                 raise fault

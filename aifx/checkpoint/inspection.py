@@ -5,24 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from aifx.checkpoint.listing import CheckpointInfo, list_checkpoints
-from aifx.checkpoint.manifest import DAMAGED_SUFFIX, ArrayEntry, Damaged, read_manifest
+from aifx.checkpoint.manifest import (
+    DAMAGED_SUFFIX,
+    ArrayEntry,
+    CheckpointInfo,
+    Damaged,
+    list_checkpoints,
+    read_manifest,
+)
 from aifx.config.checkpoint_section import CheckpointSection
 from aifx.core.errors import CheckpointError, ExitCode
 from aifx.core.project import RunDirectory
 from aifx.core.results import Result
 from aifx.core.steps import StepChoice
-
-
-@dataclass(frozen=True)
-class CheckpointName:
-    """A checkpoint by its run and its step."""
-
-    run: str
-    step: int
-
-    def __str__(self) -> str:
-        return f"{self.run}:{self.step}"
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ from typing import Any
 from aifx.checkpoint import folders
 from aifx.checkpoint.capture import HostArray
 from aifx.checkpoint.checkpoints import Checkpoints, NewerCheckpoints, Restored
-from aifx.checkpoint.listing import CheckpointInfo, checkpoint_info
-from aifx.checkpoint.local_folder import check_owner, remove_local
-from aifx.checkpoint.manifest import Manifest
+from aifx.checkpoint.folders import check_owner, remove_local
+from aifx.checkpoint.manifest import CheckpointInfo, Manifest, checkpoint_info
 from aifx.config.best_by import Score
 from aifx.core.errors import AifxError, CheckpointError
 from aifx.core.os_errors import first_line

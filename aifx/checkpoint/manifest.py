@@ -1,6 +1,6 @@
 """The manifest of a checkpoint: the content of its artefact (`aifx.core.artifact`), beside the files of its arrays.
 
-Reading it needs neither jax nor TensorStore, so that listing checkpoints is quick.
+Also summaries of checkpoints from their manifests alone, and which of them stay. Imports neither jax nor TensorStore.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from aifx.config.best_by import Score
-from aifx.core.artifact import MANIFEST, Artifact, DamagedArtifact, Files, read_artifact
+from aifx.core.artifact import MANIFEST, Artifact, DamagedArtifact, Files, missing_file, read_artifact
 from aifx.core.digests import Sha256
 from aifx.core.errors import CheckpointError
 from aifx.core.files import check_folder
@@ -145,3 +145,82 @@ def digest_of(arrays: Iterable[tuple[str, str, Sequence[int], str]]) -> str:
     for name, dtype, shape, lanes in sorted(arrays, key=lambda array: array[0].encode()):
         digest.update(f"{name}\0{dtype}\0{','.join(str(n) for n in shape)}\0{lanes}\n".encode())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class CheckpointName:
+    """A checkpoint by its run and its step."""
+
+    run: str
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.run}:{self.step}"
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """One checkpoint in a line. Of a damaged one only `step` and `damaged` are known."""
+
+    step: int
+    saved_at: float | None = None  # Unix time
+    validation_loss: float | None = None
+    score: Score | None = None  # what ranks it
+    num_parameters: int = 0  # elements under params
+    num_arrays: int = 0
+    size_bytes: int = 0  # of the arrays
+    is_best: bool = False
+    damaged: str | None = None  # the manifest cannot be read, or files are missing; arrays are not read
+
+    @property
+    def cost(self) -> float | None:
+        """Less is better; None if it was not validated."""
+        return None if self.score is None else self.score.cost
+
+
+def list_checkpoints(directory: Path) -> list[CheckpointInfo]:
+    """The checkpoints in `directory` by step."""
+    infos = [read_info(folder) for folder in step_directories(directory).values()]
+    best = ranked({i.step: i.cost for i in infos})[:1]
+    return [replace(i, is_best=i.step in best) for i in infos]
+
+
+def list_bindings(directory: Path) -> dict[int, Mapping[str, Any]]:
+    """The entry on the run in the manifest of each checkpoint, by step; damaged checkpoints are left out."""
+    bindings: dict[int, Mapping[str, Any]] = {}
+    for step, folder in step_directories(directory).items():
+        with suppress(Damaged):
+            bindings[step] = read_manifest(folder).run
+    return bindings
+
+
+def read_info(folder: Path) -> CheckpointInfo:
+    """The summary of the checkpoint in `folder`. Only the whole list shows whether it is the best."""
+    step = int(folder.name)
+    try:
+        artifact, manifest = read_checkpoint(folder)
+    except Damaged as e:
+        return CheckpointInfo(step, damaged=e.why)
+    damage = missing_file(folder, artifact.every_file)
+    return CheckpointInfo(step, damaged=damage) if damage else checkpoint_info(manifest)
+
+
+def checkpoint_info(m: Manifest) -> CheckpointInfo:
+    """The summary of a checkpoint with this manifest. Only the whole list shows whether it is the best."""
+    return CheckpointInfo(m.step, m.saved_at, m.validation_loss, m.score, m.num_parameters, len(m.arrays), m.size_bytes)
+
+
+def kept(costs: Mapping[int, float | None], keep_last: int, keep_best: int) -> set[int]:
+    """The steps that stay: the newest `keep_last`, and the `keep_best` of lowest cost.
+
+    Args:
+        costs: by step, less is better; None for a step that was not validated.
+    """
+    newest = sorted(costs)[-keep_last:] if keep_last > 0 else []
+    return {*newest, *ranked(costs)[:keep_best]}
+
+
+def ranked(costs: Mapping[int, float | None]) -> list[int]:
+    """Validated steps, the best first; of equals the earlier."""
+    validated = [(cost, step) for step, cost in costs.items() if cost is not None and math.isfinite(cost)]
+    return [step for _, step in sorted(validated)]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from aifx.checkpoint.local_folder import newest_local, remove_local
+from aifx.checkpoint.folders import newest_local, remove_local
 from aifx.config import Config
 from aifx.config.sections import TrainSection
 from aifx.core.errors import AifxError, ExitCode

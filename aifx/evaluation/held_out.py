@@ -14,8 +14,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
-from aifx.checkpoint.listing import list_checkpoints
+from aifx.checkpoint.manifest import list_checkpoints
 from aifx.config import Config, compare
 from aifx.config.best_by import first_of
 from aifx.config.gates import Gate, GateResult, check_names, evaluate_gates, parse_gate, scalars
@@ -29,19 +30,21 @@ from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
 from aifx.core.results import Result
 from aifx.core.steps import StepChoice
-from aifx.data.base import TEXT_BYTES, Batch
+from aifx.data.base import TEXT_BYTES, Batch, BatchSource, Dataset
+from aifx.data.spec import DataSpec, Field
 from aifx.data.splits import Split
-from aifx.evaluation.baselines import baseline_programs
 from aifx.kinds import read_config
 from aifx.loading.references import with_references
 from aifx.loading.restore import restore_run
+from aifx.models.base import Head, Model
 from aifx.objectives.base import Rows, Sums, Totals
 from aifx.objectives.checks import check_metrics
+from aifx.parallel.context import ForwardContext
 from aifx.parallel.joining import current_group
 from aifx.programs.build import Programs
 from aifx.runs.agreement import agree, facts_of_data
 from aifx.runs.provenance import read_provenance
-from aifx.specs import Params
+from aifx.specs import ArraySpec, Params, Specs
 from aifx.tasks.base import Task, data_digest, data_settings, dataset_of, evaluation_source
 from aifx.tasks.project_errors import project_errors
 from aifx.tasks.registry import load_task, open_task
@@ -359,3 +362,89 @@ def reports_of_step(run: RunDirectory, step: int) -> Iterator[dict[str, Any]]:
             kept |= {"splits": dict(found.get("splits", {})), "datasets": list(found.get("datasets", []))}
         yield kept
         write_json(path, kept)
+
+
+OUTPUTS = "baseline_outputs"
+"""The field of a batch with what a baseline predicts: `[rows, outputs]`."""
+
+
+@dataclass(frozen=True)
+class GivenOutputs(Model):
+    """A model that reads its outputs from the batch."""
+
+    num_outputs: int
+
+    def specs(self) -> Specs:
+        shape = (self.num_outputs, self.num_outputs)
+        return {"output": ArraySpec(shape, (None, None), identity)}
+
+    def hidden(self, params: Params, batch: Mapping[str, jax.Array], ctx: ForwardContext) -> jax.Array:
+        return batch[OUTPUTS]
+
+    def head(self, params: Params, ctx: ForwardContext) -> Head:
+        return Head(params["output"])
+
+    def flops(self, rows: int) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class WithOutputs:
+    """A split of a data set, and what a baseline predicts for each of its examples, `[examples, outputs]`."""
+
+    dataset: Dataset
+    outputs: np.ndarray
+    spec: DataSpec
+
+    @property
+    def digest(self) -> str:
+        return self.dataset.digest
+
+    def source(self, split: Split, batch_size: int, *, seed: int | None) -> OutputsSource:
+        return OutputsSource(self.dataset.source(split, batch_size, seed=seed), self.outputs)
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        return self.dataset.counts(batch)
+
+
+@dataclass(frozen=True)
+class OutputsSource:
+    """The batches of a source without a seed, with the outputs of their examples."""
+
+    source: BatchSource
+    outputs: np.ndarray
+
+    @property
+    def batch_size(self) -> int:
+        return self.source.batch_size
+
+    @property
+    def num_batches(self) -> int | None:
+        return self.source.num_batches
+
+    def read(self, step: int, rows: slice) -> Batch:
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+        is_real = places < len(self.outputs)
+        outputs = self.outputs[np.where(is_real, places, 0)] * is_real[:, None]
+        return {**self.source.read(step, rows), OUTPUTS: outputs}
+
+
+def identity(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+    return jax.numpy.eye(shape[0], dtype=dtype)
+
+
+def baseline_programs(programs: Programs, split: Split) -> Iterator[tuple[str, Programs, Params]]:
+    """The baselines that the data offers for a split: a name, and programs and parameters to evaluate as a model's.
+
+    Thresholds of classes are those of the model's probabilities, so baselines go without.
+    """
+    form = programs.task.format
+    task = replace(programs.task, objective=programs.objective.with_thresholds({}))
+    for name, values in () if form is None else form.baselines(dataset_of(task), split):
+        outputs = np.asarray(values, np.float32)
+        num_outputs = outputs.shape[1]
+        spec = replace(task.data, fields={**task.data.fields, OUTPUTS: Field((num_outputs,), "float32")})
+        dataset = WithOutputs(dataset_of(task), outputs, spec)
+        given = replace(task, model=GivenOutputs(num_outputs), data=spec, dataset=dataset)
+        weights = {"output": np.eye(num_outputs, dtype=np.float32)}
+        yield name, replace(programs, task=given, casts=False), weights

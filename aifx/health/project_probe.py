@@ -90,7 +90,7 @@ def _plan(project: Project, config: Config) -> dict[str, Any] | Absent:
 
 def _disk(project: Project, checkpoint: CheckpointSection, plan: dict[str, Any] | Absent) -> dict[str, Any]:
     """Return the space for checkpoints: those that are kept, and the one that is being written."""
-    from aifx.checkpoint.listing import list_checkpoints
+    from aifx.checkpoint.manifest import list_checkpoints
 
     folder = next(p for p in (project.runs_path, *project.runs_path.parents) if p.exists())
     written = [info for run in project.runs()[-1:] for info in list_checkpoints(run.checkpoints) if not info.damaged]

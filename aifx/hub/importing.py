@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 
 from aifx.checkpoint.manifest import ArrayEntry, Manifest
-from aifx.checkpoint.streaming import write_checkpoint
+from aifx.checkpoint.writing import write_checkpoint
 from aifx.config import Config
 from aifx.config.config import compare
 from aifx.config.parts import resolve

@@ -26,8 +26,7 @@ from aifx.nn.stacking import stack_layers, unstack_layers
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
 from aifx.programs.build import Programs
-from aifx.programs.freezing import head_names
-from aifx.programs.state import make_frozen
+from aifx.programs.state import head_names, make_frozen
 from aifx.runs.base_run import BaseRun, base_manifest, weights_digest, weights_of
 from aifx.runs.binding import read_digests
 from aifx.runs.provenance import read_provenance

@@ -32,7 +32,7 @@ OBJECTIVES = {
     "sft": ObjectiveKind(
         "sft",
         SftSection,
-        "aifx.objectives.sft:SupervisedFineTuning",
+        "aifx.objectives.next_token:SupervisedFineTuning",
         metrics=("loss", "perplexity", "tokens"),
     ),
     "dpo": ObjectiveKind(
@@ -51,7 +51,7 @@ OBJECTIVES = {
     "multilabel": ObjectiveKind(
         "multilabel",
         MultilabelSection,
-        "aifx.objectives.multilabel:Multilabel",
+        "aifx.objectives.classification:Multilabel",
         metrics=("loss", "exact_match", "balanced_accuracy", "macro_f1", "auc", "average_precision", "examples"),
         class_metrics=(*CLASS_METRICS, "threshold"),
     ),

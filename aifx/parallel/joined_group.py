@@ -22,9 +22,8 @@ from typing import Any
 
 from aifx.core.errors import AifxError, ExitCode
 from aifx.parallel.connections import GOODBYE_S, Connection, Message, accept_all, close_all, reach_first
-from aifx.parallel.group import Group, Limits, PeerLost
+from aifx.parallel.group import Group, Limits, PeerLost, Progress, find_stuck
 from aifx.parallel.processes import AGAIN, Membership
-from aifx.parallel.progress import Progress, find_stuck
 
 LOSS_S = 2.0
 HOLD_S = 300.0

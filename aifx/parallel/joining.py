@@ -18,8 +18,7 @@ from aifx.machine.device_memory import is_out_of_memory
 from aifx.parallel.connections import free_port
 from aifx.parallel.group import Disagreement, Group, Limits, PeerLost
 from aifx.parallel.joined_group import JoinedGroup
-from aifx.parallel.location import detect_here, resolve
-from aifx.parallel.processes import AGAIN, Membership
+from aifx.parallel.processes import AGAIN, Membership, detect_here, resolve
 
 RESOLVE_S = 60.0
 """A cluster's name service may not know a pod yet that has just started."""

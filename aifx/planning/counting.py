@@ -23,8 +23,8 @@ from aifx.parallel.mesh import make_abstract_mesh
 from aifx.planning.network import Collective
 from aifx.planning.operations import count_operations, group_along
 from aifx.programs.build import Programs, build
-from aifx.programs.device_parts import row_ids
 from aifx.programs.program import Program
+from aifx.programs.train_step import row_ids
 from aifx.specs import LAYERS, ArraySpec, is_spec, is_stacked, merge_frozen, wide_dtype
 from aifx.tasks.base import Task
 from jax_kernels.dispatch import Choices

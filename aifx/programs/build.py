@@ -28,11 +28,9 @@ from aifx.parallel.checks import check_model
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
 from aifx.programs.decoding import DecodingPrograms
-from aifx.programs.device_parts import batch_partitions, model_params, row_ids
-from aifx.programs.freezing import freeze_backbone
 from aifx.programs.program import Program
-from aifx.programs.state import TrainState, abstract_state, initial_state, typed_specs
-from aifx.programs.train_step import TrainStep
+from aifx.programs.state import TrainState, abstract_state, freeze_backbone, initial_state, typed_specs
+from aifx.programs.train_step import TrainStep, batch_partitions, row_ids
 from aifx.specs import Params, Specs, count_parameters, merge_frozen, split_frozen, widened
 from aifx.tasks.base import Task, sharded_axes
 from jax_kernels.dispatch import Choices
@@ -303,7 +301,7 @@ class Programs:
 
         def program(params: Params, frozen: Params, batch: DeviceBatch, ids: jax.Array) -> Any:
             dtype = self.dtype if self.casts else None
-            merged = model_params(self.model, merge_frozen(params, frozen), self.specs, layout, dtype)
+            merged = layout.parts(merge_frozen(params, frozen), self.specs, self.model.gathers, dtype)
             found = compute(self.model, merged, batch, ForwardContext(layout, row_ids=ids))
             rows = {name: value for name, value in found.items() if is_rows(value)}
             return rows, layout.sum({name: value for name, value in found.items() if name not in rows})

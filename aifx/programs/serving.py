@@ -22,7 +22,6 @@ from aifx.nn.lora import choose_adapters
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
 from aifx.programs.decoding import DecodingPrograms
-from aifx.programs.device_parts import model_params
 from aifx.programs.program import Program
 from aifx.programs.sampling import Sampling, sample, top_tokens
 from aifx.specs import ArraySpec, init_params, map_specs
@@ -272,7 +271,7 @@ class ServingPrograms:
             return Program(name, function, arguments, donate=(1,), kernels=kernels)
 
         def with_parts(params: Any, *others: Any) -> Any:
-            return function(model_params(self.model, params, specs, layout), *others)
+            return function(layout.parts(params, specs, self.model.gathers), *others)
 
         pool = map_specs(self._pool_partition, self._pool_specs)
         in_specs = (layout.partitions(specs), pool, *(PartitionSpec(),) * (len(arguments) - 2))

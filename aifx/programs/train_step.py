@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,11 +16,9 @@ from jax.typing import DTypeLike
 from aifx.config import Config
 from aifx.objectives.base import DeviceBatch
 from aifx.objectives.checks import check_sums
-from aifx.optim import clip_by_norm, make_schedule, merge_weights, select_weights, update_average
-from aifx.optim.rounding import round_weights
+from aifx.optim import clip_by_norm, make_schedule, merge_weights, round_weights, select_weights, update_average
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
-from aifx.programs.device_parts import batch_partitions, model_params, row_ids
 from aifx.programs.state import TrainState
 from aifx.specs import Params, Specs, merge_frozen, split_frozen, widened
 from aifx.tasks.base import Task
@@ -111,7 +109,7 @@ class TrainStep:
         """Total and weight of the loss over a device's part of some rows of the batch, float32."""
         ctx = ForwardContext(self.layout, training=True, key=key, row_ids=row_ids)
         model = self.task.model
-        whole = model_params(model, params, self.specs, self.layout, self.dtype)
+        whole = self.layout.parts(params, self.specs, model.gathers, self.dtype)
         if isinstance(model, Ensemble):
             batch = model.training_batch(batch)
         sums = self.task.objective.sums(model, whole, batch, ctx)
@@ -176,3 +174,14 @@ class TrainStep:
 def at_least_tiny(weight: jax.Array) -> jax.Array:
     """A divisor for a sum of weights that may be 0."""
     return jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
+
+
+def batch_partitions(task: Task, layout: Layout, batch: Mapping[str, Any]) -> dict[str, P]:
+    """The PartitionSpec of each field of a batch."""
+    fields = task.data.fields
+    return {name: layout.batch_partition(fields[name].axes if name in fields else ()) for name in batch}
+
+
+def row_ids(batch: DeviceBatch) -> jax.Array:
+    """The number of each row within the global batch, int32 `[rows]`."""
+    return jnp.arange(len(next(iter(batch.values()))), dtype=jnp.int32)

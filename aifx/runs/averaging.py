@@ -15,7 +15,7 @@ from aifx.checkpoint.digest import as_hex, host_lanes
 from aifx.checkpoint.faults import while_reading
 from aifx.checkpoint.manifest import ArrayEntry, Damaged, Manifest, read_manifest
 from aifx.checkpoint.storage import StoredArrays
-from aifx.checkpoint.streaming import write_checkpoint
+from aifx.checkpoint.writing import write_checkpoint
 from aifx.core.errors import CheckpointError, UsageError
 from aifx.core.files import check_tree
 from aifx.core.json_files import JsonLines, write_json

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from aifx.checkpoint.local_folder import local_folder, remove_local
+from aifx.checkpoint.folders import local_folder, remove_local
 from aifx.core.errors import AifxError, UsageError
 from aifx.core.files import check_folder, read_file
 from aifx.core.json_files import sync_directory, write_json

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from aifx.checkpoint.listing import list_checkpoints
+from aifx.checkpoint.manifest import list_checkpoints
 from aifx.core.json_files import read_jsonl, readable_bytes
 from aifx.core.json_values import number
 from aifx.core.pages import date, render

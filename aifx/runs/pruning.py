@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from aifx.checkpoint.folders import clean, remove
-from aifx.checkpoint.listing import CheckpointInfo, list_bindings, list_checkpoints, ranked
+from aifx.checkpoint.manifest import CheckpointInfo, list_bindings, list_checkpoints, ranked
 from aifx.core.errors import AifxError
 from aifx.core.project import Project, RunDirectory
 from aifx.core.results import Result

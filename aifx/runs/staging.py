@@ -7,8 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from aifx.checkpoint.listing import read_info
-from aifx.checkpoint.manifest import Manifest, read_manifest
+from aifx.checkpoint.manifest import Manifest, read_info, read_manifest
 from aifx.core.errors import AifxError, UsageError
 from aifx.core.json_files import sync_directory
 from aifx.core.project import Project, RunDirectory

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aifx.checkpoint.listing import read_info
-from aifx.checkpoint.manifest import step_directories
+from aifx.checkpoint.manifest import read_info, step_directories
 from aifx.config.best_by import LOSS, BestBy, Score, parse_best_by
 from aifx.core.errors import AifxError, UsageError
 from aifx.core.files import RECORDS_LIMIT, UnsafeFile, read_file

@@ -76,8 +76,7 @@ def _copy(origin: RunDirectory, run: RunDirectory) -> None:
 
 
 def _answers(source: str, run: RunDirectory, project: Project) -> dict[str, Any]:
-    from aifx.checkpoint.listing import list_checkpoints
-    from aifx.checkpoint.manifest import read_manifest
+    from aifx.checkpoint.manifest import list_checkpoints, read_manifest
     from aifx.config.toml import to_toml
     from aifx.data.sections import OWN_TOKENIZERS, TokenSection
     from aifx.data.spec import need_spec

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from aifx.hub.encoders import load_encoder
 from aifx.hub.folder import open_folder
-from aifx.programs.embedding import embedding_program
+from aifx.programs.decoding import embedding_program
 from aifx.programs.program import Program
 from aifx.search.embedders import ENCODER, F32, Embedder, EmbedderRecord
 from aifx.search.token_batches import embed_texts

@@ -17,8 +17,8 @@ from aifx.kernels.verification import may_have_accelerator
 from aifx.models.layered_section import LayeredSection
 from aifx.parallel.group import Group
 from aifx.parallel.layout import local_layout
-from aifx.parallel.location import detect_here
 from aifx.parallel.mesh import AXES, Degrees
+from aifx.parallel.processes import detect_here
 from aifx.planning.hardware import Hardware, hardware_of
 from aifx.planning.plan import Plan
 from aifx.planning.planner import make_plans

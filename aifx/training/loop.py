@@ -19,9 +19,8 @@ from aifx.runs.time_account import TimeAccount
 from aifx.specs import Params
 from aifx.training.hook import Hook, Stop, TakeStep
 from aifx.training.hooks.stop_vote import StopVote
-from aifx.training.meter import Meter
+from aifx.training.meter import DataWait, Meter
 from aifx.training.records import Record
-from aifx.training.timing import DataWait
 
 StepFn: TypeAlias = Callable[[TrainState, Params, Any], tuple[TrainState, jax.Array]]
 

@@ -1,19 +1,66 @@
-"""Records on the host of the numbers that steps leave on the device, one step late and without waiting."""
+"""Numbers of steps: their records, one step late and without waiting for the device, sums over processes, times."""
 
 from __future__ import annotations
 
+import functools
 import math
+import queue
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from aifx.data.base import Batch
-from aifx.parallel.reduce import Sums
+from aifx.parallel.layout import Layout
+from aifx.runs.time_account import Span, TimeAccount
 from aifx.training.records import Record, RunInfo
+
+Sums: TypeAlias = "np.ndarray[Any, Any] | jax.Array"
+"""Sums as int32. Those of one process are a NumPy array, known at once."""
+
+
+class SumReducer:
+    """Adds up integers over the processes whose devices a layout has. All of them make the same calls."""
+
+    def __init__(self, layout: Layout, count: int) -> None:
+        self._count = count
+        self._devices = None if isinstance(layout.mesh, AbstractMesh) else layout.mesh
+        self._is_one_process = self._devices is None or not self._devices.is_multi_process
+
+    def __call__(self, values: Sequence[int]) -> Sums:
+        """The sum of each of the `count` values, which is not waited for."""
+        own = np.array(values, np.int32)
+        if self._is_one_process:
+            return own
+        rows: dict[Any, np.ndarray[Any, Any]] = {
+            d: np.zeros((1, self._count), np.int32) for d in self._sharding.addressable_devices
+        }
+        first = min(rows, key=lambda device: device.id)
+        rows[first] = own[None]
+        shards = [jax.device_put(row, device) for device, row in rows.items()]
+        assert self._devices is not None
+        shape = self._devices.size, self._count
+        summed: jax.Array = self._sum(jax.make_array_from_single_device_arrays(shape, self._sharding, shards))
+        return summed
+
+    @functools.cached_property
+    def _sharding(self) -> NamedSharding:
+        assert self._devices is not None
+        return NamedSharding(self._devices, PartitionSpec(self._devices.axis_names))
+
+    @functools.cached_property
+    def _sum(self) -> Callable[[jax.Array], jax.Array]:
+        assert self._devices is not None
+        replicated = NamedSharding(self._devices, PartitionSpec())
+        return jax.jit(lambda rows: jnp.sum(rows, axis=0), out_shardings=replicated)
 
 
 @dataclass
@@ -114,3 +161,58 @@ class Meter:
             unit=self._info.unit,
             is_skipped=is_skipped,
         )
+
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+class DataWait:
+    """The waits for batches. While the device still computes, a wait costs nothing and counts as the step's time."""
+
+    def __init__(self, account: TimeAccount) -> None:
+        self._account = account
+        self._watched: queue.SimpleQueue[tuple[jax.Array, Span] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def __call__(self, computing: jax.Array | None) -> Iterator[None]:
+        """The block waits for a batch; `computing` is a number that the device is about to know, if there is one."""
+        if computing is None or computing.is_ready():  # type: ignore[attr-defined]
+            with self._account.spending("data_wait"):
+                yield
+            return
+        with self._account.spending("step") as span:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, name="aifx-data-wait", daemon=True)
+                self._thread.start()
+            self._watched.put((computing, span))
+            yield
+
+    def __enter__(self) -> DataWait:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watched.put(None)
+
+    def _watch(self) -> None:
+        while (watched := self._watched.get()) is not None:
+            computing, span = watched
+            with suppress(Exception):  # the loop meets it as well, and reports it
+                jax.block_until_ready(computing)
+            self._account.change(span, "data_wait")
+
+
+@contextmanager
+def compilations_counted(account: TimeAccount) -> Iterator[None]:
+    """Count what this thread compiles in the block as "compilation", also amid an evaluation."""
+    thread = threading.get_ident()
+
+    def compiled(event: str, duration_secs: float, **_: Any) -> None:
+        if event == _COMPILED and threading.get_ident() == thread:
+            account.shift("compilation", duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(compiled)
+    try:
+        yield
+    finally:
+        jax.monitoring.unregister_event_duration_listener(compiled)

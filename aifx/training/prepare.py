@@ -16,20 +16,22 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from aifx.checkpoint.listing import list_bindings
-from aifx.checkpoint.local_folder import local_folder, newest_local
+from aifx.checkpoint.folders import local_folder, newest_local
+from aifx.checkpoint.manifest import list_bindings, read_manifest
 from aifx.config import Config, compare
 from aifx.config.best_by import LOSS, best_by_of, check_metric
 from aifx.config.checks import warn_of_warmup
-from aifx.config.sections import RESUME_SAFE, ROUNDING
+from aifx.config.sections import RESUME_SAFE, ROUNDING, FinetuneSection
+from aifx.core.digests import sha256_of
 from aifx.core.errors import CheckpointError, ConfigError
-from aifx.core.files import check_tree, make_folders
+from aifx.core.files import check_tree, make_folders, read_file
 from aifx.core.json_files import write_json, write_text
 from aifx.core.os_errors import PASSING, in_brief, refusal_in
 from aifx.core.project import Project, RunDirectory
 from aifx.core.stop_signals import StopSignals
 from aifx.data.file_index import ImplicitVersion
 from aifx.data.spec import keep_spec, need_spec
+from aifx.data.text import TOKENIZER_FILE
 from aifx.data.versions.parts import dataset_record
 from aifx.evaluation.held_out import metric_names
 from aifx.kernels.choice import run_choices
@@ -44,15 +46,14 @@ from aifx.parallel.group import Group
 from aifx.parallel.layout import Layout, local_layout
 from aifx.programs.build import Programs, build
 from aifx.runs.agreement import agree, check_shared, facts_of_data
-from aifx.runs.base_run import BaseRun
+from aifx.runs.base_run import BaseRun, weights_digest
 from aifx.runs.binding import RunDigests, binding_errors, kernel_digest, open_digests, read_digests
 from aifx.runs.provenance import differences, provenance, read_provenance
 from aifx.serving.generate import unable_to_write
 from aifx.tasks.base import Task, data_digest, evaluation_source, training_source
-from aifx.tasks.preflight import declared_metrics
+from aifx.tasks.preflight import check_model, declared_metrics
 from aifx.tasks.registry import open_task
 from aifx.training.dispatcher import EventDispatcher
-from aifx.training.finetuning import base_of_fork, choose_base, find_base
 from aifx.training.hook import Hook
 from aifx.training.hooks.run_files import MetricsFile
 from aifx.training.hooks.watchdog import Watchdog
@@ -61,8 +62,9 @@ from jax_kernels.dispatch import Choices
 
 if TYPE_CHECKING:
     from aifx.checkpoint.checkpoints import Checkpoints
-    from aifx.checkpoint.listing import CheckpointInfo
     from aifx.checkpoint.local import LocalCheckpoints
+    from aifx.checkpoint.manifest import CheckpointInfo
+
 
 logger = logging.getLogger(__name__)
 
@@ -383,3 +385,58 @@ def _check_sample(programs: Programs) -> None:
     if programs.config.log.sample is not None and jax.process_count() > 1:
         why = "one process writes the text, and it does not hold what the others have of the model"
         raise ConfigError("log.sample is set, and the run has several processes", why, "remove sample from [log]")
+
+
+def find_base(config: Config, project: Project, run: RunDirectory) -> RunDirectory | None:
+    """The run that `[finetune]` names, or None. Raises UsageError, and ConfigError for another `[model]` than its own.
+
+    Reads its configuration alone.
+    """
+    name = config.finetune.base_run
+    if name is None:
+        return None
+    if name == run.name:
+        why = "a run cannot begin with its own weights"
+        raise ConfigError(f"finetune.base_run = {name!r} is this run", why, "aifx train --run ANOTHER-NAME")
+    base = project.base_run(name)
+    check_model(config, base, project)
+    return base
+
+
+def choose_base(config: Config, project: Project, run: RunDirectory) -> BaseRun | None:
+    """The checkpoint that `[finetune]` names, or None. Raises UsageError, CheckpointError, ConfigError."""
+    from aifx.loading.restore import choose_step
+
+    base = find_base(config, project, run)
+    if base is None:
+        return None
+    step = choose_step(base, config, config.finetune.base_step)
+    manifest = read_manifest(base.checkpoints / str(step))
+    _check_tokenizer(run, base, manifest.run.get("assets", {}).get(TOKENIZER_FILE))
+    return BaseRun(base.name, step, weights_digest(manifest))
+
+
+def base_of_fork(fork: Fork, finetune: FinetuneSection) -> BaseRun | None:
+    """The base of a fork, which is that of its origin. Raises ConfigError for another, if it is still needed."""
+    named = read_provenance(fork.run).get("finetuned_from")
+    if not named:
+        return None
+    changed = [d for d in fork.changes if d.key in ("finetune.base_run", "finetune.base_step")]
+    if changed and finetune.adapter != "none":
+        what = f"a fork of run {fork.run.name!r} cannot have another base run"
+        why = "\n".join([*map(str, changed), "its adapters were trained beside the weights of that one"])
+        raise ConfigError(what, why, "aifx train --run NAME    (a new run, from its first step)")
+    return BaseRun(**named)
+
+
+def _check_tokenizer(run: RunDirectory, base: RunDirectory, theirs: str | None) -> None:
+    """Raise ConfigError if the token tables of the two runs number different tokens. `theirs`: SHA-256."""
+    ours = run.assets / TOKENIZER_FILE
+    if theirs is None or not ours.exists():
+        return
+    if sha256_of(read_file(ours, below=run.path)) != theirs:
+        raise ConfigError(
+            f"the tokenizer is not that of run {base.name}, which finetune.base_run names",
+            "its weights know other tokens",
+            f'tokenizer = "runs/{base.name}/assets/{TOKENIZER_FILE}"    (below [data])',
+        )

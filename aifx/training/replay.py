@@ -8,8 +8,7 @@ from contextlib import closing
 
 from aifx.checkpoint.digest import array_digests
 from aifx.checkpoint.inspection import Replay
-from aifx.checkpoint.listing import list_checkpoints
-from aifx.checkpoint.manifest import read_manifest
+from aifx.checkpoint.manifest import list_checkpoints, read_manifest
 from aifx.core.errors import ConfigError, UsageError
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
@@ -27,8 +26,7 @@ from aifx.tasks.project_errors import project_errors
 from aifx.tasks.registry import open_task
 from aifx.training.hooks.guard import GuardState
 from aifx.training.loop import StepFn
-from aifx.training.references import with_kept_references
-from aifx.training.restore import begin_at
+from aifx.training.restore import begin_at, with_kept_references
 from aifx.training.state import to_tree
 
 

@@ -7,16 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from aifx.core.digests import sha256_of
 from aifx.core.errors import CheckpointError
+from aifx.core.files import replace_file
 from aifx.core.json_values import number
 from aifx.core.project import RunDirectory
-from aifx.loading.base_weights import frozen_arrays
+from aifx.data.chat.format import PreferenceData
+from aifx.loading.base_weights import frozen_arrays, with_base_params
+from aifx.loading.references import with_references
 from aifx.loading.restore import check_frozen
 from aifx.models.adapted import AdaptedModel
 from aifx.programs.build import Programs
 from aifx.programs.state import TrainState, first_average
+from aifx.runs.binding import RunDigests
 from aifx.specs import Params
-from aifx.training.finetuning import with_base_weights
 from aifx.training.hooks.guard import GuardState
 from aifx.training.hooks.validation import Progress
 from aifx.training.records import Record
@@ -64,8 +68,14 @@ def begin(
     if frozen is None and made:  # by the program that makes them when the run resumes: this one may round otherwise
         made = frozen_arrays(programs, run)
     if programs.config.finetune.base_run is not None:
-        state = with_base_weights(state, programs, run)
+        state = _with_base_weights(state, programs, run)
     return InitialState(0, state, made if frozen is None else frozen)
+
+
+def _with_base_weights(state: TrainState, programs: Programs, run: RunDirectory) -> TrainState:
+    """The state with the weights of the base run, as `with_base_params` takes them."""
+    params = with_base_params(state.params, programs, run)
+    return replace(state, params=params, ema=first_average(params) if programs.has_ema else None)
 
 
 def begin_at(step: int, programs: Programs, run: RunDirectory) -> InitialState:
@@ -150,3 +160,18 @@ def _restored(
         pending_validation=Record.read(pending) if pending else None,
         guards=GuardState.read(host.get("guards")),
     )
+
+
+def with_kept_references(programs: Programs, frozen: Params, run: RunDirectory, digests: RunDigests | None) -> Programs:
+    """`with_references`. The process that has the run's digests keeps the file in the run, bound to its checkpoints."""
+    programs = with_references(programs, frozen, run)
+    dataset = programs.task.dataset
+    if digests is not None and isinstance(dataset, PreferenceData):
+        assert dataset.references is not None
+        data = dataset.references.as_file()
+        found = {run.reference.name: sha256_of(data)}
+        if not found.items() <= digests.assets.items():
+            replace_file(run.reference, data)
+            digests.assets = {**digests.assets, **found}
+            digests.write(run)
+    return programs

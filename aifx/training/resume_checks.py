@@ -9,8 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from aifx.checkpoint.listing import list_bindings, list_checkpoints
-from aifx.checkpoint.manifest import Damaged, Manifest, read_manifest, step_directories
+from aifx.checkpoint.manifest import Damaged, Manifest, list_bindings, list_checkpoints, read_manifest, step_directories
 from aifx.config import Config, Difference, compare, model_differences
 from aifx.config.sections import DataSection, ModelSection
 from aifx.config.toml import Origin

@@ -13,11 +13,11 @@ from aifx.verbs.arguments import Step, StrPath
 from aifx.verbs.jobs import refuse_job
 
 if TYPE_CHECKING:
-    from aifx.checkpoint.comparison import ArrayDifference, CheckpointDifference
     from aifx.checkpoint.copying import CopiedCheckpoint
     from aifx.checkpoint.inspection import CheckpointList, ShownCheckpoint, VerifiedCheckpoint, VerifiedCheckpoints
-    from aifx.checkpoint.listing import CheckpointInfo
+    from aifx.checkpoint.manifest import CheckpointInfo
     from aifx.checkpoint.orbax import OrbaxCheckpoint
+    from aifx.checkpoint.verification import ArrayDifference, CheckpointDifference
     from aifx.runs.averaging import AveragedRun
     from aifx.runs.pruning import PrunedCheckpoints
 
@@ -119,7 +119,7 @@ def ckpt_verify_all(run: str | None = None, *, project: StrPath = ".") -> Verifi
         [3]
     """
     from aifx.checkpoint.inspection import VerifiedCheckpoints, choose_checkpoint
-    from aifx.checkpoint.listing import list_checkpoints
+    from aifx.checkpoint.manifest import list_checkpoints
 
     found = find_project(Path(project))
     directory = found.existing_run(run)
@@ -171,7 +171,7 @@ def ckpt_diff(first: Step, second: Step, *, run: str | None = None, project: Str
         >>> aifx.ckpt_diff("best", "last", run="main").equal
         True
     """
-    from aifx.checkpoint.comparison import compare_checkpoints
+    from aifx.checkpoint.verification import compare_checkpoints
 
     found = find_project(Path(project))
     return compare_checkpoints(_named_checkpoint(first, found, run), _named_checkpoint(second, found, run))

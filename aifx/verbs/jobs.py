@@ -22,7 +22,7 @@ OnLost = Callable[[AifxError], None]
 
 def refuse_job(command: str) -> None:
     """Raise UsageError in a process of a job of several, each of which would do the whole work."""
-    from aifx.parallel.location import detect_here
+    from aifx.parallel.processes import detect_here
 
     if (me := detect_here()) is None:
         return
@@ -33,7 +33,7 @@ def refuse_job(command: str) -> None:
 
 def is_first_of_job() -> bool:
     """Whether this process gives the answer: the only one, or process 0 of its job."""
-    from aifx.parallel.location import detect_here
+    from aifx.parallel.processes import detect_here
 
     me = detect_here()
     return me is None or me.process_id == 0
@@ -59,7 +59,7 @@ def joined_job(
 
     Raises Disagreement, EnvironmentFault; PeerLost if another process is gone.
     """
-    from aifx.parallel.location import detect_here
+    from aifx.parallel.processes import detect_here
 
     if (me := detect_here()) is None:
         yield

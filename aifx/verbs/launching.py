@@ -189,7 +189,7 @@ def launch_node(
         aifx.core.errors.UsageError: ...
     """
     from aifx.cluster.local import processes
-    from aifx.parallel.location import detect_here
+    from aifx.parallel.processes import detect_here
 
     asked = _command(command, f"aifx launch node -n {num_processes} train")
     here = detect_here()

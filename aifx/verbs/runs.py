@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aifx.checkpoint.listing import CheckpointInfo, list_checkpoints
+from aifx.checkpoint.manifest import CheckpointInfo, list_checkpoints
 from aifx.core.errors import AifxError, UsageError
 from aifx.core.json_files import read_jsonl
 from aifx.core.json_values import number

@@ -36,9 +36,9 @@ def command_types() -> dict[str, Any]:
     """
     from aifx.benchmarking import compare, history, results
     from aifx.checkpoint import inspection
-    from aifx.checkpoint.comparison import CheckpointDifference
     from aifx.checkpoint.copying import CopiedCheckpoint
     from aifx.checkpoint.orbax import OrbaxCheckpoint
+    from aifx.checkpoint.verification import CheckpointDifference
     from aifx.cluster.launched import LaunchList
     from aifx.config.schema import SettingList
     from aifx.curation import query

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.digest import state_digest
-from aifx.checkpoint.listing import CheckpointInfo, list_checkpoints
+from aifx.checkpoint.manifest import CheckpointInfo, list_checkpoints
 from aifx.config.best_by import LOSS, BestBy, score_of
 from aifx.config.checkpoint_section import CheckpointSection
 from aifx.core.errors import CheckpointError

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 
-from aifx.checkpoint import faults, patience
+from aifx.checkpoint import faults
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.config.checkpoint_section import CheckpointSection
 from aifx.core.errors import EnvironmentFault, ExitCode
@@ -139,7 +139,7 @@ class Disk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int | None = None) -> None:
         self.number, self.asked = number, 0
         monkeypatch.setattr("aifx.checkpoint.checkpoints.check_room", self)
-        monkeypatch.setattr(patience, "LONGEST_PAUSE_S", 0.01)
+        monkeypatch.setattr(faults, "LONGEST_PAUSE_S", 0.01)
 
     def __call__(self, directory: Path, needed: int) -> None:
         self.asked += 1
@@ -183,7 +183,7 @@ def test_training_goes_on_while_the_disk_refuses(number: int, tmp_path: Path, mo
 
 def test_the_last_save_waits_for_the_disk_within_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Disk(monkeypatch, errno.ENOSPC)
-    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: 60.0 * disk.asked))
+    monkeypatch.setattr(faults, "time", SimpleNamespace(monotonic=lambda: 60.0 * disk.asked))
     checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointSection(disk_timeout_s=240))
     checkpoints.save(1, state_of(1), host={})
     with pytest.raises(EnvironmentFault) as caught:

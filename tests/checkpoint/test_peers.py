@@ -18,8 +18,7 @@ import pytest
 
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.digest import state_digest
-from aifx.checkpoint.listing import list_checkpoints
-from aifx.checkpoint.manifest import Damaged
+from aifx.checkpoint.manifest import Damaged, list_checkpoints
 from aifx.config.checkpoint_section import CheckpointSection
 from aifx.core.errors import ExitCode
 from aifx.parallel.connections import free_port

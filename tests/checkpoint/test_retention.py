@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aifx.checkpoint.listing import kept, ranked
+from aifx.checkpoint.manifest import kept, ranked
 
 LOSSES = st.dictionaries(
     st.integers(0, 10_000),

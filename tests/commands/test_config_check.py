@@ -23,7 +23,7 @@ from aifx.data.spec import DataSpec
 from aifx.kinds import KINDS, load_config
 from aifx.objectives import OBJECTIVES
 from aifx.objectives.base import Rows
-from aifx.training.finetuning import choose_base
+from aifx.training.prepare import choose_base
 
 TASK = """
 from aifx.config.sections import DataSection, ModelSection

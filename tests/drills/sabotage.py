@@ -127,7 +127,7 @@ def unseen_hang() -> None:
 
 def impatient_watchdog() -> None:
     """The watchdog counts the time in which the process was stopped, and looks before the step goes on."""
-    from aifx.parallel.progress import Progress
+    from aifx.parallel.group import Progress
     from aifx.training.hooks import watchdog
 
     watchdog.AWAKE_S, watchdog.SLOWER = math.inf, 0.0

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aifx.checkpoint.local_folder import local_folder
+from aifx.checkpoint.folders import local_folder
 from aifx.core.errors import DataError
 from aifx.core.project import Project, RunDirectory
 from aifx.drills import injection

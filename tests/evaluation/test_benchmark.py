@@ -16,8 +16,7 @@ from trained_project import SENTENCE, aifx, document
 from aifx.core.errors import DataError
 from aifx.core.project import Project
 from aifx.evaluation import benchmark
-from aifx.evaluation.benchmark import interval
-from aifx.evaluation.questions import read_questions
+from aifx.evaluation.benchmark import interval, read_questions
 from aifx.loading.restore import restore_run
 
 ARC = {

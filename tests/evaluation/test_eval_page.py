@@ -14,8 +14,7 @@ from trained_project import aifx
 
 from aifx.data.spec import DataSpec
 from aifx.objectives.base import Rows
-from aifx.objectives.classification import Classification
-from aifx.objectives.multilabel import Multilabel
+from aifx.objectives.classification import Classification, Multilabel
 from aifx.objectives.regression import Regression
 
 SPEC = DataSpec({}, classes=("cat", "dog"))

@@ -11,7 +11,7 @@ import numpy as np
 import peer_models
 
 from aifx.checkpoint.manifest import ArrayEntry, read_manifest
-from aifx.checkpoint.streaming import write_checkpoint
+from aifx.checkpoint.writing import write_checkpoint
 from aifx.core.project import Project, RunDirectory
 from aifx.hub.architectures import named_specs
 from aifx.kinds import read_config

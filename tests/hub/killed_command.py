@@ -22,7 +22,7 @@ from faulty_files import kill_at_each_change
 
 from aifx.checkpoint.manifest import read_manifest
 from aifx.checkpoint.storage import StoredArrays
-from aifx.checkpoint.streaming import write_checkpoint
+from aifx.checkpoint.writing import write_checkpoint
 from aifx.core.artifact import MANIFEST
 from aifx.core.project import Project
 from aifx.hub.importing import import_model

@@ -20,7 +20,7 @@ from pathlib import Path
 import jax.numpy
 from aifx.core.project import Project
 from aifx.hub.importing import import_model
-import aifx.checkpoint.streaming, tensorstore
+import aifx.checkpoint.writing, tensorstore
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
 made = import_model(sys.argv[1], Project(Path(sys.argv[2])))

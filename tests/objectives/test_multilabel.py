@@ -12,7 +12,7 @@ from test_regression import Linear
 
 from aifx.core.errors import ConfigError
 from aifx.data.spec import DataSpec, Field
-from aifx.objectives.multilabel import Multilabel
+from aifx.objectives.classification import Multilabel
 from aifx.objectives.sections import MultilabelSection
 from aifx.parallel.context import ForwardContext
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aifx.objectives.thresholds import choose_thresholds
+from aifx.objectives.ranking import choose_thresholds
 
 
 def draw(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

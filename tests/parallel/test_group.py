@@ -25,10 +25,9 @@ import pytest
 from aifx.core.errors import AifxError, DataError, EnvironmentFault
 from aifx.parallel import connections
 from aifx.parallel.connections import Connection, _hello
-from aifx.parallel.group import Group, Limits, PeerLost
+from aifx.parallel.group import Group, Limits, PeerLost, Progress, find_stuck
 from aifx.parallel.joined_group import JoinedGroup
 from aifx.parallel.processes import Membership
-from aifx.parallel.progress import Progress, find_stuck
 
 END_S = 120.0
 """Ends a test that hangs."""
@@ -144,7 +143,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in ("joined_group", "progress"):
+    for module in ("joined_group", "group"):
         monkeypatch.setattr(f"aifx.parallel.{module}.time", clock)
     return clock
 

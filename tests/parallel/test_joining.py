@@ -12,8 +12,7 @@ import pytest
 from aifx.core.errors import EnvironmentFault
 from aifx.parallel.connections import free_port
 from aifx.parallel.joining import restore_stdout, stdout_for_answers
-from aifx.parallel.location import resolve
-from aifx.parallel.processes import PORTS
+from aifx.parallel.processes import PORTS, resolve
 
 END_S = 120.0
 

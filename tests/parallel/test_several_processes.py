@@ -69,12 +69,12 @@ WATCH = """
 from dataclasses import replace
 from types import SimpleNamespace
 
+from aifx.parallel import group as processes
 from aifx.parallel import joined_group
-from aifx.parallel import progress as progress_of_processes
 
 ahead_s, looks, look = 0.0, 0, joined_group.JoinedGroup._beat
 clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead_s)
-joined_group.time = progress_of_processes.time = clock
+joined_group.time = processes.time = clock
 
 
 def is_behind(group, index):

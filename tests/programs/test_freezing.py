@@ -13,7 +13,7 @@ from aifx.models.base import Head
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import local_layout
 from aifx.programs.build import tree_bytes
-from aifx.programs.freezing import freeze_backbone, head_names
+from aifx.programs.state import freeze_backbone, head_names
 
 FROZEN = ["finetune.freeze=backbone", "finetune.base_run=base"]
 

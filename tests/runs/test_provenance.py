@@ -126,5 +126,5 @@ def test_on_an_accelerator_the_host_does_not_matter(tmp_path: Path) -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     heavy = "any(m in sys.modules for m in ('jax', 'orbax', 'numpy'))"
-    code = f"import sys, aifx.runs.provenance, aifx.runs.status, aifx.checkpoint.listing; sys.exit({heavy})"
+    code = f"import sys, aifx.runs.provenance, aifx.runs.status, aifx.checkpoint.manifest; sys.exit({heavy})"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from stopping import StopAt
 
-from aifx.checkpoint.listing import list_bindings
-from aifx.checkpoint.manifest import read_checkpoint, read_manifest
+from aifx.checkpoint.manifest import list_bindings, read_checkpoint, read_manifest
 from aifx.core.artifact import MANIFEST
 from aifx.core.digests import sha256_of
 from aifx.core.errors import CheckpointError

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from aifx.checkpoint.listing import list_checkpoints
+from aifx.checkpoint.manifest import list_checkpoints
 from aifx.commands.main import run as run_command
 from aifx.core.project import Project
 from aifx.kinds import read_config

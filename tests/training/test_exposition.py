@@ -13,8 +13,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from aifx.checkpoint.listing import read_info
-from aifx.checkpoint.manifest import step_directories
+from aifx.checkpoint.manifest import read_info, step_directories
 from aifx.core.errors import EnvironmentFault
 from aifx.training.hook import Hook
 from aifx.training.hooks.metrics_server import MetricsServer, open_metrics_server

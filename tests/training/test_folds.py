@@ -31,8 +31,7 @@ from aifx.data.table import TableFormat
 from aifx.kinds import load_config
 from aifx.loading.restore import RestoredRun, restore_run
 from aifx.objectives.base import Objective, outputs
-from aifx.objectives.classification import Classification
-from aifx.objectives.multilabel import Multilabel
+from aifx.objectives.classification import Classification, Multilabel
 from aifx.objectives.quantile import Quantile
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import local_layout

@@ -19,14 +19,13 @@ from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 from aifx.core.stop_signals import StopSignals
 from aifx.parallel.group import Group
-from aifx.training.assembly import assemble
 from aifx.training.dispatcher import EventDispatcher
 from aifx.training.hook import Hook, Stop
 from aifx.training.hooks.project import ProjectHook
 from aifx.training.hooks.watchdog import Watchdog
 from aifx.training.records import Record, TrainResult
 from aifx.training.restore import InitialState
-from aifx.training.run import run_info
+from aifx.training.run import assemble, run_info
 
 PAGE = (Path(__file__).parents[2] / "docs/hooks.md").read_text()
 TOML, CODE = (re.search(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)[1] for language in ("toml", "python"))  # type: ignore[index]

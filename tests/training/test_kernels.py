@@ -18,7 +18,7 @@ import jax
 import odd_op
 import pytest
 
-from aifx.checkpoint.listing import list_bindings
+from aifx.checkpoint.manifest import list_bindings
 from aifx.config.sections import KernelsSection
 from aifx.core.errors import EnvironmentFault
 from aifx.core.project import Project, RunDirectory

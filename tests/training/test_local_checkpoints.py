@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from stopping import StopAt
 
-from aifx.checkpoint.local_folder import local_folder
+from aifx.checkpoint.folders import local_folder
 from aifx.checkpoint.manifest import read_checkpoint, step_directories
 from aifx.core.errors import CheckpointError, ConfigError
 from aifx.core.project import Project

@@ -13,7 +13,7 @@ import pytest
 
 from aifx.core.project import RunDirectory
 from aifx.data.base import Batch, not_finite_input
-from aifx.training.divergence import NotFinite, report_divergence
+from aifx.training.hooks.guard import NotFinite, report_divergence
 
 
 def batch_with(value: float, dtype: Any, *rows: int) -> Batch:

@@ -13,7 +13,7 @@ from test_training import stopped
 from aifx.checkpoint.manifest import read_manifest
 from aifx.core.errors import CheckpointError
 from aifx.evaluation.held_out import evaluate
-from aifx.optim.rounding import round_stochastically, round_weights
+from aifx.optim import round_stochastically, round_weights
 from aifx.specs import ArraySpec, stack_layer_specs
 from aifx.tasks.base import training_source
 

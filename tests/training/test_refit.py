@@ -13,8 +13,7 @@ import pytest
 from table_project import make_table_project
 
 import aifx
-from aifx.checkpoint.listing import list_checkpoints
-from aifx.checkpoint.manifest import read_manifest
+from aifx.checkpoint.manifest import list_checkpoints, read_manifest
 from aifx.core.errors import UsageError
 from aifx.core.json_files import JsonLines
 from aifx.core.project import Project, RunDirectory

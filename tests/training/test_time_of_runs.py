@@ -13,7 +13,7 @@ import pytest
 
 from aifx.runs.goodput import read_goodput
 from aifx.runs.time_account import Activity, Span, TimeAccount
-from aifx.training.timing import DataWait
+from aifx.training.meter import DataWait
 
 END_S = 300
 SETTINGS = ["data.read_s=0.01", "train.num_steps=160", "train.validate_every=50", "checkpoint.every=40"]

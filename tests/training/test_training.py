@@ -18,7 +18,7 @@ import pytest
 from effort import IS_LONG
 from stopping import StopAt
 
-from aifx.checkpoint import patience
+from aifx.checkpoint import faults
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.core.errors import ConfigError, EnvironmentFault, UsageError
 from aifx.core.project import Project
@@ -327,7 +327,7 @@ def test_a_disk_that_refuses_a_checkpoint_is_told_until_it_takes_one(tiny, monke
             seen.extend([run_status(run), run.events.read_text()])
 
     monkeypatch.setattr("aifx.checkpoint.checkpoints.check_room", refuse_until_told)
-    monkeypatch.setattr(patience, "RETRY_S", 0.01)
+    monkeypatch.setattr(faults, "RETRY_S", 0.01)
     assert tiny.train().status == "completed"
     (refused,) = (event for event in tiny.events() if event["event"] == "checkpoint_refused")
     assert refused["step"] == 4

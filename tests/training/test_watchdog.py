@@ -30,7 +30,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seconds, self._looks, self._looked = 1000.0, 0, threading.Condition()
-        for module in ("aifx.parallel.progress", "aifx.training.hooks.watchdog"):
+        for module in ("aifx.parallel.group", "aifx.training.hooks.watchdog"):
             monkeypatch.setattr(f"{module}.time", self)
         monkeypatch.setattr("aifx.training.hooks.watchdog.TICK_S", 0.01)
 

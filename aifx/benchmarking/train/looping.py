@@ -19,14 +19,13 @@ from aifx.data.base import Batch
 from aifx.data.order import prefetch
 from aifx.programs.state import TrainState
 from aifx.programs.train_step import STEP_METRICS
-from aifx.training.assembly import assemble
 from aifx.training.dispatcher import EventDispatcher
 from aifx.training.hook import Hook
 from aifx.training.hooks.run_files import LogFile, MetricsFile
 from aifx.training.loop import StepFn
 from aifx.training.records import Record
 from aifx.training.restore import InitialState
-from aifx.training.run import run_info
+from aifx.training.run import assemble, run_info
 
 EDGE = 3
 """Steps at either end of a loop that are no samples: the first fill what runs ahead, the last is waited for."""

@@ -23,7 +23,7 @@ from aifx.benchmarking.train.subject import Parts, Subject
 from aifx.core.progress import report_progress
 from aifx.machine.device_memory import peak_bytes, room
 from aifx.machine.energy import Energy, Unreadable, open_energy
-from aifx.training.divergence import NotFinite
+from aifx.training.hooks.guard import NotFinite
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from aifx.checkpoint.listing import read_info
-from aifx.checkpoint.manifest import step_directories
+from aifx.checkpoint.manifest import read_info, step_directories
 from aifx.config.sections import LogSection
 from aifx.core.addresses import is_loopback
 from aifx.core.project import RunDirectory

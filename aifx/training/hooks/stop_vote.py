@@ -10,11 +10,11 @@ import numpy as np
 from aifx.core.statuses import ProcessStatus
 from aifx.core.stop_signals import StopSignals, status_of
 from aifx.data.base import Batch
-from aifx.parallel.reduce import SumReducer, Sums
 from aifx.programs.build import Programs
 from aifx.programs.state import TrainState
 from aifx.tasks.base import dataset_of
 from aifx.training.hook import Hook
+from aifx.training.meter import SumReducer, Sums
 from aifx.training.records import Record
 
 

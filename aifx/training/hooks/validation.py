@@ -1,24 +1,32 @@
-"""Validation while a run trains: its metrics, what it has found so far, and the end of a run that learns no more."""
+"""Evaluation while a run trains: validation with early stopping, and text that a language model writes."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any
 
 from aifx.config import Config
 from aifx.config.best_by import LOSS, BestBy, best_by_of, score_of
+from aifx.core.errors import CheckpointError
 from aifx.core.plurals import mean_of
+from aifx.core.project import RunDirectory
+from aifx.data.text import TokenFormat
 from aifx.evaluation.held_out import evaluate_split
+from aifx.kernels.choice import run_choices
 from aifx.parallel.group import Group
 from aifx.programs.build import Programs
 from aifx.programs.state import TrainState
+from aifx.serving.generate import continue_prompt
 from aifx.specs import Params
 from aifx.training.dispatcher import EventDispatcher
 from aifx.training.hook import Hook, Stop
 from aifx.training.hooks.stop_vote import Interrupted, StopVote
 from aifx.training.records import Record
+from aifx.core.stop_signals import StopSignals
 
 WARN_AFTER = 4
 """Validations in a row without improvement."""
@@ -150,3 +158,44 @@ class EarlyStopping(Hook):
 
     def at_pause(self, state: TrainState, record: Record) -> Stop | None:
         return Stop() if self.is_due else None
+
+
+logger = logging.getLogger(__name__)
+
+
+class Sampling(Hook):
+    """Continues `log.sample`, or answers it in a chat, after each validation, with the same random numbers each time.
+
+    It changes no number of the training.
+    """
+
+    def __init__(
+        self, run: RunDirectory, programs: Programs, frozen: Params, signals: StopSignals, dispatcher: EventDispatcher
+    ) -> None:
+        config = programs.config
+        self._programs = replace(programs, kernels=run_choices(run, config.kernels, keep=False))
+        self._frozen = frozen
+        self._prompt = config.log.sample or ""
+        update = {"prompt": self._prompt, "max_tokens": config.log.sample_tokens}
+        self._settings = config.generate.model_copy(update=update)
+        self._signals = signals
+        self._dispatcher = dispatcher
+
+    def at_pause(self, state: TrainState, record: Record) -> None:
+        if record.validation is not None:
+            with self._dispatcher.account.spending("evaluation"):
+                text = self._sample(state.evaluated)
+                self._dispatcher.event("sample", step=record.step, prompt=self._prompt, text=text)
+
+    def _sample(self, params: Params) -> str:
+        """The text that follows the prompt, cut short if a stop is requested meanwhile."""
+        programs = self._programs
+        token_format, seed = programs.task.format, programs.config.train.seed
+        assert isinstance(token_format, TokenFormat)
+        prompt = token_format.sample_prompt(self._prompt)
+        pieces = continue_prompt(programs, params, self._frozen, self._settings, seed=seed, prompt_ids=prompt)
+        try:
+            return "".join(takewhile(lambda _: not self._signals.requested, pieces))
+        except CheckpointError as error:  # what to do about it is for `[guards]`
+            logger.warning(f"no sample: {error.why}")
+            return ""
