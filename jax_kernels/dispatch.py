@@ -29,14 +29,12 @@ class Choices:
         made: by `call_key`.
         asked: the implementation that a call without an `implementation` of its own gets, by op.
         measured: looks up what was measured for (op, call, device); by default what `aifx kernels tune` measured.
-        on_choice: told when a choice was added.
         seen_calls: the calls that were met, by `call_key`.
     """
 
     made: dict[str, Choice] = field(default_factory=dict)
     asked: Mapping[str, str] = field(default_factory=dict)
     measured: Callable[[Op, Any, Device], Choice | None] = measured_here
-    on_choice: Callable[[Choices], None] = lambda choices: None
     seen_calls: dict[str, tuple[Op, Any]] = field(default_factory=dict)
 
     def choose(self, op: Op, call: Any, device: Device) -> Choice:
@@ -46,7 +44,6 @@ class Choices:
         refusal = None if before is None else op.unsupported_reason(before, call, device)
         if before is None or refusal is not None:
             self.made[key] = self._make(op, call, device)
-            self.on_choice(self)
         if before is not None and refusal is not None:
             now = self.made[key].implementation
             logger.warning(

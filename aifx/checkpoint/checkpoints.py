@@ -338,6 +338,13 @@ class Checkpoints:
             if decision == "drop":
                 return
 
+    # When a checkpoint is promised. `save` returns as soon as the arrays are copied to the host: the next step may
+    # overwrite them on the device, but nothing is promised yet. The saving threads of all processes then commit in two
+    # phases (Gray, "Notes on Data Base Operating Systems", 1978). First each process writes its shards to
+    # `100.unfinished/100` and flushes them; `together` returns only if all of them could. Then process 0 writes the
+    # manifest, flushes it, and renames the folder to `100`. That rename is the commit: a process that is killed before
+    # it leaves the older checkpoint, one that is killed after it the new one, and no reader sees half of one. The run
+    # reports a checkpoint (`on_commit`) after the rename, so what it has reported survives a loss of power.
     def _attempt(
         self, manifest: Manifest, arrays: dict[str, HostArray], attempt: int
     ) -> tuple[BaseException | None, bool]:

@@ -7,18 +7,18 @@ import logging
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from aifx.config import Config
 from aifx.config.sections import KernelsSection
 from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.core.logs import log_to
 from aifx.core.project import Project, RunDirectory, cache_path
-from aifx.kernels.choices_file import read_kernel_choices, write_kernel_choices
+from aifx.kernels.choices_file import read_kernel_choices
 from aifx.parallel.layout import Layout, local_layout
 from aifx.programs.build import Programs, build
 from aifx.programs.program import Program
@@ -37,50 +37,59 @@ MAX_RECORDS = 1000
 """Of the log of another process."""
 
 
-def run_choices(
-    run: RunDirectory,
-    kernels: KernelsSection,
-    *,
-    keep: bool = True,
-    on_new: Callable[[Mapping[str, Sequence[Mapping[str, Any]]]], None] | None = None,
-    on_replacement: Callable[[Mapping[str, Any]], None] = lambda _: None,
-) -> Choices:
-    """The choices that a run made. New ones follow `[kernels]`, what was measured on this kind of device, or a guess.
+@dataclass
+class RunChoices(Choices):
+    """The choices of a run, to which its programs add while they are traced.
 
-    Args:
-        keep: write new ones into the run.
-        on_new: called with all choices by kind of device if there are new ones, instead of writing them.
-        on_replacement: called with the fields of an event if a call can no longer run as was chosen before.
+    Nothing is written meanwhile: whoever has traced programs calls `collect`, and writes `entries` if some are new.
+
+    Attributes:
+        entries: those of kernels.json by kind of device, in the order in which they were made.
+        kind: of this device.
     """
+
+    entries: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    kind: str = ""
+
+    def collect(self) -> list[NewChoice]:
+        """Add the choices that were made since the last call to `entries`, and return them.
+
+        Entries are only added, so that the digest of the first ones, which checkpoints name, stays.
+        """
+        own = self.entries.setdefault(self.kind, [])
+        before = _latest(own)
+        new = [NewChoice(key, before.get(key), now) for key, now in list(self.made.items()) if before.get(key) != now]
+        own += [{"call": choice.call, **choice.now.document()} for choice in new]
+        return new
+
+
+class NewChoice(NamedTuple):
+    """A choice that a run made, and the one that the same call had `before`, which can no longer run it."""
+
+    call: str
+    before: Choice | None
+    now: Choice
+
+    def event(self) -> dict[str, Any]:
+        """The fields of the event `kernel_replaced`."""
+        assert self.before is not None
+        return {"op": json.loads(self.call)["op"], "old": self.before.document(), "new": self.now.document()}
+
+
+def run_choices(run: RunDirectory, kernels: KernelsSection) -> RunChoices:
+    """The choices that a run made. New ones follow `[kernels]`, measurements on this kind of device, or a guess."""
     device = current_device()
-    kept = read_kernel_choices(run)
+    entries = read_kernel_choices(run)
     try:
-        latest = {kind: _latest(entries) for kind, entries in kept.items()}
+        latest = {kind: _latest(choices) for kind, choices in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
-        kept, latest = {}, {}
-    entries = kept.setdefault(device.kind, [])
-    written = latest.get(device.kind, {})
-
-    def write(choices: Choices) -> None:
-        # Entries are only added, so that the digest of the first ones, which checkpoints name, stays.
-        for key, choice in choices.made.items():
-            before = written.get(key)
-            if before == choice:
-                continue
-            written[key] = choice
-            entries.append({"call": key, **choice.document()})
-            if before is not None:
-                on_replacement({"op": json.loads(key)["op"], "old": before.document(), "new": choice.document()})
-        if on_new is not None:
-            on_new({kind: list(choices) for kind, choices in kept.items()})
-        elif keep:
-            write_kernel_choices(run, kept)
-
-    return Choices(
-        made=dict(written),
+        entries, latest = {}, {}
+    return RunChoices(
+        made=latest.get(device.kind, {}),
         asked=kernels.model_dump(),
         measured=TuningCache(winners_path(), device),
-        on_choice=write,
+        entries=entries,
+        kind=device.kind,
     )
 
 
@@ -136,7 +145,7 @@ def project_calls(project: Project, config: Config) -> list[ProjectCall]:
         task = describe_or_open_task(config, project, run.path)
 
         def trace(part: str, place: Layout, chosen: Callable[[Programs], Iterable[Program]]) -> None:
-            choices = run_choices(run, config.kernels, keep=False)
+            choices = run_choices(run, config.kernels)
             for program in chosen(build(config, task, place, kernels=choices)):
                 program.trace()
             for key, (op, call) in choices.seen_calls.items():

@@ -61,7 +61,7 @@ class RestoredRun:
         The processes of a job get the same programs. Raises UsageError if the model's matrices are to be quantized and
         it is not one that writes, and Disagreement if a process would evaluate otherwise.
         """
-        kernels, group = run_choices(self.run, self.config.kernels, keep=False), current_group()
+        kernels, group = run_choices(self.run, self.config.kernels), current_group()
         programs = build(self.config, self.task, self.layout, kernels=kernels)
         if quantize == "none":
             share_choices(group, kernels, programs.eval_step.trace)

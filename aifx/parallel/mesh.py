@@ -22,6 +22,15 @@ AXES: Final = ("data", "fsdp", "tensor", "context")
 Rules: TypeAlias = Mapping[str, str | tuple[str, ...] | None]
 """Logical axis -> mesh axes; a logical axis that is absent is not divided."""
 
+# Models name the logical axes of their arrays, and rules say which mesh axes divide them, as in GSPMD (Xu et al. 2021,
+# arXiv:2105.04663) and MaxText. By the default rules, devices along
+#   data     have all parameters and different rows; gradients are summed over them.
+#   fsdp     have different rows and keep a part of each parameter and of the optimizer's state; a layer gathers its
+#            weights when it runs, and their gradients are summed and scattered (ZeRO stage 3, arXiv:1910.02054).
+#   tensor   have the same rows and a part of each layer's products: heads, columns of the MLP (Megatron-LM,
+#            arXiv:1909.08053). Between the products each has a part of the tokens (arXiv:2205.05198).
+#   context  have the same rows and a part of their steps; attention sees the others' keys and values by gathering them
+#            or in a ring (Ring Attention, arXiv:2310.01889).
 PARAMETERS: Final[Rules] = {
     "vocab": ("fsdp", "tensor"),
     "embed": "fsdp",

@@ -23,7 +23,7 @@ from aifx.nn.precision import cast_floating, compute_dtype
 from aifx.nn.stacking import has_stacked_layers
 from aifx.objectives.base import DeviceBatch, Objective, Rows, Sums
 from aifx.objectives.checks import check_sums
-from aifx.optim import make_optimizer, select_weights
+from aifx.optim import make_optimizer, make_schedule, select_weights
 from aifx.parallel.checks import check_model
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
@@ -118,7 +118,8 @@ class Programs:
     @functools.cached_property
     def step(self) -> TrainStep:
         """The training step as a function."""
-        return TrainStep(self.config, self.task, self.layout, self.specs, self.optimizer, self.dtype)
+        schedule = make_schedule(self.config.schedule, self.config.train.num_steps)
+        return TrainStep(self.config, self.task, self.layout, self.specs, self.optimizer, schedule, self.dtype)
 
     @functools.cached_property
     def init(self) -> Program:

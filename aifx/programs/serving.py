@@ -125,6 +125,11 @@ class Prefilled(NamedTuple):
     hidden_last: jax.Array | None = None
 
 
+# The keys and values of all rows are in one pool of pages, each for a fixed number of tokens, as in virtual memory
+# (PagedAttention, Kwon et al. 2023, arXiv:2309.06180). A row's page table lists its pages in order: token t is in page
+# t // page_size of the row, at place t % page_size. So a row takes memory as it grows, none is lost between rows of
+# different lengths, and rows with the same beginning can share its pages. Tables are arguments of the programs: the
+# engine gives and takes pages between two calls, and nothing is compiled again.
 class ServingPrograms:
     """The programs of a model that serves, for a pool of pages. Each is made once."""
 

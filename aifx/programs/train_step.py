@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from aifx.config import Config
 from aifx.objectives.base import DeviceBatch
 from aifx.objectives.checks import check_sums
-from aifx.optim import clip_by_norm, make_schedule, merge_weights, round_weights, select_weights, update_average
+from aifx.optim import clip_by_norm, merge_weights, round_weights, select_weights, update_average
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
 from aifx.programs.state import TrainState
@@ -39,6 +39,7 @@ class TrainStep:
     compiler divides it as the state is divided.
 
     Attributes:
+        schedule: the learning rate as a share of its peak, by the count of updates.
         specs: of the whole model; those of weights and buffers are `trained`.
         dtype: of the computation.
     """
@@ -48,12 +49,16 @@ class TrainStep:
     layout: Layout
     specs: Specs
     optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
     dtype: DTypeLike
 
     @functools.cached_property
     def trained(self) -> Specs:
         return split_frozen(self.specs, self.specs)[0]  # type: ignore[no-any-return]
 
+    # A step whose loss or gradients are not finite updates nothing, as with loss scaling (Micikevicius et al. 2018,
+    # arXiv:1710.03740, section 3.2). The loss is not scaled here: bfloat16 has the exponents of float32, so gradients
+    # do not underflow as they do in float16.
     def __call__(self, state: TrainState, frozen: Params, batch: DeviceBatch) -> tuple[TrainState, jax.Array]:
         """The next state, and STEP_METRICS. Unless loss and norm are finite, the state keeps all but its step."""
         loss, gradients = self.loss_and_gradients(state, frozen, batch)
@@ -137,8 +142,7 @@ class TrainStep:
 
     def share(self, state: TrainState) -> jax.Array:
         """The learning rate as a share of its peak, float32 scalar."""
-        schedule = make_schedule(self.config.schedule, self.config.train.num_steps)
-        return jnp.asarray(schedule(state.step), jnp.float32)
+        return jnp.asarray(self.schedule(state.step), jnp.float32)
 
     def _key(self, state: TrainState) -> jax.Array:
         return jax.random.fold_in(jax.random.key(self.config.train.seed), state.step)
@@ -152,6 +156,10 @@ class TrainStep:
         mapped = self.layout.per_device(program, (*parts, self.layout.batch_partition(), P()), results)
         return mapped(state.params, frozen, batch, row_ids(batch), self._key(state))
 
+    # Sums are accumulated, never means: with 10 tokens of loss 1 in one micro-batch and 30 of loss 2 in another, the
+    # mean of the means is 1.5, but the loss of the batch is 70 / 40 = 1.75. Trainers that averaged each micro-batch
+    # trained another loss if rows had different lengths (https://huggingface.co/blog/gradient_accumulation). Memory
+    # holds one set of gradients, and the activations of one micro-batch at a time.
     def _accumulate(
         self, sums: Callable[[DeviceBatch, jax.Array], Any], zero: Any, batch: DeviceBatch, ids: jax.Array
     ) -> Any:

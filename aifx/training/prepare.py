@@ -9,10 +9,10 @@ import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
@@ -34,7 +34,7 @@ from aifx.data.spec import keep_spec, need_spec
 from aifx.data.text import TOKENIZER_FILE
 from aifx.data.versions.parts import dataset_record
 from aifx.evaluation.held_out import metric_names
-from aifx.kernels.choice import run_choices
+from aifx.kernels.choice import RunChoices, run_choices
 from aifx.kernels.choices_file import write_kernel_choices
 from aifx.kernels.verification import verify_kernels
 from aifx.kinds import read_config
@@ -58,7 +58,6 @@ from aifx.training.hook import Hook
 from aifx.training.hooks.run_files import MetricsFile
 from aifx.training.hooks.watchdog import Watchdog
 from aifx.training.resume_checks import Fork, Refit
-from jax_kernels.dispatch import Choices
 
 if TYPE_CHECKING:
     from aifx.checkpoint.checkpoints import Checkpoints
@@ -74,36 +73,61 @@ MUCH_FASTER = 2.0
 """The least speed of bfloat16, as a multiple of float32's, that a run mentions."""
 
 
-class DeferredWrites:
-    """Writes files at once, or before the next checkpoint counts if the disk refuses them now.
+class KeptChoices:
+    """Keeps a run's choices of kernels in kernels.json and digests.json, in the process that holds the run.
 
-    Args:
-        warn: called with a line for people if files wait.
+    Programs make choices while they are traced. They are kept once the training step is traced, and at each save, whose
+    manifest names the digest of all choices so far. If the disk refuses the files, they are written before that
+    checkpoint counts.
     """
 
-    def __init__(self, warn: Callable[[str], None]) -> None:
-        self._warn = warn
-        self._waiting: tuple[Callable[[], None], ...] = ()
+    def __init__(
+        self, run: RunDirectory, choices: RunChoices, digests: RunDigests, dispatcher: EventDispatcher
+    ) -> None:
+        self._run, self._choices, self._digests, self._dispatcher = run, choices, digests, dispatcher
         self._lock = threading.Lock()  # a thread saves while another one traces a program
+        self._is_written = True
 
-    def __call__(self, *actions: Callable[[], None]) -> None:
-        """Call `actions` in order, in place of those that still wait. Raises errors that do not pass by themselves."""
+    def keep(self) -> None:
+        """Keep the choices that were made since the last call. Raises errors that do not pass by themselves."""
         with self._lock:
-            self._waiting = actions
+            new = self._choices.collect()
+            if not new:
+                return
+            kinds = self._choices.entries.items()
+            self._digests.kernels = {kind: kernel_digest(entries) for kind, entries in kinds}
+            self._is_written = False
+        for choice in new:
+            if choice.before is not None:
+                self._dispatcher.event("kernel_replaced", **choice.event())
         try:
-            self.finish()
+            self.write()
         except Exception as error:
             if refusal_in(error) not in PASSING:
                 raise
             reason = in_brief(error)
-            self._warn(f"{reason}; training goes on, and aifx writes it before the next checkpoint")
+            self._dispatcher.warn(f"{reason}; training goes on, and aifx writes it before the next checkpoint")
 
-    def finish(self) -> None:
-        """Call the actions that wait. Raises what they raise; then all of them wait on."""
+    def write(self) -> None:
+        """Write the files if the disk has refused them before. Raises what it raises now."""
         with self._lock:
-            for action in self._waiting:
-                action()
-            self._waiting = ()
+            if not self._is_written:
+                write_kernel_choices(self._run, self._choices.entries)
+                self._digests.write(self._run)
+            self._is_written = True
+
+    def binding(self) -> dict[str, Any]:
+        """The entry on the run in the manifest of a checkpoint that is saved now."""
+        self.keep()
+        return self._digests.binding()
+
+
+class Prepared(NamedTuple):
+    """The programs of a run; in process 0 also the run's digests, and its choices of kernels."""
+
+    programs: Programs
+    digests: RunDigests | None
+    choices: KeptChoices | None
 
 
 @dataclass(frozen=True)
@@ -121,6 +145,7 @@ class Job:
     watch: Watchdog | None = None
     own_hooks: Sequence[Hook] = ()
     refit: Refit | None = None
+    before_commit: list[Callable[[], None]] = field(default_factory=list)  # write what a checkpoint relies on
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
@@ -146,18 +171,13 @@ class Job:
             self.stop.kept = f"the checkpoint of step {latest} is kept"
         return checkpoints
 
-    @cached_property
-    def deferred(self) -> DeferredWrites:
-        return DeferredWrites(self.dispatcher.warn)
-
     def _before_commit(self) -> None:
-        """Write what a checkpoint relies on."""
-        self.deferred.finish()
-        self.metrics.sync()
+        for write in (*self.before_commit, self.metrics.sync):
+            write()
 
 
-def prepare(job: Job) -> tuple[Programs, RunDigests | None]:
-    """The programs of the run, its data open, and in process 0 the run's digests. Raises ConfigError, DataError."""
+def prepare(job: Job) -> Prepared:
+    """The programs of the run, its data open. Raises ConfigError, DataError."""
     _check_local(job)
     latest = job.group.broadcast(job.fork.step if job.fork else job.checkpoints.latest())
     hosts = job.group.gather(socket.gethostname())
@@ -177,9 +197,11 @@ def prepare(job: Job) -> tuple[Programs, RunDigests | None]:
     with job.group.first_then_others():
         task = _open_task(job, is_fresh and job.group.is_first)
         digests = _own_run(job, task, layout, is_fresh) if job.group.is_first else None
-        kernels = (
-            run_choices(job.run, job.config.kernels, keep=False) if digests is None else _kernel_choices(job, digests)
-        )
+        kernels = run_choices(job.run, job.config.kernels)
+        choices = None if digests is None else KeptChoices(job.run, kernels, digests, job.dispatcher)
+        if choices is not None:
+            job.checkpoints.bind(choices.binding)
+            job.before_commit.append(choices.write)
     if job.config.checkpoint.local_dir is not None:
         run_id = job.group.broadcast(digests.run_id if digests else None)
         job.checkpoints.local = _local_checkpoints(job, job.config.checkpoint.local_dir, run_id)
@@ -188,7 +210,7 @@ def prepare(job: Job) -> tuple[Programs, RunDigests | None]:
     _check_fields(programs)
     _check_metric(job, programs)
     _check_sample(programs)
-    return programs, digests
+    return Prepared(programs, digests, choices)
 
 
 def _own_run(job: Job, task: Task, layout: Layout, is_fresh: bool) -> RunDigests:
@@ -196,9 +218,7 @@ def _own_run(job: Job, task: Task, layout: Layout, is_fresh: bool) -> RunDigests
     base = _record_origin(job, task, layout, is_fresh)
     is_new = is_fresh or not list_bindings(job.run.checkpoints)
     needed = base.document() if base and job.config.finetune.adapter != "none" else None
-    digests = open_digests(job.run, job.config, is_fresh=is_new, base=needed)
-    job.checkpoints.bind(digests.binding)
-    return digests
+    return open_digests(job.run, job.config, is_fresh=is_new, base=needed)
 
 
 def _local_checkpoints(job: Job, local_dir: str, run_id: str) -> LocalCheckpoints:
@@ -334,17 +354,6 @@ def _report_changed_settings(job: Job) -> None:
         logger.info(f"settings changed since the run was last trained: {', '.join(others)}")
     if rounding:
         logger.info(f"{', '.join(sorted(rounding))}: from here on the losses may differ in their last bits")
-
-
-def _kernel_choices(job: Job, digests: RunDigests) -> Choices:
-    def keep(choices: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        digests.kernels = {kind: kernel_digest(entries) for kind, entries in choices.items()}
-        job.deferred(partial(write_kernel_choices, job.run, choices), partial(replace(digests).write, job.run))
-
-    def replaced(fields: Mapping[str, Any]) -> None:
-        job.dispatcher.event("kernel_replaced", **fields)
-
-    return run_choices(job.run, job.config.kernels, on_new=keep, on_replacement=replaced)
 
 
 def _check_fields(programs: Programs) -> None:

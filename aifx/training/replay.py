@@ -63,7 +63,7 @@ def replay(run: RunDirectory, project: Project, step: int, num_steps: int) -> Re
         raise ConfigError(what, "the same steps would read other rows", "restore the data")
     with project_errors(config.parts, project):
         layout = local_layout(config.train.devices, config.mesh)
-        programs = build(config, task, layout, kernels=run_choices(run, config.kernels, keep=False))
+        programs = build(config, task, layout, kernels=run_choices(run, config.kernels))
         compiled: StepFn = programs.train_step.lower().compile()
         saved = run.checkpoints / str(last)
         # The run may have gone back after `step`: the later checkpoint knows which batches it left out.

@@ -68,11 +68,11 @@ def begin(
     if frozen is None and made:  # by the program that makes them when the run resumes: this one may round otherwise
         made = frozen_arrays(programs, run)
     if programs.config.finetune.base_run is not None:
-        state = _with_base_weights(state, programs, run)
+        state = with_base_weights(state, programs, run)
     return InitialState(0, state, made if frozen is None else frozen)
 
 
-def _with_base_weights(state: TrainState, programs: Programs, run: RunDirectory) -> TrainState:
+def with_base_weights(state: TrainState, programs: Programs, run: RunDirectory) -> TrainState:
     """The state with the weights of the base run, as `with_base_params` takes them."""
     params = with_base_params(state.params, programs, run)
     return replace(state, params=params, ema=first_average(params) if programs.has_ema else None)

@@ -58,7 +58,7 @@ from aifx.training.hooks.verification import Verification
 from aifx.training.hooks.watchdog import Hang, Watchdog, report_hang
 from aifx.training.loop import Loop, LoopResult, StepFn
 from aifx.training.meter import Meter, compilations_counted
-from aifx.training.prepare import Job, prepare
+from aifx.training.prepare import Job, KeptChoices, prepare
 from aifx.training.records import RunInfo, TrainResult
 from aifx.training.restore import InitialState, begin, begin_from, with_kept_references
 from aifx.training.resume_checks import (
@@ -298,8 +298,8 @@ def _add_what_was_saved(error: BaseException, run: RunDirectory) -> None:
 def _train(job: Job) -> TrainResult:
     """One process's part of a run, between taking hold of it and its last event."""
     started = time.perf_counter()
-    programs, digests = prepare(job)
-    step_fn, initial = _restore(job, programs)
+    programs, digests, choices = prepare(job)
+    step_fn, initial = _restore(job, programs, choices)
     programs = with_kept_references(programs, initial.frozen, job.run, digests)
     recorded = initial.step - 1 if initial.pending_validation else initial.step
     info = run_info(job.run, programs, first_step=initial.step, recorded_step=recorded)
@@ -391,7 +391,7 @@ def _wait_for_checkpoints(job: Job) -> None:
         job.checkpoints.local.remove_all()
 
 
-def _restore(job: Job, programs: Programs) -> tuple[StepFn, InitialState]:
+def _restore(job: Job, programs: Programs, choices: KeptChoices | None) -> tuple[StepFn, InitialState]:
     """The compiled step, and the state that it starts from, which is made or restored while the step compiles."""
     with ThreadPoolExecutor(1, thread_name_prefix="aifx-begin") as pool:
         if job.fork is not None:
@@ -403,6 +403,8 @@ def _restore(job: Job, programs: Programs) -> tuple[StepFn, InitialState]:
         with job.dispatcher.account.spending("compilation"):
             job.group.mark("the program")
             lowered = _lower(job, programs)
+            if choices is not None:
+                choices.keep()
             if initial.done():
                 initial.result()  # what is refused would be compiled for nothing
             job.group.mark("compilation", "compilation")

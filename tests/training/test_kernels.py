@@ -22,7 +22,7 @@ from aifx.checkpoint.manifest import list_bindings
 from aifx.config.sections import KernelsSection
 from aifx.core.errors import EnvironmentFault
 from aifx.core.project import Project, RunDirectory
-from aifx.kernels.choice import ProjectCall, run_choices, winners_path
+from aifx.kernels.choice import ProjectCall, RunChoices, run_choices, winners_path
 from aifx.kernels.choices_file import write_kernel_choices
 from aifx.kernels.verification import may_have_accelerator
 from aifx.kinds import load_config
@@ -59,8 +59,19 @@ CALL = Call(1, 8, 8, 2, 2, 8, "float32", True, None, 0, False, 0.25, None)
 
 def choose(project: Project, *settings: str, keep: bool = True) -> Choice:
     config = load_config(project, [*settings])
-    with using(run_choices(project.run("main"), config.kernels, keep=keep)):
-        return choose_implementation(ATTENTION, CALL, "auto")
+    choices = run_choices(project.run("main"), config.kernels)
+    with using(choices):
+        found = choose_implementation(ATTENTION, CALL, "auto")
+    if keep:
+        write_new(project.run("main"), choices)
+    return found
+
+
+def write_new(run: RunDirectory, choices: RunChoices) -> list[dict[str, Any]]:
+    """Write the choices that were made. Returns the events of those that replace another."""
+    if new := choices.collect():
+        write_kernel_choices(run, choices.entries)
+    return [choice.event() for choice in new if choice.before is not None]
 
 
 def open_project(tmp_path: Path, monkeypatch) -> Project:
@@ -112,10 +123,10 @@ def test_a_choice_that_this_version_no_longer_has_is_replaced(tmp_path: Path, mo
     ((kind, (entry,)),) = document["devices"].items()
     path.write_text(json.dumps(document | {"devices": {kind: [{**entry, "implementation": "pallas_vpu"}]}}))
     before = kernel_digest(json.loads(path.read_text())["devices"][kind])
-    events: list[Mapping[str, Any]] = []
-    choices = run_choices(project.run("main"), load_config(project).kernels, on_replacement=events.append)
+    choices = run_choices(project.run("main"), load_config(project).kernels)
     with using(choices):
         assert choose_implementation(ATTENTION, CALL, "auto").implementation == "xla"
+    events = write_new(project.run("main"), choices)
     assert "pallas_vpu" in logged[0]
     assert "no such implementation" in logged[0]
     assert [(e["op"], e["old"]["implementation"], e["new"]["implementation"]) for e in events] == [
@@ -135,8 +146,10 @@ def test_a_configuration_that_a_kernel_no_longer_has_is_replaced(
     run, call = project.run("main"), small_cases(SWIGLU)[0].call("float32")
     monkeypatch.setenv("AIFX_KERNELS__SWIGLU", "pallas_triton")
     with interpreting(make_device("gpu", "NVIDIA H100 80GB HBM3")):
-        with using(run_choices(run, load_config(project).kernels)):
+        choices = run_choices(run, load_config(project).kernels)
+        with using(choices):
             first = choose_implementation(SWIGLU, call, "auto")
+        assert write_new(run, choices) == []
         document = json.loads(run.kernels.read_text())
         ((kind, (entry,)),) = document["devices"].items()
         assert entry["source"] == SWIGLU.source_digest("pallas_triton") == first.source
@@ -144,11 +157,12 @@ def test_a_configuration_that_a_kernel_no_longer_has_is_replaced(
         old = {**entry, "config": {"block_m": 64}, "source": "of last year"}
         run.kernels.write_text(json.dumps(document | {"devices": {kind: [old]}}))
         before = kernel_digest([old])
-        events: list[Mapping[str, Any]] = []
-        with using(run_choices(run, load_config(project).kernels, on_replacement=events.append)):
+        choices = run_choices(run, load_config(project).kernels)
+        with using(choices):
             operands = [jax.ShapeDtypeStruct(s, "float32") for s in ((32, 16), (16, 64), (16, 64))]
             jax.eval_shape(swiglu, *operands)
             assert choose_implementation(SWIGLU, call, "auto") == first
+        events = write_new(run, choices)
     (warning,) = logged
     assert re.search("swiglu: pallas_triton.*block_m=64.*pallas_triton$", warning)
     assert [(e["op"], e["old"]["config"], e["new"]["config"]) for e in events] == [

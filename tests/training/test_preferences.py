@@ -29,7 +29,7 @@ from aifx.parallel.layout import local_layout
 from aifx.programs.build import build
 from aifx.tasks.base import training_source
 from aifx.tasks.registry import open_task
-from aifx.training.prepare import with_base_weights
+from aifx.training.restore import with_base_weights
 from aifx.training.run import train
 
 SETTINGS = """\

@@ -174,6 +174,9 @@ class Guard(Hook):
 
     def _rollback(self, first: int, last: int, reason: str) -> Rollback | None:
         """The rollback that leaves out the batches of some steps; None if going back has not helped so far."""
+        # As the training of PaLM did by hand: go back to a checkpoint before the spike, and leave out the batches at
+        # fault. The same batches did no harm with other parameters, so it is the pair of both that has to be avoided
+        # (Chowdhery et al. 2022, arXiv:2204.02311, section 5.1).
         state = self.state
         if state.rollbacks >= self._section.max_rollbacks:
             return None
@@ -196,6 +199,9 @@ def spike_score(loss: float, losses: Sequence[float], start: float = 0.0, *, lea
         start: the loss with which the run began.
         least: a score that is certain not to reach this one may be given as 0, which saves time.
     """
+    # A mean and a standard deviation would be moved by the very spikes that they are to find: one loss of 1000 among
+    # 50 hides the next ones. Up to half of the losses may be spikes before a median, or the median distance from it,
+    # follows them. MAD_TO_SIGMA makes the score comparable with standard deviations of normal noise.
     middle = statistics.median(losses)
     above, floor = loss - middle, max(LEAST_SPREAD * abs(middle), LEAST_OF_START * abs(start), 1e-12)
     if least and above <= least * floor:

@@ -173,7 +173,7 @@ class Sampling(Hook):
         self, run: RunDirectory, programs: Programs, frozen: Params, signals: StopSignals, dispatcher: EventDispatcher
     ) -> None:
         config = programs.config
-        self._programs = replace(programs, kernels=run_choices(run, config.kernels, keep=False))
+        self._programs = replace(programs, kernels=run_choices(run, config.kernels))
         self._frozen = frozen
         self._prompt = config.log.sample or ""
         update = {"prompt": self._prompt, "max_tokens": config.log.sample_tokens}
