@@ -244,34 +244,6 @@ class Layout:
         own = sorted(bounds for bounds, device in first.items() if device.process_index == here)
         return [slice(start - begin, stop - begin) for start, stop in own if stop > start]
 
-    def place(
-        self, batch: Batch, rows: int | None = None, axes: Mapping[str, Sequence[str | None]] | None = None
-    ) -> dict[str, jax.Array]:
-        """The batch on the devices, filled up with rows of zeros (weight 0) if they cannot share it evenly.
-
-        Returns before the copy is done.
-
-        Args:
-            batch: the `local_rows` of a batch of `rows` rows; by default all of it.
-            axes: the logical axes of each field's dimensions after the rows.
-        """
-        rows = len(next(iter(batch.values()))) if rows is None else rows
-        return {name: self._placed(values, rows, (axes or {}).get(name, ())) for name, values in batch.items()}
-
-    def _placed(self, values: np.ndarray[Any, Any], rows: int, axes: Sequence[str | None]) -> jax.Array:
-        begin, padded = self.local_rows(rows).start, self.padded_rows(rows)
-        if self.is_ring and self.axes("seq") and "seq" in axes:
-            at = 1 + list(axes).index("seq")
-            values = np.take(values, zigzag(values.shape[at], self.count("seq")), axis=at)
-
-        def part(index: Any) -> np.ndarray[Any, Any]:
-            start, stop, _ = index[0].indices(padded)
-            own = values[(slice(min(start, rows) - begin, min(stop, rows) - begin), *index[1:])]
-            missing = stop - start - len(own)
-            return np.pad(own, ((0, missing), *((0, 0),) * (own.ndim - 1))) if missing else own
-
-        return jax.make_array_from_callback((padded, *values.shape[1:]), self.of_batch(axes), part)
-
     # The program of one device.
 
     def per_device(self, program: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
@@ -384,6 +356,51 @@ class Layout:
     def index(self, axes: tuple[str, ...]) -> jax.Array:
         """The number of this device along these mesh axes."""
         return lax.axis_index(axes)
+
+
+class BatchPlacement:
+    """Puts batches of so many rows on the devices of a layout. It is made once, since all of them are divided alike.
+
+    Attributes:
+        local: the rows of each batch that this process reads.
+    """
+
+    def __init__(self, layout: Layout, rows: int, axes: Mapping[str, Sequence[str | None]]) -> None:
+        """
+        Args:
+            axes: the logical axes of each field's dimensions after the rows.
+        """
+        self.local = layout.local_rows(rows)
+        self._rows, self._padded = rows, layout.padded_rows(rows)
+        self._shardings = {name: layout.of_batch(of_field) for name, of_field in axes.items()}
+        self._of_other = layout.of_batch()
+        self._ring_size = layout.count("seq") if layout.is_ring else 1
+        self._seq = {name: 1 + list(of_field).index("seq") for name, of_field in axes.items() if "seq" in of_field}
+
+    def __call__(self, batch: Batch) -> dict[str, jax.Array]:
+        """The batch on the devices, filled up with rows of zeros (weight 0) if they cannot share it evenly.
+
+        Returns before the copy is done.
+
+        Args:
+            batch: the `local` rows of its fields.
+        """
+        return {name: self._placed(name, values) for name, values in batch.items()}
+
+    def _placed(self, name: str, values: np.ndarray[Any, Any]) -> jax.Array:
+        if self._ring_size > 1 and name in self._seq:
+            at = self._seq[name]
+            values = np.take(values, zigzag(values.shape[at], self._ring_size), axis=at)
+
+        def part(index: Any) -> np.ndarray[Any, Any]:
+            start, stop, _ = index[0].indices(self._padded)
+            first, rows = self.local.start, self._rows
+            own = values[(slice(min(start, rows) - first, min(stop, rows) - first), *index[1:])]
+            missing = stop - start - len(own)
+            return np.pad(own, ((0, missing), *((0, 0),) * (own.ndim - 1))) if missing else own
+
+        sharding = self._shardings.get(name, self._of_other)
+        return jax.make_array_from_callback((self._padded, *values.shape[1:]), sharding, part)
 
 
 def local_layout(devices: int | Literal["all"] = "all", mesh: MeshSection | None = None) -> Layout:

@@ -26,7 +26,7 @@ from aifx.objectives.checks import check_sums
 from aifx.optim import make_optimizer, make_schedule, select_weights
 from aifx.parallel.checks import check_model
 from aifx.parallel.context import ForwardContext
-from aifx.parallel.layout import Layout
+from aifx.parallel.layout import BatchPlacement, Layout
 from aifx.programs.decoding import DecodingPrograms
 from aifx.programs.program import Program
 from aifx.programs.state import TrainState, abstract_state, freeze_backbone, initial_state, typed_specs
@@ -266,9 +266,15 @@ class Programs:
             for name, field in self.task.data.fields.items()
         }
 
+    @functools.cached_property
+    def placement(self) -> Callable[[int], BatchPlacement]:
+        """rows -> the `BatchPlacement` of batches of so many, made once for each number."""
+        axes = {name: field.axes for name, field in self.task.data.fields.items()}
+        return functools.cache(lambda rows: BatchPlacement(self.layout, rows, axes))
+
     def place(self, batch: Batch, rows: int | None = None) -> dict[str, jax.Array]:
-        """The batch on the devices: see `Layout.place`."""
-        return self.layout.place(batch, rows, {name: field.axes for name, field in self.task.data.fields.items()})
+        """The batch on the devices: this process's part of `rows` rows, by default all of a batch."""
+        return self.placement(len(next(iter(batch.values()))) if rows is None else rows)(batch)
 
     @property
     def num_parameters(self) -> int:

@@ -356,7 +356,7 @@ def _run(loop: Loop, initial: InitialState, config: Config) -> LoopResult:
     """The loop from `initial` on, over the batches that the guards do not leave out."""
     programs, left_out = loop.programs, initial.guards.left_out
     steps = range(initial.step, config.train.num_steps)
-    rows = programs.layout.local_rows(config.train.global_batch_size)
+    rows = programs.placement(config.train.global_batch_size).local
     source = training_source(programs.task, config)
     loop.meter.resume_clock()
     batches = prefetch(source, steps, rows, left_out=left_out)

@@ -113,8 +113,7 @@ def train(
 
 def _is_first() -> bool:
     """Whether this process is the only one of its job, or process 0. Log a warning if it should be one of several."""
-    from aifx.parallel.processes import detect_here
-    from aifx.parallel.processes import lone_warning
+    from aifx.parallel.processes import detect_here, lone_warning
 
     me = detect_here()
     if me is None and (warning := lone_warning(os.environ)) is not None:

@@ -14,6 +14,7 @@ from aifx.config.best_by import LOSS, BestBy, best_by_of, score_of
 from aifx.core.errors import CheckpointError
 from aifx.core.plurals import mean_of
 from aifx.core.project import RunDirectory
+from aifx.core.stop_signals import StopSignals
 from aifx.data.text import TokenFormat
 from aifx.evaluation.held_out import evaluate_split
 from aifx.kernels.choice import run_choices
@@ -26,7 +27,6 @@ from aifx.training.dispatcher import EventDispatcher
 from aifx.training.hook import Hook, Stop
 from aifx.training.hooks.stop_vote import Interrupted, StopVote
 from aifx.training.records import Record
-from aifx.core.stop_signals import StopSignals
 
 WARN_AFTER = 4
 """Validations in a row without improvement."""
