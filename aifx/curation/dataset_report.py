@@ -166,7 +166,7 @@ def read_report(catalog: Catalog, reference: str, examples: int | None, against:
     hidden_by = next((one.step.name for one in chain if one.step.name in REMOVES_PERSONAL_DATA), None)
     if examples is not None:
         hidden_by = None
-    shown = examples if examples is not None else 0 if hidden_by else EXAMPLES
+    count = examples if examples is not None else 0 if hidden_by else EXAMPLES
     profile = read_profile(catalog, version.reference).profile
     other = _other(catalog, manifest, against)
     other_profile = read_profile(catalog, other.reference).profile if other is not None else None
@@ -181,7 +181,7 @@ def read_report(catalog: Catalog, reference: str, examples: int | None, against:
         quarantined=manifest.quarantined_rows,
         profile=profile,
         parent_profile=other_profile,
-        steps=tuple(_step(catalog, one, shown) for one in chain),
+        steps=tuple(_step(catalog, one, count) for one in chain),
         licenses=licenses,
         personal=_personal(chain),
         duplicates=duplicates,
@@ -227,7 +227,7 @@ def _examples(made: Version, parent: Version, count: int) -> dict[str, list[Drop
             f"""CREATE TABLE chosen AS SELECT {ROW}, rule, twin FROM dropped
             QUALIFY row_number() OVER (PARTITION BY rule ORDER BY {ROW}) <= {count}"""
         )
-        text, twin_text = (_shown_text(parent.manifest, table) for table in ("before", "twins"))
+        text, twin_text = (_beginning(parent.manifest, table) for table in ("before", "twins"))
         source = f"before.{SOURCE}" if SOURCE in parent.manifest.columns else "NULL"
         rows = connection.execute(
             f"""SELECT chosen.rule, chosen.{ROW}, {source}, {text}, chosen.twin, {twin_text}
@@ -235,12 +235,12 @@ def _examples(made: Version, parent: Version, count: int) -> dict[str, list[Drop
             ORDER BY 1, 2"""
         ).fetchall()
     found: dict[str, list[DroppedRow]] = {}
-    for rule, row, origin, shown, twin, twin_shown in rows:
-        found.setdefault(rule, []).append(DroppedRow(row, origin, shown or "", twin, twin_shown if twin else None))
+    for rule, row, origin, beginning, twin, of_twin in rows:
+        found.setdefault(rule, []).append(DroppedRow(row, origin, beginning or "", twin, of_twin if twin else None))
     return dict(sorted(found.items(), key=lambda item: -made.manifest.dropped_by.get(item[0], 0))[:MOST_RULES])
 
 
-def _shown_text(manifest: Manifest, table: str) -> str:
+def _beginning(manifest: Manifest, table: str) -> str:
     """SQL for the beginning of a row's text, or of its columns."""
     if "text" in manifest.columns:
         return f"left({table}.text, {EXAMPLE_CHARACTERS})"

@@ -31,8 +31,7 @@ from aifx.core.files import held_temporary, is_temporary
 from aifx.core.locks import LOCK, REMOVED, FolderBusy, holding, remove_folder
 from aifx.core.project import cache_path
 from aifx.core.results import Result
-from aifx.curation.databases.sources import READ
-from aifx.curation.work_folders import ROWS_FOLDER, WORK, steps_root
+from aifx.curation.work_folders import READ, ROWS_FOLDER, WORK, steps_root
 from aifx.data.file_index import prune_indexes
 from aifx.data.versions.catalog import DATASET_NAME, Catalog
 from aifx.data.versions.manifest import INDEXES, LATEST

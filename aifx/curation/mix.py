@@ -112,11 +112,11 @@ def _pair(text: str, what: str) -> tuple[str, float]:
     return reference, _number(number, text, what)
 
 
-def _number(text: str, shown: str, what: str) -> float:
+def _number(text: str, argument: str, what: str) -> float:
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not (math.isfinite(number) and number > 0):
-        raise UsageError(f"{shown!r}: {text!r} cannot be used", f"{what} is a number above 0", EXAMPLE)
+        raise UsageError(f"{argument!r}: {text!r} cannot be used", f"{what} is a number above 0", EXAMPLE)
     return number

@@ -12,7 +12,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+import pyarrow as pa
+from pyarrow import Table
 
 from aifx.config.sections import DataSection
 from aifx.core.artifact import unfinished
@@ -36,9 +39,6 @@ from aifx.data.sections import DatasetSection, ImagesSection, TextSection
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import SHARDS, Manifest, Source, StepRecord, Version
 from aifx.data.versions.shards import PART_BYTES, ShardWriter, columns_of, records_of, return_memory
-
-if TYPE_CHECKING:
-    from pyarrow import Table
 
 PLACE = "_place"
 """The column with the place of a row as messages of training have it, such as "data/a.csv:6"."""
@@ -172,7 +172,7 @@ class _Reader:
             for row in read_rows(file):
                 yield replace(row, values={CHAT: _as_text(dict(row.values))})
         elif file.format == "image":
-            yield Row(file.name, 1, file.name, _shown(file))
+            yield Row(file.name, 1, file.name, _picture_values(file))
         elif not isinstance(self.section, TextSection):
             if not self.can_read(file):
                 why = f"rows with fields are in {', '.join(f'.{format}' for format in FORMATS)}"
@@ -219,8 +219,6 @@ class _Columns:
 
     def table(self, identified: list[tuple[str, Row]]) -> Table:
         """Rows with their ids. Raises DataError for other fields than there were."""
-        import pyarrow as pa
-
         rows = [row for _, row in identified]
         found = {
             ROW: pa.array([row_id for row_id, _ in identified], pa.string()),
@@ -239,11 +237,11 @@ class _Columns:
         return pa.table(found)
 
 
-def _shown(file: SourceFile) -> dict[str, Any]:
+def _picture_values(file: SourceFile) -> dict[str, Any]:
     """What a picture shows, and its split, by the columns that `aifx data add` gives them."""
     target = file.target if file.target is not None else ""
-    shown = {target_field(target).name: list(target) if isinstance(target, tuple) else target}
-    return shown if file.split is None else {**shown, SPLIT: file.split}
+    values = {target_field(target).name: list(target) if isinstance(target, tuple) else target}
+    return values if file.split is None else {**values, SPLIT: file.split}
 
 
 def _whole_text(file: SourceFile, section: TextSection) -> str:
@@ -259,8 +257,6 @@ def _whole_text(file: SourceFile, section: TextSection) -> str:
 
 def _other_values(file: SourceFile, text_field: str) -> Iterator[dict[str, Any]]:
     """The values of each row of a Parquet file but its text. Bytes that should be UTF-8 and are not stay bytes."""
-    import pyarrow as pa
-
     count = 0
     for batch in batches_of(file):
         columns = {name: batch.column(name) for name in batch.schema.names if name != text_field}

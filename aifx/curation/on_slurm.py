@@ -140,8 +140,8 @@ def _cancel_job_of(work: Path) -> None:
 
 def _is_queued(job: list[str]) -> bool:
     *cluster, number = job
-    shown = ask_slurm("squeue", "--noheader", *cluster, f"--jobs={number}", "--format=%T")
-    return bool(shown.output.strip()) if shown.succeeded else "Invalid job id" not in "".join(shown.last_lines)
+    found = ask_slurm("squeue", "--noheader", *cluster, f"--jobs={number}", "--format=%T")
+    return bool(found.output.strip()) if found.succeeded else "Invalid job id" not in "".join(found.last_lines)
 
 
 def _read_failure(work: Path) -> AifxError | None:

@@ -72,8 +72,8 @@ def _pictures(report: DatasetReport) -> Iterator[Picture]:
     for name, title in (("language", "Languages"), ("label", "Labels"), ("_split", "Splits"), ("_source", "Sources")):
         column = report.profile.columns.get(name)
         if column is not None and column.values:
-            shown = most_frequent(column.values, MOST_BARS)
-            yield _bars(name, shown, title, f"rows{_rest(column.values, column.distinct)}")
+            bars = most_frequent(column.values, MOST_BARS)
+            yield _bars(name, bars, title, f"rows{_rest(column.values, column.distinct)}")
     numbers = [(name, one.histogram) for name, one in report.profile.columns.items() if one.histogram is not None]
     for name, histogram in numbers[:MOST_COLUMNS]:
         yield _histogram(name, histogram)

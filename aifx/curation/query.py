@@ -89,8 +89,8 @@ def selected_rows(version: Version, sql: str, most: int, memory_bytes: int) -> I
     with open_selection(version, sql, memory_bytes) as relation:
         rows = relation.limit(most + 1).fetchall()
         columns = dict(zip(relation.columns, map(str, relation.types), strict=True))
-    shown = tuple(tuple(map(_shown, row)) for row in rows[:most])
-    yield QueryResult(version.reference, columns, shown, len(rows) > most)
+    values = tuple(tuple(map(_displayed, row)) for row in rows[:most])
+    yield QueryResult(version.reference, columns, values, len(rows) > most)
 
 
 def file_parts(version: Version, sql: str, format: str, memory_bytes: int) -> Iterator[tuple[int, bytes]]:
@@ -136,7 +136,7 @@ def _within_memory(function: Callable[..., Iterator[Any]], arguments: tuple[Any,
         raise not_enough_memory(e) from None
 
 
-def _shown(value: Any) -> Any:
+def _displayed(value: Any) -> Any:
     return f"<{len(value):,} bytes>" if isinstance(value, bytes | bytearray | memoryview) else value
 
 

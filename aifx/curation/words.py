@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from aifx.core.digests import Hash64
@@ -137,8 +138,6 @@ def mix(values: U64) -> U64:
 
 def text_buffer(texts: Any) -> tuple[NDArray[np.uint8], I64]:
     """The bytes of an Arrow array of strings or binaries without a copy, and [num_texts + 1] places in them."""
-    import pyarrow as pa
-
     if isinstance(texts, pa.ChunkedArray):
         texts = texts.combine_chunks() if texts.num_chunks != 1 else texts.chunk(0)
     wide = pa.types.is_large_string(texts.type) or pa.types.is_large_binary(texts.type)

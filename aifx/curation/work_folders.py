@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 ROWS_FOLDER = "named-files"
 """The folder of the cache for the rows of files that aifx.toml names, while a command looks at them."""
 
-WORK = ".work-"
-"""The beginning of the name of a folder in which a step works."""
+WORK, READ = ".work-", ".query-"
+"""Beginnings of the names of the folders in which a step works, and in which the rows of a query are."""
 
 
 def steps_root(catalog: Catalog) -> Path:

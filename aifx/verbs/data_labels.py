@@ -20,8 +20,8 @@ from aifx.verbs.servers import RunningServer
 if TYPE_CHECKING:
     from aifx.curation.execution import MadeVersion
     from aifx.curation.labels.agreement import Agreement
-    from aifx.curation.labels.contents import Shown
     from aifx.curation.labels.files import ExportedLabels, ImportedLabels, LabelFormat
+    from aifx.curation.labels.rows import View
     from aifx.curation.labels.suspects import Suspects
     from aifx.data.versions.catalog import Catalog
     from aifx.data.versions.manifest import Version
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def open_shown(
+def open_view(
     name: str, column: str, pair: str | None, root: str | None, project: StrPath
-) -> tuple[Catalog, Version, Shown]:
+) -> tuple[Catalog, Version, View]:
     """The catalog, the version and what is shown of it. Raises UsageError, DataError."""
-    from aifx.curation.labels.contents import shown_of
+    from aifx.curation.labels.rows import view_of
     from aifx.data.versions.verification import check_shards
 
     catalog, _ = find_catalog(root, project)
     version = catalog.open(name)
     check_shards(version)
-    return catalog, version, shown_of(version, column, pair)
+    return catalog, version, view_of(version, column, pair)
 
 
 @dataclass(frozen=True)
@@ -104,31 +104,31 @@ def data_label_serve(
     """
     from aifx.core.web.sockets import bind, url_of
     from aifx.curation.labels.app import Labelling, open_server, token_of
-    from aifx.curation.labels.queue import LabelQueue, queued_rows, sample_rows
+    from aifx.curation.labels.rows import LabelQueue, queued_rows, sample_rows
     from aifx.curation.labels.store import open_log
 
     _check_choices(name, labels, pair)
-    catalog, version, shown = open_shown(name, column, pair, root, project)
+    catalog, version, view = open_view(name, column, pair, root, project)
     _check_names("--labels", labels)
-    _check_names("--pair", shown.columns if pair is not None else ())
+    _check_names("--pair", view.columns if pair is not None else ())
     _check_names("--labeller", [labeller])
     with ExitStack() as held:
         labels_log = held.enter_context(open_log(catalog, version.manifest.name, column))
         if uncertain is None:
             rows = sample_rows(version, column, sample, seed, relabel=relabel)
         else:
-            from aifx.curation.labels.queue import least_certain
+            from aifx.curation.labels.rows import least_certain
 
-            rows = least_certain(version, shown, column, os.fspath(uncertain), sample, relabel=relabel)
-        queue = LabelQueue(queued_rows(version, shown, rows), labels_log.state, overlap)
-        labelling = Labelling(version, shown, column, tuple(labels), queue, labels_log, labeller)
+            rows = least_certain(version, view, column, os.fspath(uncertain), sample, relabel=relabel)
+        queue = LabelQueue(queued_rows(version, view, rows), labels_log.state, overlap)
+        labelling = Labelling(version, view, column, tuple(labels), queue, labels_log, labeller)
         bound = bind("127.0.0.1", port, port_hint=f"aifx data label serve {name} --port 0")
         token = token_of(labels_log.path)
         started = LabelServerStarted(
             url=f"{url_of(bound)}/#token={token}",
             reference=version.reference,
             column=column,
-            kind=shown.kind,
+            kind=view.kind,
             rows=len(rows),
             labels=labelling.choices,
             file=str(labels_log.path),
@@ -192,14 +192,14 @@ def data_label_export(
 
     path = Path(file)
     written_as = format_of(path, format)
-    catalog, version, shown = open_shown(name, column, pair, root, project)
+    catalog, version, view = open_view(name, column, pair, root, project)
     state = read_state(catalog, version.manifest.name, column)
-    found = export_labels(version, shown, column, state, path, written_as)
+    found = export_labels(version, view, column, state, path, written_as)
     if not state.labels():
         log.info("column %s of %s has no labels yet: aifx data label serve %s", column, name, name)
     if written_as == "label-studio" and found.labels:
         values = sorted({label for of_row in state.labels().values() for label in of_row.values()})
-        config = labeling_config(shown, column, values)
+        config = labeling_config(view, column, values)
         log.info("a project that imports it needs this configuration: %s", config)
     return found
 
@@ -245,10 +245,10 @@ def data_label_import(
 
     path = Path(file)
     read_as = format_of(path, format)
-    catalog, version, shown = open_shown(name, column, pair, root, project)
+    catalog, version, view = open_view(name, column, pair, root, project)
     with open_log(catalog, version.manifest.name, column) as labels_log:
-        labels = read_labels(path, read_as, shown, column, predictions=predictions)
-        return import_labels(labels_log, version, shown, column, labels, labeller)
+        labels = read_labels(path, read_as, view, column, predictions=predictions)
+        return import_labels(labels_log, version, view, column, labels, labeller)
 
 
 def data_label_apply(name: str, *, column: str = "label", **options: Unpack[StepOptions]) -> MadeVersion:
@@ -265,11 +265,11 @@ def data_label_apply(name: str, *, column: str = "label", **options: Unpack[Step
         1
     """
     from aifx.curation.execution import made_version
-    from aifx.curation.labels.applying import ApplyLabels, check_labels, decide
+    from aifx.curation.labels.agreement import ApplyLabels, check_labels, decide
     from aifx.curation.labels.store import read_state
 
     place = open_place(**options)
-    _, version, _ = open_shown(name, column, None, options.get("root"), options.get("project", "."))
+    _, version, _ = open_view(name, column, None, options.get("root"), options.get("project", "."))
     found = read_state(place.catalog, version.manifest.name, column).labels()
     labels = decide(found)
     check_labels(version, column, labels)
@@ -348,10 +348,10 @@ def data_label_suspects(
     from aifx.curation.labels.store import read_state
     from aifx.curation.labels.suspects import find_suspects
 
-    catalog, version, shown = open_shown(name, column, None, root, project)
+    catalog, version, view = open_view(name, column, None, root, project)
     state = read_state(catalog, version.manifest.name, column)
     given = None if predictions is None else Path(predictions)
-    found = find_suspects(version, shown, column, state, given, seed)
+    found = find_suspects(version, view, column, state, given, seed)
     if output is not None:
         lines = (
             {"_row": one.row, "label": one.label, "likelier": one.likelier, "probability": one.probability}

@@ -311,7 +311,7 @@ def data_pii(
         >>> [(kind.kind, kind.rows) for kind in aifx.data_pii("corpus", mask=True).kinds]
         [('email', 1)]
     """
-    from aifx.curation.pii.detector import KINDS, make_detector
+    from aifx.curation.pii.finders import KINDS, make_detector
     from aifx.curation.pii.reports import report_made, search
     from aifx.curation.pii.steps import FindPii, RemovePii, text_columns
 

@@ -274,7 +274,7 @@ def test_code_without_a_file(write: Write, monkeypatch: pytest.MonkeyPatch) -> N
         found("typed_in")
 
 
-STEPS = ("adding", "cleaning", "decontaminate", "dedupe", "erase", "labels.applying", "mix", "pii.steps", "split")
+STEPS = ("adding", "cleaning", "decontaminate", "duplicates", "erase", "labels.agreement", "mix", "pii.steps")
 
 
 @pytest.mark.parametrize("step", STEPS)

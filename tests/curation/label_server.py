@@ -11,8 +11,7 @@ import httpx
 
 from aifx.core.web.sockets import bind, url_of
 from aifx.curation.labels.app import Labelling, open_server, token_of
-from aifx.curation.labels.contents import shown_of
-from aifx.curation.labels.queue import LabelQueue, queued_rows, sample_rows
+from aifx.curation.labels.rows import LabelQueue, queued_rows, sample_rows, view_of
 from aifx.curation.labels.store import open_log
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import Version
@@ -35,10 +34,10 @@ class ServedLabels:
     ) -> None:
         self._opened = ExitStack()
         self.log = self._opened.enter_context(open_log(catalog, version.manifest.name, "label"))
-        shown = shown_of(version, "label", pair)
+        view = view_of(version, "label", pair)
         chosen = rows or sorted(sample_rows(version, "label", 10_000, 0, relabel=True), key=lambda row: int(row[2:]))
-        self.queue = LabelQueue(queued_rows(version, shown, chosen), self.log.state, overlap)
-        self.labelling = Labelling(version, shown, "label", tuple(labels), self.queue, self.log, labeller)
+        self.queue = LabelQueue(queued_rows(version, view, chosen), self.log.state, overlap)
+        self.labelling = Labelling(version, view, "label", tuple(labels), self.queue, self.log, labeller)
         self.bound: socket.socket = bind("127.0.0.1", port, port_hint="")
         self.url, self.port, self.token = url_of(self.bound), self.bound.getsockname()[1], token_of(self.log.path)
         self.page = f"{self.url}/#token={self.token}"

@@ -20,12 +20,11 @@ from aifx.curation.cleaning import check_text
 from aifx.curation.dataset_report import read_report
 from aifx.curation.duplicates import Dedupe, Split, find_clusters
 from aifx.curation.execution import execute
-from aifx.curation.labels.applying import ApplyLabels
-from aifx.curation.labels.contents import shown_of
-from aifx.curation.labels.queue import least_certain, queued_rows
+from aifx.curation.labels.agreement import ApplyLabels
+from aifx.curation.labels.rows import least_certain, queued_rows, view_of
 from aifx.curation.mix import mix_of, parse_sets
 from aifx.curation.page import dataset_page
-from aifx.curation.pii.detector import Detector
+from aifx.curation.pii.finders import Detector
 from aifx.curation.pii.reports import search
 from aifx.curation.pii.steps import FindPii, RemovePii
 from aifx.curation.query import selected_rows
@@ -218,8 +217,8 @@ def test_labels_are_a_column_beside_the_chat(tmp_path: Path) -> None:
     pair = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5", "tools": [{"name": "f"}]}
     version = add_chats(tmp_path, chat("a", {"x": 1}), pair, chat("c", "d"))
     ids = [row["_row"] for row in rows_of(version)]
-    shown = shown_of(version, "label")
-    contents = [row.content["chat"] for row in queued_rows(version, shown, ids)]
+    view = view_of(version, "label")
+    contents = [row.content["chat"] for row in queued_rows(version, view, ids)]
     assert contents[1] == "user: 2 + 2?\n\nchosen: assistant: 4\n\nrejected: assistant: 5"
     assert contents[0].startswith('user: a\n\nassistant: \n{"tool_calls": ')
     catalog = open_catalog(str(tmp_path / "datasets"))
@@ -242,8 +241,8 @@ def test_the_least_certain_chats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         done = inprocess.run(command, tmp_path, environ_of(tmp_path))
         assert done.returncode == 0, done.stderr
     monkeypatch.chdir(tmp_path)
-    shown = shown_of(version, "label")
-    by_run, by_file = (least_certain(version, shown, "label", given, 5) for given in ("main", "found.jsonl"))
+    view = view_of(version, "label")
+    by_run, by_file = (least_certain(version, view, "label", given, 5) for given in ("main", "found.jsonl"))
     assert by_run == by_file
     assert len(by_run) == 5
 

@@ -11,7 +11,7 @@ import pytest
 from label_rows import add_labels, entry, rows_version, texts_version
 from pyarrow import parquet
 
-from aifx.curation.labels.applying import decide
+from aifx.curation.labels.agreement import decide
 from aifx.data.versions.catalog import Catalog, open_catalog
 
 

@@ -26,10 +26,8 @@ from label_server import ServedLabels
 from PIL import Image
 
 from aifx.core.errors import UsageError
-from aifx.curation.labels import queue
 from aifx.curation.labels.app import token_of
-from aifx.curation.labels.contents import shown_of
-from aifx.curation.labels.queue import certainty_of, least_certain, sample_rows
+from aifx.curation.labels.rows import certainty_of, least_certain, sample_rows, view_of
 from aifx.curation.labels.store import label_file
 from aifx.data.versions.catalog import Catalog, open_catalog
 
@@ -81,7 +79,7 @@ def test_a_row_that_a_labeller_keeps_too_long_goes_to_another(
 ) -> None:
     served = serve(texts_version(catalog))
     assert served.rows("eve", 2) == ["f-0", "f-1"]
-    monkeypatch.setattr("aifx.curation.labels.queue.LEASE_S", -1.0)
+    monkeypatch.setattr("aifx.curation.labels.rows.LEASE_S", -1.0)
     assert served.rows("ann") == ["f-2", "f-3", "f-4"]
     assert served.rows("bob") == ["f-2", "f-3", "f-4"]
 
@@ -284,18 +282,18 @@ def test_certainty(prediction: dict[str, Any], certainty: float | None) -> None:
 
 def test_the_least_certain_rows_come_first(catalog: Catalog, tmp_path: Path) -> None:
     version = texts_version(catalog)
-    shown = shown_of(version, "label")
+    view = view_of(version, "label")
     path = tmp_path / "predictions.jsonl"
     losses = [0.5, 3.0, 1.0, 2.0, 0.1]
     lines = [{"file": str(version.shards[0]), "row": row + 1, "loss": loss} for row, loss in enumerate(losses)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert least_certain(version, shown, "label", str(path), 3) == ["f-1", "f-3", "f-2"]
+    assert least_certain(version, view, "label", str(path), 3) == ["f-1", "f-3", "f-2"]
     path = tmp_path / "predictions.csv"
     path.write_text("_row,probability\nf-4,0.9\nf-0,0.2\n")
-    assert least_certain(version, shown, "label", str(path), 3) == ["f-0", "f-4"]
+    assert least_certain(version, view, "label", str(path), 3) == ["f-0", "f-4"]
     path.write_text("file,row,loss\nother.jsonl,1,0.2\n")
     with pytest.raises(Exception, match="a row of reviews"):
-        least_certain(version, shown, "label", str(path), 3)
+        least_certain(version, view, "label", str(path), 3)
 
 
 def test_a_run_whose_name_has_a_dot_is_no_file(
@@ -306,8 +304,8 @@ def test_a_run_whose_name_has_a_dot_is_no_file(
     (tmp_path / "runs/main.2").mkdir(parents=True)
     (tmp_path / "runs/main.2/config.toml").touch()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(queue, "_predict", lambda *_: [("f-2", 0.3), ("f-0", 0.2), ("f-1", 0.9)])
-    assert least_certain(version, shown_of(version, "label"), "label", "main.2", 2) == ["f-0", "f-2"]
+    monkeypatch.setattr("aifx.curation.labels.rows._predict", lambda *_: [("f-2", 0.3), ("f-0", 0.2), ("f-1", 0.9)])
+    assert least_certain(version, view_of(version, "label"), "label", "main.2", 2) == ["f-0", "f-2"]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from label_rows import add_labels, entry, png, rows_version, texts_version
 
-from aifx.curation.labels.contents import shown_of
+from aifx.curation.labels.rows import view_of
 from aifx.curation.labels.store import LabelState
 from aifx.curation.labels.suspects import find_suspects
 from aifx.data.versions.catalog import Catalog, open_catalog
@@ -76,7 +76,7 @@ def test_planted_wrong_labels_are_found(catalog: Catalog, tmp_path: Path) -> Non
         for at, label in enumerate(labels):
             own = {name: 0.91 if name == label else 0.03 for name in others}
             file.write(json.dumps({"_row": f"f-{at}", "probabilities": own}) + "\n")
-    found = find_suspects(version, shown_of(version, "label"), "label", LabelState(), path)
+    found = find_suspects(version, view_of(version, "label"), "label", LabelState(), path)
     assert {int(one.row[2:]) for one in found.suspects} == planted
 
 

@@ -13,8 +13,8 @@ from adding import add, quarantine_of, rows_of
 from label_rows import texts_version
 
 from aifx.core.errors import DataError
-from aifx.curation.labels.contents import shown_of
 from aifx.curation.labels.files import read_labels
+from aifx.curation.labels.rows import view_of
 from aifx.data.readers import csv as csv_reader
 from aifx.data.readers.base import DamagedFile, ReadOptions
 from aifx.data.readers.csv import NotCsv, csv_rows
@@ -163,13 +163,13 @@ def test_labels_are_damaged_too(tmp_path: Path) -> None:
     for text, line in (('row,label\nf-0,x\nf-1,"y\nf-2,z\n', 3), ('row,label\n"f\n0",x\n"f\n1","y\n', 5)):
         path.write_text(text)
         with pytest.raises(DataError, match=rf"labels\.csv:{line}\b"):
-            list(read_labels(path, "csv", shown_of(version, "label"), "label"))
+            list(read_labels(path, "csv", view_of(version, "label"), "label"))
     path.write_text('row,label\n\nf-0,"x"\n"f-1",y\nf-2\n', encoding="utf-8-sig")
     with pytest.raises(DataError, match=r"labels\.csv:5\b") as refused:
-        list(read_labels(path, "csv", shown_of(version, "label"), "label"))
+        list(read_labels(path, "csv", view_of(version, "label"), "label"))
     assert "1 cells" in refused.value.why
     path.write_text('row,label\n\nf-0,"x"\n"f-1",y\nf-2,\n', encoding="utf-8-sig")
-    found = list(read_labels(path, "csv", shown_of(version, "label"), "label"))
+    found = list(read_labels(path, "csv", view_of(version, "label"), "label"))
     assert [(one.row, one.label, one.place.rpartition(":")[2]) for one in found] == [
         ("f-0", "x", "3"), ("f-1", "y", "4"), ("f-2", None, "5"),
     ]  # fmt: skip

@@ -14,8 +14,7 @@ from pii_sentences import sentences
 
 from aifx.core.errors import EnvironmentFault, UsageError
 from aifx.curation.pii import finders
-from aifx.curation.pii.detector import KINDS, Detector, make_detector
-from aifx.curation.pii.finders import known_ids, shape_of
+from aifx.curation.pii.finders import KINDS, Detector, known_ids, make_detector, shape_of
 
 DETECTOR = Detector()
 WALLET = "1A1zP1eP5QGefi2DMPTfTL5SLmv7DivfNa"

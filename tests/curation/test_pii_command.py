@@ -19,7 +19,7 @@ from toy_steps import Rows
 
 from aifx.core.errors import UsageError
 from aifx.curation.execution import execute
-from aifx.curation.pii.detector import Detector
+from aifx.curation.pii.finders import Detector
 from aifx.curation.pii.steps import RemovePii, text_columns, unsearched_columns
 from aifx.curation.step import Limits
 from aifx.data.versions.catalog import open_catalog

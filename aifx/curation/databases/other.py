@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import decimal
 import itertools
 import os
 import re
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import Array, Field, RecordBatch
 
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
 from aifx.core.os_errors import first_line
 from aifx.curation.databases.query import PASSWORD, Query, Snapshot, check_column_names, hide_secrets, missing_extra
 from aifx.data.versions.sql import check_selection
-
-if TYPE_CHECKING:
-    from pyarrow import Array, Field, RecordBatch
 
 PIECE_ROWS = 10_000
 DRIVERS = {"mysql": "pymysql", "mariadb": "pymysql", "duckdb": "duckdb-engine", "oracle": "oracledb", "mssql": "pyodbc"}
@@ -26,8 +28,6 @@ class OtherSnapshot(Snapshot):
     """The result of a query, which is read twice: once for its columns, and once for its rows, in one transaction."""
 
     def __init__(self, connection: Any, query: Query) -> None:
-        import pyarrow as pa
-
         self._connection, self._query = connection, query
         self.schema = pa.schema([])
         for names, columns in self._pieces():
@@ -53,8 +53,6 @@ class OtherSnapshot(Snapshot):
                     yield names, [_column(name, [row[i] for row in rows], self._query) for i, name in enumerate(names)]
 
     def read(self, after: str | None) -> Iterator[RecordBatch]:
-        import pyarrow as pa
-
         for _, columns in self._pieces():
             fitted = [_fitted(column, field) for column, field in zip(columns, self.schema, strict=True)]
             batch = pa.RecordBatch.from_arrays(fitted, schema=self.schema)
@@ -134,11 +132,6 @@ def _begin_reading(connection: Any, query: Query) -> None:
 
 def _column(name: str, values: list[Any], query: Query) -> Any:
     """Values in the type that Arrow finds for them; those of no type of Arrow's, and decimals, as text."""
-    import decimal
-    import uuid
-
-    import pyarrow as pa
-
     if any(isinstance(value, decimal.Decimal | uuid.UUID) for value in values):
         values = [None if value is None else str(value) for value in values]
     try:
@@ -151,8 +144,6 @@ def _column(name: str, values: list[Any], query: Query) -> Any:
 
 def _fitted(column: Array, field: Field) -> Array:
     """A column of a piece in the type that all pieces together have."""
-    import pyarrow as pa
-
     try:
         return column.cast(field.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:

@@ -13,7 +13,10 @@ import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import Field, RecordBatch
 
 from aifx.core.environment import environment
 from aifx.core.errors import AifxError, DataError, EnvironmentFault, UsageError, did_you_mean
@@ -30,9 +33,6 @@ from aifx.curation.databases.query import (
 )
 from aifx.data.readers.query import CHECK, KEY, REASONS, TYPE
 from aifx.data.versions.sql import identifier, quoted
-
-if TYPE_CHECKING:
-    from pyarrow import Field, RecordBatch
 
 SESSION = (
     "SET standard_conforming_strings TO on",
@@ -86,8 +86,6 @@ class Column:
 
     @classmethod
     def of(cls, field: Field) -> Column:
-        import pyarrow as pa
-
         metadata = field.metadata or {}
         shape = "list" if pa.types.is_list(field.type) else "struct" if pa.types.is_struct(field.type) else "value"
         kind = metadata.get(b"POSTGRESQL:type", b"").decode()
@@ -142,8 +140,6 @@ class PostgresSnapshot(Snapshot):
     """A transaction of a connection, which reads the rows of a query."""
 
     def __init__(self, connection: Any, query: Query) -> None:
-        import pyarrow as pa
-
         self._connection, self._query = connection, query
         with self._asking(), connection.cursor() as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -214,8 +210,6 @@ class PostgresSnapshot(Snapshot):
         return f"SELECT {', '.join(outer)} FROM ({inside}) AS r"
 
     def _field(self, field: Field) -> Field:
-        import pyarrow as pa
-
         kind = getattr(field.type, "storage_type", field.type)
         kind = pa.list_(kind.value_type) if pa.types.is_list(kind) else kind  # without its metadata
         decimal = next((c.decimal for c in self._columns if c.name == field.name), None)
@@ -223,7 +217,6 @@ class PostgresSnapshot(Snapshot):
         return pa.field(field.name, kind, metadata=metadata)
 
     def read(self, after: str | None) -> Iterator[RecordBatch]:
-        import pyarrow as pa
         from adbc_driver_postgresql import StatementOptions
 
         with self._asking(), self._connection.cursor() as cursor:

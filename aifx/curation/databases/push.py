@@ -5,8 +5,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import Array, DataType, RecordBatch, Schema, parquet, types
 
 from aifx.core.errors import DataError, UsageError, did_you_mean
 from aifx.core.json_values import encode_json
@@ -23,9 +27,6 @@ from aifx.data.versions.lineage import record_push
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.sql import identifier
 from aifx.data.versions.verification import check_shards
-
-if TYPE_CHECKING:
-    from pyarrow import Array, DataType, RecordBatch, Schema
 
 BATCH_ROWS = 1 << 16
 MOST_NAME_BYTES = 63
@@ -132,9 +133,9 @@ def push(
         before = _Table.find(cursor, target)
         if before is not None:
             _check_table(target, before, schema, yes=yes or dry_run)
-        types = before.types if before is not None else {}
+        own_types = before.types if before is not None else {}
         replaced = None if before is None else before.rows
-        shown = tuple(PushedColumn(one.name, types.get(one.name) or sql_type(one.type)) for one in schema)
+        pushed = tuple(PushedColumn(one.name, own_types.get(one.name) or sql_type(one.type)) for one in schema)
         if not dry_run:
             written = before.target if before is not None else target
             if written.schema is None:  # the first of the connection's search path
@@ -143,7 +144,7 @@ def push(
             replaced = _write(cursor, version, written, schema, before)
             connection.commit()
             record_push(catalog, version.manifest, *written.openlineage)
-    return Pushed(version.reference, target.name, version.manifest.rows, shown, replaced, not dry_run)
+    return Pushed(version.reference, target.name, version.manifest.rows, pushed, replaced, not dry_run)
 
 
 @dataclass(frozen=True)
@@ -188,9 +189,6 @@ class _Table:
 
 def _columns_of(version: Version, names: Sequence[str] | None) -> Schema:
     """The columns to write, in their storage types. Raises UsageError."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
     if not version.shards:
         raise UsageError(f"{version.reference} has no rows of its own", "nothing can be written", "aifx data ls")
     schema = parquet.read_schema(version.shards[0])
@@ -226,8 +224,6 @@ def _write(cursor: Any, version: Version, target: Target, schema: Schema, before
 
     Returns the number of rows that were replaced; None if there was no table.
     """
-    import pyarrow as pa
-
     name = f"aifx_staging_{uuid.uuid4().hex[:12]}"
     staging = target.quoted(name)
     own = ", ".join(f"{identifier(field.name)} {sql_type(field.type)}" for field in schema)
@@ -282,9 +278,6 @@ def _batches(
 
 def storage_type(kind: DataType) -> DataType:
     """The Arrow type in which the values of a type are sent: one that the driver writes and PostgreSQL has."""
-    import pyarrow as pa
-    from pyarrow import types
-
     if types.is_dictionary(kind):
         return storage_type(kind.value_type)
     widened = {pa.uint8(): pa.int16(), pa.int8(): pa.int16(), pa.uint16(): pa.int32(), pa.uint32(): pa.int64()}
@@ -305,9 +298,6 @@ def storage_type(kind: DataType) -> DataType:
 
 def sql_type(kind: DataType) -> str:
     """PostgreSQL's name of a storage type."""
-    import pyarrow as pa
-    from pyarrow import types
-
     names = {
         pa.bool_(): "boolean",
         pa.int16(): "smallint",
@@ -330,8 +320,6 @@ def _stored(batch: RecordBatch, schema: Schema) -> RecordBatch:
 
     Raises DataError for a value that its storage type does not have.
     """
-    import pyarrow as pa
-
     columns = []
     for field in schema:
         column = batch.column(field.name)
@@ -344,8 +332,6 @@ def _stored(batch: RecordBatch, schema: Schema) -> RecordBatch:
 
 
 def _as_stored(column: Array, kind: DataType) -> Array:
-    import pyarrow as pa
-
     if not pa.types.is_nested(column.type) or not pa.types.is_string(kind):
         return column.cast(kind)
     values = column.to_pylist()
@@ -405,17 +391,12 @@ def _check_copied(cursor: Any, source: str, values: Sequence[str], target: str, 
 
 def _summed(kind: DataType, name: str) -> str:
     """The SQL expression of the whole numbers that are summed of a column."""
-    import pyarrow as pa
-
     if pa.types.is_string(kind) or pa.types.is_binary(kind):
         return f"octet_length({name})"
     return name if pa.types.is_integer(kind) else "0"
 
 
 def _sum(column: Array) -> int:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
         column = pc.binary_length(column)
     if not pa.types.is_integer(column.type):

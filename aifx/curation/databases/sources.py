@@ -20,9 +20,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import RecordBatch, Schema
 
 from aifx.core.digests import Sha256, sha256_of
 from aifx.core.errors import DataError, UsageError
@@ -36,19 +39,13 @@ from aifx.core.progress import Reporter, report_progress
 from aifx.curation.databases.other import open_other
 from aifx.curation.databases.postgresql import open_snapshot
 from aifx.curation.databases.query import Part, Query, Snapshot, parse_database_url
-from aifx.curation.work_folders import holding_dataset, steps_folder
+from aifx.curation.work_folders import READ, holding_dataset, steps_folder
 from aifx.data.readers.query import CHECK
 from aifx.data.readers.sources import Listing, SourceFile
 from aifx.data.versions.catalog import Catalog
 
-if TYPE_CHECKING:
-    from pyarrow import RecordBatch, Schema
-
 DATABASES = ("postgresql", "postgres", "sqlite", "duckdb", "mysql", "mariadb", "oracle", "mssql", "snowflake")
 """Schemes whose URL is no file's."""
-
-READ = ".query-"
-"""The beginning of the name of a folder with the rows of a query."""
 
 ROWS, PARTS = "rows.arrows", "parts.json"
 PART_BYTES = 64 << 20
@@ -191,8 +188,6 @@ class Spool:
 
     def _undamaged(self, schema: Schema) -> list[Part]:
         """The parts of a call before, up to the first damaged one; none if they have other columns."""
-        import pyarrow as pa
-
         if self._query.key is None:
             return []
         found = []
@@ -238,9 +233,6 @@ class Spool:
 
     def _check_key(self, batch: RecordBatch, before: Any) -> None:
         """Raises DataError if the key does not tell rows apart."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         if self._query.key is None or not len(batch):
             return
         keys = batch.column(self._query.key)
@@ -291,6 +283,4 @@ def _sealed(part: Part, digest: Any) -> Part:
 
 
 def _as_text(key: Any) -> str:
-    import pyarrow as pa
-
     return str(key.cast(pa.string()).as_py())

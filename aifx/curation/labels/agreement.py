@@ -1,6 +1,7 @@
-"""How far labellers agree: Krippendorff's alpha, and the rows on which they differ.
+"""Labels of several labellers: the label of each row, the step that applies it, and how far they agree.
 
-Klaus Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), https://repository.upenn.edu/asc_papers/43.
+Agreement is Krippendorff's alpha: Klaus Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011),
+https://repository.upenn.edu/asc_papers/43.
 """
 
 from __future__ import annotations
@@ -8,10 +9,76 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations, islice
+from pathlib import Path
+from statistics import multimode
+from typing import Any
 
-from aifx.core.errors import ExitCode
+import pyarrow as pa
+from pyarrow import Table
+
+from aifx.core.digests import sha256_of
+from aifx.core.errors import ExitCode, UsageError
+from aifx.core.json_values import encode_json
 from aifx.core.results import Result
+from aifx.curation.labels.store import STEP
+from aifx.curation.step import Outcome, ShardStep
+from aifx.data.names import ROW
+from aifx.data.versions.manifest import TEXT_TYPES, Version
+
+
+def decide(labels: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """The label that more labellers gave to a row than any other, by row. A row without one is left out.
+
+    Args:
+        labels: label by labeller, by row.
+    """
+    return {row: found[0] for row, of_row in labels.items() if len(found := multimode(of_row.values())) == 1}
+
+
+def check_labels(version: Version, column: str, labels: Mapping[str, str]) -> None:
+    """Raise UsageError if there are no labels, or if the column holds other values than texts."""
+    name = version.manifest.name
+    if not labels:
+        hint = f"aifx data label serve {name} --labels yes,no, or aifx data label import {name} FILE"
+        hint = hint if column == "label" else f"{hint}, with --column {column}"
+        raise UsageError(f"column {column} of {name} has no labels to apply", "nobody has labelled a row yet", hint)
+    kind = version.manifest.columns.get(column, "string")
+    if kind not in (*TEXT_TYPES, "null"):
+        why = f"{version.reference} holds {kind} in it, and labels are texts"
+        raise UsageError(f"labels cannot be applied to column {column}", why, "aifx data label import --column NAME")
+
+
+@dataclass(frozen=True)
+class ApplyLabels(ShardStep):
+    """Sets the column of labelled rows. Other rows keep their value, or get null.
+
+    Attributes:
+        labels: by row.
+    """
+
+    column: str
+    labels: Mapping[str, str]
+
+    name = STEP
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {"column": self.column, "labels": self._digest}
+
+    @cached_property
+    def _digest(self) -> str:
+        return sha256_of(encode_json(sorted(self.labels.items())))
+
+    def apply(self, rows: Table, work: Path) -> Outcome:
+        if self.column not in rows.column_names:
+            rows = rows.append_column(self.column, pa.nulls(len(rows), pa.string()))
+        before = rows[self.column].to_pylist()
+        values = [self.labels.get(row, value) for row, value in zip(rows[ROW].to_pylist(), before, strict=True)]
+        kept = rows.set_column(rows.column_names.index(self.column), self.column, pa.array(values, pa.string()))
+        changed = sum(value != old for value, old in zip(values, before, strict=True))
+        return Outcome(kept, None, {"rows_labelled": len(values) - values.count(None), "rows_changed": changed})
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,7 @@ from aifx.core.web.app import make_app, page_response, read_body
 from aifx.core.web.errors import WebError
 from aifx.core.web.policy import Policy
 from aifx.core.web.server import HttpServer
-from aifx.curation.labels.contents import Shown, ShownRow, has_row, image_type
-from aifx.curation.labels.queue import LabelQueue
+from aifx.curation.labels.rows import LabelQueue, View, VisibleRow, has_row, image_type
 from aifx.curation.labels.store import MOST_CHARACTERS, Entry, LabelLog, is_name, now
 from aifx.data.versions.manifest import Version
 
@@ -65,7 +64,7 @@ class Labelling:
     """
 
     version: Version
-    shown: Shown
+    view: View
     column: str
     labels: tuple[str, ...]
     queue: LabelQueue
@@ -75,7 +74,7 @@ class Labelling:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        return (*self.shown.columns, TIE) if self.shown.kind == "pairs" else self.labels
+        return (*self.view.columns, TIE) if self.view.kind == "pairs" else self.labels
 
     async def session(self, request: Request) -> Response:
         """The data set and its labels. `scope` names the label file, below which the page keeps unsent labels."""
@@ -84,7 +83,7 @@ class Labelling:
                 "scope": sha256_of(f"{self.log.path}")[:16],
                 "dataset": self.version.reference,
                 "column": self.column,
-                "kind": self.shown.kind,
+                "kind": self.view.kind,
                 "labels": self.choices,
                 "labeller": self.labeller,
                 "overlap": self.queue.overlap,
@@ -98,15 +97,15 @@ class Labelling:
         if not re.fullmatch("[0-9]{1,9}", count) or not 0 < int(count) <= MOST_ROWS:
             raise WebError(400, f"count is a number from 1 to {MOST_ROWS}")
         async with self.lock:
-            rows = [self._as_shown(row) for row in self.queue.take(labeller, int(count))]
+            rows = [self._displayed(row) for row in self.queue.take(labeller, int(count))]
             return JSONResponse({"rows": rows, **self.queue.progress(labeller, HISTORY)})
 
     async def row(self, request: Request) -> Response:
-        return JSONResponse(self._as_shown(self._queued(request)))
+        return JSONResponse(self._displayed(self._queued(request)))
 
     async def image(self, request: Request) -> Response:
         """The image of a row, as PNG if browsers do not show its format."""
-        data = self._queued(request).content.get(self.shown.columns[0])
+        data = self._queued(request).content.get(self.view.columns[0])
         if not isinstance(data, bytes):
             raise WebError(404, "the row has no image")
         kind = image_type(data)
@@ -129,18 +128,18 @@ class Labelling:
                 raise WebError(503, f"{error.what}: {error.why}") from None
             return JSONResponse({"saved": entry.id, **self.queue.progress(entry.labeller, HISTORY)})
 
-    def _queued(self, request: Request) -> ShownRow:
+    def _queued(self, request: Request) -> VisibleRow:
         found = self.queue.rows.get(request.path_params["row"])
         if found is None:
             raise WebError(404, "the queue has no such row")
         return found
 
-    def _as_shown(self, row: ShownRow) -> dict[str, Any]:
+    def _displayed(self, row: VisibleRow) -> dict[str, Any]:
         """A row as the page has it. The texts of a pair are in an order that depends on the row alone."""
-        columns: Sequence[str] = self.shown.columns
-        if self.shown.kind == "pairs" and Sha256(row.row.encode()).digest()[0] % 2:
+        columns: Sequence[str] = self.view.columns
+        if self.view.kind == "pairs" and Sha256(row.row.encode()).digest()[0] % 2:
             columns = columns[::-1]
-        context = _texts(row, self.shown.context)
+        context = _texts(row, self.view.context)
         return {"row": row.row, "source": row.source, "fields": _texts(row, columns), "context": context}
 
     def _entry(self, body: Any) -> Entry:
@@ -149,7 +148,7 @@ class Labelling:
             raise WebError(400, f"a label is an object with {', '.join(fields)}")
         if body.get("label") is not None and body["label"] not in self.choices:
             raise WebError(400, f"label is one of {', '.join(self.choices)}")
-        whose = {"time": now(), "kind": self.shown.kind, "version": self.version.manifest.whole_reference}
+        whose = {"time": now(), "kind": self.view.kind, "version": self.version.manifest.whole_reference}
         given: dict[str, Any] = {"id": "", "row": "", "action": "label", "label": None, **body}
         try:
             return Entry(**given | whose | {"labeller": _labeller(body.get("labeller"))})
@@ -197,7 +196,7 @@ async def _page(request: Request) -> Response:
     return page_response("aifx.curation.labels", "page.html", "page.js", command=command, allowed=images)
 
 
-def _texts(row: ShownRow, columns: Sequence[str]) -> list[dict[str, str]]:
+def _texts(row: VisibleRow, columns: Sequence[str]) -> list[dict[str, str]]:
     values = ((name, row.content[name]) for name in columns)
     return [{"name": name, "text": "" if value is None else str(value)}
             for name, value in values if not isinstance(value, bytes)]  # fmt: skip

@@ -23,7 +23,7 @@ from aifx.core.json_files import encode
 from aifx.core.os_errors import naming
 from aifx.core.parsing import fault_in, parse_json
 from aifx.core.results import Result
-from aifx.curation.labels.contents import Shown, ShownRow, image_type, shown_rows
+from aifx.curation.labels.rows import View, VisibleRow, image_type, visible_rows
 from aifx.curation.labels.store import Entry, LabelLog, LabelState, now
 from aifx.data.names import ROW, SOURCE
 from aifx.data.readers.rows import read_rows
@@ -36,7 +36,7 @@ SUFFIXES: Mapping[str, LabelFormat] = {".json": "label-studio", ".jsonl": "jsonl
 FIELDS = ("row", "label", "labeller", "time", "note")
 MOST_EXAMPLES = 20
 
-LabelledRow: TypeAlias = tuple[ShownRow, list[Entry]]
+LabelledRow: TypeAlias = tuple[VisibleRow, list[Entry]]
 """A row and its labels."""
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
@@ -89,30 +89,30 @@ def format_of(path: Path, format: LabelFormat | None) -> LabelFormat:
 
 
 def export_labels(
-    version: Version, shown: Shown, column: str, state: LabelState, path: Path, format: LabelFormat
+    version: Version, view: View, column: str, state: LabelState, path: Path, format: LabelFormat
 ) -> ExportedLabels:
     """Write the labels that count of the rows of a version. Raises EnvironmentFault if the file cannot be written."""
     absent = {row: len(of_row) for row, of_row in state.by_row.items()}
-    needed = shown if format == "label-studio" else Shown(shown.kind, ())
+    needed = view if format == "label-studio" else View(view.kind, ())
 
     def labelled() -> Iterator[LabelledRow]:
-        for row in shown_rows(version, needed, set(absent)):
+        for row in visible_rows(version, needed, set(absent)):
             del absent[row.row]
             yield row, list(state.by_row[row.row].values())
 
     with naming(path), replacing(path) as file:
-        for text in _ENCODERS[format](labelled(), shown, column):
+        for text in _ENCODERS[format](labelled(), view, column):
             file.write(encode(text))
     found = [of_row for row, of_row in state.by_row.items() if row not in absent]
     labels = sum(entry.label is not None for of_row in found for entry in of_row.values())
     return ExportedLabels(version.reference, column, str(path), format, len(found), labels, sum(absent.values()))
 
 
-def _tasks(rows: Iterable[LabelledRow], shown: Shown, column: str) -> Iterator[str]:
+def _tasks(rows: Iterable[LabelledRow], view: View, column: str) -> Iterator[str]:
     before = "[\n"
     for row, entries in rows:
         data = {name: _as_json(value) for name, value in row.content.items()} | {ROW: row.row, SOURCE: row.source}
-        annotations = [_annotation(entry, shown, column) for entry in entries]
+        annotations = [_annotation(entry, view, column) for entry in entries]
         yield before + _JSON.encode({"data": data, "annotations": annotations})
         before = ",\n"
     yield "[]\n" if before == "[\n" else "\n]\n"
@@ -125,7 +125,7 @@ def _as_json(value: Any) -> Any:
     return value if is_json else str(value)
 
 
-def _annotation(entry: Entry, shown: Shown, column: str) -> dict[str, Any]:
+def _annotation(entry: Entry, view: View, column: str) -> dict[str, Any]:
     meta = {"labeller": entry.labeller, **({"text": [entry.note]} if entry.note else {})}
     annotation: dict[str, Any] = {"was_cancelled": entry.label is None, "created_at": entry.time, "result": []}
     if "@" in entry.labeller:  # it knows annotators by their address
@@ -133,33 +133,33 @@ def _annotation(entry: Entry, shown: Shown, column: str) -> dict[str, Any]:
     if entry.label is None:
         return {**annotation, "meta": meta}
     value: dict[str, Any] = {"choices": [entry.label]}
-    kind, to_name = "choices", shown.columns[0]
-    if shown.kind == "pairs" and entry.label in shown.columns:
-        kind, value = "pairwise", {"selected": "left" if entry.label == shown.columns[0] else "right"}
-        to_name = ",".join(shown.columns)
+    kind, to_name = "choices", view.columns[0]
+    if view.kind == "pairs" and entry.label in view.columns:
+        kind, value = "pairwise", {"selected": "left" if entry.label == view.columns[0] else "right"}
+        to_name = ",".join(view.columns)
     result = {"id": entry.id[:10], "from_name": column, "to_name": to_name, "type": kind, "value": value, "meta": meta}
     return {**annotation, "result": [result]}
 
 
-def labeling_config(shown: Shown, column: str, labels: Iterable[str]) -> str:
+def labeling_config(view: View, column: str, labels: Iterable[str]) -> str:
     """The configuration of a project of Label Studio into which exported tasks can be imported."""
-    tag = "Image" if shown.kind == "images" else "Text"
-    objects = "".join(f"<{tag} name={quoteattr(name)} value={quoteattr(f'${name}')}/>" for name in shown.columns)
-    if shown.kind == "pairs":
-        return f"<View><Pairwise name={quoteattr(column)} toName={quoteattr(','.join(shown.columns))}/>{objects}</View>"
+    tag = "Image" if view.kind == "images" else "Text"
+    objects = "".join(f"<{tag} name={quoteattr(name)} value={quoteattr(f'${name}')}/>" for name in view.columns)
+    if view.kind == "pairs":
+        return f"<View><Pairwise name={quoteattr(column)} toName={quoteattr(','.join(view.columns))}/>{objects}</View>"
     choices = "".join(f"<Choice value={quoteattr(label)}/>" for label in labels)
-    to_name = quoteattr(shown.columns[0])
+    to_name = quoteattr(view.columns[0])
     return (
         f'<View>{objects}<Choices name={quoteattr(column)} toName={to_name} choice="single">{choices}</Choices></View>'
     )
 
 
-def _lines(rows: Iterable[LabelledRow], shown: Shown, column: str) -> Iterator[str]:
+def _lines(rows: Iterable[LabelledRow], view: View, column: str) -> Iterator[str]:
     for record in _records(rows):
         yield _JSON.encode(record) + "\n"
 
 
-def _cells(rows: Iterable[LabelledRow], shown: Shown, column: str) -> Iterator[str]:
+def _cells(rows: Iterable[LabelledRow], view: View, column: str) -> Iterator[str]:
     text = CsvText()
     writer = csv.DictWriter(text, FIELDS)
     writer.writeheader()
@@ -171,7 +171,7 @@ def _records(rows: Iterable[LabelledRow]) -> Iterator[dict[str, Any]]:
     return ({name: getattr(entry, name) for name in FIELDS} for _, entries in rows for entry in entries)
 
 
-_ENCODERS: Mapping[LabelFormat, Callable[[Iterable[LabelledRow], Shown, str], Iterator[str]]]
+_ENCODERS: Mapping[LabelFormat, Callable[[Iterable[LabelledRow], View, str], Iterator[str]]]
 _ENCODERS = {"label-studio": _tasks, "jsonl": _lines, "csv": _cells}
 
 
@@ -197,7 +197,7 @@ class FileLabel(NamedTuple):
 
 
 def read_labels(
-    path: Path, format: LabelFormat, shown: Shown, column: str, *, predictions: bool = False
+    path: Path, format: LabelFormat, view: View, column: str, *, predictions: bool = False
 ) -> Iterator[FileLabel]:
     """The labels of a file. Raises DataError for one that cannot be read, or not in the format."""
     if format != "label-studio":
@@ -213,7 +213,7 @@ def read_labels(
         raise DataError(f"{path} cannot be read", error.strerror or str(error), f"ls -l {path}") from None
     except ValueError as e:
         raise DataError(f"{path} is not JSON", str(e), f"--format {'|'.join(get_args(LabelFormat))}") from None
-    yield from _read_tasks(document, str(path), shown, column, predictions=predictions)
+    yield from _read_tasks(document, str(path), view, column, predictions=predictions)
 
 
 def _from_record(record: Mapping[str, Any], place: str) -> FileLabel:
@@ -228,7 +228,7 @@ def _from_record(record: Mapping[str, Any], place: str) -> FileLabel:
     return FileLabel(place, row, label=label, labeller=labeller, time=time, note=note or "")
 
 
-def _read_tasks(document: Any, place: str, shown: Shown, column: str, *, predictions: bool) -> Iterator[FileLabel]:
+def _read_tasks(document: Any, place: str, view: View, column: str, *, predictions: bool) -> Iterator[FileLabel]:
     """The labels of tasks.
 
     Args:
@@ -244,14 +244,14 @@ def _read_tasks(document: Any, place: str, shown: Shown, column: str, *, predict
             why = 'a task is an object with "data"; the export format is JSON, not JSON-MIN or CSV'
             raise DataError(f"{where} is no task of Label Studio", why, "export the project as JSON")
         for annotation in _objects(task.get("annotations", task.get("completions"))):
-            yield _from_annotation(annotation, None, where, data, shown, column)
+            yield _from_annotation(annotation, None, where, data, view, column)
         for prediction in _objects(task.get("predictions")) if predictions else ():
             model = f"model:{prediction.get('model_version') or 'unknown'}"
-            yield _from_annotation(prediction, model, where, data, shown, column)
+            yield _from_annotation(prediction, model, where, data, view, column)
 
 
 def _from_annotation(
-    annotation: Mapping[str, Any], model: str | None, where: str, data: Mapping[str, Any], shown: Shown, column: str
+    annotation: Mapping[str, Any], model: str | None, where: str, data: Mapping[str, Any], view: View, column: str
 ) -> FileLabel:
     results = [one for one in _objects(annotation.get("result")) if one.get("type") in ("choices", "pairwise")]
     # That of another control only if there is none of ours.
@@ -260,7 +260,7 @@ def _from_annotation(
     meta = next((one for one in (result.get("meta"), annotation.get("meta")) if isinstance(one, dict)), {})
     text = meta.get("text")
     time = annotation.get("created_at")
-    label, fault = _value(result, shown)
+    label, fault = _value(result, view)
     is_skipped = annotation.get("was_cancelled") is True or annotation.get("skipped") is True
     return FileLabel(
         place=where,
@@ -274,18 +274,18 @@ def _from_annotation(
     )
 
 
-def _value(result: Mapping[str, Any], shown: Shown) -> tuple[str | None, str]:
+def _value(result: Mapping[str, Any], view: View) -> tuple[str | None, str]:
     """The label of a result, and why it has none."""
     value = result.get("value")
     if not isinstance(value, dict):
-        return None, "it has no choice" + (" of one of two" if shown.kind == "pairs" else "")
+        return None, "it has no choice" + (" of one of two" if view.kind == "pairs" else "")
     if result["type"] == "pairwise":
         selected = value.get("selected")
-        if shown.kind != "pairs":
+        if view.kind != "pairs":
             return None, "it compares a pair: --pair A,B names the columns"
         if selected not in ("left", "right"):
             return None, f"it selects {selected!r}"
-        return shown.columns[selected == "right"], ""
+        return view.columns[selected == "right"], ""
     choices = value.get("choices")
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], str):
         return None, f"it has {len(choices) if isinstance(choices, list) else 'no'} choices instead of one"
@@ -307,20 +307,20 @@ def _objects(values: Any) -> list[dict[str, Any]]:
 class RowFinder:
     """Finds rows of a version by their ids or, of other kinds than tables and chats, by their content."""
 
-    def __init__(self, version: Version, shown: Shown) -> None:
-        self._kind = shown.kind
+    def __init__(self, version: Version, view: View) -> None:
+        self._kind = view.kind
         self._rows: set[str] = set()
         self._by_content: dict[bytes, tuple[str, bool]] = {}
         self._by_name: dict[str, str | None] = {}
-        columns = () if shown.kind in ("table", "chat") else shown.columns
-        for row, source, content in shown_rows(version, Shown(shown.kind, columns)):
+        columns = () if view.kind in ("table", "chat") else view.columns
+        for row, source, content in visible_rows(version, View(view.kind, columns)):
             self._rows.add(row)
             if columns:
                 values = tuple(content.values())
                 self._by_content.setdefault(_digest(values), (row, False))
-                if shown.kind == "pairs":
+                if view.kind == "pairs":
                     self._by_content.setdefault(_digest(values[::-1]), (row, True))
-            if shown.kind == "images" and source:
+            if view.kind == "images" and source:
                 name = source.rpartition("/")[2]
                 self._by_name[name] = None if name in self._by_name else row
 
@@ -369,20 +369,20 @@ def _digest(values: Sequence[Any]) -> bytes:
 
 
 def import_labels(
-    log: LabelLog, version: Version, shown: Shown, column: str, labels: Iterable[FileLabel], labeller: str
+    log: LabelLog, version: Version, view: View, column: str, labels: Iterable[FileLabel], labeller: str
 ) -> ImportedLabels:
     """Append the labels of a file. The same label again adds nothing.
 
     Args:
         labeller: of labels without one.
     """
-    finder = RowFinder(version, shown)
+    finder = RowFinder(version, view)
     unused: Counter[str] = Counter()
     examples: list[str] = []
     entries: list[Entry] = []
     time = now()
     for label in labels:
-        found = _entry(label, finder, version, shown, labeller, time)
+        found = _entry(label, finder, version, view, labeller, time)
         if isinstance(found, Entry):
             entries.append(found)
         else:
@@ -392,9 +392,7 @@ def import_labels(
     return ImportedLabels(version.reference, column, added, len(entries) - added, dict(unused), tuple(examples))
 
 
-def _entry(
-    label: FileLabel, finder: RowFinder, version: Version, shown: Shown, labeller: str, time: str
-) -> Entry | str:
+def _entry(label: FileLabel, finder: RowFinder, version: Version, view: View, labeller: str, time: str) -> Entry | str:
     """A label with its row, or why it cannot be used."""
     if label.fault:
         return label.fault
@@ -403,8 +401,8 @@ def _entry(
         return f"no row of the version has its {'content' if label.row is None else 'id'}"
     row, is_swapped = found
     value, who = label.label, label.labeller or labeller
-    if is_swapped and value in shown.columns:
-        value = shown.columns[value == shown.columns[0]]
+    if is_swapped and value in view.columns:
+        value = view.columns[value == view.columns[0]]
     name = json.dumps([row, value, who, label.time, label.note])
     try:
         return Entry(
@@ -414,7 +412,7 @@ def _entry(
             label=value,
             labeller=who,
             time=label.time or time,
-            kind=shown.kind,
+            kind=view.kind,
             version=version.manifest.whole_reference,
             note=label.note,
         )

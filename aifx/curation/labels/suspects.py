@@ -20,9 +20,8 @@ from aifx.core.errors import DataError, EnvironmentFault, UsageError
 from aifx.core.extras import install_command
 from aifx.core.plurals import counted
 from aifx.core.results import Result
-from aifx.curation.labels.applying import decide
-from aifx.curation.labels.contents import Shown, shown_rows
-from aifx.curation.labels.queue import probabilities_of, read_predictions
+from aifx.curation.labels.agreement import decide
+from aifx.curation.labels.rows import View, probabilities_of, read_predictions, visible_rows
 from aifx.curation.labels.store import LabelState
 from aifx.data.names import ROW
 from aifx.data.versions.manifest import Version
@@ -71,7 +70,7 @@ class Suspects(Result):
 
 
 def find_suspects(
-    version: Version, shown: Shown, column: str, state: LabelState, predictions: Path | None, seed: int = 0
+    version: Version, view: View, column: str, state: LabelState, predictions: Path | None, seed: int = 0
 ) -> Suspects:
     """The labels of a version that are probably wrong.
 
@@ -90,7 +89,7 @@ def find_suspects(
     if predictions is not None:
         rows, classes, probabilities = _predicted(version, labels, predictions)
     else:
-        rows, classes, probabilities = _cross_validated(version, shown, labels, seed)
+        rows, classes, probabilities = _cross_validated(version, view, labels, seed)
     number = {name: index for index, name in enumerate(classes)}
     given = np.array([number[labels[row]] for row in rows])
     ranked = find_label_issues(given, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
@@ -144,46 +143,46 @@ def _predicted(
 
 
 def _cross_validated(
-    version: Version, shown: Shown, labels: Mapping[str, str], seed: int
+    version: Version, view: View, labels: Mapping[str, str], seed: int
 ) -> tuple[list[str], list[str], NDArray[np.float64]]:
     """The same by a logistic regression that has not seen the row."""
     from sklearn.feature_extraction.text import HashingVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-    if shown.kind not in ("text", "images"):
+    if view.kind not in ("text", "images"):
         hint = f"aifx data label suspects {version.manifest.name} --predictions FILE"
-        raise UsageError(f"the rows of {version.reference} need a model of your own", f"they are {shown.kind}", hint)
+        raise UsageError(f"the rows of {version.reference} need a model of your own", f"they are {view.kind}", hint)
     enough = {label for label, count in Counter(labels.values()).items() if count >= FOLDS}
     if len(enough) < 2:
         why = f"in {FOLDS}-fold cross-validation each label needs {FOLDS} rows"
         raise UsageError(f"column of {version.reference} has too few labels to judge", why, "label more rows")
     rows: list[str] = []
     contents: list[Any] = []
-    for row, content in _contents(version, shown):
+    for row, content in _contents(version, view):
         if labels.get(row) in enough:
             rows.append(row)
             contents.append(content)
-    if shown.kind == "text":
+    if view.kind == "text":
         features: Any = HashingVectorizer(ngram_range=(1, 2), n_features=1 << 18).transform(contents)
     else:
         features = np.stack(contents)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     classes = sorted(enough)
     given = np.array([classes.index(labels[row]) for row in rows])
-    regression = LogisticRegression(max_iter=300, C=10.0 if shown.kind == "text" else 0.01)
+    regression = LogisticRegression(max_iter=300, C=10.0 if view.kind == "text" else 0.01)
     return rows, classes, cross_val_predict(regression, features, given, cv=folds, method="predict_proba")
 
 
-def _contents(version: Version, shown: Shown) -> Iterator[tuple[str, Any]]:
+def _contents(version: Version, view: View) -> Iterator[tuple[str, Any]]:
     """The text, or the pixels [SIDE * SIDE * 3] from -1 to 1, of each row. Images that are none are left out."""
     from PIL import Image
 
     from aifx.data.readers.pictures import BadPicture, open_picture
 
-    for row, _, content in shown_rows(version, shown):
-        value = content[shown.columns[0]]
-        if shown.kind == "text":
+    for row, _, content in visible_rows(version, view):
+        value = content[view.columns[0]]
+        if view.kind == "text":
             yield row, value or ""
             continue
         try:

@@ -15,7 +15,7 @@ from aifx.core.json_values import encode_json
 from aifx.core.progress import report_progress
 from aifx.core.results import Result
 from aifx.curation.execution import DONE, OUT, Made, MadeVersion, TaskResult, in_processes, made_version
-from aifx.curation.pii.detector import SEARCHES
+from aifx.curation.pii.finders import SEARCHES
 from aifx.curation.pii.steps import FindPii, text_columns, unsearched_columns
 from aifx.curation.step import Limits
 from aifx.data.versions.manifest import Version

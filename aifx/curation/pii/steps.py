@@ -6,20 +6,21 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import Table
 
 from aifx.core.errors import UsageError
-from aifx.curation.pii.detector import Detector
-from aifx.curation.pii.finders import shape_of
+from aifx.curation.pii.finders import Detector, shape_of
 from aifx.curation.step import Outcome, ShardStep
 from aifx.data.chat.lines import texts_of, with_texts
 from aifx.data.names import CHAT, RESERVED, ROW
 from aifx.data.versions.manifest import TEXT_TYPES, Manifest
 from aifx.data.versions.parts import check_own_rows
 from aifx.data.versions.shards import dropped_rows
-
-if TYPE_CHECKING:
-    from pyarrow import Table
 
 Action: TypeAlias = Literal["mask", "drop"]
 
@@ -51,9 +52,6 @@ class _Texts:
     """
 
     def __init__(self, column: str, values: Any, *, is_chat: bool) -> None:
-        import numpy as np
-        import pyarrow as pa
-
         self._column, self._is_chat = values, is_chat
         if not is_chat:
             self.values, self.rows = values, np.arange(len(values))
@@ -66,10 +64,6 @@ class _Texts:
 
     def replaced(self, texts: Mapping[int, str]) -> Any:
         """The column with other texts, by their number."""
-        import numpy as np
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         by_row: dict[int, str] = {}
         for row in dict.fromkeys(int(self.rows[number]) for number in texts) if self._is_chat else ():
             first, stop = np.searchsorted(self.rows, (row, row + 1)).tolist()
@@ -102,8 +96,6 @@ class FindPii(ShardStep):
             yield column, _Texts(column, rows[column].combine_chunks(), is_chat=is_chat)
 
     def apply(self, rows: Table, work: Path) -> Outcome:
-        import pyarrow as pa
-
         ids = rows[ROW].combine_chunks()
         spans = [
             {
@@ -131,9 +123,6 @@ class RemovePii(FindPii):
         return {**super().settings, "action": self.action}
 
     def apply(self, rows: Table, work: Path) -> Outcome:
-        import numpy as np
-        import pyarrow as pa
-
         facts: Counter[str] = Counter({"rows_found": 0})
         kinds: dict[int, set[str]] = {}
         for column, texts in self._texts(rows):

@@ -1,27 +1,123 @@
-"""Which rows are labelled, in which order, and by whom."""
+"""The rows that are labelled: what labellers see of them, which rows, in which order, and by whom."""
 
 from __future__ import annotations
 
 import heapq
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from aifx.core.errors import DataError, UsageError
 from aifx.core.parsing import parse_json
 from aifx.core.plurals import counted
 from aifx.core.project import RUN_NAME, find_project
-from aifx.curation.labels.contents import Shown, ShownRow, shown_rows
-from aifx.curation.labels.store import Entry, LabelState
-from aifx.data.names import CHAT, ROW
+from aifx.curation.labels.store import Entry, LabelKind, LabelState
+from aifx.data.chat.lines import messages_of
+from aifx.data.names import CHAT, RESERVED, ROW, SOURCE
 from aifx.data.readers.rows import input_file, read_rows
-from aifx.data.versions.manifest import Version
-from aifx.data.versions.shards import read_shard
+from aifx.data.versions.manifest import TEXT_TYPES, Version
+from aifx.data.versions.shards import read_shard, records_of
 from aifx.data.versions.sql import RowTable, identifier, open_tables
 
 logger = logging.getLogger(__name__)
+
+IMAGE_TYPES = {
+    b"\x89PNG": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"RIFF": "image/webp",
+    b"BM": "image/bmp",
+    b"II*\x00": "image/tiff",
+    b"MM\x00*": "image/tiff",
+}
+"""Media types by the beginning of a file."""
+
+
+@dataclass(frozen=True)
+class View:
+    """The columns of a row that labellers see.
+
+    Attributes:
+        columns: one for texts, images and chats, two for pairs, in the order of the command line.
+        context: further columns of a pair, such as the question that both texts answer.
+    """
+
+    kind: LabelKind
+    columns: tuple[str, ...]
+    context: tuple[str, ...] = ()
+
+
+def view_of(version: Version, column: str, pair: str | None = None) -> View:
+    """The columns to show of a version whose labels become `column`.
+
+    Args:
+        pair: two columns with texts, as "A,B", of which labellers choose the better.
+
+    Raises UsageError for columns that the version does not have.
+    """
+    manifest = version.manifest
+    if pair is not None:
+        names = tuple(name.strip() for name in pair.split(","))
+        known = [name for name, kind in manifest.columns.items() if kind in TEXT_TYPES]
+        if len(set(names)) != 2 or not set(names) <= set(known):
+            why = f"{version.reference} has the texts {', '.join(name for name in known if name not in RESERVED)}"
+            raise UsageError(
+                f"--pair {pair} names no two columns of text", why, f"aifx data profile {version.reference}"
+            )
+        others = (name for name in known if name not in (*names, *RESERVED, column))
+        return View("pairs", names, tuple(others))
+    if manifest.kind != "table":
+        return View(manifest.kind, ({"text": "text", "images": "image", "chat": CHAT}[manifest.kind],))
+    columns = tuple(name for name in manifest.columns if name not in RESERVED and name != column)
+    if not columns:
+        what = f"{version.reference} has no column to show"
+        raise UsageError(what, f"a mix has none, and {column} is left out", "label the data sets that it mixes")
+    return View("table", columns)
+
+
+class VisibleRow(NamedTuple):
+    """A row as labellers see it.
+
+    Attributes:
+        content: the shown columns; of a chat, its messages as people read them.
+    """
+
+    row: str
+    source: str
+    content: Mapping[str, Any]
+
+
+def visible_rows(version: Version, view: View, rows: Collection[str] | None = None) -> Iterator[VisibleRow]:
+    """The rows with these ids, by default all, in the order of the version."""
+    own = [name for name in (ROW, SOURCE) if name in version.manifest.columns]
+    columns = [*view.columns, *view.context]
+    wanted = None if rows is None else pa.array(list(rows), pa.string())
+    for shard in version.shards:
+        table = read_shard(shard, [*own, *columns])
+        for record in records_of(table if wanted is None else table.filter(pc.is_in(table[ROW], value_set=wanted))):
+            if CHAT in columns and view.kind == "chat":
+                record[CHAT] = "\n\n".join(messages_of(record[CHAT]))
+            yield VisibleRow(record[ROW], record.get(SOURCE) or "", {name: record[name] for name in columns})
+
+
+def has_row(version: Version, row: str) -> bool:
+    """Whether a version has a row of this id."""
+    try:
+        return any(read_shard(shard, [ROW])[ROW].index(row).as_py() >= 0 for shard in version.shards)
+    except UnicodeEncodeError:  # a lone surrogate, which no id has
+        return False
+
+
+def image_type(data: bytes) -> str:
+    """The media type of an image file."""
+    known = (kind for beginning, kind in IMAGE_TYPES.items() if data.startswith(beginning))
+    return next(known, "application/octet-stream")
+
 
 LEASE_S = 600.0
 """How long a row that a labeller got is kept for them."""
@@ -46,7 +142,7 @@ def _unlabelled(version: Version, column: str, order: str, *, relabel: bool) -> 
 
 
 def least_certain(
-    version: Version, shown: Shown, column: str, given: str, count: int, *, relabel: bool = False
+    version: Version, view: View, column: str, given: str, count: int, *, relabel: bool = False
 ) -> list[str]:
     """Ids of the rows without a label of which a model is least certain, the least certain first.
 
@@ -61,7 +157,7 @@ def least_certain(
         predicted = read_predictions(version, Path(given))
         found = ((row, _certainty(values, place)) for row, place, values in predicted)
     else:
-        found = _predict(version, shown, given)
+        found = _predict(version, view, given)
     certain = {row: certainty for row, certainty in found if row in wanted}
     if not certain:
         what = f"{given} predicts no row of {version.reference} that has no label"
@@ -144,7 +240,7 @@ def _is_run(name: str) -> bool:
     return RUN_NAME.fullmatch(name) is not None and project.run(name).exists()
 
 
-def _predict(version: Version, shown: Shown, run: str) -> Iterator[tuple[str, float]]:
+def _predict(version: Version, view: View, run: str) -> Iterator[tuple[str, float]]:
     """The certainty of a run of the project for each row."""
     from aifx.loading.model import LoadedModel
     from aifx.loading.restore import restore_run
@@ -156,24 +252,24 @@ def _predict(version: Version, shown: Shown, run: str) -> Iterator[tuple[str, fl
 
     def rows() -> Iterator[Mapping[str, Any]]:
         for shard in version.shards:
-            for record in read_shard(shard, [ROW, *shown.columns]).to_pylist():
+            for record in read_shard(shard, [ROW, *view.columns]).to_pylist():
                 row = record.pop(ROW)
                 try:
-                    values = model.decode(record["image"]) if shown.kind == "images" else record
-                    values = parse_json(record[CHAT]) if shown.kind == "chat" else values
+                    values = model.decode(record["image"]) if view.kind == "images" else record
+                    values = parse_json(record[CHAT]) if view.kind == "chat" else values
                 except ValueError as e:
                     logger.warning(f"row {row} is left out: {e}")
                     continue
                 ids.append(row)
-                yield {text_field: values["text"]} if shown.kind == "text" else values
+                yield {text_field: values["text"]} if view.kind == "text" else values
 
     for number, prediction in enumerate(model.predict(rows())):
         yield ids[number], _certainty(prediction, f"run {run}, row {ids[number]}")
 
 
-def queued_rows(version: Version, shown: Shown, rows: Sequence[str]) -> list[ShownRow]:
+def queued_rows(version: Version, view: View, rows: Sequence[str]) -> list[VisibleRow]:
     """The rows with these ids, in their order."""
-    found = {row.row: row for row in shown_rows(version, shown, rows)}
+    found = {row.row: row for row in visible_rows(version, view, rows)}
     return [found[row] for row in rows]
 
 
@@ -184,13 +280,13 @@ class LabelQueue:
         overlap: labels per row, each by another labeller.
     """
 
-    def __init__(self, rows: Iterable[ShownRow], state: LabelState, overlap: int = 1) -> None:
+    def __init__(self, rows: Iterable[VisibleRow], state: LabelState, overlap: int = 1) -> None:
         self.rows = {row.row: row for row in rows}
         self.overlap = overlap
         self._state = state
         self._leases: dict[str, dict[str, float]] = {}  # the ends, by labeller, by row
 
-    def take(self, labeller: str, count: int) -> list[ShownRow]:
+    def take(self, labeller: str, count: int) -> list[VisibleRow]:
         """Rows for a labeller: first those that they have got already."""
         now = time.monotonic()
         leased, free = [], []
