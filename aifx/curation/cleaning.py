@@ -23,7 +23,7 @@ from pyarrow import Table
 from aifx.core.errors import UsageError
 from aifx.curation.languages import identify
 from aifx.curation.rules import Rule, Texts
-from aifx.curation.step import Outcome, ShardStep
+from aifx.curation.step import Outcome, ShardStep, set_column
 from aifx.data.names import ROW
 from aifx.data.versions.manifest import TEXT_TYPES, Manifest
 from aifx.data.versions.parts import check_own_rows
@@ -67,9 +67,7 @@ class Clean(ShardStep):
         }
 
     def apply(self, rows: Table, work: Path) -> Outcome:
-        batch = _Batch(rows)
-        batch.clean(self)
-        return Outcome(batch.rows, pa.concat_tables(batch.dropped), dict(sorted(batch.facts.items())))
+        return _Batch(rows).clean(self)
 
 
 def check_text(manifest: Manifest) -> None:
@@ -107,7 +105,7 @@ class _Batch:
         self._before = pc.fill_null(rows[TEXT].combine_chunks(), "")
         self._texts = Texts(self._before)
 
-    def clean(self, step: Clean) -> None:
+    def clean(self, step: Clean) -> Outcome:
         """Do all that the step does."""
         self._texts = Texts(repaired(self._texts.values, step.unicode, step.encoding))
         self._leave_out_lines([rule for rule in step.rules if rule.unit == "line"])
@@ -120,7 +118,8 @@ class _Batch:
             self._identify(step.languages)
             self._judge_by_language([rule for rule in rules if rule.languages])
         self.facts["rows_changed"] += pc.sum(pc.not_equal(self._before, self._texts.values)).as_py() or 0
-        self.rows = self.rows.set_column(self.rows.column_names.index(TEXT), TEXT, self._texts.values)
+        rows = set_column(self.rows, TEXT, self._texts.values)
+        return Outcome(rows, pa.concat_tables(self.dropped), dict(sorted(self.facts.items())))
 
     def _leave_out_lines(self, rules: list[Rule]) -> None:
         if not rules or not len(self._texts):

@@ -31,7 +31,16 @@ from aifx.core.errors import DataError, UsageError
 from aifx.core.plurals import counted
 from aifx.core.progress import report_progress
 from aifx.curation.near import Bands, Clusters, Keys, join_near, key_file, open_sketches, sketching, write_keys
-from aifx.curation.step import DecidedStep, Limits, Outcome, by_shard, numbered_parts, without_dropped, write_decisions
+from aifx.curation.step import (
+    DecidedStep,
+    Limits,
+    Outcome,
+    by_shard,
+    numbered_parts,
+    set_column,
+    without_dropped,
+    write_decisions,
+)
 from aifx.curation.words import I64, U64, group_starts, text_buffer
 from aifx.curation.work_folders import steps_folder
 from aifx.data.chat.lines import equal_content
@@ -194,10 +203,6 @@ class Dedupe(DecidedStep):
 
     name = "dedupe"
 
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        return {"near": self.near, "mark": self.mark}
-
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
         return find_clusters(self.parents[0], self.near, work, limits)
 
@@ -235,13 +240,6 @@ def with_clusters(rows: Table, decisions: Table) -> Table:
     return set_column(rows, CLUSTER, pa.array(clusters, pa.string()))
 
 
-def set_column(rows: Table, name: str, values: Any) -> Table:
-    """The rows with a column added or replaced."""
-    if name in rows.column_names:
-        return rows.set_column(rows.column_names.index(name), name, values)
-    return rows.append_column(name, values)
-
-
 @dataclass(frozen=True)
 class Split(DecidedStep):
     """Writes `_split`: a hash of a row's duplicate cluster decides, so that duplicates are in one split.
@@ -259,10 +257,6 @@ class Split(DecidedStep):
     seed: int = 0
 
     name = "split"
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        return {"validation": self.validation, "test": self.test, "near": self.near, "seed": self.seed}
 
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
         parent = self.parents[0]

@@ -8,14 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import Table
 
 from aifx.core.digests import sha256_of
-from aifx.curation.step import Outcome, ShardStep
+from aifx.curation.step import Outcome, ShardStep, without
 from aifx.data.names import ROW
-from aifx.data.versions.shards import dropped_rows
 
 RULE = "erased"
 
@@ -37,6 +37,5 @@ class Erase(ShardStep):
         return pa.array(self.rows, pa.string())
 
     def apply(self, rows: Table, work: Path) -> Outcome:
-        is_erased = pc.is_in(rows.column(ROW), value_set=self._ids)
-        dropped = rows.column(ROW).filter(is_erased)
-        return Outcome(rows.filter(pc.invert(is_erased)), dropped_rows(dropped, [RULE] * len(dropped)))
+        places = np.flatnonzero(pc.is_in(rows[ROW], value_set=self._ids))
+        return without(rows, places, [RULE] * len(places))

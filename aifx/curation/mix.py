@@ -34,10 +34,6 @@ class Mix(Step):
 
     name = MIX
 
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        return {"weights": list(self.weights), "epochs": list(self.epochs)}
-
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
         return {
             "mixed_rows": sum(parent.manifest.rows for parent in self.parents),

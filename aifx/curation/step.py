@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -77,12 +77,12 @@ class Step(ABC):
     name: ClassVar[str]
 
     @property
-    @abstractmethod
     def settings(self) -> Mapping[str, Any]:
-        """The user's choices in types of JSON, and a digest of the files that the step reads, if any.
+        """The user's choices in types of JSON, and a digest of the files that the step reads; by default its fields.
 
         The manifest records it. A step with the settings, the parents and the code of a version is not run again.
         """
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "parents"}
 
     @property
     def kind(self) -> Kind:
@@ -218,8 +218,19 @@ def without_dropped(rows: Table, decisions: Table, twin: str) -> Outcome:
         twin: the column of the decisions with the twin of a dropped row.
     """
     decisions = decisions.filter(decisions["rule"].is_valid())
-    places = decisions["row"].to_numpy()
+    return without(rows, decisions["row"].to_numpy(), decisions["rule"], decisions[twin])
+
+
+def without(rows: Table, places: Any, rules: Any, twins: Any = None) -> Outcome:
+    """Some rows without those at some places, each dropped by its rule."""
     keep = np.ones(len(rows), bool)
     keep[places] = False
     ids = rows[ROW].take(pa.array(places, pa.int64()))
-    return Outcome(rows.filter(pa.array(keep)), dropped_rows(ids, decisions["rule"], decisions[twin]))
+    return Outcome(rows.filter(pa.array(keep)), dropped_rows(ids, rules, twins))
+
+
+def set_column(rows: Table, name: str, values: Any) -> Table:
+    """The rows with a column added or replaced."""
+    if name in rows.column_names:
+        return rows.set_column(rows.column_names.index(name), name, values)
+    return rows.append_column(name, values)

@@ -23,7 +23,7 @@ from aifx.core.errors import ExitCode, UsageError
 from aifx.core.json_values import encode_json
 from aifx.core.results import Result
 from aifx.curation.labels.store import STEP
-from aifx.curation.step import Outcome, ShardStep
+from aifx.curation.step import Outcome, ShardStep, set_column
 from aifx.data.names import ROW
 from aifx.data.versions.manifest import TEXT_TYPES, Version
 
@@ -72,11 +72,9 @@ class ApplyLabels(ShardStep):
         return sha256_of(encode_json(sorted(self.labels.items())))
 
     def apply(self, rows: Table, work: Path) -> Outcome:
-        if self.column not in rows.column_names:
-            rows = rows.append_column(self.column, pa.nulls(len(rows), pa.string()))
-        before = rows[self.column].to_pylist()
+        before = rows[self.column].to_pylist() if self.column in rows.column_names else [None] * len(rows)
         values = [self.labels.get(row, value) for row, value in zip(rows[ROW].to_pylist(), before, strict=True)]
-        kept = rows.set_column(rows.column_names.index(self.column), self.column, pa.array(values, pa.string()))
+        kept = set_column(rows, self.column, pa.array(values, pa.string()))
         changed = sum(value != old for value, old in zip(values, before, strict=True))
         return Outcome(kept, None, {"rows_labelled": len(values) - values.count(None), "rows_changed": changed})
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -17,6 +18,7 @@ from aifx.core.results import Result
 from aifx.curation.execution import DONE, OUT, Made, MadeVersion, TaskResult, in_processes, made_version
 from aifx.curation.pii.finders import SEARCHES
 from aifx.curation.pii.steps import FindPii, text_columns, unsearched_columns
+from aifx.curation.profile import most_frequent
 from aifx.curation.step import Limits
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.shards import read_shard
@@ -101,68 +103,51 @@ def search(step: FindPii, limits: Limits, most_spans: int = 0, output: Path | No
     check_shards(version)
     tasks = step.tasks()
     results: dict[int, TaskResult] = {}
+    facts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="aifx-pii-") as folder:
         work = Path(folder)
         (work / DONE).mkdir()
         with report_progress(f"searching {version.reference}", sum(size for _, size in tasks), "bytes") as progress:
             for task, result in in_processes(step, list(range(len(tasks))), work, limits):
                 results[task] = result
+                facts.update(result.facts)
                 progress.advance(tasks[task][1])
         shards = [work / OUT / shard.name for task in sorted(results) for shard in results[task].shards]
-        if output is None:
-            return _report(version, shards, most_spans, None)
-        with replacing(output) as file:
-            return _report(version, shards, most_spans, file)
+        with replacing(output) if output is not None else nullcontext() as file:
+            spans, shapes = _read_spans(shards, most_spans, file)
+    return replace(_report(version, facts, shapes), spans=tuple(spans))
 
 
-def _report(version: Version, shards: list[Path], most_spans: int, file: IO[bytes] | None) -> PiiReport:
+def _read_spans(
+    shards: Sequence[Path], most: int, file: IO[bytes] | None
+) -> tuple[list[PiiSpan], dict[str, Counter[str]]]:
+    """The first spans, and the rows by shape and kind. All spans are written to the file."""
     spans: list[PiiSpan] = []
-    rows_found = 0
-    rows: Counter[str] = Counter()
-    checks: dict[str, Counter[str]] = {}
     shapes: dict[str, Counter[str]] = {}
-    for shard in shards:
-        table = read_shard(shard)
-        found = table.to_pylist()
-        rows_found += len({one["row"] for one in found})
-        rows.update(kind for _, kind in {(one["row"], one["kind"]) for one in found})
-        for one in found:
-            checks.setdefault(one["kind"], Counter())[one["check"]] += 1
-            shapes.setdefault(one["kind"], Counter())[one.pop("shape")] += 1
-            if file is not None:
-                file.write(f"{encode_json(one)}\n".encode())
-            if len(spans) < most_spans:
-                spans.append(PiiSpan(**one))
-    kinds = [
-        PiiKind(kind, sum(checks[kind].values()), rows[kind], _sorted(checks[kind]), _most(shapes[kind]))
-        for kind in (search.kind for search in SEARCHES)
-        if kind in checks
-    ]
-    return replace(_about(version), rows_found=rows_found, kinds=tuple(kinds), spans=tuple(spans))
+    for one in (one for shard in shards for one in read_shard(shard).to_pylist()):
+        shapes.setdefault(one["kind"], Counter())[one.pop("shape")] += 1
+        if file is not None:
+            file.write(f"{encode_json(one)}\n".encode())
+        if len(spans) < most:
+            spans.append(PiiSpan(**one))
+    return spans, shapes
 
 
 def report_made(version: Version, made: Made) -> PiiReport:
     """The report of a step that removed personal data."""
-    facts = made.version.manifest.facts
+    return replace(_report(version, made.version.manifest.facts, {}), made=made_version(made))
+
+
+def _report(version: Version, facts: Mapping[str, int], shapes: Mapping[str, Counter[str]]) -> PiiReport:
+    """The report of facts that a step counted, without spans."""
     kinds = []
     for kind in (search.kind for search in SEARCHES):
         begin = f"found.{kind}."
-        checks = Counter({name.removeprefix(begin): count for name, count in facts.items() if name.startswith(begin)})
+        checks = {name.removeprefix(begin): count for name, count in facts.items() if name.startswith(begin)}
         if checks:
-            kinds.append(PiiKind(kind, sum(checks.values()), facts[f"rows_found.{kind}"], _sorted(checks)))
-    return replace(_about(version), rows_found=facts["rows_found"], kinds=tuple(kinds), made=made_version(made))
-
-
-def _about(version: Version) -> PiiReport:
-    manifest = version.manifest
-    return PiiReport(
-        version.reference, manifest.rows, text_columns(manifest), unsearched_columns(manifest), rows_found=0, kinds=()
-    )
-
-
-def _sorted(checks: Counter[str]) -> dict[str, int]:
-    return dict(sorted(checks.items()))
-
-
-def _most(shapes: Counter[str]) -> tuple[str, ...]:
-    return tuple(sorted(shapes, key=lambda shape: (-shapes[shape], shape))[:SHAPES])
+            most = tuple(most_frequent(shapes.get(kind, {}), SHAPES))
+            rows = facts[f"rows_found.{kind}"]
+            kinds.append(PiiKind(kind, sum(checks.values()), rows, dict(sorted(checks.items())), most))
+    manifest, rows_found = version.manifest, facts.get("rows_found", 0)
+    columns = text_columns(manifest), unsearched_columns(manifest)
+    return PiiReport(version.reference, manifest.rows, *columns, rows_found, tuple(kinds))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +16,12 @@ import pyarrow.compute as pc
 from pyarrow import Table
 
 from aifx.core.errors import UsageError
-from aifx.curation.pii.finders import Detector, shape_of
-from aifx.curation.step import Outcome, ShardStep
+from aifx.curation.pii.finders import Detector, Finding, shape_of
+from aifx.curation.step import Outcome, ShardStep, set_column, without
 from aifx.data.chat.lines import texts_of, with_texts
 from aifx.data.names import CHAT, RESERVED, ROW
 from aifx.data.versions.manifest import TEXT_TYPES, Manifest
 from aifx.data.versions.parts import check_own_rows
-from aifx.data.versions.shards import dropped_rows
 
 Action: TypeAlias = Literal["mask", "drop"]
 
@@ -52,7 +53,7 @@ class _Texts:
     """
 
     def __init__(self, column: str, values: Any, *, is_chat: bool) -> None:
-        self._column, self._is_chat = values, is_chat
+        self.column, self._column, self._is_chat = column, values, is_chat
         if not is_chat:
             self.values, self.rows = values, np.arange(len(values))
             self.places: Sequence[str] = [column] * len(values)
@@ -64,16 +65,45 @@ class _Texts:
 
     def replaced(self, texts: Mapping[int, str]) -> Any:
         """The column with other texts, by their number."""
-        by_row: dict[int, str] = {}
-        for row in dict.fromkeys(int(self.rows[number]) for number in texts) if self._is_chat else ():
-            first, stop = np.searchsorted(self.rows, (row, row + 1)).tolist()
-            by_row[row] = with_texts(
-                self._column[row].as_py(), {n - first: texts[n] for n in range(first, stop) if n in texts}
-            )
-        changed = by_row if self._is_chat else texts
+        changed = texts
+        if self._is_chat:
+            changed = {}
+            for row in dict.fromkeys(int(self.rows[number]) for number in texts):
+                first, stop = np.searchsorted(self.rows, (row, row + 1)).tolist()
+                own = {number - first: texts[number] for number in range(first, stop) if number in texts}
+                changed[row] = with_texts(self._column[row].as_py(), own)
         mask = np.zeros(len(self._column), bool)
         mask[list(changed)] = True
         return pc.replace_with_mask(self._column, pa.array(mask), pa.array(list(changed.values()), self._column.type))
+
+
+class _Found(NamedTuple):
+    """A text with personal data: one of `texts`, by its number."""
+
+    texts: _Texts
+    number: int
+    text: str
+    findings: Sequence[Finding]
+
+    @property
+    def row(self) -> int:
+        return int(self.texts.rows[self.number])
+
+
+def _kinds_by_row(found: Iterable[_Found]) -> dict[int, set[str]]:
+    kinds: dict[int, set[str]] = {}
+    for each in found:
+        kinds.setdefault(each.row, set()).update(one.kind for one in each.findings)
+    return kinds
+
+
+def _counts(found: Sequence[_Found]) -> dict[str, int]:
+    """The facts about some rows: findings by kind and check, and rows by kind."""
+    kinds = _kinds_by_row(found)
+    facts = Counter({"rows_found": len(kinds)})
+    facts.update(f"found.{one.kind}.{one.check}" for each in found for one in each.findings)
+    facts.update(f"rows_found.{kind}" for of_row in kinds.values() for kind in of_row)
+    return dict(sorted(facts.items()))
 
 
 @dataclass(frozen=True)
@@ -88,28 +118,30 @@ class FindPii(ShardStep):
     def settings(self) -> Mapping[str, Any]:
         return {"kinds": self.detector.kinds, "regions": self.detector.regions}
 
-    def _texts(self, rows: Table) -> Iterator[tuple[str, _Texts]]:
-        """The columns that are searched, with their texts."""
+    def _found(self, rows: Table) -> list[_Found]:
+        """The texts with personal data in the columns that are searched."""
         manifest = self.parents[0].manifest
-        for column in text_columns(manifest):
-            is_chat = manifest.kind == "chat" and column == CHAT
-            yield column, _Texts(column, rows[column].combine_chunks(), is_chat=is_chat)
+        columns = [
+            _Texts(column, rows[column].combine_chunks(), is_chat=manifest.kind == "chat" and column == CHAT)
+            for column in text_columns(manifest)
+        ]
+        return [_Found(texts, *found) for texts in columns for found in self.detector.find_in(texts.values)]
 
     def apply(self, rows: Table, work: Path) -> Outcome:
-        ids = rows[ROW].combine_chunks()
+        ids, found = rows[ROW].combine_chunks(), self._found(rows)
         spans = [
             {
-                "row": ids[int(texts.rows[number])].as_py(), "column": texts.places[number], "kind": one.kind,
-                "start": one.start, "end": one.end, "check": one.check, "shape": shape_of(text[one.start : one.end]),
+                "row": ids[each.row].as_py(), "column": each.texts.places[each.number], "kind": one.kind,
+                "start": one.start, "end": one.end, "check": one.check,
+                "shape": shape_of(each.text[one.start : one.end]),
             }
-            for _, texts in self._texts(rows)
-            for number, text, found in self.detector.find_in(texts.values)
-            for one in found
+            for each in found
+            for one in each.findings
         ]  # fmt: skip
         text, number = pa.string(), pa.int64()
         names = ("row", "column", "kind", "start", "end", "check", "shape")
         schema = pa.schema([(name, number if name in ("start", "end") else text) for name in names])
-        return Outcome(pa.Table.from_pylist(spans, schema))
+        return Outcome(pa.Table.from_pylist(spans, schema), facts=_counts(found))
 
 
 @dataclass(frozen=True)
@@ -123,25 +155,12 @@ class RemovePii(FindPii):
         return {**super().settings, "action": self.action}
 
     def apply(self, rows: Table, work: Path) -> Outcome:
-        facts: Counter[str] = Counter({"rows_found": 0})
-        kinds: dict[int, set[str]] = {}
-        for column, texts in self._texts(rows):
-            masked: dict[int, str] = {}
-            for number, text, found in self.detector.find_in(texts.values):
-                kinds.setdefault(int(texts.rows[number]), set()).update(one.kind for one in found)
-                facts.update(f"found.{one.kind}.{one.check}" for one in found)
-                if self.action == "mask":
-                    masked[number] = self.detector.mask(text, found)
-            if masked:
-                rows = rows.set_column(rows.column_names.index(column), column, texts.replaced(masked))
-        facts["rows_found"] = len(kinds)
-        facts.update(f"rows_found.{kind}" for found_kinds in kinds.values() for kind in found_kinds)
-        counts = dict(sorted(facts.items()))
+        found = self._found(rows)
         if self.action == "mask":
-            return Outcome(rows, facts=counts)
-        keep = np.ones(len(rows), bool)
-        keep[list(kinds)] = False
-        order = sorted(kinds)
-        rules = [f"pii.{min(kinds[place], key=self.detector.kinds.index)}" for place in order]
-        ids = rows[ROW].take(pa.array(order, pa.int64()))
-        return Outcome(rows.filter(pa.array(keep)), dropped_rows(ids, rules), counts)
+            for texts, own in groupby(found, attrgetter("texts")):
+                masked = {each.number: self.detector.mask(each.text, each.findings) for each in own}
+                rows = set_column(rows, texts.column, texts.replaced(masked))
+            return Outcome(rows, facts=_counts(found))
+        kinds = dict(sorted(_kinds_by_row(found).items()))
+        rules = [f"pii.{min(of_row, key=self.detector.kinds.index)}" for of_row in kinds.values()]
+        return replace(without(rows, list(kinds), rules), facts=_counts(found))
