@@ -1,1 +1,1 @@
-"""From raw files to immutable, explained versions of data sets. training reads them by `aifx.data.versions`."""
+"""Steps from raw files to immutable, explained versions of data sets, which training reads by `aifx.data.versions`."""

@@ -40,10 +40,10 @@ from aifx.data.versions.shards import read_shard
 
 SLOW = ("html", "warc", "image")
 CSV_MEMORY = 400 << 20
-"""Of a process that reads CSV: pyarrow reads several blocks ahead, each as large as the largest row may be."""
+"""Memory of a process that reads CSV: pyarrow reads several blocks ahead, each as large as the largest row may be."""
 
 BYTES_PER_WORKER = 256 << 20
-"""Of files of other formats: a process reads so much in about the second that it takes to start."""
+"""Bytes of files of other formats per process, which reads so much in about the second that it takes to start."""
 
 SHOWN = 10
 """Bad rows that the command shows."""
@@ -258,8 +258,11 @@ def _is_same(file: SourceFile, source: Source | None, options: ReadOptions) -> b
 
 
 def check_options(options: ReadOptions) -> None:
-    """Raises UsageError for an encoding that Python does not know, a pattern that is no regular expression, and the
-    name of a field that is not UTF-8."""
+    """Check an encoding, a pattern and the name of a field.
+
+    Raises UsageError for an encoding that Python does not know, a pattern that is no regular expression, and the name
+    of a field that is not UTF-8.
+    """
     check_utf8("name of the text field", options.text_field)
     try:
         re.compile((options.split_at or "").encode())
@@ -277,7 +280,7 @@ def check_options(options: ReadOptions) -> None:
 
 
 def refusal(manifest: Manifest, max_bad: float, *, allows_damaged: bool) -> str:
-    """Why too much of the files of a version could not be read; "" if it is not.
+    """The reason to refuse a version of whose files too much could not be read; "" if there is none.
 
     Args:
         max_bad: the largest share of bad rows if below 1, otherwise their largest number.
@@ -386,7 +389,7 @@ def first_quarantined(version: Version) -> list[dict[str, Any]]:
 
 
 def _likely_encodings(bad: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[str]]:
-    """Of the rows in quarantine that are not UTF-8, by file."""
+    """The likely encodings of the rows in quarantine that are not UTF-8, by file."""
     samples: dict[str, bytes] = {}
     for row in bad:
         value = row["value"] or b""

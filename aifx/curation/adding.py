@@ -37,7 +37,7 @@ from aifx.data.versions.manifest import Source
 from aifx.data.versions.shards import PART_BYTES, read_parts
 
 TASK_BYTES = 64 << 20
-"""Of source files that one task reads, unless one file is larger."""
+"""Bytes of source files that one task reads, unless one file is larger."""
 
 COLUMNS = "columns.json"
 DECODED: tuple[Format, ...] = ("text", "jsonl", "csv")

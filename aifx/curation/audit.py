@@ -26,7 +26,7 @@ from aifx.data.versions.shards import read_parts, write_shard
 from aifx.data.versions.verification import check_shards
 
 LEAST_WORDS = 20
-"""Of a row of which a copy is planted: in a shorter one, an edit leaves too little."""
+"""Words of a row of which a copy is planted, at least: in a shorter one, an edit leaves too little."""
 
 LEAST_SIMILARITY = 0.5
 ROWS_PER_SHARD = 5000

@@ -28,7 +28,7 @@ REMOVES_PERSONAL_DATA = ("pii", "erase")
 SAMPLE_ROWS = 100_000
 BINS = 10
 LEAST_ROWS = 100
-"""Of each version. The measures of fewer are noise."""
+"""Rows of each version, at least. The measures of fewer are noise."""
 
 Compared: TypeAlias = Literal["numbers", "lengths", "values"]
 
@@ -330,7 +330,7 @@ def _sample(version: Version, expressions: Sequence[str]) -> list[Any]:
 
 
 def _values(profiles: tuple[Profile, Profile]) -> list[ColumnDrift]:
-    """From the profiles, for columns all of whose values they hold."""
+    """The drift of the columns all of whose values the profiles hold."""
     found = []
     before, after = profiles
     for name in before.columns.keys() & after.columns.keys():

@@ -52,7 +52,7 @@ from aifx.data.versions.sql import identifier
 
 DIGESTS, BANDS = "digests", "bands"
 MEMBER_BYTES = 256
-"""Of memory for each row of a cluster that is decided about."""
+"""Memory for each row of a cluster that is decided about."""
 
 
 def find_duplicates(version: Version, near: float | None, work: Path, sketches: Path, limits: Limits) -> dict[str, int]:

@@ -7,10 +7,21 @@ A step works in a folder that is named by a digest of all that its result depend
     done/<task>.json   written when all shards of a task are in out/
     version/           the version's folder, before it has a name
 
-A process may be killed at any moment. When all tasks are done, the files that the manifest names move from `out` to
-`version`, which then gets its name. For a remote root, the folder is in the cache; the version is copied from there.
-Each process that works in the folder holds it, together with the others, so that nobody deletes it meanwhile.
+When all tasks are done, the files that the manifest names move from `out` to `version`, which then gets its name. For a
+remote root, the folder is in the cache; the version is copied from there. Each process that works in the folder holds
+it, together with the others, so that nobody deletes it meanwhile.
 """
+
+# How a step goes on after it was killed, at any moment. Each effect becomes visible by one rename, after all that it
+# refers to is on the disk, and the code that makes it first looks whether it is there:
+#
+#   1. prepared.json says that `prepared` is whole. Without it, the folder is emptied and made again.
+#   2. done/<task>.json says that the shards of a task are whole. A task without it runs again, and writes the same
+#      bytes under the same names, since `Step.run` is a pure function. So it may even run twice at a time.
+#   3. The version's folder gets its name, which is a digest of its content. The same version again changes nothing.
+#   4. `latest` is replaced, and the run is recorded in lineage.jsonl under its key, once.
+#
+# Only then is the folder of the work deleted. A call that finds the version there does what is left of 4.
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from aifx.runs.provenance import read_provenance
 
 SETTINGS_CHARACTERS = 200
 MOST_SOURCES = 1000
-"""Of a difference."""
+"""Sources that a difference lists, at most."""
 
 _DIGEST = re.compile(r"[0-9a-f]{40,}")
 

@@ -60,6 +60,13 @@ def _sample(text: str) -> str:
     return text[begin : begin + SAMPLE]
 
 
+# How a language is identified (Lui and Baldwin, "langid.py: An Off-the-shelf Language Identification Tool", ACL 2012).
+# Features are sequences of one to four bytes that tell languages apart. An automaton (Aho and Corasick, 1975) finds all
+# of them in one pass: its state after a byte is the longest sequence that may have begun there, and says which feature
+# ends there. A naive Bayes classifier adds up the logarithms of the features' probabilities for each language. The walk
+# is sequential within a text, so it takes a step in all texts of a batch at once; the sums are a sparse product.
+
+
 @dataclass(frozen=True)
 class _Model:
     """py3langid's model: a naive Bayes classifier of byte sequences, which an automaton finds.
@@ -116,7 +123,7 @@ class _Model:
 
 
 def _bytes(sample: str) -> bytes:
-    """As py3langid reads a text."""
+    """The bytes of a text as py3langid reads it."""
     return unicodedata.normalize("NFC", sample.lower() if sample.isupper() else sample).encode()
 
 

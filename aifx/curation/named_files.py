@@ -97,7 +97,7 @@ class _NamedCatalog(Catalog):
 
 @dataclass(frozen=True)
 class NamedRows:
-    """What reading finds in the files of an implicit version.
+    """The rows and columns in the files of an implicit version.
 
     Attributes:
         columns: Arrow type by column; none of arrays, or if there are files of stores.
@@ -238,7 +238,7 @@ class _Columns:
 
 
 def _picture_values(file: SourceFile) -> dict[str, Any]:
-    """What a picture shows, and its split, by the columns that `aifx data add` gives them."""
+    """The label or value of a picture and its split, by the columns that `aifx data add` gives them."""
     target = file.target if file.target is not None else ""
     values = {target_field(target).name: list(target) if isinstance(target, tuple) else target}
     return values if file.split is None else {**values, SPLIT: file.split}

@@ -152,10 +152,20 @@ MOST_COMPARED = 1024
 
 PAIRS_AT_A_TIME = 1 << 12
 SORT_BYTES = 64
-"""Of memory for each key that is sorted."""
+"""Memory for each key that is sorted."""
 
 JOINED = "joined.i64"
 """The pairs of rows that were found to be near duplicates: two numbers each."""
+
+
+# How near duplicates are found. The shingles of a text are its runs of 5 words; two texts are as similar as the share
+# of their shingles that both have (Jaccard). A permutation of all shingles gives each text its smallest one, and two
+# texts get the same with just this probability (MinHash: A. Broder, "On the resemblance and containment of documents",
+# 1997). A signature has the minima of 96 permutations. It is cut into bands of some values, and two texts are
+# candidates if a whole band is equal (banding: Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", section
+# 3.4): with probability 1 - (1 - s^rows)^bands at similarity s, which rises steeply near the threshold. Both steps are
+# chance, so each candidate is verified: its similarity is computed from the shingles of both texts. A pair is left out
+# without that only if its signatures agree in `SLACK` standard deviations fewer values than those of near duplicates.
 
 
 @dataclass(frozen=True)

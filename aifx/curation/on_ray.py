@@ -176,7 +176,7 @@ def _socket_folder() -> Path:
 
 
 def _check_nodes(ray: Any, memory_bytes: int) -> None:
-    """Raises EnvironmentFault if no node can run a task, for which Ray would wait forever."""
+    """Raise EnvironmentFault if no node can run a task, for which Ray would wait forever."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     largest = max((node.get("memory", 0) for node in nodes if node.get("CPU", 0) >= 1), default=0)
     if largest < memory_bytes:

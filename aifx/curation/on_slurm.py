@@ -121,7 +121,7 @@ def run_share(work: Path, element: int, elements: int) -> None:
 
 
 def _read_tasks(path: Path) -> tuple[Step, list[int], Limits]:
-    """Raises EnvironmentFault if somebody else may have written them: a pickle is code."""
+    """Load the tasks of a job. Raises EnvironmentFault if somebody else may have written them: a pickle is code."""
     found = path.stat()
     if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise EnvironmentFault(f"{path} cannot be trusted", "another user may have written it", f"ls -l {path}")

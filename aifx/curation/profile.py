@@ -42,7 +42,7 @@ MOST_VALUES = 1000
 SHOWN_VALUES = 100
 SHOWN_CHARACTERS = 80
 WORDS_BYTES = 1 << 16
-"""Of some rows whose words are counted. Of a longer text, they are counted in so many bytes."""
+"""Bytes of some rows whose words are counted. In a longer text, they are counted in so many bytes."""
 
 MOST_PARTS = 32
 """Profiles that are held before they are added up."""
@@ -63,7 +63,7 @@ def most_frequent(counts: Mapping[str, int], most: int | None = None) -> dict[st
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long the values of a column are.
+    """Lengths of the values of a column.
 
     Attributes:
         rows: that were measured.
@@ -277,7 +277,7 @@ _NUMBER = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _hashes_of_duckdb(values: ChunkedArray) -> Any:
-    """Of lists and other types: loading DuckDB takes a fifth of a second and 60 MB."""
+    """Hashes of lists and other types, by DuckDB: loading it takes a fifth of a second and 60 MB."""
     import duckdb
 
     with _connection().cursor() as cursor, suppress(duckdb.Error):  # a type of Arrow that DuckDB does not have
@@ -338,7 +338,7 @@ def _merged_column(name: str, parts: Sequence[PartialColumn]) -> PartialColumn:
 
 
 def _lengths(rows: Table) -> dict[str, Lengths]:
-    """Of the texts in characters, and in words of as many of them as `WORDS_BYTES` hold; of images in bytes."""
+    """Lengths of the texts in characters, and in words for as many as `WORDS_BYTES` hold; of images in bytes."""
 
     def numbers(column: Any) -> Any:
         return column.drop_null().to_numpy()
@@ -354,7 +354,7 @@ def _lengths(rows: Table) -> dict[str, Lengths]:
 
 
 def _chat_lengths(rows: Table) -> dict[str, Lengths]:
-    """Of the chats in messages, and in characters of what they say."""
+    """Lengths of the chats in messages, and in characters of what they say."""
     from aifx.data.chat.lines import messages_of  # with all readers of files, for which other kinds must not pay
 
     chats = [messages_of(chat) for chat in rows.column(CHAT).to_pylist()]

@@ -28,13 +28,13 @@ from aifx.data.versions.sql import not_enough_memory, open_selection
 
 BATCH_ROWS = 1 << 11
 GROUP_BYTES = 16 << 20
-"""Of the rows of a row group of Parquet."""
+"""Bytes of the rows of a row group of Parquet."""
 
 PARENT_BYTES = 64 << 20
-"""Of the command, which waits for the query, without the rows that it returns (50 MB measured)."""
+"""Memory of the command, which waits for the query, without the rows that it returns (50 MB measured)."""
 
 STACKS_BYTES = 64 << 20
-"""Of memory that DuckDB's first threads and allocator reserve and do not use (56 MB measured, two threads)."""
+"""Memory that DuckDB's first threads and allocator reserve and do not use (56 MB measured, two threads)."""
 
 
 @dataclass(frozen=True)

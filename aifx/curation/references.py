@@ -73,7 +73,7 @@ class ReferenceFiles:
         return replace(replace(self, base=self.work).read(str(path), "text"), name=name)
 
     def _name(self, path: str) -> str:
-        """Of a file below the base its path from there, otherwise its last part: the same on every machine."""
+        """The path of a file from the base, or its last part if it is not below: the same on every machine."""
         if "://" in path:
             return without_secrets(path)
         name = name_of(os.path.abspath(os.path.expanduser(path)), self.base)

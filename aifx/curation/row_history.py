@@ -1,4 +1,4 @@
-"""Why a row is in a version, or is not: its source, and what each step did with it."""
+"""The history of a row, which explains why it is in a version or is not: its source, and what each step did with it."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ class _Search:
         self._opened.__exit__(*error)
 
     def rows(self, row: str | None, text: str | None) -> list[FoundRow]:
-        """Of any version, each once."""
+        """The rows of any version that are searched for, each once."""
         condition = ""
         if row is not None:
             source, _, place = row.rpartition(":")

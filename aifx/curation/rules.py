@@ -101,7 +101,7 @@ class Parts:
         return _ratio(self.sums(values), self.counts)
 
     def character_share(self, chosen: NDArray[np.bool_]) -> Values:
-        """Of the characters of the parts of each text, the share in the chosen parts."""
+        """The share of the characters of each text's parts that are in the chosen parts."""
         return _ratio(self.sums(self.lengths * chosen), self.characters)
 
     def in_later_ngram(self, n: int) -> NDArray[np.bool_]:

@@ -22,7 +22,7 @@ from aifx.data.versions.manifest import ShardFile, Source, Version
 from aifx.data.versions.shards import dropped_rows, read_parts
 
 PROCESS_BYTES = 160 << 20
-"""Of a process that runs tasks: the interpreter with its packages, and a few parts of rows."""
+"""Memory of a process that runs tasks: the interpreter with its packages, and a few parts of rows."""
 
 
 @dataclass(frozen=True)

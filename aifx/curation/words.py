@@ -26,7 +26,7 @@ U64: TypeAlias = NDArray[np.uint64]
 I64: TypeAlias = NDArray[np.int64]
 
 PIECE_BYTES = 1 << 18
-"""Of text at a time, so that the arrays of a piece stay in the processor's cache."""
+"""Bytes of text at a time, so that the arrays of a piece stay in the processor's cache."""
 
 _SEPARATOR, _LETTER, _WORD = 0, 1, 2  # classes of characters; a _WORD is a word by itself
 _WITHOUT_SPACES = (

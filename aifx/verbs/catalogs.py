@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 from aifx.core import parsing
-from aifx.core.errors import UsageError
+from aifx.core.errors import UsageError, nearest
 from aifx.core.project import CONFIG_NAME, Project, find_project
 from aifx.verbs.arguments import StrPath
 
@@ -133,15 +133,22 @@ def project_around(folder: StrPath = ".") -> Project | None:
 def implicit_section(reference: str | None, catalog: Catalog, project: Project | None) -> DataSection | None:
     """`[data]` of the project if `reference` is a key of it that names files, such as "data.train"; otherwise None.
 
-    A data set of that name is meant first.
+    A data set of that name is meant first. Raises UsageError if the name is none, and a key is nearest to it.
     """
     from aifx.data.names import FILE_KEYS
     from aifx.kinds import load_config
 
     name = (reference or "").partition("@")[0]
-    if project is None or name not in FILE_KEYS or catalog.latest(name) is not None:
+    key = nearest(name, FILE_KEYS)
+    if project is None or key is None or catalog.latest(name) is not None:
         return None
-    return load_config(project).data
+    if key == name:
+        return load_config(project).data
+    if nearest(name, [*FILE_KEYS, *catalog.names()]) == key:
+        raise UsageError(
+            f"no data set {name!r} in {catalog.store.url}", f"did you mean {key!r}?", f"aifx data show {key}"
+        )
+    return None
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def packed(data: bytes, suffix: str) -> bytes:
 
 
 def decompressed(data: bytes) -> bytes:
-    """What zlib decompresses, given byte by byte."""
+    """The output of zlib, which is given byte by byte."""
     found, stream = bytearray(), zlib.decompressobj(31)
     with suppress(zlib.error):
         for at in range(len(data)):
@@ -48,7 +48,7 @@ def decompressed(data: bytes) -> bytes:
 
 @pytest.mark.parametrize(("suffix", "write"), [("jsonl", as_jsonl), ("csv", as_csv)])
 def test_all_rows_before_the_damage_are_there(tmp_path: Path, suffix: str, write: Callable[[list[str]], bytes]) -> None:
-    """Of a file without its end, and of one that goes on with something else."""
+    """The rows of a file without its end, and of one that goes on with something else."""
     data, half = write(ROWS), len(ROWS) // 2
     for codec in ("gz", "zst"):
         whole = packed(data, codec)

@@ -59,7 +59,7 @@ def run(root: Path, *arguments: str) -> subprocess.Popen[bytes]:
 
 
 def content(root: Path) -> dict[str, bytes]:
-    """What all versions hold. The history has times, and locks are of processes."""
+    """The contents of all versions. The history has times, and locks are of processes."""
     folder = root / "datasets" / "corpus"
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"]
     assert not list(folder.glob(".work-*"))

@@ -13,7 +13,7 @@ from effort import IS_LONG, seed_of_commit
 
 HERE = Path(__file__).parent
 EVERY = {"dedupe": 3}
-"""Of its changes, one so often is tried, unless LONG=1."""
+"""Number of its changes of which one is tried, unless LONG=1."""
 
 WRITERS = ("collect_files", "dedupe", "read_database", "index", "tokenize", "purge")
 

@@ -50,7 +50,7 @@ def test_why_a_row_has_its_label(catalog: Catalog) -> None:
 
 @pytest.mark.slow
 def test_planted_wrong_labels_are_found(catalog: Catalog, tmp_path: Path) -> None:
-    """Of 400 real images, 30 have the label of another class."""
+    """400 real images, of which 30 have the label of another class."""
     pytest.importorskip("cleanlab")
     data = np.load(FASHION)
     chosen = [at for at in range(4000) if data["train_labels"][at] in (1, 3, 8, 9)][:400]

@@ -1,4 +1,4 @@
-"""What killed commands leave among the data sets, and `aifx data gc`."""
+"""Leftovers of killed commands among the data sets, and `aifx data gc`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def version(catalog: Catalog) -> Version:
 
 
 def leave(root: Path, version: Version) -> dict[str, tuple[str, int]]:
-    """What commands that were killed leave: the kind and the bytes of each, by its path."""
+    """Leftovers of commands that were killed: the kind and the bytes of each, by its path."""
     own, indexes = root / "pets", root / "pets" / "indexes" / version.manifest.version
     left = {
         own / ".work-0123456789abcdef": "step",

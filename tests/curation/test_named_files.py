@@ -147,6 +147,14 @@ def test_a_table_that_changes_while_it_is_read_is_refused(
         form.open(section, project, made_folder(project.root / "assets"))
 
 
+def test_a_name_near_a_key_suggests_the_key(project: Project) -> None:
+    for command in ("show", "verify"):
+        refused = inprocess.run(["data", command, "data.trian"], project.root, dict(os.environ))
+        assert refused.returncode == 2
+        assert "no data set 'data.trian'" in refused.stderr and "did you mean 'data.train'?" in refused.stderr
+        assert "aifx data show data.train" in refused.stderr
+
+
 def test_verify_compares_files_with_a_version_of_them(project: Project) -> None:
     whole = verify_files("data.train", SECTION, project)
     assert (whole.files, whole.unread, whole.damages) == (2, 0, ())

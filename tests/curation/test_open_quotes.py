@@ -69,7 +69,7 @@ def test_quotes_that_end_are_no_damage(tmp_path: Path) -> None:
 
 
 def test_any_quote_that_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Python's module finds, whatever blocks the rows are in."""
+    """The rows that Python's module finds, whatever blocks they are in."""
     monkeypatch.setattr(csv_reader, "BLOCK_BYTES", 400)
     dice, found = random.Random(5), [0, 0]
     values = ["a", "1", "", "two\nlines", "x, y", 'a "b" c', '"', "\n", "é" * 30]

@@ -88,7 +88,7 @@ def test_another_version_of_aifx_remakes_nothing(catalog: Catalog, monkeypatch: 
 def test_other_code_runs_again_and_makes_the_same_version_of_the_same_rows(
     root: str, tmp_path: Path, upper: Callable[[str], ModuleType]
 ) -> None:
-    """What was made of the version is not made again. A third time, the code is known to have made these rows."""
+    """Versions made of the version are not made again. A third time, the code is known to have made these rows."""
     catalog = open_catalog(root if "://" in root else str(tmp_path / root))
     parent = execute(Rows((), (("a cat", "a dog"),)), "pets", catalog, LIMITS).version
     step = upper(UPPER).Upper((parent,))

@@ -49,7 +49,7 @@ SESSION = (
 """Settings that decide how values are written as text, and in which order rows come."""
 
 BATCH_BYTES = 16 << 20
-"""Of a batch, about. The same rows are divided into the same batches, so that their file has the same bytes."""
+"""Approximate size of a batch. The same rows come in the same batches, so that their file has the same bytes."""
 
 FIXED = frozenset({"bool", "int2", "int4", "int8", "float4", "float8"})
 TIMES = {"date": "1000000-01-01", "timestamp": "290000-01-01", "timestamptz": "290000-01-01"}
@@ -66,7 +66,7 @@ _OF_STATEMENTS = ("0A", "22", "23", "25", "42", "44", "P0")
 """Classes of SQLSTATE for statements and values at fault."""
 
 NO_ROOM = re.compile("tuple is too big|invalid memory alloc request|enlarge string buffer")
-"""Of a row of more than 1 GB. The driver gives no code for some of these."""
+"""Errors about a row of more than 1 GB. The driver gives no code for some of them."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pyarrow import RecordBatch, Schema
 
 ROW_BYTES = 128 << 20
-"""Of the largest row. A larger one stays in the database, and the quarantine has its number."""
+"""Size of the largest row. A larger one stays in the database, and the quarantine has its number."""
 
 PASSWORD = "AIFX_DATABASE_PASSWORD"
 """Environment variable with the password of any database. PostgreSQL's own variables and files work too."""
@@ -61,7 +61,7 @@ class DatabaseUrl:
 
 
 def parse_database_url(url: str) -> DatabaseUrl:
-    """Raises UsageError for a URL with a password, which `ps` and the shell's history show, or without database."""
+    """The parts of a URL. Raises UsageError for a password, which the shell's history shows, or without database."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port

@@ -63,7 +63,7 @@ def parse_query(sources: list[str], sql: str, key: str | None) -> Query:
 
 
 def check_no_database(sources: list[str]) -> None:
-    """Raises UsageError for the URL of a database."""
+    """Raise UsageError for the URL of a database."""
     for source in sources:
         scheme = source.partition("://")[0].partition("+")[0].lower() if "://" in source else ""
         if scheme in DATABASES:
@@ -232,7 +232,7 @@ class Spool:
         write_json(self._folder / PARTS, {"source": self._query.name, "parts": plain(self._parts)})
 
     def _check_key(self, batch: RecordBatch, before: Any) -> None:
-        """Raises DataError if the key does not tell rows apart."""
+        """Raise DataError if the key does not tell rows apart."""
         if self._query.key is None or not len(batch):
             return
         keys = batch.column(self._query.key)

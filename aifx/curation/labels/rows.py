@@ -120,7 +120,7 @@ def image_type(data: bytes) -> str:
 
 
 LEASE_S = 600.0
-"""How long a row that a labeller got is kept for them."""
+"""Time for which a row is kept for the labeller who received it."""
 
 
 def sample_rows(version: Version, column: str, count: int, seed: int, *, relabel: bool = False) -> list[str]:
@@ -312,8 +312,11 @@ class LabelQueue:
         return sum(entry.label is not None for entry in entries)
 
     def progress(self, labeller: str, most: int) -> dict[str, Any]:
-        """How far the labelling is, for the page: rows of the queue, those that have as many labels as asked for, and
-        those that a labeller labelled or skipped, of which the ids of the last `most` follow, the latest last."""
+        """The progress of the labelling, for the page.
+
+        It counts the rows of the queue, those that have as many labels as asked for, and those that a labeller labelled
+        or skipped. Of these, the ids of the last `most` follow, the latest last.
+        """
         states = [self._state.by_row.get(row, {}) for row in self.rows]
         own = [of_row[labeller] for of_row in states if labeller in of_row]
         done, labelled = sum(self._count(of_row.values()) >= self.overlap for of_row in states), self._count(own)

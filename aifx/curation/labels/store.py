@@ -38,7 +38,7 @@ Action: TypeAlias = Literal["label", "skip", "undo"]
 LabelKind: TypeAlias = Literal["text", "images", "table", "chat", "pairs"]
 
 MOST_CHARACTERS = 200
-"""Of a label, of a labeller's name, of a line's id and of its time."""
+"""Length of a label, of a labeller's name, of a line's id and of its time, at most."""
 
 MOST_NOTE = 2000
 

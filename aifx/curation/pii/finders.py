@@ -482,7 +482,7 @@ class Detector:
 
 
 def make_detector(kinds: Sequence[str], regions: Sequence[str]) -> Detector:
-    """Raises UsageError for an unknown kind or region, EnvironmentFault if a kind needs what is not installed."""
+    """A detector. Raises UsageError for an unknown kind or region, EnvironmentFault if a kind needs an extra."""
     from phonenumbers import SUPPORTED_REGIONS
 
     known = [search.kind for search in SEARCHES]
@@ -498,7 +498,7 @@ def make_detector(kinds: Sequence[str], regions: Sequence[str]) -> Detector:
 
 
 def _longest(found: Iterator[Finding]) -> list[Finding]:
-    """Of overlapping findings of one kind, the longest, and of these the first."""
+    """The longest of overlapping findings of one kind, and of equally long ones the first."""
     kept: list[Finding] = []
     for one in sorted(found, key=lambda one: (one.start - one.end, one)):
         if not any(one.overlaps(other) for other in kept):

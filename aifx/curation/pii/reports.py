@@ -25,7 +25,7 @@ from aifx.data.versions.shards import read_shard
 from aifx.data.versions.verification import check_shards
 
 SHAPES = 3
-"""Of each kind, so many of the shapes of its values are shown."""
+"""Shapes of values that a report has of each kind."""
 
 
 @dataclass(frozen=True)
