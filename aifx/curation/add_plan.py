@@ -286,7 +286,7 @@ def refusal(manifest: Manifest, max_bad: float, *, allows_damaged: bool) -> str:
         max_bad: the largest share of bad rows if below 1, otherwise their largest number.
         allows_damaged: whether files may end before their end.
     """
-    if (damaged := _damaged_files(manifest)) and not allows_damaged:
+    if (damaged := manifest.facts.get("damaged_files", 0)) and not allows_damaged:
         files = counted(damaged, "file")
         return f"{files} cannot be read to the end; --allow-damaged takes the rows before the damage"
     bad = manifest.quarantined_rows
@@ -295,10 +295,6 @@ def refusal(manifest: Manifest, max_bad: float, *, allows_damaged: bool) -> str:
     if bad > limit:
         return f"{bad:,} of {counted(rows, 'row')} cannot be read, and --max-bad {max_bad:g} allows {limit:,}"
     return "" if manifest.rows else "the files have no rows"
-
-
-def _damaged_files(manifest: Manifest) -> int:
-    return int(manifest.facts.get("damaged_files", 0))
 
 
 @dataclass(frozen=True)
@@ -367,7 +363,7 @@ def added_files(plan: AddPlan, made: Made, listing: Listing) -> AddedFiles:
         files_read=len(plan.step.files) if plan.step else 0,
         files_unchanged=len(plan.unchanged),
         quarantined=manifest.quarantined_rows,
-        damaged_files=_damaged_files(manifest),
+        damaged_files=manifest.facts.get("damaged_files", 0),
         bad_rows=tuple(QuarantinedRow(row["source"], row["line"], row["reason"]) for row in bad),
         likely_encodings=_likely_encodings(bad),
         encodings={source.name: found for source in manifest.sources if (found := decided_encoding(source))},

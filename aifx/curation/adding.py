@@ -40,6 +40,7 @@ TASK_BYTES = 64 << 20
 """Bytes of source files that one task reads, unless one file is larger."""
 
 COLUMNS = "columns.json"
+QUARANTINE = pa.schema({"source": pa.string(), "line": pa.int64(), "reason": pa.string(), "value": pa.binary()})
 DECODED: tuple[Format, ...] = ("text", "jsonl", "csv")
 """The formats that have an encoding."""
 
@@ -362,16 +363,8 @@ class Collector:
         self._documents = []
 
     def _quarantine(self) -> Table | None:
-        if not self._bad:
-            return None
-        return pa.table(
-            {
-                "source": pa.array([name for name, _ in self._bad], pa.string()),
-                "line": pa.array([row.line for _, row in self._bad], pa.int64()),
-                "reason": pa.array([row.reason for _, row in self._bad], pa.string()),
-                "value": pa.array([row.value for _, row in self._bad], pa.binary()),
-            }
-        )
+        bad = [{"source": name, "line": one.line, "reason": one.reason, "value": one.value} for name, one in self._bad]
+        return pa.Table.from_pylist(bad, QUARANTINE) if bad else None
 
 
 def options_of(file: SourceFile, options: ReadOptions) -> ReadOptions:

@@ -69,12 +69,12 @@ def named_rows(reference: str, section: DataSection, project: Project) -> Iterat
     return_memory()
     with unfinished(cache_path(ROWS_FOLDER) / version.key) as folder:
         columns = reader.find_columns(version.files)
-        types = columns_of(columns.table([]))
+        types = columns_of(_table([], columns))
         sources: list[Source] = []
         with ShardWriter(folder, f"{SHARDS}/00000") as shards:
-            shards.add(columns.table([]))
+            shards.add(_table([], columns))
             for rows in _parts(reader.read_all(version, sources)):
-                shards.add(columns.table(rows))
+                shards.add(_table(rows, columns))
         files, step = tuple(shards.files), StepRecord("add", {})
         num_rows, size = (sum(getattr(file, name) for file in files) for name in ("rows", "bytes"))
         manifest = Manifest(version.key, reader.kind, types, num_rows, size, files, (), {}, (), step, tuple(sources))
@@ -122,7 +122,7 @@ def count_rows(version: ImplicitVersion, section: DataSection) -> NamedRows:
             rows[file] = sum(1 for _ in reader.read(file))
     if None in rows.values():
         return NamedRows(reader.kind, {}, rows)
-    types = columns_of(reader.find_columns(version.files).table([]))
+    types = columns_of(_table([], reader.find_columns(version.files)))
     return NamedRows(reader.kind, {name: kind for name, kind in types.items() if name not in _OWN}, rows)
 
 
@@ -191,8 +191,8 @@ class _Reader:
                 rows = (replace(row, values={**row.values, **others}) for row, others in pairs)
             yield from (row for row in rows if row.values[field])
 
-    def find_columns(self, files: Iterable[SourceFile]) -> _Columns:
-        """The columns of the rows of all files, in one reading of those whose rows may have any."""
+    def find_columns(self, files: Iterable[SourceFile]) -> dict[str, tuple[str, ColumnType]]:
+        """The name and the type of the column for each field of the rows of all files, in one reading of these."""
         found: dict[str, set[ColumnType]] = defaultdict(set)
         for file in files if self.kind != "chat" else ():
             for row in self.read(file) if file.format in (*FORMATS, "image") else ():
@@ -208,33 +208,27 @@ class _Reader:
                 name += "_1"
             names.add(name.lower())
             columns[field] = name, _common(found[field])
-        return _Columns(columns)
+        return columns
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """The name and the type of the column for each field of the rows."""
-
-    columns: Mapping[str, tuple[str, ColumnType]]
-
-    def table(self, identified: list[tuple[str, Row]]) -> Table:
-        """Rows with their ids. Raises DataError for other fields than there were."""
-        rows = [row for _, row in identified]
-        found = {
-            ROW: pa.array([row_id for row_id, _ in identified], pa.string()),
-            SOURCE: pa.array([_escaped(row.file) for row in rows], pa.string()),
-            PLACE: pa.array([_escaped(row.place) for row in rows], pa.string()),
-        }
-        try:
-            for field, (name, kind) in self.columns.items():
-                values = [_fitted(row.values.get(field), kind) for row in rows]
-                found[name] = pa.array(values, pa.type_for_alias(kind))
-            if odd := next((row for row in rows if row.values.keys() - self.columns.keys()), None):
-                raise ValueError(odd.place)
-        except (TypeError, ValueError) as error:
-            what = f"{some_names(list(dict.fromkeys(row.file for row in rows)))} changed while it was read"
-            raise DataError(what, str(error), "run the same command again") from None
-        return pa.table(found)
+def _table(identified: list[tuple[str, Row]], columns: Mapping[str, tuple[str, ColumnType]]) -> Table:
+    """Rows with their ids. Raises DataError for other fields than there were."""
+    rows = [row for _, row in identified]
+    found = {
+        ROW: pa.array([row_id for row_id, _ in identified], pa.string()),
+        SOURCE: pa.array([_escaped(row.file) for row in rows], pa.string()),
+        PLACE: pa.array([_escaped(row.place) for row in rows], pa.string()),
+    }
+    try:
+        for field, (name, kind) in columns.items():
+            values = [_fitted(row.values.get(field), kind) for row in rows]
+            found[name] = pa.array(values, pa.type_for_alias(kind))
+        if odd := next((row for row in rows if row.values.keys() - columns.keys()), None):
+            raise ValueError(odd.place)
+    except (TypeError, ValueError) as error:
+        what = f"{some_names(list(dict.fromkeys(row.file for row in rows)))} changed while it was read"
+        raise DataError(what, str(error), "run the same command again") from None
+    return pa.table(found)
 
 
 def _picture_values(file: SourceFile) -> dict[str, Any]:

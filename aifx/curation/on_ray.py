@@ -12,7 +12,7 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +111,10 @@ def session(address: str, limits: Limits) -> Iterator[Any]:
     is_local = address == "local"
     passwords = dict.fromkeys(SECRETS)  # of databases, from which no task of Ray reads
     with environment({**ENVIRONMENT, **passwords, **(LOCAL_ENVIRONMENT if is_local else {})}):
-        ray = _import_ray()
+        try:
+            import ray
+        except ImportError as error:
+            raise EnvironmentFault("--on ray needs Ray", str(error), install_command("ray")) from None
         if ray.is_initialized():
             yield ray
             return
@@ -125,24 +128,11 @@ def session(address: str, limits: Limits) -> Iterator[Any]:
             started = set(psutil.Process().children(recursive=True)) - others
             ray.shutdown()
             if folder is not None:
-                _end(started)
+                for process in started:  # Ray's agents may outlive it by a minute
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+                psutil.wait_procs(started, timeout=10)
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _end(processes: Collection[psutil.Process]) -> None:
-    """Kill processes that Ray leaves: its agents may outlive it by a minute."""
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(processes, timeout=10)
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise EnvironmentFault("--on ray needs Ray", str(error), install_command("ray")) from None
-    return ray
 
 
 def _connect(ray: Any, address: str, folder: Path | None, limits: Limits) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -131,9 +132,8 @@ def explain_row(catalog: Catalog, row: str | None, text: str | None, references:
     chains = {manifests[-1].reference: manifests for one in references if (manifests := ancestors(catalog, one))}
     rows: dict[str, FoundRow] = {}
     bad: list[BadInput] = []
-    searches = [_Search(catalog, manifests) for manifests in chains.values()]
-    for search in searches:
-        with search:
+    for manifests in chains.values():
+        with _searching(catalog, manifests) as search:
             rows |= {one.row: one for one in search.rows(row, text)}
             bad += search.quarantined(row, text)
     if row is not None and row in rows:
@@ -146,31 +146,33 @@ def explain_row(catalog: Catalog, row: str | None, text: str | None, references:
     histories: list[RowHistory] = []
     if len(rows) == 1:
         (one,) = rows.values()
-        for search in searches:
-            with search:
+        for manifests in chains.values():
+            with _searching(catalog, manifests) as search:
                 histories += search.history(one.row)
     return Explanation(tuple(rows.values()), tuple(histories), tuple(dict.fromkeys(bad)))
 
 
+@contextmanager
+def _searching(catalog: Catalog, manifests: Sequence[Manifest]) -> Iterator[_Search]:
+    """A search in a version and its ancestors, whose rows are tables of a connection while the context is open."""
+    tables: dict[str, RowTable] = {}
+    for number, manifest in enumerate(manifests):
+        version = catalog.open(manifest.whole_reference)
+        tables[f"rows_{number}"] = RowTable(version)
+        tables |= {f"dropped_{number}": RowTable(version, "dropped")} if version.dropped else {}
+        tables |= {f"quarantine_{number}": RowTable(version, "quarantine")} if version.quarantine else {}
+    with open_tables(tables) as connection:
+        yield _Search(catalog, manifests, tables, connection)
+
+
+@dataclass(frozen=True)
 class _Search:
-    """The rows of a version and of its ancestors, in a connection while the context is open."""
+    """A search for rows: those of the manifests are tables of the connection, with their number at the end."""
 
-    def __init__(self, catalog: Catalog, manifests: Sequence[Manifest]) -> None:
-        self._catalog, self._manifests = catalog, manifests
-        self._tables: dict[str, RowTable] = {}
-        for number, manifest in enumerate(manifests):
-            version = catalog.open(manifest.whole_reference)
-            self._tables |= {f"rows_{number}": RowTable(version)}
-            self._tables |= {f"dropped_{number}": RowTable(version, "dropped")} if version.dropped else {}
-            self._tables |= {f"quarantine_{number}": RowTable(version, "quarantine")} if version.quarantine else {}
-
-    def __enter__(self) -> None:
-        self._opened = open_tables(self._tables)
-        self._connection = self._opened.__enter__()
-        (self._null,) = self._connection.execute("SELECT hash(NULL)").fetchone()  # of any type
-
-    def __exit__(self, *error: Any) -> None:
-        self._opened.__exit__(*error)
+    catalog: Catalog
+    manifests: Sequence[Manifest]
+    tables: Mapping[str, RowTable]
+    connection: Any
 
     def rows(self, row: str | None, text: str | None) -> list[FoundRow]:
         """The rows of any version that are searched for, each once."""
@@ -182,7 +184,7 @@ class _Search:
                 condition += f" OR {SOURCE} = {quoted(source)} AND ends_with({ROW}, '-{int(place) - 1}')"
             condition += ")"
         found: dict[str, FoundRow] = {}
-        for number, manifest in enumerate(self._manifests):
+        for number, manifest in enumerate(self.manifests):
             if text is not None:
                 if (column := _text_of(manifest)) is None:
                     continue
@@ -204,47 +206,48 @@ class _Search:
         else:
             return []
         found = []
-        for number, manifest in enumerate(self._manifests):
-            if (table := f"quarantine_{number}") in self._tables:
+        for number, manifest in enumerate(self.manifests):
+            if (table := f"quarantine_{number}") in self.tables:
                 sql = f"SELECT source, line, reason FROM {table} WHERE {which} LIMIT {MOST_FOUND}"
-                rows = self._connection.execute(sql, values).fetchall()
+                rows = self.connection.execute(sql, values).fetchall()
                 found += [BadInput(manifest.reference, *one) for one in rows]
         return found
 
     def history(self, row: str) -> list[RowHistory]:
         """The history of a row, if any version has it."""
         is_row = f"{ROW} = {quoted(row)}"
+        (null,) = self.connection.execute("SELECT hash(NULL)").fetchone()  # of any type
         steps: list[RowStep] = []
         last: int | None = None
-        before: tuple[Any, ...] | None = None
-        for number, manifest in enumerate(self._manifests):
+        before: dict[str, Any] | None = None
+        for number, manifest in enumerate(self.manifests):
             names = [name for name in manifest.columns if name != CLUSTER] or [ROW]  # a mix has no columns
             content = f"SELECT {', '.join(f'hash({identifier(name)})' for name in names)} FROM rows_{number}"
-            now = self._connection.execute(f"{content} WHERE {is_row}").fetchone()
+            now = self.connection.execute(f"{content} WHERE {is_row}").fetchone()
             if now is not None:
                 last = number
                 known = dict(zip(names, now, strict=True))
-                past = dict(before or ())
+                past = before or {}
                 is_changed = any(known.get(name, h) != h for name, h in past.items())
                 labels: tuple[RowLabel, ...] = ()
                 if manifest.step.name == STEP and before is not None:
                     column = manifest.step.settings["column"]
-                    is_changed |= past.get(column, self._null) != known[column]
-                    labels = _labels_behind(self._catalog, manifest, row) if known[column] != self._null else ()
+                    is_changed |= past.get(column, null) != known[column]
+                    labels = _labels_behind(self.catalog, manifest, row) if known[column] != null else ()
                 outcome: RowOutcome = "added" if before is None else "changed" if is_changed else "kept"
                 steps.append(RowStep(manifest.reference, manifest.step.name, outcome, None, None, labels))
-                before = tuple(known.items())
-            elif (dropped := self._dropped(number, is_row)) is not None:
-                rule, twin = dropped
-                found_twin = self._find(twin)
-                steps.append(RowStep(manifest.reference, manifest.step.name, "dropped", rule, found_twin))
+                before = known
+            elif (table := f"dropped_{number}") in self.tables:
+                for rule, twin in self.connection.execute(f"SELECT rule, twin FROM {table} WHERE {is_row}").fetchall():
+                    found_twin = self._find(twin)
+                    steps.append(RowStep(manifest.reference, manifest.step.name, "dropped", rule, found_twin))
         if not steps:
             return []
-        manifest = self._manifests[-1]
+        manifest = self.manifests[-1]
         found = self._select(last, is_row)[0] if last is not None else None
         source = found.source if found is not None else None
         digits = row.rpartition("-")[2]
-        license = next((one.license for m in self._manifests for one in m.sources if one.name == source), None)
+        license = next((one.license for m in self.manifests for one in m.sources if one.name == source), None)
         return [
             RowHistory(
                 reference=manifest.reference,
@@ -258,32 +261,19 @@ class _Search:
             )
         ]
 
-    def _dropped(self, number: int, is_row: str) -> tuple[str, str | None] | None:
-        if (table := f"dropped_{number}") not in self._tables:
-            return None
-        found: tuple[str, str | None] | None = self._connection.execute(
-            f"SELECT rule, twin FROM {table} WHERE {is_row}"
-        ).fetchone()
-        return found
-
     def _find(self, row: str | None) -> FoundRow | None:
         """The newest version of a row that is left."""
-        if row is None:
-            return None
-        for number in reversed(range(len(self._manifests))):
-            if found := self._select(number, f"{ROW} = {quoted(row)}"):
-                return found[0]
-        return None
+        numbers = reversed(range(len(self.manifests))) if row is not None else ()
+        found = (one for number in numbers for one in self._select(number, f"{ROW} = {quoted(str(row))}"))
+        return next(found, None)
 
     def _select(self, number: int, condition: str) -> list[FoundRow]:
-        manifest = self._manifests[number]
+        manifest = self.manifests[number]
         column = _text_of(manifest)
         text = f"left({column}, {BEGINNING})" if column is not None else "NULL"
         source = SOURCE if SOURCE in manifest.columns else "NULL"
-        sql = (
-            f"SELECT {ROW}, {source}, {text} FROM rows_{number} WHERE {condition} ORDER BY {ROW} LIMIT {MOST_FOUND + 1}"
-        )
-        found = self._connection.execute(sql).fetchall()
+        rows = f"FROM rows_{number} WHERE {condition} ORDER BY {ROW} LIMIT {MOST_FOUND + 1}"
+        found = self.connection.execute(f"SELECT {ROW}, {source}, {text} {rows}").fetchall()
         return [FoundRow(row, source, text, manifest.reference) for row, source, text in found]
 
 
@@ -295,8 +285,8 @@ def _text_of(manifest: Manifest) -> str | None:
 
 
 def _labels_behind(catalog: Catalog, manifest: Manifest, row: str) -> tuple[RowLabel, ...]:
-    """The labels that people have given to a row, if `aifx data label apply` made the version; otherwise none."""
-    if manifest.step.name != STEP or catalog.local is None:
+    """The labels that people have given to a row of a version that `aifx data label apply` made."""
+    if catalog.local is None:
         return ()
     entries = read_entries(label_file(catalog, manifest.name, manifest.step.settings["column"]))
     of_row = LabelState(entry for entry in entries if entry.row == row).by_row.get(row, {})

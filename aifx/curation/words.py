@@ -140,12 +140,9 @@ def text_buffer(texts: Any) -> tuple[NDArray[np.uint8], I64]:
     """The bytes of an Arrow array of strings or binaries without a copy, and [num_texts + 1] places in them."""
     if isinstance(texts, pa.ChunkedArray):
         texts = texts.combine_chunks() if texts.num_chunks != 1 else texts.chunk(0)
-    wide = pa.types.is_large_string(texts.type) or pa.types.is_large_binary(texts.type)
-    if not wide and not (pa.types.is_string(texts.type) or pa.types.is_binary(texts.type)):
-        raise TypeError(f"texts of type {texts.type}")
+    texts = texts.cast(pa.large_binary())  # copies the places, not the bytes
     _, places, data = texts.buffers()
-    kind: Any = np.int64 if wide else np.int32
-    offsets = np.frombuffer(places, kind)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
+    offsets = np.frombuffer(places, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     if data is None or not len(offsets):
         return np.zeros(0, np.uint8), np.zeros(len(texts) + 1, np.int64)
     first = int(offsets[0])

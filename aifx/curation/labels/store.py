@@ -116,12 +116,11 @@ class LabelState:
 
     def labels(self) -> dict[str, dict[str, str]]:
         """Label by labeller, by row."""
-        found: dict[str, dict[str, str]] = {}
-        for row, of_row in self.by_row.items():
-            for labeller, entry in of_row.items():
-                if entry.label is not None:
-                    found.setdefault(row, {})[labeller] = entry.label
-        return found
+        labels = {
+            row: {labeller: entry.label for labeller, entry in of_row.items() if entry.label is not None}
+            for row, of_row in self.by_row.items()
+        }
+        return {row: of_row for row, of_row in labels.items() if of_row}
 
 
 def label_file(catalog: Catalog, name: str, column: str) -> Path:
