@@ -298,8 +298,7 @@ def data_report(
         True
     """
     from aifx.core.pages import write_page
-    from aifx.curation.dataset_report import read_report
-    from aifx.curation.page import dataset_page
+    from aifx.curation.dataset_report import dataset_page, read_report
 
     catalog, _ = find_catalog(root, project)
     report = read_report(catalog, name, examples, against)

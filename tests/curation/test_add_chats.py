@@ -17,13 +17,12 @@ from aifx.core.errors import UsageError
 from aifx.core.project import Project
 from aifx.curation.add_plan import infer_kind
 from aifx.curation.cleaning import check_text
-from aifx.curation.dataset_report import read_report
+from aifx.curation.dataset_report import dataset_page, read_report
 from aifx.curation.duplicates import Dedupe, Split, find_clusters
 from aifx.curation.execution import execute
 from aifx.curation.labels.agreement import ApplyLabels
 from aifx.curation.labels.rows import least_certain, queued_rows, view_of
 from aifx.curation.mix import mix_of, parse_sets
-from aifx.curation.page import dataset_page
 from aifx.curation.pii.finders import Detector
 from aifx.curation.pii.reports import search
 from aifx.curation.pii.steps import FindPii, RemovePii

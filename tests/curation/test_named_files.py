@@ -151,7 +151,8 @@ def test_a_name_near_a_key_suggests_the_key(project: Project) -> None:
     for command in ("show", "verify"):
         refused = inprocess.run(["data", command, "data.trian"], project.root, dict(os.environ))
         assert refused.returncode == 2
-        assert "no data set 'data.trian'" in refused.stderr and "did you mean 'data.train'?" in refused.stderr
+        assert "no data set 'data.trian'" in refused.stderr
+        assert "did you mean 'data.train'?" in refused.stderr
         assert "aifx data show data.train" in refused.stderr
 
 

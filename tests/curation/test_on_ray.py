@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import inprocess
@@ -228,7 +229,7 @@ def test_processes_of_ray_get_no_password_of_a_database(monkeypatch: pytest.Monk
         raise KeyboardInterrupt
 
     monkeypatch.setenv("AIFX_DATABASE_PASSWORD", "s3cr3t-Pa55")
-    monkeypatch.setattr(on_ray, "_import_ray", stopped)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=stopped))
     with pytest.raises(KeyboardInterrupt), on_ray.session("local", LIMITS):
         pass
     assert seen[0]["RAY_AUTH_MODE"] == "token"
