@@ -116,7 +116,12 @@ class _Batch:
                 self._keep(rule.keeps(self._texts), rule.id)
         if step.languages is not None:
             self._identify(step.languages)
-            self._judge_by_language([rule for rule in rules if rule.languages])
+            for rule in rules:
+                if rule.languages:
+                    languages = self.rows[LANGUAGE].combine_chunks()
+                    others = pc.invert(pc.is_in(languages, pa.array(rule.languages, pa.string())))
+                    self._keep(rule.keeps(self._texts) | others.to_numpy(zero_copy_only=False), rule.id)
+            self.facts.update(f"language.{name}" for name in self.rows[LANGUAGE].to_pylist())
         self.facts["rows_changed"] += pc.sum(pc.not_equal(self._before, self._texts.values)).as_py() or 0
         rows = set_column(self.rows, TEXT, self._texts.values)
         return Outcome(rows, pa.concat_tables(self.dropped), dict(sorted(self.facts.items())))
@@ -145,13 +150,6 @@ class _Batch:
             self.rows = self.rows.append_column(name, values)
         if keep:
             self._keep(pc.is_in(self.rows[LANGUAGE].combine_chunks(), pa.array(keep, pa.string())), LANGUAGE)
-
-    def _judge_by_language(self, rules: list[Rule]) -> None:
-        for rule in rules:
-            languages = self.rows[LANGUAGE].combine_chunks()
-            others = pc.invert(pc.is_in(languages, pa.array(rule.languages, pa.string())))
-            self._keep(rule.keeps(self._texts) | others.to_numpy(zero_copy_only=False), rule.id)
-        self.facts.update(f"language.{name}" for name in self.rows[LANGUAGE].to_pylist())
 
     def _keep(self, kept: Any, rule: str) -> None:
         """Drop the other rows."""

@@ -28,7 +28,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -282,7 +282,10 @@ def _make_version(
     whole = work / WHOLE
     (whole / SHARDS).mkdir(parents=True, exist_ok=True)
     remove_temporary(whole)  # of a call that was killed
-    _move([file.name for file in manifest.files], work / OUT, whole)
+    for file in manifest.files:
+        (whole / file.name).parent.mkdir(exist_ok=True)
+        if not (whole / file.name).exists():  # a call that was killed may have moved it
+            os.replace(work / OUT / file.name, whole / file.name)
     profile = complete_profile(merge_profiles(result.profile for result in results), manifest, whole)
     artifact = seal_version(whole, manifest, plain(profile))
     is_there = catalog.store.size(f"{name}/{manifest.version}/{MANIFEST}") is not None  # other code made the same rows
@@ -295,18 +298,6 @@ def _make_version(
     publish(whole, target)
     mark_checked(target, artifact, [shard.name for shard in manifest.shards])
     return Version(target, manifest)
-
-
-def _move(files: Iterable[str], source: Path, target: Path) -> None:
-    """Move files of a version to the folder that gets its name, unless a call that was killed has done so."""
-    for file in files:
-        path = target / file
-        path.parent.mkdir(exist_ok=True)
-        try:
-            os.replace(source / file, path)
-        except FileNotFoundError:
-            if not path.exists():
-                raise
 
 
 def _prepare(step: Step, work: Path, limits: Limits) -> Mapping[str, Any]:

@@ -325,7 +325,10 @@ def compare_versions(catalog: Catalog, first: str, second: str) -> VersionDiffer
         removed_by = [
             RemovedBy(one.reference, one.step.name, rule, rows)
             for number, one in enumerate(between.values())
-            for rule, rows in _rules(connection, f"dropped_{number}")
+            for rule, rows in connection.execute(
+                f"""SELECT rule, count(*) FROM dropped_{number} JOIN pairs USING (_row) WHERE is_removed
+                GROUP BY 1 ORDER BY 2 DESC, 1"""
+            ).fetchall()
         ]
     ours, theirs = a.manifest.columns, b.manifest.columns
     return VersionDifference(
@@ -346,11 +349,3 @@ def compare_versions(catalog: Catalog, first: str, second: str) -> VersionDiffer
 
 def _source(manifest: Manifest) -> str:
     return SOURCE if SOURCE in manifest.columns else f"NULL::VARCHAR AS {SOURCE}"
-
-
-def _rules(connection: Any, table: str) -> list[tuple[str, int]]:
-    found: list[tuple[str, int]] = connection.execute(
-        f"""SELECT rule, count(*) FROM {table} JOIN pairs USING (_row) WHERE is_removed
-        GROUP BY 1 ORDER BY 2 DESC, 1"""
-    ).fetchall()
-    return found

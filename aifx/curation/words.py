@@ -259,15 +259,13 @@ class _Characters:
 
     def of(self, codes: I64) -> tuple[NDArray[np.uint8], I64]:
         pages = np.flatnonzero(np.bincount(codes // _PAGE))
-        for page in pages[~self._is_known[pages]]:
-            self._learn(range(int(page) * _PAGE, (int(page) + 1) * _PAGE))
+        for page in pages[~self._is_known[pages]].tolist():
+            begin, end = page * _PAGE, (page + 1) * _PAGE
+            characters = [chr(code) for code in range(begin, end)]
+            self._classes[begin:end] = [_class_of(character) for character in characters]
+            self._lower[begin:end] = [_lower_of(character) for character in characters]
             self._is_known[page] = True
         return self._classes[codes], self._lower[codes]
-
-    def _learn(self, codes: range) -> None:
-        characters = [chr(code) for code in codes]
-        self._classes[codes.start : codes.stop] = [_class_of(character) for character in characters]
-        self._lower[codes.start : codes.stop] = [_lower_of(character) for character in characters]
 
 
 def _class_of(character: str) -> int:

@@ -50,7 +50,7 @@ def press(browser: Browser, key: str) -> None:
         )
 
 
-def shown(browser: Browser) -> str | None:
+def displayed_row(browser: Browser) -> str | None:
     return browser.ask("document.getElementById('card').hidden ? null : document.getElementById('card').dataset.row")
 
 
@@ -78,7 +78,7 @@ def test_fifty_labels_by_keyboard(catalog: Catalog, open_browser: Callable[..., 
         assert browser.ask("document.querySelectorAll('#card img, #card script').length") == 0
         expected = {}
         for number in range(50):
-            row = shown(browser)
+            row = displayed_row(browser)
             assert row == f"f-{number}"
             press(browser, "12"[number % 2])
             expected[row] = {"ann": ("good", "bad")[number % 2]}
@@ -130,7 +130,7 @@ def test_two_labellers_and_a_server_that_dies(
 
     def label(name: str) -> None:
         browsers[name].wait("document.getElementById('card')?.hidden === false")
-        row = shown(browsers[name])
+        row = displayed_row(browsers[name])
         assert row is not None
         given[name].append(row)
         press(browsers[name], "1")
@@ -158,7 +158,7 @@ def test_two_labellers_and_a_server_that_dies(
         found = labels_of(catalog)
         assert {row: {name: "good"} for name in given for row in given[name]} == found
         assert len(found) == 12
-        assert shown(browsers["ann"]) not in found
+        assert displayed_row(browsers["ann"]) not in found
         label("ann")
         wait_state(browsers["ann"], "saved")
         assert len(entries_of(catalog)) == 13

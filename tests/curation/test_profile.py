@@ -73,10 +73,10 @@ def test_parts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aifx.curation.profile.WORDS_BYTES", 1 << 30)  # words of all texts
     rows = table(9000)
     whole = profile_rows(rows, "table")
-    divided = merge_profiles(profile_rows(rows.slice(start, 700), "table") for start in range(0, 9000, 700))
-    assert {**plain(divided), "columns": None} == {**plain(whole), "columns": None}
+    merged = merge_profiles(profile_rows(rows.slice(start, 700), "table") for start in range(0, 9000, 700))
+    assert {**plain(merged), "columns": None} == {**plain(whole), "columns": None}
     for name in rows.column_names:
-        ours, theirs = plain(divided.columns[name]), plain(whole.columns[name])
+        ours, theirs = plain(merged.columns[name]), plain(whole.columns[name])
         ours.pop("bytes"), theirs.pop("bytes")  # offsets and bitmaps of slices
         assert ours == theirs, name
     assert len(whole.columns["id"].hashes or ()) == HASHES

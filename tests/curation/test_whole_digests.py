@@ -115,10 +115,10 @@ def test_a_listing_says_which_format_a_manifest_has(
         refused.value.why,
         refused.value.hint,
     )
-    shown = inprocess.run(["data", "ls", "--root", catalog.store.url], tmp_path, {})
-    assert shown.returncode == 0
-    assert refused.value.why in shown.stderr
-    assert chain[0].reference in shown.stdout
+    listed = inprocess.run(["data", "ls", "--root", catalog.store.url], tmp_path, {})
+    assert listed.returncode == 0
+    assert refused.value.why in listed.stderr
+    assert chain[0].reference in listed.stdout
 
 
 def test_a_copy_in_the_cache_is_compared_and_only_what_is_damaged_is_copied_again(
