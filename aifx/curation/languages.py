@@ -106,14 +106,14 @@ class _Model:
         from scipy.sparse import csr_matrix
 
         longest = max(map(len, data))
-        letters = np.zeros((longest, len(data)), np.int64)
+        letters = np.zeros((longest, len(data)), np.uint8)
         for place, one in enumerate(data):
             letters[: len(one), place] = np.frombuffer(one, np.uint8)
         found = np.empty((longest, len(data)), np.int64)
-        state = np.zeros(len(data), np.int64)
+        state = np.zeros(len(data), np.uint32)
         for step in range(longest):
-            state = self.moves[self.row[state] + letters[step]].astype(np.int64)
-            found[step] = self.features[state]
+            state = self.moves.take(self.row.take(state) + letters[step])
+            found[step] = self.features.take(state)
         is_feature = (found >= 0) & (np.arange(longest)[:, None] < sizes)
         steps, places = np.nonzero(is_feature)
         keys, counts = np.unique(places * len(self.weights) + found[steps, places], return_counts=True)
