@@ -11,7 +11,6 @@ import inprocess
 import pytest
 from adding import environ_of, rows_of
 
-from aifx.curation.databases import other
 from aifx.data.versions.catalog import open_catalog
 
 ROWS = [(1, None, "é", b"\x00"), (2, 2.5, "it's 12:30", None), (3, 3.0, "", b"x")]
@@ -26,7 +25,7 @@ def add(folder: Path, url: str, *args: str) -> Any:
 @pytest.mark.parametrize("dialect", ["sqlite", "duckdb"])
 def test_rows_of_a_file(tmp_path: Path, dialect: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if the first rows have nulls, and later ones a wider type."""
-    monkeypatch.setattr(other, "PIECE_ROWS", 1)
+    monkeypatch.setattr("aifx.curation.databases.query.PIECE_ROWS", 1)
     path = tmp_path / "a.db"
     connection: Any = sqlite3.connect(path) if dialect == "sqlite" else duckdb.connect(str(path))
     connection.execute("CREATE TABLE t (id BIGINT, share DOUBLE, note VARCHAR, raw BLOB)")
@@ -103,7 +102,7 @@ def test_a_query_writes_nothing(tmp_path: Path, dialect: str) -> None:
 
 
 def test_numbers_that_no_type_holds_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(other, "PIECE_ROWS", 1)
+    monkeypatch.setattr("aifx.curation.databases.query.PIECE_ROWS", 1)
     sqlite3.connect(tmp_path / "a.db").close()
     sql = "SELECT 1152921504606846977 AS a UNION ALL SELECT 1.5"
     done = add(tmp_path, "sqlite:///a.db", "--query", sql)

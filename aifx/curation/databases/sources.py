@@ -36,9 +36,8 @@ from aifx.core.locks import holding
 from aifx.core.parsing import check_utf8, parse_json
 from aifx.core.plurals import counted
 from aifx.core.progress import Reporter, report_progress
-from aifx.curation.databases.other import open_other
 from aifx.curation.databases.postgresql import open_snapshot
-from aifx.curation.databases.query import Part, Query, Snapshot, parse_database_url
+from aifx.curation.databases.query import Part, Query, Snapshot, open_other, parse_database_url
 from aifx.curation.work_folders import READ, holding_dataset, steps_folder
 from aifx.data.readers.query import CHECK
 from aifx.data.readers.sources import Listing, SourceFile
