@@ -110,12 +110,10 @@ def lineage_of(catalog: Catalog, reference: str, project: Project | None) -> Lin
             continue
         manifest = find_manifest(catalog, one)
         names = tuple(dict.fromkeys(run.run for run in runs if run.reference == one))
-        if manifest is not None:
-            version = _existing(catalog, manifest, names, outputs[one])
-        else:
-            version = _deleted(one, events.get(one, {}), names, outputs[one])
+        version = _existing(catalog, manifest) if manifest is not None else _deleted(one, events.get(one, {}))
         waiting += version.parents
-        found[one] = replace(version, parents=tuple(map(short_reference, version.parents)))
+        parents = tuple(map(short_reference, version.parents))
+        found[one] = replace(version, parents=parents, runs=names, outputs=tuple(outputs[one]))
     return Lineage(asked.reference, tuple(found.values()))
 
 
@@ -168,9 +166,8 @@ def settings_text(settings: Mapping[str, Any]) -> str:
     return shorten(text, SETTINGS_CHARACTERS)
 
 
-def _existing(
-    catalog: Catalog, manifest: Manifest, runs: tuple[str, ...], outputs: Sequence[LineageOutput]
-) -> LineageVersion:
+def _existing(catalog: Catalog, manifest: Manifest) -> LineageVersion:
+    """A version, without its runs and outputs."""
     parents = [find_manifest(catalog, parent) for parent in manifest.parents]
     is_known = None not in parents
     rows, size_bytes = rows_and_bytes(manifest)
@@ -186,15 +183,13 @@ def _existing(
         dropped_by=manifest.dropped_by,
         sources=len(new_sources(manifest, [one for one in parents if one is not None])) if is_known else 0,
         licenses=manifest.licenses,
-        runs=runs,
-        outputs=tuple(outputs),
+        runs=(),
+        outputs=(),
     )
 
 
-def _deleted(
-    reference: str, event: Mapping[str, Any], runs: tuple[str, ...], outputs: Sequence[LineageOutput]
-) -> LineageVersion:
-    """A version that was deleted, from its event in lineage.jsonl."""
+def _deleted(reference: str, event: Mapping[str, Any]) -> LineageVersion:
+    """A version that was deleted, from its event in lineage.jsonl, without its runs and outputs."""
     inputs = [(one, _version(one)) for one in event.get("inputs", ())]
     step = event.get("job", {}).get("facets", {}).get(STEP_FACET, {})
     return LineageVersion(
@@ -209,8 +204,8 @@ def _deleted(
         dropped_by={},
         sources=int(step.get("sources", 0)),
         licenses=(),
-        runs=runs,
-        outputs=tuple(outputs),
+        runs=(),
+        outputs=(),
         is_deleted=True,
     )
 
