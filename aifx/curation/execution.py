@@ -162,7 +162,7 @@ class NotMade(Exception):
 
     def __init__(self, step: Step, note: str = "") -> None:
         super().__init__(f"no version is made by {step.name}")
-        self.step, self.settings, self.note = step.name, step.settings, note
+        self.step, self.settings, self.note = step.name, plain(step.settings), note
         self.parents = tuple(parent.manifest.whole_reference for parent in step.parents)
         self.code = code_of(step)
 
