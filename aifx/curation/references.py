@@ -90,7 +90,8 @@ def open_references(
     references = []
     for each in against:
         name = each.partition("@")[0]
-        if DATASET_NAME.fullmatch(name) and catalog.latest(name):
+        is_name = DATASET_NAME.fullmatch(name)
+        if is_name and (catalog.latest(name) or ("@" in each and catalog.versions(name))):
             references.append(_of_version(catalog.open(each)))
         else:
             references.append(files.read(each, text_field))

@@ -255,7 +255,12 @@ def _parse(name: str, table: Any, names: Collection[str], path: Path) -> Recipe:
             raise ConfigError(f"{path}: {name}, step {number} ({step.name}) is out of place", why, REFERENCE)
     if not steps:
         raise ConfigError(f"{path}: [{name}] has no step", "a data set is made by steps", REFERENCE)
-    return Recipe(name, steps, tuple(sorted(_read_by(steps).intersection(names))))
+    for number, step in enumerate(steps, 1):
+        if name in _compared_with(step, name) and not any(before.name == "split" for before in steps[: number - 1]):
+            why = "its own validation and test rows are compared with, and no step before it splits the rows"
+            hint = "add a step split before it, or name texts: against = [...]"
+            raise ConfigError(f"{path}: {name}, step {number} ({step.name}) has nothing to compare with", why, hint)
+    return Recipe(name, steps, tuple(sorted(_read_by(steps, name).intersection(names))))
 
 
 def _parse_step(given: Any, where: str) -> RecipeStep:
@@ -302,11 +307,23 @@ def _required(step: str) -> Iterator[str]:
             yield name
 
 
-def _read_by(steps: Sequence[RecipeStep]) -> set[str]:
-    """The names that may be those of data sets that the steps read."""
+def _read_by(steps: Sequence[RecipeStep], name: str) -> set[str]:
+    """The names that may be those of data sets that the steps of a data set read."""
     mixed = {text.rpartition(":")[0] for step in steps for text in step.settings.get("sets", ())}
-    compared = {text for step in steps if step.name == "decontaminate" for text in step.settings.get("against", ())}
+    compared = {text for step in steps for text in _compared_with(step, name) if text != name}
     return {reference.partition("@")[0] for reference in mixed | compared}
+
+
+def _compared_with(step: RecipeStep, name: str) -> Sequence[str]:
+    """The texts that `decontaminate` compares a data set with: by default its own validation and test rows.
+
+    Those of `data.dataset` are not: a mix may have that name that reads this data set, so that each run of the recipe
+    would compare with other texts than the one before.
+    """
+    if step.name != "decontaminate":
+        return ()
+    against: Sequence[str] = step.settings.get("against", (name,))
+    return against
 
 
 def _in_order(recipes: Mapping[str, Recipe], names: Sequence[str], path: Path) -> list[Recipe]:
@@ -337,6 +354,9 @@ def _versions(recipe: Recipe, folder: Path, options: StepOptions) -> Iterator[tu
         if step.name == "add":
             given = [_from_folder(source, folder) for source in given]
             settings["only"] = True
+        if step.name == "decontaminate":
+            compared = _compared_with(step, recipe.name)
+            settings["against"] = [reference if text == recipe.name else text for text in compared]
         for key in ("rules", "against"):
             if key in settings:
                 settings[key] = [_from_folder(each, folder, is_file=True) for each in settings[key]]

@@ -1,4 +1,4 @@
-"""The Dockerfile of each template. No image is built here: what it says is compared with what aifx and the project have."""
+"""The Dockerfile of each template. No image is built here: the tests compare it with aifx and the project."""
 
 from __future__ import annotations
 

@@ -101,6 +101,16 @@ def test_a_data_set_has_the_files_of_its_recipe_alone(project: Path) -> None:
     assert aifx.data_make("corpus").data_sets[0].steps[0].rows == 30
 
 
+def test_decontaminate_compares_with_held_out_rows_although_the_project_trains_on_the_data_set(project: Path) -> None:
+    config = (project / "aifx.toml").read_text()
+    (project / "aifx.toml").write_text(f'{config}[data]\ndataset = "blend"\n')
+    recipe = RECIPE.replace("test = 0.2 } },", "test = 0.2 } },\n    { decontaminate = {} },")
+    (project / "recipe.toml").write_text(recipe)
+    made = aifx.data_make()
+    assert made.data_sets[0].steps[-1].step == "decontaminate"
+    assert [one.reference for one in aifx.data_make().data_sets] == [one.reference for one in made.data_sets]
+
+
 def test_what_is_read_is_made_first(project: Path) -> None:
     made = aifx.data_make("blend")
     assert [one.name for one in made.data_sets] == ["corpus", "letters", "blend"]
@@ -141,6 +151,7 @@ def test_a_step_that_breaks_its_limit_ends_it_and_the_name_keeps_its_meaning(
         (RECIPE.replace("near = 0.8", "near = '0.8'"), r"step 2 \(dedupe\): near = '0.8' cannot be used"),
         (RECIPE.replace("mask = true", ""), "neither mask nor drop"),
         (RECIPE.replace("letters:1", "blend:1"), "blend reads itself"),
+        (RECIPE.replace("{ pii", "{ decontaminate = {} }, { pii"), r"step 3 \(decontaminate\) has nothing to compare"),
     ],
 )
 def test_an_error_names_the_place(project: Path, text: str, error: str) -> None:
