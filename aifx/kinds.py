@@ -24,7 +24,7 @@ from aifx.models import Family
 from aifx.objectives import OBJECTIVES, ObjectiveKind
 
 TYPES: Mapping[PartName, type[Kind]] = {"model": Family, "objective": ObjectiveKind, "data": DataKind}
-"""What `module:NAME` of a project's own must be, by section."""
+"""The type that `module:NAME` of a project's own must have, by section."""
 
 TASKS: Mapping[str, Mapping[PartName, str]] = {
     "language": {"model": "decoder", "objective": "next-token", "data": "text"},
@@ -45,7 +45,7 @@ def families() -> tuple[Family, ...]:
 
 
 def bundled(section: PartName) -> Mapping[str, Kind]:
-    """What comes with aifx and a project can name, by name."""
+    """The kinds of a section that come with aifx and that a project can name."""
     if section == "model":
         return {family.name: family for family in families() if family.is_trained}
     return OBJECTIVES if section == "objective" else DATA_KINDS

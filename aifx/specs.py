@@ -18,7 +18,7 @@ Params: TypeAlias = dict[str, Any]  # nested dicts, jax.Array leaves
 Specs: TypeAlias = dict[str, Any]  # the same nesting, ArraySpec leaves
 
 Dimensions: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
-"""Of an array that is multiplied by: those that the product reduces, and those that it produces."""
+"""Axes of an array that others are multiplied by: those that the product reduces, and those that it produces."""
 
 LAYERS = "layers"
 """The node of a tree that holds a repeated block: `{"0": ..., "1": ...}` when unrolled, and on disk always;

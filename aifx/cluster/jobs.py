@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from aifx.core.json_files import read_jsonl
 
 State: TypeAlias = Literal["pending", "running", "ending", "completed", "failed", "stopped", "unknown"]
-"""Of a job. "ending": its processes save and leave. "unknown": the scheduler does not know it, or does not answer."""
+"""State of a job. "ending": its processes save and leave. "unknown": its scheduler has forgotten it or is silent."""
 
 OVER = ("completed", "failed", "stopped")
 POLL_S = 2.0  # between questions to a scheduler, which has other users
@@ -21,7 +21,7 @@ POLL_S = 2.0  # between questions to a scheduler, which has other users
 
 @dataclass(frozen=True)
 class LaunchRecord:
-    """What was handed to a scheduler.
+    """A job as it was handed to a scheduler.
 
     Attributes:
         id: of the launch, also the name of its folder.

@@ -28,7 +28,7 @@ CONTAINER = "aifx"
 CACHE = "/cache"
 TPU_RESOURCE = "google.com/tpu"
 STOP_MARGIN_S = 30
-"""From the signal to the step's end, and from the saved checkpoint to the process's end."""
+"""Time between the signal and the step's end, and between the saved checkpoint and the process's end."""
 
 MAX_POD_NAME = 63
 POD_SUFFIX = len("-abcde")  # Kubernetes makes pods' names unique
@@ -52,7 +52,7 @@ DOCTOR = "aifx doctor; test $? -ne 1"
 
 @dataclass(frozen=True)
 class Names:
-    """What the names of a JobSet's objects are made of, and how many there are.
+    """The parts of the names of a JobSet's objects, and the number of objects.
 
     Attributes:
         nodes: of each slice.

@@ -1,4 +1,4 @@
-"""What was launched on a cluster: a folder each below `runs/.launched`, and how it is looked after.
+"""Launches on a cluster: a folder each below `runs/.launched`, and how they are looked after.
 
 `record.json` names the job and its scheduler, and `events.jsonl` has its history. A scheduler is a `Backend`, found by
 the name in the record.
@@ -45,13 +45,13 @@ class Launched:
 
 @dataclass(frozen=True)
 class LaunchList(Result):
-    """What `aifx launch ls --json` prints, the newest launch last."""
+    """The document of `aifx launch ls --json`, the newest launch last."""
 
     launches: list[Launched]
 
 
 def backend_of(record: LaunchRecord) -> Backend:
-    """Raises UsageError for one that this version does not know."""
+    """The scheduler of a launch. Raises UsageError for one that this version does not know."""
     if record.backend not in BACKENDS:
         raise UsageError(f"launch {record.id} is on {record.backend!r}", did_you_mean(record.backend, BACKENDS))
     backend: Backend = importlib.import_module(BACKENDS[record.backend]).BACKEND

@@ -36,7 +36,7 @@ Write = Callable[[int, bytes], None]
 
 @dataclass(frozen=True)
 class Process:
-    """How one of the processes is started: the command, and the variables that it gets in addition."""
+    """One of the processes before its start: the command, and the variables that it gets in addition."""
 
     argv: Sequence[str]
     variables: Mapping[str, str]
@@ -44,7 +44,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Attempt:
-    """How the processes ended once.
+    """The end of the processes after one start.
 
     Attributes:
         code: of the whole: that of the first failure. A process that a signal killed counts as preempted.

@@ -54,13 +54,13 @@ class Slurm:
     def status(self, record: LaunchRecord, folder: Path) -> JobStatus:
         ended = _end_of(folder)
         try:
-            shown = ask_slurm("scontrol", "show", "job", "--oneliner", *_job(record))
+            answer = ask_slurm("scontrol", "show", "job", "--oneliner", *_job(record))
         except EnvironmentFault as error:
             return ended or JobStatus("unknown", error.what)
-        text = shown.output.decode("utf-8", "replace")
-        if not shown.succeeded or f"JobName={job_name(record.id)} " not in text:
-            is_forgotten = shown.succeeded or "Invalid job id" in "".join(shown.last_lines)
-            return ended or JobStatus("unknown", "Slurm has forgotten it" if is_forgotten else shown.last_line)
+        text = answer.output.decode("utf-8", "replace")
+        if not answer.succeeded or f"JobName={job_name(record.id)} " not in text:
+            is_forgotten = answer.succeeded or "Invalid job id" in "".join(answer.last_lines)
+            return ended or JobStatus("unknown", "Slurm has forgotten it" if is_forgotten else answer.last_line)
         return _status(text, ended)
 
     def stop(self, record: LaunchRecord, status: JobStatus, *, now: bool) -> None:

@@ -20,7 +20,7 @@ from aifx.core.sanitize import escape_controls
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """What a script is made of.
+    """The parts of a job's script.
 
     Attributes:
         id: of the launch.
@@ -38,7 +38,7 @@ class SlurmJob:
 
 
 def job_name(launch: str) -> str:
-    """What Slurm calls a launch."""
+    """The name of a launch in Slurm."""
     return f"aifx-{launch}"
 
 
@@ -111,7 +111,7 @@ def srun(launch: LaunchSection, slurm: SlurmSection, root: Path, nodes: int) -> 
 
 
 def program(launch: LaunchSection, slurm: SlurmSection) -> list[str]:
-    """How the nodes start aifx: from their own PATH if the job brings an environment, otherwise as it was started."""
+    """The command by which nodes start aifx: by their own PATH if the job brings an environment, otherwise as here."""
     if launch.image or slurm.setup_script:
         return ["aifx"]
     beside = Path(sys.executable).with_name("aifx")

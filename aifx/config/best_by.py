@@ -46,7 +46,7 @@ LOSS = BestBy("loss", "min")
 
 @dataclass(frozen=True)
 class Score:
-    """What ranks a checkpoint among those of its run."""
+    """The value that ranks a checkpoint among those of its run."""
 
     metric: str
     direction: Direction
@@ -68,7 +68,7 @@ def score_of(best_by: BestBy, metrics: Mapping[str, Any] | None, before: Sequenc
 
 
 def parse_best_by(text: str) -> BestBy:
-    """Raises UsageError for anything but `min METRIC` and `max METRIC`."""
+    """Parse `min METRIC` or `max METRIC`. Raises UsageError for anything else."""
     direction, _, metric = text.strip().partition(" ")
     if direction not in ("min", "max") or not metric.strip():
         raise UsageError(
@@ -80,7 +80,7 @@ def parse_best_by(text: str) -> BestBy:
 
 
 def best_by_of(config: Config) -> BestBy:
-    """What ranks the checkpoints of a run with this configuration."""
+    """The metric that ranks the checkpoints of a run with this configuration, and its direction."""
     if config.checkpoint.best_by != AUTO:
         return parse_best_by(config.checkpoint.best_by)
     return first_of(parse_gate(expr) for expr in config.eval.gates) or LOSS
@@ -95,7 +95,7 @@ def first_of(gates: Iterable[Gate]) -> BestBy | None:
 
 
 def check_metric(best_by: BestBy, known: Iterable[str]) -> None:
-    """Raises ConfigError if validation does not report the metric."""
+    """Check that validation reports the metric. Raises ConfigError if it does not."""
     names = list(known)
     if best_by.metric not in names:
         near = did_you_mean(best_by.metric, [n for n in names if "." not in n or "." in best_by.metric])

@@ -18,7 +18,7 @@ from aifx.config.sections import (
 
 
 class CheckpointSection(Section):
-    """What is kept on disk, and how often."""
+    """Checkpoints on disk: how often they are written, and which are kept."""
 
     every: NonNegativeInt = setting(
         200, "Steps between checkpoints; 0 saves only at the end and when stopped.", RESUME_SAFE

@@ -1,4 +1,4 @@
-"""What no single key can know: settings that do not go together."""
+"""Checks of several keys: settings that do not go together."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class Config:
         return self.origins.get(key, DEFAULT)
 
     def precedence(self, key: str) -> int:
-        """How far the origin of `section.key` goes over others: 0 is a default, the most is `--set`."""
+        """The rank of the origin of `section.key`: 0 is a default, the highest is `--set`."""
         return get_args(OriginKind).index(self.origin(key).kind)
 
     def apply_to(self, project: Project) -> Project:
@@ -97,7 +97,7 @@ SECTION_TYPES: Mapping[str, type[Section]] = get_type_hints(Config)
 
 
 def compare(old: Config, new: Config, mark: Mapping[str, Any] | None = None) -> list[Difference]:
-    """What differs.
+    """The differences between two configurations.
 
     Args:
         mark: only of the keys that bear this mark, RESUME_SAFE or ROUNDING. By default what may not change between a

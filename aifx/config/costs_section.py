@@ -10,7 +10,7 @@ from aifx.config.sections import RESUME_SAFE, NonNegativeFloat, PositiveFloat, S
 
 
 class CostsSection(Section):
-    """What training costs, for the bill of `aifx runs show`. Nothing is assumed for what is not set."""
+    """Costs of training, for the bill of `aifx runs show`. Nothing is assumed for keys that are not set."""
 
     price_per_hour: NonNegativeFloat | None = setting(
         None, "Price of all machines of a run for an hour, in any currency.", RESUME_SAFE

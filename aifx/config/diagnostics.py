@@ -37,7 +37,7 @@ def refuse(mistakes: Iterable[Mistake]) -> None:
     raise ConfigError(str(first), "\n".join(map(str, others)), "fix these, then: aifx config check")
 
 
-def shown(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A value as a person would have written it, cut when long."""
     if isinstance(value, float):
         text = repr(value)
@@ -49,13 +49,13 @@ def shown(value: Any) -> str:
 
 
 def expectation(schema: Mapping[str, Any]) -> str:
-    """What a JSON schema of one value asks for, in words: "a whole number, 1 or more"."""
+    """The values that a JSON schema accepts, in words: "a whole number, 1 or more"."""
     if "anyOf" in schema:
         return " or ".join(expectation(s) for s in schema["anyOf"] if s.get("type") != "null")
     if "const" in schema:
-        return shown(schema["const"])
+        return value_text(schema["const"])
     if "enum" in schema:
-        return "one of " + ", ".join(shown(choice) for choice in schema["enum"])
+        return "one of " + ", ".join(value_text(choice) for choice in schema["enum"])
     if "prefixItems" in schema:
         return "a list of " + " and ".join(expectation(item) for item in schema["prefixItems"])
     match schema.get("type"):
@@ -71,7 +71,7 @@ def expectation(schema: Mapping[str, Any]) -> str:
         case "object" if patterns := schema.get("patternProperties"):
             return f"a table, each {expectation(next(iter(patterns.values())))}"
         case "string" if examples := schema.get("examples"):
-            return f"text such as {shown(examples[0])}"
+            return f"text such as {value_text(examples[0])}"
         case kind:
             names = {"string": "text", "boolean": "true or false", "object": "a table"}
             return names.get(str(kind), "another value")

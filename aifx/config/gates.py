@@ -1,4 +1,4 @@
-"""Gates: what a checkpoint must reach, written `NAME OP NUMBER` ("bits_per_byte <= 2.2")."""
+"""Gates: conditions that a checkpoint must meet, written `NAME OP NUMBER` ("bits_per_byte <= 2.2")."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class GateResult:
 
 
 def parse_gate(expr: str) -> Gate:
-    """Raises UsageError for what is not `NAME OP NUMBER`."""
+    """Parse `NAME OP NUMBER`. Raises UsageError for anything else."""
     match = _GATE.fullmatch(expr)
     if match is None or not math.isfinite(bound := float(match["bound"])):
         raise UsageError(
@@ -51,7 +51,7 @@ def parse_gate(expr: str) -> Gate:
 
 
 def check_names(gates: Iterable[Gate], known: Iterable[str]) -> None:
-    """Raises UsageError for a gate on a metric that does not exist."""
+    """Check that the metric of each gate is known. Raises UsageError for one that is not."""
     names = list(known)
     for gate in gates:
         if gate.name not in names:

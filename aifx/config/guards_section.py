@@ -18,7 +18,7 @@ from aifx.config.sections import (
 
 
 class GuardsSection(Section):
-    """What a run does about steps that went wrong: docs/guards.md."""
+    """The reactions of a run to steps that went wrong: docs/guards.md."""
 
     non_finite: Literal["skip", "roll_back", "stop"] = setting(
         "skip",

@@ -1,4 +1,4 @@
-"""What `aifx.toml` may name, and the keys of its sections that follow from it."""
+"""The names that `aifx.toml` may use, and the keys of its sections that follow from them."""
 
 from __future__ import annotations
 

@@ -22,10 +22,10 @@ SIZE = r"[0-9]{1,12}[KMGT]?"
 NUMBER = r"[0-9]{1,9}"
 TIME = r"[0-9]{1,9}(-[0-9][0-9]?(:[0-9][0-9]?){0,2}|(:[0-9][0-9]?){1,2})?"
 WORDS = r"[A-Za-z0-9_.,:=/*&|()\[\]@%+-]{1,1000}"
-"""What Slurm uses in constraints, licences and dates: no space, quote, backslash, `#` or control character."""
+"""Characters of Slurm's constraints, licences and dates: no space, quote, backslash, `#` or control character."""
 
 MARGIN_S = 120
-"""What a time limit must leave before the signal: Slurm is up to a minute early, and a job takes time to start."""
+"""Least time of a job before the signal: Slurm is up to a minute early, and a job takes time to start."""
 
 FLAG = ""
 """An option without a value."""
@@ -83,7 +83,7 @@ OWN_KEYS = {
 """Options of sbatch that a setting of their own stands for."""
 
 SETTERS = r"(COORDINATOR|NUM_PROCESSES|PROCESS_ID|LAUNCHER)"
-"""What follows `AIFX_` in the variables that `aifx launch` itself sets."""
+"""Names after `AIFX_` of the variables that `aifx launch` itself sets."""
 
 ABSOLUTE = r"/[^,:\x00-\x1f\x7f]{0,1000}"
 

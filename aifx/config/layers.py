@@ -1,4 +1,4 @@
-"""What people have set, and where: the file, the environment, the command line."""
+"""The layers of settings and their origins: the file, the environment, the command line."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def _secret(where: str, section: str, key: str, variable: str) -> Mistake:
 
 
 def _nearest_name(kinds: Kinds, section: str, key: str) -> str:
-    """What `section.key` may have meant, if there is no such section."""
+    """The name that `section.key` may have meant, if there is no such section."""
     if ours := own_key(section, key, kinds.full_keys()):
         return suggestion(key, ours)
     if (own := own_section(section)) is None:

@@ -1,4 +1,4 @@
-"""From what people set to one configuration: `--set` > `AIFX_SECTION__KEY` > `aifx.toml` > preset > defaults."""
+"""Loading a configuration from its layers: `--set` > `AIFX_SECTION__KEY` > `aifx.toml` > preset > defaults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from aifx.config.checks import check_conflicts
 from aifx.config.config import SECTION_NAMES, SECTION_TYPES, Config
-from aifx.config.diagnostics import Mistake, choices, expectation, refuse, shown
+from aifx.config.diagnostics import Mistake, choices, expectation, refuse, value_text
 from aifx.config.foreign_keys import own_key, suggestion
 from aifx.config.kinds import Kinds
 from aifx.config.layers import Given, Layers
@@ -175,7 +175,7 @@ def _fill_preset(layers: Layers, family: Kind) -> None:
     if name is None:
         return
     if name not in family.presets:
-        problem = f"model.preset = {shown(name)} is not a preset of {family.name} models"
+        problem = f"model.preset = {value_text(name)} is not a preset of {family.name} models"
         reason = did_you_mean(name, family.presets) or "they have none"
         where = layers.origin("model", "preset").where
         layers.mistakes.append(Mistake(where, problem, reason, "docs/models.md lists them"))
@@ -243,11 +243,11 @@ def _unusable(name: str, key: str, schema: Mapping[str, Any], given: Given, reas
             reason += f"; did you mean {match!r}?"
     hint = f"aifx config keys {name}"
     if expectation(schema) == "text" and isinstance(given.value, (datetime.date, datetime.time)):
-        hint = f'{key} = "{shown(given.value)}"'
+        hint = f'{key} = "{value_text(given.value)}"'
     elif schema.get("type") == "array" and given.raw is not None and not isinstance(given.value, list):
         setting = f"--set {name}.{key}" if given.origin.kind == "set" else given.origin.where
         hint = f"""{setting}='["{given.raw}"]'"""
-    return Mistake(given.origin.where, f"{name}.{key} = {shown(given.value)} cannot be used", reason, hint)
+    return Mistake(given.origin.where, f"{name}.{key} = {value_text(given.value)} cannot be used", reason, hint)
 
 
 def _unknown_key(kinds: Kinds, name: str, key: str, types: Mapping[str, type[Section]], origin: Origin) -> Mistake:
@@ -275,7 +275,7 @@ def _unknown_key(kinds: Kinds, name: str, key: str, types: Mapping[str, type[Sec
 
 
 def _value(given: Given, schema: Mapping[str, Any]) -> Any:
-    """What was typed without quotes is text where only text will do: `--set project.name=2026`."""
+    """The value, or its raw text if the key takes only text and quotes are missing: `--set project.name=2026`."""
     kinds = {choice.get("type", "string") for choice in schema.get("anyOf", [schema])} - {"null"}
     if given.raw is not None and kinds == {"string"} and not isinstance(given.value, str):
         return given.raw

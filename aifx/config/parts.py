@@ -37,7 +37,7 @@ PART_NAMES = tuple(part.section for part in PARTS)
 
 @dataclass(frozen=True)
 class Kind:
-    """What a name in `aifx.toml` selects.
+    """The family, objective or kind of data that a name in `aifx.toml` selects.
 
     Attributes:
         section: the type of the section that holds the name.
@@ -52,7 +52,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class TaskParts:
-    """What the configuration of a task consists of.
+    """The parts of the configuration of a task.
 
     Attributes:
         kind: `task.kind`.

@@ -17,7 +17,7 @@ _from_projects: set[str] = set()  # top-level modules that were imported from a 
 
 
 def import_object(key: str, name: str, project: Project) -> Any:
-    """What `module:NAME` names, imported with the project's folder first. Raises ConfigError, which names `key`."""
+    """Import `module:NAME`, with the project's folder first. Raises ConfigError, which names `key`."""
     module_name, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in module_name.split(".")) or not attribute.isidentifier():
         why = "code of the project is named `module:NAME`"

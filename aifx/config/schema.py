@@ -41,7 +41,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class SettingList(Result):
-    """What `aifx config keys --json` prints."""
+    """The document of `aifx config keys --json`."""
 
     keys: list[Setting]
 

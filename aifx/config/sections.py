@@ -19,7 +19,7 @@ from aifx.core.project import Project
 from aifx.core.sanitize import escape_controls
 
 Remat = Literal["none", "dots", "full"]
-"""What the backward pass computes again: nothing; all but matrix products; everything."""
+"""The part that the backward pass computes again: nothing; all but matrix products; everything."""
 
 RESUME_SAFE: dict[str, Any] = {"aifx_resume_safe": True}
 ROUNDING: dict[str, Any] = {**RESUME_SAFE, "aifx_rounding": True}
@@ -65,7 +65,7 @@ class Conflict:
 
 
 class ProjectSection(Section):
-    """What this project is called."""
+    """The project's name and description."""
 
     name: str = setting("project", "Name of the project, shown in reports.", RESUME_SAFE)
     description: str = setting("", "One line for the person who finds this project.", RESUME_SAFE)
@@ -79,7 +79,7 @@ class ProjectSection(Section):
 
 
 class TaskSection(Section):
-    """What is trained. A kind means a model family, an objective and a kind of data."""
+    """The task that is trained. A kind means a model family, an objective and a kind of data."""
 
     kind: str = setting(
         "language",
@@ -145,7 +145,7 @@ class DataSection(Section):
 
 
 class AugmentSection(Section):
-    """How training images are changed at random, each time they are read."""
+    """Random changes of training images, new ones each time they are read."""
 
     flip: Literal["none", "horizontal", "vertical", "both"] = setting("none", "Mirror half of the images.")
     rotate: Annotated[float, Field(ge=0.0, le=180.0)] = setting(0.0, "Turn images by up to so many degrees.")
@@ -169,7 +169,7 @@ MeshSize = PositiveInt | Literal[-1]
 
 
 class MeshSection(Section):
-    """How `train.devices` are arranged: the sizes make up their number, and one of them may be -1."""
+    """The arrangement of `train.devices`: the sizes make up their number, and one of them may be -1."""
 
     auto: bool = setting(
         False,
@@ -193,7 +193,7 @@ class MeshSection(Section):
 
 
 class ProcessesSection(Section):
-    """How long the processes of a job wait for each other."""
+    """Times that the processes of a job wait for each other."""
 
     connect_timeout_s: PositiveFloat = setting(300.0, "Until all processes have started.", RESUME_SAFE)
     silent_timeout_s: PositiveFloat = setting(
@@ -205,7 +205,7 @@ class ProcessesSection(Section):
 
 
 class TrainSection(Section):
-    """How long, how much at a time, and from which seed."""
+    """The length of a training, its batches and its seed."""
 
     num_steps: PositiveInt = setting(1000, "Optimizer steps of the whole run.")
     global_batch_size: PositiveInt = setting(16, "Sequences or images in one optimizer step, over all devices.")
@@ -339,7 +339,7 @@ Quantization = Literal["none", "int8", "float8_e4m3fn"]
 
 
 class EvalSection(Section):
-    """What a checkpoint must reach."""
+    """The evaluation of checkpoints, and the gates that they must pass."""
 
     gates: tuple[str, ...] = setting(
         (), 'Conditions such as "bits_per_byte <= 2.2"; a failed one makes `aifx eval` exit 1.', RESUME_SAFE

@@ -1,1 +1,1 @@
-"""What every other package uses: errors, files, project folders, progress, text for people and programs."""
+"""The base of every other package: errors, files, project folders, progress, text for people and programs."""

@@ -117,12 +117,12 @@ class Artifact:
 
     @cached_property
     def every_file(self) -> Files:
-        """All but the manifest."""
+        """All files but the manifest."""
         return {**self.files, **self.descriptions}
 
     @property
     def size_bytes(self) -> int:
-        """Of all files but the manifest."""
+        """Bytes of all files but the manifest."""
         return sum(file.bytes for file in self.every_file.values())
 
     def encode(self) -> bytes:
@@ -520,7 +520,7 @@ def damaged_files(
 
 
 def damage(folder: Path, name: str, file: SealedFile, progress: Reporter | None = None) -> str | None:
-    """How a file of the artefact in `folder` differs from its digest; None if it does not. Reads all of it.
+    """The damage of a file of the artefact in `folder`; None if its bytes have its digest. Reads all of it.
 
     Raises OSError if the machine refuses to read it.
     """

@@ -67,7 +67,7 @@ class CallProcess(Generic[R]):
         self._send((arguments, size))
 
     def answers(self) -> Iterator[tuple[Kind, Any]]:
-        """What the process has sent since the last time, after a `pump`.
+        """The answers that have come since the last time, after a `pump`.
 
         Raises EnvironmentFault if it has ended, which it does not by itself.
         """
@@ -164,7 +164,7 @@ def call_each(
 def generated(
     function: Callable[..., Iterator[R]], *arguments: Any, begin: Callable[[], object] | None = None
 ) -> Generator[Iterator[R]]:
-    """What `function(*arguments)` yields, in a process of its own, which is killed when the block ends.
+    """The values that `function(*arguments)` yields in a process of its own, which is killed when the block ends.
 
     So a signal ends what the function does, although a library may not return to Python for hours. Raises what the
     function raises, EnvironmentFault if the process is ended by something else.

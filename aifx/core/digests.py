@@ -25,7 +25,7 @@ Sha256 = hashlib.sha256
 """A hasher with `update`, `digest` and `hexdigest`. Hashlib's own, since rows are hashed by the million."""
 
 READ_BYTES = 1 << 18
-"""Of a file at a time: larger blocks take longer to allocate than they save in calls."""
+"""Bytes of a file at a time. Larger blocks take longer to allocate than they save in calls."""
 
 DIGEST_BYTES = Sha256().digest_size
 

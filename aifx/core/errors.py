@@ -11,7 +11,7 @@ from typing import TypedDict
 
 
 class ExitCode(IntEnum):
-    """How a command ended."""
+    """The exit code of a command."""
 
     OK = 0
     VERDICT = 1  # it ran to its end and the verdict is bad: failed gate, divergence, unhealthy node

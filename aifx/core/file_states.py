@@ -19,7 +19,7 @@ bytes)."""
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """What the file system says of a file, read before the file itself is.
+    """A file's size, inode and times, read before the file itself is.
 
     A change of the same size is not seen that leaves the ctime, which no program can set: bits that decay on the disk,
     writes to the device or through an open mapping of the file, a clock that was set back.

@@ -32,10 +32,10 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 """Names of the files that `replace_file` renames, and `create_file` links, once they are whole."""
 
 _Publish: TypeAlias = Callable[[str, Path, int], None]
-"""From a temporary name, the path that gets its file, and the descriptor of the folder of both."""
+"""Called with a temporary name, the path that gets its file, and the descriptor of the folder of both."""
 
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
-"""How file systems without hard links refuse to make one: FAT with EPERM, CIFS and FUSE with any of these."""
+"""Errors of file systems that have no hard links: FAT refuses one with EPERM, CIFS and FUSE with any of these."""
 
 _STREAMS = ("/dev/stdin", "/dev/stdout", "/dev/stderr", "/dev/null", "/dev/full", "/dev/tty")
 _STREAM_FOLDERS = ("/dev/fd", "/proc/self/fd")

@@ -51,11 +51,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOPS = (*SIGNALS, signal.SIGHUP)
 """The signals that stop a job: a terminal that closes sends SIGHUP."""
 
-PATIENCE_S = 5.0
-"""How long SIGTERM waits for the main thread, which may be in a compiler and hears no signal there."""
+MAIN_THREAD_S = 5.0
+"""Time that SIGTERM gives the main thread, which may be in a compiler, where Python runs no handler."""
 
 ENDING_S = 3.0
-"""How long the answer, or the last words, may still take after a signal: their reader may have stalled."""
+"""Time that the answer, or the last words, may still take after a signal: their reader may have stalled."""
 
 FOLLOW_S = 5.0
 """For a child of aifx to clean up if its parent is gone."""
@@ -194,12 +194,12 @@ def on_signals(act: Act, numbers: Collection[int] = SIGNALS) -> Iterator[None]:
     if not _is_main_thread():
         yield
         return
-    heard = _Announced(act)
+    announced = _Announced(act)
     before = {number: signal.getsignal(number) for number in numbers if not _stays_ignored(number)}
-    with hear_signals(heard.by_listener, before):
+    with hear_signals(announced.by_listener, before):
         try:
             for number in before:
-                signal.signal(number, heard.by_handler)
+                signal.signal(number, announced.by_handler)
                 signal.siginterrupt(number, False)
             yield
         finally:
@@ -436,7 +436,7 @@ class _Entry:
 
     def run_body(self) -> None:
         if self._listener is None:
-            self._listener = Listener(self._heard)
+            self._listener = Listener(self._on_signal)
         self.phase = RUNNING
         self.install()
         sys.unraisablehook = self._raise_again
@@ -453,7 +453,7 @@ class _Entry:
 
     def catch_up(self) -> None:
         if self._listener is not None:
-            self._listener.catch_up(PATIENCE_S)
+            self._listener.catch_up(MAIN_THREAD_S)
 
     def _raise_again(self, dropped: sys.UnraisableHookArgs) -> None:
         """Raise an interrupt again that hit code which lets no exception through, as JAX's in garbage collections."""
@@ -478,8 +478,8 @@ class _Entry:
             self._raised = True
             raise Terminated
 
-    def _heard(self, signum: int) -> None:
-        """Hear signals while the main thread is busy outside of the interpreter."""
+    def _on_signal(self, signum: int) -> None:
+        """Act on a signal while the main thread is busy outside of the interpreter. Runs in the listener's thread."""
         if signum not in SIGNALS:
             return
         self.seen = self.seen or signum
@@ -489,7 +489,7 @@ class _Entry:
             _thread.start_new_thread(self._await_main, (signum,))
 
     def _await_main(self, signum: int) -> None:
-        time.sleep(PATIENCE_S)
+        time.sleep(MAIN_THREAD_S)
         with self._lock:
             if self.phase == RUNNING and not self._raised:
                 self._leave(signum)

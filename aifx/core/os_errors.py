@@ -14,10 +14,10 @@ from aifx.core.errors import EnvironmentFault
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.EINTR, errno.EAGAIN})
-"""What a disk or a network file system may answer once and not again."""
+"""Errors that a disk or a network file system may report once and not again."""
 
 PASSING = FULL | TRANSIENT | {errno.EROFS}
-"""What a disk may stop to answer while a long run waits: somebody makes room, or the file system is mounted again."""
+"""Errors that may pass while a long run waits: somebody makes room, or mounts the file system again."""
 
 UNREADABLE = TRANSIENT | {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors of reading a file that say nothing about its content."""
@@ -107,7 +107,7 @@ def could_not(what: str, error: BaseException, number: int, place: str = "") -> 
 
 
 def in_brief(error: BaseException) -> str:
-    """What failed and why, of an AifxError, on one line."""
+    """An AifxError on one line: the failure and its reason."""
     return ": ".join(line.strip() for line in str(error).splitlines()[:2])
 
 

@@ -37,7 +37,7 @@ def parse_json(data: bytes | str, make_object: Callable[[list[tuple[str, Any]]],
 
 
 def fault_in(error: Exception) -> str:
-    """What is wrong with a document, in a line: of pydantic's errors the first, as "step.name: Field required"."""
+    """The fault of a document on one line: the first of pydantic's errors, as "step.name: Field required"."""
     from pydantic_core import ValidationError
 
     if not isinstance(error, ValidationError):

@@ -46,7 +46,7 @@ Cut = Literal["", "silence", "limit", "output", "stopped"]
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child ended.
+    """The end of a child.
 
     Attributes:
         code: its exit code; None if a signal ended it, or if it hangs in the kernel.
@@ -112,7 +112,7 @@ class Child:
         self.ended: Ended | None = None
         self._cut: Cut = ""
         self._owns_group = not _is_child
-        self._began = self._heard = time.monotonic()
+        self._began = self._last_output = time.monotonic()
         self._until = self._began + limit_s
         self._signals = iter([(signal.SIGTERM, grace_s), (signal.SIGKILL, REAP_S)][not grace_s :])
         pipe, null = subprocess.PIPE, subprocess.DEVNULL
@@ -163,7 +163,7 @@ class Child:
         return [line[:max_bytes] for line in lines]
 
     def take_output(self) -> bytes:
-        """What has been read of stdout since the last call."""
+        """The bytes of stdout that have been read since the last call."""
         taken = bytes(self._out)
         self._out.clear()
         return taken
@@ -206,7 +206,7 @@ class Child:
             self._stop("output")
         elif now >= self._until:
             self._stop("limit")
-        elif now >= self._heard + self.silence_s:
+        elif now >= self._last_output + self.silence_s:
             self._stop("silence")
 
     def _stop(self, cut: Cut) -> None:
@@ -243,7 +243,7 @@ class Child:
             del into[:-MAX_ERROR_BYTES]
         elif len(into) <= MAX_BYTES:
             into += part
-            self._heard = time.monotonic()
+            self._last_output = time.monotonic()
         return bool(part)
 
     def _close(self) -> None:
@@ -308,7 +308,7 @@ def pump(children: Iterable[Child], wait_s: float = math.inf) -> None:
     """Read what children have written, after waiting for `wait_s` or POLL_S at most, and note those that have ended.
     One that exceeds a limit gets SIGTERM, then SIGKILL with all of its group."""
     running = [child for child in children if child.ended is None]
-    due = min((min(child._until, child._heard + child.silence_s) for child in running), default=0.0)
+    due = min((min(child._until, child._last_output + child.silence_s) for child in running), default=0.0)
     wait_s = min(wait_s, due - time.monotonic(), POLL_S if all(child._streams for child in running) else EXIT_S)
     with selectors.DefaultSelector() as selector:
         for child in running:

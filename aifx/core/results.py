@@ -8,7 +8,7 @@ from aifx.core.errors import ExitCode
 from aifx.core.json_values import plain
 
 SCHEMA_VERSION = 1
-"""Of all documents that commands print."""
+"""Version of all documents that commands print."""
 
 
 class Result:

@@ -28,8 +28,8 @@ def escape_controls(text: str, keep: str = "\n\t") -> str:
     for c in text:
         # Unassigned characters (Cn) may be letters of a newer Unicode, and a terminal only shows them.
         is_harmless = c.isprintable() or c in JOINERS or unicodedata.category(c) in ("Zs", "Cn", "Co")
-        shown = c if is_harmless or c in keep else c.encode("unicode_escape", "backslashreplace").decode("ascii")
-        escaped.append(shown)
+        kept = is_harmless or c in keep
+        escaped.append(c if kept else c.encode("unicode_escape", "backslashreplace").decode("ascii"))
     return "".join(escaped)
 
 

@@ -34,7 +34,7 @@ Other clients of fsspec ask whether the name is taken, and then write: two of th
 """
 
 _CONFLICT_TRIES = 6
-"""How often aifx sends a file that S3 answers with 409, which says that another request for the name is under way."""
+"""Requests that aifx makes for a name if S3 answers with 409: another request for the name is under way."""
 
 _PROBED: dict[tuple[int, str], Any] = {}
 """File systems that create exclusively, by identity and bucket. Holding them here keeps the identities theirs."""
@@ -216,7 +216,7 @@ _INSTALLS = {
     **dict.fromkeys(("abfs", "az"), "pip install adlfs"),
     "sftp": "pip install paramiko",
 }
-"""What brings a scheme to fsspec."""
+"""The command that installs fsspec's client of a scheme."""
 
 
 def open_store(url: str) -> Store:

@@ -10,7 +10,7 @@ import yaml
 
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*(:[A-Za-z0-9_./-]+)*")
 _WORDS = frozenset(("y", "yes", "n", "no", "true", "false", "on", "off", "null"))
-"""What a reader of YAML 1.1 or 1.2 takes for a boolean or nothing, in lower case."""
+"""Words that a reader of YAML 1.1 or 1.2 takes for a boolean or nothing, in lower case."""
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML has no types

@@ -15,7 +15,7 @@ from aifx.machine.cpu import estimate_peak
 
 @dataclass(frozen=True)
 class Cuda:
-    """What XLA must know of an NVIDIA GPU that is absent: CUDA's device properties (NVIDIA's data sheets)."""
+    """CUDA's device properties of an NVIDIA GPU, which XLA needs if it is absent (NVIDIA's data sheets)."""
 
     major: int  # of the compute capability
     cores: int
@@ -211,7 +211,7 @@ def has_rails(pci_id: str) -> bool:
 
 @dataclass(frozen=True)
 class Peak:
-    """What `num_devices` devices could do at best, and how that number was formed."""
+    """The most that `num_devices` devices could do, and how that number was formed."""
 
     flops: float  # operations a second, all devices together
     formula: str  # for people: where it comes from

@@ -60,7 +60,7 @@ def cpu_vendor() -> str:
 
 
 def matrix_units() -> str:
-    """What multiplies matrices in this processor: "AMX", "AVX-512 with bfloat16", "AVX2", ..."""
+    """The units of this processor that multiply matrices: "AMX", "AVX-512 with bfloat16", "AVX2", ..."""
     flags = cpu_flags()
     if "amx_bf16" in flags:
         return "AMX"

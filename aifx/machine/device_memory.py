@@ -84,8 +84,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def cache_bytes(platform: str, cpus: Path = CPUS) -> int:
-    """What the last caches of a device hold together; of a CPU those of all cores that may be used, since sockets and
-    groups of cores have one each."""
+    """The size of a device's last-level caches together; of a CPU those of all cores that may be used, since sockets
+    and groups of cores have one each."""
     if platform != "cpu":
         return GPU_CACHE_BYTES
     caches: dict[tuple[int, str], int] = {}  # by level and by the cores that share it

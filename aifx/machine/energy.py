@@ -25,7 +25,7 @@ from aifx.machine.nvml.calls import Calls, also
 logger = logging.getLogger(__name__)
 
 PowerBasis: TypeAlias = Literal["measured", "declared", "nameplate"]
-"""How power is known: by counters, by a setting, by the chip's data sheet."""
+"""The source of a power: counters, a setting, the chip's data sheet."""
 
 EnergyBasis: TypeAlias = Literal[PowerBasis, "estimated"]
 """The same; estimated: some of the machines were measured, and the others count as if they used as much."""
@@ -111,7 +111,7 @@ class JobEnergy:
         return {"joules": joules, "seconds": seconds, "basis": "measured" if self._scale == 1 else "estimated"}
 
     def _read(self) -> list[float]:
-        """What the counters say; after one that cannot be read, nothing any more."""
+        """The counters' readings; none any more after one that cannot be read."""
         try:
             return [counter.read() for counter in self._counters]
         except Unreadable as error:
@@ -194,8 +194,8 @@ def gpu_counters(ordinals: Sequence[int]) -> list[Counter]:
 
 
 def _reader(ordinal: int) -> Callable[[], float]:
-    shown = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip()]
-    chosen = shown[ordinal] if ordinal < len(shown) else str(ordinal)
+    visible = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip()]
+    chosen = visible[ordinal] if ordinal < len(visible) else str(ordinal)
     by, key = ("Index", int(chosen)) if chosen.isdigit() else ("UUID", chosen)
     handle = Calls()(f"DeviceGetHandleBy{by}", key)
 

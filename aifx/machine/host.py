@@ -17,7 +17,7 @@ PACKAGES = ("jax", "jaxlib", "numpy", "optax", "grain", "orbax-checkpoint", "ten
 
 
 class Device(Protocol):
-    """What provenance reads of a `jax.Device`."""
+    """The part of a `jax.Device` that provenance reads."""
 
     @property
     def platform(self) -> str: ...

@@ -62,7 +62,7 @@ class Ceilings(BaseModel):
 
 
 def find_ceilings(device_kind: str, platform: str) -> Ceilings:
-    """Of this machine with this kind of device; empty where none were measured or they cannot be read."""
+    """The ceilings of this machine with this kind of device; empty if none were measured or they cannot be read."""
     empty = _empty(device_kind, platform)
     try:
         return Ceilings.model_validate_json(_path(empty).read_bytes())
@@ -84,7 +84,7 @@ def keep_ceilings(device_kind: str, platform: str, rates: Mapping[str, float]) -
 
 
 def measured_peak(device_kind: str, platform: str, num_devices: int, dtype: str) -> Peak | None:
-    """What `num_devices` devices of this machine's kind were seen to do in products; None where that is not known."""
+    """The rate of products that `num_devices` devices of this machine's kind have reached; None if it is not known."""
     found = find_ceilings(device_kind, platform).rates.get(f"matmul.{dtype}")
     if found is None:
         return None

@@ -231,7 +231,7 @@ class Collective:
         return lax.ppermute(x, "d", [(i, (i + 1) % self._n) for i in range(self._n)])
 
     def _expected(self, shape: tuple[int, ...]) -> Any:
-        """Of this device: rank r gave the pattern r + 1 times."""
+        """The result that this device must have: rank r gave the pattern r + 1 times."""
         n, piece, me = self._n, self._piece, lax.axis_index("d")
         ranks = jnp.arange(1, n + 1, dtype=jnp.float32)[:, None]
         mine = lax.dynamic_slice(_pattern(n * piece), (me * piece,), (piece,))

@@ -14,7 +14,7 @@ from pathlib import Path
 PCI = Path("/sys/bus/pci/devices")
 GOOGLE = "0x1ae0"
 NVIDIA = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
-"""What JAX takes as the sign of an NVIDIA GPU (jax/_src/hardware_utils.py)."""
+"""Files that JAX takes as the sign of an NVIDIA GPU (jax/_src/hardware_utils.py)."""
 
 CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
@@ -39,7 +39,7 @@ def has_nvidia_gpu() -> bool:
 
 
 def nvidia_gpus() -> int:
-    """How many NVIDIA GPUs this machine has."""
+    """The number of this machine's NVIDIA GPUs."""
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
@@ -52,7 +52,7 @@ def can_compile_for_gpus() -> bool:
 
 
 def platforms_here(environ: Mapping[str, str]) -> str | None:
-    """What JAX_PLATFORMS must be, so that installed compilers change nothing. None if JAX needs no help, if the user
+    """The value of JAX_PLATFORMS with which installed compilers change nothing. None if JAX needs no help, if the user
     has decided, or if it can't be told."""
     if environ.get("JAX_PLATFORMS") or environ.get("JAX_PLATFORM_NAME"):
         return None

@@ -24,14 +24,14 @@ MARGIN = 0.05
 mean or the seasonal naive."""
 
 TABLE_SHARES = {"validation_fraction": 0.15, "test_fraction": 0.2}
-"""Of the rows of a table that are held out."""
+"""Shares of a table's rows that are held out."""
 
 TABLE_VALIDATIONS, TABLE_PATIENCE = 20, 5
 """Validations of a training on a table, and how many without improvement end it."""
 
 
 def answers_from_data(template: str, answers: Mapping[str, Any], destination: Path) -> Answers:
-    """What the template needs to know of the data that the answers name; nothing if they name none.
+    """Answers to the template's questions about the data that `data` names; empty if it names none.
 
     Raises UsageError, DataError.
     """

@@ -1,4 +1,4 @@
-"""What the template of pictures needs to know of the user's own, and the training that fits them."""
+"""Answers about pictures of the user's own, and the training that fits them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ MINUTES = 5.0
 """A training takes about so long on two cores, or less, unless `--answer minutes` says otherwise."""
 
 SHARE_OF_STEPS = 0.75
-"""Of these minutes. The rest is for decoding, compilation, validation, and processors slower than a Zen 4."""
+"""Share of these minutes for steps. Decoding, compilation, validation and processors slower than a Zen 4 take the
+rest."""
 
 MOST_OPENED = 1000
 """Pictures whose headers tell the sizes of all."""
@@ -42,7 +43,7 @@ SMALLEST_SIDE = 28
 """Pixels. Smaller pictures are enlarged, so that a shift or a turn by part of a pixel makes another picture."""
 
 MOST_PIXELS = 192 * 256
-"""Of the images that a network on a CPU is given."""
+"""Most pixels of the images that a network on a CPU is given."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ FAITHFUL = 0.6
 the picture's own neighbour, both above chance."""
 
 LEAST_SKILL = 0.1
-"""Of nearest neighbours above chance, for thumbnails to show the class."""
+"""Least share of nearest neighbours of the same class, above chance, for thumbnails to show the class."""
 
 
 def picture_answers(path: Path, answers: Mapping[str, Any], margin: float) -> dict[str, Any]:
@@ -195,7 +196,7 @@ def _sample(examples: Sequence[Example]) -> Sample:
 
 
 def mirrored(pixels: np.ndarray, targets: Sequence[Any]) -> Flip | None:
-    """How pictures can be mirrored and still look like their class, such as "none" for written digits.
+    """The mirror images that still look like their class, such as "none" for written digits.
 
     None if thumbnails do not show the class, or if targets are numbers.
 
@@ -211,7 +212,7 @@ def mirrored(pixels: np.ndarray, targets: Sequence[Any]) -> Flip | None:
     own = _directions(pixels)
 
     def skill(images: np.ndarray) -> float:
-        """How much more often than by chance the nearest of the other pictures is of the same class."""
+        """The share of pictures whose nearest neighbour has their class, minus that of chance."""
         likeness = _directions(images) @ own.T
         np.fill_diagonal(likeness, -np.inf)
         hits = classes[likeness.argmax(axis=1)] == classes

@@ -1,4 +1,4 @@
-"""What the template of series needs to know of a file of the user's own."""
+"""Answers about a file of series of the user's own."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ PARTS = (("year",), ("month",), ("day", "day_of_month", "date_of_month"), ("hour
 """Names of columns that are a time together, if no column is one by itself: the first alone, or the first few."""
 
 MOST_STEPS = 24
-"""Of the forecast. It reaches one season ahead if that is shorter."""
+"""Most steps of the forecast. It reaches one season ahead if that is shorter."""
 
 EPOCHS, BATCH_SIZE = 20, 64
-"""Of the training that the template of series describes."""
+"""Epochs and batch size of the training that the template of series describes."""
 
 CONTEXT = 8
 """The model reads so many times what it forecasts."""

@@ -48,14 +48,14 @@ class BundledTemplate:
 
 @dataclass(frozen=True)
 class TemplateList(Result):
-    """What `aifx init --list --json` prints."""
+    """The document of `aifx init --list --json`."""
 
     templates: list[BundledTemplate]
 
 
 @dataclass(frozen=True)
 class Scaffolded(Result):
-    """What `scaffold` made: what `aifx init --json` prints.
+    """A project that `scaffold` made: the document of `aifx init --json`.
 
     Attributes:
         files: what landed, relative to the project.
@@ -119,8 +119,8 @@ def parse_answers(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _check_name(text: str, what: str) -> None:
     """Raise UsageError for text with control characters: it becomes part of files that people read on terminals."""
-    if (shown := escape_controls(text)) != text:
-        raise UsageError(f"{what} cannot be {shown}", "it contains control characters", "aifx init my-project")
+    if (escaped := escape_controls(text)) != text:
+        raise UsageError(f"{what} cannot be {escaped}", "it contains control characters", "aifx init my-project")
 
 
 def check_destination(destination: Path, *, force: bool) -> None:
@@ -246,10 +246,10 @@ class _Messages:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._begun = ""
+        self._rest = ""  # the beginning of a line whose end has not come
 
     def write(self, text: str) -> int:
-        *lines, self._begun = (self._begun + text).split("\n")
+        *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             if line.strip() and not line.startswith(("\x1b[", "Copying from template version")):
                 with redirect_stderr(self._stream):

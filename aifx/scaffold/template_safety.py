@@ -11,7 +11,7 @@ from aifx.core.errors import UsageError
 from aifx.core.files import open_file
 
 STAGING = ".aifx-init-"
-"""How the name of the folder begins in which a template is rendered."""
+"""Beginning of the name of the folder in which a template is rendered."""
 
 
 def template_source(template: str, copy: Path, vcs_ref: str | None) -> str:
@@ -34,7 +34,7 @@ def template_source(template: str, copy: Path, vcs_ref: str | None) -> str:
 
 
 def _not_copied(folder: str, names: list[str]) -> list[str]:
-    """What is not copied of a template: repositories, and the copy itself if it lies in the template's folder."""
+    """The names that are not copied of a template: repositories, and the copy itself if it lies in its folder."""
     return [name for name in names if _is_git_name(name) or name.startswith(STAGING)]
 
 

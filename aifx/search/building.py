@@ -229,7 +229,7 @@ def _piece(work: Path, shard: int, piece: int) -> Path:
 
 
 def _write_piece(path: Path, vectors: F32, place: str) -> None:
-    """Raises DataError for vectors that no search could compare."""
+    """Write the vectors of a piece. Raises DataError for vectors that no search could compare."""
     if not np.isfinite(vectors).all():
         what = f"the vectors of {place} are not finite"
         raise DataError(what, "the embedder computes infinities or NaN", "--embedder ngrams, or another model")

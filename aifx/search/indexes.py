@@ -150,7 +150,7 @@ class IndexManifest:
 
 
 class IndexContent(TypedDict):
-    """What `manifest.json` says of an index.
+    """The content of an index in its `manifest.json`.
 
     Attributes:
         skipped: rows without a text, or whose text has no content.

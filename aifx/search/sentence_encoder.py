@@ -24,7 +24,7 @@ class SentenceEmbedder(Embedder):
     """Embeds with the encoder in a folder."""
 
     def __init__(self, source: str) -> None:
-        """Raises UsageError, DataError, ConfigError."""
+        """`source`: the encoder's folder. Raises UsageError, DataError, ConfigError."""
         self._folder = open_folder(source)
         self._encoder = load_encoder(self._folder)
 

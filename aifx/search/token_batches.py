@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from aifx.search.embedders import F32, normalized
 
 BATCH_TOKENS = 1 << 13
-"""Of a call, with padding."""
+"""Tokens of a call, with padding."""
 
 LEAST_LENGTH = 16
 

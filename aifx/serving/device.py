@@ -36,7 +36,7 @@ class Device:
 
     @cached_property
     def digest(self) -> str:
-        """Of all programs."""
+        """Digest of all programs."""
         return sha256_of("".join(program.lower().as_text() for program in self._all))
 
     def compile(self) -> None:
@@ -84,7 +84,7 @@ class Device:
         return table
 
     def _draws(self, rows: Sequence[Row], size: int) -> Draws:
-        """How each row's next token is drawn."""
+        """The arrays by which each row's next token is drawn."""
         neutral = self._neutral[size]
         settings = [row.request.sampling for row in rows]
         sampling = neutral.sampling._replace(

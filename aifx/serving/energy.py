@@ -31,7 +31,7 @@ class PowerMeter:
 
     @property
     def power(self) -> Power | None:
-        """Of the last half second of work or more; None if nothing is known."""
+        """The power over the last half second of work or more; None if nothing is known."""
         if self._counters and self._worked_s + time.monotonic() - self._read_at >= SHORTEST_S:
             self._add()
             if self._counters:

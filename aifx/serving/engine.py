@@ -150,7 +150,7 @@ class Engine(Worker[Weights, Row]):
         return min(self.max_model_len, self._allocator.num_pages * self.page_size)
 
     def _check(self, request: GenerationRequest) -> None:
-        """Raises RequestError."""
+        """Check that the engine can serve a request. Raises RequestError if it cannot."""
         check_request(request, self.vocab_size, self._room, self.adapters)
 
     def _row(self, request: GenerationRequest, deliver: Deliver, weights: Weights) -> Row:
@@ -195,7 +195,7 @@ class Engine(Worker[Weights, Row]):
                 self._allocator.release(row.preempted())
                 return
             row.pages += self._allocator.take(missing)
-            row.begun = row.begun or time.monotonic()
+            row.started_at = row.started_at or time.monotonic()
             if use_prefixes:
                 self._counts.prefix_queries += row.prompt_len
                 self._counts.prefix_hits += row.cached_tokens
@@ -364,7 +364,7 @@ class Engine(Worker[Weights, Row]):
 
 
 def check_request(request: GenerationRequest, vocab_size: int, room: int, adapters: Collection[str]) -> None:
-    """Raises RequestError.
+    """Check a request: its prompt, its length and its settings. Raises RequestError that names the field.
 
     Args:
         room: tokens of a prompt with its answer, at the most.

@@ -32,7 +32,7 @@ MOST_CHUNK = 512
 
 @dataclass(frozen=True)
 class GeneratedText(Result):
-    """What `aifx generate --json` prints. `text` is what follows the prompt, or answers it in a chat."""
+    """The document of `aifx generate --json`. `text` continues the prompt, or answers it in a chat."""
 
     run: str
     step: int
@@ -81,7 +81,7 @@ def chat_renderer(trained: RestoredRun) -> ChatRenderer:
 
 
 def unable_to_write(programs: Programs) -> str | None:
-    """Why the programs' model cannot write text, or None."""
+    """The reason why the programs' model cannot write text, or None."""
     if not programs.can_decode:
         return f"{programs.config.parts.named('model')} does not define decode, which writes token by token"
     return None if isinstance(programs.task.format, TokenFormat) else "its data has no tokenizer"

@@ -73,10 +73,10 @@ class Prediction(RequestState[PredictorWeights]):
         batch: Batch,
         deliver: Callable[[Any], None],
         weights: PredictorWeights,
-        on_begun: Callable[[float], None],
+        on_started: Callable[[float], None],
     ) -> None:
         super().__init__(weights)
-        self.batch, self.deliver, self.on_begun = batch, deliver, on_begun
+        self.batch, self.deliver, self.on_started = batch, deliver, on_started
         self.fields = fields_of(batch)
         self.count = len(next(iter(batch.values())))
         self.started = 0
@@ -134,7 +134,7 @@ class Predictor(Worker[PredictorWeights, Prediction]):
         deliver: Callable[[Any], None],
         *,
         weights: PredictorWeights | None = None,
-        on_begun: Callable[[float], None] = lambda waited_s: None,
+        on_started: Callable[[float], None] = lambda waited_s: None,
     ) -> Prediction:
         """Predict examples. From any thread. Raises QueueFull, Draining.
 
@@ -143,9 +143,9 @@ class Predictor(Worker[PredictorWeights, Prediction]):
             deliver: called once, from the predictor's thread, with `Predicted`; with None if the request was cancelled
                 or the server stops; with PredictionFailed. It must not wait.
             weights: those that answer, if not those of now.
-            on_begun: called with how long the request waited for the device.
+            on_started: called with how long the request waited for the device.
         """
-        return self._take(Prediction(batch, deliver, weights or self.weights, on_begun))
+        return self._take(Prediction(batch, deliver, weights or self.weights, on_started))
 
     def _num_waiting(self) -> int:
         return self.stats().waiting - 1  # the first one is taken with the next call
@@ -242,9 +242,9 @@ class Predictor(Worker[PredictorWeights, Prediction]):
             if request.fields != first.fields or request.weights is not first.weights:
                 others.append(request)
                 continue
-            if request.begun is None:
-                request.begun = time.monotonic()
-                request.on_begun(request.begun - request.taken)
+            if request.started_at is None:
+                request.started_at = time.monotonic()
+                request.on_started(request.started_at - request.taken)
             taken.append((request, request.started))
             request.started += 1
             if request.started < request.count:

@@ -39,7 +39,7 @@ class Recorder:
     """Writes each request with its complete answer as a line, in a thread of its own."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError."""
+        """Open the file of records. Raises OSError."""
         self._file = JsonLines(path)
         self._records: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="aifx-recorder", daemon=True)
@@ -51,14 +51,14 @@ class Recorder:
         """The request with log-probabilities, and a `Deliver` that also records its deltas."""
         tokens: list[int] = []
         logprobs: list[float | None] = []
-        begun = time.time()
+        started_at = time.time()
 
         def take(delta: Delta) -> None:
             tokens.extend(delta.token_ids)
             logprobs.extend(score.logprob for score in delta.scores)
             if delta.finish_reason is not None:
                 answer = {"tokens": tokens, "logprobs": logprobs, "finish_reason": delta.finish_reason}
-                record = {"schema_version": SCHEMA_VERSION, "time": begun, "fingerprint": fingerprint}
+                record = {"schema_version": SCHEMA_VERSION, "time": started_at, "fingerprint": fingerprint}
                 self._records.put({**record, "request": document_of(request), "answer": answer})
             deliver(delta if request.logprobs is not None else replace(delta, scores=()))
 
@@ -216,9 +216,9 @@ def _compare(line: int, answer: Mapping[str, Any], found: Sequence[Delta]) -> Di
         if one is None and not _is_complete(answer):
             return None
         if one != other:
-            return Difference(line, index, _shown(one), _shown(other))
+            return Difference(line, index, _token_text(one), _token_text(other))
     return None
 
 
-def _shown(pair: tuple[int, float | None] | None) -> str:
+def _token_text(pair: tuple[int, float | None] | None) -> str:
     return "nothing" if pair is None else f"{pair[0]} with log-probability {pair[1]!r}"

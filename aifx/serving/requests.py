@@ -17,7 +17,7 @@ FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How a request's tokens are drawn. The defaults are those of OpenAI's API.
+    """Settings by which a request's tokens are drawn. The defaults are those of OpenAI's API.
 
     Attributes:
         temperature: 0 takes the likeliest token.
@@ -194,11 +194,11 @@ class ServedEngine(Protocol):
     """Whether an answer's bits were shown, at the start, not to depend on other requests."""
 
     failure: str | None
-    """Why the engine ended by itself, or None."""
+    """The reason why the engine ended by itself, or None."""
 
     @property
     def fingerprint(self) -> str:
-        """Of new requests' weights and program."""
+        """Digest of the weights and program that answer new requests."""
         ...
 
     def drain(self) -> None:

@@ -182,8 +182,8 @@ class Counts:
 
     def row_ended(self, row: Row) -> None:
         self.finished += 1
-        if row.begun is not None:
-            self.seconds += time.monotonic() - row.begun
+        if row.started_at is not None:
+            self.seconds += time.monotonic() - row.started_at
 
 
 class TextStream:
@@ -210,12 +210,12 @@ class TextStream:
         return new
 
     def rest(self) -> str:
-        """What has not become whole, with U+FFFD for its bytes."""
+        """The text that has not become whole, with U+FFFD for its bytes."""
         return self._tokenizer.decode(self._window)[len(self._written) :]
 
 
 def _open_characters(text: str) -> int:
-    """How many characters at the end may be one that lacks its last byte: it has four at most."""
+    """The number of characters at the end that may be one that lacks its last byte: it has four at most."""
     end = text[-3:]
     return len(end) - len(end.rstrip(UNKNOWN))
 
@@ -243,10 +243,10 @@ class StopTexts:
         return out
 
     def rest(self) -> str:
-        """What waited, if no stop text was found."""
+        """The text that waited, if no stop text was found."""
         return "" if self.is_found else self._held
 
     def _overlap(self, stop: str) -> int:
-        """How many characters at the end of the held text begin `stop`."""
+        """The number of characters at the end of the held text that begin `stop`."""
         longest = min(len(stop) - 1, len(self._held))
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)

@@ -135,7 +135,7 @@ def _report_bits(worker: Worker[Any, Any], answer: str, others: str, difference:
 
 
 def _write_once(engine: Engine) -> None:
-    """Raises AifxError if the engine cannot write."""
+    """Have the engine write two tokens. Raises CheckpointError if it cannot."""
     deltas: queue.Queue[Delta] = queue.Queue()
     request = GenerationRequest([0], 2, SamplingSettings(temperature=0), ignore_end=True)
     engine.submit_own(request, deltas.put, engine.weights)
@@ -146,7 +146,7 @@ def _write_once(engine: Engine) -> None:
 
 
 def check_layout(served: ServedModel, slots: Sequence[int], chunk: int) -> None:
-    """Raises UsageError for what devices along `tensor` cannot divide."""
+    """Check that devices along `tensor` divide rows, chunks and heads. Raises UsageError if they do not."""
     count = served.layout.degrees.tensor
     for name, sizes in (("serve.slots", slots), ("serve.prefill_chunk", [chunk])):
         if odd := [size for size in sizes if size % count]:
@@ -159,7 +159,7 @@ def check_layout(served: ServedModel, slots: Sequence[int], chunk: int) -> None:
 
 
 def open_model(trained: RestoredRun, serve: ServeSection) -> ServedModel:
-    """Raises UsageError if the run's model cannot be served."""
+    """Open a run's model for the engine. Raises UsageError if it cannot be served."""
     programs, params, frozen = trained.programs(serve.quantize)
     if (why := unable_to_write(programs)) is not None:
         raise UsageError(f"run {trained.run.name} cannot serve text", why, f"aifx eval --run {trained.run.name}")
@@ -256,7 +256,7 @@ def load_weights(trained: RestoredRun, program_digest: str) -> PredictorWeights:
 
 
 def check_settings(serve: ServeSection) -> None:
-    """Raises UsageError for what only a model that writes text has."""
+    """Check the settings of a predictor. Raises UsageError for those that only a model that writes text has."""
     given = {
         "adapters": serve.adapters,
         "quantize": serve.quantize != "none",

@@ -92,7 +92,7 @@ class Watcher(Generic[W]):
         every_s: float,
         counts: SwapCounts | None = None,
     ) -> None:
-        """Raises UsageError for a step that never changes.
+        """Set up the watcher, which `start` starts. Raises UsageError for a step that never changes.
 
         Args:
             choice: which checkpoint serves: "best", "last", or as `eval.checkpoint` says.
@@ -185,13 +185,13 @@ class Watcher(Generic[W]):
 
 
 def files_of(checkpoint: Path) -> Files:
-    """Raises OSError."""
+    """The state of a checkpoint's files. Raises OSError."""
     found = ((str(path), path.stat()) for path in sorted(checkpoint.rglob("*")))
     return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in found)
 
 
 def check_memory(arrays: Any, platform: str) -> None:
-    """Raises UsageError unless a second set of a model's arrays fits beside the first."""
+    """Check that a second set of a model's arrays fits beside the first. Raises UsageError if it does not."""
     needed = SHARE_OF_COPY * tree_bytes(arrays)
     free = free_memory(platform)
     if needed > free:
@@ -362,7 +362,7 @@ class Canary:
         return "".join(delta.text for delta in self._ask(request, weights))
 
     def _ask(self, request: GenerationRequest, weights: Weights) -> list[Delta]:
-        """Raises Draining if the engine stops meanwhile, RuntimeError if it fails."""
+        """The whole answer to a request. Raises Draining if the engine stops meanwhile, RuntimeError if it fails."""
         deltas: queue.Queue[Delta] = queue.Queue()
         self._engine.submit_own(request, deltas.put, weights)
         found = complete_answer(deltas)

@@ -21,7 +21,7 @@ from aifx.data.chat.rendering import PromptWriter
 from aifx.data.chat.rows import Message
 
 MEMORY_BYTES = 1 << 30
-"""Of the process; a conversation of 4 MiB takes at most 300 MB."""
+"""Most memory of the process. A conversation of 4 MiB takes at most 300 MB."""
 
 
 class TemplateProcess:

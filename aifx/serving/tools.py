@@ -19,7 +19,7 @@ from aifx.serving.grammar import ANY_OBJECT, Grammars, TokenGrammar
 
 @dataclass(frozen=True)
 class ToolFormat:
-    """How calls are written: `begin`, a JSON object with `name` and `arguments_key`, `end`."""
+    """The format of a call: `begin`, a JSON object with `name` and `arguments_key`, `end`."""
 
     begin: str
     end: str
@@ -150,8 +150,8 @@ class ToolCallParser:
             if not self._form.begin:
                 self._step = self._read_rest
             return
-        begun = self._begin(call[0])
-        yield from (begun, CallArguments(begun.call, call[1]))
+        begin = self._begin(call[0])
+        yield from (begin, CallArguments(begin.call, call[1]))
 
     def _read_arguments(self) -> Iterator[Event]:
         end = self._arguments.find(self._buffer)

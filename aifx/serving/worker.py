@@ -46,7 +46,7 @@ class RequestState(Generic[W]):
         self.weights = weights
         self.is_cancelled = False
         self.taken = time.monotonic()
-        self.begun: float | None = None
+        self.started_at: float | None = None
         self.joules: float | None = None
         self.energy_basis: EnergyBasis | None = None
         self.cost: float | None = None
@@ -57,8 +57,8 @@ class RequestState(Generic[W]):
 
     @property
     def queue_s(self) -> float | None:
-        """How long it waited."""
-        return None if self.begun is None else self.begun - self.taken
+        """Seconds that it waited."""
+        return None if self.started_at is None else self.started_at - self.taken
 
     def cancel(self) -> None:
         self.is_cancelled = True
@@ -175,7 +175,7 @@ class Worker(ABC, Generic[W, R]):
 
     @abstractmethod
     def _num_waiting(self) -> int:
-        """How many requests would wait before a new one; less than 0 if it would not wait itself."""
+        """The number of requests that would wait before a new one; less than 0 if it would not wait itself."""
 
     @abstractmethod
     def _retry_after_s(self, waiting: int) -> float:
@@ -221,8 +221,8 @@ class CompilationCounter:
 
     def start(self) -> None:
         self._thread = threading.get_ident()
-        jax.monitoring.register_event_duration_secs_listener(self._heard)
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
 
-    def _heard(self, event: str, duration_secs: float, **_: Any) -> None:
+    def _on_event(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == _COMPILED and threading.get_ident() == self._thread:
             self.count += 1

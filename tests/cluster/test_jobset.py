@@ -107,7 +107,7 @@ def test_the_judge_knows_rules_of_changes(project: Project) -> None:
     [("examples/serve/kubernetes.yaml", "Deployment"), ("docs/examples/aifx-doctor-daemonset.yaml", "DaemonSet")],
 )
 def test_the_pods_of_the_examples(path: str, kind: str) -> None:
-    """Of these kinds, the schema of the pod is here."""
+    """Kinds whose schema of the pod is here."""
     documents = list(yaml.safe_load_all((ROOT / path).read_text()))
     (found,) = [one for one in documents if one["kind"] == kind]
     template = found["spec"]["template"]
@@ -194,7 +194,7 @@ def test_one_pod_trains_alone(project: Project) -> None:
 
 
 def outcome(jobset: Any, reason: str, message: str) -> str:
-    """What JobSet does when a Job fails: pkg/controllers/failure_policy.go."""
+    """The action of JobSet when a Job fails: pkg/controllers/failure_policy.go."""
     for rule in jobset["spec"]["failurePolicy"]["rules"]:
         patterns = rule.get("onJobFailureMessagePatterns", [""])
         if reason in rule["onJobFailureReasons"] and any(re.search(pattern, message) for pattern in patterns):
@@ -203,7 +203,7 @@ def outcome(jobset: Any, reason: str, message: str) -> str:
 
 
 def failed(jobset: Any, container: str, code: int, condition: str = "") -> tuple[str, str]:
-    """Why a Job fails if a pod ends so: pkg/controller/job/pod_failure_policy.go of Kubernetes."""
+    """The reason for which a Job fails if a pod ends so: pkg/controller/job/pod_failure_policy.go of Kubernetes."""
     job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
     pod = "Container" if not condition else "Pod"
     for index, rule in enumerate(job["podFailurePolicy"]["rules"]):

@@ -1,4 +1,4 @@
-"""How `aifx launch` uses kubectl. A small program stands for kubectl: no test has an API server."""
+"""Tests of the calls that `aifx launch` makes of kubectl. A small program stands for it: no test has an API server."""
 
 from __future__ import annotations
 

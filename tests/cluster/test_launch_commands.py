@@ -154,7 +154,7 @@ def test_slurm_refuses(launch: Run, project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shown", "events", "state"),
+    ("printed", "events", "state"),
     [
         ("JobState=PENDING Reason=Priority", "", "pending (Priority)"),
         ("JobState=RUNNING Reason=None NodeList=n[1-2]", "", "running on n[1-2]"),
@@ -167,9 +167,9 @@ def test_slurm_refuses(launch: Run, project: Path) -> None:
         ("", "", "unknown (Slurm has forgotten it)"),
     ],
 )
-def test_states(launch: Run, submitted: Path, project: Path, shown: str, events: str, state: str) -> None:
-    if shown:
-        (project / "shown").write_text(shown)
+def test_states(launch: Run, submitted: Path, project: Path, printed: str, events: str, state: str) -> None:
+    if printed:
+        (project / "shown").write_text(printed)
     (submitted / "events.jsonl").write_text(events)
     done = launch("ls")
     assert done.returncode == 0
@@ -244,7 +244,7 @@ def test_the_supervisor_of_a_node(launch: Run, submitted: Path, project: Path, m
     assert [json.loads(line)["event"] for line in (submitted / "events.jsonl").open()] == ["start"] * 3
 
 
-def test_a_signal_that_came_before_the_supervisor_is_heard(launch: Run, submitted: Path) -> None:
+def test_a_signal_that_came_before_the_supervisor_is_acted_on(launch: Run, submitted: Path) -> None:
     node = ("node", "--id", submitted.name, "train", "--run", "wide")
     (submitted / "events.jsonl").write_text('{"event": "begin"}\n{"event": "signal", "signal": "TERM"}\n')
     assert launch(*node).returncode == 75

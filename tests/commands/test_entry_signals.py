@@ -126,7 +126,7 @@ BODIES = {
     "outside of the interpreter": (
         "SIGTERM",
         75,
-        "import ctypes; lifecycle.PATIENCE_S = 0.2\n"
+        "import ctypes; lifecycle.MAIN_THREAD_S = 0.2\n"
         "lock = ctypes.CDLL(None).pthread_mutex_lock; mutex = ctypes.create_string_buffer(64)\n"
         "lock(mutex); __import__('threading').Timer(0.2, lambda: os.kill(os.getpid(), 15)).start(); lock(mutex)",
     ),

@@ -1,4 +1,4 @@
-"""From what people set to one configuration: who wins, and what is refused."""
+"""Loading a configuration from its layers: which one wins, and what is refused."""
 
 from __future__ import annotations
 

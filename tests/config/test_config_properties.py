@@ -104,7 +104,7 @@ def load(text: bytes, overrides: list[str] | None = None, environ: dict[str, str
 def refusal(
     text: bytes, overrides: list[str] | None = None, environ: dict[str, str] | None = None
 ) -> ConfigError | None:
-    """How a configuration is refused; None where it is taken. Any other exception fails the test."""
+    """The refusal of a configuration; None if it is accepted. Any other exception fails the test."""
     try:
         load(text, overrides, environ)
     except ConfigError as error:

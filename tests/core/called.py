@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from aifx.core.calls import advance
 from aifx.core.errors import DataError
 
-begun = 0
+begin_calls = 0
 
 
 def begin() -> None:
-    global begun
-    begun += 1
+    global begin_calls
+    begin_calls += 1
 
 
 attempts = 0
@@ -28,7 +28,7 @@ def fail_once() -> None:
         raise OSError("not yet")
 
 
-def begun_or_not() -> Iterator[str]:
+def attempts_text() -> Iterator[str]:
     yield "after the second attempt" if attempts == 2 else "without a beginning"
 
 
@@ -36,7 +36,7 @@ def double(number: int) -> tuple[int, int, int]:
     """The process, how often `begin` was called there, and twice the number."""
     advance(number)
     advance(10 * number)  # more than there is
-    return os.getpid(), begun, 2 * number
+    return os.getpid(), begin_calls, 2 * number
 
 
 def fail(number: int) -> int:

@@ -114,7 +114,7 @@ def test_a_sweep_leaves_what_is_not_aifxs(tmp_path: Path) -> None:
     assert {tuple(os.listdir(tmp_path / name)) for name in others} == {("file",)}
 
 
-def test_a_sweep_leaves_what_a_process_writes(tmp_path: Path) -> None:
+def test_a_sweep_leaves_unfinished_folders_of_living_processes(tmp_path: Path) -> None:
     with unfinished(tmp_path / "it") as folder:
         sweep(tmp_path)
         assert folder.is_dir()
@@ -381,12 +381,12 @@ def test_a_change_whose_time_was_set_back_is_found(place: Path) -> None:
 def test_a_change_while_it_is_compared_is_found_next_time(place: Path) -> None:
     made = make(place)
 
-    class Writes:
+    class ChangingReporter:
         def advance(self, amount: float) -> None:
             wait_for_a_later_time(place / "a")
             (place / "a").write_bytes(b"b")
 
-    check_once(place, made, ["a"], Writes())  # type: ignore[arg-type]
+    check_once(place, made, ["a"], ChangingReporter())  # type: ignore[arg-type]
     with pytest.raises(DamagedArtifact):
         check_once(place, made, ["a"])
 

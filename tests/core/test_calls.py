@@ -20,7 +20,7 @@ def test_each_call_has_its_result_and_reports_its_size():
     )
     assert {index: doubled for index, (_, _, doubled) in found.items()} == {0: 2, 1: 4, 2: 6, 3: 8}
     assert sum(reports) == 22
-    assert {begun for _, begun, _ in found.values()} == {1}
+    assert {begin_calls for _, begin_calls, _ in found.values()} == {1}
     pids = {pid for pid, _, _ in found.values()}
     assert os.getpid() not in pids
     assert all(map(is_gone, pids))
@@ -45,7 +45,7 @@ def test_a_process_that_is_killed_is_an_error():
 
 
 def test_no_call_runs_without_what_comes_first():
-    with CallProcess(called.begun_or_not, called.fail_once) as process:
+    with CallProcess(called.attempts_text, called.fail_once) as process:
         with pytest.raises(OSError, match="not yet"):
             list(process.values())
         assert list(process.values()) == ["after the second attempt"]

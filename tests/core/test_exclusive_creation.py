@@ -149,7 +149,7 @@ def test_a_probe_that_cannot_be_deleted_is_reported(caplog: pytest.LogCaptureFix
     assert f"{store.url}/{probe}" in warning
 
 
-def test_a_client_that_looks_before_it_writes_is_refused(tmp_path: Path) -> None:
+def test_a_client_that_looks_before_it_creates_is_refused(tmp_path: Path) -> None:
     """As all do that have fsspec's own `pipe_file`: two of them can both find the name free."""
     store = Store(f"arrow://{tmp_path}", ArrowFSWrapper(LocalFileSystem()), str(tmp_path))
     store.fs.pipe_file(f"{tmp_path}/there", b"1", mode="create")

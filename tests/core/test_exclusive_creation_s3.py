@@ -135,7 +135,7 @@ def test_a_server_that_ignores_the_condition_is_refused(server: Server) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_without_conditional_writes_is_refused(server: Server) -> None:
+def test_a_server_without_conditional_requests_is_refused(server: Server) -> None:
     server.fault = answering("501 Not Implemented", "NotImplemented")
     store = open_store("s3://bucket/names")
     with pytest.raises(EnvironmentFault) as refused:

@@ -117,7 +117,7 @@ def test_a_signal_is_acted_on_once_although_it_is_announced_twice():
     assert acted == [signal.SIGTERM, signal.SIGINT]
 
 
-def test_an_act_that_fails_is_reported_and_the_next_signal_is_heard():
+def test_an_act_that_fails_is_reported_and_the_next_signal_is_acted_on():
     body = f"""
     import threading
     def act(number):

@@ -39,16 +39,16 @@ def test_listeners_may_be_nested_and_leave_nothing() -> None:
     assert (outer, inner) == (["both", "outer"] * 2, ["both"] * 2)
 
 
-@pytest.mark.parametrize(("level", "shown"), [("INFO", ["note", "odd"]), ("WARNING", ["odd"])])
+@pytest.mark.parametrize(("level", "messages"), [("INFO", ["note", "odd"]), ("WARNING", ["odd"])])
 def test_a_program_that_uses_the_library_gets_what_it_asks_for(
-    caplog: pytest.LogCaptureFixture, level: str, shown: list[str]
+    caplog: pytest.LogCaptureFixture, level: str, messages: list[str]
 ) -> None:
     """A run's log file takes more, and changes nothing for others."""
     caplog.set_level(level, "aifx")
     with log_lines([].append), log_lines([].append):
         logger.info("note")
         logger.warning("odd")
-    assert caplog.messages == shown
+    assert caplog.messages == messages
     caplog.clear()
     with log_lines([].append, propagate=False):
         logger.warning("odd")
@@ -60,10 +60,10 @@ def test_a_command_shows_the_log_and_pythons_warnings_on_stderr(capsys: pytest.C
         out.document({"answer": 1})
         logger.info("reading \x1b]0;a file\x07")
         warnings.warn("old", UserWarning, stacklevel=1)
-    shown = capsys.readouterr()
-    assert '"answer": 1' in shown.out
-    assert shown.err.startswith("reading \\x1b]0;a file\\x07\n")
-    assert "UserWarning: old" in shown.err
+    printed = capsys.readouterr()
+    assert '"answer": 1' in printed.out
+    assert printed.err.startswith("reading \\x1b]0;a file\\x07\n")
+    assert "UserWarning: old" in printed.err
     logger.info("after the command")
     assert capsys.readouterr().err == ""
 

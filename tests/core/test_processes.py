@@ -162,7 +162,7 @@ def test_what_it_leaves_in_its_group_ends_with_it():
 
 
 def test_it_is_asked_before_it_is_killed(tmp_path):
-    """What it says then is kept, more than a pipe holds too."""
+    """The output of that time is kept, also if it is more than a pipe holds."""
     body = f"""
         def leave(*_):
             os.write(1, b"x" * 300_000)  # print is not reentrant, and the signal may interrupt that of emit
@@ -212,7 +212,7 @@ def test_ctrl_c_reaches_only_the_parent(tmp_path):
 
 
 def test_many_at_once():
-    """No more than are allowed, each as it ends; one that hangs keeps none from being heard."""
+    """No more than are allowed, each as it ends; one that hangs does not delay others."""
     started = []
 
     def children():
@@ -228,7 +228,7 @@ def test_many_at_once():
     assert {child.name: child.ended.cut for child in ended} == dict.fromkeys("abcdef", "") | {"hangs": "limit"}
 
 
-def test_one_that_will_not_end_keeps_none_from_being_heard(tmp_path, skip):
+def test_one_that_will_not_end_does_not_delay_others(tmp_path, skip):
     """It is killed when its grace is over; meanwhile the others are read."""
     asked = tmp_path / "asked"
     deaf = Child(["/bin/sh", "-c", "trap '' TERM; echo; sleep 600; sleep 600"], limit_s=1000, grace_s=1000)

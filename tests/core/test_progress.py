@@ -21,16 +21,16 @@ from aifx.data.text import TextFormat
 
 
 @pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch) -> list[Progress | None]:
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[Progress | None]:
     """All that is reported, whatever the clock says."""
     monkeypatch.setattr(module, "EVERY_S", 0.0)
     return []
 
 
-def test_the_last_listener_hears(heard: list[Progress | None]) -> None:
+def test_the_last_listener_hears(reported: list[Progress | None]) -> None:
     outer: list[Progress | None] = []
     with listen(outer.append):
-        with listen(heard.append), report_progress("counting", 4, "batches") as report:
+        with listen(reported.append), report_progress("counting", 4, "batches") as report:
             report.advance(1)
             report.advance(1)
             report.enter("adding up")
@@ -38,7 +38,7 @@ def test_the_last_listener_hears(heard: list[Progress | None]) -> None:
             raise ValueError("x")
     with report_progress("alone", None, "bytes") as report:
         report.advance(1)
-    *reports, last = heard
+    *reports, last = reported
     assert [(p.activity, p.done, p.total, p.unit) for p in reports if p] == [
         ("counting", 1, 4, "batches"),
         ("counting", 2, 4, "batches"),
@@ -49,7 +49,7 @@ def test_the_last_listener_hears(heard: list[Progress | None]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("done", "total", "elapsed_s", "shown"),
+    ("done", "total", "elapsed_s", "text"),
     [
         (10**6, 4 * 10**6, 0.5, "reading: 25% of 4.0 MB"),
         (10**6, 4 * 10**6, 2.0, "reading: 25% of 4.0 MB, 500.0 kB/s, 6 s left"),
@@ -60,12 +60,12 @@ def test_the_last_listener_hears(heard: list[Progress | None]) -> None:
         (0, 10**6, 2.0, "reading: 0% of 1.0 MB"),
     ],
 )
-def test_rate_and_remaining_time(done: int, total: int | None, elapsed_s: float, shown: str) -> None:
-    assert str(Progress("reading", done, total, "bytes", elapsed_s)) == shown
+def test_rate_and_remaining_time(done: int, total: int | None, elapsed_s: float, text: str) -> None:
+    assert str(Progress("reading", done, total, "bytes", elapsed_s)) == text
 
 
 def test_tokenizing_and_training_the_tokenizer_report_to_the_end(
-    heard: list[Progress | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reported: list[Progress | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))
     (tmp_path / "data").mkdir()
@@ -73,18 +73,18 @@ def test_tokenizing_and_training_the_tokenizer_report_to_the_end(
     (tmp_path / "data/a.txt").write_text(text)
     (tmp_path / "data/b.jsonl").write_text(json.dumps({"text": text}) + "\n")
     section = TextSection(seq_len=16, vocab_size=300, train=("data/*",))
-    with listen(heard.append):
+    with listen(reported.append):
         TextFormat.open(section, Project(tmp_path), tmp_path / "assets")
     shares: dict[str, float] = {}
-    for progress in heard:
+    for progress in reported:
         if progress and progress.share is not None:
             activity = progress.activity.split(" data/")[0]
             assert progress.share >= shares.get(activity, 0)
             shares[activity] = progress.share
     assert shares == pytest.approx({"training the tokenizer on": 1, "tokenizing": 1}, abs=0.05)
-    assert [p.activity for p in heard if p][-1].startswith("tokenizing")
-    assert "merging pairs of tokens" in [p.activity for p in heard if p]
-    assert heard[-1] is None
+    assert [p.activity for p in reported if p][-1].startswith("tokenizing")
+    assert "merging pairs of tokens" in [p.activity for p in reported if p]
+    assert reported[-1] is None
 
 
 def display(*, terminal: bool) -> tuple[ProgressDisplay, io.StringIO]:

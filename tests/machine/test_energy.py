@@ -113,9 +113,9 @@ except Unreadable as error:
     print(json.dumps(str(error)))
 """
 
-    def ask(shown: str, ordinals: list[int]):
+    def ask(visible: str, ordinals: list[int]):
         environ = {"FAKE_NVML_SCENARIO": str(tmp_path / "scenario.txt"), "LD_LIBRARY_PATH": str(tmp_path)}
-        environ = {**os.environ, **environ, "CUDA_VISIBLE_DEVICES": shown}
+        environ = {**os.environ, **environ, "CUDA_VISIBLE_DEVICES": visible}
         command = [sys.executable, "-c", program, json.dumps(ordinals)]
         return json.loads(subprocess.run(command, env=environ, capture_output=True, check=True).stdout)
 

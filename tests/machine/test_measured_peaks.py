@@ -1,4 +1,4 @@
-"""What a machine was seen to reach is kept, rises only, and stands beside the catalogue's peaks."""
+"""Measured peaks of a machine are kept, only rise, and stand beside the catalogue's peaks."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What loads the hardware: each program does what it is counted for, and tells when it came out wrong."""
+"""Programs that load the hardware: each does what it is counted for, and reports a wrong result."""
 
 import json
 import os

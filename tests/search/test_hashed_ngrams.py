@@ -37,7 +37,7 @@ def counted(text: str | None) -> Counter[tuple[str, object]]:
 
 
 def cosine(one: Counter[tuple[str, object]], other: Counter[tuple[str, object]]) -> float:
-    """Of the square roots of counts, where a part of a word has half the weight of a word."""
+    """The cosine of the square roots of counts, where a part of a word has half the weight of a word."""
 
     def product(a: Counter[tuple[str, object]], b: Counter[tuple[str, object]]) -> float:
         return sum(math.sqrt(n * b[key]) * (0.25 if key[0] == "part" else 1.0) for key, n in a.items())

@@ -15,7 +15,7 @@ from aifx.serving.requests import Delta, GenerationRequest, SamplingSettings
 
 @dataclass
 class Answer:
-    """What a request was given, as it came."""
+    """The deltas of a request, as they came."""
 
     deltas: queue.Queue[Delta] = field(default_factory=queue.Queue)
     ticket: Any = None

@@ -27,7 +27,7 @@ NAMES = ("one", "two")
 
 
 def adapters_of(specs: Specs) -> list[Adapter]:
-    """Of the matrices of all layers, with values that change every answer."""
+    """Adapters of the matrices of all layers, with values that change every answer."""
     sizes: dict[str, tuple[int, int]] = {}
 
     def collect(spec: Specs | ArraySpec, path: tuple[str, ...]) -> None:

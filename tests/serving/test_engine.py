@@ -37,7 +37,7 @@ def test_an_answer_is_its_own_in_any_company(engines: Engines) -> None:
 
 
 @pytest.mark.slow
-def test_a_row_that_was_driven_out_writes_the_same(engines: Engines) -> None:
+def test_a_preempted_row_gives_the_same_answer(engines: Engines) -> None:
     rng = np.random.default_rng(1)
     requests = [
         GenerationRequest(rng.integers(1, 257, 60).tolist(), 70, SamplingSettings(seed=i), ignore_end=True, logprobs=0)
@@ -77,21 +77,21 @@ def test_rows_that_forget_write_the_same_in_company_and_after_preemption(engines
 def test_a_long_prompt_does_not_stop_the_rows_that_write(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aifx.serving.engine.CHUNKS_PER_TURN", 1)
     engine, came = engines(prefix_cache=False), []
-    has_begun, is_asked, is_read = threading.Event(), threading.Event(), threading.Event()
+    has_started, is_asked, is_read = threading.Event(), threading.Event(), threading.Event()
 
-    def writes(delta: Delta) -> None:
+    def take_token(delta: Delta) -> None:
         came.append("token")
-        has_begun.set()
+        has_started.set()
         assert is_asked.wait(60)
 
-    def reads(delta: Delta) -> None:
+    def take_prompt(delta: Delta) -> None:
         came.append("prompt")
         is_read.set()
 
-    engine.submit(GenerationRequest([1, 2, 3], 200, ignore_end=True), writes)
-    assert has_begun.wait(60)
+    engine.submit(GenerationRequest([1, 2, 3], 200, ignore_end=True), take_token)
+    assert has_started.wait(60)
     came.append("asked")
-    engine.submit(GenerationRequest([4] * 250, 1, ignore_end=True), reads)  # of four chunks
+    engine.submit(GenerationRequest([4] * 250, 1, ignore_end=True), take_prompt)  # of four chunks
     is_asked.set()
     assert is_read.wait(60)
     between = came[came.index("asked") : came.index("prompt")]

@@ -99,9 +99,9 @@ def test_an_answer_that_is_not_read_to_its_end_leaves_the_next_one_alone():
     engine = one_row_engine(programs, params, byte_tokenizer(), 1, 30)
     request = GenerationRequest([1], 30, ignore_end=True)
     whole = [token for delta in engine.write(request) for token in delta.token_ids]
-    begun = engine.write(request)
-    next(begun)
-    begun.close()
+    unread = engine.write(request)
+    next(unread)
+    unread.close()
     assert [token for delta in engine.write(request) for token in delta.token_ids] == whole
     stats = engine.stats()
     assert stats.pages_used == stats.running == 0

@@ -1,4 +1,4 @@
-"""What a grammar allows always parses, whatever tokens are drawn among those that it allows."""
+"""Answers by a grammar always parse, whatever tokens are drawn among those that it allows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many pages the pool has: as `serve.memory` says, otherwise what all slots need."""
+"""The number of pages of the pool: as `serve.memory` says, otherwise what all slots need."""
 
 from __future__ import annotations
 

@@ -14,16 +14,16 @@ from aifx.core.project import Project
 
 
 @pytest.mark.representative("a served model on a mesh")
-def test_divided_models_write_what_one_device_writes(trained: Project) -> None:
+def test_sharded_models_give_the_answers_of_one_device(trained: Project) -> None:
     program = Path(__file__).with_name("scores_of_meshes.py")
     done = subprocess.run([sys.executable, str(program), str(trained.root)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     one, *others = found["served"]
-    for divided in others:
-        assert divided["compilations"] == 0
-        assert divided["is_reproducible"]
-        for expected, answer in zip(one["answers"], divided["answers"], strict=True):
+    for sharded in others:
+        assert sharded["compilations"] == 0
+        assert sharded["is_reproducible"]
+        for expected, answer in zip(one["answers"], sharded["answers"], strict=True):
             assert [token for token, _ in answer] == [token for token, _ in expected]
             scores = [[logprob for _, logprob in pairs[1:]] for pairs in (answer, expected)]
             np.testing.assert_allclose(*scores, atol=1e-5)

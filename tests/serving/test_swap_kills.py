@@ -32,7 +32,7 @@ BODY = {"prompt": "12 whales, said ", "max_tokens": TOKENS, "ignore_eos": True, 
 
 @pytest.fixture(scope="session")
 def expected(trained: Project) -> dict[tuple[str, int], str]:
-    """What the weights of each step write, by fingerprint and seed."""
+    """The answers of the weights of each step, by fingerprint and seed."""
     found = {}
     for step in (1, 2):
         run = restore_run(trained.run("main"), trained, step=step)

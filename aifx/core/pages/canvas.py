@@ -1,4 +1,4 @@
-"""What every picture is drawn on: SVG that is part of a page and takes its colours and letters from it."""
+"""The canvas of every picture: SVG that is part of a page and takes its colours and letters from it."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Canvas:
         self.axes.annotate(text, at, offset, **{"textcoords": "offset points", "color": FAINT, **style})
 
     def unit(self, text: str) -> None:
-        """Of the vertical axis, above it."""
+        """Write the unit of the vertical axis above it."""
         self.write(text, (0, 1), (-4, 4), xycoords="axes fraction", ha="right", va="bottom")
 
     def key(self, label: str, series: int | None = None, *, is_dashed: bool = False) -> None:
@@ -128,7 +128,7 @@ class Canvas:
         self.axes.invert_yaxis()
 
     def picture(self, title: str, caption: str = "") -> Picture:
-        """What was drawn: colours and letters are the page's, ids this picture's alone, by the style's hashsalt."""
+        """The finished picture. Its colours and letters are the page's, its ids its own, by the style's hashsalt."""
         target = StringIO()
         self.figure.savefig(target, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
         text = target.getvalue()

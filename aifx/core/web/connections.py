@@ -1,4 +1,4 @@
-"""Connections with limits: of headers, of the time for a request, of the patience with a reader, of their number."""
+"""Connections with limits: of headers, of the time for a request and for reading an answer, of their number."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ MAX_HEADER_BYTES = 64 << 10
 """Most bytes of a request's first line and headers."""
 
 PROGRESS_BYTES = 64 << 10
-"""Of a request that is incomplete: it is idle until as many more have come."""
+"""Bytes of progress: an incomplete request is idle until as many more of it have come."""
 
 MAX_DISCARDED_BYTES = 64 << 20
-"""Of a request that is refused before all of it has come: most clients send it whole before they read the answer."""
+"""Most bytes that are read of a refused request: most clients send it whole before they read the answer."""
 
 MAX_CONNECTIONS = 4096
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a connection waits for its client, and how many connections there are.
+    """Times that a connection waits for its client, and numbers of connections.
 
     Attributes:
         idle_s: between two requests.
@@ -52,7 +52,7 @@ class Limits:
 
 
 SCRAPE_LIMITS = Limits(receive_s=5.0, send_s=10.0, progress_bytes=math.inf, max_connections=64, max_per_client=16)
-"""Of servers whose clients ask for a document now and then: slow ones, or many, keep nobody from an answer."""
+"""Limits of servers whose clients ask for a document now and then: slow ones, or many, keep nobody from an answer."""
 
 
 class _Parser(h11.Connection):

@@ -27,7 +27,7 @@ POLL_S = 0.02
 
 @dataclass(frozen=True)
 class Ending:
-    """How a server ended: by which signal, and how many requests were cut."""
+    """The end of a server: the signal that stopped it, and the number of requests that were cut."""
 
     signum: int | None
     cut: int
@@ -84,36 +84,36 @@ class HttpServer:
 
     def start(self) -> threading.Thread:
         """Serve in a thread of its own until `stop`. Returns when it listens, and raises why it cannot."""
-        begun = threading.Event()
+        ready = threading.Event()  # it listens, or has failed
 
         def run() -> None:
             try:
-                self._ending = self.run(begun.set)
+                self._ending = self.run(ready.set)
             except Exception as error:
-                if begun.is_set():
+                if ready.is_set():
                     logger.exception("the server has failed")
                 self._failure = error
             finally:
-                begun.set()
+                ready.set()
 
         self._thread = threading.Thread(target=run, name="http", daemon=True)
         self._thread.start()
-        begun.wait()
+        ready.wait()
         if self._failure is not None:
             raise self._failure
         return self._thread
 
-    def wait(self, on_heard: Callable[[], None] = lambda: None) -> Ending:
+    def wait(self, on_ready: Callable[[], None] = lambda: None) -> Ending:
         """Wait for the end of a server that `start` has started. Raises what ended it.
 
         In the main thread, SIGTERM and Ctrl-C stop it; a second signal ends the process at once.
 
         Args:
-            on_heard: called as soon as signals do so.
+            on_ready: called as soon as signals do so.
         """
         assert self._thread is not None
         with on_signals(self._signal):
-            on_heard()
+            on_ready()
             self._thread.join()
         if self._failure is not None:
             raise self._failure
@@ -148,7 +148,7 @@ class HttpServer:
         return Ending(self._signum, cut)
 
     async def _end_of(self, serving: asyncio.Task[None]) -> None:
-        """Raises EnvironmentFault if the server could not listen: another process has taken the port since."""
+        """Wait for a server that ended by itself. Raises EnvironmentFault if another process has taken the port."""
         try:
             await serving
         except OSError as error:

@@ -18,7 +18,7 @@ from aifx.core.logs import at_level
 from aifx.core.web.connections import Connection
 
 LAST_ANSWERS_S = 2.0
-"""How long answers that were cut have to reach their clients."""
+"""Time in which answers that were cut must reach their clients."""
 
 BACKLOG = 2048
 

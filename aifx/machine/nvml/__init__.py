@@ -16,7 +16,7 @@ LIBRARY_STATES = {
     ),
     18: ("library_mismatch", "NVML is of another version than the loaded kernel module"),
 }
-"""Why NVML cannot start, by error code."""
+"""State and reason by the error code with which NVML does not start."""
 
 CLOCK_REASONS = {
     0: "idle",

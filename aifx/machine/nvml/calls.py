@@ -43,7 +43,7 @@ class Calls:
         self.state = "ok"  # or the GPU's state by an error of NVML ("lost")
 
     def __call__(self, name: str, *arguments: Any, then: Callable[[Any], Any] | None = None) -> Any:
-        """What a function of nvidia-ml-py returns, passed through `then`, or `Absent` or `Unknown`."""
+        """The result of a function of nvidia-ml-py, passed through `then`, or `Absent` or `Unknown`."""
         function = getattr(pynvml, f"nvml{name}", None)
         if function is None:
             return older(f"nvml{name}")
@@ -58,7 +58,7 @@ class Calls:
             return Unknown(f"nvml{name}: {type(error).__name__}: {error}", f"`{UPDATE}`")
 
     def struct(self, name: str, *kinds: str) -> Any:
-        """What a function fills in: the first of the structures `kinds` of nvidia-ml-py that the driver takes."""
+        """The structure that a function fills in: the first of `kinds` of nvidia-ml-py that the driver takes."""
         answer: Any = older(kinds[0])
         for kind in (getattr(pynvml, k) for k in kinds if hasattr(pynvml, k)):
             filled = kind()
@@ -99,7 +99,7 @@ class Calls:
 
 
 def older(name: str) -> Absent:
-    """What nvidia-ml-py does not have yet."""
+    """The answer for a name that the installed nvidia-ml-py does not have yet."""
     return Absent(f"the installed nvidia-ml-py has no {name}: `{UPDATE}`")
 
 

@@ -243,7 +243,7 @@ def _power(ask: Calls) -> Facts:
 
 
 def _memory(ask: Calls) -> Facts:
-    """What the driver holds for itself is reserved, not used."""
+    """Memory in MiB. The driver's own is reserved, not used."""
     info = ask("DeviceGetMemoryInfo", MEMORY_INFO_V2)
     return {
         "total_mib": also(info, lambda i: i.total // MIB),
@@ -308,7 +308,7 @@ def _errors(ask: Calls, number: int) -> Facts:
 
 
 def _sum(one: Any, other: Any) -> Any:
-    """Of what is there: Hopper counts the CRC errors of flits alone."""
+    """The sum of the counts that are there: Hopper counts the CRC errors of flits alone."""
     if isinstance(one, Absent) or isinstance(other, Unknown):
         return other
     return one if isinstance(other, Absent) else also(one, lambda number: number + other)

@@ -43,7 +43,7 @@ class Mailbox:
         self._is_woken = False
 
     def call(self, function: Callable[..., None], *args: Any) -> None:
-        """From any thread."""
+        """Have the event loop call a function. From any thread."""
         with self._lock:
             self._calls.append((function, args))
             if self._is_woken:

@@ -61,7 +61,7 @@ async def completions(request: Request) -> Response:
 
 
 def check_n(n: int | None, state: TextState) -> int:
-    """How many answers a prompt gets. Raises ApiError."""
+    """The number of answers that a prompt gets. Raises ApiError for too many."""
     if (n or 1) > state.settings.max_n:
         raise ApiError(400, f"n: {n}; this server's serve.max_n is {state.settings.max_n}", param="n")
     return n or 1

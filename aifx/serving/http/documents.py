@@ -26,7 +26,7 @@ class EnergyUsage(Answer):
 
 
 class Cost(Answer):
-    """What an answer cost. What is not known is not there."""
+    """The cost of an answer, without fields that are not known."""
 
     energy: EnergyUsage | None = None
     cost: float | None = None  # its share of serve.price_per_hour

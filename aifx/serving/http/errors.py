@@ -62,7 +62,7 @@ def from_engine(error: Exception, prompt_field: str) -> ApiError:
 
 
 def from_delta(delta: Delta) -> ApiError:
-    """What an answer that failed is in the API: the request's fault, such as a schema that is too complex, or ours."""
+    """The API's error for a failed answer: the request's fault, such as a schema that is too complex, or ours."""
     if delta.field is not None:
         param = FIELDS.get(delta.field, delta.field)
         return ApiError(400, f"{param}: {delta.error}", param=param)

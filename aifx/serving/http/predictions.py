@@ -67,7 +67,7 @@ class PredictionState(ServerState):
             record_of(request).rows = len(rows)
             self.metrics.rows.observe(len(rows))
             weights = self.engine.weights
-            submit = partial(self.engine.submit, batch, weights=weights, on_begun=self.metrics.queue_time.observe)
+            submit = partial(self.engine.submit, batch, weights=weights, on_started=self.metrics.queue_time.observe)
             (found,) = await results(self, request, [submit], part)
             if isinstance(found, NotNumbers):
                 raise ApiError(400, f"{part}: {found}", param=part, code="not_numbers")

@@ -21,7 +21,7 @@ MAX_STOP_TOKENS = 300
 MAX_TOOLS = 128
 
 MOST_DETAILS = 100
-"""Of the errors of a body that are read to name one of them."""
+"""Most errors of a body that are read to name one of them."""
 
 TokenId: TypeAlias = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIds: TypeAlias = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]

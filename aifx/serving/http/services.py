@@ -35,7 +35,7 @@ TEXT_OPERATIONS = (
 )
 
 Watch = Callable[[StepChoice | None, Path | None, Sequence[str]], Watcher[Any]]
-"""From the choice of a step, a canary file and `--set` strings."""
+"""Makes a watcher from the choice of a step, a canary file and `--set` strings."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _predictions(trained: RestoredRun, **common: Any) -> tuple[PredictionState, 
 
 
 def _without_arrays(trained: RestoredRun) -> RestoredRun:
-    """What a watcher needs. The engine has the arrays; another reference would keep those that it no longer uses."""
+    """The run as a watcher needs it. The engine has the arrays; another reference would keep those of old weights."""
     return replace(trained, params={}, frozen={})
 
 

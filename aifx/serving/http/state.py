@@ -109,7 +109,7 @@ class ServerState(Traffic, ABC):
         return [self.name]
 
     def check_model(self, model: str | None) -> None:
-        """Raises ApiError (404) for a model that is not served."""
+        """Check that a model is served. Raises ApiError (404) if it is not."""
         if model is not None and model not in self.models:
             message = f"no model {model!r}; /v1/models lists {', '.join(self.models)}"
             raise ApiError(404, message, param="model", code="model_not_found")

@@ -32,7 +32,7 @@ LONG_TEXT = 4096
 """Characters of texts from which on a thread tokenizes them, so that other requests do not wait."""
 
 NAME_BYTES = 4
-"""Of the character that a special token is in `SpecialTokens`."""
+"""Bytes of the character that stands for a special token in `SpecialTokens`."""
 
 
 @dataclass(kw_only=True)
@@ -78,7 +78,7 @@ class TextState(ServerState):
 
     @property
     def grammars(self) -> Grammars:
-        """Raises GrammarError for a tokenizer without grammars."""
+        """The grammars over the model's tokens. Raises GrammarError for a tokenizer without grammars."""
         if isinstance(self._grammars, GrammarError):
             raise self._grammars
         return self._grammars
@@ -149,11 +149,11 @@ class TextState(ServerState):
         if self.renderer is None:
             raise ApiError(400, f"{self.name} has no chat template; /v1/completions takes its prompts")
         plain = template_messages(messages)
-        shown = [tool.model_dump(exclude_none=True) for tool in tools or ()]
+        functions = [tool.model_dump(exclude_none=True) for tool in tools or ()]
         special, templates = self.renderer.special, self.templates
         assert templates is not None
         try:
-            text = await run_sync(templates.prompt_text, plain, "messages", shown, limiter=self._writers)
+            text = await run_sync(templates.prompt_text, plain, "messages", functions, limiter=self._writers)
             self._check_size(text, "messages", NAME_BYTES)
             return await run_sync(special.encode_ids, text, limiter=self._readers)
         except DataError as error:
@@ -161,7 +161,7 @@ class TextState(ServerState):
             raise ApiError(400, f"{error.what}: {error.why}", param=param) from None
 
     def check_prompt(self, ids: Sequence[int], field: str) -> int:
-        """How many tokens may follow a prompt. Raises ApiError if it cannot be read."""
+        """The number of tokens that may follow a prompt. Raises ApiError if it cannot be read."""
         most = self.engine.max_model_len
         if len(ids) > most:
             why = f"{field}: {len(ids)} tokens; this server reads {most} at the most, with the answer"
@@ -198,7 +198,7 @@ def base_seed(body: SamplingFields) -> int:
 
 
 def sampling_settings(body: SamplingFields, seed: int) -> SamplingSettings:
-    """Raises ApiError."""
+    """The engine's settings for a request. Raises ApiError for a bias of something other than a token."""
     given = {
         name: value
         for name in (
@@ -218,7 +218,7 @@ def stops(body: SamplingFields) -> tuple[str, ...]:
 
 
 def total_usage(usages: Sequence[Usage], n: int) -> Usage:
-    """Of `n` answers to each prompt, which counts once."""
+    """The usage of `n` answers to each prompt, which counts once."""
     bases = {usage.energy_basis for usage in usages}
     joules = [usage.joules for usage in usages if usage.joules is not None]
     costs = [usage.cost for usage in usages if usage.cost is not None]

@@ -108,8 +108,8 @@ def test_a_chat_whole_and_streamed(served: Served) -> None:
     assert (whole.choices[0].finish_reason, whole.choices[0].message.tool_calls) == ("stop", None)
     request = served.engine.requests[-1]
     assert request.max_tokens == 4096 - len(request.prompt_ids)
-    shown = "<|im_start|>user\nHé, wer\nda? 🐋<|im_end|>\n<|im_start|>assistant\n"
-    assert served.engine.tokenizer.decode(request.prompt_ids) == shown
+    prompt = "<|im_start|>user\nHé, wer\nda? 🐋<|im_end|>\n<|im_start|>assistant\n"
+    assert served.engine.tokenizer.decode(request.prompt_ids) == prompt
     stream = served.client.chat.completions.create(
         model="toy", messages=[USER], stream=True, n=2, stream_options={"include_usage": True}, max_completion_tokens=9
     )
@@ -225,8 +225,8 @@ def test_models_and_tokens(served: Served) -> None:
     assert back == {"prompt": "hé"}
     chat = served.http.post("/tokenize", json={"messages": [USER]}).json()
     assert served.http.post("/detokenize", json=chat | {"model": "toy"}).status_code == 400
-    shown = served.http.post("/detokenize", json={"tokens": chat["tokens"]}).json()["prompt"]
-    assert shown.endswith("<|im_end|>\n<|im_start|>assistant\n")
+    prompt = served.http.post("/detokenize", json={"tokens": chat["tokens"]}).json()["prompt"]
+    assert prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
 
 
 CHAT = {"messages": [USER]}

@@ -71,7 +71,7 @@ def received(client: socket.socket, words: bytes) -> bytes:
     return found
 
 
-def test_small_writes_are_sent_at_once(served: Served) -> None:
+def test_small_parts_are_sent_at_once(served: Served) -> None:
     """Otherwise a token of a reused connection waits for the acknowledgement of the one before."""
     with socket.create_connection(("127.0.0.1", served.port)):
         eventually(lambda: bool(served.server.connections))
@@ -221,9 +221,13 @@ def test_a_reader_that_stalls_is_cut_and_others_are_served(serve: Serve) -> None
 
 def test_half_of_a_request(serve: Serve) -> None:
     served = serve(idle_s=0.4)
-    halves = [b"", b"POST /v1/comp", b"POST /v1/completions HTTP/1.1\r\nContent-Length: 99\r\nHost: localhost\r\n\r\n{"]
-    clients = [connect(served) for _ in halves]
-    for client, half in zip(clients, halves, strict=True):
+    unfinished = [
+        b"",
+        b"POST /v1/comp",
+        b"POST /v1/completions HTTP/1.1\r\nContent-Length: 99\r\nHost: localhost\r\n\r\n{",
+    ]
+    clients = [connect(served) for _ in unfinished]
+    for client, half in zip(clients, unfinished, strict=True):
         client.sendall(half)
     assert all(map(is_closed, clients))
     dripping = connect(served)  # a header for ever, byte by byte

@@ -1,4 +1,4 @@
-"""What clients and templates of strangers can send to a server: it refuses them, and answers the others meanwhile."""
+"""Attacks by clients and templates of strangers: the server refuses them, and answers the others meanwhile."""
 
 from __future__ import annotations
 
@@ -190,13 +190,13 @@ def test_half_of_a_request_is_idle(serve: Serve) -> None:
     waiting.sendall(request_bytes({"prompt": "a", "max_tokens": 1}))
     eventually(lambda: len(served.engine.waiting) == 1)
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    halves = [head, head + b"Content-Length: 99\r\n\r\n{", b"GET /"]
+    unfinished = [head, head + b"Content-Length: 99\r\n\r\n{", b"GET /"]
     slow = []
-    for number, half in enumerate(halves):
+    for number, half in enumerate(unfinished):
         client = connect(served)
         client.sendall(half)
         eventually(lambda number=number: len(served.server.connections) == number + 2)  # type: ignore[misc]
-        eventually(lambda: all(map(has_begun, served.server.connections)))
+        eventually(lambda: all(map(has_started, served.server.connections)))
         slow.append(client)
     others = [connect(served) for _ in slow]
     assert all(map(is_closed, slow))
@@ -208,7 +208,7 @@ def test_half_of_a_request_is_idle(serve: Serve) -> None:
     served.http = httpx.Client()
 
 
-def has_begun(connection: Any) -> bool:
+def has_started(connection: Any) -> bool:
     return not connection._is_between_requests
 
 

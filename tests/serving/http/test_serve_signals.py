@@ -1,4 +1,4 @@
-"""How `aifx serve` ends: the real command and its signals, over an engine without a model."""
+"""The end of `aifx serve`: the real command and its signals, over an engine without a model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Process:
 
     def ask(self, max_tokens: int) -> threading.Thread:
         """Begin a request; return when it runs."""
-        begun = threading.Event()
+        started = threading.Event()
 
         def read() -> None:
             body = {"prompt": "abc", "max_tokens": max_tokens, "stream": True}
@@ -55,12 +55,12 @@ class Process:
                 httpx.stream("POST", url, json=body, timeout=WAIT_S, trust_env=False) as answer,
             ):
                 for text in answer.iter_text():
-                    begun.set()
+                    started.set()
                     self.text += text
 
         reader = threading.Thread(target=read)
         reader.start()
-        assert begun.wait(WAIT_S)
+        assert started.wait(WAIT_S)
         return reader
 
     def ended(self) -> tuple[int, str, str]:
