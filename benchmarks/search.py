@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from aifx.search.embedders import normalized
-from aifx.search.hashed_ngrams import HashedNgrams
+from aifx.search.embedders import HashedNgrams, normalized
 from aifx.search.kinds import make_index, search_index
 
 BOOK = Path(__file__).parents[1] / "templates/language-model/data"

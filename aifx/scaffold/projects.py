@@ -10,7 +10,7 @@ import shlex
 import shutil
 import stat
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +22,19 @@ from urllib.request import url2pathname
 import aifx.templates
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
 from aifx.core.executables import find_program, with_safe_path
+from aifx.core.files import open_file
+from aifx.core.project import Project, RunDirectory
 from aifx.core.results import Result
 from aifx.core.sanitize import escape_controls
-from aifx.scaffold.own_base import BASE_CONFIG, BASE_RUN, make_base_run, move_base_run
-from aifx.scaffold.own_data import answers_from_data
-from aifx.scaffold.template_safety import STAGING, check_rendered, name_source, template_source
+from aifx.core.stores import open_store
 
 logger = logging.getLogger(__name__)
 
 QUESTIONS = "copier.yml"
 DEFAULT_TEMPLATE = "language-model"
+ABOUT_DATA = {"target", "time", "series", "horizon", "minutes"}
+"""Answers about the file or folder that the answer `data` names."""
+
 PREPARE = "data/prepare.sh"
 """The script of a project that makes its data set."""
 
@@ -169,7 +172,7 @@ def scaffold(
         why = f"the template {found.name} asks no such question: {did_you_mean(unknown[0], found.questions)}"
         raise UsageError(f"--answer {unknown[0]} answers no question", why, "aifx init --list")
     if isinstance(found, BundledTemplate):
-        data = {**data, **answers_from_data(found.name, data, destination)}
+        data = {**data, **_answers_from_data(found.name, data, destination)}
     with _staging(destination, dry_run=dry_run) as staging:
         if isinstance(found, BundledTemplate):
             data = {**data, **make_base_run(found.name, data, staging)}
@@ -190,6 +193,17 @@ def scaffold(
     if "aifx.toml" in files:
         steps += ["aifx train", "aifx eval"]
     return Scaffolded(destination, name, files, set_beside, dry_run, tuple(steps))
+
+
+def _answers_from_data(template: str, answers: Mapping[str, Any], destination: Path) -> dict[str, Any]:
+    """Answers that follow from data of the user's own; empty if no answer names any. Raises UsageError, DataError."""
+    if not answers.get("data"):
+        for key in sorted(ABOUT_DATA & answers.keys()):
+            raise UsageError(f"--answer {key} requires --answer data", "it is about that data", "--answer data=FILE")
+        return {}
+    from aifx.scaffold.own_data import answers_from_data  # it imports NumPy and the formats of data
+
+    return answers_from_data(template, answers, destination)
 
 
 @contextmanager
@@ -350,3 +364,188 @@ def _land(landing: Sequence[tuple[Path, Path]], rendered: Path, destination: Pat
 def _remove_empty(folder: Path) -> None:
     with suppress(OSError):
         folder.rmdir()
+
+
+# The model that a project of the template fine-tune begins with: `aifx init --answer base=...`
+
+BASE_TEMPLATE, BASE_QUESTION, BASE_RUN = "fine-tune", "base", "base"
+"""The template, its question, and the name of the run that its projects begin with."""
+
+BASE_CONFIG = f"{BASE_RUN}.toml"
+"""The configuration of that run in projects that get no model."""
+
+SEQ_LEN = 512
+"""Tokens of a sequence, unless the base has fewer: conversations of the template are shorter."""
+
+LEARNING_RATES = ((20e6, 1e-3), (200e6, 5e-4), (float("inf"), 2e-4))
+"""Peak learning rates of adapters by the number of parameters up to which they fit."""
+
+FINETUNE_STEPS = 100
+
+
+def make_base_run(template: str, answers: Mapping[str, Any], staging: Path) -> dict[str, Any]:
+    """Make a run of the model that the answers name, in `staging`. Returns the template's variables; {} without a base.
+
+    Raises UsageError for a run that does not write text, and the errors of `aifx.hub.importing.import_model`.
+    """
+    source = answers.get(BASE_QUESTION)
+    if template != BASE_TEMPLATE or not source:
+        return {}
+    from aifx.hub.importing import import_model
+
+    project, given = Project(staging / BASE_RUN), Path(source).expanduser()
+    run = project.run(BASE_RUN)
+    if (runs := list(Project(given).runs_path.glob("*/config.toml"))) and (given / "aifx.toml").is_file():
+        hint = f"--answer {BASE_QUESTION}={sorted(runs)[0].parent}"
+        raise UsageError(f"--answer {BASE_QUESTION}={source} is a project", "the base is one of its runs", hint)
+    if RunDirectory(given).exists():
+        run.path.parent.mkdir(parents=True)
+        _copy_run(RunDirectory(given.resolve()), run)
+    else:
+        project.root.mkdir()
+        import_model(source, project, BASE_RUN)
+    return _base_answers(source, run, project)
+
+
+def move_base_run(staging: Path, rendered: Path) -> None:
+    """Put the run that `make_base_run` made, if it made one, among the files of the project."""
+    if (runs := Project(staging / BASE_RUN).runs_path).is_dir():
+        runs.rename(rendered / "runs")
+
+
+def _copy_run(origin: RunDirectory, run: RunDirectory) -> None:
+    """Copy the files of a run that generation and fine-tuning need, with its best checkpoint alone.
+
+    Raises Damaged if a byte of the checkpoint has changed since it was saved.
+    """
+    from aifx.checkpoint.copying import copy_checkpoint, open_stored
+    from aifx.kinds import read_config
+    from aifx.loading.restore import choose_step
+
+    config = read_config(origin.config, Project(origin.path.parent.parent), environ={})
+    step = choose_step(origin, config, "best")
+    run.path.mkdir()
+    for path in (origin.config, origin.digests, origin.provenance, origin.imported, origin.kernels):
+        if path.exists():
+            shutil.copyfile(path, run.path / path.name)
+    shutil.copytree(origin.assets, run.assets)
+    copy_checkpoint(open_stored(str(origin.checkpoints / str(step))), open_store(str(run.checkpoints)))
+
+
+def _base_answers(source: str, run: RunDirectory, project: Project) -> dict[str, Any]:
+    from aifx.checkpoint.manifest import list_checkpoints, read_manifest
+    from aifx.config.toml import to_toml
+    from aifx.data.sections import OWN_TOKENIZERS, TokenSection
+    from aifx.data.spec import need_spec
+    from aifx.data.text import TOKENIZER_FILE
+    from aifx.hub.starting import changed_values
+    from aifx.kinds import read_config
+    from aifx.models.decoder.section import DecoderSection
+
+    config = read_config(run.config, project, environ={})
+    data = config.data
+    if not isinstance(data, TokenSection):
+        why = f"its data is {config.parts.kinds['data'].name if config.parts.kinds else 'its own'}, not text"
+        raise UsageError(f"--answer {BASE_QUESTION}={source} cannot be fine-tuned to answer", why, "--answer base=RUN")
+    (checkpoint,) = list_checkpoints(run.checkpoints)
+    parameters = read_manifest(run.checkpoints / str(checkpoint.step)).num_parameters
+    is_own = data.tokenizer in OWN_TOKENIZERS
+    values = {
+        "tokenizer": f"runs/{BASE_RUN}/assets/{TOKENIZER_FILE}",
+        "vocab_size": need_spec(run.assets).vocab_size,
+        "end_tokens": None if is_own or not data.end_tokens else list(data.end_tokens),
+        "begin_token": data.begin_token,
+    }
+    section = config.model
+    has_table = isinstance(section, DecoderSection) and section.positions == "learned" and section.max_seq_len is None
+    return {
+        "base_source": str(source),
+        "model_toml": _section_lines(to_toml({"model": changed_values(config.model)}, None)),
+        "data_toml": _section_lines(to_toml({"data": {k: v for k, v in values.items() if v is not None}}, None)),
+        "seq_len": data.seq_len if has_table else min(SEQ_LEN, data.seq_len),
+        "learning_rate": next(rate for most, rate in LEARNING_RATES if parameters <= most),
+        "num_steps": FINETUNE_STEPS,
+    }
+
+
+def _section_lines(toml: str) -> str:
+    """The keys of a section, without its header."""
+    return toml.strip().partition("\n")[2]
+
+
+# Templates of strangers: what aifx gives copier of them, and what they may place in a project
+
+
+STAGING = ".aifx-init-"
+"""Beginning of the name of the folder in which a template is rendered."""
+
+
+def template_source(template: str, copy: Path, vcs_ref: str | None) -> str:
+    """Return what copier is given: never a folder with a git repository, whose configuration names programs to run.
+
+    A local folder is copied without its repository. A commit of it, or a bare repository, is cloned by URL: git then
+    reads the objects and runs nothing.
+    """
+    folder = Path(template.removeprefix("git+")).expanduser()
+    if not folder.is_dir():
+        return template
+    if vcs_ref is not None or template.startswith("git+") or _is_bare_repository(os.listdir(folder)):
+        return f"git+{folder.resolve().as_uri()}"
+    try:
+        shutil.copytree(folder, copy, symlinks=True, ignore=_not_copied, copy_function=_copy_regular)
+    except shutil.Error as err:
+        path, _, why = err.args[0][0]
+        raise UsageError(f"the template {template} cannot be read", f"{path}: {why}", f"ls -l {path}") from err
+    return str(copy)
+
+
+def _not_copied(folder: str, names: list[str]) -> list[str]:
+    """The names that are not copied of a template: repositories, and the copy itself if it lies in its folder."""
+    return [name for name in names if _is_git_name(name) or name.startswith(STAGING)]
+
+
+def _copy_regular(source: str, target: str) -> None:
+    with open(open_file(Path(source)), "rb") as read, open(target, "xb") as write:
+        shutil.copyfileobj(read, write)
+    shutil.copymode(source, target)
+
+
+def _is_git_name(name: str) -> bool:
+    """Whether a file system of any kind may take `name` for ".git"."""
+    return name.rstrip(". ").casefold() in (".git", "git~1")
+
+
+def _is_bare_repository(names: Iterable[str]) -> bool:
+    return {"HEAD", "objects", "refs"} <= set(names)
+
+
+def check_rendered(rendered: Path, template: str) -> None:
+    """Raise UsageError if a template made a git repository, or a link that leaves the project."""
+    if not rendered.is_dir():
+        raise UsageError(f"the template {template} cannot be used", "no file comes of it", "aifx init --list")
+    root = rendered.resolve()
+    for folder, folders, files in os.walk(rendered):
+        place = Path(folder).relative_to(rendered)
+        if _is_bare_repository([*folders, *files]):
+            raise _refused(template, f"{place} would be a git repository, whose configuration can run programs.")
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            if _is_git_name(name):
+                raise _refused(template, f"It contains {place / name}, and git runs programs that such files name.")
+            if path.is_symlink():
+                target = os.readlink(path)
+                is_inside = not os.path.isabs(target) and not os.path.normpath(place / target).startswith("..")
+                if not is_inside or not path.resolve().is_relative_to(root):
+                    raise _refused(template, f"Its link {place / name} -> {target} leaves the project.")
+
+
+def _refused(template: str, why: str) -> UsageError:
+    return UsageError(f"the template {template} is refused", why, "aifx init --list")
+
+
+def name_source(rendered: Path, source: str, template: str) -> None:
+    """Let copier's answers file name the template itself, not the copy that was rendered."""
+    for path in rendered.glob(".copier-answers*"):
+        if path.is_file() and not path.is_symlink():
+            text = path.read_text("utf-8")
+            path.write_text(text.replace(source, str(Path(template).expanduser().resolve())), "utf-8")

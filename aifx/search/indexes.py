@@ -44,8 +44,7 @@ from aifx.core.project import cache_path
 from aifx.core.stores import open_store
 from aifx.data.versions.catalog import Catalog, fetch
 from aifx.data.versions.manifest import INDEXES, LATEST, Manifest, ShardFile, read_typed
-from aifx.search.embedders import EmbedderRecord
-from aifx.search.hashed_ngrams import HashedNgrams
+from aifx.search.embedders import EmbedderRecord, HashedNgrams
 from aifx.search.kinds import IndexKind, Recall
 
 INDEX_FILE = "index.faiss"

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from aifx.core.errors import UsageError
 from aifx.core.project import RUN_NAME, Project
-from aifx.search.embedders import NGRAMS, Embedder
-from aifx.search.hashed_ngrams import HashedNgrams
+from aifx.search.embedders import NGRAMS, Embedder, HashedNgrams
 
 
 def open_embedder(name: str, dims: int | None, project: Project | None) -> Embedder:
@@ -28,11 +27,11 @@ def _model(name: str, project: Project | None) -> Embedder:
     """A run of the project if there is one of this name, otherwise a folder."""
     run = name.partition("@")[0]
     if project is not None and RUN_NAME.fullmatch(run) and project.run(run).exists():
-        from aifx.search.run_embedder import RunEmbedder
+        from aifx.search.model_embedders import RunEmbedder
 
         return RunEmbedder(name, project)
     if "/" in name or Path(name).is_dir():
-        from aifx.search.sentence_encoder import SentenceEmbedder
+        from aifx.search.model_embedders import SentenceEmbedder
 
         return SentenceEmbedder(name)
     why = "an embedder is ngrams, a run of this project, or the folder of a sentence encoder"

@@ -35,7 +35,7 @@ from aifx.data.text import TextFormat
 from aifx.data.versions.catalog import Catalog, open_catalog
 from aifx.data.versions.verification import check_files
 from aifx.search.building import build_index
-from aifx.search.hashed_ngrams import HashedNgrams
+from aifx.search.embedders import HashedNgrams
 from aifx.search.indexes import IndexSettings
 
 LIMITS = Limits(1 << 30, 1)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from aifx.curation.words import split_words
-from aifx.search.hashed_ngrams import HashedNgrams
+from aifx.search.embedders import HashedNgrams
 
 TEXTS = [
     "Call me Ishmael. Some years ago, never mind how long",

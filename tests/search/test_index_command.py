@@ -24,7 +24,7 @@ from aifx.curation.words import split_words
 from aifx.data.versions.catalog import open_catalog
 from aifx.data.versions.manifest import Version
 from aifx.search import building
-from aifx.search.hashed_ngrams import HashedNgrams
+from aifx.search.embedders import HashedNgrams
 from aifx.search.indexes import KIND, VERSION
 
 BOOK = Path(__file__).parents[2] / "templates/language-model/data/moby_dick.txt"
@@ -186,7 +186,7 @@ def test_an_index_belongs_to_its_version_and_its_embedder(
         assert "has no index" in refused.stderr
         assert f"{version.manifest.version} has other rows" in refused.stderr
         assert found(aifx(project, "search", version.reference, "whale", "--json"))
-        monkeypatch.setattr("aifx.search.hashed_ngrams.ALGORITHM", 2)
+        monkeypatch.setattr("aifx.search.embedders.NGRAMS_ALGORITHM", 2)
         refused = aifx(project, "search", version.reference, "whale")
         assert refused.returncode == 2
         assert "algorithm is 1" in refused.stderr

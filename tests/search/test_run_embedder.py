@@ -17,7 +17,7 @@ from inprocess import run
 from aifx.core.project import Project
 from aifx.loading.restore import restore_run
 from aifx.parallel.context import ForwardContext
-from aifx.search.run_embedder import RunEmbedder
+from aifx.search.model_embedders import RunEmbedder
 
 pytestmark = pytest.mark.slow
 

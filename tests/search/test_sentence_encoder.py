@@ -13,7 +13,7 @@ from inprocess import run
 from tiny_encoder import vector_of, write_encoder
 
 from aifx.core.errors import AifxError
-from aifx.search.sentence_encoder import SentenceEmbedder
+from aifx.search.model_embedders import SentenceEmbedder
 
 TEXTS = ["the whale", "The WHALES sea", "a", "the sea a e i o u the whale zzq", "sea " * 40, None, " ", "x y z"]
 

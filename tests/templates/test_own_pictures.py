@@ -14,7 +14,7 @@ import pytest
 import tomli
 from PIL import Image
 
-from aifx.scaffold.own_pictures import mirrored, picture_settings
+from aifx.scaffold.own_data import mirrored, picture_settings
 
 
 def aifx(folder: Path, *args: str, code: int = 0) -> subprocess.CompletedProcess[str]:

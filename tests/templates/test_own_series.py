@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tomli
 
-from aifx.scaffold.own_series import series_answers
+from aifx.scaffold.own_data import series_answers
 
 SMALL = ("train.num_steps=120", "train.validate_every=60", "model.width=16", "model.embed_dim=4", "model.dropout=0")
 
@@ -108,11 +108,11 @@ def test_series_that_end_at_different_times_hold_out_their_last_steps(tmp_path: 
     quarters = [f"{1990 + n // 4} Q{n % 4 + 1}" for n in range(60)]
     rows = [(7, quarters[n], n % 4) for n in range(60)] + [(12, quarters[n], n % 4 + 5) for n in range(20, 50)]
     file = write(tmp_path / "t.csv", "store,quarter,sold", rows)
-    found = series_answers(file, {"series": "store", "target": "sold", "horizon": "3"}, 0.05)
+    found = series_answers(file, {"series": "store", "target": "sold", "horizon": "3"})
     assert (found["series"], found["time_columns"], found["step"]) == ("store", "quarter", "3 months")
     assert (found["split"], found["horizon"], found["context"]) == ("last", 3, 45 // 4)
     same = write(tmp_path / "u.csv", "store,quarter,sold", rows[:60] + [(12, *row[1:]) for row in rows[20:60]])
-    assert series_answers(same, {"series": "store", "target": "sold"}, 0.05)["split"] == "date"
+    assert series_answers(same, {"series": "store", "target": "sold"})["split"] == "date"
     command(tmp_path, "init", "p", "-t", "series", *"-a data=t.csv -a series=store -a target=sold -a horizon=3".split())
     data = settings(tmp_path / "p")["data"]
     assert (data["split"], data["series"], data["horizon"]) == ("last", "store", 3)
@@ -124,7 +124,7 @@ def test_series_that_end_at_different_times_hold_out_their_last_steps(tmp_path: 
 
 def test_a_column_of_years_is_a_time(tmp_path: Path) -> None:
     file = write(tmp_path / "t.csv", "year,x", [(1900 + n, n % 7) for n in range(80)])
-    found = series_answers(file, {}, 0.05)
+    found = series_answers(file, {})
     assert (found["time_columns"], found["target"], found["step"]) == ("year", "x", "12 months")
 
 
