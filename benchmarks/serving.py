@@ -163,7 +163,7 @@ def prefixes(project: Path, *, is_shared: bool) -> Told:
 def open_service(slots: int) -> Any:
     """What `aifx serve` opens, in this process; the working directory is the project."""
     from aifx.core.project import find_project
-    from aifx.core.web.access_log import AccessLog
+    from aifx.core.web.traffic import AccessLog
     from aifx.kinds import read_config
     from aifx.loading.restore import CURRENT, restore_run
     from aifx.serving.http.services import open_service
@@ -240,7 +240,7 @@ def overhead_side() -> Told:
 
     import jax
 
-    from aifx.core.web.sockets import bind, url_of
+    from aifx.core.web.server import bind, url_of
     from aifx.serving.http.app import open_server
 
     state = open_service(STREAMS).state

@@ -16,8 +16,8 @@ from aifx.benchmarking.estimate import LEAST_LAUNCHES
 from aifx.benchmarking.results import Report, Result, read_report, write_report
 from aifx.benchmarking.units import listed
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
+from aifx.core.files import make_private
 from aifx.core.plurals import counted
-from aifx.core.private_folders import make_private
 from aifx.core.project import RUN_NAME, cache_path, find_project
 
 MAX_NOISE = 0.04

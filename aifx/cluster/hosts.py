@@ -14,8 +14,8 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from aifx.core.environment import need_program
 from aifx.core.errors import EnvironmentFault, UsageError
-from aifx.core.executables import need_program
 from aifx.core.processes import Ended, run
 
 NAME = re.compile(r"(?:[\w.-]+@)?[\w:.][\w.:%-]*")

@@ -39,13 +39,24 @@ from aifx.core.digests import (
     sha256_of_values,
 )
 from aifx.core.errors import AifxError, EnvironmentFault
-from aifx.core.files import DOCUMENT_LIMIT, UnsafeFile, open_file, read_file, remove_temporary, replace_file
+from aifx.core.files import (
+    DOCUMENT_LIMIT,
+    LOCK,
+    REMOVED,
+    FolderBusy,
+    UnsafeFile,
+    holding,
+    make_private,
+    open_file,
+    read_file,
+    remove_folder,
+    remove_temporary,
+    replace_file,
+)
 from aifx.core.json_files import encode, sync_directory
 from aifx.core.json_values import plain
-from aifx.core.locks import LOCK, REMOVED, FolderBusy, holding, remove_folder
 from aifx.core.os_errors import PASSING, TRANSIENT, UNREADABLE, naming
 from aifx.core.parsing import parse_json
-from aifx.core.private_folders import make_private
 from aifx.core.progress import Reporter
 from aifx.core.project import cache_location, cache_path
 

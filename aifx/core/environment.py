@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+
+from aifx.core.errors import EnvironmentFault
 
 
 @contextmanager
@@ -24,3 +27,29 @@ def _set(values: Mapping[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+def find_program(name: str, more: Sequence[str] = ()) -> str | None:
+    """The absolute path of the program `name`, or None. Folders of `more` are searched after those of PATH."""
+    return shutil.which(name, path=os.pathsep.join([*_folders(), *more]))
+
+
+def need_program(name: str, why: str, more: Sequence[str] = ()) -> str:
+    """As `find_program`. Raises EnvironmentFault, with `why` it is needed, if there is none."""
+    found = find_program(name, more)
+    if found is None:
+        raise EnvironmentFault(f"there is no {name} here", why, f"install {name}")
+    return found
+
+
+def _folders() -> list[str]:
+    """The entries of PATH but for the empty and relative ones, which mean the working directory."""
+    return [entry for entry in os.environ.get("PATH", os.defpath).split(os.pathsep) if os.path.isabs(entry)]
+
+
+@contextmanager
+def with_safe_path() -> Iterator[None]:
+    """Set PATH to its absolute entries in this block, for libraries that look programs up by themselves."""
+    folders = _folders() or [os.defpath]  # an empty PATH means the working directory
+    with environment({"PATH": os.pathsep.join(folders)}):
+        yield

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aifx.core.errors import AifxError, UsageError, did_you_mean, nearest
-from aifx.core.files import check_folder, open_file
-from aifx.core.private_folders import check_private, user_name
+from aifx.core.files import check_folder, check_private, open_file, user_name
 
 CONFIG_NAME = "aifx.toml"
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

@@ -15,7 +15,7 @@ import pyarrow as pa
 from aifx.config.sections import DataSection
 from aifx.core.artifact import short_reference
 from aifx.core.errors import DataError, UsageError
-from aifx.core.locks import FolderBusy, remove_folder
+from aifx.core.files import FolderBusy, remove_folder
 from aifx.core.project import Project, cache_path
 from aifx.core.results import Result
 from aifx.curation.erase import Erase

@@ -27,8 +27,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from aifx.core.artifact import is_unfinished
-from aifx.core.files import held_temporary, is_temporary
-from aifx.core.locks import LOCK, REMOVED, FolderBusy, holding, remove_folder
+from aifx.core.files import LOCK, REMOVED, FolderBusy, held_temporary, holding, is_temporary, remove_folder
 from aifx.core.project import cache_path
 from aifx.core.results import Result
 from aifx.curation.work_folders import READ, ROWS_FOLDER, WORK, steps_root

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aifx.core.locks import holding
+from aifx.core.files import holding
 from aifx.core.project import cache_path
 
 if TYPE_CHECKING:

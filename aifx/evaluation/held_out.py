@@ -22,9 +22,8 @@ from aifx.config.best_by import first_of
 from aifx.config.gates import Gate, GateResult, check_names, evaluate_gates, parse_gate, scalars
 from aifx.config.sections import Quantization
 from aifx.core.errors import DataError, ExitCode, UsageError
-from aifx.core.files import make_folders, read_file, remove_temporary
+from aifx.core.files import exclusive, make_folders, read_file, remove_temporary
 from aifx.core.json_files import read_jsonl, write_json
-from aifx.core.locks import exclusive
 from aifx.core.parsing import parse_json
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory

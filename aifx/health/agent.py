@@ -22,12 +22,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aifx.core.addresses import is_loopback
 from aifx.core.json_values import encode_json
 from aifx.core.web.app import make_app, metrics_response
 from aifx.core.web.connections import SCRAPE_LIMITS, Limits
-from aifx.core.web.errors import WebError
-from aifx.core.web.policy import Policy
+from aifx.core.web.policy import Policy, WebError, is_loopback
 from aifx.core.web.server import HttpServer
 from aifx.health.report import SEVERITIES, STATUSES
 

@@ -6,9 +6,8 @@ import os
 import ssl
 from pathlib import Path
 
-from aifx.core.addresses import is_loopback
 from aifx.core.errors import UsageError
-from aifx.core.web.policy import check_key
+from aifx.core.web.policy import check_key, is_loopback
 
 TOKEN_VARIABLE = "AIFX_DOCTOR_TOKEN"
 

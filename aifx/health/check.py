@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError, EnvironmentFault
-from aifx.core.private_folders import make_private
+from aifx.core.files import make_private
 from aifx.core.project import cache_path
 from aifx.health.evaluate_rules import evaluate_rules
 from aifx.health.host import Host

@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from aifx.core.environment import find_program
 from aifx.core.errors import UsageError
-from aifx.core.executables import find_program
 from aifx.core.facts import Absent, Unknown
 from aifx.core.parsing import parse_json
 from aifx.core.processes import Child, Ended, run

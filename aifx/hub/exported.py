@@ -27,8 +27,7 @@ from aifx.core.artifact import (
 )
 from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError, DataError, ExitCode, UsageError
-from aifx.core.files import UnsafeFile, read_input
-from aifx.core.locks import LOCK
+from aifx.core.files import LOCK, UnsafeFile, read_input
 from aifx.core.progress import report_progress
 from aifx.core.results import Result
 from aifx.hub.card import CARD

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aifx.config import Config
-from aifx.core.private_folders import make_private
+from aifx.core.files import make_private
 from aifx.core.project import Project
 from aifx.core.results import Result
 from aifx.kernels import choice

@@ -17,7 +17,7 @@ from jax._src.distributed import global_state  # jax.process_index() opens the d
 
 from aifx.config import Config
 from aifx.core.errors import AifxError, EnvironmentFault
-from aifx.core.private_folders import make_private
+from aifx.core.files import make_private
 from aifx.core.project import Project, RunDirectory
 from aifx.kernels.choice import project_calls_isolated, winners_path
 from jax_kernels.dispatch import AUTO

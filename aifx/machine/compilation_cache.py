@@ -21,7 +21,7 @@ from typing import Any
 import jax
 from jax._src import compiler, distributed
 
-from aifx.core.private_folders import make_private
+from aifx.core.files import make_private
 from aifx.core.project import cache_path
 
 logger = logging.getLogger(__name__)

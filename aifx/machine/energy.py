@@ -19,8 +19,7 @@ from typing import Any, Literal, TypeAlias
 
 from aifx.core.facts import Absent, Unknown
 from aifx.machine.catalogue import find_accelerator
-from aifx.machine.nvml import open_driver
-from aifx.machine.nvml.calls import Calls, also
+from aifx.machine.nvml import Calls, also, open_driver
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,8 @@ from typing import Any
 
 from aifx.checkpoint.folders import local_folder, remove_local
 from aifx.core.errors import AifxError, UsageError
-from aifx.core.files import check_folder, read_file
+from aifx.core.files import REMOVED, check_folder, read_file
 from aifx.core.json_files import sync_directory, write_json
-from aifx.core.locks import REMOVED
 from aifx.core.parsing import parse_json, parse_toml
 from aifx.core.project import RUN_NAME, Project, RunDirectory
 from aifx.runs.binding import read_digests

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from aifx.core.executables import find_program
+from aifx.core.environment import find_program
 from aifx.core.files import read_file
 from aifx.core.parsing import parse_json
 from aifx.core.processes import run

@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import aifx.templates
+from aifx.core.environment import find_program, with_safe_path
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
-from aifx.core.executables import find_program, with_safe_path
 from aifx.core.files import open_file
 from aifx.core.project import Project, RunDirectory
 from aifx.core.results import Result

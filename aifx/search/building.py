@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from aifx.core.artifact import seal_files, short
 from aifx.core.calls import call_each
 from aifx.core.errors import DataError, EnvironmentFault, ExitCode, UsageError, did_you_mean
+from aifx.core.files import holding
 from aifx.core.json_files import readable_bytes
 from aifx.core.json_values import plain
-from aifx.core.locks import holding
 from aifx.core.os_errors import naming
 from aifx.core.plurals import counted
 from aifx.core.progress import Reporter, report_progress

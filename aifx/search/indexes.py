@@ -36,8 +36,8 @@ from aifx.core.artifact import (
 from aifx.core.artifact_copies import copy_artifact
 from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError, UsageError, did_you_mean
+from aifx.core.files import remove_folder
 from aifx.core.json_values import encode_json, plain
-from aifx.core.locks import remove_folder
 from aifx.core.os_errors import first_line
 from aifx.core.progress import report_progress
 from aifx.core.project import cache_path

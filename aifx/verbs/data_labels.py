@@ -102,7 +102,7 @@ def data_label_serve(
         ...     server.url.startswith("http://127.0.0.1:"), server.listening.rows
         (True, 1)
     """
-    from aifx.core.web.sockets import bind, url_of
+    from aifx.core.web.server import bind, url_of
     from aifx.curation.labels.app import Labelling, open_server, token_of
     from aifx.curation.labels.rows import LabelQueue, queued_rows, sample_rows
     from aifx.curation.labels.store import open_log

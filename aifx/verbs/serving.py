@@ -111,8 +111,8 @@ def serve(
 
 def prepare(directory: RunDirectory, project: Project, step: StepChoice | None, overrides: Sequence[str]) -> Prepared:
     """Load a run and start its engine. Raises AifxError for what cannot be served."""
-    from aifx.core.web.access_log import AccessLog
-    from aifx.core.web.sockets import bind, url_of
+    from aifx.core.web.server import bind, url_of
+    from aifx.core.web.traffic import AccessLog
     from aifx.kinds import read_config
     from aifx.loading.restore import CURRENT, restore_run
     from aifx.serving.http.app import open_server

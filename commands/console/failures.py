@@ -136,7 +136,7 @@ _BETWEEN_ERRORS = (
 
 def _write_report(error: BaseException) -> Path:
     """Everything that is needed to understand the failure, in a file of its own."""
-    from aifx.core.private_folders import make_private
+    from aifx.core.files import make_private
     from aifx.core.project import cache_path
 
     def write(folder: str | Path) -> Path:

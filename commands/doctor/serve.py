@@ -50,8 +50,8 @@ def serve(*, options: ServeOptions) -> None:
         aifx doctor serve --skip jax
     """
     with terminal() as out:
-        from aifx.core.addresses import is_loopback
-        from aifx.core.web.sockets import bind, url_of
+        from aifx.core.web.policy import is_loopback
+        from aifx.core.web.server import bind, url_of
         from aifx.health.agent import Checks, open_agent
         from aifx.health.agent_token import read_token, server_tls
         from aifx.health.check import repeatable_check

@@ -179,11 +179,11 @@ out.document({{"answer": "x" * {1 << 20}}})
 
 
 SERVER = """
-from aifx.core.web.access_log import AccessLog, AccessRecord
+from aifx.core.web.traffic import AccessLog, AccessRecord
 from aifx.core.web.app import make_app
 from aifx.core.web.policy import Policy
 from aifx.core.web.server import HttpServer
-from aifx.core.web.sockets import bind
+from aifx.core.web.server import bind
 def terminate(): os.kill(os.getpid(), signal.SIGTERM)
 server = HttpServer(make_app([], Policy()), bind("127.0.0.1", 0, port_hint=""))
 """

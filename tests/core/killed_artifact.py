@@ -38,7 +38,7 @@ from aifx.core.artifact import (
     unfinished,
 )
 from aifx.core.artifact_copies import copy_artifact
-from aifx.core.locks import LOCK
+from aifx.core.files import LOCK
 from aifx.core.os_errors import naming
 from aifx.core.stores import open_store
 

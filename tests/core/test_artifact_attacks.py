@@ -38,8 +38,7 @@ from aifx.core.artifact import (
 )
 from aifx.core.artifact_copies import copy_artifact, damaged_in_store, stored_artifact
 from aifx.core.errors import AifxError, EnvironmentFault
-from aifx.core.files import UnsafeFile
-from aifx.core.locks import LOCK, REMOVED
+from aifx.core.files import LOCK, REMOVED, UnsafeFile
 from aifx.core.stores import Store, open_store
 
 KIND, VERSION = "toy", 1

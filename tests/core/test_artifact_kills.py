@@ -21,8 +21,7 @@ from killed_artifact import PLACE, WRITERS, content, is_whole, prepare
 
 from aifx.core.artifact import sweep
 from aifx.core.errors import AifxError
-from aifx.core.files import is_temporary
-from aifx.core.locks import REMOVED
+from aifx.core.files import REMOVED, is_temporary
 
 HERE = Path(__file__).parent
 PATHS = os.pathsep.join([str(HERE), str(HERE.parent)])

@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 
-from aifx.core.addresses import client_network
 from aifx.core.errors import UsageError
-from aifx.core.web.errors import WebError
-from aifx.core.web.policy import Policy, check_key
+from aifx.core.web.policy import Policy, WebError, check_key, client_network
 
 OPEN = {"open_paths": ("/health",)}
 KEY = {"key": "se-cret", **OPEN}

@@ -9,8 +9,7 @@ import pytest
 from aifx.core.errors import EnvironmentFault
 from aifx.core.web.app import make_app
 from aifx.core.web.policy import Policy
-from aifx.core.web.server import HttpServer
-from aifx.core.web.sockets import bind, url_of
+from aifx.core.web.server import HttpServer, bind, url_of
 
 
 def test_a_port_at_which_a_server_listens_is_taken() -> None:

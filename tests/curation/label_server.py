@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from aifx.core.web.sockets import bind, url_of
+from aifx.core.web.server import bind, url_of
 from aifx.curation.labels.app import Labelling, open_server, token_of
 from aifx.curation.labels.rows import LabelQueue, queued_rows, sample_rows, view_of
 from aifx.curation.labels.store import open_log

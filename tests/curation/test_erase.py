@@ -12,7 +12,7 @@ import pytest
 from s3_server import s3_server
 from toy_steps import Rows, WithoutLetter
 
-from aifx.core.locks import FolderBusy
+from aifx.core.files import FolderBusy
 from aifx.curation.erasure import erase as erase_rows
 from aifx.curation.erasure import plan_erasure
 from aifx.curation.execution import execute

@@ -14,8 +14,7 @@ from pyarrow import parquet
 from toy_steps import Rows, WithoutLetter
 
 from aifx.core.errors import DataError, UsageError
-from aifx.core.files import replacing
-from aifx.core.locks import FolderBusy
+from aifx.core.files import FolderBusy, replacing
 from aifx.core.stores import open_store
 from aifx.curation import execution
 from aifx.curation.execution import OUT, TaskResult, execute, in_processes

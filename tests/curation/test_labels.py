@@ -15,8 +15,8 @@ import pytest
 from label_rows import TEXTS, add_labels, entries_of, entry, labels_of, png, rows_version, texts_version
 
 from aifx.core.errors import DataError, UsageError
+from aifx.core.files import FolderBusy
 from aifx.core.json_values import plain
-from aifx.core.locks import FolderBusy
 from aifx.core.parsing import parse_json
 from aifx.curation.labels.agreement import agreement_of, krippendorff_alpha
 from aifx.curation.labels.store import Entry, label_file, open_log, read_entries, read_state

@@ -18,8 +18,7 @@ import pytest
 from toy_steps import Rows
 
 from aifx.core.artifact import unfinished
-from aifx.core.files import replacing
-from aifx.core.locks import holding
+from aifx.core.files import holding, replacing
 from aifx.curation.databases.sources import QueryFetch, parse_query
 from aifx.curation.execution import DONE, execute, run_task, work_folder
 from aifx.curation.leftovers import Leftover, collect_garbage, delete_leftover, leftovers_in

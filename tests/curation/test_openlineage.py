@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from toy_steps import Rows, WithoutLetter
 
-from aifx.core.locks import exclusive
+from aifx.core.files import exclusive
 from aifx.curation.execution import execute
 from aifx.curation.step import Limits
 from aifx.data.versions.catalog import Catalog, open_catalog

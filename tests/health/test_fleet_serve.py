@@ -18,9 +18,9 @@ from fleets import AIFX, environ, run
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from aifx.core.addresses import is_loopback
 from aifx.core.web.app import exposition
-from aifx.core.web.sockets import bind, url_of
+from aifx.core.web.policy import is_loopback
+from aifx.core.web.server import bind, url_of
 from aifx.health.agent import Checks, open_agent, registry_of
 
 WAIT_S = 120.0

@@ -18,9 +18,9 @@ import httpx
 import pytest
 from certificates import make_certificate
 
-from aifx.core.addresses import is_own_name
 from aifx.core.web.connections import SCRAPE_LIMITS, Limits
-from aifx.core.web.sockets import bind, url_of
+from aifx.core.web.policy import is_own_name
+from aifx.core.web.server import bind, url_of
 from aifx.health.agent import Checks, open_agent
 from aifx.health.agent_token import server_tls
 

@@ -14,7 +14,7 @@ import pytest
 
 from aifx.core.artifact import writable_folder
 from aifx.core.errors import EnvironmentFault
-from aifx.core.private_folders import make_private
+from aifx.core.files import make_private
 from aifx.core.project import cache_path
 from aifx.health.check import last_path
 from aifx.health.probes import disk
@@ -66,7 +66,7 @@ def test_a_folder_of_another_user_is_refused(cache: Path, monkeypatch: pytest.Mo
     make_private(cache)
     found = cache.stat()
     stranger: Any = SimpleNamespace(st_uid=found.st_uid + 4321, st_mode=found.st_mode)
-    monkeypatch.setattr("aifx.core.private_folders.Path.stat", lambda path, **_: stranger if path == cache else found)
+    monkeypatch.setattr("aifx.core.files.Path.stat", lambda path, **_: stranger if path == cache else found)
     with pytest.raises(EnvironmentFault, match="is not used") as caught:
         cache_path("jax")
     assert "belongs to uid" in caught.value.why

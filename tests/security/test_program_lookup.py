@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from aifx.core.environment import find_program, need_program, with_safe_path
 from aifx.core.errors import EnvironmentFault
-from aifx.core.executables import find_program, need_program, with_safe_path
 from aifx.core.facts import Absent
 from aifx.health import collective_launch
 from aifx.health.fleet.transports import Inquiry, ask_slurm, ask_ssh

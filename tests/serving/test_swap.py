@@ -23,7 +23,7 @@ from published_schemas import check_answer
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
-from aifx.core.web.access_log import AccessLog
+from aifx.core.web.traffic import AccessLog
 from aifx.loading.restore import choose_step, restore_run
 from aifx.serving import swap
 from aifx.serving.engine import Engine

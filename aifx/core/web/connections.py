@@ -15,8 +15,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from aifx.core.addresses import client_network
-from aifx.core.web.errors import WebError
+from aifx.core.web.policy import WebError, client_network
 
 MAX_HEADER_BYTES = 64 << 10
 """Most bytes of a request's first line and headers."""

@@ -3,13 +3,84 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
+import json
+import re
 import secrets
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Self
 
-from aifx.core.addresses import is_other_site, is_own_name
 from aifx.core.errors import UsageError
-from aifx.core.web.errors import WebError
+
+
+class WebError(Exception):
+    """An answer that is a failure: `{"error": message}`, unless a subclass has another form.
+
+    Args:
+        code: a word for programs, for subclasses that have one.
+        headers: of the answer.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, code: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code = status, message, code
+        self.headers = dict(headers or {})
+
+    @classmethod
+    def stopping(cls) -> Self:
+        """The failure of a request that comes to a server that is draining."""
+        headers = {"Retry-After": "5", "Connection": "close"}
+        return cls(503, "the server is stopping", code="stopping", headers=headers)
+
+    def body(self) -> bytes:
+        """The answer's JSON."""
+        return json.dumps({"error": self.message}).encode() + b"\n"
+
+
+class ClientGone(Exception):
+    """The client went away: nobody reads the answer."""
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach a host's address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def client_network(host: str) -> str:
+    """Return the address of a client; for IPv6 its /64, because one client can have all of its addresses."""
+    with suppress(ValueError):
+        address = ipaddress.ip_address(host.partition("%")[0])
+        if isinstance(address, ipaddress.IPv6Address):
+            mapped = address.ipv4_mapped
+            return str(mapped or ipaddress.ip_network((address, 64), strict=False))
+    return host
+
+
+def is_own_name(host: str) -> bool:
+    """Return whether the header `Host` names only this machine."""
+    name = re.sub(r":\d*$", "", host.strip()).lower().rstrip(".")
+    return is_loopback(name.removeprefix("[").removesuffix("]"))
+
+
+def is_other_site(origin: str | None, fetch_site: str | None, host: str) -> bool:
+    """Return whether a web page of another origin than the server's own sent a request.
+
+    Args:
+        origin: the header `Origin`; None if the client sends none, as programs do.
+        fetch_site: the header `Sec-Fetch-Site`, which browsers send to loopback and by https, and no page can set.
+        host: the header `Host`.
+    """
+    if fetch_site is not None:
+        return fetch_site not in ("same-origin", "none")  # "none": a person typed the address
+    return origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower())
+
 
 _SALT = secrets.token_bytes(32)
 

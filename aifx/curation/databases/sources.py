@@ -29,10 +29,9 @@ from pyarrow import RecordBatch, Schema
 
 from aifx.core.digests import Sha256, sha256_of
 from aifx.core.errors import DataError, UsageError
-from aifx.core.files import read_file
+from aifx.core.files import holding, read_file
 from aifx.core.json_files import write_json
 from aifx.core.json_values import encode_json, plain
-from aifx.core.locks import holding
 from aifx.core.parsing import check_utf8, parse_json
 from aifx.core.plurals import counted
 from aifx.core.progress import Reporter, report_progress

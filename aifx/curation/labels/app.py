@@ -25,13 +25,11 @@ from starlette.routing import Route
 
 from aifx.core.digests import Sha256, sha256_of
 from aifx.core.errors import AifxError
-from aifx.core.files import read_file
+from aifx.core.files import make_private, read_file
 from aifx.core.parsing import fault_in, parse_json
-from aifx.core.private_folders import make_private
 from aifx.core.project import cache_path
 from aifx.core.web.app import make_app, page_response, read_body
-from aifx.core.web.errors import WebError
-from aifx.core.web.policy import Policy
+from aifx.core.web.policy import Policy, WebError
 from aifx.core.web.server import HttpServer
 from aifx.curation.labels.rows import LabelQueue, View, VisibleRow, has_row, image_type
 from aifx.curation.labels.store import MOST_CHARACTERS, Entry, LabelLog, is_name, now

@@ -20,10 +20,9 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, model_valid
 from pydantic.dataclasses import dataclass
 
 from aifx.core.errors import DataError, UsageError
-from aifx.core.files import RECORDS_LIMIT, open_file, read_file
+from aifx.core.files import RECORDS_LIMIT, holding, open_file, read_file
 from aifx.core.json_files import JsonLines, parse_line, sync_directory
 from aifx.core.json_values import plain
-from aifx.core.locks import holding
 from aifx.core.parsing import fault_in
 from aifx.core.sanitize import escape_controls
 from aifx.data.names import RESERVED

@@ -9,9 +9,9 @@ from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
+from aifx.core.files import exclusive
 from aifx.core.json_files import JsonLines, parse_lines
 from aifx.core.json_values import plain
-from aifx.core.locks import exclusive
 from aifx.core.version import DISTRIBUTION, __version__
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import INDEXES, LINEAGE, Manifest, Source

@@ -17,8 +17,8 @@ import psutil
 
 from aifx.core.errors import EnvironmentFault
 from aifx.core.facts import Absent, Unknown
+from aifx.core.files import make_private
 from aifx.core.parsing import parse_json
-from aifx.core.private_folders import make_private
 from aifx.core.project import cache_location
 from aifx.health.host import Host, within
 from aifx.health.probing import listed, probe, text_of

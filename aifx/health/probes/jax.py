@@ -16,7 +16,7 @@ from packaging.version import InvalidVersion
 
 from aifx.core.errors import EnvironmentFault
 from aifx.core.facts import Absent, Unknown, from_document
-from aifx.core.private_folders import check_private
+from aifx.core.files import check_private
 from aifx.core.project import cache_location
 from aifx.core.version import DISTRIBUTION
 from aifx.health.host import Host

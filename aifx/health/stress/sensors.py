@@ -14,8 +14,7 @@ import psutil
 
 from aifx.core.facts import Absent
 from aifx.core.processes import connect
-from aifx.machine.nvml import FAULT_REASONS, open_gpus, read_clocks
-from aifx.machine.nvml.calls import Calls
+from aifx.machine.nvml import FAULT_REASONS, Calls, open_gpus, read_clocks
 
 PERIOD_S = 1.0
 

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from aifx.core.web.errors import ClientGone
+from aifx.core.web.policy import ClientGone
 from aifx.serving.http.documents import Answer
 from aifx.serving.http.errors import ApiError, from_delta, from_engine
 from aifx.serving.http.metrics import TextMetrics

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from aifx.core.web.errors import WebError
+from aifx.core.web.policy import WebError
 from aifx.serving.requests import Delta, Draining, QueueFull, RequestError
 
 TYPES = {

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from aifx.config.serve_section import ServeSection
-from aifx.core.addresses import is_loopback
 from aifx.core.errors import UsageError
-from aifx.core.web.policy import Policy, check_key
+from aifx.core.web.policy import Policy, check_key, is_loopback
 from aifx.serving.http.errors import ApiError
 
 KEY_VARIABLE = "AIFX_SERVE__API_KEY"

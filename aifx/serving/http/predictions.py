@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from aifx.core.errors import DataError
-from aifx.core.web.errors import ClientGone
+from aifx.core.web.policy import ClientGone
 from aifx.data.base import Batch, DataFormat
 from aifx.data.readers.rows import Row
 from aifx.data.readers.sources import STDIN

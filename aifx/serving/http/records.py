@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from aifx.core.web.access_log import AccessRecord
+from aifx.core.web.traffic import AccessRecord
 from aifx.serving.requests import Usage
 
 

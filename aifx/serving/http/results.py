@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from aifx.core.web.errors import ClientGone
+from aifx.core.web.policy import ClientGone
 from aifx.serving.http.errors import ApiError, from_engine
 from aifx.serving.http.state import ServerState
 from aifx.serving.requests import Draining, QueueFull, RequestError, Ticket

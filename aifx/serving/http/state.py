@@ -13,9 +13,8 @@ from typing import Literal
 from starlette.requests import Request
 
 from aifx.config.serve_section import ServeSection
-from aifx.core.web.access_log import AccessLog, AccessRecord
 from aifx.core.web.app import read_body
-from aifx.core.web.traffic import Traffic
+from aifx.core.web.traffic import AccessLog, AccessRecord, Traffic
 from aifx.serving.http.answers import Mailbox
 from aifx.serving.http.documents import ModelCard, PagesUsed, ServerStatus, Work
 from aifx.serving.http.errors import ApiError

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from aifx.checkpoint.manifest import read_info, step_directories
 from aifx.config.sections import LogSection
-from aifx.core.addresses import is_loopback
 from aifx.core.project import RunDirectory
+from aifx.core.web.policy import is_loopback
 from aifx.training.hook import Hook
 from aifx.training.records import Record, RunInfo, TrainResult
 
@@ -57,8 +57,7 @@ class MetricsServer(Hook):
         from aifx.core.web.app import make_app, metrics_endpoint
         from aifx.core.web.connections import SCRAPE_LIMITS
         from aifx.core.web.policy import Policy
-        from aifx.core.web.server import HttpServer
-        from aifx.core.web.sockets import bind, url_of
+        from aifx.core.web.server import HttpServer, bind, url_of
 
         self._run = run.name
         self._num_steps: int | None = None

@@ -17,9 +17,8 @@ from toy_engine import ToyEngine
 from aifx.commands.main import main
 from aifx.commands.serve import command
 from aifx.config.serve_section import ServeSection
-from aifx.core.web.access_log import AccessLog
-from aifx.core.web.server import HttpServer
-from aifx.core.web.sockets import bind, url_of
+from aifx.core.web.server import HttpServer, bind, url_of
+from aifx.core.web.traffic import AccessLog
 from aifx.serving.http.app import open_server
 from aifx.serving.http.services import TEXT_OPERATIONS
 from aifx.serving.http.text import TextState

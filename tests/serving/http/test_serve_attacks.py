@@ -345,7 +345,7 @@ def test_a_refusal_reaches_a_client_that_sends_all_of_its_body(served: Served, a
 
 
 def test_only_a_part_of_a_refused_body_is_read(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aifx.core.web.middleware.MAX_DISCARDED_BYTES", 1 << 20)
+    monkeypatch.setattr("aifx.core.web.app.MAX_DISCARDED_BYTES", 1 << 20)
     client = connect(served)
     client.sendall(b"POST /v1/nope HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n")
     received(client, b" 404 ")

@@ -12,9 +12,8 @@ import openai
 from toy_engine import ToyEngine
 
 from aifx.config.serve_section import ServeSection
-from aifx.core.web.access_log import AccessLog
-from aifx.core.web.server import Ending
-from aifx.core.web.sockets import bind, url_of
+from aifx.core.web.server import Ending, bind, url_of
+from aifx.core.web.traffic import AccessLog
 from aifx.data.chat.assets import make_renderer
 from aifx.data.chat.template import CHATML, ChatTemplate
 from aifx.serving.http.app import open_server

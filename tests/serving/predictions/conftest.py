@@ -18,9 +18,8 @@ import pytest
 from made_once import made_once
 
 from aifx.core.project import Project
-from aifx.core.web.access_log import AccessLog
-from aifx.core.web.server import Ending
-from aifx.core.web.sockets import bind, url_of
+from aifx.core.web.server import Ending, bind, url_of
+from aifx.core.web.traffic import AccessLog
 from aifx.loading.restore import RestoredRun, restore_run
 from aifx.serving.http.app import open_server
 from aifx.serving.http.services import open_service
