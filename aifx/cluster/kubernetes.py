@@ -1,20 +1,32 @@
-"""Kubernetes: handing a JobSet to it by kubectl, and asking what became of it."""
+"""Kubernetes: the JobSet of `aifx launch k8s`, handing it over by kubectl, and its state.
+
+A JobSet has one pod for each node, in which `aifx launch node` supervises the processes. A pod that exits with 75 was
+preempted or lost another pod, and has saved: its Job fails at once (podFailurePolicy), and the JobSet starts all pods
+again without counting it as a restart. An exit code that another start would give again ends the JobSet. Everything
+else is restarted `launch.restarts` times.
+"""
 
 from __future__ import annotations
 
+import math
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from aifx.cluster.hosts import ask_kubernetes
 from aifx.cluster.jobs import POLL_S, JobStatus, LaunchRecord
-from aifx.cluster.jobset import CONTAINER
-from aifx.core.errors import AifxError, EnvironmentFault
+from aifx.config import Config
+from aifx.config.k8s_section import KubernetesSection
+from aifx.config.launch_section import LaunchSection
+from aifx.core.errors import AifxError, ConfigError, EnvironmentFault, ExitCode, UsageError
 from aifx.core.parsing import parse_json
 from aifx.core.processes import Ended
+from aifx.core.sanitize import escape_controls
+from aifx.parallel.processes import OURS, PORT
 
 FIRST_POD = "jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
 """Labels of the pod of process 0, which writes what a run reports."""
@@ -51,7 +63,9 @@ class Kubernetes:
     """The API server that kubectl reaches."""
 
     def status(self, record: LaunchRecord, folder: Path) -> JobStatus:
-        ended = ask_kubernetes(*_place(record), "get", "jobset", _job(record), "--output=json", "--ignore-not-found")
+        ended = ask_kubernetes(
+            *_place(record), "get", "jobset", _job_name(record), "--output=json", "--ignore-not-found"
+        )
         if not ended.succeeded:
             return JobStatus("unknown", _why(ended))
         if not ended.output.strip():
@@ -63,7 +77,7 @@ class Kubernetes:
         return status_of(document) if isinstance(document, Mapping) else JobStatus("unknown", "kubectl wrote no JSON")
 
     def stop(self, record: LaunchRecord, status: JobStatus, *, now: bool) -> None:
-        job = _job(record)
+        job = _job_name(record)
         _need(record, "delete", "jobset", job, "--wait=false", "--ignore-not-found")
         if now:  # kubectl does not pass a grace period on to the pods of a JobSet
             selector = f"--selector=jobset.sigs.k8s.io/jobset-name={job}"
@@ -71,7 +85,7 @@ class Kubernetes:
 
     def lines(self, record: LaunchRecord, folder: Path) -> Iterator[bytes | None]:
         """Those of the pod of process 0, and of the pods that replace it."""
-        selector = f"--selector=jobset.sigs.k8s.io/jobset-name={_job(record)},{FIRST_POD}"
+        selector = f"--selector=jobset.sigs.k8s.io/jobset-name={_job_name(record)},{FIRST_POD}"
         options = ["logs", selector, f"--container={CONTAINER}", "--tail=-1", "--timestamps"]
         last = b""
         while True:
@@ -117,7 +131,7 @@ def _place(record: LaunchRecord) -> list[str]:
     return [*([f"--context={context}"] if context else []), *([f"--namespace={namespace}"] if namespace else [])]
 
 
-def _job(record: LaunchRecord) -> str:
+def _job_name(record: LaunchRecord) -> str:
     if not re.fullmatch("[a-z]([a-z0-9-]{0,61}[a-z0-9])?", record.job):
         raise _damaged(record)
     return record.job
@@ -136,3 +150,274 @@ def _need(record: LaunchRecord, *arguments: str) -> None:
 
 def _why(ended: Ended) -> str:
     return ended.last_line.removeprefix("error: ") or ended.how
+
+
+API = "jobset.x-k8s.io/v1alpha2"
+NODES = "node"
+"""Name of the replicated Job, so that pod 3 of slice 0 is JOBSET-node-0-3."""
+
+CONTAINER = "aifx"
+CACHE = "/cache"
+TPU_RESOURCE = "google.com/tpu"
+STOP_MARGIN_S = 30
+"""Time between the signal and the step's end, and between the saved checkpoint and the process's end."""
+
+MAX_POD_NAME = 63
+POD_SUFFIX = len("-abcde")  # Kubernetes makes pods' names unique
+
+FINAL_CODES = (int(ExitCode.VERDICT), int(ExitCode.UNABLE), int(ExitCode.BUG))
+"""Another start would end the same way."""
+
+RESERVED = (
+    *OURS,
+    "AIFX_CACHE_DIR",
+    "AIFX_COORDINATOR_HOST",
+    "AIFX_LAUNCH_ID",
+    "JOBSET_NAME",
+    "REPLICATED_JOB_NAME",
+    "JOB_INDEX",
+    "PROCESSES_IN_JOB",
+)
+DOCTOR = "aifx doctor; test $? -ne 1"
+"""Exit code 2 is no reason to stop: without privileges, a pod cannot see everything."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """The parts of the names of a JobSet's objects, and the number of objects.
+
+    Attributes:
+        nodes: of each slice.
+        slices: of TPUs; 1 for anything else.
+    """
+
+    jobset: str
+    nodes: int
+    slices: int
+
+
+def render_jobset(config: Config, name: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """The manifest of a JobSet that runs `aifx arguments`. Raises UsageError, ConfigError.
+
+    Args:
+        name: of the JobSet.
+    """
+    launch, k8s = config.launch, config.k8s
+    for key, value in {"launch.image": launch.image, "k8s.runs_claim": k8s.runs_claim}.items():
+        if not value:
+            raise UsageError(f"{key} is not set", "pods need it", f"--set {key}=NAME, or set it in aifx.toml")
+    names = _names(name, launch, k8s)
+    metadata: dict[str, Any] = {"name": name, "labels": {"app.kubernetes.io/managed-by": "aifx"}}
+    if k8s.namespace is not None:
+        metadata["namespace"] = k8s.namespace
+    if k8s.queue is not None:
+        metadata["labels"]["kueue.x-k8s.io/queue-name"] = k8s.queue
+    if k8s.tpu is not None:
+        # Each Job, which is a slice, gets a node pool for itself.
+        metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+    pod = _pod(launch, k8s, config.checkpoint.stop_timeout_s, names, arguments)
+    return {
+        "apiVersion": API,
+        "kind": "JobSet",
+        "metadata": metadata,
+        "spec": {
+            "coordinator": {"replicatedJob": NODES, "jobIndex": 0, "podIndex": 0},
+            # Processes look each other up before any of them is ready.
+            "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
+            "failurePolicy": _failure_policy(launch.restarts),
+            "replicatedJobs": [{"name": NODES, "replicas": names.slices, "template": {"spec": _job(names, pod)}}],
+        },
+    }
+
+
+def _names(name: str, launch: LaunchSection, k8s: KubernetesSection) -> Names:
+    nodes = launch.nodes if k8s.tpu is None else k8s.slice_chips // k8s.tpu_chips_per_node
+    names = Names(name, nodes, k8s.tpu_slices)
+    rest = len(f"-{NODES}-{names.slices - 1}-{names.nodes - 1}") + POD_SUFFIX
+    longest = MAX_POD_NAME - rest
+    if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", name) or len(name) > longest:
+        why = f"it must be a label of RFC 1123 that begins with a letter, of at most {longest} characters"
+        plain = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:longest].strip("-")
+        better = plain if re.match("[a-z]", plain) else f"run-{plain}"[:longest].strip("-")
+        raise UsageError(f"a JobSet cannot be named {escape_controls(name)!r}", why, f"--name {better}")
+    return names
+
+
+def _failure_policy(restarts: int) -> dict[str, Any]:
+    """Rules for failed Jobs, the first that matches. A message is compared as well, so that a Kubernetes that writes
+    other ones restarts a limited number of times."""
+    codes = "|".join(map(str, FINAL_CODES))
+    return {
+        "maxRestarts": restarts,
+        "rules": [
+            {
+                "name": "final",
+                "action": "FailJobSet",
+                "onJobFailureReasons": ["PodFailurePolicy"],
+                "onJobFailureMessagePatterns": [f"exit code ({codes}) "],
+            },
+            {
+                "name": "preempted",
+                "action": "RestartJobSetAndIgnoreMaxRestarts",
+                "onJobFailureReasons": ["PodFailurePolicy"],
+                "onJobFailureMessagePatterns": [f"exit code {int(ExitCode.PREEMPTED)} ", "DisruptionTarget"],
+            },
+        ],
+    }
+
+
+def _job(names: Names, pod: Mapping[str, Any]) -> dict[str, Any]:
+    def on_exit(codes: Sequence[int]) -> dict[str, Any]:
+        values = {"containerName": CONTAINER, "operator": "In", "values": list(codes)}
+        return {"action": "FailJob", "onExitCodes": values}
+
+    disrupted = {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    return {
+        "completions": names.nodes,
+        "parallelism": names.nodes,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,  # a pod alone cannot be started again: the others wait for the one that was lost
+        "podFailurePolicy": {"rules": [on_exit([int(ExitCode.PREEMPTED)]), on_exit(FINAL_CODES), disrupted]},
+        "template": {"spec": pod},
+    }
+
+
+def _pod(
+    launch: LaunchSection, k8s: KubernetesSection, stop_timeout_s: float, names: Names, arguments: Sequence[str]
+) -> dict[str, Any]:
+    selector = dict(k8s.node_selector)
+    if k8s.tpu is not None:
+        selector["cloud.google.com/gke-tpu-accelerator"] = k8s.tpu
+        selector["cloud.google.com/gke-tpu-topology"] = str(k8s.tpu_topology)
+    own = list(_own_variables(launch, k8s))
+    shared = {
+        "workingDir": k8s.project_dir,
+        "resources": _resources(launch, k8s),
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": [
+            {"name": "runs", "mountPath": f"{k8s.project_dir}/runs"},
+            {"name": "cache", "mountPath": CACHE},
+            {"name": "shm", "mountPath": "/dev/shm"},
+        ],
+    }
+    pod: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": math.ceil(stop_timeout_s) + STOP_MARGIN_S,
+        "enableServiceLinks": False,
+        "securityContext": _security(k8s.user),
+    }
+    if k8s.service_account is None:
+        pod["automountServiceAccountToken"] = False  # no process asks Kubernetes
+    else:
+        pod["serviceAccountName"] = k8s.service_account
+    if selector:
+        pod["nodeSelector"] = selector
+    if k8s.tolerations:
+        pod["tolerations"] = [_toleration(text) for text in k8s.tolerations]
+    if k8s.image_pull_secrets:
+        pod["imagePullSecrets"] = [{"name": secret} for secret in k8s.image_pull_secrets]
+    if launch.doctor:
+        doctor = {"name": "doctor", "image": launch.image, "command": ["sh", "-c", DOCTOR], "env": own}
+        pod["initContainers"] = [doctor | shared]
+    # The launch is the JobSet itself, whose starts are counted: the last ones must have brought the run further.
+    supervise = ["launch", "node", "--id", "$(AIFX_LAUNCH_ID)", "-n", str(launch.processes_per_node), "--"]
+    train = {
+        "name": CONTAINER,
+        "image": launch.image,
+        "command": ["aifx", *supervise],
+        "args": [literal(word) for word in arguments],
+        "env": [*own, *_job_variables(names)],
+    }
+    pod["containers"] = [train | shared]
+    pod["volumes"] = list(_volumes(k8s))
+    return pod
+
+
+def _security(user: int) -> dict[str, Any]:
+    profile = {"seccompProfile": {"type": "RuntimeDefault"}}
+    if user == 0:
+        return {"runAsUser": 0, **profile}
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": user,
+        "runAsGroup": user,
+        "fsGroup": user,
+        "fsGroupChangePolicy": "OnRootMismatch",  # not a million files at each start
+        **profile,
+    }
+
+
+def _resources(launch: LaunchSection, k8s: KubernetesSection) -> dict[str, Any]:
+    """Devices cannot be shared: their requests are their limits. CPU has no limit, since throttling slows each step."""
+    devices = dict(k8s.resources)
+    if k8s.tpu is not None:
+        devices[TPU_RESOURCE] = str(k8s.tpu_chips_per_node)
+    elif launch.gpus_per_node:
+        devices[k8s.gpu_resource] = str(launch.gpus_per_node)
+    memory = {} if k8s.memory is None else {"memory": k8s.memory}
+    cpu = {} if k8s.cpu is None else {"cpu": k8s.cpu}
+    found = {"requests": {**cpu, **memory, **devices}, "limits": {**memory, **devices}}
+    return {key: values for key, values in found.items() if values}
+
+
+def _own_variables(launch: LaunchSection, k8s: KubernetesSection) -> Iterator[dict[str, Any]]:
+    """The user's variables, and the folder of caches."""
+    pairs = [variable.partition("=")[::2] for variable in launch.environment]
+    given = [name for name, _ in pairs] + list(k8s.secrets)
+    for name in given:
+        if name in RESERVED or given.count(name) > 1:
+            why = "aifx launch sets it itself" if name in RESERVED else "it is set twice"
+            raise ConfigError(f"{name} in launch.environment or k8s.secrets", why, "aifx config show")
+    yield from ({"name": name, "value": literal(value)} for name, value in pairs)
+    for name, place in k8s.secrets.items():
+        secret, _, key = place.partition("/")
+        yield {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+    yield {"name": "AIFX_CACHE_DIR", "value": f"{CACHE}/aifx"}  # the volume itself may be writable by its group
+
+
+def _job_variables(names: Names) -> Iterator[dict[str, Any]]:
+    """The pod's place in its job (`aifx.parallel.processes`)."""
+    yield _from_pod("AIFX_LAUNCH_ID", "jobset.sigs.k8s.io/jobset-uid")
+    yield _from_pod("AIFX_COORDINATOR_HOST", "jobset.sigs.k8s.io/coordinator")
+    yield {"name": "AIFX_COORDINATOR", "value": f"$(AIFX_COORDINATOR_HOST):{PORT}"}
+    yield {"name": "AIFX_NUM_PROCESSES", "value": str(names.nodes * names.slices)}
+    if names.slices == 1:
+        yield _from_pod("AIFX_PROCESS_ID", "batch.kubernetes.io/job-completion-index")
+        return
+    # Kubernetes does not compute: the pod's number follows from its slice and its place there.
+    yield _from_pod("JOBSET_NAME", "jobset.sigs.k8s.io/jobset-name")
+    yield _from_pod("REPLICATED_JOB_NAME", "jobset.sigs.k8s.io/replicatedjob-name")
+    yield _from_pod("JOB_INDEX", "jobset.sigs.k8s.io/job-index")
+    yield {"name": "PROCESSES_IN_JOB", "value": str(names.nodes)}
+
+
+def _from_pod(name: str, annotation: str) -> dict[str, Any]:
+    return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"}}}
+
+
+def _volumes(k8s: KubernetesSection) -> Iterator[dict[str, Any]]:
+    yield {"name": "runs", "persistentVolumeClaim": {"claimName": k8s.runs_claim}}
+    if k8s.cache_claim is None:
+        yield {"name": "cache", "emptyDir": {}}
+    else:
+        yield {"name": "cache", "persistentVolumeClaim": {"claimName": k8s.cache_claim}}
+    limit = {} if k8s.shm is None else {"sizeLimit": k8s.shm}
+    yield {"name": "shm", "emptyDir": {"medium": "Memory", **limit}}
+
+
+def _toleration(text: str) -> Mapping[str, str]:
+    """`team=a:NoSchedule`, as `kubectl taint` writes it."""
+    taint, _, effect = text.partition(":")
+    key, equals, value = taint.partition("=")
+    found = {"key": key, "operator": "Equal", "value": value} if equals else {"key": key, "operator": "Exists"}
+    return {**found, "effect": effect} if effect else found
+
+
+def literal(text: str) -> str:
+    """A word that Kubernetes does not expand: it would read `$(NAME)` as a variable, and `$$` as one `$`.
+
+    Raises UsageError for a NUL, which no program can be given.
+    """
+    if "\0" in text:
+        raise UsageError(f"{escape_controls(text)!r} holds a NUL", "no program can be given one")
+    return text.replace("$", "$$")

@@ -1,4 +1,7 @@
-"""One command as several processes of this machine, which may be one of several: started and ended together."""
+"""One command as several processes of this machine, which may be one of several: started and ended together.
+
+A run that dies three times at the same place is not started a fourth time (`check_progress`).
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from aifx.core.errors import ExitCode, UsageError
+from aifx.checkpoint.manifest import read_checkpoint, step_directories
+from aifx.core.artifact import damaged_files
+from aifx.core.errors import AifxError, ExitCode, UsageError
+from aifx.core.files import check_tree
 from aifx.core.processes import Child, Ended, aifx_command, pump
+from aifx.core.project import RunDirectory
 from aifx.machine.huge_pages import with_huge_pages
 from aifx.machine.present import nvidia_gpus
 from aifx.parallel.connections import free_port
@@ -160,3 +167,35 @@ def code_of(ended: Ended) -> int:
 
 def last_lines(ended: Ended) -> list[str]:
     return [line for line in ended.last_lines if not line.startswith(NOISE)][-LAST_LINES:]
+
+
+STARTS = 3
+
+
+def newest_step(run: RunDirectory) -> int:
+    """The step of the newest checkpoint, which is not read; 0 if there is none."""
+    return max(step_directories(run.checkpoints), default=0)
+
+
+def check_progress(run: RunDirectory, starts: Sequence[int]) -> None:
+    """Raise AifxError if the last STARTS starts have not brought a newer checkpoint whose files are whole.
+
+    Args:
+        starts: the newest step at each start so far. Only as many starts make it read a checkpoint.
+    """
+    if len(starts) < STARTS:
+        return
+    before = starts[-STARTS]
+    for step, folder in sorted(step_directories(run.checkpoints).items(), reverse=True):
+        if step <= before:
+            break
+        try:
+            check_tree(folder)
+            artifact, _ = read_checkpoint(folder)
+            if not damaged_files(folder, artifact):
+                return
+        except (OSError, AifxError):
+            continue
+    where = f"step {before}" if before else "its beginning"
+    what = f"run {run.name} was started {STARTS} times from {where}, and saved no newer checkpoint"
+    raise AifxError(what, "another start would most likely end as they did", f"read {run.log}; aifx doctor")

@@ -1,4 +1,7 @@
-"""Variables of this process's environment that libraries read."""
+"""The environment of this process: variables that libraries read, and programs.
+
+aifx starts programs by absolute path, never one that lies in the working directory.
+"""
 
 from __future__ import annotations
 

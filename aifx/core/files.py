@@ -1,9 +1,12 @@
-"""Opening, reading and replacing files in folders whose content may come from somebody else.
+"""Opening, reading, replacing and locking files in folders whose content may come from somebody else.
 
 A run can be a copy of a stranger's, and a temporary folder can hold names that others planted. Functions here open
 regular files only. They follow no link below the folder that the caller trusts (`below`), they never wait for a FIFO,
 and they read no more than a limit. Files that must be whole or absent are written under an unpredictable name, and
 then renamed or, if nothing may be replaced, linked.
+
+A process that uses a folder locks the file `.lock` in it (`holding`). The kernel releases the lock when the process
+ends, however it ends. Folders whose content aifx executes or trusts are private (`make_private`).
 """
 
 from __future__ import annotations

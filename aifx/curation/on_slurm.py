@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aifx.cluster.hosts import ask_slurm
-from aifx.cluster.slurm import submit
-from aifx.cluster.slurm_script import charging, environment, program, quoted, srun
+from aifx.cluster.slurm import charging, environment, program, quoted, srun, submit
 from aifx.config.launch_section import LaunchSection, SlurmSection
 from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.core.files import read_file, replace_file

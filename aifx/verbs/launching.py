@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from aifx.cluster.jobs import JobStatus, LaunchRecord
     from aifx.cluster.launched import LaunchList
     from aifx.cluster.local import Attempt, Process
-    from aifx.cluster.slurm_script import SlurmJob
+    from aifx.cluster.slurm import SlurmJob
     from aifx.config import Config
 
 log = logging.getLogger(__name__)
@@ -235,9 +235,9 @@ def _begin(command: _Command, launch: str) -> int | None:
 
     Raises AifxError if the last starts brought the run no further.
     """
-    from aifx.cluster.attempts import check_progress, newest_step
     from aifx.cluster.jobs import read_events
     from aifx.cluster.launched import make_folder
+    from aifx.cluster.local import check_progress, newest_step
 
     project = find_project()
     folder = make_folder(project, launch)  # Kubernetes makes none
@@ -311,7 +311,7 @@ def _slurm_job(
 ) -> tuple[SlurmJob, str, str]:
     """The job, its script, and the name of its run. Raises UsageError, ConfigError."""
     from aifx.cluster.launched import folder_of, new_id
-    from aifx.cluster.slurm_script import SlurmJob, render
+    from aifx.cluster.slurm import SlurmJob, render_script
     from aifx.config.checks import refuse_conflicts
     from aifx.kinds import load_config
 
@@ -328,7 +328,7 @@ def _slurm_job(
     launch = new_id(asked.run_name)
     folder = folder_of(project, launch).relative_to(project.root)
     job = SlurmJob(launch, project.root, folder, asked.arguments, config.launch, config.slurm)
-    return job, render(job), asked.run_name
+    return job, render_script(job), asked.run_name
 
 
 def launch_k8s(
@@ -410,14 +410,14 @@ def _jobset(
     project: Project, command: Sequence[str], name: str | None, settings: Settings
 ) -> tuple[_Command, Config, dict[str, Any]]:
     """The command, the configuration with its settings, and the JobSet. Raises UsageError, ConfigError."""
-    from aifx.cluster.jobset import render
+    from aifx.cluster.kubernetes import render_jobset
     from aifx.kinds import load_config
 
     asked = _read(_command(command, "aifx launch k8s train"))
     if asked.arguments[0] == "train":  # the runs are on a volume of the cluster: one to measure need not be here
         asked.check(project)
     config = load_config(project, [*asked.settings, *overrides(settings)])
-    jobset = render(config, name if name is not None else asked.run_name or "main", list(asked.arguments))
+    jobset = render_jobset(config, name if name is not None else asked.run_name or "main", list(asked.arguments))
     return asked, config, jobset
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aifx.checkpoint.manifest import STATE, Manifest
-from aifx.cluster.attempts import check_progress, newest_step
+from aifx.cluster.local import check_progress, newest_step
 from aifx.core.artifact import seal, seal_files
 from aifx.core.errors import AifxError, ExitCode
 from aifx.core.project import RunDirectory

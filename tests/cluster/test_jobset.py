@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kubernetes_schema import JOB, JOBSET, POD, faults, schema_at
 
-from aifx.cluster.jobset import render
+from aifx.cluster.kubernetes import render_jobset
 from aifx.config.k8s_section import KubernetesSection
 from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.core.project import Project
@@ -51,7 +51,7 @@ def project(tmp_path: Path) -> Project:
 
 
 def rendered(project: Project, *overrides: str, name: str = "wide", words: tuple[str, ...] = ("train",)) -> Any:
-    return render(load_config(project, [*BASE, *overrides], {}), name, words)
+    return render_jobset(load_config(project, [*BASE, *overrides], {}), name, words)
 
 
 def pod_of(jobset: Any) -> Any:
@@ -406,7 +406,7 @@ def test_no_argument_or_variable_can_become_more(arguments: list[str], value: st
         config = make_config({"launch": launch, "k8s": {"runs_claim": "runs"}}, project, "test")
     except ConfigError:  # the variable holds control characters
         config = make_config({"launch": {"image": "a"}, "k8s": {"runs_claim": "runs"}}, project, "test")
-    jobset = render(config, "wide", ["train", *arguments])
+    jobset = render_jobset(config, "wide", ["train", *arguments])
     text = to_yaml(jobset)
     (document,) = yaml.load_all(text, Strict)
     assert document == jobset
@@ -431,7 +431,7 @@ def test_no_setting_can_become_more(key: str, value: str) -> None:
         k8s = {"runs_claim": "runs", key: given_value}
         try:
             config = make_config({"launch": {"image": "a"}, "k8s": k8s}, Project(Path("/nowhere")), "test")
-            jobset = render(config, "wide", ["train"])
+            jobset = render_jobset(config, "wide", ["train"])
         except (ConfigError, UsageError):
             continue
         (document,) = yaml.load_all(to_yaml(jobset), Strict)

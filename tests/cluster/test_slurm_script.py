@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from aifx.cluster.slurm_script import SlurmJob, quoted, render
+from aifx.cluster.slurm import SlurmJob, quoted, render_script
 from aifx.config.launch_section import SLURM_OPTIONS, LaunchSection, SlurmSection, seconds_of
 from aifx.core.errors import UsageError
 from aifx.core.json_files import read_jsonl
@@ -102,9 +102,9 @@ def test_hostile_values_are_refused_or_stay_one_word(
     job = make_job(root, ("train", "--run", *words), setup_script="set up.sh", **taken)
     if re.search(r"[\x00-\x1f\x7f]", "".join(words)):
         with pytest.raises(UsageError, match="control characters"):
-            render(job)
+            render_script(job)
         return
-    script = render(job)
+    script = render_script(job)
     directives, text = split(script)
     assert all(re.fullmatch(WORD, line) for line in directives)
     assert not any(line.lstrip().startswith("#SBATCH") for line in script.split("\n")[len(directives) + 1 :])
@@ -169,7 +169,7 @@ def test_each_setting_is_in_the_script(tmp_path: Path) -> None:
         requeue=False,
         options=("constraint=a100&ib", "exclusive", "cpus-per-task=96"),
     )
-    directives, text = split(render(job))
+    directives, text = split(render_script(job))
     assert [line.removeprefix("#SBATCH --") for line in directives] == [
         "job-name=aifx-main-1",
         "nodes=4",
@@ -245,7 +245,7 @@ def start(tmp_path: Path) -> Job:
         (tmp_path / "runs/.launched/main-1").mkdir(parents=True)
         (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
         (tmp_path / "state").write_text(f"{state}\n")
-        script = write(tmp_path, render(make_job(tmp_path, **{"doctor": False, **changes})))
+        script = write(tmp_path, render_script(make_job(tmp_path, **{"doctor": False, **changes})))
         environ = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
         return subprocess.Popen(["bash", str(script)], cwd=tmp_path, env=environ, stderr=subprocess.PIPE)
 

@@ -1,5 +1,5 @@
 """One HTTP server for all that aifx serves.
 
-`app.make_app` makes an application of routes and a `Policy`, and `server.HttpServer` is its life. It imports starlette
+`app.make_app` makes an application of routes and a `Policy`, and `server.HttpServer` runs it. It imports starlette
 and uvicorn, so commands import it late.
 """

@@ -1,4 +1,4 @@
-"""The application of a server: its routes behind a policy, and what servers have in common."""
+"""The application of a server: its routes behind a policy, the access log, and unexpected failures."""
 
 from __future__ import annotations
 

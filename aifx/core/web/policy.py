@@ -1,4 +1,4 @@
-"""Who may ask a server, and how much."""
+"""The policy of a server: who may ask it, how much, and its refusals."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ _SALT = secrets.token_bytes(32)
 
 @dataclass(frozen=True)
 class Policy:
-    """Who may ask a server, and how much.
+    """The clients that may ask a server, and how much.
 
     Attributes:
         key: what clients must send as `Authorization: Bearer KEY`; "" if anyone may ask.

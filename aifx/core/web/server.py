@@ -1,4 +1,4 @@
-"""A server's life: from a bound port to its end by a signal."""
+"""The life of a server: from a bound port, with uvicorn on it, to its end by a signal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The requests of a server at this moment."""
+"""The requests of a server: those of this moment, and a line of JSON for each in the access log."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Everything that NVML says of the NVIDIA driver and GPUs, as one JSON document on stdout.
+"""Everything that NVML reports of the NVIDIA driver and GPUs, as one JSON document on stdout.
 
 A program of its own (`python -m aifx.machine.nvml`), for a driver in trouble can hang or crash the library. A value
 that the GPU or driver does not report is `{"$absent": why}`. One that could not be read is `{"$unknown": why,
 "$remedy": what to do}`. A GPU that is lost or hangs keeps no other from being read.
+
+Units: MiB, degrees Celsius, watts, MHz, MB/s of one link in one direction, milliseconds.
 """
 
 from __future__ import annotations
