@@ -14,8 +14,7 @@ from typing import Any
 import aifx.models
 from aifx.config import load, schema
 from aifx.config.kinds import Kinds
-from aifx.config.parts import PARTS, Kind, Part, PartName, TaskParts
-from aifx.config.project_code import import_object
+from aifx.config.parts import PARTS, Kind, Part, PartName, TaskParts, import_object
 from aifx.config.sections import ObjectiveSection, Section, TaskSection
 from aifx.core.errors import ConfigError, did_you_mean, nearest
 from aifx.core.project import Project

@@ -145,7 +145,7 @@ def large_state(_: Path) -> State:
 
 def aifx_side(project: Path, state: State, repeats: int) -> Told:
     from aifx.checkpoint.checkpoints import Checkpoints
-    from aifx.config.checkpoint_section import CheckpointSection
+    from aifx.config.sections import CheckpointSection
 
     checkpoints = Checkpoints(project / SAVED, CheckpointSection(asynchronous=True))
     blocked: list[float] = []

@@ -35,7 +35,7 @@ from aifx.checkpoint.storage import StoredArrays, check_fit, read_placed, with_k
 from aifx.checkpoint.verification import DeviceDigests, Verification, verify_stored
 from aifx.checkpoint.writing import complete, write_part
 from aifx.config.best_by import Score
-from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import CheckpointSection
 from aifx.core.errors import CheckpointError
 from aifx.core.files import UnsafeFile, check_tree
 from aifx.core.json_files import cannot_write

@@ -13,7 +13,7 @@ from aifx.checkpoint.manifest import (
     list_checkpoints,
     read_manifest,
 )
-from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import CheckpointSection
 from aifx.core.errors import CheckpointError, ExitCode
 from aifx.core.project import RunDirectory
 from aifx.core.results import Result

@@ -20,8 +20,7 @@ from typing import Any
 from aifx.cluster.hosts import ask_kubernetes
 from aifx.cluster.jobs import POLL_S, JobStatus, LaunchRecord
 from aifx.config import Config
-from aifx.config.k8s_section import KubernetesSection
-from aifx.config.launch_section import LaunchSection
+from aifx.config.launch_section import KubernetesSection, LaunchSection
 from aifx.core.errors import AifxError, ConfigError, EnvironmentFault, ExitCode, UsageError
 from aifx.core.parsing import parse_json
 from aifx.core.processes import Ended

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args, get_type_hints
 
 from aifx.config import sections as section_types
-from aifx.config.checkpoint_section import CheckpointSection
-from aifx.config.costs_section import CostsSection
-from aifx.config.datasets_section import DatasetsSection
-from aifx.config.guards_section import GuardsSection
-from aifx.config.k8s_section import KubernetesSection
-from aifx.config.launch_section import LaunchSection, SlurmSection
+from aifx.config.launch_section import KubernetesSection, LaunchSection, SlurmSection
 from aifx.config.parts import TaskParts
-from aifx.config.sections import RESUME_SAFE, ModelSection, Section, is_marked
+from aifx.config.sections import (
+    RESUME_SAFE,
+    ModelSection,
+    Section,
+    is_marked,
+)
 from aifx.config.serve_section import ServeSection
 from aifx.config.toml import DEFAULT, Origin, OriginKind, to_toml
 from aifx.core.project import Project
@@ -42,7 +42,7 @@ class Config:
     model: ModelSection
     objective: section_types.ObjectiveSection
     data: section_types.DataSection
-    datasets: DatasetsSection
+    datasets: section_types.DatasetsSection
     augment: section_types.AugmentSection
     train: section_types.TrainSection
     mesh: section_types.MeshSection
@@ -51,14 +51,14 @@ class Config:
     schedule: section_types.ScheduleSection
     finetune: section_types.FinetuneSection
     lora: section_types.LoraSection
-    guards: GuardsSection
-    checkpoint: CheckpointSection
+    guards: section_types.GuardsSection
+    checkpoint: section_types.CheckpointSection
     eval: section_types.EvalSection
     kernels: section_types.KernelsSection
     log: section_types.LogSection
     generate: section_types.GenerateSection
     serve: ServeSection
-    costs: CostsSection
+    costs: section_types.CostsSection
     launch: LaunchSection
     slurm: SlurmSection
     k8s: KubernetesSection

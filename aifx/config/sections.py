@@ -410,3 +410,104 @@ class GenerateSection(Section):
         0.95, "Sample among the likeliest tokens of this total probability.", RESUME_SAFE
     )
     quantize: Quantization = setting("none", "Write with the model's matrices quantized to this type.", RESUME_SAFE)
+
+
+class GuardsSection(Section):
+    """The reactions of a run to steps that went wrong: docs/guards.md."""
+
+    non_finite: Literal["skip", "roll_back", "stop"] = setting(
+        "skip",
+        "Steps whose loss or gradient is not finite. skip: their updates are not applied; roll_back: and after "
+        "max_in_a_row of them the run goes back and leaves out their batches; stop: the first ends the run.",
+        RESUME_SAFE,
+    )
+    max_in_a_row: PositiveInt = setting(3, "So many skipped steps in a row end the run, or roll it back.", RESUME_SAFE)
+    spike: Literal["off", "warn", "roll_back"] = setting(
+        "warn",
+        "A loss far above the last ones. roll_back: the run goes back to before it, and leaves out its batch.",
+        RESUME_SAFE,
+    )
+    spike_score: PositiveFloat = setting(
+        10.0, "Robust standard deviations above the median that make a spike.", RESUME_SAFE
+    )
+    spike_window: Annotated[int, Field(ge=8, le=10_000)] = setting(
+        128, "Steps whose losses a loss is compared with; earlier steps are not judged.", RESUME_SAFE
+    )
+    max_rollbacks: NonNegativeInt = setting(5, "How often a run may go back.", RESUME_SAFE)
+    verify_every: NonNegativeInt = setting(
+        0, "Compute one step in so many twice, and compare the results bit for bit; 0 never does.", RESUME_SAFE
+    )
+    step_timeout_s: NonNegativeFloat = setting(
+        600.0,
+        "A step, or the wait for its batch, hangs if it takes so long and 20 times the usual step; 0 sets no limit.",
+        RESUME_SAFE,
+    )
+    hang_timeout_s: NonNegativeFloat = setting(
+        3600.0,
+        "The same for a start, compilation, evaluation or checkpoint that makes no progress.",
+        RESUME_SAFE,
+    )
+
+
+class CheckpointSection(Section):
+    """Checkpoints on disk: how often they are written, and which are kept."""
+
+    every: NonNegativeInt = setting(
+        200, "Steps between checkpoints; 0 saves only at the end and when stopped.", RESUME_SAFE
+    )
+    mtbf_hours: PositiveFloat | None = setting(
+        None,
+        "Mean time between failures that the run's machines have, for the advice of `aifx runs show`.",
+        RESUME_SAFE,
+    )
+    keep_last: PositiveInt = setting(2, "Newest checkpoints that are kept.", RESUME_SAFE)
+    keep_best: NonNegativeInt = setting(1, "Best checkpoints that are also kept, by `best_by`.", RESUME_SAFE)
+    best_by: str = setting(
+        "auto",
+        'What makes a checkpoint the best: "max" or "min" and a validation metric, such as "max accuracy". '
+        "auto: the metric of the first gate, otherwise the loss; fixed when the run starts.",
+    )
+    best_over: PositiveInt = setting(1, "Validations whose mean ranks a checkpoint: its own, and those just before.")
+    asynchronous: bool = setting(True, "Write while training goes on.", RESUME_SAFE)
+    stop_timeout_s: PositiveFloat = setting(
+        30.0, "Bound on saving after a signal; then the process exits.", RESUME_SAFE
+    )
+    disk_timeout_s: NonNegativeFloat = setting(
+        300.0, "Bound on waiting for a disk that is full or fails, once a run has nothing left to do.", RESUME_SAFE
+    )
+    local_dir: str | None = setting(
+        None, "Folder on a quick disk of this host, such as /dev/shm, for checkpoints in between.", RESUME_SAFE
+    )
+    local_every: PositiveInt = setting(20, "Steps between checkpoints in `local_dir`.", RESUME_SAFE)
+
+    def conflicts(self, config: Any) -> Iterator[Conflict]:
+        if self.local_dir is not None and not self.local_dir.startswith("/"):
+            yield Conflict(("checkpoint.local_dir",), "it must be an absolute path", f"it is {self.local_dir!r}")
+
+
+class CostsSection(Section):
+    """Costs of training, for the bill of `aifx runs show`. Nothing is assumed for keys that are not set."""
+
+    price_per_hour: NonNegativeFloat | None = setting(
+        None, "Price of all machines of a run for an hour, in any currency.", RESUME_SAFE
+    )
+    power_w: PositiveFloat | None = setting(
+        None, "Power of all devices of a run, if it cannot be measured; tagged as declared.", RESUME_SAFE
+    )
+    pue: Annotated[float, Field(ge=1.0)] | None = setting(
+        None, "Power usage effectiveness of the data center: its energy per energy of its machines.", RESUME_SAFE
+    )
+    gco2e_per_kwh: NonNegativeFloat | None = setting(
+        None, "Carbon intensity of the electricity, in grams of CO2 equivalent per kWh.", RESUME_SAFE
+    )
+    embodied_gco2e_per_hour: NonNegativeFloat | None = setting(
+        None, "Embodied emissions of the machines, as their share of an hour of use.", RESUME_SAFE
+    )
+
+
+class DatasetsSection(Section):
+    """Where the versions of data sets are: `aifx data`."""
+
+    root: str = setting(
+        "datasets", "Folder relative to the project, or a URL that fsspec knows, such as s3://bucket/data.", RESUME_SAFE
+    )

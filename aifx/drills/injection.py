@@ -18,8 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from aifx.checkpoint.manifest import step_directories
-from aifx.config.parts import PARTS, resolve
-from aifx.config.project_code import import_object
+from aifx.config.parts import PARTS, import_object, resolve
 from aifx.core.errors import DataError
 from aifx.core.json_files import write_json
 from aifx.core.project import Project

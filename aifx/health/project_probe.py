@@ -19,8 +19,7 @@ from aifx.core.redaction import redact
 
 if TYPE_CHECKING:
     from aifx.config import Config
-    from aifx.config.checkpoint_section import CheckpointSection
-    from aifx.config.sections import DataSection
+    from aifx.config.sections import CheckpointSection, DataSection
 
 IMPORT_TASK = "--import-task"
 """The argument that lets this process import the project's own task."""

@@ -15,8 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.manifest import ArrayEntry, Manifest
 from aifx.checkpoint.naming import flat_names, nest
-from aifx.config.checkpoint_section import CheckpointSection
-from aifx.config.sections import LoraSection
+from aifx.config.sections import CheckpointSection, LoraSection
 from aifx.core.errors import ConfigError
 from aifx.core.project import RunDirectory
 from aifx.data.spec import need_spec

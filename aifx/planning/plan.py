@@ -12,8 +12,7 @@ from typing import Any
 import psutil
 
 from aifx.config import Config
-from aifx.config.checkpoint_section import CheckpointSection
-from aifx.config.sections import ModelSection, OptimizerSection, Remat
+from aifx.config.sections import CheckpointSection, ModelSection, OptimizerSection, Remat
 from aifx.models.layered_section import LayeredSection
 from aifx.planning.figures import Figure, rates_of
 from aifx.planning.hardware import Hardware

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import ValidationError
 
-from aifx.config.costs_section import CostsSection
+from aifx.config.sections import CostsSection
 from aifx.core.errors import ConfigError
 from aifx.core.files import read_file
 from aifx.core.json_files import read_jsonl

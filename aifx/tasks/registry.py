@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aifx.config import Config
-from aifx.config.parts import PartName, TaskParts, resolve
-from aifx.config.project_code import import_object
+from aifx.config.parts import PartName, TaskParts, import_object, resolve
 from aifx.config.sections import DataSection
 from aifx.core.errors import AifxError, ConfigError, DataError
 from aifx.core.project import CONFIG_NAME, Project

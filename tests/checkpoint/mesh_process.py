@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from aifx.checkpoint import storage
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.digest import state_digest
-from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import CheckpointSection
 
 SHAPES = {
     "matrix": (24, 48),

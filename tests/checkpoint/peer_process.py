@@ -21,7 +21,7 @@ from aifx.checkpoint import folders, storage
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.digest import state_digest
 from aifx.checkpoint.peers import JaxPeers
-from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import CheckpointSection
 from aifx.core import artifact
 from aifx.core.errors import AifxError
 from aifx.core.logs import log_lines

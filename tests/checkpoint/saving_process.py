@@ -12,7 +12,7 @@ import numpy as np
 
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.config.best_by import LOSS, score_of
-from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import CheckpointSection
 from aifx.core.logs import log_lines
 
 

@@ -14,7 +14,7 @@ from aifx.checkpoint.copying import copy_checkpoint, open_stored
 from aifx.checkpoint.manifest import ArrayEntry, Damaged, read_checkpoint, read_manifest
 from aifx.checkpoint.verification import verify_stored
 from aifx.checkpoint.writing import write_checkpoint
-from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import CheckpointSection
 from aifx.core.artifact import MANIFEST
 from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError

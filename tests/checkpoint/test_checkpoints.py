@@ -19,7 +19,7 @@ from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.digest import state_digest
 from aifx.checkpoint.manifest import CheckpointInfo, list_checkpoints
 from aifx.config.best_by import LOSS, BestBy, score_of
-from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import CheckpointSection
 from aifx.core.errors import CheckpointError
 
 
@@ -256,7 +256,7 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.digest import state_digest
-from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import CheckpointSection
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "model"))
 places = {"w": PartitionSpec("data", "model"), "v": PartitionSpec(None, "model"), "b": PartitionSpec()}
 structs = {n: jax.ShapeDtypeStruct((8, 12), jnp.float32, sharding=NamedSharding(mesh, p)) for n, p in places.items()}

@@ -17,7 +17,7 @@ import pytest
 
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.copying import copy_checkpoint, open_stored
-from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import CheckpointSection
 from aifx.core import artifact_copies
 from aifx.core.artifact import MANIFEST, SealedFile
 from aifx.core.errors import CheckpointError, EnvironmentFault, UsageError

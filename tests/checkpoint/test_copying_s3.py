@@ -12,7 +12,7 @@ from s3_server import s3_server
 
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.copying import copy_checkpoint, open_stored
-from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import CheckpointSection
 from aifx.core.errors import CheckpointError
 from aifx.core.stores import open_store
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.digest import _on_device, add, as_hex, host_lanes, state_digest
 from aifx.checkpoint.naming import to_named
-from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import CheckpointSection
 
 MASK = 0xFFFFFFFF
 

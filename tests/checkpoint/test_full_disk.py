@@ -14,7 +14,7 @@ import pytest
 
 from aifx.checkpoint import faults
 from aifx.checkpoint.checkpoints import Checkpoints
-from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import CheckpointSection
 from aifx.core.errors import EnvironmentFault, ExitCode
 from aifx.core.json_files import JsonLines, read_jsonl
 from aifx.runs.records import Ledger, MetricsWriter

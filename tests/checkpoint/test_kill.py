@@ -13,7 +13,7 @@ import pytest
 from effort import parts, seed_of_commit
 
 from aifx.checkpoint.checkpoints import Checkpoints
-from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import CheckpointSection
 
 PROCESS = Path(__file__).with_name("saving_process.py")
 

@@ -17,7 +17,7 @@ import pytest
 
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.orbax import OrbaxArray, read_orbax, restore_orbax, save_orbax
-from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import CheckpointSection
 from aifx.core.errors import AifxError
 from aifx.parallel.connections import free_port
 

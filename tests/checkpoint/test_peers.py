@@ -19,7 +19,7 @@ import pytest
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.digest import state_digest
 from aifx.checkpoint.manifest import Damaged, list_checkpoints
-from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import CheckpointSection
 from aifx.core.errors import ExitCode
 from aifx.parallel.connections import free_port
 

@@ -19,7 +19,7 @@ from effort import parts, seed_of_commit
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.manifest import Damaged
 from aifx.checkpoint.verification import verify_stored
-from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import CheckpointSection
 
 FEW, MANY, PARTS = 20, 1000, 10
 

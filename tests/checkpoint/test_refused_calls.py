@@ -20,7 +20,7 @@ from aifx.checkpoint import folders, storage
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.commands.console.failures import as_error
 from aifx.config.best_by import LOSS, score_of
-from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import CheckpointSection
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode
 
 SECTION = CheckpointSection(keep_last=1, keep_best=0, disk_timeout_s=0)

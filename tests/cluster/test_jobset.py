@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from kubernetes_schema import JOB, JOBSET, POD, faults, schema_at
 
 from aifx.cluster.kubernetes import render_jobset
-from aifx.config.k8s_section import KubernetesSection
+from aifx.config.launch_section import KubernetesSection
 from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.core.project import Project
 from aifx.core.yaml_text import to_yaml

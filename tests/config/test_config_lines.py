@@ -10,7 +10,7 @@ import tomlkit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aifx.config.lines import key_lines
+from aifx.config.load import key_lines
 
 CASES: dict[str, tuple[str, dict[tuple[str, ...], int]]] = {
     "tables": ("[a]\nx = 1\n\n[b]\n\ny = 2\n", {("a",): 1, ("a", "x"): 2, ("b",): 4, ("b", "y"): 6}),

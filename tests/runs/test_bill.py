@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aifx.config.costs_section import CostsSection
+from aifx.config.sections import CostsSection
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project, RunDirectory
 from aifx.runs.bill import daly_interval_s, energy_bill, read_bill

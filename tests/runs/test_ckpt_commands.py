@@ -15,7 +15,7 @@ import pytest
 
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.config.best_by import LOSS, score_of
-from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import CheckpointSection
 from aifx.core.json_files import write_json
 from aifx.core.project import Project, RunDirectory
 from aifx.runs.lock import hold_run

@@ -20,7 +20,7 @@ from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.digest import state_digest
 from aifx.commands.main import run as run_command
 from aifx.config.best_by import LOSS, score_of
-from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import CheckpointSection
 from aifx.core.json_files import read_jsonl
 from aifx.core.project import Project, RunDirectory
 from aifx.runs.lock import hold_run

@@ -14,7 +14,7 @@ from aifx.checkpoint import folders
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.manifest import TEMPORARY_SUFFIX, Damaged, step_directories
 from aifx.commands.main import run as run_command
-from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import CheckpointSection
 from aifx.core.files import UnsafeFile
 from aifx.core.project import RunDirectory
 from aifx.evaluation.held_out import Report, write_report

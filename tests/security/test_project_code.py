@@ -12,7 +12,7 @@ import pytest
 
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.commands.main import run as run_command
-from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import CheckpointSection
 from aifx.core.facts import Absent
 from aifx.core.project import Project, UntrustedProject, find_project
 from aifx.health.host import Host

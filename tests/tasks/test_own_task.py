@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from own_tasks import PARTS, PARTS_TOML, TASK, TASK_TOML, aifx, make_project, replaced
 
-from aifx.config.project_code import import_object
+from aifx.config.parts import import_object
 from aifx.core.errors import AifxError
 from aifx.core.project import Project
 from aifx.kinds import load_config

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from aifx.checkpoint.checkpoints import Checkpoints
-from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import CheckpointSection
 from aifx.core.project import Project
 
 BASE = """\

@@ -16,7 +16,7 @@ from stopping import StopAt
 
 from aifx.checkpoint.digest import state_digest
 from aifx.checkpoint.manifest import read_manifest
-from aifx.config.guards_section import GuardsSection
+from aifx.config.sections import GuardsSection
 from aifx.data.order import batch_number
 from aifx.tasks.base import training_source
 from aifx.training.dispatcher import EventDispatcher

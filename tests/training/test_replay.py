@@ -12,7 +12,7 @@ from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.manifest import read_manifest
 from aifx.checkpoint.naming import nest
 from aifx.checkpoint.storage import StoredArrays
-from aifx.config.checkpoint_section import CheckpointSection
+from aifx.config.sections import CheckpointSection
 from aifx.core.project import RunDirectory
 
 

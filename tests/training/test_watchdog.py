@@ -13,7 +13,7 @@ import pytest
 import warm
 from process_status import is_stopped
 
-from aifx.config.guards_section import GuardsSection
+from aifx.config.sections import GuardsSection
 from aifx.core.errors import DataError
 from aifx.core.progress import publish
 from aifx.data.order import prefetch

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from aifx.config.guards_section import GuardsSection
+from aifx.config.sections import GuardsSection
 from aifx.core.errors import AifxError, ExitCode
 from aifx.core.files import replacing
 from aifx.data.base import Batch, not_finite_input

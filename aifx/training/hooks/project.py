@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from aifx.config.project_code import import_object
+from aifx.config.parts import import_object
 from aifx.core.errors import ConfigError
 from aifx.core.project import CONFIG_NAME, Project
 from aifx.data.base import Batch

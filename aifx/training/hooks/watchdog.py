@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from aifx.config.guards_section import GuardsSection
+from aifx.config.sections import GuardsSection
 from aifx.core.files import open_file, replace_file
 from aifx.core.processes import run as run_program
 from aifx.core.progress import Progress as Activity
