@@ -116,8 +116,8 @@ def prepare(directory: RunDirectory, project: Project, step: StepChoice | None, 
     from aifx.kinds import read_config
     from aifx.loading.restore import CURRENT, restore_run
     from aifx.serving.http.app import open_server
-    from aifx.serving.http.policy import read_key
     from aifx.serving.http.services import open_service
+    from aifx.serving.http.state import read_key
     from aifx.serving.http.tracing import open_tracer
 
     # A port that is taken, or a key that is missing, is reported before minutes of loading.

@@ -16,10 +16,10 @@ from aifx.models.decoder.section import DecoderSection
 from aifx.parallel.layout import local_layout
 from aifx.programs.decoding import DecodingPrograms
 from aifx.programs.serving import ServingPrograms
-from aifx.serving.adapters import Adapter, with_banks
 from aifx.serving.device import Device
 from aifx.serving.engine import Engine
 from aifx.serving.rows import Weights
+from aifx.serving.start import Adapter, with_banks
 from aifx.specs import ArraySpec, Specs, array_names, init_params
 
 RANK, LENGTH = 4, 256

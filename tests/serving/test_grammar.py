@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from aifx.data.chat.assets import OWN_SPECIAL
 from aifx.data.tokenizer import NUM_BYTES, Tokenizer, train_tokenizer
-from aifx.serving.grammar import GrammarError, Grammars, TokenGrammar
-from aifx.serving.tools import ToolFormat, calls_grammar
+from aifx.serving.grammar import GrammarError, Grammars, TokenGrammar, ToolFormat, calls_grammar
 
 TEXT = 'the whale {"name": "x", "arguments": {"city": [1, 2.5, true, null]}}' * 20
 TOKENIZER = Tokenizer(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aifx.serving.pages import PageAllocator, PrefixCache
+from aifx.serving.engine import PageAllocator, PrefixCache
 
 CHUNK = 4
 

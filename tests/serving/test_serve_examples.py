@@ -16,9 +16,9 @@ import yaml
 
 from aifx.config.serve_section import ServeSection
 from aifx.core.web.app import exposition
+from aifx.serving.http.documents import Operation
 from aifx.serving.http.metrics import PredictionMetrics, TextMetrics
-from aifx.serving.http.openapi import Operation
-from aifx.serving.http.policy import KEY_VARIABLE
+from aifx.serving.http.state import KEY_VARIABLE
 from aifx.serving.predictor import PredictorStats
 from aifx.serving.requests import EngineStats
 from aifx.serving.swap import SwapCounts

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aifx.serving.tools import CallArguments, CallBegin, Text, ToolCallParser, ToolFormat
+from aifx.serving.grammar import CallArguments, CallBegin, Text, ToolCallParser, ToolFormat
 
 HERMES = ToolFormat.of_template("... <tool_call> ...")
 LLAMA = ToolFormat.of_template('{"name": function name, "parameters": ...}')

@@ -15,9 +15,9 @@ from starlette.types import Receive, Scope, Send
 
 from aifx.core.web.policy import ClientGone
 from aifx.serving.http.documents import Answer
-from aifx.serving.http.errors import ApiError, from_delta, from_engine
 from aifx.serving.http.metrics import TextMetrics
-from aifx.serving.http.records import AnswerRecord
+from aifx.serving.http.protocol import ApiError, from_delta, from_engine
+from aifx.serving.http.tracing import AnswerRecord
 from aifx.serving.requests import (
     Delta,
     Draining,

@@ -1,4 +1,4 @@
-"""The server as an application: the routes of every server, and those of what is served."""
+"""The server as an application: the routes of every server, those of what is served, and the page at `/`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,25 @@ from starlette.routing import Route
 
 from aifx.core.errors import AifxError, ExitCode
 from aifx.core.web import app as web
+from aifx.core.web.app import page_response
 from aifx.core.web.connections import Limits
 from aifx.core.web.server import Ending, HttpServer
 from aifx.serving.http import documents
 from aifx.serving.http.answers import json_response
-from aifx.serving.http.errors import ApiError
-from aifx.serving.http.openapi import Operation, document
-from aifx.serving.http.page import page, status
-from aifx.serving.http.policy import policy_of
-from aifx.serving.http.state import ServerState
+from aifx.serving.http.documents import Operation, document
+from aifx.serving.http.protocol import ApiError
+from aifx.serving.http.state import ServerState, policy_of
+
+
+async def page(request: Request) -> Response:
+    """A page for a browser."""
+    return page_response(__package__ or "", "server.html", "server.js", command="aifx serve")
+
+
+async def status(request: Request) -> Response:
+    """The numbers on the page."""
+    state: ServerState = request.app.state.server
+    return json_response(state.status())
 
 
 def make_app(state: ServerState) -> Starlette:

@@ -12,7 +12,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from aifx.serving.grammar import ANY_OBJECT, GrammarError
+from aifx.serving.grammar import (
+    ANY_OBJECT,
+    CallBegin,
+    Event,
+    GrammarError,
+    Text,
+    ToolCallParser,
+    ToolFormat,
+    calls_grammar,
+)
 from aifx.serving.http.answers import Answers, EventStream, event, json_response
 from aifx.serving.http.completions import check_n, finished, too_long, usage_answer, with_choice
 from aifx.serving.http.documents import (
@@ -27,12 +36,10 @@ from aifx.serving.http.documents import (
     ToolCallPiece,
     TopLogprob,
 )
-from aifx.serving.http.errors import ApiError
-from aifx.serving.http.protocol import ChatRequest, NamedTool, Tool
+from aifx.serving.http.protocol import ApiError, ChatRequest, NamedTool, Tool
 from aifx.serving.http.state import record_of
 from aifx.serving.http.text import TextState, base_seed, sampling_settings, stops, total_usage
 from aifx.serving.requests import Delta, FinishReason, GenerationRequest, Grammar, TokenScore, Usage
-from aifx.serving.tools import CallBegin, Event, Text, ToolCallParser, ToolFormat, calls_grammar
 
 Finish: TypeAlias = Literal["stop", "length", "tool_calls"]
 

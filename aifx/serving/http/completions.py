@@ -21,8 +21,7 @@ from aifx.serving.http.documents import (
     UsageAnswer,
     cost_of,
 )
-from aifx.serving.http.errors import ApiError
-from aifx.serving.http.protocol import CompletionRequest
+from aifx.serving.http.protocol import ApiError, CompletionRequest
 from aifx.serving.http.state import record_of
 from aifx.serving.http.text import TextState, base_seed, sampling_settings, stops, total_usage
 from aifx.serving.requests import FinishReason, GenerationRequest, TokenScore, Usage

@@ -1,4 +1,4 @@
-"""Requests of OpenAI's API, and of vLLM's additions to it, as pydantic models.
+"""Requests of OpenAI's API, and of vLLM's additions to it, as pydantic models, and failures as that API reports them.
 
 `parse` reads a body. A field that is not here is refused, unless the server is lenient. A list without a small maximum
 is `fail_fast`: a body may hold a million wrong items, and errors for all of them take seconds and gigabytes.
@@ -6,15 +6,78 @@ is `fail_fast`: a body may hold a million wrong items, and errors for all of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from aifx.core.errors import nearest
+from aifx.core.web.policy import WebError
 from aifx.programs.serving import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS
-from aifx.serving.http.errors import ApiError
+from aifx.serving.requests import Delta, Draining, QueueFull, RequestError
+
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+    504: "server_error",
+}
+"""Types of error objects by status; others are "invalid_request_error"."""
+
+FIELDS = {"prompt_ids": "prompt", "ignore_end": "ignore_eos", "adapter": "model", "grammar": "response_format"}
+"""Fields of `GenerationRequest` by another name in the API."""
+
+
+class ApiError(WebError):
+    """An answer that is a failure.
+
+    Args:
+        param: the field of the request that is wrong.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, code=code, headers=headers)
+        self.param = param
+
+    def body(self) -> bytes:
+        kind = TYPES.get(self.status, "invalid_request_error")
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return json.dumps({"error": error}).encode()
+
+
+def from_engine(error: Exception, prompt_field: str) -> ApiError:
+    """The API's error for a request that the engine refuses. `prompt_field`: the API's name of the prompt."""
+    if isinstance(error, QueueFull):
+        after = str(max(1, round(error.retry_after_s)))
+        return ApiError(429, f"the queue is full: {error}", code="queue_full", headers={"Retry-After": after})
+    if isinstance(error, Draining):
+        return ApiError.stopping()
+    assert isinstance(error, RequestError)
+    name = error.field.removeprefix("sampling.")
+    param = prompt_field if name == "prompt_ids" else FIELDS.get(name, name)
+    return ApiError(400, f"{param}: {error.why}", param=param)
+
+
+def from_delta(delta: Delta) -> ApiError:
+    """The API's error for a failed answer: the request's fault, such as a schema that is too complex, or ours."""
+    if delta.field is not None:
+        param = FIELDS.get(delta.field, delta.field)
+        return ApiError(400, f"{param}: {delta.error}", param=param)
+    return ApiError(500, f"the answer failed: {delta.error or 'unknown reason'}", code="engine_error")
+
 
 MAX_STOPS = 16
 MAX_STOP_TOKENS = 300

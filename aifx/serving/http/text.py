@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import anyio
 from anyio.to_thread import run_sync
@@ -20,10 +22,17 @@ from aifx.serving.generate import chat_renderer
 from aifx.serving.grammar import GrammarError, Grammars
 from aifx.serving.http.answers import Answers
 from aifx.serving.http.documents import ModelCard, PagesUsed
-from aifx.serving.http.errors import ApiError
-from aifx.serving.http.messages import template_messages
 from aifx.serving.http.metrics import TextMetrics
-from aifx.serving.http.protocol import Messages, Prompt, SamplingFields, Tool
+from aifx.serving.http.protocol import (
+    ApiError,
+    AssistantMessage,
+    Content,
+    Messages,
+    Prompt,
+    SamplingFields,
+    Tool,
+    ToolMessage,
+)
 from aifx.serving.http.state import READERS, Load, ServerState, record_of
 from aifx.serving.requests import SEEDS, GenerationRequest, SamplingSettings, ServingEngine, Usage
 from aifx.serving.template_process import TemplateProcess
@@ -230,3 +239,39 @@ def total_usage(usages: Sequence[Usage], n: int) -> Usage:
         energy_basis=bases.pop() if len(bases) == 1 else None,
         cost=sum(costs) if costs and len(costs) == len(usages) else None,
     )
+
+
+def template_messages(messages: Messages) -> list[dict[str, Any]]:
+    """Messages with plain texts, and the arguments of earlier calls as objects. Raises ApiError."""
+    plain: list[dict[str, Any]] = []
+    for index, message in enumerate(messages):
+        made: dict[str, Any] = {"role": message.role, "content": _text(message.content)}
+        if message.name is not None:
+            made["name"] = message.name
+        if isinstance(message, ToolMessage):
+            made["tool_call_id"] = message.tool_call_id
+        if isinstance(message, AssistantMessage):
+            if message.tool_calls:
+                made["tool_calls"] = _calls(message, f"messages[{index}].tool_calls")
+            elif made["content"] is None:
+                field = f"messages[{index}].content"
+                raise ApiError(400, f"{field}: a message without tool_calls has content", param=field)
+        plain.append(made)
+    return plain
+
+
+def _text(content: Content | None) -> str | None:
+    return content if content is None or isinstance(content, str) else "\n".join(part.text for part in content)
+
+
+def _calls(message: AssistantMessage, where: str) -> list[dict[str, Any]]:
+    calls = []
+    for index, call in enumerate(message.tool_calls or ()):
+        try:
+            arguments = json.loads(call.function.arguments or "{}")
+        except (ValueError, RecursionError) as error:
+            field = f"{where}[{index}].function.arguments"
+            raise ApiError(400, f"{field} is not JSON: {error}", param=field) from None
+        function = {"name": call.function.name, "arguments": arguments}
+        calls.append({"id": call.id, "type": "function", "function": function})
+    return calls

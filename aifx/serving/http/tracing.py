@@ -1,4 +1,4 @@
-"""A span of OpenTelemetry for each request, if a collector is named: OTEL_EXPORTER_OTLP_ENDPOINT.
+"""The record of a request to a model, and a span of OpenTelemetry for it if OTEL_EXPORTER_OTLP_ENDPOINT is set.
 
 Names are those of the semantic conventions for generative AI (opentelemetry.io/docs/specs/semconv/gen-ai), where they
 have one. A `traceparent` (W3C Trace Context) that a client sends is the span's parent.
@@ -8,12 +8,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
 from aifx.core.errors import EnvironmentFault
 from aifx.core.extras import install_command
-from aifx.serving.http.records import AnswerRecord
+from aifx.core.web.traffic import AccessRecord
+from aifx.serving.requests import Usage
+
+
+@dataclass
+class AnswerRecord(AccessRecord):
+    """The line of a request to a model in the access log."""
+
+    model: str | None = None
+    stream: bool = False
+    rows: int | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    finish_reasons: list[str] = field(default_factory=list)
+    queue_s: float | None = None
+    first_token_s: float | None = None
+    prompt: object = None
+
+    def add(self, usage: Usage) -> None:
+        """Count what one of the answers cost."""
+        self.prompt_tokens = (self.prompt_tokens or 0) + usage.prompt_tokens
+        self.completion_tokens = (self.completion_tokens or 0) + usage.completion_tokens
+        self.cached_tokens = (self.cached_tokens or 0) + usage.cached_tokens
+        if usage.queue_s is not None:
+            self.queue_s = max(self.queue_s or 0.0, usage.queue_s)
+
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 

@@ -16,8 +16,7 @@ from toy_server import WAIT_S, Served
 
 from aifx.core.errors import EnvironmentFault
 from aifx.serving.http import tracing
-from aifx.serving.http.records import AnswerRecord
-from aifx.serving.http.tracing import Tracer, open_tracer
+from aifx.serving.http.tracing import AnswerRecord, Tracer, open_tracer
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
