@@ -7,14 +7,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from pydantic import ValidationError
 from pydantic.errors import PydanticUserError
 
 from aifx.config.config import SECTION_NAMES, SECTION_TYPES
 from aifx.config.diagnostics import expectation
 from aifx.config.kinds import Kinds
 from aifx.config.parts import PART_NAMES, PARTS, Kind, Part
-from aifx.config.sections import RESUME_SAFE, Section, is_marked
+from aifx.config.sections import INT_MAX, RESUME_SAFE, Section, is_marked
 from aifx.config.toml import literal
+from aifx.core.errors import UsageError
 from aifx.core.results import Result
 
 Own: TypeAlias = Mapping[str, Mapping[str, type[Section]]]
@@ -74,6 +76,23 @@ def properties(model: type[Section]) -> dict[str, dict[str, Any]]:
         return {key: {} for key in model.model_fields}
     resolved: dict[str, dict[str, Any]] = _resolve(schema.get("properties", {}), schema.get("$defs", {}))
     return resolved
+
+
+def check_options(section: type[Section], options: Mapping[str, Any], command: str) -> None:
+    """Check options of a command that stand for keys of a section, by key; None is not given.
+
+    Raises UsageError that names the option, as the command line has it, and the values that the key takes.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        section.model_validate(given)
+    except ValidationError as error:
+        key = str(error.errors()[0]["loc"][0])
+        schema, value = properties(section)[key], given[key]
+        most = f", {INT_MAX} or less" if isinstance(value, int) and value > INT_MAX else ""
+        option = f"--{key.replace('_', '-')}"
+        why = f"expected {expectation(schema)}{most}"
+        raise UsageError(f"{option} {value} cannot be used", why, f"{command} {option} {schema['default']}") from None
 
 
 def json_schema(kinds: Kinds, own: Own | None = None) -> dict[str, Any]:

@@ -54,15 +54,17 @@ def generate(
         >>> written.prompt, written.max_tokens
         ('Call me', 4)
     """
-    if top_p is not None and not 0.0 < top_p <= 1.0:
-        why = "it must be more than 0 and at most 1"
-        raise UsageError(f"--top-p {top_p} is not a probability", why, "aifx generate --top-p 0.95")
+    from aifx.config.schema import check_options
+    from aifx.config.sections import GenerateSection
+
+    sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    check_options(GenerateSection, sampling, "aifx generate")
     if system is not None and not chat:
         raise UsageError("--system requires --chat", "it is a message of a conversation", "aifx generate --chat")
     directory, project = open_run(run)
     at, changed = parse_step(step), overrides(settings)
     text = prompt() if callable(prompt) else prompt
-    given = {"prompt": text, "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    given = {"prompt": text, **sampling}
     from aifx.loading.restore import restore_run
     from aifx.serving.generate import Chat, GeneratedText, write_text
 

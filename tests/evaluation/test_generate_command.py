@@ -8,6 +8,8 @@ import pytest
 from trained_project import aifx, document
 
 from aifx.commands.generate import command
+from aifx.core.errors import UsageError
+from aifx.verbs.generation import generate
 
 SHORT = ("--max-tokens", "12")
 
@@ -52,7 +54,8 @@ def test_a_prompt_on_stdin(project: Path, typed: str, prompt: str) -> None:
 @pytest.mark.parametrize(
     ("args", "word"),
     [
-        (["--top-p", "2"], "is not a probability"),
+        (["--top-p", "2"], "expected a number, above 0 and 1 or less"),
+        (["--top-k", str(2**31)], "expected a whole number, 0 or more, 2147483647 or less"),
         (["--system", "Be brief."], "requires --chat"),
         (["--step", "newest"], "is not a step"),
     ],
@@ -70,6 +73,23 @@ def test_a_wrong_option_is_told_before_stdin_is_read(
     assert word in failed.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "what", "why"),
+    [
+        ({"temperature": 101}, "--temperature 101 cannot be used", "expected a number, 0 or more and 100 or less"),
+        ({"top_k": -1}, "--top-k -1 cannot be used", "expected a whole number, 0 or more"),
+        ({"top_k": 2**31}, "--top-k 2147483648 cannot be used", "2147483647 or less"),
+        ({"max_tokens": 0}, "--max-tokens 0 cannot be used", "expected a whole number, 1 or more"),
+    ],
+)
+def test_an_argument_out_of_its_range_names_the_option(arguments: dict[str, float], what: str, why: str) -> None:
+    with pytest.raises(UsageError) as error:
+        generate("no-run", "Call me", **arguments)  # type: ignore[arg-type]
+    assert error.value.what == what
+    assert why in error.value.why
+    assert error.value.hint.startswith("aifx generate --")
+
+
 @pytest.mark.slow
 def test_settings_come_from_the_run_and_from_the_call(project: Path) -> None:
     told = document(
@@ -82,7 +102,7 @@ def test_settings_come_from_the_run_and_from_the_call(project: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "word"),
     [
-        (["--top-p", "0"], "more than 0"),
+        (["--top-p", "0"], "above 0"),
         (["--temperature", "-1"], "temperature"),
         (["--max-tokens", "0"], "max-tokens"),
         (["--step", "7"], "12"),
