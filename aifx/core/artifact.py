@@ -230,6 +230,15 @@ def read_artifact(folder: Path, kind: str, version: int) -> Artifact:
 
 
 # Writing
+#
+# After a kill or a loss of power, the place has the whole artefact or none. That needs an order, since a file system
+# may put renames and data on the disk in any other (Pillai et al. 2014, "All File Systems Are Not Created Equal",
+# OSDI):
+#
+# 1. the files, in a folder beside the place, with fsync (`seal_files`);
+# 2. fsync of the folders: that of a file does not make its name durable (man 2 fsync);
+# 3. the manifest last, as a new file, with fsync and a rename: a folder without one is no artefact (`seal`);
+# 4. one rename of the folder to its place, which is atomic, and fsync of the folder above (`publish`).
 
 
 @contextmanager

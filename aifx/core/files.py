@@ -163,6 +163,10 @@ def create_file(path: Path, data: bytes, *, below: Path | None = None) -> bool:
     durable what another call put there. Raises UnsafeFile for a link above it, or a link, folder or device at `path`;
     EnvironmentFault for a file system without hard links; OSError.
     """
+    # A hard link fails if the name is taken, in one step of the file system, and the file that it names is whole and
+    # durable already. O_EXCL would be exclusive as well, but others would see an empty file until it is written. A
+    # client of NFS may have made the link although it reports that the name is taken (its request was sent twice), so
+    # the file behind the name decides. man 2 open advises the same for lock files, by the number of links (O_EXCL).
     is_new = False
 
     def link(temporary: str, path: Path, folder: int) -> None:

@@ -9,9 +9,11 @@
     end_with(parent)                     end with the parent
 
 Nothing else in aifx installs handlers, sets the wake-up descriptor or calls os._exit; `core/processes.py` supervises
-children. Python runs a handler only between two bytecodes of the main thread, seconds late behind a compilation. The
-C part of the handler, which runs at once, writes the signal's number into `signal.set_wakeup_fd`; a thread reads it
-there. No signal is blocked, so that processes started from here inherit nothing.
+children. Python runs a handler only between two bytecodes of the main thread, seconds late behind a compilation
+(docs.python.org/3/library/signal.html, "Execution of Python signal handlers"). The C part of the handler, which runs
+at once, writes the signal's number into `signal.set_wakeup_fd`; a thread reads it there. This is the self-pipe trick
+(D. J. Bernstein, cr.yp.to/docs/selfpipe.html). No signal is blocked, so that processes started from here inherit
+nothing.
 
 The entry point hears signals from its first line (`enter`): SIGINT ends with 130 and SIGTERM with 75, with one answer
 and no traceback. Its process goes through three phases. While it *starts* (imports, arguments) there is nothing to
@@ -466,6 +468,10 @@ class _Entry:
         _thread.start_new_thread(_interrupt_soon, (_thread.get_ident(), number))
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        # The first SIGTERM of a body asks: the command can save, and end its children. A second one insists, so the
+        # process ends at once, with its exit code. (SIGINT has Python's own handler meanwhile: each raises
+        # KeyboardInterrupt.) While the answer is written, a first signal comes too late to change it, and a second
+        # one ends the process.
         if self.phase == STARTING:
             self._leave(signum)
         elif self.phase == ENDING:

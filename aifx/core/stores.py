@@ -153,6 +153,10 @@ class Store:
             return self._create_object(name, data)
 
     def _create_object(self, name: str, data: bytes) -> bool:
+        # `If-None-Match: *` is false if the object exists (RFC 9110, section 13.1.2), so the store itself refuses the
+        # second writer with 412, in the same request that would write. 409 means that another request for the name
+        # runs at this moment: neither has won yet, and asking again tells. A 412 can also answer our own request, sent
+        # again by the client after it got no answer: then the object is our data, and this call has created it.
         for attempt in itertools.count(1):
             try:
                 self.fs.pipe_file(f"{self.path}/{name}", data, mode="create")

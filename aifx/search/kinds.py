@@ -144,6 +144,8 @@ def set_effort(index: Any, effort: int) -> None:
 
 
 def _hnsw(dims: int) -> Any:
+    # A graph with links between near vectors, in layers: a search walks from the few vectors of the top layer to nearer
+    # ones, and down (Malkov & Yashunin 2016, arXiv 1603.09320). Its effort is how many candidates it keeps.
     import faiss
 
     base = faiss.IndexHNSWFlat(dims, LINKS, faiss.METRIC_INNER_PRODUCT)
@@ -152,6 +154,9 @@ def _hnsw(dims: int) -> Any:
 
 
 def _ivf(vectors: F32) -> Any:
+    # Inverted lists: k-means divides the vectors into clusters, and a search looks into those whose centres are nearest
+    # to the query (Jegou et al. 2011, "Product Quantization for Nearest Neighbor Search", section IV). Its effort is
+    # their number. 4 sqrt(rows) clusters are the least that faiss's wiki advises ("Guidelines to choose an index").
     import faiss
 
     rows, dims = vectors.shape

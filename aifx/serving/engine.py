@@ -1,7 +1,13 @@
-"""The engine: takes requests from any thread, and answers all of them in one thread of its own (continuous batching).
+"""The engine: takes requests from any thread, and answers all of them in one thread of its own.
 
-A turn admits new requests, prefills chunks of prompts, and writes one token for every running row. While the device
-computes, the engine delivers the results of the turn before.
+It schedules by iteration, not by request (continuous batching; Yu et al. 2022, "Orca: A Distributed Serving System for
+Transformer-Based Generative Models", OSDI). A turn admits new requests, prefills chunks of prompts, and writes one
+token for every running row. A row that has ended leaves its slot at once. While the device computes, the engine
+delivers the results of the turn before.
+
+Keys and values are in pages of one pool (Kwon et al. 2023, "Efficient Memory Management for Large Language Model
+Serving with PagedAttention", arXiv 2309.06180). A row gets a page when its next token needs one, so that no memory
+waits for an answer's longest length. Rows with the same prefix share its pages (`PrefixCache`).
 """
 
 from __future__ import annotations
@@ -35,7 +41,11 @@ from aifx.serving.rows import Counts, EmbeddingRow, Row, Weights
 from aifx.serving.worker import Shares, Worker
 
 CHUNKS_PER_TURN = 4
-"""Chunks of prompts to prefill between two tokens of the running rows: more delay these, fewer leave slots empty."""
+"""Chunks of prompts to prefill between two tokens of the running rows: more delay these, fewer leave slots empty.
+
+A long prompt so never stops the running rows (chunked prefill; Agrawal et al. 2024, "Taming Throughput-Latency Tradeoff
+in LLM Inference with Sarathi-Serve", arXiv 2403.02310).
+"""
 
 
 class Engine(Worker[Weights, Row]):
@@ -327,7 +337,12 @@ class Engine(Worker[Weights, Row]):
         row.pages += self._allocator.take(1)
 
     def _preempt(self, row: Row) -> None:
-        """The row waits, before the others, to be prefilled again."""
+        """Take a row's pages and its slot. It waits, before the others, to be prefilled again."""
+        # Preemption by recomputation, as in vLLM (PagedAttention, section 4.5): all pages of a row are freed, and
+        # its tokens are kept, so that it loses time and no text. Keys and values are computed again: those of the
+        # prompt by chunks, often from the prefix cache, and those of the answer token by token, as before. A prefill
+        # of the answer would be faster, and would round otherwise: the next token could become another one. The
+        # youngest row goes first, so that the oldest always gets to its end and the engine makes progress.
         self._remove(row)
         self._allocator.release(row.preempted())
         self._waiting.appendleft(row)
@@ -443,9 +458,10 @@ class PageAllocator:
 class PrefixCache:
     """The pages of prefilled chunks, for prompts with the same prefix.
 
-    The name of a chunk covers its own tokens and all before it: a chain of SHA-256, whose root is the digest of
-    weights and adapter. The least recently used chunks are evicted first, and the end of a chain before its beginning,
-    without which it would never be found.
+    The name of a chunk covers its own tokens and all before it: a chain of SHA-256, as vLLM's prefix cache has it
+    (`hash_block_tokens` in vllm/v1/core/kv_cache_utils.py). Keys and values depend on all tokens before, so equal names
+    mean equal pages. The root is the digest of weights and adapter. The least recently used chunks are evicted first,
+    and the end of a chain before its beginning, without which it would never be found.
     """
 
     def __init__(self, allocator: PageAllocator, chunk: int) -> None:

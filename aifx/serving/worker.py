@@ -107,6 +107,12 @@ class Shares:
 R = TypeVar("R", bound=RequestState[Any])
 
 
+# A swap needs no pause, because each request holds the weights with which it began. It only changes the weights that
+# new requests get. Those that are there end with theirs, in program calls of their own, and the old arrays are freed
+# when the last of these requests has ended. A drain refuses new requests (`Draining`, HTTP 503) and lets the others go
+# on. The server waits for them for serve.drain_s; `stop` then ends those that are left as cancelled.
+
+
 class Worker(ABC, Generic[W, R]):
     """Takes requests from any thread, and answers them in a thread of its own.
 
