@@ -1,1 +1,1 @@
-"""Jobs of several processes: how they are started and supervised."""
+"""Jobs of several processes: their start, their supervision and their state."""

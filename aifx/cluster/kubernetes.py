@@ -83,7 +83,7 @@ class Kubernetes:
             _need(record, "delete", "pods", selector, "--grace-period=1", "--wait=false", "--ignore-not-found")
 
     def lines(self, record: LaunchRecord, folder: Path) -> Iterator[bytes | None]:
-        """Those of the pod of process 0, and of the pods that replace it."""
+        """Lines of the pod of process 0, and of the pods that replace it."""
         selector = f"--selector=jobset.sigs.k8s.io/jobset-name={_job_name(record)},{FIRST_POD}"
         options = ["logs", selector, f"--container={CONTAINER}", "--tail=-1", "--timestamps"]
         last = b""

@@ -1,4 +1,4 @@
-"""`aifx.toml`: its keys, and where each value of a run came from. It knows no family, objective or kind of data."""
+"""`aifx.toml`: its keys, and the origin of each value of a run. It knows no family, objective or kind of data."""
 
 from aifx.config.config import Config, Difference, compare, model_differences
 

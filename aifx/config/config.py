@@ -1,4 +1,4 @@
-"""The configuration of a run: every value, and where each came from."""
+"""The configuration of a run: every value with its origin."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Config:
         return {name: section.model_dump(mode="json") for name, section in self.sections()}
 
     def origin(self, key: str) -> Origin:
-        """Where the value of `section.key` came from."""
+        """The origin of the value of `section.key`."""
         return self.origins.get(key, DEFAULT)
 
     def precedence(self, key: str) -> int:
@@ -93,7 +93,7 @@ class Config:
 
 SECTION_NAMES = tuple(f.name for f in fields(Config) if f.name not in ("parts", "origins"))
 SECTION_TYPES: Mapping[str, type[Section]] = get_type_hints(Config)
-"""By section; of `[model]`, `[objective]` and `[data]`, the base of what a task has."""
+"""The type of each section; of `[model]`, `[objective]` and `[data]`, the base of what a task has."""
 
 
 def compare(old: Config, new: Config, mark: Mapping[str, Any] | None = None) -> list[Difference]:

@@ -336,7 +336,7 @@ class Given:
 
 @dataclass
 class Layers:
-    """By section and key, the value that wins so far; later layers win over earlier ones.
+    """The value that wins so far, by section and key; later layers win over earlier ones.
 
     Attributes:
         kinds: what mistakes are compared with.

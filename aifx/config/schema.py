@@ -155,7 +155,7 @@ def _section_schema(model: type[Section], kind: Kind | None = None) -> dict[str,
 
 
 def _for_editors(schema: dict[str, Any]) -> dict[str, Any]:
-    """Without what TOML cannot express (null) and what no editor shows."""
+    """The schema of a key without parts that TOML cannot express (null) or that no editor shows."""
     kept = {key: value for key, value in schema.items() if key != "title" and not key.startswith("aifx_")}
     if kept.get("default", ...) is None:
         del kept["default"]

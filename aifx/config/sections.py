@@ -379,7 +379,7 @@ class KernelsSection(Section):
 
 
 class LogSection(Section):
-    """Where the numbers go."""
+    """The files and trackers that get a run's numbers."""
 
     every: PositiveInt = setting(1, "Steps between records in metrics.jsonl.", RESUME_SAFE)
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = setting(
@@ -506,7 +506,7 @@ class CostsSection(Section):
 
 
 class DatasetsSection(Section):
-    """Where the versions of data sets are: `aifx data`."""
+    """The place of versions of data sets: `aifx data`."""
 
     root: str = setting(
         "datasets", "Folder relative to the project, or a URL that fsspec knows, such as s3://bucket/data.", RESUME_SAFE

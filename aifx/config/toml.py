@@ -26,7 +26,7 @@ _WRITTEN: Mapping[OriginKind, str] = {
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value came from. `where`: "default", "preset gpt2-124m", "aifx.toml:12", "AIFX_TRAIN__SEED", "--set",
+    """The origin of a value. `where`: "default", "preset gpt2-124m", "aifx.toml:12", "AIFX_TRAIN__SEED", "--set",
     "--refit", "mesh.auto"."""
 
     kind: OriginKind

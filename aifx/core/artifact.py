@@ -68,7 +68,7 @@ FORMAT = 1
 SHORT_DIGITS = 12
 THREADS = 4
 UNFINISHED = ".tmp-"
-"""In the name of a folder that is being written, between the name that it gets and 16 digits."""
+"""Mark in the name of a folder that is being written, between the name that it gets and 16 digits."""
 
 _STRAY = re.compile(rf".+{re.escape(UNFINISHED)}[0-9a-f]{{16}}|{re.escape(REMOVED)}[0-9a-f]{{12}}", re.DOTALL)
 """Names of folders that killed writers leave."""
@@ -99,7 +99,7 @@ class SealedFile:
 
 
 Files = Mapping[str, SealedFile]
-"""By path within the artefact, with "/" between its parts."""
+"""Files by their path within the artefact, with "/" between its parts."""
 
 
 @dataclass(frozen=True)

@@ -229,7 +229,7 @@ def _take_frame(read: bytearray) -> bytes | None:
 
 
 class _Server:
-    """In the process: takes calls and answers them."""
+    """Takes calls and answers them. Runs in the process."""
 
     def __init__(self) -> None:
         self._requests = queue.SimpleQueue[bytes]()

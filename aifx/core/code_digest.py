@@ -79,7 +79,7 @@ def code_digest(module: str, without: tuple[str, ...] = ()) -> Code:
 
 
 _found: dict[tuple[str, tuple[str, ...]], tuple[Code, dict[str, object]]] = {}
-"""By the arguments of `code_digest`: the code, and the specs of its modules that were imported. A reload makes
+"""The code, and the specs of its modules that were imported, by the arguments of `code_digest`. A reload makes
 another spec."""
 
 
@@ -233,7 +233,7 @@ class _Module:
 
 
 _read_modules: dict[Path, tuple[object, _Module]] = {}
-"""By file: the module that was read, and the spec that it had then."""
+"""The module that was read, and the spec that it had then, by file."""
 
 
 def _parsed(path: Path, package: str, spec: object) -> _Module:

@@ -38,7 +38,7 @@ def find_program(name: str, more: Sequence[str] = ()) -> str | None:
 
 
 def need_program(name: str, why: str, more: Sequence[str] = ()) -> str:
-    """As `find_program`. Raises EnvironmentFault, with `why` it is needed, if there is none."""
+    """The path that `find_program` finds. Raises EnvironmentFault, with `why` it is needed, if there is none."""
     found = find_program(name, more)
     if found is None:
         raise EnvironmentFault(f"there is no {name} here", why, f"install {name}")

@@ -210,7 +210,7 @@ def on_signals(act: Act, numbers: Collection[int] = SIGNALS) -> Iterator[None]:
 
 @contextmanager
 def on_signals_in_loop(act: Act, numbers: Collection[int] = SIGNALS) -> Iterator[None]:
-    """As `on_signals`, but call `act` in the event loop that runs here."""
+    """Call `act(number)` for each signal, as `on_signals` does, but in the event loop that runs here."""
     import asyncio
 
     loop = asyncio.get_running_loop()
@@ -313,7 +313,7 @@ def own_handlers() -> Iterator[None]:
 
 @contextmanager
 def blocked() -> Iterator[None]:
-    """Signals that come now wait: the program replaces itself, and hears them when it has entered again."""
+    """Hold back signals: the program replaces itself, and hears them when it has entered again."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -391,13 +391,13 @@ def is_entered() -> bool:
 
 
 def run_body() -> None:
-    """A command's body begins."""
+    """Enter the body of a command: signals interrupt it from here on."""
     if _entry is not None:
         _entry.run_body()
 
 
 def end_body() -> None:
-    """The command's answer is being written from here on."""
+    """Leave the body of a command: its answer is written from here on, and a signal does not change it."""
     if _entry is not None:
         _entry.end()
 
@@ -567,7 +567,7 @@ def _interrupt_soon(thread: int, number: int) -> None:
 
 
 def _forget() -> None:
-    """A forked child is not aifx: signals end it as they end any process, and aifx does not hear them."""
+    """Restore the default handlers in a forked child, which is not aifx: signals end it as they end any process."""
     global _entry
     _entry = None
     for number in SIGNALS:

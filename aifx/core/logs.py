@@ -1,4 +1,4 @@
-"""Where the log of aifx goes: each module logs to `logging.getLogger(__name__)`, a command or a run takes the lines."""
+"""The log of aifx: each module logs to `logging.getLogger(__name__)`, and a command or a run takes the lines."""
 
 from __future__ import annotations
 

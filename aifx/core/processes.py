@@ -150,7 +150,7 @@ class Child:
             yield from self.take_events()
 
     def take_events(self) -> Iterator[dict[str, Any]]:
-        """Yield those that have been read since the last call."""
+        """Yield the JSON objects that have been read since the last call."""
         for line in self.take_lines():
             with suppress(ValueError):
                 if isinstance(event := parse_json(line), dict):
@@ -359,7 +359,7 @@ def connect() -> Callable[[Mapping[str, Any]], None]:
 
 
 def begin_child(read: Callable[[], object], *, at_once: bool = False) -> BinaryIO:
-    """As `connect`, for a child that is sent something. Returns what stdout was.
+    """Begin as a child of aifx that is sent something, otherwise as `connect`. Returns the former stdout.
 
     Args:
         read: takes, in a thread, what comes from descriptor 0, and returns at its end: the parent has ended.

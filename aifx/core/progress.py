@@ -31,7 +31,7 @@ class Progress:
 
     @property
     def share(self) -> float | None:
-        """0 to 1."""
+        """The share that is done, from 0 to 1; None if the total is not known."""
         return min(self.done / self.total, 1.0) if self.total else None
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Where things are on disk: the project's root, its runs, and the caches."""
+"""Paths on disk: the project's root, its runs, and the caches."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def cache_path(*folders: str) -> Path:
 
 
 def cache_location() -> Path:
-    """Where the caches are, whether aifx may use that folder or not: `AIFX_CACHE_DIR`, or what XDG has."""
+    """The folder of caches, whether aifx may use it or not: `AIFX_CACHE_DIR`, or that of XDG."""
     return _location("CACHE", ".cache")
 
 

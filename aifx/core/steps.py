@@ -1,4 +1,4 @@
-"""Which checkpoint of a run: a step, or the best or the last one."""
+"""The choice of a run's checkpoint: a step, or the best or the last one."""
 
 from __future__ import annotations
 

@@ -236,7 +236,7 @@ def measure(
 
 
 def differences(records: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]]) -> list[str]:
-    """Where the records of a run differ from those of another: at most one sentence."""
+    """The first difference of a run's records from those of another: at most one sentence."""
     steps, wanted = [r["step"] for r in records], [r["step"] for r in expected]
     if missing := sorted(set(wanted) - set(steps)):
         return [f"metrics.jsonl has no record of step {missing[0]}"]

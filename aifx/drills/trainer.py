@@ -87,7 +87,7 @@ def last_record(run: RunDirectory) -> int:
 
 
 def first_record_after(run: RunDirectory, when: float) -> float | None:
-    """When the first step after `when` was recorded, in Unix time."""
+    """The time at which the first step after `when` was recorded, in Unix time."""
     return min((r["time"] for r in read_jsonl(run.metrics) if r["time"] > when), default=None)
 
 

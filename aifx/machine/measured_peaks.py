@@ -94,7 +94,7 @@ def measured_peak(device_kind: str, platform: str, num_devices: int, dtype: str)
 
 
 def _path(ceilings: Ceilings) -> Path:
-    """By host, since many share a home directory, and by hardware, since a host may have several kinds."""
+    """The file of a host, since many share a home directory, and of its hardware, since it may have several kinds."""
     digest = sha256_of(json.dumps(ceilings.hardware, sort_keys=True))[:8]
     host = re.sub(r"[^\w.-]", "_", ceilings.host) or "host"
     return state_path() / "ceilings" / f"{host}-{digest}.json"

@@ -1,4 +1,4 @@
-"""Which accelerators this machine has, and which JAX would look for in vain. Imports no JAX.
+"""The accelerators of this machine, and those that JAX would look for in vain. Imports no JAX.
 
 A compiler for absent devices (libtpu, jax-cuda12-plugin) looks to JAX like a device: it tries to open one, which takes
 seconds and prints errors. `platforms_here` names the platforms that are worth trying.

@@ -133,7 +133,7 @@ class IndexManifest:
 
     @property
     def settings_digests(self) -> set[str]:
-        """Those of the settings that it can have been made with: its effort was given or found."""
+        """Digests of the settings that it can have been made with: its effort was given or found."""
         least = self.recall.least if self.recall is not None else 0.0
         settings = IndexSettings(self.column, self.embedder, self.kind, self.effort, least)
         return {one.digest(self.version_sha256) for one in (settings, replace(settings, effort=None))}

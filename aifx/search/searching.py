@@ -117,7 +117,7 @@ def read_queries(name: str, text_field: str = "text") -> list[str]:
 def _search(
     version: Version, index: Index, embedder: Embedder, queries: Sequence[str], top: int, own: NDArray[np.int64]
 ) -> SearchResult:
-    """As `search`, without the rows numbered `own`, one for each query."""
+    """The rows nearest to each query, without the rows numbered `own`, one for each query."""
     faiss_index = index.read()
     found: list[list[tuple[float, int]]] = []
     for at in range(0, len(queries), QUERIES_AT_A_TIME):

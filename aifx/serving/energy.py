@@ -40,7 +40,7 @@ class PowerMeter:
         return self._power
 
     def pause(self) -> None:
-        """The devices have no work until `resume`."""
+        """Stop counting: the devices have no work until `resume`."""
         if not self._is_paused:
             self._add()
         self._is_paused = True

@@ -266,7 +266,7 @@ class Engine(Worker[Weights, Row]):
             row.prompt_scores.append(TokenScore(row.tokens[start + index + 1], float(logprobs[index]), top))
 
     def _write(self) -> None:
-        """A token more for every row that runs; rows of other weights in a program call of their own."""
+        """Write one more token of every row that runs; rows of other weights have a program call of their own."""
         for row in list(self._running):
             if row in self._running and self._set_mask(row):
                 self._give_page(row)
@@ -321,7 +321,7 @@ class Engine(Worker[Weights, Row]):
         return True
 
     def _give_page(self, row: Row) -> None:
-        """A page for the row's next token, if it needs one: if none is free, the youngest row waits again."""
+        """Give a row the page that its next token needs. If none is free, the youngest row waits again."""
         if row.held == self._room:  # it forgets: other rows end before
             self._preempt(row)
             row.forget(self._room)
@@ -356,7 +356,7 @@ class Engine(Worker[Weights, Row]):
         self._outbox.append((row.deliver, delta))
 
     def _forget(self, row: Row) -> None:
-        """The row is done: its pages, its slot and its place in the queue are free."""
+        """Free the pages, the slot and the place in the queue of a row that is done."""
         self._remove(row)
         self._allocator.release(row.pages)
         row.pages = []
@@ -500,7 +500,7 @@ class PrefixCache:
         self._touch(names)
 
     def _touch(self, names: Sequence[bytes]) -> None:
-        """A chain was used: its chunks are the youngest, the end older than the beginning."""
+        """Make the chunks of a chain the youngest, the end older than the beginning."""
         with self._lock:
             for name in reversed(names):
                 if name in self._pages:

@@ -72,7 +72,7 @@ class Row(RequestState[Weights]):
 
     @property
     def answer_start(self) -> int:
-        """Where the answer begins in `tokens`; below 0 if its beginning is forgotten."""
+        """The place in `tokens` where the answer begins; below 0 if its beginning is forgotten."""
         return len(self.request.prompt_ids) - self.forgotten
 
     @property

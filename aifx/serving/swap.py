@@ -220,7 +220,7 @@ def watch(
         load, judge = _for_predictions(engine, canary)
 
     def checks(opened: RestoredRun, weights: Any, old: Any) -> Iterator[Check]:
-        """In the order of their price; the caller stops at the first that fails."""
+        """The checks in the order of their cost; the caller stops at the first that fails."""
         yield from judge(weights, old)
         if opened.config.eval.gates:
             yield check_gates(opened)

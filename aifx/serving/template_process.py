@@ -44,7 +44,7 @@ class TemplateProcess:
         return self._process
 
     def prompt_text(self, messages: Sequence[Message], place: str, tools: Sequence[Any]) -> str:
-        """As `PromptWriter.prompt_text`. Also raises DataError if the template takes more time or memory."""
+        """The text of `PromptWriter.prompt_text`. Also raises DataError if the template takes more time or memory."""
         process = self.start()
         try:
             (text,) = process.values(messages, place, tools)
@@ -81,7 +81,7 @@ def _write(
     place: str,
     tools: Sequence[Any],
 ) -> Iterator[str]:
-    """In the process: the text of a conversation."""
+    """The text of a conversation. Runs in the process."""
     try:
         with killed_after(limit_s):
             text = writer.prompt_text(messages, place, tools=tools)

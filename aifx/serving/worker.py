@@ -73,7 +73,7 @@ class Shares:
         self._since = time.monotonic()
 
     def pause(self) -> None:
-        """Idle time begins, which lasts until `begin`."""
+        """Stop counting: no request is there until `begin`."""
         if self._meter is not None:
             self._meter.pause()
 
@@ -85,7 +85,7 @@ class Shares:
         self._parts.clear()
 
     def add(self, request: RequestState[Any], count: int) -> None:
-        """Tokens that were read or written, or rows that were predicted, since the last `settle`."""
+        """Count tokens that were read or written, or rows that were predicted, since the last `settle`."""
         self._parts.append((request, count))
 
     def settle(self) -> None:
@@ -148,7 +148,7 @@ class Worker(ABC, Generic[W, R]):
         self._thread.start()
 
     def swap(self, weights: W) -> None:
-        """New requests are answered by these weights. From any thread; requests that are there keep theirs."""
+        """Answer new requests by these weights. From any thread; requests that are there keep theirs."""
         self.weights = weights
 
     def drain(self) -> None:
@@ -196,7 +196,7 @@ class Worker(ABC, Generic[W, R]):
         """End requests as cancelled, or with an error."""
 
     def _forget(self, request: R) -> None:
-        """A request has ended."""
+        """Drop a request that has ended."""
         with self._lock:
             self._unfinished.pop(request)
 

@@ -159,7 +159,7 @@ def canvas(name: str, height: int = HEIGHT) -> Iterator[Canvas]:
 
 
 def ticks(axis: Axis, locator: Locator, text: Callable[[float], str]) -> None:
-    """Where the ticks of an axis are, and what they say, with a narrow space before a unit."""
+    """Set the ticks of an axis and their labels, with a narrow space before a unit."""
     axis.set_major_locator(locator)
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(lambda value, _: text(value).strip().replace(" ", "\u202f"))

@@ -55,7 +55,7 @@ SCRAPE_LIMITS = Limits(receive_s=5.0, send_s=10.0, progress_bytes=math.inf, max_
 
 
 class _Parser(h11.Connection):
-    """Also refuses headers that are too large if all of them come at once."""
+    """A parser that also refuses headers that are too large if all of them come at once."""
 
     def next_event(self) -> Any:
         event = super().next_event()

@@ -213,7 +213,7 @@ class HttpServer:
         return self._ending
 
     def stop(self) -> None:
-        """As SIGTERM does. From any thread."""
+        """Stop the server as SIGTERM does. From any thread."""
         assert self._loop is not None
         with suppress(RuntimeError):  # the loop is closed: the server has ended
             self._loop.call_soon_threadsafe(self._stopped.set)

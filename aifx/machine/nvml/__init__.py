@@ -142,10 +142,10 @@ CLOCK_REASONS = {
     7: "power_brake",
     8: "display_clocks",
 }
-"""By bit."""
+"""Reasons that hold the clock down, by bit."""
 
 FAULT_REASONS = ("hardware_slowdown", "software_thermal", "hardware_thermal", "power_brake")
-"""Those of a fault; idle, application clocks and the power cap are none."""
+"""Reasons that are a fault; idle, application clocks and the power cap are none."""
 
 TEMPERATURE_GPU, CLOCK_SM = 0, 1
 

@@ -64,7 +64,7 @@ FIELDS_LINK = {
 COUNTERS = {"replays": 0, "recoveries": 1, "crc_flit_errors": 2, "crc_data_errors": 3}
 FIELDS_ERRORS = {"replays": 161, "recoveries": 162, "crc_errors": 163}
 FLAGS = {"degraded_bandwidth": 0, "route_recovery": 2, "route_unhealthy": 4, "access_timeout_recovery": 6}
-"""Where each pair of bits begins in the fabric's health mask: 1 is true, 2 false, 0 not reported."""
+"""First bit of each pair in the fabric's health mask: 1 is true, 2 false, 0 not reported."""
 CONFIGURATION_SHIFT = 8
 
 MIB = 1 << 20
@@ -149,7 +149,7 @@ class _Refused(Calls):
 
 
 def _address(bus_id: bytes | str) -> str:
-    """As sysfs writes it: "00000000:3B:00.0" is 0000:3b:00.0."""
+    """A PCI address as sysfs writes it: "00000000:3B:00.0" is 0000:3b:00.0."""
     text = bus_id.decode("ascii", "replace") if isinstance(bus_id, bytes) else bus_id
     domain, _, rest = text.lower().partition(":")
     return f"{int(domain, 16):04x}:{rest}" if re.fullmatch("[0-9a-f]+", domain) else text
@@ -266,7 +266,7 @@ def _utilization(ask: Calls) -> Facts:
 
 
 def _processes(ask: Calls) -> list[Facts] | Absent | Unknown:
-    """Those that hold the GPU; names without their arguments, in which secrets may be."""
+    """Processes that hold the GPU; names without their arguments, in which secrets may be."""
     found: dict[int, Facts] = {}
     for kind in ("Compute", "Graphics", "MPSCompute"):
         listed = ask(f"DeviceGet{kind}RunningProcesses")

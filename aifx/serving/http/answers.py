@@ -114,7 +114,7 @@ class Answers:
         self._watch = self._mailbox.loop.create_task(self._watch_client())
 
     def cancel(self) -> None:
-        """Want no more of what is not complete."""
+        """Cancel the answers that are not complete."""
         for index, ticket in enumerate(self._tickets):
             if index in self._open:
                 ticket.cancel()
@@ -175,7 +175,7 @@ class Answers:
 
 
 class _Times:
-    """When an answer's tokens came."""
+    """The times at which an answer's tokens came."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()

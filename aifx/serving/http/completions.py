@@ -27,7 +27,7 @@ from aifx.serving.http.text import TextState, base_seed, sampling_settings, stop
 from aifx.serving.requests import FinishReason, GenerationRequest, TokenScore, Usage
 
 MAX_TOKENS = 16
-"""As in OpenAI's API."""
+"""Default of `max_tokens`, that of OpenAI's API."""
 
 
 @dataclass
@@ -196,7 +196,7 @@ def with_choice(empty: bytes, choice: Answer) -> bytes:
 
 
 def finished(reason: FinishReason | None) -> Literal["stop", "length"] | None:
-    """Only complete answers are written: `Answers` raises for others."""
+    """The `finish_reason` of an answer. `Answers` raises for one that is not complete."""
     assert reason in (None, "stop", "length")
     return reason
 

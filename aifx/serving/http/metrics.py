@@ -44,7 +44,7 @@ COUNTERS = {
     "aifx:steps": ("Steps of the engine.", "steps"),
     "aifx:compilations": ("Programs compiled after the start; 0 if none was missing.", "compilations"),
 }
-"""By name: what it is, and the field of `EngineStats`."""
+"""Description and field of `EngineStats` of each metric, by name."""
 
 PREDICTION_GAUGES = {
     "aifx:requests_running": ("Requests of which all rows are at the device.", "running"),
@@ -120,7 +120,7 @@ class Metrics:
 
 
 class TextMetrics(Metrics):
-    """Those of a server of text, by vLLM's names."""
+    """The metrics of a server of text, by vLLM's names."""
 
     def __init__(self, engine: ServingEngine, model: str, swaps: SwapCounts) -> None:
         super().__init__(model, swaps)
@@ -160,7 +160,7 @@ class TextMetrics(Metrics):
 
 
 class PredictionMetrics(Metrics):
-    """Those of a server of predictions."""
+    """The metrics of a server of predictions."""
 
     def __init__(self, predictor: Predictor, model: str, swaps: SwapCounts) -> None:
         super().__init__(model, swaps)

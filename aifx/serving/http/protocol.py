@@ -120,7 +120,7 @@ def parse(kind: type[BodyT], data: bytes, *, lenient: bool) -> BodyT:
 
 
 def _path(detail: ErrorDetails, body: Any) -> list[str | int]:
-    """Where in `body` an error is. pydantic's own place also has the names of the alternatives that it tried."""
+    """The path of an error in `body`. pydantic's own path also has the names of the alternatives that it tried."""
     path: list[str | int] = []
     for step in detail["loc"]:
         is_key = isinstance(body, dict) and step in body

@@ -208,7 +208,7 @@ class ServerState(Traffic, ABC):
 
 
 def content_type_of(request: Request) -> str:
-    """Without parameters; "" if the client names none."""
+    """The content type of a request without its parameters; "" if the client names none."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
