@@ -27,6 +27,7 @@ from aifx.data.tokenizer import Tokenizer
 from aifx.kinds import read_config
 from aifx.loading.base_weights import BaseWeights
 from aifx.loading.restore import RestoredRun, choose_step
+from aifx.machine.energy import PowerMeter
 from aifx.models.adapted import AdaptedModel
 from aifx.nn.adapters import A, B
 from aifx.nn.lora import LoraBank
@@ -37,7 +38,6 @@ from aifx.programs.serving import ServingPrograms, page_bytes
 from aifx.runs.base_run import weights_digest
 from aifx.runs.binding import read_digests
 from aifx.serving.device import Device
-from aifx.serving.energy import PowerMeter
 from aifx.serving.engine import Engine
 from aifx.serving.generate import unable_to_write
 from aifx.serving.predictor import Predictor, PredictorWeights, fields_of_spec, lower_prediction

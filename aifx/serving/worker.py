@@ -15,7 +15,7 @@ import jax
 from aifx.serving.requests import Draining, EnergyBasis, QueueFull
 
 if TYPE_CHECKING:  # it opens NVML, which `aifx generate` does not need
-    from aifx.serving.energy import PowerMeter
+    from aifx.machine.energy import PowerMeter
 
 logger = logging.getLogger(__name__)
 

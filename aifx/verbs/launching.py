@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aifx.cluster.kubernetes import to_yaml
 from aifx.core.errors import AifxError, ConfigError, ExitCode, UsageError
 from aifx.core.json_files import JsonLines, write_text
 from aifx.core.project import Project, check_run_name, find_project
 from aifx.core.results import Result
-from aifx.core.yaml_text import to_yaml
 from aifx.verbs.arguments import Settings, StrPath, overrides
 
 if TYPE_CHECKING:

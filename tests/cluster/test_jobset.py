@@ -16,11 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kubernetes_schema import JOB, JOBSET, POD, faults, schema_at
 
-from aifx.cluster.kubernetes import render_jobset
+from aifx.cluster.kubernetes import render_jobset, to_yaml
 from aifx.config.launch_section import KubernetesSection
 from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.core.project import Project
-from aifx.core.yaml_text import to_yaml
 from aifx.kinds import load_config
 from aifx.parallel.processes import detect
 

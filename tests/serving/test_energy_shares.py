@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from aifx.machine.energy import Counter, Unreadable
-from aifx.serving import energy, worker
-from aifx.serving.energy import PowerMeter
+from aifx.machine import energy
+from aifx.machine.energy import Counter, PowerMeter, Unreadable
+from aifx.serving import worker
 from aifx.serving.http.completions import usage_answer
 from aifx.serving.http.text import total_usage
 from aifx.serving.requests import Usage
