@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from aifx.core.digests import hash32
+from aifx.core.environment import find_program
 from aifx.core.errors import ConfigError, EnvironmentFault
-from aifx.core.executables import find_program
 from aifx.core.processes import run
 from aifx.machine.present import nvidia_gpus, tpu_generations
 
